@@ -1,0 +1,33 @@
+//! Every way in which the library can refuse, as types.
+//!
+//! One enum a room, one file an enum; [`Error`] is their union. A message says what was expected, what was found and
+//! where (file, tensor, field). Programs print it and exit with 1. It is not a place for recovery: an error is handled
+//! once, by the caller that can do something about it.
+
+mod backend;
+mod checkpoint;
+mod config;
+mod tokenizer;
+
+pub use backend::BackendError;
+pub use checkpoint::CheckpointError;
+pub use config::ConfigError;
+pub use tokenizer::TokenizerError;
+
+/// Any error of the library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot be read or does not describe a model that this runtime computes.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights are missing, damaged or not those that the configuration describes.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The tokenizer, the chat template or the text given to them.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The device, or what was asked of it.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}

@@ -1,0 +1,7 @@
+//! A runtime for Kimi Linear, Moonshot AI's hybrid linear-attention language model.
+//!
+//! `docs/architecture.md` shows the rooms of this house and the way of a request through them.
+
+pub mod error;
+
+pub use error::Error;
