@@ -2,6 +2,8 @@
 //!
 //! `docs/architecture.md` shows the rooms of this house and the way of a request through them.
 
+pub mod checkpoint;
+pub mod config;
 pub mod error;
 
 pub use error::Error;

@@ -1,0 +1,200 @@
+//! The header of one safetensors file: which tensors lie where.
+//!
+//! The safetensors crate parses and is the judge; where it refuses, [`diagnose`] looks again to say which tensor, what was
+//! expected and what was found. Nothing here knows the model.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+
+use crate::error::CheckpointError;
+
+/// Bytes of the header's length, which stands first.
+const PREFIX: usize = 8;
+/// The longest header that the format allows.
+const LONGEST: u64 = 100_000_000;
+/// What is accepted, for messages.
+pub(super) const DTYPES: &str = "dtype BF16, F16 or F32";
+
+/// One entry of a header.
+#[derive(Debug)]
+pub(super) struct Tensor {
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// From the start of the file.
+    pub(super) range: Range<usize>,
+}
+
+/// The tensors of the file, in the order of their bytes.
+pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Tensor>, CheckpointError> {
+    let bad = |expected: String, found: String| CheckpointError::Header {
+        file: path.to_owned(),
+        expected,
+        found,
+    };
+    let Some(prefix) = file.first_chunk::<PREFIX>() else {
+        let found = if file.is_empty() {
+            "an empty file".to_owned()
+        } else {
+            format!("{} bytes", file.len())
+        };
+        return Err(bad(
+            "a safetensors file of at least 8 bytes".to_owned(),
+            found,
+        ));
+    };
+    let length = u64::from_le_bytes(*prefix);
+    if length > LONGEST {
+        return Err(bad(
+            format!("at most {LONGEST} bytes"),
+            format!("{length} bytes"),
+        ));
+    }
+    let start = PREFIX + length as usize;
+    let Some(header) = file.get(PREFIX..start) else {
+        return Err(CheckpointError::Length {
+            file: path.to_owned(),
+            expected: start as u64,
+            found: file.len() as u64,
+        });
+    };
+    let (_, metadata) = SafeTensors::read_metadata(file)
+        .map_err(|e| diagnose(path, header, file.len(), &e.to_string()))?;
+    let mut tensors: Vec<Tensor> = metadata
+        .tensors()
+        .into_iter()
+        .map(|(name, info)| Tensor {
+            name,
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            range: start + info.data_offsets.0..start + info.data_offsets.1,
+        })
+        .collect();
+    tensors.sort_by(|a, b| {
+        (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name))
+    });
+    Ok(tensors)
+}
+
+/// Why a header was refused; `reason` is the parser's word, for what is not recognised here.
+fn diagnose(path: &Path, header: &[u8], file_length: usize, reason: &str) -> CheckpointError {
+    let bad = |expected: &str, found: String| CheckpointError::Header {
+        file: path.to_owned(),
+        expected: expected.to_owned(),
+        found,
+    };
+    let text = match std::str::from_utf8(header) {
+        Ok(text) => text,
+        Err(e) => return bad("UTF-8 text", format!("another byte at {}", e.valid_up_to())),
+    };
+    let entries = match serde_json::from_str::<Entries>(text) {
+        Ok(entries) => entries.0,
+        Err(e) => return bad("a JSON object of tensors", e.to_string()),
+    };
+    let mut ends = Vec::new();
+    for (i, (name, entry)) in entries
+        .iter()
+        .enumerate()
+        .filter(|(_, (name, _))| name != "__metadata__")
+    {
+        let wrong = |expected: String, found: String| CheckpointError::Entry {
+            file: path.to_owned(),
+            tensor: name.clone(),
+            expected,
+            found,
+        };
+        if entries.iter().take(i).any(|(earlier, _)| earlier == name) {
+            return wrong("one entry".to_owned(), "two".to_owned());
+        }
+        let get = |key: &str| entry.get(key).cloned().unwrap_or(Value::Null);
+        let Ok(dtype) = serde_json::from_value::<Dtype>(get("dtype")) else {
+            return wrong(
+                DTYPES.to_owned(),
+                format!("dtype {}", get("dtype").to_string().replace('"', "")),
+            );
+        };
+        let Ok(shape) = serde_json::from_value::<Vec<usize>>(get("shape")) else {
+            return wrong(
+                "a shape, a list of whole numbers".to_owned(),
+                get("shape").to_string(),
+            );
+        };
+        let Ok((from, to)) = serde_json::from_value::<(usize, usize)>(get("data_offsets")) else {
+            return wrong(
+                "data_offsets, two whole numbers".to_owned(),
+                get("data_offsets").to_string(),
+            );
+        };
+        let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let Some(bits) = elements.and_then(|n| n.checked_mul(dtype.bitsize())) else {
+            return wrong(
+                "a shape that fits in memory".to_owned(),
+                format!("{shape:?}"),
+            );
+        };
+        if to.checked_sub(from) != Some(bits / 8) {
+            return wrong(
+                format!("{} bytes for shape {shape:?} in {dtype}", bits / 8),
+                format!("data_offsets {from} to {to}"),
+            );
+        }
+        ends.push((from, to, name));
+    }
+    ends.sort();
+    let (mut end, mut last) = (0, "the header");
+    for (from, to, name) in ends {
+        if from != end {
+            let how = if from < end {
+                "so the two overlap"
+            } else {
+                "with unnamed bytes between"
+            };
+            return CheckpointError::Entry {
+                file: path.to_owned(),
+                tensor: name.clone(),
+                expected: format!("data at offset {end}, where {last} ends"),
+                found: format!("data at offset {from}, {how}"),
+            };
+        }
+        (end, last) = (to, name);
+    }
+    let expected = (PREFIX + header.len()).saturating_add(end);
+    if expected == file_length {
+        return bad("a safetensors header", reason.to_owned());
+    }
+    CheckpointError::Length {
+        file: path.to_owned(),
+        expected: expected as u64,
+        found: file_length as u64,
+    }
+}
+
+/// A JSON object's entries in order, repeated names included.
+struct Entries(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entries, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}

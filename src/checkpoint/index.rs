@@ -1,0 +1,127 @@
+//! Which files hold the weights: `model.safetensors.index.json`, or the single `model.safetensors`.
+//!
+//! It opens no shard.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::CheckpointError;
+
+/// The index of a sharded checkpoint.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// The only file of another.
+const SINGLE: &str = "model.safetensors";
+
+/// The files of a checkpoint.
+pub(super) struct Files {
+    /// The shards, sorted by name.
+    pub(super) shards: Vec<PathBuf>,
+    /// Tensor to shard (a place in `shards`), if there is an index.
+    pub(super) index: Option<BTreeMap<String, usize>>,
+}
+
+/// Finds the files of the checkpoint in `dir`; each exists.
+pub(super) fn files(dir: &Path) -> Result<Files, CheckpointError> {
+    if !dir.is_dir() {
+        let found = if dir.exists() { "a file" } else { "nothing" };
+        return Err(CheckpointError::NoDirectory {
+            dir: dir.to_owned(),
+            found,
+        });
+    }
+    let (index, single) = (dir.join(INDEX), dir.join(SINGLE));
+    if index.exists() {
+        if single.exists() {
+            tracing::warn!("{}: not read, since {INDEX} is there", single.display());
+        }
+        return sharded(dir, &index);
+    }
+    if single.exists() {
+        return Ok(Files {
+            shards: vec![single],
+            index: None,
+        });
+    }
+    let found = match shards_in(dir).as_slice() {
+        [] => "neither, nor any other .safetensors file".to_owned(),
+        [first, ..] => format!("only shards such as {first}, without their index"),
+    };
+    Err(CheckpointError::NoWeights {
+        dir: dir.to_owned(),
+        found,
+    })
+}
+
+/// The names of the `.safetensors` files of a directory, sorted.
+pub(super) fn shards_in(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let names = entries
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(|n| n.ends_with(".safetensors")).collect();
+    names.sort();
+    names
+}
+
+fn sharded(dir: &Path, file: &Path) -> Result<Files, CheckpointError> {
+    let bad = |expected, found| CheckpointError::Index {
+        file: file.to_owned(),
+        expected,
+        found,
+    };
+    let text = std::fs::read_to_string(file).map_err(|source| CheckpointError::Read {
+        file: file.to_owned(),
+        source,
+    })?;
+    let json: Value = serde_json::from_str(&text).map_err(|e| bad("JSON", e.to_string()))?;
+    let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
+        return Err(bad(
+            "an object with an object weight_map",
+            "none".to_owned(),
+        ));
+    };
+    if map.is_empty() {
+        return Err(bad("a weight_map with tensors", "an empty one".to_owned()));
+    }
+    let mut by_shard: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (tensor, shard) in map {
+        let name = shard.as_str().filter(|name| {
+            let mut parts = Path::new(name).components();
+            matches!(
+                (parts.next(), parts.next()),
+                (Some(Component::Normal(_)), None)
+            )
+        });
+        let Some(name) = name else {
+            return Err(bad(
+                "the plain name of a file for each tensor",
+                format!("{shard} for {tensor}"),
+            ));
+        };
+        by_shard.entry(name).or_default().push(tensor);
+    }
+    let mut files = Files {
+        shards: Vec::new(),
+        index: None,
+    };
+    let mut places = BTreeMap::new();
+    for (place, (shard, tensors)) in by_shard.into_iter().enumerate() {
+        let path = dir.join(shard);
+        if !path.exists() {
+            return Err(CheckpointError::ShardMissing {
+                file: path,
+                index: file.to_owned(),
+                tensors: tensors.len(),
+                tensor: tensors.first().map(|t| (*t).to_owned()).unwrap_or_default(),
+            });
+        }
+        files.shards.push(path);
+        places.extend(tensors.into_iter().map(|t| (t.to_owned(), place)));
+    }
+    files.index = Some(places);
+    Ok(files)
+}

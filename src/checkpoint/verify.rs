@@ -1,0 +1,263 @@
+//! From the files of a checkpoint to the tensors that the configuration describes, each accounted for.
+//!
+//! Damaged files are errors at once; what is wrong with single tensors is collected, so that one message tells all.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use safetensors::Dtype;
+
+use super::index::{self, Files, INDEX};
+use super::{Entry, Format, Shard, header, map};
+use crate::config::{ModelConfig, TensorSpec};
+use crate::error::CheckpointError;
+
+/// The embedding's name.
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output head's name.
+pub(super) const HEAD: &str = "lm_head.weight";
+
+/// A tensor of a shard, not yet recognised.
+struct Found {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// Maps the shards and returns the tensors in the order of the configuration's table.
+pub(super) fn open(
+    dir: &Path,
+    config: &ModelConfig,
+) -> Result<(Vec<Shard>, Vec<Entry>), CheckpointError> {
+    let Files {
+        shards: paths,
+        index,
+    } = index::files(dir)?;
+    let mut check = Check {
+        shards: Vec::new(),
+        found: BTreeMap::new(),
+        problems: Vec::new(),
+    };
+    for path in paths {
+        let bytes = map::map(&path)?;
+        let tensors = header::parse(&path, &bytes)?;
+        let shard = check.shards.len();
+        check.shards.push(Shard { path, bytes });
+        for t in tensors {
+            let found = Found {
+                shard,
+                dtype: t.dtype,
+                shape: t.shape,
+                range: t.range,
+            };
+            check.add(t.name, found);
+        }
+    }
+    let mut explained = Vec::new();
+    if let Some(index) = &index {
+        explained = check.against_index(index);
+    }
+    let mut specs = config.tensors();
+    if config.tie_word_embeddings {
+        check.tied_head();
+    }
+    specs.retain(|spec| !explained.contains(&spec.name));
+    let unnamed = index
+        .as_ref()
+        .map(|_| check.unnamed_shards(dir))
+        .unwrap_or_default();
+    let entries = specs
+        .iter()
+        .filter_map(|spec| check.take(spec, &unnamed))
+        .collect();
+    check.surplus();
+    if check.problems.is_empty() {
+        Ok((check.shards, entries))
+    } else {
+        Err(CheckpointError::Tensors {
+            dir: dir.to_owned(),
+            problems: check.problems,
+        })
+    }
+}
+
+struct Check {
+    shards: Vec<Shard>,
+    /// The tensors of all shards that nobody has claimed.
+    found: BTreeMap<String, Found>,
+    problems: Vec<String>,
+}
+
+impl Check {
+    fn file(&self, shard: usize) -> String {
+        let name = self.shards.get(shard).and_then(|s| s.path.file_name());
+        name.map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+
+    fn add(&mut self, name: String, found: Found) {
+        let second = self.file(found.shard);
+        match self.found.get(&name) {
+            Some(first) => {
+                let first = self.file(first.shard);
+                self.problems.push(format!(
+                    "{name}: expected once, found in {first} and in {second}"
+                ));
+            }
+            None => {
+                self.found.insert(name, found);
+            }
+        }
+    }
+
+    /// Holds the shards against the index; returns the tensors that are missing and said to be so.
+    fn against_index(&mut self, index: &BTreeMap<String, usize>) -> Vec<String> {
+        let mut explained = Vec::new();
+        for (name, &place) in index {
+            let place_name = self.file(place);
+            match self.found.get(name) {
+                Some(found) if found.shard == place => {}
+                Some(found) => {
+                    let other = self.file(found.shard);
+                    self.problems.push(format!(
+                        "{name}: {INDEX} says {place_name}, found in {other}"
+                    ));
+                }
+                None => {
+                    self.problems.push(format!(
+                        "{name}: {INDEX} says {place_name}, which does not hold it"
+                    ));
+                    explained.push(name.clone());
+                }
+            }
+        }
+        for (name, found) in &self.found {
+            if !index.contains_key(name) {
+                let file = self.file(found.shard);
+                self.problems
+                    .push(format!("{name}: in {file}, but {INDEX} does not name it"));
+            }
+        }
+        explained
+    }
+
+    /// A tied head that was saved all the same must be the embedding, byte for byte; the embedding stands for it.
+    fn tied_head(&mut self) {
+        let bytes = |found: &Found| {
+            self.shards
+                .get(found.shard)
+                .and_then(|s| s.bytes.get(found.range.clone()))
+                .unwrap_or_default()
+        };
+        if let (Some(head), Some(embedding)) = (self.found.get(HEAD), self.found.get(EMBEDDING)) {
+            let same = head.dtype == embedding.dtype && bytes(head) == bytes(embedding);
+            if !same {
+                self.problems.push(format!(
+                    "{HEAD}: tie_word_embeddings is true: expected none, or the bytes of {EMBEDDING}, found others"
+                ));
+            }
+            self.found.remove(HEAD);
+        }
+    }
+
+    /// The files of the directory that look like shards and that the index does not name, for messages.
+    fn unnamed_shards(&self, dir: &Path) -> String {
+        let known: Vec<String> = (0..self.shards.len()).map(|i| self.file(i)).collect();
+        let mut names = index::shards_in(dir);
+        names.retain(|n| n.starts_with("model") && !known.contains(n));
+        match names.as_slice() {
+            [] => String::new(),
+            names => format!(
+                " ({INDEX} does not name {}, which is there)",
+                names.join(", ")
+            ),
+        }
+    }
+
+    /// Claims the tensor of `spec`; `None`, and a problem, if it is not there or not right.
+    fn take(&mut self, spec: &TensorSpec, unnamed: &str) -> Option<Entry> {
+        let name = &spec.name;
+        let named = self.found.remove(name);
+        let aliased = spec
+            .alias
+            .as_ref()
+            .and_then(|alias| self.found.remove(alias));
+        let found = match (named, aliased) {
+            (Some(_), Some(_)) => {
+                let alias = spec.alias.as_deref().unwrap_or_default();
+                self.problems.push(format!(
+                    "{name}: expected once, found under this name and as {alias}"
+                ));
+                return None;
+            }
+            (Some(found), None) | (None, Some(found)) => found,
+            (None, None) => {
+                self.problems.push(format!(
+                    "{name}: expected {}, found nothing{unnamed}",
+                    shapes(spec)
+                ));
+                return None;
+            }
+        };
+        let file = self.file(found.shard);
+        let right_shape = spec.accepts(&found.shape);
+        if !right_shape {
+            let (expected, shape) = (shapes(spec), &found.shape);
+            self.problems.push(format!(
+                "{name}: expected {expected}, found {shape:?} in {file}"
+            ));
+        }
+        let Some(format) = format(found.dtype) else {
+            let (expected, dtype) = (header::DTYPES, found.dtype);
+            self.problems.push(format!(
+                "{name}: expected {expected}, found dtype {dtype} in {file}"
+            ));
+            return None;
+        };
+        // Mappings start at a page, so an offset's alignment in the file is that of the address.
+        if !found.range.start.is_multiple_of(format.size()) {
+            let (size, at) = (format.size(), found.range.start);
+            self.problems.push(format!(
+                "{name}: expected bytes at a multiple of {size}, found at byte {at} of {file}; \
+                 saving the file again with a current safetensors aligns them"
+            ));
+            return None;
+        }
+        right_shape.then(|| Entry {
+            name: name.clone(),
+            format,
+            shape: spec.shape.clone(),
+            shard: found.shard,
+            range: found.range,
+        })
+    }
+
+    /// What is left belongs to no layer.
+    fn surplus(&mut self) {
+        for (name, found) in std::mem::take(&mut self.found) {
+            let (shape, file) = (&found.shape, self.file(found.shard));
+            self.problems.push(format!(
+                "{name}: expected no such tensor, found {shape:?} in {file}"
+            ));
+        }
+    }
+}
+
+/// The accepted shapes, for messages.
+fn shapes(spec: &TensorSpec) -> String {
+    let all = std::iter::once(&spec.shape)
+        .chain(&spec.also)
+        .map(|s| format!("{s:?}"));
+    all.collect::<Vec<_>>().join(" or ")
+}
+
+fn format(dtype: Dtype) -> Option<Format> {
+    match dtype {
+        Dtype::BF16 => Some(Format::Bf16),
+        Dtype::F16 => Some(Format::F16),
+        Dtype::F32 => Some(Format::F32),
+        _ => None,
+    }
+}

@@ -1,0 +1,192 @@
+//! What a model of this configuration weighs: parameters, bytes by part, and the memory of a machine that runs it.
+//!
+//! Estimates come from the pools that are really there (weights, state slots, latent blocks, scratch), not from a formula
+//! for transformers: only MLA layers grow with the context. It asks no device what is free.
+
+use std::collections::BTreeMap;
+
+use super::{Attention, Dtype, Ffn, ModelConfig, Part};
+
+/// What to estimate the memory for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryRequest {
+    /// Tokens of context that each sequence may reach.
+    pub context: usize,
+    /// Sequences at a time.
+    pub sequences: usize,
+    /// State slots beyond one a sequence: for checkpoints.
+    pub spare_slots: usize,
+    /// Dtype of the model's weights on disk and in memory.
+    pub weights: Dtype,
+    /// Dtype of the latent cache.
+    pub cache: Dtype,
+    /// Tokens in a block of the latent cache; a sequence's last block is counted whole.
+    pub block_tokens: usize,
+    /// The most tokens of one step: the longest piece of a prompt.
+    pub step_tokens: usize,
+}
+
+/// Memory in bytes, pool by pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// The weights.
+    pub weights: u64,
+    /// The KDA states and convolution tails of all slots.
+    pub states: u64,
+    /// The latent blocks of all sequences.
+    pub latents: u64,
+    /// Buffers of a step.
+    pub scratch: u64,
+}
+
+impl Memory {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        [self.weights, self.states, self.latents, self.scratch]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+}
+
+/// The product, or the largest number where it does not fit.
+fn product(factors: &[usize]) -> u64 {
+    factors.iter().fold(1, |n, f| n.saturating_mul(*f as u64))
+}
+
+impl ModelConfig {
+    /// All parameters, the embedding and the head included (once, where they are tied).
+    pub fn parameters(&self) -> u64 {
+        self.tensors()
+            .iter()
+            .map(|t| t.elements())
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Parameters that a decoded token reads: all of them but the routed experts that it does not visit, with one row of
+    /// the embedding in place of the whole. The output head counts in full, tied or not.
+    pub fn active_parameters(&self) -> u64 {
+        let embedding = product(&[self.vocab_size, self.hidden_size]);
+        let moe_layers = self.layers.iter().filter(|l| l.ffn == Ffn::Moe).count();
+        let idle = self.num_experts - self.num_experts_per_token;
+        let skipped = product(&[
+            moe_layers,
+            idle,
+            3,
+            self.moe_intermediate_size,
+            self.hidden_size,
+        ]);
+        let head_again = if self.tie_word_embeddings {
+            embedding
+        } else {
+            0
+        };
+        let read = self
+            .parameters()
+            .saturating_sub(skipped)
+            .saturating_sub(embedding);
+        read.saturating_add(head_again)
+            .saturating_add(self.hidden_size as u64)
+    }
+
+    /// Bytes of the weights by part, when the model's dtype is `model` (`A_log` and `dt_bias` stay in F32).
+    pub fn weight_bytes_by_part(&self, model: Dtype) -> BTreeMap<Part, u64> {
+        let mut parts = BTreeMap::new();
+        for tensor in self.tensors() {
+            let bytes = parts.entry(tensor.part).or_insert(0u64);
+            *bytes = bytes.saturating_add(tensor.bytes(model));
+        }
+        parts
+    }
+
+    /// Bytes of all weights, when the model's dtype is `model`.
+    pub fn weight_bytes(&self, model: Dtype) -> u64 {
+        self.weight_bytes_by_part(model)
+            .into_values()
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of one sequence's recurrent matrices, [heads, K, V] in f32 for every KDA layer.
+    pub fn recurrent_state_bytes(&self) -> u64 {
+        let layers = self.kda_layers().count();
+        product(&[
+            layers,
+            self.kda_num_heads,
+            self.kda_head_dim,
+            self.kda_head_dim,
+            Dtype::F32.size(),
+        ])
+    }
+
+    /// Bytes of one sequence's convolution tails: the last `short_conv_kernel_size - 1` inputs of the three
+    /// convolutions, for every KDA layer.
+    pub fn conv_state_bytes(&self, dtype: Dtype) -> u64 {
+        let layers = self.kda_layers().count();
+        product(&[
+            layers,
+            3,
+            self.kda_width(),
+            self.short_conv_kernel_size - 1,
+            dtype.size(),
+        ])
+    }
+
+    /// Bytes of one state slot, whatever the sequence's length: the recurrent matrices and the convolution tails, in f32.
+    pub fn kda_state_bytes(&self) -> u64 {
+        self.recurrent_state_bytes()
+            .saturating_add(self.conv_state_bytes(Dtype::F32))
+    }
+
+    /// Bytes that one token adds to the latent cache, over all MLA layers.
+    pub fn latent_bytes_per_token(&self, cache: Dtype) -> u64 {
+        product(&[self.mla_layers().count(), self.latent_width(), cache.size()])
+    }
+
+    /// Bytes of f32 buffers of a step with `tokens` rows, of which `logits_rows` reach the output head. Buffers are
+    /// planned once and shared by the layers, so the widest kind of layer counts, once:
+    /// the residual stream, its norm and a block's output; a KDA layer's q, k and v before and after the convolution, its
+    /// decay, gate and output; an MLA layer's queries, latent, expanded keys and values and output; an MLP's gate, up and
+    /// product; for experts the scores, and the same and an output row for each expert that a token visits.
+    pub fn scratch_bytes(&self, tokens: usize, logits_rows: usize) -> u64 {
+        let heads = self.num_attention_heads;
+        let of = |wanted: &dyn Fn(&super::LayerKind) -> bool, width: usize| {
+            if self.layers.iter().any(wanted) {
+                width
+            } else {
+                0
+            }
+        };
+        let kda = 9 * self.kda_width() + 2 * self.kda_head_dim + self.kda_num_heads;
+        let mla_head = self.mla_query_dim() + self.qk_nope_head_dim + 2 * self.v_head_dim;
+        let mla = heads * mla_head + 2 * self.latent_width();
+        let visits =
+            self.num_experts_per_token * (3 * self.moe_intermediate_size + self.hidden_size + 2);
+        let moe = self.num_experts + visits + 3 * self.shared_intermediate_size();
+        let widest = [
+            of(&|l| l.attention == Attention::Kda, kda),
+            of(&|l| l.attention == Attention::Mla, mla),
+            of(&|l| l.ffn == Ffn::Dense, 3 * self.intermediate_size),
+            of(&|l| l.ffn == Ffn::Moe, moe),
+        ];
+        let row = 3 * self.hidden_size + widest.into_iter().max().unwrap_or(0);
+        let rows = product(&[tokens, row, Dtype::F32.size()]);
+        rows.saturating_add(product(&[logits_rows, self.vocab_size, Dtype::F32.size()]))
+    }
+
+    /// The memory that a machine needs.
+    pub fn memory(&self, request: &MemoryRequest) -> Memory {
+        let blocks = request.context.div_ceil(request.block_tokens.max(1));
+        let slots = request.sequences.saturating_add(request.spare_slots);
+        Memory {
+            weights: self.weight_bytes(request.weights),
+            states: self.kda_state_bytes().saturating_mul(slots as u64),
+            latents: self
+                .latent_bytes_per_token(request.cache)
+                .saturating_mul(product(&[
+                    request.sequences,
+                    blocks,
+                    request.block_tokens.max(1),
+                ])),
+            scratch: self.scratch_bytes(request.step_tokens, request.sequences),
+        }
+    }
+}
