@@ -2,8 +2,10 @@
 //!
 //! `docs/architecture.md` shows the rooms of this house and the way of a request through them.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod model;
 
 pub use error::Error;

@@ -1,6 +1,99 @@
-//! What can be wrong with the device.
+//! What can be wrong with a device, or with what was asked of it.
 
-/// What can be wrong with the device.
-#[derive(Debug, thiserror::Error)]
+/// What can be wrong with a device, or with what was asked of it.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
-pub enum BackendError {}
+pub enum BackendError {
+    /// An operation was given a tensor, weight or pool of another shape.
+    #[error("{operation}: {what} should be {expected}, but is {found}")]
+    Shape {
+        /// The operation.
+        operation: &'static str,
+        /// Which argument.
+        what: &'static str,
+        /// What would fit.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A weight's bytes do not make up its shape.
+    #[error("weight {name}: {what} should be {expected}, but is {found}")]
+    Weight {
+        /// The tensor.
+        name: String,
+        /// Which property.
+        what: &'static str,
+        /// What would fit.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A batch does not fit the step, the pools or itself.
+    #[error("batch: {what} should be {expected}, but is {found}")]
+    Batch {
+        /// Which property.
+        what: String,
+        /// What would fit.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A token id without a row in the embedding.
+    #[error(
+        "token id {token} at position {position} is outside the vocabulary: ids run from 0 to {last}"
+    )]
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// Its place in the batch.
+        position: usize,
+        /// The last id there is.
+        last: usize,
+    },
+    /// A state or latent record of another shape.
+    #[error("{what} record: {property} should be {expected}, but is {found}")]
+    Record {
+        /// `state` or `latent`.
+        what: &'static str,
+        /// Which property.
+        property: &'static str,
+        /// What the pool holds.
+        expected: String,
+        /// What the record holds.
+        found: String,
+    },
+    /// A backend that this build does not have, or that finds nothing to run on.
+    #[error("backend {backend} cannot be used: {reason}")]
+    Unavailable {
+        /// The backend's name.
+        backend: &'static str,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A device number past the last.
+    #[error("there is no {backend} device {index}: this machine has {available}")]
+    NoSuchDevice {
+        /// The backend's name.
+        backend: &'static str,
+        /// The number asked for.
+        index: usize,
+        /// What there is, in words.
+        available: String,
+    },
+    /// Something this backend does not do.
+    #[error("the {backend} backend does not support {what}")]
+    Unsupported {
+        /// The backend's name.
+        backend: &'static str,
+        /// What was asked for.
+        what: String,
+    },
+    /// Memory ran out.
+    #[error("not enough memory for {what}: {bytes} bytes were asked for")]
+    OutOfMemory {
+        /// What it was for.
+        what: String,
+        /// How much.
+        bytes: u64,
+    },
+}

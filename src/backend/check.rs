@@ -1,0 +1,537 @@
+//! What every backend checks before it records or runs: shapes of arguments, and batches against capacity and pools.
+//!
+//! Written once, so that all backends refuse the same things in the same words.
+
+use std::collections::HashSet;
+use std::fmt::Display;
+
+use super::{
+    Add, AllGather, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
+    LatentLayout, Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select, ShortConv,
+    StateLayout, Swiglu, Tensor, Weight,
+};
+use crate::error::BackendError;
+
+/// Fails unless `found == expected`.
+fn same<T: PartialEq + Display>(
+    operation: &'static str,
+    what: &'static str,
+    expected: T,
+    found: T,
+) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(BackendError::Shape {
+        operation,
+        what,
+        expected: expected.to_string(),
+        found: found.to_string(),
+    })
+}
+
+/// Fails unless a tensor has this width and element type.
+fn tensor(
+    operation: &'static str,
+    what: &'static str,
+    tensor: Tensor,
+    width: usize,
+    element: Element,
+) -> Result<()> {
+    let name = |width, element: Element| format!("{width} wide, {element:?}");
+    same(
+        operation,
+        what,
+        name(width, element),
+        name(tensor.width, tensor.element),
+    )
+}
+
+/// Fails unless a weight is a stack of this many matrices of this shape.
+fn weight(
+    operation: &'static str,
+    what: &'static str,
+    weight: Weight,
+    shape: [usize; 3],
+) -> Result<()> {
+    let name = |shape: [usize; 3]| format!("{} x [{}, {}]", shape[0], shape[1], shape[2]);
+    same(
+        operation,
+        what,
+        name(shape),
+        name([weight.stack, weight.rows, weight.columns]),
+    )
+}
+
+/// Fails unless two tensors have a row for the same things.
+fn rows(operation: &'static str, what: &'static str, expected: Rows, found: Tensor) -> Result<()> {
+    same(
+        operation,
+        what,
+        format!("{expected:?} rows"),
+        format!("{:?} rows", found.rows),
+    )
+}
+
+/// Fails unless a layer is one of the pool's.
+fn layer(operation: &'static str, layer: usize, layers: usize) -> Result<()> {
+    if layer < layers {
+        return Ok(());
+    }
+    let expected = format!("below {layers}");
+    Err(BackendError::Shape {
+        operation,
+        what: "the layer",
+        expected,
+        found: layer.to_string(),
+    })
+}
+
+use Element::{Activation, F32, Index};
+
+impl Embed {
+    pub(crate) fn check(&self) -> Result<()> {
+        rows("embed", "the output", Rows::Tokens, self.output)?;
+        weight(
+            "embed",
+            "the weight",
+            self.weight,
+            [1, self.weight.rows, self.output.width],
+        )
+    }
+}
+
+impl RmsNorm {
+    pub(crate) fn check(&self) -> Result<()> {
+        let op = "rms_norm";
+        weight(op, "the weight", self.weight, [1, self.input.width, 1])?;
+        tensor(op, "the output", self.output, self.input.width, Activation)?;
+        if self.output.rows == Rows::Tokens {
+            rows(op, "the input", Rows::Tokens, self.input)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Linear {
+    pub(crate) fn check(&self) -> Result<()> {
+        weight(
+            "linear",
+            "the weight",
+            self.weight,
+            [1, self.output.width, self.input.width],
+        )?;
+        rows("linear", "the output", self.input.rows, self.output)
+    }
+}
+
+impl ShortConv {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, layout) = ("short_conv", self.pool.layout);
+        layer(op, self.layer, layout.layers)?;
+        tensor(op, "the input", self.input, layout.channels(), Activation)?;
+        tensor(op, "the output", self.output, layout.channels(), Activation)?;
+        weight(
+            op,
+            "the weight",
+            self.weight,
+            [1, layout.channels(), layout.taps],
+        )
+    }
+}
+
+impl KdaGates {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, heads, channels) = ("kda_gates", self.write.width, self.decay.width);
+        weight(op, "A_log", self.a_log, [1, heads, 1])?;
+        weight(op, "dt_bias", self.dt_bias, [1, channels, 1])?;
+        tensor(op, "the gates", self.gates, channels, F32)?;
+        tensor(op, "beta", self.beta, heads, F32)?;
+        same(
+            op,
+            "the width of the decay modulo heads",
+            0,
+            channels % heads.max(1),
+        )
+    }
+}
+
+impl KdaRecurrence {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, layout) = ("kda_recurrence", self.pool.layout);
+        layer(op, self.layer, layout.layers)?;
+        same(
+            op,
+            "value heads modulo key heads",
+            0,
+            layout.value_heads % layout.key_heads.max(1),
+        )?;
+        tensor(op, "qkv", self.qkv, layout.channels(), Activation)?;
+        tensor(
+            op,
+            "the gates",
+            self.gates,
+            layout.value_heads * layout.key_width,
+            F32,
+        )?;
+        tensor(op, "beta", self.beta, layout.value_heads, F32)?;
+        tensor(
+            op,
+            "the output",
+            self.output,
+            layout.value_heads * layout.value_width,
+            Activation,
+        )
+    }
+}
+
+impl GatedNorm {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, width) = ("gated_norm", self.input.width);
+        tensor(op, "the gate", self.gate, width, Activation)?;
+        tensor(op, "the output", self.output, width, Activation)?;
+        weight(op, "the weight", self.weight, [1, self.weight.rows, 1])?;
+        same(
+            op,
+            "the input's width modulo a head",
+            0,
+            width % self.weight.rows.max(1),
+        )
+    }
+}
+
+impl MlaAppend {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, layout) = ("mla_append", self.pool.layout);
+        layer(op, self.layer, layout.layers)?;
+        tensor(op, "the input", self.input, layout.width(), Activation)?;
+        weight(op, "the weight", self.weight, [1, layout.latent, 1])
+    }
+}
+
+impl MlaAttention {
+    pub(crate) fn heads(&self) -> usize {
+        self.output.width / self.value.max(1)
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, layout, heads) = ("mla attention", self.pool.layout, self.heads());
+        layer(op, self.layer, layout.layers)?;
+        tensor(
+            op,
+            "the query",
+            self.query,
+            heads * (self.nope + layout.rope),
+            Activation,
+        )?;
+        tensor(
+            op,
+            "the output",
+            self.output,
+            heads * self.value,
+            Activation,
+        )?;
+        weight(
+            op,
+            "kv_b",
+            self.kv_b,
+            [1, heads * (self.nope + self.value), layout.latent],
+        )
+    }
+}
+
+impl Route {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, experts, top_k) = ("route", self.weight.rows, self.experts.width);
+        weight(
+            op,
+            "the weight",
+            self.weight,
+            [1, experts, self.input.width],
+        )?;
+        weight(op, "the bias", self.bias, [1, experts, 1])?;
+        tensor(op, "the experts", self.experts, top_k, Index)?;
+        tensor(op, "the weights", self.weights, top_k, F32)?;
+        same(op, "experts modulo groups", 0, experts % self.groups.max(1))?;
+        let selectable = experts / self.groups.max(1) * self.top_groups.min(self.groups);
+        same(
+            op,
+            "choices beyond the experts of the best groups",
+            0,
+            top_k.saturating_sub(selectable),
+        )
+    }
+}
+
+impl Experts {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d, n, local) = ("experts", self.input.width, self.gate.rows, self.gate.stack);
+        weight(op, "gate", self.gate, [local, n, d])?;
+        weight(op, "up", self.up, [local, n, d])?;
+        weight(op, "down", self.down, [local, d, n])?;
+        tensor(op, "the experts", self.experts, self.experts.width, Index)?;
+        tensor(op, "the weights", self.weights, self.experts.width, F32)?;
+        tensor(op, "the output", self.output, d, Activation)
+    }
+}
+
+impl Swiglu {
+    pub(crate) fn check(&self) -> Result<()> {
+        rows("swiglu", "the output", self.input.rows, self.output)?;
+        same(
+            "swiglu",
+            "the input's width",
+            2 * self.output.width,
+            self.input.width,
+        )
+    }
+}
+
+impl Add {
+    pub(crate) fn check(&self) -> Result<()> {
+        rows("add", "the target", self.source.rows, self.target)?;
+        tensor(
+            "add",
+            "the target",
+            self.target,
+            self.source.width,
+            self.source.element,
+        )
+    }
+}
+
+impl AllGather {
+    pub(crate) fn check(&self, ranks: usize) -> Result<()> {
+        rows("all_gather", "the output", self.input.rows, self.output)?;
+        tensor(
+            "all_gather",
+            "the output",
+            self.output,
+            ranks * self.input.width,
+            self.input.element,
+        )
+    }
+}
+
+impl Select {
+    pub(crate) fn check(&self) -> Result<()> {
+        rows("select", "the logits", Rows::Outputs, self.logits)?;
+        tensor("select", "the logits", self.logits, self.logits.width, F32)?;
+        same(
+            "select",
+            "whether at least one candidate is wanted",
+            true,
+            self.candidates > 0,
+        )
+    }
+}
+
+/// What a step's operations ask of its batches, gathered while they are recorded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Demands {
+    /// Rows of the embedding.
+    pub(crate) vocabulary: Option<usize>,
+    /// The pool whose slots are read and written.
+    pub(crate) states: Option<StateLayout>,
+    /// The pool whose blocks are read and written.
+    pub(crate) latents: Option<LatentLayout>,
+}
+
+impl Demands {
+    /// Checks a batch before anything of it runs.
+    pub(crate) fn check(&self, capacity: &Capacity, batch: &Batch) -> Result<()> {
+        self.check_sizes(capacity, batch)?;
+        if let Some(vocabulary) = self.vocabulary {
+            let outside = batch
+                .tokens
+                .iter()
+                .enumerate()
+                .find(|(_, token)| **token as usize >= vocabulary);
+            if let Some((position, &token)) = outside {
+                return Err(BackendError::TokenOutOfRange {
+                    token,
+                    position,
+                    last: vocabulary.saturating_sub(1),
+                });
+            }
+        }
+        if let Some(layout) = &self.states {
+            check_slots(layout, batch)?;
+        }
+        if let Some(layout) = &self.latents {
+            check_blocks(layout, batch)?;
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self, capacity: &Capacity, batch: &Batch) -> Result<()> {
+        let total: usize = batch.pieces.iter().map(|piece| piece.length).sum();
+        if total != batch.tokens.len() {
+            return wrong("the sum of piece lengths", batch.tokens.len(), total);
+        }
+        let sizes = [
+            ("tokens", batch.tokens.len(), capacity.tokens),
+            ("pieces", batch.pieces.len(), capacity.pieces),
+            ("output rows", batch.outputs.len(), capacity.outputs),
+            (
+                "block table entries",
+                batch.pieces.iter().map(|p| p.blocks.len()).sum(),
+                capacity.blocks,
+            ),
+            (
+                "state checkpoints",
+                batch.pieces.iter().map(|p| p.checkpoints.len()).sum(),
+                capacity.checkpoints,
+            ),
+        ];
+        for (what, found, most) in sizes {
+            if found > most {
+                return wrong(
+                    format!("the number of {what}"),
+                    format!("at most {most}"),
+                    found,
+                );
+            }
+        }
+        let ascending = batch
+            .outputs
+            .windows(2)
+            .all(|pair| pair[0].row < pair[1].row);
+        if !ascending {
+            return wrong("the order of output rows", "ascending", "not");
+        }
+        for output in &batch.outputs {
+            if output.row >= total {
+                return wrong("an output row", format!("below {total}"), output.row);
+            }
+            if let (Some(target), Some(vocabulary)) = (output.target, self.vocabulary)
+                && target as usize >= vocabulary
+            {
+                let last = vocabulary.saturating_sub(1);
+                return Err(BackendError::TokenOutOfRange {
+                    token: target,
+                    position: output.row,
+                    last,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wrong<T>(what: impl Into<String>, expected: impl Display, found: impl Display) -> Result<T> {
+    Err(BackendError::Batch {
+        what: what.into(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    })
+}
+
+/// Slots must exist; what one piece writes, no other may read or write.
+fn check_slots(layout: &StateLayout, batch: &Batch) -> Result<()> {
+    let mut written = HashSet::new();
+    for (i, piece) in batch.pieces.iter().enumerate() {
+        let mut last = 0;
+        for checkpoint in &piece.checkpoints {
+            if checkpoint.after <= last || checkpoint.after > piece.length {
+                let expected = format!("ascending, within 1..={}", piece.length);
+                return wrong(
+                    format!("a checkpoint of piece {i}"),
+                    expected,
+                    checkpoint.after,
+                );
+            }
+            last = checkpoint.after;
+        }
+        let outs = piece
+            .checkpoints
+            .iter()
+            .map(|checkpoint| checkpoint.slot)
+            .chain([piece.slot_out]);
+        for slot in outs.clone().chain(piece.slot_in) {
+            if slot.0 as usize >= layout.slots {
+                return wrong(
+                    format!("a slot of piece {i}"),
+                    format!("below {}", layout.slots),
+                    slot.0,
+                );
+            }
+        }
+        for slot in outs {
+            if !written.insert(slot) {
+                return wrong(
+                    format!("slot {} of piece {i}", slot.0),
+                    "written once",
+                    "written twice",
+                );
+            }
+        }
+    }
+    for (i, piece) in batch.pieces.iter().enumerate() {
+        let Some(slot) = piece.slot_in else { continue };
+        let own_checkpoint = piece
+            .checkpoints
+            .iter()
+            .any(|checkpoint| checkpoint.slot == slot);
+        if own_checkpoint || (written.contains(&slot) && piece.slot_out != slot) {
+            return wrong(
+                format!("slot {} read by piece {i}", slot.0),
+                "written by no other",
+                "written too",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Block tables must cover their sequences; what one piece writes, no other may read or write.
+fn check_blocks(layout: &LatentLayout, batch: &Batch) -> Result<()> {
+    let mut written = HashSet::new();
+    for (i, piece) in batch.pieces.iter().enumerate() {
+        let needed = (piece.position + piece.length).div_ceil(layout.block_tokens);
+        if piece.blocks.len() < needed {
+            return wrong(
+                format!("the block table of piece {i}"),
+                format!("{needed} or more"),
+                piece.blocks.len(),
+            );
+        }
+        for block in &piece.blocks {
+            if block.0 as usize >= layout.blocks {
+                return wrong(
+                    format!("a block of piece {i}"),
+                    format!("below {}", layout.blocks),
+                    block.0,
+                );
+            }
+        }
+        if piece.length > 0 {
+            for block in &piece.blocks[piece.position / layout.block_tokens..needed] {
+                if !written.insert(*block) {
+                    return wrong(
+                        format!("block {} of piece {i}", block.0),
+                        "written once",
+                        "written twice",
+                    );
+                }
+            }
+        }
+    }
+    for (i, piece) in batch.pieces.iter().enumerate() {
+        let kept = piece.position / layout.block_tokens;
+        if let Some(block) = piece
+            .blocks
+            .iter()
+            .take(kept)
+            .find(|block| written.contains(block))
+        {
+            return wrong(
+                format!("block {} read by piece {i}", block.0),
+                "written by no other",
+                "written too",
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! The gated delta rule one token at a time: the definition (Kimi Linear, equation 1), for decoding.
+
+use super::kda_recurrence::Tokens;
+use super::math::add_scaled;
+
+/// Runs all of `tokens` through one head: `state` `[K, V]` is edited, `output` `[length, V]` written.
+#[inline(always)]
+pub(super) fn kda_step(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32]) {
+    let (k, v) = (tokens.key_width, tokens.value_width);
+    let mut write = vec![0.0; v];
+    for (t, output) in output.chunks_exact_mut(v).enumerate() {
+        let (query, key, gates) = (
+            &tokens.query[t * k..],
+            &tokens.key[t * k..],
+            &tokens.gates[t * k..],
+        );
+        // The memory decays, then answers for this key.
+        write.fill(0.0);
+        for (d, row) in state.chunks_exact_mut(v).enumerate() {
+            let decay = gates[d].exp();
+            for (write, value) in write.iter_mut().zip(row) {
+                *value *= decay;
+                *write += key[d] * *value;
+            }
+        }
+        // What it answered wrongly is what gets written.
+        for (write, value) in write.iter_mut().zip(&tokens.value[t * v..]) {
+            *write = tokens.beta[t] * (value - *write);
+        }
+        output.fill(0.0);
+        for (d, row) in state.chunks_exact_mut(v).enumerate() {
+            add_scaled(row, key[d], &write);
+            add_scaled(output, query[d], row);
+        }
+    }
+}

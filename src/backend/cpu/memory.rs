@@ -1,0 +1,396 @@
+//! Where the CPU backend keeps what its handles name: weights, activations, states, latents.
+
+use bytes::Bytes;
+use half::{f16, slice::HalfFloatSliceExt};
+
+use super::math::vectorised;
+
+use crate::backend::{
+    Block, Element, LatentLayout, LatentPool, Result, Rows, Slot, StateLayout, StatePool, Tensor,
+    TensorValues, Weight, WeightSource,
+};
+use crate::checkpoint::Format;
+use crate::error::BackendError;
+
+/// The id of the element pushed last onto a list that now has `len` elements.
+pub(super) fn next_id(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX) - 1
+}
+
+/// Zeroed memory, or an error where there is none.
+fn zeroed<T: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Box<[T]>> {
+    bytemuck::allocation::try_zeroed_slice_box(len).map_err(|()| BackendError::OutOfMemory {
+        what: what.to_owned(),
+        bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
+    })
+}
+
+/// Everything that the backend's handles name.
+#[derive(Default)]
+pub(super) struct Memory {
+    weights: Vec<CpuWeight>,
+    tensors: Vec<Storage>,
+    pub(super) states: Vec<States>,
+    pub(super) latents: Vec<Latents>,
+}
+
+enum Storage {
+    F32(Box<[f32]>),
+    Index(Box<[u32]>),
+}
+
+impl Memory {
+    pub(super) fn add_weight(&mut self, source: WeightSource) -> Result<Weight> {
+        let weight = CpuWeight::new(source)?;
+        let WeightSource {
+            format,
+            stack,
+            rows,
+            columns,
+            shard,
+            ..
+        } = weight.source;
+        self.weights.push(weight);
+        Ok(Weight {
+            id: next_id(self.weights.len()),
+            format,
+            stack,
+            rows,
+            columns,
+            shard,
+        })
+    }
+
+    pub(super) fn add_tensor(
+        &mut self,
+        rows: Rows,
+        capacity: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor> {
+        let len = capacity * width;
+        self.tensors.push(match element {
+            Element::Activation | Element::F32 => Storage::F32(zeroed("activations", len)?),
+            Element::Index => Storage::Index(zeroed("activations", len)?),
+        });
+        Ok(Tensor {
+            id: next_id(self.tensors.len()),
+            rows,
+            capacity,
+            width,
+            element,
+        })
+    }
+
+    pub(super) fn weight(&self, weight: Weight) -> &CpuWeight {
+        &self.weights[weight.id as usize]
+    }
+
+    /// The first `rows` rows of a floating-point tensor.
+    pub(super) fn f32(&self, tensor: Tensor, rows: usize) -> &[f32] {
+        match &self.tensors[tensor.id as usize] {
+            Storage::F32(values) => &values[..rows * tensor.width],
+            Storage::Index(_) => &[],
+        }
+    }
+
+    /// The first `rows` rows of an index tensor.
+    pub(super) fn index(&self, tensor: Tensor, rows: usize) -> &[u32] {
+        match &self.tensors[tensor.id as usize] {
+            Storage::Index(values) => &values[..rows * tensor.width],
+            Storage::F32(_) => &[],
+        }
+    }
+
+    pub(super) fn index_mut(&mut self, tensor: Tensor, rows: usize) -> &mut [u32] {
+        match &mut self.tensors[tensor.id as usize] {
+            Storage::Index(values) => &mut values[..rows * tensor.width],
+            Storage::F32(_) => &mut [],
+        }
+    }
+
+    /// Runs `f` with the first `rows` rows of `output` writable and all else readable.
+    pub(super) fn with_output<R>(
+        &mut self,
+        output: Tensor,
+        rows: usize,
+        f: impl FnOnce(&Self, &mut [f32]) -> R,
+    ) -> R {
+        let slot = output.id as usize;
+        let mut storage = std::mem::replace(&mut self.tensors[slot], Storage::F32(Box::default()));
+        let result = match &mut storage {
+            Storage::F32(values) => f(self, &mut values[..rows * output.width]),
+            Storage::Index(_) => f(self, &mut []),
+        };
+        self.tensors[slot] = storage;
+        result
+    }
+
+    pub(super) fn write(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
+        let shape = |expected: String, found: String| BackendError::Shape {
+            operation: "write_tensor",
+            what: "the values",
+            expected,
+            found,
+        };
+        let room = format!(
+            "at most {} elements of {:?}",
+            tensor.capacity * tensor.width,
+            tensor.element
+        );
+        match (&mut self.tensors[tensor.id as usize], values) {
+            (Storage::F32(to), TensorValues::F32(from)) if from.len() <= to.len() => {
+                to[..from.len()].copy_from_slice(from);
+            }
+            (Storage::Index(to), TensorValues::Index(from)) if from.len() <= to.len() => {
+                to[..from.len()].copy_from_slice(from);
+            }
+            (_, TensorValues::F32(from)) => {
+                return Err(shape(room, format!("{} of F32", from.len())));
+            }
+            (_, TensorValues::Index(from)) => {
+                return Err(shape(room, format!("{} of Index", from.len())));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn read(&self, tensor: Tensor, rows: usize) -> Result<TensorValues> {
+        if rows > tensor.capacity {
+            return Err(BackendError::Shape {
+                operation: "read_tensor",
+                what: "the number of rows",
+                expected: format!("at most {}", tensor.capacity),
+                found: rows.to_string(),
+            });
+        }
+        Ok(match tensor.element {
+            Element::Index => TensorValues::Index(self.index(tensor, rows).to_vec()),
+            Element::Activation | Element::F32 => {
+                TensorValues::F32(self.f32(tensor, rows).to_vec())
+            }
+        })
+    }
+
+    pub(super) fn states(&self, pool: &StatePool) -> &States {
+        &self.states[pool.id as usize]
+    }
+
+    pub(super) fn states_mut(&mut self, pool: &StatePool) -> &mut States {
+        &mut self.states[pool.id as usize]
+    }
+
+    pub(super) fn latents(&self, pool: &LatentPool) -> &Latents {
+        &self.latents[pool.id as usize]
+    }
+
+    pub(super) fn latents_mut(&mut self, pool: &LatentPool) -> &mut Latents {
+        &mut self.latents[pool.id as usize]
+    }
+}
+
+/// A weight where the checkpoint mapped it.
+pub(super) struct CpuWeight {
+    source: WeightSource,
+    /// The first row of each part, and one past the last row of all.
+    starts: Vec<usize>,
+}
+
+impl CpuWeight {
+    fn new(source: WeightSource) -> Result<Self> {
+        let wrong = |what, expected: String, found: String| {
+            Err(BackendError::Weight {
+                name: source.name.clone(),
+                what,
+                expected,
+                found,
+            })
+        };
+        let row = source.stored_columns * source.format.size();
+        if source.first_column + source.columns > source.stored_columns {
+            let found = format!(
+                "{}..{}",
+                source.first_column,
+                source.first_column + source.columns
+            );
+            return wrong(
+                "the range of columns",
+                format!("within 0..{}", source.stored_columns),
+                found,
+            );
+        }
+        let mut starts = vec![0];
+        for part in &source.parts {
+            if row == 0 || part.len() % row != 0 {
+                return wrong(
+                    "the bytes of a part",
+                    format!("a multiple of {row}"),
+                    part.len().to_string(),
+                );
+            }
+            if part.as_ptr().align_offset(source.format.size()) != 0 {
+                let expected = format!("aligned to {} bytes", source.format.size());
+                return wrong(
+                    "the place of its data in the file",
+                    expected,
+                    "not".to_owned(),
+                );
+            }
+            starts.push(starts[starts.len() - 1] + part.len() / row);
+        }
+        let (rows, found) = (source.stack * source.rows, starts[starts.len() - 1]);
+        if rows != found {
+            return wrong("the number of rows", rows.to_string(), found.to_string());
+        }
+        Ok(Self { source, starts })
+    }
+
+    /// Input features.
+    pub(super) fn columns(&self) -> usize {
+        self.source.columns
+    }
+
+    /// Widens one row, counted through the whole stack, into `row`: `[columns]`.
+    pub(super) fn row(&self, index: usize, row: &mut [f32]) {
+        let part = self.starts.partition_point(|start| *start <= index) - 1;
+        let first =
+            (index - self.starts[part]) * self.source.stored_columns + self.source.first_column;
+        widen(self.source.format, &self.source.parts[part], first, row);
+    }
+
+    /// The whole weight, widened: for vectors and other small things.
+    pub(super) fn to_vec(&self) -> Vec<f32> {
+        let columns = self.source.columns;
+        let mut values = vec![0.0; self.starts[self.starts.len() - 1] * columns];
+        if columns == self.source.stored_columns {
+            for (part, start) in self.source.parts.iter().zip(&self.starts) {
+                let len = part.len() / self.source.format.size();
+                widen(
+                    self.source.format,
+                    part,
+                    0,
+                    &mut values[start * columns..start * columns + len],
+                );
+            }
+        } else {
+            values
+                .chunks_exact_mut(columns)
+                .enumerate()
+                .for_each(|(i, row)| self.row(i, row));
+        }
+        values
+    }
+}
+
+/// Widens `values.len()` stored elements, beginning with number `first`. Exact for every format.
+fn widen(format: Format, bytes: &Bytes, first: usize, values: &mut [f32]) {
+    let bytes = &bytes[first * format.size()..(first + values.len()) * format.size()];
+    match format {
+        Format::F32 => values.copy_from_slice(bytemuck::cast_slice(bytes)),
+        Format::Bf16 => vectorised(|| {
+            let bytes = bytemuck::cast_slice::<u8, u16>(bytes);
+            for (value, bits) in values.iter_mut().zip(bytes) {
+                *value = f32::from_bits(u32::from(*bits) << 16);
+            }
+        }),
+        Format::F16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(values),
+    }
+}
+
+/// KDA states: `[layers, slots, value_heads, K, V]`, and tails: `[layers, slots, channels, taps - 1]`.
+pub(super) struct States {
+    layout: StateLayout,
+    state: Box<[f32]>,
+    tail: Box<[f32]>,
+}
+
+impl States {
+    pub(super) fn new(layout: StateLayout) -> Result<Self> {
+        let places = layout.layers * layout.slots;
+        let what = format!("{} slots of KDA states", layout.slots);
+        let state = zeroed(&what, places * layout.state_len())?;
+        Ok(Self {
+            layout,
+            state,
+            tail: zeroed(&what, places * layout.tail_len())?,
+        })
+    }
+
+    fn place(&self, layer: usize, slot: Slot) -> usize {
+        layer * self.layout.slots + slot.0 as usize
+    }
+
+    /// `[value_heads, K, V]`.
+    pub(super) fn state(&self, layer: usize, slot: Slot) -> &[f32] {
+        let (place, len) = (self.place(layer, slot), self.layout.state_len());
+        &self.state[place * len..(place + 1) * len]
+    }
+
+    pub(super) fn state_mut(&mut self, layer: usize, slot: Slot) -> &mut [f32] {
+        let (place, len) = (self.place(layer, slot), self.layout.state_len());
+        &mut self.state[place * len..(place + 1) * len]
+    }
+
+    /// `[channels, taps - 1]`, oldest input first.
+    pub(super) fn tail(&self, layer: usize, slot: Slot) -> &[f32] {
+        let (place, len) = (self.place(layer, slot), self.layout.tail_len());
+        &self.tail[place * len..(place + 1) * len]
+    }
+
+    pub(super) fn tail_mut(&mut self, layer: usize, slot: Slot) -> &mut [f32] {
+        let (place, len) = (self.place(layer, slot), self.layout.tail_len());
+        &mut self.tail[place * len..(place + 1) * len]
+    }
+}
+
+/// MLA latents: `[layers, blocks, block_tokens, latent + rope]`.
+pub(super) struct Latents {
+    layout: LatentLayout,
+    rows: Box<[f32]>,
+}
+
+impl Latents {
+    pub(super) fn new(layout: LatentLayout) -> Result<Self> {
+        Ok(Self {
+            layout,
+            rows: zeroed(
+                &format!("{} blocks of MLA latents", layout.blocks),
+                layout.len(),
+            )?,
+        })
+    }
+
+    fn range(&self, layer: usize, block: Block) -> std::ops::Range<usize> {
+        let len = self.layout.block_tokens * self.layout.width();
+        let place = layer * self.layout.blocks + block.0 as usize;
+        place * len..(place + 1) * len
+    }
+
+    /// `[block_tokens, latent + rope]`.
+    pub(super) fn block(&self, layer: usize, block: Block) -> &[f32] {
+        &self.rows[self.range(layer, block)]
+    }
+
+    pub(super) fn block_mut(&mut self, layer: usize, block: Block) -> &mut [f32] {
+        let range = self.range(layer, block);
+        &mut self.rows[range]
+    }
+
+    /// The row of the token at `position` of a sequence with this block table.
+    pub(super) fn row(&self, layer: usize, blocks: &[Block], position: usize) -> &[f32] {
+        let (width, at) = (self.layout.width(), position % self.layout.block_tokens);
+        &self.block(layer, blocks[position / self.layout.block_tokens])
+            [at * width..(at + 1) * width]
+    }
+
+    pub(super) fn row_mut(
+        &mut self,
+        layer: usize,
+        blocks: &[Block],
+        position: usize,
+    ) -> &mut [f32] {
+        let (width, at) = (self.layout.width(), position % self.layout.block_tokens);
+        &mut self.block_mut(layer, blocks[position / self.layout.block_tokens])
+            [at * width..(at + 1) * width]
+    }
+}

@@ -1,0 +1,26 @@
+//! The latent cache's way in: normalise the latent, leave the shared key part as it is, append to the blocks.
+
+use super::memory::Latents;
+use super::rms_norm::normalise;
+use crate::backend::Piece;
+
+/// One piece: `input` `[length, latent + rope]`, `weight` `[latent]`; rows go to positions `position..position + length`.
+pub(super) fn mla_append(
+    input: &[f32],
+    weight: &[f32],
+    eps: f32,
+    latents: &mut Latents,
+    layer: usize,
+    piece: &Piece,
+) {
+    if piece.length == 0 {
+        return;
+    }
+    let width = input.len() / piece.length;
+    for (t, input) in input.chunks_exact(width).enumerate() {
+        let row = latents.row_mut(layer, &piece.blocks, piece.position + t);
+        let (latent, rope) = row.split_at_mut(weight.len());
+        normalise(&input[..weight.len()], weight, eps, latent);
+        rope.copy_from_slice(&input[weight.len()..]);
+    }
+}

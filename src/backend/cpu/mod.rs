@@ -1,0 +1,314 @@
+//! The plain CPU backend: f32 arithmetic in readable Rust, one file an operation, and the fallback where there is no GPU.
+//!
+//! It is a backend under test like the others, not the oracle of their tests: that is naive f64 code in the test crate.
+//! Weights stay where the checkpoint mapped them and are widened a few rows at a time.
+
+mod embed;
+mod experts;
+mod gated_norm;
+mod kda_chunk;
+mod kda_gates;
+mod kda_recurrence;
+mod kda_step;
+mod linear;
+mod math;
+mod memory;
+mod mla_append;
+mod mla_decode;
+mod mla_prefill;
+mod rms_norm;
+mod route;
+mod select;
+mod short_conv;
+mod step;
+mod swiglu;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sysinfo::System;
+
+use self::memory::{Memory, States};
+use super::{
+    Alone, Backend, Block, Capacity, Collective, Device, Element, LatentLayout, LatentPool,
+    LatentRecord, Orientation, Precision, Result, Rows, Shard, Slot, StateLayout, StatePool,
+    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+};
+use crate::config::Dtype;
+use crate::error::BackendError;
+
+/// One rank's share of this machine's processor and memory.
+pub struct CpuBackend {
+    device: Device,
+    collective: Arc<dyn Collective>,
+    memory: Arc<Mutex<Memory>>,
+}
+
+impl CpuBackend {
+    /// The whole machine as one rank.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_collective(Arc::new(Alone))
+    }
+
+    /// One rank of several; each must run in a thread of its own, since collectives wait for the others.
+    #[must_use]
+    pub fn with_collective(collective: Arc<dyn Collective>) -> Self {
+        Self {
+            device: describe(),
+            collective,
+            memory: Arc::default(),
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // A panic while the lock was held can only be a bug in an operation, whose output is undefined anyway.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for CpuBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The processor's name, its threads and the machine's memory.
+#[must_use]
+pub fn describe() -> Device {
+    let kinds = sysinfo::RefreshKind::nothing()
+        .with_cpu(sysinfo::CpuRefreshKind::nothing())
+        .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(kinds).ok();
+    let brand = system.as_ref().and_then(|system| system.cpus().first());
+    let brand = brand.map_or("", |cpu| cpu.brand().trim());
+    let brand = if brand.is_empty() {
+        std::env::consts::ARCH
+    } else {
+        brand
+    };
+    let threads = rayon::current_num_threads();
+    Device {
+        backend: "cpu",
+        index: 0,
+        name: format!(
+            "{brand}, {threads} thread{}",
+            if threads == 1 { "" } else { "s" }
+        ),
+        memory_bytes: system.as_ref().map_or(0, System::total_memory),
+        precision: Precision::F32,
+        cache: Dtype::F32,
+    }
+}
+
+impl Backend for CpuBackend {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn shard(&self) -> Shard {
+        self.collective.shard()
+    }
+
+    fn weight(&mut self, source: WeightSource) -> Result<Weight> {
+        self.memory().add_weight(source)
+    }
+
+    fn tensor(
+        &mut self,
+        rows: Rows,
+        capacity: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor> {
+        self.memory().add_tensor(rows, capacity, width, element)
+    }
+
+    fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
+        self.memory().write(tensor, values)
+    }
+
+    fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues> {
+        Ticket::ready(self.memory().read(tensor, rows))
+    }
+
+    fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
+        let mut memory = self.memory();
+        memory.states.push(States::new(layout)?);
+        Ok(StatePool {
+            id: memory::next_id(memory.states.len()),
+            layout,
+        })
+    }
+
+    fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
+        if layout.dtype != Dtype::F32 {
+            let what = format!("a latent cache in {:?}; it caches in F32", layout.dtype);
+            return Err(BackendError::Unsupported {
+                backend: "cpu",
+                what,
+            });
+        }
+        let mut memory = self.memory();
+        memory.latents.push(memory::Latents::new(layout)?);
+        Ok(LatentPool {
+            id: memory::next_id(memory.latents.len()),
+            layout,
+        })
+    }
+
+    fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
+        let read = || {
+            let layout = &pool.layout;
+            within("state", "the layer", layer, layout.layers)?;
+            within("state", "the slot", slot.0 as usize, layout.slots)?;
+            let memory = self.memory();
+            let states = memory.states(pool);
+            Ok(StateRecord {
+                orientation: Orientation::KeyValue,
+                heads: layout.value_heads,
+                key_width: layout.key_width,
+                value_width: layout.value_width,
+                state: states.state(layer, slot).to_vec(),
+                channels: layout.channels(),
+                tail: states.tail(layer, slot).to_vec(),
+            })
+        };
+        Ticket::ready(read())
+    }
+
+    fn write_state(
+        &mut self,
+        pool: &StatePool,
+        layer: usize,
+        slot: Slot,
+        record: &StateRecord,
+    ) -> Result<()> {
+        let layout = &pool.layout;
+        within("state", "the layer", layer, layout.layers)?;
+        within("state", "the slot", slot.0 as usize, layout.slots)?;
+        let shape = |heads, key, value| format!("[{heads}, {key}, {value}]");
+        equal(
+            "state",
+            "the shape",
+            shape(layout.value_heads, layout.key_width, layout.value_width),
+            shape(record.heads, record.key_width, record.value_width),
+        )?;
+        equal(
+            "state",
+            "the number of elements",
+            layout.state_len(),
+            record.state.len(),
+        )?;
+        equal(
+            "state",
+            "the number of channels",
+            layout.channels(),
+            record.channels,
+        )?;
+        equal(
+            "state",
+            "the number of tail elements",
+            layout.tail_len(),
+            record.tail.len(),
+        )?;
+        let state = record.key_value();
+        let mut memory = self.memory();
+        let states = memory.states_mut(pool);
+        states.state_mut(layer, slot).copy_from_slice(&state);
+        states.tail_mut(layer, slot).copy_from_slice(&record.tail);
+        Ok(())
+    }
+
+    fn read_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        tokens: usize,
+    ) -> Ticket<LatentRecord> {
+        let read = || {
+            check_block(pool, layer, block, tokens)?;
+            let LatentLayout { latent, rope, .. } = pool.layout;
+            let rows = self.memory().latents(pool).block(layer, block)[..tokens * (latent + rope)]
+                .to_vec();
+            Ok(LatentRecord { latent, rope, rows })
+        };
+        Ticket::ready(read())
+    }
+
+    fn write_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        record: &LatentRecord,
+    ) -> Result<()> {
+        let width = pool.layout.width();
+        let shape = |latent, rope| format!("{latent} + {rope}");
+        let expected = shape(pool.layout.latent, pool.layout.rope);
+        equal(
+            "latent",
+            "the width of a row",
+            expected,
+            shape(record.latent, record.rope),
+        )?;
+        equal(
+            "latent",
+            "the remainder of its length by a row",
+            0,
+            record.rows.len() % width.max(1),
+        )?;
+        check_block(pool, layer, block, record.rows.len() / width.max(1))?;
+        self.memory().latents_mut(pool).block_mut(layer, block)[..record.rows.len()]
+            .copy_from_slice(&record.rows);
+        Ok(())
+    }
+
+    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>> {
+        Ok(Box::new(step::CpuStep::new(
+            Arc::clone(&self.memory),
+            Arc::clone(&self.collective),
+            capacity,
+        )))
+    }
+}
+
+fn check_block(pool: &LatentPool, layer: usize, block: Block, tokens: usize) -> Result<()> {
+    within("latent", "the layer", layer, pool.layout.layers)?;
+    within("latent", "the block", block.0 as usize, pool.layout.blocks)?;
+    within(
+        "latent",
+        "the number of tokens",
+        tokens,
+        pool.layout.block_tokens + 1,
+    )
+}
+
+fn within(what: &'static str, property: &'static str, found: usize, limit: usize) -> Result<()> {
+    if found < limit {
+        return Ok(());
+    }
+    Err(BackendError::Record {
+        what,
+        property,
+        expected: format!("below {limit}"),
+        found: found.to_string(),
+    })
+}
+
+fn equal<T: PartialEq + ToString>(
+    what: &'static str,
+    property: &'static str,
+    expected: T,
+    found: T,
+) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(BackendError::Record {
+        what,
+        property,
+        expected: expected.to_string(),
+        found: found.to_string(),
+    })
+}

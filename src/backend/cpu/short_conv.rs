@@ -1,0 +1,78 @@
+//! The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its tail carried between pieces.
+
+use rayon::prelude::*;
+
+use super::math::{silu, vectorised};
+use super::memory::States;
+use crate::backend::{Piece, StateLayout};
+
+/// The inputs of one piece, and those before it.
+struct Inputs<'a> {
+    channels: usize,
+    /// `[length, channels]`.
+    piece: &'a [f32],
+    /// Inputs kept in a tail, `taps - 1`.
+    kept: usize,
+    /// `[channels, kept]`, oldest first; nothing where the sequence starts.
+    tail: Option<&'a [f32]>,
+}
+
+impl Inputs<'_> {
+    /// The input of channel `c`, `back` tokens before token `t` of the piece; `back` is at most `kept`.
+    #[inline(always)]
+    fn at(&self, t: usize, back: usize, c: usize) -> f32 {
+        match (t.checked_sub(back), self.tail) {
+            (Some(t), _) => self.piece[t * self.channels + c],
+            (None, Some(tail)) => tail[c * self.kept + self.kept + t - back],
+            (None, None) => 0.0,
+        }
+    }
+}
+
+/// One piece: `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])`, `[length, channels]` both; inputs before the
+/// piece come from the tail in `slot_in`, or are zero. Writes the tails at the piece's end and checkpoints.
+pub(super) fn short_conv(
+    input: &[f32],
+    weight: &[f32],
+    states: &mut States,
+    layout: &StateLayout,
+    layer: usize,
+    piece: &Piece,
+    output: &mut [f32],
+) {
+    let (channels, kept) = (layout.channels(), layout.taps - 1);
+    let tail = piece.slot_in.map(|slot| states.tail(layer, slot).to_vec());
+    let inputs = Inputs {
+        channels,
+        piece: input,
+        kept,
+        tail: tail.as_deref(),
+    };
+    output
+        .par_chunks_exact_mut(channels)
+        .enumerate()
+        .for_each(|(t, output)| {
+            vectorised(|| {
+                for (c, (output, taps)) in output
+                    .iter_mut()
+                    .zip(weight.chunks_exact(kept + 1))
+                    .enumerate()
+                {
+                    let mut sum = 0.0;
+                    for (j, tap) in taps.iter().enumerate() {
+                        sum += tap * inputs.at(t, kept - j, c);
+                    }
+                    *output = silu(sum);
+                }
+            });
+        });
+    let places = piece
+        .checkpoints
+        .iter()
+        .map(|checkpoint| (checkpoint.after, checkpoint.slot));
+    for (after, slot) in places.chain([(piece.length, piece.slot_out)]) {
+        for (i, value) in states.tail_mut(layer, slot).iter_mut().enumerate() {
+            *value = inputs.at(after, kept - i % kept, i / kept);
+        }
+    }
+}

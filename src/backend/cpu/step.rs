@@ -1,0 +1,434 @@
+//! A step of the CPU backend: closures recorded over its memory, called in order.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use super::experts::Stacks;
+use super::kda_recurrence::Rows as RecurrenceRows;
+use super::memory::{CpuWeight, Latents, Memory};
+use super::mla_decode::Shape;
+use super::{
+    embed, experts, gated_norm, kda_gates, kda_recurrence, linear, mla_append, mla_decode,
+    mla_prefill, rms_norm, route, select, short_conv, swiglu,
+};
+use crate::backend::check::Demands;
+use crate::backend::{
+    Add, AllGather, AllReduce, Batch, Capacity, Collective, Embed, Experts, GatedNorm, KdaGates,
+    KdaRecurrence, Linear, MlaAppend, MlaAttention, Piece, Result, RmsNorm, Route, Rows, Select,
+    ShortConv, Step, StepOutput, Swiglu, Tensor, Ticket,
+};
+
+/// Query, kv_b, widths, latents, layer, piece, output.
+type AttentionKernel = fn(&[f32], &CpuWeight, &Shape, &Latents, usize, &Piece, &mut [f32]);
+
+type Operation = Box<dyn Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()> + Send>;
+
+/// The batch of one submission, with what operations ask of it.
+struct Run<'a> {
+    batch: &'a Batch,
+    collective: &'a dyn Collective,
+}
+
+impl Run<'_> {
+    fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.batch.tokens.len(),
+            Rows::Outputs => self.batch.outputs.len(),
+        }
+    }
+
+    /// Each piece with the range of its rows.
+    fn pieces(&self) -> impl Iterator<Item = (&Piece, std::ops::Range<usize>)> {
+        self.batch
+            .pieces
+            .iter()
+            .zip(self.batch.starts())
+            .map(|(piece, start)| (piece, start..start + piece.length))
+    }
+}
+
+pub(super) struct CpuStep {
+    memory: Arc<Mutex<Memory>>,
+    collective: Arc<dyn Collective>,
+    capacity: Capacity,
+    demands: Demands,
+    names: Vec<&'static str>,
+    operations: Vec<Operation>,
+}
+
+impl CpuStep {
+    pub(super) fn new(
+        memory: Arc<Mutex<Memory>>,
+        collective: Arc<dyn Collective>,
+        capacity: Capacity,
+    ) -> Self {
+        Self {
+            memory,
+            collective,
+            capacity,
+            demands: Demands::default(),
+            names: Vec::new(),
+            operations: Vec::new(),
+        }
+    }
+
+    fn record(
+        &mut self,
+        name: &'static str,
+        operation: impl Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()> + Send + 'static,
+    ) {
+        self.names.push(name);
+        self.operations.push(Box::new(operation));
+    }
+
+    /// Records an operation that writes all rows of `output`.
+    fn record_rows(
+        &mut self,
+        name: &'static str,
+        output: Tensor,
+        operation: impl Fn(&Memory, &Run<'_>, &mut [f32]) + Send + 'static,
+    ) {
+        self.record(name, move |memory, run, _| {
+            memory.with_output(output, run.rows(output.rows), |memory, values| {
+                operation(memory, run, values)
+            });
+            Ok(())
+        });
+    }
+
+    fn attention(
+        &mut self,
+        name: &'static str,
+        op: MlaAttention,
+        kernel: AttentionKernel,
+    ) -> Result<()> {
+        op.check()?;
+        self.demands.latents = Some(op.pool.layout);
+        let layout = op.pool.layout;
+        let shape = Shape {
+            heads: op.heads(),
+            latent: layout.latent,
+            nope: op.nope,
+            rope: layout.rope,
+            value: op.value,
+        };
+        self.record_rows(name, op.output, move |memory, run, output| {
+            let query = memory.f32(op.query, run.rows(Rows::Tokens));
+            for (piece, rows) in run
+                .pieces()
+                .filter(|(piece, _)| op.pieces.contains(piece.length))
+            {
+                let query = &query[rows.start * op.query.width..rows.end * op.query.width];
+                let output = &mut output[rows.start * op.output.width..rows.end * op.output.width];
+                kernel(
+                    query,
+                    memory.weight(op.kv_b),
+                    &shape,
+                    memory.latents(&op.pool),
+                    op.layer,
+                    piece,
+                    output,
+                );
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Step for CpuStep {
+    fn embed(&mut self, op: Embed) -> Result<()> {
+        op.check()?;
+        self.demands.vocabulary = Some(op.weight.rows);
+        self.record_rows("embed", op.output, move |memory, run, output| {
+            embed::embed(&run.batch.tokens, memory.weight(op.weight), output);
+        });
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, op: RmsNorm) -> Result<()> {
+        op.check()?;
+        self.record_rows("rms_norm", op.output, move |memory, run, output| {
+            let input = memory.f32(op.input, run.rows(op.input.rows));
+            let weight = memory.weight(op.weight).to_vec();
+            if op.input.rows == op.output.rows {
+                let rows = (0..run.rows(op.input.rows)).into_par_iter();
+                rms_norm::rms_norm(input, rows, &weight, op.eps, output);
+            } else {
+                let rows = run.batch.outputs.par_iter().map(|output| output.row);
+                rms_norm::rms_norm(input, rows, &weight, op.eps, output);
+            }
+        });
+        Ok(())
+    }
+
+    fn linear(&mut self, op: Linear) -> Result<()> {
+        op.check()?;
+        self.record_rows("linear", op.output, move |memory, run, output| {
+            let input = memory.f32(op.input, run.rows(op.input.rows));
+            linear::linear(input, memory.weight(op.weight), 0, op.weight.rows, output);
+        });
+        Ok(())
+    }
+
+    fn short_conv(&mut self, op: ShortConv) -> Result<()> {
+        op.check()?;
+        self.demands.states = Some(op.pool.layout);
+        self.record("short_conv", move |memory, run, _| {
+            let input = memory.f32(op.input, run.rows(Rows::Tokens)).to_vec();
+            let weight = memory.weight(op.weight).to_vec();
+            let mut states = std::mem::take(&mut memory.states);
+            memory.with_output(op.output, run.rows(Rows::Tokens), |_, output| {
+                for (piece, rows) in run.pieces() {
+                    let range = rows.start * op.input.width..rows.end * op.input.width;
+                    let (input, output) = (&input[range.clone()], &mut output[range]);
+                    short_conv::short_conv(
+                        input,
+                        &weight,
+                        &mut states[op.pool.id as usize],
+                        &op.pool.layout,
+                        op.layer,
+                        piece,
+                        output,
+                    );
+                }
+            });
+            memory.states = states;
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn kda_gates(&mut self, op: KdaGates) -> Result<()> {
+        op.check()?;
+        self.record("kda_gates", move |memory, run, _| {
+            let rows = run.rows(Rows::Tokens);
+            memory.with_output(op.gates, rows, |memory, gates| {
+                let (a_log, dt_bias) = (
+                    memory.weight(op.a_log).to_vec(),
+                    memory.weight(op.dt_bias).to_vec(),
+                );
+                kda_gates::log_decay(memory.f32(op.decay, rows), &a_log, &dt_bias, gates);
+            });
+            memory.with_output(op.beta, rows, |memory, beta| {
+                kda_gates::write_strength(memory.f32(op.write, rows), beta);
+            });
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
+        op.check()?;
+        self.demands.states = Some(op.pool.layout);
+        self.record("kda_recurrence", move |memory, run, _| {
+            let count = run.rows(Rows::Tokens);
+            let mut states = std::mem::take(&mut memory.states);
+            memory.with_output(op.output, count, |memory, output| {
+                let all = [op.qkv, op.gates, op.beta]
+                    .map(|tensor| (memory.f32(tensor, count), tensor.width));
+                for (piece, range) in run.pieces() {
+                    let [qkv, gates, beta] =
+                        all.map(|(rows, width)| &rows[range.start * width..range.end * width]);
+                    kda_recurrence::kda_recurrence(
+                        &RecurrenceRows { qkv, gates, beta },
+                        op.form,
+                        &mut states[op.pool.id as usize],
+                        &op.pool.layout,
+                        op.layer,
+                        piece,
+                        &mut output[range.start * op.output.width..range.end * op.output.width],
+                    );
+                }
+            });
+            memory.states = states;
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn gated_norm(&mut self, op: GatedNorm) -> Result<()> {
+        op.check()?;
+        self.record_rows("gated_norm", op.output, move |memory, run, output| {
+            let rows = run.rows(Rows::Tokens);
+            let weight = memory.weight(op.weight).to_vec();
+            gated_norm::gated_norm(
+                memory.f32(op.input, rows),
+                memory.f32(op.gate, rows),
+                &weight,
+                op.eps,
+                output,
+            );
+        });
+        Ok(())
+    }
+
+    fn mla_append(&mut self, op: MlaAppend) -> Result<()> {
+        op.check()?;
+        self.demands.latents = Some(op.pool.layout);
+        self.record("mla_append", move |memory, run, _| {
+            let mut latents = std::mem::take(&mut memory.latents);
+            let weight = memory.weight(op.weight).to_vec();
+            let input = memory.f32(op.input, run.rows(Rows::Tokens));
+            for (piece, rows) in run.pieces() {
+                let input = &input[rows.start * op.input.width..rows.end * op.input.width];
+                mla_append::mla_append(
+                    input,
+                    &weight,
+                    op.eps,
+                    &mut latents[op.pool.id as usize],
+                    op.layer,
+                    piece,
+                );
+            }
+            memory.latents = latents;
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn mla_prefill(&mut self, op: MlaAttention) -> Result<()> {
+        self.attention("mla_prefill", op, mla_prefill::mla_prefill)
+    }
+
+    fn mla_decode(&mut self, op: MlaAttention) -> Result<()> {
+        self.attention("mla_decode", op, mla_decode::mla_decode)
+    }
+
+    fn route(&mut self, op: Route) -> Result<()> {
+        op.check()?;
+        self.record("route", move |memory, run, _| {
+            let rows = run.rows(Rows::Tokens);
+            let mut ids = vec![0; rows * op.experts.width];
+            memory.with_output(op.weights, rows, |memory, weights| {
+                let bias = memory.weight(op.bias).to_vec();
+                route::route(
+                    memory.f32(op.input, rows),
+                    memory.weight(op.weight),
+                    &bias,
+                    &op,
+                    &mut ids,
+                    weights,
+                );
+            });
+            memory.index_mut(op.experts, rows).copy_from_slice(&ids);
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn experts(&mut self, op: Experts) -> Result<()> {
+        op.check()?;
+        self.record_rows("experts", op.output, move |memory, run, output| {
+            let rows = run.rows(Rows::Tokens);
+            let stacks = Stacks {
+                gate: memory.weight(op.gate),
+                up: memory.weight(op.up),
+                down: memory.weight(op.down),
+                count: op.gate.stack,
+                width: op.gate.rows,
+                first: op.first_expert,
+            };
+            let (ids, weights) = (memory.index(op.experts, rows), memory.f32(op.weights, rows));
+            experts::experts(memory.f32(op.input, rows), ids, weights, &stacks, output);
+        });
+        Ok(())
+    }
+
+    fn swiglu(&mut self, op: Swiglu) -> Result<()> {
+        op.check()?;
+        self.record_rows("swiglu", op.output, move |memory, run, output| {
+            swiglu::swiglu(
+                memory.f32(op.input, run.rows(op.input.rows)),
+                op.output.width,
+                output,
+            );
+        });
+        Ok(())
+    }
+
+    fn add(&mut self, op: Add) -> Result<()> {
+        op.check()?;
+        self.record_rows("add", op.target, move |memory, run, target| {
+            let source = memory.f32(op.source, run.rows(op.source.rows));
+            target
+                .par_iter_mut()
+                .zip(source)
+                .with_min_len(4096)
+                .for_each(|(target, source)| *target += source);
+        });
+        Ok(())
+    }
+
+    fn all_reduce(&mut self, op: AllReduce) -> Result<()> {
+        if self.collective.shard().ranks > 1 {
+            self.record_rows("all_reduce", op.target, |_, run, values| {
+                run.collective.all_reduce(values)
+            });
+        }
+        Ok(())
+    }
+
+    fn all_gather(&mut self, op: AllGather) -> Result<()> {
+        op.check(self.collective.shard().ranks)?;
+        self.record_rows("all_gather", op.output, move |memory, run, output| {
+            let rows = run.rows(op.input.rows);
+            let gathered = run.collective.all_gather(memory.f32(op.input, rows));
+            for (rank, part) in gathered
+                .chunks_exact((rows * op.input.width).max(1))
+                .enumerate()
+            {
+                for (row, part) in output
+                    .chunks_exact_mut(op.output.width)
+                    .zip(part.chunks_exact(op.input.width))
+                {
+                    row[rank * op.input.width..(rank + 1) * op.input.width].copy_from_slice(part);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn select(&mut self, op: Select) -> Result<()> {
+        op.check()?;
+        self.record("select", move |memory, run, result| {
+            let logits = memory.f32(op.logits, run.rows(Rows::Outputs));
+            result.choices =
+                select::select(logits, op.logits.width, op.candidates, &run.batch.outputs);
+            if op.keep_rows {
+                result.logits = logits.to_vec();
+            }
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn probe(&mut self, tensor: Tensor) -> Result<()> {
+        self.record("probe", move |memory, run, result| {
+            result
+                .probes
+                .push(memory.read(tensor, run.rows(tensor.rows))?);
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn operations(&self) -> &[&'static str] {
+        &self.names
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
+        self.demands.check(&self.capacity, batch)?;
+        let run = Run {
+            batch,
+            collective: &*self.collective,
+        };
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut output = StepOutput::default();
+        let result = self
+            .operations
+            .iter()
+            .try_for_each(|operation| operation(&mut memory, &run, &mut output));
+        Ok(Ticket::ready(result.map(|()| output)))
+    }
+}

@@ -1,0 +1,299 @@
+//! The trait between the model and a device, and the types that cross it.
+//!
+//! A backend owns memory (weights, activations, two pools) and runs steps. Operations are **recorded** once into a
+//! [`Step`] over tensors planned beforehand, and the step is **submitted** many times, each time with another
+//! [`Batch`]: a CUDA graph, one wgpu submission and a browser's promise all have that form. Nothing that differs
+//! between two submissions (token ids, lengths, slots, block tables) is recorded; it travels in the batch.
+//!
+//! The grain is that of the paper's blocks (Kimi Linear, arXiv 2510.26692), cut where a fixture can enter. It is not a
+//! tensor library: no broadcasting, no autograd, no views.
+
+mod batch;
+mod block;
+mod check;
+mod collective;
+pub mod cpu;
+mod operation;
+mod pool;
+mod record;
+mod tensor;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+pub use batch::{Batch, Capacity, OutputRow, Piece, StateCheckpoint};
+pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
+pub use collective::{Alone, Collective, Shard, Threads};
+pub use operation::{
+    Add, AllGather, AllReduce, Embed, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, Linear,
+    MlaAppend, MlaAttention, Pieces, RmsNorm, Route, Select, ShortConv, Swiglu,
+};
+pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
+pub use record::{LatentRecord, Orientation, StateRecord};
+pub use tensor::{Element, Precision, Rows, Tensor, TensorValues, Weight, WeightSource};
+
+use crate::error::BackendError;
+
+/// The result of recording or submitting.
+pub type Result<T> = std::result::Result<T, BackendError>;
+
+/// A device as a person sees it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Device {
+    /// The backend that drives it: `cpu`, `wgpu` or `cuda`.
+    pub backend: &'static str,
+    /// Its place in that backend's list, the `N` of `--device N`.
+    pub index: usize,
+    /// The device's own name.
+    pub name: String,
+    /// Memory that weights, states and caches share, in bytes.
+    pub memory_bytes: u64,
+    /// The arithmetic of its activations.
+    pub precision: Precision,
+    /// The dtype of its latent cache.
+    pub cache: crate::config::Dtype,
+}
+
+/// Memory and steps of one device (or of one rank of several).
+///
+/// Handles ([`Weight`], [`Tensor`], [`StatePool`], [`LatentPool`]) belong to the backend that made them; using them
+/// with another is refused where it can be seen.
+pub trait Backend: Send {
+    /// The device that this backend drives.
+    fn device(&self) -> &Device;
+
+    /// Which part of heads, experts and vocabulary this backend holds; [`Shard::WHOLE`] on one device.
+    fn shard(&self) -> Shard;
+
+    /// Takes a weight. The bytes stay where they are if the device can read them there, else they are streamed in.
+    ///
+    /// # Errors
+    /// A source whose parts do not add up to its shape, or too little memory.
+    fn weight(&mut self, source: WeightSource) -> Result<Weight>;
+
+    /// Plans an activation of at most `capacity` rows of `width` elements. Its contents are undefined until written.
+    ///
+    /// # Errors
+    /// Too little memory.
+    fn tensor(
+        &mut self,
+        rows: Rows,
+        capacity: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor>;
+
+    /// Overwrites a tensor's first rows, `values.len() / width` of them.
+    ///
+    /// # Errors
+    /// Values of another element type, or more of them than the tensor holds.
+    fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()>;
+
+    /// Reads a tensor's first `rows` rows.
+    ///
+    /// # Errors
+    /// More rows than the tensor holds, or a device that was lost.
+    fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues>;
+
+    /// Makes the pool of KDA states. Slots hold nothing defined until a step or [`Backend::write_state`] writes them.
+    ///
+    /// # Errors
+    /// A layout that the device cannot hold.
+    fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool>;
+
+    /// Makes the pool of MLA latents.
+    ///
+    /// # Errors
+    /// A layout that the device cannot hold, or a dtype that it does not cache in.
+    fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool>;
+
+    /// Copies one KDA layer of one slot out.
+    fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord>;
+
+    /// Overwrites one KDA layer of one slot.
+    ///
+    /// # Errors
+    /// A record of another shape, with both shapes in the message.
+    fn write_state(
+        &mut self,
+        pool: &StatePool,
+        layer: usize,
+        slot: Slot,
+        record: &StateRecord,
+    ) -> Result<()>;
+
+    /// Copies the first `tokens` latent rows of one block and layer out.
+    fn read_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        tokens: usize,
+    ) -> Ticket<LatentRecord>;
+
+    /// Overwrites the first rows of one block and layer.
+    ///
+    /// # Errors
+    /// A record of another width, or longer than a block.
+    fn write_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        record: &LatentRecord,
+    ) -> Result<()>;
+
+    /// Begins an empty step for batches of at most `capacity`.
+    ///
+    /// # Errors
+    /// Too little memory for the step's own buffers.
+    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>>;
+}
+
+/// A recorded list of operations, run in order each time it is submitted.
+///
+/// Every recording method checks shapes and returns [`BackendError::Shape`] where they do not fit; nothing runs before
+/// [`Step::submit`]. A row's arithmetic never depends on which other rows are in the batch.
+pub trait Step: Send {
+    /// `output[t] = weight[token[t]]`: the token embedding.
+    fn embed(&mut self, op: Embed) -> Result<()>;
+
+    /// `output = input / sqrt(mean(input^2) + eps) * weight`, a row at a time. Where the output has one row an
+    /// [`OutputRow`] and the input one a token, only the rows wanted are read.
+    fn rms_norm(&mut self, op: RmsNorm) -> Result<()>;
+
+    /// `output = input weight^T`; no bias anywhere in this model.
+    fn linear(&mut self, op: Linear) -> Result<()>;
+
+    /// Causal depthwise convolution and SiLU; reads and writes the convolution tails of the pool.
+    fn short_conv(&mut self, op: ShortConv) -> Result<()>;
+
+    /// Log decay and write strength: `g = -exp(A_log) softplus(decay + dt_bias)`, `beta = sigmoid(beta)`.
+    fn kda_gates(&mut self, op: KdaGates) -> Result<()>;
+
+    /// The gated delta rule (`S <- diag(e^g) S; S <- S + k (beta (v - S^T k))^T; o = S^T q`).
+    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()>;
+
+    /// `output = RMSNorm_head(input; weight, eps) * sigmoid(gate)`.
+    fn gated_norm(&mut self, op: GatedNorm) -> Result<()>;
+
+    /// Normalises the latent part of each token's row and appends `[c' | k_pe]` to its sequence's blocks.
+    fn mla_append(&mut self, op: MlaAppend) -> Result<()>;
+
+    /// Causal attention with keys and values expanded from the latents: for many queries of one sequence.
+    fn mla_prefill(&mut self, op: MlaAttention) -> Result<()>;
+
+    /// The same attention in the absorbed form, over the latents themselves: for few queries.
+    fn mla_decode(&mut self, op: MlaAttention) -> Result<()>;
+
+    /// The router: which experts, and with what weights.
+    fn route(&mut self, op: Route) -> Result<()>;
+
+    /// The routed experts held here: `output[t] = sum_e w_e down_e(silu(gate_e x) * up_e x)`.
+    fn experts(&mut self, op: Experts) -> Result<()>;
+
+    /// `output = silu(input[..n]) * input[n..]`.
+    fn swiglu(&mut self, op: Swiglu) -> Result<()>;
+
+    /// `target += source`.
+    fn add(&mut self, op: Add) -> Result<()>;
+
+    /// Sums a tensor over all ranks, in rank order; nothing at one rank.
+    fn all_reduce(&mut self, op: AllReduce) -> Result<()>;
+
+    /// Lays the ranks' columns side by side, in rank order; a copy at one rank.
+    fn all_gather(&mut self, op: AllGather) -> Result<()>;
+
+    /// The next token of each output row: its best candidates and log-normaliser.
+    fn select(&mut self, op: Select) -> Result<()>;
+
+    /// Has every submission return this tensor's rows in [`StepOutput::probes`], as they are at this place.
+    fn probe(&mut self, tensor: Tensor) -> Result<()>;
+
+    /// One KDA layer's attention half. Composed of single operations; a fused kernel that overrides it is tested
+    /// against this composition.
+    fn kda_block(&mut self, block: &KdaBlock) -> Result<()> {
+        block.compose(self)
+    }
+
+    /// One MLA layer's attention half, composed likewise.
+    fn mla_block(&mut self, block: &MlaBlock) -> Result<()> {
+        block.compose(self)
+    }
+
+    /// A gated MLP (dense layers and shared experts), composed likewise.
+    fn mlp_block(&mut self, block: &MlpBlock) -> Result<()> {
+        block.compose(self)
+    }
+
+    /// Router, routed and shared experts, composed likewise.
+    fn moe_block(&mut self, block: &MoeBlock) -> Result<()> {
+        block.compose(self)
+    }
+
+    /// The names of what has been recorded, in order.
+    fn operations(&self) -> &[&'static str];
+
+    /// Runs the step over `batch`. Steps submitted to one backend run in the order of their submission.
+    ///
+    /// # Errors
+    /// A batch that does not fit the capacity, names a slot or block that does not exist, writes one slot twice, or
+    /// holds a token id outside the vocabulary.
+    fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>>;
+}
+
+/// What the tokens of one output row came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// The best candidates with their logits, best first; of equal logits the lower id comes first.
+    pub candidates: Vec<(u32, f32)>,
+    /// `ln sum exp(logit)` over the whole row.
+    pub log_normaliser: f32,
+    /// The logit of the row's [`OutputRow::target`].
+    pub target_logit: Option<f32>,
+    /// Whether every logit was finite. Where false, the other fields mean nothing.
+    pub finite: bool,
+}
+
+/// What a submission gives back.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutput {
+    /// One choice an output row, in the batch's order.
+    pub choices: Vec<Choice>,
+    /// The logits of the output rows, `[outputs, vocabulary]`, where [`Select::keep_rows`] asked for them.
+    pub logits: Vec<f32>,
+    /// The probed tensors, in the order of recording.
+    pub probes: Vec<TensorValues>,
+}
+
+/// A promise of a device's answer.
+pub struct Ticket<T>(Pin<Box<dyn Future<Output = Result<T>> + Send>>);
+
+impl<T: Send + 'static> Ticket<T> {
+    /// A ticket that waits for `future`.
+    pub fn new(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
+        Self(Box::pin(future))
+    }
+
+    /// A ticket whose answer is there already.
+    pub fn ready(answer: Result<T>) -> Self {
+        Self::new(std::future::ready(answer))
+    }
+
+    /// Blocks the thread until the answer is there. For threads that may block; in a browser, await it.
+    ///
+    /// # Errors
+    /// Those of the work itself.
+    pub fn wait(self) -> Result<T> {
+        pollster::block_on(self)
+    }
+}
+
+impl<T> Future for Ticket<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}

@@ -1,0 +1,114 @@
+//! The two pools: slots of KDA states, which have a fixed size, and blocks of MLA latents, which a sequence gathers.
+//!
+//! A pool is memory with numbers on it. Who owns which slot or block is the business of the cache, not of the backend.
+
+use crate::config::Dtype;
+
+/// One place in a [`StatePool`]: the recurrent matrices and convolution tails of all KDA layers of one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+/// One block of a [`LatentPool`]: `block_tokens` consecutive tokens of one sequence, in every MLA layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block(pub u32);
+
+/// What one slot holds, a layer at a time: a state of `[value_heads, key_width, value_width]` and a convolution tail
+/// of `[channels, taps - 1]`, oldest input first, both f32. Heads are this rank's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateLayout {
+    /// KDA layers.
+    pub layers: usize,
+    /// Heads of queries and keys. Value head `h` reads key head `h / (value_heads / key_heads)`.
+    pub key_heads: usize,
+    /// Heads of values, gates and states.
+    pub value_heads: usize,
+    /// Width K of a key.
+    pub key_width: usize,
+    /// Width V of a value.
+    pub value_width: usize,
+    /// Taps of the short convolution.
+    pub taps: usize,
+    /// Slots in the pool.
+    pub slots: usize,
+}
+
+impl StateLayout {
+    /// Channels of the convolution: queries, keys and values side by side.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        2 * self.key_heads * self.key_width + self.value_heads * self.value_width
+    }
+
+    /// Elements of one layer's recurrent state.
+    #[must_use]
+    pub fn state_len(&self) -> usize {
+        self.value_heads * self.key_width * self.value_width
+    }
+
+    /// Elements of one layer's convolution tail.
+    #[must_use]
+    pub fn tail_len(&self) -> usize {
+        self.channels() * (self.taps - 1)
+    }
+
+    /// Bytes of the whole pool.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        4 * (self.layers * self.slots) as u64 * (self.state_len() + self.tail_len()) as u64
+    }
+}
+
+/// A pool of KDA states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatePool {
+    /// The backend's number for it.
+    pub id: u32,
+    /// Its shape.
+    pub layout: StateLayout,
+}
+
+/// The shape of a latent pool: `[layers, blocks, block_tokens, latent + rope]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentLayout {
+    /// MLA layers.
+    pub layers: usize,
+    /// Width of the normalised latent c'.
+    pub latent: usize,
+    /// Width of the key part shared by all heads, k_pe.
+    pub rope: usize,
+    /// Tokens a block.
+    pub block_tokens: usize,
+    /// Blocks in the pool.
+    pub blocks: usize,
+    /// The dtype that rows are cached in.
+    pub dtype: Dtype,
+}
+
+impl LatentLayout {
+    /// Elements of one token's row.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.latent + self.rope
+    }
+
+    /// Elements of the whole pool.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.layers * self.blocks * self.block_tokens * self.width()
+    }
+
+    /// Whether the pool holds nothing (a model without MLA layers).
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A pool of MLA latents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentPool {
+    /// The backend's number for it.
+    pub id: u32,
+    /// Its shape.
+    pub layout: LatentLayout,
+}

@@ -1,0 +1,480 @@
+//! From a checkpoint to a model: which tensors make up which weight, and this rank's part of each.
+
+use std::ops::Range;
+
+use super::{
+    AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, output_tensor, share,
+    token_tensor,
+};
+use crate::backend::{
+    Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock, Route,
+    Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
+};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Attention, Ffn, ModelConfig};
+use crate::error::{BackendError, Error};
+
+/// Which part of a stored matrix this rank takes.
+#[derive(Clone, Copy)]
+enum Cut {
+    /// All of it.
+    Whole,
+    /// Its share of the rows: outputs by head, hidden unit or token.
+    Rows,
+    /// Its share of the columns: inputs likewise.
+    Columns,
+}
+
+pub(super) fn load(
+    config: &ModelConfig,
+    checkpoint: &Checkpoint,
+    mut backend: Box<dyn Backend>,
+    limits: Limits,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Model, Error> {
+    let shard = backend.shard();
+    let heads = share(shard, "KDA heads", config.kda_num_heads)?.len();
+    let states = backend.state_pool(StateLayout {
+        layers: config.kda_layers().count(),
+        key_heads: heads,
+        value_heads: heads,
+        key_width: config.kda_head_dim,
+        value_width: config.kda_head_dim,
+        taps: config.short_conv_kernel_size,
+        slots: limits.slots,
+    })?;
+    let latents = backend.latent_pool(LatentLayout {
+        layers: config.mla_layers().count(),
+        latent: config.kv_lora_rank,
+        rope: config.qk_rope_head_dim,
+        block_tokens: limits.block_tokens,
+        blocks: limits.blocks,
+        dtype: limits.cache,
+    })?;
+    let activations = Activations::plan(config, &mut *backend, &limits, shard)?;
+    let d = config.hidden_size;
+    let local_logits = {
+        let width = share(shard, "the vocabulary", config.vocab_size)?.len();
+        output_tensor(&mut *backend, &limits, width, Element::F32)?
+    };
+    let logits = if shard.ranks == 1 {
+        local_logits
+    } else {
+        output_tensor(&mut *backend, &limits, config.vocab_size, Element::F32)?
+    };
+    let head = Head {
+        normed: output_tensor(&mut *backend, &limits, d, Element::Activation)?,
+        local_logits,
+        logits,
+    };
+
+    let mut loader = Loader {
+        config,
+        checkpoint,
+        backend: &mut *backend,
+        shard,
+        done: 0,
+        progress,
+    };
+    let embedding = loader.weight(&["model.embed_tokens.weight".to_owned()], 1, Cut::Whole)?;
+    let (mut kda_layers, mut mla_layers) = (0.., 0..);
+    let mut layers = Vec::with_capacity(config.layers.len());
+    for (i, kind) in config.layers.iter().enumerate() {
+        let prefix = format!("model.layers.{i}.");
+        let attention = match kind.attention {
+            Attention::Kda => {
+                let layer = kda_layers.next().unwrap_or_default();
+                AttentionBlock::Kda(Box::new(loader.kda(
+                    &prefix,
+                    states,
+                    layer,
+                    &activations,
+                )?))
+            }
+            Attention::Mla => {
+                let layer = mla_layers.next().unwrap_or_default();
+                AttentionBlock::Mla(Box::new(loader.mla(
+                    &prefix,
+                    latents,
+                    layer,
+                    &activations,
+                )?))
+            }
+        };
+        let ffn = match kind.ffn {
+            Ffn::Dense => FfnBlock::Dense(Box::new(loader.dense(&prefix, &activations)?)),
+            Ffn::Moe => FfnBlock::Moe(Box::new(loader.moe(&prefix, &activations)?)),
+        };
+        layers.push(Layer {
+            input_norm: loader.whole(format!("{prefix}input_layernorm.weight"))?,
+            attention,
+            post_attention_norm: loader
+                .whole(format!("{prefix}post_attention_layernorm.weight"))?,
+            ffn,
+        });
+    }
+    let final_norm = loader.whole("model.norm.weight".to_owned())?;
+    let lm_head = loader.weight(&["lm_head.weight".to_owned()], 1, Cut::Rows)?;
+    let stream = activations.stream;
+    let config = config.clone();
+    Ok(Model {
+        config,
+        backend,
+        limits,
+        embedding,
+        layers,
+        final_norm,
+        lm_head,
+        states,
+        latents,
+        stream,
+        head,
+    })
+}
+
+/// The scratch of all blocks; layers run one after the other and share it.
+struct Activations {
+    stream: Stream,
+    kda: Option<KdaScratch>,
+    mla: Option<MlaScratch>,
+    dense: Option<MlpScratch>,
+    moe: Option<MoeScratch>,
+}
+
+struct KdaScratch {
+    qkv: Tensor,
+    qkv_conv: Tensor,
+    gate_rank: Tensor,
+    decay: Tensor,
+    gates: Tensor,
+    write: Tensor,
+    beta: Tensor,
+    heads: Tensor,
+    gate: Tensor,
+    normed: Tensor,
+}
+
+struct MlaScratch {
+    query: Tensor,
+    kv_a: Tensor,
+    heads: Tensor,
+}
+
+#[derive(Clone, Copy)]
+struct MlpScratch {
+    gate_up: Tensor,
+    hidden: Tensor,
+}
+
+struct MoeScratch {
+    experts: Tensor,
+    weights: Tensor,
+    /// The shared experts' hidden activations and their output, where there are any.
+    shared: Option<(MlpScratch, Tensor)>,
+}
+
+impl Activations {
+    fn plan(
+        config: &ModelConfig,
+        backend: &mut dyn Backend,
+        limits: &Limits,
+        shard: Shard,
+    ) -> Result<Self, BackendError> {
+        let mut plan = |width, element| token_tensor(backend, limits, width, element);
+        let d = config.hidden_size;
+        let (activation, f32) = (Element::Activation, Element::F32);
+        let stream = Stream {
+            hidden: plan(d, activation)?,
+            normed: plan(d, activation)?,
+            output: plan(d, activation)?,
+        };
+        let has = |wanted: Attention| config.layers.iter().any(|layer| layer.attention == wanted);
+        let has_ffn = |wanted: Ffn| config.layers.iter().any(|layer| layer.ffn == wanted);
+        let kda = if has(Attention::Kda) {
+            let heads = share(shard, "KDA heads", config.kda_num_heads)?.len();
+            let width = heads * config.kda_head_dim;
+            Some(KdaScratch {
+                qkv: plan(3 * width, activation)?,
+                qkv_conv: plan(3 * width, activation)?,
+                gate_rank: plan(config.kda_head_dim, activation)?,
+                decay: plan(width, activation)?,
+                gates: plan(width, f32)?,
+                write: plan(heads, activation)?,
+                beta: plan(heads, f32)?,
+                heads: plan(width, activation)?,
+                gate: plan(width, activation)?,
+                normed: plan(width, activation)?,
+            })
+        } else {
+            None
+        };
+        let mla = if has(Attention::Mla) {
+            let heads = share(shard, "attention heads", config.num_attention_heads)?.len();
+            Some(MlaScratch {
+                query: plan(heads * config.mla_query_dim(), activation)?,
+                kv_a: plan(config.latent_width(), activation)?,
+                heads: plan(heads * config.v_head_dim, activation)?,
+            })
+        } else {
+            None
+        };
+        let mut mlp = |what, n| -> Result<MlpScratch, BackendError> {
+            let n = share(shard, what, n)?.len();
+            Ok(MlpScratch {
+                gate_up: plan(2 * n, activation)?,
+                hidden: plan(n, activation)?,
+            })
+        };
+        let dense = if has_ffn(Ffn::Dense) {
+            Some(mlp("the dense hidden width", config.intermediate_size)?)
+        } else {
+            None
+        };
+        let moe = if has_ffn(Ffn::Moe) {
+            let shared = if config.num_shared_experts > 0 {
+                Some(mlp(
+                    "the shared experts' hidden width",
+                    config.shared_intermediate_size(),
+                )?)
+            } else {
+                None
+            };
+            Some(MoeScratch {
+                experts: plan(config.num_experts_per_token, Element::Index)?,
+                weights: plan(config.num_experts_per_token, f32)?,
+                shared: shared
+                    .map(|scratch| Ok((scratch, plan(d, activation)?)))
+                    .transpose()?,
+            })
+        } else {
+            None
+        };
+        Ok(Self {
+            stream,
+            kda,
+            mla,
+            dense,
+            moe,
+        })
+    }
+}
+
+/// An activation that `Activations::plan` made because the configuration has such a layer.
+fn planned<'a, T>(scratch: Option<&'a T>, what: &'static str) -> Result<&'a T, BackendError> {
+    scratch.ok_or_else(|| BackendError::Shape {
+        operation: "loading",
+        what,
+        expected: "planned".to_owned(),
+        found: "missing".to_owned(),
+    })
+}
+
+struct Loader<'a> {
+    config: &'a ModelConfig,
+    checkpoint: &'a Checkpoint,
+    backend: &'a mut dyn Backend,
+    shard: Shard,
+    done: u64,
+    progress: &'a mut dyn FnMut(u64),
+}
+
+impl Loader<'_> {
+    /// Hands over the named tensors, laid one below the other as a stack of `stack` matrices, each cut alike.
+    fn weight(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
+        let first = self.checkpoint.tensor(&names[0])?;
+        let columns = first.shape.get(1).copied().unwrap_or(1);
+        let mut rows = 0;
+        let mut parts = Vec::with_capacity(names.len());
+        for name in names {
+            let tensor = self.checkpoint.tensor(name)?;
+            let same = (tensor.format, tensor.shape.get(1).copied().unwrap_or(1));
+            if same != (first.format, columns) {
+                return Err(Error::Backend(BackendError::Weight {
+                    name: name.clone(),
+                    what: "dtype and width, since the two are one matrix here,",
+                    expected: format!("{} x {columns} as in {}", first.format, names[0]),
+                    found: format!("{} x {}", same.0, same.1),
+                }));
+            }
+            let range: Range<usize> = match cut {
+                Cut::Rows => share(self.shard, "rows of a weight", tensor.shape[0])?,
+                Cut::Whole | Cut::Columns => 0..tensor.shape[0],
+            };
+            rows += range.len();
+            let row = columns * tensor.format.size();
+            parts.push(tensor.bytes.slice(range.start * row..range.end * row));
+            self.done += tensor.bytes.len() as u64;
+        }
+        let range = match cut {
+            Cut::Columns => share(self.shard, "columns of a weight", columns)?,
+            Cut::Whole | Cut::Rows => 0..columns,
+        };
+        let weight = self.backend.weight(WeightSource {
+            name: names[0].clone(),
+            format: first.format,
+            stack,
+            rows: rows / stack,
+            columns: range.len(),
+            stored_columns: columns,
+            first_column: range.start,
+            parts,
+            shard: self.shard,
+        })?;
+        (self.progress)(self.done);
+        Ok(weight)
+    }
+
+    fn whole(&mut self, name: String) -> Result<Weight, Error> {
+        self.weight(&[name], 1, Cut::Whole)
+    }
+
+    fn rows(&mut self, name: String) -> Result<Weight, Error> {
+        self.weight(&[name], 1, Cut::Rows)
+    }
+
+    fn columns(&mut self, name: String) -> Result<Weight, Error> {
+        self.weight(&[name], 1, Cut::Columns)
+    }
+
+    fn kda(
+        &mut self,
+        prefix: &str,
+        pool: StatePool,
+        layer: usize,
+        activations: &Activations,
+    ) -> Result<KdaBlock, Error> {
+        let scratch = planned(activations.kda.as_ref(), "KDA scratch")?;
+        let name = |part: &str| format!("{prefix}self_attn.{part}");
+        let qkv = |part: &str| ["q", "k", "v"].map(|x| name(&format!("{x}_{part}.weight")));
+        Ok(KdaBlock {
+            input: activations.stream.normed,
+            qkv_proj: self.weight(&qkv("proj"), 1, Cut::Rows)?,
+            conv: self.weight(&qkv("conv1d"), 1, Cut::Rows)?,
+            decay_proj: [
+                self.whole(name("f_a_proj.weight"))?,
+                self.rows(name("f_b_proj.weight"))?,
+            ],
+            beta_proj: self.rows(name("b_proj.weight"))?,
+            a_log: self.rows(name("A_log"))?,
+            dt_bias: self.rows(name("dt_bias"))?,
+            gate_proj: [
+                self.whole(name("g_a_proj.weight"))?,
+                self.rows(name("g_b_proj.weight"))?,
+            ],
+            output_norm: (self.whole(name("o_norm.weight"))?, self.config.rms_norm_eps),
+            output_proj: self.columns(name("o_proj.weight"))?,
+            pool,
+            layer,
+            qkv: scratch.qkv,
+            qkv_conv: scratch.qkv_conv,
+            gate_rank: scratch.gate_rank,
+            decay: scratch.decay,
+            gates: scratch.gates,
+            write: scratch.write,
+            beta: scratch.beta,
+            heads: scratch.heads,
+            gate: scratch.gate,
+            normed: scratch.normed,
+            output: activations.stream.output,
+        })
+    }
+
+    fn mla(
+        &mut self,
+        prefix: &str,
+        pool: LatentPool,
+        layer: usize,
+        activations: &Activations,
+    ) -> Result<MlaBlock, Error> {
+        let scratch = planned(activations.mla.as_ref(), "MLA scratch")?;
+        let name = |part: &str| format!("{prefix}self_attn.{part}.weight");
+        Ok(MlaBlock {
+            input: activations.stream.normed,
+            query_proj: self.rows(name("q_proj"))?,
+            kv_a_proj: self.whole(name("kv_a_proj_with_mqa"))?,
+            kv_a_norm: (
+                self.whole(name("kv_a_layernorm"))?,
+                ModelConfig::KV_A_NORM_EPS,
+            ),
+            kv_b_proj: self.rows(name("kv_b_proj"))?,
+            output_proj: self.columns(name("o_proj"))?,
+            nope: self.config.qk_nope_head_dim,
+            value: self.config.v_head_dim,
+            pool,
+            layer,
+            query: scratch.query,
+            kv_a: scratch.kv_a,
+            heads: scratch.heads,
+            output: activations.stream.output,
+        })
+    }
+
+    /// A gated MLP whose tensors begin with `prefix`.
+    fn mlp(
+        &mut self,
+        prefix: &str,
+        input: Tensor,
+        scratch: MlpScratch,
+        output: Tensor,
+    ) -> Result<MlpBlock, Error> {
+        let gate_up = ["gate", "up"].map(|x| format!("{prefix}{x}_proj.weight"));
+        Ok(MlpBlock {
+            input,
+            gate_up_proj: self.weight(&gate_up, 1, Cut::Rows)?,
+            down_proj: self.columns(format!("{prefix}down_proj.weight"))?,
+            gate_up: scratch.gate_up,
+            hidden: scratch.hidden,
+            output,
+            reduce: true,
+        })
+    }
+
+    fn dense(&mut self, prefix: &str, activations: &Activations) -> Result<MlpBlock, Error> {
+        let Stream { normed, output, .. } = activations.stream;
+        let scratch = *planned(activations.dense.as_ref(), "dense scratch")?;
+        self.mlp(&format!("{prefix}mlp."), normed, scratch, output)
+    }
+
+    fn moe(&mut self, prefix: &str, activations: &Activations) -> Result<MoeBlock, Error> {
+        let prefix = format!("{prefix}block_sparse_moe.");
+        let Stream { normed, output, .. } = activations.stream;
+        let scratch = planned(activations.moe.as_ref(), "MoE scratch")?;
+        let local = share(self.shard, "experts", self.config.num_experts)?;
+        let stack = |part: &str| -> Vec<String> {
+            local
+                .clone()
+                .map(|expert| format!("{prefix}experts.{expert}.{part}.weight"))
+                .collect()
+        };
+        let route = Route {
+            input: normed,
+            weight: self.whole(format!("{prefix}gate.weight"))?,
+            bias: self.whole(format!("{prefix}gate.e_score_correction_bias"))?,
+            groups: self.config.num_expert_group,
+            top_groups: self.config.topk_group,
+            renormalize: self.config.moe_renormalize,
+            scale: self.config.routed_scaling_factor,
+            experts: scratch.experts,
+            weights: scratch.weights,
+        };
+        let shared = match scratch.shared {
+            Some((scratch, shared_output)) => {
+                let prefix = format!("{prefix}shared_experts.");
+                Some(MlpBlock {
+                    reduce: false,
+                    ..self.mlp(&prefix, normed, scratch, shared_output)?
+                })
+            }
+            None => None,
+        };
+        Ok(MoeBlock {
+            route,
+            gate: self.weight(&stack("w1"), local.len(), Cut::Whole)?,
+            up: self.weight(&stack("w3"), local.len(), Cut::Whole)?,
+            down: self.weight(&stack("w2"), local.len(), Cut::Whole)?,
+            first_expert: local.start,
+            shared,
+            output,
+        })
+    }
+}

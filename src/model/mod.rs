@@ -1,0 +1,287 @@
+//! The forward pass of Kimi Linear, once, over the backend trait.
+//!
+//! A [`Model`] owns a backend with the weights, the two pools and the activations in it, and records steps. It holds
+//! no sequences: which slot and which blocks belong to whom is decided above.
+
+mod load;
+
+use crate::backend::{
+    Add, AllGather, Backend, Capacity, Element, Embed, KdaBlock, LatentPool, Linear, MlaBlock,
+    MlpBlock, MoeBlock, RmsNorm, Rows, Select, Shard, StatePool, Step, Tensor, Weight,
+};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Dtype, ModelConfig};
+use crate::error::{BackendError, Error};
+
+/// How much a model is made to hold: the sizes of its activations and pools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most that one step may hold.
+    pub step: Capacity,
+    /// KDA state slots, one a sequence or checkpoint.
+    pub slots: usize,
+    /// Blocks of MLA latents.
+    pub blocks: usize,
+    /// Tokens a block.
+    pub block_tokens: usize,
+    /// The dtype of cached latents.
+    pub cache: Dtype,
+}
+
+/// What a step is to give back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recording {
+    /// Candidates for each output row, at least 1.
+    pub candidates: usize,
+    /// Whether whole rows of logits come back.
+    pub keep_rows: bool,
+    /// Whether the residual stream comes back: the embedding, then after each layer, then the logits.
+    pub probe_hidden: bool,
+}
+
+/// One layer: a norm, an attention block, a norm, a feed-forward block.
+struct Layer {
+    input_norm: Weight,
+    attention: AttentionBlock,
+    post_attention_norm: Weight,
+    ffn: FfnBlock,
+}
+
+enum AttentionBlock {
+    Kda(Box<KdaBlock>),
+    Mla(Box<MlaBlock>),
+}
+
+enum FfnBlock {
+    Dense(Box<MlpBlock>),
+    Moe(Box<MoeBlock>),
+}
+
+/// Activations that every layer shares.
+#[derive(Clone, Copy)]
+struct Stream {
+    /// The residual stream, `[T, d]`.
+    hidden: Tensor,
+    /// The normed stream, a block's input, `[T, d]`.
+    normed: Tensor,
+    /// A block's contribution, `[T, d]`.
+    output: Tensor,
+}
+
+/// The head's activations.
+#[derive(Clone, Copy)]
+struct Head {
+    /// `[O, d]`.
+    normed: Tensor,
+    /// `[O, local vocabulary]`, f32.
+    local_logits: Tensor,
+    /// `[O, vocabulary]`, f32; the same tensor where one rank holds the whole vocabulary.
+    logits: Tensor,
+}
+
+/// A loaded model.
+pub struct Model {
+    config: ModelConfig,
+    backend: Box<dyn Backend>,
+    limits: Limits,
+    embedding: Weight,
+    layers: Vec<Layer>,
+    final_norm: Weight,
+    lm_head: Weight,
+    states: StatePool,
+    latents: LatentPool,
+    stream: Stream,
+    head: Head,
+}
+
+impl Model {
+    /// Hands the weights of `checkpoint` to `backend` and plans pools and activations. `progress` is told the bytes
+    /// handed over so far, of [`Checkpoint::total_bytes`].
+    ///
+    /// # Errors
+    /// Too little memory, or heads, experts or a vocabulary that do not divide among the backend's ranks.
+    pub fn load(
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        backend: Box<dyn Backend>,
+        limits: Limits,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, Error> {
+        load::load(config, checkpoint, backend, limits, progress)
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// What the model was made to hold.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The pool of KDA states.
+    #[must_use]
+    pub fn states(&self) -> StatePool {
+        self.states
+    }
+
+    /// The pool of MLA latents.
+    #[must_use]
+    pub fn latents(&self) -> LatentPool {
+        self.latents
+    }
+
+    /// The backend, to read and write its pools.
+    pub fn backend(&mut self) -> &mut dyn Backend {
+        &mut *self.backend
+    }
+
+    /// Records the forward pass for batches of at most `capacity`.
+    ///
+    /// # Errors
+    /// A capacity beyond the model's limits, or too little memory.
+    pub fn record(
+        &mut self,
+        capacity: Capacity,
+        recording: Recording,
+    ) -> Result<Box<dyn Step>, BackendError> {
+        self.check(&capacity)?;
+        let Stream {
+            hidden,
+            normed,
+            output,
+        } = self.stream;
+        let eps = self.config.rms_norm_eps;
+        let mut step = self.backend.step(capacity)?;
+        step.embed(Embed {
+            weight: self.embedding,
+            output: hidden,
+        })?;
+        if recording.probe_hidden {
+            step.probe(hidden)?;
+        }
+        for layer in &self.layers {
+            step.rms_norm(RmsNorm {
+                input: hidden,
+                weight: layer.input_norm,
+                eps,
+                output: normed,
+            })?;
+            match &layer.attention {
+                AttentionBlock::Kda(block) => step.kda_block(block)?,
+                AttentionBlock::Mla(block) => step.mla_block(block)?,
+            }
+            step.add(Add {
+                source: output,
+                target: hidden,
+            })?;
+            step.rms_norm(RmsNorm {
+                input: hidden,
+                weight: layer.post_attention_norm,
+                eps,
+                output: normed,
+            })?;
+            match &layer.ffn {
+                FfnBlock::Dense(block) => step.mlp_block(block)?,
+                FfnBlock::Moe(block) => step.moe_block(block)?,
+            }
+            step.add(Add {
+                source: output,
+                target: hidden,
+            })?;
+            if recording.probe_hidden {
+                step.probe(hidden)?;
+            }
+        }
+        let head = self.head;
+        step.rms_norm(RmsNorm {
+            input: hidden,
+            weight: self.final_norm,
+            eps,
+            output: head.normed,
+        })?;
+        step.linear(Linear {
+            input: head.normed,
+            weight: self.lm_head,
+            output: head.local_logits,
+        })?;
+        if head.local_logits != head.logits {
+            step.all_gather(AllGather {
+                input: head.local_logits,
+                output: head.logits,
+            })?;
+        }
+        if recording.probe_hidden {
+            step.probe(head.logits)?;
+        }
+        let Recording {
+            candidates,
+            keep_rows,
+            ..
+        } = recording;
+        step.select(Select {
+            logits: head.logits,
+            candidates,
+            keep_rows,
+        })?;
+        Ok(step)
+    }
+
+    fn check(&self, capacity: &Capacity) -> Result<(), BackendError> {
+        let most = &self.limits.step;
+        let sizes = [
+            ("tokens", capacity.tokens, most.tokens),
+            ("pieces", capacity.pieces, most.pieces),
+            ("output rows", capacity.outputs, most.outputs),
+            ("block table entries", capacity.blocks, most.blocks),
+            ("state checkpoints", capacity.checkpoints, most.checkpoints),
+        ];
+        for (what, found, most) in sizes {
+            if found > most {
+                return Err(BackendError::Batch {
+                    what: format!("a step's capacity for {what}"),
+                    expected: format!("at most {most}"),
+                    found: found.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Plans tensors of one row a token.
+fn token_tensor(
+    backend: &mut dyn Backend,
+    limits: &Limits,
+    width: usize,
+    element: Element,
+) -> Result<Tensor, BackendError> {
+    backend.tensor(Rows::Tokens, limits.step.tokens, width, element)
+}
+
+/// Plans tensors of one row an output.
+fn output_tensor(
+    backend: &mut dyn Backend,
+    limits: &Limits,
+    width: usize,
+    element: Element,
+) -> Result<Tensor, BackendError> {
+    backend.tensor(Rows::Outputs, limits.step.outputs, width, element)
+}
+
+/// This rank's share of `len` things, or an error that names them.
+fn share(
+    shard: Shard,
+    what: &'static str,
+    len: usize,
+) -> Result<std::ops::Range<usize>, BackendError> {
+    shard.range(len).ok_or_else(|| BackendError::Shape {
+        operation: "sharding",
+        what,
+        expected: format!("a multiple of {} ranks", shard.ranks),
+        found: len.to_string(),
+    })
+}

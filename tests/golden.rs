@@ -1,0 +1,125 @@
+//! The reference checkpoints against what another implementation computed from them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use common::{Fixture, close, reference};
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, StepOutput};
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::model::{Limits, Model, Recording};
+
+/// f32 results against the oracle, which agrees with itself to 2e-6.
+const BOUND: f64 = 1e-5;
+
+const BLOCK_TOKENS: usize = 16;
+
+fn load(name: &str, tokens: usize) -> Model {
+    let dir = reference(name);
+    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
+    let blocks = 64;
+    let step = Capacity { tokens, pieces: 1, outputs: tokens, blocks, checkpoints: 0 };
+    let limits = Limits { step, slots: 2, blocks, block_tokens: BLOCK_TOKENS, cache: Dtype::F32 };
+    Model::load(&config, &checkpoint, Box::new(CpuBackend::new()), limits, &mut |_| {}).unwrap()
+}
+
+/// One piece of the only sequence, its logits wanted at every position.
+fn batch(tokens: &[u32], position: usize) -> Batch {
+    let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
+    Batch {
+        tokens: tokens.to_vec(),
+        pieces: vec![Piece {
+            length: tokens.len(),
+            position,
+            slot_in: (position > 0).then_some(Slot(1)),
+            slot_out: Slot(1),
+            checkpoints: Vec::new(),
+            blocks: (0..blocks).map(|i| Block(63 - i)).collect(),
+        }],
+        outputs: (0..tokens.len()).map(|row| OutputRow { row, target: None }).collect(),
+    }
+}
+
+const ALL: Recording = Recording { candidates: 1, keep_rows: true, probe_hidden: true };
+
+/// Logits at every position, with the prompt cut into pieces of at most `piece` tokens.
+fn prefill(model: &mut Model, tokens: &[u32], piece: usize) -> (Vec<f32>, StepOutput) {
+    let mut step = model.record(model.limits().step, ALL).unwrap();
+    let (mut logits, mut last) = (Vec::new(), StepOutput::default());
+    for (i, tokens) in tokens.chunks(piece).enumerate() {
+        last = step.submit(&batch(tokens, i * piece)).unwrap().wait().unwrap();
+        logits.extend_from_slice(&last.logits);
+    }
+    (logits, last)
+}
+
+fn check(name: &str, lengths: &[usize], traced: usize) {
+    let expected = Fixture::open(&format!("{name}/expected.safetensors"));
+    let mut model = load(name, 200);
+    for n in lengths {
+        let of = |what: &str| format!("prompt.{n}.{what}");
+        let tokens = expected.ids(&of("tokens"));
+        for piece in [200, 1, 7, 16, 64] {
+            let (logits, output) = prefill(&mut model, &tokens, piece);
+            let label = |what: &str| format!("{name}, {what} of {n} tokens by {piece}");
+            close(&label("logits"), &logits, &expected.f32(&of("logits")), BOUND);
+            if *n == traced {
+                check_caches(&mut model, &expected, *n, &label);
+                if piece >= *n {
+                    for i in 0..model.config().layers.len() {
+                        let hidden = output.probes[i + 1].as_f32().unwrap();
+                        close(&label("hidden"), hidden, &expected.f32(&of(&format!("hidden.{i}"))), BOUND);
+                    }
+                }
+            }
+            let mut greedy = vec![output.choices.last().unwrap().candidates[0].0];
+            let mut step = model.record(model.limits().step, ALL).unwrap();
+            while greedy.len() < 24 {
+                let last = &greedy[greedy.len() - 1..];
+                let output = step.submit(&batch(last, n + greedy.len() - 1)).unwrap().wait().unwrap();
+                greedy.push(output.choices[0].candidates[0].0);
+            }
+            assert_eq!(greedy, expected.ids(&of("greedy")), "{}", label("greedy tokens"));
+        }
+    }
+}
+
+/// States, convolution tails and latents after the traced prompt.
+fn check_caches(model: &mut Model, expected: &Fixture, n: usize, label: &dyn Fn(&str) -> String) {
+    let config = model.config().clone();
+    let (states, latents) = (model.states(), model.latents());
+    for (ordinal, layer) in config.kda_layers().enumerate() {
+        let record = model.backend().read_state(&states, ordinal, Slot(1)).wait().unwrap();
+        close(&label("state"), &record.state, &expected.f32(&format!("prompt.{n}.state.{layer}")), BOUND);
+        // The fixtures hold the last four inputs; the newest three are the state.
+        let four = expected.f32(&format!("prompt.{n}.conv.{layer}"));
+        let three: Vec<f32> = four.chunks_exact(4).flat_map(|inputs| inputs[1..].to_vec()).collect();
+        close(&label("tail"), &record.tail, &three, BOUND);
+    }
+    let blocks = batch(&vec![0; n], 0).pieces.remove(0).blocks;
+    for (ordinal, layer) in config.mla_layers().enumerate() {
+        let (mut latent, mut k_pe) = (Vec::new(), Vec::new());
+        for (i, block) in blocks.iter().enumerate() {
+            let rows = BLOCK_TOKENS.min(n - i * BLOCK_TOKENS);
+            let record = model.backend().read_latents(&latents, ordinal, *block, rows).wait().unwrap();
+            for row in record.rows.chunks_exact(record.latent + record.rope) {
+                latent.extend_from_slice(&row[..record.latent]);
+                k_pe.extend_from_slice(&row[record.latent..]);
+            }
+        }
+        close(&label("latent"), &latent, &expected.f32(&format!("prompt.{n}.latent.{layer}")), BOUND);
+        close(&label("k_pe"), &k_pe, &expected.f32(&format!("prompt.{n}.k_pe.{layer}")), BOUND);
+    }
+}
+
+#[test]
+fn tiny_a_computes_what_it_must() {
+    check("tiny-a", &[1, 7, 64, 65, 200], 65);
+}
+
+#[test]
+fn tiny_128_computes_what_it_must() {
+    check("tiny-128", &[5, 130], 130);
+}
