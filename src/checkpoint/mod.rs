@@ -24,6 +24,9 @@ use crate::config::ModelConfig;
 use crate::error::CheckpointError;
 
 /// An opened checkpoint: every tensor is there.
+///
+/// The files are mapped, not read: they must neither be rewritten nor shortened while the checkpoint, or any
+/// [`TensorData`] of it, lives.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,

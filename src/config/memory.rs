@@ -20,6 +20,8 @@ pub struct MemoryRequest {
     pub weights: Dtype,
     /// Dtype of the latent cache.
     pub cache: Dtype,
+    /// Dtype of the convolution tails; the recurrent matrices are f32 everywhere.
+    pub tails: Dtype,
     /// Tokens in a block of the latent cache; a sequence's last block is counted whole.
     pub block_tokens: usize,
     /// The most tokens of one step: the longest piece of a prompt.
@@ -130,10 +132,11 @@ impl ModelConfig {
         ])
     }
 
-    /// Bytes of one state slot, whatever the sequence's length: the recurrent matrices and the convolution tails, in f32.
-    pub fn kda_state_bytes(&self) -> u64 {
+    /// Bytes of one state slot, whatever the sequence's length: the recurrent matrices in f32, and the convolution tails
+    /// in `tails` (f32 on the CPU and in WGSL; the published figure of 41.4 MiB at 48B has them in bf16).
+    pub fn kda_state_bytes(&self, tails: Dtype) -> u64 {
         self.recurrent_state_bytes()
-            .saturating_add(self.conv_state_bytes(Dtype::F32))
+            .saturating_add(self.conv_state_bytes(tails))
     }
 
     /// Bytes that one token adds to the latent cache, over all MLA layers.
@@ -178,7 +181,9 @@ impl ModelConfig {
         let slots = request.sequences.saturating_add(request.spare_slots);
         Memory {
             weights: self.weight_bytes(request.weights),
-            states: self.kda_state_bytes().saturating_mul(slots as u64),
+            states: self
+                .kda_state_bytes(request.tails)
+                .saturating_mul(slots as u64),
             latents: self
                 .latent_bytes_per_token(request.cache)
                 .saturating_mul(product(&[

@@ -102,7 +102,7 @@ pub struct ModelConfig {
     pub num_shared_experts: usize,
     /// Leading layers with a dense MLP. [`ModelConfig::layers`] is what counts; this is what the file says.
     pub first_k_dense_replace: usize,
-    /// After the leading dense layers, every how manieth layer has experts. `layers` is what counts.
+    /// After the leading dense layers, one layer in so many has experts. `layers` is what counts.
     pub moe_layer_freq: usize,
     /// Whether the chosen experts' weights are divided by their sum.
     pub moe_renormalize: bool,

@@ -15,8 +15,9 @@ const MOST: usize = 1 << 26;
 const MOST_WIDTH: usize = 1 << 31;
 /// The most layers.
 const MOST_LAYERS: usize = 1 << 12;
-/// The most experts of a layer.
+/// The most experts of a layer, and of all layers.
 const MOST_EXPERTS: usize = 1 << 12;
+const MOST_EXPERTS_IN_ALL: usize = 1 << 18;
 
 pub(super) fn model_config(text: &str) -> Result<ModelConfig, ConfigError> {
     let value: Value = serde_json::from_str(text).map_err(ConfigError::Json)?;
@@ -93,6 +94,9 @@ fn refuse_other_models(fields: &Fields<'_>) -> Result<(), ConfigError> {
     if model_type != "kimi_linear" {
         return Err(unsupported("model_type", "\"kimi_linear\"", model_type));
     }
+    if let Some(other) = fields.at("linear_attn_config").filter(|v| !v.is_object()) {
+        return Err(wrong("linear_attn_config", "an object", other));
+    }
     if let Some(quantization) = fields.at("quantization_config") {
         let method = quantization
             .get("quant_method")
@@ -164,6 +168,13 @@ fn judge(c: &ModelConfig, fields: &Fields<'_>) -> Result<(), ConfigError> {
         }
     };
     let (experts, groups) = (c.num_experts, c.num_expert_group);
+    let in_all = c.num_hidden_layers.saturating_mul(experts);
+    check(
+        in_all <= MOST_EXPERTS_IN_ALL,
+        "num_hidden_layers x num_experts",
+        format!("at most {MOST_EXPERTS_IN_ALL}"),
+        in_all,
+    )?;
     check(
         c.num_experts_per_token <= experts,
         "num_experts_per_token",
