@@ -1,1 +1,3 @@
+//! The `kimi-linear` program.
+
 fn main() {}

@@ -20,9 +20,28 @@ fn load(name: &str, tokens: usize) -> Model {
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
     let blocks = 64;
-    let step = Capacity { tokens, pieces: 1, outputs: tokens, blocks, checkpoints: 0 };
-    let limits = Limits { step, slots: 2, blocks, block_tokens: BLOCK_TOKENS, cache: Dtype::F32 };
-    Model::load(&config, &checkpoint, Box::new(CpuBackend::new()), limits, &mut |_| {}).unwrap()
+    let step = Capacity {
+        tokens,
+        pieces: 1,
+        outputs: tokens,
+        blocks,
+        checkpoints: 0,
+    };
+    let limits = Limits {
+        step,
+        slots: 2,
+        blocks,
+        block_tokens: BLOCK_TOKENS,
+        cache: Dtype::F32,
+    };
+    Model::load(
+        &config,
+        &checkpoint,
+        Box::new(CpuBackend::new()),
+        limits,
+        &mut |_| {},
+    )
+    .unwrap()
 }
 
 /// One piece of the only sequence, its logits wanted at every position.
@@ -38,18 +57,28 @@ fn batch(tokens: &[u32], position: usize) -> Batch {
             checkpoints: Vec::new(),
             blocks: (0..blocks).map(|i| Block(63 - i)).collect(),
         }],
-        outputs: (0..tokens.len()).map(|row| OutputRow { row, target: None }).collect(),
+        outputs: (0..tokens.len())
+            .map(|row| OutputRow { row, target: None })
+            .collect(),
     }
 }
 
-const ALL: Recording = Recording { candidates: 1, keep_rows: true, probe_hidden: true };
+const ALL: Recording = Recording {
+    candidates: 1,
+    keep_rows: true,
+    probe_hidden: true,
+};
 
 /// Logits at every position, with the prompt cut into pieces of at most `piece` tokens.
 fn prefill(model: &mut Model, tokens: &[u32], piece: usize) -> (Vec<f32>, StepOutput) {
     let mut step = model.record(model.limits().step, ALL).unwrap();
     let (mut logits, mut last) = (Vec::new(), StepOutput::default());
     for (i, tokens) in tokens.chunks(piece).enumerate() {
-        last = step.submit(&batch(tokens, i * piece)).unwrap().wait().unwrap();
+        last = step
+            .submit(&batch(tokens, i * piece))
+            .unwrap()
+            .wait()
+            .unwrap();
         logits.extend_from_slice(&last.logits);
     }
     (logits, last)
@@ -64,13 +93,23 @@ fn check(name: &str, lengths: &[usize], traced: usize) {
         for piece in [200, 1, 7, 16, 64] {
             let (logits, output) = prefill(&mut model, &tokens, piece);
             let label = |what: &str| format!("{name}, {what} of {n} tokens by {piece}");
-            close(&label("logits"), &logits, &expected.f32(&of("logits")), BOUND);
+            close(
+                &label("logits"),
+                &logits,
+                &expected.f32(&of("logits")),
+                BOUND,
+            );
             if *n == traced {
                 check_caches(&mut model, &expected, *n, &label);
                 if piece >= *n {
                     for i in 0..model.config().layers.len() {
                         let hidden = output.probes[i + 1].as_f32().unwrap();
-                        close(&label("hidden"), hidden, &expected.f32(&of(&format!("hidden.{i}"))), BOUND);
+                        close(
+                            &label("hidden"),
+                            hidden,
+                            &expected.f32(&of(&format!("hidden.{i}"))),
+                            BOUND,
+                        );
                     }
                 }
             }
@@ -78,10 +117,19 @@ fn check(name: &str, lengths: &[usize], traced: usize) {
             let mut step = model.record(model.limits().step, ALL).unwrap();
             while greedy.len() < 24 {
                 let last = &greedy[greedy.len() - 1..];
-                let output = step.submit(&batch(last, n + greedy.len() - 1)).unwrap().wait().unwrap();
+                let output = step
+                    .submit(&batch(last, n + greedy.len() - 1))
+                    .unwrap()
+                    .wait()
+                    .unwrap();
                 greedy.push(output.choices[0].candidates[0].0);
             }
-            assert_eq!(greedy, expected.ids(&of("greedy")), "{}", label("greedy tokens"));
+            assert_eq!(
+                greedy,
+                expected.ids(&of("greedy")),
+                "{}",
+                label("greedy tokens")
+            );
         }
     }
 }
@@ -91,11 +139,23 @@ fn check_caches(model: &mut Model, expected: &Fixture, n: usize, label: &dyn Fn(
     let config = model.config().clone();
     let (states, latents) = (model.states(), model.latents());
     for (ordinal, layer) in config.kda_layers().enumerate() {
-        let record = model.backend().read_state(&states, ordinal, Slot(1)).wait().unwrap();
-        close(&label("state"), &record.state, &expected.f32(&format!("prompt.{n}.state.{layer}")), BOUND);
+        let record = model
+            .backend()
+            .read_state(&states, ordinal, Slot(1))
+            .wait()
+            .unwrap();
+        close(
+            &label("state"),
+            &record.state,
+            &expected.f32(&format!("prompt.{n}.state.{layer}")),
+            BOUND,
+        );
         // The fixtures hold the last four inputs; the newest three are the state.
         let four = expected.f32(&format!("prompt.{n}.conv.{layer}"));
-        let three: Vec<f32> = four.chunks_exact(4).flat_map(|inputs| inputs[1..].to_vec()).collect();
+        let three: Vec<f32> = four
+            .chunks_exact(4)
+            .flat_map(|inputs| inputs[1..].to_vec())
+            .collect();
         close(&label("tail"), &record.tail, &three, BOUND);
     }
     let blocks = batch(&vec![0; n], 0).pieces.remove(0).blocks;
@@ -103,14 +163,28 @@ fn check_caches(model: &mut Model, expected: &Fixture, n: usize, label: &dyn Fn(
         let (mut latent, mut k_pe) = (Vec::new(), Vec::new());
         for (i, block) in blocks.iter().enumerate() {
             let rows = BLOCK_TOKENS.min(n - i * BLOCK_TOKENS);
-            let record = model.backend().read_latents(&latents, ordinal, *block, rows).wait().unwrap();
+            let record = model
+                .backend()
+                .read_latents(&latents, ordinal, *block, rows)
+                .wait()
+                .unwrap();
             for row in record.rows.chunks_exact(record.latent + record.rope) {
                 latent.extend_from_slice(&row[..record.latent]);
                 k_pe.extend_from_slice(&row[record.latent..]);
             }
         }
-        close(&label("latent"), &latent, &expected.f32(&format!("prompt.{n}.latent.{layer}")), BOUND);
-        close(&label("k_pe"), &k_pe, &expected.f32(&format!("prompt.{n}.k_pe.{layer}")), BOUND);
+        close(
+            &label("latent"),
+            &latent,
+            &expected.f32(&format!("prompt.{n}.latent.{layer}")),
+            BOUND,
+        );
+        close(
+            &label("k_pe"),
+            &k_pe,
+            &expected.f32(&format!("prompt.{n}.k_pe.{layer}")),
+            BOUND,
+        );
     }
 }
 

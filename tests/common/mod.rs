@@ -1,5 +1,5 @@
 //! What several integration tests share: where the known answers are, and how far numbers are apart.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::PathBuf;
 
@@ -7,7 +7,9 @@ use safetensors::SafeTensors;
 
 /// A file or folder of `tests/reference`.
 pub fn reference(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/reference")
+        .join(name)
 }
 
 /// The tensors of one safetensors file, widened.
@@ -20,7 +22,9 @@ impl Fixture {
 
     fn view<R>(&self, name: &str, f: impl FnOnce(safetensors::tensor::TensorView<'_>) -> R) -> R {
         let tensors = SafeTensors::deserialize(&self.0).unwrap();
-        f(tensors.tensor(name).unwrap_or_else(|_| panic!("no tensor {name}")))
+        f(tensors
+            .tensor(name)
+            .unwrap_or_else(|_| panic!("no tensor {name}")))
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -35,19 +39,28 @@ impl Fixture {
     pub fn f32(&self, name: &str) -> Vec<f32> {
         self.view(name, |view| {
             assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+            view.data()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect()
         })
     }
 
     pub fn i32(&self, name: &str) -> Vec<i32> {
         self.view(name, |view| {
             assert_eq!(view.dtype(), safetensors::Dtype::I32, "{name}");
-            view.data().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+            view.data()
+                .chunks_exact(4)
+                .map(|b| i32::from_le_bytes(b.try_into().unwrap()))
+                .collect()
         })
     }
 
     pub fn ids(&self, name: &str) -> Vec<u32> {
-        self.i32(name).into_iter().map(|id| id.try_into().unwrap()).collect()
+        self.i32(name)
+            .into_iter()
+            .map(|id| id.try_into().unwrap())
+            .collect()
     }
 }
 
@@ -57,14 +70,26 @@ pub fn error(x: &[f32], reference: &[f32]) -> f64 {
         return f64::INFINITY;
     }
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let difference = norm(&mut x.iter().zip(reference).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    let difference = norm(
+        &mut x
+            .iter()
+            .zip(reference)
+            .map(|(a, b)| f64::from(*a) - f64::from(*b)),
+    );
     let size = norm(&mut reference.iter().map(|x| f64::from(*x)));
-    if size == 0.0 { difference } else { difference / size }
+    if size == 0.0 {
+        difference
+    } else {
+        difference / size
+    }
 }
 
 /// Asserts that `x` is within `bound` of `reference`.
 #[track_caller]
 pub fn close(what: &str, x: &[f32], reference: &[f32], bound: f64) {
     let error = error(x, reference);
-    assert!(error <= bound, "{what}: error {error:.3e} exceeds {bound:.1e}");
+    assert!(
+        error <= bound,
+        "{what}: error {error:.3e} exceeds {bound:.1e}"
+    );
 }
