@@ -11,6 +11,7 @@
 mod batch;
 mod block;
 mod check;
+mod choose;
 mod collective;
 pub mod cpu;
 mod operation;
@@ -24,6 +25,7 @@ use std::task::{Context, Poll};
 
 pub use batch::{Batch, Capacity, OutputRow, Piece, StateCheckpoint};
 pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
+pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
 pub use operation::{
     Add, AllGather, AllReduce, Embed, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, Linear,
