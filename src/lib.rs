@@ -3,5 +3,6 @@
 //! `docs/architecture.md` shows the rooms of this house and the way of a request through them.
 
 pub mod error;
+pub mod tokenizer;
 
 pub use error::Error;
