@@ -1,16 +1,20 @@
 //! Text to ids and back.
 //!
 //! A [`Tokenizer`] is read from `tiktoken.model` or `tokenizer.json`; [`StreamDecoder`] turns ids into text as they
-//! come. Text is always encoded with special tokens off: control ids come from whoever asks for them by name. It knows
-//! nothing of the model.
+//! come; [`ChatTemplate`] and [`Chat`] make the ids of a conversation, in which nobody's text can act as a control
+//! token. Text is always encoded with special tokens off: control ids come from a chat template, or from whoever asks
+//! for them by name. It knows nothing of the model.
 
 mod bytes;
+mod chat;
 mod config;
 mod json_file;
 mod ranks;
 mod special;
 mod split;
 mod stream;
+mod template;
+mod tojson;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,7 +24,9 @@ use serde_json::Value;
 use tokenizers::Model as _;
 use tokenizers::models::bpe::{BPE, Vocab};
 
+pub use chat::{Chat, EncodedChat};
 pub use stream::{StreamDecoder, Utf8Stream};
+pub use template::ChatTemplate;
 
 use crate::error::TokenizerError;
 use bytes::Alphabet;
