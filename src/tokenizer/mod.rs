@@ -2,8 +2,8 @@
 //!
 //! A [`Tokenizer`] is read from `tiktoken.model` or `tokenizer.json`; [`StreamDecoder`] turns ids into text as they
 //! come; [`ChatTemplate`] and [`Chat`] make the ids of a conversation, in which nobody's text can act as a control
-//! token. Text is always encoded with special tokens off: control ids come from a chat template, or from whoever asks
-//! for them by name. It knows nothing of the model.
+//! token; [`ToolCallParser`] finds the tool calls in what the model says. Text is always encoded with special tokens
+//! off: control ids come from a chat template, or from whoever asks for them by name. It knows nothing of the model.
 
 mod bytes;
 mod chat;
@@ -15,6 +15,7 @@ mod split;
 mod stream;
 mod template;
 mod tojson;
+mod tool_calls;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 pub use chat::{Chat, EncodedChat};
 pub use stream::{StreamDecoder, Utf8Stream};
 pub use template::ChatTemplate;
+pub use tool_calls::{ToolCallEvent, ToolCallParser};
 
 use crate::error::TokenizerError;
 use bytes::Alphabet;
