@@ -8,5 +8,6 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod model;
+pub mod tokenizer;
 
 pub use error::Error;

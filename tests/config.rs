@@ -160,10 +160,7 @@ fn memory_is_the_sum_of_its_pools() {
         + 3 * 9216
         + (2 * 8 + 3 * 1024 + 2304);
     assert_eq!(m.activations, 4 * (512 * row + 2304 + 163_840));
-    assert_eq!(
-        m.total(),
-        m.weights + m.states + m.latents + m.activations
-    );
+    assert_eq!(m.total(), m.weights + m.states + m.latents + m.activations);
 
     // Blocks are counted whole, for every sequence; slots for checkpoints as well.
     let more = MemoryRequest {

@@ -22,7 +22,12 @@ fn logits(name: &str, tokens: &[u32], backend: Box<dyn Backend>) -> Result<Vec<f
     let limits = limits(tokens.len(), 32, 32, Dtype::F32);
     let mut model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {})?;
     let mut logits = Vec::new();
-    score(&mut model, &checkpoint, tokens, true, &mut |_, rows| -> Result<(), Error> {
+    score(&mut model, &checkpoint, tokens, true, &mut |_,
+                                                       rows|
+     -> Result<
+        (),
+        Error,
+    > {
         logits.extend_from_slice(rows);
         Ok(())
     })?;
@@ -36,7 +41,10 @@ fn ranks<'a>(name: &'a str, tokens: &'a [u32], count: usize) -> Vec<Result<Vec<f
             scope.spawn(move || logits(name, tokens, backend))
         };
         let threads: Vec<_> = Threads::new(count).into_iter().map(run).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     })
 }
 
@@ -46,9 +54,17 @@ fn two_ranks_compute_what_one_does() {
         let expected = Fixture::open(&format!("{name}/expected.safetensors"));
         let tokens = expected.ids(&format!("prompt.{n}.tokens"));
         let whole = logits(name, &tokens, open(BackendKind::Cpu, 0).unwrap()).unwrap();
-        let parts: Vec<_> = ranks(name, &tokens, 2).into_iter().map(Result::unwrap).collect();
+        let parts: Vec<_> = ranks(name, &tokens, 2)
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(parts[0], parts[1], "every rank holds the same bits");
-        close(name, &parts[0], &expected.f32(&format!("prompt.{n}.logits")), 1e-5);
+        close(
+            name,
+            &parts[0],
+            &expected.f32(&format!("prompt.{n}.logits")),
+            1e-5,
+        );
         close(name, &parts[0], &whole, 1e-5);
     }
 }
@@ -57,6 +73,9 @@ fn two_ranks_compute_what_one_does() {
 fn heads_that_do_not_divide_are_named() {
     for result in ranks("tiny-a", &[1, 2, 3], 3) {
         let message = result.unwrap_err().to_string();
-        assert_eq!(message, "sharding: KDA heads should be a multiple of 3 ranks, but is 2");
+        assert_eq!(
+            message,
+            "sharding: KDA heads should be a multiple of 3 ranks, but is 2"
+        );
     }
 }

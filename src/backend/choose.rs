@@ -32,7 +32,11 @@ pub fn open(kind: BackendKind, index: usize) -> Result<Box<dyn Backend>> {
         BackendKind::Auto | BackendKind::Cpu => {
             if index > 0 {
                 let available = "one cpu device, number 0".to_owned();
-                return Err(BackendError::NoSuchDevice { backend: "cpu", index, available });
+                return Err(BackendError::NoSuchDevice {
+                    backend: "cpu",
+                    index,
+                    available,
+                });
             }
             Ok(Box::new(CpuBackend::new()))
         }

@@ -97,8 +97,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         seed: arguments.seed.unwrap_or_else(rand::random),
     };
     sampling.check()?;
-    let stop_ids = if arguments.ignore_eos { Vec::new() } else { tokenizer.stop_ids(&config.eos_token_ids) };
-    let request = GenerationRequest { prompt, max_tokens: arguments.max_tokens, stop_ids, sampling };
+    let stop_ids = if arguments.ignore_eos {
+        Vec::new()
+    } else {
+        tokenizer.stop_ids(&config.eos_token_ids)
+    };
+    let request = GenerationRequest {
+        prompt,
+        max_tokens: arguments.max_tokens,
+        stop_ids,
+        sampling,
+    };
     let mut loaded = load_for(arguments, &config, &request)?;
     let (generation, text) = stream(arguments, &tokenizer, &mut loaded, &request)?;
     if arguments.json {
@@ -115,12 +124,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         });
     }
     let mut stderr = std::io::stderr().lock();
-    writeln!(stderr, "\n{}", summary(&generation, request.prompt.len(), &loaded))?;
+    writeln!(
+        stderr,
+        "\n{}",
+        summary(&generation, request.prompt.len(), &loaded)
+    )?;
     Ok(())
 }
 
 fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let Prompt { prompt, prompt_file, prompt_tokens, messages } = &arguments.prompt;
+    let Prompt {
+        prompt,
+        prompt_file,
+        prompt_tokens,
+        messages,
+    } = &arguments.prompt;
     if let Some(ids) = prompt_tokens {
         return parse_ids(ids).map_err(|reason| anyhow::anyhow!("--prompt-tokens: {reason}"));
     }
@@ -140,11 +158,21 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
     Ok(tokenizer.encode_ordinary(&text)?)
 }
 
-fn load_for(arguments: &Arguments, config: &ModelConfig, request: &GenerationRequest) -> Result<Loaded> {
-    let context = request.prompt.len().saturating_add(request.max_tokens).min(config.model_max_length);
+fn load_for(
+    arguments: &Arguments,
+    config: &ModelConfig,
+    request: &GenerationRequest,
+) -> Result<Loaded> {
+    let context = request
+        .prompt
+        .len()
+        .saturating_add(request.max_tokens)
+        .min(config.model_max_length);
     let piece = request.prompt.len().min(engine::PREFILL_PIECE);
     let backend = arguments.device.open()?;
-    load(&arguments.model, config, backend, |device| engine::limits(context, piece, 1, device.cache))
+    load(&arguments.model, config, backend, |device| {
+        engine::limits(context, piece, 1, device.cache)
+    })
 }
 
 /// Generates, and writes the text as it comes unless JSON is wanted.
@@ -167,20 +195,28 @@ fn stream(
         }
         Ok(())
     };
-    let generation = engine::generate(&mut loaded.model, &loaded.checkpoint, request, &mut |event| {
-        match event {
-            Event::Prefill(done) if done < request.prompt.len() => progress.set(done as u64),
-            Event::Prefill(_) => progress.finish(),
-            Event::Token(id) => {
-                let shown = decoder.push(id).map_err(anyhow::Error::from).and_then(|piece| show(&piece));
-                if let Err(error) = shown {
-                    failure = Some(error);
-                    return engine::Flow::Stop;
+    let generation = engine::generate(
+        &mut loaded.model,
+        &loaded.checkpoint,
+        request,
+        &mut |event| {
+            match event {
+                Event::Prefill(done) if done < request.prompt.len() => progress.set(done as u64),
+                Event::Prefill(_) => progress.finish(),
+                Event::Token(id) => {
+                    let shown = decoder
+                        .push(id)
+                        .map_err(anyhow::Error::from)
+                        .and_then(|piece| show(&piece));
+                    if let Err(error) = shown {
+                        failure = Some(error);
+                        return engine::Flow::Stop;
+                    }
                 }
             }
-        }
-        engine::Flow::Continue
-    })?;
+            engine::Flow::Continue
+        },
+    )?;
     if let Some(error) = failure {
         return Err(error);
     }
@@ -190,7 +226,9 @@ fn stream(
 
 /// One line of figures for people.
 fn summary(generation: &Generation, prompt: usize, loaded: &Loaded) -> String {
-    let decode = generation.decode_tokens_per_s.map_or_else(String::new, |rate| format!(", decode {rate:.1} tokens/s"));
+    let decode = generation
+        .decode_tokens_per_s
+        .map_or_else(String::new, |rate| format!(", decode {rate:.1} tokens/s"));
     format!(
         "{prompt} prompt tokens, {} generated; time to first token {:.0} ms, prefill {:.1} tokens/s{decode}; {} on {}",
         generation.tokens.len(),

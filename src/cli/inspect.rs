@@ -75,12 +75,19 @@ struct OnDevice {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     let report = report(arguments, &config);
-    if arguments.json { super::print_json(&report) } else { print(&report) }
+    if arguments.json {
+        super::print_json(&report)
+    } else {
+        print(&report)
+    }
 }
 
 fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
     let dtype = config.dtype.unwrap_or(Dtype::Bf16);
-    let context = arguments.context.unwrap_or(config.model_max_length).min(config.model_max_length);
+    let context = arguments
+        .context
+        .unwrap_or(config.model_max_length)
+        .min(config.model_max_length);
     let estimate = |cache, tails| {
         config.memory(&MemoryRequest {
             context,
@@ -97,10 +104,20 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
     let devices = backend::devices().into_iter().map(|device| {
         let memory = estimate(device.cache, Dtype::F32);
         let total_bytes = memory.total();
-        OnDevice { fits: total_bytes <= device.memory_bytes, device, memory, total_bytes }
+        OnDevice {
+            fits: total_bytes <= device.memory_bytes,
+            device,
+            memory,
+            total_bytes,
+        }
     });
     let by_part = config.weight_bytes_by_part(dtype);
-    let parts = Part::ALL.iter().filter_map(|part| Some(PartBytes { part: part.name(), bytes: *by_part.get(part)? }));
+    let parts = Part::ALL.iter().filter_map(|part| {
+        Some(PartBytes {
+            part: part.name(),
+            bytes: *by_part.get(part)?,
+        })
+    });
     Report {
         layers: layers(config),
         parameters: config.parameters(),
@@ -137,27 +154,74 @@ fn layers(config: &ModelConfig) -> Vec<Layer> {
 
 fn print(report: &Report) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let count = |wanted: &str| report.layers.iter().filter(|layer| layer.attention == wanted).count();
-    writeln!(out, "layers      {} KDA, {} MLA", count("KDA"), count("MLA"))?;
+    let count = |wanted: &str| {
+        report
+            .layers
+            .iter()
+            .filter(|layer| layer.attention == wanted)
+            .count()
+    };
+    writeln!(
+        out,
+        "layers      {} KDA, {} MLA",
+        count("KDA"),
+        count("MLA")
+    )?;
     for layer in &report.layers {
-        writeln!(out, "  {:>3}  {}  {}", layer.index, layer.attention, layer.ffn)?;
+        writeln!(
+            out,
+            "  {:>3}  {}  {}",
+            layer.index, layer.attention, layer.ffn
+        )?;
     }
-    writeln!(out, "parameters  {} in all, {} active for a token", report.parameters, report.active_parameters)?;
-    writeln!(out, "weights     {} in {}", bytes(report.weight_bytes), report.dtype)?;
+    writeln!(
+        out,
+        "parameters  {} in all, {} active for a token",
+        report.parameters, report.active_parameters
+    )?;
+    writeln!(
+        out,
+        "weights     {} in {}",
+        bytes(report.weight_bytes),
+        report.dtype
+    )?;
     for part in &report.weight_bytes_by_part {
         writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
     }
-    let Cache { latent_bytes_per_token, state_bytes_per_sequence, latent_bytes, state_bytes } = &report.published;
-    writeln!(out, "cache       for {} sequence(s) of {} tokens, in bf16", report.sequences, report.context)?;
-    writeln!(out, "  MLA latents      {:>12}  ({latent_bytes_per_token} bytes a token)", bytes(*latent_bytes))?;
+    let Cache {
+        latent_bytes_per_token,
+        state_bytes_per_sequence,
+        latent_bytes,
+        state_bytes,
+    } = &report.published;
+    writeln!(
+        out,
+        "cache       for {} sequence(s) of {} tokens, in bf16",
+        report.sequences, report.context
+    )?;
+    writeln!(
+        out,
+        "  MLA latents      {:>12}  ({latent_bytes_per_token} bytes a token)",
+        bytes(*latent_bytes)
+    )?;
     writeln!(
         out,
         "  KDA states       {:>12}  ({} a sequence, whatever its length)",
         bytes(*state_bytes),
         bytes(*state_bytes_per_sequence)
     )?;
-    for OnDevice { device, memory, total_bytes, fits } in &report.devices {
-        writeln!(out, "on {} {}: {}", device.backend, device.index, device.name)?;
+    for OnDevice {
+        device,
+        memory,
+        total_bytes,
+        fits,
+    } in &report.devices
+    {
+        writeln!(
+            out,
+            "on {} {}: {}",
+            device.backend, device.index, device.name
+        )?;
         writeln!(
             out,
             "  weights {}, latents {} ({}), states {}, activations {}: {} of {}: {}",

@@ -22,7 +22,11 @@ pub(crate) struct ModelOptions {
 
 impl ModelOptions {
     pub(crate) fn config(&self) -> Result<ModelConfig> {
-        let file = if self.model.is_file() { self.model.clone() } else { self.model.join("config.json") };
+        let file = if self.model.is_file() {
+            self.model.clone()
+        } else {
+            self.model.join("config.json")
+        };
         Ok(ModelConfig::from_file(&file)?)
     }
 
@@ -88,10 +92,16 @@ pub(crate) fn load(
     let device = backend.device().clone();
     let progress = Progress::bytes("loading", checkpoint.total_bytes());
     let limits = limits(&device);
-    let model = Model::load(config, &checkpoint, backend, limits, &mut |done| progress.set(done))?;
+    let model = Model::load(config, &checkpoint, backend, limits, &mut |done| {
+        progress.set(done)
+    })?;
     progress.finish();
     tracing::info!(backend = device.backend, device = device.name, "loaded");
-    Ok(Loaded { checkpoint, model, device })
+    Ok(Loaded {
+        checkpoint,
+        model,
+        device,
+    })
 }
 
 /// A text file, read whole.
@@ -104,6 +114,10 @@ pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
-    let parse = |id: &str| id.trim().parse().map_err(|_| format!("`{}` is not a token id", id.trim()));
+    let parse = |id: &str| {
+        id.trim()
+            .parse()
+            .map_err(|_| format!("`{}` is not a token id", id.trim()))
+    };
     text.split(',').map(parse).collect()
 }

@@ -8,12 +8,20 @@ pub(crate) struct Progress(ProgressBar);
 impl Progress {
     /// Over bytes.
     pub(crate) fn bytes(what: &'static str, total: u64) -> Self {
-        Self::new(what, total, "{msg:>9} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta}")
+        Self::new(
+            what,
+            total,
+            "{msg:>9} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta}",
+        )
     }
 
     /// Over tokens.
     pub(crate) fn tokens(what: &'static str, total: usize) -> Self {
-        Self::new(what, total as u64, "{msg:>9} {wide_bar} {human_pos}/{human_len} tokens {per_sec} {eta}")
+        Self::new(
+            what,
+            total as u64,
+            "{msg:>9} {wide_bar} {human_pos}/{human_len} tokens {per_sec} {eta}",
+        )
     }
 
     fn new(what: &'static str, total: u64, template: &str) -> Self {

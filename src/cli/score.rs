@@ -53,13 +53,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     let tokens = match (&arguments.input.tokens, &arguments.input.file) {
         (Some(ids), _) => parse_ids(ids).map_err(|reason| anyhow::anyhow!("--tokens: {reason}"))?,
-        (None, Some(file)) => arguments.model.tokenizer(&config)?.encode_ordinary(&read_text(file)?)?,
+        (None, Some(file)) => arguments
+            .model
+            .tokenizer(&config)?
+            .encode_ordinary(&read_text(file)?)?,
         (None, None) => Vec::new(),
     };
     engine::check_prompt(&config, &tokens)?;
     let piece = arguments.prefill_chunk.min(tokens.len());
     let backend = arguments.device.open()?;
-    let limits = |device: &kimi_linear::backend::Device| engine::limits(tokens.len(), piece, piece, device.cache);
+    let limits = |device: &kimi_linear::backend::Device| {
+        engine::limits(tokens.len(), piece, piece, device.cache)
+    };
     let mut loaded = load(&arguments.model, &config, backend, limits)?;
     let mut writer = match &arguments.logits {
         Some(path) => Some(LogitsFile::create(path, tokens.len(), config.vocab_size)?),
@@ -71,7 +76,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         progress.set(done as u64);
         writer.as_mut().map_or(Ok(()), |writer| writer.append(rows))
     };
-    let score = engine::score(&mut loaded.model, &loaded.checkpoint, &tokens, keep_rows, &mut on_piece)?;
+    let score = engine::score(
+        &mut loaded.model,
+        &loaded.checkpoint,
+        &tokens,
+        keep_rows,
+        &mut on_piece,
+    )?;
     progress.finish();
     if let Some(writer) = writer {
         writer.finish()?;
@@ -84,10 +95,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         return super::print_json(&report);
     }
-    let perplexity = report.perplexity.map_or_else(|| "undefined".to_owned(), |value| format!("{value:.4}"));
+    let perplexity = report
+        .perplexity
+        .map_or_else(|| "undefined".to_owned(), |value| format!("{value:.4}"));
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "tokens                   {}", report.tokens)?;
-    writeln!(stdout, "negative log-likelihood  {:.6} nats", report.negative_log_likelihood)?;
+    writeln!(
+        stdout,
+        "negative log-likelihood  {:.6} nats",
+        report.negative_log_likelihood
+    )?;
     writeln!(stdout, "perplexity               {perplexity}")?;
     Ok(())
 }
@@ -106,20 +123,27 @@ impl LogitsFile {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        let file = std::fs::File::create(&partial).with_context(|| format!("cannot write {}", partial.display()))?;
+        let file = std::fs::File::create(&partial)
+            .with_context(|| format!("cannot write {}", partial.display()))?;
         let bytes = 4 * rows as u64 * vocabulary as u64;
         let entry = serde_json::json!({ "dtype": "F32", "shape": [rows, vocabulary], "data_offsets": [0, bytes] });
         let mut header = serde_json::json!({ "logits": entry }).to_string();
         // Data begins at a multiple of eight bytes.
         header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-        let mut writer = Self { path: path.to_owned(), partial, file: BufWriter::new(file) };
+        let mut writer = Self {
+            path: path.to_owned(),
+            partial,
+            file: BufWriter::new(file),
+        };
         writer.write(&(header.len() as u64).to_le_bytes())?;
         writer.write(header.as_bytes())?;
         Ok(writer)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).with_context(|| format!("cannot write {}", self.partial.display()))
+        self.file
+            .write_all(bytes)
+            .with_context(|| format!("cannot write {}", self.partial.display()))
     }
 
     fn append(&mut self, rows: &[f32]) -> Result<()> {
@@ -127,8 +151,15 @@ impl LogitsFile {
     }
 
     fn finish(mut self) -> Result<()> {
-        self.file.flush().with_context(|| format!("cannot write {}", self.partial.display()))?;
-        std::fs::rename(&self.partial, &self.path)
-            .with_context(|| format!("cannot rename {} to {}", self.partial.display(), self.path.display()))
+        self.file
+            .flush()
+            .with_context(|| format!("cannot write {}", self.partial.display()))?;
+        std::fs::rename(&self.partial, &self.path).with_context(|| {
+            format!(
+                "cannot rename {} to {}",
+                self.partial.display(),
+                self.path.display()
+            )
+        })
     }
 }

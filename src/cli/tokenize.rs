@@ -59,8 +59,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         };
         (tokenizer.encode_ordinary(&text)?, None)
     };
-    let piece = |id: &u32| tokenizer.piece(*id).map_or_else(String::new, |piece| piece.text().into_owned());
-    let report = Report { pieces: ids.iter().map(piece).collect(), ids, rendered };
+    let piece = |id: &u32| {
+        tokenizer
+            .piece(*id)
+            .map_or_else(String::new, |piece| piece.text().into_owned())
+    };
+    let report = Report {
+        pieces: ids.iter().map(piece).collect(),
+        ids,
+        rendered,
+    };
     if arguments.json {
         return super::print_json(&report);
     }
