@@ -24,7 +24,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let gib = device.memory_bytes as f64 / f64::from(1 << 30);
         writeln!(
             stdout,
-            "--backend {} --device {}   {}, {gib:.1} GiB, computes in {:?}, caches in {}",
+            "--backend {} --device {}   {}, {gib:.1} GiB, computes in {}, caches in {}",
             device.backend, device.index, device.name, device.precision, device.cache
         )?;
     }

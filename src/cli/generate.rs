@@ -123,10 +123,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             },
         });
     }
-    let mut stderr = std::io::stderr().lock();
+    writeln!(std::io::stdout())?;
     writeln!(
-        stderr,
-        "\n{}",
+        std::io::stderr(),
+        "{}",
         summary(&generation, request.prompt.len(), &loaded)
     )?;
     Ok(())

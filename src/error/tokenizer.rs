@@ -12,14 +12,6 @@ pub enum TokenizerError {
         /// The directory that was searched.
         dir: PathBuf,
     },
-    /// A file that the tokenizer needs is not there.
-    #[error("{}: this file is missing; it holds {holds}", path.display())]
-    MissingFile {
-        /// The file.
-        path: PathBuf,
-        /// What it is needed for.
-        holds: &'static str,
-    },
     /// A file is there but cannot be read.
     #[error("{}: cannot be read", path.display())]
     Read {

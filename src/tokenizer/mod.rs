@@ -87,9 +87,9 @@ impl<'a> Piece<'a> {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a checkpoint: `tiktoken.model` with `tokenizer_config.json`, or else `tokenizer.json`
-    /// (where `tokenizer_config.json` may be missing). No other file is needed; the stop ids of
-    /// `generation_config.json` are heeded where it exists.
+    /// Reads the tokenizer of a checkpoint: `tiktoken.model`, or else `tokenizer.json`. `tokenizer_config.json` names
+    /// the special tokens; beside a `tiktoken.model` without it they are those of the published model, with a warning.
+    /// The stop ids of `generation_config.json` are heeded where it exists.
     ///
     /// # Errors
     /// A file that is missing, cannot be read or is damaged, each by name and with the line or field.
@@ -100,13 +100,14 @@ impl Tokenizer {
         let tiktoken = dir.join("tiktoken.model");
         let mut parts = match config::read(&tiktoken)? {
             Some(text) => {
-                let holds = "the names of the special tokens (`added_tokens_decoder`)";
+                let mut parts = from_ranks(&tiktoken, &text, &alphabet)?;
                 match &config {
                     None => {
-                        return Err(TokenizerError::MissingFile {
-                            path: config_path,
-                            holds,
-                        });
+                        tracing::warn!(
+                            "{} is missing: taking the special tokens to be those of the published model",
+                            config_path.display()
+                        );
+                        parts.declared = special::published(parts.tokens.len() as u32);
                     }
                     Some(config) if config.added.is_empty() => {
                         let (name, expected) = ("added_tokens_decoder", "the special tokens by id");
@@ -114,7 +115,7 @@ impl Tokenizer {
                     }
                     Some(_) => {}
                 }
-                from_ranks(&tiktoken, &text, &alphabet)?
+                parts
             }
             None => json_file::read(&dir.join("tokenizer.json"), &alphabet)?.ok_or_else(|| {
                 TokenizerError::NoTokenizer {

@@ -16,6 +16,35 @@ use crate::error::TokenizerError;
 /// How many ids follow the ordinary tokens, at least: 256 and two that are past the published embedding.
 const RESERVED: u32 = 258;
 
+/// The published special tokens, as offsets from the number of ordinary tokens; the ids between are reserved.
+const PUBLISHED: [(u32, &str); 17] = [
+    (0, "[BOS]"),
+    (1, "[EOS]"),
+    (2, "<|im_end|>"),
+    (3, "<|im_user|>"),
+    (4, "<|im_assistant|>"),
+    (6, "<|start_header_id|>"),
+    (7, "<|end_header_id|>"),
+    (9, "[EOT]"),
+    (10, "<|im_system|>"),
+    (11, "<|tool_calls_section_begin|>"),
+    (12, "<|tool_calls_section_end|>"),
+    (13, "<|tool_call_begin|>"),
+    (14, "<|tool_call_argument_begin|>"),
+    (15, "<|tool_call_end|>"),
+    (17, "<|im_middle|>"),
+    (254, "[UNK]"),
+    (255, "[PAD]"),
+];
+
+/// The published special tokens after `ordinary` others: for a vocabulary that comes without its configuration.
+pub(super) fn published(ordinary: u32) -> BTreeMap<u32, String> {
+    PUBLISHED
+        .iter()
+        .map(|(offset, name)| (ordinary + offset, (*name).to_owned()))
+        .collect()
+}
+
 /// Opens a hidden character: this, its code point in decimal, [`CLOSE`].
 pub(super) const OPEN: char = '\u{e000}';
 /// Closes a hidden character.
