@@ -55,7 +55,7 @@ pub(crate) struct Arguments {
 #[group(required = true, multiple = false)]
 struct Prompt {
     /// The prompt itself.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A file that holds the prompt.
     #[arg(long, value_name = "FILE")]

@@ -1,12 +1,13 @@
 //! `kimi-linear score`: how likely a text is, and the logits behind it.
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::engine;
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 use super::options::{DeviceOptions, ModelOptions, load, parse_ids, read_text};
 use super::progress::Progress;
@@ -111,20 +112,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// A safetensors file whose only tensor is written row by row: a million rows of logits do not fit in memory.
 ///
-/// It grows under another name and takes its own when it is whole.
+/// It grows beside its place and is moved there when it is whole; what is left unfinished is removed.
 struct LogitsFile {
     path: PathBuf,
-    partial: PathBuf,
-    file: BufWriter<std::fs::File>,
+    file: BufWriter<NamedTempFile>,
 }
 
 impl LogitsFile {
     fn create(path: &Path, rows: usize, vocabulary: usize) -> Result<Self> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let file = std::fs::File::create(&partial)
-            .with_context(|| format!("cannot write {}", partial.display()))?;
+        let directory = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let file = NamedTempFile::new_in(directory)
+            .with_context(|| format!("cannot write in {}", directory.display()))?;
         let bytes = 4 * rows as u64 * vocabulary as u64;
         let entry = serde_json::json!({ "dtype": "F32", "shape": [rows, vocabulary], "data_offsets": [0, bytes] });
         let mut header = serde_json::json!({ "logits": entry }).to_string();
@@ -132,7 +133,6 @@ impl LogitsFile {
         header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
         let mut writer = Self {
             path: path.to_owned(),
-            partial,
             file: BufWriter::new(file),
         };
         writer.write(&(header.len() as u64).to_le_bytes())?;
@@ -143,23 +143,23 @@ impl LogitsFile {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all(bytes)
-            .with_context(|| format!("cannot write {}", self.partial.display()))
+            .with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     fn append(&mut self, rows: &[f32]) -> Result<()> {
         self.write(bytemuck::cast_slice(rows))
     }
 
-    fn finish(mut self) -> Result<()> {
-        self.file
-            .flush()
-            .with_context(|| format!("cannot write {}", self.partial.display()))?;
-        std::fs::rename(&self.partial, &self.path).with_context(|| {
-            format!(
-                "cannot rename {} to {}",
-                self.partial.display(),
-                self.path.display()
-            )
-        })
+    fn finish(self) -> Result<()> {
+        let Self { path, file } = self;
+        let because = || format!("cannot write {}", path.display());
+        let file = file
+            .into_inner()
+            .map_err(IntoInnerError::into_error)
+            .with_context(because)?;
+        file.persist(&path)
+            .map_err(|failure| failure.error)
+            .with_context(because)?;
+        Ok(())
     }
 }

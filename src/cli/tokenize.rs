@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
 #[group(required = true, multiple = false)]
 struct Input {
     /// The text itself; control tokens spelt out in it stay text.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     text: Option<String>,
     /// A file that holds the text.
     #[arg(long, value_name = "FILE")]
