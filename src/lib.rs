@@ -11,3 +11,8 @@ pub mod model;
 pub mod tokenizer;
 
 pub use error::Error;
+
+/// The README's examples are compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

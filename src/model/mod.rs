@@ -6,8 +6,8 @@
 mod load;
 
 use crate::backend::{
-    Add, AllGather, Backend, Capacity, Element, Embed, KdaBlock, LatentPool, Linear, MlaBlock,
-    MlpBlock, MoeBlock, RmsNorm, Rows, Select, Shard, StatePool, Step, Tensor, Weight,
+    Add, AllGather, Backend, Capacity, Embed, KdaBlock, LatentPool, Linear, MlaBlock, MlpBlock,
+    MoeBlock, RmsNorm, Rows, Select, Shard, StatePool, Step, Tensor, Weight,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{Dtype, ModelConfig};
@@ -92,6 +92,7 @@ pub struct Model {
     latents: LatentPool,
     stream: Stream,
     head: Head,
+    activation_bytes: u64,
 }
 
 impl Model {
@@ -120,6 +121,12 @@ impl Model {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Bytes of the planned activations, in f32.
+    #[must_use]
+    pub fn activation_bytes(&self) -> u64 {
+        self.activation_bytes
     }
 
     /// The pool of KDA states.
@@ -250,26 +257,6 @@ impl Model {
         }
         Ok(())
     }
-}
-
-/// Plans tensors of one row a token.
-fn token_tensor(
-    backend: &mut dyn Backend,
-    limits: &Limits,
-    width: usize,
-    element: Element,
-) -> Result<Tensor, BackendError> {
-    backend.tensor(Rows::Tokens, limits.step.tokens, width, element)
-}
-
-/// Plans tensors of one row an output.
-fn output_tensor(
-    backend: &mut dyn Backend,
-    limits: &Limits,
-    width: usize,
-    element: Element,
-) -> Result<Tensor, BackendError> {
-    backend.tensor(Rows::Outputs, limits.step.outputs, width, element)
 }
 
 /// This rank's share of `len` things, or an error that names them.
