@@ -7,7 +7,7 @@ mod load;
 
 use crate::backend::{
     Add, AllGather, Backend, Capacity, Embed, KdaBlock, LatentPool, Linear, MlaBlock, MlpBlock,
-    MoeBlock, RmsNorm, Rows, Select, Shard, StatePool, Step, Tensor, Weight,
+    MoeBlock, RmsNorm, Select, Shard, StatePool, Step, Tensor, Weight,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{Dtype, ModelConfig};
