@@ -155,7 +155,13 @@ impl Model {
         capacity: Capacity,
         recording: Recording,
     ) -> Result<Box<dyn Step>, BackendError> {
-        self.check(&capacity)?;
+        if let Some((what, most, found)) = capacity.beyond(&self.limits.step) {
+            return Err(BackendError::Batch {
+                what: format!("a step's capacity for {what}"),
+                expected: format!("at most {most}"),
+                found: found.to_string(),
+            });
+        }
         let Stream {
             hidden,
             normed,
@@ -235,27 +241,6 @@ impl Model {
             keep_rows,
         })?;
         Ok(step)
-    }
-
-    fn check(&self, capacity: &Capacity) -> Result<(), BackendError> {
-        let most = &self.limits.step;
-        let sizes = [
-            ("tokens", capacity.tokens, most.tokens),
-            ("pieces", capacity.pieces, most.pieces),
-            ("output rows", capacity.outputs, most.outputs),
-            ("block table entries", capacity.blocks, most.blocks),
-            ("state checkpoints", capacity.checkpoints, most.checkpoints),
-        ];
-        for (what, found, most) in sizes {
-            if found > most {
-                return Err(BackendError::Batch {
-                    what: format!("a step's capacity for {what}"),
-                    expected: format!("at most {most}"),
-                    found: found.to_string(),
-                });
-            }
-        }
-        Ok(())
     }
 }
 
