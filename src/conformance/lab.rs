@@ -96,6 +96,12 @@ impl<'a> Lab<'a> {
         self.clock.is_some()
     }
 
+    /// What the case's results are held to.
+    #[must_use]
+    pub fn tolerance(&self) -> Tolerance {
+        self.tolerance
+    }
+
     /// The arithmetic of the device's activations.
     #[must_use]
     pub fn precision(&self) -> Precision {
@@ -140,23 +146,49 @@ impl<'a> Lab<'a> {
         &mut self,
         format: Format,
         [stack, rows, columns]: [usize; 3],
+        values: Vec<f32>,
+    ) -> Result<Matrix> {
+        let part = stack * rows;
+        self.cut_matrix(format, [stack, rows, columns], columns, 0, &[part], values)
+    }
+
+    /// Hands over some columns of stored `values`, which lie in parts of so many rows each.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn cut_matrix(
+        &mut self,
+        format: Format,
+        [stack, rows, columns]: [usize; 3],
+        stored_columns: usize,
+        first_column: usize,
+        parts: &[usize],
         mut values: Vec<f32>,
     ) -> Result<Matrix> {
         round(&mut values, format);
+        let mut rest = &values[..];
+        let parts = parts.iter().map(|rows| {
+            let (part, after) = rest.split_at(rows * stored_columns);
+            rest = after;
+            stored(part, format)
+        });
         let weight = self.backend.weight(WeightSource {
             name: "conformance".to_owned(),
             format,
             stack,
             rows,
             columns,
-            stored_columns: columns,
-            first_column: 0,
-            parts: vec![stored(&values, format)],
+            stored_columns,
+            first_column,
+            parts: parts.collect(),
             shard: Shard::WHOLE,
         })?;
+        let kept = values
+            .chunks_exact(stored_columns.max(1))
+            .flat_map(|row| &row[first_column..first_column + columns]);
         Ok(Matrix {
             weight,
-            values: super::oracle::widen(&values),
+            values: kept.map(|value| f64::from(*value)).collect(),
         })
     }
 
@@ -358,7 +390,7 @@ impl<'a> Lab<'a> {
 
 /// A batch of one piece of `count` tokens, for operations that look at nothing else.
 #[must_use]
-pub fn plain(count: usize) -> Batch {
+pub(super) fn plain(count: usize) -> Batch {
     Batch {
         tokens: vec![0; count],
         pieces: vec![Piece {
@@ -375,7 +407,7 @@ pub fn plain(count: usize) -> Batch {
 
 /// The same with all rows wanted as outputs.
 #[must_use]
-pub fn plain_outputs(count: usize) -> Batch {
+pub(super) fn plain_outputs(count: usize) -> Batch {
     let outputs = (0..count).map(|row| OutputRow { row, target: None });
     Batch {
         outputs: outputs.collect(),
@@ -385,12 +417,12 @@ pub fn plain_outputs(count: usize) -> Batch {
 
 /// Blocks by number.
 #[must_use]
-pub fn blocks(numbers: &[u32]) -> Vec<Block> {
+pub(super) fn blocks(numbers: &[u32]) -> Vec<Block> {
     numbers.iter().copied().map(Block).collect()
 }
 
 /// Rounds values to a format, in place.
-pub fn round(values: &mut [f32], format: Format) {
+pub(super) fn round(values: &mut [f32], format: Format) {
     for value in values {
         *value = match format {
             Format::F32 => *value,
@@ -414,7 +446,7 @@ impl AsRef<[u8]> for Aligned {
 
 /// Values as a checkpoint keeps them.
 #[must_use]
-pub fn stored(values: &[f32], format: Format) -> Bytes {
+pub(super) fn stored(values: &[f32], format: Format) -> Bytes {
     let bytes: Vec<u8> = match format {
         Format::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         Format::Bf16 => values

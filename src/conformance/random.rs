@@ -54,7 +54,7 @@ impl Random {
 
     /// Uniform in 0..n.
     pub fn below(&mut self, n: usize) -> usize {
-        (u64::from(self.0.next_u32()) * n as u64 >> 32) as usize
+        ((u64::from(self.0.next_u32()) * n as u64) >> 32) as usize
     }
 
     /// Uniform in (0, 1), on a grid that f32 holds.

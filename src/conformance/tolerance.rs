@@ -108,10 +108,15 @@ pub fn element_error(x: &[f32], reference: &[f64]) -> f64 {
         return f64::INFINITY;
     }
     let smallest = f64::from(f32::MIN_POSITIVE);
-    x.iter()
-        .zip(reference)
-        .map(|(x, reference)| (f64::from(*x) - reference).abs() / reference.abs().max(smallest))
-        .fold(0.0, f64::max)
+    let error = |(x, reference): (&f32, &f64)| {
+        let x = f64::from(*x);
+        if x.abs() <= smallest && reference.abs() <= smallest {
+            0.0
+        } else {
+            (x - reference).abs() / reference.abs().max(smallest)
+        }
+    };
+    x.iter().zip(reference).map(error).fold(0.0, f64::max)
 }
 
 /// How many elements differ in their bits; two NaN are alike, whatever they carry.

@@ -336,6 +336,16 @@ impl Rig {
         lab.read(self.output, tokens)
     }
 
+    /// The same with a single piece.
+    pub(super) fn run_one(
+        &mut self,
+        lab: &mut Lab<'_>,
+        range: Range<usize>,
+        piece: Piece,
+    ) -> Result<Vec<f32>> {
+        self.run(lab, std::slice::from_ref(&range), vec![piece])
+    }
+
     /// The inputs as the device holds them.
     pub(super) fn case(&self) -> &KdaCase {
         &self.case

@@ -41,13 +41,13 @@ fn cut(lab: &mut Lab<'_>, form: Form, gates: Gates, length: usize, cuts: &[usize
     }
     let mut rig = Rig::new(lab, &case, form, 1, 3)?;
     let start = rig.seed(lab, 0, Slot(2))?;
-    let whole = rig.run(lab, &[0..length], vec![piece(length, start, Slot(0))])?;
+    let whole = rig.run_one(lab, 0..length, piece(length, start, Slot(0)))?;
     let whole = (widen(&whole), widen(&rig.state(lab, Slot(0))?));
     for cut in cuts {
         let first = piece(*cut, start, Slot(1));
         let second = piece(length - cut, Some(Slot(1)), Slot(1));
-        let mut output = rig.run(lab, &[0..*cut], vec![first])?;
-        output.extend(rig.run(lab, &[*cut..length], vec![second])?);
+        let mut output = rig.run_one(lab, 0..*cut, first)?;
+        output.extend(rig.run_one(lab, *cut..length, second)?);
         let error = norm_error(&output, &whole.0);
         lab.within(format!("outputs, cut after {cut}"), error, Tolerance::Split);
         let error = norm_error(&rig.state(lab, Slot(1))?, &whole.1);
@@ -77,7 +77,7 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
     let mut marked = piece(length, start, end);
     marked.checkpoints.clone_from(&kept);
     let before = rig.snapshot(lab)?;
-    let output = rig.run(lab, &[0..length], vec![marked])?;
+    let output = rig.run_one(lab, 0..length, marked)?;
     let mut written: Vec<Slot> = kept.iter().map(|checkpoint| checkpoint.slot).collect();
     written.push(end);
     rig.untouched(lab, &before, &written)?;
@@ -87,18 +87,14 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
         let after = checkpoint.after;
         let at = rig.state(lab, checkpoint.slot)?;
         // The prefix in one piece, and the prefix with the same cuts.
-        rig.run(lab, &[0..after], vec![piece(after, start, other)])?;
+        rig.run_one(lab, 0..after, piece(after, start, other))?;
         let prefix = widen(&rig.state(lab, other)?);
         let what = format!("the state kept after {after} tokens");
         lab.within(&what, norm_error(&at, &prefix), Tolerance::Split);
         let (mut slot_in, mut from) = (start, 0);
         for checkpoint in &kept[..=i] {
             let length = checkpoint.after - from;
-            rig.run(
-                lab,
-                &[from..checkpoint.after],
-                vec![piece(length, slot_in, other)],
-            )?;
+            rig.run_one(lab, from..checkpoint.after, piece(length, slot_in, other))?;
             (slot_in, from) = (Some(other), checkpoint.after);
         }
         let cut = rig.state(lab, other)?;
@@ -113,7 +109,7 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
                 slot: later.slot,
             })
             .collect();
-        let resumed = rig.run(lab, &[after..length], vec![rest])?;
+        let resumed = rig.run_one(lab, after..length, rest)?;
         let what = format!("resumed after {after} tokens");
         lab.same_in_f32(
             format!("outputs {what}"),
