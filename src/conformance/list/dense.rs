@@ -67,7 +67,13 @@ fn embed(
 
 fn rms_norm_cases(cases: &mut Vec<Case>) {
     for (d, tokens) in [(20, 5), (33, 17), (64, 1), (128, 33), (576, 3), (2304, 2)] {
-        for (scale, eps) in [(1.0, 1e-5), (2e-3, 1e-5), (1e-3, 1e-6), (1e3, 1e-5), (0.0, 1e-5)] {
+        for (scale, eps) in [
+            (1.0, 1e-5),
+            (2e-3, 1e-5),
+            (1e-3, 1e-6),
+            (1e3, 1e-5),
+            (0.0, 1e-5),
+        ] {
             let name = format!("d={d}/T={tokens}/scale={scale:e} eps={eps:e}");
             cases.push(definition("rms_norm", name, Tolerance::Close, move |lab| {
                 rms_norm(lab, Format::Bf16, [tokens, d], scale, eps)
@@ -165,7 +171,11 @@ fn rms_norm_of_outputs(lab: &mut Lab<'_>, rows: &[usize]) -> Result<()> {
 fn linear_cases(cases: &mut Vec<Case>) {
     let plain = |shape: [usize; 2]| {
         move |lab: &mut Lab<'_>, format| {
-            lab.random_matrix(format, [1, shape[0], shape[1]], (shape[1] as f32).powf(-0.5))
+            lab.random_matrix(
+                format,
+                [1, shape[0], shape[1]],
+                (shape[1] as f32).powf(-0.5),
+            )
         }
     };
     for format in FORMATS {
@@ -204,31 +214,41 @@ fn linear_cases(cases: &mut Vec<Case>) {
             linear(lab, matrix, 6, Element::Activation)
         }));
     }
-    cases.push(definition("linear", "to f32", Tolerance::Close, move |lab| {
-        let matrix = plain([70, 36])(lab, Format::Bf16)?;
-        linear(lab, matrix, 5, Element::F32)
-    }));
+    cases.push(definition(
+        "linear",
+        "to f32",
+        Tolerance::Close,
+        move |lab| {
+            let matrix = plain([70, 36])(lab, Format::Bf16)?;
+            linear(lab, matrix, 5, Element::F32)
+        },
+    ));
     // Beyond 1 MiB, the binding limit that tests force.
-    cases.push(definition("linear", "BF16/[1100,500]/T=2", Tolerance::Close, move |lab| {
-        let matrix = plain([1100, 500])(lab, Format::Bf16)?;
-        linear(lab, matrix, 2, Element::Activation)
-    }));
-    cases.push(definition("linear", "no tokens", Tolerance::Close, move |lab| {
-        let matrix = plain([8, 8])(lab, Format::F32)?;
-        linear(lab, matrix, 0, Element::Activation)
-    }));
+    cases.push(definition(
+        "linear",
+        "BF16/[1100,500]/T=2",
+        Tolerance::Close,
+        move |lab| {
+            let matrix = plain([1100, 500])(lab, Format::Bf16)?;
+            linear(lab, matrix, 2, Element::Activation)
+        },
+    ));
+    cases.push(definition(
+        "linear",
+        "no tokens",
+        Tolerance::Close,
+        move |lab| {
+            let matrix = plain([8, 8])(lab, Format::F32)?;
+            linear(lab, matrix, 0, Element::Activation)
+        },
+    ));
     cases.extend(properties("linear", move |lab| {
         let matrix = plain([70, 100])(lab, Format::Bf16)?;
         linear(lab, matrix, 37, Element::Activation)
     }));
 }
 
-fn linear(
-    lab: &mut Lab<'_>,
-    matrix: Matrix,
-    tokens: usize,
-    element: Element,
-) -> Result<Operation> {
+fn linear(lab: &mut Lab<'_>, matrix: Matrix, tokens: usize, element: Element) -> Result<Operation> {
     let (rows, columns) = (matrix.weight.rows, matrix.weight.columns);
     let input = lab.activations(tokens * columns, 1.0);
     let answer = oracle::linear(&widen(&input), &matrix.values, columns);
@@ -283,8 +303,14 @@ fn swiglu(lab: &mut Lab<'_>, tokens: usize, n: usize, scale: f32) -> Result<Oper
 }
 
 fn add(lab: &mut Lab<'_>, tokens: usize, d: usize) -> Result<Operation> {
-    let (source, target) = (lab.activations(tokens * d, 1.0), lab.activations(tokens * d, 1.0));
-    let answer = source.iter().zip(&target).map(|(a, b)| f64::from(*a) + f64::from(*b));
+    let (source, target) = (
+        lab.activations(tokens * d, 1.0),
+        lab.activations(tokens * d, 1.0),
+    );
+    let answer = source
+        .iter()
+        .zip(&target)
+        .map(|(a, b)| f64::from(*a) + f64::from(*b));
     let output = Output {
         name: "the target",
         width: d,
@@ -315,29 +341,39 @@ fn collective_cases(cases: &mut Vec<Case>) {
             what: "a rank by itself; this case is about one".to_owned(),
         })
     };
-    cases.push(Case::new("all_reduce", "one rank", Tolerance::Exact, move |lab| {
-        single(lab)?;
-        let values = lab.activations(5 * 33, 1.0);
-        let target = lab.input(33, Element::Activation, &values)?;
-        let mut step = lab.step(&plain(5))?;
-        step.all_reduce(AllReduce { target })?;
-        lab.submit(&mut *step, &plain(5))?;
-        let found = lab.read(target, 5)?;
-        lab.same("the target", &found, &values);
-        Ok(())
-    }));
-    cases.push(Case::new("all_gather", "one rank", Tolerance::Exact, move |lab| {
-        single(lab)?;
-        let values = lab.activations(5 * 33, 1.0);
-        let input = lab.input(33, Element::Activation, &values)?;
-        let output = lab.output(5, 33)?;
-        let mut step = lab.step(&plain(5))?;
-        step.all_gather(AllGather { input, output })?;
-        lab.submit(&mut *step, &plain(5))?;
-        let found = lab.read(output, 5)?;
-        lab.same("the output", &found, &values);
-        let error = row_error(&found, &widen(&values), 33);
-        lab.within("the output", error, Tolerance::Exact);
-        Ok(())
-    }));
+    cases.push(Case::new(
+        "all_reduce",
+        "one rank",
+        Tolerance::Exact,
+        move |lab| {
+            single(lab)?;
+            let values = lab.activations(5 * 33, 1.0);
+            let target = lab.input(33, Element::Activation, &values)?;
+            let mut step = lab.step(&plain(5))?;
+            step.all_reduce(AllReduce { target })?;
+            lab.submit(&mut *step, &plain(5))?;
+            let found = lab.read(target, 5)?;
+            lab.same("the target", &found, &values);
+            Ok(())
+        },
+    ));
+    cases.push(Case::new(
+        "all_gather",
+        "one rank",
+        Tolerance::Exact,
+        move |lab| {
+            single(lab)?;
+            let values = lab.activations(5 * 33, 1.0);
+            let input = lab.input(33, Element::Activation, &values)?;
+            let output = lab.output(5, 33)?;
+            let mut step = lab.step(&plain(5))?;
+            step.all_gather(AllGather { input, output })?;
+            lab.submit(&mut *step, &plain(5))?;
+            let found = lab.read(output, 5)?;
+            lab.same("the output", &found, &values);
+            let error = row_error(&found, &widen(&values), 33);
+            lab.within("the output", error, Tolerance::Exact);
+            Ok(())
+        },
+    ));
 }

@@ -24,13 +24,18 @@ pub(super) fn cases() -> Vec<Case> {
             }));
         }
     }
-    cases.extend(properties("kda_gates", |lab| gates(lab, [33, 3, 32], -6.0, 6.0)));
+    cases.extend(properties("kda_gates", |lab| {
+        gates(lab, [33, 3, 32], -6.0, 6.0)
+    }));
     for (heads, width, tokens) in [(2, 128, 9), (3, 20, 17), (1, 33, 1), (4, 96, 5)] {
         for (scale, eps) in [(1.0, 1e-5), (2e-3, 1e-5), (0.0, 1e-5)] {
             let name = format!("H={heads} V={width}/T={tokens}/scale={scale:e}");
-            cases.push(definition("gated_norm", name, Tolerance::Close, move |lab| {
-                gated_norm(lab, [tokens, heads, width], scale, eps)
-            }));
+            cases.push(definition(
+                "gated_norm",
+                name,
+                Tolerance::Close,
+                move |lab| gated_norm(lab, [tokens, heads, width], scale, eps),
+            ));
         }
     }
     cases.extend(properties("gated_norm", |lab| {
@@ -48,10 +53,14 @@ fn gates(
     // The logarithms of rates 1 .. 16, and of steps 1e-3 .. 1e-1 as softplus has them.
     let a_log = (0..heads).map(|_| 2.75 * lab.random.uniform()).collect();
     let a_log = lab.matrix(Format::F32, [1, heads, 1], a_log)?;
-    let dt_bias = (0..heads * width).map(|_| -7.0 + 5.0 * lab.random.uniform()).collect();
+    let dt_bias = (0..heads * width)
+        .map(|_| -7.0 + 5.0 * lab.random.uniform())
+        .collect();
     let dt_bias = lab.matrix(Format::F32, [1, heads * width, 1], dt_bias)?;
     let spread = |lab: &mut Lab<'_>, n: usize| -> Vec<f32> {
-        (0..n).map(|_| low + (high - low) * lab.random.uniform()).collect()
+        (0..n)
+            .map(|_| low + (high - low) * lab.random.uniform())
+            .collect()
     };
     let mut decay = spread(lab, tokens * heads * width);
     for (i, decay) in decay.iter_mut().enumerate() {
@@ -69,12 +78,19 @@ fn gates(
     let log_decay = oracle::log_decay(&widen(&decay), &a_log.values, &dt_bias.values);
     let outputs = vec![
         output("the log decay", heads * width, log_decay),
-        output("the write strength", heads, oracle::write_strength(&widen(&write))),
+        output(
+            "the write strength",
+            heads,
+            oracle::write_strength(&widen(&write)),
+        ),
     ];
     let (a_log, dt_bias) = (a_log.weight, dt_bias.weight);
     Ok(Operation::new(
         tokens,
-        vec![Input::activation(heads * width, decay), Input::activation(heads, write)],
+        vec![
+            Input::activation(heads * width, decay),
+            Input::activation(heads, write),
+        ],
         outputs,
         move |step, inputs, outputs| {
             step.kda_gates(KdaGates {

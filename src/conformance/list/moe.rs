@@ -52,24 +52,69 @@ pub(super) fn cases() -> Vec<Case> {
     };
     for (name, case) in [
         ("8 choose 2", ROUTE),
-        ("256 choose 8", RouteCase { d: 64, tokens: 9, ..grouped(256, 1, 1, 8) }),
+        (
+            "256 choose 8",
+            RouteCase {
+                d: 64,
+                tokens: 9,
+                ..grouped(256, 1, 1, 8)
+            },
+        ),
         ("16 choose all", grouped(16, 1, 1, 16)),
         ("9 choose 1", grouped(9, 1, 1, 1)),
         ("16 in 4 groups, 2 of them", grouped(16, 4, 2, 4)),
         ("24 in 8 groups, 3 of them", grouped(24, 8, 3, 5)),
         ("16 in 4 groups, 1 of them", grouped(16, 4, 1, 4)),
         ("12 in 12 groups, 5 of them", grouped(12, 12, 5, 3)),
-        ("negative biases", RouteCase { bias: [-3.0, -1.0], ..grouped(16, 4, 2, 4) }),
-        ("strong biases", RouteCase { bias: [-2.0, 2.0], ..ROUTE }),
-        ("f32 weights", RouteCase { format: Format::F32, ..ROUTE }),
-        ("odd width", RouteCase { d: 33, tokens: 5, experts: 11, ..ROUTE }),
-        ("one token", RouteCase { tokens: 1, ..grouped(64, 1, 1, 8) }),
+        (
+            "negative biases",
+            RouteCase {
+                bias: [-3.0, -1.0],
+                ..grouped(16, 4, 2, 4)
+            },
+        ),
+        (
+            "strong biases",
+            RouteCase {
+                bias: [-2.0, 2.0],
+                ..ROUTE
+            },
+        ),
+        (
+            "f32 weights",
+            RouteCase {
+                format: Format::F32,
+                ..ROUTE
+            },
+        ),
+        (
+            "odd width",
+            RouteCase {
+                d: 33,
+                tokens: 5,
+                experts: 11,
+                ..ROUTE
+            },
+        ),
+        (
+            "one token",
+            RouteCase {
+                tokens: 1,
+                ..grouped(64, 1, 1, 8)
+            },
+        ),
     ] {
         cases.push(definition("route", name, Tolerance::Full, move |lab| {
             route(lab, case)
         }));
-        let plain = Router { renormalize: false, ..case.router };
-        let case = RouteCase { router: plain, ..case };
+        let plain = Router {
+            renormalize: false,
+            ..case.router
+        };
+        let case = RouteCase {
+            router: plain,
+            ..case
+        };
         let name = format!("{name}/not renormalised");
         cases.push(definition("route", name, Tolerance::Full, move |lab| {
             route(lab, case)
@@ -85,7 +130,13 @@ pub(super) fn cases() -> Vec<Case> {
         }));
     }
     cases.extend(properties("route", move |lab| {
-        route(lab, RouteCase { tokens: 33, ..grouped(16, 4, 2, 4) })
+        route(
+            lab,
+            RouteCase {
+                tokens: 33,
+                ..grouped(16, 4, 2, 4)
+            },
+        )
     }));
 
     for format in FORMATS {
@@ -147,7 +198,9 @@ fn route(lab: &mut Lab<'_>, case: RouteCase) -> Result<Operation> {
     let RouteCase { experts, d, .. } = case;
     let matrix = lab.random_matrix(case.format, [1, experts, d], (d as f32).powf(-0.5))?;
     let [low, high] = case.bias;
-    let bias = (0..experts).map(|_| low + (high - low) * lab.random.uniform()).collect();
+    let bias = (0..experts)
+        .map(|_| low + (high - low) * lab.random.uniform())
+        .collect();
     let bias = lab.matrix(case.format, [1, experts, 1], bias)?;
     let rows = clear_rows(lab, case.router, &matrix.values, &bias.values, case.tokens);
     Ok(routing(case.router, rows, &matrix, &bias))

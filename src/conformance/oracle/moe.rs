@@ -84,7 +84,9 @@ impl Router {
     pub fn margin(&self, row: &[f64], weight: &[f64], bias: &[f64]) -> f64 {
         let scores = self.scores(row, weight, bias);
         let gap = |values: &[f64], order: &[usize]| {
-            let gaps = order.windows(2).map(|pair| values[pair[0]] - values[pair[1]]);
+            let gaps = order
+                .windows(2)
+                .map(|pair| values[pair[0]] - values[pair[1]]);
             gaps.fold(f64::INFINITY, f64::min)
         };
         let mut experts = self.candidates(&scores);
