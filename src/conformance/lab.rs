@@ -11,8 +11,8 @@ use half::{bf16, f16};
 use super::random::Random;
 use super::tolerance::{Tolerance, differing, element_error, norm_error, row_error};
 use crate::backend::{
-    Backend, Batch, Block, Capacity, Element, OutputRow, Piece, Precision, Result, Rows, Shard,
-    Slot, Step, StepOutput, Tensor, TensorValues, Weight, WeightSource,
+    Backend, Batch, Capacity, Element, Piece, Precision, Result, Rows, Shard, Slot, Step,
+    StepOutput, Tensor, TensorValues, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::config::Dtype;
@@ -403,22 +403,6 @@ pub(super) fn plain(count: usize) -> Batch {
         }],
         outputs: Vec::new(),
     }
-}
-
-/// The same with all rows wanted as outputs.
-#[must_use]
-pub(super) fn plain_outputs(count: usize) -> Batch {
-    let outputs = (0..count).map(|row| OutputRow { row, target: None });
-    Batch {
-        outputs: outputs.collect(),
-        ..plain(count)
-    }
-}
-
-/// Blocks by number.
-#[must_use]
-pub(super) fn blocks(numbers: &[u32]) -> Vec<Block> {
-    numbers.iter().copied().map(Block).collect()
 }
 
 /// Rounds values to a format, in place.

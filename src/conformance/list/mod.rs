@@ -1,5 +1,6 @@
 //! The cases, a file a room of the model.
 
+mod blocks;
 mod choice;
 mod conv;
 mod dense;
@@ -8,6 +9,8 @@ mod kda;
 mod kda_properties;
 mod mla;
 mod moe;
+mod pools;
+mod refusals;
 mod rows;
 
 pub use kda::{KdaCase, KdaExpected};
@@ -18,14 +21,17 @@ use super::Case;
 #[must_use]
 pub fn all() -> Vec<Case> {
     let rooms = [
-        choice::cases(),
-        conv::cases(),
-        mla::cases(),
         dense::cases(),
+        conv::cases(),
         gates::cases(),
         kda::cases(),
         kda_properties::cases(),
+        mla::cases(),
         moe::cases(),
+        choice::cases(),
+        blocks::cases(),
+        pools::cases(),
+        refusals::cases(),
     ];
     rooms.into_iter().flatten().collect()
 }

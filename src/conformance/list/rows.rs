@@ -2,7 +2,7 @@
 
 use crate::backend::{Batch, Element, Result, Rows, Step, Tensor, TensorValues};
 use crate::conformance::lab::plain;
-use crate::conformance::{Case, Lab, Tolerance, element_error, norm_error, row_error};
+use crate::conformance::{Case, Lab, Tolerance, element_error, row_error};
 
 /// One argument: its width, its element type, its rows.
 pub(super) struct Input {
@@ -283,16 +283,4 @@ pub(super) fn properties(
             ask(lab, question, made)
         })
     })
-}
-
-/// Compares over the whole tensor with a tolerance that is not the case's.
-pub(super) fn compare(
-    lab: &mut Lab<'_>,
-    what: impl Into<String>,
-    x: &[f32],
-    reference: &[f32],
-    tolerance: Tolerance,
-) {
-    let reference = crate::conformance::oracle::widen(reference);
-    lab.within(what, norm_error(x, &reference), tolerance);
 }
