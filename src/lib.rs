@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod config;
+pub mod conformance;
 pub mod engine;
 pub mod error;
 pub mod model;

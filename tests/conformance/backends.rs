@@ -1,0 +1,51 @@
+//! The backends that this machine has. Another one is added by naming it in [`all`].
+
+use std::sync::{Mutex, PoisonError};
+
+use kimi_linear::backend::Backend;
+use kimi_linear::backend::cpu::CpuBackend;
+
+/// Cases that share one backend before it is made anew: handles are never given back, so memory grows with cases.
+const SHARED: usize = 32;
+
+type Make = fn() -> Box<dyn Backend>;
+
+/// A backend under test, made when it is first wanted.
+pub struct Bench {
+    pub name: &'static str,
+    make: Make,
+    backend: Mutex<Option<(Box<dyn Backend>, usize)>>,
+}
+
+impl Bench {
+    fn new(name: &'static str, make: Make) -> Self {
+        Self {
+            name,
+            make,
+            backend: Mutex::default(),
+        }
+    }
+
+    /// Lends the backend; trials on one backend run one at a time.
+    pub fn with<R>(&self, run: impl FnOnce(&mut dyn Backend) -> R) -> R {
+        // A trial that panicked leaves nothing behind that the next would use.
+        let mut shared = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut backend, used) = match shared.take() {
+            Some((backend, used)) if used < SHARED => (backend, used),
+            _ => ((self.make)(), 0),
+        };
+        let result = run(&mut *backend);
+        *shared = Some((backend, used + 1));
+        result
+    }
+}
+
+/// Every backend that there is on this machine.
+pub fn all() -> Vec<Bench> {
+    vec![Bench::new("cpu", || Box::new(CpuBackend::new()))]
+}
+
+/// Backends that are not there, and why.
+pub fn absent() -> Vec<(&'static str, String)> {
+    Vec::new()
+}
