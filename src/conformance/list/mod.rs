@@ -6,8 +6,10 @@ mod conv;
 mod dense;
 mod gates;
 mod kda;
+mod kda_block;
 mod kda_properties;
 mod mla;
+mod mla_block;
 mod moe;
 mod pools;
 mod refusals;
@@ -108,6 +110,8 @@ pub fn all() -> Vec<Case> {
         mla::cases(),
         moe::cases(),
         choice::cases(),
+        kda_block::cases(),
+        mla_block::cases(),
         blocks::cases(),
         pools::cases(),
         refusals::cases(),
