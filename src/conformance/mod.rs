@@ -5,10 +5,12 @@
 //! alone, so another backend is tested by being named, and each is held to naive f64 code ([`oracle`]), the CPU too.
 //! Comparisons of whole models with `tests/reference` are not here: those need the files.
 
+pub mod bench;
 mod lab;
 pub mod list;
 pub mod oracle;
 mod random;
+pub mod report;
 mod tolerance;
 
 use std::sync::Arc;

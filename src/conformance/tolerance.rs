@@ -55,6 +55,20 @@ impl Tolerance {
         }
     }
 
+    /// What it is for, in tables.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Exact => "the very bits, or the very answer",
+            Self::Rounded => "one or two roundings of a result",
+            Self::Close => "sums and exponentials of activations",
+            Self::Full => "results that are f32 on every backend",
+            Self::Recurrence => "the recurrence against its definition",
+            Self::Split => "one prompt, cut in different places",
+            Self::Block => "a whole block of operations",
+        }
+    }
+
     /// Its name in tables.
     #[must_use]
     pub const fn name(self) -> &'static str {

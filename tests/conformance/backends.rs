@@ -4,16 +4,15 @@ use std::sync::{Mutex, PoisonError};
 
 use kimi_linear::backend::Backend;
 use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::conformance::report::SHARED;
 
-/// Cases that share one backend before it is made anew: handles are never given back, so memory grows with cases.
-const SHARED: usize = 32;
-
-type Make = fn() -> Box<dyn Backend>;
+/// Makes a backend.
+pub(crate) type Make = fn() -> Box<dyn Backend>;
 
 /// A backend under test, made when it is first wanted.
-pub struct Bench {
-    pub name: &'static str,
-    make: Make,
+pub(crate) struct Bench {
+    pub(crate) name: &'static str,
+    pub(crate) make: Make,
     backend: Mutex<Option<(Box<dyn Backend>, usize)>>,
 }
 
@@ -27,7 +26,7 @@ impl Bench {
     }
 
     /// Lends the backend; trials on one backend run one at a time.
-    pub fn with<R>(&self, run: impl FnOnce(&mut dyn Backend) -> R) -> R {
+    pub(crate) fn with<R>(&self, run: impl FnOnce(&mut dyn Backend) -> R) -> R {
         // A trial that panicked leaves nothing behind that the next would use.
         let mut shared = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut backend, used) = match shared.take() {
@@ -41,11 +40,11 @@ impl Bench {
 }
 
 /// Every backend that there is on this machine.
-pub fn all() -> Vec<Bench> {
+pub(crate) fn all() -> Vec<Bench> {
     vec![Bench::new("cpu", || Box::new(CpuBackend::new()))]
 }
 
 /// Backends that are not there, and why.
-pub fn absent() -> Vec<(&'static str, String)> {
+pub(crate) fn absent() -> Vec<(&'static str, String)> {
     Vec::new()
 }

@@ -1,5 +1,6 @@
 //! The conformance list on every backend that this machine has: one named trial a case and backend, its error printed
-//! beside its bound; with it the recurrence's reference cases, which need a file.
+//! beside its bound; with it the recurrence's reference cases, which need a file, the generated table, and the mutants
+//! that the list must catch.
 //!
 //! `cargo test --release --test conformance -- kda_chunk` runs a part; `KIMI_REPEATS=1000` repeats what must repeat.
 #![allow(
@@ -15,10 +16,14 @@
 mod backends;
 #[path = "../common/mod.rs"]
 mod common;
+mod documents;
+mod mutants;
+mod mutated;
 mod reference;
 
 use std::sync::Arc;
 
+use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::conformance::{self, Case, Options, Verdict};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -36,6 +41,8 @@ fn main() {
             trials.push(trial(&bench, case, bound));
         }
     }
+    trials.extend(documents::trials());
+    trials.extend(mutants::trials(|| Box::new(CpuBackend::new())));
     for (backend, reason) in backends::absent() {
         eprintln!("skipped: every case on {backend}: {reason}");
     }

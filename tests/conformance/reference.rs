@@ -25,7 +25,7 @@ const NAMES: [&str; 11] = [
 const CPU_BOUND: f64 = 2e-6;
 
 /// Each case in both forms, with the closer bound that this backend is held to, if there is one.
-pub fn cases(bench: &Bench) -> Vec<(Case, Option<f64>)> {
+pub(crate) fn cases(bench: &Bench) -> Vec<(Case, Option<f64>)> {
     let fixture = Fixture::open("kda.safetensors");
     let closer = (bench.name == "cpu").then_some(CPU_BOUND);
     let mut cases = Vec::new();

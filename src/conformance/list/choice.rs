@@ -98,7 +98,12 @@ fn choose(
     Ok((batch, output))
 }
 
-fn check(lab: &mut Lab<'_>, vocabulary: usize, candidates: usize, values: &[f32]) -> Result<()> {
+pub(super) fn check(
+    lab: &mut Lab<'_>,
+    vocabulary: usize,
+    candidates: usize,
+    values: &[f32],
+) -> Result<()> {
     for keep_rows in [false, true] {
         let (batch, output) = choose(lab, vocabulary, candidates, keep_rows, values)?;
         if lab.timed() {

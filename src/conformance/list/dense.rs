@@ -37,7 +37,7 @@ fn embed_cases(cases: &mut Vec<Case>) {
     }));
 }
 
-fn embed(
+pub(super) fn embed(
     lab: &mut Lab<'_>,
     format: Format,
     [vocabulary, d]: [usize; 2],
@@ -52,7 +52,7 @@ fn embed(
     if let Some(last) = ids.get_mut(1) {
         *last = 0;
     }
-    let answer = oracle::embed(&ids, &table.values, d);
+    let answer = lab.answer(|| oracle::embed(&ids, &table.values, d));
     let weight = table.weight;
     let outputs = vec![Output::activation(d, answer)];
     let operation = Operation::new(tokens, Vec::new(), outputs, move |step, _, outputs| {
@@ -97,7 +97,7 @@ fn rms_norm_cases(cases: &mut Vec<Case>) {
     }
 }
 
-fn rms_norm(
+pub(super) fn rms_norm(
     lab: &mut Lab<'_>,
     format: Format,
     [tokens, d]: [usize; 2],
@@ -106,7 +106,7 @@ fn rms_norm(
 ) -> Result<Operation> {
     let norm = lab.norm_weight(format, d)?;
     let input = lab.activations(tokens * d, scale);
-    let answer = oracle::rms_norm(&widen(&input), &norm.values, eps);
+    let answer = lab.answer(|| oracle::rms_norm(&widen(&input), &norm.values, eps));
     let weight = norm.weight;
     Ok(Operation::new(
         tokens,
@@ -248,10 +248,15 @@ fn linear_cases(cases: &mut Vec<Case>) {
     }));
 }
 
-fn linear(lab: &mut Lab<'_>, matrix: Matrix, tokens: usize, element: Element) -> Result<Operation> {
+pub(super) fn linear(
+    lab: &mut Lab<'_>,
+    matrix: Matrix,
+    tokens: usize,
+    element: Element,
+) -> Result<Operation> {
     let (rows, columns) = (matrix.weight.rows, matrix.weight.columns);
     let input = lab.activations(tokens * columns, 1.0);
-    let answer = oracle::linear(&widen(&input), &matrix.values, columns);
+    let answer = lab.answer(|| oracle::linear(&widen(&input), &matrix.values, columns));
     let weight = matrix.weight;
     let mut output = Output::activation(rows, answer);
     output.place = Place::New(element);
@@ -286,9 +291,9 @@ fn elementwise_cases(cases: &mut Vec<Case>) {
     cases.extend(properties("add", |lab| add(lab, 33, 33)));
 }
 
-fn swiglu(lab: &mut Lab<'_>, tokens: usize, n: usize, scale: f32) -> Result<Operation> {
+pub(super) fn swiglu(lab: &mut Lab<'_>, tokens: usize, n: usize, scale: f32) -> Result<Operation> {
     let input = lab.activations(tokens * 2 * n, scale);
-    let answer = oracle::swiglu(&widen(&input), n);
+    let answer = lab.answer(|| oracle::swiglu(&widen(&input), n));
     Ok(Operation::new(
         tokens,
         vec![Input::activation(2 * n, input)],
@@ -302,7 +307,7 @@ fn swiglu(lab: &mut Lab<'_>, tokens: usize, n: usize, scale: f32) -> Result<Oper
     ))
 }
 
-fn add(lab: &mut Lab<'_>, tokens: usize, d: usize) -> Result<Operation> {
+pub(super) fn add(lab: &mut Lab<'_>, tokens: usize, d: usize) -> Result<Operation> {
     let (source, target) = (
         lab.activations(tokens * d, 1.0),
         lab.activations(tokens * d, 1.0),

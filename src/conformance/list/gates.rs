@@ -44,7 +44,7 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-fn gates(
+pub(super) fn gates(
     lab: &mut Lab<'_>,
     [tokens, heads, width]: [usize; 3],
     low: f32,
@@ -53,10 +53,10 @@ fn gates(
     // The logarithms of rates 1 .. 16, and of steps 1e-3 .. 1e-1 as softplus has them.
     let a_log = (0..heads).map(|_| 2.75 * lab.random.uniform()).collect();
     let a_log = lab.matrix(Format::F32, [1, heads, 1], a_log)?;
-    let dt_bias = (0..heads * width)
+    let biases: Vec<f32> = (0..heads * width)
         .map(|_| -7.0 + 5.0 * lab.random.uniform())
         .collect();
-    let dt_bias = lab.matrix(Format::F32, [1, heads * width, 1], dt_bias)?;
+    let dt_bias = lab.matrix(Format::F32, [1, heads * width, 1], biases.clone())?;
     let spread = |lab: &mut Lab<'_>, n: usize| -> Vec<f32> {
         (0..n)
             .map(|_| low + (high - low) * lab.random.uniform())
@@ -64,7 +64,7 @@ fn gates(
     };
     let mut decay = spread(lab, tokens * heads * width);
     for (i, decay) in decay.iter_mut().enumerate() {
-        *decay -= dt_bias.values[i % (heads * width)] as f32;
+        *decay -= biases[i % (heads * width)];
     }
     let decay = lab.rounded(decay);
     let write = spread(lab, tokens * heads);
@@ -75,7 +75,8 @@ fn gates(
         place: Place::New(Element::F32),
         answer: Answer::Elements(answer),
     };
-    let log_decay = oracle::log_decay(&widen(&decay), &a_log.values, &dt_bias.values);
+    let log_decay =
+        lab.answer(|| oracle::log_decay(&widen(&decay), &a_log.values, &dt_bias.values));
     let outputs = vec![
         output("the log decay", heads * width, log_decay),
         output(
@@ -105,7 +106,7 @@ fn gates(
     ))
 }
 
-fn gated_norm(
+pub(super) fn gated_norm(
     lab: &mut Lab<'_>,
     [tokens, heads, width]: [usize; 3],
     scale: f32,
@@ -114,7 +115,8 @@ fn gated_norm(
     let norm = lab.norm_weight(Format::Bf16, width)?;
     let input = lab.activations(tokens * heads * width, scale);
     let gate = lab.activations(tokens * heads * width, 3.0);
-    let answer = oracle::gated_norm(&widen(&input), &widen(&gate), &norm.values, eps);
+    let answer =
+        lab.answer(|| oracle::gated_norm(&widen(&input), &widen(&gate), &norm.values, eps));
     let weight = norm.weight;
     Ok(Operation::new(
         tokens,

@@ -172,12 +172,19 @@ impl KdaCase {
         KdaExpected { output, states }
     }
 
-    /// Bytes and FLOPs of one run: every input, output and state once; the recurrence as written.
-    fn work(&self) -> (usize, usize) {
+    /// Bytes and FLOPs of one run: every input, output and state once (`spec/kda.md`, section 3).
+    pub(super) fn work(&self, form: Form) -> (usize, usize) {
         let (layout, tokens) = (self.layout(0), self.tokens());
         let row = layout.channels() + layout.value_heads * (layout.key_width + layout.value_width);
         let states = 2 * self.lengths.len() * layout.state_len();
-        (4 * (tokens * row + states), 7 * tokens * layout.state_len())
+        // A decay, an answer, a write and a read of the state a token; by chunks the decay is shared.
+        let (k, v) = (layout.key_width, layout.value_width);
+        let token = match form {
+            Form::Step => 7 * k * v,
+            Form::Auto | Form::Chunk => 6 * k * v + 8 * 16 * k,
+        };
+        let flops = tokens * layout.value_heads * token;
+        (4 * (tokens * row + states), flops)
     }
 }
 
@@ -399,7 +406,11 @@ pub(super) fn against_definition(lab: &mut Lab<'_>, case: &KdaCase, form: Form) 
         pieces.push(piece(*length, slot_in, slot_out));
         written.push(slot_out);
     }
-    let before = rig.snapshot(lab)?;
+    let before = if lab.timed() {
+        Vec::new()
+    } else {
+        rig.snapshot(lab)?
+    };
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
     let output = rig.run(lab, &ranges, pieces)?;
     if lab.timed() {
@@ -430,7 +441,7 @@ impl Case {
     /// A case of the recurrence with inputs (and perhaps answers) from elsewhere.
     #[must_use]
     pub fn kda(name: &str, form: Form, case: KdaCase) -> Self {
-        let (bytes, flops) = case.work();
+        let (bytes, flops) = case.work(form);
         Self::new(form_name(form), name, Tolerance::Recurrence, move |lab| {
             against_definition(lab, &case, form)
         })

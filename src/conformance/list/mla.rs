@@ -132,7 +132,7 @@ fn total(spans: &[Span]) -> usize {
 }
 
 /// Appended rows are normalised and in their places, and nothing else has changed.
-fn append(
+pub(super) fn append(
     lab: &mut Lab<'_>,
     shape: [usize; 3],
     spans: &[Span],
@@ -189,14 +189,14 @@ fn append(
 }
 
 /// Which form of attention, and on which pieces.
-type Form = (bool, Pieces);
+pub(super) type Form = (bool, Pieces);
 
 /// The widths of one attention, and its weight's format.
 #[derive(Clone, Copy)]
-struct Shape {
-    attention: Attention,
-    block_tokens: usize,
-    format: Format,
+pub(super) struct Shape {
+    pub(super) attention: Attention,
+    pub(super) block_tokens: usize,
+    pub(super) format: Format,
 }
 
 /// An attention planned on a device, its latents written.
@@ -288,7 +288,13 @@ impl Rig {
 }
 
 /// A ragged batch against the definition; rows of other pieces are left as they are, and so is the cache.
-fn attend(lab: &mut Lab<'_>, shape: Shape, form: Form, spans: &[Span], sharp: f32) -> Result<()> {
+pub(super) fn attend(
+    lab: &mut Lab<'_>,
+    shape: Shape,
+    form: Form,
+    spans: &[Span],
+    sharp: f32,
+) -> Result<()> {
     let mut rig = Rig::new(lab, shape, form, spans, sharp)?;
     let before = rig.cache.read(lab, LAYER)?;
     let pieces = (0..spans.len())

@@ -5,7 +5,7 @@ use super::rows::{Answer, Input, Operation, Output, Place, definition, propertie
 use crate::backend::{Element, Experts, Result, Route};
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Router, widen};
-use crate::conformance::{Case, Lab, Tolerance};
+use crate::conformance::{Case, Lab, Matrix, Tolerance};
 
 /// Choices nearer to each other than this may fall either way in f32; inputs keep away from them.
 const MARGIN: f64 = 1e-5;
@@ -20,13 +20,13 @@ const ROUTER: Router = Router {
 
 /// A router's case: experts, width, tokens, the range of biases.
 #[derive(Clone, Copy)]
-struct RouteCase {
-    router: Router,
-    experts: usize,
-    d: usize,
-    tokens: usize,
-    bias: [f32; 2],
-    format: Format,
+pub(super) struct RouteCase {
+    pub(super) router: Router,
+    pub(super) experts: usize,
+    pub(super) d: usize,
+    pub(super) tokens: usize,
+    pub(super) bias: [f32; 2],
+    pub(super) format: Format,
 }
 
 const ROUTE: RouteCase = RouteCase {
@@ -184,7 +184,7 @@ pub(super) fn clear_rows(
     for _ in 0..tokens {
         let mut row = lab.activations(d, 1.0);
         for _ in 0..200 {
-            if router.margin(&widen(&row), weight, bias) > MARGIN {
+            if lab.timed() || router.margin(&widen(&row), weight, bias) > MARGIN {
                 break;
             }
             row = lab.activations(d, 1.0);
@@ -194,7 +194,7 @@ pub(super) fn clear_rows(
     rows
 }
 
-fn route(lab: &mut Lab<'_>, case: RouteCase) -> Result<Operation> {
+pub(super) fn route(lab: &mut Lab<'_>, case: RouteCase) -> Result<Operation> {
     let RouteCase { experts, d, .. } = case;
     let matrix = lab.random_matrix(case.format, [1, experts, d], (d as f32).powf(-0.5))?;
     let [low, high] = case.bias;
@@ -203,7 +203,7 @@ fn route(lab: &mut Lab<'_>, case: RouteCase) -> Result<Operation> {
         .collect();
     let bias = lab.matrix(case.format, [1, experts, 1], bias)?;
     let rows = clear_rows(lab, case.router, &matrix.values, &bias.values, case.tokens);
-    Ok(routing(case.router, rows, &matrix, &bias))
+    Ok(routing(lab, case.router, rows, &matrix, &bias))
 }
 
 /// Equal scores: weights of zero for all experts but the last few, and no bias.
@@ -221,16 +221,17 @@ fn tied(lab: &mut Lab<'_>, groups: usize, top_groups: usize, distinct: usize) ->
     let matrix = lab.matrix(Format::Bf16, [1, experts, d], weight)?;
     let bias = lab.matrix(Format::Bf16, [1, experts, 1], vec![0.0; experts])?;
     let rows = lab.activations(tokens * d, 1.0);
-    Ok(routing(router, rows, &matrix, &bias))
+    Ok(routing(lab, router, rows, &matrix, &bias))
 }
 
 fn routing(
+    lab: &Lab<'_>,
     router: Router,
     rows: Vec<f32>,
-    matrix: &crate::conformance::Matrix,
-    bias: &crate::conformance::Matrix,
+    matrix: &Matrix,
+    bias: &Matrix,
 ) -> Operation {
-    let (ids, weights) = router.route(&widen(&rows), &matrix.values, &bias.values);
+    let (ids, weights) = lab.answer(|| router.route(&widen(&rows), &matrix.values, &bias.values));
     let (d, weight, bias) = (matrix.weight.columns, matrix.weight, bias.weight);
     let outputs = vec![
         Output {
@@ -267,7 +268,7 @@ fn routing(
 }
 
 /// The experts `held` of ids drawn from `chosen`. An expert that no row chose is all NaN, so that it must not be read.
-fn experts(
+pub(super) fn experts(
     lab: &mut Lab<'_>,
     format: Format,
     [local, n, d]: [usize; 3],
@@ -296,14 +297,16 @@ fn experts(
     };
     let (gate, up, down) = (stack(lab, n, d)?, stack(lab, n, d)?, stack(lab, d, n)?);
     let rows = lab.activations(tokens * d, 1.0);
-    let answer = oracle::experts(
-        &widen(&rows),
-        &ids,
-        &widen(&weights),
-        [&gate.values, &up.values, &down.values],
-        held.start,
-        [local, n, d],
-    );
+    let answer = lab.answer(|| {
+        oracle::experts(
+            &widen(&rows),
+            &ids,
+            &widen(&weights),
+            [&gate.values, &up.values, &down.values],
+            held.start,
+            [local, n, d],
+        )
+    });
     let [gate, up, down] = [gate, up, down].map(|matrix| matrix.weight);
     let first_expert = held.start;
     Ok(Operation::new(
