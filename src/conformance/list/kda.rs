@@ -503,7 +503,7 @@ pub(super) fn cases() -> Vec<Case> {
         }
         for (name, beta) in [("beta=0", 0.0), ("beta=1", 1.0)] {
             cases.push(random_case(form, name.to_owned(), move |random| {
-                let mut case = KdaCase::random(random, HEAD, &[33], Gates::Bounded, true);
+                let mut case = KdaCase::random(random, HEAD, &[33], Gates::Init, true);
                 case.beta.fill(beta);
                 case
             }));
