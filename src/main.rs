@@ -1,3 +1,9 @@
-//! The `kimi-linear` program.
+//! The `kimi-linear` program: one command, a subcommand for each thing to do.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

@@ -153,10 +153,14 @@ fn memory_is_the_sum_of_its_pools() {
         (m.weights, m.states, m.latents),
         (98_245_528_576, 43_417_600, 252 << 20)
     );
-    // A row of experts is the widest: 8 of them, their outputs, the scores and the shared expert.
-    let row = 3 * 2304 + 256 + 8 * (3 * 1024 + 2304 + 2) + 3 * 1024;
-    assert_eq!(m.scratch, 4 * (512 * row + 163_840));
-    assert_eq!(m.total(), m.weights + m.states + m.latents + m.scratch);
+    // The stream; a KDA layer's eleven widths of 4096; an MLA layer; the dense MLP; the experts' choices and the shared one.
+    let row = 3 * 2304
+        + (11 * 4096 + 128 + 2 * 32)
+        + (32 * (192 + 128) + 576)
+        + 3 * 9216
+        + (2 * 8 + 3 * 1024 + 2304);
+    assert_eq!(m.activations, 4 * (512 * row + 2304 + 163_840));
+    assert_eq!(m.total(), m.weights + m.states + m.latents + m.activations);
 
     // Blocks are counted whole, for every sequence; slots for checkpoints as well.
     let more = MemoryRequest {

@@ -11,6 +11,7 @@
 mod batch;
 mod block;
 mod check;
+mod choose;
 mod collective;
 pub mod cpu;
 mod operation;
@@ -24,6 +25,7 @@ use std::task::{Context, Poll};
 
 pub use batch::{Batch, Capacity, OutputRow, Piece, StateCheckpoint};
 pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
+pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
 pub use operation::{
     Add, AllGather, AllReduce, Embed, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, Linear,
@@ -187,7 +189,8 @@ pub trait Step: Send {
     /// The same attention in the absorbed form, over the latents themselves: for few queries.
     fn mla_decode(&mut self, op: MlaAttention) -> Result<()>;
 
-    /// The router: which experts, and with what weights.
+    /// The router: which experts, and with what weights. Where a biased score is not finite, all weights of the row are
+    /// NaN: a damaged expert that is never chosen must not go unseen.
     fn route(&mut self, op: Route) -> Result<()>;
 
     /// The routed experts held here: `output[t] = sum_e w_e down_e(silu(gate_e x) * up_e x)`.

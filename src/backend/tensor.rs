@@ -17,6 +17,16 @@ pub enum Precision {
     F16,
 }
 
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
 /// What one row of an activation stands for; the batch says how many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {

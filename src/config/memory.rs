@@ -29,7 +29,7 @@ pub struct MemoryRequest {
 }
 
 /// Memory in bytes, pool by pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
     /// The weights.
     pub weights: u64,
@@ -37,14 +37,14 @@ pub struct Memory {
     pub states: u64,
     /// The latent blocks of all sequences.
     pub latents: u64,
-    /// Buffers of a step.
-    pub scratch: u64,
+    /// Activations of a step.
+    pub activations: u64,
 }
 
 impl Memory {
     /// The sum.
     pub fn total(&self) -> u64 {
-        [self.weights, self.states, self.latents, self.scratch]
+        [self.weights, self.states, self.latents, self.activations]
             .into_iter()
             .fold(0, u64::saturating_add)
     }
@@ -144,35 +144,31 @@ impl ModelConfig {
         product(&[self.mla_layers().count(), self.latent_width(), cache.size()])
     }
 
-    /// Bytes of f32 buffers of a step with `tokens` rows, of which `logits_rows` reach the output head. Buffers are
-    /// planned once and shared by the layers, so the widest kind of layer counts, once:
-    /// the residual stream, its norm and a block's output; a KDA layer's q, k and v before and after the convolution, its
-    /// decay, gate and output; an MLA layer's queries, latent, expanded keys and values and output; an MLP's gate, up and
-    /// product; for experts the scores, and the same and an output row for each expert that a token visits.
-    pub fn scratch_bytes(&self, tokens: usize, logits_rows: usize) -> u64 {
-        let heads = self.num_attention_heads;
-        let of = |wanted: &dyn Fn(&super::LayerKind) -> bool, width: usize| {
-            if self.layers.iter().any(wanted) {
-                width
-            } else {
-                0
+    /// Bytes of a model's activations in f32, planned once for steps of `tokens` rows, of which `outputs` reach the
+    /// output head: what `Model::load` asks the backend for. Layers of one kind share theirs. What a kernel takes for
+    /// itself while it runs is not in it.
+    pub fn activation_bytes(&self, tokens: usize, outputs: usize) -> u64 {
+        let has = |kind: &dyn Fn(&super::LayerKind) -> bool| self.layers.iter().any(kind);
+        let (d, kda, heads) = (self.hidden_size, self.kda_width(), self.num_attention_heads);
+        let mut row = 3 * d;
+        if has(&|layer| layer.attention == Attention::Kda) {
+            // q, k and v before and after the convolution; decay, gates, output, output gate, normed output.
+            row += 6 * kda + 5 * kda + self.kda_head_dim + 2 * self.kda_num_heads;
+        }
+        if has(&|layer| layer.attention == Attention::Mla) {
+            row += heads * (self.mla_query_dim() + self.v_head_dim) + self.latent_width();
+        }
+        if has(&|layer| layer.ffn == Ffn::Dense) {
+            row += 3 * self.intermediate_size;
+        }
+        if has(&|layer| layer.ffn == Ffn::Moe) {
+            row += 2 * self.num_experts_per_token;
+            if self.num_shared_experts > 0 {
+                row += 3 * self.shared_intermediate_size() + d;
             }
-        };
-        let kda = 9 * self.kda_width() + 2 * self.kda_head_dim + self.kda_num_heads;
-        let mla_head = self.mla_query_dim() + self.qk_nope_head_dim + 2 * self.v_head_dim;
-        let mla = heads * mla_head + 2 * self.latent_width();
-        let visits =
-            self.num_experts_per_token * (3 * self.moe_intermediate_size + self.hidden_size + 2);
-        let moe = self.num_experts + visits + 3 * self.shared_intermediate_size();
-        let widest = [
-            of(&|l| l.attention == Attention::Kda, kda),
-            of(&|l| l.attention == Attention::Mla, mla),
-            of(&|l| l.ffn == Ffn::Dense, 3 * self.intermediate_size),
-            of(&|l| l.ffn == Ffn::Moe, moe),
-        ];
-        let row = 3 * self.hidden_size + widest.into_iter().max().unwrap_or(0);
+        }
         let rows = product(&[tokens, row, Dtype::F32.size()]);
-        rows.saturating_add(product(&[logits_rows, self.vocab_size, Dtype::F32.size()]))
+        rows.saturating_add(product(&[outputs, d + self.vocab_size, Dtype::F32.size()]))
     }
 
     /// The memory that a machine needs.
@@ -191,7 +187,7 @@ impl ModelConfig {
                     blocks,
                     request.block_tokens.max(1),
                 ])),
-            scratch: self.scratch_bytes(request.step_tokens, request.sequences),
+            activations: self.activation_bytes(request.step_tokens, request.sequences),
         }
     }
 }

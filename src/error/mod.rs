@@ -7,11 +7,13 @@
 mod backend;
 mod checkpoint;
 mod config;
+mod engine;
 mod tokenizer;
 
 pub use backend::BackendError;
 pub use checkpoint::CheckpointError;
 pub use config::ConfigError;
+pub use engine::EngineError;
 pub use tokenizer::TokenizerError;
 
 /// Any error of the library.
@@ -30,4 +32,7 @@ pub enum Error {
     /// The device, or what was asked of it.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A request, or what the model made of it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }

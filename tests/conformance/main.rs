@@ -9,7 +9,8 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr,
-    missing_docs
+    missing_docs,
+    unreachable_pub
 )]
 
 mod backends;

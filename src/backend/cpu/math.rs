@@ -42,32 +42,22 @@ impl WithSimd for Products<'_> {
             output,
         } = self;
         let count = rows.len() / width;
-        for (c, weights) in weights.chunks(4 * width).enumerate() {
-            let output = &mut output[4 * c * count..];
-            for (r, rows) in rows.chunks(4 * width).enumerate() {
-                match (rows.len() == 4 * width, weights.len() == 4 * width) {
-                    (true, true) => {
-                        tile::<S, 4, 4>(simd, width, rows, weights, count, &mut output[4 * r..])
+        // A few rows stay in the nearest cache while all weights of the tile pass by.
+        for (r, rows) in rows.chunks(4 * width).enumerate() {
+            for (c, weights) in weights.chunks(4 * width).enumerate() {
+                let output = &mut output[4 * c * count + 4 * r..];
+                if rows.len() == 4 * width && weights.len() == 4 * width {
+                    tile::<S, 4, 4>(simd, width, rows, weights, count, output);
+                    continue;
+                }
+                for (i, row) in rows.chunks(width).enumerate() {
+                    if weights.len() == 4 * width {
+                        tile::<S, 1, 4>(simd, width, row, weights, count, &mut output[i..]);
+                        continue;
                     }
-                    (false, true) => {
-                        for (i, row) in rows.chunks(width).enumerate() {
-                            tile::<S, 1, 4>(
-                                simd,
-                                width,
-                                row,
-                                weights,
-                                count,
-                                &mut output[4 * r + i..],
-                            );
-                        }
-                    }
-                    (_, false) => {
-                        for (j, weights) in weights.chunks(width).enumerate() {
-                            for (i, row) in rows.chunks(width).enumerate() {
-                                let output = &mut output[j * count + 4 * r + i..];
-                                tile::<S, 1, 1>(simd, width, row, weights, count, output);
-                            }
-                        }
+                    for (j, weights) in weights.chunks(width).enumerate() {
+                        let output = &mut output[j * count + i..];
+                        tile::<S, 1, 1>(simd, width, row, weights, count, output);
                     }
                 }
             }

@@ -37,6 +37,12 @@ fn choose(scores: &mut [f32], bias: &[f32], op: &Route, ids: &mut [u32], weights
         .zip(bias)
         .map(|(score, bias)| score + bias)
         .collect();
+    if biased.iter().any(|score| !score.is_finite()) {
+        // A damaged expert might never be chosen: the damage must show all the same.
+        ids.fill(0);
+        weights.fill(f32::NAN);
+        return;
+    }
     // Of equal scores the lower id first: a stable sort from high to low.
     let descending = |a: &f32, b: &f32| b.total_cmp(a);
     let mut order: Vec<u32> = (0..).take(scores.len()).collect();

@@ -1,0 +1,45 @@
+# The front door: every target installs what it lacks, then does its work.
+#
+#   make demo    build in release and generate from a checkpoint
+#   make test    format, lints, every test, the documentation's examples
+#   make bench   the benchmarks behind docs/performance.md
+#   make clean   remove what was built
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# One optimised profile for tests and demo: dependencies are built once.
+CARGO := cargo
+PROFILE := --release
+
+DEMO_MODEL := tests/reference/tiny-a
+DEMO_PROMPT := The red box holds 7. Now the red box holds 3. What does the red box hold?
+
+.PHONY: help demo test bench clean install-rust-components
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+
+# The toolchain of rust-toolchain.toml with its components; rustup does nothing where they are there.
+install-rust-components:
+	@command -v $(CARGO) >/dev/null || { echo "error: cargo is not installed; see https://rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || .ci/install-packages gcc libc6-dev
+	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
+
+demo: install-rust-components
+	$(CARGO) build $(PROFILE) --locked
+	$(CARGO) run $(PROFILE) --locked --quiet -- generate --model $(DEMO_MODEL) --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
+	@echo "These are random weights of the right architecture: the text means nothing, the path is whole."
+
+test: install-rust-components
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
+	$(CARGO) test $(PROFILE) --locked --workspace
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
+
+bench: install-rust-components
+	$(CARGO) bench --locked
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,244 @@
+//! `kimi-linear inspect`: what a model is made of and what memory it needs, from config.json alone.
+
+use std::io::Write;
+
+use anyhow::Result;
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use kimi_linear::backend;
+use kimi_linear::config::{Attention, Dtype, Ffn, Memory, MemoryRequest, ModelConfig, Part};
+use kimi_linear::engine;
+use serde::Serialize;
+
+use super::options::ModelOptions;
+
+/// Options of `inspect`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelOptions,
+    /// Tokens of context that each sequence may reach; by default all that the model allows.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    context: Option<usize>,
+    /// Sequences at a time.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    sequences: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    layers: Vec<Layer>,
+    parameters: u64,
+    active_parameters: u64,
+    dtype: Dtype,
+    weight_bytes: u64,
+    weight_bytes_by_part: Vec<PartBytes>,
+    context: usize,
+    sequences: usize,
+    /// Published figures: latents and convolution tails in bf16.
+    published: Cache,
+    devices: Vec<OnDevice>,
+}
+
+#[derive(Serialize)]
+struct Layer {
+    index: usize,
+    attention: &'static str,
+    ffn: &'static str,
+}
+
+#[derive(Serialize)]
+struct PartBytes {
+    part: &'static str,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Cache {
+    latent_bytes_per_token: u64,
+    state_bytes_per_sequence: u64,
+    latent_bytes: u64,
+    state_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct OnDevice {
+    device: backend::Device,
+    memory: Memory,
+    total_bytes: u64,
+    fits: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let config = arguments.model.config()?;
+    let report = report(arguments, &config);
+    if arguments.json {
+        super::print_json(&report)
+    } else {
+        print(&report)
+    }
+}
+
+fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
+    let dtype = config.dtype.unwrap_or(Dtype::Bf16);
+    let context = arguments
+        .context
+        .unwrap_or(config.model_max_length)
+        .min(config.model_max_length);
+    let estimate = |cache, tails| {
+        config.memory(&MemoryRequest {
+            context,
+            sequences: arguments.sequences,
+            spare_slots: 0,
+            weights: dtype,
+            cache,
+            tails,
+            block_tokens: engine::BLOCK_TOKENS,
+            step_tokens: engine::PREFILL_PIECE,
+        })
+    };
+    let published = estimate(Dtype::Bf16, Dtype::Bf16);
+    let devices = backend::devices().into_iter().map(|device| {
+        let memory = estimate(device.cache, Dtype::F32);
+        let total_bytes = memory.total();
+        OnDevice {
+            fits: total_bytes <= device.memory_bytes,
+            device,
+            memory,
+            total_bytes,
+        }
+    });
+    let by_part = config.weight_bytes_by_part(dtype);
+    let parts = Part::ALL.iter().filter_map(|part| {
+        Some(PartBytes {
+            part: part.name(),
+            bytes: *by_part.get(part)?,
+        })
+    });
+    Report {
+        layers: layers(config),
+        parameters: config.parameters(),
+        active_parameters: config.active_parameters(),
+        dtype,
+        weight_bytes: config.weight_bytes(dtype),
+        weight_bytes_by_part: parts.collect(),
+        context,
+        sequences: arguments.sequences,
+        published: Cache {
+            latent_bytes_per_token: config.latent_bytes_per_token(Dtype::Bf16),
+            state_bytes_per_sequence: config.kda_state_bytes(Dtype::Bf16),
+            latent_bytes: published.latents,
+            state_bytes: published.states,
+        },
+        devices: devices.collect(),
+    }
+}
+
+fn layers(config: &ModelConfig) -> Vec<Layer> {
+    let name = |(index, layer): (usize, &kimi_linear::config::LayerKind)| Layer {
+        index,
+        attention: match layer.attention {
+            Attention::Kda => "KDA",
+            Attention::Mla => "MLA",
+        },
+        ffn: match layer.ffn {
+            Ffn::Dense => "dense",
+            Ffn::Moe => "experts",
+        },
+    };
+    config.layers.iter().enumerate().map(name).collect()
+}
+
+fn print(report: &Report) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let count = |wanted: &str| {
+        report
+            .layers
+            .iter()
+            .filter(|layer| layer.attention == wanted)
+            .count()
+    };
+    writeln!(
+        out,
+        "layers      {} KDA, {} MLA",
+        count("KDA"),
+        count("MLA")
+    )?;
+    for layer in &report.layers {
+        writeln!(
+            out,
+            "  {:>3}  {}  {}",
+            layer.index, layer.attention, layer.ffn
+        )?;
+    }
+    writeln!(
+        out,
+        "parameters  {} in all, {} active for a token",
+        report.parameters, report.active_parameters
+    )?;
+    writeln!(
+        out,
+        "weights     {} in {}",
+        bytes(report.weight_bytes),
+        report.dtype
+    )?;
+    for part in &report.weight_bytes_by_part {
+        writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
+    }
+    let Cache {
+        latent_bytes_per_token,
+        state_bytes_per_sequence,
+        latent_bytes,
+        state_bytes,
+    } = &report.published;
+    writeln!(
+        out,
+        "cache       for {} sequence(s) of {} tokens, in bf16",
+        report.sequences, report.context
+    )?;
+    writeln!(
+        out,
+        "  MLA latents      {:>12}  ({latent_bytes_per_token} bytes a token)",
+        bytes(*latent_bytes)
+    )?;
+    writeln!(
+        out,
+        "  KDA states       {:>12}  ({} a sequence, whatever its length)",
+        bytes(*state_bytes),
+        bytes(*state_bytes_per_sequence)
+    )?;
+    for OnDevice {
+        device,
+        memory,
+        total_bytes,
+        fits,
+    } in &report.devices
+    {
+        writeln!(
+            out,
+            "on {} {}: {}",
+            device.backend, device.index, device.name
+        )?;
+        writeln!(
+            out,
+            "  weights {}, latents {} ({}), states {}, activations {}: {} of {}: {}",
+            bytes(memory.weights),
+            bytes(memory.latents),
+            device.cache,
+            bytes(memory.states),
+            bytes(memory.activations),
+            bytes(*total_bytes),
+            bytes(device.memory_bytes),
+            if *fits { "fits" } else { "does not fit" },
+        )?;
+    }
+    Ok(())
+}
+
+/// Bytes for people, in binary units.
+fn bytes(count: u64) -> String {
+    indicatif::BinaryBytes(count).to_string()
+}

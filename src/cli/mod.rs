@@ -1,0 +1,96 @@
+//! The command line: one file a subcommand, each a small client of the library.
+//!
+//! Results go to stdout, all else to stderr; `--json` prints one JSON object and nothing else. Errors are one line and
+//! exit with 1; a command line that cannot be understood exits with 2, as clap does.
+
+mod bench;
+mod conformance;
+mod devices;
+mod generate;
+mod inspect;
+mod options;
+mod progress;
+mod score;
+mod tokenize;
+
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+#[command(
+    name = "kimi-linear",
+    version,
+    about = "Run Kimi Linear, the hybrid linear-attention language model"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a prompt, or answer a chat.
+    Generate(generate::Arguments),
+    /// Measure how likely a text is: negative log-likelihood, perplexity, logits.
+    Score(score::Arguments),
+    /// Show the token ids of a text or a chat.
+    Tokenize(tokenize::Arguments),
+    /// Show what a model is made of and what memory it needs; reads config.json alone.
+    Inspect(inspect::Arguments),
+    /// List the devices that a model can run on.
+    Devices(devices::Arguments),
+    /// Prove that a device and its driver compute what they should.
+    Conformance(conformance::Arguments),
+    /// Measure speed.
+    Bench(bench::Arguments),
+}
+
+/// Parses the command line and runs it.
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let filter =
+        EnvFilter::try_from_env("KIMI_LINEAR_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+    let result = match cli.command {
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Score(arguments) => score::run(&arguments),
+        Command::Tokenize(arguments) => tokenize::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Devices(arguments) => devices::run(&arguments),
+        Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe went away: nobody is left to tell.
+        Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|io| io.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Prints a value as JSON on one line of stdout.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    serde_json::to_writer(&mut stdout, value)?;
+    writeln!(stdout)?;
+    Ok(())
+}

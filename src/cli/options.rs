@@ -1,0 +1,123 @@
+//! Options that several subcommands share, and what they open.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use kimi_linear::backend::{self, Backend, BackendKind, Device};
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::ModelConfig;
+use kimi_linear::model::{Limits, Model};
+use kimi_linear::tokenizer::Tokenizer;
+
+use super::progress::Progress;
+
+/// Which model.
+#[derive(Args)]
+pub(crate) struct ModelOptions {
+    /// A folder with config.json, tokenizer files and safetensors weights.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+}
+
+impl ModelOptions {
+    pub(crate) fn config(&self) -> Result<ModelConfig> {
+        let file = if self.model.is_file() {
+            self.model.clone()
+        } else {
+            self.model.join("config.json")
+        };
+        Ok(ModelConfig::from_file(&file)?)
+    }
+
+    /// The tokenizer, which never hands out an id that `config`'s embedding has no row for.
+    pub(crate) fn tokenizer(&self, config: &ModelConfig) -> Result<Tokenizer> {
+        let mut tokenizer = Tokenizer::from_dir(&self.model)?;
+        tokenizer.limit_ids(config.vocab_size)?;
+        Ok(tokenizer)
+    }
+}
+
+/// A backend's name on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum BackendName {
+    /// A GPU if there is one, else the processor.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// Any GPU, through Vulkan, Metal or DX12.
+    Wgpu,
+    /// An NVIDIA GPU, through CUDA.
+    Cuda,
+}
+
+/// Which device.
+#[derive(Args)]
+pub(crate) struct DeviceOptions {
+    /// What to run on.
+    #[arg(long, value_enum, default_value = "auto")]
+    backend: BackendName,
+    /// The device's number, as `kimi-linear devices` lists them.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    device: usize,
+}
+
+impl DeviceOptions {
+    pub(crate) fn open(&self) -> backend::Result<Box<dyn Backend>> {
+        let kind = match self.backend {
+            BackendName::Auto => BackendKind::Auto,
+            BackendName::Cpu => BackendKind::Cpu,
+            BackendName::Wgpu => BackendKind::Wgpu,
+            BackendName::Cuda => BackendKind::Cuda,
+        };
+        backend::open(kind, self.device)
+    }
+}
+
+/// A model on a device, with the files behind it.
+pub(crate) struct Loaded {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) model: Model,
+    pub(crate) device: Device,
+}
+
+/// Loads weights onto a device, under a progress bar. `limits` sizes the pools for the device's own cache dtype.
+pub(crate) fn load(
+    options: &ModelOptions,
+    config: &ModelConfig,
+    backend: Box<dyn Backend>,
+    limits: impl FnOnce(&Device) -> Limits,
+) -> Result<Loaded> {
+    let checkpoint = Checkpoint::open(&options.model, config)?;
+    let device = backend.device().clone();
+    let progress = Progress::bytes("loading", checkpoint.total_bytes());
+    let limits = limits(&device);
+    let model = Model::load(config, &checkpoint, backend, limits, &mut |done| {
+        progress.set(done)
+    })?;
+    progress.finish();
+    tracing::info!(backend = device.backend, device = device.name, "loaded");
+    Ok(Loaded {
+        checkpoint,
+        model,
+        device,
+    })
+}
+
+/// A text file, read whole.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Token ids separated by commas.
+pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let parse = |id: &str| {
+        id.trim()
+            .parse()
+            .map_err(|_| format!("`{}` is not a token id", id.trim()))
+    };
+    text.split(',').map(parse).collect()
+}

@@ -1,0 +1,43 @@
+//! Progress bars on stderr, where that is a terminal; nothing elsewhere.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar that disappears when it is done.
+pub(crate) struct Progress(ProgressBar);
+
+impl Progress {
+    /// Over bytes.
+    pub(crate) fn bytes(what: &'static str, total: u64) -> Self {
+        Self::new(
+            what,
+            total,
+            "{msg:>9} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta}",
+        )
+    }
+
+    /// Over tokens.
+    pub(crate) fn tokens(what: &'static str, total: usize) -> Self {
+        Self::new(
+            what,
+            total as u64,
+            "{msg:>9} {wide_bar} {human_pos}/{human_len} tokens {per_sec} {eta}",
+        )
+    }
+
+    fn new(what: &'static str, total: u64, template: &str) -> Self {
+        // indicatif draws on stderr, and only if it is a terminal.
+        let bar = ProgressBar::new(total).with_message(what);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    pub(crate) fn set(&self, done: u64) {
+        self.0.set_position(done);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}

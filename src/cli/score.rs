@@ -1,0 +1,165 @@
+//! `kimi-linear score`: how likely a text is, and the logits behind it.
+
+use std::io::{BufWriter, IntoInnerError, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use kimi_linear::engine;
+use serde::Serialize;
+use tempfile::NamedTempFile;
+
+use super::options::{DeviceOptions, ModelOptions, load, parse_ids, read_text};
+use super::progress::Progress;
+
+/// Options of `score`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    device: DeviceOptions,
+    #[command(flatten)]
+    input: Input,
+    /// Cut the text into pieces of N tokens; the result differs by rounding alone.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    prefill_chunk: usize,
+    /// Write the logits there, `logits`: f32 [tokens, vocabulary], one row a position.
+    #[arg(long, value_name = "OUT.safetensors")]
+    logits: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Input {
+    /// The text as token ids.
+    #[arg(long, value_name = "1,2,3")]
+    tokens: Option<String>,
+    /// A file that holds the text.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    tokens: usize,
+    negative_log_likelihood: f64,
+    perplexity: Option<f64>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let config = arguments.model.config()?;
+    let tokens = match (&arguments.input.tokens, &arguments.input.file) {
+        (Some(ids), _) => parse_ids(ids).map_err(|reason| anyhow::anyhow!("--tokens: {reason}"))?,
+        (None, Some(file)) => arguments
+            .model
+            .tokenizer(&config)?
+            .encode_ordinary(&read_text(file)?)?,
+        (None, None) => Vec::new(),
+    };
+    engine::check_prompt(&config, &tokens)?;
+    let piece = arguments.prefill_chunk.min(tokens.len());
+    let backend = arguments.device.open()?;
+    let limits = |device: &kimi_linear::backend::Device| {
+        engine::limits(tokens.len(), piece, piece, device.cache)
+    };
+    let mut loaded = load(&arguments.model, &config, backend, limits)?;
+    let mut writer = match &arguments.logits {
+        Some(path) => Some(LogitsFile::create(path, tokens.len(), config.vocab_size)?),
+        None => None,
+    };
+    let progress = Progress::tokens("scoring", tokens.len());
+    let keep_rows = writer.is_some();
+    let mut on_piece = |done: usize, rows: &[f32]| -> Result<()> {
+        progress.set(done as u64);
+        writer.as_mut().map_or(Ok(()), |writer| writer.append(rows))
+    };
+    let score = engine::score(
+        &mut loaded.model,
+        &loaded.checkpoint,
+        &tokens,
+        keep_rows,
+        &mut on_piece,
+    )?;
+    progress.finish();
+    if let Some(writer) = writer {
+        writer.finish()?;
+    }
+    let report = Report {
+        tokens: tokens.len(),
+        negative_log_likelihood: score.negative_log_likelihood,
+        perplexity: score.perplexity(),
+    };
+    if arguments.json {
+        return super::print_json(&report);
+    }
+    let perplexity = report
+        .perplexity
+        .map_or_else(|| "undefined".to_owned(), |value| format!("{value:.4}"));
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "tokens                   {}", report.tokens)?;
+    writeln!(
+        stdout,
+        "negative log-likelihood  {:.6} nats",
+        report.negative_log_likelihood
+    )?;
+    writeln!(stdout, "perplexity               {perplexity}")?;
+    Ok(())
+}
+
+/// A safetensors file whose only tensor is written row by row: a million rows of logits do not fit in memory.
+///
+/// It grows beside its place and is moved there when it is whole; what is left unfinished is removed.
+struct LogitsFile {
+    path: PathBuf,
+    file: BufWriter<NamedTempFile>,
+}
+
+impl LogitsFile {
+    fn create(path: &Path, rows: usize, vocabulary: usize) -> Result<Self> {
+        let directory = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let file = NamedTempFile::new_in(directory)
+            .with_context(|| format!("cannot write in {}", directory.display()))?;
+        let bytes = 4 * rows as u64 * vocabulary as u64;
+        let entry = serde_json::json!({ "dtype": "F32", "shape": [rows, vocabulary], "data_offsets": [0, bytes] });
+        let mut header = serde_json::json!({ "logits": entry }).to_string();
+        // Data begins at a multiple of eight bytes.
+        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+        let mut writer = Self {
+            path: path.to_owned(),
+            file: BufWriter::new(file),
+        };
+        writer.write(&(header.len() as u64).to_le_bytes())?;
+        writer.write(header.as_bytes())?;
+        Ok(writer)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all(bytes)
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    fn append(&mut self, rows: &[f32]) -> Result<()> {
+        self.write(bytemuck::cast_slice(rows))
+    }
+
+    fn finish(self) -> Result<()> {
+        let Self { path, file } = self;
+        let because = || format!("cannot write {}", path.display());
+        let file = file
+            .into_inner()
+            .map_err(IntoInnerError::into_error)
+            .with_context(because)?;
+        file.persist(&path)
+            .map_err(|failure| failure.error)
+            .with_context(because)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! `kimi-linear tokenize`: the ids of a text or a chat. Reads no weights, only the tokenizer's files.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
+use serde::Serialize;
+
+use super::options::{ModelOptions, read_text};
+
+/// Options of `tokenize`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    input: Input,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Input {
+    /// The text itself; control tokens spelt out in it stay text.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    text: Option<String>,
+    /// A file that holds the text.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// A JSON file with `{"messages": [..], "tools": [..], "add_generation_prompt": true}`.
+    #[arg(long, value_name = "FILE")]
+    messages: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    ids: Vec<u32>,
+    pieces: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rendered: Option<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let directory = &arguments.model.model;
+    let tokenizer = Tokenizer::from_dir(directory)?;
+    let (ids, rendered) = if let Some(file) = &arguments.input.messages {
+        let chat = Chat::from_json(&read_text(file)?)?;
+        let encoded = tokenizer.encode_chat(&ChatTemplate::from_dir(directory)?, &chat)?;
+        (encoded.ids, Some(encoded.rendered))
+    } else {
+        let text = match (&arguments.input.text, &arguments.input.file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(file)) => read_text(file)?,
+            (None, None) => String::new(),
+        };
+        (tokenizer.encode_ordinary(&text)?, None)
+    };
+    let piece = |id: &u32| {
+        tokenizer
+            .piece(*id)
+            .map_or_else(String::new, |piece| piece.text().into_owned())
+    };
+    let report = Report {
+        pieces: ids.iter().map(piece).collect(),
+        ids,
+        rendered,
+    };
+    if arguments.json {
+        return super::print_json(&report);
+    }
+    let mut stdout = std::io::stdout().lock();
+    for (id, piece) in report.ids.iter().zip(&report.pieces) {
+        writeln!(stdout, "{id:>7}  {piece:?}")?;
+    }
+    Ok(())
+}

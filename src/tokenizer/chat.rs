@@ -1,0 +1,225 @@
+//! A conversation, and its ids.
+//!
+//! The template renders one text. What came from outside (every text of the messages and tools, keys included) is hidden
+//! before (`special.rs`), so that the control tokens left in the rendered text are the template's; these become ids, and
+//! the text between is brought back and encoded with special tokens off. A control token counts only if the template
+//! spells it out: one that came about in another way is an error, never an id.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::describe;
+use super::special::show;
+use super::{ChatTemplate, Tokenizer};
+use crate::error::TokenizerError;
+
+/// A conversation, as clients send it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chat {
+    /// The messages: objects with a `role`, and a `content` that is a string, null, or a list of text parts.
+    pub messages: Vec<Value>,
+    /// The tools that the model may call, as JSON objects.
+    #[serde(default)]
+    pub tools: Option<Vec<Value>>,
+    /// Whether the rendering ends where the assistant is to answer.
+    #[serde(default = "yes")]
+    pub add_generation_prompt: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A conversation as the model reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedChat {
+    /// What the template rendered. Text and control tokens look alike in it; only `ids` tells them apart.
+    pub rendered: String,
+    /// The ids.
+    pub ids: Vec<u32>,
+}
+
+impl Chat {
+    /// Reads `{"messages": [..], "tools": [..], "add_generation_prompt": true}` and checks it.
+    ///
+    /// # Errors
+    /// Text that is not such JSON, an unknown field, or what [`Chat::validate`] refuses.
+    pub fn from_json(text: &str) -> Result<Chat, TokenizerError> {
+        let chat: Chat = serde_json::from_str(text)?;
+        chat.validate()?;
+        Ok(chat)
+    }
+
+    /// One turn of a user, to be answered.
+    pub fn user(text: &str) -> Chat {
+        let messages = vec![serde_json::json!({ "role": "user", "content": text })];
+        Chat {
+            messages,
+            tools: None,
+            add_generation_prompt: true,
+        }
+    }
+
+    /// Checks what every template relies on.
+    ///
+    /// # Errors
+    /// No message; a message without a role; content that is neither text, nor null, nor a list of text parts; a name,
+    /// tool call or tool of the wrong type. The place is named.
+    pub fn validate(&self) -> Result<(), TokenizerError> {
+        if self.messages.is_empty() {
+            return Err(wrong(
+                "messages".to_owned(),
+                "a list of at least one message",
+                &Value::Array(Vec::new()),
+            ));
+        }
+        for (i, message) in self.messages.iter().enumerate() {
+            validate_message(&format!("messages[{i}]"), message)?;
+        }
+        for (i, tool) in self.tools.iter().flatten().enumerate() {
+            if !tool.is_object() {
+                return Err(wrong(format!("tools[{i}]"), "an object", tool));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn validate_message(at: &str, message: &Value) -> Result<(), TokenizerError> {
+    if !message.is_object() {
+        return Err(wrong(at.to_owned(), "an object with a `role`", message));
+    }
+    if !message["role"].is_string() {
+        return Err(wrong(format!("{at}.role"), "a string", &message["role"]));
+    }
+    match &message["content"] {
+        Value::Null | Value::String(_) => {}
+        Value::Array(parts) => {
+            for (i, part) in parts.iter().enumerate() {
+                let at = format!("{at}.content[{i}]");
+                match part["type"].as_str() {
+                    Some("text") if part["text"].is_string() => {}
+                    Some("text") => {
+                        return Err(wrong(format!("{at}.text"), "a string", &part["text"]));
+                    }
+                    Some(kind) => {
+                        return Err(TokenizerError::UnsupportedPart {
+                            at,
+                            kind: kind.to_owned(),
+                        });
+                    }
+                    None => return Err(wrong(at, "an object with a `type`", part)),
+                }
+            }
+        }
+        other => {
+            return Err(wrong(
+                format!("{at}.content"),
+                "a string, null, or a list of text parts",
+                other,
+            ));
+        }
+    }
+    if !matches!(message["name"], Value::Null | Value::String(_)) {
+        return Err(wrong(format!("{at}.name"), "a string", &message["name"]));
+    }
+    match &message["tool_calls"] {
+        Value::Null => {}
+        Value::Array(calls) => {
+            for (i, call) in calls.iter().enumerate() {
+                if !call["function"].is_object() {
+                    return Err(wrong(
+                        format!("{at}.tool_calls[{i}]"),
+                        "an object with a `function`",
+                        call,
+                    ));
+                }
+            }
+        }
+        other => return Err(wrong(format!("{at}.tool_calls"), "a list", other)),
+    }
+    Ok(())
+}
+
+fn wrong(at: String, expected: &'static str, found: &Value) -> TokenizerError {
+    TokenizerError::Chat {
+        at,
+        expected,
+        found: describe(found),
+    }
+}
+
+impl Tokenizer {
+    /// Renders a conversation and encodes it; nobody's text acts as a control token.
+    ///
+    /// # Errors
+    /// What [`Chat::validate`] refuses; a template that fails or refuses the chat; a control token that the template does
+    /// not spell out.
+    pub fn encode_chat(
+        &self,
+        template: &ChatTemplate,
+        chat: &Chat,
+    ) -> Result<EncodedChat, TokenizerError> {
+        chat.validate()?;
+        let messages = chat
+            .messages
+            .iter()
+            .map(|message| self.hidden(message, false))
+            .collect();
+        let tools = chat
+            .tools
+            .iter()
+            .flatten()
+            .map(|tool| self.hidden(tool, true))
+            .collect();
+        let text = template.render(messages, tools, chat.add_generation_prompt)?;
+        let mut ids = Vec::new();
+        let mut done = 0;
+        while let Some((start, end, id)) = self.specials.find(&text, done)? {
+            let name = &text[start..end];
+            if !template.writes(name) {
+                return Err(TokenizerError::AssembledControl {
+                    name: name.to_owned(),
+                });
+            }
+            ids.extend(self.encode_ordinary(&show(&text[done..start]))?);
+            ids.push(id);
+            done = end;
+        }
+        ids.extend(self.encode_ordinary(&show(&text[done..]))?);
+        Ok(EncodedChat {
+            rendered: show(&text),
+            ids,
+        })
+    }
+
+    /// The value as templates see it: every text in it hidden, keys included, every object's keys sorted if `sorted`.
+    fn hidden(&self, value: &Value, sorted: bool) -> minijinja::Value {
+        use minijinja::Value as Seen;
+        match value {
+            Value::Null => Seen::from(()),
+            Value::Bool(flag) => Seen::from(*flag),
+            Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(number), _) => Seen::from(number),
+                (_, Some(number)) => Seen::from(number),
+                _ => Seen::from(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Value::String(text) => Seen::from(self.specials.hide(text)),
+            Value::Array(list) => list
+                .iter()
+                .map(|value| self.hidden(value, sorted))
+                .collect(),
+            Value::Object(object) => {
+                let mut entries: Vec<_> = object.iter().collect();
+                if sorted {
+                    entries.sort_unstable_by_key(|(key, _)| *key);
+                }
+                let hide = |(key, value): (&String, &Value)| {
+                    (self.specials.hide(key), self.hidden(value, sorted))
+                };
+                Seen::from_pairs(entries.into_iter().map(hide))
+            }
+        }
+    }
+}

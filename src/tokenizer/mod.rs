@@ -1,0 +1,303 @@
+//! Text to ids and back.
+//!
+//! A [`Tokenizer`] is read from `tiktoken.model` or `tokenizer.json`; [`StreamDecoder`] turns ids into text as they
+//! come; [`ChatTemplate`] and [`Chat`] make the ids of a conversation, in which nobody's text can act as a control
+//! token; [`ToolCallParser`] finds the tool calls in what the model says. Text is always encoded with special tokens
+//! off: control ids come from a chat template, or from whoever asks for them by name. It knows nothing of the model.
+
+mod bytes;
+mod chat;
+mod config;
+mod json_file;
+mod ranks;
+mod special;
+mod split;
+mod stream;
+mod template;
+mod tojson;
+mod tool_calls;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::Model as _;
+use tokenizers::models::bpe::{BPE, Vocab};
+
+pub use chat::{Chat, EncodedChat};
+pub use stream::{StreamDecoder, Utf8Stream};
+pub use template::ChatTemplate;
+pub use tool_calls::{ToolCallEvent, ToolCallParser};
+
+use crate::error::TokenizerError;
+use bytes::Alphabet;
+use config::TokenizerConfig;
+use special::Specials;
+use split::Splitter;
+
+/// The names of the tokens at which an answer ends, whatever the configuration says.
+const STOP_NAMES: [&str; 2] = ["[EOS]", "<|im_end|>"];
+
+/// What a vocabulary file holds.
+struct Parts {
+    /// The bytes of the ordinary tokens; the index is the id.
+    tokens: Vec<Box<[u8]>>,
+    bpe: BPE,
+    splitter: Splitter,
+    /// The special tokens that the file names.
+    declared: BTreeMap<u32, String>,
+}
+
+/// A byte-level byte-pair tokenizer with its special tokens.
+pub struct Tokenizer {
+    tokens: Vec<Box<[u8]>>,
+    specials: Specials,
+    alphabet: Alphabet,
+    splitter: Splitter,
+    bpe: BPE,
+    /// The ids at which the tokenizer's own files say to stop.
+    eos: Vec<u32>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("ordinary", &self.tokens.len())
+            .field("vocab_size", &self.vocab_size())
+            .field("eos", &self.eos)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One token: its bytes, and its name if it is a special one (the bytes are then the name's).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// The token's bytes, which need not be whole characters.
+    pub bytes: &'a [u8],
+    /// The name of a special token.
+    pub name: Option<&'a str>,
+}
+
+impl<'a> Piece<'a> {
+    /// The bytes as text, U+FFFD for those that are no character.
+    pub fn text(&self) -> Cow<'a, str> {
+        String::from_utf8_lossy(self.bytes)
+    }
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a checkpoint: `tiktoken.model`, or else `tokenizer.json`. `tokenizer_config.json` names
+    /// the special tokens; beside a `tiktoken.model` without it they are those of the published model, with a warning.
+    /// The stop ids of `generation_config.json` are heeded where it exists.
+    ///
+    /// # Errors
+    /// A file that is missing, cannot be read or is damaged, each by name and with the line or field.
+    pub fn from_dir(dir: &Path) -> Result<Tokenizer, TokenizerError> {
+        let alphabet = Alphabet::new();
+        let config_path = dir.join("tokenizer_config.json");
+        let config = TokenizerConfig::read(&config_path)?;
+        let tiktoken = dir.join("tiktoken.model");
+        let mut parts = match config::read(&tiktoken)? {
+            Some(text) => {
+                let mut parts = from_ranks(&tiktoken, &text, &alphabet)?;
+                match &config {
+                    None => {
+                        tracing::warn!(
+                            "{} is missing: taking the special tokens to be those of the published model",
+                            config_path.display()
+                        );
+                        parts.declared = special::published(parts.tokens.len() as u32);
+                    }
+                    Some(config) if config.added.is_empty() => {
+                        let (name, expected) = ("added_tokens_decoder", "the special tokens by id");
+                        return Err(config::field(&config_path, name, expected, &Value::Null));
+                    }
+                    Some(_) => {}
+                }
+                parts
+            }
+            None => json_file::read(&dir.join("tokenizer.json"), &alphabet)?.ok_or_else(|| {
+                TokenizerError::NoTokenizer {
+                    dir: dir.to_owned(),
+                }
+            })?,
+        };
+        let config = config.unwrap_or_default();
+        parts.declared.extend(config.added);
+        // Ids are 32 bits wide in every file, so that there are no more tokens than that.
+        let ordinary = parts.tokens.len() as u32;
+        let specials = Specials::new(&config_path, ordinary, parts.declared)?;
+        let mut eos = config::generation_eos(&dir.join("generation_config.json"))?;
+        eos.extend(
+            config
+                .named
+                .get("eos_token")
+                .and_then(|name| specials.id(name)),
+        );
+        eos.extend(STOP_NAMES.iter().filter_map(|name| specials.id(name)));
+        let (tokens, splitter, bpe) = (parts.tokens, parts.splitter, parts.bpe);
+        Ok(Tokenizer {
+            tokens,
+            specials,
+            alphabet,
+            splitter,
+            bpe,
+            eos,
+        })
+    }
+
+    /// Fits the tokenizer to an embedding of `rows` rows. Special tokens past the last row lose their ids: their names
+    /// become ordinary text, and they are no longer tokens. Rows past the last token become reserved tokens.
+    ///
+    /// # Errors
+    /// Fewer rows than ordinary tokens.
+    pub fn limit_ids(&mut self, rows: usize) -> Result<(), TokenizerError> {
+        match u32::try_from(rows) {
+            Ok(limit) if rows >= self.tokens.len() => self.specials.limit(limit),
+            _ => Err(TokenizerError::EmbeddingTooSmall {
+                rows,
+                ordinary: self.tokens.len(),
+            }),
+        }
+    }
+
+    /// The ids of a text in which nothing is special: no control token can come out, whatever the text spells.
+    ///
+    /// # Errors
+    /// A split pattern (other than the published one) that gives up on the text.
+    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        let mut chars = String::new();
+        self.splitter.split(text, &mut |piece| {
+            chars.clear();
+            self.alphabet.write(piece.as_bytes(), &mut chars);
+            let tokens = self
+                .bpe
+                .tokenize(&chars)
+                .map_err(|e| model_error("a piece of text", &*e))?;
+            ids.extend(tokens.iter().map(|token| token.id));
+            Ok(())
+        })?;
+        Ok(ids)
+    }
+
+    /// The bytes of these tokens, one after the other; a special token's bytes are its name's.
+    ///
+    /// # Errors
+    /// An id that is no token.
+    pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, TokenizerError> {
+        let mut out = Vec::with_capacity(ids.len() * 4);
+        for &id in ids {
+            out.extend_from_slice(self.bytes_of(id)?);
+        }
+        Ok(out)
+    }
+
+    /// The text of these tokens, U+FFFD for bytes that are no character.
+    ///
+    /// # Errors
+    /// An id that is no token.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        Ok(String::from_utf8_lossy(&self.decode_bytes(ids)?).into_owned())
+    }
+
+    /// The token with this id, if there is one.
+    pub fn piece(&self, id: u32) -> Option<Piece<'_>> {
+        if let Some(bytes) = self.tokens.get(id as usize) {
+            return Some(Piece { bytes, name: None });
+        }
+        self.specials.name(id).map(|name| Piece {
+            bytes: name.as_bytes(),
+            name: Some(name),
+        })
+    }
+
+    fn bytes_of(&self, id: u32) -> Result<&[u8], TokenizerError> {
+        let last = self.specials.end().saturating_sub(1);
+        self.piece(id)
+            .map(|piece| piece.bytes)
+            .ok_or(TokenizerError::UnknownId { id, last })
+    }
+
+    /// A decoder for one sequence of ids as they come.
+    pub fn stream(&self) -> StreamDecoder<&Tokenizer> {
+        StreamDecoder::new(self)
+    }
+
+    /// The number of ordinary tokens; the special ones follow them.
+    pub fn ordinary_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// One past the last id.
+    pub fn vocab_size(&self) -> usize {
+        self.specials.end() as usize
+    }
+
+    /// The id of the special token with this name, if it has one.
+    pub fn special_id(&self, name: &str) -> Option<u32> {
+        self.specials.id(name)
+    }
+
+    /// Whether this id is a special token's.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.specials.name(id).is_some()
+    }
+
+    /// The special tokens, reserved ones included, by id.
+    pub fn special_tokens(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.specials.iter()
+    }
+
+    /// The ids at which an answer ends, as far as the tokenizer's own files say: `eos_token_id` of
+    /// `generation_config.json`, `eos_token` of `tokenizer_config.json`, `[EOS]` and `<|im_end|>`. Ascending.
+    pub fn eos_ids(&self) -> Vec<u32> {
+        self.stop_ids(&[])
+    }
+
+    /// [`Tokenizer::eos_ids`] and those of `config.json`, without those that are no token. Ascending.
+    pub fn stop_ids(&self, configured: &[u32]) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.eos.iter().chain(configured).copied().collect();
+        ids.retain(|&id| (id as usize) < self.vocab_size());
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+/// A byte-pair model from the ranks of `tiktoken.model`.
+fn from_ranks(path: &Path, text: &[u8], alphabet: &Alphabet) -> Result<Parts, TokenizerError> {
+    let tokens = ranks::parse(path, text)?;
+    let index = ranks::index(path, &tokens)?;
+    let merges = tokens.iter().filter_map(|token| {
+        let (left, right) = token.split_at(ranks::last_join(token, &index)?);
+        Some((alphabet.text(left), alphabet.text(right)))
+    });
+    let vocab: Vocab = (0..)
+        .zip(&tokens)
+        .map(|(id, token)| (alphabet.text(token), id))
+        .collect();
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocab, merges.collect())
+        .ignore_merges(true)
+        .build()
+        .map_err(|e| model_error("the ranks", &*e))?;
+    drop(index);
+    Ok(Parts {
+        tokens,
+        bpe,
+        splitter: Splitter::new([split::PATTERN])?,
+        declared: BTreeMap::new(),
+    })
+}
+
+fn model_error(
+    what: &'static str,
+    error: &(dyn std::error::Error + Send + Sync),
+) -> TokenizerError {
+    TokenizerError::Model {
+        what,
+        reason: error.to_string(),
+    }
+}

@@ -1,0 +1,120 @@
+//! Text from tokens as they come, byte-exact.
+//!
+//! A token may hold half a character. What has not become a character yet is held back (three bytes at most); bytes that
+//! never become one turn into U+FFFD exactly as `String::from_utf8_lossy` of the whole would have it. It decodes; it does
+//! not decide when to stop or what to hide.
+
+use std::ops::Deref;
+
+use super::Tokenizer;
+use crate::error::TokenizerError;
+
+/// UTF-8 in pieces cut anywhere.
+#[derive(Debug, Default, Clone)]
+pub struct Utf8Stream {
+    /// The beginning of a character whose end has not come.
+    pending: Vec<u8>,
+}
+
+impl Utf8Stream {
+    /// Takes further bytes and returns the text that has become complete.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        self.pending.extend_from_slice(bytes);
+        let mut out = String::with_capacity(self.pending.len());
+        let mut done = 0;
+        while done < self.pending.len() {
+            let rest = &self.pending[done..];
+            match std::str::from_utf8(rest) {
+                Ok(text) => {
+                    out.push_str(text);
+                    done += rest.len();
+                }
+                Err(error) => {
+                    let valid = error.valid_up_to();
+                    out.push_str(&String::from_utf8_lossy(&rest[..valid]));
+                    done += valid;
+                    let Some(bad) = error.error_len() else { break };
+                    out.push(char::REPLACEMENT_CHARACTER);
+                    done += bad;
+                }
+            }
+        }
+        self.pending.drain(..done);
+        out
+    }
+
+    /// The end: what was held back can no longer become a character. The stream is then as new.
+    pub fn finish(&mut self) -> String {
+        let text = String::from_utf8_lossy(&self.pending).into_owned();
+        self.pending.clear();
+        text
+    }
+}
+
+/// Text from the ids of one sequence, as they come. `T` is a reference or an `Arc` to the tokenizer.
+#[derive(Debug, Clone)]
+pub struct StreamDecoder<T: Deref<Target = Tokenizer>> {
+    tokenizer: T,
+    utf8: Utf8Stream,
+}
+
+impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
+    /// A decoder at the beginning of a sequence.
+    pub fn new(tokenizer: T) -> Self {
+        StreamDecoder {
+            tokenizer,
+            utf8: Utf8Stream::default(),
+        }
+    }
+
+    /// Takes the next id and returns the text that has become complete, which may be none. A special token's text is its
+    /// name.
+    ///
+    /// # Errors
+    /// An id that is no token; the decoder is then as before.
+    pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
+        Ok(self.utf8.push(self.tokenizer.bytes_of(id)?))
+    }
+
+    /// The end of the sequence: U+FFFD for a character that was left incomplete. The decoder is then as new.
+    pub fn finish(&mut self) -> String {
+        self.utf8.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pieces_are_the_lossy_whole(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    prop::collection::vec(prop::sample::select(vec![0x41u8, 0x80, 0xbf, 0xc3, 0xe2, 0x82, 0xac, 0xf0, 0x9f, 0x99, 0xff, 0xed, 0xa0, 0xf4, 0xc0]), 0..4),
+                    prop::collection::vec(any::<u8>(), 0..4),
+                    "\\PC{0,2}".prop_map(String::into_bytes),
+                ],
+                0..12,
+            ),
+        ) {
+            let mut stream = Utf8Stream::default();
+            let mut text: String = pieces.iter().map(|piece| stream.push(piece)).collect();
+            text.push_str(&stream.finish());
+            let whole = pieces.concat();
+            prop_assert_eq!(text, String::from_utf8_lossy(&whole).into_owned());
+        }
+    }
+
+    #[test]
+    fn only_the_beginning_of_a_character_is_held_back() {
+        let mut stream = Utf8Stream::default();
+        assert_eq!(stream.push(b"a\xf0\x9f"), "a");
+        assert_eq!(stream.push(b"\x99"), "");
+        assert_eq!(stream.push(b"\x82b\xff"), "🙂b\u{fffd}");
+        assert_eq!(stream.push(b"\xe2\x82"), "");
+        assert_eq!(stream.finish(), "\u{fffd}");
+        assert_eq!(stream.finish(), "");
+    }
+}

@@ -1,0 +1,133 @@
+//! The checkpoint's own chat template.
+//!
+//! It is a Jinja template as transformers runs it: blocks trimmed, Python's methods on strings and objects, `tojson` as
+//! Python's `json.dumps`, `raise_exception`, and the configuration's `bos_token` and the like as variables. It renders
+//! text; which of that text becomes control tokens is decided in `chat.rs`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error, ErrorKind, Value};
+
+use super::config::{self, TokenizerConfig};
+use super::tojson::{python_float, tojson};
+use crate::error::TokenizerError;
+
+const NAME: &str = "chat_template";
+
+/// A chat template, compiled.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    source: String,
+    /// `bos_token` and the like.
+    variables: BTreeMap<String, String>,
+}
+
+impl ChatTemplate {
+    /// Reads the template of a checkpoint: `chat_template.jinja`, or else `chat_template` in `tokenizer_config.json`: a
+    /// string, or a list in which one is named `default`.
+    ///
+    /// # Errors
+    /// No template, a file that cannot be read, a template that does not compile.
+    pub fn from_dir(dir: &Path) -> Result<ChatTemplate, TokenizerError> {
+        let path = dir.join("chat_template.jinja");
+        let config = TokenizerConfig::read(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let source = match config::read(&path)? {
+            Some(bytes) => String::from_utf8(bytes).map_err(|e| TokenizerError::Read {
+                path,
+                source: std::io::Error::new(std::io::ErrorKind::InvalidData, e),
+            })?,
+            None => config
+                .chat_template
+                .ok_or_else(|| TokenizerError::NoTemplate {
+                    dir: dir.to_owned(),
+                })?,
+        };
+        let mut template = ChatTemplate::from_source(&source)?;
+        template.variables = config.named;
+        Ok(template)
+    }
+
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// A template that does not compile, with the line.
+    pub fn from_source(source: &str) -> Result<ChatTemplate, TokenizerError> {
+        let mut env = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        env.set_syntax(syntax.map_err(|e| refused("setting the syntax", &e))?);
+        env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_formatter(|out, state, value| match value.kind() {
+            ValueKind::None => Ok(out.write_str("None")?),
+            ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
+            ValueKind::Number if !value.is_integer() => {
+                Ok(out.write_str(&python_float(f64::try_from(value.clone())?))?)
+            }
+            _ => minijinja::escape_formatter(out, state, value),
+        });
+        env.add_filter("tojson", tojson);
+        env.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, Error> {
+                Err(Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
+        env.add_template_owned(NAME, source.to_owned())
+            .map_err(|e| refused("compiling", &e))?;
+        Ok(ChatTemplate {
+            env,
+            source: source.to_owned(),
+            variables: BTreeMap::new(),
+        })
+    }
+
+    /// Whether the template writes this control token itself: spelt out, or by a variable that holds it.
+    pub(super) fn writes(&self, name: &str) -> bool {
+        let mut variables = self.variables.iter().filter(|(_, text)| *text == name);
+        self.source.contains(name) || variables.any(|(variable, _)| self.source.contains(variable))
+    }
+
+    /// Renders a chat. An empty list of tools is none.
+    pub(super) fn render(
+        &self,
+        messages: Vec<Value>,
+        tools: Vec<Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TokenizerError> {
+        let variables = self
+            .variables
+            .iter()
+            .map(|(name, text)| (name.as_str(), Value::from(text.as_str())));
+        let tools = if tools.is_empty() {
+            Value::from(())
+        } else {
+            Value::from(tools)
+        };
+        let chat = [
+            ("messages", Value::from(messages)),
+            ("tools", tools),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ];
+        let template = self
+            .env
+            .get_template(NAME)
+            .map_err(|e| refused("finding", &e))?;
+        template
+            .render(Value::from_pairs(variables.chain(chat)))
+            .map_err(|e| refused("rendering", &e))
+    }
+}
+
+fn refused(stage: &'static str, error: &Error) -> TokenizerError {
+    TokenizerError::Template {
+        stage,
+        reason: error.to_string(),
+    }
+}

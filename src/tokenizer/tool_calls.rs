@@ -1,0 +1,224 @@
+//! Finds the tool calls in what the model says, as it says it.
+//!
+//! `<|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:IDX<|tool_call_argument_begin|>JSON<|tool_call_end|>...
+//! <|tool_calls_section_end|>`. Control tokens are recognised by their ids alone: text that spells one is text. Arguments
+//! are passed on as they come, whatever their length and whether or not they are JSON; nothing is checked against the
+//! tools that were offered.
+
+use super::Tokenizer;
+
+/// What has become known of the model's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToolCallEvent {
+    /// Text that is no part of a call.
+    Text(String),
+    /// A call begins: its id is known.
+    CallBegin {
+        /// Which call of this answer, counted from 0.
+        index: usize,
+        /// The call's id as the model wrote it, without white space around it: `functions.NAME:IDX` when well formed.
+        id: String,
+        /// The name in the id, which may hold dots; of a malformed id, what is left of it.
+        name: String,
+    },
+    /// Further text of a call's arguments.
+    ArgumentsDelta {
+        /// Which call.
+        index: usize,
+        /// The text.
+        text: String,
+    },
+    /// A call ends.
+    CallEnd {
+        /// Which call.
+        index: usize,
+        /// Whether the model wrote all of it; if not, it was cut off or malformed.
+        complete: bool,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Text,
+    /// In a section, between calls, with the white space that came last: it is dropped unless text follows.
+    Between(String),
+    /// In a call's id, as far as it has come.
+    Id(String),
+    Arguments,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marker {
+    SectionBegin,
+    SectionEnd,
+    CallBegin,
+    ArgumentBegin,
+    CallEnd,
+}
+
+const MARKERS: [(Marker, &str); 5] = [
+    (Marker::SectionBegin, "<|tool_calls_section_begin|>"),
+    (Marker::SectionEnd, "<|tool_calls_section_end|>"),
+    (Marker::CallBegin, "<|tool_call_begin|>"),
+    (Marker::ArgumentBegin, "<|tool_call_argument_begin|>"),
+    (Marker::CallEnd, "<|tool_call_end|>"),
+];
+
+/// The parser of one answer.
+#[derive(Debug, Clone)]
+pub struct ToolCallParser {
+    markers: Vec<(u32, Marker, &'static str)>,
+    state: State,
+    /// How many calls have begun.
+    calls: usize,
+}
+
+impl ToolCallParser {
+    /// A parser at the beginning of an answer. A tokenizer without the control tokens of calls has none to find.
+    pub fn new(tokenizer: &Tokenizer) -> ToolCallParser {
+        let id = |(marker, name): (Marker, &'static str)| {
+            Some((tokenizer.special_id(name)?, marker, name))
+        };
+        ToolCallParser {
+            markers: MARKERS.into_iter().filter_map(id).collect(),
+            state: State::Text,
+            calls: 0,
+        }
+    }
+
+    /// Takes the next id with the text that became complete with it, as [`super::StreamDecoder::push`] returns it. Of a
+    /// control token's text its own name is dropped, and what stands before it belongs to what came before.
+    pub fn push(&mut self, id: u32, text: &str) -> Vec<ToolCallEvent> {
+        let mut events = Vec::new();
+        match self.markers.iter().find(|(marker_id, ..)| *marker_id == id) {
+            None => self.text(text, &mut events),
+            Some(&(_, marker, name)) => {
+                self.text(text.strip_suffix(name).unwrap_or(text), &mut events);
+                self.marker(marker, &mut events);
+            }
+        }
+        events
+    }
+
+    /// The end of the answer, with the text that the decoder still held. A call that is not complete ends here.
+    pub fn finish(&mut self, text: &str) -> Vec<ToolCallEvent> {
+        let mut events = Vec::new();
+        self.text(text, &mut events);
+        self.end_call(false, &mut events);
+        self.state = State::Text;
+        events
+    }
+
+    fn text(&mut self, text: &str, events: &mut Vec<ToolCallEvent>) {
+        if text.is_empty() {
+            return;
+        }
+        match &mut self.state {
+            State::Text => events.push(ToolCallEvent::Text(text.to_owned())),
+            State::Between(held) => {
+                held.push_str(text);
+                let space = held.split_off(held.trim_end().len());
+                let text = std::mem::replace(held, space);
+                if !text.is_empty() {
+                    events.push(ToolCallEvent::Text(text));
+                }
+            }
+            State::Id(id) => id.push_str(text),
+            State::Arguments => {
+                events.push(ToolCallEvent::ArgumentsDelta {
+                    index: self.calls - 1,
+                    text: text.to_owned(),
+                });
+            }
+        }
+    }
+
+    fn marker(&mut self, marker: Marker, events: &mut Vec<ToolCallEvent>) {
+        match marker {
+            Marker::SectionBegin => {
+                self.end_call(false, events);
+                self.state = State::Between(String::new());
+            }
+            Marker::SectionEnd => {
+                self.end_call(false, events);
+                self.state = State::Text;
+            }
+            Marker::CallBegin => {
+                self.end_call(false, events);
+                self.state = State::Id(String::new());
+            }
+            Marker::ArgumentBegin => {
+                // Outside an id it means nothing.
+                if let State::Id(id) = &mut self.state {
+                    let id = std::mem::take(id);
+                    self.begin_call(&id, events);
+                    self.state = State::Arguments;
+                }
+            }
+            Marker::CallEnd => {
+                let complete = self.state == State::Arguments;
+                if matches!(self.state, State::Id(_) | State::Arguments) {
+                    self.end_call(complete, events);
+                    self.state = State::Between(String::new());
+                }
+            }
+        }
+    }
+
+    fn begin_call(&mut self, id: &str, events: &mut Vec<ToolCallEvent>) {
+        let id = id.trim();
+        events.push(ToolCallEvent::CallBegin {
+            index: self.calls,
+            id: id.to_owned(),
+            name: name_in(id).to_owned(),
+        });
+        self.calls += 1;
+    }
+
+    /// Ends the call that is open, if one is; one of which only the id has come begins first.
+    fn end_call(&mut self, complete: bool, events: &mut Vec<ToolCallEvent>) {
+        match std::mem::replace(&mut self.state, State::Text) {
+            State::Text | State::Between(_) => return,
+            State::Id(id) if id.trim().is_empty() => return,
+            State::Id(id) => self.begin_call(&id, events),
+            State::Arguments => {}
+        }
+        events.push(ToolCallEvent::CallEnd {
+            index: self.calls - 1,
+            complete,
+        });
+    }
+}
+
+/// The function's name in a call's id.
+fn name_in(id: &str) -> &str {
+    let name = match id.rsplit_once(':') {
+        Some((name, index)) if !index.is_empty() && index.bytes().all(|b| b.is_ascii_digit()) => {
+            name
+        }
+        _ => id,
+    };
+    name.strip_prefix("functions.").unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let known = [
+            ("functions.f:0", "f"),
+            ("functions.a.b-c:12", "a.b-c"),
+            ("functions.f:x", "f:x"),
+            ("functions.a:1:2", "a:1"),
+            ("f:", "f:"),
+            ("f", "f"),
+            ("functions.:0", ""),
+            ("", ""),
+        ];
+        for (id, name) in known {
+            assert_eq!(name_in(id), name, "{id}");
+        }
+    }
+}

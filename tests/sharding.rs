@@ -1,0 +1,81 @@
+//! Heads, experts and vocabulary cut over several ranks against the answers of the whole model.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Fixture, close, reference};
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::{Backend, BackendKind, Threads, open};
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::engine::{limits, score};
+use kimi_linear::error::Error;
+use kimi_linear::model::Model;
+
+/// The logits of a prompt on one rank, in pieces of 32 tokens.
+fn logits(name: &str, tokens: &[u32], backend: Box<dyn Backend>) -> Result<Vec<f32>, Error> {
+    let dir = reference(name);
+    let config = ModelConfig::from_file(&dir.join("config.json"))?;
+    let checkpoint = Checkpoint::open(&dir, &config)?;
+    let limits = limits(tokens.len(), 32, 32, Dtype::F32);
+    let mut model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {})?;
+    let mut logits = Vec::new();
+    score(&mut model, &checkpoint, tokens, true, &mut |_,
+                                                       rows|
+     -> Result<
+        (),
+        Error,
+    > {
+        logits.extend_from_slice(rows);
+        Ok(())
+    })?;
+    Ok(logits)
+}
+
+fn ranks<'a>(name: &'a str, tokens: &'a [u32], count: usize) -> Vec<Result<Vec<f32>, Error>> {
+    std::thread::scope(|scope| {
+        let run = |collective| {
+            let backend = Box::new(CpuBackend::with_collective(Arc::new(collective)));
+            scope.spawn(move || logits(name, tokens, backend))
+        };
+        let threads: Vec<_> = Threads::new(count).into_iter().map(run).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    })
+}
+
+#[test]
+fn two_ranks_compute_what_one_does() {
+    for (name, n) in [("tiny-a", 65), ("tiny-128", 130)] {
+        let expected = Fixture::open(&format!("{name}/expected.safetensors"));
+        let tokens = expected.ids(&format!("prompt.{n}.tokens"));
+        let whole = logits(name, &tokens, open(BackendKind::Cpu, 0).unwrap()).unwrap();
+        let parts: Vec<_> = ranks(name, &tokens, 2)
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(parts[0], parts[1], "every rank holds the same bits");
+        close(
+            name,
+            &parts[0],
+            &expected.f32(&format!("prompt.{n}.logits")),
+            1e-5,
+        );
+        close(name, &parts[0], &whole, 1e-5);
+    }
+}
+
+#[test]
+fn heads_that_do_not_divide_are_named() {
+    for result in ranks("tiny-a", &[1, 2, 3], 3) {
+        let message = result.unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "sharding: KDA heads should be a multiple of 3 ranks, but is 2"
+        );
+    }
+}
