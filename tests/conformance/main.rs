@@ -20,6 +20,7 @@ mod documents;
 mod halves;
 mod mutants;
 mod mutated;
+mod planted;
 mod reference;
 
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! What the recurrence must keep whatever the numbers are: ragged batches, cuts, checkpoints, repetition.
 
-use super::kda::{KdaCase, Rig, form_name, piece};
+use super::kda::form_name;
+use super::kda_input::KdaCase;
+use super::kda_rig::{Rig, piece};
 use crate::backend::{Form, Result, Slot, StateCheckpoint};
 use crate::conformance::oracle::widen;
 use crate::conformance::{Case, Gates, Lab, Tolerance, norm_error};

@@ -1,7 +1,7 @@
 //! `mla_block`: projections, the append, both forms of attention and the output as one.
 
 use super::blocks::{BlockRig, COMPOSED, OWN, projection};
-use super::kda::{LAYER, piece};
+use super::kda_rig::{LAYER, piece};
 use crate::backend::{
     Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaBlock, Piece, Result, Slot,
 };
