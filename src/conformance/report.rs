@@ -8,7 +8,7 @@ use super::{Case, Options, Outcome, Tolerance, Verdict, run};
 use crate::backend::{Backend, Device, Precision, Result};
 
 /// Cases that share one backend before it is made anew: handles are never given back, so memory grows with cases.
-pub const SHARED: usize = 32;
+pub const SHARED: usize = 128;
 
 /// One case and how it came out.
 #[derive(Clone, Debug, serde::Serialize)]

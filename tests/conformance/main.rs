@@ -17,8 +17,10 @@ mod backends;
 #[path = "../common/mod.rs"]
 mod common;
 mod documents;
+mod halves;
 mod mutants;
 mod mutated;
+mod planted;
 mod reference;
 
 use std::sync::Arc;
@@ -42,6 +44,7 @@ fn main() {
         }
     }
     trials.extend(documents::trials());
+    trials.extend(halves::trials(|| Box::new(CpuBackend::new())));
     trials.extend(mutants::trials(|| Box::new(CpuBackend::new())));
     for (backend, reason) in backends::absent() {
         eprintln!("skipped: every case on {backend}: {reason}");

@@ -137,7 +137,7 @@ fn moe_block(
 ) -> Result<()> {
     let weight = projection(lab, experts, d)?;
     let bias = lab.random_matrix(Format::Bf16, [1, experts, 1], 0.1)?;
-    let values = clear_rows(lab, router, &weight.values, &bias.values, tokens);
+    let values = clear_rows(lab, router, &weight, &bias, tokens);
     let input = lab.output(tokens, d)?;
     let (rows, columns) = ((d as f32).powf(-0.5), (n as f32).powf(-0.5));
     let gate = lab.random_matrix(Format::Bf16, [experts, n, d], rows)?;

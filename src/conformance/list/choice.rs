@@ -1,8 +1,9 @@
 //! `select` and `probe`: what comes back from a step.
 
 use crate::backend::{
-    Add, Batch, Element, OutputRow, Result, Rows, Select, StepOutput, Tensor, TensorValues,
+    Add, Batch, Element, Embed, OutputRow, Result, Rows, Select, StepOutput, Tensor, TensorValues,
 };
+use crate::checkpoint::Format;
 use crate::conformance::lab::plain;
 use crate::conformance::{Case, Lab, Tolerance, oracle};
 
@@ -59,6 +60,12 @@ pub(super) fn cases() -> Vec<Case> {
         "where it was recorded",
         Tolerance::Exact,
         probe,
+    ));
+    cases.push(Case::new(
+        "probe",
+        "several submissions in flight",
+        Tolerance::Exact,
+        in_flight,
     ));
     cases
 }
@@ -171,6 +178,50 @@ fn again(lab: &mut Lab<'_>) -> Result<()> {
     for time in 2..=lab.repeats {
         let (_, next) = choose(lab, 1000, 5, true, &values)?;
         lab.holds(format!("call {time}"), next == first);
+    }
+    Ok(())
+}
+
+/// Submissions run in their order and each has its own answer, waited for late, out of order or not at all.
+fn in_flight(lab: &mut Lab<'_>) -> Result<()> {
+    let (vocabulary, d) = (40, 20);
+    let table = lab.random_matrix(Format::F32, [1, vocabulary, d], 1.0)?;
+    let table_rows: Vec<f32> = table.values.iter().map(|x| *x as f32).collect();
+    let table_rows = lab.rounded(table_rows);
+    let hidden = lab.output(7, d)?;
+    let mut step = lab.step(&plain(7))?;
+    step.embed(Embed {
+        weight: table.weight,
+        output: hidden,
+    })?;
+    step.probe(hidden)?;
+    let batches: Vec<Batch> = (1..=7)
+        .map(|count| Batch {
+            tokens: (0..count)
+                .map(|_| lab.random.below(vocabulary) as u32)
+                .collect(),
+            ..plain(count)
+        })
+        .collect();
+    for round in 0..lab.repeats {
+        let mut tickets = Vec::new();
+        for (i, batch) in batches.iter().enumerate() {
+            tickets.push((i, step.submit(batch)?));
+        }
+        // The last answer first, and one that nobody asks for.
+        tickets.reverse();
+        for (i, ticket) in tickets.into_iter().filter(|(i, _)| *i != 3) {
+            let output = ticket.wait()?;
+            let found = output.probes.first().and_then(TensorValues::as_f32);
+            let expected: Vec<f32> = batches[i]
+                .tokens
+                .iter()
+                .flat_map(|id| &table_rows[*id as usize * d..(*id as usize + 1) * d])
+                .copied()
+                .collect();
+            let what = format!("submission {i} of round {round}");
+            lab.same(what, found.unwrap_or(&[]), &expected);
+        }
     }
     Ok(())
 }

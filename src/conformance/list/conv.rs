@@ -1,6 +1,6 @@
 //! `short_conv`: the convolution, and the tails that carry it from one piece to the next.
 
-use super::kda::{LAYER, piece, record};
+use super::kda_rig::{LAYER, piece, record};
 use crate::backend::{
     Batch, Capacity, Element, Piece, Result, Slot, StateCheckpoint, StateLayout, StatePool, Step,
     Tensor,

@@ -13,7 +13,7 @@ pub(super) fn cases() -> Vec<Case> {
         ("moderate", -6.0, 6.0),
         ("around 20", 15.0, 25.0),
         ("negative", -30.0, -8.0),
-        ("very negative", -80.0, -30.0),
+        ("very negative", -60.0, -30.0),
         ("beyond exp", -300.0, -110.0),
         ("hard", 20.0, 500.0),
     ] {

@@ -1,7 +1,7 @@
 //! `kda_block`: projections, convolution, gates, recurrence, gated norm and output as one.
 
 use super::blocks::{BlockRig, COMPOSED, OWN, projection};
-use super::kda::{LAYER, piece, record};
+use super::kda_rig::{LAYER, piece, record};
 use crate::backend::{
     Capacity, Element, KdaBlock, Piece, Result, Rows, Slot, StateCheckpoint, StateLayout, StatePool,
 };

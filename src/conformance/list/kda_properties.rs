@@ -1,6 +1,8 @@
 //! What the recurrence must keep whatever the numbers are: ragged batches, cuts, checkpoints, repetition.
 
-use super::kda::{KdaCase, Rig, form_name, piece};
+use super::kda::form_name;
+use super::kda_input::KdaCase;
+use super::kda_rig::{Rig, piece};
 use crate::backend::{Form, Result, Slot, StateCheckpoint};
 use crate::conformance::oracle::widen;
 use crate::conformance::{Case, Gates, Lab, Tolerance, norm_error};
@@ -122,6 +124,36 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
     Ok(())
 }
 
+/// Several samples of one prompt: pieces that start from one slot and leave it as it is.
+fn shared(lab: &mut Lab<'_>, form: Form) -> Result<()> {
+    let lengths = [1, 20, 7, 0];
+    let case = KdaCase::random(&mut lab.random, [1, 2, 32, 48], &lengths, Gates::Init, true);
+    let count = lengths.len();
+    let mut rig = Rig::new(lab, &case, form, count, 2 * count + 1)?;
+    let start = rig.seed(lab, 0, Slot(0))?;
+    let pieces: Vec<_> = (1..)
+        .zip(lengths)
+        .map(|(slot, length)| piece(length, start, Slot(slot)))
+        .collect();
+    let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
+    let before = rig.snapshot(lab)?;
+    let together = rig.run(lab, &ranges, pieces.clone())?;
+    let written: Vec<Slot> = pieces.iter().map(|piece| piece.slot_out).collect();
+    rig.untouched(lab, &before, &written)?;
+    let width = case.shape[1] * case.shape[3];
+    for (rows, mut piece) in ranges.into_iter().zip(pieces) {
+        let kept = rig.state(lab, piece.slot_out)?;
+        piece.slot_out = Slot(2 * count as u32);
+        let what = format!("the sample of {} tokens", piece.length);
+        let alone = rig.run_one(lab, rows.clone(), piece)?;
+        let output = &together[rows.start * width..rows.end * width];
+        lab.same_in_f32(format!("outputs of {what}"), &alone, output);
+        let state = rig.state(lab, Slot(2 * count as u32))?;
+        lab.same_in_f32(format!("the state of {what}"), &state, &kept);
+    }
+    Ok(())
+}
+
 /// The same call gives the same bits, however often.
 fn again(lab: &mut Lab<'_>, form: Form) -> Result<()> {
     let lengths = [1, 33, 0, 100, 7];
@@ -174,6 +206,11 @@ pub(super) fn cases() -> Vec<Case> {
             "cut/wild/T=200".to_owned(),
             Tolerance::Split,
             Box::new(move |lab| cut(lab, form, Gates::Wild, 200, &[1, 63, 64, 65, 128, 199])),
+        );
+        add(
+            "samples of one state".to_owned(),
+            Tolerance::Exact,
+            Box::new(move |lab| shared(lab, form)),
         );
         add(
             "again".to_owned(),

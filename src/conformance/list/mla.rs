@@ -285,6 +285,42 @@ impl Rig {
         lab.submit(&mut *self.step, &batch)?;
         lab.read(self.output, count)
     }
+
+    /// Compares the outputs of all pieces with the definition, and the cache with what it held before.
+    fn check(
+        &self,
+        lab: &mut Lab<'_>,
+        form: Form,
+        spans: &[Span],
+        output: &[f32],
+        before: &[Vec<f32>],
+    ) -> Result<()> {
+        let (width, key) = (self.output.width, self.query.width);
+        let mut first = 0;
+        for (i, (position, length)) in spans.iter().enumerate() {
+            let rows = first..first + length;
+            first += length;
+            let found = &output[rows.start * width..rows.end * width];
+            if !form.1.contains(*length) {
+                let what = format!("rows of sequence {i}, not among the pieces,");
+                lab.same(what, found, &vec![f32::NAN; found.len()]);
+                continue;
+            }
+            let answer = self.attention.attend(
+                &widen(&self.queries[rows.start * key..rows.end * key]),
+                &self.kv_b.values,
+                &widen(&self.latents[i]),
+                *position,
+            );
+            let what = format!("sequence {i} ({length} tokens after {position})");
+            lab.close_rows(what, width, found, &answer);
+        }
+        for (block, (after, before)) in self.cache.read(lab, LAYER)?.iter().zip(before).enumerate()
+        {
+            lab.same(format!("block {block}"), after, before);
+        }
+        Ok(())
+    }
 }
 
 /// A ragged batch against the definition; rows of other pieces are left as they are, and so is the cache.
@@ -304,32 +340,8 @@ pub(super) fn attend(
     if lab.timed() {
         return Ok(());
     }
-    let (width, key) = (rig.output.width, rig.query.width);
-    let mut first = 0;
-    for (i, (position, length)) in spans.iter().enumerate() {
-        let rows = first..first + length;
-        first += length;
-        let found = &output[rows.start * width..rows.end * width];
-        if !form.1.contains(*length) {
-            let what = format!("rows of sequence {i}, not among the pieces,");
-            lab.same(what, found, &vec![f32::NAN; found.len()]);
-            continue;
-        }
-        let answer = rig.attention.attend(
-            &widen(&rig.queries[rows.start * key..rows.end * key]),
-            &rig.kv_b.values,
-            &widen(&rig.latents[i]),
-            *position,
-        );
-        let what = format!("sequence {i} ({length} tokens after {position})");
-        lab.close_rows(what, width, found, &answer);
-    }
-    for (block, (after, before)) in rig.cache.read(lab, LAYER)?.iter().zip(&before).enumerate() {
-        lab.same(format!("block {block}"), after, before);
-    }
-    Ok(())
+    rig.check(lab, form, spans, &output, &before)
 }
-
 /// Each sequence has the bits that it has alone, a prompt may be cut anywhere, and calls repeat themselves.
 fn properties(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
     let spans = [(0, 1), (5, 33), (16, 0), (70, 9), (3, 1)];
@@ -363,6 +375,28 @@ fn properties(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
         first += piece.length;
     }
     Ok(())
+}
+
+/// Sequences that share the blocks of one prompt, and go their own ways after it.
+fn shared(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
+    let prompt = 2 * shape.block_tokens;
+    let spans = [(prompt, 5), (prompt, 1), (prompt + 1, 3)];
+    let mut rig = Rig::new(lab, shape, form, &spans, 2.0)?;
+    let (first, width) = (
+        rig.cache.tables[0][..2].to_vec(),
+        rig.cache.pool.layout.width(),
+    );
+    let rows = rig.latents[0][..prompt * width].to_vec();
+    for (table, latents) in rig.cache.tables.iter_mut().zip(&mut rig.latents) {
+        table[..2].copy_from_slice(&first);
+        latents[..prompt * width].copy_from_slice(&rows);
+    }
+    let before = rig.cache.read(lab, LAYER)?;
+    let pieces = (0..spans.len())
+        .map(|i| rig.cache.piece(i, spans[i]))
+        .collect();
+    let output = rig.run(lab, 0, pieces)?;
+    rig.check(lab, form, &spans, &output, &before)
 }
 
 const PUBLISHED: Attention = Attention {
@@ -446,6 +480,12 @@ pub(super) fn cases() -> Vec<Case> {
                 let spans = [(1000, 1), (700, 3)];
                 attend(lab, shape, (prefill, Pieces::All), &spans, 3.0)
             },
+        ));
+        cases.push(Case::new(
+            operation,
+            "one prompt's blocks shared",
+            Tolerance::Close,
+            move |lab| shared(lab, shape, (prefill, Pieces::All)),
         ));
         cases.push(Case::new(
             operation,

@@ -1,7 +1,7 @@
 //! `mla_block`: projections, the append, both forms of attention and the output as one.
 
 use super::blocks::{BlockRig, COMPOSED, OWN, projection};
-use super::kda::{LAYER, piece};
+use super::kda_rig::{LAYER, piece};
 use crate::backend::{
     Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaBlock, Piece, Result, Slot,
 };
@@ -23,7 +23,6 @@ const SEQUENCES: [(usize, usize, [u32; 3]); 5] = [
 
 struct Rig {
     block: BlockRig,
-    attention: Attention,
     /// Queries, kv_a, the norm, kv_b, output.
     weights: [Matrix; 5],
     /// The latents before each piece.
@@ -91,7 +90,6 @@ impl Rig {
                 scratch: vec![block.query, block.kv_a, block.heads],
                 steps,
             },
-            attention,
             weights,
             pasts,
         })

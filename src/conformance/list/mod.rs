@@ -7,7 +7,9 @@ mod dense;
 mod gates;
 mod kda;
 mod kda_block;
+mod kda_input;
 mod kda_properties;
+mod kda_rig;
 mod mla;
 mod mla_block;
 mod moe;
@@ -16,7 +18,7 @@ mod refusals;
 mod rows;
 mod sizes;
 
-pub use kda::{KdaCase, KdaExpected};
+pub use kda_input::{KdaCase, KdaExpected};
 
 use super::Case;
 

@@ -175,16 +175,16 @@ pub(super) fn cases() -> Vec<Case> {
 pub(super) fn clear_rows(
     lab: &mut Lab<'_>,
     router: Router,
-    weight: &[f64],
-    bias: &[f64],
+    weight: &Matrix,
+    bias: &Matrix,
     tokens: usize,
 ) -> Vec<f32> {
-    let d = weight.len() / bias.len();
+    let d = weight.weight.columns;
     let mut rows = Vec::with_capacity(tokens * d);
     for _ in 0..tokens {
         let mut row = lab.activations(d, 1.0);
         for _ in 0..200 {
-            if lab.timed() || router.margin(&widen(&row), weight, bias) > MARGIN {
+            if lab.timed() || router.margin(&widen(&row), &weight.values, &bias.values) > MARGIN {
                 break;
             }
             row = lab.activations(d, 1.0);
@@ -202,7 +202,7 @@ pub(super) fn route(lab: &mut Lab<'_>, case: RouteCase) -> Result<Operation> {
         .map(|_| low + (high - low) * lab.random.uniform())
         .collect();
     let bias = lab.matrix(case.format, [1, experts, 1], bias)?;
-    let rows = clear_rows(lab, case.router, &matrix.values, &bias.values, case.tokens);
+    let rows = clear_rows(lab, case.router, &matrix, &bias, case.tokens);
     Ok(routing(lab, case.router, rows, &matrix, &bias))
 }
 

@@ -1,6 +1,6 @@
 //! What goes into a device comes out again: states, latents, tensors; and what does not fit is refused by type.
 
-use super::kda::record;
+use super::kda_rig::record;
 use crate::backend::{
     Block, Element, LatentLayout, LatentRecord, Orientation, Result, Rows, Slot, StateLayout,
     StateRecord, TensorValues, WeightSource,

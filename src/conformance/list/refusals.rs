@@ -1,6 +1,6 @@
 //! Batches and recordings that must be refused, by the same typed error on every backend, before anything has run.
 
-use super::kda::{LAYER, piece, record};
+use super::kda_rig::{LAYER, piece, record};
 use crate::backend::{
     Add, Batch, Block, Capacity, Element, Embed, GatedNorm, LatentLayout, LatentPool, Linear,
     MlaAppend, OutputRow, Piece, Result, RmsNorm, Rows, Select, ShortConv, Slot, StateCheckpoint,

@@ -3,7 +3,8 @@
 
 use super::dense::{add, embed, linear, rms_norm, swiglu};
 use super::gates::{gated_norm, gates};
-use super::kda::{KdaCase, against_definition, form_name};
+use super::kda::{against_definition, form_name};
+use super::kda_input::KdaCase;
 use super::moe::{RouteCase, experts, route};
 use super::rows::definition;
 use super::{choice, conv, mla};
