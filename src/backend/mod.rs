@@ -18,6 +18,8 @@ mod operation;
 mod pool;
 mod record;
 mod tensor;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,0 +1,2 @@
+//! wgpu
+pub mod shaders;
