@@ -26,7 +26,7 @@ const RUN: u32 = 64u;
 
 // The row of the batch that is number `n` of those that this dispatch works on.
 fn row_of(n: u32) -> u32 {
-    return batch[batch[AT_ROWS] + params.begin + n];
+    return batch[batch[AT_ROWS] + params.begin * batch[SEVERAL_ROWS] + n];
 }
 
 // q_lat = W_UK^T q_nope: a thread an element (x) of a head (y) of a row (z).

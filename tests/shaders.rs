@@ -56,7 +56,10 @@ fn every_file_is_known_and_used() {
         }
     }
     for name in &files {
-        assert!(shaders::source(name, false, &[]).is_some(), "{name} is not part of the build");
+        assert!(
+            shaders::source(name, false, &[]).is_some(),
+            "{name} is not part of the build"
+        );
     }
 }
 
@@ -78,16 +81,28 @@ fn no_shader_asks_for_more_than_a_browser_has() {
                     .collect::<Vec<_>>()
             };
             let storage = used(|space| matches!(space, naga::AddressSpace::Storage { .. })).len();
-            assert!(storage <= 8, "{name}: {} binds {storage} storage buffers", entry.name);
+            assert!(
+                storage <= 8,
+                "{name}: {} binds {storage} storage buffers",
+                entry.name
+            );
             let mut layouter = naga::proc::Layouter::default();
             layouter.update(module.to_ctx()).unwrap();
             let shared: u32 = used(|space| space == naga::AddressSpace::WorkGroup)
                 .iter()
                 .map(|(_, variable)| layouter[variable.ty].size)
                 .sum();
-            assert!(shared <= 16384, "{name}: {} takes {shared} bytes of workgroup memory", entry.name);
+            assert!(
+                shared <= 16384,
+                "{name}: {} takes {shared} bytes of workgroup memory",
+                entry.name
+            );
             let threads: u32 = entry.workgroup_size.iter().product();
-            assert!(threads <= 256, "{name}: {} has {threads} threads a workgroup", entry.name);
+            assert!(
+                threads <= 256,
+                "{name}: {} has {threads} threads a workgroup",
+                entry.name
+            );
         }
     }
 }

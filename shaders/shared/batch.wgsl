@@ -1,6 +1,7 @@
 // The batch of one submission, as `src/backend/wgpu/image.rs` lays it out. Not a place for activations.
 
-// A header, then lists; the header says where each list begins.
+// A header, then lists; the header says where each list begins. Pieces of several tokens come first in the lists of rows,
+// chunks, tiles and windows, then those of a single token.
 @group(0) @binding(1) var<storage, read> batch: array<u32>;
 
 // Header words.
@@ -15,6 +16,7 @@ const AT_ROWS: u32 = 7u;      // [T]: rows of pieces of several tokens, then tho
 const AT_CHUNKS: u32 = 8u;    // [chunks, 4]: first row, length, piece, slot of the checkpoint at its end or NONE
 const AT_TILES: u32 = 9u;     // [tiles, 2]: piece, first token of the piece
 const AT_WINDOWS: u32 = 10u;  // [windows, 4]: piece, first position, positions, first tile of the piece
+const SEVERAL_ROWS: u32 = 11u; // rows of pieces of several tokens
 
 // Words of a piece.
 const PIECE: u32 = 10u;

@@ -10,8 +10,7 @@ struct Params {
     first_row: u32,   // the rows of kv_b in this buffer
     rows: u32,
     stride: u32,      // vectors a row of kv_b
-    begin: u32,       // the first of the batch's rows, tiles or windows that this dispatch works on
-    end: u32,         // one past the last
+    begin: u32,       // the window of a prefill; in `mla_decode` 1 where only single tokens are worked on
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
