@@ -6,9 +6,7 @@ mod common;
 
 use common::{Fixture, close, reference};
 use kimi_linear::backend::wgpu::{Options, WgpuBackend};
-use kimi_linear::backend::{
-    Batch, Block, Capacity, OutputRow, Piece, Slot, StateCheckpoint, StepOutput,
-};
+use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, StepOutput};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::model::{Limits, Model, Recording};
