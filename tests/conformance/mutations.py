@@ -91,8 +91,8 @@ def main():
             if compiled.returncode != 0:
                 sys.exit(f"{file}: {new}\ndoes not compile:\n{compiled.stderr[-3000:]}")
             result = cargo("--", options.filter)
-            trials = [line[5:].rsplit("...", 1) for line in result.stdout.splitlines() if line.startswith("test ")]
-            failed = [name.strip() for name, verdict, *_ in trials if verdict.strip() == "FAILED"]
+            trials = [line[5:].rsplit(" ... ", 1) for line in result.stdout.splitlines() if line.startswith("test ") and " ... " in line]
+            failed = [name.strip() for name, verdict in trials if verdict.strip() == "FAILED"]
             source.write_text(text)
             caught = f"caught by {len(failed)}, {failed[0]} .." if failed else "NOT CAUGHT"
             print(f"{caught:60} {file}: {new.splitlines()[0] if new else 'nothing'} for {old.splitlines()[0]}", flush=True)
