@@ -18,6 +18,8 @@ mod operation;
 mod pool;
 mod record;
 mod tensor;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -49,8 +51,8 @@ pub struct Device {
     pub index: usize,
     /// The device's own name.
     pub name: String,
-    /// Memory that weights, states and caches share, in bytes.
-    pub memory_bytes: u64,
+    /// Memory that weights, states and caches share, in bytes, where the device tells it.
+    pub memory_bytes: Option<u64>,
     /// The arithmetic of its activations.
     pub precision: Precision,
     /// The dtype of its latent cache.
