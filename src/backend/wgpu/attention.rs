@@ -161,7 +161,7 @@ impl WgpuStep {
         let groups: Vec<u32> = plan
             .expansions
             .iter()
-            .map(|part| part.rows.div_ceil(32) as u32)
+            .map(|part| part.rows.div_ceil(64) as u32)
             .collect();
         self.several(Windows {
             range: match op.pieces {
@@ -170,7 +170,7 @@ impl WgpuStep {
                 Pieces::Several => |image| 0..image.several_windows,
             },
             sizes: Box::new(move |window| {
-                let tiles = window.positions.div_ceil(16) as u32;
+                let tiles = window.positions.div_ceil(32) as u32;
                 let expansions = groups.iter().map(|groups| [*groups, tiles, 1]);
                 expansions
                     .chain([[window.tiles as u32, heads, 1]])

@@ -126,7 +126,7 @@ impl Recorder {
     /// Rows at most that the form for few rows takes: on a GPU it reads weights again for each, and a processor that
     /// plays GPU pays for every row of a tile, wanted or not.
     pub(super) fn few(&self) -> usize {
-        if self.shared.gpu.software { 8 } else { 2 }
+        if self.shared.gpu.software { 10 } else { 4 }
     }
 }
 
@@ -239,8 +239,8 @@ impl WgpuStep {
                 .with("THREADS", 256);
             self.dispatch(program, &params, &binds, move |image| {
                 let rows = image.count(rows);
-                let tiles = rows.div_ceil(16) as u32;
-                [groups, if rows > few { tiles } else { 0 }, 1]
+                let tiles = rows.div_ceil(32) as u32;
+                [groups.div_ceil(2), if rows > few { tiles } else { 0 }, 1]
             })?;
         }
         Ok(())
@@ -697,7 +697,7 @@ impl Step for WgpuStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.recorder.capacity, batch)?;
-        let image = self.plan.image(batch);
+        let image = self.plan.image(batch, self.demands.latents.is_some());
         let buffer = &self.recorder.image;
         if 4 * image.words.len() as u64 > buffer.size() {
             return Err(BackendError::Batch {
