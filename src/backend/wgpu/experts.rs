@@ -68,6 +68,7 @@ impl WgpuStep {
                 top_groups,
                 renormalize,
                 op.scale.to_bits(),
+                f32::NAN.to_bits(),
             ],
             &[
                 Bind::Read(2, &logits),
