@@ -1,4 +1,4 @@
-// `experts` where a tile is up to sixteen places of one expert: 32 outputs (x) of tile y.
+// `experts` where a tile is up to 32 places of one expert: 64 outputs (x) of tile y.
 
 // #import experts
 // #import shared/product_many
@@ -10,18 +10,16 @@ fn experts_many(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
         return;
     }
     let begin = groups[2u + 3u * group.y];
-    let to = groups[3u + 3u * group.y];
+    let end = groups[3u + 3u * group.y];
+    let first = group.x * OUTPUTS_A_TILE;
     var row = NO_ROW;
-    if (begin + thread / 16u < to) {
-        row = source(place(begin + thread / 16u));
+    if (begin + thread / 8u < end) {
+        row = source(place(begin + thread / 8u));
     }
-    var tile = product_many(product(expert), row, group.x * OUTPUTS_A_GROUP, thread);
-    if (thread % 8u == 0u) {
-        for (var r = 0u; r < 4u; r++) {
-            let at = begin + tile_row(thread) + r;
-            if (at < to) {
-                put(place(at), group.x * OUTPUTS_A_GROUP + tile_output(thread), tile.sums[r]);
-            }
-        }
+    let made = product_many(product(expert), row, first, thread);
+    let at = begin + tile_row(thread);
+    if (at < end) {
+        put(place(at), first + tile_output(thread), made.a);
+        put(place(at), first + tile_output(thread) + 4u, made.b);
     }
 }

@@ -10,30 +10,29 @@
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;     // kv_b: [rows, stride]
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;     // [window, H (nope + value)]
 
-// 32 of kv_b's rows (x) by 16 positions (y). `params.begin` is the window's number.
+// 64 of kv_b's rows (x) by 32 positions (y). `params.begin` is the window's number.
 @compute @workgroup_size(256)
 fn mla_expand(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let window = batch[AT_WINDOWS] + 4u * params.begin;
     let piece = batch[window];
     let count = batch[window + 2u];
     let first = group.y * ROWS_A_TILE;
-    let mine = first + thread / 16u;
+    let loaded = first + thread / 8u;
     var row = NO_ROW;
-    if (mine < count) {
-        row = latent_at(piece, batch[window + 1u] + mine);
+    if (loaded < count) {
+        row = latent_at(piece, batch[window + 1u] + loaded);
     }
     let product = Product(params.latent, params.stride, 0u, params.rows);
-    var tile = product_many(product, row, group.x * OUTPUTS_A_GROUP, thread);
-    if (thread % 8u == 0u) {
-        let width = params.heads * (params.nope + params.value);
-        for (var r = 0u; r < 4u; r++) {
-            let n = first + tile_row(thread) + r;
-            for (var o = 0u; o < 4u; o++) {
-                let at = group.x * OUTPUTS_A_GROUP + tile_output(thread) + o;
-                if (n < count && at < params.rows) {
-                    output[n * width + params.first_row + at] = tile.sums[r][o];
-                }
-            }
+    let made = product_many(product, row, group.x * OUTPUTS_A_TILE, thread);
+    let n = first + tile_row(thread);
+    let at = group.x * OUTPUTS_A_TILE + tile_output(thread);
+    let width = params.heads * (params.nope + params.value);
+    for (var i = 0u; i < 4u; i++) {
+        if (n < count && at + i < params.rows) {
+            output[n * width + params.first_row + at + i] = made.a[i];
+        }
+        if (n < count && at + 4u + i < params.rows) {
+            output[n * width + params.first_row + at + 4u + i] = made.b[i];
         }
     }
 }

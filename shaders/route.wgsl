@@ -12,13 +12,14 @@ struct Params {
     top_groups: u32,
     renormalize: u32,
     scale: f32,
+    not_a_number: u32,  // its bits: what the weights of a damaged row become
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read> logits: array<f32>;           // [T, experts]
-@group(0) @binding(3) var<storage, read> bias: array<f32>;             // [experts]
+@group(0) @binding(2) var<storage, read> logits: array<u32>;           // [T, experts], the bits of f32
+@group(0) @binding(3) var<storage, read> bias: array<u32>;             // [experts], likewise
 @group(0) @binding(4) var<storage, read_write> experts: array<u32>;    // [T, top_k]
-@group(0) @binding(5) var<storage, read_write> weights: array<f32>;    // [T, top_k]
+@group(0) @binding(5) var<storage, read_write> weights: array<u32>;    // [T, top_k], the bits of f32
 
 // The most experts and groups that there may be.
 const EXPERTS: u32 = 1024u;
@@ -29,14 +30,28 @@ var<workgroup> scores: array<f32, EXPERTS>;    // unbiased
 var<workgroup> worth: array<u32, GROUPS>;      // of each group, as a key; 0 once it is chosen
 var<workgroup> open: array<u32, GROUPS>;       // whether a group may be chosen from
 
+var<workgroup> damaged: atomic<u32>;           // 1 where a logit or a bias is not a number that can be compared
+
+// The sign and the exponent of a float's bits: all of the exponent set is an infinity, and more than that NaN.
+const SIGN: u32 = 0x80000000u;
+const EXPONENT: u32 = 0x7f800000u;
+
 // A workgroup a token.
 @compute @workgroup_size(64)
 fn route(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;
+    if (thread == 0u) {
+        atomicStore(&damaged, 0u);
+    }
+    workgroupBarrier();
     for (var e = thread; e < params.experts; e += 64u) {
-        let score = sigmoid(logits[row * params.experts + e]);
+        let logit = logits[row * params.experts + e];
+        let score = sigmoid(bitcast<f32>(logit));
         scores[e] = score;
-        keys[e] = order_key(bitcast<u32>(score + bias[e]));
+        keys[e] = order_key(bitcast<u32>(score + bitcast<f32>(bias[e])));
+        if ((logit & ~SIGN) > EXPONENT || (bias[e] & EXPONENT) == EXPONENT) {
+            atomicStore(&damaged, 1u);
+        }
     }
     workgroupBarrier();
     if (params.top_groups < params.groups) {
@@ -55,21 +70,25 @@ fn route(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
             let chosen = min(best.id, params.experts - 1u);
             keys[chosen] = 0u;
             experts[row * params.top_k + n] = chosen;
-            weights[row * params.top_k + n] = scores[chosen];
+            weights[row * params.top_k + n] = bitcast<u32>(scores[chosen]);
         }
         workgroupBarrier();
     }
     if (thread == 0u) {
         var sum = 0.0;
         for (var n = 0u; n < params.top_k; n++) {
-            sum += weights[row * params.top_k + n];
+            sum += bitcast<f32>(weights[row * params.top_k + n]);
         }
         var factor = params.scale;
         if (params.renormalize == 1u) {
             factor = params.scale / (sum + 1e-20);
         }
+        // A damaged expert might never be chosen: the damage must show all the same.
+        let damage = atomicLoad(&damaged) == 1u;
         for (var n = 0u; n < params.top_k; n++) {
-            weights[row * params.top_k + n] *= factor;
+            let at = row * params.top_k + n;
+            weights[at] = select(bitcast<u32>(bitcast<f32>(weights[at]) * factor), params.not_a_number, damage);
+            experts[at] = select(experts[at], 0u, damage);
         }
     }
 }

@@ -6,9 +6,13 @@ mod common;
 
 use common::{Fixture, close, reference};
 use kimi_linear::backend::wgpu::{Options, WgpuBackend};
-use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, StepOutput};
+use kimi_linear::backend::{
+    Add, Backend, Batch, Block, Capacity, Element, OutputRow, Piece, Rows, Slot, StateLayout,
+    StepOutput, TensorValues,
+};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::error::BackendError;
 use kimi_linear::model::{Limits, Model, Recording};
 
 /// Logits against the oracle, which agrees with itself to 2e-6.
@@ -226,4 +230,239 @@ fn so_do_the_plain_variants_over_small_windows() {
     };
     check("tiny-a", options, &[65, 200], &[200, 7], 65);
     check("tiny-128", options, &[5, 130], &[200, 16], 130);
+}
+
+/// The same prompt under other options: logits of two pieces and a decode, to the bit.
+fn logits(name: &str, options: Options) -> Vec<f32> {
+    let mut model = load(name, options);
+    let tokens: Vec<u32> = (0..150).map(|i| i * i % 251).collect();
+    let (mut logits, _) = prefill(&mut model, &tokens[..149], 80);
+    let mut step = model.record(model.limits().step, ALL).unwrap();
+    let batch = batch(&tokens[149..], vec![piece(0, 1, 149)]);
+    logits.extend(step.submit(&batch).unwrap().wait().unwrap().logits);
+    logits
+}
+
+#[test]
+fn variants_and_limits_change_no_bit() {
+    for name in ["tiny-a", "tiny-128"] {
+        let usual = logits(name, Options::default());
+        let others = [
+            (
+                "no subgroups",
+                Options {
+                    subgroups: false,
+                    ..Options::default()
+                },
+            ),
+            (
+                "weights over 1 MiB",
+                Options {
+                    weight_limit: Some(1 << 20),
+                    ..Options::default()
+                },
+            ),
+            // Less than an expert: its rows are cut too.
+            (
+                "weights over 4 KiB",
+                Options {
+                    weight_limit: Some(4 << 10),
+                    ..Options::default()
+                },
+            ),
+            (
+                "windows of 64",
+                Options {
+                    window: 64,
+                    ..Options::default()
+                },
+            ),
+        ];
+        for (what, options) in others {
+            assert!(logits(name, options) == usual, "{name}, {what}");
+        }
+    }
+}
+
+#[test]
+fn a_ragged_batch_is_bitwise_each_sequence_alone() {
+    let lengths = [33, 1, 100, 7];
+    let tokens = |seed: usize, n: usize| -> Vec<u32> {
+        (0..n)
+            .map(|i| ((i * 31 + seed * 17) % 256) as u32)
+            .collect()
+    };
+    for name in ["tiny-a", "tiny-128"] {
+        let mut together = load(name, Options::default());
+        let vocabulary = together.config().vocab_size;
+        let mut step = together.record(together.limits().step, ALL).unwrap();
+        let mut submit = |tokens: Vec<u32>, pieces| {
+            step.submit(&batch(&tokens, pieces))
+                .unwrap()
+                .wait()
+                .unwrap()
+                .logits
+        };
+        let all: Vec<u32> = (0..4).flat_map(|i| tokens(i, lengths[i])).collect();
+        let first = submit(all, (0..4).map(|i| piece(i, lengths[i], 0)).collect());
+        let second = submit(
+            vec![9; 4],
+            (0..4).map(|i| piece(i, 1, lengths[i])).collect(),
+        );
+        let mut row = 0;
+        for (i, n) in lengths.into_iter().enumerate() {
+            let mut alone = load(name, Options::default());
+            let mut step = alone.record(alone.limits().step, ALL).unwrap();
+            let mut submit = |tokens: Vec<u32>, pieces| {
+                step.submit(&batch(&tokens, pieces))
+                    .unwrap()
+                    .wait()
+                    .unwrap()
+                    .logits
+            };
+            let found = submit(tokens(i, n), vec![piece(0, n, 0)]);
+            assert!(
+                found == first[row * vocabulary..(row + n) * vocabulary],
+                "{name}, {n} tokens"
+            );
+            let found = submit(vec![9], vec![piece(0, 1, n)]);
+            assert!(
+                found == second[i * vocabulary..(i + 1) * vocabulary],
+                "{name}, after {n} tokens"
+            );
+            row += n;
+        }
+    }
+}
+
+const SMALL: Capacity = Capacity {
+    tokens: 4,
+    pieces: 1,
+    outputs: 1,
+    blocks: 1,
+    checkpoints: 0,
+};
+
+#[test]
+fn submissions_run_in_order_and_may_overlap() {
+    let mut backend = backend(Options::default());
+    let [a, b] = [1.0, 2.0].map(|value| {
+        let tensor = backend
+            .tensor(Rows::Tokens, 4, 3, Element::Activation)
+            .unwrap();
+        backend
+            .write_tensor(tensor, &TensorValues::F32(vec![value; 12]))
+            .unwrap();
+        tensor
+    });
+    let mut step = backend.step(SMALL).unwrap();
+    step.add(Add {
+        source: b,
+        target: a,
+    })
+    .unwrap();
+    step.probe(a).unwrap();
+    let batch = |length: usize| Batch {
+        tokens: vec![0; length],
+        pieces: vec![Piece {
+            blocks: Vec::new(),
+            ..piece(0, length, 0)
+        }],
+        outputs: Vec::new(),
+    };
+    let tickets: Vec<_> = [4, 2, 3].map(|n| step.submit(&batch(n)).unwrap()).into();
+    let probes: Vec<_> = tickets
+        .into_iter()
+        .map(|ticket| ticket.wait().unwrap().probes)
+        .collect();
+    assert_eq!(probes[0], [TensorValues::F32(vec![3.0; 12])]);
+    assert_eq!(probes[1], [TensorValues::F32(vec![5.0; 6])]);
+    let last = [7.0, 7.0, 5.0].map(|value| [value; 3]).concat();
+    assert_eq!(probes[2], [TensorValues::F32(last.clone())]);
+    let rest = [last, vec![3.0; 3]].concat();
+    assert_eq!(
+        backend.read_tensor(a, 4).wait().unwrap(),
+        TensorValues::F32(rest)
+    );
+}
+
+#[test]
+fn a_lost_device_is_a_sentence() {
+    let mut backend = backend(Options::default());
+    let tensor =
+        |backend: &mut WgpuBackend| backend.tensor(Rows::Tokens, 4, 3, Element::Activation);
+    let (a, b) = (tensor(&mut backend).unwrap(), tensor(&mut backend).unwrap());
+    let mut step = backend.step(SMALL).unwrap();
+    step.add(Add {
+        source: b,
+        target: a,
+    })
+    .unwrap();
+    step.probe(a).unwrap();
+    backend.lose_device();
+    let batch = Batch {
+        tokens: vec![0],
+        pieces: vec![Piece {
+            blocks: Vec::new(),
+            ..piece(0, 1, 0)
+        }],
+        outputs: Vec::new(),
+    };
+    let errors = [
+        step.submit(&batch)
+            .and_then(|ticket| ticket.wait())
+            .unwrap_err(),
+        backend.read_tensor(a, 1).wait().unwrap_err(),
+        backend
+            .write_tensor(a, &TensorValues::F32(vec![1.0; 3]))
+            .unwrap_err(),
+        tensor(&mut backend).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, BackendError::Lost { .. }), "{error}");
+        assert!(
+            error.to_string().starts_with("the wgpu device was lost: "),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_a_sentence() {
+    let mut backend = backend(Options::default());
+    let error = backend
+        .compiles("@compute @workgroup_size(1) fn main() { let x: u32 = 1.5; }")
+        .unwrap_err();
+    assert!(matches!(error, BackendError::Driver { .. }), "{error}");
+    backend
+        .compiles("@compute @workgroup_size(1) fn main() {}")
+        .unwrap();
+
+    let layout = StateLayout {
+        layers: 1,
+        key_heads: 32,
+        value_heads: 32,
+        key_width: 128,
+        value_width: 128,
+        taps: 4,
+        slots: 1 << 24,
+    };
+    let error = backend.state_pool(layout).unwrap_err().to_string();
+    assert!(
+        error.contains("one layer of 16777216 slots of KDA states takes 35184372088832 bytes"),
+        "{error}"
+    );
+
+    let options = Options {
+        adapter: Some(99),
+        ..Options::default()
+    };
+    let error = WgpuBackend::with_options(options)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.starts_with("there is no wgpu device 99: this machine has 0 ("),
+        "{error}"
+    );
 }

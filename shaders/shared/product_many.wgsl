@@ -1,74 +1,109 @@
-// The form for many rows: 16 rows by 32 outputs a workgroup of 256 threads, slices of 64 columns in workgroup memory.
+// The form for many rows: 32 rows by 64 outputs a workgroup of 256 threads, through workgroup memory.
+//
+// Eight threads, the lanes, share eight rows by eight outputs, so that sixteen vectors loaded serve 64 sums. Of each slice
+// the first half of what a lane takes goes through workgroup memory, then the second.
 
 // #import shared/eights
 
-const ROWS_A_TILE: u32 = 16u;
-const OUTPUTS_A_GROUP: u32 = 32u;
+const ROWS_A_TILE: u32 = 32u;
+const OUTPUTS_A_TILE: u32 = 64u;
 
-var<workgroup> inputs: array<vec4<f32>, 256>;   // [16 rows, 16 vectors]
-var<workgroup> weights: array<vec4<f32>, 512>;  // [32 outputs, 16 vectors]
+var<workgroup> inputs: array<vec4<f32>, 256>;   // [32 rows, 8 lanes]
+var<workgroup> weights: array<vec4<f32>, 512>;  // [64 outputs, 8 lanes]
 
-// Four rows by four outputs; component `o` of `sums[r]` is output `o` of row `r`.
-struct Tile {
-    sums: array<vec4<f32>, 4>,
+// Eight rows by four outputs: component o of `rN` is output o of row N.
+struct Sums {
+    r0: vec4<f32>,
+    r1: vec4<f32>,
+    r2: vec4<f32>,
+    r3: vec4<f32>,
+    r4: vec4<f32>,
+    r5: vec4<f32>,
+    r6: vec4<f32>,
+    r7: vec4<f32>,
 }
 
-// The dot products of this thread's four rows and outputs (`tile_row`, `tile_output`), given to eight threads each.
-// `row` is where the row of `input` begins that this thread loads (row `thread / 16` of the tile), NO_ROW if none.
-fn product_many(product: Product, row: u32, first: u32, thread: u32) -> Tile {
-    let lane = thread % 8u;
-    let rows = 64u * (thread / 8u % 4u) + 2u * lane;
-    let outputs = 64u * (thread / 32u) + 2u * lane;
-    var s0 = vec4<f32>(0.0);
-    var s1 = vec4<f32>(0.0);
-    var s2 = vec4<f32>(0.0);
-    var s3 = vec4<f32>(0.0);
-    for (var slice = 0u; slice * 64u < product.columns; slice++) {
-        workgroupBarrier();
-        var x = vec4<f32>(0.0);
-        let column = slice * 64u + thread % 16u * 4u;
-        if (row != NO_ROW) {
-            if (column + 4u <= product.columns) {
-                let at = row + column;
-                x = vec4<f32>(input[at], input[at + 1u], input[at + 2u], input[at + 3u]);
-            } else {
-                for (var i = 0u; column + i < product.columns; i++) {
-                    x[i] = input[row + column + i];
-                }
-            }
-        }
-        inputs[thread] = x;
-        let w = weight_eight(product, first + thread / 8u, 8u * slice + lane);
-        weights[2u * thread] = w.a;
-        weights[2u * thread + 1u] = w.b;
-        workgroupBarrier();
-        for (var half = 0u; half < 2u; half++) {
-            let w0 = weights[outputs + half];
-            let w1 = weights[outputs + 16u + half];
-            let w2 = weights[outputs + 32u + half];
-            let w3 = weights[outputs + 48u + half];
-            s0 = fma_four(inputs[rows + half], w0, w1, w2, w3, s0);
-            s1 = fma_four(inputs[rows + 16u + half], w0, w1, w2, w3, s1);
-            s2 = fma_four(inputs[rows + 32u + half], w0, w1, w2, w3, s2);
-            s3 = fma_four(inputs[rows + 48u + half], w0, w1, w2, w3, s3);
-        }
-    }
-    return Tile(array<vec4<f32>, 4>(
-        sum_eight(s0, thread),
-        sum_eight(s1, thread),
-        sum_eight(s2, thread),
-        sum_eight(s3, thread),
-    ));
+// What a thread puts away: eight outputs of one row.
+struct Outputs {
+    a: vec4<f32>,
+    b: vec4<f32>,
 }
 
 const NO_ROW: u32 = 0xffffffffu;
 
-// The first of this thread's four rows in the tile.
+// The row of the tile that this thread puts away, and the first of the eight outputs.
 fn tile_row(thread: u32) -> u32 {
-    return 4u * (thread / 8u % 4u);
+    return 8u * (thread / 8u % 4u) + thread % 8u;
 }
 
-// The first of this thread's four outputs in the group's 32.
 fn tile_output(thread: u32) -> u32 {
-    return 4u * (thread / 32u);
+    return 8u * (thread / 32u);
+}
+
+// Eight rows by four outputs take in what half a slice brings.
+fn take_half(sums: Sums, rows: u32, outputs: u32) -> Sums {
+    let w0 = weights[outputs];
+    let w1 = weights[outputs + 8u];
+    let w2 = weights[outputs + 16u];
+    let w3 = weights[outputs + 24u];
+    return Sums(
+        fma_four(inputs[rows], w0, w1, w2, w3, sums.r0),
+        fma_four(inputs[rows + 8u], w0, w1, w2, w3, sums.r1),
+        fma_four(inputs[rows + 16u], w0, w1, w2, w3, sums.r2),
+        fma_four(inputs[rows + 24u], w0, w1, w2, w3, sums.r3),
+        fma_four(inputs[rows + 32u], w0, w1, w2, w3, sums.r4),
+        fma_four(inputs[rows + 40u], w0, w1, w2, w3, sums.r5),
+        fma_four(inputs[rows + 48u], w0, w1, w2, w3, sums.r6),
+        fma_four(inputs[rows + 56u], w0, w1, w2, w3, sums.r7),
+    );
+}
+
+// The sum of this thread's row over its eight lanes.
+fn meet(sums: Sums, thread: u32) -> vec4<f32> {
+    var all = array<vec4<f32>, 8>(
+        sum_eight(sums.r0, thread),
+        sum_eight(sums.r1, thread),
+        sum_eight(sums.r2, thread),
+        sum_eight(sums.r3, thread),
+        sum_eight(sums.r4, thread),
+        sum_eight(sums.r5, thread),
+        sum_eight(sums.r6, thread),
+        sum_eight(sums.r7, thread),
+    );
+    return all[thread % 8u];
+}
+
+// The dot products of row `tile_row` with outputs `first + tile_output` and the seven after it. `row` is where the row of
+// `input` begins that this thread loads (row `thread / 8` of the tile), NO_ROW if none.
+fn product_many(product: Product, row: u32, first: u32, thread: u32) -> Outputs {
+    let lane = thread % 8u;
+    let rows = 64u * (thread / 8u % 4u) + lane;
+    let outputs = 64u * (thread / 32u) + lane;
+    let zero = Sums(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+    var near = zero;
+    var far = zero;
+    for (var slice = 0u; slice * 64u < product.columns; slice++) {
+        let eighth = 8u * slice + lane;
+        var x = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
+        if (row != NO_ROW) {
+            x = input_eight(row, 8u * eighth, product.columns);
+        }
+        let w = weight_eight(product, first + thread / 8u, eighth);
+        let v = weight_eight(product, first + 32u + thread / 8u, eighth);
+        workgroupBarrier();
+        inputs[thread] = x.a;
+        weights[thread] = w.a;
+        weights[256u + thread] = v.a;
+        workgroupBarrier();
+        near = take_half(near, rows, outputs);
+        far = take_half(far, rows, outputs + 32u);
+        workgroupBarrier();
+        inputs[thread] = x.b;
+        weights[thread] = w.b;
+        weights[256u + thread] = v.b;
+        workgroupBarrier();
+        near = take_half(near, rows, outputs);
+        far = take_half(far, rows, outputs + 32u);
+    }
+    return Outputs(meet(near, thread), meet(far, thread));
 }

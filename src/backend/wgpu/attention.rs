@@ -3,7 +3,7 @@
 use super::image::Image;
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
-use crate::backend::{MlaAttention, Pieces, Result};
+use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
 use crate::error::BackendError;
 
 /// The widest cached row that `mla_decode` holds in workgroup memory.
@@ -67,6 +67,30 @@ impl WgpuStep {
             params: words.map(|word| word as u32),
             expansions,
         })
+    }
+
+    pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
+        op.check()?;
+        self.demands.latents = Some(op.pool.layout);
+        self.name("mla_append");
+        let layout = op.pool.layout;
+        let input = self.recorder.tensor(op.input)?;
+        let weight = self.recorder.small("mla_append", op.weight)?;
+        let latents = self
+            .recorder
+            .with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
+        let [latent, rope, tokens] =
+            [layout.latent, layout.rope, layout.block_tokens].map(|word| word as u32);
+        self.dispatch(
+            Program::new("mla_append"),
+            &[latent, rope, tokens, op.eps.to_bits()],
+            &[
+                Bind::Read(2, &input),
+                Bind::Read(3, &weight),
+                Bind::Write(4, &latents),
+            ],
+            |image| [image.tokens as u32, 1, 1],
+        )
     }
 
     pub(super) fn record_decode(&mut self, op: MlaAttention) -> Result<()> {
@@ -161,7 +185,7 @@ impl WgpuStep {
         let groups: Vec<u32> = plan
             .expansions
             .iter()
-            .map(|part| part.rows.div_ceil(32) as u32)
+            .map(|part| part.rows.div_ceil(64) as u32)
             .collect();
         self.several(Windows {
             range: match op.pieces {
@@ -170,7 +194,7 @@ impl WgpuStep {
                 Pieces::Several => |image| 0..image.several_windows,
             },
             sizes: Box::new(move |window| {
-                let tiles = window.positions.div_ceil(16) as u32;
+                let tiles = window.positions.div_ceil(32) as u32;
                 let expansions = groups.iter().map(|groups| [*groups, tiles, 1]);
                 expansions
                     .chain([[window.tiles as u32, heads, 1]])

@@ -291,7 +291,8 @@ impl Gpu {
         }
         match errors {
             Some(error) => Err(translate(what, bytes, error)),
-            None => Ok(made),
+            // A device that was lost meanwhile reports nothing to scopes.
+            None => self.healthy().map(|()| made),
         }
     }
 
@@ -346,5 +347,36 @@ fn translate(what: &str, bytes: u64, error: wgpu::Error) -> BackendError {
                 reason: description.trim().to_owned(),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_adapter_without_what_shaders_need_is_refused_by_name() {
+        let adapter = AdapterDescription {
+            index: 0,
+            name: "Old Card".to_owned(),
+            kind: "discrete GPU",
+            gpu: true,
+            api: "vulkan".to_owned(),
+            driver: String::new(),
+            largest_buffer: 0,
+            largest_binding: 0,
+            subgroups: None,
+        };
+        let limits = wgpu::Limits::default();
+        assert_eq!(check(&adapter, &limits), Ok(()));
+        let limits = wgpu::Limits {
+            max_storage_buffers_per_shader_stage: 4,
+            ..limits
+        };
+        let error = check(&adapter, &limits).unwrap_err();
+        let expected = "backend wgpu cannot be used: Old Card offers 4 storage buffers a shader, and 8 are needed";
+        assert_eq!(error.to_string(), expected);
     }
 }

@@ -11,7 +11,7 @@ const EXPERTS: usize = 1024;
 const GROUPS: usize = 256;
 
 /// Places a tile in the form for many.
-const TILE: usize = 16;
+const TILE: usize = 32;
 
 /// Where places are sorted to, and how a batch chooses between tiles of one place and of many.
 #[derive(Clone)]
@@ -68,6 +68,7 @@ impl WgpuStep {
                 top_groups,
                 renormalize,
                 op.scale.to_bits(),
+                f32::NAN.to_bits(),
             ],
             &[
                 Bind::Read(2, &logits),
@@ -195,7 +196,13 @@ impl WgpuStep {
                     program.with("FORMAT", format),
                     &params,
                     &binds,
-                    move |image| [groups, counted.tiles(image, many), 1],
+                    move |image| {
+                        [
+                            if many { groups.div_ceil(2) } else { groups },
+                            counted.tiles(image, many),
+                            1,
+                        ]
+                    },
                 )?;
             }
         }

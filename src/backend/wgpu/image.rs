@@ -79,8 +79,8 @@ impl Plan {
             + 4 * windows
     }
 
-    /// Lays a batch out.
-    pub(super) fn image(&self, batch: &Batch) -> Image {
+    /// Lays a batch out; windows and tiles only where the step attends to latents.
+    pub(super) fn image(&self, batch: &Batch, attends: bool) -> Image {
         let starts: Vec<usize> = batch.starts().collect();
         let several = |piece: &Piece| piece.length > 1;
         // Pieces of several tokens first, then the others.
@@ -109,7 +109,9 @@ impl Plan {
         image.rows(batch, &starts, &order);
         let pieces = image.pieces(batch, &starts);
         image.chunks(batch, &starts, &order, pieces);
-        self.windows(&mut image, batch, &order);
+        if attends {
+            self.windows(&mut image, batch, &order);
+        }
         image
     }
 

@@ -3,10 +3,13 @@
 //! f32 arithmetic and an f32 latent cache; weights keep their dtype and are widened in the shader. The shaders are in
 //! `shaders/`, each the twin of a file in `src/backend/cpu/`. A step is one submission. It holds one rank only.
 
+mod answers;
 mod attention;
+mod dense;
 mod device;
 mod experts;
 mod image;
+mod kda;
 mod memory;
 mod pipelines;
 mod readback;
@@ -126,6 +129,16 @@ impl WgpuBackend {
     /// Gives the device up, as a driver does that loses it: for tests of what follows.
     pub fn lose_device(&self) {
         self.shared.gpu.device.destroy();
+        // The loss is told by the next poll; whatever that comes to, the device is gone.
+        drop(self.shared.gpu.device.poll(wgpu::PollType::Poll));
+    }
+
+    /// Whether this device compiles a WGSL shader with an entry point `main` and no bindings; what the driver says if not.
+    ///
+    /// # Errors
+    /// [`BackendError::Driver`] with the compiler's message.
+    pub fn compiles(&self, wgsl: &str) -> Result<()> {
+        pipelines::compiles(&self.shared.gpu, wgsl)
     }
 
     /// Copies parts of buffers to the host: each a buffer, an offset and a length in bytes.

@@ -160,6 +160,28 @@ fn compile(gpu: &Gpu, program: &Program, form: &[(u32, bool)]) -> Result<Pipelin
     })
 }
 
+/// Compiles a shader without bindings, and forgets it.
+pub(super) fn compiles(gpu: &Gpu, wgsl: &str) -> Result<()> {
+    gpu.guarded("a shader", 0, || {
+        let module = gpu
+            .device
+            .create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: None,
+                source: wgpu::ShaderSource::Wgsl(wgsl.into()),
+            });
+        let _pipeline = gpu
+            .device
+            .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: None,
+                layout: None,
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions::default(),
+                cache: None,
+            });
+    })
+}
+
 /// Binds `params` and `binds` for a pipeline.
 pub(super) fn bind_group(
     gpu: &Gpu,

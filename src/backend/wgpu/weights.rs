@@ -81,6 +81,8 @@ impl GpuWeight {
             source.columns.next_multiple_of(8)
         };
         let row = stride * format.size();
+        // What is narrow is small, and shaders want it whole.
+        let limit = if narrow { gpu.binding_limit } else { limit };
         let most = usize::try_from(limit).unwrap_or(usize::MAX) / row.max(1);
         if most == 0 {
             return Err(BackendError::TooLarge {
