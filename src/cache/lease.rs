@@ -14,6 +14,18 @@ pub struct Lease {
     pub rows: Vec<HeldRows>,
 }
 
+impl Lease {
+    /// Whether it holds anything on the device.
+    #[must_use]
+    pub fn is_on_device(&self) -> bool {
+        let state = self
+            .state
+            .as_ref()
+            .is_some_and(|state| state.device().is_some());
+        state || self.rows.iter().any(|rows| rows.device().is_some())
+    }
+}
+
 /// A running sequence's places.
 #[derive(Debug)]
 pub struct Placed {

@@ -26,7 +26,9 @@ impl Fingerprint {
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let mut hash = Xxh3::new();
         for tensor in tensors {
-            hash.update(format!("{}\0{}\0{:?}\0", tensor.name, tensor.format, tensor.shape).as_bytes());
+            hash.update(
+                format!("{}\0{}\0{:?}\0", tensor.name, tensor.format, tensor.shape).as_bytes(),
+            );
             let bytes = &tensor.bytes;
             hash.update(&bytes[..bytes.len().min(SAMPLE)]);
             hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
@@ -44,11 +46,30 @@ impl Key {
     /// The key that all sequences of one model and layout begin with.
     #[must_use]
     pub fn root(model: Fingerprint, states: &StateLayout, latents: &LatentLayout) -> Self {
-        let StateLayout { layers, key_heads, value_heads, key_width, value_width, taps, .. } = *states;
+        let StateLayout {
+            layers,
+            key_heads,
+            value_heads,
+            key_width,
+            value_width,
+            taps,
+            ..
+        } = *states;
         let states = [layers, key_heads, value_heads, key_width, value_width, taps];
-        let rows = [latents.layers, latents.latent, latents.rope, latents.block_tokens];
+        let rows = [
+            latents.layers,
+            latents.latent,
+            latents.rope,
+            latents.block_tokens,
+        ];
         let mut hash = Xxh3::new();
-        hash.update(format!("{model} states {states:?} latents {rows:?} {}", latents.dtype).as_bytes());
+        hash.update(
+            format!(
+                "{model} states {states:?} latents {rows:?} {}",
+                latents.dtype
+            )
+            .as_bytes(),
+        );
         Self(hash.digest128())
     }
 

@@ -10,7 +10,9 @@ use super::lease::{Current, Lease, Placed};
 use super::meaning::Key;
 use super::pool::Counted;
 use super::saved::{Pools, SavedRows, SavedState};
-use super::tree::{Change, Checkpoint, CheckpointId, Held, HeldRows, HeldState, PrefixTree, RowsId};
+use super::tree::{
+    Change, Checkpoint, CheckpointId, Held, HeldRows, HeldState, PrefixTree, RowsId,
+};
 use crate::backend::{Block, Result, Slot};
 
 /// A checkpoint that a prompt begins with. It is not held: it may be gone when it is to be used.
@@ -38,6 +40,8 @@ pub struct Occupancy {
     pub host_checkpoints: usize,
     /// Bytes of host memory that states and latents take.
     pub host_bytes: u64,
+    /// States and blocks that have had to leave the device, or the cache, so far.
+    pub evictions: u64,
 }
 
 /// Slots, blocks and prefixes of one model.
@@ -51,12 +55,19 @@ pub struct Cache {
     block_tokens: usize,
     host_bytes: u64,
     host_limit: u64,
+    evictions: u64,
 }
 
 impl Cache {
     /// An empty cache. `root` says what its bytes mean; at most `host_limit` bytes of host memory are used.
     #[must_use]
-    pub fn new(root: Key, slots: usize, blocks: usize, block_tokens: usize, host_limit: u64) -> Self {
+    pub fn new(
+        root: Key,
+        slots: usize,
+        blocks: usize,
+        block_tokens: usize,
+        host_limit: u64,
+    ) -> Self {
         Self {
             slots: Counted::new(slots),
             blocks: Counted::new(blocks),
@@ -65,6 +76,7 @@ impl Cache {
             block_tokens,
             host_bytes: 0,
             host_limit,
+            evictions: 0,
         }
     }
 
@@ -72,7 +84,11 @@ impl Cache {
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
         let device = |checkpoint: &Checkpoint| checkpoint.state.device().is_some();
-        let device_checkpoints = self.tree.checkpoints().filter(|(_, checkpoint, _)| device(checkpoint)).count();
+        let device_checkpoints = self
+            .tree
+            .checkpoints()
+            .filter(|(_, checkpoint, _)| device(checkpoint))
+            .count();
         Occupancy {
             slots: self.slots.len() - self.slots.free(),
             all_slots: self.slots.len(),
@@ -81,6 +97,7 @@ impl Cache {
             device_checkpoints,
             host_checkpoints: self.tree.checkpoints().count() - device_checkpoints,
             host_bytes: self.host_bytes,
+            evictions: self.evictions,
         }
     }
 
@@ -88,13 +105,18 @@ impl Cache {
     #[must_use]
     pub fn lookup(&self, tokens: &[u32]) -> Option<Hit> {
         let before_last = &tokens[..tokens.len().saturating_sub(1)];
-        self.tree.deepest(before_last).map(|(at, position)| Hit { at, position })
+        self.tree
+            .deepest(before_last)
+            .map(|(at, position)| Hit { at, position })
     }
 
     /// The checkpoint at exactly these tokens.
     #[must_use]
     pub fn find(&self, tokens: &[u32]) -> Option<Hit> {
-        let hit = self.tree.deepest(tokens).map(|(at, position)| Hit { at, position });
+        let hit = self
+            .tree
+            .deepest(tokens)
+            .map(|(at, position)| Hit { at, position });
         hit.filter(|hit| hit.position == tokens.len())
     }
 
@@ -104,23 +126,35 @@ impl Cache {
     /// A device that fails.
     pub async fn acquire(&mut self, pools: &mut Pools<'_>, hit: &Hit) -> Result<Option<Lease>> {
         self.tree.touch(hit.at);
-        let Some(checkpoint) = self.tree.checkpoint(hit.at) else { return Ok(None) };
+        let Some(checkpoint) = self.tree.checkpoint(hit.at) else {
+            return Ok(None);
+        };
         let (state, partial) = (checkpoint.state.clone(), checkpoint.rows.clone());
         let tail = checkpoint.tail.len();
         let partial = match partial {
-            Some(Held::Device(block)) => {
-                pools.read_blocks(&[(block, tail)]).await?.pop().map(|rows| Held::Host(Arc::new(rows)))
-            }
+            Some(Held::Device(block)) => pools
+                .read_blocks(&[(block, tail)])
+                .await?
+                .pop()
+                .map(|rows| Held::Host(Arc::new(rows))),
             other => other,
         };
         let chain = self.tree.chain(hit.at.node);
-        let whole = chain.iter().filter_map(|key| self.tree.node(*key)?.rows.clone());
+        let whole = chain
+            .iter()
+            .filter_map(|key| self.tree.node(*key)?.rows.clone());
         let rows: Vec<HeldRows> = whole.chain(partial).collect();
         if let Held::Device(slot) = state {
             self.slots.retain(slot);
         }
-        rows.iter().filter_map(Held::device).for_each(|block| self.blocks.retain(block));
-        Ok(Some(Lease { position: hit.position, state: Some(state), rows }))
+        rows.iter()
+            .filter_map(Held::device)
+            .for_each(|block| self.blocks.retain(block));
+        Ok(Some(Lease {
+            position: hit.position,
+            state: Some(state),
+            rows,
+        }))
     }
 
     /// One more holder of the same.
@@ -129,8 +163,16 @@ impl Cache {
         if let Some(Held::Device(slot)) = &lease.state {
             self.slots.retain(*slot);
         }
-        lease.rows.iter().filter_map(Held::device).for_each(|block| self.blocks.retain(block));
-        Lease { position: lease.position, state: lease.state.clone(), rows: lease.rows.clone() }
+        lease
+            .rows
+            .iter()
+            .filter_map(Held::device)
+            .for_each(|block| self.blocks.retain(block));
+        Lease {
+            position: lease.position,
+            state: lease.state.clone(),
+            rows: lease.rows.clone(),
+        }
     }
 
     /// Gives back what a lease holds.
@@ -138,7 +180,11 @@ impl Cache {
         if let Some(Held::Device(slot)) = lease.state {
             self.slots.release(slot);
         }
-        lease.rows.iter().filter_map(Held::device).for_each(|block| self.blocks.release(block));
+        lease
+            .rows
+            .iter()
+            .filter_map(Held::device)
+            .for_each(|block| self.blocks.release(block));
     }
 
     /// Moves what a lease holds on the device to host memory.
@@ -175,8 +221,13 @@ impl Cache {
         blocks: usize,
     ) -> Result<Option<Placed>> {
         let on_device = lease.rows.iter().filter_map(Held::device).count();
-        let Some(slot) = self.slot(pools).await? else { return Ok(None) };
-        let Some(mut fresh) = self.blocks(pools, blocks.max(lease.rows.len()) - on_device).await? else {
+        let Some(slot) = self.slot(pools).await? else {
+            return Ok(None);
+        };
+        let Some(mut fresh) = self
+            .blocks(pools, blocks.max(lease.rows.len()) - on_device)
+            .await?
+        else {
             self.slots.release(slot);
             return Ok(None);
         };
@@ -204,7 +255,11 @@ impl Cache {
         }
         fresh.reverse();
         places.append(&mut fresh);
-        Ok(Some(Placed { slot, state, blocks: places }))
+        Ok(Some(Placed {
+            slot,
+            state,
+            blocks: places,
+        }))
     }
 
     /// A free slot, held once; if there is none the checkpoint needed least leaves the device. Nothing if all are in use.
@@ -217,9 +272,13 @@ impl Cache {
                 return Ok(Some(slot));
             }
             let idle = |slot: Slot| self.slots.holders(slot) == 1;
-            let Some(at) = self.tree.least(&|_, checkpoint| checkpoint.state.device().is_some_and(idle)) else {
+            let Some(at) = self
+                .tree
+                .least(&|_, checkpoint| checkpoint.state.device().is_some_and(idle))
+            else {
                 return Ok(None);
             };
+            self.evictions += 1;
             self.evict_state(pools, at).await?;
         }
     }
@@ -227,7 +286,10 @@ impl Cache {
     async fn evict_state(&mut self, pools: &mut Pools<'_>, at: CheckpointId) -> Result<()> {
         let layout = &pools.states.layout;
         let bytes = layout.bytes() / layout.slots.max(1) as u64;
-        let slot = self.tree.checkpoint(at).and_then(|checkpoint| checkpoint.state.device());
+        let slot = self
+            .tree
+            .checkpoint(at)
+            .and_then(|checkpoint| checkpoint.state.device());
         match slot {
             Some(slot) if bytes <= self.host_limit => {
                 let saved = Arc::new(pools.read_slot(slot).await?);
@@ -247,7 +309,11 @@ impl Cache {
     ///
     /// # Errors
     /// A device that fails.
-    pub async fn blocks(&mut self, pools: &mut Pools<'_>, count: usize) -> Result<Option<Vec<Block>>> {
+    pub async fn blocks(
+        &mut self,
+        pools: &mut Pools<'_>,
+        count: usize,
+    ) -> Result<Option<Vec<Block>>> {
         let idle = |cache: &Self, block: Block| {
             let held = cache.tree_holds[block.0 as usize];
             held > 0 && cache.blocks.holders(block) == held
@@ -260,14 +326,21 @@ impl Cache {
             }
         }
         while self.blocks.free() < count {
-            let Some(at) = self.tree.least_rows(&|block| idle(self, block)) else { return Ok(None) };
+            let Some(at) = self.tree.least_rows(&|block| idle(self, block)) else {
+                return Ok(None);
+            };
+            self.evictions += 1;
             self.evict_rows(pools, at).await?;
         }
-        Ok(Some((0..count).filter_map(|_| self.blocks.take()).collect()))
+        Ok(Some(
+            (0..count).filter_map(|_| self.blocks.take()).collect(),
+        ))
     }
 
     async fn evict_rows(&mut self, pools: &mut Pools<'_>, at: RowsId) -> Result<()> {
-        let Some((Held::Device(block), tokens)) = self.tree.rows(at) else { return Ok(()) };
+        let Some((Held::Device(block), tokens)) = self.tree.rows(at) else {
+            return Ok(());
+        };
         let block = *block;
         let layout = &pools.latents.layout;
         if (4 * layout.layers * tokens * layout.width()) as u64 <= self.host_limit {
@@ -298,9 +371,15 @@ impl Cache {
                 let mut chain = self.tree.chain(at.node).into_iter();
                 matches!(checkpoint.state, Held::Host(_))
                     || host(checkpoint.rows.as_ref())
-                    || chain.any(|key| self.tree.node(key).is_some_and(|node| host(node.rows.as_ref())))
+                    || chain.any(|key| {
+                        self.tree
+                            .node(key)
+                            .is_some_and(|node| host(node.rows.as_ref()))
+                    })
             };
-            let Some(at) = self.tree.least(&needs_host) else { break };
+            let Some(at) = self.tree.least(&needs_host) else {
+                break;
+            };
             self.remove(at);
         }
     }
@@ -348,7 +427,10 @@ impl Cache {
         if bytes + rows.iter().map(SavedRows::bytes).sum::<u64>() > self.host_limit {
             return false;
         }
-        let rows: Vec<HeldRows> = rows.into_iter().map(|rows| Held::Host(Arc::new(rows))).collect();
+        let rows: Vec<HeldRows> = rows
+            .into_iter()
+            .map(|rows| Held::Host(Arc::new(rows)))
+            .collect();
         let kept = self.insert(tokens, &rows, Held::Host(Arc::new(state)));
         if kept {
             self.host_bytes += bytes;
@@ -359,7 +441,9 @@ impl Cache {
 
     fn insert(&mut self, tokens: &[u32], rows: &[HeldRows], state: HeldState) -> bool {
         let mut changes = Vec::new();
-        let kept = self.tree.insert(tokens, rows, state, &mut |change| changes.push(change));
+        let kept = self
+            .tree
+            .insert(tokens, rows, state, &mut |change| changes.push(change));
         changes.into_iter().for_each(|change| self.forget(change));
         kept
     }
@@ -373,7 +457,9 @@ impl Cache {
         pools: &mut Pools<'_>,
         hit: &Hit,
     ) -> Result<Option<(Vec<Arc<SavedRows>>, Arc<SavedState>)>> {
-        let Some(mut lease) = self.acquire(pools, hit).await? else { return Ok(None) };
+        let Some(mut lease) = self.acquire(pools, hit).await? else {
+            return Ok(None);
+        };
         self.to_host(pools, &mut lease).await?;
         let rows = lease.rows.iter().filter_map(Held::host).collect();
         let state = lease.state.as_ref().and_then(Held::host);

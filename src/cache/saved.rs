@@ -2,7 +2,9 @@
 //!
 //! Copies are exact: what is written back is what was read, bit for bit, in the dtypes that pools keep.
 
-use crate::backend::{Backend, Block, LatentPool, LatentRecord, Result, Slot, StatePool, StateRecord};
+use crate::backend::{
+    Backend, Block, LatentPool, LatentRecord, Result, Slot, StatePool, StateRecord,
+};
 
 /// One slot: every KDA layer's state at one token.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,7 +17,11 @@ impl SavedState {
     /// Bytes of its numbers.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let floats: usize = self.layers.iter().map(|layer| layer.state.len() + layer.tail.len()).sum();
+        let floats: usize = self
+            .layers
+            .iter()
+            .map(|layer| layer.state.len() + layer.tail.len())
+            .sum();
         4 * floats as u64
     }
 }
@@ -69,7 +75,8 @@ impl Pools<'_> {
     /// Records of another shape.
     pub fn write_slot(&mut self, slot: Slot, saved: &SavedState) -> Result<()> {
         for (layer, record) in saved.layers.iter().enumerate() {
-            self.backend.write_state(&self.states, layer, slot, record)?;
+            self.backend
+                .write_state(&self.states, layer, slot, record)?;
         }
         Ok(())
     }
@@ -83,14 +90,19 @@ impl Pools<'_> {
         let tickets: Vec<_> = blocks
             .iter()
             .flat_map(|block| (0..layers).map(move |layer| (layer, block)))
-            .map(|(layer, (block, tokens))| self.backend.read_latents(&self.latents, layer, *block, *tokens))
+            .map(|(layer, (block, tokens))| {
+                self.backend
+                    .read_latents(&self.latents, layer, *block, *tokens)
+            })
             .collect();
         let mut records = Vec::with_capacity(tickets.len());
         for ticket in tickets {
             records.push(ticket.await?);
         }
         let mut records = records.into_iter();
-        let take = |_| SavedRows { layers: records.by_ref().take(layers).collect() };
+        let take = |_| SavedRows {
+            layers: records.by_ref().take(layers).collect(),
+        };
         Ok(blocks.iter().map(take).collect())
     }
 
@@ -100,7 +112,8 @@ impl Pools<'_> {
     /// Records of another shape.
     pub fn write_block(&mut self, block: Block, saved: &SavedRows) -> Result<()> {
         for (layer, record) in saved.layers.iter().enumerate() {
-            self.backend.write_latents(&self.latents, layer, block, record)?;
+            self.backend
+                .write_latents(&self.latents, layer, block, record)?;
         }
         Ok(())
     }

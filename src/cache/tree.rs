@@ -64,7 +64,7 @@ pub struct Checkpoint {
 
 /// One block of tokens after those of its parent.
 #[derive(Debug)]
-pub struct Node {
+pub(super) struct Node {
     parent: Option<Key>,
     /// Tokens up to its end.
     pub end: usize,
@@ -86,7 +86,7 @@ pub struct CheckpointId {
 
 /// Rows that can be moved off the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowsId {
+pub(super) enum RowsId {
     /// Those of a node's whole block.
     Node(Key),
     /// Those of a checkpoint's partial block.
@@ -95,7 +95,7 @@ pub enum RowsId {
 
 /// The tree.
 #[derive(Debug)]
-pub struct PrefixTree {
+pub(super) struct PrefixTree {
     root: Key,
     block_tokens: usize,
     nodes: HashMap<Key, Node>,
@@ -107,7 +107,7 @@ pub struct PrefixTree {
 impl PrefixTree {
     /// An empty tree for blocks of so many tokens; `root` says what its bytes mean.
     #[must_use]
-    pub fn new(root: Key, block_tokens: usize) -> Self {
+    pub(super) fn new(root: Key, block_tokens: usize) -> Self {
         let node = Node {
             parent: None,
             end: 0,
@@ -116,7 +116,13 @@ impl PrefixTree {
             children: Vec::new(),
             checkpoints: Vec::new(),
         };
-        Self { root, block_tokens, nodes: HashMap::from([(root, node)]), next: 0, floor: 0 }
+        Self {
+            root,
+            block_tokens,
+            nodes: HashMap::from([(root, node)]),
+            next: 0,
+            floor: 0,
+        }
     }
 
     /// The nodes that match `tokens`, the root first.
@@ -136,28 +142,45 @@ impl PrefixTree {
 
     /// The deepest checkpoint that `tokens` begin with, and its position.
     #[must_use]
-    pub fn deepest(&self, tokens: &[u32]) -> Option<(CheckpointId, usize)> {
+    pub(super) fn deepest(&self, tokens: &[u32]) -> Option<(CheckpointId, usize)> {
         self.path(tokens).into_iter().rev().find_map(|key| {
             let node = self.nodes.get(&key)?;
             let rest = &tokens[node.end..];
-            let fits = node.checkpoints.iter().filter(|checkpoint| rest.starts_with(&checkpoint.tail));
+            let fits = node
+                .checkpoints
+                .iter()
+                .filter(|checkpoint| rest.starts_with(&checkpoint.tail));
             let best = fits.max_by_key(|checkpoint| checkpoint.tail.len())?;
-            Some((CheckpointId { node: key, id: best.id }, node.end + best.tail.len()))
+            Some((
+                CheckpointId {
+                    node: key,
+                    id: best.id,
+                },
+                node.end + best.tail.len(),
+            ))
         })
     }
 
     /// A checkpoint, if it is still there.
     #[must_use]
-    pub fn checkpoint(&self, at: CheckpointId) -> Option<&Checkpoint> {
-        self.nodes.get(&at.node)?.checkpoints.iter().find(|checkpoint| checkpoint.id == at.id)
+    pub(super) fn checkpoint(&self, at: CheckpointId) -> Option<&Checkpoint> {
+        self.nodes
+            .get(&at.node)?
+            .checkpoints
+            .iter()
+            .find(|checkpoint| checkpoint.id == at.id)
     }
 
     fn checkpoint_mut(&mut self, at: CheckpointId) -> Option<&mut Checkpoint> {
-        self.nodes.get_mut(&at.node)?.checkpoints.iter_mut().find(|checkpoint| checkpoint.id == at.id)
+        self.nodes
+            .get_mut(&at.node)?
+            .checkpoints
+            .iter_mut()
+            .find(|checkpoint| checkpoint.id == at.id)
     }
 
     /// Renews a checkpoint that was used.
-    pub fn touch(&mut self, at: CheckpointId) {
+    pub(super) fn touch(&mut self, at: CheckpointId) {
         let floor = self.floor;
         if let Some(checkpoint) = self.checkpoint_mut(at) {
             checkpoint.priority = floor + checkpoint.cost;
@@ -166,7 +189,7 @@ impl PrefixTree {
 
     /// The nodes from the first block to `key`'s.
     #[must_use]
-    pub fn chain(&self, key: Key) -> Vec<Key> {
+    pub(super) fn chain(&self, key: Key) -> Vec<Key> {
         let mut chain = Vec::new();
         let mut at = Some(key);
         while let Some(node) = at.and_then(|key| self.nodes.get(&key).map(|node| (key, node))) {
@@ -181,17 +204,8 @@ impl PrefixTree {
 
     /// A node.
     #[must_use]
-    pub fn node(&self, key: Key) -> Option<&Node> {
+    pub(super) fn node(&self, key: Key) -> Option<&Node> {
         self.nodes.get(&key)
-    }
-
-    /// All tokens up to a checkpoint.
-    #[must_use]
-    pub fn tokens(&self, at: CheckpointId) -> Option<Vec<u32>> {
-        let tail = &self.checkpoint(at)?.tail;
-        let chain = self.chain(at.node);
-        let blocks = chain.iter().filter_map(|key| self.nodes.get(key)).flat_map(|node| node.tokens.iter());
-        Some(blocks.chain(tail.iter()).copied().collect())
     }
 
     /// Hangs a checkpoint after `tokens`, which has none yet; `rows` are those of each block, the partial one last.
@@ -199,7 +213,7 @@ impl PrefixTree {
     /// taken into the tree and what was let go is told to `changed`.
     ///
     /// Returns false, and does not take the state, where there is a checkpoint already: it is renewed.
-    pub fn insert(
+    pub(super) fn insert(
         &mut self,
         tokens: &[u32],
         rows: &[HeldRows],
@@ -244,12 +258,25 @@ impl PrefixTree {
             key = child;
         }
         let tail: Box<[u32]> = tokens[full * self.block_tokens..].into();
-        let rows = if tail.is_empty() { None } else { rows.get(full).cloned() };
-        rows.iter().cloned().map(Change::Kept).for_each(&mut *changed);
+        let rows = if tail.is_empty() {
+            None
+        } else {
+            rows.get(full).cloned()
+        };
+        rows.iter()
+            .cloned()
+            .map(Change::Kept)
+            .for_each(&mut *changed);
         self.next += 1;
         let cost = cost as u64;
-        let checkpoint =
-            Checkpoint { id: self.next, tail, rows, state, cost, priority: self.floor + cost };
+        let checkpoint = Checkpoint {
+            id: self.next,
+            tail,
+            rows,
+            state,
+            cost,
+            priority: self.floor + cost,
+        };
         if let Some(node) = self.nodes.get_mut(&key) {
             node.checkpoints.push(checkpoint);
         }
@@ -257,12 +284,13 @@ impl PrefixTree {
     }
 
     /// Puts a state elsewhere; returns where it was.
-    pub fn move_state(&mut self, at: CheckpointId, to: HeldState) -> Option<HeldState> {
-        self.checkpoint_mut(at).map(|checkpoint| std::mem::replace(&mut checkpoint.state, to))
+    pub(super) fn move_state(&mut self, at: CheckpointId, to: HeldState) -> Option<HeldState> {
+        self.checkpoint_mut(at)
+            .map(|checkpoint| std::mem::replace(&mut checkpoint.state, to))
     }
 
     /// Puts rows elsewhere; returns where they were.
-    pub fn move_rows(&mut self, at: RowsId, to: HeldRows) -> Option<HeldRows> {
+    pub(super) fn move_rows(&mut self, at: RowsId, to: HeldRows) -> Option<HeldRows> {
         let rows = match at {
             RowsId::Node(key) => &mut self.nodes.get_mut(&key)?.rows,
             RowsId::Tail(at) => &mut self.checkpoint_mut(at)?.rows,
@@ -272,7 +300,7 @@ impl PrefixTree {
 
     /// The rows and their number of tokens.
     #[must_use]
-    pub fn rows(&self, at: RowsId) -> Option<(&HeldRows, usize)> {
+    pub(super) fn rows(&self, at: RowsId) -> Option<(&HeldRows, usize)> {
         match at {
             RowsId::Node(key) => Some((self.nodes.get(&key)?.rows.as_ref()?, self.block_tokens)),
             RowsId::Tail(at) => {
@@ -284,15 +312,24 @@ impl PrefixTree {
 
     /// Takes a checkpoint away, and every block that no checkpoint needs any more; what they held is told to
     /// `changed`.
-    pub fn remove(&mut self, at: CheckpointId, changed: &mut dyn FnMut(Change)) {
-        let Some(node) = self.nodes.get_mut(&at.node) else { return };
-        let Some(place) = node.checkpoints.iter().position(|checkpoint| checkpoint.id == at.id) else {
+    pub(super) fn remove(&mut self, at: CheckpointId, changed: &mut dyn FnMut(Change)) {
+        let Some(node) = self.nodes.get_mut(&at.node) else {
+            return;
+        };
+        let Some(place) = node
+            .checkpoints
+            .iter()
+            .position(|checkpoint| checkpoint.id == at.id)
+        else {
             return;
         };
         let checkpoint = node.checkpoints.swap_remove(place);
         self.floor = self.floor.max(checkpoint.priority);
         changed(Change::LostState(checkpoint.state));
-        checkpoint.rows.into_iter().for_each(|rows| changed(Change::LostRows(rows)));
+        checkpoint
+            .rows
+            .into_iter()
+            .for_each(|rows| changed(Change::LostRows(rows)));
         let mut key = at.node;
         while let Some(node) = self.nodes.get(&key) {
             let Some(parent) = node.parent else { break };
@@ -300,7 +337,9 @@ impl PrefixTree {
                 break;
             }
             if let Some(node) = self.nodes.remove(&key) {
-                node.rows.into_iter().for_each(|rows| changed(Change::LostRows(rows)));
+                node.rows
+                    .into_iter()
+                    .for_each(|rows| changed(Change::LostRows(rows)));
             }
             if let Some(parent) = self.nodes.get_mut(&parent) {
                 parent.children.retain(|child| *child != key);
@@ -310,23 +349,33 @@ impl PrefixTree {
     }
 
     /// Raises the floor to a checkpoint's priority: it was moved off the device.
-    pub fn demoted(&mut self, at: CheckpointId) {
+    pub(super) fn demoted(&mut self, at: CheckpointId) {
         if let Some(priority) = self.checkpoint(at).map(|checkpoint| checkpoint.priority) {
             self.floor = self.floor.max(priority);
         }
     }
 
     /// Every checkpoint with its priority.
-    pub fn checkpoints(&self) -> impl Iterator<Item = (CheckpointId, &Checkpoint, u64)> {
+    pub(super) fn checkpoints(&self) -> impl Iterator<Item = (CheckpointId, &Checkpoint, u64)> {
         self.nodes.iter().flat_map(|(key, node)| {
-            node.checkpoints
-                .iter()
-                .map(|checkpoint| (CheckpointId { node: *key, id: checkpoint.id }, checkpoint, checkpoint.priority))
+            node.checkpoints.iter().map(|checkpoint| {
+                (
+                    CheckpointId {
+                        node: *key,
+                        id: checkpoint.id,
+                    },
+                    checkpoint,
+                    checkpoint.priority,
+                )
+            })
         })
     }
 
     /// The checkpoint of least priority among those that `wanted` accepts; of equal ones the older.
-    pub fn least(&self, wanted: &dyn Fn(CheckpointId, &Checkpoint) -> bool) -> Option<CheckpointId> {
+    pub(super) fn least(
+        &self,
+        wanted: &dyn Fn(CheckpointId, &Checkpoint) -> bool,
+    ) -> Option<CheckpointId> {
         self.checkpoints()
             .filter(|(at, checkpoint, _)| wanted(*at, checkpoint))
             .min_by_key(|(_, checkpoint, priority)| (*priority, checkpoint.id))
@@ -335,15 +384,23 @@ impl PrefixTree {
 
     /// The checkpoint of least priority at or below a node.
     #[must_use]
-    pub fn least_below(&self, key: Key) -> Option<CheckpointId> {
+    pub(super) fn least_below(&self, key: Key) -> Option<CheckpointId> {
         let (mut best, mut open) = (None, vec![key]);
         while let Some(key) = open.pop() {
-            let Some(node) = self.nodes.get(&key) else { continue };
+            let Some(node) = self.nodes.get(&key) else {
+                continue;
+            };
             open.extend(&node.children);
             for checkpoint in &node.checkpoints {
                 let order = (checkpoint.priority, checkpoint.id);
                 if best.is_none_or(|(least, _)| order < least) {
-                    best = Some((order, CheckpointId { node: key, id: checkpoint.id }));
+                    best = Some((
+                        order,
+                        CheckpointId {
+                            node: key,
+                            id: checkpoint.id,
+                        },
+                    ));
                 }
             }
         }
@@ -353,7 +410,7 @@ impl PrefixTree {
     /// The rows on the device that are needed least among those that `wanted` accepts: a block is as dear as the dearest
     /// checkpoint at or below it, and of equal ones the deepest goes first.
     #[must_use]
-    pub fn least_rows(&self, wanted: &dyn Fn(Block) -> bool) -> Option<RowsId> {
+    pub(super) fn least_rows(&self, wanted: &dyn Fn(Block) -> bool) -> Option<RowsId> {
         let mut worth: HashMap<Key, u64> = HashMap::with_capacity(self.nodes.len());
         let mut keys: Vec<(&Key, &Node)> = self.nodes.iter().collect();
         keys.sort_by_key(|(key, node)| (std::cmp::Reverse(node.end), **key));
@@ -368,14 +425,25 @@ impl PrefixTree {
             let mut dearest = worth.get(key).copied().unwrap_or(0);
             for checkpoint in &node.checkpoints {
                 dearest = dearest.max(checkpoint.priority);
-                let at = CheckpointId { node: *key, id: checkpoint.id };
-                offer((checkpoint.priority, 0), checkpoint.rows.as_ref(), RowsId::Tail(at));
+                let at = CheckpointId {
+                    node: *key,
+                    id: checkpoint.id,
+                };
+                offer(
+                    (checkpoint.priority, 0),
+                    checkpoint.rows.as_ref(),
+                    RowsId::Tail(at),
+                );
             }
             if let Some(parent) = node.parent {
                 let above = worth.entry(parent).or_insert(0);
                 *above = dearest.max(*above);
             }
-            offer((dearest, usize::MAX - node.end), node.rows.as_ref(), RowsId::Node(*key));
+            offer(
+                (dearest, usize::MAX - node.end),
+                node.rows.as_ref(),
+                RowsId::Node(*key),
+            );
         }
         best.map(|(_, id)| id)
     }
@@ -383,7 +451,7 @@ impl PrefixTree {
 
 /// What an insertion or a removal did to what the tree holds.
 #[derive(Debug)]
-pub enum Change {
+pub(super) enum Change {
     /// Rows are held by the tree now.
     Kept(HeldRows),
     /// Rows no longer are.

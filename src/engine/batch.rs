@@ -1,0 +1,228 @@
+//! One step's batch: a token of every sequence that decodes, and beside them pieces of prompts, in turn.
+
+use super::admit::Grown;
+use super::core::{Engine, pools};
+use super::cut::piece_end;
+use super::event::FinishReason;
+use super::request::{PromptScores, RequestId};
+use crate::backend::{Batch, Capacity, OutputRow, Piece, Slot, StateCheckpoint};
+use crate::cache::Current;
+use crate::error::Error;
+use crate::model::Recording;
+
+/// A batch, and whose its pieces are.
+pub(super) struct Planned {
+    pub(super) batch: Batch,
+    pub(super) recording: Recording,
+    pub(super) pieces: Vec<PlannedPiece>,
+}
+
+/// One piece of the batch.
+pub(super) struct PlannedPiece {
+    pub(super) id: RequestId,
+    pub(super) sample: usize,
+    /// The sequence's position after it.
+    pub(super) end: usize,
+    /// Output rows of the batch that are its own: the first, and how many.
+    pub(super) outputs: (usize, usize),
+    /// Checkpoints inside it: positions, and the slots that hold them.
+    pub(super) checkpoints: Vec<(usize, Slot)>,
+}
+
+impl Engine {
+    /// Lays out the next batch, or none if nothing runs.
+    pub(super) async fn plan(&mut self) -> Result<Option<Planned>, Error> {
+        self.grow_all().await?;
+        let mut planned = Planned {
+            batch: Batch::default(),
+            recording: Recording {
+                candidates: 1,
+                keep_rows: false,
+                probe_hidden: false,
+            },
+            pieces: Vec::new(),
+        };
+        let most = self.model.limits().step;
+        for place in 0..self.running.len() {
+            if self.running[place].decodes() {
+                let end = self.running[place].position + 1;
+                self.add(&mut planned, place, end, Vec::new());
+            }
+        }
+        let mut prefills: Vec<usize> = (0..self.running.len())
+            .filter(|place| !self.running[*place].decodes())
+            .collect();
+        prefills.sort_by_key(|place| self.running[*place].turn);
+        for place in prefills {
+            let Some(end) = self.next_cut(&planned, place, &most) else {
+                continue;
+            };
+            let room = most.checkpoints
+                - planned
+                    .pieces
+                    .iter()
+                    .map(|piece| piece.checkpoints.len())
+                    .sum::<usize>();
+            let checkpoints = self.take_checkpoints(place, end, room).await?;
+            self.add(&mut planned, place, end, checkpoints);
+        }
+        Ok((!planned.pieces.is_empty()).then_some(planned))
+    }
+
+    /// Sees to it that all that decode have a block for their next token; some may have to make room for others.
+    async fn grow_all(&mut self) -> Result<(), Error> {
+        'again: loop {
+            for place in 0..self.running.len() {
+                if !self.running[place].decodes() {
+                    continue;
+                }
+                match self.grow(place).await? {
+                    Grown::Ready => {}
+                    Grown::Again => continue 'again,
+                    Grown::Never => {
+                        let sequence = self.running.remove(place);
+                        self.finish(sequence, FinishReason::Length);
+                        continue 'again;
+                    }
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// The end of the next piece of a prompt, if there is room for one in this step.
+    fn next_cut(&self, planned: &Planned, place: usize, most: &Capacity) -> Option<usize> {
+        let sequence = &self.running[place];
+        let end = sequence.next_stop();
+        let table: usize = planned
+            .batch
+            .pieces
+            .iter()
+            .map(|piece| piece.blocks.len())
+            .sum();
+        let blocks = sequence.prompt().div_ceil(self.model.limits().block_tokens);
+        if table + blocks > most.blocks {
+            return None;
+        }
+        // Decodes have room of their own beside a whole piece.
+        let prefilled: usize = planned
+            .batch
+            .pieces
+            .iter()
+            .filter(|piece| piece.length > 1)
+            .map(|piece| piece.length)
+            .sum();
+        let mut budget = (most.tokens - planned.batch.tokens.len())
+            .min((most.tokens - most.pieces).max(1).saturating_sub(prefilled));
+        let outputs = most.outputs - planned.batch.outputs.len();
+        if sequence.request.scores == PromptScores::None {
+            budget = if outputs == 0 { 0 } else { budget };
+        } else {
+            budget = budget.min(outputs);
+        }
+        piece_end(sequence.position, end, budget, self.options.cut)
+    }
+
+    /// Slots for the checkpoints inside a piece: at every so many blocks, and at the last block border of the prompt, so
+    /// that the same prompt again need not run whole. There may be none left; nothing depends on them.
+    async fn take_checkpoints(
+        &mut self,
+        place: usize,
+        end: usize,
+        room: usize,
+    ) -> Result<Vec<(usize, Slot)>, Error> {
+        let sequence = &self.running[place];
+        let mut taken = Vec::new();
+        if !sequence.request.looks_up() {
+            return Ok(taken);
+        }
+        let block_tokens = self.model.limits().block_tokens;
+        let (start, prompt) = (sequence.position, sequence.request.prompt.clone());
+        let every = self.options.checkpoint_blocks.max(1) * block_tokens;
+        let last = (prompt.len() - 1) / block_tokens * block_tokens;
+        let periodic = (start / every + 1..)
+            .map(|i| i * every)
+            .take_while(|at| *at < end);
+        let mut places: Vec<usize> = periodic
+            .chain((start < last && last < end).then_some(last))
+            .collect();
+        places.dedup();
+        for at in places.into_iter().rev().take(room) {
+            if self.cache.find(&prompt[..at]).is_some() {
+                continue;
+            }
+            if let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await? {
+                taken.push((at, slot));
+            }
+        }
+        taken.reverse();
+        Ok(taken)
+    }
+
+    /// Adds a sequence's tokens up to `end` to the batch.
+    fn add(
+        &self,
+        planned: &mut Planned,
+        place: usize,
+        end: usize,
+        checkpoints: Vec<(usize, Slot)>,
+    ) {
+        let sequence = &self.running[place];
+        let Some(placed) = &sequence.placed else {
+            return;
+        };
+        let (start, first) = (sequence.position, planned.batch.tokens.len());
+        let slot_in = match placed.state {
+            Current::Zero => None,
+            Current::Own => Some(placed.slot),
+            Current::Shared(slot) => Some(slot),
+        };
+        let blocks = end.div_ceil(self.model.limits().block_tokens);
+        planned
+            .batch
+            .tokens
+            .extend_from_slice(&sequence.tokens[start..end]);
+        planned.batch.pieces.push(Piece {
+            length: end - start,
+            position: start,
+            slot_in,
+            slot_out: placed.slot,
+            checkpoints: checkpoints
+                .iter()
+                .map(|(at, slot)| StateCheckpoint {
+                    after: at - start,
+                    slot: *slot,
+                })
+                .collect(),
+            blocks: placed.blocks[..blocks].to_vec(),
+        });
+        let outputs = planned.batch.outputs.len();
+        let request = &sequence.request;
+        if request.scores != PromptScores::None && start < sequence.prompt() {
+            let target = |at: usize| request.prompt.get(at + 1).copied();
+            let rows = (start..end).map(|at| OutputRow {
+                row: first + at - start,
+                target: target(at),
+            });
+            planned.batch.outputs.extend(rows);
+        } else if end >= sequence.prompt() {
+            planned.batch.outputs.push(OutputRow {
+                row: first + end - start - 1,
+                target: None,
+            });
+        }
+        if planned.batch.outputs.len() > outputs {
+            let recording = &mut planned.recording;
+            recording.candidates = recording.candidates.max(request.candidates());
+            let scored = request.scores == PromptScores::Logits && start < sequence.prompt();
+            recording.keep_rows |= scored || (request.needs_row() && request.max_tokens > 0);
+        }
+        planned.pieces.push(PlannedPiece {
+            id: sequence.id,
+            sample: sequence.sample,
+            end,
+            outputs: (outputs, planned.batch.outputs.len() - outputs),
+            checkpoints,
+        });
+    }
+}
