@@ -262,6 +262,11 @@ impl Cache {
         }))
     }
 
+    /// A free slot, held once, if there is one without evicting anything.
+    pub fn free_slot(&mut self) -> Option<Slot> {
+        self.slots.take()
+    }
+
     /// A free slot, held once; if there is none the checkpoint needed least leaves the device. Nothing if all are in use.
     ///
     /// # Errors

@@ -60,6 +60,8 @@ pub struct Checkpoint {
     pub state: HeldState,
     cost: u64,
     priority: u64,
+    /// When it was used last, among all uses.
+    used: u64,
 }
 
 /// One block of tokens after those of its parent.
@@ -181,9 +183,11 @@ impl PrefixTree {
 
     /// Renews a checkpoint that was used.
     pub(super) fn touch(&mut self, at: CheckpointId) {
-        let floor = self.floor;
+        self.next += 1;
+        let (floor, now) = (self.floor, self.next);
         if let Some(checkpoint) = self.checkpoint_mut(at) {
             checkpoint.priority = floor + checkpoint.cost;
+            checkpoint.used = now;
         }
     }
 
@@ -276,6 +280,7 @@ impl PrefixTree {
             state,
             cost,
             priority: self.floor + cost,
+            used: self.next,
         };
         if let Some(node) = self.nodes.get_mut(&key) {
             node.checkpoints.push(checkpoint);
@@ -371,14 +376,14 @@ impl PrefixTree {
         })
     }
 
-    /// The checkpoint of least priority among those that `wanted` accepts; of equal ones the older.
+    /// The checkpoint of least priority among those that `wanted` accepts; of equal ones that used longest ago.
     pub(super) fn least(
         &self,
         wanted: &dyn Fn(CheckpointId, &Checkpoint) -> bool,
     ) -> Option<CheckpointId> {
         self.checkpoints()
             .filter(|(at, checkpoint, _)| wanted(*at, checkpoint))
-            .min_by_key(|(_, checkpoint, priority)| (*priority, checkpoint.id))
+            .min_by_key(|(_, checkpoint, priority)| (*priority, checkpoint.used))
             .map(|(at, ..)| at)
     }
 
@@ -392,7 +397,7 @@ impl PrefixTree {
             };
             open.extend(&node.children);
             for checkpoint in &node.checkpoints {
-                let order = (checkpoint.priority, checkpoint.id);
+                let order = (checkpoint.priority, checkpoint.used);
                 if best.is_none_or(|(least, _)| order < least) {
                     best = Some((
                         order,

@@ -2,7 +2,7 @@
 
 use super::admit::Grown;
 use super::core::{Engine, pools};
-use super::cut::piece_end;
+use super::cut::{piece_end, restart};
 use super::event::FinishReason;
 use super::request::{PromptScores, RequestId};
 use crate::backend::{Batch, Capacity, OutputRow, Piece, Slot, StateCheckpoint};
@@ -25,8 +25,19 @@ pub(super) struct PlannedPiece {
     pub(super) end: usize,
     /// Output rows of the batch that are its own: the first, and how many.
     pub(super) outputs: (usize, usize),
-    /// Checkpoints inside it: positions, and the slots that hold them.
-    pub(super) checkpoints: Vec<(usize, Slot)>,
+    /// Checkpoints inside it, ascending.
+    pub(super) checkpoints: Vec<Inside>,
+}
+
+/// A checkpoint inside a piece.
+#[derive(Clone, Copy)]
+pub(super) struct Inside {
+    /// Its position in the sequence.
+    pub(super) at: usize,
+    /// The slot that takes the state.
+    pub(super) slot: Slot,
+    /// Whether it is kept; else it is there to start the recurrence anew.
+    pub(super) keep: bool,
 }
 
 impl Engine {
@@ -57,13 +68,12 @@ impl Engine {
             let Some(end) = self.next_cut(&planned, place, &most) else {
                 continue;
             };
-            let room = most.checkpoints
-                - planned
-                    .pieces
-                    .iter()
-                    .map(|piece| piece.checkpoints.len())
-                    .sum::<usize>();
-            let checkpoints = self.take_checkpoints(place, end, room).await?;
+            let taken: usize = planned
+                .pieces
+                .iter()
+                .map(|piece| piece.checkpoints.len())
+                .sum();
+            let (end, checkpoints) = self.inside(place, end, most.checkpoints - taken).await?;
             self.add(&mut planned, place, end, checkpoints);
         }
         Ok((!planned.pieces.is_empty()).then_some(planned))
@@ -123,50 +133,73 @@ impl Engine {
         piece_end(sequence.position, end, budget, self.options.cut)
     }
 
-    /// Slots for the checkpoints inside a piece: at every so many blocks, and at the last block border of the prompt, so
-    /// that the same prompt again need not run whole. There may be none left; nothing depends on them.
-    async fn take_checkpoints(
+    /// The checkpoints inside a piece, at most `room`, and where the piece ends for want of one that has to be.
+    async fn inside(
         &mut self,
         place: usize,
         end: usize,
         room: usize,
-    ) -> Result<Vec<(usize, Slot)>, Error> {
-        let sequence = &self.running[place];
+    ) -> Result<(usize, Vec<Inside>), Error> {
+        let start = self.running[place].position;
         let mut taken = Vec::new();
-        if !sequence.request.looks_up() {
-            return Ok(taken);
+        let mut end = end;
+        if let Some(border) = restart(start, end, self.options.cut) {
+            // A single token runs in the form for decoding, inside a longer piece it would not.
+            let slot = if border == start + 1 || room == 0 {
+                None
+            } else {
+                self.cache.free_slot()
+            };
+            match slot {
+                Some(slot) => taken.push(Inside {
+                    at: border,
+                    slot,
+                    keep: false,
+                }),
+                None => end = border,
+            }
         }
+        for at in self.wanted(place, end).into_iter().rev() {
+            if let Some(inside) = taken.iter_mut().find(|inside| inside.at == at) {
+                inside.keep = true;
+            } else if taken.len() < room
+                && let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await?
+            {
+                taken.push(Inside {
+                    at,
+                    slot,
+                    keep: true,
+                });
+            }
+        }
+        taken.sort_unstable_by_key(|inside| inside.at);
+        Ok((end, taken))
+    }
+
+    /// Where checkpoints are wanted inside a piece: at every so many blocks, and at the last block border of the prompt,
+    /// so that the same prompt again need not run whole. There may be no slots for them; nothing depends on them.
+    fn wanted(&self, place: usize, end: usize) -> Vec<usize> {
+        let sequence = &self.running[place];
+        if !sequence.request.looks_up() {
+            return Vec::new();
+        }
+        let (start, prompt) = (sequence.position, &sequence.request.prompt);
         let block_tokens = self.model.limits().block_tokens;
-        let (start, prompt) = (sequence.position, sequence.request.prompt.clone());
         let every = self.options.checkpoint_blocks.max(1) * block_tokens;
         let last = (prompt.len() - 1) / block_tokens * block_tokens;
         let periodic = (start / every + 1..)
             .map(|i| i * every)
             .take_while(|at| *at < end);
-        let mut places: Vec<usize> = periodic
+        let mut wanted: Vec<usize> = periodic
             .chain((start < last && last < end).then_some(last))
             .collect();
-        places.dedup();
-        for at in places.into_iter().rev().take(room) {
-            if self.cache.find(&prompt[..at]).is_some() {
-                continue;
-            }
-            if let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await? {
-                taken.push((at, slot));
-            }
-        }
-        taken.reverse();
-        Ok(taken)
+        wanted.dedup();
+        wanted.retain(|at| self.cache.find(&prompt[..*at]).is_none());
+        wanted
     }
 
     /// Adds a sequence's tokens up to `end` to the batch.
-    fn add(
-        &self,
-        planned: &mut Planned,
-        place: usize,
-        end: usize,
-        checkpoints: Vec<(usize, Slot)>,
-    ) {
+    fn add(&self, planned: &mut Planned, place: usize, end: usize, checkpoints: Vec<Inside>) {
         let sequence = &self.running[place];
         let Some(placed) = &sequence.placed else {
             return;
@@ -189,9 +222,9 @@ impl Engine {
             slot_out: placed.slot,
             checkpoints: checkpoints
                 .iter()
-                .map(|(at, slot)| StateCheckpoint {
-                    after: at - start,
-                    slot: *slot,
+                .map(|inside| StateCheckpoint {
+                    after: inside.at - start,
+                    slot: inside.slot,
                 })
                 .collect(),
             blocks: placed.blocks[..blocks].to_vec(),

@@ -78,12 +78,12 @@ impl Engine {
             self.cache.release_slot(slot);
         }
         placed.state = Current::Own;
-        for (at, slot) in &piece.checkpoints {
-            if keep {
-                self.cache
-                    .store(&sequence.tokens[..*at], &placed.blocks, *slot);
+        for inside in &piece.checkpoints {
+            if keep && inside.keep {
+                let tokens = &sequence.tokens[..inside.at];
+                self.cache.store(tokens, &placed.blocks, inside.slot);
             }
-            self.cache.release_slot(*slot);
+            self.cache.release_slot(inside.slot);
         }
         if start < sequence.prompt() {
             let (id, cached) = (sequence.id, sequence.cached);

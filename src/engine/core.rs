@@ -200,7 +200,7 @@ impl Engine {
             Ok(output) => self.commit(planned, output).await,
             Err(error) => {
                 let checkpoints = planned.pieces.iter().flat_map(|piece| &piece.checkpoints);
-                checkpoints.for_each(|(_, slot)| self.cache.release_slot(*slot));
+                checkpoints.for_each(|inside| self.cache.release_slot(inside.slot));
                 Err(error)
             }
         }

@@ -1,8 +1,16 @@
 //! Where a prompt is cut: at multiples of the block size, counted from its start, and at its cuts, whatever else runs.
 //!
-//! A row's arithmetic does not depend on where its piece begins or ends, as long as pieces begin at such a multiple or
-//! at a cut, and with one exception: a piece of a single token runs in the form for decoding. So a piece of one token
-//! must come about from the prompt alone, never from what else is in the step.
+//! The recurrence runs in chunks counted from where a piece begins, and anew from each checkpoint inside it. So between
+//! two multiples of the block size a row's arithmetic does not depend on where its piece begins or ends, with two
+//! exceptions. A prompt that goes on inside a block (after a hit, or at a cut) starts anew at the next multiple, always
+//! ([`restart`]). And a piece of a single token runs in the form for decoding, so it must come about from the prompt
+//! alone, never from what else is in the step ([`piece_end`]).
+
+/// Where the recurrence starts anew inside the piece from `start` to `end`, since `start` is inside a block.
+pub(super) fn restart(start: usize, end: usize, unit: usize) -> Option<usize> {
+    let border = start.next_multiple_of(unit);
+    (start < border && border < end).then_some(border)
+}
 
 /// The end of the next piece of a prompt, or nothing if `budget` tokens are too few for one.
 ///
