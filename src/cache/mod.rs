@@ -10,6 +10,7 @@ mod meaning;
 mod pool;
 mod prefix;
 mod saved;
+mod snapshot;
 mod tree;
 
 pub use lease::{Current, Lease, Placed};
@@ -17,4 +18,5 @@ pub use meaning::{Fingerprint, Key, hash_tokens};
 pub use pool::{Counted, Place};
 pub use prefix::{Cache, Hit, Occupancy};
 pub use saved::{Pools, SavedRows, SavedState};
+pub use snapshot::{SNAPSHOT_VERSION, Snapshot};
 pub use tree::{Checkpoint, CheckpointId, Held, HeldRows, HeldState};

@@ -14,6 +14,7 @@ use super::tree::{
     Change, Checkpoint, CheckpointId, Held, HeldRows, HeldState, PrefixTree, RowsId,
 };
 use crate::backend::{Block, Result, Slot};
+use crate::error::CacheError;
 
 /// A checkpoint that a prompt begins with. It is not held: it may be gone when it is to be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,14 @@ impl Cache {
         let before_last = &tokens[..tokens.len().saturating_sub(1)];
         self.tree
             .deepest(before_last)
+            .map(|(at, position)| Hit { at, position })
+    }
+
+    /// The deepest checkpoint within these tokens, the last one included.
+    #[must_use]
+    pub fn deepest(&self, tokens: &[u32]) -> Option<Hit> {
+        self.tree
+            .deepest(tokens)
             .map(|(at, position)| Hit { at, position })
     }
 
@@ -425,23 +434,30 @@ impl Cache {
         kept
     }
 
-    /// Keeps a checkpoint that is in host memory. Returns whether it was taken: not where there is one already, or where
-    /// it is larger than the host memory allowed.
-    pub fn store_saved(&mut self, tokens: &[u32], rows: Vec<SavedRows>, state: SavedState) -> bool {
-        let bytes = state.bytes();
-        if bytes + rows.iter().map(SavedRows::bytes).sum::<u64>() > self.host_limit {
-            return false;
+    /// Keeps a checkpoint that is in host memory; where there is one already, that one stays.
+    ///
+    /// # Errors
+    /// One larger than the host memory allowed.
+    pub fn store_saved(
+        &mut self,
+        tokens: &[u32],
+        rows: Vec<SavedRows>,
+        state: SavedState,
+    ) -> std::result::Result<(), CacheError> {
+        let (bytes, limit) = (state.bytes(), self.host_limit);
+        let needed = bytes + rows.iter().map(SavedRows::bytes).sum::<u64>();
+        if needed > limit {
+            return Err(CacheError::HostMemory { needed, limit });
         }
         let rows: Vec<HeldRows> = rows
             .into_iter()
             .map(|rows| Held::Host(Arc::new(rows)))
             .collect();
-        let kept = self.insert(tokens, &rows, Held::Host(Arc::new(state)));
-        if kept {
+        if self.insert(tokens, &rows, Held::Host(Arc::new(state))) {
             self.host_bytes += bytes;
             self.shrink_host();
         }
-        kept
+        Ok(())
     }
 
     fn insert(&mut self, tokens: &[u32], rows: &[HeldRows], state: HeldState) -> bool {

@@ -3,6 +3,7 @@
 //! Results go to stdout, all else to stderr; `--json` prints one JSON object and nothing else. Errors are one line and
 //! exit with 1; a command line that cannot be understood exits with 2, as clap does.
 
+mod chat;
 mod devices;
 mod generate;
 mod inspect;
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     /// Continue a prompt, or answer a chat.
     Generate(generate::Arguments),
+    /// Talk with the model in the terminal.
+    Chat(chat::Arguments),
     /// Measure how likely a text is: negative log-likelihood, perplexity, logits.
     Score(score::Arguments),
     /// Show the token ids of a text or a chat.
@@ -56,6 +59,7 @@ pub(crate) fn run() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use super::core::Engine;
 use super::event::Event;
 use super::request::{Request, RequestId};
-use crate::cache::Occupancy;
+use crate::cache::{Occupancy, Snapshot};
 use crate::error::{EngineError, Error};
 
 /// Where a request's events go. It is called in the engine's thread and must not wait.
@@ -63,6 +63,12 @@ impl Answer {
     #[must_use]
     pub fn next(&self) -> Option<Event> {
         self.events.recv().ok()
+    }
+
+    /// The request's name, to cancel it from elsewhere.
+    #[must_use]
+    pub fn id(&self) -> RequestId {
+        self.id
     }
 
     /// Ends the request; its last events still come.
@@ -146,6 +152,22 @@ impl EngineHandle {
     /// An engine that has stopped.
     pub fn occupancy(&self) -> Result<Occupancy, EngineError> {
         self.ask(|engine| engine.occupancy())
+    }
+
+    /// Copies out what is kept of `tokens`: the deepest checkpoint within them.
+    ///
+    /// # Errors
+    /// Nothing kept, a device that fails, or an engine that has stopped.
+    pub fn snapshot(&self, tokens: Vec<u32>) -> Result<Snapshot, Error> {
+        self.ask(move |engine| pollster::block_on(engine.snapshot(&tokens)))?
+    }
+
+    /// Keeps a snapshot: a prompt that begins with its tokens goes on from it.
+    ///
+    /// # Errors
+    /// A snapshot of another model, one too large, or an engine that has stopped.
+    pub fn restore(&self, snapshot: Snapshot) -> Result<(), Error> {
+        Ok(self.ask(move |engine| engine.restore(snapshot))??)
     }
 
     /// Has something done between two steps, and waits for what comes of it.

@@ -15,6 +15,7 @@ mod cut;
 mod diagnose;
 mod event;
 mod handle;
+mod keep;
 mod options;
 mod recordings;
 mod request;
