@@ -6,9 +6,15 @@ pub mod backend;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
+pub mod conformance;
 pub mod engine;
 pub mod error;
 pub mod model;
 pub mod tokenizer;
 
 pub use error::Error;
+
+/// The README's examples are compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

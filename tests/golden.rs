@@ -197,3 +197,14 @@ fn tiny_a_computes_what_it_must() {
 fn tiny_128_computes_what_it_must() {
     check("tiny-128", &[5, 130], 130);
 }
+
+#[test]
+fn planned_activations_are_what_inspect_estimates() {
+    for name in ["tiny-a", "tiny-128"] {
+        let model = load(name, 200);
+        assert_eq!(
+            model.activation_bytes(),
+            model.config().activation_bytes(200, 200)
+        );
+    }
+}

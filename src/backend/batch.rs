@@ -20,6 +20,21 @@ pub struct Capacity {
     pub checkpoints: usize,
 }
 
+impl Capacity {
+    /// The first size that is beyond `most`: what it counts, the most there may be, and what was found.
+    pub(crate) fn beyond(&self, most: &Self) -> Option<(&'static str, usize, usize)> {
+        [
+            ("tokens", most.tokens, self.tokens),
+            ("pieces", most.pieces, self.pieces),
+            ("output rows", most.outputs, self.outputs),
+            ("block table entries", most.blocks, self.blocks),
+            ("state checkpoints", most.checkpoints, self.checkpoints),
+        ]
+        .into_iter()
+        .find(|(_, most, found)| found > most)
+    }
+}
+
 /// One submission: the tokens of all pieces end to end, and what they belong to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -68,6 +83,22 @@ pub struct OutputRow {
 }
 
 impl Batch {
+    /// What this batch holds: the least capacity that it fits.
+    #[must_use]
+    pub fn size(&self) -> Capacity {
+        Capacity {
+            tokens: self.tokens.len(),
+            pieces: self.pieces.len(),
+            outputs: self.outputs.len(),
+            blocks: self.pieces.iter().map(|piece| piece.blocks.len()).sum(),
+            checkpoints: self
+                .pieces
+                .iter()
+                .map(|piece| piece.checkpoints.len())
+                .sum(),
+        }
+    }
+
     /// The place of each piece's first token in [`Batch::tokens`].
     pub fn starts(&self) -> impl Iterator<Item = usize> + '_ {
         self.pieces.iter().scan(0, |at, piece| {

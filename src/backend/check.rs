@@ -370,29 +370,12 @@ impl Demands {
         if total != batch.tokens.len() {
             return wrong("the sum of piece lengths", batch.tokens.len(), total);
         }
-        let sizes = [
-            ("tokens", batch.tokens.len(), capacity.tokens),
-            ("pieces", batch.pieces.len(), capacity.pieces),
-            ("output rows", batch.outputs.len(), capacity.outputs),
-            (
-                "block table entries",
-                batch.pieces.iter().map(|p| p.blocks.len()).sum(),
-                capacity.blocks,
-            ),
-            (
-                "state checkpoints",
-                batch.pieces.iter().map(|p| p.checkpoints.len()).sum(),
-                capacity.checkpoints,
-            ),
-        ];
-        for (what, found, most) in sizes {
-            if found > most {
-                return wrong(
-                    format!("the number of {what}"),
-                    format!("at most {most}"),
-                    found,
-                );
-            }
+        if let Some((what, most, found)) = batch.size().beyond(capacity) {
+            return wrong(
+                format!("the number of {what}"),
+                format!("at most {most}"),
+                found,
+            );
         }
         let ascending = batch
             .outputs

@@ -3,7 +3,9 @@
 //! Results go to stdout, all else to stderr; `--json` prints one JSON object and nothing else. Errors are one line and
 //! exit with 1; a command line that cannot be understood exits with 2, as clap does.
 
+mod bench;
 mod chat;
+mod conformance;
 mod devices;
 mod generate;
 mod inspect;
@@ -43,6 +45,10 @@ enum Command {
     Inspect(inspect::Arguments),
     /// List the devices that a model can run on.
     Devices(devices::Arguments),
+    /// Prove that a device and its driver compute what they should.
+    Conformance(conformance::Arguments),
+    /// Measure speed.
+    Bench(bench::Arguments),
 }
 
 /// Parses the command line and runs it.
@@ -64,6 +70,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),
+        Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -63,14 +63,14 @@ pub(crate) struct DeviceOptions {
 }
 
 impl DeviceOptions {
-    pub(crate) fn open(&self) -> Result<Box<dyn Backend>> {
+    pub(crate) fn open(&self) -> backend::Result<Box<dyn Backend>> {
         let kind = match self.backend {
             BackendName::Auto => BackendKind::Auto,
             BackendName::Cpu => BackendKind::Cpu,
             BackendName::Wgpu => BackendKind::Wgpu,
             BackendName::Cuda => BackendKind::Cuda,
         };
-        Ok(backend::open(kind, self.device)?)
+        backend::open(kind, self.device)
     }
 }
 

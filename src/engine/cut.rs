@@ -18,7 +18,7 @@ pub(super) fn restart(start: usize, end: usize, unit: usize) -> Option<usize> {
 pub(super) fn piece_end(start: usize, end: usize, budget: usize, unit: usize) -> Option<usize> {
     let limit = start + budget;
     // The last token, where it is alone in its block, is always a piece of its own.
-    let alone = (end - 1) % unit == 0 && end - 1 > start;
+    let alone = (end - 1).is_multiple_of(unit) && end - 1 > start;
     let natural = if alone { end - 1 } else { end };
     if natural <= limit {
         return Some(natural);

@@ -95,7 +95,7 @@ impl Sequence {
         self.request.looks_up()
             && (at == self.prompt()
                 || at == last
-                || at % (options.checkpoint_blocks.max(1) * block_tokens) == 0
+                || at.is_multiple_of(options.checkpoint_blocks.max(1) * block_tokens)
                 || self.cuts.contains(&at))
     }
 

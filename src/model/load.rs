@@ -2,13 +2,10 @@
 
 use std::ops::Range;
 
-use super::{
-    AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, output_tensor, share,
-    token_tensor,
-};
+use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, share};
 use crate::backend::{
     Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock, Route,
-    Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
+    Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{Attention, Ffn, ModelConfig};
@@ -51,22 +48,15 @@ pub(super) fn load(
         blocks: limits.blocks,
         dtype: limits.cache,
     })?;
-    let activations = Activations::plan(config, &mut *backend, &limits, shard)?;
-    let d = config.hidden_size;
-    let local_logits = {
-        let width = share(shard, "the vocabulary", config.vocab_size)?.len();
-        output_tensor(&mut *backend, &limits, width, Element::F32)?
+    let mut planner = Planner {
+        backend: &mut *backend,
+        limits: &limits,
+        shard,
+        bytes: 0,
     };
-    let logits = if shard.ranks == 1 {
-        local_logits
-    } else {
-        output_tensor(&mut *backend, &limits, config.vocab_size, Element::F32)?
-    };
-    let head = Head {
-        normed: output_tensor(&mut *backend, &limits, d, Element::Activation)?,
-        local_logits,
-        logits,
-    };
+    let activations = Activations::plan(config, &mut planner)?;
+    let head = planner.head(config)?;
+    let activation_bytes = planner.bytes;
 
     let mut loader = Loader {
         config,
@@ -129,6 +119,7 @@ pub(super) fn load(
         latents,
         stream,
         head,
+        activation_bytes,
     })
 }
 
@@ -173,20 +164,65 @@ struct MoeScratch {
     shared: Option<(MlpScratch, Tensor)>,
 }
 
+/// Plans activations and counts them.
+struct Planner<'a> {
+    backend: &'a mut dyn Backend,
+    limits: &'a Limits,
+    shard: Shard,
+    /// Bytes so far, in f32.
+    bytes: u64,
+}
+
+impl Planner<'_> {
+    fn plan(&mut self, rows: Rows, width: usize, element: Element) -> Result<Tensor, BackendError> {
+        let capacity = match rows {
+            Rows::Tokens => self.limits.step.tokens,
+            Rows::Outputs => self.limits.step.outputs,
+        };
+        self.bytes += 4 * capacity as u64 * width as u64;
+        self.backend.tensor(rows, capacity, width, element)
+    }
+
+    /// One row a token.
+    fn tokens(&mut self, width: usize, element: Element) -> Result<Tensor, BackendError> {
+        self.plan(Rows::Tokens, width, element)
+    }
+
+    /// A gated MLP's hidden activations.
+    fn mlp(&mut self, what: &'static str, hidden: usize) -> Result<MlpScratch, BackendError> {
+        let n = share(self.shard, what, hidden)?.len();
+        Ok(MlpScratch {
+            gate_up: self.tokens(2 * n, Element::Activation)?,
+            hidden: self.tokens(n, Element::Activation)?,
+        })
+    }
+
+    fn head(&mut self, config: &ModelConfig) -> Result<Head, BackendError> {
+        let local = share(self.shard, "the vocabulary", config.vocab_size)?.len();
+        let normed = self.plan(Rows::Outputs, config.hidden_size, Element::Activation)?;
+        let local_logits = self.plan(Rows::Outputs, local, Element::F32)?;
+        let logits = if self.shard.ranks == 1 {
+            local_logits
+        } else {
+            self.plan(Rows::Outputs, config.vocab_size, Element::F32)?
+        };
+        Ok(Head {
+            normed,
+            local_logits,
+            logits,
+        })
+    }
+}
+
 impl Activations {
-    fn plan(
-        config: &ModelConfig,
-        backend: &mut dyn Backend,
-        limits: &Limits,
-        shard: Shard,
-    ) -> Result<Self, BackendError> {
-        let mut plan = |width, element| token_tensor(backend, limits, width, element);
+    fn plan(config: &ModelConfig, planner: &mut Planner<'_>) -> Result<Self, BackendError> {
+        let shard = planner.shard;
         let d = config.hidden_size;
         let (activation, f32) = (Element::Activation, Element::F32);
         let stream = Stream {
-            hidden: plan(d, activation)?,
-            normed: plan(d, activation)?,
-            output: plan(d, activation)?,
+            hidden: planner.tokens(d, activation)?,
+            normed: planner.tokens(d, activation)?,
+            output: planner.tokens(d, activation)?,
         };
         let has = |wanted: Attention| config.layers.iter().any(|layer| layer.attention == wanted);
         let has_ffn = |wanted: Ffn| config.layers.iter().any(|layer| layer.ffn == wanted);
@@ -194,16 +230,16 @@ impl Activations {
             let heads = share(shard, "KDA heads", config.kda_num_heads)?.len();
             let width = heads * config.kda_head_dim;
             Some(KdaScratch {
-                qkv: plan(3 * width, activation)?,
-                qkv_conv: plan(3 * width, activation)?,
-                gate_rank: plan(config.kda_head_dim, activation)?,
-                decay: plan(width, activation)?,
-                gates: plan(width, f32)?,
-                write: plan(heads, activation)?,
-                beta: plan(heads, f32)?,
-                heads: plan(width, activation)?,
-                gate: plan(width, activation)?,
-                normed: plan(width, activation)?,
+                qkv: planner.tokens(3 * width, activation)?,
+                qkv_conv: planner.tokens(3 * width, activation)?,
+                gate_rank: planner.tokens(config.kda_head_dim, activation)?,
+                decay: planner.tokens(width, activation)?,
+                gates: planner.tokens(width, f32)?,
+                write: planner.tokens(heads, activation)?,
+                beta: planner.tokens(heads, f32)?,
+                heads: planner.tokens(width, activation)?,
+                gate: planner.tokens(width, activation)?,
+                normed: planner.tokens(width, activation)?,
             })
         } else {
             None
@@ -211,28 +247,21 @@ impl Activations {
         let mla = if has(Attention::Mla) {
             let heads = share(shard, "attention heads", config.num_attention_heads)?.len();
             Some(MlaScratch {
-                query: plan(heads * config.mla_query_dim(), activation)?,
-                kv_a: plan(config.latent_width(), activation)?,
-                heads: plan(heads * config.v_head_dim, activation)?,
+                query: planner.tokens(heads * config.mla_query_dim(), activation)?,
+                kv_a: planner.tokens(config.latent_width(), activation)?,
+                heads: planner.tokens(heads * config.v_head_dim, activation)?,
             })
         } else {
             None
         };
-        let mut mlp = |what, n| -> Result<MlpScratch, BackendError> {
-            let n = share(shard, what, n)?.len();
-            Ok(MlpScratch {
-                gate_up: plan(2 * n, activation)?,
-                hidden: plan(n, activation)?,
-            })
-        };
         let dense = if has_ffn(Ffn::Dense) {
-            Some(mlp("the dense hidden width", config.intermediate_size)?)
+            Some(planner.mlp("the dense hidden width", config.intermediate_size)?)
         } else {
             None
         };
         let moe = if has_ffn(Ffn::Moe) {
             let shared = if config.num_shared_experts > 0 {
-                Some(mlp(
+                Some(planner.mlp(
                     "the shared experts' hidden width",
                     config.shared_intermediate_size(),
                 )?)
@@ -240,10 +269,10 @@ impl Activations {
                 None
             };
             Some(MoeScratch {
-                experts: plan(config.num_experts_per_token, Element::Index)?,
-                weights: plan(config.num_experts_per_token, f32)?,
+                experts: planner.tokens(config.num_experts_per_token, Element::Index)?,
+                weights: planner.tokens(config.num_experts_per_token, f32)?,
                 shared: shared
-                    .map(|scratch| Ok((scratch, plan(d, activation)?)))
+                    .map(|scratch| Ok((scratch, planner.tokens(d, activation)?)))
                     .transpose()?,
             })
         } else {

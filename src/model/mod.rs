@@ -6,8 +6,8 @@
 mod load;
 
 use crate::backend::{
-    Add, AllGather, Backend, Capacity, Element, Embed, KdaBlock, LatentPool, Linear, MlaBlock,
-    MlpBlock, MoeBlock, RmsNorm, Rows, Select, Shard, StatePool, Step, Tensor, Weight,
+    Add, AllGather, Backend, Capacity, Embed, KdaBlock, LatentPool, Linear, MlaBlock, MlpBlock,
+    MoeBlock, RmsNorm, Select, Shard, StatePool, Step, Tensor, Weight,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{Dtype, ModelConfig};
@@ -92,6 +92,7 @@ pub struct Model {
     latents: LatentPool,
     stream: Stream,
     head: Head,
+    activation_bytes: u64,
 }
 
 impl Model {
@@ -122,6 +123,12 @@ impl Model {
         &self.limits
     }
 
+    /// Bytes of the planned activations, in f32.
+    #[must_use]
+    pub fn activation_bytes(&self) -> u64 {
+        self.activation_bytes
+    }
+
     /// The pool of KDA states.
     #[must_use]
     pub fn states(&self) -> StatePool {
@@ -148,7 +155,13 @@ impl Model {
         capacity: Capacity,
         recording: Recording,
     ) -> Result<Box<dyn Step>, BackendError> {
-        self.check(&capacity)?;
+        if let Some((what, most, found)) = capacity.beyond(&self.limits.step) {
+            return Err(BackendError::Batch {
+                what: format!("a step's capacity for {what}"),
+                expected: format!("at most {most}"),
+                found: found.to_string(),
+            });
+        }
         let Stream {
             hidden,
             normed,
@@ -229,47 +242,6 @@ impl Model {
         })?;
         Ok(step)
     }
-
-    fn check(&self, capacity: &Capacity) -> Result<(), BackendError> {
-        let most = &self.limits.step;
-        let sizes = [
-            ("tokens", capacity.tokens, most.tokens),
-            ("pieces", capacity.pieces, most.pieces),
-            ("output rows", capacity.outputs, most.outputs),
-            ("block table entries", capacity.blocks, most.blocks),
-            ("state checkpoints", capacity.checkpoints, most.checkpoints),
-        ];
-        for (what, found, most) in sizes {
-            if found > most {
-                return Err(BackendError::Batch {
-                    what: format!("a step's capacity for {what}"),
-                    expected: format!("at most {most}"),
-                    found: found.to_string(),
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Plans tensors of one row a token.
-fn token_tensor(
-    backend: &mut dyn Backend,
-    limits: &Limits,
-    width: usize,
-    element: Element,
-) -> Result<Tensor, BackendError> {
-    backend.tensor(Rows::Tokens, limits.step.tokens, width, element)
-}
-
-/// Plans tensors of one row an output.
-fn output_tensor(
-    backend: &mut dyn Backend,
-    limits: &Limits,
-    width: usize,
-    element: Element,
-) -> Result<Tensor, BackendError> {
-    backend.tensor(Rows::Outputs, limits.step.outputs, width, element)
 }
 
 /// This rank's share of `len` things, or an error that names them.

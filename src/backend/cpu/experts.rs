@@ -91,7 +91,10 @@ fn one_expert(rows: &[f32], stacks: &Stacks<'_>, expert: usize) -> Vec<f32> {
     linear(rows, stacks.gate, expert * n, n, &mut gate);
     linear(rows, stacks.up, expert * n, n, &mut up);
     let mut hidden = vec![0.0; count * n];
-    vectorised(|| multiply(&gate, &up, &mut hidden));
+    vectorised(
+        #[inline(always)]
+        || multiply(&gate, &up, &mut hidden),
+    );
     let mut output = vec![0.0; count * d];
     linear(&hidden, stacks.down, expert * d, d, &mut output);
     output

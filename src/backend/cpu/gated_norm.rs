@@ -19,11 +19,14 @@ pub(super) fn gated_norm(
         .zip(heads)
         .with_min_len(32)
         .for_each(|(output, (input, gate))| {
-            vectorised(|| {
-                let scale = inverse_rms(input, eps);
-                for i in 0..v {
-                    output[i] = input[i] * scale * weight[i] * sigmoid(gate[i]);
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    let scale = inverse_rms(input, eps);
+                    for i in 0..v {
+                        output[i] = input[i] * scale * weight[i] * sigmoid(gate[i]);
+                    }
+                },
+            );
         });
 }

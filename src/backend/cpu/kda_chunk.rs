@@ -5,7 +5,7 @@
 //! are then exponentials of sums of gates, at most 1, and underflow is the right answer.
 
 use super::kda_recurrence::Tokens;
-use super::math::{add_scaled, dot};
+use super::math::{add_scaled, dot, exp, normal};
 
 /// Tokens a chunk.
 pub(super) const CHUNK: usize = 16;
@@ -62,9 +62,9 @@ fn chunk(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32], scratch: &m
     for i in 0..c {
         for d in 0..k {
             decay[d] += tokens.gates[i * k + d];
-            let factor = decay[d].exp();
-            decayed[i * k + d] = tokens.key[i * k + d] * factor;
-            decayed_query[i * k + d] = tokens.query[i * k + d] * factor;
+            let factor = exp(decay[d]);
+            decayed[i * k + d] = normal(tokens.key[i * k + d] * factor);
+            decayed_query[i * k + d] = normal(tokens.query[i * k + d] * factor);
         }
     }
     write.fill(0.0);
@@ -104,13 +104,14 @@ fn chunk(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32], scratch: &m
     decay.fill(0.0);
     for i in (0..c).rev() {
         for d in 0..k {
-            decayed[i * k + d] = tokens.key[i * k + d] * decay[d].exp();
+            decayed[i * k + d] = normal(tokens.key[i * k + d] * exp(decay[d]));
             decay[d] += tokens.gates[i * k + d];
         }
     }
     for (d, row) in state.chunks_exact_mut(v).enumerate() {
-        let factor = decay[d].exp();
-        row.iter_mut().for_each(|value| *value *= factor);
+        let factor = exp(decay[d]);
+        row.iter_mut()
+            .for_each(|value| *value = normal(*value * factor));
         for (i, write) in write.chunks_exact(v).enumerate() {
             add_scaled(row, decayed[i * k + d], write);
         }
@@ -142,7 +143,7 @@ fn scores(tokens: &Tokens<'_>, scratch: &mut Scratch) -> (Square, Square) {
             decay.fill(0.0);
             for j in columns.clone().rev() {
                 for d in 0..k {
-                    decayed[j * k + d] = tokens.key[j * k + d] * decay[d].exp();
+                    decayed[j * k + d] = normal(tokens.key[j * k + d] * exp(decay[d]));
                     decay[d] += tokens.gates[j * k + d];
                 }
             }
@@ -151,9 +152,9 @@ fn scores(tokens: &Tokens<'_>, scratch: &mut Scratch) -> (Square, Square) {
             for i in rows {
                 for d in 0..k {
                     decay[d] += tokens.gates[i * k + d];
-                    let factor = decay[d].exp();
-                    decayed[i * k + d] = tokens.key[i * k + d] * factor;
-                    decayed_query[i * k + d] = tokens.query[i * k + d] * factor;
+                    let factor = exp(decay[d]);
+                    decayed[i * k + d] = normal(tokens.key[i * k + d] * factor);
+                    decayed_query[i * k + d] = normal(tokens.query[i * k + d] * factor);
                 }
                 for j in columns.clone() {
                     let column = &decayed[j * k..(j + 1) * k];

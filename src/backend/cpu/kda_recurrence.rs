@@ -101,7 +101,10 @@ pub(super) fn kda_recurrence(
                 || vec![0.0; len],
                 |state| state[head * len..(head + 1) * len].to_vec(),
             );
-            vectorised(|| run_head(rows, chunked, layout, head, piece, state))
+            vectorised(
+                #[inline(always)]
+                || run_head(rows, chunked, layout, head, piece, state),
+            )
         })
         .collect();
     for (head, result) in results.iter().enumerate() {
@@ -140,9 +143,11 @@ fn run_head(
     } = *layout;
     let (channels, key_head) = (layout.channels(), head / (value_heads / key_heads));
     let gather = |rows: &[f32], stride: usize, first: usize, width: usize| -> Vec<f32> {
-        rows.chunks_exact(stride)
-            .flat_map(|row| row[first..first + width].iter().copied())
-            .collect()
+        let mut gathered = Vec::with_capacity(piece.length * width);
+        for row in rows.chunks_exact(stride) {
+            gathered.extend_from_slice(&row[first..first + width]);
+        }
+        gathered
     };
     let mut query = gather(rows.qkv, channels, key_head * k, k);
     let mut key = gather(rows.qkv, channels, (key_heads + key_head) * k, k);

@@ -1,7 +1,7 @@
 //! The gated delta rule one token at a time: the definition (Kimi Linear, equation 1), for decoding.
 
 use super::kda_recurrence::Tokens;
-use super::math::add_scaled;
+use super::math::{add_scaled, exp, normal};
 
 /// Runs all of `tokens` through one head: `state` `[K, V]` is edited, `output` `[length, V]` written.
 #[inline(always)]
@@ -17,9 +17,9 @@ pub(super) fn kda_step(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32
         // The memory decays, then answers for this key.
         write.fill(0.0);
         for (d, row) in state.chunks_exact_mut(v).enumerate() {
-            let decay = gates[d].exp();
+            let decay = exp(gates[d]);
             for (write, value) in write.iter_mut().zip(row) {
-                *value *= decay;
+                *value = normal(*value * decay);
                 *write += key[d] * *value;
             }
         }

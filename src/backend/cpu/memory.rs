@@ -287,12 +287,15 @@ fn widen(format: Format, bytes: &Bytes, first: usize, values: &mut [f32]) {
     let bytes = &bytes[first * format.size()..(first + values.len()) * format.size()];
     match format {
         Format::F32 => values.copy_from_slice(bytemuck::cast_slice(bytes)),
-        Format::Bf16 => vectorised(|| {
-            let bytes = bytemuck::cast_slice::<u8, u16>(bytes);
-            for (value, bits) in values.iter_mut().zip(bytes) {
-                *value = f32::from_bits(u32::from(*bits) << 16);
-            }
-        }),
+        Format::Bf16 => vectorised(
+            #[inline(always)]
+            || {
+                let bytes = bytemuck::cast_slice::<u8, u16>(bytes);
+                for (value, bits) in values.iter_mut().zip(bytes) {
+                    *value = f32::from_bits(u32::from(*bits) << 16);
+                }
+            },
+        ),
         Format::F16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(values),
     }
 }

@@ -63,11 +63,14 @@ pub(super) fn mla_decode(
                 let query =
                     &query[(t * heads + head) * shape.key()..(t * heads + head + 1) * shape.key()];
                 let positions = piece.position + t + 1;
-                vectorised(|| {
-                    attend(
-                        query, &expansion, shape, latents, layer, piece, positions, result,
-                    )
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        attend(
+                            query, &expansion, shape, latents, layer, piece, positions, result,
+                        )
+                    },
+                );
             }
             result
         })

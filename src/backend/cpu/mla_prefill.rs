@@ -94,15 +94,18 @@ fn attend(
         for (t, scores) in (from..length).zip(scores.chunks_exact_mut(run)) {
             let seen = run.min(piece.position + t + 1 - first);
             let row = &mut output[t * value..(t + 1) * value];
-            vectorised(|| {
-                absorb(
-                    &mut scores[..seen],
-                    shape.scale(),
-                    &value_rows,
-                    row,
-                    &mut softmax[t],
-                )
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    absorb(
+                        &mut scores[..seen],
+                        shape.scale(),
+                        &value_rows,
+                        row,
+                        &mut softmax[t],
+                    )
+                },
+            );
         }
     }
     for (row, (_, sum)) in output.chunks_exact_mut(value).zip(softmax) {

@@ -17,7 +17,10 @@ pub(super) fn rms_norm(
         .par_chunks_exact_mut(d)
         .zip(rows)
         .for_each(|(output, row)| {
-            vectorised(|| normalise(&input[row * d..(row + 1) * d], weight, eps, output));
+            vectorised(
+                #[inline(always)]
+                || normalise(&input[row * d..(row + 1) * d], weight, eps, output),
+            );
         });
 }
 

@@ -52,19 +52,22 @@ pub(super) fn short_conv(
         .par_chunks_exact_mut(channels)
         .enumerate()
         .for_each(|(t, output)| {
-            vectorised(|| {
-                for (c, (output, taps)) in output
-                    .iter_mut()
-                    .zip(weight.chunks_exact(kept + 1))
-                    .enumerate()
-                {
-                    let mut sum = 0.0;
-                    for (j, tap) in taps.iter().enumerate() {
-                        sum += tap * inputs.at(t, kept - j, c);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (c, (output, taps)) in output
+                        .iter_mut()
+                        .zip(weight.chunks_exact(kept + 1))
+                        .enumerate()
+                    {
+                        let mut sum = 0.0;
+                        for (j, tap) in taps.iter().enumerate() {
+                            sum += tap * inputs.at(t, kept - j, c);
+                        }
+                        *output = silu(sum);
                     }
-                    *output = silu(sum);
-                }
-            });
+                },
+            );
         });
     let places = piece
         .checkpoints

@@ -11,7 +11,10 @@ pub(super) fn swiglu(input: &[f32], width: usize, output: &mut [f32]) {
         .zip(input.par_chunks_exact(2 * width))
         .for_each(|(output, input)| {
             let (gate, up) = input.split_at(width);
-            vectorised(|| multiply(gate, up, output));
+            vectorised(
+                #[inline(always)]
+                || multiply(gate, up, output),
+            );
         });
 }
 

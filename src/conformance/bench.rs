@@ -1,0 +1,153 @@
+//! How long operations take: time, bytes, FLOPs, and what part of the device's own copy and product rates they reach.
+//!
+//! The cases are those of the list at the published model's sizes; the two rates are measured through the backend in
+//! the same run, so a fraction says how far an operation is from what this device does anyway.
+
+use super::lab::Clock;
+use super::list::timed;
+use super::{Case, Lab, Tolerance};
+use crate::backend::{Add, Backend, Device, Element, Linear, Result};
+use crate::checkpoint::Format;
+use crate::conformance::lab::plain;
+
+/// Rounds of which the median counts.
+const ROUNDS: usize = 5;
+
+/// One operation's timing.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct BenchRow {
+    /// The case's name.
+    pub name: String,
+    /// The operation.
+    pub operation: &'static str,
+    /// The median time of one submission.
+    pub seconds: f64,
+    /// Bytes that it moves at the least.
+    pub bytes: u64,
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes a second over the measured copy rate.
+    pub of_copy: f64,
+    /// FLOPs a second over the measured product rate.
+    pub of_product: f64,
+}
+
+impl BenchRow {
+    /// One line of a table.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!(
+            "{:<52}{:>10.1} us{:>10.2} MB{:>10.2} MFLOP{:>7.1} % of copy{:>7.1} % of product",
+            self.name,
+            self.seconds * 1e6,
+            self.bytes as f64 / 1e6,
+            self.flops as f64 / 1e6,
+            100.0 * self.of_copy,
+            100.0 * self.of_product,
+        )
+    }
+}
+
+/// Every timing of one device.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct BenchReport {
+    /// The device.
+    pub device: Device,
+    /// Bytes a second that a large sum of two tensors reads and writes.
+    pub copy_bytes_per_second: f64,
+    /// FLOPs a second of a large matrix product.
+    pub product_flops_per_second: f64,
+    /// The operations.
+    pub rows: Vec<BenchRow>,
+}
+
+/// Times every operation whose case's name contains `filter`.
+///
+/// # Errors
+/// A backend that fails or cannot hold a case.
+pub fn bench_ops(
+    make: &mut dyn FnMut() -> Result<Box<dyn Backend>>,
+    filter: Option<&str>,
+    on_row: &mut dyn FnMut(&BenchRow),
+) -> Result<BenchReport> {
+    let mut backend = make()?;
+    let device = backend.device().clone();
+    let (copy, product) = (copy_case(), product_case());
+    let rate = |work: u64, seconds: f64| work as f64 / seconds.max(1e-12);
+    let copy_rate = rate(copy.work.bytes, time(&copy, &mut *backend)?);
+    let product_rate = rate(product.work.flops, time(&product, &mut *backend)?);
+    let mut report = BenchReport {
+        device,
+        copy_bytes_per_second: copy_rate,
+        product_flops_per_second: product_rate,
+        rows: Vec::new(),
+    };
+    let wanted = |case: &Case| filter.is_none_or(|filter| case.name.contains(filter));
+    for case in timed().iter().filter(|case| wanted(case)) {
+        // A backend a case: handles are never given back, and these cases are large.
+        drop(backend);
+        backend = make()?;
+        let seconds = time(case, &mut *backend)?;
+        let row = BenchRow {
+            name: case.name.clone(),
+            operation: case.operation,
+            seconds,
+            bytes: case.work.bytes,
+            flops: case.work.flops,
+            of_copy: rate(case.work.bytes, seconds) / copy_rate,
+            of_product: rate(case.work.flops, seconds) / product_rate,
+        };
+        on_row(&row);
+        report.rows.push(row);
+    }
+    Ok(report)
+}
+
+/// The median seconds of one submission of a case.
+fn time(case: &Case, backend: &mut dyn Backend) -> Result<f64> {
+    let clock = Clock {
+        rounds: ROUNDS,
+        median: None,
+    };
+    let mut lab = Lab::new(backend, &case.name, case.tolerance, 1, Some(clock));
+    (case.body)(&mut lab)?;
+    let (_, clock) = lab.finish();
+    let median = clock.and_then(|clock| clock.median);
+    Ok(median.map_or(f64::NAN, |median| median.as_secs_f64()))
+}
+
+/// Two reads and a write of each element, and nothing to compute: the device's copy rate.
+fn copy_case() -> Case {
+    let (rows, width) = (1024, 8192);
+    let case = Case::new("add", "copy rate", Tolerance::Rounded, move |lab| {
+        let zeros = vec![0.0; rows * width];
+        let source = lab.input(width, Element::Activation, &zeros)?;
+        let target = lab.input(width, Element::Activation, &zeros)?;
+        let mut step = lab.step(&plain(rows))?;
+        step.add(Add { source, target })?;
+        lab.submit(&mut *step, &plain(rows)).map(drop)
+    });
+    case.with_work(12 * rows * width, rows * width)
+}
+
+/// A square product, large enough to be bound by arithmetic.
+fn product_case() -> Case {
+    let (rows, width) = (512, 2048);
+    let case = Case::new("linear", "product rate", Tolerance::Close, move |lab| {
+        let values = vec![0.5; width * width];
+        let matrix = lab.matrix(Format::Bf16, [1, width, width], values)?;
+        let input = lab.input(width, Element::Activation, &vec![0.5; rows * width])?;
+        let output = lab.output(rows, width)?;
+        let mut step = lab.step(&plain(rows))?;
+        step.linear(Linear {
+            input,
+            weight: matrix.weight,
+            output,
+        })?;
+        lab.submit(&mut *step, &plain(rows)).map(drop)
+    });
+    case.with_work(
+        2 * width * width + 8 * rows * width,
+        2 * rows * width * width,
+    )
+}

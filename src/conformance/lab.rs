@@ -1,0 +1,464 @@
+//! The bench on which a case is run: inputs made and handed to a backend, results read back and compared.
+//!
+//! Speaks to the `Backend` and `Step` traits only. Every output and all padding starts as NaN, so that what is read
+//! without having been written shows.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use half::{bf16, f16};
+
+use super::random::Random;
+use super::tolerance::{Tolerance, differing, element_error, norm_error, row_error};
+use crate::backend::{
+    Backend, Batch, Capacity, Element, Piece, Precision, Result, Rows, Shard, Slot, Step,
+    StepOutput, Tensor, TensorValues, Weight, WeightSource,
+};
+use crate::checkpoint::Format;
+use crate::config::Dtype;
+
+/// Rows planned beyond those a case needs.
+const PADDING: usize = 3;
+
+/// One comparison: how far apart, and how far they may be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// What was compared.
+    pub what: String,
+    /// How far apart: a relative error, or for exact comparisons the number of differences.
+    pub error: f64,
+    /// How far apart they may be.
+    pub bound: f64,
+}
+
+impl Finding {
+    /// Whether it is within its bound.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.error <= self.bound
+    }
+}
+
+/// How long submissions took, where a case is run to be timed.
+pub(super) struct Clock {
+    /// Rounds, the median of which counts.
+    pub(super) rounds: usize,
+    /// The median time of one submission.
+    pub(super) median: Option<Duration>,
+}
+
+/// A weight on the device, and its numbers.
+pub struct Matrix {
+    /// The backend's handle.
+    pub weight: Weight,
+    /// Its numbers, as stored.
+    pub values: Vec<f64>,
+}
+
+/// Where a case meets a backend.
+pub struct Lab<'a> {
+    /// The backend under test.
+    pub backend: &'a mut dyn Backend,
+    /// Numbers that depend on the case's name alone.
+    pub random: Random,
+    /// How often a call that must repeat itself is repeated.
+    pub repeats: usize,
+    tolerance: Tolerance,
+    findings: Vec<Finding>,
+    clock: Option<Clock>,
+}
+
+impl<'a> Lab<'a> {
+    pub(super) fn new(
+        backend: &'a mut dyn Backend,
+        name: &str,
+        tolerance: Tolerance,
+        repeats: usize,
+        clock: Option<Clock>,
+    ) -> Self {
+        Self {
+            backend,
+            random: Random::new(name),
+            repeats,
+            tolerance,
+            findings: Vec::new(),
+            clock,
+        }
+    }
+
+    pub(super) fn finish(self) -> (Vec<Finding>, Option<Clock>) {
+        (self.findings, self.clock)
+    }
+
+    /// Whether the case is being timed: then it may end after its first submission.
+    #[must_use]
+    pub fn timed(&self) -> bool {
+        self.clock.is_some()
+    }
+
+    /// The oracle's answer, where it is wanted: a case that is timed compares nothing.
+    pub fn answer<T: Default>(&self, compute: impl FnOnce() -> T) -> T {
+        if self.timed() {
+            T::default()
+        } else {
+            compute()
+        }
+    }
+
+    /// What the case's results are held to.
+    #[must_use]
+    pub fn tolerance(&self) -> Tolerance {
+        self.tolerance
+    }
+
+    /// The arithmetic of the device's activations.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.backend.device().precision
+    }
+
+    /// Rounds values to what the device's activations hold.
+    #[must_use]
+    pub fn rounded(&self, mut values: Vec<f32>) -> Vec<f32> {
+        let format = match self.precision() {
+            Precision::F32 => Format::F32,
+            Precision::Bf16 => Format::Bf16,
+            Precision::F16 => Format::F16,
+        };
+        round(&mut values, format);
+        values
+    }
+
+    /// Rounds values to what the device's latent cache holds.
+    #[must_use]
+    pub fn cached(&self, mut values: Vec<f32>) -> Vec<f32> {
+        let format = match self.backend.device().cache {
+            Dtype::F32 => Format::F32,
+            Dtype::Bf16 => Format::Bf16,
+            Dtype::F16 => Format::F16,
+        };
+        round(&mut values, format);
+        values
+    }
+
+    /// `n` nearly normal numbers times `scale`, as the device's activations hold them.
+    pub fn activations(&mut self, n: usize, scale: f32) -> Vec<f32> {
+        let values = self.random.normals(n, scale);
+        self.rounded(values)
+    }
+
+    /// Hands a matrix over, stored in `format`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn matrix(
+        &mut self,
+        format: Format,
+        [stack, rows, columns]: [usize; 3],
+        values: Vec<f32>,
+    ) -> Result<Matrix> {
+        let part = stack * rows;
+        self.cut_matrix(format, [stack, rows, columns], columns, 0, &[part], values)
+    }
+
+    /// Hands over some columns of stored `values`, which lie in parts of so many rows each.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn cut_matrix(
+        &mut self,
+        format: Format,
+        [stack, rows, columns]: [usize; 3],
+        stored_columns: usize,
+        first_column: usize,
+        parts: &[usize],
+        mut values: Vec<f32>,
+    ) -> Result<Matrix> {
+        round(&mut values, format);
+        let mut rest = &values[..];
+        let parts = parts.iter().map(|rows| {
+            let (part, after) = rest.split_at(rows * stored_columns);
+            rest = after;
+            stored(part, format)
+        });
+        let weight = self.backend.weight(WeightSource {
+            name: "conformance".to_owned(),
+            format,
+            stack,
+            rows,
+            columns,
+            stored_columns,
+            first_column,
+            parts: parts.collect(),
+            shard: Shard::WHOLE,
+        })?;
+        let kept = || {
+            values
+                .chunks_exact(stored_columns.max(1))
+                .flat_map(|row| &row[first_column..first_column + columns])
+                .map(|value| f64::from(*value))
+                .collect()
+        };
+        Ok(Matrix {
+            weight,
+            values: self.answer(kept),
+        })
+    }
+
+    /// A matrix of nearly normal numbers times `scale`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn random_matrix(
+        &mut self,
+        format: Format,
+        shape: [usize; 3],
+        scale: f32,
+    ) -> Result<Matrix> {
+        let values = self.random.normals(shape.iter().product(), scale);
+        self.matrix(format, shape, values)
+    }
+
+    /// A norm's weight: numbers about 1.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn norm_weight(&mut self, format: Format, width: usize) -> Result<Matrix> {
+        let values = (0..width).map(|_| 0.5 + self.random.uniform()).collect();
+        self.matrix(format, [1, width, 1], values)
+    }
+
+    /// A tensor with room for `count` rows and some padding, poisoned throughout.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn blank(
+        &mut self,
+        rows: Rows,
+        count: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor> {
+        let tensor = self.backend.tensor(rows, count + PADDING, width, element)?;
+        self.poison(tensor)?;
+        Ok(tensor)
+    }
+
+    /// The same for one row a token.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn output(&mut self, count: usize, width: usize) -> Result<Tensor> {
+        self.blank(Rows::Tokens, count, width, Element::Activation)
+    }
+
+    /// Overwrites all of a tensor with NaN, or with an index that nothing has.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn poison(&mut self, tensor: Tensor) -> Result<()> {
+        let len = tensor.capacity * tensor.width;
+        let values = match tensor.element {
+            Element::Index => TensorValues::Index(vec![u32::MAX; len]),
+            Element::Activation | Element::F32 => TensorValues::F32(vec![f32::NAN; len]),
+        };
+        self.backend.write_tensor(tensor, &values)
+    }
+
+    /// Poisons a tensor, then writes its first rows.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn fill(&mut self, tensor: Tensor, values: &[f32]) -> Result<()> {
+        self.poison(tensor)?;
+        self.backend
+            .write_tensor(tensor, &TensorValues::F32(values.to_vec()))
+    }
+
+    /// A tensor of one row a token that holds `values`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn input(&mut self, width: usize, element: Element, values: &[f32]) -> Result<Tensor> {
+        let count = values.len().checked_div(width).unwrap_or(0);
+        let tensor = self.blank(Rows::Tokens, count, width, element)?;
+        self.fill(tensor, values)?;
+        Ok(tensor)
+    }
+
+    /// Reads the first rows of a tensor of numbers.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn read(&mut self, tensor: Tensor, rows: usize) -> Result<Vec<f32>> {
+        let values = self.backend.read_tensor(tensor, rows).wait()?;
+        Ok(values.as_f32().unwrap_or(&[]).to_vec())
+    }
+
+    /// Reads the first rows of a tensor of indices.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn read_index(&mut self, tensor: Tensor, rows: usize) -> Result<Vec<u32>> {
+        let values = self.backend.read_tensor(tensor, rows).wait()?;
+        Ok(values.as_index().unwrap_or(&[]).to_vec())
+    }
+
+    /// A step for batches as large as `batch`, and a little larger.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn step(&mut self, batch: &Batch) -> Result<Box<dyn Step>> {
+        let sum = |count: fn(&Piece) -> usize| batch.pieces.iter().map(count).sum::<usize>();
+        self.backend.step(Capacity {
+            tokens: batch.tokens.len() + PADDING,
+            pieces: batch.pieces.len() + 1,
+            outputs: batch.outputs.len() + PADDING,
+            blocks: sum(|piece| piece.blocks.len()) + 1,
+            checkpoints: sum(|piece| piece.checkpoints.len()) + 1,
+        })
+    }
+
+    /// Submits and waits; where the case is timed, again and again.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn submit(&mut self, step: &mut dyn Step, batch: &Batch) -> Result<StepOutput> {
+        let output = step.submit(batch)?.wait()?;
+        if let Some(clock) = &mut self.clock {
+            // Enough submissions a round for the clock, one in flight behind the other.
+            let start = Instant::now();
+            step.submit(batch)?.wait()?;
+            let once = start.elapsed().as_secs_f64().max(1e-7);
+            let count = ((0.02 / once).ceil() as usize).clamp(1, 200);
+            let mut times = Vec::with_capacity(clock.rounds);
+            for _ in 0..clock.rounds.max(1) {
+                let start = Instant::now();
+                let tickets = (0..count)
+                    .map(|_| step.submit(batch))
+                    .collect::<Result<Vec<_>>>()?;
+                for ticket in tickets {
+                    ticket.wait()?;
+                }
+                times.push(start.elapsed().div_f64(count as f64));
+            }
+            times.sort();
+            clock.median = Some(times[times.len() / 2]);
+        }
+        Ok(output)
+    }
+
+    /// Compares over the whole tensor, with the case's tolerance.
+    pub fn close(&mut self, what: impl Into<String>, x: &[f32], reference: &[f64]) {
+        self.within(what, norm_error(x, reference), self.tolerance);
+    }
+
+    /// Compares each row by itself, with the case's tolerance.
+    pub fn close_rows(
+        &mut self,
+        what: impl Into<String>,
+        width: usize,
+        x: &[f32],
+        reference: &[f64],
+    ) {
+        self.within(what, row_error(x, reference, width), self.tolerance);
+    }
+
+    /// Compares each element by itself, with the case's tolerance.
+    pub fn close_elements(&mut self, what: impl Into<String>, x: &[f32], reference: &[f64]) {
+        self.within(what, element_error(x, reference), self.tolerance);
+    }
+
+    /// Records an error against a tolerance other than the case's.
+    pub fn within(&mut self, what: impl Into<String>, error: f64, tolerance: Tolerance) {
+        let bound = tolerance.bound(self.precision());
+        self.findings.push(Finding {
+            what: what.into(),
+            error,
+            bound,
+        });
+    }
+
+    /// Two results that must have the same bits.
+    pub fn same(&mut self, what: impl Into<String>, a: &[f32], b: &[f32]) {
+        self.within(what, differing(a, b) as f64, Tolerance::Exact);
+    }
+
+    /// Two results that must have the same bits in f32, and be close in other precisions.
+    pub fn same_in_f32(&mut self, what: impl Into<String>, a: &[f32], b: &[f32]) {
+        if self.precision() == Precision::F32 {
+            self.same(what, a, b);
+        } else {
+            let error = norm_error(a, &super::oracle::widen(b));
+            self.within(what, error, Tolerance::Split);
+        }
+    }
+
+    /// Something that must be so.
+    pub fn holds(&mut self, what: impl Into<String>, holds: bool) {
+        let error = if holds { 0.0 } else { f64::INFINITY };
+        self.within(what, error, Tolerance::Exact);
+    }
+}
+
+/// A batch of one piece of `count` tokens, for operations that look at nothing else.
+#[must_use]
+pub(super) fn plain(count: usize) -> Batch {
+    Batch {
+        tokens: vec![0; count],
+        pieces: vec![Piece {
+            length: count,
+            position: 0,
+            slot_in: None,
+            slot_out: Slot(0),
+            checkpoints: Vec::new(),
+            blocks: Vec::new(),
+        }],
+        outputs: Vec::new(),
+    }
+}
+
+/// Rounds values to a format, in place.
+pub(super) fn round(values: &mut [f32], format: Format) {
+    for value in values {
+        *value = match format {
+            Format::F32 => *value,
+            Format::Bf16 => bf16::from_f32(*value).to_f32(),
+            Format::F16 => f16::from_f32(*value).to_f32(),
+        };
+    }
+}
+
+/// Memory that is aligned for every format.
+struct Aligned {
+    words: Vec<u32>,
+    len: usize,
+}
+
+impl AsRef<[u8]> for Aligned {
+    fn as_ref(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
+    }
+}
+
+/// Values as a checkpoint keeps them.
+#[must_use]
+pub(super) fn stored(values: &[f32], format: Format) -> Bytes {
+    let bytes: Vec<u8> = match format {
+        Format::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Format::Bf16 => values
+            .iter()
+            .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+            .collect(),
+        Format::F16 => values
+            .iter()
+            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+            .collect(),
+    };
+    let mut words = vec![0; bytes.len().div_ceil(4)];
+    bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(&bytes);
+    Bytes::from_owner(Aligned {
+        words,
+        len: bytes.len(),
+    })
+}

@@ -1,0 +1,222 @@
+//! Blocks as the backend has them (fused, perhaps) against their composition of single operations on the same backend,
+//! and against the oracle's composition. Here `mlp_block` and `moe_block`; those with sequences have files of their own.
+
+use super::moe::clear_rows;
+use crate::backend::{
+    Batch, Element, MlpBlock, MoeBlock, Piece, Result, Route, Rows, Step, Tensor,
+};
+use crate::checkpoint::Format;
+use crate::conformance::lab::plain;
+use crate::conformance::oracle::{self, Router, widen};
+use crate::conformance::{Case, Lab, Matrix, Tolerance};
+
+/// A block planned on a device twice, as its composition and as the backend has it.
+pub(super) struct BlockRig {
+    pub(super) input: Tensor,
+    pub(super) output: Tensor,
+    /// Rows of the input.
+    pub(super) values: Vec<f32>,
+    /// What the block writes besides its output; poisoned before each run.
+    pub(super) scratch: Vec<Tensor>,
+    /// The composition, then the backend's own.
+    pub(super) steps: [Box<dyn Step>; 2],
+}
+
+/// Which of the two is run.
+pub(super) const COMPOSED: usize = 0;
+pub(super) const OWN: usize = 1;
+
+impl BlockRig {
+    /// Runs rows from `first` on as these pieces; gives the output's rows.
+    pub(super) fn run(
+        &mut self,
+        lab: &mut Lab<'_>,
+        which: usize,
+        first: usize,
+        pieces: &[Piece],
+    ) -> Result<Vec<f32>> {
+        let tokens: usize = pieces.iter().map(|piece| piece.length).sum();
+        let width = self.input.width;
+        let rows = first * width..(first + tokens) * width;
+        lab.fill(self.input, &self.values[rows])?;
+        for tensor in self.scratch.iter().chain([&self.output]) {
+            lab.poison(*tensor)?;
+        }
+        let batch = Batch {
+            tokens: vec![0; tokens],
+            pieces: pieces.to_vec(),
+            outputs: Vec::new(),
+        };
+        lab.submit(&mut *self.steps[which], &batch)?;
+        lab.read(self.output, tokens)
+    }
+
+    /// Runs a block that looks at no sequences, both ways, and compares with the answer, row by row.
+    fn check(mut self, lab: &mut Lab<'_>, tokens: usize, answer: &[f64]) -> Result<()> {
+        let pieces = plain(tokens).pieces;
+        let own = self.run(lab, OWN, 0, &pieces)?;
+        if lab.timed() {
+            return Ok(());
+        }
+        let composed = self.run(lab, COMPOSED, 0, &pieces)?;
+        let d = self.output.width;
+        lab.close_rows(
+            "the output, against the composition",
+            d,
+            &own,
+            &widen(&composed),
+        );
+        lab.close_rows("the output", d, &own, answer);
+        for time in 2..=lab.repeats {
+            let next = self.run(lab, OWN, 0, &pieces)?;
+            lab.same(format!("the output of call {time}"), &next, &own);
+        }
+        for row in [0, tokens / 2, tokens - 1] {
+            let alone = self.run(lab, OWN, row, &plain(1).pieces)?;
+            let what = format!("row {row} alone");
+            lab.same_in_f32(what, &alone, &own[row * d..(row + 1) * d]);
+        }
+        Ok(())
+    }
+}
+
+/// A projection's weights, in the published format.
+pub(super) fn projection(lab: &mut Lab<'_>, rows: usize, columns: usize) -> Result<Matrix> {
+    lab.random_matrix(
+        Format::Bf16,
+        [1, rows, columns],
+        (columns as f32).powf(-0.5),
+    )
+}
+
+/// A gated MLP planned on a device, and the oracle's answer for these rows.
+fn mlp(
+    lab: &mut Lab<'_>,
+    input: Tensor,
+    values: &[f32],
+    n: usize,
+    reduce: bool,
+) -> Result<(MlpBlock, Vec<f64>)> {
+    let (d, tokens) = (input.width, values.len() / input.width);
+    let (gate_up, down) = (projection(lab, 2 * n, d)?, projection(lab, d, n)?);
+    let hidden = oracle::swiglu(&oracle::linear(&widen(values), &gate_up.values, d), n);
+    let block = MlpBlock {
+        input,
+        gate_up_proj: gate_up.weight,
+        down_proj: down.weight,
+        gate_up: lab.output(tokens, 2 * n)?,
+        hidden: lab.output(tokens, n)?,
+        output: lab.output(tokens, d)?,
+        reduce,
+    };
+    Ok((block, oracle::linear(&hidden, &down.values, n)))
+}
+
+fn mlp_block(lab: &mut Lab<'_>, tokens: usize, d: usize, n: usize) -> Result<()> {
+    let values = lab.activations(tokens * d, 1.0);
+    let input = lab.output(tokens, d)?;
+    let (block, answer) = mlp(lab, input, &values, n, true)?;
+    let mut steps = [lab.step(&plain(tokens))?, lab.step(&plain(tokens))?];
+    block.compose(&mut *steps[COMPOSED])?;
+    steps[OWN].mlp_block(&block)?;
+    let rig = BlockRig {
+        input,
+        output: block.output,
+        values,
+        scratch: vec![block.gate_up, block.hidden],
+        steps,
+    };
+    rig.check(lab, tokens, &answer)
+}
+
+fn moe_block(
+    lab: &mut Lab<'_>,
+    router: Router,
+    [experts, n, d, shared]: [usize; 4],
+    tokens: usize,
+) -> Result<()> {
+    let weight = projection(lab, experts, d)?;
+    let bias = lab.random_matrix(Format::Bf16, [1, experts, 1], 0.1)?;
+    let values = clear_rows(lab, router, &weight, &bias, tokens);
+    let input = lab.output(tokens, d)?;
+    let (rows, columns) = ((d as f32).powf(-0.5), (n as f32).powf(-0.5));
+    let gate = lab.random_matrix(Format::Bf16, [experts, n, d], rows)?;
+    let up = lab.random_matrix(Format::Bf16, [experts, n, d], rows)?;
+    let down = lab.random_matrix(Format::Bf16, [experts, d, n], columns)?;
+    let (ids, weights) = router.route(&widen(&values), &weight.values, &bias.values);
+    let stacks = [&gate.values[..], &up.values, &down.values];
+    let mut answer = oracle::experts(&widen(&values), &ids, &weights, stacks, 0, [experts, n, d]);
+    let mut block = MoeBlock {
+        route: Route {
+            input,
+            weight: weight.weight,
+            bias: bias.weight,
+            groups: router.groups,
+            top_groups: router.top_groups,
+            renormalize: router.renormalize,
+            scale: router.scale,
+            experts: lab.blank(Rows::Tokens, tokens, router.top_k, Element::Index)?,
+            weights: lab.blank(Rows::Tokens, tokens, router.top_k, Element::F32)?,
+        },
+        gate: gate.weight,
+        up: up.weight,
+        down: down.weight,
+        first_expert: 0,
+        shared: None,
+        output: lab.output(tokens, d)?,
+    };
+    if shared > 0 {
+        let (mlp, extra) = mlp(lab, input, &values, shared, false)?;
+        block.shared = Some(mlp);
+        answer
+            .iter_mut()
+            .zip(extra)
+            .for_each(|(sum, extra)| *sum += extra);
+    }
+    let mut steps = [lab.step(&plain(tokens))?, lab.step(&plain(tokens))?];
+    block.compose(&mut *steps[COMPOSED])?;
+    steps[OWN].moe_block(&block)?;
+    let mut scratch = vec![block.route.experts, block.route.weights];
+    if let Some(shared) = &block.shared {
+        scratch.extend([shared.gate_up, shared.hidden, shared.output]);
+    }
+    let rig = BlockRig {
+        input,
+        output: block.output,
+        values,
+        scratch,
+        steps,
+    };
+    rig.check(lab, tokens, &answer)
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (tokens, d, n) in [(1, 40, 48), (33, 40, 48), (5, 33, 21), (64, 64, 128)] {
+        let name = format!("d={d} n={n}/T={tokens}");
+        cases.push(Case::new("mlp_block", name, Tolerance::Block, move |lab| {
+            mlp_block(lab, tokens, d, n)
+        }));
+    }
+    for (groups, top_groups, shape, tokens) in [
+        (1, 1, [8, 24, 40, 32], 33),
+        (4, 2, [16, 20, 33, 21], 17),
+        (1, 1, [8, 24, 40, 0], 1),
+        (1, 1, [32, 16, 64, 16], 1),
+    ] {
+        let router = Router {
+            top_k: 4,
+            groups,
+            top_groups,
+            renormalize: true,
+            scale: 2.446,
+        };
+        let [experts, n, d, shared] = shape;
+        let name =
+            format!("{experts} experts in {groups} of n={n} d={d} shared={shared}/T={tokens}");
+        cases.push(Case::new("moe_block", name, Tolerance::Block, move |lab| {
+            moe_block(lab, router, shape, tokens)
+        }));
+    }
+    cases
+}

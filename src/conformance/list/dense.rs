@@ -1,0 +1,384 @@
+//! `embed`, `rms_norm`, `linear`, `swiglu`, `add` and the collectives of a single rank.
+
+use super::rows::{Answer, Input, Operation, Output, Place, definition, properties};
+use crate::backend::{
+    Add, AllGather, AllReduce, Batch, Element, Embed, Linear, OutputRow, Result, RmsNorm, Rows,
+    Swiglu,
+};
+use crate::checkpoint::Format;
+use crate::conformance::lab::plain;
+use crate::conformance::oracle::{self, widen};
+use crate::conformance::{Case, Lab, Matrix, Tolerance, row_error};
+use crate::error::BackendError;
+
+pub(super) const FORMATS: [Format; 3] = [Format::Bf16, Format::F16, Format::F32];
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    embed_cases(&mut cases);
+    rms_norm_cases(&mut cases);
+    linear_cases(&mut cases);
+    elementwise_cases(&mut cases);
+    collective_cases(&mut cases);
+    cases
+}
+
+fn embed_cases(cases: &mut Vec<Case>) {
+    for format in FORMATS {
+        for (vocabulary, d, tokens) in [(50, 64, 17), (33, 20, 5), (7, 33, 65), (300, 256, 1)] {
+            let name = format!("{format}/[{vocabulary},{d}]/T={tokens}");
+            cases.push(definition("embed", name, Tolerance::Rounded, move |lab| {
+                embed(lab, format, [vocabulary, d], tokens)
+            }));
+        }
+    }
+    cases.extend(properties("embed", |lab| {
+        embed(lab, Format::Bf16, [50, 33], 33)
+    }));
+}
+
+pub(super) fn embed(
+    lab: &mut Lab<'_>,
+    format: Format,
+    [vocabulary, d]: [usize; 2],
+    tokens: usize,
+) -> Result<Operation> {
+    let table = lab.random_matrix(format, [1, vocabulary, d], 1.0)?;
+    let mut ids: Vec<u32> = (0..tokens)
+        .map(|_| lab.random.below(vocabulary) as u32)
+        .collect();
+    // The first and the last row are always among them.
+    ids[0] = vocabulary as u32 - 1;
+    if let Some(last) = ids.get_mut(1) {
+        *last = 0;
+    }
+    let answer = lab.answer(|| oracle::embed(&ids, &table.values, d));
+    let weight = table.weight;
+    let outputs = vec![Output::activation(d, answer)];
+    let operation = Operation::new(tokens, Vec::new(), outputs, move |step, _, outputs| {
+        let output = outputs[0];
+        step.embed(Embed { weight, output })
+    });
+    Ok(Operation {
+        tokens: ids,
+        ..operation
+    })
+}
+
+fn rms_norm_cases(cases: &mut Vec<Case>) {
+    for (d, tokens) in [(20, 5), (33, 17), (64, 1), (128, 33), (576, 3), (2304, 2)] {
+        for (scale, eps) in [
+            (1.0, 1e-5),
+            (2e-3, 1e-5),
+            (1e-3, 1e-6),
+            (1e3, 1e-5),
+            (0.0, 1e-5),
+        ] {
+            let name = format!("d={d}/T={tokens}/scale={scale:e} eps={eps:e}");
+            cases.push(definition("rms_norm", name, Tolerance::Close, move |lab| {
+                rms_norm(lab, Format::Bf16, [tokens, d], scale, eps)
+            }));
+        }
+    }
+    for format in [Format::F16, Format::F32] {
+        let name = format!("{format}/d=100/T=7");
+        cases.push(definition("rms_norm", name, Tolerance::Close, move |lab| {
+            rms_norm(lab, format, [7, 100], 1.0, 1e-5)
+        }));
+    }
+    cases.extend(properties("rms_norm", |lab| {
+        rms_norm(lab, Format::Bf16, [33, 100], 1.0, 1e-5)
+    }));
+    for rows in [vec![0], vec![8], vec![1, 4, 5, 8], (0..9).collect(), vec![]] {
+        let name = format!("output rows {rows:?} of 9");
+        cases.push(Case::new("rms_norm", name, Tolerance::Close, move |lab| {
+            rms_norm_of_outputs(lab, &rows)
+        }));
+    }
+}
+
+pub(super) fn rms_norm(
+    lab: &mut Lab<'_>,
+    format: Format,
+    [tokens, d]: [usize; 2],
+    scale: f32,
+    eps: f32,
+) -> Result<Operation> {
+    let norm = lab.norm_weight(format, d)?;
+    let input = lab.activations(tokens * d, scale);
+    let answer = lab.answer(|| oracle::rms_norm(&widen(&input), &norm.values, eps));
+    let weight = norm.weight;
+    Ok(Operation::new(
+        tokens,
+        vec![Input::activation(d, input)],
+        vec![Output::activation(d, answer)],
+        move |step, inputs, outputs| {
+            step.rms_norm(RmsNorm {
+                input: inputs[0],
+                weight,
+                eps,
+                output: outputs[0],
+            })
+        },
+    ))
+}
+
+/// The head's way: one row a token goes in, one row an output comes out; then a linear map over those.
+fn rms_norm_of_outputs(lab: &mut Lab<'_>, rows: &[usize]) -> Result<()> {
+    let (tokens, d, vocabulary, eps) = (9, 36, 21, 1e-5);
+    let norm = lab.norm_weight(Format::Bf16, d)?;
+    let head = lab.random_matrix(Format::Bf16, [1, vocabulary, d], 0.2)?;
+    let values = lab.activations(tokens * d, 1.0);
+    let input = lab.input(d, Element::Activation, &values)?;
+    let normed = lab.blank(Rows::Outputs, tokens, d, Element::Activation)?;
+    let logits = lab.blank(Rows::Outputs, tokens, vocabulary, Element::F32)?;
+    let batch = Batch {
+        outputs: rows
+            .iter()
+            .map(|row| OutputRow {
+                row: *row,
+                target: None,
+            })
+            .collect(),
+        ..plain(tokens)
+    };
+    let mut step = lab.step(&batch)?;
+    step.rms_norm(RmsNorm {
+        input,
+        weight: norm.weight,
+        eps,
+        output: normed,
+    })?;
+    step.linear(Linear {
+        input: normed,
+        weight: head.weight,
+        output: logits,
+    })?;
+    lab.submit(&mut *step, &batch)?;
+    let wanted: Vec<f64> = rows
+        .iter()
+        .flat_map(|row| widen(&values[row * d..(row + 1) * d]))
+        .collect();
+    let answer = oracle::rms_norm(&wanted, &norm.values, eps);
+    let found = lab.read(normed, rows.len())?;
+    lab.close_rows("the normed rows", d, &found, &answer);
+    let answer = oracle::linear(&widen(&found), &head.values, d);
+    let found = lab.read(logits, rows.len())?;
+    lab.close_rows("the logits", vocabulary, &found, &answer);
+    Ok(())
+}
+
+fn linear_cases(cases: &mut Vec<Case>) {
+    let plain = |shape: [usize; 2]| {
+        move |lab: &mut Lab<'_>, format| {
+            lab.random_matrix(
+                format,
+                [1, shape[0], shape[1]],
+                (shape[1] as f32).powf(-0.5),
+            )
+        }
+    };
+    for format in FORMATS {
+        for (shape, tokens) in [
+            ([64, 64], 1),
+            ([64, 64], 33),
+            ([20, 33], 2),
+            ([33, 20], 3),
+            ([130, 100], 17),
+            ([3, 256], 5),
+            ([257, 128], 16),
+            ([1, 7], 9),
+            ([48, 2304], 2),
+        ] {
+            let [out, width] = shape;
+            let name = format!("{format}/[{out},{width}]/T={tokens}");
+            cases.push(definition("linear", name, Tolerance::Close, move |lab| {
+                let matrix = plain(shape)(lab, format)?;
+                linear(lab, matrix, tokens, Element::Activation)
+            }));
+        }
+        // Columns cut out of stored rows, on even and odd places, and rows in parts of uneven size.
+        for (stored, first, columns) in [(40, 8, 24), (45, 7, 21), (66, 33, 33)] {
+            let name = format!("{format}/columns {first}..{} of {stored}", first + columns);
+            cases.push(definition("linear", name, Tolerance::Close, move |lab| {
+                let values = lab.random.normals(19 * stored, 0.2);
+                let shape = [1, 19, columns];
+                let matrix = lab.cut_matrix(format, shape, stored, first, &[5, 13, 1], values)?;
+                linear(lab, matrix, 6, Element::Activation)
+            }));
+        }
+        let name = format!("{format}/three parts below one another");
+        cases.push(definition("linear", name, Tolerance::Close, move |lab| {
+            let values = lab.random.normals(31 * 27, 0.2);
+            let matrix = lab.cut_matrix(format, [1, 31, 27], 27, 0, &[3, 21, 7], values)?;
+            linear(lab, matrix, 6, Element::Activation)
+        }));
+    }
+    cases.push(definition(
+        "linear",
+        "to f32",
+        Tolerance::Close,
+        move |lab| {
+            let matrix = plain([70, 36])(lab, Format::Bf16)?;
+            linear(lab, matrix, 5, Element::F32)
+        },
+    ));
+    // Beyond 1 MiB, the binding limit that tests force.
+    cases.push(definition(
+        "linear",
+        "BF16/[1100,500]/T=2",
+        Tolerance::Close,
+        move |lab| {
+            let matrix = plain([1100, 500])(lab, Format::Bf16)?;
+            linear(lab, matrix, 2, Element::Activation)
+        },
+    ));
+    cases.push(definition(
+        "linear",
+        "no tokens",
+        Tolerance::Close,
+        move |lab| {
+            let matrix = plain([8, 8])(lab, Format::F32)?;
+            linear(lab, matrix, 0, Element::Activation)
+        },
+    ));
+    cases.extend(properties("linear", move |lab| {
+        let matrix = plain([70, 100])(lab, Format::Bf16)?;
+        linear(lab, matrix, 37, Element::Activation)
+    }));
+}
+
+pub(super) fn linear(
+    lab: &mut Lab<'_>,
+    matrix: Matrix,
+    tokens: usize,
+    element: Element,
+) -> Result<Operation> {
+    let (rows, columns) = (matrix.weight.rows, matrix.weight.columns);
+    let input = lab.activations(tokens * columns, 1.0);
+    let answer = lab.answer(|| oracle::linear(&widen(&input), &matrix.values, columns));
+    let weight = matrix.weight;
+    let mut output = Output::activation(rows, answer);
+    output.place = Place::New(element);
+    Ok(Operation::new(
+        tokens,
+        vec![Input::activation(columns, input)],
+        vec![output],
+        move |step, inputs, outputs| {
+            step.linear(Linear {
+                input: inputs[0],
+                weight,
+                output: outputs[0],
+            })
+        },
+    ))
+}
+
+fn elementwise_cases(cases: &mut Vec<Case>) {
+    for (n, tokens, scale) in [(20, 5, 1.0), (33, 17, 1.0), (64, 1, 10.0), (1024, 3, 30.0)] {
+        let name = format!("n={n}/T={tokens}/scale={scale}");
+        cases.push(definition("swiglu", name, Tolerance::Close, move |lab| {
+            swiglu(lab, tokens, n, scale)
+        }));
+    }
+    cases.extend(properties("swiglu", |lab| swiglu(lab, 33, 40, 3.0)));
+    for (d, tokens) in [(20, 5), (33, 17), (2304, 2), (1, 1)] {
+        let name = format!("d={d}/T={tokens}");
+        cases.push(definition("add", name, Tolerance::Rounded, move |lab| {
+            add(lab, tokens, d)
+        }));
+    }
+    cases.extend(properties("add", |lab| add(lab, 33, 33)));
+}
+
+pub(super) fn swiglu(lab: &mut Lab<'_>, tokens: usize, n: usize, scale: f32) -> Result<Operation> {
+    let input = lab.activations(tokens * 2 * n, scale);
+    let answer = lab.answer(|| oracle::swiglu(&widen(&input), n));
+    Ok(Operation::new(
+        tokens,
+        vec![Input::activation(2 * n, input)],
+        vec![Output::activation(n, answer)],
+        |step, inputs, outputs| {
+            step.swiglu(Swiglu {
+                input: inputs[0],
+                output: outputs[0],
+            })
+        },
+    ))
+}
+
+pub(super) fn add(lab: &mut Lab<'_>, tokens: usize, d: usize) -> Result<Operation> {
+    let (source, target) = (
+        lab.activations(tokens * d, 1.0),
+        lab.activations(tokens * d, 1.0),
+    );
+    let answer = source
+        .iter()
+        .zip(&target)
+        .map(|(a, b)| f64::from(*a) + f64::from(*b));
+    let output = Output {
+        name: "the target",
+        width: d,
+        place: Place::Input(1),
+        answer: Answer::Rows(answer.collect()),
+    };
+    Ok(Operation::new(
+        tokens,
+        vec![Input::activation(d, source), Input::activation(d, target)],
+        vec![output],
+        |step, inputs, _| {
+            step.add(Add {
+                source: inputs[0],
+                target: inputs[1],
+            })
+        },
+    ))
+}
+
+/// One rank by itself: a sum over ranks changes nothing, a gathering is a copy.
+fn collective_cases(cases: &mut Vec<Case>) {
+    let single = |lab: &Lab<'_>| {
+        if lab.backend.shard().ranks == 1 {
+            return Ok(());
+        }
+        Err(BackendError::Unsupported {
+            backend: lab.backend.device().backend,
+            what: "a rank by itself; this case is about one".to_owned(),
+        })
+    };
+    cases.push(Case::new(
+        "all_reduce",
+        "one rank",
+        Tolerance::Exact,
+        move |lab| {
+            single(lab)?;
+            let values = lab.activations(5 * 33, 1.0);
+            let target = lab.input(33, Element::Activation, &values)?;
+            let mut step = lab.step(&plain(5))?;
+            step.all_reduce(AllReduce { target })?;
+            lab.submit(&mut *step, &plain(5))?;
+            let found = lab.read(target, 5)?;
+            lab.same("the target", &found, &values);
+            Ok(())
+        },
+    ));
+    cases.push(Case::new(
+        "all_gather",
+        "one rank",
+        Tolerance::Exact,
+        move |lab| {
+            single(lab)?;
+            let values = lab.activations(5 * 33, 1.0);
+            let input = lab.input(33, Element::Activation, &values)?;
+            let output = lab.output(5, 33)?;
+            let mut step = lab.step(&plain(5))?;
+            step.all_gather(AllGather { input, output })?;
+            lab.submit(&mut *step, &plain(5))?;
+            let found = lab.read(output, 5)?;
+            lab.same("the output", &found, &values);
+            let error = row_error(&found, &widen(&values), 33);
+            lab.within("the output", error, Tolerance::Exact);
+            Ok(())
+        },
+    ));
+}

@@ -1,0 +1,171 @@
+//! `kda_chunk`, `kda_step` and `kda_recurrence` (whichever form suits) against the definition.
+//!
+//! Every run also looks at what it must leave alone: all convolution tails, the other layer, the slots not named.
+
+use super::kda_input::{KdaCase, Shape};
+use super::kda_rig::{Rig, piece};
+use crate::backend::{Form, Result, Slot};
+use crate::conformance::{Case, Gates, Lab, Random, Tolerance};
+
+/// Lengths that find bugs (`spec/kda.md`, section 5): around chunks, warps and workgroups.
+const LENGTHS: [usize; 17] = [
+    0, 1, 2, 15, 16, 17, 33, 63, 64, 65, 100, 127, 128, 130, 200, 256, 513,
+];
+
+/// The name of a form of the recurrence, as operations are named.
+pub(super) const fn form_name(form: Form) -> &'static str {
+    match form {
+        Form::Auto => "kda_recurrence",
+        Form::Chunk => "kda_chunk",
+        Form::Step => "kda_step",
+    }
+}
+
+/// Runs a ragged batch and compares outputs and final states, each sequence by itself.
+pub(super) fn against_definition(lab: &mut Lab<'_>, case: &KdaCase, form: Form) -> Result<()> {
+    let count = case.lengths.len();
+    let mut rig = Rig::new(lab, case, form, count.max(1), 2 * count + 2)?;
+    let (mut pieces, mut written) = (Vec::new(), Vec::new());
+    for (i, length) in case.lengths.iter().enumerate() {
+        // Every other sequence has its state updated in place.
+        let (from, other) = (Slot(2 * i as u32 + 1), Slot(2 * i as u32));
+        let slot_in = rig.seed(lab, i, from)?;
+        let slot_out = if i % 2 == 0 { from } else { other };
+        pieces.push(piece(*length, slot_in, slot_out));
+        written.push(slot_out);
+    }
+    let before = if lab.timed() {
+        Vec::new()
+    } else {
+        rig.snapshot(lab)?
+    };
+    let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
+    let output = rig.run(lab, &ranges, pieces)?;
+    if lab.timed() {
+        return Ok(());
+    }
+    let answers = rig.case().answers();
+    let width = case.shape[1] * case.shape[3];
+    let len = case.layout(0).state_len();
+    for (i, slot) in written.iter().enumerate() {
+        let rows = ranges[i].start * width..ranges[i].end * width;
+        let label = |what: &str| format!("{what} of sequence {i} ({} tokens)", case.lengths[i]);
+        lab.close(
+            label("outputs"),
+            &output[rows.clone()],
+            &answers.output[rows],
+        );
+        let state = rig.state(lab, *slot)?;
+        lab.close(
+            label("the state"),
+            &state,
+            &answers.states[i * len..(i + 1) * len],
+        );
+    }
+    rig.untouched(lab, &before, &written)
+}
+
+impl Case {
+    /// A case of the recurrence with inputs (and perhaps answers) from elsewhere.
+    #[must_use]
+    pub fn kda(name: &str, form: Form, case: KdaCase) -> Self {
+        let (bytes, flops) = case.work(form);
+        Self::new(form_name(form), name, Tolerance::Recurrence, move |lab| {
+            against_definition(lab, &case, form)
+        })
+        .with_work(bytes, flops)
+    }
+}
+
+/// A case of random inputs, made when it is run.
+fn random_case(
+    form: Form,
+    name: String,
+    make: impl Fn(&mut Random) -> KdaCase + Send + Sync + 'static,
+) -> Case {
+    Case::new(form_name(form), name, Tolerance::Recurrence, move |lab| {
+        let case = make(&mut lab.random);
+        against_definition(lab, &case, form)
+    })
+}
+
+const HEAD: Shape = [1, 1, 128, 128];
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for form in [Form::Chunk, Form::Step] {
+        for (i, length) in LENGTHS.into_iter().enumerate() {
+            let name = format!("init/T={length}");
+            cases.push(random_case(form, name, move |random| {
+                KdaCase::random(random, HEAD, &[length], Gates::Init, i % 2 == 0)
+            }));
+        }
+        for gates in [
+            Gates::Bounded,
+            Gates::Masked,
+            Gates::Frozen,
+            Gates::Wild,
+            Gates::Zero,
+        ] {
+            for length in [63, 130] {
+                let name = format!("{}/T={length}", gates.name());
+                cases.push(random_case(form, name, move |random| {
+                    KdaCase::random(random, HEAD, &[length], gates, true)
+                }));
+            }
+        }
+        for length in [17, 130] {
+            cases.push(random_case(
+                form,
+                format!("repeated/T={length}"),
+                move |random| {
+                    KdaCase::random(random, HEAD, &[length], Gates::Frozen, true).repeated(random)
+                },
+            ));
+        }
+        // Norms of the epsilon's size, and rows of zeros.
+        for (name, scale) in [("small keys", 1e-4), ("zero keys", 0.0)] {
+            cases.push(random_case(form, name.to_owned(), move |random| {
+                KdaCase::random(random, HEAD, &[33], Gates::Init, true).scaled(scale)
+            }));
+        }
+        for (name, beta) in [("beta=0", 0.0), ("beta=1", 1.0)] {
+            cases.push(random_case(form, name.to_owned(), move |random| {
+                let mut case = KdaCase::random(random, HEAD, &[33], Gates::Init, true);
+                case.beta.fill(beta);
+                case
+            }));
+        }
+        for shape in [
+            [3, 3, 32, 32],
+            [2, 4, 64, 96],
+            [1, 3, 128, 64],
+            [2, 2, 20, 33],
+            [1, 2, 33, 20],
+            [5, 5, 16, 8],
+        ] {
+            let [hk, hv, k, v] = shape;
+            for gates in [Gates::Init, Gates::Wild] {
+                let name = format!("{}/H={hk},{hv} K={k} V={v}", gates.name());
+                cases.push(random_case(form, name, move |random| {
+                    KdaCase::random(random, shape, &[65, 0, 7], gates, true)
+                }));
+            }
+        }
+    }
+    for form in [Form::Chunk, Form::Step, Form::Auto] {
+        for (name, lengths) in [
+            ("[1,33,0,100,7]", vec![1, 33, 0, 100, 7]),
+            ("[16,17,63,64,65]", vec![16, 17, 63, 64, 65]),
+            ("[1,1,1,1,1,1,1]", vec![1; 7]),
+        ] {
+            for (seeded, start) in [(true, "seeded"), (false, "from zero")] {
+                let (name, lengths) = (format!("ragged {name}/{start}"), lengths.clone());
+                cases.push(random_case(form, name, move |random| {
+                    KdaCase::random(random, [2, 2, 64, 64], &lengths, Gates::Masked, seeded)
+                }));
+            }
+        }
+    }
+    cases
+}

@@ -1,0 +1,372 @@
+//! `kda_block`: projections, convolution, gates, recurrence, gated norm and output as one.
+
+use super::blocks::{BlockRig, COMPOSED, OWN, projection};
+use super::kda_rig::{LAYER, piece, record};
+use crate::backend::{
+    Capacity, Element, KdaBlock, Piece, Result, Rows, Slot, StateCheckpoint, StateLayout, StatePool,
+};
+use crate::checkpoint::Format;
+use crate::conformance::oracle::{self, Recurrence, widen};
+use crate::conformance::{Case, Lab, Matrix, Tolerance, norm_error};
+
+/// Key heads, value heads, K, V, the model's width and the gates' rank.
+type Shape = [usize; 6];
+
+const EPS: f32 = 1e-5;
+
+/// Tokens of the pieces of a batch.
+const LENGTHS: [usize; 5] = [1, 33, 0, 7, 1];
+
+/// The weights of a block, as the oracle reads them.
+struct Weights {
+    qkv: Matrix,
+    conv: Matrix,
+    decay: [Matrix; 2],
+    beta: Matrix,
+    a_log: Matrix,
+    dt_bias: Matrix,
+    gate: [Matrix; 2],
+    norm: Matrix,
+    output: Matrix,
+}
+
+struct Rig {
+    block: BlockRig,
+    pool: StatePool,
+    weights: Weights,
+}
+
+fn weights(lab: &mut Lab<'_>, [hk, hv, k, v, d, rank]: Shape) -> Result<Weights> {
+    let channels = 2 * hk * k + hv * v;
+    let a_log = (0..hv).map(|_| 2.0 * lab.random.uniform()).collect();
+    let dt_bias = (0..hv * k)
+        .map(|_| -5.0 + 5.0 * lab.random.uniform())
+        .collect();
+    Ok(Weights {
+        qkv: projection(lab, channels, d)?,
+        conv: lab.random_matrix(Format::Bf16, [1, channels, 4], 0.5)?,
+        decay: [projection(lab, rank, d)?, projection(lab, hv * k, rank)?],
+        beta: projection(lab, hv, d)?,
+        a_log: lab.matrix(Format::F32, [1, hv, 1], a_log)?,
+        dt_bias: lab.matrix(Format::F32, [1, hv * k, 1], dt_bias)?,
+        gate: [projection(lab, rank, d)?, projection(lab, hv * v, rank)?],
+        norm: lab.norm_weight(Format::Bf16, v)?,
+        output: projection(lab, d, hv * v)?,
+    })
+}
+
+impl Rig {
+    /// Plans the block for `tokens` tokens; slots hold NaN.
+    fn new(lab: &mut Lab<'_>, shape: Shape, tokens: usize, slots: usize) -> Result<Self> {
+        let [hk, hv, k, v, d, rank] = shape;
+        let layout = StateLayout {
+            layers: 2,
+            key_heads: hk,
+            value_heads: hv,
+            key_width: k,
+            value_width: v,
+            taps: 4,
+            slots,
+        };
+        let pool = lab.backend.state_pool(layout)?;
+        let nothing = record(
+            &layout,
+            &vec![f32::NAN; layout.state_len()],
+            &vec![f32::NAN; layout.tail_len()],
+        );
+        for slot in 0..slots as u32 {
+            lab.backend
+                .write_state(&pool, LAYER, Slot(slot), &nothing)?;
+        }
+        let values = lab.activations(tokens * d, 1.0);
+        let weights = weights(lab, shape)?;
+        let channels = layout.channels();
+        let mut plan = |width, element| lab.blank(Rows::Tokens, tokens, width, element);
+        let (activation, f32) = (Element::Activation, Element::F32);
+        let block = KdaBlock {
+            input: plan(d, activation)?,
+            qkv_proj: weights.qkv.weight,
+            conv: weights.conv.weight,
+            decay_proj: [weights.decay[0].weight, weights.decay[1].weight],
+            beta_proj: weights.beta.weight,
+            a_log: weights.a_log.weight,
+            dt_bias: weights.dt_bias.weight,
+            gate_proj: [weights.gate[0].weight, weights.gate[1].weight],
+            output_norm: (weights.norm.weight, EPS),
+            output_proj: weights.output.weight,
+            pool,
+            layer: LAYER,
+            qkv: plan(channels, activation)?,
+            qkv_conv: plan(channels, activation)?,
+            gate_rank: plan(rank, activation)?,
+            decay: plan(hv * k, activation)?,
+            gates: plan(hv * k, f32)?,
+            write: plan(hv, activation)?,
+            beta: plan(hv, f32)?,
+            heads: plan(hv * v, activation)?,
+            gate: plan(hv * v, activation)?,
+            normed: plan(hv * v, activation)?,
+            output: plan(d, activation)?,
+        };
+        let capacity = Capacity {
+            tokens: tokens + 1,
+            pieces: slots,
+            outputs: 0,
+            blocks: 0,
+            checkpoints: slots,
+        };
+        let mut steps = [lab.backend.step(capacity)?, lab.backend.step(capacity)?];
+        block.compose(&mut *steps[COMPOSED])?;
+        steps[OWN].kda_block(&block)?;
+        let scratch = vec![
+            block.qkv,
+            block.qkv_conv,
+            block.gate_rank,
+            block.decay,
+            block.gates,
+            block.write,
+            block.beta,
+            block.heads,
+            block.gate,
+            block.normed,
+        ];
+        let block = BlockRig {
+            input: block.input,
+            output: block.output,
+            values,
+            scratch,
+            steps,
+        };
+        Ok(Self {
+            block,
+            pool,
+            weights,
+        })
+    }
+
+    /// Gives a slot a past, and what it is.
+    fn seed(&self, lab: &mut Lab<'_>, slot: Slot) -> Result<(Vec<f32>, Vec<f32>)> {
+        let layout = self.pool.layout;
+        let state = lab.random.normals(layout.state_len(), 0.3);
+        let tail = lab.activations(layout.tail_len(), 1.0);
+        let past = record(&layout, &state, &tail);
+        lab.backend.write_state(&self.pool, LAYER, slot, &past)?;
+        Ok((state, tail))
+    }
+
+    /// A slot's state `[H, K, V]` and tail.
+    fn read(&self, lab: &mut Lab<'_>, slot: Slot) -> Result<[Vec<f32>; 2]> {
+        let record = lab.backend.read_state(&self.pool, LAYER, slot).wait()?;
+        Ok([record.key_value().into_owned(), record.tail])
+    }
+
+    /// The oracle's heads and what comes before and after them: the outputs of `rows` of the input, for one sequence
+    /// with this past, and its state and tail after the first `ends` tokens.
+    fn answer(
+        &self,
+        rows: std::ops::Range<usize>,
+        (state, tail): (Vec<f64>, Vec<f64>),
+        ends: &[usize],
+    ) -> (Vec<f64>, Vec<[Vec<f64>; 2]>) {
+        let (layout, weights, d) = (self.pool.layout, &self.weights, self.block.input.width);
+        let x = widen(&self.block.values[rows.start * d..rows.end * d]);
+        let through = |pair: &[Matrix; 2]| {
+            let low = oracle::linear(&x, &pair[0].values, d);
+            oracle::linear(&low, &pair[1].values, pair[0].weight.rows)
+        };
+        let qkv = oracle::linear(&x, &weights.qkv.values, d);
+        let decay = through(&weights.decay);
+        let gates = oracle::log_decay(&decay, &weights.a_log.values, &weights.dt_bias.values);
+        let beta = oracle::write_strength(&oracle::linear(&x, &weights.beta.values, d));
+        let channels = layout.channels();
+        let (mixed, tails) = oracle::short_conv(&qkv, &weights.conv.values, channels, &tail);
+        let mut recurrence = Recurrence {
+            key_heads: layout.key_heads,
+            value_heads: layout.value_heads,
+            key_width: layout.key_width,
+            value_width: layout.value_width,
+            state,
+        };
+        let (mut heads, mut states, mut from) = (Vec::new(), Vec::new(), 0);
+        for to in ends.iter().copied().chain([rows.len()]) {
+            let part = |values: &[f64], width: usize| values[from * width..to * width].to_vec();
+            heads.extend(recurrence.tokens(
+                &part(&mixed, channels),
+                &part(&gates, layout.value_heads * layout.key_width),
+                &part(&beta, layout.value_heads),
+            ));
+            states.push([recurrence.state.clone(), tails[to].clone()]);
+            from = to;
+        }
+        let gate = through(&weights.gate);
+        let normed = oracle::gated_norm(&heads, &gate, &weights.norm.values, EPS);
+        let width = layout.value_heads * layout.value_width;
+        (
+            oracle::linear(&normed, &weights.output.values, width),
+            states,
+        )
+    }
+}
+
+/// A ragged batch, every other sequence with a past, the long one with a checkpoint inside.
+fn against_definition(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
+    let tokens = LENGTHS.iter().sum();
+    let count = LENGTHS.len() as u32;
+    let mut rig = Rig::new(lab, shape, tokens, 3 * LENGTHS.len())?;
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut pasts = Vec::new();
+    for (i, length) in (0..).zip(LENGTHS) {
+        let past = if i % 2 == 1 {
+            Some(rig.seed(lab, Slot(i))?)
+        } else {
+            None
+        };
+        let mut piece = piece(length, past.is_some().then_some(Slot(i)), Slot(count + i));
+        if length > 16 {
+            let (after, slot) = (16, Slot(2 * count));
+            piece.checkpoints.push(StateCheckpoint { after, slot });
+        }
+        pieces.push(piece);
+        pasts.push(past);
+    }
+    let slots = |piece: &Piece| -> Vec<Slot> {
+        let kept = piece.checkpoints.iter().map(|checkpoint| checkpoint.slot);
+        kept.chain([piece.slot_out]).collect()
+    };
+    let own = rig.block.run(lab, OWN, 0, &pieces)?;
+    let mut found = Vec::new();
+    for slot in pieces.iter().flat_map(slots) {
+        found.push(rig.read(lab, slot)?);
+    }
+    let composed = rig.block.run(lab, COMPOSED, 0, &pieces)?;
+    lab.close(
+        "the output, against the composition",
+        &own,
+        &widen(&composed),
+    );
+    for (slot, found) in pieces.iter().flat_map(slots).zip(&found) {
+        for (composed, found) in rig.read(lab, slot)?.iter().zip(found) {
+            let what = format!("slot {}, against the composition", slot.0);
+            lab.close(what, found, &widen(composed));
+        }
+    }
+    let (mut first, mut found, d) = (0, found.into_iter(), rig.block.output.width);
+    for (i, piece) in pieces.iter().enumerate() {
+        let layout = rig.pool.layout;
+        let zero = || (vec![0.0; layout.state_len()], vec![0.0; layout.tail_len()]);
+        let past = pasts[i]
+            .as_ref()
+            .map_or_else(zero, |(state, tail)| (widen(state), widen(tail)));
+        let rows = first..first + piece.length;
+        first = rows.end;
+        let ends: Vec<usize> = piece.checkpoints.iter().map(|kept| kept.after).collect();
+        let (answer, states) = rig.answer(rows.clone(), past, &ends);
+        let what = format!("the output of sequence {i}");
+        lab.close(what, &own[rows.start * d..rows.end * d], &answer);
+        for (answer, found) in states.iter().zip(&mut found) {
+            for (which, name) in ["state", "tail"].into_iter().enumerate() {
+                lab.close(
+                    format!("the {name} of sequence {i}"),
+                    &found[which],
+                    &answer[which],
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ragged batches, cuts, checkpoints and repetition.
+fn properties(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
+    let tokens: usize = LENGTHS.iter().sum();
+    let count = LENGTHS.len() as u32;
+    let mut rig = Rig::new(lab, shape, tokens, 2 * LENGTHS.len() + 3)?;
+    let mut pieces = Vec::new();
+    for (i, length) in (0..).zip(LENGTHS) {
+        rig.seed(lab, Slot(i))?;
+        pieces.push(piece(length, Some(Slot(i)), Slot(count + i)));
+    }
+    let together = rig.block.run(lab, OWN, 0, &pieces)?;
+    for time in 2..=lab.repeats {
+        let next = rig.block.run(lab, OWN, 0, &pieces)?;
+        lab.same(format!("the output of call {time}"), &next, &together);
+    }
+    let (mut first, d) = (0, rig.block.output.width);
+    for (i, whole) in pieces.iter().enumerate() {
+        let length = whole.length;
+        let of = |what: &str| format!("{what} of sequence {i} ({length} tokens)");
+        let end = rig.read(lab, whole.slot_out)?;
+        let output = &together[first * d..(first + length) * d];
+        let alone = rig
+            .block
+            .run(lab, OWN, first, std::slice::from_ref(whole))?;
+        lab.same_in_f32(of("the output"), &alone, output);
+        for (alone, end) in rig.read(lab, whole.slot_out)?.iter().zip(&end) {
+            lab.same_in_f32(of("the slot"), alone, end);
+        }
+        let (middle, last, kept) = (Slot(2 * count), Slot(2 * count + 1), Slot(2 * count + 2));
+        for cut in 0..=length {
+            let parts = [
+                piece(cut, whole.slot_in, middle),
+                piece(length - cut, Some(middle), last),
+            ];
+            let mut found = rig.block.run(lab, OWN, first, &parts[..1])?;
+            found.extend(rig.block.run(lab, OWN, first + cut, &parts[1..])?);
+            let error = norm_error(&found, &widen(output));
+            lab.within(
+                of(&format!("cut after {cut}, the output")),
+                error,
+                Tolerance::Split,
+            );
+            for (found, end) in rig.read(lab, last)?.iter().zip(&end) {
+                let error = norm_error(found, &widen(end));
+                lab.within(
+                    of(&format!("cut after {cut}, the slot")),
+                    error,
+                    Tolerance::Split,
+                );
+            }
+            // Resumed from a checkpoint: the very operations, where the rest is long enough for the same form.
+            if cut > 0 && length - cut > 1 {
+                let mut marked = whole.clone();
+                marked.checkpoints.push(StateCheckpoint {
+                    after: cut,
+                    slot: kept,
+                });
+                let marked = rig.block.run(lab, OWN, first, &[marked])?;
+                let rest = piece(length - cut, Some(kept), last);
+                let rest = rig.block.run(lab, OWN, first + cut, &[rest])?;
+                lab.same_in_f32(
+                    of(&format!("resumed after {cut}")),
+                    &rest,
+                    &marked[cut * d..],
+                );
+            }
+        }
+        first += length;
+    }
+    Ok(())
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for shape in [
+        [3, 3, 32, 32, 40, 24],
+        [1, 1, 128, 128, 64, 128],
+        [2, 4, 20, 33, 36, 12],
+    ] {
+        let [hk, hv, k, v, d, rank] = shape;
+        let name = format!("H={hk},{hv} K={k} V={v} d={d} rank={rank}");
+        cases.push(Case::new(
+            "kda_block",
+            &name,
+            Tolerance::Block,
+            move |lab| against_definition(lab, shape),
+        ));
+        let name = format!("{name}/alone, cut, resumed and again");
+        cases.push(Case::new("kda_block", name, Tolerance::Split, move |lab| {
+            properties(lab, shape)
+        }));
+    }
+    cases
+}

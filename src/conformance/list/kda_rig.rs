@@ -1,0 +1,210 @@
+//! A recurrence planned on a device, with every slot poisoned and everything read back that a call may touch or not.
+
+use std::ops::Range;
+
+use super::kda_input::KdaCase;
+use crate::backend::{
+    Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Piece, Result, Rows, Slot,
+    StateLayout, StatePool, StateRecord, Step, Tensor,
+};
+use crate::conformance::Lab;
+
+/// Layers of the pools in these cases, and the one that is used.
+pub(super) const LAYERS: usize = 2;
+pub(super) const LAYER: usize = 1;
+
+/// A recurrence planned on a device: its pool, tensors and step.
+pub(super) struct Rig {
+    pub(super) pool: StatePool,
+    case: KdaCase,
+    inputs: [Tensor; 3],
+    output: Tensor,
+    step: Box<dyn Step>,
+}
+
+impl Rig {
+    /// Plans the recurrence for batches of at most `pieces` pieces and as many checkpoints, with all slots poisoned.
+    pub(super) fn new(
+        lab: &mut Lab<'_>,
+        case: &KdaCase,
+        form: Form,
+        pieces: usize,
+        slots: usize,
+    ) -> Result<Self> {
+        let layout = case.layout(slots);
+        let pool = lab.backend.state_pool(layout)?;
+        let tokens = case.tokens();
+        let qkv = lab.output(tokens, layout.channels())?;
+        let mut plan = |width| lab.blank(Rows::Tokens, tokens, width, Element::F32);
+        let gates = plan(layout.value_heads * layout.key_width)?;
+        let beta = plan(layout.value_heads)?;
+        let output = lab.output(tokens, layout.value_heads * layout.value_width)?;
+        let mut step = lab.backend.step(Capacity {
+            tokens: tokens + 1,
+            pieces,
+            outputs: 0,
+            blocks: 0,
+            checkpoints: pieces,
+        })?;
+        step.kda_recurrence(KdaRecurrence {
+            qkv,
+            gates,
+            beta,
+            pool,
+            layer: LAYER,
+            form,
+            output,
+        })?;
+        let mut case = case.clone();
+        case.qkv = lab.rounded(case.qkv);
+        let rig = Self {
+            pool,
+            case,
+            inputs: [qkv, gates, beta],
+            output,
+            step,
+        };
+        rig.poison(lab)?;
+        Ok(rig)
+    }
+
+    /// Fills every slot of every layer with NaN.
+    pub(super) fn poison(&self, lab: &mut Lab<'_>) -> Result<()> {
+        let state = vec![f32::NAN; self.pool.layout.state_len()];
+        let tail = vec![f32::NAN; self.pool.layout.tail_len()];
+        for (layer, slot) in self.places() {
+            let record = record(&self.pool.layout, &state, &tail);
+            lab.backend.write_state(&self.pool, layer, slot, &record)?;
+        }
+        Ok(())
+    }
+
+    fn places(&self) -> impl Iterator<Item = (usize, Slot)> + use<> {
+        let slots = self.pool.layout.slots as u32;
+        (0..LAYERS).flat_map(move |layer| (0..slots).map(move |slot| (layer, Slot(slot))))
+    }
+
+    /// Writes a state, with a poisoned tail.
+    pub(super) fn write(&self, lab: &mut Lab<'_>, slot: Slot, state: &[f32]) -> Result<()> {
+        let tail = vec![f32::NAN; self.pool.layout.tail_len()];
+        let record = record(&self.pool.layout, state, &tail);
+        lab.backend.write_state(&self.pool, LAYER, slot, &record)
+    }
+
+    /// Writes the state that a sequence starts from into `slot`; `None` where it starts from zero.
+    pub(super) fn seed(
+        &self,
+        lab: &mut Lab<'_>,
+        sequence: usize,
+        slot: Slot,
+    ) -> Result<Option<Slot>> {
+        let Some(state) = self.case.start(sequence).map(<[f32]>::to_vec) else {
+            return Ok(None);
+        };
+        self.write(lab, slot, &state)?;
+        Ok(Some(slot))
+    }
+
+    /// Reads a state as `[value_heads, K, V]`.
+    pub(super) fn state(&self, lab: &mut Lab<'_>, slot: Slot) -> Result<Vec<f32>> {
+        let record = lab.backend.read_state(&self.pool, LAYER, slot).wait()?;
+        Ok(record.key_value().into_owned())
+    }
+
+    /// Everything that the pool holds.
+    pub(super) fn snapshot(&self, lab: &mut Lab<'_>) -> Result<Vec<StateRecord>> {
+        self.places()
+            .map(|(layer, slot)| lab.backend.read_state(&self.pool, layer, slot).wait())
+            .collect()
+    }
+
+    /// Compares the pool with an earlier snapshot, except the states in `written`.
+    pub(super) fn untouched(
+        &self,
+        lab: &mut Lab<'_>,
+        before: &[StateRecord],
+        written: &[Slot],
+    ) -> Result<()> {
+        let after = self.snapshot(lab)?;
+        for ((layer, slot), (before, after)) in self.places().zip(before.iter().zip(&after)) {
+            if layer != LAYER || !written.contains(&slot) {
+                let what = format!("the state in slot {} of layer {layer}, not named", slot.0);
+                lab.same(what, &after.state, &before.state);
+            }
+            let what = format!("the tail in slot {} of layer {layer}", slot.0);
+            lab.same(what, &after.tail, &before.tail);
+        }
+        Ok(())
+    }
+
+    /// Runs the rows `ranges`, laid end to end, as these pieces; gives the outputs `[rows, value_heads * V]`.
+    pub(super) fn run(
+        &mut self,
+        lab: &mut Lab<'_>,
+        ranges: &[Range<usize>],
+        pieces: Vec<Piece>,
+    ) -> Result<Vec<f32>> {
+        let [qkv, gates, beta] = self.inputs;
+        for (tensor, values) in [
+            (qkv, &self.case.qkv),
+            (gates, &self.case.gates),
+            (beta, &self.case.beta),
+        ] {
+            let rows: Vec<f32> = ranges
+                .iter()
+                .flat_map(|range| &values[range.start * tensor.width..range.end * tensor.width])
+                .copied()
+                .collect();
+            lab.fill(tensor, &rows)?;
+        }
+        lab.poison(self.output)?;
+        let tokens = ranges.iter().map(Range::len).sum();
+        let batch = Batch {
+            tokens: vec![0; tokens],
+            pieces,
+            outputs: Vec::new(),
+        };
+        lab.submit(&mut *self.step, &batch)?;
+        lab.read(self.output, tokens)
+    }
+
+    /// The same with a single piece.
+    pub(super) fn run_one(
+        &mut self,
+        lab: &mut Lab<'_>,
+        range: Range<usize>,
+        piece: Piece,
+    ) -> Result<Vec<f32>> {
+        self.run(lab, std::slice::from_ref(&range), vec![piece])
+    }
+
+    /// The inputs as the device holds them.
+    pub(super) fn case(&self) -> &KdaCase {
+        &self.case
+    }
+}
+
+/// A piece of a sequence's recurrence.
+pub(super) fn piece(length: usize, slot_in: Option<Slot>, slot_out: Slot) -> Piece {
+    Piece {
+        length,
+        position: 0,
+        slot_in,
+        slot_out,
+        checkpoints: Vec::new(),
+        blocks: Vec::new(),
+    }
+}
+
+/// One layer of one slot, laid out `[value_heads, K, V]`.
+pub(super) fn record(layout: &StateLayout, state: &[f32], tail: &[f32]) -> StateRecord {
+    StateRecord {
+        orientation: Orientation::KeyValue,
+        heads: layout.value_heads,
+        key_width: layout.key_width,
+        value_width: layout.value_width,
+        state: state.to_vec(),
+        channels: layout.channels(),
+        tail: tail.to_vec(),
+    }
+}

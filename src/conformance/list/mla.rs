@@ -1,0 +1,523 @@
+//! `mla_append`, `mla_prefill` and `mla_decode` over scattered blocks.
+//!
+//! Blocks are dealt out in no order, and what no token was appended to is NaN: dead rows must not be read.
+
+use crate::backend::{
+    Batch, Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaAppend, MlaAttention, Piece,
+    Pieces, Result, Slot, Step, Tensor,
+};
+use crate::checkpoint::Format;
+use crate::conformance::oracle::{self, Attention, widen};
+use crate::conformance::{Case, Lab, Matrix, Tolerance, norm_error};
+
+/// Layers of the pools below, and the one that is used.
+const LAYERS: usize = 2;
+const LAYER: usize = 1;
+
+/// A sequence: tokens cached before, and tokens of this piece.
+pub(super) type Span = (usize, usize);
+
+/// A pool with the blocks of some sequences dealt out.
+struct Cache {
+    pool: LatentPool,
+    tables: Vec<Vec<Block>>,
+}
+
+impl Cache {
+    /// Deals blocks for these spans, one more than each needs, and poisons everything.
+    fn new(
+        lab: &mut Lab<'_>,
+        [latent, rope, block_tokens]: [usize; 3],
+        spans: &[Span],
+    ) -> Result<Self> {
+        let mut needed: Vec<usize> = spans
+            .iter()
+            .map(|(position, length)| (position + length).div_ceil(block_tokens) + 1)
+            .collect();
+        needed.push(2);
+        let mut free: Vec<u32> = (0..needed.iter().sum::<usize>() as u32).collect();
+        let pool = lab.backend.latent_pool(LatentLayout {
+            layers: LAYERS,
+            latent,
+            rope,
+            block_tokens,
+            blocks: free.len(),
+            dtype: lab.backend.device().cache,
+        })?;
+        let mut tables = Vec::new();
+        for count in &needed[..spans.len()] {
+            let mut draw = || Block(free.swap_remove(lab.random.below(free.len())));
+            tables.push((0..*count).map(|_| draw()).collect());
+        }
+        let cache = Self { pool, tables };
+        let poison = vec![f32::NAN; block_tokens * (latent + rope)];
+        for layer in 0..LAYERS {
+            for block in 0..pool.layout.blocks {
+                cache.write(lab, layer, Block(block as u32), &poison)?;
+            }
+        }
+        Ok(cache)
+    }
+
+    fn write(&self, lab: &mut Lab<'_>, layer: usize, block: Block, rows: &[f32]) -> Result<()> {
+        let record = LatentRecord {
+            latent: self.pool.layout.latent,
+            rope: self.pool.layout.rope,
+            rows: rows.to_vec(),
+        };
+        lab.backend.write_latents(&self.pool, layer, block, &record)
+    }
+
+    /// Writes the first rows of a sequence.
+    fn seed(&self, lab: &mut Lab<'_>, sequence: usize, rows: &[f32]) -> Result<()> {
+        let block = self.pool.layout.block_tokens * self.pool.layout.width();
+        for (rows, block) in rows.chunks(block).zip(&self.tables[sequence]) {
+            self.write(lab, LAYER, *block, rows)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that a layer holds, block by block.
+    fn read(&self, lab: &mut Lab<'_>, layer: usize) -> Result<Vec<Vec<f32>>> {
+        let tokens = self.pool.layout.block_tokens;
+        (0..self.pool.layout.blocks as u32)
+            .map(|block| {
+                let ticket = lab
+                    .backend
+                    .read_latents(&self.pool, layer, Block(block), tokens);
+                Ok(ticket.wait()?.rows)
+            })
+            .collect()
+    }
+
+    /// The row of a sequence's position, in what [`Cache::read`] gave.
+    fn row<'a>(&self, blocks: &'a [Vec<f32>], sequence: usize, position: usize) -> &'a [f32] {
+        let (tokens, width) = (self.pool.layout.block_tokens, self.pool.layout.width());
+        let block = self.tables[sequence][position / tokens].0 as usize;
+        &blocks[block][position % tokens * width..][..width]
+    }
+
+    fn piece(&self, sequence: usize, (position, length): Span) -> Piece {
+        Piece {
+            length,
+            position,
+            slot_in: None,
+            slot_out: Slot(sequence as u32),
+            checkpoints: Vec::new(),
+            blocks: self.tables[sequence].clone(),
+        }
+    }
+
+    fn capacity(&self, tokens: usize) -> Capacity {
+        Capacity {
+            tokens: tokens + 1,
+            pieces: self.tables.len() + 1,
+            outputs: 0,
+            blocks: self.pool.layout.blocks + 1,
+            checkpoints: 0,
+        }
+    }
+}
+
+fn batch(pieces: Vec<Piece>) -> Batch {
+    Batch {
+        tokens: vec![0; pieces.iter().map(|piece| piece.length).sum()],
+        pieces,
+        outputs: Vec::new(),
+    }
+}
+
+fn total(spans: &[Span]) -> usize {
+    spans.iter().map(|(_, length)| length).sum()
+}
+
+/// Appended rows are normalised and in their places, and nothing else has changed.
+pub(super) fn append(
+    lab: &mut Lab<'_>,
+    shape: [usize; 3],
+    spans: &[Span],
+    scale: f32,
+    eps: f32,
+) -> Result<()> {
+    let [latent, rope, _] = shape;
+    let width = latent + rope;
+    let cache = Cache::new(lab, shape, spans)?;
+    let norm = lab.norm_weight(Format::Bf16, latent)?;
+    let values = lab.activations(total(spans) * width, scale);
+    let input = lab.input(width, crate::backend::Element::Activation, &values)?;
+    let mut step = lab.backend.step(cache.capacity(total(spans)))?;
+    step.mla_append(MlaAppend {
+        input,
+        weight: norm.weight,
+        eps,
+        pool: cache.pool,
+        layer: LAYER,
+    })?;
+    let pieces = (0..spans.len()).map(|i| cache.piece(i, spans[i])).collect();
+    let before = [cache.read(lab, 0)?, cache.read(lab, LAYER)?];
+    lab.submit(&mut *step, &batch(pieces))?;
+    if lab.timed() {
+        return Ok(());
+    }
+    let after = [cache.read(lab, 0)?, cache.read(lab, LAYER)?];
+    let answer = oracle::append(&widen(&values), &norm.values, rope, eps);
+    // What is now where rows were appended, put back as it was before: then all must be as it was.
+    let mut rest = after.clone();
+    let mut row = 0;
+    for (sequence, (position, length)) in spans.iter().enumerate() {
+        for position in *position..position + length {
+            let found = cache.row(&after[1], sequence, position);
+            let answer = &answer[row * width..(row + 1) * width];
+            let label = |what: &str| format!("{what} of sequence {sequence} at {position}");
+            lab.close(label("the latent"), &found[..latent], &answer[..latent]);
+            let shared = lab.cached(values[row * width + latent..(row + 1) * width].to_vec());
+            lab.same(label("k_pe"), &found[latent..], &shared);
+            let tokens = cache.pool.layout.block_tokens;
+            let block = cache.tables[sequence][position / tokens].0 as usize;
+            let place = position % tokens * width..(position % tokens + 1) * width;
+            rest[1][block][place.clone()].copy_from_slice(&before[1][block][place]);
+            row += 1;
+        }
+    }
+    for layer in 0..LAYERS {
+        for (block, (rest, before)) in rest[layer].iter().zip(&before[layer]).enumerate() {
+            let what = format!("rows of block {block} of layer {layer}, not appended to");
+            lab.same(what, rest, before);
+        }
+    }
+    Ok(())
+}
+
+/// Which form of attention, and on which pieces.
+pub(super) type Form = (bool, Pieces);
+
+/// The widths of one attention, and its weight's format.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) attention: Attention,
+    pub(super) block_tokens: usize,
+    pub(super) format: Format,
+}
+
+/// An attention planned on a device, its latents written.
+struct Rig {
+    cache: Cache,
+    attention: Attention,
+    kv_b: Matrix,
+    /// `[position + length, latent + rope]` a sequence.
+    latents: Vec<Vec<f32>>,
+    /// `[T, heads * (nope + rope)]`.
+    queries: Vec<f32>,
+    query: Tensor,
+    output: Tensor,
+    step: Box<dyn Step>,
+}
+
+impl Rig {
+    fn new(
+        lab: &mut Lab<'_>,
+        shape: Shape,
+        (prefill, pieces): Form,
+        spans: &[Span],
+        sharp: f32,
+    ) -> Result<Self> {
+        let attention = shape.attention;
+        let Attention {
+            heads,
+            latent,
+            nope,
+            rope,
+            value,
+        } = attention;
+        let cache = Cache::new(lab, [latent, rope, shape.block_tokens], spans)?;
+        let rows = heads * (nope + value);
+        let scale = (latent as f32).powf(-0.5);
+        let kv_b = lab.random_matrix(shape.format, [1, rows, latent], scale)?;
+        let mut latents = Vec::new();
+        for (i, (position, length)) in spans.iter().enumerate() {
+            let rows = lab
+                .random
+                .normals((position + length) * (latent + rope), 1.0);
+            let rows = lab.cached(rows);
+            cache.seed(lab, i, &rows)?;
+            latents.push(rows);
+        }
+        let queries = lab.activations(total(spans) * heads * (nope + rope), sharp);
+        let query = lab.output(total(spans), heads * (nope + rope))?;
+        let output = lab.output(total(spans), heads * value)?;
+        let mut step = lab.backend.step(cache.capacity(total(spans)))?;
+        let op = MlaAttention {
+            query,
+            kv_b: kv_b.weight,
+            nope,
+            value,
+            pool: cache.pool,
+            layer: LAYER,
+            pieces,
+            output,
+        };
+        if prefill {
+            step.mla_prefill(op)?;
+        } else {
+            step.mla_decode(op)?;
+        }
+        Ok(Self {
+            cache,
+            attention,
+            kv_b,
+            latents,
+            queries,
+            query,
+            output,
+            step,
+        })
+    }
+
+    /// Runs rows of queries from `first` on as these pieces.
+    fn run(&mut self, lab: &mut Lab<'_>, first: usize, pieces: Vec<Piece>) -> Result<Vec<f32>> {
+        let (batch, width) = (batch(pieces), self.query.width);
+        let count = batch.tokens.len();
+        lab.fill(
+            self.query,
+            &self.queries[first * width..(first + count) * width],
+        )?;
+        lab.poison(self.output)?;
+        lab.submit(&mut *self.step, &batch)?;
+        lab.read(self.output, count)
+    }
+
+    /// Compares the outputs of all pieces with the definition, and the cache with what it held before.
+    fn check(
+        &self,
+        lab: &mut Lab<'_>,
+        form: Form,
+        spans: &[Span],
+        output: &[f32],
+        before: &[Vec<f32>],
+    ) -> Result<()> {
+        let (width, key) = (self.output.width, self.query.width);
+        let mut first = 0;
+        for (i, (position, length)) in spans.iter().enumerate() {
+            let rows = first..first + length;
+            first += length;
+            let found = &output[rows.start * width..rows.end * width];
+            if !form.1.contains(*length) {
+                let what = format!("rows of sequence {i}, not among the pieces,");
+                lab.same(what, found, &vec![f32::NAN; found.len()]);
+                continue;
+            }
+            let answer = self.attention.attend(
+                &widen(&self.queries[rows.start * key..rows.end * key]),
+                &self.kv_b.values,
+                &widen(&self.latents[i]),
+                *position,
+            );
+            let what = format!("sequence {i} ({length} tokens after {position})");
+            lab.close_rows(what, width, found, &answer);
+        }
+        for (block, (after, before)) in self.cache.read(lab, LAYER)?.iter().zip(before).enumerate()
+        {
+            lab.same(format!("block {block}"), after, before);
+        }
+        Ok(())
+    }
+}
+
+/// A ragged batch against the definition; rows of other pieces are left as they are, and so is the cache.
+pub(super) fn attend(
+    lab: &mut Lab<'_>,
+    shape: Shape,
+    form: Form,
+    spans: &[Span],
+    sharp: f32,
+) -> Result<()> {
+    let mut rig = Rig::new(lab, shape, form, spans, sharp)?;
+    let before = rig.cache.read(lab, LAYER)?;
+    let pieces = (0..spans.len())
+        .map(|i| rig.cache.piece(i, spans[i]))
+        .collect();
+    let output = rig.run(lab, 0, pieces)?;
+    if lab.timed() {
+        return Ok(());
+    }
+    rig.check(lab, form, spans, &output, &before)
+}
+/// Each sequence has the bits that it has alone, a prompt may be cut anywhere, and calls repeat themselves.
+fn properties(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
+    let spans = [(0, 1), (5, 33), (16, 0), (70, 9), (3, 1)];
+    let mut rig = Rig::new(lab, shape, form, &spans, 2.0)?;
+    let pieces: Vec<Piece> = (0..spans.len())
+        .map(|i| rig.cache.piece(i, spans[i]))
+        .collect();
+    let together = rig.run(lab, 0, pieces.clone())?;
+    for time in 2..=lab.repeats {
+        let next = rig.run(lab, 0, pieces.clone())?;
+        lab.same(format!("outputs of call {time}"), &next, &together);
+    }
+    let (mut first, width) = (0, rig.output.width);
+    for (i, piece) in pieces.iter().enumerate() {
+        let found = rig.run(lab, first, vec![piece.clone()])?;
+        let rows = &together[first * width..(first + piece.length) * width];
+        lab.same_in_f32(format!("outputs of sequence {i} alone"), &found, rows);
+        let reference = widen(rows);
+        for cut in 0..=piece.length {
+            let (position, length) = spans[i];
+            let mut found = rig.run(lab, first, vec![rig.cache.piece(i, (position, cut))])?;
+            let rest = rig.cache.piece(i, (position + cut, length - cut));
+            found.extend(rig.run(lab, first + cut, vec![rest])?);
+            let error = norm_error(&found, &reference);
+            lab.within(
+                format!("sequence {i} cut after {cut}"),
+                error,
+                Tolerance::Split,
+            );
+        }
+        first += piece.length;
+    }
+    Ok(())
+}
+
+/// Sequences that share the blocks of one prompt, and go their own ways after it.
+fn shared(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
+    let prompt = 2 * shape.block_tokens;
+    let spans = [(prompt, 5), (prompt, 1), (prompt + 1, 3)];
+    let mut rig = Rig::new(lab, shape, form, &spans, 2.0)?;
+    let (first, width) = (
+        rig.cache.tables[0][..2].to_vec(),
+        rig.cache.pool.layout.width(),
+    );
+    let rows = rig.latents[0][..prompt * width].to_vec();
+    for (table, latents) in rig.cache.tables.iter_mut().zip(&mut rig.latents) {
+        table[..2].copy_from_slice(&first);
+        latents[..prompt * width].copy_from_slice(&rows);
+    }
+    let before = rig.cache.read(lab, LAYER)?;
+    let pieces = (0..spans.len())
+        .map(|i| rig.cache.piece(i, spans[i]))
+        .collect();
+    let output = rig.run(lab, 0, pieces)?;
+    rig.check(lab, form, &spans, &output, &before)
+}
+
+const PUBLISHED: Attention = Attention {
+    heads: 2,
+    latent: 512,
+    nope: 128,
+    rope: 64,
+    value: 128,
+};
+
+const ODD: Attention = Attention {
+    heads: 3,
+    latent: 36,
+    nope: 20,
+    rope: 4,
+    value: 33,
+};
+
+const UNEVEN: Attention = Attention {
+    heads: 1,
+    latent: 33,
+    nope: 7,
+    rope: 5,
+    value: 11,
+};
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = append_cases();
+    let shapes = [
+        ("2 heads of 128+64 over 512", PUBLISHED, 16, Format::Bf16),
+        ("3 heads of 20+4 over 36", ODD, 16, Format::F16),
+        ("3 heads of 20+4 over 36", ODD, 4, Format::F32),
+        ("1 head of 7+5 over 33", UNEVEN, 5, Format::Bf16),
+    ];
+    for (operation, prefill) in [("mla_prefill", true), ("mla_decode", false)] {
+        for (name, attention, block_tokens, format) in shapes {
+            let shape = Shape {
+                attention,
+                block_tokens,
+                format,
+            };
+            for (spans_name, spans) in [
+                (
+                    "ragged prompts",
+                    &[(0, 1), (5, 33), (3, 0), (64, 20), (17, 7)][..],
+                ),
+                (
+                    "single tokens",
+                    &[(0, 1), (15, 1), (16, 1), (100, 1), (63, 1), (64, 1)],
+                ),
+                ("one prompt", &[(0, 65)]),
+            ] {
+                // Scores of several tens; at hundreds f32's own rounding of a score would exceed the bound.
+                for sharp in [1.0, 8.0] {
+                    let name = format!(
+                        "{format}/{name}/blocks of {block_tokens}/{spans_name}/sharp={sharp}"
+                    );
+                    cases.push(Case::new(operation, name, Tolerance::Close, move |lab| {
+                        attend(lab, shape, (prefill, Pieces::All), spans, sharp)
+                    }));
+                }
+            }
+        }
+        let shape = Shape {
+            attention: ODD,
+            block_tokens: 16,
+            format: Format::Bf16,
+        };
+        for (name, pieces) in [("single", Pieces::Single), ("several", Pieces::Several)] {
+            let name = format!("only the {name}");
+            cases.push(Case::new(operation, name, Tolerance::Close, move |lab| {
+                let spans = [(9, 1), (5, 33), (3, 0), (64, 1), (17, 2)];
+                attend(lab, shape, (prefill, pieces), &spans, 2.0)
+            }));
+        }
+        cases.push(Case::new(
+            operation,
+            "a long context",
+            Tolerance::Close,
+            move |lab| {
+                let spans = [(1000, 1), (700, 3)];
+                attend(lab, shape, (prefill, Pieces::All), &spans, 3.0)
+            },
+        ));
+        cases.push(Case::new(
+            operation,
+            "one prompt's blocks shared",
+            Tolerance::Close,
+            move |lab| shared(lab, shape, (prefill, Pieces::All)),
+        ));
+        cases.push(Case::new(
+            operation,
+            "alone, cut and again",
+            Tolerance::Split,
+            move |lab| properties(lab, shape, (prefill, Pieces::All)),
+        ));
+    }
+    cases
+}
+
+fn append_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let spans: [&[Span]; 2] = [
+        &[(0, 1), (5, 33), (3, 0), (64, 20), (15, 1), (16, 1)],
+        &[(0, 65)],
+    ];
+    for shape in [[512, 64, 16], [36, 4, 4], [33, 7, 5], [20, 12, 1]] {
+        let [latent, rope, block] = shape;
+        for (i, spans) in spans.into_iter().enumerate() {
+            // Latents of the epsilon's own size, so that another one shows.
+            for scale in [1.0, 1e-3] {
+                let what = ["ragged", "one prompt"][i];
+                let name = format!("{latent}+{rope}/blocks of {block}/{what}/scale={scale:e}");
+                cases.push(Case::new(
+                    "mla_append",
+                    name,
+                    Tolerance::Close,
+                    move |lab| append(lab, shape, spans, scale, 1e-6),
+                ));
+            }
+        }
+    }
+    cases
+}

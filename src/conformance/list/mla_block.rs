@@ -1,0 +1,230 @@
+//! `mla_block`: projections, the append, both forms of attention and the output as one.
+
+use super::blocks::{BlockRig, COMPOSED, OWN, projection};
+use super::kda_rig::{LAYER, piece};
+use crate::backend::{
+    Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaBlock, Piece, Result, Slot,
+};
+use crate::checkpoint::Format;
+use crate::conformance::oracle::{self, Attention, widen};
+use crate::conformance::{Case, Lab, Matrix, Tolerance, norm_error};
+
+const EPS: f32 = 1e-6;
+const BLOCK_TOKENS: usize = 16;
+
+/// Sequences: tokens before the piece, tokens of the piece, and its blocks, dealt out in no order.
+const SEQUENCES: [(usize, usize, [u32; 3]); 5] = [
+    (0, 1, [15, 7, 0]),
+    (5, 33, [2, 10, 3]),
+    (3, 0, [5, 13, 6]),
+    (18, 7, [8, 1, 9]),
+    (31, 1, [11, 4, 12]),
+];
+
+struct Rig {
+    block: BlockRig,
+    /// Queries, kv_a, the norm, kv_b, output.
+    weights: [Matrix; 5],
+    /// The latents before each piece.
+    pasts: Vec<Vec<f32>>,
+}
+
+impl Rig {
+    fn new(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Result<Self> {
+        let Attention {
+            heads,
+            latent,
+            nope,
+            rope,
+            value,
+        } = attention;
+        let tokens = SEQUENCES.iter().map(|(_, length, _)| length).sum();
+        let pool = lab.backend.latent_pool(LatentLayout {
+            layers: 2,
+            latent,
+            rope,
+            block_tokens: BLOCK_TOKENS,
+            blocks: 16,
+            dtype: lab.backend.device().cache,
+        })?;
+        let values = lab.activations(tokens * d, 1.0);
+        let weights = [
+            projection(lab, heads * (nope + rope), d)?,
+            projection(lab, latent + rope, d)?,
+            lab.norm_weight(Format::Bf16, latent)?,
+            projection(lab, heads * (nope + value), latent)?,
+            projection(lab, d, heads * value)?,
+        ];
+        let block = MlaBlock {
+            input: lab.output(tokens, d)?,
+            query_proj: weights[0].weight,
+            kv_a_proj: weights[1].weight,
+            kv_a_norm: (weights[2].weight, EPS),
+            kv_b_proj: weights[3].weight,
+            output_proj: weights[4].weight,
+            nope,
+            value,
+            pool,
+            layer: LAYER,
+            query: lab.output(tokens, heads * (nope + rope))?,
+            kv_a: lab.output(tokens, latent + rope)?,
+            heads: lab.output(tokens, heads * value)?,
+            output: lab.output(tokens, d)?,
+        };
+        let capacity = Capacity {
+            tokens: tokens + 1,
+            pieces: SEQUENCES.len(),
+            outputs: 0,
+            blocks: 16,
+            checkpoints: 0,
+        };
+        let mut steps = [lab.backend.step(capacity)?, lab.backend.step(capacity)?];
+        block.compose(&mut *steps[COMPOSED])?;
+        steps[OWN].mla_block(&block)?;
+        let pasts = seed(lab, &pool)?;
+        Ok(Self {
+            block: BlockRig {
+                input: block.input,
+                output: block.output,
+                values,
+                scratch: vec![block.query, block.kv_a, block.heads],
+                steps,
+            },
+            weights,
+            pasts,
+        })
+    }
+}
+
+/// Poisons all blocks, then writes what each sequence has before its piece.
+fn seed(lab: &mut Lab<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
+    let width = pool.layout.width();
+    let record = |rows: &[f32]| LatentRecord {
+        latent: pool.layout.latent,
+        rope: pool.layout.rope,
+        rows: rows.to_vec(),
+    };
+    let poison = record(&vec![f32::NAN; BLOCK_TOKENS * width]);
+    for block in 0..pool.layout.blocks as u32 {
+        lab.backend
+            .write_latents(pool, LAYER, Block(block), &poison)?;
+    }
+    let mut pasts = Vec::new();
+    for (position, _, table) in SEQUENCES {
+        let rows = lab.random.normals(position * width, 1.0);
+        let rows = lab.cached(rows);
+        for (rows, block) in rows.chunks(BLOCK_TOKENS * width).zip(table) {
+            lab.backend
+                .write_latents(pool, LAYER, Block(block), &record(rows))?;
+        }
+        pasts.push(rows);
+    }
+    Ok(pasts)
+}
+
+/// Some tokens of a sequence's piece.
+fn part(sequence: usize, tokens: std::ops::Range<usize>) -> Piece {
+    let (position, _, table) = SEQUENCES[sequence];
+    Piece {
+        position: position + tokens.start,
+        blocks: table.map(Block).to_vec(),
+        ..piece(tokens.len(), None, Slot(sequence as u32))
+    }
+}
+
+fn all() -> Vec<Piece> {
+    let whole = |(i, (_, length, _)): (usize, &(usize, usize, _))| part(i, 0..*length);
+    SEQUENCES.iter().enumerate().map(whole).collect()
+}
+
+fn against_definition(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Result<()> {
+    let mut rig = Rig::new(lab, attention, d)?;
+    let own = rig.block.run(lab, OWN, 0, &all())?;
+    let composed = rig.block.run(lab, COMPOSED, 0, &all())?;
+    lab.close(
+        "the output, against the composition",
+        &own,
+        &widen(&composed),
+    );
+
+    let [query, kv_a, norm, kv_b, output] = &rig.weights;
+    let x = widen(&rig.block.values);
+    let queries = oracle::linear(&x, &query.values, d);
+    let appended = oracle::linear(&x, &kv_a.values, d);
+    let appended = oracle::append(&appended, &norm.values, attention.rope, EPS);
+    let (key, row) = (
+        attention.nope + attention.rope,
+        attention.latent + attention.rope,
+    );
+    let mut first = 0;
+    for (i, (position, length, _)) in SEQUENCES.into_iter().enumerate() {
+        let of =
+            |values: &[f64], width: usize| values[first * width..(first + length) * width].to_vec();
+        let mut rows = widen(&rig.pasts[i]);
+        rows.extend(of(&appended, row));
+        let queries = of(&queries, attention.heads * key);
+        let context = attention.attend(&queries, &kv_b.values, &rows, position);
+        let answer = oracle::linear(&context, &output.values, attention.heads * attention.value);
+        let found = &own[first * d..(first + length) * d];
+        lab.close(format!("the output of sequence {i}"), found, &answer);
+        first += length;
+    }
+    Ok(())
+}
+
+/// Ragged batches, cuts and repetition. A piece cut to a single token is decoded, a longer one prefilled.
+fn properties(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Result<()> {
+    let mut rig = Rig::new(lab, attention, d)?;
+    let together = rig.block.run(lab, OWN, 0, &all())?;
+    for time in 2..=lab.repeats {
+        let next = rig.block.run(lab, OWN, 0, &all())?;
+        lab.same(format!("the output of call {time}"), &next, &together);
+    }
+    let mut first = 0;
+    for (i, (_, length, _)) in SEQUENCES.into_iter().enumerate() {
+        let output = &together[first * d..(first + length) * d];
+        let alone = rig.block.run(lab, OWN, first, &[part(i, 0..length)])?;
+        lab.same_in_f32(format!("the output of sequence {i} alone"), &alone, output);
+        for cut in 0..=length {
+            let mut found = rig.block.run(lab, OWN, first, &[part(i, 0..cut)])?;
+            found.extend(
+                rig.block
+                    .run(lab, OWN, first + cut, &[part(i, cut..length)])?,
+            );
+            let error = norm_error(&found, &widen(output));
+            let what = format!("the output of sequence {i}, cut after {cut}");
+            lab.within(what, error, Tolerance::Split);
+        }
+        first += length;
+    }
+    Ok(())
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (heads, latent, nope, rope, value, d) in [
+        (3, 36, 20, 4, 33, 40),
+        (1, 33, 7, 5, 11, 20),
+        (2, 512, 128, 64, 128, 64),
+    ] {
+        let attention = Attention {
+            heads,
+            latent,
+            nope,
+            rope,
+            value,
+        };
+        let name = format!("H={heads} {nope}+{rope} over {latent} d={d}");
+        cases.push(Case::new(
+            "mla_block",
+            &name,
+            Tolerance::Block,
+            move |lab| against_definition(lab, attention, d),
+        ));
+        let name = format!("{name}/alone, cut and again");
+        cases.push(Case::new("mla_block", name, Tolerance::Split, move |lab| {
+            properties(lab, attention, d)
+        }));
+    }
+    cases
+}

@@ -1,0 +1,122 @@
+//! The cases, a file a room of the model.
+
+mod blocks;
+mod choice;
+mod conv;
+mod dense;
+mod gates;
+mod kda;
+mod kda_block;
+mod kda_input;
+mod kda_properties;
+mod kda_rig;
+mod mla;
+mod mla_block;
+mod moe;
+mod pools;
+mod refusals;
+mod rows;
+mod sizes;
+
+pub use kda_input::{KdaCase, KdaExpected};
+
+use super::Case;
+
+/// What cases are about, in the order of the model, with a line on each.
+pub const OPERATIONS: [(&str, &str); 26] = [
+    ("embed", "the embedding's rows of the tokens"),
+    (
+        "rms_norm",
+        "root mean square norm, of all rows or of those whose logits are wanted",
+    ),
+    (
+        "linear",
+        "a matrix product with bf16, f16 or f32 weights, their columns perhaps a shard's",
+    ),
+    (
+        "short_conv",
+        "the causal depthwise convolution and SiLU, with its tail",
+    ),
+    ("kda_gates", "log decay by channel, write strength by head"),
+    (
+        "kda_chunk",
+        "the gated delta rule by chunks, gates unbounded",
+    ),
+    ("kda_step", "the gated delta rule token by token"),
+    (
+        "kda_recurrence",
+        "whichever of the two forms suits the piece",
+    ),
+    ("gated_norm", "a norm a head, times a sigmoid gate"),
+    (
+        "mla_append",
+        "the latent normalised and appended to its blocks",
+    ),
+    (
+        "mla_prefill",
+        "latent attention with keys and values expanded",
+    ),
+    (
+        "mla_decode",
+        "latent attention absorbed, over the latents themselves",
+    ),
+    (
+        "route",
+        "the router: biased scores choose, plain scores weigh",
+    ),
+    ("experts", "the routed experts held here"),
+    ("swiglu", "the gated activation of an MLP"),
+    ("add", "the residual sum"),
+    ("all_reduce", "the sum over ranks, of one rank"),
+    ("all_gather", "the columns of all ranks, of one rank"),
+    (
+        "select",
+        "best candidates, log-normaliser, target's logit, whether all was finite",
+    ),
+    ("probe", "a tensor as it was at its place in the step"),
+    (
+        "kda_block",
+        "a KDA layer's attention half against its composition",
+    ),
+    (
+        "mla_block",
+        "an MLA layer's attention half against its composition",
+    ),
+    ("mlp_block", "a gated MLP against its composition"),
+    (
+        "moe_block",
+        "router, routed and shared experts against their composition",
+    ),
+    ("pools", "states, latents, tensors and weights in and out"),
+    (
+        "refusals",
+        "batches and shapes that do not fit, refused by type",
+    ),
+];
+
+/// The cases that are timed: the same code at the published model's sizes.
+#[must_use]
+pub fn timed() -> Vec<Case> {
+    sizes::cases()
+}
+
+/// Every case there is.
+#[must_use]
+pub fn all() -> Vec<Case> {
+    let rooms = [
+        dense::cases(),
+        conv::cases(),
+        gates::cases(),
+        kda::cases(),
+        kda_properties::cases(),
+        mla::cases(),
+        moe::cases(),
+        choice::cases(),
+        kda_block::cases(),
+        mla_block::cases(),
+        blocks::cases(),
+        pools::cases(),
+        refusals::cases(),
+    ];
+    rooms.into_iter().flatten().collect()
+}

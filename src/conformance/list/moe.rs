@@ -1,0 +1,333 @@
+//! `route` and `experts`.
+
+use super::dense::FORMATS;
+use super::rows::{Answer, Input, Operation, Output, Place, definition, properties};
+use crate::backend::{Element, Experts, Result, Route};
+use crate::checkpoint::Format;
+use crate::conformance::oracle::{self, Router, widen};
+use crate::conformance::{Case, Lab, Matrix, Tolerance};
+
+/// Choices nearer to each other than this may fall either way in f32; inputs keep away from them.
+const MARGIN: f64 = 1e-5;
+
+const ROUTER: Router = Router {
+    top_k: 2,
+    groups: 1,
+    top_groups: 1,
+    renormalize: true,
+    scale: 2.446,
+};
+
+/// A router's case: experts, width, tokens, the range of biases.
+#[derive(Clone, Copy)]
+pub(super) struct RouteCase {
+    pub(super) router: Router,
+    pub(super) experts: usize,
+    pub(super) d: usize,
+    pub(super) tokens: usize,
+    pub(super) bias: [f32; 2],
+    pub(super) format: Format,
+}
+
+const ROUTE: RouteCase = RouteCase {
+    router: ROUTER,
+    experts: 8,
+    d: 36,
+    tokens: 17,
+    bias: [-0.1, 0.1],
+    format: Format::Bf16,
+};
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let grouped = |experts, groups, top_groups, top_k| RouteCase {
+        router: Router {
+            top_k,
+            groups,
+            top_groups,
+            ..ROUTER
+        },
+        experts,
+        ..ROUTE
+    };
+    for (name, case) in [
+        ("8 choose 2", ROUTE),
+        (
+            "256 choose 8",
+            RouteCase {
+                d: 64,
+                tokens: 9,
+                ..grouped(256, 1, 1, 8)
+            },
+        ),
+        ("16 choose all", grouped(16, 1, 1, 16)),
+        ("9 choose 1", grouped(9, 1, 1, 1)),
+        ("16 in 4 groups, 2 of them", grouped(16, 4, 2, 4)),
+        ("24 in 8 groups, 3 of them", grouped(24, 8, 3, 5)),
+        ("16 in 4 groups, 1 of them", grouped(16, 4, 1, 4)),
+        ("12 in 12 groups, 5 of them", grouped(12, 12, 5, 3)),
+        (
+            "negative biases",
+            RouteCase {
+                bias: [-3.0, -1.0],
+                ..grouped(16, 4, 2, 4)
+            },
+        ),
+        (
+            "strong biases",
+            RouteCase {
+                bias: [-2.0, 2.0],
+                ..ROUTE
+            },
+        ),
+        (
+            "f32 weights",
+            RouteCase {
+                format: Format::F32,
+                ..ROUTE
+            },
+        ),
+        (
+            "odd width",
+            RouteCase {
+                d: 33,
+                tokens: 5,
+                experts: 11,
+                ..ROUTE
+            },
+        ),
+        (
+            "one token",
+            RouteCase {
+                tokens: 1,
+                ..grouped(64, 1, 1, 8)
+            },
+        ),
+    ] {
+        cases.push(definition("route", name, Tolerance::Full, move |lab| {
+            route(lab, case)
+        }));
+        let plain = Router {
+            renormalize: false,
+            ..case.router
+        };
+        let case = RouteCase {
+            router: plain,
+            ..case
+        };
+        let name = format!("{name}/not renormalised");
+        cases.push(definition("route", name, Tolerance::Full, move |lab| {
+            route(lab, case)
+        }));
+    }
+    for (name, groups, top_groups) in [("all tied", 1, 1), ("tied in groups", 4, 2)] {
+        cases.push(definition("route", name, Tolerance::Full, move |lab| {
+            tied(lab, groups, top_groups, 0)
+        }));
+        let name = format!("{name}, some not");
+        cases.push(definition("route", name, Tolerance::Full, move |lab| {
+            tied(lab, groups, top_groups, 3)
+        }));
+    }
+    cases.extend(properties("route", move |lab| {
+        route(
+            lab,
+            RouteCase {
+                tokens: 33,
+                ..grouped(16, 4, 2, 4)
+            },
+        )
+    }));
+
+    for format in FORMATS {
+        for (shape, tokens, top_k) in [
+            ([8, 20, 33], 17, 2),
+            ([4, 33, 20], 5, 3),
+            ([16, 64, 64], 33, 8),
+            ([3, 48, 128], 1, 2),
+        ] {
+            let [count, n, d] = shape;
+            let name = format!("{format}/{count} of [{n},{d}]/T={tokens} k={top_k}");
+            cases.push(definition("experts", name, Tolerance::Close, move |lab| {
+                experts(lab, format, shape, 0..count, 0..count, tokens, top_k)
+            }));
+        }
+    }
+    // A shard's experts among all, experts that nobody chose, and nobody's choice on this shard at all.
+    for (name, held, chosen) in [
+        ("the second half of 8", 4..8, 0..8),
+        ("the first half of 8", 0..4, 0..8),
+        ("most of 8 not chosen", 0..8, 2..5),
+        ("none held is chosen", 0..4, 4..8),
+    ] {
+        cases.push(definition("experts", name, Tolerance::Close, move |lab| {
+            let shape = [held.len(), 24, 36];
+            experts(lab, Format::Bf16, shape, held.clone(), chosen.clone(), 9, 2)
+        }));
+    }
+    cases.extend(properties("experts", |lab| {
+        experts(lab, Format::Bf16, [8, 24, 36], 0..8, 0..8, 33, 3)
+    }));
+    cases
+}
+
+/// Rows whose choices are clear: no two candidates so near that rounding decides.
+pub(super) fn clear_rows(
+    lab: &mut Lab<'_>,
+    router: Router,
+    weight: &Matrix,
+    bias: &Matrix,
+    tokens: usize,
+) -> Vec<f32> {
+    let d = weight.weight.columns;
+    let mut rows = Vec::with_capacity(tokens * d);
+    for _ in 0..tokens {
+        let mut row = lab.activations(d, 1.0);
+        for _ in 0..200 {
+            if lab.timed() || router.margin(&widen(&row), &weight.values, &bias.values) > MARGIN {
+                break;
+            }
+            row = lab.activations(d, 1.0);
+        }
+        rows.extend(row);
+    }
+    rows
+}
+
+pub(super) fn route(lab: &mut Lab<'_>, case: RouteCase) -> Result<Operation> {
+    let RouteCase { experts, d, .. } = case;
+    let matrix = lab.random_matrix(case.format, [1, experts, d], (d as f32).powf(-0.5))?;
+    let [low, high] = case.bias;
+    let bias = (0..experts)
+        .map(|_| low + (high - low) * lab.random.uniform())
+        .collect();
+    let bias = lab.matrix(case.format, [1, experts, 1], bias)?;
+    let rows = clear_rows(lab, case.router, &matrix, &bias, case.tokens);
+    Ok(routing(lab, case.router, rows, &matrix, &bias))
+}
+
+/// Equal scores: weights of zero for all experts but the last few, and no bias.
+fn tied(lab: &mut Lab<'_>, groups: usize, top_groups: usize, distinct: usize) -> Result<Operation> {
+    let (experts, d, tokens) = (16, 20, 5);
+    let router = Router {
+        top_k: 4,
+        groups,
+        top_groups,
+        ..ROUTER
+    };
+    let mut weight = vec![0.0; experts * d];
+    let random = lab.random.normals(distinct * d, 0.3);
+    weight[(experts - distinct) * d..].copy_from_slice(&random);
+    let matrix = lab.matrix(Format::Bf16, [1, experts, d], weight)?;
+    let bias = lab.matrix(Format::Bf16, [1, experts, 1], vec![0.0; experts])?;
+    let rows = lab.activations(tokens * d, 1.0);
+    Ok(routing(lab, router, rows, &matrix, &bias))
+}
+
+fn routing(
+    lab: &Lab<'_>,
+    router: Router,
+    rows: Vec<f32>,
+    matrix: &Matrix,
+    bias: &Matrix,
+) -> Operation {
+    let (ids, weights) = lab.answer(|| router.route(&widen(&rows), &matrix.values, &bias.values));
+    let (d, weight, bias) = (matrix.weight.columns, matrix.weight, bias.weight);
+    let outputs = vec![
+        Output {
+            name: "the experts",
+            width: router.top_k,
+            place: Place::New(Element::Index),
+            answer: Answer::Index(ids),
+        },
+        Output {
+            name: "the weights",
+            width: router.top_k,
+            place: Place::New(Element::F32),
+            answer: Answer::Elements(weights),
+        },
+    ];
+    Operation::new(
+        rows.len() / d,
+        vec![Input::activation(d, rows)],
+        outputs,
+        move |step, inputs, outputs| {
+            step.route(Route {
+                input: inputs[0],
+                weight,
+                bias,
+                groups: router.groups,
+                top_groups: router.top_groups,
+                renormalize: router.renormalize,
+                scale: router.scale,
+                experts: outputs[0],
+                weights: outputs[1],
+            })
+        },
+    )
+}
+
+/// The experts `held` of ids drawn from `chosen`. An expert that no row chose is all NaN, so that it must not be read.
+pub(super) fn experts(
+    lab: &mut Lab<'_>,
+    format: Format,
+    [local, n, d]: [usize; 3],
+    held: std::ops::Range<usize>,
+    chosen: std::ops::Range<usize>,
+    tokens: usize,
+    top_k: usize,
+) -> Result<Operation> {
+    let mut ids = Vec::with_capacity(tokens * top_k);
+    for _ in 0..tokens {
+        let mut left: Vec<usize> = chosen.clone().collect();
+        for _ in 0..top_k {
+            ids.push(left.swap_remove(lab.random.below(left.len())) as u32);
+        }
+    }
+    let weights: Vec<f32> = (0..tokens * top_k).map(|_| lab.random.uniform()).collect();
+    let stack = |lab: &mut Lab<'_>, rows: usize, columns: usize| {
+        let scale = (columns as f32).powf(-0.5);
+        let mut values = lab.random.normals(local * rows * columns, scale);
+        for (expert, values) in values.chunks_exact_mut(rows * columns).enumerate() {
+            if !ids.contains(&((held.start + expert) as u32)) {
+                values.fill(f32::NAN);
+            }
+        }
+        lab.matrix(format, [local, rows, columns], values)
+    };
+    let (gate, up, down) = (stack(lab, n, d)?, stack(lab, n, d)?, stack(lab, d, n)?);
+    let rows = lab.activations(tokens * d, 1.0);
+    let answer = lab.answer(|| {
+        oracle::experts(
+            &widen(&rows),
+            &ids,
+            &widen(&weights),
+            [&gate.values, &up.values, &down.values],
+            held.start,
+            [local, n, d],
+        )
+    });
+    let [gate, up, down] = [gate, up, down].map(|matrix| matrix.weight);
+    let first_expert = held.start;
+    Ok(Operation::new(
+        tokens,
+        vec![
+            Input::activation(d, rows),
+            Input::index(top_k, ids),
+            Input::f32(top_k, weights),
+        ],
+        vec![Output::activation(d, answer)],
+        move |step, inputs, outputs| {
+            step.experts(Experts {
+                input: inputs[0],
+                experts: inputs[1],
+                weights: inputs[2],
+                gate,
+                up,
+                down,
+                first_expert,
+                output: outputs[0],
+            })
+        },
+    ))
+}

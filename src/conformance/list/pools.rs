@@ -1,0 +1,341 @@
+//! What goes into a device comes out again: states, latents, tensors; and what does not fit is refused by type.
+
+use super::kda_rig::record;
+use crate::backend::{
+    Block, Element, LatentLayout, LatentRecord, Orientation, Result, Rows, Slot, StateLayout,
+    StateRecord, TensorValues, WeightSource,
+};
+use crate::checkpoint::Format;
+use crate::conformance::lab::stored;
+use crate::conformance::{Case, Lab, Tolerance};
+use crate::error::BackendError;
+
+pub(super) fn cases() -> Vec<Case> {
+    type Run = fn(&mut Lab<'_>) -> Result<()>;
+    let cases: [(&str, Run); 6] = [
+        ("states come back", states),
+        ("states of another shape", bad_states),
+        ("latents come back", latents),
+        ("latents of another shape", bad_latents),
+        ("tensors come back", tensors),
+        ("weights that do not add up", bad_weights),
+    ];
+    cases
+        .into_iter()
+        .map(|(name, run)| Case::new("pools", name, Tolerance::Exact, run))
+        .collect()
+}
+
+const STATES: StateLayout = StateLayout {
+    layers: 3,
+    key_heads: 2,
+    value_heads: 4,
+    key_width: 20,
+    value_width: 33,
+    taps: 4,
+    slots: 5,
+};
+
+fn states(lab: &mut Lab<'_>) -> Result<()> {
+    let pool = lab.backend.state_pool(STATES)?;
+    let mut written = Vec::new();
+    for layer in 0..STATES.layers {
+        for slot in 0..STATES.slots as u32 {
+            let state = lab.random.normals(STATES.state_len(), 1.0);
+            let tail = lab.random.normals(STATES.tail_len(), 1.0);
+            let kept = record(&STATES, &state, &tail);
+            // Every other one is handed over the other way round.
+            let mut handed = kept.clone();
+            if slot % 2 == 1 {
+                let (k, v) = (STATES.key_width, STATES.value_width);
+                handed.orientation = Orientation::ValueKey;
+                for (i, value) in handed.state.iter_mut().enumerate() {
+                    let (head, e, d) = (i / (k * v), i / k % v, i % k);
+                    *value = kept.state[(head * k + d) * v + e];
+                }
+            }
+            lab.backend.write_state(&pool, layer, Slot(slot), &handed)?;
+            written.push((layer, Slot(slot), kept));
+        }
+    }
+    for (layer, slot, kept) in &written {
+        let found = lab.backend.read_state(&pool, *layer, *slot).wait()?;
+        let what = format!("slot {} of layer {layer}", slot.0);
+        lab.same(
+            format!("the state in {what}"),
+            &found.key_value(),
+            &kept.state,
+        );
+        lab.same(format!("the tail in {what}"), &found.tail, &kept.tail);
+        // What was read can be written elsewhere, and is the same there.
+        let other = Slot((slot.0 + 1) % STATES.slots as u32);
+        let before = lab.backend.read_state(&pool, *layer, other).wait()?;
+        lab.backend.write_state(&pool, *layer, other, &found)?;
+        let moved = lab.backend.read_state(&pool, *layer, other).wait()?;
+        lab.holds(format!("{what}, moved"), moved == found);
+        lab.backend.write_state(&pool, *layer, other, &before)?;
+    }
+    Ok(())
+}
+
+/// Whether a refusal is about a record.
+fn about_record<T>(result: Result<T>) -> bool {
+    matches!(result, Err(BackendError::Record { .. }))
+}
+
+fn bad_states(lab: &mut Lab<'_>) -> Result<()> {
+    let pool = lab.backend.state_pool(STATES)?;
+    let tail = vec![1.0; STATES.tail_len()];
+    let good = record(&STATES, &vec![1.0; STATES.state_len()], &tail);
+    lab.backend.write_state(&pool, 0, Slot(0), &good)?;
+    let bad: [(&str, StateRecord); 5] = [
+        (
+            "heads",
+            StateRecord {
+                heads: 2,
+                ..good.clone()
+            },
+        ),
+        (
+            "key width",
+            StateRecord {
+                key_width: 33,
+                value_width: 20,
+                ..good.clone()
+            },
+        ),
+        (
+            "elements",
+            StateRecord {
+                state: vec![2.0; 7],
+                ..good.clone()
+            },
+        ),
+        (
+            "channels",
+            StateRecord {
+                channels: 1,
+                ..good.clone()
+            },
+        ),
+        (
+            "tail",
+            StateRecord {
+                tail: vec![2.0; 7],
+                ..good.clone()
+            },
+        ),
+    ];
+    for (what, bad) in bad {
+        let result = lab.backend.write_state(&pool, 0, Slot(0), &bad);
+        lab.holds(
+            format!("a record of other {what} is refused"),
+            about_record(result),
+        );
+    }
+    for (layer, slot) in [(STATES.layers, Slot(0)), (0, Slot(STATES.slots as u32))] {
+        let result = lab.backend.write_state(&pool, layer, slot, &good);
+        let what = format!("layer {layer}, slot {}", slot.0);
+        lab.holds(format!("writing {what} is refused"), about_record(result));
+        let result = lab.backend.read_state(&pool, layer, slot).wait();
+        lab.holds(format!("reading {what} is refused"), about_record(result));
+    }
+    let found = lab.backend.read_state(&pool, 0, Slot(0)).wait()?;
+    lab.same("the state after refusals", &found.key_value(), &good.state);
+    lab.same("the tail after refusals", &found.tail, &good.tail);
+    Ok(())
+}
+
+fn latent_layout(lab: &Lab<'_>) -> LatentLayout {
+    LatentLayout {
+        layers: 2,
+        latent: 33,
+        rope: 5,
+        block_tokens: 7,
+        blocks: 4,
+        dtype: lab.backend.device().cache,
+    }
+}
+
+fn latents(lab: &mut Lab<'_>) -> Result<()> {
+    let layout = latent_layout(lab);
+    let pool = lab.backend.latent_pool(layout)?;
+    let mut kept = Vec::new();
+    for layer in 0..layout.layers {
+        for block in 0..layout.blocks as u32 {
+            let mut expected = Vec::new();
+            // A whole block, then its first rows anew, then no rows at all.
+            for tokens in [layout.block_tokens, 3, 0] {
+                let rows = lab.random.normals(tokens * layout.width(), 1.0);
+                let rows = lab.cached(rows);
+                let record = LatentRecord {
+                    latent: layout.latent,
+                    rope: layout.rope,
+                    rows: rows.clone(),
+                };
+                lab.backend
+                    .write_latents(&pool, layer, Block(block), &record)?;
+                expected.resize(expected.len().max(rows.len()), 0.0);
+                expected[..rows.len()].copy_from_slice(&rows);
+            }
+            kept.push((layer, Block(block), expected));
+        }
+    }
+    for (layer, block, expected) in &kept {
+        for tokens in [0, 1, 3, layout.block_tokens] {
+            let found = lab
+                .backend
+                .read_latents(&pool, *layer, *block, tokens)
+                .wait()?;
+            let what = format!("{tokens} rows of block {} of layer {layer}", block.0);
+            lab.same(&what, &found.rows, &expected[..tokens * layout.width()]);
+            lab.holds(
+                what,
+                (found.latent, found.rope) == (layout.latent, layout.rope),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn bad_latents(lab: &mut Lab<'_>) -> Result<()> {
+    let layout = latent_layout(lab);
+    let pool = lab.backend.latent_pool(layout)?;
+    let record = |latent, rope, len| LatentRecord {
+        latent,
+        rope,
+        rows: vec![1.0; len],
+    };
+    let (latent, rope, width) = (layout.latent, layout.rope, layout.width());
+    for (what, bad) in [
+        ("another width", record(latent + 1, rope, width + 1)),
+        ("half a row", record(latent, rope, width + 1)),
+        (
+            "more rows than a block",
+            record(latent, rope, (layout.block_tokens + 1) * width),
+        ),
+    ] {
+        let result = lab.backend.write_latents(&pool, 0, Block(0), &bad);
+        lab.holds(format!("{what} is refused"), about_record(result));
+    }
+    for (layer, block, tokens) in [
+        (layout.layers, 0, 1),
+        (0, layout.blocks as u32, 1),
+        (0, 0, layout.block_tokens + 1),
+    ] {
+        let result = lab
+            .backend
+            .read_latents(&pool, layer, Block(block), tokens)
+            .wait();
+        let what = format!("{tokens} rows of block {block} of layer {layer}");
+        lab.holds(format!("reading {what} is refused"), about_record(result));
+    }
+    Ok(())
+}
+
+fn tensors(lab: &mut Lab<'_>) -> Result<()> {
+    let about_shape = |result: Result<()>| matches!(result, Err(BackendError::Shape { .. }));
+    for (element, width) in [
+        (Element::Activation, 33),
+        (Element::F32, 20),
+        (Element::F32, 1),
+    ] {
+        let tensor = lab.backend.tensor(Rows::Tokens, 9, width, element)?;
+        let all = lab.activations(9 * width, 1.0);
+        let some = lab.activations(4 * width, 1.0);
+        lab.backend
+            .write_tensor(tensor, &TensorValues::F32(all.clone()))?;
+        lab.backend
+            .write_tensor(tensor, &TensorValues::F32(some.clone()))?;
+        let found = lab.read(tensor, 9)?;
+        lab.same("the rows written last", &found[..4 * width], &some);
+        lab.same(
+            "the rows written before",
+            &found[4 * width..],
+            &all[4 * width..],
+        );
+        let found = lab.read(tensor, 2)?;
+        lab.same("two rows", &found, &some[..2 * width]);
+        let found = lab.read(tensor, 0)?;
+        lab.same("no rows", &found, &[]);
+        let more = TensorValues::F32(vec![0.0; 10 * width]);
+        let result = lab.backend.write_tensor(tensor, &more);
+        lab.holds("more rows than there are are refused", about_shape(result));
+        let other = TensorValues::Index(vec![0; width]);
+        let result = lab.backend.write_tensor(tensor, &other);
+        lab.holds("indices among numbers are refused", about_shape(result));
+        let result = lab.backend.read_tensor(tensor, 10).wait().map(drop);
+        lab.holds(
+            "reading more rows than there are is refused",
+            about_shape(result),
+        );
+    }
+    let tensor = lab.backend.tensor(Rows::Tokens, 5, 3, Element::Index)?;
+    let ids: Vec<u32> = (0..15).map(|i| u32::MAX - i).collect();
+    lab.backend
+        .write_tensor(tensor, &TensorValues::Index(ids.clone()))?;
+    let found = lab.read_index(tensor, 5)?;
+    lab.holds("indices come back", found == ids);
+    let result = lab
+        .backend
+        .write_tensor(tensor, &TensorValues::F32(vec![0.0; 3]));
+    lab.holds("numbers among indices are refused", about_shape(result));
+    Ok(())
+}
+
+fn bad_weights(lab: &mut Lab<'_>) -> Result<()> {
+    let good = WeightSource {
+        name: "conformance".to_owned(),
+        format: Format::Bf16,
+        stack: 1,
+        rows: 6,
+        columns: 10,
+        stored_columns: 10,
+        first_column: 0,
+        parts: vec![stored(&vec![1.0; 60], Format::Bf16)],
+        shard: lab.backend.shard(),
+    };
+    lab.backend.weight(good.clone())?;
+    for (what, bad) in [
+        (
+            "more rows than are there",
+            WeightSource {
+                rows: 7,
+                ..good.clone()
+            },
+        ),
+        (
+            "fewer rows than are there",
+            WeightSource {
+                rows: 5,
+                ..good.clone()
+            },
+        ),
+        (
+            "columns past the last",
+            WeightSource {
+                first_column: 1,
+                ..good.clone()
+            },
+        ),
+        (
+            "half a row",
+            WeightSource {
+                stored_columns: 11,
+                ..good.clone()
+            },
+        ),
+        (
+            "no parts",
+            WeightSource {
+                parts: Vec::new(),
+                ..good.clone()
+            },
+        ),
+    ] {
+        let result = lab.backend.weight(bad);
+        let refused = matches!(result, Err(BackendError::Weight { .. }));
+        lab.holds(format!("{what} are refused"), refused);
+    }
+    Ok(())
+}

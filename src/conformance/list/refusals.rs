@@ -1,0 +1,451 @@
+//! Batches and recordings that must be refused, by the same typed error on every backend, before anything has run.
+
+use super::kda_rig::{LAYER, piece, record};
+use crate::backend::{
+    Add, Batch, Block, Capacity, Element, Embed, GatedNorm, LatentLayout, LatentPool, Linear,
+    MlaAppend, OutputRow, Piece, Result, RmsNorm, Rows, Select, ShortConv, Slot, StateCheckpoint,
+    StateLayout, StatePool, Step, Swiglu,
+};
+use crate::checkpoint::Format;
+use crate::conformance::{Case, Lab, Tolerance};
+use crate::error::BackendError;
+
+pub(super) fn cases() -> Vec<Case> {
+    type Run = fn(&mut Lab<'_>) -> Result<()>;
+    let cases: [(&str, Run); 3] = [
+        ("batches that do not fit", batches),
+        ("shapes that do not fit", shapes),
+        ("names in order", names),
+    ];
+    cases
+        .into_iter()
+        .map(|(name, run)| Case::new("refusals", name, Tolerance::Exact, run))
+        .collect()
+}
+
+const VOCABULARY: usize = 11;
+const SLOTS: usize = 6;
+const BLOCKS: usize = 5;
+const BLOCK_TOKENS: usize = 4;
+
+/// A step that looks at tokens, slots and blocks.
+struct Rig {
+    step: Box<dyn Step>,
+    states: StatePool,
+    latents: LatentPool,
+}
+
+impl Rig {
+    fn new(lab: &mut Lab<'_>) -> Result<Self> {
+        let states = lab.backend.state_pool(StateLayout {
+            layers: 2,
+            key_heads: 1,
+            value_heads: 1,
+            key_width: 4,
+            value_width: 4,
+            taps: 4,
+            slots: SLOTS,
+        })?;
+        let latents = lab.backend.latent_pool(LatentLayout {
+            layers: 1,
+            latent: 8,
+            rope: 4,
+            block_tokens: BLOCK_TOKENS,
+            blocks: BLOCKS,
+            dtype: lab.backend.device().cache,
+        })?;
+        let table = lab.random_matrix(Format::F32, [1, VOCABULARY, 12], 1.0)?;
+        let conv = lab.random_matrix(Format::F32, [1, 12, 4], 1.0)?;
+        let norm = lab.norm_weight(Format::F32, 8)?;
+        let (hidden, output) = (lab.output(10, 12)?, lab.output(10, 12)?);
+        let mut step = lab.backend.step(Capacity {
+            tokens: 10,
+            pieces: 3,
+            outputs: 2,
+            blocks: 6,
+            checkpoints: 2,
+        })?;
+        step.embed(Embed {
+            weight: table.weight,
+            output: hidden,
+        })?;
+        step.short_conv(ShortConv {
+            input: hidden,
+            weight: conv.weight,
+            pool: states,
+            layer: LAYER,
+            output,
+        })?;
+        step.mla_append(MlaAppend {
+            input: output,
+            weight: norm.weight,
+            eps: 1e-6,
+            pool: latents,
+            layer: 0,
+        })?;
+        step.probe(hidden)?;
+        let layout = states.layout;
+        let zero = record(
+            &layout,
+            &vec![0.0; layout.state_len()],
+            &vec![0.0; layout.tail_len()],
+        );
+        for slot in 0..SLOTS as u32 {
+            lab.backend.write_state(&states, LAYER, Slot(slot), &zero)?;
+        }
+        Ok(Self {
+            step,
+            states,
+            latents,
+        })
+    }
+
+    fn tails(&self, lab: &mut Lab<'_>) -> Result<Vec<f32>> {
+        let mut tails = Vec::new();
+        for slot in 0..SLOTS as u32 {
+            let record = lab
+                .backend
+                .read_state(&self.states, LAYER, Slot(slot))
+                .wait()?;
+            tails.extend(record.tail);
+        }
+        Ok(tails)
+    }
+}
+
+/// Two pieces that fit.
+fn good() -> Batch {
+    let piece = |length, slot_in, slot_out, position, blocks: &[u32]| Piece {
+        position,
+        blocks: blocks.iter().copied().map(Block).collect(),
+        ..piece(length, slot_in, Slot(slot_out))
+    };
+    Batch {
+        tokens: vec![0, 10, 3, 4, 5],
+        pieces: vec![
+            piece(3, None, 0, 0, &[2]),
+            piece(2, Some(Slot(1)), 1, 3, &[0, 4]),
+        ],
+        outputs: vec![
+            OutputRow {
+                row: 2,
+                target: None,
+            },
+            OutputRow {
+                row: 4,
+                target: Some(10),
+            },
+        ],
+    }
+}
+
+fn batches(lab: &mut Lab<'_>) -> Result<()> {
+    let mut rig = Rig::new(lab)?;
+    rig.step.submit(&good())?.wait()?;
+    let before = rig.tails(lab)?;
+    let token = |token, position| BackendError::TokenOutOfRange {
+        token,
+        position,
+        last: VOCABULARY - 1,
+    };
+    let checkpoint = |after, slot| StateCheckpoint {
+        after,
+        slot: Slot(slot),
+    };
+    type Spoil = Box<dyn Fn(&mut Batch)>;
+    // Two ids past the vocabulary, as a tokenizer may know more than an embedding does.
+    let tokens: [(u32, usize); 3] = [(11, 0), (12, 4), (u32::MAX, 2)];
+    for (id, position) in tokens {
+        let mut batch = good();
+        batch.tokens[position] = id;
+        let found = rig.step.submit(&batch).err();
+        let what = format!("token {id} is refused by type and place");
+        lab.holds(what, found == Some(token(id, position)));
+    }
+    let mut batch = good();
+    batch.outputs[1].target = Some(11);
+    let found = rig.step.submit(&batch).err();
+    lab.holds(
+        "a target past the vocabulary is refused",
+        found == Some(token(11, 4)),
+    );
+    let spoiled: Vec<(&str, Spoil)> = vec![
+        (
+            "more tokens than the capacity",
+            Box::new(|batch| {
+                batch.tokens = vec![0; 11];
+                batch.pieces[0].length = 9;
+                batch.pieces[0].blocks = vec![Block(2), Block(1), Block(3)];
+            }),
+        ),
+        (
+            "lengths that do not add up",
+            Box::new(|batch| batch.pieces[0].length = 2),
+        ),
+        (
+            "more pieces than the capacity",
+            Box::new(|batch| {
+                batch.pieces.push(piece(0, None, Slot(3)));
+                batch.pieces.push(piece(0, None, Slot(4)));
+            }),
+        ),
+        (
+            "more outputs than the capacity",
+            Box::new(|batch| {
+                batch.outputs.insert(
+                    0,
+                    OutputRow {
+                        row: 1,
+                        target: None,
+                    },
+                );
+            }),
+        ),
+        (
+            "outputs out of order",
+            Box::new(|batch| batch.outputs.reverse()),
+        ),
+        (
+            "an output twice",
+            Box::new(|batch| batch.outputs[0].row = 4),
+        ),
+        (
+            "an output past the last row",
+            Box::new(|batch| batch.outputs[1].row = 5),
+        ),
+        (
+            "more block entries than the capacity",
+            Box::new(|batch| {
+                batch.pieces[0].blocks = [2, 1, 3, 2, 2].map(Block).to_vec();
+            }),
+        ),
+        (
+            "more checkpoints than the capacity",
+            Box::new(move |batch| {
+                batch.pieces[0].checkpoints =
+                    vec![checkpoint(1, 2), checkpoint(2, 3), checkpoint(3, 4)];
+            }),
+        ),
+        (
+            "a checkpoint after nothing",
+            Box::new(move |batch| {
+                batch.pieces[0].checkpoints = vec![checkpoint(0, 2)];
+            }),
+        ),
+        (
+            "a checkpoint past the piece",
+            Box::new(move |batch| {
+                batch.pieces[0].checkpoints = vec![checkpoint(4, 2)];
+            }),
+        ),
+        (
+            "checkpoints out of order",
+            Box::new(move |batch| {
+                batch.pieces[0].checkpoints = vec![checkpoint(2, 2), checkpoint(1, 3)];
+            }),
+        ),
+        (
+            "a slot to write that does not exist",
+            Box::new(|batch| {
+                batch.pieces[0].slot_out = Slot(SLOTS as u32);
+            }),
+        ),
+        (
+            "a slot to read that does not exist",
+            Box::new(|batch| {
+                batch.pieces[1].slot_in = Some(Slot(u32::MAX));
+            }),
+        ),
+        (
+            "a slot to keep in that does not exist",
+            Box::new(move |batch| {
+                batch.pieces[0].checkpoints = vec![checkpoint(1, SLOTS as u32)];
+            }),
+        ),
+        (
+            "a slot written twice",
+            Box::new(|batch| batch.pieces[0].slot_out = Slot(1)),
+        ),
+        (
+            "a slot written twice, once to keep",
+            Box::new(move |batch| {
+                batch.pieces[0].checkpoints = vec![checkpoint(1, 0)];
+            }),
+        ),
+        (
+            "a slot read that another writes",
+            Box::new(|batch| {
+                batch.pieces[1].slot_in = Some(Slot(0));
+            }),
+        ),
+        (
+            "a slot read that its own checkpoint writes",
+            Box::new(move |batch| {
+                batch.pieces[1].slot_out = Slot(2);
+                batch.pieces[1].checkpoints = vec![checkpoint(1, 1)];
+            }),
+        ),
+        (
+            "a block table too short",
+            Box::new(|batch| {
+                batch.pieces[1].blocks.pop();
+            }),
+        ),
+        (
+            "no block table",
+            Box::new(|batch| batch.pieces[0].blocks.clear()),
+        ),
+        (
+            "a block that does not exist",
+            Box::new(|batch| {
+                batch.pieces[0].blocks[0] = Block(BLOCKS as u32);
+            }),
+        ),
+        (
+            "a block written twice",
+            Box::new(|batch| batch.pieces[0].blocks[0] = Block(4)),
+        ),
+        (
+            "a block read that another writes",
+            Box::new(|batch| {
+                batch.pieces[1].position = 4;
+                batch.pieces[1].blocks = vec![Block(2), Block(4)];
+            }),
+        ),
+    ];
+    for (what, spoil) in spoiled {
+        let mut batch = good();
+        spoil(&mut batch);
+        let refused = matches!(rig.step.submit(&batch), Err(BackendError::Batch { .. }));
+        lab.holds(format!("{what}: refused"), refused);
+    }
+    let after = rig.tails(lab)?;
+    lab.same("the tails after refusals", &after, &before);
+    let record = lab
+        .backend
+        .read_latents(&rig.latents, 0, Block(2), 3)
+        .wait()?;
+    lab.holds(
+        "latents after refusals",
+        record.rows.iter().all(|x| x.is_finite()),
+    );
+    // The step is as good as before.
+    rig.step.submit(&good())?.wait()?;
+    Ok(())
+}
+
+fn shapes(lab: &mut Lab<'_>) -> Result<()> {
+    let matrix = lab.random_matrix(Format::F32, [1, 6, 8], 1.0)?.weight;
+    let vector = lab.norm_weight(Format::F32, 8)?.weight;
+    let [eight, six, seven] = [lab.output(4, 8)?, lab.output(4, 6)?, lab.output(4, 7)?];
+    let gates = lab.blank(Rows::Tokens, 4, 8, Element::F32)?;
+    let outputs = lab.blank(Rows::Outputs, 4, 6, Element::Activation)?;
+    let logits = lab.blank(Rows::Outputs, 4, 6, Element::F32)?;
+    let states = Rig::new(lab)?.states;
+    let mut step = lab.step(&crate::conformance::lab::plain(4))?;
+    let mut refused = |what: &str, result: Result<()>| {
+        let refused = matches!(result, Err(BackendError::Shape { .. }));
+        lab.holds(format!("{what}: refused"), refused);
+    };
+    let linear = |input, output| Linear {
+        input,
+        weight: matrix,
+        output,
+    };
+    refused("linear, another input width", step.linear(linear(six, six)));
+    refused(
+        "linear, another output width",
+        step.linear(linear(eight, eight)),
+    );
+    refused(
+        "linear, tokens to outputs",
+        step.linear(linear(eight, outputs)),
+    );
+    let norm = |input, output| RmsNorm {
+        input,
+        weight: vector,
+        eps: 1e-5,
+        output,
+    };
+    refused(
+        "rms_norm, another input width",
+        step.rms_norm(norm(six, six)),
+    );
+    refused(
+        "rms_norm, another output width",
+        step.rms_norm(norm(eight, six)),
+    );
+    refused(
+        "rms_norm, a matrix for a vector",
+        step.rms_norm(RmsNorm {
+            weight: matrix,
+            ..norm(eight, eight)
+        }),
+    );
+    refused(
+        "embed, another width",
+        step.embed(Embed {
+            weight: matrix,
+            output: six,
+        }),
+    );
+    refused(
+        "swiglu, an odd width",
+        step.swiglu(Swiglu {
+            input: seven,
+            output: six,
+        }),
+    );
+    refused(
+        "add, another width",
+        step.add(Add {
+            source: six,
+            target: eight,
+        }),
+    );
+    refused(
+        "add, another element",
+        step.add(Add {
+            source: eight,
+            target: gates,
+        }),
+    );
+    refused(
+        "gated_norm, not whole heads",
+        step.gated_norm(GatedNorm {
+            input: six,
+            gate: six,
+            weight: vector,
+            eps: 1e-5,
+            output: six,
+        }),
+    );
+    refused(
+        "short_conv, another width",
+        step.short_conv(ShortConv {
+            input: eight,
+            weight: matrix,
+            pool: states,
+            layer: 0,
+            output: eight,
+        }),
+    );
+    let select = |logits, candidates| Select {
+        logits,
+        candidates,
+        keep_rows: false,
+    };
+    refused("select, rows of tokens", step.select(select(gates, 1)));
+    refused("select, no candidates", step.select(select(logits, 0)));
+    // Nothing of that was recorded.
+    lab.holds("nothing was recorded", step.operations().is_empty());
+    Ok(())
+}
+
+/// A step tells what was recorded, in order.
+fn names(lab: &mut Lab<'_>) -> Result<()> {
+    let rig = Rig::new(lab)?;
+    let expected = ["embed", "short_conv", "mla_append", "probe"];
+    lab.holds("the names", rig.step.operations() == expected);
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! How operations are run whose rows stand alone: against the oracle, each row without the others, again and again.
+
+use crate::backend::{Batch, Element, Result, Rows, Step, Tensor, TensorValues};
+use crate::conformance::lab::plain;
+use crate::conformance::{Case, Lab, Tolerance, element_error, row_error};
+
+/// One argument: its width, its element type, its rows.
+pub(super) struct Input {
+    pub(super) width: usize,
+    pub(super) element: Element,
+    pub(super) values: TensorValues,
+}
+
+impl Input {
+    /// Rows of activations.
+    pub(super) fn activation(width: usize, values: Vec<f32>) -> Self {
+        Self {
+            width,
+            element: Element::Activation,
+            values: TensorValues::F32(values),
+        }
+    }
+
+    /// Rows of f32.
+    pub(super) fn f32(width: usize, values: Vec<f32>) -> Self {
+        Self {
+            element: Element::F32,
+            ..Self::activation(width, values)
+        }
+    }
+
+    /// Rows of indices.
+    pub(super) fn index(width: usize, values: Vec<u32>) -> Self {
+        Self {
+            width,
+            element: Element::Index,
+            values: TensorValues::Index(values),
+        }
+    }
+
+    fn rows(&self, range: std::ops::Range<usize>) -> TensorValues {
+        let range = range.start * self.width..range.end * self.width;
+        match &self.values {
+            TensorValues::F32(values) => TensorValues::F32(values[range].to_vec()),
+            TensorValues::Index(values) => TensorValues::Index(values[range].to_vec()),
+        }
+    }
+}
+
+/// What a result must be.
+pub(super) enum Answer {
+    /// Numbers, each row compared by itself.
+    Rows(Vec<f64>),
+    /// Numbers, each compared by itself.
+    Elements(Vec<f64>),
+    /// Indices, all equal.
+    Index(Vec<u32>),
+}
+
+/// Where a result is found.
+pub(super) enum Place {
+    /// In a tensor of its own.
+    New(Element),
+    /// In the argument of this number, which the operation edits.
+    Input(usize),
+}
+
+/// One result: its name, width, place and answer.
+pub(super) struct Output {
+    pub(super) name: &'static str,
+    pub(super) width: usize,
+    pub(super) place: Place,
+    pub(super) answer: Answer,
+}
+
+impl Output {
+    /// Activations, compared row by row.
+    pub(super) fn activation(width: usize, answer: Vec<f64>) -> Self {
+        Self {
+            name: "the output",
+            width,
+            place: Place::New(Element::Activation),
+            answer: Answer::Rows(answer),
+        }
+    }
+}
+
+/// Records the operation, given its arguments and results.
+type Record = Box<dyn Fn(&mut dyn Step, &[Tensor], &[Tensor]) -> Result<()>>;
+
+/// An operation with its arguments and answers.
+pub(super) struct Operation {
+    pub(super) tokens: Vec<u32>,
+    pub(super) inputs: Vec<Input>,
+    pub(super) outputs: Vec<Output>,
+    pub(super) record: Record,
+}
+
+impl Operation {
+    /// An operation that does not look at token ids.
+    pub(super) fn new(
+        rows: usize,
+        inputs: Vec<Input>,
+        outputs: Vec<Output>,
+        record: impl Fn(&mut dyn Step, &[Tensor], &[Tensor]) -> Result<()> + 'static,
+    ) -> Self {
+        Self {
+            tokens: vec![0; rows],
+            inputs,
+            outputs,
+            record: Box::new(record),
+        }
+    }
+}
+
+/// What is asked of the operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// The oracle's answer.
+    Definition,
+    /// Rows have the same bits whatever is beside them.
+    Alone,
+    /// The same call has the same bits each time.
+    Again,
+}
+
+struct Rig {
+    operation: Operation,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+    step: Box<dyn Step>,
+}
+
+impl Rig {
+    fn new(lab: &mut Lab<'_>, operation: Operation) -> Result<Self> {
+        let rows = operation.tokens.len();
+        let mut inputs = Vec::new();
+        for input in &operation.inputs {
+            inputs.push(lab.blank(Rows::Tokens, rows, input.width, input.element)?);
+        }
+        let mut outputs = Vec::new();
+        for output in &operation.outputs {
+            outputs.push(match output.place {
+                Place::New(element) => lab.blank(Rows::Tokens, rows, output.width, element)?,
+                Place::Input(i) => inputs[i],
+            });
+        }
+        let mut step = lab.step(&plain(rows))?;
+        (operation.record)(&mut *step, &inputs, &outputs)?;
+        Ok(Self {
+            operation,
+            inputs,
+            outputs,
+            step,
+        })
+    }
+
+    /// Runs some of the rows; gives the results.
+    fn run(
+        &mut self,
+        lab: &mut Lab<'_>,
+        range: std::ops::Range<usize>,
+    ) -> Result<Vec<TensorValues>> {
+        for tensor in &self.outputs {
+            lab.poison(*tensor)?;
+        }
+        for (tensor, input) in self.inputs.iter().zip(&self.operation.inputs) {
+            lab.poison(*tensor)?;
+            lab.backend
+                .write_tensor(*tensor, &input.rows(range.clone()))?;
+        }
+        let rows = range.len();
+        let batch = Batch {
+            tokens: self.operation.tokens[range].to_vec(),
+            ..plain(rows)
+        };
+        lab.submit(&mut *self.step, &batch)?;
+        self.outputs
+            .iter()
+            .map(|tensor| lab.backend.read_tensor(*tensor, rows).wait())
+            .collect()
+    }
+}
+
+/// Two results that must have the same bits.
+fn alike(lab: &mut Lab<'_>, what: String, a: &TensorValues, b: &TensorValues, in_f32: bool) {
+    match (a, b) {
+        (TensorValues::F32(a), TensorValues::F32(b)) if in_f32 => lab.same_in_f32(what, a, b),
+        (TensorValues::F32(a), TensorValues::F32(b)) => lab.same(what, a, b),
+        _ => lab.holds(what, a == b),
+    }
+}
+
+fn cut(values: &TensorValues, range: std::ops::Range<usize>) -> TensorValues {
+    match values {
+        TensorValues::F32(values) => TensorValues::F32(values[range].to_vec()),
+        TensorValues::Index(values) => TensorValues::Index(values[range].to_vec()),
+    }
+}
+
+/// Asks one question of one operation.
+pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -> Result<()> {
+    let rows = operation.tokens.len();
+    let mut rig = Rig::new(lab, operation)?;
+    let all = rig.run(lab, 0..rows)?;
+    if lab.timed() {
+        return Ok(());
+    }
+    match question {
+        Question::Definition => {
+            for (output, values) in rig.operation.outputs.iter().zip(&all) {
+                let numbers = values.as_f32().unwrap_or(&[]);
+                let tolerance = lab.tolerance();
+                match &output.answer {
+                    Answer::Rows(answer) => {
+                        let error = row_error(numbers, answer, output.width);
+                        lab.within(output.name, error, tolerance);
+                    }
+                    Answer::Elements(answer) => {
+                        lab.within(output.name, element_error(numbers, answer), tolerance);
+                    }
+                    Answer::Index(answer) => {
+                        lab.holds(output.name, values.as_index() == Some(answer));
+                    }
+                }
+            }
+        }
+        Question::Alone => {
+            for count in [1, 2, 3, 5, 16] {
+                for start in [0, 1, rows / 2, rows.saturating_sub(count)] {
+                    if start + count > rows {
+                        continue;
+                    }
+                    let few = rig.run(lab, start..start + count)?;
+                    for (i, output) in rig.operation.outputs.iter().enumerate() {
+                        let range = start * output.width..(start + count) * output.width;
+                        let what =
+                            format!("{}, rows {start}..{} alone", output.name, start + count);
+                        alike(lab, what, &few[i], &cut(&all[i], range), true);
+                    }
+                }
+            }
+        }
+        Question::Again => {
+            for time in 2..=lab.repeats {
+                let next = rig.run(lab, 0..rows)?;
+                for (i, output) in rig.operation.outputs.iter().enumerate() {
+                    let what = format!("{} of call {time}", output.name);
+                    alike(lab, what, &next[i], &all[i], false);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The case of one operation against the oracle.
+pub(super) fn definition(
+    operation: &'static str,
+    name: impl AsRef<str>,
+    tolerance: Tolerance,
+    make: impl Fn(&mut Lab<'_>) -> Result<Operation> + Send + Sync + 'static,
+) -> Case {
+    Case::new(operation, name, tolerance, move |lab| {
+        let made = make(lab)?;
+        ask(lab, Question::Definition, made)
+    })
+}
+
+/// The cases that an operation's rows do not depend on each other, and that it repeats itself.
+pub(super) fn properties(
+    operation: &'static str,
+    make: impl Fn(&mut Lab<'_>) -> Result<Operation> + Clone + Send + Sync + 'static,
+) -> [Case; 2] {
+    [
+        ("rows are alone", Question::Alone),
+        ("again", Question::Again),
+    ]
+    .map(|(name, question)| {
+        let make = make.clone();
+        Case::new(operation, name, Tolerance::Exact, move |lab| {
+            let made = make(lab)?;
+            ask(lab, question, made)
+        })
+    })
+}

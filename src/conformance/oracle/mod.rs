@@ -1,0 +1,32 @@
+//! What every operation must compute, in naive f64 code: one loop a formula, nothing shared with any backend.
+//!
+//! It is slow and meant to be read beside the paper. Inputs are what the device was given (already rounded to its
+//! precision), so an error against it is the device's own.
+
+mod dense;
+mod kda;
+mod mla;
+mod moe;
+
+pub use dense::{embed, linear, rms_norm, select, swiglu};
+pub use kda::{Recurrence, gated_norm, log_decay, short_conv, write_strength};
+pub use mla::{Attention, append};
+pub use moe::{Router, experts};
+
+/// `1 / (1 + e^-x)`.
+#[must_use]
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `x sigmoid(x)`.
+#[must_use]
+pub fn silu(x: f64) -> f64 {
+    x * sigmoid(x)
+}
+
+/// Widens a list.
+#[must_use]
+pub fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(*value)).collect()
+}

@@ -1,0 +1,214 @@
+//! Outcomes as people and programs read them: a line a case, a table an operation, JSON, and `docs/operations.md`.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use super::list::OPERATIONS;
+use super::{Case, Options, Outcome, Tolerance, Verdict, run};
+use crate::backend::{Backend, Device, Precision, Result};
+
+/// Cases that share one backend before it is made anew: handles are never given back, so memory grows with cases.
+pub const SHARED: usize = 128;
+
+/// One case and how it came out.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct CaseResult {
+    /// The case's name.
+    pub name: String,
+    /// The operation it is about.
+    pub operation: &'static str,
+    /// How it came out. In JSON an infinite error is `null`.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// How long it took, the oracle included.
+    pub seconds: f64,
+}
+
+impl CaseResult {
+    /// One line: the verdict, the name, the error beside its bound, what was compared.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let Outcome {
+            verdict,
+            error,
+            bound,
+            detail,
+        } = &self.outcome;
+        match verdict {
+            Verdict::Skipped => format!("skip  {}  {detail}", self.name),
+            Verdict::Passed => format!("ok    {}  {}", self.name, measured(*error, *bound)),
+            Verdict::Failed => {
+                let measured = measured(*error, *bound);
+                format!("FAIL  {}  {measured}: {detail}", self.name)
+            }
+        }
+    }
+}
+
+/// An error beside its bound, in words where there is nothing to measure.
+#[must_use]
+pub fn measured(error: f64, bound: f64) -> String {
+    if bound > 0.0 {
+        format!("{error:.1e} of {bound:.0e}")
+    } else if error == 0.0 {
+        "exact".to_owned()
+    } else {
+        "not exact".to_owned()
+    }
+}
+
+/// Every case that was run on one device.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Report {
+    /// The device.
+    pub device: Device,
+    /// Cases within their bounds.
+    pub passed: usize,
+    /// Cases beyond them.
+    pub failed: usize,
+    /// Cases that the backend does not do.
+    pub skipped: usize,
+    /// All of them, in the order of the list.
+    pub cases: Vec<CaseResult>,
+}
+
+/// Runs every case whose name contains `filter` on backends from `make`, and tells `on_result` of each as it ends.
+///
+/// # Errors
+/// A backend that cannot be made. What goes wrong inside a case is that case's failure.
+pub fn run_all(
+    make: &mut dyn FnMut() -> Result<Box<dyn Backend>>,
+    filter: Option<&str>,
+    options: Options,
+    on_result: &mut dyn FnMut(&CaseResult),
+) -> Result<Report> {
+    let mut backend = make()?;
+    let mut report = Report {
+        device: backend.device().clone(),
+        passed: 0,
+        failed: 0,
+        skipped: 0,
+        cases: Vec::new(),
+    };
+    let wanted = |case: &Case| filter.is_none_or(|filter| case.name.contains(filter));
+    for (i, case) in super::cases()
+        .iter()
+        .filter(|case| wanted(case))
+        .enumerate()
+    {
+        if i > 0 && i % SHARED == 0 {
+            // The old one goes before the new one comes: both may not fit.
+            drop(backend);
+            backend = make()?;
+        }
+        let start = Instant::now();
+        let outcome = run(case, &mut *backend, options);
+        match outcome.verdict {
+            Verdict::Passed => report.passed += 1,
+            Verdict::Failed => report.failed += 1,
+            Verdict::Skipped => report.skipped += 1,
+        }
+        let result = CaseResult {
+            name: case.name.clone(),
+            operation: case.operation,
+            outcome,
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        on_result(&result);
+        report.cases.push(result);
+    }
+    Ok(report)
+}
+
+impl Report {
+    /// Whether nothing failed and something ran.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.failed == 0 && self.passed > 0
+    }
+
+    /// A line an operation: cases, failures, the case nearest to its bound.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut table = format!(
+            "{:<16}{:>6}{:>8}  nearest to its bound\n",
+            "operation", "cases", "failed"
+        );
+        for (operation, _) in OPERATIONS {
+            let cases: Vec<&CaseResult> = self
+                .cases
+                .iter()
+                .filter(|case| case.operation == operation)
+                .collect();
+            if cases.is_empty() {
+                continue;
+            }
+            let failed = cases
+                .iter()
+                .filter(|case| case.outcome.verdict == Verdict::Failed)
+                .count();
+            let share = |case: &CaseResult| match case.outcome.bound {
+                bound if bound > 0.0 => case.outcome.error / bound,
+                _ => case.outcome.error,
+            };
+            let nearest = cases.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
+            let nearest = nearest.map_or_else(String::new, |case| {
+                let Outcome { error, bound, .. } = case.outcome;
+                format!("{}, {}", measured(error, bound), case.name)
+            });
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                table,
+                "{operation:<16}{:>6}{failed:>8}  {nearest}",
+                cases.len()
+            );
+        }
+        table
+    }
+}
+
+/// The table of `docs/operations.md`: every operation, its cases and bounds. It is the same on every machine.
+#[must_use]
+pub fn operations_markdown(cases: &[Case]) -> String {
+    let mut text = String::from(
+        "# Operations, and what each is held to\n\n\
+         Generated from the conformance list (`src/conformance`); `KIMI_BLESS=1 cargo test --release --test conformance` \
+         writes it anew.\nEvery backend is held to all of it: `kimi-linear conformance` runs the list on a device and \
+         prints each error beside its bound.\n\n\
+         | operation | what it computes | cases | held to |\n|---|---|---:|---|\n",
+    );
+    for (operation, meaning) in OPERATIONS {
+        let held: Vec<String> = Tolerance::ALL
+            .into_iter()
+            .filter_map(|tolerance| {
+                let of = |case: &&Case| case.operation == operation && case.tolerance == tolerance;
+                let count = cases.iter().filter(of).count();
+                (count > 0).then(|| format!("{} ({count})", tolerance.name()))
+            })
+            .collect();
+        let count = cases
+            .iter()
+            .filter(|case| case.operation == operation)
+            .count();
+        let held = held.join(", ");
+        let _ = writeln!(text, "| `{operation}` | {meaning} | {count} | {held} |");
+    }
+    let _ = write!(
+        text,
+        "\n{} cases. An error is `||x - reference|| / ||reference||` over a tensor, a row or an element, whichever the \
+         operation\nallows; NaN and infinity fail. A bound belongs to the case and to the precision of a device's \
+         activations, never to a backend:\n\n| tolerance | what it is for | f32 | f16 | bf16 |\n|---|---|---|---|---|\n",
+        cases.len()
+    );
+    for tolerance in Tolerance::ALL {
+        let bounds = [Precision::F32, Precision::F16, Precision::Bf16].map(|precision| {
+            match tolerance.bound(precision) {
+                0.0 => "0".to_owned(),
+                bound => format!("{bound:e}"),
+            }
+        });
+        let (name, bounds) = (tolerance.name(), bounds.join(" | "));
+        let _ = writeln!(text, "| {name} | {} | {bounds} |", tolerance.meaning());
+    }
+    text
+}

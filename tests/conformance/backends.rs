@@ -1,0 +1,50 @@
+//! The backends that this machine has. Another one is added by naming it in [`all`].
+
+use std::sync::{Mutex, PoisonError};
+
+use kimi_linear::backend::Backend;
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::conformance::report::SHARED;
+
+/// Makes a backend.
+pub(crate) type Make = fn() -> Box<dyn Backend>;
+
+/// A backend under test, made when it is first wanted.
+pub(crate) struct Bench {
+    pub(crate) name: &'static str,
+    pub(crate) make: Make,
+    backend: Mutex<Option<(Box<dyn Backend>, usize)>>,
+}
+
+impl Bench {
+    fn new(name: &'static str, make: Make) -> Self {
+        Self {
+            name,
+            make,
+            backend: Mutex::default(),
+        }
+    }
+
+    /// Lends the backend; trials on one backend run one at a time.
+    pub(crate) fn with<R>(&self, run: impl FnOnce(&mut dyn Backend) -> R) -> R {
+        // A trial that panicked leaves nothing behind that the next would use.
+        let mut shared = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut backend, used) = match shared.take() {
+            Some((backend, used)) if used < SHARED => (backend, used),
+            _ => ((self.make)(), 0),
+        };
+        let result = run(&mut *backend);
+        *shared = Some((backend, used + 1));
+        result
+    }
+}
+
+/// Every backend that there is on this machine.
+pub(crate) fn all() -> Vec<Bench> {
+    vec![Bench::new("cpu", || Box::new(CpuBackend::new()))]
+}
+
+/// Backends that are not there, and why.
+pub(crate) fn absent() -> Vec<(&'static str, String)> {
+    Vec::new()
+}

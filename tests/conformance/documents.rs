@@ -1,0 +1,46 @@
+//! The list itself, and the table generated from it.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use kimi_linear::conformance::list::OPERATIONS;
+use kimi_linear::conformance::{cases, report};
+use libtest_mimic::{Failed, Trial};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        Trial::test("list/names are unique and operations known", names),
+        Trial::test("list/docs/operations.md is what the list generates", table),
+    ]
+}
+
+fn names() -> Result<(), Failed> {
+    let mut seen = HashSet::new();
+    for case in cases() {
+        if !OPERATIONS.iter().any(|(name, _)| *name == case.operation) {
+            return Err(format!("{}: no such operation", case.name).into());
+        }
+        if !seen.insert(case.name.clone()) {
+            return Err(format!("{}: twice in the list", case.name).into());
+        }
+    }
+    for (operation, _) in OPERATIONS {
+        if !cases().iter().any(|case| case.operation == operation) {
+            return Err(format!("{operation}: no case").into());
+        }
+    }
+    Ok(())
+}
+
+fn table() -> Result<(), Failed> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let generated = report::operations_markdown(&cases());
+    if std::env::var_os("KIMI_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &generated).unwrap();
+    }
+    if std::fs::read_to_string(&path).unwrap_or_default() != generated {
+        return Err("docs/operations.md is out of date: run this test with KIMI_BLESS=1".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! The conformance list on every backend that this machine has: one named trial a case and backend, its error printed
+//! beside its bound; with it the recurrence's reference cases, which need a file, the generated table, and the mutants
+//! that the list must catch.
+//!
+//! `cargo test --release --test conformance -- kda_chunk` runs a part; `KIMI_REPEATS=1000` repeats what must repeat.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod backends;
+#[path = "../common/mod.rs"]
+mod common;
+mod documents;
+mod halves;
+mod mutants;
+mod mutated;
+mod planted;
+mod reference;
+
+use std::sync::Arc;
+
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::conformance::{self, Case, Options, Verdict};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use backends::Bench;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for bench in backends::all() {
+        let bench = Arc::new(bench);
+        for case in conformance::cases() {
+            trials.push(trial(&bench, case, None));
+        }
+        for (case, bound) in reference::cases(&bench) {
+            trials.push(trial(&bench, case, bound));
+        }
+    }
+    trials.extend(documents::trials());
+    trials.extend(halves::trials(|| Box::new(CpuBackend::new())));
+    trials.extend(mutants::trials(|| Box::new(CpuBackend::new())));
+    for (backend, reason) in backends::absent() {
+        eprintln!("skipped: every case on {backend}: {reason}");
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// One case on one backend, held to a closer bound where there is one.
+fn trial(bench: &Arc<Bench>, case: Case, closer: Option<f64>) -> Trial {
+    let bench = Arc::clone(bench);
+    Trial::test(format!("{}/{}", bench.name, case.name), move || {
+        let outcome = bench.with(|backend| conformance::run(&case, backend, options()));
+        let bound = closer.unwrap_or(outcome.bound);
+        let line = format!(
+            "{}/{}: error {:.2e}, bound {bound:.0e}, {}",
+            bench.name, case.name, outcome.error, outcome.detail
+        );
+        match outcome.verdict {
+            Verdict::Failed => return Err(Failed::from(line)),
+            Verdict::Skipped => {
+                println!("skipped: {}/{}: {}", bench.name, case.name, outcome.detail)
+            }
+            Verdict::Passed => println!("{line}"),
+        }
+        if outcome.error > bound {
+            return Err(Failed::from(line));
+        }
+        Ok(())
+    })
+}
+
+fn options() -> Options {
+    let repeats = std::env::var("KIMI_REPEATS").ok();
+    let repeats = repeats.map(|value| value.parse().expect("KIMI_REPEATS is a number"));
+    Options {
+        repeats: repeats.unwrap_or(Options::default().repeats),
+    }
+}

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Plant bugs in the kernels' sources, one after the other, and see that the conformance list catches each.
+
+    tests/conformance/mutations.py [SUBSTRING] [--filter cpu/]
+
+Works on a copy of the sources; the repository is left alone. Each row of MUTATIONS is a file, a piece of it that occurs
+once, and what stands there instead. Shaders are text like any other source: a row for a .wgsl works as well, with
+`--filter wgpu/`. A mutant that does not compile, or whose text is not found, is an error of this script, not a catch.
+`mutants.rs` plants bugs around a backend and runs with every test; this takes a build a mutant and is run by hand.
+"""
+import argparse
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+CPU = "src/backend/cpu/"
+MUTATIONS = [
+    # file, from, to
+    (CPU + "kda_gates.rs", "*gate = -a_log", "*gate = a_log"),
+    (CPU + "kda_gates.rs", "a_log[i / width]", "a_log[i % a_log.len()]"),
+    (CPU + "math.rs", "x.exp().ln_1p()", "(1.0 + x.exp()).ln()"),
+    (CPU + "math.rs", "if x > 20.0", "if x > 8.0"),
+    (CPU + "math.rs", "1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()", "1.0 / ((dot(x, x) / x.len() as f32).sqrt() + eps)"),
+    (CPU + "kda_step.rs", "let decay = gates[d].exp();", "let decay = gates[d].exp().max(0.0067);"),
+    (CPU + "kda_step.rs", "*value *= decay;\n                *write += key[d] * *value;", "*write += key[d] * *value;\n                *value *= decay;"),
+    (CPU + "kda_step.rs", "add_scaled(row, key[d], &write);\n            add_scaled(output, query[d], row);", "add_scaled(output, query[d], row);\n            add_scaled(row, key[d], &write);"),
+    (CPU + "kda_chunk.rs", "add_scaled(row, -a_kk[i][j], before)", "add_scaled(row, a_kk[i][j], before)"),
+    (CPU + "kda_chunk.rs", ".take(i + 1)", ".take(i)"),
+    (CPU + "kda_chunk.rs", "for half in [8, 4, 2, 1]", "for half in [8, 4, 2]"),
+    (CPU + "kda_chunk.rs", "let factor = decay[d].exp();\n        row.iter_mut()", "let factor = 1.0_f32;\n        row.iter_mut()"),
+    (CPU + "kda_chunk.rs", "decayed[j * k + d] = tokens.key[j * k + d] * decay[d].exp();\n                    decay[d] += tokens.gates[j * k + d];",
+     "decay[d] += tokens.gates[j * k + d];\n                    decayed[j * k + d] = tokens.key[j * k + d] * decay[d].exp();"),
+    (CPU + "kda_chunk.rs", "decayed[i * k + d] = tokens.key[i * k + d] * decay[d].exp();\n            decay[d] += tokens.gates[i * k + d];",
+     "decay[d] += tokens.gates[i * k + d];\n            decayed[i * k + d] = tokens.key[i * k + d] * decay[d].exp();"),
+    (CPU + "kda_chunk.rs", "a_kk[i][j] = tokens.beta[i]", "a_kk[i][j] = tokens.beta[j]"),
+    (CPU + "kda_recurrence.rs", "const L2_EPS: f32 = 1e-6", "const L2_EPS: f32 = 1e-5"),
+    (CPU + "kda_recurrence.rs", "head / (value_heads / key_heads))", "head % key_heads)"),
+    (CPU + "kda_recurrence.rs", "(k as f32).sqrt()", "(v as f32).sqrt()"),
+    (CPU + "mod.rs", "let state = record.key_value();", "let state = std::borrow::Cow::Borrowed(&record.state[..]);"),
+    (CPU + "short_conv.rs", "sum += tap * inputs.at(t, kept - j, c);", "sum += tap * inputs.at(t, j, c);"),
+    (CPU + "short_conv.rs", "inputs.at(after, kept - i % kept, i / kept)", "inputs.at(after, 1 + i % kept, i / kept)"),
+    (CPU + "short_conv.rs", "*output = silu(sum);", "*output = sum;"),
+    (CPU + "gated_norm.rs", "weight[i] * sigmoid(gate[i])", "weight[i] * gate[i] * sigmoid(gate[i])"),
+    (CPU + "mla_append.rs", "rope.copy_from_slice", "rope[1..].copy_from_slice(&input[weight.len()..input.len() - 1]); let _ = |rope: &mut [f32]| rope.copy_from_slice"),
+    (CPU + "mla_decode.rs", "let positions = piece.position + t + 1;", "let positions = (piece.position + t).max(1);"),
+    (CPU + "mla_decode.rs", "(self.key() as f32).sqrt()", "(self.nope as f32).sqrt()"),
+    (CPU + "mla_prefill.rs", "let seen = run.min(piece.position + t + 1 - first);", "let seen = run.min(piece.position + t + 2 - first);"),
+    (CPU + "mla_prefill.rs", "*sum *= keep;", ""),
+    (CPU + "mla_prefill.rs", "output.iter_mut().for_each(|value| *value *= keep);", ""),
+    (CPU + "route.rs", "(expert, scores[expert as usize])", "(expert, biased[expert as usize])"),
+    (CPU + "route.rs", "take(2)", "take(1)"),
+    (CPU + "route.rs", "op.scale / sum", "1.0 / sum"),
+    (CPU + "route.rs", "order.sort_by(|a, b|", "order.reverse();\n    order.sort_by(|a, b|"),
+    (CPU + "experts.rs", ".checked_sub(stacks.first)", ".checked_sub(0)"),
+    (CPU + "experts.rs", "*output += weights[place] * value", "*output += value"),
+    (CPU + "swiglu.rs", "*output = silu(*gate) * up", "*output = *gate * silu(*up)"),
+    (CPU + "select.rs", ".then(a.0.cmp(&b.0))", ".then(b.0.cmp(&a.0))"),
+    (CPU + "select.rs", ".all(|logit| logit.is_finite())", ".all(|logit| !logit.is_nan())"),
+    (CPU + "memory.rs", "self.source.stored_columns + self.source.first_column;", "self.source.stored_columns;"),
+    (CPU + "memory.rs", "let len = part.len() / self.source.format.size();", "let len = (part.len() / self.source.format.size()).min(columns);"),
+    (CPU + "rms_norm.rs", "&input[row * d..(row + 1) * d], weight, eps", "&input[row / 2 * d..(row / 2 + 1) * d], weight, eps"),
+    ("src/backend/check.rs", "*token as usize >= vocabulary", "*token as usize > vocabulary + 1"),
+    ("src/backend/check.rs", "if piece.blocks.len() < needed", "if piece.blocks.len() + 1 < needed"),
+    ("src/backend/check.rs", "if own_checkpoint || (written", "if (written"),
+]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("only", nargs="?", default="", help="part of a row's file or text")
+    parser.add_argument("--filter", default="cpu/", help="trials that are run")
+    options = parser.parse_args()
+    root = pathlib.Path(__file__).resolve().parents[2]
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / "copy"
+        shutil.copytree(root, copy, ignore=shutil.ignore_patterns("target", ".git"))
+        build = ["cargo", "test", "--release", "--test", "conformance"]
+        cargo = lambda *more: subprocess.run([*build, *more], cwd=copy, capture_output=True, text=True)
+        for file, old, new in MUTATIONS:
+            if options.only not in file + old:
+                continue
+            source = copy / file
+            text = source.read_text()
+            if text.count(old) != 1:
+                sys.exit(f"{file}: {text.count(old)} places like: {old}")
+            source.write_text(text.replace(old, new))
+            compiled = cargo("--no-run")
+            if compiled.returncode != 0:
+                sys.exit(f"{file}: {new}\ndoes not compile:\n{compiled.stderr[-3000:]}")
+            result = cargo("--", options.filter)
+            trials = [line[5:].rsplit("...", 1) for line in result.stdout.splitlines() if line.startswith("test ")]
+            failed = [name.strip() for name, verdict, *_ in trials if verdict.strip() == "FAILED"]
+            source.write_text(text)
+            caught = f"caught by {len(failed)}, {failed[0]} .." if failed else "NOT CAUGHT"
+            print(f"{caught:60} {file}: {new.splitlines()[0] if new else 'nothing'} for {old.splitlines()[0]}", flush=True)
+            if not failed:
+                missed.append((file, old))
+    if missed:
+        sys.exit(f"{len(missed)} not caught")
+
+
+if __name__ == "__main__":
+    main()
