@@ -11,20 +11,34 @@ use engine_harness::{
 use kimi_linear::engine::{EngineOptions, FinishReason, Request, RequestId, Sampling};
 use kimi_linear::tokenizer::Tokenizer;
 
-/// Sixteen requests of different lengths, half of them drawn.
+/// Sixteen requests of different lengths, greedy and drawn from few and many.
 fn sixteen() -> Vec<Request> {
     let lengths = [
         1, 200, 17, 33, 65, 5, 130, 16, 48, 90, 2, 31, 64, 150, 12, 81,
     ];
     let one = |(i, length): (usize, usize)| {
-        let sampling = if i % 2 == 0 {
-            Sampling::GREEDY
+        // What one reads back must not change what another draws.
+        let sampling = match i % 4 {
+            0 | 2 => Sampling::GREEDY,
+            1 => drawn(i as u64),
+            _ => Sampling {
+                top_k: 3 + i,
+                top_p: 1.0,
+                ..drawn(i as u64)
+            },
+        };
+        let sampling = if i == 14 {
+            Sampling {
+                presence_penalty: 1.0,
+                ..sampling
+            }
         } else {
-            drawn(i as u64)
+            sampling
         };
         let request = request(tokens(i as u64 + 1, length), 12 + 5 * (i % 5));
         Request {
             sampling,
+            logprobs: Some(i % 5),
             ..request
         }
     };
@@ -255,7 +269,7 @@ fn requests_that_cannot_run_are_refused() {
                 samples: 0,
                 ..request(vec![1], 1)
             },
-            "n should be 1 or more",
+            "n should be from 1 to 128",
         ),
         (
             Request {

@@ -14,9 +14,18 @@ impl Engine {
         let most = self.model.limits().step.pieces;
         let mut yielded = false;
         while let Some(mut sequence) = self.waiting.pop_front() {
-            if self.running.len() < most && self.place(&mut sequence, false).await? {
-                self.running.push(sequence);
-                continue;
+            if self.running.len() < most {
+                match self.place(&mut sequence, false).await {
+                    Ok(true) => {
+                        self.running.push(sequence);
+                        continue;
+                    }
+                    Ok(false) => {}
+                    Err(error) => {
+                        self.waiting.push_front(sequence);
+                        return Err(error);
+                    }
+                }
             }
             self.waiting.push_front(sequence);
             if self.running.is_empty() {
@@ -25,7 +34,12 @@ impl Engine {
                 let Some(mut sequence) = self.waiting.pop_front() else {
                     break;
                 };
-                if self.place(&mut sequence, true).await? {
+                let placed = self.place(&mut sequence, true).await;
+                if placed.is_err() {
+                    self.waiting.push_front(sequence);
+                    return placed.map(|_| ());
+                }
+                if placed? {
                     self.running.push(sequence);
                 } else {
                     let error = EngineError::DoesNotFit {
@@ -109,13 +123,18 @@ impl Engine {
     /// Takes a running sequence off the device; it waits in its turn.
     pub(super) async fn preempt(&mut self, place: usize) -> Result<(), Error> {
         let mut sequence = self.running.remove(place);
-        self.park(&mut sequence).await?;
-        self.cache
-            .to_host(&mut pools(&mut self.model), &mut sequence.lease)
-            .await?;
+        let mut parked = self.park(&mut sequence).await;
+        if parked.is_ok() {
+            let mut pools = pools(&mut self.model);
+            parked = self
+                .cache
+                .to_host(&mut pools, &mut sequence.lease)
+                .await
+                .map_err(Error::from);
+        }
         self.preemptions += 1;
         self.enqueue(sequence);
-        Ok(())
+        parked
     }
 
     /// Sees to it that the sequence at `place` has a block for its next token. Returns whether it still runs.

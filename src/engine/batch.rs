@@ -7,7 +7,7 @@ use super::event::FinishReason;
 use super::request::{PromptScores, RequestId};
 use crate::backend::{Batch, Capacity, OutputRow, Piece, Slot, StateCheckpoint};
 use crate::cache::Current;
-use crate::error::Error;
+use crate::error::{EngineError, Error};
 use crate::model::Recording;
 
 /// A batch, and whose its pieces are.
@@ -75,6 +75,13 @@ impl Engine {
                 .sum();
             let (end, checkpoints) = self.inside(place, end, most.checkpoints - taken).await?;
             self.add(&mut planned, place, end, checkpoints);
+        }
+        if planned.pieces.is_empty() && !self.running.is_empty() {
+            let (expected, found) = (
+                self.options.cut + 1,
+                most.tokens - most.pieces.min(most.tokens),
+            );
+            return Err(Error::from(EngineError::StepTooSmall { expected, found }));
         }
         Ok((!planned.pieces.is_empty()).then_some(planned))
     }

@@ -176,7 +176,10 @@ impl Engine {
         choice: &Choice,
         row: &[f32],
     ) -> Result<(), Error> {
-        self.park(&mut sequence).await?;
+        if let Err(error) = self.park(&mut sequence).await {
+            self.enqueue(sequence);
+            return Err(error);
+        }
         let request = Arc::clone(&sequence.request);
         for sample in (0..request.samples).rev() {
             let mut answer = Sequence::new(

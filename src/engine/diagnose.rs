@@ -20,6 +20,24 @@ impl Engine {
         };
         let mut sequence = self.running.remove(place);
         self.let_go(&mut sequence, false);
+        let first = self
+            .alone_again(&sequence.tokens[..sequence.position])
+            .await;
+        match first {
+            Ok(first) => {
+                let error = self.blame(first);
+                self.fail(id, &Arc::new(Error::from(error)));
+                Ok(())
+            }
+            Err(error) => {
+                self.enqueue(sequence);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes everything else off the device, then looks for the place.
+    async fn alone_again(&mut self, tokens: &[u32]) -> Result<usize, Error> {
         while !self.running.is_empty() {
             self.preempt(0).await?;
         }
@@ -30,12 +48,7 @@ impl Engine {
         }
         // What was kept may have come of the same damage.
         self.cache.clear();
-        let first = self
-            .first_not_finite(&sequence.tokens[..sequence.position])
-            .await?;
-        let error = self.blame(first);
-        self.fail(id, &Arc::new(Error::from(error)));
-        Ok(())
+        self.first_not_finite(tokens).await
     }
 
     /// The embedding, then each layer, then the head: the first of them where a number is not finite.

@@ -75,12 +75,19 @@ impl Request {
     pub fn check(&self, config: &ModelConfig) -> Result<(), EngineError> {
         check_prompt(config, &self.prompt)?;
         self.sampling.check(config.vocab_size)?;
-        if self.samples == 0 {
-            return Err(EngineError::Sampling {
-                parameter: "n",
-                expected: "1 or more",
-                found: 0.0,
-            });
+        let counts = [
+            ("n", "from 1 to 128", self.samples, 1..=128),
+            ("logprobs", "at most 64", self.logprobs.unwrap_or(0), 0..=64),
+        ];
+        for (parameter, expected, found, range) in counts {
+            if !range.contains(&found) {
+                let found = found as f64;
+                return Err(EngineError::Sampling {
+                    parameter,
+                    expected,
+                    found,
+                });
+            }
         }
         let outside = self.turns.iter().find(|turn| **turn > self.prompt.len());
         if let Some(turn) = outside {

@@ -252,7 +252,8 @@ impl Sampler {
         }
         let total: f64 = candidates.iter().map(|candidate| candidate.1).sum();
         candidates.retain(|candidate| candidate.1 >= min_p);
-        if top_p < 1.0 {
+        // Draws must not depend on the order in which candidates came; whole rows come in the order of ids.
+        if top_p < 1.0 || top_k > 0 {
             candidates.sort_unstable_by(better);
         }
         let mut reached = 0.0;

@@ -75,6 +75,16 @@ pub enum EngineError {
         /// Its tokens.
         tokens: usize,
     },
+    /// Steps that are too short for a piece of a prompt.
+    #[error(
+        "steps should have room for {expected} tokens of a prompt beside one of each sequence, but have for {found}"
+    )]
+    StepTooSmall {
+        /// Tokens of a block, and one.
+        expected: usize,
+        /// Tokens that there is room for.
+        found: usize,
+    },
     /// Two requests with one name.
     #[error("request {id} is under way already")]
     DuplicateRequest {
