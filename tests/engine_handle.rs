@@ -86,11 +86,18 @@ fn clients_do_not_disturb_each_other() {
             while !matches!(answer.next(), Some(Event::Token { .. })) {}
         });
     });
-    let occupancy = handle.occupancy().unwrap();
-    assert_eq!(
-        occupancy.slots, occupancy.device_checkpoints,
-        "only checkpoints are held"
-    );
+    // What the one that went away held is free at the next step.
+    let start = std::time::Instant::now();
+    loop {
+        let occupancy = handle.occupancy().unwrap();
+        if occupancy.slots == occupancy.device_checkpoints {
+            break;
+        }
+        assert!(
+            start.elapsed().as_secs() < 30,
+            "more than checkpoints are held: {occupancy:?}"
+        );
+    }
 }
 
 #[test]

@@ -1,7 +1,13 @@
 //! Random schedules on pools that are far too small: nothing leaks, and answers stay what they are.
 //!
 //! The seed of a failing run is in its message; `KIMI_LINEAR_TEST_SEED` runs it again.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    missing_docs
+)]
 
 mod engine_harness;
 

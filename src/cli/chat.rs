@@ -221,7 +221,7 @@ impl Terminal {
                 anyhow::bail!("the engine stopped")
             };
             match event {
-                Event::Queued { .. } | Event::Scored(_) => {}
+                Event::Queued { .. } | Event::Scored(_) | Event::Trace { .. } => {}
                 Event::Prefill { done, .. } if done < ids.len() => progress.set(done as u64),
                 Event::Prefill { .. } => progress.finish(),
                 Event::Token {

@@ -1,16 +1,18 @@
 //! `kimi-linear generate`: continue a prompt, or answer a chat, printing text as it comes.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::engine::{
     self, Engine, EngineHandle, EngineOptions, Event, FinishReason, Request, Sampling, Sizes, Usage,
 };
+use kimi_linear::model::{TraceChoice, TraceHead};
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
 use serde::Serialize;
 
@@ -40,6 +42,15 @@ pub(crate) struct Arguments {
     /// Go on past the tokens that end an answer.
     #[arg(long)]
     ignore_eos: bool,
+    /// Write what the model does with each token of the answer there, one JSON object a line.
+    #[arg(long, value_name = "OUT.jsonl")]
+    trace: Option<PathBuf>,
+    /// The KDA head whose state is traced whole, layers and heads counted from 0; by default the first.
+    #[arg(long, value_name = "LAYER,HEAD", value_parser = parse_head, requires = "trace")]
+    trace_kda: Option<TraceHead>,
+    /// The MLA head whose attention is traced; by default the first.
+    #[arg(long, value_name = "LAYER,HEAD", value_parser = parse_head, requires = "trace")]
+    trace_mla: Option<TraceHead>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -103,6 +114,19 @@ impl SamplingOptions {
     }
 }
 
+fn parse_head(text: &str) -> Result<TraceHead, String> {
+    let (layer, head) = text.split_once(',').ok_or("expected LAYER,HEAD")?;
+    let number = |text: &str| {
+        text.trim()
+            .parse()
+            .map_err(|_| format!("`{text}` is not a number"))
+    };
+    Ok(TraceHead {
+        layer: number(layer)?,
+        head: number(head)?,
+    })
+}
+
 fn parse_bias(text: &str) -> Result<(u32, f64), String> {
     let (id, bias) = text.split_once('=').ok_or("expected ID=BIAS")?;
     let id = id
@@ -162,6 +186,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         stop_ids,
         stop_strings: arguments.stop.clone(),
         sampling: arguments.sampling.sampling(),
+        trace: arguments.trace.as_ref().map(|_| {
+            let first = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });
+            TraceChoice {
+                kda: arguments
+                    .trace_kda
+                    .or_else(|| first(config.kda_layers().next())),
+                mla: arguments
+                    .trace_mla
+                    .or_else(|| first(config.mla_layers().next())),
+            }
+        }),
         // Nothing comes before it, and nothing after.
         reuse: false,
         ..Request::new(prompt, arguments.max_tokens)
@@ -253,6 +288,7 @@ fn stream(arguments: &Arguments, engine: &EngineHandle, request: Request) -> Res
         }
         Ok(())
     };
+    let mut trace = arguments.trace.as_deref().map(create).transpose()?;
     let start = Instant::now();
     let (mut prefill_s, mut ttft_s) = (0.0, None);
     let answer = engine.answer(request);
@@ -262,6 +298,12 @@ fn stream(arguments: &Arguments, engine: &EngineHandle, request: Request) -> Res
         };
         match event {
             Event::Queued { .. } | Event::Scored(_) => {}
+            Event::Trace { frame, .. } => {
+                if let Some(trace) = &mut trace {
+                    serde_json::to_writer(&mut *trace, &frame)?;
+                    writeln!(trace)?;
+                }
+            }
             Event::Prefill { done, .. } if done < prompt => progress.set(done as u64),
             Event::Prefill { .. } => {
                 prefill_s = start.elapsed().as_secs_f64();
@@ -280,6 +322,9 @@ fn stream(arguments: &Arguments, engine: &EngineHandle, request: Request) -> Res
                 ..
             } => {
                 show(&rest)?;
+                if let Some(trace) = &mut trace {
+                    trace.flush()?;
+                }
                 let ttft_s = ttft_s.unwrap_or(prefill_s);
                 let decode_s = start.elapsed().as_secs_f64() - ttft_s;
                 // Decode steps that gave a token, or the stop that is not counted among them.
@@ -300,6 +345,11 @@ fn stream(arguments: &Arguments, engine: &EngineHandle, request: Request) -> Res
             }
         }
     }
+}
+
+fn create(path: &Path) -> Result<BufWriter<File>> {
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(BufWriter::new(file))
 }
 
 /// An engine's error as this program reports it.

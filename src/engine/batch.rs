@@ -5,16 +5,19 @@ use super::core::{Engine, pools};
 use super::cut::{piece_end, restart};
 use super::event::FinishReason;
 use super::request::{PromptScores, RequestId};
+use super::sequence::Sequence;
 use crate::backend::{Batch, Capacity, OutputRow, Piece, Slot, StateCheckpoint};
 use crate::cache::Current;
 use crate::error::{EngineError, Error};
-use crate::model::Recording;
+use crate::model::{Recording, TraceChoice};
 
 /// A batch, and whose its pieces are.
 pub(super) struct Planned {
     pub(super) batch: Batch,
     pub(super) recording: Recording,
     pub(super) pieces: Vec<PlannedPiece>,
+    /// What is traced: then the batch is one token of one sequence.
+    pub(super) trace: Option<TraceChoice>,
 }
 
 /// One piece of the batch.
@@ -52,10 +55,18 @@ impl Engine {
                 probe_hidden: false,
             },
             pieces: Vec::new(),
+            trace: None,
         };
+        if let Some(place) = self.next_traced() {
+            planned.trace = self.running[place].request.trace;
+            let end = self.running[place].position + 1;
+            self.add(&mut planned, place, end, Vec::new());
+            return Ok(Some(planned));
+        }
         let most = self.model.limits().step;
         for place in 0..self.running.len() {
-            if self.running[place].decodes() {
+            let sequence = &self.running[place];
+            if sequence.decodes() && sequence.request.trace.is_none() {
                 let end = self.running[place].position + 1;
                 self.add(&mut planned, place, end, Vec::new());
             }
@@ -84,6 +95,27 @@ impl Engine {
             return Err(Error::from(EngineError::StepTooSmall { expected, found }));
         }
         Ok((!planned.pieces.is_empty()).then_some(planned))
+    }
+
+    /// The traced sequence whose token runs next, alone: traced ones take turns with all the others.
+    fn next_traced(&mut self) -> Option<usize> {
+        let traced = |sequence: &Sequence| sequence.decodes() && sequence.request.trace.is_some();
+        let others = self.running.iter().any(|sequence| !traced(sequence));
+        let count = self
+            .running
+            .iter()
+            .filter(|sequence| traced(sequence))
+            .count();
+        // After the last of the traced ones all the others have a step.
+        if count == 0 || (others && self.traced >= count) {
+            self.traced = 0;
+            return None;
+        }
+        let place = self.traced % count;
+        self.traced = place + 1;
+        (0..self.running.len())
+            .filter(|at| traced(&self.running[*at]))
+            .nth(place)
     }
 
     /// Sees to it that all that decode have a block for their next token; some may have to make room for others.

@@ -16,7 +16,7 @@ use crate::backend::StepOutput;
 use crate::cache::{Cache, Fingerprint, Key, Lease, Occupancy, Pools};
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, Error};
-use crate::model::Model;
+use crate::model::{Model, TraceChoice};
 use crate::tokenizer::Tokenizer;
 
 /// Continuous batching over one model.
@@ -35,6 +35,8 @@ pub struct Engine {
     pub(super) running: Vec<Sequence>,
     pub(super) next_turn: u64,
     pub(super) preemptions: u64,
+    /// Traced sequences that have had their token since the others had theirs.
+    pub(super) traced: usize,
     cancelled: Vec<RequestId>,
     pub(super) events: VecDeque<(RequestId, Event)>,
 }
@@ -80,6 +82,7 @@ impl Engine {
             running: Vec::new(),
             next_turn: 0,
             preemptions: 0,
+            traced: 0,
             cancelled: Vec::new(),
             events: VecDeque::new(),
         }
@@ -121,6 +124,9 @@ impl Engine {
                 tokens: request.prompt.len(),
                 context,
             });
+        }
+        if let Some(choice) = &request.trace {
+            self.model.check_choice(choice)?;
         }
         if self.tokenizer.is_none() && !request.stop_strings.is_empty() {
             return Err(EngineError::NoTokenizer);
@@ -196,7 +202,11 @@ impl Engine {
         let Some(planned) = self.plan().await? else {
             return Ok(());
         };
-        match self.run(&planned).await {
+        let ran = match planned.trace {
+            Some(choice) => self.run_traced(&planned, choice).await,
+            None => self.run(&planned).await,
+        };
+        match ran {
             Ok(output) => self.commit(planned, output).await,
             Err(error) => {
                 let checkpoints = planned.pieces.iter().flat_map(|piece| &piece.checkpoints);
@@ -211,6 +221,40 @@ impl Engine {
             .recordings
             .step(&mut self.model, &planned.batch, planned.recording)?;
         Ok(step.submit(&planned.batch)?.await?)
+    }
+
+    /// Runs one traced token, and tells what the model did with it.
+    async fn run_traced(
+        &mut self,
+        planned: &Planned,
+        choice: TraceChoice,
+    ) -> Result<StepOutput, Error> {
+        let traced = self
+            .recordings
+            .traced(&mut self.model, choice, planned.recording)?;
+        let output = traced.step.submit(&planned.batch)?.await?;
+        let (batch, owner) = (&planned.batch, &planned.pieces[0]);
+        let mut frame = traced.frame(&output, owner.end - 1, batch.tokens[0]);
+        if let (Some(state), Some(chosen)) = (&mut frame.state, choice.kda) {
+            let layer = self.model.kda_ordinal(chosen.layer).unwrap_or_default();
+            let states = self.model.states();
+            let record = self
+                .model
+                .backend()
+                .read_state(&states, layer, batch.pieces[0].slot_out)
+                .await?;
+            let len = record.key_width * record.value_width;
+            state.state = record.key_value()[chosen.head * len..(chosen.head + 1) * len].to_vec();
+        }
+        let (id, sample) = (owner.id, owner.sample);
+        self.say(
+            id,
+            Event::Trace {
+                sample,
+                frame: Box::new(frame),
+            },
+        );
+        Ok(output)
     }
 
     fn drop_cancelled(&mut self) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::model::TraceFrame;
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -64,6 +65,13 @@ pub enum Event {
     },
     /// Scores of a piece of the prompt.
     Scored(Scored),
+    /// What the model did with a token of an answer; it comes before the token that it led to.
+    Trace {
+        /// Which of the request's answers.
+        sample: usize,
+        /// What it did.
+        frame: Box<TraceFrame>,
+    },
     /// The next token of an answer.
     Token {
         /// Which of the request's answers.

@@ -3,7 +3,7 @@
 
 use crate::backend::{Batch, Capacity, Step};
 use crate::error::BackendError;
-use crate::model::{Model, Recording};
+use crate::model::{Model, Recording, TraceChoice, TracedStep};
 
 struct Recorded {
     capacity: Capacity,
@@ -17,6 +17,8 @@ pub(super) struct Recordings {
     most: usize,
     steps: Vec<Recorded>,
     clock: u64,
+    /// The one for traced tokens.
+    traced: Option<(TraceChoice, Recording, TracedStep)>,
 }
 
 impl Recordings {
@@ -25,6 +27,7 @@ impl Recordings {
             most: most.max(1),
             steps: Vec::new(),
             clock: 0,
+            traced: None,
         }
     }
 
@@ -76,8 +79,27 @@ impl Recordings {
         Ok(&mut *recorded.step)
     }
 
+    /// The step for one traced token.
+    pub(super) fn traced(
+        &mut self,
+        model: &mut Model,
+        choice: TraceChoice,
+        recording: Recording,
+    ) -> Result<&mut TracedStep, BackendError> {
+        let found = self
+            .traced
+            .take()
+            .filter(|traced| (traced.0, traced.1) == (choice, recording));
+        let traced = match found {
+            Some(traced) => traced,
+            None => (choice, recording, model.record_traced(choice, recording)?),
+        };
+        Ok(&mut self.traced.insert(traced).2)
+    }
+
     /// Lets all of them go.
     pub(super) fn clear(&mut self) {
+        self.traced = None;
         self.steps.clear();
     }
 }

@@ -3,6 +3,7 @@
 use super::sampling::Sampling;
 use crate::config::ModelConfig;
 use crate::error::EngineError;
+use crate::model::TraceChoice;
 
 /// Names a request; whoever submits it chooses the number, and no two that are under way may have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +44,9 @@ pub struct Request {
     /// Whether cached prefixes are used, and this one's kept. Against a run that was cut at other places the result
     /// differs by rounding.
     pub reuse: bool,
+    /// Reports what the model did with each token of the answer, and the memory of the chosen heads whole. Such a token
+    /// takes a step of its own.
+    pub trace: Option<TraceChoice>,
     /// What is reported of the prompt itself; it is then never taken from the cache.
     pub scores: PromptScores,
 }
@@ -64,6 +68,7 @@ impl Request {
             logprobs: None,
             turns: Vec::new(),
             reuse: true,
+            trace: None,
             scores: PromptScores::None,
         }
     }

@@ -85,6 +85,9 @@ pub enum EngineError {
         /// Tokens that there is room for.
         found: usize,
     },
+    /// A trace of a head that is not there.
+    #[error(transparent)]
+    Trace(#[from] crate::error::BackendError),
     /// Two requests with one name.
     #[error("request {id} is under way already")]
     DuplicateRequest {

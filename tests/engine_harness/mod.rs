@@ -134,7 +134,10 @@ pub fn collect(engine: &mut Engine, outcomes: &mut Outcomes) {
             Event::Failed(error) => {
                 outcomes.entry((id, 0)).or_default().error = Some(error.to_string())
             }
-            Event::Queued { .. } | Event::Prefill { .. } | Event::Scored(_) => {}
+            Event::Queued { .. }
+            | Event::Prefill { .. }
+            | Event::Scored(_)
+            | Event::Trace { .. } => {}
         }
     }
 }
