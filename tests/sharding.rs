@@ -10,7 +10,7 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Backend, BackendKind, Threads, open};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::engine::{limits, score};
+use kimi_linear::engine::{Engine, EngineOptions, Event, PromptScores, Request, RequestId, Sizes};
 use kimi_linear::error::Error;
 use kimi_linear::model::Model;
 
@@ -19,18 +19,36 @@ fn logits(name: &str, tokens: &[u32], backend: Box<dyn Backend>) -> Result<Vec<f
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json"))?;
     let checkpoint = Checkpoint::open(&dir, &config)?;
-    let limits = limits(tokens.len(), 32, 32, Dtype::F32);
-    let mut model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {})?;
+    let sizes = Sizes {
+        piece: 32,
+        scored: 32,
+        checkpoints: 0,
+        ..Sizes::one(tokens.len())
+    };
+    let model = Model::load(
+        &config,
+        &checkpoint,
+        backend,
+        sizes.limits(Dtype::F32),
+        &mut |_| {},
+    )?;
+    let options = EngineOptions {
+        cut: 32,
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::new(model, checkpoint, None, options);
+    let request = Request {
+        scores: PromptScores::Logits,
+        ..Request::new(tokens.to_vec(), 0)
+    };
+    engine.submit(RequestId(1), request)?;
+    while pollster::block_on(engine.step()) {}
     let mut logits = Vec::new();
-    score(&mut model, &checkpoint, tokens, true, &mut |_,
-                                                       rows|
-     -> Result<
-        (),
-        Error,
-    > {
-        logits.extend_from_slice(rows);
-        Ok(())
-    })?;
+    for (_, event) in engine.take_events() {
+        if let Event::Scored(scored) = event {
+            logits.extend(scored.logits);
+        }
+    }
     Ok(logits)
 }
 

@@ -66,6 +66,18 @@ impl KdaBlock {
     /// # Errors
     /// Shapes that do not fit.
     pub fn compose<S: Step + ?Sized>(&self, step: &mut S) -> Result<()> {
+        self.compose_with(step, &mut |_, _| Ok(()))
+    }
+
+    /// The same, with `between` called at the places where a trace looks.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what `between` returns.
+    pub fn compose_with<S: Step + ?Sized>(
+        &self,
+        step: &mut S,
+        between: &mut dyn FnMut(&mut S, KdaPlace) -> Result<()>,
+    ) -> Result<()> {
         let Self {
             input,
             gate_rank,
@@ -108,6 +120,7 @@ impl KdaBlock {
             gates: self.gates,
             beta: self.beta,
         })?;
+        between(step, KdaPlace::BeforeRecurrence)?;
         step.kda_recurrence(KdaRecurrence {
             qkv: self.qkv_conv,
             gates: self.gates,
@@ -127,6 +140,7 @@ impl KdaBlock {
             weight: self.gate_proj[1],
             output: self.gate,
         })?;
+        between(step, KdaPlace::AfterGate)?;
         step.gated_norm(GatedNorm {
             input: self.heads,
             gate: self.gate,
@@ -143,6 +157,15 @@ impl KdaBlock {
             target: self.output,
         })
     }
+}
+
+/// Places inside a [`KdaBlock`] where a trace looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KdaPlace {
+    /// Queries, keys, values, gates and write strengths are there; the states are as they were.
+    BeforeRecurrence,
+    /// The output gate is there, before its sigmoid.
+    AfterGate,
 }
 
 /// The attention half of an MLA layer.
@@ -184,6 +207,18 @@ impl MlaBlock {
     /// # Errors
     /// Shapes that do not fit.
     pub fn compose<S: Step + ?Sized>(&self, step: &mut S) -> Result<()> {
+        self.compose_with(step, &mut |_| Ok(()))
+    }
+
+    /// The same, with `attended` called where queries and latents are there.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what `attended` returns.
+    pub fn compose_with<S: Step + ?Sized>(
+        &self,
+        step: &mut S,
+        attended: &mut dyn FnMut(&mut S) -> Result<()>,
+    ) -> Result<()> {
         let Self {
             input,
             pool,
@@ -210,6 +245,7 @@ impl MlaBlock {
             pool,
             layer,
         })?;
+        attended(step)?;
         let attention = |pieces| MlaAttention {
             query: self.query,
             kv_b: self.kv_b_proj,

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 
+use super::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda};
 use super::{
     Add, AllGather, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
     LatentLayout, Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select, ShortConv,
@@ -183,6 +184,45 @@ impl KdaRecurrence {
             layout.value_heads * layout.value_width,
             Activation,
         )
+    }
+}
+
+impl TraceKda {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, layout) = ("trace_kda", self.pool.layout);
+        layer(op, self.layer, layout.layers)?;
+        tensor(op, "qkv", self.qkv, layout.channels(), Activation)?;
+        let channels = layout.value_heads * layout.key_width;
+        tensor(op, "the gates", self.gates, channels, F32)?;
+        tensor(op, "beta", self.beta, layout.value_heads, F32)?;
+        let numbers = layout.value_heads * KDA_NUMBERS;
+        tensor(op, "the output", self.output, numbers, F32)
+    }
+}
+
+impl TraceGate {
+    pub(crate) fn check(&self) -> Result<()> {
+        let remainder = self.gate.width % self.output.width.max(1);
+        same("trace_gate", "the gate's width modulo heads", 0, remainder)?;
+        tensor(
+            "trace_gate",
+            "the output",
+            self.output,
+            self.output.width,
+            F32,
+        )
+    }
+}
+
+impl TraceAttention {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, layout) = ("trace_attention", self.pool.layout);
+        layer(op, self.layer, layout.layers)?;
+        let heads = self.query.width / (self.nope + layout.rope).max(1);
+        layer(op, self.head, heads)?;
+        let rows = heads * (self.nope + self.value);
+        weight(op, "kv_b", self.kv_b, [1, rows, layout.latent])?;
+        tensor(op, "the output", self.output, self.output.width, F32)
     }
 }
 

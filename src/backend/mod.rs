@@ -18,6 +18,7 @@ mod operation;
 mod pool;
 mod record;
 mod tensor;
+pub mod trace;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -26,7 +27,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 pub use batch::{Batch, Capacity, OutputRow, Piece, StateCheckpoint};
-pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
+pub use block::{KdaBlock, KdaPlace, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
 pub use operation::{
@@ -38,6 +39,7 @@ pub use record::{LatentRecord, Orientation, StateRecord};
 pub use tensor::{Element, Precision, Rows, Tensor, TensorValues, Weight, WeightSource};
 
 use crate::error::BackendError;
+use trace::{TraceAttention, TraceGate, TraceKda};
 
 /// The result of recording or submitting.
 pub type Result<T> = std::result::Result<T, BackendError>;
@@ -216,6 +218,38 @@ pub trait Step: Send {
     /// Has every submission return this tensor's rows in [`StepOutput::probes`], as they are at this place.
     fn probe(&mut self, tensor: Tensor) -> Result<()>;
 
+    /// What a KDA layer is about to do to its states, in numbers; for steps that are traced.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a backend that does not trace.
+    fn trace_kda(&mut self, _op: TraceKda) -> Result<()> {
+        Err(untraced())
+    }
+
+    /// How far each head's output gate is open; for steps that are traced.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a backend that does not trace.
+    fn trace_gate(&mut self, _op: TraceGate) -> Result<()> {
+        Err(untraced())
+    }
+
+    /// What one head attends to; for steps that are traced.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a backend that does not trace.
+    fn trace_attention(&mut self, _op: TraceAttention) -> Result<()> {
+        Err(untraced())
+    }
+
+    /// Has every submission return what its operations took, in [`StepOutput::milliseconds`].
+    ///
+    /// # Errors
+    /// A backend that cannot tell.
+    fn time(&mut self) -> Result<()> {
+        Err(untraced())
+    }
+
     /// One KDA layer's attention half. Composed of single operations; a fused kernel that overrides it is tested
     /// against this composition.
     fn kda_block(&mut self, block: &KdaBlock) -> Result<()> {
@@ -248,6 +282,14 @@ pub trait Step: Send {
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>>;
 }
 
+fn untraced() -> BackendError {
+    let reason = "it does not trace yet; --backend cpu does".to_owned();
+    BackendError::Unavailable {
+        backend: "of this device",
+        reason,
+    }
+}
+
 /// What the tokens of one output row came to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
@@ -270,6 +312,8 @@ pub struct StepOutput {
     pub logits: Vec<f32>,
     /// The probed tensors, in the order of recording.
     pub probes: Vec<TensorValues>,
+    /// What each kind of operation took, in the order of their first appearance, where [`Step::time`] asked for it.
+    pub milliseconds: Vec<(&'static str, f64)>,
 }
 
 /// A promise of a device's answer.

@@ -1,16 +1,22 @@
 //! `kimi-linear generate`: continue a prompt, or answer a chat, printing text as it comes.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
-use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{self, Event, FinishReason, Generation, GenerationRequest, Sampling};
+use kimi_linear::backend::Device;
+use kimi_linear::engine::{
+    self, Engine, EngineHandle, EngineOptions, Event, FinishReason, Request, Sampling, Sizes, Usage,
+};
+use kimi_linear::model::{TraceChoice, TraceHead};
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
 use serde::Serialize;
 
-use super::options::{DeviceOptions, Loaded, ModelOptions, load, parse_ids, read_text};
+use super::options::{DeviceOptions, ModelOptions, load, parse_ids, read_text};
 use super::progress::Progress;
 
 /// Options of `generate`.
@@ -28,6 +34,31 @@ pub(crate) struct Arguments {
     /// The most tokens to generate.
     #[arg(long, value_name = "N", default_value_t = 512)]
     max_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingOptions,
+    /// End the answer before this text; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on past the tokens that end an answer.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Write what the model does with each token of the answer there, one JSON object a line.
+    #[arg(long, value_name = "OUT.jsonl")]
+    trace: Option<PathBuf>,
+    /// The KDA head whose state is traced whole, layers and heads counted from 0; by default the first.
+    #[arg(long, value_name = "LAYER,HEAD", value_parser = parse_head, requires = "trace")]
+    trace_kda: Option<TraceHead>,
+    /// The MLA head whose attention is traced; by default the first.
+    #[arg(long, value_name = "LAYER,HEAD", value_parser = parse_head, requires = "trace")]
+    trace_mla: Option<TraceHead>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How tokens are drawn.
+#[derive(Args)]
+pub(crate) struct SamplingOptions {
     /// Divides the logits before a token is drawn; 0 always takes the best.
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f64,
@@ -43,12 +74,70 @@ pub(crate) struct Arguments {
     /// Seeds the draws; without it each run differs.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Go on past the tokens that end an answer.
-    #[arg(long)]
-    ignore_eos: bool,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    /// Divide the logits of tokens that came before by R (multiply negative ones); 1 is none.
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// Take P off the logits of tokens that are in the answer.
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    presence_penalty: f64,
+    /// Take P off them for each time that they are.
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    frequency_penalty: f64,
+    /// Add a number to one token's logit; may be given several times.
+    #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
+    logit_bias: Vec<(u32, f64)>,
+}
+
+impl SamplingOptions {
+    pub(crate) fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed.unwrap_or_else(rand::random),
+        }
+    }
+}
+
+fn parse_head(text: &str) -> Result<TraceHead, String> {
+    let (layer, head) = text.split_once(',').ok_or("expected LAYER,HEAD")?;
+    let number = |text: &str| {
+        text.trim()
+            .parse()
+            .map_err(|_| format!("`{text}` is not a number"))
+    };
+    Ok(TraceHead {
+        layer: number(layer)?,
+        head: number(head)?,
+    })
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f64), String> {
+    let (id, bias) = text.split_once('=').ok_or("expected ID=BIAS")?;
+    let id = id
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{id}` is not a token id"))?;
+    let bias = bias
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{bias}` is not a number"))?;
+    Ok((id, bias))
 }
 
 #[derive(Args)]
@@ -88,47 +177,65 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     let tokenizer = arguments.model.tokenizer(&config)?;
     let prompt = prompt_ids(arguments, &tokenizer)?;
-    engine::check_prompt(&config, &prompt)?;
-    let sampling = Sampling {
-        temperature: arguments.temperature,
-        top_k: arguments.top_k,
-        top_p: arguments.top_p,
-        min_p: arguments.min_p,
-        seed: arguments.seed.unwrap_or_else(rand::random),
-    };
-    sampling.check()?;
     let stop_ids = if arguments.ignore_eos {
         Vec::new()
     } else {
         tokenizer.stop_ids(&config.eos_token_ids)
     };
-    let request = GenerationRequest {
-        prompt,
-        max_tokens: arguments.max_tokens,
+    let request = Request {
         stop_ids,
-        sampling,
+        stop_strings: arguments.stop.clone(),
+        sampling: arguments.sampling.sampling(),
+        trace: arguments.trace.as_ref().map(|_| {
+            let first = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });
+            TraceChoice {
+                kda: arguments
+                    .trace_kda
+                    .or_else(|| first(config.kda_layers().next())),
+                mla: arguments
+                    .trace_mla
+                    .or_else(|| first(config.mla_layers().next())),
+            }
+        }),
+        // Nothing comes before it, and nothing after.
+        reuse: false,
+        ..Request::new(prompt, arguments.max_tokens)
     };
-    let mut loaded = load_for(arguments, &config, &request)?;
-    let (generation, text) = stream(arguments, &tokenizer, &mut loaded, &request)?;
+    request.check(&config)?;
+    let context = request
+        .prompt
+        .len()
+        .saturating_add(request.max_tokens)
+        .min(config.model_max_length);
+    let sizes = Sizes {
+        piece: request.prompt.len().min(engine::PREFILL_PIECE),
+        checkpoints: 0,
+        ..Sizes::one(context)
+    };
+    let backend = arguments.device.open()?;
+    let loaded = load(&arguments.model, &config, backend, |device| {
+        sizes.limits(device.cache)
+    })?;
+    let tokenizer = Some(Arc::new(tokenizer));
+    let engine = Engine::new(
+        loaded.model,
+        loaded.checkpoint,
+        tokenizer,
+        EngineOptions::default(),
+    );
+    let prompt = request.prompt.clone();
+    let answer = stream(arguments, &EngineHandle::start(engine)?, request)?;
     if arguments.json {
         return super::print_json(&Report {
-            prompt_tokens: &request.prompt,
-            tokens: &generation.tokens,
-            text: &text,
-            finish_reason: generation.finish_reason,
-            timings: Timings {
-                ttft_s: generation.ttft_s,
-                prefill_tokens_per_s: generation.prefill_tokens_per_s,
-                decode_tokens_per_s: generation.decode_tokens_per_s,
-            },
+            prompt_tokens: &prompt,
+            tokens: &answer.tokens,
+            text: &answer.text,
+            finish_reason: answer.finish_reason,
+            timings: answer.timings,
         });
     }
     writeln!(std::io::stdout())?;
-    writeln!(
-        std::io::stderr(),
-        "{}",
-        summary(&generation, request.prompt.len(), &loaded)
-    )?;
+    writeln!(std::io::stderr(), "{}", summary(&answer, &loaded.device))?;
     Ok(())
 }
 
@@ -158,34 +265,20 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
     Ok(tokenizer.encode_ordinary(&text)?)
 }
 
-fn load_for(
-    arguments: &Arguments,
-    config: &ModelConfig,
-    request: &GenerationRequest,
-) -> Result<Loaded> {
-    let context = request
-        .prompt
-        .len()
-        .saturating_add(request.max_tokens)
-        .min(config.model_max_length);
-    let piece = request.prompt.len().min(engine::PREFILL_PIECE);
-    let backend = arguments.device.open()?;
-    load(&arguments.model, config, backend, |device| {
-        engine::limits(context, piece, 1, device.cache)
-    })
+/// A whole answer.
+struct Answer {
+    tokens: Vec<u32>,
+    text: String,
+    finish_reason: FinishReason,
+    usage: Usage,
+    timings: Timings,
 }
 
 /// Generates, and writes the text as it comes unless JSON is wanted.
-fn stream(
-    arguments: &Arguments,
-    tokenizer: &Tokenizer,
-    loaded: &mut Loaded,
-    request: &GenerationRequest,
-) -> Result<(Generation, String)> {
-    let progress = Progress::tokens("prefill", request.prompt.len());
-    let mut decoder = tokenizer.stream();
-    let mut text = String::new();
-    let mut failure = None;
+fn stream(arguments: &Arguments, engine: &EngineHandle, request: Request) -> Result<Answer> {
+    let prompt = request.prompt.len();
+    let progress = Progress::tokens("prefill", prompt);
+    let (mut tokens, mut text) = (Vec::new(), String::new());
     let mut show = |piece: &str| -> Result<()> {
         text.push_str(piece);
         if !arguments.json {
@@ -195,46 +288,88 @@ fn stream(
         }
         Ok(())
     };
-    let generation = engine::generate(
-        &mut loaded.model,
-        &loaded.checkpoint,
-        request,
-        &mut |event| {
-            match event {
-                Event::Prefill(done) if done < request.prompt.len() => progress.set(done as u64),
-                Event::Prefill(_) => progress.finish(),
-                Event::Token(id) => {
-                    let shown = decoder
-                        .push(id)
-                        .map_err(anyhow::Error::from)
-                        .and_then(|piece| show(&piece));
-                    if let Err(error) = shown {
-                        failure = Some(error);
-                        return engine::Flow::Stop;
-                    }
+    let mut trace = arguments.trace.as_deref().map(create).transpose()?;
+    let start = Instant::now();
+    let (mut prefill_s, mut ttft_s) = (0.0, None);
+    let answer = engine.answer(request);
+    loop {
+        let Some(event) = answer.next() else {
+            anyhow::bail!("the engine stopped before the answer was complete")
+        };
+        match event {
+            Event::Queued { .. } | Event::Scored(_) => {}
+            Event::Trace { frame, .. } => {
+                if let Some(trace) = &mut trace {
+                    serde_json::to_writer(&mut *trace, &frame)?;
+                    writeln!(trace)?;
                 }
             }
-            engine::Flow::Continue
-        },
-    )?;
-    if let Some(error) = failure {
-        return Err(error);
+            Event::Prefill { done, .. } if done < prompt => progress.set(done as u64),
+            Event::Prefill { .. } => {
+                prefill_s = start.elapsed().as_secs_f64();
+                progress.finish();
+            }
+            Event::Token { id, text, .. } => {
+                ttft_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
+                tokens.push(id);
+                show(&text)?;
+            }
+            Event::Failed(error) => return Err(failure(&error)),
+            Event::Finished {
+                reason,
+                text: rest,
+                usage,
+                ..
+            } => {
+                show(&rest)?;
+                if let Some(trace) = &mut trace {
+                    trace.flush()?;
+                }
+                let ttft_s = ttft_s.unwrap_or(prefill_s);
+                let decode_s = start.elapsed().as_secs_f64() - ttft_s;
+                // Decode steps that gave a token, or the stop that is not counted among them.
+                let stopped = usize::from(reason == FinishReason::Stop);
+                let steps = (tokens.len() + stopped).saturating_sub(1);
+                let timings = Timings {
+                    ttft_s,
+                    prefill_tokens_per_s: prompt as f64 / prefill_s,
+                    decode_tokens_per_s: (steps > 0).then(|| steps as f64 / decode_s),
+                };
+                return Ok(Answer {
+                    tokens,
+                    text,
+                    finish_reason: reason,
+                    usage,
+                    timings,
+                });
+            }
+        }
     }
-    show(&decoder.finish())?;
-    Ok((generation, text))
+}
+
+fn create(path: &Path) -> Result<BufWriter<File>> {
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(BufWriter::new(file))
+}
+
+/// An engine's error as this program reports it.
+pub(crate) fn failure(error: &Arc<kimi_linear::Error>) -> anyhow::Error {
+    anyhow::Error::new(Arc::clone(error))
 }
 
 /// One line of figures for people.
-fn summary(generation: &Generation, prompt: usize, loaded: &Loaded) -> String {
-    let decode = generation
+fn summary(answer: &Answer, device: &Device) -> String {
+    let decode = answer
+        .timings
         .decode_tokens_per_s
         .map_or_else(String::new, |rate| format!(", decode {rate:.1} tokens/s"));
     format!(
-        "{prompt} prompt tokens, {} generated; time to first token {:.0} ms, prefill {:.1} tokens/s{decode}; {} on {}",
-        generation.tokens.len(),
-        generation.ttft_s * 1e3,
-        generation.prefill_tokens_per_s,
-        loaded.device.backend,
-        loaded.device.name,
+        "{} prompt tokens, {} generated; time to first token {:.0} ms, prefill {:.1} tokens/s{decode}; {} on {}",
+        answer.usage.prompt_tokens,
+        answer.tokens.len(),
+        answer.timings.ttft_s * 1e3,
+        answer.timings.prefill_tokens_per_s,
+        device.backend,
+        device.name,
     )
 }

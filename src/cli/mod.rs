@@ -4,6 +4,7 @@
 //! exit with 1; a command line that cannot be understood exits with 2, as clap does.
 
 mod bench;
+mod chat;
 mod conformance;
 mod devices;
 mod generate;
@@ -34,6 +35,8 @@ struct Cli {
 enum Command {
     /// Continue a prompt, or answer a chat.
     Generate(generate::Arguments),
+    /// Talk with the model in the terminal.
+    Chat(chat::Arguments),
     /// Measure how likely a text is: negative log-likelihood, perplexity, logits.
     Score(score::Arguments),
     /// Show the token ids of a text or a chat.
@@ -62,6 +65,7 @@ pub(crate) fn run() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use kimi_linear::engine;
+use kimi_linear::engine::{
+    self, Engine, EngineHandle, EngineOptions, Event, PromptScores, Request, Score, Sizes,
+};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
+use super::generate::failure;
 use super::options::{DeviceOptions, ModelOptions, load, parse_ids, read_text};
 use super::progress::Progress;
 
@@ -63,27 +66,52 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     engine::check_prompt(&config, &tokens)?;
     let piece = arguments.prefill_chunk.min(tokens.len());
     let backend = arguments.device.open()?;
-    let limits = |device: &kimi_linear::backend::Device| {
-        engine::limits(tokens.len(), piece, piece, device.cache)
+    let sizes = Sizes {
+        piece,
+        scored: piece,
+        checkpoints: 0,
+        ..Sizes::one(tokens.len())
     };
-    let mut loaded = load(&arguments.model, &config, backend, limits)?;
+    let loaded = load(&arguments.model, &config, backend, |device| {
+        sizes.limits(device.cache)
+    })?;
+    let options = EngineOptions {
+        cut: piece,
+        ..EngineOptions::default()
+    };
+    let engine = EngineHandle::start(Engine::new(loaded.model, loaded.checkpoint, None, options))?;
     let mut writer = match &arguments.logits {
         Some(path) => Some(LogitsFile::create(path, tokens.len(), config.vocab_size)?),
         None => None,
     };
     let progress = Progress::tokens("scoring", tokens.len());
-    let keep_rows = writer.is_some();
-    let mut on_piece = |done: usize, rows: &[f32]| -> Result<()> {
-        progress.set(done as u64);
-        writer.as_mut().map_or(Ok(()), |writer| writer.append(rows))
+    let scores = if writer.is_some() {
+        PromptScores::Logits
+    } else {
+        PromptScores::Likelihoods
     };
-    let score = engine::score(
-        &mut loaded.model,
-        &loaded.checkpoint,
-        &tokens,
-        keep_rows,
-        &mut on_piece,
-    )?;
+    let answer = engine.answer(Request {
+        scores,
+        ..Request::new(tokens.clone(), 0)
+    });
+    let mut score = Score::default();
+    while let Some(event) = answer.next() {
+        match event {
+            Event::Scored(scored) => {
+                score.add(&scored);
+                progress.set((scored.first + scored.logprobs.len()) as u64);
+                if let Some(writer) = &mut writer {
+                    writer.append(&scored.logits)?;
+                }
+            }
+            Event::Failed(error) => return Err(failure(&error)),
+            _ => {}
+        }
+    }
+    anyhow::ensure!(
+        score.predicted + 1 == tokens.len(),
+        "the engine stopped before the text was scored"
+    );
     progress.finish();
     if let Some(writer) = writer {
         writer.finish()?;

@@ -1,80 +1,156 @@
 //! The second pass over tokens whose logits were not finite: which layer, and which weight.
 //!
-//! The first pass only checks a flag when a token is chosen; this one reads every layer's residual stream back.
+//! The first pass only checks a flag when a token is chosen; this one runs the sequence again from its start, alone on
+//! the device, and reads every layer's residual stream back.
 
-use super::sequence::Sequence;
-use crate::backend::OutputRow;
-use crate::checkpoint::Checkpoint;
+use std::sync::Arc;
+
+use super::core::{Engine, pools};
+use super::request::RequestId;
+use crate::backend::{Batch, Capacity, OutputRow, Piece, Slot, TensorValues};
+use crate::cache::Current;
 use crate::error::{EngineError, Error};
-use crate::model::{Model, Recording};
+use crate::model::Recording;
 
-/// Runs `tokens` again from the start and names the first place where a number is not finite.
-///
-/// # Errors
-/// A device that fails.
-pub(super) fn diagnose(
-    model: &mut Model,
-    checkpoint: &Checkpoint,
-    tokens: &[u32],
-) -> Result<EngineError, Error> {
-    let recording = Recording {
-        candidates: 1,
-        keep_rows: false,
-        probe_hidden: true,
-    };
-    let layers = model.config().layers.len();
-    let mut sequence = Sequence::new(model);
-    let piece = sequence.model.limits().step.tokens;
-    let mut step = sequence.record(piece, 1, recording)?;
-    // The embedding, then each layer, then the head; the earliest of them over all pieces.
-    let mut first = layers + 1;
-    for tokens in tokens.chunks(piece) {
-        let last = OutputRow {
-            row: tokens.len() - 1,
-            target: None,
+impl Engine {
+    /// Ends a request whose numbers are not finite, with the first place where one was seen.
+    pub(super) async fn diagnose(&mut self, id: RequestId) -> Result<(), Error> {
+        let Some(place) = self.running.iter().position(|sequence| sequence.id == id) else {
+            return Ok(());
         };
-        let output = sequence.advance(&mut *step, tokens, vec![last])?;
-        let bad = output.probes.iter().position(|probe| {
-            probe
-                .as_f32()
-                .is_some_and(|values| values.iter().any(|value| !value.is_finite()))
-        });
-        if let Some(bad) = bad {
-            first = bad;
-            break;
+        let mut sequence = self.running.remove(place);
+        self.let_go(&mut sequence, false);
+        let first = self
+            .alone_again(&sequence.tokens[..sequence.position])
+            .await;
+        match first {
+            Ok(first) => {
+                let error = self.blame(first);
+                self.fail(id, &Arc::new(Error::from(error)));
+                Ok(())
+            }
+            Err(error) => {
+                self.enqueue(sequence);
+                Err(error)
+            }
         }
     }
-    let (place, prefixes) = match first {
-        0 => (
-            "the embedding".to_owned(),
-            vec!["model.embed_tokens.".to_owned()],
-        ),
-        place if place <= layers => (
-            format!("layer {} (counted from 0)", place - 1),
-            vec![format!("model.layers.{}.", place - 1)],
-        ),
-        _ => (
-            "the output head".to_owned(),
-            vec!["model.norm.".to_owned(), "lm_head.".to_owned()],
-        ),
-    };
-    let blame = checkpoint
-        .tensors()
-        .filter(|tensor| {
-            prefixes
-                .iter()
-                .any(|prefix| tensor.name.starts_with(prefix))
-        })
-        .find_map(|tensor| tensor.first_non_finite().map(|found| (tensor, found)))
-        .map_or_else(
-            || "though all its weights are finite".to_owned(),
-            |(tensor, (index, value))| {
-                format!(
-                    "where {} holds {value} at element {index} (in {})",
-                    tensor.name,
-                    tensor.file.display()
+
+    /// Takes everything else off the device, then looks for the place.
+    async fn alone_again(&mut self, tokens: &[u32]) -> Result<usize, Error> {
+        while !self.running.is_empty() {
+            self.preempt(0).await?;
+        }
+        for waiting in &mut self.waiting {
+            self.cache
+                .to_host(&mut pools(&mut self.model), &mut waiting.lease)
+                .await?;
+        }
+        // What was kept may have come of the same damage.
+        self.cache.clear();
+        self.first_not_finite(tokens).await
+    }
+
+    /// The embedding, then each layer, then the head: the first of them where a number is not finite.
+    async fn first_not_finite(&mut self, tokens: &[u32]) -> Result<usize, Error> {
+        let head = self.model.config().layers.len() + 1;
+        let blocks = tokens.len().div_ceil(self.model.limits().block_tokens);
+        let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await? else {
+            return Ok(head);
+        };
+        let Some(blocks) = self
+            .cache
+            .blocks(&mut pools(&mut self.model), blocks)
+            .await?
+        else {
+            self.cache.release_slot(slot);
+            return Ok(head);
+        };
+        let most = self.model.limits().step;
+        let capacity = Capacity {
+            pieces: 1,
+            outputs: 1,
+            ..most
+        };
+        let recording = Recording {
+            candidates: 1,
+            keep_rows: false,
+            probe_hidden: true,
+        };
+        let mut step = self.model.record(capacity, recording)?;
+        let (mut state, mut found) = (Current::Zero, head);
+        for (i, piece) in tokens.chunks(most.tokens).enumerate() {
+            let batch = Batch {
+                tokens: piece.to_vec(),
+                pieces: vec![Piece {
+                    length: piece.len(),
+                    position: i * most.tokens,
+                    slot_in: (state != Current::Zero).then_some::<Slot>(slot),
+                    slot_out: slot,
+                    checkpoints: Vec::new(),
+                    blocks: blocks.clone(),
+                }],
+                outputs: vec![OutputRow {
+                    row: piece.len() - 1,
+                    target: None,
+                }],
+            };
+            state = Current::Own;
+            let output = step.submit(&batch)?.await?;
+            let broken = |probe: &TensorValues| {
+                probe
+                    .as_f32()
+                    .is_some_and(|values| values.iter().any(|value| !value.is_finite()))
+            };
+            if let Some(bad) = output.probes.iter().position(broken) {
+                found = bad;
+                break;
+            }
+        }
+        self.cache.release_slot(slot);
+        self.cache.release_blocks(&blocks);
+        Ok(found)
+    }
+
+    /// The error that names a place, and the damaged weight if there is one.
+    fn blame(&self, first: usize) -> EngineError {
+        let layers = self.model.config().layers.len();
+        let (place, prefixes) = match first {
+            0 => (
+                "the embedding".to_owned(),
+                vec!["model.embed_tokens.".to_owned()],
+            ),
+            place if place <= layers => {
+                let layer = place - 1;
+                (
+                    format!("layer {layer} (counted from 0)"),
+                    vec![format!("model.layers.{layer}.")],
                 )
-            },
-        );
-    Ok(EngineError::NonFinite { place, blame })
+            }
+            _ => (
+                "the output head".to_owned(),
+                vec!["model.norm.".to_owned(), "lm_head.".to_owned()],
+            ),
+        };
+        let blame = self
+            .checkpoint
+            .tensors()
+            .filter(|tensor| {
+                prefixes
+                    .iter()
+                    .any(|prefix| tensor.name.starts_with(prefix))
+            })
+            .find_map(|tensor| tensor.first_non_finite().map(|found| (tensor, found)))
+            .map_or_else(
+                || "though all its weights are finite".to_owned(),
+                |(tensor, (index, value))| {
+                    let file = tensor.file.display();
+                    format!(
+                        "where {} holds {value} at element {index} (in {file})",
+                        tensor.name
+                    )
+                },
+            );
+        EngineError::NonFinite { place, blame }
+    }
 }

@@ -1,15 +1,33 @@
-//! Sequences on a model: generation, scoring, and what to say when numbers stop being numbers.
+//! From requests to events: continuous batching over one model.
 //!
-//! One sequence at a time. It decides how a prompt is cut, which slot and which blocks a sequence owns, and which token
-//! comes next; it knows neither text nor terminals.
+//! An [`Engine`] is a state machine with an asynchronous step; an [`EngineHandle`] is one in a thread of its own. The
+//! terminal, the server and the app are clients of it: none has a path of its own to the model.
+//!
+//! A request waits in the queue (`admit.rs`), is given a slot and blocks, goes on from a cached prefix if there is one,
+//! runs its prompt in pieces beside the others' tokens (`batch.rs`, `cut.rs`), and draws token after token (`commit.rs`,
+//! `sampling.rs`) until it finishes. What of it can be taken up again stays in the cache.
 
+mod admit;
+mod batch;
+mod commit;
+mod core;
+mod cut;
 mod diagnose;
-mod generate;
+mod event;
+mod handle;
+mod keep;
+mod options;
+mod recordings;
+mod request;
 mod sampling;
 mod score;
 mod sequence;
+mod stop;
 
-pub use generate::{Event, FinishReason, Flow, Generation, GenerationRequest, generate};
+pub use self::core::Engine;
+pub use event::{Event, FinishReason, Likelihood, Scored, Usage};
+pub use handle::{Answer, EngineHandle};
+pub use options::{BLOCK_TOKENS, EngineOptions, PREFILL_PIECE, Sizes};
+pub use request::{PromptScores, Request, RequestId, check_prompt};
 pub use sampling::{Sampler, Sampling};
-pub use score::{OnPiece, Score, score};
-pub use sequence::{BLOCK_TOKENS, PREFILL_PIECE, check_prompt, limits};
+pub use score::Score;

@@ -1,4 +1,7 @@
-//! Which token comes next: greedy, or drawn after temperature, top-k, top-p and min-p, in that order.
+//! Which token comes next: greedy, or drawn. Penalties and biases change the logits first; then come temperature, top-k,
+//! top-p and min-p, in that order.
+
+use std::collections::{HashMap, HashSet};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -10,7 +13,7 @@ use crate::error::EngineError;
 const MOST_CANDIDATES: usize = 64;
 
 /// How tokens are drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 is greedy.
     pub temperature: f64,
@@ -20,6 +23,14 @@ pub struct Sampling {
     pub top_p: f64,
     /// Only those are drawn from whose probability is at least this part of the best one's; 0 is all.
     pub min_p: f64,
+    /// Divides the positive logits of tokens that were in prompt or answer, and multiplies negative ones; 1 is none.
+    pub repetition_penalty: f64,
+    /// Taken off the logit of each token that is in the answer.
+    pub presence_penalty: f64,
+    /// Taken off it for each time that it is.
+    pub frequency_penalty: f64,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f64)>,
     /// Seeds the draws: one seed and one prompt give the same tokens.
     pub seed: u64,
 }
@@ -31,20 +42,25 @@ impl Sampling {
         top_k: 0,
         top_p: 1.0,
         min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
         seed: 0,
     };
 
-    /// Checks every parameter's range.
+    /// Checks every parameter's range, for a vocabulary of so many tokens.
     ///
     /// # Errors
     /// The first that is outside it.
-    pub fn check(&self) -> Result<(), EngineError> {
+    pub fn check(&self, vocabulary: usize) -> Result<(), EngineError> {
+        let finite = |value: f64| value.is_finite();
         let rules = [
             (
                 "temperature",
                 "0 or more",
                 self.temperature,
-                self.temperature >= 0.0 && self.temperature.is_finite(),
+                self.temperature >= 0.0 && finite(self.temperature),
             ),
             (
                 "top_p",
@@ -58,6 +74,24 @@ impl Sampling {
                 self.min_p,
                 (0.0..=1.0).contains(&self.min_p),
             ),
+            (
+                "repetition_penalty",
+                "above 0",
+                self.repetition_penalty,
+                self.repetition_penalty > 0.0 && finite(self.repetition_penalty),
+            ),
+            (
+                "presence_penalty",
+                "a finite number",
+                self.presence_penalty,
+                finite(self.presence_penalty),
+            ),
+            (
+                "frequency_penalty",
+                "a finite number",
+                self.frequency_penalty,
+                finite(self.frequency_penalty),
+            ),
         ];
         for (parameter, expected, found, holds) in rules {
             if !holds {
@@ -68,7 +102,31 @@ impl Sampling {
                 });
             }
         }
+        for (token, bias) in &self.logit_bias {
+            if *token as usize >= vocabulary {
+                return Err(EngineError::BiasOutOfRange {
+                    token: *token,
+                    last: vocabulary.saturating_sub(1),
+                });
+            }
+            if !bias.is_finite() {
+                let expected = "a finite number";
+                return Err(EngineError::Sampling {
+                    parameter: "logit_bias",
+                    expected,
+                    found: *bias,
+                });
+            }
+        }
         Ok(())
+    }
+
+    /// Whether logits are changed before a token is chosen.
+    fn changes_logits(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+            || !self.logit_bias.is_empty()
     }
 
     /// Candidates that must be read back for each token.
@@ -84,55 +142,123 @@ impl Sampling {
     /// Whether whole rows must be read back.
     #[must_use]
     pub fn needs_row(&self) -> bool {
-        self.temperature > 0.0 && !(1..=MOST_CANDIDATES).contains(&self.top_k)
+        self.changes_logits()
+            || (self.temperature > 0.0 && !(1..=MOST_CANDIDATES).contains(&self.top_k))
     }
 }
 
 /// Draws one sequence's tokens.
+#[derive(Clone)]
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
+    /// Tokens of prompt and answer, where the repetition penalty asks.
+    seen: HashSet<u32>,
+    /// How often each token is in the answer.
+    generated: HashMap<u32, u32>,
 }
 
 impl Sampler {
-    /// A sampler at the start of its seed's stream.
+    /// A sampler at the start of its seed's stream; the samples of one prompt have streams of their own.
     #[must_use]
-    pub fn new(sampling: Sampling) -> Self {
+    pub fn new(sampling: &Sampling, sample: usize, prompt: &[u32]) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        random.set_stream(sample as u64);
+        let seen = if sampling.repetition_penalty == 1.0 {
+            HashSet::new()
+        } else {
+            prompt.iter().copied().collect()
+        };
         Self {
-            sampling,
-            random: ChaCha8Rng::seed_from_u64(sampling.seed),
+            sampling: sampling.clone(),
+            random,
+            seen,
+            generated: HashMap::new(),
         }
     }
 
     /// The next token, from a row's candidates, or from the whole row where [`Sampling::needs_row`] asked for it.
     pub fn choose(&mut self, choice: &Choice, row: &[f32]) -> u32 {
-        let best = choice.candidates.first().map_or(0, |candidate| candidate.0);
-        if self.sampling.temperature == 0.0 {
+        let token = if self.sampling.needs_row() {
+            let logits = self.changed(row);
+            self.draw(logits)
+        } else {
+            let candidates = choice.candidates.iter();
+            self.draw(
+                candidates
+                    .map(|(token, logit)| (*token, f64::from(*logit)))
+                    .collect(),
+            )
+        };
+        if self.sampling.changes_logits() {
+            if self.sampling.repetition_penalty != 1.0 {
+                self.seen.insert(token);
+            }
+            *self.generated.entry(token).or_insert(0) += 1;
+        }
+        token
+    }
+
+    /// The row after penalties and biases.
+    fn changed(&self, row: &[f32]) -> Vec<(u32, f64)> {
+        let mut logits: Vec<(u32, f64)> = (0..).zip(row.iter().copied().map(f64::from)).collect();
+        for token in &self.seen {
+            if let Some((_, logit)) = logits.get_mut(*token as usize) {
+                let penalty = self.sampling.repetition_penalty;
+                *logit = if *logit > 0.0 {
+                    *logit / penalty
+                } else {
+                    *logit * penalty
+                };
+            }
+        }
+        for (token, count) in &self.generated {
+            if let Some((_, logit)) = logits.get_mut(*token as usize) {
+                *logit -= self.sampling.presence_penalty
+                    + self.sampling.frequency_penalty * f64::from(*count);
+            }
+        }
+        for (token, bias) in &self.sampling.logit_bias {
+            if let Some((_, logit)) = logits.get_mut(*token as usize) {
+                *logit += bias;
+            }
+        }
+        logits
+    }
+
+    fn draw(&mut self, mut candidates: Vec<(u32, f64)>) -> u32 {
+        // Of equal logits the lower id first.
+        let better = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            ..
+        } = self.sampling;
+        let Some(&(best, greatest)) = candidates.iter().min_by(|a, b| better(a, b)) else {
+            return 0;
+        };
+        if temperature == 0.0 {
             return best;
         }
-        let mut candidates: Vec<(u32, f64)> = if self.sampling.needs_row() {
-            let mut row: Vec<(u32, f64)> = (0..).zip(row.iter().copied().map(f64::from)).collect();
-            row.sort_by(|a, b| b.1.total_cmp(&a.1));
-            row
-        } else {
-            choice
-                .candidates
-                .iter()
-                .map(|(token, logit)| (*token, f64::from(*logit)))
-                .collect()
-        };
-        if self.sampling.top_k > 0 {
-            candidates.truncate(self.sampling.top_k);
+        if top_k > 0 && top_k < candidates.len() {
+            candidates.select_nth_unstable_by(top_k, better);
+            candidates.truncate(top_k);
         }
         // From logits to probabilities that need not sum to 1: the best one's is 1.
-        let greatest = candidates.first().map_or(0.0, |candidate| candidate.1);
         for candidate in &mut candidates {
-            candidate.1 = ((candidate.1 - greatest) / self.sampling.temperature).exp();
+            candidate.1 = ((candidate.1 - greatest) / temperature).exp();
         }
         let total: f64 = candidates.iter().map(|candidate| candidate.1).sum();
+        candidates.retain(|candidate| candidate.1 >= min_p);
+        // Draws must not depend on the order in which candidates came; whole rows come in the order of ids.
+        if top_p < 1.0 || top_k > 0 {
+            candidates.sort_unstable_by(better);
+        }
         let mut reached = 0.0;
         let kept = candidates.iter().take_while(|candidate| {
-            let keep = reached < self.sampling.top_p * total && candidate.1 >= self.sampling.min_p;
+            let keep = reached < top_p * total;
             reached += candidate.1;
             keep
         });
@@ -165,7 +291,7 @@ mod tests {
     }
 
     fn draws(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
-        let (mut sampler, mut counts) = (Sampler::new(sampling), vec![0; logits.len()]);
+        let (mut sampler, mut counts) = (Sampler::new(&sampling, 0, &[]), vec![0; logits.len()]);
         for _ in 0..20_000 {
             counts[sampler.choose(&choice(logits), logits) as usize] += 1;
         }
@@ -203,26 +329,26 @@ mod tests {
 
     #[test]
     fn cuts_leave_out_what_they_say() {
-        let at = Sampling {
+        let at = || Sampling {
             temperature: 1.0,
             ..Sampling::GREEDY
         };
         let zero = |counts: &[usize]| counts.iter().map(|count| *count == 0).collect::<Vec<_>>();
         assert_eq!(
-            zero(&draws(Sampling { top_k: 2, ..at }, &LOGITS)),
+            zero(&draws(Sampling { top_k: 2, ..at() }, &LOGITS)),
             [true, false, false, true]
         );
         // Probabilities 0.64, 0.24, 0.09, 0.03.
         assert_eq!(
-            zero(&draws(Sampling { top_p: 0.6, ..at }, &LOGITS)),
+            zero(&draws(Sampling { top_p: 0.6, ..at() }, &LOGITS)),
             [true, false, true, true]
         );
         assert_eq!(
-            zero(&draws(Sampling { top_p: 0.9, ..at }, &LOGITS)),
+            zero(&draws(Sampling { top_p: 0.9, ..at() }, &LOGITS)),
             [false, false, false, true]
         );
         assert_eq!(
-            zero(&draws(Sampling { min_p: 0.3, ..at }, &LOGITS)),
+            zero(&draws(Sampling { min_p: 0.3, ..at() }, &LOGITS)),
             [true, false, false, true]
         );
     }
@@ -241,6 +367,58 @@ mod tests {
         };
         assert_eq!(at(1), at(1));
         assert_ne!(at(1), at(2));
+    }
+
+    #[test]
+    fn samples_of_one_seed_differ() {
+        let sampling = Sampling {
+            temperature: 1.0,
+            ..Sampling::GREEDY
+        };
+        let draws = |sample| {
+            let mut sampler = Sampler::new(&sampling, sample, &[]);
+            (0..32)
+                .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(draws(1), draws(1));
+        assert_ne!(draws(0), draws(1));
+    }
+
+    /// The greedy tokens of four steps over the same row.
+    fn greedy(sampling: Sampling, prompt: &[u32]) -> Vec<u32> {
+        let mut sampler = Sampler::new(&sampling, 0, prompt);
+        (0..4)
+            .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS))
+            .collect()
+    }
+
+    #[test]
+    fn penalties_and_biases_change_the_logits() {
+        // LOGITS are 0, 2, 1, -1.
+        let with = |change: &dyn Fn(&mut Sampling)| {
+            let mut sampling = Sampling::GREEDY;
+            change(&mut sampling);
+            sampling
+        };
+        assert_eq!(
+            greedy(with(&|s| s.presence_penalty = 1.5), &[]),
+            [1, 2, 1, 1]
+        );
+        assert_eq!(
+            greedy(with(&|s| s.frequency_penalty = 0.8), &[]),
+            [1, 1, 2, 1]
+        );
+        // 2 / 4 = 0.5 for the token of the prompt.
+        assert_eq!(
+            greedy(with(&|s| s.repetition_penalty = 4.0), &[1]),
+            [2, 1, 1, 1]
+        );
+        assert_eq!(
+            greedy(with(&|s| s.logit_bias = vec![(1, -100.0), (3, 3.0)]), &[]),
+            [3, 3, 3, 3]
+        );
+        assert!(with(&|s| s.logit_bias = vec![(4, 1.0)]).check(4).is_err());
     }
 
     #[test]
@@ -275,7 +453,7 @@ mod tests {
                 "min_p",
             ),
         ] {
-            assert!(sampling.check().unwrap_err().to_string().starts_with(name));
+            assert!(sampling.check(4).unwrap_err().to_string().starts_with(name));
         }
     }
 }

@@ -1,117 +1,199 @@
-//! One sequence's place in the pools: its slot, its blocks, and how far it has come.
+//! One answer under way: its tokens, how far it has come, and the text that it has become.
 
-use crate::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, Step, StepOutput};
-use crate::config::{Dtype, ModelConfig};
-use crate::error::{EngineError, Error};
-use crate::model::{Limits, Model, Recording};
+use std::sync::Arc;
 
-/// Tokens in a block of latents.
-pub const BLOCK_TOKENS: usize = 64;
+use super::event::{FinishReason, Likelihood, Usage};
+use super::options::EngineOptions;
+use super::request::{Request, RequestId};
+use super::sampling::Sampler;
+use super::stop::StopText;
+use crate::backend::Choice;
+use crate::cache::{Lease, Placed};
+use crate::error::TokenizerError;
+use crate::tokenizer::{StreamDecoder, Tokenizer};
 
-/// The longest piece of a prompt in one step. A multiple of [`BLOCK_TOKENS`], so that cuts fall on block borders.
-pub const PREFILL_PIECE: usize = 512;
-
-/// What a model needs to hold for one sequence of at most `context` tokens, `piece` at a time, of which at most
-/// `outputs` have their logits wanted.
-#[must_use]
-pub fn limits(context: usize, piece: usize, outputs: usize, cache: Dtype) -> Limits {
-    let blocks = context.div_ceil(BLOCK_TOKENS);
-    let step = Capacity {
-        tokens: piece,
-        pieces: 1,
-        outputs,
-        blocks,
-        checkpoints: 0,
-    };
-    Limits {
-        step,
-        slots: 1,
-        blocks,
-        block_tokens: BLOCK_TOKENS,
-        cache,
-    }
-}
-
-/// Checks a prompt before any of it runs, or a model is loaded for it.
-///
-/// # Errors
-/// An empty prompt, one longer than the context, or an id outside the vocabulary.
-pub fn check_prompt(config: &ModelConfig, tokens: &[u32]) -> Result<(), EngineError> {
-    if tokens.is_empty() {
-        return Err(EngineError::EmptyPrompt);
-    }
-    let context = config.model_max_length;
-    if tokens.len() > context {
-        return Err(EngineError::PromptTooLong {
-            tokens: tokens.len(),
-            context,
-        });
-    }
-    let outside = tokens
-        .iter()
-        .enumerate()
-        .find(|(_, token)| **token as usize >= config.vocab_size);
-    outside.map_or(Ok(()), |(position, token)| {
-        Err(EngineError::TokenOutOfRange {
-            token: *token,
-            position,
-            last: config.vocab_size - 1,
-        })
-    })
-}
-
-/// The only sequence of a model, which owns slot 0 and all blocks.
-pub(super) struct Sequence<'a> {
-    pub(super) model: &'a mut Model,
-    /// Tokens that have gone through the model.
+/// One answer of a request.
+pub(super) struct Sequence {
+    pub(super) id: RequestId,
+    pub(super) sample: usize,
+    pub(super) request: Arc<Request>,
+    /// Its turn among those that wait: lower ones first.
+    pub(super) turn: u64,
+    /// Prompt and answer.
+    pub(super) tokens: Vec<u32>,
+    /// Tokens that are through the model.
     pub(super) position: usize,
+    /// Whether it is one answer and no other can still come of it.
+    pub(super) single: bool,
+    /// Places in the prompt where a piece always ends.
+    cuts: Vec<usize>,
+    /// Tokens that came from the cache.
+    pub(super) cached: usize,
+    /// Tokens generated since it was placed.
+    pub(super) ran: usize,
+    /// What it holds while it waits.
+    pub(super) lease: Lease,
+    /// What it holds while it runs.
+    pub(super) placed: Option<Placed>,
+    pub(super) sampler: Sampler,
+    pub(super) text: Text,
 }
 
-impl<'a> Sequence<'a> {
-    pub(super) fn new(model: &'a mut Model) -> Self {
-        Self { model, position: 0 }
+impl Sequence {
+    pub(super) fn new(
+        id: RequestId,
+        request: Arc<Request>,
+        sample: usize,
+        turn: u64,
+        tokenizer: Option<&Arc<Tokenizer>>,
+    ) -> Self {
+        Self {
+            id,
+            sample,
+            turn,
+            tokens: request.prompt.clone(),
+            position: 0,
+            single: request.samples == 1,
+            cuts: request.cuts(),
+            cached: 0,
+            ran: 0,
+            lease: Lease::default(),
+            placed: None,
+            sampler: Sampler::new(&request.sampling, sample, &request.prompt),
+            text: Text {
+                decoder: tokenizer.map(|tokenizer| StreamDecoder::new(Arc::clone(tokenizer))),
+                stops: StopText::new(&request.stop_strings),
+            },
+            request,
+        }
     }
 
-    /// Records a step for pieces of at most `tokens` tokens.
-    pub(super) fn record(
-        &mut self,
-        tokens: usize,
-        outputs: usize,
-        recording: Recording,
-    ) -> Result<Box<dyn Step>, Error> {
-        let most = self.model.limits().step;
-        let capacity = Capacity {
-            tokens: tokens.min(most.tokens),
-            outputs: outputs.min(most.outputs),
-            ..most
-        };
-        Ok(self.model.record(capacity, recording)?)
+    /// Tokens of the prompt.
+    pub(super) fn prompt(&self) -> usize {
+        self.request.prompt.len()
     }
 
-    /// Runs the next tokens of the sequence.
-    pub(super) fn advance(
+    /// Whether the prompt is through.
+    pub(super) fn decodes(&self) -> bool {
+        self.position >= self.prompt()
+    }
+
+    /// Where its next piece ends at the latest: the next cut, or the prompt's end.
+    pub(super) fn next_stop(&self) -> usize {
+        self.cuts
+            .iter()
+            .copied()
+            .find(|cut| *cut > self.position)
+            .unwrap_or(self.prompt())
+    }
+
+    /// Whether a checkpoint is wanted where it is now: at a cut, every so many blocks, at the last whole block of the
+    /// prompt, and at its end.
+    pub(super) fn checkpoint_here(&self, options: &EngineOptions, block_tokens: usize) -> bool {
+        let at = self.position;
+        let last = (self.prompt() - 1) / block_tokens * block_tokens;
+        self.request.looks_up()
+            && (at == self.prompt()
+                || at == last
+                || at.is_multiple_of(options.checkpoint_blocks.max(1) * block_tokens)
+                || self.cuts.contains(&at))
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.prompt(),
+            cached_tokens: self.cached,
+            generated_tokens: self.tokens.len() - self.prompt(),
+        }
+    }
+
+    /// Takes the token that a row came to: what is to be told of it, and whether the answer ends there.
+    pub(super) fn take(
         &mut self,
-        step: &mut dyn Step,
-        tokens: &[u32],
-        outputs: Vec<OutputRow>,
-    ) -> Result<StepOutput, Error> {
-        let end = self.position + tokens.len();
-        let blocks =
-            u32::try_from(end.div_ceil(self.model.limits().block_tokens)).unwrap_or(u32::MAX);
-        let batch = Batch {
-            tokens: tokens.to_vec(),
-            pieces: vec![Piece {
-                length: tokens.len(),
-                position: self.position,
-                slot_in: (self.position > 0).then_some(Slot(0)),
-                slot_out: Slot(0),
-                checkpoints: Vec::new(),
-                blocks: (0..blocks).map(Block).collect(),
-            }],
-            outputs,
+        choice: &Choice,
+        row: &[f32],
+        context: usize,
+    ) -> Result<(Option<Taken>, Option<FinishReason>), TokenizerError> {
+        if self.request.max_tokens == 0 {
+            return Ok((None, Some(FinishReason::Length)));
+        }
+        let id = self.sampler.choose(choice, row);
+        self.ran += 1;
+        if self.request.stop_ids.contains(&id) {
+            return Ok((None, Some(FinishReason::Stop)));
+        }
+        self.tokens.push(id);
+        let (text, stopped) = self.text.push(id)?;
+        let likelihood = self
+            .request
+            .logprobs
+            .map(|top| likelihood(choice, row, id, top));
+        let full = self.tokens.len() - self.prompt() >= self.request.max_tokens
+            || self.position >= context;
+        let reason = if stopped {
+            Some(FinishReason::Stop)
+        } else {
+            full.then_some(FinishReason::Length)
         };
-        let output = step.submit(&batch)?.wait()?;
-        self.position = end;
-        Ok(output)
+        Ok((
+            Some(Taken {
+                id,
+                text,
+                likelihood,
+            }),
+            reason,
+        ))
+    }
+}
+
+/// A token that was taken.
+pub(super) struct Taken {
+    pub(super) id: u32,
+    pub(super) text: String,
+    pub(super) likelihood: Option<Likelihood>,
+}
+
+fn likelihood(choice: &Choice, row: &[f32], id: u32, top: usize) -> Likelihood {
+    let candidate = choice.candidates.iter().find(|candidate| candidate.0 == id);
+    let logit = candidate
+        .map(|candidate| candidate.1)
+        .or_else(|| row.get(id as usize).copied());
+    let candidates = choice.candidates.iter().take(top);
+    Likelihood {
+        logprob: logit.map_or(f32::NEG_INFINITY, |logit| logit - choice.log_normaliser),
+        top: candidates
+            .map(|(id, logit)| (*id, logit - choice.log_normaliser))
+            .collect(),
+    }
+}
+
+/// An answer's text on its way out.
+#[derive(Clone)]
+pub(super) struct Text {
+    decoder: Option<StreamDecoder<Arc<Tokenizer>>>,
+    stops: StopText,
+}
+
+impl Text {
+    fn push(&mut self, id: u32) -> Result<(String, bool), TokenizerError> {
+        let text = match &mut self.decoder {
+            Some(decoder) => decoder.push(id)?,
+            None => String::new(),
+        };
+        Ok(self.stops.push(&text))
+    }
+
+    /// What was held back; a stop that becomes complete only here still hides itself.
+    pub(super) fn finish(&mut self) -> String {
+        let last = self
+            .decoder
+            .as_mut()
+            .map(StreamDecoder::finish)
+            .unwrap_or_default();
+        let (mut text, stopped) = self.stops.push(&last);
+        if !stopped {
+            text.push_str(&self.stops.finish());
+        }
+        text
     }
 }

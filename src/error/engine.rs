@@ -37,6 +37,66 @@ pub enum EngineError {
         /// What was given.
         found: f64,
     },
+    /// A bias for a token that is not there.
+    #[error("logit_bias names token {token}, but ids run from 0 to {last}")]
+    BiasOutOfRange {
+        /// The token.
+        token: u32,
+        /// The last id there is.
+        last: usize,
+    },
+    /// A turn that ends after the prompt does.
+    #[error("a turn ends at token {turn}, but the prompt has {tokens} tokens")]
+    TurnOutOfRange {
+        /// Where the turn ends.
+        turn: usize,
+        /// Tokens of the prompt.
+        tokens: usize,
+    },
+    /// A stop text without a character.
+    #[error("a stop text is empty: it would end every answer before its first character")]
+    EmptyStop,
+    /// Stop texts where nothing turns tokens into text.
+    #[error("stop texts were given, but the engine has no tokenizer to find them with")]
+    NoTokenizer,
+    /// An engine whose steps have too few output rows to score a prompt.
+    #[error(
+        "scoring needs steps with {expected} output rows or more, but this engine's have {found}"
+    )]
+    NoRoomToScore {
+        /// Rows of the shortest piece.
+        expected: usize,
+        /// Rows of a step.
+        found: usize,
+    },
+    /// A sequence that the pools cannot hold even alone.
+    #[error("a sequence of {tokens} tokens does not fit, though nothing else runs")]
+    DoesNotFit {
+        /// Its tokens.
+        tokens: usize,
+    },
+    /// Steps that are too short for a piece of a prompt.
+    #[error(
+        "steps should have room for {expected} tokens of a prompt beside one of each sequence, but have for {found}"
+    )]
+    StepTooSmall {
+        /// Tokens of a block, and one.
+        expected: usize,
+        /// Tokens that there is room for.
+        found: usize,
+    },
+    /// A trace of a head that is not there.
+    #[error(transparent)]
+    Trace(#[from] crate::error::BackendError),
+    /// Two requests with one name.
+    #[error("request {id} is under way already")]
+    DuplicateRequest {
+        /// The number of the request.
+        id: u64,
+    },
+    /// The engine's thread is gone.
+    #[error("the engine has stopped")]
+    Stopped,
     /// The model computed something that is no number.
     #[error("the model computed numbers that are not finite: first seen in {place}, {blame}")]
     NonFinite {

@@ -5,12 +5,14 @@
 //! once, by the caller that can do something about it.
 
 mod backend;
+mod cache;
 mod checkpoint;
 mod config;
 mod engine;
 mod tokenizer;
 
 pub use backend::BackendError;
+pub use cache::CacheError;
 pub use checkpoint::CheckpointError;
 pub use config::ConfigError;
 pub use engine::EngineError;
@@ -32,6 +34,9 @@ pub enum Error {
     /// The device, or what was asked of it.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A snapshot.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// A request, or what the model made of it.
     #[error(transparent)]
     Engine(#[from] EngineError),

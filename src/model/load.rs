@@ -120,6 +120,7 @@ pub(super) fn load(
         stream,
         head,
         activation_bytes,
+        trace: None,
     })
 }
 

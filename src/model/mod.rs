@@ -4,6 +4,12 @@
 //! no sequences: which slot and which blocks belong to whom is decided above.
 
 mod load;
+mod trace;
+
+pub use trace::{
+    AttentionTrace, ExpertTrace, KdaHeadTrace, KdaTrace, OperationTime, StateTrace, TraceChoice,
+    TraceFrame, TraceHead, TracedStep,
+};
 
 use crate::backend::{
     Add, AllGather, Backend, Capacity, Embed, KdaBlock, LatentPool, Linear, MlaBlock, MlpBlock,
@@ -93,6 +99,8 @@ pub struct Model {
     stream: Stream,
     head: Head,
     activation_bytes: u64,
+    /// What traced steps write; planned with the first of them.
+    trace: Option<trace::TraceTensors>,
 }
 
 impl Model {
@@ -155,6 +163,15 @@ impl Model {
         capacity: Capacity,
         recording: Recording,
     ) -> Result<Box<dyn Step>, BackendError> {
+        self.record_with(capacity, recording, None)
+    }
+
+    fn record_with(
+        &mut self,
+        capacity: Capacity,
+        recording: Recording,
+        mut tracer: Option<&mut trace::Tracer>,
+    ) -> Result<Box<dyn Step>, BackendError> {
         if let Some((what, most, found)) = capacity.beyond(&self.limits.step) {
             return Err(BackendError::Batch {
                 what: format!("a step's capacity for {what}"),
@@ -176,16 +193,18 @@ impl Model {
         if recording.probe_hidden {
             step.probe(hidden)?;
         }
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
             step.rms_norm(RmsNorm {
                 input: hidden,
                 weight: layer.input_norm,
                 eps,
                 output: normed,
             })?;
-            match &layer.attention {
-                AttentionBlock::Kda(block) => step.kda_block(block)?,
-                AttentionBlock::Mla(block) => step.mla_block(block)?,
+            match (&layer.attention, &mut tracer) {
+                (AttentionBlock::Kda(block), None) => step.kda_block(block)?,
+                (AttentionBlock::Mla(block), None) => step.mla_block(block)?,
+                (AttentionBlock::Kda(block), Some(tracer)) => tracer.kda(&mut *step, i, block)?,
+                (AttentionBlock::Mla(block), Some(tracer)) => tracer.mla(&mut *step, i, block)?,
             }
             step.add(Add {
                 source: output,
@@ -200,6 +219,9 @@ impl Model {
             match &layer.ffn {
                 FfnBlock::Dense(block) => step.mlp_block(block)?,
                 FfnBlock::Moe(block) => step.moe_block(block)?,
+            }
+            if let Some(tracer) = &mut tracer {
+                tracer.ffn(&mut *step, i, &layer.ffn)?;
             }
             step.add(Add {
                 source: output,

@@ -13,7 +13,7 @@ use super::memory::States;
 use crate::backend::{Form, Piece, StateLayout};
 
 /// Added to the sum of squares under the root that normalises queries and keys.
-const L2_EPS: f32 = 1e-6;
+pub(super) const L2_EPS: f32 = 1e-6;
 
 /// Consecutive tokens of one head, contiguous: queries and keys normalised, queries scaled by K^-1/2.
 pub(super) struct Tokens<'a> {

@@ -22,6 +22,7 @@ mod select;
 mod short_conv;
 mod step;
 mod swiglu;
+mod trace;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

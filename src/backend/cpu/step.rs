@@ -10,9 +10,10 @@ use super::memory::{CpuWeight, Latents, Memory};
 use super::mla_decode::Shape;
 use super::{
     embed, experts, gated_norm, kda_gates, kda_recurrence, linear, mla_append, mla_decode,
-    mla_prefill, rms_norm, route, select, short_conv, swiglu,
+    mla_prefill, rms_norm, route, select, short_conv, swiglu, trace,
 };
 use crate::backend::check::Demands;
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Collective, Embed, Experts, GatedNorm, KdaGates,
     KdaRecurrence, Linear, MlaAppend, MlaAttention, Piece, Result, RmsNorm, Route, Rows, Select,
@@ -55,6 +56,7 @@ pub(super) struct CpuStep {
     demands: Demands,
     names: Vec<&'static str>,
     operations: Vec<Operation>,
+    timed: bool,
 }
 
 impl CpuStep {
@@ -70,6 +72,7 @@ impl CpuStep {
             demands: Demands::default(),
             names: Vec::new(),
             operations: Vec::new(),
+            timed: false,
         }
     }
 
@@ -80,6 +83,29 @@ impl CpuStep {
     ) {
         self.names.push(name);
         self.operations.push(Box::new(operation));
+    }
+
+    /// Runs the operations one by one with a clock beside them.
+    fn submit_timed(
+        &self,
+        memory: &mut Memory,
+        run: &Run<'_>,
+        output: &mut StepOutput,
+    ) -> Result<()> {
+        for (name, operation) in self.names.iter().zip(&self.operations) {
+            let start = std::time::Instant::now();
+            operation(memory, run, output)?;
+            let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+            match output
+                .milliseconds
+                .iter_mut()
+                .find(|(found, _)| found == name)
+            {
+                Some((_, sum)) => *sum += milliseconds,
+                None => output.milliseconds.push((name, milliseconds)),
+            }
+        }
+        Ok(())
     }
 
     /// Records an operation that writes all rows of `output`.
@@ -413,6 +439,78 @@ impl Step for CpuStep {
         Ok(())
     }
 
+    fn trace_kda(&mut self, op: TraceKda) -> Result<()> {
+        op.check()?;
+        self.demands.states = Some(op.pool.layout);
+        self.record_rows("trace_kda", op.output, move |memory, run, output| {
+            output.fill(0.0);
+            let all = [op.qkv, op.gates, op.beta]
+                .map(|tensor| (memory.f32(tensor, run.rows(Rows::Tokens)), tensor.width));
+            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
+                let [qkv, gates, beta] =
+                    all.map(|(rows, width)| &rows[range.start * width..range.end * width]);
+                trace::trace_kda(
+                    &RecurrenceRows { qkv, gates, beta },
+                    memory.states(&op.pool),
+                    &op.pool.layout,
+                    op.layer,
+                    piece,
+                    &mut output[range.start * op.output.width..range.end * op.output.width],
+                );
+            }
+        });
+        Ok(())
+    }
+
+    fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
+        op.check()?;
+        self.record_rows("trace_gate", op.output, move |memory, run, output| {
+            let gate = memory.f32(op.gate, run.rows(Rows::Tokens));
+            let rows = gate.chunks_exact(op.gate.width.max(1));
+            for (gate, output) in rows.zip(output.chunks_exact_mut(op.output.width.max(1))) {
+                trace::trace_gate(gate, output);
+            }
+        });
+        Ok(())
+    }
+
+    fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
+        op.check()?;
+        self.demands.latents = Some(op.pool.layout);
+        let layout = op.pool.layout;
+        let heads = op.query.width / (op.nope + layout.rope);
+        let shape = Shape {
+            heads,
+            latent: layout.latent,
+            nope: op.nope,
+            rope: layout.rope,
+            value: op.value,
+        };
+        self.record_rows("trace_attention", op.output, move |memory, run, output| {
+            output.fill(0.0);
+            let query = memory.f32(op.query, run.rows(Rows::Tokens));
+            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
+                let query = &query[range.start * op.query.width + op.head * shape.key()..];
+                trace::trace_attention(
+                    &query[..shape.key()],
+                    memory.weight(op.kv_b),
+                    &shape,
+                    op.head,
+                    memory.latents(&op.pool),
+                    op.layer,
+                    piece,
+                    &mut output[range.start * op.output.width..range.end * op.output.width],
+                );
+            }
+        });
+        Ok(())
+    }
+
+    fn time(&mut self) -> Result<()> {
+        self.timed = true;
+        Ok(())
+    }
+
     fn operations(&self) -> &[&'static str] {
         &self.names
     }
@@ -425,10 +523,12 @@ impl Step for CpuStep {
         };
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let mut output = StepOutput::default();
-        let result = self
-            .operations
-            .iter()
-            .try_for_each(|operation| operation(&mut memory, &run, &mut output));
+        let result = if self.timed {
+            self.submit_timed(&mut memory, &run, &mut output)
+        } else {
+            let mut operations = self.operations.iter();
+            operations.try_for_each(|operation| operation(&mut memory, &run, &mut output))
+        };
         Ok(Ticket::ready(result.map(|()| output)))
     }
 }

@@ -1,0 +1,57 @@
+//! What a trace asks of a device: reductions that are small enough to read back for every token.
+//!
+//! They are recorded only into steps that are traced, and run on pieces of a single token; rows of other pieces are zero.
+
+use super::{LatentPool, StatePool, Tensor, Weight};
+
+/// Numbers of one head in a row of [`TraceKda::output`], in this order: the state's Frobenius norm after the token, that
+/// of what is written, the size of the error that it corrects, the mean decay, the write strength.
+pub const KDA_NUMBERS: usize = 5;
+
+/// Arguments of [`Step::trace_kda`](super::Step::trace_kda), which is recorded before the recurrence that it describes: it
+/// reads the state that the recurrence is about to edit.
+#[derive(Clone, Copy, Debug)]
+pub struct TraceKda {
+    /// `[T, channels]`: as in [`KdaRecurrence`](super::KdaRecurrence).
+    pub qkv: Tensor,
+    /// `[T, H * K]`, f32: log decay.
+    pub gates: Tensor,
+    /// `[T, H]`, f32: write strength.
+    pub beta: Tensor,
+    /// The pool that holds the states.
+    pub pool: StatePool,
+    /// KDA layer, counted among KDA layers.
+    pub layer: usize,
+    /// `[T, H * KDA_NUMBERS]`, f32.
+    pub output: Tensor,
+}
+
+/// Arguments of [`Step::trace_gate`](super::Step::trace_gate).
+#[derive(Clone, Copy, Debug)]
+pub struct TraceGate {
+    /// `[T, H * V]`: the output gate, before the sigmoid.
+    pub gate: Tensor,
+    /// `[T, H]`, f32: the mean of a head's gate, after it.
+    pub output: Tensor,
+}
+
+/// Arguments of [`Step::trace_attention`](super::Step::trace_attention): the weights of one head, over all positions.
+#[derive(Clone, Copy, Debug)]
+pub struct TraceAttention {
+    /// `[T, H * (nope + rope)]`.
+    pub query: Tensor,
+    /// `[H * (nope + value), latent]`.
+    pub kv_b: Weight,
+    /// Width of the part of a key that is expanded from the latent.
+    pub nope: usize,
+    /// Width of a value.
+    pub value: usize,
+    /// The pool that holds the latents, this token's included.
+    pub pool: LatentPool,
+    /// MLA layer, counted among MLA layers.
+    pub layer: usize,
+    /// The head, counted among this rank's.
+    pub head: usize,
+    /// `[T, positions]`, f32: what each position counts; zero past the token's own.
+    pub output: Tensor,
+}

@@ -1,0 +1,94 @@
+//! What cached bytes mean: the model they belong to, their layout, and the hash of the tokens they stand for.
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::backend::{LatentLayout, StateLayout};
+use crate::checkpoint::Checkpoint;
+
+/// Bytes of each end of a tensor that enter the fingerprint; reading all of them would take as long as loading.
+const SAMPLE: usize = 256;
+
+/// Which model, as far as states and latents depend on it: the same on every backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub u128);
+
+impl std::fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl Fingerprint {
+    /// Names, dtypes and shapes of all tensors, and both ends of each one's bytes.
+    #[must_use]
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let mut tensors: Vec<_> = checkpoint.tensors().collect();
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut hash = Xxh3::new();
+        for tensor in tensors {
+            hash.update(
+                format!("{}\0{}\0{:?}\0", tensor.name, tensor.format, tensor.shape).as_bytes(),
+            );
+            let bytes = &tensor.bytes;
+            hash.update(&bytes[..bytes.len().min(SAMPLE)]);
+            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
+        }
+        Self(hash.digest128())
+    }
+}
+
+/// The key of a block: a hash of its tokens, of its parent's key, and so of all tokens before it and of what the bytes
+/// mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(u128);
+
+impl Key {
+    /// The key that all sequences of one model and layout begin with.
+    #[must_use]
+    pub fn root(model: Fingerprint, states: &StateLayout, latents: &LatentLayout) -> Self {
+        let StateLayout {
+            layers,
+            key_heads,
+            value_heads,
+            key_width,
+            value_width,
+            taps,
+            ..
+        } = *states;
+        let states = [layers, key_heads, value_heads, key_width, value_width, taps];
+        let rows = [
+            latents.layers,
+            latents.latent,
+            latents.rope,
+            latents.block_tokens,
+        ];
+        let mut hash = Xxh3::new();
+        hash.update(
+            format!(
+                "{model} states {states:?} latents {rows:?} {}",
+                latents.dtype
+            )
+            .as_bytes(),
+        );
+        Self(hash.digest128())
+    }
+
+    /// The key of the block of `tokens` after this one.
+    #[must_use]
+    pub fn then(self, tokens: &[u32]) -> Self {
+        let mut hash = Xxh3::new();
+        hash.update(&self.0.to_le_bytes());
+        hash.update(bytemuck::cast_slice(tokens));
+        Self(hash.digest128())
+    }
+}
+
+/// The hash of a sequence's tokens, for headers.
+#[must_use]
+pub fn hash_tokens(tokens: &[u32]) -> u128 {
+    let mut hash = Xxh3::new();
+    for token in tokens {
+        hash.update(&token.to_le_bytes());
+    }
+    hash.digest128()
+}

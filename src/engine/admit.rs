@@ -1,0 +1,190 @@
+//! Who runs: first come, first served, as long as there are slots and blocks; and who makes room when there are not.
+//!
+//! A sequence that makes room goes to host memory whole and comes back as it was, bit for bit.
+
+use std::sync::Arc;
+
+use super::core::{Engine, pools};
+use super::sequence::Sequence;
+use crate::error::{EngineError, Error};
+
+impl Engine {
+    /// Lets waiting sequences in, in their turn, until the next one does not fit.
+    pub(super) async fn admit(&mut self) -> Result<(), Error> {
+        let most = self.model.limits().step.pieces;
+        let mut yielded = false;
+        while let Some(mut sequence) = self.waiting.pop_front() {
+            if self.running.len() < most {
+                match self.place(&mut sequence, false).await {
+                    Ok(true) => {
+                        self.running.push(sequence);
+                        continue;
+                    }
+                    Ok(false) => {}
+                    Err(error) => {
+                        self.waiting.push_front(sequence);
+                        return Err(error);
+                    }
+                }
+            }
+            self.waiting.push_front(sequence);
+            if self.running.is_empty() {
+                // What those that wait hold on the device is all that can be in the way.
+                self.waiting_to_host().await?;
+                let Some(mut sequence) = self.waiting.pop_front() else {
+                    break;
+                };
+                let placed = self.place(&mut sequence, true).await;
+                if placed.is_err() {
+                    self.waiting.push_front(sequence);
+                    return placed.map(|_| ());
+                }
+                if placed? {
+                    self.running.push(sequence);
+                } else {
+                    let error = EngineError::DoesNotFit {
+                        tokens: sequence.tokens.len(),
+                    };
+                    let id = sequence.id;
+                    self.let_go(&mut sequence, false);
+                    self.fail(id, &Arc::new(Error::from(error)));
+                }
+            } else if !yielded && let Some(place) = self.longest() {
+                yielded = true;
+                let turn = self.turn();
+                self.running[place].turn = turn;
+                self.preempt(place).await?;
+            } else {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The sequence that has generated most since it was placed, if it has had its share.
+    fn longest(&self) -> Option<usize> {
+        let longest = (0..self.running.len()).max_by_key(|place| self.running[*place].ran)?;
+        (self.running[longest].ran >= self.options.quantum).then_some(longest)
+    }
+
+    /// Gives a sequence its slot and the blocks for what it is to run next: all of a prompt. Where it is `alone`, and not
+    /// even then was there room, what it goes on from is taken off the device first.
+    async fn place(&mut self, sequence: &mut Sequence, alone: bool) -> Result<bool, Error> {
+        let prompt = &sequence.request.prompt;
+        let fresh = sequence.position == 0;
+        if fresh && sequence.request.looks_up() {
+            while let Some(hit) = self.cache.lookup(prompt) {
+                // Between finding and holding it may have gone: the next deepest is looked for then.
+                if let Some(lease) = self
+                    .cache
+                    .acquire(&mut pools(&mut self.model), &hit)
+                    .await?
+                {
+                    sequence.position = lease.position;
+                    sequence.lease = lease;
+                    break;
+                }
+            }
+        }
+        if alone {
+            self.cache
+                .to_host(&mut pools(&mut self.model), &mut sequence.lease)
+                .await?;
+        }
+        let blocks = sequence
+            .tokens
+            .len()
+            .div_ceil(self.model.limits().block_tokens);
+        let placed = self
+            .cache
+            .place(&mut pools(&mut self.model), &mut sequence.lease, blocks)
+            .await?;
+        if placed.is_none() && fresh {
+            // It holds nothing while it waits.
+            self.cache.release(std::mem::take(&mut sequence.lease));
+            sequence.position = 0;
+        } else if fresh {
+            sequence.cached = sequence.position;
+        }
+        sequence.ran = 0;
+        sequence.placed = placed;
+        Ok(sequence.placed.is_some())
+    }
+
+    async fn waiting_to_host(&mut self) -> Result<(), Error> {
+        for sequence in &mut self.waiting {
+            self.cache
+                .to_host(&mut pools(&mut self.model), &mut sequence.lease)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a running sequence off the device; it waits in its turn.
+    pub(super) async fn preempt(&mut self, place: usize) -> Result<(), Error> {
+        let mut sequence = self.running.remove(place);
+        let mut parked = self.park(&mut sequence).await;
+        if parked.is_ok() {
+            let mut pools = pools(&mut self.model);
+            parked = self
+                .cache
+                .to_host(&mut pools, &mut sequence.lease)
+                .await
+                .map_err(Error::from);
+        }
+        self.preemptions += 1;
+        self.enqueue(sequence);
+        parked
+    }
+
+    /// Sees to it that the sequence at `place` has a block for its next token. Returns whether it still runs.
+    pub(super) async fn grow(&mut self, place: usize) -> Result<Grown, Error> {
+        let block_tokens = self.model.limits().block_tokens;
+        let needed = (self.running[place].position + 1).div_ceil(block_tokens);
+        let has = self.running[place]
+            .placed
+            .as_ref()
+            .map_or(0, |placed| placed.blocks.len());
+        if has >= needed {
+            return Ok(Grown::Ready);
+        }
+        loop {
+            let fresh = self
+                .cache
+                .blocks(&mut pools(&mut self.model), needed - has)
+                .await?;
+            if let Some(mut fresh) = fresh {
+                if let Some(placed) = &mut self.running[place].placed {
+                    placed.blocks.append(&mut fresh);
+                }
+                return Ok(Grown::Ready);
+            }
+            // The last in turn makes room, be it this one.
+            let last = (0..self.running.len())
+                .max_by_key(|place| self.running[*place].turn)
+                .unwrap_or(place);
+            if self.running.len() > 1 {
+                self.preempt(last).await?;
+                return Ok(Grown::Again);
+            }
+            if self
+                .waiting
+                .iter()
+                .all(|sequence| !sequence.lease.is_on_device())
+            {
+                return Ok(Grown::Never);
+            }
+            self.waiting_to_host().await?;
+        }
+    }
+}
+
+/// What became of a sequence that needs a block.
+pub(super) enum Grown {
+    /// It has it.
+    Ready,
+    /// Another was taken off the device, or it was itself: look again at who runs.
+    Again,
+    /// The pool is too small for it.
+    Never,
+}

@@ -1,0 +1,300 @@
+//! One step's batch: a token of every sequence that decodes, and beside them pieces of prompts, in turn.
+
+use super::admit::Grown;
+use super::core::{Engine, pools};
+use super::cut::{piece_end, restart};
+use super::event::FinishReason;
+use super::request::{PromptScores, RequestId};
+use super::sequence::Sequence;
+use crate::backend::{Batch, Capacity, OutputRow, Piece, Slot, StateCheckpoint};
+use crate::cache::Current;
+use crate::error::{EngineError, Error};
+use crate::model::{Recording, TraceChoice};
+
+/// A batch, and whose its pieces are.
+pub(super) struct Planned {
+    pub(super) batch: Batch,
+    pub(super) recording: Recording,
+    pub(super) pieces: Vec<PlannedPiece>,
+    /// What is traced: then the batch is one token of one sequence.
+    pub(super) trace: Option<TraceChoice>,
+}
+
+/// One piece of the batch.
+pub(super) struct PlannedPiece {
+    pub(super) id: RequestId,
+    pub(super) sample: usize,
+    /// The sequence's position after it.
+    pub(super) end: usize,
+    /// Output rows of the batch that are its own: the first, and how many.
+    pub(super) outputs: (usize, usize),
+    /// Checkpoints inside it, ascending.
+    pub(super) checkpoints: Vec<Inside>,
+}
+
+/// A checkpoint inside a piece.
+#[derive(Clone, Copy)]
+pub(super) struct Inside {
+    /// Its position in the sequence.
+    pub(super) at: usize,
+    /// The slot that takes the state.
+    pub(super) slot: Slot,
+    /// Whether it is kept; else it is there to start the recurrence anew.
+    pub(super) keep: bool,
+}
+
+impl Engine {
+    /// Lays out the next batch, or none if nothing runs.
+    pub(super) async fn plan(&mut self) -> Result<Option<Planned>, Error> {
+        self.grow_all().await?;
+        let mut planned = Planned {
+            batch: Batch::default(),
+            recording: Recording {
+                candidates: 1,
+                keep_rows: false,
+                probe_hidden: false,
+            },
+            pieces: Vec::new(),
+            trace: None,
+        };
+        if let Some(place) = self.next_traced() {
+            planned.trace = self.running[place].request.trace;
+            let end = self.running[place].position + 1;
+            self.add(&mut planned, place, end, Vec::new());
+            return Ok(Some(planned));
+        }
+        let most = self.model.limits().step;
+        for place in 0..self.running.len() {
+            let sequence = &self.running[place];
+            if sequence.decodes() && sequence.request.trace.is_none() {
+                let end = self.running[place].position + 1;
+                self.add(&mut planned, place, end, Vec::new());
+            }
+        }
+        let mut prefills: Vec<usize> = (0..self.running.len())
+            .filter(|place| !self.running[*place].decodes())
+            .collect();
+        prefills.sort_by_key(|place| self.running[*place].turn);
+        for place in prefills {
+            let Some(end) = self.next_cut(&planned, place, &most) else {
+                continue;
+            };
+            let taken: usize = planned
+                .pieces
+                .iter()
+                .map(|piece| piece.checkpoints.len())
+                .sum();
+            let (end, checkpoints) = self.inside(place, end, most.checkpoints - taken).await?;
+            self.add(&mut planned, place, end, checkpoints);
+        }
+        if planned.pieces.is_empty() && !self.running.is_empty() {
+            let (expected, found) = (
+                self.options.cut + 1,
+                most.tokens - most.pieces.min(most.tokens),
+            );
+            return Err(Error::from(EngineError::StepTooSmall { expected, found }));
+        }
+        Ok((!planned.pieces.is_empty()).then_some(planned))
+    }
+
+    /// The traced sequence whose token runs next, alone: traced ones take turns with all the others.
+    fn next_traced(&mut self) -> Option<usize> {
+        let traced = |sequence: &Sequence| sequence.decodes() && sequence.request.trace.is_some();
+        let others = self.running.iter().any(|sequence| !traced(sequence));
+        let count = self
+            .running
+            .iter()
+            .filter(|sequence| traced(sequence))
+            .count();
+        // After the last of the traced ones all the others have a step.
+        if count == 0 || (others && self.traced >= count) {
+            self.traced = 0;
+            return None;
+        }
+        let place = self.traced % count;
+        self.traced = place + 1;
+        (0..self.running.len())
+            .filter(|at| traced(&self.running[*at]))
+            .nth(place)
+    }
+
+    /// Sees to it that all that decode have a block for their next token; some may have to make room for others.
+    async fn grow_all(&mut self) -> Result<(), Error> {
+        'again: loop {
+            for place in 0..self.running.len() {
+                if !self.running[place].decodes() {
+                    continue;
+                }
+                match self.grow(place).await? {
+                    Grown::Ready => {}
+                    Grown::Again => continue 'again,
+                    Grown::Never => {
+                        let sequence = self.running.remove(place);
+                        self.finish(sequence, FinishReason::Length);
+                        continue 'again;
+                    }
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// The end of the next piece of a prompt, if there is room for one in this step.
+    fn next_cut(&self, planned: &Planned, place: usize, most: &Capacity) -> Option<usize> {
+        let sequence = &self.running[place];
+        let end = sequence.next_stop();
+        let table: usize = planned
+            .batch
+            .pieces
+            .iter()
+            .map(|piece| piece.blocks.len())
+            .sum();
+        let blocks = sequence.prompt().div_ceil(self.model.limits().block_tokens);
+        if table + blocks > most.blocks {
+            return None;
+        }
+        // Decodes have room of their own beside a whole piece.
+        let prefilled: usize = planned
+            .batch
+            .pieces
+            .iter()
+            .filter(|piece| piece.length > 1)
+            .map(|piece| piece.length)
+            .sum();
+        let mut budget = (most.tokens - planned.batch.tokens.len())
+            .min((most.tokens - most.pieces).max(1).saturating_sub(prefilled));
+        let outputs = most.outputs - planned.batch.outputs.len();
+        if sequence.request.scores == PromptScores::None {
+            budget = if outputs == 0 { 0 } else { budget };
+        } else {
+            budget = budget.min(outputs);
+        }
+        piece_end(sequence.position, end, budget, self.options.cut)
+    }
+
+    /// The checkpoints inside a piece, at most `room`, and where the piece ends for want of one that has to be.
+    async fn inside(
+        &mut self,
+        place: usize,
+        end: usize,
+        room: usize,
+    ) -> Result<(usize, Vec<Inside>), Error> {
+        let start = self.running[place].position;
+        let mut taken = Vec::new();
+        let mut end = end;
+        if let Some(border) = restart(start, end, self.options.cut) {
+            // A single token runs in the form for decoding, inside a longer piece it would not.
+            let slot = if border == start + 1 || room == 0 {
+                None
+            } else {
+                self.cache.free_slot()
+            };
+            match slot {
+                Some(slot) => taken.push(Inside {
+                    at: border,
+                    slot,
+                    keep: false,
+                }),
+                None => end = border,
+            }
+        }
+        for at in self.wanted(place, end).into_iter().rev() {
+            if let Some(inside) = taken.iter_mut().find(|inside| inside.at == at) {
+                inside.keep = true;
+            } else if taken.len() < room
+                && let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await?
+            {
+                taken.push(Inside {
+                    at,
+                    slot,
+                    keep: true,
+                });
+            }
+        }
+        taken.sort_unstable_by_key(|inside| inside.at);
+        Ok((end, taken))
+    }
+
+    /// Where checkpoints are wanted inside a piece: at every so many blocks, and at the last block border of the prompt,
+    /// so that the same prompt again need not run whole. There may be no slots for them; nothing depends on them.
+    fn wanted(&self, place: usize, end: usize) -> Vec<usize> {
+        let sequence = &self.running[place];
+        if !sequence.request.looks_up() {
+            return Vec::new();
+        }
+        let (start, prompt) = (sequence.position, &sequence.request.prompt);
+        let block_tokens = self.model.limits().block_tokens;
+        let every = self.options.checkpoint_blocks.max(1) * block_tokens;
+        let last = (prompt.len() - 1) / block_tokens * block_tokens;
+        let periodic = (start / every + 1..)
+            .map(|i| i * every)
+            .take_while(|at| *at < end);
+        let mut wanted: Vec<usize> = periodic
+            .chain((start < last && last < end).then_some(last))
+            .collect();
+        wanted.dedup();
+        wanted.retain(|at| self.cache.find(&prompt[..*at]).is_none());
+        wanted
+    }
+
+    /// Adds a sequence's tokens up to `end` to the batch.
+    fn add(&self, planned: &mut Planned, place: usize, end: usize, checkpoints: Vec<Inside>) {
+        let sequence = &self.running[place];
+        let Some(placed) = &sequence.placed else {
+            return;
+        };
+        let (start, first) = (sequence.position, planned.batch.tokens.len());
+        let slot_in = match placed.state {
+            Current::Zero => None,
+            Current::Own => Some(placed.slot),
+            Current::Shared(slot) => Some(slot),
+        };
+        let blocks = end.div_ceil(self.model.limits().block_tokens);
+        planned
+            .batch
+            .tokens
+            .extend_from_slice(&sequence.tokens[start..end]);
+        planned.batch.pieces.push(Piece {
+            length: end - start,
+            position: start,
+            slot_in,
+            slot_out: placed.slot,
+            checkpoints: checkpoints
+                .iter()
+                .map(|inside| StateCheckpoint {
+                    after: inside.at - start,
+                    slot: inside.slot,
+                })
+                .collect(),
+            blocks: placed.blocks[..blocks].to_vec(),
+        });
+        let outputs = planned.batch.outputs.len();
+        let request = &sequence.request;
+        if request.scores != PromptScores::None && start < sequence.prompt() {
+            let target = |at: usize| request.prompt.get(at + 1).copied();
+            let rows = (start..end).map(|at| OutputRow {
+                row: first + at - start,
+                target: target(at),
+            });
+            planned.batch.outputs.extend(rows);
+        } else if end >= sequence.prompt() {
+            planned.batch.outputs.push(OutputRow {
+                row: first + end - start - 1,
+                target: None,
+            });
+        }
+        if planned.batch.outputs.len() > outputs {
+            let recording = &mut planned.recording;
+            recording.candidates = recording.candidates.max(request.candidates());
+            let scored = request.scores == PromptScores::Logits && start < sequence.prompt();
+            recording.keep_rows |= scored || (request.needs_row() && request.max_tokens > 0);
+        }
+        planned.pieces.push(PlannedPiece {
+            id: sequence.id,
+            sample: sequence.sample,
+            end,
+            outputs: (outputs, planned.batch.outputs.len() - outputs),
+            checkpoints,
+        });
+    }
+}

@@ -1,0 +1,241 @@
+//! What came of a step: positions, checkpoints, tokens, and answers that are complete.
+
+use std::sync::Arc;
+
+use super::batch::{Planned, PlannedPiece};
+use super::core::{Engine, pools};
+use super::event::{Event, Scored};
+use super::request::PromptScores;
+use super::sequence::Sequence;
+use crate::backend::{Choice, StepOutput};
+use crate::cache::Current;
+use crate::error::Error;
+
+/// The output rows of one piece.
+struct Rows<'a> {
+    choices: &'a [Choice],
+    /// `[rows, vocabulary]`, or nothing.
+    logits: &'a [f32],
+    vocabulary: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn row(&self, index: usize) -> &'a [f32] {
+        if self.logits.is_empty() {
+            return &[];
+        }
+        &self.logits[index * self.vocabulary..(index + 1) * self.vocabulary]
+    }
+}
+
+impl Engine {
+    pub(super) async fn commit(
+        &mut self,
+        planned: Planned,
+        output: StepOutput,
+    ) -> Result<(), Error> {
+        let vocabulary = self.model.config().vocab_size;
+        let mut damaged = None;
+        for piece in planned.pieces {
+            let (first, count) = piece.outputs;
+            let rows = Rows {
+                choices: &output.choices[first..first + count],
+                logits: if output.logits.is_empty() {
+                    &[]
+                } else {
+                    &output.logits[first * vocabulary..(first + count) * vocabulary]
+                },
+                vocabulary,
+            };
+            let wanted =
+                |sequence: &Sequence| (sequence.id, sequence.sample) == (piece.id, piece.sample);
+            let Some(place) = self.running.iter().position(wanted) else {
+                continue;
+            };
+            let finite = rows.choices.iter().all(|choice| choice.finite);
+            self.moved(place, &piece, finite).await?;
+            if finite {
+                self.take_rows(place, &rows).await?;
+            } else {
+                damaged = Some(piece.id);
+            }
+        }
+        if let Some(id) = damaged {
+            self.diagnose(id).await?;
+        }
+        Ok(())
+    }
+
+    /// The sequence has come to the piece's end: its state is in its own slot, and checkpoints are where they were wanted.
+    async fn moved(&mut self, place: usize, piece: &PlannedPiece, keep: bool) -> Result<(), Error> {
+        let sequence = &mut self.running[place];
+        let (start, end) = (sequence.position, piece.end);
+        sequence.position = end;
+        let Some(placed) = &mut sequence.placed else {
+            return Ok(());
+        };
+        if let Current::Shared(slot) = placed.state {
+            self.cache.release_slot(slot);
+        }
+        placed.state = Current::Own;
+        for inside in &piece.checkpoints {
+            if keep && inside.keep {
+                let tokens = &sequence.tokens[..inside.at];
+                self.cache.store(tokens, &placed.blocks, inside.slot);
+            }
+            self.cache.release_slot(inside.slot);
+        }
+        if start < sequence.prompt() {
+            let (id, cached) = (sequence.id, sequence.cached);
+            if keep
+                && self.running[place]
+                    .checkpoint_here(&self.options, self.model.limits().block_tokens)
+            {
+                self.keep(place).await?;
+            }
+            self.say(id, Event::Prefill { done: end, cached });
+        }
+        Ok(())
+    }
+
+    /// Keeps the sequence's state: its slot becomes the checkpoint's, and it goes on in another, if there is one.
+    async fn keep(&mut self, place: usize) -> Result<(), Error> {
+        let sequence = &self.running[place];
+        if self
+            .cache
+            .find(&sequence.tokens[..sequence.position])
+            .is_some()
+        {
+            return Ok(());
+        }
+        let Some(fresh) = self.cache.slot(&mut pools(&mut self.model)).await? else {
+            return Ok(());
+        };
+        let sequence = &mut self.running[place];
+        let Some(placed) = &mut sequence.placed else {
+            return Ok(());
+        };
+        if self.cache.store(
+            &sequence.tokens[..sequence.position],
+            &placed.blocks,
+            placed.slot,
+        ) {
+            placed.state = Current::Shared(placed.slot);
+            placed.slot = fresh;
+        } else {
+            self.cache.release_slot(fresh);
+        }
+        Ok(())
+    }
+
+    async fn take_rows(&mut self, place: usize, rows: &Rows<'_>) -> Result<(), Error> {
+        let sequence = &self.running[place];
+        if rows.choices.is_empty() {
+            return Ok(());
+        }
+        let first = sequence.position - rows.choices.len();
+        if sequence.request.scores != PromptScores::None && first < sequence.prompt() {
+            let logprob = |choice: &Choice| {
+                choice
+                    .target_logit
+                    .map(|logit| logit - choice.log_normaliser)
+            };
+            let logits = if sequence.request.scores == PromptScores::Logits {
+                rows.logits.to_vec()
+            } else {
+                Vec::new()
+            };
+            let scored = Scored {
+                first,
+                logprobs: rows.choices.iter().map(logprob).collect(),
+                logits,
+            };
+            let id = sequence.id;
+            self.say(id, Event::Scored(scored));
+        }
+        let sequence = &self.running[place];
+        if !sequence.decodes() {
+            return Ok(());
+        }
+        let last = rows.choices.len() - 1;
+        let (choice, row) = (&rows.choices[last], rows.row(last));
+        let sequence = self.running.remove(place);
+        if !sequence.single {
+            return self.fork(sequence, choice, row).await;
+        }
+        if let Some(sequence) = self.take_token(sequence, choice, row) {
+            self.running.insert(place.min(self.running.len()), sequence);
+        }
+        Ok(())
+    }
+
+    /// Several answers to one prompt: each goes on from the prompt's state, which they share, in a slot of its own.
+    async fn fork(
+        &mut self,
+        mut sequence: Sequence,
+        choice: &Choice,
+        row: &[f32],
+    ) -> Result<(), Error> {
+        if let Err(error) = self.park(&mut sequence).await {
+            self.enqueue(sequence);
+            return Err(error);
+        }
+        let request = Arc::clone(&sequence.request);
+        for sample in (0..request.samples).rev() {
+            let mut answer = Sequence::new(
+                sequence.id,
+                Arc::clone(&request),
+                sample,
+                sequence.turn,
+                self.tokenizer.as_ref(),
+            );
+            answer.single = true;
+            answer.position = sequence.position;
+            answer.cached = sequence.cached;
+            answer.lease = self.cache.share(&sequence.lease);
+            if let Some(answer) = self.take_token(answer, choice, row) {
+                self.enqueue(answer);
+            }
+        }
+        self.cache.release(std::mem::take(&mut sequence.lease));
+        Ok(())
+    }
+
+    /// Draws the next token; an answer that is complete is not given back.
+    fn take_token(
+        &mut self,
+        mut sequence: Sequence,
+        choice: &Choice,
+        row: &[f32],
+    ) -> Option<Sequence> {
+        let (id, sample, context) = (sequence.id, sequence.sample, self.context());
+        match sequence.take(choice, row, context) {
+            Ok((taken, reason)) => {
+                if let Some(taken) = taken {
+                    let (token, text, likelihood) = (taken.id, taken.text, taken.likelihood);
+                    self.say(
+                        id,
+                        Event::Token {
+                            sample,
+                            id: token,
+                            text,
+                            likelihood,
+                        },
+                    );
+                }
+                match reason {
+                    Some(reason) => {
+                        self.finish(sequence, reason);
+                        None
+                    }
+                    None => Some(sequence),
+                }
+            }
+            Err(error) => {
+                self.let_go(&mut sequence, false);
+                self.fail(id, &Arc::new(Error::from(error)));
+                None
+            }
+        }
+    }
+}

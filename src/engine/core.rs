@@ -1,0 +1,418 @@
+//! The engine: a state machine that takes requests and, step by step, turns them into events.
+//!
+//! [`Engine::step`] lets waiting sequences in (`admit.rs`), lays out one batch (`batch.rs`), runs it, and takes what came
+//! of it (`commit.rs`). It awaits the device and nothing else: threads, clocks and channels are its driver's.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::batch::Planned;
+use super::event::{Event, FinishReason};
+use super::options::{EngineOptions, context};
+use super::recordings::Recordings;
+use super::request::{PromptScores, Request, RequestId};
+use super::sequence::Sequence;
+use crate::backend::StepOutput;
+use crate::cache::{Cache, Fingerprint, Key, Lease, Occupancy, Pools};
+use crate::checkpoint::Checkpoint;
+use crate::error::{EngineError, Error};
+use crate::model::{Model, TraceChoice};
+use crate::tokenizer::Tokenizer;
+
+/// Continuous batching over one model.
+pub struct Engine {
+    pub(super) model: Model,
+    /// Read only to name a damaged weight.
+    pub(super) checkpoint: Checkpoint,
+    pub(super) tokenizer: Option<Arc<Tokenizer>>,
+    pub(super) options: EngineOptions,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) cache: Cache,
+    pub(super) recordings: Recordings,
+    /// Those that wait, in their turn.
+    pub(super) waiting: VecDeque<Sequence>,
+    /// Those that run, in the order of their admission.
+    pub(super) running: Vec<Sequence>,
+    pub(super) next_turn: u64,
+    pub(super) preemptions: u64,
+    /// Traced sequences that have had their token since the others had theirs.
+    pub(super) traced: usize,
+    cancelled: Vec<RequestId>,
+    pub(super) events: VecDeque<(RequestId, Event)>,
+}
+
+/// The pools of a model, to be read and written.
+pub(super) fn pools(model: &mut Model) -> Pools<'_> {
+    let (states, latents) = (model.states(), model.latents());
+    Pools {
+        backend: model.backend(),
+        states,
+        latents,
+    }
+}
+
+impl Engine {
+    /// An engine over a model. Without a tokenizer tokens have no text, and there are no stop texts.
+    #[must_use]
+    pub fn new(
+        model: Model,
+        checkpoint: Checkpoint,
+        tokenizer: Option<Arc<Tokenizer>>,
+        options: EngineOptions,
+    ) -> Self {
+        let fingerprint = Fingerprint::of(&checkpoint);
+        let root = Key::root(fingerprint, &model.states().layout, &model.latents().layout);
+        let limits = *model.limits();
+        let cache = Cache::new(
+            root,
+            limits.slots,
+            limits.blocks,
+            limits.block_tokens,
+            options.host_bytes,
+        );
+        Self {
+            model,
+            checkpoint,
+            tokenizer,
+            options,
+            fingerprint,
+            cache,
+            recordings: Recordings::new(options.recordings),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            next_turn: 0,
+            preemptions: 0,
+            traced: 0,
+            cancelled: Vec::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Tokens that a sequence may reach.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        context(self.model.config(), self.model.limits())
+    }
+
+    /// What of the pools is in use.
+    #[must_use]
+    pub fn occupancy(&self) -> Occupancy {
+        self.cache.occupancy()
+    }
+
+    /// Sequences that run and that wait.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        (self.running.len(), self.waiting.len())
+    }
+
+    /// How often a sequence had to make room so far.
+    #[must_use]
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// Takes a request into the queue.
+    ///
+    /// # Errors
+    /// A request that cannot run, with the reason; nothing of it is kept.
+    pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), EngineError> {
+        request.check(self.model.config())?;
+        let context = self.context();
+        if request.prompt.len() > context {
+            return Err(EngineError::PromptTooLong {
+                tokens: request.prompt.len(),
+                context,
+            });
+        }
+        if let Some(choice) = &request.trace {
+            self.model.check_choice(choice)?;
+        }
+        if self.tokenizer.is_none() && !request.stop_strings.is_empty() {
+            return Err(EngineError::NoTokenizer);
+        }
+        if request.scores != PromptScores::None
+            && self.model.limits().step.outputs < self.options.cut
+        {
+            let (expected, found) = (self.options.cut, self.model.limits().step.outputs);
+            return Err(EngineError::NoRoomToScore { expected, found });
+        }
+        if self
+            .running
+            .iter()
+            .chain(&self.waiting)
+            .any(|sequence| sequence.id == id)
+        {
+            return Err(EngineError::DuplicateRequest { id: id.0 });
+        }
+        let turn = self.turn();
+        let sequence = Sequence::new(id, Arc::new(request), 0, turn, self.tokenizer.as_ref());
+        self.events.push_back((
+            id,
+            Event::Queued {
+                ahead: self.waiting.len(),
+            },
+        ));
+        self.waiting.push_back(sequence);
+        Ok(())
+    }
+
+    /// Ends a request. At the next step everything it holds is free; its answers finish as cancelled.
+    pub fn cancel(&mut self, id: RequestId) {
+        self.cancelled.push(id);
+    }
+
+    /// What has happened since this was asked last, in order.
+    pub fn take_events(&mut self) -> impl Iterator<Item = (RequestId, Event)> + '_ {
+        self.events.drain(..)
+    }
+
+    /// Whether anything is left to do.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Forgets every cached prefix.
+    pub fn clear_cache(&mut self) {
+        self.cache.clear();
+    }
+
+    pub(super) fn turn(&mut self) -> u64 {
+        self.next_turn += 1;
+        self.next_turn
+    }
+
+    pub(super) fn say(&mut self, id: RequestId, event: Event) {
+        self.events.push_back((id, event));
+    }
+
+    /// One step: a batch of whatever can run. Returns whether anything is left to do. A device that fails ends the
+    /// requests that were running on it, each with an event.
+    pub async fn step(&mut self) -> bool {
+        self.drop_cancelled();
+        if let Err(error) = self.try_step().await {
+            self.fail_all(error);
+        }
+        !self.is_idle()
+    }
+
+    async fn try_step(&mut self) -> Result<(), Error> {
+        self.admit().await?;
+        let Some(planned) = self.plan().await? else {
+            return Ok(());
+        };
+        let ran = match planned.trace {
+            Some(choice) => self.run_traced(&planned, choice).await,
+            None => self.run(&planned).await,
+        };
+        match ran {
+            Ok(output) => self.commit(planned, output).await,
+            Err(error) => {
+                let checkpoints = planned.pieces.iter().flat_map(|piece| &piece.checkpoints);
+                checkpoints.for_each(|inside| self.cache.release_slot(inside.slot));
+                Err(error)
+            }
+        }
+    }
+
+    async fn run(&mut self, planned: &Planned) -> Result<StepOutput, Error> {
+        let step = self
+            .recordings
+            .step(&mut self.model, &planned.batch, planned.recording)?;
+        Ok(step.submit(&planned.batch)?.await?)
+    }
+
+    /// Runs one traced token, and tells what the model did with it.
+    async fn run_traced(
+        &mut self,
+        planned: &Planned,
+        choice: TraceChoice,
+    ) -> Result<StepOutput, Error> {
+        let traced = self
+            .recordings
+            .traced(&mut self.model, choice, planned.recording)?;
+        let output = traced.step.submit(&planned.batch)?.await?;
+        let (batch, owner) = (&planned.batch, &planned.pieces[0]);
+        let mut frame = traced.frame(&output, owner.end - 1, batch.tokens[0]);
+        if let (Some(state), Some(chosen)) = (&mut frame.state, choice.kda) {
+            let layer = self.model.kda_ordinal(chosen.layer).unwrap_or_default();
+            let states = self.model.states();
+            let record = self
+                .model
+                .backend()
+                .read_state(&states, layer, batch.pieces[0].slot_out)
+                .await?;
+            let len = record.key_width * record.value_width;
+            state.state = record.key_value()[chosen.head * len..(chosen.head + 1) * len].to_vec();
+        }
+        let (id, sample) = (owner.id, owner.sample);
+        self.say(
+            id,
+            Event::Trace {
+                sample,
+                frame: Box::new(frame),
+            },
+        );
+        Ok(output)
+    }
+
+    fn drop_cancelled(&mut self) {
+        for id in std::mem::take(&mut self.cancelled) {
+            while let Some(place) = self.running.iter().position(|sequence| sequence.id == id) {
+                let sequence = self.running.remove(place);
+                self.finish(sequence, FinishReason::Cancelled);
+            }
+            while let Some(place) = self.waiting.iter().position(|sequence| sequence.id == id) {
+                if let Some(sequence) = self.waiting.remove(place) {
+                    self.finish(sequence, FinishReason::Cancelled);
+                }
+            }
+        }
+    }
+
+    /// Ends an answer: its state is kept for whoever goes on from there, all else it held is free.
+    pub(super) fn finish(&mut self, mut sequence: Sequence, reason: FinishReason) {
+        self.let_go(&mut sequence, true);
+        let text = sequence.text.finish();
+        let (id, sample, usage) = (sequence.id, sequence.sample, sequence.usage());
+        self.say(
+            id,
+            Event::Finished {
+                sample,
+                reason,
+                text,
+                usage,
+            },
+        );
+        if !sequence.single {
+            // It ends before its prompt does: so do the answers that were to share it.
+            for sample in 1..sequence.request.samples {
+                self.say(
+                    id,
+                    Event::Finished {
+                        sample,
+                        reason,
+                        text: String::new(),
+                        usage,
+                    },
+                );
+            }
+        }
+    }
+
+    /// Gives back all that a sequence holds.
+    pub(super) fn let_go(&mut self, sequence: &mut Sequence, keep: bool) {
+        if let Some(placed) = sequence.placed.take() {
+            let own = placed.state == crate::cache::Current::Own;
+            if keep && own && sequence.request.looks_up() && sequence.decodes() {
+                self.cache.store(
+                    &sequence.tokens[..sequence.position],
+                    &placed.blocks,
+                    placed.slot,
+                );
+            }
+            self.cache.release_slot(placed.slot);
+            if let crate::cache::Current::Shared(slot) = placed.state {
+                self.cache.release_slot(slot);
+            }
+            self.cache.release_blocks(&placed.blocks);
+        }
+        self.cache.release(std::mem::take(&mut sequence.lease));
+    }
+
+    /// Ends a request with an error.
+    pub(super) fn fail(&mut self, id: RequestId, error: &Arc<Error>) {
+        let mut rest = Vec::new();
+        let (running, waiting) = (
+            std::mem::take(&mut self.running),
+            std::mem::take(&mut self.waiting),
+        );
+        for sequence in running {
+            if sequence.id == id {
+                rest.push(sequence)
+            } else {
+                self.running.push(sequence)
+            }
+        }
+        for sequence in waiting {
+            if sequence.id == id {
+                rest.push(sequence)
+            } else {
+                self.waiting.push_back(sequence)
+            }
+        }
+        for mut sequence in rest {
+            self.let_go(&mut sequence, false);
+        }
+        self.say(id, Event::Failed(Arc::clone(error)));
+    }
+
+    /// A device failed: what is on it cannot be trusted any more.
+    fn fail_all(&mut self, error: Error) {
+        let error = Arc::new(error);
+        self.recordings.clear();
+        let sequences = self.running.iter().chain(&self.waiting);
+        let mut ids: Vec<RequestId> = sequences.map(|sequence| sequence.id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            self.fail(id, &error);
+        }
+        self.cache.clear();
+    }
+
+    /// Puts a sequence among those that wait, in its turn.
+    pub(super) fn enqueue(&mut self, sequence: Sequence) {
+        let order = |sequence: &Sequence| (sequence.turn, sequence.sample);
+        let place = self
+            .waiting
+            .partition_point(|other| order(other) <= order(&sequence));
+        self.waiting.insert(place, sequence);
+    }
+
+    /// A running sequence's places as a lease on the device, but for its partial block, which is copied.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(super) async fn park(&mut self, sequence: &mut Sequence) -> Result<(), Error> {
+        use crate::cache::{Current, Held};
+        let Some(placed) = sequence.placed.take() else {
+            return Ok(());
+        };
+        let state = match placed.state {
+            Current::Own => Some(Held::Device(placed.slot)),
+            Current::Shared(slot) => {
+                self.cache.release_slot(placed.slot);
+                Some(Held::Device(slot))
+            }
+            Current::Zero => {
+                self.cache.release_slot(placed.slot);
+                None
+            }
+        };
+        let block_tokens = self.model.limits().block_tokens;
+        let (whole, tail) = (
+            sequence.position / block_tokens,
+            sequence.position % block_tokens,
+        );
+        let mut rows: Vec<_> = placed.blocks[..whole]
+            .iter()
+            .copied()
+            .map(Held::Device)
+            .collect();
+        if tail > 0 {
+            let read = pools(&mut self.model)
+                .read_blocks(&[(placed.blocks[whole], tail)])
+                .await?;
+            rows.extend(read.into_iter().map(|rows| Held::Host(Arc::new(rows))));
+        }
+        self.cache.release_blocks(&placed.blocks[whole..]);
+        sequence.lease = Lease {
+            position: sequence.position,
+            state,
+            rows,
+        };
+        Ok(())
+    }
+}

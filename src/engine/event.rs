@@ -1,0 +1,99 @@
+//! What the engine says of a request, in order.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::model::TraceFrame;
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// A stop token or a stop text came.
+    Stop,
+    /// `max_tokens` or the context was reached.
+    Length,
+    /// The client wanted no more.
+    Cancelled,
+}
+
+/// What one answer took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Those of them that came from the cache and did not run.
+    pub cached_tokens: usize,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+}
+
+/// How likely a generated token was, by the model's own distribution, before temperature and penalties.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Likelihood {
+    /// Its natural log-probability.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, best first, as many as were asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Scores of consecutive tokens of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// The place of the first of them in the prompt.
+    pub first: usize,
+    /// At each place the log-probability of the prompt's next token; nothing at its end.
+    pub logprobs: Vec<Option<f32>>,
+    /// The logits at each place, `[tokens, vocabulary]`, where they were asked for.
+    pub logits: Vec<f32>,
+}
+
+/// What the engine says of a request.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// It waits, behind so many others.
+    Queued {
+        /// Sequences that wait before it.
+        ahead: usize,
+    },
+    /// So many tokens of the prompt are through.
+    Prefill {
+        /// Tokens that are through, cached ones included.
+        done: usize,
+        /// Those that came from the cache.
+        cached: usize,
+    },
+    /// Scores of a piece of the prompt.
+    Scored(Scored),
+    /// What the model did with a token of an answer; it comes before the token that it led to.
+    Trace {
+        /// Which of the request's answers.
+        sample: usize,
+        /// What it did.
+        frame: Box<TraceFrame>,
+    },
+    /// The next token of an answer.
+    Token {
+        /// Which of the request's answers.
+        sample: usize,
+        /// The token.
+        id: u32,
+        /// Text that has become certain with it: whole characters that are no part of a stop text.
+        text: String,
+        /// How likely it was, where that was asked for.
+        likelihood: Option<Likelihood>,
+    },
+    /// An answer is complete. The last one of a request ends it.
+    Finished {
+        /// Which of the request's answers.
+        sample: usize,
+        /// Why.
+        reason: FinishReason,
+        /// Text that had been held back.
+        text: String,
+        /// What it took.
+        usage: Usage,
+    },
+    /// The request failed: nothing more comes.
+    Failed(Arc<Error>),
+}

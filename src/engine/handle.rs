@@ -1,0 +1,270 @@
+//! An engine in a thread of its own, spoken to in messages.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use std::collections::HashMap;
+
+use super::core::Engine;
+use super::event::Event;
+use super::request::{Request, RequestId};
+use crate::cache::{Occupancy, Snapshot};
+use crate::error::{EngineError, Error};
+
+/// Where a request's events go. It is called in the engine's thread and must not wait.
+pub(super) type Sink = Box<dyn FnMut(Event) + Send>;
+
+enum Command {
+    Submit {
+        id: RequestId,
+        request: Box<Request>,
+        sink: Sink,
+    },
+    Cancel(RequestId),
+    Ask(Box<dyn FnOnce(&mut Engine) + Send>),
+    Stop,
+}
+
+/// A running engine. Clones speak to the same one; it ends with the last of them.
+#[derive(Clone)]
+pub struct EngineHandle(Arc<Shared>);
+
+struct Shared {
+    commands: Sender<Command>,
+    next: AtomicU64,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        let thread = self
+            .thread
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // A sink may hold the last handle, and is dropped in the engine's own thread.
+        let elsewhere =
+            |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
+        if let Some(thread) = thread.filter(elsewhere) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A request's events as they come. Dropping it cancels the request.
+pub struct Answer {
+    id: RequestId,
+    events: Receiver<Event>,
+    engine: EngineHandle,
+}
+
+impl Answer {
+    /// The next event, waiting for it; nothing after the last.
+    #[must_use]
+    pub fn next(&self) -> Option<Event> {
+        self.events.recv().ok()
+    }
+
+    /// The request's name, to cancel it from elsewhere.
+    #[must_use]
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// Ends the request; its last events still come.
+    pub fn cancel(&self) {
+        self.engine.cancel(self.id);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.engine.cancel(self.id);
+    }
+}
+
+impl EngineHandle {
+    /// Starts a thread that drives `engine`.
+    ///
+    /// # Errors
+    /// A system that gives no thread.
+    pub fn start(engine: Engine) -> std::io::Result<Self> {
+        let (commands, received) = mpsc::channel();
+        let driver = Driver {
+            engine,
+            commands: received,
+            sinks: HashMap::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || driver.run())?;
+        let shared = Shared {
+            commands,
+            next: AtomicU64::new(1),
+            thread: Mutex::new(Some(thread)),
+        };
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// Submits a request; `sink` is given its events. A request that cannot run fails by an event.
+    pub fn submit(&self, request: Request, mut sink: Sink) -> RequestId {
+        let id = RequestId(self.0.next.fetch_add(1, Ordering::Relaxed));
+        let command = Command::Submit {
+            id,
+            request: Box::new(request),
+            sink,
+        };
+        if let Err(mpsc::SendError(Command::Submit { sink: lost, .. })) =
+            self.0.commands.send(command)
+        {
+            sink = lost;
+            sink(Event::Failed(Arc::new(Error::from(EngineError::Stopped))));
+        }
+        id
+    }
+
+    /// Submits a request whose events are read one after the other.
+    #[must_use]
+    pub fn answer(&self, request: Request) -> Answer {
+        let (events, received) = mpsc::channel();
+        let id = self.submit(
+            request,
+            Box::new(move |event| {
+                // Nobody may be listening any more: the request is cancelled then.
+                let _ = events.send(event);
+            }),
+        );
+        Answer {
+            id,
+            events: received,
+            engine: self.clone(),
+        }
+    }
+
+    /// Ends a request.
+    pub fn cancel(&self, id: RequestId) {
+        let _ = self.0.commands.send(Command::Cancel(id));
+    }
+
+    /// What of the pools is in use.
+    ///
+    /// # Errors
+    /// An engine that has stopped.
+    pub fn occupancy(&self) -> Result<Occupancy, EngineError> {
+        self.ask(|engine| engine.occupancy())
+    }
+
+    /// Copies out what is kept of `tokens`: the deepest checkpoint within them.
+    ///
+    /// # Errors
+    /// Nothing kept, a device that fails, or an engine that has stopped.
+    pub fn snapshot(&self, tokens: Vec<u32>) -> Result<Snapshot, Error> {
+        self.ask(move |engine| pollster::block_on(engine.snapshot(&tokens)))?
+    }
+
+    /// Keeps a snapshot: a prompt that begins with its tokens goes on from it.
+    ///
+    /// # Errors
+    /// A snapshot of another model, one too large, or an engine that has stopped.
+    pub fn restore(&self, snapshot: Snapshot) -> Result<(), Error> {
+        Ok(self.ask(move |engine| engine.restore(snapshot))??)
+    }
+
+    /// Has something done between two steps, and waits for what comes of it.
+    fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Engine) -> T + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let (answer, received) = mpsc::channel();
+        let ask = Command::Ask(Box::new(move |engine| {
+            let _ = answer.send(question(engine));
+        }));
+        self.0
+            .commands
+            .send(ask)
+            .map_err(|_| EngineError::Stopped)?;
+        received.recv().map_err(|_| EngineError::Stopped)
+    }
+}
+
+struct Driver {
+    engine: Engine,
+    commands: Receiver<Command>,
+    /// Where events go, and answers that are still to finish.
+    sinks: HashMap<RequestId, (Sink, usize)>,
+}
+
+impl Driver {
+    fn run(mut self) {
+        loop {
+            if self.engine.is_idle() {
+                match self.commands.recv() {
+                    Ok(command) => {
+                        if !self.obey(command) {
+                            return;
+                        }
+                    }
+                    Err(_) => return,
+                }
+            }
+            loop {
+                match self.commands.try_recv() {
+                    Ok(command) => {
+                        if !self.obey(command) {
+                            return;
+                        }
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            pollster::block_on(self.engine.step());
+            self.deliver();
+        }
+    }
+
+    /// Does as it is told; returns whether to go on.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Submit {
+                id,
+                request,
+                mut sink,
+            } => {
+                let answers = request.samples;
+                match self.engine.submit(id, *request) {
+                    Ok(()) => {
+                        self.sinks.insert(id, (sink, answers));
+                    }
+                    Err(error) => sink(Event::Failed(Arc::new(Error::from(error)))),
+                }
+                self.deliver();
+            }
+            Command::Cancel(id) => self.engine.cancel(id),
+            Command::Ask(question) => question(&mut self.engine),
+            Command::Stop => return false,
+        }
+        true
+    }
+
+    fn deliver(&mut self) {
+        for (id, event) in self.engine.take_events() {
+            let Some((sink, left)) = self.sinks.get_mut(&id) else {
+                continue;
+            };
+            match &event {
+                Event::Finished { .. } => *left = left.saturating_sub(1),
+                Event::Failed(_) => *left = 0,
+                _ => {}
+            }
+            let done = *left == 0;
+            sink(event);
+            if done {
+                self.sinks.remove(&id);
+            }
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! A sequence's memory on its way out of the engine and back in.
+
+use super::core::{Engine, pools};
+use crate::cache::Snapshot;
+use crate::error::{CacheError, Error};
+
+impl Engine {
+    /// Copies out what is kept of `tokens`: the deepest checkpoint within them.
+    ///
+    /// # Errors
+    /// Nothing kept, or a device that fails.
+    pub async fn snapshot(&mut self, tokens: &[u32]) -> Result<Snapshot, Error> {
+        let nothing = || CacheError::NothingKept {
+            tokens: tokens.len(),
+        };
+        let hit = self.cache.deepest(tokens).ok_or_else(nothing)?;
+        let found = self
+            .cache
+            .copy_out(&mut pools(&mut self.model), &hit)
+            .await?;
+        let (rows, state) = found.ok_or_else(nothing)?;
+        Ok(Snapshot::new(
+            self.fingerprint,
+            &tokens[..hit.position],
+            &rows,
+            &state,
+        ))
+    }
+
+    /// Keeps a snapshot among the cached prefixes, in host memory: a prompt that begins with its tokens goes on from it.
+    ///
+    /// # Errors
+    /// A snapshot of another model, or one too large.
+    pub fn restore(&mut self, snapshot: Snapshot) -> Result<(), CacheError> {
+        let (states, latents) = (self.model.states().layout, self.model.latents().layout);
+        snapshot.check(self.fingerprint, &states, &latents)?;
+        let tokens = snapshot.tokens.clone();
+        let (rows, state) = snapshot.into_parts(latents.block_tokens);
+        self.cache.store_saved(&tokens, rows, state)
+    }
+}

@@ -1,0 +1,104 @@
+//! Stop texts in an answer as it streams: nothing that may turn out to be part of one is let through.
+
+/// The text of one answer, on its way to the client.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StopText {
+    stops: Vec<String>,
+    /// The end of the text that may be the beginning of a stop.
+    held: String,
+}
+
+impl StopText {
+    pub(super) fn new(stops: &[String]) -> Self {
+        Self {
+            stops: stops.to_vec(),
+            held: String::new(),
+        }
+    }
+
+    /// Takes further text; returns what is certain, and whether a stop came: the text then ends before it.
+    pub(super) fn push(&mut self, text: &str) -> (String, bool) {
+        if self.stops.is_empty() {
+            return (text.to_owned(), false);
+        }
+        self.held.push_str(text);
+        let found = self
+            .stops
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min();
+        if let Some(found) = found {
+            self.held.truncate(found);
+            return (std::mem::take(&mut self.held), true);
+        }
+        let begins = |rest: &str| self.stops.iter().any(|stop| stop.starts_with(rest));
+        let keep = self
+            .held
+            .char_indices()
+            .map(|(at, _)| at)
+            .find(|at| begins(&self.held[*at..]));
+        let rest = self.held.split_off(keep.unwrap_or(self.held.len()));
+        (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// The end of the answer: what was held back was no stop.
+    pub(super) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_stop_across_pieces_is_never_shown() {
+        let mut text = StopText::new(&["END".to_owned(), "\n\n".to_owned()]);
+        assert_eq!(text.push("a E"), ("a ".to_owned(), false));
+        assert_eq!(text.push("N"), (String::new(), false));
+        assert_eq!(text.push("X\n"), ("ENX".to_owned(), false));
+        assert_eq!(text.push("b EN"), ("\nb ".to_owned(), false));
+        assert_eq!(text.push("Dc"), (String::new(), true));
+    }
+
+    #[test]
+    fn what_was_no_stop_comes_at_the_end() {
+        let mut text = StopText::new(&["END".to_owned()]);
+        assert_eq!(text.push("EN"), (String::new(), false));
+        assert_eq!(text.finish(), "EN");
+    }
+
+    proptest! {
+        #[test]
+        fn cut_anywhere_the_text_is_the_same(
+            pieces in prop::collection::vec("[abé]{0,3}", 0..12),
+            stops in prop::collection::vec("[abé]{1,4}", 1..3),
+        ) {
+            let whole = pieces.concat();
+            let (mut stream, mut shown, mut stopped) = (StopText::new(&stops), String::new(), false);
+            for piece in &pieces {
+                let (text, stop) = stream.push(piece);
+                shown.push_str(&text);
+                stopped = stop;
+                if stop {
+                    break;
+                }
+            }
+            if !stopped {
+                shown.push_str(&stream.finish());
+            }
+            // The stop that is complete first ends the text, where it begins.
+            let ends = stops.iter().filter_map(|stop| whole.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+            match ends.min() {
+                None => prop_assert_eq!(shown, whole),
+                Some(_) => {
+                    prop_assert!(stopped);
+                    prop_assert!(whole.starts_with(&shown));
+                    prop_assert!(stops.iter().any(|stop| whole[shown.len()..].starts_with(stop.as_str())));
+                    prop_assert!(stops.iter().all(|stop| !shown.contains(stop.as_str())));
+                }
+            }
+        }
+    }
+}

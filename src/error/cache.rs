@@ -1,0 +1,108 @@
+//! What can be wrong with a snapshot, or with keeping one.
+
+use std::path::PathBuf;
+
+/// What can be wrong with a snapshot, or with keeping one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// A file that cannot be read or written.
+    #[error("{}: cannot {action} the snapshot", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file that is refused, by name.
+    #[error("{}: {source}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<CacheError>,
+    },
+    /// Bytes that are no snapshot.
+    #[error(
+        "not a snapshot: record {record} should begin with {expected:?}, but begins with {found:?}"
+    )]
+    NotASnapshot {
+        /// The record, counted from 0.
+        record: usize,
+        /// What a record begins with.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A snapshot of a format that this build does not read.
+    #[error(
+        "record {record} is of format version {found}, but this build reads version {expected}"
+    )]
+    Version {
+        /// The record, counted from 0.
+        record: usize,
+        /// The version that is read.
+        expected: u32,
+        /// The version that is there.
+        found: u32,
+    },
+    /// Bytes that end too soon.
+    #[error(
+        "the snapshot is cut off: record {record} should have {expected} bytes, but {found} are left"
+    )]
+    Truncated {
+        /// The record, counted from 0.
+        record: usize,
+        /// Bytes that it should have.
+        expected: u64,
+        /// Bytes that are there.
+        found: u64,
+    },
+    /// Bytes that are not those that were written.
+    #[error(
+        "record {record} is damaged: its checksum should be {expected:016x}, but is {found:016x}"
+    )]
+    Checksum {
+        /// The record, counted from 0.
+        record: usize,
+        /// The checksum that was written.
+        expected: u64,
+        /// That of the bytes.
+        found: u64,
+    },
+    /// A header that is not understood.
+    #[error("record {record} has a header that is not understood: {reason}")]
+    Header {
+        /// The record, counted from 0.
+        record: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A snapshot of something else: another model, layout or text.
+    #[error("the snapshot's {what} should be {expected}, but is {found}")]
+    Mismatch {
+        /// Which property.
+        what: String,
+        /// What this model, or the rest of the snapshot, has.
+        expected: String,
+        /// What the snapshot has.
+        found: String,
+    },
+    /// There is no state for these tokens.
+    #[error("nothing is kept of these {tokens} tokens: no checkpoint lies within them")]
+    NothingKept {
+        /// Tokens that were asked for.
+        tokens: usize,
+    },
+    /// A snapshot larger than what may be kept.
+    #[error("the snapshot needs {needed} bytes of host memory, but only {limit} may be used")]
+    HostMemory {
+        /// Its bytes.
+        needed: u64,
+        /// Bytes that may be used.
+        limit: u64,
+    },
+}

@@ -1,0 +1,258 @@
+//! The cache alone: what is found, what is evicted, and what happens in between.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::{
+    Backend, LatentLayout, LatentPool, Slot, StateLayout, StatePool, StateRecord,
+};
+use kimi_linear::cache::{Cache, Fingerprint, Key, Pools};
+use kimi_linear::config::Dtype;
+use pollster::block_on;
+
+const BLOCK: usize = 4;
+
+struct Device {
+    backend: CpuBackend,
+    states: StatePool,
+    latents: LatentPool,
+}
+
+impl Device {
+    fn new(slots: usize, blocks: usize) -> Self {
+        let mut backend = CpuBackend::new();
+        let layout = StateLayout {
+            layers: 2,
+            key_heads: 1,
+            value_heads: 1,
+            key_width: 2,
+            value_width: 2,
+            taps: 4,
+            slots,
+        };
+        let states = backend.state_pool(layout).unwrap();
+        let layout = LatentLayout {
+            layers: 1,
+            latent: 2,
+            rope: 1,
+            block_tokens: BLOCK,
+            blocks,
+            dtype: Dtype::F32,
+        };
+        let latents = backend.latent_pool(layout).unwrap();
+        Self {
+            backend,
+            states,
+            latents,
+        }
+    }
+
+    fn cache(&self, host_limit: u64) -> Cache {
+        let root = Key::root(Fingerprint(1), &self.states.layout, &self.latents.layout);
+        Cache::new(
+            root,
+            self.states.layout.slots,
+            self.latents.layout.blocks,
+            BLOCK,
+            host_limit,
+        )
+    }
+
+    fn pools(&mut self) -> Pools<'_> {
+        Pools {
+            backend: &mut self.backend,
+            states: self.states,
+            latents: self.latents,
+        }
+    }
+
+    /// Fills both layers of a slot with one number.
+    fn fill(&mut self, slot: Slot, value: f32) {
+        let record = block_on(self.backend.read_state(&self.states, 0, slot)).unwrap();
+        let record = StateRecord {
+            state: vec![value; record.state.len()],
+            ..record
+        };
+        for layer in 0..2 {
+            self.backend
+                .write_state(&self.states, layer, slot, &record)
+                .unwrap();
+        }
+    }
+
+    /// Puts a checkpoint after `tokens` into the cache, its state filled with one number.
+    fn checkpoint(&mut self, cache: &mut Cache, tokens: &[u32], value: f32) {
+        let slot = block_on(cache.slot(&mut self.pools())).unwrap().unwrap();
+        let count = tokens.len().div_ceil(BLOCK);
+        let blocks = block_on(cache.blocks(&mut self.pools(), count))
+            .unwrap()
+            .unwrap();
+        self.fill(slot, value);
+        cache.store(tokens, &blocks, slot);
+        cache.release_slot(slot);
+        cache.release_blocks(&blocks);
+    }
+}
+
+fn numbers(from: u32, count: u32) -> Vec<u32> {
+    (from..from + count).collect()
+}
+
+#[test]
+fn a_hit_leaves_a_token_to_run() {
+    let mut device = Device::new(4, 8);
+    let mut cache = device.cache(0);
+    let tokens = numbers(0, 6);
+    device.checkpoint(&mut cache, &tokens, 1.0);
+    assert_eq!(cache.lookup(&tokens), None);
+    assert_eq!(cache.lookup(&numbers(0, 7)).unwrap().position, 6);
+    assert_eq!(cache.find(&tokens).unwrap().position, 6);
+    assert_eq!(
+        cache.lookup(&[0, 1, 2, 3, 4, 9, 6]),
+        None,
+        "another token inside the partial block"
+    );
+    assert_eq!(cache.lookup(&[]), None);
+    device.checkpoint(&mut cache, &numbers(0, 4), 2.0);
+    assert_eq!(cache.lookup(&[0, 1, 2, 3, 4, 9, 6]).unwrap().position, 4);
+}
+
+#[test]
+fn a_checkpoint_evicted_between_lookup_and_use_is_gone() {
+    let mut device = Device::new(2, 8);
+    let mut cache = device.cache(0);
+    device.checkpoint(&mut cache, &numbers(0, 6), 1.0);
+    let hit = cache.lookup(&numbers(0, 9)).unwrap();
+    // All slots are taken: the checkpoint has to go.
+    let slots: Vec<Slot> = (0..2)
+        .map(|_| block_on(cache.slot(&mut device.pools())).unwrap().unwrap())
+        .collect();
+    assert_eq!(
+        block_on(cache.slot(&mut device.pools())).unwrap(),
+        None,
+        "there is no third"
+    );
+    assert!(
+        block_on(cache.acquire(&mut device.pools(), &hit))
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(cache.lookup(&numbers(0, 9)), None);
+    assert_eq!(cache.occupancy().blocks, 0, "its blocks went with it");
+    slots.into_iter().for_each(|slot| cache.release_slot(slot));
+    assert_eq!(cache.occupancy().slots, 0);
+}
+
+#[test]
+fn a_held_checkpoint_survives_its_eviction() {
+    let mut device = Device::new(2, 4);
+    let mut cache = device.cache(0);
+    device.checkpoint(&mut cache, &numbers(0, 6), 7.0);
+    let hit = cache.lookup(&numbers(0, 9)).unwrap();
+    let mut lease = block_on(cache.acquire(&mut device.pools(), &hit))
+        .unwrap()
+        .unwrap();
+    cache.clear();
+    let taken = block_on(cache.slot(&mut device.pools())).unwrap().unwrap();
+    assert_eq!(
+        block_on(cache.slot(&mut device.pools())).unwrap(),
+        None,
+        "the lease still holds the other"
+    );
+    cache.release_slot(taken);
+    let placed = block_on(cache.place(&mut device.pools(), &mut lease, 3))
+        .unwrap()
+        .unwrap();
+    let kimi_linear::cache::Current::Shared(shared) = placed.state else {
+        panic!("{placed:?}")
+    };
+    let (states, layer) = (device.states, 1);
+    let record = block_on(device.backend.read_state(&states, layer, shared)).unwrap();
+    assert!(record.state.iter().all(|value| *value == 7.0));
+    assert_eq!(placed.blocks.len(), 3);
+}
+
+#[test]
+fn states_come_back_from_host_memory_as_they_were() {
+    let mut device = Device::new(2, 16);
+    let mut cache = device.cache(1 << 20);
+    for i in 0..5_u32 {
+        device.checkpoint(&mut cache, &numbers(100 * i, 6), i as f32);
+    }
+    let occupancy = cache.occupancy();
+    assert_eq!(
+        (occupancy.device_checkpoints, occupancy.host_checkpoints),
+        (2, 3)
+    );
+    for i in 0..5_u32 {
+        let hit = cache.lookup(&numbers(100 * i, 7)).unwrap();
+        let (rows, state) = block_on(cache.copy_out(&mut device.pools(), &hit))
+            .unwrap()
+            .unwrap();
+        assert_eq!(rows.len(), 2);
+        assert!(
+            state
+                .layers
+                .iter()
+                .all(|layer| layer.state.iter().all(|value| *value == i as f32))
+        );
+    }
+    cache.clear();
+    let left = cache.occupancy();
+    assert_eq!((left.slots, left.blocks, left.host_bytes), (0, 0, 0));
+}
+
+#[test]
+fn what_is_cheap_to_compute_again_goes_first_and_use_renews() {
+    let mut device = Device::new(3, 64);
+    let mut cache = device.cache(0);
+    let first = |i: u32, count: u32| numbers(1000 * i, count);
+    device.checkpoint(&mut cache, &first(0, 40), 0.0);
+    device.checkpoint(&mut cache, &first(1, 6), 1.0);
+    device.checkpoint(&mut cache, &first(2, 30), 2.0);
+    device.checkpoint(&mut cache, &first(3, 30), 3.0);
+    assert!(cache.find(&first(1, 6)).is_none(), "six tokens cost least");
+    // Of two that cost the same, that which was used longer ago.
+    let hit = cache.find(&first(2, 30)).unwrap();
+    let lease = block_on(cache.acquire(&mut device.pools(), &hit))
+        .unwrap()
+        .unwrap();
+    cache.release(lease);
+    device.checkpoint(&mut cache, &first(4, 35), 4.0);
+    assert!(cache.find(&first(3, 30)).is_none());
+    assert!(cache.find(&first(2, 30)).is_some());
+    // Cost does not keep what nobody uses for ever.
+    for i in 5..9 {
+        device.checkpoint(&mut cache, &first(i, 30), 5.0);
+    }
+    assert!(cache.find(&first(0, 40)).is_none());
+}
+
+#[test]
+fn other_models_and_layouts_have_other_keys() {
+    let device = Device::new(1, 1);
+    let (states, latents) = (device.states.layout, device.latents.layout);
+    let key = Key::root(Fingerprint(1), &states, &latents);
+    assert_ne!(key, Key::root(Fingerprint(2), &states, &latents));
+    assert_ne!(
+        key,
+        Key::root(Fingerprint(1), &StateLayout { taps: 3, ..states }, &latents)
+    );
+    assert_ne!(
+        key,
+        Key::root(
+            Fingerprint(1),
+            &states,
+            &LatentLayout {
+                dtype: Dtype::Bf16,
+                ..latents
+            }
+        )
+    );
+    let bigger = StateLayout { slots: 9, ..states };
+    assert_eq!(
+        key,
+        Key::root(Fingerprint(1), &bigger, &latents),
+        "the size of a pool means nothing"
+    );
+    assert_ne!(key.then(&[1, 2]).then(&[3]), key.then(&[1]).then(&[2, 3]));
+}

@@ -1,0 +1,247 @@
+//! What the engine's tests share: engines over the reference checkpoints, their answers, and answers computed without one.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
+
+#[path = "../common/mod.rs"]
+pub mod common;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use common::reference;
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot};
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::engine::{
+    Engine, EngineOptions, Event, FinishReason, Likelihood, Request, RequestId, Sampling, Usage,
+};
+use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear::tokenizer::Tokenizer;
+
+pub const BLOCK: usize = 16;
+
+/// Pools of so many slots and blocks, for so many sequences at a time.
+pub fn limits(sequences: usize, slots: usize, blocks: usize) -> Limits {
+    Limits {
+        step: Capacity {
+            tokens: 4 * BLOCK + sequences,
+            pieces: sequences,
+            outputs: sequences.max(BLOCK),
+            blocks: sequences * blocks,
+            checkpoints: sequences + 1,
+        },
+        slots,
+        blocks,
+        block_tokens: BLOCK,
+        cache: Dtype::F32,
+    }
+}
+
+pub const OPTIONS: EngineOptions = EngineOptions {
+    cut: BLOCK,
+    checkpoint_blocks: 4,
+    host_bytes: 64 << 20,
+    quantum: 1 << 20,
+    recordings: 16,
+};
+
+pub fn load(name: &str, limits: Limits) -> (Model, Checkpoint, Arc<Tokenizer>) {
+    let dir = reference(name);
+    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
+    let model = Model::load(
+        &config,
+        &checkpoint,
+        Box::new(CpuBackend::new()),
+        limits,
+        &mut |_| {},
+    )
+    .unwrap();
+    let mut tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    tokenizer.limit_ids(config.vocab_size).unwrap();
+    (model, checkpoint, Arc::new(tokenizer))
+}
+
+pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
+    let (model, checkpoint, tokenizer) = load(name, limits);
+    Engine::new(model, checkpoint, Some(tokenizer), options)
+}
+
+/// One complete answer, with everything that must be equal between two runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    pub tokens: Vec<u32>,
+    pub likelihoods: Vec<Option<Likelihood>>,
+    pub text: String,
+    pub reason: Option<FinishReason>,
+    pub usage: Usage,
+    pub error: Option<String>,
+}
+
+impl Outcome {
+    /// What the model said, apart from where its prompt came from.
+    pub fn said(&self) -> (&[u32], Vec<u32>, &str, Option<FinishReason>) {
+        let bits = self.likelihoods.iter().flatten();
+        let bits =
+            bits.flat_map(|l| std::iter::once(l.logprob).chain(l.top.iter().map(|top| top.1)));
+        (
+            &self.tokens,
+            bits.map(f32::to_bits).collect(),
+            &self.text,
+            self.reason,
+        )
+    }
+}
+
+pub type Outcomes = BTreeMap<(RequestId, usize), Outcome>;
+
+/// Takes the engine's events into the outcomes.
+pub fn collect(engine: &mut Engine, outcomes: &mut Outcomes) {
+    for (id, event) in engine.take_events() {
+        match event {
+            Event::Token {
+                sample,
+                id: token,
+                text,
+                likelihood,
+            } => {
+                let outcome = outcomes.entry((id, sample)).or_default();
+                assert!(outcome.reason.is_none(), "a token after the end");
+                outcome.tokens.push(token);
+                outcome.likelihoods.push(likelihood);
+                outcome.text.push_str(&text);
+            }
+            Event::Finished {
+                sample,
+                reason,
+                text,
+                usage,
+            } => {
+                let outcome = outcomes.entry((id, sample)).or_default();
+                assert!(outcome.reason.is_none(), "finished twice");
+                outcome.text.push_str(&text);
+                outcome.reason = Some(reason);
+                outcome.usage = usage;
+            }
+            Event::Failed(error) => {
+                outcomes.entry((id, 0)).or_default().error = Some(error.to_string())
+            }
+            Event::Queued { .. }
+            | Event::Prefill { .. }
+            | Event::Scored(_)
+            | Event::Trace { .. } => {}
+        }
+    }
+}
+
+/// Runs the engine until nothing is left.
+pub fn finish(engine: &mut Engine, outcomes: &mut Outcomes) {
+    loop {
+        let more = pollster::block_on(engine.step());
+        collect(engine, outcomes);
+        if !more {
+            return;
+        }
+    }
+}
+
+/// The answers of one request that runs alone.
+pub fn answers(engine: &mut Engine, request: Request) -> Vec<Outcome> {
+    let mut outcomes = Outcomes::new();
+    engine.submit(RequestId(u64::MAX), request).unwrap();
+    finish(engine, &mut outcomes);
+    outcomes.into_values().collect()
+}
+
+pub fn answer(engine: &mut Engine, request: Request) -> Outcome {
+    let mut answers = answers(engine, request);
+    assert_eq!(answers.len(), 1);
+    answers.remove(0)
+}
+
+/// A request whose answers can be compared bit by bit.
+pub fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    Request {
+        logprobs: Some(2),
+        ..Request::new(prompt, max_tokens)
+    }
+}
+
+pub fn drawn(seed: u64) -> Sampling {
+    Sampling {
+        temperature: 1.0,
+        top_p: 0.9,
+        seed,
+        ..Sampling::GREEDY
+    }
+}
+
+/// Tokens that look like text, from a seed.
+pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % 250) as u32
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// The greedy continuation of `tokens` computed without an engine: the model runs exactly these pieces, then one token
+/// at a time.
+pub fn without_engine(
+    model: &mut Model,
+    tokens: &[u32],
+    pieces: &[Range<usize>],
+    count: usize,
+) -> (Vec<u32>, Vec<u32>) {
+    let most = model.limits().step;
+    let recording = Recording {
+        candidates: 2,
+        keep_rows: false,
+        probe_hidden: false,
+    };
+    let mut step = model.record(most, recording).unwrap();
+    let mut all = tokens.to_vec();
+    let (mut answer, mut bits) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    let mut pieces = pieces.iter().cloned();
+    while answer.len() < count {
+        let piece = pieces.next().unwrap_or(at..at + 1);
+        assert_eq!(piece.start, at);
+        let batch = Batch {
+            tokens: all[piece.clone()].to_vec(),
+            pieces: vec![Piece {
+                length: piece.len(),
+                position: at,
+                slot_in: (at > 0).then_some(Slot(0)),
+                slot_out: Slot(0),
+                checkpoints: Vec::new(),
+                blocks: (0..piece.end.div_ceil(BLOCK) as u32).map(Block).collect(),
+            }],
+            outputs: vec![OutputRow {
+                row: piece.len() - 1,
+                target: None,
+            }],
+        };
+        let output = step.submit(&batch).unwrap().wait().unwrap();
+        at = piece.end;
+        if at == all.len() {
+            let choice = &output.choices[0];
+            let logprob = |index: usize| choice.candidates[index].1 - choice.log_normaliser;
+            bits.extend([logprob(0), logprob(0), logprob(1)].map(f32::to_bits));
+            answer.push(choice.candidates[0].0);
+            all.push(choice.candidates[0].0);
+        }
+    }
+    (answer, bits)
+}

@@ -1,0 +1,553 @@
+//! The trace: its numbers are those of naive double-precision code, and without it nothing is different.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod engine_harness;
+
+use engine_harness::{OPTIONS, Outcomes, answer, collect, engine, limits, load, request, tokens};
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda};
+use kimi_linear::backend::{
+    Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Orientation, Piece, Rows,
+    Shard, Slot, StateLayout, StateRecord, TensorValues, WeightSource,
+};
+use kimi_linear::checkpoint::Format;
+use kimi_linear::config::Dtype;
+use kimi_linear::engine::{Event, Request, RequestId};
+use kimi_linear::model::{Recording, TraceChoice, TraceFrame, TraceHead};
+use pollster::block_on;
+
+const BOUND: f64 = 1e-5;
+
+#[track_caller]
+fn close(what: &str, found: f32, expected: f64) {
+    let error = (f64::from(found) - expected).abs() / expected.abs().max(1e-3);
+    assert!(error <= BOUND, "{what}: {found} against {expected}");
+}
+
+/// Numbers between -1 and 1, from a seed.
+fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    tokens(seed, count)
+        .into_iter()
+        .map(|token| token as f32 / 125.0 - 1.0)
+        .collect()
+}
+
+fn sigmoid(x: f32) -> f64 {
+    1.0 / (1.0 + (-f64::from(x)).exp())
+}
+
+const ONE: Capacity = Capacity {
+    tokens: 1,
+    pieces: 1,
+    outputs: 1,
+    blocks: 8,
+    checkpoints: 0,
+};
+
+fn one_token(position: usize, slot_in: Option<Slot>) -> Batch {
+    Batch {
+        tokens: vec![0],
+        pieces: vec![Piece {
+            length: 1,
+            position,
+            slot_in,
+            slot_out: Slot(1),
+            checkpoints: Vec::new(),
+            blocks: (0..8).rev().map(Block).collect(),
+        }],
+        outputs: Vec::new(),
+    }
+}
+
+#[test]
+fn the_numbers_of_a_state_are_those_of_naive_code() {
+    let (heads, k, v) = (3, 8, 6);
+    let mut backend = CpuBackend::new();
+    let layout = StateLayout {
+        layers: 2,
+        key_heads: heads,
+        value_heads: heads,
+        key_width: k,
+        value_width: v,
+        taps: 4,
+        slots: 2,
+    };
+    let pool = backend.state_pool(layout).unwrap();
+    let mut plan = |width, element| backend.tensor(Rows::Tokens, 1, width, element).unwrap();
+    let qkv = plan(layout.channels(), Element::Activation);
+    let (gates, beta) = (plan(heads * k, Element::F32), plan(heads, Element::F32));
+    let output = plan(heads * KDA_NUMBERS, Element::F32);
+    let (gate, opened) = (
+        plan(heads * v, Element::Activation),
+        plan(heads, Element::F32),
+    );
+    let qkv_values = numbers(1, layout.channels());
+    let gate_values: Vec<f32> = numbers(2, heads * k)
+        .iter()
+        .map(|x| -x.abs() * 3.0)
+        .collect();
+    let beta_values: Vec<f32> = numbers(3, heads).iter().map(|x| x.abs()).collect();
+    let opening = numbers(4, heads * v);
+    let state = numbers(5, layout.state_len());
+    for (tensor, values) in [
+        (qkv, &qkv_values),
+        (gates, &gate_values),
+        (beta, &beta_values),
+        (gate, &opening),
+    ] {
+        backend
+            .write_tensor(tensor, &TensorValues::F32(values.clone()))
+            .unwrap();
+    }
+    let record = StateRecord {
+        orientation: Orientation::KeyValue,
+        heads,
+        key_width: k,
+        value_width: v,
+        state: state.clone(),
+        channels: layout.channels(),
+        tail: vec![0.0; layout.tail_len()],
+    };
+    backend.write_state(&pool, 1, Slot(0), &record).unwrap();
+    let mut step = backend.step(ONE).unwrap();
+    step.trace_kda(TraceKda {
+        qkv,
+        gates,
+        beta,
+        pool,
+        layer: 1,
+        output,
+    })
+    .unwrap();
+    step.probe(output).unwrap();
+    step.trace_gate(TraceGate {
+        gate,
+        output: opened,
+    })
+    .unwrap();
+    step.probe(opened).unwrap();
+    for slot_in in [Some(Slot(0)), None] {
+        let found = step.submit(&one_token(9, slot_in)).unwrap().wait().unwrap();
+        let [kda, open] = [0, 1].map(|i| found.probes[i].as_f32().unwrap().to_vec());
+        for head in 0..heads {
+            let raw: Vec<f64> = (0..k)
+                .map(|d| f64::from(qkv_values[(heads + head) * k + d]))
+                .collect();
+            let norm = (raw.iter().map(|x| x * x).sum::<f64>() + 1e-6).sqrt();
+            let decay: Vec<f64> = (0..k)
+                .map(|d| f64::from(gate_values[head * k + d]).exp())
+                .collect();
+            let strength = f64::from(beta_values[head]);
+            // S <- diag(e^g) S; u = beta (v - S^T k); S <- S + k u^T.
+            let mut s = vec![vec![0.0; v]; k];
+            if slot_in.is_some() {
+                for d in 0..k {
+                    for e in 0..v {
+                        s[d][e] = decay[d] * f64::from(state[(head * k + d) * v + e]);
+                    }
+                }
+            }
+            let (mut after, mut write, mut error) = (0.0, 0.0, 0.0);
+            for e in 0..v {
+                let answered: f64 = (0..k).map(|d| s[d][e] * raw[d] / norm).sum();
+                let wrong = f64::from(qkv_values[2 * heads * k + head * v + e]) - answered;
+                error += wrong * wrong;
+                for d in 0..k {
+                    let added = raw[d] / norm * strength * wrong;
+                    write += added * added;
+                    after += (s[d][e] + added) * (s[d][e] + added);
+                }
+            }
+            let mean = decay.iter().sum::<f64>() / k as f64;
+            let expected = [after.sqrt(), write.sqrt(), error.sqrt(), mean, strength];
+            for (i, expected) in expected.into_iter().enumerate() {
+                close(
+                    &format!("number {i} of head {head}"),
+                    kda[head * KDA_NUMBERS + i],
+                    expected,
+                );
+            }
+            let opening = opening[head * v..(head + 1) * v]
+                .iter()
+                .map(|x| sigmoid(*x))
+                .sum::<f64>()
+                / v as f64;
+            close("the gate", open[head], opening);
+        }
+    }
+}
+
+#[test]
+fn attention_is_that_of_naive_code() {
+    let (heads, head, latent, rope, nope, value, block) = (2, 1, 6, 3, 4, 5, 4);
+    let mut backend = CpuBackend::new();
+    let layout = LatentLayout {
+        layers: 2,
+        latent,
+        rope,
+        block_tokens: block,
+        blocks: 8,
+        dtype: Dtype::F32,
+    };
+    let pool = backend.latent_pool(layout).unwrap();
+    let kv_b_values = numbers(1, heads * (nope + value) * latent);
+    let kv_b = backend
+        .weight(WeightSource {
+            name: "kv_b".to_owned(),
+            format: Format::F32,
+            stack: 1,
+            rows: heads * (nope + value),
+            columns: latent,
+            stored_columns: latent,
+            first_column: 0,
+            parts: vec![bytemuck::allocation::pod_collect_to_vec::<f32, u8>(&kv_b_values).into()],
+            shard: Shard::WHOLE,
+        })
+        .unwrap();
+    let query = backend
+        .tensor(Rows::Tokens, 1, heads * (nope + rope), Element::Activation)
+        .unwrap();
+    let output = backend.tensor(Rows::Tokens, 1, 32, Element::F32).unwrap();
+    let query_values = numbers(2, heads * (nope + rope));
+    backend
+        .write_tensor(query, &TensorValues::F32(query_values.clone()))
+        .unwrap();
+    let rows: Vec<Vec<f32>> = (0..8)
+        .map(|i| numbers(10 + i, block * (latent + rope)))
+        .collect();
+    for (i, rows) in rows.iter().enumerate() {
+        // Block tables run backwards: the first tokens are in the last block.
+        let record = LatentRecord {
+            latent,
+            rope,
+            rows: rows.clone(),
+        };
+        backend
+            .write_latents(&pool, 1, Block(7 - i as u32), &record)
+            .unwrap();
+    }
+    let mut step = backend.step(ONE).unwrap();
+    step.trace_attention(TraceAttention {
+        query,
+        kv_b,
+        nope,
+        value,
+        pool,
+        layer: 1,
+        head,
+        output,
+    })
+    .unwrap();
+    step.probe(output).unwrap();
+    for position in [0, 3, 17, 31] {
+        let found = step
+            .submit(&one_token(position, None))
+            .unwrap()
+            .wait()
+            .unwrap();
+        let weights = found.probes[0].as_f32().unwrap();
+        let query = &query_values[head * (nope + rope)..];
+        let scores: Vec<f64> = (0..=position)
+            .map(|at| {
+                let row = &rows[at / block][at % block * (latent + rope)..];
+                // The key as it is published: expanded, then the shared part.
+                let key = |d: usize| -> f64 {
+                    if d >= nope {
+                        return f64::from(row[latent + d - nope]);
+                    }
+                    let expansion = &kv_b_values[(head * (nope + value) + d) * latent..];
+                    (0..latent)
+                        .map(|c| f64::from(expansion[c]) * f64::from(row[c]))
+                        .sum()
+                };
+                let dot: f64 = (0..nope + rope).map(|d| f64::from(query[d]) * key(d)).sum();
+                dot / ((nope + rope) as f64).sqrt()
+            })
+            .collect();
+        let sum: f64 = scores.iter().map(|score| score.exp()).sum();
+        for (at, score) in scores.iter().enumerate() {
+            close(
+                &format!("position {at} of {position}"),
+                weights[at],
+                score.exp() / sum,
+            );
+        }
+        assert!(weights[position + 1..].iter().all(|weight| *weight == 0.0));
+    }
+}
+
+/// The frames of one request that runs alone.
+fn frames(name: &str, request: Request) -> Vec<TraceFrame> {
+    let mut engine = engine(name, limits(1, 4, 16), OPTIONS);
+    engine.submit(RequestId(1), request).unwrap();
+    while block_on(engine.step()) {}
+    let frame = |(_, event)| match event {
+        Event::Trace { frame, .. } => Some(*frame),
+        Event::Failed(error) => panic!("{error}"),
+        _ => None,
+    };
+    engine.take_events().filter_map(frame).collect()
+}
+
+fn choice(kda: (usize, usize), mla: (usize, usize)) -> TraceChoice {
+    let head = |(layer, head)| Some(TraceHead { layer, head });
+    TraceChoice {
+        kda: head(kda),
+        mla: head(mla),
+    }
+}
+
+#[test]
+fn frames_agree_with_the_states_they_show() {
+    for (name, layer, mla) in [("tiny-a", 0, 3), ("tiny-a", 4, 3), ("tiny-128", 0, 1)] {
+        for head in 0..2 {
+            let (model, ..) = load(name, limits(1, 1, 4));
+            let mla = model.config().mla_layers().next().unwrap_or(mla);
+            let layer = if model.kda_ordinal(layer).is_some() {
+                layer
+            } else {
+                0
+            };
+            let trace = Some(choice((layer, head), (mla, head)));
+            let frames = frames(
+                name,
+                Request {
+                    trace,
+                    ..request(tokens(1, 30), 9)
+                },
+            );
+            assert_eq!(
+                frames.len(),
+                8,
+                "a frame for each token of the answer that ran"
+            );
+            for (i, frame) in frames.iter().enumerate() {
+                assert_eq!(frame.position, 30 + i);
+                let scale = f64::from(model.config().routed_scaling_factor);
+                for layer in &frame.experts {
+                    assert_eq!(layer.experts.len(), model.config().num_experts_per_token);
+                    close(
+                        "the sum of the experts' weights",
+                        layer.weights.iter().sum(),
+                        scale,
+                    );
+                }
+                assert_eq!(frame.kda.len(), model.config().kda_layers().count());
+                let attention = frame.attention.as_ref().unwrap();
+                assert_eq!(
+                    (attention.layer, attention.head, attention.weights.len()),
+                    (mla, head, 31 + i)
+                );
+                close("the sum of attention", attention.weights.iter().sum(), 1.0);
+                assert!(
+                    frame
+                        .operations
+                        .iter()
+                        .any(|time| time.operation == "linear" && time.milliseconds > 0.0)
+                );
+            }
+            // From one whole state to the next: what was written is what changed beside the decay.
+            for pair in frames.windows(2) {
+                let [before, after] = [0, 1].map(|i| pair[i].state.as_ref().unwrap());
+                let numbers = pair[1]
+                    .kda
+                    .iter()
+                    .find(|kda| kda.layer == layer)
+                    .unwrap()
+                    .heads[head];
+                let (mut norm, mut written) = (0.0, 0.0);
+                for (i, (before, after)) in before.state.iter().zip(&after.state).enumerate() {
+                    let kept = f64::from(
+                        pair[1].state.as_ref().unwrap().decay[i / numbers_width(&pair[1])],
+                    ) * f64::from(*before);
+                    written += (f64::from(*after) - kept).powi(2);
+                    norm += f64::from(*after).powi(2);
+                }
+                close("the state", numbers.state, norm.sqrt());
+                let relative = (f64::from(numbers.write) - written.sqrt()).abs() / norm.sqrt();
+                assert!(
+                    relative < BOUND,
+                    "written: {} against {}",
+                    numbers.write,
+                    written.sqrt()
+                );
+                let mean = after.decay.iter().map(|x| f64::from(*x)).sum::<f64>()
+                    / after.decay.len() as f64;
+                close("the mean decay", numbers.decay, mean);
+                // Keys have length one, but for the epsilon under their root.
+                let part =
+                    f64::from(numbers.write) / (f64::from(numbers.beta) * f64::from(numbers.error));
+                assert!(part <= 1.0 + BOUND && part > 0.0, "{numbers:?}");
+                assert!(numbers.gate > 0.0 && numbers.gate < 1.0);
+            }
+        }
+    }
+}
+
+fn numbers_width(frame: &TraceFrame) -> usize {
+    frame.state.as_ref().unwrap().width
+}
+
+#[test]
+fn without_a_trace_nothing_is_different() {
+    let (mut model, ..) = load("tiny-a", limits(2, 4, 16));
+    let recording = Recording {
+        candidates: 1,
+        keep_rows: false,
+        probe_hidden: false,
+    };
+    let record = |model: &mut kimi_linear::model::Model| {
+        model
+            .record(model.limits().step, recording)
+            .unwrap()
+            .operations()
+            .to_vec()
+    };
+    let before = record(&mut model);
+    assert!(
+        before
+            .iter()
+            .all(|name| !name.starts_with("trace") && *name != "probe"),
+        "{before:?}"
+    );
+    let traced = model
+        .record_traced(choice((0, 0), (3, 1)), recording)
+        .unwrap();
+    let rest: Vec<_> = traced
+        .step
+        .operations()
+        .iter()
+        .filter(|name| !name.starts_with("trace") && **name != "probe")
+        .collect();
+    assert!(
+        rest.iter().copied().eq(&before),
+        "a traced step does the same, and tells of it"
+    );
+    assert!(traced.step.operations().len() > before.len());
+    assert_eq!(
+        record(&mut model),
+        before,
+        "nor does one that was traced leave anything behind"
+    );
+}
+
+#[test]
+fn traced_and_untraced_run_beside_each_other() {
+    let mut alone = engine("tiny-a", limits(1, 4, 16), OPTIONS);
+    let cold = |seed: u64| Request {
+        reuse: false,
+        ..request(tokens(seed, 20 + 9 * seed as usize), 12)
+    };
+    let expected: Vec<_> = (0..5).map(|seed| answer(&mut alone, cold(seed))).collect();
+    let mut engine = engine("tiny-a", limits(4, 6, 24), OPTIONS);
+    for seed in 0..5 {
+        let trace = (seed % 2 == 0).then(|| choice((0, seed as usize % 2), (3, 0)));
+        engine
+            .submit(
+                RequestId(seed),
+                Request {
+                    trace,
+                    ..cold(seed)
+                },
+            )
+            .unwrap();
+    }
+    let mut outcomes = Outcomes::new();
+    while block_on(engine.step()) {}
+    collect(&mut engine, &mut outcomes);
+    for ((id, _), outcome) in &outcomes {
+        assert_eq!(outcome.said(), expected[id.0 as usize].said(), "{id:?}");
+    }
+    assert_eq!(outcomes.len(), 5);
+}
+
+#[test]
+fn heads_that_are_not_there_are_refused() {
+    let mut engine = engine("tiny-a", limits(1, 2, 4), OPTIONS);
+    let refusals = [
+        (
+            choice((3, 0), (3, 0)),
+            "batch: a trace's KDA layer should be one of [0, 1, 2, 4], but is 3",
+        ),
+        (
+            choice((0, 2), (3, 0)),
+            "batch: a trace's KDA head should be below 2, but is 2",
+        ),
+        (
+            choice((0, 0), (9, 0)),
+            "batch: a trace's MLA layer should be one of [3], but is 9",
+        ),
+        (
+            choice((0, 0), (3, 7)),
+            "batch: a trace's MLA head should be below 2, but is 7",
+        ),
+    ];
+    for (trace, message) in refusals {
+        let request = Request {
+            trace: Some(trace),
+            ..request(vec![1], 2)
+        };
+        assert_eq!(
+            engine
+                .submit(RequestId(1), request)
+                .unwrap_err()
+                .to_string(),
+            message
+        );
+    }
+}
+
+#[test]
+fn generate_writes_a_line_a_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.jsonl");
+    let run = |options: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kimi-linear"));
+        command.args([
+            "generate",
+            "--backend",
+            "cpu",
+            "--prompt",
+            "hello",
+            "--max-tokens",
+            "6",
+            "--json",
+            "--ignore-eos",
+        ]);
+        command
+            .arg("--model")
+            .arg(engine_harness::common::reference("tiny-a"))
+            .args(options);
+        let output = command.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        json["tokens"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_u64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let file = path.display().to_string();
+    let traced = run(&["--trace", &file, "--trace-kda", "4,1", "--trace-mla", "3,1"]);
+    assert_eq!(traced, run(&[]), "tokens are the same");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let frames: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(frames.len(), 5);
+    for (frame, token) in frames.iter().zip(&traced) {
+        assert_eq!(frame["token"], *token);
+        assert_eq!(
+            (&frame["state"]["layer"], &frame["state"]["head"]),
+            (&4.into(), &1.into())
+        );
+        assert_eq!(frame["state"]["state"].as_array().unwrap().len(), 32 * 32);
+        assert_eq!(frame["kda"].as_array().unwrap().len(), 4);
+    }
+}
