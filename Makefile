@@ -16,7 +16,10 @@ PROFILE := --release
 DEMO_MODEL := tests/reference/tiny-a
 DEMO_PROMPT := The red box holds 7. Now the red box holds 3. What does the red box hold?
 
-.PHONY: help demo test bench clean install-rust-components
+# Mesa's software driver complains on every start where this is unset, as in containers.
+export XDG_RUNTIME_DIR ?= $(CURDIR)/target
+
+.PHONY: help demo test bench clean install-rust-components install-vulkan-driver
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
@@ -27,12 +30,18 @@ install-rust-components:
 	@command -v cc >/dev/null || .ci/install-packages gcc libc6-dev
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 
+# The conformance list runs on wgpu too: a machine without any Vulkan driver gets the one that runs on the processor.
+install-vulkan-driver:
+	@if [ "$$(uname)" = Linux ] && ! { PATH="$$PATH:/sbin" ldconfig -p | grep 'libvulkan\.so\.1' >/dev/null \
+		&& grep -qs library_path /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json; }; then \
+		.ci/install-packages libvulkan1 mesa-vulkan-drivers; fi
+
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	$(CARGO) run $(PROFILE) --locked --quiet -- generate --model $(DEMO_MODEL) --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
 	@echo "These are random weights of the right architecture: the text means nothing, the path is whole."
 
-test: install-rust-components
+test: install-rust-components install-vulkan-driver
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test $(PROFILE) --locked --workspace

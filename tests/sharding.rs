@@ -71,7 +71,7 @@ fn two_ranks_compute_what_one_does() {
     for (name, n) in [("tiny-a", 65), ("tiny-128", 130)] {
         let expected = Fixture::open(&format!("{name}/expected.safetensors"));
         let tokens = expected.ids(&format!("prompt.{n}.tokens"));
-        let whole = logits(name, &tokens, open(BackendKind::Cpu, 0).unwrap()).unwrap();
+        let whole = logits(name, &tokens, open(BackendKind::Cpu, None).unwrap()).unwrap();
         let parts: Vec<_> = ranks(name, &tokens, 2)
             .into_iter()
             .map(Result::unwrap)

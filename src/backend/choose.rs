@@ -1,17 +1,19 @@
 //! Which backends there are, which devices they see, and one of them by name.
 
 use super::cpu::{self, CpuBackend};
+#[cfg(feature = "wgpu")]
+use super::wgpu::{self, WgpuBackend};
 use super::{Backend, Device, Result};
 use crate::error::BackendError;
 
 /// A backend by name, or the best there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendKind {
-    /// A GPU if there is one, else the processor.
+    /// A real GPU if there is one, else the processor. Never a GPU that is the processor in disguise.
     Auto,
     /// The plain reference.
     Cpu,
-    /// WGSL on any GPU.
+    /// WGSL on any GPU; one that runs on the processor if there is no other.
     Wgpu,
     /// CUDA on NVIDIA GPUs.
     Cuda,
@@ -20,32 +22,69 @@ pub enum BackendKind {
 /// Every device that some backend of this build can use.
 #[must_use]
 pub fn devices() -> Vec<Device> {
-    vec![cpu::describe()]
+    let devices = vec![cpu::describe()];
+    #[cfg(feature = "wgpu")]
+    let devices = devices
+        .into_iter()
+        .chain(
+            wgpu::adapters()
+                .iter()
+                .map(wgpu::AdapterDescription::device),
+        )
+        .collect();
+    devices
 }
 
-/// Opens device `index` of a backend.
+/// Opens device `index` of a backend, or the best one.
 ///
 /// # Errors
 /// A backend that this build does not have, or a device that is not there.
-pub fn open(kind: BackendKind, index: usize) -> Result<Box<dyn Backend>> {
+pub fn open(kind: BackendKind, index: Option<usize>) -> Result<Box<dyn Backend>> {
     match kind {
-        BackendKind::Auto | BackendKind::Cpu => {
-            if index > 0 {
+        BackendKind::Auto if has_gpu() => open(BackendKind::Wgpu, index),
+        BackendKind::Auto | BackendKind::Cpu => match index {
+            None | Some(0) => Ok(Box::new(CpuBackend::new())),
+            Some(index) => {
                 let available = "one cpu device, number 0".to_owned();
-                return Err(BackendError::NoSuchDevice {
+                Err(BackendError::NoSuchDevice {
                     backend: "cpu",
                     index,
                     available,
-                });
+                })
             }
-            Ok(Box::new(CpuBackend::new()))
+        },
+        #[cfg(feature = "wgpu")]
+        BackendKind::Wgpu => {
+            let options = wgpu::Options {
+                adapter: index,
+                ..wgpu::Options::default()
+            };
+            Ok(Box::new(WgpuBackend::with_options(options)?))
         }
+        #[cfg(not(feature = "wgpu"))]
         BackendKind::Wgpu => Err(missing("wgpu")),
         BackendKind::Cuda => Err(missing("cuda")),
     }
 }
 
+fn has_gpu() -> bool {
+    #[cfg(feature = "wgpu")]
+    let found = wgpu::has_gpu();
+    #[cfg(not(feature = "wgpu"))]
+    let found = false;
+    found
+}
+
 fn missing(backend: &'static str) -> BackendError {
     let reason = "this build does not have it; --backend cpu runs anywhere".to_owned();
     BackendError::Unavailable { backend, reason }
+}
+
+/// The machine's memory, in bytes.
+pub(super) fn machine_memory() -> Option<u64> {
+    let kinds = sysinfo::RefreshKind::nothing()
+        .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
+    sysinfo::System::new_with_specifics(kinds)
+        .ok()
+        .map(|system| system.total_memory())
 }

@@ -19,6 +19,8 @@ mod pool;
 mod record;
 mod tensor;
 pub mod trace;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -51,8 +53,8 @@ pub struct Device {
     pub index: usize,
     /// The device's own name.
     pub name: String,
-    /// Memory that weights, states and caches share, in bytes.
-    pub memory_bytes: u64,
+    /// Memory that weights, states and caches share, in bytes, where the device tells it.
+    pub memory_bytes: Option<u64>,
     /// The arithmetic of its activations.
     pub precision: Precision,
     /// The dtype of its latent cache.

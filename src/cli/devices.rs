@@ -21,10 +21,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut stdout = std::io::stdout().lock();
     for device in devices {
-        let gib = device.memory_bytes as f64 / f64::from(1 << 30);
+        let memory = device.memory_bytes.map_or_else(
+            || "memory unknown".to_owned(),
+            |bytes| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+        );
         writeln!(
             stdout,
-            "--backend {} --device {}   {}, {gib:.1} GiB, computes in {}, caches in {}",
+            "--backend {} --device {}   {}, {memory}, computes in {}, caches in {}",
             device.backend, device.index, device.name, device.precision, device.cache
         )?;
     }

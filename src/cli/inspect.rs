@@ -69,7 +69,8 @@ struct OnDevice {
     device: backend::Device,
     memory: Memory,
     total_bytes: u64,
-    fits: bool,
+    /// Nothing where the device does not tell its memory.
+    fits: Option<bool>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -105,7 +106,7 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
         let memory = estimate(device.cache, Dtype::F32);
         let total_bytes = memory.total();
         OnDevice {
-            fits: total_bytes <= device.memory_bytes,
+            fits: device.memory_bytes.map(|memory| total_bytes <= memory),
             device,
             memory,
             total_bytes,
@@ -224,15 +225,18 @@ fn print(report: &Report) -> Result<()> {
         )?;
         writeln!(
             out,
-            "  weights {}, latents {} ({}), states {}, activations {}: {} of {}: {}",
+            "  weights {}, latents {} ({}), states {}, activations {}: {} {}",
             bytes(memory.weights),
             bytes(memory.latents),
             device.cache,
             bytes(memory.states),
             bytes(memory.activations),
             bytes(*total_bytes),
-            bytes(device.memory_bytes),
-            if *fits { "fits" } else { "does not fit" },
+            match (device.memory_bytes, fits) {
+                (Some(memory), Some(true)) => format!("of {}: fits", bytes(memory)),
+                (Some(memory), _) => format!("of {}: does not fit", bytes(memory)),
+                (None, _) => "in all; the device does not tell how much it has".to_owned(),
+            },
         )?;
     }
     Ok(())

@@ -57,9 +57,9 @@ pub(crate) struct DeviceOptions {
     /// What to run on.
     #[arg(long, value_enum, default_value = "auto")]
     backend: BackendName,
-    /// The device's number, as `kimi-linear devices` lists them.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    device: usize,
+    /// The device's number, as `kimi-linear devices` lists them; by default the backend's best.
+    #[arg(long, value_name = "N")]
+    device: Option<usize>,
 }
 
 impl DeviceOptions {

@@ -96,4 +96,36 @@ pub enum BackendError {
         /// How much.
         bytes: u64,
     },
+    /// Something does not fit in one buffer of the device.
+    #[error(
+        "{backend}: {what} takes {bytes} bytes, and a buffer of this device holds {limit}; ask for fewer or smaller ones"
+    )]
+    TooLarge {
+        /// The backend's name.
+        backend: &'static str,
+        /// What it was for.
+        what: String,
+        /// How much it takes.
+        bytes: u64,
+        /// The most there may be.
+        limit: u64,
+    },
+    /// The driver refused something: a shader that does not compile, a call that it finds invalid.
+    #[error("{backend}: the driver refused {what}: {reason}")]
+    Driver {
+        /// The backend's name.
+        backend: &'static str,
+        /// What was asked of it.
+        what: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The device went away; what it held is gone, and the model must be loaded anew.
+    #[error("the {backend} device was lost: {reason}")]
+    Lost {
+        /// The backend's name.
+        backend: &'static str,
+        /// Why, as far as the driver says.
+        reason: String,
+    },
 }

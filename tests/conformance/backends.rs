@@ -41,10 +41,36 @@ impl Bench {
 
 /// Every backend that there is on this machine.
 pub(crate) fn all() -> Vec<Bench> {
-    vec![Bench::new("cpu", || Box::new(CpuBackend::new()))]
+    let mut benches = vec![Bench::new("cpu", || Box::new(CpuBackend::new()))];
+    #[cfg(feature = "wgpu")]
+    benches.extend(wgpu());
+    benches
 }
 
 /// Backends that are not there, and why.
 pub(crate) fn absent() -> Vec<(&'static str, String)> {
     Vec::new()
+}
+
+/// The best adapter, with subgroups and without. A machine without any fails: `make test` installs a software driver.
+#[cfg(feature = "wgpu")]
+fn wgpu() -> Vec<Bench> {
+    use kimi_linear::backend::wgpu::{Options, WgpuBackend};
+
+    fn open(options: Options) -> Box<dyn Backend> {
+        Box::new(WgpuBackend::with_options(options).unwrap_or_else(|error| {
+            panic!("{error}. Or install one that runs on the processor: apt-get install mesa-vulkan-drivers libvulkan1")
+        }))
+    }
+    vec![
+        Bench::new("wgpu", || open(Options::default())),
+        Bench::new("wgpu-plain", || {
+            open(Options {
+                subgroups: false,
+                weight_limit: Some(1 << 20),
+                window: 64,
+                ..Options::default()
+            })
+        }),
+    ]
 }

@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sysinfo::System;
 
 use self::memory::{Memory, States};
+use super::choose::machine_memory;
 use super::{
     Alone, Backend, Block, Capacity, Collective, Device, Element, LatentLayout, LatentPool,
     LatentRecord, Orientation, Precision, Result, Rows, Shard, Slot, StateLayout, StatePool,
@@ -76,9 +77,7 @@ impl Default for CpuBackend {
 /// The processor's name, its threads and the machine's memory.
 #[must_use]
 pub fn describe() -> Device {
-    let kinds = sysinfo::RefreshKind::nothing()
-        .with_cpu(sysinfo::CpuRefreshKind::nothing())
-        .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
+    let kinds = sysinfo::RefreshKind::nothing().with_cpu(sysinfo::CpuRefreshKind::nothing());
     let system = System::new_with_specifics(kinds).ok();
     let brand = system.as_ref().and_then(|system| system.cpus().first());
     let brand = brand.map_or("", |cpu| cpu.brand().trim());
@@ -95,7 +94,7 @@ pub fn describe() -> Device {
             "{brand}, {threads} thread{}",
             if threads == 1 { "" } else { "s" }
         ),
-        memory_bytes: system.as_ref().map_or(0, System::total_memory),
+        memory_bytes: machine_memory(),
         precision: Precision::F32,
         cache: Dtype::F32,
     }

@@ -1,0 +1,29 @@
+// The token embedding: one row of the weight a token. Twin of `src/backend/cpu/embed.rs`.
+
+// #import shared/batch
+// #import shared/index
+// #import shared/weight
+
+struct Params {
+    width: u32,
+    stride: u32,     // vectors a row of `weight`
+    first_row: u32,  // the vocabulary's rows in this buffer
+    rows: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;     // [rows, stride]
+@group(0) @binding(3) var<storage, read_write> output: array<f32>;     // [T, width]
+
+@compute @workgroup_size(64)
+fn embed(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let i = flat(group, groups, thread);
+    let t = i / params.width;
+    if (t >= batch[TOKENS]) {
+        return;
+    }
+    let row = batch[batch[AT_TOKENS] + t] - params.first_row;
+    if (row < params.rows) {
+        output[i] = element(row * params.stride, i % params.width);
+    }
+}

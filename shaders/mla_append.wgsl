@@ -1,0 +1,41 @@
+// The latent cache's way in: normalise the latent, leave the shared key part as it is, append to the blocks. Twin of
+// `src/backend/cpu/mla_append.rs`.
+
+// #import shared/batch
+// #import shared/sums
+
+struct Params {
+    latent: u32,
+    rope: u32,
+    block_tokens: u32,
+    eps: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(2) var<storage, read> input: array<f32>;           // [T, latent + rope]
+@group(0) @binding(3) var<storage, read> weight: array<f32>;          // [latent]
+@group(0) @binding(4) var<storage, read_write> latents: array<f32>;   // [blocks, block_tokens, latent + rope]
+
+// A workgroup a token.
+@compute @workgroup_size(64)
+fn mla_append(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row = group.x;
+    let width = params.latent + params.rope;
+    let piece = owner(row);
+    let position = piece_word(piece, POSITION) + row - piece_word(piece, START);
+    let block = batch[piece_word(piece, BLOCKS) + position / params.block_tokens];
+    let to = (block * params.block_tokens + position % params.block_tokens) * width;
+    var sum = 0.0;
+    for (var i = thread; i < params.latent; i += 64u) {
+        let x = input[row * width + i];
+        sum = fma(x, x, sum);
+    }
+    let scale = 1.0 / sqrt(sum_all(sum, thread) / f32(params.latent) + params.eps);
+    for (var i = thread; i < width; i += 64u) {
+        var x = input[row * width + i];
+        if (i < params.latent) {
+            x = x * scale * weight[i];
+        }
+        latents[to + i] = x;
+    }
+}

@@ -1,0 +1,142 @@
+// Latent attention for few queries: the expansion is absorbed into query and output, so that each cached row is read as
+// it is. Twin of `src/backend/cpu/mla_decode.rs`.
+//
+// Three dispatches: `absorb` makes the query of the latents, `attend` runs a softmax over them, `expand` turns the
+// weighted latent into a value. Where kv_b spans several buffers, the first and the last run once for each.
+
+// #import shared/batch
+// #import shared/mla
+// #import shared/weight
+// #import shared/sums
+
+@group(0) @binding(2) var<storage, read> query: array<f32>;               // [T, H (nope + rope)]
+@group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;        // kv_b: [rows, stride]
+@group(0) @binding(4) var<storage, read_write> absorbed_out: array<f32>;  // [n, H, latent]
+@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // [n, H, latent]
+@group(0) @binding(6) var<storage, read> latents: array<f32>;             // [blocks, block_tokens, latent + rope]
+@group(0) @binding(7) var<storage, read_write> context_out: array<f32>;   // [n, H, latent]
+@group(0) @binding(8) var<storage, read> context: array<f32>;             // [n, H, latent]
+@group(0) @binding(9) var<storage, read_write> output: array<f32>;        // [T, H value]
+
+// The widest cached row.
+const WIDTH: u32 = 1024u;
+
+// Positions whose scores are taken together.
+const RUN: u32 = 64u;
+
+// The row of the batch that is number `n` of those that this dispatch works on.
+fn row_of(n: u32) -> u32 {
+    return batch[batch[AT_ROWS] + params.begin * batch[SEVERAL_ROWS] + n];
+}
+
+// q_lat = W_UK^T q_nope: a thread an element (x) of a head (y) of a row (z).
+@compute @workgroup_size(64)
+fn absorb(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let l = group.x * 64u + thread;
+    let head = group.y;
+    if (l >= params.latent) {
+        return;
+    }
+    let at = (group.z * params.heads + head) * params.latent + l;
+    let first_query = row_of(group.z) * params.heads * key_width() + head * key_width();
+    let first = head * (params.nope + params.value);
+    // Rows of other buffers were added before or will be, in their order.
+    var sum = 0.0;
+    if (first < params.first_row) {
+        sum = absorbed_out[at];
+    }
+    for (var n = 0u; n < params.nope; n++) {
+        let row = first + n - params.first_row;
+        if (row < params.rows) {
+            sum = fma(query[first_query + n], element(row * params.stride, l), sum);
+        }
+    }
+    absorbed_out[at] = sum;
+}
+
+var<workgroup> latent_query: array<f32, WIDTH>;   // [latent + rope]
+var<workgroup> mixed: array<f32, WIDTH>;          // [latent]: the weighted latent so far
+var<workgroup> chances: array<f32, RUN>;          // exp(score - greatest) of a run
+var<workgroup> places: array<u32, RUN>;           // where the rows of a run begin
+
+// Softmax over all positions that a row sees, a run at a time: a workgroup a head (y) of a row (x).
+@compute @workgroup_size(64)
+fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row = row_of(group.x);
+    let head = group.y;
+    let piece = owner(row);
+    let positions = piece_word(piece, POSITION) + row - piece_word(piece, START) + 1u;
+    let width = params.latent + params.rope;
+    let first = (group.x * params.heads + head) * params.latent;
+    let first_rope = (row * params.heads + head) * key_width() + params.nope;
+    for (var i = thread; i < width; i += 64u) {
+        if (i < params.latent) {
+            latent_query[i] = absorbed[first + i];
+            mixed[i] = 0.0;
+        } else {
+            latent_query[i] = query[first_rope + i - params.latent];
+        }
+    }
+    var greatest = LOWEST;
+    var total = 0.0;
+    for (var begin = 0u; begin < positions; begin += RUN) {
+        workgroupBarrier();
+        var score = LOWEST;
+        let position = begin + thread;
+        if (position < positions) {
+            let at = latent_at(piece, position);
+            places[thread] = at;
+            var sum = vec4<f32>(0.0);
+            var i = 0u;
+            for (; i + 4u <= width; i += 4u) {
+                let key = vec4<f32>(latents[at + i], latents[at + i + 1u], latents[at + i + 2u], latents[at + i + 3u]);
+                let mine = vec4<f32>(latent_query[i], latent_query[i + 1u], latent_query[i + 2u], latent_query[i + 3u]);
+                sum = fma(key, mine, sum);
+            }
+            for (; i < width; i++) {
+                sum.x = fma(latents[at + i], latent_query[i], sum.x);
+            }
+            score = ((sum.x + sum.z) + (sum.y + sum.w)) * score_scale();
+        }
+        let best = max(greatest, max_all(score, thread));
+        let keep = exp(greatest - best);
+        greatest = best;
+        var chance = 0.0;
+        if (position < positions) {
+            chance = exp(score - best);
+        }
+        chances[thread] = chance;
+        total = total * keep + sum_all(chance, thread);
+        let count = min(RUN, positions - begin);
+        for (var i = thread; i < params.latent; i += 64u) {
+            var sum = mixed[i] * keep;
+            for (var n = 0u; n < count; n++) {
+                sum = fma(chances[n], latents[places[n] + i], sum);
+            }
+            mixed[i] = sum;
+        }
+    }
+    for (var i = thread; i < params.latent; i += 64u) {
+        context_out[first + i] = mixed[i] / total;
+    }
+}
+
+// W_UV times the weighted latent: eight threads an element of the output (x), of a head (y) of a row (z).
+@compute @workgroup_size(64)
+fn expand(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let e = group.x * 8u + thread / 8u;
+    let head = group.y;
+    let row = head * (params.nope + params.value) + params.nope + e - params.first_row;
+    let inside = e < params.value && row < params.rows;
+    let first = (group.z * params.heads + head) * params.latent;
+    var sum = 0.0;
+    if (inside) {
+        for (var l = thread % 8u; l < params.latent; l += 8u) {
+            sum = fma(context[first + l], element(row * params.stride, l), sum);
+        }
+    }
+    sum = sum_eight(vec4<f32>(sum), thread).x;
+    if (inside && thread % 8u == 0u) {
+        output[(row_of(group.z) * params.heads + head) * params.value + e] = sum;
+    }
+}

@@ -1,0 +1,35 @@
+// What both forms of latent attention share: widths, and where a position's row is cached.
+
+struct Params {
+    heads: u32,
+    latent: u32,
+    nope: u32,
+    rope: u32,
+    value: u32,
+    block_tokens: u32,
+    first_row: u32,   // the rows of kv_b in this buffer
+    rows: u32,
+    stride: u32,      // vectors a row of kv_b
+    begin: u32,       // the window of a prefill; in `mla_decode` 1 where only single tokens are worked on
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+
+// The first score of a running maximum: below all others, yet a number.
+const LOWEST: f32 = -3.0e38;
+
+// Width of a key.
+fn key_width() -> u32 {
+    return params.nope + params.rope;
+}
+
+// What scores are multiplied with.
+fn score_scale() -> f32 {
+    return 1.0 / sqrt(f32(params.nope + params.rope));
+}
+
+// The first element of the cached row at `position` of a piece's sequence.
+fn latent_at(piece: u32, position: u32) -> u32 {
+    let block = batch[piece_word(piece, BLOCKS) + position / params.block_tokens];
+    return (block * params.block_tokens + position % params.block_tokens) * (params.latent + params.rope);
+}

@@ -1,0 +1,51 @@
+// Rows times a weight's rows: the dot products of `linear`, `experts` and `mla_prefill`, and their one order of summation.
+//
+// Columns are cut into slices of 64. Lane l of eight takes elements 8 l .. 8 l + 8 of every slice, one after the other;
+// the eight lanes meet in `sum_eight`. Both forms below sum so, hence a row's result does not depend on how many rows
+// there are. The including shader brings `weight`, `input`, FORMAT and THREADS, and says with `Product` what to do.
+
+struct Product {
+    columns: u32,  // elements summed
+    stride: u32,   // vectors from one row of the weight to the next
+    base: u32,     // vector where the weight's first row begins
+    outputs: u32,  // rows of the weight
+}
+
+// Eight elements of the row of `input` that begins at `base`, zero past the last column.
+fn input_eight(base: u32, first: u32, columns: u32) -> Eight {
+    if (first + 8u <= columns) {
+        let at = base + first;
+        return Eight(
+            vec4<f32>(input[at], input[at + 1u], input[at + 2u], input[at + 3u]),
+            vec4<f32>(input[at + 4u], input[at + 5u], input[at + 6u], input[at + 7u]),
+        );
+    }
+    var values = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
+    for (var i = 0u; i < 4u; i++) {
+        if (first + i < columns) {
+            values.a[i] = input[base + first + i];
+        }
+        if (first + 4u + i < columns) {
+            values.b[i] = input[base + first + 4u + i];
+        }
+    }
+    return values;
+}
+
+// Eight elements of a weight's row, zero past its end.
+fn weight_eight(product: Product, output: u32, eighth: u32) -> Eight {
+    if (output < product.outputs && 8u * eighth < product.columns) {
+        return eight(product.base + output * product.stride, eighth);
+    }
+    return Eight(vec4<f32>(0.0), vec4<f32>(0.0));
+}
+
+// `sum + x[0] w0 + x[1] w1 + ..` for four outputs at once, in this order.
+fn fma_four(x: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
+    var s = sum;
+    s = fma(vec4<f32>(x.x), vec4<f32>(w0.x, w1.x, w2.x, w3.x), s);
+    s = fma(vec4<f32>(x.y), vec4<f32>(w0.y, w1.y, w2.y, w3.y), s);
+    s = fma(vec4<f32>(x.z), vec4<f32>(w0.z, w1.z, w2.z, w3.z), s);
+    s = fma(vec4<f32>(x.w), vec4<f32>(w0.w, w1.w, w2.w, w3.w), s);
+    return s;
+}

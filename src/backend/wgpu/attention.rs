@@ -1,0 +1,242 @@
+//! How latent attention is recorded: several dispatches each, and kv_b may span several buffers.
+
+use super::image::Image;
+use super::pipelines::{Bind, Program};
+use super::step::{Launch, WgpuStep, Windows};
+use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
+use crate::error::BackendError;
+
+/// The widest cached row that `mla_decode` holds in workgroup memory.
+const WIDEST: usize = 1024;
+
+/// One buffer of kv_b and what shaders are told of it.
+struct Expansion {
+    buffer: wgpu::Buffer,
+    first: usize,
+    rows: usize,
+}
+
+/// An attention's widths, and kv_b.
+struct Plan {
+    heads: usize,
+    format: u32,
+    /// The parameters that all dispatches share; the rows of kv_b and the window are set for each.
+    params: [u32; 10],
+    expansions: Vec<Expansion>,
+}
+
+impl Plan {
+    fn params(&self, first: usize, rows: usize, begin: usize) -> [u32; 10] {
+        let mut params = self.params;
+        params[6] = first as u32;
+        params[7] = rows as u32;
+        params[9] = begin as u32;
+        params
+    }
+}
+
+impl WgpuStep {
+    fn plan(&mut self, op: &MlaAttention) -> Result<Plan> {
+        op.check()?;
+        self.demands.latents = Some(op.pool.layout);
+        let (layout, heads) = (op.pool.layout, op.heads());
+        let (format, stride, expansions) = self.recorder.with_memory(|memory| {
+            let weight = memory.weight(op.kv_b)?.matrix("mla attention")?;
+            let parts = weight.parts.iter().map(|part| Expansion {
+                buffer: part.buffer.clone(),
+                first: part.rows.start,
+                rows: part.rows.len(),
+            });
+            Ok((weight.format, weight.vectors(), parts.collect()))
+        })?;
+        let words = [
+            heads,
+            layout.latent,
+            op.nope,
+            layout.rope,
+            op.value,
+            layout.block_tokens,
+            0,
+            0,
+            stride as usize,
+            0,
+        ];
+        Ok(Plan {
+            heads,
+            format,
+            params: words.map(|word| word as u32),
+            expansions,
+        })
+    }
+
+    pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
+        op.check()?;
+        self.demands.latents = Some(op.pool.layout);
+        self.name("mla_append");
+        let layout = op.pool.layout;
+        let input = self.recorder.tensor(op.input)?;
+        let weight = self.recorder.small("mla_append", op.weight)?;
+        let latents = self
+            .recorder
+            .with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
+        let [latent, rope, tokens] =
+            [layout.latent, layout.rope, layout.block_tokens].map(|word| word as u32);
+        self.dispatch(
+            Program::new("mla_append"),
+            &[latent, rope, tokens, op.eps.to_bits()],
+            &[
+                Bind::Read(2, &input),
+                Bind::Read(3, &weight),
+                Bind::Write(4, &latents),
+            ],
+            |image| [image.tokens as u32, 1, 1],
+        )
+    }
+
+    pub(super) fn record_decode(&mut self, op: MlaAttention) -> Result<()> {
+        let plan = self.plan(&op)?;
+        self.name("mla_decode");
+        let layout = op.pool.layout;
+        if layout.width() > WIDEST {
+            return Err(BackendError::Unsupported {
+                backend: "wgpu",
+                what: format!("latents {} wide; the widest are {WIDEST}", layout.width()),
+            });
+        }
+        let recorder = &self.recorder;
+        let most = match op.pieces {
+            Pieces::Single => recorder.capacity.pieces.min(recorder.capacity.tokens),
+            Pieces::All | Pieces::Several => recorder.capacity.tokens,
+        };
+        let count: fn(&Image) -> usize = match op.pieces {
+            Pieces::All => |image| image.tokens,
+            Pieces::Single => |image| image.tokens - image.several_rows,
+            Pieces::Several => |image| image.several_rows,
+        };
+        let begin = usize::from(op.pieces == Pieces::Single);
+        let elements = most * plan.heads * layout.latent;
+        let absorbed = recorder.scratch("absorbed queries", elements)?;
+        let context = recorder.scratch("weighted latents", elements)?;
+        let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
+        let latents = recorder.with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
+        let heads = plan.heads as u32;
+        let groups = layout.latent.div_ceil(64) as u32;
+        for Expansion {
+            buffer,
+            first,
+            rows,
+        } in &plan.expansions
+        {
+            self.dispatch(
+                Program::entry("mla_decode", "absorb").with("FORMAT", plan.format),
+                &plan.params(*first, *rows, begin),
+                &[
+                    Bind::Read(2, &query),
+                    Bind::Read(3, buffer),
+                    Bind::Write(4, &absorbed),
+                ],
+                move |image| [groups, heads, count(image) as u32],
+            )?;
+        }
+        self.dispatch(
+            Program::entry("mla_decode", "attend"),
+            &plan.params(0, 0, begin),
+            &[
+                Bind::Read(2, &query),
+                Bind::Read(5, &absorbed),
+                Bind::Read(6, &latents),
+                Bind::Write(7, &context),
+            ],
+            move |image| [count(image) as u32, heads, 1],
+        )?;
+        let groups = op.value.div_ceil(8) as u32;
+        for Expansion {
+            buffer,
+            first,
+            rows,
+        } in &plan.expansions
+        {
+            self.dispatch(
+                Program::entry("mla_decode", "expand").with("FORMAT", plan.format),
+                &plan.params(*first, *rows, begin),
+                &[
+                    Bind::Read(3, buffer),
+                    Bind::Read(8, &context),
+                    Bind::Write(9, &output),
+                ],
+                move |image| [groups, heads, count(image) as u32],
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn record_prefill(&mut self, op: MlaAttention) -> Result<()> {
+        let plan = self.plan(&op)?;
+        self.name("mla_prefill");
+        let recorder = &self.recorder;
+        let window = recorder.shared.window;
+        let width = plan.heads * (op.nope + op.value);
+        let expanded = recorder.scratch("expanded keys and values", window * width)?;
+        let marks = 2 * recorder.capacity.tokens * plan.heads;
+        let softmax = recorder.scratch("running softmax", marks)?;
+        let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
+        let latents = recorder.with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
+        let heads = plan.heads as u32;
+        let groups: Vec<u32> = plan
+            .expansions
+            .iter()
+            .map(|part| part.rows.div_ceil(64) as u32)
+            .collect();
+        self.several(Windows {
+            range: match op.pieces {
+                Pieces::All => |image| 0..image.windows.len(),
+                Pieces::Single => |image| image.several_windows..image.windows.len(),
+                Pieces::Several => |image| 0..image.several_windows,
+            },
+            sizes: Box::new(move |window| {
+                let tiles = window.positions.div_ceil(32) as u32;
+                let expansions = groups.iter().map(|groups| [*groups, tiles, 1]);
+                expansions
+                    .chain([[window.tiles as u32, heads, 1]])
+                    .collect()
+            }),
+            make: Box::new(move |recorder, number| {
+                let mut launches: Vec<Launch> = Vec::with_capacity(plan.expansions.len() + 1);
+                for Expansion {
+                    buffer,
+                    first,
+                    rows,
+                } in &plan.expansions
+                {
+                    launches.push(
+                        recorder.launch(
+                            Program::new("mla_expand")
+                                .with("FORMAT", plan.format)
+                                .with("THREADS", 256),
+                            &plan.params(*first, *rows, number),
+                            &[
+                                Bind::Read(2, &latents),
+                                Bind::Read(3, buffer),
+                                Bind::Write(4, &expanded),
+                            ],
+                        )?,
+                    );
+                }
+                launches.push(recorder.launch(
+                    Program::new("mla_prefill"),
+                    &plan.params(0, 0, number),
+                    &[
+                        Bind::Read(2, &query),
+                        Bind::Read(3, &expanded),
+                        Bind::Read(4, &latents),
+                        Bind::Write(5, &softmax),
+                        Bind::Write(6, &output),
+                    ],
+                )?);
+                Ok(launches)
+            }),
+            made: Vec::new(),
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! How the operations on rows are recorded: embedding, norm, products, activation, sum.
+
+use super::image::count_word;
+use super::pipelines::{Bind, Program};
+use super::step::{WgpuStep, flat};
+use crate::backend::{Add, Embed, Linear, Result, RmsNorm, Rows, Swiglu, Weight};
+
+impl WgpuStep {
+    pub(super) fn record_embed(&mut self, op: Embed) -> Result<()> {
+        op.check()?;
+        self.demands.vocabulary = Some(op.weight.rows);
+        self.name("embed");
+        let output = self.recorder.tensor(op.output)?;
+        let (format, stride, parts) = self.recorder.with_memory(|memory| {
+            let weight = memory.weight(op.weight)?.matrix("embed")?;
+            let parts = weight.parts.iter();
+            let parts: Vec<_> = parts
+                .map(|part| (part.buffer.clone(), part.rows.clone()))
+                .collect();
+            Ok((weight.format, weight.vectors(), parts))
+        })?;
+        let width = op.output.width;
+        for (buffer, rows) in parts {
+            self.dispatch(
+                Program::new("embed").with("FORMAT", format),
+                &[width as u32, stride, rows.start as u32, rows.len() as u32],
+                &[Bind::Read(2, &buffer), Bind::Write(3, &output)],
+                move |image| flat(image.tokens * width),
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn record_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
+        op.check()?;
+        self.name("rms_norm");
+        let (input, output) = (
+            self.recorder.tensor(op.input)?,
+            self.recorder.tensor(op.output)?,
+        );
+        let weight = self.recorder.small("rms_norm", op.weight)?;
+        let rows = op.output.rows;
+        let gather = u32::from(op.input.rows != rows);
+        self.dispatch(
+            Program::new("rms_norm"),
+            &[
+                op.input.width as u32,
+                op.eps.to_bits(),
+                count_word(rows),
+                gather,
+            ],
+            &[
+                Bind::Read(2, &input),
+                Bind::Read(3, &weight),
+                Bind::Write(4, &output),
+            ],
+            move |image| [image.count(rows) as u32, 1, 1],
+        )
+    }
+
+    pub(super) fn record_linear(&mut self, op: Linear) -> Result<()> {
+        op.check()?;
+        self.name("linear");
+        let (input, output) = (
+            self.recorder.tensor(op.input)?,
+            self.recorder.tensor(op.output)?,
+        );
+        self.product((&input, op.input.rows), op.weight, &output)
+    }
+
+    pub(super) fn record_swiglu(&mut self, op: Swiglu) -> Result<()> {
+        op.check()?;
+        self.name("swiglu");
+        let (input, output) = (
+            self.recorder.tensor(op.input)?,
+            self.recorder.tensor(op.output)?,
+        );
+        let (width, rows) = (op.output.width, op.output.rows);
+        self.dispatch(
+            Program::new("swiglu"),
+            &[width as u32, count_word(rows)],
+            &[Bind::Read(2, &input), Bind::Write(3, &output)],
+            move |image| flat(image.count(rows) * width),
+        )
+    }
+
+    pub(super) fn record_add(&mut self, op: Add) -> Result<()> {
+        op.check()?;
+        self.name("add");
+        let source = self.recorder.tensor(op.source)?;
+        let target = self.recorder.tensor(op.target)?;
+        let (width, rows) = (op.target.width, op.target.rows);
+        self.dispatch(
+            Program::new("add"),
+            &[width as u32, count_word(rows)],
+            &[Bind::Read(2, &source), Bind::Write(3, &target)],
+            move |image| flat(image.count(rows) * width),
+        )
+    }
+
+    /// `output = input weight^T`, over every buffer of the weight, in the form for few rows or for many.
+    pub(super) fn product(
+        &mut self,
+        input: (&wgpu::Buffer, Rows),
+        weight: Weight,
+        output: &wgpu::Buffer,
+    ) -> Result<()> {
+        let few = self.recorder.few();
+        let (format, stride, parts) = self.recorder.with_memory(|memory| {
+            let weight = memory.weight(weight)?.matrix("linear")?;
+            let parts = weight.parts.iter();
+            let parts: Vec<_> = parts
+                .map(|part| (part.buffer.clone(), part.rows.clone()))
+                .collect();
+            Ok((weight.format, weight.vectors(), parts))
+        })?;
+        let (input, rows) = input;
+        for (buffer, range) in parts {
+            let params = [
+                weight.columns as u32,
+                stride,
+                range.len() as u32,
+                range.start as u32,
+                weight.rows as u32,
+                count_word(rows),
+            ];
+            let binds = [
+                Bind::Read(2, input),
+                Bind::Read(3, &buffer),
+                Bind::Write(4, output),
+            ];
+            let groups = range.len().div_ceil(32) as u32;
+            let program = Program::new("linear_few").with("FORMAT", format);
+            self.dispatch(program, &params, &binds, move |image| {
+                let rows = image.count(rows);
+                [groups, if rows <= few { rows as u32 } else { 0 }, 1]
+            })?;
+            let program = Program::new("linear_many")
+                .with("FORMAT", format)
+                .with("THREADS", 256);
+            self.dispatch(program, &params, &binds, move |image| {
+                let rows = image.count(rows);
+                let tiles = rows.div_ceil(32) as u32;
+                [groups.div_ceil(2), if rows > few { tiles } else { 0 }, 1]
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,382 @@
+//! Adapters, the choice among them, and the one device that a backend drives.
+//!
+//! A device that is lost, or an error that wgpu can only report later, is kept here until the next call that can return
+//! it. Nothing here knows about models.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::backend::choose::machine_memory;
+use crate::backend::{Device, Precision, Result};
+use crate::config::Dtype;
+use crate::error::BackendError;
+
+/// An adapter as a person sees it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AdapterDescription {
+    /// Its place in this list, the `N` of `--device N`.
+    pub index: usize,
+    /// Its own name.
+    pub name: String,
+    /// What it is: `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `other`.
+    pub kind: &'static str,
+    /// Whether it is a real GPU and not the processor in disguise.
+    pub gpu: bool,
+    /// What wgpu drives it through: `vulkan`, `metal`, `dx12`.
+    pub api: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// The largest buffer, in bytes.
+    pub largest_buffer: u64,
+    /// The largest part of a buffer that a shader sees, in bytes: weights larger than that span several buffers.
+    pub largest_binding: u64,
+    /// The sizes of a subgroup, where shaders can use them.
+    pub subgroups: Option<(u32, u32)>,
+}
+
+impl AdapterDescription {
+    /// The adapter as one device among those of all backends.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        Device {
+            backend: "wgpu",
+            index: self.index,
+            name: format!("{} ({}, {})", self.name, self.kind, self.api),
+            // wgpu does not tell a GPU's own memory; others share the machine's.
+            memory_bytes: if self.kind == "discrete GPU" {
+                None
+            } else {
+                machine_memory()
+            },
+            precision: Precision::F32,
+            cache: Dtype::F32,
+        }
+    }
+}
+
+/// Every adapter, best first: discrete GPUs, integrated ones, virtual ones, others, and last what runs on the processor.
+#[must_use]
+pub fn adapters() -> Vec<AdapterDescription> {
+    let list = enumerate();
+    list.iter()
+        .enumerate()
+        .map(|(index, adapter)| describe(index, adapter))
+        .collect()
+}
+
+/// Whether this machine has a GPU that the backend can drive: what `auto` asks before it takes wgpu.
+#[must_use]
+pub fn has_gpu() -> bool {
+    adapters().iter().any(|adapter| adapter.gpu)
+}
+
+fn rank(kind: wgpu::DeviceType) -> usize {
+    match kind {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    // Validation layers are for whoever works on this crate, by the environment.
+    descriptor.flags = wgpu::InstanceFlags::empty().with_env();
+    let instance = wgpu::Instance::new(descriptor);
+    let mut list = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    list.sort_by_key(|adapter| rank(adapter.get_info().device_type));
+    list
+}
+
+fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterDescription {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    AdapterDescription {
+        index,
+        name: info.name.clone(),
+        kind: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete GPU",
+            wgpu::DeviceType::IntegratedGpu => "integrated GPU",
+            wgpu::DeviceType::VirtualGpu => "virtual GPU",
+            wgpu::DeviceType::Cpu => "software",
+            wgpu::DeviceType::Other => "other",
+        },
+        gpu: matches!(
+            info.device_type,
+            wgpu::DeviceType::DiscreteGpu
+                | wgpu::DeviceType::IntegratedGpu
+                | wgpu::DeviceType::VirtualGpu
+        ),
+        api: info.backend.to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info)
+            .trim()
+            .to_owned(),
+        largest_buffer: limits.max_buffer_size,
+        largest_binding: limits.max_storage_buffer_binding_size,
+        subgroups: adapter
+            .features()
+            .contains(wgpu::Features::SUBGROUP)
+            .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+    }
+}
+
+/// What a shader of this backend needs: WebGPU's own minima. An adapter below them is refused by name.
+fn check(description: &AdapterDescription, limits: &wgpu::Limits) -> Result<()> {
+    let needed = [
+        (
+            "storage buffers a shader",
+            u64::from(limits.max_storage_buffers_per_shader_stage),
+            8,
+        ),
+        (
+            "bytes of workgroup memory",
+            u64::from(limits.max_compute_workgroup_storage_size),
+            16 << 10,
+        ),
+        (
+            "threads a workgroup",
+            u64::from(limits.max_compute_invocations_per_workgroup),
+            256,
+        ),
+        (
+            "workgroups a dimension",
+            u64::from(limits.max_compute_workgroups_per_dimension),
+            65535,
+        ),
+        (
+            "bytes a binding",
+            limits.max_storage_buffer_binding_size,
+            1 << 20,
+        ),
+    ];
+    for (what, found, least) in needed {
+        if found < least {
+            return Err(unavailable(format!(
+                "{} offers {found} {what}, and {least} are needed",
+                description.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn unavailable(reason: String) -> BackendError {
+    BackendError::Unavailable {
+        backend: "wgpu",
+        reason,
+    }
+}
+
+/// A device, its queue, and what went wrong with them.
+pub(super) struct Gpu {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) description: Device,
+    /// The most bytes of one buffer that a shader may see.
+    pub(super) binding_limit: u64,
+    /// The most bytes of a buffer.
+    pub(super) buffer_limit: u64,
+    /// What the start of a uniform binding must be a multiple of.
+    pub(super) uniform_alignment: u64,
+    /// Whether shaders may shuffle among eight threads.
+    pub(super) subgroups: bool,
+    /// Whether the processor plays GPU.
+    pub(super) software: bool,
+    fault: Arc<Mutex<Option<BackendError>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// Opens adapter `index` of the list, or its first.
+    pub(super) fn open(index: Option<usize>) -> Result<Self> {
+        let list = enumerate();
+        let descriptions: Vec<_> = list
+            .iter()
+            .enumerate()
+            .map(|(index, adapter)| describe(index, adapter))
+            .collect();
+        if list.is_empty() {
+            return Err(unavailable(
+                "no graphics adapter was found; install a Vulkan driver (the package mesa-vulkan-drivers has one that \
+                 runs on the processor), or use --backend cpu"
+                    .to_owned(),
+            ));
+        }
+        let chosen = index.unwrap_or(0);
+        let (Some(adapter), Some(description)) = (list.get(chosen), descriptions.get(chosen))
+        else {
+            let names: Vec<_> = descriptions
+                .iter()
+                .map(|adapter| format!("{} ({})", adapter.index, adapter.name))
+                .collect();
+            return Err(BackendError::NoSuchDevice {
+                backend: "wgpu",
+                index: chosen,
+                available: names.join(", "),
+            });
+        };
+        let limits = adapter.limits();
+        check(description, &limits)?;
+        let info = adapter.get_info();
+        let subgroups =
+            adapter.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("kimi-linear"),
+            required_features: if subgroups {
+                wgpu::Features::SUBGROUP
+            } else {
+                wgpu::Features::empty()
+            },
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        }))
+        .map_err(|error| unavailable(format!("{} cannot be opened: {error}", description.name)))?;
+        let fault = Arc::<Mutex<Option<BackendError>>>::default();
+        let (late, lost) = (Arc::clone(&fault), Arc::clone(&fault));
+        device.on_uncaptured_error(Arc::new(move |error| {
+            lock(&late).get_or_insert(translate("a submission", 0, error));
+        }));
+        device.set_device_lost_callback(move |_, message| {
+            let reason = if message.is_empty() {
+                "the driver gave no reason".to_owned()
+            } else {
+                message
+            };
+            lock(&lost).get_or_insert(BackendError::Lost {
+                backend: "wgpu",
+                reason,
+            });
+        });
+        Ok(Self {
+            device,
+            queue,
+            description: description.device(),
+            binding_limit: limits.max_storage_buffer_binding_size,
+            buffer_limit: limits.max_buffer_size,
+            uniform_alignment: u64::from(limits.min_uniform_buffer_offset_alignment).max(16),
+            subgroups,
+            software: description.kind == "software",
+            fault,
+        })
+    }
+
+    /// Fails if the device was lost or reported an error since the last call.
+    pub(super) fn healthy(&self) -> Result<()> {
+        let mut fault = lock(&self.fault);
+        match &*fault {
+            // A lost device stays lost.
+            Some(BackendError::Lost { .. }) => fault.clone().map_or(Ok(()), Err),
+            _ => fault.take().map_or(Ok(()), Err),
+        }
+    }
+
+    /// Runs `make` and returns what it made, or what wgpu said against it. `what` and `bytes` are for the message.
+    pub(super) fn guarded<T>(&self, what: &str, bytes: u64, make: impl FnOnce() -> T) -> Result<T> {
+        self.healthy()?;
+        let scopes = [
+            wgpu::ErrorFilter::Validation,
+            wgpu::ErrorFilter::OutOfMemory,
+            wgpu::ErrorFilter::Internal,
+        ]
+        .map(|filter| self.device.push_error_scope(filter));
+        let made = make();
+        let mut errors = None;
+        for scope in scopes.into_iter().rev() {
+            errors = pollster::block_on(scope.pop()).or(errors);
+        }
+        match errors {
+            Some(error) => Err(translate(what, bytes, error)),
+            // A device that was lost meanwhile reports nothing to scopes.
+            None => self.healthy().map(|()| made),
+        }
+    }
+
+    /// Makes a buffer of `bytes` (at least one word), zeroed, that shaders and copies may use.
+    pub(super) fn buffer(&self, what: &str, bytes: u64) -> Result<wgpu::Buffer> {
+        if bytes > self.binding_limit.min(self.buffer_limit) {
+            return Err(BackendError::TooLarge {
+                backend: "wgpu",
+                what: what.to_owned(),
+                bytes,
+                limit: self.binding_limit.min(self.buffer_limit),
+            });
+        }
+        self.buffer_for(
+            what,
+            bytes,
+            wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_SRC
+                | wgpu::BufferUsages::COPY_DST,
+        )
+    }
+
+    /// Makes a buffer for other uses.
+    pub(super) fn buffer_for(
+        &self,
+        what: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer> {
+        self.guarded(what, bytes, || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(what),
+                size: bytes.next_multiple_of(4).max(16),
+                usage,
+                mapped_at_creation: false,
+            })
+        })
+    }
+}
+
+/// An error of wgpu in this crate's words.
+fn translate(what: &str, bytes: u64, error: wgpu::Error) -> BackendError {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => BackendError::OutOfMemory {
+            what: what.to_owned(),
+            bytes,
+        },
+        wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => {
+            BackendError::Driver {
+                backend: "wgpu",
+                what: what.to_owned(),
+                reason: description.trim().to_owned(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_adapter_without_what_shaders_need_is_refused_by_name() {
+        let adapter = AdapterDescription {
+            index: 0,
+            name: "Old Card".to_owned(),
+            kind: "discrete GPU",
+            gpu: true,
+            api: "vulkan".to_owned(),
+            driver: String::new(),
+            largest_buffer: 0,
+            largest_binding: 0,
+            subgroups: None,
+        };
+        let limits = wgpu::Limits::default();
+        assert_eq!(check(&adapter, &limits), Ok(()));
+        let limits = wgpu::Limits {
+            max_storage_buffers_per_shader_stage: 4,
+            ..limits
+        };
+        let error = check(&adapter, &limits).unwrap_err();
+        let expected = "backend wgpu cannot be used: Old Card offers 4 storage buffers a shader, and 8 are needed";
+        assert_eq!(error.to_string(), expected);
+    }
+}

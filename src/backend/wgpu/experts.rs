@@ -1,0 +1,218 @@
+//! How router and routed experts are recorded: several dispatches each, and a stack may span several buffers.
+
+use super::image::Image;
+use super::pipelines::{Bind, Program};
+use super::step::{WgpuStep, flat};
+use crate::backend::{Experts, Result, Route, Rows, Weight};
+use crate::error::BackendError;
+
+/// The most experts and groups of experts that the shaders have room for.
+const EXPERTS: usize = 1024;
+const GROUPS: usize = 256;
+
+/// Places a tile in the form for many.
+const TILE: usize = 32;
+
+/// Where places are sorted to, and how a batch chooses between tiles of one place and of many.
+#[derive(Clone)]
+struct Sorting {
+    /// Count, tiles, places.
+    groups: wgpu::Buffer,
+    /// The most tiles of either form.
+    most_tiles: usize,
+    top_k: usize,
+    experts: usize,
+    /// Places an expert, on average, up to which a tile is a single place.
+    few: usize,
+}
+
+impl Sorting {
+    /// Tiles at most for this batch in the form for few places or for many; 0 where the other form is taken.
+    fn tiles(&self, image: &Image, many: bool) -> u32 {
+        let places = image.tokens * self.top_k;
+        if many != (places > self.few * self.experts) {
+            return 0;
+        }
+        let tiles = if many {
+            places.min(places / TILE + self.experts)
+        } else {
+            places
+        };
+        tiles as u32
+    }
+}
+
+impl WgpuStep {
+    pub(super) fn record_route(&mut self, op: Route) -> Result<()> {
+        op.check()?;
+        self.name("route");
+        let experts = op.weight.rows;
+        if experts > EXPERTS || op.groups > GROUPS {
+            return Err(too_many(experts, op.groups));
+        }
+        let recorder = &self.recorder;
+        let logits = recorder.scratch("router logits", recorder.capacity.tokens * experts)?;
+        let bias = recorder.small("route", op.bias)?;
+        let input = recorder.tensor(op.input)?;
+        let (ids, weights) = (recorder.tensor(op.experts)?, recorder.tensor(op.weights)?);
+        self.product((&input, Rows::Tokens), op.weight, &logits)?;
+        let words = [experts, op.experts.width, op.groups, op.top_groups];
+        let [experts, top_k, groups, top_groups] = words.map(|word| word as u32);
+        let renormalize = u32::from(op.renormalize);
+        self.dispatch(
+            Program::new("route"),
+            &[
+                experts,
+                top_k,
+                groups,
+                top_groups,
+                renormalize,
+                op.scale.to_bits(),
+                f32::NAN.to_bits(),
+            ],
+            &[
+                Bind::Read(2, &logits),
+                Bind::Read(3, &bias),
+                Bind::Write(4, &ids),
+                Bind::Write(5, &weights),
+            ],
+            |image| [image.tokens as u32, 1, 1],
+        )
+    }
+
+    pub(super) fn record_experts(&mut self, op: Experts) -> Result<()> {
+        op.check()?;
+        self.name("experts");
+        let (local, n, d) = (op.gate.stack, op.gate.rows, op.input.width);
+        if local > EXPERTS {
+            return Err(too_many(local, 1));
+        }
+        let recorder = &self.recorder;
+        let top_k = op.experts.width;
+        let places = recorder.capacity.tokens * top_k;
+        let most_tiles = places;
+        let gate = recorder.scratch("experts' gates", places * n)?;
+        let up = recorder.scratch("experts' hidden activations", places * n)?;
+        let results = recorder.scratch("experts' outputs", places * d)?;
+        let sorting = Sorting {
+            groups: recorder.scratch("places by expert", 1 + 3 * most_tiles + places)?,
+            most_tiles,
+            top_k,
+            experts: local,
+            few: recorder.few(),
+        };
+        let (ids, weights) = (recorder.tensor(op.experts)?, recorder.tensor(op.weights)?);
+        let (input, output) = (recorder.tensor(op.input)?, recorder.tensor(op.output)?);
+        let first = op.first_expert as u32;
+        for many in [false, true] {
+            let tile = if many { TILE } else { 1 };
+            let counted = sorting.clone();
+            let words = [tile, most_tiles].map(|word| word as u32);
+            self.dispatch(
+                Program::new("experts_group"),
+                &[top_k as u32, first, local as u32, words[0], words[1]],
+                &[Bind::Read(2, &ids), Bind::Write(3, &sorting.groups)],
+                move |image| [counted.tiles(image, many).min(1), 1, 1],
+            )?;
+        }
+        self.grouped(&sorting, (&input, true), op.gate, &gate)?;
+        self.grouped(&sorting, (&input, true), op.up, &up)?;
+        self.dispatch(
+            Program::entry("experts_combine", "experts_activate"),
+            &[n as u32, top_k as u32, first, local as u32],
+            &[
+                Bind::Read(2, &ids),
+                Bind::Read(6, &up),
+                Bind::Write(7, &gate),
+            ],
+            move |image| flat(image.tokens * top_k * n),
+        )?;
+        self.grouped(&sorting, (&gate, false), op.down, &results)?;
+        self.dispatch(
+            Program::new("experts_combine"),
+            &[d as u32, top_k as u32, first, local as u32],
+            &[
+                Bind::Read(2, &ids),
+                Bind::Read(3, &weights),
+                Bind::Read(4, &results),
+                Bind::Write(5, &output),
+            ],
+            move |image| flat(image.tokens * d),
+        )
+    }
+
+    /// Each place's row times the matrix of its expert, over every buffer of the stack. `by_token`: the input has a row
+    /// a token, else one a place.
+    fn grouped(
+        &mut self,
+        sorting: &Sorting,
+        (input, by_token): (&wgpu::Buffer, bool),
+        weight: Weight,
+        output: &wgpu::Buffer,
+    ) -> Result<()> {
+        let (format, stride, parts) = self.recorder.with_memory(|memory| {
+            let weight = memory.weight(weight)?.matrix("experts")?;
+            let parts = weight.parts.iter();
+            let parts: Vec<_> = parts
+                .map(|part| {
+                    (
+                        part.buffer.clone(),
+                        part.matrices.clone(),
+                        part.rows.clone(),
+                    )
+                })
+                .collect();
+            Ok((weight.format, weight.vectors(), parts))
+        })?;
+        for (buffer, matrices, rows) in parts {
+            let params = [
+                weight.columns,
+                stride as usize,
+                rows.len(),
+                rows.start,
+                weight.rows,
+                matrices.start,
+                matrices.len(),
+                sorting.top_k,
+                usize::from(by_token),
+                sorting.most_tiles,
+            ]
+            .map(|word| word as u32);
+            let binds = [
+                Bind::Read(2, input),
+                Bind::Read(3, &buffer),
+                Bind::Read(4, &sorting.groups),
+                Bind::Write(5, output),
+            ];
+            let groups = rows.len().div_ceil(32) as u32;
+            for many in [false, true] {
+                let program = if many {
+                    Program::new("experts_many").with("THREADS", 256)
+                } else {
+                    Program::new("experts_few")
+                };
+                let counted = sorting.clone();
+                self.dispatch(
+                    program.with("FORMAT", format),
+                    &params,
+                    &binds,
+                    move |image| {
+                        [
+                            if many { groups.div_ceil(2) } else { groups },
+                            counted.tiles(image, many),
+                            1,
+                        ]
+                    },
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn too_many(experts: usize, groups: usize) -> BackendError {
+    BackendError::Unsupported {
+        backend: "wgpu",
+        what: format!("{experts} experts in {groups} groups; the most are {EXPERTS} in {GROUPS}"),
+    }
+}

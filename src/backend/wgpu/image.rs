@@ -1,0 +1,243 @@
+//! A batch as the shaders see it: one list of words, written once a submission. Twin of `shaders/shared/batch.wgsl`.
+//!
+//! It also holds the counts that dispatches are sized by. What a batch may hold was checked before.
+
+use crate::backend::{Batch, Capacity, Piece, Rows};
+
+/// Words of the header.
+const HEADER: usize = 16;
+/// No slot, no target.
+const NONE: u32 = u32::MAX;
+/// Tokens a chunk of the recurrence.
+const CHUNK: usize = 16;
+/// Queries a tile of a prefill.
+pub(super) const QUERIES: usize = 16;
+
+/// Which word of the header counts a tensor's rows.
+pub(super) fn count_word(rows: Rows) -> u32 {
+    match rows {
+        Rows::Tokens => 0,
+        Rows::Outputs => 2,
+    }
+}
+
+/// Positions that a prefill expands together, and what it has to do with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    /// Positions in it.
+    pub(super) positions: usize,
+    /// Tiles of queries of its piece.
+    pub(super) tiles: usize,
+}
+
+/// The words, and what the host keeps of them.
+#[derive(Debug, Default)]
+pub(super) struct Image {
+    pub(super) words: Vec<u32>,
+    pub(super) tokens: usize,
+    pub(super) pieces: usize,
+    pub(super) outputs: usize,
+    /// Rows of pieces of several tokens.
+    pub(super) several_rows: usize,
+    /// Pieces of one token or none.
+    pub(super) short_pieces: usize,
+    /// Chunks of pieces of several tokens, and of all.
+    pub(super) several_chunks: usize,
+    pub(super) chunks: usize,
+    /// Windows of pieces of several tokens come first, then those of others.
+    pub(super) windows: Vec<Window>,
+    pub(super) several_windows: usize,
+}
+
+/// What the image depends on beside the batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    /// Positions a window.
+    pub(super) window: usize,
+    /// Tokens a block of the latent pool, or 1 where there is none.
+    pub(super) block_tokens: usize,
+}
+
+impl Plan {
+    /// Chunks of a batch within `capacity`: each piece and each checkpoint may leave one partly filled.
+    pub(super) fn chunks(capacity: &Capacity) -> usize {
+        capacity.tokens / CHUNK + capacity.pieces + capacity.checkpoints
+    }
+
+    /// The most words that an image within `capacity` takes.
+    pub(super) fn words(&self, capacity: &Capacity) -> usize {
+        let tiles = capacity.tokens / QUERIES + capacity.pieces;
+        let windows = capacity.blocks * self.block_tokens / self.window + capacity.pieces;
+        HEADER
+            + 3 * capacity.tokens
+            + 10 * capacity.pieces
+            + 2 * capacity.outputs
+            + capacity.blocks
+            + 2 * capacity.checkpoints
+            + 4 * Self::chunks(capacity)
+            + 2 * tiles
+            + 4 * windows
+    }
+
+    /// Lays a batch out; windows and tiles only where the step attends to latents.
+    pub(super) fn image(&self, batch: &Batch, attends: bool) -> Image {
+        let starts: Vec<usize> = batch.starts().collect();
+        let several = |piece: &Piece| piece.length > 1;
+        // Pieces of several tokens first, then the others.
+        let (first, second): (Vec<usize>, Vec<usize>) =
+            (0..batch.pieces.len()).partition(|i| several(&batch.pieces[*i]));
+        let order: Vec<usize> = first.into_iter().chain(second).collect();
+        let mut image = Image {
+            words: vec![0; HEADER],
+            tokens: batch.tokens.len(),
+            pieces: batch.pieces.len(),
+            outputs: batch.outputs.len(),
+            short_pieces: batch.pieces.iter().filter(|piece| !several(piece)).count(),
+            ..Image::default()
+        };
+        image.words[0] = word(image.tokens);
+        image.words[1] = word(image.pieces);
+        image.words[2] = word(image.outputs);
+        image.list(3, batch.tokens.iter().copied());
+        let owners = batch
+            .pieces
+            .iter()
+            .enumerate()
+            .flat_map(|(i, piece)| std::iter::repeat_n(word(i), piece.length));
+        image.list(4, owners);
+        image.outputs(batch);
+        image.rows(batch, &starts, &order);
+        let pieces = image.pieces(batch, &starts);
+        image.chunks(batch, &starts, &order, pieces);
+        if attends {
+            self.windows(&mut image, batch, &order);
+        }
+        image
+    }
+
+    /// Tiles of queries and windows of positions.
+    fn windows(&self, image: &mut Image, batch: &Batch, order: &[usize]) {
+        let (mut tiles, mut windows) = (Vec::new(), Vec::new());
+        for i in order {
+            let piece = &batch.pieces[*i];
+            if piece.length == 0 {
+                continue;
+            }
+            let first_tile = tiles.len() / 2;
+            for first in (0..piece.length).step_by(QUERIES) {
+                tiles.extend([word(*i), word(first)]);
+            }
+            let count = tiles.len() / 2 - first_tile;
+            let end = piece.position + piece.length;
+            for first in (0..end).step_by(self.window) {
+                let positions = self.window.min(end - first);
+                windows.extend([word(*i), word(first), word(positions), word(first_tile)]);
+                image.windows.push(Window {
+                    positions,
+                    tiles: count,
+                });
+            }
+            if piece.length > 1 {
+                image.several_windows = image.windows.len();
+            }
+        }
+        image.list(9, tiles);
+        image.list(10, windows);
+    }
+}
+
+/// Counts fit a word: batches were checked against capacities, and capacities against buffers.
+fn word(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(NONE)
+}
+
+impl Image {
+    /// How many rows of this kind there are.
+    pub(super) fn count(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.tokens,
+            Rows::Outputs => self.outputs,
+        }
+    }
+
+    /// Appends a list and notes in the header where it begins.
+    fn list(&mut self, header: usize, words: impl IntoIterator<Item = u32>) -> usize {
+        let at = self.words.len();
+        self.words[header] = word(at);
+        self.words.extend(words);
+        at
+    }
+
+    fn outputs(&mut self, batch: &Batch) {
+        let outputs = batch.outputs.iter();
+        self.list(
+            6,
+            outputs.flat_map(|output| [word(output.row), output.target.unwrap_or(NONE)]),
+        );
+    }
+
+    fn rows(&mut self, batch: &Batch, starts: &[usize], order: &[usize]) {
+        let rows = order
+            .iter()
+            .flat_map(|i| starts[*i]..starts[*i] + batch.pieces[*i].length);
+        self.list(7, rows.map(word));
+        let several = batch.pieces.iter().filter(|piece| piece.length > 1);
+        self.several_rows = several.map(|piece| piece.length).sum();
+        self.words[11] = word(self.several_rows);
+    }
+
+    /// The pieces, with their block tables and checkpoints behind them; their chunks are filled in later.
+    fn pieces(&mut self, batch: &Batch, starts: &[usize]) -> usize {
+        let at = self.list(5, std::iter::repeat_n(0, 10 * batch.pieces.len()));
+        for (i, piece) in batch.pieces.iter().enumerate() {
+            let blocks = self.words.len();
+            self.words.extend(piece.blocks.iter().map(|block| block.0));
+            let checkpoints = self.words.len();
+            for checkpoint in &piece.checkpoints {
+                self.words
+                    .extend([word(checkpoint.after), checkpoint.slot.0]);
+            }
+            let words = [
+                word(starts[i]),
+                word(piece.length),
+                word(piece.position),
+                piece.slot_in.map_or(NONE, |slot| slot.0),
+                piece.slot_out.0,
+                word(blocks),
+                word(checkpoints),
+                word(piece.checkpoints.len()),
+            ];
+            self.words[at + 10 * i..at + 10 * i + 8].copy_from_slice(&words);
+        }
+        at
+    }
+
+    /// Chunks of the recurrence; they start anew at each checkpoint.
+    fn chunks(&mut self, batch: &Batch, starts: &[usize], order: &[usize], pieces: usize) {
+        let mut chunks = Vec::new();
+        for i in order {
+            let piece = &batch.pieces[*i];
+            self.words[pieces + 10 * i + 8] = word(chunks.len() / 4);
+            let mut first = 0;
+            let ends = piece
+                .checkpoints
+                .iter()
+                .map(|checkpoint| (checkpoint.after, checkpoint.slot.0));
+            for (end, slot) in ends.chain([(piece.length, NONE)]) {
+                while first < end {
+                    let last = end.min(first + CHUNK);
+                    let kept = if last == end { slot } else { NONE };
+                    chunks.extend([word(starts[*i] + first), word(last - first), word(*i), kept]);
+                    first = last;
+                }
+            }
+            self.words[pieces + 10 * i + 9] =
+                word(chunks.len() / 4) - self.words[pieces + 10 * i + 8];
+            if piece.length > 1 {
+                self.several_chunks = chunks.len() / 4;
+            }
+        }
+        self.chunks = chunks.len() / 4;
+        self.list(8, chunks);
+    }
+}

@@ -1,0 +1,178 @@
+//! How a KDA layer's operations are recorded: convolution, gates, recurrence, output gate.
+
+use super::image::Plan;
+use super::pipelines::{Bind, Program};
+use super::step::{WgpuStep, flat};
+use crate::backend::{Form, GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv};
+use crate::error::BackendError;
+
+impl WgpuStep {
+    pub(super) fn record_short_conv(&mut self, op: ShortConv) -> Result<()> {
+        op.check()?;
+        self.demands.states = Some(op.pool.layout);
+        self.name("short_conv");
+        let (input, output) = (
+            self.recorder.tensor(op.input)?,
+            self.recorder.tensor(op.output)?,
+        );
+        let weight = self.recorder.small("short_conv", op.weight)?;
+        let (stride, tails) = self.recorder.with_memory(|memory| {
+            let stride = memory.weight(op.weight)?.stride;
+            Ok((stride, memory.states(&op.pool, op.layer)?.1.clone()))
+        })?;
+        let channels = op.input.width;
+        let params = [channels as u32, op.pool.layout.taps as u32, stride as u32];
+        let (input, tails) = (Bind::Read(2, &input), Bind::Write(4, &tails));
+        self.dispatch(
+            Program::entry("short_conv", "convolve"),
+            &params,
+            &[
+                input,
+                Bind::Read(3, &weight),
+                tails,
+                Bind::Write(5, &output),
+            ],
+            move |image| flat(image.tokens * channels),
+        )?;
+        if op.pool.layout.taps < 2 {
+            return Ok(());
+        }
+        self.dispatch(
+            Program::entry("short_conv", "keep_tails"),
+            &params,
+            &[input, tails],
+            move |image| flat(image.pieces * channels),
+        )
+    }
+
+    pub(super) fn record_kda_gates(&mut self, op: KdaGates) -> Result<()> {
+        op.check()?;
+        self.name("kda_gates");
+        let recorder = &self.recorder;
+        let (decay, write) = (recorder.tensor(op.decay)?, recorder.tensor(op.write)?);
+        let (gates, beta) = (recorder.tensor(op.gates)?, recorder.tensor(op.beta)?);
+        let a_log = recorder.small("kda_gates", op.a_log)?;
+        let dt_bias = recorder.small("kda_gates", op.dt_bias)?;
+        let channels = op.decay.width;
+        self.dispatch(
+            Program::new("kda_gates"),
+            &[channels as u32, op.write.width as u32],
+            &[
+                Bind::Read(2, &decay),
+                Bind::Read(3, &write),
+                Bind::Read(4, &a_log),
+                Bind::Read(5, &dt_bias),
+                Bind::Write(6, &gates),
+                Bind::Write(7, &beta),
+            ],
+            move |image| flat(image.tokens * channels),
+        )
+    }
+
+    pub(super) fn record_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
+        op.check()?;
+        self.demands.states = Some(op.pool.layout);
+        self.name("kda_recurrence");
+        let layout = op.pool.layout;
+        let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
+        /// `[KEY_WIDTH, 16]` f32 beside 3 KiB of other things fits 16 KiB.
+        const WIDEST: usize = 200;
+        if k > WIDEST {
+            return Err(BackendError::Unsupported {
+                backend: "wgpu",
+                what: format!("keys {k} wide; the widest are {WIDEST}"),
+            });
+        }
+        let recorder = &self.recorder;
+        let (qkv, gates) = (recorder.tensor(op.qkv)?, recorder.tensor(op.gates)?);
+        let (beta, output) = (recorder.tensor(op.beta)?, recorder.tensor(op.output)?);
+        let states =
+            recorder.with_memory(|memory| Ok(memory.states(&op.pool, op.layer)?.0.clone()))?;
+        let form = match op.form {
+            Form::Auto => 0,
+            Form::Chunk => 1,
+            Form::Step => 2,
+        };
+        let params = [layout.key_heads, heads, k, v, form].map(|word| word as u32);
+        let [qkv, gates, beta] =
+            [(2, &qkv), (3, &gates), (4, &beta)].map(|(number, buffer)| Bind::Read(number, buffer));
+        let heads = heads as u32;
+        if op.form != Form::Step {
+            let every = op.form == Form::Chunk;
+            let elements = (3 * 16 * k + k + 2 * 16 * 16) * heads as usize;
+            let chunks = Plan::chunks(&recorder.capacity);
+            let workspace = recorder.scratch("chunks of a recurrence", chunks * elements)?;
+            self.dispatch(
+                Program::entry("kda_chunk", "prepare"),
+                &params,
+                &[qkv, gates, beta, Bind::Write(6, &workspace)],
+                move |image| {
+                    let chunks = if every {
+                        image.chunks
+                    } else {
+                        image.several_chunks
+                    };
+                    [chunks as u32, heads, 1]
+                },
+            )?;
+            self.dispatch(
+                Program::entry("kda_chunk", "scan").with("KEY_WIDTH", k as u32),
+                &params,
+                &[
+                    qkv,
+                    beta,
+                    Bind::Read(5, &workspace),
+                    Bind::Write(7, &states),
+                    Bind::Write(8, &output),
+                ],
+                move |image| {
+                    let some = every || image.several_chunks > 0;
+                    let pieces = if some { image.pieces as u32 } else { 0 };
+                    [v.div_ceil(16) as u32, heads, pieces]
+                },
+            )?;
+        }
+        if op.form != Form::Chunk {
+            let every = op.form == Form::Step;
+            self.dispatch(
+                Program::new("kda_step"),
+                &params,
+                &[
+                    qkv,
+                    gates,
+                    beta,
+                    Bind::Write(5, &states),
+                    Bind::Write(6, &output),
+                ],
+                move |image| {
+                    let some = every || image.short_pieces > 0;
+                    let pieces = if some { image.pieces as u32 } else { 0 };
+                    [v.div_ceil(8) as u32, heads, pieces]
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn record_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
+        op.check()?;
+        self.name("gated_norm");
+        let recorder = &self.recorder;
+        let (input, gate) = (recorder.tensor(op.input)?, recorder.tensor(op.gate)?);
+        let weight = recorder.small("gated_norm", op.weight)?;
+        let output = recorder.tensor(op.output)?;
+        let (width, rows) = (op.weight.rows, op.input.rows);
+        let heads = (op.input.width / width) as u32;
+        self.dispatch(
+            Program::new("gated_norm"),
+            &[heads, width as u32, op.eps.to_bits()],
+            &[
+                Bind::Read(2, &input),
+                Bind::Read(3, &gate),
+                Bind::Read(4, &weight),
+                Bind::Write(5, &output),
+            ],
+            move |image| [image.count(rows) as u32, heads, 1],
+        )
+    }
+}

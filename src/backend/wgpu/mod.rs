@@ -1,0 +1,326 @@
+//! The wgpu backend: every operation as a WGSL shader, on any GPU that Vulkan, Metal or DX12 reaches.
+//!
+//! f32 arithmetic and an f32 latent cache; weights keep their dtype and are widened in the shader. The shaders are in
+//! `shaders/`, each the twin of a file in `src/backend/cpu/`. A step is one submission. It holds one rank only.
+
+mod answers;
+mod attention;
+mod dense;
+mod device;
+mod experts;
+mod image;
+mod kda;
+mod memory;
+mod pipelines;
+mod readback;
+mod records;
+pub mod shaders;
+mod step;
+mod weights;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use self::device::Gpu;
+pub use self::device::{AdapterDescription, adapters, has_gpu};
+use self::memory::Memory;
+use self::pipelines::Pipelines;
+use self::readback::{Read, Spare};
+use super::{
+    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Result,
+    Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues, Ticket,
+    Weight, WeightSource,
+};
+use crate::config::Dtype;
+use crate::error::BackendError;
+
+/// How a backend is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Which adapter of [`adapters`]; the best one if none is named.
+    pub adapter: Option<usize>,
+    /// Whether shaders may use subgroups where the adapter has them. Results are the same to the bit.
+    pub subgroups: bool,
+    /// The most bytes of a weight in one buffer, where less than what the device can bind: for tests of weights that
+    /// span several.
+    pub weight_limit: Option<u64>,
+    /// Positions whose keys and values a prefill expands together, a multiple of 64.
+    pub window: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            adapter: None,
+            subgroups: true,
+            weight_limit: None,
+            window: 512,
+        }
+    }
+}
+
+/// What backend, steps and tickets share.
+struct Shared {
+    gpu: Gpu,
+    memory: Mutex<Memory>,
+    pipelines: Mutex<Pipelines>,
+    window: usize,
+}
+
+impl Shared {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // Handles are pushed whole, so a panic elsewhere leaves nothing half done.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One adapter and what it holds.
+pub struct WgpuBackend {
+    shared: Arc<Shared>,
+    spare: Arc<Spare>,
+    weight_limit: u64,
+}
+
+impl WgpuBackend {
+    /// Opens the best adapter there is, one that runs on the processor included: [`Backend::device`] says which.
+    ///
+    /// # Errors
+    /// No adapter, or one without what the shaders need.
+    pub fn new() -> Result<Self> {
+        Self::with_options(Options::default())
+    }
+
+    /// Opens an adapter as `options` say.
+    ///
+    /// # Errors
+    /// No such adapter, one without what the shaders need, or a window that is not a multiple of 64.
+    pub fn with_options(options: Options) -> Result<Self> {
+        if options.window == 0 || !options.window.is_multiple_of(64) {
+            return Err(BackendError::Unsupported {
+                backend: "wgpu",
+                what: format!(
+                    "a window of {} positions: not a multiple of 64",
+                    options.window
+                ),
+            });
+        }
+        let mut gpu = Gpu::open(options.adapter)?;
+        gpu.subgroups &= options.subgroups;
+        let limit = gpu.binding_limit.min(gpu.buffer_limit);
+        Ok(Self {
+            weight_limit: options
+                .weight_limit
+                .map_or(limit, |wanted| wanted.min(limit)),
+            shared: Arc::new(Shared {
+                gpu,
+                memory: Mutex::default(),
+                pipelines: Mutex::default(),
+                window: options.window,
+            }),
+            spare: Arc::default(),
+        })
+    }
+
+    /// Whether the shaders use subgroups.
+    #[must_use]
+    pub fn uses_subgroups(&self) -> bool {
+        self.shared.gpu.subgroups
+    }
+
+    /// Gives the device up, as a driver does that loses it: for tests of what follows.
+    pub fn lose_device(&self) {
+        self.shared.gpu.device.destroy();
+        // The loss is told by the next poll; whatever that comes to, the device is gone.
+        drop(self.shared.gpu.device.poll(wgpu::PollType::Poll));
+    }
+
+    /// Whether this device compiles a WGSL shader with an entry point `main` and no bindings; what the driver says if not.
+    ///
+    /// # Errors
+    /// [`BackendError::Driver`] with the compiler's message.
+    pub fn compiles(&self, wgsl: &str) -> Result<()> {
+        pipelines::compiles(&self.shared.gpu, wgsl)
+    }
+
+    /// Copies parts of buffers to the host: each a buffer, an offset and a length in bytes.
+    fn read(&self, parts: &[(&wgpu::Buffer, u64, u64)]) -> Result<Read> {
+        let bytes = parts.iter().map(|(_, _, bytes)| bytes).sum();
+        let shared = &self.shared;
+        let answer = self.spare.take(shared, bytes)?;
+        let encoder = shared.gpu.guarded("a copy to the host", bytes, || {
+            let mut encoder = shared
+                .gpu
+                .device
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut to = 0;
+            for (buffer, offset, bytes) in parts {
+                if *bytes > 0 {
+                    encoder.copy_buffer_to_buffer(buffer, *offset, &answer, to, *bytes);
+                }
+                to += bytes;
+            }
+            encoder
+        })?;
+        Read::submit(shared, &self.spare, encoder, answer, bytes)
+    }
+
+    fn write(&self, what: &str, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.shared.gpu.guarded(what, bytes.len() as u64, || {
+            self.shared.gpu.queue.write_buffer(buffer, offset, bytes);
+        })
+    }
+}
+
+impl Backend for WgpuBackend {
+    fn device(&self) -> &Device {
+        &self.shared.gpu.description
+    }
+
+    fn shard(&self) -> Shard {
+        Shard::WHOLE
+    }
+
+    fn weight(&mut self, source: WeightSource) -> Result<Weight> {
+        let weight = weights::GpuWeight::new(&self.shared.gpu, &source, self.weight_limit)?;
+        let mut memory = self.shared.memory();
+        memory.weights.push(weight);
+        Ok(Weight {
+            id: memory::next_id(memory.weights.len()),
+            format: source.format,
+            stack: source.stack,
+            rows: source.rows,
+            columns: source.columns,
+            shard: source.shard,
+        })
+    }
+
+    fn tensor(
+        &mut self,
+        rows: Rows,
+        capacity: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor> {
+        let mut memory = self.shared.memory();
+        memory.add_tensor(&self.shared.gpu, rows, capacity, width, element)
+    }
+
+    fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
+        let bytes = memory::bytes_for(tensor, values)?;
+        let buffer = self.shared.memory().tensor(tensor)?.clone();
+        self.write("an activation", &buffer, 0, bytes)
+    }
+
+    fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues> {
+        let read = || {
+            if rows > tensor.capacity {
+                return Err(BackendError::Shape {
+                    operation: "read_tensor",
+                    what: "the number of rows",
+                    expected: format!("at most {}", tensor.capacity),
+                    found: rows.to_string(),
+                });
+            }
+            let buffer = self.shared.memory().tensor(tensor)?.clone();
+            self.read(&[(&buffer, 0, 4 * (rows * tensor.width) as u64)])
+        };
+        later(read(), move |words| records::values(tensor, words))
+    }
+
+    fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
+        self.shared.memory().add_states(&self.shared.gpu, layout)
+    }
+
+    fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
+        if layout.dtype != Dtype::F32 {
+            let what = format!("a latent cache in {:?}; it caches in F32", layout.dtype);
+            return Err(BackendError::Unsupported {
+                backend: "wgpu",
+                what,
+            });
+        }
+        self.shared.memory().add_latents(&self.shared.gpu, layout)
+    }
+
+    fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
+        let layout = pool.layout;
+        let read = || {
+            records::check_slot(pool, layer, slot)?;
+            let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
+            let place = |len: usize| (4 * slot.0 as u64 * len as u64, 4 * len as u64);
+            let (state, tail) = (place(layout.state_len()), place(layout.tail_len()));
+            self.read(&[(&states, state.0, state.1), (&tails, tail.0, tail.1)])
+        };
+        later(read(), move |words| records::state(&layout, words))
+    }
+
+    fn write_state(
+        &mut self,
+        pool: &StatePool,
+        layer: usize,
+        slot: Slot,
+        record: &StateRecord,
+    ) -> Result<()> {
+        records::check_slot(pool, layer, slot)?;
+        records::check_state(&pool.layout, record)?;
+        let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
+        let place = |len: usize| 4 * u64::from(slot.0) * len as u64;
+        let state = record.key_value();
+        let at = place(pool.layout.state_len());
+        self.write("a state", &states, at, bytemuck::cast_slice(&state))?;
+        let at = place(pool.layout.tail_len());
+        self.write("a tail", &tails, at, bytemuck::cast_slice(&record.tail))
+    }
+
+    fn read_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        tokens: usize,
+    ) -> Ticket<LatentRecord> {
+        let layout = pool.layout;
+        let read = || {
+            records::check_block(pool, layer, block, tokens)?;
+            let buffer = self.shared.memory().latents(pool, layer)?.clone();
+            let row = 4 * layout.width() as u64;
+            let first = u64::from(block.0) * layout.block_tokens as u64 * row;
+            self.read(&[(&buffer, first, tokens as u64 * row)])
+        };
+        later(read(), move |words| LatentRecord {
+            latent: layout.latent,
+            rope: layout.rope,
+            rows: records::floats(words),
+        })
+    }
+
+    fn write_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        record: &LatentRecord,
+    ) -> Result<()> {
+        let tokens = records::check_latents(&pool.layout, record)?;
+        records::check_block(pool, layer, block, tokens)?;
+        let buffer = self.shared.memory().latents(pool, layer)?.clone();
+        let block_len = (pool.layout.block_tokens * pool.layout.width()) as u64;
+        let at = 4 * u64::from(block.0) * block_len;
+        self.write("latents", &buffer, at, bytemuck::cast_slice(&record.rows))
+    }
+
+    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>> {
+        let step = step::WgpuStep::new(Arc::clone(&self.shared), capacity)?;
+        Ok(Box::new(step))
+    }
+}
+
+/// A ticket for what `convert` makes of the words read.
+fn later<T: Send + 'static>(
+    read: Result<Read>,
+    convert: impl FnOnce(Vec<u32>) -> T + Send + 'static,
+) -> Ticket<T> {
+    match read {
+        Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),
+        Err(error) => Ticket::ready(Err(error)),
+    }
+}

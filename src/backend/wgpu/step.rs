@@ -1,0 +1,395 @@
+//! A step of the wgpu backend: dispatches over bind groups made while recording, encoded anew for each submission.
+//!
+//! Every submission is one command buffer: the batch's image goes up first, the answers come down last. How each
+//! operation is recorded is in `dense`, `kda`, `attention`, `experts` and `answers`.
+
+use std::sync::Arc;
+
+use super::Shared;
+use super::answers::{self, Answer};
+use super::image::{Image, Plan};
+use super::memory::Memory;
+use super::pipelines::{self, Bind, Parameters, Pipeline, Program};
+use super::readback::{Read, Spare};
+use crate::backend::check::Demands;
+use crate::backend::{
+    Add, AllGather, AllReduce, Batch, Capacity, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
+    Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Select, ShortConv, Step, StepOutput,
+    Swiglu, Tensor, Ticket, Weight,
+};
+use crate::error::BackendError;
+
+/// How many workgroups a dispatch takes for this batch; any 0 leaves it out.
+type Size = Box<dyn Fn(&Image) -> [u32; 3] + Send>;
+
+/// A dispatch with all that it is given.
+pub(super) struct Launch {
+    pipeline: Pipeline,
+    group: wgpu::BindGroup,
+}
+
+/// Makes the launches of one window of a prefill; they are kept once made.
+pub(super) type MakeLaunches = Box<dyn Fn(&mut Recorder, usize) -> Result<Vec<Launch>> + Send>;
+/// The size of each of them.
+pub(super) type LaunchSizes = Box<dyn Fn(&super::image::Window) -> Vec<[u32; 3]> + Send>;
+
+/// The windows of a batch, one after the other.
+pub(super) struct Windows {
+    /// The windows of this batch that the operation works on.
+    pub(super) range: fn(&Image) -> std::ops::Range<usize>,
+    pub(super) sizes: LaunchSizes,
+    pub(super) make: MakeLaunches,
+    pub(super) made: Vec<Vec<Launch>>,
+}
+
+enum Command {
+    Dispatch(Launch, Size),
+    Several(Windows),
+    /// Copies a tensor's rows into another.
+    Copy(wgpu::Buffer, wgpu::Buffer, Tensor),
+    /// Rows that come back.
+    Answer(wgpu::Buffer, Answer),
+}
+
+/// What recording needs: the device, the memory, and the parameters kept for the step.
+pub(super) struct Recorder {
+    pub(super) shared: Arc<Shared>,
+    pub(super) capacity: Capacity,
+    parameters: Parameters,
+    /// The batch's image on the device.
+    image: wgpu::Buffer,
+}
+
+impl Recorder {
+    /// Everything that a dispatch is given, made once.
+    pub(super) fn launch(
+        &mut self,
+        program: Program,
+        params: &[u32],
+        binds: &[Bind<'_>],
+    ) -> Result<Launch> {
+        let gpu = &self.shared.gpu;
+        let mut all = vec![Bind::Read(1, &self.image)];
+        all.extend_from_slice(binds);
+        let what = program.entry;
+        let pipeline = {
+            let mut pipelines = self
+                .shared
+                .pipelines
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            pipelines.get(gpu, program, &all)?
+        };
+        let (page, offset) = self.parameters.keep(gpu, params)?;
+        let params = pipelines::parameter_binding(&page, offset);
+        let group = pipelines::bind_group(gpu, &pipeline, what, params, &all)?;
+        Ok(Launch { pipeline, group })
+    }
+
+    pub(super) fn with_memory<R>(&self, f: impl FnOnce(&mut Memory) -> Result<R>) -> Result<R> {
+        f(&mut self.shared.memory())
+    }
+
+    pub(super) fn tensor(&self, tensor: Tensor) -> Result<wgpu::Buffer> {
+        self.with_memory(|memory| memory.tensor(tensor).cloned())
+    }
+
+    pub(super) fn scratch(&self, name: &'static str, elements: usize) -> Result<wgpu::Buffer> {
+        self.with_memory(|memory| memory.scratch(&self.shared.gpu, name, elements))
+    }
+
+    /// The buffer of a norm's weight, a bias and the like.
+    pub(super) fn small(&self, operation: &'static str, weight: Weight) -> Result<wgpu::Buffer> {
+        self.with_memory(|memory| memory.weight(weight)?.small(operation).cloned())
+    }
+
+    /// Rows at most that the form for few rows takes: on a GPU it reads weights again for each, and a processor that
+    /// plays GPU pays for every row of a tile, wanted or not.
+    pub(super) fn few(&self) -> usize {
+        if self.shared.gpu.software { 10 } else { 4 }
+    }
+}
+
+/// Workgroups of 64 threads for so many elements, folded into two dimensions.
+pub(super) fn flat(elements: usize) -> [u32; 3] {
+    let groups = elements.div_ceil(64);
+    let x = groups.min(32768);
+    [x as u32, groups.div_ceil(x.max(1)) as u32, 1]
+}
+
+pub(super) struct WgpuStep {
+    pub(super) recorder: Recorder,
+    plan: Plan,
+    spare: Arc<Spare>,
+    pub(super) demands: Demands,
+    names: Vec<&'static str>,
+    commands: Vec<Command>,
+}
+
+impl WgpuStep {
+    pub(super) fn new(shared: Arc<Shared>, capacity: Capacity) -> Result<Self> {
+        let block_tokens = {
+            let memory = shared.memory();
+            let pools = memory.latents.iter();
+            pools.map(|pool| pool.layout.block_tokens).max()
+        };
+        let plan = Plan {
+            window: shared.window,
+            block_tokens: block_tokens.unwrap_or(1),
+        };
+        let image = shared
+            .gpu
+            .buffer("a step's batch", 4 * plan.words(&capacity) as u64)?;
+        Ok(Self {
+            recorder: Recorder {
+                shared,
+                capacity,
+                parameters: Parameters::default(),
+                image,
+            },
+            plan,
+            spare: Arc::default(),
+            demands: Demands::default(),
+            names: Vec::new(),
+            commands: Vec::new(),
+        })
+    }
+
+    pub(super) fn name(&mut self, name: &'static str) {
+        self.names.push(name);
+    }
+
+    /// Records one dispatch.
+    pub(super) fn dispatch(
+        &mut self,
+        program: Program,
+        params: &[u32],
+        binds: &[Bind<'_>],
+        size: impl Fn(&Image) -> [u32; 3] + Send + 'static,
+    ) -> Result<()> {
+        let launch = self.recorder.launch(program, params, binds)?;
+        self.commands
+            .push(Command::Dispatch(launch, Box::new(size)));
+        Ok(())
+    }
+
+    /// Has every submission return these rows, as they are at this place.
+    pub(super) fn answer(&mut self, buffer: wgpu::Buffer, answer: Answer) {
+        self.commands.push(Command::Answer(buffer, answer));
+    }
+
+    pub(super) fn several(&mut self, windows: Windows) {
+        self.commands.push(Command::Several(windows));
+    }
+
+    /// Encodes all commands; `answers` says where each answer begins in `back`.
+    fn encode(
+        &mut self,
+        image: &Image,
+        back: &wgpu::Buffer,
+        answers: &[u64],
+    ) -> Result<wgpu::CommandEncoder> {
+        let shared = Arc::clone(&self.recorder.shared);
+        for command in &mut self.commands {
+            if let Command::Several(windows) = command {
+                for i in windows.made.len()..(windows.range)(image).end {
+                    windows.made.push((windows.make)(&mut self.recorder, i)?);
+                }
+            }
+        }
+        let commands = &self.commands;
+        shared.gpu.guarded("a step", 0, || {
+            let descriptor = wgpu::CommandEncoderDescriptor::default();
+            let mut encoder = shared.gpu.device.create_command_encoder(&descriptor);
+            let mut pass = None;
+            let mut answers = answers.iter();
+            for command in commands {
+                match command {
+                    Command::Dispatch(launch, size) => {
+                        dispatch(&mut encoder, &mut pass, launch, size(image));
+                    }
+                    Command::Several(windows) => {
+                        for i in (windows.range)(image) {
+                            let sizes = (windows.sizes)(&image.windows[i]);
+                            for (launch, size) in windows.made[i].iter().zip(sizes) {
+                                dispatch(&mut encoder, &mut pass, launch, size);
+                            }
+                        }
+                    }
+                    Command::Copy(source, target, tensor) => {
+                        pass = None;
+                        let bytes = 4 * (image.count(tensor.rows) * tensor.width) as u64;
+                        if bytes > 0 {
+                            encoder.copy_buffer_to_buffer(source, 0, target, 0, bytes);
+                        }
+                    }
+                    Command::Answer(buffer, answer) => {
+                        pass = None;
+                        let bytes = 4 * answer.words(image) as u64;
+                        if let (Some(to), true) = (answers.next(), bytes > 0) {
+                            encoder.copy_buffer_to_buffer(buffer, 0, back, *to, bytes);
+                        }
+                    }
+                }
+            }
+            drop(pass);
+            encoder
+        })
+    }
+}
+
+/// Encodes one dispatch, into the pass that is open or a new one.
+fn dispatch(
+    encoder: &mut wgpu::CommandEncoder,
+    pass: &mut Option<wgpu::ComputePass<'static>>,
+    launch: &Launch,
+    [x, y, z]: [u32; 3],
+) {
+    if x == 0 || y == 0 || z == 0 {
+        return;
+    }
+    let pass = pass.get_or_insert_with(|| {
+        encoder
+            .begin_compute_pass(&wgpu::ComputePassDescriptor::default())
+            .forget_lifetime()
+    });
+    pass.set_pipeline(&launch.pipeline.pipeline);
+    pass.set_bind_group(0, &launch.group, &[]);
+    pass.dispatch_workgroups(x, y, z);
+}
+
+impl Step for WgpuStep {
+    fn embed(&mut self, op: Embed) -> Result<()> {
+        self.record_embed(op)
+    }
+
+    fn rms_norm(&mut self, op: RmsNorm) -> Result<()> {
+        self.record_rms_norm(op)
+    }
+
+    fn linear(&mut self, op: Linear) -> Result<()> {
+        self.record_linear(op)
+    }
+
+    fn short_conv(&mut self, op: ShortConv) -> Result<()> {
+        self.record_short_conv(op)
+    }
+
+    fn kda_gates(&mut self, op: KdaGates) -> Result<()> {
+        self.record_kda_gates(op)
+    }
+
+    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
+        self.record_kda_recurrence(op)
+    }
+
+    fn gated_norm(&mut self, op: GatedNorm) -> Result<()> {
+        self.record_gated_norm(op)
+    }
+
+    fn mla_append(&mut self, op: MlaAppend) -> Result<()> {
+        self.record_mla_append(op)
+    }
+
+    fn mla_prefill(&mut self, op: MlaAttention) -> Result<()> {
+        self.record_prefill(op)
+    }
+
+    fn mla_decode(&mut self, op: MlaAttention) -> Result<()> {
+        self.record_decode(op)
+    }
+
+    fn route(&mut self, op: Route) -> Result<()> {
+        self.record_route(op)
+    }
+
+    fn experts(&mut self, op: Experts) -> Result<()> {
+        self.record_experts(op)
+    }
+
+    fn swiglu(&mut self, op: Swiglu) -> Result<()> {
+        self.record_swiglu(op)
+    }
+
+    fn add(&mut self, op: Add) -> Result<()> {
+        self.record_add(op)
+    }
+
+    fn all_reduce(&mut self, op: AllReduce) -> Result<()> {
+        // One rank: the sum is there already.
+        self.recorder.tensor(op.target).map(|_| ())
+    }
+
+    fn all_gather(&mut self, op: AllGather) -> Result<()> {
+        op.check(1)?;
+        self.name("all_gather");
+        let (input, output) = (
+            self.recorder.tensor(op.input)?,
+            self.recorder.tensor(op.output)?,
+        );
+        self.commands.push(Command::Copy(input, output, op.input));
+        Ok(())
+    }
+
+    fn select(&mut self, op: Select) -> Result<()> {
+        self.record_select(op)
+    }
+
+    fn probe(&mut self, tensor: Tensor) -> Result<()> {
+        self.name("probe");
+        let buffer = self.recorder.tensor(tensor)?;
+        self.answer(buffer, Answer::Probe(tensor));
+        Ok(())
+    }
+
+    fn operations(&self) -> &[&'static str] {
+        &self.names
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
+        self.demands.check(&self.recorder.capacity, batch)?;
+        let image = self.plan.image(batch, self.demands.latents.is_some());
+        let buffer = &self.recorder.image;
+        if 4 * image.words.len() as u64 > buffer.size() {
+            return Err(BackendError::Batch {
+                what: "the words of a batch".to_owned(),
+                expected: format!(
+                    "at most {}: record a step after its pools are made",
+                    buffer.size() / 4
+                ),
+                found: image.words.len().to_string(),
+            });
+        }
+        let mut answers = Vec::new();
+        for command in &self.commands {
+            if let Command::Answer(_, answer) = command {
+                answers.push((*answer, answer.words(&image)));
+            }
+        }
+        let mut bytes = 0;
+        let mut places = Vec::with_capacity(answers.len());
+        for (_, words) in &answers {
+            places.push(bytes);
+            bytes += 4 * *words as u64;
+        }
+        let shared = Arc::clone(&self.recorder.shared);
+        let back = self.spare.take(&shared, bytes)?;
+        let encoder = self.encode(&image, &back, &places)?;
+        shared.gpu.guarded("a batch", 0, || {
+            let words = bytemuck::cast_slice(&image.words);
+            shared
+                .gpu
+                .queue
+                .write_buffer(&self.recorder.image, 0, words);
+        })?;
+        let read = Read::submit(&shared, &self.spare, encoder, back, bytes)?;
+        let targets: Vec<bool> = batch
+            .outputs
+            .iter()
+            .map(|output| output.target.is_some())
+            .collect();
+        Ok(Ticket::new(async move {
+            Ok(answers::output(read.await?, &answers, &targets))
+        }))
+    }
+}

@@ -1,0 +1,108 @@
+//! Every shader is WGSL that naga accepts, in every composition that a pipeline may ask for. No device is needed.
+#![cfg(feature = "wgpu")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use kimi_linear::backend::wgpu::shaders;
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+/// What every WebGPU implementation can do: `unpack2x16float` counts as a capability.
+const CAPABILITIES: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// Parses and validates one composition.
+fn validate(name: &str, subgroups: bool, constants: &[shaders::Constant]) -> naga::Module {
+    let what = format!("{name}, subgroups {subgroups}, {constants:?}");
+    let source = shaders::source(name, subgroups, constants).unwrap_or_else(|| panic!("{what}"));
+    let module = naga::front::wgsl::parse_str(&source)
+        .unwrap_or_else(|error| panic!("{what}:\n{}", error.emit_to_string(&source)));
+    let mut capabilities = CAPABILITIES;
+    capabilities.set(Capabilities::SUBGROUP, subgroups);
+    Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{what}:\n{}", error.emit_to_string(&source)));
+    module
+}
+
+#[test]
+fn every_shader_is_valid() {
+    for name in shaders::names() {
+        for subgroups in [false, true] {
+            let source = shaders::source(name, subgroups, &[]).unwrap();
+            if source.contains("const FORMAT") {
+                for format in 0..3 {
+                    validate(name, subgroups, &[("FORMAT", format)]);
+                }
+            } else {
+                validate(name, subgroups, &[]);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_is_known_and_used() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let mut files = BTreeSet::new();
+    for (prefix, folder) in [("", folder.clone()), ("shared/", folder.join("shared"))] {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if let Some(name) = name.strip_suffix(".wgsl") {
+                files.insert(format!("{prefix}{name}"));
+            }
+        }
+    }
+    for name in &files {
+        assert!(
+            shaders::source(name, false, &[]).is_some(),
+            "{name} is not part of the build"
+        );
+    }
+}
+
+#[test]
+fn no_shader_asks_for_more_than_a_browser_has() {
+    for name in shaders::names() {
+        let module = validate(name, false, &[]);
+        let info = Validator::new(ValidationFlags::all(), CAPABILITIES)
+            .validate(&module)
+            .unwrap();
+        for (i, entry) in module.entry_points.iter().enumerate() {
+            let used = |space: fn(naga::AddressSpace) -> bool| {
+                module
+                    .global_variables
+                    .iter()
+                    .filter(|(handle, variable)| {
+                        space(variable.space) && !info.get_entry_point(i)[*handle].is_empty()
+                    })
+                    .collect::<Vec<_>>()
+            };
+            let storage = used(|space| matches!(space, naga::AddressSpace::Storage { .. })).len();
+            assert!(
+                storage <= 8,
+                "{name}: {} binds {storage} storage buffers",
+                entry.name
+            );
+            let mut layouter = naga::proc::Layouter::default();
+            layouter.update(module.to_ctx()).unwrap();
+            let shared: u32 = used(|space| space == naga::AddressSpace::WorkGroup)
+                .iter()
+                .map(|(_, variable)| layouter[variable.ty].size)
+                .sum();
+            assert!(
+                shared <= 16384,
+                "{name}: {} takes {shared} bytes of workgroup memory",
+                entry.name
+            );
+            let threads: u32 = entry.workgroup_size.iter().product();
+            assert!(
+                threads <= 256,
+                "{name}: {} has {threads} threads a workgroup",
+                entry.name
+            );
+        }
+    }
+}
