@@ -29,7 +29,7 @@ fn on_wgpu(name: &str, sequences: usize, slots: usize, blocks: usize) -> Engine 
 
 #[test]
 fn requests_at_once_answer_as_each_alone() {
-    let requests: Vec<Request> = [5, 70, 17, 33, 1, 48]
+    let requests: Vec<Request> = [15, 31, 14, 33, 1, 48]
         .into_iter()
         .enumerate()
         .map(|(i, length)| {
@@ -40,7 +40,7 @@ fn requests_at_once_answer_as_each_alone() {
             };
             Request {
                 sampling,
-                ..request(tokens(i as u64 + 1, length), 10 + i)
+                ..request(tokens(i as u64 + 1, length), 20 + i)
             }
         })
         .collect();
@@ -53,7 +53,7 @@ fn requests_at_once_answer_as_each_alone() {
         .iter()
         .map(|r| answer(&mut alone, cold(r)))
         .collect();
-    let mut engine = on_wgpu("tiny-a", 3, 4, 9);
+    let mut engine = on_wgpu("tiny-a", 3, 4, 5);
     for (i, request) in requests.into_iter().enumerate() {
         engine.submit(RequestId(i as u64), request).unwrap();
     }
