@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use common::reference;
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot};
+use kimi_linear::backend::{Backend, Batch, Block, Capacity, OutputRow, Piece, Slot};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{
@@ -53,26 +53,36 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     recordings: 16,
 };
 
-pub fn load(name: &str, limits: Limits) -> (Model, Checkpoint, Arc<Tokenizer>) {
+pub fn load_on(
+    backend: Box<dyn Backend>,
+    name: &str,
+    limits: Limits,
+) -> (Model, Checkpoint, Arc<Tokenizer>) {
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
-    let model = Model::load(
-        &config,
-        &checkpoint,
-        Box::new(CpuBackend::new()),
-        limits,
-        &mut |_| {},
-    )
-    .unwrap();
+    let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
     let mut tokenizer = Tokenizer::from_dir(&dir).unwrap();
     tokenizer.limit_ids(config.vocab_size).unwrap();
     (model, checkpoint, Arc::new(tokenizer))
 }
 
-pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
-    let (model, checkpoint, tokenizer) = load(name, limits);
+pub fn load(name: &str, limits: Limits) -> (Model, Checkpoint, Arc<Tokenizer>) {
+    load_on(Box::new(CpuBackend::new()), name, limits)
+}
+
+pub fn engine_on(
+    backend: Box<dyn Backend>,
+    name: &str,
+    limits: Limits,
+    options: EngineOptions,
+) -> Engine {
+    let (model, checkpoint, tokenizer) = load_on(backend, name, limits);
     Engine::new(model, checkpoint, Some(tokenizer), options)
+}
+
+pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
+    engine_on(Box::new(CpuBackend::new()), name, limits, options)
 }
 
 /// One complete answer, with everything that must be equal between two runs.
