@@ -74,6 +74,54 @@ fn rows(operation: &'static str, what: &'static str, expected: Rows, found: Tens
     )
 }
 
+/// What must hold of every operation's tensors: those with a row a token have one, all of them hold as many rows as a
+/// step may have, and what is written is not read or written in another place of the same operation.
+fn operands(
+    operation: &'static str,
+    capacity: &Capacity,
+    token_rows: bool,
+    read: &[Tensor],
+    written: &[Tensor],
+) -> Result<()> {
+    for tensor in read.iter().chain(written) {
+        if token_rows {
+            rows(operation, "a tensor", Rows::Tokens, *tensor)?;
+        }
+        let (what, needed) = match tensor.rows {
+            Rows::Tokens => ("a tensor's capacity for tokens", capacity.tokens),
+            Rows::Outputs => ("a tensor's capacity for output rows", capacity.outputs),
+        };
+        if tensor.capacity < needed {
+            let (expected, found) = (format!("{needed} or more"), tensor.capacity.to_string());
+            return Err(BackendError::Shape {
+                operation,
+                what,
+                expected,
+                found,
+            });
+        }
+    }
+    for (i, tensor) in written.iter().enumerate() {
+        if read
+            .iter()
+            .chain(&written[..i])
+            .any(|other| other.id == tensor.id)
+        {
+            let (expected, found) = (
+                "no other of its tensors".to_owned(),
+                "one of them".to_owned(),
+            );
+            return Err(BackendError::Shape {
+                operation,
+                what: "what it writes",
+                expected,
+                found,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Fails unless a layer is one of the pool's.
 fn layer(operation: &'static str, layer: usize, layers: usize) -> Result<()> {
     if layer < layers {
@@ -91,7 +139,8 @@ fn layer(operation: &'static str, layer: usize, layers: usize) -> Result<()> {
 use Element::{Activation, F32, Index};
 
 impl Embed {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+        operands("embed", capacity, true, &[], &[self.output])?;
         rows("embed", "the output", Rows::Tokens, self.output)?;
         weight(
             "embed",
@@ -103,8 +152,9 @@ impl Embed {
 }
 
 impl RmsNorm {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let op = "rms_norm";
+        operands(op, capacity, false, &[self.input], &[self.output])?;
         weight(op, "the weight", self.weight, [1, self.input.width, 1])?;
         tensor(op, "the output", self.output, self.input.width, Activation)?;
         if self.output.rows == Rows::Tokens {
@@ -116,7 +166,8 @@ impl RmsNorm {
 }
 
 impl Linear {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+        operands("linear", capacity, false, &[self.input], &[self.output])?;
         weight(
             "linear",
             "the weight",
@@ -128,8 +179,9 @@ impl Linear {
 }
 
 impl ShortConv {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("short_conv", self.pool.layout);
+        operands(op, capacity, true, &[self.input], &[self.output])?;
         layer(op, self.layer, layout.layers)?;
         tensor(op, "the input", self.input, layout.channels(), Activation)?;
         tensor(op, "the output", self.output, layout.channels(), Activation)?;
@@ -143,8 +195,15 @@ impl ShortConv {
 }
 
 impl KdaGates {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, heads, channels) = ("kda_gates", self.write.width, self.decay.width);
+        operands(
+            op,
+            capacity,
+            true,
+            &[self.decay, self.write],
+            &[self.gates, self.beta],
+        )?;
         weight(op, "A_log", self.a_log, [1, heads, 1])?;
         weight(op, "dt_bias", self.dt_bias, [1, channels, 1])?;
         tensor(op, "the gates", self.gates, channels, F32)?;
@@ -159,8 +218,15 @@ impl KdaGates {
 }
 
 impl KdaRecurrence {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("kda_recurrence", self.pool.layout);
+        operands(
+            op,
+            capacity,
+            true,
+            &[self.qkv, self.gates, self.beta],
+            &[self.output],
+        )?;
         layer(op, self.layer, layout.layers)?;
         same(
             op,
@@ -188,8 +254,15 @@ impl KdaRecurrence {
 }
 
 impl TraceKda {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("trace_kda", self.pool.layout);
+        operands(
+            op,
+            capacity,
+            true,
+            &[self.qkv, self.gates, self.beta],
+            &[self.output],
+        )?;
         layer(op, self.layer, layout.layers)?;
         tensor(op, "qkv", self.qkv, layout.channels(), Activation)?;
         let channels = layout.value_heads * layout.key_width;
@@ -201,7 +274,8 @@ impl TraceKda {
 }
 
 impl TraceGate {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+        operands("trace_gate", capacity, true, &[self.gate], &[self.output])?;
         let remainder = self.gate.width % self.output.width.max(1);
         same("trace_gate", "the gate's width modulo heads", 0, remainder)?;
         tensor(
@@ -215,8 +289,9 @@ impl TraceGate {
 }
 
 impl TraceAttention {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("trace_attention", self.pool.layout);
+        operands(op, capacity, true, &[self.query], &[self.output])?;
         layer(op, self.layer, layout.layers)?;
         let heads = self.query.width / (self.nope + layout.rope).max(1);
         layer(op, self.head, heads)?;
@@ -227,8 +302,9 @@ impl TraceAttention {
 }
 
 impl GatedNorm {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, width) = ("gated_norm", self.input.width);
+        operands(op, capacity, true, &[self.input, self.gate], &[self.output])?;
         tensor(op, "the gate", self.gate, width, Activation)?;
         tensor(op, "the output", self.output, width, Activation)?;
         weight(op, "the weight", self.weight, [1, self.weight.rows, 1])?;
@@ -242,8 +318,9 @@ impl GatedNorm {
 }
 
 impl MlaAppend {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("mla_append", self.pool.layout);
+        operands(op, capacity, true, &[self.input], &[])?;
         layer(op, self.layer, layout.layers)?;
         tensor(op, "the input", self.input, layout.width(), Activation)?;
         weight(op, "the weight", self.weight, [1, layout.latent, 1])
@@ -255,8 +332,9 @@ impl MlaAttention {
         self.output.width / self.value.max(1)
     }
 
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout, heads) = ("mla attention", self.pool.layout, self.heads());
+        operands(op, capacity, true, &[self.query], &[self.output])?;
         layer(op, self.layer, layout.layers)?;
         tensor(
             op,
@@ -282,8 +360,15 @@ impl MlaAttention {
 }
 
 impl Route {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, experts, top_k) = ("route", self.weight.rows, self.experts.width);
+        operands(
+            op,
+            capacity,
+            true,
+            &[self.input],
+            &[self.experts, self.weights],
+        )?;
         weight(
             op,
             "the weight",
@@ -305,8 +390,15 @@ impl Route {
 }
 
 impl Experts {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, d, n, local) = ("experts", self.input.width, self.gate.rows, self.gate.stack);
+        operands(
+            op,
+            capacity,
+            true,
+            &[self.input, self.experts, self.weights],
+            &[self.output],
+        )?;
         weight(op, "gate", self.gate, [local, n, d])?;
         weight(op, "up", self.up, [local, n, d])?;
         weight(op, "down", self.down, [local, d, n])?;
@@ -317,8 +409,23 @@ impl Experts {
 }
 
 impl Swiglu {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+        operands("swiglu", capacity, false, &[self.input], &[self.output])?;
         rows("swiglu", "the output", self.input.rows, self.output)?;
+        tensor(
+            "swiglu",
+            "the input",
+            self.input,
+            self.input.width,
+            Activation,
+        )?;
+        tensor(
+            "swiglu",
+            "the output",
+            self.output,
+            self.output.width,
+            Activation,
+        )?;
         same(
             "swiglu",
             "the input's width",
@@ -329,7 +436,8 @@ impl Swiglu {
 }
 
 impl Add {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+        operands("add", capacity, false, &[self.source], &[self.target])?;
         rows("add", "the target", self.source.rows, self.target)?;
         tensor(
             "add",
@@ -342,7 +450,8 @@ impl Add {
 }
 
 impl AllGather {
-    pub(crate) fn check(&self, ranks: usize) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity, ranks: usize) -> Result<()> {
+        operands("all_gather", capacity, false, &[self.input], &[self.output])?;
         rows("all_gather", "the output", self.input.rows, self.output)?;
         tensor(
             "all_gather",
@@ -355,7 +464,8 @@ impl AllGather {
 }
 
 impl Select {
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+        operands("select", capacity, false, &[self.logits], &[])?;
         rows("select", "the logits", Rows::Outputs, self.logits)?;
         tensor("select", "the logits", self.logits, self.logits.width, F32)?;
         same(
@@ -512,7 +622,14 @@ fn check_slots(layout: &StateLayout, batch: &Batch) -> Result<()> {
 fn check_blocks(layout: &LatentLayout, batch: &Batch) -> Result<()> {
     let mut written = HashSet::new();
     for (i, piece) in batch.pieces.iter().enumerate() {
-        let needed = (piece.position + piece.length).div_ceil(layout.block_tokens);
+        let Some(end) = piece.position.checked_add(piece.length) else {
+            return wrong(
+                format!("the end of piece {i}"),
+                "a place in memory",
+                "beyond",
+            );
+        };
+        let needed = end.div_ceil(layout.block_tokens);
         if piece.blocks.len() < needed {
             return wrong(
                 format!("the block table of piece {i}"),

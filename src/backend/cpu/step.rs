@@ -129,7 +129,7 @@ impl CpuStep {
         op: MlaAttention,
         kernel: AttentionKernel,
     ) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.demands.latents = Some(op.pool.layout);
         let layout = op.pool.layout;
         let shape = Shape {
@@ -164,7 +164,7 @@ impl CpuStep {
 
 impl Step for CpuStep {
     fn embed(&mut self, op: Embed) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.demands.vocabulary = Some(op.weight.rows);
         self.record_rows("embed", op.output, move |memory, run, output| {
             embed::embed(&run.batch.tokens, memory.weight(op.weight), output);
@@ -173,7 +173,7 @@ impl Step for CpuStep {
     }
 
     fn rms_norm(&mut self, op: RmsNorm) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record_rows("rms_norm", op.output, move |memory, run, output| {
             let input = memory.f32(op.input, run.rows(op.input.rows));
             let weight = memory.weight(op.weight).to_vec();
@@ -189,7 +189,7 @@ impl Step for CpuStep {
     }
 
     fn linear(&mut self, op: Linear) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record_rows("linear", op.output, move |memory, run, output| {
             let input = memory.f32(op.input, run.rows(op.input.rows));
             linear::linear(input, memory.weight(op.weight), 0, op.weight.rows, output);
@@ -198,7 +198,7 @@ impl Step for CpuStep {
     }
 
     fn short_conv(&mut self, op: ShortConv) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.demands.states = Some(op.pool.layout);
         self.record("short_conv", move |memory, run, _| {
             let input = memory.f32(op.input, run.rows(Rows::Tokens)).to_vec();
@@ -226,7 +226,7 @@ impl Step for CpuStep {
     }
 
     fn kda_gates(&mut self, op: KdaGates) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record("kda_gates", move |memory, run, _| {
             let rows = run.rows(Rows::Tokens);
             memory.with_output(op.gates, rows, |memory, gates| {
@@ -245,7 +245,7 @@ impl Step for CpuStep {
     }
 
     fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.demands.states = Some(op.pool.layout);
         self.record("kda_recurrence", move |memory, run, _| {
             let count = run.rows(Rows::Tokens);
@@ -274,7 +274,7 @@ impl Step for CpuStep {
     }
 
     fn gated_norm(&mut self, op: GatedNorm) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record_rows("gated_norm", op.output, move |memory, run, output| {
             let rows = run.rows(Rows::Tokens);
             let weight = memory.weight(op.weight).to_vec();
@@ -290,7 +290,7 @@ impl Step for CpuStep {
     }
 
     fn mla_append(&mut self, op: MlaAppend) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.demands.latents = Some(op.pool.layout);
         self.record("mla_append", move |memory, run, _| {
             let mut latents = std::mem::take(&mut memory.latents);
@@ -322,7 +322,7 @@ impl Step for CpuStep {
     }
 
     fn route(&mut self, op: Route) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record("route", move |memory, run, _| {
             let rows = run.rows(Rows::Tokens);
             let mut ids = vec![0; rows * op.experts.width];
@@ -344,7 +344,7 @@ impl Step for CpuStep {
     }
 
     fn experts(&mut self, op: Experts) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record_rows("experts", op.output, move |memory, run, output| {
             let rows = run.rows(Rows::Tokens);
             let stacks = Stacks {
@@ -362,7 +362,7 @@ impl Step for CpuStep {
     }
 
     fn swiglu(&mut self, op: Swiglu) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record_rows("swiglu", op.output, move |memory, run, output| {
             swiglu::swiglu(
                 memory.f32(op.input, run.rows(op.input.rows)),
@@ -374,7 +374,7 @@ impl Step for CpuStep {
     }
 
     fn add(&mut self, op: Add) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record_rows("add", op.target, move |memory, run, target| {
             let source = memory.f32(op.source, run.rows(op.source.rows));
             target
@@ -396,7 +396,7 @@ impl Step for CpuStep {
     }
 
     fn all_gather(&mut self, op: AllGather) -> Result<()> {
-        op.check(self.collective.shard().ranks)?;
+        op.check(&self.capacity, self.collective.shard().ranks)?;
         self.record_rows("all_gather", op.output, move |memory, run, output| {
             let rows = run.rows(op.input.rows);
             let gathered = run.collective.all_gather(memory.f32(op.input, rows));
@@ -416,7 +416,7 @@ impl Step for CpuStep {
     }
 
     fn select(&mut self, op: Select) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record("select", move |memory, run, result| {
             let logits = memory.f32(op.logits, run.rows(Rows::Outputs));
             result.choices =
@@ -440,7 +440,7 @@ impl Step for CpuStep {
     }
 
     fn trace_kda(&mut self, op: TraceKda) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.demands.states = Some(op.pool.layout);
         self.record_rows("trace_kda", op.output, move |memory, run, output| {
             output.fill(0.0);
@@ -463,7 +463,7 @@ impl Step for CpuStep {
     }
 
     fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.record_rows("trace_gate", op.output, move |memory, run, output| {
             let gate = memory.f32(op.gate, run.rows(Rows::Tokens));
             let rows = gate.chunks_exact(op.gate.width.max(1));
@@ -475,7 +475,7 @@ impl Step for CpuStep {
     }
 
     fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
-        op.check()?;
+        op.check(&self.capacity)?;
         self.demands.latents = Some(op.pool.layout);
         let layout = op.pool.layout;
         let heads = op.query.width / (op.nope + layout.rope);

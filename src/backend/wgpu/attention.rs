@@ -37,7 +37,7 @@ impl Plan {
 
 impl WgpuStep {
     fn plan(&mut self, op: &MlaAttention) -> Result<Plan> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.demands.latents = Some(op.pool.layout);
         let (layout, heads) = (op.pool.layout, op.heads());
         let (format, stride, expansions) = self.recorder.with_memory(|memory| {
@@ -70,7 +70,7 @@ impl WgpuStep {
     }
 
     pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.demands.latents = Some(op.pool.layout);
         self.name("mla_append");
         let layout = op.pool.layout;

@@ -7,7 +7,7 @@ use crate::backend::{Add, Embed, Linear, Result, RmsNorm, Rows, Swiglu, Weight};
 
 impl WgpuStep {
     pub(super) fn record_embed(&mut self, op: Embed) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.demands.vocabulary = Some(op.weight.rows);
         self.name("embed");
         let output = self.recorder.tensor(op.output)?;
@@ -32,7 +32,7 @@ impl WgpuStep {
     }
 
     pub(super) fn record_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.name("rms_norm");
         let (input, output) = (
             self.recorder.tensor(op.input)?,
@@ -59,7 +59,7 @@ impl WgpuStep {
     }
 
     pub(super) fn record_linear(&mut self, op: Linear) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.name("linear");
         let (input, output) = (
             self.recorder.tensor(op.input)?,
@@ -69,7 +69,7 @@ impl WgpuStep {
     }
 
     pub(super) fn record_swiglu(&mut self, op: Swiglu) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.name("swiglu");
         let (input, output) = (
             self.recorder.tensor(op.input)?,
@@ -85,7 +85,7 @@ impl WgpuStep {
     }
 
     pub(super) fn record_add(&mut self, op: Add) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.name("add");
         let source = self.recorder.tensor(op.source)?;
         let target = self.recorder.tensor(op.target)?;

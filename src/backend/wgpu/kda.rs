@@ -8,7 +8,7 @@ use crate::error::BackendError;
 
 impl WgpuStep {
     pub(super) fn record_short_conv(&mut self, op: ShortConv) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.demands.states = Some(op.pool.layout);
         self.name("short_conv");
         let (input, output) = (
@@ -46,7 +46,7 @@ impl WgpuStep {
     }
 
     pub(super) fn record_kda_gates(&mut self, op: KdaGates) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.name("kda_gates");
         let recorder = &self.recorder;
         let (decay, write) = (recorder.tensor(op.decay)?, recorder.tensor(op.write)?);
@@ -70,7 +70,7 @@ impl WgpuStep {
     }
 
     pub(super) fn record_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.demands.states = Some(op.pool.layout);
         self.name("kda_recurrence");
         let layout = op.pool.layout;
@@ -155,7 +155,7 @@ impl WgpuStep {
     }
 
     pub(super) fn record_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
-        op.check()?;
+        op.check(&self.recorder.capacity)?;
         self.name("gated_norm");
         let recorder = &self.recorder;
         let (input, gate) = (recorder.tensor(op.input)?, recorder.tensor(op.gate)?);

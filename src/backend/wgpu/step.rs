@@ -322,7 +322,7 @@ impl Step for WgpuStep {
     }
 
     fn all_gather(&mut self, op: AllGather) -> Result<()> {
-        op.check(1)?;
+        op.check(&self.recorder.capacity, 1)?;
         self.name("all_gather");
         let (input, output) = (
             self.recorder.tensor(op.input)?,

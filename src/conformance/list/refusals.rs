@@ -341,6 +341,9 @@ fn shapes(lab: &mut Lab<'_>) -> Result<()> {
     let gates = lab.blank(Rows::Tokens, 4, 8, Element::F32)?;
     let outputs = lab.blank(Rows::Outputs, 4, 6, Element::Activation)?;
     let logits = lab.blank(Rows::Outputs, 4, 6, Element::F32)?;
+    let small = lab.blank(Rows::Tokens, 3, 6, Element::Activation)?;
+    let indices = lab.blank(Rows::Tokens, 4, 8, Element::Index)?;
+    let four = lab.output(4, 4)?;
     let states = Rig::new(lab)?.states;
     let mut step = lab.step(&crate::conformance::lab::plain(4))?;
     let mut refused = |what: &str, result: Result<()>| {
@@ -393,6 +396,37 @@ fn shapes(lab: &mut Lab<'_>) -> Result<()> {
         "swiglu, an odd width",
         step.swiglu(Swiglu {
             input: seven,
+            output: six,
+        }),
+    );
+    refused(
+        "add, a tensor to itself",
+        step.add(Add {
+            source: six,
+            target: six,
+        }),
+    );
+    refused(
+        "add, tensors for fewer rows than the step's",
+        step.add(Add {
+            source: six,
+            target: small,
+        }),
+    );
+    refused(
+        "swiglu, indices",
+        step.swiglu(Swiglu {
+            input: indices,
+            output: four,
+        }),
+    );
+    refused(
+        "short_conv, rows of outputs",
+        step.short_conv(ShortConv {
+            input: outputs,
+            weight: matrix,
+            pool: states,
+            layer: 0,
             output: six,
         }),
     );
