@@ -1,8 +1,10 @@
 // Latent attention for few queries: the expansion is absorbed into query and output, so that each cached row is read as
 // it is. Twin of `src/backend/cpu/mla_decode.rs`.
 //
-// Three dispatches: `absorb` makes the query of the latents, `attend` runs a softmax over them, `expand` turns the
-// weighted latent into a value. Where kv_b spans several buffers, the first and the last run once for each.
+// Four dispatches: `absorb` makes the query of the latents, `attend` runs a softmax over a span of them, `combine` puts the
+// spans of a row together, `expand` turns the weighted latent into a value. Spans are counted from the sequence's start,
+// so a row's arithmetic depends on its position alone. Where kv_b lies in several buffers, the first dispatch and the last
+// run once for each.
 
 // #import shared/batch
 // #import shared/mla
@@ -11,18 +13,22 @@
 
 @group(0) @binding(2) var<storage, read> query: array<f32>;               // [T, H (nope + rope)]
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;        // kv_b: [rows, stride]
-@group(0) @binding(4) var<storage, read_write> absorbed_out: array<f32>;  // [n, H, latent]
-@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // [n, H, latent]
+@group(0) @binding(4) var<storage, read_write> absorbed_out: array<f32>;  // [n, H, latent]: queries, then contexts
+@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // the same
 @group(0) @binding(6) var<storage, read> latents: array<f32>;             // [blocks, block_tokens, latent + rope]
-@group(0) @binding(7) var<storage, read_write> context_out: array<f32>;   // [n, H, latent]
-@group(0) @binding(8) var<storage, read> context: array<f32>;             // [n, H, latent]
+@group(0) @binding(7) var<storage, read_write> parts_out: array<f32>;     // [spans, H, latent + 2]: sum, greatest, total
+@group(0) @binding(8) var<storage, read> parts: array<f32>;               // the same
 @group(0) @binding(9) var<storage, read_write> output: array<f32>;        // [T, H value]
+
 
 // The widest cached row.
 const WIDTH: u32 = 1024u;
 
 // Positions whose scores are taken together.
 const RUN: u32 = 64u;
+
+// Positions a span, where single tokens are worked on; all others have one span each.
+const SPAN: u32 = 512u;
 
 // The row of the batch that is number `n` of those that this dispatch works on.
 fn row_of(n: u32) -> u32 {
@@ -59,15 +65,24 @@ var<workgroup> mixed: array<f32, WIDTH>;          // [latent]: the weighted late
 var<workgroup> chances: array<f32, RUN>;          // exp(score - greatest) of a run
 var<workgroup> places: array<u32, RUN>;           // where the rows of a run begin
 
-// Softmax over all positions that a row sees, a run at a time: a workgroup a head (y) of a row (x).
+// Softmax over the positions of a span, a run at a time: a workgroup a head (y) of a span (x).
 @compute @workgroup_size(64)
 fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let row = row_of(group.x);
+    var number = group.x;
+    var start = 0u;
+    if (params.begin == 1u) {
+        number = batch[batch[AT_SPANS] + 2u * group.x];
+        start = batch[batch[AT_SPANS] + 2u * group.x + 1u];
+    }
+    let row = row_of(number);
     let head = group.y;
     let piece = owner(row);
-    let positions = piece_word(piece, POSITION) + row - piece_word(piece, START) + 1u;
+    var positions = piece_word(piece, POSITION) + row - piece_word(piece, START) + 1u;
+    if (params.begin == 1u) {
+        positions = min(positions, start + SPAN);
+    }
     let width = params.latent + params.rope;
-    let first = (group.x * params.heads + head) * params.latent;
+    let first = (number * params.heads + head) * params.latent;
     let first_rope = (row * params.heads + head) * key_width() + params.nope;
     for (var i = thread; i < width; i += 64u) {
         if (i < params.latent) {
@@ -79,7 +94,7 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     }
     var greatest = LOWEST;
     var total = 0.0;
-    for (var begin = 0u; begin < positions; begin += RUN) {
+    for (var begin = start; begin < positions; begin += RUN) {
         workgroupBarrier();
         var score = LOWEST;
         let position = begin + thread;
@@ -116,9 +131,49 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
             mixed[i] = sum;
         }
     }
+    let part = part_at(group.x, head);
     for (var i = thread; i < params.latent; i += 64u) {
-        context_out[first + i] = mixed[i] / total;
+        parts_out[part + i] = mixed[i];
     }
+    if (thread == 0u) {
+        parts_out[part + params.latent] = greatest;
+        parts_out[part + params.latent + 1u] = total;
+    }
+}
+
+// Where a span's part begins.
+fn part_at(span: u32, head: u32) -> u32 {
+    return (span * params.heads + head) * (params.latent + 2u);
+}
+
+// The weighted latent of a row from its spans, in their order; it takes the place of the absorbed query. A thread an
+// element (x) of a head (y) of a row (z).
+@compute @workgroup_size(64)
+fn combine(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let l = group.x * 64u + thread;
+    let head = group.y;
+    if (l >= params.latent) {
+        return;
+    }
+    var span = group.z;
+    var count = 1u;
+    if (params.begin == 1u) {
+        span = batch[batch[AT_SPANNED] + 2u * group.z];
+        count = batch[batch[AT_SPANNED] + 2u * group.z + 1u];
+    }
+    var greatest = LOWEST;
+    for (var n = 0u; n < count; n++) {
+        greatest = max(greatest, parts[part_at(span + n, head) + params.latent]);
+    }
+    var sum = 0.0;
+    var total = 0.0;
+    for (var n = 0u; n < count; n++) {
+        let part = part_at(span + n, head);
+        let weight = exp(parts[part + params.latent] - greatest);
+        sum = fma(parts[part + l], weight, sum);
+        total = fma(parts[part + params.latent + 1u], weight, total);
+    }
+    absorbed_out[(group.z * params.heads + head) * params.latent + l] = sum / total;
 }
 
 // W_UV times the weighted latent: eight threads an element of the output (x), of a head (y) of a row (z).
@@ -132,7 +187,7 @@ fn expand(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     var sum = 0.0;
     if (inside) {
         for (var l = thread % 8u; l < params.latent; l += 8u) {
-            sum = fma(context[first + l], element(row * params.stride, l), sum);
+            sum = fma(absorbed[first + l], element(row * params.stride, l), sum);
         }
     }
     sum = sum_eight(vec4<f32>(sum), thread).x;

@@ -106,3 +106,35 @@ fn no_shader_asks_for_more_than_a_browser_has() {
         }
     }
 }
+
+/// Metal and DX12 take other languages: every composition can be written in both, with no such device at hand.
+#[test]
+fn every_shader_translates_for_metal_and_dx12() {
+    for name in shaders::names() {
+        for subgroups in [false, true] {
+            let module = validate(name, subgroups, &[]);
+            let mut capabilities = CAPABILITIES;
+            capabilities.set(Capabilities::SUBGROUP, subgroups);
+            let info = Validator::new(ValidationFlags::all(), capabilities)
+                .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+                .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+                .validate(&module)
+                .unwrap();
+            let options = naga::back::msl::Options {
+                lang_version: (2, 4),
+                fake_missing_bindings: true,
+                ..Default::default()
+            };
+            naga::back::msl::write_string(&module, &info, &options, &Default::default())
+                .unwrap_or_else(|error| panic!("{name} for Metal: {error}"));
+            let options = naga::back::hlsl::Options {
+                shader_model: naga::back::hlsl::ShaderModel::V6_0,
+                ..Default::default()
+            };
+            let (mut text, pipeline) = (String::new(), Default::default());
+            naga::back::hlsl::Writer::new(&mut text, &options, &pipeline)
+                .write(&module, &info, None)
+                .unwrap_or_else(|error| panic!("{name} for DX12: {error}"));
+        }
+    }
+}

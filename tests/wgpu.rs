@@ -226,6 +226,7 @@ fn so_do_the_plain_variants_over_small_windows() {
     let options = Options {
         subgroups: false,
         window: 64,
+        span: 64,
         ..Options::default()
     };
     check("tiny-a", options, &[65, 200], &[200, 7], 65);

@@ -17,6 +17,8 @@ const AT_CHUNKS: u32 = 8u;    // [chunks, 4]: first row, length, piece, slot of 
 const AT_TILES: u32 = 9u;     // [tiles, 2]: piece, first token of the piece
 const AT_WINDOWS: u32 = 10u;  // [windows, 4]: piece, first position, positions, first tile of the piece
 const SEVERAL_ROWS: u32 = 11u; // rows of pieces of several tokens
+const AT_SPANS: u32 = 12u;    // [spans, 2]: positions that a decode takes apart: number of the single row, first position
+const AT_SPANNED: u32 = 13u;  // [single rows, 2]: the row's first span, and how many
 
 // Words of a piece.
 const PIECE: u32 = 10u;

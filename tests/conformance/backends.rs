@@ -69,6 +69,7 @@ fn wgpu() -> Vec<Bench> {
                 subgroups: false,
                 weight_limit: Some(1 << 20),
                 window: 64,
+                span: 64,
                 ..Options::default()
             })
         }),

@@ -1,6 +1,6 @@
 //! How latent attention is recorded: several dispatches each, and kv_b may span several buffers.
 
-use super::image::Image;
+use super::image::{self, Image};
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
 use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
@@ -116,7 +116,17 @@ impl WgpuStep {
         let begin = usize::from(op.pieces == Pieces::Single);
         let elements = most * plan.heads * layout.latent;
         let absorbed = recorder.scratch("absorbed queries", elements)?;
-        let context = recorder.scratch("weighted latents", elements)?;
+        let span = recorder.shared.span;
+        let most_spans = match op.pieces {
+            Pieces::Single => image::Plan::spans(&recorder.capacity, layout.block_tokens, span),
+            Pieces::All | Pieces::Several => most,
+        };
+        let elements = most_spans * plan.heads * (layout.latent + 2);
+        let parts = recorder.scratch("attention by spans", elements)?;
+        let spans: fn(&Image) -> usize = match op.pieces {
+            Pieces::Single => |image| image.spans,
+            Pieces::All | Pieces::Several => count,
+        };
         let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
         let latents = recorder.with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
         let heads = plan.heads as u32;
@@ -139,15 +149,21 @@ impl WgpuStep {
             )?;
         }
         self.dispatch(
-            Program::entry("mla_decode", "attend"),
+            Program::entry("mla_decode", "attend").with("SPAN", span as u32),
             &plan.params(0, 0, begin),
             &[
                 Bind::Read(2, &query),
                 Bind::Read(5, &absorbed),
                 Bind::Read(6, &latents),
-                Bind::Write(7, &context),
+                Bind::Write(7, &parts),
             ],
-            move |image| [count(image) as u32, heads, 1],
+            move |image| [spans(image) as u32, heads, 1],
+        )?;
+        self.dispatch(
+            Program::entry("mla_decode", "combine"),
+            &plan.params(0, 0, begin),
+            &[Bind::Read(8, &parts), Bind::Write(4, &absorbed)],
+            move |image| [groups, heads, count(image) as u32],
         )?;
         let groups = op.value.div_ceil(8) as u32;
         for Expansion {
@@ -161,7 +177,7 @@ impl WgpuStep {
                 &plan.params(*first, *rows, begin),
                 &[
                     Bind::Read(3, buffer),
-                    Bind::Read(8, &context),
+                    Bind::Read(5, &absorbed),
                     Bind::Write(9, &output),
                 ],
                 move |image| [groups, heads, count(image) as u32],

@@ -47,6 +47,8 @@ pub(super) struct Image {
     /// Windows of pieces of several tokens come first, then those of others.
     pub(super) windows: Vec<Window>,
     pub(super) several_windows: usize,
+    /// Spans of single rows.
+    pub(super) spans: usize,
 }
 
 /// What the image depends on beside the batch.
@@ -54,6 +56,8 @@ pub(super) struct Image {
 pub(super) struct Plan {
     /// Positions a window.
     pub(super) window: usize,
+    /// Positions a span.
+    pub(super) span: usize,
     /// Tokens a block of the latent pool, or 1 where there is none.
     pub(super) block_tokens: usize,
 }
@@ -62,6 +66,11 @@ impl Plan {
     /// Chunks of a batch within `capacity`: each piece and each checkpoint may leave one partly filled.
     pub(super) fn chunks(capacity: &Capacity) -> usize {
         capacity.tokens / CHUNK + capacity.pieces + capacity.checkpoints
+    }
+
+    /// Spans of single rows of a batch within `capacity`: every row may leave one partly filled.
+    pub(super) fn spans(capacity: &Capacity, block_tokens: usize, span: usize) -> usize {
+        capacity.blocks * block_tokens / span + capacity.pieces
     }
 
     /// The most words that an image within `capacity` takes.
@@ -77,6 +86,8 @@ impl Plan {
             + 4 * Self::chunks(capacity)
             + 2 * tiles
             + 4 * windows
+            + 2 * Self::spans(capacity, self.block_tokens, self.span)
+            + 2 * capacity.pieces
     }
 
     /// Lays a batch out; windows and tiles only where the step attends to latents.
@@ -111,6 +122,7 @@ impl Plan {
         image.chunks(batch, &starts, &order, pieces);
         if attends {
             self.windows(&mut image, batch, &order);
+            self.spanned(&mut image, batch);
         }
         image
     }
@@ -143,6 +155,24 @@ impl Plan {
         }
         image.list(9, tiles);
         image.list(10, windows);
+    }
+}
+
+impl Plan {
+    /// Spans of the single rows, in the order of those rows.
+    fn spanned(&self, image: &mut Image, batch: &Batch) {
+        let (mut spans, mut spanned) = (Vec::new(), Vec::new());
+        for piece in batch.pieces.iter().filter(|piece| piece.length == 1) {
+            let number = spanned.len() / 2;
+            let first = spans.len() / 2;
+            for position in (0..=piece.position).step_by(self.span) {
+                spans.extend([word(number), word(position)]);
+            }
+            spanned.extend([word(first), word(spans.len() / 2 - first)]);
+        }
+        image.spans = spans.len() / 2;
+        image.list(12, spans);
+        image.list(13, spanned);
     }
 }
 

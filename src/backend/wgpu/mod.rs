@@ -45,6 +45,9 @@ pub struct Options {
     pub weight_limit: Option<u64>,
     /// Positions whose keys and values a prefill expands together, a multiple of 64.
     pub window: usize,
+    /// Positions that one workgroup of a decode attends to; more are shared among several, so other spans round
+    /// differently. A multiple of 64.
+    pub span: usize,
 }
 
 impl Default for Options {
@@ -54,6 +57,7 @@ impl Default for Options {
             subgroups: true,
             weight_limit: None,
             window: 512,
+            span: 512,
         }
     }
 }
@@ -64,6 +68,7 @@ struct Shared {
     memory: Mutex<Memory>,
     pipelines: Mutex<Pipelines>,
     window: usize,
+    span: usize,
 }
 
 impl Shared {
@@ -92,16 +97,15 @@ impl WgpuBackend {
     /// Opens an adapter as `options` say.
     ///
     /// # Errors
-    /// No such adapter, one without what the shaders need, or a window that is not a multiple of 64.
+    /// No such adapter, one without what the shaders need, or a window or span that is not a multiple of 64.
     pub fn with_options(options: Options) -> Result<Self> {
-        if options.window == 0 || !options.window.is_multiple_of(64) {
-            return Err(BackendError::Unsupported {
-                backend: "wgpu",
-                what: format!(
-                    "a window of {} positions: not a multiple of 64",
-                    options.window
-                ),
-            });
+        for (what, positions) in [("window", options.window), ("span", options.span)] {
+            if positions == 0 || !positions.is_multiple_of(64) {
+                return Err(BackendError::Unsupported {
+                    backend: "wgpu",
+                    what: format!("a {what} of {positions} positions: not a multiple of 64"),
+                });
+            }
         }
         let mut gpu = Gpu::open(options.adapter)?;
         gpu.subgroups &= options.subgroups;
@@ -115,6 +119,7 @@ impl WgpuBackend {
                 memory: Mutex::default(),
                 pipelines: Mutex::default(),
                 window: options.window,
+                span: options.span,
             }),
             spare: Arc::default(),
         })

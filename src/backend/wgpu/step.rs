@@ -135,6 +135,7 @@ impl WgpuStep {
         };
         let plan = Plan {
             window: shared.window,
+            span: shared.span,
             block_tokens: block_tokens.unwrap_or(1),
         };
         let image = shared
