@@ -283,10 +283,9 @@ pub trait Step: Send {
 }
 
 fn untraced() -> BackendError {
-    let reason = "it does not trace yet; --backend cpu does".to_owned();
-    BackendError::Unavailable {
-        backend: "of this device",
-        reason,
+    BackendError::Unsupported {
+        backend: "device's",
+        what: "traces yet; --backend cpu does".to_owned(),
     }
 }
 

@@ -119,12 +119,15 @@ impl Screen {
             self.term.write_all(text.as_bytes())?;
             return self.term.flush();
         }
+        // What the model says must not steer the terminal.
+        let harmless = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
+        let text: String = text.chars().filter(harmless).collect();
         let width = usize::from(self.term.size().1).max(1);
         for (i, line) in text.split('\n').enumerate() {
             self.column = if i > 0 { 0 } else { self.column };
             self.column = (self.column + measure_text_width(line)) % width;
         }
-        let mut out = format!("\x1b[K{}", self.markdown.push(text));
+        let mut out = format!("\x1b[K{}", self.markdown.push(&text));
         if let Some(rate) = self.rate() {
             let status = format!("  {rate:.1} tokens/s");
             if self.column + status.len() < width {
