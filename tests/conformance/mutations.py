@@ -5,7 +5,7 @@
 
 Works on a copy of the sources; the repository is left alone. Each row of MUTATIONS is a file, a piece of it that occurs
 once, and what stands there instead. Shaders are text like any other source: a row for a .wgsl works as well, with
-`--filter wgpu/`. A mutant that does not compile, or whose text is not found, is an error of this script, not a catch.
+`--filter wgpu/`. Set CARGO_TARGET_DIR to a warm build, or dependencies are built first. A mutant that does not compile, or whose text is not found, is an error of this script, not a catch.
 `mutants.rs` plants bugs around a backend and runs with every test; this takes a build a mutant and is run by hand.
 """
 import argparse
@@ -61,6 +61,16 @@ MUTATIONS = [
     (CPU + "memory.rs", "self.source.stored_columns + self.source.first_column;", "self.source.stored_columns;"),
     (CPU + "memory.rs", "let len = part.len() / self.source.format.size();", "let len = (part.len() / self.source.format.size()).min(columns);"),
     (CPU + "rms_norm.rs", "&input[row * d..(row + 1) * d], weight, eps", "&input[row / 2 * d..(row / 2 + 1) * d], weight, eps"),
+    ("shaders/kda_gates.wgsl", "gates[i] = -exp(a_log[head])", "gates[i] = exp(a_log[head])"),
+    ("shaders/kda_chunk.wgsl", "u = fma(-a[t * C + before]", "u = fma(a[t * C + before]"),
+    ("shaders/kda_chunk.wgsl", "let decay = prepared[base + 3u * C * k + d];", "let decay = 1.0;"),
+    ("shaders/kda_chunk.wgsl", "state[i] = states[state_at(slot, head) + i / COLUMNS * v + column];", "state[i] = states[state_at(slot, head) + column * v + i / COLUMNS];"),
+    ("shaders/kda_step.wgsl", "decayed = exp(gates[gate + d]) * states[state_at(slot, head) + d * v + column];\n                }\n                let value",
+     "decayed = states[state_at(slot, head) + d * v + column];\n                }\n                let value"),
+    ("shaders/shared/kda.wgsl", "const L2_EPS: f32 = 1e-6", "const L2_EPS: f32 = 1e-5"),
+    ("shaders/mla_append.wgsl", "+ params.eps)", "+ 1e-5)"),
+    ("shaders/short_conv.wgsl", "params.taps - 1u + t - back", "params.taps - 2u + t - back"),
+    ("shaders/route.wgsl", "bitcast<u32>(scores[chosen]);", "bitcast<u32>(scores[chosen] + bitcast<f32>(bias[chosen]));"),
     ("src/backend/check.rs", "*token as usize >= vocabulary", "*token as usize > vocabulary + 1"),
     ("src/backend/check.rs", "if piece.blocks.len() < needed", "if piece.blocks.len() + 1 < needed"),
     ("src/backend/check.rs", "if own_checkpoint || (written", "if (written"),
