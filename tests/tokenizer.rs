@@ -1,50 +1,18 @@
 //! The tokenizer against the known answers of `tests/reference/tokenizer`, and against tiktoken's algorithm.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
+use common::reference;
+use common::tokenizer::{check_texts, expected, known};
 use kimi_linear::error::TokenizerError;
 use kimi_linear::tokenizer::{StreamDecoder, Tokenizer};
 use proptest::prelude::*;
-use serde_json::{Value, json};
-
-fn reference(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/reference")
-        .join(name)
-}
-
-fn expected() -> Value {
-    serde_json::from_str(&std::fs::read_to_string(reference("tokenizer/expected.json")).unwrap())
-        .unwrap()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    serde_json::from_value(value.clone()).unwrap()
-}
-
-fn known() -> Tokenizer {
-    Tokenizer::from_dir(&reference("tokenizer")).unwrap()
-}
-
-fn check_texts(tokenizer: &Tokenizer) {
-    let expected = expected();
-    let rows = expected["encode_ordinary"].as_array().unwrap();
-    assert_eq!(rows.len(), 41);
-    for row in rows {
-        let text = row["text"].as_str().unwrap();
-        let found = tokenizer.encode_ordinary(text).unwrap();
-        assert_eq!(found, ids(&row["ids"]), "{text:?}");
-        assert_eq!(tokenizer.decode(&found).unwrap(), text);
-        let mut stream = tokenizer.stream();
-        let mut streamed: String = found.iter().map(|&id| stream.push(id).unwrap()).collect();
-        streamed.push_str(&stream.finish());
-        assert_eq!(streamed, text);
-    }
-}
+use serde_json::json;
 
 #[test]
 fn all_known_texts() {

@@ -8,6 +8,8 @@
     clippy::panic
 )]
 
+pub mod tokenizer;
+
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;

@@ -159,8 +159,7 @@ impl Backend for CpuBackend {
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
         let read = || {
             let layout = &pool.layout;
-            within("state", "the layer", layer, layout.layers)?;
-            within("state", "the slot", slot.0 as usize, layout.slots)?;
+            pool.check_slot(layer, slot)?;
             let memory = self.memory();
             let states = memory.states(pool);
             Ok(StateRecord {
@@ -183,34 +182,8 @@ impl Backend for CpuBackend {
         slot: Slot,
         record: &StateRecord,
     ) -> Result<()> {
-        let layout = &pool.layout;
-        within("state", "the layer", layer, layout.layers)?;
-        within("state", "the slot", slot.0 as usize, layout.slots)?;
-        let shape = |heads, key, value| format!("[{heads}, {key}, {value}]");
-        equal(
-            "state",
-            "the shape",
-            shape(layout.value_heads, layout.key_width, layout.value_width),
-            shape(record.heads, record.key_width, record.value_width),
-        )?;
-        equal(
-            "state",
-            "the number of elements",
-            layout.state_len(),
-            record.state.len(),
-        )?;
-        equal(
-            "state",
-            "the number of channels",
-            layout.channels(),
-            record.channels,
-        )?;
-        equal(
-            "state",
-            "the number of tail elements",
-            layout.tail_len(),
-            record.tail.len(),
-        )?;
+        pool.check_slot(layer, slot)?;
+        pool.check_record(record)?;
         let state = record.key_value();
         let mut memory = self.memory();
         let states = memory.states_mut(pool);
@@ -227,7 +200,7 @@ impl Backend for CpuBackend {
         tokens: usize,
     ) -> Ticket<LatentRecord> {
         let read = || {
-            check_block(pool, layer, block, tokens)?;
+            pool.check_rows(layer, block, tokens)?;
             let LatentLayout { latent, rope, .. } = pool.layout;
             let rows = self.memory().latents(pool).block(layer, block)[..tokens * (latent + rope)]
                 .to_vec();
@@ -243,22 +216,8 @@ impl Backend for CpuBackend {
         block: Block,
         record: &LatentRecord,
     ) -> Result<()> {
-        let width = pool.layout.width();
-        let shape = |latent, rope| format!("{latent} + {rope}");
-        let expected = shape(pool.layout.latent, pool.layout.rope);
-        equal(
-            "latent",
-            "the width of a row",
-            expected,
-            shape(record.latent, record.rope),
-        )?;
-        equal(
-            "latent",
-            "the remainder of its length by a row",
-            0,
-            record.rows.len() % width.max(1),
-        )?;
-        check_block(pool, layer, block, record.rows.len() / width.max(1))?;
+        let tokens = pool.check_record(record)?;
+        pool.check_rows(layer, block, tokens)?;
         self.memory().latents_mut(pool).block_mut(layer, block)[..record.rows.len()]
             .copy_from_slice(&record.rows);
         Ok(())
@@ -271,44 +230,4 @@ impl Backend for CpuBackend {
             capacity,
         )))
     }
-}
-
-fn check_block(pool: &LatentPool, layer: usize, block: Block, tokens: usize) -> Result<()> {
-    within("latent", "the layer", layer, pool.layout.layers)?;
-    within("latent", "the block", block.0 as usize, pool.layout.blocks)?;
-    within(
-        "latent",
-        "the number of tokens",
-        tokens,
-        pool.layout.block_tokens + 1,
-    )
-}
-
-fn within(what: &'static str, property: &'static str, found: usize, limit: usize) -> Result<()> {
-    if found < limit {
-        return Ok(());
-    }
-    Err(BackendError::Record {
-        what,
-        property,
-        expected: format!("below {limit}"),
-        found: found.to_string(),
-    })
-}
-
-fn equal<T: PartialEq + ToString>(
-    what: &'static str,
-    property: &'static str,
-    expected: T,
-    found: T,
-) -> Result<()> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(BackendError::Record {
-        what,
-        property,
-        expected: expected.to_string(),
-        found: found.to_string(),
-    })
 }

@@ -211,7 +211,7 @@ impl Gpu {
         else {
             let names: Vec<_> = descriptions
                 .iter()
-                .map(|adapter| format!("{} ({})", adapter.index, adapter.name))
+                .map(|adapter| format!("number {}, {}", adapter.index, adapter.name))
                 .collect();
             return Err(BackendError::NoSuchDevice {
                 backend: "wgpu",

@@ -249,7 +249,7 @@ impl Backend for WgpuBackend {
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
         let layout = pool.layout;
         let read = || {
-            records::check_slot(pool, layer, slot)?;
+            pool.check_slot(layer, slot)?;
             let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
             let place = |len: usize| (4 * slot.0 as u64 * len as u64, 4 * len as u64);
             let (state, tail) = (place(layout.state_len()), place(layout.tail_len()));
@@ -265,8 +265,8 @@ impl Backend for WgpuBackend {
         slot: Slot,
         record: &StateRecord,
     ) -> Result<()> {
-        records::check_slot(pool, layer, slot)?;
-        records::check_state(&pool.layout, record)?;
+        pool.check_slot(layer, slot)?;
+        pool.check_record(record)?;
         let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
         let place = |len: usize| 4 * u64::from(slot.0) * len as u64;
         let state = record.key_value();
@@ -285,7 +285,7 @@ impl Backend for WgpuBackend {
     ) -> Ticket<LatentRecord> {
         let layout = pool.layout;
         let read = || {
-            records::check_block(pool, layer, block, tokens)?;
+            pool.check_rows(layer, block, tokens)?;
             let buffer = self.shared.memory().latents(pool, layer)?.clone();
             let row = 4 * layout.width() as u64;
             let first = u64::from(block.0) * layout.block_tokens as u64 * row;
@@ -305,8 +305,8 @@ impl Backend for WgpuBackend {
         block: Block,
         record: &LatentRecord,
     ) -> Result<()> {
-        let tokens = records::check_latents(&pool.layout, record)?;
-        records::check_block(pool, layer, block, tokens)?;
+        let tokens = pool.check_record(record)?;
+        pool.check_rows(layer, block, tokens)?;
         let buffer = self.shared.memory().latents(pool, layer)?.clone();
         let block_len = (pool.layout.block_tokens * pool.layout.width()) as u64;
         let at = 4 * u64::from(block.0) * block_len;

@@ -1,0 +1,206 @@
+//! Batches against the step's capacity and the pools, before anything of them runs.
+
+use std::collections::HashSet;
+use std::fmt::Display;
+
+use crate::backend::{Batch, Capacity, LatentLayout, Result, StateLayout};
+use crate::error::BackendError;
+
+/// What a step's operations ask of its batches, gathered while they are recorded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Demands {
+    /// Rows of the embedding.
+    pub(crate) vocabulary: Option<usize>,
+    /// The pool whose slots are read and written.
+    pub(crate) states: Option<StateLayout>,
+    /// The pool whose blocks are read and written.
+    pub(crate) latents: Option<LatentLayout>,
+}
+
+impl Demands {
+    /// Checks a batch before anything of it runs.
+    pub(crate) fn check(&self, capacity: &Capacity, batch: &Batch) -> Result<()> {
+        self.check_sizes(capacity, batch)?;
+        if let Some(vocabulary) = self.vocabulary {
+            let outside = batch
+                .tokens
+                .iter()
+                .enumerate()
+                .find(|(_, token)| **token as usize >= vocabulary);
+            if let Some((position, &token)) = outside {
+                return Err(BackendError::TokenOutOfRange {
+                    token,
+                    position,
+                    last: vocabulary.saturating_sub(1),
+                });
+            }
+        }
+        if let Some(layout) = &self.states {
+            check_slots(layout, batch)?;
+        }
+        if let Some(layout) = &self.latents {
+            check_blocks(layout, batch)?;
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self, capacity: &Capacity, batch: &Batch) -> Result<()> {
+        let total: usize = batch.pieces.iter().map(|piece| piece.length).sum();
+        if total != batch.tokens.len() {
+            return wrong("the sum of piece lengths", batch.tokens.len(), total);
+        }
+        if let Some((what, most, found)) = batch.size().beyond(capacity) {
+            return wrong(
+                format!("the number of {what}"),
+                format!("at most {most}"),
+                found,
+            );
+        }
+        let ascending = batch
+            .outputs
+            .windows(2)
+            .all(|pair| pair[0].row < pair[1].row);
+        if !ascending {
+            return wrong("the order of output rows", "ascending", "not");
+        }
+        for output in &batch.outputs {
+            if output.row >= total {
+                return wrong("an output row", format!("below {total}"), output.row);
+            }
+            if let (Some(target), Some(vocabulary)) = (output.target, self.vocabulary)
+                && target as usize >= vocabulary
+            {
+                let last = vocabulary.saturating_sub(1);
+                return Err(BackendError::TokenOutOfRange {
+                    token: target,
+                    position: output.row,
+                    last,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wrong<T>(what: impl Into<String>, expected: impl Display, found: impl Display) -> Result<T> {
+    Err(BackendError::Batch {
+        what: what.into(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    })
+}
+
+/// Slots must exist; what one piece writes, no other may read or write.
+fn check_slots(layout: &StateLayout, batch: &Batch) -> Result<()> {
+    let mut written = HashSet::new();
+    for (i, piece) in batch.pieces.iter().enumerate() {
+        let mut last = 0;
+        for checkpoint in &piece.checkpoints {
+            if checkpoint.after <= last || checkpoint.after > piece.length {
+                let expected = format!("ascending, within 1..={}", piece.length);
+                return wrong(
+                    format!("a checkpoint of piece {i}"),
+                    expected,
+                    checkpoint.after,
+                );
+            }
+            last = checkpoint.after;
+        }
+        let outs = piece
+            .checkpoints
+            .iter()
+            .map(|checkpoint| checkpoint.slot)
+            .chain([piece.slot_out]);
+        for slot in outs.clone().chain(piece.slot_in) {
+            if slot.0 as usize >= layout.slots {
+                return wrong(
+                    format!("a slot of piece {i}"),
+                    format!("below {}", layout.slots),
+                    slot.0,
+                );
+            }
+        }
+        for slot in outs {
+            if !written.insert(slot) {
+                return wrong(
+                    format!("slot {} of piece {i}", slot.0),
+                    "written once",
+                    "written twice",
+                );
+            }
+        }
+    }
+    for (i, piece) in batch.pieces.iter().enumerate() {
+        let Some(slot) = piece.slot_in else { continue };
+        let own_checkpoint = piece
+            .checkpoints
+            .iter()
+            .any(|checkpoint| checkpoint.slot == slot);
+        if own_checkpoint || (written.contains(&slot) && piece.slot_out != slot) {
+            return wrong(
+                format!("slot {} read by piece {i}", slot.0),
+                "written by no other",
+                "written too",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Block tables must cover their sequences; what one piece writes, no other may read or write.
+fn check_blocks(layout: &LatentLayout, batch: &Batch) -> Result<()> {
+    let mut written = HashSet::new();
+    for (i, piece) in batch.pieces.iter().enumerate() {
+        let Some(end) = piece.position.checked_add(piece.length) else {
+            return wrong(
+                format!("the end of piece {i}"),
+                "a place in memory",
+                "beyond",
+            );
+        };
+        let needed = end.div_ceil(layout.block_tokens);
+        if piece.blocks.len() < needed {
+            return wrong(
+                format!("the block table of piece {i}"),
+                format!("{needed} or more"),
+                piece.blocks.len(),
+            );
+        }
+        for block in &piece.blocks {
+            if block.0 as usize >= layout.blocks {
+                return wrong(
+                    format!("a block of piece {i}"),
+                    format!("below {}", layout.blocks),
+                    block.0,
+                );
+            }
+        }
+        if piece.length > 0 {
+            for block in &piece.blocks[piece.position / layout.block_tokens..needed] {
+                if !written.insert(*block) {
+                    return wrong(
+                        format!("block {} of piece {i}", block.0),
+                        "written once",
+                        "written twice",
+                    );
+                }
+            }
+        }
+    }
+    for (i, piece) in batch.pieces.iter().enumerate() {
+        let kept = piece.position / layout.block_tokens;
+        if let Some(block) = piece
+            .blocks
+            .iter()
+            .take(kept)
+            .find(|block| written.contains(block))
+        {
+            return wrong(
+                format!("block {} read by piece {i}", block.0),
+                "written by no other",
+                "written too",
+            );
+        }
+    }
+    Ok(())
+}
