@@ -3,7 +3,9 @@
 
 mod engine_harness;
 
-use engine_harness::{OPTIONS, Outcomes, answer, collect, engine, limits, load, request, tokens};
+use engine_harness::{
+    OPTIONS, Outcomes, answer, collect, engine_on, limits, load_on, request, tokens,
+};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda};
 use kimi_linear::backend::{
@@ -12,11 +14,55 @@ use kimi_linear::backend::{
 };
 use kimi_linear::checkpoint::Format;
 use kimi_linear::config::Dtype;
-use kimi_linear::engine::{Event, Request, RequestId};
-use kimi_linear::model::{Recording, TraceChoice, TraceFrame, TraceHead};
+use kimi_linear::engine::{Engine, Event, Request, RequestId};
+use kimi_linear::model::{Limits, Recording, TraceChoice, TraceFrame, TraceHead};
 use pollster::block_on;
 
 const BOUND: f64 = 1e-5;
+
+fn cpu() -> Box<dyn Backend> {
+    Box::new(CpuBackend::new())
+}
+
+/// What runs on every backend of this build.
+type Make = fn() -> Box<dyn Backend>;
+
+#[cfg(not(feature = "wgpu"))]
+const BACKENDS: &[Make] = &[cpu];
+#[cfg(feature = "wgpu")]
+const BACKENDS: &[Make] = &[cpu, gpu::whole, gpu::cut];
+
+/// The names that `--backend` takes of them.
+#[cfg(not(feature = "wgpu"))]
+const NAMES: &[&str] = &["cpu"];
+#[cfg(feature = "wgpu")]
+const NAMES: &[&str] = &["cpu", "wgpu"];
+
+#[cfg(feature = "wgpu")]
+mod gpu {
+    use kimi_linear::backend::Backend;
+    use kimi_linear::backend::wgpu::{Options, WgpuBackend};
+
+    fn open(options: Options) -> Box<dyn Backend> {
+        let backend = WgpuBackend::with_options(options);
+        Box::new(backend.unwrap_or_else(|error| {
+            panic!("{error}. These tests need a Vulkan driver: apt-get install mesa-vulkan-drivers libvulkan1")
+        }))
+    }
+
+    pub(super) fn whole() -> Box<dyn Backend> {
+        open(Options::default())
+    }
+
+    /// Without subgroups, and with weights cut into buffers of a few rows.
+    pub(super) fn cut() -> Box<dyn Backend> {
+        open(Options {
+            subgroups: false,
+            weight_limit: Some(300),
+            ..Options::default()
+        })
+    }
+}
 
 #[track_caller]
 fn close(what: &str, found: f32, expected: f64) {
@@ -61,8 +107,11 @@ fn one_token(position: usize, slot_in: Option<Slot>) -> Batch {
 
 #[test]
 fn the_numbers_of_a_state_are_those_of_naive_code() {
+    BACKENDS.iter().for_each(|backend| check_state(backend()));
+}
+
+fn check_state(mut backend: Box<dyn Backend>) {
     let (heads, k, v) = (3, 8, 6);
-    let mut backend = CpuBackend::new();
     let layout = StateLayout {
         layers: 2,
         key_heads: heads,
@@ -179,8 +228,13 @@ fn the_numbers_of_a_state_are_those_of_naive_code() {
 
 #[test]
 fn attention_is_that_of_naive_code() {
+    BACKENDS
+        .iter()
+        .for_each(|backend| check_attention(backend()));
+}
+
+fn check_attention(mut backend: Box<dyn Backend>) {
     let (heads, head, latent, rope, nope, value, block) = (2, 1, 6, 3, 4, 5, 4);
-    let mut backend = CpuBackend::new();
     let layout = LatentLayout {
         layers: 2,
         latent,
@@ -276,9 +330,160 @@ fn attention_is_that_of_naive_code() {
     }
 }
 
+/// The three operations over a piece of two tokens and a single one.
+fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 3] {
+    let (heads, k, v, latent, rope, nope, value) = (4, 70, 130, 66, 3, 5, 6);
+    let capacity = Capacity {
+        tokens: 3,
+        pieces: 2,
+        blocks: 16,
+        ..ONE
+    };
+    let states = backend
+        .state_pool(StateLayout {
+            layers: 1,
+            key_heads: 2,
+            value_heads: heads,
+            key_width: k,
+            value_width: v,
+            taps: 4,
+            slots: 3,
+        })
+        .unwrap();
+    let latents = backend
+        .latent_pool(LatentLayout {
+            layers: 1,
+            latent,
+            rope,
+            block_tokens: 16,
+            blocks: 9,
+            dtype: Dtype::F32,
+        })
+        .unwrap();
+    let layout = states.layout;
+    let record = StateRecord {
+        orientation: Orientation::KeyValue,
+        heads,
+        key_width: k,
+        value_width: v,
+        state: numbers(1, layout.state_len()),
+        channels: layout.channels(),
+        tail: vec![0.0; layout.tail_len()],
+    };
+    backend.write_state(&states, 0, Slot(0), &record).unwrap();
+    for i in 0..9 {
+        let rows = numbers(20 + i, 16 * (latent + rope));
+        let record = LatentRecord { latent, rope, rows };
+        backend
+            .write_latents(&latents, 0, Block(i as u32), &record)
+            .unwrap();
+    }
+    let rows = heads * (nope + value);
+    let kv_b = backend
+        .weight(WeightSource {
+            name: "kv_b".to_owned(),
+            format: Format::F32,
+            stack: 1,
+            rows,
+            columns: latent,
+            stored_columns: latent,
+            first_column: 0,
+            parts: vec![
+                bytemuck::allocation::pod_collect_to_vec::<f32, u8>(&numbers(9, rows * latent))
+                    .into(),
+            ],
+            shard: Shard::WHOLE,
+        })
+        .unwrap();
+    let mut plan = |seed, width, element| {
+        let tensor = backend.tensor(Rows::Tokens, 3, width, element).unwrap();
+        let values = numbers(seed, 3 * width);
+        // Decay is negative; all else may be anything.
+        let values = values.iter().map(|x| if seed == 3 { -x.abs() } else { *x });
+        backend
+            .write_tensor(tensor, &TensorValues::F32(values.collect()))
+            .unwrap();
+        tensor
+    };
+    let qkv = plan(2, layout.channels(), Element::Activation);
+    let gates = plan(3, heads * k, Element::F32);
+    let beta = plan(4, heads, Element::F32);
+    let gate = plan(5, heads * v, Element::Activation);
+    let query = plan(6, heads * (nope + rope), Element::Activation);
+    // What was there before must not be left.
+    let outputs = [heads * KDA_NUMBERS, heads, 128].map(|width| plan(7, width, Element::F32));
+    let mut step = backend.step(capacity).unwrap();
+    step.trace_kda(TraceKda {
+        qkv,
+        gates,
+        beta,
+        pool: states,
+        layer: 0,
+        output: outputs[0],
+    })
+    .unwrap();
+    step.trace_gate(TraceGate {
+        gate,
+        output: outputs[1],
+    })
+    .unwrap();
+    step.trace_attention(TraceAttention {
+        query,
+        kv_b,
+        nope,
+        value,
+        pool: latents,
+        layer: 0,
+        head: 2,
+        output: outputs[2],
+    })
+    .unwrap();
+    for output in outputs {
+        step.probe(output).unwrap();
+    }
+    let piece = |length, position, slot: u32, blocks: std::ops::Range<u32>| Piece {
+        length,
+        position,
+        slot_in: (slot == 0).then_some(Slot(0)),
+        slot_out: Slot(slot + 1),
+        checkpoints: Vec::new(),
+        blocks: blocks.rev().map(Block).collect(),
+    };
+    let batch = Batch {
+        tokens: vec![0; 3],
+        pieces: vec![piece(2, 9, 1, 0..1), piece(1, 100, 0, 1..9)],
+        outputs: Vec::new(),
+    };
+    let found = step.submit(&batch).unwrap().wait().unwrap();
+    assert_eq!(found.milliseconds, [], "nobody asked for times");
+    [0, 1, 2].map(|i| found.probes[i].as_f32().unwrap().to_vec())
+}
+
+#[test]
+fn only_single_tokens_are_told_of() {
+    let expected = ragged(cpu());
+    for backend in BACKENDS {
+        for (expected, found) in expected.iter().zip(ragged(backend())) {
+            let (others, single) = found.split_at(found.len() / 3 * 2);
+            assert!(others.iter().all(|number| *number == 0.0), "{others:?}");
+            assert!(single.iter().any(|number| *number != 0.0));
+            for (found, expected) in found.iter().zip(expected) {
+                close("a number", *found, f64::from(*expected));
+            }
+        }
+    }
+}
+
+/// One backend of a kind, for whole models: the other cuts weights finer than a model's rows.
+const WHOLE: &[Make] = BACKENDS.split_at(NAMES.len()).0;
+
+fn engine(backend: Make, limits: Limits) -> Engine {
+    engine_on(backend(), "tiny-a", limits, OPTIONS)
+}
+
 /// The frames of one request that runs alone.
-fn frames(name: &str, request: Request) -> Vec<TraceFrame> {
-    let mut engine = engine(name, limits(1, 4, 16), OPTIONS);
+fn frames(backend: Make, name: &str, request: Request) -> Vec<TraceFrame> {
+    let mut engine = engine_on(backend(), name, limits(1, 4, 16), OPTIONS);
     engine.submit(RequestId(1), request).unwrap();
     while block_on(engine.step()) {}
     let frame = |(_, event)| match event {
@@ -299,9 +504,13 @@ fn choice(kda: (usize, usize), mla: (usize, usize)) -> TraceChoice {
 
 #[test]
 fn frames_agree_with_the_states_they_show() {
+    WHOLE.iter().for_each(|backend| check_frames(*backend));
+}
+
+fn check_frames(backend: Make) {
     for (name, layer, mla) in [("tiny-a", 0, 3), ("tiny-a", 4, 3), ("tiny-128", 0, 1)] {
         for head in 0..2 {
-            let (model, ..) = load(name, limits(1, 1, 4));
+            let (model, ..) = load_on(cpu(), name, limits(1, 1, 4));
             let mla = model.config().mla_layers().next().unwrap_or(mla);
             let layer = if model.kda_ordinal(layer).is_some() {
                 layer
@@ -310,6 +519,7 @@ fn frames_agree_with_the_states_they_show() {
             };
             let trace = Some(choice((layer, head), (mla, head)));
             let frames = frames(
+                backend,
                 name,
                 Request {
                     trace,
@@ -384,13 +594,74 @@ fn frames_agree_with_the_states_they_show() {
     }
 }
 
+/// What two f32 backends may differ by at the end of a model.
+#[cfg(feature = "wgpu")]
+const APART: f64 = 1e-4;
+
+/// The frame's numbers in one row.
+#[cfg(feature = "wgpu")]
+fn all_numbers(frame: &TraceFrame) -> Vec<f32> {
+    let kda = frame.kda.iter().flat_map(|layer| &layer.heads);
+    let mut all: Vec<f32> = kda
+        .flat_map(|h| [h.state, h.write, h.error, h.decay, h.beta, h.gate])
+        .collect();
+    all.extend(frame.experts.iter().flat_map(|layer| &layer.weights));
+    let (state, attention) = (frame.state.as_ref(), frame.attention.as_ref());
+    all.extend(state.iter().flat_map(|s| s.decay.iter().chain(&s.state)));
+    all.extend(attention.iter().flat_map(|attention| &attention.weights));
+    all
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn both_backends_tell_the_same() {
+    for name in ["tiny-a", "tiny-128"] {
+        let (model, ..) = load_on(cpu(), name, limits(1, 1, 4));
+        let mla = model.config().mla_layers().next().unwrap();
+        let request = Request {
+            trace: Some(choice((0, 1), (mla, 1))),
+            ..request(tokens(1, 30), 9)
+        };
+        let [expected, found] =
+            [cpu as Make, gpu::whole].map(|backend| frames(backend, name, request.clone()));
+        assert_eq!(expected.len(), found.len());
+        let mut worst = 0.0_f64;
+        for (expected, found) in expected.iter().zip(&found) {
+            assert_eq!(
+                (expected.position, expected.token),
+                (found.position, found.token),
+                "{name}"
+            );
+            let experts = |frame: &TraceFrame| -> Vec<_> {
+                frame
+                    .experts
+                    .iter()
+                    .map(|layer| layer.experts.clone())
+                    .collect()
+            };
+            assert_eq!(experts(expected), experts(found), "{name}");
+            let (expected, found) = (all_numbers(expected), all_numbers(found));
+            assert_eq!(expected.len(), found.len());
+            for (expected, found) in expected.iter().zip(found) {
+                let size = f64::from(expected.abs()).max(1.0);
+                worst = worst.max(f64::from(expected - found).abs() / size);
+            }
+        }
+        assert!(worst <= APART, "{name}: {worst}");
+    }
+}
+
 fn numbers_width(frame: &TraceFrame) -> usize {
     frame.state.as_ref().unwrap().width
 }
 
 #[test]
 fn without_a_trace_nothing_is_different() {
-    let (mut model, ..) = load("tiny-a", limits(2, 4, 16));
+    WHOLE.iter().for_each(|backend| check_untraced(*backend));
+}
+
+fn check_untraced(backend: Make) {
+    let (mut model, ..) = load_on(backend(), "tiny-a", limits(2, 4, 16));
     let recording = Recording {
         candidates: 1,
         keep_rows: false,
@@ -433,13 +704,17 @@ fn without_a_trace_nothing_is_different() {
 
 #[test]
 fn traced_and_untraced_run_beside_each_other() {
-    let mut alone = engine("tiny-a", limits(1, 4, 16), OPTIONS);
+    WHOLE.iter().for_each(|backend| check_beside(*backend));
+}
+
+fn check_beside(backend: Make) {
+    let mut alone = engine(backend, limits(1, 4, 16));
     let cold = |seed: u64| Request {
         reuse: false,
         ..request(tokens(seed, 20 + 9 * seed as usize), 12)
     };
     let expected: Vec<_> = (0..5).map(|seed| answer(&mut alone, cold(seed))).collect();
-    let mut engine = engine("tiny-a", limits(4, 6, 24), OPTIONS);
+    let mut engine = engine(backend, limits(4, 6, 24));
     for seed in 0..5 {
         let trace = (seed % 2 == 0).then(|| choice((0, seed as usize % 2), (3, 0)));
         engine
@@ -463,7 +738,7 @@ fn traced_and_untraced_run_beside_each_other() {
 
 #[test]
 fn heads_that_are_not_there_are_refused() {
-    let mut engine = engine("tiny-a", limits(1, 2, 4), OPTIONS);
+    let mut engine = engine(cpu, limits(1, 2, 4));
     let refusals = [
         (
             choice((3, 0), (3, 0)),
@@ -499,6 +774,10 @@ fn heads_that_are_not_there_are_refused() {
 
 #[test]
 fn generate_writes_a_line_a_token() {
+    NAMES.iter().for_each(|backend| check_generate(backend));
+}
+
+fn check_generate(backend: &str) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace.jsonl");
     let run = |options: &[&str]| {
@@ -506,7 +785,7 @@ fn generate_writes_a_line_a_token() {
         command.args([
             "generate",
             "--backend",
-            "cpu",
+            backend,
             "--prompt",
             "hello",
             "--max-tokens",

@@ -11,6 +11,8 @@ struct Params {
     rows: u32,
     stride: u32,      // vectors a row of kv_b
     begin: u32,       // the window of a prefill; in `mla_decode` 1 where only single tokens are worked on
+    head: u32,        // in `trace_attention`: the one that is traced
+    places: u32,      // in `trace_attention`: positions a row of its output
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -465,10 +465,14 @@ impl Step for CpuStep {
     fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
         op.check(&self.capacity)?;
         self.record_rows("trace_gate", op.output, move |memory, run, output| {
+            output.fill(0.0);
             let gate = memory.f32(op.gate, run.rows(Rows::Tokens));
-            let rows = gate.chunks_exact(op.gate.width.max(1));
-            for (gate, output) in rows.zip(output.chunks_exact_mut(op.output.width.max(1))) {
-                trace::trace_gate(gate, output);
+            let (wide, heads) = (op.gate.width, op.output.width);
+            for (_, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
+                trace::trace_gate(
+                    &gate[range.start * wide..range.end * wide],
+                    &mut output[range.start * heads..range.end * heads],
+                );
             }
         });
         Ok(())

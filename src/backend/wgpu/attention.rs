@@ -3,30 +3,30 @@
 use super::image::{self, Image};
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
-use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
+use crate::backend::{LatentLayout, MlaAppend, MlaAttention, Pieces, Result, Weight};
 use crate::error::BackendError;
 
 /// The widest cached row that `mla_decode` holds in workgroup memory.
 const WIDEST: usize = 1024;
 
 /// One buffer of kv_b and what shaders are told of it.
-struct Expansion {
-    buffer: wgpu::Buffer,
-    first: usize,
-    rows: usize,
+pub(super) struct Expansion {
+    pub(super) buffer: wgpu::Buffer,
+    pub(super) first: usize,
+    pub(super) rows: usize,
 }
 
 /// An attention's widths, and kv_b.
-struct Plan {
+pub(super) struct Plan {
     heads: usize,
-    format: u32,
+    pub(super) format: u32,
     /// The parameters that all dispatches share; the rows of kv_b and the window are set for each.
     params: [u32; 10],
-    expansions: Vec<Expansion>,
+    pub(super) expansions: Vec<Expansion>,
 }
 
 impl Plan {
-    fn params(&self, first: usize, rows: usize, begin: usize) -> [u32; 10] {
+    pub(super) fn params(&self, first: usize, rows: usize, begin: usize) -> [u32; 10] {
         let mut params = self.params;
         params[6] = first as u32;
         params[7] = rows as u32;
@@ -38,10 +38,21 @@ impl Plan {
 impl WgpuStep {
     fn plan(&mut self, op: &MlaAttention) -> Result<Plan> {
         op.check(&self.recorder.capacity)?;
-        self.demands.latents = Some(op.pool.layout);
-        let (layout, heads) = (op.pool.layout, op.heads());
+        self.expanded(op.pool.layout, op.kv_b, op.heads(), op.nope, op.value)
+    }
+
+    /// The plan of an attention over a pool of this layout.
+    pub(super) fn expanded(
+        &mut self,
+        layout: LatentLayout,
+        kv_b: Weight,
+        heads: usize,
+        nope: usize,
+        value: usize,
+    ) -> Result<Plan> {
+        self.demands.latents = Some(layout);
         let (format, stride, expansions) = self.recorder.with_memory(|memory| {
-            let weight = memory.weight(op.kv_b)?.matrix("mla attention")?;
+            let weight = memory.weight(kv_b)?.matrix("mla attention")?;
             let parts = weight.parts.iter().map(|part| Expansion {
                 buffer: part.buffer.clone(),
                 first: part.rows.start,
@@ -52,9 +63,9 @@ impl WgpuStep {
         let words = [
             heads,
             layout.latent,
-            op.nope,
+            nope,
             layout.rope,
-            op.value,
+            value,
             layout.block_tokens,
             0,
             0,

@@ -181,6 +181,8 @@ pub(super) struct Gpu {
     pub(super) uniform_alignment: u64,
     /// Whether shaders may shuffle among eight threads.
     pub(super) subgroups: bool,
+    /// Nanoseconds a tick of its clock, where passes can be timed.
+    pub(super) tick: Option<f32>,
     /// Whether the processor plays GPU.
     pub(super) software: bool,
     fault: Arc<Mutex<Option<BackendError>>>,
@@ -224,13 +226,12 @@ impl Gpu {
         let info = adapter.get_info();
         let subgroups =
             adapter.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
+        let timestamps = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        let mut features = timestamps;
+        features.set(wgpu::Features::SUBGROUP, subgroups);
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("kimi-linear"),
-            required_features: if subgroups {
-                wgpu::Features::SUBGROUP
-            } else {
-                wgpu::Features::empty()
-            },
+            required_features: features,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
@@ -253,6 +254,7 @@ impl Gpu {
             });
         });
         Ok(Self {
+            tick: (!timestamps.is_empty()).then(|| queue.get_timestamp_period()),
             device,
             queue,
             description: description.device(),

@@ -16,6 +16,8 @@ mod readback;
 mod records;
 pub mod shaders;
 mod step;
+mod timing;
+mod trace;
 mod weights;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

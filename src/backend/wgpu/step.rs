@@ -11,7 +11,9 @@ use super::image::{Image, Plan};
 use super::memory::Memory;
 use super::pipelines::{self, Bind, Parameters, Pipeline, Program};
 use super::readback::{Read, Spare};
+use super::timing::{self, Clock, Timing};
 use crate::backend::check::Demands;
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
     Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Select, ShortConv, Step, StepOutput,
@@ -123,7 +125,9 @@ pub(super) struct WgpuStep {
     spare: Arc<Spare>,
     pub(super) demands: Demands,
     names: Vec<&'static str>,
-    commands: Vec<Command>,
+    /// Each with the place of its operation among the names.
+    commands: Vec<(usize, Command)>,
+    timing: Option<Timing>,
 }
 
 impl WgpuStep {
@@ -153,11 +157,17 @@ impl WgpuStep {
             demands: Demands::default(),
             names: Vec::new(),
             commands: Vec::new(),
+            timing: None,
         })
     }
 
     pub(super) fn name(&mut self, name: &'static str) {
         self.names.push(name);
+    }
+
+    fn push(&mut self, command: Command) {
+        self.commands
+            .push((self.names.len().saturating_sub(1), command));
     }
 
     /// Records one dispatch.
@@ -169,29 +179,29 @@ impl WgpuStep {
         size: impl Fn(&Image) -> [u32; 3] + Send + 'static,
     ) -> Result<()> {
         let launch = self.recorder.launch(program, params, binds)?;
-        self.commands
-            .push(Command::Dispatch(launch, Box::new(size)));
+        self.push(Command::Dispatch(launch, Box::new(size)));
         Ok(())
     }
 
     /// Has every submission return these rows, as they are at this place.
     pub(super) fn answer(&mut self, buffer: wgpu::Buffer, answer: Answer) {
-        self.commands.push(Command::Answer(buffer, answer));
+        self.push(Command::Answer(buffer, answer));
     }
 
     pub(super) fn several(&mut self, windows: Windows) {
-        self.commands.push(Command::Several(windows));
+        self.push(Command::Several(windows));
     }
 
-    /// Encodes all commands; `answers` says where each answer begins in `back`.
+    /// Encodes all commands; `answers` says where each answer begins in `back`, and `clock` writes behind them.
     fn encode(
         &mut self,
         image: &Image,
         back: &wgpu::Buffer,
         answers: &[u64],
+        clock: Option<&mut Clock<'_>>,
     ) -> Result<wgpu::CommandEncoder> {
         let shared = Arc::clone(&self.recorder.shared);
-        for command in &mut self.commands {
+        for (_, command) in &mut self.commands {
             if let Command::Several(windows) = command {
                 for i in windows.made.len()..(windows.range)(image).end {
                     windows.made.push((windows.make)(&mut self.recorder, i)?);
@@ -202,30 +212,35 @@ impl WgpuStep {
         shared.gpu.guarded("a step", 0, || {
             let descriptor = wgpu::CommandEncoderDescriptor::default();
             let mut encoder = shared.gpu.device.create_command_encoder(&descriptor);
-            let mut pass = None;
+            let mut passes = Passes {
+                open: None,
+                clock,
+                operation: 0,
+            };
             let mut answers = answers.iter();
-            for command in commands {
+            for (operation, command) in commands {
+                passes.enter(*operation);
                 match command {
                     Command::Dispatch(launch, size) => {
-                        dispatch(&mut encoder, &mut pass, launch, size(image));
+                        passes.dispatch(&mut encoder, launch, size(image));
                     }
                     Command::Several(windows) => {
                         for i in (windows.range)(image) {
                             let sizes = (windows.sizes)(&image.windows[i]);
                             for (launch, size) in windows.made[i].iter().zip(sizes) {
-                                dispatch(&mut encoder, &mut pass, launch, size);
+                                passes.dispatch(&mut encoder, launch, size);
                             }
                         }
                     }
                     Command::Copy(source, target, tensor) => {
-                        pass = None;
+                        passes.open = None;
                         let bytes = 4 * (image.count(tensor.rows) * tensor.width) as u64;
                         if bytes > 0 {
                             encoder.copy_buffer_to_buffer(source, 0, target, 0, bytes);
                         }
                     }
                     Command::Answer(buffer, answer) => {
-                        pass = None;
+                        passes.open = None;
                         let bytes = 4 * answer.words(image) as u64;
                         if let (Some(to), true) = (answers.next(), bytes > 0) {
                             encoder.copy_buffer_to_buffer(buffer, 0, back, *to, bytes);
@@ -233,30 +248,53 @@ impl WgpuStep {
                     }
                 }
             }
-            drop(pass);
+            passes.open = None;
+            if let Some(clock) = passes.clock {
+                clock.resolve(&mut encoder, back);
+            }
             encoder
         })
     }
 }
 
-/// Encodes one dispatch, into the pass that is open or a new one.
-fn dispatch(
-    encoder: &mut wgpu::CommandEncoder,
-    pass: &mut Option<wgpu::ComputePass<'static>>,
-    launch: &Launch,
-    [x, y, z]: [u32; 3],
-) {
-    if x == 0 || y == 0 || z == 0 {
-        return;
+/// The passes of one submission: as few as copies between dispatches allow, or one an operation where a clock runs.
+struct Passes<'a, 'c> {
+    open: Option<wgpu::ComputePass<'static>>,
+    clock: Option<&'a mut Clock<'c>>,
+    operation: usize,
+}
+
+impl Passes<'_, '_> {
+    /// Says which operation the next dispatches belong to.
+    fn enter(&mut self, operation: usize) {
+        if self.clock.is_some() && operation != self.operation {
+            self.open = None;
+        }
+        self.operation = operation;
     }
-    let pass = pass.get_or_insert_with(|| {
-        encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor::default())
-            .forget_lifetime()
-    });
-    pass.set_pipeline(&launch.pipeline.pipeline);
-    pass.set_bind_group(0, &launch.group, &[]);
-    pass.dispatch_workgroups(x, y, z);
+
+    /// Encodes one dispatch, into the pass that is open or a new one.
+    fn dispatch(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        launch: &Launch,
+        [x, y, z]: [u32; 3],
+    ) {
+        if x == 0 || y == 0 || z == 0 {
+            return;
+        }
+        let (clock, operation) = (&mut self.clock, self.operation);
+        let pass = self.open.get_or_insert_with(|| {
+            let descriptor = wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: clock.as_mut().and_then(|clock| clock.pass(operation)),
+            };
+            encoder.begin_compute_pass(&descriptor).forget_lifetime()
+        });
+        pass.set_pipeline(&launch.pipeline.pipeline);
+        pass.set_bind_group(0, &launch.group, &[]);
+        pass.dispatch_workgroups(x, y, z);
+    }
 }
 
 impl Step for WgpuStep {
@@ -328,7 +366,7 @@ impl Step for WgpuStep {
             self.recorder.tensor(op.input)?,
             self.recorder.tensor(op.output)?,
         );
-        self.commands.push(Command::Copy(input, output, op.input));
+        self.push(Command::Copy(input, output, op.input));
         Ok(())
     }
 
@@ -340,6 +378,23 @@ impl Step for WgpuStep {
         self.name("probe");
         let buffer = self.recorder.tensor(tensor)?;
         self.answer(buffer, Answer::Probe(tensor));
+        Ok(())
+    }
+
+    fn trace_kda(&mut self, op: TraceKda) -> Result<()> {
+        self.record_trace_kda(op)
+    }
+
+    fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
+        self.record_trace_gate(op)
+    }
+
+    fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
+        self.record_trace_attention(op)
+    }
+
+    fn time(&mut self) -> Result<()> {
+        self.timing = Some(Timing::new(&self.recorder.shared.gpu)?);
         Ok(())
     }
 
@@ -362,7 +417,7 @@ impl Step for WgpuStep {
             });
         }
         let mut answers = Vec::new();
-        for command in &self.commands {
+        for (_, command) in &self.commands {
             if let Command::Answer(_, answer) = command {
                 answers.push((*answer, answer.words(&image)));
             }
@@ -373,9 +428,28 @@ impl Step for WgpuStep {
             places.push(bytes);
             bytes += 4 * *words as u64;
         }
+        let answered = bytes as usize / 4;
         let shared = Arc::clone(&self.recorder.shared);
-        let back = self.spare.take(&shared, bytes)?;
-        let encoder = self.encode(&image, &back, &places)?;
+        // Every command may need a pass of its own.
+        let mut timing = self.timing.take();
+        let passes = self.commands.len();
+        let clock = match &mut timing {
+            Some(timing) => timing.clock(&shared.gpu, passes, bytes).map(Some),
+            None => Ok(None),
+        };
+        let encoded = clock.and_then(|mut clock| {
+            let bytes = bytes + clock.as_ref().map_or(0, Clock::bytes);
+            let back = self.spare.take(&shared, bytes)?;
+            let encoder = self.encode(&image, &back, &places, clock.as_mut())?;
+            Ok((
+                encoder,
+                back,
+                bytes,
+                clock.map_or_else(Vec::new, Clock::timed),
+            ))
+        });
+        self.timing = timing;
+        let (encoder, back, bytes, timed) = encoded?;
         shared.gpu.guarded("a batch", 0, || {
             let words = bytemuck::cast_slice(&image.words);
             shared
@@ -389,8 +463,16 @@ impl Step for WgpuStep {
             .iter()
             .map(|output| output.target.is_some())
             .collect();
+        let timed: Vec<_> = timed.into_iter().map(|i| self.names[i]).collect();
+        let tick = shared.gpu.tick.unwrap_or_default();
         Ok(Ticket::new(async move {
-            Ok(answers::output(read.await?, &answers, &targets))
+            let words = read.await?;
+            let times = words.get(answered..).unwrap_or_default();
+            let milliseconds = timing::milliseconds(times, &timed, tick);
+            Ok(StepOutput {
+                milliseconds,
+                ..answers::output(words, &answers, &targets)
+            })
         }))
     }
 }

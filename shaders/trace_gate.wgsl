@@ -1,0 +1,32 @@
+// How far each head's output gate is open. Twin of `trace_gate` in `src/backend/cpu/trace.rs`.
+//
+// Rows of pieces that are not single tokens are zero.
+
+// #import shared/batch
+// #import shared/sums
+// #import shared/activations
+
+struct Params {
+    heads: u32,
+    width: u32,  // V
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(2) var<storage, read> gate: array<f32>;           // [T, H V], before the sigmoid
+@group(0) @binding(3) var<storage, read_write> output: array<f32>;   // [T, H]
+
+// A workgroup a token (x) and head (y).
+@compute @workgroup_size(64)
+fn trace_gate(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let at = group.x * params.heads + group.y;
+    var sum = 0.0;
+    if (piece_word(owner(group.x), LENGTH) == 1u) {
+        for (var i = thread; i < params.width; i += 64u) {
+            sum += sigmoid(gate[at * params.width + i]);
+        }
+    }
+    sum = sum_all(sum, thread);
+    if (thread == 0u) {
+        output[at] = sum / f32(params.width);
+    }
+}

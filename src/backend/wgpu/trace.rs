@@ -1,0 +1,107 @@
+//! How the operations of a trace are recorded; only steps that are traced have them.
+
+use super::attention::Expansion;
+use super::pipelines::{Bind, Program};
+use super::step::WgpuStep;
+use crate::backend::Result;
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
+
+impl WgpuStep {
+    pub(super) fn record_trace_kda(&mut self, op: TraceKda) -> Result<()> {
+        op.check(&self.recorder.capacity)?;
+        self.demands.states = Some(op.pool.layout);
+        self.name("trace_kda");
+        let layout = op.pool.layout;
+        let recorder = &self.recorder;
+        let (qkv, gates) = (recorder.tensor(op.qkv)?, recorder.tensor(op.gates)?);
+        let (beta, output) = (recorder.tensor(op.beta)?, recorder.tensor(op.output)?);
+        let states =
+            recorder.with_memory(|memory| Ok(memory.states(&op.pool, op.layer)?.0.clone()))?;
+        let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
+        let params = [layout.key_heads, heads, k, v, 0].map(|word| word as u32);
+        let heads = heads as u32;
+        self.dispatch(
+            Program::new("trace_kda"),
+            &params,
+            &[
+                Bind::Read(2, &qkv),
+                Bind::Read(3, &gates),
+                Bind::Read(4, &beta),
+                Bind::Read(5, &states),
+                Bind::Write(6, &output),
+            ],
+            move |image| [image.tokens as u32, heads, 1],
+        )
+    }
+
+    pub(super) fn record_trace_gate(&mut self, op: TraceGate) -> Result<()> {
+        op.check(&self.recorder.capacity)?;
+        self.name("trace_gate");
+        let (gate, output) = (
+            self.recorder.tensor(op.gate)?,
+            self.recorder.tensor(op.output)?,
+        );
+        let heads = op.output.width;
+        let width = op.gate.width / heads.max(1);
+        self.dispatch(
+            Program::new("trace_gate"),
+            &[heads as u32, width as u32],
+            &[Bind::Read(2, &gate), Bind::Write(3, &output)],
+            move |image| [image.tokens as u32, heads as u32, 1],
+        )
+    }
+
+    pub(super) fn record_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
+        op.check(&self.recorder.capacity)?;
+        let (layout, places) = (op.pool.layout, op.output.width);
+        let heads = op.query.width / (op.nope + layout.rope).max(1);
+        let plan = self.expanded(layout, op.kv_b, heads, op.nope, op.value)?;
+        self.name("trace_attention");
+        let recorder = &self.recorder;
+        let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
+        let latents = recorder.with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
+        let elements = recorder.capacity.tokens * layout.latent;
+        let absorbed = recorder.scratch("a traced head's queries", elements)?;
+        let params = |first: usize, rows: usize| {
+            let mut params = plan.params(first, rows, 0).to_vec();
+            params.extend([op.head as u32, places as u32]);
+            params
+        };
+        let groups = layout.latent.div_ceil(64) as u32;
+        for Expansion {
+            buffer,
+            first,
+            rows,
+        } in &plan.expansions
+        {
+            self.dispatch(
+                Program::entry("trace_attention", "absorb_head").with("FORMAT", plan.format),
+                &params(*first, *rows),
+                &[
+                    Bind::Read(2, &query),
+                    Bind::Read(3, buffer),
+                    Bind::Write(4, &absorbed),
+                ],
+                move |image| [groups, image.tokens as u32, 1],
+            )?;
+        }
+        let groups = places.div_ceil(64) as u32;
+        self.dispatch(
+            Program::entry("trace_attention", "score"),
+            &params(0, 0),
+            &[
+                Bind::Read(2, &query),
+                Bind::Read(5, &absorbed),
+                Bind::Read(6, &latents),
+                Bind::Write(7, &output),
+            ],
+            move |image| [groups, image.tokens as u32, 1],
+        )?;
+        self.dispatch(
+            Program::entry("trace_attention", "normalise"),
+            &params(0, 0),
+            &[Bind::Write(7, &output)],
+            |image| [image.tokens as u32, 1, 1],
+        )
+    }
+}
