@@ -463,7 +463,7 @@ fn what_cannot_be_is_refused_in_a_sentence() {
         .unwrap()
         .to_string();
     assert!(
-        error.starts_with("there is no wgpu device 99: this machine has 0 ("),
+        error.starts_with("there is no wgpu device 99: this machine has number 0, "),
         "{error}"
     );
 }
