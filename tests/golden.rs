@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::caches::check_caches;
 use common::{Fixture, close, reference};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, StepOutput};
@@ -100,7 +101,8 @@ fn check(name: &str, lengths: &[usize], traced: usize) {
                 BOUND,
             );
             if *n == traced {
-                check_caches(&mut model, &expected, *n, &label);
+                let blocks = batch(&vec![0; *n], 0).pieces.remove(0).blocks;
+                check_caches(&mut model, &expected, *n, Slot(1), &blocks, BOUND, &label);
                 if piece >= *n {
                     for i in 0..model.config().layers.len() {
                         let hidden = output.probes[i + 1].as_f32().unwrap();
@@ -131,60 +133,6 @@ fn check(name: &str, lengths: &[usize], traced: usize) {
                 label("greedy tokens")
             );
         }
-    }
-}
-
-/// States, convolution tails and latents after the traced prompt.
-fn check_caches(model: &mut Model, expected: &Fixture, n: usize, label: &dyn Fn(&str) -> String) {
-    let config = model.config().clone();
-    let (states, latents) = (model.states(), model.latents());
-    for (ordinal, layer) in config.kda_layers().enumerate() {
-        let record = model
-            .backend()
-            .read_state(&states, ordinal, Slot(1))
-            .wait()
-            .unwrap();
-        close(
-            &label("state"),
-            &record.state,
-            &expected.f32(&format!("prompt.{n}.state.{layer}")),
-            BOUND,
-        );
-        // The fixtures hold the last four inputs; the newest three are the state.
-        let four = expected.f32(&format!("prompt.{n}.conv.{layer}"));
-        let three: Vec<f32> = four
-            .chunks_exact(4)
-            .flat_map(|inputs| inputs[1..].to_vec())
-            .collect();
-        close(&label("tail"), &record.tail, &three, BOUND);
-    }
-    let blocks = batch(&vec![0; n], 0).pieces.remove(0).blocks;
-    for (ordinal, layer) in config.mla_layers().enumerate() {
-        let (mut latent, mut k_pe) = (Vec::new(), Vec::new());
-        for (i, block) in blocks.iter().enumerate() {
-            let rows = BLOCK_TOKENS.min(n - i * BLOCK_TOKENS);
-            let record = model
-                .backend()
-                .read_latents(&latents, ordinal, *block, rows)
-                .wait()
-                .unwrap();
-            for row in record.rows.chunks_exact(record.latent + record.rope) {
-                latent.extend_from_slice(&row[..record.latent]);
-                k_pe.extend_from_slice(&row[record.latent..]);
-            }
-        }
-        close(
-            &label("latent"),
-            &latent,
-            &expected.f32(&format!("prompt.{n}.latent.{layer}")),
-            BOUND,
-        );
-        close(
-            &label("k_pe"),
-            &k_pe,
-            &expected.f32(&format!("prompt.{n}.k_pe.{layer}")),
-            BOUND,
-        );
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::caches::check_caches;
 use common::{Fixture, close, reference};
 use kimi_linear::backend::wgpu::{Options, WgpuBackend};
 use kimi_linear::backend::{
@@ -135,7 +136,15 @@ fn check(name: &str, options: Options, lengths: &[usize], sizes: &[usize], trace
                 BOUND,
             );
             if *n == traced {
-                check_caches(&mut model, &expected, *n, &label);
+                check_caches(
+                    &mut model,
+                    &expected,
+                    *n,
+                    Slot(1),
+                    &piece(0, *n, 0).blocks,
+                    NEAR,
+                    &label,
+                );
                 if size >= n {
                     for i in 0..model.config().layers.len() {
                         let hidden = output.probes[i + 1].as_f32().unwrap();
@@ -159,47 +168,6 @@ fn check(name: &str, options: Options, lengths: &[usize], sizes: &[usize], trace
                 label("greedy tokens")
             );
         }
-    }
-}
-
-/// States, convolution tails and latents after the traced prompt.
-fn check_caches(model: &mut Model, expected: &Fixture, n: usize, label: &dyn Fn(&str) -> String) {
-    let config = model.config().clone();
-    let (states, latents) = (model.states(), model.latents());
-    for (ordinal, layer) in config.kda_layers().enumerate() {
-        let record = model
-            .backend()
-            .read_state(&states, ordinal, Slot(1))
-            .wait()
-            .unwrap();
-        let state = expected.f32(&format!("prompt.{n}.state.{layer}"));
-        close(&label("state"), &record.state, &state, NEAR);
-        // The fixtures hold the last four inputs; the newest three are the state.
-        let four = expected.f32(&format!("prompt.{n}.conv.{layer}"));
-        let three: Vec<f32> = four
-            .chunks_exact(4)
-            .flat_map(|inputs| inputs[1..].to_vec())
-            .collect();
-        close(&label("tail"), &record.tail, &three, NEAR);
-    }
-    let blocks = piece(0, n, 0).blocks;
-    for (ordinal, layer) in config.mla_layers().enumerate() {
-        let (mut latent, mut k_pe) = (Vec::new(), Vec::new());
-        for (i, block) in blocks.iter().enumerate() {
-            let rows = BLOCK_TOKENS.min(n - i * BLOCK_TOKENS);
-            let backend = model.backend();
-            let record = backend
-                .read_latents(&latents, ordinal, *block, rows)
-                .wait()
-                .unwrap();
-            for row in record.rows.chunks_exact(record.latent + record.rope) {
-                latent.extend_from_slice(&row[..record.latent]);
-                k_pe.extend_from_slice(&row[record.latent..]);
-            }
-        }
-        let of = |what: &str| expected.f32(&format!("prompt.{n}.{what}.{layer}"));
-        close(&label("latent"), &latent, &of("latent"), NEAR);
-        close(&label("k_pe"), &k_pe, &of("k_pe"), NEAR);
     }
 }
 

@@ -8,6 +8,7 @@
     clippy::panic
 )]
 
+pub mod caches;
 pub mod tokenizer;
 
 use std::path::PathBuf;
