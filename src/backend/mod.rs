@@ -14,6 +14,8 @@ mod check;
 mod choose;
 mod collective;
 pub mod cpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod image;
 mod operation;
 mod pool;
 mod record;
