@@ -8,7 +8,7 @@ macro_rules! sources {
 }
 
 /// The kernels, one file an operation.
-pub const KERNELS: [(&str, &str); 14] = sources![
+pub const KERNELS: [(&str, &str); 16] = sources![
     "add.cu",
     "convert.cu",
     "embed.cu",
@@ -22,7 +22,9 @@ pub const KERNELS: [(&str, &str); 14] = sources![
     "select.cu",
     "short_conv.cu",
     "swiglu.cu",
+    "trace_attention.cu",
     "trace_gate.cu",
+    "trace_kda.cu",
 ];
 
 /// What they include.
