@@ -236,6 +236,15 @@ fn compile(file: &str, source: &str, options: &[String]) -> Result<Vec<u8>> {
         let made = match compiled {
             Ok(()) => nvrtc::result::get_ptx(program)
                 .map(bytes)
+                .map(|mut code| {
+                    // It counts the zero at its end, which is no part of a file.
+                    code.truncate(
+                        code.iter()
+                            .rposition(|byte| *byte != 0)
+                            .map_or(0, |last| last + 1),
+                    );
+                    code
+                })
                 .map_err(|error| refused(error.to_string())),
             Err(error) => {
                 let log = nvrtc::result::get_program_log(program).map(bytes);
