@@ -44,6 +44,8 @@ pub(crate) fn all() -> Vec<Bench> {
     let mut benches = vec![Bench::new("cpu", || Box::new(CpuBackend::new()))];
     #[cfg(feature = "wgpu")]
     benches.extend(wgpu());
+    #[cfg(feature = "cuda")]
+    benches.extend(cuda_emulated());
     benches
 }
 
@@ -73,5 +75,18 @@ fn wgpu() -> Vec<Bench> {
                 ..Options::default()
             })
         }),
+    ]
+}
+
+/// The CUDA kernels on the processor, their threads in three orders.
+#[cfg(feature = "cuda")]
+fn cuda_emulated() -> Vec<Bench> {
+    use crate::emulated::open;
+    use kimi_linear_emulated::Order;
+
+    vec![
+        Bench::new("cuda-emulated", || open(Order::Forward)),
+        Bench::new("cuda-emulated-reverse", || open(Order::Reverse)),
+        Bench::new("cuda-emulated-seeded", || open(Order::Seeded(7))),
     ]
 }

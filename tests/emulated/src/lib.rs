@@ -4,8 +4,12 @@
 //! Everything unsafe about running them is here.
 #![allow(unsafe_code)]
 
+mod product;
+
 use std::ffi::{CString, c_char, c_void};
 use std::ptr::NonNull;
+
+pub use product::product;
 
 unsafe extern "C" {
     fn emulated_allocate(bytes: u64) -> *mut c_void;
