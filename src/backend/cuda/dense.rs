@@ -49,13 +49,7 @@ impl CudaStep {
     pub(super) fn record_linear(&mut self, op: Linear) -> Result<()> {
         op.check(&self.capacity)?;
         self.name("linear");
-        let output = self.tensor(op.output)?.address;
-        self.product(
-            op.input,
-            op.weight,
-            output,
-            op.output.element == Element::F32,
-        )
+        self.product(op.input, op.weight, op.output)
     }
 
     pub(super) fn record_swiglu(&mut self, op: Swiglu) -> Result<()> {

@@ -8,13 +8,14 @@ macro_rules! sources {
 }
 
 /// The kernels, one file an operation.
-pub const KERNELS: [(&str, &str); 13] = sources![
+pub const KERNELS: [(&str, &str); 14] = sources![
     "add.cu",
     "convert.cu",
     "embed.cu",
     "experts.cu",
     "gated_norm.cu",
     "kda_gates.cu",
+    "linear.cu",
     "mla_append.cu",
     "rms_norm.cu",
     "route.cu",

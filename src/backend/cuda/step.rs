@@ -12,10 +12,11 @@ use crate::backend::check::Demands;
 use crate::backend::image::{Image, Plan};
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
 use crate::backend::{
-    Add, AllGather, AllReduce, Batch, Capacity, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
-    Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select, ShortConv, Step,
-    StepOutput, Swiglu, Tensor, Ticket, Weight,
+    Add, AllGather, AllReduce, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaGates,
+    KdaRecurrence, Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select,
+    ShortConv, Step, StepOutput, Swiglu, Tensor, Ticket, Weight,
 };
+use crate::checkpoint::Format;
 use crate::error::BackendError;
 
 /// The step of work that is no step's.
@@ -24,6 +25,9 @@ pub(super) const NO_STEP: u64 = 0;
 pub(super) const SPAN: usize = 512;
 /// Windows are another backend's; the image counts them all the same.
 const WINDOW: usize = 4096;
+
+/// Rows that a warp of `kernels/linear.cu` takes together.
+const TOGETHER: usize = 8;
 
 /// How many blocks a launch takes for this batch; any 0 leaves it out.
 type Size = Box<dyn Fn(&Image) -> [u32; 3] + Send>;
@@ -157,24 +161,44 @@ impl CudaStep {
     }
 
     /// Records `output = input weight^T`.
-    pub(super) fn product(
-        &mut self,
-        input: Tensor,
-        weight: Weight,
-        output: u64,
-        full: bool,
-    ) -> Result<()> {
-        let matrix = self.matrix(weight)?;
-        let product = Product {
-            input: self.tensor(input)?.address,
-            weight: matrix.address,
-            output,
-            rows: 0,
-            columns: weight.columns,
-            outputs: weight.rows,
-            full,
-        };
-        self.push(Recorded::Product(product, input.rows));
+    pub(super) fn product(&mut self, input: Tensor, weight: Weight, output: Tensor) -> Result<()> {
+        let (from, to) = (self.tensor(input)?, self.tensor(output)?);
+        let full = output.element == Element::F32;
+        let rows = input.rows;
+        if weight.format == Format::Bf16 {
+            let product = Product {
+                input: from.address,
+                weight: self.matrix(weight)?.address,
+                output: to.address,
+                rows: 0,
+                columns: weight.columns,
+                outputs: weight.rows,
+                full,
+            };
+            self.push(Recorded::Product(product, rows));
+            return Ok(());
+        }
+        let [stored, format] = self.stored(weight)?;
+        let [columns, outputs] = [weight.columns, weight.rows].map(|word| word as u32);
+        let kernel = Kernel::new(
+            "linear",
+            256,
+            arguments![
+                &self.batch,
+                kind(rows),
+                &from,
+                stored,
+                format,
+                &to,
+                u32::from(full),
+                columns,
+                outputs
+            ],
+        );
+        self.launch(kernel, move |image| {
+            let together = image.count(rows).div_ceil(TOGETHER) as u32;
+            [outputs.div_ceil(8), together, 1]
+        });
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! Weights on the device: rows without padding, in the checkpoint's dtype, streamed in.
 //!
-//! Vectors, taps, the router and the embedding are read as they are stored. Products run on tensor cores in bf16: what is
-//! stored in another dtype gets a copy in bf16 when a product is first recorded over it.
+//! Vectors, taps, the router and the embedding are read as they are stored, and so is a matrix of another dtype than bf16 in
+//! a product. Experts and the expansion of latents run on tensor cores in bf16: what is stored otherwise gets a copy in
+//! bf16 when an operation is first recorded over it.
 
 use std::sync::Arc;
 
