@@ -12,6 +12,7 @@ mod kda;
 pub mod kernels;
 pub mod machine;
 mod memory;
+mod recurrence;
 mod step;
 mod trace;
 mod weights;
