@@ -24,7 +24,9 @@ pub const KERNELS: [(&str, &str); 16] = sources![
     "select.cu",
     "short_conv.cu",
     "swiglu.cu",
+    "trace_attention.cu",
     "trace_gate.cu",
+    "trace_kda.cu",
 ];
 
 /// What they include.

@@ -7,6 +7,7 @@
 mod answers;
 mod attention;
 mod dense;
+pub mod driver;
 mod experts;
 mod kda;
 pub mod kernels;
@@ -60,6 +61,14 @@ pub struct CudaBackend {
 }
 
 impl CudaBackend {
+    /// Opens device `index` of NVIDIA's driver, by default the first.
+    ///
+    /// # Errors
+    /// No driver, no such device, one too old, or a library that is missing.
+    pub fn open(index: Option<usize>) -> Result<Self> {
+        Ok(Self::over(Arc::new(driver::Driver::open(index)?)))
+    }
+
     /// A backend over a machine.
     #[must_use]
     pub fn over(machine: Arc<dyn Machine>) -> Self {
