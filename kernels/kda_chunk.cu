@@ -574,7 +574,7 @@ static __device__ __forceinline__ void scan(
 //              slots are written as well; else null
 //   tails      [slots, channels, taps - 1] f32, or null
 #define KDA_SCAN(name, padded)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(SCAN_WARPS * 32) name(                                               \
+    extern "C" __global__ void __launch_bounds__(SCAN_WARPS * 32, 1) name(                                            \
         const u32* batch, const u8* workspace, float* states, bf16* output, const bf16* input, float* tails,          \
         u32 taps, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {                               \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
