@@ -1,7 +1,7 @@
-//! How a KDA layer's operations are recorded: convolution, gates, recurrence, output gate.
+//! How a KDA layer's operations are recorded: convolution, gates, output gate. The recurrence is in `recurrence`.
 
 use super::step::{CudaStep, Kernel, arguments, blocks};
-use crate::backend::{GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv};
+use crate::backend::{GatedNorm, KdaGates, Result, ShortConv};
 use crate::error::BackendError;
 
 /// The most taps: as in `kernels/short_conv.cu`.
@@ -89,25 +89,32 @@ impl CudaStep {
         Ok(())
     }
 
-    pub(super) fn record_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
-        self.name("kda_recurrence");
-        Err(BackendError::Unsupported {
-            backend: "cuda",
-            what: "the recurrence".to_owned(),
-        })
-    }
-
     pub(super) fn record_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
         op.check(&self.capacity)?;
         self.name("gated_norm");
+        let (kernel, heads, rows) = (self.gated_norm_kernel(&op)?, heads_of(&op), op.input.rows);
+        self.launch(kernel, move |image| {
+            [blocks((image.count(rows) * heads) as u64, 8), 1, 1]
+        });
+        Ok(())
+    }
+
+    /// The norm where a batch has pieces of several tokens: of all rows, for those of single tokens are written later.
+    pub(super) fn several_gated_norm(&mut self, op: &GatedNorm) -> Result<()> {
+        let (kernel, heads) = (self.gated_norm_kernel(op)?, heads_of(op));
+        self.launch(kernel, move |image| {
+            let some = image.several_rows > 0;
+            let rows = if some { image.tokens } else { 0 };
+            [blocks((rows * heads) as u64, 8), 1, 1]
+        });
+        Ok(())
+    }
+
+    fn gated_norm_kernel(&mut self, op: &GatedNorm) -> Result<Kernel> {
         let (input, gate) = (self.tensor(op.input)?, self.tensor(op.gate)?);
         let [weight, format] = self.stored(op.weight)?;
         let output = self.tensor(op.output)?;
-        let width = op.weight.rows;
-        let (heads, rows) = (op.input.width / width.max(1), op.input.rows);
-        let kernel = Kernel::new(
+        Ok(Kernel::new(
             "gated_norm",
             256,
             arguments![
@@ -117,14 +124,14 @@ impl CudaStep {
                 weight,
                 format,
                 &output,
-                heads as u32,
-                width as u32,
+                heads_of(op) as u32,
+                op.weight.rows as u32,
                 op.eps
             ],
-        );
-        self.launch(kernel, move |image| {
-            [blocks((image.count(rows) * heads) as u64, 8), 1, 1]
-        });
-        Ok(())
+        ))
     }
+}
+
+fn heads_of(op: &GatedNorm) -> usize {
+    op.input.width / op.weight.rows.max(1)
 }

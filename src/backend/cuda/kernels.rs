@@ -14,7 +14,9 @@ pub const KERNELS: [(&str, &str); 16] = sources![
     "embed.cu",
     "experts.cu",
     "gated_norm.cu",
+    "kda_chunk.cu",
     "kda_gates.cu",
+    "kda_step.cu",
     "linear.cu",
     "mla_append.cu",
     "rms_norm.cu",
@@ -28,11 +30,12 @@ pub const KERNELS: [(&str, &str); 16] = sources![
 ];
 
 /// What they include.
-const HEADERS: [(&str, &str); 6] = sources![
+const HEADERS: [(&str, &str); 7] = sources![
     "shared/kernel.h",
     "shared/device.h",
     "shared/batch.h",
     "shared/best.h",
+    "shared/kda.h",
     "shared/tile.h",
     "shared/weight.h",
 ];

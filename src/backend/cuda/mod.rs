@@ -13,6 +13,7 @@ mod kda;
 pub mod kernels;
 pub mod machine;
 mod memory;
+mod recurrence;
 mod step;
 mod trace;
 mod weights;

@@ -12,8 +12,8 @@ use crate::backend::check::Demands;
 use crate::backend::image::{Image, Plan};
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
 use crate::backend::{
-    Add, AllGather, AllReduce, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaGates,
-    KdaRecurrence, Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select,
+    Add, AllGather, AllReduce, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaBlock,
+    KdaGates, KdaRecurrence, Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select,
     ShortConv, Step, StepOutput, Swiglu, Tensor, Ticket, Weight,
 };
 use crate::checkpoint::Format;
@@ -375,6 +375,10 @@ impl Step for CudaStep {
 
     fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
         self.record_trace_attention(op)
+    }
+
+    fn kda_block(&mut self, block: &KdaBlock) -> Result<()> {
+        self.record_kda_block(block)
     }
 
     fn time(&mut self) -> Result<()> {
