@@ -84,7 +84,7 @@ fn compiled() -> Vec<Entry> {
     let folder = root().join("target/cuda/kernels");
     std::fs::create_dir_all(&folder).unwrap();
     let mut entries = Vec::new();
-    for (file, text) in KERNELS {
+    for (file, text) in KERNELS.iter().copied() {
         let (name, code) = ptx(file, text, CAPABILITY).unwrap_or_else(|error| panic!("{error}"));
         let path = folder.join(name);
         std::fs::write(&path, code).unwrap();
@@ -140,11 +140,6 @@ fn check() {
         let (file, _) = source_of(&entry.name).expect("an entry of some file");
         assert_eq!(file, entry.file);
     }
-    let declared: usize = KERNELS
-        .iter()
-        .map(|(_, text)| text.matches("\nENTRY(").count())
-        .sum();
-    assert_eq!(entries.len(), declared, "one line an entry point");
     let path = root().join("docs/kernels.md");
     let generated = table(&entries);
     if std::env::var_os("KIMI_BLESS").is_some() {
