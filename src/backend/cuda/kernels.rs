@@ -8,7 +8,7 @@ macro_rules! sources {
 }
 
 /// The kernels, one file an operation.
-pub const KERNELS: [(&str, &str); 16] = sources![
+pub const KERNELS: [(&str, &str); 20] = sources![
     "add.cu",
     "convert.cu",
     "embed.cu",
@@ -19,6 +19,8 @@ pub const KERNELS: [(&str, &str); 16] = sources![
     "kda_step.cu",
     "linear.cu",
     "mla_append.cu",
+    "mla_decode.cu",
+    "mla_prefill.cu",
     "rms_norm.cu",
     "route.cu",
     "select.cu",
@@ -30,12 +32,14 @@ pub const KERNELS: [(&str, &str); 16] = sources![
 ];
 
 /// What they include.
-const HEADERS: [(&str, &str); 7] = sources![
+const HEADERS: [(&str, &str); 9] = sources![
     "shared/kernel.h",
     "shared/device.h",
     "shared/batch.h",
     "shared/best.h",
+    "shared/fragment.h",
     "shared/kda.h",
+    "shared/mla.h",
     "shared/tile.h",
     "shared/weight.h",
 ];
