@@ -18,6 +18,7 @@
 // Operands are bf16. Those whose rounding would show (both matrices' factors, the inverse, U and Kr where they make the
 // next state) come as two, a part and the rest of it: with single ones repeated keys end 7e-3 from the definition.
 #include "shared/kernel.h"
+#include "shared/fragment.h"
 #include "shared/kda.h"
 
 // Tokens a chunk.
@@ -36,36 +37,12 @@
 //   (I + A_kk)^-1 beta  its rest  A_qk     [16, 16] each
 //   exp(G_16)                              [K] f32
 //   V                                      [16, V], V padded to a multiple of 16
-#define TILE 256  // elements
 
 static __device__ __forceinline__ u32 padded_key(u32 k) { return k <= 32 ? 32 : k <= 64 ? 64 : 128; }
 // Bytes of an image before V, and of all of it.
 static __device__ __forceinline__ u32 common_bytes(u32 padded) { return (4 * padded / 16 + 3) * TILE * 2 + padded * 4; }
 static __device__ __forceinline__ u32 image_bytes(u32 padded, u32 v) {
     return common_bytes(padded) + (v + 15) / 16 * TILE * 2;
-}
-
-// Where a tile keeps eight columns (`half` 0 or 1) of a row: swapped in every other four rows, so that the eight rows of
-// a matrix of ldmatrix lie in different banks.
-static __device__ __forceinline__ u32 eight_at(u32 row, u32 half) { return (2 * row + (half ^ (row / 4 % 2))) * 8; }
-// Element `column` of row `row` of a row of tiles.
-static __device__ __forceinline__ u32 element_at(u32 row, u32 column) {
-    return column / 16 * TILE + eight_at(row, column / 8 % 2) + column % 8;
-}
-
-// The rows of a tile that a lane names for ldmatrix. `down`: matrices 0 and 1 are its two halves of columns, 2 and 3 those
-// of rows 8 to 15; `across`: matrices 0 and 1 are its two halves of rows.
-static __device__ __forceinline__ u32 lane_down(u32 lane) { return eight_at(lane % 8 + lane / 16 * 8, lane / 8 % 2); }
-static __device__ __forceinline__ u32 lane_across(u32 lane) { return eight_at(lane % 16, lane / 16); }
-
-// A part in bf16 and the rest of it.
-static __device__ __forceinline__ void split(float x, bf16& part, bf16& rest) {
-    part = narrow(x);
-    rest = narrow(x - widen(part));
-}
-static __device__ __forceinline__ void split_pair(float a, float b, u32& part, u32& rest) {
-    part = narrow_pair(a, b);
-    rest = narrow_pair(a - low(part), b - high(part));
 }
 
 // Factors of rows and columns for anchors in steps of `SPAN`: 16 is the middle of the chunk for all, else the dyadic
@@ -408,13 +385,6 @@ static __device__ __forceinline__ void as_operand(const float (&sum)[2][4], u32 
     for (u32 i = 0; i < 4; i++) split_pair(sum[i / 2][i % 2 * 2], sum[i / 2][i % 2 * 2 + 1], part[i], rest[i]);
 }
 
-// sum[n] += a b[n], with b [16, 16] in two halves of columns.
-static __device__ __forceinline__ void multiply_halves(float (&sum)[2][4], const u32 (&a)[4], const u32 (&b)[4]) {
-    u32 first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-    mma_bf16(sum[0], a, first);
-    mma_bf16(sum[1], a, second);
-}
-
 // One chunk through sixteen columns of the state: U, O and the next state, all transposed. `image` is the common part,
 // `values` the warp's tile of V, where O [16 tokens, 16 columns] is left in its place.
 template <int PADDED>
@@ -579,9 +549,11 @@ static __device__ __forceinline__ void scan(
         u32 taps, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {                               \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
         scan<padded>(batch, workspace, states, output, h, form, Conv{input, nullptr, 0, tails, taps});                \
-    }                                                                                                                 \
-    ENTRY(name)
+    }
 
 KDA_SCAN(kda_scan_32, 32)
 KDA_SCAN(kda_scan_64, 64)
 KDA_SCAN(kda_scan_128, 128)
+ENTRY(kda_scan_32)
+ENTRY(kda_scan_64)
+ENTRY(kda_scan_128)

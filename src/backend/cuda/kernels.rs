@@ -19,6 +19,8 @@ pub const KERNELS: &[(&str, &str)] = &sources![
     "kda_step.cu",
     "linear.cu",
     "mla_append.cu",
+    "mla_decode.cu",
+    "mla_prefill.cu",
     "rms_norm.cu",
     "route.cu",
     "select.cu",
@@ -35,7 +37,9 @@ const HEADERS: &[(&str, &str)] = &sources![
     "shared/device.h",
     "shared/batch.h",
     "shared/best.h",
+    "shared/fragment.h",
     "shared/kda.h",
+    "shared/mla.h",
     "shared/tile.h",
     "shared/weight.h",
 ];

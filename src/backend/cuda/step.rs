@@ -23,12 +23,14 @@ use crate::error::BackendError;
 pub(super) const NO_STEP: u64 = 0;
 /// Positions that one block of a decode attends to; more are shared among several.
 pub(super) const SPAN: usize = 512;
-/// Windows are another backend's; the image counts them all the same.
-const WINDOW: usize = 4096;
+/// Positions that a prefill expands together, a multiple of the run of `kernels/mla_prefill.cu`.
+pub(super) const WINDOW: usize = 4096;
 
 /// Rows that a warp of `kernels/linear.cu` takes together.
 const TOGETHER: usize = 8;
 
+/// The commands of a batch that has a say in how many they are.
+type Listed = Box<dyn Fn(&Image) -> Vec<Command> + Send>;
 /// How many blocks a launch takes for this batch; any 0 leaves it out.
 type Size = Box<dyn Fn(&Image) -> [u32; 3] + Send>;
 
@@ -55,6 +57,17 @@ impl Kernel {
         }
     }
 
+    /// Its launch over this grid.
+    pub(super) fn over(self, grid: [u32; 3]) -> Launch {
+        Launch {
+            kernel: self.entry,
+            grid,
+            threads: self.threads,
+            shared: u32::try_from(self.shared).unwrap_or(u32::MAX),
+            arguments: self.arguments.into(),
+        }
+    }
+
     /// The same with so many bytes of dynamic shared memory.
     pub(super) fn shared(self, bytes: usize) -> Self {
         Self {
@@ -77,6 +90,8 @@ enum Recorded {
     /// Bytes a row.
     Copy(Arc<Buffer>, Arc<Buffer>, u64, Rows),
     Answer(Arc<Buffer>, Answer),
+    /// As many commands as the batch asks for.
+    Each(Listed),
 }
 
 /// Blocks of `each` for so many elements.
@@ -150,14 +165,7 @@ impl CudaStep {
         kernel: Kernel,
         size: impl Fn(&Image) -> [u32; 3] + Send + 'static,
     ) {
-        let launch = Launch {
-            kernel: kernel.entry,
-            grid: [0; 3],
-            threads: kernel.threads,
-            shared: u32::try_from(kernel.shared).unwrap_or(u32::MAX),
-            arguments: kernel.arguments.into(),
-        };
-        self.push(Recorded::Launch(launch, Box::new(size)));
+        self.push(Recorded::Launch(kernel.over([0; 3]), Box::new(size)));
     }
 
     /// Records `output = input weight^T`.
@@ -232,6 +240,11 @@ impl CudaStep {
         memory.weight(weight)?.matrix(&self.shared.machine)
     }
 
+    /// Records commands whose number depends on the batch.
+    pub(super) fn each(&mut self, list: impl Fn(&Image) -> Vec<Command> + Send + 'static) {
+        self.push(Recorded::Each(Box::new(list)));
+    }
+
     /// Memory between two kernels of one operation.
     pub(super) fn scratch(&mut self, name: &'static str, bytes: usize) -> Result<Arc<Buffer>> {
         let shared = &self.shared;
@@ -270,6 +283,12 @@ impl CudaStep {
                     (bytes > 0).then_some(Command::Copy { from, to, bytes })
                 }
                 Recorded::Answer(..) => None,
+                Recorded::Each(list) => {
+                    let list = list(image);
+                    operations.extend(std::iter::repeat_n(*operation, list.len()));
+                    commands.extend(list);
+                    None
+                }
             };
             if let Some(command) = command {
                 commands.push(command);
