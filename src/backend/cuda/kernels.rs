@@ -8,7 +8,7 @@ macro_rules! sources {
 }
 
 /// The kernels, one file an operation.
-pub const KERNELS: [(&str, &str); 20] = sources![
+pub const KERNELS: &[(&str, &str)] = &sources![
     "add.cu",
     "convert.cu",
     "embed.cu",
@@ -32,7 +32,7 @@ pub const KERNELS: [(&str, &str); 20] = sources![
 ];
 
 /// What they include.
-const HEADERS: [(&str, &str); 9] = sources![
+const HEADERS: &[(&str, &str)] = &sources![
     "shared/kernel.h",
     "shared/device.h",
     "shared/batch.h",
@@ -48,8 +48,13 @@ const HEADERS: [(&str, &str); 9] = sources![
 /// hash that its compilation is kept under.
 #[must_use]
 pub fn source_of(entry: &str) -> Option<(&'static str, String)> {
-    let mark = format!("ENTRY({entry})");
-    let (name, text) = KERNELS.iter().find(|(_, text)| text.contains(&mark))?;
+    // By itself, or the first argument of a macro that defines several.
+    let marks = [format!("({entry})"), format!("({entry}, ")];
+    let defines = |line: &str| {
+        line.starts_with(|first: char| first.is_ascii_uppercase())
+            && marks.iter().any(|mark| line.contains(mark))
+    };
+    let (name, text) = KERNELS.iter().find(|(_, text)| text.lines().any(defines))?;
     Some((name, written_out(text)))
 }
 

@@ -48,7 +48,7 @@ impl Drop for Functions {
 }
 
 /// NVRTC's options for a device of this compute capability.
-pub(crate) fn options((major, minor): (i32, i32)) -> Vec<String> {
+fn options((major, minor): (i32, i32)) -> Vec<String> {
     // Hopper's own instructions need the `a`; PTX for others is what later ones take too.
     let own = if (major, minor) == (9, 0) { "a" } else { "" };
     vec![
@@ -59,7 +59,7 @@ pub(crate) fn options((major, minor): (i32, i32)) -> Vec<String> {
 }
 
 /// The name of what comes of a source with these options.
-pub(crate) fn key(source: &str, options: &[String], driver: Option<i32>) -> String {
+fn key(source: &str, options: &[String], driver: Option<i32>) -> String {
     let mut text = source.to_owned();
     for option in options {
         text.push('\0');
@@ -198,8 +198,19 @@ fn unknown(entry: &str) -> BackendError {
     }
 }
 
+/// PTX of a file of [`kernels::KERNELS`] for devices of this compute capability, and the name under which
+/// `KIMI_LINEAR_KERNELS` finds it. Needs NVRTC, but neither a GPU nor its driver.
+///
+/// # Errors
+/// No NVRTC, or a file that does not compile, with what the compiler says.
+pub fn ptx(file: &str, text: &str, capability: (i32, i32)) -> Result<(String, Vec<u8>)> {
+    let (source, options) = (kernels::written_out(text), options(capability));
+    let code = compile(file, &source, &options)?;
+    Ok((format!("{}.ptx", key(&source, &options, None)), code))
+}
+
 /// Compiles to PTX.
-pub(crate) fn compile(file: &str, source: &str, options: &[String]) -> Result<Vec<u8>> {
+fn compile(file: &str, source: &str, options: &[String]) -> Result<Vec<u8>> {
     // SAFETY: it only tries to open a library.
     if !unsafe { nvrtc::sys::is_culib_present() } {
         return Err(unavailable(
@@ -225,6 +236,15 @@ pub(crate) fn compile(file: &str, source: &str, options: &[String]) -> Result<Ve
         let made = match compiled {
             Ok(()) => nvrtc::result::get_ptx(program)
                 .map(bytes)
+                .map(|mut code| {
+                    // It counts the zero at its end, which is no part of a file.
+                    code.truncate(
+                        code.iter()
+                            .rposition(|byte| *byte != 0)
+                            .map_or(0, |last| last + 1),
+                    );
+                    code
+                })
                 .map_err(|error| refused(error.to_string())),
             Err(error) => {
                 let log = nvrtc::result::get_program_log(program).map(bytes);

@@ -6,7 +6,7 @@
 //! the device reads or writes is either the device's own or pinned and kept until an event says that it is done with.
 #![allow(unsafe_code)]
 
-mod compile;
+pub mod compile;
 mod pinned;
 mod product;
 mod run;
