@@ -2,9 +2,13 @@
 // at a time, and softmax runs online over them (Milakov and Gimelshein, arXiv 1805.02867). Twin of
 // src/backend/cpu/mla_prefill.rs.
 //
-// For each window of the batch `mla_gather` lays its latents end to end, one dense product with kv_b expands them, and
-// `mla_prefill` attends to them. Runs of positions are counted from the sequence's start, so a row's arithmetic depends on
-// its position alone. What a row has when its sequence goes on in another window waits in f32.
+// For each window of the batch `mla_gather` lays its latents end to end, one dense product with kv_b expands them in f32,
+// `mla_images` makes of each run of them what `mla_prefill` needs in shared memory, and that attends to them. Runs of
+// positions are counted from the sequence's start, so a row's arithmetic depends on its position alone. What a row has
+// when its sequence goes on in another window waits in f32.
+//
+// Operands are bf16. Expanded keys come as two, a part and the rest of it: where scores reach several tens, rounding a key
+// once moves a weight by two per cent.
 #include "shared/kernel.h"
 #include "shared/fragment.h"
 #include "shared/mla.h"
@@ -39,64 +43,84 @@ extern "C" __global__ void __launch_bounds__(64) mla_gather(
 }
 ENTRY(mla_gather)
 
-// Where a run's keys and values come from.
-struct Expanded {
-    const bf16* rows;     // [positions of the window, heads (nope + value)]
-    const bf16* latents;
-    const u32* table;     // the piece's blocks
-    u32 first;            // the window's first position
-};
-
-// Keys [RUN, KEY] and values [RUN, VALUE] of `count` positions from `begin` on into tiles; zeros elsewhere.
+// Tiles of an image of one head's run, each of RUN / 16 rows of them: keys [nope | rope] padded to KEY, the rests of their
+// expanded part, values padded to VALUE.
+static __device__ __forceinline__ u32 rest_tiles(const Attention& a) { return (a.nope + 15) / 16; }
 template <int KEY, int VALUE>
-static __device__ __forceinline__ void fetch(
-    bf16* keys, bf16* values, const Attention& a, const Expanded& from, u32 head, u32 begin, u32 count) {
-    constexpr u32 EIGHTS = (KEY + VALUE) / 8;
-    u32 width = a.nope + a.value;
-    bool whole = (a.nope | a.rope | a.value | a.latent) % 8 == 0;
-    for (u32 i = threadIdx.x; i < RUN * EIGHTS; i += WARPS * 32) {
-        u32 n = i / EIGHTS, c = i % EIGHTS * 8;
-        bool is_value = c >= KEY;
+static __device__ __forceinline__ u32 image_elements(const Attention& a) {
+    return (KEY / 16 + rest_tiles(a) + VALUE / 16) * (RUN / 16) * TILE;
+}
+
+// Images of the runs of one window; zeros where there is no position or no column.
+template <int KEY, int VALUE>
+static __device__ __forceinline__ void images(
+    const u32* batch, u32 number, const float* rows, const bf16* latents, bf16* images, const Attention& a) {
+    const u32* window = window_words(batch, number);
+    u32 run = blockIdx.x, head = blockIdx.y, first = run * RUN;
+    if (first >= window[2]) return;
+    u32 count = min((u32)RUN, window[2] - first), rests = rest_tiles(a);
+    const u32* table = batch + piece_word(batch, window[0], BLOCKS);
+    bf16* image = images + ((u64)run * a.heads + head) * image_elements<KEY, VALUE>(a);
+    bf16* rest = image + KEY / 16 * (RUN / 16) * TILE;
+    bf16* values = rest + rests * (RUN / 16) * TILE;
+    u32 eights = (KEY + VALUE) / 8;
+    for (u32 i = threadIdx.x; i < RUN * eights; i += 128) {
+        u32 n = i / eights, c = i % eights * 8;
+        bool is_value = c >= KEY, there = n < count;
         if (is_value) c -= KEY;
-        bf16* to = is_value ? values + n / 16 * (VALUE / 16) * TILE : keys + n / 16 * (KEY / 16) * TILE;
-        to += element_at(n % 16, c);
-        const bf16* row = from.rows + ((u64)(begin - from.first + n) * a.heads + head) * width;
-        // Keys are the expanded part, then the part that all heads share.
-        u32 end = is_value ? a.value : a.nope + a.rope;
-        if (whole) {
-            bool there = n < count && c < end;
-            const bf16* at = row + (is_value ? a.nope + c : c);
-            if (there && !is_value && c >= a.nope) {
-                at = latent_row(a, from.latents, from.table, begin + n) + a.latent + c - a.nope;
+        const float* row = rows + ((u64)(first + n) * a.heads + head) * (a.nope + a.value);
+        const bf16* shared = there ? latent_row(a, latents, table, window[1] + first + n) + a.latent : nullptr;
+        u32 parts[4], others[4];
+        #pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            float pair[2];
+            #pragma unroll
+            for (u32 m = 0; m < 2; m++) {
+                u32 at = c + 2 * j + m;
+                pair[m] = 0.0f;
+                if (there && is_value && at < a.value) pair[m] = row[a.nope + at];
+                if (there && !is_value && at < a.nope) pair[m] = row[at];
+                if (there && !is_value && at >= a.nope && at < a.nope + a.rope) pair[m] = widen(shared[at - a.nope]);
             }
-            copy_async(to, there ? at : from.rows, there);
-        } else {
-            const bf16* shared = n < count ? latent_row(a, from.latents, from.table, begin + n) + a.latent : nullptr;
-            for (u32 j = 0; j < 8; j++, c++) {
-                bf16 x = {0};
-                if (n < count && c < end) {
-                    x = is_value ? row[a.nope + c] : c < a.nope ? row[c] : shared[c - a.nope];
-                }
-                to[j] = x;
-            }
+            split_pair(pair[0], pair[1], parts[j], others[j]);
+        }
+        u32 tiles = is_value ? VALUE / 16 : KEY / 16;
+        bf16* to = (is_value ? values : image) + n / 16 * tiles * TILE + element_at(n % 16, c);
+        *(uint4*)to = make_uint4(parts[0], parts[1], parts[2], parts[3]);
+        if (!is_value && c < rests * 16) {
+            // Shared keys are bf16 already: their rests are zeros.
+            *(uint4*)(rest + n / 16 * rests * TILE + element_at(n % 16, c)) =
+                make_uint4(others[0], others[1], others[2], others[3]);
         }
     }
-    copy_async_commit();
 }
+
+// Grid (ceil(positions of the window / 64), heads), block 128.
+//   batch     the batch; `number` is the window's
+//   rows      [positions, heads (nope + value)] f32: the window's latents times kv_b
+//   latents   [blocks, block_tokens, latent + rope] bf16
+//   images    [runs, heads, 64 (P + 16 ceil(nope / 16) + Q)] bf16, aligned to 16 bytes; P and Q are the widths of key and
+//             value that the entry takes at most
+#define MLA_IMAGES(name, key, value_width)                                                                            \
+    extern "C" __global__ void __launch_bounds__(128) name(                                                           \
+        const u32* batch, u32 number, const float* rows, const bf16* latents, bf16* out, u32 heads, u32 latent,       \
+        u32 nope, u32 rope, u32 value, u32 block_tokens) {                                                            \
+        Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
+        images<key, value_width>(batch, number, rows, latents, out, a);                                               \
+    }
 
 // One window for some tiles of queries of one head. Keys are at most KEY wide, values VALUE.
 template <int KEY, int VALUE>
 static __device__ __forceinline__ void attend(
-    const u32* batch, u32 number, const bf16* query, const bf16* rows, const bf16* latents, bf16* output, float* marks,
-    float* partial, const Attention& a) {
-    constexpr u32 STAGE = RUN * (KEY + VALUE);
+    const u32* batch, u32 number, const bf16* query, const bf16* images, bf16* output, float* marks, float* partial,
+    const Attention& a) {
+    u32 rests = rest_tiles(a), stage_elements = image_elements<KEY, VALUE>(a);
     bf16* stages = (bf16*)dynamic_shared();
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
     const u32* window = window_words(batch, number);
     u32 piece = window[0], first = window[1], window_end = first + window[2];
     u32 position = piece_word(batch, piece, POSITION), length = piece_word(batch, piece, LENGTH);
     u32 start = piece_word(batch, piece, START);
-    Expanded from = {rows, latents, batch + piece_word(batch, piece, BLOCKS), first};
     // This block's tokens of the piece, and this warp's.
     u32 block_token = blockIdx.x * WARPS * QUERIES;
     if (block_token >= length) return;
@@ -150,19 +174,23 @@ static __device__ __forceinline__ void attend(
 
     float scale = score_scale(a);
     u32 down = lane_down(lane), across = lane_across(lane);
-    fetch<KEY, VALUE>(stages, stages + RUN * KEY, a, from, head, first, min((u32)RUN, window_end - first));
+    auto fetch = [&](u32 turn, u32 begin) {
+        const bf16* from = images + ((u64)((begin - first) / RUN) * a.heads + head) * stage_elements;
+        bf16* to = stages + turn * stage_elements;
+        for (u32 i = threadIdx.x * 8; i < stage_elements; i += WARPS * 32 * 8) copy_async(to + i, from + i);
+        copy_async_commit();
+    };
+    fetch(0, first);
     u32 turn = 0;
     for (u32 begin = first; begin < end; begin += RUN, turn ^= 1) {
         copy_async_wait<0>();
         // The other stage was read before this barrier.
         __syncthreads();
-        if (begin + RUN < end) {
-            bf16* next = stages + (turn ^ 1) * STAGE;
-            fetch<KEY, VALUE>(next, next + RUN * KEY, a, from, head, begin + RUN, min((u32)RUN, window_end - begin - RUN));
-        }
+        if (begin + RUN < end) fetch(turn ^ 1, begin + RUN);
         if (begin >= warp_end) continue;
-        const bf16* keys = stages + turn * STAGE;
-        const bf16* values = keys + RUN * KEY;
+        const bf16* keys = stages + turn * stage_elements;
+        const bf16* others = keys + RUN * KEY;
+        const bf16* values = others + rests * (RUN / 16) * TILE;
         float scores[RUN / 16][2][4];
         #pragma unroll
         for (u32 j = 0; j < RUN / 16; j++) {
@@ -171,6 +199,10 @@ static __device__ __forceinline__ void attend(
             #pragma unroll
             for (u32 n = 0; n < KEY / 16; n++) {
                 u32 b[4];
+                if (n < rests) {
+                    ldmatrix(b, others + (j * rests + n) * TILE + down);
+                    multiply_halves(scores[j], q[n], b);
+                }
                 ldmatrix(b, keys + (j * (KEY / 16) + n) * TILE + down);
                 multiply_halves(scores[j], q[n], b);
             }
@@ -254,24 +286,27 @@ static __device__ __forceinline__ void attend(
     }
 }
 
-// Grid (ceil(tokens of the window's piece / 64), heads), block 128; dynamic shared memory 256 (P + Q) bytes, with P and Q
-// the widths of key and value that the entry takes at most.
+// Grid (ceil(tokens of the window's piece / 64), heads), block 128; dynamic shared memory 256 (P + 16 ceil(nope / 16) + Q)
+// bytes, with P and Q the widths of key and value that the entry takes at most.
 //   batch     the batch; `number` is the window's
 //   query     [T, heads (nope + rope)] bf16
-//   rows      [positions, heads (nope + value)] bf16: the window's latents times kv_b, aligned to 16 bytes
-//   latents   [blocks, block_tokens, latent + rope] bf16, aligned to 16 bytes
+//   images    what `mla_images` left of the window
 //   output    [T, heads value] bf16
 //   marks     [T, heads, 2] f32 and
-//   partial   [T, heads, value] f32: what waits for the next window; null where no sequence has more than one
+//   partial   [T, heads, value] f32: what waits for the next window; not touched where no sequence has more than one
 #define MLA_PREFILL(name, key, value_width)                                                                           \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(                                                 \
-        const u32* batch, u32 number, const bf16* query, const bf16* rows, const bf16* latents, bf16* output,         \
-        float* marks, float* partial, u32 heads, u32 latent, u32 nope, u32 rope, u32 value, u32 block_tokens) {       \
-        Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
-        attend<key, value_width>(batch, number, query, rows, latents, output, marks, partial, a);                     \
+        const u32* batch, u32 number, const bf16* query, const bf16* in, bf16* output, float* marks, float* partial,  \
+        u32 heads, u32 nope, u32 rope, u32 value) {                                                                   \
+        Attention a{heads, 0, nope, rope, value, 1};                                                                  \
+        attend<key, value_width>(batch, number, query, in, output, marks, partial, a);                                \
     }
 
+MLA_IMAGES(mla_images_64, 64, 64)
+MLA_IMAGES(mla_images_192, 192, 128)
 MLA_PREFILL(mla_prefill_64, 64, 64)
 MLA_PREFILL(mla_prefill_192, 192, 128)
+ENTRY(mla_images_64)
+ENTRY(mla_images_192)
 ENTRY(mla_prefill_64)
 ENTRY(mla_prefill_192)

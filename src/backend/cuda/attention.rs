@@ -8,6 +8,8 @@ use crate::backend::image::{self, Image};
 use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
 use crate::error::BackendError;
 
+/// Positions whose scores a prefill takes together.
+const RUN: usize = 64;
 /// Tiles of queries of a block of `mla_prefill`.
 const TILES: usize = 4;
 /// Rows that share one reading of kv_b in a decode.
@@ -43,16 +45,18 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Window by window: latents laid end to end, expanded by one dense product, attended to.
+    /// Window by window: latents laid end to end, expanded by one dense product, laid out for the tensor cores, attended to.
     pub(super) fn record_prefill(&mut self, op: MlaAttention) -> Result<()> {
         op.check(&self.capacity)?;
         let layout = op.pool.layout;
         self.demands.latents = Some(layout);
         self.name("mla_prefill");
         let (heads, key) = (op.heads(), op.nope + layout.rope);
-        let (entry, widths) = match (key, op.value) {
-            (0..=64, 0..=64) => ("mla_prefill_64", 64 + 64),
-            (0..=192, 0..=128) => ("mla_prefill_192", 192 + 128),
+        // Columns of a run's image: keys, the rests of their expanded part, values.
+        let rests = op.nope.next_multiple_of(16);
+        let (lay_out, entry, columns) = match (key, op.value) {
+            (0..=64, 0..=64) => ("mla_images_64", "mla_prefill_64", 64 + rests + 64),
+            (0..=192, 0..=128) => ("mla_images_192", "mla_prefill_192", 192 + rests + 128),
             _ => {
                 return Err(BackendError::Unsupported {
                     backend: "cuda",
@@ -70,7 +74,9 @@ impl CudaStep {
         let positions = longest.min(WINDOW);
         let outputs = heads * (op.nope + op.value);
         let gathered = self.scratch("a window of latents", 2 * positions * layout.latent)?;
-        let rows = self.scratch("expanded keys and values", 2 * positions * outputs)?;
+        let rows = self.scratch("expanded keys and values", 4 * positions * outputs)?;
+        let most = positions.next_multiple_of(RUN) * heads * columns;
+        let images = self.scratch("runs of an attention", 2 * most)?;
         // What waits from one window to the next.
         let waiting = if longest > WINDOW {
             self.capacity.tokens * heads
@@ -88,7 +94,7 @@ impl CudaStep {
                 Pieces::Several => (0, image.several_windows),
                 Pieces::Single => (image.several_windows, image.windows.len()),
             };
-            let mut commands = Vec::with_capacity(3 * (last - first));
+            let mut commands = Vec::with_capacity(4 * (last - first));
             for (number, window) in image.windows[first..last].iter().enumerate() {
                 let number = (first + number) as u32;
                 let gather = Kernel::new(
@@ -108,17 +114,27 @@ impl CudaStep {
                     rows: window.positions,
                     columns: layout.latent,
                     outputs,
-                    full: false,
+                    full: true,
                 }));
+                let lay_out = Kernel::new(
+                    lay_out,
+                    128,
+                    arguments![
+                        &batch, number, &rows, &latents, &images, h, latent, nope, rope, value,
+                        tokens
+                    ],
+                );
+                let runs = window.positions.div_ceil(RUN) as u32;
+                commands.push(Command::Launch(lay_out.over([runs, h, 1])));
                 let attend = Kernel::new(
                     entry,
                     128,
                     arguments![
-                        &batch, number, &query, &rows, &latents, &output, &marks, &partial, h,
-                        latent, nope, rope, value, tokens
+                        &batch, number, &query, &images, &output, &marks, &partial, h, nope, rope,
+                        value
                     ],
                 )
-                .shared(256 * widths);
+                .shared(256 * columns);
                 let blocks = window.tiles.div_ceil(TILES) as u32;
                 commands.push(Command::Launch(attend.over([blocks, h, 1])));
             }
