@@ -82,6 +82,10 @@ fn assembled(file: &'static str, code: &Path) -> Vec<Entry> {
 
 fn compiled() -> Vec<Entry> {
     let folder = root().join("target/cuda/kernels");
+    // What other sources came to is of no use.
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
     std::fs::create_dir_all(&folder).unwrap();
     let mut entries = Vec::new();
     for (file, text) in KERNELS.iter().copied() {

@@ -1,29 +1,32 @@
 //! `cuda-emulated`: the CUDA backend over a machine that runs the same kernels on the processor.
 #![allow(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kimi_linear::backend::cuda::CudaBackend;
-use kimi_linear::backend::cuda::machine::{Answers, Command, Machine, Product, Work};
+use kimi_linear::backend::cuda::machine::{Answers, Argument, Command, Machine, Product, Work};
 use kimi_linear::backend::{Backend, Device, Precision, Result, Ticket};
 use kimi_linear::config::Dtype;
 use kimi_linear::error::BackendError;
 use kimi_linear_emulated::{Allocation, Order, launch, product};
 
-/// The backend, its threads in this order.
-pub fn open(order: Order) -> Box<dyn Backend> {
-    Box::new(CudaBackend::over(Arc::new(Emulated::new(order))))
+/// The orders that kernels are held to.
+pub const ORDERS: &[Order] = &[Order::Forward, Order::Reverse, Order::Seeded(7)];
+
+/// The backend; each launch runs with its threads in each of these orders, and must leave the same bits.
+pub fn open(orders: &'static [Order]) -> Box<dyn Backend> {
+    Box::new(CudaBackend::over(Arc::new(Emulated::new(orders))))
 }
 
 struct Emulated {
     device: Device,
-    order: Order,
+    orders: &'static [Order],
     memory: Mutex<BTreeMap<u64, Allocation>>,
 }
 
 impl Emulated {
-    fn new(order: Order) -> Self {
+    fn new(orders: &'static [Order]) -> Self {
         let device = Device {
             backend: "cuda-emulated",
             index: 0,
@@ -35,7 +38,7 @@ impl Emulated {
         let memory = Mutex::default();
         Self {
             device,
-            order,
+            orders,
             memory,
         }
     }
@@ -50,18 +53,43 @@ impl Emulated {
             Command::Launch(run) => {
                 let bytes: Vec<_> = run.arguments.iter().map(|it| it.bytes()).collect();
                 let arguments: Vec<&[u8]> = bytes.iter().map(|(it, len)| &it[..*len]).collect();
-                // SAFETY: addresses are of allocations that live in `memory`, which is locked.
-                unsafe {
-                    launch(
-                        run.kernel,
-                        run.grid,
-                        run.threads,
-                        run.shared,
-                        &arguments,
-                        self.order,
-                    )
+                let addresses = run.arguments.iter().filter_map(|argument| match argument {
+                    Argument::Address(address) => memory.range(..=*address).next_back(),
+                    _ => None,
+                });
+                let touched: BTreeSet<u64> = addresses.map(|(start, _)| *start).collect();
+                let (mut before, mut after) = (None, None);
+                for order in self.orders {
+                    if self.orders.len() > 1 {
+                        match &before {
+                            None => before = Some(copies(&memory, &touched)),
+                            Some(before) => restore(&mut memory, before),
+                        }
+                    }
+                    // SAFETY: addresses are of allocations that live in `memory`, which is locked.
+                    unsafe {
+                        launch(
+                            run.kernel,
+                            run.grid,
+                            run.threads,
+                            run.shared,
+                            &arguments,
+                            *order,
+                        )
+                    }
+                    .map_err(|reason| refused("a launch", reason))?;
+                    if self.orders.len() > 1 {
+                        let left = copies(&memory, &touched);
+                        if after.get_or_insert_with(|| left.clone()) != &left {
+                            let reason = format!(
+                                "{}: what it leaves depends on the order of its threads ({order:?})",
+                                run.kernel
+                            );
+                            return Err(refused("a launch", reason));
+                        }
+                    }
                 }
-                .map_err(|reason| refused("a launch", reason))
+                Ok(())
             }
             Command::Product(Product {
                 input,
@@ -90,6 +118,22 @@ fn refused(what: &str, reason: String) -> BackendError {
         backend: "cuda-emulated",
         what: what.to_owned(),
         reason,
+    }
+}
+
+/// Whole allocations, by where they begin.
+type Copies = Vec<(u64, Vec<u8>)>;
+
+fn copies(memory: &BTreeMap<u64, Allocation>, starts: &BTreeSet<u64>) -> Copies {
+    let copy = |start: &u64| (*start, memory[start].bytes().to_vec());
+    starts.iter().map(copy).collect()
+}
+
+fn restore(memory: &mut BTreeMap<u64, Allocation>, copies: &Copies) {
+    for (start, bytes) in copies {
+        if let Some(allocation) = memory.get_mut(start) {
+            allocation.bytes_mut().copy_from_slice(bytes);
+        }
     }
 }
 

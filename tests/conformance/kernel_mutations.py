@@ -35,6 +35,23 @@ MUTATIONS = [
     ("gated_norm.cu", "narrow(x * sigmoid(widen(gate[at + i])))", "narrow(x * silu(widen(gate[at + i])))", "gated_norm"),
     ("mla_append.cu", "position % block_tokens) * width", "(position + 1) % block_tokens) * width", "mla_append"),
     ("mla_append.cu", "i = latent + threadIdx.x", "i = latent + 1 + threadIdx.x", "mla_append"),
+    ("kda_step.cu", "float decay = factor[i];", "float decay = 1.0f;", "kda_step"),
+    ("kda_step.cu", "state[r] = add_scaled(state[r], key[i], write);\n                result = add_scaled(result, query[i], state[r]);",
+     "result = add_scaled(result, query[i], state[r]);\n                state[r] = add_scaled(state[r], key[i], write);", "kda_step"),
+    ("kda_step.cu", "checkpoint[0] == t + 1", "checkpoint[0] == t", "kda_step"),
+    ("kda_step.cu", "*part = answer;\n        __syncthreads();", "*part = answer;", "kda_step"),
+    ("kda_chunk.cu", "if (mine) found[n] = sum[n];", "found[n] += (mine ? 1.0f : 0.0f) * sum[n];", "kda_chunk"),
+    ("kda_chunk.cu", "(i ^ j) >= SPAN &&", "(i ^ j) > SPAN &&", "kda_chunk"),
+    ("kda_chunk.cu", "if (words[3] != NONE) store_state(", "if (false) store_state(", "kda_chunk"),
+    ("kda_chunk.cu", "copy_async_wait<STAGES - 2>();", "copy_async_wait<STAGES - 1>();", "kda_chunk"),
+    ("kda_chunk.cu", "s[0] *= factor.x;", "", "kda_chunk"),
+    ("kda_chunk.cu", "if (safe[0] & safe[1] & safe[2] & safe[3]) {", "if (true) {", "kda_chunk"),
+    ("mla_prefill.cu", "at <= own[r] && at < window_end", "at <= own[r] + 1 && at < window_end", "mla_prefill"),
+    ("mla_prefill.cu", "float keep = expf(greatest[r] - best[r]);", "float keep = 1.0f;", "mla_prefill"),
+    ("mla_decode.cu", "float kept = expf(greatest[n] - best);", "float kept = 1.0f;", "mla_decode"),
+    ("mla_decode.cu", "fmaf(part[n * stride + latent + 1], expf(part[n * stride + latent] - greatest), total)",
+     "part[n * stride + latent + 1] + total", "mla_decode"),
+    ("shared/mla.h", "(float)(a.nope + a.rope)", "(float)a.nope", "mla_decode"),
     ("route.cu", "float score = scores[expert];", "float score = scores[expert] + weight_at(bias, format, expert);", "route"),
     ("route.cu", "if (second != 0) {", "if (false) {", "route"),
     ("route.cu", "scale / (sum + 1e-20f)", "1.0f / (sum + 1e-20f)", "route"),
@@ -106,7 +123,8 @@ def main():
                 sys.exit(f"{file}: {text.count(old)} places like: {old}")
             source.write_text(text.replace(old, new))
             # A header's bug is in every kernel that includes it; those that the cases run are enough.
-            stems = {"select": ["select.cu"], "experts": ["experts.cu"], "rms_norm": ["rms_norm.cu"], "kda_gates": ["kda_gates.cu"]}
+            stems = {"select": ["select.cu"], "experts": ["experts.cu"], "rms_norm": ["rms_norm.cu"], "kda_gates": ["kda_gates.cu"],
+                     "mla_decode": ["mla_decode.cu"]}
             names = [file] if file.endswith(".cu") else stems[cases]
             changed = {name: objects(kernels / name, "mutant") for name in names}
             failed, count, code = run(changed, cases)

@@ -71,17 +71,11 @@ fn key(source: &str, options: &[String], driver: Option<i32>) -> String {
     format!("{:032x}", xxh3_128(text.as_bytes()))
 }
 
-/// Where compiled kernels are kept: `KIMI_LINEAR_CACHE`, else the system's place for caches.
+/// Where compiled kernels are kept: `KIMI_LINEAR_CACHE`, else the user's folder for caches.
 fn cache() -> Option<PathBuf> {
-    let from = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(folder) = from("KIMI_LINEAR_CACHE") {
-        return Some(folder.into());
-    }
-    let base = from("XDG_CACHE_HOME")
-        .or_else(|| from("LOCALAPPDATA"))
-        .map(PathBuf::from)
-        .or_else(|| from("HOME").map(|home| Path::new(&home).join(".cache")));
-    base.map(|base| base.join("kimi-linear").join("cuda"))
+    let named = std::env::var_os("KIMI_LINEAR_CACHE").filter(|folder| !folder.is_empty());
+    let own = || dirs::cache_dir().map(|caches| caches.join("kimi-linear").join("cuda"));
+    named.map(PathBuf::from).or_else(own)
 }
 
 impl Functions {
