@@ -65,6 +65,39 @@ MUTATIONS = [
     ("experts.cu", "tile_multiply(sums, stage, stage + TILE_ELEMENTS);\n        __syncthreads();", "tile_multiply(sums, stage, stage + TILE_ELEMENTS);", "experts"),
     ("shared/tile.h", "warp % 2 * 32 + j * 8", "warp % 2 * 32 + j * 4", "experts"),
     ("shared/tile.h", "from != nullptr && k + c + j < width", "from != nullptr", "experts"),
+    ("kda_chunk.cu", "        level<1>(found, operands, tiles, query, key, gate, padded);\n", "", "kda_chunk/masked"),
+    ("kda_chunk.cu", "#define MIDDLE_LIMIT 60.0f", "#define MIDDLE_LIMIT 1e9f", "kda_chunk/masked"),
+    ("kda_chunk.cu", "row[t] = SPAN == 16 ? expf(-sum) : 0.0f;\n            sum += gate[t];", "sum += gate[t];\n            row[t] = SPAN == 16 ? expf(-sum) : 0.0f;", "kda_chunk/bounded"),
+    ("kda_chunk.cu", "split(sum * beta[thread], at[0], at[TILE]);", "split(sum, at[0], at[TILE]);", "kda_chunk/init/T=17"),
+    ("kda_chunk.cu", "warp < 2 ? beta[i] * found[n]", "warp < 2 ? beta[j] * found[n]", "kda_chunk/init/T=17"),
+    ("kda_chunk.cu", "split(key[t] * expf(sum), at[0], at[tiles * TILE]);\n            sum += gate[t];", "sum += gate[t];\n            split(key[t] * expf(sum), at[0], at[tiles * TILE]);", "kda_chunk/init/T=17"),
+    ("kda_chunk.cu", "* h.heads + head) * h.key_width + d] : 0.0f;", "* h.heads + head) * h.key_width + d] : -1.0f;", "kda_chunk/init/T=17"),
+    ("kda_chunk.cu", "query[t] /= sqrtf(sums[t] + L2_EPS) * root;", "query[t] /= sqrtf(sums[t] + L2_EPS);", "kda_chunk/init/T=17"),
+    ("kda_chunk.cu", "            mma_bf16(s, part, rest_n);\n", "", "kda_chunk/re"),
+    ("kda_chunk.cu", "s[1] *= factor.y;", "s[1] *= factor.x;", "kda_chunk/init/T=17"),
+    ("kda_chunk.cu", "__syncthreads();\n        fetch(n + STAGES - 1);", "fetch(n + STAGES - 1);", "kda_chunk/init/T=65"),
+    ("kda_chunk.cu", "at < common ? 0 : first_column / 16 * TILE * 2;", "0;", "kda_chunk/init/T=17"),
+    ("kda_chunk.cu", "softplus(widen(from.gates.decay[at]) + bias)", "softplus(widen(from.gates.decay[at]))", "kda_block/H=3"),
+    ("kda_chunk.cu", "piece, query_channel(h, head) + h.key_heads * h.key_width + d);", "piece, query_channel(h, head) + d);", "kda_block/H=3"),
+    ("shared/kda.h", "(start + t + (u32)i) * channels", "(start + (u32)i) * channels", "kda_block/H=3"),
+    ("shared/kda.h", "    if (slot == NONE) return 0.0f;", "    if (slot == NONE) return 1.0f;", "kda_block/H=3"),
+    ("shared/kda.h", "head / (h.heads / h.key_heads) * h.key_width", "head % h.key_heads * h.key_width", "kda_chunk/init/H=2,4"),
+    ("shared/fragment.h", "(half ^ (row / 4 % 2))", "(half ^ (row / 8 % 2 & half))", "kda_chunk/init/T=17"),
+    ("kda_step.cu", "value[d] = beta * (value[d] - sum);", "value[d] = value[d] - beta * sum;", "kda_step/init/T=17"),
+    ("kda_step.cu", "sigmoid(widen(from.gate[at + e]))", "silu(widen(from.gate[at + e]))", "kda_block/H=3"),
+    ("kda_step.cu", "piece, query_channel(h, head) + heads * key_width + d);", "piece, query_channel(h, head) + d);", "kda_block/H=3"),
+    ("mla_prefill.cu", "            total[r] *= keep;\n", "", "mla_prefill/BF16/1"),
+    ("mla_prefill.cu", "                sum[n][2 * r] *= keep;\n", "", "mla_prefill/BF16/1"),
+    ("mla_prefill.cu", "if (n < rests) {", "if (false) {", "mla_prefill/F"),
+    ("mla_prefill.cu", "widen(shared[at - a.nope])", "widen(shared[0])", "mla_prefill/BF16/1"),
+    ("mla_prefill.cu", "copy_async_wait<0>();", "copy_async_wait<1>();", "mla_prefill/BF16/1"),
+    ("shared/mla.h", "position % a.block_tokens) * (a.latent", "(position + 1) % a.block_tokens) * (a.latent", "mla_prefill/BF16/1"),
+    ("mla_decode.cu", "piece_word(batch, piece, START) + 1;", "piece_word(batch, piece, START);", "mla_decode/BF16/1"),
+    ("mla_decode.cu", "total[n] = total[n] * kept + warp_sum(x);", "total[n] = total[n] + warp_sum(x);", "mla_decode/a long context"),
+    ("mla_decode.cu", "sum[m][n][i / 4][i % 4] *= i % 4 < 2 ? low_keep : high_keep;", "sum[m][n][i / 4][i % 4] *= low_keep;", "mla_decode/a long context"),
+    ("mla_decode.cu", "copy_async_wait<STAGES - 2>();", "copy_async_wait<STAGES - 1>();", "mla_decode/BF16/1"),
+    ("mla_decode.cu", "(score_half + 1) * half)", "half)", "mla_decode/BF16/2"),
+    ("mla_decode.cu", "head * (nope + value) + nope + e) * latent;", "head * (nope + value) + e) * latent;", "mla_decode/BF16/1"),
 ]
 
 
@@ -123,8 +156,9 @@ def main():
             source.write_text(text.replace(old, new))
             # A header's bug is in every kernel that includes it; those that the cases run are enough.
             stems = {"select": ["select.cu"], "experts": ["experts.cu"], "rms_norm": ["rms_norm.cu"], "kda_gates": ["kda_gates.cu"],
+                     "kda_chunk": ["kda_chunk.cu"], "kda_block": ["kda_chunk.cu", "kda_step.cu"], "mla_prefill": ["mla_prefill.cu"],
                      "mla_decode": ["mla_decode.cu"]}
-            names = [file] if file.endswith(".cu") else stems[cases]
+            names = [file] if file.endswith(".cu") else stems[cases.split("/")[0]]
             changed = {name: objects(kernels / name, "mutant") for name in names}
             failed, count, code = run(changed, cases)
             source.write_text(text)

@@ -1,6 +1,6 @@
-//! A prefill over windows of positions: what waits from one window to the next makes no difference.
+//! Latent attention in parts: a prefill over windows of positions, a decode over spans of them, against one of all.
 //!
-//! The conformance list holds one window to the definition; its sequences are too short for a second one.
+//! The conformance list holds one window and one span to the definition; its sequences are too short for a second one.
 #![allow(unsafe_code, clippy::unwrap_used)]
 
 use kimi_linear_emulated::{Allocation, Order, launch};
@@ -124,10 +124,7 @@ fn attend(window: u32, order: Order) -> Vec<f32> {
         }
         .unwrap();
     }
-    let halves = output.bytes().chunks_exact(2);
-    halves
-        .map(|two| f32::from_bits(u32::from(u16::from_le_bytes([two[0], two[1]])) << 16))
-        .collect()
+    widened(&output)
 }
 
 #[test]
@@ -147,6 +144,104 @@ fn windows_make_no_difference() {
         }
         for order in [Order::Reverse, Order::Seeded(3)] {
             assert_eq!(attend(window, order), cut, "{window}, {order:?}");
+        }
+    }
+}
+
+/// The outputs `[HEADS, VALUE]` of one token after `POSITION + LENGTH` others, span by span.
+fn decode(span: u32, order: Order) -> Vec<f32> {
+    let positions = POSITION + LENGTH + 1;
+    let blocks = positions.div_ceil(BLOCK_TOKENS);
+    let spans = positions.div_ceil(span);
+    let mut list = vec![0; 20];
+    list[5] = 20;
+    list.extend([0, 1, positions - 1, u32::MAX, 0, 30, 0, 0, 0, 0]);
+    list.extend((0..blocks).rev());
+    // The only row is row 0, of piece 0.
+    list[4] = list.len() as u32;
+    list[7] = list[4];
+    list.push(0);
+    list[12] = list.len() as u32;
+    list.extend((0..spans).flat_map(|n| [0, n * span]));
+    list[13] = list.len() as u32;
+    list.extend([0, spans]);
+    list[18] = spans;
+    let batch = words(&list);
+    let query: Vec<f32> = numbers(HEADS * (NOPE + ROPE), 4)
+        .iter()
+        .map(|x| 4.0 * x)
+        .collect();
+    let query = halves(&query);
+    let latents = halves(&numbers(blocks * BLOCK_TOKENS * (LATENT + ROPE), 5));
+    let kv_b = floats(&numbers(HEADS * (NOPE + VALUE) * LATENT, 6));
+    let absorbed = memory((4 * HEADS * LATENT) as usize);
+    let parts = memory((4 * spans * HEADS * (LATENT + 2)) as usize);
+    let output = memory((2 * HEADS * VALUE) as usize);
+    let address = |memory: &Allocation| memory.address().to_le_bytes();
+    let pointers = [&batch, &query, &kv_b, &absorbed, &latents, &parts, &output].map(address);
+    let [batch, query, kv_b, absorbed, latents, parts, to] = &pointers;
+    let numbers =
+        [1, span, 2, HEADS, LATENT, NOPE, ROPE, VALUE, BLOCK_TOKENS].map(u32::to_le_bytes);
+    let [one, span, full, heads, latent, nope, rope, value, tokens] = &numbers;
+    let run = |kernel, grid, threads, shared, arguments: &[&[u8]]| {
+        // SAFETY: the addresses are those of living allocations.
+        unsafe { launch(kernel, grid, threads, shared, arguments, order) }.unwrap();
+    };
+    run(
+        "mla_absorb",
+        [1, HEADS, 1],
+        128,
+        0,
+        &[
+            batch, one, one, query, kv_b, full, absorbed, heads, latent, nope, rope, value,
+        ],
+    );
+    run(
+        "mla_attend",
+        [spans, 1, 1],
+        256,
+        10624 + 5120 * (LATENT.div_ceil(16) + ROPE.div_ceil(16)),
+        &[
+            batch, one, span, query, absorbed, latents, parts, heads, latent, nope, rope, value,
+            tokens,
+        ],
+    );
+    run(
+        "mla_merge",
+        [HEADS, 1, 1],
+        128,
+        0,
+        &[
+            batch, one, one, parts, kv_b, full, to, heads, latent, nope, value,
+        ],
+    );
+    widened(&output)
+}
+
+fn widened(memory: &Allocation) -> Vec<f32> {
+    let halves = memory.bytes().chunks_exact(2);
+    halves
+        .map(|two| f32::from_bits(u32::from(u16::from_le_bytes([two[0], two[1]])) << 16))
+        .collect()
+}
+
+#[test]
+fn spans_make_no_difference() {
+    let whole = decode(512, Order::Forward);
+    assert!(whole.iter().all(|x| x.is_finite()));
+    assert!(whole.iter().any(|x| x.abs() > 0.1));
+    // The last of each has no whole run.
+    for span in [64, 96] {
+        let cut = decode(span, Order::Forward);
+        let size: f32 = whole.iter().map(|x| x * x).sum();
+        let apart: f32 = cut.iter().zip(&whole).map(|(a, b)| (a - b).powi(2)).sum();
+        // Weights are rounded to bf16 relative to a span's greatest score.
+        assert!(
+            (apart / size).sqrt() < 8e-3,
+            "{span}: {cut:?} and {whole:?}"
+        );
+        for order in [Order::Reverse, Order::Seeded(3)] {
+            assert_eq!(decode(span, order), cut, "{span}, {order:?}");
         }
     }
 }
