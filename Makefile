@@ -18,7 +18,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo test bench clean install-rust-components install-vulkan-driver
+.PHONY: help demo test bench clean install-rust-components install-vulkan-driver install-cuda-compiler
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
@@ -35,13 +35,18 @@ install-vulkan-driver:
 		&& grep -qs library_path /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json; }; then \
 		.ci/install-packages libvulkan1 mesa-vulkan-drivers; fi
 
+# The CUDA kernels are compiled for a GPU that need not be there, and run on the processor, which takes a C++ compiler.
+install-cuda-compiler:
+	@command -v c++ >/dev/null || .ci/install-packages g++ libc6-dev
+	@.ci/install-cuda-compiler target/cuda
+
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	@echo; echo '> $(DEMO_PROMPT)'
 	@$(CARGO) run $(PROFILE) --locked --quiet -- generate --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
 	@echo 'Try `target/release/kimi-linear chat`: who is where and has what, "Reverse: key, lamp, pear.", "Push apple. Push pear. Pop. What is on top?"'
 
-test: install-rust-components install-vulkan-driver
+test: install-rust-components install-vulkan-driver install-cuda-compiler
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test $(PROFILE) --locked --workspace
