@@ -10,6 +10,8 @@ pub mod conformance;
 pub mod engine;
 pub mod error;
 pub mod model;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod tokenizer;
 
 pub use error::Error;
