@@ -1,6 +1,7 @@
 # The front door: every target installs what it lacks, then does its work.
 #
 #   make demo    build in release and generate from a checkpoint
+#   make serve   serve that checkpoint to OpenAI's clients on http://127.0.0.1:8000
 #   make test    format, lints, every test, the documentation's examples
 #   make bench   the benchmarks behind docs/performance.md
 #   make clean   remove what was built
@@ -14,15 +15,17 @@ CARGO := cargo
 PROFILE := --release
 
 DEMO_MODEL := tests/reference/tiny-a
+SERVE_FLAGS :=
+OPENAI_CLIENT := openai==3.52.0
 DEMO_PROMPT := The red box holds 7. Now the red box holds 3. What does the red box hold?
 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo test bench clean install-rust-components install-vulkan-driver
+.PHONY: help demo serve test bench clean install-rust-components install-vulkan-driver
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 # The toolchain of rust-toolchain.toml with its components; rustup does nothing where they are there.
 install-rust-components:
@@ -41,7 +44,19 @@ demo: install-rust-components
 	$(CARGO) run $(PROFILE) --locked --quiet -- generate --model $(DEMO_MODEL) --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
 	@echo "These are random weights of the right architecture: the text means nothing, the path is whole."
 
-test: install-rust-components install-vulkan-driver
+serve: install-rust-components
+	$(CARGO) build $(PROFILE) --locked
+	$(CARGO) run $(PROFILE) --locked --quiet -- serve --model $(DEMO_MODEL) $(SERVE_FLAGS)
+
+# The server's tests speak to it with the published client, in a Python of its own.
+target/openai-client/made: Makefile
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3 python3-venv
+	@rm -rf target/openai-client
+	@python3 -m venv target/openai-client
+	@target/openai-client/bin/python -m pip install --quiet --disable-pip-version-check $(OPENAI_CLIENT)
+	@touch $@
+
+test: install-rust-components install-vulkan-driver target/openai-client/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test $(PROFILE) --locked --workspace

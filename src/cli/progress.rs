@@ -24,6 +24,16 @@ impl Progress {
         )
     }
 
+    /// Over requests.
+    #[cfg(feature = "server")]
+    pub(crate) fn requests(what: &'static str, total: usize) -> Self {
+        Self::new(
+            what,
+            total as u64,
+            "{msg:>9} {wide_bar} {human_pos}/{human_len} requests {eta}",
+        )
+    }
+
     fn new(what: &'static str, total: u64, template: &str) -> Self {
         // indicatif draws on stderr, and only if it is a terminal.
         let bar = ProgressBar::new(total).with_message(what);
@@ -31,6 +41,12 @@ impl Progress {
             bar.set_style(style);
         }
         Self(bar)
+    }
+
+    /// One more is done.
+    #[cfg(feature = "server")]
+    pub(crate) fn add_one(&self) {
+        self.0.inc(1);
     }
 
     pub(crate) fn set(&self, done: u64) {
