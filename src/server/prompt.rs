@@ -214,8 +214,8 @@ mod tests {
     #[test]
     fn turns_are_the_first_and_the_last_few() {
         let ids = |count: usize| [1, 1, 9].repeat(count);
-        assert_eq!(turns(&ids(0), &[9]), []);
-        assert_eq!(turns(&ids(1), &[9]), []);
+        assert!(turns(&ids(0), &[9]).is_empty());
+        assert!(turns(&ids(1), &[9]).is_empty());
         assert_eq!(turns(&ids(2), &[9]), [3]);
         assert_eq!(turns(&ids(3), &[9]), [3, 6]);
         assert_eq!(turns(&ids(5), &[9]), [3, 6, 9, 12]);

@@ -107,6 +107,22 @@ const FIELDS: [&str; 30] = [
     "whatever",
 ];
 
+/// A field as it should be.
+fn right() -> impl Strategy<Value = (&'static str, Value)> {
+    prop_oneof![
+        (0.0..=2.0).prop_map(|value| ("temperature", json!(value))),
+        (0.01..=1.0).prop_map(|value| ("top_p", json!(value))),
+        (0..600_u32).prop_map(|value| ("top_k", json!(value))),
+        (1..5_u32).prop_map(|value| ("n", json!(value))),
+        (1..9_u32).prop_map(|value| ("max_tokens", json!(value))),
+        any::<i64>().prop_map(|value| ("seed", json!(value))),
+        "[a-z]{1,3}".prop_map(|value| ("stop", json!(value))),
+        any::<bool>().prop_map(|value| ("stream", json!(value))),
+        (-2.0..=2.0).prop_map(|value| ("presence_penalty", json!(value))),
+        text().prop_map(|value| ("user", json!(value))),
+    ]
+}
+
 /// A request that is nearly right, so that what is wrong with it is reached.
 fn request() -> impl Strategy<Value = (&'static str, Value)> {
     let bases = prop::sample::select(vec![
@@ -135,7 +151,9 @@ fn request() -> impl Strategy<Value = (&'static str, Value)> {
         ("/tokenize", json!({ "prompt": "Hi" })),
         ("/detokenize", json!({ "tokens": [1, 2] })),
     ]);
-    let changes = prop::collection::vec((prop::sample::select(FIELDS.to_vec()), anything()), 1..4);
+    let wrong = (prop::sample::select(FIELDS.to_vec()), anything());
+    let changes =
+        prop::collection::vec(prop_oneof![4 => right().boxed(), 1 => wrong.boxed()], 0..4);
     let schema = prop::option::weighted(0.3, anything());
     (bases, changes, schema).prop_map(|((path, mut body), changes, schema)| {
         if let (Some(schema), true) = (schema, body.get("response_format").is_some()) {

@@ -112,7 +112,7 @@ async fn all_at_once(
                 let mut body = body(prompt);
                 super::harness::merge(
                     &mut body,
-                    json!({ "stream": true, "max_tokens": 500, "ignore_eos": true }),
+                    json!({ "stream": true, "max_tokens": 400, "ignore_eos": true }),
                 );
                 let mut response = server.send("/v1/completions", &body).await;
                 assert_eq!(response.status(), 200);

@@ -251,7 +251,6 @@ fn flags_of_vllm_mean_what_they_mean_there() {
         "--tensor-parallel-size",
         "1",
         "--served-model-name",
-        "model",
         "other",
     ]);
     assert_eq!(process.get("/v1/models").unwrap().0, 401);
@@ -369,9 +368,9 @@ fn load_is_measured_told_and_drawn() {
         "--plot",
         plot_path,
         "--slo-ttft-ms",
-        "60000",
-        "--slo-tpot-ms",
         "1e-9",
+        "--slo-tpot-ms",
+        "60000",
     ]);
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!(
