@@ -1,6 +1,7 @@
 # The front door: every target installs what it lacks, then does its work.
 #
 #   make demo    build in release and ask the demo model a question
+#   make serve   serve the demo model to OpenAI's clients on http://127.0.0.1:8000
 #   make test    format, lints, every test, the documentation's examples
 #   make bench   the benchmarks behind docs/performance.md
 #   make clean   remove what was built
@@ -13,15 +14,17 @@ SHELL := /bin/bash
 CARGO := cargo
 PROFILE := --release
 
+SERVE_FLAGS :=
+OPENAI_CLIENT := openai==3.52.0
 DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?
 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo test bench clean install-rust-components install-vulkan-driver install-cuda-compiler
+.PHONY: help demo serve test bench clean install-rust-components install-vulkan-driver install-cuda-compiler
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^#   //p' Makefile
 
 # The toolchain of rust-toolchain.toml with its components; rustup does nothing where they are there.
 install-rust-components:
@@ -46,7 +49,19 @@ demo: install-rust-components
 	@$(CARGO) run $(PROFILE) --locked --quiet -- generate --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
 	@echo 'Try `target/release/kimi-linear chat`: who is where and has what, "Reverse: key, lamp, pear.", "Push apple. Push pear. Pop. What is on top?"'
 
-test: install-rust-components install-vulkan-driver install-cuda-compiler
+serve: install-rust-components
+	$(CARGO) build $(PROFILE) --locked
+	$(CARGO) run $(PROFILE) --locked --quiet -- serve $(SERVE_FLAGS)
+
+# The server's tests speak to it with the published client, in a Python of its own.
+target/openai-client/made: Makefile
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3 python3-venv
+	@rm -rf target/openai-client
+	@python3 -m venv target/openai-client
+	@target/openai-client/bin/python -m pip install --quiet --disable-pip-version-check $(OPENAI_CLIENT)
+	@touch $@
+
+test: install-rust-components install-vulkan-driver install-cuda-compiler target/openai-client/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test $(PROFILE) --locked --workspace
