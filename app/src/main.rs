@@ -1,0 +1,3 @@
+//! The `kimi-linear-app` program.
+
+fn main() {}

@@ -1,0 +1,43 @@
+//! Colours that mean something, for light and dark; the widgets' own colours are egui's.
+
+use eframe::egui::Color32;
+
+/// The colours of one appearance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Colours {
+    /// Whether the background is dark.
+    pub dark: bool,
+    /// What is new, chosen, or under the cursor.
+    pub accent: Color32,
+    /// KDA, wherever the two kinds of layers stand side by side.
+    pub kda: Color32,
+    /// MLA.
+    pub mla: Color32,
+    /// What full attention would need.
+    pub full: Color32,
+    /// Text of second rank.
+    pub faint: Color32,
+    /// What went wrong.
+    pub error: Color32,
+}
+
+impl Colours {
+    /// The colours for a dark or a light background: blue, orange, green and vermilion of Okabe and Ito, which people
+    /// with any kind of colour blindness tell apart.
+    #[must_use]
+    pub fn new(dark: bool) -> Self {
+        let pick = |on_dark: (u8, u8, u8), on_light: (u8, u8, u8)| {
+            let (r, g, b) = if dark { on_dark } else { on_light };
+            Color32::from_rgb(r, g, b)
+        };
+        Self {
+            dark,
+            accent: pick((230, 159, 0), (176, 112, 0)),
+            kda: pick((86, 180, 233), (0, 114, 178)),
+            mla: pick((230, 159, 0), (176, 112, 0)),
+            full: pick((204, 121, 167), (160, 70, 120)),
+            faint: pick((150, 150, 155), (105, 105, 110)),
+            error: pick((240, 110, 70), (190, 60, 0)),
+        }
+    }
+}
