@@ -584,6 +584,7 @@ fn check_frames(backend: Make) {
                 let mean = after.decay.iter().map(|x| f64::from(*x)).sum::<f64>()
                     / after.decay.len() as f64;
                 close("the mean decay", numbers.decay, mean);
+                check_gates(&pair[1], after);
                 // Keys have length one, but for the epsilon under their root.
                 let part =
                     f64::from(numbers.write) / (f64::from(numbers.beta) * f64::from(numbers.error));
@@ -595,6 +596,23 @@ fn check_frames(backend: Make) {
                 close("the gate", numbers.gate, gate / after.gate.len() as f64);
             }
         }
+    }
+}
+
+/// Every channel's log decay is there, and agrees with the heads' means and with the chosen head's own.
+fn check_gates(frame: &TraceFrame, state: &StateTrace) {
+    for layer in &frame.kda {
+        let k = state.decay.len();
+        assert_eq!(layer.gates.len(), layer.heads.len() * k);
+        for (head, gates) in layer.heads.iter().zip(layer.gates.chunks_exact(k)) {
+            let sum: f64 = gates.iter().map(|gate| f64::from(*gate).exp()).sum();
+            close("a head's mean decay", head.decay, sum / k as f64);
+        }
+    }
+    let layer = frame.kda.iter().find(|kda| kda.layer == state.layer);
+    let gates = &layer.unwrap().gates[state.head * state.decay.len()..];
+    for (gate, decay) in gates.iter().zip(&state.decay) {
+        close("a channel's decay", *decay, f64::from(*gate).exp());
     }
 }
 

@@ -56,6 +56,9 @@ pub struct KdaTrace {
     pub layer: usize,
     /// Its heads.
     pub heads: Vec<KdaHeadTrace>,
+    /// `[H, K]`: the log decay of every channel. Not in the JSON, which has the chosen head's decay.
+    #[serde(skip)]
+    pub gates: Vec<f32>,
 }
 
 /// One layer's choice of experts for one token.
@@ -148,6 +151,7 @@ pub(super) struct TraceTensors {
 enum Probed {
     Kda(usize),
     Gate,
+    Gates,
     Decay,
     Qkv,
     Beta,
@@ -190,6 +194,7 @@ impl TracedStep {
                     frame.kda.push(KdaTrace {
                         layer,
                         heads: heads.collect(),
+                        gates: Vec::new(),
                     });
                 }
                 (Probed::Gate, _) => {
@@ -199,6 +204,11 @@ impl TracedStep {
                         .into_iter()
                         .flat_map(|layer| &mut layer.heads);
                     heads.zip(floats).for_each(|(head, gate)| head.gate = *gate);
+                }
+                (Probed::Gates, _) => {
+                    if let Some(layer) = frame.kda.last_mut() {
+                        layer.gates = floats.to_vec();
+                    }
                 }
                 (Probed::Decay | Probed::Qkv | Probed::Beta | Probed::GateWhole, _) => {
                     if let Some(chosen) = self.choice.kda {
@@ -313,6 +323,7 @@ impl Tracer {
                     })?;
                     self.probe(step, output, Probed::Kda(layer))?;
                 }
+                self.probe(step, block.gates, Probed::Gates)?;
                 if self.choice.kda.is_some_and(|chosen| chosen.layer == layer) {
                     self.probe(step, block.gates, Probed::Decay)?;
                     self.probe(step, block.qkv_conv, Probed::Qkv)?;
