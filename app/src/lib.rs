@@ -4,6 +4,7 @@
 //! the events brought ([`history`], [`measure`], [`facts`]) and share one [`selection`].
 
 pub mod facts;
+pub mod formulas;
 pub mod history;
 pub mod measure;
 pub mod selection;
