@@ -1,6 +1,7 @@
 # The front door: every target installs what it lacks, then does its work.
 #
 #   make demo    build in release and generate from a checkpoint
+#   make app     build and open the desktop app
 #   make test    format, lints, every test, the documentation's examples
 #   make bench   the benchmarks behind docs/performance.md
 #   make clean   remove what was built
@@ -19,10 +20,10 @@ DEMO_PROMPT := The red box holds 7. Now the red box holds 3. What does the red b
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo test bench clean install-rust-components install-vulkan-driver
+.PHONY: help demo app app-pictures test bench clean install-rust-components install-vulkan-driver install-window install-xvfb
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 # The toolchain of rust-toolchain.toml with its components; rustup does nothing where they are there.
 install-rust-components:
@@ -36,12 +37,30 @@ install-vulkan-driver:
 		&& grep -qs library_path /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json; }; then \
 		.ci/install-packages libvulkan1 mesa-vulkan-drivers; fi
 
+# What winit opens at run time to show a window under X11.
+install-window: install-vulkan-driver
+	@if [ "$$(uname)" = Linux ] && ! PATH="$$PATH:/sbin" ldconfig -p | grep 'libxkbcommon-x11\.so\.0' >/dev/null; then \
+		.ci/install-packages libx11-6 libx11-xcb1 libxcursor1 libxi6 libxrandr2 libxkbcommon-x11-0; fi
+
+# A display without a screen: a test opens a real window on it.
+install-xvfb: install-window
+	@if [ "$$(uname)" = Linux ]; then command -v Xvfb >/dev/null || .ci/install-packages xvfb; fi
+
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	$(CARGO) run $(PROFILE) --locked --quiet -- generate --model $(DEMO_MODEL) --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
 	@echo "These are random weights of the right architecture: the text means nothing, the path is whole."
 
-test: install-rust-components install-vulkan-driver
+app: install-rust-components install-window
+	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
+
+# The pictures of README and docs/app.md: the script types, looks and saves; oxipng makes them small where it is there.
+app-pictures: install-rust-components install-xvfb
+	$(CARGO) build $(PROFILE) --locked --package kimi-linear-app
+	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
+	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
+
+test: install-rust-components install-xvfb
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test $(PROFILE) --locked --workspace
