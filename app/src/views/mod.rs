@@ -2,6 +2,21 @@
 //!
 //! A view draws what is in its context and changes nothing but the selection and its own settings.
 
+mod attention;
+mod bars;
+pub mod colour_map;
+mod experts;
+pub mod format;
+mod half_lives;
+mod heads;
+mod heat_map;
+mod navigate;
+mod state;
+mod throughput;
+mod tokens;
+
+pub use navigate::{KEYS, navigate};
+
 use eframe::egui;
 
 use crate::facts::ModelFacts;
@@ -50,5 +65,27 @@ pub trait View {
 /// All views, in the order of their tabs.
 #[must_use]
 pub fn all() -> Vec<Box<dyn View>> {
-    Vec::new()
+    vec![
+        Box::<tokens::Tokens>::default(),
+        Box::<heads::Heads>::default(),
+        Box::<state::State>::default(),
+        Box::<half_lives::HalfLives>::default(),
+        Box::<attention::Attends>::default(),
+        Box::<experts::Experts>::default(),
+        Box::<throughput::Throughput>::default(),
+    ]
+}
+
+/// Whether a panel is too small for anything to be seen in it.
+fn no_room(ui: &egui::Ui) -> bool {
+    let room = ui.available_size();
+    room.x < 60.0 || room.y < 40.0
+}
+
+/// A sentence in place of a picture that cannot be drawn.
+fn placeholder(ui: &mut egui::Ui, text: &str) {
+    ui.vertical_centered(|ui| {
+        ui.add_space((ui.available_height() / 3.0).min(80.0));
+        ui.weak(text);
+    });
 }
