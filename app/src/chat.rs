@@ -198,12 +198,20 @@ impl Chat {
                 }
                 self.measures.context_used = done;
                 let total = self.prompt;
-                self.stage = Stage::Reading { done, cached, total };
+                self.stage = Stage::Reading {
+                    done,
+                    cached,
+                    total,
+                };
             }
             ChatUpdate::Token { token, text, at } => self.token(token, &text, at),
             ChatUpdate::Frame(frame) => self.history.push_frame(*frame),
             ChatUpdate::Ranks(ranks) => self.history.set_ranks(ranks),
-            ChatUpdate::Finished { reason, text, usage } => {
+            ChatUpdate::Finished {
+                reason,
+                text,
+                usage,
+            } => {
                 self.finish(reason, &text, usage);
                 return Outcome::Ended;
             }
@@ -222,7 +230,10 @@ impl Chat {
             ChatUpdate::Saved { path, tokens } => {
                 let notice = match tokens {
                     0 => format!("Saved to {}", path.display()),
-                    _ => format!("Saved to {}, with the memory of {tokens} tokens", path.display()),
+                    _ => format!(
+                        "Saved to {}, with the memory of {tokens} tokens",
+                        path.display()
+                    ),
                 };
                 self.file = Some(path);
                 return Outcome::Notice(notice);
@@ -317,11 +328,20 @@ impl Chat {
             return;
         }
         let (question, answer) = (turn.question.clone(), turn.answer.clone());
-        self.conversation.take(&question, &answer, std::mem::take(&mut self.ids), self.prompt);
+        self.conversation.take(
+            &question,
+            &answer,
+            std::mem::take(&mut self.ids),
+            self.prompt,
+        );
     }
 
     fn open(&mut self, conversation: Conversation, tokens: Vec<TokenText>) {
-        let text = |at: usize| conversation.messages()[at]["content"].as_str().unwrap_or_default();
+        let text = |at: usize| {
+            conversation.messages()[at]["content"]
+                .as_str()
+                .unwrap_or_default()
+        };
         let messages = conversation.messages();
         let role = |at: usize| messages[at]["role"].as_str().unwrap_or_default();
         self.turns.clear();
@@ -359,13 +379,19 @@ fn title(question: &str) -> String {
         return line.to_owned();
     }
     let cut: String = line.chars().take(MOST).collect();
-    let end = cut.rfind(' ').filter(|end| *end > MOST / 2).unwrap_or(cut.len());
+    let end = cut
+        .rfind(' ')
+        .filter(|end| *end > MOST / 2)
+        .unwrap_or(cut.len());
     format!("{}…", &cut[..end])
 }
 
 /// One line about an answer.
 fn footer(reason: FinishReason, answer: &AnswerMeasure) -> String {
-    let mut words = vec![format!("{} tokens", answer.intervals.len() + usize::from(answer.first_token.is_some()))];
+    let mut words = vec![format!(
+        "{} tokens",
+        answer.intervals.len() + usize::from(answer.first_token.is_some())
+    )];
     if let Some(rate) = answer.rate(usize::MAX) {
         words.push(format!("{rate:.1} tokens/s"));
     }
@@ -373,7 +399,10 @@ fn footer(reason: FinishReason, answer: &AnswerMeasure) -> String {
         words.push(format!("first after {}", milliseconds(first)));
     }
     if answer.cached_tokens > 0 {
-        words.push(format!("{} of {} read from the cache", answer.cached_tokens, answer.prompt_tokens));
+        words.push(format!(
+            "{} of {} read from the cache",
+            answer.cached_tokens, answer.prompt_tokens
+        ));
     }
     match reason {
         FinishReason::Stop => {}

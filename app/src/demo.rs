@@ -12,7 +12,10 @@ pub const NAME: &str = "the demo model";
 /// # Errors
 /// It is not there.
 pub fn folder() -> Result<PathBuf, Problem> {
-    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/tiny-a"));
+    let folder = PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/reference/tiny-a"
+    ));
     if folder.join("config.json").is_file() {
         return Ok(folder);
     }

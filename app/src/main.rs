@@ -46,7 +46,12 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     demo_script: Option<PathBuf>,
     /// Where the script's files go.
-    #[arg(long, value_name = "DIR", default_value = ".", requires = "demo_script")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = ".",
+        requires = "demo_script"
+    )]
     out: PathBuf,
 }
 
@@ -80,7 +85,8 @@ fn begin_log(log: &Log) {
 
 fn run(arguments: Arguments, log: Log) -> Result<()> {
     let steps = arguments.demo_script.as_ref().map(|file| {
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
         script::parse(&text).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))
     });
     let steps = steps.transpose()?;
@@ -136,7 +142,9 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
     let ended = ending.lock().unwrap_or_else(PoisonError::into_inner).take();
     match ended {
         Some(how) => how.map_err(|reason| anyhow::anyhow!("the script ended early: {reason}")),
-        None if scripted => Err(anyhow::anyhow!("the window was closed before the script had ended")),
+        None if scripted => Err(anyhow::anyhow!(
+            "the window was closed before the script had ended"
+        )),
         None => Ok(()),
     }
 }

@@ -90,7 +90,11 @@ impl Markdown {
         let mut begun = String::new();
         if let (Some(fence), Some(block)) = (&self.fence, self.blocks.last_mut()) {
             begun = format!("{fence}\n");
-            let closing = if fence.trim_start().starts_with('~') { "~~~" } else { "```" };
+            let closing = if fence.trim_start().starts_with('~') {
+                "~~~"
+            } else {
+                "```"
+            };
             block.text.push_str(closing);
         }
         self.seen = begun.len();
@@ -129,7 +133,11 @@ mod tests {
     use super::Markdown;
 
     fn texts(markdown: &Markdown) -> Vec<&str> {
-        markdown.blocks.iter().map(|block| block.text.as_str()).collect()
+        markdown
+            .blocks
+            .iter()
+            .map(|block| block.text.as_str())
+            .collect()
     }
 
     #[test]

@@ -55,11 +55,16 @@ impl Problem {
     pub fn of_answer(error: &Error) -> Self {
         match error {
             Error::Backend(BackendError::Lost { .. }) => Self::new(
-                format!("{error}. The conversation is still here; its memory is read again once the model is loaded."),
+                format!(
+                    "{error}. The conversation is still here; its memory is read again once the model is loaded."
+                ),
                 WayOut::LoadAgain,
             ),
             Error::Backend(BackendError::OutOfMemory { .. } | BackendError::TooLarge { .. }) => {
-                Self::new(format!("{error}. A shorter context or another device helps."), WayOut::ChooseDevice)
+                Self::new(
+                    format!("{error}. A shorter context or another device helps."),
+                    WayOut::ChooseDevice,
+                )
             }
             Error::Backend(_) | Error::Engine(EngineError::Stopped) => {
                 Self::new(format!("{error}."), WayOut::LoadAgain)
@@ -78,16 +83,22 @@ impl Problem {
     #[must_use]
     pub fn of_loading(error: &Error) -> Self {
         match error {
-            Error::Backend(BackendError::OutOfMemory { .. } | BackendError::TooLarge { .. }) => Self::new(
-                format!("{error}. Another device, or a shorter context, may have room for it."),
-                WayOut::ChooseDevice,
-            ),
+            Error::Backend(BackendError::OutOfMemory { .. } | BackendError::TooLarge { .. }) => {
+                Self::new(
+                    format!("{error}. Another device, or a shorter context, may have room for it."),
+                    WayOut::ChooseDevice,
+                )
+            }
             Error::Backend(_) => Self::new(
-                format!("{error}. The processor runs any model that fits into its memory: choose the device \"cpu\"."),
+                format!(
+                    "{error}. The processor runs any model that fits into its memory: choose the device \"cpu\"."
+                ),
                 WayOut::ChooseDevice,
             ),
             _ => Self::new(
-                format!("{error}. A model is a folder with config.json, tokenizer files and safetensors weights."),
+                format!(
+                    "{error}. A model is a folder with config.json, tokenizer files and safetensors weights."
+                ),
                 WayOut::ChooseModel,
             ),
         }
@@ -98,7 +109,9 @@ impl Problem {
     pub fn of_file(error: &Error) -> Self {
         match error {
             Error::Cache(CacheError::Mismatch { .. }) => Self::new(
-                format!("{error}. It was saved under another model; load that one to go on from its memory."),
+                format!(
+                    "{error}. It was saved under another model; load that one to go on from its memory."
+                ),
                 WayOut::ChooseModel,
             ),
             _ => Self::new(format!("{error}."), WayOut::Dismiss),

@@ -93,7 +93,9 @@ fn step(line: &str) -> Result<Step, String> {
         text.parse().map_err(|_| format!("`{text}` is no number"))
     };
     let two = || -> Result<(usize, usize), String> {
-        let (a, b) = rest.split_once(char::is_whitespace).ok_or("two numbers are expected")?;
+        let (a, b) = rest
+            .split_once(char::is_whitespace)
+            .ok_or("two numbers are expected")?;
         Ok((number(a)?, number(b.trim())?))
     };
     let text = || match rest {
@@ -117,7 +119,12 @@ fn step(line: &str) -> Result<Step, String> {
             .iter()
             .position(|example| example.name == rest)
             .map(Step::Try)
-            .ok_or_else(|| format!("the examples are {:?}", EXAMPLES.map(|example| example.name))),
+            .ok_or_else(|| {
+                format!(
+                    "the examples are {:?}",
+                    EXAMPLES.map(|example| example.name)
+                )
+            }),
         "stop" => bare(Step::Stop),
         "regenerate" => bare(Step::Regenerate),
         "new" => bare(Step::New),
@@ -240,7 +247,10 @@ impl Player {
             });
             ctx.send_viewport_cmd(egui::ViewportCommand::Screenshot(callback));
         }
-        self.image.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.image
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 }
 
@@ -266,9 +276,21 @@ mod tests {
 
     #[test]
     fn a_line_that_is_no_step_is_named() {
-        for bad in ["dance", "wait long", "view Nothing", "kda 1", "theme blue", "quit now", "say", "wait -1"] {
+        for bad in [
+            "dance",
+            "wait long",
+            "view Nothing",
+            "kda 1",
+            "theme blue",
+            "quit now",
+            "say",
+            "wait -1",
+        ] {
             let error = parse(&format!("wait ready\n{bad}")).unwrap_err();
-            assert!(error.starts_with("line 2") && error.contains(bad), "{error}");
+            assert!(
+                error.starts_with("line 2") && error.contains(bad),
+                "{error}"
+            );
         }
     }
 }

@@ -45,6 +45,12 @@ impl Colours {
 /// The widgets' own look: text that can be read in a bright room, fields with an edge, panels that differ from what lies
 /// between them.
 pub fn apply(ctx: &egui::Context) {
+    // Ubuntu has neither arrows nor the signs of steps; Hack, which is there for code, has.
+    let mut fonts = egui::FontDefinitions::default();
+    if let Some(family) = fonts.families.get_mut(&egui::FontFamily::Proportional) {
+        family.push("Hack".to_owned());
+    }
+    ctx.set_fonts(fonts);
     ctx.style_mut_of(egui::Theme::Dark, |style| {
         let visuals = &mut style.visuals;
         visuals.panel_fill = Color32::from_gray(24);

@@ -58,7 +58,10 @@ fn ready() -> Harness<'static, App> {
 #[test]
 fn a_question_is_answered_and_every_token_has_its_frame() {
     let mut harness = ready();
-    ask(&mut harness, "The red box holds 7. Now the red box holds 3.");
+    ask(
+        &mut harness,
+        "The red box holds 7. Now the red box holds 3.",
+    );
     let chat = harness.state().chat();
     let answered = chat.conversation.ids().len();
     assert!(chat.turns[0].footer.is_some());
@@ -66,13 +69,20 @@ fn a_question_is_answered_and_every_token_has_its_frame() {
     // The last token of an answer has not been through the model.
     for position in 0..answered - 1 {
         let frame = chat.history.frame(position).expect("a frame");
-        assert_eq!((frame.position, frame.token), (position, chat.conversation.ids()[position]));
+        assert_eq!(
+            (frame.position, frame.token),
+            (position, chat.conversation.ids()[position])
+        );
         assert!(frame.state.is_some() && frame.attention.is_some());
     }
     let first = chat.turns[0].answer.clone();
     act(&mut harness, Action::Regenerate);
     until(&mut harness, "the second answer", |app| !app.chat().busy());
-    assert_eq!(harness.state().chat().turns[0].answer, first, "greedy answers are the same");
+    assert_eq!(
+        harness.state().chat().turns[0].answer,
+        first,
+        "greedy answers are the same"
+    );
 
     // Another head: the same tokens run again, and the frames are of that head.
     let mut selection = *harness.state().selection();
@@ -82,10 +92,18 @@ fn a_question_is_answered_and_every_token_has_its_frame() {
     harness.state_mut().select(selection);
     harness.step();
     until(&mut harness, "the frames of another head", |app| {
-        let frame = app.chat().history.frame(5).and_then(|frame| frame.state.as_ref());
-        app.settled() && frame.map(|state| (state.layer, state.head)) == wanted.map(|head| (head.layer, head.head))
+        let frame = app
+            .chat()
+            .history
+            .frame(5)
+            .and_then(|frame| frame.state.as_ref());
+        app.settled()
+            && frame.map(|state| (state.layer, state.head))
+                == wanted.map(|head| (head.layer, head.head))
     });
-    until(&mut harness, "ranks", |app| app.chat().history.ranks().is_some());
+    until(&mut harness, "ranks", |app| {
+        app.chat().history.ranks().is_some()
+    });
 }
 
 #[test]
@@ -96,7 +114,11 @@ fn an_answer_can_be_stopped_and_the_chat_goes_on() {
     until(&mut harness, "the model", |app| app.ready().is_ok());
     act(&mut harness, Action::Ask("Say something long.".to_owned()));
     until(&mut harness, "some tokens", |app| {
-        app.chat().measures.answers.last().is_some_and(|answer| answer.intervals.len() > 3)
+        app.chat()
+            .measures
+            .answers
+            .last()
+            .is_some_and(|answer| answer.intervals.len() > 3)
     });
     act(&mut harness, Action::Stop);
     until(&mut harness, "the end", |app| !app.chat().busy());
@@ -106,10 +128,24 @@ fn an_answer_can_be_stopped_and_the_chat_goes_on() {
     assert!(stopped < 1800);
     act(&mut harness, Action::Ask("And now?".to_owned()));
     until(&mut harness, "a token", |app| {
-        app.chat().measures.answers.last().is_some_and(|answer| answer.first_token.is_some())
+        app.chat()
+            .measures
+            .answers
+            .last()
+            .is_some_and(|answer| answer.first_token.is_some())
     });
-    let measure = harness.state().chat().measures.answers.last().unwrap().clone();
-    assert!(measure.cached_tokens > 0, "what was read and written is not read again");
+    let measure = harness
+        .state()
+        .chat()
+        .measures
+        .answers
+        .last()
+        .unwrap()
+        .clone();
+    assert!(
+        measure.cached_tokens > 0,
+        "what was read and written is not read again"
+    );
     act(&mut harness, Action::Stop);
     until(&mut harness, "the end", |app| !app.chat().busy());
 }
@@ -129,11 +165,19 @@ fn a_chat_comes_back_from_a_file_with_its_memory() {
 
     let mut harness = ready();
     act(&mut harness, Action::Open(file.clone()));
-    until(&mut harness, "the chat", |app| app.chat().conversation == saved);
-    assert_eq!(harness.state().chat().turns[0].question, "Remember the number 7.");
+    until(&mut harness, "the chat", |app| {
+        app.chat().conversation == saved
+    });
+    assert_eq!(
+        harness.state().chat().turns[0].question,
+        "Remember the number 7."
+    );
     ask(&mut harness, "Which one?");
     let chat = harness.state().chat();
-    assert_eq!(chat.turns[1].answer, expected, "it goes on as it would have");
+    assert_eq!(
+        chat.turns[1].answer, expected,
+        "it goes on as it would have"
+    );
     let cached = chat.measures.answers.last().unwrap().cached_tokens;
     assert_eq!(cached, saved.ids().len() - 1, "nothing is read again");
 
@@ -156,7 +200,10 @@ fn a_wrong_folder_and_a_full_device_are_told() {
     let mut harness = app(processor(), wrong);
     until(&mut harness, "the refusal", |app| app.problem().is_some());
     let sentence = harness.state().problem().unwrap().sentence.clone();
-    assert!(sentence.contains("/no/such/folder/config.json"), "{sentence}");
+    assert!(
+        sentence.contains("/no/such/folder/config.json"),
+        "{sentence}"
+    );
     harness.get_by_label("Choose a model");
 
     let full: Open = Box::new(|_, _| {
@@ -168,7 +215,10 @@ fn a_wrong_folder_and_a_full_device_are_told() {
     let mut harness = app(full, settings());
     until(&mut harness, "the refusal", |app| app.problem().is_some());
     let sentence = harness.state().problem().unwrap().sentence.clone();
-    assert!(sentence.contains("not enough memory for the weights"), "{sentence}");
+    assert!(
+        sentence.contains("not enough memory for the weights"),
+        "{sentence}"
+    );
     harness.get_by_label("Choose a device");
 
     let none: Open = Box::new(|_, _| {
@@ -180,7 +230,10 @@ fn a_wrong_folder_and_a_full_device_are_told() {
     let mut harness = app(none, settings());
     until(&mut harness, "the refusal", |app| app.problem().is_some());
     let sentence = harness.state().problem().unwrap().sentence.clone();
-    assert!(sentence.contains("there is no GPU") && sentence.contains("cpu"), "{sentence}");
+    assert!(
+        sentence.contains("there is no GPU") && sentence.contains("cpu"),
+        "{sentence}"
+    );
 }
 
 #[test]
@@ -194,21 +247,38 @@ fn a_device_that_goes_away_loses_nothing_that_was_said() {
     until(&mut harness, "the model", |app| app.ready().is_ok());
     act(&mut harness, Action::Ask("Say something long.".to_owned()));
     until(&mut harness, "some tokens", |app| {
-        app.chat().measures.answers.last().is_some_and(|answer| answer.intervals.len() > 3)
+        app.chat()
+            .measures
+            .answers
+            .last()
+            .is_some_and(|answer| answer.intervals.len() > 3)
     });
     gone.store(true, Ordering::SeqCst);
     until(&mut harness, "the loss", |app| !app.chat().busy());
     let turn = harness.state().chat().turns[0].clone();
     let problem = turn.problem.expect("a problem");
-    assert!(problem.sentence.contains("device was lost: someone pulled the plug"), "{}", problem.sentence);
-    assert!(!turn.answer.is_empty(), "what was written stays on the screen");
+    assert!(
+        problem
+            .sentence
+            .contains("device was lost: someone pulled the plug"),
+        "{}",
+        problem.sentence
+    );
+    assert!(
+        !turn.answer.is_empty(),
+        "what was written stays on the screen"
+    );
     gone.store(false, Ordering::SeqCst);
     harness.get_by_label("Load the model again").click();
     harness.run_steps(2);
     until(&mut harness, "the model", |app| app.ready().is_ok());
     act(&mut harness, Action::Regenerate);
     until(&mut harness, "a token", |app| {
-        app.chat().measures.answers.last().is_some_and(|answer| answer.first_token.is_some())
+        app.chat()
+            .measures
+            .answers
+            .last()
+            .is_some_and(|answer| answer.first_token.is_some())
     });
     act(&mut harness, Action::Stop);
     until(&mut harness, "the end", |app| !app.chat().busy());

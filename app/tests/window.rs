@@ -50,7 +50,14 @@ fn it_starts_answers_overwrites_stops_and_answers_again() {
     std::fs::write(&script, SCRIPT).unwrap();
     let ran = Command::new(root().join(".ci/on-xvfb"))
         .arg(env!("CARGO_BIN_EXE_kimi-linear-app"))
-        .args(["--demo", "--backend", "cpu", "--context", "4096", "--demo-script"])
+        .args([
+            "--demo",
+            "--backend",
+            "cpu",
+            "--context",
+            "4096",
+            "--demo-script",
+        ])
         .arg(&script)
         .arg("--out")
         .arg(&out)
@@ -72,17 +79,30 @@ fn it_starts_answers_overwrites_stops_and_answers_again() {
 
     let answered = read(&out, "answered.json");
     let turn = &answered["turns"][0];
-    assert!(turn["footer"].as_str().unwrap().contains("tokens"), "{turn}");
+    assert!(
+        turn["footer"].as_str().unwrap().contains("tokens"),
+        "{turn}"
+    );
     overwritten(&answered);
 
     let stopped = read(&out, "stopped.json");
-    assert!(stopped["turns"][1]["footer"].as_str().unwrap().contains("stopped"));
+    assert!(
+        stopped["turns"][1]["footer"]
+            .as_str()
+            .unwrap()
+            .contains("stopped")
+    );
     let again = read(&out, "again.json");
     assert_eq!(again["turns"].as_array().unwrap().len(), 2);
-    let [before, after] = [&stopped, &again].map(|dump| dump["turns"][1]["answer"].as_str().unwrap());
+    let [before, after] =
+        [&stopped, &again].map(|dump| dump["turns"][1]["answer"].as_str().unwrap());
     assert!(!after.is_empty());
     let common = before.len().min(after.len());
-    assert_eq!(before[..common], after[..common], "greedy answers begin alike");
+    assert_eq!(
+        before[..common],
+        after[..common],
+        "greedy answers begin alike"
+    );
 }
 
 fn read(out: &Path, name: &str) -> Value {
@@ -94,10 +114,18 @@ fn overwritten(dump: &Value) {
     let tokens = dump["tokens"].as_array().unwrap();
     let place = tokens
         .iter()
-        .rposition(|token| token["text"].as_str().unwrap().trim() == "3" && token["answer"] == false)
+        .rposition(|token| {
+            token["text"].as_str().unwrap().trim() == "3" && token["answer"] == false
+        })
         .expect("the token that overwrites");
     let [written, changed, state] =
         ["write", "change", "state"].map(|name| tokens[place][name].as_f64().unwrap());
-    assert!(written > 1e-4 * state, "written {written} into a state of {state}");
-    assert!((written - changed).abs() < 1e-4 * state, "written {written}, changed {changed}");
+    assert!(
+        written > 1e-4 * state,
+        "written {written} into a state of {state}"
+    );
+    assert!(
+        (written - changed).abs() < 1e-4 * state,
+        "written {written}, changed {changed}"
+    );
 }

@@ -13,18 +13,27 @@ use crate::problem::{Problem, WayOut};
 /// Reads either form.
 pub(super) fn read(path: &Path) -> Result<(Conversation, Option<Snapshot>), Problem> {
     let bytes = std::fs::read(path).map_err(|error| {
-        Problem::new(format!("{} cannot be read: {error}.", path.display()), WayOut::Dismiss)
+        Problem::new(
+            format!("{} cannot be read: {error}.", path.display()),
+            WayOut::Dismiss,
+        )
     })?;
     if let Ok(conversation) = serde_json::from_slice(&bytes) {
         return Ok((conversation, None));
     }
     let snapshot = Snapshot::from_bytes(&bytes).map_err(|error| {
         let problem = Problem::of_file(&Error::from(error));
-        Problem::new(format!("{}: {}", path.display(), problem.sentence), problem.way_out)
+        Problem::new(
+            format!("{}: {}", path.display(), problem.sentence),
+            problem.way_out,
+        )
     })?;
     let conversation = serde_json::from_str(&snapshot.note).map_err(|_| {
         Problem::new(
-            format!("{} holds a model's memory, but no chat of this program.", path.display()),
+            format!(
+                "{} holds a model's memory, but no chat of this program.",
+                path.display()
+            ),
             WayOut::Dismiss,
         )
     })?;
@@ -37,6 +46,9 @@ pub(super) fn write(conversation: &Conversation, path: &Path) -> Result<(), Prob
         .map_err(std::io::Error::other)
         .and_then(|bytes| std::fs::write(path, bytes));
     written.map_err(|error| {
-        Problem::new(format!("{} cannot be written: {error}.", path.display()), WayOut::Dismiss)
+        Problem::new(
+            format!("{} cannot be written: {error}.", path.display()),
+            WayOut::Dismiss,
+        )
     })
 }

@@ -13,15 +13,14 @@ use std::time::Instant;
 use kimi_linear::backend::{self, Backend, BackendKind};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::engine::{
-    Engine, EngineHandle, EngineOptions, Event, Request, RequestId,
-};
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Event, Request, RequestId};
 use kimi_linear::error::{BackendError, Error};
 use kimi_linear::model::{Model, TraceChoice};
 use kimi_linear::tokenizer::{ChatTemplate, Conversation, Tokenizer};
 
 use super::{
-    Ask, ChatId, ChatUpdate, Command, Estimate, LoadRequest, Session, Teller, Update, Wake, files, ranks,
+    Ask, ChatId, ChatUpdate, Command, Estimate, LoadRequest, Session, Teller, Update, Wake, files,
+    ranks,
 };
 use crate::facts::{ModelFacts, memory, sizes};
 use crate::history::TokenText;
@@ -370,7 +369,9 @@ impl Worker {
 
 /// Does something that may take a while beside the session.
 fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
-    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    let spawned = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work);
     if let Err(error) = spawned {
         tracing::error!("the system gives no thread: {error}");
     }
@@ -405,11 +406,7 @@ fn rank(engine: &EngineHandle, teller: &Teller, chat: ChatId, ids: Vec<u32>, kda
     });
 }
 
-fn read(
-    engine: &EngineHandle,
-    tokenizer: &Tokenizer,
-    path: &Path,
-) -> Result<ChatUpdate, Problem> {
+fn read(engine: &EngineHandle, tokenizer: &Tokenizer, path: &Path) -> Result<ChatUpdate, Problem> {
     let (conversation, snapshot) = files::read(path)?;
     let mut remembered = 0;
     let mut problem = None;
@@ -502,4 +499,3 @@ fn update(event: Event, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
         }
     })
 }
-

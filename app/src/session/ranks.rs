@@ -54,7 +54,9 @@ mod tests {
             (0..size * size).map(value).collect()
         };
         assert!((effective_rank(&identity(6), 6) - 6.0).abs() < 1e-5);
-        let outer: Vec<f32> = (0..12).map(|i| ((i / 4 + 1) * (i % 4 + 1)) as f32).collect();
+        let outer: Vec<f32> = (0..12)
+            .map(|i| ((i / 4 + 1) * (i % 4 + 1)) as f32)
+            .collect();
         assert!((effective_rank(&outer, 4) - 1.0).abs() < 1e-5);
         assert_eq!(effective_rank(&[0.0; 12], 4), 0.0);
     }

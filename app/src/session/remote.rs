@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 use std::io::Read;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kimi_linear::engine::{FinishReason, Usage};
@@ -85,7 +85,11 @@ impl Worker {
                         self.teller.chat(chat, cancelled());
                     }
                 }
-                Command::Save { chat, conversation, path } => {
+                Command::Save {
+                    chat,
+                    conversation,
+                    path,
+                } => {
                     let update = match files::write(&conversation, &path) {
                         Ok(()) => ChatUpdate::Saved { path, tokens: 0 },
                         Err(problem) => ChatUpdate::FileFailed(problem),
@@ -139,7 +143,10 @@ impl Worker {
             .name("answer".to_owned())
             .spawn(move || answer(&server, &model, &ask, &teller, &stop));
         if let Err(error) = spawned {
-            let problem = Problem::new(format!("The system gives no thread: {error}."), WayOut::AskAgain);
+            let problem = Problem::new(
+                format!("The system gives no thread: {error}."),
+                WayOut::AskAgain,
+            );
             self.teller.chat(chat, ChatUpdate::Failed(problem));
         }
     }
@@ -155,10 +162,9 @@ impl Server {
         let mut response = request
             .call()
             .map_err(|error| format!("The server at {} cannot be reached: {error}", self.base))?;
-        let body: Value = response
-            .body_mut()
-            .read_json()
-            .map_err(|error| format!("{url} answers with something that is no list of models: {error}"))?;
+        let body: Value = response.body_mut().read_json().map_err(|error| {
+            format!("{url} answers with something that is no list of models: {error}")
+        })?;
         if let Some(error) = sse::error(&body) {
             return Err(format!("The server at {} refuses: {error}", self.base));
         }
@@ -166,7 +172,9 @@ impl Server {
         let Some(id) = model["id"].as_str() else {
             return Err(format!("The server at {} has no model", self.base));
         };
-        let context = model["max_model_len"].as_u64().or_else(|| model["context_length"].as_u64());
+        let context = model["max_model_len"]
+            .as_u64()
+            .or_else(|| model["context_length"].as_u64());
         Ok((id.to_owned(), context.map(|tokens| tokens as usize)))
     }
 
@@ -215,7 +223,13 @@ fn body(model: &str, ask: &Ask) -> Value {
 fn answer(server: &Server, model: &str, ask: &Ask, teller: &Teller, stop: &AtomicBool) {
     let chat = ask.chat;
     let at = Instant::now();
-    teller.chat(chat, ChatUpdate::Prompt { tokens: Vec::new(), at });
+    teller.chat(
+        chat,
+        ChatUpdate::Prompt {
+            tokens: Vec::new(),
+            at,
+        },
+    );
     let told = follow(server, model, ask, teller, stop);
     // Whoever stopped it has told so already.
     if stop.swap(true, Ordering::SeqCst) {
@@ -271,7 +285,11 @@ fn follow(
         }
     }
     let text = String::new();
-    Ok(ChatUpdate::Finished { reason, text, usage })
+    Ok(ChatUpdate::Finished {
+        reason,
+        text,
+        usage,
+    })
 }
 
 fn cancelled() -> ChatUpdate {

@@ -56,7 +56,10 @@ fn pieces(event: &Value) -> Vec<Piece> {
         pieces.push(Piece::Error(message));
     }
     let choice = &event["choices"][0];
-    if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
+    if let Some(text) = choice["delta"]["content"]
+        .as_str()
+        .filter(|text| !text.is_empty())
+    {
         pieces.push(Piece::Text(text.to_owned()));
     }
     if let Some(usage) = event["usage"].as_object() {
@@ -80,7 +83,11 @@ fn pieces(event: &Value) -> Vec<Piece> {
 pub(super) fn error(body: &Value) -> Option<String> {
     let error = body.get("error")?;
     let message = error.as_str().or_else(|| error["message"].as_str());
-    Some(message.unwrap_or("the server says that something failed, but not what").to_owned())
+    Some(
+        message
+            .unwrap_or("the server says that something failed, but not what")
+            .to_owned(),
+    )
 }
 
 #[cfg(test)]
@@ -114,7 +121,10 @@ mod tests {
     #[test]
     fn a_stream_that_breaks_off_is_an_error() {
         let mut events = Events::new("data: {\"error\":{\"message\":\"no\"}}\n".as_bytes());
-        assert_eq!(events.next().unwrap(), Some(vec![Piece::Error("no".to_owned())]));
+        assert_eq!(
+            events.next().unwrap(),
+            Some(vec![Piece::Error("no".to_owned())])
+        );
         assert!(events.next().is_err());
     }
 }

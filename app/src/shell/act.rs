@@ -143,7 +143,11 @@ impl App {
 
     /// Begins a chat, or shows the one that is empty.
     fn new_chat(&mut self) {
-        let empty = self.chats.iter().find(|chat| chat.is_empty()).map(|chat| chat.id);
+        let empty = self
+            .chats
+            .iter()
+            .find(|chat| chat.is_empty())
+            .map(|chat| chat.id);
         let id = empty.unwrap_or_else(|| {
             let id = ChatId(self.next);
             self.next += 1;
@@ -167,7 +171,9 @@ impl App {
     }
 
     fn try_example(&mut self, at: usize) {
-        let Some(example) = EXAMPLES.get(at) else { return };
+        let Some(example) = EXAMPLES.get(at) else {
+            return;
+        };
         if self.chat().busy() {
             return;
         }
@@ -175,7 +181,10 @@ impl App {
         let id = self.current;
         self.tried.retain(|tried| tried.0 != id);
         self.tried.push((id, at));
-        arrange::show(&mut self.tree, &arrange::Pane::View(example.view.to_owned()));
+        arrange::show(
+            &mut self.tree,
+            &arrange::Pane::View(example.view.to_owned()),
+        );
         self.ask(example.prompt);
     }
 
@@ -192,10 +201,20 @@ impl App {
     }
 
     fn saved_chats(&self) -> Vec<PathBuf> {
-        let entries = self.chats_folder.as_ref().and_then(|folder| std::fs::read_dir(folder).ok());
-        let files = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+        let entries = self
+            .chats_folder
+            .as_ref()
+            .and_then(|folder| std::fs::read_dir(folder).ok());
+        let files = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
         let mut files: Vec<PathBuf> = files
-            .filter(|file| file.extension().is_some_and(|extension| extension == EXTENSION))
+            .filter(|file| {
+                file.extension()
+                    .is_some_and(|extension| extension == EXTENSION)
+            })
             .collect();
         files.sort();
         files
@@ -206,20 +225,36 @@ impl App {
         if let Some(file) = &self.chat().file {
             return file.clone();
         }
-        let plain = |c: char| if c.is_alphanumeric() || c == ' ' { c } else { '-' };
+        let plain = |c: char| {
+            if c.is_alphanumeric() || c == ' ' {
+                c
+            } else {
+                '-'
+            }
+        };
         let title: String = self.chat().title.chars().map(plain).collect();
         let title = title.trim_matches(['-', ' ']);
-        let name = format!("{}.{EXTENSION}", if title.is_empty() { "chat" } else { title });
-        self.chats_folder.as_ref().map_or_else(|| PathBuf::from(&name), |folder| folder.join(&name))
+        let name = format!(
+            "{}.{EXTENSION}",
+            if title.is_empty() { "chat" } else { title }
+        );
+        self.chats_folder
+            .as_ref()
+            .map_or_else(|| PathBuf::from(&name), |folder| folder.join(&name))
     }
 
     fn save_to(&mut self, path: PathBuf) {
         let chat = self.chat();
         if chat.busy() || chat.conversation.turns() == 0 {
-            self.tell("Only a chat with an answer can be saved, and only while none is being written.".to_owned());
+            self.tell(
+                "Only a chat with an answer can be saved, and only while none is being written."
+                    .to_owned(),
+            );
             return;
         }
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
             && let Err(error) = std::fs::create_dir_all(folder)
         {
             let sentence = format!("The folder {} cannot be made: {error}.", folder.display());
@@ -247,13 +282,23 @@ impl App {
     fn pick(&self, ctx: &egui::Context, pick: Pick) {
         let dialog = rfd::AsyncFileDialog::new();
         let suggested = self.file_name();
-        let name = suggested.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = suggested
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let (picks, ctx) = (self.picks.0.clone(), ctx.clone());
-        let chosen: std::pin::Pin<Box<dyn Future<Output = Option<rfd::FileHandle>> + Send>> = match pick {
-            Pick::Folder => Box::pin(dialog.set_title("The model's folder").pick_folder()),
-            Pick::Open => Box::pin(dialog.set_title("Open a chat").pick_file()),
-            Pick::Save => Box::pin(dialog.set_title("Save this chat").set_file_name(name).save_file()),
-        };
+        let chosen: std::pin::Pin<Box<dyn Future<Output = Option<rfd::FileHandle>> + Send>> =
+            match pick {
+                Pick::Folder => Box::pin(dialog.set_title("The model's folder").pick_folder()),
+                Pick::Open => Box::pin(dialog.set_title("Open a chat").pick_file()),
+                Pick::Save => Box::pin(
+                    dialog
+                        .set_title("Save this chat")
+                        .set_file_name(name)
+                        .save_file(),
+                ),
+            };
         let waited = std::thread::Builder::new().name("dialog".to_owned()).spawn(move || {
             if let Some(file) = pollster::block_on(chosen) {
                 let _ = picks.send((pick, file.path().to_owned()));
@@ -359,8 +404,13 @@ impl App {
     fn step_layer(&mut self, step: Step) {
         let Some(facts) = self.model() else { return };
         let layers: Vec<usize> = facts.config.kda_layers().collect();
-        let Some(head) = &mut self.selection.kda else { return };
-        let at = layers.iter().position(|layer| *layer == head.layer).unwrap_or_default();
+        let Some(head) = &mut self.selection.kda else {
+            return;
+        };
+        let at = layers
+            .iter()
+            .position(|layer| *layer == head.layer)
+            .unwrap_or_default();
         if let Some(layer) = layers.get(step.from(at, layers.len())) {
             head.layer = *layer;
         }

@@ -12,26 +12,56 @@ use crate::theme::Colours;
 use crate::views;
 
 /// The tools.
-pub(super) fn top(ui: &mut Ui, colours: &Colours, running: &str, remote: bool, actions: &mut Vec<Action>) {
+pub(super) fn top(
+    ui: &mut Ui,
+    colours: &Colours,
+    running: &str,
+    remote: bool,
+    actions: &mut Vec<Action>,
+) {
     ui.horizontal(|ui| {
         let mut tool = |ui: &mut Ui, name: &str, hover: &str, action: Action| {
             if ui.button(name).on_hover_text(hover).clicked() {
                 actions.push(action);
             }
         };
-        tool(ui, "Chats", "Show or hide the list of chats", Action::Sidebar);
-        tool(ui, "Files", "Save or open a chat with the model's memory of it", Action::Toggle(Window::Files));
+        tool(
+            ui,
+            "Chats",
+            "Show or hide the list of chats",
+            Action::Sidebar,
+        );
+        tool(
+            ui,
+            "Files",
+            "Save or open a chat with the model's memory of it",
+            Action::Toggle(Window::Files),
+        );
         let model = "Which model, what it runs on, and whether it fits";
         if remote {
             ui.label(RichText::new(running).strong());
         } else {
-            tool(ui, &format!("Model: {running}"), model, Action::Toggle(Window::Model));
+            tool(
+                ui,
+                &format!("Model: {running}"),
+                model,
+                Action::Toggle(Window::Model),
+            );
         }
-        tool(ui, "Sampling", "Temperature and the rest, the system prompt, tracing", Action::Toggle(Window::Sampling));
+        tool(
+            ui,
+            "Sampling",
+            "Temperature and the rest, the system prompt, tracing",
+            Action::Toggle(Window::Sampling),
+        );
         if !remote {
             ui.menu_button("Views", |ui| {
                 for view in views::all() {
-                    if ui.button(view.name()).on_hover_text(view.help().shows).clicked() {
+                    if ui
+                        .button(view.name())
+                        .on_hover_text(view.help().shows)
+                        .clicked()
+                    {
                         actions.push(Action::View(view.name().to_owned()));
                     }
                 }
@@ -47,7 +77,12 @@ pub(super) fn top(ui: &mut Ui, colours: &Colours, running: &str, remote: bool, a
                     actions.push(action);
                 }
             };
-            tool(ui, "Help", "Keys, and what the views show (F1)", Action::Toggle(Window::Help));
+            tool(
+                ui,
+                "Help",
+                "Keys, and what the views show (F1)",
+                Action::Toggle(Window::Help),
+            );
             tool(ui, "Log", "Show or hide the log", Action::Log);
             let theme = if colours.dark { "Light" } else { "Dark" };
             tool(ui, theme, "Change the appearance", Action::Theme);
@@ -74,20 +109,28 @@ pub(super) fn status(
         };
         ui.label(stage);
         ui.separator();
-        let rate = answer.and_then(|answer| answer.rate(if answer.finished { usize::MAX } else { 16 }));
+        let rate =
+            answer.and_then(|answer| answer.rate(if answer.finished { usize::MAX } else { 16 }));
         let rate = rate.map_or_else(|| "–".to_owned(), |rate| format!("{rate:.1}"));
-        ui.label(format!("{rate} tokens/s")).on_hover_text("Over the last 16 tokens while an answer comes, over all of it afterwards");
+        ui.label(format!("{rate} tokens/s")).on_hover_text(
+            "Over the last 16 tokens while an answer comes, over all of it afterwards",
+        );
         ui.separator();
         let first = answer.and_then(|answer| answer.first_token);
         let first = first.map_or_else(|| "–".to_owned(), milliseconds);
-        ui.label(format!("first token {first}")).on_hover_text("From sending the question to the first token of the answer");
+        ui.label(format!("first token {first}"))
+            .on_hover_text("From sending the question to the first token of the answer");
         ui.separator();
         let used = chat.measures.context_used;
         match context {
             Some(context) => {
                 ui.label(format!("context {used} of {context}"));
                 let part = used as f32 / context.max(1) as f32;
-                ui.add(egui::ProgressBar::new(part).desired_width(70.0).desired_height(8.0));
+                ui.add(
+                    egui::ProgressBar::new(part)
+                        .desired_width(70.0)
+                        .desired_height(8.0),
+                );
             }
             None => {
                 ui.label(format!("context {used}"));
@@ -111,7 +154,8 @@ pub(super) fn status(
             }
             if selection.kda.is_some() {
                 let text = RichText::new(words.join(" · ")).color(colours.faint);
-                ui.label(text).on_hover_text("What all views show. Alt with the arrow keys moves it.");
+                ui.label(text)
+                    .on_hover_text("What all views show. Alt with the arrow keys moves it.");
             }
         });
     });
@@ -145,12 +189,17 @@ pub(super) fn chats(ui: &mut Ui, chats: &[Chat], current: ChatId, actions: &mut 
                         if chat.busy() {
                             ui.add(egui::Spinner::new().size(10.0));
                         }
-                        ui.with_layout(Layout::left_to_right(Align::Center).with_main_justify(true), |ui| {
-                            let label = egui::Button::selectable(chat.id == current, &chat.title).truncate();
-                            if ui.add(label).on_hover_text(&chat.title).clicked() {
-                                actions.push(Action::Show(chat.id));
-                            }
-                        });
+                        ui.with_layout(
+                            Layout::left_to_right(Align::Center).with_main_justify(true),
+                            |ui| {
+                                let label =
+                                    egui::Button::selectable(chat.id == current, &chat.title)
+                                        .truncate();
+                                if ui.add(label).on_hover_text(&chat.title).clicked() {
+                                    actions.push(Action::Show(chat.id));
+                                }
+                            },
+                        );
                     });
                 });
             });
@@ -164,7 +213,9 @@ pub(super) fn log(ui: &mut Ui, colours: &Colours, log: &Log, actions: &mut Vec<A
     ui.horizontal(|ui| {
         ui.strong("Log");
         if ui.small_button("Copy").clicked() {
-            let text = |line: &crate::log::Line| format!("{:>8} {} {}", line.milliseconds, line.level, line.text);
+            let text = |line: &crate::log::Line| {
+                format!("{:>8} {} {}", line.milliseconds, line.level, line.text)
+            };
             let all: Vec<String> = lines.iter().map(text).collect();
             actions.push(Action::Copy(all.join("\n")));
         }
@@ -173,16 +224,19 @@ pub(super) fn log(ui: &mut Ui, colours: &Colours, log: &Log, actions: &mut Vec<A
         }
     });
     let height = ui.text_style_height(&egui::TextStyle::Monospace);
-    ScrollArea::both().auto_shrink(false).stick_to_bottom(true).show_rows(ui, height, lines.len(), |ui, range| {
-        for line in &lines[range] {
-            let colour = match line.level {
-                Level::ERROR => colours.error,
-                Level::WARN => colours.accent,
-                _ => ui.visuals().text_color(),
-            };
-            let seconds = line.milliseconds as f64 / 1000.0;
-            let text = format!("{seconds:>9.3} s  {:<5} {}", line.level, line.text);
-            ui.label(RichText::new(text).monospace().color(colour));
-        }
-    });
+    ScrollArea::both()
+        .auto_shrink(false)
+        .stick_to_bottom(true)
+        .show_rows(ui, height, lines.len(), |ui, range| {
+            for line in &lines[range] {
+                let colour = match line.level {
+                    Level::ERROR => colours.error,
+                    Level::WARN => colours.accent,
+                    _ => ui.visuals().text_color(),
+                };
+                let seconds = line.milliseconds as f64 / 1000.0;
+                let text = format!("{seconds:>9.3} s  {:<5} {}", line.level, line.text);
+                ui.label(RichText::new(text).monospace().color(colour));
+            }
+        });
 }

@@ -1,6 +1,8 @@
 //! The chat: what was said, the answer as it comes, and where the next question is typed.
 
-use eframe::egui::{self, Align, Color32, Key, Layout, Modifiers, RichText, ScrollArea, TextEdit, Ui, vec2};
+use eframe::egui::{
+    self, Align, Color32, Key, Layout, Modifiers, RichText, ScrollArea, TextEdit, Ui, vec2,
+};
 use egui_commonmark::CommonMarkCache;
 
 use super::action::Action;
@@ -74,7 +76,13 @@ impl ChatPanel<'_> {
                 if live {
                     progress(ui, self.colours, stage);
                 }
-                under(ui, self.colours, turn, at == last && stage == Stage::Idle, actions);
+                under(
+                    ui,
+                    self.colours,
+                    turn,
+                    at == last && stage == Stage::Idle,
+                    actions,
+                );
                 ui.add_space(10.0);
             });
             turn.drawn = Some((width, drawn.response.rect.height()));
@@ -100,7 +108,8 @@ impl ChatPanel<'_> {
             egui::Frame::group(ui.style()).show(ui, |ui| {
                 ui.set_width(ui.available_width());
                 ui.horizontal_wrapped(|ui| {
-                    let button = ui.add_enabled(self.ready.is_ok(), egui::Button::new(example.name));
+                    let button =
+                        ui.add_enabled(self.ready.is_ok(), egui::Button::new(example.name));
                     if button.clicked() {
                         actions.push(Action::Try(at));
                     }
@@ -114,7 +123,9 @@ impl ChatPanel<'_> {
         if let Some(example) = self.tried.and_then(|tried| EXAMPLES.get(tried)) {
             egui::Frame::group(ui.style()).show(ui, |ui| {
                 ui.set_width(ui.available_width());
-                let name = RichText::new("What to look at: ").strong().color(self.colours.accent);
+                let name = RichText::new("What to look at: ")
+                    .strong()
+                    .color(self.colours.accent);
                 ui.horizontal_wrapped(|ui| {
                     ui.label(name);
                     ui.label(example.look_at);
@@ -138,7 +149,13 @@ impl ChatPanel<'_> {
         }
         if let Some(turn) = self.chat.editing {
             ui.horizontal(|ui| {
-                ui.label(RichText::new(format!("Editing question {}: sending it goes back to there.", turn + 1)).color(self.colours.accent));
+                ui.label(
+                    RichText::new(format!(
+                        "Editing question {}: sending it goes back to there.",
+                        turn + 1
+                    ))
+                    .color(self.colours.accent),
+                );
                 if ui.small_button("Leave it").clicked() {
                     actions.push(Action::CancelEdit);
                 }
@@ -168,7 +185,9 @@ impl ChatPanel<'_> {
                         .desired_rows(lines)
                         .desired_width(width);
                     let field = ui.add(edit);
-                    field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Message"));
+                    field.widget_info(|| {
+                        egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Message")
+                    });
                     field
                 })
                 .inner;
@@ -197,7 +216,14 @@ impl ChatPanel<'_> {
     }
 }
 
-fn question(ui: &mut Ui, colours: &Colours, turn: &Turn, at: usize, idle: bool, actions: &mut Vec<Action>) {
+fn question(
+    ui: &mut Ui,
+    colours: &Colours,
+    turn: &Turn,
+    at: usize,
+    idle: bool,
+    actions: &mut Vec<Action>,
+) {
     let fill = ui.visuals().faint_bg_color;
     egui::Frame::new()
         .fill(fill)
@@ -208,10 +234,19 @@ fn question(ui: &mut Ui, colours: &Colours, turn: &Turn, at: usize, idle: bool, 
             ui.horizontal(|ui| {
                 ui.label(RichText::new("You").strong().color(colours.kda));
                 ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                    if idle && ui.small_button("Edit").on_hover_text("Take this question back and ask another way").clicked() {
+                    if idle
+                        && ui
+                            .small_button("Edit")
+                            .on_hover_text("Take this question back and ask another way")
+                            .clicked()
+                    {
                         actions.push(Action::Edit(at));
                     }
-                    if ui.small_button("Copy").on_hover_text("Copy the question").clicked() {
+                    if ui
+                        .small_button("Copy")
+                        .on_hover_text("Copy the question")
+                        .clicked()
+                    {
                         actions.push(Action::Copy(turn.question.clone()));
                     }
                 });
@@ -228,7 +263,10 @@ fn long(ui: &mut Ui, text: &str) {
         ui.label(text);
         return;
     }
-    let end = (0..=MOST).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=MOST)
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0);
     ui.label(&text[..end]);
     let rest = text[end..].chars().count();
     ui.label(RichText::new(format!("… and {rest} characters more, which Copy copies")).italics());
@@ -246,10 +284,16 @@ fn progress(ui: &mut Ui, colours: &Colours, stage: Stage) {
         Stage::Waiting { ahead } => {
             ui.horizontal(|ui| {
                 ui.spinner();
-                ui.label(RichText::new(format!("Waiting behind {ahead} other")).color(colours.faint));
+                ui.label(
+                    RichText::new(format!("Waiting behind {ahead} other")).color(colours.faint),
+                );
             });
         }
-        Stage::Reading { done, cached, total } => {
+        Stage::Reading {
+            done,
+            cached,
+            total,
+        } => {
             let part = done as f32 / total.max(1) as f32;
             let text = match (total, cached) {
                 (0, _) => "Reading the prompt".to_owned(),
@@ -272,17 +316,31 @@ fn under(ui: &mut Ui, colours: &Colours, turn: &Turn, last: bool, actions: &mut 
     let Some(footer) = &turn.footer else { return };
     ui.horizontal_wrapped(|ui| {
         ui.label(RichText::new(footer).small().color(colours.faint));
-        if ui.small_button("Copy").on_hover_text("Copy the answer").clicked() {
+        if ui
+            .small_button("Copy")
+            .on_hover_text("Copy the answer")
+            .clicked()
+        {
             actions.push(Action::Copy(turn.answer.clone()));
         }
-        if last && ui.small_button("Regenerate").on_hover_text("Answer this question again").clicked() {
+        if last
+            && ui
+                .small_button("Regenerate")
+                .on_hover_text("Answer this question again")
+                .clicked()
+        {
             actions.push(Action::Regenerate);
         }
     });
 }
 
 /// A problem with what helps.
-pub(super) fn problem_ui(ui: &mut Ui, colours: &Colours, problem: &Problem, actions: &mut Vec<Action>) {
+pub(super) fn problem_ui(
+    ui: &mut Ui,
+    colours: &Colours,
+    problem: &Problem,
+    actions: &mut Vec<Action>,
+) {
     egui::Frame::new()
         .stroke((1.0, colours.error))
         .corner_radius(6.0)

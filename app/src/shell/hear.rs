@@ -48,7 +48,12 @@ impl App {
     fn update(&mut self, update: Update) {
         match update {
             Update::Estimate { folder, result } => {
-                if self.inspected.asked.as_ref().is_some_and(|asked| asked.0 == folder) {
+                if self
+                    .inspected
+                    .asked
+                    .as_ref()
+                    .is_some_and(|asked| asked.0 == folder)
+                {
                     self.inspected.result = Some(result);
                 }
             }
@@ -88,7 +93,8 @@ impl App {
                 self.running = Running::Server { model, context };
             }
             Update::Chat(id, update) => {
-                let retraced = matches!(update, ChatUpdate::Retraced | ChatUpdate::RetraceFailed(_));
+                let retraced =
+                    matches!(update, ChatUpdate::Retraced | ChatUpdate::RetraceFailed(_));
                 let opened = matches!(update, ChatUpdate::Opened { .. });
                 let Some(place) = self.place(id) else { return };
                 match self.chats[place].take(update) {
@@ -144,7 +150,9 @@ impl App {
                     self.traced = Some(now);
                     self.changed = None;
                     let key = self.key_of(&Action::Trace);
-                    self.tell(format!("This chat is long: {key} traces its last tokens for the selected heads"));
+                    self.tell(format!(
+                        "This chat is long: {key} traces its last tokens for the selected heads"
+                    ));
                 }
             }
         }
@@ -159,7 +167,9 @@ impl App {
         if tokens.is_empty() {
             return;
         }
-        let from = tokens.len().saturating_sub(self.settings.traced_prompt.max(1));
+        let from = tokens
+            .len()
+            .saturating_sub(self.settings.traced_prompt.max(1));
         self.retracing = true;
         self.session.send(Command::Retrace {
             chat: self.current,

@@ -29,22 +29,82 @@ pub fn shortcuts() -> Vec<Shortcut> {
     let mut all = vec![
         of(COMMAND, Key::N, "New chat", Action::NewChat),
         of(COMMAND, Key::J, "Next chat", Action::NextChat),
-        of(COMMAND, Key::R, "Answer the last question again", Action::Regenerate),
-        of(COMMAND, Key::E, "Edit the last question", Action::Edit(usize::MAX)),
-        of(COMMAND, Key::S, "Save or open a chat", Action::Toggle(Window::Files)),
-        of(COMMAND, Key::M, "Model and device", Action::Toggle(Window::Model)),
-        of(COMMAND, Key::G, "Sampling and system prompt", Action::Toggle(Window::Sampling)),
-        of(COMMAND, Key::B, "Show or hide the list of chats", Action::Sidebar),
+        of(
+            COMMAND,
+            Key::R,
+            "Answer the last question again",
+            Action::Regenerate,
+        ),
+        of(
+            COMMAND,
+            Key::E,
+            "Edit the last question",
+            Action::Edit(usize::MAX),
+        ),
+        of(
+            COMMAND,
+            Key::S,
+            "Save or open a chat",
+            Action::Toggle(Window::Files),
+        ),
+        of(
+            COMMAND,
+            Key::M,
+            "Model and device",
+            Action::Toggle(Window::Model),
+        ),
+        of(
+            COMMAND,
+            Key::G,
+            "Sampling and system prompt",
+            Action::Toggle(Window::Sampling),
+        ),
+        of(
+            COMMAND,
+            Key::B,
+            "Show or hide the list of chats",
+            Action::Sidebar,
+        ),
         of(COMMAND, Key::L, "Show or hide the log", Action::Log),
         of(COMMAND, Key::D, "Dark or light", Action::Theme),
-        of(COMMAND, Key::T, "Trace this chat's last tokens again", Action::Trace),
-        of(Modifiers::NONE, Key::F1, "This help", Action::Toggle(Window::Help)),
-        of(ALT, Key::ArrowLeft, "Token before", Action::Token(Step::Back)),
+        of(
+            COMMAND,
+            Key::T,
+            "Trace this chat's last tokens again",
+            Action::Trace,
+        ),
+        of(
+            Modifiers::NONE,
+            Key::F1,
+            "This help",
+            Action::Toggle(Window::Help),
+        ),
+        of(
+            ALT,
+            Key::ArrowLeft,
+            "Token before",
+            Action::Token(Step::Back),
+        ),
         of(ALT, Key::ArrowRight, "Token after", Action::Token(Step::On)),
         of(ALT, Key::Home, "First token", Action::Token(Step::First)),
-        of(ALT, Key::End, "Follow the newest token", Action::Token(Step::Last)),
-        of(ALT, Key::ArrowUp, "KDA layer before", Action::Layer(Step::Back)),
-        of(ALT, Key::ArrowDown, "KDA layer after", Action::Layer(Step::On)),
+        of(
+            ALT,
+            Key::End,
+            "Follow the newest token",
+            Action::Token(Step::Last),
+        ),
+        of(
+            ALT,
+            Key::ArrowUp,
+            "KDA layer before",
+            Action::Layer(Step::Back),
+        ),
+        of(
+            ALT,
+            Key::ArrowDown,
+            "KDA layer after",
+            Action::Layer(Step::On),
+        ),
         of(ALT, Key::PageUp, "Head before", Action::Head(Step::Back)),
         of(ALT, Key::PageDown, "Head after", Action::Head(Step::On)),
         of(COMMAND, Key::Num0, "Panels as at first", Action::Arrange),
@@ -60,7 +120,12 @@ pub fn shortcuts() -> Vec<Shortcut> {
     ];
     for (key, view) in digits.into_iter().zip(views::all()) {
         let name = view.name();
-        all.push(of(COMMAND, key, &format!("View: {name}"), Action::View(name.to_owned())));
+        all.push(of(
+            COMMAND,
+            key,
+            &format!("View: {name}"),
+            Action::View(name.to_owned()),
+        ));
     }
     all
 }

@@ -2,9 +2,9 @@
 //!
 //! Panels draw and push actions; `act` does them; `hear` takes what the session told. Nothing here waits.
 
+mod act;
 pub mod action;
 pub mod arrange;
-mod act;
 mod bars;
 mod chat_panel;
 mod hear;
@@ -67,7 +67,10 @@ enum Running {
     /// A model in this process.
     Model(Box<ModelFacts>),
     /// A server's.
-    Server { model: String, context: Option<usize> },
+    Server {
+        model: String,
+        context: Option<usize>,
+    },
 }
 
 /// The app.
@@ -141,7 +144,9 @@ impl App {
             views: views::all(),
             windows: Vec::new(),
             inspected: Inspected::default(),
-            folder: folder.map(|folder| folder.display().to_string()).unwrap_or_default(),
+            folder: folder
+                .map(|folder| folder.display().to_string())
+                .unwrap_or_default(),
             file: String::new(),
             saved: Vec::new(),
             chats_folder: start.folder,
@@ -215,7 +220,9 @@ impl App {
     #[must_use]
     pub fn settled(&self) -> bool {
         let choice = self.selection.choice();
-        let traced = self.traced.is_none_or(|traced| traced == (self.current, choice));
+        let traced = self
+            .traced
+            .is_none_or(|traced| traced == (self.current, choice));
         traced && self.changed.is_none() && !self.retracing
     }
 
@@ -232,7 +239,11 @@ impl App {
         }
         self.hear(ui.ctx());
         if let Some(dark) = self.settings.dark {
-            let theme = if dark { egui::Theme::Dark } else { egui::Theme::Light };
+            let theme = if dark {
+                egui::Theme::Dark
+            } else {
+                egui::Theme::Light
+            };
             ui.ctx().set_theme(theme);
         }
         let mut actions = Vec::new();
@@ -251,7 +262,9 @@ impl App {
     fn draw(&mut self, ui: &mut Ui, actions: &mut Vec<Action>) {
         let colours = Colours::new(ui.visuals().dark_mode);
         let remote = self.session.remote();
-        egui::Panel::top("tools").show(ui, |ui| bars::top(ui, &colours, &self.name(), remote, actions));
+        egui::Panel::top("tools").show(ui, |ui| {
+            bars::top(ui, &colours, &self.name(), remote, actions)
+        });
         egui::Panel::bottom("status").show(ui, |ui| {
             let context = match &self.running {
                 Running::Model(facts) => Some(facts.context),
@@ -280,7 +293,9 @@ impl App {
             });
         }
         if let Some(problem) = &self.problem {
-            egui::Panel::top("problem").show(ui, |ui| chat_panel::problem_ui(ui, &colours, problem, actions));
+            egui::Panel::top("problem").show(ui, |ui| {
+                chat_panel::problem_ui(ui, &colours, problem, actions)
+            });
         }
         if self.settings.sidebar && ui.available_width() > 500.0 {
             egui::Panel::left("chats")
@@ -297,7 +312,11 @@ impl App {
         let ready = self.ready();
         let at = self.place(self.current).unwrap_or_default();
         let id = self.current;
-        let tried = self.tried.iter().find(|tried| tried.0 == id).map(|tried| tried.1);
+        let tried = self
+            .tried
+            .iter()
+            .find(|tried| tried.0 == id)
+            .map(|tried| tried.1);
         let mut panels = Panels {
             chat: &mut self.chats[at],
             markdown: &mut self.markdown,
@@ -326,10 +345,23 @@ impl App {
         };
         let (settings, folder, inspected) = (&mut self.settings, &mut self.folder, &self.inspected);
         windows::window(ui, Window::Model, "Model and device", &mut open, |ui| {
-            windows::model(ui, colours, &mut settings.model, folder, facts, inspected, busy, actions);
+            windows::model(
+                ui,
+                colours,
+                &mut settings.model,
+                folder,
+                facts,
+                inspected,
+                busy,
+                actions,
+            );
         });
         let remote = self.session.remote();
-        let at = self.chats.iter().position(|chat| chat.id == self.current).unwrap_or_default();
+        let at = self
+            .chats
+            .iter()
+            .position(|chat| chat.id == self.current)
+            .unwrap_or_default();
         let chat = &mut self.chats[at];
         let system = chat.is_empty().then_some(&mut chat.system);
         let settings = &mut self.settings;
@@ -342,7 +374,9 @@ impl App {
             windows::files(ui, file, saved, can_save, actions);
         });
         let keys = &self.keys;
-        windows::window(ui, Window::Help, "Help", &mut open, |ui| windows::help(ui, keys, remote));
+        windows::window(ui, Window::Help, "Help", &mut open, |ui| {
+            windows::help(ui, keys, remote)
+        });
         self.windows = open;
         if self.windows.contains(&Window::Model) {
             self.inspect();

@@ -113,7 +113,9 @@ impl App {
             }
             Step::Rate(name) => {
                 let answer = self.chat().measures.answers.last();
-                let rate = answer.and_then(|answer| answer.rate(usize::MAX)).unwrap_or_default();
+                let rate = answer
+                    .and_then(|answer| answer.rate(usize::MAX))
+                    .unwrap_or_default();
                 let path = player.out.join("rates.txt");
                 let mut options = std::fs::OpenOptions::new();
                 let file = options.create(true).append(true).open(&path);
@@ -131,9 +133,7 @@ impl App {
     /// What the chat and the selected KDA head come to, for a test to read.
     fn dump(&self) -> Value {
         let chat = self.chat();
-        let turn = |turn: &Turn| {
-            json!({ "question": turn.question, "answer": turn.answer, "footer": turn.footer })
-        };
+        let turn = |turn: &Turn| json!({ "question": turn.question, "answer": turn.answer, "footer": turn.footer });
         let turns: Vec<Value> = chat.turns.iter().map(turn).collect();
         let tokens = chat.history.tokens().iter().enumerate();
         let tokens: Vec<Value> = tokens
@@ -161,7 +161,11 @@ impl App {
             Until::Ready => self.ready().is_ok(),
             Until::Answer => !chat.busy(),
             Until::Tokens(count) => {
-                let intervals = chat.measures.answers.last().map_or(0, |answer| answer.intervals.len());
+                let intervals = chat
+                    .measures
+                    .answers
+                    .last()
+                    .map_or(0, |answer| answer.intervals.len());
                 intervals + 1 >= count || chat.stage == Stage::Idle
             }
             Until::Traced => self.settled(),
@@ -181,11 +185,18 @@ fn numbers(history: &History, position: usize, head: TraceHead, told: &mut Value
         told["write"] = json!(numbers.write);
         told["error"] = json!(numbers.error);
     }
-    if let (Some(after), Some(before)) = (history.head(position, head), history.before(position, head)) {
-        let rows = after.state.chunks(after.width.max(1)).zip(before.chunks(after.width.max(1)));
+    if let (Some(after), Some(before)) =
+        (history.head(position, head), history.before(position, head))
+    {
+        let rows = after
+            .state
+            .chunks(after.width.max(1))
+            .zip(before.chunks(after.width.max(1)));
         let changes = rows.zip(&after.decay).flat_map(|((after, before), decay)| {
             let pairs = after.iter().zip(before);
-            pairs.map(move |(after, before)| f64::from(*after) - f64::from(*decay) * f64::from(*before))
+            pairs.map(move |(after, before)| {
+                f64::from(*after) - f64::from(*decay) * f64::from(*before)
+            })
         });
         let change = changes.map(|change| change * change).sum::<f64>().sqrt();
         told["change"] = json!(change);
@@ -193,7 +204,10 @@ fn numbers(history: &History, position: usize, head: TraceHead, told: &mut Value
 }
 
 fn save(image: &egui::ColorImage, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    if let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
         std::fs::create_dir_all(folder)?;
     }
     let [width, height] = image.size.map(|side| side as u32);

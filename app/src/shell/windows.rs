@@ -70,8 +70,13 @@ pub(super) fn model(
     ui.label("Folder of the model: config.json, tokenizer files, safetensors weights. Empty is the demo model.");
     ui.horizontal(|ui| {
         let width = (ui.available_width() - 90.0).max(60.0);
-        let field = ui.add(TextEdit::singleline(folder).desired_width(width).hint_text("the demo model"));
-        field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Model folder"));
+        let field = ui.add(
+            TextEdit::singleline(folder)
+                .desired_width(width)
+                .hint_text("the demo model"),
+        );
+        field
+            .widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Model folder"));
         if ui.button("Browse…").clicked() {
             actions.push(Action::Pick(Pick::Folder));
         }
@@ -80,8 +85,13 @@ pub(super) fn model(
     choice.folder = (!text.is_empty()).then(|| PathBuf::from(text));
     ui.horizontal(|ui| {
         let label = ui.label("Context to make room for");
-        ui.add(DragValue::new(&mut choice.context).range(64..=16_777_216).speed(256.0).suffix(" tokens"))
-            .labelled_by(label.id);
+        ui.add(
+            DragValue::new(&mut choice.context)
+                .range(64..=16_777_216)
+                .speed(256.0)
+                .suffix(" tokens"),
+        )
+        .labelled_by(label.id);
     });
     ui.add_space(4.0);
     match &inspected.result {
@@ -117,41 +127,64 @@ fn devices(ui: &mut Ui, colours: &Colours, choice: &mut ModelChoice, estimate: &
         estimate.longest
     ));
     ui.add_space(4.0);
-    Grid::new("devices").striped(true).spacing([10.0, 4.0]).show(ui, |ui| {
-        for head in ["Device", "Weights", "States", "Latents", "Scratch", "Sum", "Will it fit?"] {
-            ui.label(RichText::new(head).strong());
-        }
-        ui.end_row();
-        let auto = choice.backend == BackendName::Auto;
-        if ui.radio(auto, "auto").on_hover_text("A GPU if there is one, else the processor").clicked() {
-            (choice.backend, choice.device) = (BackendName::Auto, None);
-        }
-        for _ in 0..6 {
-            ui.label("");
-        }
-        ui.end_row();
-        for (device, memory) in &estimate.devices {
-            let backend = BackendName::of(device.backend);
-            let chosen = choice.backend == backend && choice.device.unwrap_or(0) == device.index;
-            let name = format!("{} {}", device.backend, device.index);
-            if ui.radio(chosen, name).on_hover_text(&device.name).clicked() {
-                (choice.backend, choice.device) = (backend, Some(device.index));
+    Grid::new("devices")
+        .striped(true)
+        .spacing([10.0, 4.0])
+        .show(ui, |ui| {
+            for head in [
+                "Device",
+                "Weights",
+                "States",
+                "Latents",
+                "Scratch",
+                "Sum",
+                "Will it fit?",
+            ] {
+                ui.label(RichText::new(head).strong());
             }
-            for part in [memory.weights, memory.states, memory.latents, memory.activations, memory.total()] {
-                ui.label(bytes(part));
-            }
-            let there = device.memory_bytes.map(bytes).unwrap_or_default();
-            let (text, colour) = match Fit::of(memory, device) {
-                Fit::Fits => (format!("fits in {there}"), None),
-                Fit::Tight => (format!("tight in {there}"), Some(colours.accent)),
-                Fit::TooLarge => (format!("too large for {there}"), Some(colours.error)),
-                Fit::Unknown => ("the device does not say".to_owned(), Some(colours.faint)),
-            };
-            let text = RichText::new(text);
-            ui.label(colour.into_iter().fold(text, RichText::color)).on_hover_text(&device.name);
             ui.end_row();
-        }
-    });
+            let auto = choice.backend == BackendName::Auto;
+            if ui
+                .radio(auto, "auto")
+                .on_hover_text("A GPU if there is one, else the processor")
+                .clicked()
+            {
+                (choice.backend, choice.device) = (BackendName::Auto, None);
+            }
+            for _ in 0..6 {
+                ui.label("");
+            }
+            ui.end_row();
+            for (device, memory) in &estimate.devices {
+                let backend = BackendName::of(device.backend);
+                let chosen =
+                    choice.backend == backend && choice.device.unwrap_or(0) == device.index;
+                let name = format!("{} {}", device.backend, device.index);
+                if ui.radio(chosen, name).on_hover_text(&device.name).clicked() {
+                    (choice.backend, choice.device) = (backend, Some(device.index));
+                }
+                for part in [
+                    memory.weights,
+                    memory.states,
+                    memory.latents,
+                    memory.activations,
+                    memory.total(),
+                ] {
+                    ui.label(bytes(part));
+                }
+                let there = device.memory_bytes.map(bytes).unwrap_or_default();
+                let (text, colour) = match Fit::of(memory, device) {
+                    Fit::Fits => (format!("fits in {there}"), None),
+                    Fit::Tight => (format!("tight in {there}"), Some(colours.accent)),
+                    Fit::TooLarge => (format!("too large for {there}"), Some(colours.error)),
+                    Fit::Unknown => ("the device does not say".to_owned(), Some(colours.faint)),
+                };
+                let text = RichText::new(text);
+                ui.label(colour.into_iter().fold(text, RichText::color))
+                    .on_hover_text(&device.name);
+                ui.end_row();
+            }
+        });
 }
 
 /// A count for people.
@@ -165,7 +198,12 @@ fn count(number: u64) -> String {
 }
 
 /// How answers are drawn, and what the model is told first.
-pub(super) fn sampling(ui: &mut Ui, settings: &mut Settings, system: Option<&mut String>, remote: bool) {
+pub(super) fn sampling(
+    ui: &mut Ui,
+    settings: &mut Settings,
+    system: Option<&mut String>,
+    remote: bool,
+) {
     let choice = &mut settings.sampling;
     Grid::new("sampling").num_columns(2).spacing([14.0, 6.0]).show(ui, |ui| {
         let mut row = |name: &str, hover: &str, add: &mut dyn FnMut(&mut Ui) -> egui::Response| {
@@ -212,7 +250,11 @@ pub(super) fn sampling(ui: &mut Ui, settings: &mut Settings, system: Option<&mut
     }
     ui.separator();
     ui.label("System prompt of new chats");
-    let field = ui.add(TextEdit::multiline(&mut settings.system).desired_rows(3).desired_width(f32::INFINITY));
+    let field = ui.add(
+        TextEdit::multiline(&mut settings.system)
+            .desired_rows(3)
+            .desired_width(f32::INFINITY),
+    );
     field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "System prompt"));
     match system {
         Some(system) => {
@@ -229,12 +271,19 @@ pub(super) fn sampling(ui: &mut Ui, settings: &mut Settings, system: Option<&mut
     }
     ui.separator();
     ui.checkbox(&mut settings.trace, "Feed the views (trace every token)")
-        .on_hover_text("Without it answers come at the model's full speed, and the views stand still");
+        .on_hover_text(
+            "Without it answers come at the model's full speed, and the views stand still",
+        );
     ui.horizontal(|ui| {
         let label = ui.label("Tokens of a prompt to trace, from its end");
-        ui.add_enabled(settings.trace, DragValue::new(&mut settings.traced_prompt).range(0..=4096))
-            .labelled_by(label.id)
-            .on_hover_text("Traced tokens run one by one, which takes longer than reading a prompt in pieces");
+        ui.add_enabled(
+            settings.trace,
+            DragValue::new(&mut settings.traced_prompt).range(0..=4096),
+        )
+        .labelled_by(label.id)
+        .on_hover_text(
+            "Traced tokens run one by one, which takes longer than reading a prompt in pieces",
+        );
     });
 }
 
@@ -263,7 +312,10 @@ pub(super) fn files(
         if save.on_disabled_hover_text(hover).clicked() {
             actions.push(Action::Save(file.clone()));
         }
-        if ui.add_enabled(named, egui::Button::new("Open that file")).clicked() {
+        if ui
+            .add_enabled(named, egui::Button::new("Open that file"))
+            .clicked()
+        {
             actions.push(Action::Open(file.clone()));
         }
         if ui.button("Open another…").clicked() {
@@ -278,7 +330,11 @@ pub(super) fn files(
     ScrollArea::vertical().max_height(240.0).show(ui, |ui| {
         for file in saved {
             let name = file.file_stem().unwrap_or_default().to_string_lossy();
-            if ui.button(name).on_hover_text(file.display().to_string()).clicked() {
+            if ui
+                .button(name)
+                .on_hover_text(file.display().to_string())
+                .clicked()
+            {
                 actions.push(Action::Open(file.clone()));
             }
         }
@@ -301,13 +357,16 @@ pub(super) fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool) {
         }));
         for (column, rows) in rows.chunks(half.max(1)).take(2).enumerate() {
             let ui = &mut columns[column];
-            Grid::new(column).num_columns(2).spacing([10.0, 3.0]).show(ui, |ui| {
-                for (key, words) in rows {
-                    ui.label(RichText::new(key).monospace());
-                    ui.label(words);
-                    ui.end_row();
-                }
-            });
+            Grid::new(column)
+                .num_columns(2)
+                .spacing([10.0, 3.0])
+                .show(ui, |ui| {
+                    for (key, words) in rows {
+                        ui.label(RichText::new(key).monospace());
+                        ui.label(words);
+                        ui.end_row();
+                    }
+                });
         }
     });
     if remote {

@@ -1,5 +1,11 @@
 //! The processor as a device that can be told to go away.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,12 @@
 //! An app in a test: with a session that the test plays itself, or with a real one.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +21,10 @@ use kimi_linear_app::shell::{App, Start};
 
 /// A model of random weights, in the library's tests.
 pub fn tiny() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/tiny-a"))
+    PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/reference/tiny-a"
+    ))
 }
 
 pub fn wake() -> Wake {
@@ -67,6 +77,8 @@ pub fn harness(start: Start, width: f32, height: f32) -> Harness<'static, App> {
         .with_size([width, height])
         .with_step_dt(1.0 / 60.0)
         .with_max_steps(40)
+        // A model may say anything, in any script; the fonts of the system are not there in a test.
+        .allow_missing_glyphs()
         .build_ui_state(|ui, app: &mut App| app.frame(ui), App::new(start))
 }
 
@@ -75,7 +87,10 @@ pub fn harness(start: Start, width: f32, height: f32) -> Harness<'static, App> {
 pub fn until(harness: &mut Harness<'_, App>, what: &str, holds: impl Fn(&App) -> bool) {
     let began = Instant::now();
     while !holds(harness.state()) {
-        assert!(began.elapsed() < Duration::from_secs(120), "{what} does not come");
+        assert!(
+            began.elapsed() < Duration::from_secs(120),
+            "{what} does not come"
+        );
         std::thread::sleep(Duration::from_millis(5));
         harness.step();
     }
