@@ -155,7 +155,7 @@ fn a_chat_comes_back_from_a_file_with_its_memory() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("deep/down/chat.klchat");
     let mut harness = ready();
-    ask(&mut harness, "Remember the number 7.");
+    ask(&mut harness, "Remember the number 7, please.");
     act(&mut harness, Action::Save(file.clone()));
     until(&mut harness, "the file", |app| app.chat().file.is_some());
     let saved = harness.state().chat().conversation.clone();
@@ -170,7 +170,7 @@ fn a_chat_comes_back_from_a_file_with_its_memory() {
     });
     assert_eq!(
         harness.state().chat().turns[0].question,
-        "Remember the number 7."
+        "Remember the number 7, please."
     );
     ask(&mut harness, "Which one?");
     let chat = harness.state().chat();
