@@ -418,18 +418,37 @@ fn a_conversation_goes_back_to_any_question_and_reads_nothing_twice() {
     let mut ends = Vec::new();
     // Answers as a model may write them: not the tokens that their text would be encoded to.
     for (question, answer) in [("one?", [65, 66]), ("two?", [67, 68]), ("three?", [69, 70])] {
-        let prompt = conversation.prompt(&tokenizer, &template, question).unwrap();
-        assert!(prompt.starts_with(conversation.ids()), "what was read is read no more");
+        let prompt = conversation
+            .prompt(&tokenizer, &template, question)
+            .unwrap();
+        assert!(
+            prompt.starts_with(conversation.ids()),
+            "what was read is read no more"
+        );
         let ids = [prompt.as_slice(), &answer].concat();
-        conversation.take(question, &tokenizer.decode(&answer).unwrap(), ids.clone(), prompt.len());
-        assert_eq!(conversation.answers().last(), Some(&(prompt.len(), ids.len())));
+        conversation.take(
+            question,
+            &tokenizer.decode(&answer).unwrap(),
+            ids.clone(),
+            prompt.len(),
+        );
+        assert_eq!(
+            conversation.answers().last(),
+            Some(&(prompt.len(), ids.len()))
+        );
         ends.push(ids);
     }
     let whole = conversation.clone();
     conversation.truncate(1);
-    assert_eq!((conversation.turns(), conversation.ids()), (1, ends[0].as_slice()));
+    assert_eq!(
+        (conversation.turns(), conversation.ids()),
+        (1, ends[0].as_slice())
+    );
     let prompt = conversation.prompt(&tokenizer, &template, "two?").unwrap();
-    assert!(ends[1].starts_with(&prompt), "the same question again is the same prompt");
+    assert!(
+        ends[1].starts_with(&prompt),
+        "the same question again is the same prompt"
+    );
     conversation.truncate(0);
     assert_eq!((conversation.turns(), conversation.ids().len()), (0, 0));
     assert_eq!(conversation.messages().len(), 1, "the system text stays");
@@ -445,5 +464,8 @@ fn a_conversation_goes_back_to_any_question_and_reads_nothing_twice() {
     let mut other = whole;
     other.forget_tokens();
     other.truncate(2);
-    assert_eq!(prompt, other.prompt(&tokenizer, &template, "three?").unwrap());
+    assert_eq!(
+        prompt,
+        other.prompt(&tokenizer, &template, "three?").unwrap()
+    );
 }

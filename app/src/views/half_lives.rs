@@ -1,7 +1,7 @@
 //! How long the channels of the memory hold what is in them: a histogram of half-lives at one token.
 
-use eframe::egui::Ui;
-use egui_plot::{Bar, BarChart, GridMark, Legend, Plot};
+use eframe::egui::{Rangef, Ui};
+use egui_plot::{AxisHints, Bar, BarChart, Corner, GridInput, GridMark, Legend, Plot};
 use kimi_linear::model::{TraceFrame, TraceHead};
 
 use super::format::{short, token};
@@ -164,21 +164,17 @@ impl View for HalfLives {
             .allow_scroll(false)
             .allow_boxed_zoom(false)
             .allow_double_click_reset(false)
-            .legend(Legend::default())
-            .default_x_bounds(f64::from(DECADES.0), f64::from(DECADES.1))
+            .legend(Legend::default().position(Corner::LeftTop))
+            .default_x_bounds(f64::from(DECADES.0), f64::from(DECADES.1) + 0.2)
             .include_y(0.0)
-            .x_axis_label("half-life in tokens")
+            .custom_x_axes(vec![
+                AxisHints::new_x()
+                    .label("half-life in tokens")
+                    .label_spacing(Rangef::new(20.0, 34.0))
+                    .formatter(|mark, _| decade(mark.value)),
+            ])
             .y_axis_label("% of channels")
-            .x_grid_spacer(|input| {
-                let (low, high) = input.bounds;
-                let decades = low.floor() as i32..=high.ceil() as i32;
-                let mark = |decade: i32| GridMark {
-                    value: f64::from(decade),
-                    step_size: 1.0,
-                };
-                decades.map(mark).collect()
-            })
-            .x_axis_formatter(|mark, _| decade(mark.value))
+            .x_grid_spacer(decades)
             .show_crosshair(false)
             .show(ui, |plot| {
                 plot.bar_chart(back);
@@ -187,12 +183,24 @@ impl View for HalfLives {
     }
 }
 
+/// Grid lines at whole powers of ten within the bounds; the axis is logarithmic.
+pub(super) fn decades(input: GridInput) -> Vec<GridMark> {
+    let (low, high) = input.bounds;
+    let whole = low.ceil() as i32..=high.floor() as i32;
+    let mark = |decade: i32| GridMark {
+        value: f64::from(decade),
+        step_size: 1.0,
+    };
+    whole.map(mark).collect()
+}
+
 /// A power of ten of tokens.
 fn decade(exponent: f64) -> String {
     match exponent.round() as i32 {
-        at @ 3..6 => format!("{} thousand", 10_i64.pow(at as u32 - 3)),
-        6.. => "a million and more".to_owned(),
-        at => short(10.0_f64.powi(at)),
+        at @ ..0 => format!("{:.*}", at.unsigned_abs() as usize, 10.0_f64.powi(at)),
+        at @ 0..3 => format!("{}", 10_i64.pow(at as u32)),
+        at @ 3..6 => format!("{}k", 10_i64.pow(at as u32 - 3)),
+        _ => "1M".to_owned(),
     }
 }
 
