@@ -1,6 +1,6 @@
 //! Colours that mean something, for light and dark; the widgets' own colours are egui's.
 
-use eframe::egui::Color32;
+use eframe::egui::{self, Color32};
 
 /// The colours of one appearance.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,4 +40,28 @@ impl Colours {
             error: pick((240, 110, 70), (190, 60, 0)),
         }
     }
+}
+
+/// The widgets' own look: text that can be read in a bright room, fields with an edge, panels that differ from what lies
+/// between them.
+pub fn apply(ctx: &egui::Context) {
+    ctx.style_mut_of(egui::Theme::Dark, |style| {
+        let visuals = &mut style.visuals;
+        visuals.panel_fill = Color32::from_gray(24);
+        visuals.window_fill = Color32::from_gray(30);
+        visuals.extreme_bg_color = Color32::from_gray(12);
+        visuals.faint_bg_color = Color32::from_gray(36);
+        visuals.widgets.noninteractive.fg_stroke.color = Color32::from_gray(212);
+        visuals.widgets.inactive.fg_stroke.color = Color32::from_gray(225);
+        visuals.widgets.noninteractive.bg_stroke.color = Color32::from_gray(62);
+        visuals.widgets.inactive.bg_stroke = egui::Stroke::new(1.0, Color32::from_gray(72));
+        visuals.weak_text_color = Some(Color32::from_gray(160));
+    });
+    ctx.style_mut_of(egui::Theme::Light, |style| {
+        let visuals = &mut style.visuals;
+        visuals.widgets.noninteractive.fg_stroke.color = Color32::from_gray(40);
+        visuals.widgets.inactive.fg_stroke.color = Color32::from_gray(30);
+        visuals.widgets.inactive.bg_stroke = egui::Stroke::new(1.0, Color32::from_gray(190));
+        visuals.weak_text_color = Some(Color32::from_gray(100));
+    });
 }

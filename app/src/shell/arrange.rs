@@ -46,14 +46,18 @@ pub fn first(remote: bool) -> Tree<Pane> {
         .map(|tabs| tiles.insert_tab_tile(tabs))
         .collect();
     if rows.is_empty() {
-        return Tree::new("panels", chat, tiles);
+        return Tree::new(egui::Id::unique("panels"), chat, tiles);
     }
-    let views = tiles.insert_vertical_tile(rows);
+    let mut column = Linear::new(LinearDir::Vertical, rows.clone());
+    for (row, share) in rows.into_iter().zip([0.58, 0.42]) {
+        column.shares.set_share(row, share);
+    }
+    let views = tiles.insert_container(Container::Linear(column));
     let mut halves = Linear::new(LinearDir::Horizontal, vec![chat, views]);
     halves.shares.set_share(chat, 0.42);
     halves.shares.set_share(views, 0.58);
     let root = tiles.insert_container(Container::Linear(halves));
-    Tree::new("panels", root, tiles)
+    Tree::new(egui::Id::unique("panels"), root, tiles)
 }
 
 /// A saved arrangement, if it holds every panel exactly once: another version's does not.

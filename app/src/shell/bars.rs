@@ -12,7 +12,7 @@ use crate::theme::Colours;
 use crate::views;
 
 /// The tools.
-pub fn top(ui: &mut Ui, colours: &Colours, running: &str, remote: bool, actions: &mut Vec<Action>) {
+pub(super) fn top(ui: &mut Ui, colours: &Colours, running: &str, remote: bool, actions: &mut Vec<Action>) {
     ui.horizontal(|ui| {
         let mut tool = |ui: &mut Ui, name: &str, hover: &str, action: Action| {
             if ui.button(name).on_hover_text(hover).clicked() {
@@ -56,7 +56,7 @@ pub fn top(ui: &mut Ui, colours: &Colours, running: &str, remote: bool, actions:
 }
 
 /// The state of things.
-pub fn status(
+pub(super) fn status(
     ui: &mut Ui,
     colours: &Colours,
     chat: &Chat,
@@ -118,7 +118,7 @@ pub fn status(
 }
 
 /// The chats.
-pub fn chats(ui: &mut Ui, chats: &[Chat], current: ChatId, actions: &mut Vec<Action>) {
+pub(super) fn chats(ui: &mut Ui, chats: &[Chat], current: ChatId, actions: &mut Vec<Action>) {
     ui.add_space(4.0);
     ui.horizontal(|ui| {
         ui.strong("Chats");
@@ -137,7 +137,7 @@ pub fn chats(ui: &mut Ui, chats: &[Chat], current: ChatId, actions: &mut Vec<Act
                         let close = ui.small_button("×").on_hover_text("Forget this chat");
                         close.widget_info(|| {
                             let label = format!("Forget {}", chat.title);
-                            egui::WidgetInfo::labeled(egui::WidgetType::Button, true, label)
+                            egui::WidgetInfo::labeled(egui::Role::Button, true, label)
                         });
                         if close.clicked() {
                             actions.push(Action::Close(chat.id));
@@ -159,7 +159,7 @@ pub fn chats(ui: &mut Ui, chats: &[Chat], current: ChatId, actions: &mut Vec<Act
 }
 
 /// The log.
-pub fn log(ui: &mut Ui, colours: &Colours, log: &Log, actions: &mut Vec<Action>) {
+pub(super) fn log(ui: &mut Ui, colours: &Colours, log: &Log, actions: &mut Vec<Action>) {
     let lines = log.lines();
     ui.horizontal(|ui| {
         ui.strong("Log");

@@ -10,26 +10,26 @@ use crate::theme::Colours;
 use crate::try_these::EXAMPLES;
 
 /// What the chat is drawn from.
-pub struct ChatPanel<'a> {
+pub(super) struct ChatPanel<'a> {
     /// The chat.
-    pub chat: &'a mut Chat,
+    pub(super) chat: &'a mut Chat,
     /// Laid-out Markdown.
-    pub markdown: &'a mut CommonMarkCache,
+    pub(super) markdown: &'a mut CommonMarkCache,
     /// The colours.
-    pub colours: &'a Colours,
+    pub(super) colours: &'a Colours,
     /// Whether a question can be answered now; else why not.
-    pub ready: Result<(), &'a str>,
+    pub(super) ready: Result<(), &'a str>,
     /// Whether the examples are offered: the demo model runs.
-    pub examples: bool,
+    pub(super) examples: bool,
     /// The example that was tried last in this chat.
-    pub tried: Option<usize>,
+    pub(super) tried: Option<usize>,
     /// Whether the text field is to take the keyboard.
-    pub focus: &'a mut bool,
+    pub(super) focus: &'a mut bool,
 }
 
 impl ChatPanel<'_> {
     /// Draws it.
-    pub fn ui(mut self, ui: &mut Ui, actions: &mut Vec<Action>) {
+    pub(super) fn ui(mut self, ui: &mut Ui, actions: &mut Vec<Action>) {
         egui::Panel::bottom("composer")
             .resizable(false)
             .show_separator_line(false)
@@ -147,7 +147,7 @@ impl ChatPanel<'_> {
         let busy = self.chat.busy();
         ui.horizontal(|ui| {
             let width = (ui.available_width() - 74.0).max(40.0);
-            let id = egui::Id::new("message");
+            let id = egui::Id::unique("message");
             // Enter is taken before the text field sees it; with Shift it makes a new line.
             let enter = ui.memory(|memory| memory.has_focus(id))
                 && ui.input_mut(|input| {
@@ -168,7 +168,7 @@ impl ChatPanel<'_> {
                         .desired_rows(lines)
                         .desired_width(width);
                     let field = ui.add(edit);
-                    field.widget_info(|| egui::WidgetInfo::labeled(egui::WidgetType::TextEdit, true, "Message"));
+                    field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Message"));
                     field
                 })
                 .inner;
@@ -282,7 +282,7 @@ fn under(ui: &mut Ui, colours: &Colours, turn: &Turn, last: bool, actions: &mut 
 }
 
 /// A problem with what helps.
-pub fn problem_ui(ui: &mut Ui, colours: &Colours, problem: &Problem, actions: &mut Vec<Action>) {
+pub(super) fn problem_ui(ui: &mut Ui, colours: &Colours, problem: &Problem, actions: &mut Vec<Action>) {
     egui::Frame::new()
         .stroke((1.0, colours.error))
         .corner_radius(6.0)

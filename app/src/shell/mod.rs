@@ -33,7 +33,7 @@ use crate::script::Player;
 use crate::selection::Selection;
 use crate::session::{ChatId, Session};
 use crate::settings::Settings;
-use crate::theme::Colours;
+use crate::theme::{self, Colours};
 use crate::views::{self, View, ViewContext};
 use kimi_linear::model::TraceChoice;
 
@@ -111,6 +111,7 @@ pub struct App {
     focus: bool,
     script: Option<Player>,
     kept: bool,
+    styled: bool,
 }
 
 impl App {
@@ -151,6 +152,7 @@ impl App {
             focus: true,
             script: start.script,
             kept: start.kept,
+            styled: false,
             session: start.session,
             settings: start.settings,
         };
@@ -225,6 +227,9 @@ impl App {
 
     /// One frame, without a window around it.
     pub fn frame(&mut self, ui: &mut Ui) {
+        if !std::mem::replace(&mut self.styled, true) {
+            theme::apply(ui.ctx());
+        }
         self.hear(ui.ctx());
         if let Some(dark) = self.settings.dark {
             let theme = if dark { egui::Theme::Dark } else { egui::Theme::Light };
@@ -280,7 +285,7 @@ impl App {
         if self.settings.sidebar && ui.available_width() > 500.0 {
             egui::Panel::left("chats")
                 .resizable(true)
-                .default_size(150.0)
+                .default_size(168.0)
                 .size_range(100.0..=320.0)
                 .show(ui, |ui| bars::chats(ui, &self.chats, self.current, actions));
         }

@@ -15,15 +15,15 @@ use crate::views;
 
 /// What of a model's folder is known before it is loaded.
 #[derive(Default)]
-pub struct Inspected {
+pub(super) struct Inspected {
     /// The folder and the context that were asked about last.
-    pub asked: Option<(PathBuf, usize)>,
+    pub(super) asked: Option<(PathBuf, usize)>,
     /// What came of it.
-    pub result: Option<Result<Estimate, Problem>>,
+    pub(super) result: Option<Result<Estimate, Problem>>,
 }
 
 /// A window with a close button, at most as large as the screen.
-pub fn window(
+pub(super) fn window(
     ui: &Ui,
     which: Window,
     title: &str,
@@ -49,7 +49,7 @@ pub fn window(
 }
 
 /// Which model, what it runs on, and whether it will fit.
-pub fn model(
+pub(super) fn model(
     ui: &mut Ui,
     colours: &Colours,
     choice: &mut ModelChoice,
@@ -71,7 +71,7 @@ pub fn model(
     ui.horizontal(|ui| {
         let width = (ui.available_width() - 90.0).max(60.0);
         let field = ui.add(TextEdit::singleline(folder).desired_width(width).hint_text("the demo model"));
-        field.widget_info(|| egui::WidgetInfo::labeled(egui::WidgetType::TextEdit, true, "Model folder"));
+        field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Model folder"));
         if ui.button("Browse…").clicked() {
             actions.push(Action::Pick(Pick::Folder));
         }
@@ -165,7 +165,7 @@ fn count(number: u64) -> String {
 }
 
 /// How answers are drawn, and what the model is told first.
-pub fn sampling(ui: &mut Ui, settings: &mut Settings, system: Option<&mut String>, remote: bool) {
+pub(super) fn sampling(ui: &mut Ui, settings: &mut Settings, system: Option<&mut String>, remote: bool) {
     let choice = &mut settings.sampling;
     Grid::new("sampling").num_columns(2).spacing([14.0, 6.0]).show(ui, |ui| {
         let mut row = |name: &str, hover: &str, add: &mut dyn FnMut(&mut Ui) -> egui::Response| {
@@ -213,7 +213,7 @@ pub fn sampling(ui: &mut Ui, settings: &mut Settings, system: Option<&mut String
     ui.separator();
     ui.label("System prompt of new chats");
     let field = ui.add(TextEdit::multiline(&mut settings.system).desired_rows(3).desired_width(f32::INFINITY));
-    field.widget_info(|| egui::WidgetInfo::labeled(egui::WidgetType::TextEdit, true, "System prompt"));
+    field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "System prompt"));
     match system {
         Some(system) => {
             if *system != settings.system && ui.button("Use it in this chat too").clicked() {
@@ -239,7 +239,7 @@ pub fn sampling(ui: &mut Ui, settings: &mut Settings, system: Option<&mut String
 }
 
 /// Saving and opening.
-pub fn files(
+pub(super) fn files(
     ui: &mut Ui,
     path: &mut String,
     saved: &[PathBuf],
@@ -250,7 +250,7 @@ pub fn files(
     ui.horizontal(|ui| {
         let width = (ui.available_width() - 90.0).max(60.0);
         let field = ui.add(TextEdit::singleline(path).desired_width(width));
-        field.widget_info(|| egui::WidgetInfo::labeled(egui::WidgetType::TextEdit, true, "File"));
+        field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "File"));
         if ui.button("Browse…").clicked() {
             actions.push(Action::Pick(if can_save { Pick::Save } else { Pick::Open }));
         }
@@ -286,7 +286,7 @@ pub fn files(
 }
 
 /// Keys, and what the views are.
-pub fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool) {
+pub(super) fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool) {
     ui.label(RichText::new("Keys").strong());
     ui.columns(2, |columns| {
         let half = (keys.len() + 2).div_ceil(2);
@@ -322,7 +322,7 @@ pub fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool) {
 }
 
 /// What a view says of itself.
-pub fn help_ui(ui: &mut Ui, help: &views::Help) {
+pub(super) fn help_ui(ui: &mut Ui, help: &views::Help) {
     ui.label(help.shows);
     ui.label(RichText::new(help.formula).monospace());
     ui.label(RichText::new(help.look_for).italics());
