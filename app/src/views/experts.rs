@@ -182,7 +182,12 @@ impl View for Experts {
                     let counts = occupancy.row(row);
                     let even = match (imbalance(counts), effective_experts(counts)) {
                         (Some(busiest), Some(used)) => {
-                            format!("busiest {} ×, uses {} of {}", short(busiest), short(used), counts.len())
+                            format!(
+                                "busiest {} ×, uses {} of {}",
+                                short(busiest),
+                                short(used),
+                                counts.len()
+                            )
                         }
                         _ => String::new(),
                     };

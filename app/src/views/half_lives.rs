@@ -1,6 +1,6 @@
 //! How long the channels of the memory hold what is in them: a histogram of half-lives at one token.
 
-use eframe::egui::{Rangef, Ui};
+use eframe::egui::{Color32, Rangef, Ui};
 use egui_plot::{AxisHints, Bar, BarChart, Corner, GridInput, GridMark, Legend, Plot};
 use kimi_linear::model::{TraceFrame, TraceHead};
 
@@ -146,18 +146,20 @@ impl View for HalfLives {
         };
         ui.label(format!("this head, {}", mine.sentence()));
         ui.weak(format!("{against}, {}", others.sentence()));
-        let bars = |group: &Group, width: f64| -> Vec<Bar> {
+        let bars = |group: &Group, width: f64, colour: Color32| -> Vec<Bar> {
             let first = f64::from(DECADES.0);
             let middle = |bin: usize| first + (bin as f64 + 0.5) / PER_DECADE as f64;
             let bar = |(bin, share): (usize, &f64)| {
-                Bar::new(middle(bin), 100.0 * share).width(width / PER_DECADE as f64)
+                Bar::new(middle(bin), 100.0 * share)
+                    .width(width / PER_DECADE as f64)
+                    .fill(colour)
             };
             group.shares.iter().enumerate().map(bar).collect()
         };
         let colours = context.colours;
-        let back =
-            BarChart::new(against, bars(others, 0.96)).color(colours.faint.gamma_multiply(0.55));
-        let front = BarChart::new("this head", bars(mine, 0.5)).color(colours.kda);
+        let grey = colours.faint.gamma_multiply(0.45);
+        let back = BarChart::new(against, bars(others, 0.96, grey)).color(grey);
+        let front = BarChart::new("this head", bars(mine, 0.5, colours.kda)).color(colours.kda);
         Plot::new("half-lives")
             .allow_zoom(false)
             .allow_drag(false)
