@@ -1,4 +1,4 @@
-//! Half-lives, their histogram, and the effective rank of a state.
+//! Half-lives of channels, and their histogram.
 
 use std::f64::consts::LN_2;
 
@@ -49,35 +49,6 @@ pub fn median_half_life(gates: &[f32]) -> Option<f64> {
     lives.get(lives.len() / 2).copied()
 }
 
-/// The effective rank of a state `[K, V]` with singular values s: `(sum s^2)^2 / sum s^4`. One where all rows are
-/// multiples of one another, K where all directions are as strong; 0 of a zero state.
-#[must_use]
-pub fn effective_rank(state: &[f32], width: usize) -> f64 {
-    let rows: Vec<&[f32]> = state.chunks_exact(width.max(1)).collect();
-    // The sums of s^2 and s^4 are the trace of S S^T and the sum of its squared elements.
-    let (mut trace, mut squares) = (0.0_f64, 0.0_f64);
-    for (i, one) in rows.iter().enumerate() {
-        for (j, other) in rows[..=i].iter().enumerate() {
-            let dot: f64 = one
-                .iter()
-                .zip(*other)
-                .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                .sum();
-            if i == j {
-                trace += dot;
-                squares += dot * dot;
-            } else {
-                squares += 2.0 * dot * dot;
-            }
-        }
-    }
-    if squares > 0.0 {
-        trace * trace / squares
-    } else {
-        0.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,24 +88,5 @@ mod tests {
         let found = median_half_life(&[ln2 / 3.0, ln2, ln2 / 100.0]).unwrap();
         assert!((found - 3.0).abs() < 1e-6, "{found}");
         assert_eq!(median_half_life(&[]), None);
-    }
-
-    #[test]
-    fn ranks_of_states_that_are_known() {
-        let close = |found: f64, expected: f64| {
-            assert!(
-                (found - expected).abs() < 1e-9,
-                "{found} against {expected}"
-            );
-        };
-        close(effective_rank(&[0.0; 6], 2), 0.0);
-        // Rows that are multiples of one.
-        close(effective_rank(&[1.0, 2.0, -2.0, -4.0, 0.5, 1.0], 2), 1.0);
-        // Singular values 3, 3, 3; then 2 and 1: 25 / 17.
-        close(
-            effective_rank(&[3.0, 0.0, 0.0, 0.0, 0.0, 3.0, 0.0, -3.0, 0.0], 3),
-            3.0,
-        );
-        close(effective_rank(&[0.0, 2.0, 1.0, 0.0], 2), 25.0 / 17.0);
     }
 }

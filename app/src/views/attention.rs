@@ -115,7 +115,7 @@ impl View for Attends {
             .id_salt("attends")
             .auto_shrink(false)
             .show(ui, |ui| {
-                let bar = ((ui.available_height() - 150.0) / 2.0).clamp(36.0, 160.0);
+                let bar = ((ui.available_height() - 200.0) / 2.0).clamp(36.0, 160.0);
                 if let Some(TraceHead { layer, head }) = context.selection.kda {
                     ui.label(format!(
                         "KDA layer {layer}, head {head}, implicit attention of {name}"
@@ -248,7 +248,7 @@ fn chips(
         }
     }
     ui.horizontal_wrapped(|ui| {
-        ui.weak("most of");
+        ui.weak("largest");
         for (at, weight) in best {
             let text = tokens
                 .get(at)

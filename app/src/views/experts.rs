@@ -85,7 +85,7 @@ impl View for Experts {
                     tokens were sent to that expert; outlined cells are the selected token's own. Beside each layer stands how uneven \
                     its load is.",
             formula: "busiest = the busiest expert's tokens / an even share of them\n\
-                      as many as = exp(-sum p ln p) over the experts' shares p, out of all of them",
+                      uses = exp(-sum p ln p) over the experts' shares p: so many would carry this load evenly",
             look_for: "An even load has a busiest expert near 1 and uses as many experts as there are. Bright columns are experts that \
                        do most of the work. Step through the text to see which kinds of tokens share a lane.",
         }
@@ -127,10 +127,10 @@ impl View for Experts {
         ui.horizontal_wrapped(|ui| {
             ui.label(format!("lanes of {name}"));
             ui.weak(format!("over the last {} traced tokens", occupancy.tokens));
-            legend(ui, Map::Magnitude, (0.0, most), "tokens");
+            legend(ui, Map::Magnitude, "0", &format!("{most} tokens"));
         });
         let rows = occupancy.layers.len().max(1);
-        let (labels, beside) = (52.0, 150.0);
+        let (labels, beside) = (52.0, 178.0);
         let room = ui.available_size();
         let width = (room.x - labels - beside - 14.0).max(40.0);
         let high = ((room.y - 22.0) / rows as f32).clamp(10.0, 30.0);
@@ -176,13 +176,18 @@ impl View for Experts {
                             pos2(left, top),
                             Vec2::new(wide.max(2.0), high - 1.0),
                         );
-                        let stroke = Stroke::new(2.0, context.colours.error);
+                        let stroke = Stroke::new(2.0, ui.visuals().strong_text_color());
                         painter.rect_stroke(lane, 1.0, stroke, StrokeKind::Inside);
                     }
                     let counts = occupancy.row(row);
                     let even = match (imbalance(counts), effective_experts(counts)) {
                         (Some(busiest), Some(used)) => {
-                            format!("busiest {} ×, as many as {}", short(busiest), short(used))
+                            format!(
+                                "busiest {} ×, uses {} of {}",
+                                short(busiest),
+                                short(used),
+                                counts.len()
+                            )
                         }
                         _ => String::new(),
                     };
@@ -211,7 +216,7 @@ impl View for Experts {
                     row.on_hover_text(&name);
                 }
                 let below = pos2(grid.left(), grid.bottom() + 2.0);
-                let axis = format!("experts 0 to {} →", occupancy.experts.saturating_sub(1));
+                let axis = format!("experts 0 to {}", occupancy.experts.saturating_sub(1));
                 painter.text(
                     below,
                     Align2::LEFT_TOP,

@@ -57,13 +57,16 @@ pub fn visible(text: &str) -> String {
     if text.is_empty() {
         return "·".to_owned();
     }
-    let show = |c: char| match c {
-        '\n' => '↵',
-        '\t' => '→',
-        c if c.is_control() => '·',
-        c => c,
-    };
-    text.chars().map(show).collect()
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => shown.push_str("\\n"),
+            '\t' => shown.push_str("\\t"),
+            c if c.is_control() => shown.push('·'),
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// A token in a sentence: its place and its text.
@@ -101,7 +104,7 @@ mod tests {
         assert_eq!(count(1_234_567), "1\u{202f}234\u{202f}567");
         assert_eq!(
             (visible(""), visible("a\n")),
-            ("·".to_owned(), "a↵".to_owned())
+            ("·".to_owned(), "a\\n".to_owned())
         );
     }
 }

@@ -1,7 +1,7 @@
 //! How long the channels of the memory hold what is in them: a histogram of half-lives at one token.
 
-use eframe::egui::Ui;
-use egui_plot::{Bar, BarChart, GridMark, Legend, Plot};
+use eframe::egui::{Color32, Rangef, Ui};
+use egui_plot::{AxisHints, Bar, BarChart, Corner, GridInput, GridMark, Legend, Plot};
 use kimi_linear::model::{TraceFrame, TraceHead};
 
 use super::format::{short, token};
@@ -146,39 +146,37 @@ impl View for HalfLives {
         };
         ui.label(format!("this head, {}", mine.sentence()));
         ui.weak(format!("{against}, {}", others.sentence()));
-        let bars = |group: &Group, width: f64| -> Vec<Bar> {
+        let bars = |group: &Group, width: f64, colour: Color32| -> Vec<Bar> {
             let first = f64::from(DECADES.0);
             let middle = |bin: usize| first + (bin as f64 + 0.5) / PER_DECADE as f64;
             let bar = |(bin, share): (usize, &f64)| {
-                Bar::new(middle(bin), 100.0 * share).width(width / PER_DECADE as f64)
+                Bar::new(middle(bin), 100.0 * share)
+                    .width(width / PER_DECADE as f64)
+                    .fill(colour)
             };
             group.shares.iter().enumerate().map(bar).collect()
         };
         let colours = context.colours;
-        let back =
-            BarChart::new(against, bars(others, 0.96)).color(colours.faint.gamma_multiply(0.55));
-        let front = BarChart::new("this head", bars(mine, 0.5)).color(colours.kda);
+        let grey = colours.faint.gamma_multiply(0.45);
+        let back = BarChart::new(against, bars(others, 0.96, grey)).color(grey);
+        let front = BarChart::new("this head", bars(mine, 0.5, colours.kda)).color(colours.kda);
         Plot::new("half-lives")
             .allow_zoom(false)
             .allow_drag(false)
             .allow_scroll(false)
             .allow_boxed_zoom(false)
             .allow_double_click_reset(false)
-            .legend(Legend::default())
-            .default_x_bounds(f64::from(DECADES.0), f64::from(DECADES.1))
+            .legend(Legend::default().position(Corner::LeftTop))
+            .default_x_bounds(f64::from(DECADES.0), f64::from(DECADES.1) + 0.2)
             .include_y(0.0)
-            .x_axis_label("half-life in tokens")
+            .custom_x_axes(vec![
+                AxisHints::new_x()
+                    .label("half-life in tokens")
+                    .label_spacing(Rangef::new(20.0, 34.0))
+                    .formatter(|mark, _| decade(mark.value)),
+            ])
             .y_axis_label("% of channels")
-            .x_grid_spacer(|input| {
-                let (low, high) = input.bounds;
-                let decades = low.floor() as i32..=high.ceil() as i32;
-                let mark = |decade: i32| GridMark {
-                    value: f64::from(decade),
-                    step_size: 1.0,
-                };
-                decades.map(mark).collect()
-            })
-            .x_axis_formatter(|mark, _| decade(mark.value))
+            .x_grid_spacer(decades)
             .show_crosshair(false)
             .show(ui, |plot| {
                 plot.bar_chart(back);
@@ -187,12 +185,24 @@ impl View for HalfLives {
     }
 }
 
+/// Grid lines at whole powers of ten within the bounds; the axis is logarithmic.
+pub(super) fn decades(input: GridInput) -> Vec<GridMark> {
+    let (low, high) = input.bounds;
+    let whole = low.ceil() as i32..=high.floor() as i32;
+    let mark = |decade: i32| GridMark {
+        value: f64::from(decade),
+        step_size: 1.0,
+    };
+    whole.map(mark).collect()
+}
+
 /// A power of ten of tokens.
 fn decade(exponent: f64) -> String {
     match exponent.round() as i32 {
-        at @ 3..6 => format!("{} thousand", 10_i64.pow(at as u32 - 3)),
-        6.. => "a million and more".to_owned(),
-        at => short(10.0_f64.powi(at)),
+        at @ ..0 => format!("{:.*}", at.unsigned_abs() as usize, 10.0_f64.powi(at)),
+        at @ 0..3 => format!("{}", 10_i64.pow(at as u32)),
+        at @ 3..6 => format!("{}k", 10_i64.pow(at as u32 - 3)),
+        _ => "1M".to_owned(),
     }
 }
 

@@ -38,7 +38,7 @@ impl Statistic {
         match self {
             Self::Norm => "state norm",
             Self::Change => "relative change",
-            Self::HalfLife => "half-life",
+            Self::HalfLife => "half-life in tokens",
             Self::Rank => "effective rank",
         }
     }
@@ -126,7 +126,7 @@ impl View for Heads {
         Help {
             shows: "Every head of every layer, from the first layer at the top. KDA heads are coloured by one statistic of their \
                     state at the selected token; MLA layers are outlined in their place and keep all latents instead of a state. \
-                    Click a head, or use the up and down keys and the brackets, and all panels show it.",
+                    Click a head, and all panels show it.",
             formula: "state norm = |S|, the Frobenius norm\n\
                       relative change = |b k (v - S'k)'| / |S|\n\
                       half-life = the median of ln 2 / -g over the head's channels, in tokens\n\
@@ -170,28 +170,23 @@ impl View for Heads {
                 .flatten()
                 .copied()
                 .filter(|x| x.is_finite());
-            let (low, high) = all.fold((f32::INFINITY, 0.0_f32), |(l, h), x| (l.min(x), h.max(x)));
-            let low = if self.statistic == Statistic::HalfLife && low.is_finite() {
-                low
-            } else {
-                0.0
-            };
-            self.scale = (low, high);
+            let ends = (f32::INFINITY, f32::NEG_INFINITY);
+            let (low, high) = all.fold(ends, |(l, h), x| (l.min(x), h.max(x)));
+            self.scale = if low <= high { (low, high) } else { (0.0, 1.0) };
         }
         ui.horizontal_wrapped(|ui| {
+            let label = ui.label("coloured by");
             egui::ComboBox::from_id_salt("statistic")
                 .selected_text(self.statistic.name())
                 .show_ui(ui, |ui| {
                     for statistic in Statistic::ALL {
                         ui.selectable_value(&mut self.statistic, statistic, statistic.name());
                     }
-                });
-            let unit = if self.statistic == Statistic::HalfLife {
-                "tokens"
-            } else {
-                ""
-            };
-            legend(ui, Map::Magnitude, self.scale, unit);
+                })
+                .response
+                .labelled_by(label.id);
+            let ends = [self.scale.0, self.scale.1].map(|x| short(f64::from(x)));
+            legend(ui, Map::Magnitude, &ends[0], &ends[1]);
             match (self.statistic, history.ranks()) {
                 (Statistic::Rank, Some(ranks)) => {
                     ui.weak(format!("after {} tokens", ranks.position))
@@ -290,7 +285,7 @@ impl Heads {
                         if selected || response.hovered() {
                             let stroke = Stroke::new(
                                 if selected { 2.5 } else { 1.0 },
-                                context.colours.accent,
+                                ui.visuals().strong_text_color(),
                             );
                             painter.rect_stroke(cell, round, stroke, StrokeKind::Outside);
                         }
@@ -318,14 +313,22 @@ impl Heads {
                         }
                     }
                 }
-                let below = egui::pos2(
-                    whole.left() + labels,
+                // A number under a column, or under every so many where they are narrow.
+                let each = (18.0 / wide).ceil().max(1.0) as usize;
+                for head in (0..columns).step_by(each) {
+                    let x = whole.left() + labels + (head as f32 + 0.5) * wide;
+                    let below = egui::pos2(x, whole.top() + high * rows as f32 + 2.0);
+                    let colour = context.colours.faint;
+                    painter.text(below, Align2::CENTER_TOP, head, small.clone(), colour);
+                }
+                let corner = egui::pos2(
+                    whole.left() + labels - 6.0,
                     whole.top() + high * rows as f32 + 2.0,
                 );
                 painter.text(
-                    below,
-                    Align2::LEFT_TOP,
-                    "heads →",
+                    corner,
+                    Align2::RIGHT_TOP,
+                    "head",
                     small.clone(),
                     context.colours.faint,
                 );

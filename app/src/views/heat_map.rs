@@ -1,12 +1,11 @@
 //! A matrix as a texture, made again only when it has changed, and the legend of its colours.
 
 use eframe::egui::{
-    self, Color32, ColorImage, Pos2, Rect, Response, Role, Sense, TextureHandle, TextureOptions,
-    Ui, Vec2, WidgetInfo,
+    self, Color32, ColorImage, Pos2, Rect, Response, Role, Sense, TextStyle, TextureHandle,
+    TextureOptions, Ui, Vec2, WidgetInfo,
 };
 
 use super::colour_map::Map;
-use super::format::short;
 
 /// One texture.
 #[derive(Default)]
@@ -122,28 +121,38 @@ impl HeatMap {
     }
 }
 
-/// The colours of a scale with the numbers at its ends.
-pub(super) fn legend(ui: &mut Ui, map: Map, scale: (f32, f32), what: &str) {
-    ui.horizontal(|ui| {
-        ui.spacing_mut().item_spacing.x = 4.0;
-        if !what.is_empty() {
-            ui.weak(what);
-        }
-        ui.label(short(f64::from(scale.0)));
-        let (response, painter) = ui.allocate_painter(Vec2::new(72.0, 10.0), Sense::hover());
-        let steps = 36;
-        let rect = response.rect;
-        for i in 0..steps {
-            let part = |i: usize| rect.left() + rect.width() * i as f32 / steps as f32;
-            let x = (i as f32 + 0.5) / steps as f32;
-            let x = if map == Map::Magnitude {
-                x
-            } else {
-                2.0 * x - 1.0
-            };
-            let piece = Rect::from_x_y_ranges(part(i)..=part(i + 1), rect.y_range());
-            painter.rect_filled(piece, 0.0, map.colour(x));
-        }
-        ui.label(short(f64::from(scale.1)));
+/// The colours of a scale with the numbers at its ends: one widget, so that a row of them wraps.
+pub(super) fn legend(ui: &mut Ui, map: Map, low: &str, high: &str) {
+    const BAR: f32 = 72.0;
+    const GAP: f32 = 4.0;
+    let colour = ui.visuals().text_color();
+    let font = TextStyle::Body.resolve(ui.style());
+    let [low, high] = [low, high].map(|text| {
+        ui.painter()
+            .layout_no_wrap(text.to_owned(), font.clone(), colour)
     });
+    let size = Vec2::new(
+        low.size().x + BAR + high.size().x + 2.0 * GAP,
+        low.size().y.max(high.size().y),
+    );
+    let (rect, response) = ui.allocate_exact_size(size, Sense::hover());
+    let says = format!("colours from {} to {}", low.text(), high.text());
+    response.widget_info(|| WidgetInfo::labeled(Role::Label, true, &says));
+    let left = rect.left() + low.size().x + GAP;
+    let painter = ui.painter();
+    painter.galley(rect.left_top(), low, colour);
+    painter.galley(egui::pos2(left + BAR + GAP, rect.top()), high, colour);
+    let steps = 36;
+    let bar = rect.y_range().shrink((rect.height() - 10.0) / 2.0);
+    for i in 0..steps {
+        let part = |i: usize| left + BAR * i as f32 / steps as f32;
+        let x = (i as f32 + 0.5) / steps as f32;
+        let x = if map == Map::Magnitude {
+            x
+        } else {
+            2.0 * x - 1.0
+        };
+        let piece = Rect::from_x_y_ranges(part(i)..=part(i + 1), bar);
+        painter.rect_filled(piece, 0.0, map.colour(x));
+    }
 }

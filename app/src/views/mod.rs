@@ -10,12 +10,9 @@ pub mod format;
 mod half_lives;
 mod heads;
 mod heat_map;
-mod navigate;
 mod state;
 mod throughput;
 mod tokens;
-
-pub use navigate::{KEYS, navigate};
 
 use eframe::egui;
 

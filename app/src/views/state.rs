@@ -119,7 +119,7 @@ impl View for State {
                       o = q S",
             look_for: "At the write the change is an outer product: every row is the same pattern, stronger or weaker. Where a fact \
                        changes, r is nearly the old value, and e takes it away as it brings in the new one. Lock the scale and \
-                       hold the right arrow key to watch the matrix fill and fade.",
+                       step through the tokens to watch the matrix fill and fade.",
         }
     }
 
@@ -155,7 +155,7 @@ impl View for State {
         }
         self.compute(history, position, head, trace);
         self.play(ui, context, position);
-        ScrollArea::vertical()
+        ScrollArea::both()
             .id_salt("state")
             .auto_shrink(false)
             .show(ui, |ui| {
@@ -294,14 +294,10 @@ impl State {
             {
                 self.locked = locked.then_some(self.scale);
             }
-            let (state, change) = self.locked.unwrap_or(self.scale);
             let map = Map::Signed {
                 dark: context.colours.dark,
             };
-            legend(ui, map, (-state, state), "state");
-            if self.lines.is_some() {
-                legend(ui, map, (-change, change), "right");
-            }
+            legend(ui, map, "negative", "positive");
         });
     }
 
@@ -326,7 +322,9 @@ impl State {
         let map = Map::Signed {
             dark: context.colours.dark,
         };
-        let captions = self.captions();
+        let names = self.captions();
+        let with = |name: &str, scale: f32| format!("{name}, ±{}", short(f64::from(scale)));
+        let captions = (with(names.0, state_scale), with(names.1, change_scale));
         let small = FontId::proportional(11.5);
         let plain = ui.visuals().text_color();
         let k = trace.decay.len();
@@ -378,7 +376,7 @@ impl State {
             painter.text(
                 corner - Vec2::new(0.0, 3.0),
                 Align2::LEFT_BOTTOM,
-                captions.0,
+                &captions.0,
                 small.clone(),
                 plain,
             );
@@ -386,7 +384,7 @@ impl State {
                 ui,
                 first,
                 square,
-                captions.0,
+                names.0,
                 left,
                 trace.width,
                 state_scale,
@@ -493,7 +491,7 @@ impl State {
             painter.text(
                 corner - Vec2::new(0.0, 3.0),
                 Align2::LEFT_BOTTOM,
-                captions.1,
+                &captions.1,
                 small.clone(),
                 plain,
             );
@@ -501,7 +499,7 @@ impl State {
                 ui,
                 second,
                 square,
-                captions.1,
+                names.1,
                 right,
                 trace.width,
                 change_scale,
@@ -527,10 +525,10 @@ impl State {
         };
         ui.horizontal_wrapped(|ui| {
             if self.next.is_some() {
-                if ui.button("⏸ pause").clicked() {
+                if ui.button("pause").clicked() {
                     self.next = None;
                 }
-            } else if ui.button("▶ slow motion").clicked() {
+            } else if ui.button("slow motion").clicked() {
                 self.next = Some(ui.input(|input| input.time));
             }
             if ui
@@ -540,6 +538,7 @@ impl State {
                 (self.line, self.next) = (None, None);
             }
         });
+        ui.style_mut().wrap_mode = Some(egui::TextWrapMode::Extend);
         for line in Line::ALL {
             let text = RichText::new(line.text(lines, trace)).monospace();
             if ui.selectable_label(self.line == Some(line), text).clicked() {

@@ -1,7 +1,9 @@
 //! How fast it runs, where the time goes, and what the memory of the conversation takes.
 
-use eframe::egui::{self, Grid, Rect, Role, ScrollArea, Sense, Ui, Vec2, WidgetInfo};
-use egui_plot::{GridMark, Legend, Line, LineStyle, Plot, PlotPoints, Points, Text, VLine};
+use eframe::egui::{self, Grid, Rangef, Rect, Role, ScrollArea, Sense, Ui, Vec2, WidgetInfo};
+use egui_plot::{AxisHints, Legend, Line, LineStyle, Plot, PlotPoints, Points, Text, VLine};
+
+use super::half_lives::decades;
 
 use super::format::{bytes, count, short, token};
 use super::{Help, View, ViewContext, no_room};
@@ -53,12 +55,12 @@ impl View for Throughput {
                             return;
                         };
                         speed(left, context);
-                        memory(right, context, (room.y - 60.0).clamp(150.0, 420.0));
+                        memory(right, context, (room.y - 150.0).clamp(150.0, 420.0));
                     });
                 } else {
                     speed(ui, context);
                     ui.add_space(8.0);
-                    memory(ui, context, 200.0);
+                    memory(ui, context, 280.0);
                 }
             });
     }
@@ -233,7 +235,7 @@ fn memory(ui: &mut Ui, context: &ViewContext<'_>, height: f32) {
                 format!("{} at {at} tokens", bytes(sizes.full_at(used))),
             );
         });
-    for (crossing, text) in [
+    for (mark, (crossing, text)) in (1..).zip([
         (
             sizes.full_passes_hybrid(),
             "full attention needs more than this model",
@@ -242,9 +244,9 @@ fn memory(ui: &mut Ui, context: &ViewContext<'_>, height: f32) {
             sizes.latents_pass_state(),
             "the MLA cache is larger than the KDA state",
         ),
-    ] {
+    ]) {
         if let Some(tokens) = crossing {
-            ui.label(format!("from {} tokens on {text}", count(tokens)));
+            ui.label(format!("{mark}  from {} tokens on {text}", count(tokens)));
         }
     }
     let last = (model.context.max(2) as u64)
@@ -262,67 +264,65 @@ fn curves(
     height: f32,
 ) {
     let colours = context.colours;
-    let log = |x: u64| (x.max(1) as f64).log10();
-    let end = log(last);
-    let curve = |of: &dyn Fn(u64) -> u64| -> PlotPoints<'static> {
-        let points = (0..=64).map(|i| {
+    let log = |x: f64| x.max(1.0).log10();
+    let end = log(last as f64);
+    // Powers of the length are straight lines here.
+    let straight = |from: f64, to: f64| PlotPoints::new(vec![[0.0, from], [end, to]]);
+    let rising = |bytes: u64| straight(log(bytes as f64), log(bytes as f64) + end);
+    let whole: PlotPoints<'_> = (0..=64)
+        .map(|i| {
             let at = end * f64::from(i) / 64.0;
-            [at, log(of(10.0_f64.powf(at).round() as u64))]
-        });
-        points.collect()
-    };
-    let state = Line::new("KDA state", curve(&|_| sizes.state))
-        .color(colours.kda)
-        .width(2.0);
-    let cache = Line::new("MLA cache", curve(&|n| sizes.latents.saturating_mul(n)))
-        .color(colours.mla)
-        .width(2.0);
-    let full = Line::new("full attention", curve(&|n| sizes.full_at(n)))
-        .color(colours.full)
-        .width(2.0);
-    let crossings = [
-        (sizes.full_passes_hybrid(), "1"),
-        (sizes.latents_pass_state(), "2"),
+            [
+                at,
+                log(sizes.state as f64 + sizes.latents as f64 * 10.0_f64.powf(at)),
+            ]
+        })
+        .collect();
+    let flat = straight(log(sizes.state as f64), log(sizes.state as f64));
+    let lines = [
+        Line::new("KDA state", flat).color(colours.kda).width(2.0),
+        Line::new("MLA cache", rising(sizes.latents))
+            .color(colours.mla)
+            .width(2.0),
+        Line::new("both, this model", whole)
+            .color(colours.faint)
+            .width(1.5),
+        Line::new("full attention", rising(sizes.full))
+            .color(colours.full)
+            .width(2.0),
     ];
-    let low = log(sizes.latents.max(1)).min(log(sizes.state)) - 0.3;
-    let decades = |input: egui_plot::GridInput| {
-        let (low, high) = input.bounds;
-        let marks = low.floor() as i32..=high.ceil() as i32;
-        let mark = |decade: i32| GridMark {
-            value: f64::from(decade),
-            step_size: 1.0,
-        };
-        marks.map(mark).collect::<Vec<_>>()
-    };
+    let crossings = [
+        (sizes.full_passes_hybrid(), "1", sizes.full),
+        (sizes.latents_pass_state(), "2", sizes.latents),
+    ];
+    let low = log(sizes.latents as f64).min(log(sizes.state as f64)) - 0.3;
     plot("memory")
         .height(height)
         .legend(Legend::default().position(egui_plot::Corner::LeftTop))
         .default_x_bounds(0.0, end)
-        .default_y_bounds(low, log(sizes.full_at(last)) + 0.2)
-        .x_axis_label("tokens")
+        .default_y_bounds(low, log(sizes.full_at(last) as f64) + 0.2)
         .x_grid_spacer(decades)
         .y_grid_spacer(decades)
-        .x_axis_formatter(|mark, _| power(mark.value, &count))
-        .y_axis_formatter(|mark, _| power(mark.value, &|size| rounded(size)))
+        .custom_x_axes(vec![
+            AxisHints::new_x()
+                .label("tokens")
+                .label_spacing(Rangef::new(20.0, 34.0))
+                .formatter(|mark, _| power(mark.value, &count)),
+        ])
+        .y_axis_formatter(|mark, _| power(mark.value, &rounded))
         .show(ui, |plot| {
-            plot.line(state);
-            plot.line(cache);
-            plot.line(full);
+            lines.into_iter().for_each(|line| plot.line(line));
             if used > 0 {
-                let here = VLine::new("now", log(used)).color(colours.faint);
+                let here = VLine::new("now", log(used as f64)).color(colours.faint);
                 plot.vline(here.style(LineStyle::dashed_dense()));
             }
-            for (crossing, number) in crossings {
+            for (crossing, number, bytes) in crossings {
                 if let Some(tokens) = crossing {
-                    let height = match number {
-                        "1" => sizes.full_at(tokens),
-                        _ => sizes.state,
-                    };
-                    let at = [log(tokens), log(height)];
-                    let mark = Points::new("", vec![at]).radius(4.0).color(colours.accent);
-                    plot.points(mark);
-                    let place = egui_plot::PlotPoint::new(at[0], at[1] + 0.25);
-                    plot.text(Text::new("", place, number).color(colours.accent));
+                    let at = [log(tokens as f64), log(bytes as f64 * tokens as f64)];
+                    plot.points(Points::new("", vec![at]).radius(4.0).color(colours.accent));
+                    let place = egui_plot::PlotPoint::new(at[0] - 0.15, at[1] + 0.3);
+                    let text = egui::RichText::new(number).size(14.0).strong();
+                    plot.text(Text::new("", place, text).color(colours.accent));
                 }
             }
         });

@@ -87,8 +87,8 @@ impl Tint {
         });
         match self {
             _ if low > high => (0.0, 1.0),
-            Self::Decay => (low, high),
-            _ => (0.0, high),
+            Self::Surprise => (0.0, high),
+            _ => (low, high),
         }
     }
 }
@@ -187,7 +187,7 @@ impl View for Tokens {
             shows: "The conversation, one tile a token. A tile's colour is one number of the selected KDA head at that token: \
                     what it had to correct, how much it wrote, how much it kept, how strongly it writes; or how surprising the \
                     token was. Tokens without colour were not traced. Answers are underlined. Click a tile, drag the slider or \
-                    use the arrow keys, and every panel shows that token.",
+                    hold Alt and use the arrow keys, and every panel shows that token.",
             formula: "surprise = -ln p(token | all before it)\n\
                       error corrected = |v - S'k|\n\
                       write size = |b k (v - S'k)'|\n\
@@ -214,15 +214,18 @@ impl View for Tokens {
         let head = context.selection.kda;
         self.rescale(history, head);
         ui.horizontal_wrapped(|ui| {
-            ui.label("tinted by");
+            let label = ui.label("tinted by");
             egui::ComboBox::from_id_salt("tint")
                 .selected_text(self.tint.name())
                 .show_ui(ui, |ui| {
                     for tint in Tint::ALL {
                         ui.selectable_value(&mut self.tint, tint, tint.name());
                     }
-                });
-            legend(ui, Map::Magnitude, self.scale, "");
+                })
+                .response
+                .labelled_by(label.id);
+            let ends = [self.scale.0, self.scale.1].map(|x| short(f64::from(x)));
+            legend(ui, Map::Magnitude, &ends[0], &ends[1]);
             if self.tint != Tint::Surprise
                 && let Some(TraceHead { layer, head }) = head
             {
@@ -341,7 +344,7 @@ impl Tokens {
                 let response = ui.interact(rect, id.with(position), Sense::click());
                 if position == shown || response.hovered() {
                     let width = if position == shown { 2.0 } else { 1.0 };
-                    let stroke = Stroke::new(width, context.colours.accent);
+                    let stroke = Stroke::new(width, ui.visuals().strong_text_color());
                     painter.rect_stroke(rect, CornerRadius::same(3), stroke, StrokeKind::Outside);
                 }
                 let number = || match value {

@@ -15,7 +15,7 @@ use kimi_linear_app::history::{HeadRanks, History, TokenText};
 use kimi_linear_app::measure::{AnswerMeasure, Measures};
 use kimi_linear_app::selection::Selection;
 use kimi_linear_app::theme::Colours;
-use kimi_linear_app::views::{View, ViewContext, all, navigate};
+use kimi_linear_app::views::{View, ViewContext, all};
 
 /// What a window shows.
 pub struct Scene {
@@ -36,7 +36,6 @@ impl Scene {
             selection: &mut self.selection,
             colours: &colours,
         };
-        navigate(ui.ctx(), &mut context);
         self.view.ui(ui, &mut context);
     }
 }
@@ -50,7 +49,12 @@ pub fn window(scene: Scene, size: [f32; 2], theme: Theme) -> Harness<'static, Sc
     Harness::builder()
         .with_size(size)
         .with_theme(theme)
-        .build_ui_state(|ui, scene: &mut Scene| scene.draw(ui), scene)
+        .build_ui_state(
+            |ui, scene: &mut Scene| {
+                egui::CentralPanel::default().show(ui, |ui| scene.draw(ui));
+            },
+            scene,
+        )
 }
 
 pub fn tiny() -> PathBuf {
