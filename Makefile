@@ -2,6 +2,7 @@
 #
 #   make demo    build in release and ask the demo model a question
 #   make serve   serve the demo model to OpenAI's clients on http://127.0.0.1:8000
+#   make app     build and open the desktop app
 #   make test    format, lints, every test, the documentation's examples
 #   make bench   the benchmarks behind docs/performance.md
 #   make clean   remove what was built
@@ -21,7 +22,8 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo serve test bench clean install-rust-components install-vulkan-driver install-cuda-compiler
+.PHONY: help demo app app-pictures serve test bench clean install-rust-components install-vulkan-driver install-cuda-compiler \
+	install-window install-xvfb
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,6 +45,15 @@ install-cuda-compiler:
 	@command -v c++ >/dev/null || .ci/install-packages g++ libc6-dev
 	@.ci/install-cuda-compiler target/cuda
 
+# What winit opens at run time to show a window under X11.
+install-window: install-vulkan-driver
+	@if [ "$$(uname)" = Linux ] && ! PATH="$$PATH:/sbin" ldconfig -p | grep 'libxkbcommon-x11\.so\.0' >/dev/null; then \
+		.ci/install-packages libx11-6 libx11-xcb1 libxcursor1 libxi6 libxrandr2 libxkbcommon-x11-0; fi
+
+# A display without a screen: a test opens a real window on it.
+install-xvfb: install-window
+	@if [ "$$(uname)" = Linux ]; then command -v Xvfb >/dev/null || .ci/install-packages xvfb; fi
+
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	@echo; echo '> $(DEMO_PROMPT)'
@@ -61,7 +72,16 @@ target/openai-client/made: Makefile
 	@target/openai-client/bin/python -m pip install --quiet --disable-pip-version-check $(OPENAI_CLIENT)
 	@touch $@
 
-test: install-rust-components install-vulkan-driver install-cuda-compiler target/openai-client/made
+app: install-rust-components install-window
+	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
+
+# The pictures of README and docs/app.md: the script types, looks and saves; oxipng makes them small where it is there.
+app-pictures: install-rust-components install-xvfb
+	$(CARGO) build $(PROFILE) --locked --package kimi-linear-app
+	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
+	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
+
+test: install-rust-components install-xvfb install-cuda-compiler target/openai-client/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test $(PROFILE) --locked --workspace

@@ -252,6 +252,10 @@ impl Engine {
         let output = traced.step.submit(&planned.batch)?.await?;
         let (batch, owner) = (&planned.batch, &planned.pieces[0]);
         let mut frame = traced.frame(&output, owner.end - 1, batch.tokens[0]);
+        frame.next = output.choices.first().and_then(|choice| {
+            let logit = choice.target_logit?;
+            Some(logit - choice.log_normaliser)
+        });
         if let (Some(state), Some(chosen)) = (&mut frame.state, choice.kda) {
             let layer = self.model.kda_ordinal(chosen.layer).unwrap_or_default();
             let states = self.model.states();

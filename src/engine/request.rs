@@ -52,6 +52,9 @@ pub struct Request {
     /// Reports what the model did with each token of the answer, and the memory of the chosen heads whole. Such a token
     /// takes a step of its own.
     pub trace: Option<TraceChoice>,
+    /// With [`Request::trace`], traces the prompt's tokens from this place on too; they run one by one, in the form for
+    /// decoding, and nothing after this place comes from the cache.
+    pub trace_from: Option<usize>,
     /// What is reported of the prompt itself; it is then never taken from the cache.
     pub scores: PromptScores,
 }
@@ -75,6 +78,7 @@ impl Request {
             turns: Vec::new(),
             reuse: true,
             trace: None,
+            trace_from: None,
             scores: PromptScores::None,
         }
     }
@@ -132,6 +136,15 @@ impl Request {
         cuts.sort_unstable();
         cuts.dedup();
         cuts.split_off(cuts.len().saturating_sub(MOST_TURN_CUTS))
+    }
+
+    /// The tokens of the prompt before which a cached prefix may end.
+    pub(super) fn reusable(&self) -> &[u32] {
+        let end = match (self.trace, self.trace_from) {
+            (Some(_), Some(from)) => self.prompt.len().min(from.saturating_add(1)),
+            _ => self.prompt.len(),
+        };
+        &self.prompt[..end]
     }
 
     /// Candidates that must be read back for each token.

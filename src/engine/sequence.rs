@@ -84,13 +84,24 @@ impl Sequence {
         self.position >= self.prompt()
     }
 
-    /// Where its next piece ends at the latest: the next cut, or the prompt's end.
+    /// Whether its next token is traced, and so runs alone.
+    pub(super) fn traced(&self) -> bool {
+        let from = self.request.trace_from.unwrap_or(usize::MAX);
+        self.request.trace.is_some() && (self.decodes() || self.position >= from)
+    }
+
+    /// Where its next piece ends at the latest: the next cut, where its trace begins, or the prompt's end.
     pub(super) fn next_stop(&self) -> usize {
-        self.cuts
-            .iter()
-            .copied()
-            .find(|cut| *cut > self.position)
-            .unwrap_or(self.prompt())
+        let from = self
+            .request
+            .trace
+            .and(self.request.trace_from)
+            .filter(|from| *from > self.position);
+        let cut = self.cuts.iter().copied().find(|cut| *cut > self.position);
+        [from, cut]
+            .into_iter()
+            .flatten()
+            .fold(self.prompt(), usize::min)
     }
 
     /// Whether a checkpoint is wanted where it is now: at a cut, every so many blocks, at the last whole block of the
