@@ -1,6 +1,8 @@
 # The front door: every target installs what it lacks, then does its work.
 #
 #   make demo    build in release and ask the demo model a question
+#   make serve   serve the demo model to OpenAI's clients on http://127.0.0.1:8000
+#   make app     build and open the desktop app
 #   make test    format, lints, every test, the documentation's examples
 #   make bench   the benchmarks behind docs/performance.md
 #   make clean   remove what was built
@@ -13,15 +15,18 @@ SHELL := /bin/bash
 CARGO := cargo
 PROFILE := --release
 
+SERVE_FLAGS :=
+OPENAI_CLIENT := openai==3.52.0
 DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?
 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo test bench clean install-rust-components install-vulkan-driver install-cuda-compiler
+.PHONY: help demo app app-pictures serve test bench clean install-rust-components install-vulkan-driver install-cuda-compiler \
+	install-window install-xvfb
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^#   //p' Makefile
 
 # The toolchain of rust-toolchain.toml with its components; rustup does nothing where they are there.
 install-rust-components:
@@ -40,13 +45,43 @@ install-cuda-compiler:
 	@command -v c++ >/dev/null || .ci/install-packages g++ libc6-dev
 	@.ci/install-cuda-compiler target/cuda
 
+# What winit opens at run time to show a window under X11.
+install-window: install-vulkan-driver
+	@if [ "$$(uname)" = Linux ] && ! PATH="$$PATH:/sbin" ldconfig -p | grep 'libxkbcommon-x11\.so\.0' >/dev/null; then \
+		.ci/install-packages libx11-6 libx11-xcb1 libxcursor1 libxi6 libxrandr2 libxkbcommon-x11-0; fi
+
+# A display without a screen: a test opens a real window on it.
+install-xvfb: install-window
+	@if [ "$$(uname)" = Linux ]; then command -v Xvfb >/dev/null || .ci/install-packages xvfb; fi
+
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	@echo; echo '> $(DEMO_PROMPT)'
 	@$(CARGO) run $(PROFILE) --locked --quiet -- generate --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
 	@echo 'Try `target/release/kimi-linear chat`: who is where and has what, "Reverse: key, lamp, pear.", "Push apple. Push pear. Pop. What is on top?"'
 
-test: install-rust-components install-vulkan-driver install-cuda-compiler
+serve: install-rust-components
+	$(CARGO) build $(PROFILE) --locked
+	$(CARGO) run $(PROFILE) --locked --quiet -- serve $(SERVE_FLAGS)
+
+# The server's tests speak to it with the published client, in a Python of its own.
+target/openai-client/made: Makefile
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3 python3-venv
+	@rm -rf target/openai-client
+	@python3 -m venv target/openai-client
+	@target/openai-client/bin/python -m pip install --quiet --disable-pip-version-check $(OPENAI_CLIENT)
+	@touch $@
+
+app: install-rust-components install-window
+	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
+
+# The pictures of README and docs/app.md: the script types, looks and saves; oxipng makes them small where it is there.
+app-pictures: install-rust-components install-xvfb
+	$(CARGO) build $(PROFILE) --locked --package kimi-linear-app
+	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
+	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
+
+test: install-rust-components install-xvfb install-cuda-compiler target/openai-client/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test $(PROFILE) --locked --workspace

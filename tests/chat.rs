@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use kimi_linear::error::TokenizerError;
-use kimi_linear::tokenizer::{Chat, ChatTemplate, EncodedChat, Tokenizer};
+use kimi_linear::tokenizer::{Chat, ChatTemplate, Conversation, EncodedChat, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -404,4 +404,68 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+#[test]
+fn a_conversation_goes_back_to_any_question_and_reads_nothing_twice() {
+    let dir = std::path::PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/reference/tiny-a"
+    ));
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let template = ChatTemplate::from_dir(&dir).unwrap();
+    let mut conversation = Conversation::new(Some("Be brief."));
+    let mut ends = Vec::new();
+    // Answers as a model may write them: not the tokens that their text would be encoded to.
+    for (question, answer) in [("one?", [65, 66]), ("two?", [67, 68]), ("three?", [69, 70])] {
+        let prompt = conversation
+            .prompt(&tokenizer, &template, question)
+            .unwrap();
+        assert!(
+            prompt.starts_with(conversation.ids()),
+            "what was read is read no more"
+        );
+        let ids = [prompt.as_slice(), &answer].concat();
+        conversation.take(
+            question,
+            &tokenizer.decode(&answer).unwrap(),
+            ids.clone(),
+            prompt.len(),
+        );
+        assert_eq!(
+            conversation.answers().last(),
+            Some(&(prompt.len(), ids.len()))
+        );
+        ends.push(ids);
+    }
+    let whole = conversation.clone();
+    conversation.truncate(1);
+    assert_eq!(
+        (conversation.turns(), conversation.ids()),
+        (1, ends[0].as_slice())
+    );
+    let prompt = conversation.prompt(&tokenizer, &template, "two?").unwrap();
+    assert!(
+        ends[1].starts_with(&prompt),
+        "the same question again is the same prompt"
+    );
+    conversation.truncate(0);
+    assert_eq!((conversation.turns(), conversation.ids().len()), (0, 0));
+    assert_eq!(conversation.messages().len(), 1, "the system text stays");
+
+    // What an older program wrote does not say where answers are: going back reads anew, and is right.
+    let mut note = serde_json::to_value(&whole).unwrap();
+    note.as_object_mut().unwrap().remove("answers");
+    let mut old: Conversation = serde_json::from_value(note).unwrap();
+    assert_eq!(old.ids(), whole.ids());
+    old.truncate(2);
+    assert!(old.ids().is_empty());
+    let prompt = old.prompt(&tokenizer, &template, "three?").unwrap();
+    let mut other = whole;
+    other.forget_tokens();
+    other.truncate(2);
+    assert_eq!(
+        prompt,
+        other.prompt(&tokenizer, &template, "three?").unwrap()
+    );
 }

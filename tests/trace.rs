@@ -14,8 +14,8 @@ use kimi_linear::backend::{
 };
 use kimi_linear::checkpoint::Format;
 use kimi_linear::config::Dtype;
-use kimi_linear::engine::{Engine, Event, Request, RequestId};
-use kimi_linear::model::{Limits, Recording, TraceChoice, TraceFrame, TraceHead};
+use kimi_linear::engine::{Engine, Event, PromptScores, Request, RequestId};
+use kimi_linear::model::{Limits, Recording, StateTrace, TraceChoice, TraceFrame, TraceHead};
 use pollster::block_on;
 
 const BOUND: f64 = 1e-5;
@@ -584,13 +584,134 @@ fn check_frames(backend: Make) {
                 let mean = after.decay.iter().map(|x| f64::from(*x)).sum::<f64>()
                     / after.decay.len() as f64;
                 close("the mean decay", numbers.decay, mean);
+                check_gates(&pair[1], after);
                 // Keys have length one, but for the epsilon under their root.
                 let part =
                     f64::from(numbers.write) / (f64::from(numbers.beta) * f64::from(numbers.error));
                 assert!(part <= 1.0 + BOUND && part > 0.0, "{numbers:?}");
                 assert!(numbers.gate > 0.0 && numbers.gate < 1.0);
+                check_recurrence(before, after);
+                close("the write strength", after.beta, f64::from(numbers.beta));
+                let gate: f64 = after.gate.iter().map(|gate| f64::from(*gate)).sum();
+                close("the gate", numbers.gate, gate / after.gate.len() as f64);
             }
         }
+    }
+}
+
+/// Every channel's log decay is there, and agrees with the heads' means and with the chosen head's own.
+fn check_gates(frame: &TraceFrame, state: &StateTrace) {
+    for layer in &frame.kda {
+        let k = state.decay.len();
+        assert_eq!(layer.gates.len(), layer.heads.len() * k);
+        for (head, gates) in layer.heads.iter().zip(layer.gates.chunks_exact(k)) {
+            let sum: f64 = gates.iter().map(|gate| f64::from(*gate).exp()).sum();
+            close("a head's mean decay", head.decay, sum / k as f64);
+        }
+    }
+    let layer = frame.kda.iter().find(|kda| kda.layer == state.layer);
+    let gates = &layer.unwrap().gates[state.head * state.decay.len()..];
+    for (gate, decay) in gates.iter().zip(&state.decay) {
+        close("a channel's decay", *decay, f64::from(*gate).exp());
+    }
+}
+
+/// What is told of one head is the recurrence: `S = diag(a) S' + beta k (v - (diag(a) S')^T k)^T`, number by number.
+fn check_recurrence(before: &StateTrace, after: &StateTrace) {
+    let (k, v) = (after.decay.len(), after.width);
+    assert_eq!(
+        (after.key.len(), after.value.len(), after.gate.len()),
+        (k, v, v)
+    );
+    let query: f64 = after.query.iter().map(|q| f64::from(*q).powi(2)).sum();
+    assert!(
+        (query * k as f64 - 1.0).abs() < 1e-3,
+        "a query of length {query}"
+    );
+    let kept = |d: usize, e: usize| f64::from(after.decay[d]) * f64::from(before.state[d * v + e]);
+    for e in 0..v {
+        let read: f64 = (0..k).map(|d| f64::from(after.key[d]) * kept(d, e)).sum();
+        let error = f64::from(after.value[e]) - read;
+        for d in 0..k {
+            let expected = kept(d, e) + f64::from(after.beta) * f64::from(after.key[d]) * error;
+            let found = f64::from(after.state[d * v + e]);
+            assert!(
+                (expected - found).abs() < BOUND,
+                "S[{d}, {e}]: {found} against {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_prompt_is_traced_from_where_it_was_asked() {
+    WHOLE.iter().for_each(|backend| check_prompt(*backend));
+}
+
+fn check_prompt(backend: Make) {
+    let plain = request(tokens(3, 30), 6);
+    let traced = Request {
+        trace: Some(choice((0, 1), (3, 1))),
+        trace_from: Some(20),
+        ..plain.clone()
+    };
+    let mut engine = engine_on(backend(), "tiny-a", limits(1, 4, 16), OPTIONS);
+    let mut run = |id: u64, request: Request| {
+        engine.submit(RequestId(id), request).unwrap();
+        while block_on(engine.step()) {}
+        engine
+            .take_events()
+            .map(|(_, event)| event)
+            .collect::<Vec<_>>()
+    };
+    let scored = run(
+        1,
+        Request {
+            scores: PromptScores::Likelihoods,
+            ..plain.clone()
+        },
+    );
+    let logprobs: Vec<Option<f32>> = scored
+        .iter()
+        .filter_map(|event| match event {
+            Event::Scored(scored) => Some(scored.logprobs.clone()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    let ids = |events: &[Event]| -> Vec<u32> {
+        let id = |event: &Event| match event {
+            Event::Token { id, .. } => Some(*id),
+            _ => None,
+        };
+        events.iter().filter_map(id).collect()
+    };
+    // What the first run leaves in the cache is deeper than the place from which the trace is wanted.
+    run(2, plain.clone());
+    let events = run(3, traced);
+    assert_eq!(ids(&events), ids(&scored));
+    let frames: Vec<&TraceFrame> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Trace { frame, .. } => Some(&**frame),
+            _ => None,
+        })
+        .collect();
+    let positions: Vec<usize> = frames.iter().map(|frame| frame.position).collect();
+    assert_eq!(positions, (20..35).collect::<Vec<_>>());
+    for frame in &frames {
+        let expected = logprobs.get(frame.position).copied().flatten();
+        assert_eq!(frame.next.is_some(), frame.position < 29);
+        if let (Some(found), Some(expected)) = (frame.next, expected) {
+            assert!(
+                (found - expected).abs() < 1e-3,
+                "{found} against {expected}"
+            );
+        }
+    }
+    for pair in frames.windows(2) {
+        let [before, after] = [0, 1].map(|i| pair[i].state.as_ref().unwrap());
+        check_recurrence(before, after);
     }
 }
 
@@ -607,7 +728,10 @@ fn all_numbers(frame: &TraceFrame) -> Vec<f32> {
         .collect();
     all.extend(frame.experts.iter().flat_map(|layer| &layer.weights));
     let (state, attention) = (frame.state.as_ref(), frame.attention.as_ref());
-    all.extend(state.iter().flat_map(|s| s.decay.iter().chain(&s.state)));
+    all.extend(state.iter().flat_map(|s| {
+        let rows = [&s.decay, &s.state, &s.query, &s.key, &s.value, &s.gate];
+        rows.into_iter().flatten()
+    }));
     all.extend(attention.iter().flat_map(|attention| &attention.weights));
     all
 }

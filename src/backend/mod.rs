@@ -35,8 +35,8 @@ pub use block::{KdaBlock, KdaPlace, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
 pub use operation::{
-    Add, AllGather, AllReduce, Embed, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, Linear,
-    MlaAppend, MlaAttention, Pieces, RmsNorm, Route, Select, ShortConv, Swiglu,
+    Add, AllGather, AllReduce, Embed, Experts, Form, GatedNorm, KEY_EPS, KdaGates, KdaRecurrence,
+    Linear, MlaAppend, MlaAttention, Pieces, RmsNorm, Route, Select, ShortConv, Swiglu,
 };
 pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
 pub use record::{LatentRecord, Orientation, StateRecord};

@@ -79,6 +79,9 @@ pub enum Form {
     Step,
 }
 
+/// Added to the sum of squares under the root that normalises KDA's queries and keys.
+pub const KEY_EPS: f32 = 1e-6;
+
 /// Arguments of [`Step::kda_recurrence`](super::Step::kda_recurrence) (Kimi Linear, equation 1 and its chunkwise form).
 #[derive(Clone, Copy, Debug)]
 pub struct KdaRecurrence {

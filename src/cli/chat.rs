@@ -1,6 +1,5 @@
 //! `kimi-linear chat`: a conversation in the terminal, in which nothing is read twice.
 
-mod conversation;
 mod screen;
 
 use std::path::Path;
@@ -14,11 +13,10 @@ use kimi_linear::engine::{
     Engine, EngineHandle, EngineOptions, Event, FinishReason, Request, RequestId, Sampling, Sizes,
     Usage,
 };
-use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
+use kimi_linear::tokenizer::{ChatTemplate, Conversation, Tokenizer};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use self::conversation::Conversation;
 use self::screen::Screen;
 use super::generate::{SamplingOptions, failure};
 use super::options::{DeviceOptions, ModelOptions, load};
@@ -212,7 +210,8 @@ impl Terminal {
             sampling: self.sampling.clone(),
             ..Request::new(ids.clone(), self.max_tokens)
         };
-        let progress = Progress::tokens("reading", ids.len());
+        let prompt = ids.len();
+        let progress = Progress::tokens("reading", prompt);
         let (mut screen, mut text) = (Screen::new(), String::new());
         let answer = self.engine.answer(request);
         self.interrupt.set(Some(answer.id()));
@@ -253,7 +252,7 @@ impl Terminal {
         let (reason, usage) = end;
         screen.finish(&summary(reason, usage, screen.rate()))?;
         if usage.generated_tokens > 0 || reason != FinishReason::Cancelled {
-            self.conversation.take(question, &text, ids);
+            self.conversation.take(question, &text, ids, prompt);
         }
         Ok(())
     }
@@ -264,7 +263,7 @@ impl Terminal {
             "there is nothing to save yet"
         );
         let mut snapshot = self.engine.snapshot(self.conversation.ids().to_vec())?;
-        snapshot.note = self.conversation.to_note()?;
+        snapshot.note = serde_json::to_string(&self.conversation)?;
         snapshot.save(file)?;
         self.notice(&format!(
             "saved {} tokens to {}",
@@ -275,7 +274,8 @@ impl Terminal {
 
     fn load(&mut self, file: &Path) -> Result<()> {
         let snapshot = Snapshot::load(file)?;
-        let conversation = Conversation::from_note(&snapshot.note)?;
+        let conversation: Conversation = serde_json::from_str(&snapshot.note)
+            .context("the snapshot holds no conversation of this program")?;
         anyhow::ensure!(
             conversation.ids().starts_with(&snapshot.tokens),
             "{}: the conversation's tokens are not those of its snapshot",

@@ -70,7 +70,7 @@ impl Engine {
     /// Gives a sequence its slot and the blocks for what it is to run next: all of a prompt. Where it is `alone`, and not
     /// even then was there room, what it goes on from is taken off the device first.
     async fn place(&mut self, sequence: &mut Sequence, alone: bool) -> Result<bool, Error> {
-        let prompt = &sequence.request.prompt;
+        let prompt = sequence.request.reusable();
         let fresh = sequence.position == 0;
         if fresh && sequence.request.looks_up() {
             while let Some(hit) = self.cache.lookup(prompt) {

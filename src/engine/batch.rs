@@ -66,13 +66,13 @@ impl Engine {
         let most = self.model.limits().step;
         for place in 0..self.running.len() {
             let sequence = &self.running[place];
-            if sequence.decodes() && sequence.request.trace.is_none() {
+            if sequence.decodes() && !sequence.traced() {
                 let end = self.running[place].position + 1;
                 self.add(&mut planned, place, end, Vec::new());
             }
         }
         let mut prefills: Vec<usize> = (0..self.running.len())
-            .filter(|place| !self.running[*place].decodes())
+            .filter(|place| !self.running[*place].decodes() && !self.running[*place].traced())
             .collect();
         prefills.sort_by_key(|place| self.running[*place].turn);
         for place in prefills {
@@ -99,7 +99,7 @@ impl Engine {
 
     /// The traced sequence whose token runs next, alone: traced ones take turns with all the others.
     fn next_traced(&mut self) -> Option<usize> {
-        let traced = |sequence: &Sequence| sequence.decodes() && sequence.request.trace.is_some();
+        let traced = Sequence::traced;
         let others = self.running.iter().any(|sequence| !traced(sequence));
         let count = self
             .running
@@ -277,10 +277,10 @@ impl Engine {
                 target: target(at),
             });
             planned.batch.outputs.extend(rows);
-        } else if end >= sequence.prompt() {
+        } else if end >= sequence.prompt() || sequence.traced() {
             planned.batch.outputs.push(OutputRow {
                 row: first + end - start - 1,
-                target: None,
+                target: request.prompt.get(end).copied(),
             });
         }
         if planned.batch.outputs.len() > outputs {

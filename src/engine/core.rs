@@ -106,6 +106,12 @@ impl Engine {
         (self.running.len(), self.waiting.len())
     }
 
+    /// Answers that are under way or wait, those included that a prompt is still to be divided into.
+    fn answers(&self) -> usize {
+        let sequences = self.running.iter().chain(&self.waiting);
+        sequences.map(Sequence::answers).sum()
+    }
+
     /// How often a sequence had to make room so far.
     #[must_use]
     pub fn preemptions(&self) -> u64 {
@@ -144,6 +150,17 @@ impl Engine {
             .any(|sequence| sequence.id == id)
         {
             return Err(EngineError::DuplicateRequest { id: id.0 });
+        }
+        if self.answers()
+            >= self
+                .model
+                .limits()
+                .step
+                .pieces
+                .saturating_add(self.options.queue)
+        {
+            let waiting = self.waiting.len();
+            return Err(EngineError::QueueFull { waiting });
         }
         let turn = self.turn();
         let sequence = Sequence::new(id, Arc::new(request), 0, turn, self.tokenizer.as_ref());
@@ -235,6 +252,10 @@ impl Engine {
         let output = traced.step.submit(&planned.batch)?.await?;
         let (batch, owner) = (&planned.batch, &planned.pieces[0]);
         let mut frame = traced.frame(&output, owner.end - 1, batch.tokens[0]);
+        frame.next = output.choices.first().and_then(|choice| {
+            let logit = choice.target_logit?;
+            Some(logit - choice.log_normaliser)
+        });
         if let (Some(state), Some(chosen)) = (&mut frame.state, choice.kda) {
             let layer = self.model.kda_ordinal(chosen.layer).unwrap_or_default();
             let states = self.model.states();

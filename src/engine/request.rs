@@ -1,5 +1,8 @@
 //! What is asked of the engine.
 
+use std::sync::Arc;
+
+use super::grammar::Grammar;
 use super::sampling::Sampling;
 use crate::config::ModelConfig;
 use crate::error::EngineError;
@@ -22,7 +25,7 @@ pub enum PromptScores {
 }
 
 /// A prompt and what is to follow it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// The prompt's token ids.
     pub prompt: Vec<u32>,
@@ -34,6 +37,8 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// What every answer must follow; nothing is anything.
+    pub grammar: Option<Arc<dyn Grammar>>,
     /// Answers to one prompt, drawn independently.
     pub samples: usize,
     /// Reports each token's log-probability, and those of so many of the likeliest tokens.
@@ -47,6 +52,9 @@ pub struct Request {
     /// Reports what the model did with each token of the answer, and the memory of the chosen heads whole. Such a token
     /// takes a step of its own.
     pub trace: Option<TraceChoice>,
+    /// With [`Request::trace`], traces the prompt's tokens from this place on too; they run one by one, in the form for
+    /// decoding, and nothing after this place comes from the cache.
+    pub trace_from: Option<usize>,
     /// What is reported of the prompt itself; it is then never taken from the cache.
     pub scores: PromptScores,
 }
@@ -64,11 +72,13 @@ impl Request {
             stop_ids: Vec::new(),
             stop_strings: Vec::new(),
             sampling: Sampling::GREEDY,
+            grammar: None,
             samples: 1,
             logprobs: None,
             turns: Vec::new(),
             reuse: true,
             trace: None,
+            trace_from: None,
             scores: PromptScores::None,
         }
     }
@@ -128,6 +138,15 @@ impl Request {
         cuts.split_off(cuts.len().saturating_sub(MOST_TURN_CUTS))
     }
 
+    /// The tokens of the prompt before which a cached prefix may end.
+    pub(super) fn reusable(&self) -> &[u32] {
+        let end = match (self.trace, self.trace_from) {
+            (Some(_), Some(from)) => self.prompt.len().min(from.saturating_add(1)),
+            _ => self.prompt.len(),
+        };
+        &self.prompt[..end]
+    }
+
     /// Candidates that must be read back for each token.
     pub(super) fn candidates(&self) -> usize {
         self.sampling.candidates().max(self.logprobs.unwrap_or(0))
@@ -135,7 +154,7 @@ impl Request {
 
     /// Whether whole rows must be read back.
     pub(super) fn needs_row(&self) -> bool {
-        self.sampling.needs_row()
+        self.sampling.needs_row() || self.grammar.is_some()
     }
 }
 

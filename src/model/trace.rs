@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::{AttentionBlock, FfnBlock, Layer, Model, Recording};
 use crate::backend::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda};
 use crate::backend::{
-    Backend, Capacity, Element, KdaBlock, KdaPlace, MlaBlock, Rows, Step, StepOutput, Tensor,
-    TensorValues,
+    Backend, Capacity, Element, KEY_EPS, KdaBlock, KdaPlace, MlaBlock, Rows, StateLayout, Step,
+    StepOutput, Tensor, TensorValues,
 };
 use crate::error::BackendError;
 
@@ -56,6 +56,9 @@ pub struct KdaTrace {
     pub layer: usize,
     /// Its heads.
     pub heads: Vec<KdaHeadTrace>,
+    /// `[H, K]`: the log decay of every channel. Not in the JSON, which has the chosen head's decay.
+    #[serde(skip)]
+    pub gates: Vec<f32>,
 }
 
 /// One layer's choice of experts for one token.
@@ -69,8 +72,8 @@ pub struct ExpertTrace {
     pub weights: Vec<f32>,
 }
 
-/// The memory of the chosen KDA head after one token.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// The memory of the chosen KDA head after one token, and what the token did to it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StateTrace {
     /// The layer, counted from 0.
     pub layer: usize,
@@ -82,6 +85,16 @@ pub struct StateTrace {
     pub width: usize,
     /// `[K]`: what each row was multiplied with.
     pub decay: Vec<f32>,
+    /// `[K]`: the query that the state answered, of length K^-1/2.
+    pub query: Vec<f32>,
+    /// `[K]`: the key under which it was written, of length 1.
+    pub key: Vec<f32>,
+    /// `[V]`: the value that was to be found under the key.
+    pub value: Vec<f32>,
+    /// The write strength.
+    pub beta: f32,
+    /// `[V]`: how far the output gate was open.
+    pub gate: Vec<f32>,
 }
 
 /// What the chosen MLA head attended to.
@@ -111,6 +124,8 @@ pub struct TraceFrame {
     pub position: usize,
     /// The token.
     pub token: u32,
+    /// The natural log-probability of the token after it, where that is the prompt's own.
+    pub next: Option<f32>,
     /// Every KDA layer.
     pub kda: Vec<KdaTrace>,
     /// Every layer with experts.
@@ -136,7 +151,11 @@ pub(super) struct TraceTensors {
 enum Probed {
     Kda(usize),
     Gate,
+    Gates,
     Decay,
+    Qkv,
+    Beta,
+    GateWhole,
     Attention,
     Experts(usize),
     Weights,
@@ -148,8 +167,7 @@ pub struct TracedStep {
     pub step: Box<dyn Step>,
     choice: TraceChoice,
     probes: Vec<Probed>,
-    heads: usize,
-    width: usize,
+    layout: StateLayout,
 }
 
 impl TracedStep {
@@ -176,6 +194,7 @@ impl TracedStep {
                     frame.kda.push(KdaTrace {
                         layer,
                         heads: heads.collect(),
+                        gates: Vec::new(),
                     });
                 }
                 (Probed::Gate, _) => {
@@ -186,20 +205,20 @@ impl TracedStep {
                         .flat_map(|layer| &mut layer.heads);
                     heads.zip(floats).for_each(|(head, gate)| head.gate = *gate);
                 }
-                (Probed::Decay, _) => {
-                    if let Some(TraceHead { layer, head }) = self.choice.kda {
-                        let width = floats.len() / self.heads.max(1);
-                        let decay = floats[head * width..(head + 1) * width]
-                            .iter()
-                            .map(|gate| gate.exp());
-                        let state = Vec::new();
-                        frame.state = Some(StateTrace {
-                            layer,
-                            head,
-                            state,
-                            width: self.width,
-                            decay: decay.collect(),
+                (Probed::Gates, _) => {
+                    if let Some(layer) = frame.kda.last_mut() {
+                        layer.gates = floats.to_vec();
+                    }
+                }
+                (Probed::Decay | Probed::Qkv | Probed::Beta | Probed::GateWhole, _) => {
+                    if let Some(chosen) = self.choice.kda {
+                        let state = frame.state.get_or_insert_with(|| StateTrace {
+                            layer: chosen.layer,
+                            head: chosen.head,
+                            width: self.layout.value_width,
+                            ..StateTrace::default()
                         });
+                        tell(&self.layout, *probed, floats, state);
                     }
                 }
                 (Probed::Attention, _) => {
@@ -235,6 +254,34 @@ impl TracedStep {
             })
             .collect();
         frame
+    }
+}
+
+/// What a row of the chosen head's layer tells of the head.
+fn tell(layout: &StateLayout, probed: Probed, row: &[f32], state: &mut StateTrace) {
+    let (head, k, v) = (state.head, layout.key_width, layout.value_width);
+    let keys = head / (layout.value_heads / layout.key_heads.max(1)).max(1);
+    let normalised = |first: usize, length: f32| {
+        let row = &row[first..first + k];
+        let norm = (row.iter().map(|x| x * x).sum::<f32>() + KEY_EPS).sqrt();
+        row.iter().map(|x| x / norm * length).collect::<Vec<f32>>()
+    };
+    match probed {
+        Probed::Decay => {
+            let gates = row[head * k..(head + 1) * k].iter();
+            state.decay = gates.map(|gate| gate.exp()).collect();
+        }
+        Probed::Qkv => {
+            let values = 2 * layout.key_heads * k + head * v;
+            state.query = normalised(keys * k, (k as f32).sqrt().recip());
+            state.key = normalised((layout.key_heads + keys) * k, 1.0);
+            state.value = row[values..values + v].to_vec();
+        }
+        Probed::Beta => state.beta = row[head],
+        _ => {
+            let gates = row[head * v..(head + 1) * v].iter();
+            state.gate = gates.map(|gate| 1.0 / (1.0 + (-gate).exp())).collect();
+        }
     }
 }
 
@@ -276,8 +323,11 @@ impl Tracer {
                     })?;
                     self.probe(step, output, Probed::Kda(layer))?;
                 }
+                self.probe(step, block.gates, Probed::Gates)?;
                 if self.choice.kda.is_some_and(|chosen| chosen.layer == layer) {
                     self.probe(step, block.gates, Probed::Decay)?;
+                    self.probe(step, block.qkv_conv, Probed::Qkv)?;
+                    self.probe(step, block.beta, Probed::Beta)?;
                 }
                 Ok(())
             }
@@ -288,6 +338,9 @@ impl Tracer {
                         output,
                     })?;
                     self.probe(step, output, Probed::Gate)?;
+                }
+                if self.choice.kda.is_some_and(|chosen| chosen.layer == layer) {
+                    self.probe(step, block.gate, Probed::GateWhole)?;
                 }
                 Ok(())
             }
@@ -385,8 +438,7 @@ impl Model {
             step,
             choice,
             probes: tracer.probes,
-            heads: layout.value_heads,
-            width: layout.value_width,
+            layout,
         })
     }
 

@@ -2,12 +2,13 @@
 //!
 //! A [`Tokenizer`] is read from `tiktoken.model` or `tokenizer.json`; [`StreamDecoder`] turns ids into text as they
 //! come; [`ChatTemplate`] and [`Chat`] make the ids of a conversation, in which nobody's text can act as a control
-//! token; [`ToolCallParser`] finds the tool calls in what the model says. Text is always encoded with special tokens
+//! token; [`Conversation`] keeps the tokens of one as they were; [`ToolCallParser`] finds the tool calls in what the model says. Text is always encoded with special tokens
 //! off: control ids come from a chat template, or from whoever asks for them by name. It knows nothing of the model.
 
 mod bytes;
 mod chat;
 mod config;
+mod conversation;
 mod json_file;
 mod ranks;
 mod special;
@@ -26,6 +27,7 @@ use tokenizers::Model as _;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 pub use chat::{Chat, EncodedChat};
+pub use conversation::Conversation;
 pub use stream::{StreamDecoder, Utf8Stream};
 pub use template::ChatTemplate;
 pub use tool_calls::{ToolCallEvent, ToolCallParser};

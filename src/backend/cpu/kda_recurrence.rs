@@ -10,10 +10,7 @@ use super::kda_chunk::kda_chunk;
 use super::kda_step::kda_step;
 use super::math::{dot, vectorised};
 use super::memory::States;
-use crate::backend::{Form, Piece, StateLayout};
-
-/// Added to the sum of squares under the root that normalises queries and keys.
-pub(super) const L2_EPS: f32 = 1e-6;
+use crate::backend::{Form, KEY_EPS, Piece, StateLayout};
 
 /// Consecutive tokens of one head, contiguous: queries and keys normalised, queries scaled by K^-1/2.
 pub(super) struct Tokens<'a> {
@@ -192,6 +189,6 @@ fn run_head(
 /// `x / sqrt(sum x^2 + 1e-6) / divisor`.
 #[inline(always)]
 fn normalise(row: &mut [f32], divisor: f32) {
-    let norm = (dot(row, row) + L2_EPS).sqrt() * divisor;
+    let norm = (dot(row, row) + KEY_EPS).sqrt() * divisor;
     row.iter_mut().for_each(|value| *value /= norm);
 }

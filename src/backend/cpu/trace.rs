@@ -2,11 +2,11 @@
 //!
 //! Sums run in double precision: they are few, and what is shown of a state should not depend on their order.
 
-use super::kda_recurrence::{L2_EPS, Rows};
+use super::kda_recurrence::Rows;
 use super::memory::{CpuWeight, Latents, States};
 use super::mla_decode::Shape;
 use crate::backend::trace::KDA_NUMBERS;
-use crate::backend::{Piece, StateLayout};
+use crate::backend::{KEY_EPS, Piece, StateLayout};
 
 /// One single token through all heads: `output` `[H * KDA_NUMBERS]`.
 pub(super) fn trace_kda(
@@ -25,7 +25,7 @@ pub(super) fn trace_kda(
         let value = &rows.qkv[2 * layout.key_heads * k + head * v..][..v];
         let (gates, beta) = (&rows.gates[head * k..][..k], f64::from(rows.beta[head]));
         let square = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-        let norm = (square(key) + f64::from(L2_EPS)).sqrt();
+        let norm = (square(key) + f64::from(KEY_EPS)).sqrt();
         let key: Vec<f64> = key.iter().map(|x| f64::from(*x) / norm).collect();
         let decay: Vec<f64> = gates.iter().map(|gate| f64::from(*gate).exp()).collect();
         let decayed = |d: usize, e: usize| {

@@ -1,0 +1,113 @@
+//! What is known of the model that runs: its shape, its device, the size of its pools.
+
+use kimi_linear::backend::Device;
+use kimi_linear::config::{Dtype, Memory, MemoryRequest, ModelConfig};
+use kimi_linear::engine::Sizes;
+use kimi_linear::model::{TraceChoice, TraceHead};
+
+/// A loaded model.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// A name for people: the folder's, or the demo's.
+    pub name: String,
+    /// Its shape.
+    pub config: ModelConfig,
+    /// What it runs on.
+    pub device: Device,
+    /// Tokens that a conversation may reach.
+    pub context: usize,
+    /// The dtype of its weights.
+    pub weights: Dtype,
+    /// What the pools take, in bytes.
+    pub memory: Memory,
+}
+
+impl ModelFacts {
+    /// The heads that are shown before anyone has chosen: the first of the middle KDA layer and of the last MLA layer.
+    #[must_use]
+    pub fn first_choice(&self) -> TraceChoice {
+        let kda: Vec<usize> = self.config.kda_layers().collect();
+        let head = |layer: usize| TraceHead { layer, head: 0 };
+        TraceChoice {
+            kda: kda.get(kda.len() / 2).copied().map(head),
+            mla: self.config.mla_layers().last().map(head),
+        }
+    }
+}
+
+/// State slots beyond the running one: checkpoints of what was read, of several chats.
+const CHECKPOINTS: usize = 6;
+
+/// What the app's engine holds: one conversation at a time, and what others may go on from.
+#[must_use]
+pub fn sizes(context: usize) -> Sizes {
+    Sizes {
+        checkpoints: CHECKPOINTS,
+        ..Sizes::one(context)
+    }
+}
+
+/// What a model takes on a device, before it is loaded, for conversations of so many tokens.
+#[must_use]
+pub fn memory(config: &ModelConfig, device: &Device, context: usize) -> Memory {
+    let sizes = sizes(context.min(config.model_max_length));
+    let limits = sizes.limits(device.cache);
+    config.memory(&MemoryRequest {
+        context: limits.blocks * limits.block_tokens,
+        sequences: 1,
+        spare_slots: limits.slots - 1,
+        weights: config.dtype.unwrap_or(Dtype::Bf16),
+        cache: device.cache,
+        tails: Dtype::F32,
+        block_tokens: limits.block_tokens,
+        step_tokens: limits.step.tokens,
+    })
+}
+
+/// Whether a model will fit on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It will, with room to spare.
+    Fits,
+    /// It takes more than nine tenths of what there is: others on the device may be in the way.
+    Tight,
+    /// It will not.
+    TooLarge,
+    /// The device does not say how much it has.
+    Unknown,
+}
+
+impl Fit {
+    /// Holds an estimate against what a device says it has.
+    #[must_use]
+    pub fn of(memory: &Memory, device: &Device) -> Self {
+        let Some(there) = device.memory_bytes else {
+            return Self::Unknown;
+        };
+        let needed = memory.total();
+        if needed > there {
+            Self::TooLarge
+        } else if needed > there / 10 * 9 {
+            Self::Tight
+        } else {
+            Self::Fits
+        }
+    }
+}
+
+/// Bytes for people, in binary units.
+#[must_use]
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{count} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}

@@ -1,0 +1,164 @@
+//! The `kimi-linear-app` program.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, PoisonError};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use eframe::egui;
+use kimi_linear_app::log::Log;
+use kimi_linear_app::script::{self, Ending, Player, Step};
+use kimi_linear_app::session::{Wake, local, remote};
+use kimi_linear_app::settings::{BackendName, Settings};
+use kimi_linear_app::shell::{ARRANGEMENT, App, SETTINGS, Start};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// The name under which the system keeps what is kept between runs.
+const ID: &str = "kimi-linear";
+
+/// Chat with a Kimi Linear model, and watch its memory at work.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// A folder with config.json, tokenizer files and safetensors weights; by default the last one, at first the demo model.
+    #[arg(long, value_name = "DIR", conflicts_with = "connect")]
+    model: Option<PathBuf>,
+    /// Run the demo model, whatever ran last.
+    #[arg(long, conflicts_with_all = ["model", "connect"])]
+    demo: bool,
+    /// What to run on.
+    #[arg(long, value_enum, conflicts_with = "connect")]
+    backend: Option<BackendName>,
+    /// The device's number, as `kimi-linear devices` lists them; by default the backend's best.
+    #[arg(long, value_name = "N", requires = "backend")]
+    device: Option<usize>,
+    /// Tokens that a conversation may reach.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    context: Option<u32>,
+    /// Chat with the model of a running `kimi-linear serve`; the views that need its state are left out. The environment's
+    /// OPENAI_API_KEY is sent along.
+    #[arg(long, value_name = "URL")]
+    connect: Option<String>,
+    /// Play a script: a conversation that types itself and saves screenshots. Nothing is kept of such a run.
+    #[arg(long, value_name = "FILE")]
+    demo_script: Option<PathBuf>,
+    /// Where the script's files go.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = ".",
+        requires = "demo_script"
+    )]
+    out: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let log = Log::default();
+    begin_log(&log);
+    match run(arguments, log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            use std::io::Write;
+            // If even stderr is gone, the exit status still tells.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The panel has what is worth knowing; the terminal only what `KIMI_LINEAR_LOG` asks for.
+fn begin_log(log: &Log) {
+    let panel = EnvFilter::new("info,wgpu=warn,wgpu_core=warn,wgpu_hal=warn,naga=warn,zbus=warn");
+    let asked = std::env::var("KIMI_LINEAR_LOG").unwrap_or_else(|_| "error".to_owned());
+    let terminal = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_filter(EnvFilter::new(asked));
+    tracing_subscriber::registry()
+        .with(log.clone().with_filter(panel))
+        .with(terminal)
+        .init();
+}
+
+fn run(arguments: Arguments, log: Log) -> Result<()> {
+    let steps = arguments.demo_script.as_ref().map(|file| {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        script::parse(&text).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))
+    });
+    let steps = steps.transpose()?;
+    let scripted = steps.is_some();
+    let size = steps.iter().flatten().find_map(|step| match step {
+        Step::Size(width, height) => Some([*width, *height]),
+        _ => None,
+    });
+    let viewport = egui::ViewportBuilder::default()
+        .with_title("Kimi Linear")
+        .with_app_id(ID)
+        .with_inner_size(size.unwrap_or([1280.0, 800.0]))
+        .with_min_inner_size([320.0, 240.0]);
+    let options = eframe::NativeOptions {
+        viewport,
+        persist_window: !scripted,
+        ..eframe::NativeOptions::default()
+    };
+    let ending = Ending::default();
+    let ended = Arc::clone(&ending);
+    let shown = eframe::run_native(
+        ID,
+        options,
+        Box::new(move |creation| {
+            let ctx = creation.egui_ctx.clone();
+            let wake: Wake = Arc::new(move || ctx.request_repaint());
+            let session = match &arguments.connect {
+                Some(url) => remote::start(url, wake)?,
+                None => local::start(wake)?,
+            };
+            let storage = creation.storage.filter(|_| !scripted);
+            let kept = storage.and_then(|storage| eframe::get_value::<Settings>(storage, SETTINGS));
+            let mut settings = kept.unwrap_or_default();
+            heed(&mut settings, &arguments);
+            let player = steps.map(|steps| Player::new(steps, &arguments.out, ended));
+            Ok(Box::new(App::new(Start {
+                session,
+                settings,
+                arrangement: storage.and_then(|storage| eframe::get_value(storage, ARRANGEMENT)),
+                log,
+                folder: eframe::storage_dir(ID).map(|folder| folder.join("chats")),
+                script: player,
+                kept: !scripted,
+            })))
+        }),
+    );
+    shown.map_err(|error| {
+        anyhow::anyhow!(
+            "no window can be shown: {error}. It needs a display and a Vulkan, Metal or DX12 driver (on Linux without a GPU: \
+             mesa-vulkan-drivers); `kimi-linear chat` needs neither"
+        )
+    })?;
+    let ended = ending.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match ended {
+        Some(how) => how.map_err(|reason| anyhow::anyhow!("the script ended early: {reason}")),
+        None if scripted => Err(anyhow::anyhow!(
+            "the window was closed before the script had ended"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What the command line says goes before what was kept.
+fn heed(settings: &mut Settings, arguments: &Arguments) {
+    let model = &mut settings.model;
+    if arguments.model.is_some() || arguments.demo {
+        model.folder.clone_from(&arguments.model);
+    }
+    if let Some(backend) = arguments.backend {
+        (model.backend, model.device) = (backend, arguments.device);
+    }
+    if let Some(context) = arguments.context {
+        model.context = context as usize;
+    }
+}

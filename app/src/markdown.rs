@@ -1,0 +1,176 @@
+//! A text of Markdown that is drawn in blocks, so that of a long one only what is in sight costs anything.
+
+use eframe::egui::{Rect, Ui, vec2};
+use egui_commonmark::{CommonMarkCache, CommonMarkViewer};
+
+/// A block is closed at the first empty line after so many bytes,
+const SOFT: usize = 2_000;
+/// at the first line's end after so many, a fence of code being closed and opened again,
+const HARD: usize = 8_000;
+/// or where it is, after so many.
+const MOST: usize = 16_000;
+
+/// A text, perhaps still growing.
+#[derive(Clone, Debug, Default)]
+pub struct Markdown {
+    blocks: Vec<Block>,
+    /// The line that opened the fence in which the last block stands, or nothing outside of one.
+    fence: Option<String>,
+    /// How much of the last block has been looked at for lines.
+    seen: usize,
+    width: f32,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Block {
+    text: String,
+    /// Its height when it was drawn last, at the text's width.
+    height: Option<f32>,
+}
+
+impl Markdown {
+    /// A text that is there already.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let mut markdown = Self::default();
+        for piece in text.split_inclusive('\n') {
+            markdown.push(piece);
+        }
+        markdown
+    }
+
+    /// Takes more of it.
+    pub fn push(&mut self, text: &str) {
+        if self.blocks.is_empty() {
+            self.blocks.push(Block::default());
+        }
+        if let Some(block) = self.blocks.last_mut() {
+            block.text.push_str(text);
+            block.height = None;
+        }
+        self.close();
+    }
+
+    /// How many blocks there are.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Closes the last block if it is long enough.
+    fn close(&mut self) {
+        let Some(block) = self.blocks.last_mut() else {
+            return;
+        };
+        while let Some(end) = block.text[self.seen..].find('\n') {
+            let line = &block.text[self.seen..self.seen + end];
+            let empty = line.trim().is_empty();
+            let marker = line.trim_start();
+            if marker.starts_with("```") || marker.starts_with("~~~") {
+                self.fence = if self.fence.is_some() {
+                    None
+                } else {
+                    Some(line.to_owned())
+                };
+            }
+            self.seen += end + 1;
+            let long = self.seen >= SOFT && empty && self.fence.is_none();
+            if long || self.seen >= HARD {
+                let rest = block.text.split_off(self.seen);
+                self.next(rest);
+                return;
+            }
+        }
+        if block.text.len() > MOST {
+            self.next(String::new());
+        }
+    }
+
+    fn next(&mut self, rest: String) {
+        let mut begun = String::new();
+        if let (Some(fence), Some(block)) = (&self.fence, self.blocks.last_mut()) {
+            begun = format!("{fence}\n");
+            let closing = if fence.trim_start().starts_with('~') {
+                "~~~"
+            } else {
+                "```"
+            };
+            block.text.push_str(closing);
+        }
+        self.seen = begun.len();
+        self.blocks.push(Block {
+            text: begun + &rest,
+            height: None,
+        });
+        self.close();
+    }
+
+    /// Draws what of it is in sight.
+    pub fn ui(&mut self, ui: &mut Ui, cache: &mut CommonMarkCache) {
+        let width = ui.available_width();
+        if (self.width - width).abs() > 0.5 {
+            self.width = width;
+            self.blocks.iter_mut().for_each(|block| block.height = None);
+        }
+        for (at, block) in self.blocks.iter_mut().enumerate() {
+            if let Some(height) = block.height {
+                let rect = Rect::from_min_size(ui.cursor().min, vec2(width, height));
+                if !ui.is_rect_visible(rect) {
+                    ui.allocate_space(vec2(width, height));
+                    continue;
+                }
+            }
+            let drawn = ui.push_id(at, |ui| {
+                CommonMarkViewer::new().show(ui, cache, &block.text);
+            });
+            block.height = Some(drawn.response.rect.height());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Markdown;
+
+    fn texts(markdown: &Markdown) -> Vec<&str> {
+        markdown
+            .blocks
+            .iter()
+            .map(|block| block.text.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_paragraphs_and_loses_nothing() {
+        let text = "A paragraph of some length, as they are.\n\n".repeat(1000);
+        for step in [1, 7, 1000, text.len()] {
+            let mut markdown = Markdown::default();
+            for piece in text.as_bytes().chunks(step) {
+                markdown.push(std::str::from_utf8(piece).unwrap());
+            }
+            assert_eq!(texts(&markdown).concat(), text);
+            assert!(markdown.blocks() > 10, "{}", markdown.blocks());
+            assert!(texts(&markdown).iter().all(|block| block.len() < 16_100));
+        }
+    }
+
+    #[test]
+    fn code_stays_code_where_it_is_cut() {
+        let text = format!("```rust\n{}```\n\nafter\n", "let x = 1;\n".repeat(2000));
+        let markdown = Markdown::new(&text);
+        assert!(markdown.blocks() >= 2);
+        for block in texts(&markdown) {
+            assert_eq!(block.matches("```").count() % 2, 0, "{block}");
+        }
+    }
+
+    #[test]
+    fn a_text_without_a_line_end_is_cut_too() {
+        let mut markdown = Markdown::default();
+        for _ in 0..40_000 {
+            markdown.push("x");
+        }
+        assert!(markdown.blocks() >= 2);
+        assert_eq!(texts(&markdown).concat().len(), 40_000);
+    }
+}

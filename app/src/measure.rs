@@ -1,0 +1,37 @@
+//! What answers took: by the session's clock, for the status line and the view of throughput.
+
+/// What one answer took.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AnswerMeasure {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Those of them that were cached.
+    pub cached_tokens: usize,
+    /// Milliseconds from the request to the first token, once it is there.
+    pub first_token: Option<f64>,
+    /// Milliseconds from each token to the next.
+    pub intervals: Vec<f32>,
+    /// Whether its tokens were traced.
+    pub traced: bool,
+    /// Whether it has ended.
+    pub finished: bool,
+}
+
+impl AnswerMeasure {
+    /// Tokens a second over the last `window` intervals.
+    #[must_use]
+    pub fn rate(&self, window: usize) -> Option<f64> {
+        let last = &self.intervals[self.intervals.len().saturating_sub(window)..];
+        let milliseconds: f64 = last.iter().map(|interval| f64::from(*interval)).sum();
+        (milliseconds > 0.0).then(|| last.len() as f64 * 1000.0 / milliseconds)
+    }
+}
+
+/// The answers of this run, the last one perhaps under way.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measures {
+    /// Oldest first.
+    pub answers: Vec<AnswerMeasure>,
+    /// Tokens of the conversation so far.
+    pub context_used: usize,
+}

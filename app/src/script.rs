@@ -1,0 +1,296 @@
+//! Scripts: a conversation that types itself and saves screenshots. One step a line; `docs/app.md` lists them.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use eframe::egui;
+
+use crate::shell::action::Window;
+use crate::try_these::EXAMPLES;
+use crate::views;
+
+/// How long a step may be waited for.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Until {
+    /// A model or a server that can answer.
+    Ready,
+    /// The end of the answer.
+    Answer,
+    /// So many tokens of the answer under way.
+    Tokens(usize),
+    /// The selected heads' frames.
+    Traced,
+    /// The clock.
+    Seconds(f64),
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// The window's size, in points.
+    Size(f32, f32),
+    /// Dark or light.
+    Theme(bool),
+    /// Wait.
+    Wait(Until),
+    /// Type a question, and send it.
+    Say(String),
+    /// Ask for an example.
+    Try(usize),
+    /// Stop the answer.
+    Stop,
+    /// Answer the last question again.
+    Regenerate,
+    /// Begin a chat.
+    New,
+    /// Bring a view to the front.
+    View(String),
+    /// Select a token by its place; nothing is the newest.
+    Token(Option<usize>),
+    /// Select the last token of this text.
+    Find(String),
+    /// Select a KDA head.
+    Kda(usize, usize),
+    /// Select an MLA head.
+    Mla(usize, usize),
+    /// Trace, or do not.
+    Trace(bool),
+    /// Open or close a window.
+    Window(Window),
+    /// Save a screenshot.
+    Shot(PathBuf),
+    /// Save the turns, and the tokens with the selected head's numbers.
+    Dump(PathBuf),
+    /// Add the last answer's tokens a second to `rates.txt`, under a name.
+    Rate(String),
+    /// Leave.
+    Quit,
+}
+
+/// Reads a script.
+///
+/// # Errors
+/// The first line that is no step, with its number.
+pub fn parse(text: &str) -> Result<Vec<Step>, String> {
+    let lines = text.lines().enumerate();
+    let lines = lines.filter(|(_, line)| !line.trim().is_empty() && !line.trim().starts_with('#'));
+    let step = |(at, line): (usize, &str)| {
+        let line = line.trim();
+        step(line).map_err(|reason| format!("line {}: `{line}`: {reason}", at + 1))
+    };
+    lines.map(step).collect()
+}
+
+fn step(line: &str) -> Result<Step, String> {
+    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let rest = rest.trim();
+    let number = |text: &str| -> Result<usize, String> {
+        text.parse().map_err(|_| format!("`{text}` is no number"))
+    };
+    let two = || -> Result<(usize, usize), String> {
+        let (a, b) = rest
+            .split_once(char::is_whitespace)
+            .ok_or("two numbers are expected")?;
+        Ok((number(a)?, number(b.trim())?))
+    };
+    let text = || match rest {
+        "" => Err("a text is expected".to_owned()),
+        text => Ok(text.to_owned()),
+    };
+    let bare = |step: Step| match rest {
+        "" => Ok(step),
+        _ => Err(format!("nothing is expected after {word}")),
+    };
+    match word {
+        "size" => two().map(|(width, height)| Step::Size(width as f32, height as f32)),
+        "theme" => match rest {
+            "dark" => Ok(Step::Theme(true)),
+            "light" => Ok(Step::Theme(false)),
+            _ => Err("dark or light is expected".to_owned()),
+        },
+        "wait" => wait(rest).map(Step::Wait),
+        "say" => text().map(Step::Say),
+        "try" => EXAMPLES
+            .iter()
+            .position(|example| example.name == rest)
+            .map(Step::Try)
+            .ok_or_else(|| {
+                format!(
+                    "the examples are {:?}",
+                    EXAMPLES.map(|example| example.name)
+                )
+            }),
+        "stop" => bare(Step::Stop),
+        "regenerate" => bare(Step::Regenerate),
+        "new" => bare(Step::New),
+        "view" => {
+            let names: Vec<&str> = views::all().iter().map(|view| view.name()).collect();
+            if names.contains(&rest) {
+                Ok(Step::View(rest.to_owned()))
+            } else {
+                Err(format!("the views are {names:?}"))
+            }
+        }
+        "token" if rest == "newest" => Ok(Step::Token(None)),
+        "token" => number(rest).map(|token| Step::Token(Some(token))),
+        "find" => text().map(Step::Find),
+        "kda" => two().map(|(layer, head)| Step::Kda(layer, head)),
+        "mla" => two().map(|(layer, head)| Step::Mla(layer, head)),
+        "trace" => match rest {
+            "on" => Ok(Step::Trace(true)),
+            "off" => Ok(Step::Trace(false)),
+            _ => Err("on or off is expected".to_owned()),
+        },
+        "window" => match rest {
+            "model" => Ok(Step::Window(Window::Model)),
+            "sampling" => Ok(Step::Window(Window::Sampling)),
+            "files" => Ok(Step::Window(Window::Files)),
+            "help" => Ok(Step::Window(Window::Help)),
+            _ => Err("model, sampling, files or help is expected".to_owned()),
+        },
+        "shot" => text().map(|file| Step::Shot(PathBuf::from(file))),
+        "dump" => text().map(|file| Step::Dump(PathBuf::from(file))),
+        "rate" => text().map(Step::Rate),
+        "quit" => bare(Step::Quit),
+        _ => Err("there is no such step".to_owned()),
+    }
+}
+
+fn wait(rest: &str) -> Result<Until, String> {
+    match rest.split_once(char::is_whitespace) {
+        Some(("tokens", count)) => match count.trim().parse() {
+            Ok(count) => Ok(Until::Tokens(count)),
+            Err(_) => Err(format!("`{count}` is no number of tokens")),
+        },
+        _ => match rest {
+            "ready" => Ok(Until::Ready),
+            "answer" => Ok(Until::Answer),
+            "traced" => Ok(Until::Traced),
+            _ => match rest.parse::<f64>() {
+                Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => Ok(Until::Seconds(seconds)),
+                _ => Err("ready, answer, traced, tokens N or seconds are expected".to_owned()),
+            },
+        },
+    }
+}
+
+/// How a script ended, for whoever started it.
+pub type Ending = Arc<Mutex<Option<Result<(), String>>>>;
+
+/// A script that is being played.
+pub struct Player {
+    steps: VecDeque<Step>,
+    /// Where files are written.
+    pub out: PathBuf,
+    /// When the current step began, and frames since then.
+    since: Option<(Instant, usize)>,
+    image: Arc<Mutex<Option<Arc<egui::ColorImage>>>>,
+    asked: bool,
+    ending: Ending,
+}
+
+impl Player {
+    /// A script, and where its files go.
+    #[must_use]
+    pub fn new(steps: Vec<Step>, out: &Path, ending: Ending) -> Self {
+        Self {
+            steps: steps.into(),
+            out: out.to_owned(),
+            since: None,
+            image: Arc::default(),
+            asked: false,
+            ending,
+        }
+    }
+
+    /// The step to be done, how long it has been that, and for how many frames.
+    pub fn current(&mut self) -> Option<(Step, Duration, usize)> {
+        let step = self.steps.front()?.clone();
+        let (since, frames) = self.since.get_or_insert_with(|| (Instant::now(), 0));
+        *frames += 1;
+        Some((step, since.elapsed(), *frames))
+    }
+
+    /// The step is done.
+    pub fn next(&mut self) {
+        self.steps.pop_front();
+        self.since = None;
+        self.asked = false;
+    }
+
+    /// Whether the step has taken too long.
+    #[must_use]
+    pub fn late(&self, elapsed: Duration) -> bool {
+        elapsed > PATIENCE
+    }
+
+    /// Ends the script.
+    pub fn end(&mut self, how: Result<(), String>) {
+        self.steps.clear();
+        *self.ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(how);
+    }
+
+    /// A screenshot of the window: nothing until it is there.
+    pub fn screenshot(&mut self, ctx: &egui::Context) -> Option<Arc<egui::ColorImage>> {
+        if !self.asked {
+            self.asked = true;
+            let image = Arc::clone(&self.image);
+            let again = ctx.clone();
+            let callback = egui::ScreenshotCallback::new(move |shot| {
+                *image.lock().unwrap_or_else(PoisonError::into_inner) = Some(shot);
+                again.request_repaint();
+            });
+            ctx.send_viewport_cmd(egui::ViewportCommand::Screenshot(callback));
+        }
+        self.image
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Step, Until, parse};
+
+    #[test]
+    fn a_script_is_a_step_a_line() {
+        let text = "# a comment\n\nsize 1280 800\nwait ready\nsay What is 3?\nwait tokens 4\nwait 0.5\nkda 2 1\nshot a.png\nquit\n";
+        let expected = [
+            Step::Size(1280.0, 800.0),
+            Step::Wait(Until::Ready),
+            Step::Say("What is 3?".to_owned()),
+            Step::Wait(Until::Tokens(4)),
+            Step::Wait(Until::Seconds(0.5)),
+            Step::Kda(2, 1),
+            Step::Shot("a.png".into()),
+            Step::Quit,
+        ];
+        assert_eq!(parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_line_that_is_no_step_is_named() {
+        for bad in [
+            "dance",
+            "wait long",
+            "view Nothing",
+            "kda 1",
+            "theme blue",
+            "quit now",
+            "say",
+            "wait -1",
+        ] {
+            let error = parse(&format!("wait ready\n{bad}")).unwrap_err();
+            assert!(
+                error.starts_with("line 2") && error.contains(bad),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The one selection of token and heads that all views share.
+
+use kimi_linear::model::{TraceChoice, TraceHead};
+
+/// What every view shows. A view that is clicked changes it; all others follow at the next frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// A token's place in its sequence; nothing follows the newest one.
+    pub token: Option<usize>,
+    /// The KDA head.
+    pub kda: Option<TraceHead>,
+    /// The MLA head.
+    pub mla: Option<TraceHead>,
+}
+
+impl Selection {
+    /// The selected heads, as a request names them. When they change, the app has the engine run the conversation's last
+    /// tokens again, traced for the new heads; the frames come into the history in place of the old ones.
+    #[must_use]
+    pub fn choice(&self) -> TraceChoice {
+        TraceChoice {
+            kda: self.kda,
+            mla: self.mla,
+        }
+    }
+}

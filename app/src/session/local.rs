@@ -1,0 +1,501 @@
+//! A session with a model in this process.
+//!
+//! One thread loads and takes commands; the engine has its own. Events of the engine become updates in the engine's
+//! thread, so that their times are right, and nothing in them waits.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use kimi_linear::backend::{self, Backend, BackendKind};
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Event, Request, RequestId};
+use kimi_linear::error::{BackendError, Error};
+use kimi_linear::model::{Model, TraceChoice};
+use kimi_linear::tokenizer::{ChatTemplate, Conversation, Tokenizer};
+
+use super::{
+    Ask, ChatId, ChatUpdate, Command, Estimate, LoadRequest, Session, Teller, Update, Wake, files,
+    ranks,
+};
+use crate::facts::{ModelFacts, memory, sizes};
+use crate::history::TokenText;
+use crate::problem::{Problem, WayOut};
+
+/// The longest conversation whose heads' ranks are worked out: the whole memory is read back for them.
+const MOST_RANKED: usize = 8192;
+
+/// Opens devices; tests put in one that fails.
+pub type Open = Box<dyn Fn(BackendKind, Option<usize>) -> backend::Result<Box<dyn Backend>> + Send>;
+
+/// Starts a session on this machine's devices.
+///
+/// # Errors
+/// A system that gives no thread.
+pub fn start(wake: Wake) -> std::io::Result<Session> {
+    start_with(wake, Box::new(backend::open))
+}
+
+/// Starts a session on whatever `open` opens.
+///
+/// # Errors
+/// A system that gives no thread.
+pub fn start_with(wake: Wake, open: Open) -> std::io::Result<Session> {
+    let (commands, received) = mpsc::channel();
+    let (updates, told) = mpsc::channel();
+    let worker = Worker {
+        teller: Teller::new(updates, wake),
+        open,
+        loaded: None,
+        running: Arc::default(),
+    };
+    std::thread::Builder::new()
+        .name("session".to_owned())
+        .spawn(move || worker.run(&received))?;
+    Ok(Session::new(commands, told, false))
+}
+
+/// A request that is under way. A retrace gives way to whatever its chat does next.
+struct Running {
+    id: RequestId,
+    retrace: bool,
+}
+
+/// What runs, by chat. The engine's thread takes out what has ended.
+type Jobs = Arc<Mutex<HashMap<ChatId, Running>>>;
+
+struct Worker {
+    teller: Teller,
+    open: Open,
+    loaded: Option<Loaded>,
+    running: Jobs,
+}
+
+struct Loaded {
+    engine: EngineHandle,
+    tokenizer: Arc<Tokenizer>,
+    template: ChatTemplate,
+    stop_ids: Vec<u32>,
+    /// The KDA layers.
+    kda: Vec<usize>,
+}
+
+impl Worker {
+    fn run(mut self, commands: &Receiver<Command>) {
+        while let Ok(command) = commands.recv() {
+            match command {
+                Command::Estimate { folder, context } => estimate(&self.teller, folder, context),
+                Command::Load(request) => self.load(&request),
+                Command::Ask(ask) => self.ask(*ask),
+                Command::Stop(chat) => self.stop(chat),
+                Command::Retrace {
+                    chat,
+                    tokens,
+                    choice,
+                    from,
+                } => self.retrace(chat, tokens, choice, from),
+                Command::Save {
+                    chat,
+                    conversation,
+                    path,
+                } => self.save(chat, &conversation, &path),
+                Command::Open { chat, path } => self.open_file(chat, &path),
+            }
+        }
+    }
+
+    fn jobs(&self) -> std::sync::MutexGuard<'_, HashMap<ChatId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn load(&mut self, request: &LoadRequest) {
+        // What the old model holds is free before the new one asks for memory: an answer under way would keep it.
+        if let Some(loaded) = self.loaded.take() {
+            let jobs = std::mem::take(&mut *self.jobs());
+            jobs.values().for_each(|job| loaded.engine.cancel(job.id));
+        }
+        match self.try_load(request) {
+            Ok((loaded, facts)) => {
+                self.loaded = Some(loaded);
+                tracing::info!(model = facts.name, device = facts.device.name, "loaded");
+                self.teller.tell(Update::Loaded(Box::new(facts)));
+            }
+            Err(error) => {
+                tracing::error!("{error}");
+                self.teller
+                    .tell(Update::LoadFailed(Problem::of_loading(&error)));
+            }
+        }
+    }
+
+    fn try_load(&self, request: &LoadRequest) -> Result<(Loaded, ModelFacts), Error> {
+        let folder = &request.folder;
+        let config = ModelConfig::from_file(&folder.join("config.json"))?;
+        let mut tokenizer = Tokenizer::from_dir(folder)?;
+        tokenizer.limit_ids(config.vocab_size)?;
+        let tokenizer = Arc::new(tokenizer);
+        let template = ChatTemplate::from_dir(folder)?;
+        let checkpoint = Checkpoint::open(folder, &config)?;
+        let backend = (self.open)(request.backend, request.device)?;
+        let device = backend.device().clone();
+        let sizes = sizes(request.context.min(config.model_max_length));
+        let total = checkpoint.total_bytes();
+        let teller = self.teller.clone();
+        teller.tell(Update::Loading { done: 0, total });
+        let limits = sizes.limits(device.cache);
+        let model = Model::load(&config, &checkpoint, backend, limits, &mut |done| {
+            teller.tell(Update::Loading { done, total });
+        })?;
+        let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
+        let engine = Engine::new(
+            model,
+            checkpoint,
+            Some(Arc::clone(&tokenizer)),
+            EngineOptions::default(),
+        );
+        let context = engine.context();
+        let engine = EngineHandle::start(engine).map_err(|error| {
+            Error::Backend(BackendError::Unavailable {
+                backend: device.backend,
+                reason: format!("the system gives no thread: {error}"),
+            })
+        })?;
+        let kda = config.kda_layers().collect();
+        let weights = config.dtype.unwrap_or(Dtype::Bf16);
+        let facts = ModelFacts {
+            name: request.name.clone(),
+            memory: memory(&config, &device, context),
+            config,
+            device,
+            context,
+            weights,
+        };
+        let loaded = Loaded {
+            engine,
+            tokenizer,
+            template,
+            stop_ids,
+            kda,
+        };
+        Ok((loaded, facts))
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        self.end_retraces();
+        let chat = ask.chat;
+        let Some(loaded) = &self.loaded else {
+            let problem = Problem::new(
+                "No model is loaded, so nothing can answer yet.",
+                WayOut::ChooseModel,
+            );
+            self.teller.chat(chat, ChatUpdate::Failed(problem));
+            return;
+        };
+        let prompt = loaded
+            .tokenizer_prompt(&ask)
+            .map(|prompt| (tiles(&loaded.tokenizer, &prompt, &ask.conversation), prompt));
+        let (tokens, prompt) = match prompt {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                self.teller
+                    .chat(chat, ChatUpdate::Failed(Problem::of_answer(&error)));
+                return;
+            }
+        };
+        let at = Instant::now();
+        self.teller.chat(chat, ChatUpdate::Prompt { tokens, at });
+        // The last token of an answer has not been through the model yet: it is the first of what is new.
+        let known = ask.conversation.ids();
+        let old = if prompt.starts_with(known) {
+            known.len().saturating_sub(1)
+        } else {
+            0
+        };
+        let from = old.max(prompt.len().saturating_sub(ask.traced_prompt));
+        let request = Request {
+            stop_ids: loaded.stop_ids.clone(),
+            sampling: ask.sampling,
+            logprobs: ask.trace.map(|_| 0),
+            trace: ask.trace,
+            trace_from: ask.trace.map(|_| from),
+            ..Request::new(prompt.clone(), ask.max_tokens)
+        };
+        let teller = self.teller.clone();
+        let tokenizer = Arc::clone(&loaded.tokenizer);
+        let (engine, jobs) = (loaded.engine.clone(), Arc::clone(&self.running));
+        let (mut ids, traced) = (prompt, ask.trace.is_some());
+        let kda = loaded.kda.clone();
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
+        let id = loaded.engine.submit(
+            request,
+            Box::new(move |event| {
+                if let Event::Token { id, .. } = &event {
+                    ids.push(*id);
+                }
+                let last = matches!(event, Event::Finished { .. } | Event::Failed(_));
+                let finished = matches!(event, Event::Finished { .. });
+                if let Some(update) = update(event, &tokenizer) {
+                    teller.chat(chat, update);
+                }
+                if last {
+                    ended.store(true, Ordering::SeqCst);
+                    jobs.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .remove(&chat);
+                }
+                if finished && traced && ids.len() <= MOST_RANKED {
+                    rank(&engine, &teller, chat, std::mem::take(&mut ids), &kda);
+                }
+            }),
+        );
+        self.note(chat, id, false, &over);
+    }
+
+    /// Remembers a request so that it can be stopped, unless it has ended already.
+    fn note(&self, chat: ChatId, id: RequestId, retrace: bool, over: &AtomicBool) {
+        let mut jobs = self.jobs();
+        if !over.load(Ordering::SeqCst) {
+            jobs.insert(chat, Running { id, retrace });
+        }
+    }
+
+    fn stop(&self, chat: ChatId) {
+        let id = self.jobs().get(&chat).map(|running| running.id);
+        if let (Some(loaded), Some(id)) = (&self.loaded, id) {
+            loaded.engine.cancel(id);
+        }
+    }
+
+    fn end_retraces(&self) {
+        let Some(loaded) = &self.loaded else { return };
+        let mut jobs = self.jobs();
+        jobs.retain(|_, running| {
+            if running.retrace {
+                loaded.engine.cancel(running.id);
+            }
+            !running.retrace
+        });
+    }
+
+    fn retrace(&self, chat: ChatId, tokens: Vec<u32>, choice: TraceChoice, from: usize) {
+        self.end_retraces();
+        let Some(loaded) = &self.loaded else { return };
+        let request = Request {
+            trace: Some(choice),
+            trace_from: Some(from),
+            ..Request::new(tokens, 0)
+        };
+        let (teller, jobs) = (self.teller.clone(), Arc::clone(&self.running));
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
+        let id = loaded.engine.submit(
+            request,
+            Box::new(move |event| {
+                let update = match event {
+                    Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
+                    Event::Finished { .. } => {
+                        ended.store(true, Ordering::SeqCst);
+                        let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
+                        if jobs.get(&chat).is_some_and(|running| running.retrace) {
+                            jobs.remove(&chat);
+                        }
+                        ChatUpdate::Retraced
+                    }
+                    Event::Failed(error) => {
+                        ended.store(true, Ordering::SeqCst);
+                        tracing::error!("{error}");
+                        ChatUpdate::RetraceFailed(Problem::of_answer(&error))
+                    }
+                    _ => return,
+                };
+                teller.chat(chat, update);
+            }),
+        );
+        self.note(chat, id, true, &over);
+    }
+
+    /// Saves in a thread of its own: a long chat's memory is large, and the next command should not wait for a disk.
+    fn save(&self, chat: ChatId, conversation: &Conversation, path: &Path) {
+        let Some(loaded) = &self.loaded else {
+            let problem = Problem::new(
+                "No model is loaded, so there is no memory to save.",
+                WayOut::ChooseModel,
+            );
+            self.teller.chat(chat, ChatUpdate::FileFailed(problem));
+            return;
+        };
+        let (engine, teller) = (loaded.engine.clone(), self.teller.clone());
+        let (ids, path) = (conversation.ids().to_vec(), path.to_owned());
+        let note = serde_json::to_string(conversation).unwrap_or_default();
+        aside("save", move || {
+            let saved = engine.snapshot(ids).and_then(|mut snapshot| {
+                snapshot.note = note;
+                snapshot.save(&path)?;
+                Ok(snapshot.tokens.len())
+            });
+            let update = match saved {
+                Ok(tokens) => ChatUpdate::Saved { path, tokens },
+                Err(error) => ChatUpdate::FileFailed(Problem::of_file(&error)),
+            };
+            teller.chat(chat, update);
+        });
+    }
+
+    fn open_file(&self, chat: ChatId, path: &Path) {
+        let Some(loaded) = &self.loaded else {
+            let problem = Problem::new(
+                "No model is loaded: load the one that the chat was saved under, then open it.",
+                WayOut::ChooseModel,
+            );
+            self.teller.chat(chat, ChatUpdate::FileFailed(problem));
+            return;
+        };
+        let (engine, teller) = (loaded.engine.clone(), self.teller.clone());
+        let (tokenizer, path) = (Arc::clone(&loaded.tokenizer), path.to_owned());
+        aside("open", move || {
+            let update = match read(&engine, &tokenizer, &path) {
+                Ok(update) => update,
+                Err(problem) => ChatUpdate::FileFailed(problem),
+            };
+            teller.chat(chat, update);
+        });
+    }
+}
+
+/// Does something that may take a while beside the session.
+fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
+    let spawned = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work);
+    if let Err(error) = spawned {
+        tracing::error!("the system gives no thread: {error}");
+    }
+}
+
+/// Reads a config.json and asks every driver for its devices: that takes as long as it takes.
+fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
+    let teller = teller.clone();
+    aside("estimate", move || {
+        let file = folder.join("config.json");
+        let result = match ModelConfig::from_file(&file) {
+            Ok(config) => Ok(Estimate {
+                parameters: config.parameters(),
+                active: config.active_parameters(),
+                longest: config.model_max_length,
+                devices: backend::devices()
+                    .into_iter()
+                    .map(|device| (device.clone(), memory(&config, &device, context)))
+                    .collect(),
+            }),
+            Err(error) => Err(Problem::of_loading(&Error::from(error))),
+        };
+        teller.tell(Update::Estimate { folder, result });
+    });
+}
+
+fn rank(engine: &EngineHandle, teller: &Teller, chat: ChatId, ids: Vec<u32>, kda: &[usize]) {
+    let (engine, teller, kda) = (engine.clone(), teller.clone(), kda.to_vec());
+    aside("ranks", move || match engine.snapshot(ids) {
+        Ok(snapshot) => teller.chat(chat, ChatUpdate::Ranks(ranks::of(&snapshot, &kda))),
+        Err(error) => tracing::debug!("no ranks of the heads: {error}"),
+    });
+}
+
+fn read(engine: &EngineHandle, tokenizer: &Tokenizer, path: &Path) -> Result<ChatUpdate, Problem> {
+    let (conversation, snapshot) = files::read(path)?;
+    let mut remembered = 0;
+    let mut problem = None;
+    match snapshot {
+        None => {}
+        Some(snapshot) if !conversation.ids().starts_with(&snapshot.tokens) => {
+            problem = Some(Problem::new(
+                "The memory in this file is not that of its chat: the chat is read again when it goes on.",
+                WayOut::Dismiss,
+            ));
+        }
+        Some(snapshot) => {
+            let tokens = snapshot.tokens.len();
+            match engine.restore(snapshot) {
+                Ok(()) => remembered = tokens,
+                Err(error) => problem = Some(Problem::of_file(&error)),
+            }
+        }
+    }
+    let tokens = tiles(tokenizer, conversation.ids(), &conversation);
+    Ok(ChatUpdate::Opened {
+        conversation,
+        tokens,
+        remembered,
+        problem,
+    })
+}
+
+impl Loaded {
+    fn tokenizer_prompt(&self, ask: &Ask) -> Result<Vec<u32>, Error> {
+        let conversation = &ask.conversation;
+        Ok(conversation.prompt(&self.tokenizer, &self.template, &ask.question)?)
+    }
+}
+
+/// Tokens as text; `known` is what is known of them, the answers' places among others.
+fn tiles(tokenizer: &Tokenizer, ids: &[u32], known: &Conversation) -> Vec<TokenText> {
+    let mut tokens: Vec<TokenText> = ids.iter().map(|id| token(tokenizer, *id)).collect();
+    for (start, end) in known.answers() {
+        let answer = tokens.iter_mut().take(*end).skip(*start);
+        answer.for_each(|token| token.answer = true);
+    }
+    tokens
+}
+
+fn token(tokenizer: &Tokenizer, id: u32) -> TokenText {
+    let text = tokenizer.piece(id).map(|piece| piece.text().into_owned());
+    TokenText {
+        id,
+        text: text.unwrap_or_default(),
+        answer: false,
+        logprob: None,
+    }
+}
+
+/// What the interface is told of an event.
+fn update(event: Event, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
+    Some(match event {
+        Event::Queued { ahead } => ChatUpdate::Queued { ahead },
+        Event::Prefill { done, cached } => ChatUpdate::Prefill { done, cached },
+        Event::Scored(_) => return None,
+        Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
+        Event::Token {
+            id,
+            text,
+            likelihood,
+            ..
+        } => ChatUpdate::Token {
+            token: TokenText {
+                answer: true,
+                logprob: likelihood.map(|likelihood| likelihood.logprob),
+                ..token(tokenizer, id)
+            },
+            text,
+            at: Instant::now(),
+        },
+        Event::Finished {
+            reason,
+            text,
+            usage,
+            ..
+        } => ChatUpdate::Finished {
+            reason,
+            text,
+            usage,
+        },
+        Event::Failed(error) => {
+            tracing::error!("{error}");
+            ChatUpdate::Failed(Problem::of_answer(&error))
+        }
+    })
+}

@@ -1,0 +1,358 @@
+//! The chat: what was said, the answer as it comes, and where the next question is typed.
+
+use eframe::egui::{
+    self, Align, Color32, Key, Layout, Modifiers, RichText, ScrollArea, TextEdit, Ui, vec2,
+};
+use egui_commonmark::CommonMarkCache;
+
+use super::action::Action;
+use crate::chat::{Chat, Stage, Turn};
+use crate::problem::Problem;
+use crate::theme::Colours;
+use crate::try_these::EXAMPLES;
+
+/// What the chat is drawn from.
+pub(super) struct ChatPanel<'a> {
+    /// The chat.
+    pub(super) chat: &'a mut Chat,
+    /// Laid-out Markdown.
+    pub(super) markdown: &'a mut CommonMarkCache,
+    /// The colours.
+    pub(super) colours: &'a Colours,
+    /// Whether a question can be answered now; else why not.
+    pub(super) ready: Result<(), &'a str>,
+    /// Whether the examples are offered: the demo model runs.
+    pub(super) examples: bool,
+    /// The example that was tried last in this chat.
+    pub(super) tried: Option<usize>,
+    /// Whether the text field is to take the keyboard.
+    pub(super) focus: &'a mut bool,
+}
+
+impl ChatPanel<'_> {
+    /// Draws it.
+    pub(super) fn ui(mut self, ui: &mut Ui, actions: &mut Vec<Action>) {
+        egui::Panel::bottom("composer")
+            .resizable(false)
+            .show_separator_line(false)
+            .frame(egui::Frame::new().inner_margin(egui::Margin::symmetric(8, 6)))
+            .show(ui, |ui| self.composer(ui, actions));
+        egui::CentralPanel::no_frame().show(ui, |ui| {
+            ScrollArea::vertical()
+                .id_salt(self.chat.id)
+                .auto_shrink(false)
+                .stick_to_bottom(true)
+                .show(ui, |ui| {
+                    egui::Frame::new()
+                        .inner_margin(egui::Margin::symmetric(10, 8))
+                        .show(ui, |ui| self.turns(ui, actions));
+                });
+        });
+    }
+
+    fn turns(&mut self, ui: &mut Ui, actions: &mut Vec<Action>) {
+        if self.chat.is_empty() {
+            self.welcome(ui, actions);
+            return;
+        }
+        let (width, last) = (ui.available_width(), self.chat.turns.len() - 1);
+        let stage = self.chat.stage;
+        for (at, turn) in self.chat.turns.iter_mut().enumerate() {
+            let live = at == last && stage != Stage::Idle;
+            // Of a long chat only what is in sight is laid out.
+            if let Some((drawn, height)) = turn.drawn
+                && (drawn - width).abs() < 0.5
+                && !live
+            {
+                let rect = egui::Rect::from_min_size(ui.cursor().min, vec2(width, height));
+                if !ui.is_rect_visible(rect) {
+                    ui.allocate_space(vec2(width, height));
+                    continue;
+                }
+            }
+            let drawn = ui.push_id(at, |ui| {
+                question(ui, self.colours, turn, at, stage == Stage::Idle, actions);
+                turn.markdown.ui(ui, self.markdown);
+                if live {
+                    progress(ui, self.colours, stage);
+                }
+                under(
+                    ui,
+                    self.colours,
+                    turn,
+                    at == last && stage == Stage::Idle,
+                    actions,
+                );
+                ui.add_space(10.0);
+            });
+            turn.drawn = Some((width, drawn.response.rect.height()));
+        }
+    }
+
+    fn welcome(&self, ui: &mut Ui, actions: &mut Vec<Action>) {
+        ui.add_space(12.0);
+        ui.heading("Watch a memory being written");
+        ui.add_space(4.0);
+        ui.label(
+            "Kimi Linear keeps what it reads in matrices of fixed size. Each token decays them a little, looks up what they \
+             hold under its key, and writes the difference. Ask something: the panels show every one of these numbers as the \
+             model computes them.",
+        );
+        ui.add_space(10.0);
+        if !self.examples {
+            return;
+        }
+        ui.label(RichText::new("Try these").strong());
+        for (at, example) in EXAMPLES.iter().enumerate() {
+            ui.add_space(4.0);
+            egui::Frame::group(ui.style()).show(ui, |ui| {
+                ui.set_width(ui.available_width());
+                ui.horizontal_wrapped(|ui| {
+                    let button =
+                        ui.add_enabled(self.ready.is_ok(), egui::Button::new(example.name));
+                    if button.clicked() {
+                        actions.push(Action::Try(at));
+                    }
+                    ui.label(RichText::new(example.prompt).color(self.colours.faint));
+                });
+            });
+        }
+    }
+
+    fn composer(&mut self, ui: &mut Ui, actions: &mut Vec<Action>) {
+        if let Some(example) = self.tried.and_then(|tried| EXAMPLES.get(tried)) {
+            egui::Frame::group(ui.style()).show(ui, |ui| {
+                ui.set_width(ui.available_width());
+                let name = RichText::new("What to look at: ")
+                    .strong()
+                    .color(self.colours.accent);
+                ui.horizontal_wrapped(|ui| {
+                    ui.label(name);
+                    ui.label(example.look_at);
+                });
+            });
+            ui.add_space(4.0);
+        }
+        if !self.chat.is_empty() && self.examples {
+            ui.horizontal_wrapped(|ui| {
+                ui.label(RichText::new("Try:").color(self.colours.faint));
+                for (at, example) in EXAMPLES.iter().enumerate() {
+                    let free = self.ready.is_ok() && !self.chat.busy();
+                    let button = egui::Button::new(example.name).small();
+                    let hover = "Asks this in a new chat";
+                    if ui.add_enabled(free, button).on_hover_text(hover).clicked() {
+                        actions.push(Action::Try(at));
+                    }
+                }
+            });
+            ui.add_space(2.0);
+        }
+        if let Some(turn) = self.chat.editing {
+            ui.horizontal(|ui| {
+                ui.label(
+                    RichText::new(format!(
+                        "Editing question {}: sending it goes back to there.",
+                        turn + 1
+                    ))
+                    .color(self.colours.accent),
+                );
+                if ui.small_button("Leave it").clicked() {
+                    actions.push(Action::CancelEdit);
+                }
+            });
+        }
+        let busy = self.chat.busy();
+        ui.horizontal(|ui| {
+            let width = (ui.available_width() - 74.0).max(40.0);
+            let id = egui::Id::unique("message");
+            // Enter is taken before the text field sees it; with Shift it makes a new line.
+            let enter = ui.memory(|memory| memory.has_focus(id))
+                && ui.input_mut(|input| {
+                    !input.modifiers.shift && input.consume_key(Modifiers::NONE, Key::Enter)
+                });
+            let hint = match self.ready {
+                Ok(()) => "Ask something (Enter sends, Shift+Enter makes a new line)",
+                Err(reason) => reason,
+            };
+            let lines = self.chat.draft.lines().count().clamp(2, 8);
+            let field = ScrollArea::vertical()
+                .id_salt("draft")
+                .max_height(150.0)
+                .show(ui, |ui| {
+                    let edit = TextEdit::multiline(&mut self.chat.draft)
+                        .id(id)
+                        .hint_text(hint)
+                        .desired_rows(lines)
+                        .desired_width(width);
+                    let field = ui.add(edit);
+                    field.widget_info(|| {
+                        egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Message")
+                    });
+                    field
+                })
+                .inner;
+            if std::mem::take(self.focus) {
+                field.request_focus();
+            }
+            if enter {
+                actions.push(Action::Send);
+            }
+            ui.with_layout(Layout::top_down(Align::Center), |ui| {
+                let size = vec2(64.0, 40.0);
+                if busy {
+                    let stop = egui::Button::new("Stop").min_size(size);
+                    if ui.add(stop).on_hover_text("Escape").clicked() {
+                        actions.push(Action::Stop);
+                    }
+                } else {
+                    let send = egui::Button::new("Send").min_size(size);
+                    let can = self.ready.is_ok() && !self.chat.draft.trim().is_empty();
+                    if ui.add_enabled(can, send).on_hover_text("Enter").clicked() {
+                        actions.push(Action::Send);
+                    }
+                }
+            });
+        });
+    }
+}
+
+fn question(
+    ui: &mut Ui,
+    colours: &Colours,
+    turn: &Turn,
+    at: usize,
+    idle: bool,
+    actions: &mut Vec<Action>,
+) {
+    let fill = ui.visuals().faint_bg_color;
+    egui::Frame::new()
+        .fill(fill)
+        .corner_radius(6.0)
+        .inner_margin(egui::Margin::symmetric(8, 6))
+        .show(ui, |ui| {
+            ui.set_width(ui.available_width());
+            ui.horizontal(|ui| {
+                ui.label(RichText::new("You").strong().color(colours.kda));
+                ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+                    if idle
+                        && ui
+                            .small_button("Edit")
+                            .on_hover_text("Take this question back and ask another way")
+                            .clicked()
+                    {
+                        actions.push(Action::Edit(at));
+                    }
+                    if ui
+                        .small_button("Copy")
+                        .on_hover_text("Copy the question")
+                        .clicked()
+                    {
+                        actions.push(Action::Copy(turn.question.clone()));
+                    }
+                });
+            });
+            long(ui, &turn.question);
+        });
+    ui.add_space(4.0);
+}
+
+/// A text as it is; one that is very long is shown in part, since all of it is laid out at once.
+fn long(ui: &mut Ui, text: &str) {
+    const MOST: usize = 20_000;
+    if text.len() <= MOST {
+        ui.label(text);
+        return;
+    }
+    let end = (0..=MOST)
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0);
+    ui.label(&text[..end]);
+    let rest = text[end..].chars().count();
+    ui.label(RichText::new(format!("… and {rest} characters more, which Copy copies")).italics());
+}
+
+fn progress(ui: &mut Ui, colours: &Colours, stage: Stage) {
+    match stage {
+        Stage::Idle => {}
+        Stage::Waiting { ahead: 0 } => {
+            ui.horizontal(|ui| {
+                ui.spinner();
+                ui.label(RichText::new("Waiting for the model").color(colours.faint));
+            });
+        }
+        Stage::Waiting { ahead } => {
+            ui.horizontal(|ui| {
+                ui.spinner();
+                ui.label(
+                    RichText::new(format!("Waiting behind {ahead} other")).color(colours.faint),
+                );
+            });
+        }
+        Stage::Reading {
+            done,
+            cached,
+            total,
+        } => {
+            let part = done as f32 / total.max(1) as f32;
+            let text = match (total, cached) {
+                (0, _) => "Reading the prompt".to_owned(),
+                (_, 0) => format!("Reading {done} of {total} tokens"),
+                _ => format!("Reading {done} of {total} tokens, {cached} from the cache"),
+            };
+            let bar = egui::ProgressBar::new(part).text(text);
+            ui.add_sized([ui.available_width().min(360.0), 18.0], bar);
+        }
+        Stage::Answering => {
+            ui.add(egui::Spinner::new().size(12.0));
+        }
+    }
+}
+
+fn under(ui: &mut Ui, colours: &Colours, turn: &Turn, last: bool, actions: &mut Vec<Action>) {
+    if let Some(problem) = &turn.problem {
+        problem_ui(ui, colours, problem, actions);
+    }
+    let Some(footer) = &turn.footer else { return };
+    ui.horizontal_wrapped(|ui| {
+        ui.label(RichText::new(footer).small().color(colours.faint));
+        if ui
+            .small_button("Copy")
+            .on_hover_text("Copy the answer")
+            .clicked()
+        {
+            actions.push(Action::Copy(turn.answer.clone()));
+        }
+        if last
+            && ui
+                .small_button("Regenerate")
+                .on_hover_text("Answer this question again")
+                .clicked()
+        {
+            actions.push(Action::Regenerate);
+        }
+    });
+}
+
+/// A problem with what helps.
+pub(super) fn problem_ui(
+    ui: &mut Ui,
+    colours: &Colours,
+    problem: &Problem,
+    actions: &mut Vec<Action>,
+) {
+    egui::Frame::new()
+        .stroke((1.0, colours.error))
+        .corner_radius(6.0)
+        .inner_margin(egui::Margin::symmetric(8, 6))
+        .fill(Color32::TRANSPARENT)
+        .show(ui, |ui| {
+            ui.set_width(ui.available_width());
+            ui.horizontal_wrapped(|ui| {
+                ui.label(RichText::new(&problem.sentence).color(colours.error));
+                if ui.button(problem.way_out.label()).clicked() {
+                    actions.push(Action::WayOut(problem.way_out));
+                }
+            });
+        });
+}

@@ -1,0 +1,145 @@
+//! The keyboard: one table, which the help window shows and the app obeys.
+
+use eframe::egui::{Key, KeyboardShortcut, Modifiers, Ui};
+
+use super::action::{Action, Step, Window};
+use crate::views;
+
+/// A shortcut, what it does in words, and what it does.
+pub struct Shortcut {
+    /// The keys.
+    pub keys: KeyboardShortcut,
+    /// In words.
+    pub words: String,
+    /// The action.
+    pub action: Action,
+}
+
+const COMMAND: Modifiers = Modifiers::COMMAND;
+const ALT: Modifiers = Modifiers::ALT;
+
+/// All of them but Enter and Shift+Enter, which are the text field's own, and Escape, which stops an answer.
+#[must_use]
+pub fn shortcuts() -> Vec<Shortcut> {
+    let of = |modifiers: Modifiers, key: Key, words: &str, action: Action| Shortcut {
+        keys: KeyboardShortcut::new(modifiers, key),
+        words: words.to_owned(),
+        action,
+    };
+    let mut all = vec![
+        of(COMMAND, Key::N, "New chat", Action::NewChat),
+        of(COMMAND, Key::J, "Next chat", Action::NextChat),
+        of(
+            COMMAND,
+            Key::R,
+            "Answer the last question again",
+            Action::Regenerate,
+        ),
+        of(
+            COMMAND,
+            Key::E,
+            "Edit the last question",
+            Action::Edit(usize::MAX),
+        ),
+        of(
+            COMMAND,
+            Key::S,
+            "Save or open a chat",
+            Action::Toggle(Window::Files),
+        ),
+        of(
+            COMMAND,
+            Key::M,
+            "Model and device",
+            Action::Toggle(Window::Model),
+        ),
+        of(
+            COMMAND,
+            Key::G,
+            "Sampling and system prompt",
+            Action::Toggle(Window::Sampling),
+        ),
+        of(
+            COMMAND,
+            Key::B,
+            "Show or hide the list of chats",
+            Action::Sidebar,
+        ),
+        of(COMMAND, Key::L, "Show or hide the log", Action::Log),
+        of(COMMAND, Key::D, "Dark or light", Action::Theme),
+        of(
+            COMMAND,
+            Key::T,
+            "Trace this chat's last tokens again",
+            Action::Trace,
+        ),
+        of(
+            Modifiers::NONE,
+            Key::F1,
+            "This help",
+            Action::Toggle(Window::Help),
+        ),
+        of(
+            ALT,
+            Key::ArrowLeft,
+            "Token before",
+            Action::Token(Step::Back),
+        ),
+        of(ALT, Key::ArrowRight, "Token after", Action::Token(Step::On)),
+        of(ALT, Key::Home, "First token", Action::Token(Step::First)),
+        of(
+            ALT,
+            Key::End,
+            "Follow the newest token",
+            Action::Token(Step::Last),
+        ),
+        of(
+            ALT,
+            Key::ArrowUp,
+            "KDA layer before",
+            Action::Layer(Step::Back),
+        ),
+        of(
+            ALT,
+            Key::ArrowDown,
+            "KDA layer after",
+            Action::Layer(Step::On),
+        ),
+        of(ALT, Key::PageUp, "Head before", Action::Head(Step::Back)),
+        of(ALT, Key::PageDown, "Head after", Action::Head(Step::On)),
+        of(COMMAND, Key::Num0, "Panels as at first", Action::Arrange),
+    ];
+    let digits = [
+        Key::Num1,
+        Key::Num2,
+        Key::Num3,
+        Key::Num4,
+        Key::Num5,
+        Key::Num6,
+        Key::Num7,
+    ];
+    for (key, view) in digits.into_iter().zip(views::all()) {
+        let name = view.name();
+        all.push(of(
+            COMMAND,
+            key,
+            &format!("View: {name}"),
+            Action::View(name.to_owned()),
+        ));
+    }
+    all
+}
+
+/// The actions of the keys that were pressed.
+pub fn pressed(ui: &Ui, table: &[Shortcut], busy: bool, actions: &mut Vec<Action>) {
+    ui.input_mut(|input| {
+        for shortcut in table {
+            if input.consume_shortcut(&shortcut.keys) {
+                actions.push(shortcut.action.clone());
+            }
+        }
+        if busy && input.consume_key(Modifiers::NONE, Key::Escape) {
+            actions.push(Action::Stop);
+        }
+    });
+}

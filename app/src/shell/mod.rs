@@ -1,0 +1,490 @@
+//! The app: what it holds, and one frame of it.
+//!
+//! Panels draw and push actions; `act` does them; `hear` takes what the session told. Nothing here waits.
+
+mod act;
+pub mod action;
+pub mod arrange;
+mod bars;
+mod chat_panel;
+mod hear;
+pub mod keys;
+mod play;
+mod windows;
+
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use eframe::egui::{self, Ui};
+use egui_commonmark::CommonMarkCache;
+use egui_tiles::Tree;
+
+use self::action::{Action, Pick, Window};
+use self::arrange::Pane;
+use self::chat_panel::ChatPanel;
+use self::keys::Shortcut;
+use self::windows::Inspected;
+use crate::chat::Chat;
+use crate::facts::ModelFacts;
+use crate::log::Log;
+use crate::problem::Problem;
+use crate::script::Player;
+use crate::selection::Selection;
+use crate::session::{ChatId, Session};
+use crate::settings::Settings;
+use crate::theme::{self, Colours};
+use crate::views::{self, View, ViewContext};
+use kimi_linear::model::TraceChoice;
+
+/// How long a notice stays.
+const NOTICE: Duration = Duration::from_secs(6);
+
+/// What the app begins with.
+pub struct Start {
+    /// What answers.
+    pub session: Session,
+    /// What was kept from the last run, or given on the command line.
+    pub settings: Settings,
+    /// How the panels lay.
+    pub arrangement: Option<Tree<Pane>>,
+    /// The log.
+    pub log: Log,
+    /// Where chats are saved unless told otherwise.
+    pub folder: Option<PathBuf>,
+    /// A script to play.
+    pub script: Option<Player>,
+    /// Whether anything is kept of this run.
+    pub kept: bool,
+}
+
+/// What is known of what answers.
+enum Running {
+    /// Nothing yet.
+    Nothing,
+    /// Weights are on their way.
+    Loading { name: String, done: u64, total: u64 },
+    /// A model in this process.
+    Model(Box<ModelFacts>),
+    /// A server's.
+    Server {
+        model: String,
+        context: Option<usize>,
+    },
+}
+
+/// The app.
+pub struct App {
+    session: Session,
+    /// What is kept.
+    settings: Settings,
+    running: Running,
+    /// The folder of the model that runs or loads, and of the one whose tokens the chats have.
+    folders: (Option<PathBuf>, Option<PathBuf>),
+    /// Whether it is the demo model that runs, or loads.
+    demo: bool,
+    chats: Vec<Chat>,
+    current: ChatId,
+    next: u64,
+    tried: Vec<(ChatId, usize)>,
+    selection: Selection,
+    /// The heads that the frames of the current chat show.
+    traced: Option<(ChatId, TraceChoice)>,
+    /// The heads that are selected, as they were seen last.
+    wanted: Option<(ChatId, TraceChoice)>,
+    /// Whether tokens run again for them.
+    retracing: bool,
+    seed: u64,
+    /// When the selected heads changed last: a key held down should not have every head traced on the way.
+    changed: Option<Instant>,
+    problem: Option<Problem>,
+    notice: Option<(String, Instant)>,
+    tree: Tree<Pane>,
+    views: Vec<Box<dyn View>>,
+    windows: Vec<Window>,
+    inspected: Inspected,
+    folder: String,
+    file: String,
+    saved: Vec<PathBuf>,
+    chats_folder: Option<PathBuf>,
+    markdown: CommonMarkCache,
+    log: Log,
+    keys: Vec<Shortcut>,
+    picks: (Sender<(Pick, PathBuf)>, Receiver<(Pick, PathBuf)>),
+    focus: bool,
+    script: Option<Player>,
+    kept: bool,
+    styled: bool,
+}
+
+impl App {
+    /// An app that has begun to load the model of its settings.
+    #[must_use]
+    pub fn new(start: Start) -> Self {
+        let first = Chat::new(ChatId(1), &start.settings.system);
+        let remote = start.session.remote();
+        let folder = start.settings.model.folder.as_ref();
+        let mut app = Self {
+            current: first.id,
+            chats: vec![first],
+            next: 2,
+            tried: Vec::new(),
+            running: Running::Nothing,
+            folders: (None, None),
+            demo: false,
+            selection: Selection::default(),
+            traced: None,
+            wanted: None,
+            retracing: false,
+            seed: std::process::id().into(),
+            changed: None,
+            problem: None,
+            notice: None,
+            tree: arrange::restore(start.arrangement, remote),
+            views: views::all(),
+            windows: Vec::new(),
+            inspected: Inspected::default(),
+            folder: folder
+                .map(|folder| folder.display().to_string())
+                .unwrap_or_default(),
+            file: String::new(),
+            saved: Vec::new(),
+            chats_folder: start.folder,
+            markdown: CommonMarkCache::default(),
+            log: start.log,
+            keys: keys::shortcuts(),
+            picks: mpsc::channel(),
+            focus: true,
+            script: start.script,
+            kept: start.kept,
+            styled: false,
+            session: start.session,
+            settings: start.settings,
+        };
+        if !remote {
+            app.load();
+        }
+        app
+    }
+
+    /// The current chat.
+    #[must_use]
+    pub fn chat(&self) -> &Chat {
+        let at = self.place(self.current).unwrap_or_default();
+        &self.chats[at]
+    }
+
+    fn chat_mut(&mut self) -> &mut Chat {
+        let at = self.place(self.current).unwrap_or_default();
+        &mut self.chats[at]
+    }
+
+    fn place(&self, id: ChatId) -> Option<usize> {
+        self.chats.iter().position(|chat| chat.id == id)
+    }
+
+    /// The model that runs in this process.
+    #[must_use]
+    pub fn model(&self) -> Option<&ModelFacts> {
+        match &self.running {
+            Running::Model(facts) => Some(facts),
+            _ => None,
+        }
+    }
+
+    /// Whether a question can be answered; else why not.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn ready(&self) -> Result<(), &'static str> {
+        match self.running {
+            Running::Model(_) | Running::Server { .. } => Ok(()),
+            Running::Loading { .. } => Err("The model is loading; you can type already"),
+            Running::Nothing if self.session.remote() => Err("No server is connected yet"),
+            Running::Nothing => Err("No model is loaded: choose one with \"Model\" above"),
+        }
+    }
+
+    /// What is selected.
+    #[must_use]
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// Selects something, as a click in a view would.
+    pub fn select(&mut self, selection: Selection) {
+        self.selection = selection;
+    }
+
+    /// Whether the frames of the current chat are those of the selected heads.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        let choice = self.selection.choice();
+        let traced = self
+            .traced
+            .is_none_or(|traced| traced == (self.current, choice));
+        traced && self.changed.is_none() && !self.retracing
+    }
+
+    /// What went wrong last, apart from answers.
+    #[must_use]
+    pub fn problem(&self) -> Option<&Problem> {
+        self.problem.as_ref()
+    }
+
+    /// One frame, without a window around it.
+    pub fn frame(&mut self, ui: &mut Ui) {
+        if !std::mem::replace(&mut self.styled, true) {
+            theme::apply(ui.ctx());
+        }
+        self.hear(ui.ctx());
+        if let Some(dark) = self.settings.dark {
+            let theme = if dark {
+                egui::Theme::Dark
+            } else {
+                egui::Theme::Light
+            };
+            ui.ctx().set_theme(theme);
+        }
+        let mut actions = Vec::new();
+        keys::pressed(ui, &self.keys, self.chat().busy(), &mut actions);
+        // A window that has been drawn together to nothing has nothing to show.
+        if ui.available_width() >= 40.0 && ui.available_height() >= 40.0 {
+            self.draw(ui, &mut actions);
+        }
+        for action in actions {
+            self.act(ui.ctx(), action);
+        }
+        self.follow(ui.ctx());
+        self.play(ui.ctx());
+    }
+
+    fn draw(&mut self, ui: &mut Ui, actions: &mut Vec<Action>) {
+        let colours = Colours::new(ui.visuals().dark_mode);
+        let remote = self.session.remote();
+        egui::Panel::top("tools").show(ui, |ui| {
+            bars::top(ui, &colours, &self.name(), remote, actions)
+        });
+        egui::Panel::bottom("status").show(ui, |ui| {
+            let context = match &self.running {
+                Running::Model(facts) => Some(facts.context),
+                Running::Server { context, .. } => *context,
+                _ => None,
+            };
+            let notice = self.notice.as_ref().map(|notice| notice.0.as_str());
+            bars::status(ui, &colours, self.chat(), context, &self.selection, notice);
+        });
+        if self.settings.log {
+            egui::Panel::bottom("log")
+                .resizable(true)
+                .default_size(150.0)
+                .show(ui, |ui| bars::log(ui, &colours, &self.log, actions));
+        }
+        if let Running::Loading { name, done, total } = &self.running {
+            egui::Panel::top("loading").show(ui, |ui| {
+                let part = *done as f32 / (*total).max(1) as f32;
+                let words = if *total == 0 {
+                    format!("Opening {name}")
+                } else {
+                    let (done, total) = (crate::facts::bytes(*done), crate::facts::bytes(*total));
+                    format!("Loading {name}: {done} of {total}")
+                };
+                ui.add(egui::ProgressBar::new(part).text(words));
+            });
+        }
+        if let Some(problem) = &self.problem {
+            egui::Panel::top("problem").show(ui, |ui| {
+                chat_panel::problem_ui(ui, &colours, problem, actions)
+            });
+        }
+        if self.settings.sidebar && ui.available_width() > 500.0 {
+            egui::Panel::left("chats")
+                .resizable(true)
+                .default_size(168.0)
+                .size_range(100.0..=320.0)
+                .show(ui, |ui| bars::chats(ui, &self.chats, self.current, actions));
+        }
+        egui::CentralPanel::no_frame().show(ui, |ui| self.panels(ui, &colours, actions));
+        self.windows(ui, &colours, actions);
+    }
+
+    fn panels(&mut self, ui: &mut Ui, colours: &Colours, actions: &mut Vec<Action>) {
+        let ready = self.ready();
+        let at = self.place(self.current).unwrap_or_default();
+        let id = self.current;
+        let tried = self
+            .tried
+            .iter()
+            .find(|tried| tried.0 == id)
+            .map(|tried| tried.1);
+        let mut panels = Panels {
+            chat: &mut self.chats[at],
+            markdown: &mut self.markdown,
+            colours,
+            ready,
+            examples: self.demo,
+            tried,
+            focus: &mut self.focus,
+            model: match &self.running {
+                Running::Model(facts) => Some(facts),
+                _ => None,
+            },
+            selection: &mut self.selection,
+            views: &mut self.views,
+            actions,
+        };
+        self.tree.ui(&mut arrange::Behavior(&mut panels), ui);
+    }
+
+    fn windows(&mut self, ui: &mut Ui, colours: &Colours, actions: &mut Vec<Action>) {
+        let mut open = std::mem::take(&mut self.windows);
+        let busy = matches!(self.running, Running::Loading { .. });
+        let facts = match &self.running {
+            Running::Model(facts) => Some(&**facts),
+            _ => None,
+        };
+        let (settings, folder, inspected) = (&mut self.settings, &mut self.folder, &self.inspected);
+        windows::window(ui, Window::Model, "Model and device", &mut open, |ui| {
+            windows::model(
+                ui,
+                colours,
+                &mut settings.model,
+                folder,
+                facts,
+                inspected,
+                busy,
+                actions,
+            );
+        });
+        let remote = self.session.remote();
+        let at = self
+            .chats
+            .iter()
+            .position(|chat| chat.id == self.current)
+            .unwrap_or_default();
+        let chat = &mut self.chats[at];
+        let system = chat.is_empty().then_some(&mut chat.system);
+        let settings = &mut self.settings;
+        windows::window(ui, Window::Sampling, "Sampling", &mut open, |ui| {
+            windows::sampling(ui, settings, system, remote);
+        });
+        let can_save = !chat.busy() && chat.conversation.turns() > 0;
+        let (file, saved) = (&mut self.file, &self.saved);
+        windows::window(ui, Window::Files, "Save and open", &mut open, |ui| {
+            windows::files(ui, file, saved, can_save, actions);
+        });
+        let keys = &self.keys;
+        windows::window(ui, Window::Help, "Help", &mut open, |ui| {
+            windows::help(ui, keys, remote)
+        });
+        self.windows = open;
+        if self.windows.contains(&Window::Model) {
+            self.inspect();
+        }
+    }
+
+    /// What runs, in a few words.
+    fn name(&self) -> String {
+        match &self.running {
+            Running::Nothing => "none".to_owned(),
+            Running::Loading { name, .. } => format!("{name}, loading"),
+            Running::Model(facts) => format!("{} on {}", facts.name, facts.device.backend),
+            Running::Server { model, .. } => format!("{model} on a server"),
+        }
+    }
+
+    /// Keeps what is kept between runs.
+    pub fn keep(&self, storage: &mut dyn eframe::Storage) {
+        if !self.kept {
+            return;
+        }
+        eframe::set_value(storage, SETTINGS, &self.settings);
+        if !self.session.remote() {
+            eframe::set_value(storage, ARRANGEMENT, &self.tree);
+        }
+    }
+}
+
+/// Where the settings are kept.
+pub const SETTINGS: &str = "settings";
+/// Where the arrangement is kept.
+pub const ARRANGEMENT: &str = "arrangement";
+
+impl eframe::App for App {
+    fn ui(&mut self, ui: &mut Ui, _: &mut eframe::Frame) {
+        self.frame(ui);
+    }
+
+    fn save(&mut self, storage: &mut dyn eframe::Storage) {
+        self.keep(storage);
+    }
+}
+
+/// What the panels are drawn from.
+struct Panels<'a> {
+    chat: &'a mut Chat,
+    markdown: &'a mut CommonMarkCache,
+    colours: &'a Colours,
+    ready: Result<(), &'a str>,
+    examples: bool,
+    tried: Option<usize>,
+    focus: &'a mut bool,
+    model: Option<&'a ModelFacts>,
+    selection: &'a mut Selection,
+    views: &'a mut [Box<dyn View>],
+    actions: &'a mut Vec<Action>,
+}
+
+impl arrange::Draw for Panels<'_> {
+    fn pane(&mut self, ui: &mut Ui, pane: &Pane) {
+        // Neither text nor plots can be laid out in less.
+        if ui.available_width() < 24.0 || ui.available_height() < 24.0 {
+            return;
+        }
+        match pane {
+            Pane::Chat => {
+                let panel = ChatPanel {
+                    chat: self.chat,
+                    markdown: self.markdown,
+                    colours: self.colours,
+                    ready: self.ready,
+                    examples: self.examples,
+                    tried: self.tried,
+                    focus: self.focus,
+                };
+                panel.ui(ui, self.actions);
+            }
+            Pane::View(name) => {
+                let Some(view) = self.views.iter_mut().find(|view| view.name() == name) else {
+                    return;
+                };
+                let mut context = ViewContext {
+                    model: self.model,
+                    history: &self.chat.history,
+                    measures: &self.chat.measures,
+                    selection: self.selection,
+                    colours: self.colours,
+                };
+                ui.push_id(name, |ui| {
+                    egui::Frame::new()
+                        .inner_margin(egui::Margin::symmetric(6, 4))
+                        .show(ui, |ui| view.ui(ui, &mut context));
+                });
+            }
+        }
+    }
+
+    fn beside(&mut self, ui: &mut Ui, active: &Pane) {
+        let Pane::View(name) = active else { return };
+        let Some(view) = self.views.iter().find(|view| view.name() == name) else {
+            return;
+        };
+        let help = view.help();
+        ui.menu_button("?", |ui| {
+            ui.set_max_width(420.0);
+            windows::help_ui(ui, &help);
+        })
+        .response
+        .on_hover_text(format!("What {name} shows"));
+    }
+}

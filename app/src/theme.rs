@@ -1,0 +1,73 @@
+//! Colours that mean something, for light and dark; the widgets' own colours are egui's.
+
+use eframe::egui::{self, Color32};
+
+/// The colours of one appearance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Colours {
+    /// Whether the background is dark.
+    pub dark: bool,
+    /// What is new, chosen, or under the cursor.
+    pub accent: Color32,
+    /// KDA, wherever the two kinds of layers stand side by side.
+    pub kda: Color32,
+    /// MLA.
+    pub mla: Color32,
+    /// What full attention would need.
+    pub full: Color32,
+    /// Text of second rank.
+    pub faint: Color32,
+    /// What went wrong.
+    pub error: Color32,
+}
+
+impl Colours {
+    /// The colours for a dark or a light background: blue, orange, green and vermilion of Okabe and Ito, which people
+    /// with any kind of colour blindness tell apart.
+    #[must_use]
+    pub fn new(dark: bool) -> Self {
+        let pick = |on_dark: (u8, u8, u8), on_light: (u8, u8, u8)| {
+            let (r, g, b) = if dark { on_dark } else { on_light };
+            Color32::from_rgb(r, g, b)
+        };
+        Self {
+            dark,
+            accent: pick((230, 159, 0), (176, 112, 0)),
+            kda: pick((86, 180, 233), (0, 114, 178)),
+            mla: pick((230, 159, 0), (176, 112, 0)),
+            full: pick((204, 121, 167), (160, 70, 120)),
+            faint: pick((150, 150, 155), (105, 105, 110)),
+            error: pick((240, 110, 70), (190, 60, 0)),
+        }
+    }
+}
+
+/// The widgets' own look: text that can be read in a bright room, fields with an edge, panels that differ from what lies
+/// between them.
+pub fn apply(ctx: &egui::Context) {
+    // Ubuntu has neither arrows nor the signs of steps; Hack, which is there for code, has.
+    let mut fonts = egui::FontDefinitions::default();
+    if let Some(family) = fonts.families.get_mut(&egui::FontFamily::Proportional) {
+        family.push("Hack".to_owned());
+    }
+    ctx.set_fonts(fonts);
+    ctx.style_mut_of(egui::Theme::Dark, |style| {
+        let visuals = &mut style.visuals;
+        visuals.panel_fill = Color32::from_gray(24);
+        visuals.window_fill = Color32::from_gray(30);
+        visuals.extreme_bg_color = Color32::from_gray(12);
+        visuals.faint_bg_color = Color32::from_gray(36);
+        visuals.widgets.noninteractive.fg_stroke.color = Color32::from_gray(212);
+        visuals.widgets.inactive.fg_stroke.color = Color32::from_gray(225);
+        visuals.widgets.noninteractive.bg_stroke.color = Color32::from_gray(62);
+        visuals.widgets.inactive.bg_stroke = egui::Stroke::new(1.0, Color32::from_gray(72));
+        visuals.weak_text_color = Some(Color32::from_gray(160));
+    });
+    ctx.style_mut_of(egui::Theme::Light, |style| {
+        let visuals = &mut style.visuals;
+        visuals.widgets.noninteractive.fg_stroke.color = Color32::from_gray(40);
+        visuals.widgets.inactive.fg_stroke.color = Color32::from_gray(30);
+        visuals.widgets.inactive.bg_stroke = egui::Stroke::new(1.0, Color32::from_gray(190));
+        visuals.weak_text_color = Some(Color32::from_gray(100));
+    });
+}

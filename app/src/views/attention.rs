@@ -1,0 +1,263 @@
+//! What a token's output is made of: the implicit attention of a KDA head beside the true attention row of an MLA head.
+
+use eframe::egui::{Rect, ScrollArea, Sense, Ui, Vec2};
+use kimi_linear::model::TraceHead;
+
+use super::bars::Bars;
+use super::colour_map::Map;
+use super::format::{short, token, visible};
+use super::half_lives::capital;
+use super::{Help, View, ViewContext, no_room, placeholder};
+use crate::formulas::implicit::{Write, implicit_attention};
+use crate::formulas::recurrence::norm;
+use crate::history::{History, TokenText};
+
+/// Tokens that are followed back: what was written before them is shown as one number.
+const MOST: usize = 32_768;
+
+/// The implicit attention of one token.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Implicit {
+    /// The position of the first weight.
+    pub(super) first: usize,
+    /// How much each token's value counts, from `first` to the token's own.
+    pub(super) weights: Vec<f32>,
+    /// The length of what comes from before `first`, where the state there is known.
+    pub(super) earlier: Option<f64>,
+}
+
+/// The implicit attention of the token at a position, over all tokens before it that were traced with this head.
+#[must_use]
+pub(super) fn implicit(history: &History, position: usize, head: TraceHead) -> Option<Implicit> {
+    let query = &history.head(position, head)?.query;
+    let tokens = (0..=position).rev().take(MOST);
+    let traced = tokens.map_while(|at| history.head(at, head));
+    let (weights, rest) = implicit_attention(
+        query,
+        traced.map(|token| Write {
+            decay: &token.decay,
+            key: &token.key,
+            beta: token.beta,
+        }),
+    );
+    let first = position + 1 - weights.len();
+    let width = history.head(first, head)?.width;
+    let earlier = history.before(first, head).map(|state| {
+        let mut sum = vec![0.0; width];
+        for (row, r) in state.chunks_exact(width.max(1)).zip(&rest) {
+            sum.iter_mut()
+                .zip(row)
+                .for_each(|(sum, s)| *sum += r * f64::from(*s));
+        }
+        norm(&sum)
+    });
+    Some(Implicit {
+        first,
+        weights: weights.iter().rev().map(|weight| *weight as f32).collect(),
+        earlier,
+    })
+}
+
+/// The view.
+#[derive(Default)]
+pub(super) struct Attends {
+    key: Option<(u64, usize, Option<TraceHead>)>,
+    implicit: Option<Implicit>,
+}
+
+impl View for Attends {
+    fn name(&self) -> &'static str {
+        "What it attends to"
+    }
+
+    fn help(&self) -> Help {
+        Help {
+            shows: "Which earlier tokens make up this token's output. Above, the selected KDA head: it keeps no tokens, but its \
+                    recurrence amounts to a weight for each of them, what is left of that token's value for this query after all \
+                    that was forgotten and overwritten since. It may be negative. Below, the selected MLA head, which keeps every \
+                    token and attends by a softmax. Click a bar or a token to go there.",
+            formula: "KDA   o = sum w v over earlier tokens, where going back from r = q\n\
+                      \u{2003}\u{2003}w = b (k . r),   r ← a (r - w k)\n\
+                      MLA   softmax of q . k over all earlier tokens",
+            look_for: "Ask for something that was said twice. The KDA head's weight of the old value is near zero, since the new one \
+                       was written over it under the same key. The MLA head still sees both, and has to choose.",
+        }
+    }
+
+    fn ui(&mut self, ui: &mut Ui, context: &mut ViewContext<'_>) {
+        if no_room(ui) {
+            return;
+        }
+        let history = context.history;
+        let Some(position) = history.shown(context.selection.token) else {
+            placeholder(
+                ui,
+                "No tokens yet. Attention appears with the first token that runs.",
+            );
+            return;
+        };
+        let name = token(history.tokens(), position);
+        let Some(frame) = history.frame(position) else {
+            placeholder(ui, &format!("{} was not traced.", capital(&name)));
+            return;
+        };
+        let key = (history.revision(), position, context.selection.kda);
+        if self.key != Some(key) {
+            self.key = Some(key);
+            self.implicit = context
+                .selection
+                .kda
+                .and_then(|head| implicit(history, position, head));
+        }
+        let tokens = position + 1;
+        let mut clicked = None;
+        ScrollArea::vertical()
+            .id_salt("attends")
+            .auto_shrink(false)
+            .show(ui, |ui| {
+                let bar = ((ui.available_height() - 200.0) / 2.0).clamp(36.0, 160.0);
+                if let Some(TraceHead { layer, head }) = context.selection.kda {
+                    ui.label(format!(
+                        "KDA layer {layer}, head {head}, implicit attention of {name}"
+                    ));
+                }
+                match &self.implicit {
+                    Some(implicit) => {
+                        let most = implicit
+                            .weights
+                            .iter()
+                            .fold(0.0_f32, |most, x| most.max(x.abs()));
+                        let map = Map::Signed {
+                            dark: context.colours.dark,
+                        };
+                        let bars = Bars {
+                            label: "implicit attention",
+                            first: implicit.first,
+                            values: &implicit.weights,
+                            tokens,
+                            scale: most,
+                            signed: true,
+                            colours: [map.colour(0.85), map.colour(-0.85)],
+                            marked: Some(position),
+                            mark: context.colours.accent,
+                        };
+                        show(ui, &bars, bar, history.tokens(), &mut clicked);
+                        chips(
+                            ui,
+                            implicit.first,
+                            &implicit.weights,
+                            history.tokens(),
+                            &mut clicked,
+                        );
+                        if let Some(earlier) = implicit.earlier.filter(|_| implicit.first > 0) {
+                            ui.weak(format!(
+                                "what was written before token {} adds a part of length {}",
+                                implicit.first,
+                                short(earlier)
+                            ));
+                        }
+                    }
+                    None => {
+                        ui.weak(format!("{} was not traced with this head.", capital(&name)));
+                    }
+                }
+                ui.add_space(6.0);
+                if let Some(TraceHead { layer, head }) = context.selection.mla {
+                    ui.label(format!(
+                        "MLA layer {layer}, head {head}, attention of {name}"
+                    ));
+                }
+                let row = frame.attention.as_ref().filter(|row| {
+                    context
+                        .selection
+                        .mla
+                        .is_some_and(|mla| (mla.layer, mla.head) == (row.layer, row.head))
+                });
+                match row {
+                    Some(row) => {
+                        let most = row.weights.iter().fold(0.0_f32, |most, x| most.max(*x));
+                        let bars = Bars {
+                            label: "attention",
+                            first: 0,
+                            values: &row.weights,
+                            tokens,
+                            scale: most,
+                            signed: false,
+                            colours: [context.colours.mla; 2],
+                            marked: None,
+                            mark: context.colours.accent,
+                        };
+                        show(ui, &bars, bar, history.tokens(), &mut clicked);
+                        chips(ui, 0, &row.weights, history.tokens(), &mut clicked);
+                    }
+                    None => {
+                        ui.weak("This token's attention row is not held for this head.");
+                    }
+                }
+            });
+        if clicked.is_some() {
+            context.selection.token = clicked;
+        }
+    }
+}
+
+fn show(
+    ui: &mut Ui,
+    bars: &Bars<'_>,
+    height: f32,
+    tokens: &[TokenText],
+    clicked: &mut Option<usize>,
+) {
+    ui.horizontal(|ui| {
+        ui.spacing_mut().item_spacing.x = 6.0;
+        let full = short(f64::from(bars.scale));
+        ui.weak(format!("a full bar is {full}"));
+        ui.weak(format!("tokens 0 to {}", bars.tokens - 1));
+    });
+    let size = Vec2::new(ui.available_width(), height);
+    let (rect, _): (Rect, _) = ui.allocate_exact_size(size, Sense::hover());
+    let (response, at) = bars.show(ui, rect, ui.scope_id().with(bars.label));
+    let Some(at) = at else {
+        return;
+    };
+    if response.clicked() || response.dragged() {
+        *clicked = Some(at);
+    }
+    let value = at
+        .checked_sub(bars.first)
+        .and_then(|at| bars.values.get(at));
+    let value = value.map_or("not traced".to_owned(), |value| short(f64::from(*value)));
+    response.on_hover_text_at_pointer(format!("{} {value}", token(tokens, at)));
+}
+
+/// The tokens that count most.
+fn chips(
+    ui: &mut Ui,
+    first: usize,
+    weights: &[f32],
+    tokens: &[TokenText],
+    clicked: &mut Option<usize>,
+) {
+    let mut best: Vec<(usize, f32)> = Vec::with_capacity(7);
+    for (at, weight) in weights.iter().enumerate() {
+        let size = weight.abs();
+        if size > 1e-4 && (best.len() < 6 || size > best[best.len() - 1].1.abs()) {
+            let place = best.partition_point(|(_, other)| other.abs() >= size);
+            best.insert(place, (first + at, *weight));
+            best.truncate(6);
+        }
+    }
+    ui.horizontal_wrapped(|ui| {
+        ui.weak("largest");
+        for (at, weight) in best {
+            let text = tokens
+                .get(at)
+                .map(|token| visible(&token.text))
+                .unwrap_or_default();
+            let text = format!("{at} “{text}” {}", short(f64::from(weight)));
+            if ui.small_button(text).clicked() {
+                *clicked = Some(at);
+            }
+        }
+    });
+}

@@ -1,0 +1,215 @@
+//! How long the channels of the memory hold what is in them: a histogram of half-lives at one token.
+
+use eframe::egui::{Color32, Rangef, Ui};
+use egui_plot::{AxisHints, Bar, BarChart, Corner, GridInput, GridMark, Legend, Plot};
+use kimi_linear::model::{TraceFrame, TraceHead};
+
+use super::format::{short, token};
+use super::{Help, View, ViewContext, no_room, placeholder};
+use crate::formulas::spread::{BINS, DECADES, PER_DECADE, half_life, histogram, median_half_life};
+
+/// What the selected head is shown against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Against {
+    #[default]
+    Layer,
+    All,
+}
+
+/// One group of channels.
+#[derive(Clone, Debug, PartialEq)]
+struct Group {
+    shares: [f64; BINS],
+    median: f64,
+    /// Shares of channels with a half-life below one token, and above a thousand.
+    ends: (f64, f64),
+}
+
+impl Group {
+    fn of(gates: &[f32]) -> Option<Self> {
+        let median = median_half_life(gates)?;
+        let count = gates.len() as f64;
+        let share = |wanted: &dyn Fn(f64) -> bool| {
+            gates
+                .iter()
+                .filter(|gate| wanted(half_life(**gate)))
+                .count() as f64
+                / count
+        };
+        Some(Self {
+            shares: histogram(gates).map(|number| f64::from(number) / count),
+            median,
+            ends: (share(&|life| life < 1.0), share(&|life| life > 1000.0)),
+        })
+    }
+
+    fn sentence(&self) -> String {
+        format!(
+            "median {} tokens, {:.0} % below one token, {:.0} % above a thousand",
+            short(self.median),
+            100.0 * self.ends.0,
+            100.0 * self.ends.1
+        )
+    }
+}
+
+/// The log decay of one head's channels in a frame.
+fn head_gates(frame: &TraceFrame, head: TraceHead) -> &[f32] {
+    let Some(layer) = frame.kda.iter().find(|layer| layer.layer == head.layer) else {
+        return &[];
+    };
+    let width = layer.gates.len() / layer.heads.len().max(1);
+    layer
+        .gates
+        .get(head.head * width..(head.head + 1) * width)
+        .unwrap_or_default()
+}
+
+/// The view.
+#[derive(Default)]
+pub(super) struct HalfLives {
+    against: Against,
+    key: Option<(u64, usize, TraceHead, Against)>,
+    head: Option<Group>,
+    others: Option<Group>,
+}
+
+impl View for HalfLives {
+    fn name(&self) -> &'static str {
+        "Half-lives"
+    }
+
+    fn help(&self) -> Help {
+        Help {
+            shows: "Every key channel of a KDA head forgets at its own rate, and the rate depends on the token. This is how many \
+                    channels would take how many tokens to lose half of what they hold, if every token were like this one.",
+            formula: "half-life = ln 2 / -g\nwith g the channel's log decay at this token, in tokens, on a logarithmic scale",
+            look_for: "A head with long half-lives keeps facts; one with short ones follows the last few words. Step through the \
+                       text: at a separator or a new topic some channels jump to the left, and what they held is gone.",
+        }
+    }
+
+    fn ui(&mut self, ui: &mut Ui, context: &mut ViewContext<'_>) {
+        if no_room(ui) {
+            return;
+        }
+        let history = context.history;
+        let shown = history.shown(context.selection.token);
+        let (Some(position), Some(head)) = (shown, context.selection.kda) else {
+            placeholder(
+                ui,
+                "No tokens yet. Half-lives appear with the first token that runs.",
+            );
+            return;
+        };
+        let Some(frame) = history.frame(position) else {
+            placeholder(
+                ui,
+                &format!(
+                    "{} was not traced.",
+                    capital(&token(history.tokens(), position))
+                ),
+            );
+            return;
+        };
+        let key = (history.revision(), position, head, self.against);
+        if self.key != Some(key) {
+            self.key = Some(key);
+            self.head = Group::of(head_gates(frame, head));
+            let layers = frame.kda.iter();
+            let layers =
+                layers.filter(|kda| self.against == Against::All || kda.layer == head.layer);
+            let gates: Vec<f32> = layers.flat_map(|kda| kda.gates.iter().copied()).collect();
+            self.others = Group::of(&gates);
+        }
+        ui.horizontal_wrapped(|ui| {
+            ui.label(format!(
+                "layer {}, head {}, at {}",
+                head.layer,
+                head.head,
+                token(history.tokens(), position)
+            ));
+            ui.weak("against");
+            ui.selectable_value(&mut self.against, Against::Layer, "its layer");
+            ui.selectable_value(&mut self.against, Against::All, "all KDA layers");
+        });
+        let (Some(mine), Some(others)) = (&self.head, &self.others) else {
+            placeholder(
+                ui,
+                "This token's decay is no longer held: newer tokens took its place.",
+            );
+            return;
+        };
+        let against = match self.against {
+            Against::Layer => "all heads of the layer",
+            Against::All => "all KDA layers",
+        };
+        ui.label(format!("this head, {}", mine.sentence()));
+        ui.weak(format!("{against}, {}", others.sentence()));
+        let bars = |group: &Group, width: f64, colour: Color32| -> Vec<Bar> {
+            let first = f64::from(DECADES.0);
+            let middle = |bin: usize| first + (bin as f64 + 0.5) / PER_DECADE as f64;
+            let bar = |(bin, share): (usize, &f64)| {
+                Bar::new(middle(bin), 100.0 * share)
+                    .width(width / PER_DECADE as f64)
+                    .fill(colour)
+            };
+            group.shares.iter().enumerate().map(bar).collect()
+        };
+        let colours = context.colours;
+        let grey = colours.faint.gamma_multiply(0.45);
+        let back = BarChart::new(against, bars(others, 0.96, grey)).color(grey);
+        let front = BarChart::new("this head", bars(mine, 0.5, colours.kda)).color(colours.kda);
+        Plot::new("half-lives")
+            .allow_zoom(false)
+            .allow_drag(false)
+            .allow_scroll(false)
+            .allow_boxed_zoom(false)
+            .allow_double_click_reset(false)
+            .legend(Legend::default().position(Corner::LeftTop))
+            .default_x_bounds(f64::from(DECADES.0), f64::from(DECADES.1) + 0.2)
+            .include_y(0.0)
+            .custom_x_axes(vec![
+                AxisHints::new_x()
+                    .label("half-life in tokens")
+                    .label_spacing(Rangef::new(20.0, 34.0))
+                    .formatter(|mark, _| decade(mark.value)),
+            ])
+            .y_axis_label("% of channels")
+            .x_grid_spacer(decades)
+            .show_crosshair(false)
+            .show(ui, |plot| {
+                plot.bar_chart(back);
+                plot.bar_chart(front);
+            });
+    }
+}
+
+/// Grid lines at whole powers of ten within the bounds; the axis is logarithmic.
+pub(super) fn decades(input: GridInput) -> Vec<GridMark> {
+    let (low, high) = input.bounds;
+    let whole = low.ceil() as i32..=high.floor() as i32;
+    let mark = |decade: i32| GridMark {
+        value: f64::from(decade),
+        step_size: 1.0,
+    };
+    whole.map(mark).collect()
+}
+
+/// A power of ten of tokens.
+fn decade(exponent: f64) -> String {
+    match exponent.round() as i32 {
+        at @ ..0 => format!("{:.*}", at.unsigned_abs() as usize, 10.0_f64.powi(at)),
+        at @ 0..3 => format!("{}", 10_i64.pow(at as u32)),
+        at @ 3..6 => format!("{}k", 10_i64.pow(at as u32 - 3)),
+        _ => "1M".to_owned(),
+    }
+}
+
+/// With a capital first letter, to begin a sentence.
+pub(super) fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(letters).collect()
+    })
+}

@@ -1,0 +1,337 @@
+//! The map of all heads: KDA layers by one statistic of their states, MLA layers in their place.
+
+use eframe::egui::{
+    self, Align2, CornerRadius, FontId, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind, Ui,
+    Vec2, WidgetInfo,
+};
+use kimi_linear::config::Attention;
+use kimi_linear::model::{TraceFrame, TraceHead};
+
+use super::colour_map::Map;
+use super::format::{short, token};
+use super::half_lives::capital;
+use super::heat_map::legend;
+use super::{Help, View, ViewContext, no_room, placeholder};
+use crate::formulas::spread::median_half_life;
+use crate::history::HeadRanks;
+
+/// What a head's colour tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Statistic {
+    /// The Frobenius norm of the state.
+    Norm,
+    /// What is written against what is there.
+    Change,
+    /// The median half-life of its channels.
+    HalfLife,
+    /// The effective rank of the state.
+    Rank,
+}
+
+impl Statistic {
+    /// All of them, in the order of the menu.
+    pub(super) const ALL: [Self; 4] = [Self::Norm, Self::Change, Self::HalfLife, Self::Rank];
+
+    /// Its name.
+    #[must_use]
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Norm => "state norm",
+            Self::Change => "relative change",
+            Self::HalfLife => "half-life in tokens",
+            Self::Rank => "effective rank",
+        }
+    }
+
+    /// The numbers of a layer's heads. Norm, change and half-life are those of the frame's token; ranks were taken of the
+    /// whole states when an answer ended.
+    #[must_use]
+    pub(super) fn of(
+        self,
+        frame: &TraceFrame,
+        ranks: Option<&HeadRanks>,
+        layer: usize,
+    ) -> Vec<f32> {
+        if self == Self::Rank {
+            let found = ranks.and_then(|ranks| ranks.layers.iter().find(|(at, _)| *at == layer));
+            return found.map(|(_, ranks)| ranks.clone()).unwrap_or_default();
+        }
+        let Some(kda) = frame.kda.iter().find(|kda| kda.layer == layer) else {
+            return Vec::new();
+        };
+        let heads = kda.heads.iter();
+        match self {
+            Self::Norm | Self::Rank => heads.map(|head| head.state).collect(),
+            Self::Change => heads
+                .map(|head| {
+                    if head.state > 0.0 {
+                        head.write / head.state
+                    } else {
+                        0.0
+                    }
+                })
+                .collect(),
+            Self::HalfLife => {
+                let width = (kda.gates.len() / kda.heads.len().max(1)).max(1);
+                let medians = kda.gates.chunks_exact(width).filter_map(median_half_life);
+                medians.map(|median| median as f32).collect()
+            }
+        }
+    }
+
+    /// A number's place between the ends of the colours; half-lives are spread by their logarithm.
+    fn place(self, x: f32, (low, high): (f32, f32)) -> f32 {
+        let by = |x: f32| {
+            if self == Self::HalfLife {
+                x.max(1e-3).min(1e7).log10()
+            } else {
+                x
+            }
+        };
+        let range = by(high) - by(low);
+        if range > 0.0 {
+            (by(x) - by(low)) / range
+        } else {
+            0.5
+        }
+    }
+}
+
+/// The view.
+pub(super) struct Heads {
+    statistic: Statistic,
+    key: Option<(u64, usize, Statistic)>,
+    /// By layer; nothing of MLA layers.
+    numbers: Vec<Vec<f32>>,
+    scale: (f32, f32),
+}
+
+impl Default for Heads {
+    fn default() -> Self {
+        Self {
+            statistic: Statistic::Norm,
+            key: None,
+            numbers: Vec::new(),
+            scale: (0.0, 1.0),
+        }
+    }
+}
+
+impl View for Heads {
+    fn name(&self) -> &'static str {
+        "Layers and heads"
+    }
+
+    fn help(&self) -> Help {
+        Help {
+            shows: "Every head of every layer, from the first layer at the top. KDA heads are coloured by one statistic of their \
+                    state at the selected token; MLA layers are outlined in their place and keep all latents instead of a state. \
+                    Click a head, and all panels show it.",
+            formula: "state norm = |S|, the Frobenius norm\n\
+                      relative change = |b k (v - S'k)'| / |S|\n\
+                      half-life = the median of ln 2 / -g over the head's channels, in tokens\n\
+                      effective rank = (sum s^2)^2 / sum s^4 over the singular values s of S, when the answer ended",
+            look_for: "Some heads write at every token and forget at once; others change rarely and have long half-lives: those hold \
+                       facts. A head of low rank holds few things, however large its norm.",
+        }
+    }
+
+    fn ui(&mut self, ui: &mut Ui, context: &mut ViewContext<'_>) {
+        if no_room(ui) {
+            return;
+        }
+        let Some(model) = context.model else {
+            placeholder(ui, "No model is loaded.");
+            return;
+        };
+        let history = context.history;
+        let Some(position) = history.shown(context.selection.token) else {
+            placeholder(
+                ui,
+                "No tokens yet. The map fills with the first token that runs.",
+            );
+            return;
+        };
+        let name = token(history.tokens(), position);
+        let Some(frame) = history.frame(position) else {
+            placeholder(ui, &format!("{} was not traced.", capital(&name)));
+            return;
+        };
+        let key = (history.revision(), position, self.statistic);
+        if self.key != Some(key) {
+            self.key = Some(key);
+            let layers = 0..model.config.layers.len();
+            self.numbers = layers
+                .map(|layer| self.statistic.of(frame, history.ranks(), layer))
+                .collect();
+            let all = self
+                .numbers
+                .iter()
+                .flatten()
+                .copied()
+                .filter(|x| x.is_finite());
+            let ends = (f32::INFINITY, f32::NEG_INFINITY);
+            let (low, high) = all.fold(ends, |(l, h), x| (l.min(x), h.max(x)));
+            self.scale = if low <= high { (low, high) } else { (0.0, 1.0) };
+        }
+        ui.horizontal_wrapped(|ui| {
+            let label = ui.label("coloured by");
+            egui::ComboBox::from_id_salt("statistic")
+                .selected_text(self.statistic.name())
+                .show_ui(ui, |ui| {
+                    for statistic in Statistic::ALL {
+                        ui.selectable_value(&mut self.statistic, statistic, statistic.name());
+                    }
+                })
+                .response
+                .labelled_by(label.id);
+            let ends = [self.scale.0, self.scale.1].map(|x| short(f64::from(x)));
+            legend(ui, Map::Magnitude, &ends[0], &ends[1]);
+            match (self.statistic, history.ranks()) {
+                (Statistic::Rank, Some(ranks)) => {
+                    ui.weak(format!("after {} tokens", ranks.position))
+                }
+                (Statistic::Rank, None) => ui.weak("taken when an answer has ended"),
+                _ => ui.weak(format!("at {name}")),
+            };
+        });
+        if let Some(selected) = context.selection.kda {
+            let number = self
+                .numbers
+                .get(selected.layer)
+                .and_then(|heads| heads.get(selected.head));
+            let number = number.map_or("not known".to_owned(), |number| short(f64::from(*number)));
+            let TraceHead { layer, head } = selected;
+            ui.label(format!(
+                "selected is layer {layer}, head {head}, {} {number}",
+                self.statistic.name()
+            ));
+        }
+        self.map(ui, context);
+    }
+}
+
+impl Heads {
+    fn map(&self, ui: &mut Ui, context: &mut ViewContext<'_>) {
+        let Some(model) = context.model else {
+            return;
+        };
+        let config = &model.config;
+        let rows = config.layers.len().max(1);
+        let columns = config.kda_num_heads.max(config.num_attention_heads).max(1);
+        let labels = 58.0;
+        let room = ui.available_size();
+        let wide = ((room.x - labels - 14.0) / columns as f32).clamp(6.0, 64.0);
+        let high = ((room.y - 22.0) / rows as f32).clamp(9.0, 34.0);
+        let small = FontId::proportional(high.min(12.0));
+        let text = ui.visuals().text_color();
+        ScrollArea::both()
+            .id_salt("map")
+            .auto_shrink(false)
+            .show(ui, |ui| {
+                let size = Vec2::new(labels + wide * columns as f32, high * rows as f32 + 16.0);
+                let (whole, _) = ui.allocate_exact_size(size, Sense::hover());
+                let painter = ui.painter().clone();
+                for (layer, kind) in config.layers.iter().enumerate() {
+                    let top = whole.top() + layer as f32 * high;
+                    let is_kda = kind.attention == Attention::Kda;
+                    let (colour, kind) = if is_kda {
+                        (text, "KDA")
+                    } else {
+                        (context.colours.mla, "MLA")
+                    };
+                    let at = egui::pos2(whole.left() + labels - 6.0, top + high / 2.0);
+                    painter.text(
+                        at,
+                        Align2::RIGHT_CENTER,
+                        format!("{layer} {kind}"),
+                        small.clone(),
+                        colour,
+                    );
+                    let heads = if is_kda {
+                        config.kda_num_heads
+                    } else {
+                        config.num_attention_heads
+                    };
+                    for head in 0..heads {
+                        let corner = egui::pos2(whole.left() + labels + head as f32 * wide, top);
+                        let cell = Rect::from_min_size(corner, Vec2::new(wide - 1.5, high - 1.5));
+                        let number = self
+                            .numbers
+                            .get(layer)
+                            .and_then(|heads| heads.get(head))
+                            .copied();
+                        let round = CornerRadius::same(2);
+                        match number {
+                            Some(number) => {
+                                let place = self.statistic.place(number, self.scale);
+                                painter.rect_filled(cell, round, Map::Magnitude.colour(place));
+                            }
+                            None => {
+                                let colour = if is_kda {
+                                    context.colours.faint
+                                } else {
+                                    context.colours.mla
+                                };
+                                let stroke = Stroke::new(1.0, colour.gamma_multiply(0.7));
+                                painter.rect_stroke(cell, round, stroke, StrokeKind::Inside);
+                            }
+                        }
+                        let this = Some(TraceHead { layer, head });
+                        let selected =
+                            this == context.selection.kda || this == context.selection.mla;
+                        let response =
+                            ui.interact(cell, ui.scope_id().with((layer, head)), Sense::click());
+                        if selected || response.hovered() {
+                            let stroke = Stroke::new(
+                                if selected { 2.5 } else { 1.0 },
+                                ui.visuals().strong_text_color(),
+                            );
+                            painter.rect_stroke(cell, round, stroke, StrokeKind::Outside);
+                        }
+                        let name = || match number {
+                            Some(number) => format!(
+                                "layer {layer}, head {head}, {} {}",
+                                self.statistic.name(),
+                                short(f64::from(number))
+                            ),
+                            None if is_kda => format!("layer {layer}, head {head}"),
+                            None => format!("layer {layer}, attention head {head}"),
+                        };
+                        response.widget_info(|| {
+                            WidgetInfo::selected(Role::Button, true, selected, name())
+                        });
+                        if response.clicked() {
+                            if is_kda {
+                                context.selection.kda = this;
+                            } else {
+                                context.selection.mla = this;
+                            }
+                        }
+                        if response.hovered() {
+                            response.on_hover_text_at_pointer(name());
+                        }
+                    }
+                }
+                // A number under a column, or under every so many where they are narrow.
+                let each = (18.0 / wide).ceil().max(1.0) as usize;
+                for head in (0..columns).step_by(each) {
+                    let x = whole.left() + labels + (head as f32 + 0.5) * wide;
+                    let below = egui::pos2(x, whole.top() + high * rows as f32 + 2.0);
+                    let colour = context.colours.faint;
+                    painter.text(below, Align2::CENTER_TOP, head, small.clone(), colour);
+                }
+                let corner = egui::pos2(
+                    whole.left() + labels - 6.0,
+                    whole.top() + high * rows as f32 + 2.0,
+                );
+                painter.text(
+                    corner,
+                    Align2::RIGHT_TOP,
+                    "head",
+                    small.clone(),
+                    context.colours.faint,
+                );
+            });
+    }
+}

@@ -1,0 +1,88 @@
+//! The views: each a panel that can be placed anywhere, all showing one selection.
+//!
+//! A view draws what is in its context and changes nothing but the selection and its own settings.
+
+mod attention;
+mod bars;
+pub mod colour_map;
+mod experts;
+pub mod format;
+mod half_lives;
+mod heads;
+mod heat_map;
+mod state;
+mod throughput;
+mod tokens;
+
+use eframe::egui;
+
+use crate::facts::ModelFacts;
+use crate::history::History;
+use crate::measure::Measures;
+use crate::selection::Selection;
+use crate::theme::Colours;
+
+/// What a view says of itself, behind its question mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Help {
+    /// What it shows.
+    pub shows: &'static str,
+    /// The formula behind its numbers.
+    pub formula: &'static str,
+    /// What to look for.
+    pub look_for: &'static str,
+}
+
+/// What views draw from.
+pub struct ViewContext<'a> {
+    /// The model, once one is loaded.
+    pub model: Option<&'a ModelFacts>,
+    /// Tokens and frames of the conversation that is shown.
+    pub history: &'a History,
+    /// What answers took.
+    pub measures: &'a Measures,
+    /// What is selected.
+    pub selection: &'a mut Selection,
+    /// The colours of the appearance.
+    pub colours: &'a Colours,
+}
+
+/// A panel.
+pub trait View {
+    /// Its name, on its tab: it is also how a saved arrangement finds it again.
+    fn name(&self) -> &'static str;
+
+    /// What it shows, and how to read it.
+    fn help(&self) -> Help;
+
+    /// Draws it into whatever room it has, which may be none.
+    fn ui(&mut self, ui: &mut egui::Ui, context: &mut ViewContext<'_>);
+}
+
+/// All views, in the order of their tabs.
+#[must_use]
+pub fn all() -> Vec<Box<dyn View>> {
+    vec![
+        Box::<tokens::Tokens>::default(),
+        Box::<heads::Heads>::default(),
+        Box::<state::State>::default(),
+        Box::<half_lives::HalfLives>::default(),
+        Box::<attention::Attends>::default(),
+        Box::<experts::Experts>::default(),
+        Box::<throughput::Throughput>::default(),
+    ]
+}
+
+/// Whether a panel is too small for anything to be seen in it.
+fn no_room(ui: &egui::Ui) -> bool {
+    let room = ui.available_size();
+    room.x < 60.0 || room.y < 40.0
+}
+
+/// A sentence in place of a picture that cannot be drawn.
+fn placeholder(ui: &mut egui::Ui, text: &str) {
+    ui.vertical_centered(|ui| {
+        ui.add_space((ui.available_height() / 3.0).min(80.0));
+        ui.weak(text);
+    });
+}

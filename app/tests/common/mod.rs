@@ -1,0 +1,98 @@
+//! An app in a test: with a session that the test plays itself, or with a real one.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use egui_kittest::Harness;
+use kimi_linear_app::log::Log;
+use kimi_linear_app::session::{Command, Session, Update, Wake};
+use kimi_linear_app::settings::Settings;
+use kimi_linear_app::shell::{App, Start};
+
+/// A model of random weights, in the library's tests.
+pub fn tiny() -> PathBuf {
+    PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/reference/tiny-a"
+    ))
+}
+
+pub fn wake() -> Wake {
+    Arc::new(|| {})
+}
+
+pub fn start(session: Session, settings: Settings) -> Start {
+    Start {
+        session,
+        settings,
+        arrangement: None,
+        log: Log::default(),
+        folder: None,
+        script: None,
+        kept: false,
+    }
+}
+
+/// What the test sees of its own session.
+pub struct Played {
+    pub commands: Receiver<Command>,
+    pub updates: Sender<Update>,
+}
+
+impl Played {
+    pub fn tell(&self, update: Update) {
+        self.updates.send(update).unwrap();
+    }
+
+    /// The next command; there has to be one.
+    #[track_caller]
+    pub fn command(&self) -> Command {
+        self.commands.try_recv().expect("a command")
+    }
+}
+
+pub fn played(remote: bool) -> (Session, Played) {
+    let (commands, received) = mpsc::channel();
+    let (updates, told) = mpsc::channel();
+    let played = Played {
+        commands: received,
+        updates,
+    };
+    (Session::new(commands, told, remote), played)
+}
+
+/// A window of this size with an app in it.
+pub fn harness(start: Start, width: f32, height: f32) -> Harness<'static, App> {
+    Harness::builder()
+        .with_size([width, height])
+        .with_step_dt(1.0 / 60.0)
+        .with_max_steps(40)
+        // A model may say anything, in any script; the fonts of the system are not there in a test.
+        .allow_missing_glyphs()
+        .build_ui_state(|ui, app: &mut App| app.frame(ui), App::new(start))
+}
+
+/// Draws until something holds; a test waits for threads here, it measures nothing.
+#[track_caller]
+pub fn until(harness: &mut Harness<'_, App>, what: &str, holds: impl Fn(&App) -> bool) {
+    let began = Instant::now();
+    while !holds(harness.state()) {
+        assert!(
+            began.elapsed() < Duration::from_secs(120),
+            "{what} does not come"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+        harness.step();
+    }
+    harness.run_steps(3);
+}

@@ -1,0 +1,203 @@
+//! Each panel by its accessibility tree and by its picture.
+
+use eframe::egui::accesskit::Toggled;
+use eframe::egui::{Role, Theme};
+use egui_kittest::Harness;
+use egui_kittest::kittest::{NodeT, Queryable};
+use kimi_linear::model::TraceHead;
+
+use crate::scenes::{ASKS, STORY, Scene, WRITES, story, window};
+
+fn dark(name: &str, token: Option<usize>, size: [f32; 2]) -> Harness<'static, Scene> {
+    let mut harness = window(story(name, token), size, Theme::Dark);
+    harness.run_ok();
+    harness
+}
+
+/// Whether any node's label contains the text.
+pub fn says(harness: &Harness<'_, Scene>, text: &str) -> bool {
+    harness.query_all_by_label_contains(text).next().is_some()
+}
+
+#[test]
+fn tokens() {
+    let mut harness = dark("Tokens", Some(WRITES[1]), [560.0, 260.0]);
+    for (i, text) in STORY.iter().enumerate().skip(1) {
+        let text = text.replace('\n', "\\n");
+        assert!(
+            says(&harness, &format!("token {i} “{text}” error corrected")),
+            "tile {i}"
+        );
+    }
+    harness.snapshot("tokens");
+    harness.get_by_label_contains("token 5 “ 7”").click();
+    harness.run_ok();
+    assert_eq!(harness.state().selection.token, Some(5));
+    harness.get_by_label("follow newest").click();
+    harness.run_ok();
+    assert_eq!(harness.state().selection.token, None);
+}
+
+#[test]
+fn layers_and_heads() {
+    let mut harness = dark("Layers and heads", Some(WRITES[1]), [420.0, 300.0]);
+    assert!(says(&harness, "selected is layer 2, head 1, state norm"));
+    harness.snapshot("heads");
+    harness
+        .get_by_label_contains("layer 4, head 0, state norm")
+        .click();
+    harness
+        .get_by_label_contains("layer 3, attention head 1")
+        .click();
+    harness.run_ok();
+    let selection = harness.state().selection;
+    assert_eq!(selection.kda, Some(TraceHead { layer: 4, head: 0 }));
+    assert_eq!(selection.mla, Some(TraceHead { layer: 3, head: 1 }));
+    for (statistic, label) in [
+        ("relative change", "layer 0, head 0, relative change"),
+        (
+            "half-life in tokens",
+            "layer 0, head 0, half-life in tokens",
+        ),
+        ("effective rank", "layer 4, head 0, effective rank 6.00"),
+    ] {
+        harness.get_by_role(Role::ComboBox).click();
+        harness.run_ok();
+        harness.get_by_label(statistic).click();
+        harness.run_ok();
+        assert!(says(&harness, label), "{statistic}");
+    }
+}
+
+#[test]
+fn state() {
+    let mut harness = dark("State", Some(WRITES[1]), [620.0, 560.0]);
+    for label in [
+        "S after the token",
+        "change at this token",
+        "decay a by row",
+        "output gate by column",
+        "write strength b 0.96",
+    ] {
+        assert!(says(&harness, label), "{label}");
+    }
+    harness.snapshot("state");
+    harness.get_by_label_contains("4 write").click();
+    harness.run_ok();
+    assert!(says(&harness, "b k × e, what is written"));
+    harness.snapshot("state_write");
+    harness.get_by_label("lock scale").click();
+    harness.get_by_label("whole token").click();
+    harness.run_ok();
+    assert!(says(&harness, "change at this token"));
+}
+
+#[test]
+fn slow_motion_goes_through_all_lines_and_on() {
+    let mut harness = dark("State", Some(STORY.len() - 2), [620.0, 560.0]);
+    harness.get_by_label_contains("slow motion").click();
+    let mut seen = Vec::new();
+    for _ in 0..100 {
+        harness.step();
+        let lines = ["1 decay", "2 read", "3 error", "4 write", "5 output"];
+        let chosen = lines.into_iter().find(|line| {
+            let node = harness.get_by_label_contains(line);
+            node.accesskit_node().toggled() == Some(Toggled::True)
+        });
+        if let Some(line) = chosen
+            && seen.last() != Some(&line)
+        {
+            seen.push(line);
+        }
+    }
+    assert!(
+        seen.starts_with(&[
+            "1 decay", "2 read", "3 error", "4 write", "5 output", "1 decay"
+        ]),
+        "{seen:?}"
+    );
+    assert_eq!(harness.state().selection.token, Some(STORY.len() - 1));
+}
+
+#[test]
+fn half_lives() {
+    let mut harness = dark("Half-lives", Some(WRITES[1]), [520.0, 320.0]);
+    assert!(says(&harness, "this head, median"));
+    harness.snapshot("half_lives");
+    harness.get_by_label("all KDA layers").click();
+    harness.run_ok();
+    assert!(says(&harness, "all KDA layers, median"));
+}
+
+#[test]
+fn attention() {
+    let mut harness = dark("What it attends to", Some(ASKS), [560.0, 380.0]);
+    assert!(says(
+        &harness,
+        "KDA layer 2, head 1, implicit attention of token 22"
+    ));
+    assert!(says(&harness, "MLA layer 3, head 0, attention of token 22"));
+    harness.snapshot("attention");
+    // The KDA head's largest weight is that of the second write; the first was overwritten.
+    harness.get_by_label_contains("12 “ 3” 0.09").click();
+    harness.run_ok();
+    assert_eq!(harness.state().selection.token, Some(12));
+}
+
+#[test]
+fn experts() {
+    let mut harness = dark("Experts", Some(WRITES[1]), [560.0, 240.0]);
+    assert!(says(&harness, "lanes of token 12"));
+    assert!(says(&harness, "layer 1, experts "));
+    harness.snapshot("experts");
+}
+
+#[test]
+fn throughput() {
+    let mut harness = dark("Throughput and memory", None, [860.0, 460.0]);
+    for label in [
+        "tokens a second",
+        "(traced)",
+        "231 ms",
+        "22 tokens, 0 of them cached",
+        "linear 0.41",
+        "all others",
+        "KDA state",
+    ] {
+        assert!(says(&harness, label), "{label}");
+    }
+    harness.snapshot("throughput");
+}
+
+/// A picture on a light background.
+fn light(name: &str, picture: &str, size: [f32; 2], density: f32) {
+    let mut harness = window(story(name, Some(WRITES[1])), size, Theme::Light);
+    harness.set_pixels_per_point(density);
+    harness.run_ok();
+    harness.snapshot(picture);
+}
+
+#[test]
+fn tokens_in_light() {
+    light("Tokens", "tokens_light", [360.0, 260.0], 1.0);
+}
+
+#[test]
+fn a_narrow_state_in_light() {
+    light("State", "state_light", [400.0, 820.0], 1.0);
+}
+
+#[test]
+fn attention_in_light_and_high_density() {
+    light("What it attends to", "attention_light", [840.0, 760.0], 2.0);
+}
+
+#[test]
+fn a_narrow_throughput_in_light() {
+    light(
+        "Throughput and memory",
+        "throughput_light",
+        [420.0, 760.0],
+        1.0,
+    );
+}
