@@ -1,5 +1,5 @@
 //! `cuda-emulated`: the CUDA backend over a machine that runs the same kernels on the processor.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, unreachable_pub)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
