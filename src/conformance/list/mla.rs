@@ -483,6 +483,30 @@ pub(super) fn cases() -> Vec<Case> {
         ));
         cases.push(Case::new(
             operation,
+            "single tokens after a long context",
+            Tolerance::Close,
+            move |lab| {
+                // A decode may share a context out among several workers.
+                let spans = [(1000, 1), (3, 1), (1100, 1)];
+                attend(lab, shape, (prefill, Pieces::Single), &spans, 3.0)
+            },
+        ));
+        // More heads than one worker takes, and not a multiple of what it takes.
+        let many = Shape {
+            attention: Attention { heads: 41, ..ODD },
+            ..shape
+        };
+        cases.push(Case::new(
+            operation,
+            "41 heads",
+            Tolerance::Close,
+            move |lab| {
+                let spans = [(70, 1), (5, 20)];
+                attend(lab, many, (prefill, Pieces::All), &spans, 2.0)
+            },
+        ));
+        cases.push(Case::new(
+            operation,
             "one prompt's blocks shared",
             Tolerance::Close,
             move |lab| shared(lab, shape, (prefill, Pieces::All)),
