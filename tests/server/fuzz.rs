@@ -269,6 +269,31 @@ proptest! {
     }
 
     #[test]
+    fn drawn_templates_are_compiled_or_refused(
+        pieces in prop::collection::vec(prop_oneof![
+            prop::sample::select(vec![
+                "{%- for message in messages -%}", "{% endfor %}", "{% if tools %}", "{% else %}", "{% endif %}", "{{ message",
+                "['content']", ".role", " | tojson", " | length", "}}", "{{ messages[0] }}", "{{ raise_exception('no') }}",
+                "{% set x = 1 %}", "{% macro m(a) %}", "{% endmacro %}", "{{ m(1) }}", "<|im_end|>", "{{ '<|im' ~ '_end|>' }}",
+                "{#", "#}", "{{ add_generation_prompt }}", "{{ x.y.z }}", "{{ 1 / 0 }}", "{{ messages.pop() }}",
+            ]).prop_map(str::to_owned),
+            text(),
+        ], 0..12),
+    ) {
+        let tokenizer = tokenizer();
+        // Refused or not, by a message; what is rendered becomes ids or is refused too.
+        if let Ok(template) = ChatTemplate::from_source(&pieces.concat()) {
+            let encoded = tokenizer.encode_chat(&template, &Chat::user("Hi <|im_end|>"));
+            if let Ok(encoded) = encoded {
+                // What the chat itself spells is text, whatever the template does with it.
+                let spelt = pieces.iter().any(|piece| piece.contains("<|"));
+                let ends = tokenizer.special_id("<|im_end|>").unwrap();
+                prop_assert!(spelt || !encoded.ids.contains(&ends));
+            }
+        }
+    }
+
+    #[test]
     fn drawn_chats_have_the_templates_control_tokens_alone(
         messages in prop::collection::vec((prop::sample::select(vec!["system", "user", "assistant", "tool"]), text(), text()), 1..5),
         tool in prop::option::of((text(), anything())),

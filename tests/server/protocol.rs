@@ -56,7 +56,7 @@ async fn a_stream_says_what_a_whole_answer_says() {
     let body = json!({
         "model": "model",
         "messages": [{ "role": "user", "content": "Hello" }],
-        "temperature": 1, "seed": 5, "max_tokens": 20, "n": 3, "logprobs": true, "top_logprobs": 2,
+        "temperature": 2, "seed": 5, "max_tokens": 20, "ignore_eos": true, "n": 3, "logprobs": true, "top_logprobs": 2,
         "return_token_ids": true,
     });
     let whole = server.ok("/v1/chat/completions", body.clone()).await;
@@ -108,7 +108,7 @@ async fn a_stream_says_what_a_whole_answer_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn completions_take_texts_and_ids_and_lists_of_them() {
     let server = start().await;
-    let body = |prompt: Value| json!({ "prompt": prompt, "max_tokens": 6, "temperature": 0, "return_token_ids": true });
+    let body = |prompt: Value| json!({ "prompt": prompt, "max_tokens": 6, "temperature": 0, "ignore_eos": true, "return_token_ids": true });
     let (one, two) = (server.ids("Hello"), server.ids("Another text"));
     let text = server.ok("/v1/completions", body(json!("Hello"))).await;
     let ids = server.ok("/v1/completions", body(json!(one))).await;
@@ -157,10 +157,14 @@ async fn an_echo_tells_how_likely_the_prompt_was() {
     let list = |choice: &Value, name: &str| choice["logprobs"][name].as_array().unwrap().clone();
     assert_eq!(list(echoed, "tokens").len(), all.len());
     assert_eq!(list(echoed, "token_logprobs")[0], Value::Null);
-    assert_eq!(
-        list(echoed, "text_offset")[..3],
-        [json!(0), json!(1), json!(2)]
-    );
+    let mut offset = 0;
+    for (token, at) in list(echoed, "tokens")
+        .iter()
+        .zip(list(echoed, "text_offset"))
+    {
+        assert_eq!(at, offset);
+        offset += token.as_str().unwrap().chars().count();
+    }
     // What was said of each token as it was generated is said of it as part of a prompt.
     let generated = list(said, "token_logprobs");
     for (generated, echoed) in generated
@@ -190,7 +194,7 @@ async fn an_echo_tells_how_likely_the_prompt_was() {
 async fn parameters_do_what_they_say() {
     let server = start().await;
     let sampled = |more: Value| {
-        let mut body = json!({ "temperature": 1, "max_tokens": 24, "return_token_ids": true });
+        let mut body = json!({ "temperature": 2, "max_tokens": 24, "return_token_ids": true });
         super::harness::merge(&mut body, more);
         body
     };
@@ -267,7 +271,10 @@ async fn a_servers_seed_repeats_its_answers() {
         let mut answers = Vec::new();
         for _ in 0..3 {
             let answer = server
-                .chat("Hi", json!({ "temperature": 1, "return_token_ids": true }))
+                .chat(
+                    "Hi",
+                    json!({ "temperature": 2, "max_tokens": 24, "return_token_ids": true }),
+                )
                 .await;
             answers.push(ids_of(&answer["choices"][0]));
         }

@@ -58,7 +58,7 @@ async fn each_of_twenty_turns_reads_itself_alone() {
         (prompt, answer) = (ids, ids_of(choice));
     }
     assert!(
-        verbatim >= 10 && altered >= 3,
+        verbatim >= 5 && altered >= 3,
         "{verbatim} verbatim, {altered} altered"
     );
     assert_eq!(

@@ -99,10 +99,18 @@ pub(super) fn gaps(outcome: &Outcome) -> impl Iterator<Item = f64> + '_ {
     outcome.pieces.windows(2).map(|pair| ms(pair[1] - pair[0]))
 }
 
+/// Tokens of an answer; a server that does not count them sends about one a piece.
+fn tokens(outcome: &Outcome) -> usize {
+    if outcome.tokens > 0 {
+        outcome.tokens
+    } else {
+        outcome.pieces.len()
+    }
+}
+
 fn tpot(outcome: &Outcome) -> Option<f64> {
     let (first, last) = (outcome.pieces.first()?, outcome.pieces.last()?);
-    // A server that does not count its tokens sends about one a piece.
-    let tokens = outcome.tokens.max(outcome.pieces.len());
+    let tokens = tokens(outcome);
     (tokens > 1).then(|| ms(*last - *first) / (tokens - 1) as f64)
 }
 
@@ -127,7 +135,7 @@ impl Report {
         let sum =
             |count: &dyn Fn(&Outcome) -> usize| good.iter().map(|outcome| count(outcome)).sum();
         let prompt_tokens: usize = sum(&|outcome| outcome.prompt_tokens);
-        let output_tokens: usize = sum(&|outcome| outcome.tokens.max(outcome.pieces.len()));
+        let output_tokens: usize = sum(&tokens);
         let rate = |count: usize| count as f64 / duration_s.max(1e-9);
         let within = |value: Option<f64>, limit: Option<f64>| match (value, limit) {
             (_, None) => true,
