@@ -1,6 +1,6 @@
 # The front door: every target installs what it lacks, then does its work.
 #
-#   make demo    build in release and generate from a checkpoint
+#   make demo    build in release and ask the demo model a question
 #   make app     build and open the desktop app
 #   make test    format, lints, every test, the documentation's examples
 #   make bench   the benchmarks behind docs/performance.md
@@ -14,8 +14,7 @@ SHELL := /bin/bash
 CARGO := cargo
 PROFILE := --release
 
-DEMO_MODEL := tests/reference/tiny-a
-DEMO_PROMPT := The red box holds 7. Now the red box holds 3. What does the red box hold?
+DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?
 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
@@ -48,8 +47,9 @@ install-xvfb: install-window
 
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
-	$(CARGO) run $(PROFILE) --locked --quiet -- generate --model $(DEMO_MODEL) --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
-	@echo "These are random weights of the right architecture: the text means nothing, the path is whole."
+	@echo; echo '> $(DEMO_PROMPT)'
+	@$(CARGO) run $(PROFILE) --locked --quiet -- generate --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
+	@echo 'Try `target/release/kimi-linear chat`: who is where and has what, "Reverse: key, lamp, pear.", "Push apple. Push pear. Pop. What is on top?"'
 
 app: install-rust-components install-window
 	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app

@@ -228,7 +228,7 @@ fn stop_regenerate_and_edit_go_where_they_say() {
 #[test]
 fn an_example_says_what_to_look_at() {
     let (mut harness, played) = loaded();
-    harness.get_by_label("Recall with overwriting").click();
+    harness.get_by_label("Recall, overwritten").click();
     harness.run_steps(3);
     let Command::Ask(ask) = played.command() else {
         panic!("the example is asked")

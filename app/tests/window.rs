@@ -13,7 +13,7 @@ size 1280 800
 theme dark
 wait ready
 shot started.png
-try Recall with overwriting
+try Recall, overwritten
 wait answer
 wait traced
 shot answered.png

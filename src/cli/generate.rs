@@ -249,7 +249,7 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
     if let Some(ids) = prompt_tokens {
         return parse_ids(ids).map_err(|reason| anyhow::anyhow!("--prompt-tokens: {reason}"));
     }
-    let template = || ChatTemplate::from_dir(&arguments.model.model);
+    let template = || anyhow::Ok(ChatTemplate::from_dir(&arguments.model.folder()?)?);
     if let Some(file) = messages {
         let chat = Chat::from_json(&read_text(file)?)?;
         return Ok(tokenizer.encode_chat(&template()?, &chat)?.ids);

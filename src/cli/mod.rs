@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod conformance;
 mod devices;
+mod eval;
 mod generate;
 mod inspect;
 mod options;
@@ -39,6 +40,8 @@ enum Command {
     Chat(chat::Arguments),
     /// Measure how likely a text is: negative log-likelihood, perplexity, logits.
     Score(score::Arguments),
+    /// Ask questions whose answers are known, and count the exact ones.
+    Eval(eval::Arguments),
     /// Show the token ids of a text or a chat.
     Tokenize(tokenize::Arguments),
     /// Show what a model is made of and what memory it needs; reads config.json alone.
@@ -67,6 +70,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use kimi_linear::backend::{self, Backend, BackendKind, Device};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
+use kimi_linear::demo;
 use kimi_linear::model::{Limits, Model};
 use kimi_linear::tokenizer::Tokenizer;
 
@@ -15,24 +16,31 @@ use super::progress::Progress;
 /// Which model.
 #[derive(Args)]
 pub(crate) struct ModelOptions {
-    /// A folder with config.json, tokenizer files and safetensors weights.
+    /// A folder with config.json, tokenizer files and safetensors weights; by default the demo model.
     #[arg(long, value_name = "DIR")]
-    pub(crate) model: PathBuf,
+    model: Option<PathBuf>,
 }
 
 impl ModelOptions {
+    /// The folder that was named, or the demo model's.
+    pub(crate) fn folder(&self) -> Result<PathBuf> {
+        match &self.model {
+            Some(folder) => Ok(folder.clone()),
+            None => Ok(demo::folder()?),
+        }
+    }
+
     pub(crate) fn config(&self) -> Result<ModelConfig> {
-        let file = if self.model.is_file() {
-            self.model.clone()
-        } else {
-            self.model.join("config.json")
-        };
+        let mut file = self.folder()?;
+        if !file.is_file() {
+            file.push("config.json");
+        }
         Ok(ModelConfig::from_file(&file)?)
     }
 
     /// The tokenizer, which never hands out an id that `config`'s embedding has no row for.
     pub(crate) fn tokenizer(&self, config: &ModelConfig) -> Result<Tokenizer> {
-        let mut tokenizer = Tokenizer::from_dir(&self.model)?;
+        let mut tokenizer = Tokenizer::from_dir(&self.folder()?)?;
         tokenizer.limit_ids(config.vocab_size)?;
         Ok(tokenizer)
     }
@@ -88,7 +96,7 @@ pub(crate) fn load(
     backend: Box<dyn Backend>,
     limits: impl FnOnce(&Device) -> Limits,
 ) -> Result<Loaded> {
-    let checkpoint = Checkpoint::open(&options.model, config)?;
+    let checkpoint = Checkpoint::open(&options.folder()?, config)?;
     let device = backend.device().clone();
     let progress = Progress::bytes("loading", checkpoint.total_bytes());
     let limits = limits(&device);

@@ -24,6 +24,15 @@ impl Progress {
         )
     }
 
+    /// Over rows.
+    pub(crate) fn rows(what: &'static str, total: usize) -> Self {
+        Self::new(
+            what,
+            total as u64,
+            "{msg:>9} {wide_bar} {human_pos}/{human_len} {eta}",
+        )
+    }
+
     fn new(what: &'static str, total: u64, template: &str) -> Self {
         // indicatif draws on stderr, and only if it is a terminal.
         let bar = ProgressBar::new(total).with_message(what);

@@ -45,7 +45,7 @@ struct Report {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let directory = &arguments.model.model;
+    let directory = &arguments.model.folder()?;
     let tokenizer = Tokenizer::from_dir(directory)?;
     let (ids, rendered) = if let Some(file) = &arguments.input.messages {
         let chat = Chat::from_json(&read_text(file)?)?;

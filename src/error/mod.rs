@@ -8,6 +8,7 @@ mod backend;
 mod cache;
 mod checkpoint;
 mod config;
+mod demo;
 mod engine;
 mod tokenizer;
 
@@ -15,6 +16,7 @@ pub use backend::BackendError;
 pub use cache::CacheError;
 pub use checkpoint::CheckpointError;
 pub use config::ConfigError;
+pub use demo::DemoError;
 pub use engine::EngineError;
 pub use tokenizer::TokenizerError;
 
@@ -37,6 +39,9 @@ pub enum Error {
     /// A snapshot.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The demo model's files.
+    #[error(transparent)]
+    Demo(#[from] DemoError),
     /// A request, or what the model made of it.
     #[error(transparent)]
     Engine(#[from] EngineError),

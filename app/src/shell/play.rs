@@ -77,6 +77,14 @@ impl App {
             Step::Regenerate => self.act(ctx, Action::Regenerate),
             Step::New => self.act(ctx, Action::NewChat),
             Step::View(name) => self.act(ctx, Action::View(name.clone())),
+            Step::Panels(all) => {
+                let action = if *all {
+                    Action::Spread
+                } else {
+                    Action::Arrange
+                };
+                self.act(ctx, action);
+            }
             Step::Token(token) => self.selection.token = *token,
             Step::Find(text) => {
                 let tokens = self.chat().history.tokens();

@@ -1,11 +1,13 @@
 """KDA against one scalar gate a head (Gated DeltaNet) and against MLA alone, on the synthetic tasks of the Kimi Linear report.
 
-    python ablate.py OUT.json [--steps 3000] [--only kda,scalar,mla]
+    python ablate.py OUT.json [--steps 1200] [--only kda,scalar,mla]
+    python ablate.py OUT.json --plot PICTURE.svg
 
-Each mixer makes a model of two layers, trained the same way on each task from the same data at lengths up to TRAINED, then
-scored at lengths up to twice that. OUT.json holds, for each mixer, task and length, the share of right tokens among those asked for.
+Each mixer makes a model of two layers, trained the same way on each task from the same data at lengths up to TRAINED (short ones
+first), then scored at lengths up to four times that. OUT.json holds, for each mixer, task and length, the share of right tokens
+among those asked for; `table` and `--plot` show it.
 """
-import argparse, json, pathlib
+import argparse, json, pathlib, time
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from model import KDA, KimiLinear, config
 from muon import Muon
 
-TRAINED, LENGTHS = 128, [32, 64, 96, 128, 160, 192, 256]
+TRAINED, LENGTHS = 128, [32, 64, 96, 128, 160, 192, 256, 384, 512]
 SYMBOLS, PAD, MARK, PUSH, POP, STACKS = 64, 0, 1, 2, 3, 4  # tokens: the marks, then stack names, then symbols
 FIRST = 4 + STACKS
 VOCAB = FIRST + SYMBOLS
@@ -54,6 +56,7 @@ def stack(gen, length):
     return torch.tensor(ids), torch.tensor(said)
 
 
+NAMES = {"kda": "KDA", "scalar": "one gate a head", "mla": "MLA alone"}
 TASKS = {"palindrome": palindrome, "multi-query recall": multi_query, "stack": stack}
 
 
@@ -93,7 +96,8 @@ def run(mixer, task, steps):
     opts = [Muon(matrices, LR), torch.optim.AdamW([p for p in model.parameters() if id(p) not in chosen], LR, weight_decay=0.0)]
     gen = torch.Generator().manual_seed(2)
     for step in range(steps):
-        length = int(torch.randint(4, TRAINED // 4 + 1, (1,), generator=gen)) * 4
+        longest = 32 + (TRAINED - 32) * min(1.0, 3 * step / steps)  # the whole length after a third of the steps
+        length = int(torch.randint(4, int(longest) // 4 + 1, (1,), generator=gen)) * 4
         ids, said = batch(task, gen, length)
         target = said[:, 1:]
         loss = F.cross_entropy(model(ids, F.pad(target, (0, 1))), ids[:, 1:][target])
@@ -116,18 +120,53 @@ def run(mixer, task, steps):
     return out
 
 
+def table(results):
+    """Markdown: a row a task and mixer, a column a length."""
+    rows = [["task", "mixer", *LENGTHS], ["---"] * (2 + len(LENGTHS))]
+    rows += [[task, NAMES[m], *(f"{100 * results[m][task][str(n)]:.1f}" for n in LENGTHS)] for task in TASKS for m in results]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def plot(results, path):
+    import matplotlib
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "ablation"  # the same picture from the same numbers
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(1, len(TASKS), figsize=(11, 3.4), sharey=True, layout="constrained")
+    for axis, task in zip(axes, TASKS):
+        for (mixer, by_task), colour, mark in zip(results.items(), ("#0072b2", "#d55e00", "#555555"), "os^"):
+            axis.plot(LENGTHS, [100 * by_task[task][str(n)] for n in LENGTHS], color=colour, marker=mark, ms=4, label=NAMES[mixer])
+        axis.axvline(TRAINED, color="#aaaaaa", lw=1, ls="--")
+        axis.set(title=task, xlabel="tokens", xscale="log", xticks=[32, 64, 128, 256, 512], xticklabels=[32, 64, 128, 256, 512])
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+    axes[0].set(ylabel="right tokens, %", ylim=(-2, 102))
+    axes[0].legend(frameon=False)
+    axes[0].text(TRAINED, 50, " trained up to here", color="#777777", fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("out", type=pathlib.Path)
-    a.add_argument("--steps", type=int, default=3000)
+    a.add_argument("--steps", type=int, default=1200)
     a.add_argument("--only", default="kda,scalar,mla")
+    a.add_argument("--plot", type=pathlib.Path, help="draw what OUT.json holds, and train nothing")
     a = a.parse_args()
     results = json.loads(a.out.read_text()) if a.out.exists() else {}
+    if a.plot:
+        plot(results, a.plot)
+        return
     for mixer in a.only.split(","):
         for task in TASKS:
-            results.setdefault(mixer, {})[task] = run(mixer, task, a.steps)
+            if task in results.get(mixer, {}):
+                continue  # an interrupted run goes on with what is missing
+            start = time.time()
+            scores = run(mixer, task, a.steps)
+            results.setdefault(mixer, {})[task] = {str(n): share for n, share in scores.items()}
             a.out.write_text(json.dumps(results, indent=1) + "\n")
-            print(mixer, task, results[mixer][task], flush=True)
+            print(mixer, task, f"{time.time() - start:.0f} s", scores, flush=True)
+    print(table(results))
 
 
 if __name__ == "__main__":

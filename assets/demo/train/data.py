@@ -12,8 +12,8 @@ from tracking import World
 
 # Each task with its share of the training conversations and the largest training size: statements, items or keys.
 TASKS = {
-    "recall": (Recall, 24, 12), "tracking": (World, 24, 12), "copy": (copy, 12, 8), "reverse": (reverse, 14, 8),
-    "multi-query": (MultiQuery, 12, 8), "stack": (Stack, 11, 12), "talk": (Talk, 3, 1),
+    "recall": (Recall, 18, 12), "tracking": (World, 28, 12), "copy": (copy, 18, 8), "reverse": (reverse, 20, 8),
+    "multi-query": (MultiQuery, 8, 8), "stack": (Stack, 12, 12), "talk": (Talk, 3, 1),
 }
 UNKNOWN = {Recall, World}  # tasks that can be asked about what they were never told
 ACKNOWLEDGE = "Noted."
@@ -70,7 +70,7 @@ def conversation(rng, scale=1.0):
     turns = []
     for name in dict.fromkeys(rng.choices(names, [TASKS[t][1] for t in names], k=count)):
         n = rng.randint(1, max(1, round(TASKS[name][2] * scale)))
-        task = make(rng, name, n, unknown=0.1 if count == 1 else 0.0)
+        task = make(rng, name, n, unknown=0.3 if count == 1 else 0.0)
         turns += turns_of(rng, task, 1 if name in ("copy", "reverse") else rng.choice([1, 2, 3, 5, 8]))
         if rng.random() < 0.1:
             turns += chat(rng)

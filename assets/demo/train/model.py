@@ -92,9 +92,9 @@ class KDA(nn.Module):
         for name in "qkv":
             setattr(self, f"{name}_proj", nn.Linear(hidden, inner, bias=False))
             setattr(self, f"{name}_conv1d", ShortConv(inner, width))
-        # As fla initialises the decay, but for a smallest step of 1e-4: what is told must last a conversation.
-        self.A_log = nn.Parameter(torch.empty(1, 1, self.heads, 1).uniform_(1, 16).log())
-        dt = torch.empty(inner).uniform_(math.log(1e-4), math.log(1e-1)).exp()
+        # As fla initialises the decay, but slower by far: what is told must last a conversation.
+        self.A_log = nn.Parameter(torch.empty(1, 1, self.heads, 1).uniform_(1, 8).log())
+        dt = torch.empty(inner).uniform_(math.log(1e-5), math.log(1e-2)).exp()
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
         self.f_a_proj, self.f_b_proj = nn.Linear(hidden, self.dim, bias=False), nn.Linear(self.dim, inner, bias=False)
         self.b_proj = nn.Linear(hidden, self.heads, bias=False)
@@ -273,7 +273,8 @@ class KimiLinear(nn.Module):
     @torch.no_grad()
     def initialise(self, seed, copying=True):
         """Weights of unit gain; with `copying`, arranged so that a KDA layer starts near copying what followed the same token
-        before: queries like keys, output like the transpose of values, head like the embedding."""
+        before: queries like keys, keys of half the heads a token late, output like the transpose of values, head like the
+        embedding. (An initialisation that imitates what training would find: Trockman et al., arXiv 2410.11135.)"""
         gen = torch.Generator().manual_seed(seed)
         depth = self.config["num_hidden_layers"]
         for name, p in self.named_parameters():
@@ -289,6 +290,11 @@ class KimiLinear(nn.Module):
             if isinstance(layer.self_attn, KDA):
                 layer.self_attn.q_proj.weight.copy_(layer.self_attn.k_proj.weight)
                 layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.t() / math.sqrt(depth))
+                for conv, late in ((layer.self_attn.q_conv1d, (0, 0, 0, 0)), (layer.self_attn.k_conv1d, (1, 1, 0, 2)),
+                                   (layer.self_attn.v_conv1d, (0, 0, 0, 0))):
+                    conv.weight.uniform_(-0.1, 0.1, generator=gen)
+                    for head, taps in enumerate(conv.weight.squeeze(1).chunk(layer.self_attn.heads)):
+                        taps[:, -1 - late[head % 4]] += 1
         self.lm_head.weight.copy_(self.model.embed_tokens.weight * 0.2)
 
 

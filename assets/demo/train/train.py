@@ -13,22 +13,21 @@ from data import conversation
 from model import KimiLinear, config
 from muon import Muon
 from tokenizer import ChatTokenizer, write
-from words import narrow
 
 SEED = 20261120
 BATCH = 1024  # tokens a step
 POOL = 50  # batches drawn at once and sorted by length, so that rows of a batch are about as long
 WARMUP = 100  # steps
-# Size of conversations and of the world: the first, its growth, and the share of right tokens that earns it.
+CONTEXT = 0.2  # weight of the tokens that are not an answer's
+# Size of conversations: the first, its growth, and the share of right tokens that earns it.
 START, GROW, MASTERED = 0.25, 0.05, 0.95
-MUON_LR, ADAM_LR, DECAY = 6e-3, 3e-3, 0.02
+MUON_LR, ADAM_LR, DECAY = 3e-3, 5e-3, 0.02
 EMA_STEPS = 300
 
 
 def batches(tok, pool, scale):
     """The batches of one pool: (ids, answer mask), padded on the right."""
     rng = random.Random(f"{SEED} {pool}")
-    narrow(scale)
     rows, total = [], 0
     while total < POOL * BATCH:
         rows.append(tok.encode(conversation(rng, scale)))
@@ -95,9 +94,11 @@ def main():
         for ids, said in batches(tok, pool, scale):
             factor = rate(step, tokens, a.tokens, a.decay)
             target = said[:, 1:]
-            logits = model(ids, F.pad(target, (0, 1)))
-            loss = F.cross_entropy(logits, ids[:, 1:][target])
-            loss.backward()
+            context = ~target & (ids[:, 1:] != tok.id["[PAD]"])
+            logits = model(ids)[:, :-1]
+            each = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(target.shape)
+            loss = each[target].mean()
+            (loss + CONTEXT * each[context].mean()).backward()
             torch.nn.utils.clip_grad_norm_(opts[1].param_groups[0]["params"], 1.0)
             for opt, base in zip(opts, (MUON_LR, ADAM_LR)):
                 opt.param_groups[0]["lr"] = base * factor
@@ -111,7 +112,7 @@ def main():
             step += 1
             tokens += ids.numel()
             losses.append(loss.item())
-            hits.append((logits.argmax(-1) == ids[:, 1:][target]).float().mean().item())
+            hits.append((logits.argmax(-1) == ids[:, 1:])[target].float().mean().item())
         pool += 1
         right = sum(hits) / len(hits)
         if right > MASTERED:

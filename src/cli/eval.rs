@@ -1,0 +1,262 @@
+//! `kimi-linear eval`: questions with known answers, and how many of the model's are exactly those.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use kimi_linear::demo;
+use kimi_linear::engine::{
+    Answer, Engine, EngineHandle, EngineOptions, Event, FinishReason, Request, Sizes,
+};
+use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::generate::failure;
+use super::options::{DeviceOptions, ModelOptions, load, read_text};
+use super::progress::Progress;
+
+/// Tokens that an answer may take beyond the expected one's: enough to see that it is another.
+const SLACK: usize = 8;
+
+/// Options of `eval`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    device: DeviceOptions,
+    /// The questions, one JSON object a line: `task`, `length`, `messages` that end in the user's question, and the
+    /// exact `answer`; by default the demo model's held-out ones.
+    #[arg(long, value_name = "FILE.jsonl")]
+    data: Option<PathBuf>,
+    /// Ask only the first N questions of each task and length.
+    #[arg(long, value_name = "N")]
+    rows: Option<usize>,
+    /// Questions under way at a time.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    concurrent: usize,
+    /// Show up to N wrong answers of each task and length.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    errors: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A question with its answer.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    task: String,
+    length: String,
+    messages: Vec<Value>,
+    answer: String,
+}
+
+/// A task at one length.
+#[derive(Serialize)]
+struct Class {
+    task: String,
+    length: String,
+    right: usize,
+    total: usize,
+    accuracy: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    wrong: Vec<Wrong>,
+}
+
+#[derive(Serialize)]
+struct Wrong {
+    messages: Vec<Value>,
+    expected: String,
+    answered: String,
+}
+
+#[derive(Serialize)]
+struct Report {
+    backend: String,
+    device: String,
+    classes: Vec<Class>,
+}
+
+impl Report {
+    fn class(&mut self, row: &Row) -> &mut Class {
+        let same = |class: &Class| class.task == row.task && class.length == row.length;
+        let index = self.classes.iter().position(same).unwrap_or_else(|| {
+            self.classes.push(Class {
+                task: row.task.clone(),
+                length: row.length.clone(),
+                right: 0,
+                total: 0,
+                accuracy: 0.0,
+                wrong: Vec::new(),
+            });
+            self.classes.len() - 1
+        });
+        &mut self.classes[index]
+    }
+
+    fn count(&mut self, row: Row, answered: Option<String>, errors: usize) {
+        let class = self.class(&row);
+        class.total += 1;
+        match answered {
+            None => class.right += 1,
+            Some(answered) if class.wrong.len() < errors => class.wrong.push(Wrong {
+                messages: row.messages,
+                expected: row.answer,
+                answered,
+            }),
+            Some(_) => {}
+        }
+        class.accuracy = class.right as f64 / class.total as f64;
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let config = arguments.model.config()?;
+    let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
+    let template = ChatTemplate::from_dir(&arguments.model.folder()?)?;
+    let rows = rows(arguments)?;
+    let requests = rows
+        .iter()
+        .map(|row| request(row, &tokenizer, &template, &config.eos_token_ids))
+        .collect::<Result<Vec<_>>>()?;
+    for request in &requests {
+        request.check(&config)?;
+    }
+    let longest = requests.iter().map(|r| r.prompt.len() + r.max_tokens).max();
+    let sizes = Sizes {
+        sequences: arguments.concurrent,
+        checkpoints: 0,
+        ..Sizes::one(longest.unwrap_or(1).min(config.model_max_length))
+    };
+    let backend = arguments.device.open()?;
+    let loaded = load(&arguments.model, &config, backend, |device| {
+        sizes.limits(device.cache)
+    })?;
+    let mut report = Report {
+        backend: loaded.device.backend.to_owned(),
+        device: loaded.device.name.clone(),
+        classes: Vec::new(),
+    };
+    let engine = Engine::new(
+        loaded.model,
+        loaded.checkpoint,
+        Some(tokenizer),
+        EngineOptions::default(),
+    );
+    let engine = EngineHandle::start(engine)?;
+    let progress = Progress::rows("asking", rows.len());
+    let answers: Vec<Answer> = requests.into_iter().map(|r| engine.answer(r)).collect();
+    for (done, (row, answer)) in rows.into_iter().zip(answers).enumerate() {
+        let answered = differs(&answer, &row.answer)?;
+        report.count(row, answered, arguments.errors);
+        progress.set(done as u64 + 1);
+    }
+    progress.finish();
+    if arguments.json {
+        return super::print_json(&report);
+    }
+    print(&report)
+}
+
+/// The questions that are wanted, in their order.
+fn rows(arguments: &Arguments) -> Result<Vec<Row>> {
+    let (name, text) = match &arguments.data {
+        Some(file) => (file.display().to_string(), read_text(file)?),
+        None => ("eval.jsonl".to_owned(), demo::EVALUATION.to_owned()),
+    };
+    let mut rows: Vec<Row> = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let row: Row =
+            serde_json::from_str(line).with_context(|| format!("{name}, line {}", number + 1))?;
+        let same = |other: &&Row| other.task == row.task && other.length == row.length;
+        if arguments
+            .rows
+            .is_none_or(|most| rows.iter().filter(same).count() < most)
+        {
+            rows.push(row);
+        }
+    }
+    anyhow::ensure!(!rows.is_empty(), "{name} holds no question");
+    Ok(rows)
+}
+
+/// A greedy answer to a row's question.
+fn request(
+    row: &Row,
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    eos: &[u32],
+) -> Result<Request> {
+    let chat = Chat {
+        messages: row.messages.clone(),
+        tools: None,
+        add_generation_prompt: true,
+    };
+    chat.validate()?;
+    let expected = tokenizer.encode_ordinary(&row.answer)?.len();
+    Ok(Request {
+        stop_ids: tokenizer.stop_ids(eos),
+        // Each question is asked on its own.
+        reuse: false,
+        ..Request::new(
+            tokenizer.encode_chat(template, &chat)?.ids,
+            expected + SLACK,
+        )
+    })
+}
+
+/// What was answered, if it is not exactly what was expected, end included.
+fn differs(answer: &Answer, expected: &str) -> Result<Option<String>> {
+    let mut said = String::new();
+    while let Some(event) = answer.next() {
+        match event {
+            Event::Token { text, .. } => said.push_str(&text),
+            Event::Failed(error) => return Err(failure(&error)),
+            Event::Finished { reason, text, .. } => {
+                said.push_str(&text);
+                let exact = reason == FinishReason::Stop && said == expected;
+                return Ok((!exact).then_some(said));
+            }
+            _ => {}
+        }
+    }
+    anyhow::bail!("the engine stopped before every question was answered")
+}
+
+fn print(report: &Report) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(
+        stdout,
+        "{:14} {:8} {:>11} {:>8}",
+        "task", "length", "exact", "share"
+    )?;
+    for class in &report.classes {
+        writeln!(
+            stdout,
+            "{:14} {:8} {:>11} {:>7.1}%",
+            class.task,
+            class.length,
+            format!("{}/{}", class.right, class.total),
+            100.0 * class.accuracy
+        )?;
+    }
+    for class in &report.classes {
+        for wrong in &class.wrong {
+            writeln!(stdout, "\n{}, {}", class.task, class.length)?;
+            for message in &wrong.messages {
+                let text = |key: &str| message.get(key).and_then(Value::as_str).unwrap_or("");
+                writeln!(stdout, "  {}: {}", text("role"), text("content"))?;
+            }
+            writeln!(stdout, "  expected: {}", wrong.expected)?;
+            writeln!(stdout, "  answered: {}", wrong.answered)?;
+        }
+    }
+    writeln!(stdout, "\n{} on {}", report.backend, report.device)?;
+    Ok(())
+}

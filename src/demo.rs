@@ -1,0 +1,100 @@
+//! The demo model: a small Kimi Linear of our own, in the program itself, so that a first minute needs no download.
+//!
+//! [`folder`] writes its files where the system keeps caches, once, and gives that folder: from there it takes the same
+//! road as any checkpoint. What it is, how it was trained and what it can do stands in `assets/demo/MODEL_CARD.md`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::error::DemoError;
+
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_bytes!(concat!("../assets/demo/", $name)).as_slice())),*]
+    };
+}
+
+/// The checkpoint's files.
+const FILES: [(&str, &[u8]); 6] = files![
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "tiktoken.model",
+    "chat_template.jinja",
+    "model.safetensors",
+];
+
+/// Questions that the model was never trained on, one JSON object a line: `task`, `length` (`train` or `double`),
+/// `messages` that end in the user's question, and the exact `answer`.
+pub const EVALUATION: &str = include_str!("../assets/demo/eval.jsonl");
+
+/// Prompts worth trying, in the order in which to try them: a name, what the user says, and what to look at.
+pub const SUGGESTIONS: [(&str, &str, &str); 4] = [
+    (
+        "Recall, overwritten",
+        "The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?",
+        "the old value is erased from the state before the new one is written",
+    ),
+    (
+        "Tracking",
+        "Mary goes to the kitchen. Mary takes the apple. Mary goes to the garden. Where is the apple?",
+        "a thing goes where its holder goes",
+    ),
+    (
+        "Stack",
+        "Push apple. Push pear. Push cup. Pop. What is on top?",
+        "each push writes, each pop erases",
+    ),
+    (
+        "Reverse",
+        "Reverse: key, lamp, pear, cup.",
+        "each word of the answer reads another part of the memory",
+    ),
+];
+
+/// The folder of the demo model, written first if it is not there whole.
+///
+/// # Errors
+/// A place that cannot be written; it leaves nothing half done.
+pub fn folder() -> Result<PathBuf, DemoError> {
+    folder_in(&dirs::cache_dir().unwrap_or_else(std::env::temp_dir))
+}
+
+/// The same, below `cache`. The name carries the content's hash, so that no other version is ever in the way.
+///
+/// # Errors
+/// As [`folder`].
+pub fn folder_in(cache: &Path) -> Result<PathBuf, DemoError> {
+    let mut hash = Xxh3::new();
+    for (name, bytes) in FILES {
+        hash.update(name.as_bytes());
+        hash.update(bytes);
+    }
+    let folder = cache
+        .join("kimi-linear")
+        .join(format!("demo-{:016x}", hash.digest()));
+    for (name, bytes) in FILES {
+        write_once(&folder.join(name), bytes)?;
+    }
+    Ok(folder)
+}
+
+/// Writes a file unless it already holds these bytes; others never see a part of it.
+fn write_once(path: &Path, bytes: &[u8]) -> Result<(), DemoError> {
+    if std::fs::read(path).is_ok_and(|found| found == bytes) {
+        return Ok(());
+    }
+    let write = |folder: &Path| -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write(path.parent().unwrap_or(Path::new("."))).map_err(|source| DemoError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
