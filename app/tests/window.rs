@@ -25,10 +25,10 @@ shot light.png
 quit
 ";
 
-/// Random weights talk for long: there is time to stop them.
+/// These random weights answer this with a thousand tokens: there is time to stop them.
 const STOP: &str = "\
 wait ready
-say Say something long.
+say The red box holds 7. Now the red box holds 3.
 wait tokens 3
 stop
 wait answer
@@ -91,7 +91,7 @@ fn it_starts_answers_and_shows_the_overwrite() {
 
 #[test]
 fn it_stops_and_answers_again() {
-    let tiny = root().join("tests/reference/tiny-a");
+    let tiny = root().join("tests/reference/tiny-128");
     let out = play(STOP, &["--model", tiny.to_str().unwrap()]);
     let stopped = read(&out, "stopped.json");
     let turn = &stopped["turns"][0];
