@@ -54,7 +54,7 @@ pub enum Step {
     Panels(bool),
     /// Select a token by its place; nothing is the newest.
     Token(Option<usize>),
-    /// Select the last token of this text.
+    /// Select the last token of the questions that reads so.
     Find(String),
     /// Select a KDA head.
     Kda(usize, usize),

@@ -304,7 +304,11 @@ impl App {
                 .size_range(100.0..=320.0)
                 .show(ui, |ui| bars::chats(ui, &self.chats, self.current, actions));
         }
-        egui::CentralPanel::no_frame().show(ui, |ui| self.panels(ui, &colours, actions));
+        // What lies between the panels has their colour: a window's own background is dark in either appearance.
+        let ground = egui::Frame::new().fill(ui.visuals().panel_fill);
+        egui::CentralPanel::no_frame()
+            .frame(ground)
+            .show(ui, |ui| self.panels(ui, &colours, actions));
         self.windows(ui, &colours, actions);
     }
 

@@ -11,7 +11,7 @@ use super::action::Action;
 use serde_json::{Value, json};
 
 use crate::chat::{Stage, Turn};
-use crate::history::History;
+use crate::history::{History, TokenText};
 use crate::script::{Player, Step, Until};
 use kimi_linear::model::TraceHead;
 
@@ -88,7 +88,8 @@ impl App {
             Step::Token(token) => self.selection.token = *token,
             Step::Find(text) => {
                 let tokens = self.chat().history.tokens();
-                let found = tokens.iter().rposition(|token| token.text.trim() == text);
+                let reads = |token: &TokenText| !token.answer && token.text.trim() == text;
+                let found = tokens.iter().rposition(reads);
                 self.selection.token = Some(found.ok_or(format!("no token reads `{text}`"))?);
             }
             Step::Kda(layer, head) => {
