@@ -73,6 +73,9 @@ enum Running {
     },
 }
 
+/// What the system's dialog chose, and what for.
+type Picked = (Pick, PathBuf);
+
 /// The app.
 pub struct App {
     session: Session,
@@ -110,7 +113,7 @@ pub struct App {
     markdown: CommonMarkCache,
     log: Log,
     keys: Vec<Shortcut>,
-    picks: (Sender<(Pick, PathBuf)>, Receiver<(Pick, PathBuf)>),
+    picks: (Sender<Picked>, Receiver<Picked>),
     focus: bool,
     script: Option<Player>,
     kept: bool,

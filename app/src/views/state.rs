@@ -80,6 +80,9 @@ struct Shown {
     head: TraceHead,
 }
 
+/// The version that numbers were picked of, the line they are shown at, and the numbers.
+type Picked = (u64, Option<Line>, Vec<f32>, Vec<f32>);
+
 /// The view.
 #[derive(Default)]
 pub(super) struct State {
@@ -93,7 +96,7 @@ pub(super) struct State {
     lines: Option<Recurrence>,
     /// Counts what was computed, for the textures.
     version: u64,
-    picked: Option<(u64, Option<Line>, Vec<f32>, Vec<f32>)>,
+    picked: Option<Picked>,
     maps: [HeatMap; 11],
 }
 
