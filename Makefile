@@ -1,6 +1,7 @@
 # The front door: every target installs what it lacks, then does its work.
 #
 #   make demo    build in release and ask the demo model a question
+#   make serve   serve the demo model to OpenAI's clients on http://127.0.0.1:8000
 #   make app     build and open the desktop app
 #   make test    format, lints, every test, the documentation's examples
 #   make bench   the benchmarks behind docs/performance.md
@@ -14,15 +15,18 @@ SHELL := /bin/bash
 CARGO := cargo
 PROFILE := --release
 
+SERVE_FLAGS :=
+OPENAI_CLIENT := openai==3.52.0
 DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?
 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo app app-pictures test bench clean install-rust-components install-vulkan-driver install-window install-xvfb
+.PHONY: help demo app app-pictures serve test bench clean install-rust-components install-vulkan-driver install-cuda-compiler \
+	install-window install-xvfb
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^#   //p' Makefile
 
 # The toolchain of rust-toolchain.toml with its components; rustup does nothing where they are there.
 install-rust-components:
@@ -35,6 +39,11 @@ install-vulkan-driver:
 	@if [ "$$(uname)" = Linux ] && ! { PATH="$$PATH:/sbin" ldconfig -p | grep 'libvulkan\.so\.1' >/dev/null \
 		&& grep -qs library_path /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json; }; then \
 		.ci/install-packages libvulkan1 mesa-vulkan-drivers; fi
+
+# The CUDA kernels are compiled for a GPU that need not be there, and run on the processor, which takes a C++ compiler.
+install-cuda-compiler:
+	@command -v c++ >/dev/null || .ci/install-packages g++ libc6-dev
+	@.ci/install-cuda-compiler target/cuda
 
 # What winit opens at run time to show a window under X11.
 install-window: install-vulkan-driver
@@ -51,6 +60,18 @@ demo: install-rust-components
 	@$(CARGO) run $(PROFILE) --locked --quiet -- generate --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
 	@echo 'Try `target/release/kimi-linear chat`: who is where and has what, "Reverse: key, lamp, pear.", "Push apple. Push pear. Pop. What is on top?"'
 
+serve: install-rust-components
+	$(CARGO) build $(PROFILE) --locked
+	$(CARGO) run $(PROFILE) --locked --quiet -- serve $(SERVE_FLAGS)
+
+# The server's tests speak to it with the published client, in a Python of its own.
+target/openai-client/made: Makefile
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3 python3-venv
+	@rm -rf target/openai-client
+	@python3 -m venv target/openai-client
+	@target/openai-client/bin/python -m pip install --quiet --disable-pip-version-check $(OPENAI_CLIENT)
+	@touch $@
+
 app: install-rust-components install-window
 	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
 
@@ -60,7 +81,7 @@ app-pictures: install-rust-components install-xvfb
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
 	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
 
-test: install-rust-components install-xvfb
+test: install-rust-components install-xvfb install-cuda-compiler target/openai-client/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test $(PROFILE) --locked --workspace

@@ -11,6 +11,8 @@ pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod model;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod tokenizer;
 
 pub use error::Error;

@@ -456,7 +456,23 @@ fn devices_that_are_not_there_are_refused() {
         refusal(&run(&arguments, "tiny-a"))
     };
     assert!(with("cpu", "1").contains("there is no cpu device 1"));
-    assert!(with("cuda", "0").contains("cuda"));
+    assert!(with("cuda", "99").contains("cuda"));
+}
+
+#[test]
+fn cuda_without_a_driver_is_one_sentence() {
+    let output = program(&["devices", "--json"], None).output().unwrap();
+    let devices: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let devices = devices["devices"].as_array().unwrap();
+    if devices.iter().any(|device| device["backend"] == "cuda") {
+        println!("skipped: this machine has an NVIDIA driver");
+        return;
+    }
+    let arguments = ["generate", "--prompt", "x", "--backend", "cuda"];
+    let told = refusal(&run(&arguments, "tiny-a"));
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(told.contains("NVIDIA driver"), "{told}");
+    assert!(told.contains("--backend auto"), "{told}");
 }
 
 /// A copy of `tiny-a` in which one element of a tensor is replaced.

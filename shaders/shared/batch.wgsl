@@ -1,4 +1,4 @@
-// The batch of one submission, as `src/backend/wgpu/image.rs` lays it out. Not a place for activations.
+// The batch of one submission, as `src/backend/image.rs` lays it out. Not a place for activations.
 
 // A header, then lists; the header says where each list begins. Pieces of several tokens come first in the lists of rows,
 // chunks, tiles and windows, then those of a single token.
@@ -19,6 +19,7 @@ const AT_WINDOWS: u32 = 10u;  // [windows, 4]: piece, first position, positions,
 const SEVERAL_ROWS: u32 = 11u; // rows of pieces of several tokens
 const AT_SPANS: u32 = 12u;    // [spans, 2]: positions that a decode takes apart: number of the single row, first position
 const AT_SPANNED: u32 = 13u;  // [single rows, 2]: the row's first span, and how many
+// Words 14 to 18 count chunks, tiles and spans, for kernels whose grids are larger than the batch; shaders need them not.
 
 // Words of a piece.
 const PIECE: u32 = 10u;

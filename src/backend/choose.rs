@@ -1,6 +1,8 @@
 //! Which backends there are, which devices they see, and one of them by name.
 
 use super::cpu::{self, CpuBackend};
+#[cfg(feature = "cuda")]
+use super::cuda::{self, CudaBackend};
 #[cfg(feature = "wgpu")]
 use super::wgpu::{self, WgpuBackend};
 use super::{Backend, Device, Result};
@@ -9,7 +11,8 @@ use crate::error::BackendError;
 /// A backend by name, or the best there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendKind {
-    /// A real GPU if there is one, else the processor. Never a GPU that is the processor in disguise.
+    /// A real GPU if there is one, through CUDA if that can be, else the processor. Never a GPU that is the processor in
+    /// disguise.
     Auto,
     /// The plain reference.
     Cpu,
@@ -23,6 +26,8 @@ pub enum BackendKind {
 #[must_use]
 pub fn devices() -> Vec<Device> {
     let devices = vec![cpu::describe()];
+    #[cfg(feature = "cuda")]
+    let devices: Vec<_> = cuda::driver::devices().into_iter().chain(devices).collect();
     #[cfg(feature = "wgpu")]
     let devices = devices
         .into_iter()
@@ -41,6 +46,17 @@ pub fn devices() -> Vec<Device> {
 /// A backend that this build does not have, or a device that is not there.
 pub fn open(kind: BackendKind, index: Option<usize>) -> Result<Box<dyn Backend>> {
     match kind {
+        #[cfg(feature = "cuda")]
+        BackendKind::Auto if !cuda::driver::devices().is_empty() => {
+            // One that is too old, or lacks a library, may still run shaders.
+            CudaBackend::open(index).map_or_else(
+                |error| {
+                    tracing::warn!("{error}");
+                    open(without_cuda(), index)
+                },
+                |backend| Ok(Box::new(backend) as Box<dyn Backend>),
+            )
+        }
         BackendKind::Auto if has_gpu() => open(BackendKind::Wgpu, index),
         BackendKind::Auto | BackendKind::Cpu => match index {
             None | Some(0) => Ok(Box::new(CpuBackend::new())),
@@ -63,7 +79,20 @@ pub fn open(kind: BackendKind, index: Option<usize>) -> Result<Box<dyn Backend>>
         }
         #[cfg(not(feature = "wgpu"))]
         BackendKind::Wgpu => Err(missing("wgpu")),
+        #[cfg(feature = "cuda")]
+        BackendKind::Cuda => Ok(Box::new(CudaBackend::open(index)?)),
+        #[cfg(not(feature = "cuda"))]
         BackendKind::Cuda => Err(missing("cuda")),
+    }
+}
+
+/// What `auto` comes to where CUDA is of no use.
+#[cfg(feature = "cuda")]
+fn without_cuda() -> BackendKind {
+    if has_gpu() {
+        BackendKind::Wgpu
+    } else {
+        BackendKind::Cpu
     }
 }
 
@@ -75,6 +104,7 @@ fn has_gpu() -> bool {
     found
 }
 
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
 fn missing(backend: &'static str) -> BackendError {
     let reason = "this build does not have it; --backend cpu runs anywhere".to_owned();
     BackendError::Unavailable { backend, reason }

@@ -14,6 +14,10 @@ mod check;
 mod choose;
 mod collective;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod image;
 mod operation;
 mod pool;
 mod record;

@@ -35,6 +35,10 @@ pub struct Occupancy {
     pub blocks: usize,
     /// All blocks.
     pub all_blocks: usize,
+    /// Slots that checkpoints alone hold: they are given up when somebody needs them.
+    pub idle_slots: usize,
+    /// Blocks that checkpoints alone hold.
+    pub idle_blocks: usize,
     /// Checkpoints whose state is on the device.
     pub device_checkpoints: usize,
     /// Checkpoints whose state is in host memory.
@@ -90,7 +94,14 @@ impl Cache {
             .checkpoints()
             .filter(|(_, checkpoint, _)| device(checkpoint))
             .count();
+        let idle = |(_, checkpoint, _): &(_, &Checkpoint, _)| {
+            let slot = checkpoint.state.device();
+            slot.is_some_and(|slot| self.slots.holders(slot) == 1)
+        };
+        let blocks = (0..self.tree_holds.len() as u32).map(Block);
         Occupancy {
+            idle_slots: self.tree.checkpoints().filter(idle).count(),
+            idle_blocks: blocks.filter(|block| self.is_idle(*block)).count(),
             slots: self.slots.len() - self.slots.free(),
             all_slots: self.slots.len(),
             blocks: self.blocks.len() - self.blocks.free(),
@@ -100,6 +111,12 @@ impl Cache {
             host_bytes: self.host_bytes,
             evictions: self.evictions,
         }
+    }
+
+    /// Whether checkpoints alone hold a block.
+    fn is_idle(&self, block: Block) -> bool {
+        let held = self.tree_holds[block.0 as usize];
+        held > 0 && self.blocks.holders(block) == held
     }
 
     /// The deepest checkpoint that leaves at least one of `tokens` to run.
@@ -328,19 +345,15 @@ impl Cache {
         pools: &mut Pools<'_>,
         count: usize,
     ) -> Result<Option<Vec<Block>>> {
-        let idle = |cache: &Self, block: Block| {
-            let held = cache.tree_holds[block.0 as usize];
-            held > 0 && cache.blocks.holders(block) == held
-        };
         if self.blocks.free() < count {
             let all = (0..self.tree_holds.len() as u32).map(Block);
-            let reclaimable = all.filter(|block| idle(self, *block)).count();
+            let reclaimable = all.filter(|block| self.is_idle(*block)).count();
             if self.blocks.free() + reclaimable < count {
                 return Ok(None);
             }
         }
         while self.blocks.free() < count {
-            let Some(at) = self.tree.least_rows(&|block| idle(self, block)) else {
+            let Some(at) = self.tree.least_rows(&|block| self.is_idle(block)) else {
                 return Ok(None);
             };
             self.evictions += 1;

@@ -1,5 +1,16 @@
 //! `kimi-linear bench`: how fast things are, beside what this machine could do.
 
+#[cfg(feature = "server")]
+mod client;
+#[cfg(feature = "server")]
+mod load;
+#[cfg(feature = "server")]
+mod plot;
+#[cfg(feature = "server")]
+mod report;
+#[cfg(feature = "server")]
+mod serve;
+
 use std::io::Write;
 
 use anyhow::Result;
@@ -19,6 +30,9 @@ pub(crate) struct Arguments {
 enum What {
     /// Time single operations at the published model's sizes, beside the device's measured copy and product rates.
     Ops(Ops),
+    /// Put a server under load: requests come when they come, whether or not the ones before are answered.
+    #[cfg(feature = "server")]
+    Serve(serve::Arguments),
 }
 
 #[derive(Args)]
@@ -34,7 +48,14 @@ struct Ops {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let What::Ops(ops) = &arguments.what;
+    match &arguments.what {
+        What::Ops(ops) => bench_ops(ops),
+        #[cfg(feature = "server")]
+        What::Serve(arguments) => serve::run(arguments),
+    }
+}
+
+fn bench_ops(ops: &Ops) -> Result<()> {
     let mut failure = None;
     let report = bench::bench_ops(
         &mut || ops.device.open(),

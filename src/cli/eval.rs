@@ -150,7 +150,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         EngineOptions::default(),
     );
     let engine = EngineHandle::start(engine)?;
-    let progress = Progress::rows("asking", rows.len());
+    let progress = Progress::count("asking", rows.len());
     let answers: Vec<Answer> = requests.into_iter().map(|r| engine.answer(r)).collect();
     for (done, (row, answer)) in rows.into_iter().zip(answers).enumerate() {
         let answered = differs(&answer, &row.answer)?;

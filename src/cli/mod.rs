@@ -13,6 +13,8 @@ mod inspect;
 mod options;
 mod progress;
 mod score;
+#[cfg(feature = "server")]
+mod serve;
 mod tokenize;
 
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -38,6 +40,9 @@ enum Command {
     Generate(generate::Arguments),
     /// Talk with the model in the terminal.
     Chat(chat::Arguments),
+    /// Serve a model to OpenAI's clients over HTTP.
+    #[cfg(feature = "server")]
+    Serve(serve::Arguments),
     /// Measure how likely a text is: negative log-likelihood, perplexity, logits.
     Score(score::Arguments),
     /// Ask questions whose answers are known, and count the exact ones.
@@ -57,18 +62,12 @@ enum Command {
 /// Parses the command line and runs it.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
-    let filter =
-        EnvFilter::try_from_env("KIMI_LINEAR_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .with_target(false)
-        .init();
+    start_log(&cli.command);
     let result = match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),
+        #[cfg(feature = "server")]
+        Command::Serve(arguments) => serve::run(arguments),
         Command::Score(arguments) => score::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
@@ -85,6 +84,28 @@ pub(crate) fn run() -> ExitCode {
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The log on stderr: warnings, and of a server more, with times; `KIMI_LINEAR_LOG` chooses otherwise.
+fn start_log(command: &Command) {
+    let chosen = |default: &str| {
+        EnvFilter::try_from_env("KIMI_LINEAR_LOG").unwrap_or_else(|_| EnvFilter::new(default))
+    };
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    match command {
+        #[cfg(feature = "server")]
+        Command::Serve(arguments) => {
+            let log = log.with_env_filter(chosen("info"));
+            match arguments.log_format() {
+                serve::LogFormat::Text => log.init(),
+                serve::LogFormat::Json => log.json().flatten_event(true).init(),
+            }
+        }
+        _ => log.with_env_filter(chosen("warn")).without_time().init(),
     }
 }
 

@@ -24,8 +24,8 @@ impl Progress {
         )
     }
 
-    /// Over rows.
-    pub(crate) fn rows(what: &'static str, total: usize) -> Self {
+    /// Over questions, or requests.
+    pub(crate) fn count(what: &'static str, total: usize) -> Self {
         Self::new(
             what,
             total as u64,
@@ -40,6 +40,12 @@ impl Progress {
             bar.set_style(style);
         }
         Self(bar)
+    }
+
+    /// One more is done.
+    #[cfg(feature = "server")]
+    pub(crate) fn add_one(&self) {
+        self.0.inc(1);
     }
 
     pub(crate) fn set(&self, done: u64) {

@@ -6,7 +6,7 @@ use super::batch::{Planned, PlannedPiece};
 use super::core::{Engine, pools};
 use super::event::{Event, Scored};
 use super::request::PromptScores;
-use super::sequence::Sequence;
+use super::sequence::{Sequence, likeliest};
 use crate::backend::{Choice, StepOutput};
 use crate::cache::Current;
 use crate::error::Error;
@@ -145,8 +145,11 @@ impl Engine {
             } else {
                 Vec::new()
             };
+            let most = sequence.request.logprobs.unwrap_or(0);
+            let top = rows.choices.iter().map(|choice| likeliest(choice, most));
             let scored = Scored {
                 first,
+                top: top.collect(),
                 logprobs: rows.choices.iter().map(logprob).collect(),
                 logits,
             };
@@ -233,7 +236,7 @@ impl Engine {
             }
             Err(error) => {
                 self.let_go(&mut sequence, false);
-                self.fail(id, &Arc::new(Error::from(error)));
+                self.fail(id, &Arc::new(error));
                 None
             }
         }

@@ -106,6 +106,12 @@ impl Engine {
         (self.running.len(), self.waiting.len())
     }
 
+    /// Answers that are under way or wait, those included that a prompt is still to be divided into.
+    fn answers(&self) -> usize {
+        let sequences = self.running.iter().chain(&self.waiting);
+        sequences.map(Sequence::answers).sum()
+    }
+
     /// How often a sequence had to make room so far.
     #[must_use]
     pub fn preemptions(&self) -> u64 {
@@ -144,6 +150,17 @@ impl Engine {
             .any(|sequence| sequence.id == id)
         {
             return Err(EngineError::DuplicateRequest { id: id.0 });
+        }
+        if self.answers()
+            >= self
+                .model
+                .limits()
+                .step
+                .pieces
+                .saturating_add(self.options.queue)
+        {
+            let waiting = self.waiting.len();
+            return Err(EngineError::QueueFull { waiting });
         }
         let turn = self.turn();
         let sequence = Sequence::new(id, Arc::new(request), 0, turn, self.tokenizer.as_ref());

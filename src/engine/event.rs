@@ -44,6 +44,8 @@ pub struct Scored {
     pub first: usize,
     /// At each place the log-probability of the prompt's next token; nothing at its end.
     pub logprobs: Vec<Option<f32>>,
+    /// At each place the likeliest next tokens with their log-probabilities, best first, as many as the request asked for.
+    pub top: Vec<Vec<(u32, f32)>>,
     /// The logits at each place, `[tokens, vocabulary]`, where they were asked for.
     pub logits: Vec<f32>,
 }

@@ -10,11 +10,12 @@ use std::collections::HashMap;
 use super::core::Engine;
 use super::event::Event;
 use super::request::{Request, RequestId};
+use super::status::Status;
 use crate::cache::{Occupancy, Snapshot};
 use crate::error::{EngineError, Error};
 
 /// Where a request's events go. It is called in the engine's thread and must not wait.
-pub(super) type Sink = Box<dyn FnMut(Event) + Send>;
+pub type Sink = Box<dyn FnMut(Event) + Send>;
 
 enum Command {
     Submit {
@@ -144,6 +145,13 @@ impl EngineHandle {
         }
     }
 
+    /// Whether its thread is still there.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Ends a request.
     pub fn cancel(&self, id: RequestId) {
         let _ = self.0.commands.send(Command::Cancel(id));
@@ -155,6 +163,22 @@ impl EngineHandle {
     /// An engine that has stopped.
     pub fn occupancy(&self) -> Result<Occupancy, EngineError> {
         self.ask(|engine| engine.occupancy())
+    }
+
+    /// What runs, what waits, and what of the pools is in use.
+    ///
+    /// # Errors
+    /// An engine that has stopped.
+    pub fn status(&self) -> Result<Status, EngineError> {
+        self.ask(|engine| engine.status())
+    }
+
+    /// Forgets every cached prefix.
+    ///
+    /// # Errors
+    /// An engine that has stopped.
+    pub fn clear_cache(&self) -> Result<(), EngineError> {
+        self.ask(Engine::clear_cache)
     }
 
     /// Copies out what is kept of `tokens`: the deepest checkpoint within them.

@@ -76,6 +76,8 @@ pub struct EngineOptions {
     pub quantum: usize,
     /// Recorded steps that are kept.
     pub recordings: usize,
+    /// Answers that may wait beyond those that there is room for in one step; a request past them is refused.
+    pub queue: usize,
 }
 
 impl Default for EngineOptions {
@@ -86,6 +88,7 @@ impl Default for EngineOptions {
             host_bytes: 4 << 30,
             quantum: 512,
             recordings: 24,
+            queue: usize::MAX,
         }
     }
 }

@@ -1,5 +1,8 @@
 //! What is asked of the engine.
 
+use std::sync::Arc;
+
+use super::grammar::Grammar;
 use super::sampling::Sampling;
 use crate::config::ModelConfig;
 use crate::error::EngineError;
@@ -22,7 +25,7 @@ pub enum PromptScores {
 }
 
 /// A prompt and what is to follow it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// The prompt's token ids.
     pub prompt: Vec<u32>,
@@ -34,6 +37,8 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// What every answer must follow; nothing is anything.
+    pub grammar: Option<Arc<dyn Grammar>>,
     /// Answers to one prompt, drawn independently.
     pub samples: usize,
     /// Reports each token's log-probability, and those of so many of the likeliest tokens.
@@ -67,6 +72,7 @@ impl Request {
             stop_ids: Vec::new(),
             stop_strings: Vec::new(),
             sampling: Sampling::GREEDY,
+            grammar: None,
             samples: 1,
             logprobs: None,
             turns: Vec::new(),
@@ -148,7 +154,7 @@ impl Request {
 
     /// Whether whole rows must be read back.
     pub(super) fn needs_row(&self) -> bool {
-        self.sampling.needs_row()
+        self.sampling.needs_row() || self.grammar.is_some()
     }
 }
 

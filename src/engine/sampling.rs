@@ -1,11 +1,12 @@
-//! Which token comes next: greedy, or drawn. Penalties and biases change the logits first; then come temperature, top-k,
-//! top-p and min-p, in that order.
+//! Which token comes next: greedy, or drawn. Penalties and biases change the logits first, and a grammar leaves out what it
+//! does not allow; then come temperature, top-k, top-p and min-p, in that order.
 
 use std::collections::{HashMap, HashSet};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::grammar::{Guide, allows};
 use crate::backend::Choice;
 use crate::error::EngineError;
 
@@ -148,7 +149,6 @@ impl Sampling {
 }
 
 /// Draws one sequence's tokens.
-#[derive(Clone)]
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
@@ -156,6 +156,9 @@ pub struct Sampler {
     seen: HashSet<u32>,
     /// How often each token is in the answer.
     generated: HashMap<u32, u32>,
+    guide: Option<Box<dyn Guide>>,
+    /// Whether the grammar allows nothing more.
+    complete: bool,
 }
 
 impl Sampler {
@@ -174,12 +177,42 @@ impl Sampler {
             random,
             seen,
             generated: HashMap::new(),
+            guide: None,
+            complete: false,
         }
     }
 
-    /// The next token, from a row's candidates, or from the whole row where [`Sampling::needs_row`] asked for it.
-    pub fn choose(&mut self, choice: &Choice, row: &[f32]) -> u32 {
-        let token = if self.sampling.needs_row() {
+    /// Holds the tokens to a grammar. Whole rows are needed then.
+    #[must_use]
+    pub fn guided(mut self, guide: Option<Box<dyn Guide>>) -> Self {
+        self.guide = guide;
+        self
+    }
+
+    /// Whether the grammar allows nothing after the tokens so far.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The next token, from a row's candidates, or from the whole row where [`Sampling::needs_row`] asked for it or a
+    /// grammar is followed.
+    ///
+    /// # Errors
+    /// A grammar that cannot be followed any further.
+    pub fn choose(&mut self, choice: &Choice, row: &[f32]) -> Result<u32, EngineError> {
+        let token = if let Some(guide) = &mut self.guide {
+            let bits = guide
+                .allowed()
+                .map_err(|reason| EngineError::Grammar { reason })?;
+            let mut logits = self.changed(row);
+            logits.retain(|(token, _)| allows(&bits, *token));
+            if logits.is_empty() {
+                let reason = "it allows no token that the model has".to_owned();
+                return Err(EngineError::Grammar { reason });
+            }
+            self.draw(logits)
+        } else if self.sampling.needs_row() {
             let logits = self.changed(row);
             self.draw(logits)
         } else {
@@ -196,7 +229,12 @@ impl Sampler {
             }
             *self.generated.entry(token).or_insert(0) += 1;
         }
-        token
+        if let Some(guide) = &mut self.guide {
+            self.complete = guide
+                .take(token)
+                .map_err(|reason| EngineError::Grammar { reason })?;
+        }
+        Ok(token)
     }
 
     /// The row after penalties and biases.
@@ -293,7 +331,7 @@ mod tests {
     fn draws(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
         let (mut sampler, mut counts) = (Sampler::new(&sampling, 0, &[]), vec![0; logits.len()]);
         for _ in 0..20_000 {
-            counts[sampler.choose(&choice(logits), logits) as usize] += 1;
+            counts[sampler.choose(&choice(logits), logits).unwrap() as usize] += 1;
         }
         counts
     }
@@ -378,7 +416,7 @@ mod tests {
         let draws = |sample| {
             let mut sampler = Sampler::new(&sampling, sample, &[]);
             (0..32)
-                .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS))
+                .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS).unwrap())
                 .collect::<Vec<_>>()
         };
         assert_eq!(draws(1), draws(1));
@@ -389,7 +427,7 @@ mod tests {
     fn greedy(sampling: Sampling, prompt: &[u32]) -> Vec<u32> {
         let mut sampler = Sampler::new(&sampling, 0, prompt);
         (0..4)
-            .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS))
+            .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS).unwrap())
             .collect()
     }
 
@@ -419,6 +457,64 @@ mod tests {
             [3, 3, 3, 3]
         );
         assert!(with(&|s| s.logit_bias = vec![(4, 1.0)]).check(4).is_err());
+    }
+
+    /// Allows exactly these tokens, one step after the other.
+    struct Steps(Vec<Vec<u32>>);
+
+    impl Guide for Steps {
+        fn allowed(&mut self) -> Result<Vec<u32>, String> {
+            Ok(vec![self.0[0].iter().fold(0, |bits, id| bits | 1 << id)])
+        }
+
+        fn take(&mut self, token: u32) -> Result<bool, String> {
+            assert!(self.0.remove(0).contains(&token));
+            Ok(self.0.is_empty())
+        }
+    }
+
+    #[test]
+    fn a_grammar_leaves_out_what_it_does_not_allow() {
+        let steps =
+            || Some(Box::new(Steps(vec![vec![0, 3], vec![2, 3], vec![1]])) as Box<dyn Guide>);
+        // LOGITS are 0, 2, 1, -1.
+        let mut sampler = Sampler::new(&Sampling::GREEDY, 0, &[]).guided(steps());
+        for expected in [0, 2, 1] {
+            assert!(!sampler.is_complete());
+            assert_eq!(sampler.choose(&choice(&LOGITS), &LOGITS), Ok(expected));
+        }
+        assert!(sampler.is_complete());
+        // A bias counts among what is allowed; it cannot bring back what is not.
+        let logit_bias = vec![(1, 50.0), (3, 3.0)];
+        let sampling = Sampling {
+            logit_bias,
+            ..Sampling::GREEDY
+        };
+        let mut sampler = Sampler::new(&sampling, 0, &[]).guided(steps());
+        assert_eq!(sampler.choose(&choice(&LOGITS), &LOGITS), Ok(3));
+        // Draws follow the softmax over what is allowed alone.
+        let drawn = Sampling {
+            temperature: 1.0,
+            ..Sampling::GREEDY
+        };
+        let mut counts = [0; 4];
+        for sample in 0..2_000 {
+            let mut sampler = Sampler::new(&drawn, sample, &[]).guided(steps());
+            counts[sampler.choose(&choice(&LOGITS), &LOGITS).unwrap() as usize] += 1;
+        }
+        assert_eq!((counts[1], counts[2]), (0, 0));
+        let p = 1.0 / (1.0 + (-1.0_f64).exp());
+        assert!(
+            (f64::from(counts[0]) / 2_000.0 - p).abs() < 5.0 * (p * (1.0 - p) / 2_000.0).sqrt()
+        );
+    }
+
+    #[test]
+    fn a_grammar_without_a_token_is_an_error() {
+        let mut sampler =
+            Sampler::new(&Sampling::GREEDY, 0, &[]).guided(Some(Box::new(Steps(vec![vec![]]))));
+        let error = sampler.choose(&choice(&LOGITS), &LOGITS).unwrap_err();
+        assert!(error.to_string().contains("no token"), "{error}");
     }
 
     #[test]

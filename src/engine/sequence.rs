@@ -9,7 +9,7 @@ use super::sampling::Sampler;
 use super::stop::StopText;
 use crate::backend::Choice;
 use crate::cache::{Lease, Placed};
-use crate::error::TokenizerError;
+use crate::error::Error;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// One answer of a request.
@@ -59,13 +59,19 @@ impl Sequence {
             ran: 0,
             lease: Lease::default(),
             placed: None,
-            sampler: Sampler::new(&request.sampling, sample, &request.prompt),
+            sampler: Sampler::new(&request.sampling, sample, &request.prompt)
+                .guided(request.grammar.as_ref().map(|grammar| grammar.guide())),
             text: Text {
                 decoder: tokenizer.map(|tokenizer| StreamDecoder::new(Arc::clone(tokenizer))),
                 stops: StopText::new(&request.stop_strings),
             },
             request,
         }
+    }
+
+    /// Answers that are to come of it.
+    pub(super) fn answers(&self) -> usize {
+        if self.single { 1 } else { self.request.samples }
     }
 
     /// Tokens of the prompt.
@@ -124,11 +130,11 @@ impl Sequence {
         choice: &Choice,
         row: &[f32],
         context: usize,
-    ) -> Result<(Option<Taken>, Option<FinishReason>), TokenizerError> {
+    ) -> Result<(Option<Taken>, Option<FinishReason>), Error> {
         if self.request.max_tokens == 0 {
             return Ok((None, Some(FinishReason::Length)));
         }
-        let id = self.sampler.choose(choice, row);
+        let id = self.sampler.choose(choice, row)?;
         self.ran += 1;
         if self.request.stop_ids.contains(&id) {
             return Ok((None, Some(FinishReason::Stop)));
@@ -141,7 +147,7 @@ impl Sequence {
             .map(|top| likelihood(choice, row, id, top));
         let full = self.tokens.len() - self.prompt() >= self.request.max_tokens
             || self.position >= context;
-        let reason = if stopped {
+        let reason = if stopped || self.sampler.is_complete() {
             Some(FinishReason::Stop)
         } else {
             full.then_some(FinishReason::Length)
@@ -169,13 +175,18 @@ fn likelihood(choice: &Choice, row: &[f32], id: u32, top: usize) -> Likelihood {
     let logit = candidate
         .map(|candidate| candidate.1)
         .or_else(|| row.get(id as usize).copied());
-    let candidates = choice.candidates.iter().take(top);
     Likelihood {
         logprob: logit.map_or(f32::NEG_INFINITY, |logit| logit - choice.log_normaliser),
-        top: candidates
-            .map(|(id, logit)| (*id, logit - choice.log_normaliser))
-            .collect(),
+        top: likeliest(choice, top),
     }
+}
+
+/// The best `most` candidates of a row with their log-probabilities.
+pub(super) fn likeliest(choice: &Choice, most: usize) -> Vec<(u32, f32)> {
+    let candidates = choice.candidates.iter().take(most);
+    candidates
+        .map(|(id, logit)| (*id, logit - choice.log_normaliser))
+        .collect()
 }
 
 /// An answer's text on its way out.
@@ -186,11 +197,15 @@ pub(super) struct Text {
 }
 
 impl Text {
-    fn push(&mut self, id: u32) -> Result<(String, bool), TokenizerError> {
-        let text = match &mut self.decoder {
-            Some(decoder) => decoder.push(id)?,
-            None => String::new(),
+    fn push(&mut self, id: u32) -> Result<(String, bool), Error> {
+        let Some(decoder) = &mut self.decoder else {
+            return Ok((String::new(), false));
         };
+        let text = decoder.push(id)?;
+        // A control token's name is no text: no stop is in it, nor begins or ends there.
+        if decoder.is_special(id) {
+            return Ok((self.stops.pass(&text), false));
+        }
         Ok(self.stops.push(&text))
     }
 

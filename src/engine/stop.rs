@@ -41,6 +41,13 @@ impl StopText {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
+    /// Takes text in which no stop is looked for; what was held back before it was none.
+    pub(super) fn pass(&mut self, text: &str) -> String {
+        let mut certain = std::mem::take(&mut self.held);
+        certain.push_str(text);
+        certain
+    }
+
     /// The end of the answer: what was held back was no stop.
     pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
@@ -60,6 +67,14 @@ mod tests {
         assert_eq!(text.push("X\n"), ("ENX".to_owned(), false));
         assert_eq!(text.push("b EN"), ("\nb ".to_owned(), false));
         assert_eq!(text.push("Dc"), (String::new(), true));
+    }
+
+    #[test]
+    fn no_stop_is_found_in_or_across_what_passes() {
+        let mut text = StopText::new(&["END".to_owned()]);
+        assert_eq!(text.push("a EN"), ("a ".to_owned(), false));
+        assert_eq!(text.pass("D END"), "END END");
+        assert_eq!(text.push("END"), (String::new(), true));
     }
 
     #[test]

@@ -75,6 +75,23 @@ pub enum EngineError {
         /// Its tokens.
         tokens: usize,
     },
+    /// A device that is too small for what is to run on it.
+    #[error(
+        "{} are allowed, but {} of weights, {} of states, {} of activations and {} of latents are needed: allow more memory, fewer sequences or checkpoints, or a shorter context",
+        gigabytes(*memory), gigabytes(*weights), gigabytes(*states), gigabytes(*activations), gigabytes(*latents)
+    )]
+    TooLittleMemory {
+        /// Bytes that may be taken.
+        memory: u64,
+        /// Bytes of the weights.
+        weights: u64,
+        /// Bytes of the state slots.
+        states: u64,
+        /// Bytes of a step's activations.
+        activations: u64,
+        /// Bytes of the latent blocks.
+        latents: u64,
+    },
     /// Steps that are too short for a piece of a prompt.
     #[error(
         "steps should have room for {expected} tokens of a prompt beside one of each sequence, but have for {found}"
@@ -88,6 +105,18 @@ pub enum EngineError {
     /// A trace of a head that is not there.
     #[error(transparent)]
     Trace(#[from] crate::error::BackendError),
+    /// A grammar that an answer cannot follow any further.
+    #[error("the answer cannot go on by its grammar: {reason}")]
+    Grammar {
+        /// Why.
+        reason: String,
+    },
+    /// As many requests as the engine takes.
+    #[error("{waiting} requests are waiting already, which is as many as may")]
+    QueueFull {
+        /// Sequences that wait.
+        waiting: usize,
+    },
     /// Two requests with one name.
     #[error("request {id} is under way already")]
     DuplicateRequest {
@@ -105,4 +134,8 @@ pub enum EngineError {
         /// The damaged weight, or that all of them are whole.
         blame: String,
     },
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
 }

@@ -76,6 +76,11 @@ impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
         Ok(self.utf8.push(self.tokenizer.bytes_of(id)?))
     }
 
+    /// Whether this id is a control token's, whose text is its name.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.is_special(id)
+    }
+
     /// The end of the sequence: U+FFFD for a character that was left incomplete. The decoder is then as new.
     pub fn finish(&mut self) -> String {
         self.utf8.finish()

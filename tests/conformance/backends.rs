@@ -44,6 +44,8 @@ pub(crate) fn all() -> Vec<Bench> {
     let mut benches = vec![Bench::new("cpu", || Box::new(CpuBackend::new()))];
     #[cfg(feature = "wgpu")]
     benches.extend(wgpu());
+    #[cfg(feature = "cuda")]
+    benches.push(cuda_emulated());
     benches
 }
 
@@ -74,4 +76,12 @@ fn wgpu() -> Vec<Bench> {
             })
         }),
     ]
+}
+
+/// The CUDA kernels on the processor, each launch with its threads in three orders that must leave the same bits.
+#[cfg(feature = "cuda")]
+fn cuda_emulated() -> Bench {
+    use crate::emulated::{ORDERS, open};
+
+    Bench::new("cuda-emulated", || open(ORDERS))
 }

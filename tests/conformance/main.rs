@@ -17,6 +17,9 @@ mod backends;
 #[path = "../common/mod.rs"]
 mod common;
 mod documents;
+#[cfg(feature = "cuda")]
+#[path = "../common/emulated.rs"]
+mod emulated;
 mod halves;
 mod mutants;
 mod mutated;

@@ -51,6 +51,7 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     host_bytes: 64 << 20,
     quantum: 1 << 20,
     recordings: 16,
+    queue: usize::MAX,
 };
 
 pub fn load_on(

@@ -142,7 +142,7 @@ def plot(results, path):
         axis.grid(alpha=0.25)
     axes[0].set(ylabel="right tokens, %", ylim=(-2, 102))
     axes[0].legend(frameon=False)
-    axes[0].text(TRAINED, 50, " trained up to here", color="#777777", fontsize=8)
+    axes[1].text(TRAINED, 10, " trained up to here", color="#777777", fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -5,8 +5,12 @@
 
 mod batch;
 mod record;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod source;
 
 pub(crate) use batch::Demands;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub(crate) use source::source;
 
 use std::fmt::Display;
 

@@ -1,9 +1,9 @@
 //! What a submission gives back: the choice of the next token, whole rows, probes.
 
-use super::image::Image;
 use super::pipelines::{Bind, Program};
 use super::records;
 use super::step::WgpuStep;
+use crate::backend::image::Image;
 use crate::backend::{Choice, Result, Select, StepOutput, Tensor};
 
 /// What comes back, a row of so many words each.

@@ -1,8 +1,8 @@
 //! How latent attention is recorded: several dispatches each, and kv_b may span several buffers.
 
-use super::image::{self, Image};
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
+use crate::backend::image::{self, Image};
 use crate::backend::{LatentLayout, MlaAppend, MlaAttention, Pieces, Result, Weight};
 use crate::error::BackendError;
 

@@ -1,8 +1,8 @@
 //! How the operations on rows are recorded: embedding, norm, products, activation, sum.
 
-use super::image::count_word;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
+use crate::backend::image::count_word;
 use crate::backend::{Add, Embed, Linear, Result, RmsNorm, Rows, Swiglu, Weight};
 
 impl WgpuStep {

@@ -1,8 +1,8 @@
 //! How router and routed experts are recorded: several dispatches each, and a stack may span several buffers.
 
-use super::image::Image;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
+use crate::backend::image::Image;
 use crate::backend::{Experts, Result, Route, Rows, Weight};
 use crate::error::BackendError;
 

@@ -1,8 +1,8 @@
 //! How a KDA layer's operations are recorded: convolution, gates, recurrence, output gate.
 
-use super::image::Plan;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
+use crate::backend::image::Plan;
 use crate::backend::{Form, GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv};
 use crate::error::BackendError;
 

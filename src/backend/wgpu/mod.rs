@@ -8,7 +8,6 @@ mod attention;
 mod dense;
 mod device;
 mod experts;
-mod image;
 mod kda;
 mod memory;
 mod pipelines;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::answers::{self, Answer};
-use super::image::{Image, Plan};
 use super::memory::Memory;
 use super::pipelines::{self, Bind, Parameters, Pipeline, Program};
 use super::readback::{Read, Spare};
 use super::timing::{self, Clock, Timing};
 use crate::backend::check::Demands;
+use crate::backend::image::{Image, Plan};
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
@@ -33,7 +33,7 @@ pub(super) struct Launch {
 /// Makes the launches of one window of a prefill; they are kept once made.
 pub(super) type MakeLaunches = Box<dyn Fn(&mut Recorder, usize) -> Result<Vec<Launch>> + Send>;
 /// The size of each of them.
-pub(super) type LaunchSizes = Box<dyn Fn(&super::image::Window) -> Vec<[u32; 3]> + Send>;
+pub(super) type LaunchSizes = Box<dyn Fn(&crate::backend::image::Window) -> Vec<[u32; 3]> + Send>;
 
 /// The windows of a batch, one after the other.
 pub(super) struct Windows {

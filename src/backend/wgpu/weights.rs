@@ -7,7 +7,7 @@
 use half::{bf16, f16};
 
 use super::device::Gpu;
-use crate::backend::{Result, WeightSource};
+use crate::backend::{Result, WeightSource, check};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
@@ -72,7 +72,7 @@ impl GpuWeight {
 
     /// Streams a weight in; no buffer is larger than `limit` bytes.
     pub(super) fn new(gpu: &Gpu, source: &WeightSource, limit: u64) -> Result<Self> {
-        let starts = check(source)?;
+        let starts = check::source(source)?;
         let narrow = source.columns < NARROW;
         let format = if narrow { Format::F32 } else { source.format };
         let stride = if source.columns == 1 {
@@ -126,40 +126,6 @@ impl GpuWeight {
         }
         Ok(weight)
     }
-}
-
-/// Checks a source's parts against its shape; returns the first row of each part, and one past the last row of all.
-fn check(source: &WeightSource) -> Result<Vec<usize>> {
-    let wrong = |what, expected: String, found: String| {
-        Err(BackendError::Weight {
-            name: source.name.clone(),
-            what,
-            expected,
-            found,
-        })
-    };
-    let end = source.first_column + source.columns;
-    if end > source.stored_columns {
-        return wrong(
-            "the range of columns",
-            format!("within 0..{}", source.stored_columns),
-            format!("{}..{end}", source.first_column),
-        );
-    }
-    let row = source.stored_columns * source.format.size();
-    let mut starts = vec![0];
-    for part in &source.parts {
-        if row == 0 || !part.len().is_multiple_of(row) {
-            let expected = format!("a multiple of {row}");
-            return wrong("the bytes of a part", expected, part.len().to_string());
-        }
-        starts.push(starts[starts.len() - 1] + part.len() / row);
-    }
-    let (rows, found) = (source.stack * source.rows, starts[starts.len() - 1]);
-    if rows != found {
-        return wrong("the number of rows", rows.to_string(), found.to_string());
-    }
-    Ok(starts)
 }
 
 /// Writes rows of a source into buffers.

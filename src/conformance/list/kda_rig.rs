@@ -56,7 +56,12 @@ impl Rig {
             output,
         })?;
         let mut case = case.clone();
-        case.qkv = lab.rounded(case.qkv);
+        let rounded = lab.rounded(case.qkv.clone());
+        if rounded != case.qkv {
+            // Answers from elsewhere are to the numbers given there: a device that rounds those is held to the definition
+            // on what it holds, as in every other case.
+            (case.qkv, case.expected) = (rounded, None);
+        }
         let rig = Self {
             pool,
             case,

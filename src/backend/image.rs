@@ -1,20 +1,21 @@
-//! A batch as the shaders see it: one list of words, written once a submission. Twin of `shaders/shared/batch.wgsl`.
+//! A batch as kernels see it: one list of words, written once a submission. Twin of `shaders/shared/batch.wgsl` and of
+//! `kernels/shared/batch.h`.
 //!
-//! It also holds the counts that dispatches are sized by. What a batch may hold was checked before.
+//! It also holds the counts that grids are sized by. What a batch may hold was checked before.
 
 use crate::backend::{Batch, Capacity, Piece, Rows};
 
 /// Words of the header.
-const HEADER: usize = 16;
+const HEADER: usize = 20;
 /// No slot, no target.
 const NONE: u32 = u32::MAX;
 /// Tokens a chunk of the recurrence.
 const CHUNK: usize = 16;
 /// Queries a tile of a prefill.
-pub(super) const QUERIES: usize = 16;
+pub(crate) const QUERIES: usize = 16;
 
 /// Which word of the header counts a tensor's rows.
-pub(super) fn count_word(rows: Rows) -> u32 {
+pub(crate) fn count_word(rows: Rows) -> u32 {
     match rows {
         Rows::Tokens => 0,
         Rows::Outputs => 2,
@@ -23,58 +24,61 @@ pub(super) fn count_word(rows: Rows) -> u32 {
 
 /// Positions that a prefill expands together, and what it has to do with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Window {
+pub(crate) struct Window {
     /// Positions in it.
-    pub(super) positions: usize,
+    pub(crate) positions: usize,
     /// Tiles of queries of its piece.
-    pub(super) tiles: usize,
+    pub(crate) tiles: usize,
 }
 
 /// The words, and what the host keeps of them.
 #[derive(Debug, Default)]
-pub(super) struct Image {
-    pub(super) words: Vec<u32>,
-    pub(super) tokens: usize,
-    pub(super) pieces: usize,
-    pub(super) outputs: usize,
+pub(crate) struct Image {
+    pub(crate) words: Vec<u32>,
+    pub(crate) tokens: usize,
+    pub(crate) pieces: usize,
+    pub(crate) outputs: usize,
     /// Rows of pieces of several tokens.
-    pub(super) several_rows: usize,
+    pub(crate) several_rows: usize,
     /// Pieces of one token or none.
-    pub(super) short_pieces: usize,
+    pub(crate) short_pieces: usize,
     /// Chunks of pieces of several tokens, and of all.
-    pub(super) several_chunks: usize,
-    pub(super) chunks: usize,
+    pub(crate) several_chunks: usize,
+    pub(crate) chunks: usize,
+    /// Tiles of queries of pieces of several tokens, and of all, where the step attends to latents.
+    pub(crate) several_tiles: usize,
+    pub(crate) tiles: usize,
     /// Windows of pieces of several tokens come first, then those of others.
-    pub(super) windows: Vec<Window>,
-    pub(super) several_windows: usize,
+    pub(crate) windows: Vec<Window>,
+    pub(crate) several_windows: usize,
     /// Spans of single rows.
-    pub(super) spans: usize,
+    pub(crate) spans: usize,
 }
 
 /// What the image depends on beside the batch.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// Positions a window.
-    pub(super) window: usize,
+    pub(crate) window: usize,
     /// Positions a span.
-    pub(super) span: usize,
+    pub(crate) span: usize,
     /// Tokens a block of the latent pool, or 1 where there is none.
-    pub(super) block_tokens: usize,
+    pub(crate) block_tokens: usize,
 }
 
 impl Plan {
     /// Chunks of a batch within `capacity`: each piece and each checkpoint may leave one partly filled.
-    pub(super) fn chunks(capacity: &Capacity) -> usize {
+    pub(crate) fn chunks(capacity: &Capacity) -> usize {
         capacity.tokens / CHUNK + capacity.pieces + capacity.checkpoints
     }
 
     /// Spans of single rows of a batch within `capacity`: every row may leave one partly filled.
-    pub(super) fn spans(capacity: &Capacity, block_tokens: usize, span: usize) -> usize {
+    pub(crate) fn spans(capacity: &Capacity, block_tokens: usize, span: usize) -> usize {
         capacity.blocks * block_tokens / span + capacity.pieces
     }
 
     /// The most words that an image within `capacity` takes.
-    pub(super) fn words(&self, capacity: &Capacity) -> usize {
+    pub(crate) fn words(&self, capacity: &Capacity) -> usize {
         let tiles = capacity.tokens / QUERIES + capacity.pieces;
         let windows = capacity.blocks * self.block_tokens / self.window + capacity.pieces;
         HEADER
@@ -91,7 +95,7 @@ impl Plan {
     }
 
     /// Lays a batch out; windows and tiles only where the step attends to latents.
-    pub(super) fn image(&self, batch: &Batch, attends: bool) -> Image {
+    pub(crate) fn image(&self, batch: &Batch, attends: bool) -> Image {
         let starts: Vec<usize> = batch.starts().collect();
         let several = |piece: &Piece| piece.length > 1;
         // Pieces of several tokens first, then the others.
@@ -151,8 +155,12 @@ impl Plan {
             }
             if piece.length > 1 {
                 image.several_windows = image.windows.len();
+                image.several_tiles = tiles.len() / 2;
             }
         }
+        image.tiles = tiles.len() / 2;
+        image.words[16] = word(image.several_tiles);
+        image.words[17] = word(image.tiles);
         image.list(9, tiles);
         image.list(10, windows);
     }
@@ -171,6 +179,7 @@ impl Plan {
             spanned.extend([word(first), word(spans.len() / 2 - first)]);
         }
         image.spans = spans.len() / 2;
+        image.words[18] = word(image.spans);
         image.list(12, spans);
         image.list(13, spanned);
     }
@@ -183,7 +192,7 @@ fn word(value: usize) -> u32 {
 
 impl Image {
     /// How many rows of this kind there are.
-    pub(super) fn count(&self, rows: Rows) -> usize {
+    pub(crate) fn count(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens,
             Rows::Outputs => self.outputs,
@@ -268,6 +277,8 @@ impl Image {
             }
         }
         self.chunks = chunks.len() / 4;
+        self.words[14] = word(self.several_chunks);
+        self.words[15] = word(self.chunks);
         self.list(8, chunks);
     }
 }

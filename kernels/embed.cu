@@ -1,0 +1,19 @@
+// The token embedding: one row of the weight a token. Twin of src/backend/cpu/embed.rs.
+#include "shared/kernel.h"
+#include "shared/batch.h"
+#include "shared/weight.h"
+
+// output[t] = weight[tokens[t]]; a block of 128 threads a token.
+//   batch   the batch
+//   weight  [vocabulary, width] of the format
+//   output  [T, width] bf16
+extern "C" __global__ void __launch_bounds__(128) embed(
+    const u32* batch, const void* weight, u32 format, bf16* output, u32 width) {
+    u32 t = blockIdx.x;
+    if (t >= batch[TOKENS]) return;
+    u64 from = (u64)batch[batch[AT_TOKENS] + t] * width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        output[(u64)t * width + i] = narrow(weight_at(weight, format, from + i));
+    }
+}
+ENTRY(embed)

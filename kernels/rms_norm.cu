@@ -1,0 +1,31 @@
+// Root mean square normalisation of rows. Twin of src/backend/cpu/rms_norm.rs.
+#include "shared/kernel.h"
+#include "shared/batch.h"
+#include "shared/weight.h"
+
+// output[r] = input / sqrt(mean(input^2) + eps) * weight; a block of 256 threads a row.
+//   batch   the batch
+//   kind    TOKENS or OUTPUTS: what an output's row stands for
+//   gather  1: the input has a row a token and the output one an output row; 0: row r is row r
+//   input   [.., width] bf16
+//   weight  [width] of the format
+//   output  [.., width] bf16
+extern "C" __global__ void __launch_bounds__(256) rms_norm(
+    const u32* batch, u32 kind, u32 gather, const bf16* input, const void* weight, u32 format, bf16* output, u32 width,
+    float eps) {
+    SHARED(float, scratch, 32);
+    u32 r = blockIdx.x;
+    if (r >= batch[kind]) return;
+    input += (u64)(gather ? batch[batch[AT_OUTPUTS] + 2 * r] : r) * width;
+    output += (u64)r * width;
+    float squares = 0.0f;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float x = widen(input[i]);
+        squares += x * x;
+    }
+    float scale = 1.0f / sqrtf(block_sum(squares, scratch) / (float)width + eps);
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        output[i] = narrow(widen(input[i]) * scale * weight_at(weight, format, i));
+    }
+}
+ENTRY(rms_norm)

@@ -1,0 +1,52 @@
+// The batch of one submission, as `src/backend/image.rs` lays it out: a list of words on the device. A header, then lists;
+// the header says where each list begins. Pieces of several tokens come first in the lists of rows, chunks, tiles and
+// windows, then those of a single token.
+//
+// Grids may be larger than the batch, so that one CUDA graph serves many: a block beyond the last returns.
+#pragma once
+
+// Header words.
+enum {
+    TOKENS = 0,        // tokens of all pieces
+    PIECES = 1,        // pieces
+    OUTPUTS = 2,       // output rows
+    AT_TOKENS = 3,     // [T]: token ids
+    AT_OWNERS = 4,     // [T]: the piece of each token
+    AT_PIECES = 5,     // [P, PIECE]: see below
+    AT_OUTPUTS = 6,    // [O, 2]: row, target or NONE
+    AT_ROWS = 7,       // [T]: rows of pieces of several tokens, then those of single ones
+    AT_CHUNKS = 8,     // [chunks, 4]: first row, length (at most 16), piece, slot of the checkpoint at its end or NONE
+    AT_TILES = 9,      // [tiles, 2]: piece, first token of the piece (a multiple of 16)
+    AT_WINDOWS = 10,   // [windows, 4]: piece, first position, positions, first tile of the piece
+    SEVERAL_ROWS = 11, // rows of pieces of several tokens
+    AT_SPANS = 12,     // [spans, 2]: positions that a decode takes apart: number of the single row, first position
+    AT_SPANNED = 13,   // [single rows, 2]: the row's first span, and how many
+    SEVERAL_CHUNKS = 14, // chunks of pieces of several tokens
+    CHUNK_TOTAL = 15,  // chunks of all pieces
+    SEVERAL_TILES = 16, // tiles of pieces of several tokens
+    TILE_TOTAL = 17,   // tiles of all pieces
+    SPAN_TOTAL = 18,   // spans
+};
+
+// Words of a piece.
+enum {
+    START = 0,         // its first row
+    LENGTH = 1,        // tokens; 0 copies the state
+    POSITION = 2,      // tokens of the sequence before it
+    SLOT_IN = 3,       // or NONE: the zero state
+    SLOT_OUT = 4,
+    BLOCKS = 5,        // where in the batch its block table begins
+    CHECKPOINTS = 6,   // where in the batch its checkpoints begin: [n, 2]: after, slot
+    CHECKPOINT_COUNT = 7,
+    CHUNKS = 8,        // its first chunk
+    CHUNK_COUNT = 9,
+    PIECE = 10,        // words a piece
+};
+
+// Word `field` of piece `piece`.
+static __device__ __forceinline__ u32 piece_word(const u32* batch, u32 piece, u32 field) {
+    return batch[batch[AT_PIECES] + piece * PIECE + field];
+}
+
+// The piece of row `row`.
+static __device__ __forceinline__ u32 owner(const u32* batch, u32 row) { return batch[batch[AT_OWNERS] + row]; }

@@ -1,0 +1,289 @@
+// The meaning of the device's instructions on a CPU, so that the same kernels run without a GPU. It checks logic, not
+// speed: one block at a time, its threads as fibers that run until they must wait for others.
+//
+// What it finds beyond wrong results: threads that wait for ever or at different places; reads and writes outside of
+// shared memory or of an allocation (guard pages); misaligned vector accesses (traps of the compiler's sanitizers);
+// shared memory and copies that are read too early (poisoned with NaN); arguments of other sizes than the launch's. By
+// running threads in another order (forward, reverse, seeded): results that depend on it.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+
+struct alignas(8) uint2 { u32 x, y; };
+struct alignas(16) uint4 { u32 x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+namespace machine {
+
+struct Place { u32 x, y, z; };
+
+struct Fiber {
+    void* stack_pointer;
+    Place thread;
+    u32 lane, warp;
+    // What it waits for, for messages; null while it can run.
+    const char* waits;
+    int barrier;
+    bool ended;
+};
+
+// Lanes that come together at one instruction. They leave pointers to their operands, which live on their stacks.
+struct Meeting {
+    const char* what;
+    u32 mask, arrived;
+    const void* in[32];
+    void* out[32];
+};
+
+// The thread that runs, the block it is of.
+extern __thread Fiber* running;
+struct Block { Place index, size, grid; };
+extern __thread Block block;
+
+// Leaves the launch with this message.
+[[noreturn]] void fail(const char* message);
+// The meeting of these lanes, this lane's pointers noted; true for the last to come, which then does the work.
+bool meet(const char* what, u32 mask, const void* in, void* out, Meeting** meeting);
+// Called by the last: the others may go on.
+void dismiss(Meeting& meeting);
+// Called by the others: until dismissed.
+void wait();
+void barrier(int number, u32 threads, const char* what);
+u8* dynamic_memory();
+void* static_memory(int site, size_t bytes);
+void copy_begin(void* shared, const void* global, bool valid);
+void copy_commit();
+void copy_wait(int left);
+
+// Runs `work(in, out)` once for all lanes of the mask; each lane gives `in` and gets `out`.
+template <class In, class Out, class Work>
+inline void together(const char* what, u32 mask, const In& in, Out& out, Work work) {
+    Meeting* meeting;
+    if (meet(what, mask, &in, &out, &meeting)) {
+        work(*meeting);
+        dismiss(*meeting);
+    } else {
+        wait();
+    }
+}
+
+template <class T>
+struct Sent { T value; u32 from; };
+
+template <class T>
+inline T shuffle(const char* what, u32 mask, T value, u32 from) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "words and double words");
+    T received;
+    together(what, mask, Sent<T>{value, from}, received, [](Meeting& m) {
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (!(m.mask >> lane & 1)) continue;
+            u32 source = static_cast<const Sent<T>*>(m.in[lane])->from;
+            // A lane outside of the mask has nothing to give: poison.
+            if (m.mask >> source & 1) {
+                *static_cast<T*>(m.out[lane]) = static_cast<const Sent<T>*>(m.in[source])->value;
+            } else {
+                memset(m.out[lane], 0xff, sizeof(T));
+            }
+        }
+    });
+    return received;
+}
+
+struct Operands { const u32 *a, *b; };
+void multiply_bf16(Meeting& meeting);
+void multiply_tf32(Meeting& meeting);
+
+struct Rows { const void* row; int matrices; bool transposed; };
+void load_matrices(Meeting& meeting);
+
+// Entry points by name, called with pointers to arguments as the driver's launch is.
+using Call = void (*)(void** arguments);
+struct Entry {
+    const char* name;
+    Call call;
+    const size_t* sizes;
+    size_t count;
+    Entry* next;
+    Entry(const char* name, Call call, const size_t* sizes, size_t count);
+};
+
+template <auto kernel>
+struct Typed;
+template <class... A, void (*kernel)(A...)>
+struct Typed<kernel> {
+    static constexpr size_t sizes[sizeof...(A) + 1] = {sizeof(A)..., 0};
+    static constexpr size_t count = sizeof...(A);
+    template <size_t... I>
+    static void spread(void** arguments, std::index_sequence<I...>) {
+        kernel(*static_cast<A*>(arguments[I])...);
+    }
+    static void call(void** arguments) { spread(arguments, std::index_sequence_for<A...>{}); }
+};
+
+}  // namespace machine
+
+#define ENTRY(name)                                                                                             \
+    static machine::Entry entry_##name(#name, machine::Typed<&name>::call, machine::Typed<&name>::sizes, \
+                                       machine::Typed<&name>::count);
+#define SHARED(type, name, count) \
+    type* const name = static_cast<type*>(machine::static_memory(__COUNTER__, sizeof(type) * (count)))
+
+#define threadIdx (machine::running->thread)
+#define blockIdx (machine::block.index)
+#define blockDim (machine::block.size)
+#define gridDim (machine::block.grid)
+
+inline u8* dynamic_shared() { return machine::dynamic_memory(); }
+
+inline float __uint_as_float(u32 x) {
+    float y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+inline u32 __float_as_uint(float x) {
+    u32 y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+inline int __float_as_int(float x) { return (int)__float_as_uint(x); }
+inline float __int_as_float(int x) { return __uint_as_float((u32)x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz((u32)x); }
+inline int __popc(u32 x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+template <class T>
+inline T __ldg(const T* p) { return *p; }
+template <class T>
+inline T min(T a, T b) { return b < a ? b : a; }
+template <class T>
+inline T max(T a, T b) { return a < b ? b : a; }
+
+inline bf16 narrow(float x) {
+    u32 bits = __float_as_uint(x);
+    if (x != x) return {0x7fff};
+    return {(u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+inline u32 narrow_pair(float a, float b) { return (u32)narrow(a).bits | (u32)narrow(b).bits << 16; }
+inline u32 narrow_tf32(float x) {
+    u32 bits = __float_as_uint(x);
+    if (x != x) return 0x7fffffff;
+    return (bits + 0x1000) & 0xffffe000;
+}
+
+inline void __syncthreads() { machine::barrier(0, 0, "__syncthreads"); }
+inline void named_barrier(int number, int threads) { machine::barrier(number, (u32)threads, "a named barrier"); }
+inline void __threadfence() {}
+inline void __syncwarp(u32 mask = EVERY_LANE) {
+    u32 none = 0, out;
+    machine::together("__syncwarp", mask, none, out, [](machine::Meeting&) {});
+}
+
+template <class T>
+inline T __shfl_sync(u32 mask, T x, int lane, int width = 32) {
+    u32 own = machine::running->lane;
+    return machine::shuffle("__shfl_sync", mask, x, (own & ~(u32)(width - 1)) | ((u32)lane & (u32)(width - 1)));
+}
+template <class T>
+inline T __shfl_xor_sync(u32 mask, T x, int with) {
+    return machine::shuffle("__shfl_xor_sync", mask, x, (machine::running->lane ^ (u32)with) & 31);
+}
+template <class T>
+inline T __shfl_down_sync(u32 mask, T x, u32 by) {
+    u32 own = machine::running->lane;
+    return machine::shuffle("__shfl_down_sync", mask, x, own + by > 31 ? own : own + by);
+}
+template <class T>
+inline T __shfl_up_sync(u32 mask, T x, u32 by) {
+    u32 own = machine::running->lane;
+    return machine::shuffle("__shfl_up_sync", mask, x, own < by ? own : own - by);
+}
+inline u32 __ballot_sync(u32 mask, int yes) {
+    u32 votes;
+    machine::together("__ballot_sync", mask, yes, votes, [](machine::Meeting& m) {
+        u32 all = 0;
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (m.mask >> lane & 1 && *static_cast<const int*>(m.in[lane])) all |= 1u << lane;
+        }
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (m.mask >> lane & 1) *static_cast<u32*>(m.out[lane]) = all;
+        }
+    });
+    return votes;
+}
+inline int __any_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) != 0; }
+inline int __all_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) == mask; }
+
+// Threads run one at a time, so atomics are what they say.
+template <class T>
+inline T atomicAdd(T* at, T x) {
+    static_assert(std::is_integral_v<T>, "floating-point atomics depend on the order of threads");
+    T old = *at;
+    *at = old + x;
+    return old;
+}
+template <class T>
+inline T atomicMax(T* at, T x) {
+    T old = *at;
+    *at = old < x ? x : old;
+    return old;
+}
+template <class T>
+inline T atomicOr(T* at, T x) {
+    T old = *at;
+    *at = old | x;
+    return old;
+}
+
+// Fragments (PTX ISA, "Matrix fragments for mma"): with g = lane / 4 and t = lane % 4,
+//   a[0..4] of m16n8k16: rows g, g+8, g, g+8; columns 2t, 2t+1 in [0], [1] and 2t+8, 2t+9 in [2], [3];
+//   b[0..2]: column g; rows 2t, 2t+1 in [0] and 2t+8, 2t+9 in [1];
+//   c[0..4]: rows g, g, g+8, g+8; columns 2t, 2t+1, 2t, 2t+1.
+//   m16n8k8 of tf32: a rows g, g+8, g, g+8, columns t, t, t+4, t+4; b rows t, t+4, column g; c as above.
+inline void mma_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    machine::Operands in{a, b};
+    machine::together("mma_bf16", EVERY_LANE, in, c, machine::multiply_bf16);
+}
+inline void mma_tf32(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    machine::Operands in{a, b};
+    machine::together("mma_tf32", EVERY_LANE, in, c, machine::multiply_tf32);
+}
+// Lane l gets of each matrix the halves 2(l%4), 2(l%4)+1 of row l/4; transposed: of column l/4.
+template <int matrices>
+inline void ldmatrix(u32 (&r)[matrices], const void* row) {
+    machine::Rows in{row, matrices, false};
+    machine::together("ldmatrix", EVERY_LANE, in, r, machine::load_matrices);
+}
+template <int matrices>
+inline void ldmatrix_transposed(u32 (&r)[matrices], const void* row) {
+    machine::Rows in{row, matrices, true};
+    machine::together("ldmatrix_transposed", EVERY_LANE, in, r, machine::load_matrices);
+}
+
+inline void copy_async(void* shared, const void* global, bool valid = true) {
+    machine::copy_begin(shared, global, valid);
+}
+inline void copy_async_commit() { machine::copy_commit(); }
+template <int left>
+inline void copy_async_wait() { machine::copy_wait(left); }

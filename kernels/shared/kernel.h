@@ -1,0 +1,71 @@
+// What every kernel includes: CUDA C++ with a few names for what needs PTX, compiled by NVRTC or, for checking, by a
+// host C++ compiler. `device.h` holds the instructions, `host.h` their meaning on a CPU.
+//
+// Rules that both compilers hold kernels to:
+//   - no other headers: NVRTC has none of the host's;
+//   - blocks are one-dimensional, of a multiple of 32 threads;
+//   - shared memory is `SHARED(type, name, count)` or `dynamic_shared()`, whose bytes the launch names; none of it is
+//     defined before it is written, and no thread sees another's writes before a barrier;
+//   - no result may depend on the order in which threads run between barriers: no floating-point atomics;
+//   - each entry point is `extern "C" __global__` and named at the file's end by `ENTRY(name)`.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+// An activation, a weight or a cached latent: the upper half of an f32.
+struct bf16 {
+    u16 bits;
+};
+
+// All lanes of a warp.
+#define EVERY_LANE 0xffffffffu
+// "None" among indices of a batch: no slot, no target.
+#define NONE 0xffffffffu
+
+#ifdef __CUDACC__
+#include "device.h"
+#else
+#include "host.h"
+#endif
+
+#define INFINITE __uint_as_float(0x7f800000u)
+#define NOT_A_NUMBER __uint_as_float(0x7fffffffu)
+
+// bf16 -> f32, exact.
+static __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+// The two bf16 of a word, widened; the lower half is the element of the lower address.
+static __device__ __forceinline__ float low(u32 pair) { return __uint_as_float(pair << 16); }
+static __device__ __forceinline__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+// Two f32 rounded to a word of two bf16, `a` at the lower address. `narrow` (f32 -> bf16, to nearest even) and
+// `narrow_pair` are instructions.
+static __device__ __forceinline__ u32 pair_of(bf16 a, bf16 b) { return (u32)a.bits | (u32)b.bits << 16; }
+
+// Sum and largest over a warp, the same bits in every lane: a butterfly adds in the same tree everywhere.
+static __device__ __forceinline__ float warp_sum(float x) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(EVERY_LANE, x, step);
+    return x;
+}
+static __device__ __forceinline__ float warp_max(float x) {
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(EVERY_LANE, x, step));
+    return x;
+}
+
+// Sum over a block; `scratch` is 32 floats of shared memory, free again when this returns. Every thread must come.
+static __device__ __forceinline__ float block_sum(float x, float* scratch) {
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
+    __syncthreads();
+    float all = threadIdx.x % 32 < blockDim.x / 32 ? scratch[threadIdx.x % 32] : 0.0f;
+    all = warp_sum(all);
+    __syncthreads();
+    return all;
+}
+
+static __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+static __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
+// ln(1 + e^x), without overflow.
+static __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }

@@ -1,0 +1,18 @@
+// The gated activation of an MLP (Shazeer, arXiv 2002.05202). Twin of src/backend/cpu/swiglu.rs.
+#include "shared/kernel.h"
+#include "shared/batch.h"
+
+// output = silu(gate) * up, where a row of the input is gate, then up; 256 elements a block.
+//   batch   the batch
+//   kind    TOKENS or OUTPUTS: what a row stands for
+//   input   [.., 2 width] bf16
+//   output  [.., width] bf16
+extern "C" __global__ void __launch_bounds__(256) swiglu(
+    const u32* batch, u32 kind, const bf16* input, bf16* output, u32 width) {
+    u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
+    if (i >= (u64)batch[kind] * width) return;
+    u64 row = i / width, column = i % width;
+    float gate = widen(input[2 * row * width + column]), up = widen(input[(2 * row + 1) * width + column]);
+    output[i] = narrow(silu(gate) * up);
+}
+ENTRY(swiglu)

@@ -1,0 +1,21 @@
+// How far each head's output gate is open, of rows of single tokens. Twin of `trace_gate` in src/backend/cpu/trace.rs.
+#include "shared/kernel.h"
+#include "shared/batch.h"
+
+// output = mean over a head of sigmoid(gate), 0 for rows of longer pieces; a warp a head, eight a block.
+//   batch   the batch
+//   gate    [T, heads * width] bf16
+//   output  [T, heads] f32
+extern "C" __global__ void __launch_bounds__(256) trace_gate(
+    const u32* batch, const bf16* gate, float* output, u32 heads, u32 width) {
+    u64 head = (u64)blockIdx.x * 8 + threadIdx.x / 32;
+    u32 lane = threadIdx.x % 32;
+    if (head >= (u64)batch[TOKENS] * heads) return;
+    float sum = 0.0f;
+    if (piece_word(batch, owner(batch, (u32)(head / heads)), LENGTH) == 1) {
+        for (u32 i = lane; i < width; i += 32) sum += sigmoid(widen(gate[head * width + i]));
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) output[head] = sum / (float)width;
+}
+ENTRY(trace_gate)

@@ -1,0 +1,254 @@
+//! How latent attention is recorded: the cache's way in, prefill, decode.
+
+use std::sync::Arc;
+
+use super::machine::{Command, Product};
+use super::step::{CudaStep, Kernel, SPAN, WINDOW, arguments};
+use crate::backend::image::{self, Image};
+use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
+use crate::error::BackendError;
+
+/// Positions whose scores a prefill takes together.
+const RUN: usize = 64;
+/// Tiles of queries of a block of `mla_prefill`.
+const TILES: usize = 4;
+/// Rows that share one reading of kv_b in a decode.
+const TOGETHER: usize = 4;
+
+impl CudaStep {
+    pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.demands.latents = Some(op.pool.layout);
+        self.name("mla_append");
+        let layout = op.pool.layout;
+        let input = self.tensor(op.input)?;
+        let [weight, format] = self.stored(op.weight)?;
+        let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
+        let [latent, rope, tokens] =
+            [layout.latent, layout.rope, layout.block_tokens].map(|word| word as u32);
+        let kernel = Kernel::new(
+            "mla_append",
+            128,
+            arguments![
+                &self.batch,
+                &input,
+                weight,
+                format,
+                &latents,
+                latent,
+                rope,
+                tokens,
+                op.eps
+            ],
+        );
+        self.launch(kernel, |image| [image.tokens as u32, 1, 1]);
+        Ok(())
+    }
+
+    /// Window by window: latents laid end to end, expanded by one dense product, laid out for the tensor cores, attended to.
+    pub(super) fn record_prefill(&mut self, op: MlaAttention) -> Result<()> {
+        op.check(&self.capacity)?;
+        let layout = op.pool.layout;
+        self.demands.latents = Some(layout);
+        self.name("mla_prefill");
+        let (heads, key) = (op.heads(), op.nope + layout.rope);
+        // Columns of a run's image: keys, the rests of their expanded part, values.
+        let rests = op.nope.next_multiple_of(16);
+        let (lay_out, entry, columns) = match (key, op.value) {
+            (0..=64, 0..=64) => ("mla_images_64", "mla_prefill_64", 64 + rests + 64),
+            (0..=192, 0..=128) => ("mla_images_192", "mla_prefill_192", 192 + rests + 128),
+            _ => {
+                return Err(BackendError::Unsupported {
+                    backend: "cuda",
+                    what: format!(
+                        "keys {key} and values {} wide; the widest are 192 and 128",
+                        op.value
+                    ),
+                });
+            }
+        };
+        let (query, output) = (self.tensor(op.query)?, self.tensor(op.output)?);
+        let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
+        let weight = self.matrix(op.kv_b)?;
+        let longest = self.capacity.blocks * layout.block_tokens;
+        let positions = longest.min(WINDOW);
+        let outputs = heads * (op.nope + op.value);
+        let gathered = self.scratch("a window of latents", 2 * positions * layout.latent)?;
+        let rows = self.scratch("expanded keys and values", 4 * positions * outputs)?;
+        let most = positions.next_multiple_of(RUN) * heads * columns;
+        let images = self.scratch("runs of an attention", 2 * most)?;
+        // What waits from one window to the next.
+        let waiting = if longest > WINDOW {
+            self.capacity.tokens * heads
+        } else {
+            0
+        };
+        let marks = self.scratch("running softmax", 8 * waiting)?;
+        let partial = self.scratch("running attention", 4 * waiting * op.value)?;
+        let batch = Arc::clone(&self.batch);
+        let [h, latent, nope, rope, value, tokens] = widths_of(&op, heads);
+        let pieces = op.pieces;
+        self.each(move |image| {
+            let (first, last) = match pieces {
+                Pieces::All => (0, image.windows.len()),
+                Pieces::Several => (0, image.several_windows),
+                Pieces::Single => (image.several_windows, image.windows.len()),
+            };
+            let mut commands = Vec::with_capacity(4 * (last - first));
+            for (number, window) in image.windows[first..last].iter().enumerate() {
+                let number = (first + number) as u32;
+                let gather = Kernel::new(
+                    "mla_gather",
+                    64,
+                    arguments![&batch, number, &latents, &gathered, latent, rope, tokens],
+                );
+                commands.push(Command::Launch(gather.over([
+                    window.positions as u32,
+                    1,
+                    1,
+                ])));
+                commands.push(Command::Product(Product {
+                    input: gathered.address,
+                    weight: weight.address,
+                    output: rows.address,
+                    rows: window.positions,
+                    columns: layout.latent,
+                    outputs,
+                    full: true,
+                }));
+                let lay_out = Kernel::new(
+                    lay_out,
+                    128,
+                    arguments![
+                        &batch, number, &rows, &latents, &images, h, latent, nope, rope, value,
+                        tokens
+                    ],
+                );
+                let runs = window.positions.div_ceil(RUN) as u32;
+                commands.push(Command::Launch(lay_out.over([runs, h, 1])));
+                let attend = Kernel::new(
+                    entry,
+                    128,
+                    arguments![
+                        &batch, number, &query, &images, &output, &marks, &partial, h, nope, rope,
+                        value
+                    ],
+                )
+                .shared(256 * columns);
+                let blocks = window.tiles.div_ceil(TILES) as u32;
+                commands.push(Command::Launch(attend.over([blocks, h, 1])));
+            }
+            commands
+        });
+        Ok(())
+    }
+
+    /// Absorbed: the query of the latents, a softmax over each span of them, the spans put together and expanded.
+    pub(super) fn record_decode(&mut self, op: MlaAttention) -> Result<()> {
+        op.check(&self.capacity)?;
+        let layout = op.pool.layout;
+        self.demands.latents = Some(layout);
+        self.name("mla_decode");
+        for (what, found, widest) in [
+            ("latents", layout.latent, 512),
+            ("shared keys", layout.rope, 64),
+            ("expanded keys", op.nope, 256),
+        ] {
+            if found > widest {
+                return Err(BackendError::Unsupported {
+                    backend: "cuda",
+                    what: format!("{what} {found} wide; the widest are {widest}"),
+                });
+            }
+        }
+        let heads = op.heads();
+        let single = op.pieces == Pieces::Single;
+        let (most, most_spans) = if single {
+            let rows = self.capacity.pieces.min(self.capacity.tokens);
+            (
+                rows,
+                image::Plan::spans(&self.capacity, layout.block_tokens, SPAN),
+            )
+        } else {
+            (self.capacity.tokens, self.capacity.tokens)
+        };
+        let (query, output) = (self.tensor(op.query)?, self.tensor(op.output)?);
+        let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
+        let [weight, format] = self.stored(op.kv_b)?;
+        let absorbed = self.scratch("absorbed queries", 4 * most * heads * layout.latent)?;
+        let elements = most_spans * heads * (layout.latent + 2);
+        let parts = self.scratch("attention by spans", 4 * elements)?;
+        let [h, latent, nope, rope, value, tokens] = widths_of(&op, heads);
+        let count: fn(&Image) -> usize = match op.pieces {
+            Pieces::All => |image| image.tokens,
+            Pieces::Single => |image| image.tokens - image.several_rows,
+            Pieces::Several => |image| image.several_rows,
+        };
+        let spans: fn(&Image) -> usize = if single { |image| image.spans } else { count };
+        let batch = Arc::clone(&self.batch);
+        let tiles = layout.latent.div_ceil(16) + layout.rope.div_ceil(16);
+        let single = u32::from(single);
+        self.each(move |image| {
+            let rows = count(image);
+            if rows == 0 {
+                return Vec::new();
+            }
+            let (together, number) = (rows.div_ceil(TOGETHER) as u32, rows as u32);
+            let absorb = Kernel::new(
+                "mla_absorb",
+                128,
+                arguments![
+                    &batch, single, number, &query, weight, format, &absorbed, h, latent, nope,
+                    rope, value
+                ],
+            );
+            let attend = Kernel::new(
+                "mla_attend",
+                256,
+                arguments![
+                    &batch,
+                    single,
+                    SPAN as u32,
+                    &query,
+                    &absorbed,
+                    &latents,
+                    &parts,
+                    h,
+                    latent,
+                    nope,
+                    rope,
+                    value,
+                    tokens
+                ],
+            )
+            .shared(10624 + 5120 * tiles);
+            let merge = Kernel::new(
+                "mla_merge",
+                128,
+                arguments![
+                    &batch, single, number, &parts, weight, format, &output, h, latent, nope, value
+                ],
+            );
+            vec![
+                Command::Launch(absorb.over([latent.div_ceil(128), h, together])),
+                Command::Launch(attend.over([spans(image) as u32, h.div_ceil(32), 1])),
+                Command::Launch(merge.over([h, together, 1])),
+            ]
+        });
+        Ok(())
+    }
+}
+
+/// Heads, latent, nope, rope, value and tokens a block, as kernels take them.
+fn widths_of(op: &MlaAttention, heads: usize) -> [u32; 6] {
+    let layout = op.pool.layout;
+    [
+        heads,
+        layout.latent,
+        op.nope,
+        layout.rope,
+        op.value,
+        layout.block_tokens,
+    ]
+    .map(|word| word as u32)
+}

@@ -1,0 +1,90 @@
+//! How the operations on rows are recorded: embedding, norm, products, activation, sum.
+
+use super::step::{CudaStep, Kernel, arguments, blocks, kind};
+use crate::backend::{Add, Element, Embed, Linear, Result, RmsNorm, Swiglu};
+
+impl CudaStep {
+    pub(super) fn record_embed(&mut self, op: Embed) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.demands.vocabulary = Some(op.weight.rows);
+        self.name("embed");
+        let [weight, format] = self.stored(op.weight)?;
+        let output = self.tensor(op.output)?;
+        let width = op.output.width as u32;
+        let kernel = Kernel::new(
+            "embed",
+            128,
+            arguments![&self.batch, weight, format, &output, width],
+        );
+        self.launch(kernel, |image| [image.tokens as u32, 1, 1]);
+        Ok(())
+    }
+
+    pub(super) fn record_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.name("rms_norm");
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
+        let [weight, format] = self.stored(op.weight)?;
+        let rows = op.output.rows;
+        let gather = u32::from(op.input.rows != rows);
+        let kernel = Kernel::new(
+            "rms_norm",
+            256,
+            arguments![
+                &self.batch,
+                kind(rows),
+                gather,
+                &input,
+                weight,
+                format,
+                &output,
+                op.input.width as u32,
+                op.eps
+            ],
+        );
+        self.launch(kernel, move |image| [image.count(rows) as u32, 1, 1]);
+        Ok(())
+    }
+
+    pub(super) fn record_linear(&mut self, op: Linear) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.name("linear");
+        self.product(op.input, op.weight, op.output)
+    }
+
+    pub(super) fn record_swiglu(&mut self, op: Swiglu) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.name("swiglu");
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
+        let (width, rows) = (op.output.width, op.output.rows);
+        let kernel = Kernel::new(
+            "swiglu",
+            256,
+            arguments![&self.batch, kind(rows), &input, &output, width as u32],
+        );
+        self.launch(kernel, move |image| {
+            [blocks((image.count(rows) * width) as u64, 256), 1, 1]
+        });
+        Ok(())
+    }
+
+    pub(super) fn record_add(&mut self, op: Add) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.name("add");
+        let (source, target) = (self.tensor(op.source)?, self.tensor(op.target)?);
+        let (width, rows) = (op.target.width, op.target.rows);
+        let entry = match op.target.element {
+            Element::F32 => "add_f32",
+            Element::Activation | Element::Index => "add",
+        };
+        let kernel = Kernel::new(
+            entry,
+            256,
+            arguments![&self.batch, kind(rows), &source, &target, width as u32],
+        );
+        self.launch(kernel, move |image| {
+            [blocks((image.count(rows) * width) as u64, 256), 1, 1]
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,292 @@
+//! NVIDIA's driver as a [`Machine`]: one context and one stream of one GPU.
+//!
+//! The libraries are opened at run time; what is missing is told in a sentence. All of the `unsafe` that CUDA's C
+//! interfaces ask for is in this folder. What makes it sound: the context is made current before each call; handles live
+//! in [`Driver`] or are owned by one value that destroys them; everything runs in the order of one stream; memory that
+//! the device reads or writes is either the device's own or pinned and kept until an event says that it is done with.
+#![allow(unsafe_code)]
+
+pub mod compile;
+mod pinned;
+mod product;
+mod run;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+
+use self::pinned::{Pinned, Spare};
+use self::run::State;
+use super::machine::{Answers, Machine, Work};
+use crate::backend::{Device, Precision, Result, Ticket};
+use crate::config::Dtype;
+use crate::error::BackendError;
+
+/// The least compute capability: bf16 on tensor cores and asynchronous copies.
+const LEAST: (i32, i32) = (8, 0);
+
+/// A call of the driver as one of ours.
+pub(super) fn told<T>(what: &str, result: std::result::Result<T, DriverError>) -> Result<T> {
+    result.map_err(|error| {
+        let reason = reason(error);
+        match error.0 {
+            // After these a context does nothing any more.
+            sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | sys::CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | sys::CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | sys::CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | sys::CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | sys::CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => BackendError::Lost {
+                backend: "cuda",
+                reason: format!("{what}: {reason}"),
+            },
+            _ => BackendError::Driver {
+                backend: "cuda",
+                what: what.to_owned(),
+                reason,
+            },
+        }
+    })
+}
+
+/// What the driver says of an error.
+fn reason(error: DriverError) -> String {
+    error.error_string().map_or_else(
+        |_| format!("{:?}", error.0),
+        |text| text.to_string_lossy().into_owned(),
+    )
+}
+
+fn unavailable(reason: impl Into<String>) -> BackendError {
+    BackendError::Unavailable {
+        backend: "cuda",
+        reason: reason.into(),
+    }
+}
+
+/// How many devices the driver has.
+fn count() -> Result<usize> {
+    // SAFETY: it only tries to open a library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(unavailable(
+            "there is no NVIDIA driver on this machine (libcuda is not found); --backend auto takes what there is",
+        ));
+    }
+    result::init().map_err(|error| {
+        unavailable(format!(
+            "the NVIDIA driver does not start ({}); --backend auto takes what there is",
+            reason(error)
+        ))
+    })?;
+    let count = told("its number of devices", result::device::get_count())?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// Every device that the driver has, in its order; none where there is no driver.
+#[must_use]
+pub fn devices() -> Vec<Device> {
+    let count = count().unwrap_or(0);
+    (0..count)
+        .filter_map(|index| describe(index).ok())
+        .map(|(device, _, _)| device)
+        .collect()
+}
+
+/// A device, its handle and its compute capability.
+fn describe(index: usize) -> Result<(Device, sys::CUdevice, (i32, i32))> {
+    let ordinal = i32::try_from(index).unwrap_or(i32::MAX);
+    let handle = told("a device", result::device::get(ordinal))?;
+    let name = told("a device's name", result::device::get_name(handle))?;
+    // SAFETY: the handle is the driver's own.
+    let (bytes, major, minor) = unsafe {
+        (
+            told("a device's memory", result::device::total_mem(handle))?,
+            told(
+                "a device's compute capability",
+                result::device::get_attribute(
+                    handle,
+                    Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                ),
+            )?,
+            told(
+                "a device's compute capability",
+                result::device::get_attribute(
+                    handle,
+                    Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+                ),
+            )?,
+        )
+    };
+    let device = Device {
+        backend: "cuda",
+        index,
+        name,
+        memory_bytes: Some(bytes as u64),
+        precision: Precision::Bf16,
+        cache: Dtype::Bf16,
+    };
+    Ok((device, handle, (major, minor)))
+}
+
+/// A context that is made current before it is used, and given back.
+struct Context {
+    handle: sys::CUcontext,
+    device: sys::CUdevice,
+    stream: sys::CUstream,
+}
+
+// SAFETY: contexts and streams may be used from any thread that makes the context current, which `enter` does.
+unsafe impl Send for Context {}
+// SAFETY: as above; the driver locks what it must.
+unsafe impl Sync for Context {}
+
+impl Context {
+    fn new(device: sys::CUdevice) -> Result<Self> {
+        // SAFETY: the device is the driver's own; the context is released in `drop`.
+        let handle = told("a context", unsafe { result::primary_ctx::retain(device) })?;
+        let mut context = Self {
+            handle,
+            device,
+            stream: std::ptr::null_mut(),
+        };
+        context.enter()?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        context.stream = told("a stream", result::stream::create(kind))?;
+        Ok(context)
+    }
+
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context is retained for as long as `self` lives.
+        told("its context", unsafe {
+            result::ctx::set_current(self.handle)
+        })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        // SAFETY: both were made by `new`, and nobody else has them. What a dying device says to this helps nobody.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = result::stream::synchronize(self.stream);
+                let _ = result::stream::destroy(self.stream);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// One GPU.
+pub struct Driver {
+    device: Device,
+    // Before the context: modules, graphs and pinned memory are of it.
+    state: Mutex<State>,
+    spare: Arc<Spare>,
+    context: Arc<Context>,
+}
+
+impl Driver {
+    /// Opens device `index` of the driver, by default the first.
+    ///
+    /// # Errors
+    /// No driver, no such device, one too old, or no cuBLASLt.
+    pub fn open(index: Option<usize>) -> Result<Self> {
+        let count = count()?;
+        let index = index.unwrap_or(0);
+        if index >= count {
+            if count == 0 {
+                return Err(unavailable(
+                    "the NVIDIA driver finds no GPU; --backend auto takes what there is",
+                ));
+            }
+            return Err(BackendError::NoSuchDevice {
+                backend: "cuda",
+                index,
+                available: format!("{count}, numbered from 0"),
+            });
+        }
+        let (device, handle, capability) = describe(index)?;
+        if capability < LEAST {
+            return Err(unavailable(format!(
+                "{} has compute capability {}.{}, and the kernels need {}.{} or newer; --backend wgpu may drive it",
+                device.name, capability.0, capability.1, LEAST.0, LEAST.1
+            )));
+        }
+        let context = Arc::new(Context::new(handle)?);
+        let state = Mutex::new(State::new(&context, capability)?);
+        Ok(Self {
+            device,
+            state,
+            spare: Arc::new(Spare::new(&context)),
+            context,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // What a panic left is at worst a graph less.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // What the fields give back is of this context. One that is gone has taken them along.
+        let _ = self.context.enter();
+    }
+}
+
+impl Machine for Driver {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn allocate(&self, what: &str, bytes: u64) -> Result<u64> {
+        self.context.enter()?;
+        // SAFETY: what is allocated here is freed by `free` alone.
+        let allocated = unsafe { result::malloc_sync(bytes as usize) };
+        match allocated {
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                Err(BackendError::OutOfMemory {
+                    what: what.to_owned(),
+                    bytes,
+                })
+            }
+            other => told(what, other),
+        }
+    }
+
+    fn free(&self, address: u64, _bytes: u64) {
+        if self.context.enter().is_ok() {
+            // SAFETY: the address is of `allocate`; the call waits for what may still use it.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.context.enter()?;
+        // SAFETY: the owner of the memory vouches for its size; of memory that is not pinned the driver takes a copy
+        // before it returns.
+        told("a copy to the device", unsafe {
+            result::memcpy_htod_async(address, bytes, self.context.stream)
+        })
+    }
+
+    fn submit(&self, work: &Work<'_>) -> Result<Ticket<Answers>> {
+        self.context.enter()?;
+        let pending = self.state().submit(&self.context, &self.spare, work)?;
+        Ok(Ticket::new(pending))
+    }
+
+    fn forget(&self, step: u64) {
+        if self.context.enter().is_ok() {
+            self.state().forget(step);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The CUDA backend: every operation as a kernel of `kernels/`, dense products by cuBLASLt, on NVIDIA GPUs.
+//!
+//! bf16 weights, activations and latent cache; f32 sums, states, gates, softmax and router. What runs the kernels is a
+//! [`Machine`](machine::Machine). A step becomes one list of commands a submission; the driver keeps a graph of it. It
+//! holds one rank only.
+
+mod answers;
+mod attention;
+mod dense;
+pub mod driver;
+mod experts;
+mod kda;
+pub mod kernels;
+pub mod machine;
+mod memory;
+mod recurrence;
+mod step;
+mod trace;
+mod weights;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use self::machine::{Machine, Work};
+use self::memory::Memory;
+use super::{
+    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Orientation,
+    Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues,
+    Ticket, Weight, WeightSource,
+};
+use crate::config::Dtype;
+use crate::error::BackendError;
+
+/// What backend and steps share.
+struct Shared {
+    machine: Arc<dyn Machine>,
+    memory: Mutex<Memory>,
+}
+
+impl Shared {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // Handles are pushed whole, so a panic elsewhere leaves nothing half done.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads memory; what was read arrives as one list.
+    fn read(&self, answers: &[(u64, u64)]) -> Result<Ticket<Vec<u8>>> {
+        let ticket = self.machine.submit(&Work {
+            step: step::NO_STEP,
+            upload: None,
+            commands: &[],
+            timed: None,
+            answers,
+        })?;
+        Ok(Ticket::new(async move { Ok(ticket.await?.bytes) }))
+    }
+}
+
+/// One device and what it holds.
+pub struct CudaBackend {
+    shared: Arc<Shared>,
+}
+
+impl CudaBackend {
+    /// Opens device `index` of NVIDIA's driver, by default the first.
+    ///
+    /// # Errors
+    /// No driver, no such device, one too old, or a library that is missing.
+    pub fn open(index: Option<usize>) -> Result<Self> {
+        Ok(Self::over(Arc::new(driver::Driver::open(index)?)))
+    }
+
+    /// A backend over a machine.
+    #[must_use]
+    pub fn over(machine: Arc<dyn Machine>) -> Self {
+        let memory = Mutex::default();
+        Self {
+            shared: Arc::new(Shared { machine, memory }),
+        }
+    }
+}
+
+impl Backend for CudaBackend {
+    fn device(&self) -> &Device {
+        self.shared.machine.device()
+    }
+
+    fn shard(&self) -> Shard {
+        Shard::WHOLE
+    }
+
+    fn weight(&mut self, source: WeightSource) -> Result<Weight> {
+        let weight = weights::DeviceWeight::new(&self.shared.machine, &source)?;
+        Ok(Weight {
+            id: self.shared.memory().add_weight(weight),
+            format: source.format,
+            stack: source.stack,
+            rows: source.rows,
+            columns: source.columns,
+            shard: source.shard,
+        })
+    }
+
+    fn tensor(
+        &mut self,
+        rows: Rows,
+        capacity: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor> {
+        let mut memory = self.shared.memory();
+        memory.add_tensor(&self.shared.machine, rows, capacity, width, element)
+    }
+
+    fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
+        let bytes = memory::bytes_for(tensor, values)?;
+        let at = self.shared.memory().tensor(tensor)?.address;
+        self.shared.machine.write(at, &bytes)
+    }
+
+    fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues> {
+        let read = || {
+            if rows > tensor.capacity {
+                return Err(BackendError::Shape {
+                    operation: "read_tensor",
+                    what: "the number of rows",
+                    expected: format!("at most {}", tensor.capacity),
+                    found: rows.to_string(),
+                });
+            }
+            let at = self.shared.memory().tensor(tensor)?.address;
+            let bytes = memory::size(tensor.element) * (rows * tensor.width) as u64;
+            self.shared.read(&[(at, bytes)])
+        };
+        later(read(), move |bytes| memory::values(tensor, &bytes))
+    }
+
+    fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
+        self.shared
+            .memory()
+            .add_states(&self.shared.machine, layout)
+    }
+
+    fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
+        if layout.dtype != Dtype::Bf16 {
+            let what = format!("a latent cache in {:?}; it caches in Bf16", layout.dtype);
+            return Err(BackendError::Unsupported {
+                backend: "cuda",
+                what,
+            });
+        }
+        self.shared
+            .memory()
+            .add_latents(&self.shared.machine, layout)
+    }
+
+    fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
+        let layout = pool.layout;
+        let read = || {
+            pool.check_slot(layer, slot)?;
+            let (state, tail) = self.places(pool, layer, slot)?;
+            self.shared.read(&[
+                (state, 4 * layout.state_len() as u64),
+                (tail, 4 * layout.tail_len() as u64),
+            ])
+        };
+        later(read(), move |bytes| {
+            let (state, tail) = bytes.split_at(4 * layout.state_len());
+            StateRecord {
+                orientation: Orientation::KeyValue,
+                heads: layout.value_heads,
+                key_width: layout.key_width,
+                value_width: layout.value_width,
+                state: bytemuck::pod_collect_to_vec(state),
+                channels: layout.channels(),
+                tail: bytemuck::pod_collect_to_vec(tail),
+            }
+        })
+    }
+
+    fn write_state(
+        &mut self,
+        pool: &StatePool,
+        layer: usize,
+        slot: Slot,
+        record: &StateRecord,
+    ) -> Result<()> {
+        pool.check_slot(layer, slot)?;
+        pool.check_record(record)?;
+        let (state, tail) = self.places(pool, layer, slot)?;
+        let machine = &self.shared.machine;
+        machine.write(state, bytemuck::cast_slice(&record.key_value()))?;
+        machine.write(tail, bytemuck::cast_slice(&record.tail))
+    }
+
+    fn read_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        tokens: usize,
+    ) -> Ticket<LatentRecord> {
+        let layout = pool.layout;
+        let read = || {
+            pool.check_rows(layer, block, tokens)?;
+            let at = self.block(pool, layer, block)?;
+            self.shared
+                .read(&[(at, 2 * (tokens * layout.width()) as u64)])
+        };
+        later(read(), move |bytes| LatentRecord {
+            latent: layout.latent,
+            rope: layout.rope,
+            rows: memory::widen(&bytes),
+        })
+    }
+
+    fn write_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        record: &LatentRecord,
+    ) -> Result<()> {
+        let tokens = pool.check_record(record)?;
+        pool.check_rows(layer, block, tokens)?;
+        let at = self.block(pool, layer, block)?;
+        self.shared.machine.write(at, &memory::narrow(&record.rows))
+    }
+
+    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>> {
+        let step = step::CudaStep::new(Arc::clone(&self.shared), capacity)?;
+        Ok(Box::new(step))
+    }
+}
+
+impl CudaBackend {
+    /// Where a slot's state and tail of one layer begin.
+    fn places(&self, pool: &StatePool, layer: usize, slot: Slot) -> Result<(u64, u64)> {
+        let memory = self.shared.memory();
+        let buffers = memory.states(pool, layer)?;
+        let place = |len: usize| 4 * u64::from(slot.0) * len as u64;
+        Ok((
+            buffers.states.address + place(pool.layout.state_len()),
+            buffers.tails.address + place(pool.layout.tail_len()),
+        ))
+    }
+
+    /// Where a block of one layer begins.
+    fn block(&self, pool: &LatentPool, layer: usize, block: Block) -> Result<u64> {
+        let len = (pool.layout.block_tokens * pool.layout.width()) as u64;
+        let at = self.shared.memory().latents(pool, layer)?.address;
+        Ok(at + 2 * u64::from(block.0) * len)
+    }
+}
+
+/// A ticket for what `convert` makes of the bytes read.
+fn later<T: Send + 'static>(
+    read: Result<Ticket<Vec<u8>>>,
+    convert: impl FnOnce(Vec<u8>) -> T + Send + 'static,
+) -> Ticket<T> {
+    match read {
+        Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),
+        Err(error) => Ticket::ready(Err(error)),
+    }
+}

@@ -1,0 +1,384 @@
+//! How the gated delta rule is recorded: by chunks, by steps, and a layer's fused form of both.
+
+use std::sync::Arc;
+
+use super::machine::{Argument, Buffer};
+use super::step::{CudaStep, Kernel, arguments};
+use crate::backend::image::Plan;
+use crate::backend::{
+    AllReduce, Form, GatedNorm, KdaBlock, KdaGates, KdaRecurrence, Linear, Result, ShortConv,
+    StateLayout, Step,
+};
+use crate::error::BackendError;
+
+/// The widest key of both forms, and the widest value of the stepwise one.
+const WIDEST: usize = 128;
+/// The most taps of a convolution that is done where its result is used.
+const MOST_TAPS: usize = 4;
+/// Columns of a state that one block of `kda_scan` has.
+const SCAN_COLUMNS: usize = 32;
+/// Bytes of a tile of an image, and chunk images under way in `kda_scan`.
+const TILE: usize = 512;
+const STAGES: usize = 3;
+
+/// What the chunkwise kernels need to be told of a layout; as in `kernels/kda_chunk.cu`.
+#[derive(Clone, Copy)]
+struct Chunkwise {
+    scan: &'static str,
+    /// Bytes of one chunk's and head's image.
+    image: usize,
+    /// Bytes of shared memory of the two kernels.
+    prepare_shared: usize,
+    scan_shared: usize,
+    /// Heads, key width, .. as the kernels take them.
+    words: [u32; 4],
+    value_blocks: u32,
+}
+
+impl Chunkwise {
+    fn new(layout: &StateLayout) -> Self {
+        let (padded, scan) = match layout.key_width {
+            0..=32 => (32, "kda_scan_32"),
+            33..=64 => (64, "kda_scan_64"),
+            _ => (128, "kda_scan_128"),
+        };
+        let common = TILE * (padded / 4 + 3) + 4 * padded;
+        let image = common + TILE * layout.value_width.div_ceil(16);
+        Self {
+            scan,
+            image,
+            prepare_shared: image + 192 * padded,
+            scan_shared: STAGES * (common + TILE * SCAN_COLUMNS / 16),
+            words: words(layout),
+            value_blocks: layout.value_width.div_ceil(SCAN_COLUMNS) as u32,
+        }
+    }
+}
+
+fn words(layout: &StateLayout) -> [u32; 4] {
+    [
+        layout.key_heads,
+        layout.value_heads,
+        layout.key_width,
+        layout.value_width,
+    ]
+    .map(|word| word as u32)
+}
+
+const fn form_word(form: Form) -> u32 {
+    match form {
+        Form::Auto => 0,
+        Form::Chunk => 1,
+        Form::Step => 2,
+    }
+}
+
+fn too_wide(what: String) -> BackendError {
+    BackendError::Unsupported {
+        backend: "cuda",
+        what: format!("{what}; the widest are {WIDEST}"),
+    }
+}
+
+impl CudaStep {
+    pub(super) fn record_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
+        op.check(&self.capacity)?;
+        let layout = op.pool.layout;
+        self.demands.states = Some(layout);
+        self.name("kda_recurrence");
+        if layout.key_width > WIDEST {
+            return Err(too_wide(format!("keys {} wide", layout.key_width)));
+        }
+        if op.form != Form::Chunk && layout.value_width > WIDEST {
+            return Err(too_wide(format!("values {} wide", layout.value_width)));
+        }
+        let (qkv, gates) = (self.tensor(op.qkv)?, self.tensor(op.gates)?);
+        let (beta, output) = (self.tensor(op.beta)?, self.tensor(op.output)?);
+        let states = Arc::clone(&self.shared.memory().states(&op.pool, op.layer)?.states);
+        let form = form_word(op.form);
+        if op.form != Form::Step {
+            let shape = Chunkwise::new(&layout);
+            let workspace = self.images(&shape, layout.value_heads)?;
+            let [a, b, c, d] = shape.words;
+            let inputs = arguments![
+                &self.batch,
+                &qkv,
+                &gates,
+                &beta,
+                &workspace,
+                a,
+                b,
+                c,
+                d,
+                form
+            ];
+            self.prepare("kda_prepare", &shape, &layout, op.form, inputs);
+            self.scan(&shape, &layout, op.form, &workspace, &states, &output, None);
+        }
+        if op.form != Form::Chunk {
+            let every = op.form == Form::Step;
+            let heads = layout.value_heads as u32;
+            let [a, b, c, d] = words(&layout);
+            let kernel = Kernel::new(
+                "kda_step",
+                256,
+                arguments![
+                    &self.batch,
+                    &qkv,
+                    &gates,
+                    &beta,
+                    &states,
+                    &output,
+                    a,
+                    b,
+                    c,
+                    d,
+                    form
+                ],
+            );
+            self.launch(kernel, move |image| {
+                let some = every || image.short_pieces > 0;
+                [heads, if some { image.pieces as u32 } else { 0 }, 1]
+            });
+        }
+        Ok(())
+    }
+
+    /// The workspace of both chunkwise kernels.
+    fn images(&mut self, shape: &Chunkwise, heads: usize) -> Result<Arc<Buffer>> {
+        let bytes = Plan::chunks(&self.capacity) * heads * shape.image;
+        self.scratch("chunks of a recurrence", bytes)
+    }
+
+    fn prepare(
+        &mut self,
+        entry: &'static str,
+        shape: &Chunkwise,
+        layout: &StateLayout,
+        form: Form,
+        inputs: impl IntoIterator<Item = Argument>,
+    ) {
+        let heads = layout.value_heads as u32;
+        let kernel = Kernel::new(entry, 128, inputs).shared(shape.prepare_shared);
+        self.launch(kernel, move |image| {
+            let chunks = match form {
+                Form::Chunk => image.chunks,
+                Form::Auto | Form::Step => image.several_chunks,
+            };
+            [chunks as u32, heads, 1]
+        });
+    }
+
+    /// `fused`: what went into the convolution, its tails and its taps.
+    fn scan(
+        &mut self,
+        shape: &Chunkwise,
+        layout: &StateLayout,
+        form: Form,
+        workspace: &Arc<Buffer>,
+        states: &Arc<Buffer>,
+        output: &Arc<Buffer>,
+        fused: Option<(&Arc<Buffer>, &Arc<Buffer>, u32)>,
+    ) {
+        let (heads, columns) = (layout.value_heads as u32, shape.value_blocks);
+        let [a, b, c, d] = shape.words;
+        let (input, tails, taps) = match fused {
+            Some((input, tails, taps)) => (Argument::from(input), Argument::from(tails), taps),
+            None => (Argument::Address(0), Argument::Address(0), 0),
+        };
+        let kernel = Kernel::new(
+            shape.scan,
+            64,
+            arguments![
+                &self.batch,
+                workspace,
+                states,
+                output,
+                input,
+                tails,
+                taps,
+                a,
+                b,
+                c,
+                d,
+                form_word(form)
+            ],
+        )
+        .shared(shape.scan_shared);
+        self.launch(kernel, move |image| {
+            let some = form == Form::Chunk || image.several_chunks > 0;
+            [columns, heads, if some { image.pieces as u32 } else { 0 }]
+        });
+    }
+
+    /// A KDA layer: prefill in two kernels and a norm, decode in one. Layouts that these do not take are composed.
+    pub(super) fn record_kda_block(&mut self, block: &KdaBlock) -> Result<()> {
+        let layout = block.pool.layout;
+        let fits = layout.key_heads == layout.value_heads
+            && layout.key_width <= WIDEST
+            && layout.value_width <= WIDEST
+            && layout.taps <= MOST_TAPS;
+        if !fits {
+            return block.compose(self);
+        }
+        let KdaBlock {
+            input,
+            pool,
+            layer,
+            gate_rank,
+            ..
+        } = *block;
+        ShortConv {
+            input: block.qkv,
+            weight: block.conv,
+            pool,
+            layer,
+            output: block.qkv_conv,
+        }
+        .check(&self.capacity)?;
+        KdaGates {
+            decay: block.decay,
+            write: block.write,
+            a_log: block.a_log,
+            dt_bias: block.dt_bias,
+            gates: block.gates,
+            beta: block.beta,
+        }
+        .check(&self.capacity)?;
+        KdaRecurrence {
+            qkv: block.qkv_conv,
+            gates: block.gates,
+            beta: block.beta,
+            pool,
+            layer,
+            form: Form::Auto,
+            output: block.heads,
+        }
+        .check(&self.capacity)?;
+        let norm = GatedNorm {
+            input: block.heads,
+            gate: block.gate,
+            weight: block.output_norm.0,
+            eps: block.output_norm.1,
+            output: block.normed,
+        };
+        norm.check(&self.capacity)?;
+        for (input, weight, output) in [
+            (input, block.qkv_proj, block.qkv),
+            (input, block.decay_proj[0], gate_rank),
+            (gate_rank, block.decay_proj[1], block.decay),
+            (input, block.beta_proj, block.write),
+            (input, block.gate_proj[0], gate_rank),
+            (gate_rank, block.gate_proj[1], block.gate),
+        ] {
+            self.linear(Linear {
+                input,
+                weight,
+                output,
+            })?;
+        }
+        self.demands.states = Some(layout);
+        self.name("kda_block");
+        self.fused(block, &norm)?;
+        self.linear(Linear {
+            input: block.normed,
+            weight: block.output_proj,
+            output: block.output,
+        })?;
+        self.all_reduce(AllReduce {
+            target: block.output,
+        })
+    }
+
+    /// What lies between a KDA layer's projections.
+    fn fused(&mut self, block: &KdaBlock, norm: &GatedNorm) -> Result<()> {
+        let layout = block.pool.layout;
+        let (input, heads) = (self.tensor(block.qkv)?, self.tensor(block.heads)?);
+        let (decay, write) = (self.tensor(block.decay)?, self.tensor(block.write)?);
+        let (gate, normed) = (self.tensor(block.gate)?, self.tensor(block.normed)?);
+        let [conv, conv_format] = self.stored(block.conv)?;
+        let [a_log, a_log_format] = self.stored(block.a_log)?;
+        let [dt_bias, dt_bias_format] = self.stored(block.dt_bias)?;
+        let [weight, format] = self.stored(norm.weight)?;
+        let (states, tails) = {
+            let memory = self.shared.memory();
+            let states = memory.states(&block.pool, block.layer)?;
+            (Arc::clone(&states.states), Arc::clone(&states.tails))
+        };
+        let taps = layout.taps as u32;
+        let form = form_word(Form::Auto);
+        let shape = Chunkwise::new(&layout);
+        let workspace = self.images(&shape, layout.value_heads)?;
+        let [a, b, c, d] = shape.words;
+        let inputs = arguments![
+            &self.batch,
+            &input,
+            conv,
+            conv_format,
+            &tails,
+            taps,
+            &decay,
+            &write,
+            a_log,
+            a_log_format,
+            dt_bias,
+            dt_bias_format,
+            &workspace,
+            a,
+            b,
+            c,
+            d,
+            form
+        ];
+        self.prepare("kda_prepare_fused", &shape, &layout, Form::Auto, inputs);
+        let fused = Some((&input, &tails, taps));
+        self.scan(
+            &shape,
+            &layout,
+            Form::Auto,
+            &workspace,
+            &states,
+            &heads,
+            fused,
+        );
+        self.several_gated_norm(norm)?;
+        // Rows of single tokens, which the norm before left undefined.
+        let kernel = Kernel::new(
+            "kda_decode",
+            256,
+            arguments![
+                &self.batch,
+                &input,
+                conv,
+                conv_format,
+                &tails,
+                taps,
+                &decay,
+                &write,
+                a_log,
+                a_log_format,
+                dt_bias,
+                dt_bias_format,
+                &gate,
+                weight,
+                format,
+                norm.eps,
+                &states,
+                &normed,
+                b,
+                c,
+                d,
+                form
+            ],
+        );
+        self.launch(kernel, move |image| {
+            let pieces = if image.short_pieces > 0 {
+                image.pieces
+            } else {
+                0
+            };
+            [b, pieces as u32, 1]
+        });
+        Ok(())
+    }
+}

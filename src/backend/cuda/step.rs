@@ -1,0 +1,464 @@
+//! A step of the CUDA backend: launches recorded with all but their grids, which each submission's batch decides.
+//!
+//! How each operation is recorded is in `dense`, `kda`, `attention`, `experts`, `trace` and `answers`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Shared;
+use super::answers::{self, Answer};
+use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
+use crate::backend::check::Demands;
+use crate::backend::image::{Image, Plan};
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
+use crate::backend::{
+    Add, AllGather, AllReduce, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaBlock,
+    KdaGates, KdaRecurrence, Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select,
+    ShortConv, Step, StepOutput, Swiglu, Tensor, Ticket, Weight,
+};
+use crate::checkpoint::Format;
+use crate::error::BackendError;
+
+/// The step of work that is no step's.
+pub(super) const NO_STEP: u64 = 0;
+/// Positions that one block of a decode attends to; more are shared among several.
+pub(super) const SPAN: usize = 512;
+/// Positions that a prefill expands together, a multiple of the run of `kernels/mla_prefill.cu`.
+pub(super) const WINDOW: usize = 4096;
+
+/// Rows that a warp of `kernels/linear.cu` takes together.
+const TOGETHER: usize = 8;
+
+/// The commands of a batch that has a say in how many they are.
+type Listed = Box<dyn Fn(&Image) -> Vec<Command> + Send>;
+/// How many blocks a launch takes for this batch; any 0 leaves it out.
+type Size = Box<dyn Fn(&Image) -> [u32; 3] + Send>;
+
+/// A kernel, its block, its arguments.
+pub(super) struct Kernel {
+    pub(super) entry: &'static str,
+    pub(super) threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub(super) shared: usize,
+    pub(super) arguments: Vec<Argument>,
+}
+
+impl Kernel {
+    pub(super) fn new(
+        entry: &'static str,
+        threads: u32,
+        arguments: impl IntoIterator<Item = Argument>,
+    ) -> Self {
+        Self {
+            entry,
+            threads,
+            shared: 0,
+            arguments: arguments.into_iter().collect(),
+        }
+    }
+
+    /// Its launch over this grid.
+    pub(super) fn over(self, grid: [u32; 3]) -> Launch {
+        Launch {
+            kernel: self.entry,
+            grid,
+            threads: self.threads,
+            shared: u32::try_from(self.shared).unwrap_or(u32::MAX),
+            arguments: self.arguments.into(),
+        }
+    }
+
+    /// The same with so many bytes of dynamic shared memory.
+    pub(super) fn shared(self, bytes: usize) -> Self {
+        Self {
+            shared: bytes.next_multiple_of(16),
+            ..self
+        }
+    }
+}
+
+/// Arguments of a kernel, each of a type that [`Argument`] is made from.
+macro_rules! arguments {
+    ($($argument:expr),* $(,)?) => { [$($crate::backend::cuda::machine::Argument::from($argument)),*] };
+}
+pub(super) use arguments;
+
+enum Recorded {
+    Launch(Launch, Size),
+    /// Rows by the batch.
+    Product(Product, Rows),
+    /// Bytes a row.
+    Copy(Arc<Buffer>, Arc<Buffer>, u64, Rows),
+    Answer(Arc<Buffer>, Answer),
+    /// As many commands as the batch asks for.
+    Each(Listed),
+}
+
+/// Blocks of `each` for so many elements.
+pub(super) fn blocks(elements: u64, each: u64) -> u32 {
+    // Batches were checked against capacities, and those against memory: it fits.
+    u32::try_from(elements.div_ceil(each)).unwrap_or(u32::MAX)
+}
+
+/// What a tensor's rows stand for, as a word of the batch's header that counts them.
+pub(super) fn kind(rows: Rows) -> u32 {
+    crate::backend::image::count_word(rows)
+}
+
+pub(super) struct CudaStep {
+    pub(super) shared: Arc<Shared>,
+    pub(super) capacity: Capacity,
+    plan: Plan,
+    id: u64,
+    /// The batch's image on the device.
+    pub(super) batch: Arc<Buffer>,
+    /// What recorded commands point to, kept for as long as they may run.
+    kept: Vec<Arc<Buffer>>,
+    pub(super) demands: Demands,
+    names: Vec<&'static str>,
+    /// Each with the place of its operation among the names.
+    commands: Vec<(usize, Recorded)>,
+    timed: bool,
+}
+
+impl CudaStep {
+    pub(super) fn new(shared: Arc<Shared>, capacity: Capacity) -> Result<Self> {
+        static STEPS: AtomicU64 = AtomicU64::new(NO_STEP + 1);
+        let block_tokens = {
+            let memory = shared.memory();
+            let pools = memory.latents.iter();
+            pools.map(|pool| pool.layout.block_tokens).max()
+        };
+        let plan = Plan {
+            window: WINDOW,
+            span: SPAN,
+            block_tokens: block_tokens.unwrap_or(1),
+        };
+        let bytes = 4 * plan.words(&capacity) as u64;
+        let batch = Arc::new(Buffer::new(&shared.machine, "a step's batch", bytes)?);
+        Ok(Self {
+            shared,
+            capacity,
+            plan,
+            id: STEPS.fetch_add(1, Ordering::Relaxed),
+            batch,
+            kept: Vec::new(),
+            demands: Demands::default(),
+            names: Vec::new(),
+            commands: Vec::new(),
+            timed: false,
+        })
+    }
+
+    pub(super) fn name(&mut self, name: &'static str) {
+        self.names.push(name);
+    }
+
+    fn push(&mut self, command: Recorded) {
+        self.commands
+            .push((self.names.len().saturating_sub(1), command));
+    }
+
+    /// Records one launch.
+    pub(super) fn launch(
+        &mut self,
+        kernel: Kernel,
+        size: impl Fn(&Image) -> [u32; 3] + Send + 'static,
+    ) {
+        self.push(Recorded::Launch(kernel.over([0; 3]), Box::new(size)));
+    }
+
+    /// Records `output = input weight^T`.
+    pub(super) fn product(&mut self, input: Tensor, weight: Weight, output: Tensor) -> Result<()> {
+        let (from, to) = (self.tensor(input)?, self.tensor(output)?);
+        let full = output.element == Element::F32;
+        let rows = input.rows;
+        if weight.format == Format::Bf16 {
+            let product = Product {
+                input: from.address,
+                weight: self.matrix(weight)?.address,
+                output: to.address,
+                rows: 0,
+                columns: weight.columns,
+                outputs: weight.rows,
+                full,
+            };
+            self.push(Recorded::Product(product, rows));
+            return Ok(());
+        }
+        let [stored, format] = self.stored(weight)?;
+        let [columns, outputs] = [weight.columns, weight.rows].map(|word| word as u32);
+        let kernel = Kernel::new(
+            "linear",
+            256,
+            arguments![
+                &self.batch,
+                kind(rows),
+                &from,
+                stored,
+                format,
+                &to,
+                u32::from(full),
+                columns,
+                outputs
+            ],
+        );
+        self.launch(kernel, move |image| {
+            let together = image.count(rows).div_ceil(TOGETHER) as u32;
+            [outputs.div_ceil(8), together, 1]
+        });
+        Ok(())
+    }
+
+    /// Has every submission return these rows, as they are when it ends or where they are overwritten no more.
+    pub(super) fn answer(&mut self, buffer: Arc<Buffer>, answer: Answer) {
+        self.push(Recorded::Answer(buffer, answer));
+    }
+
+    /// Records a copy of all rows; both have so many bytes a row.
+    pub(super) fn copy(&mut self, from: &Arc<Buffer>, to: &Arc<Buffer>, bytes: u64, rows: Rows) {
+        self.push(Recorded::Copy(
+            Arc::clone(from),
+            Arc::clone(to),
+            bytes,
+            rows,
+        ));
+    }
+
+    pub(super) fn tensor(&self, tensor: Tensor) -> Result<Arc<Buffer>> {
+        self.shared.memory().tensor(tensor).cloned()
+    }
+
+    /// A weight as it is stored: address and format.
+    pub(super) fn stored(&self, weight: Weight) -> Result<[Argument; 2]> {
+        Ok(self.shared.memory().weight(weight)?.stored())
+    }
+
+    /// A weight in bf16.
+    pub(super) fn matrix(&self, weight: Weight) -> Result<Arc<Buffer>> {
+        let mut memory = self.shared.memory();
+        memory.weight(weight)?.matrix(&self.shared.machine)
+    }
+
+    /// Records commands whose number depends on the batch.
+    pub(super) fn each(&mut self, list: impl Fn(&Image) -> Vec<Command> + Send + 'static) {
+        self.push(Recorded::Each(Box::new(list)));
+    }
+
+    /// Memory between two kernels of one operation.
+    pub(super) fn scratch(&mut self, name: &'static str, bytes: usize) -> Result<Arc<Buffer>> {
+        let shared = &self.shared;
+        let buffer = shared
+            .memory()
+            .scratch(&shared.machine, name, bytes as u64)?;
+        self.kept.push(Arc::clone(&buffer));
+        Ok(buffer)
+    }
+
+    /// The commands of one batch, and for each the operation that it is of.
+    fn commands(&self, image: &Image) -> (Vec<Command>, Vec<usize>) {
+        let mut commands = Vec::with_capacity(self.commands.len());
+        let mut operations = Vec::with_capacity(self.commands.len());
+        for (operation, recorded) in &self.commands {
+            let command = match recorded {
+                Recorded::Launch(launch, size) => {
+                    let grid = size(image);
+                    let launch = Launch {
+                        grid,
+                        ..launch.clone()
+                    };
+                    (!grid.contains(&0)).then_some(Command::Launch(launch))
+                }
+                Recorded::Product(product, rows) => {
+                    let rows = image.count(*rows);
+                    let product = Product {
+                        rows,
+                        ..product.clone()
+                    };
+                    (rows > 0).then_some(Command::Product(product))
+                }
+                Recorded::Copy(from, to, bytes, rows) => {
+                    let bytes = bytes * image.count(*rows) as u64;
+                    let (from, to) = (from.address, to.address);
+                    (bytes > 0).then_some(Command::Copy { from, to, bytes })
+                }
+                Recorded::Answer(..) => None,
+                Recorded::Each(list) => {
+                    let list = list(image);
+                    operations.extend(std::iter::repeat_n(*operation, list.len()));
+                    commands.extend(list);
+                    None
+                }
+            };
+            if let Some(command) = command {
+                commands.push(command);
+                operations.push(*operation);
+            }
+        }
+        (commands, operations)
+    }
+}
+
+impl Drop for CudaStep {
+    fn drop(&mut self) {
+        self.shared.machine.forget(self.id);
+    }
+}
+
+impl Step for CudaStep {
+    fn embed(&mut self, op: Embed) -> Result<()> {
+        self.record_embed(op)
+    }
+
+    fn rms_norm(&mut self, op: RmsNorm) -> Result<()> {
+        self.record_rms_norm(op)
+    }
+
+    fn linear(&mut self, op: Linear) -> Result<()> {
+        self.record_linear(op)
+    }
+
+    fn short_conv(&mut self, op: ShortConv) -> Result<()> {
+        self.record_short_conv(op)
+    }
+
+    fn kda_gates(&mut self, op: KdaGates) -> Result<()> {
+        self.record_kda_gates(op)
+    }
+
+    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
+        self.record_kda_recurrence(op)
+    }
+
+    fn gated_norm(&mut self, op: GatedNorm) -> Result<()> {
+        self.record_gated_norm(op)
+    }
+
+    fn mla_append(&mut self, op: MlaAppend) -> Result<()> {
+        self.record_mla_append(op)
+    }
+
+    fn mla_prefill(&mut self, op: MlaAttention) -> Result<()> {
+        self.record_prefill(op)
+    }
+
+    fn mla_decode(&mut self, op: MlaAttention) -> Result<()> {
+        self.record_decode(op)
+    }
+
+    fn route(&mut self, op: Route) -> Result<()> {
+        self.record_route(op)
+    }
+
+    fn experts(&mut self, op: Experts) -> Result<()> {
+        self.record_experts(op)
+    }
+
+    fn swiglu(&mut self, op: Swiglu) -> Result<()> {
+        self.record_swiglu(op)
+    }
+
+    fn add(&mut self, op: Add) -> Result<()> {
+        self.record_add(op)
+    }
+
+    fn all_reduce(&mut self, op: AllReduce) -> Result<()> {
+        // One rank: the sum is there already.
+        self.tensor(op.target).map(|_| ())
+    }
+
+    fn all_gather(&mut self, op: AllGather) -> Result<()> {
+        op.check(&self.capacity, 1)?;
+        self.name("all_gather");
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
+        let bytes = super::memory::size(op.input.element) * op.input.width as u64;
+        self.copy(&input, &output, bytes, op.input.rows);
+        Ok(())
+    }
+
+    fn select(&mut self, op: Select) -> Result<()> {
+        self.record_select(op)
+    }
+
+    fn probe(&mut self, tensor: Tensor) -> Result<()> {
+        self.record_probe(tensor)
+    }
+
+    fn trace_kda(&mut self, op: TraceKda) -> Result<()> {
+        self.record_trace_kda(op)
+    }
+
+    fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
+        self.record_trace_gate(op)
+    }
+
+    fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
+        self.record_trace_attention(op)
+    }
+
+    fn kda_block(&mut self, block: &KdaBlock) -> Result<()> {
+        self.record_kda_block(block)
+    }
+
+    fn time(&mut self) -> Result<()> {
+        self.timed = true;
+        Ok(())
+    }
+
+    fn operations(&self) -> &[&'static str] {
+        &self.names
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
+        self.demands.check(&self.capacity, batch)?;
+        let image = self.plan.image(batch, self.demands.latents.is_some());
+        if 4 * image.words.len() as u64 > self.batch.bytes {
+            return Err(BackendError::Batch {
+                what: "the words of a batch".to_owned(),
+                expected: format!(
+                    "at most {}: record a step after its pools are made",
+                    self.batch.bytes / 4
+                ),
+                found: image.words.len().to_string(),
+            });
+        }
+        let (commands, operations) = self.commands(&image);
+        let (mut answers, mut places) = (Vec::new(), Vec::new());
+        for (_, recorded) in &self.commands {
+            if let Recorded::Answer(buffer, answer) = recorded {
+                let bytes = answer.bytes(&image);
+                answers.push((*answer, bytes));
+                places.push((buffer.address, bytes as u64));
+            }
+        }
+        let ticket = self.shared.machine.submit(&Work {
+            step: self.id,
+            upload: Some((self.batch.address, bytemuck::cast_slice(&image.words))),
+            commands: &commands,
+            timed: self.timed.then_some(&operations),
+            answers: &places,
+        })?;
+        let targets: Vec<bool> = batch
+            .outputs
+            .iter()
+            .map(|output| output.target.is_some())
+            .collect();
+        let names = self.names.clone();
+        Ok(Ticket::new(async move {
+            let came = ticket.await?;
+            let mut output = answers::output(&came.bytes, &answers, &targets);
+            for (operation, milliseconds) in came.milliseconds {
+                let name = names[operation];
+                match output
+                    .milliseconds
+                    .iter_mut()
+                    .find(|(found, _)| *found == name)
+                {
+                    Some((_, sum)) => *sum += milliseconds,
+                    None => output.milliseconds.push((name, milliseconds)),
+                }
+            }
+            Ok(output)
+        }))
+    }
+}

@@ -1,0 +1,187 @@
+//! `kimi-linear bench serve`: open-loop load against any server that speaks OpenAI's protocol.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum};
+
+use super::super::progress::Progress;
+use super::client::Target;
+use super::load::{self, Planned};
+use super::plot;
+use super::report::{Report, Slo};
+
+/// Which of the server's ways to ask.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Api {
+    /// /v1/completions with token ids: prompts have exactly the lengths that are asked for.
+    Completions,
+    /// /v1/chat/completions with as many one-letter words: lengths are about those.
+    Chat,
+}
+
+/// Options of `bench serve`.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The server.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// The model to ask for; by default the server's first.
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// The key to send; by default the one in OPENAI_API_KEY, if there is one.
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// How to ask.
+    #[arg(long, value_enum, default_value = "completions")]
+    api: Api,
+    /// Requests a second on average, at random times (a Poisson process).
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 1.0,
+        conflicts_with = "trace"
+    )]
+    rate: f64,
+    /// Requests as a trace has them: JSON lines in Mooncake's form, `timestamp` in ms, `input_length`, `output_length`,
+    /// and `hash_ids`, which name blocks of 512 tokens.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["input_length", "output_length"])]
+    trace: Option<PathBuf>,
+    /// Runs a trace so many times as fast.
+    #[arg(long, value_name = "X", default_value_t = 1.0, requires = "trace")]
+    speed: f64,
+    /// Requests in all; by default 100, or the whole trace.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    num_requests: Option<usize>,
+    /// Tokens of each prompt.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    input_length: usize,
+    /// Tokens of each answer.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    output_length: usize,
+    /// Have answers go on past the tokens that end them, so that they are as long as asked for (vLLM's field
+    /// `ignore_eos`; servers without it refuse).
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Prompts are of token ids below N; the first 256 are in every byte-level vocabulary.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    vocabulary: u32,
+    /// Seeds arrivals and prompts.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Goodput: an answer is good if its first token came within so many milliseconds.
+    #[arg(long, value_name = "MS")]
+    slo_ttft_ms: Option<f64>,
+    /// Goodput: and if its other tokens took so many milliseconds each on average.
+    #[arg(long, value_name = "MS")]
+    slo_tpot_ms: Option<f64>,
+    /// Write a plot there.
+    #[arg(long, value_name = "OUT.svg")]
+    plot: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let planned = plan(arguments)?;
+    // Each request is an open file.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the client's threads")?;
+    let outcomes = runtime.block_on(send(arguments, planned))?;
+    let slo = Slo {
+        ttft_ms: arguments.slo_ttft_ms,
+        tpot_ms: arguments.slo_tpot_ms,
+    };
+    let report = Report::new(&outcomes, slo);
+    if let Some(file) = &arguments.plot {
+        plot::draw(file, &outcomes, slo)?;
+    }
+    if arguments.json {
+        super::super::print_json(&report)?;
+    } else {
+        write!(std::io::stdout(), "{}", report.table())?;
+    }
+    ensure!(report.completed() > 0, "no request was answered");
+    Ok(())
+}
+
+fn plan(arguments: &Arguments) -> Result<Vec<Planned>> {
+    let positive = |name: &str, value: f64| {
+        ensure!(
+            value > 0.0 && value.is_finite(),
+            "{name} should be above 0, but is {value}"
+        );
+        Ok(())
+    };
+    positive("--rate", arguments.rate)?;
+    positive("--speed", arguments.speed)?;
+    let (count, seed) = (arguments.num_requests, arguments.seed);
+    if let Some(file) = &arguments.trace {
+        return load::trace(file, count, arguments.speed, arguments.vocabulary, seed);
+    }
+    let lengths = (arguments.input_length, arguments.output_length);
+    let count = count.unwrap_or(100);
+    Ok(load::poisson(
+        arguments.rate,
+        count,
+        lengths,
+        arguments.vocabulary,
+        seed,
+    ))
+}
+
+/// Sends every request at its time.
+async fn send(arguments: &Arguments, planned: Vec<Planned>) -> Result<Vec<super::client::Outcome>> {
+    let url = arguments.url.trim_end_matches('/');
+    let url = url.strip_suffix("/v1").unwrap_or(url).to_owned();
+    ensure!(
+        url.starts_with("http://"),
+        "--url {url}: this client speaks plain http://, without TLS; ask the server behind its proxy"
+    );
+    let key = arguments.api_key.clone();
+    let key = key.or_else(|| std::env::var("OPENAI_API_KEY").ok());
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .tcp_nodelay(true)
+        .build()
+        .context("cannot make an HTTP client")?;
+    let model = match &arguments.model {
+        Some(model) => model.clone(),
+        None => Target::first_model(&client, &url, key.as_deref()).await?,
+    };
+    let target = Arc::new(Target {
+        client,
+        url,
+        key,
+        model,
+        chat: arguments.api == Api::Chat,
+        ignore_eos: arguments.ignore_eos,
+    });
+    let progress = Arc::new(Progress::count("answered", planned.len()));
+    let begin = Instant::now();
+    let tasks: Vec<_> = planned
+        .into_iter()
+        .map(|planned| {
+            let (target, progress) = (Arc::clone(&target), Arc::clone(&progress));
+            tokio::spawn(async move {
+                let outcome = target.run(&planned, begin).await;
+                progress.add_one();
+                outcome
+            })
+        })
+        .collect();
+    let mut outcomes = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        outcomes.push(task.await.context("a request was lost")?);
+    }
+    progress.finish();
+    Ok(outcomes)
+}

@@ -1,0 +1,200 @@
+//! `kimi-linear serve`: an HTTP server for OpenAI's clients.
+
+mod flags;
+
+use std::io::Write;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use kimi_linear::backend::Device;
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::ModelConfig;
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Sizes, Wanted};
+use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
+use kimi_linear::tokenizer::ChatTemplate;
+
+pub(super) use self::flags::LogFormat;
+use self::flags::{Caching, Engines, Http, Logs};
+use super::options::{DeviceOptions, ModelOptions, load};
+
+/// Options of `serve`.
+#[derive(Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    device: DeviceOptions,
+    #[command(flatten)]
+    http: Http,
+    #[command(flatten)]
+    engine: Engines,
+    #[command(flatten)]
+    caching: Caching,
+    #[command(flatten)]
+    logs: Logs,
+}
+
+const AFTER_HELP: &str = "\
+Flags that vLLM has too mean the same here. There is no TLS: put a proxy that has it in front. Ctrl-C or SIGTERM finishes the \
+answers that are under way and refuses new ones; a second one ends at once.";
+
+impl Arguments {
+    /// How the log is written.
+    pub(crate) fn log_format(&self) -> LogFormat {
+        self.logs.log_format
+    }
+
+    fn server_options(&self) -> ServerOptions {
+        ServerOptions {
+            seed: self.engine.seed,
+            prefix_caching: self.caching.prefix_caching(),
+            log_requests: self.logs.enable_log_requests,
+            log_content: self.logs.log_content,
+            ..self.http.options(&self.model.model)
+        }
+    }
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<()> {
+    let config = arguments.model.config()?;
+    arguments.engine.check()?;
+    // Each client is an open file.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?;
+    let done = runtime.block_on(serve(Arc::new(arguments), config));
+    // A model that is still being loaded is not waited for.
+    runtime.shutdown_background();
+    done
+}
+
+async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
+    let options = arguments.server_options();
+    let (host, port) = (arguments.http.host.as_str(), arguments.http.port);
+    let name = options.model_names.join(", ");
+    let server = Server::bind((host, port), options)
+        .await
+        .with_context(|| format!("cannot listen on {host}:{port}"))?;
+    // Whoever started it on port 0 reads here where it is.
+    writeln!(
+        std::io::stdout(),
+        "listening on http://{}",
+        server.address()
+    )?;
+    let opener = server.opener();
+    let running = server.run(async {
+        interrupted().await;
+        tokio::spawn(async {
+            interrupted().await;
+            std::process::exit(1);
+        });
+    });
+    let opening = {
+        let arguments = Arc::clone(&arguments);
+        tokio::task::spawn_blocking(move || open(&arguments, &config, &opener))
+    };
+    let failed = async {
+        match opening.await {
+            Ok(Ok(())) => {
+                tracing::info!("serving {name}");
+                std::future::pending().await
+            }
+            Ok(Err(error)) => error,
+            Err(error) => anyhow::Error::from(error).context("the model could not be loaded"),
+        }
+    };
+    tokio::select! {
+        error = failed => Err(error),
+        () = running => Ok(()),
+    }
+}
+
+/// Ctrl-C, or what a service manager sends.
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// Loads the model and gives it to the server.
+fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<()> {
+    let tokenizer = Arc::new(arguments.model.tokenizer(config)?);
+    let template = match ChatTemplate::from_dir(&arguments.model.model) {
+        Ok(template) => Some(template),
+        Err(error @ kimi_linear::error::TokenizerError::NoTemplate { .. }) => {
+            tracing::warn!("{error}: there will be no chats");
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let backend = arguments.device.open()?;
+    let weights = Checkpoint::open(&arguments.model.model, config)?.total_bytes();
+    let sizes = sizes(arguments, config, backend.device(), weights)?;
+    let loaded = load(&arguments.model, config, backend, |device| {
+        sizes.limits(device.cache)
+    })?;
+    let engine = Engine::new(
+        loaded.model,
+        loaded.checkpoint,
+        Some(Arc::clone(&tokenizer)),
+        EngineOptions {
+            host_bytes: arguments.caching.host_bytes(),
+            queue: arguments.engine.max_queue,
+            ..EngineOptions::default()
+        },
+    );
+    let context = engine.context().min(sizes.context);
+    tracing::info!(
+        backend = loaded.device.backend,
+        device = loaded.device.name,
+        context,
+        sequences = sizes.sequences,
+        blocks = sizes.blocks,
+        "ready"
+    );
+    opener.open(Parts {
+        engine: EngineHandle::start(engine)?,
+        tokenizer,
+        template,
+        config: config.clone(),
+        context,
+    })?;
+    Ok(())
+}
+
+/// How much the engine holds on this device.
+fn sizes(
+    arguments: &Arguments,
+    config: &ModelConfig,
+    device: &Device,
+    weights: u64,
+) -> Result<Sizes> {
+    let engine = &arguments.engine;
+    engine.check_dtypes(config, device.cache)?;
+    let memory = device.memory_bytes;
+    let part = |bytes: u64| (bytes as f64 * engine.gpu_memory_utilization) as u64;
+    let wanted = Wanted {
+        sequences: engine.max_num_seqs,
+        context: engine.context(config)?,
+        piece: engine.piece()?,
+        checkpoints: arguments.caching.checkpoints(engine.max_num_seqs),
+        blocks: engine.num_gpu_blocks_override,
+        memory: memory.map(part),
+        weights,
+        cache: device.cache,
+    };
+    Ok(wanted.sizes(config)?)
+}

@@ -1,0 +1,263 @@
+//! The flags of `serve`, by what they are about. Those that vLLM has too have its names.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum};
+use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_PIECE};
+use kimi_linear::server::{Origins, ServerOptions};
+
+/// Where it listens and who may ask.
+#[derive(Args)]
+#[command(next_help_heading = "HTTP")]
+pub(super) struct Http {
+    /// The address to listen on; 0.0.0.0 is every one of this machine.
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub(super) host: String,
+    /// The port to listen on; 0 is any that is free.
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub(super) port: u16,
+    /// A key that clients must send; may be given several times. KIMI_LINEAR_API_KEY holds one too, and is in no list of
+    /// processes.
+    #[arg(long, value_name = "KEY")]
+    api_key: Vec<String>,
+    /// The names that the model answers to; by default its folder's.
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    served_model_name: Vec<String>,
+    /// A web page's origin whose scripts may read answers; `*` is any. By default those of this machine.
+    #[arg(long, value_name = "ORIGIN", num_args = 1..)]
+    allowed_origins: Vec<String>,
+    /// The most bytes of a request.
+    #[arg(long, value_name = "N", default_value_t = 8 << 20)]
+    max_body_bytes: usize,
+    /// Seconds that a client may take to send a request, or to read what was sent to it.
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    client_timeout: u64,
+}
+
+impl Http {
+    pub(super) fn options(&self, model: &Path) -> ServerOptions {
+        let folder = model.canonicalize().ok();
+        let folder = folder.as_deref().and_then(Path::file_name);
+        let folder = folder.map_or("kimi-linear".into(), |name| name.to_string_lossy());
+        let mut api_keys = self.api_key.clone();
+        api_keys.extend(std::env::var("KIMI_LINEAR_API_KEY").ok());
+        api_keys.retain(|key| !key.is_empty());
+        let timeout = Duration::from_secs(self.client_timeout);
+        let options = ServerOptions::new(&folder);
+        ServerOptions {
+            model_names: match self.served_model_name.is_empty() {
+                true => options.model_names,
+                false => self.served_model_name.clone(),
+            },
+            api_keys,
+            origins: match self.allowed_origins.as_slice() {
+                [] => Origins::Local,
+                these if these.iter().any(|origin| origin == "*") => Origins::Any,
+                these => Origins::These(these.to_vec()),
+            },
+            body_bytes: self.max_body_bytes,
+            read_timeout: timeout,
+            write_timeout: timeout,
+            ..options
+        }
+    }
+}
+
+/// A dtype by vLLM's names.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DtypeName {
+    /// What is there.
+    Auto,
+    /// bfloat16.
+    #[value(alias = "bf16")]
+    Bfloat16,
+    /// IEEE half precision.
+    #[value(alias = "half", alias = "f16")]
+    Float16,
+    /// IEEE single precision.
+    #[value(alias = "float", alias = "f32")]
+    Float32,
+}
+
+impl DtypeName {
+    fn dtype(self) -> Option<Dtype> {
+        match self {
+            Self::Auto => None,
+            Self::Bfloat16 => Some(Dtype::Bf16),
+            Self::Float16 => Some(Dtype::F16),
+            Self::Float32 => Some(Dtype::F32),
+        }
+    }
+}
+
+/// How much runs at a time, and in what memory.
+#[derive(Args)]
+#[command(next_help_heading = "Engine")]
+pub(super) struct Engines {
+    /// Tokens that prompt and answer may have together; by default what the model allows and memory holds.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
+    max_model_len: Option<usize>,
+    /// Answers at a time.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub(super) max_num_seqs: usize,
+    /// Tokens of one step; by default 512 of prompts and one of each answer. Fewer let answers go on more evenly while a
+    /// long prompt is read.
+    #[arg(long, value_name = "N")]
+    max_num_batched_tokens: Option<usize>,
+    /// Requests that may wait beyond those that run; past them comes 429.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(super) max_queue: usize,
+    /// The part of the device's memory that may be taken, the weights included.
+    #[arg(long, value_name = "P", default_value_t = 0.9)]
+    pub(super) gpu_memory_utilization: f64,
+    /// Blocks of 64 tokens in the latent cache; by default enough for all, or as many as memory holds.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(super) num_gpu_blocks_override: Option<usize>,
+    /// The dtype of the weights: they stay as they are in the checkpoint.
+    #[arg(long, value_enum, default_value = "auto")]
+    dtype: DtypeName,
+    /// The dtype of the latent cache: the backend's own.
+    #[arg(long, value_enum, default_value = "auto")]
+    kv_cache_dtype: DtypeName,
+    /// Seeds the requests that bring no seed; without it each differs.
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// Devices that share the model: one, for now.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    tensor_parallel_size: usize,
+}
+
+impl Engines {
+    /// What can be refused before anything is loaded.
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(
+            self.tensor_parallel_size == 1,
+            "--tensor-parallel-size {}: this program runs a model on one device; give 1, or leave it out",
+            self.tensor_parallel_size
+        );
+        ensure!(
+            self.gpu_memory_utilization > 0.0 && self.gpu_memory_utilization <= 1.0,
+            "--gpu-memory-utilization should be above 0 and at most 1, but is {}",
+            self.gpu_memory_utilization
+        );
+        self.piece().map(|_| ())
+    }
+
+    pub(super) fn check_dtypes(&self, config: &ModelConfig, cache: Dtype) -> Result<()> {
+        let of_weights = config.dtype.unwrap_or(Dtype::Bf16);
+        let asked = [
+            (
+                "--dtype",
+                "the checkpoint's weights are",
+                self.dtype,
+                of_weights,
+            ),
+            (
+                "--kv-cache-dtype",
+                "this backend caches in",
+                self.kv_cache_dtype,
+                cache,
+            ),
+        ];
+        for (flag, what, name, is) in asked {
+            if let Some(wanted) = name.dtype().filter(|wanted| *wanted != is) {
+                anyhow::bail!(
+                    "{flag} {wanted}: {what} {is}, and nothing is converted; leave it at auto"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn context(&self, config: &ModelConfig) -> Result<Option<usize>> {
+        if let Some(length) = self.max_model_len {
+            ensure!(
+                length <= config.model_max_length,
+                "--max-model-len {length}: the model was made for {} tokens",
+                config.model_max_length
+            );
+        }
+        Ok(self.max_model_len)
+    }
+
+    /// Tokens of prompts in one step.
+    pub(super) fn piece(&self) -> Result<usize> {
+        let Some(tokens) = self.max_num_batched_tokens else {
+            return Ok(PREFILL_PIECE);
+        };
+        // Prompts are cut at blocks; one more, as a single token may stand alone after one.
+        let least = self.max_num_seqs + BLOCK_TOKENS + 1;
+        ensure!(
+            tokens >= least,
+            "--max-num-batched-tokens {tokens}: with --max-num-seqs {} at least {least} are needed, one for each answer and a block for prompts",
+            self.max_num_seqs
+        );
+        Ok(tokens - self.max_num_seqs)
+    }
+}
+
+/// What is kept of prompts.
+#[derive(Args)]
+#[command(next_help_heading = "Cache")]
+pub(super) struct Caching {
+    /// Go on from prefixes that were read before; this is the default.
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    enable_prefix_caching: bool,
+    /// Read every prompt whole.
+    #[arg(long, overrides_with = "enable_prefix_caching")]
+    no_enable_prefix_caching: bool,
+    /// State slots for prefixes, beside one for each answer; by default as many as answers, and at least 8.
+    #[arg(long, value_name = "N")]
+    prefix_checkpoints: Option<usize>,
+    /// GiB of host memory for what has to leave the device.
+    #[arg(long, value_name = "GIB", default_value_t = 4.0)]
+    swap_space: f64,
+}
+
+impl Caching {
+    pub(super) fn prefix_caching(&self) -> bool {
+        self.enable_prefix_caching || !self.no_enable_prefix_caching
+    }
+
+    pub(super) fn checkpoints(&self, sequences: usize) -> usize {
+        let default = if self.prefix_caching() {
+            sequences.max(8)
+        } else {
+            0
+        };
+        self.prefix_checkpoints.unwrap_or(default)
+    }
+
+    pub(super) fn host_bytes(&self) -> u64 {
+        (self.swap_space.max(0.0) * f64::from(1 << 30)) as u64
+    }
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged.
+#[derive(Args)]
+#[command(next_help_heading = "Log")]
+pub(super) struct Logs {
+    /// Log each request: its sizes, its parameters, how long it took; not what it says.
+    #[arg(long)]
+    pub(super) enable_log_requests: bool,
+    /// Log what requests and answers say, too.
+    #[arg(long)]
+    pub(super) log_content: bool,
+    /// How the log on stderr is written.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) log_format: LogFormat,
+}

@@ -1,0 +1,152 @@
+//! How much an engine can hold in the memory that there is.
+
+use super::options::{BLOCK_TOKENS, Sizes};
+use crate::config::{Dtype, ModelConfig};
+use crate::error::EngineError;
+
+/// What is wanted of an engine; what is left open takes what memory allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Sequences at a time.
+    pub sequences: usize,
+    /// Tokens that a sequence may reach; by default what the model allows and memory holds.
+    pub context: Option<usize>,
+    /// Tokens of prompts in one step.
+    pub piece: usize,
+    /// State slots for checkpoints.
+    pub checkpoints: usize,
+    /// Blocks of latents; by default enough for every sequence's context, or as many as fit.
+    pub blocks: Option<usize>,
+    /// Bytes that everything together may take; nothing is no bound.
+    pub memory: Option<u64>,
+    /// Bytes of the weights.
+    pub weights: u64,
+    /// Dtype of the latent cache.
+    pub cache: Dtype,
+}
+
+impl Wanted {
+    /// The sizes of an engine for `config` that holds this.
+    ///
+    /// # Errors
+    /// Too little memory for one sequence of the context beside the weights and the states.
+    pub fn sizes(&self, config: &ModelConfig) -> Result<Sizes, EngineError> {
+        let context = self.context.unwrap_or(config.model_max_length);
+        let context = context.min(config.model_max_length);
+        let sizes = |context: usize, blocks: usize| Sizes {
+            sequences: self.sequences,
+            context,
+            piece: self.piece,
+            // A prompt's own logits are wanted where it is to come back with its log-probabilities.
+            scored: BLOCK_TOKENS,
+            checkpoints: self.checkpoints,
+            blocks: Some(blocks),
+        };
+        // One more each: a prefix that ends inside a block is continued in a copy of it.
+        let enough = |context: usize| context.div_ceil(BLOCK_TOKENS) + 1;
+        let most = self.sequences.saturating_mul(enough(context));
+        let Some(memory) = self.memory else {
+            let blocks = self.blocks.unwrap_or(most);
+            return Ok(sizes(self.fitting(context, blocks), blocks));
+        };
+        let slots = (self.sequences + self.checkpoints) as u64;
+        let states = config.kda_state_bytes(Dtype::F32).saturating_mul(slots);
+        let (rows, outputs) = (self.piece + self.sequences, self.sequences + BLOCK_TOKENS);
+        let activations = config.activation_bytes(rows, outputs);
+        let fixed = [self.weights, states, activations];
+        let fixed = fixed.into_iter().fold(0, u64::saturating_add);
+        let block = config.latent_bytes_per_token(self.cache) * BLOCK_TOKENS as u64;
+        let room = memory.saturating_sub(fixed) / block.max(1);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        let blocks = self.blocks.unwrap_or(most.min(room));
+        // Without a wish the context is what one sequence alone can have.
+        let least = match self.context {
+            Some(_) => enough(context),
+            None => enough(1),
+        };
+        if fixed > memory || blocks > room || blocks < least {
+            let latents = blocks.max(least) as u64 * block;
+            return Err(EngineError::TooLittleMemory {
+                memory,
+                weights: self.weights,
+                states,
+                activations,
+                latents,
+            });
+        }
+        Ok(sizes(self.fitting(context, blocks), blocks))
+    }
+
+    /// The context, or what so many blocks hold of it.
+    fn fitting(&self, context: usize, blocks: usize) -> usize {
+        context.min(blocks.saturating_sub(1).max(1).saturating_mul(BLOCK_TOKENS))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn config() -> ModelConfig {
+        ModelConfig::from_file(Path::new("tests/data/kimi-linear-48b-config.json")).unwrap()
+    }
+
+    fn wanted(memory: u64) -> Wanted {
+        Wanted {
+            sequences: 8,
+            context: None,
+            piece: 512,
+            checkpoints: 8,
+            blocks: None,
+            memory: Some(memory),
+            weights: 98 << 30,
+            cache: Dtype::Bf16,
+        }
+    }
+
+    #[test]
+    fn what_is_open_takes_what_is_left() {
+        let (config, gib) = (config(), 1 << 30);
+        // 16 slots of 42.8 MiB, and activations, leave some 11 of 110 GiB; a token takes 8,064 bytes.
+        let sizes = wanted(110 * gib).sizes(&config).unwrap();
+        let blocks = sizes.blocks.unwrap();
+        let bytes = blocks as u64 * 64 * 8064;
+        assert!((10 * gib..12 * gib).contains(&bytes), "{bytes}");
+        assert_eq!(
+            sizes.context,
+            config.model_max_length.min((blocks - 1) * 64)
+        );
+        // With plenty there is enough for all, and no more.
+        let sizes = wanted(1 << 44).sizes(&config).unwrap();
+        assert_eq!(sizes.context, config.model_max_length);
+        assert_eq!(
+            sizes.blocks.unwrap(),
+            8 * (config.model_max_length.div_ceil(64) + 1)
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_its_parts() {
+        let config = config();
+        let long = Wanted {
+            context: Some(1 << 20),
+            ..wanted(100 << 30)
+        };
+        for wanted in [wanted(98 << 30), long] {
+            let error = wanted.sizes(&config).unwrap_err().to_string();
+            assert!(error.contains("weights"), "{error}");
+        }
+        let few = Wanted {
+            blocks: Some(3),
+            context: Some(1000),
+            ..wanted(1 << 44)
+        };
+        assert!(few.sizes(&config).is_err());
+        let few = Wanted {
+            context: None,
+            ..few
+        };
+        assert_eq!(few.sizes(&config).unwrap().context, 128);
+    }
+}

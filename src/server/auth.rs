@@ -1,0 +1,72 @@
+//! Keys: where the server has some, a request must bring one as `Authorization: Bearer KEY`.
+
+use axum::http::{HeaderMap, header};
+
+use super::error::{ApiError, Result};
+
+/// Refuses a request without one of these keys; without keys everybody may.
+pub(super) fn check(keys: &[String], headers: &HeaderMap) -> Result<()> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let Some(given) = headers.get(header::AUTHORIZATION) else {
+        let message = "a key is needed: send it as `Authorization: Bearer KEY`";
+        return Err(ApiError::unauthorized(message));
+    };
+    let bearer = given
+        .as_bytes()
+        .split_at_checked(7)
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
+    // All keys are compared, whichever fits.
+    let fits = bearer.is_some_and(|(_, given)| {
+        keys.iter()
+            .fold(false, |fits, key| same(key.as_bytes(), given) | fits)
+    });
+    if fits {
+        return Ok(());
+    }
+    Err(ApiError::unauthorized(
+        "the key is not one of this server's",
+    ))
+}
+
+/// Whether two keys are the same, in a time that does not tell how much of them is.
+fn same(key: &[u8], given: &[u8]) -> bool {
+    let difference = key.len() ^ given.len();
+    let bytes = (0..given.len()).fold(0, |difference, at| {
+        difference | (key.get(at).copied().unwrap_or(!given[at]) ^ given[at])
+    });
+    difference == 0 && std::hint::black_box(bytes) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn only_a_key_of_the_servers_opens() {
+        let keys = ["one".to_owned(), "another".to_owned()];
+        for good in ["Bearer one", "bearer another"] {
+            assert!(check(&keys, &with(good)).is_ok(), "{good}");
+        }
+        for bad in [
+            "one",
+            "Bearer",
+            "Bearer ",
+            "Bearer on",
+            "Bearer onee",
+            "Basic one",
+            "Bearer  one",
+        ] {
+            assert!(check(&keys, &with(bad)).is_err(), "{bad}");
+        }
+        assert!(check(&keys, &HeaderMap::new()).is_err());
+        assert!(check(&[], &HeaderMap::new()).is_ok());
+    }
+}

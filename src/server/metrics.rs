@@ -1,0 +1,366 @@
+//! What Prometheus reads: vLLM's names where vLLM has the same thing, `kimi_linear:` before the others.
+//!
+//! Times are taken where the engine says what happened, so that a client that reads slowly does not show in them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+use crate::engine::{Event, FinishReason, Status, Usage};
+
+const SECONDS: [f64; 20] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0,
+];
+const TOKENS: [f64; 14] = [
+    1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 200.0, 500.0, 1e3, 5e3, 1e4, 1e5, 5e5, 1e6,
+];
+
+const METADATA: Metadata<'static> =
+    Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+
+/// Everything that is counted.
+pub(super) struct Metrics {
+    handle: PrometheusHandle,
+    running: Gauge,
+    waiting: Gauge,
+    cache_usage: Gauge,
+    slots: Gauge,
+    all_slots: Gauge,
+    checkpoints: [Gauge; 2],
+    host_bytes: Gauge,
+    preemptions: Counter,
+    evictions: Counter,
+    queries: Counter,
+    hits: Counter,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    finished: [Counter; 4],
+    refused: [Counter; 3],
+    first_token: Histogram,
+    inter_token: Histogram,
+    whole: Histogram,
+    queued: Histogram,
+    prompt_sizes: Histogram,
+    answer_sizes: Histogram,
+    /// How long requests have had to wait of late, in microseconds.
+    wait_micros: AtomicU64,
+}
+
+/// Why a request was not let in.
+#[derive(Clone, Copy)]
+pub(super) enum Refused {
+    /// It cannot be meant: any status from 400 on that is not one of the others.
+    Invalid,
+    /// Too many wait.
+    Overloaded,
+    /// Loading, or shutting down.
+    Unavailable,
+}
+
+struct Maker {
+    recorder: PrometheusRecorder,
+    model: String,
+}
+
+impl Maker {
+    fn key(&self, name: &'static str, label: Option<(&'static str, &'static str)>) -> Key {
+        let model = Label::new("model_name", self.model.clone());
+        let more = label.map(|(name, value)| Label::new(name, value));
+        Key::from_parts(name, [model].into_iter().chain(more).collect::<Vec<_>>())
+    }
+
+    fn counter(
+        &self,
+        name: &'static str,
+        what: &'static str,
+        label: Option<(&'static str, &'static str)>,
+    ) -> Counter {
+        self.recorder
+            .describe_counter(name.into(), None, what.into());
+        self.recorder
+            .register_counter(&self.key(name, label), &METADATA)
+    }
+
+    fn gauge(
+        &self,
+        name: &'static str,
+        what: &'static str,
+        label: Option<(&'static str, &'static str)>,
+    ) -> Gauge {
+        self.recorder.describe_gauge(name.into(), None, what.into());
+        self.recorder
+            .register_gauge(&self.key(name, label), &METADATA)
+    }
+
+    fn histogram(&self, name: &'static str, what: &'static str) -> Histogram {
+        self.recorder
+            .describe_histogram(name.into(), None, what.into());
+        self.recorder
+            .register_histogram(&self.key(name, None), &METADATA)
+    }
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    pub(super) fn new(model: &str) -> Self {
+        // Buckets are never empty, which is all that can be wrong with them.
+        let builder = PrometheusBuilder::new();
+        let builder = builder
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Suffix("_tokens".to_owned()), &TOKENS)
+            })
+            .unwrap_or_else(|_| PrometheusBuilder::new());
+        let make = Maker {
+            recorder: builder.build_recorder(),
+            model: model.to_owned(),
+        };
+        let finished = |reason| {
+            let what = "Answers that are complete, by why they ended.";
+            make.counter(
+                "vllm:request_success_total",
+                what,
+                Some(("finished_reason", reason)),
+            )
+        };
+        let refused = |reason| {
+            let what = "Requests that were refused.";
+            make.counter(
+                "kimi_linear:requests_refused_total",
+                what,
+                Some(("reason", reason)),
+            )
+        };
+        let checkpoints = |place| {
+            let what = "Checkpoints of KDA states that prompts can go on from, by where they are.";
+            make.gauge("kimi_linear:checkpoints", what, Some(("place", place)))
+        };
+        Self {
+            handle: make.recorder.handle(),
+            running: make.gauge("vllm:num_requests_running", "Answers that run.", None),
+            waiting: make.gauge("vllm:num_requests_waiting", "Answers that wait.", None),
+            cache_usage: make.gauge(
+                "vllm:kv_cache_usage_perc",
+                "The part of the latent blocks that answers under way hold; 1 is all.",
+                None,
+            ),
+            slots: make.gauge(
+                "kimi_linear:state_slots_used",
+                "State slots that answers under way hold.",
+                None,
+            ),
+            all_slots: make.gauge("kimi_linear:state_slots", "State slots there are.", None),
+            checkpoints: [checkpoints("device"), checkpoints("host")],
+            host_bytes: make.gauge(
+                "kimi_linear:host_cache_bytes",
+                "Bytes of host memory that hold states and latents.",
+                None,
+            ),
+            preemptions: make.counter(
+                "vllm:num_preemptions_total",
+                "How often an answer had to make room for others.",
+                None,
+            ),
+            evictions: make.counter(
+                "kimi_linear:evictions_total",
+                "States and blocks that had to leave the device, or the cache.",
+                None,
+            ),
+            queries: make.counter(
+                "vllm:prefix_cache_queries_total",
+                "Tokens of prompts that were looked for in the cache.",
+                None,
+            ),
+            hits: make.counter(
+                "vllm:prefix_cache_hits_total",
+                "Tokens of prompts that were in it and did not run.",
+                None,
+            ),
+            prompt_tokens: make.counter(
+                "vllm:prompt_tokens_total",
+                "Tokens of prompts, those from the cache included.",
+                None,
+            ),
+            generation_tokens: make.counter(
+                "vllm:generation_tokens_total",
+                "Tokens generated.",
+                None,
+            ),
+            finished: [
+                finished("stop"),
+                finished("length"),
+                finished("abort"),
+                finished("error"),
+            ],
+            refused: [
+                refused("invalid"),
+                refused("overloaded"),
+                refused("unavailable"),
+            ],
+            first_token: make.histogram(
+                "vllm:time_to_first_token_seconds",
+                "From a request's arrival to its first token.",
+            ),
+            inter_token: make.histogram(
+                "vllm:inter_token_latency_seconds",
+                "From one token of an answer to the next.",
+            ),
+            whole: make.histogram(
+                "vllm:e2e_request_latency_seconds",
+                "From a request's arrival to its last token.",
+            ),
+            queued: make.histogram(
+                "vllm:request_queue_time_seconds",
+                "From a request's arrival to its first piece of prompt.",
+            ),
+            prompt_sizes: make.histogram("vllm:request_prompt_tokens", "Tokens of a prompt."),
+            answer_sizes: make.histogram("vllm:request_generation_tokens", "Tokens of an answer."),
+            wait_micros: AtomicU64::new(0),
+        }
+    }
+
+    /// The text that Prometheus reads; without a status, while loading, the pools are as they were.
+    pub(super) fn render(&self, status: Option<Status>) -> String {
+        if let Some(status) = status {
+            let pools = status.occupancy;
+            let part = |used: usize, all: usize| used as f64 / all.max(1) as f64;
+            self.running.set(status.running as f64);
+            self.waiting.set(status.waiting as f64);
+            self.cache_usage
+                .set(part(pools.blocks - pools.idle_blocks, pools.all_blocks));
+            self.slots.set((pools.slots - pools.idle_slots) as f64);
+            self.all_slots.set(pools.all_slots as f64);
+            self.checkpoints[0].set(pools.device_checkpoints as f64);
+            self.checkpoints[1].set(pools.host_checkpoints as f64);
+            self.host_bytes.set(pools.host_bytes as f64);
+            self.preemptions.absolute(status.preemptions);
+            self.evictions.absolute(pools.evictions);
+        }
+        self.handle.render()
+    }
+
+    /// Makes room for what is measured next; to be done every few seconds.
+    pub(super) fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    pub(super) fn refused(&self, why: Refused) {
+        self.refused[why as usize].increment(1);
+    }
+
+    /// Seconds after which a refused request may find room: about as long as the last ones had to wait.
+    pub(super) fn retry_after(&self) -> u64 {
+        let wait = Duration::from_micros(self.wait_micros.load(Ordering::Relaxed));
+        wait.as_secs().clamp(1, 60)
+    }
+
+    fn waited(&self, wait: Duration) {
+        self.queued.record(wait.as_secs_f64());
+        let (old, new) = (
+            self.wait_micros.load(Ordering::Relaxed),
+            u64::try_from(wait.as_micros()).unwrap_or(u64::MAX),
+        );
+        let mean = old - old / 8 + new / 8;
+        self.wait_micros.store(mean, Ordering::Relaxed);
+    }
+}
+
+/// Sees one request's events and counts them.
+pub(super) struct Watch {
+    metrics: std::sync::Arc<Metrics>,
+    arrived: Instant,
+    prompt_tokens: usize,
+    looks_up: bool,
+    placed: bool,
+    /// When each of its answers had its last token.
+    last: Vec<Option<Instant>>,
+    /// Named in the log, where requests are logged.
+    log: Option<String>,
+}
+
+impl Watch {
+    pub(super) fn new(
+        metrics: std::sync::Arc<Metrics>,
+        request: &crate::engine::Request,
+        log: Option<String>,
+    ) -> Self {
+        Self {
+            metrics,
+            arrived: Instant::now(),
+            prompt_tokens: request.prompt.len(),
+            looks_up: request.reuse,
+            placed: false,
+            last: vec![None; request.samples],
+            log,
+        }
+    }
+
+    pub(super) fn see(&mut self, event: &Event) {
+        let now = Instant::now();
+        match event {
+            Event::Prefill { cached, .. } if !self.placed => {
+                self.placed = true;
+                let metrics = &self.metrics;
+                metrics.waited(now - self.arrived);
+                metrics.prompt_tokens.increment(self.prompt_tokens as u64);
+                metrics.prompt_sizes.record(self.prompt_tokens as f64);
+                if self.looks_up {
+                    metrics.queries.increment(self.prompt_tokens as u64);
+                    metrics.hits.increment(*cached as u64);
+                }
+            }
+            Event::Token { sample, .. } => {
+                let Some(last) = self.last.get_mut(*sample) else {
+                    return;
+                };
+                match last.replace(now) {
+                    None => {
+                        let since = now - self.arrived;
+                        self.metrics.first_token.record(since.as_secs_f64());
+                    }
+                    Some(before) => self
+                        .metrics
+                        .inter_token
+                        .record((now - before).as_secs_f64()),
+                }
+                self.metrics.generation_tokens.increment(1);
+            }
+            Event::Finished { reason, usage, .. } => self.finished(now, *reason, *usage),
+            Event::Failed(error) => {
+                self.metrics.finished[3].increment(1);
+                if let Some(id) = &self.log {
+                    tracing::info!(request = id, "failed: {error}");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn finished(&self, now: Instant, reason: FinishReason, usage: Usage) {
+        let metrics = &self.metrics;
+        metrics.whole.record((now - self.arrived).as_secs_f64());
+        metrics.answer_sizes.record(usage.generated_tokens as f64);
+        let reason = match reason {
+            FinishReason::Stop => (0, "stop"),
+            FinishReason::Length => (1, "length"),
+            FinishReason::Cancelled => (2, "abort"),
+        };
+        metrics.finished[reason.0].increment(1);
+        if let Some(id) = &self.log {
+            tracing::info!(
+                request = id,
+                prompt_tokens = usage.prompt_tokens,
+                cached_tokens = usage.cached_tokens,
+                generated_tokens = usage.generated_tokens,
+                reason = reason.1,
+                seconds = (now - self.arrived).as_secs_f64(),
+                "answered"
+            );
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! An HTTP server that OpenAI's clients understand: one more client of the engine.
+//!
+//! A request is checked (`fields.rs`, `parameters.rs`), turned into ids (`prompt.rs`), given to the engine, and its events
+//! are turned into an answer or a stream of server-sent events (`chat.rs`, `completions.rs`). Who runs and who waits is the
+//! engine's decision; here it is only told (`answers.rs`). TLS is a proxy's work, not done here.
+
+mod answers;
+mod auth;
+mod chat;
+mod completions;
+mod error;
+mod fields;
+mod gate;
+mod grammar;
+mod listen;
+mod logprobs;
+mod metrics;
+mod options;
+mod parameters;
+mod prompt;
+mod request_id;
+mod routes;
+mod service;
+mod stream;
+mod text;
+mod tokens;
+mod tools;
+mod usage;
+
+pub use listen::{Opener, Server};
+pub use options::{Origins, ServerOptions};
+pub use service::Parts;

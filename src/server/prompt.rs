@@ -1,0 +1,224 @@
+//! From a request's words to ids: messages through the chat template, texts through the tokenizer, or ids as they are.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::error::{ApiError, Result};
+use super::fields::{kind, shorten};
+use super::service::Service;
+use crate::tokenizer::Chat;
+
+/// A prompt that is ready to run.
+#[derive(Clone, Debug)]
+pub(super) struct Prompt {
+    pub(super) ids: Vec<u32>,
+    /// Where turns end.
+    pub(super) turns: Vec<usize>,
+}
+
+/// Turn ends before the last question that are kept beside the first.
+const LAST_TURNS: usize = 3;
+
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
+/// Fields of a message; `true` where only null is understood.
+const MESSAGE_FIELDS: [(&str, bool); 10] = [
+    ("role", false),
+    ("content", false),
+    ("name", false),
+    ("tool_calls", false),
+    ("tool_call_id", false),
+    ("refusal", false),
+    ("annotations", false),
+    ("reasoning_content", false),
+    ("audio", true),
+    ("function_call", true),
+];
+
+/// Checks messages as clients send them, and makes them what templates know.
+pub(super) fn messages(messages: Vec<Value>) -> Result<Vec<Value>> {
+    if messages.is_empty() {
+        let message = "`messages` must hold at least one message";
+        return Err(ApiError::field("messages", message).code("invalid_value"));
+    }
+    let each = messages.into_iter().enumerate();
+    each.map(|(i, value)| message(&format!("messages[{i}]"), value))
+        .collect()
+}
+
+fn message(at: &str, value: Value) -> Result<Value> {
+    let wrong = |field: &str, expected: &str| {
+        let path = format!("{at}{field}");
+        ApiError::field(&path, format!("`{path}` must be {expected}")).code("invalid_value")
+    };
+    let Value::Object(fields) = value else {
+        return Err(wrong("", "an object with a `role` and a `content`"));
+    };
+    let mut message = Map::new();
+    for (name, value) in fields {
+        if value.is_null() && name != "content" {
+            continue;
+        }
+        match MESSAGE_FIELDS.iter().find(|(known, _)| *known == name) {
+            Some((_, false)) => message.insert(name, value),
+            Some((known, true)) => {
+                return Err(wrong(
+                    &format!(".{known}"),
+                    "null: it is not understood here",
+                ));
+            }
+            None => {
+                let path = format!("{at}.{}", shorten(&name));
+                let text = format!("`{path}` is not a field of a message");
+                return Err(ApiError::field(&path, text).code("unknown_parameter"));
+            }
+        };
+    }
+    let role = message
+        .get("role")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    if !ROLES.contains(&role) {
+        return Err(wrong(
+            ".role",
+            "`system`, `developer`, `user`, `assistant` or `tool`",
+        ));
+    }
+    let role = if role == "developer" { "system" } else { role }.to_owned();
+    if role == "tool" && !message.get("tool_call_id").is_some_and(Value::is_string) {
+        return Err(wrong(
+            ".tool_call_id",
+            "the id of the call that this message answers",
+        ));
+    }
+    let calls = message.get("tool_calls").cloned();
+    if role != "assistant" && calls.is_some() {
+        return Err(wrong(".tool_calls", "in messages of the assistant alone"));
+    }
+    let nothing = message.get("content").is_none_or(Value::is_null);
+    if nothing && (role != "assistant" || calls.is_none()) {
+        return Err(wrong(".content", "a string or a list of text parts"));
+    }
+    message.insert("role".to_owned(), Value::from(role));
+    message.entry("content").or_insert(Value::Null);
+    match calls {
+        None => {}
+        Some(Value::Array(calls)) => {
+            for (i, call) in calls.iter().enumerate() {
+                check_call(&format!("{at}.tool_calls[{i}]"), call)?;
+            }
+        }
+        Some(_) => return Err(wrong(".tool_calls", "a list")),
+    }
+    Ok(Value::Object(message))
+}
+
+fn check_call(at: &str, call: &Value) -> Result<()> {
+    let function = &call["function"];
+    let strings = [
+        (".id", &call["id"]),
+        (".function.name", &function["name"]),
+        (".function.arguments", &function["arguments"]),
+    ];
+    for (field, value) in strings {
+        if !value.is_string() {
+            let path = format!("{at}{field}");
+            let message = format!("`{path}` must be a string, found {}", kind(value));
+            return Err(ApiError::field(&path, message).code("invalid_type"));
+        }
+    }
+    Ok(())
+}
+
+/// Renders and encodes a chat.
+pub(super) fn encode_chat(service: &Service, chat: &Chat) -> Result<Prompt> {
+    let ids = service
+        .tokenizer()
+        .encode_chat(service.template()?, chat)?
+        .ids;
+    let turns = turns(&ids, service.stop_ids());
+    Ok(Prompt { ids, turns })
+}
+
+/// Where a later prompt may part from this one: after the first message (a system text and tools are shared by many
+/// conversations) and after the last few, but not after the last of all: the prompt's own end is near.
+fn turns(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
+    let ends = ids
+        .iter()
+        .enumerate()
+        .filter(|(_, id)| stop_ids.contains(id));
+    let mut ends: Vec<usize> = ends.map(|(at, _)| at + 1).collect();
+    ends.pop();
+    let last = ends.len().saturating_sub(LAST_TURNS).max(1).min(ends.len());
+    let mut turns = ends.split_off(last);
+    if let Some(first) = ends.first() {
+        turns.insert(0, *first);
+    }
+    turns
+}
+
+/// Prompts of a plain completion.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(
+    untagged,
+    expecting = "expected a string, a list of token ids, or a list of either"
+)]
+pub(super) enum Prompts {
+    Text(String),
+    Ids(Vec<u32>),
+    Texts(Vec<String>),
+    Several(Vec<Vec<u32>>),
+}
+
+impl Prompts {
+    /// The ids of each.
+    pub(super) fn encode(self, service: &Service) -> Result<Vec<Prompt>> {
+        let encode = |text: String| Ok(service.tokenizer().encode_ordinary(&text)?);
+        let all: Vec<Vec<u32>> = match self {
+            Self::Text(text) => vec![encode(text)?],
+            Self::Ids(ids) => vec![ids],
+            Self::Texts(texts) => texts.into_iter().map(encode).collect::<Result<_>>()?,
+            Self::Several(several) => several,
+        };
+        let prompt = |ids| Prompt {
+            ids,
+            turns: Vec::new(),
+        };
+        Ok(all.into_iter().map(prompt).collect())
+    }
+}
+
+/// Refuses ids that are no tokens, a prompt that is empty, or one with which the context is full before anything is said.
+pub(super) fn check_ids(service: &Service, ids: &[u32]) -> Result<()> {
+    if ids.is_empty() {
+        let message = "`prompt` is empty: at least one token is needed";
+        return Err(ApiError::field("prompt", message).code("invalid_value"));
+    }
+    if ids.len() > service.context() {
+        return Err(ApiError::context(service.context(), ids.len(), None).param("prompt"));
+    }
+    match ids.iter().find(|id| **id as usize >= service.vocabulary()) {
+        None => Ok(()),
+        Some(id) => {
+            let last = service.vocabulary() - 1;
+            let message = format!("`prompt`: {id} is not a token id; they run from 0 to {last}");
+            Err(ApiError::field("prompt", message).code("invalid_value"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_the_first_and_the_last_few() {
+        let ids = |count: usize| [1, 1, 9].repeat(count);
+        assert!(turns(&ids(0), &[9]).is_empty());
+        assert!(turns(&ids(1), &[9]).is_empty());
+        assert_eq!(turns(&ids(2), &[9]), [3]);
+        assert_eq!(turns(&ids(3), &[9]), [3, 6]);
+        assert_eq!(turns(&ids(5), &[9]), [3, 6, 9, 12]);
+        assert_eq!(turns(&ids(8), &[9]), [3, 15, 18, 21]);
+    }
+}

@@ -1,0 +1,363 @@
+//! Which path does what, and what every request goes through on its way there.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use http_body_util::BodyExt;
+use serde_json::{Map, Value, json};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+use super::error::{ApiError, Result};
+use super::fields::Fields;
+use super::gate::{Gate, Inside};
+use super::metrics::{Metrics, Refused};
+use super::options::{Origins, ServerOptions};
+use super::request_id::{self, Id};
+use super::service::Service;
+use super::{auth, chat, completions, tokens};
+use crate::engine::Request as EngineRequest;
+
+/// What all handlers share.
+pub(super) struct Shared {
+    pub(super) options: Arc<ServerOptions>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) gate: Arc<Gate>,
+    /// There once the model is loaded.
+    pub(super) service: OnceLock<Arc<Service>>,
+}
+
+/// One request that has come in.
+pub(super) struct Call {
+    pub(super) service: Arc<Service>,
+    pub(super) id: String,
+    pub(super) inside: Arc<Inside>,
+}
+
+type Server = State<Arc<Shared>>;
+
+/// The routes, and around them from the outside: CORS, ids, counts.
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    let cors = cors(&shared.options.origins);
+    Router::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(plain_completions))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(model))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .route("/version", get(version))
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), count))
+        .layer(middleware::from_fn(request_id::name))
+        .layer(cors)
+        .with_state(shared)
+}
+
+fn cors(origins: &Origins) -> CorsLayer {
+    let allowed = match origins {
+        Origins::Any => AllowOrigin::any(),
+        Origins::Local => AllowOrigin::predicate(|origin, _| is_local(origin)),
+        Origins::These(these) => {
+            let these = these
+                .iter()
+                .filter_map(|origin| HeaderValue::from_str(origin).ok());
+            AllowOrigin::list(these)
+        }
+    };
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([request_id::HEADER, header::RETRY_AFTER])
+        .max_age(Duration::from_secs(600))
+}
+
+/// Whether an origin is a page of this machine.
+fn is_local(origin: &HeaderValue) -> bool {
+    let Some((_, authority)) = origin.to_str().ok().and_then(|text| text.split_once("://")) else {
+        return false;
+    };
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || address
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+/// Counts what was refused.
+async fn count(State(shared): Server, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let why = match response.status() {
+        StatusCode::TOO_MANY_REQUESTS => Some(Refused::Overloaded),
+        StatusCode::SERVICE_UNAVAILABLE => Some(Refused::Unavailable),
+        status if status.is_client_error() => Some(Refused::Invalid),
+        _ => None,
+    };
+    if let Some(why) = why {
+        shared.metrics.refused(why);
+    }
+    response
+}
+
+impl Shared {
+    fn service(&self) -> Result<Arc<Service>> {
+        if self.gate.is_closed() {
+            return Err(ApiError::unavailable("the server is shutting down"));
+        }
+        let loading = || ApiError::unavailable("the model is still being loaded");
+        self.service.get().cloned().ok_or_else(loading)
+    }
+
+    /// Reads a request that has a body: whether it may, whether it can, and what it says.
+    async fn open(&self, id: Id, request: Request) -> Result<(Call, Fields)> {
+        auth::check(&self.options.api_keys, request.headers())?;
+        let service = self.service()?;
+        let reading = read(request.into_body(), self.options.body_bytes);
+        let late = |_| ApiError::timeout("the body did not come in time");
+        let body = tokio::time::timeout(self.options.read_timeout, reading)
+            .await
+            .map_err(late)??;
+        let inside = Arc::new(self.gate.enter()?);
+        let fields = service.compute(move |_| Fields::read(&body)).await?;
+        let call = Call {
+            service,
+            id: id.0,
+            inside,
+        };
+        Ok((call, fields))
+    }
+}
+
+/// How much of a body that is too large is read before it is refused: whoever still writes does not hear.
+const DRAINED: usize = 64 << 20;
+
+/// Reads a body of at most `limit` bytes.
+async fn read(mut body: Body, limit: usize) -> Result<Bytes> {
+    let (mut whole, mut length) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let broken = |error| ApiError::invalid(format!("the body broke off: {error}"));
+        let Ok(data) = frame.map_err(broken)?.into_data() else {
+            continue;
+        };
+        length += data.len();
+        if length <= limit {
+            whole.extend_from_slice(&data);
+        } else {
+            whole = Vec::new();
+            if length > DRAINED {
+                break;
+            }
+        }
+    }
+    if length > limit {
+        return Err(ApiError::too_large(limit));
+    }
+    Ok(Bytes::from(whole))
+}
+
+async fn chat_completions(
+    State(shared): Server,
+    Extension(id): Extension<Id>,
+    request: Request,
+) -> Result<Response> {
+    let (call, fields) = shared.open(id, request).await?;
+    chat::completions(call, fields).await
+}
+
+async fn plain_completions(
+    State(shared): Server,
+    Extension(id): Extension<Id>,
+    request: Request,
+) -> Result<Response> {
+    let (call, fields) = shared.open(id, request).await?;
+    completions::completions(call, fields).await
+}
+
+async fn tokenize(
+    State(shared): Server,
+    Extension(id): Extension<Id>,
+    request: Request,
+) -> Result<Response> {
+    let (call, fields) = shared.open(id, request).await?;
+    tokens::tokenize(call.service, fields).await
+}
+
+async fn detokenize(
+    State(shared): Server,
+    Extension(id): Extension<Id>,
+    request: Request,
+) -> Result<Response> {
+    let (call, fields) = shared.open(id, request).await?;
+    tokens::detokenize(call.service, fields).await
+}
+
+async fn embeddings(State(shared): Server, request: Request) -> Result<Response> {
+    auth::check(&shared.options.api_keys, request.headers())?;
+    let message = "this model writes text and makes no embeddings; an embedding model has to be served elsewhere";
+    Err(ApiError::invalid(message).code("unsupported_endpoint"))
+}
+
+async fn models(State(shared): Server, request: Request) -> Result<Response> {
+    auth::check(&shared.options.api_keys, request.headers())?;
+    let service = shared.service()?;
+    let names = &shared.options.model_names;
+    let data: Vec<Value> = names.iter().map(|name| entry(&service, name)).collect();
+    Ok(Json(json!({ "object": "list", "data": data })).into_response())
+}
+
+async fn model(
+    State(shared): Server,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Response> {
+    auth::check(&shared.options.api_keys, request.headers())?;
+    let service = shared.service()?;
+    service.check_model(&name)?;
+    Ok(Json(entry(&service, &name)).into_response())
+}
+
+fn entry(service: &Service, name: &str) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "kimi-linear",
+        "root": service.name(),
+        "parent": null,
+        "max_model_len": service.context(),
+    })
+}
+
+async fn health(State(shared): Server) -> Result<Response> {
+    let service = shared.service()?;
+    if !service.engine().is_running() {
+        return Err(ApiError::unavailable("the engine has stopped"));
+    }
+    Ok(Json(json!({ "status": "ok" })).into_response())
+}
+
+async fn metrics(State(shared): Server) -> Result<Response> {
+    let engine = shared.service.get().map(|service| service.engine().clone());
+    // The engine answers between two steps.
+    let status = match engine {
+        Some(engine) => tokio::task::spawn_blocking(move || engine.status().ok())
+            .await
+            .ok()
+            .flatten(),
+        None => None,
+    };
+    const TYPE: (HeaderName, &str) = (
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    );
+    Ok(([TYPE], shared.metrics.render(status)).into_response())
+}
+
+async fn version() -> Json<Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+async fn nothing_here(request: Request) -> ApiError {
+    let path = super::fields::shorten(request.uri().path());
+    let message = format!(
+        "there is nothing at {} {path}; there are /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics and /version",
+        request.method()
+    );
+    ApiError::not_found(message).code("unknown_url")
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    let path = super::fields::shorten(request.uri().path());
+    ApiError::method(format!("{path} does not take {}", request.method()))
+        .code("method_not_supported")
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
+}
+
+/// The fields that an answer begins with.
+pub(super) fn head(
+    kind: &str,
+    id: &str,
+    object: &str,
+    created: u64,
+    model: &str,
+) -> Map<String, Value> {
+    let mut head = Map::new();
+    head.insert("id".to_owned(), Value::from(format!("{kind}-{id}")));
+    head.insert("object".to_owned(), Value::from(object));
+    head.insert("created".to_owned(), Value::from(created));
+    head.insert("model".to_owned(), Value::from(model));
+    head
+}
+
+/// Logs a request where that is wanted; returns the id under which its end is to be logged.
+pub(super) fn log_request(service: &Service, id: &str, request: &EngineRequest) -> Option<String> {
+    let options = &service.options;
+    if !options.log_requests && !options.log_content {
+        return None;
+    }
+    let sampling = &request.sampling;
+    tracing::info!(
+        request = id,
+        prompt_tokens = request.prompt.len(),
+        max_tokens = request.max_tokens,
+        n = request.samples,
+        temperature = sampling.temperature,
+        top_p = sampling.top_p,
+        top_k = sampling.top_k,
+        grammar = request.grammar.is_some(),
+        "request"
+    );
+    if options.log_content {
+        let prompt = service.tokenizer().decode(&request.prompt);
+        tracing::info!(request = id, prompt = prompt.unwrap_or_default(), "prompt");
+    }
+    Some(id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_this_machine_are_known() {
+        let local = |origin: &str| is_local(&HeaderValue::from_str(origin).unwrap());
+        for origin in [
+            "http://localhost",
+            "http://localhost:3000",
+            "https://127.0.0.1:8443",
+            "http://[::1]:80",
+            "http://[::1]",
+        ] {
+            assert!(local(origin), "{origin}");
+        }
+        for origin in [
+            "null",
+            "http://localhost.example.org",
+            "http://example.org",
+            "http://10.0.0.1",
+            "http://127.0.0.1.example.org",
+        ] {
+            assert!(!local(origin), "{origin}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A model that is loaded and running, as the handlers see it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::Semaphore;
+
+use super::error::{ApiError, Result};
+use super::fields::shorten;
+use super::grammar::Grammars;
+use super::metrics::Metrics;
+use super::options::ServerOptions;
+use crate::config::ModelConfig;
+use crate::engine::{EngineHandle, Request};
+use crate::error::TokenizerError;
+use crate::tokenizer::{ChatTemplate, Tokenizer};
+
+/// A running engine with what turns text into its ids and back.
+pub(super) struct Service {
+    engine: EngineHandle,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    config: ModelConfig,
+    context: usize,
+    stop_ids: Vec<u32>,
+    grammars: Grammars,
+    /// Prompts that are rendered and encoded at a time: that is the processor's work, beside the engine's.
+    encoders: Semaphore,
+    seeds: Option<Mutex<ChaCha8Rng>>,
+    /// Seconds since 1970 when it was made.
+    pub(super) created: u64,
+    pub(super) options: Arc<ServerOptions>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// Prompts that are encoded at a time.
+const ENCODERS: usize = 4;
+
+impl Service {
+    /// A service over an engine that sequences of `context` tokens fit into. Without a template there are no chats.
+    ///
+    /// # Errors
+    /// A vocabulary that grammars cannot be compiled for.
+    pub(super) fn new(
+        parts: Parts,
+        options: Arc<ServerOptions>,
+        metrics: Arc<Metrics>,
+    ) -> std::result::Result<Self, TokenizerError> {
+        let Parts {
+            engine,
+            tokenizer,
+            template,
+            config,
+            context,
+        } = parts;
+        let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Ok(Self {
+            engine,
+            grammars: Grammars::new(&tokenizer, config.vocab_size, &stop_ids)?,
+            tokenizer,
+            template,
+            config,
+            context,
+            stop_ids,
+            encoders: Semaphore::new(ENCODERS),
+            seeds: options
+                .seed
+                .map(|seed| Mutex::new(ChaCha8Rng::seed_from_u64(seed))),
+            created: now.map_or(0, |since| since.as_secs()),
+            options,
+            metrics,
+        })
+    }
+
+    pub(super) fn engine(&self) -> &EngineHandle {
+        &self.engine
+    }
+
+    pub(super) fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    pub(super) fn template(&self) -> Result<&ChatTemplate> {
+        let none = || {
+            ApiError::invalid("this model has no chat template; use /v1/completions")
+                .code("no_chat_template")
+        };
+        self.template.as_ref().ok_or_else(none)
+    }
+
+    /// Tokens that prompt and answer may have together.
+    pub(super) fn context(&self) -> usize {
+        self.context
+    }
+
+    pub(super) fn vocabulary(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    pub(super) fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    pub(super) fn grammars(&self) -> &Grammars {
+        &self.grammars
+    }
+
+    /// The name that the model goes by.
+    pub(super) fn name(&self) -> &str {
+        self.options
+            .model_names
+            .first()
+            .map_or("kimi-linear", String::as_str)
+    }
+
+    pub(super) fn check_model(&self, name: &str) -> Result<()> {
+        if self.options.model_names.iter().any(|own| own == name) {
+            return Ok(());
+        }
+        let message = format!(
+            "there is no model `{}` here; there is `{}`",
+            shorten(name),
+            self.name()
+        );
+        Err(ApiError::not_found(message)
+            .param("model")
+            .code("model_not_found"))
+    }
+
+    /// A seed for a request that brings none.
+    pub(super) fn next_seed(&self) -> u64 {
+        match &self.seeds {
+            Some(seeds) => seeds
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .random(),
+            None => rand::random(),
+        }
+    }
+
+    /// A request with this server's settings.
+    pub(super) fn request(&self, prompt: Vec<u32>, max_tokens: usize) -> Request {
+        Request {
+            reuse: self.options.prefix_caching,
+            ..Request::new(prompt, max_tokens)
+        }
+    }
+
+    /// Does work of the processor's away from the threads that serve connections, a few at a time.
+    pub(super) async fn compute<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let stopped = |_| ApiError::internal("the server is stopping");
+        let permit = self.encoders.acquire().await.map_err(stopped)?;
+        let service = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&service)).await;
+        drop(permit);
+        done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read")))
+    }
+}
+
+/// What a service is made of.
+pub struct Parts {
+    /// The engine.
+    pub engine: EngineHandle,
+    /// Its tokenizer, fitted to the model's embedding.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The checkpoint's chat template.
+    pub template: Option<ChatTemplate>,
+    /// The model's configuration.
+    pub config: ModelConfig,
+    /// Tokens that prompt and answer may have together; at most [`crate::engine::Engine::context`].
+    pub context: usize,
+}

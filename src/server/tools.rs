@@ -1,0 +1,297 @@
+//! Tools, `tool_choice` and `response_format`: what a chat's answer may be, and the grammar that holds it to that.
+
+use std::collections::HashSet;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::error::{ApiError, Result};
+use super::fields::{Fields, shorten, typed};
+use super::grammar::{Grammars, json_rule, literal};
+use crate::engine::Grammar;
+use crate::tokenizer::Tokenizer;
+
+/// Characters of a function's name.
+const NAME_CHARACTERS: usize = 256;
+
+/// Whether tools are called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ToolChoice {
+    /// As the model likes.
+    Auto,
+    /// No.
+    None,
+    /// At least one is.
+    Required,
+    /// This one is.
+    Named(String),
+}
+
+/// What an answer's text may be.
+#[derive(Clone, Debug, PartialEq)]
+enum Format {
+    Text,
+    Json(Value),
+}
+
+/// What an answer may be.
+#[derive(Debug)]
+pub(super) struct Form {
+    /// The tools as the template is given them.
+    pub(super) tools: Vec<Value>,
+    functions: Vec<Function>,
+    choice: ToolChoice,
+    /// More than one call in an answer.
+    parallel: bool,
+    format: Format,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tool {
+    #[serde(rename = "type")]
+    kind: String,
+    function: Function,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Function {
+    name: String,
+    #[serde(default, rename = "description")]
+    _description: Option<String>,
+    #[serde(default)]
+    parameters: Option<Map<String, Value>>,
+    /// Whether the arguments are held to the schema even where the model calls on its own account.
+    #[serde(default)]
+    strict: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    #[serde(rename = "type")]
+    kind: String,
+    function: NamedFunction,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamedFunction {
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResponseFormat {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    json_schema: Option<JsonSchema>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JsonSchema {
+    #[serde(default, rename = "name")]
+    _name: Option<String>,
+    #[serde(default, rename = "description")]
+    _description: Option<String>,
+    schema: Value,
+    #[serde(default, rename = "strict")]
+    _strict: Option<bool>,
+}
+
+impl Form {
+    /// Takes the fields that say it.
+    pub(super) fn take(fields: &mut Fields) -> Result<Self> {
+        let tools: Vec<Value> = fields.take("tools")?.unwrap_or_default();
+        let functions: Vec<Function> = tools
+            .iter()
+            .enumerate()
+            .map(|(i, tool)| function(&format!("tools[{i}]"), tool))
+            .collect::<Result<_>>()?;
+        let mut names = HashSet::new();
+        if let Some(twice) = functions.iter().find(|f| !names.insert(f.name.as_str())) {
+            let message = format!("`tools`: two functions are named `{}`", twice.name);
+            return Err(ApiError::field("tools", message).code("invalid_value"));
+        }
+        let choice = choice(fields, &functions)?;
+        Ok(Self {
+            parallel: fields.take("parallel_tool_calls")?.unwrap_or(true),
+            format: format(fields)?,
+            tools,
+            functions,
+            choice,
+        })
+    }
+
+    /// Whether calls are looked for in the answer.
+    pub(super) fn calls(&self) -> bool {
+        !self.functions.is_empty() && self.choice != ToolChoice::None
+    }
+
+    /// The control token that begins calls, where there must be none.
+    pub(super) fn forbidden(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let none = !self.functions.is_empty() && self.choice == ToolChoice::None;
+        none.then(|| tokenizer.special_id(SECTION_BEGIN)).flatten()
+    }
+
+    /// The grammar of the answer, where it may not be just anything.
+    pub(super) fn grammar(
+        &self,
+        tokenizer: &Tokenizer,
+        grammars: &Grammars,
+    ) -> Result<Option<Arc<dyn Grammar>>> {
+        let strict = self.functions.iter().any(|f| f.strict == Some(true));
+        let forced = matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_));
+        let calls =
+            self.calls() && (forced || strict || self.format != Format::Text || !self.parallel);
+        let lark = match (&self.format, calls) {
+            (Format::Text, false) => return Ok(None),
+            (Format::Json(schema), false) => {
+                format!("start: answer\nanswer: {}\n", json_rule(schema))
+            }
+            (_, true) if forced => format!("start: section\n{}", self.section(tokenizer)?),
+            (Format::Text, true) => {
+                let section = self.section(tokenizer)?;
+                format!("start: TEXT section?\nTEXT: /(.|\\n)*/\n{section}")
+            }
+            (Format::Json(schema), true) => {
+                let (section, json) = (self.section(tokenizer)?, json_rule(schema));
+                format!("start: answer | section\nanswer: {json}\n{section}")
+            }
+        };
+        let field = if matches!(self.format, Format::Json(_)) {
+            "response_format"
+        } else {
+            "tools"
+        };
+        grammars.compile(lark, field).map(Some)
+    }
+
+    /// The rules of a section of calls: `functions.NAME:INDEX` and arguments by the function's schema.
+    fn section(&self, tokenizer: &Tokenizer) -> Result<String> {
+        let control = |name: &str| {
+            let none = || {
+                let message =
+                    format!("this model calls no tools: it has no control token `{name}`");
+                ApiError::field("tools", message)
+            };
+            let id = tokenizer.special_id(name).ok_or_else(none)?;
+            Ok::<_, ApiError>(format!("<[{id}]>"))
+        };
+        let (begin, end) = (control(SECTION_BEGIN)?, control(SECTION_END)?);
+        let (call, argument) = (control(CALL_BEGIN)?, control(ARGUMENT_BEGIN)?);
+        let call_end = control(CALL_END)?;
+        let one = !self.parallel || matches!(self.choice, ToolChoice::Named(_));
+        let calls = if one { "call" } else { "call+" };
+        let allowed = self.functions.iter().filter(|function| match &self.choice {
+            ToolChoice::Named(name) => *name == function.name,
+            _ => true,
+        });
+        let (mut names, mut rules) = (Vec::new(), String::new());
+        for (i, function) in allowed.enumerate() {
+            let schema = match &function.parameters {
+                Some(parameters) => Value::Object(parameters.clone()),
+                None => json!({ "type": "object" }),
+            };
+            let (name, json) = (
+                literal(&format!("functions.{}:", function.name)),
+                json_rule(&schema),
+            );
+            names.push(format!("f{i}"));
+            // Writing to a string does not fail.
+            let _ = writeln!(rules, "f{i}: {name} INDEX {argument} a{i}\na{i}: {json}");
+        }
+        Ok(format!(
+            "section: {begin} {calls} {end}\ncall: {call} ({}) {call_end}\nINDEX: /[0-9]{{1,4}}/\n{rules}",
+            names.join(" | ")
+        ))
+    }
+}
+
+const SECTION_BEGIN: &str = "<|tool_calls_section_begin|>";
+const SECTION_END: &str = "<|tool_calls_section_end|>";
+const CALL_BEGIN: &str = "<|tool_call_begin|>";
+const ARGUMENT_BEGIN: &str = "<|tool_call_argument_begin|>";
+const CALL_END: &str = "<|tool_call_end|>";
+
+fn function(at: &str, tool: &Value) -> Result<Function> {
+    let Tool { kind, function } = typed(at, tool.clone())?;
+    if kind != "function" {
+        let message = format!("`{at}.type` must be `function`, found `{}`", shorten(&kind));
+        return Err(ApiError::field(&format!("{at}.type"), message).code("unsupported_value"));
+    }
+    let characters = function.name.chars().count();
+    if !(1..=NAME_CHARACTERS).contains(&characters) || function.name.chars().any(char::is_control) {
+        let message = format!(
+            "`{at}.function.name` must have 1 to {NAME_CHARACTERS} characters and no control characters"
+        );
+        let at = format!("{at}.function.name");
+        return Err(ApiError::field(&at, message).code("invalid_value"));
+    }
+    Ok(function)
+}
+
+fn choice(fields: &mut Fields, functions: &[Function]) -> Result<ToolChoice> {
+    let refused = |message: String| ApiError::field("tool_choice", message).code("invalid_value");
+    let choice = match fields.take::<Value>("tool_choice")? {
+        None => return Ok(ToolChoice::Auto),
+        Some(Value::String(word)) => match word.as_str() {
+            "auto" => ToolChoice::Auto,
+            "none" => ToolChoice::None,
+            "required" => ToolChoice::Required,
+            _ => {
+                let message = "`tool_choice` must be `auto`, `none`, `required` or a function";
+                return Err(refused(message.to_owned()));
+            }
+        },
+        Some(object) => {
+            let named: Named = typed("tool_choice", object)?;
+            if named.kind != "function" {
+                let message = "`tool_choice.type` must be `function`";
+                return Err(refused(message.to_owned()));
+            }
+            ToolChoice::Named(named.function.name)
+        }
+    };
+    match &choice {
+        ToolChoice::Named(name) if !functions.iter().any(|function| function.name == *name) => {
+            let name = shorten(name);
+            Err(refused(format!(
+                "`tool_choice`: there is no function `{name}` in `tools`"
+            )))
+        }
+        ToolChoice::Required if functions.is_empty() => Err(refused(
+            "`tool_choice` is `required`, but there are no `tools`".to_owned(),
+        )),
+        _ => Ok(choice),
+    }
+}
+
+fn format(fields: &mut Fields) -> Result<Format> {
+    const NAME: &str = "response_format";
+    let Some(format) = fields.take::<ResponseFormat>(NAME)? else {
+        return Ok(Format::Text);
+    };
+    match (format.kind.as_str(), format.json_schema) {
+        ("text", None) => Ok(Format::Text),
+        ("json_object", None) => Ok(Format::Json(json!({ "type": "object" }))),
+        ("json_schema", Some(JsonSchema { schema, .. }))
+            if schema.is_object() || schema.is_boolean() =>
+        {
+            Ok(Format::Json(schema))
+        }
+        ("json_schema", _) => {
+            let message = "`response_format.json_schema.schema` must be a JSON schema";
+            Err(ApiError::field("response_format.json_schema", message).code("invalid_value"))
+        }
+        _ => {
+            let message = "`response_format.type` must be `text`, `json_object`, or `json_schema` with a `json_schema`";
+            Err(ApiError::field(NAME, message).code("invalid_value"))
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What a request took, as clients are told.
+
+use serde_json::{Value, json};
+
+use crate::engine::Usage;
+
+/// The tokens of all answers of a request; each prompt counts once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Total {
+    prompt: usize,
+    cached: usize,
+    generated: usize,
+}
+
+impl Total {
+    /// Takes a prompt, before anything is generated.
+    pub(super) fn prompt(&mut self, tokens: usize) {
+        self.prompt += tokens;
+    }
+
+    /// Takes a generated token, where that is told as it comes.
+    pub(super) fn token(&mut self) {
+        self.generated += 1;
+    }
+
+    /// Takes what the first answer to a prompt says of it.
+    pub(super) fn cached(&mut self, usage: Usage) {
+        self.cached += usage.cached_tokens;
+    }
+
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": self.prompt + self.generated,
+            "prompt_tokens_details": { "cached_tokens": self.cached },
+        })
+    }
+}

@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Plant bugs in the CUDA kernels, one after the other, and see that the conformance list on cuda-emulated catches each.
+
+    tests/conformance/kernel_mutations.py [SUBSTRING]
+
+The kernels are compiled into a library once; a mutant takes one file, compiled anew, and the conformance test that is built
+already, which loads the library in place of its own kernels. The repository is left alone. Each row of MUTATIONS is a file of
+kernels/, a piece of it that occurs once, what stands there instead, and which cases are to catch it. A row whose text is not
+found or that does not compile is an error of this script, not a catch.
+"""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+MUTATIONS = [
+    # file, from, to, cases
+    ("embed.cu", "batch[batch[AT_TOKENS] + t]", "batch[batch[AT_TOKENS]]", "embed"),
+    ("rms_norm.cu", "/ (float)width + eps)", "/ (float)width) + eps", "rms_norm"),
+    ("rms_norm.cu", "gather ? batch[batch[AT_OUTPUTS] + 2 * r] : r", "r", "rms_norm"),
+    ("rms_norm.cu", "SHARED(float, scratch, 32);", "SHARED(float, scratch, 4);", "rms_norm"),
+    ("shared/kernel.h", "    __syncthreads();\n    float all", "    float all", "rms_norm"),
+    ("linear.cu", "if (first + r < rows) sums[r]", "if (first + r < rows && i + 1 < columns) sums[r]", "linear"),
+    ("add.cu", "narrow(widen(target[i]) + widen(source[i]))", "narrow(widen(source[i]))", "add"),
+    ("swiglu.cu", "narrow(silu(gate) * up)", "narrow(gate * silu(up))", "swiglu"),
+    ("short_conv.cu", "taps - 1 + t - back", "taps - 2 + t - back", "short_conv"),
+    ("short_conv.cu", "narrow(silu(sum))", "narrow(sum)", "short_conv"),
+    ("short_conv.cu", "if (slot == NONE) return 0.0f;", "if (slot == NONE) slot = 0;", "short_conv"),
+    ("short_conv.cu", "taps, after, kept - j, c)", "taps, length, kept - j, c)", "short_conv"),
+    ("kda_gates.cu", "-expf(weight_at(a_log", "expf(weight_at(a_log", "kda_gates"),
+    ("shared/kernel.h", "fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)))", "logf(1.0f + expf(x))", "kda_gates"),
+    ("gated_norm.cu", "narrow(x * sigmoid(widen(gate[at + i])))", "narrow(x * silu(widen(gate[at + i])))", "gated_norm"),
+    ("mla_append.cu", "position % block_tokens) * width", "(position + 1) % block_tokens) * width", "mla_append"),
+    ("mla_append.cu", "i = latent + threadIdx.x", "i = latent + 1 + threadIdx.x", "mla_append"),
+    ("kda_step.cu", "float decay = factor[i];", "float decay = 1.0f;", "kda_step"),
+    ("kda_step.cu", "state[r] = add_scaled(state[r], key[i], write);\n                result = add_scaled(result, query[i], state[r]);",
+     "result = add_scaled(result, query[i], state[r]);\n                state[r] = add_scaled(state[r], key[i], write);", "kda_step"),
+    ("kda_step.cu", "checkpoint[0] == t + 1", "checkpoint[0] == t", "kda_step"),
+    ("kda_step.cu", "*part = answer;\n        __syncthreads();", "*part = answer;", "kda_step"),
+    ("kda_chunk.cu", "if (mine) found[n] = sum[n];", "found[n] += (mine ? 1.0f : 0.0f) * sum[n];", "kda_chunk"),
+    ("kda_chunk.cu", "(i ^ j) >= SPAN &&", "(i ^ j) > SPAN &&", "kda_chunk"),
+    ("kda_chunk.cu", "if (words[3] != NONE) store_state(", "if (false) store_state(", "kda_chunk"),
+    ("kda_chunk.cu", "copy_async_wait<STAGES - 2>();", "copy_async_wait<STAGES - 1>();", "kda_chunk"),
+    ("kda_chunk.cu", "s[0] *= factor.x;", "", "kda_chunk"),
+    ("kda_chunk.cu", "if (safe[0] & safe[1] & safe[2] & safe[3]) {", "if (true) {", "kda_chunk"),
+    ("mla_prefill.cu", "at <= own[r] && at < window_end", "at <= own[r] + 1 && at < window_end", "mla_prefill"),
+    ("mla_prefill.cu", "float keep = expf(greatest[r] - best[r]);", "float keep = 1.0f;", "mla_prefill"),
+    ("mla_decode.cu", "float kept = expf(greatest[n] - best);", "float kept = 1.0f;", "mla_decode"),
+    ("mla_decode.cu", "fmaf(part[n * stride + latent + 1], expf(part[n * stride + latent] - greatest), total)",
+     "part[n * stride + latent + 1] + total", "mla_decode"),
+    ("shared/mla.h", "(float)(a.nope + a.rope)", "(float)a.nope", "mla_decode"),
+    ("route.cu", "float score = scores[expert];", "float score = scores[expert] + weight_at(bias, format, expert);", "route"),
+    ("route.cu", "if (second != 0) {", "if (false) {", "route"),
+    ("route.cu", "scale / (sum + 1e-20f)", "1.0f / (sum + 1e-20f)", "route"),
+    ("shared/best.h", "(u64)bits << 32 | (u32)~id", "(u64)bits << 32 | (u32)id", "select"),
+    ("select.cu", "if (sums[4 * s + 2] != 1.0f) wrong = 1.0f;", "", "select"),
+    ("select.cu", "most + logf(sum)", "logf(sum)", "select"),
+    ("experts.cu", "sum += weights[place] * warp_dot(", "sum += warp_dot(", "experts"),
+    ("experts.cu", "sum += weights[place] * results[place * width + column];", "sum += results[place * width + column];", "experts"),
+    ("experts.cu", "narrow(silu(open[i][j][n]) * value[i][j][n])", "narrow(open[i][j][n] * silu(value[i][j][n]))", "experts"),
+    ("experts.cu", "starts[e] + tile * TILE_ROWS;", "starts[e];", "experts"),
+    ("experts.cu", "tile_multiply(sums, stage, stage + TILE_ELEMENTS);\n        __syncthreads();", "tile_multiply(sums, stage, stage + TILE_ELEMENTS);", "experts"),
+    ("shared/tile.h", "warp % 2 * 32 + j * 8", "warp % 2 * 32 + j * 4", "experts"),
+    ("shared/tile.h", "from != nullptr && k + c + j < width", "from != nullptr", "experts"),
+]
+
+
+def sh(*command, **more):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, **more)
+
+
+def main():
+    root = pathlib.Path(__file__).resolve().parents[2]
+    only = sys.argv[1] if len(sys.argv) > 1 else ""
+    built = sh("cargo", "test", "--release", "--locked", "--test", "conformance", "--no-run", "--message-format=json", cwd=root)
+    if built.returncode != 0:
+        sys.exit(built.stderr)
+    artifacts = [json.loads(line) for line in built.stdout.splitlines() if line.startswith("{")]
+    binary = [a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == "conformance"][-1]
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        kernels = folder / "kernels"
+        shutil.copytree(root / "kernels", kernels)
+        flags = ["-std=c++20", "-O2", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fcf-protection=none", "-U_FORTIFY_SOURCE",
+                 "-fsanitize=alignment,bounds,integer-divide-by-zero", "-fsanitize-undefined-trap-on-error", "-w", f"-I{kernels}"]
+
+        def objects(file, into):
+            out = folder / into / (file.name + ".o")
+            out.parent.mkdir(exist_ok=True)
+            done = sh("c++", *flags, "-xc++", "-c", file, "-o", out)
+            if done.returncode != 0:
+                sys.exit(f"{file.name} does not compile:\n{done.stderr[-3000:]}")
+            return out
+
+        files = sorted(kernels.glob("*.cu"))
+        sound = {file.name: objects(file, "sound") for file in [*files, kernels / "shared/host.cpp"]}
+
+        def run(changed, cases):
+            library = folder / "kernels.so"
+            library.unlink(missing_ok=True)
+            linked = sh("c++", "-shared", "-o", library, *{**sound, **changed}.values())
+            if linked.returncode != 0:
+                sys.exit(linked.stderr)
+            environment = {**os.environ, "KIMI_EMULATED_KERNELS": str(library)}
+            result = sh(binary, f"cuda-emulated/{cases}", "--test-threads", "2", env=environment)
+            trials = [line[5:].rsplit(" ... ", 1) for line in result.stdout.splitlines() if line.startswith("test ") and " ... " in line]
+            return [name.strip() for name, verdict in trials if verdict.strip() == "FAILED"], len(trials), result.returncode
+
+        for cases in sorted({cases for *_, cases in MUTATIONS}):
+            failed, count, _ = run({}, cases)
+            if failed or not count:
+                sys.exit(f"the sound kernels fail already, or nothing ran: {cases}, {failed}")
+        for file, old, new, cases in MUTATIONS:
+            if only not in file + old:
+                continue
+            source = kernels / file
+            text = source.read_text()
+            if text.count(old) != 1:
+                sys.exit(f"{file}: {text.count(old)} places like: {old}")
+            source.write_text(text.replace(old, new))
+            # A header's bug is in every kernel that includes it; those that the cases run are enough.
+            stems = {"select": ["select.cu"], "experts": ["experts.cu"], "rms_norm": ["rms_norm.cu"], "kda_gates": ["kda_gates.cu"],
+                     "mla_decode": ["mla_decode.cu"]}
+            names = [file] if file.endswith(".cu") else stems[cases]
+            changed = {name: objects(kernels / name, "mutant") for name in names}
+            failed, count, code = run(changed, cases)
+            source.write_text(text)
+            # A mutant that brings the program down is caught too, but must have been run.
+            caught = f"caught by {len(failed)} of {count}, {failed[0]}" if failed else "brought the run down" if code else "NOT CAUGHT"
+            print(f"{caught:72} {file}: {new.splitlines()[0] if new else 'nothing'} for {old.splitlines()[0]}", flush=True)
+            if not failed and not code:
+                missed.append((file, old))
+    if missed:
+        sys.exit(f"{len(missed)} not caught: {missed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+//! The CUDA backend over whole models, its kernels on the processor: with the f32 run's experts in place of its own within
+//! the bound of bf16, and with its own experts the same greedy tokens until one flips.
+#![cfg(feature = "cuda")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    missing_docs
+)]
+
+mod common;
+#[path = "common/emulated.rs"]
+mod emulated;
+#[path = "common/replay.rs"]
+mod replay;
+
+use std::sync::{Arc, Mutex};
+
+use common::{Fixture, error, reference};
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::{
+    Backend, Batch, Block, Capacity, OutputRow, Piece, Slot, Step, StepOutput,
+};
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::ModelConfig;
+use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear_emulated::Order;
+use replay::{Log, Mode, Replay};
+
+/// A whole model in bf16 against f32, experts replayed (the error is over all logits of a prompt).
+const BOUND: f64 = 3e-2;
+const BLOCK_TOKENS: usize = 16;
+const BLOCKS: usize = 32;
+
+fn load(name: &str, backend: Box<dyn Backend>, tokens: usize) -> Model {
+    let dir = reference(name);
+    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
+    let limits = Limits {
+        step: Capacity {
+            tokens,
+            pieces: 1,
+            outputs: tokens,
+            blocks: BLOCKS,
+            checkpoints: 0,
+        },
+        slots: 2,
+        blocks: BLOCKS,
+        block_tokens: BLOCK_TOKENS,
+        cache: backend.device().cache,
+    };
+    Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
+}
+
+/// One piece of the only sequence, its logits wanted at every position.
+fn batch(tokens: &[u32], position: usize) -> Batch {
+    let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
+    Batch {
+        tokens: tokens.to_vec(),
+        pieces: vec![Piece {
+            length: tokens.len(),
+            position,
+            slot_in: (position > 0).then_some(Slot(1)),
+            slot_out: Slot(1),
+            checkpoints: Vec::new(),
+            blocks: (0..blocks).map(|i| Block(BLOCKS as u32 - 1 - i)).collect(),
+        }],
+        outputs: (0..tokens.len())
+            .map(|row| OutputRow { row, target: None })
+            .collect(),
+    }
+}
+
+fn record(model: &mut Model) -> Box<dyn Step> {
+    let recording = Recording {
+        candidates: 2,
+        keep_rows: true,
+        probe_hidden: false,
+    };
+    model.record(model.limits().step, recording).unwrap()
+}
+
+fn run(step: &mut dyn Step, tokens: &[u32], position: usize) -> StepOutput {
+    step.submit(&batch(tokens, position))
+        .unwrap()
+        .wait()
+        .unwrap()
+}
+
+/// A prompt with the tokens that follow it, and the f32 run over all of them: logits, greedy choices, experts.
+struct Known {
+    tokens: Vec<u32>,
+    prompt: usize,
+    logits: Vec<f32>,
+    output: StepOutput,
+    log: Arc<Mutex<Log>>,
+}
+
+fn known(name: &str, prompt: usize) -> Known {
+    let expected = Fixture::open(&format!("{name}/expected.safetensors"));
+    let mut tokens = expected.ids(&format!("prompt.{prompt}.tokens"));
+    let greedy = expected.ids(&format!("prompt.{prompt}.greedy"));
+    tokens.extend(&greedy[..greedy.len() - 1]);
+    let log = Arc::<Mutex<Log>>::default();
+    let backend = Replay::new(Box::new(CpuBackend::new()), Mode::Keep, &log);
+    let mut model = load(name, Box::new(backend), tokens.len());
+    let output = run(&mut *record(&mut model), &tokens, 0);
+    let found: Vec<u32> = output.choices[prompt - 1..]
+        .iter()
+        .map(|choice| choice.candidates[0].0)
+        .collect();
+    assert_eq!(found, greedy, "the f32 run's own tokens");
+    Known {
+        tokens,
+        prompt,
+        logits: output.logits.clone(),
+        output,
+        log,
+    }
+}
+
+fn on_cuda(name: &str, known: &Known, mode: Mode, orders: &'static [Order]) -> Model {
+    let backend = Replay::new(emulated::open(orders), mode, &known.log);
+    load(name, Box::new(backend), known.tokens.len())
+}
+
+/// Reports the flips since the last call.
+fn flips(known: &Known, name: &str) -> Vec<replay::Flip> {
+    let flips = std::mem::take(&mut known.log.lock().unwrap().flips);
+    let choices = known.log.lock().unwrap().choices.len();
+    let widest = flips.iter().map(|flip| flip.gap).fold(0.0, f32::max);
+    println!(
+        "{name}: {} experts flipped among the choices of {choices} rows, weights at most {widest:.1e} apart",
+        flips.len()
+    );
+    for flip in flips.iter().take(4) {
+        println!(
+            "  router {}, position {}, {:.1e} apart",
+            flip.router, flip.position, flip.gap
+        );
+    }
+    flips
+}
+
+fn replayed(name: &str, prompt: usize) {
+    let known = known(name, prompt);
+    let mut model = on_cuda(name, &known, Mode::Replace, &[Order::Forward]);
+    let mut step = record(&mut model);
+    let whole = run(&mut *step, &known.tokens, 0);
+    let found = error(&whole.logits, &known.logits);
+    println!("{name}, {prompt} tokens in one piece: {found:.2e} of {BOUND:.0e}");
+    assert!(found <= BOUND, "{name}: {found:.3e}");
+    flips(&known, name);
+
+    // The prompt in one piece, then a token at a time.
+    let mut logits = run(&mut *step, &known.tokens[..prompt], 0).logits;
+    for position in prompt..known.tokens.len() {
+        logits.extend(run(&mut *step, &known.tokens[position..=position], position).logits);
+    }
+    let found = error(&logits, &known.logits);
+    println!("{name}, {prompt} tokens, then one by one: {found:.2e} of {BOUND:.0e}");
+    assert!(found <= BOUND, "{name}: {found:.3e}");
+
+    // The same with every launch in several orders of its threads: to the bit.
+    let mut model = on_cuda(name, &known, Mode::Replace, emulated::ORDERS);
+    let again = run(&mut *record(&mut model), &known.tokens, 0);
+    assert!(again.logits == whole.logits, "{name}: in other orders");
+}
+
+#[test]
+fn tiny_a_with_the_experts_of_f32() {
+    replayed("tiny-a", 65);
+}
+
+#[test]
+fn tiny_128_with_the_experts_of_f32() {
+    replayed("tiny-128", 5);
+}
+
+#[test]
+fn greedy_tokens_are_those_of_f32_until_an_expert_flips() {
+    for (name, prompt) in [("tiny-a", 7), ("tiny-a", 64), ("tiny-128", 5)] {
+        let known = known(name, prompt);
+        let mut model = on_cuda(name, &known, Mode::Watch, &[Order::Forward]);
+        let output = run(&mut *record(&mut model), &known.tokens, 0);
+        let first = flips(&known, name)
+            .iter()
+            .map(|flip| flip.position)
+            .min()
+            .unwrap_or(known.tokens.len());
+        let mut compared = 0;
+        for position in 0..first {
+            let (a, b) = (&known.output.choices[position], &output.choices[position]);
+            // Two logits as near as bf16 may bring them are nobody's choice.
+            let near = a.candidates[0].1 - a.candidates[1].1 <= margin(&known, position);
+            assert!(
+                near || a.candidates[0].0 == b.candidates[0].0,
+                "{name}, position {position}"
+            );
+            compared += usize::from(!near);
+        }
+        println!("{name}, {prompt} tokens: {compared} of {first} positions compared");
+        assert!(known.prompt <= known.tokens.len());
+    }
+}
+
+/// How far apart two logits of a row must be for bf16 not to swap them: each may be off by the bound times the row's size.
+fn margin(known: &Known, position: usize) -> f32 {
+    let width = known.logits.len() / known.tokens.len();
+    let row = &known.logits[position * width..(position + 1) * width];
+    let mean = row.iter().map(|x| x * x).sum::<f32>() / width as f32;
+    2.0 * BOUND as f32 * mean.sqrt()
+}
+
+#[test]
+fn a_prompt_may_be_cut_at_every_position() {
+    let known = known("tiny-a", 7);
+    let mut model = on_cuda("tiny-a", &known, Mode::Replace, &[Order::Forward]);
+    let mut step = record(&mut model);
+    for cut in 1..known.tokens.len() {
+        let (first, second) = known.tokens.split_at(cut);
+        let mut logits = run(&mut *step, first, 0).logits;
+        logits.extend(run(&mut *step, second, cut).logits);
+        let found = error(&logits, &known.logits);
+        assert!(found <= BOUND, "cut after {cut}: {found:.3e}");
+    }
+}

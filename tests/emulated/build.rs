@@ -1,0 +1,51 @@
+//! Compiles `kernels/*.cu` as C++ against `kernels/shared/host.h`.
+
+use std::path::{Path, PathBuf};
+
+fn files(folder: &Path, extension: &str) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|found| found == extension) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn main() -> std::io::Result<()> {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
+    let tried = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    for folder in [&kernels, &tried] {
+        println!("cargo::rerun-if-changed={}", folder.display());
+    }
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++20")
+        .opt_level(2)
+        .warnings(true)
+        .extra_warnings(true)
+        .warnings_into_errors(true)
+        .include(&kernels)
+        // A device rounds each operation as it is written, and lanes switch stacks.
+        .flag("-ffp-contract=off")
+        .flag("-fno-strict-aliasing")
+        .flag("-fcf-protection=none")
+        .flag("-U_FORTIFY_SOURCE")
+        .flag("-Wno-unknown-pragmas")
+        .flag("-Wno-unused-function")
+        // What only a fault would show on the device, as an illegal instruction; no runtime library.
+        .flag("-fsanitize=alignment,bounds,integer-divide-by-zero")
+        .flag("-fsanitize-undefined-trap-on-error")
+        .flag("-xc++")
+        // Kernels are found by the entries that register themselves.
+        .link_lib_modifier("+whole-archive")
+        .files(files(&kernels, "cu")?)
+        .files(files(&tried, "cu")?)
+        .file(kernels.join("shared/host.cpp"));
+    build
+        .try_compile("emulated_kernels")
+        .map_err(std::io::Error::other)
+}

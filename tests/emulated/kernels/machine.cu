@@ -1,0 +1,138 @@
+// Kernels that try the machine: right ones, and ones with a fault that it must find.
+#include "shared/kernel.h"
+
+// c[16, 8] = a[16, 16] b[8, 16]^T: copies, ldmatrix, mma, one warp.
+extern "C" __global__ void try_product(const bf16* a, const bf16* b, float* c) {
+    bf16* tile = (bf16*)dynamic_shared();
+    u32 lane = threadIdx.x;
+    copy_async(tile + 8 * lane, a + 8 * lane);
+    copy_async(tile + 256 + 8 * lane, b + 8 * (lane % 16), lane < 16);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+    u32 left[4], right[2];
+    ldmatrix(left, tile + lane % 16 * 16 + lane / 16 * 8);
+    ldmatrix(right, tile + 256 + lane % 8 * 16 + lane / 8 % 2 * 8);
+    float sum[4] = {0, 0, 0, 0};
+    mma_bf16(sum, left, right);
+    for (u32 i = 0; i < 4; i++) c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum[i];
+}
+ENTRY(try_product)
+
+// The same with b given as [16, 8], turned by ldmatrix.
+extern "C" __global__ void try_product_transposed(const bf16* a, const bf16* b, float* c) {
+    bf16* tile = (bf16*)dynamic_shared();
+    u32 lane = threadIdx.x;
+    for (u32 i = lane; i < 256; i += 32) tile[i] = a[i];
+    for (u32 i = lane; i < 128; i += 32) tile[256 + i] = b[i];
+    __syncwarp();
+    u32 left[4], right[2];
+    ldmatrix(left, tile + lane % 16 * 16 + lane / 16 * 8);
+    ldmatrix_transposed(right, tile + 256 + lane % 16 * 8);
+    float sum[4] = {0, 0, 0, 0};
+    mma_bf16(sum, left, right);
+    for (u32 i = 0; i < 4; i++) c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum[i];
+}
+ENTRY(try_product_transposed)
+
+// c[16, 8] = a[16, 8] b[8, 8]^T in tf32, straight from memory.
+extern "C" __global__ void try_product_tf32(const float* a, const float* b, float* c) {
+    u32 g = threadIdx.x / 4, t = threadIdx.x % 4;
+    u32 left[4], right[2];
+    for (u32 i = 0; i < 4; i++) left[i] = narrow_tf32(a[(g + i % 2 * 8) * 8 + t + i / 2 * 4]);
+    for (u32 i = 0; i < 2; i++) right[i] = narrow_tf32(b[g * 8 + t + 4 * i]);
+    float sum[4] = {0, 0, 0, 0};
+    mma_tf32(sum, left, right);
+    for (u32 i = 0; i < 4; i++) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i];
+}
+ENTRY(try_product_tf32)
+
+// Two halves of a block hand numbers over through named barriers: out[i] = i + 1.
+extern "C" __global__ void try_named_barriers(float* out) {
+    SHARED(float, slot, 32);
+    u32 lane = threadIdx.x % 32;
+    if (threadIdx.x < 32) {
+        slot[lane] = (float)(lane + 1);
+        named_barrier(1, 64);
+    } else {
+        named_barrier(1, 64);
+        out[lane] = slot[lane];
+    }
+}
+ENTRY(try_named_barriers)
+
+// Faulty: reads what another warp writes, with no barrier between.
+extern "C" __global__ void fault_race(float* out) {
+    SHARED(float, slot, 64);
+    slot[threadIdx.x] = (float)threadIdx.x;
+    out[threadIdx.x] = slot[63 - threadIdx.x];
+}
+ENTRY(fault_race)
+
+// Faulty: reads a copy before it waits.
+extern "C" __global__ void fault_early(const float* from, float* out) {
+    float* slot = (float*)dynamic_shared();
+    copy_async(slot + 4 * threadIdx.x, from + 4 * threadIdx.x);
+    copy_async_commit();
+    out[threadIdx.x] = slot[4 * threadIdx.x];
+}
+ENTRY(fault_early)
+
+// Faulty: reads shared memory that nobody wrote.
+extern "C" __global__ void fault_unwritten(float* out) {
+    SHARED(float, slot, 32);
+    out[threadIdx.x] = slot[threadIdx.x];
+}
+ENTRY(fault_unwritten)
+
+// Faulty: a barrier of more threads than come.
+extern "C" __global__ void fault_stuck(float* out) {
+    if (threadIdx.x < 32) named_barrier(1, 64);
+    out[threadIdx.x] = 0.0f;
+}
+ENTRY(fault_stuck)
+
+// Faulty: half of a warp shuffles, the other votes.
+extern "C" __global__ void fault_parted(float* out) {
+    float x = 1.0f;
+    if (threadIdx.x < 16) {
+        x = __shfl_xor_sync(EVERY_LANE, x, 1);
+    } else {
+        x = (float)__ballot_sync(EVERY_LANE, 1);
+    }
+    out[threadIdx.x] = x;
+}
+ENTRY(fault_parted)
+
+// Faulty: 16 bytes at an address of 4.
+extern "C" __global__ void fault_misaligned(const float* from, float* out) {
+    float4 four = *(const float4*)(from + 1);
+    out[threadIdx.x] = four.x;
+}
+ENTRY(fault_misaligned)
+
+// Faulty: one element beyond the shared memory that the launch names.
+extern "C" __global__ void fault_beyond(float* out) {
+    float* slot = (float*)dynamic_shared();
+    slot[threadIdx.x + 1] = 1.0f;
+    out[threadIdx.x] = 0.0f;
+}
+ENTRY(fault_beyond)
+
+// Faulty: one element before it.
+extern "C" __global__ void fault_before(float* out) {
+    float* slot = (float*)dynamic_shared();
+    slot[(int)threadIdx.x - 1] = 1.0f;
+    out[threadIdx.x] = 0.0f;
+}
+ENTRY(fault_before)
+
+// Faulty: writes beside one array of several.
+extern "C" __global__ void fault_beside(float* out) {
+    SHARED(float, first, 31);
+    SHARED(float, second, 32);
+    first[threadIdx.x] = 1.0f;
+    second[threadIdx.x] = 1.0f;
+    out[threadIdx.x] = 0.0f;
+}
+ENTRY(fault_beside)

@@ -1,0 +1,194 @@
+//! The kernels of `kernels/*.cu`, compiled by the host's C++ compiler against `kernels/shared/host.h`, and a launch as the
+//! driver's is. For tests: it checks logic, not speed.
+//!
+//! Everything unsafe about running them is here.
+#![allow(unsafe_code)]
+
+mod product;
+
+use std::ffi::{CString, c_char, c_void};
+use std::ptr::NonNull;
+
+pub use product::product;
+
+type Launch = unsafe extern "C" fn(
+    *const c_char,
+    *const u32,
+    u32,
+    u32,
+    *mut *mut c_void,
+    *const u64,
+    u64,
+    u64,
+    *mut c_char,
+    u64,
+) -> i32;
+
+unsafe extern "C" {
+    fn emulated_allocate(bytes: u64) -> *mut c_void;
+    fn emulated_free(memory: *mut c_void, bytes: u64);
+    fn dlopen(file: *const c_char, flags: i32) -> *mut c_void;
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+    fn emulated_launch(
+        name: *const c_char,
+        grid: *const u32,
+        threads: u32,
+        shared_bytes: u32,
+        arguments: *mut *mut c_void,
+        sizes: *const u64,
+        count: u64,
+        order: u64,
+        message: *mut c_char,
+        message_bytes: u64,
+    ) -> i32;
+}
+
+/// Memory that kernels see: poisoned with NaN, with a page behind it that nothing may touch.
+#[derive(Debug)]
+pub struct Allocation {
+    at: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: it is owned memory like a boxed slice; kernels run within calls that the owner makes.
+unsafe impl Send for Allocation {}
+
+impl Allocation {
+    /// `bytes` of memory, or `None` where there is not enough.
+    #[must_use]
+    pub fn new(bytes: usize) -> Option<Self> {
+        // SAFETY: the function accepts any size and returns null or that much memory.
+        let at = unsafe { emulated_allocate(bytes as u64) };
+        NonNull::new(at.cast()).map(|at| Self { at, bytes })
+    }
+
+    /// Where it begins, as kernels are told.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.at.as_ptr() as u64
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `at` points to `bytes` initialised bytes that live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.bytes) }
+    }
+
+    /// Its bytes, to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: it was made by `emulated_allocate` with this size and is freed once.
+        unsafe { emulated_free(self.at.as_ptr().cast(), self.bytes as u64) };
+    }
+}
+
+/// The launch of the kernels in this program, or of those in the library that `KIMI_EMULATED_KERNELS` names: whoever plants
+/// bugs in kernels then compiles a file, not a program.
+fn machine() -> Result<Launch, String> {
+    static OTHER: std::sync::OnceLock<Result<Launch, String>> = std::sync::OnceLock::new();
+    OTHER
+        .get_or_init(|| {
+            let Ok(path) = std::env::var("KIMI_EMULATED_KERNELS") else {
+                return Ok(emulated_launch as Launch);
+            };
+            const NOW: i32 = 2;
+            let file = CString::new(path.as_str()).map_err(|error| error.to_string())?;
+            // SAFETY: the library is one of ours, and the function in it has this type.
+            unsafe {
+                let library = dlopen(file.as_ptr(), NOW);
+                if library.is_null() {
+                    return Err(format!("{path} is not a library"));
+                }
+                let launch = dlsym(library, c"emulated_launch".as_ptr());
+                if launch.is_null() {
+                    return Err(format!("{path} has no kernels"));
+                }
+                Ok(std::mem::transmute::<*mut c_void, Launch>(launch))
+            }
+        })
+        .clone()
+}
+
+/// In which order threads run between barriers, and blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// 0, 1, 2, ..
+    Forward,
+    /// The last first.
+    Reverse,
+    /// Shuffled.
+    Seeded(u32),
+}
+
+/// Runs a kernel to its end.
+///
+/// # Errors
+/// What the machine found: no such kernel, arguments of other sizes, threads that wait for ever, an access outside.
+///
+/// # Safety
+/// Addresses among `arguments` must be those of living [`Allocation`]s, which nothing else uses during the call. Accesses
+/// outside of them are caught where they reach a page that nothing may touch, and only there.
+pub unsafe fn launch(
+    kernel: &str,
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    arguments: &[&[u8]],
+    order: Order,
+) -> Result<(), String> {
+    let name = CString::new(kernel).map_err(|error| error.to_string())?;
+    // Copies, aligned for any scalar.
+    let mut copies: Vec<[u64; 8]> = Vec::with_capacity(arguments.len());
+    for argument in arguments {
+        let mut copy = [0_u64; 8];
+        if argument.len() > size_of_val(&copy) {
+            return Err(format!("{kernel}: an argument of {} bytes", argument.len()));
+        }
+        for (i, byte) in argument.iter().enumerate() {
+            copy[i / 8] |= u64::from(*byte) << (8 * (i % 8));
+        }
+        copies.push(copy.map(u64::to_le));
+    }
+    let mut pointers: Vec<*mut c_void> = copies
+        .iter_mut()
+        .map(|copy| copy.as_mut_ptr().cast())
+        .collect();
+    let sizes: Vec<u64> = arguments
+        .iter()
+        .map(|argument| argument.len() as u64)
+        .collect();
+    let order = match order {
+        Order::Forward => 0,
+        Order::Reverse => 1,
+        Order::Seeded(seed) => 2 + u64::from(seed),
+    };
+    let mut message = [0_u8; 512];
+    let run = machine()?;
+    // SAFETY: pointers, sizes and the message buffer live through the call; the caller vouches for addresses.
+    let failed = unsafe {
+        run(
+            name.as_ptr(),
+            grid.as_ptr(),
+            threads,
+            shared_bytes,
+            pointers.as_mut_ptr(),
+            sizes.as_ptr(),
+            sizes.len() as u64,
+            order,
+            message.as_mut_ptr().cast(),
+            message.len() as u64,
+        )
+    };
+    if failed == 0 {
+        return Ok(());
+    }
+    let end = message.iter().position(|byte| *byte == 0).unwrap_or(0);
+    Err(String::from_utf8_lossy(&message[..end]).into_owned())
+}

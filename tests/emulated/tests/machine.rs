@@ -1,0 +1,199 @@
+//! The machine itself: that it computes, and that it finds what it says it finds.
+#![allow(unsafe_code, clippy::unwrap_used)]
+
+use kimi_linear_emulated::{Allocation, Order, launch};
+
+const ORDERS: [Order; 4] = [
+    Order::Forward,
+    Order::Reverse,
+    Order::Seeded(1),
+    Order::Seeded(2),
+];
+
+fn floats(values: &[f32]) -> Allocation {
+    let mut memory = Allocation::new(4 * values.len()).unwrap();
+    for (to, from) in memory.bytes_mut().chunks_exact_mut(4).zip(values) {
+        to.copy_from_slice(&from.to_le_bytes());
+    }
+    memory
+}
+
+fn read_floats(memory: &Allocation) -> Vec<f32> {
+    let words = memory.bytes().chunks_exact(4);
+    words
+        .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+        .collect()
+}
+
+/// bf16 of numbers that it holds exactly.
+fn halves(values: &[f32]) -> Allocation {
+    let mut memory = Allocation::new(2 * values.len()).unwrap();
+    for (to, from) in memory.bytes_mut().chunks_exact_mut(2).zip(values) {
+        assert_eq!(from.to_bits() & 0xffff, 0);
+        to.copy_from_slice(&from.to_le_bytes()[2..]);
+    }
+    memory
+}
+
+fn read_halves(memory: &Allocation) -> Vec<f32> {
+    let halves = memory.bytes().chunks_exact(2);
+    halves
+        .map(|two| f32::from_bits(u32::from(u16::from_le_bytes([two[0], two[1]])) << 16))
+        .collect()
+}
+
+fn run(
+    kernel: &str,
+    threads: u32,
+    shared: u32,
+    memory: &[&Allocation],
+    order: Order,
+) -> Result<(), String> {
+    let addresses: Vec<[u8; 8]> = memory
+        .iter()
+        .map(|memory| memory.address().to_le_bytes())
+        .collect();
+    let arguments: Vec<&[u8]> = addresses.iter().map(|address| &address[..]).collect();
+    // SAFETY: the addresses are those of living allocations.
+    unsafe { launch(kernel, [1, 1, 1], threads, shared, &arguments, order) }
+}
+
+fn norm(width: u16, declared: u32, order: Order) -> Result<Vec<f32>, String> {
+    let row: Vec<f32> = (0..width).map(|i| f32::from(i % 64) - 7.0).collect();
+    let (input, weight) = (halves(&row), halves(&vec![1.0; width.into()]));
+    let output = Allocation::new(2 * usize::from(width)).unwrap();
+    let arguments: [&[u8]; 7] = [
+        &input.address().to_le_bytes(),
+        &0_u64.to_le_bytes(),
+        &weight.address().to_le_bytes(),
+        &0_u32.to_le_bytes(),
+        &output.address().to_le_bytes(),
+        &declared.to_le_bytes(),
+        &1e-5_f32.to_le_bytes(),
+    ];
+    // SAFETY: the addresses are those of living allocations.
+    unsafe { launch("rms_norm", [1, 1, 1], 256, 0, &arguments, order)? };
+    Ok(read_halves(&output))
+}
+
+#[test]
+fn a_kernel_computes_the_same_in_every_order() {
+    let first = norm(300, 300, Order::Forward).unwrap();
+    let row: Vec<f64> = (0..300).map(|i| f64::from(i % 64) - 7.0).collect();
+    let mean = row.iter().map(|x| x * x).sum::<f64>() / 300.0;
+    for (found, x) in first.iter().zip(&row) {
+        let expected = x / (mean + 1e-5).sqrt();
+        assert!((f64::from(*found) - expected).abs() <= expected.abs() / 256.0);
+    }
+    for order in ORDERS {
+        assert_eq!(norm(300, 300, order).unwrap(), first, "{order:?}");
+    }
+}
+
+#[test]
+fn matrix_instructions_multiply() {
+    let number = |i: usize| ((i * 37 + 11) % 23) as f32 - 11.0;
+    let a: Vec<f32> = (0..256).map(number).collect();
+    let b: Vec<f32> = (0..128).map(|i| number(3 * i)).collect();
+    let product = |depth: usize, b: &dyn Fn(usize, usize) -> f32| -> Vec<f32> {
+        let element = |i: usize| (0..depth).map(|k| a[i / 8 * depth + k] * b(k, i % 8)).sum();
+        (0..128).map(element).collect()
+    };
+    let by_rows = product(16, &|k, n| b[n * 16 + k]);
+    let by_columns = product(16, &|k, n| b[k * 8 + n]);
+    let shallow = product(8, &|k, n| b[n * 8 + k]);
+    for order in ORDERS {
+        let c = Allocation::new(512).unwrap();
+        run(
+            "try_product",
+            32,
+            1024,
+            &[&halves(&a), &halves(&b), &c],
+            order,
+        )
+        .unwrap();
+        assert_eq!(read_floats(&c), by_rows);
+        let memory = [&halves(&a), &halves(&b), &c];
+        run("try_product_transposed", 32, 768, &memory, order).unwrap();
+        assert_eq!(read_floats(&c), by_columns);
+        let memory = [&floats(&a[..128]), &floats(&b[..64]), &c];
+        run("try_product_tf32", 32, 0, &memory, order).unwrap();
+        assert_eq!(read_floats(&c), shallow);
+    }
+}
+
+#[test]
+fn named_barriers_order_halves_of_a_block() {
+    for order in ORDERS {
+        let out = Allocation::new(128).unwrap();
+        run("try_named_barriers", 64, 0, &[&out], order).unwrap();
+        let expected: Vec<f32> = (1..=32_u8).map(f32::from).collect();
+        assert_eq!(read_floats(&out), expected);
+    }
+}
+
+#[test]
+fn a_race_shows_in_some_order() {
+    let expected: Vec<f32> = (0..64_u8).map(|i| f32::from(63 - i)).collect();
+    let wrong = |order| {
+        let out = Allocation::new(256).unwrap();
+        run("fault_race", 64, 0, &[&out], order).unwrap();
+        read_floats(&out) != expected
+    };
+    assert!(ORDERS.into_iter().any(wrong));
+}
+
+#[test]
+fn what_is_read_too_early_is_nan() {
+    let out = Allocation::new(128).unwrap();
+    let from = floats(&[1.0; 128]);
+    run("fault_early", 32, 512, &[&from, &out], Order::Forward).unwrap();
+    assert!(read_floats(&out).iter().all(|x| x.is_nan()));
+    run("fault_unwritten", 32, 0, &[&out], Order::Forward).unwrap();
+    assert!(read_floats(&out).iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn faults_are_told_and_the_machine_goes_on() {
+    let out = Allocation::new(256).unwrap();
+    let told = |kernel, threads, shared, memory: &[&Allocation], what: &str| {
+        let message = run(kernel, threads, shared, memory, Order::Forward).unwrap_err();
+        assert!(message.contains(what), "{kernel}: {message}");
+    };
+    told(
+        "fault_stuck",
+        64,
+        0,
+        &[&out],
+        "waits for ever at a named barrier",
+    );
+    told(
+        "fault_parted",
+        32,
+        0,
+        &[&out],
+        "meet at different instructions",
+    );
+    told("fault_misaligned", 32, 0, &[&out, &out], "misaligned");
+    told("fault_beyond", 32, 128, &[&out], "access outside");
+    told(
+        "fault_before",
+        32,
+        128,
+        &[&out],
+        "beside an array in shared memory",
+    );
+    told(
+        "fault_beside",
+        32,
+        0,
+        &[&out],
+        "beside an array in shared memory",
+    );
+    told("no_kernel", 32, 0, &[&out], "no such kernel");
+    told("fault_race", 64, 0, &[], "0 arguments for 1");
+    told("fault_race", 33, 0, &[&out], "a block of a wrong size");
+    let outside = norm(300, 100_000, Order::Forward).unwrap_err();
+    assert!(outside.contains("access outside"), "{outside}");
+    assert!(norm(300, 300, Order::Forward).is_ok());
+}

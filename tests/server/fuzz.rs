@@ -1,0 +1,291 @@
+//! Whatever comes: a bounded number of drawn requests, chats and answers. Nothing panics, and the server goes on.
+
+use std::sync::Arc;
+
+use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer, ToolCallEvent, ToolCallParser};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde_json::{Map, Value, json};
+
+use super::harness::{Setup, json_of, model_dir};
+
+/// Text made of what matters here, and of anything.
+fn text() -> impl Strategy<Value = String> {
+    let pieces = prop_oneof![
+        Just("<|im_end|>".to_owned()),
+        Just("<|tool_call_begin|>".to_owned()),
+        Just("functions.a.b:0".to_owned()),
+        Just("{{ x }}".to_owned()),
+        Just("{\"a\":".to_owned()),
+        Just("\u{e000}124\u{e001}".to_owned()),
+        "\\PC{0,6}",
+        "[a-z :.]{0,8}",
+    ];
+    prop::collection::vec(pieces, 0..4).prop_map(|pieces| pieces.concat())
+}
+
+fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (-3.0..3.0).prop_map(Value::from),
+        (-2_i64..200).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        text().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        let names = prop::sample::select(vec![
+            "type",
+            "function",
+            "name",
+            "parameters",
+            "role",
+            "content",
+            "properties",
+            "json_schema",
+            "schema",
+            "enum",
+            "required",
+            "pattern",
+            "items",
+            "text",
+            "id",
+            "arguments",
+            "tool_calls",
+            "include_usage",
+            "5",
+            "$ref",
+            "anyOf",
+            "x-guidance",
+            "minimum",
+            "maxLength",
+        ]);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((names, inner), 0..4).prop_map(|entries| {
+                let entries = entries
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), value));
+                Value::Object(entries.collect::<Map<_, _>>())
+            }),
+        ]
+    })
+}
+
+const FIELDS: [&str; 30] = [
+    "messages",
+    "prompt",
+    "model",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "n",
+    "stop",
+    "seed",
+    "logit_bias",
+    "max_tokens",
+    "logprobs",
+    "top_logprobs",
+    "echo",
+    "stream",
+    "stream_options",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "parallel_tool_calls",
+    "stop_token_ids",
+    "ignore_eos",
+    "tokens",
+    "best_of",
+    "user",
+    "whatever",
+];
+
+/// A field as it should be.
+fn right() -> impl Strategy<Value = (&'static str, Value)> {
+    prop_oneof![
+        (0.0..=2.0).prop_map(|value| ("temperature", json!(value))),
+        (0.01..=1.0).prop_map(|value| ("top_p", json!(value))),
+        (0..600_u32).prop_map(|value| ("top_k", json!(value))),
+        (1..5_u32).prop_map(|value| ("n", json!(value))),
+        (1..9_u32).prop_map(|value| ("max_tokens", json!(value))),
+        any::<i64>().prop_map(|value| ("seed", json!(value))),
+        "[a-z]{1,3}".prop_map(|value| ("stop", json!(value))),
+        any::<bool>().prop_map(|value| ("stream", json!(value))),
+        (-2.0..=2.0).prop_map(|value| ("presence_penalty", json!(value))),
+        text().prop_map(|value| ("user", json!(value))),
+    ]
+}
+
+/// A request that is nearly right, so that what is wrong with it is reached.
+fn request() -> impl Strategy<Value = (&'static str, Value)> {
+    let bases = prop::sample::select(vec![
+        (
+            "/v1/chat/completions",
+            json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2 }),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({
+                "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2, "tool_choice": "required",
+                "tools": [{ "type": "function", "function": { "name": "f", "parameters": { "type": "object" } } }],
+            }),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({
+                "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2,
+                "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": { "type": "object" } } },
+            }),
+        ),
+        (
+            "/v1/completions",
+            json!({ "prompt": "Hi", "max_tokens": 2 }),
+        ),
+        ("/tokenize", json!({ "prompt": "Hi" })),
+        ("/detokenize", json!({ "tokens": [1, 2] })),
+    ]);
+    let wrong = (prop::sample::select(FIELDS.to_vec()), anything());
+    let changes =
+        prop::collection::vec(prop_oneof![4 => right().boxed(), 1 => wrong.boxed()], 0..4);
+    let schema = prop::option::weighted(0.3, anything());
+    (bases, changes, schema).prop_map(|((path, mut body), changes, schema)| {
+        if let (Some(schema), true) = (schema, body.get("response_format").is_some()) {
+            body["response_format"]["json_schema"]["schema"] = schema;
+        }
+        for (name, value) in changes {
+            body[name] = value;
+        }
+        (path, body)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drawn_requests_are_answered_or_refused() {
+    let server = Setup::default().context(128).start().await;
+    let (mut runner, strategy) = (TestRunner::deterministic(), request());
+    let (mut answered, mut refused) = (0, 0);
+    for _ in 0..600 {
+        let (path, body) = strategy.new_tree(&mut runner).unwrap().current();
+        let response = server.send(path, &body).await;
+        match response.status().as_u16() {
+            200 => {
+                answered += 1;
+                response.bytes().await.unwrap();
+            }
+            status @ 400..=499 => {
+                refused += 1;
+                let (_, error) = json_of(response).await;
+                let message = error["error"]["message"].as_str().unwrap_or_default();
+                assert!(!message.is_empty(), "{status} without a reason: {body}");
+            }
+            status => panic!(
+                "{status} to {path} {body}: {}",
+                response.text().await.unwrap()
+            ),
+        }
+    }
+    assert!(
+        answered > 20 && refused > 100,
+        "{answered} answered, {refused} refused"
+    );
+    // Bytes that are nearly JSON.
+    let base =
+        json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2 }).to_string();
+    let damage = prop::collection::vec((0..base.len(), any::<u8>()), 1..4);
+    for _ in 0..200 {
+        let mut bytes = base.clone().into_bytes();
+        for (at, byte) in damage.new_tree(&mut runner).unwrap().current() {
+            bytes[at] = byte;
+        }
+        let (status, _) = server.raw("/v1/chat/completions", bytes).await;
+        assert!(status == 200 || (400..500).contains(&status), "{status}");
+    }
+    server.chat("Still there?", json!({})).await;
+    server.assert_empty().await;
+}
+
+fn tokenizer() -> Arc<Tokenizer> {
+    Arc::new(Tokenizer::from_dir(&model_dir()).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn drawn_answers_are_parsed_without_loss(
+        pieces in prop::collection::vec(prop_oneof![
+            prop::sample::select(vec![
+                "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>",
+                "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|im_end|>",
+            ]).prop_map(|name| (true, name.to_owned())),
+            text().prop_map(|text| (false, text)),
+        ], 0..24),
+    ) {
+        let tokenizer = tokenizer();
+        let (mut parser, mut decoder) = (ToolCallParser::new(&tokenizer), tokenizer.stream());
+        let mut ids = Vec::new();
+        for (control, piece) in &pieces {
+            match control {
+                true => ids.extend(tokenizer.special_id(piece)),
+                false => ids.extend(tokenizer.encode_ordinary(piece).unwrap()),
+            }
+        }
+        let mut events = Vec::new();
+        for id in &ids {
+            let text = decoder.push(*id).unwrap();
+            events.extend(parser.push(*id, &text));
+        }
+        events.extend(parser.finish(&decoder.finish()));
+        // Calls begin in order, and each ends once, after its arguments.
+        let (mut begun, mut open) = (0, None);
+        for event in &events {
+            match event {
+                ToolCallEvent::CallBegin { index, .. } => {
+                    prop_assert_eq!((*index, open), (begun, None));
+                    (begun, open) = (begun + 1, Some(*index));
+                }
+                ToolCallEvent::ArgumentsDelta { index, .. } => prop_assert_eq!(Some(*index), open),
+                ToolCallEvent::CallEnd { index, .. } => {
+                    prop_assert_eq!(Some(*index), open);
+                    open = None;
+                }
+                ToolCallEvent::Text(_) => prop_assert_eq!(open, None),
+            }
+        }
+        prop_assert_eq!(open, None);
+        // Without a section all text is text, whatever it spells.
+        if !ids.contains(&tokenizer.special_id("<|tool_calls_section_begin|>").unwrap())
+            && !ids.contains(&tokenizer.special_id("<|tool_call_begin|>").unwrap())
+        {
+            prop_assert_eq!(begun, 0);
+        }
+    }
+
+    #[test]
+    fn drawn_chats_have_the_templates_control_tokens_alone(
+        messages in prop::collection::vec((prop::sample::select(vec!["system", "user", "assistant", "tool"]), text(), text()), 1..5),
+        tool in prop::option::of((text(), anything())),
+    ) {
+        let tokenizer = tokenizer();
+        let template = ChatTemplate::from_dir(&model_dir()).unwrap();
+        let chat = |said: &dyn Fn(&str) -> String| Chat {
+            messages: messages.iter().map(|(role, content, name)| {
+                json!({ "role": role, "content": said(content), "name": said(&format!("n{name}")), "tool_call_id": said(name) })
+            }).collect(),
+            tools: tool.as_ref().map(|(name, parameters)| vec![json!({ "type": "function", "function": { "name": said(name), "parameters": parameters } })]),
+            add_generation_prompt: true,
+        };
+        let controls = |chat: &Chat| -> Vec<u32> {
+            let ids = tokenizer.encode_chat(&template, chat).unwrap().ids;
+            ids.into_iter().filter(|id| tokenizer.is_special(*id)).collect()
+        };
+        prop_assert_eq!(controls(&chat(&str::to_owned)), controls(&chat(&|_| "x".to_owned())));
+    }
+}

@@ -1,0 +1,23 @@
+//! The server as its clients meet it.
+#![cfg(feature = "server")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod abuse;
+mod forms;
+mod fuzz;
+mod greedy;
+mod harness;
+mod load;
+#[cfg(unix)]
+mod program;
+mod protocol;
+mod turns;

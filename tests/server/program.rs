@@ -1,0 +1,476 @@
+//! `kimi-linear serve` and `kimi-linear bench serve` as programs; the `openai` client against them.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use super::harness::{metric, model_dir};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kimi-linear"));
+    command
+        .env_remove("KIMI_LINEAR_LOG")
+        .env_remove("KIMI_LINEAR_API_KEY")
+        .env_remove("OPENAI_API_KEY");
+    command
+}
+
+/// A server in a process of its own.
+struct Process {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    /// Starts it on a free port and waits until it is ready.
+    fn start(more: &[&str]) -> Self {
+        let mut command = program();
+        command.args([
+            "serve",
+            "--backend",
+            "cpu",
+            "--port",
+            "0",
+            "--served-model-name",
+            "model",
+            "--model",
+        ]);
+        command.arg(model_dir()).args(more);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let url = line
+            .trim()
+            .strip_prefix("listening on ")
+            .unwrap_or_else(|| panic!("{line:?}"))
+            .to_owned();
+        let process = Self { child, url };
+        for _ in 0..600 {
+            if process
+                .get("/health")
+                .is_some_and(|(status, _)| status == 200)
+            {
+                return process;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("it does not become ready");
+    }
+
+    fn get(&self, path: &str) -> Option<(u16, String)> {
+        runtime().block_on(async {
+            let response = client()
+                .get(format!("{}{path}", self.url))
+                .send()
+                .await
+                .ok()?;
+            Some((response.status().as_u16(), response.text().await.ok()?))
+        })
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        runtime().block_on(async {
+            let response = client()
+                .post(format!("{}{path}", self.url))
+                .json(body)
+                .send()
+                .await
+                .unwrap();
+            (response.status().as_u16(), response.json().await.unwrap())
+        })
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([name, &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+
+    /// Ends it by a signal; its exit and what it wrote to stderr.
+    fn end(mut self) -> (bool, String) {
+        self.signal("-TERM");
+        let status = self.child.wait().unwrap();
+        let mut log = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut log)
+            .unwrap();
+        (status.success(), log)
+    }
+
+    /// Kilobytes that it holds.
+    fn resident(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+fn chat(text: &str) -> Value {
+    json!({ "messages": [{ "role": "user", "content": text }], "max_tokens": 4, "temperature": 0 })
+}
+
+#[track_caller]
+fn refused(output: &Output, code: i32, wrong: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert!(
+        stderr.contains(wrong) && !stderr.contains("panicked"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn flags_that_cannot_be_are_refused() {
+    let run = |more: &[&str]| {
+        let mut command = program();
+        command
+            .args(["serve", "--backend", "cpu", "--port", "0", "--model"])
+            .arg(model_dir())
+            .args(more);
+        command.output().unwrap()
+    };
+    refused(
+        &run(&["--tensor-parallel-size", "2"]),
+        1,
+        "--tensor-parallel-size 2",
+    );
+    refused(
+        &run(&["--gpu-memory-utilization", "1.5"]),
+        1,
+        "--gpu-memory-utilization",
+    );
+    refused(
+        &run(&["--dtype", "float32"]),
+        1,
+        "the checkpoint's weights are bf16",
+    );
+    refused(&run(&["--kv-cache-dtype", "bfloat16"]), 1, "caches in f32");
+    refused(&run(&["--max-model-len", "9000"]), 1, "8192");
+    refused(&run(&["--max-num-batched-tokens", "64"]), 1, "at least");
+    refused(
+        &run(&["--num-gpu-blocks-override", "3", "--max-model-len", "1000"]),
+        1,
+        "latents",
+    );
+    refused(&run(&["--max-num-seqs", "0"]), 2, "max-num-seqs");
+    refused(
+        &run(&["--host", "no.such.host.invalid"]),
+        1,
+        "cannot listen",
+    );
+}
+
+#[test]
+fn it_logs_requests_but_not_what_they_say_unless_asked() {
+    let ask = |flags: &[&str]| {
+        let process = Process::start(flags);
+        let (status, _) = process.post("/v1/chat/completions", &chat("The secret word"));
+        assert_eq!(status, 200);
+        let (ended_well, log) = process.end();
+        assert!(ended_well, "{log}");
+        log
+    };
+    let quiet = ask(&[]);
+    assert!(
+        quiet.contains("serving model") && !quiet.contains("prompt_tokens"),
+        "{quiet}"
+    );
+    let requests = ask(&["--enable-log-requests", "--log-format", "json"]);
+    let lines: Vec<Value> = requests
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let line = |message: &str| {
+        lines
+            .iter()
+            .find(|line| line["message"] == message)
+            .unwrap_or_else(|| panic!("{requests}"))
+    };
+    assert_eq!(line("request")["request"], line("answered")["request"]);
+    assert_eq!(line("answered")["generated_tokens"], 4);
+    assert!(!requests.contains("secret"), "{requests}");
+    assert!(ask(&["--log-content"]).contains("The secret word"));
+}
+
+#[test]
+fn flags_of_vllm_mean_what_they_mean_there() {
+    let process = Process::start(&[
+        "--host",
+        "127.0.0.1",
+        "--api-key",
+        "k",
+        "--max-model-len",
+        "128",
+        "--max-num-seqs",
+        "2",
+        "--max-num-batched-tokens",
+        "200",
+        "--gpu-memory-utilization",
+        "0.5",
+        "--enable-prefix-caching",
+        "--dtype",
+        "auto",
+        "--kv-cache-dtype",
+        "auto",
+        "--seed",
+        "1",
+        "--tensor-parallel-size",
+        "1",
+        "--served-model-name",
+        "other",
+    ]);
+    assert_eq!(process.get("/v1/models").unwrap().0, 401);
+    let models = runtime().block_on(async {
+        let models = client()
+            .get(format!("{}/v1/models", process.url))
+            .bearer_auth("k")
+            .send()
+            .await
+            .unwrap();
+        models.json::<Value>().await.unwrap()
+    });
+    assert_eq!(models["data"].as_array().unwrap().len(), 2);
+    assert_eq!(models["data"][1]["id"], "other");
+    assert_eq!(models["data"][0]["max_model_len"], 128);
+    assert!(process.end().0);
+}
+
+#[test]
+fn memory_ends_where_it_began() {
+    let process = Process::start(&[
+        "--max-model-len",
+        "512",
+        "--swap-space",
+        "0.001",
+        "--max-num-seqs",
+        "8",
+    ]);
+    let bench = |requests: &str, seed: &str| {
+        let output = program()
+            .args([
+                "bench",
+                "serve",
+                "--url",
+                &process.url,
+                "--rate",
+                "400",
+                "--num-requests",
+                requests,
+                "--seed",
+                seed,
+            ])
+            .args([
+                "--input-length",
+                "100",
+                "--output-length",
+                "8",
+                "--ignore-eos",
+                "--json",
+            ])
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    // The pools fill, and threads get their stacks.
+    bench("200", "0");
+    let before = process.resident();
+    bench("1000", "1");
+    let after = process.resident();
+    // Five times the load that came before; what each request takes would show.
+    assert!(
+        after < before * 1.15 + 4096.0,
+        "{before} kB, then {after} kB"
+    );
+    let text = process.get("/metrics").unwrap().1;
+    for name in [
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "kimi_linear:state_slots_used",
+    ] {
+        assert_eq!(metric(&text, name), 0.0, "{name}");
+    }
+}
+
+#[test]
+fn load_is_measured_told_and_drawn() {
+    let process = Process::start(&["--max-model-len", "2048"]);
+    let folder = tempfile::tempdir().unwrap();
+    let (plot, trace) = (
+        folder.path().join("plot.svg"),
+        folder.path().join("trace.jsonl"),
+    );
+    let lines = [
+        json!({ "timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2] }),
+        json!({ "timestamp": 1500, "input_length": 1100, "output_length": 6, "hash_ids": [1, 3, 4] }),
+        json!({ "timestamp": 3000, "input_length": 600, "output_length": 7, "hash_ids": [1, 2] }),
+    ];
+    let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
+    std::fs::write(&trace, lines.join("\n")).unwrap();
+    let bench = |more: &[&str]| {
+        let output = program()
+            .args(["bench", "serve", "--url", &process.url, "--ignore-eos"])
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (plot_path, trace_path) = (plot.to_str().unwrap(), trace.to_str().unwrap());
+    let report = bench(&[
+        "--trace",
+        trace_path,
+        "--speed",
+        "2",
+        "--json",
+        "--plot",
+        plot_path,
+        "--slo-ttft-ms",
+        "1e-9",
+        "--slo-tpot-ms",
+        "60000",
+    ]);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(
+        (&report["completed"], &report["failed"]),
+        (&json!(3), &json!(0))
+    );
+    assert_eq!(report["prompt_tokens"], 2300);
+    assert_eq!(report["output_tokens"], 18);
+    // The trace's shared blocks were found: the third request is the first again.
+    assert!(report["cached_tokens"].as_u64().unwrap() >= 512, "{report}");
+    assert_eq!(report["goodput"]["requests"], 0);
+    assert!(report["duration_s"].as_f64().unwrap() >= 1.5);
+    assert!(
+        report["ttft_ms"]["p99"].as_f64().unwrap() >= report["ttft_ms"]["p50"].as_f64().unwrap()
+    );
+    assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+    let table = bench(&[
+        "--rate",
+        "50",
+        "--num-requests",
+        "20",
+        "--input-length",
+        "30",
+        "--output-length",
+        "6",
+        "--api",
+        "chat",
+    ]);
+    assert!(
+        table.contains("20 of 20 requests answered") && table.contains("p99"),
+        "{table}"
+    );
+    // What fails is told.
+    let output = program()
+        .args([
+            "bench",
+            "serve",
+            "--url",
+            &process.url,
+            "--model",
+            "nobody",
+            "--num-requests",
+            "2",
+            "--rate",
+            "50",
+        ])
+        .output()
+        .unwrap();
+    refused(&output, 1, "no request was answered");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("404"));
+    let output = program()
+        .args(["bench", "serve", "--url", "https://example.org"])
+        .output()
+        .unwrap();
+    refused(&output, 1, "TLS");
+}
+
+/// The interpreter with the `openai` package, which the Makefile makes.
+fn python() -> PathBuf {
+    let named = std::env::var_os("KIMI_LINEAR_TEST_PYTHON").map(PathBuf::from);
+    let python = named.unwrap_or_else(|| {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/openai-client/bin/python")
+    });
+    assert!(
+        python.exists(),
+        "{}: not there; `make target/openai-client/made` makes it, or KIMI_LINEAR_TEST_PYTHON names a Python with `openai`",
+        python.display()
+    );
+    python
+}
+
+#[test]
+fn the_openai_client_works_unchanged() {
+    let process = Process::start(&["--api-key", "a key"]);
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/server/openai_client.py");
+    let output = Command::new(python())
+        .arg(script)
+        .env("OPENAI_BASE_URL", format!("{}/v1", process.url))
+        .env("OPENAI_API_KEY", "a key")
+        .env("NO_PROXY", "*")
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{stdout}{stderr}");
+    // Each part says that it came to its end.
+    for part in [
+        "chat",
+        "stream",
+        "tools",
+        "schema",
+        "logprobs",
+        "completions",
+        "errors",
+    ] {
+        assert!(
+            stdout.lines().any(|line| line == format!("{part} ok")),
+            "{part}: {stdout}"
+        );
+    }
+}
