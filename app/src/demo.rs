@@ -1,4 +1,4 @@
-//! The model that runs when nobody has chosen one.
+//! The model that runs when nobody has chosen one: the library's demo model.
 
 use std::path::PathBuf;
 
@@ -7,20 +7,13 @@ use crate::problem::{Problem, WayOut};
 /// What people call it.
 pub const NAME: &str = "the demo model";
 
-/// Its folder.
+/// Its folder, written first if it is not there.
 ///
 /// # Errors
-/// It is not there.
+/// A place that cannot be written.
 pub fn folder() -> Result<PathBuf, Problem> {
-    let folder = PathBuf::from(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/reference/tiny-a"
-    ));
-    if folder.join("config.json").is_file() {
-        return Ok(folder);
-    }
-    Err(Problem::new(
-        "There is no demo model beside this program. Any folder with a Kimi Linear checkpoint runs.",
-        WayOut::ChooseModel,
-    ))
+    kimi_linear::demo::folder().map_err(|error| {
+        let sentence = format!("{error}. Any folder with a Kimi Linear checkpoint runs instead.");
+        Problem::new(sentence, WayOut::ChooseModel)
+    })
 }

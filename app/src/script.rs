@@ -50,9 +50,11 @@ pub enum Step {
     New,
     /// Bring a view to the front.
     View(String),
+    /// All panels side by side, or as at first.
+    Panels(bool),
     /// Select a token by its place; nothing is the newest.
     Token(Option<usize>),
-    /// Select the last token of this text.
+    /// Select the last token of the questions that reads so.
     Find(String),
     /// Select a KDA head.
     Kda(usize, usize),
@@ -136,6 +138,11 @@ fn step(line: &str) -> Result<Step, String> {
                 Err(format!("the views are {names:?}"))
             }
         }
+        "panels" => match rest {
+            "all" => Ok(Step::Panels(true)),
+            "first" => Ok(Step::Panels(false)),
+            _ => Err("all or first is expected".to_owned()),
+        },
         "token" if rest == "newest" => Ok(Step::Token(None)),
         "token" => number(rest).map(|token| Step::Token(Some(token))),
         "find" => text().map(Step::Find),

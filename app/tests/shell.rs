@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Played, harness, played, start};
-use eframe::egui::{Key, Modifiers};
+use eframe::egui::{Key, Modifiers, Theme};
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
 use kimi_linear::backend::{Device, Precision};
@@ -228,7 +228,7 @@ fn stop_regenerate_and_edit_go_where_they_say() {
 #[test]
 fn an_example_says_what_to_look_at() {
     let (mut harness, played) = loaded();
-    harness.get_by_label("Recall with overwriting").click();
+    harness.get_by_label("Recall, overwritten").click();
     harness.run_steps(3);
     let Command::Ask(ask) = played.command() else {
         panic!("the example is asked")
@@ -429,4 +429,25 @@ fn a_server_is_chatted_with_without_views() {
     harness.run_steps(3);
     harness.get_by_label_contains("good day");
     harness.get_by_label_contains("context 7 of 1000");
+}
+
+#[test]
+fn a_chat_looks_as_it_did() {
+    let (mut harness, played) = loaded();
+    harness.set_size([760.0, 460.0].into());
+    type_and_send(&mut harness, "What does the red box hold?");
+    let at = Instant::now();
+    prompt(&played, &["What", "?"], at);
+    let answer =
+        "The red box holds **3**:\n\n1. it held 7,\n2. then `3`.\n\n```\nS <- S + b k e\n```\n";
+    say(&played, answer, at + Duration::from_millis(40));
+    say(&played, " ", at + Duration::from_millis(60));
+    finish(&played, FinishReason::Stop);
+    // Nothing that blinks.
+    harness.key_press(Key::Tab);
+    for (theme, picture) in [(Theme::Dark, "chat"), (Theme::Light, "chat_light")] {
+        harness.ctx.set_theme(theme);
+        harness.run_steps(30);
+        harness.snapshot(picture);
+    }
 }

@@ -59,6 +59,7 @@ impl App {
             }
             Action::View(name) => arrange::show(&mut self.tree, &arrange::Pane::View(name)),
             Action::Arrange => self.tree = arrange::first(self.session.remote()),
+            Action::Spread => self.tree = arrange::side_by_side(self.session.remote()),
             Action::Theme => self.settings.dark = Some(!ctx.global_style().visuals.dark_mode),
             Action::Sidebar => self.settings.sidebar = !self.settings.sidebar,
             Action::Log => self.settings.log = !self.settings.log,

@@ -44,6 +44,8 @@ pub enum Action {
     View(String),
     /// Lay out the panels as at first.
     Arrange,
+    /// Lay out all panels side by side.
+    Spread,
     /// Switch between dark and light.
     Theme,
     /// Show or hide the list of chats.

@@ -60,6 +60,24 @@ pub fn first(remote: bool) -> Tree<Pane> {
     Tree::new(egui::Id::unique("panels"), root, tiles)
 }
 
+/// Every panel in sight at once: the chat to the left, the views in a grid beside it.
+#[must_use]
+pub fn side_by_side(remote: bool) -> Tree<Pane> {
+    let mut tiles = Tiles::default();
+    let chat = tiles.insert_pane(Pane::Chat);
+    let views = all(remote).into_iter().filter(|pane| *pane != Pane::Chat);
+    let views: Vec<TileId> = views.map(|pane| tiles.insert_pane(pane)).collect();
+    if views.is_empty() {
+        return first(remote);
+    }
+    let grid = tiles.insert_grid_tile(views);
+    let mut halves = Linear::new(LinearDir::Horizontal, vec![chat, grid]);
+    halves.shares.set_share(chat, 0.26);
+    halves.shares.set_share(grid, 0.74);
+    let root = tiles.insert_container(Container::Linear(halves));
+    Tree::new(egui::Id::unique("panels"), root, tiles)
+}
+
 /// A saved arrangement, if it holds every panel exactly once: another version's does not.
 #[must_use]
 pub fn restore(saved: Option<Tree<Pane>>, remote: bool) -> Tree<Pane> {

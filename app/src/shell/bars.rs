@@ -66,6 +66,9 @@ pub(super) fn top(
                     }
                 }
                 ui.separator();
+                if ui.button("All panels side by side").clicked() {
+                    actions.push(Action::Spread);
+                }
                 if ui.button("Panels as at first").clicked() {
                     actions.push(Action::Arrange);
                 }

@@ -107,6 +107,12 @@ pub fn shortcuts() -> Vec<Shortcut> {
         ),
         of(ALT, Key::PageUp, "Head before", Action::Head(Step::Back)),
         of(ALT, Key::PageDown, "Head after", Action::Head(Step::On)),
+        of(
+            COMMAND,
+            Key::Num8,
+            "All panels side by side",
+            Action::Spread,
+        ),
         of(COMMAND, Key::Num0, "Panels as at first", Action::Arrange),
     ];
     let digits = [

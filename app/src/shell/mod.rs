@@ -73,6 +73,9 @@ enum Running {
     },
 }
 
+/// What the system's dialog chose, and what for.
+type Picked = (Pick, PathBuf);
+
 /// The app.
 pub struct App {
     session: Session,
@@ -110,7 +113,7 @@ pub struct App {
     markdown: CommonMarkCache,
     log: Log,
     keys: Vec<Shortcut>,
-    picks: (Sender<(Pick, PathBuf)>, Receiver<(Pick, PathBuf)>),
+    picks: (Sender<Picked>, Receiver<Picked>),
     focus: bool,
     script: Option<Player>,
     kept: bool,
@@ -304,7 +307,11 @@ impl App {
                 .size_range(100.0..=320.0)
                 .show(ui, |ui| bars::chats(ui, &self.chats, self.current, actions));
         }
-        egui::CentralPanel::no_frame().show(ui, |ui| self.panels(ui, &colours, actions));
+        // What lies between the panels has their colour: a window's own background is dark in either appearance.
+        let ground = egui::Frame::new().fill(ui.visuals().panel_fill);
+        egui::CentralPanel::no_frame()
+            .frame(ground)
+            .show(ui, |ui| self.panels(ui, &colours, actions));
         self.windows(ui, &colours, actions);
     }
 

@@ -11,7 +11,7 @@ use super::action::Action;
 use serde_json::{Value, json};
 
 use crate::chat::{Stage, Turn};
-use crate::history::History;
+use crate::history::{History, TokenText};
 use crate::script::{Player, Step, Until};
 use kimi_linear::model::TraceHead;
 
@@ -77,10 +77,19 @@ impl App {
             Step::Regenerate => self.act(ctx, Action::Regenerate),
             Step::New => self.act(ctx, Action::NewChat),
             Step::View(name) => self.act(ctx, Action::View(name.clone())),
+            Step::Panels(all) => {
+                let action = if *all {
+                    Action::Spread
+                } else {
+                    Action::Arrange
+                };
+                self.act(ctx, action);
+            }
             Step::Token(token) => self.selection.token = *token,
             Step::Find(text) => {
                 let tokens = self.chat().history.tokens();
-                let found = tokens.iter().rposition(|token| token.text.trim() == text);
+                let reads = |token: &TokenText| !token.answer && token.text.trim() == text;
+                let found = tokens.iter().rposition(reads);
                 self.selection.token = Some(found.ok_or(format!("no token reads `{text}`"))?);
             }
             Step::Kda(layer, head) => {

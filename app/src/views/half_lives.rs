@@ -157,6 +157,8 @@ impl View for HalfLives {
             group.shares.iter().enumerate().map(bar).collect()
         };
         let colours = context.colours;
+        let shares = mine.shares.iter().chain(&others.shares);
+        let highest = shares.fold(0.0_f64, |most, share| most.max(*share));
         let grey = colours.faint.gamma_multiply(0.45);
         let back = BarChart::new(against, bars(others, 0.96, grey)).color(grey);
         let front = BarChart::new("this head", bars(mine, 0.5, colours.kda)).color(colours.kda);
@@ -169,6 +171,8 @@ impl View for HalfLives {
             .legend(Legend::default().position(Corner::LeftTop))
             .default_x_bounds(f64::from(DECADES.0), f64::from(DECADES.1) + 0.2)
             .include_y(0.0)
+            // Room for the legend above the bars.
+            .include_y(140.0 * highest)
             .custom_x_axes(vec![
                 AxisHints::new_x()
                     .label("half-life in tokens")

@@ -83,7 +83,7 @@ impl Statistic {
     fn place(self, x: f32, (low, high): (f32, f32)) -> f32 {
         let by = |x: f32| {
             if self == Self::HalfLife {
-                x.max(1e-3).min(1e7).log10()
+                x.max(1e-3).log10().min(7.0)
             } else {
                 x
             }

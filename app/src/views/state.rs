@@ -80,6 +80,9 @@ struct Shown {
     head: TraceHead,
 }
 
+/// The version that numbers were picked of, the line they are shown at, and the numbers.
+type Picked = (u64, Option<Line>, Vec<f32>, Vec<f32>);
+
 /// The view.
 #[derive(Default)]
 pub(super) struct State {
@@ -93,7 +96,7 @@ pub(super) struct State {
     lines: Option<Recurrence>,
     /// Counts what was computed, for the textures.
     version: u64,
-    picked: Option<(u64, Option<Line>, Vec<f32>, Vec<f32>)>,
+    picked: Option<Picked>,
     maps: [HeatMap; 11],
 }
 
@@ -316,7 +319,12 @@ impl State {
         } else {
             room - labels - beside - gap
         };
-        let high = (ui.available_height() - 240.0).max(150.0);
+        let high = if two {
+            ui.available_height() - 240.0
+        } else {
+            (ui.available_height() - 330.0) / 2.0
+        };
+        let high = high.max(130.0);
         let side = wide.min(high).clamp(40.0, 640.0);
         let left_size = Vec2::new(labels + beside + side, 18.0 + side + 7.0 * (strip + 3.0));
         let map = Map::Signed {
@@ -390,11 +398,12 @@ impl State {
                 state_scale,
                 map,
             );
-            let keys = most(trace.key.iter().chain(&trace.query).copied());
+            let keys = most(trace.key.iter().copied());
+            let queries = most(trace.query.iter().copied());
             let columns: [(&str, &str, &[f32], f32, Map); 3] = [
                 ("a", "decay a by row", &trace.decay, 1.0, Map::Magnitude),
                 ("k", "key k by row", &trace.key, keys, map),
-                ("q", "query q by row", &trace.query, keys, map),
+                ("q", "query q by row", &trace.query, queries, map),
             ];
             for (i, (label, name, values, scale, map)) in columns.into_iter().enumerate() {
                 let x = corner.x - 3.0 - (3 - i) as f32 * (strip + 2.0) + 2.0;

@@ -330,7 +330,7 @@ fn curves(
 
 /// A power of ten as a number, where it is a whole one.
 fn power(exponent: f64, name: &dyn Fn(u64) -> String) -> String {
-    if exponent < 0.0 || exponent > 18.0 || exponent.fract().abs() > 1e-6 {
+    if !(0.0..=18.0).contains(&exponent) || exponent.fract().abs() > 1e-6 {
         return String::new();
     }
     name(10_u64.pow(exponent.round() as u32))

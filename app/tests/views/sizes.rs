@@ -84,9 +84,8 @@ fn tokens_without_a_frame_and_heads_that_were_not_traced() {
         if name == "State" {
             assert!(says(&harness, "The token before was not traced"));
         }
-        for selected in [&mut harness.state_mut().selection.kda] {
-            selected.as_mut().unwrap().head = 0;
-        }
+        let kda = &mut harness.state_mut().selection.kda;
+        kda.as_mut().unwrap().head = 0;
         harness.run_ok();
         // Beyond the end.
         harness.state_mut().selection.token = Some(10_000);

@@ -3,6 +3,7 @@
 //! Sums run in double precision: they are few, and what is shown of a state should not depend on their order.
 
 use super::kda_recurrence::Rows;
+use super::math::vectorised;
 use super::memory::{CpuWeight, Latents, States};
 use super::mla_decode::Shape;
 use crate::backend::trace::KDA_NUMBERS;
@@ -28,23 +29,47 @@ pub(super) fn trace_kda(
         let norm = (square(key) + f64::from(KEY_EPS)).sqrt();
         let key: Vec<f64> = key.iter().map(|x| f64::from(*x) / norm).collect();
         let decay: Vec<f64> = gates.iter().map(|gate| f64::from(*gate).exp()).collect();
-        let decayed = |d: usize, e: usize| {
-            before.map_or(0.0, |state| {
-                decay[d] * f64::from(state[(head * k + d) * v + e])
-            })
-        };
-        let error: Vec<f64> = (0..v)
-            .map(|e| f64::from(value[e]) - (0..k).map(|d| key[d] * decayed(d, e)).sum::<f64>())
-            .collect();
+        let state = before.map(|state| &state[head * k * v..][..k * v]);
+        let mut error: Vec<f64> = value.iter().map(|value| f64::from(*value)).collect();
         let mut after = 0.0;
-        for (d, key) in key.iter().enumerate() {
-            for (e, error) in error.iter().enumerate() {
-                after += (decayed(d, e) + key * beta * error).powi(2);
-            }
-        }
+        // Row by row, as the state lies in memory: this runs beside every token that is traced.
+        vectorised(
+            #[inline(always)]
+            || {
+                for (d, row) in state
+                    .iter()
+                    .flat_map(|state| state.chunks_exact(v))
+                    .enumerate()
+                {
+                    let read = key[d] * decay[d];
+                    for (error, s) in error.iter_mut().zip(row) {
+                        *error -= read * f64::from(*s);
+                    }
+                }
+                let mut squares = vec![0.0; v];
+                for d in 0..k {
+                    let (decay, write) = (decay[d], key[d] * beta);
+                    match state {
+                        Some(state) => {
+                            let row = &state[d * v..(d + 1) * v];
+                            for ((sum, s), error) in squares.iter_mut().zip(row).zip(&error) {
+                                let new = decay * f64::from(*s) + write * error;
+                                *sum += new * new;
+                            }
+                        }
+                        None => {
+                            for (sum, error) in squares.iter_mut().zip(&error) {
+                                *sum += (write * error) * (write * error);
+                            }
+                        }
+                    }
+                }
+                after = squares.iter().sum();
+            },
+        );
         let length = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>().sqrt();
         let numbers = [
-            after.sqrt(),
+            f64::sqrt(after),
             length(&key) * beta * length(&error),
             length(&error),
             decay.iter().sum::<f64>() / k as f64,
