@@ -30,6 +30,19 @@ impl ModelOptions {
         }
     }
 
+    /// What to call the model: its folder's name.
+    #[cfg(feature = "server")]
+    pub(crate) fn name(&self) -> String {
+        let Some(folder) = &self.model else {
+            return "kimi-linear-demo".to_owned();
+        };
+        let folder = folder.canonicalize().ok();
+        let name = folder.as_deref().and_then(Path::file_name);
+        name.map_or("kimi-linear".to_owned(), |name| {
+            name.to_string_lossy().into_owned()
+        })
+    }
+
     pub(crate) fn config(&self) -> Result<ModelConfig> {
         let mut file = self.folder()?;
         if !file.is_file() {

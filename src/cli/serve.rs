@@ -52,7 +52,7 @@ impl Arguments {
             prefix_caching: self.caching.prefix_caching(),
             log_requests: self.logs.enable_log_requests,
             log_content: self.logs.log_content,
-            ..self.http.options(&self.model.model)
+            ..self.http.options(&self.model.name())
         }
     }
 }
@@ -132,7 +132,7 @@ async fn interrupted() {
 /// Loads the model and gives it to the server.
 fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<()> {
     let tokenizer = Arc::new(arguments.model.tokenizer(config)?);
-    let template = match ChatTemplate::from_dir(&arguments.model.model) {
+    let template = match ChatTemplate::from_dir(&arguments.model.folder()?) {
         Ok(template) => Some(template),
         Err(error @ kimi_linear::error::TokenizerError::NoTemplate { .. }) => {
             tracing::warn!("{error}: there will be no chats");
@@ -141,7 +141,7 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
         Err(error) => return Err(error.into()),
     };
     let backend = arguments.device.open()?;
-    let weights = Checkpoint::open(&arguments.model.model, config)?.total_bytes();
+    let weights = Checkpoint::open(&arguments.model.folder()?, config)?.total_bytes();
     let sizes = sizes(arguments, config, backend.device(), weights)?;
     let loaded = load(&arguments.model, config, backend, |device| {
         sizes.limits(device.cache)

@@ -1,6 +1,5 @@
 //! The flags of `serve`, by what they are about. Those that vLLM has too have its names.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -39,15 +38,12 @@ pub(super) struct Http {
 }
 
 impl Http {
-    pub(super) fn options(&self, model: &Path) -> ServerOptions {
-        let folder = model.canonicalize().ok();
-        let folder = folder.as_deref().and_then(Path::file_name);
-        let folder = folder.map_or("kimi-linear".into(), |name| name.to_string_lossy());
+    pub(super) fn options(&self, model: &str) -> ServerOptions {
         let mut api_keys = self.api_key.clone();
         api_keys.extend(std::env::var("KIMI_LINEAR_API_KEY").ok());
         api_keys.retain(|key| !key.is_empty());
         let timeout = Duration::from_secs(self.client_timeout);
-        let options = ServerOptions::new(&folder);
+        let options = ServerOptions::new(model);
         ServerOptions {
             model_names: match self.served_model_name.is_empty() {
                 true => options.model_names,
