@@ -548,6 +548,11 @@ impl State {
             }
         });
         ui.style_mut().wrap_mode = Some(egui::TextWrapMode::Extend);
+        // All five are to be seen below the pictures of a panel of half a window.
+        let spacing = ui.spacing_mut();
+        spacing.interact_size.y = 16.0;
+        spacing.button_padding.y = 0.0;
+        spacing.item_spacing.y = 2.0;
         for line in Line::ALL {
             let text = RichText::new(line.text(lines, trace)).monospace();
             if ui.selectable_label(self.line == Some(line), text).clicked() {
