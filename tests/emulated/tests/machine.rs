@@ -62,9 +62,14 @@ fn norm(width: u16, declared: u32, order: Order) -> Result<Vec<f32>, String> {
     let row: Vec<f32> = (0..width).map(|i| f32::from(i % 64) - 7.0).collect();
     let (input, weight) = (halves(&row), halves(&vec![1.0; width.into()]));
     let output = Allocation::new(2 * usize::from(width)).unwrap();
-    let arguments: [&[u8]; 7] = [
+    // A batch's first word counts its tokens.
+    let mut batch = Allocation::new(4).unwrap();
+    batch.bytes_mut().copy_from_slice(&1_u32.to_le_bytes());
+    let arguments: [&[u8]; 9] = [
+        &batch.address().to_le_bytes(),
+        &0_u32.to_le_bytes(),
+        &0_u32.to_le_bytes(),
         &input.address().to_le_bytes(),
-        &0_u64.to_le_bytes(),
         &weight.address().to_le_bytes(),
         &0_u32.to_le_bytes(),
         &output.address().to_le_bytes(),
