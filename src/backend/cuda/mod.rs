@@ -1,7 +1,7 @@
 //! The CUDA backend: every operation as a kernel of `kernels/`, dense products by cuBLASLt, on NVIDIA GPUs.
 //!
 //! bf16 weights, activations and latent cache; f32 sums, states, gates, softmax and router. What runs the kernels is a
-//! [`Machine`](machine::Machine). A step becomes one list of commands a submission; the driver keeps a graph of it. It
+//! [`Machine`]. A step becomes one list of commands a submission; the driver keeps a graph of it. It
 //! holds one rank only.
 
 mod answers;
