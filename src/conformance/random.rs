@@ -21,6 +21,9 @@ pub enum Gates {
     Wild,
     /// Exactly 0.
     Zero,
+    /// In (-7.4, -6): eight in a row are small enough for one anchor between them and eight more, and too large for what
+    /// lies above the diagonal then, which overflows.
+    Steep,
 }
 
 impl Gates {
@@ -34,6 +37,7 @@ impl Gates {
             Self::Frozen => "frozen",
             Self::Wild => "wild",
             Self::Zero => "zero",
+            Self::Steep => "steep",
         }
     }
 }
@@ -99,6 +103,7 @@ impl Random {
                     Gates::Frozen => -self.octaves(-24, -14),
                     Gates::Wild => -self.octaves(-13, 8),
                     Gates::Zero => 0.0,
+                    Gates::Steep => -6.0 - 1.4 * self.uniform(),
                 });
             }
         }

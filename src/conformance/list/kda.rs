@@ -106,6 +106,7 @@ pub(super) fn cases() -> Vec<Case> {
             Gates::Frozen,
             Gates::Wild,
             Gates::Zero,
+            Gates::Steep,
         ] {
             for length in [63, 130] {
                 let name = format!("{}/T={length}", gates.name());
