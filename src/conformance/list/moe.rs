@@ -145,6 +145,8 @@ pub(super) fn cases() -> Vec<Case> {
             ([4, 33, 20], 5, 3),
             ([16, 64, 64], 33, 8),
             ([3, 48, 128], 1, 2),
+            // More rows an expert than a tile has, and deeper than two stages of one.
+            ([2, 160, 96], 150, 2),
         ] {
             let [count, n, d] = shape;
             let name = format!("{format}/{count} of [{n},{d}]/T={tokens} k={top_k}");
