@@ -15,8 +15,9 @@ fn files(folder: &Path, extension: &str) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn main() -> std::io::Result<()> {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
-    let tried = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    // Asked when it runs: what was built may have been moved with its folder.
+    let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let (kernels, tried) = (here.join("../../kernels"), here.join("kernels"));
     for folder in [&kernels, &tried] {
         println!("cargo::rerun-if-changed={}", folder.display());
     }
