@@ -199,6 +199,14 @@ impl Image {
         }
     }
 
+    /// How many rows of this kind stand alone: of single tokens, or of outputs.
+    pub(crate) fn few(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.tokens - self.several_rows,
+            Rows::Outputs => self.outputs,
+        }
+    }
+
     /// Appends a list and notes in the header where it begins.
     fn list(&mut self, header: usize, words: impl IntoIterator<Item = u32>) -> usize {
         let at = self.words.len();
