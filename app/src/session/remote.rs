@@ -75,7 +75,7 @@ impl Worker {
         self.connect();
         while let Ok(command) = commands.recv() {
             match command {
-                Command::Estimate { .. } | Command::Retrace { .. } => {}
+                Command::Estimate { .. } | Command::Retrace { .. } | Command::StopLoading => {}
                 Command::Load(_) => self.connect(),
                 Command::Ask(ask) => self.ask(*ask),
                 Command::Stop(chat) => {

@@ -192,6 +192,23 @@ fn attention_in_light_and_high_density() {
     light("What it attends to", "attention_light", [840.0, 760.0], 2.0);
 }
 
+/// Screens of high density, in the dark: what is thin or small shows there.
+#[test]
+fn every_panel_in_high_density() {
+    for (name, token, picture) in [
+        ("Tokens", WRITES[1], "tokens_dense"),
+        ("Layers and heads", WRITES[1], "heads_dense"),
+        ("State", WRITES[1], "state_dense"),
+        ("Half-lives", WRITES[1], "half_lives_dense"),
+        ("Experts", WRITES[1], "experts_dense"),
+    ] {
+        let mut harness = window(story(name, Some(token)), [420.0, 380.0], Theme::Dark);
+        harness.set_pixels_per_point(2.0);
+        harness.run_ok();
+        harness.snapshot(picture);
+    }
+}
+
 #[test]
 fn a_narrow_throughput_in_light() {
     light(
