@@ -2,8 +2,8 @@
 
 use eframe::egui::accesskit::Toggled;
 use eframe::egui::{Role, Theme};
-use egui_kittest::Harness;
 use egui_kittest::kittest::{NodeT, Queryable};
+use egui_kittest::{Harness, SnapshotResults};
 use kimi_linear::model::TraceHead;
 
 use crate::scenes::{ASKS, STORY, Scene, WRITES, story, window};
@@ -195,6 +195,7 @@ fn attention_in_light_and_high_density() {
 /// Screens of high density, in the dark: what is thin or small shows there.
 #[test]
 fn every_panel_in_high_density() {
+    let mut results = SnapshotResults::new();
     for (name, token, picture) in [
         ("Tokens", WRITES[1], "tokens_dense"),
         ("Layers and heads", WRITES[1], "heads_dense"),
@@ -206,6 +207,7 @@ fn every_panel_in_high_density() {
         harness.set_pixels_per_point(2.0);
         harness.run_ok();
         harness.snapshot(picture);
+        results.extend_harness(&mut harness);
     }
 }
 
