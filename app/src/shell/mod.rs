@@ -254,7 +254,14 @@ impl App {
             ui.ctx().set_theme(theme);
         }
         let mut actions = Vec::new();
-        keys::pressed(ui, &self.keys, self.chat().busy(), &mut actions);
+        let escape = if self.chat().busy() {
+            Some(Action::Stop)
+        } else if matches!(self.running, Running::Loading { .. }) {
+            Some(Action::StopLoading)
+        } else {
+            None
+        };
+        keys::pressed(ui, &self.keys, escape, &mut actions);
         // A window that has been drawn together to nothing has nothing to show.
         if ui.available_width() >= 40.0 && ui.available_height() >= 40.0 {
             self.draw(ui, &mut actions);
@@ -299,7 +306,7 @@ impl App {
                 ui.horizontal(|ui| {
                     let bar = egui::ProgressBar::new(part).text(words);
                     ui.add_sized([(ui.available_width() - 70.0).max(40.0), 18.0], bar);
-                    let hint = "Gives up what is loaded of it so far";
+                    let hint = "Gives up what is loaded of it so far (Escape)";
                     if ui.button("Cancel").on_hover_text(hint).clicked() {
                         actions.push(Action::StopLoading);
                     }

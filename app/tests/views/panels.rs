@@ -196,14 +196,14 @@ fn attention_in_light_and_high_density() {
 #[test]
 fn every_panel_in_high_density() {
     let mut results = SnapshotResults::new();
-    for (name, token, picture) in [
-        ("Tokens", WRITES[1], "tokens_dense"),
-        ("Layers and heads", WRITES[1], "heads_dense"),
-        ("State", WRITES[1], "state_dense"),
-        ("Half-lives", WRITES[1], "half_lives_dense"),
-        ("Experts", WRITES[1], "experts_dense"),
+    for (name, picture, size) in [
+        ("Tokens", "tokens_dense", [1120.0, 420.0]),
+        ("Layers and heads", "heads_dense", [840.0, 600.0]),
+        ("State", "state_dense", [1240.0, 1120.0]),
+        ("Half-lives", "half_lives_dense", [1040.0, 640.0]),
+        ("Experts", "experts_dense", [1120.0, 480.0]),
     ] {
-        let mut harness = window(story(name, Some(token)), [420.0, 380.0], Theme::Dark);
+        let mut harness = window(story(name, Some(WRITES[1])), size, Theme::Dark);
         harness.set_pixels_per_point(2.0);
         harness.run_ok();
         harness.snapshot(picture);
