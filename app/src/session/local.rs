@@ -370,7 +370,7 @@ impl Worker {
         let (engine, teller) = (loaded.engine.clone(), self.teller.clone());
         // The answer's last token is the next question's first: a memory that has it already is of no use there.
         let mut ids = conversation.ids().to_vec();
-        //        ids.pop();
+        ids.pop();
         let path = path.to_owned();
         let note = serde_json::to_string(conversation).unwrap_or_default();
         aside("save", move || {
