@@ -1,6 +1,6 @@
 //! From a checkpoint to a model: which tensors make up which weight, and this rank's part of each.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, share};
 use crate::backend::{
@@ -27,7 +27,7 @@ pub(super) fn load(
     checkpoint: &Checkpoint,
     mut backend: Box<dyn Backend>,
     limits: Limits,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Model, Error> {
     let shard = backend.shard();
     let heads = share(shard, "KDA heads", config.kda_num_heads)?.len();
@@ -305,7 +305,7 @@ struct Loader<'a> {
     backend: &'a mut dyn Backend,
     shard: Shard,
     done: u64,
-    progress: &'a mut dyn FnMut(u64),
+    progress: &'a mut dyn FnMut(u64) -> ControlFlow<()>,
 }
 
 impl Loader<'_> {
@@ -350,8 +350,10 @@ impl Loader<'_> {
             parts,
             shard: self.shard,
         })?;
-        (self.progress)(self.done);
-        Ok(weight)
+        match (self.progress)(self.done) {
+            ControlFlow::Continue(()) => Ok(weight),
+            ControlFlow::Break(()) => Err(Error::LoadStopped),
+        }
     }
 
     fn whole(&mut self, name: String) -> Result<Weight, Error> {

@@ -11,6 +11,8 @@ pub use trace::{
     TraceFrame, TraceHead, TracedStep,
 };
 
+use std::ops::ControlFlow;
+
 use crate::backend::{
     Add, AllGather, Backend, Capacity, Embed, KdaBlock, LatentPool, Linear, MlaBlock, MlpBlock,
     MoeBlock, RmsNorm, Select, Shard, StatePool, Step, Tensor, Weight,
@@ -115,6 +117,24 @@ impl Model {
         backend: Box<dyn Backend>,
         limits: Limits,
         progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, Error> {
+        let progress = &mut |done| {
+            progress(done);
+            ControlFlow::Continue(())
+        };
+        Self::load_while(config, checkpoint, backend, limits, progress)
+    }
+
+    /// The same, for as long as `progress` says to go on.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`], and [`Error::LoadStopped`].
+    pub fn load_while(
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        backend: Box<dyn Backend>,
+        limits: Limits,
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Self, Error> {
         load::load(config, checkpoint, backend, limits, progress)
     }
