@@ -11,6 +11,8 @@ const HEADER: usize = 20;
 const NONE: u32 = u32::MAX;
 /// Tokens a chunk of the recurrence.
 const CHUNK: usize = 16;
+/// Spans are whole runs of so many positions, as kernels take them.
+const SPAN_STEP: usize = 32;
 /// Queries a tile of a prefill.
 pub(crate) const QUERIES: usize = 16;
 
@@ -60,8 +62,10 @@ pub(crate) struct Image {
 pub(crate) struct Plan {
     /// Positions a window.
     pub(crate) window: usize,
-    /// Positions a span.
+    /// Positions a span at least.
     pub(crate) span: usize,
+    /// Spans of a row at most; those of a longer one are longer.
+    pub(crate) most_spans: usize,
     /// Tokens a block of the latent pool, or 1 where there is none.
     pub(crate) block_tokens: usize,
 }
@@ -73,8 +77,16 @@ impl Plan {
     }
 
     /// Spans of single rows of a batch within `capacity`: every row may leave one partly filled.
-    pub(crate) fn spans(capacity: &Capacity, block_tokens: usize, span: usize) -> usize {
-        capacity.blocks * block_tokens / span + capacity.pieces
+    pub(crate) fn spans(&self, capacity: &Capacity) -> usize {
+        let positions = capacity.blocks * self.block_tokens;
+        let most = capacity.pieces.saturating_mul(self.most_spans);
+        most.min(positions / self.span + capacity.pieces)
+    }
+
+    /// Positions a span of a row that attends to so many. It depends on nothing else, and so does the row's arithmetic.
+    fn span(&self, positions: usize) -> usize {
+        let share = positions.div_ceil(self.most_spans);
+        self.span.max(share.next_multiple_of(SPAN_STEP))
     }
 
     /// The most words that an image within `capacity` takes.
@@ -90,7 +102,7 @@ impl Plan {
             + 4 * Self::chunks(capacity)
             + 2 * tiles
             + 4 * windows
-            + 2 * Self::spans(capacity, self.block_tokens, self.span)
+            + 2 * self.spans(capacity)
             + 2 * capacity.pieces
     }
 
@@ -173,7 +185,7 @@ impl Plan {
         for piece in batch.pieces.iter().filter(|piece| piece.length == 1) {
             let number = spanned.len() / 2;
             let first = spans.len() / 2;
-            for position in (0..=piece.position).step_by(self.span) {
+            for position in (0..=piece.position).step_by(self.span(piece.position + 1)) {
                 spans.extend([word(number), word(position)]);
             }
             spanned.extend([word(first), word(spans.len() / 2 - first)]);
