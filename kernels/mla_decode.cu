@@ -101,7 +101,7 @@ struct Tiles {
     u32 latent, all, stride;
 };
 
-// A thread's eighth of a row of each run. `block` is where the row of the next run lies, looked up a run ahead.
+// A thread's eighth of a row of each run, by copies where tiles are full. `block` is where the row of the next run lies, looked up a run ahead.
 struct Fetch {
     const Attention& a;
     const Tiles& tiles;
@@ -115,35 +115,38 @@ struct Fetch {
 
     // The row at `position` into `to`; zeros from the end on.
     __device__ __forceinline__ void row(bf16* to, u32 position) {
-        bool there = position < end, whole = (a.latent | a.rope) % 8 == 0;
+        bool there = position < end;
         const bf16* from = latents;
         if (there) from += ((u64)block * a.block_tokens + position % a.block_tokens) * (a.latent + a.rope);
-        u32 shared = tiles.latent * 16, gap = shared - a.latent;
-        for (u32 c = threadIdx.x % 8 * 8; c < tiles.all * 16; c += 64) {
-            bool key = c >= shared;
-            u32 at = key ? c - gap : c, last = key ? a.latent + a.rope : a.latent;
-            if (whole) {
-                bool valid = there && at < last;
-                copy_async(to + c, valid ? from + at : latents, valid);
-            } else {
-                for (u32 j = 0; j < 8; j++) to[c + j] = there && at + j < last ? from[at + j] : bf16{0};
+        u32 first = threadIdx.x % 8 * 8, width = tiles.all * 16;
+        if ((a.latent | a.rope) % 16 == 0) {
+            #pragma unroll
+            for (u32 c = 0; c < MOST_LATENT + MOST_ROPE; c += 64) {
+                if (c + first < width) copy_async(to + first + c, from + first + c, there);
             }
+            return;
+        }
+        u32 shared = tiles.latent * 16;
+        #pragma unroll 1
+        for (u32 c = threadIdx.x % 8; c < width; c += 8) {
+            bool key = c >= shared;
+            u32 at = key ? c - shared + a.latent : c, last = key ? a.latent + a.rope : a.latent;
+            to[c] = there && at < last ? from[at] : bf16{0};
         }
     }
 };
 
-// Softmax over a span of positions for 32 heads. Grid (spans, ceil(heads / 32)), block 256; dynamic shared memory
-// 25216 + 5120 (ceil(latent / 16) + ceil(rope / 16)). The latent is at most 512 wide, the shared key 64. Where `single`,
-// spans are the batch's; else each row has one.
-//   batch     the batch
-//   query     [T, heads (nope + rope)] bf16
-//   absorbed  [rows, heads, latent] f32
-//   latents   [blocks, block_tokens, latent + rope] bf16, aligned to 16 bytes
-//   parts     [spans, heads, 4 ceil(latent / 4) + 4] f32: weighted latent, then greatest score, sum of weights
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) mla_attend(
-    const u32* batch, u32 single, const bf16* query, const float* absorbed, const bf16* latents, float* parts, u32 heads,
-    u32 latent, u32 nope, u32 rope, u32 value, u32 block_tokens) {
-    Attention a{heads, latent, nope, rope, value, block_tokens};
+// Softmax over a span of positions for 32 heads. Widths of PUBLISHED are the published model's, known when it is compiled.
+template <bool PUBLISHED>
+static __device__ __forceinline__ void attend(
+    const u32* batch, u32 single, const bf16* query, const float* absorbed, const bf16* latents, float* parts,
+    const Attention& widths) {
+    Attention a = widths;
+    if (PUBLISHED) {
+        a.latent = MOST_LATENT;
+        a.rope = MOST_ROPE;
+    }
+    u32 heads = a.heads, latent = a.latent, nope = a.nope, rope = a.rope;
     Tiles tiles;
     tiles.latent = (latent + 15) / 16;
     tiles.all = tiles.latent + (rope + 15) / 16;
@@ -232,11 +235,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) mla_attend(
                 u32 b[RUN / 16][4];
                 #pragma unroll
                 for (u32 j = 0; j < RUN / 16; j++) ldmatrix(b[j], stage + j * 16 * tiles.stride + n * 16);
-                // A shared key's query is bf16 already: its rest is zero.
-                if (first_tile + n < tiles.latent) {
-                    #pragma unroll
-                    for (u32 j = 0; j < RUN / 16; j++) multiply_halves(score[j], rest[n], b[j]);
-                }
+                #pragma unroll
+                for (u32 j = 0; j < RUN / 16; j++) multiply_halves(score[j], rest[n], b[j]);
                 #pragma unroll
                 for (u32 j = 0; j < RUN / 16; j++) multiply_halves(score[j], part[n], b[j]);
             }
@@ -335,7 +335,27 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) mla_attend(
         *(float2*)(parts + soft_head * stride + mark_at(latent)) = make_float2(greatest, total);
     }
 }
+
+// Grid (spans, ceil(heads / 32)), block 256; dynamic shared memory 25216 + 5120 (ceil(latent / 16) + ceil(rope / 16)). The
+// latent is at most 512 wide, the shared key 64; `mla_attend_512` takes just these. Where `single`, spans are the batch's;
+// else each row has one.
+//   batch     the batch
+//   query     [T, heads (nope + rope)] bf16
+//   absorbed  [rows, heads, latent] f32
+//   latents   [blocks, block_tokens, latent + rope] bf16, aligned to 16 bytes
+//   parts     [spans, heads, 4 ceil(latent / 4) + 4] f32: weighted latent, then greatest score, sum of weights
+#define MLA_ATTEND(name, published)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(                                                 \
+        const u32* batch, u32 single, const bf16* query, const float* absorbed, const bf16* latents, float* parts,    \
+        u32 heads, u32 latent, u32 nope, u32 rope, u32 value, u32 block_tokens) {                                     \
+        Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
+        attend<published>(batch, single, query, absorbed, latents, parts, a);                                         \
+    }
+
+MLA_ATTEND(mla_attend, false)
+MLA_ATTEND(mla_attend_512, true)
 ENTRY(mla_attend)
+ENTRY(mla_attend_512)
 
 // Warps of a block of `mla_merge`, and groups of spans that they add apart.
 #define MERGE_WARPS 16

@@ -43,6 +43,7 @@ static __device__ __forceinline__ void tile_load(bf16* tile, const bf16* const (
             bool there = from != nullptr && k + c < width;
             copy_async(to, there ? from + k + c : nullptr, there);
         } else {
+#pragma unroll 1
             for (u32 j = 0; j < 8; j++) to[j] = from != nullptr && k + c + j < width ? from[k + c + j] : bf16{0};
         }
     }

@@ -294,3 +294,80 @@ impl Image {
         self.list(8, chunks);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Block, Slot};
+
+    /// A batch of single tokens after so many others each.
+    fn batch(positions: &[usize]) -> Batch {
+        let piece = |position: &usize| Piece {
+            length: 1,
+            position: *position,
+            slot_in: None,
+            slot_out: Slot(0),
+            checkpoints: Vec::new(),
+            blocks: vec![Block(0); position / 64 + 1],
+        };
+        Batch {
+            tokens: vec![0; positions.len()],
+            pieces: positions.iter().map(piece).collect(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Where the spans of each row begin.
+    fn spans(plan: &Plan, positions: &[usize]) -> Vec<Vec<u32>> {
+        let image = plan.image(&batch(positions), true);
+        let (spans, spanned) = (image.words[12] as usize, image.words[13] as usize);
+        (0..positions.len())
+            .map(|row| {
+                let words = &image.words[spanned + 2 * row..][..2];
+                (words[0]..words[0] + words[1])
+                    .map(|span| {
+                        let words = &image.words[spans + 2 * span as usize..][..2];
+                        assert_eq!(words[0], row as u32);
+                        words[1]
+                    })
+                    .collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn spans_follow_from_the_position_alone_and_are_no_more_than_their_most() {
+        let plan = Plan {
+            window: 4096,
+            span: 256,
+            most_spans: 132,
+            block_tokens: 64,
+        };
+        let positions = [0, 255, 256, 4095, 33_791, 33_792, 131_071, 1_048_575];
+        let together = spans(&plan, &positions);
+        for (row, position) in together.iter().zip(positions) {
+            assert_eq!(spans(&plan, &[position]), [row.clone()]);
+            assert!(row.len() <= 132, "{position}: {}", row.len());
+            let span = row.get(1).copied().unwrap_or(256);
+            assert!(span >= 256 && span % 32 == 0, "{position}: {span}");
+            let starts: Vec<u32> = (0..=position as u32).step_by(span as usize).collect();
+            assert_eq!(*row, starts, "{position}");
+        }
+        assert_eq!(together[3].len(), 16);
+        assert_eq!(together[6].len(), 128);
+        let capacity = Capacity {
+            tokens: positions.len(),
+            pieces: positions.len(),
+            outputs: 0,
+            blocks: batch(&positions)
+                .pieces
+                .iter()
+                .map(|piece| piece.blocks.len())
+                .sum(),
+            checkpoints: 0,
+        };
+        let image = plan.image(&batch(&positions), true);
+        assert!(image.spans <= plan.spans(&capacity));
+        assert!(image.words.len() <= plan.words(&capacity));
+    }
+}

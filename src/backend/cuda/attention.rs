@@ -184,6 +184,10 @@ impl CudaStep {
         let spans: fn(&Image) -> usize = if single { |image| image.spans } else { count };
         let batch = Arc::clone(&self.batch);
         let tiles = layout.latent.div_ceil(16) + layout.rope.div_ceil(16);
+        let entry = match (layout.latent, layout.rope) {
+            (512, 64) => "mla_attend_512",
+            _ => "mla_attend",
+        };
         let single = u32::from(single);
         self.each(move |image| {
             let rows = count(image);
@@ -200,7 +204,7 @@ impl CudaStep {
                 ],
             );
             let attend = Kernel::new(
-                "mla_attend",
+                entry,
                 256,
                 arguments![
                     &batch, single, &query, &absorbed, &latents, &parts, h, latent, nope, rope,

@@ -1,6 +1,6 @@
 //! How operations are run whose rows stand alone: against the oracle, each row without the others, again and again.
 
-use crate::backend::{Batch, Element, Result, Rows, Step, Tensor, TensorValues};
+use crate::backend::{Batch, Element, Piece, Result, Rows, Slot, Step, Tensor, TensorValues};
 use crate::conformance::lab::plain;
 use crate::conformance::{Case, Lab, Tolerance, element_error, row_error};
 
@@ -88,9 +88,13 @@ impl Output {
 /// Records the operation, given its arguments and results.
 type Record = Box<dyn Fn(&mut dyn Step, &[Tensor], &[Tensor]) -> Result<()>>;
 
+/// How rows are laid out in pieces: the lengths of these.
+pub(super) type Layout = fn(usize) -> Vec<usize>;
+
 /// An operation with its arguments and answers.
 pub(super) struct Operation {
     pub(super) tokens: Vec<u32>,
+    pub(super) layout: Layout,
     pub(super) inputs: Vec<Input>,
     pub(super) outputs: Vec<Output>,
     pub(super) record: Record,
@@ -106,9 +110,31 @@ impl Operation {
     ) -> Self {
         Self {
             tokens: vec![0; rows],
+            layout: |rows| vec![rows],
             inputs,
             outputs,
             record: Box::new(record),
+        }
+    }
+
+    /// The same with its rows laid out in other pieces than one.
+    pub(super) fn laid_out(self, layout: Layout) -> Self {
+        Self { layout, ..self }
+    }
+
+    /// The batch of as many rows.
+    fn batch(&self, rows: usize) -> Batch {
+        let lengths = (self.layout)(rows);
+        if let [length] = lengths[..] {
+            return plain(length);
+        }
+        let piece = |(i, length): (usize, usize)| Piece {
+            slot_out: Slot(i as u32),
+            ..plain(length).pieces.remove(0)
+        };
+        Batch {
+            pieces: lengths.into_iter().enumerate().map(piece).collect(),
+            ..plain(rows)
         }
     }
 }
@@ -145,7 +171,7 @@ impl Rig {
                 Place::Input(i) => inputs[i],
             });
         }
-        let mut step = lab.step(&plain(rows))?;
+        let mut step = lab.step(&operation.batch(rows))?;
         (operation.record)(&mut *step, &inputs, &outputs)?;
         Ok(Self {
             operation,
@@ -172,7 +198,7 @@ impl Rig {
         let rows = range.len();
         let batch = Batch {
             tokens: self.operation.tokens[range].to_vec(),
-            ..plain(rows)
+            ..self.operation.batch(rows)
         };
         lab.submit(&mut *self.step, &batch)?;
         self.outputs
@@ -226,6 +252,9 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
             }
         }
         Question::Alone => {
+            // Backends with paths by a piece's length have one for single rows.
+            let lengths = (rig.operation.layout)(rows);
+            let in_f32 = lengths.iter().any(|length| *length != 1);
             for count in [1, 2, 3, 5, 16] {
                 for start in [0, 1, rows / 2, rows.saturating_sub(count)] {
                     if start + count > rows {
@@ -236,7 +265,7 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
                         let range = start * output.width..(start + count) * output.width;
                         let what =
                             format!("{}, rows {start}..{} alone", output.name, start + count);
-                        alike(lab, what, &few[i], &cut(&all[i], range), true);
+                        alike(lab, what, &few[i], &cut(&all[i], range), in_f32);
                     }
                 }
             }
