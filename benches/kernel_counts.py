@@ -29,6 +29,8 @@ MARKS = ("<!-- counts: benches/kernel_counts.py --write -->\n", "<!-- end of cou
 # An H200: multiprocessors, clocks a microsecond, bytes a microsecond of a copy, clocks of a quarter for one HMMA 16x8x16
 # (0.63 of wgmma's rate, arXiv 2402.13499), microseconds of a launch in a graph and until a block's first bytes are there.
 SMS, CLOCK, COPY, HMMA, LAUNCH, LATENCY = 132, 1700.0, 4.3e6, 6.4, 1.5, 1.5
+# Bytes a microsecond that one multiprocessor takes in when the others are idle.
+ALONE = 80e3
 
 KINDS = ["HMMA", "LDSM", "LDS", "STS", "LDG", "LDGSTS", "UBLKCP", "STG", "MUFU", "FFMA", "BAR"]
 WORD = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+)?\s*([A-Z][\w.]*)(.*)$")
@@ -175,7 +177,7 @@ def kernels_of(text):
 
 
 def chosen(loops):
-    tensor = [loop for loop in loops[1:] if loop.count.kinds["HMMA"]]
+    tensor = [loop for loop in loops if loop.count.kinds["HMMA"]]
     if tensor or len(loops) == 1:
         return tensor or loops
     weight = lambda loop: sum(loop.count.kinds[kind] for kind in ("LDG", "LDS", "STS", "STG", "FFMA", "MUFU"))
@@ -186,56 +188,65 @@ def main_loop(loops):
     return max(chosen(loops), key=lambda loop: loop.count.kinds["HMMA"])
 
 
-# What a warp does in one turn of the loop that holds most products, and the HMMAs that it takes if nothing comes in two parts.
+# What a warp does in one turn of the loop that holds most products, the HMMAs that it takes if nothing comes in two parts, and
+# those that it does take at the published widths, where a branch leaves some out.
 UNITS = {
-    "mla_attend": ("32 positions, 16 heads by a quarter of the columns, then 32 heads by 64", 36 + 32),
-    "mla_prefill_192": ("32 queries by 32 positions", 96 + 64),
-    "mla_prefill_64": ("32 queries by 32 positions", 32 + 32),
-    "experts_many_in": ("64 places by 2 x 32 columns, 32 deep", 64),
-    "experts_many_out": ("64 places by 64 columns, 32 deep", 64),
+    "mla_attend_512": ("32 positions, 16 heads by a quarter of the columns, then 32 heads by 64", 36 + 32, 104),
+    "mla_prefill_192": ("32 queries by 32 positions", 96 + 64, 224),
+    "experts_many_in": ("64 places by 2 x 32 columns, 32 deep", 64, 64),
+    "experts_many_out": ("64 places by 64 columns, 32 deep", 64, 64),
 }
 
 
-def clocks(count, warps):
-    """Of a multiprocessor, for so many warps: tensor cores, shared memory, issue."""
-    return count.kinds["HMMA"] * warps / 4 * HMMA, count.wavefronts * warps, count.all * warps / 4
-
-
-def model(loops_of):
-    """Rows: what, bytes, time by bytes, by tensor cores, by shared memory, by issue, predicted, the floor."""
+def model(found):
+    """Rows: what, times by bytes, tensor cores, shared memory, issue; predicted, the floor. Microseconds, one layer."""
     rows = []
 
-    def row(what, kernel, turns, warps, volume, floor, launches=1, floor_bytes=None):
-        """`turns` of the loop for all of the device's multiprocessors, each with `warps` warps of one block."""
-        parts = [c * turns / SMS / CLOCK for c in clocks(main_loop(loops_of[kernel]).count, warps)] if kernel else [0, 0, 0]
-        by_bytes = volume / COPY
-        # What tensor cores, shared memory and issue slots do overlaps if enough warps are there; a tenth more for what does not.
-        time = 1.1 * max(by_bytes, *parts) + launches * LAUNCH + LATENCY
-        rows.append((what, by_bytes, *parts, time, floor))
+    def row(what, kernel, turns, warps, volume, floor, launches=1, alone=0, whole=False):
+        """`turns` of a loop (or of a `whole` kernel) on the multiprocessor that has most of them, by blocks of so many warps;
+        `volume` bytes of the device, `alone` of that multiprocessor."""
+        parts = [0, 0, 0]
+        if kernel in found:
+            loop = found[kernel][0] if whole else main_loop(found[kernel])
+            hmma = UNITS[kernel][2] if kernel in UNITS and not whole else loop.count.kinds["HMMA"]
+            parts = [hmma * warps / 4 * HMMA, loop.count.wavefronts * warps, loop.count.all * warps / 4]
+            parts = [clocks * turns / CLOCK for clocks in parts]
+        elif kernel:
+            return
+        by_bytes = max(volume / COPY, alone / ALONE)
+        # The kinds overlap where enough warps are there; a tenth more for what does not.
+        rows.append((what, by_bytes, *parts, 1.1 * max(by_bytes, *parts) + launches * LAUNCH + LATENCY, floor))
 
-    for positions in (4096, 131072, 1048576):
+    chunks, images = 8192 // 16, 8192 // 16 * 32 * 22528
+    row("KDA prefill, 8,192 tokens, one sequence: prepare", "kda_prepare", chunks * 32 / SMS, 4, 5 * 8192 * 8192 + images, 0, whole=True)
+    row(".. scan, a warp a scheduler (its own waiting comes on top)", "kda_scan_64", chunks, 4, images + 8192 * 8192, 71)
+    row("KDA decode, one sequence", None, 0, 0, 4.2e6, 0.87, alone=131072)
+    row("KDA decode, 64 sequences", None, 0, 0, 64 * 4.2e6, 56)
+    kv_b = 2 * 32 * 256 * 512
+    for positions, name in ((4096, "4K"), (32768, "32K"), (131072, "128K"), (1048576, "1M")):
         span = max(256, -(-(-(-positions // 132)) // 32) * 32)
         spans = -(-positions // span)
-        # The block with most to do ends last.
-        turns = -(-spans // SMS) * SMS * (span // 32) if spans > SMS else SMS * (span // 32)
-        parts = 2 * spans * 32 * 516 * 4
-        name = f"{positions // 1024}K" if positions < 1 << 20 else "1M"
-        volume = positions * 1152 * (turns * 32 / positions if spans < SMS // 2 else 1) + parts + 8.4e6
-        row(f"MLA decode, one row after {name} (absorb, attend, merge)", "mla_attend", turns, 8, volume, positions * 1152 / 4.8e6, 3)
-    row("MLA decode, 64 rows after 4K", "mla_attend", 64 * 128, 8, 64 * (4096 * 1152 + 2 * 16 * 32 * 516 * 4) + 8.4e6,
+        volume = positions * 1152 + 2 * spans * 32 * 516 * 4 + kv_b
+        row(f"MLA decode, one row after {name}: absorb, attend, merge", "mla_attend_512", span / 32, 8, volume, positions * 1152 / 4.8e6, 3,
+            alone=span * 1152 + 32 * 516 * 8)
+    row("MLA decode, 64 rows after 4K each", "mla_attend_512", 64 * 128 / SMS, 8, 64 * (4096 * 1152 + 2 * 16 * 32 * 516 * 4) + kv_b,
         64 * 4096 * 1152 / 4.8e6, 3)
     for tokens in (8192, 131072):
-        # Causal: half of all pairs, and half of the diagonal's 32 by 32.
-        turns = 32 * (tokens / 32) ** 2 / 2 / 8
-        row(f"MLA prefill, {tokens // 1024}K tokens at once, attention alone", "mla_prefill_192", turns, 8, tokens * 2e4, 10240 * tokens**2 / 790e6)
-    row("experts, 8,192 tokens, in (256 places an expert)", "experts_many_in", 512 * 16 * 72, 4, 2.42e9 + 65536 * 4608 + 65536 * 2048,
-        65536 * 4 * 2304 * 1024 / 790e6)
-    row("experts, 8,192 tokens, out", "experts_many_out", 512 * 18 * 32, 4, 1.21e9 + 65536 * 2048 + 65536 * 9216,
-        65536 * 2 * 2304 * 1024 / 790e6)
-    row("experts, 8,192 tokens, count, sort and combine", None, 0, 0, 65536 * 9216 + 8192 * 4608, 0, 3)
+        # Causal, in turns of 32 by 32 of eight warps.
+        turns = 32 * (tokens / 32) * (tokens / 32 + 1) / 2 / 8 / SMS
+        row(f"MLA prefill, {tokens // 1024}K tokens: attention alone", "mla_prefill_192", turns, 8, tokens * 2e4, 10240 * tokens**2 / 790e6)
+    places, width, hidden = 65536, 2304, 1024
+    # Latents gathered, expanded in f32 by a dense product, laid out as images: read and written by each.
+    row("MLA prefill, 8K tokens: gather, expansion, images", None, 0, 0, 8192 * (1152 + 2 * 1024 + 2 * 32768 + 32 * 57344 / 64), 0, 6)
+    row("experts, 8,192 tokens, 256 places each: gate and up", "experts_many_in", 512 * hidden / 64 * width / 32 / SMS, 4,
+        256 * 4 * width * hidden + places * 2 * (width + hidden), 4 * places * width * hidden / 790e6)
+    row(".. down", "experts_many_out", 512 * width / 128 * hidden / 32 / SMS, 4, 256 * 2 * width * hidden + places * (2 * hidden + 4 * width),
+        2 * places * width * hidden / 790e6)
+    row(".. count, sort, combine", None, 0, 0, places * 4 * width + 8192 * 2 * width, 0, 3)
     for count, experts in ((1, 8), (64, 222)):
-        row(f"experts, {count} single row{'s' * (count > 1)} ({experts} experts)", None, 0, 0, experts * 14155776 + count * 8 * 9216 * 2,
-            experts * 14155776 / 4.8e6, 3)
+        rows_of = "one row" if count == 1 else f"{count} single rows"
+        volume = experts * 14155776 + count * 8 * width * 8
+        row(f"experts, {rows_of} ({experts} experts): in, out, combine", None, 0, 0, volume, experts * 14155776 / 4.8e6, 3)
     return rows
 
 
@@ -262,9 +273,9 @@ def tables(everything):
                 what, least = f"{UNITS[name][0]}", str(UNITS[name][1])
             counts = " | ".join(str(loop.count.kinds[kind] or "") for kind in KINDS)
             lines.append(f"| `{name}` | {what} | {counts} | {loop.count.all} | {loop.count.wavefronts or ''} | {least} |")
-    lines += ["", f"**Predictions, not measurements.** {SMS} multiprocessors at {CLOCK / 1000} GHz, {COPY / 1e6} TB/s, {HMMA} clocks of a quarter for an `HMMA`,",
-              "128 bytes of shared memory and four instructions a clock; the largest of these and a tenth, 1.5 us a launch and 1.5 us until the first",
-              "bytes are there. Times in microseconds; floors by 4.8 TB/s or 790 TFLOP/s.", "",
+    lines += ["", f"**Predictions, not measurements.** {SMS} multiprocessors at {CLOCK / 1000} GHz, {COPY / 1e6} TB/s ({ALONE / 1e3:.0f} GB/s for one of them alone), {HMMA} clocks of",
+              "a quarter for an `HMMA`, 128 bytes of shared memory and four instructions a clock; the largest of these and a tenth, 1.5 us a launch and",
+              "1.5 us until the first bytes are there. Microseconds; floors by 4.8 TB/s or 790 TFLOP/s.", "",
               "| work, one layer | bytes | tensor cores | shared memory | issue | predicted | floor | ratio |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
     short = lambda x: f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
     for what, *times, time, floor in model(found):

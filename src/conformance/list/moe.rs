@@ -88,6 +88,22 @@ pub(super) fn cases() -> Vec<Case> {
             },
         ),
         (
+            "f16 weights, whole eights",
+            RouteCase {
+                format: Format::F16,
+                d: 264,
+                ..ROUTE
+            },
+        ),
+        (
+            "f32 weights, whole eights",
+            RouteCase {
+                format: Format::F32,
+                d: 264,
+                ..ROUTE
+            },
+        ),
+        (
             "odd width",
             RouteCase {
                 d: 33,
