@@ -64,7 +64,6 @@ MUTATIONS = [
     ("experts.cu", "+ batch[SEVERAL_ROWS] + i / top_k", "+ i / top_k", "experts/single tokens"),
     ("experts.cu", "(1u << own % 32) - 1", "EVERY_LANE", "experts/single tokens"),
     ("experts.cu", "if (p == count) found[p] = place;", "found[0] = place;", "experts/single tokens"),
-    ("experts.cu", "ids[single_place(batch, top_k, i)] == expert", "i == own", "experts/single tokens"),
     ("experts.cu", "if (p < count && n + i < width) results", "if (p < count) results", "experts/single tokens, odd"),
     ("experts.cu", "if (s < blockIdx.x) before += count;", "", "experts/many"),
     ("experts.cu", "if (expert < experts && rank == 0) *to += (u32)__popc(peers);", "", "experts/many"),
