@@ -232,6 +232,22 @@ inline u32 __ballot_sync(u32 mask, int yes) {
     });
     return votes;
 }
+template <class T>
+inline u32 __match_any_sync(u32 mask, T value) {
+    u32 same;
+    machine::together("__match_any_sync", mask, value, same, [](machine::Meeting& m) {
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (!(m.mask >> lane & 1)) continue;
+            u32 all = 0;
+            for (u32 other = 0; other < 32; other++) {
+                if (!(m.mask >> other & 1)) continue;
+                if (*static_cast<const T*>(m.in[other]) == *static_cast<const T*>(m.in[lane])) all |= 1u << other;
+            }
+            *static_cast<u32*>(m.out[lane]) = all;
+        }
+    });
+    return same;
+}
 inline int __any_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) != 0; }
 inline int __all_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) == mask; }
 

@@ -11,6 +11,8 @@ const HEADER: usize = 20;
 const NONE: u32 = u32::MAX;
 /// Tokens a chunk of the recurrence.
 const CHUNK: usize = 16;
+/// Spans are whole runs of so many positions, as kernels take them.
+const SPAN_STEP: usize = 32;
 /// Queries a tile of a prefill.
 pub(crate) const QUERIES: usize = 16;
 
@@ -62,8 +64,10 @@ pub(crate) struct Image {
 pub(crate) struct Plan {
     /// Positions a window.
     pub(crate) window: usize,
-    /// Positions a span.
+    /// Positions a span at least.
     pub(crate) span: usize,
+    /// Spans of a row at most; those of a longer one are longer.
+    pub(crate) most_spans: usize,
     /// Tokens a block of the latent pool, or 1 where there is none.
     pub(crate) block_tokens: usize,
 }
@@ -75,8 +79,16 @@ impl Plan {
     }
 
     /// Spans of single rows of a batch within `capacity`: every row may leave one partly filled.
-    pub(crate) fn spans(capacity: &Capacity, block_tokens: usize, span: usize) -> usize {
-        capacity.blocks * block_tokens / span + capacity.pieces
+    pub(crate) fn spans(&self, capacity: &Capacity) -> usize {
+        let positions = capacity.blocks * self.block_tokens;
+        let most = capacity.pieces.saturating_mul(self.most_spans);
+        most.min(positions / self.span + capacity.pieces)
+    }
+
+    /// Positions a span of a row that attends to so many. It depends on nothing else, and so does the row's arithmetic.
+    fn span(&self, positions: usize) -> usize {
+        let share = positions.div_ceil(self.most_spans);
+        self.span.max(share.next_multiple_of(SPAN_STEP))
     }
 
     /// The most words that an image within `capacity` takes.
@@ -92,7 +104,7 @@ impl Plan {
             + 4 * Self::chunks(capacity)
             + 2 * tiles
             + 4 * windows
-            + 2 * Self::spans(capacity, self.block_tokens, self.span)
+            + 2 * self.spans(capacity)
             + 2 * capacity.pieces
     }
 
@@ -181,7 +193,7 @@ impl Plan {
         for piece in batch.pieces.iter().filter(|piece| piece.length == 1) {
             let number = spanned.len() / 2;
             let first = spans.len() / 2;
-            for position in (0..=piece.position).step_by(self.span) {
+            for position in (0..=piece.position).step_by(self.span(piece.position + 1)) {
                 spans.extend([word(number), word(position)]);
             }
             spanned.extend([word(first), word(spans.len() / 2 - first)]);
@@ -296,5 +308,82 @@ impl Image {
         self.words[14] = word(self.several_chunks);
         self.words[15] = word(self.chunks);
         self.list(8, chunks);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Block, Slot};
+
+    /// A batch of single tokens after so many others each.
+    fn batch(positions: &[usize]) -> Batch {
+        let piece = |position: &usize| Piece {
+            length: 1,
+            position: *position,
+            slot_in: None,
+            slot_out: Slot(0),
+            checkpoints: Vec::new(),
+            blocks: vec![Block(0); position / 64 + 1],
+        };
+        Batch {
+            tokens: vec![0; positions.len()],
+            pieces: positions.iter().map(piece).collect(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Where the spans of each row begin.
+    fn spans(plan: &Plan, positions: &[usize]) -> Vec<Vec<u32>> {
+        let image = plan.image(&batch(positions), true);
+        let (spans, spanned) = (image.words[12] as usize, image.words[13] as usize);
+        (0..positions.len())
+            .map(|row| {
+                let words = &image.words[spanned + 2 * row..][..2];
+                (words[0]..words[0] + words[1])
+                    .map(|span| {
+                        let words = &image.words[spans + 2 * span as usize..][..2];
+                        assert_eq!(words[0], row as u32);
+                        words[1]
+                    })
+                    .collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn spans_follow_from_the_position_alone_and_are_no_more_than_their_most() {
+        let plan = Plan {
+            window: 4096,
+            span: 256,
+            most_spans: 132,
+            block_tokens: 64,
+        };
+        let positions = [0, 255, 256, 4095, 33_791, 33_792, 131_071, 1_048_575];
+        let together = spans(&plan, &positions);
+        for (row, position) in together.iter().zip(positions) {
+            assert_eq!(spans(&plan, &[position]), [row.clone()]);
+            assert!(row.len() <= 132, "{position}: {}", row.len());
+            let span = row.get(1).copied().unwrap_or(256);
+            assert!(span >= 256 && span % 32 == 0, "{position}: {span}");
+            let starts: Vec<u32> = (0..=position as u32).step_by(span as usize).collect();
+            assert_eq!(*row, starts, "{position}");
+        }
+        assert_eq!(together[3].len(), 16);
+        assert_eq!(together[6].len(), 128);
+        let capacity = Capacity {
+            tokens: positions.len(),
+            pieces: positions.len(),
+            outputs: 0,
+            blocks: batch(&positions)
+                .pieces
+                .iter()
+                .map(|piece| piece.blocks.len())
+                .sum(),
+            checkpoints: 0,
+        };
+        let image = plan.image(&batch(&positions), true);
+        assert!(image.spans <= plan.spans(&capacity));
+        assert!(image.words.len() <= plan.words(&capacity));
     }
 }

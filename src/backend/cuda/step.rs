@@ -21,8 +21,10 @@ use crate::error::BackendError;
 
 /// The step of work that is no step's.
 pub(super) const NO_STEP: u64 = 0;
-/// Positions that one block of a decode attends to; more are shared among several.
-pub(super) const SPAN: usize = 512;
+/// Positions that one block of a decode attends to at least; more are shared among several.
+const SPAN: usize = 256;
+/// How many share the positions of a row at most: an H200's multiprocessors, as in `kernels/mla_decode.cu`.
+const MOST_SPANS: usize = 132;
 /// Positions that a prefill expands together, a multiple of the run of `kernels/mla_prefill.cu`.
 pub(super) const WINDOW: usize = 4096;
 
@@ -118,7 +120,7 @@ pub(super) fn kind(rows: Rows) -> u32 {
 pub(super) struct CudaStep {
     pub(super) shared: Arc<Shared>,
     pub(super) capacity: Capacity,
-    plan: Plan,
+    pub(super) plan: Plan,
     id: u64,
     /// The batch's image on the device.
     pub(super) batch: Arc<Buffer>,
@@ -142,6 +144,7 @@ impl CudaStep {
         let plan = Plan {
             window: WINDOW,
             span: SPAN,
+            most_spans: MOST_SPANS,
             block_tokens: block_tokens.unwrap_or(1),
         };
         let bytes = 4 * plan.words(&capacity) as u64;

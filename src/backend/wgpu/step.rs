@@ -121,7 +121,7 @@ pub(super) fn flat(elements: usize) -> [u32; 3] {
 
 pub(super) struct WgpuStep {
     pub(super) recorder: Recorder,
-    plan: Plan,
+    pub(super) plan: Plan,
     spare: Arc<Spare>,
     pub(super) demands: Demands,
     names: Vec<&'static str>,
@@ -140,6 +140,7 @@ impl WgpuStep {
         let plan = Plan {
             window: shared.window,
             span: shared.span,
+            most_spans: usize::MAX,
             block_tokens: block_tokens.unwrap_or(1),
         };
         let image = shared
