@@ -444,7 +444,6 @@ impl CudaStep {
                 b,
                 c,
                 d,
-                form
             ],
         );
         self.launch(kernel, move |image| {

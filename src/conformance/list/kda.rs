@@ -167,6 +167,10 @@ pub(super) fn cases() -> Vec<Case> {
                 KdaCase::random(random, HEAD, &[33], Gates::Init, true).scaled(scale)
             }));
         }
+        // Values far from 1, of both sizes in one chunk.
+        cases.push(random_case(form, "loud values".to_owned(), |random| {
+            KdaCase::random(random, HEAD, &[33], Gates::Init, true).loud()
+        }));
         for (name, beta) in [("beta=0", 0.0), ("beta=1", 1.0)] {
             cases.push(random_case(form, name.to_owned(), move |random| {
                 let mut case = KdaCase::random(random, HEAD, &[33], Gates::Init, true);
