@@ -9,7 +9,7 @@ use super::Shared;
 use super::answers::{self, Answer};
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
 use crate::backend::check::Demands;
-use crate::backend::image::{Image, Plan};
+use crate::backend::image::{Image, MOST_SEGMENTS, Plan};
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaBlock,
@@ -127,6 +127,8 @@ pub(super) struct CudaStep {
     /// What recorded commands point to, kept for as long as they may run.
     kept: Vec<Arc<Buffer>>,
     pub(super) demands: Demands,
+    /// The most segments that a piece of a recurrence is cut into.
+    pub(super) segments: usize,
     names: Vec<&'static str>,
     /// Each with the place of its operation among the names.
     commands: Vec<(usize, Recorded)>,
@@ -157,6 +159,7 @@ impl CudaStep {
             batch,
             kept: Vec::new(),
             demands: Demands::default(),
+            segments: MOST_SEGMENTS,
             names: Vec::new(),
             commands: Vec::new(),
             timed: false,
@@ -466,7 +469,8 @@ impl Step for CudaStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.capacity, batch)?;
-        let image = self.plan.image(batch, self.demands.latents.is_some());
+        let attends = self.demands.latents.is_some();
+        let image = self.plan.image(batch, attends, self.segments);
         if 4 * image.words.len() as u64 > self.batch.bytes {
             return Err(BackendError::Batch {
                 what: "the words of a batch".to_owned(),

@@ -416,7 +416,7 @@ impl Step for WgpuStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.recorder.capacity, batch)?;
-        let image = self.plan.image(batch, self.demands.latents.is_some());
+        let image = self.plan.image(batch, self.demands.latents.is_some(), 1);
         let buffer = &self.recorder.image;
         if 4 * image.words.len() as u64 > buffer.size() {
             return Err(BackendError::Batch {
