@@ -1,14 +1,15 @@
 //! From a checkpoint to a model: which tensors make up which weight, and this rank's part of each.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, share};
 use crate::backend::{
-    Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock, Route,
-    Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
+    Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock, Random,
+    RandomWeight, Route, Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
 };
-use crate::checkpoint::Checkpoint;
-use crate::config::{Attention, Ffn, ModelConfig};
+use crate::checkpoint::{Checkpoint, Format};
+use crate::config::{Attention, Dtype, Ffn, ModelConfig, Storage, TensorSpec};
 use crate::error::{BackendError, Error};
 
 /// Which part of a stored matrix this rank takes.
@@ -22,9 +23,51 @@ enum Cut {
     Columns,
 }
 
+/// Where weights come from.
+pub(super) enum Source<'a> {
+    /// Files.
+    Stored(&'a Checkpoint),
+    /// The backend makes them.
+    Random {
+        seed: u32,
+        /// By name; how they would be stored.
+        shapes: HashMap<String, TensorSpec>,
+    },
+}
+
+impl Source<'_> {
+    pub(super) fn random(config: &ModelConfig, seed: u32) -> Self {
+        let named = |spec: TensorSpec| (spec.name.clone(), spec);
+        Self::Random {
+            seed,
+            shapes: config.tensors().into_iter().map(named).collect(),
+        }
+    }
+}
+
+/// The numbers of a weight with so many inputs: sums of products are about as large as what they are made of.
+fn numbers(name: &str, seed: u32, inputs: usize) -> Random {
+    let random = |exponent| Random::named(name, seed, exponent);
+    if name.ends_with("A_log") {
+        // Rates of 1.5 to 11, as in a freshly initialised model.
+        random(0).about(1.4)
+    } else if name.ends_with("dt_bias") {
+        // Steps of 0.002 to 0.08.
+        random(1).about(-4.5)
+    } else if name.ends_with("e_score_correction_bias") {
+        random(-7)
+    } else if inputs == 1 {
+        random(-2).about(1.0)
+    } else {
+        // A uniform number's variance is a third of its square bound.
+        let bound = (3.0 / inputs.max(1) as f32).sqrt();
+        random(bound.log2().floor() as i32)
+    }
+}
+
 pub(super) fn load(
     config: &ModelConfig,
-    checkpoint: &Checkpoint,
+    source: Source<'_>,
     mut backend: Box<dyn Backend>,
     limits: Limits,
     progress: &mut dyn FnMut(u64),
@@ -60,7 +103,7 @@ pub(super) fn load(
 
     let mut loader = Loader {
         config,
-        checkpoint,
+        source,
         backend: &mut *backend,
         shard,
         done: 0,
@@ -299,9 +342,18 @@ fn planned<'a, T>(scratch: Option<&'a T>, what: &'static str) -> Result<&'a T, B
     })
 }
 
+fn missing(name: &str) -> BackendError {
+    BackendError::Weight {
+        name: name.to_owned(),
+        what: "its place in the configuration",
+        expected: "a shape".to_owned(),
+        found: "none".to_owned(),
+    }
+}
+
 struct Loader<'a> {
     config: &'a ModelConfig,
-    checkpoint: &'a Checkpoint,
+    source: Source<'a>,
     backend: &'a mut dyn Backend,
     shard: Shard,
     done: u64,
@@ -311,12 +363,16 @@ struct Loader<'a> {
 impl Loader<'_> {
     /// Hands over the named tensors, laid one below the other as a stack of `stack` matrices, each cut alike.
     fn weight(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
-        let first = self.checkpoint.tensor(&names[0])?;
+        let checkpoint = match &self.source {
+            Source::Stored(checkpoint) => *checkpoint,
+            Source::Random { .. } => return self.make(names, stack, cut),
+        };
+        let first = checkpoint.tensor(&names[0])?;
         let columns = first.shape.get(1).copied().unwrap_or(1);
         let mut rows = 0;
         let mut parts = Vec::with_capacity(names.len());
         for name in names {
-            let tensor = self.checkpoint.tensor(name)?;
+            let tensor = checkpoint.tensor(name)?;
             let same = (tensor.format, tensor.shape.get(1).copied().unwrap_or(1));
             if same != (first.format, columns) {
                 return Err(Error::Backend(BackendError::Weight {
@@ -350,6 +406,52 @@ impl Loader<'_> {
             parts,
             shard: self.shard,
         })?;
+        (self.progress)(self.done);
+        Ok(weight)
+    }
+
+    /// Has the backend make what those tensors would have been.
+    fn make(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
+        let Source::Random { seed, shapes } = &self.source else {
+            return Err(Error::Backend(missing(&names[0])));
+        };
+        // Tied models have no head of their own in their files; here it is as well another matrix.
+        let other = |name: &str| name.replace("lm_head.weight", "model.embed_tokens.weight");
+        let find = |name: &String| {
+            let found = shapes.get(name).or_else(|| shapes.get(&other(name)));
+            found.ok_or_else(|| Error::Backend(missing(name)))
+        };
+        let first = find(&names[0])?;
+        let columns = first.shape.get(1).copied().unwrap_or(1);
+        let (mut rows, mut bytes) = (0, 0);
+        for name in names {
+            let spec = find(name)?;
+            rows += match cut {
+                Cut::Rows => share(self.shard, "rows of a weight", spec.shape[0])?.len(),
+                Cut::Whole | Cut::Columns => spec.shape[0],
+            };
+            bytes += spec.bytes(Dtype::Bf16);
+        }
+        let local = match cut {
+            Cut::Columns => share(self.shard, "columns of a weight", columns)?.len(),
+            Cut::Whole | Cut::Rows => columns,
+        };
+        let format = match first.storage {
+            Storage::Single => Format::F32,
+            _ => Format::Bf16,
+        };
+        let name = names[0].clone();
+        let random = numbers(&name, *seed, columns);
+        let weight = self.backend.random_weight(RandomWeight {
+            name,
+            format,
+            stack,
+            rows: rows / stack,
+            columns: local,
+            shard: self.shard,
+            random,
+        })?;
+        self.done += bytes;
         (self.progress)(self.done);
         Ok(weight)
     }
