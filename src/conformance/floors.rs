@@ -310,31 +310,47 @@ pub fn tokens_name(tokens: usize) -> String {
     }
 }
 
-/// Bytes of a token's q, k, v, gate, beta and o.
-fn kda_rows(config: &ModelConfig) -> u64 {
-    HALF * (5 * config.kda_width() + config.kda_num_heads) as u64
-}
-
 /// Elements of one sequence's state.
 fn state(config: &ModelConfig) -> u64 {
     (config.kda_width() * config.kda_head_dim) as u64
 }
 
 fn kda_prefill(config: &ModelConfig, tokens: usize, sequences: usize) -> Work {
-    let (tokens, width) = (tokens as u64, config.kda_head_dim as u64);
-    Work {
-        bytes: tokens * kda_rows(config) + FULL * sequences as u64 * state(config),
-        flops: tokens * config.kda_num_heads as u64 * (6 * width * width + 8 * CHUNK * width),
-    }
+    recurrence(
+        [config.kda_num_heads, config.kda_head_dim],
+        tokens,
+        sequences,
+        false,
+    )
 }
 
 fn kda_decode(config: &ModelConfig, sequences: usize) -> Work {
-    // A decay, an answer, a write and a read of the state.
-    Work {
-        bytes: kda_rows(config) + 2 * FULL * state(config),
-        flops: 7 * state(config),
+    let shape = [config.kda_num_heads, config.kda_head_dim];
+    recurrence(shape, sequences, sequences, true)
+}
+
+/// The recurrence of heads of this width by itself: of prompts that start from zero, or of one token of each sequence.
+#[must_use]
+pub fn recurrence(
+    [heads, width]: [usize; 2],
+    tokens: usize,
+    sequences: usize,
+    decode: bool,
+) -> Work {
+    let [heads, width, tokens, sequences] = [heads, width, tokens, sequences].map(|n| n as u64);
+    let (row, state) = (HALF * heads * (5 * width + 1), heads * width * width);
+    if decode {
+        // A decay, an answer, a write and a read of the state.
+        Work {
+            bytes: tokens * row + 2 * FULL * sequences * state,
+            flops: 7 * sequences * state,
+        }
+    } else {
+        Work {
+            bytes: tokens * row + FULL * sequences * state,
+            flops: tokens * heads * (6 * width * width + 8 * CHUNK * width),
+        }
     }
-    .times(sequences as u64)
 }
 
 /// Elements of the expansion of latents to keys and values.
@@ -441,6 +457,33 @@ fn step(config: &ModelConfig, context: usize, sequences: usize) -> Work {
         flops: attention * sequences as u64,
     };
     weights_read(config, sequences).and(caches)
+}
+
+/// A whole prompt of one sequence: every weight once, every token's products, the recurrences, causal attention; logits of its
+/// last token alone.
+#[must_use]
+pub fn prompt(config: &ModelConfig, tokens: usize) -> Work {
+    let head = (config.vocab_size * config.hidden_size) as u64;
+    let body = config.active_parameters().saturating_sub(head);
+    let caches = config
+        .kda_state_bytes(Dtype::F32)
+        .saturating_add(config.latent_bytes_per_token(Dtype::Bf16) * tokens as u64);
+    let embedding = HALF * head;
+    let mut work = Work {
+        // Of the embedding the rows of the tokens.
+        bytes: config.weight_bytes(Dtype::Bf16).saturating_sub(embedding) + caches,
+        flops: 2 * (tokens as u64 * body + head),
+    };
+    for layer in &config.layers {
+        work.flops += match layer.attention {
+            Attention::Kda => kda_prefill(config, tokens, 1).flops,
+            Attention::Mla => {
+                // The expansion is among the parameters that a token reads.
+                mla_prefill(config, tokens).flops - 2 * tokens as u64 * expansion(config)
+            }
+        };
+    }
+    work
 }
 
 /// Bytes in the unit that suits them.
