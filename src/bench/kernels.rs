@@ -6,18 +6,17 @@
 
 use super::kda::{self, Numbers, Planned};
 use super::oracle::{self, Attention};
-use super::{Effort, Make, operations, piece, queued, table};
+use super::{Effort, Make, layer, operations, piece, queued, table};
 use crate::backend::{
     Backend, Batch, Capacity, Element, Experts, LatentLayout, Linear, MlaAttention, Pieces, Random,
     RandomWeight, Result, Rows, Shard, Step, Tensor, TensorValues, Weight,
 };
 use crate::checkpoint::Format;
-use crate::config::{self, Ffn, LayerKind, ModelConfig};
+use crate::config::ModelConfig;
 use crate::conformance::bench::measured_rates;
 use crate::conformance::floors::{self, Bound, Kernel, Rates, Sizes};
 use crate::conformance::{self, Gates, norm_error};
 use crate::error::{BackendError, Error};
-use crate::model::{Limits, Model, Recording};
 
 /// Bytes that a kernel's sets of inputs have together: several times any cache.
 const SPREAD: u64 = 256 << 20;
@@ -144,11 +143,11 @@ pub fn run(
             on_row(&row);
             report.rows.push(row);
         }
-        if let (Some(name), Some(effort)) = (layer_name(&kernel), options.effort)
+        if let (Some(name), Some(effort)) = (layer::name(&kernel), options.effort)
             && wanted(&name)
         {
             drop(backend);
-            let row = layer(make()?, options, &kernel, name, effort, &report)?;
+            let row = layer::run(make()?, options, &kernel, name, effort, &report)?;
             on_row(&row);
             report.rows.push(row);
             backend = make()?;
@@ -167,120 +166,6 @@ fn forms(kernel: &Kernel) -> Vec<(String, Gates)> {
             .to_vec(),
         _ => vec![(name, Gates::Init)],
     }
-}
-
-/// The name of a KDA kernel in its layer: what lies between the projections, fused or not.
-fn layer_name(kernel: &Kernel) -> Option<String> {
-    match kernel {
-        Kernel::KdaPrefill { .. } | Kernel::KdaDecode { .. } => {
-            Some(format!("{}, from convolution to norm", kernel.name()))
-        }
-        _ => None,
-    }
-}
-
-/// The operations of a KDA layer between its projections, as backends name them.
-const LAYER: [&str; 7] = [
-    "kda_block",
-    "short_conv",
-    "kda_gates",
-    "kda_chunk",
-    "kda_step",
-    "kda_recurrence",
-    "gated_norm",
-];
-
-/// Times those operations in layers of random weights, by the device's clock. Their results are held to the oracle by the
-/// conformance list alone.
-fn layer(
-    backend: Box<dyn Backend>,
-    options: &Options,
-    kernel: &Kernel,
-    name: String,
-    effort: Effort,
-    report: &Report,
-) -> std::result::Result<Row, Error> {
-    let config = &options.config;
-    let (tokens, sequences, decode) = match *kernel {
-        Kernel::KdaPrefill { tokens, sequences } => (tokens, sequences, false),
-        Kernel::KdaDecode { sequences } => (sequences, sequences, true),
-        _ => (0, 0, false),
-    };
-    // The output's gate is read as well, and the convolutions' tails are written, by a decode read too.
-    let tails = 4 * 3 * config.kda_width() * (config.short_conv_kernel_size - 1);
-    let more = conformance::Work {
-        bytes: (2 * tokens * config.kda_width() + (1 + usize::from(decode)) * sequences * tails)
-            as u64,
-        flops: 0,
-    };
-    let work = kernel.work(config).and(more);
-    let sets = if decode { sets(work.bytes) } else { 1 };
-    let kind = LayerKind {
-        attention: config::Attention::Kda,
-        ffn: Ffn::Dense,
-    };
-    let layers = ModelConfig {
-        layers: vec![kind; sets],
-        num_hidden_layers: sets,
-        ..config.clone()
-    };
-    let length = tokens / sequences.max(1);
-    let capacity = Capacity {
-        tokens,
-        pieces: sequences,
-        outputs: 1,
-        blocks: 0,
-        checkpoints: 0,
-    };
-    let limits = Limits {
-        step: capacity,
-        slots: sequences,
-        blocks: 0,
-        block_tokens: BLOCK_TOKENS,
-        cache: backend.device().cache,
-    };
-    let mut model = Model::random(&layers, 0, backend, limits, &mut |_| {})?;
-    model.fill_caches(0)?;
-    let recording = Recording {
-        candidates: 1,
-        keep_rows: false,
-        probe_hidden: false,
-    };
-    let mut step = model.record(capacity, recording)?;
-    let floor = report.rates.as_ref().map(|rates| work.floor(rates));
-    let mut row = Row {
-        name,
-        operation: kernel.operation(),
-        bytes: work.bytes,
-        flops: work.flops,
-        floor_seconds: floor.map(|(seconds, _)| seconds),
-        bound: floor.map(|(_, bound)| bound),
-        time: None,
-        error: None,
-        refused: None,
-    };
-    if let Err(error) = step.time() {
-        row.refused = Some(error.to_string());
-        return Ok(row);
-    }
-    let batch = Batch {
-        tokens: (0..length * sequences)
-            .map(|i| (i * 7919 % config.vocab_size) as u32)
-            .collect(),
-        pieces: (0..sequences)
-            .map(|i| piece(i, usize::from(decode), length, decode, Vec::new()))
-            .collect(),
-        outputs: Vec::new(),
-    };
-    let all = operations(&mut *step, &batch, effort)?;
-    let own = all
-        .iter()
-        .filter(|(name, _)| LAYER.contains(&name.as_str()));
-    row.time = Some(Time {
-        seconds: own.map(|(_, ms)| ms).sum::<f64>() / 1000.0 / sets as f64,
-        clock: "timestamps",
-    });
-    Ok(row)
 }
 
 fn one(
@@ -364,7 +249,7 @@ fn one(
 }
 
 /// How many sets of inputs of so many bytes a step goes through.
-fn sets(bytes: u64) -> usize {
+pub(super) fn sets(bytes: u64) -> usize {
     (SPREAD / bytes.max(1)).clamp(1, SETS) as usize
 }
 

@@ -6,6 +6,7 @@
 
 mod kda;
 pub mod kernels;
+mod layer;
 mod oracle;
 pub mod report;
 pub mod shape;
@@ -15,7 +16,8 @@ use std::time::{Duration, Instant};
 
 pub use kda::Errors;
 
-use crate::backend::{Backend, Batch, Block, Piece, Result, Slot, Step};
+use crate::backend::{Backend, Batch, Block, Piece, Result, Slot, Step, Ticket};
+use crate::error::BackendError;
 
 /// Makes a backend; each is given up before the next one is made, since handles are never given back.
 pub type Make<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Backend>>;
@@ -109,10 +111,17 @@ pub(crate) fn operations(
     batch: &Batch,
     effort: Effort,
 ) -> Result<Vec<(String, f64)>> {
-    warm(step, batch)?;
     let mut runs: Vec<Vec<(&'static str, f64)>> = Vec::new();
-    for _ in 0..effort.rounds.max(1) {
-        runs.push(step.submit(batch)?.wait()?.milliseconds);
+    // One more, which is not counted.
+    for round in 0..=effort.rounds.max(1) {
+        let output = step.submit(batch).and_then(Ticket::wait);
+        match output {
+            Ok(output) if round > 0 => runs.push(output.milliseconds),
+            Ok(_) => {}
+            // A backend may find out by its device.
+            Err(BackendError::Unsupported { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        }
     }
     let names: Vec<&'static str> = runs
         .first()
