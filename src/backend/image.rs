@@ -38,6 +38,8 @@ pub(crate) struct Image {
     pub(crate) tokens: usize,
     pub(crate) pieces: usize,
     pub(crate) outputs: usize,
+    /// Positions up to the end of the piece that reaches furthest.
+    pub(crate) reached: usize,
     /// Rows of pieces of several tokens.
     pub(crate) several_rows: usize,
     /// Pieces of one token or none.
@@ -107,6 +109,12 @@ impl Plan {
             tokens: batch.tokens.len(),
             pieces: batch.pieces.len(),
             outputs: batch.outputs.len(),
+            reached: batch
+                .pieces
+                .iter()
+                .map(|piece| piece.position + piece.length)
+                .max()
+                .unwrap_or_default(),
             short_pieces: batch.pieces.iter().filter(|piece| !several(piece)).count(),
             ..Image::default()
         };
@@ -195,6 +203,14 @@ impl Image {
     pub(crate) fn count(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens,
+            Rows::Outputs => self.outputs,
+        }
+    }
+
+    /// How many rows of this kind stand alone: of single tokens, or of outputs.
+    pub(crate) fn few(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.tokens - self.several_rows,
             Rows::Outputs => self.outputs,
         }
     }

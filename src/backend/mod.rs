@@ -45,7 +45,7 @@ pub use record::{LatentRecord, Orientation, StateRecord};
 pub use tensor::{Element, Precision, Rows, Tensor, TensorValues, Weight, WeightSource};
 
 use crate::error::BackendError;
-use trace::{TraceAttention, TraceGate, TraceKda};
+use trace::{TraceAttention, TraceGate, TraceKda, TraceState};
 
 /// The result of recording or submitting.
 pub type Result<T> = std::result::Result<T, BackendError>;
@@ -271,6 +271,22 @@ pub trait Step: Send {
     /// Shapes that do not fit, or a backend that does not trace.
     fn trace_attention(&mut self, _op: TraceAttention) -> Result<()> {
         Err(untraced())
+    }
+
+    /// What a KDA layer has left in one head's state, to be probed; for steps that are traced.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a backend that cannot: then the layer's whole state has to be read back.
+    fn trace_state(&mut self, _op: TraceState) -> Result<()> {
+        Err(untraced())
+    }
+
+    /// Probes a tensor of one row that has a place for each position: no more need come back than the batch reaches.
+    ///
+    /// # Errors
+    /// A tensor of another backend.
+    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+        self.probe(tensor)
     }
 
     /// Has every submission return what its operations took, in [`StepOutput::milliseconds`].

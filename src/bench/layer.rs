@@ -93,7 +93,7 @@ pub(super) fn run(
     let floor = report.rates.as_ref().map(|rates| work.floor(rates));
     let mut row = Row {
         name,
-        operation: kernel.operation(),
+        operation: "kda_block",
         bytes: work.bytes,
         flops: work.flops,
         floor_seconds: floor.map(|(seconds, _)| seconds),

@@ -239,7 +239,7 @@ impl Kernel {
     #[must_use]
     pub fn operation(&self) -> &'static str {
         match self {
-            Self::KdaPrefill { .. } | Self::KdaDecode { .. } => "kda_block",
+            Self::KdaPrefill { .. } | Self::KdaDecode { .. } => "kda_recurrence",
             Self::MlaDecode { .. } => "mla_decode",
             Self::MlaPrefill { .. } => "mla_prefill",
             Self::Experts { .. } => "experts",

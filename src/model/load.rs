@@ -1,15 +1,14 @@
 //! From a checkpoint to a model: which tensors make up which weight, and this rank's part of each.
 
-use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
+use super::source::Source;
 use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, share};
 use crate::backend::{
-    Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock, Random,
+    Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock,
     RandomWeight, Route, Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
 };
-use crate::checkpoint::{Checkpoint, Format};
-use crate::config::{Attention, Dtype, Ffn, ModelConfig, Storage, TensorSpec};
+use crate::config::{Attention, Ffn, ModelConfig};
 use crate::error::{BackendError, Error};
 
 /// Which part of a stored matrix this rank takes.
@@ -23,54 +22,12 @@ enum Cut {
     Columns,
 }
 
-/// Where weights come from.
-pub(super) enum Source<'a> {
-    /// Files.
-    Stored(&'a Checkpoint),
-    /// The backend makes them.
-    Random {
-        seed: u32,
-        /// By name; how they would be stored.
-        shapes: HashMap<String, TensorSpec>,
-    },
-}
-
-impl Source<'_> {
-    pub(super) fn random(config: &ModelConfig, seed: u32) -> Self {
-        let named = |spec: TensorSpec| (spec.name.clone(), spec);
-        Self::Random {
-            seed,
-            shapes: config.tensors().into_iter().map(named).collect(),
-        }
-    }
-}
-
-/// The numbers of a weight with so many inputs: sums of products are about as large as what they are made of.
-fn numbers(name: &str, seed: u32, inputs: usize) -> Random {
-    let random = |exponent| Random::named(name, seed, exponent);
-    if name.ends_with("A_log") {
-        // Rates of 1.5 to 11, as in a freshly initialised model.
-        random(0).about(1.4)
-    } else if name.ends_with("dt_bias") {
-        // Steps of 0.002 to 0.08.
-        random(1).about(-4.5)
-    } else if name.ends_with("e_score_correction_bias") {
-        random(-7)
-    } else if inputs == 1 {
-        random(-2).about(1.0)
-    } else {
-        // A uniform number's variance is a third of its square bound.
-        let bound = (3.0 / inputs.max(1) as f32).sqrt();
-        random(bound.log2().floor() as i32)
-    }
-}
-
 pub(super) fn load(
     config: &ModelConfig,
     source: Source<'_>,
     mut backend: Box<dyn Backend>,
     limits: Limits,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Model, Error> {
     let shard = backend.shard();
     let heads = share(shard, "KDA heads", config.kda_num_heads)?.len();
@@ -342,22 +299,13 @@ fn planned<'a, T>(scratch: Option<&'a T>, what: &'static str) -> Result<&'a T, B
     })
 }
 
-fn missing(name: &str) -> BackendError {
-    BackendError::Weight {
-        name: name.to_owned(),
-        what: "its place in the configuration",
-        expected: "a shape".to_owned(),
-        found: "none".to_owned(),
-    }
-}
-
 struct Loader<'a> {
     config: &'a ModelConfig,
     source: Source<'a>,
     backend: &'a mut dyn Backend,
     shard: Shard,
     done: u64,
-    progress: &'a mut dyn FnMut(u64),
+    progress: &'a mut dyn FnMut(u64) -> ControlFlow<()>,
 }
 
 impl Loader<'_> {
@@ -406,54 +354,43 @@ impl Loader<'_> {
             parts,
             shard: self.shard,
         })?;
-        (self.progress)(self.done);
+        self.told(0)?;
         Ok(weight)
     }
 
     /// Has the backend make what those tensors would have been.
     fn make(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
-        let Source::Random { seed, shapes } = &self.source else {
-            return Err(Error::Backend(missing(&names[0])));
-        };
-        // Tied models have no head of their own in their files; here it is as well another matrix.
-        let other = |name: &str| name.replace("lm_head.weight", "model.embed_tokens.weight");
-        let find = |name: &String| {
-            let found = shapes.get(name).or_else(|| shapes.get(&other(name)));
-            found.ok_or_else(|| Error::Backend(missing(name)))
-        };
-        let first = find(&names[0])?;
-        let columns = first.shape.get(1).copied().unwrap_or(1);
-        let (mut rows, mut bytes) = (0, 0);
-        for name in names {
-            let spec = find(name)?;
+        let made = self.source.made(names)?;
+        let (mut rows, mut columns) = (0, made.columns);
+        for stored in made.rows {
             rows += match cut {
-                Cut::Rows => share(self.shard, "rows of a weight", spec.shape[0])?.len(),
-                Cut::Whole | Cut::Columns => spec.shape[0],
+                Cut::Rows => share(self.shard, "rows of a weight", stored)?.len(),
+                Cut::Whole | Cut::Columns => stored,
             };
-            bytes += spec.bytes(Dtype::Bf16);
         }
-        let local = match cut {
-            Cut::Columns => share(self.shard, "columns of a weight", columns)?.len(),
-            Cut::Whole | Cut::Rows => columns,
-        };
-        let format = match first.storage {
-            Storage::Single => Format::F32,
-            _ => Format::Bf16,
-        };
-        let name = names[0].clone();
-        let random = numbers(&name, *seed, columns);
+        if let Cut::Columns = cut {
+            columns = share(self.shard, "columns of a weight", columns)?.len();
+        }
         let weight = self.backend.random_weight(RandomWeight {
-            name,
-            format,
+            name: names[0].clone(),
+            format: made.format,
             stack,
             rows: rows / stack,
-            columns: local,
+            columns,
             shard: self.shard,
-            random,
+            random: made.random,
         })?;
-        self.done += bytes;
-        (self.progress)(self.done);
+        self.told(made.bytes)?;
         Ok(weight)
+    }
+
+    /// So many bytes more are done.
+    fn told(&mut self, bytes: u64) -> Result<(), Error> {
+        self.done += bytes;
+        match (self.progress)(self.done) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::LoadStopped),
+        }
     }
 
     fn whole(&mut self, name: String) -> Result<Weight, Error> {

@@ -4,12 +4,17 @@
 //! no sequences: which slot and which blocks belong to whom is decided above.
 
 mod load;
+mod source;
 mod trace;
 
 pub use trace::{
     AttentionTrace, ExpertTrace, KdaHeadTrace, KdaTrace, OperationTime, StateTrace, TraceChoice,
     TraceFrame, TraceHead, TracedStep,
 };
+
+use std::ops::ControlFlow;
+
+use source::Source;
 
 use crate::backend::{
     Add, AllGather, Backend, Capacity, Embed, KdaBlock, LatentPool, Linear, MlaBlock, MlpBlock,
@@ -116,8 +121,31 @@ impl Model {
         limits: Limits,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, Error> {
-        let source = load::Source::Stored(checkpoint);
-        load::load(config, source, backend, limits, progress)
+        let progress = &mut |done| {
+            progress(done);
+            ControlFlow::Continue(())
+        };
+        Self::load_while(config, checkpoint, backend, limits, progress)
+    }
+
+    /// The same, for as long as `progress` says to go on.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`], and [`Error::LoadStopped`].
+    pub fn load_while(
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        backend: Box<dyn Backend>,
+        limits: Limits,
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Self, Error> {
+        load::load(
+            config,
+            Source::Stored(checkpoint),
+            backend,
+            limits,
+            progress,
+        )
     }
 
     /// A model of this shape with random weights that the backend makes where it keeps them, in bf16 (`A_log` and `dt_bias` in
@@ -134,13 +162,12 @@ impl Model {
         limits: Limits,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, Error> {
-        load::load(
-            config,
-            load::Source::random(config, seed),
-            backend,
-            limits,
-            progress,
-        )
+        let progress = &mut |done| {
+            progress(done);
+            ControlFlow::Continue(())
+        };
+        let source = Source::random(config, seed);
+        load::load(config, source, backend, limits, progress)
     }
 
     /// Fills every slot and every block with random numbers that the backend makes: what a sequence of any length would have

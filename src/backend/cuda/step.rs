@@ -29,6 +29,16 @@ pub(super) const WINDOW: usize = 4096;
 /// Rows that a warp of `kernels/linear.cu` takes together.
 const TOGETHER: usize = 8;
 
+/// Kernels for few rows, and how many rows each multiplies with one reading of the weight.
+const FEW: [(&str, usize); 4] = [
+    ("linear_few_8", 8),
+    ("linear_few_16", 16),
+    ("linear_few_32", 32),
+    ("linear_few_64", FEWEST_READS),
+];
+/// The most rows that share a reading.
+const FEWEST_READS: usize = 64;
+
 /// The commands of a batch that has a say in how many they are.
 type Listed = Box<dyn Fn(&Image) -> Vec<Command> + Send>;
 /// How many blocks a launch takes for this batch; any 0 leaves it out.
@@ -85,8 +95,8 @@ pub(super) use arguments;
 
 enum Recorded {
     Launch(Launch, Size),
-    /// Rows by the batch.
-    Product(Product, Rows),
+    /// Of all tokens, where a piece has several.
+    Product(Product),
     /// Bytes a row.
     Copy(Arc<Buffer>, Arc<Buffer>, u64, Rows),
     Answer(Arc<Buffer>, Answer),
@@ -174,16 +184,20 @@ impl CudaStep {
         let full = output.element == Element::F32;
         let rows = input.rows;
         if weight.format == Format::Bf16 {
+            let matrix = self.matrix(weight)?;
             let product = Product {
                 input: from.address,
-                weight: self.matrix(weight)?.address,
+                weight: matrix.address,
                 output: to.address,
                 rows: 0,
                 columns: weight.columns,
                 outputs: weight.rows,
                 full,
             };
-            self.push(Recorded::Product(product, rows));
+            if rows == Rows::Tokens {
+                self.push(Recorded::Product(product));
+            }
+            self.few(rows, &from, &matrix, &to, full, weight);
             return Ok(());
         }
         let [stored, format] = self.stored(weight)?;
@@ -208,6 +222,44 @@ impl CudaStep {
             [outputs.div_ceil(8), together, 1]
         });
         Ok(())
+    }
+
+    /// Records the rows of `output = input weight^T` that are single tokens' or outputs'. Its kernels differ in how many
+    /// rows share one reading of the weight, and in nothing that shows in the result.
+    fn few(
+        &mut self,
+        rows: Rows,
+        from: &Arc<Buffer>,
+        matrix: &Arc<Buffer>,
+        to: &Arc<Buffer>,
+        full: bool,
+        weight: Weight,
+    ) {
+        let sizes = [weight.columns, weight.rows].map(|word| word as u32);
+        let mut most = 0;
+        for (entry, together) in FEW {
+            let kernel = Kernel::new(
+                entry,
+                512,
+                arguments![
+                    &self.batch,
+                    kind(rows),
+                    from,
+                    matrix,
+                    to,
+                    u32::from(full),
+                    sizes[0],
+                    sizes[1]
+                ],
+            );
+            let fewer = std::mem::replace(&mut most, together);
+            self.launch(kernel, move |image| {
+                let count = image.few(rows);
+                let mine = count > fewer && (count <= together || together == FEWEST_READS);
+                let blocks = if mine { count.div_ceil(together) } else { 0 };
+                [sizes[1].div_ceil(32), blocks as u32, 1]
+            });
+        }
     }
 
     /// Has every submission return these rows, as they are when it ends or where they are overwritten no more.
@@ -269,13 +321,13 @@ impl CudaStep {
                     };
                     (!grid.contains(&0)).then_some(Command::Launch(launch))
                 }
-                Recorded::Product(product, rows) => {
-                    let rows = image.count(*rows);
+                Recorded::Product(product) => {
+                    // Single rows among others are multiplied too, and then again by the kernel for them.
                     let product = Product {
-                        rows,
+                        rows: image.tokens,
                         ..product.clone()
                     };
-                    (rows > 0).then_some(Command::Product(product))
+                    (image.several_rows > 0).then_some(Command::Product(product))
                 }
                 Recorded::Copy(from, to, bytes, rows) => {
                     let bytes = bytes * image.count(*rows) as u64;

@@ -13,7 +13,7 @@ use super::readback::{Read, Spare};
 use super::timing::{self, Clock, Timing};
 use crate::backend::check::Demands;
 use crate::backend::image::{Image, Plan};
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceState};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
     Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Select, ShortConv, Step, StepOutput,
@@ -387,6 +387,17 @@ impl Step for WgpuStep {
 
     fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
         self.record_trace_gate(op)
+    }
+
+    fn trace_state(&mut self, op: TraceState) -> Result<()> {
+        self.record_trace_state(op)
+    }
+
+    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+        self.name("probe");
+        let buffer = self.recorder.tensor(tensor)?;
+        self.answer(buffer, Answer::Positions(tensor));
+        Ok(())
     }
 
     fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {

@@ -1,6 +1,6 @@
 //! How operations are run whose rows stand alone: against the oracle, each row without the others, again and again.
 
-use crate::backend::{Batch, Element, Result, Rows, Step, Tensor, TensorValues};
+use crate::backend::{Batch, Element, Piece, Result, Rows, Slot, Step, Tensor, TensorValues};
 use crate::conformance::lab::plain;
 use crate::conformance::{Case, Lab, Tolerance, element_error, row_error};
 
@@ -91,6 +91,8 @@ type Record = Box<dyn Fn(&mut dyn Step, &[Tensor], &[Tensor]) -> Result<()>>;
 /// An operation with its arguments and answers.
 pub(super) struct Operation {
     pub(super) tokens: Vec<u32>,
+    /// Whether row `i` begins a piece; the first does anyway.
+    pub(super) begins: fn(usize) -> bool,
     pub(super) inputs: Vec<Input>,
     pub(super) outputs: Vec<Output>,
     pub(super) record: Record,
@@ -106,6 +108,7 @@ impl Operation {
     ) -> Self {
         Self {
             tokens: vec![0; rows],
+            begins: |_| false,
             inputs,
             outputs,
             record: Box::new(record),
@@ -122,6 +125,25 @@ pub(super) enum Question {
     Alone,
     /// The same call has the same bits each time.
     Again,
+}
+
+/// A batch of these rows, in pieces; an operation on rows looks at neither slots nor blocks.
+fn pieces(range: std::ops::Range<usize>, begins: fn(usize) -> bool) -> Batch {
+    let mut batch = plain(range.len());
+    let piece = batch.pieces.remove(0);
+    let mut starts: Vec<usize> = range.clone().filter(|row| begins(*row)).collect();
+    if starts.first() != Some(&range.start) {
+        starts.insert(0, range.start);
+    }
+    let ends = starts[1..].iter().chain([&range.end]);
+    for (start, end) in starts.iter().zip(ends) {
+        batch.pieces.push(Piece {
+            length: end - start,
+            slot_out: Slot(batch.pieces.len() as u32),
+            ..piece.clone()
+        });
+    }
+    batch
 }
 
 struct Rig {
@@ -145,7 +167,7 @@ impl Rig {
                 Place::Input(i) => inputs[i],
             });
         }
-        let mut step = lab.step(&plain(rows))?;
+        let mut step = lab.step(&pieces(0..rows, |_| true))?;
         (operation.record)(&mut *step, &inputs, &outputs)?;
         Ok(Self {
             operation,
@@ -171,8 +193,8 @@ impl Rig {
         }
         let rows = range.len();
         let batch = Batch {
-            tokens: self.operation.tokens[range].to_vec(),
-            ..plain(rows)
+            tokens: self.operation.tokens[range.clone()].to_vec(),
+            ..pieces(range, self.operation.begins)
         };
         lab.submit(&mut *self.step, &batch)?;
         self.outputs
@@ -226,6 +248,17 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
             }
         }
         Question::Alone => {
+            let begins = rig.operation.begins;
+            // Rows of longer pieces may be worked on otherwise where they are alone; single tokens never.
+            let single = |row: usize| (row == 0 || begins(row)) && begins(row + 1);
+            for row in (0..rows).filter(|row| single(*row)) {
+                let one = rig.run(lab, row..row + 1)?;
+                for (i, output) in rig.operation.outputs.iter().enumerate() {
+                    let range = row * output.width..(row + 1) * output.width;
+                    let what = format!("{}, single row {row} alone", output.name);
+                    alike(lab, what, &one[i], &cut(&all[i], range), false);
+                }
+            }
             for count in [1, 2, 3, 5, 16] {
                 for start in [0, 1, rows / 2, rows.saturating_sub(count)] {
                     if start + count > rows {
