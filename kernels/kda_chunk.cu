@@ -31,105 +31,96 @@
 // A thread's numbers: two channels of eight tokens.
 typedef float Own[OWN][PAIR];
 
-// Factors of rows and columns for anchors in steps of `SPAN`: 16 is the middle of the chunk for all, else the dyadic level
-// of blocks of SPAN by SPAN; zeros where a token is not a row (a column) of that level. `kept` is each token's exp(gate),
-// `forward` their products from the thread's first token on, `backward` those of the tokens after.
-template <int SPAN>
-static __device__ __forceinline__ void anchor(
-    float (&row)[OWN], float (&column)[OWN], const Own& kept, const Own& forward, const Own& backward, u32 half, u32 c) {
-    if (SPAN >= 8) {
-        #pragma unroll
-        for (int t = 0; t < OWN; t++) {
-            // Products outwards from the middle.
-            float near = half ? forward[t][c] : backward[t][c];
-            float far = SPAN == 16 ? __fdividef(1.0f, near) : 0.0f;
-            row[t] = half ? near : far;
-            column[t] = half ? far : near;
-        }
-        return;
-    }
+// Factors of rows and columns with the anchor in the chunk's middle. `forward` are products of exp(gate) from the thread's
+// first token on, `backward` those of the tokens after: outwards from the middle, and their reciprocals on the other side.
+static __device__ __forceinline__ void anchor_middle(Own& row, Own& column, const Own& forward, const Own& backward, u32 half) {
     #pragma unroll
-    for (int at = SPAN; at < OWN; at += 2 * SPAN) {
-        float product = 1.0f;
+    for (u32 i = 0; i < OWN; i++) {
         #pragma unroll
-        for (int t = at - 1; t >= at - SPAN; t--) {
-            column[t] = product;
-            row[t] = 0.0f;
-            product *= kept[t][c];
+        for (u32 j = 0; j < PAIR; j++) {
+            float near = half ? forward[i][j] : backward[i][j], far = reciprocal_near(near);
+            row[i][j] = half ? near : far;
+            column[i][j] = half ? far : near;
         }
-        product = 1.0f;
+    }
+}
+
+// Factors for a dyadic level, of blocks of `span` by `span` tokens: products of exp(gate) outwards from the anchor before a
+// block's rows, zeros where a token is not a row (a column) of the level.
+static __device__ __forceinline__ void anchor_level(Own& row, Own& column, const Own& kept, u32 half, u32 span) {
+    #pragma unroll
+    for (u32 j = 0; j < PAIR; j++) {
+        float down = 1.0f, up = 1.0f;
         #pragma unroll
-        for (int t = at; t < at + SPAN; t++) {
-            product *= kept[t][c];
-            row[t] = product;
-            column[t] = 0.0f;
+        for (u32 i = 0; i < OWN; i++) {
+            down = i % span == 0 ? kept[i][j] : down * kept[i][j];
+            row[i][j] = (half * OWN + i) & span ? down : 0.0f;
+        }
+        #pragma unroll
+        for (u32 n = 0; n < OWN; n++) {
+            u32 i = OWN - 1 - n;
+            up = (i + 1) % span == 0 ? 1.0f : up * kept[(i + 1) % OWN][j];
+            column[i][j] = (half * OWN + i) & span ? 0.0f : up;
         }
     }
 }
 
 // Six matrices [16, K] between phases: rows (k, then q) and columns (k) of the products, each a part and its rest. The last
 // lies where W will.
+template <int PADDED>
 struct Operands {
+    static constexpr u32 TILES = PADDED / 16;
     bf16 *image, *more;
-    u32 size;
-    __device__ __forceinline__ bf16* operator[](u32 set) const { return set == 5 ? image : more + set * size; }
+    __device__ __forceinline__ bf16* operator[](u32 set) const { return set == 5 ? image : more + set * TILES * TILE; }
 };
 
-// 16 rows by 8 columns of a matrix: warps 0 and 1 have those of A_kk, 2 and 3 of A_qk.
+// Both products of rows with columns, by all threads. Warps 0 and 1 get 16 rows by 8 columns each of A_kk, 2 and 3 of A_qk;
+// of those, `found` takes the places below the diagonal whose rows and columns part at bit `span`: all for 16.
+template <int PADDED>
 static __device__ __forceinline__ void multiply_anchored(
-    float (&sum)[4], const Operands& operands, u32 tiles, u32 warp, u32 lane) {
-    const bf16 *rows = operands[warp / 2 * 2], *rows_rest = operands[warp / 2 * 2 + 1];
+    float (&found)[4], const Operands<PADDED>& operands, const Own& query, const Own& key, const Own& row, const Own& column,
+    u32 span) {
+    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = warp * 32 + lane % 16 * 2;
+    __syncthreads();
+    if (d < PADDED) {
+        u32 first = pair_at(lane / 16, d);
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            u32 at = first ^ row_bits(i), part, rest;
+            split_pair(key[i][0] * row[i][0], key[i][1] * row[i][1], part, rest);
+            *(u32*)(operands[0] + at) = part;
+            *(u32*)(operands[1] + at) = rest;
+            split_pair(query[i][0] * row[i][0], query[i][1] * row[i][1], part, rest);
+            *(u32*)(operands[2] + at) = part;
+            *(u32*)(operands[3] + at) = rest;
+            split_pair(key[i][0] * column[i][0], key[i][1] * column[i][1], part, rest);
+            *(u32*)(operands[4] + at) = part;
+            *(u32*)(operands[5] + at) = rest;
+        }
+    }
+    __syncthreads();
+    const bf16* rows = operands[warp / 2 * 2];
     const bf16 *columns = operands[4], *columns_rest = operands[5];
     u32 across = unit_across(lane), eight = unit_at(0, warp % 2 * 8 + lane % 8, lane / 8 % 2);
     // Chains of their own, so that they run side by side.
     float left[4] = {}, right[4] = {}, both[4] = {};
-    for (u32 tile = 0; tile < tiles; tile++) {
+    #pragma unroll
+    for (u32 tile = 0; tile < Operands<PADDED>::TILES; tile++) {
         u32 a[4], a_rest[4], b[2], b_rest[2], at = in_tile(tile, across), from = in_tile(tile, eight);
         ldmatrix(a, rows + at);
-        ldmatrix(a_rest, rows_rest + at);
+        ldmatrix(a_rest, rows + Operands<PADDED>::TILES * TILE + at);
         ldmatrix(b, columns + from);
         ldmatrix(b_rest, columns_rest + from);
         mma_bf16(left, a_rest, b);
         mma_bf16(right, a, b_rest);
         mma_bf16(both, a, b);
     }
-    for (int n = 0; n < 4; n++) sum[n] = left[n] + right[n] + both[n];
-}
-
-// One dyadic level: blocks whose rows and columns part at bit `SPAN`.
-template <int SPAN>
-static __device__ __forceinline__ void level(
-    float (&found)[4], const Operands& operands, u32 tiles, const Own& query, const Own& key, const Own& kept,
-    const Own& forward, const Own& backward) {
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = lane / 16, d = warp * 32 + lane % 16 * 2;
-    __syncthreads();
-    if (d < tiles * 16) {
-        float row[PAIR][OWN], column[PAIR][OWN];
-        anchor<SPAN>(row[0], column[0], kept, forward, backward, half, 0);
-        anchor<SPAN>(row[1], column[1], kept, forward, backward, half, 1);
-        #pragma unroll
-        for (u32 i = 0; i < OWN; i++) {
-            u32 t = half * OWN + i, part, rest;
-            split_pair(key[i][0] * row[0][i], key[i][1] * row[1][i], part, rest);
-            put_pair(operands[0], t, d, part);
-            put_pair(operands[1], t, d, rest);
-            split_pair(query[i][0] * row[0][i], query[i][1] * row[1][i], part, rest);
-            put_pair(operands[2], t, d, part);
-            put_pair(operands[3], t, d, rest);
-            split_pair(key[i][0] * column[0][i], key[i][1] * column[1][i], part, rest);
-            put_pair(operands[4], t, d, part);
-            put_pair(operands[5], t, d, rest);
-        }
-    }
-    __syncthreads();
-    float sum[4];
-    multiply_anchored(sum, operands, tiles, warp, lane);
     #pragma unroll
     for (u32 n = 0; n < 4; n++) {
         u32 i = lane / 4 + n / 2 * 8, j = warp % 2 * 8 + lane % 4 * 2 + n % 2;
         // A select: what is not of this level may be infinite or NaN.
-        bool mine = i > j && (SPAN == 16 || ((i ^ j) >= SPAN && (i ^ j) < 2 * SPAN));
-        if (mine) found[n] = sum[n];
+        bool mine = i > j && (span == 16 || ((i ^ j) >= span && (i ^ j) < 2 * span));
+        if (mine) found[n] = left[n] + right[n] + both[n];
     }
 }
 
@@ -152,15 +143,25 @@ struct Place {
 // Channels `c` and `c + 1`, `count` of them there, of eight tokens from `t` on; `even` where pairs are aligned to words.
 static __device__ __forceinline__ void read_channels(
     Own& x, const Plain& from, u32 channels, const Place& place, u32 c, u32 count, bool even, u32 t) {
+    const bf16* at = from.qkv + (u64)(place.first + t) * channels + c;
+    u32 rows = count == 0 || place.length < t ? 0 : place.length - t, pair[OWN];
+    if (even) {
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            pair[i] = load_word(at, i < rows);
+            at += channels;
+        }
+    } else {
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            pair[i] = i < rows ? pair_of(at[0], count > 1 ? at[1] : bf16{0}) : 0;
+            at += channels;
+        }
+    }
     #pragma unroll
     for (u32 i = 0; i < OWN; i++) {
-        const bf16* at = from.qkv + (u64)(place.first + t + i) * channels + c;
-        u32 pair = 0;
-        if (t + i < place.length && count > 0) {
-            pair = even ? *(const u32*)at : pair_of(at[0], count > 1 ? at[1] : bf16{0});
-        }
-        x[i][0] = low(pair);
-        x[i][1] = high(pair);
+        x[i][0] = low(pair[i]);
+        x[i][1] = high(pair[i]);
     }
 }
 static __device__ __forceinline__ void read_channels(
@@ -180,17 +181,22 @@ static __device__ __forceinline__ void read_channels(
 
 static __device__ __forceinline__ void read_gates(
     Own& gate, const Plain& from, const Heads& h, const Place& place, u32 head, u32 d, u32 count, u32 t) {
-    #pragma unroll
-    for (u32 i = 0; i < OWN; i++) {
-        const float* at = from.gates + ((u64)(place.first + t + i) * h.heads + head) * h.key_width + d;
-        bool there = t + i < place.length;
-        if (h.key_width % 2 == 0) {
-            float2 pair = there && count > 0 ? *(const float2*)at : make_float2(0.0f, 0.0f);
+    u32 rows = count == 0 || place.length < t ? 0 : place.length - t, pitch = h.heads * h.key_width;
+    const float* at = from.gates + (u64)(place.first + t) * pitch + head * h.key_width + d;
+    if (h.key_width % 2 == 0) {
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            float2 pair = load_two(at, i < rows);
             gate[i][0] = pair.x;
             gate[i][1] = pair.y;
-        } else {
-            gate[i][0] = there && count > 0 ? at[0] : 0.0f;
-            gate[i][1] = there && count > 1 ? at[1] : 0.0f;
+            at += pitch;
+        }
+    } else {
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            gate[i][0] = i < rows ? at[0] : 0.0f;
+            gate[i][1] = i < rows && count > 1 ? at[1] : 0.0f;
+            at += pitch;
         }
     }
 }
@@ -291,7 +297,7 @@ static __device__ __forceinline__ void solve_values(
     if (lane == 0) *(float*)(tile + TILE) = __uint_as_float((exponent - 14) << 23);
 }
 
-template <class From>
+template <int PADDED, class From>
 static __device__ __forceinline__ void prepare(const From& from, const u32* batch, u8* workspace, const Heads& h, u32 form) {
     SHARED(float, sums, 3 * CHUNK * PREPARE_WARPS);  // of q^2, k^2, q k, a token each, by warps
     SHARED(float, scales, 2 * CHUNK);                // of q and k
@@ -299,23 +305,26 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     SHARED(float, beta, CHUNK);
     SHARED(float, square, CHUNK * (CHUNK + 1));      // A_kk
     SHARED(float, inverse, CHUNK * (CHUNK + 1));
+    SHARED(float, early, PADDED);                    // decay over the first half, where W has still to be scaled by it
     SHARED(u32, safe, PREPARE_WARPS);
+    constexpr u32 TILES = PADDED / 16;
     u32 chunk = blockIdx.x, head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     if (chunk >= batch[form == ALL_CHUNKS ? CHUNK_TOTAL : SEVERAL_CHUNKS]) return;
     const u32* words = batch + batch[AT_CHUNKS] + 4 * chunk;
     u32 piece = words[2];
     Place place = {words[0], words[1], piece_word(batch, piece, START), piece_word(batch, piece, SLOT_IN)};
-    u32 padded = padded_key(h.key_width), tiles = padded / 16, channels = channels_of(h);
+    u32 channels = channels_of(h);
 
     bf16* image = (bf16*)dynamic_shared();
-    float* decay = (float*)(image + (4 * tiles + 1) * TILE);
-    bf16* values = (bf16*)(decay + padded);
-    u32 bytes = image_bytes(padded, h.value_width);
-    Operands operands{image, (bf16*)(dynamic_shared() + bytes), tiles * TILE};
+    float* decay = (float*)(image + (4 * TILES + 1) * TILE);
+    bf16* values = (bf16*)(decay + PADDED);
+    u32 bytes = image_bytes(PADDED, h.value_width);
+    Operands<PADDED> operands{image, (bf16*)(dynamic_shared() + bytes)};
 
     // Lanes 0 to 15 of a warp have the chunk's first eight tokens of 32 channels, lanes 16 to 31 the others.
     u32 half = lane / 16, t = half * OWN, d = warp * 32 + lane % 16 * 2;
-    bool mine = d < padded;
+    bool mine = d < PADDED;
+    u32 own = pair_at(half, d);
     Own query, key, gate;
     u32 count = d < h.key_width ? min(h.key_width - d, 2u) : 0;
     bool even = channels % 2 == 0 && h.key_width % 2 == 0;
@@ -332,10 +341,9 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
         bool aligned = channels % 2 == 0 && h.value_width % 2 == 0;
         read_channels(value, from, channels, place, value_channel(h, head) + e, there, aligned, t);
         bf16* tile = values + e / 16 * VALUE_STRIDE;
+        u32 at = pair_at(half, e % 16);
         #pragma unroll
-        for (u32 i = 0; i < OWN; i++) {
-            *(u32*)(tile + unit_at(0, t + i, e / 8 % 2) + e % 8) = narrow_pair(value[i][0], value[i][1]);
-        }
+        for (u32 i = 0; i < OWN; i++) *(u32*)(tile + (at ^ row_bits(i))) = narrow_pair(value[i][0], value[i][1]);
     }
 
     float first[OWN], second[OWN], third[OWN];
@@ -381,7 +389,7 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
         for (u32 i = 0; i < OWN; i++) {
             query[i][j] *= scales[t + i];
             key[i][j] *= scales[CHUNK + t + i];
-            kept[i][j] = __expf(gate[i][j]);
+            kept[i][j] = exp_near(gate[i][j]);
         }
         forward[0][j] = kept[0][j];
         backward[OWN - 1][j] = 1.0f;
@@ -396,31 +404,52 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
         after[j] = half ? 1.0f : other;
         total[j] += __shfl_xor_sync(EVERY_LANE, total[j], 16);
     }
+    bool middle = safe[0] & safe[1] & safe[2] & safe[3];
     if (mine) {
         // What is multiplied up over thousands of chunks is one exponential of a sum.
-        if (half == 0) *(float2*)(decay + d) = make_float2(expf(total[0]), expf(total[1]));
+        if (half == 0) {
+            *(float2*)(decay + d) = make_float2(expf(total[0]), expf(total[1]));
+        } else {
+            *(float2*)(early + d) = middle ? make_float2(before[0], before[1]) : make_float2(1.0f, 1.0f);
+        }
         #pragma unroll
         for (u32 i = 0; i < OWN; i++) {
-            u32 part, rest;
-            put_pair(image + tiles * TILE, t + i, d, narrow_pair(
-                query[i][0] * (forward[i][0] * before[0]), query[i][1] * (forward[i][1] * before[1])));
+            u32 at = own ^ row_bits(i), part, rest;
+            *(u32*)(image + TILES * TILE + at) = narrow_pair(
+                query[i][0] * (forward[i][0] * before[0]), query[i][1] * (forward[i][1] * before[1]));
             split_pair(
                 key[i][0] * (backward[i][0] * after[0]), key[i][1] * (backward[i][1] * after[1]), part, rest);
-            put_pair(image + 2 * tiles * TILE, t + i, d, part);
-            put_pair(image + 3 * tiles * TILE, t + i, d, rest);
+            *(u32*)(image + 2 * TILES * TILE + at) = part;
+            *(u32*)(image + 3 * TILES * TILE + at) = rest;
         }
     }
 
     float found[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (safe[0] & safe[1] & safe[2] & safe[3]) {
-        level<16>(found, operands, tiles, query, key, kept, forward, backward);
+    Own row, column;
+    if (middle) {
+        anchor_middle(row, column, forward, backward, half);
+        multiply_anchored(found, operands, query, key, row, column, 16);
     } else {
-        level<8>(found, operands, tiles, query, key, kept, forward, backward);
-        level<4>(found, operands, tiles, query, key, kept, forward, backward);
-        level<2>(found, operands, tiles, query, key, kept, forward, backward);
-        level<1>(found, operands, tiles, query, key, kept, forward, backward);
+        #pragma unroll 1
+        for (u32 span = 8; span > 0; span /= 2) {
+            anchor_level(row, column, kept, half, span);
+            multiply_anchored(found, operands, query, key, row, column, span);
+        }
+        // W wants K exp(G). It is what the middle's rows were multiplied by, times the decay over the first half, by which W
+        // is scaled; here it takes the place of rows that had other anchors.
+        __syncthreads();
+        if (mine) {
+            #pragma unroll
+            for (u32 i = 0; i < OWN; i++) {
+                u32 at = own ^ row_bits(i), part, rest;
+                split_pair(
+                    key[i][0] * (forward[i][0] * before[0]), key[i][1] * (forward[i][1] * before[1]), part, rest);
+                *(u32*)(operands[0] + at) = part;
+                *(u32*)(operands[1] + at) = rest;
+            }
+        }
     }
-    bf16* queries = image + 4 * tiles * TILE;
+    bf16* queries = image + 4 * TILES * TILE;
     #pragma unroll
     for (u32 n = 0; n < 2; n++) {
         u32 i = lane / 4 + n * 8, j = warp % 2 * 8 + lane % 4 * 2;
@@ -435,16 +464,6 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
         }
     }
     __syncthreads();
-    if (mine) {
-        #pragma unroll
-        for (u32 i = 0; i < OWN; i++) {
-            u32 part, rest;
-            split_pair(
-                key[i][0] * (forward[i][0] * before[0]), key[i][1] * (forward[i][1] * before[1]), part, rest);
-            put_pair(operands[0], t + i, d, part);
-            put_pair(operands[1], t + i, d, rest);
-        }
-    }
     bf16* solver = operands[2];
     if (warp == 0) {
         invert(inverse, square, lane);
@@ -461,7 +480,7 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     u32 across = unit_across(lane), a[4], a_rest[4];
     ldmatrix(a, solver + across);
     ldmatrix(a_rest, solver + TILE + across);
-    for (u32 tile = warp; tile < tiles; tile += PREPARE_WARPS) {
+    for (u32 tile = warp; tile < TILES; tile += PREPARE_WARPS) {
         u32 b[4], b_rest[4];
         ldmatrix_transposed(b, operands[0] + in_tile(tile, across));
         ldmatrix_transposed(b_rest, operands[1] + in_tile(tile, across));
@@ -472,7 +491,8 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
         #pragma unroll
         for (u32 n = 0; n < 4; n++) {
             u32 column = tile * 16 + n / 2 * 8 + lane % 4 * 2;
-            u32 pair = narrow_pair(-sum[n / 2][n % 2 * 2], -sum[n / 2][n % 2 * 2 + 1]);
+            float2 scale = *(const float2*)(early + column);
+            u32 pair = narrow_pair(-sum[n / 2][n % 2 * 2] * scale.x, -sum[n / 2][n % 2 * 2 + 1] * scale.y);
             put_pair(image, lane / 4 + n % 2 * 8, column, pair);
         }
     }
@@ -485,31 +505,42 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     for (u32 i = thread; i < bytes / 16; i += PREPARE_THREADS) to[i] = finished[i];
 }
 
-// Images of chunks, from what the convolution and the gates left. Grid (chunks, heads), block 128; dynamic shared memory
-// image_bytes + 160 P, with P the padded K. A grid may hold more chunks than the batch.
+// `kda_prepare`: images of chunks, from what the convolution and the gates left. Grid (chunks, heads), block 128; dynamic
+// shared memory image_bytes + 160 P, with P the padded K. A grid may hold more chunks than the batch.
 //   batch      the batch; its chunks are those of pieces that run by chunks (`form`)
 //   qkv        [T, channels] bf16, after the convolution
 //   gates      [T, heads K] f32: log decay           beta  [T, heads] f32
 //   workspace  [chunks, heads, image_bytes], aligned to 16 bytes
-extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) kda_prepare(
-    const u32* batch, const bf16* qkv, const float* gates, const float* beta, u8* workspace, u32 key_heads, u32 heads,
-    u32 key_width, u32 value_width, u32 form) {
-    prepare(Plain{qkv, gates, beta}, batch, workspace, Heads{key_heads, heads, key_width, value_width}, form);
-}
-ENTRY(kda_prepare)
-
-// The same from what goes into the convolution and the gates. Grid, block and shared memory as above. Reads tails and
-// leaves them: `kda_scan` writes them.
+//
+// `kda_prepare_fused`: the same from what goes into the convolution and the gates. Reads tails and leaves them: `kda_scan`
+// writes them.
 //   input      [T, channels] bf16, before the convolution
 //   weight     [channels, taps] of the format; at most 4 taps
 //   tails      [slots, channels, taps - 1] f32
 //   decay      [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log      [heads] of its format                 dt_bias  [heads K] of its format
-extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) kda_prepare_fused(
-    const u32* batch, const bf16* input, const void* weight, u32 format, float* tails, u32 taps, const bf16* decay,
-    const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format, u8* workspace,
-    u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {
-    Fused from{Conv{input, weight, format, tails, taps}, Gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format}};
-    prepare(from, batch, workspace, Heads{key_heads, heads, key_width, value_width}, form);
-}
-ENTRY(kda_prepare_fused)
+#define KDA_PREPARE(plain_name, fused_name, padded)                                                                    \
+    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 4) plain_name(                                      \
+        const u32* batch, const bf16* qkv, const float* gates, const float* beta, u8* workspace, u32 key_heads,       \
+        u32 heads, u32 key_width, u32 value_width, u32 form) {                                                        \
+        Heads h{key_heads, heads, key_width, value_width};                                                            \
+        prepare<padded>(Plain{qkv, gates, beta}, batch, workspace, h, form);                                          \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) fused_name(                                         \
+        const u32* batch, const bf16* input, const void* weight, u32 format, float* tails, u32 taps,                  \
+        const bf16* decay, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias,               \
+        u32 dt_bias_format, u8* workspace, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {      \
+        Gates gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format};                                      \
+        Heads h{key_heads, heads, key_width, value_width};                                                            \
+        prepare<padded>(Fused{Conv{input, weight, format, tails, taps}, gates}, batch, workspace, h, form);           \
+    }
+
+KDA_PREPARE(kda_prepare_32, kda_prepare_fused_32, 32)
+KDA_PREPARE(kda_prepare_64, kda_prepare_fused_64, 64)
+KDA_PREPARE(kda_prepare_128, kda_prepare_fused_128, 128)
+ENTRY(kda_prepare_32)
+ENTRY(kda_prepare_64)
+ENTRY(kda_prepare_128)
+ENTRY(kda_prepare_fused_32)
+ENTRY(kda_prepare_fused_64)
+ENTRY(kda_prepare_fused_128)

@@ -105,6 +105,35 @@ static __device__ __forceinline__ void stmatrix_transposed(void* row, const u32 
                  : "memory");
 }
 
+// A word, or two f32, of memory that nobody writes meanwhile; zeros where not `there`. A predicate, not a branch.
+static __device__ __forceinline__ u32 load_word(const void* at, bool there) {
+    u32 x;
+    asm("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.nc.u32 %0, [%1];}"
+        : "=r"(x)
+        : "l"(at), "r"((u32)there));
+    return x;
+}
+static __device__ __forceinline__ float2 load_two(const float* at, bool there) {
+    float2 x;
+    asm("{.reg .pred p; setp.ne.u32 p, %3, 0; mov.f32 %0, 0f00000000; mov.f32 %1, 0f00000000;"
+        " @p ld.global.nc.v2.f32 {%0, %1}, [%2];}"
+        : "=f"(x.x), "=f"(x.y)
+        : "l"(at), "r"((u32)there));
+    return x;
+}
+
+// exp(x) and 1 / x in two instructions, to about 2 in 10^7 (exp: times |x|); what is below the normal numbers is 0.
+static __device__ __forceinline__ float exp_near(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+    return y;
+}
+static __device__ __forceinline__ float reciprocal_near(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Two f32 as a word of two f16, to nearest even, `a` in the lower half; and f32 of both halves.
 static __device__ __forceinline__ u32 narrow_pair_f16(float a, float b) {
     u32 y;

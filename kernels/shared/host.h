@@ -316,6 +316,13 @@ inline void stmatrix_transposed(void* row, const u32 (&r)[4]) {
     machine::together("stmatrix_transposed", EVERY_LANE, in, none, machine::store_matrices);
 }
 
+inline u32 load_word(const void* at, bool there) { return there ? *static_cast<const u32*>(at) : 0; }
+inline float2 load_two(const float* at, bool there) {
+    return there ? *reinterpret_cast<const float2*>(at) : make_float2(0.0f, 0.0f);
+}
+inline float exp_near(float x) { return x < -87.3f ? 0.0f : expf(x); }
+inline float reciprocal_near(float x) { return 1.0f / x; }
+
 inline u32 narrow_pair_f16(float a, float b) {
     _Float16 pair[2] = {(_Float16)a, (_Float16)b};
     u32 y;

@@ -43,3 +43,8 @@ static __device__ __forceinline__ void put_pair(bf16* matrix, u32 row, u32 d, u3
     u32 tile = d / 16;
     *(u32*)(matrix + tile * TILE + unit_at(tile, row, d / 8 % 2) + d % 8) = pair;
 }
+// Where that is for row 8 `half`; row 8 `half` + i is at `at ^ row_bits(i)`, so that one address serves eight rows.
+static __device__ __forceinline__ u32 pair_at(u32 half, u32 d) {
+    return d / 16 * TILE + unit_at(d / 16, half * 8, d / 8 % 2) + d % 8;
+}
+static __device__ __forceinline__ constexpr u32 row_bits(u32 i) { return (2 * i + i / 4) * 8; }

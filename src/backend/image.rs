@@ -432,7 +432,7 @@ mod tests {
         let positions = [0, 255, 256, 4095, 33_791, 33_792, 131_071, 1_048_575];
         let together = spans(&plan, &positions);
         for (row, position) in together.iter().zip(positions) {
-            assert_eq!(spans(&plan, &[position]), [row.clone()]);
+            assert_eq!(spans(&plan, &[position]), std::slice::from_ref(row));
             assert!(row.len() <= 132, "{position}: {}", row.len());
             let span = row.get(1).copied().unwrap_or(256);
             assert!(span >= 256 && span % 32 == 0, "{position}: {span}");

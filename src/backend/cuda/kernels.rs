@@ -13,6 +13,7 @@ pub const KERNELS: &[(&str, &str)] = &sources![
     "convert.cu",
     "embed.cu",
     "experts.cu",
+    "fill.cu",
     "gated_norm.cu",
     "kda_chunk.cu",
     "kda_gates.cu",

@@ -30,7 +30,9 @@ const MOST_TILES: usize = 8;
 /// What the chunkwise kernels need to be told of a layout; as in `kernels/kda_chunk.cu`.
 #[derive(Clone, Copy)]
 struct Chunkwise {
-    /// `kda_scan`, `kda_operators` and `kda_seeds` for this width of keys, and that width.
+    /// `kda_prepare`, `kda_prepare_fused`, `kda_scan`, `kda_operators` and `kda_seeds` for this width of keys, and that
+    /// width.
+    prepare: [&'static str; 2],
     entries: [&'static str; 3],
     padded: usize,
     /// Bytes of one chunk's and head's image before its values, and of all of it.
@@ -45,14 +47,27 @@ struct Chunkwise {
 
 impl Chunkwise {
     fn new(layout: &StateLayout) -> Self {
-        let (padded, entries) = match layout.key_width {
-            0..=32 => (32, ["kda_scan_32", "kda_operators_32", "kda_seeds_32"]),
-            33..=64 => (64, ["kda_scan_64", "kda_operators_64", "kda_seeds_64"]),
-            _ => (128, ["kda_scan_128", "kda_operators_128", "kda_seeds_128"]),
+        let (padded, prepare, entries) = match layout.key_width {
+            0..=32 => (
+                32,
+                ["kda_prepare_32", "kda_prepare_fused_32"],
+                ["kda_scan_32", "kda_operators_32", "kda_seeds_32"],
+            ),
+            33..=64 => (
+                64,
+                ["kda_prepare_64", "kda_prepare_fused_64"],
+                ["kda_scan_64", "kda_operators_64", "kda_seeds_64"],
+            ),
+            _ => (
+                128,
+                ["kda_prepare_128", "kda_prepare_fused_128"],
+                ["kda_scan_128", "kda_operators_128", "kda_seeds_128"],
+            ),
         };
         let common = TILE * (padded / 4 + 1) + 4 * padded;
         let tiles = layout.value_width.div_ceil(16);
         Self {
+            prepare,
             entries,
             padded,
             common,
@@ -149,7 +164,7 @@ impl CudaStep {
                 d,
                 form
             ];
-            self.prepare("kda_prepare", &shape, &layout, op.form, inputs);
+            self.prepare(shape.prepare[0], &shape, &layout, op.form, inputs);
             self.scan(&shape, op.form, &workspace, &states, &output, None)?;
         }
         if op.form != Form::Chunk {
@@ -414,7 +429,7 @@ impl CudaStep {
             d,
             form
         ];
-        self.prepare("kda_prepare_fused", &shape, &layout, Form::Auto, inputs);
+        self.prepare(shape.prepare[1], &shape, &layout, Form::Auto, inputs);
         let fused = Some((&input, &tails, taps));
         self.scan(&shape, Form::Auto, &workspace, &states, &heads, fused)?;
         self.several_gated_norm(norm)?;

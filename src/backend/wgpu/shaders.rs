@@ -21,6 +21,7 @@ const FILES: &[(&str, &str)] = files![
     "experts_few",
     "experts_group",
     "experts_many",
+    "fill",
     "gated_norm",
     "kda_chunk",
     "kda_gates",

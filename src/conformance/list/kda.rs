@@ -99,7 +99,8 @@ fn long() -> Vec<Case> {
     };
     let mut cases = vec![
         chunk("repeated", |random| {
-            KdaCase::random(random, FEW, &[1600], Gates::Frozen, true).repeated(random)
+            // Where keys are narrower, what bf16 operands leave of the outputs is beyond the bound without any segments.
+            KdaCase::random(random, [1, 1, 128, 24], &[1600], Gates::Frozen, true).repeated(random)
         }),
         chunk("init/K=100 V=40", |random| {
             KdaCase::random(random, [1, 1, 100, 40], &[1549], Gates::Init, true)
