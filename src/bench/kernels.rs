@@ -93,13 +93,16 @@ pub struct Report {
 struct Ready {
     step: Box<dyn Step>,
     /// The same, to be timed by the device.
-    timed: Option<Box<dyn Step>>,
+    timed: Timed,
     batch: Batch,
     /// How often the kernel is in the step.
     sets: usize,
     /// Looks at what came of the last run.
     check: Check,
 }
+
+/// A step that the device times, where it can.
+type Timed = Option<Box<dyn Step>>;
 
 type Check = Box<dyn FnOnce(&mut dyn Backend) -> Result<f64>>;
 
@@ -258,7 +261,7 @@ fn twice(
     backend: &mut dyn Backend,
     capacity: Capacity,
     record: &dyn Fn(&mut dyn Step) -> Result<()>,
-) -> Result<(Box<dyn Step>, Option<Box<dyn Step>>)> {
+) -> Result<(Box<dyn Step>, Timed)> {
     let mut step = backend.step(capacity)?;
     record(&mut *step)?;
     let mut timed = backend.step(capacity)?;
