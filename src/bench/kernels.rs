@@ -93,13 +93,16 @@ pub struct Report {
 struct Ready {
     step: Box<dyn Step>,
     /// The same, to be timed by the device.
-    timed: Option<Box<dyn Step>>,
+    timed: Timed,
     batch: Batch,
     /// How often the kernel is in the step.
     sets: usize,
     /// Looks at what came of the last run.
     check: Check,
 }
+
+/// A step that the device times, where it can.
+type Timed = Option<Box<dyn Step>>;
 
 type Check = Box<dyn FnOnce(&mut dyn Backend) -> Result<f64>>;
 
@@ -253,14 +256,12 @@ pub(super) fn sets(bytes: u64) -> usize {
     (SPREAD / bytes.max(1)).clamp(1, SETS) as usize
 }
 
-type Recorded = Box<dyn Step>;
-
 /// The same recording twice: as it is, and timed by the device where it can.
 fn twice(
     backend: &mut dyn Backend,
     capacity: Capacity,
     record: &dyn Fn(&mut dyn Step) -> Result<()>,
-) -> Result<(Recorded, Option<Recorded>)> {
+) -> Result<(Box<dyn Step>, Timed)> {
     let mut step = backend.step(capacity)?;
     record(&mut *step)?;
     let mut timed = backend.step(capacity)?;

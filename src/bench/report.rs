@@ -127,13 +127,13 @@ pub fn shape(rows: &[Row]) -> String {
         text.push_str("No timings were taken.\n\n");
     }
     text.push_str(
-        "| shape | work | how | step or prompt | tokens/s | floor | of the floor's speed | weights read | states | latents |\n\
-         |---|---|---|---:|---:|---:|---:|---:|---:|---:|\n",
+        "| shape | work | how | step or prompt | tokens/s | floor | of the floor's speed | weights read | of their speed alone | states | latents |\n\
+         |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for row in rows {
         let _ = writeln!(
             text,
-            "| {}, {} KDA + {} MLA | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {}, {} KDA + {} MLA | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             row.variant,
             row.layers[0],
             row.layers[1],
@@ -145,6 +145,7 @@ pub fn shape(rows: &[Row]) -> String {
             seconds(row.floor_seconds),
             percent(row.of_floor()),
             bytes_name(row.weight_bytes_read),
+            percent(row.of_weights()),
             bytes_name(row.state_bytes),
             bytes_name(row.latent_bytes),
         );

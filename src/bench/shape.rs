@@ -87,6 +87,8 @@ pub struct Row {
     pub weight_bytes: u64,
     /// Bytes of weights that the step reads at the least.
     pub weight_bytes_read: u64,
+    /// The seconds that reading those alone takes, where the device's rates are known.
+    pub weight_seconds: Option<f64>,
     /// Bytes of the KDA states of all sequences, as this device keeps them.
     pub state_bytes: u64,
     /// Bytes of the latents of all sequences, as this device keeps them.
@@ -100,6 +102,13 @@ pub struct Row {
 }
 
 impl Row {
+    /// The part of the speed at which the weights alone could be read; nothing of a prompt, which is not bound by that.
+    #[must_use]
+    pub fn of_weights(&self) -> Option<f64> {
+        let decode = matches!(self.work, Work::Decode { .. });
+        Some(self.weight_seconds? / self.seconds?).filter(|_| decode)
+    }
+
     /// The part of the floor's speed that was reached.
     #[must_use]
     pub fn of_floor(&self) -> Option<f64> {
@@ -147,11 +156,22 @@ pub fn measure(
     } else {
         How::Whole
     };
-    let measured = match how {
-        How::Whole => run(backend, config, work, options, tell)?,
+    let whole = match how {
+        How::Whole => match run(backend, config, work, options, tell) {
+            // What a device does not tell it shows.
+            Err(Error::Backend(BackendError::OutOfMemory { .. })) => None,
+            came => Some(came?),
+        },
         How::ByLayer => {
             drop(backend);
-            by_layer(make, config, work, options, tell)?
+            None
+        }
+    };
+    let (how, measured) = match whole {
+        Some(measured) => (How::Whole, measured),
+        None => {
+            let sum = by_layer(make, config, work, options, tell)?;
+            (How::ByLayer, sum)
         }
     };
     let rates = Rates::of(&device.name);
@@ -474,6 +494,7 @@ fn row(
         tokens_per_second: measured.seconds.map(|seconds| tokens as f64 / seconds),
         weight_bytes: config.weight_bytes(Dtype::Bf16),
         weight_bytes_read: read,
+        weight_seconds: rates.map(|rates| read as f64 / rates.bytes_per_second),
         state_bytes: config.kda_state_bytes(Dtype::F32) * sequences as u64,
         latent_bytes: config.latent_bytes_per_token(cache) * (context * sequences) as u64,
         floor_bytes: least.bytes,
