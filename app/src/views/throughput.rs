@@ -49,7 +49,7 @@ impl View for Throughput {
             .auto_shrink(false)
             .show(ui, |ui| {
                 let room = ui.available_size();
-                if room.x >= 680.0 {
+                if room.x >= 580.0 {
                     ui.columns(2, |columns| {
                         let [left, right] = columns else {
                             return;
