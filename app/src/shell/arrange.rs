@@ -60,7 +60,10 @@ pub fn first(remote: bool) -> Tree<Pane> {
     Tree::new(egui::Id::unique("panels"), root, tiles)
 }
 
-/// Every panel in sight at once: the chat to the left, the views in a grid beside it.
+/// Views a row where all are in sight; the last row has the rest, which are wider.
+const ROW: usize = 3;
+
+/// Every panel in sight at once: the chat to the left, the views in rows beside it.
 #[must_use]
 pub fn side_by_side(remote: bool) -> Tree<Pane> {
     let mut tiles = Tiles::default();
@@ -70,10 +73,14 @@ pub fn side_by_side(remote: bool) -> Tree<Pane> {
     if views.is_empty() {
         return first(remote);
     }
-    let grid = tiles.insert_grid_tile(views);
-    let mut halves = Linear::new(LinearDir::Horizontal, vec![chat, grid]);
+    let rows = views
+        .chunks(ROW)
+        .map(|row| tiles.insert_horizontal_tile(row.to_vec()))
+        .collect();
+    let rows = tiles.insert_vertical_tile(rows);
+    let mut halves = Linear::new(LinearDir::Horizontal, vec![chat, rows]);
     halves.shares.set_share(chat, 0.26);
-    halves.shares.set_share(grid, 0.74);
+    halves.shares.set_share(rows, 0.74);
     let root = tiles.insert_container(Container::Linear(halves));
     Tree::new(egui::Id::unique("panels"), root, tiles)
 }

@@ -35,10 +35,16 @@ pub(super) fn window(
     }
     let mut stays = true;
     let room = ui.ctx().content_rect().size();
+    // All keys are to be seen at once.
+    let height = match which {
+        Window::Help => (room.y - 140.0).max(60.0),
+        _ => 420.0_f32.min(room.y),
+    };
     egui::Window::new(title)
         .open(&mut stays)
         .collapsible(false)
         .default_width(560.0_f32.min(room.x - 20.0))
+        .default_height(height)
         .max_height((room.y - 80.0).max(60.0))
         .vscroll(true)
         .default_pos([(room.x / 2.0 - 290.0).max(10.0), 60.0_f32.min(room.y / 4.0)])

@@ -49,7 +49,7 @@ impl View for Throughput {
             .auto_shrink(false)
             .show(ui, |ui| {
                 let room = ui.available_size();
-                if room.x >= 680.0 {
+                if room.x >= 580.0 {
                     ui.columns(2, |columns| {
                         let [left, right] = columns else {
                             return;
@@ -127,6 +127,9 @@ fn plot(name: &str) -> Plot<'_> {
         .allow_double_click_reset(false)
         .show_crosshair(false)
 }
+
+/// The lowest plot with a legend.
+const LEGEND: f32 = 240.0;
 
 /// Points of a curve: more would not be seen.
 const POINTS: usize = 512;
@@ -296,10 +299,12 @@ fn curves(
         (sizes.latents_pass_state(), "2", sizes.latents),
     ];
     let low = log(sizes.latents as f64).min(log(sizes.state as f64)) - 0.3;
-    plot("memory")
-        .height(height)
-        .legend(Legend::default().position(egui_plot::Corner::LeftTop))
-        .default_x_bounds(0.0, end)
+    let mut plot = plot("memory").height(height);
+    // In a low plot it would hide the lines, whose colours the table above has too.
+    if height >= LEGEND {
+        plot = plot.legend(Legend::default().position(egui_plot::Corner::LeftTop));
+    }
+    plot.default_x_bounds(0.0, end)
         .default_y_bounds(low, log(sizes.full_at(last) as f64) + 0.2)
         .x_grid_spacer(decades)
         .y_grid_spacer(decades)

@@ -1,5 +1,7 @@
 //! The text as tiles, tinted by what the selected head does with each token.
 
+use std::collections::HashMap;
+
 use eframe::egui::{
     self, Align, Color32, CornerRadius, FontId, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind,
     Ui, Vec2, WidgetInfo,
@@ -93,12 +95,45 @@ impl Tint {
     }
 }
 
+/// What texts are wide, in one font at one scale: of a long conversation most have been met before.
+#[derive(Default)]
+struct Widths {
+    scale: f32,
+    fonts: usize,
+    known: HashMap<String, f32>,
+}
+
+impl Widths {
+    /// Forgets all where a font has come, or another scale.
+    fn update(&mut self, ui: &Ui) -> bool {
+        let scale = ui.ctx().pixels_per_point();
+        let fonts = ui.fonts(|fonts| fonts.definitions().font_data.len());
+        let same = (self.scale, self.fonts) == (scale, fonts);
+        if !same {
+            *self = Self {
+                scale,
+                fonts,
+                known: HashMap::new(),
+            };
+        }
+        same
+    }
+
+    fn of(&mut self, text: &str, measure: impl FnOnce() -> f32) -> f32 {
+        if let Some(width) = self.known.get(text) {
+            return *width;
+        }
+        let width = measure();
+        self.known.insert(text.to_owned(), width);
+        width
+    }
+}
+
 /// Where tiles are: made anew when the width or the sequence changes, and longer when tokens are appended.
 #[derive(Default)]
 struct Layout {
     epoch: u64,
     width: f32,
-    scale: f32,
     /// Left edge and width of each tile.
     places: Vec<(f32, f32)>,
     /// The first token of each row.
@@ -116,15 +151,13 @@ fn font() -> FontId {
 }
 
 impl Layout {
-    fn update(&mut self, ui: &Ui, history: &History, width: f32) {
-        let scale = ui.ctx().pixels_per_point();
+    fn update(&mut self, ui: &Ui, history: &History, width: f32, widths: &mut Widths) {
         let tokens = history.tokens();
-        let same = (self.epoch, self.width, self.scale) == (history.epoch(), width, scale);
+        let same = widths.update(ui) && (self.epoch, self.width) == (history.epoch(), width);
         if !same || self.places.len() > tokens.len() {
             *self = Self {
                 epoch: history.epoch(),
                 width,
-                scale,
                 ..Self::default()
             };
         }
@@ -134,8 +167,10 @@ impl Layout {
         let font = font();
         ui.fonts_mut(|fonts| {
             for token in &tokens[self.places.len()..] {
-                let text = visible(&token.text);
-                let text: f32 = text.chars().map(|c| fonts.glyph_width(&font, c)).sum();
+                let text = widths.of(&token.text, || {
+                    let text = visible(&token.text);
+                    text.chars().map(|c| fonts.glyph_width(&font, c)).sum()
+                });
                 let tile = (text + 2.0 * PADDING).min(width.max(1.0));
                 if self.rows.is_empty() || self.broken || self.next + tile > width {
                     self.rows.push(self.places.len());
@@ -159,6 +194,7 @@ impl Layout {
 pub(super) struct Tokens {
     tint: Tint,
     layout: Layout,
+    widths: Widths,
     /// The scale, and what it was taken of.
     scale: (f32, f32),
     scaled: Option<(u64, Tint, Option<TraceHead>)>,
@@ -170,6 +206,7 @@ impl Default for Tokens {
         Self {
             tint: Tint::Error,
             layout: Layout::default(),
+            widths: Widths::default(),
             scale: (0.0, 1.0),
             scaled: None,
             last_shown: None,
@@ -236,7 +273,7 @@ impl View for Tokens {
         let moved = self.last_shown != Some(shown);
         self.last_shown = Some(shown);
         let width = (ui.available_width() - ui.spacing().scroll.allocated_width()).max(1.0);
-        self.layout.update(ui, history, width);
+        self.layout.update(ui, history, width, &mut self.widths);
         let height = self.layout.rows.len() as f32 * HEIGHT;
         let follows = context.selection.token.is_none();
         ScrollArea::vertical()
