@@ -4,7 +4,8 @@
 //
 // Three kernels: `mla_absorb` makes the query of the latents, `mla_attend` runs a softmax over a span of them for 32 heads
 // at once, `mla_merge` puts the spans of a row together and turns the weighted latent into a value. Spans are counted
-// from the sequence's start, so a row's arithmetic depends on its position alone.
+// from the sequence's start and as long as the row's position says, so a row's arithmetic depends on that alone. What each
+// kernel's time must be is in docs/performance/hopper.md.
 #include "shared/kernel.h"
 #include "shared/fragment.h"
 #include "shared/mla.h"
@@ -12,8 +13,8 @@
 
 // Positions whose scores are taken together.
 #define RUN 32
-// Runs under way.
-#define STAGES 3
+// Runs in shared memory: one whose values are summed, one whose scores are taken, others under way.
+#define STAGES 5
 // Heads of a block of `mla_attend`: two tiles' rows.
 #define HEADS 32
 #define WARPS 8
@@ -21,141 +22,196 @@
 #define MOST_LATENT 512
 #define MOST_ROPE 64
 #define WARP_TILES (MOST_LATENT / 16 / WARPS)
+// Warps share a row's columns in four parts for scores; tiles of one.
+#define PARTS 4
+#define PART_TILES ((MOST_LATENT + MOST_ROPE) / 16 / PARTS)
+// Floats from head to head among scores, so that neither writing nor reading meets a bank twice.
+#define SCORE_STRIDE (RUN + 8)
 // Rows of the batch that share one reading of the weight.
 #define ROWS 4
+// Spans of a row at most: as in src/backend/cuda/step.rs.
+#define MOST_SPANS 132
 
 // The row of the batch that is number `n` of those worked on: all, or those of single tokens (`single`).
 static __device__ __forceinline__ u32 row_of(const u32* batch, u32 single, u32 n) {
     return batch[batch[AT_ROWS] + (single ? batch[SEVERAL_ROWS] : 0) + n];
 }
 
-// q_lat = W_UK^T q_nope. Grid (ceil(latent / 128), heads, ceil(rows / 4)), block 128.
+// Floats of what a span leaves of a head: the weighted latent, from `mark_at` on greatest score and sum of weights.
+static __device__ __forceinline__ u32 mark_at(u32 latent) { return (latent + 3) / 4 * 4; }
+static __device__ __forceinline__ u32 part_stride(u32 latent) { return mark_at(latent) + 4; }
+
+// Rows of a head's expansion that are read at once in `mla_absorb`.
+#define ABSORB_GROUPS 16
+
+// q_lat = W_UK^T q_nope. Grid (ceil(latent / 128), heads, ceil(rows / 4)), block 256: sixteen groups of rows of the weight,
+// each with eight columns a thread.
 //   batch     the batch; `rows` says on how many of its rows to work
 //   query     [T, heads (nope + rope)] bf16; nope is at most 256
 //   kv_b      [heads (nope + value), latent] of the format
 //   absorbed  [rows, heads, latent] f32
-extern "C" __global__ void __launch_bounds__(128) mla_absorb(
+extern "C" __global__ void __launch_bounds__(256) mla_absorb(
     const u32* batch, u32 single, u32 rows, const bf16* query, const void* kv_b, u32 format, float* absorbed,
     u32 heads, u32 latent, u32 nope, u32 rope, u32 value) {
     SHARED(float, q, ROWS * 256);
-    u32 head = blockIdx.y, first = blockIdx.z * ROWS, count = min((u32)ROWS, rows - first);
-    for (u32 i = threadIdx.x; i < ROWS * nope; i += 128) {
+    SHARED(float, sums, ABSORB_GROUPS * ROWS * 128);
+    u32 head = blockIdx.y, first = blockIdx.z * ROWS, count = min((u32)ROWS, rows - first), thread = threadIdx.x;
+    for (u32 i = thread; i < ROWS * nope; i += 256) {
         u32 r = i / nope, n = i % nope;
         float x = 0.0f;
         if (r < count) x = widen(query[((u64)row_of(batch, single, first + r) * heads + head) * (nope + rope) + n]);
         q[r * 256 + n] = x;
     }
     __syncthreads();
-    u32 l = blockIdx.x * 128 + threadIdx.x;
-    if (l >= latent) return;
-    u64 column = (u64)head * (nope + value) * latent + l;
-    float sum[ROWS] = {};
-    for (u32 n = 0; n < nope; n++) {
-        float x = weight_at(kv_b, format, column + (u64)n * latent);
-        #pragma unroll
-        for (u32 r = 0; r < ROWS; r++) sum[r] = fmaf(q[r * 256 + n], x, sum[r]);
+    u32 group = thread / 16, columns = thread % 16 * 8, l = blockIdx.x * 128 + columns;
+    float sum[ROWS][8] = {};
+    if (l < latent) {
+        u64 column = (u64)head * (nope + value) * latent + l;
+        #pragma unroll 8
+        for (u32 n = group; n < nope; n += ABSORB_GROUPS) {
+            float x[8];
+            weights_at(kv_b, format, column + (u64)n * latent, latent, l, x);
+            #pragma unroll
+            for (u32 r = 0; r < ROWS; r++) {
+                #pragma unroll
+                for (u32 i = 0; i < 8; i++) sum[r][i] = fmaf(q[r * 256 + n], x[i], sum[r][i]);
+            }
+        }
     }
     #pragma unroll
     for (u32 r = 0; r < ROWS; r++) {
-        if (r < count) absorbed[((u64)(first + r) * heads + head) * latent + l] = sum[r];
+        float4* to = (float4*)(sums + (group * ROWS + r) * 128 + columns);
+        to[0] = make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+        to[1] = make_float4(sum[r][4], sum[r][5], sum[r][6], sum[r][7]);
+    }
+    __syncthreads();
+    for (u32 i = thread; i < count * 128; i += 256) {
+        float whole = 0.0f;
+        #pragma unroll
+        for (u32 g = 0; g < ABSORB_GROUPS; g++) whole += sums[g * ROWS * 128 + i];
+        u32 at = blockIdx.x * 128 + i % 128;
+        if (at < latent) absorbed[((u64)(first + i / 128) * heads + head) * latent + at] = whole;
     }
 }
 ENTRY(mla_absorb)
 
-// Where a row of latents lies in tiles: the latent padded to tiles, then the shared key padded to tiles.
+// Where a row of latents lies in shared memory, in tiles of sixteen columns: the latent padded to tiles, then the shared key
+// padded to tiles. Rows are 16 bytes apart from a multiple of 32, so that ldmatrix meets no bank twice.
 struct Tiles {
-    u32 latent, all;
+    u32 latent, all, stride;
 };
 
-// Rows of `count` positions from `begin` on into tiles [RUN / 16][tiles.all]; zeros elsewhere.
-static __device__ __forceinline__ void fetch(
-    bf16* stage, const Attention& a, const Tiles& tiles, const bf16* latents, const u32* table, u32 begin, u32 count) {
-    bool whole = (a.latent | a.rope) % 8 == 0;
-    u32 eights = tiles.all * 2;
-    for (u32 i = threadIdx.x; i < RUN * eights; i += WARPS * 32) {
-        u32 n = i / eights, c = i % eights * 8;
-        bf16* to = stage + n / 16 * tiles.all * TILE + element_at(n % 16, c);
-        const bf16* row = n < count ? latent_row(a, latents, table, begin + n) : nullptr;
-        bool shared = c >= tiles.latent * 16;
-        u32 at = shared ? c - tiles.latent * 16 : c, end = shared ? a.rope : a.latent;
-        if (shared && row != nullptr) row += a.latent;
-        if (whole) {
-            bool there = row != nullptr && at < end;
-            copy_async(to, there ? row + at : latents, there);
-        } else {
-            for (u32 j = 0; j < 8; j++) to[j] = row != nullptr && at + j < end ? row[at + j] : bf16{0};
+// A thread's eighth of a row of each run, by copies where tiles are full. `block` is where the row of the next run lies, looked up a run ahead.
+struct Fetch {
+    const Attention& a;
+    const Tiles& tiles;
+    const bf16* latents;
+    const u32* table;
+    u32 end, block;
+
+    __device__ __forceinline__ void look(u32 position) {
+        if (position < end) block = table[position / a.block_tokens];
+    }
+
+    // The row at `position` into `to`; zeros from the end on.
+    __device__ __forceinline__ void row(bf16* to, u32 position) {
+        bool there = position < end;
+        const bf16* from = latents;
+        if (there) from += ((u64)block * a.block_tokens + position % a.block_tokens) * (a.latent + a.rope);
+        u32 first = threadIdx.x % 8 * 8, width = tiles.all * 16;
+        if ((a.latent | a.rope) % 16 == 0) {
+            #pragma unroll
+            for (u32 c = 0; c < MOST_LATENT + MOST_ROPE; c += 64) {
+                if (c + first < width) copy_async(to + first + c, from + first + c, there);
+            }
+            return;
+        }
+        u32 shared = tiles.latent * 16;
+        #pragma unroll 1
+        for (u32 c = threadIdx.x % 8; c < width; c += 8) {
+            bool key = c >= shared;
+            u32 at = key ? c - shared + a.latent : c, last = key ? a.latent + a.rope : a.latent;
+            to[c] = there && at < last ? from[at] : bf16{0};
         }
     }
-}
+};
 
-// Softmax over a span of positions for 32 heads. Grid (spans, ceil(heads / 32)), block 256; dynamic shared memory
-// 10624 + 5120 (ceil(latent / 16) + ceil(rope / 16)). The latent is at most 512 wide, the shared key 64. Where `single`,
-// spans are the batch's, of `span` positions each; else each row has one.
-//   batch     the batch
-//   query     [T, heads (nope + rope)] bf16
-//   absorbed  [rows, heads, latent] f32
-//   latents   [blocks, block_tokens, latent + rope] bf16, aligned to 16 bytes
-//   parts     [spans, heads, latent + 2] f32: weighted latent, greatest score, sum of weights
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) mla_attend(
-    const u32* batch, u32 single, u32 span, const bf16* query, const float* absorbed, const bf16* latents, float* parts,
-    u32 heads, u32 latent, u32 nope, u32 rope, u32 value, u32 block_tokens) {
-    Attention a{heads, latent, nope, rope, value, block_tokens};
+// Softmax over a span of positions for 32 heads. Widths of PUBLISHED are the published model's, known when it is compiled.
+template <bool PUBLISHED>
+static __device__ __forceinline__ void attend(
+    const u32* batch, u32 single, const bf16* query, const float* absorbed, const bf16* latents, float* parts,
+    const Attention& widths) {
+    Attention a = widths;
+    if (PUBLISHED) {
+        a.latent = MOST_LATENT;
+        a.rope = MOST_ROPE;
+    }
+    u32 heads = a.heads, latent = a.latent, nope = a.nope, rope = a.rope;
     Tiles tiles;
     tiles.latent = (latent + 15) / 16;
     tiles.all = tiles.latent + (rope + 15) / 16;
+    tiles.stride = tiles.all * 16 + 8;
     u32 thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-    u32 number = blockIdx.x, begin = 0;
+    u32 number = blockIdx.x, begin = 0, span = NONE;
     if (single) {
         if (blockIdx.x >= batch[SPAN_TOTAL]) return;
-        const u32* words = batch + batch[AT_SPANS] + 2 * blockIdx.x;
-        number = words[0];
-        begin = words[1];
+        const u32* spans = batch + batch[AT_SPANS];
+        number = spans[2 * blockIdx.x];
+        begin = spans[2 * blockIdx.x + 1];
+        // A row's spans are as long as its second begins.
+        const u32* own = batch + batch[AT_SPANNED] + 2 * number;
+        if (own[1] > 1) span = spans[2 * (own[0] + 1) + 1];
     }
     u32 row = row_of(batch, single, number), piece = owner(batch, row);
     u32 end = piece_word(batch, piece, POSITION) + row - piece_word(batch, piece, START) + 1;
-    if (single) end = min(end, begin + span);
-    const u32* table = batch + piece_word(batch, piece, BLOCKS);
+    if (span != NONE) end = min(end, begin + span);
     u32 first_head = blockIdx.y * HEADS, own_heads = min((u32)HEADS, heads - first_head);
+    u32 runs = (end - begin + RUN - 1) / RUN;
 
-    // Latents [STAGES][RUN / 16][tiles], queries [2][tiles] and their rests, weights [2][RUN / 16], scores, what is kept.
+    // Latents [STAGES][RUN][stride], weights [2][RUN / 16] tiles, scores of the parts, what is kept.
     bf16* stages = (bf16*)dynamic_shared();
-    u32 stage_elements = RUN / 16 * tiles.all * TILE;
-    bf16* queries = stages + STAGES * stage_elements;
-    bf16* chances = queries + 4 * tiles.all * TILE;
-    float* scores = (float*)(chances + 2 * (RUN / 16) * TILE);  // [2][HEADS][RUN + 1]
-    float* keep = scores + 2 * HEADS * (RUN + 1);               // [HEADS]
+    bf16* chances = stages + STAGES * RUN * tiles.stride;
+    float* scores = (float*)(chances + 2 * (RUN / 16) * TILE);  // [PARTS][HEADS][SCORE_STRIDE]
+    float* keep = scores + PARTS * HEADS * SCORE_STRIDE;         // [HEADS]
 
-    auto fetch_run = [&](u32 run, u32 from) {
-        bf16* stage = stages + run % STAGES * stage_elements;
-        if (from < end) fetch(stage, a, tiles, latents, table, from, min((u32)RUN, end - from));
+    Fetch fetch{a, tiles, latents, batch + piece_word(batch, piece, BLOCKS), end, 0};
+    u32 own_row = thread / 8;
+    fetch.look(begin + own_row);
+    auto fetch_run = [&](u32 run) {
+        u32 position = begin + run * RUN + own_row;
+        if (run < runs) fetch.row(stages + (run % STAGES * RUN + own_row) * tiles.stride, position);
         copy_async_commit();
+        fetch.look(position + RUN);
     };
-    for (u32 n = 0; n + 1 < STAGES; n++) fetch_run(n, begin + n * RUN);
-    for (u32 i = thread; i < HEADS * tiles.all * 16; i += WARPS * 32) {
-        u32 head = i / (tiles.all * 16), c = i % (tiles.all * 16);
-        float x = 0.0f;
-        if (head < own_heads) {
-            u32 shared = c - tiles.latent * 16;
-            if (c < latent) x = absorbed[((u64)number * heads + first_head + head) * latent + c];
-            if (c >= tiles.latent * 16 && shared < rope) {
-                x = widen(query[((u64)row * heads + first_head + head) * (nope + rope) + nope + shared]);
-            }
-        }
-        bf16* to = queries + head / 16 * tiles.all * TILE + element_at(head % 16, c);
-        split(x, to[0], to[2 * tiles.all * TILE]);
-    }
+    for (u32 n = 0; n + 2 < STAGES; n++) fetch_run(n);
 
-    // A warp scores sixteen heads by sixteen positions over half of the columns. It runs the softmax of four heads, and has
-    // every eighth tile of the weighted latents' columns.
-    u32 down = lane_down(lane), across = lane_across(lane);
-    u32 score_rows = warp / 4, score_columns = warp / 2 % 2, score_half = warp % 2, half = (tiles.all + 1) / 2;
-    float scale = score_scale(a);
-    float greatest[HEADS / WARPS], total[HEADS / WARPS];
+    // A warp scores sixteen heads over a part of the columns, whose queries it keeps. A thread has four positions of a head's
+    // softmax; a warp has every eighth tile of the weighted latents' columns.
+    u32 score_rows = warp / PARTS, score_part = warp % PARTS;
+    u32 part_tiles = (tiles.all + PARTS - 1) / PARTS, first_tile = score_part * part_tiles;
+    u32 part[PART_TILES][4], rest[PART_TILES][4];
     #pragma unroll
-    for (u32 n = 0; n < HEADS / WARPS; n++) {
-        greatest[n] = LOWEST;
-        total[n] = 0.0f;
+    for (u32 n = 0; n < PART_TILES; n++) {
+        #pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            u32 head = score_rows * 16 + g + i % 2 * 8, c = (first_tile + n) * 16 + i / 2 * 8 + 2 * t;
+            float pair[2] = {0.0f, 0.0f};
+            #pragma unroll
+            for (u32 j = 0; j < 2; j++) {
+                u32 shared = c + j - tiles.latent * 16;
+                if (head >= own_heads || n >= part_tiles) continue;
+                if (c + j < latent) pair[j] = absorbed[((u64)number * heads + first_head + head) * latent + c + j];
+                if (c + j >= tiles.latent * 16 && shared < rope) {
+                    pair[j] = widen(query[((u64)row * heads + first_head + head) * (nope + rope) + nope + shared]);
+                }
+            }
+            split_pair(pair[0], pair[1], part[n][i], rest[n][i]);
+        }
     }
+    u32 down = (lane % 8 + lane / 16 * 8) * tiles.stride + lane / 8 % 2 * 8;
+    u32 over = lane % 16 * tiles.stride + lane / 16 * 8, across = lane_across(lane);
+    u32 soft_head = thread / 8, soft_first = thread % 8 * 4;
+    float scale = score_scale(a), greatest = LOWEST, total = 0.0f;
     float sum[2][WARP_TILES][2][4];
     #pragma unroll
     for (u32 m = 0; m < 2; m++) {
@@ -165,76 +221,103 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) mla_attend(
             for (u32 i = 0; i < 8; i++) sum[m][n][i / 4][i % 4] = 0.0f;
         }
     }
-    for (u32 turn = 0; begin < end; begin += RUN, turn++) {
-        copy_async_wait<STAGES - 2>();
-        // The stage that is filled next and the weights were read before this barrier, the queries written.
+    for (u32 turn = 0; turn <= runs; turn++) {
+        copy_async_wait<STAGES - 3>();
+        // The stage that is filled next and the scores were read before this barrier, the weights written.
         __syncthreads();
-        u32 count = min((u32)RUN, end - begin);
-        fetch_run(turn + STAGES - 1, begin + (STAGES - 1) * RUN);
-        const bf16* stage = stages + turn % STAGES * stage_elements;
-        if (score_rows * 16 < own_heads) {
-            float score[2][4] = {};
-            const bf16* left = queries + score_rows * tiles.all * TILE + across;
-            const bf16* right = stage + score_columns * tiles.all * TILE + down;
-            for (u32 n = score_half * half; n < min(tiles.all, (score_half + 1) * half); n++) {
-                u32 part[4], rest[4], b[4];
-                ldmatrix(part, left + n * TILE);
-                ldmatrix(rest, left + (2 * tiles.all + n) * TILE);
-                ldmatrix(b, right + n * TILE);
-                multiply_halves(score, rest, b);
-                multiply_halves(score, part, b);
-            }
+        fetch_run(turn + STAGES - 2);
+        if (turn < runs && score_rows * 16 < own_heads) {
+            const bf16* stage = stages + turn % STAGES * RUN * tiles.stride + first_tile * 16 + down;
+            float score[RUN / 16][2][4] = {};
             #pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                u32 head = score_half * HEADS + score_rows * 16 + g + i % 4 / 2 * 8;
-                scores[head * (RUN + 1) + score_columns * 16 + i / 4 * 8 + 2 * t + i % 2] = score[i / 4][i % 4];
-            }
-        }
-        __syncthreads();
-        #pragma unroll
-        for (u32 n = 0; n < HEADS / WARPS; n++) {
-            u32 head = warp * (HEADS / WARPS) + n;
-            bf16* to = chances + head / 16 * (RUN / 16) * TILE;
-            float x = LOWEST;
-            if (head < own_heads && lane < count) {
-                x = (scores[head * (RUN + 1) + lane] + scores[(HEADS + head) * (RUN + 1) + lane]) * scale;
-            }
-            float best = fmaxf(greatest[n], warp_max(x));
-            x = x > LOWEST ? expf(x - best) : 0.0f;
-            float kept = expf(greatest[n] - best);
-            greatest[n] = best;
-            total[n] = total[n] * kept + warp_sum(x);
-            to[element_at(head % 16, lane)] = narrow(x);
-            if (lane == 0) keep[head] = kept;
-        }
-        __syncthreads();
-        #pragma unroll
-        for (u32 m = 0; m < 2; m++) {
-            if (m * 16 >= own_heads) continue;
-            float low_keep = keep[m * 16 + g], high_keep = keep[m * 16 + g + 8];
-            #pragma unroll
-            for (u32 n = 0; n < WARP_TILES; n++) {
+            for (u32 n = 0; n < PART_TILES; n++) {
+                if (n >= part_tiles || first_tile + n >= tiles.all) continue;
+                u32 b[RUN / 16][4];
                 #pragma unroll
-                for (u32 i = 0; i < 8; i++) sum[m][n][i / 4][i % 4] *= i % 4 < 2 ? low_keep : high_keep;
+                for (u32 j = 0; j < RUN / 16; j++) ldmatrix(b[j], stage + j * 16 * tiles.stride + n * 16);
+                #pragma unroll
+                for (u32 j = 0; j < RUN / 16; j++) multiply_halves(score[j], rest[n], b[j]);
+                #pragma unroll
+                for (u32 j = 0; j < RUN / 16; j++) multiply_halves(score[j], part[n], b[j]);
+            }
+            float* to = scores + (score_part * HEADS + score_rows * 16 + g) * SCORE_STRIDE + 2 * t;
+            #pragma unroll
+            for (u32 j = 0; j < RUN / 16; j++) {
+                #pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    float* at = to + i % 2 * 8 * SCORE_STRIDE + j * 16 + i / 2 * 8;
+                    *(float2*)at = make_float2(score[j][i / 2][i % 2 * 2], score[j][i / 2][i % 2 * 2 + 1]);
+                }
             }
         }
-        #pragma unroll
-        for (u32 j = 0; j < RUN / 16; j++) {
-            u32 left[2][4];
-            ldmatrix(left[0], chances + j * TILE + across);
-            ldmatrix(left[1], chances + (RUN / 16 + j) * TILE + across);
+        if (turn > 0) {
+            const bf16* stage = stages + (turn - 1) % STAGES * RUN * tiles.stride + over;
             #pragma unroll
-            for (u32 n = 0; n < WARP_TILES; n++) {
-                u32 column = n * WARPS + warp;
-                if (column >= tiles.latent) continue;
-                u32 b[4];
-                ldmatrix_transposed(b, stage + (j * tiles.all + column) * TILE + across);
-                multiply_halves(sum[0][n], left[0], b);
-                if (own_heads > 16) multiply_halves(sum[1][n], left[1], b);
+            for (u32 m = 0; m < 2; m++) {
+                if (m * 16 >= own_heads) continue;
+                float low_keep = keep[m * 16 + g], high_keep = keep[m * 16 + g + 8];
+                // A product with one changes nothing.
+                if (!__any_sync(EVERY_LANE, low_keep != 1.0f || high_keep != 1.0f)) continue;
+                #pragma unroll
+                for (u32 n = 0; n < WARP_TILES; n++) {
+                    #pragma unroll
+                    for (u32 i = 0; i < 8; i++) sum[m][n][i / 4][i % 4] *= i % 4 < 2 ? low_keep : high_keep;
+                }
             }
+            #pragma unroll
+            for (u32 j = 0; j < RUN / 16; j++) {
+                u32 left[2][4];
+                ldmatrix(left[0], chances + j * TILE + across);
+                ldmatrix(left[1], chances + (RUN / 16 + j) * TILE + across);
+                #pragma unroll
+                for (u32 n = 0; n < WARP_TILES; n++) {
+                    u32 column = n * WARPS + warp;
+                    if (column >= tiles.latent) continue;
+                    u32 b[4];
+                    ldmatrix_transposed(b, stage + j * 16 * tiles.stride + column * 16);
+                    multiply_halves(sum[0][n], left[0], b);
+                    if (own_heads > 16) multiply_halves(sum[1][n], left[1], b);
+                }
+            }
+        }
+        __syncthreads();
+        if (turn < runs) {
+            u32 count = min((u32)RUN, end - begin - turn * RUN);
+            float x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            if (soft_head < own_heads) {
+                const float* from = scores + soft_head * SCORE_STRIDE + soft_first;
+                #pragma unroll
+                for (u32 n = 0; n < PARTS; n++) {
+                    float4 y = *(const float4*)(from + n * HEADS * SCORE_STRIDE);
+                    x[0] += y.x;
+                    x[1] += y.y;
+                    x[2] += y.z;
+                    x[3] += y.w;
+                }
+            }
+            float best = greatest;
+            #pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                x[i] = soft_head < own_heads && soft_first + i < count ? x[i] * scale : LOWEST;
+                best = fmaxf(best, x[i]);
+            }
+            #pragma unroll
+            for (int step = 1; step < 8; step *= 2) best = fmaxf(best, __shfl_xor_sync(EVERY_LANE, best, step));
+            float kept = expf(greatest - best);
+            greatest = best;
+            total *= kept;
+            #pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                x[i] = x[i] > LOWEST ? expf(x[i] - best) : 0.0f;
+                total += x[i];
+            }
+            bf16* to = chances + soft_head / 16 * (RUN / 16) * TILE + element_at(soft_head % 16, soft_first);
+            *(uint2*)to = make_uint2(narrow_pair(x[0], x[1]), narrow_pair(x[2], x[3]));
+            if (soft_first == 0) keep[soft_head] = kept;
         }
     }
-    u64 part = ((u64)blockIdx.x * heads + first_head) * (latent + 2);
+    u64 stride = part_stride(latent);
+    parts += ((u64)blockIdx.x * heads + first_head) * stride;
     #pragma unroll
     for (u32 m = 0; m < 2; m++) {
         #pragma unroll
@@ -242,64 +325,123 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) mla_attend(
             #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 u32 head = m * 16 + g + i % 4 / 2 * 8, l = (n * WARPS + warp) * 16 + i / 4 * 8 + 2 * t + i % 2;
-                if (head < own_heads && l < latent) parts[part + (u64)head * (latent + 2) + l] = sum[m][n][i / 4][i % 4];
+                if (head < own_heads && l < latent) parts[head * stride + l] = sum[m][n][i / 4][i % 4];
             }
         }
     }
     #pragma unroll
-    for (u32 n = 0; n < HEADS / WARPS; n++) {
-        u32 head = warp * (HEADS / WARPS) + n;
-        if (lane == 0 && head < own_heads) {
-            parts[part + (u64)head * (latent + 2) + latent] = greatest[n];
-            parts[part + (u64)head * (latent + 2) + latent + 1] = total[n];
-        }
+    for (int step = 1; step < 8; step *= 2) total += __shfl_xor_sync(EVERY_LANE, total, step);
+    if (soft_first == 0 && soft_head < own_heads) {
+        *(float2*)(parts + soft_head * stride + mark_at(latent)) = make_float2(greatest, total);
     }
 }
-ENTRY(mla_attend)
 
-// The spans of each row in their order, then W_UV times the weighted latent. Grid (heads, ceil(rows / 4)), block 128; the
-// latent is at most 512 wide.
+// Grid (spans, ceil(heads / 32)), block 256; dynamic shared memory 25216 + 5120 (ceil(latent / 16) + ceil(rope / 16)). The
+// latent is at most 512 wide, the shared key 64; `mla_attend_512` takes just these. Where `single`, spans are the batch's;
+// else each row has one.
+//   batch     the batch
+//   query     [T, heads (nope + rope)] bf16
+//   absorbed  [rows, heads, latent] f32
+//   latents   [blocks, block_tokens, latent + rope] bf16, aligned to 16 bytes
+//   parts     [spans, heads, 4 ceil(latent / 4) + 4] f32: weighted latent, then greatest score, sum of weights
+#define MLA_ATTEND(name, published)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(                                                 \
+        const u32* batch, u32 single, const bf16* query, const float* absorbed, const bf16* latents, float* parts,    \
+        u32 heads, u32 latent, u32 nope, u32 rope, u32 value, u32 block_tokens) {                                     \
+        Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
+        attend<published>(batch, single, query, absorbed, latents, parts, a);                                         \
+    }
+
+MLA_ATTEND(mla_attend, false)
+MLA_ATTEND(mla_attend_512, true)
+ENTRY(mla_attend)
+ENTRY(mla_attend_512)
+
+// Warps of a block of `mla_merge`, and groups of spans that they add apart.
+#define MERGE_WARPS 16
+#define MERGE_GROUPS 4
+
+// The spans of each row, then W_UV times the weighted latent. Grid (heads, ceil(rows / 4)), block 512; the latent is at most
+// 512 wide, a row has at most MOST_SPANS spans.
 //   batch   the batch
 //   parts   what `mla_attend` left
 //   kv_b    [heads (nope + value), latent] of the format
 //   output  [T, heads value] bf16
-extern "C" __global__ void __launch_bounds__(128) mla_merge(
+extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32) mla_merge(
     const u32* batch, u32 single, u32 rows, const float* parts, const void* kv_b, u32 format, bf16* output,
     u32 heads, u32 latent, u32 nope, u32 value) {
+    SHARED(float, factors, ROWS * MOST_SPANS);
+    SHARED(float, sums, ROWS * MERGE_GROUPS * MOST_LATENT);
     SHARED(float, context, ROWS * MOST_LATENT);
     u32 head = blockIdx.x, first = blockIdx.y * ROWS, count = min((u32)ROWS, rows - first);
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    for (u32 r = 0; r < count; r++) {
-        u32 span = first + r, spans = 1;
+    u64 stride = (u64)heads * part_stride(latent);
+    auto span_of = [&](u32 r, u32& spans) {
+        u32 span = first + r;
+        spans = 1;
         if (single) {
             const u32* words = batch + batch[AT_SPANNED] + 2 * (first + r);
             span = words[0];
             spans = words[1];
         }
+        return parts + ((u64)span * heads + head) * part_stride(latent);
+    };
+    // A warp has a row's factors: what each span's sum is multiplied with.
+    if (warp < count) {
+        u32 spans;
+        const float* marks = span_of(warp, spans) + mark_at(latent);
         float greatest = LOWEST, total = 0.0f;
-        const float* part = parts + ((u64)span * heads + head) * (latent + 2);
-        u64 stride = (u64)heads * (latent + 2);
-        for (u32 n = 0; n < spans; n++) greatest = fmaxf(greatest, part[n * stride + latent]);
-        for (u32 n = 0; n < spans; n++) {
-            total = fmaf(part[n * stride + latent + 1], expf(part[n * stride + latent] - greatest), total);
+        for (u32 n = lane; n < spans; n += 32) greatest = fmaxf(greatest, marks[n * stride]);
+        greatest = warp_max(greatest);
+        for (u32 n = lane; n < spans; n += 32) {
+            float factor = expf(marks[n * stride] - greatest);
+            factors[warp * MOST_SPANS + n] = factor;
+            total = fmaf(marks[n * stride + 1], factor, total);
         }
-        for (u32 l = threadIdx.x; l < latent; l += 128) {
-            float sum = 0.0f;
-            for (u32 n = 0; n < spans; n++) {
-                sum = fmaf(part[n * stride + l], expf(part[n * stride + latent] - greatest), sum);
-            }
-            context[r * MOST_LATENT + l] = sum / total;
-        }
+        total = warp_sum(total);
+        for (u32 n = lane; n < spans; n += 32) factors[warp * MOST_SPANS + n] /= total;
     }
     __syncthreads();
-    for (u32 e = warp; e < value; e += 4) {
+    // A warp has a quarter of the columns, four a lane, and every fourth span.
+    u32 group = warp / (MERGE_WARPS / MERGE_GROUPS), l = (warp % (MERGE_WARPS / MERGE_GROUPS) * 32 + lane) * 4;
+    for (u32 r = 0; r < count; r++) {
+        u32 spans;
+        const float* part = span_of(r, spans) + l;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (l < latent) {
+            #pragma unroll 8
+            for (u32 n = group; n < spans; n += MERGE_GROUPS) {
+                float4 x = *(const float4*)(part + n * stride);
+                float factor = factors[r * MOST_SPANS + n];
+                sum.x = fmaf(x.x, factor, sum.x);
+                sum.y = fmaf(x.y, factor, sum.y);
+                sum.z = fmaf(x.z, factor, sum.z);
+                sum.w = fmaf(x.w, factor, sum.w);
+            }
+        }
+        *(float4*)(sums + (r * MERGE_GROUPS + group) * MOST_LATENT + l) = sum;
+    }
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < count * MOST_LATENT; i += MERGE_WARPS * 32) {
+        const float* from = sums + i / MOST_LATENT * MERGE_GROUPS * MOST_LATENT + i % MOST_LATENT;
+        float whole = from[0] + from[MOST_LATENT] + (from[2 * MOST_LATENT] + from[3 * MOST_LATENT]);
+        // Past the latent a part holds nothing.
+        context[i] = i % MOST_LATENT < latent ? whole : 0.0f;
+    }
+    __syncthreads();
+    #pragma unroll 2
+    for (u32 e = warp; e < value; e += MERGE_WARPS) {
         u64 weight = ((u64)head * (nope + value) + nope + e) * latent;
         float sum[ROWS] = {};
-        for (u32 l = lane; l < latent; l += 32) {
-            float x = weight_at(kv_b, format, weight + l);
+        #pragma unroll 2
+        for (u32 c = lane * 8; c < latent; c += 256) {
+            float x[8];
+            weights_at(kv_b, format, weight + c, latent, c, x);
             #pragma unroll
             for (u32 r = 0; r < ROWS; r++) {
-                if (r < count) sum[r] = fmaf(x, context[r * MOST_LATENT + l], sum[r]);
+                if (r >= count) continue;
+                #pragma unroll
+                for (u32 i = 0; i < 8; i++) sum[r] = fmaf(x[i], context[r * MOST_LATENT + c + i], sum[r]);
             }
         }
         #pragma unroll

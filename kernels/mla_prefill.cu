@@ -15,9 +15,13 @@
 
 // Positions whose scores are taken together; windows are a multiple of it.
 #define RUN 64
-// Warps of a block, a tile of sixteen queries each.
-#define WARPS 4
-#define QUERIES 16
+// Those of a run whose scores are in registers at once.
+#define PART 32
+// Warps of a block, two tiles of sixteen queries each, so that what is read of an image serves both.
+#define WARPS 8
+#define TILES 2
+#define QUERIES (16 * TILES)
+#define LOG2_E 1.4426950408889634f
 
 // Words of window `number`: piece, first position, positions, first tile.
 static __device__ __forceinline__ const u32* window_words(const u32* batch, u32 number) {
@@ -43,8 +47,8 @@ extern "C" __global__ void __launch_bounds__(64) mla_gather(
 }
 ENTRY(mla_gather)
 
-// Tiles of an image of one head's run, each of RUN / 16 rows of them: keys [nope | rope] padded to KEY, the rests of their
-// expanded part, values padded to VALUE.
+// Tiles of an image of one head's run: keys [nope | rope] padded to KEY, sixteen rows after the other; the rests of their
+// expanded part, sixteen columns after the other; values padded to VALUE, as keys.
 static __device__ __forceinline__ u32 rest_tiles(const Attention& a) { return (a.nope + 15) / 16; }
 template <int KEY, int VALUE>
 static __device__ __forceinline__ u32 image_elements(const Attention& a) {
@@ -89,7 +93,7 @@ static __device__ __forceinline__ void images(
         *(uint4*)to = make_uint4(parts[0], parts[1], parts[2], parts[3]);
         if (!is_value && c < rests * 16) {
             // Shared keys are bf16 already: their rests are zeros.
-            *(uint4*)(rest + n / 16 * rests * TILE + element_at(n % 16, c)) =
+            *(uint4*)(rest + (c / 16 * (RUN / 16) + n / 16) * TILE + eight_at(n % 16, c / 8 % 2)) =
                 make_uint4(others[0], others[1], others[2], others[3]);
         }
     }
@@ -109,7 +113,8 @@ static __device__ __forceinline__ void images(
         images<key, value_width>(batch, number, rows, latents, out, a);                                               \
     }
 
-// One window for some tiles of queries of one head. Keys are at most KEY wide, values VALUE.
+// One window for some tiles of queries of one head. Keys are at most KEY wide, values VALUE. Scores are in units of log2, so
+// that a weight is one power of two.
 template <int KEY, int VALUE>
 static __device__ __forceinline__ void attend(
     const u32* batch, u32 number, const bf16* query, const bf16* images, bf16* output, float* marks, float* partial,
@@ -121,58 +126,15 @@ static __device__ __forceinline__ void attend(
     u32 piece = window[0], first = window[1], window_end = first + window[2];
     u32 position = piece_word(batch, piece, POSITION), length = piece_word(batch, piece, LENGTH);
     u32 start = piece_word(batch, piece, START);
-    // This block's tokens of the piece, and this warp's.
-    u32 block_token = blockIdx.x * WARPS * QUERIES;
+    // This block's tokens of the piece, and this warp's. What takes longest comes first.
+    u32 block_token = (gridDim.x - 1 - blockIdx.x) * WARPS * QUERIES;
     if (block_token >= length) return;
     u32 end = min(window_end, position + min(block_token + WARPS * QUERIES, length));
     if (first >= end) return;
     u32 token = block_token + warp * QUERIES;
-    u32 warp_end = min(window_end, position + min(token + QUERIES, length));
+    u32 warp_end = token < length ? min(window_end, position + min(token + QUERIES, length)) : 0;
     u32 key = a.nope + a.rope;
 
-    // A lane has the rows g and g + 8 of its warp's sixteen.
-    u32 own[2];
-    bool mine[2];
-    #pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        own[r] = position + token + g + 8 * r;
-        // A row whose own position came before this window is done.
-        mine[r] = token + g + 8 * r < length && own[r] >= first;
-    }
-    u32 q[KEY / 16][4];
-    #pragma unroll
-    for (u32 n = 0; n < KEY / 16; n++) {
-        #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            u32 c = n * 16 + i / 2 * 8 + 2 * t;
-            const bf16* at = query + ((u64)(start + token + g + i % 2 * 8) * a.heads + head) * key + c;
-            bf16 none = {0};
-            bool there = token + g + i % 2 * 8 < length;
-            q[n][i] = pair_of(there && c < key ? at[0] : none, there && c + 1 < key ? at[1] : none);
-        }
-    }
-    float greatest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
-    float sum[VALUE / 8][4];
-    #pragma unroll
-    for (u32 n = 0; n < VALUE / 8; n++) {
-        #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            u32 e = n * 8 + 2 * t + i % 2;
-            bool there = first > 0 && mine[i / 2] && e < a.value;
-            u64 row = (u64)(start + token + g + i / 2 * 8) * a.heads + head;
-            sum[n][i] = there ? partial[row * a.value + e] : 0.0f;
-        }
-    }
-    #pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        u64 row = (u64)(start + token + g + 8 * r) * a.heads + head;
-        if (first == 0 || !mine[r]) continue;
-        greatest[r] = marks[2 * row];
-        // Lanes of a row share the total; only one brings what was there.
-        if (t == 0) total[r] = marks[2 * row + 1];
-    }
-
-    float scale = score_scale(a);
     u32 down = lane_down(lane), across = lane_across(lane);
     auto fetch = [&](u32 turn, u32 begin) {
         const bf16* from = images + ((u64)((begin - first) / RUN) * a.heads + head) * stage_elements;
@@ -180,7 +142,50 @@ static __device__ __forceinline__ void attend(
         for (u32 i = threadIdx.x * 8; i < stage_elements; i += WARPS * 32 * 8) copy_async(to + i, from + i);
         copy_async_commit();
     };
+    // A warp's queries, [TILES][KEY / 16] tiles; they come with the first image.
+    bf16* own_queries = stages + 2 * stage_elements + warp * QUERIES * KEY;
+    for (u32 i = lane; i < QUERIES * KEY / 8; i += 32) {
+        u32 n = i / (KEY / 8), c = i % (KEY / 8) * 8;
+        bf16* to = own_queries + n / 16 * KEY * 16 + element_at(n % 16, c);
+        const bf16* from = query + ((u64)(start + token + n) * a.heads + head) * key + c;
+        bool there = token + n < length;
+        if (key % 8 == 0) {
+            there = there && c < key;
+            copy_async(to, there ? from : query, there);
+        } else {
+            for (u32 j = 0; j < 8; j++) to[j] = there && c + j < key ? from[j] : bf16{0};
+        }
+    }
     fetch(0, first);
+
+    // A lane has the rows g and g + 8 of each tile.
+    u32 first_own = token + g;
+    auto own = [&](u32 m, u32 r) { return position + first_own + m * 16 + 8 * r; };
+    // A row whose own position came before this window is done.
+    auto mine = [&](u32 m, u32 r) { return first_own + m * 16 + 8 * r < length && own(m, r) >= first; };
+    float greatest[TILES][2], total[TILES][2];
+    float sum[TILES][VALUE / 8][4];
+    #pragma unroll
+    for (u32 m = 0; m < TILES; m++) {
+        #pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+            u64 row = (u64)(start + first_own + m * 16 + 8 * r) * a.heads + head;
+            bool before = first > 0 && mine(m, r);
+            greatest[m][r] = before ? marks[2 * row] : LOWEST;
+            // Lanes of a row share the total; only one brings what was there.
+            total[m][r] = before && t == 0 ? marks[2 * row + 1] : 0.0f;
+            #pragma unroll
+            for (u32 e = 0; e < VALUE / 8; e++) {
+                #pragma unroll
+                for (u32 i = 0; i < 2; i++) {
+                    u32 at = e * 8 + 2 * t + i;
+                    sum[m][e][2 * r + i] = before && at < a.value ? partial[row * a.value + at] : 0.0f;
+                }
+            }
+        }
+    }
+
+    float scale = score_scale(a) * LOG2_E;
     u32 turn = 0;
     for (u32 begin = first; begin < end; begin += RUN, turn ^= 1) {
         copy_async_wait<0>();
@@ -188,108 +193,141 @@ static __device__ __forceinline__ void attend(
         __syncthreads();
         if (begin + RUN < end) fetch(turn ^ 1, begin + RUN);
         if (begin >= warp_end) continue;
-        const bf16* keys = stages + turn * stage_elements;
-        const bf16* others = keys + RUN * KEY;
-        const bf16* values = others + rests * (RUN / 16) * TILE;
-        float scores[RUN / 16][2][4];
-        #pragma unroll
-        for (u32 j = 0; j < RUN / 16; j++) {
+        #pragma unroll 1
+        for (u32 part = 0; part < RUN / PART; part++) {
+            u32 first_position = begin + part * PART;
+            if (first_position >= warp_end) continue;
+            const bf16* keys = stages + turn * stage_elements + part * (PART / 16) * (KEY / 16) * TILE + down;
+            const bf16* others = stages + turn * stage_elements + RUN * KEY + part * (PART / 16) * TILE + down;
+            const bf16* values = stages + (turn + 1) * stage_elements - (RUN - part * PART) * VALUE + across;
+            float scores[TILES][PART / 16][2][4];
             #pragma unroll
-            for (u32 i = 0; i < 8; i++) scores[j][i / 4][i % 4] = 0.0f;
+            for (u32 m = 0; m < TILES; m++) {
+                #pragma unroll
+                for (u32 j = 0; j < PART / 16; j++) {
+                    #pragma unroll
+                    for (u32 i = 0; i < 8; i++) scores[m][j][i / 4][i % 4] = 0.0f;
+                }
+            }
             #pragma unroll
             for (u32 n = 0; n < KEY / 16; n++) {
-                u32 b[4];
-                if (n < rests) {
-                    ldmatrix(b, others + (j * rests + n) * TILE + down);
-                    multiply_halves(scores[j], q[n], b);
+                u32 q[TILES][4];
+                #pragma unroll
+                for (u32 m = 0; m < TILES; m++) ldmatrix(q[m], own_queries + (m * (KEY / 16) + n) * TILE + across);
+                #pragma unroll
+                for (u32 j = 0; j < PART / 16; j++) {
+                    u32 b[4];
+                    if (n < rests) {
+                        ldmatrix(b, others + (n * (RUN / 16) + j) * TILE);
+                        #pragma unroll
+                        for (u32 m = 0; m < TILES; m++) multiply_halves(scores[m][j], q[m], b);
+                    }
+                    ldmatrix(b, keys + (j * (KEY / 16) + n) * TILE);
+                    #pragma unroll
+                    for (u32 m = 0; m < TILES; m++) multiply_halves(scores[m][j], q[m], b);
                 }
-                ldmatrix(b, keys + (j * (KEY / 16) + n) * TILE + down);
-                multiply_halves(scores[j], q[n], b);
             }
-        }
-        float best[2] = {greatest[0], greatest[1]};
-        #pragma unroll
-        for (u32 j = 0; j < RUN / 16; j++) {
+            // Causal; what lies past the window's end is past every row that sees it. Most runs are seen whole.
+            bool edge = first_position + PART > position + token + 1 || first_position + PART > window_end;
             #pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                float& score = scores[j][i / 4][i % 4];
-                u32 r = i % 4 / 2, at = begin + j * 16 + i / 4 * 8 + 2 * t + i % 2;
-                // Causal; what lies past the window's end is past every row that sees it.
-                score = at <= own[r] && at < window_end ? score * scale : LOWEST;
-                best[r] = fmaxf(best[r], score);
-            }
-        }
-        #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            best[r] = fmaxf(best[r], __shfl_xor_sync(EVERY_LANE, best[r], 1));
-            best[r] = fmaxf(best[r], __shfl_xor_sync(EVERY_LANE, best[r], 2));
-            float keep = expf(greatest[r] - best[r]);
-            greatest[r] = best[r];
-            total[r] *= keep;
-            #pragma unroll
-            for (u32 n = 0; n < VALUE / 8; n++) {
-                sum[n][2 * r] *= keep;
-                sum[n][2 * r + 1] *= keep;
-            }
-        }
-        #pragma unroll
-        for (u32 j = 0; j < RUN / 16; j++) {
-            #pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                float& score = scores[j][i / 4][i % 4];
-                u32 r = i % 4 / 2;
-                score = score > LOWEST ? expf(score - greatest[r]) : 0.0f;
-                total[r] += score;
-            }
-            u32 chances[4];
-            #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                const float (&half)[4] = scores[j][i / 2];
-                chances[i] = narrow_pair(half[i % 2 * 2], half[i % 2 * 2 + 1]);
+            for (u32 m = 0; m < TILES; m++) {
+                float best[2] = {greatest[m][0], greatest[m][1]};
+                #pragma unroll
+                for (u32 j = 0; j < PART / 16; j++) {
+                    #pragma unroll
+                    for (u32 i = 0; i < 8; i++) {
+                        float& score = scores[m][j][i / 4][i % 4];
+                        u32 r = i % 4 / 2, at = first_position + j * 16 + i / 4 * 8 + 2 * t + i % 2;
+                        score *= scale;
+                        if (edge) score = at <= own(m, r) && at < window_end ? score : LOWEST;
+                        best[r] = fmaxf(best[r], score);
+                    }
+                }
+                float keep[2];
+                #pragma unroll
+                for (u32 r = 0; r < 2; r++) {
+                    best[r] = fmaxf(best[r], __shfl_xor_sync(EVERY_LANE, best[r], 1));
+                    best[r] = fmaxf(best[r], __shfl_xor_sync(EVERY_LANE, best[r], 2));
+                    keep[r] = exp2f(greatest[m][r] - best[r]);
+                    greatest[m][r] = best[r];
+                    total[m][r] *= keep[r];
+                }
+                // A product with one changes nothing.
+                if (__any_sync(EVERY_LANE, keep[0] != 1.0f || keep[1] != 1.0f)) {
+                    #pragma unroll
+                    for (u32 n = 0; n < VALUE / 8; n++) {
+                        #pragma unroll
+                        for (u32 i = 0; i < 4; i++) sum[m][n][i] *= keep[i / 2];
+                    }
+                }
             }
             #pragma unroll
-            for (u32 n = 0; n < VALUE / 16; n++) {
-                u32 b[4];
-                ldmatrix_transposed(b, values + (j * (VALUE / 16) + n) * TILE + across);
-                u32 left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
-                mma_bf16(sum[2 * n], chances, left);
-                mma_bf16(sum[2 * n + 1], chances, right);
+            for (u32 j = 0; j < PART / 16; j++) {
+                u32 chances[TILES][4];
+                #pragma unroll
+                for (u32 m = 0; m < TILES; m++) {
+                    #pragma unroll
+                    for (u32 i = 0; i < 4; i++) {
+                        float (&half)[4] = scores[m][j][i / 2];
+                        u32 r = i % 2;
+                        // 0 for what is not seen: every row of a window that works on sees its first position.
+                        float x = exp2f(half[2 * r] - greatest[m][r]), y = exp2f(half[2 * r + 1] - greatest[m][r]);
+                        total[m][r] += x;
+                        total[m][r] += y;
+                        chances[m][i] = narrow_pair(x, y);
+                    }
+                }
+                #pragma unroll
+                for (u32 n = 0; n < VALUE / 16; n++) {
+                    u32 b[4];
+                    ldmatrix_transposed(b, values + (j * (VALUE / 16) + n) * TILE);
+                    u32 left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+                    #pragma unroll
+                    for (u32 m = 0; m < TILES; m++) {
+                        mma_bf16(sum[m][2 * n], chances[m], left);
+                        mma_bf16(sum[m][2 * n + 1], chances[m], right);
+                    }
+                }
             }
         }
     }
 
     #pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        total[r] += __shfl_xor_sync(EVERY_LANE, total[r], 1);
-        total[r] += __shfl_xor_sync(EVERY_LANE, total[r], 2);
-        if (!mine[r]) continue;
-        u64 row = (u64)(start + token + g + 8 * r) * a.heads + head;
-        bool done = own[r] < window_end;
+    for (u32 m = 0; m < TILES; m++) {
         #pragma unroll
-        for (u32 n = 0; n < VALUE / 8; n++) {
-            u32 e = n * 8 + 2 * t;
-            float x = sum[n][2 * r], y = sum[n][2 * r + 1];
-            if (!done) {
-                if (e < a.value) partial[row * a.value + e] = x;
-                if (e + 1 < a.value) partial[row * a.value + e + 1] = y;
-            } else if (a.value % 2 == 0) {
-                if (e < a.value) *(u32*)(output + row * a.value + e) = narrow_pair(x / total[r], y / total[r]);
-            } else {
-                if (e < a.value) output[row * a.value + e] = narrow(x / total[r]);
-                if (e + 1 < a.value) output[row * a.value + e + 1] = narrow(y / total[r]);
+        for (u32 r = 0; r < 2; r++) {
+            float all = total[m][r];
+            all += __shfl_xor_sync(EVERY_LANE, all, 1);
+            all += __shfl_xor_sync(EVERY_LANE, all, 2);
+            if (!mine(m, r)) continue;
+            u64 row = (u64)(start + token + m * 16 + g + 8 * r) * a.heads + head;
+            bool done = own(m, r) < window_end;
+            #pragma unroll
+            for (u32 n = 0; n < VALUE / 8; n++) {
+                u32 e = n * 8 + 2 * t;
+                float x = sum[m][n][2 * r], y = sum[m][n][2 * r + 1];
+                if (!done) {
+                    if (e < a.value) partial[row * a.value + e] = x;
+                    if (e + 1 < a.value) partial[row * a.value + e + 1] = y;
+                } else if (a.value % 2 == 0) {
+                    if (e < a.value) *(u32*)(output + row * a.value + e) = narrow_pair(x / all, y / all);
+                } else {
+                    if (e < a.value) output[row * a.value + e] = narrow(x / all);
+                    if (e + 1 < a.value) output[row * a.value + e + 1] = narrow(y / all);
+                }
             }
-        }
-        if (!done && t == 0) {
-            marks[2 * row] = greatest[r];
-            marks[2 * row + 1] = total[r];
+            if (!done && t == 0) {
+                marks[2 * row] = greatest[m][r];
+                marks[2 * row + 1] = all;
+            }
         }
     }
 }
 
-// Grid (ceil(tokens of the window's piece / 64), heads), block 128; dynamic shared memory 256 (P + 16 ceil(nope / 16) + Q)
-// bytes, with P and Q the widths of key and value that the entry takes at most.
+// Grid (ceil(tokens of the window's piece / 256), heads), block 256; dynamic shared memory 256 (P + 16 ceil(nope / 16) + Q)
+// + 512 P bytes, with P and Q the widths of key and value that the entry takes at most.
 //   batch     the batch; `number` is the window's
-//   query     [T, heads (nope + rope)] bf16
+//   query     [T, heads (nope + rope)] bf16, aligned to 16 bytes
 //   images    what `mla_images` left of the window
 //   output    [T, heads value] bf16
 //   marks     [T, heads, 2] f32 and

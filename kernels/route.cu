@@ -21,11 +21,16 @@ extern "C" __global__ void __launch_bounds__(256) route_scores(
     float sums[TOGETHER];
 #pragma unroll
     for (u32 t = 0; t < TOGETHER; t++) sums[t] = 0.0f;
-    for (u32 i = lane; i < width; i += 32) {
-        float w = weight_at(weight, format, (u64)expert * width + i);
+    for (u32 i = lane * 8; i < width; i += 256) {
+        float w[8];
+        weights_at(weight, format, (u64)expert * width + i, width, i, w);
 #pragma unroll
         for (u32 t = 0; t < TOGETHER; t++) {
-            if (first + t < tokens) sums[t] += w * widen(input[(u64)(first + t) * width + i]);
+            if (first + t >= tokens) continue;
+            float x[8];
+            weights_at(input, FORMAT_BF16, (u64)(first + t) * width + i, width, i, x);
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) sums[t] = fmaf(w[j], x[j], sums[t]);
         }
     }
 #pragma unroll

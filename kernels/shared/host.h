@@ -71,6 +71,10 @@ void* static_memory(int site, size_t bytes);
 void copy_begin(void* shared, const void* global, bool valid);
 void copy_commit();
 void copy_wait(int left);
+void phase_init(u64* barrier, u32 arrivals);
+void phase_arrive(u64* barrier, u32 bytes);
+void phase_wait(u64* barrier, u32 parity);
+void copy_bulk(void* shared, const void* global, u32 bytes, u64* barrier);
 
 // Runs `work(in, out)` once for all lanes of the mask; each lane gives `in` and gets `out`.
 template <class In, class Out, class Work>
@@ -112,6 +116,8 @@ void multiply_tf32(Meeting& meeting);
 
 struct Rows { const void* row; int matrices; bool transposed; };
 void load_matrices(Meeting& meeting);
+struct Stored { void* row; const u32* words; };
+void store_matrices(Meeting& meeting);
 
 // Entry points by name, called with pointers to arguments as the driver's launch is.
 using Call = void (*)(void** arguments);
@@ -232,6 +238,22 @@ inline u32 __ballot_sync(u32 mask, int yes) {
     });
     return votes;
 }
+template <class T>
+inline u32 __match_any_sync(u32 mask, T value) {
+    u32 same;
+    machine::together("__match_any_sync", mask, value, same, [](machine::Meeting& m) {
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (!(m.mask >> lane & 1)) continue;
+            u32 all = 0;
+            for (u32 other = 0; other < 32; other++) {
+                if (!(m.mask >> other & 1)) continue;
+                if (*static_cast<const T*>(m.in[other]) == *static_cast<const T*>(m.in[lane])) all |= 1u << other;
+            }
+            *static_cast<u32*>(m.out[lane]) = all;
+        }
+    });
+    return same;
+}
 inline int __any_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) != 0; }
 inline int __all_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) == mask; }
 
@@ -287,3 +309,32 @@ inline void copy_async(void* shared, const void* global, bool valid = true) {
 inline void copy_async_commit() { machine::copy_commit(); }
 template <int left>
 inline void copy_async_wait() { machine::copy_wait(left); }
+
+inline void stmatrix_transposed(void* row, const u32 (&r)[4]) {
+    machine::Stored in{row, r};
+    u32 none;
+    machine::together("stmatrix_transposed", EVERY_LANE, in, none, machine::store_matrices);
+}
+
+inline u32 narrow_pair_f16(float a, float b) {
+    _Float16 pair[2] = {(_Float16)a, (_Float16)b};
+    u32 y;
+    memcpy(&y, pair, 4);
+    return y;
+}
+inline float2 widen_pair_f16(u32 pair) {
+    _Float16 halves[2];
+    memcpy(halves, &pair, 4);
+    return {(float)halves[0], (float)halves[1]};
+}
+
+// Bytes of a bulk copy are there once a thread has waited for the phase that they belong to, and poison before. A block
+// must not end with any under way. The order between ordinary stores and the copy engine is not modelled.
+inline void phase_init(u64* barrier, u32 arrivals) { machine::phase_init(barrier, arrivals); }
+inline void phase_fence() {}
+inline void phase_arrive(u64* barrier) { machine::phase_arrive(barrier, 0); }
+inline void phase_expect(u64* barrier, u32 bytes) { machine::phase_arrive(barrier, bytes); }
+inline void phase_wait(u64* barrier, u32 parity) { machine::phase_wait(barrier, parity); }
+inline void copy_bulk(void* shared, const void* global, u32 bytes, u64* barrier) {
+    machine::copy_bulk(shared, global, bytes, barrier);
+}

@@ -1,78 +1,123 @@
-// Products of tiles on tensor cores: c[64, 64] += a[64, 32] b[64, 32]^T with 128 threads, each warp a quarter of 32 x 32.
+// Products of tiles on tensor cores: c[128, 128] += a[128, 32] b[128, 32]^T with 128 threads, each warp a quarter of 64 x 64.
 // Rows come through a function, so that they may be gathered; rows that are not there, and columns past the last, are
 // zero.
 #pragma once
 
-#define TILE_ROWS 64
-#define TILE_COLUMNS 64
+#define TILE_ROWS 128
+#define TILE_COLUMNS 128
 #define TILE_DEPTH 32
 // Rows are 8 elements apart from a power of two, so that ldmatrix meets no bank twice.
 #define TILE_STRIDE 40
 #define TILE_ELEMENTS (TILE_ROWS * TILE_STRIDE)
+// Steps in shared memory: one that is multiplied, others under way.
+#define TILE_STAGES 4
+// Rows of each operand that a thread brings in, a quarter of a row's depth each.
+#define TILE_OWN (TILE_ROWS * TILE_DEPTH / 8 / 128)
 
-static __device__ __forceinline__ void clear(float (&sums)[2][4][4]) {
+// Sums of a warp's quarter: four sixteens of rows by eight eights of columns.
+typedef float TileSums[4][8][4];
+
+static __device__ __forceinline__ void clear(TileSums& sums) {
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < 8; j++) {
 #pragma unroll
             for (int n = 0; n < 4; n++) sums[i][j][n] = 0.0f;
         }
     }
 }
 
-// 64 rows of 32 elements from `k` on into shared memory; `row(r)` points to a row of `width` elements or is null. Copies
-// of 16 bytes where rows are aligned to them, else element by element.
-template <class Row>
-static __device__ __forceinline__ void tile_load(bf16* tile, u32 k, u32 width, Row row) {
-    for (u32 i = threadIdx.x; i < TILE_ROWS * TILE_DEPTH / 8; i += 128) {
-        u32 r = i / (TILE_DEPTH / 8), c = i % (TILE_DEPTH / 8) * 8;
-        const bf16* from = row(r);
-        bf16* to = tile + r * TILE_STRIDE + c;
+// The row of the tile that a thread's row number `i` is.
+static __device__ __forceinline__ u32 tile_row(u32 i) { return threadIdx.x / (TILE_DEPTH / 8) + i * (TILE_ROWS / TILE_OWN); }
+
+// A thread's rows from column `k` on into a tile; those of null are zero. Copies of 16 bytes where rows of `width` elements
+// are aligned to them, else element by element.
+static __device__ __forceinline__ void tile_load(bf16* tile, const bf16* const (&rows)[TILE_OWN], u32 k, u32 width) {
+    u32 c = threadIdx.x % (TILE_DEPTH / 8) * 8;
+#pragma unroll
+    for (u32 i = 0; i < TILE_OWN; i++) {
+        const bf16* from = rows[i];
+        bf16* to = tile + tile_row(i) * TILE_STRIDE + c;
         if (width % 8 == 0) {
             bool there = from != nullptr && k + c < width;
             copy_async(to, there ? from + k + c : nullptr, there);
         } else {
+#pragma unroll 1
             for (u32 j = 0; j < 8; j++) to[j] = from != nullptr && k + c + j < width ? from[k + c + j] : bf16{0};
         }
     }
 }
 
-// c += a b^T over tiles in shared memory.
-static __device__ __forceinline__ void tile_multiply(float (&c)[2][4][4], const bf16* a, const bf16* b) {
-    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    a += (warp / 2 * 32 + lane % 16) * TILE_STRIDE + lane / 16 * 8;
-    b += (warp % 2 * 32 + lane % 8 + lane / 16 * 8) * TILE_STRIDE + lane / 8 % 2 * 8;
+// The first of sixteen columns of the tile that are number `j` of a warp's: 64 side by side, or, for a product with two
+// matrices of 64 rows each, 32 of the one and the same 32 of the other.
+template <bool TWO>
+static __device__ __forceinline__ u32 tile_column(u32 j) {
+    u32 half = threadIdx.x / 32 % 2;
+    return TWO ? j / 2 * 64 + half * 32 + j % 2 * 16 : half * 64 + j * 16;
+}
+// The first of a warp's rows.
+static __device__ __forceinline__ u32 tile_first_row() { return threadIdx.x / 64 * 64; }
+
+// c += a b^T over tiles in shared memory; of a's rows the first `rows` are there.
+template <bool TWO>
+static __device__ __forceinline__ void tile_multiply(TileSums& c, const bf16* a, const bf16* b, u32 rows) {
+    u32 lane = threadIdx.x % 32, first = tile_first_row();
+    a += (first + lane % 16) * TILE_STRIDE + lane / 16 * 8;
+    b += (lane % 8 + lane / 16 * 8) * TILE_STRIDE + lane / 8 % 2 * 8;
+    if (first >= rows) return;
 #pragma unroll
     for (int k = 0; k < TILE_DEPTH; k += 16) {
-        u32 left[2][4], right[2][4];
+        u32 right[4][4];
 #pragma unroll
-        for (int i = 0; i < 2; i++) ldmatrix(left[i], a + i * 16 * TILE_STRIDE + k);
+        for (u32 j = 0; j < 4; j++) ldmatrix(right[j], b + tile_column<TWO>(j) * TILE_STRIDE + k);
 #pragma unroll
-        for (int j = 0; j < 2; j++) ldmatrix(right[j], b + j * 16 * TILE_STRIDE + k);
+        for (u32 i = 0; i < 4; i++) {
+            if (first + i * 16 >= rows) continue;
+            u32 left[4];
+            ldmatrix(left, a + i * 16 * TILE_STRIDE + k);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
+            for (u32 j = 0; j < 8; j++) {
                 u32 pair[2] = {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]};
-                mma_bf16(c[i][j], left[i], pair);
+                mma_bf16(c[i][j], left, pair);
             }
         }
     }
 }
 
-// Calls `f(row, column, i, j, n)` for each element c[i][j][n] of this thread.
-template <class F>
-static __device__ __forceinline__ void tile_each(F f) {
-    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-#pragma unroll
-            for (u32 n = 0; n < 4; n++) {
-                f(warp / 2 * 32 + i * 16 + lane / 4 + n / 2 * 8, warp % 2 * 32 + j * 8 + lane % 4 * 2 + n % 2, i, j, n);
-            }
+// c = a b^T over all of `width`: stages in dynamic shared memory, each TILE_ELEMENTS of a and then of b.
+template <bool TWO>
+static __device__ __forceinline__ void tile_product(
+    TileSums& c, bf16* shared, const bf16* const (&a)[TILE_OWN], const bf16* const (&b)[TILE_OWN], u32 width, u32 rows) {
+    u32 steps = (width + TILE_DEPTH - 1) / TILE_DEPTH;
+    auto load = [&](u32 step) {
+        bf16* stage = shared + step % TILE_STAGES * 2 * TILE_ELEMENTS;
+        if (step < steps) {
+            tile_load(stage, a, step * TILE_DEPTH, width);
+            tile_load(stage + TILE_ELEMENTS, b, step * TILE_DEPTH, width);
         }
+        copy_async_commit();
+    };
+    clear(c);
+    for (u32 step = 0; step + 1 < TILE_STAGES; step++) load(step);
+    for (u32 step = 0; step < steps; step++) {
+        copy_async_wait<TILE_STAGES - 2>();
+        // The stage that is filled next was read before this barrier.
+        __syncthreads();
+        load(step + TILE_STAGES - 1);
+        const bf16* stage = shared + step % TILE_STAGES * 2 * TILE_ELEMENTS;
+        tile_multiply<TWO>(c, stage, stage + TILE_ELEMENTS, rows);
+    }
+}
+
+// Calls `f(row, i, n)` for each of this thread's rows of the tile: its sums are c[i][..][n], c[i][..][n + 1], of the columns
+// 2 (lane % 4) and the next of each eight.
+template <class F>
+static __device__ __forceinline__ void tile_rows(F f) {
+    u32 lane = threadIdx.x % 32;
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+#pragma unroll
+        for (u32 n = 0; n < 4; n += 2) f(tile_first_row() + i * 16 + lane / 4 + n / 2 * 8, i, n);
     }
 }

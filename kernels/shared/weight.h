@@ -21,3 +21,24 @@ static __device__ __forceinline__ float weight_at(const void* weight, u32 format
     u16 bits = ((const u16*)weight)[i];
     return format == FORMAT_BF16 ? __uint_as_float((u32)bits << 16) : widen_half(bits);
 }
+
+// Eight elements of a row from `i` on, which is its column `column`; zeros from column `columns` on. One or two loads where
+// rows are aligned to 16 bytes.
+static __device__ __forceinline__ void weights_at(
+    const void* weight, u32 format, u64 i, u32 columns, u32 column, float (&x)[8]) {
+    if (columns % 8 != 0) {
+#pragma unroll
+        for (u32 j = 0; j < 8; j++) x[j] = column + j < columns ? weight_at(weight, format, i + j) : 0.0f;
+    } else if (format == FORMAT_F32) {
+        float4 a = *(const float4*)((const float*)weight + i), b = *(const float4*)((const float*)weight + i + 4);
+        x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+    } else {
+        uint4 words = *(const uint4*)((const u16*)weight + i);
+        u32 pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+        for (u32 j = 0; j < 8; j++) {
+            u32 pair = pairs[j / 2];
+            x[j] = format == FORMAT_F16 ? widen_half((u16)(j % 2 ? pair >> 16 : pair)) : j % 2 ? high(pair) : low(pair);
+        }
+    }
+}

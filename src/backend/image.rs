@@ -6,11 +6,19 @@
 use crate::backend::{Batch, Capacity, Piece, Rows};
 
 /// Words of the header.
-const HEADER: usize = 20;
+const HEADER: usize = 32;
 /// No slot, no target.
 const NONE: u32 = u32::MAX;
 /// Tokens a chunk of the recurrence.
 const CHUNK: usize = 16;
+/// Spans are whole runs of so many positions, as kernels take them.
+const SPAN_STEP: usize = 32;
+/// A segment of a piece that is scanned in several at once has at least so many chunks ..
+const SEGMENT_CHUNKS: usize = 24;
+/// .. and fewer segments than these take longer than the piece in one.
+const FEWEST_SEGMENTS: usize = 4;
+/// More than these gain nothing: their entry states are found one after the other.
+pub(crate) const MOST_SEGMENTS: usize = 8;
 /// Queries a tile of a prefill.
 pub(crate) const QUERIES: usize = 16;
 
@@ -47,6 +55,12 @@ pub(crate) struct Image {
     /// Chunks of pieces of several tokens, and of all.
     pub(crate) several_chunks: usize,
     pub(crate) chunks: usize,
+    /// Runs of chunks that are scanned one after the other: of pieces of several tokens, and of all.
+    pub(crate) several_scans: usize,
+    pub(crate) scans: usize,
+    /// Those that are a segment of a piece, and pieces that are cut into segments.
+    pub(crate) segments: usize,
+    pub(crate) cuts: usize,
     /// Tiles of queries of pieces of several tokens, and of all, where the step attends to latents.
     pub(crate) several_tiles: usize,
     pub(crate) tiles: usize,
@@ -62,8 +76,10 @@ pub(crate) struct Image {
 pub(crate) struct Plan {
     /// Positions a window.
     pub(crate) window: usize,
-    /// Positions a span.
+    /// Positions a span at least.
     pub(crate) span: usize,
+    /// Spans of a row at most; those of a longer one are longer.
+    pub(crate) most_spans: usize,
     /// Tokens a block of the latent pool, or 1 where there is none.
     pub(crate) block_tokens: usize,
 }
@@ -74,15 +90,34 @@ impl Plan {
         capacity.tokens / CHUNK + capacity.pieces + capacity.checkpoints
     }
 
+    /// Segments of a batch within `capacity` where a piece has at most `most`.
+    pub(crate) fn segments(capacity: &Capacity, most: usize) -> usize {
+        let chunks = Self::chunks(capacity);
+        if segments(chunks, most) > 1 {
+            chunks / SEGMENT_CHUNKS
+        } else {
+            0
+        }
+    }
+
     /// Spans of single rows of a batch within `capacity`: every row may leave one partly filled.
-    pub(crate) fn spans(capacity: &Capacity, block_tokens: usize, span: usize) -> usize {
-        capacity.blocks * block_tokens / span + capacity.pieces
+    pub(crate) fn spans(&self, capacity: &Capacity) -> usize {
+        let positions = capacity.blocks * self.block_tokens;
+        let most = capacity.pieces.saturating_mul(self.most_spans);
+        most.min(positions / self.span + capacity.pieces)
+    }
+
+    /// Positions a span of a row that attends to so many. It depends on nothing else, and so does the row's arithmetic.
+    fn span(&self, positions: usize) -> usize {
+        let share = positions.div_ceil(self.most_spans);
+        self.span.max(share.next_multiple_of(SPAN_STEP))
     }
 
     /// The most words that an image within `capacity` takes.
     pub(crate) fn words(&self, capacity: &Capacity) -> usize {
         let tiles = capacity.tokens / QUERIES + capacity.pieces;
         let windows = capacity.blocks * self.block_tokens / self.window + capacity.pieces;
+        let segments = Self::segments(capacity, MOST_SEGMENTS);
         HEADER
             + 3 * capacity.tokens
             + 10 * capacity.pieces
@@ -90,14 +125,17 @@ impl Plan {
             + capacity.blocks
             + 2 * capacity.checkpoints
             + 4 * Self::chunks(capacity)
+            + 4 * (capacity.pieces + segments)
+            + 3 * segments
             + 2 * tiles
             + 4 * windows
-            + 2 * Self::spans(capacity, self.block_tokens, self.span)
+            + 2 * self.spans(capacity)
             + 2 * capacity.pieces
     }
 
-    /// Lays a batch out; windows and tiles only where the step attends to latents.
-    pub(crate) fn image(&self, batch: &Batch, attends: bool) -> Image {
+    /// Lays a batch out; windows and tiles only where the step attends to latents. A long piece is cut into at most
+    /// `segments`, which are scanned at once.
+    pub(crate) fn image(&self, batch: &Batch, attends: bool, segments: usize) -> Image {
         let starts: Vec<usize> = batch.starts().collect();
         let several = |piece: &Piece| piece.length > 1;
         // Pieces of several tokens first, then the others.
@@ -132,6 +170,7 @@ impl Plan {
         image.rows(batch, &starts, &order);
         let pieces = image.pieces(batch, &starts);
         image.chunks(batch, &starts, &order, pieces);
+        image.scans(batch, pieces, segments);
         if attends {
             self.windows(&mut image, batch, &order);
             self.spanned(&mut image, batch);
@@ -181,7 +220,7 @@ impl Plan {
         for piece in batch.pieces.iter().filter(|piece| piece.length == 1) {
             let number = spanned.len() / 2;
             let first = spans.len() / 2;
-            for position in (0..=piece.position).step_by(self.span) {
+            for position in (0..=piece.position).step_by(self.span(piece.position + 1)) {
                 spans.extend([word(number), word(position)]);
             }
             spanned.extend([word(first), word(spans.len() / 2 - first)]);
@@ -191,6 +230,13 @@ impl Plan {
         image.list(12, spans);
         image.list(13, spanned);
     }
+}
+
+/// Into how many segments a piece of so many chunks is cut, of at most `most`. It follows from the piece and the layout
+/// alone, so that arithmetic does not depend on what else is in the batch (`docs/performance/hopper.md`).
+fn segments(chunks: usize, most: usize) -> usize {
+    let count = most.min(chunks / SEGMENT_CHUNKS);
+    if count < FEWEST_SEGMENTS { 1 } else { count }
 }
 
 /// Counts fit a word: batches were checked against capacities, and capacities against buffers.
@@ -296,5 +342,118 @@ impl Image {
         self.words[14] = word(self.several_chunks);
         self.words[15] = word(self.chunks);
         self.list(8, chunks);
+    }
+    /// Runs of chunks that are scanned one after the other: segments first, then whole pieces, the longest first, then
+    /// pieces of single tokens.
+    fn scans(&mut self, batch: &Batch, pieces: usize, most: usize) {
+        let (mut scans, mut cuts) = (Vec::new(), Vec::new());
+        for (i, piece) in batch.pieces.iter().enumerate() {
+            let [first, count] = [8, 9].map(|field| self.words[pieces + 10 * i + field]);
+            let parts = segments(count as usize, most);
+            let border = |part: usize| word(count as usize * part / parts);
+            if parts > 1 {
+                cuts.extend([word(i), word(self.segments), word(parts)]);
+            }
+            for part in 0..parts {
+                let number = if parts > 1 {
+                    self.segments += 1;
+                    word(self.segments - 1)
+                } else {
+                    NONE
+                };
+                let chunks = border(part + 1) - border(part);
+                let scan = [word(i), first + border(part), chunks, number];
+                scans.push((piece.length > 1, scan));
+            }
+        }
+        scans.sort_by_key(|(several, [_, _, chunks, number])| {
+            (*number == NONE, !several, std::cmp::Reverse(*chunks))
+        });
+        self.cuts = cuts.len() / 3;
+        self.scans = scans.len();
+        self.several_scans = scans.iter().filter(|(several, _)| *several).count();
+        self.words[26] = word(self.scans);
+        self.words[27] = word(self.several_scans);
+        self.words[28] = word(self.segments);
+        self.words[29] = word(self.cuts);
+        self.list(24, scans.into_iter().flat_map(|(_, scan)| scan));
+        self.list(25, cuts);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Block, Slot};
+
+    /// A batch of single tokens after so many others each.
+    fn batch(positions: &[usize]) -> Batch {
+        let piece = |position: &usize| Piece {
+            length: 1,
+            position: *position,
+            slot_in: None,
+            slot_out: Slot(0),
+            checkpoints: Vec::new(),
+            blocks: vec![Block(0); position / 64 + 1],
+        };
+        Batch {
+            tokens: vec![0; positions.len()],
+            pieces: positions.iter().map(piece).collect(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Where the spans of each row begin.
+    fn spans(plan: &Plan, positions: &[usize]) -> Vec<Vec<u32>> {
+        let image = plan.image(&batch(positions), true, 1);
+        let (spans, spanned) = (image.words[12] as usize, image.words[13] as usize);
+        (0..positions.len())
+            .map(|row| {
+                let words = &image.words[spanned + 2 * row..][..2];
+                (words[0]..words[0] + words[1])
+                    .map(|span| {
+                        let words = &image.words[spans + 2 * span as usize..][..2];
+                        assert_eq!(words[0], row as u32);
+                        words[1]
+                    })
+                    .collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn spans_follow_from_the_position_alone_and_are_no_more_than_their_most() {
+        let plan = Plan {
+            window: 4096,
+            span: 256,
+            most_spans: 132,
+            block_tokens: 64,
+        };
+        let positions = [0, 255, 256, 4095, 33_791, 33_792, 131_071, 1_048_575];
+        let together = spans(&plan, &positions);
+        for (row, position) in together.iter().zip(positions) {
+            assert_eq!(spans(&plan, &[position]), [row.clone()]);
+            assert!(row.len() <= 132, "{position}: {}", row.len());
+            let span = row.get(1).copied().unwrap_or(256);
+            assert!(span >= 256 && span % 32 == 0, "{position}: {span}");
+            let starts: Vec<u32> = (0..=position as u32).step_by(span as usize).collect();
+            assert_eq!(*row, starts, "{position}");
+        }
+        assert_eq!(together[3].len(), 16);
+        assert_eq!(together[6].len(), 128);
+        let capacity = Capacity {
+            tokens: positions.len(),
+            pieces: positions.len(),
+            outputs: 0,
+            blocks: batch(&positions)
+                .pieces
+                .iter()
+                .map(|piece| piece.blocks.len())
+                .sum(),
+            checkpoints: 0,
+        };
+        let image = plan.image(&batch(&positions), true, 1);
+        assert!(image.spans <= plan.spans(&capacity));
+        assert!(image.words.len() <= plan.words(&capacity));
     }
 }

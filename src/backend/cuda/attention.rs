@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use super::machine::{Command, Product};
-use super::step::{CudaStep, Kernel, SPAN, WINDOW, arguments};
-use crate::backend::image::{self, Image};
+use super::step::{CudaStep, Kernel, WINDOW, arguments};
+use crate::backend::image::Image;
 use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
 use crate::error::BackendError;
 
 /// Positions whose scores a prefill takes together.
 const RUN: usize = 64;
 /// Tiles of queries of a block of `mla_prefill`.
-const TILES: usize = 4;
+const TILES: usize = 16;
 /// Rows that share one reading of kv_b in a decode.
 const TOGETHER: usize = 4;
 
@@ -54,9 +54,9 @@ impl CudaStep {
         let (heads, key) = (op.heads(), op.nope + layout.rope);
         // Columns of a run's image: keys, the rests of their expanded part, values.
         let rests = op.nope.next_multiple_of(16);
-        let (lay_out, entry, columns) = match (key, op.value) {
-            (0..=64, 0..=64) => ("mla_images_64", "mla_prefill_64", 64 + rests + 64),
-            (0..=192, 0..=128) => ("mla_images_192", "mla_prefill_192", 192 + rests + 128),
+        let (lay_out, entry, widest, columns) = match (key, op.value) {
+            (0..=64, 0..=64) => ("mla_images_64", "mla_prefill_64", 64, 64 + rests + 64),
+            (0..=192, 0..=128) => ("mla_images_192", "mla_prefill_192", 192, 192 + rests + 128),
             _ => {
                 return Err(BackendError::Unsupported {
                     backend: "cuda",
@@ -128,13 +128,13 @@ impl CudaStep {
                 commands.push(Command::Launch(lay_out.over([runs, h, 1])));
                 let attend = Kernel::new(
                     entry,
-                    128,
+                    256,
                     arguments![
                         &batch, number, &query, &images, &output, &marks, &partial, h, nope, rope,
                         value
                     ],
                 )
-                .shared(256 * columns);
+                .shared(256 * columns + 512 * widest);
                 let blocks = window.tiles.div_ceil(TILES) as u32;
                 commands.push(Command::Launch(attend.over([blocks, h, 1])));
             }
@@ -165,10 +165,7 @@ impl CudaStep {
         let single = op.pieces == Pieces::Single;
         let (most, most_spans) = if single {
             let rows = self.capacity.pieces.min(self.capacity.tokens);
-            (
-                rows,
-                image::Plan::spans(&self.capacity, layout.block_tokens, SPAN),
-            )
+            (rows, self.plan.spans(&self.capacity))
         } else {
             (self.capacity.tokens, self.capacity.tokens)
         };
@@ -176,7 +173,7 @@ impl CudaStep {
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
         let [weight, format] = self.stored(op.kv_b)?;
         let absorbed = self.scratch("absorbed queries", 4 * most * heads * layout.latent)?;
-        let elements = most_spans * heads * (layout.latent + 2);
+        let elements = most_spans * heads * (layout.latent.next_multiple_of(4) + 4);
         let parts = self.scratch("attention by spans", 4 * elements)?;
         let [h, latent, nope, rope, value, tokens] = widths_of(&op, heads);
         let count: fn(&Image) -> usize = match op.pieces {
@@ -187,6 +184,10 @@ impl CudaStep {
         let spans: fn(&Image) -> usize = if single { |image| image.spans } else { count };
         let batch = Arc::clone(&self.batch);
         let tiles = layout.latent.div_ceil(16) + layout.rope.div_ceil(16);
+        let entry = match (layout.latent, layout.rope) {
+            (512, 64) => "mla_attend_512",
+            _ => "mla_attend",
+        };
         let single = u32::from(single);
         self.each(move |image| {
             let rows = count(image);
@@ -196,35 +197,24 @@ impl CudaStep {
             let (together, number) = (rows.div_ceil(TOGETHER) as u32, rows as u32);
             let absorb = Kernel::new(
                 "mla_absorb",
-                128,
+                256,
                 arguments![
                     &batch, single, number, &query, weight, format, &absorbed, h, latent, nope,
                     rope, value
                 ],
             );
             let attend = Kernel::new(
-                "mla_attend",
+                entry,
                 256,
                 arguments![
-                    &batch,
-                    single,
-                    SPAN as u32,
-                    &query,
-                    &absorbed,
-                    &latents,
-                    &parts,
-                    h,
-                    latent,
-                    nope,
-                    rope,
-                    value,
-                    tokens
+                    &batch, single, &query, &absorbed, &latents, &parts, h, latent, nope, rope,
+                    value, tokens
                 ],
             )
-            .shared(10624 + 5120 * tiles);
+            .shared(25216 + 5120 * tiles);
             let merge = Kernel::new(
                 "mla_merge",
-                128,
+                512,
                 arguments![
                     &batch, single, number, &parts, weight, format, &output, h, latent, nope, value
                 ],

@@ -7,9 +7,12 @@ use crate::error::BackendError;
 
 /// The most experts, and groups of them.
 const EXPERTS: usize = 4096;
-/// Rows and columns of a tile, and bytes of one in shared memory: as in `kernels/shared/tile.h`.
-const TILE: usize = 64;
-const TILE_BYTES: usize = 2 * 64 * 40;
+/// Rows and columns of a tile, and bytes of its stages in shared memory: as in `kernels/shared/tile.h`.
+const TILE: usize = 128;
+const STAGES_BYTES: usize = 4 * 2 * 2 * 128 * 40;
+/// Places that a block sorts, and outputs of a block of the path for few: as in `kernels/experts.cu`.
+const SHARE: usize = 2048;
+const FEW: u32 = 16;
 /// Tokens whose scores a block of the router takes together: as in `kernels/route.cu`.
 const TOGETHER: usize = 8;
 
@@ -87,6 +90,7 @@ impl CudaStep {
         let most_tiles = most_tiles(places, local);
         let hidden = self.scratch("experts' hidden activations", 2 * places * n)?;
         let results = self.scratch("experts' outputs", 4 * places * d)?;
+        let counts = self.scratch("choices by expert", 4 * places.div_ceil(SHARE) * local)?;
         let groups = self.scratch("places by expert", 4 * (1 + 3 * most_tiles + places))?;
         let (ids, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
@@ -99,7 +103,9 @@ impl CudaStep {
         let [width, hidden_width, choices, first, experts, tiles] = words.map(|word| word as u32);
 
         // Rows of single tokens.
-        let single = |image: &Image| (image.tokens - image.several_rows) as u32;
+        let single = move |image: &Image| (image.tokens - image.several_rows) as u32 * choices;
+        let most_single = self.capacity.pieces.min(self.capacity.tokens) * top_k;
+        let bits = 4 * most_single.div_ceil(32);
         let kernel = Kernel::new(
             "experts_few_in",
             256,
@@ -117,8 +123,8 @@ impl CudaStep {
                 experts
             ],
         );
-        self.launch(kernel, move |image| {
-            [hidden_width.div_ceil(8), single(image) * choices, 1]
+        self.launch(kernel.shared(bits), move |image| {
+            [hidden_width.div_ceil(FEW), single(image), 1]
         });
         let kernel = Kernel::new(
             "experts_few_out",
@@ -126,10 +132,9 @@ impl CudaStep {
             arguments![
                 &self.batch,
                 &ids,
-                &weights,
                 &hidden,
                 &down,
-                &output,
+                &results,
                 width,
                 hidden_width,
                 choices,
@@ -137,16 +142,34 @@ impl CudaStep {
                 experts
             ],
         );
-        self.launch(kernel, move |image| [width.div_ceil(8), single(image), 1]);
+        self.launch(kernel.shared(bits), move |image| {
+            [width.div_ceil(FEW), single(image), 1]
+        });
 
         // Rows of longer pieces.
+        let shares = move |image: &Image| (image.several_rows * top_k).div_ceil(SHARE) as u32;
+        let kernel = Kernel::new(
+            "experts_count",
+            256,
+            arguments![&self.batch, &ids, &counts, choices, first, experts],
+        );
+        self.launch(kernel.shared(4 * local), move |image| [shares(image), 1, 1]);
         let kernel = Kernel::new(
             "experts_group",
             256,
-            arguments![&self.batch, &ids, &groups, tiles, choices, first, experts],
+            arguments![
+                &self.batch,
+                &ids,
+                &counts,
+                &groups,
+                tiles,
+                choices,
+                first,
+                experts
+            ],
         );
-        self.launch(kernel.shared(12 * local), |image| {
-            [image.several_rows.min(1) as u32, 1, 1]
+        self.launch(kernel.shared(40 * local), move |image| {
+            [shares(image), 1, 1]
         });
         let count =
             move |image: &Image| super::experts::most_tiles(image.several_rows * top_k, local);
@@ -165,8 +188,8 @@ impl CudaStep {
                 choices
             ],
         );
-        self.launch(kernel.shared(2 * 3 * TILE_BYTES), move |image| {
-            [n.div_ceil(TILE) as u32, count(image) as u32, 1]
+        self.launch(kernel.shared(STAGES_BYTES), move |image| {
+            [n.div_ceil(TILE / 2) as u32, count(image) as u32, 1]
         });
         let kernel = Kernel::new(
             "experts_many_out",
@@ -181,9 +204,10 @@ impl CudaStep {
                 hidden_width
             ],
         );
-        self.launch(kernel.shared(2 * 2 * TILE_BYTES), move |image| {
+        self.launch(kernel.shared(STAGES_BYTES), move |image| {
             [d.div_ceil(TILE) as u32, count(image) as u32, 1]
         });
+
         let kernel = Kernel::new(
             "experts_combine",
             256,
@@ -200,7 +224,7 @@ impl CudaStep {
             ],
         );
         self.launch(kernel, move |image| {
-            [blocks((image.several_rows * d) as u64, 256), 1, 1]
+            [blocks((image.tokens * d) as u64, 256), 1, 1]
         });
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::Shared;
 use super::answers::{self, Answer};
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
 use crate::backend::check::Demands;
-use crate::backend::image::{Image, Plan};
+use crate::backend::image::{Image, MOST_SEGMENTS, Plan};
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaBlock,
@@ -21,8 +21,10 @@ use crate::error::BackendError;
 
 /// The step of work that is no step's.
 pub(super) const NO_STEP: u64 = 0;
-/// Positions that one block of a decode attends to; more are shared among several.
-pub(super) const SPAN: usize = 512;
+/// Positions that one block of a decode attends to at least; more are shared among several.
+const SPAN: usize = 256;
+/// How many share the positions of a row at most: an H200's multiprocessors, as in `kernels/mla_decode.cu`.
+const MOST_SPANS: usize = 132;
 /// Positions that a prefill expands together, a multiple of the run of `kernels/mla_prefill.cu`.
 pub(super) const WINDOW: usize = 4096;
 
@@ -118,13 +120,15 @@ pub(super) fn kind(rows: Rows) -> u32 {
 pub(super) struct CudaStep {
     pub(super) shared: Arc<Shared>,
     pub(super) capacity: Capacity,
-    plan: Plan,
+    pub(super) plan: Plan,
     id: u64,
     /// The batch's image on the device.
     pub(super) batch: Arc<Buffer>,
     /// What recorded commands point to, kept for as long as they may run.
     kept: Vec<Arc<Buffer>>,
     pub(super) demands: Demands,
+    /// The most segments that a piece of a recurrence is cut into.
+    pub(super) segments: usize,
     names: Vec<&'static str>,
     /// Each with the place of its operation among the names.
     commands: Vec<(usize, Recorded)>,
@@ -142,6 +146,7 @@ impl CudaStep {
         let plan = Plan {
             window: WINDOW,
             span: SPAN,
+            most_spans: MOST_SPANS,
             block_tokens: block_tokens.unwrap_or(1),
         };
         let bytes = 4 * plan.words(&capacity) as u64;
@@ -154,6 +159,7 @@ impl CudaStep {
             batch,
             kept: Vec::new(),
             demands: Demands::default(),
+            segments: MOST_SEGMENTS,
             names: Vec::new(),
             commands: Vec::new(),
             timed: false,
@@ -463,7 +469,8 @@ impl Step for CudaStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.capacity, batch)?;
-        let image = self.plan.image(batch, self.demands.latents.is_some());
+        let attends = self.demands.latents.is_some();
+        let image = self.plan.image(batch, attends, self.segments);
         if 4 * image.words.len() as u64 > self.batch.bytes {
             return Err(BackendError::Batch {
                 what: "the words of a batch".to_owned(),

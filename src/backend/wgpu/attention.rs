@@ -2,7 +2,7 @@
 
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
-use crate::backend::image::{self, Image};
+use crate::backend::image::Image;
 use crate::backend::{LatentLayout, MlaAppend, MlaAttention, Pieces, Result, Weight};
 use crate::error::BackendError;
 
@@ -129,7 +129,7 @@ impl WgpuStep {
         let absorbed = recorder.scratch("absorbed queries", elements)?;
         let span = recorder.shared.span;
         let most_spans = match op.pieces {
-            Pieces::Single => image::Plan::spans(&recorder.capacity, layout.block_tokens, span),
+            Pieces::Single => self.plan.spans(&recorder.capacity),
             Pieces::All | Pieces::Several => most,
         };
         let elements = most_spans * plan.heads * (layout.latent + 2);

@@ -121,7 +121,7 @@ pub(super) fn flat(elements: usize) -> [u32; 3] {
 
 pub(super) struct WgpuStep {
     pub(super) recorder: Recorder,
-    plan: Plan,
+    pub(super) plan: Plan,
     spare: Arc<Spare>,
     pub(super) demands: Demands,
     names: Vec<&'static str>,
@@ -140,6 +140,7 @@ impl WgpuStep {
         let plan = Plan {
             window: shared.window,
             span: shared.span,
+            most_spans: usize::MAX,
             block_tokens: block_tokens.unwrap_or(1),
         };
         let image = shared
@@ -415,7 +416,7 @@ impl Step for WgpuStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.recorder.capacity, batch)?;
-        let image = self.plan.image(batch, self.demands.latents.is_some());
+        let image = self.plan.image(batch, self.demands.latents.is_some(), 1);
         let buffer = &self.recorder.image;
         if 4 * image.words.len() as u64 > buffer.size() {
             return Err(BackendError::Batch {

@@ -243,9 +243,18 @@ fn linear_cases(cases: &mut Vec<Case>) {
         },
     ));
     // Rows of single tokens may be multiplied otherwise than those of longer pieces, which lie between them here.
-    let single = |operation: Operation| Operation {
-        begins: |row| row % 11 != 5,
-        ..operation
+    let single = |operation: Operation| {
+        operation.laid_out(|rows| {
+            let lengths = (0..).map(|i| if i % 10 == 4 { 2 } else { 1 });
+            let mut left = rows;
+            lengths
+                .map_while(|length: usize| {
+                    let length = length.min(left);
+                    left -= length;
+                    (length > 0).then_some(length)
+                })
+                .collect()
+        })
     };
     for (shape, tokens) in [
         ([40, 64], 4),

@@ -505,6 +505,31 @@ pub(super) fn cases() -> Vec<Case> {
                 attend(lab, many, (prefill, Pieces::All), &spans, 2.0)
             },
         ));
+        // As many heads of the published widths as need a second tile of rows.
+        let twenty = Shape {
+            attention: Attention {
+                heads: 20,
+                ..PUBLISHED
+            },
+            ..shape
+        };
+        cases.push(Case::new(
+            operation,
+            "20 heads of 128+64 over 512",
+            Tolerance::Close,
+            move |lab| attend(lab, twenty, (prefill, Pieces::All), &[(70, 1)], 8.0),
+        ));
+        // More queries than one worker takes.
+        let narrow = Shape {
+            attention: UNEVEN,
+            ..shape
+        };
+        cases.push(Case::new(
+            operation,
+            "a prompt of 300 tokens",
+            Tolerance::Close,
+            move |lab| attend(lab, narrow, (prefill, Pieces::All), &[(20, 300)], 2.0),
+        ));
         cases.push(Case::new(
             operation,
             "one prompt's blocks shared",

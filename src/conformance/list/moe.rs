@@ -1,7 +1,7 @@
 //! `route` and `experts`.
 
 use super::dense::FORMATS;
-use super::rows::{Answer, Input, Operation, Output, Place, definition, properties};
+use super::rows::{Answer, Input, Layout, Operation, Output, Place, definition, properties};
 use crate::backend::{Element, Experts, Result, Route};
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Router, widen};
@@ -88,6 +88,22 @@ pub(super) fn cases() -> Vec<Case> {
             },
         ),
         (
+            "f16 weights, whole eights",
+            RouteCase {
+                format: Format::F16,
+                d: 264,
+                ..ROUTE
+            },
+        ),
+        (
+            "f32 weights, whole eights",
+            RouteCase {
+                format: Format::F32,
+                d: 264,
+                ..ROUTE
+            },
+        ),
+        (
             "odd width",
             RouteCase {
                 d: 33,
@@ -170,6 +186,57 @@ pub(super) fn cases() -> Vec<Case> {
     cases.extend(properties("experts", |lab| {
         experts(lab, Format::Bf16, [8, 24, 36], 0..8, 0..8, 33, 3)
     }));
+    // More places than one worker sorts.
+    cases.push(definition(
+        "experts",
+        "many places",
+        Tolerance::Close,
+        |lab| experts(lab, Format::Bf16, [3, 8, 16], 0..3, 0..3, 1300, 2),
+    ));
+    // Single tokens of several sequences, several of which choose the same expert; with longer pieces around them.
+    let singles: Layout = |rows| vec![1; rows];
+    let among: Layout = |rows| vec![1, rows / 2, 1, 1, rows - rows / 2 - 4, 1];
+    for (name, layout, shape, held, tokens) in [
+        ("single tokens", singles, [4, 24, 40], 0..4, 9),
+        ("single tokens, odd widths", singles, [3, 33, 21], 0..3, 13),
+        (
+            "single tokens, the second half of 8",
+            singles,
+            [4, 20, 264],
+            4..8,
+            21,
+        ),
+        (
+            "single tokens among longer pieces",
+            among,
+            [5, 24, 36],
+            0..5,
+            30,
+        ),
+    ] {
+        cases.push(definition("experts", name, Tolerance::Close, move |lab| {
+            let made = experts(
+                lab,
+                Format::Bf16,
+                shape,
+                held.clone(),
+                0..held.end,
+                tokens,
+                2,
+            )?;
+            Ok(made.laid_out(layout))
+        }));
+    }
+    cases.extend(
+        properties("experts", move |lab| {
+            let made = experts(lab, Format::Bf16, [5, 24, 40], 0..5, 0..5, 33, 3)?;
+            Ok(made.laid_out(singles))
+        })
+        .map(|case| Case {
+            name: format!("{}, single tokens", case.name),
+            ..case
+        }),
+    );
     cases
 }
 

@@ -88,11 +88,13 @@ impl Output {
 /// Records the operation, given its arguments and results.
 type Record = Box<dyn Fn(&mut dyn Step, &[Tensor], &[Tensor]) -> Result<()>>;
 
+/// How rows are laid out in pieces: the lengths of these.
+pub(super) type Layout = fn(usize) -> Vec<usize>;
+
 /// An operation with its arguments and answers.
 pub(super) struct Operation {
     pub(super) tokens: Vec<u32>,
-    /// Whether row `i` begins a piece; the first does anyway.
-    pub(super) begins: fn(usize) -> bool,
+    pub(super) layout: Layout,
     pub(super) inputs: Vec<Input>,
     pub(super) outputs: Vec<Output>,
     pub(super) record: Record,
@@ -108,10 +110,31 @@ impl Operation {
     ) -> Self {
         Self {
             tokens: vec![0; rows],
-            begins: |_| false,
+            layout: |rows| vec![rows],
             inputs,
             outputs,
             record: Box::new(record),
+        }
+    }
+
+    /// The same with its rows laid out in other pieces than one.
+    pub(super) fn laid_out(self, layout: Layout) -> Self {
+        Self { layout, ..self }
+    }
+
+    /// The batch of as many rows.
+    fn batch(&self, rows: usize) -> Batch {
+        let lengths = (self.layout)(rows);
+        if let [length] = lengths[..] {
+            return plain(length);
+        }
+        let piece = |(i, length): (usize, usize)| Piece {
+            slot_out: Slot(i as u32),
+            ..plain(length).pieces.remove(0)
+        };
+        Batch {
+            pieces: lengths.into_iter().enumerate().map(piece).collect(),
+            ..plain(rows)
         }
     }
 }
@@ -125,25 +148,6 @@ pub(super) enum Question {
     Alone,
     /// The same call has the same bits each time.
     Again,
-}
-
-/// A batch of these rows, in pieces; an operation on rows looks at neither slots nor blocks.
-fn pieces(range: std::ops::Range<usize>, begins: fn(usize) -> bool) -> Batch {
-    let mut batch = plain(range.len());
-    let piece = batch.pieces.remove(0);
-    let mut starts: Vec<usize> = range.clone().filter(|row| begins(*row)).collect();
-    if starts.first() != Some(&range.start) {
-        starts.insert(0, range.start);
-    }
-    let ends = starts[1..].iter().chain([&range.end]);
-    for (start, end) in starts.iter().zip(ends) {
-        batch.pieces.push(Piece {
-            length: end - start,
-            slot_out: Slot(batch.pieces.len() as u32),
-            ..piece.clone()
-        });
-    }
-    batch
 }
 
 struct Rig {
@@ -167,7 +171,7 @@ impl Rig {
                 Place::Input(i) => inputs[i],
             });
         }
-        let mut step = lab.step(&pieces(0..rows, |_| true))?;
+        let mut step = lab.step(&operation.batch(rows))?;
         (operation.record)(&mut *step, &inputs, &outputs)?;
         Ok(Self {
             operation,
@@ -193,8 +197,8 @@ impl Rig {
         }
         let rows = range.len();
         let batch = Batch {
-            tokens: self.operation.tokens[range.clone()].to_vec(),
-            ..pieces(range, self.operation.begins)
+            tokens: self.operation.tokens[range].to_vec(),
+            ..self.operation.batch(rows)
         };
         lab.submit(&mut *self.step, &batch)?;
         self.outputs
@@ -248,16 +252,20 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
             }
         }
         Question::Alone => {
-            let begins = rig.operation.begins;
-            // Rows of longer pieces may be worked on otherwise where they are alone; single tokens never.
-            let single = |row: usize| (row == 0 || begins(row)) && begins(row + 1);
-            for row in (0..rows).filter(|row| single(*row)) {
-                let one = rig.run(lab, row..row + 1)?;
-                for (i, output) in rig.operation.outputs.iter().enumerate() {
-                    let range = row * output.width..(row + 1) * output.width;
-                    let what = format!("{}, single row {row} alone", output.name);
-                    alike(lab, what, &one[i], &cut(&all[i], range), false);
+            // Backends with paths by a piece's length have one for single rows.
+            let lengths = (rig.operation.layout)(rows);
+            let in_f32 = lengths.iter().any(|length| *length != 1);
+            let mut row = 0;
+            for length in lengths {
+                if length == 1 && in_f32 {
+                    let one = rig.run(lab, row..row + 1)?;
+                    for (i, output) in rig.operation.outputs.iter().enumerate() {
+                        let range = row * output.width..(row + 1) * output.width;
+                        let what = format!("{}, single row {row} alone", output.name);
+                        alike(lab, what, &one[i], &cut(&all[i], range), false);
+                    }
                 }
+                row += length;
             }
             for count in [1, 2, 3, 5, 16] {
                 for start in [0, 1, rows / 2, rows.saturating_sub(count)] {
@@ -269,7 +277,7 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
                         let range = start * output.width..(start + count) * output.width;
                         let what =
                             format!("{}, rows {start}..{} alone", output.name, start + count);
-                        alike(lab, what, &few[i], &cut(&all[i], range), true);
+                        alike(lab, what, &few[i], &cut(&all[i], range), in_f32);
                     }
                 }
             }

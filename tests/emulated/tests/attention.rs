@@ -111,14 +111,14 @@ fn attend(window: u32, order: Order) -> Vec<f32> {
         let arguments: [&[u8]; 11] = [
             batch, &number, query, images, output, marks, partial, heads, nope, rope, value,
         ];
-        let grid = [LENGTH.div_ceil(64), HEADS, 1];
+        let grid = [LENGTH.div_ceil(256), HEADS, 1];
         // SAFETY: the addresses are those of living allocations.
         unsafe {
             launch(
                 "mla_prefill_64",
                 grid,
-                128,
-                256 * COLUMNS,
+                256,
+                256 * COLUMNS + 512 * 64,
                 &arguments,
                 order,
             )
@@ -179,13 +179,13 @@ fn decode(span: u32, order: Order) -> Vec<f32> {
     let latents = halves(&numbers(blocks * BLOCK_TOKENS * (LATENT + ROPE), 5));
     let kv_b = floats(&numbers(MANY * (NOPE + VALUE) * LATENT, 6));
     let absorbed = memory((4 * MANY * LATENT) as usize);
-    let parts = memory((4 * spans * MANY * (LATENT + 2)) as usize);
+    let parts = memory((4 * spans * MANY * (LATENT.next_multiple_of(4) + 4)) as usize);
     let output = memory((2 * MANY * VALUE) as usize);
     let address = |memory: &Allocation| memory.address().to_le_bytes();
     let pointers = [&batch, &query, &kv_b, &absorbed, &latents, &parts, &output].map(address);
     let [batch, query, kv_b, absorbed, latents, parts, to] = &pointers;
-    let numbers = [1, span, 2, MANY, LATENT, NOPE, ROPE, VALUE, BLOCK_TOKENS].map(u32::to_le_bytes);
-    let [one, span, full, heads, latent, nope, rope, value, tokens] = &numbers;
+    let numbers = [1, 2, MANY, LATENT, NOPE, ROPE, VALUE, BLOCK_TOKENS].map(u32::to_le_bytes);
+    let [one, full, heads, latent, nope, rope, value, tokens] = &numbers;
     let run = |kernel, grid, threads, shared, arguments: &[&[u8]]| {
         // SAFETY: the addresses are those of living allocations.
         unsafe { launch(kernel, grid, threads, shared, arguments, order) }.unwrap();
@@ -193,7 +193,7 @@ fn decode(span: u32, order: Order) -> Vec<f32> {
     run(
         "mla_absorb",
         [1, MANY, 1],
-        128,
+        256,
         0,
         &[
             batch, one, one, query, kv_b, full, absorbed, heads, latent, nope, rope, value,
@@ -203,16 +203,15 @@ fn decode(span: u32, order: Order) -> Vec<f32> {
         "mla_attend",
         [spans, MANY.div_ceil(32), 1],
         256,
-        10624 + 5120 * (LATENT.div_ceil(16) + ROPE.div_ceil(16)),
+        25216 + 5120 * (LATENT.div_ceil(16) + ROPE.div_ceil(16)),
         &[
-            batch, one, span, query, absorbed, latents, parts, heads, latent, nope, rope, value,
-            tokens,
+            batch, one, query, absorbed, latents, parts, heads, latent, nope, rope, value, tokens,
         ],
     );
     run(
         "mla_merge",
         [MANY, 1, 1],
-        128,
+        512,
         0,
         &[
             batch, one, one, parts, kv_b, full, to, heads, latent, nope, value,

@@ -1,0 +1,301 @@
+#!/usr/bin/env python3
+"""Count what the inner loops of the CUDA kernels consist of on sm_90a, and predict times from that, without a GPU.
+
+    cargo test --release --locked --test cuda_kernels      # leaves the kernels' PTX in target/cuda/kernels
+    benches/kernel_counts.py [--all | --write]
+
+PTX is assembled by ptxas (`make install-cuda-compiler`) and disassembled by nvdisasm, which is fetched from PyPI into
+target/disassembler where it is not there. What is in a loop within a loop counts there alone. Both sides of a branch count,
+taken or not. Printed are the loops that hold tensor-core products,
+of other kernels the one with most memory and arithmetic, of kernels without a loop all of it; with --all every loop.
+--write puts the tables into docs/performance/hopper.md between its marks.
+
+The times are estimates: the largest of bytes, tensor cores, shared memory and issue slots, as constants below say, plus
+launches. They are there to be held against measurements.
+"""
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+NVDISASM = "13.2.78"
+TOOLS = ROOT / "target/cuda/nvidia/cu13/bin"
+DISASSEMBLER = ROOT / "target/disassembler"
+PAGE = ROOT / "docs/performance/hopper.md"
+MARKS = ("<!-- counts: benches/kernel_counts.py --write -->\n", "<!-- end of counts -->\n")
+
+# An H200: multiprocessors, clocks a microsecond, bytes a microsecond of a copy, clocks of a quarter for one HMMA 16x8x16
+# (0.63 of wgmma's rate, arXiv 2402.13499), microseconds of a launch in a graph and until a block's first bytes are there.
+SMS, CLOCK, COPY, HMMA, LAUNCH, LATENCY = 132, 1700.0, 4.3e6, 6.4, 1.5, 1.5
+# Bytes a microsecond that one multiprocessor takes in when the others are idle.
+ALONE = 80e3
+
+KINDS = ["HMMA", "LDSM", "LDS", "STS", "LDG", "LDGSTS", "UBLKCP", "STG", "MUFU", "FFMA", "BAR"]
+WORD = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+)?\s*([A-Z][\w.]*)(.*)$")
+LABEL = re.compile(r"^(\.L_x_\d+):")
+
+
+def sh(*command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{command[0]}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def disassembler():
+    path = DISASSEMBLER / "nvidia/cu13/bin/nvdisasm"
+    if not path.exists():
+        sh(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:",
+           "--root-user-action", "ignore", "--target", DISASSEMBLER, f"nvidia-cuda-nvdisasm=={NVDISASM}")
+    return path
+
+
+def wavefronts(name, rest):
+    """How often shared memory moves 128 bytes for a warp, without conflicts."""
+    if name.startswith("LDSM"):
+        return 4 if ".4" in name else 2 if ".2" in name else 1
+    if name.startswith("LDGSTS") or ".128" in name:
+        return 4
+    return 2 if ".64" in name else 1
+
+
+def kind_of(name):
+    base = name.split(".")[0]
+    if base in ("FFMA", "FADD", "FMUL"):
+        return "FFMA"
+    if base in ("BAR", "SYNCS"):
+        return "BAR"
+    return base if base in KINDS else "other"
+
+
+class Count:
+    def __init__(self):
+        self.kinds = dict.fromkeys([*KINDS, "other"], 0)
+        self.wavefronts = 0
+
+    def add(self, name, rest):
+        kind = kind_of(name)
+        self.kinds[kind] += 1
+        if kind in ("LDSM", "LDS", "STS", "LDGSTS"):
+            self.wavefronts += wavefronts(name, rest)
+
+    @property
+    def all(self):
+        return sum(self.kinds.values())
+
+
+class Loop:
+    """The words of a loop's blocks, by number; the kernel itself is one as well."""
+
+    def __init__(self, begin, blocks):
+        self.begin, self.blocks, self.depth, self.count = begin, blocks, 0, Count()
+
+
+def natural_loops(words, labels):
+    """Blocks of words, and the loops among them: a way back to what is on every way there (Aho, Lam, Sethi, Ullman, 9.6)."""
+    place = {at: i for i, (at, *_) in enumerate(words)}
+    targets = {}
+    for i, (at, guard, op, rest) in enumerate(words):
+        target = re.search(r"`\((\.L_x_\d+)\)", rest)
+        if op.startswith("BRA") and target and labels.get(target.group(1)) in place:
+            targets[i] = place[labels[target.group(1)]]
+    ends = {i for i, (_, _, op, _) in enumerate(words) if op.split(".")[0] in ("BRA", "EXIT", "RET", "BRX")}
+    leaders = sorted({0, *targets.values(), *(i + 1 for i in ends if i + 1 < len(words))})
+    number = {leader: n for n, leader in enumerate(leaders)}
+    blocks, nexts = [], []
+    for n, leader in enumerate(leaders):
+        last = (leaders[n + 1] if n + 1 < len(leaders) else len(words)) - 1
+        blocks.append(range(leader, last + 1))
+        after = [number[targets[last]]] if last in targets else []
+        if (last not in ends or words[last][1]) and last + 1 < len(words):
+            after.append(number[last + 1])
+        nexts.append(after)
+    before = [[] for _ in blocks]
+    for n, after in enumerate(nexts):
+        for m in after:
+            before[m].append(n)
+    reached, waiting = {0}, [0]
+    while waiting:
+        for m in nexts[waiting.pop()]:
+            if m not in reached:
+                reached.add(m)
+                waiting.append(m)
+    everyone = sum(1 << n for n in reached)
+    dominators = [1 if n == 0 else everyone for n in range(len(blocks))]
+    changed = True
+    while changed:
+        changed = False
+        for n in sorted(reached - {0}):
+            common = everyone
+            for m in before[n]:
+                if m in reached:
+                    common &= dominators[m]
+            common |= 1 << n
+            changed |= common != dominators[n]
+            dominators[n] = common
+    loops = {}
+    for n in reached:
+        for header in nexts[n]:
+            if dominators[n] >> header & 1:
+                body, waiting = loops.setdefault(header, {header}), [n]
+                while waiting:
+                    m = waiting.pop()
+                    if m not in body:
+                        body.add(m)
+                        waiting += [o for o in before[m] if o in reached]
+    return blocks, reached, loops
+
+
+def kernels_of(text):
+    """Each entry's loops, the whole kernel first."""
+    for section in text.split(".section\t.text.")[1:]:
+        name, labels, words, waiting = section.split(",")[0], {}, [], []
+        for line in section.splitlines():
+            label = LABEL.match(line)
+            if label:
+                waiting.append(label.group(1))
+            word = WORD.match(line)
+            if word:
+                at = int(word.group(1), 16)
+                labels.update(dict.fromkeys(waiting, at))
+                waiting = []
+                words.append((at, word.group(2), word.group(3), word.group(4)))
+        blocks, reached, bodies = natural_loops(words, labels)
+        loops = [Loop(0, reached), *(Loop(words[blocks[header][0]][0], body) for header, body in sorted(bodies.items()))]
+        for n in reached:
+            loop = min((loop for loop in loops if n in loop.blocks), key=lambda loop: len(loop.blocks))
+            for i in blocks[n]:
+                _, guard, op, rest = words[i]
+                if op != "NOP":
+                    # What never runs only takes a slot.
+                    loop.count.add("other" if guard == "@!PT" else op, rest)
+        for loop in loops[1:]:
+            loop.depth = sum(loop.blocks <= other.blocks for other in loops) - 1
+        yield name, loops
+
+
+def chosen(loops):
+    tensor = [loop for loop in loops if loop.count.kinds["HMMA"]]
+    if tensor or len(loops) == 1:
+        return tensor or loops
+    weight = lambda loop: sum(loop.count.kinds[kind] for kind in ("LDG", "LDS", "STS", "STG", "FFMA", "MUFU"))
+    return [max(loops[1:], key=weight)]
+
+
+def main_loop(loops):
+    return max(chosen(loops), key=lambda loop: loop.count.kinds["HMMA"])
+
+
+# What a warp does in one turn of the loop that holds most products, the HMMAs that it takes if nothing comes in two parts, and
+# those that it does take at the published widths, where a branch leaves some out.
+UNITS = {
+    "mla_attend_512": ("32 positions, 16 heads by a quarter of the columns, then 32 heads by 64", 36 + 32, 104),
+    "mla_prefill_192": ("32 queries by 32 positions", 96 + 64, 224),
+    "experts_many_in": ("64 places by 2 x 32 columns, 32 deep", 64, 64),
+    "experts_many_out": ("64 places by 64 columns, 32 deep", 64, 64),
+}
+
+
+def model(found):
+    """Rows: what, times by bytes, tensor cores, shared memory, issue; predicted, the floor. Microseconds, one layer."""
+    rows = []
+
+    def row(what, kernel, turns, warps, volume, floor, launches=1, alone=0, whole=False):
+        """`turns` of a loop (or of a `whole` kernel) on the multiprocessor that has most of them, by blocks of so many warps;
+        `volume` bytes of the device, `alone` of that multiprocessor."""
+        parts = [0, 0, 0]
+        if kernel in found:
+            loop = found[kernel][0] if whole else main_loop(found[kernel])
+            hmma = UNITS[kernel][2] if kernel in UNITS and not whole else loop.count.kinds["HMMA"]
+            parts = [hmma * warps / 4 * HMMA, loop.count.wavefronts * warps, loop.count.all * warps / 4]
+            parts = [clocks * turns / CLOCK for clocks in parts]
+        elif kernel:
+            return
+        by_bytes = max(volume / COPY, alone / ALONE)
+        # The kinds overlap where enough warps are there; a tenth more for what does not.
+        rows.append((what, by_bytes, *parts, 1.1 * max(by_bytes, *parts) + launches * LAUNCH + LATENCY, floor))
+
+    chunks, images = 8192 // 16, 8192 // 16 * 32 * 22528
+    row("KDA prefill, 8,192 tokens, one sequence: prepare", "kda_prepare", chunks * 32 / SMS, 4, 5 * 8192 * 8192 + images, 0, whole=True)
+    row(".. scan, a warp a scheduler (its own waiting comes on top)", "kda_scan_64", chunks, 4, images + 8192 * 8192, 71)
+    row("KDA decode, one sequence", None, 0, 0, 4.2e6, 0.87, alone=131072)
+    row("KDA decode, 64 sequences", None, 0, 0, 64 * 4.2e6, 56)
+    kv_b = 2 * 32 * 256 * 512
+    for positions, name in ((4096, "4K"), (32768, "32K"), (131072, "128K"), (1048576, "1M")):
+        span = max(256, -(-(-(-positions // 132)) // 32) * 32)
+        spans = -(-positions // span)
+        volume = positions * 1152 + 2 * spans * 32 * 516 * 4 + kv_b
+        row(f"MLA decode, one row after {name}: absorb, attend, merge", "mla_attend_512", span / 32, 8, volume, positions * 1152 / 4.8e6, 3,
+            alone=span * 1152 + 32 * 516 * 8)
+    row("MLA decode, 64 rows after 4K each", "mla_attend_512", 64 * 128 / SMS, 8, 64 * (4096 * 1152 + 2 * 16 * 32 * 516 * 4) + kv_b,
+        64 * 4096 * 1152 / 4.8e6, 3)
+    for tokens in (8192, 131072):
+        # Causal, in turns of 32 by 32 of eight warps.
+        turns = 32 * (tokens / 32) * (tokens / 32 + 1) / 2 / 8 / SMS
+        row(f"MLA prefill, {tokens // 1024}K tokens: attention alone", "mla_prefill_192", turns, 8, tokens * 2e4, 10240 * tokens**2 / 790e6)
+    places, width, hidden = 65536, 2304, 1024
+    # Latents gathered, expanded in f32 by a dense product, laid out as images: read and written by each.
+    row("MLA prefill, 8K tokens: gather, expansion, images", None, 0, 0, 8192 * (1152 + 2 * 1024 + 2 * 32768 + 32 * 57344 / 64), 0, 6)
+    row("experts, 8,192 tokens, 256 places each: gate and up", "experts_many_in", 512 * hidden / 64 * width / 32 / SMS, 4,
+        256 * 4 * width * hidden + places * 2 * (width + hidden), 4 * places * width * hidden / 790e6)
+    row(".. down", "experts_many_out", 512 * width / 128 * hidden / 32 / SMS, 4, 256 * 2 * width * hidden + places * (2 * hidden + 4 * width),
+        2 * places * width * hidden / 790e6)
+    row(".. count, sort, combine", None, 0, 0, places * 4 * width + 8192 * 2 * width, 0, 3)
+    for count, experts in ((1, 8), (64, 222)):
+        rows_of = "one row" if count == 1 else f"{count} single rows"
+        volume = experts * 14155776 + count * 8 * width * 8
+        row(f"experts, {rows_of} ({experts} experts): in, out, combine", None, 0, 0, volume, experts * 14155776 / 4.8e6, 3)
+    return rows
+
+
+def tables(everything):
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, found = pathlib.Path(folder) / "cubin", {}
+        sources = sorted((ROOT / "target/cuda/kernels").glob("*.ptx"))
+        if not sources:
+            sys.exit("no PTX in target/cuda/kernels: cargo test --release --locked --test cuda_kernels")
+        for source in sources:
+            sh(TOOLS / "ptxas", "-arch=sm_90a", "-o", cubin, source)
+            found.update(kernels_of(sh(disassembler(), "-c", cubin)))
+    version = re.search(r"V([\d.]+)", sh(TOOLS / "ptxas", "--version")).group(1)
+    lines = [f"Counted by `benches/kernel_counts.py --write` in what ptxas {version} made for sm_90a, read by nvdisasm {NVDISASM}: instructions a warp",
+             "and turn of a loop, loops within it apart. Both sides of a branch count, so rows of odd widths show as well (`STS`, `LDG`). `FFMA` is",
+             "with `FADD` and `FMUL`; `waves` are 128 bytes of shared memory moved, without conflicts; `least` is `HMMA` if nothing came in two parts.",
+             "", "| kernel | loop | " + " | ".join(KINDS) + " | all | waves | least |",
+             "|---|---|" + "---:|" * (len(KINDS) + 3)]
+    for name, loops in sorted(found.items()):
+        for loop in loops if everything else chosen(loops):
+            what = "what is in no loop" if loop is loops[0] else f"depth {loop.depth}, {loop.begin:#x}"
+            least = ""
+            if name in UNITS and loop is main_loop(loops):
+                what, least = f"{UNITS[name][0]}", str(UNITS[name][1])
+            counts = " | ".join(str(loop.count.kinds[kind] or "") for kind in KINDS)
+            lines.append(f"| `{name}` | {what} | {counts} | {loop.count.all} | {loop.count.wavefronts or ''} | {least} |")
+    lines += ["", f"**Predictions, not measurements.** {SMS} multiprocessors at {CLOCK / 1000} GHz, {COPY / 1e6} TB/s ({ALONE / 1e3:.0f} GB/s for one of them alone), {HMMA} clocks of",
+              "a quarter for an `HMMA`, 128 bytes of shared memory and four instructions a clock; the largest of these and a tenth, 1.5 us a launch and",
+              "1.5 us until the first bytes are there. Microseconds; floors by 4.8 TB/s or 790 TFLOP/s.", "",
+              "| work, one layer | bytes | tensor cores | shared memory | issue | predicted | floor | ratio |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    short = lambda x: f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
+    for what, *times, time, floor in model(found):
+        ratio = f"{time / floor:.1f}" if floor else ""
+        lines.append(f"| {what} | " + " | ".join(short(t) if t else "" for t in times) + f" | {short(time)} | {short(floor) if floor else ''} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    text = tables("--all" in sys.argv)
+    if "--write" not in sys.argv:
+        print(text)
+        return
+    page = PAGE.read_text()
+    for mark in MARKS:
+        if page.count(mark) != 1:
+            sys.exit(f"{PAGE}: {page.count(mark)} lines like {mark}")
+    before, rest = page.split(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + "\n" + text + "\n" + MARKS[1] + rest.split(MARKS[1])[1])
+
+
+if __name__ == "__main__":
+    main()
