@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     compare: bool,
     /// Decode over contexts of so many tokens, such as 4K,128K,512K,1M; they are there from the start, nothing is prefilled. By
-    /// default 4K, or none where there are prompts.
+    /// default 4K, to compare 4K,128K,512K,1M, and none where there are prompts.
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = parse_tokens)]
     context: Vec<usize>,
     /// Decode so many sequences at a time.
@@ -76,6 +76,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut contexts = arguments.context.clone();
     if contexts.is_empty() && arguments.prefill.is_empty() {
         contexts.push(4 << 10);
+        if arguments.compare {
+            contexts.extend([128 << 10, 512 << 10, 1 << 20]);
+        }
     }
     let mut list = Vec::new();
     for &context in &contexts {
