@@ -94,7 +94,7 @@ MUTATIONS = [
     ("kda_chunk.cu", "+ j + 1] = beta[i] * right;", "+ j + 1] = beta[j] * right;", "kda_chunk/init/T=17"),
     ("kda_chunk.cu", "backward[OWN - 1][j] = 1.0f;", "backward[OWN - 1][j] = kept[OWN - 1][j];", "kda_chunk/init/T=17"),
     ("kda_chunk.cu", "before[j] = half ? other : 1.0f;", "before[j] = 1.0f;", "kda_chunk/bounded"),
-    ("kda_chunk.cu", "        total[j] += __shfl_xor_sync(EVERY_LANE, total[j], 16);\n", "", "kda_chunk/bounded"),
+    ("kda_chunk.cu", "        total[j] += __shfl_xor_sync(EVERY_LANE, total[j], 16);\n", "", "kda_chunk/init/T=256"),
     ("kda_chunk.cu", "float2 pair = load_two(at, i < rows);", "float2 pair = load_two(at, true);", "kda_chunk/init/T=17"),
     ("kda_chunk.cu", "(sqrtf(sum[0] + L2_EPS) * sqrtf((float)h.key_width))", "sqrtf(sum[0] + L2_EPS)", "kda_chunk/init/T=17"),
     ("kda_chunk.cu", "return x[0] + __shfl_xor_sync(EVERY_LANE, x[0], 8);", "return x[0];", "kda_chunk/init/T=17"),
