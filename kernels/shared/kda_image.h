@@ -20,7 +20,6 @@
 // Elements from one tile of values to the next, and of the tile itself.
 #define VALUE_STRIDE (TILE + 8)
 
-static __device__ __forceinline__ u32 padded_key(u32 k) { return k <= 32 ? 32 : k <= 64 ? 64 : 128; }
 static __device__ __forceinline__ u32 value_tiles(u32 v) { return (v + 15) / 16; }
 // Bytes of an image before its values, and of all of it.
 static __device__ __forceinline__ u32 common_bytes(u32 padded) { return (4 * padded / 16 + 1) * TILE * 2 + padded * 4; }
