@@ -29,6 +29,13 @@ static __device__ __forceinline__ u32 narrow_pair(float a, float b) {
     return y;
 }
 
+// Two f32 as a word of two f16, to nearest even, `a` in the lower half.
+static __device__ __forceinline__ u32 narrow_pair_f16(float a, float b) {
+    u32 y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(b), "f"(a));
+    return y;
+}
+
 // f32 -> tf32 (10 bits of fraction), to nearest, ties away from zero, in the bits of an f32.
 static __device__ __forceinline__ u32 narrow_tf32(float x) {
     u32 y;
@@ -40,6 +47,14 @@ static __device__ __forceinline__ u32 narrow_tf32(float x) {
 static __device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// c[16, 8] += a[16, 16] b[16, 8]: f16 operands, f32 sums.
+static __device__ __forceinline__ void mma_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

@@ -108,6 +108,7 @@ inline T shuffle(const char* what, u32 mask, T value, u32 from) {
 
 struct Operands { const u32 *a, *b; };
 void multiply_bf16(Meeting& meeting);
+void multiply_f16(Meeting& meeting);
 void multiply_tf32(Meeting& meeting);
 
 struct Rows { const void* row; int matrices; bool transposed; };
@@ -186,6 +187,12 @@ inline bf16 narrow(float x) {
     return {(u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 inline u32 narrow_pair(float a, float b) { return (u32)narrow(a).bits | (u32)narrow(b).bits << 16; }
+inline u32 narrow_pair_f16(float a, float b) {
+    _Float16 pair[2] = {(_Float16)a, (_Float16)b};
+    u32 y;
+    memcpy(&y, pair, 4);
+    return y;
+}
 inline u32 narrow_tf32(float x) {
     u32 bits = __float_as_uint(x);
     if (x != x) return 0x7fffffff;
@@ -280,6 +287,10 @@ inline T atomicOr(T* at, T x) {
 inline void mma_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     machine::Operands in{a, b};
     machine::together("mma_bf16", EVERY_LANE, in, c, machine::multiply_bf16);
+}
+inline void mma_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    machine::Operands in{a, b};
+    machine::together("mma_f16", EVERY_LANE, in, c, machine::multiply_f16);
 }
 inline void mma_tf32(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     machine::Operands in{a, b};
