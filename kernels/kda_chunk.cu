@@ -1,128 +1,126 @@
 // The gated delta rule in chunks of sixteen tokens, the chunkwise form of Kimi Linear (section 3.2), for prefill, on tensor
-// cores. Twin of src/backend/cpu/kda_chunk.rs.
+// cores: what does not depend on the state. Twin of src/backend/cpu/kda_chunk.rs.
 //
-// Two kernels. `kda_prepare` works on all chunks at once, on whatever does not depend on the state, and leaves for each
-// chunk and head an image of the shared memory that the other needs. `kda_scan` walks through the chunks of a piece: a
-// block for 32 columns of one head's state, which stays in f32 in its registers, transposed, so that what one product
-// leaves is an operand of the next.
+// `kda_prepare` works on all chunks at once and leaves an image for each chunk and head (`shared/kda_image.h`); `kda_scan.cu`
+// walks through them.
 //
 // With G the inclusive sum of gates in a chunk, S the state before it:
 //
 //   A_kk[i][j] = beta_i k_i . (k_j exp(G_i - G_j))  i > j        A_qk[i][j] = q_i . (k_j exp(G_i - G_j))  i >= j
 //   U = (I + A_kk)^-1 beta (V - (K exp(G)) S)       O = (Q exp(G)) S + A_qk U       S' = exp(G_16) S + Kr^T U
 //
+// The inverse is multiplied into K exp(G) and V here, so that the scan has one product less in its chain.
+//
 // Gates have no lower bound, so exp(G_i - G_j) is never split as exp(G_i) exp(-G_j). Where the sums of both halves of a
 // chunk are small, the anchor is its middle: one product. Elsewhere each block of the matrices has an anchor between its
 // rows and columns (dyadic anchors): four products, and every factor is at most 1.
 //
-// Operands are bf16. Those whose rounding would show (both matrices' factors, the inverse, U and Kr where they make the
-// next state) come as two, a part and the rest of it: with single ones repeated keys end 7e-3 from the definition.
+// Operands are bf16. Those whose rounding would show (both matrices' factors, the inverse and what it multiplies, Kr) come
+// as two, a part and the rest of it: docs/performance/hopper.md has what each is worth.
 #include "shared/kernel.h"
-#include "shared/fragment.h"
-#include "shared/kda.h"
+#include "shared/kda_image.h"
 
-// Tokens a chunk.
-#define CHUNK 16
-// Threads of `kda_prepare`: one a key channel at the widest, and a warp an 8 columns of each of the two matrices.
 #define PREPARE_THREADS 128
-// Warps of `kda_scan`, of 16 columns each.
-#define SCAN_WARPS 2
-// Chunk images under way in `kda_scan`.
-#define STAGES 3
+#define PREPARE_WARPS 4
+// Tokens and channels of a thread.
+#define OWN 8
+#define PAIR 2
 // Greatest sum of half a chunk's gates for the anchor in the middle: exp(60) times a rest of a bf16 keeps its digits.
 #define MIDDLE_LIMIT 60.0f
 
-// An image: tiles of 16 rows (tokens) by 16 columns of bf16, 512 bytes each, in this order:
-//   K exp(G)  Q exp(G)  Kr  rest of Kr     [16, K] each, K padded to 32, 64 or 128
-//   (I + A_kk)^-1 beta  its rest  A_qk     [16, 16] each
-//   exp(G_16)                              [K] f32
-//   V                                      [16, V], V padded to a multiple of 16
+// A thread's numbers: two channels of eight tokens.
+typedef float Own[OWN][PAIR];
 
-static __device__ __forceinline__ u32 padded_key(u32 k) { return k <= 32 ? 32 : k <= 64 ? 64 : 128; }
-// Bytes of an image before V, and of all of it.
-static __device__ __forceinline__ u32 common_bytes(u32 padded) { return (4 * padded / 16 + 3) * TILE * 2 + padded * 4; }
-static __device__ __forceinline__ u32 image_bytes(u32 padded, u32 v) {
-    return common_bytes(padded) + (v + 15) / 16 * TILE * 2;
-}
-
-// Factors of rows and columns for anchors in steps of `SPAN`: 16 is the middle of the chunk for all, else the dyadic
-// level of blocks of SPAN by SPAN; zeros where a token is not a row (a column) of that level.
-template <int SPAN>
-static __device__ __forceinline__ void anchor(const float (&gate)[CHUNK], float (&row)[CHUNK], float (&column)[CHUNK]) {
-    constexpr int half = SPAN == 16 ? 8 : SPAN;
+// Factors of rows and columns with the anchor in the chunk's middle. `forward` are products of exp(gate) from the thread's
+// first token on, `backward` those of the tokens after: outwards from the middle, and their reciprocals on the other side.
+static __device__ __forceinline__ void anchor_middle(Own& row, Own& column, const Own& forward, const Own& backward, u32 half) {
     #pragma unroll
-    for (int at = half; at < CHUNK; at += 2 * half) {
-        // Sums outwards from the anchor: differences of a longer sum would lose what hard gates leave.
-        float sum = 0.0f;
+    for (u32 i = 0; i < OWN; i++) {
         #pragma unroll
-        for (int t = at - 1; t >= at - half; t--) {
-            column[t] = expf(sum);
-            row[t] = SPAN == 16 ? expf(-sum) : 0.0f;
-            sum += gate[t];
-        }
-        sum = 0.0f;
-        #pragma unroll
-        for (int t = at; t < at + half; t++) {
-            sum += gate[t];
-            row[t] = expf(sum);
-            column[t] = SPAN == 16 ? expf(-sum) : 0.0f;
+        for (u32 j = 0; j < PAIR; j++) {
+            float near = half ? forward[i][j] : backward[i][j], far = reciprocal_near(near);
+            row[i][j] = half ? near : far;
+            column[i][j] = half ? far : near;
         }
     }
 }
 
-// Lays rows (k, then q) and columns (k) with their factors out as tiles, [3][2][tiles]: parts, then rests.
-static __device__ __forceinline__ void lay_out(
-    bf16* operands, u32 tiles, u32 d, const float (&query)[CHUNK], const float (&key)[CHUNK],
-    const float (&row)[CHUNK], const float (&column)[CHUNK]) {
-    u32 set = tiles * TILE;
+// Factors for a dyadic level, of blocks of `span` by `span` tokens: products of exp(gate) outwards from the anchor before a
+// block's rows, zeros where a token is not a row (a column) of the level.
+static __device__ __forceinline__ void anchor_level(Own& row, Own& column, const Own& kept, u32 half, u32 span) {
     #pragma unroll
-    for (u32 t = 0; t < CHUNK; t++) {
-        bf16* at = operands + element_at(t, d);
-        split(key[t] * row[t], at[0], at[set]);
-        split(query[t] * row[t], at[2 * set], at[3 * set]);
-        split(key[t] * column[t], at[4 * set], at[5 * set]);
+    for (u32 j = 0; j < PAIR; j++) {
+        float down = 1.0f, up = 1.0f;
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            down = i % span == 0 ? kept[i][j] : down * kept[i][j];
+            row[i][j] = (half * OWN + i) & span ? down : 0.0f;
+        }
+        #pragma unroll
+        for (u32 n = 0; n < OWN; n++) {
+            u32 i = OWN - 1 - n;
+            up = (i + 1) % span == 0 ? 1.0f : up * kept[(i + 1) % OWN][j];
+            column[i][j] = (half * OWN + i) & span ? 0.0f : up;
+        }
     }
 }
 
-// 16 rows by 8 columns of a matrix: warps 0 and 1 have those of A_kk, 2 and 3 of A_qk.
-static __device__ __forceinline__ void multiply_anchored(float (&sum)[4], const bf16* operands, u32 tiles, u32 warp, u32 lane) {
-    u32 set = tiles * TILE;
-    const bf16* rows = operands + warp / 2 * 2 * set + lane_across(lane);
-    const bf16* columns = operands + 4 * set + eight_at(warp % 2 * 8 + lane % 8, lane / 8 % 2);
-    for (int i = 0; i < 4; i++) sum[i] = 0.0f;
-    for (u32 tile = 0; tile < tiles; tile++) {
-        u32 a[4], a_rest[4], b[2], b_rest[2];
-        ldmatrix(a, rows + tile * TILE);
-        ldmatrix(a_rest, rows + set + tile * TILE);
-        ldmatrix(b, columns + tile * TILE);
-        ldmatrix(b_rest, columns + set + tile * TILE);
-        mma_bf16(sum, a_rest, b);
-        mma_bf16(sum, a, b_rest);
-        mma_bf16(sum, a, b);
-    }
-}
+// Six matrices [16, K] between phases: rows (k, then q) and columns (k) of the products, each a part and its rest. The last
+// lies where W will.
+template <int PADDED>
+struct Operands {
+    static constexpr u32 TILES = PADDED / 16;
+    bf16 *image, *more;
+    __device__ __forceinline__ bf16* operator[](u32 set) const { return set == 5 ? image : more + set * TILES * TILE; }
+};
 
-// One dyadic level: blocks whose rows and columns part at bit `SPAN`.
-template <int SPAN>
-static __device__ __forceinline__ void level(
-    float (&found)[4], bf16* operands, u32 tiles, const float (&query)[CHUNK], const float (&key)[CHUNK],
-    const float (&gate)[CHUNK], u32 padded) {
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+// Both products of rows with columns, by all threads. Warps 0 and 1 get 16 rows by 8 columns each of A_kk, 2 and 3 of A_qk;
+// of those, `found` takes the places below the diagonal whose rows and columns part at bit `span`: all for 16.
+template <int PADDED>
+static __device__ __forceinline__ void multiply_anchored(
+    float (&found)[4], const Operands<PADDED>& operands, const Own& query, const Own& key, const Own& row, const Own& column,
+    u32 span) {
+    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = warp * 32 + lane % 16 * 2;
     __syncthreads();
-    if (threadIdx.x < padded) {
-        float row[CHUNK], column[CHUNK];
-        anchor<SPAN>(gate, row, column);
-        lay_out(operands, tiles, threadIdx.x, query, key, row, column);
+    if (d < PADDED) {
+        u32 first = pair_at(lane / 16, d);
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            u32 at = first ^ row_bits(i), part, rest;
+            split_pair(key[i][0] * row[i][0], key[i][1] * row[i][1], part, rest);
+            *(u32*)(operands[0] + at) = part;
+            *(u32*)(operands[1] + at) = rest;
+            split_pair(query[i][0] * row[i][0], query[i][1] * row[i][1], part, rest);
+            *(u32*)(operands[2] + at) = part;
+            *(u32*)(operands[3] + at) = rest;
+            split_pair(key[i][0] * column[i][0], key[i][1] * column[i][1], part, rest);
+            *(u32*)(operands[4] + at) = part;
+            *(u32*)(operands[5] + at) = rest;
+        }
     }
     __syncthreads();
-    float sum[4];
-    multiply_anchored(sum, operands, tiles, warp, lane);
+    const bf16* rows = operands[warp / 2 * 2];
+    const bf16 *columns = operands[4], *columns_rest = operands[5];
+    u32 across = unit_across(lane), eight = unit_at(0, warp % 2 * 8 + lane % 8, lane / 8 % 2);
+    // Chains of their own, so that they run side by side.
+    float left[4] = {}, right[4] = {}, both[4] = {};
+    #pragma unroll
+    for (u32 tile = 0; tile < Operands<PADDED>::TILES; tile++) {
+        u32 a[4], a_rest[4], b[2], b_rest[2], at = in_tile(tile, across), from = in_tile(tile, eight);
+        ldmatrix(a, rows + at);
+        ldmatrix(a_rest, rows + Operands<PADDED>::TILES * TILE + at);
+        ldmatrix(b, columns + from);
+        ldmatrix(b_rest, columns_rest + from);
+        mma_bf16(left, a_rest, b);
+        mma_bf16(right, a, b_rest);
+        mma_bf16(both, a, b);
+    }
     #pragma unroll
     for (u32 n = 0; n < 4; n++) {
         u32 i = lane / 4 + n / 2 * 8, j = warp % 2 * 8 + lane % 4 * 2 + n % 2;
         // A select: what is not of this level may be infinite or NaN.
-        bool mine = i > j && (SPAN == 16 || ((i ^ j) >= SPAN && (i ^ j) < 2 * SPAN));
-        if (mine) found[n] = sum[n];
+        bool mine = i > j && (span == 16 || ((i ^ j) >= span && (i ^ j) < 2 * span));
+        if (mine) found[n] = left[n] + right[n] + both[n];
     }
 }
 
@@ -142,33 +140,79 @@ struct Place {
     u32 first, length, start, slot;  // first row, tokens, first row of its piece, the slot that the piece starts from
 };
 
-static __device__ __forceinline__ void read_channel(
-    float (&x)[CHUNK], const Plain& from, u32 channels, const Place& place, u32 c) {
+// Channels `c` and `c + 1`, `count` of them there, of eight tokens from `t` on; `even` where pairs are aligned to words.
+static __device__ __forceinline__ void read_channels(
+    Own& x, const Plain& from, u32 channels, const Place& place, u32 c, u32 count, bool even, u32 t) {
+    const bf16* at = from.qkv + (u64)(place.first + t) * channels + c;
+    u32 rows = count == 0 || place.length < t ? 0 : place.length - t, pair[OWN];
+    if (even) {
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            pair[i] = load_word(at, i < rows);
+            at += channels;
+        }
+    } else {
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            pair[i] = i < rows ? pair_of(at[0], count > 1 ? at[1] : bf16{0}) : 0;
+            at += channels;
+        }
+    }
     #pragma unroll
-    for (u32 t = 0; t < CHUNK; t++) {
-        x[t] = t < place.length ? widen(from.qkv[(u64)(place.first + t) * channels + c]) : 0.0f;
+    for (u32 i = 0; i < OWN; i++) {
+        x[i][0] = low(pair[i]);
+        x[i][1] = high(pair[i]);
     }
 }
-static __device__ __forceinline__ void read_channel(
-    float (&x)[CHUNK], const Fused& from, u32 channels, const Place& place, u32 c) {
-    convolve(x, from.conv, channels, place.start, place.slot, c, place.first - place.start, place.length);
+static __device__ __forceinline__ void read_channels(
+    Own& x, const Fused& from, u32 channels, const Place& place, u32 c, u32 count, bool, u32 t) {
+    #pragma unroll
+    for (u32 j = 0; j < PAIR; j++) {
+        float channel[OWN];
+        for (u32 i = 0; i < OWN; i++) channel[i] = 0.0f;
+        if (j < count && t < place.length) {
+            u32 before = place.first - place.start + t;
+            convolve(channel, from.conv, channels, place.start, place.slot, c + j, before, place.length - t);
+        }
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) x[i][j] = channel[i];
+    }
 }
 
 static __device__ __forceinline__ void read_gates(
-    float (&gate)[CHUNK], const Plain& from, const Heads& h, const Place& place, u32 head, u32 d) {
-    #pragma unroll
-    for (u32 t = 0; t < CHUNK; t++) {
-        gate[t] = t < place.length ? from.gates[((u64)(place.first + t) * h.heads + head) * h.key_width + d] : 0.0f;
+    Own& gate, const Plain& from, const Heads& h, const Place& place, u32 head, u32 d, u32 count, u32 t) {
+    u32 rows = count == 0 || place.length < t ? 0 : place.length - t, pitch = h.heads * h.key_width;
+    const float* at = from.gates + (u64)(place.first + t) * pitch + head * h.key_width + d;
+    if (h.key_width % 2 == 0) {
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            float2 pair = load_two(at, i < rows);
+            gate[i][0] = pair.x;
+            gate[i][1] = pair.y;
+            at += pitch;
+        }
+    } else {
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            gate[i][0] = i < rows ? at[0] : 0.0f;
+            gate[i][1] = i < rows && count > 1 ? at[1] : 0.0f;
+            at += pitch;
+        }
     }
 }
 static __device__ __forceinline__ void read_gates(
-    float (&gate)[CHUNK], const Fused& from, const Heads& h, const Place& place, u32 head, u32 d) {
+    Own& gate, const Fused& from, const Heads& h, const Place& place, u32 head, u32 d, u32 count, u32 t) {
     float rate = rate_of(from.gates, head);
-    float bias = weight_at(from.gates.dt_bias, from.gates.dt_bias_format, head * h.key_width + d);
     #pragma unroll
-    for (u32 t = 0; t < CHUNK; t++) {
-        u64 at = ((u64)(place.first + t) * h.heads + head) * h.key_width + d;
-        gate[t] = t < place.length ? rate * softplus(widen(from.gates.decay[at]) + bias) : 0.0f;
+    for (u32 j = 0; j < PAIR; j++) {
+        float bias = 0.0f;
+        if (j < count) bias = weight_at(from.gates.dt_bias, from.gates.dt_bias_format, head * h.key_width + d + j);
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            u64 at = ((u64)(place.first + t + i) * h.heads + head) * h.key_width + d + j;
+            bool there = j < count && t + i < place.length;
+            gate[i][j] = there ? rate * softplus(widen(from.gates.decay[at]) + bias) : 0.0f;
+        }
     }
 }
 
@@ -177,134 +221,283 @@ static __device__ __forceinline__ float read_beta(const Fused& from, u64 at) {
     return sigmoid(widen(from.gates.write[at]));
 }
 
-template <class From>
+// Sums over sixteen lanes of eight numbers each: number `lane % 8` is left in lane `lane`. Each step halves what a lane
+// still has to do.
+static __device__ __forceinline__ float sum_eight(float (&x)[OWN], u32 lane) {
+    #pragma unroll
+    for (u32 step = 4; step > 0; step /= 2) {
+        #pragma unroll
+        for (u32 i = 0; i < step; i++) {
+            float kept = lane & step ? x[i + step] : x[i], sent = lane & step ? x[i] : x[i + step];
+            x[i] = kept + __shfl_xor_sync(EVERY_LANE, sent, (int)step);
+        }
+    }
+    return x[0] + __shfl_xor_sync(EVERY_LANE, x[0], 8);
+}
+
+// (I + A)^-1 of a strictly lower triangular A [16, 17], by one warp: both halves by forward substitution, then what is
+// below them, [A 0; B D]^-1 = [A^-1 0; -D^-1 B A^-1, D^-1].
+static __device__ __forceinline__ void invert(float* inverse, float* matrix, u32 lane) {
+    constexpr u32 STRIDE = CHUNK + 1;
+    u32 c = lane % 8;
+    if (lane < 16) {
+        const float* from = matrix + lane / 8 * 8 * (STRIDE + 1);
+        float* to = inverse + lane / 8 * 8 * (STRIDE + 1);
+        float column[8];
+        #pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            float sum = i == c ? 1.0f : 0.0f;
+            #pragma unroll
+            for (u32 j = 0; j < i; j++) sum = fmaf(-from[i * STRIDE + j], column[j], sum);
+            column[i] = sum;
+            to[i * STRIDE + c] = sum;
+        }
+    }
+    __syncwarp();
+    // B A^-1 goes where the matrix has nothing.
+    #pragma unroll
+    for (u32 i = lane / 8; i < 8; i += 4) {
+        float sum = 0.0f;
+        #pragma unroll
+        for (u32 j = 0; j < 8; j++) sum = fmaf(matrix[(8 + i) * STRIDE + j], inverse[j * STRIDE + c], sum);
+        matrix[i * STRIDE + 8 + c] = sum;
+    }
+    __syncwarp();
+    #pragma unroll
+    for (u32 i = lane / 8; i < 8; i += 4) {
+        float sum = 0.0f;
+        #pragma unroll
+        for (u32 j = 0; j < 8; j++) sum = fmaf(-inverse[(8 + i) * STRIDE + 8 + j], matrix[j * STRIDE + 8 + c], sum);
+        inverse[(8 + i) * STRIDE + c] = sum;
+        inverse[i * STRIDE + 8 + c] = 0.0f;
+    }
+    __syncwarp();
+}
+
+// A tile of (I + A_kk)^-1 beta V in the place of V's: f16 with a scale that brings the greatest below 2^15.
+static __device__ __forceinline__ void solve_values(
+    bf16* tile, const u32 (&inverse)[4], const u32 (&inverse_rest)[4], u32 lane) {
+    u32 b[4];
+    ldmatrix_transposed(b, tile + unit_across(lane));
+    __syncwarp();
+    float sum[2][4] = {};
+    multiply_halves(sum, inverse_rest, b);
+    multiply_halves(sum, inverse, b);
+    float most = 0.0f;
+    #pragma unroll
+    for (u32 i = 0; i < 8; i++) most = fmaxf(most, fabsf(sum[i / 4][i % 4]));
+    u32 exponent = max(__float_as_uint(warp_max(most)) >> 23, 20u);
+    float shrink = __uint_as_float((268 - exponent) << 23);
+    #pragma unroll
+    for (u32 n = 0; n < 4; n++) {
+        u32 row = lane / 4 + n % 2 * 8, half = n / 2;
+        float first = sum[half][n % 2 * 2] * shrink, second = sum[half][n % 2 * 2 + 1] * shrink;
+        *(u32*)(tile + unit_at(0, row, half) + lane % 4 * 2) = narrow_pair_f16(first, second);
+    }
+    if (lane == 0) *(float*)(tile + TILE) = __uint_as_float((exponent - 14) << 23);
+}
+
+template <int PADDED, class From>
 static __device__ __forceinline__ void prepare(const From& from, const u32* batch, u8* workspace, const Heads& h, u32 form) {
-    SHARED(float, sums, 3 * CHUNK);              // of q^2, k^2, q k, a token each
+    SHARED(float, sums, 3 * CHUNK * PREPARE_WARPS);  // of q^2, k^2, q k, a token each, by warps
+    SHARED(float, scales, 2 * CHUNK);                // of q and k
+    SHARED(float, diagonal, CHUNK);
     SHARED(float, beta, CHUNK);
-    SHARED(float, squares, 2 * CHUNK * (CHUNK + 1));  // A_kk, A_qk
-    SHARED(u32, safe, PREPARE_THREADS / 32);
+    SHARED(float, square, CHUNK * (CHUNK + 1));      // A_kk
+    SHARED(float, inverse, CHUNK * (CHUNK + 1));
+    SHARED(float, early, PADDED);                    // decay over the first half, where W has still to be scaled by it
+    SHARED(u32, safe, PREPARE_WARPS);
+    constexpr u32 TILES = PADDED / 16;
     u32 chunk = blockIdx.x, head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     if (chunk >= batch[form == ALL_CHUNKS ? CHUNK_TOTAL : SEVERAL_CHUNKS]) return;
     const u32* words = batch + batch[AT_CHUNKS] + 4 * chunk;
     u32 piece = words[2];
     Place place = {words[0], words[1], piece_word(batch, piece, START), piece_word(batch, piece, SLOT_IN)};
-    u32 padded = padded_key(h.key_width), tiles = padded / 16, channels = channels_of(h);
+    u32 channels = channels_of(h);
 
     bf16* image = (bf16*)dynamic_shared();
-    float* decay = (float*)(image + (4 * tiles + 3) * TILE);
-    bf16* values = (bf16*)(decay + padded);
-    u32 bytes = image_bytes(padded, h.value_width);
-    bf16* operands = (bf16*)(dynamic_shared() + bytes);   // [3][2][tiles], after the sums
-    float* products = (float*)operands;                   // [3][16][padded], before them
+    float* decay = (float*)(image + (4 * TILES + 1) * TILE);
+    bf16* values = (bf16*)(decay + PADDED);
+    u32 bytes = image_bytes(PADDED, h.value_width);
+    Operands<PADDED> operands{image, (bf16*)(dynamic_shared() + bytes)};
 
-    // A thread has a key channel.
-    float query[CHUNK], key[CHUNK], gate[CHUNK];
-    for (u32 t = 0; t < CHUNK; t++) query[t] = key[t] = gate[t] = 0.0f;
-    if (thread < h.key_width) {
-        u32 c = query_channel(h, head) + thread;
-        read_channel(query, from, channels, place, c);
-        read_channel(key, from, channels, place, c + h.key_heads * h.key_width);
-        read_gates(gate, from, h, place, head, thread);
-    }
+    // Lanes 0 to 15 of a warp have the chunk's first eight tokens of 32 channels, lanes 16 to 31 the others.
+    u32 half = lane / 16, t = half * OWN, d = warp * 32 + lane % 16 * 2;
+    bool mine = d < PADDED;
+    u32 own = pair_at(half, d);
+    Own query, key, gate;
+    u32 count = d < h.key_width ? min(h.key_width - d, 2u) : 0;
+    bool even = channels % 2 == 0 && h.key_width % 2 == 0;
+    u32 c = query_channel(h, head) + d;
+    read_channels(query, from, channels, place, c, count, even, t);
+    read_channels(key, from, channels, place, c + h.key_heads * h.key_width, count, even, t);
+    read_gates(gate, from, h, place, head, d, count, t);
     if (thread < CHUNK) {
         beta[thread] = thread < place.length ? read_beta(from, (u64)(place.first + thread) * h.heads + head) : 0.0f;
     }
-    if (thread < padded) {
+    for (u32 e = d; e < value_tiles(h.value_width) * 16; e += PREPARE_THREADS) {
+        Own value;
+        u32 there = e < h.value_width ? min(h.value_width - e, 2u) : 0;
+        bool aligned = channels % 2 == 0 && h.value_width % 2 == 0;
+        read_channels(value, from, channels, place, value_channel(h, head) + e, there, aligned, t);
+        bf16* tile = values + e / 16 * VALUE_STRIDE;
+        u32 at = pair_at(half, e % 16);
         #pragma unroll
-        for (u32 t = 0; t < CHUNK; t++) {
-            products[t * padded + thread] = query[t] * query[t];
-            products[(CHUNK + t) * padded + thread] = key[t] * key[t];
-            products[(2 * CHUNK + t) * padded + thread] = query[t] * key[t];
-        }
-    }
-    // A value's channel is a column of its own.
-    for (u32 e = thread; e < (h.value_width + 15) / 16 * 16; e += PREPARE_THREADS) {
-        float value[CHUNK];
-        for (u32 t = 0; t < CHUNK; t++) value[t] = 0.0f;
-        if (e < h.value_width) read_channel(value, from, channels, place, value_channel(h, head) + e);
-        #pragma unroll
-        for (u32 t = 0; t < CHUNK; t++) values[element_at(t, e)] = narrow(value[t]);
-    }
-    // Sums of half a chunk decide on the anchor; a NaN is not small.
-    float first = 0.0f, second = 0.0f;
-    for (u32 t = 0; t < CHUNK / 2; t++) {
-        first += gate[t];
-        second += gate[t + CHUNK / 2];
-    }
-    int small = first > -MIDDLE_LIMIT && second > -MIDDLE_LIMIT;
-    small = __all_sync(EVERY_LANE, small);
-    if (lane == 0) safe[warp] = (u32)small;
-    __syncthreads();
-    for (u32 n = warp; n < 3 * CHUNK; n += PREPARE_THREADS / 32) {
-        float sum = 0.0f;
-        for (u32 d = lane; d < padded; d += 32) sum += products[n * padded + d];
-        sum = warp_sum(sum);
-        if (lane == 0) sums[n] = sum;
-    }
-    __syncthreads();
-    float root = sqrtf((float)h.key_width);
-    #pragma unroll
-    for (u32 t = 0; t < CHUNK; t++) {
-        query[t] /= sqrtf(sums[t] + L2_EPS) * root;
-        key[t] /= sqrtf(sums[CHUNK + t] + L2_EPS);
+        for (u32 i = 0; i < OWN; i++) *(u32*)(tile + (at ^ row_bits(i))) = narrow_pair(value[i][0], value[i][1]);
     }
 
-    if (thread < padded) {
-        float sum = 0.0f;
-        #pragma unroll
-        for (u32 t = 0; t < CHUNK; t++) {
-            sum += gate[t];
-            float factor = expf(sum);
-            image[element_at(t, thread)] = narrow(key[t] * factor);
-            image[tiles * TILE + element_at(t, thread)] = narrow(query[t] * factor);
+    float first[OWN], second[OWN], third[OWN];
+    #pragma unroll
+    for (u32 i = 0; i < OWN; i++) {
+        first[i] = fmaf(query[i][0], query[i][0], query[i][1] * query[i][1]);
+        second[i] = fmaf(key[i][0], key[i][0], key[i][1] * key[i][1]);
+        third[i] = fmaf(query[i][0], key[i][0], query[i][1] * key[i][1]);
+    }
+    float parts[3] = {sum_eight(first, lane), sum_eight(second, lane), sum_eight(third, lane)};
+    if (lane / 8 % 2 == 0) {
+        for (u32 i = 0; i < 3; i++) sums[(i * CHUNK + t + lane % 8) * PREPARE_WARPS + warp] = parts[i];
+    }
+    // Sums of half a chunk decide on the anchor; a NaN is not small.
+    float total[PAIR] = {0.0f, 0.0f};
+    #pragma unroll
+    for (u32 i = 0; i < OWN; i++) {
+        total[0] += gate[i][0];
+        total[1] += gate[i][1];
+    }
+    int small = __all_sync(EVERY_LANE, total[0] > -MIDDLE_LIMIT && total[1] > -MIDDLE_LIMIT);
+    if (lane == 0) safe[warp] = (u32)small;
+    __syncthreads();
+    if (thread < CHUNK) {
+        float sum[3];
+        for (u32 i = 0; i < 3; i++) {
+            const float* part = sums + (i * CHUNK + thread) * PREPARE_WARPS;
+            sum[i] = part[0] + part[1] + (part[2] + part[3]);
         }
-        // Summed from the chunk's end backwards: a difference of sums from its start would lose what hard gates leave.
-        sum = 0.0f;
+        float q = 1.0f / (sqrtf(sum[0] + L2_EPS) * sqrtf((float)h.key_width)), k = 1.0f / sqrtf(sum[1] + L2_EPS);
+        scales[thread] = q;
+        scales[CHUNK + thread] = k;
+        diagonal[thread] = sum[2] * q * k;
+    }
+    __syncthreads();
+
+    // Decays as running products: `forward` of the thread's tokens up to this one, `backward` of those after it.
+    Own kept, forward, backward;
+    float before[PAIR], after[PAIR];
+    #pragma unroll
+    for (u32 j = 0; j < PAIR; j++) {
         #pragma unroll
-        for (int t = CHUNK - 1; t >= 0; t--) {
-            bf16* at = image + 2 * tiles * TILE + element_at((u32)t, thread);
-            split(key[t] * expf(sum), at[0], at[tiles * TILE]);
-            sum += gate[t];
+        for (u32 i = 0; i < OWN; i++) {
+            query[i][j] *= scales[t + i];
+            key[i][j] *= scales[CHUNK + t + i];
+            kept[i][j] = exp_near(gate[i][j]);
         }
-        decay[thread] = expf(sum);
+        forward[0][j] = kept[0][j];
+        backward[OWN - 1][j] = 1.0f;
+        #pragma unroll
+        for (u32 i = 1; i < OWN; i++) {
+            forward[i][j] = forward[i - 1][j] * kept[i][j];
+            backward[OWN - 1 - i][j] = backward[OWN - i][j] * kept[OWN - i][j];
+        }
+        // The other half's decay and sum of gates.
+        float other = __shfl_xor_sync(EVERY_LANE, forward[OWN - 1][j], 16);
+        before[j] = half ? other : 1.0f;
+        after[j] = half ? 1.0f : other;
+        total[j] += __shfl_xor_sync(EVERY_LANE, total[j], 16);
+    }
+    bool middle = safe[0] & safe[1] & safe[2] & safe[3];
+    if (mine) {
+        // What is multiplied up over thousands of chunks is one exponential of a sum.
+        if (half == 0) {
+            *(float2*)(decay + d) = make_float2(expf(total[0]), expf(total[1]));
+        } else {
+            *(float2*)(early + d) = middle ? make_float2(before[0], before[1]) : make_float2(1.0f, 1.0f);
+        }
+        #pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            u32 at = own ^ row_bits(i), part, rest;
+            *(u32*)(image + TILES * TILE + at) = narrow_pair(
+                query[i][0] * (forward[i][0] * before[0]), query[i][1] * (forward[i][1] * before[1]));
+            split_pair(
+                key[i][0] * (backward[i][0] * after[0]), key[i][1] * (backward[i][1] * after[1]), part, rest);
+            *(u32*)(image + 2 * TILES * TILE + at) = part;
+            *(u32*)(image + 3 * TILES * TILE + at) = rest;
+        }
     }
 
     float found[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (safe[0] & safe[1] & safe[2] & safe[3]) {
-        level<16>(found, operands, tiles, query, key, gate, padded);
+    Own row, column;
+    if (middle) {
+        anchor_middle(row, column, forward, backward, half);
+        multiply_anchored(found, operands, query, key, row, column, 16);
     } else {
-        level<8>(found, operands, tiles, query, key, gate, padded);
-        level<4>(found, operands, tiles, query, key, gate, padded);
-        level<2>(found, operands, tiles, query, key, gate, padded);
-        level<1>(found, operands, tiles, query, key, gate, padded);
-    }
-    #pragma unroll
-    for (u32 n = 0; n < 4; n++) {
-        u32 i = lane / 4 + n / 2 * 8, j = warp % 2 * 8 + lane % 4 * 2 + n % 2;
-        if (warp >= 2 && i == j) {
-            found[n] = sums[2 * CHUNK + i] / (sqrtf(sums[i] + L2_EPS) * root) / sqrtf(sums[CHUNK + i] + L2_EPS);
+        #pragma unroll 1
+        for (u32 span = 8; span > 0; span /= 2) {
+            anchor_level(row, column, kept, half, span);
+            multiply_anchored(found, operands, query, key, row, column, span);
         }
-        squares[(warp / 2 * CHUNK + i) * (CHUNK + 1) + j] = warp < 2 ? beta[i] * found[n] : found[n];
+        // W wants K exp(G). It is what the middle's rows were multiplied by, times the decay over the first half, by which W
+        // is scaled; here it takes the place of rows that had other anchors.
+        __syncthreads();
+        if (mine) {
+            #pragma unroll
+            for (u32 i = 0; i < OWN; i++) {
+                u32 at = own ^ row_bits(i), part, rest;
+                split_pair(
+                    key[i][0] * (forward[i][0] * before[0]), key[i][1] * (forward[i][1] * before[1]), part, rest);
+                *(u32*)(operands[0] + at) = part;
+                *(u32*)(operands[1] + at) = rest;
+            }
+        }
+    }
+    bf16* queries = image + 4 * TILES * TILE;
+    #pragma unroll
+    for (u32 n = 0; n < 2; n++) {
+        u32 i = lane / 4 + n * 8, j = warp % 2 * 8 + lane % 4 * 2;
+        float left = found[2 * n], right = found[2 * n + 1];
+        if (warp < 2) {
+            square[i * (CHUNK + 1) + j] = beta[i] * left;
+            square[i * (CHUNK + 1) + j + 1] = beta[i] * right;
+        } else {
+            if (i == j) left = diagonal[i];
+            if (i == j + 1) right = diagonal[i];
+            put_pair(queries, i, j, narrow_pair(left, right));
+        }
     }
     __syncthreads();
-    bf16* inverse = image + 4 * tiles * TILE;
-    if (thread < CHUNK) {
-        // Column `thread` of (I + A_kk)^-1, by forward substitution; what it multiplies has beta taken out.
-        float column[CHUNK];
+    bf16* solver = operands[2];
+    if (warp == 0) {
+        invert(inverse, square, lane);
+        for (u32 n = lane; n < CHUNK * CHUNK / 2; n += 32) {
+            u32 i = n / 8, j = n % 8 * 2, part, rest;
+            const float* row = inverse + i * (CHUNK + 1) + j;
+            // What it multiplies has beta taken out.
+            split_pair(row[0] * beta[j], row[1] * beta[j + 1], part, rest);
+            put_pair(solver, i, j, part);
+            put_pair(solver + TILE, i, j, rest);
+        }
+    }
+    __syncthreads();
+    u32 across = unit_across(lane), a[4], a_rest[4];
+    ldmatrix(a, solver + across);
+    ldmatrix(a_rest, solver + TILE + across);
+    for (u32 tile = warp; tile < TILES; tile += PREPARE_WARPS) {
+        u32 b[4], b_rest[4];
+        ldmatrix_transposed(b, operands[0] + in_tile(tile, across));
+        ldmatrix_transposed(b_rest, operands[1] + in_tile(tile, across));
+        float sum[2][4] = {};
+        multiply_halves(sum, a_rest, b);
+        multiply_halves(sum, a, b_rest);
+        multiply_halves(sum, a, b);
         #pragma unroll
-        for (u32 i = 0; i < CHUNK; i++) {
-            float sum = i == thread ? 1.0f : 0.0f;
-            #pragma unroll
-            for (u32 j = 0; j < i; j++) sum = fmaf(-squares[i * (CHUNK + 1) + j], column[j], sum);
-            column[i] = sum;
-            bf16* at = inverse + element_at(i, thread);
-            split(sum * beta[thread], at[0], at[TILE]);
+        for (u32 n = 0; n < 4; n++) {
+            u32 column = tile * 16 + n / 2 * 8 + lane % 4 * 2;
+            float2 scale = *(const float2*)(early + column);
+            u32 pair = narrow_pair(-sum[n / 2][n % 2 * 2] * scale.x, -sum[n / 2][n % 2 * 2 + 1] * scale.y);
+            put_pair(image, lane / 4 + n % 2 * 8, column, pair);
         }
-    } else if (thread >= 32 && thread < 64) {
-        for (u32 n = lane; n < TILE; n += 32) {
-            u32 i = n / CHUNK, j = n % CHUNK;
-            inverse[2 * TILE + element_at(i, j)] = narrow(squares[(CHUNK + i) * (CHUNK + 1) + j]);
-        }
+    }
+    for (u32 tile = warp; tile < value_tiles(h.value_width); tile += PREPARE_WARPS) {
+        solve_values(values + tile * VALUE_STRIDE, a, a_rest, lane);
     }
     __syncthreads();
     uint4* to = (uint4*)(workspace + ((u64)chunk * h.heads + head) * bytes);
@@ -312,248 +505,42 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     for (u32 i = thread; i < bytes / 16; i += PREPARE_THREADS) to[i] = finished[i];
 }
 
-// Images of chunks, from what the convolution and the gates left. Grid (chunks, heads), block 128; dynamic shared memory
-// image_bytes + 192 P, with P the padded K. A grid may hold more chunks than the batch.
+// `kda_prepare`: images of chunks, from what the convolution and the gates left. Grid (chunks, heads), block 128; dynamic
+// shared memory image_bytes + 160 P, with P the padded K. A grid may hold more chunks than the batch.
 //   batch      the batch; its chunks are those of pieces that run by chunks (`form`)
 //   qkv        [T, channels] bf16, after the convolution
 //   gates      [T, heads K] f32: log decay           beta  [T, heads] f32
 //   workspace  [chunks, heads, image_bytes], aligned to 16 bytes
-// image_bytes = 512 (P/4 + 3 + ceil(V/16)) + 4 P; P is 32, 64 or 128, the first that K fits in.
-extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) kda_prepare(
-    const u32* batch, const bf16* qkv, const float* gates, const float* beta, u8* workspace, u32 key_heads, u32 heads,
-    u32 key_width, u32 value_width, u32 form) {
-    prepare(Plain{qkv, gates, beta}, batch, workspace, Heads{key_heads, heads, key_width, value_width}, form);
-}
-ENTRY(kda_prepare)
-
-// The same from what goes into the convolution and the gates. Grid, block and shared memory as above. Reads tails and
-// leaves them: `kda_scan` writes them.
+//
+// `kda_prepare_fused`: the same from what goes into the convolution and the gates. Reads tails and leaves them: `kda_scan`
+// writes them.
 //   input      [T, channels] bf16, before the convolution
 //   weight     [channels, taps] of the format; at most 4 taps
 //   tails      [slots, channels, taps - 1] f32
 //   decay      [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log      [heads] of its format                 dt_bias  [heads K] of its format
-extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) kda_prepare_fused(
-    const u32* batch, const bf16* input, const void* weight, u32 format, float* tails, u32 taps, const bf16* decay,
-    const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format, u8* workspace,
-    u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {
-    Fused from{Conv{input, weight, format, tails, taps}, Gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format}};
-    prepare(from, batch, workspace, Heads{key_heads, heads, key_width, value_width}, form);
-}
-ENTRY(kda_prepare_fused)
-
-// A state, transposed: sixteen columns v by K keys, as the sums of mma: of eight keys each.
-template <int PADDED>
-struct State {
-    float at[PADDED / 8][4];
-};
-
-template <int PADDED>
-static __device__ __forceinline__ void load_state(
-    State<PADDED>& state, const float* states, const Heads& h, u32 slot, u32 head, u32 column) {
-    u32 lane = threadIdx.x % 32;
-    #pragma unroll
-    for (u32 n = 0; n < PADDED / 8; n++) {
-        #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            u32 d = n * 8 + lane % 4 * 2 + i % 2, e = column + lane / 4 + i / 2 * 8;
-            bool inside = slot != NONE && d < h.key_width && e < h.value_width;
-            state.at[n][i] = inside ? states[state_at(h, slot, head) + (u64)d * h.value_width + e] : 0.0f;
-        }
-    }
-}
-
-template <int PADDED>
-static __device__ __forceinline__ void store_state(
-    const State<PADDED>& state, float* states, const Heads& h, u32 slot, u32 head, u32 column) {
-    u32 lane = threadIdx.x % 32;
-    #pragma unroll
-    for (u32 n = 0; n < PADDED / 8; n++) {
-        #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            u32 d = n * 8 + lane % 4 * 2 + i % 2, e = column + lane / 4 + i / 2 * 8;
-            if (d < h.key_width && e < h.value_width) {
-                states[state_at(h, slot, head) + (u64)d * h.value_width + e] = state.at[n][i];
-            }
-        }
-    }
-}
-
-// Sums [16, 16], two of eight columns each, as an operand of the next product: parts and rests.
-static __device__ __forceinline__ void as_operand(const float (&sum)[2][4], u32 (&part)[4], u32 (&rest)[4]) {
-    #pragma unroll
-    for (u32 i = 0; i < 4; i++) split_pair(sum[i / 2][i % 2 * 2], sum[i / 2][i % 2 * 2 + 1], part[i], rest[i]);
-}
-
-// One chunk through sixteen columns of the state: U, O and the next state, all transposed. `image` is the common part,
-// `values` the warp's tile of V, where O [16 tokens, 16 columns] is left in its place.
-template <int PADDED>
-static __device__ __forceinline__ void advance(State<PADDED>& state, const bf16* image, bf16* values) {
-    constexpr u32 TILES = PADDED / 16;
-    u32 lane = threadIdx.x % 32, down = lane_down(lane), across = lane_across(lane);
-    const bf16* inverse = image + 4 * TILES * TILE;
-    const float* decay = (const float*)(inverse + 3 * TILE);
-
-    // (K exp(G)) S and (Q exp(G)) S.
-    float answer[2][4] = {}, output[2][4] = {};
-    #pragma unroll
-    for (u32 tile = 0; tile < TILES; tile++) {
-        const float (&left)[4] = state.at[2 * tile], (&right)[4] = state.at[2 * tile + 1];
-        u32 a[4] = {
-            narrow_pair(left[0], left[1]), narrow_pair(left[2], left[3]),
-            narrow_pair(right[0], right[1]), narrow_pair(right[2], right[3])};
-        u32 b[4];
-        ldmatrix(b, image + tile * TILE + down);
-        multiply_halves(answer, a, b);
-        ldmatrix(b, image + (TILES + tile) * TILE + down);
-        multiply_halves(output, a, b);
-    }
-
-    // U = (I + A_kk)^-1 beta (V - answer).
-    u32 v[4];
-    ldmatrix_transposed(v, values + down);
-    float wrong[2][4];
-    #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        wrong[i / 2][i % 2 * 2] = low(v[i]) - answer[i / 2][i % 2 * 2];
-        wrong[i / 2][i % 2 * 2 + 1] = high(v[i]) - answer[i / 2][i % 2 * 2 + 1];
-    }
-    u32 part[4], rest[4], b[4], b_rest[4];
-    as_operand(wrong, part, rest);
-    ldmatrix(b, inverse + down);
-    ldmatrix(b_rest, inverse + TILE + down);
-    float write[2][4] = {};
-    multiply_halves(write, rest, b);
-    multiply_halves(write, part, b_rest);
-    multiply_halves(write, part, b);
-    as_operand(write, part, rest);
-
-    // O = (Q exp(G)) S + A_qk U, rows of tokens again in the place of V.
-    ldmatrix(b, inverse + 2 * TILE + down);
-    multiply_halves(output, part, b);
-    __syncwarp();
-    #pragma unroll
-    for (u32 n = 0; n < 2; n++) {
-        #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            values[element_at(n * 8 + lane % 4 * 2 + i % 2, lane / 4 + i / 2 * 8)] = narrow(output[n][i]);
-        }
-    }
-    __syncwarp();
-
-    // S' = exp(G_16) S + Kr^T U.
-    #pragma unroll
-    for (u32 tile = 0; tile < TILES; tile++) {
-        ldmatrix_transposed(b, image + (2 * TILES + tile) * TILE + across);
-        ldmatrix_transposed(b_rest, image + (3 * TILES + tile) * TILE + across);
-        #pragma unroll
-        for (u32 n = 0; n < 2; n++) {
-            float (&s)[4] = state.at[2 * tile + n];
-            float2 factor = *(const float2*)(decay + tile * 16 + n * 8 + lane % 4 * 2);
-            s[0] *= factor.x;
-            s[1] *= factor.y;
-            s[2] *= factor.x;
-            s[3] *= factor.y;
-            u32 b_n[2] = {b[2 * n], b[2 * n + 1]}, rest_n[2] = {b_rest[2 * n], b_rest[2 * n + 1]};
-            mma_bf16(s, rest, b_n);
-            mma_bf16(s, part, rest_n);
-            mma_bf16(s, part, b_n);
-        }
-    }
-}
-
-template <int PADDED>
-static __device__ __forceinline__ void scan(
-    const u32* batch, const u8* workspace, float* states, bf16* output, const Heads& h, u32 form, const Conv& conv) {
-    u32 piece = blockIdx.z, head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-    if (piece >= batch[PIECES] || !by_chunks(form, piece_word(batch, piece, LENGTH))) return;
-    u32 bytes = image_bytes(PADDED, h.value_width), common = common_bytes(PADDED);
-    u32 first_column = blockIdx.x * SCAN_WARPS * 16, column = first_column + warp * 16;
-    u32 columns = (h.value_width + 15) / 16 * 16;
-    // Whole tiles of V that this block has.
-    u32 copied = common + min((u32)SCAN_WARPS, (columns - first_column) / 16) * TILE * 2;
-    constexpr u32 stage_bytes = (4 * PADDED / 16 + 3 + SCAN_WARPS) * TILE * 2 + PADDED * 4;
-    u8* stages = dynamic_shared();
-    u32 chunk = piece_word(batch, piece, CHUNKS), count = piece_word(batch, piece, CHUNK_COUNT);
-    const u8* source = workspace + ((u64)chunk * h.heads + head) * bytes;
-
-    auto fetch = [&](u32 n) {
-        if (n < count) {
-            const u8* from = source + (u64)n * h.heads * bytes;
-            u8* to = stages + n % STAGES * stage_bytes;
-            for (u32 at = thread * 16; at < copied; at += SCAN_WARPS * 32 * 16) {
-                // The block's columns of V follow the common part.
-                u32 skip = at < common ? 0 : first_column / 16 * TILE * 2;
-                copy_async(to + at, from + at + skip);
-            }
-        }
-        copy_async_commit();
-    };
-    for (u32 n = 0; n + 1 < STAGES; n++) fetch(n);
-
-    State<PADDED> state;
-    load_state(state, states, h, piece_word(batch, piece, SLOT_IN), head, column);
-    for (u32 n = 0; n < count; n++) {
-        copy_async_wait<STAGES - 2>();
-        // The stage that is filled next was read before this barrier.
-        __syncthreads();
-        fetch(n + STAGES - 1);
-        if (column < columns) {
-            u8* stage = stages + n % STAGES * stage_bytes;
-            bf16* values = (bf16*)(stage + common) + warp * TILE;
-            advance(state, (const bf16*)stage, values);
-            const u32* words = batch + batch[AT_CHUNKS] + 4 * (chunk + n);
-            // A lane has half a row: eight columns.
-            u32 t = lane / 2, e = column + lane % 2 * 8;
-            if (t < words[1]) {
-                bf16* to = output + ((u64)(words[0] + t) * h.heads + head) * h.value_width + e;
-                const bf16* eight = values + eight_at(t, lane % 2);
-                if (h.value_width % 8 == 0) {
-                    if (e < h.value_width) *(uint4*)to = *(const uint4*)eight;
-                } else {
-                    for (u32 i = 0; i < 8 && e + i < h.value_width; i++) to[i] = eight[i];
-                }
-            }
-            if (words[3] != NONE) store_state(state, states, h, words[3], head, column);
-        }
-    }
-    copy_async_wait<0>();
-    store_state(state, states, h, piece_word(batch, piece, SLOT_OUT), head, column);
-
-    if (conv.input == nullptr || conv.taps < 2) return;
-    u32 channels = channels_of(h);
-    for (u32 e = first_column + thread; e < min(first_column + SCAN_WARPS * 16, h.value_width); e += SCAN_WARPS * 32) {
-        keep_tails(conv, channels, batch, piece, value_channel(h, head) + e);
-    }
-    if (blockIdx.x == 0 && head % (h.heads / h.key_heads) == 0) {
-        for (u32 d = thread; d < h.key_width; d += SCAN_WARPS * 32) {
-            keep_tails(conv, channels, batch, piece, query_channel(h, head) + d);
-            keep_tails(conv, channels, batch, piece, query_channel(h, head) + h.key_heads * h.key_width + d);
-        }
-    }
-}
-
-// The chunks of each piece in their order. Grid (ceil(V / 32), heads, pieces), block 64; dynamic shared memory
-// 3 (512 (P/4 + 5) + 4 P). K is at most P. A grid may hold more pieces than the batch; a piece that does not run by
-// chunks is left alone, one of no tokens has its state copied.
-//   batch      the batch
-//   workspace  what `kda_prepare` left
-//   states     [slots, heads, K, V] f32
-//   output     [T, heads V] bf16, aligned to 16 bytes
-//   input      [T, channels] bf16, before the convolution, where `kda_prepare_fused` ran: then the tails of the pieces'
-//              slots are written as well; else null
-//   tails      [slots, channels, taps - 1] f32, or null
-#define KDA_SCAN(name, padded)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(SCAN_WARPS * 32, 1) name(                                            \
-        const u32* batch, const u8* workspace, float* states, bf16* output, const bf16* input, float* tails,          \
-        u32 taps, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {                               \
+#define KDA_PREPARE(plain_name, fused_name, padded)                                                                    \
+    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 4) plain_name(                                      \
+        const u32* batch, const bf16* qkv, const float* gates, const float* beta, u8* workspace, u32 key_heads,       \
+        u32 heads, u32 key_width, u32 value_width, u32 form) {                                                        \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
-        scan<padded>(batch, workspace, states, output, h, form, Conv{input, nullptr, 0, tails, taps});                \
+        prepare<padded>(Plain{qkv, gates, beta}, batch, workspace, h, form);                                          \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) fused_name(                                         \
+        const u32* batch, const bf16* input, const void* weight, u32 format, float* tails, u32 taps,                  \
+        const bf16* decay, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias,               \
+        u32 dt_bias_format, u8* workspace, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {      \
+        Gates gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format};                                      \
+        Heads h{key_heads, heads, key_width, value_width};                                                            \
+        prepare<padded>(Fused{Conv{input, weight, format, tails, taps}, gates}, batch, workspace, h, form);           \
     }
 
-KDA_SCAN(kda_scan_32, 32)
-KDA_SCAN(kda_scan_64, 64)
-KDA_SCAN(kda_scan_128, 128)
-ENTRY(kda_scan_32)
-ENTRY(kda_scan_64)
-ENTRY(kda_scan_128)
+KDA_PREPARE(kda_prepare_32, kda_prepare_fused_32, 32)
+KDA_PREPARE(kda_prepare_64, kda_prepare_fused_64, 64)
+KDA_PREPARE(kda_prepare_128, kda_prepare_fused_128, 128)
+ENTRY(kda_prepare_32)
+ENTRY(kda_prepare_64)
+ENTRY(kda_prepare_128)
+ENTRY(kda_prepare_fused_32)
+ENTRY(kda_prepare_fused_64)
+ENTRY(kda_prepare_fused_128)

@@ -13,12 +13,15 @@
 
 // Where a token's numbers come from and its output goes: after the convolution and the gates, before the gated norm ..
 struct PlainStep {
+    // Whether pieces may have more than one token.
+    static constexpr bool SEVERAL = true;
     const bf16* qkv;
     const float* gates;
     const float* beta;
 };
 // .. or before the former and after the latter.
 struct FusedStep {
+    static constexpr bool SEVERAL = false;
     Conv conv;
     Gates gates;
     const bf16* gate;  // [T, heads V], before the sigmoid
@@ -64,10 +67,10 @@ static __device__ __forceinline__ float finish(
     return x * scale * weight_at(from.norm, from.norm_format, e) * sigmoid(widen(from.gate[at + e]));
 }
 
-// A lane's four columns of row `d`, of a state that begins at `state`.
-static __device__ __forceinline__ float4 load_four(const float* state, const Heads& h, u32 d, u32 e) {
+// A lane's four columns from `e` on of row `d`, where that begins at `at`.
+static __device__ __forceinline__ float4 load_four(const float* at, const Heads& h, u32 d, u32 e) {
     if (d >= h.key_width || e >= h.value_width) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    const float* at = state + d * h.value_width + e;
+    at += e;
     if (h.value_width % 4 == 0) return *(const float4*)at;
     float4 x = make_float4(at[0], 0.0f, 0.0f, 0.0f);
     if (e + 1 < h.value_width) x.y = at[1];
@@ -75,9 +78,9 @@ static __device__ __forceinline__ float4 load_four(const float* state, const Hea
     if (e + 3 < h.value_width) x.w = at[3];
     return x;
 }
-static __device__ __forceinline__ void store_four(float* state, const Heads& h, u32 d, u32 e, float4 x) {
+static __device__ __forceinline__ void store_four(float* at, const Heads& h, u32 d, u32 e, float4 x) {
     if (d >= h.key_width || e >= h.value_width) return;
-    float* at = state + d * h.value_width + e;
+    at += e;
     if (h.value_width % 4 == 0) {
         *(float4*)at = x;
         return;
@@ -86,6 +89,17 @@ static __device__ __forceinline__ void store_four(float* state, const Heads& h, 
     if (e + 1 < h.value_width) at[1] = x.y;
     if (e + 2 < h.value_width) at[2] = x.z;
     if (e + 3 < h.value_width) at[3] = x.w;
+}
+
+// Writes a thread's rows; their place moves on, so that no list of addresses is kept in registers.
+static __device__ __forceinline__ void store_rows(const float4 (&state)[STEP_ROWS], float* to, const Heads& h) {
+    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    to += warp * h.value_width;
+    #pragma unroll
+    for (u32 r = 0; r < STEP_ROWS; r++) {
+        store_four(to, h, r * STEP_WARPS + warp, 4 * lane, state[r]);
+        to += STEP_WARPS * h.value_width;
+    }
 }
 
 static __device__ __forceinline__ float4 add_scaled(float4 sum, float factor, float4 x) {
@@ -115,7 +129,8 @@ static __device__ __forceinline__ void step(
     #pragma unroll
     for (u32 r = 0; r < STEP_ROWS; r++) {
         state[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (slot != NONE) state[r] = load_four(states + state_at(h, slot, head), h, r * STEP_WARPS + warp, 4 * lane);
+        u32 d = r * STEP_WARPS + warp;
+        if (slot != NONE) state[r] = load_four(states + state_at(h, slot, head) + d * h.value_width, h, d, 4 * lane);
     }
     float root = sqrtf((float)h.key_width);
     for (u32 t = 0; t < length; t++) {
@@ -189,16 +204,13 @@ static __device__ __forceinline__ void step(
         if (thread < h.value_width) output[to + thread] = narrow(sum);
 
         if (checkpoints > 0 && checkpoint[0] == t + 1) {
-            float* copy = states + state_at(h, checkpoint[1], head);
-            #pragma unroll
-            for (u32 r = 0; r < STEP_ROWS; r++) store_four(copy, h, r * STEP_WARPS + warp, 4 * lane, state[r]);
+            store_rows(state, states + state_at(h, checkpoint[1], head), h);
             checkpoint += 2;
             checkpoints--;
         }
+        if (!From::SEVERAL) break;
     }
-    float* last = states + state_at(h, piece_word(batch, piece, SLOT_OUT), head);
-    #pragma unroll
-    for (u32 r = 0; r < STEP_ROWS; r++) store_four(last, h, r * STEP_WARPS + warp, 4 * lane, state[r]);
+    store_rows(state, states + state_at(h, piece_word(batch, piece, SLOT_OUT), head), h);
 }
 
 // Grid (heads, pieces), block 256. K and V are at most 128. Grids may hold more pieces than the batch; pieces that run by
@@ -208,15 +220,15 @@ static __device__ __forceinline__ void step(
 //   gates   [T, heads K] f32: log decay           beta  [T, heads] f32
 //   states  [slots, heads, K, V] f32, aligned to 16 bytes
 //   output  [T, heads V] bf16
-extern "C" __global__ void __launch_bounds__(STEP_THREADS) kda_step(
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_step(
     const u32* batch, const bf16* qkv, const float* gates, const float* beta, float* states, bf16* output,
     u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {
     step(PlainStep{qkv, gates, beta}, batch, states, output, Heads{key_heads, heads, key_width, value_width}, form);
 }
 ENTRY(kda_step)
 
-// A decode in one kernel: convolution and its tails, gates, recurrence, gated norm. Grid and block as above. As many heads
-// of keys as of values: a block reads a tail and writes it.
+// A decode in one kernel, of pieces of a single token: convolution and its tails, gates, recurrence, gated norm. Grid and
+// block as above. As many heads of keys as of values: a block reads a tail and writes it.
 //   input    [T, channels] bf16, before the convolution
 //   weight   [channels, taps] of the format; at most 4 taps
 //   tails    [slots, channels, taps - 1] f32
@@ -226,17 +238,17 @@ ENTRY(kda_step)
 //   norm     [V] of its format
 //   states   [slots, heads, K, V] f32, aligned to 16 bytes
 //   output   [T, heads V] bf16, gated and normalised
-extern "C" __global__ void __launch_bounds__(STEP_THREADS) kda_decode(
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode(
     const u32* batch, const bf16* input, const void* weight, u32 format, float* tails, u32 taps, const bf16* decay,
     const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format, const bf16* gate,
     const void* norm, u32 norm_format, float eps, float* states, bf16* output, u32 heads, u32 key_width,
-    u32 value_width, u32 form) {
+    u32 value_width) {
     Heads h{heads, heads, key_width, value_width};
     FusedStep from{Conv{input, weight, format, tails, taps},
                    Gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format}, gate, norm, norm_format, eps};
-    step(from, batch, states, output, h, form);
+    step(from, batch, states, output, h, BY_LENGTH);
     u32 head = blockIdx.x, piece = blockIdx.y, d = threadIdx.x % WIDEST, channels = channels_of(h);
-    if (taps < 2 || piece >= batch[PIECES] || by_chunks(form, piece_word(batch, piece, LENGTH))) return;
+    if (taps < 2 || piece >= batch[PIECES] || by_chunks(BY_LENGTH, piece_word(batch, piece, LENGTH))) return;
     // The thread that read a channel of the tail writes it.
     if (threadIdx.x >= WIDEST) {
         if (d < value_width) keep_tails(from.conv, channels, batch, piece, value_channel(h, head) + d);

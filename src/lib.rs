@@ -3,6 +3,7 @@
 //! `docs/architecture.md` shows the rooms of this house and the way of a request through them.
 
 pub mod backend;
+pub mod bench;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;

@@ -325,8 +325,7 @@ fn tokenize_reads_no_weights() {
 
 #[test]
 fn inspect_knows_the_published_model_from_its_configuration() {
-    let config =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/kimi-linear-48b-config.json");
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/shapes/48b.json");
     let arguments = [
         "inspect",
         "--context",

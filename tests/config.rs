@@ -14,7 +14,11 @@ fn tests() -> PathBuf {
 }
 
 fn published() -> ModelConfig {
-    ModelConfig::from_file(&tests().join("data/kimi-linear-48b-config.json")).unwrap()
+    ModelConfig::from_file(Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/assets/shapes/48b.json"
+    )))
+    .unwrap()
 }
 
 fn tiny() -> Value {

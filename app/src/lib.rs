@@ -6,6 +6,7 @@
 pub mod chat;
 pub mod demo;
 pub mod facts;
+pub mod fonts;
 pub mod formulas;
 pub mod history;
 pub mod log;

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use eframe::egui;
+use kimi_linear_app::fonts;
 use kimi_linear_app::log::Log;
 use kimi_linear_app::script::{self, Ending, Player, Step};
 use kimi_linear_app::session::{Wake, local, remote};
@@ -18,6 +20,10 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 /// The name under which the system keeps what is kept between runs.
 const ID: &str = "kimi-linear";
+
+/// How long what the model says may wait to be drawn: a fast model has several tokens in a frame then, and the window takes
+/// less of what the model runs on.
+const SPACING: Duration = Duration::from_millis(33);
 
 /// Chat with a Kimi Linear model, and watch its memory at work.
 #[derive(Parser)]
@@ -112,7 +118,8 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
         options,
         Box::new(move |creation| {
             let ctx = creation.egui_ctx.clone();
-            let wake: Wake = Arc::new(move || ctx.request_repaint());
+            fonts::follow(&ctx);
+            let wake: Wake = Arc::new(move || ctx.request_repaint_after(SPACING));
             let session = match &arguments.connect {
                 Some(url) => remote::start(url, wake)?,
                 None => local::start(wake)?,

@@ -35,3 +35,34 @@ pub struct Measures {
     /// Tokens of the conversation so far.
     pub context_used: usize,
 }
+
+/// What the interface's thread took for its frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct FrameTimes {
+    /// How many there were.
+    pub count: usize,
+    /// Milliseconds of the longest.
+    pub longest: f64,
+    /// Milliseconds of all of them.
+    pub sum: f64,
+}
+
+impl FrameTimes {
+    /// Takes another, of so many milliseconds.
+    pub fn take(&mut self, milliseconds: f64) {
+        self.count += 1;
+        self.sum += milliseconds;
+        self.longest = self.longest.max(milliseconds);
+    }
+}
+
+impl std::fmt::Display for FrameTimes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mean = self.sum / self.count.max(1) as f64;
+        let Self { count, longest, .. } = self;
+        write!(
+            f,
+            "{count} frames, mean {mean:.1} ms, longest {longest:.1} ms"
+        )
+    }
+}

@@ -70,6 +70,8 @@ pub enum Step {
     Dump(PathBuf),
     /// Add the last answer's tokens a second to `rates.txt`, under a name.
     Rate(String),
+    /// Add what frames took since the last such step to `frames.txt`, under a name.
+    Frames(String),
     /// Leave.
     Quit,
 }
@@ -163,6 +165,7 @@ fn step(line: &str) -> Result<Step, String> {
         "shot" => text().map(|file| Step::Shot(PathBuf::from(file))),
         "dump" => text().map(|file| Step::Dump(PathBuf::from(file))),
         "rate" => text().map(Step::Rate),
+        "frames" => text().map(Step::Frames),
         "quit" => bare(Step::Quit),
         _ => Err("there is no such step".to_owned()),
     }

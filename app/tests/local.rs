@@ -201,6 +201,90 @@ fn a_chat_comes_back_from_a_file_with_its_memory() {
     assert!(harness.state().problem().is_none());
 }
 
+/// A chat that has been traced again has been through its last token, which the next question begins with: a memory of
+/// that length is of no use to it.
+#[test]
+fn a_chat_that_was_traced_again_comes_back_whole() {
+    let question = "Remember the number 7, please.";
+    let mut harness = ready();
+    ask(&mut harness, question);
+    let prompt = {
+        let chat = harness.state().chat();
+        chat.conversation.answers()[0].0
+    };
+    drop(harness);
+    // Answers of random weights end at their limit: the chat is 63, 64 and 65 tokens long, around a whole block.
+    for length in 63..=65 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut limited = settings();
+        limited.sampling.max_tokens = length - prompt;
+        let open = |limited: &Settings| {
+            let mut harness = app(processor(), limited.clone());
+            until(&mut harness, "the model", |app| app.ready().is_ok());
+            harness
+        };
+        let mut harness = open(&limited);
+        ask(&mut harness, question);
+        assert_eq!(harness.state().chat().conversation.ids().len(), length);
+        let mut opened = folder.path().join("first.klchat");
+        act(&mut harness, Action::Save(opened.clone()));
+        until(&mut harness, "the file", |app| app.chat().file.is_some());
+        for again in ["second.klchat", "third.klchat"] {
+            harness = open(&limited);
+            act(&mut harness, Action::Open(opened));
+            until(&mut harness, "the frames", |app| {
+                app.chat().conversation.turns() == 1
+                    && app.settled()
+                    && app.chat().history.frame(length - 1).is_some()
+            });
+            opened = folder.path().join(again);
+            act(&mut harness, Action::Save(opened.clone()));
+            until(&mut harness, "the file", |app| {
+                app.chat().file.as_ref() == Some(&opened) && opened.exists()
+            });
+        }
+        harness = open(&limited);
+        act(&mut harness, Action::Open(opened));
+        until(&mut harness, "the frames", |app| {
+            app.settled() && app.chat().history.frame(length - 1).is_some()
+        });
+        ask(&mut harness, "Which one?");
+        let measure = harness.state().chat().measures.answers.last().cloned();
+        assert_eq!(measure.unwrap().cached_tokens, length - 1, "of {length}");
+    }
+}
+
+#[test]
+fn loading_can_be_stopped() {
+    // The device opens when the test lets it: what was asked meanwhile is there when the first weight is.
+    let (gate, opened) = std::sync::mpsc::channel::<()>();
+    let open: Open = Box::new(move |_, _| {
+        opened.recv().unwrap();
+        Ok(Box::new(CpuBackend::new()))
+    });
+    let mut harness = app(open, settings());
+    harness.run_steps(2);
+    harness.get_by_label("Cancel").click();
+    harness.run_steps(2);
+    gate.send(()).unwrap();
+    until(&mut harness, "the end of it", |app| app.problem().is_some());
+    let sentence = harness.state().problem().unwrap().sentence.clone();
+    assert!(sentence.contains("tiny-a was stopped"), "{sentence}");
+    assert!(harness.state().ready().is_err() && harness.query_by_label("Cancel").is_none());
+    gate.send(()).unwrap();
+    harness.get_by_label("Load the model again").click();
+    harness.run_steps(2);
+    until(&mut harness, "the model", |app| app.ready().is_ok());
+    // Another one instead is as good as stopping.
+    for _ in 0..2 {
+        act(&mut harness, Action::Load);
+    }
+    gate.send(()).unwrap();
+    gate.send(()).unwrap();
+    until(&mut harness, "the second", |app| app.ready().is_ok());
+    assert!(harness.state().problem().is_none());
+}
+
 #[test]
 fn a_wrong_folder_and_a_full_device_are_told() {
     let mut wrong = settings();

@@ -113,6 +113,9 @@ fn loading_is_shown_and_typing_is_possible_meanwhile() {
     });
     harness.run_steps(3);
     harness.get_by_label_contains("Loading the demo model: 512.0 KiB of 1.0 MiB");
+    harness.key_press(Key::Escape);
+    harness.run_steps(2);
+    assert!(matches!(played.command(), Command::StopLoading));
     type_and_send(&mut harness, "early");
     assert!(
         played.commands.try_recv().is_err(),

@@ -29,13 +29,6 @@ static __device__ __forceinline__ u32 narrow_pair(float a, float b) {
     return y;
 }
 
-// Two f32 as a word of two f16, to nearest even, `a` in the lower half.
-static __device__ __forceinline__ u32 narrow_pair_f16(float a, float b) {
-    u32 y;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(b), "f"(a));
-    return y;
-}
-
 // f32 -> tf32 (10 bits of fraction), to nearest, ties away from zero, in the bits of an f32.
 static __device__ __forceinline__ u32 narrow_tf32(float x) {
     u32 y;
@@ -45,7 +38,7 @@ static __device__ __forceinline__ u32 narrow_tf32(float x) {
 
 // c[16, 8] += a[16, 16] b[16, 8]: bf16 operands, f32 sums.
 static __device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    asm volatile(
+    asm(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -61,7 +54,7 @@ static __device__ __forceinline__ void mma_f16(float (&c)[4], const u32 (&a)[4],
 
 // c[16, 8] += a[16, 8] b[8, 8]: tf32 operands, f32 sums.
 static __device__ __forceinline__ void mma_tf32(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    asm volatile(
+    asm(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -111,4 +104,88 @@ static __device__ __forceinline__ void copy_async_wait() {
 // A barrier of `threads` of the block's threads, a multiple of 32, with a number from 1 to 15.
 static __device__ __forceinline__ void named_barrier(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Four matrices of 8 x 8 halves to shared memory, each turned: what `ldmatrix_transposed` would give to these lanes.
+static __device__ __forceinline__ void stmatrix_transposed(void* row, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
+// A word, or two f32, of memory that nobody writes meanwhile; zeros where not `there`. A predicate, not a branch.
+static __device__ __forceinline__ u32 load_word(const void* at, bool there) {
+    u32 x;
+    asm("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.nc.u32 %0, [%1];}"
+        : "=r"(x)
+        : "l"(at), "r"((u32)there));
+    return x;
+}
+static __device__ __forceinline__ float2 load_two(const float* at, bool there) {
+    float2 x;
+    asm("{.reg .pred p; setp.ne.u32 p, %3, 0; mov.f32 %0, 0f00000000; mov.f32 %1, 0f00000000;"
+        " @p ld.global.nc.v2.f32 {%0, %1}, [%2];}"
+        : "=f"(x.x), "=f"(x.y)
+        : "l"(at), "r"((u32)there));
+    return x;
+}
+
+// exp(x) and 1 / x in two instructions, to about 2 in 10^7 (exp: times |x|); what is below the normal numbers is 0.
+static __device__ __forceinline__ float exp_near(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+    return y;
+}
+static __device__ __forceinline__ float reciprocal_near(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Two f32 as a word of two f16, to nearest even, `a` in the lower half; and f32 of both halves.
+static __device__ __forceinline__ u32 narrow_pair_f16(float a, float b) {
+    u32 y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(b), "f"(a));
+    return y;
+}
+static __device__ __forceinline__ float2 widen_pair_f16(u32 pair) {
+    float2 y;
+    asm("{.reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(y.x), "=f"(y.y) : "r"(pair));
+    return y;
+}
+
+// The copy engine (sm_90): whole runs of bytes into shared memory, whose arrival an mbarrier counts. No GPU has run
+// these. A phase of a barrier is over when all threads that it was made for have arrived and all bytes that they
+// announced are there; then the next begins. Phases are told apart by their parity, 0 for the first.
+//
+// Shared memory that ordinary stores wrote must not be a destination: that would take a fence between the two proxies.
+static __device__ __forceinline__ void phase_init(u64* barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+// After a thread has made barriers, before the block's own barrier: the copy engine sees them.
+static __device__ __forceinline__ void phase_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+static __device__ __forceinline__ void phase_arrive(u64* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// Arrives, and announces so many bytes.
+static __device__ __forceinline__ void phase_expect(u64* barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+}
+// Waits until a phase of this parity is over.
+static __device__ __forceinline__ void phase_wait(u64* barrier, u32 parity) {
+    u32 over = 0;
+    while (over == 0) {
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                     : "=r"(over)
+                     : "r"(shared_address(barrier)), "r"(parity)
+                     : "memory");
+    }
+}
+// `bytes` from global to shared memory, both aligned to 16 and a multiple of 16.
+static __device__ __forceinline__ void copy_bulk(void* shared, const void* global, u32 bytes, u64* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
 }

@@ -6,6 +6,7 @@
 #include <csetjmp>
 #include <csignal>
 #include <cstdio>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -109,8 +110,23 @@ struct Copy {
     int group;
 };
 
+struct Bulk {
+    u8* to;
+    const u8* from;
+    u32 bytes;
+};
+
+// An mbarrier: the phase that is under way, who is missing in it, bytes announced and copies begun.
+struct Phases {
+    u32 arrivals, missing, phase;
+    u64 announced, begun;
+    std::vector<Bulk> copies;
+    std::vector<Fiber*> waiting;
+};
+
 struct Machine {
     std::vector<u8*> stacks;
+    std::map<const u64*, Phases> phases;
     Fiber fibers[MOST_THREADS];
     Meeting meetings[MOST_THREADS / 32][32];
     std::vector<Copy> copies[MOST_THREADS];
@@ -285,6 +301,65 @@ void copy_wait(int left) {
     copies.resize(kept);
 }
 
+static bool in_shared(const void* at, size_t bytes) {
+    const u8* start = static_cast<const u8*>(at);
+    auto within = [&](const u8* from, size_t size) { return start >= from && start + bytes <= from + size; };
+    return within(dynamic_memory(), own->shared_bytes) || within(own->statics, own->statics_used);
+}
+
+static Phases& phases_of(const u64* barrier) {
+    auto found = own->phases.find(barrier);
+    if (found == own->phases.end()) fail("an mbarrier that nobody made");
+    return found->second;
+}
+
+// Ends the phase if all is there: copies land, those who wait go on.
+static bool settle(Phases& b) {
+    if (b.missing != 0 || b.announced != b.begun) return false;
+    for (const Bulk& copy : b.copies) memcpy(copy.to, copy.from, copy.bytes);
+    b.copies.clear();
+    b.announced = b.begun = 0;
+    b.missing = b.arrivals;
+    b.phase++;
+    for (Fiber* fiber : b.waiting) fiber->waits = nullptr;
+    b.waiting.clear();
+    return true;
+}
+
+void phase_init(u64* barrier, u32 arrivals) {
+    if ((u64)barrier % 8 != 0 || !in_shared(barrier, 8) || arrivals == 0) fail("an mbarrier of a wrong place or size");
+    own->phases[barrier] = {arrivals, arrivals, 0, 0, 0, {}, {}};
+}
+
+void phase_arrive(u64* barrier, u32 bytes) {
+    Phases& b = phases_of(barrier);
+    // A phase that nobody has waited for yet is over when the next begins.
+    if (b.missing == 0 && !settle(b)) fail("more arrivals at an mbarrier than it was made for");
+    b.missing--;
+    b.announced += bytes;
+    if (!b.waiting.empty()) settle(b);
+}
+
+void phase_wait(u64* barrier, u32 parity) {
+    Phases& b = phases_of(barrier);
+    if (parity > 1) fail("a parity that is neither 0 nor 1");
+    while ((b.phase & 1) == parity && !settle(b)) {
+        b.waiting.push_back(running);
+        running->waits = "the phase of an mbarrier";
+        yield();
+    }
+}
+
+void copy_bulk(void* shared, const void* global, u32 bytes, u64* barrier) {
+    Phases& b = phases_of(barrier);
+    if ((u64)shared % 16 != 0 || (u64)global % 16 != 0 || bytes % 16 != 0 || bytes == 0) fail("a misaligned bulk copy");
+    if (!in_shared(shared, bytes)) fail("a bulk copy outside of shared memory");
+    memset(shared, POISON, bytes);
+    b.copies.push_back({static_cast<u8*>(shared), static_cast<const u8*>(global), bytes});
+    b.begun += bytes;
+    if (!b.waiting.empty()) settle(b);
+}
+
 // c += a b with both gathered from the lanes; the sum over k in order.
 template <int depth>
 static void multiply(Meeting& m, const float (&a)[16][depth], const float (&b)[depth][8]) {
@@ -370,6 +445,23 @@ void load_matrices(Meeting& m) {
     }
 }
 
+void store_matrices(Meeting& m) {
+    for (int matrix = 0; matrix < 4; matrix++) {
+        u16 values[8][8];
+        for (int lane = 0; lane < 32; lane++) {
+            int g = lane / 4, t = lane % 4 * 2;
+            u32 word = static_cast<const Stored*>(m.in[lane])->words[matrix];
+            values[t][g] = (u16)word;
+            values[t + 1][g] = (u16)(word >> 16);
+        }
+        for (int row = 0; row < 8; row++) {
+            void* at = static_cast<const Stored*>(m.in[8 * matrix + row])->row;
+            if ((u64)at % 16 != 0) fail("a misaligned row of stmatrix");
+            memcpy(at, values[row], 16);
+        }
+    }
+}
+
 // Lets the threads of full barriers go on; false if there are none.
 static bool release(u32 threads) {
     bool released = false;
@@ -412,6 +504,7 @@ static void run_block(u32 threads) {
     memset(dynamic_memory() - CANARY, CANARY_BYTE, CANARY);
     memset(m.sites, 0, sizeof m.sites);
     m.statics_used = 0;
+    m.phases.clear();
     u32 warps = threads / 32;
     for (u32 i = 0; i < threads; i++) {
         m.fibers[i] = {nullptr, {i, 0, 0}, i % 32, i / 32, nullptr, -1, false};
@@ -439,6 +532,10 @@ static void run_block(u32 threads) {
             }
         }
         if (release(threads)) continue;
+        // A warp's arrival may have let another go on that had its turn.
+        bool ready = false;
+        for (u32 i = 0; i < threads; i++) ready |= !m.fibers[i].ended && m.fibers[i].waits == nullptr;
+        if (ready) continue;
         for (u32 i = 0; i < threads; i++) {
             if (m.fibers[i].ended) continue;
             running = &m.fibers[i];
@@ -447,6 +544,9 @@ static void run_block(u32 threads) {
             fail(text);
         }
         break;
+    }
+    for (const auto& [at, phases] : m.phases) {
+        if (!phases.copies.empty()) fail("the block ends with bulk copies under way");
     }
     check_canaries();
 }

@@ -71,6 +71,10 @@ void* static_memory(int site, size_t bytes);
 void copy_begin(void* shared, const void* global, bool valid);
 void copy_commit();
 void copy_wait(int left);
+void phase_init(u64* barrier, u32 arrivals);
+void phase_arrive(u64* barrier, u32 bytes);
+void phase_wait(u64* barrier, u32 parity);
+void copy_bulk(void* shared, const void* global, u32 bytes, u64* barrier);
 
 // Runs `work(in, out)` once for all lanes of the mask; each lane gives `in` and gets `out`.
 template <class In, class Out, class Work>
@@ -113,6 +117,8 @@ void multiply_tf32(Meeting& meeting);
 
 struct Rows { const void* row; int matrices; bool transposed; };
 void load_matrices(Meeting& meeting);
+struct Stored { void* row; const u32* words; };
+void store_matrices(Meeting& meeting);
 
 // Entry points by name, called with pointers to arguments as the driver's launch is.
 using Call = void (*)(void** arguments);
@@ -187,12 +193,6 @@ inline bf16 narrow(float x) {
     return {(u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 inline u32 narrow_pair(float a, float b) { return (u32)narrow(a).bits | (u32)narrow(b).bits << 16; }
-inline u32 narrow_pair_f16(float a, float b) {
-    _Float16 pair[2] = {(_Float16)a, (_Float16)b};
-    u32 y;
-    memcpy(&y, pair, 4);
-    return y;
-}
 inline u32 narrow_tf32(float x) {
     u32 bits = __float_as_uint(x);
     if (x != x) return 0x7fffffff;
@@ -314,3 +314,39 @@ inline void copy_async(void* shared, const void* global, bool valid = true) {
 inline void copy_async_commit() { machine::copy_commit(); }
 template <int left>
 inline void copy_async_wait() { machine::copy_wait(left); }
+
+inline void stmatrix_transposed(void* row, const u32 (&r)[4]) {
+    machine::Stored in{row, r};
+    u32 none;
+    machine::together("stmatrix_transposed", EVERY_LANE, in, none, machine::store_matrices);
+}
+
+inline u32 load_word(const void* at, bool there) { return there ? *static_cast<const u32*>(at) : 0; }
+inline float2 load_two(const float* at, bool there) {
+    return there ? *reinterpret_cast<const float2*>(at) : make_float2(0.0f, 0.0f);
+}
+inline float exp_near(float x) { return x < -87.3f ? 0.0f : expf(x); }
+inline float reciprocal_near(float x) { return 1.0f / x; }
+
+inline u32 narrow_pair_f16(float a, float b) {
+    _Float16 pair[2] = {(_Float16)a, (_Float16)b};
+    u32 y;
+    memcpy(&y, pair, 4);
+    return y;
+}
+inline float2 widen_pair_f16(u32 pair) {
+    _Float16 halves[2];
+    memcpy(halves, &pair, 4);
+    return {(float)halves[0], (float)halves[1]};
+}
+
+// Bytes of a bulk copy are there once a thread has waited for the phase that they belong to, and poison before. A block
+// must not end with any under way. The order between ordinary stores and the copy engine is not modelled.
+inline void phase_init(u64* barrier, u32 arrivals) { machine::phase_init(barrier, arrivals); }
+inline void phase_fence() {}
+inline void phase_arrive(u64* barrier) { machine::phase_arrive(barrier, 0); }
+inline void phase_expect(u64* barrier, u32 bytes) { machine::phase_arrive(barrier, bytes); }
+inline void phase_wait(u64* barrier, u32 parity) { machine::phase_wait(barrier, parity); }
+inline void copy_bulk(void* shared, const void* global, u32 bytes, u64* barrier) {
+    machine::copy_bulk(shared, global, bytes, barrier);
+}

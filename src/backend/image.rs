@@ -6,13 +6,19 @@
 use crate::backend::{Batch, Capacity, Piece, Rows};
 
 /// Words of the header.
-const HEADER: usize = 20;
+const HEADER: usize = 32;
 /// No slot, no target.
 const NONE: u32 = u32::MAX;
 /// Tokens a chunk of the recurrence.
 const CHUNK: usize = 16;
 /// Spans are whole runs of so many positions, as kernels take them.
 const SPAN_STEP: usize = 32;
+/// A segment of a piece that is scanned in several at once has at least so many chunks ..
+const SEGMENT_CHUNKS: usize = 24;
+/// .. and fewer segments than these take longer than the piece in one.
+const FEWEST_SEGMENTS: usize = 4;
+/// More than these gain nothing: their entry states are found one after the other.
+pub(crate) const MOST_SEGMENTS: usize = 8;
 /// Queries a tile of a prefill.
 pub(crate) const QUERIES: usize = 16;
 
@@ -40,6 +46,8 @@ pub(crate) struct Image {
     pub(crate) tokens: usize,
     pub(crate) pieces: usize,
     pub(crate) outputs: usize,
+    /// Positions up to the end of the piece that reaches furthest.
+    pub(crate) reached: usize,
     /// Rows of pieces of several tokens.
     pub(crate) several_rows: usize,
     /// Pieces of one token or none.
@@ -47,6 +55,12 @@ pub(crate) struct Image {
     /// Chunks of pieces of several tokens, and of all.
     pub(crate) several_chunks: usize,
     pub(crate) chunks: usize,
+    /// Runs of chunks that are scanned one after the other: of pieces of several tokens, and of all.
+    pub(crate) several_scans: usize,
+    pub(crate) scans: usize,
+    /// Those that are a segment of a piece, and pieces that are cut into segments.
+    pub(crate) segments: usize,
+    pub(crate) cuts: usize,
     /// Tiles of queries of pieces of several tokens, and of all, where the step attends to latents.
     pub(crate) several_tiles: usize,
     pub(crate) tiles: usize,
@@ -76,6 +90,16 @@ impl Plan {
         capacity.tokens / CHUNK + capacity.pieces + capacity.checkpoints
     }
 
+    /// Segments of a batch within `capacity` where a piece has at most `most`.
+    pub(crate) fn segments(capacity: &Capacity, most: usize) -> usize {
+        let chunks = Self::chunks(capacity);
+        if segments(chunks, most) > 1 {
+            chunks / SEGMENT_CHUNKS
+        } else {
+            0
+        }
+    }
+
     /// Spans of single rows of a batch within `capacity`: every row may leave one partly filled.
     pub(crate) fn spans(&self, capacity: &Capacity) -> usize {
         let positions = capacity.blocks * self.block_tokens;
@@ -93,6 +117,7 @@ impl Plan {
     pub(crate) fn words(&self, capacity: &Capacity) -> usize {
         let tiles = capacity.tokens / QUERIES + capacity.pieces;
         let windows = capacity.blocks * self.block_tokens / self.window + capacity.pieces;
+        let segments = Self::segments(capacity, MOST_SEGMENTS);
         HEADER
             + 3 * capacity.tokens
             + 10 * capacity.pieces
@@ -100,14 +125,17 @@ impl Plan {
             + capacity.blocks
             + 2 * capacity.checkpoints
             + 4 * Self::chunks(capacity)
+            + 4 * (capacity.pieces + segments)
+            + 3 * segments
             + 2 * tiles
             + 4 * windows
             + 2 * self.spans(capacity)
             + 2 * capacity.pieces
     }
 
-    /// Lays a batch out; windows and tiles only where the step attends to latents.
-    pub(crate) fn image(&self, batch: &Batch, attends: bool) -> Image {
+    /// Lays a batch out; windows and tiles only where the step attends to latents. A long piece is cut into at most
+    /// `segments`, which are scanned at once.
+    pub(crate) fn image(&self, batch: &Batch, attends: bool, segments: usize) -> Image {
         let starts: Vec<usize> = batch.starts().collect();
         let several = |piece: &Piece| piece.length > 1;
         // Pieces of several tokens first, then the others.
@@ -119,6 +147,12 @@ impl Plan {
             tokens: batch.tokens.len(),
             pieces: batch.pieces.len(),
             outputs: batch.outputs.len(),
+            reached: batch
+                .pieces
+                .iter()
+                .map(|piece| piece.position + piece.length)
+                .max()
+                .unwrap_or_default(),
             short_pieces: batch.pieces.iter().filter(|piece| !several(piece)).count(),
             ..Image::default()
         };
@@ -136,6 +170,7 @@ impl Plan {
         image.rows(batch, &starts, &order);
         let pieces = image.pieces(batch, &starts);
         image.chunks(batch, &starts, &order, pieces);
+        image.scans(batch, pieces, segments);
         if attends {
             self.windows(&mut image, batch, &order);
             self.spanned(&mut image, batch);
@@ -197,6 +232,13 @@ impl Plan {
     }
 }
 
+/// Into how many segments a piece of so many chunks is cut, of at most `most`. It follows from the piece and the layout
+/// alone, so that arithmetic does not depend on what else is in the batch (`docs/performance/hopper.md`).
+fn segments(chunks: usize, most: usize) -> usize {
+    let count = most.min(chunks / SEGMENT_CHUNKS);
+    if count < FEWEST_SEGMENTS { 1 } else { count }
+}
+
 /// Counts fit a word: batches were checked against capacities, and capacities against buffers.
 fn word(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(NONE)
@@ -207,6 +249,14 @@ impl Image {
     pub(crate) fn count(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens,
+            Rows::Outputs => self.outputs,
+        }
+    }
+
+    /// How many rows of this kind stand alone: of single tokens, or of outputs.
+    pub(crate) fn few(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.tokens - self.several_rows,
             Rows::Outputs => self.outputs,
         }
     }
@@ -293,6 +343,42 @@ impl Image {
         self.words[15] = word(self.chunks);
         self.list(8, chunks);
     }
+    /// Runs of chunks that are scanned one after the other: segments first, then whole pieces, the longest first, then
+    /// pieces of single tokens.
+    fn scans(&mut self, batch: &Batch, pieces: usize, most: usize) {
+        let (mut scans, mut cuts) = (Vec::new(), Vec::new());
+        for (i, piece) in batch.pieces.iter().enumerate() {
+            let [first, count] = [8, 9].map(|field| self.words[pieces + 10 * i + field]);
+            let parts = segments(count as usize, most);
+            let border = |part: usize| word(count as usize * part / parts);
+            if parts > 1 {
+                cuts.extend([word(i), word(self.segments), word(parts)]);
+            }
+            for part in 0..parts {
+                let number = if parts > 1 {
+                    self.segments += 1;
+                    word(self.segments - 1)
+                } else {
+                    NONE
+                };
+                let chunks = border(part + 1) - border(part);
+                let scan = [word(i), first + border(part), chunks, number];
+                scans.push((piece.length > 1, scan));
+            }
+        }
+        scans.sort_by_key(|(several, [_, _, chunks, number])| {
+            (*number == NONE, !several, std::cmp::Reverse(*chunks))
+        });
+        self.cuts = cuts.len() / 3;
+        self.scans = scans.len();
+        self.several_scans = scans.iter().filter(|(several, _)| *several).count();
+        self.words[26] = word(self.scans);
+        self.words[27] = word(self.several_scans);
+        self.words[28] = word(self.segments);
+        self.words[29] = word(self.cuts);
+        self.list(24, scans.into_iter().flat_map(|(_, scan)| scan));
+        self.list(25, cuts);
+    }
 }
 
 #[cfg(test)]
@@ -319,7 +405,7 @@ mod tests {
 
     /// Where the spans of each row begin.
     fn spans(plan: &Plan, positions: &[usize]) -> Vec<Vec<u32>> {
-        let image = plan.image(&batch(positions), true);
+        let image = plan.image(&batch(positions), true, 1);
         let (spans, spanned) = (image.words[12] as usize, image.words[13] as usize);
         (0..positions.len())
             .map(|row| {
@@ -346,7 +432,7 @@ mod tests {
         let positions = [0, 255, 256, 4095, 33_791, 33_792, 131_071, 1_048_575];
         let together = spans(&plan, &positions);
         for (row, position) in together.iter().zip(positions) {
-            assert_eq!(spans(&plan, &[position]), [row.clone()]);
+            assert_eq!(spans(&plan, &[position]), std::slice::from_ref(row));
             assert!(row.len() <= 132, "{position}: {}", row.len());
             let span = row.get(1).copied().unwrap_or(256);
             assert!(span >= 256 && span % 32 == 0, "{position}: {span}");
@@ -366,7 +452,7 @@ mod tests {
                 .sum(),
             checkpoints: 0,
         };
-        let image = plan.image(&batch(&positions), true);
+        let image = plan.image(&batch(&positions), true, 1);
         assert!(image.spans <= plan.spans(&capacity));
         assert!(image.words.len() <= plan.words(&capacity));
     }

@@ -20,6 +20,7 @@ pub mod cuda;
 mod image;
 mod operation;
 mod pool;
+mod random;
 mod record;
 mod tensor;
 pub mod trace;
@@ -39,11 +40,12 @@ pub use operation::{
     Linear, MlaAppend, MlaAttention, Pieces, RmsNorm, Route, Select, ShortConv, Swiglu,
 };
 pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
+pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
 pub use tensor::{Element, Precision, Rows, Tensor, TensorValues, Weight, WeightSource};
 
 use crate::error::BackendError;
-use trace::{TraceAttention, TraceGate, TraceKda};
+use trace::{TraceAttention, TraceGate, TraceKda, TraceState};
 
 /// The result of recording or submitting.
 pub type Result<T> = std::result::Result<T, BackendError>;
@@ -81,6 +83,31 @@ pub trait Backend: Send {
     /// # Errors
     /// A source whose parts do not add up to its shape, or too little memory.
     fn weight(&mut self, source: WeightSource) -> Result<Weight>;
+
+    /// Makes a weight of random numbers where weights are kept: nothing of it passes through the host.
+    ///
+    /// # Errors
+    /// Too little memory, a format that it does not make, or a backend that makes none.
+    fn random_weight(&mut self, _weight: RandomWeight) -> Result<Weight> {
+        Err(unmade("weights"))
+    }
+
+    /// Fills every slot of a pool with random numbers likewise: the states of a layer in their order in the pool (slots,
+    /// heads, K, V), and its tails (slots, channels, taps).
+    ///
+    /// # Errors
+    /// A device that was lost, or a backend that makes none.
+    fn fill_states(&mut self, _pool: &StatePool, _random: Random) -> Result<()> {
+        Err(unmade("states"))
+    }
+
+    /// Fills every block of a pool with random numbers likewise: the rows of a layer in their order in the pool.
+    ///
+    /// # Errors
+    /// A device that was lost, or a backend that makes none.
+    fn fill_latents(&mut self, _pool: &LatentPool, _random: Random) -> Result<()> {
+        Err(unmade("latents"))
+    }
 
     /// Plans an activation of at most `capacity` rows of `width` elements. Its contents are undefined until written.
     ///
@@ -246,6 +273,22 @@ pub trait Step: Send {
         Err(untraced())
     }
 
+    /// What a KDA layer has left in one head's state, to be probed; for steps that are traced.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a backend that cannot: then the layer's whole state has to be read back.
+    fn trace_state(&mut self, _op: TraceState) -> Result<()> {
+        Err(untraced())
+    }
+
+    /// Probes a tensor of one row that has a place for each position: no more need come back than the batch reaches.
+    ///
+    /// # Errors
+    /// A tensor of another backend.
+    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+        self.probe(tensor)
+    }
+
     /// Has every submission return what its operations took, in [`StepOutput::milliseconds`].
     ///
     /// # Errors
@@ -284,6 +327,13 @@ pub trait Step: Send {
     /// A batch that does not fit the capacity, names a slot or block that does not exist, writes one slot twice, or
     /// holds a token id outside the vocabulary.
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>>;
+}
+
+fn unmade(what: &str) -> BackendError {
+    BackendError::Unsupported {
+        backend: "device's",
+        what: format!("{what} of random numbers"),
+    }
 }
 
 fn untraced() -> BackendError {

@@ -35,6 +35,20 @@ pub struct TraceGate {
     pub output: Tensor,
 }
 
+/// Arguments of [`Step::trace_state`](super::Step::trace_state), which is recorded after the recurrence: one head's state as
+/// the token left it.
+#[derive(Clone, Copy, Debug)]
+pub struct TraceState {
+    /// The pool that holds the states.
+    pub pool: StatePool,
+    /// KDA layer, counted among KDA layers.
+    pub layer: usize,
+    /// The head, counted among this rank's.
+    pub head: usize,
+    /// `[T, K * V]`, f32: row by row.
+    pub output: Tensor,
+}
+
 /// Arguments of [`Step::trace_attention`](super::Step::trace_attention): the weights of one head, over all positions.
 #[derive(Clone, Copy, Debug)]
 pub struct TraceAttention {

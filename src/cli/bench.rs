@@ -2,6 +2,7 @@
 
 #[cfg(feature = "server")]
 mod client;
+mod kernels;
 #[cfg(feature = "server")]
 mod load;
 #[cfg(feature = "server")]
@@ -10,75 +11,58 @@ mod plot;
 mod report;
 #[cfg(feature = "server")]
 mod serve;
+mod shape;
+mod turns;
 
-use std::io::Write;
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use kimi_linear::conformance::bench;
-
-use super::options::DeviceOptions;
+use kimi_linear::config::ModelConfig;
 
 /// Options of `bench`.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
+    #[command(flatten)]
+    shape: shape::Arguments,
 }
 
 #[derive(Subcommand)]
 enum What {
-    /// Time single operations at the published model's sizes, beside the device's measured copy and product rates.
-    Ops(Ops),
+    /// Time single kernels and operations at a shape's sizes, beside their floors, and say how exact they are.
+    Kernels(kernels::Arguments),
+    /// Run the recurrence when told to on stdin, in turns with another implementation of it.
+    Turns(turns::Arguments),
     /// Put a server under load: requests come when they come, whether or not the ones before are answered.
     #[cfg(feature = "server")]
     Serve(serve::Arguments),
 }
 
-#[derive(Args)]
-struct Ops {
-    #[command(flatten)]
-    device: DeviceOptions,
-    /// Time only cases whose name contains this.
-    #[arg(long, value_name = "S")]
-    filter: Option<String>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
-        What::Ops(ops) => bench_ops(ops),
+        Some(What::Kernels(arguments)) => kernels::run(arguments),
+        Some(What::Turns(arguments)) => turns::run(arguments),
         #[cfg(feature = "server")]
-        What::Serve(arguments) => serve::run(arguments),
+        Some(What::Serve(arguments)) => serve::run(arguments),
+        None => shape::run(&arguments.shape),
     }
 }
 
-fn bench_ops(ops: &Ops) -> Result<()> {
-    let mut failure = None;
-    let report = bench::bench_ops(
-        &mut || ops.device.open(),
-        ops.filter.as_deref(),
-        &mut |row| {
-            if !ops.json && failure.is_none() {
-                failure = writeln!(std::io::stdout(), "{}", row.line()).err();
+/// A shape by its name, or that of a model's folder or `config.json`.
+fn config_of(shape: &str) -> Result<ModelConfig> {
+    match shape {
+        "48b" => Ok(ModelConfig::published()?),
+        "tiny" => Ok(ModelConfig::tiny()?),
+        path => {
+            let mut file = Path::new(path).to_owned();
+            if file.is_dir() {
+                file.push("config.json");
             }
-        },
-    )?;
-    if let Some(error) = failure {
-        return Err(error.into());
+            ModelConfig::from_file(&file)
+                .with_context(|| format!("--shape {path}: neither 48b nor tiny nor a model"))
+        }
     }
-    if ops.json {
-        return super::print_json(&report);
-    }
-    writeln!(
-        std::io::stdout(),
-        "\n{} on {}: copies {:.1} GB/s, multiplies {:.1} GFLOP/s",
-        report.device.backend,
-        report.device.name,
-        report.copy_bytes_per_second / 1e9,
-        report.product_flops_per_second / 1e9,
-    )?;
-    Ok(())
 }

@@ -73,7 +73,7 @@ pub(crate) enum BackendName {
 }
 
 /// Which device.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct DeviceOptions {
     /// What to run on.
     #[arg(long, value_enum, default_value = "auto")]
@@ -84,6 +84,21 @@ pub(crate) struct DeviceOptions {
 }
 
 impl DeviceOptions {
+    /// From `BACKEND` or `BACKEND:N`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let (name, number) = text
+            .split_once(':')
+            .map_or((text, None), |(name, n)| (name, Some(n)));
+        let number = number.map(|n| {
+            n.parse()
+                .map_err(|_| format!("`{n}` is not the number of a device"))
+        });
+        Ok(Self {
+            backend: BackendName::from_str(name, true)?,
+            device: number.transpose()?,
+        })
+    }
+
     pub(crate) fn open(&self) -> backend::Result<Box<dyn Backend>> {
         let kind = match self.backend {
             BackendName::Auto => BackendKind::Auto,
@@ -128,6 +143,20 @@ pub(crate) fn load(
 /// A text file, read whole.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// A number of tokens: `8192`, `128K`, `1M`.
+pub(crate) fn parse_tokens(text: &str) -> Result<usize, String> {
+    let text = text.trim();
+    let (digits, unit) = match text.char_indices().last() {
+        Some((end, 'k' | 'K')) => (&text[..end], 1 << 10),
+        Some((end, 'm' | 'M')) => (&text[..end], 1 << 20),
+        _ => (text, 1),
+    };
+    let count: Option<usize> = digits.parse().ok().filter(|count| *count > 0);
+    count
+        .and_then(|count| count.checked_mul(unit))
+        .ok_or_else(|| format!("`{text}` is not a number of tokens such as 8192, 128K or 1M"))
 }
 
 /// Token ids separated by commas.

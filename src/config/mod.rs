@@ -163,6 +163,39 @@ impl ModelConfig {
         })
     }
 
+    /// The shape of `moonshotai/Kimi-Linear-48B-A3B`, as its `config.json` says it.
+    ///
+    /// # Errors
+    /// None: the text is this program's own, and a test reads it.
+    pub fn published() -> Result<ModelConfig, ConfigError> {
+        ModelConfig::from_json(include_str!("../../assets/shapes/48b.json"))
+    }
+
+    /// A shape of the same kinds of layers and of almost no size, for trying things out.
+    ///
+    /// # Errors
+    /// None, likewise.
+    pub fn tiny() -> Result<ModelConfig, ConfigError> {
+        ModelConfig::from_json(include_str!("../../assets/shapes/tiny.json"))
+    }
+
+    /// The same shape with MLA in every layer, which is what the hybrid is held against.
+    #[must_use]
+    pub fn mla_only(mut self) -> ModelConfig {
+        for layer in &mut self.layers {
+            layer.attention = Attention::Mla;
+        }
+        self
+    }
+
+    /// The same shape with its first `layers` layers only.
+    #[must_use]
+    pub fn first_layers(mut self, layers: usize) -> ModelConfig {
+        self.layers.truncate(layers);
+        self.num_hidden_layers = self.layers.len();
+        self
+    }
+
     /// Reads and checks the text of a `config.json`.
     ///
     /// # Errors

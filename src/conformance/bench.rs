@@ -3,6 +3,7 @@
 //! The cases are those of the list at the published model's sizes; the two rates are measured through the backend in
 //! the same run, so a fraction says how far an operation is from what this device does anyway.
 
+use super::floors::Rates;
 use super::lab::Clock;
 use super::list::timed;
 use super::{Case, Lab, Tolerance};
@@ -32,22 +33,6 @@ pub struct BenchRow {
     pub of_product: f64,
 }
 
-impl BenchRow {
-    /// One line of a table.
-    #[must_use]
-    pub fn line(&self) -> String {
-        format!(
-            "{:<52}{:>10.1} us{:>10.2} MB{:>10.2} MFLOP{:>7.1} % of copy{:>7.1} % of product",
-            self.name,
-            self.seconds * 1e6,
-            self.bytes as f64 / 1e6,
-            self.flops as f64 / 1e6,
-            100.0 * self.of_copy,
-            100.0 * self.of_product,
-        )
-    }
-}
-
 /// Every timing of one device.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct BenchReport {
@@ -72,10 +57,11 @@ pub fn bench_ops(
 ) -> Result<BenchReport> {
     let mut backend = make()?;
     let device = backend.device().clone();
-    let (copy, product) = (copy_case(), product_case());
-    let rate = |work: u64, seconds: f64| work as f64 / seconds.max(1e-12);
-    let copy_rate = rate(copy.work.bytes, time(&copy, &mut *backend)?);
-    let product_rate = rate(product.work.flops, time(&product, &mut *backend)?);
+    let Rates {
+        bytes_per_second: copy_rate,
+        flops_per_second: product_rate,
+        ..
+    } = measured_rates(&mut *backend)?;
     let mut report = BenchReport {
         device,
         copy_bytes_per_second: copy_rate,
@@ -101,6 +87,23 @@ pub fn bench_ops(
         report.rows.push(row);
     }
     Ok(report)
+}
+
+fn rate(work: u64, seconds: f64) -> f64 {
+    work as f64 / seconds.max(1e-12)
+}
+
+/// What a device copies and multiplies anyway, measured now.
+///
+/// # Errors
+/// A backend that fails.
+pub fn measured_rates(backend: &mut dyn Backend) -> Result<Rates> {
+    let (copy, product) = (copy_case(), product_case());
+    Ok(Rates {
+        source: "a large sum and a large product, measured in the same run".to_owned(),
+        bytes_per_second: rate(copy.work.bytes, time(&copy, backend)?),
+        flops_per_second: rate(product.work.flops, time(&product, backend)?),
+    })
 }
 
 /// The median seconds of one submission of a case.

@@ -6,6 +6,7 @@
 //! Comparisons of whole models with `tests/reference` are not here: those need the files.
 
 pub mod bench;
+pub mod floors;
 mod lab;
 pub mod list;
 pub mod oracle;

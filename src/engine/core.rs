@@ -256,7 +256,10 @@ impl Engine {
             let logit = choice.target_logit?;
             Some(logit - choice.log_normaliser)
         });
-        if let (Some(state), Some(chosen)) = (&mut frame.state, choice.kda) {
+        if let (Some(state), Some(chosen)) = (&mut frame.state, choice.kda)
+            && state.state.is_empty()
+        {
+            // A backend that cannot give one head's state by itself gives all of the layer's.
             let layer = self.model.kda_ordinal(chosen.layer).unwrap_or_default();
             let states = self.model.states();
             let record = self

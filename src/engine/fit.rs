@@ -89,7 +89,7 @@ mod tests {
     use std::path::Path;
 
     fn config() -> ModelConfig {
-        ModelConfig::from_file(Path::new("tests/data/kimi-linear-48b-config.json")).unwrap()
+        ModelConfig::from_file(Path::new("assets/shapes/48b.json")).unwrap()
     }
 
     fn wanted(memory: u64) -> Wanted {

@@ -45,4 +45,7 @@ pub enum Error {
     /// A request, or what the model made of it.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Whoever loaded a model stopped it.
+    #[error("loading the model was stopped")]
+    LoadStopped,
 }

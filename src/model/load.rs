@@ -1,13 +1,13 @@
 //! From a checkpoint to a model: which tensors make up which weight, and this rank's part of each.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
+use super::source::Source;
 use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, share};
 use crate::backend::{
-    Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock, Route,
-    Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
+    Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock,
+    RandomWeight, Route, Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
 };
-use crate::checkpoint::Checkpoint;
 use crate::config::{Attention, Ffn, ModelConfig};
 use crate::error::{BackendError, Error};
 
@@ -24,10 +24,10 @@ enum Cut {
 
 pub(super) fn load(
     config: &ModelConfig,
-    checkpoint: &Checkpoint,
+    source: Source<'_>,
     mut backend: Box<dyn Backend>,
     limits: Limits,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Model, Error> {
     let shard = backend.shard();
     let heads = share(shard, "KDA heads", config.kda_num_heads)?.len();
@@ -60,7 +60,7 @@ pub(super) fn load(
 
     let mut loader = Loader {
         config,
-        checkpoint,
+        source,
         backend: &mut *backend,
         shard,
         done: 0,
@@ -301,22 +301,26 @@ fn planned<'a, T>(scratch: Option<&'a T>, what: &'static str) -> Result<&'a T, B
 
 struct Loader<'a> {
     config: &'a ModelConfig,
-    checkpoint: &'a Checkpoint,
+    source: Source<'a>,
     backend: &'a mut dyn Backend,
     shard: Shard,
     done: u64,
-    progress: &'a mut dyn FnMut(u64),
+    progress: &'a mut dyn FnMut(u64) -> ControlFlow<()>,
 }
 
 impl Loader<'_> {
     /// Hands over the named tensors, laid one below the other as a stack of `stack` matrices, each cut alike.
     fn weight(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
-        let first = self.checkpoint.tensor(&names[0])?;
+        let checkpoint = match &self.source {
+            Source::Stored(checkpoint) => *checkpoint,
+            Source::Random { .. } => return self.make(names, stack, cut),
+        };
+        let first = checkpoint.tensor(&names[0])?;
         let columns = first.shape.get(1).copied().unwrap_or(1);
         let mut rows = 0;
         let mut parts = Vec::with_capacity(names.len());
         for name in names {
-            let tensor = self.checkpoint.tensor(name)?;
+            let tensor = checkpoint.tensor(name)?;
             let same = (tensor.format, tensor.shape.get(1).copied().unwrap_or(1));
             if same != (first.format, columns) {
                 return Err(Error::Backend(BackendError::Weight {
@@ -350,8 +354,43 @@ impl Loader<'_> {
             parts,
             shard: self.shard,
         })?;
-        (self.progress)(self.done);
+        self.told(0)?;
         Ok(weight)
+    }
+
+    /// Has the backend make what those tensors would have been.
+    fn make(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
+        let made = self.source.made(names)?;
+        let (mut rows, mut columns) = (0, made.columns);
+        for stored in made.rows {
+            rows += match cut {
+                Cut::Rows => share(self.shard, "rows of a weight", stored)?.len(),
+                Cut::Whole | Cut::Columns => stored,
+            };
+        }
+        if let Cut::Columns = cut {
+            columns = share(self.shard, "columns of a weight", columns)?.len();
+        }
+        let weight = self.backend.random_weight(RandomWeight {
+            name: names[0].clone(),
+            format: made.format,
+            stack,
+            rows: rows / stack,
+            columns,
+            shard: self.shard,
+            random: made.random,
+        })?;
+        self.told(made.bytes)?;
+        Ok(weight)
+    }
+
+    /// So many bytes more are done.
+    fn told(&mut self, bytes: u64) -> Result<(), Error> {
+        self.done += bytes;
+        match (self.progress)(self.done) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::LoadStopped),
+        }
     }
 
     fn whole(&mut self, name: String) -> Result<Weight, Error> {

@@ -4,6 +4,7 @@
 //! no sequences: which slot and which blocks belong to whom is decided above.
 
 mod load;
+mod source;
 mod trace;
 
 pub use trace::{
@@ -11,9 +12,13 @@ pub use trace::{
     TraceFrame, TraceHead, TracedStep,
 };
 
+use std::ops::ControlFlow;
+
+use source::Source;
+
 use crate::backend::{
     Add, AllGather, Backend, Capacity, Embed, KdaBlock, LatentPool, Linear, MlaBlock, MlpBlock,
-    MoeBlock, RmsNorm, Select, Shard, StatePool, Step, Tensor, Weight,
+    MoeBlock, Random, RmsNorm, Select, Shard, StatePool, Step, Tensor, Weight,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{Dtype, ModelConfig};
@@ -116,7 +121,66 @@ impl Model {
         limits: Limits,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, Error> {
-        load::load(config, checkpoint, backend, limits, progress)
+        let progress = &mut |done| {
+            progress(done);
+            ControlFlow::Continue(())
+        };
+        Self::load_while(config, checkpoint, backend, limits, progress)
+    }
+
+    /// The same, for as long as `progress` says to go on.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`], and [`Error::LoadStopped`].
+    pub fn load_while(
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        backend: Box<dyn Backend>,
+        limits: Limits,
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Self, Error> {
+        load::load(
+            config,
+            Source::Stored(checkpoint),
+            backend,
+            limits,
+            progress,
+        )
+    }
+
+    /// A model of this shape with random weights that the backend makes where it keeps them, in bf16 (`A_log` and `dt_bias` in
+    /// f32): for measuring a shape without its files. Weights are scaled by their number of inputs, norms are about 1, and gates
+    /// are those of a freshly initialised model, so that activations stay finite. The same seed gives the same model on every
+    /// backend; ranks do not share one. `progress` is told the bytes made so far, of [`ModelConfig::weight_bytes`].
+    ///
+    /// # Errors
+    /// Too little memory, a backend that makes no random numbers, or sizes that do not divide among its ranks.
+    pub fn random(
+        config: &ModelConfig,
+        seed: u32,
+        backend: Box<dyn Backend>,
+        limits: Limits,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, Error> {
+        let progress = &mut |done| {
+            progress(done);
+            ControlFlow::Continue(())
+        };
+        let source = Source::random(config, seed);
+        load::load(config, source, backend, limits, progress)
+    }
+
+    /// Fills every slot and every block with random numbers that the backend makes: what a sequence of any length would have
+    /// left there, for measuring what comes after it. States are small (their entries of a long prompt's size), latents are
+    /// about as large as normed ones.
+    ///
+    /// # Errors
+    /// A device that was lost, or a backend that makes no random numbers.
+    pub fn fill_caches(&mut self, seed: u32) -> Result<(), BackendError> {
+        let states = Random::named("states", seed, -3);
+        let latents = Random::named("latents", seed, 0);
+        self.backend.fill_states(&self.states, states)?;
+        self.backend.fill_latents(&self.latents, latents)
     }
 
     /// The configuration.

@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use super::{AttentionBlock, FfnBlock, Layer, Model, Recording};
-use crate::backend::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda};
+use crate::backend::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceState};
 use crate::backend::{
     Backend, Capacity, Element, KEY_EPS, KdaBlock, KdaPlace, MlaBlock, Rows, StateLayout, Step,
     StepOutput, Tensor, TensorValues,
@@ -143,6 +143,8 @@ pub struct TraceFrame {
 pub(super) struct TraceTensors {
     kda: Option<Tensor>,
     gate: Option<Tensor>,
+    /// One head's state.
+    state: Option<Tensor>,
     attention: Option<Tensor>,
 }
 
@@ -152,7 +154,7 @@ enum Probed {
     Kda(usize),
     Gate,
     Gates,
-    Decay,
+    State,
     Qkv,
     Beta,
     GateWhole,
@@ -171,7 +173,8 @@ pub struct TracedStep {
 }
 
 impl TracedStep {
-    /// The frame of a submission, but for the chosen head's state, which is in the slot that the step wrote.
+    /// The frame of a submission. Where the backend has no `trace_state` the chosen head's state is missing: it is in the
+    /// slot that the step wrote.
     #[must_use]
     pub fn frame(&self, output: &StepOutput, position: usize, token: u32) -> TraceFrame {
         let mut frame = TraceFrame {
@@ -206,19 +209,26 @@ impl TracedStep {
                     heads.zip(floats).for_each(|(head, gate)| head.gate = *gate);
                 }
                 (Probed::Gates, _) => {
+                    if let Some(chosen) = self.chosen(&frame) {
+                        tell(
+                            &self.layout,
+                            *probed,
+                            floats,
+                            self.state(&mut frame, chosen),
+                        );
+                    }
                     if let Some(layer) = frame.kda.last_mut() {
                         layer.gates = floats.to_vec();
                     }
                 }
-                (Probed::Decay | Probed::Qkv | Probed::Beta | Probed::GateWhole, _) => {
+                (Probed::State | Probed::Qkv | Probed::Beta | Probed::GateWhole, _) => {
                     if let Some(chosen) = self.choice.kda {
-                        let state = frame.state.get_or_insert_with(|| StateTrace {
-                            layer: chosen.layer,
-                            head: chosen.head,
-                            width: self.layout.value_width,
-                            ..StateTrace::default()
-                        });
-                        tell(&self.layout, *probed, floats, state);
+                        tell(
+                            &self.layout,
+                            *probed,
+                            floats,
+                            self.state(&mut frame, chosen),
+                        );
                     }
                 }
                 (Probed::Attention, _) => {
@@ -255,6 +265,22 @@ impl TracedStep {
             .collect();
         frame
     }
+
+    /// The chosen head, if the layer that the frame has come to is its own.
+    fn chosen(&self, frame: &TraceFrame) -> Option<TraceHead> {
+        let layer = frame.kda.last()?.layer;
+        self.choice.kda.filter(|chosen| chosen.layer == layer)
+    }
+
+    /// What the frame tells of the chosen head so far.
+    fn state<'a>(&self, frame: &'a mut TraceFrame, chosen: TraceHead) -> &'a mut StateTrace {
+        frame.state.get_or_insert_with(|| StateTrace {
+            layer: chosen.layer,
+            head: chosen.head,
+            width: self.layout.value_width,
+            ..StateTrace::default()
+        })
+    }
 }
 
 /// What a row of the chosen head's layer tells of the head.
@@ -267,7 +293,8 @@ fn tell(layout: &StateLayout, probed: Probed, row: &[f32], state: &mut StateTrac
         row.iter().map(|x| x / norm * length).collect::<Vec<f32>>()
     };
     match probed {
-        Probed::Decay => {
+        Probed::State => state.state = row.to_vec(),
+        Probed::Gates => {
             let gates = row[head * k..(head + 1) * k].iter();
             state.decay = gates.map(|gate| gate.exp()).collect();
         }
@@ -325,7 +352,6 @@ impl Tracer {
                 }
                 self.probe(step, block.gates, Probed::Gates)?;
                 if self.choice.kda.is_some_and(|chosen| chosen.layer == layer) {
-                    self.probe(step, block.gates, Probed::Decay)?;
                     self.probe(step, block.qkv_conv, Probed::Qkv)?;
                     self.probe(step, block.beta, Probed::Beta)?;
                 }
@@ -341,10 +367,29 @@ impl Tracer {
                 }
                 if self.choice.kda.is_some_and(|chosen| chosen.layer == layer) {
                     self.probe(step, block.gate, Probed::GateWhole)?;
+                    self.state(step, block)?;
                 }
                 Ok(())
             }
         })
+    }
+
+    /// The chosen head's state, after the recurrence.
+    fn state(&mut self, step: &mut dyn Step, block: &KdaBlock) -> Result<(), BackendError> {
+        let (Some(chosen), Some(output)) = (self.choice.kda, self.tensors.state) else {
+            return Ok(());
+        };
+        let told = step.trace_state(TraceState {
+            pool: block.pool,
+            layer: block.layer,
+            head: chosen.head,
+            output,
+        });
+        match told {
+            Ok(()) => self.probe(step, output, Probed::State),
+            Err(BackendError::Unsupported { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// An MLA block likewise.
@@ -368,7 +413,8 @@ impl Tracer {
                         head: chosen.head,
                         output,
                     })?;
-                    self.probe(step, output, Probed::Attention)
+                    self.probes.push(Probed::Attention);
+                    step.probe_positions(output)
                 }
                 _ => Ok(()),
             },
@@ -503,15 +549,18 @@ fn plan(
 ) -> Result<TraceTensors, BackendError> {
     let mut tensor = |width| backend.tensor(Rows::Tokens, 1, width, Element::F32);
     let kda = layers.iter().find_map(|layer| match &layer.attention {
-        AttentionBlock::Kda(block) => Some(block.beta.width),
+        AttentionBlock::Kda(block) => Some((block.beta.width, block.pool.layout)),
         AttentionBlock::Mla(_) => None,
     });
+    let heads = kda.map(|(heads, _)| heads);
+    let matrix = kda.map(|(_, layout)| layout.key_width * layout.value_width);
     let has_mla = layers
         .iter()
         .any(|layer| matches!(layer.attention, AttentionBlock::Mla(_)));
     Ok(TraceTensors {
-        kda: kda.map(|heads| tensor(heads * KDA_NUMBERS)).transpose()?,
-        gate: kda.map(&mut tensor).transpose()?,
+        kda: heads.map(|heads| tensor(heads * KDA_NUMBERS)).transpose()?,
+        gate: heads.map(&mut tensor).transpose()?,
+        state: matrix.map(&mut tensor).transpose()?,
         attention: has_mla.then(|| tensor(positions)).transpose()?,
     })
 }

@@ -3,14 +3,16 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use kimi_linear::config::ModelConfig;
 use kimi_linear::conformance::list::OPERATIONS;
-use kimi_linear::conformance::{cases, report};
+use kimi_linear::conformance::{cases, floors, report};
 use libtest_mimic::{Failed, Trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         Trial::test("list/names are unique and operations known", names),
         Trial::test("list/docs/operations.md is what the list generates", table),
+        Trial::test("list/docs/performance/hopper.md has the floors", hopper),
     ]
 }
 
@@ -41,6 +43,24 @@ fn table() -> Result<(), Failed> {
     }
     if std::fs::read_to_string(&path).unwrap_or_default() != generated {
         return Err("docs/operations.md is out of date: run this test with KIMI_BLESS=1".into());
+    }
+    Ok(())
+}
+
+/// The floors stand in a block of the document, between two marks; the rest is written by hand.
+fn hopper() -> Result<(), Failed> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance/hopper.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let [open, close] = ["<!-- floors -->\n", "<!-- end of floors -->"];
+    let (before, rest) = text.split_once(open).ok_or("no mark where floors begin")?;
+    let (_, after) = rest.split_once(close).ok_or("no mark where floors end")?;
+    let table = floors::markdown(&ModelConfig::published().unwrap(), &floors::Rates::h200());
+    let generated = format!("{before}{open}{table}{close}{after}");
+    if std::env::var_os("KIMI_BLESS").is_some() {
+        std::fs::write(&path, &generated).unwrap();
+    }
+    if std::fs::read_to_string(&path).unwrap() != generated {
+        return Err("the floors in docs/performance/hopper.md are out of date: run this test with KIMI_BLESS=1".into());
     }
     Ok(())
 }

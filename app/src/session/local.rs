@@ -3,7 +3,8 @@
 //! One thread loads and takes commands; the engine has its own. Events of the engine become updates in the engine's
 //! thread, so that their times are right, and nothing in them waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -52,10 +53,12 @@ pub fn start_with(wake: Wake, open: Open) -> std::io::Result<Session> {
         open,
         loaded: None,
         running: Arc::default(),
+        commands: received,
+        later: VecDeque::new(),
     };
     std::thread::Builder::new()
         .name("session".to_owned())
-        .spawn(move || worker.run(&received))?;
+        .spawn(move || worker.run())?;
     Ok(Session::new(commands, told, false))
 }
 
@@ -73,6 +76,9 @@ struct Worker {
     open: Open,
     loaded: Option<Loaded>,
     running: Jobs,
+    commands: Receiver<Command>,
+    /// Commands that came while a model was loading.
+    later: VecDeque<Command>,
 }
 
 struct Loaded {
@@ -85,11 +91,13 @@ struct Loaded {
 }
 
 impl Worker {
-    fn run(mut self, commands: &Receiver<Command>) {
-        while let Ok(command) = commands.recv() {
+    fn run(mut self) {
+        while let Some(command) = self.next() {
             match command {
                 Command::Estimate { folder, context } => estimate(&self.teller, folder, context),
                 Command::Load(request) => self.load(&request),
+                // It is loaded already, or was given up.
+                Command::StopLoading => {}
                 Command::Ask(ask) => self.ask(*ask),
                 Command::Stop(chat) => self.stop(chat),
                 Command::Retrace {
@@ -108,6 +116,25 @@ impl Worker {
         }
     }
 
+    fn next(&mut self) -> Option<Command> {
+        self.later.pop_front().or_else(|| self.commands.recv().ok())
+    }
+
+    /// Looks at what came while a model loads: whether that is to go on. The rest has its turn afterwards.
+    fn goes_on(commands: &Receiver<Command>, later: &mut VecDeque<Command>) -> ControlFlow<()> {
+        for command in commands.try_iter() {
+            match command {
+                Command::StopLoading => return ControlFlow::Break(()),
+                Command::Load(_) => {
+                    later.push_back(command);
+                    return ControlFlow::Break(());
+                }
+                _ => later.push_back(command),
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
     fn jobs(&self) -> std::sync::MutexGuard<'_, HashMap<ChatId, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -124,6 +151,15 @@ impl Worker {
                 tracing::info!(model = facts.name, device = facts.device.name, "loaded");
                 self.teller.tell(Update::Loaded(Box::new(facts)));
             }
+            Err(Error::LoadStopped) => {
+                tracing::info!("loading {} was stopped", request.name);
+                let next = self.later.iter();
+                if !next.into_iter().any(|c| matches!(c, Command::Load(_))) {
+                    let sentence = format!("Loading {} was stopped: no model runs.", request.name);
+                    let problem = Problem::new(sentence, WayOut::LoadAgain);
+                    self.teller.tell(Update::LoadFailed(problem));
+                }
+            }
             Err(error) => {
                 tracing::error!("{error}");
                 self.teller
@@ -132,7 +168,7 @@ impl Worker {
         }
     }
 
-    fn try_load(&self, request: &LoadRequest) -> Result<(Loaded, ModelFacts), Error> {
+    fn try_load(&mut self, request: &LoadRequest) -> Result<(Loaded, ModelFacts), Error> {
         let folder = &request.folder;
         let config = ModelConfig::from_file(&folder.join("config.json"))?;
         let mut tokenizer = Tokenizer::from_dir(folder)?;
@@ -147,8 +183,10 @@ impl Worker {
         let teller = self.teller.clone();
         teller.tell(Update::Loading { done: 0, total });
         let limits = sizes.limits(device.cache);
-        let model = Model::load(&config, &checkpoint, backend, limits, &mut |done| {
+        let (commands, later) = (&self.commands, &mut self.later);
+        let model = Model::load_while(&config, &checkpoint, backend, limits, &mut |done| {
             teller.tell(Update::Loading { done, total });
+            Self::goes_on(commands, later)
         })?;
         let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
         let engine = Engine::new(
@@ -330,7 +368,10 @@ impl Worker {
             return;
         };
         let (engine, teller) = (loaded.engine.clone(), self.teller.clone());
-        let (ids, path) = (conversation.ids().to_vec(), path.to_owned());
+        // The answer's last token is the next question's first: a memory that has it already is of no use there.
+        let mut ids = conversation.ids().to_vec();
+        ids.pop();
+        let path = path.to_owned();
         let note = serde_json::to_string(conversation).unwrap_or_default();
         aside("save", move || {
             let saved = engine.snapshot(ids).and_then(|mut snapshot| {

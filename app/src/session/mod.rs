@@ -73,6 +73,8 @@ pub enum Command {
     },
     /// Load a model, in place of the one there is.
     Load(Box<LoadRequest>),
+    /// Stop loading; no model runs then.
+    StopLoading,
     /// Ask the model.
     Ask(Box<Ask>),
     /// End a chat's answer; what was said of it stays.

@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kimi_linear::engine::{FinishReason, Usage};
@@ -49,6 +49,8 @@ pub fn start(url: &str, wake: Wake) -> std::io::Result<Session> {
         teller: Teller::new(updates, wake),
         server: Arc::new(server),
         model: None,
+        context: None,
+        counted: Counted::default(),
         running: HashMap::new(),
     };
     std::thread::Builder::new()
@@ -63,10 +65,16 @@ struct Server {
     key: Option<String>,
 }
 
+/// What the server counted of each chat: turns, and the tokens that they are.
+type Counted = Arc<Mutex<HashMap<ChatId, (usize, usize)>>>;
+
 struct Worker {
     teller: Teller,
     server: Arc<Server>,
     model: Option<String>,
+    /// Tokens that its context holds, where it says so.
+    context: Option<usize>,
+    counted: Counted,
     running: HashMap<ChatId, Arc<AtomicBool>>,
 }
 
@@ -75,7 +83,7 @@ impl Worker {
         self.connect();
         while let Ok(command) = commands.recv() {
             match command {
-                Command::Estimate { .. } | Command::Retrace { .. } => {}
+                Command::Estimate { .. } | Command::Retrace { .. } | Command::StopLoading => {}
                 Command::Load(_) => self.connect(),
                 Command::Ask(ask) => self.ask(*ask),
                 Command::Stop(chat) => {
@@ -115,7 +123,7 @@ impl Worker {
     fn connect(&mut self) {
         match self.server.model() {
             Ok((model, context)) => {
-                self.model = Some(model.clone());
+                (self.model, self.context) = (Some(model.clone()), context);
                 self.teller.tell(Update::Connected { model, context });
             }
             Err(reason) => {
@@ -139,9 +147,11 @@ impl Worker {
         let stop = Arc::new(AtomicBool::new(false));
         self.running.insert(chat, Arc::clone(&stop));
         let server = Arc::clone(&self.server);
+        let most = self.most(&ask);
+        let counted = Arc::clone(&self.counted);
         let spawned = std::thread::Builder::new()
             .name("answer".to_owned())
-            .spawn(move || answer(&server, &model, &ask, &teller, &stop));
+            .spawn(move || answer(&server, &model, &ask, most, &counted, &teller, &stop));
         if let Err(error) = spawned {
             let problem = Problem::new(
                 format!("The system gives no thread: {error}."),
@@ -149,6 +159,32 @@ impl Worker {
             );
             self.teller.chat(chat, ChatUpdate::Failed(problem));
         }
+    }
+}
+
+impl Worker {
+    /// The most tokens of an answer: a server refuses a prompt that has no room for as many as it is asked for, and of a
+    /// prompt's length only this is known, what the server counted of the chat before and the bytes that are new.
+    fn most(&self, ask: &Ask) -> usize {
+        /// Control tokens around a message.
+        const AROUND: usize = 32;
+        let Some(context) = self.context else {
+            return ask.max_tokens;
+        };
+        let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = counted.get(&ask.chat);
+        let known = known.filter(|(turns, _)| *turns == ask.conversation.turns());
+        let said = match known {
+            Some((_, tokens)) => *tokens,
+            None => {
+                let messages = ask.conversation.messages().iter();
+                let text = |message: &Value| message["content"].as_str().map_or(0, str::len);
+                messages.map(|message| text(message) + AROUND).sum()
+            }
+        };
+        let prompt = said + ask.question.len() + 2 * AROUND;
+        // Where no room can be told of the server is to judge: an answer of one token at least.
+        ask.max_tokens.min(context.saturating_sub(prompt).max(1))
     }
 }
 
@@ -198,7 +234,7 @@ impl Server {
     }
 }
 
-fn body(model: &str, ask: &Ask) -> Value {
+fn body(model: &str, ask: &Ask, most: usize) -> Value {
     let mut messages = ask.conversation.messages().to_vec();
     messages.push(json!({ "role": "user", "content": ask.question }));
     let sampling = &ask.sampling;
@@ -207,7 +243,7 @@ fn body(model: &str, ask: &Ask) -> Value {
         "messages": messages,
         "stream": true,
         "stream_options": { "include_usage": true },
-        "max_tokens": ask.max_tokens,
+        "max_tokens": most,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
@@ -220,7 +256,15 @@ fn body(model: &str, ask: &Ask) -> Value {
 }
 
 /// Reads one answer to its end, or until nobody wants it any more.
-fn answer(server: &Server, model: &str, ask: &Ask, teller: &Teller, stop: &AtomicBool) {
+fn answer(
+    server: &Server,
+    model: &str,
+    ask: &Ask,
+    most: usize,
+    counted: &Counted,
+    teller: &Teller,
+    stop: &AtomicBool,
+) {
     let chat = ask.chat;
     let at = Instant::now();
     teller.chat(
@@ -230,10 +274,17 @@ fn answer(server: &Server, model: &str, ask: &Ask, teller: &Teller, stop: &Atomi
             at,
         },
     );
-    let told = follow(server, model, ask, teller, stop);
+    let told = follow(server, body(model, ask, most), chat, teller, stop);
     // Whoever stopped it has told so already.
     if stop.swap(true, Ordering::SeqCst) {
         return;
+    }
+    if let Ok(ChatUpdate::Finished { usage, .. }) = &told
+        && usage.prompt_tokens > 0
+    {
+        let tokens = usage.prompt_tokens + usage.generated_tokens;
+        let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.insert(chat, (ask.conversation.turns() + 1, tokens));
     }
     teller.chat(
         chat,
@@ -246,12 +297,12 @@ fn answer(server: &Server, model: &str, ask: &Ask, teller: &Teller, stop: &Atomi
 
 fn follow(
     server: &Server,
-    model: &str,
-    ask: &Ask,
+    body: Value,
+    chat: ChatId,
     teller: &Teller,
     stop: &AtomicBool,
 ) -> Result<ChatUpdate, String> {
-    let mut events = Events::new(server.complete(&body(model, ask))?);
+    let mut events = Events::new(server.complete(&body)?);
     let mut usage = Usage::default();
     let mut reason = FinishReason::Stop;
     let broken = |error: std::io::Error| format!("The answer broke off: {error}");
@@ -269,7 +320,7 @@ fn follow(
                         ..TokenText::default()
                     };
                     let at = Instant::now();
-                    teller.chat(ask.chat, ChatUpdate::Token { token, text, at });
+                    teller.chat(chat, ChatUpdate::Token { token, text, at });
                 }
                 Piece::Ended(why) if why == "length" => reason = FinishReason::Length,
                 Piece::Ended(_) => {}

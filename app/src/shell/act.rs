@@ -57,6 +57,7 @@ impl App {
                 self.windows.retain(|window| *window != Window::Model);
                 self.load();
             }
+            Action::StopLoading => self.session.send(Command::StopLoading),
             Action::View(name) => arrange::show(&mut self.tree, &arrange::Pane::View(name)),
             Action::Arrange => self.tree = arrange::first(self.session.remote()),
             Action::Spread => self.tree = arrange::side_by_side(self.session.remote()),

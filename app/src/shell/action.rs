@@ -40,6 +40,8 @@ pub enum Action {
     Pick(Pick),
     /// Load the model of the settings.
     Load,
+    /// Stop loading it.
+    StopLoading,
     /// Bring a view to the front.
     View(String),
     /// Lay out the panels as at first.

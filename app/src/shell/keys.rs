@@ -18,7 +18,7 @@ pub struct Shortcut {
 const COMMAND: Modifiers = Modifiers::COMMAND;
 const ALT: Modifiers = Modifiers::ALT;
 
-/// All of them but Enter and Shift+Enter, which are the text field's own, and Escape, which stops an answer.
+/// All of them but Enter and Shift+Enter, which are the text field's own, and Escape, which stops an answer or a load.
 #[must_use]
 pub fn shortcuts() -> Vec<Shortcut> {
     let of = |modifiers: Modifiers, key: Key, words: &str, action: Action| Shortcut {
@@ -136,16 +136,18 @@ pub fn shortcuts() -> Vec<Shortcut> {
     all
 }
 
-/// The actions of the keys that were pressed.
-pub fn pressed(ui: &Ui, table: &[Shortcut], busy: bool, actions: &mut Vec<Action>) {
+/// The actions of the keys that were pressed; `escape` is what can be stopped now.
+pub fn pressed(ui: &Ui, table: &[Shortcut], escape: Option<Action>, actions: &mut Vec<Action>) {
     ui.input_mut(|input| {
         for shortcut in table {
             if input.consume_shortcut(&shortcut.keys) {
                 actions.push(shortcut.action.clone());
             }
         }
-        if busy && input.consume_key(Modifiers::NONE, Key::Escape) {
-            actions.push(Action::Stop);
+        if let Some(stop) = escape
+            && input.consume_key(Modifiers::NONE, Key::Escape)
+        {
+            actions.push(stop);
         }
     });
 }

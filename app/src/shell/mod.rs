@@ -28,6 +28,7 @@ use self::windows::Inspected;
 use crate::chat::Chat;
 use crate::facts::ModelFacts;
 use crate::log::Log;
+use crate::measure::FrameTimes;
 use crate::problem::Problem;
 use crate::script::Player;
 use crate::selection::Selection;
@@ -118,6 +119,8 @@ pub struct App {
     script: Option<Player>,
     kept: bool,
     styled: bool,
+    /// What frames took since a script asked last.
+    frames: FrameTimes,
 }
 
 impl App {
@@ -161,6 +164,7 @@ impl App {
             script: start.script,
             kept: start.kept,
             styled: false,
+            frames: FrameTimes::default(),
             session: start.session,
             settings: start.settings,
         };
@@ -250,7 +254,14 @@ impl App {
             ui.ctx().set_theme(theme);
         }
         let mut actions = Vec::new();
-        keys::pressed(ui, &self.keys, self.chat().busy(), &mut actions);
+        let escape = if self.chat().busy() {
+            Some(Action::Stop)
+        } else if matches!(self.running, Running::Loading { .. }) {
+            Some(Action::StopLoading)
+        } else {
+            None
+        };
+        keys::pressed(ui, &self.keys, escape, &mut actions);
         // A window that has been drawn together to nothing has nothing to show.
         if ui.available_width() >= 40.0 && ui.available_height() >= 40.0 {
             self.draw(ui, &mut actions);
@@ -292,7 +303,14 @@ impl App {
                     let (done, total) = (crate::facts::bytes(*done), crate::facts::bytes(*total));
                     format!("Loading {name}: {done} of {total}")
                 };
-                ui.add(egui::ProgressBar::new(part).text(words));
+                ui.horizontal(|ui| {
+                    let bar = egui::ProgressBar::new(part).text(words);
+                    ui.add_sized([(ui.available_width() - 70.0).max(40.0), 18.0], bar);
+                    let hint = "Gives up what is loaded of it so far (Escape)";
+                    if ui.button("Cancel").on_hover_text(hint).clicked() {
+                        actions.push(Action::StopLoading);
+                    }
+                });
             });
         }
         if let Some(problem) = &self.problem {
@@ -418,7 +436,11 @@ pub const SETTINGS: &str = "settings";
 pub const ARRANGEMENT: &str = "arrangement";
 
 impl eframe::App for App {
-    fn ui(&mut self, ui: &mut Ui, _: &mut eframe::Frame) {
+    fn ui(&mut self, ui: &mut Ui, frame: &mut eframe::Frame) {
+        // What the frame before took of this thread, drawing included; not the wait for the display.
+        if let Some(seconds) = frame.info().cpu_usage {
+            self.frames.take(f64::from(seconds) * 1000.0);
+        }
         self.frame(ui);
     }
 

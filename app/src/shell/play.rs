@@ -18,13 +18,20 @@ use kimi_linear::model::TraceHead;
 /// Frames for everything to come to rest before a screenshot: layouts settle, animations end.
 const SETTLE: usize = 12;
 
+/// How often a script that waits looks whether it has waited enough.
+const LOOK: Duration = Duration::from_millis(100);
+
 impl App {
     pub(super) fn play(&mut self, ctx: &egui::Context) {
         let Some(mut player) = self.script.take() else {
             return;
         };
         if let Some((step, elapsed, frames)) = player.current() {
-            ctx.request_repaint();
+            // A window that waits is drawn when there is something new, as it is for a person.
+            match step {
+                Step::Wait(_) => ctx.request_repaint_after(LOOK),
+                _ => ctx.request_repaint(),
+            }
             if player.late(elapsed) {
                 player.end(Err(format!("{step:?} did not come to its end")));
                 ctx.send_viewport_cmd(egui::ViewportCommand::Close);
@@ -125,11 +132,11 @@ impl App {
                 let rate = answer
                     .and_then(|answer| answer.rate(usize::MAX))
                     .unwrap_or_default();
-                let path = player.out.join("rates.txt");
-                let mut options = std::fs::OpenOptions::new();
-                let file = options.create(true).append(true).open(&path);
-                let written = file.and_then(|mut file| writeln!(file, "{name} {rate:.2}"));
-                written.map_err(|error| format!("{}: {error}", path.display()))?;
+                add_line(&player.out.join("rates.txt"), &format!("{name} {rate:.2}"))?;
+            }
+            Step::Frames(name) => {
+                let frames = std::mem::take(&mut self.frames);
+                add_line(&player.out.join("frames.txt"), &format!("{name}: {frames}"))?;
             }
             Step::Quit => {
                 player.end(Ok(()));
@@ -181,6 +188,14 @@ impl App {
             Until::Seconds(seconds) => elapsed.as_secs_f64() >= seconds,
         })
     }
+}
+
+/// Adds a line to a file.
+fn add_line(path: &Path, line: &str) -> Result<(), String> {
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.create(true).append(true).open(path);
+    let written = file.and_then(|mut file| writeln!(file, "{line}"));
+    written.map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// A head's numbers at a token, and how far its state is from what decay alone would have left of it.

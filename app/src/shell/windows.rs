@@ -349,7 +349,10 @@ pub(super) fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool) {
         let mut rows = vec![
             ("Enter".to_owned(), "Send".to_owned()),
             ("Shift+Enter".to_owned(), "New line".to_owned()),
-            ("Escape".to_owned(), "Stop the answer".to_owned()),
+            (
+                "Escape".to_owned(),
+                "Stop the answer, or loading".to_owned(),
+            ),
         ];
         rows.extend(keys.iter().map(|key| {
             let text = columns[0].ctx().format_shortcut(&key.keys);

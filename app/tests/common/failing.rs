@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::trace::{TraceAttention, TraceGate, TraceKda};
+use kimi_linear::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceState};
 use kimi_linear::backend::{
     Add, AllGather, AllReduce, Backend, Batch, Block, Capacity, Device, Element, Embed, Experts,
     GatedNorm, KdaGates, KdaRecurrence, LatentLayout, LatentPool, LatentRecord, Linear, MlaAppend,
@@ -103,6 +103,8 @@ impl Step for FailingStep {
         probe(tensor: Tensor) -> Result<()>;
         trace_kda(op: TraceKda) -> Result<()>;
         trace_gate(op: TraceGate) -> Result<()>;
+        trace_state(op: TraceState) -> Result<()>;
+        probe_positions(tensor: Tensor) -> Result<()>;
         trace_attention(op: TraceAttention) -> Result<()>;
         time() -> Result<()>;
     }

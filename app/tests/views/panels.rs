@@ -2,8 +2,8 @@
 
 use eframe::egui::accesskit::Toggled;
 use eframe::egui::{Role, Theme};
-use egui_kittest::Harness;
 use egui_kittest::kittest::{NodeT, Queryable};
+use egui_kittest::{Harness, SnapshotResults};
 use kimi_linear::model::TraceHead;
 
 use crate::scenes::{ASKS, STORY, Scene, WRITES, story, window};
@@ -190,6 +190,25 @@ fn a_narrow_state_in_light() {
 #[test]
 fn attention_in_light_and_high_density() {
     light("What it attends to", "attention_light", [840.0, 760.0], 2.0);
+}
+
+/// Screens of high density, in the dark: what is thin or small shows there.
+#[test]
+fn every_panel_in_high_density() {
+    let mut results = SnapshotResults::new();
+    for (name, picture, size) in [
+        ("Tokens", "tokens_dense", [1120.0, 420.0]),
+        ("Layers and heads", "heads_dense", [840.0, 600.0]),
+        ("State", "state_dense", [1240.0, 1120.0]),
+        ("Half-lives", "half_lives_dense", [1040.0, 640.0]),
+        ("Experts", "experts_dense", [1120.0, 480.0]),
+    ] {
+        let mut harness = window(story(name, Some(WRITES[1])), size, Theme::Dark);
+        harness.set_pixels_per_point(2.0);
+        harness.run_ok();
+        harness.snapshot(picture);
+        results.extend_harness(&mut harness);
+    }
 }
 
 #[test]

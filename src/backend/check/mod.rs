@@ -14,7 +14,7 @@ pub(crate) use source::source;
 
 use std::fmt::Display;
 
-use super::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda};
+use super::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceState};
 use super::{
     Add, AllGather, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence, Linear,
     MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select, ShortConv, Swiglu, Tensor,
@@ -294,6 +294,24 @@ impl TraceGate {
             self.output.width,
             F32,
         )
+    }
+}
+
+impl TraceState {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+        let (op, layout) = ("trace_state", self.pool.layout);
+        operands(op, capacity, true, &[], &[self.output])?;
+        layer(op, self.layer, layout.layers)?;
+        if self.head >= layout.value_heads {
+            return Err(BackendError::Shape {
+                operation: op,
+                what: "the head",
+                expected: format!("below {}", layout.value_heads),
+                found: self.head.to_string(),
+            });
+        }
+        let size = layout.key_width * layout.value_width;
+        tensor(op, "the output", self.output, size, F32)
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) fn next_id(len: usize) -> u32 {
 }
 
 /// Zeroed memory, or an error where there is none.
-fn zeroed<T: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Box<[T]>> {
+pub(super) fn zeroed<T: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Box<[T]>> {
     bytemuck::allocation::try_zeroed_slice_box(len).map_err(|()| BackendError::OutOfMemory {
         what: what.to_owned(),
         bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
@@ -319,6 +319,14 @@ impl States {
         })
     }
 
+    /// States `[slots, value_heads, K, V]` and tails `[slots, channels, taps - 1]` of each layer.
+    pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = (&mut [f32], &mut [f32])> {
+        let (state, tail) = (self.layout.state_len(), self.layout.tail_len());
+        let slots = self.layout.slots;
+        let states = self.state.chunks_exact_mut((slots * state).max(1));
+        states.zip(self.tail.chunks_exact_mut((slots * tail).max(1)))
+    }
+
     fn place(&self, layer: usize, slot: Slot) -> usize {
         layer * self.layout.slots + slot.0 as usize
     }
@@ -361,6 +369,12 @@ impl Latents {
                 layout.len(),
             )?,
         })
+    }
+
+    /// `[blocks, block_tokens, latent + rope]` of each layer.
+    pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        let len = self.layout.blocks * self.layout.block_tokens * self.layout.width();
+        self.rows.chunks_exact_mut(len.max(1))
     }
 
     fn range(&self, layer: usize, block: Block) -> std::ops::Range<usize> {

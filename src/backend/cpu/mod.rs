@@ -5,6 +5,7 @@
 
 mod embed;
 mod experts;
+mod fill;
 mod gated_norm;
 mod kda_chunk;
 mod kda_gates;
@@ -32,8 +33,8 @@ use self::memory::{Memory, States};
 use super::choose::machine_memory;
 use super::{
     Alone, Backend, Block, Capacity, Collective, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Orientation, Precision, Result, Rows, Shard, Slot, StateLayout, StatePool,
-    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    LatentRecord, Orientation, Precision, Random, RandomWeight, Result, Rows, Shard, Slot,
+    StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::config::Dtype;
 use crate::error::BackendError;
@@ -111,6 +112,21 @@ impl Backend for CpuBackend {
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         self.memory().add_weight(source)
+    }
+
+    fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
+        let source = fill::weight(weight)?;
+        self.memory().add_weight(source)
+    }
+
+    fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
+        fill::states(self.memory().states_mut(pool), random);
+        Ok(())
+    }
+
+    fn fill_latents(&mut self, pool: &LatentPool, random: Random) -> Result<()> {
+        fill::latents(self.memory().latents_mut(pool), random);
+        Ok(())
     }
 
     fn tensor(

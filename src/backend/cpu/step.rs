@@ -13,11 +13,11 @@ use super::{
     mla_prefill, rms_norm, route, select, short_conv, swiglu, trace,
 };
 use crate::backend::check::Demands;
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceState};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Collective, Embed, Experts, GatedNorm, KdaGates,
     KdaRecurrence, Linear, MlaAppend, MlaAttention, Piece, Result, RmsNorm, Route, Rows, Select,
-    ShortConv, Step, StepOutput, Swiglu, Tensor, Ticket,
+    ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
 };
 
 /// Query, kv_b, widths, latents, layer, piece, output.
@@ -474,6 +474,38 @@ impl Step for CpuStep {
                     &mut output[range.start * heads..range.end * heads],
                 );
             }
+        });
+        Ok(())
+    }
+
+    fn trace_state(&mut self, op: TraceState) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.demands.states = Some(op.pool.layout);
+        self.record_rows("trace_state", op.output, move |memory, run, output| {
+            output.fill(0.0);
+            let size = op.output.width;
+            let states = memory.states(&op.pool);
+            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
+                let state = states.state(op.layer, piece.slot_out);
+                let head = &state[op.head * size..(op.head + 1) * size];
+                output[range.start * size..range.end * size].copy_from_slice(head);
+            }
+        });
+        Ok(())
+    }
+
+    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+        self.record("probe", move |memory, run, result| {
+            let values = memory.f32(tensor, run.rows(tensor.rows));
+            let reached = run
+                .pieces()
+                .map(|(piece, _)| piece.position + piece.length)
+                .max();
+            let reached = reached.unwrap_or_default().min(values.len());
+            result
+                .probes
+                .push(TensorValues::F32(values[..reached].to_vec()));
+            Ok(())
         });
         Ok(())
     }

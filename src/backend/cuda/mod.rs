@@ -9,6 +9,7 @@ mod attention;
 mod dense;
 pub mod driver;
 mod experts;
+mod fill;
 mod kda;
 pub mod kernels;
 pub mod machine;
@@ -24,9 +25,10 @@ use self::machine::{Machine, Work};
 use self::memory::Memory;
 use super::{
     Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Orientation,
-    Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues,
-    Ticket, Weight, WeightSource,
+    Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
+    Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
+use crate::checkpoint::Format;
 use crate::config::Dtype;
 use crate::error::BackendError;
 
@@ -98,6 +100,45 @@ impl Backend for CudaBackend {
             columns: source.columns,
             shard: source.shard,
         })
+    }
+
+    fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
+        let made = weights::DeviceWeight::random(&self.shared.machine, &weight)?;
+        Ok(Weight {
+            id: self.shared.memory().add_weight(made),
+            format: weight.format,
+            stack: weight.stack,
+            rows: weight.rows,
+            columns: weight.columns,
+            shard: weight.shard,
+        })
+    }
+
+    fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
+        for layer in 0..pool.layout.layers {
+            let (states, tails) = {
+                let memory = self.shared.memory();
+                let buffers = memory.states(pool, layer)?;
+                (Arc::clone(&buffers.states), Arc::clone(&buffers.tails))
+            };
+            let machine = &self.shared.machine;
+            fill::fill(machine, &states, Format::F32, random.part(2 * layer))?;
+            fill::fill(machine, &tails, Format::F32, random.part(2 * layer + 1))?;
+        }
+        Ok(())
+    }
+
+    fn fill_latents(&mut self, pool: &LatentPool, random: Random) -> Result<()> {
+        for layer in 0..pool.layout.layers {
+            let rows = Arc::clone(self.shared.memory().latents(pool, layer)?);
+            fill::fill(
+                &self.shared.machine,
+                &rows,
+                Format::Bf16,
+                random.part(layer),
+            )?;
+        }
+        Ok(())
     }
 
     fn tensor(

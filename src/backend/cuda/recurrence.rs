@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer};
+use super::machine::{Argument, Buffer, Command, Launch};
 use super::step::{CudaStep, Kernel, arguments};
-use crate::backend::image::Plan;
+use crate::backend::image::{MOST_SEGMENTS, Plan};
 use crate::backend::{
     AllReduce, Form, GatedNorm, KdaBlock, KdaGates, KdaRecurrence, Linear, Result, ShortConv,
     StateLayout, Step,
@@ -15,43 +15,95 @@ use crate::error::BackendError;
 const WIDEST: usize = 128;
 /// The most taps of a convolution that is done where its result is used.
 const MOST_TAPS: usize = 4;
-/// Columns of a state that one block of `kda_scan` has.
-const SCAN_COLUMNS: usize = 32;
-/// Bytes of a tile of an image, and chunk images under way in `kda_scan`.
+/// Bytes of a tile of an image, and of a tile of values with its scale.
 const TILE: usize = 512;
-const STAGES: usize = 3;
+const VALUE_TILE: usize = TILE + 16;
+/// Chunk images under way in `kda_scan`.
+const STAGES: usize = 5;
+/// Multiprocessors of the device that widths are chosen for, and the schedulers of all of them.
+const MULTIPROCESSORS: usize = 132;
+const SCHEDULERS: usize = 512;
+/// Tiles of sixteen columns that a block of `kda_scan` has, at most: where blocks are few, and else.
+const FEW_TILES: usize = 4;
+const MOST_TILES: usize = 8;
 
 /// What the chunkwise kernels need to be told of a layout; as in `kernels/kda_chunk.cu`.
 #[derive(Clone, Copy)]
 struct Chunkwise {
-    scan: &'static str,
-    /// Bytes of one chunk's and head's image.
+    /// `kda_prepare`, `kda_prepare_fused`, `kda_scan`, `kda_operators` and `kda_seeds` for this width of keys, and that
+    /// width.
+    prepare: [&'static str; 2],
+    entries: [&'static str; 3],
+    padded: usize,
+    /// Bytes of one chunk's and head's image before its values, and of all of it.
+    common: usize,
     image: usize,
-    /// Bytes of shared memory of the two kernels.
-    prepare_shared: usize,
-    scan_shared: usize,
+    /// Tiles of sixteen columns of a head's state.
+    tiles: usize,
+    heads: usize,
     /// Heads, key width, .. as the kernels take them.
     words: [u32; 4],
-    value_blocks: u32,
 }
 
 impl Chunkwise {
     fn new(layout: &StateLayout) -> Self {
-        let (padded, scan) = match layout.key_width {
-            0..=32 => (32, "kda_scan_32"),
-            33..=64 => (64, "kda_scan_64"),
-            _ => (128, "kda_scan_128"),
+        let (padded, prepare, entries) = match layout.key_width {
+            0..=32 => (
+                32,
+                ["kda_prepare_32", "kda_prepare_fused_32"],
+                ["kda_scan_32", "kda_operators_32", "kda_seeds_32"],
+            ),
+            33..=64 => (
+                64,
+                ["kda_prepare_64", "kda_prepare_fused_64"],
+                ["kda_scan_64", "kda_operators_64", "kda_seeds_64"],
+            ),
+            _ => (
+                128,
+                ["kda_prepare_128", "kda_prepare_fused_128"],
+                ["kda_scan_128", "kda_operators_128", "kda_seeds_128"],
+            ),
         };
-        let common = TILE * (padded / 4 + 3) + 4 * padded;
-        let image = common + TILE * layout.value_width.div_ceil(16);
+        let common = TILE * (padded / 4 + 1) + 4 * padded;
+        let tiles = layout.value_width.div_ceil(16);
         Self {
-            scan,
-            image,
-            prepare_shared: image + 192 * padded,
-            scan_shared: STAGES * (common + TILE * SCAN_COLUMNS / 16),
+            prepare,
+            entries,
+            padded,
+            common,
+            image: common + VALUE_TILE * tiles,
+            tiles,
+            heads: layout.value_heads,
             words: words(layout),
-            value_blocks: layout.value_width.div_ceil(SCAN_COLUMNS) as u32,
         }
+    }
+
+    /// Bytes of shared memory of `kda_prepare`.
+    fn prepare_shared(&self) -> usize {
+        self.image + 160 * self.padded
+    }
+
+    /// Tiles of a block of `kda_scan` over so many runs of chunks: few where all blocks then run at once. Columns are
+    /// independent, so that results do not depend on it.
+    fn width(&self, scans: usize) -> usize {
+        let few = 2 * scans * self.heads <= MULTIPROCESSORS;
+        self.tiles.min(if few { FEW_TILES } else { MOST_TILES })
+    }
+
+    /// The launch of `kda_scan` or `kda_operators` over a grid.
+    fn over(&self, launch: &Launch, columns: usize, width: usize, scans: usize) -> Command {
+        let word = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        Command::Launch(Launch {
+            grid: [columns.div_ceil(width), self.heads, scans].map(word),
+            threads: word(32 * width),
+            shared: word(STAGES * (self.common + VALUE_TILE * width)),
+            ..launch.clone()
+        })
+    }
+
+    /// The most segments that a piece is cut into: as many as fill the device's schedulers with a warp each.
+    fn segments(&self) -> usize {
+        MOST_SEGMENTS.min(SCHEDULERS / (self.heads * self.tiles).max(1))
     }
 }
 
@@ -112,8 +164,8 @@ impl CudaStep {
                 d,
                 form
             ];
-            self.prepare("kda_prepare", &shape, &layout, op.form, inputs);
-            self.scan(&shape, &layout, op.form, &workspace, &states, &output, None);
+            self.prepare(shape.prepare[0], &shape, &layout, op.form, inputs);
+            self.scan(&shape, op.form, &workspace, &states, &output, None)?;
         }
         if op.form != Form::Chunk {
             let every = op.form == Form::Step;
@@ -159,7 +211,7 @@ impl CudaStep {
         inputs: impl IntoIterator<Item = Argument>,
     ) {
         let heads = layout.value_heads as u32;
-        let kernel = Kernel::new(entry, 128, inputs).shared(shape.prepare_shared);
+        let kernel = Kernel::new(entry, 128, inputs).shared(shape.prepare_shared());
         self.launch(kernel, move |image| {
             let chunks = match form {
                 Form::Chunk => image.chunks,
@@ -173,25 +225,27 @@ impl CudaStep {
     fn scan(
         &mut self,
         shape: &Chunkwise,
-        layout: &StateLayout,
         form: Form,
         workspace: &Arc<Buffer>,
         states: &Arc<Buffer>,
         output: &Arc<Buffer>,
         fused: Option<(&Arc<Buffer>, &Arc<Buffer>, u32)>,
-    ) {
-        let (heads, columns) = (layout.value_heads as u32, shape.value_blocks);
+    ) -> Result<()> {
+        let shape = *shape;
         let [a, b, c, d] = shape.words;
+        let operators = self.segments(&shape, workspace, states)?;
+        let operators = operators.map_or(Argument::Address(0), |buffer| Argument::from(&buffer));
         let (input, tails, taps) = match fused {
             Some((input, tails, taps)) => (Argument::from(input), Argument::from(tails), taps),
             None => (Argument::Address(0), Argument::Address(0), 0),
         };
-        let kernel = Kernel::new(
-            shape.scan,
-            64,
+        let launch = Kernel::new(
+            shape.entries[0],
+            32,
             arguments![
                 &self.batch,
                 workspace,
+                operators,
                 states,
                 output,
                 input,
@@ -204,11 +258,56 @@ impl CudaStep {
                 form_word(form)
             ],
         )
-        .shared(shape.scan_shared);
-        self.launch(kernel, move |image| {
-            let some = form == Form::Chunk || image.several_chunks > 0;
-            [columns, heads, if some { image.pieces as u32 } else { 0 }]
+        .over([0; 3]);
+        self.each(move |image| {
+            let scans = match form {
+                Form::Chunk => image.scans,
+                Form::Auto | Form::Step => image.several_scans,
+            };
+            let launch = || shape.over(&launch, shape.tiles, shape.width(scans), scans);
+            (scans > 0).then(launch).into_iter().collect()
         });
+        Ok(())
+    }
+
+    /// Entry states of the segments of long pieces, where there may be any: the buffer that they are left in.
+    fn segments(
+        &mut self,
+        shape: &Chunkwise,
+        workspace: &Arc<Buffer>,
+        states: &Arc<Buffer>,
+    ) -> Result<Option<Arc<Buffer>>> {
+        let shape = *shape;
+        let [_, b, c, d] = shape.words;
+        self.segments = self.segments.min(shape.segments());
+        let most = Plan::segments(&self.capacity, self.segments);
+        if most == 0 {
+            return Ok(None);
+        }
+        let columns = 16 * shape.tiles + shape.padded;
+        let bytes = 4 * most * shape.heads * columns * shape.padded;
+        let operators = self.scratch("segments of a recurrence", bytes)?;
+        let launch = Kernel::new(
+            shape.entries[1],
+            32,
+            arguments![&self.batch, workspace, &operators, b, c, d],
+        )
+        .over([0; 3]);
+        self.each(move |image| {
+            let tiles = shape.tiles + shape.padded / 16;
+            let launch = || shape.over(&launch, tiles, tiles.min(MOST_TILES), image.segments);
+            (image.segments > 0).then(launch).into_iter().collect()
+        });
+        let kernel = Kernel::new(
+            shape.entries[2],
+            128,
+            arguments![&self.batch, &operators, states, b, c, d],
+        );
+        self.launch(kernel, move |image| {
+            let blocks = [shape.tiles.div_ceil(4), shape.heads, image.cuts];
+            blocks.map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+        });
+        Ok(Some(operators))
     }
 
     /// A KDA layer: prefill in two kernels and a norm, decode in one. Layouts that these do not take are composed.
@@ -330,17 +429,9 @@ impl CudaStep {
             d,
             form
         ];
-        self.prepare("kda_prepare_fused", &shape, &layout, Form::Auto, inputs);
+        self.prepare(shape.prepare[1], &shape, &layout, Form::Auto, inputs);
         let fused = Some((&input, &tails, taps));
-        self.scan(
-            &shape,
-            &layout,
-            Form::Auto,
-            &workspace,
-            &states,
-            &heads,
-            fused,
-        );
+        self.scan(&shape, Form::Auto, &workspace, &states, &heads, fused)?;
         self.several_gated_norm(norm)?;
         // Rows of single tokens, which the norm before left undefined.
         let kernel = Kernel::new(
@@ -368,7 +459,6 @@ impl CudaStep {
                 b,
                 c,
                 d,
-                form
             ],
         );
         self.launch(kernel, move |image| {

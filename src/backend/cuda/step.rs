@@ -9,7 +9,7 @@ use super::Shared;
 use super::answers::{self, Answer};
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
 use crate::backend::check::Demands;
-use crate::backend::image::{Image, Plan};
+use crate::backend::image::{Image, MOST_SEGMENTS, Plan};
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaBlock,
@@ -30,6 +30,16 @@ pub(super) const WINDOW: usize = 4096;
 
 /// Rows that a warp of `kernels/linear.cu` takes together.
 const TOGETHER: usize = 8;
+
+/// Kernels for few rows, and how many rows each multiplies with one reading of the weight.
+const FEW: [(&str, usize); 4] = [
+    ("linear_few_8", 8),
+    ("linear_few_16", 16),
+    ("linear_few_32", 32),
+    ("linear_few_64", FEWEST_READS),
+];
+/// The most rows that share a reading.
+const FEWEST_READS: usize = 64;
 
 /// The commands of a batch that has a say in how many they are.
 type Listed = Box<dyn Fn(&Image) -> Vec<Command> + Send>;
@@ -87,8 +97,8 @@ pub(super) use arguments;
 
 enum Recorded {
     Launch(Launch, Size),
-    /// Rows by the batch.
-    Product(Product, Rows),
+    /// Of all tokens, where a piece has several.
+    Product(Product),
     /// Bytes a row.
     Copy(Arc<Buffer>, Arc<Buffer>, u64, Rows),
     Answer(Arc<Buffer>, Answer),
@@ -117,6 +127,8 @@ pub(super) struct CudaStep {
     /// What recorded commands point to, kept for as long as they may run.
     kept: Vec<Arc<Buffer>>,
     pub(super) demands: Demands,
+    /// The most segments that a piece of a recurrence is cut into.
+    pub(super) segments: usize,
     names: Vec<&'static str>,
     /// Each with the place of its operation among the names.
     commands: Vec<(usize, Recorded)>,
@@ -147,6 +159,7 @@ impl CudaStep {
             batch,
             kept: Vec::new(),
             demands: Demands::default(),
+            segments: MOST_SEGMENTS,
             names: Vec::new(),
             commands: Vec::new(),
             timed: false,
@@ -177,16 +190,20 @@ impl CudaStep {
         let full = output.element == Element::F32;
         let rows = input.rows;
         if weight.format == Format::Bf16 {
+            let matrix = self.matrix(weight)?;
             let product = Product {
                 input: from.address,
-                weight: self.matrix(weight)?.address,
+                weight: matrix.address,
                 output: to.address,
                 rows: 0,
                 columns: weight.columns,
                 outputs: weight.rows,
                 full,
             };
-            self.push(Recorded::Product(product, rows));
+            if rows == Rows::Tokens {
+                self.push(Recorded::Product(product));
+            }
+            self.few(rows, &from, &matrix, &to, full, weight);
             return Ok(());
         }
         let [stored, format] = self.stored(weight)?;
@@ -211,6 +228,44 @@ impl CudaStep {
             [outputs.div_ceil(8), together, 1]
         });
         Ok(())
+    }
+
+    /// Records the rows of `output = input weight^T` that are single tokens' or outputs'. Its kernels differ in how many
+    /// rows share one reading of the weight, and in nothing that shows in the result.
+    fn few(
+        &mut self,
+        rows: Rows,
+        from: &Arc<Buffer>,
+        matrix: &Arc<Buffer>,
+        to: &Arc<Buffer>,
+        full: bool,
+        weight: Weight,
+    ) {
+        let sizes = [weight.columns, weight.rows].map(|word| word as u32);
+        let mut most = 0;
+        for (entry, together) in FEW {
+            let kernel = Kernel::new(
+                entry,
+                512,
+                arguments![
+                    &self.batch,
+                    kind(rows),
+                    from,
+                    matrix,
+                    to,
+                    u32::from(full),
+                    sizes[0],
+                    sizes[1]
+                ],
+            );
+            let fewer = std::mem::replace(&mut most, together);
+            self.launch(kernel, move |image| {
+                let count = image.few(rows);
+                let mine = count > fewer && (count <= together || together == FEWEST_READS);
+                let blocks = if mine { count.div_ceil(together) } else { 0 };
+                [sizes[1].div_ceil(32), blocks as u32, 1]
+            });
+        }
     }
 
     /// Has every submission return these rows, as they are when it ends or where they are overwritten no more.
@@ -272,13 +327,13 @@ impl CudaStep {
                     };
                     (!grid.contains(&0)).then_some(Command::Launch(launch))
                 }
-                Recorded::Product(product, rows) => {
-                    let rows = image.count(*rows);
+                Recorded::Product(product) => {
+                    // Single rows among others are multiplied too, and then again by the kernel for them.
                     let product = Product {
-                        rows,
+                        rows: image.tokens,
                         ..product.clone()
                     };
-                    (rows > 0).then_some(Command::Product(product))
+                    (image.several_rows > 0).then_some(Command::Product(product))
                 }
                 Recorded::Copy(from, to, bytes, rows) => {
                     let bytes = bytes * image.count(*rows) as u64;
@@ -414,7 +469,8 @@ impl Step for CudaStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.capacity, batch)?;
-        let image = self.plan.image(batch, self.demands.latents.is_some());
+        let attends = self.demands.latents.is_some();
+        let image = self.plan.image(batch, attends, self.segments);
         if 4 * image.words.len() as u64 > self.batch.bytes {
             return Err(BackendError::Batch {
                 what: "the words of a batch".to_owned(),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch, Machine, Work};
-use crate::backend::{Result, WeightSource, check};
+use crate::backend::{RandomWeight, Result, WeightSource, check};
 use crate::checkpoint::Format;
 
 /// The most bytes handed over in one call.
@@ -24,7 +24,7 @@ pub(super) struct DeviceWeight {
 }
 
 /// What `FORMAT_*` in the kernels are.
-fn number(format: Format) -> u32 {
+pub(super) fn number(format: Format) -> u32 {
     match format {
         Format::Bf16 => 0,
         Format::F16 => 1,
@@ -62,6 +62,21 @@ impl DeviceWeight {
         Ok(Self {
             stored: Arc::new(stored),
             format: source.format,
+            elements,
+            narrowed: None,
+        })
+    }
+
+    /// Has the device make a weight.
+    pub(super) fn random(machine: &Arc<dyn Machine>, weight: &RandomWeight) -> Result<Self> {
+        weight.check("cuda")?;
+        let elements = weight.elements() as u64;
+        let bytes = elements * weight.format.size() as u64;
+        let stored = Arc::new(Buffer::new(machine, &weight.name, bytes)?);
+        super::fill::fill(machine, &stored, weight.format, weight.random)?;
+        Ok(Self {
+            stored,
+            format: weight.format,
             elements,
             narrowed: None,
         })

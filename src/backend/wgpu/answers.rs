@@ -10,14 +10,22 @@ use crate::backend::{Choice, Result, Select, StepOutput, Tensor};
 #[derive(Clone, Copy)]
 pub(super) enum Answer {
     Probe(Tensor),
+    /// A row with a place for each position, as far as the batch reaches.
+    Positions(Tensor),
     Logits(Tensor),
-    Choices { candidates: usize },
+    Choices {
+        candidates: usize,
+    },
 }
 
 impl Answer {
     pub(super) fn words(self, image: &Image) -> usize {
         match self {
             Self::Probe(tensor) | Self::Logits(tensor) => image.count(tensor.rows) * tensor.width,
+            Self::Positions(tensor) => {
+                let whole = image.count(tensor.rows) * tensor.width;
+                whole.min(image.reached)
+            }
             Self::Choices { candidates } => image.outputs * (4 + 2 * candidates),
         }
     }
@@ -76,7 +84,9 @@ pub(super) fn output(words: Vec<u32>, answers: &[(Answer, usize)], targets: &[bo
         let (words, others) = rest.split_at(*len);
         rest = others;
         match answer {
-            Answer::Probe(tensor) => output.probes.push(records::values(*tensor, words.to_vec())),
+            Answer::Probe(tensor) | Answer::Positions(tensor) => {
+                output.probes.push(records::values(*tensor, words.to_vec()))
+            }
             Answer::Logits(_) => output.logits = records::floats(words.to_vec()),
             Answer::Choices { candidates } => {
                 let rows = words.chunks_exact(4 + 2 * candidates).zip(targets);

@@ -8,6 +8,7 @@ mod attention;
 mod dense;
 mod device;
 mod experts;
+mod fill;
 mod kda;
 mod memory;
 mod pipelines;
@@ -27,9 +28,9 @@ use self::memory::Memory;
 use self::pipelines::Pipelines;
 use self::readback::{Read, Spare};
 use super::{
-    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Result,
-    Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues, Ticket,
-    Weight, WeightSource,
+    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Random,
+    RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step, Tensor,
+    TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::config::Dtype;
 use crate::error::BackendError;
@@ -197,6 +198,43 @@ impl Backend for WgpuBackend {
             columns: source.columns,
             shard: source.shard,
         })
+    }
+
+    fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
+        weight.check("wgpu")?;
+        let made = weights::GpuWeight::random(&self.shared, &weight, self.weight_limit)?;
+        let mut memory = self.shared.memory();
+        memory.weights.push(made);
+        Ok(Weight {
+            id: memory::next_id(memory.weights.len()),
+            format: weight.format,
+            stack: weight.stack,
+            rows: weight.rows,
+            columns: weight.columns,
+            shard: weight.shard,
+        })
+    }
+
+    fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
+        let layout = pool.layout;
+        for layer in 0..layout.layers {
+            let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
+            let rows = |len: usize| fill::Rows::plain(layout.slots * len);
+            let [first, second] = [random.part(2 * layer), random.part(2 * layer + 1)];
+            fill::fill(&self.shared, &states, &rows(layout.state_len()), first)?;
+            fill::fill(&self.shared, &tails, &rows(layout.tail_len()), second)?;
+        }
+        Ok(())
+    }
+
+    fn fill_latents(&mut self, pool: &LatentPool, random: Random) -> Result<()> {
+        let layout = pool.layout;
+        for layer in 0..layout.layers {
+            let buffer = self.shared.memory().latents(pool, layer)?.clone();
+            let rows = fill::Rows::plain(layout.blocks * layout.block_tokens * layout.width());
+            fill::fill(&self.shared, &buffer, &rows, random.part(layer))?;
+        }
+        Ok(())
     }
 
     fn tensor(

@@ -13,7 +13,7 @@ use super::readback::{Read, Spare};
 use super::timing::{self, Clock, Timing};
 use crate::backend::check::Demands;
 use crate::backend::image::{Image, Plan};
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceState};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
     Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Select, ShortConv, Step, StepOutput,
@@ -390,6 +390,17 @@ impl Step for WgpuStep {
         self.record_trace_gate(op)
     }
 
+    fn trace_state(&mut self, op: TraceState) -> Result<()> {
+        self.record_trace_state(op)
+    }
+
+    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+        self.name("probe");
+        let buffer = self.recorder.tensor(tensor)?;
+        self.answer(buffer, Answer::Positions(tensor));
+        Ok(())
+    }
+
     fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
         self.record_trace_attention(op)
     }
@@ -405,7 +416,7 @@ impl Step for WgpuStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.recorder.capacity, batch)?;
-        let image = self.plan.image(batch, self.demands.latents.is_some());
+        let image = self.plan.image(batch, self.demands.latents.is_some(), 1);
         let buffer = &self.recorder.image;
         if 4 * image.words.len() as u64 > buffer.size() {
             return Err(BackendError::Batch {

@@ -4,7 +4,7 @@ use super::attention::Expansion;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::Result;
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceState};
 
 impl WgpuStep {
     pub(super) fn record_trace_kda(&mut self, op: TraceKda) -> Result<()> {
@@ -48,6 +48,25 @@ impl WgpuStep {
             &[heads as u32, width as u32],
             &[Bind::Read(2, &gate), Bind::Write(3, &output)],
             move |image| [image.tokens as u32, heads as u32, 1],
+        )
+    }
+
+    pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
+        op.check(&self.recorder.capacity)?;
+        self.demands.states = Some(op.pool.layout);
+        self.name("trace_state");
+        let output = self.recorder.tensor(op.output)?;
+        let states = self
+            .recorder
+            .with_memory(|memory| Ok(memory.states(&op.pool, op.layer)?.0.clone()))?;
+        let size = op.output.width;
+        let params = [op.pool.layout.value_heads, op.head, size].map(|word| word as u32);
+        let groups = size.div_ceil(64) as u32;
+        self.dispatch(
+            Program::new("trace_state"),
+            &params,
+            &[Bind::Read(2, &states), Bind::Write(3, &output)],
+            move |image| [groups, image.tokens as u32, 1],
         )
     }
 

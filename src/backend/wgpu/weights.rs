@@ -7,7 +7,8 @@
 use half::{bf16, f16};
 
 use super::device::Gpu;
-use crate::backend::{Result, WeightSource, check};
+use super::{Shared, fill};
+use crate::backend::{RandomWeight, Result, WeightSource, check};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
@@ -73,12 +74,85 @@ impl GpuWeight {
     /// Streams a weight in; no buffer is larger than `limit` bytes.
     pub(super) fn new(gpu: &Gpu, source: &WeightSource, limit: u64) -> Result<Self> {
         let starts = check::source(source)?;
-        let narrow = source.columns < NARROW;
-        let format = if narrow { Format::F32 } else { source.format };
-        let stride = if source.columns == 1 {
+        let plan = Plan::new(
+            gpu,
+            &source.name,
+            source.format,
+            [source.stack, source.rows, source.columns],
+            limit,
+        )?;
+        let mut writer = Writer {
+            gpu,
+            source,
+            starts: &starts,
+            narrow: plan.narrow,
+            stride: plan.stride,
+            format: plan.format,
+            waiting: 0,
+        };
+        plan.weight(|matrices, rows| writer.part(matrices, rows))
+    }
+
+    /// Has the device make a weight, laid out likewise.
+    pub(super) fn random(shared: &Shared, weight: &RandomWeight, limit: u64) -> Result<Self> {
+        let gpu = &shared.gpu;
+        let plan = Plan::new(
+            gpu,
+            &weight.name,
+            weight.format,
+            [weight.stack, weight.rows, weight.columns],
+            limit,
+        )?;
+        let (stride, packed) = (plan.stride, plan.format == Format::Bf16);
+        let narrow = weight.format == Format::Bf16;
+        plan.weight(|matrices, rows| {
+            let count = matrices.len() * rows.len();
+            let bytes = count * stride * plan.format.size();
+            let buffer = gpu.buffer(&weight.name, bytes.max(16) as u64)?;
+            let numbers = fill::Rows {
+                element: (matrices.start * weight.rows + rows.start) * weight.columns,
+                rows: count,
+                columns: weight.columns,
+                stride,
+                narrow,
+                packed,
+            };
+            fill::fill(shared, &buffer, &numbers, weight.random)?;
+            Ok(Part {
+                buffer,
+                matrices,
+                rows,
+            })
+        })
+    }
+}
+
+/// How a weight is laid out over buffers.
+struct Plan {
+    stack: usize,
+    /// Rows of a matrix, and the most that fit a buffer.
+    rows: usize,
+    most: usize,
+    /// Whether it is so narrow that it is widened to f32.
+    narrow: bool,
+    format: Format,
+    stride: usize,
+}
+
+impl Plan {
+    fn new(
+        gpu: &Gpu,
+        name: &str,
+        format: Format,
+        [stack, rows, columns]: [usize; 3],
+        limit: u64,
+    ) -> Result<Self> {
+        let narrow = columns < NARROW;
+        let format = if narrow { Format::F32 } else { format };
+        let stride = if columns == 1 {
             1
         } else {
-            source.columns.next_multiple_of(8)
+            columns.next_multiple_of(8)
         };
         let row = stride * format.size();
         // What is narrow is small, and shaders want it whole.
@@ -87,44 +161,50 @@ impl GpuWeight {
         if most == 0 {
             return Err(BackendError::TooLarge {
                 backend: "wgpu",
-                what: format!("a row of {}", source.name),
+                what: format!("a row of {name}"),
                 bytes: row as u64,
                 limit,
             });
         }
-        let mut weight = Self {
-            format: match format {
+        Ok(Self {
+            stack,
+            rows,
+            most,
+            narrow,
+            format,
+            stride,
+        })
+    }
+
+    /// The weight, of parts that `make` makes of so many rows of so many matrices.
+    fn weight(
+        &self,
+        mut make: impl FnMut(std::ops::Range<usize>, std::ops::Range<usize>) -> Result<Part>,
+    ) -> Result<GpuWeight> {
+        let mut parts = Vec::new();
+        if self.rows <= self.most {
+            let together = self.most / self.rows.max(1);
+            for first in (0..self.stack).step_by(together) {
+                let matrices = first..self.stack.min(first + together);
+                parts.push(make(matrices, 0..self.rows)?);
+            }
+        } else {
+            for matrix in 0..self.stack {
+                for first in (0..self.rows).step_by(self.most) {
+                    let rows = first..self.rows.min(first + self.most);
+                    parts.push(make(matrix..matrix + 1, rows)?);
+                }
+            }
+        }
+        Ok(GpuWeight {
+            format: match self.format {
                 Format::F32 => 0,
                 Format::Bf16 => 1,
                 Format::F16 => 2,
             },
-            stride,
-            parts: Vec::new(),
-        };
-        let mut writer = Writer {
-            gpu,
-            source,
-            starts: &starts,
-            narrow,
-            stride,
-            format,
-            waiting: 0,
-        };
-        if source.rows <= most {
-            let together = most / source.rows.max(1);
-            for first in (0..source.stack).step_by(together) {
-                let matrices = first..source.stack.min(first + together);
-                weight.parts.push(writer.part(matrices, 0..source.rows)?);
-            }
-        } else {
-            for matrix in 0..source.stack {
-                for first in (0..source.rows).step_by(most) {
-                    let rows = first..source.rows.min(first + most);
-                    weight.parts.push(writer.part(matrix..matrix + 1, rows)?);
-                }
-            }
-        }
-        Ok(weight)
+            stride: self.stride,
+            parts,
+        })
     }
 }
 

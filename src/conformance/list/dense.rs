@@ -1,6 +1,6 @@
 //! `embed`, `rms_norm`, `linear`, `swiglu`, `add` and the collectives of a single rank.
 
-use super::rows::{Answer, Input, Operation, Output, Place, definition, properties};
+use super::rows::{Answer, Input, Operation, Output, Place, Question, ask, definition, properties};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Element, Embed, Linear, OutputRow, Result, RmsNorm, Rows,
     Swiglu,
@@ -242,6 +242,54 @@ fn linear_cases(cases: &mut Vec<Case>) {
             linear(lab, matrix, 0, Element::Activation)
         },
     ));
+    // Rows of single tokens may be multiplied otherwise than those of longer pieces, which lie between them here.
+    let single = |operation: Operation| {
+        operation.laid_out(|rows| {
+            let lengths = (0..).map(|i| if i % 10 == 4 { 2 } else { 1 });
+            let mut left = rows;
+            lengths
+                .map_while(|length: usize| {
+                    let length = length.min(left);
+                    left -= length;
+                    (length > 0).then_some(length)
+                })
+                .collect()
+        })
+    };
+    for (shape, tokens) in [
+        ([40, 64], 4),
+        ([33, 20], 9),
+        ([70, 33], 10),
+        ([64, 520], 24),
+        ([130, 100], 41),
+        ([35, 1100], 75),
+    ] {
+        let [out, width] = shape;
+        let name = format!("BF16/[{out},{width}]/T={tokens}, single tokens and pairs");
+        cases.push(definition("linear", name, Tolerance::Close, move |lab| {
+            let matrix = plain(shape)(lab, Format::Bf16)?;
+            linear(lab, matrix, tokens, Element::Activation).map(single)
+        }));
+    }
+    cases.push(definition(
+        "linear",
+        "to f32, single tokens and pairs",
+        Tolerance::Close,
+        move |lab| {
+            let matrix = plain([70, 36])(lab, Format::Bf16)?;
+            linear(lab, matrix, 15, Element::F32).map(single)
+        },
+    ));
+    for (name, question) in [
+        ("single tokens are alone beside pairs", Question::Alone),
+        ("single tokens and pairs again", Question::Again),
+    ] {
+        cases.push(Case::new("linear", name, Tolerance::Exact, move |lab| {
+            let matrix = plain([70, 100])(lab, Format::Bf16)?;
+            let operation = linear(lab, matrix, 70, Element::F32)?;
+            ask(lab, question, single(operation))
+        }));
+    }
     cases.extend(properties("linear", move |lab| {
         let matrix = plain([70, 100])(lab, Format::Bf16)?;
         linear(lab, matrix, 37, Element::Activation)

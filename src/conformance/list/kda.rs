@@ -91,8 +91,46 @@ fn random_case(
 
 const HEAD: Shape = [1, 1, 128, 128];
 
+/// Pieces of few heads that are long enough for a device to cut them into segments, each an affine map of the state that it
+/// starts from.
+fn long() -> Vec<Case> {
+    let chunk = |name: &str, make: fn(&mut Random) -> KdaCase| {
+        random_case(Form::Chunk, format!("long/{name}"), make)
+    };
+    let mut cases = vec![
+        chunk("repeated", |random| {
+            // Where keys are narrower, what bf16 operands leave of the outputs is beyond the bound without any segments.
+            KdaCase::random(random, [1, 1, 128, 24], &[1600], Gates::Frozen, true).repeated(random)
+        }),
+        chunk("init/K=100 V=40", |random| {
+            KdaCase::random(random, [1, 1, 100, 40], &[1549], Gates::Init, true)
+        }),
+        chunk("frozen/K=60 V=20", |random| {
+            KdaCase::random(random, [1, 2, 60, 20], &[2000], Gates::Frozen, false)
+        }),
+    ];
+    for gates in [Gates::Init, Gates::Frozen, Gates::Masked, Gates::Wild] {
+        for seeded in [true, false] {
+            let start = if seeded { "seeded" } else { "from zero" };
+            let name = format!("long/{}/{start}", gates.name());
+            cases.push(random_case(Form::Chunk, name, move |random| {
+                KdaCase::random(random, FEW, &[1600], gates, seeded)
+            }));
+        }
+    }
+    cases.push(random_case(
+        Form::Auto,
+        "long/ragged [1,1600,33,0,1553]".to_owned(),
+        |random| KdaCase::random(random, FEW, &[1, 1600, 33, 0, 1553], Gates::Init, true),
+    ));
+    cases
+}
+
+/// Heads for which a device is far from full.
+const FEW: Shape = [2, 2, 32, 24];
+
 pub(super) fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
+    let mut cases = long();
     for form in [Form::Chunk, Form::Step] {
         for (i, length) in LENGTHS.into_iter().enumerate() {
             let name = format!("init/T={length}");
@@ -130,6 +168,10 @@ pub(super) fn cases() -> Vec<Case> {
                 KdaCase::random(random, HEAD, &[33], Gates::Init, true).scaled(scale)
             }));
         }
+        // Values far from 1, of both sizes in one chunk.
+        cases.push(random_case(form, "loud values".to_owned(), |random| {
+            KdaCase::random(random, HEAD, &[33], Gates::Init, true).loud()
+        }));
         for (name, beta) in [("beta=0", 0.0), ("beta=1", 1.0)] {
             cases.push(random_case(form, name.to_owned(), move |random| {
                 let mut case = KdaCase::random(random, HEAD, &[33], Gates::Init, true);

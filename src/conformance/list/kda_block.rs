@@ -16,6 +16,8 @@ const EPS: f32 = 1e-5;
 
 /// Tokens of the pieces of a batch.
 const LENGTHS: [usize; 5] = [1, 33, 0, 7, 1];
+/// The same with one that is long enough for the recurrence of few heads to be cut into segments.
+const LONG: [usize; 3] = [1, 1600, 7];
 
 /// The weights of a block, as the oracle reads them.
 struct Weights {
@@ -209,13 +211,13 @@ impl Rig {
 }
 
 /// A ragged batch, every other sequence with a past, the long one with a checkpoint inside.
-fn against_definition(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
-    let tokens = LENGTHS.iter().sum();
-    let count = LENGTHS.len() as u32;
-    let mut rig = Rig::new(lab, shape, tokens, 3 * LENGTHS.len())?;
+fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Result<()> {
+    let tokens = lengths.iter().sum();
+    let count = lengths.len() as u32;
+    let mut rig = Rig::new(lab, shape, tokens, 3 * lengths.len())?;
     let mut pieces: Vec<Piece> = Vec::new();
     let mut pasts = Vec::new();
-    for (i, length) in (0..).zip(LENGTHS) {
+    for (i, length) in (0..).zip(lengths.iter().copied()) {
         let past = if i % 2 == 1 {
             Some(rig.seed(lab, Slot(i))?)
         } else {
@@ -361,12 +363,15 @@ pub(super) fn cases() -> Vec<Case> {
             "kda_block",
             &name,
             Tolerance::Block,
-            move |lab| against_definition(lab, shape),
+            move |lab| against_definition(lab, shape, &LENGTHS),
         ));
         let name = format!("{name}/alone, cut, resumed and again");
         cases.push(Case::new("kda_block", name, Tolerance::Split, move |lab| {
             properties(lab, shape)
         }));
     }
+    cases.push(Case::new("kda_block", "long", Tolerance::Block, |lab| {
+        against_definition(lab, [2, 2, 16, 24, 20, 8], &LONG)
+    }));
     cases
 }

@@ -62,6 +62,42 @@ fn cut(lab: &mut Lab<'_>, form: Form, gates: Gates, length: usize, cuts: &[usize
     Ok(())
 }
 
+/// States kept inside a piece that a device may cut into segments are those of its prefixes, wherever in a segment they lie.
+fn kept_inside(lab: &mut Lab<'_>) -> Result<()> {
+    let (length, places) = (1600, [7, 400, 808, 1599]);
+    let case = KdaCase::random(
+        &mut lab.random,
+        [1, 1, 24, 16],
+        &[length],
+        Gates::Frozen,
+        true,
+    );
+    let mut rig = Rig::new(lab, &case, Form::Chunk, places.len(), places.len() + 3)?;
+    let start = rig.seed(lab, 0, Slot(0))?;
+    let mut marked = piece(length, start, Slot(1));
+    marked.checkpoints = (3..)
+        .zip(places)
+        .map(|(slot, after)| StateCheckpoint {
+            after,
+            slot: Slot(slot),
+        })
+        .collect();
+    let kept = marked.checkpoints.clone();
+    let output = rig.run_one(lab, 0..length, marked)?;
+    let width = case.shape[1] * case.shape[3];
+    for checkpoint in kept {
+        let after = checkpoint.after;
+        let prefix = rig.run_one(lab, 0..after, piece(after, start, Slot(2)))?;
+        let what = format!("outputs up to {after}");
+        let error = norm_error(&output[..after * width], &widen(&prefix));
+        lab.within(what, error, Tolerance::Split);
+        let (at, alone) = (rig.state(lab, checkpoint.slot)?, rig.state(lab, Slot(2))?);
+        let what = format!("the state kept after {after} tokens");
+        lab.within(what, norm_error(&at, &widen(&alone)), Tolerance::Split);
+    }
+    Ok(())
+}
+
 /// States kept inside a piece are those of its prefixes, and a sequence resumed there repeats the very operations.
 fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
     let (length, places) = (77, [5, 16, 37, 64, 77]);
@@ -177,7 +213,17 @@ fn again(lab: &mut Lab<'_>, form: Form) -> Result<()> {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
+    let mut cases = vec![
+        Case::new(
+            "kda_chunk",
+            "long/checkpoints",
+            Tolerance::Split,
+            kept_inside,
+        ),
+        Case::new("kda_chunk", "long/cut", Tolerance::Split, |lab| {
+            cut(lab, Form::Chunk, Gates::Init, 1600, &[800, 1590])
+        }),
+    ];
     for form in FORMS {
         let mut add = |name: String, tolerance, body: Body| {
             cases.push(Case::new(form_name(form), name, tolerance, body));

@@ -14,6 +14,7 @@ mod mla;
 mod mla_block;
 mod moe;
 mod pools;
+mod random;
 mod refusals;
 mod rows;
 mod sizes;
@@ -116,6 +117,7 @@ pub fn all() -> Vec<Case> {
         mla_block::cases(),
         blocks::cases(),
         pools::cases(),
+        random::cases(),
         refusals::cases(),
     ];
     rooms.into_iter().flatten().collect()

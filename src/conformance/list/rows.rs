@@ -255,6 +255,18 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
             // Backends with paths by a piece's length have one for single rows.
             let lengths = (rig.operation.layout)(rows);
             let in_f32 = lengths.iter().any(|length| *length != 1);
+            let mut row = 0;
+            for length in lengths {
+                if length == 1 && in_f32 {
+                    let one = rig.run(lab, row..row + 1)?;
+                    for (i, output) in rig.operation.outputs.iter().enumerate() {
+                        let range = row * output.width..(row + 1) * output.width;
+                        let what = format!("{}, single row {row} alone", output.name);
+                        alike(lab, what, &one[i], &cut(&all[i], range), false);
+                    }
+                }
+                row += length;
+            }
             for count in [1, 2, 3, 5, 16] {
                 for start in [0, 1, rows / 2, rows.saturating_sub(count)] {
                     if start + count > rows {

@@ -150,3 +150,96 @@ extern "C" __global__ void fault_beside(float* out) {
     out[threadIdx.x] = 0.0f;
 }
 ENTRY(fault_beside)
+
+// Three runs of 512 bytes through one stage, by the copy engine: out[n][i] = from[n][i] + 1. Two warps read each.
+extern "C" __global__ void try_bulk(const float* from, float* out) {
+    SHARED(u64, full, 1);
+    SHARED(u64, empty, 1);
+    float* stage = (float*)dynamic_shared();
+    if (threadIdx.x == 0) {
+        phase_init(full, 1);
+        phase_init(empty, 2);
+        phase_fence();
+    }
+    __syncthreads();
+    for (u32 n = 0; n < 3; n++) {
+        if (threadIdx.x == 0) {
+            if (n > 0) phase_wait(empty, (n - 1) % 2);
+            phase_expect(full, 512);
+            copy_bulk(stage, from + 128 * n, 256, full);
+            copy_bulk(stage + 64, from + 128 * n + 64, 256, full);
+        }
+        __syncwarp();
+        phase_wait(full, n % 2);
+        for (u32 i = threadIdx.x; i < 128; i += 64) out[128 * n + i] = stage[i] + 1.0f;
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) phase_arrive(empty);
+    }
+}
+ENTRY(try_bulk)
+
+// Four matrices turned by a load and by a store: out = from, [4][8][8] halves.
+extern "C" __global__ void try_turned(const bf16* from, bf16* out) {
+    bf16* tile = (bf16*)dynamic_shared();
+    u32 lane = threadIdx.x;
+    for (u32 i = lane; i < 256; i += 32) tile[i] = from[i];
+    __syncwarp();
+    u32 r[4];
+    ldmatrix_transposed(r, tile + 8 * lane);
+    stmatrix_transposed(tile + 256 + 8 * lane, r);
+    __syncwarp();
+    for (u32 i = lane; i < 256; i += 32) out[i] = tile[256 + i];
+}
+ENTRY(try_turned)
+
+// One thread's copy of `bytes` to `shared`, announced as `announced`; then everyone waits.
+static __device__ void bulk(void* shared, const float* from, u32 bytes, u32 announced, bool waits) {
+    SHARED(u64, full, 1);
+    if (threadIdx.x == 0) {
+        phase_init(full, 1);
+        phase_expect(full, announced);
+        copy_bulk(shared, from, bytes, full);
+    }
+    __syncthreads();
+    if (waits) phase_wait(full, 0);
+}
+
+// Faulty: reads a bulk copy before it waits.
+extern "C" __global__ void fault_bulk_early(const float* from, float* out) {
+    SHARED(u64, full, 1);
+    const float* slot = (const float*)dynamic_shared();
+    if (threadIdx.x == 0) {
+        phase_init(full, 1);
+        phase_expect(full, 128);
+        copy_bulk(dynamic_shared(), from, 128, full);
+    }
+    __syncthreads();
+    out[threadIdx.x] = slot[threadIdx.x];
+    __syncthreads();
+    phase_wait(full, 0);
+}
+ENTRY(fault_bulk_early)
+
+// Faulty: more bytes announced than copied.
+extern "C" __global__ void fault_bulk_short(const float* from) { bulk(dynamic_shared(), from, 128, 144, true); }
+ENTRY(fault_bulk_short)
+
+// Faulty: 12 bytes.
+extern "C" __global__ void fault_bulk_odd(const float* from) { bulk(dynamic_shared(), from, 12, 12, true); }
+ENTRY(fault_bulk_odd)
+
+// Faulty: beyond the shared memory that the launch names.
+extern "C" __global__ void fault_bulk_beyond(const float* from) { bulk(dynamic_shared() + 64, from, 128, 128, true); }
+ENTRY(fault_bulk_beyond)
+
+// Faulty: ends before it has waited.
+extern "C" __global__ void fault_bulk_left(const float* from) { bulk(dynamic_shared(), from, 128, 128, false); }
+ENTRY(fault_bulk_left)
+
+// Faulty: waits at a barrier that nobody made.
+extern "C" __global__ void fault_unmade(float* out) {
+    SHARED(u64, full, 1);
+    phase_wait(full, 0);
+    out[threadIdx.x] = 0.0f;
+}
+ENTRY(fault_unmade)

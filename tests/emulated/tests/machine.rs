@@ -141,6 +141,27 @@ fn named_barriers_order_halves_of_a_block() {
 }
 
 #[test]
+fn the_copy_engine_fills_a_stage_again_and_again() {
+    let values: Vec<f32> = (0..384_u16).map(f32::from).collect();
+    let expected: Vec<f32> = values.iter().map(|x| x + 1.0).collect();
+    for order in ORDERS {
+        let out = Allocation::new(4 * 384).unwrap();
+        run("try_bulk", 64, 512, &[&floats(&values), &out], order).unwrap();
+        assert_eq!(read_floats(&out), expected, "{order:?}");
+    }
+}
+
+#[test]
+fn matrices_are_turned_on_their_way_out_as_on_their_way_in() {
+    let values: Vec<f32> = (0..=255_u8).map(f32::from).collect();
+    for order in ORDERS {
+        let out = Allocation::new(512).unwrap();
+        run("try_turned", 32, 1024, &[&halves(&values), &out], order).unwrap();
+        assert_eq!(read_halves(&out), values, "{order:?}");
+    }
+}
+
+#[test]
 fn a_race_shows_in_some_order() {
     let expected: Vec<f32> = (0..64_u8).map(|i| f32::from(63 - i)).collect();
     let wrong = |order| {
@@ -156,6 +177,8 @@ fn what_is_read_too_early_is_nan() {
     let out = Allocation::new(128).unwrap();
     let from = floats(&[1.0; 128]);
     run("fault_early", 32, 512, &[&from, &out], Order::Forward).unwrap();
+    assert!(read_floats(&out).iter().all(|x| x.is_nan()));
+    run("fault_bulk_early", 32, 128, &[&from, &out], Order::Forward).unwrap();
     assert!(read_floats(&out).iter().all(|x| x.is_nan()));
     run("fault_unwritten", 32, 0, &[&out], Order::Forward).unwrap();
     assert!(read_floats(&out).iter().all(|x| x.is_nan()));
@@ -198,6 +221,15 @@ fn faults_are_told_and_the_machine_goes_on() {
         &[&out],
         "beside an array in shared memory",
     );
+    let bulk = |kernel, what| told(kernel, 32, 128, &[&out], what);
+    bulk(
+        "fault_bulk_short",
+        "waits for ever at the phase of an mbarrier",
+    );
+    bulk("fault_bulk_odd", "a misaligned bulk copy");
+    bulk("fault_bulk_beyond", "outside of shared memory");
+    bulk("fault_bulk_left", "ends with bulk copies under way");
+    bulk("fault_unmade", "an mbarrier that nobody made");
     told("no_kernel", 32, 0, &[&out], "no such kernel");
     told("fault_race", 64, 0, &[], "0 arguments for 1");
     told("fault_race", 33, 0, &[&out], "a block of a wrong size");

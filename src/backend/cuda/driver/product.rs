@@ -1,5 +1,6 @@
-//! Dense products by cuBLASLt. Its algorithm is chosen once for a weight's shape, not for the number of rows, so that a
-//! row's sums run in the same order whatever is beside it.
+//! Dense products of a prefill's rows by cuBLASLt; rows of single tokens and of outputs have a kernel (`kernels/linear.cu`).
+//! Its algorithm is chosen once for a weight's shape, not for the number of rows, so that a row's sums run in the same order
+//! whatever is beside it.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -15,7 +16,7 @@ use crate::error::BackendError;
 
 /// Bytes of workspace: what cuBLAS recommends on Hopper.
 const WORKSPACE: usize = 32 << 20;
-/// Rows for which an algorithm is chosen: a prefill's tile, which a decode fills in part.
+/// Rows for which an algorithm is chosen: a piece of a prefill.
 const TYPICAL_ROWS: usize = 256;
 
 fn said<T>(what: &str, result: std::result::Result<T, CublasError>) -> Result<T> {

@@ -1,478 +1,15 @@
-//! The trace: its numbers are those of naive double-precision code, and without it nothing is different.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+//! The frames of models that run under the engine.
 
-mod engine_harness;
-
-use engine_harness::{
-    OPTIONS, Outcomes, answer, collect, engine_on, limits, load_on, request, tokens,
-};
-use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda};
-use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Orientation, Piece, Rows,
-    Shard, Slot, StateLayout, StateRecord, TensorValues, WeightSource,
-};
-use kimi_linear::checkpoint::Format;
-use kimi_linear::config::Dtype;
 use kimi_linear::engine::{Engine, Event, PromptScores, Request, RequestId};
 use kimi_linear::model::{Limits, Recording, StateTrace, TraceChoice, TraceFrame, TraceHead};
 use pollster::block_on;
 
-const BOUND: f64 = 1e-5;
-
-fn cpu() -> Box<dyn Backend> {
-    Box::new(CpuBackend::new())
-}
-
-/// What runs on every backend of this build.
-type Make = fn() -> Box<dyn Backend>;
-
-#[cfg(not(feature = "wgpu"))]
-const BACKENDS: &[Make] = &[cpu];
-#[cfg(feature = "wgpu")]
-const BACKENDS: &[Make] = &[cpu, gpu::whole, gpu::cut];
-
-/// The names that `--backend` takes of them.
-#[cfg(not(feature = "wgpu"))]
-const NAMES: &[&str] = &["cpu"];
-#[cfg(feature = "wgpu")]
-const NAMES: &[&str] = &["cpu", "wgpu"];
-
-#[cfg(feature = "wgpu")]
-mod gpu {
-    use kimi_linear::backend::Backend;
-    use kimi_linear::backend::wgpu::{Options, WgpuBackend};
-
-    fn open(options: Options) -> Box<dyn Backend> {
-        let backend = WgpuBackend::with_options(options);
-        Box::new(backend.unwrap_or_else(|error| {
-            panic!("{error}. These tests need a Vulkan driver: apt-get install mesa-vulkan-drivers libvulkan1")
-        }))
-    }
-
-    pub(super) fn whole() -> Box<dyn Backend> {
-        open(Options::default())
-    }
-
-    /// Without subgroups, and with weights cut into buffers of a few rows.
-    pub(super) fn cut() -> Box<dyn Backend> {
-        open(Options {
-            subgroups: false,
-            weight_limit: Some(300),
-            ..Options::default()
-        })
-    }
-}
-
-#[track_caller]
-fn close(what: &str, found: f32, expected: f64) {
-    let error = (f64::from(found) - expected).abs() / expected.abs().max(1e-3);
-    assert!(error <= BOUND, "{what}: {found} against {expected}");
-}
-
-/// Numbers between -1 and 1, from a seed.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    tokens(seed, count)
-        .into_iter()
-        .map(|token| token as f32 / 125.0 - 1.0)
-        .collect()
-}
-
-fn sigmoid(x: f32) -> f64 {
-    1.0 / (1.0 + (-f64::from(x)).exp())
-}
-
-const ONE: Capacity = Capacity {
-    tokens: 1,
-    pieces: 1,
-    outputs: 1,
-    blocks: 8,
-    checkpoints: 0,
+use crate::engine_harness::{
+    self, BLOCK, OPTIONS, Outcomes, answer, collect, engine_on, limits, load_on, request, tokens,
 };
-
-fn one_token(position: usize, slot_in: Option<Slot>) -> Batch {
-    Batch {
-        tokens: vec![0],
-        pieces: vec![Piece {
-            length: 1,
-            position,
-            slot_in,
-            slot_out: Slot(1),
-            checkpoints: Vec::new(),
-            blocks: (0..8).rev().map(Block).collect(),
-        }],
-        outputs: Vec::new(),
-    }
-}
-
-#[test]
-fn the_numbers_of_a_state_are_those_of_naive_code() {
-    BACKENDS.iter().for_each(|backend| check_state(backend()));
-}
-
-fn check_state(mut backend: Box<dyn Backend>) {
-    let (heads, k, v) = (3, 8, 6);
-    let layout = StateLayout {
-        layers: 2,
-        key_heads: heads,
-        value_heads: heads,
-        key_width: k,
-        value_width: v,
-        taps: 4,
-        slots: 2,
-    };
-    let pool = backend.state_pool(layout).unwrap();
-    let mut plan = |width, element| backend.tensor(Rows::Tokens, 1, width, element).unwrap();
-    let qkv = plan(layout.channels(), Element::Activation);
-    let (gates, beta) = (plan(heads * k, Element::F32), plan(heads, Element::F32));
-    let output = plan(heads * KDA_NUMBERS, Element::F32);
-    let (gate, opened) = (
-        plan(heads * v, Element::Activation),
-        plan(heads, Element::F32),
-    );
-    let qkv_values = numbers(1, layout.channels());
-    let gate_values: Vec<f32> = numbers(2, heads * k)
-        .iter()
-        .map(|x| -x.abs() * 3.0)
-        .collect();
-    let beta_values: Vec<f32> = numbers(3, heads).iter().map(|x| x.abs()).collect();
-    let opening = numbers(4, heads * v);
-    let state = numbers(5, layout.state_len());
-    for (tensor, values) in [
-        (qkv, &qkv_values),
-        (gates, &gate_values),
-        (beta, &beta_values),
-        (gate, &opening),
-    ] {
-        backend
-            .write_tensor(tensor, &TensorValues::F32(values.clone()))
-            .unwrap();
-    }
-    let record = StateRecord {
-        orientation: Orientation::KeyValue,
-        heads,
-        key_width: k,
-        value_width: v,
-        state: state.clone(),
-        channels: layout.channels(),
-        tail: vec![0.0; layout.tail_len()],
-    };
-    backend.write_state(&pool, 1, Slot(0), &record).unwrap();
-    let mut step = backend.step(ONE).unwrap();
-    step.trace_kda(TraceKda {
-        qkv,
-        gates,
-        beta,
-        pool,
-        layer: 1,
-        output,
-    })
-    .unwrap();
-    step.probe(output).unwrap();
-    step.trace_gate(TraceGate {
-        gate,
-        output: opened,
-    })
-    .unwrap();
-    step.probe(opened).unwrap();
-    for slot_in in [Some(Slot(0)), None] {
-        let found = step.submit(&one_token(9, slot_in)).unwrap().wait().unwrap();
-        let [kda, open] = [0, 1].map(|i| found.probes[i].as_f32().unwrap().to_vec());
-        for head in 0..heads {
-            let raw: Vec<f64> = (0..k)
-                .map(|d| f64::from(qkv_values[(heads + head) * k + d]))
-                .collect();
-            let norm = (raw.iter().map(|x| x * x).sum::<f64>() + 1e-6).sqrt();
-            let decay: Vec<f64> = (0..k)
-                .map(|d| f64::from(gate_values[head * k + d]).exp())
-                .collect();
-            let strength = f64::from(beta_values[head]);
-            // S <- diag(e^g) S; u = beta (v - S^T k); S <- S + k u^T.
-            let mut s = vec![vec![0.0; v]; k];
-            if slot_in.is_some() {
-                for d in 0..k {
-                    for e in 0..v {
-                        s[d][e] = decay[d] * f64::from(state[(head * k + d) * v + e]);
-                    }
-                }
-            }
-            let (mut after, mut write, mut error) = (0.0, 0.0, 0.0);
-            for e in 0..v {
-                let answered: f64 = (0..k).map(|d| s[d][e] * raw[d] / norm).sum();
-                let wrong = f64::from(qkv_values[2 * heads * k + head * v + e]) - answered;
-                error += wrong * wrong;
-                for d in 0..k {
-                    let added = raw[d] / norm * strength * wrong;
-                    write += added * added;
-                    after += (s[d][e] + added) * (s[d][e] + added);
-                }
-            }
-            let mean = decay.iter().sum::<f64>() / k as f64;
-            let expected = [after.sqrt(), write.sqrt(), error.sqrt(), mean, strength];
-            for (i, expected) in expected.into_iter().enumerate() {
-                close(
-                    &format!("number {i} of head {head}"),
-                    kda[head * KDA_NUMBERS + i],
-                    expected,
-                );
-            }
-            let opening = opening[head * v..(head + 1) * v]
-                .iter()
-                .map(|x| sigmoid(*x))
-                .sum::<f64>()
-                / v as f64;
-            close("the gate", open[head], opening);
-        }
-    }
-}
-
-#[test]
-fn attention_is_that_of_naive_code() {
-    BACKENDS
-        .iter()
-        .for_each(|backend| check_attention(backend()));
-}
-
-fn check_attention(mut backend: Box<dyn Backend>) {
-    let (heads, head, latent, rope, nope, value, block) = (2, 1, 6, 3, 4, 5, 4);
-    let layout = LatentLayout {
-        layers: 2,
-        latent,
-        rope,
-        block_tokens: block,
-        blocks: 8,
-        dtype: Dtype::F32,
-    };
-    let pool = backend.latent_pool(layout).unwrap();
-    let kv_b_values = numbers(1, heads * (nope + value) * latent);
-    let kv_b = backend
-        .weight(WeightSource {
-            name: "kv_b".to_owned(),
-            format: Format::F32,
-            stack: 1,
-            rows: heads * (nope + value),
-            columns: latent,
-            stored_columns: latent,
-            first_column: 0,
-            parts: vec![bytemuck::allocation::pod_collect_to_vec::<f32, u8>(&kv_b_values).into()],
-            shard: Shard::WHOLE,
-        })
-        .unwrap();
-    let query = backend
-        .tensor(Rows::Tokens, 1, heads * (nope + rope), Element::Activation)
-        .unwrap();
-    let output = backend.tensor(Rows::Tokens, 1, 32, Element::F32).unwrap();
-    let query_values = numbers(2, heads * (nope + rope));
-    backend
-        .write_tensor(query, &TensorValues::F32(query_values.clone()))
-        .unwrap();
-    let rows: Vec<Vec<f32>> = (0..8)
-        .map(|i| numbers(10 + i, block * (latent + rope)))
-        .collect();
-    for (i, rows) in rows.iter().enumerate() {
-        // Block tables run backwards: the first tokens are in the last block.
-        let record = LatentRecord {
-            latent,
-            rope,
-            rows: rows.clone(),
-        };
-        backend
-            .write_latents(&pool, 1, Block(7 - i as u32), &record)
-            .unwrap();
-    }
-    let mut step = backend.step(ONE).unwrap();
-    step.trace_attention(TraceAttention {
-        query,
-        kv_b,
-        nope,
-        value,
-        pool,
-        layer: 1,
-        head,
-        output,
-    })
-    .unwrap();
-    step.probe(output).unwrap();
-    for position in [0, 3, 17, 31] {
-        let found = step
-            .submit(&one_token(position, None))
-            .unwrap()
-            .wait()
-            .unwrap();
-        let weights = found.probes[0].as_f32().unwrap();
-        let query = &query_values[head * (nope + rope)..];
-        let scores: Vec<f64> = (0..=position)
-            .map(|at| {
-                let row = &rows[at / block][at % block * (latent + rope)..];
-                // The key as it is published: expanded, then the shared part.
-                let key = |d: usize| -> f64 {
-                    if d >= nope {
-                        return f64::from(row[latent + d - nope]);
-                    }
-                    let expansion = &kv_b_values[(head * (nope + value) + d) * latent..];
-                    (0..latent)
-                        .map(|c| f64::from(expansion[c]) * f64::from(row[c]))
-                        .sum()
-                };
-                let dot: f64 = (0..nope + rope).map(|d| f64::from(query[d]) * key(d)).sum();
-                dot / ((nope + rope) as f64).sqrt()
-            })
-            .collect();
-        let sum: f64 = scores.iter().map(|score| score.exp()).sum();
-        for (at, score) in scores.iter().enumerate() {
-            close(
-                &format!("position {at} of {position}"),
-                weights[at],
-                score.exp() / sum,
-            );
-        }
-        assert!(weights[position + 1..].iter().all(|weight| *weight == 0.0));
-    }
-}
-
-/// The three operations over a piece of two tokens and a single one.
-fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 3] {
-    let (heads, k, v, latent, rope, nope, value) = (4, 70, 130, 66, 3, 5, 6);
-    let capacity = Capacity {
-        tokens: 3,
-        pieces: 2,
-        blocks: 16,
-        ..ONE
-    };
-    let states = backend
-        .state_pool(StateLayout {
-            layers: 1,
-            key_heads: 2,
-            value_heads: heads,
-            key_width: k,
-            value_width: v,
-            taps: 4,
-            slots: 3,
-        })
-        .unwrap();
-    let latents = backend
-        .latent_pool(LatentLayout {
-            layers: 1,
-            latent,
-            rope,
-            block_tokens: 16,
-            blocks: 9,
-            dtype: Dtype::F32,
-        })
-        .unwrap();
-    let layout = states.layout;
-    let record = StateRecord {
-        orientation: Orientation::KeyValue,
-        heads,
-        key_width: k,
-        value_width: v,
-        state: numbers(1, layout.state_len()),
-        channels: layout.channels(),
-        tail: vec![0.0; layout.tail_len()],
-    };
-    backend.write_state(&states, 0, Slot(0), &record).unwrap();
-    for i in 0..9 {
-        let rows = numbers(20 + i, 16 * (latent + rope));
-        let record = LatentRecord { latent, rope, rows };
-        backend
-            .write_latents(&latents, 0, Block(i as u32), &record)
-            .unwrap();
-    }
-    let rows = heads * (nope + value);
-    let kv_b = backend
-        .weight(WeightSource {
-            name: "kv_b".to_owned(),
-            format: Format::F32,
-            stack: 1,
-            rows,
-            columns: latent,
-            stored_columns: latent,
-            first_column: 0,
-            parts: vec![
-                bytemuck::allocation::pod_collect_to_vec::<f32, u8>(&numbers(9, rows * latent))
-                    .into(),
-            ],
-            shard: Shard::WHOLE,
-        })
-        .unwrap();
-    let mut plan = |seed, width, element| {
-        let tensor = backend.tensor(Rows::Tokens, 3, width, element).unwrap();
-        let values = numbers(seed, 3 * width);
-        // Decay is negative; all else may be anything.
-        let values = values.iter().map(|x| if seed == 3 { -x.abs() } else { *x });
-        backend
-            .write_tensor(tensor, &TensorValues::F32(values.collect()))
-            .unwrap();
-        tensor
-    };
-    let qkv = plan(2, layout.channels(), Element::Activation);
-    let gates = plan(3, heads * k, Element::F32);
-    let beta = plan(4, heads, Element::F32);
-    let gate = plan(5, heads * v, Element::Activation);
-    let query = plan(6, heads * (nope + rope), Element::Activation);
-    // What was there before must not be left.
-    let outputs = [heads * KDA_NUMBERS, heads, 128].map(|width| plan(7, width, Element::F32));
-    let mut step = backend.step(capacity).unwrap();
-    step.trace_kda(TraceKda {
-        qkv,
-        gates,
-        beta,
-        pool: states,
-        layer: 0,
-        output: outputs[0],
-    })
-    .unwrap();
-    step.trace_gate(TraceGate {
-        gate,
-        output: outputs[1],
-    })
-    .unwrap();
-    step.trace_attention(TraceAttention {
-        query,
-        kv_b,
-        nope,
-        value,
-        pool: latents,
-        layer: 0,
-        head: 2,
-        output: outputs[2],
-    })
-    .unwrap();
-    for output in outputs {
-        step.probe(output).unwrap();
-    }
-    let piece = |length, position, slot: u32, blocks: std::ops::Range<u32>| Piece {
-        length,
-        position,
-        slot_in: (slot == 0).then_some(Slot(0)),
-        slot_out: Slot(slot + 1),
-        checkpoints: Vec::new(),
-        blocks: blocks.rev().map(Block).collect(),
-    };
-    let batch = Batch {
-        tokens: vec![0; 3],
-        pieces: vec![piece(2, 9, 1, 0..1), piece(1, 100, 0, 1..9)],
-        outputs: Vec::new(),
-    };
-    let found = step.submit(&batch).unwrap().wait().unwrap();
-    assert_eq!(found.milliseconds, [], "nobody asked for times");
-    [0, 1, 2].map(|i| found.probes[i].as_f32().unwrap().to_vec())
-}
-
-#[test]
-fn only_single_tokens_are_told_of() {
-    let expected = ragged(cpu());
-    for backend in BACKENDS {
-        for (expected, found) in expected.iter().zip(ragged(backend())) {
-            let (others, single) = found.split_at(found.len() / 3 * 2);
-            assert!(others.iter().all(|number| *number == 0.0), "{others:?}");
-            assert!(single.iter().any(|number| *number != 0.0));
-            for (found, expected) in found.iter().zip(expected) {
-                close("a number", *found, f64::from(*expected));
-            }
-        }
-    }
-}
+#[cfg(feature = "wgpu")]
+use crate::gpu;
+use crate::{BACKENDS, BOUND, Make, NAMES, close, cpu};
 
 /// One backend of a kind, for whole models: the other cuts weights finer than a model's rows.
 const WHOLE: &[Make] = BACKENDS.split_at(NAMES.len()).0;
@@ -953,4 +490,44 @@ fn check_generate(backend: &str) {
         assert_eq!(frame["state"]["state"].as_array().unwrap().len(), 32 * 32);
         assert_eq!(frame["kda"].as_array().unwrap().len(), 4);
     }
+}
+
+#[test]
+fn a_conversation_that_was_traced_again_goes_on_from_its_memory() {
+    // Around a whole block: the last token of an answer has not run, the one that is traced again has.
+    for length in BLOCK - 2..=BLOCK + 2 {
+        for saved in [false, true] {
+            check_again(length, saved);
+        }
+    }
+}
+
+fn check_again(length: usize, saved: bool) {
+    let what = format!("{length} tokens, saved after they were traced again: {saved}");
+    let trace = Some(choice((0, 1), (3, 1)));
+    let again = |said: &[u32]| Request {
+        trace,
+        trace_from: Some(0),
+        ..Request::new(said.to_vec(), 0)
+    };
+    let mut first = engine(cpu, limits(1, 6, 16));
+    let prompt = tokens(7, length - 4);
+    let outcome = answer(&mut first, request(prompt.clone(), 4));
+    let said = [prompt, outcome.tokens].concat();
+    assert_eq!(said.len(), length);
+    if saved {
+        answer(&mut first, again(&said));
+    }
+    let snapshot = block_on(first.snapshot(&said[..length - 1])).unwrap();
+    assert_eq!(snapshot.tokens.len(), length - 1, "{what}");
+    let mut second = engine(cpu, limits(1, 6, 16));
+    second.restore(snapshot).unwrap();
+    answer(&mut second, again(&said));
+    let next = Request {
+        trace,
+        trace_from: Some(length - 1),
+        ..request([said, tokens(9, 12)].concat(), 3)
+    };
+    let outcome = answer(&mut second, next);
+    assert_eq!(outcome.usage.cached_tokens, length - 1, "{what}");
 }

@@ -1,0 +1,30 @@
+// Random numbers where weights and caches are kept, for measuring a model without its file. Twin of
+// `src/backend/cpu/fill.rs`; the numbers are `Random::value` of `src/backend/random.rs`, to the bit.
+#include "shared/kernel.h"
+#include "shared/weight.h"
+
+// Mixes the bits of a word.
+static __device__ __forceinline__ u32 mix(u32 x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+// 4096 elements a block, 16 a thread; bf16 or f32.
+//   output  [count] of the format
+extern "C" __global__ void __launch_bounds__(256) fill(void* output, u32 format, u64 count, u32 seed, float mean, float scale) {
+    u64 first = (u64)blockIdx.x * 4096 + threadIdx.x;
+    for (u32 k = 0; k < 16; k++) {
+        u64 i = first + k * 256;
+        if (i >= count) return;
+        u32 bits = mix(mix((u32)i ^ seed) + seed);
+        // 24 bits in -1 .. 1, exactly; the scale is a power of two.
+        float value = mean + scale * ((float)(bits >> 8) * 1.1920928955078125e-7f - 1.0f);
+        if (format == FORMAT_F32) {
+            ((float*)output)[i] = value;
+        } else {
+            ((bf16*)output)[i] = narrow(value);
+        }
+    }
+}
+ENTRY(fill)

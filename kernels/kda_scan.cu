@@ -1,0 +1,450 @@
+// The gated delta rule in chunks of sixteen tokens: the way of the state through the images that `kda_prepare` left
+// (`kda_chunk.cu`, `shared/kda_image.h`).
+//
+// `kda_scan` walks through a run of chunks. A warp has sixteen columns of one head's state, which stay in f32 in its
+// registers, transposed, so that what one product leaves is an operand of the next; a block has as many warps as the
+// launch gives it, which share an image's common part. Columns are independent: how many a block has changes no bit.
+//
+// A long piece of few heads is cut into segments, each an affine map of its entry state, S_out = M S_in + B.
+// `kda_operators` finds B, the scan from the zero state, and M, the scan from the identity with nothing written, of all
+// segments at once; `kda_seeds` makes of them the state that each segment truly starts from; `kda_scan` runs them all.
+//
+// Images come in by the copy engine: common part and values, two copies a chunk.
+#include "shared/kernel.h"
+#include "shared/kda_image.h"
+
+// Warps of a block at most, of 16 columns each.
+#define MOST_WARPS 8
+// Images in shared memory, and those under way beyond the one in use.
+#define STAGES 5
+#define AHEAD 3
+
+// A state, transposed: sixteen columns v by K keys, as the sums of mma: of eight keys each.
+template <int PADDED>
+struct State {
+    float at[PADDED / 8][4];
+};
+
+template <int PADDED>
+static __device__ __forceinline__ void load_state(
+    State<PADDED>& state, const float* states, const Heads& h, u32 slot, u32 head, u32 column) {
+    u32 lane = threadIdx.x % 32;
+    #pragma unroll
+    for (u32 n = 0; n < PADDED / 8; n++) {
+        #pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            u32 d = n * 8 + lane % 4 * 2 + i % 2, e = column + lane / 4 + i / 2 * 8;
+            bool inside = slot != NONE && d < h.key_width && e < h.value_width;
+            state.at[n][i] = inside ? states[state_at(h, slot, head) + (u64)d * h.value_width + e] : 0.0f;
+        }
+    }
+}
+
+template <int PADDED>
+static __device__ __forceinline__ void store_state(
+    const State<PADDED>& state, float* states, const Heads& h, u32 slot, u32 head, u32 column) {
+    u32 lane = threadIdx.x % 32;
+    #pragma unroll
+    for (u32 n = 0; n < PADDED / 8; n++) {
+        #pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            u32 d = n * 8 + lane % 4 * 2 + i % 2, e = column + lane / 4 + i / 2 * 8;
+            if (d < h.key_width && e < h.value_width) {
+                states[state_at(h, slot, head) + (u64)d * h.value_width + e] = state.at[n][i];
+            }
+        }
+    }
+}
+
+// Columns of a segment's operator, [columns of B, then of M][PADDED]: B padded to a multiple of 16, M of PADDED columns.
+template <int PADDED>
+static __device__ __forceinline__ u64 operator_at(const Heads& h, u32 segment, u32 head, u32 column) {
+    return (((u64)segment * h.heads + head) * (value_tiles(h.value_width) * 16 + PADDED) + column) * PADDED;
+}
+
+// Sixteen columns of an operator from `at` on: where a lane has its pair of keys of column lane / 4.
+template <int PADDED>
+static __device__ __forceinline__ void load_columns(State<PADDED>& state, const float* at) {
+    u32 lane = threadIdx.x % 32;
+    #pragma unroll
+    for (u32 n = 0; n < PADDED / 8; n++) {
+        #pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            float2 pair = *(const float2*)(at + (lane / 4 + i * 8) * PADDED + n * 8 + lane % 4 * 2);
+            state.at[n][2 * i] = pair.x;
+            state.at[n][2 * i + 1] = pair.y;
+        }
+    }
+}
+template <int PADDED>
+static __device__ __forceinline__ void store_columns(const State<PADDED>& state, float* at) {
+    u32 lane = threadIdx.x % 32;
+    #pragma unroll
+    for (u32 n = 0; n < PADDED / 8; n++) {
+        #pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            *(float2*)(at + (lane / 4 + i * 8) * PADDED + n * 8 + lane % 4 * 2) =
+                make_float2(state.at[n][2 * i], state.at[n][2 * i + 1]);
+        }
+    }
+}
+
+// The state's operand for sixteen keys.
+template <int PADDED>
+static __device__ __forceinline__ void operand_of(u32 (&a)[4], const State<PADDED>& state, u32 tile) {
+    const float (&left)[4] = state.at[2 * tile], (&right)[4] = state.at[2 * tile + 1];
+    a[0] = narrow_pair(left[0], left[1]);
+    a[1] = narrow_pair(left[2], left[3]);
+    a[2] = narrow_pair(right[0], right[1]);
+    a[3] = narrow_pair(right[2], right[3]);
+}
+
+// One chunk through sixteen columns of the state, all transposed: U, O and the next state. `image` is the common part,
+// `values` the warp's tile of the image's values, or null where nothing is written; `output` takes O [16 tokens,
+// 16 columns] in bf16, where it is wanted.
+template <int PADDED, bool OUTPUT>
+static __device__ __forceinline__ void advance(
+    State<PADDED>& state, const bf16* image, const bf16* values, bf16* output) {
+    constexpr u32 TILES = PADDED / 16;
+    u32 lane = threadIdx.x % 32, down = unit_down(lane), across = unit_across(lane);
+    const bf16* queries = image + 4 * TILES * TILE;
+    const float* decay = (const float*)(queries + TILE);
+
+    // U = (I + A_kk)^-1 beta V - W S, in two chains that run side by side.
+    float write[2][4] = {}, more[2][4] = {};
+    if (values != nullptr) {
+        u32 v[4];
+        ldmatrix_transposed(v, values + down);
+        float scale = *(const float*)(values + TILE);
+        #pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            float2 pair = widen_pair_f16(v[i]);
+            write[i / 2][i % 2 * 2] = pair.x * scale;
+            write[i / 2][i % 2 * 2 + 1] = pair.y * scale;
+        }
+    }
+    u32 b[4];
+    #pragma unroll
+    for (u32 tile = 0; tile < TILES; tile++) {
+        u32 a[4];
+        operand_of(a, state, tile);
+        ldmatrix(b, image + in_tile(tile, down));
+        multiply_halves(tile % 2 == 0 ? write : more, a, b);
+    }
+    // While U is on its way: the first part of O = (Q exp(G)) S + A_qk U, and of S' = exp(G_16) S + Kr^T U.
+    float result[2][4] = {};
+    #pragma unroll
+    for (u32 tile = 0; tile < TILES; tile++) {
+        if (OUTPUT) {
+            u32 a[4];
+            operand_of(a, state, tile);
+            ldmatrix(b, image + TILES * TILE + in_tile(tile, down));
+            multiply_halves(result, a, b);
+        }
+        #pragma unroll
+        for (u32 n = 0; n < 2; n++) {
+            float (&s)[4] = state.at[2 * tile + n];
+            float2 factor = *(const float2*)(decay + tile * 16 + n * 8 + lane % 4 * 2);
+            s[0] *= factor.x;
+            s[1] *= factor.y;
+            s[2] *= factor.x;
+            s[3] *= factor.y;
+        }
+    }
+    u32 u[4];
+    #pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        const float (&x)[4] = write[i / 2], (&y)[4] = more[i / 2];
+        u[i] = narrow_pair(x[i % 2 * 2] + y[i % 2 * 2], x[i % 2 * 2 + 1] + y[i % 2 * 2 + 1]);
+    }
+
+    #pragma unroll
+    for (u32 tile = 0; tile < TILES; tile++) {
+        u32 b_rest[4];
+        ldmatrix_transposed(b, image + 2 * TILES * TILE + in_tile(tile, across));
+        ldmatrix_transposed(b_rest, image + 3 * TILES * TILE + in_tile(tile, across));
+        #pragma unroll
+        for (u32 n = 0; n < 2; n++) {
+            u32 b_n[2] = {b[2 * n], b[2 * n + 1]}, rest_n[2] = {b_rest[2 * n], b_rest[2 * n + 1]};
+            mma_bf16(state.at[2 * tile + n], u, rest_n);
+            mma_bf16(state.at[2 * tile + n], u, b_n);
+        }
+    }
+
+    if (OUTPUT) {
+        ldmatrix(b, queries + down);
+        multiply_halves(result, u, b);
+        u32 turned[4];
+        #pragma unroll
+        for (u32 i = 0; i < 4; i++) turned[i] = narrow_pair(result[i / 2][i % 2 * 2], result[i / 2][i % 2 * 2 + 1]);
+        // Matrices: tokens 0 to 7 by both halves of columns, then tokens 8 to 15.
+        stmatrix_transposed(output + unit_at(0, lane % 8 + lane / 16 * 8, lane / 8 % 2), turned);
+        __syncwarp();
+    }
+}
+
+// The images of a run of chunks, on their way into shared memory: whole copies, `AHEAD` of them under way.
+struct Images {
+    u64 *full, *empty;
+    u8* stages;
+    const u8* source;
+    u64 pitch;                              // from one chunk's image to the next
+    u32 count, common, values, skip, stage; // chunks; bytes of a share and of a stage; bytes before the block's values
+
+    // By one thread: chunk `n`, once the stage that it takes is free.
+    __device__ __forceinline__ void fetch(u32 n) const {
+        if (n >= count) return;
+        u32 at = n % STAGES;
+        if (n >= STAGES) phase_wait(empty + at, (n / STAGES - 1) % 2);
+        u8* to = stages + at * stage;
+        const u8* from = source + n * pitch;
+        phase_expect(full + at, common + values);
+        copy_bulk(to, from, common, full + at);
+        if (values > 0) copy_bulk(to + common, from + common + skip, values, full + at);
+    }
+    // By every thread.
+    __device__ __forceinline__ const u8* wait(u32 n) const {
+        phase_wait(full + n % STAGES, n / STAGES % 2);
+        return stages + n % STAGES * stage;
+    }
+    // By one thread of each warp that has read chunk `n`.
+    __device__ __forceinline__ void done(u32 n) const { phase_arrive(empty + n % STAGES); }
+};
+
+// A run of chunks as the batch lists it.
+struct Run {
+    u32 piece, chunk, count, segment;
+};
+static __device__ __forceinline__ Run run_of(const u32* batch, u32 n) {
+    const u32* words = batch + batch[AT_SCANS] + 4 * n;
+    return Run{words[0], words[1], words[2], words[3]};
+}
+
+// Images of a run for the block's tiles of values, `tiles` from `first` on; `active` warps read them.
+template <int PADDED>
+static __device__ __forceinline__ Images begin_images(
+    u64* full, u64* empty, const u8* workspace, const Heads& h, const Run& run, u32 head, u32 first, u32 tiles, u32 active) {
+    u32 bytes = image_bytes(PADDED, h.value_width), common = common_bytes(PADDED);
+    Images images{
+        full, empty, dynamic_shared(), workspace + ((u64)run.chunk * h.heads + head) * bytes, (u64)h.heads * bytes,
+        run.count, common, tiles * VALUE_STRIDE * 2, first * VALUE_STRIDE * 2,
+        common + blockDim.x / 32 * VALUE_STRIDE * 2};
+    if (threadIdx.x == 0) {
+        for (u32 i = 0; i < STAGES; i++) {
+            phase_init(full + i, 1);
+            phase_init(empty + i, active);
+        }
+        phase_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (u32 n = 0; n < AHEAD; n++) images.fetch(n);
+    }
+    return images;
+}
+
+// Tails of the convolution, where `kda_prepare_fused` read them: the block's channels of V, one block's of a key head.
+static __device__ __forceinline__ void keep_block_tails(
+    const Conv& conv, const u32* batch, const Heads& h, u32 piece, u32 head, u32 first_column) {
+    u32 channels = channels_of(h), threads = blockDim.x;
+    u32 end = min(first_column + threads / 2, h.value_width);
+    for (u32 e = first_column + threadIdx.x; e < end; e += threads) {
+        keep_tails(conv, channels, batch, piece, value_channel(h, head) + e);
+    }
+    if (blockIdx.x == 0 && head % (h.heads / h.key_heads) == 0) {
+        for (u32 d = threadIdx.x; d < h.key_width; d += threads) {
+            keep_tails(conv, channels, batch, piece, query_channel(h, head) + d);
+            keep_tails(conv, channels, batch, piece, query_channel(h, head) + h.key_heads * h.key_width + d);
+        }
+    }
+}
+
+template <int PADDED>
+static __device__ __forceinline__ void scan(
+    const u32* batch, const u8* workspace, const float* operators, float* states, bf16* output, const Heads& h, u32 form,
+    const Conv& conv) {
+    SHARED(u64, full, STAGES);
+    SHARED(u64, empty, STAGES);
+    SHARED(uint4, outputs, MOST_WARPS * TILE / 8);
+    u32 head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32, warps = blockDim.x / 32;
+    if (blockIdx.z >= batch[form == ALL_CHUNKS ? SCAN_TOTAL : SEVERAL_SCANS]) return;
+    Run run = run_of(batch, blockIdx.z);
+    u32 first = blockIdx.x * warps, tiles = min(warps, value_tiles(h.value_width) - first), column = (first + warp) * 16;
+    Images images = begin_images<PADDED>(full, empty, workspace, h, run, head, first, tiles, tiles);
+    bf16* own = (bf16*)outputs + warp * TILE;
+    u32 end = piece_word(batch, run.piece, CHUNKS) + piece_word(batch, run.piece, CHUNK_COUNT);
+    if (warp < tiles) {
+        State<PADDED> state;
+        if (run.segment == NONE) {
+            load_state(state, states, h, piece_word(batch, run.piece, SLOT_IN), head, column);
+        } else {
+            load_columns(state, operators + operator_at<PADDED>(h, run.segment, head, column));
+        }
+        for (u32 n = 0; n < run.count; n++) {
+            if (thread == 0) images.fetch(n + AHEAD);
+            __syncwarp();
+            const u8* stage = images.wait(n);
+            __syncwarp();
+            const bf16* values = (const bf16*)(stage + images.common) + warp * VALUE_STRIDE;
+            advance<PADDED, true>(state, (const bf16*)stage, values, own);
+            if (lane == 0) images.done(n);
+            const u32* words = batch + batch[AT_CHUNKS] + 4 * (run.chunk + n);
+            // A lane has half a row: eight columns.
+            u32 t = lane / 2, e = column + lane % 2 * 8;
+            if (t < words[1]) {
+                bf16* to = output + ((u64)(words[0] + t) * h.heads + head) * h.value_width + e;
+                const bf16* eight = own + unit_at(0, t, lane % 2);
+                if (h.value_width % 8 == 0) {
+                    if (e < h.value_width) *(uint4*)to = *(const uint4*)eight;
+                } else {
+                    for (u32 i = 0; i < 8 && e + i < h.value_width; i++) to[i] = eight[i];
+                }
+            }
+            if (words[3] != NONE) store_state(state, states, h, words[3], head, column);
+            __syncwarp();
+        }
+        // The piece's last run.
+        if (run.chunk + run.count == end) {
+            store_state(state, states, h, piece_word(batch, run.piece, SLOT_OUT), head, column);
+        }
+    }
+    if (conv.input != nullptr && conv.taps > 1 && run.chunk + run.count == end) {
+        keep_block_tails(conv, batch, h, run.piece, head, first * 16);
+    }
+}
+
+// Runs of chunks, those of each in their order. Grid (ceil(V / 16 W), heads, scans), block 32 W, W at most 8; dynamic
+// shared memory 5 (512 (P/4 + 1) + 4 P + 528 W). K is at most P. A grid may hold more scans than the batch; a run of no
+// chunks has its state copied.
+//   batch      the batch; its scans are those of pieces that run by chunks (`form`)
+//   workspace  what `kda_prepare` left
+//   operators  what `kda_seeds` left, or null where no piece is cut into segments
+//   states     [slots, heads, K, V] f32
+//   output     [T, heads V] bf16, aligned to 16 bytes
+//   input      [T, channels] bf16, before the convolution, where `kda_prepare_fused` ran: then the tails of the pieces'
+//              slots are written as well; else null
+//   tails      [slots, channels, taps - 1] f32, or null
+#define KDA_SCAN(name, padded)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) name(                                            \
+        const u32* batch, const u8* workspace, const float* operators, float* states, bf16* output,                   \
+        const bf16* input, float* tails, u32 taps, u32 key_heads, u32 heads, u32 key_width, u32 value_width,          \
+        u32 form) {                                                                                                   \
+        Heads h{key_heads, heads, key_width, value_width};                                                            \
+        scan<padded>(batch, workspace, operators, states, output, h, form, Conv{input, nullptr, 0, tails, taps});     \
+    }
+
+KDA_SCAN(kda_scan_32, 32)
+KDA_SCAN(kda_scan_64, 64)
+KDA_SCAN(kda_scan_128, 128)
+ENTRY(kda_scan_32)
+ENTRY(kda_scan_64)
+ENTRY(kda_scan_128)
+
+template <int PADDED>
+static __device__ __forceinline__ void find_operators(
+    const u32* batch, const u8* workspace, float* operators, const Heads& h) {
+    SHARED(u64, full, STAGES);
+    SHARED(u64, empty, STAGES);
+    u32 head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32, warps = blockDim.x / 32;
+    if (blockIdx.z >= batch[SEGMENT_TOTAL]) return;
+    // Segments are the first of the list.
+    Run run = run_of(batch, blockIdx.z);
+    u32 first = blockIdx.x * warps, written = value_tiles(h.value_width), every = written + PADDED / 16;
+    u32 tiles = first < written ? min(warps, written - first) : 0, active = min(warps, every - first);
+    Images images = begin_images<PADDED>(full, empty, workspace, h, run, head, first, tiles, active);
+    if (warp >= active) return;
+    u32 tile = first + warp;
+    State<PADDED> state;
+    #pragma unroll
+    for (u32 n = 0; n < PADDED / 8; n++) {
+        #pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            u32 d = n * 8 + lane % 4 * 2 + i % 2, column = tile * 16 + lane / 4 + i / 2 * 8;
+            state.at[n][i] = column == written * 16 + d ? 1.0f : 0.0f;
+        }
+    }
+    for (u32 n = 0; n < run.count; n++) {
+        if (thread == 0) images.fetch(n + AHEAD);
+        __syncwarp();
+        const u8* stage = images.wait(n);
+        __syncwarp();
+        const bf16* values = (const bf16*)(stage + images.common) + warp * VALUE_STRIDE;
+        advance<PADDED, false>(state, (const bf16*)stage, tile < written ? values : nullptr, nullptr);
+        __syncwarp();
+        if (lane == 0) images.done(n);
+    }
+    store_columns(state, operators + operator_at<PADDED>(h, run.segment, head, tile * 16));
+}
+
+template <int PADDED>
+static __device__ __forceinline__ void find_seeds(const u32* batch, float* operators, const float* states, const Heads& h) {
+    constexpr u32 TILES = PADDED / 16;
+    u32 head = blockIdx.y, lane = threadIdx.x % 32, column = (blockIdx.x * 4 + threadIdx.x / 32) * 16;
+    u32 written = value_tiles(h.value_width) * 16;
+    if (blockIdx.z >= batch[CUT_TOTAL] || column >= written) return;
+    const u32* words = batch + batch[AT_CUTS] + 3 * blockIdx.z;
+    u32 segment = words[1];
+    State<PADDED> state;
+    load_state(state, states, h, piece_word(batch, words[0], SLOT_IN), head, column);
+    for (u32 n = 0; n < words[2]; n++) {
+        // The entry state takes the place of B.
+        float* at = operators + operator_at<PADDED>(h, segment + n, head, column);
+        State<PADDED> next;
+        load_columns(next, at);
+        store_columns(state, at);
+        if (n + 1 == words[2]) break;
+        // M S + B: parts and rests of both.
+        u32 part[TILES][4], rest[TILES][4];
+        #pragma unroll
+        for (u32 tile = 0; tile < TILES; tile++) {
+            #pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                const float (&s)[4] = state.at[2 * tile + i / 2];
+                split_pair(s[i % 2 * 2], s[i % 2 * 2 + 1], part[tile][i], rest[tile][i]);
+            }
+        }
+        const float* map = operators + operator_at<PADDED>(h, segment + n, head, written) + lane / 4;
+        #pragma unroll
+        for (u32 to = 0; to < PADDED / 8; to++) {
+            #pragma unroll
+            for (u32 tile = 0; tile < TILES; tile++) {
+                u32 b[2], b_rest[2];
+                #pragma unroll
+                for (u32 i = 0; i < 2; i++) {
+                    const float* pair = map + (tile * 16 + i * 8 + lane % 4 * 2) * PADDED + to * 8;
+                    split_pair(pair[0], pair[PADDED], b[i], b_rest[i]);
+                }
+                mma_bf16(next.at[to], rest[tile], b);
+                mma_bf16(next.at[to], part[tile], b_rest);
+                mma_bf16(next.at[to], part[tile], b);
+            }
+        }
+        state = next;
+    }
+}
+
+// `kda_operators`: the affine maps of all segments. Grid (ceil((ceil(V / 16) + P / 16) / W), heads, segments), block and
+// shared memory as for `kda_scan`.
+// `kda_seeds`: the states that they start from, in the place of B. Grid (ceil(V / 64), heads, cuts), block 128.
+// Grids may hold more than the batch.
+//   operators  [segments, heads, 16 ceil(V / 16) + P, P] f32: columns of B, then of M
+//   states     [slots, heads, K, V] f32
+#define KDA_SEGMENTS(operators_name, seeds_name, padded)                                                              \
+    extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) operators_name(                                  \
+        const u32* batch, const u8* workspace, float* operators, u32 heads, u32 key_width, u32 value_width) {         \
+        find_operators<padded>(batch, workspace, operators, Heads{heads, heads, key_width, value_width});             \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(128) seeds_name(                                                     \
+        const u32* batch, float* operators, const float* states, u32 heads, u32 key_width, u32 value_width) {         \
+        find_seeds<padded>(batch, operators, states, Heads{heads, heads, key_width, value_width});                    \
+    }
+
+KDA_SEGMENTS(kda_operators_32, kda_seeds_32, 32)
+KDA_SEGMENTS(kda_operators_64, kda_seeds_64, 64)
+KDA_SEGMENTS(kda_operators_128, kda_seeds_128, 128)
+ENTRY(kda_operators_32)
+ENTRY(kda_operators_64)
+ENTRY(kda_operators_128)
+ENTRY(kda_seeds_32)
+ENTRY(kda_seeds_64)
+ENTRY(kda_seeds_128)

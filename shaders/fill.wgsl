@@ -1,0 +1,58 @@
+// Random numbers where weights and caches are kept, for measuring a model without its file. Twin of
+// `src/backend/cpu/fill.rs`; the numbers are `Random::value` of `src/backend/random.rs`, to the bit.
+
+// #import shared/index
+
+struct Params {
+    first: u32,     // the first word of this dispatch
+    words: u32,     // one past its last
+    element: u32,   // the number of the buffer's first element
+    columns: u32,   // of a row
+    stride: u32,    // from one row to the next, in elements; what lies beyond the columns is zero
+    narrow: u32,    // whether numbers are rounded to bf16
+    packed: u32,    // whether two of them share a word
+    seed: u32,
+    mean: f32,
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(2) var<storage, read_write> output: array<u32>;
+
+// Mixes the bits of a word.
+fn mix_bits(word: u32) -> u32 {
+    var x = (word ^ (word >> 16u)) * 0x7feb352du;
+    x = (x ^ (x >> 15u)) * 0x846ca68bu;
+    return x ^ (x >> 16u);
+}
+
+// The bits of the element at this place of the buffer, as f32.
+fn bits_at(place: u32) -> u32 {
+    let column = place % params.stride;
+    if (column >= params.columns) {
+        return 0u;
+    }
+    let i = params.element + place / params.stride * params.columns + column;
+    let bits = mix_bits(mix_bits(i ^ params.seed) + params.seed);
+    // 24 bits in -1 .. 1, exactly; the scale is a power of two.
+    let unit = f32(bits >> 8u) * 1.1920928955078125e-7 - 1.0;
+    let value = bitcast<u32>(params.mean + params.scale * unit);
+    if (params.narrow == 0u) {
+        return value;
+    }
+    // To nearest, ties to even.
+    return (value + 0x7fffu + ((value >> 16u) & 1u)) & 0xffff0000u;
+}
+
+@compute @workgroup_size(64)
+fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let word = params.first + flat(group, groups, thread);
+    if (word >= params.words) {
+        return;
+    }
+    if (params.packed == 0u) {
+        output[word] = bits_at(word);
+    } else {
+        output[word] = (bits_at(2u * word) >> 16u) | bits_at(2u * word + 1u);
+    }
+}

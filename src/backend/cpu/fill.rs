@@ -1,0 +1,71 @@
+//! Weights, states and latents of random numbers: the twin of `shaders/fill.wgsl` and `kernels/fill.cu`.
+
+use bytes::Bytes;
+use half::bf16;
+use rayon::prelude::*;
+
+use super::memory::{Latents, States, zeroed};
+use crate::backend::{Random, RandomWeight, Result, WeightSource};
+use crate::checkpoint::Format;
+
+/// Elements that one thread makes at a time.
+const PIECE: usize = 1 << 14;
+
+/// Memory that somebody else keeps as bytes.
+struct Made<T>(Box<[T]>);
+
+impl<T: bytemuck::Pod> AsRef<[u8]> for Made<T> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+/// `to[i]` is element `i`.
+fn fill<T: Send>(random: Random, to: &mut [T], narrow: impl Fn(f32) -> T + Sync) {
+    to.par_chunks_mut(PIECE).enumerate().for_each(|(i, to)| {
+        for (place, to) in to.iter_mut().enumerate() {
+            *to = narrow(random.value((i * PIECE + place) as u64));
+        }
+    });
+}
+
+/// The weight as a loader would hand it over.
+pub(super) fn weight(weight: RandomWeight) -> Result<WeightSource> {
+    weight.check("cpu")?;
+    let (random, elements) = (weight.random, weight.elements());
+    let part: Bytes = if weight.format == Format::F32 {
+        let mut values = zeroed::<f32>(&weight.name, elements)?;
+        fill(random, &mut values, |value| value);
+        Bytes::from_owner(Made(values))
+    } else {
+        let mut values = zeroed::<u16>(&weight.name, elements)?;
+        fill(random, &mut values, |value| bf16::from_f32(value).to_bits());
+        Bytes::from_owner(Made(values))
+    };
+    Ok(WeightSource {
+        name: weight.name,
+        format: weight.format,
+        stack: weight.stack,
+        rows: weight.rows,
+        columns: weight.columns,
+        stored_columns: weight.columns,
+        first_column: 0,
+        parts: vec![part],
+        shard: weight.shard,
+    })
+}
+
+/// Every slot: a layer's states, then its tails.
+pub(super) fn states(states: &mut States, random: Random) {
+    for (layer, (state, tail)) in states.layers_mut().enumerate() {
+        fill(random.part(2 * layer), state, |value| value);
+        fill(random.part(2 * layer + 1), tail, |value| value);
+    }
+}
+
+/// Every block.
+pub(super) fn latents(latents: &mut Latents, random: Random) {
+    for (layer, rows) in latents.layers_mut().enumerate() {
+        fill(random.part(layer), rows, |value| value);
+    }
+}

@@ -1,0 +1,143 @@
+//! Numbers that a device makes by itself, so that a model of any size can be measured without its file: uniform, seeded,
+//! and the same to the bit on every backend. They are for measuring and for tests, and no source of randomness for else.
+
+use super::Shard;
+use crate::checkpoint::Format;
+use crate::error::BackendError;
+
+/// Uniform numbers in `mean - 2^exponent .. mean + 2^exponent`, each a function of its place and the seed alone.
+///
+/// The hash is two rounds of an integer finaliser over the element's place modulo 2^32; a power of two as the scale makes the
+/// number exact before the mean is added, so that no backend rounds otherwise than another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Random {
+    /// Tells one tensor's numbers from another's.
+    pub seed: u32,
+    /// Their mean.
+    pub mean: f32,
+    /// The greatest distance from the mean, as a power of two.
+    pub exponent: i32,
+}
+
+/// A weight that a backend makes itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RandomWeight {
+    /// Its name, for messages.
+    pub name: String,
+    /// The dtype that it is kept in: bf16 or f32.
+    pub format: Format,
+    /// Matrices in the stack.
+    pub stack: usize,
+    /// Rows a matrix.
+    pub rows: usize,
+    /// Columns a row.
+    pub columns: usize,
+    /// The part of the whole that this is.
+    pub shard: Shard,
+    /// Its numbers: element `i` counted through stack, rows and columns.
+    pub random: Random,
+}
+
+/// Mixes the bits of a word.
+const fn mix(mut x: u32) -> u32 {
+    x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
+    x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
+}
+
+impl Random {
+    /// Numbers about zero, for a tensor of this name.
+    #[must_use]
+    pub fn named(name: &str, seed: u32, exponent: i32) -> Self {
+        // FNV-1a.
+        let hash = name.bytes().fold(0x811c_9dc5 ^ seed, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+        Self {
+            seed: hash,
+            mean: 0.0,
+            exponent,
+        }
+    }
+
+    /// The same about another mean.
+    #[must_use]
+    pub fn about(self, mean: f32) -> Self {
+        Self { mean, ..self }
+    }
+
+    /// Those of another layer, or of another part of a layer.
+    #[must_use]
+    pub(crate) fn part(self, number: usize) -> Self {
+        let seed = mix(self.seed.wrapping_add(number as u32));
+        Self { seed, ..self }
+    }
+
+    /// The greatest distance from the mean.
+    #[must_use]
+    pub fn scale(&self) -> f32 {
+        2.0_f32.powi(self.exponent)
+    }
+
+    /// Element `index`, before it is rounded to a format.
+    #[must_use]
+    pub fn value(&self, index: u64) -> f32 {
+        let bits = mix(mix(index as u32 ^ self.seed).wrapping_add(self.seed));
+        // 24 bits in -1 .. 1, exactly.
+        let unit = (bits >> 8) as f32 * (1.0 / (1 << 23) as f32) - 1.0;
+        self.mean + self.scale() * unit
+    }
+}
+
+impl RandomWeight {
+    /// Elements of all matrices.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.stack * self.rows * self.columns
+    }
+
+    /// Refuses what is neither bf16 nor f32: backends need not round to f16 alike.
+    pub(crate) fn check(&self, backend: &'static str) -> Result<(), BackendError> {
+        match self.format {
+            Format::Bf16 | Format::F32 => Ok(()),
+            Format::F16 => Err(BackendError::Unsupported {
+                backend,
+                what: format!(
+                    "{} made of random numbers in F16; it makes BF16 and F32",
+                    self.name
+                ),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_uniform_and_those_of_two_names_have_nothing_in_common() {
+        let random = Random::named("a", 0, -2);
+        let n = 100_000;
+        let values: Vec<f64> = (0..n).map(|i| f64::from(random.value(i))).collect();
+        assert!(values.iter().all(|x| (-0.25..0.25).contains(x)));
+        let mean = values.iter().sum::<f64>() / n as f64;
+        let variance = values.iter().map(|x| x * x).sum::<f64>() / n as f64;
+        // Five standard errors.
+        assert!(mean.abs() < 5.0 * 0.25 / (3.0 * n as f64).sqrt(), "{mean}");
+        assert!((variance * 48.0 - 1.0).abs() < 0.02, "{variance}");
+        for other in [
+            Random::named("b", 0, -2),
+            Random::named("a", 1, -2),
+            random.part(1),
+        ] {
+            let product: f64 = (0..n)
+                .map(|i| values[i as usize] * f64::from(other.value(i)))
+                .sum::<f64>()
+                / n as f64;
+            assert!((product / variance).abs() < 0.02, "{product}");
+        }
+        let about = random.about(3.0);
+        assert_eq!(about.value(7), 3.0 + random.value(7));
+    }
+}

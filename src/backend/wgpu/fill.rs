@@ -1,0 +1,100 @@
+//! Random numbers in the device's buffers, made there.
+
+use std::sync::PoisonError;
+
+use super::Shared;
+use super::pipelines::{self, Bind, Parameters, Program};
+use super::step::flat;
+use crate::backend::{Random, Result};
+
+/// Words of one dispatch: its grid stays within every device's limits.
+const WORDS: usize = 1 << 26;
+
+/// What a buffer is to hold.
+pub(super) struct Rows {
+    /// The number of its first element.
+    pub(super) element: usize,
+    /// Rows in it.
+    pub(super) rows: usize,
+    /// Elements of a row.
+    pub(super) columns: usize,
+    /// Elements from one row to the next; those beyond the columns become zero.
+    pub(super) stride: usize,
+    /// Whether numbers are rounded to bf16, and whether two of them then share a word.
+    pub(super) narrow: bool,
+    pub(super) packed: bool,
+}
+
+impl Rows {
+    /// f32 without padding.
+    pub(super) fn plain(elements: usize) -> Self {
+        Self {
+            element: 0,
+            rows: 1,
+            columns: elements,
+            stride: elements,
+            narrow: false,
+            packed: false,
+        }
+    }
+}
+
+/// Fills a buffer.
+pub(super) fn fill(
+    shared: &Shared,
+    buffer: &wgpu::Buffer,
+    rows: &Rows,
+    random: Random,
+) -> Result<()> {
+    let gpu = &shared.gpu;
+    let elements = rows.rows * rows.stride;
+    let words = if rows.packed {
+        elements.div_ceil(2)
+    } else {
+        elements
+    };
+    let binds = [Bind::Write(2, buffer)];
+    let program = Program::new("fill");
+    let pipeline = {
+        let mut pipelines = shared
+            .pipelines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        pipelines.get(gpu, program, &binds)?
+    };
+    let mut parameters = Parameters::default();
+    for first in (0..words).step_by(WORDS) {
+        let end = words.min(first + WORDS);
+        // Places count modulo 2^32, and no buffer that a shader sees is longer.
+        let [first, last, element] = [first, end, rows.element].map(|word| word as u32);
+        let params = [
+            first,
+            last,
+            element,
+            rows.columns as u32,
+            rows.stride as u32,
+            u32::from(rows.narrow),
+            u32::from(rows.packed),
+            random.seed,
+            random.mean.to_bits(),
+            random.scale().to_bits(),
+        ];
+        let (page, offset) = parameters.keep(gpu, &params)?;
+        let params = pipelines::parameter_binding(&page, offset);
+        let group = pipelines::bind_group(gpu, &pipeline, "fill", params, &binds)?;
+        gpu.guarded("random numbers", 0, || {
+            let mut encoder = gpu
+                .device
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                pass.set_pipeline(&pipeline.pipeline);
+                pass.set_bind_group(0, &group, &[]);
+                let [x, y, z] = flat(end - first as usize);
+                pass.dispatch_workgroups(x, y, z);
+            }
+            gpu.queue.submit([encoder.finish()]);
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,251 @@
+//! The recurrence by itself: inputs, a plan on a device, and how far its answers are from the definition's.
+
+use half::bf16;
+
+use super::oracle::{self, Inputs};
+use super::piece;
+use crate::backend::{
+    Backend, Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Result, Rows, Slot,
+    StateLayout, StateRecord, Step, TensorValues,
+};
+use crate::conformance::{Gates, Random, norm_error};
+
+/// Heads that are held to the definition at most.
+const CHECKED: usize = 4;
+
+/// Inputs of a recurrence; queries, keys and values as bf16 holds them, so that all who are measured on them read the same.
+pub(crate) struct Numbers {
+    pub(crate) heads: usize,
+    pub(crate) width: usize,
+    /// Tokens of each sequence.
+    pub(crate) lengths: Vec<usize>,
+    /// `[T, 3 * heads * width]`: queries, keys, values side by side, not normalised.
+    pub(crate) qkv: Vec<f32>,
+    /// `[T, heads * width]`: log decay.
+    pub(crate) gates: Vec<f32>,
+    /// `[T, heads]`.
+    pub(crate) beta: Vec<f32>,
+    /// `[sequences, heads, K, V]`; nothing where sequences start from zero.
+    pub(crate) initial: Option<Vec<f32>>,
+}
+
+/// `||x - reference|| / ||reference||` of the outputs and of the final states, over some heads.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Errors {
+    /// Of the outputs.
+    pub output: f64,
+    /// Of the states.
+    pub state: f64,
+    /// The heads.
+    pub heads: Vec<usize>,
+}
+
+impl Numbers {
+    /// Random ones, the same everywhere.
+    pub(crate) fn random(
+        [heads, width]: [usize; 2],
+        lengths: &[usize],
+        gates: Gates,
+        seeded: bool,
+    ) -> Self {
+        let name = format!("recurrence {heads} {width} {lengths:?} {}", gates.name());
+        let mut random = Random::new(&name);
+        let tokens: usize = lengths.iter().sum();
+        let states = lengths.len() * heads * width * width;
+        let halves = |values: Vec<f32>| -> Vec<f32> {
+            let round = |x: f32| bf16::from_f32(x).to_f32();
+            values.into_iter().map(round).collect()
+        };
+        Self {
+            heads,
+            width,
+            lengths: lengths.to_vec(),
+            qkv: halves(random.normals(tokens * 3 * heads * width, 1.0)),
+            gates: random.gates(gates, tokens, heads, width),
+            beta: halves((0..tokens * heads).map(|_| random.uniform()).collect()),
+            initial: seeded.then(|| random.normals(states, 0.3)),
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    /// The heads that are checked, at equal distances.
+    pub(crate) fn checked(&self) -> Vec<usize> {
+        let count = CHECKED.min(self.heads);
+        (0..count).map(|i| i * self.heads / count).collect()
+    }
+
+    /// What the checked heads must come to: outputs and states of each.
+    pub(crate) fn answers(&self) -> Vec<(Vec<f64>, Vec<f64>)> {
+        let inputs = Inputs {
+            heads: self.heads,
+            width: self.width,
+            lengths: &self.lengths,
+            qkv: &self.qkv,
+            gates: &self.gates,
+            beta: &self.beta,
+            initial: self.initial.as_deref(),
+        };
+        oracle::recurrence(&inputs, &self.checked())
+    }
+
+    /// How far outputs `[T, heads * V]` and states `[sequences, heads, K, V]` are from `answers`.
+    pub(crate) fn errors(
+        &self,
+        answers: &[(Vec<f64>, Vec<f64>)],
+        output: &[f32],
+        states: &[f32],
+    ) -> Errors {
+        let (heads, width) = (self.checked(), self.width);
+        let len = width * width;
+        let (mut found, mut expected) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        for (head, (outputs, finals)) in heads.iter().zip(answers) {
+            for row in output.chunks_exact(self.heads * width) {
+                found[0].extend_from_slice(&row[head * width..(head + 1) * width]);
+            }
+            for state in states.chunks_exact(self.heads * len) {
+                found[1].extend_from_slice(&state[head * len..(head + 1) * len]);
+            }
+            expected[0].extend_from_slice(outputs);
+            expected[1].extend_from_slice(finals);
+        }
+        Errors {
+            output: norm_error(&found[0], &expected[0]),
+            state: norm_error(&found[1], &expected[1]),
+            heads,
+        }
+    }
+}
+
+/// A recurrence on a device.
+pub(crate) struct Planned {
+    pub(crate) step: Box<dyn Step>,
+    pub(crate) batch: Batch,
+    pub(crate) operation: KdaRecurrence,
+}
+
+/// Records a recurrence over every layer of its pool.
+fn record(
+    backend: &mut dyn Backend,
+    operation: &KdaRecurrence,
+    tokens: usize,
+    pieces: usize,
+) -> Result<Box<dyn Step>> {
+    let mut step = backend.step(Capacity {
+        tokens,
+        pieces,
+        outputs: 0,
+        blocks: 0,
+        checkpoints: 0,
+    })?;
+    for layer in 0..operation.pool.layout.layers {
+        step.kda_recurrence(KdaRecurrence {
+            layer,
+            ..*operation
+        })?;
+    }
+    Ok(step)
+}
+
+impl Planned {
+    /// Uploads `numbers` and records the recurrence over each of `layers` layers, so that what one of them read is not in a cache
+    /// when it runs again.
+    pub(crate) fn new(backend: &mut dyn Backend, numbers: &Numbers, layers: usize) -> Result<Self> {
+        let Numbers { heads, width, .. } = *numbers;
+        let (tokens, sequences) = (numbers.tokens(), numbers.lengths.len());
+        // A state is read from one slot and written to another, so that every run does the same.
+        let layout = StateLayout {
+            layers,
+            key_heads: heads,
+            value_heads: heads,
+            key_width: width,
+            value_width: width,
+            taps: 4,
+            slots: 2 * sequences,
+        };
+        let pool = backend.state_pool(layout)?;
+        let mut plan = |width, element, values: &[f32]| {
+            let tensor = backend.tensor(Rows::Tokens, tokens, width, element)?;
+            backend.write_tensor(tensor, &TensorValues::F32(values.to_vec()))?;
+            Ok(tensor)
+        };
+        let qkv = plan(3 * heads * width, Element::Activation, &numbers.qkv)?;
+        let gates = plan(heads * width, Element::F32, &numbers.gates)?;
+        let beta = plan(heads, Element::F32, &numbers.beta)?;
+        // What is not written shows as an error.
+        let poison = vec![f32::NAN; tokens * heads * width];
+        let output = plan(heads * width, Element::Activation, &poison)?;
+        if let Some(initial) = &numbers.initial {
+            let states = initial.chunks_exact(layout.state_len());
+            for (slot, state) in states.enumerate() {
+                let record = StateRecord {
+                    orientation: Orientation::KeyValue,
+                    heads,
+                    key_width: width,
+                    value_width: width,
+                    state: state.to_vec(),
+                    channels: layout.channels(),
+                    tail: vec![0.0; layout.tail_len()],
+                };
+                for layer in 0..layers {
+                    backend.write_state(&pool, layer, Slot(slot as u32), &record)?;
+                }
+            }
+        }
+        let operation = KdaRecurrence {
+            qkv,
+            gates,
+            beta,
+            pool,
+            layer: 0,
+            form: Form::Auto,
+            output,
+        };
+        let step = record(backend, &operation, tokens, sequences)?;
+        let seeded = numbers.initial.is_some();
+        let pieces = numbers.lengths.iter().enumerate().map(|(i, length)| {
+            let mut piece = piece(i, 0, *length, seeded, Vec::new());
+            piece.slot_out = Slot((sequences + i) as u32);
+            piece
+        });
+        let batch = Batch {
+            tokens: vec![0; tokens],
+            pieces: pieces.collect(),
+            outputs: Vec::new(),
+        };
+        Ok(Self {
+            step,
+            batch,
+            operation,
+        })
+    }
+
+    /// The same once more, in a step of its own.
+    pub(crate) fn again(&self, backend: &mut dyn Backend) -> Result<Box<dyn Step>> {
+        let (tokens, pieces) = (self.batch.tokens.len(), self.batch.pieces.len());
+        record(backend, &self.operation, tokens, pieces)
+    }
+
+    /// The outputs `[T, heads * V]` and the first layer's final states `[sequences, heads, K, V]` of the last run.
+    pub(crate) fn read(&self, backend: &mut dyn Backend) -> Result<(Vec<f32>, Vec<f32>)> {
+        answers(backend, &self.operation, &self.batch)
+    }
+}
+
+/// The outputs and the first layer's final states of the last run of a recurrence.
+pub(crate) fn answers(
+    backend: &mut dyn Backend,
+    operation: &KdaRecurrence,
+    batch: &Batch,
+) -> Result<(Vec<f32>, Vec<f32>)> {
+    let rows = batch.tokens.len();
+    let output = backend.read_tensor(operation.output, rows).wait()?;
+    let mut states = Vec::new();
+    for piece in &batch.pieces {
+        let record = backend.read_state(&operation.pool, 0, piece.slot_out);
+        states.extend_from_slice(&record.wait()?.key_value());
+    }
+    Ok((output.as_f32().unwrap_or(&[]).to_vec(), states))
+}

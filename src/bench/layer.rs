@@ -1,0 +1,131 @@
+//! A KDA layer between its projections, timed in layers of random weights: what a backend may have fused.
+
+use super::kernels::{Options, Report, Row, Time, sets};
+use super::{Effort, operations, piece};
+use crate::backend::{Backend, Batch, Capacity};
+use crate::config::{Attention, Ffn, LayerKind, ModelConfig};
+use crate::conformance::Work;
+use crate::conformance::floors::Kernel;
+use crate::error::Error;
+use crate::model::{Limits, Model, Recording};
+
+/// Tokens of a block.
+const BLOCK_TOKENS: usize = 64;
+
+/// The name of a KDA kernel in its layer: what lies between the projections, fused or not.
+pub(super) fn name(kernel: &Kernel) -> Option<String> {
+    match kernel {
+        Kernel::KdaPrefill { .. } | Kernel::KdaDecode { .. } => {
+            Some(format!("{}, from convolution to norm", kernel.name()))
+        }
+        _ => None,
+    }
+}
+
+/// The operations of a KDA layer between its projections, as backends name them.
+const LAYER: [&str; 7] = [
+    "kda_block",
+    "short_conv",
+    "kda_gates",
+    "kda_chunk",
+    "kda_step",
+    "kda_recurrence",
+    "gated_norm",
+];
+
+/// Times those operations in layers of random weights, by the device's clock. Their results are held to the oracle by the
+/// conformance list alone.
+pub(super) fn run(
+    backend: Box<dyn Backend>,
+    options: &Options,
+    kernel: &Kernel,
+    name: String,
+    effort: Effort,
+    report: &Report,
+) -> Result<Row, Error> {
+    let config = &options.config;
+    let (tokens, sequences, decode) = match *kernel {
+        Kernel::KdaPrefill { tokens, sequences } => (tokens, sequences, false),
+        Kernel::KdaDecode { sequences } => (sequences, sequences, true),
+        _ => (0, 0, false),
+    };
+    // The output's gate is read as well, and the convolutions' tails are written, by a decode read too.
+    let tails = 4 * 3 * config.kda_width() * (config.short_conv_kernel_size - 1);
+    let more = Work {
+        bytes: (2 * tokens * config.kda_width() + (1 + usize::from(decode)) * sequences * tails)
+            as u64,
+        flops: 0,
+    };
+    let work = kernel.work(config).and(more);
+    let sets = if decode { sets(work.bytes) } else { 1 };
+    let kind = LayerKind {
+        attention: Attention::Kda,
+        ffn: Ffn::Dense,
+    };
+    let layers = ModelConfig {
+        layers: vec![kind; sets],
+        num_hidden_layers: sets,
+        ..config.clone()
+    };
+    let length = tokens / sequences.max(1);
+    let capacity = Capacity {
+        tokens,
+        pieces: sequences,
+        outputs: 1,
+        blocks: 0,
+        checkpoints: 0,
+    };
+    let limits = Limits {
+        step: capacity,
+        slots: sequences,
+        blocks: 0,
+        block_tokens: BLOCK_TOKENS,
+        cache: backend.device().cache,
+    };
+    let mut model = Model::random(&layers, 0, backend, limits, &mut |_| {})?;
+    model.fill_caches(0)?;
+    let recording = Recording {
+        candidates: 1,
+        keep_rows: false,
+        probe_hidden: false,
+    };
+    let mut step = model.record(capacity, recording)?;
+    let floor = report.rates.as_ref().map(|rates| work.floor(rates));
+    let mut row = Row {
+        name,
+        operation: "kda_block",
+        bytes: work.bytes,
+        flops: work.flops,
+        floor_seconds: floor.map(|(seconds, _)| seconds),
+        bound: floor.map(|(_, bound)| bound),
+        time: None,
+        error: None,
+        refused: None,
+    };
+    if let Err(error) = step.time() {
+        row.refused = Some(error.to_string());
+        return Ok(row);
+    }
+    let batch = Batch {
+        tokens: (0..length * sequences)
+            .map(|i| (i * 7919 % config.vocab_size) as u32)
+            .collect(),
+        pieces: (0..sequences)
+            .map(|i| piece(i, usize::from(decode), length, decode, Vec::new()))
+            .collect(),
+        outputs: Vec::new(),
+    };
+    let all = operations(&mut *step, &batch, effort)?;
+    if all.is_empty() {
+        row.refused = Some("this device tells no times".to_owned());
+        return Ok(row);
+    }
+    let own = all
+        .iter()
+        .filter(|(name, _)| LAYER.contains(&name.as_str()));
+    row.time = Some(Time {
+        seconds: own.map(|(_, ms)| ms).sum::<f64>() / 1000.0 / sets as f64,
+        clock: "timestamps",
+    });
+    Ok(row)
+}

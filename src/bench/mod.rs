@@ -1,0 +1,169 @@
+//! How fast a device runs a model's shape and its single kernels, beside the least that they could take.
+//!
+//! A shape needs no checkpoint: weights and caches are random numbers that the device makes ([`shape`]). Kernels are timed one by
+//! one and held to f64 code on a sample ([`kernels`]), and the recurrence can take turns with somebody else's ([`turns`]).
+//! The floors are those of [`floors`](crate::conformance::floors). It decides nothing about a model that is in use.
+
+mod kda;
+pub mod kernels;
+mod layer;
+mod oracle;
+pub mod report;
+pub mod shape;
+pub mod turns;
+
+use std::time::{Duration, Instant};
+
+pub use kda::Errors;
+
+use crate::backend::{Backend, Batch, Block, Piece, Result, Slot, Step, Ticket};
+use crate::error::BackendError;
+
+/// Makes a backend; each is given up before the next one is made, since handles are never given back.
+pub type Make<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Backend>>;
+
+/// How often things are repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Rounds of which the median counts.
+    pub rounds: usize,
+    /// The least time of a round, in which submissions follow each other.
+    pub round: Duration,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self {
+            rounds: 7,
+            round: Duration::from_millis(50),
+        }
+    }
+}
+
+impl Effort {
+    /// One short round, for trying the tools out.
+    #[must_use]
+    pub fn least() -> Self {
+        Self {
+            rounds: 1,
+            round: Duration::ZERO,
+        }
+    }
+}
+
+/// The number in the middle of a list; NaN of an empty one.
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Median seconds of one submission, each waited for before the next: what a sequence's next token waits for.
+pub(crate) fn awaited(step: &mut dyn Step, batch: &Batch, effort: Effort) -> Result<f64> {
+    let once = warm(step, batch)?;
+    let count = count(once, effort);
+    let mut times = Vec::with_capacity(effort.rounds);
+    for _ in 0..effort.rounds.max(1) {
+        let start = Instant::now();
+        for _ in 0..count {
+            step.submit(batch)?.wait()?;
+        }
+        times.push(start.elapsed().as_secs_f64() / count as f64);
+    }
+    Ok(median(times))
+}
+
+/// Median seconds of one submission behind another, without waiting between them: what the device is busy for.
+pub(crate) fn queued(step: &mut dyn Step, batch: &Batch, effort: Effort) -> Result<f64> {
+    let once = warm(step, batch)?;
+    let count = count(once, effort);
+    let mut times = Vec::with_capacity(effort.rounds);
+    for _ in 0..effort.rounds.max(1) {
+        let start = Instant::now();
+        let tickets = (0..count)
+            .map(|_| step.submit(batch))
+            .collect::<Result<Vec<_>>>()?;
+        for ticket in tickets {
+            ticket.wait()?;
+        }
+        times.push(start.elapsed().as_secs_f64() / count as f64);
+    }
+    Ok(median(times))
+}
+
+/// Runs a batch until it is compiled, loaded and, where there are graphs, one; returns the seconds of one run after that.
+pub(crate) fn warm(step: &mut dyn Step, batch: &Batch) -> Result<f64> {
+    for _ in 0..2 {
+        step.submit(batch)?.wait()?;
+    }
+    let start = Instant::now();
+    step.submit(batch)?.wait()?;
+    Ok(start.elapsed().as_secs_f64().max(1e-7))
+}
+
+fn count(once: f64, effort: Effort) -> usize {
+    ((effort.round.as_secs_f64() / once).ceil() as usize).clamp(1, 200)
+}
+
+/// Median milliseconds of each operation by the device's own clock; nothing where it has none. The step must be timed.
+pub(crate) fn operations(
+    step: &mut dyn Step,
+    batch: &Batch,
+    effort: Effort,
+) -> Result<Vec<(String, f64)>> {
+    let mut runs: Vec<Vec<(&'static str, f64)>> = Vec::new();
+    // One more, which is not counted.
+    for round in 0..=effort.rounds.max(1) {
+        let output = step.submit(batch).and_then(Ticket::wait);
+        match output {
+            Ok(output) if round > 0 => runs.push(output.milliseconds),
+            Ok(_) => {}
+            // A backend may find out by its device.
+            Err(BackendError::Unsupported { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        }
+    }
+    let names: Vec<&'static str> = runs
+        .first()
+        .map(|run| run.iter().map(|(name, _)| *name).collect())
+        .unwrap_or_default();
+    let of = |name: &str| {
+        let found = |run: &Vec<(&'static str, f64)>| {
+            run.iter()
+                .find(|(other, _)| *other == name)
+                .map(|(_, ms)| *ms)
+        };
+        median(runs.iter().filter_map(found).collect())
+    };
+    Ok(names
+        .iter()
+        .map(|name| ((*name).to_owned(), of(name)))
+        .collect())
+}
+
+/// The blocks of a sequence of `tokens` that is number `sequence` of several as long.
+pub(crate) fn table(sequence: usize, tokens: usize, block_tokens: usize) -> Vec<Block> {
+    let each = tokens.div_ceil(block_tokens);
+    (sequence * each..(sequence + 1) * each)
+        .map(|block| Block(block as u32))
+        .collect()
+}
+
+/// A piece of sequence number `sequence`, whose state is in the slot of that number.
+pub(crate) fn piece(
+    sequence: usize,
+    position: usize,
+    length: usize,
+    started: bool,
+    blocks: Vec<Block>,
+) -> Piece {
+    let slot = Slot(sequence as u32);
+    Piece {
+        length,
+        position,
+        slot_in: started.then_some(slot),
+        slot_out: slot,
+        checkpoints: Vec::new(),
+        blocks,
+    }
+}

@@ -1,0 +1,507 @@
+//! A model's shape with random weights, measured without its checkpoint: decode over caches that hold any context already,
+//! prompts in pieces, the hybrid and the same shape with MLA in every layer.
+//!
+//! Nothing is prefilled to get there: states and latents are numbers that the device makes. Where all layers together outlast the
+//! device's memory, a layer of each kind is measured and multiplied, and the row says so; a long prompt's pieces are sampled
+//! by their position, and the row says how many ran.
+
+use std::time::Instant;
+
+use crate::backend::{Backend, Batch, Capacity, OutputRow};
+use crate::config::{Dtype, LayerKind, MemoryRequest, ModelConfig};
+use crate::conformance::floors::{self, Kernel, Rates};
+use crate::error::{BackendError, EngineError, Error};
+use crate::model::{Limits, Model, Recording};
+
+use super::{Effort, Make, awaited, operations, piece, queued, table};
+
+/// Tokens of a block.
+const BLOCK_TOKENS: usize = 64;
+/// The most pieces of a prompt that are run; those between them are taken as their means.
+const SAMPLED: usize = 5;
+/// The part of a device's memory that weights, caches and activations may take; the rest is the driver's and the kernels'.
+const USABLE: f64 = 0.93;
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case", tag = "what")]
+pub enum Work {
+    /// One token of each sequence.
+    Decode {
+        /// Tokens cached for each.
+        context: usize,
+        /// Sequences.
+        batch: usize,
+    },
+    /// One prompt from its first token.
+    Prefill {
+        /// Its tokens.
+        tokens: usize,
+    },
+}
+
+/// How to measure it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Seeds weights and caches.
+    pub seed: u32,
+    /// The most tokens of a prompt in one step.
+    pub piece: usize,
+    /// Measure a layer of each kind and multiply, also where everything fits.
+    pub by_layer: bool,
+    /// Repetitions; nothing where no time is to be taken.
+    pub effort: Option<Effort>,
+}
+
+/// How a row came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// All layers at once.
+    Whole,
+    /// The embedding and the head alone, and a layer of each kind times their number.
+    ByLayer,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Row {
+    /// `hybrid`, or `all MLA`.
+    pub variant: &'static str,
+    /// KDA and MLA layers.
+    pub layers: [usize; 2],
+    /// What was measured.
+    #[serde(flatten)]
+    pub work: Work,
+    /// Whether all layers ran.
+    pub how: How,
+    /// Pieces of the prompt that ran, and all of them; 1 of 1 for a decode.
+    pub pieces: [usize; 2],
+    /// Seconds of one step or one prompt, each submission waited for; nothing where no time was taken.
+    pub seconds: Option<f64>,
+    /// Seconds of a decode where submissions follow each other without waiting: what the device is busy for.
+    pub busy_seconds: Option<f64>,
+    /// Tokens a second: of all sequences, or of the prompt.
+    pub tokens_per_second: Option<f64>,
+    /// Bytes of all weights.
+    pub weight_bytes: u64,
+    /// Bytes of weights that the step reads at the least.
+    pub weight_bytes_read: u64,
+    /// Bytes of the KDA states of all sequences, as this device keeps them.
+    pub state_bytes: u64,
+    /// Bytes of the latents of all sequences, as this device keeps them.
+    pub latent_bytes: u64,
+    /// The least bytes of the step (bf16 weights and latents).
+    pub floor_bytes: u64,
+    /// The least seconds, where the device's rates are known.
+    pub floor_seconds: Option<f64>,
+    /// Milliseconds by operation, by the device's clock.
+    pub operations: Vec<(String, f64)>,
+}
+
+impl Row {
+    /// The part of the floor's speed that was reached.
+    #[must_use]
+    pub fn of_floor(&self) -> Option<f64> {
+        Some(self.floor_seconds? / self.seconds?)
+    }
+}
+
+/// The name of a variant.
+fn variant(config: &ModelConfig) -> &'static str {
+    match (config.kda_layers().count(), config.mla_layers().count()) {
+        (0, 0) => "no layers",
+        (0, _) => "all MLA",
+        (_, 0) => "all KDA",
+        _ => "hybrid",
+    }
+}
+
+/// What is told on the way.
+#[derive(Clone, Copy, Debug)]
+pub enum Tell<'a> {
+    /// A model of so many bytes is about to be made.
+    Making(u64),
+    /// So many of them are.
+    Made(u64),
+    /// A measurement begins.
+    Measuring(&'a str),
+}
+
+/// Measures one thing.
+///
+/// # Errors
+/// Too little memory even for one layer, a backend that makes no random numbers, or logits that are not finite.
+pub fn measure(
+    make: Make<'_>,
+    config: &ModelConfig,
+    work: &Work,
+    options: &Options,
+    tell: &mut dyn FnMut(Tell<'_>),
+) -> Result<Row, Error> {
+    let backend = make()?;
+    let device = backend.device().clone();
+    let whole = fits(config, work, options, device.cache, device.memory_bytes);
+    let how = if options.by_layer || !whole {
+        How::ByLayer
+    } else {
+        How::Whole
+    };
+    let measured = match how {
+        How::Whole => run(backend, config, work, options, tell)?,
+        How::ByLayer => {
+            drop(backend);
+            by_layer(make, config, work, options, tell)?
+        }
+    };
+    let rates = Rates::of(&device.name);
+    Ok(row(
+        config,
+        work,
+        how,
+        measured,
+        rates.as_ref(),
+        device.cache,
+    ))
+}
+
+/// Whether all layers fit a device of so much memory; one that does not tell how much it has is tried.
+#[must_use]
+pub fn fits(
+    config: &ModelConfig,
+    work: &Work,
+    options: &Options,
+    cache: Dtype,
+    memory: Option<u64>,
+) -> bool {
+    let (context, sequences) = held(work);
+    let request = MemoryRequest {
+        context,
+        sequences,
+        spare_slots: 0,
+        weights: Dtype::Bf16,
+        cache,
+        tails: Dtype::F32,
+        block_tokens: BLOCK_TOKENS,
+        step_tokens: step_tokens(work, options),
+    };
+    let needed = config.memory(&request).total() as f64;
+    memory.is_none_or(|bytes| needed <= bytes as f64 * USABLE)
+}
+
+/// Tokens of a sequence, and sequences.
+fn held(work: &Work) -> (usize, usize) {
+    match *work {
+        Work::Decode { context, batch } => (context.max(1), batch),
+        Work::Prefill { tokens } => (tokens, 1),
+    }
+}
+
+fn step_tokens(work: &Work, options: &Options) -> usize {
+    match *work {
+        Work::Decode { batch, .. } => batch,
+        Work::Prefill { tokens } => tokens.min(options.piece),
+    }
+}
+
+/// What a run came to.
+struct Measured {
+    seconds: Option<f64>,
+    busy: Option<f64>,
+    pieces: [usize; 2],
+    operations: Vec<(String, f64)>,
+}
+
+/// The embedding and the head alone, and each kind of layer alone, less those.
+fn by_layer(
+    make: Make<'_>,
+    config: &ModelConfig,
+    work: &Work,
+    options: &Options,
+    tell: &mut dyn FnMut(Tell<'_>),
+) -> Result<Measured, Error> {
+    let mut kinds: Vec<(LayerKind, usize)> = Vec::new();
+    for layer in &config.layers {
+        match kinds.iter_mut().find(|(kind, _)| kind == layer) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((*layer, 1)),
+        }
+    }
+    let with = |layers: Vec<LayerKind>| ModelConfig {
+        num_hidden_layers: layers.len(),
+        layers,
+        ..config.clone()
+    };
+    let mut sum = run(make()?, &with(Vec::new()), work, options, tell)?;
+    let (seconds, busy) = (sum.seconds, sum.busy);
+    let base = sum.operations.clone();
+    for (kind, count) in kinds {
+        let one = run(make()?, &with(vec![kind]), work, options, tell)?;
+        let count = count as f64;
+        let more = |sum: Option<f64>, one: Option<f64>, base: Option<f64>| {
+            Some(sum? + count * (one? - base?).max(0.0))
+        };
+        sum.pieces = one.pieces;
+        sum.seconds = more(sum.seconds, one.seconds, seconds);
+        sum.busy = more(sum.busy, one.busy, busy);
+        for (name, ms) in one.operations {
+            let before = base.iter().find(|(other, _)| *other == name);
+            let more = count * (ms - before.map_or(0.0, |(_, ms)| *ms)).max(0.0);
+            match sum.operations.iter_mut().find(|(other, _)| *other == name) {
+                Some((_, ms)) => *ms += more,
+                None => sum.operations.push((name, more)),
+            }
+        }
+    }
+    Ok(sum)
+}
+
+/// Makes a model and runs it.
+fn run(
+    backend: Box<dyn Backend>,
+    config: &ModelConfig,
+    work: &Work,
+    options: &Options,
+    tell: &mut dyn FnMut(Tell<'_>),
+) -> Result<Measured, Error> {
+    let (context, sequences) = held(work);
+    let rows = step_tokens(work, options);
+    let blocks = sequences * context.div_ceil(BLOCK_TOKENS);
+    let capacity = Capacity {
+        tokens: rows,
+        pieces: sequences,
+        outputs: sequences,
+        blocks,
+        checkpoints: 0,
+    };
+    let limits = Limits {
+        step: capacity,
+        slots: sequences,
+        blocks,
+        block_tokens: BLOCK_TOKENS,
+        cache: backend.device().cache,
+    };
+    tell(Tell::Making(config.weight_bytes(Dtype::Bf16)));
+    let mut model = Model::random(config, options.seed, backend, limits, &mut |bytes| {
+        tell(Tell::Made(bytes));
+    })?;
+    model.fill_caches(options.seed)?;
+    tell(Tell::Measuring(&name(config, work)));
+    let recording = Recording {
+        candidates: 1,
+        keep_rows: false,
+        probe_hidden: false,
+    };
+    let mut step = model.record(capacity, recording)?;
+    let mut timed = model.record(capacity, recording)?;
+    let timed = match timed.time() {
+        Ok(()) => Some(timed),
+        Err(BackendError::Unsupported { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let measured = match *work {
+        Work::Decode { context, batch } => {
+            let batch = decode(config, context.max(1), batch);
+            finite(&step.submit(&batch)?.wait()?)?;
+            let mut measured = Measured {
+                seconds: None,
+                busy: None,
+                pieces: [1, 1],
+                operations: Vec::new(),
+            };
+            if let Some(effort) = options.effort {
+                measured.seconds = Some(awaited(&mut *step, &batch, effort)?);
+                measured.busy = Some(queued(&mut *step, &batch, effort)?);
+                if let Some(mut timed) = timed {
+                    measured.operations = operations(&mut *timed, &batch, effort)?;
+                }
+                // States have been decayed and written to by then.
+                finite(&step.submit(&batch)?.wait()?)?;
+            }
+            measured
+        }
+        Work::Prefill { tokens } => {
+            let places = places(tokens, options.piece);
+            let chosen = sample(places.len());
+            let mut times = Vec::new();
+            for &number in &chosen {
+                let (position, length) = places[number];
+                let batch = prompt(config, position, length);
+                finite(&step.submit(&batch)?.wait()?)?;
+                if options.effort.is_some() {
+                    // Long pieces are steady: the run before has compiled and loaded everything.
+                    let start = Instant::now();
+                    step.submit(&batch)?.wait()?;
+                    times.push((number, start.elapsed().as_secs_f64()));
+                }
+            }
+            let timed = timed.filter(|_| options.effort.is_some());
+            let operations = match (timed, chosen.last()) {
+                (Some(mut timed), Some(&last)) => {
+                    let (position, length) = places[last];
+                    let batch = prompt(config, position, length);
+                    operations(&mut *timed, &batch, Effort::least())?
+                }
+                _ => Vec::new(),
+            };
+            Measured {
+                seconds: options.effort.map(|_| between(&times)),
+                busy: None,
+                pieces: [chosen.len(), places.len()],
+                operations,
+            }
+        }
+    };
+    Ok(measured)
+}
+
+fn name(config: &ModelConfig, work: &Work) -> String {
+    let variant = variant(config);
+    match *work {
+        Work::Decode { context, batch } => format!(
+            "{variant}: decode over {} tokens, batch {batch}",
+            floors::tokens_name(context)
+        ),
+        Work::Prefill { tokens } => {
+            format!("{variant}: prefill of {}", floors::tokens_name(tokens))
+        }
+    }
+}
+
+/// A measurement of numbers that are none is not one.
+fn finite(output: &crate::backend::StepOutput) -> Result<(), Error> {
+    if !output.choices.is_empty() && output.choices.iter().all(|choice| choice.finite) {
+        return Ok(());
+    }
+    Err(Error::Engine(EngineError::NonFinite {
+        place: "the logits of random weights".to_owned(),
+        blame: "so that a time would mean nothing".to_owned(),
+    }))
+}
+
+/// One token of each sequence, at the end of its context.
+fn decode(config: &ModelConfig, context: usize, sequences: usize) -> Batch {
+    let token = |i: usize| ((i * 7919 + 1) % config.vocab_size) as u32;
+    Batch {
+        tokens: (0..sequences).map(token).collect(),
+        pieces: (0..sequences)
+            .map(|i| piece(i, context - 1, 1, true, table(i, context, BLOCK_TOKENS)))
+            .collect(),
+        outputs: (0..sequences)
+            .map(|row| OutputRow { row, target: None })
+            .collect(),
+    }
+}
+
+/// A piece of a prompt; its last token's logits are wanted.
+fn prompt(config: &ModelConfig, position: usize, length: usize) -> Batch {
+    let token = |i: usize| ((i * 7919 + 1) % config.vocab_size) as u32;
+    let blocks = table(0, position + length, BLOCK_TOKENS);
+    Batch {
+        tokens: (position..position + length).map(token).collect(),
+        pieces: vec![piece(0, position, length, position > 0, blocks)],
+        outputs: vec![OutputRow {
+            row: length - 1,
+            target: None,
+        }],
+    }
+}
+
+/// Position and length of each piece of a prompt.
+fn places(tokens: usize, piece: usize) -> Vec<(usize, usize)> {
+    (0..tokens)
+        .step_by(piece.max(1))
+        .map(|position| (position, piece.max(1).min(tokens - position)))
+        .collect()
+}
+
+/// Which of so many pieces run: all, or some at equal distances, the first and the last among them.
+fn sample(count: usize) -> Vec<usize> {
+    if count <= SAMPLED {
+        return (0..count).collect();
+    }
+    (0..SAMPLED)
+        .map(|i| i * (count - 1) / (SAMPLED - 1))
+        .collect()
+}
+
+/// The sum over all pieces, of which some were measured: between two of those a piece takes what lies on the line between
+/// them, which is what attention over a growing context costs.
+fn between(times: &[(usize, f64)]) -> f64 {
+    let first = times.first().map_or(0.0, |(_, seconds)| *seconds);
+    let gaps = times.windows(2).map(|pair| {
+        let ((from, first), (to, last)) = (pair[0], pair[1]);
+        let steps = (to - from) as f64;
+        // The pieces after the first, up to the last.
+        (1..=to - from)
+            .map(|i| first + (last - first) * i as f64 / steps)
+            .sum::<f64>()
+    });
+    first + gaps.sum::<f64>()
+}
+
+fn row(
+    config: &ModelConfig,
+    work: &Work,
+    how: How,
+    measured: Measured,
+    rates: Option<&Rates>,
+    cache: Dtype,
+) -> Row {
+    let (context, sequences) = held(work);
+    let (least, read, tokens) = match *work {
+        Work::Decode { context, batch } => {
+            let kernel = Kernel::Step {
+                context,
+                sequences: batch,
+            };
+            let read = floors::weights_read(config, batch).bytes;
+            (kernel.work(config), read, batch)
+        }
+        Work::Prefill { tokens } => {
+            let read = config.weight_bytes(Dtype::Bf16);
+            (floors::prompt(config, tokens), read, tokens)
+        }
+    };
+    Row {
+        variant: variant(config),
+        layers: [config.kda_layers().count(), config.mla_layers().count()],
+        work: work.clone(),
+        how,
+        pieces: measured.pieces,
+        seconds: measured.seconds,
+        busy_seconds: measured.busy,
+        tokens_per_second: measured.seconds.map(|seconds| tokens as f64 / seconds),
+        weight_bytes: config.weight_bytes(Dtype::Bf16),
+        weight_bytes_read: read,
+        state_bytes: config.kda_state_bytes(Dtype::F32) * sequences as u64,
+        latent_bytes: config.latent_bytes_per_token(cache) * (context * sequences) as u64,
+        floor_bytes: least.bytes,
+        floor_seconds: rates.map(|rates| least.floor(rates).0),
+        operations: measured.operations,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sampled_pieces_sum_to_all_where_time_grows_evenly() {
+        let time = |number: usize| 2.0 + 0.5 * number as f64;
+        for count in [1, 2, 5, 6, 100, 128] {
+            let chosen = sample(count);
+            assert!(chosen.len() <= SAMPLED && chosen[0] == 0);
+            assert_eq!(*chosen.last().unwrap(), count - 1);
+            let times: Vec<_> = chosen.iter().map(|&i| (i, time(i))).collect();
+            let all: f64 = (0..count).map(time).sum();
+            assert!((between(&times) - all).abs() < 1e-9 * all, "{count}");
+        }
+    }
+
+    #[test]
+    fn pieces_cover_a_prompt() {
+        assert_eq!(places(10, 4), [(0, 4), (4, 4), (8, 2)]);
+        assert_eq!(places(3, 4), [(0, 3)]);
+    }
+}

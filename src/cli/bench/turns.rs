@@ -1,0 +1,118 @@
+//! `kimi-linear bench turns`: the recurrence, run when a line on stdin says so. A line of JSON on stdout answers each.
+
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum};
+use kimi_linear::bench::turns::{Options, Turns};
+use kimi_linear::conformance::Gates;
+use kimi_linear::conformance::floors::Rates;
+use serde_json::{Value, json};
+
+use super::super::options::{DeviceOptions, parse_tokens};
+
+/// How fast a state forgets.
+#[derive(Clone, Copy, ValueEnum)]
+enum GateKind {
+    /// As in a freshly initialised model: within tens of tokens.
+    Fresh,
+    /// Over many thousands of tokens.
+    Slow,
+}
+
+/// Options of `bench turns`.
+///
+/// Lines of stdin: `run N` runs N times, `errors` compares the last run with the f64 recurrence, `errors FILE` does so with the
+/// answers in a safetensors file (`o` [T, H, V] and `state` [N, H, K, V], F32), `quit` ends.
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    device: DeviceOptions,
+    /// Write the inputs there: q, k, v [T, H, K] BF16, not normalised; g [T, H, K] (log decay) and beta [T, H] F32; cu_seqlens; for
+    /// a decode initial [N, H, K, V] F32.
+    #[arg(long, value_name = "OUT.safetensors")]
+    inputs: PathBuf,
+    /// Heads.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    heads: usize,
+    /// Width of a key and of a value.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    width: usize,
+    /// Tokens of all prompts together.
+    #[arg(long, value_name = "N", default_value = "8K", value_parser = parse_tokens)]
+    tokens: usize,
+    /// Sequences, of equal length.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    sequences: usize,
+    /// One token of each sequence, from a state.
+    #[arg(long, conflicts_with = "tokens")]
+    decode: bool,
+    /// How fast states forget.
+    #[arg(long, value_enum, default_value = "fresh")]
+    gates: GateKind,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let each = if arguments.decode {
+        1
+    } else {
+        arguments.tokens / arguments.sequences
+    };
+    if !arguments.decode && each < 2 {
+        bail!(
+            "--tokens {} in --sequences {}: a prompt has two tokens at the least",
+            arguments.tokens,
+            arguments.sequences
+        );
+    }
+    let options = Options {
+        heads: arguments.heads,
+        width: arguments.width,
+        lengths: vec![each; arguments.sequences],
+        gates: match arguments.gates {
+            GateKind::Fresh => Gates::Init,
+            GateKind::Slow => Gates::Frozen,
+        },
+    };
+    let mut turns = Turns::new(arguments.device.open()?, &options)?;
+    turns.write_inputs(&arguments.inputs)?;
+    let (device, work) = (turns.device().clone(), turns.work());
+    let floor = Rates::of(&device.name).map(|rates| work.floor(&rates).0);
+    answer(&json!({
+        "device": device,
+        "bytes": work.bytes,
+        "flops": work.flops,
+        "floor_seconds": floor,
+    }))?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line.context("cannot read stdin")?;
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (None, _) => {}
+            (Some("quit"), _) => break,
+            (Some("run"), count) => {
+                let count = count.unwrap_or("1");
+                let count = count
+                    .parse()
+                    .with_context(|| format!("run {count}: not a number"))?;
+                answer(&json!({ "seconds": turns.run(count)? }))?;
+            }
+            (Some("errors"), None) => answer(&json!(turns.errors()?))?,
+            (Some("errors"), Some(file)) => {
+                answer(&json!(turns.errors_of(Path::new(file))?))?;
+            }
+            _ => bail!("`{line}`: expected run N, errors, errors FILE or quit"),
+        }
+    }
+    Ok(())
+}
+
+/// A line that whoever steers waits for.
+fn answer(value: &Value) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{value}")?;
+    stdout.flush()?;
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! Where a model's weights come from: files, or random numbers that the backend makes where it keeps them.
+
+use std::collections::HashMap;
+
+use crate::backend::Random;
+use crate::checkpoint::{Checkpoint, Format};
+use crate::config::{Dtype, ModelConfig, Storage, TensorSpec};
+use crate::error::BackendError;
+
+/// Where weights come from.
+pub(super) enum Source<'a> {
+    /// Files.
+    Stored(&'a Checkpoint),
+    /// The backend makes them.
+    Random {
+        /// Tells one model from another.
+        seed: u32,
+        /// By name; how they would be stored.
+        shapes: HashMap<String, TensorSpec>,
+    },
+}
+
+/// What a weight would have been made of, and its numbers.
+pub(super) struct Made {
+    pub(super) format: Format,
+    /// Rows of each tensor.
+    pub(super) rows: Vec<usize>,
+    pub(super) columns: usize,
+    /// Bytes of all of them.
+    pub(super) bytes: u64,
+    pub(super) random: Random,
+}
+
+impl Source<'_> {
+    pub(super) fn random(config: &ModelConfig, seed: u32) -> Self {
+        let named = |spec: TensorSpec| (spec.name.clone(), spec);
+        Self::Random {
+            seed,
+            shapes: config.tensors().into_iter().map(named).collect(),
+        }
+    }
+
+    /// The weight that these tensors would have been laid together to.
+    pub(super) fn made(&self, names: &[String]) -> Result<Made, BackendError> {
+        let Self::Random { seed, shapes } = self else {
+            return Err(missing(&names[0]));
+        };
+        // Tied models have no head of their own in their files; here it is another matrix all the same.
+        let other = |name: &str| name.replace("lm_head.weight", "model.embed_tokens.weight");
+        let find = |name: &String| {
+            let found = shapes.get(name).or_else(|| shapes.get(&other(name)));
+            found.ok_or_else(|| missing(name))
+        };
+        let specs = names.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        let columns = specs[0].shape.get(1).copied().unwrap_or(1);
+        Ok(Made {
+            format: match specs[0].storage {
+                Storage::Single => Format::F32,
+                Storage::Model => Format::Bf16,
+            },
+            rows: specs.iter().map(|spec| spec.shape[0]).collect(),
+            columns,
+            bytes: specs.iter().map(|spec| spec.bytes(Dtype::Bf16)).sum(),
+            random: numbers(&names[0], *seed, columns),
+        })
+    }
+}
+
+/// The numbers of a weight with so many inputs: sums of products are about as large as what they are made of.
+fn numbers(name: &str, seed: u32, inputs: usize) -> Random {
+    let random = |exponent| Random::named(name, seed, exponent);
+    if name.ends_with("A_log") {
+        // Rates of 1.5 to 11, as in a freshly initialised model.
+        random(0).about(1.4)
+    } else if name.ends_with("dt_bias") {
+        // Steps of 0.002 to 0.08.
+        random(1).about(-4.5)
+    } else if name.ends_with("e_score_correction_bias") {
+        random(-7)
+    } else if inputs == 1 {
+        random(-2).about(1.0)
+    } else {
+        // A uniform number's variance is a third of its square bound.
+        let bound = (3.0 / inputs.max(1) as f32).sqrt();
+        random(bound.log2().floor() as i32)
+    }
+}
+
+fn missing(name: &str) -> BackendError {
+    BackendError::Weight {
+        name: name.to_owned(),
+        what: "its place in the configuration",
+        expected: "a shape".to_owned(),
+        found: "none".to_owned(),
+    }
+}
