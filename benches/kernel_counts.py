@@ -81,6 +81,11 @@ class Count:
         if kind in ("LDSM", "LDS", "STS", "LDGSTS"):
             self.wavefronts += wavefronts(name, rest)
 
+    def more(self, other, times):
+        self.wavefronts += times * other.wavefronts
+        for kind, count in other.kinds.items():
+            self.kinds[kind] += times * count
+
     @property
     def all(self):
         return sum(self.kinds.values())
@@ -184,15 +189,23 @@ def chosen(loops):
     return [max(loops[1:], key=weight)]
 
 
-def main_loop(loops):
-    return max(chosen(loops), key=lambda loop: loop.count.kinds["HMMA"])
+def main_loop(name, loops):
+    """The smallest loop that holds all products, and its count with those within it."""
+    tensor = [loop for loop in loops[1:] if loop.count.kinds["HMMA"]]
+    everywhere = set().union(*(loop.blocks for loop in tensor)) if tensor else loops[0].blocks
+    loop = min((loop for loop in loops if everywhere <= set(loop.blocks)), key=lambda loop: len(loop.blocks))
+    count = Count()
+    for other in {id(o): o for o in [loop, *(o for o in tensor if set(o.blocks) < set(loop.blocks))]}.values():
+        count.more(other.count, 1 if other is loop else TRIPS.get(name, 1))
+    return loop, count
 
 
 # What a warp does in one turn of the loop that holds most products, the HMMAs that it takes if nothing comes in two parts, and
-# those that it does take at the published widths, where a branch leaves some out.
+# those that it does take at the published widths, where a branch leaves some out. How often a loop within it turns.
+TRIPS = {"mla_prefill_192": 3, "mla_prefill_64": 1}
 UNITS = {
     "mla_attend_512": ("32 positions, 16 heads by a quarter of the columns, then 32 heads by 64", 36 + 32, 104),
-    "mla_prefill_192": ("32 queries by 32 positions", 96 + 64, 224),
+    "mla_prefill_192": ("32 queries by 32 positions: softmax and values, keys below", 96 + 64, 160),
     "experts_many_in": ("64 places by 2 x 32 columns, 32 deep", 64, 64),
     "experts_many_out": ("64 places by 64 columns, 32 deep", 64, 64),
 }
@@ -207,9 +220,9 @@ def model(found):
         `volume` bytes of the device, `alone` of that multiprocessor."""
         parts = [0, 0, 0]
         if kernel in found:
-            loop = found[kernel][0] if whole else main_loop(found[kernel])
-            hmma = UNITS[kernel][2] if kernel in UNITS and not whole else loop.count.kinds["HMMA"]
-            parts = [hmma * warps / 4 * HMMA, loop.count.wavefronts * warps, loop.count.all * warps / 4]
+            count = found[kernel][0].count if whole else main_loop(kernel, found[kernel])[1]
+            hmma = UNITS[kernel][2] if kernel in UNITS and not whole else count.kinds["HMMA"]
+            parts = [hmma * warps / 4 * HMMA, count.wavefronts * warps, count.all * warps / 4]
             parts = [clocks * turns / CLOCK for clocks in parts]
         elif kernel:
             return
@@ -269,7 +282,7 @@ def tables(everything):
         for loop in loops if everything else chosen(loops):
             what = "what is in no loop" if loop is loops[0] else f"depth {loop.depth}, {loop.begin:#x}"
             least = ""
-            if name in UNITS and loop is main_loop(loops):
+            if name in UNITS and loop is main_loop(name, loops)[0]:
                 what, least = f"{UNITS[name][0]}", str(UNITS[name][1])
             counts = " | ".join(str(loop.count.kinds[kind] or "") for kind in KINDS)
             lines.append(f"| `{name}` | {what} | {counts} | {loop.count.all} | {loop.count.wavefronts or ''} | {least} |")

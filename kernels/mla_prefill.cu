@@ -7,11 +7,13 @@
 // positions are counted from the sequence's start, so a row's arithmetic depends on its position alone. What a row has
 // when its sequence goes on in another window waits in f32.
 //
-// Operands are bf16. Expanded keys come as two, a part and the rest of it: where scores reach several tens, rounding a key
-// once moves a weight by two per cent.
+// Weights of positions and values are bf16. Queries and keys are f16 times a power of two, of a row's greatest and of a run's:
+// bf16 queries lose nothing by it, and an expanded key is rounded eight times as finely as to bf16, which moves a weight by
+// two per cent where scores reach several tens.
 #include "shared/kernel.h"
 #include "shared/fragment.h"
 #include "shared/mla.h"
+#include "shared/weight.h"
 
 // Positions whose scores are taken together; windows are a multiple of it.
 #define RUN 64
@@ -47,55 +49,75 @@ extern "C" __global__ void __launch_bounds__(64) mla_gather(
 }
 ENTRY(mla_gather)
 
-// Tiles of an image of one head's run: keys [nope | rope] padded to KEY, sixteen rows after the other; the rests of their
-// expanded part, sixteen columns after the other; values padded to VALUE, as keys.
-static __device__ __forceinline__ u32 rest_tiles(const Attention& a) { return (a.nope + 15) / 16; }
+// Elements of an image of one head's run: tiles of keys [nope | rope] padded to KEY, of values padded to VALUE, sixteen rows
+// after the other; then what keys are to be multiplied with, an f32 and padding.
+#define IMAGE_END 8
 template <int KEY, int VALUE>
-static __device__ __forceinline__ u32 image_elements(const Attention& a) {
-    return (KEY / 16 + rest_tiles(a) + VALUE / 16) * (RUN / 16) * TILE;
+static __device__ __forceinline__ u32 image_elements() {
+    return (KEY + VALUE) * RUN + IMAGE_END;
+}
+
+// A power of two that brings a greatest magnitude to 1 or a little more, and what undoes it; 1 for what is no number.
+static __device__ __forceinline__ float tamed(float greatest, float& undo) {
+    u32 exponent = __float_as_uint(greatest) & 0x7f800000u;
+    if (exponent == 0 || exponent == 0x7f800000u) exponent = 0x3f800000u;
+    exponent = min(exponent, 0x7e000000u);
+    undo = __uint_as_float(exponent);
+    return __uint_as_float(0x7f000000u - exponent);
 }
 
 // Images of the runs of one window; zeros where there is no position or no column.
 template <int KEY, int VALUE>
 static __device__ __forceinline__ void images(
     const u32* batch, u32 number, const float* rows, const bf16* latents, bf16* images, const Attention& a) {
+    SHARED(float, greatest, 4);
     const u32* window = window_words(batch, number);
     u32 run = blockIdx.x, head = blockIdx.y, first = run * RUN;
     if (first >= window[2]) return;
-    u32 count = min((u32)RUN, window[2] - first), rests = rest_tiles(a);
+    u32 count = min((u32)RUN, window[2] - first);
     const u32* table = batch + piece_word(batch, window[0], BLOCKS);
-    bf16* image = images + ((u64)run * a.heads + head) * image_elements<KEY, VALUE>(a);
-    bf16* rest = image + KEY / 16 * (RUN / 16) * TILE;
-    bf16* values = rest + rests * (RUN / 16) * TILE;
-    u32 eights = (KEY + VALUE) / 8;
-    for (u32 i = threadIdx.x; i < RUN * eights; i += 128) {
-        u32 n = i / eights, c = i % eights * 8;
+    bf16* image = images + ((u64)run * a.heads + head) * image_elements<KEY, VALUE>();
+    bf16* values = image + KEY * RUN;
+    // Eight columns of a key or a value at a position, zeros where there are none.
+    auto load = [&](u32 n, u32 c, float (&x)[8]) {
         bool is_value = c >= KEY, there = n < count;
         if (is_value) c -= KEY;
         const float* row = rows + ((u64)(first + n) * a.heads + head) * (a.nope + a.value);
         const bf16* shared = there ? latent_row(a, latents, table, window[1] + first + n) + a.latent : nullptr;
-        u32 parts[4], others[4];
+        #pragma unroll
+        for (u32 j = 0; j < 8; j++) {
+            u32 at = c + j;
+            x[j] = 0.0f;
+            if (there && is_value && at < a.value) x[j] = row[a.nope + at];
+            if (there && !is_value && at < a.nope) x[j] = row[at];
+            if (there && !is_value && at >= a.nope && at < a.nope + a.rope) x[j] = widen(shared[at - a.nope]);
+        }
+    };
+    float most = 0.0f;
+    for (u32 i = threadIdx.x; i < RUN * (KEY / 8); i += 128) {
+        float x[8];
+        load(i / (KEY / 8), i % (KEY / 8) * 8, x);
+        #pragma unroll
+        for (u32 j = 0; j < 8; j++) most = fmaxf(most, fabsf(x[j]));
+    }
+    most = warp_max(most);
+    if (threadIdx.x % 32 == 0) greatest[threadIdx.x / 32] = most;
+    __syncthreads();
+    float undo, factor = tamed(fmaxf(fmaxf(greatest[0], greatest[1]), fmaxf(greatest[2], greatest[3])), undo);
+    if (threadIdx.x == 0) *(float4*)(image + (KEY + VALUE) * RUN) = make_float4(undo, 0.0f, 0.0f, 0.0f);
+    u32 eights = (KEY + VALUE) / 8;
+    for (u32 i = threadIdx.x; i < RUN * eights; i += 128) {
+        u32 n = i / eights, c = i % eights * 8, parts[4];
+        bool is_value = c >= KEY;
+        float x[8];
+        load(n, c, x);
         #pragma unroll
         for (u32 j = 0; j < 4; j++) {
-            float pair[2];
-            #pragma unroll
-            for (u32 m = 0; m < 2; m++) {
-                u32 at = c + 2 * j + m;
-                pair[m] = 0.0f;
-                if (there && is_value && at < a.value) pair[m] = row[a.nope + at];
-                if (there && !is_value && at < a.nope) pair[m] = row[at];
-                if (there && !is_value && at >= a.nope && at < a.nope + a.rope) pair[m] = widen(shared[at - a.nope]);
-            }
-            split_pair(pair[0], pair[1], parts[j], others[j]);
+            parts[j] = is_value ? narrow_pair(x[2 * j], x[2 * j + 1]) : narrow_pair_f16(x[2 * j] * factor, x[2 * j + 1] * factor);
         }
-        u32 tiles = is_value ? VALUE / 16 : KEY / 16;
-        bf16* to = (is_value ? values : image) + n / 16 * tiles * TILE + element_at(n % 16, c);
+        if (is_value) c -= KEY;
+        bf16* to = (is_value ? values + n / 16 * VALUE * 16 : image + n / 16 * KEY * 16) + element_at(n % 16, c);
         *(uint4*)to = make_uint4(parts[0], parts[1], parts[2], parts[3]);
-        if (!is_value && c < rests * 16) {
-            // Shared keys are bf16 already: their rests are zeros.
-            *(uint4*)(rest + (c / 16 * (RUN / 16) + n / 16) * TILE + eight_at(n % 16, c / 8 % 2)) =
-                make_uint4(others[0], others[1], others[2], others[3]);
-        }
     }
 }
 
@@ -103,8 +125,8 @@ static __device__ __forceinline__ void images(
 //   batch     the batch; `number` is the window's
 //   rows      [positions, heads (nope + value)] f32: the window's latents times kv_b
 //   latents   [blocks, block_tokens, latent + rope] bf16
-//   images    [runs, heads, 64 (P + 16 ceil(nope / 16) + Q)] bf16, aligned to 16 bytes; P and Q are the widths of key and
-//             value that the entry takes at most
+//   images    [runs, heads, 64 (P + Q) + 8] halves, aligned to 16 bytes; P and Q are the widths of key and value that the
+//             entry takes at most
 #define MLA_IMAGES(name, key, value_width)                                                                            \
     extern "C" __global__ void __launch_bounds__(128) name(                                                           \
         const u32* batch, u32 number, const float* rows, const bf16* latents, bf16* out, u32 heads, u32 latent,       \
@@ -119,7 +141,7 @@ template <int KEY, int VALUE>
 static __device__ __forceinline__ void attend(
     const u32* batch, u32 number, const bf16* query, const bf16* images, bf16* output, float* marks, float* partial,
     const Attention& a) {
-    u32 rests = rest_tiles(a), stage_elements = image_elements<KEY, VALUE>(a);
+    const u32 stage_elements = image_elements<KEY, VALUE>();
     bf16* stages = (bf16*)dynamic_shared();
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
     const u32* window = window_words(batch, number);
@@ -142,18 +164,29 @@ static __device__ __forceinline__ void attend(
         for (u32 i = threadIdx.x * 8; i < stage_elements; i += WARPS * 32 * 8) copy_async(to + i, from + i);
         copy_async_commit();
     };
-    // A warp's queries, [TILES][KEY / 16] tiles; they come with the first image.
+    // A warp's queries, [TILES][KEY / 16] tiles of f16: a lane brings one row, divided by a power of two.
     bf16* own_queries = stages + 2 * stage_elements + warp * QUERIES * KEY;
-    for (u32 i = lane; i < QUERIES * KEY / 8; i += 32) {
-        u32 n = i / (KEY / 8), c = i % (KEY / 8) * 8;
-        bf16* to = own_queries + n / 16 * KEY * 16 + element_at(n % 16, c);
-        const bf16* from = query + ((u64)(start + token + n) * a.heads + head) * key + c;
-        bool there = token + n < length;
-        if (key % 8 == 0) {
-            there = there && c < key;
-            copy_async(to, there ? from : query, there);
-        } else {
-            for (u32 j = 0; j < 8; j++) to[j] = there && c + j < key ? from[j] : bf16{0};
+    float query_scale;
+    {
+        const bf16* from = query + ((u64)(start + token + lane) * a.heads + head) * key;
+        u32 columns = token + lane < length ? key : 0;
+        auto load = [&](u32 c, float (&x)[8]) {
+            weights_at(from, FORMAT_BF16, c, columns, c, x);
+        };
+        float most = 0.0f;
+        for (u32 c = 0; c < columns; c += 8) {
+            float x[8];
+            load(c, x);
+            #pragma unroll
+            for (u32 j = 0; j < 8; j++) most = fmaxf(most, fabsf(x[j]));
+        }
+        float factor = tamed(most, query_scale);
+        for (u32 c = 0; c < KEY; c += 8) {
+            float x[8] = {};
+            if (c < columns) load(c, x);
+            *(uint4*)(own_queries + lane / 16 * KEY * 16 + element_at(lane % 16, c)) = make_uint4(
+                narrow_pair_f16(x[0] * factor, x[1] * factor), narrow_pair_f16(x[2] * factor, x[3] * factor),
+                narrow_pair_f16(x[4] * factor, x[5] * factor), narrow_pair_f16(x[6] * factor, x[7] * factor));
         }
     }
     fetch(0, first);
@@ -185,7 +218,8 @@ static __device__ __forceinline__ void attend(
         }
     }
 
-    float scale = score_scale(a) * LOG2_E;
+    // What the scores of a lane's own row are multiplied with beside their run's factor.
+    query_scale *= score_scale(a) * LOG2_E;
     u32 turn = 0;
     for (u32 begin = first; begin < end; begin += RUN, turn ^= 1) {
         copy_async_wait<0>();
@@ -198,8 +232,8 @@ static __device__ __forceinline__ void attend(
             u32 first_position = begin + part * PART;
             if (first_position >= warp_end) continue;
             const bf16* keys = stages + turn * stage_elements + part * (PART / 16) * (KEY / 16) * TILE + down;
-            const bf16* others = stages + turn * stage_elements + RUN * KEY + part * (PART / 16) * TILE + down;
-            const bf16* values = stages + (turn + 1) * stage_elements - (RUN - part * PART) * VALUE + across;
+            const bf16* values = stages + turn * stage_elements + RUN * KEY + part * PART * VALUE + across;
+            float run_scale = *(const float*)(stages + turn * stage_elements + (KEY + VALUE) * RUN);
             float scores[TILES][PART / 16][2][4];
             #pragma unroll
             for (u32 m = 0; m < TILES; m++) {
@@ -209,7 +243,8 @@ static __device__ __forceinline__ void attend(
                     for (u32 i = 0; i < 8; i++) scores[m][j][i / 4][i % 4] = 0.0f;
                 }
             }
-            #pragma unroll
+            // Not all at once: what is then loaded ahead spills.
+            #pragma unroll 4
             for (u32 n = 0; n < KEY / 16; n++) {
                 u32 q[TILES][4];
                 #pragma unroll
@@ -217,14 +252,13 @@ static __device__ __forceinline__ void attend(
                 #pragma unroll
                 for (u32 j = 0; j < PART / 16; j++) {
                     u32 b[4];
-                    if (n < rests) {
-                        ldmatrix(b, others + (n * (RUN / 16) + j) * TILE);
-                        #pragma unroll
-                        for (u32 m = 0; m < TILES; m++) multiply_halves(scores[m][j], q[m], b);
-                    }
                     ldmatrix(b, keys + (j * (KEY / 16) + n) * TILE);
+                    u32 left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
                     #pragma unroll
-                    for (u32 m = 0; m < TILES; m++) multiply_halves(scores[m][j], q[m], b);
+                    for (u32 m = 0; m < TILES; m++) {
+                        mma_f16(scores[m][j][0], q[m], left);
+                        mma_f16(scores[m][j][1], q[m], right);
+                    }
                 }
             }
             // Causal; what lies past the window's end is past every row that sees it. Most runs are seen whole.
@@ -232,13 +266,18 @@ static __device__ __forceinline__ void attend(
             #pragma unroll
             for (u32 m = 0; m < TILES; m++) {
                 float best[2] = {greatest[m][0], greatest[m][1]};
+                float scale[2];
+                #pragma unroll
+                for (u32 r = 0; r < 2; r++) {
+                    scale[r] = __shfl_sync(EVERY_LANE, query_scale, (int)(m * 16 + g + 8 * r)) * run_scale;
+                }
                 #pragma unroll
                 for (u32 j = 0; j < PART / 16; j++) {
                     #pragma unroll
                     for (u32 i = 0; i < 8; i++) {
                         float& score = scores[m][j][i / 4][i % 4];
                         u32 r = i % 4 / 2, at = first_position + j * 16 + i / 4 * 8 + 2 * t + i % 2;
-                        score *= scale;
+                        score *= scale[r];
                         if (edge) score = at <= own(m, r) && at < window_end ? score : LOWEST;
                         best[r] = fmaxf(best[r], score);
                     }
@@ -324,8 +363,8 @@ static __device__ __forceinline__ void attend(
     }
 }
 
-// Grid (ceil(tokens of the window's piece / 256), heads), block 256; dynamic shared memory 256 (P + 16 ceil(nope / 16) + Q)
-// + 512 P bytes, with P and Q the widths of key and value that the entry takes at most.
+// Grid (ceil(tokens of the window's piece / 256), heads), block 256; dynamic shared memory 256 (P + Q) + 32 + 512 P
+// bytes, with P and Q the widths of key and value that the entry takes at most.
 //   batch     the batch; `number` is the window's
 //   query     [T, heads (nope + rope)] bf16, aligned to 16 bytes
 //   images    what `mla_images` left of the window

@@ -1,6 +1,7 @@
 // The machine behind `host.h`: fibers, barriers, the matrix instructions, guarded memory, and the launch. One launch at a
 // time on a thread of the operating system; several such threads do not disturb each other.
 #include "kernel.h"
+#include "weight.h"
 
 #include <csetjmp>
 #include <csignal>
@@ -380,23 +381,39 @@ static void multiply(Meeting& m, const float (&a)[16][depth], const float (&b)[d
     }
 }
 
-void multiply_bf16(Meeting& m) {
-    float a[16][16], b[16][8];
+// The halves of a word, widened.
+static void widened_bf16(u32 word, float (&halves)[2]) {
+    halves[0] = low(word);
+    halves[1] = high(word);
+}
+static void widened_f16(u32 word, float (&halves)[2]) {
+    halves[0] = widen_half((u16)word);
+    halves[1] = widen_half((u16)(word >> 16));
+}
+
+template <void widened(u32, float (&)[2])>
+static void multiply_halves(Meeting& m) {
+    float a[16][16], b[16][8], two[2];
     for (int lane = 0; lane < 32; lane++) {
         const Operands& in = *static_cast<const Operands*>(m.in[lane]);
         int g = lane / 4, t = lane % 4;
         for (int i = 0; i < 4; i++) {
             int row = g + i % 2 * 8, column = 2 * t + i / 2 * 8;
-            a[row][column] = low(in.a[i]);
-            a[row][column + 1] = high(in.a[i]);
+            widened(in.a[i], two);
+            a[row][column] = two[0];
+            a[row][column + 1] = two[1];
         }
         for (int i = 0; i < 2; i++) {
-            b[2 * t + 8 * i][g] = low(in.b[i]);
-            b[2 * t + 8 * i + 1][g] = high(in.b[i]);
+            widened(in.b[i], two);
+            b[2 * t + 8 * i][g] = two[0];
+            b[2 * t + 8 * i + 1][g] = two[1];
         }
     }
     multiply(m, a, b);
 }
+
+void multiply_bf16(Meeting& m) { multiply_halves<widened_bf16>(m); }
+void multiply_f16(Meeting& m) { multiply_halves<widened_f16>(m); }
 
 void multiply_tf32(Meeting& m) {
     float a[16][8], b[8][8];

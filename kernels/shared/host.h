@@ -112,6 +112,7 @@ inline T shuffle(const char* what, u32 mask, T value, u32 from) {
 
 struct Operands { const u32 *a, *b; };
 void multiply_bf16(Meeting& meeting);
+void multiply_f16(Meeting& meeting);
 void multiply_tf32(Meeting& meeting);
 
 struct Rows { const void* row; int matrices; bool transposed; };
@@ -286,6 +287,10 @@ inline T atomicOr(T* at, T x) {
 inline void mma_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     machine::Operands in{a, b};
     machine::together("mma_bf16", EVERY_LANE, in, c, machine::multiply_bf16);
+}
+inline void mma_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    machine::Operands in{a, b};
+    machine::together("mma_f16", EVERY_LANE, in, c, machine::multiply_f16);
 }
 inline void mma_tf32(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     machine::Operands in{a, b};

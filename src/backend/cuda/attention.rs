@@ -52,11 +52,10 @@ impl CudaStep {
         self.demands.latents = Some(layout);
         self.name("mla_prefill");
         let (heads, key) = (op.heads(), op.nope + layout.rope);
-        // Columns of a run's image: keys, the rests of their expanded part, values.
-        let rests = op.nope.next_multiple_of(16);
-        let (lay_out, entry, widest, columns) = match (key, op.value) {
-            (0..=64, 0..=64) => ("mla_images_64", "mla_prefill_64", 64, 64 + rests + 64),
-            (0..=192, 0..=128) => ("mla_images_192", "mla_prefill_192", 192, 192 + rests + 128),
+        // The widest keys and values that an entry takes.
+        let (lay_out, entry, widest, most_value) = match (key, op.value) {
+            (0..=64, 0..=64) => ("mla_images_64", "mla_prefill_64", 64, 64),
+            (0..=192, 0..=128) => ("mla_images_192", "mla_prefill_192", 192, 128),
             _ => {
                 return Err(BackendError::Unsupported {
                     backend: "cuda",
@@ -75,8 +74,10 @@ impl CudaStep {
         let outputs = heads * (op.nope + op.value);
         let gathered = self.scratch("a window of latents", 2 * positions * layout.latent)?;
         let rows = self.scratch("expanded keys and values", 4 * positions * outputs)?;
-        let most = positions.next_multiple_of(RUN) * heads * columns;
-        let images = self.scratch("runs of an attention", 2 * most)?;
+        // Bytes of a run's image: keys, values, what keys are multiplied with.
+        let image_bytes = 2 * RUN * (widest + most_value) + 16;
+        let most = positions.div_ceil(RUN) * heads;
+        let images = self.scratch("runs of an attention", most * image_bytes)?;
         // What waits from one window to the next.
         let waiting = if longest > WINDOW {
             self.capacity.tokens * heads
@@ -134,7 +135,7 @@ impl CudaStep {
                         value
                     ],
                 )
-                .shared(256 * columns + 512 * widest);
+                .shared(2 * image_bytes + 512 * widest);
                 let blocks = window.tiles.div_ceil(TILES) as u32;
                 commands.push(Command::Launch(attend.over([blocks, h, 1])));
             }

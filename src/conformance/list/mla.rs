@@ -197,6 +197,8 @@ pub(super) struct Shape {
     pub(super) attention: Attention,
     pub(super) block_tokens: usize,
     pub(super) format: Format,
+    /// How large expanded keys and values are.
+    pub(super) size: f32,
 }
 
 /// An attention planned on a device, its latents written.
@@ -231,7 +233,7 @@ impl Rig {
         } = attention;
         let cache = Cache::new(lab, [latent, rope, shape.block_tokens], spans)?;
         let rows = heads * (nope + value);
-        let scale = (latent as f32).powf(-0.5);
+        let scale = shape.size * (latent as f32).powf(-0.5);
         let kv_b = lab.random_matrix(shape.format, [1, rows, latent], scale)?;
         let mut latents = Vec::new();
         for (i, (position, length)) in spans.iter().enumerate() {
@@ -437,6 +439,7 @@ pub(super) fn cases() -> Vec<Case> {
                 attention,
                 block_tokens,
                 format,
+                size: 1.0,
             };
             for (spans_name, spans) in [
                 (
@@ -464,6 +467,7 @@ pub(super) fn cases() -> Vec<Case> {
             attention: ODD,
             block_tokens: 16,
             format: Format::Bf16,
+            size: 1.0,
         };
         for (name, pieces) in [("single", Pieces::Single), ("several", Pieces::Several)] {
             let name = format!("only the {name}");
@@ -529,6 +533,17 @@ pub(super) fn cases() -> Vec<Case> {
             "a prompt of 300 tokens",
             Tolerance::Close,
             move |lab| attend(lab, narrow, (prefill, Pieces::All), &[(20, 300)], 2.0),
+        ));
+        // Beyond the range of f16.
+        let large = Shape { size: 1e8, ..shape };
+        cases.push(Case::new(
+            operation,
+            "large keys",
+            Tolerance::Close,
+            move |lab| {
+                let spans = [(3, 20), (70, 1)];
+                attend(lab, large, (prefill, Pieces::All), &spans, 2e-8)
+            },
         ));
         cases.push(Case::new(
             operation,

@@ -120,6 +120,7 @@ fn attention() -> Vec<Case> {
         attention,
         block_tokens: 64,
         format: Format::Bf16,
+        size: 1.0,
     };
     let (latent, key, value) = (512, 192, 128);
     let kv_b = 2 * HEADS * 256 * latent;

@@ -35,6 +35,20 @@ extern "C" __global__ void try_product_transposed(const bf16* a, const bf16* b, 
 }
 ENTRY(try_product_transposed)
 
+// c[16, 8] = a[16, 16] b[8, 16]^T in f16, straight from memory.
+extern "C" __global__ void try_product_f16(const float* a, const float* b, float* c) {
+    u32 g = threadIdx.x / 4, t = threadIdx.x % 4 * 2, left[4], right[2];
+    for (u32 i = 0; i < 4; i++) {
+        const float* at = a + (g + i % 2 * 8) * 16 + t + i / 2 * 8;
+        left[i] = narrow_pair_f16(at[0], at[1]);
+    }
+    for (u32 i = 0; i < 2; i++) right[i] = narrow_pair_f16(b[g * 16 + t + 8 * i], b[g * 16 + t + 8 * i + 1]);
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    mma_f16(sum, left, right);
+    for (u32 i = 0; i < 4; i++) c[(g + i / 2 * 8) * 8 + t + i % 2] = sum[i];
+}
+ENTRY(try_product_f16)
+
 // c[16, 8] = a[16, 8] b[8, 8]^T in tf32, straight from memory.
 extern "C" __global__ void try_product_tf32(const float* a, const float* b, float* c) {
     u32 g = threadIdx.x / 4, t = threadIdx.x % 4;

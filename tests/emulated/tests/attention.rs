@@ -14,8 +14,8 @@ const LATENT: u32 = 12;
 const BLOCK_TOKENS: u32 = 16;
 /// Positions whose scores are taken together.
 const RUN: u32 = 64;
-/// Columns of an image: keys, the rests of their expanded part, values.
-const COLUMNS: u32 = 64 + 32 + 64;
+/// Bytes of an image: keys, values, what keys are multiplied with.
+const IMAGE: u32 = 2 * RUN * (64 + 64) + 16;
 /// Tokens before the piece, and of the piece: rows that end in each window of 64, and one window that none ends in.
 const POSITION: u32 = 100;
 const LENGTH: u32 = 90;
@@ -85,7 +85,7 @@ fn attend(window: u32, order: Order) -> Vec<f32> {
     let latents = halves(&numbers(blocks * BLOCK_TOKENS * (LATENT + ROPE), 2));
     let width = HEADS * (NOPE + VALUE);
     let expanded = numbers(end * width, 3);
-    let images = memory((2 * window.next_multiple_of(RUN) * HEADS * COLUMNS) as usize);
+    let images = memory((window.div_ceil(RUN) * HEADS * IMAGE) as usize);
     let output = memory((2 * LENGTH * HEADS * VALUE) as usize);
     let marks = memory((8 * LENGTH * HEADS) as usize);
     let partial = memory((4 * LENGTH * HEADS * VALUE) as usize);
@@ -118,7 +118,7 @@ fn attend(window: u32, order: Order) -> Vec<f32> {
                 "mla_prefill_64",
                 grid,
                 256,
-                256 * COLUMNS + 512 * 64,
+                2 * IMAGE + 512 * 64,
                 &arguments,
                 order,
             )

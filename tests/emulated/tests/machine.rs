@@ -121,6 +121,9 @@ fn matrix_instructions_multiply() {
         let memory = [&halves(&a), &halves(&b), &c];
         run("try_product_transposed", 32, 768, &memory, order).unwrap();
         assert_eq!(read_floats(&c), by_columns);
+        let memory = [&floats(&a), &floats(&b), &c];
+        run("try_product_f16", 32, 0, &memory, order).unwrap();
+        assert_eq!(read_floats(&c), by_rows);
         let memory = [&floats(&a[..128]), &floats(&b[..64]), &c];
         run("try_product_tf32", 32, 0, &memory, order).unwrap();
         assert_eq!(read_floats(&c), shallow);
