@@ -215,13 +215,13 @@ def model(found):
     """Rows: what, times by bytes, tensor cores, shared memory, issue; predicted, the floor. Microseconds, one layer."""
     rows = []
 
-    def row(what, kernel, turns, warps, volume, floor, launches=1, alone=0, whole=False):
-        """`turns` of a loop (or of a `whole` kernel) on the multiprocessor that has most of them, by blocks of so many warps;
+    def row(what, kernel, turns, warps, volume, floor, launches=1, alone=0):
+        """`turns` of a loop on the multiprocessor that has most of them, by blocks of so many warps;
         `volume` bytes of the device, `alone` of that multiprocessor."""
         parts = [0, 0, 0]
         if kernel in found:
-            count = found[kernel][0].count if whole else main_loop(kernel, found[kernel])[1]
-            hmma = UNITS[kernel][2] if kernel in UNITS and not whole else count.kinds["HMMA"]
+            count = main_loop(kernel, found[kernel])[1]
+            hmma = UNITS[kernel][2] if kernel in UNITS else count.kinds["HMMA"]
             parts = [hmma * warps / 4 * HMMA, count.wavefronts * warps, count.all * warps / 4]
             parts = [clocks * turns / CLOCK for clocks in parts]
         elif kernel:
@@ -230,11 +230,6 @@ def model(found):
         # The kinds overlap where enough warps are there; a tenth more for what does not.
         rows.append((what, by_bytes, *parts, 1.1 * max(by_bytes, *parts) + launches * LAUNCH + LATENCY, floor))
 
-    chunks, images = 8192 // 16, 8192 // 16 * 32 * 22528
-    row("KDA prefill, 8,192 tokens, one sequence: prepare", "kda_prepare", chunks * 32 / SMS, 4, 5 * 8192 * 8192 + images, 0, whole=True)
-    row(".. scan, a warp a scheduler (its own waiting comes on top)", "kda_scan_64", chunks, 4, images + 8192 * 8192, 71)
-    row("KDA decode, one sequence", None, 0, 0, 4.2e6, 0.87, alone=131072)
-    row("KDA decode, 64 sequences", None, 0, 0, 64 * 4.2e6, 56)
     kv_b = 2 * 32 * 256 * 512
     for positions, name in ((4096, "4K"), (32768, "32K"), (131072, "128K"), (1048576, "1M")):
         span = max(256, -(-(-(-positions // 132)) // 32) * 32)

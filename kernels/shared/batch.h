@@ -26,13 +26,13 @@ enum {
     SEVERAL_TILES = 16, // tiles of pieces of several tokens
     TILE_TOTAL = 17,   // tiles of all pieces
     SPAN_TOTAL = 18,   // spans
-    AT_SCANS = 24,     // [scans, 4]: piece, first chunk, chunks, number of the segment or NONE: segments first, then the
+    AT_SCANS = 19,     // [scans, 4]: piece, first chunk, chunks, number of the segment or NONE: segments first, then the
                        // longest first, then pieces of single tokens
-    AT_CUTS = 25,      // [cuts, 3]: piece that is cut into segments, number of its first segment, segments
-    SCAN_TOTAL = 26,   // scans of all pieces
-    SEVERAL_SCANS = 27, // scans of pieces of several tokens
-    SEGMENT_TOTAL = 28, // segments
-    CUT_TOTAL = 29,    // pieces that are cut
+    AT_CUTS = 20,      // [cuts, 3]: piece that is cut into segments, number of its first segment, segments
+    SCAN_TOTAL = 21,   // scans of all pieces
+    SEVERAL_SCANS = 22, // scans of pieces of several tokens
+    SEGMENT_TOTAL = 23, // segments
+    CUT_TOTAL = 24,    // pieces that are cut
 };
 
 // Words of a piece.

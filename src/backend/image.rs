@@ -6,7 +6,7 @@
 use crate::backend::{Batch, Capacity, Piece, Rows};
 
 /// Words of the header.
-const HEADER: usize = 32;
+const HEADER: usize = 25;
 /// No slot, no target.
 const NONE: u32 = u32::MAX;
 /// Tokens a chunk of the recurrence.
@@ -372,12 +372,12 @@ impl Image {
         self.cuts = cuts.len() / 3;
         self.scans = scans.len();
         self.several_scans = scans.iter().filter(|(several, _)| *several).count();
-        self.words[26] = word(self.scans);
-        self.words[27] = word(self.several_scans);
-        self.words[28] = word(self.segments);
-        self.words[29] = word(self.cuts);
-        self.list(24, scans.into_iter().flat_map(|(_, scan)| scan));
-        self.list(25, cuts);
+        self.words[21] = word(self.scans);
+        self.words[22] = word(self.several_scans);
+        self.words[23] = word(self.segments);
+        self.words[24] = word(self.cuts);
+        self.list(19, scans.into_iter().flat_map(|(_, scan)| scan));
+        self.list(20, cuts);
     }
 }
 

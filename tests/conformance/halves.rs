@@ -18,6 +18,9 @@ pub(crate) fn trials(make: Make) -> Vec<Trial> {
         .into()
 }
 
+/// Cases whose values lie beyond the greatest f16: rounding makes them infinite, whatever the kernel does.
+const BEYOND_F16: [&str; 2] = ["/loud values", "/large keys"];
+
 fn holds(make: Make, precision: Precision) -> std::result::Result<(), Failed> {
     let mut failed = Vec::new();
     // Not the refusals: this wrapper submits an operation at a time, so the first has run when the second refuses.
@@ -25,6 +28,10 @@ fn holds(make: Make, precision: Precision) -> std::result::Result<(), Failed> {
         .into_iter()
         .filter(|case| case.operation != "refusals")
     {
+        if precision == Precision::F16 && BEYOND_F16.iter().any(|name| case.name.ends_with(name)) {
+            println!("{precision:?} cannot hold the values of {}", case.name);
+            continue;
+        }
         let mut backend: Box<dyn Backend> = Box::new(Halved::new(make(), precision));
         let outcome = run(&case, &mut *backend, Options::default());
         let share = outcome.error / outcome.bound;

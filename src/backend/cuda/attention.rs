@@ -15,6 +15,12 @@ const TILES: usize = 16;
 /// Rows that share one reading of kv_b in a decode.
 const TOGETHER: usize = 4;
 
+/// Blocks for so many spans: up to an eighth more, which return at once, so that the graph of a step's commands serves many
+/// tokens and not only until some row begins another span.
+fn with_room(spans: usize) -> usize {
+    spans.next_multiple_of((spans / 8).next_power_of_two())
+}
+
 impl CudaStep {
     pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
         op.check(&self.capacity)?;
@@ -182,7 +188,11 @@ impl CudaStep {
             Pieces::Single => |image| image.tokens - image.several_rows,
             Pieces::Several => |image| image.several_rows,
         };
-        let spans: fn(&Image) -> usize = if single { |image| image.spans } else { count };
+        let spans: fn(&Image) -> usize = if single {
+            |image| with_room(image.spans)
+        } else {
+            count
+        };
         let batch = Arc::clone(&self.batch);
         let tiles = layout.latent.div_ceil(16) + layout.rope.div_ceil(16);
         let entry = match (layout.latent, layout.rope) {
