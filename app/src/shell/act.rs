@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use eframe::egui;
+use kimi_linear::model::TraceHead;
 
 use super::action::{Action, Pick, Step, Window};
 use super::{App, Running, arrange};
@@ -187,6 +188,9 @@ impl App {
             &mut self.tree,
             &arrange::Pane::View(example.view.to_owned()),
         );
+        if let Some([layer, head]) = example.kda.filter(|_| self.demo) {
+            self.selection.kda = Some(TraceHead { layer, head });
+        }
         self.ask(example.prompt);
     }
 
