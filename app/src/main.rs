@@ -128,6 +128,10 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
             let kept = storage.and_then(|storage| eframe::get_value::<Settings>(storage, SETTINGS));
             let mut settings = kept.unwrap_or_default();
             heed(&mut settings, &arguments);
+            if steps.is_some() {
+                std::fs::create_dir_all(&arguments.out)
+                    .map_err(|error| format!("{}: {error}", arguments.out.display()))?;
+            }
             let player = steps.map(|steps| Player::new(steps, &arguments.out, ended));
             Ok(Box::new(App::new(Start {
                 session,
