@@ -3,7 +3,7 @@
 //!     cargo run --release --locked -p kimi-linear-app --example frames
 //!
 //! The app runs as in a window of 1280 x 800 with all panels side by side; a session that this program plays tells it what a
-//! model of published size would (`tests/data/kimi-linear-48b-config.json`: 20 KDA layers of 32 heads of 128 x 128). A frame
+//! model of published size would (`assets/shapes/48b.json`: 20 KDA layers of 32 heads of 128 x 128). A frame
 //! is everything up to the triangles that a GPU is given: updates, layout, accessibility, tessellation. The GPU's part is not in
 //! it, and neither is a model that takes the processor's cores meanwhile: the script's step `frames` has both.
 #![allow(
@@ -85,8 +85,8 @@ impl Window {
 }
 
 fn facts() -> ModelFacts {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data");
-    let config = ModelConfig::from_file(&folder.join("kimi-linear-48b-config.json")).unwrap();
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../assets/shapes");
+    let config = ModelConfig::from_file(&folder.join("48b.json")).unwrap();
     let device = Device {
         backend: "wgpu",
         index: 0,
