@@ -5,17 +5,14 @@
 //! is the one source of the floors that `kimi-linear bench` prints and of the table in `docs/performance/hopper.md`. It
 //! measures nothing.
 
-use std::fmt::Write as _;
+mod count;
+mod words;
+
+pub use self::count::{cache_bytes, prompt, recurrence, weights_read};
+pub use self::words::{bytes_name, flops_name, markdown, seconds_name, tokens_name};
 
 use super::Work;
-use crate::config::{Attention, Dtype, Ffn, LayerKind, ModelConfig};
-
-/// Tokens of a chunk in the count of operations; the kernels' own (`docs/performance/hopper.md`, KDA prefill).
-const CHUNK: u64 = 16;
-/// Bytes of a weight, an activation or a cached latent.
-const HALF: u64 = 2;
-/// Bytes of an element of a state.
-const FULL: u64 = 4;
+use crate::config::ModelConfig;
 
 /// What a device can do at most.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -284,280 +281,26 @@ impl Kernel {
     #[must_use]
     pub fn work(&self, config: &ModelConfig) -> Work {
         match *self {
-            Self::KdaPrefill { tokens, sequences } => kda_prefill(config, tokens, sequences),
-            Self::KdaDecode { sequences } => kda_decode(config, sequences),
-            Self::MlaDecode { context, sequences } => mla_decode(config, context, sequences),
-            Self::MlaPrefill { tokens } => mla_prefill(config, tokens),
-            Self::Experts { tokens } => experts(config, tokens, chosen(config, tokens)),
+            Self::KdaPrefill { tokens, sequences } => count::kda_prefill(config, tokens, sequences),
+            Self::KdaDecode { sequences } => count::kda_decode(config, sequences),
+            Self::MlaDecode { context, sequences } => count::mla_decode(config, context, sequences),
+            Self::MlaPrefill { tokens } => count::mla_prefill(config, tokens),
+            Self::Experts { tokens } => count::experts(config, tokens),
             Self::Product {
                 rows,
                 inputs,
                 outputs,
                 ..
-            } => product(rows, inputs, outputs),
-            Self::Step { context, sequences } => step(config, context, sequences),
+            } => count::product(rows, inputs, outputs),
+            Self::Step { context, sequences } => count::step(config, context, sequences),
         }
     }
-}
-
-/// A context as people say it.
-#[must_use]
-pub fn tokens_name(tokens: usize) -> String {
-    match tokens {
-        n if n >= 1 << 20 && n.is_multiple_of(1 << 20) => format!("{}M", n >> 20),
-        n if n >= 1 << 10 && n.is_multiple_of(1 << 10) => format!("{}K", n >> 10),
-        n => n.to_string(),
-    }
-}
-
-/// Elements of one sequence's state.
-fn state(config: &ModelConfig) -> u64 {
-    (config.kda_width() * config.kda_head_dim) as u64
-}
-
-fn kda_prefill(config: &ModelConfig, tokens: usize, sequences: usize) -> Work {
-    recurrence(
-        [config.kda_num_heads, config.kda_head_dim],
-        tokens,
-        sequences,
-        false,
-    )
-}
-
-fn kda_decode(config: &ModelConfig, sequences: usize) -> Work {
-    let shape = [config.kda_num_heads, config.kda_head_dim];
-    recurrence(shape, sequences, sequences, true)
-}
-
-/// The recurrence of heads of this width by itself: of prompts that start from zero, or of one token of each sequence.
-#[must_use]
-pub fn recurrence(
-    [heads, width]: [usize; 2],
-    tokens: usize,
-    sequences: usize,
-    decode: bool,
-) -> Work {
-    let [heads, width, tokens, sequences] = [heads, width, tokens, sequences].map(|n| n as u64);
-    let (row, state) = (HALF * heads * (5 * width + 1), heads * width * width);
-    if decode {
-        // A decay, an answer, a write and a read of the state.
-        Work {
-            bytes: tokens * row + 2 * FULL * sequences * state,
-            flops: 7 * sequences * state,
-        }
-    } else {
-        Work {
-            bytes: tokens * row + FULL * sequences * state,
-            flops: tokens * heads * (6 * width * width + 8 * CHUNK * width),
-        }
-    }
-}
-
-/// Elements of the expansion of latents to keys and values.
-fn expansion(config: &ModelConfig) -> u64 {
-    let head = config.qk_nope_head_dim + config.v_head_dim;
-    (config.num_attention_heads * head * config.kv_lora_rank) as u64
-}
-
-/// Elements of a token's query and of what its heads come to.
-fn mla_rows(config: &ModelConfig) -> u64 {
-    (config.num_attention_heads * (config.mla_query_dim() + config.v_head_dim)) as u64
-}
-
-fn mla_decode(config: &ModelConfig, context: usize, sequences: usize) -> Work {
-    let (context, sequences) = (context as u64, sequences as u64);
-    let (heads, latent) = (
-        config.num_attention_heads as u64,
-        config.latent_width() as u64,
-    );
-    let scores = 2 * heads * context * (latent + config.kv_lora_rank as u64);
-    Work {
-        bytes: HALF * (expansion(config) + sequences * (context * latent + mla_rows(config))),
-        flops: sequences * (scores + 2 * expansion(config)),
-    }
-}
-
-fn mla_prefill(config: &ModelConfig, tokens: usize) -> Work {
-    let tokens = tokens as u64;
-    let pairs = tokens * tokens / 2;
-    let head = (config.mla_query_dim() + config.v_head_dim) as u64;
-    let rows = mla_rows(config) + config.latent_width() as u64;
-    Work {
-        bytes: HALF * (expansion(config) + tokens * rows),
-        flops: 2 * config.num_attention_heads as u64 * pairs * head
-            + 2 * tokens * expansion(config),
-    }
-}
-
-/// How many experts `tokens` tokens choose between them on average, where every expert is as likely.
-fn chosen(config: &ModelConfig, tokens: usize) -> u64 {
-    let all = config.num_experts as f64;
-    if all == 0.0 {
-        return 0;
-    }
-    let missed = 1.0 - config.num_experts_per_token as f64 / all;
-    (all * (1.0 - missed.powf(tokens as f64))).round() as u64
-}
-
-/// Elements of one expert.
-fn expert(config: &ModelConfig) -> u64 {
-    3 * (config.moe_intermediate_size * config.hidden_size) as u64
-}
-
-fn experts(config: &ModelConfig, tokens: usize, chosen: u64) -> Work {
-    let tokens = tokens as u64;
-    Work {
-        bytes: HALF * (chosen * expert(config) + 2 * tokens * config.hidden_size as u64),
-        flops: 2 * tokens * config.num_experts_per_token as u64 * expert(config),
-    }
-}
-
-fn product(rows: usize, inputs: usize, outputs: usize) -> Work {
-    let [rows, inputs, outputs] = [rows, inputs, outputs].map(|n| n as u64);
-    Work {
-        bytes: HALF * (inputs * outputs + rows * (inputs + outputs)),
-        flops: 2 * rows * inputs * outputs,
-    }
-}
-
-/// Bytes and operations of what a step reads of the weights: dense ones once, of the experts those that are chosen.
-#[must_use]
-pub fn weights_read(config: &ModelConfig, sequences: usize) -> Work {
-    let moe = config.layers.iter().filter(|l| l.ffn == Ffn::Moe).count() as u64;
-    let once = config.active_parameters()
-        - moe * config.num_experts_per_token as u64 * expert(config)
-        - config.hidden_size as u64;
-    let chosen = moe * chosen(config, sequences) * expert(config);
-    let rows = (sequences * config.hidden_size) as u64;
-    Work {
-        bytes: HALF * (once + chosen + rows),
-        flops: 2 * sequences as u64 * config.active_parameters(),
-    }
-}
-
-/// Bytes that a step reads and writes of caches: states both ways, latents once.
-#[must_use]
-pub fn cache_bytes(config: &ModelConfig, context: usize, sequences: usize) -> u64 {
-    let states = 2 * config.kda_state_bytes(Dtype::F32);
-    let latents = config.latent_bytes_per_token(Dtype::Bf16) * context as u64;
-    sequences as u64 * (states + latents)
-}
-
-fn step(config: &ModelConfig, context: usize, sequences: usize) -> Work {
-    let scores = |layer: &LayerKind| match layer.attention {
-        Attention::Kda => 7 * state(config),
-        Attention::Mla => {
-            let width = (config.latent_width() + config.kv_lora_rank) as u64;
-            2 * config.num_attention_heads as u64 * context as u64 * width
-        }
-    };
-    let attention: u64 = config.layers.iter().map(scores).sum();
-    let caches = Work {
-        bytes: cache_bytes(config, context, sequences),
-        flops: attention * sequences as u64,
-    };
-    weights_read(config, sequences).and(caches)
-}
-
-/// A whole prompt of one sequence: every weight once, every token's products, the recurrences, causal attention; logits of its
-/// last token alone.
-#[must_use]
-pub fn prompt(config: &ModelConfig, tokens: usize) -> Work {
-    let head = (config.vocab_size * config.hidden_size) as u64;
-    let body = config.active_parameters().saturating_sub(head);
-    let caches = config
-        .kda_state_bytes(Dtype::F32)
-        .saturating_add(config.latent_bytes_per_token(Dtype::Bf16) * tokens as u64);
-    let embedding = HALF * head;
-    let mut work = Work {
-        // Of the embedding the rows of the tokens.
-        bytes: config.weight_bytes(Dtype::Bf16).saturating_sub(embedding) + caches,
-        flops: 2 * (tokens as u64 * body + head),
-    };
-    for layer in &config.layers {
-        work.flops += match layer.attention {
-            Attention::Kda => kda_prefill(config, tokens, 1).flops,
-            Attention::Mla => {
-                // The expansion is among the parameters that a token reads.
-                mla_prefill(config, tokens).flops - 2 * tokens as u64 * expansion(config)
-            }
-        };
-    }
-    work
-}
-
-/// Bytes in the unit that suits them.
-#[must_use]
-pub fn bytes_name(bytes: u64) -> String {
-    scaled(bytes as f64, &["B", "KB", "MB", "GB", "TB"])
-}
-
-/// Operations in the unit that suits them.
-#[must_use]
-pub fn flops_name(flops: u64) -> String {
-    scaled(flops as f64 / 1e6, &["MFLOP", "GFLOP", "TFLOP", "PFLOP"])
-}
-
-/// Seconds in the unit that suits them.
-#[must_use]
-pub fn seconds_name(seconds: f64) -> String {
-    scaled(seconds * 1e6, &["us", "ms", "s"])
-}
-
-/// Three digits and the unit in which the number is below a thousand.
-fn scaled(mut value: f64, units: &[&str]) -> String {
-    let mut unit = units.iter();
-    let mut name = unit.next().copied().unwrap_or_default();
-    while value >= 999.5 {
-        let Some(next) = unit.next() else { break };
-        (value, name) = (value / 1000.0, next);
-    }
-    let digits = if value >= 99.95 {
-        0
-    } else if value >= 9.995 {
-        1
-    } else {
-        2
-    };
-    format!("{value:.digits$} {name}")
-}
-
-/// The table of `docs/performance/hopper.md`.
-#[must_use]
-pub fn markdown(config: &ModelConfig, rates: &Rates) -> String {
-    let mut list = kernels(config, &Sizes::published());
-    for context in [4 << 10, 128 << 10, 1 << 20] {
-        list.push(Kernel::Step {
-            context,
-            sequences: 1,
-        });
-    }
-    let mut text = String::from(
-        "| kernel | bytes | operations | floor | set by |\n|---|---:|---:|---:|---|\n",
-    );
-    for kernel in list {
-        let work = kernel.work(config);
-        let (seconds, bound) = work.floor(rates);
-        let bound = match bound {
-            Bound::Bytes => "bytes",
-            Bound::Operations => "operations",
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {bound} |",
-            kernel.name(),
-            bytes_name(work.bytes),
-            flops_name(work.flops),
-            seconds_name(seconds)
-        );
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Dtype;
 
     fn near(found: f64, expected: f64) {
         assert!((found / expected - 1.0).abs() < 0.01, "{found} {expected}");
@@ -621,8 +364,8 @@ mod tests {
     #[test]
     fn more_tokens_choose_more_experts_until_all_are_chosen() {
         let config = ModelConfig::published().unwrap();
-        assert_eq!(chosen(&config, 1), 8);
-        assert!((200..256).contains(&chosen(&config, 64)));
-        assert_eq!(chosen(&config, 8192), 256);
+        assert_eq!(count::chosen(&config, 1), 8);
+        assert!((200..256).contains(&count::chosen(&config, 64)));
+        assert_eq!(count::chosen(&config, 8192), 256);
     }
 }

@@ -1,0 +1,385 @@
+//! The program as a user meets it: what it prints, what it writes, how it refuses.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod refusals;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{Fixture, close, reference};
+use serde_json::{Value, json};
+
+/// The program, with `--model` where a model is given.
+fn program(arguments: &[&str], model: Option<&Path>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kimi-linear"));
+    command.args(arguments).env_remove("KIMI_LINEAR_LOG");
+    if let Some(model) = model {
+        command.arg("--model").arg(model);
+    }
+    command
+}
+
+fn run(arguments: &[&str], model: &str) -> Output {
+    program(arguments, Some(&reference(model)))
+        .output()
+        .unwrap()
+}
+
+/// The one JSON object on stdout.
+fn object(arguments: &[&str], model: &str) -> Value {
+    let output = run(&[arguments, &["--json"]].concat(), model);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(
+        output.stdout.iter().filter(|byte| **byte == b'\n').count(),
+        1,
+        "one line"
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Asserts that a command fails with 1, prints nothing on stdout and what is wrong on stderr; returns that.
+#[track_caller]
+fn refusal(output: &Output) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        output.stdout.is_empty(),
+        "{:?}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert!(
+        stderr.starts_with("error: ") && !stderr.contains("panicked"),
+        "{stderr}"
+    );
+    stderr
+}
+
+fn list(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn generate_gives_the_greedy_tokens() {
+    for (model, lengths) in [
+        ("tiny-a", &[1, 7, 64, 65, 200][..]),
+        ("tiny-128", &[5, 130]),
+    ] {
+        let expected = Fixture::open(&format!("{model}/expected.safetensors"));
+        for n in lengths {
+            let prompt = expected.ids(&format!("prompt.{n}.tokens"));
+            let ids = list(&prompt);
+            let arguments = [
+                "generate",
+                "--prompt-tokens",
+                &ids,
+                "--max-tokens",
+                "24",
+                "--ignore-eos",
+            ];
+            let report = object(&arguments, model);
+            assert_eq!(
+                report["tokens"],
+                json!(expected.ids(&format!("prompt.{n}.greedy")))
+            );
+            assert_eq!(report["prompt_tokens"], json!(prompt));
+            assert_eq!(report["finish_reason"], "length");
+            for figure in ["ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"] {
+                assert!(
+                    report["timings"][figure].as_f64().unwrap() > 0.0,
+                    "{figure}"
+                );
+            }
+            let keys: Vec<_> = report.as_object().unwrap().keys().collect();
+            assert_eq!(
+                keys,
+                [
+                    "prompt_tokens",
+                    "tokens",
+                    "text",
+                    "finish_reason",
+                    "timings"
+                ]
+            );
+        }
+    }
+}
+
+#[test]
+fn generated_text_is_printed_as_json_holds_it() {
+    let arguments = [
+        "generate",
+        "--prompt",
+        "Hello",
+        "--chat",
+        "--max-tokens",
+        "40",
+    ];
+    let report = object(&arguments, "tiny-a");
+    let output = run(&arguments, "tiny-a");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text, format!("{}\n", report["text"].as_str().unwrap()));
+    let figures = String::from_utf8(output.stderr).unwrap();
+    for figure in [
+        "time to first token",
+        "prefill",
+        "decode",
+        "tokens/s",
+        "cpu on",
+    ] {
+        assert!(figures.contains(figure), "{figures}");
+    }
+    // The chat turn is the template's, the stop ids are those of the tokenizer.
+    let ids = report["prompt_tokens"].as_array().unwrap();
+    assert_eq!(ids.first(), Some(&json!(259)), "<|im_user|>");
+    assert_eq!(ids.last(), Some(&json!(273)), "<|im_middle|>");
+    if report["finish_reason"] == "stop" {
+        assert!(
+            !report["tokens"].as_array().unwrap().contains(&json!(258)),
+            "the stop token is not part of the answer"
+        );
+    }
+}
+
+#[test]
+fn a_seed_repeats_its_draws() {
+    let at = |seed: &str| {
+        let arguments = [
+            "generate",
+            "--prompt",
+            "Hello",
+            "--temperature",
+            "1",
+            "--top-k",
+            "40",
+            "--top-p",
+            "0.95",
+        ];
+        object(
+            &[
+                &arguments[..],
+                &["--max-tokens", "32", "--ignore-eos", "--seed", seed],
+            ]
+            .concat(),
+            "tiny-a",
+        )
+    };
+    assert_eq!(at("1")["tokens"], at("1")["tokens"]);
+    assert_ne!(at("1")["tokens"], at("2")["tokens"]);
+}
+
+#[test]
+fn score_writes_the_logits_of_every_position() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("logits.safetensors");
+    for (model, n) in [("tiny-a", 65), ("tiny-128", 130)] {
+        let expected = Fixture::open(&format!("{model}/expected.safetensors"));
+        let ids = expected.ids(&format!("prompt.{n}.tokens"));
+        let logits = expected.f32(&format!("prompt.{n}.logits"));
+        let tokens = list(&ids);
+        // The negative log-likelihood that the reference logits give.
+        let rows = logits
+            .chunks_exact(logits.len() / ids.len())
+            .zip(&ids[1..])
+            .map(|(row, next)| {
+                let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+                sum.ln() - f64::from(row[*next as usize])
+            });
+        let negative_log_likelihood: f64 = rows.sum();
+        for chunk in ["1", "7", "16", "64", "1000"] {
+            let path = out.to_str().unwrap();
+            let arguments = [
+                "score",
+                "--tokens",
+                &tokens,
+                "--prefill-chunk",
+                chunk,
+                "--logits",
+                path,
+            ];
+            let report = object(&arguments, model);
+            let bytes = std::fs::read(&out).unwrap();
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let view = file.tensor("logits").unwrap();
+            assert_eq!(view.shape(), [ids.len(), logits.len() / ids.len()]);
+            let written: Vec<f32> = view
+                .data()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect();
+            close(&format!("{model} by {chunk}"), &written, &logits, 1e-5);
+            let found = report["negative_log_likelihood"].as_f64().unwrap();
+            assert!(
+                (found / negative_log_likelihood - 1.0).abs() < 1e-5,
+                "{found} {negative_log_likelihood}"
+            );
+            let perplexity = (negative_log_likelihood / (ids.len() - 1) as f64).exp();
+            assert!((report["perplexity"].as_f64().unwrap() / perplexity - 1.0).abs() < 1e-4);
+            assert_eq!(report["tokens"], n);
+        }
+    }
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "nothing unfinished is left"
+    );
+}
+
+#[test]
+fn score_of_one_token_predicts_nothing() {
+    let report = object(&["score", "--tokens", "5"], "tiny-a");
+    assert_eq!(
+        report,
+        json!({ "tokens": 1, "negative_log_likelihood": 0.0, "perplexity": null })
+    );
+}
+
+#[test]
+fn a_disk_that_is_full_is_reported_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    // No file may pass 8 blocks: the write fails as on a full disk.
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 8; exec \"$@\"",
+            "sh",
+            env!("CARGO_BIN_EXE_kimi-linear"),
+        ])
+        .args([
+            "score",
+            "--tokens",
+            "1,2,3,4,5,6,7,8,9,10",
+            "--json",
+            "--model",
+        ])
+        .arg(reference("tiny-a"))
+        .arg("--logits")
+        .arg(dir.path().join("out.safetensors"))
+        .output()
+        .unwrap();
+    assert!(
+        refusal(&output).contains("cannot write"),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn tokenize_reads_no_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in [
+        "tiktoken.model",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ] {
+        std::fs::copy(reference("tokenizer").join(file), dir.path().join(file)).unwrap();
+    }
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(reference("tokenizer/expected.json")).unwrap())
+            .unwrap();
+    let tokenize = |arguments: &[&str]| -> Value {
+        let output = program(
+            &[&["tokenize", "--json"], arguments].concat(),
+            Some(dir.path()),
+        )
+        .output()
+        .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let file = dir.path().join("input");
+    for row in expected["encode_ordinary"].as_array().unwrap() {
+        let text = row["text"].as_str().unwrap();
+        std::fs::write(&file, text).unwrap();
+        let report = tokenize(&["--file", file.to_str().unwrap()]);
+        assert_eq!(report["ids"], row["ids"], "{text:?}");
+        assert_eq!(report.get("rendered"), None);
+        assert_eq!(
+            report["pieces"].as_array().unwrap().len(),
+            row["ids"].as_array().unwrap().len()
+        );
+        if !text.contains('\0') {
+            assert_eq!(tokenize(&["--text", text]), report);
+        }
+    }
+    for chat in expected["chats"].as_array().unwrap() {
+        let mut input = chat.clone();
+        let fields = input.as_object_mut().unwrap();
+        fields.remove("rendered");
+        fields.remove("ids");
+        std::fs::write(&file, input.to_string()).unwrap();
+        let report = tokenize(&["--messages", file.to_str().unwrap()]);
+        assert_eq!(report["ids"], chat["ids"]);
+        assert_eq!(report["rendered"], chat["rendered"]);
+    }
+}
+
+#[test]
+fn inspect_knows_the_published_model_from_its_configuration() {
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/shapes/48b.json");
+    let arguments = [
+        "inspect",
+        "--context",
+        "131072",
+        "--sequences",
+        "2",
+        "--json",
+    ];
+    let output = program(&arguments, Some(&config)).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["parameters"], 49_122_681_728_u64);
+    assert_eq!(report["active_parameters"], 3_106_974_848_u64);
+    assert_eq!(report["weight_bytes"], 98_245_528_576_u64);
+    assert_eq!(report["published"]["latent_bytes_per_token"], 8064);
+    assert_eq!(
+        report["published"]["latent_bytes"],
+        2_u64 * 1008 * (1 << 20)
+    );
+    assert_eq!(
+        report["published"]["state_bytes_per_sequence"],
+        41_943_040 + 1_474_560
+    );
+    let layers = report["layers"].as_array().unwrap();
+    let mla: Vec<_> = layers
+        .iter()
+        .filter(|layer| layer["attention"] == "MLA")
+        .map(|layer| &layer["index"])
+        .collect();
+    assert_eq!(mla, [3, 7, 11, 15, 19, 23, 26]);
+    let device = &report["devices"][0];
+    assert_eq!(device["device"]["backend"], "cpu");
+    // The processor caches in f32: twice the published figure.
+    assert_eq!(device["memory"]["latents"], 4_u64 * 1008 * (1 << 20));
+    let fits = device["total_bytes"].as_u64().unwrap()
+        <= device["device"]["memory_bytes"].as_u64().unwrap();
+    assert_eq!(device["fits"], fits);
+}
+
+#[test]
+fn devices_lists_the_processor() {
+    let output = program(&["devices", "--json"], None).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        report["devices"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|device| device["backend"] == "cpu")
+    );
+}
