@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Plant bugs in the CUDA kernels, one after the other, and see that the conformance list on cuda-emulated catches each.
+"""Plant bugs in the CUDA kernels, one after the other, and see that the tests on cuda-emulated catch each.
 
     tests/conformance/kernel_mutations.py [SUBSTRING]
 
-The kernels are compiled into a library once; a mutant takes one file, compiled anew, and the conformance test that is built
-already, which loads the library in place of its own kernels. The repository is left alone. Each row of MUTATIONS is a file of
-kernels/, a piece of it that occurs once, what stands there instead, and which cases are to catch it. A row whose text is not
-found or that does not compile is an error of this script, not a catch.
+The kernels are compiled into a library once; a mutant takes one file, compiled anew, and the test that is built already, which
+loads the library in place of its own kernels. The repository is left alone. Each row of MUTATIONS is a file of kernels/, a piece
+of it that occurs once, what stands there instead, and which cases of the conformance list are to catch it, or, after "trace:",
+which tests of the trace. A row whose text is not found or that does not compile is an error of this script, not a catch.
 """
 import json
 import os
@@ -172,6 +172,18 @@ MUTATIONS = [
     ("kda_scan.cu", "piece, query_channel(h, head) + h.key_heads * h.key_width + d);", "piece, query_channel(h, head) + d);", "kda_block/H=3"),
     ("kda_step.cu", "        if (!From::SEVERAL) break;\n", "        break;\n", "kda_step/init/T=17"),
     ("kda_step.cu", "        to += STEP_WARPS * h.value_width;\n", "", "kda_step/init/T=17"),
+    ("trace_attention.cu", "(u64)first + d * latent", "d * latent", "trace:operations::attention"),
+    ("trace_attention.cu", "    if (first >= seen) return;\n", "", "trace:operations::attention"),
+    ("trace_attention.cu", "position < seen ? sum : -INFINITE", "sum", "trace:operations::attention"),
+    ("trace_attention.cu", "spans[2 * i + 1] * expf(spans[2 * i] - greatest)", "spans[2 * i + 1]", "trace:operations::attention"),
+    ("trace_attention.cu", "for (u32 i = threadIdx.x; i < count; i += blockDim.x) sum", "for (u32 i = threadIdx.x; i < 1; i += blockDim.x) sum", "trace:operations::attention"),
+    ("trace_gate.cu", "(row * layers + layer) * heads", "row * heads", "trace:operations::the_numbers"),
+    ("trace_kda.cu", "((u64)row * layers + layer) * heads + head", "(u64)row * heads + head", "trace:operations::the_numbers"),
+    ("trace_kda.cu", "output[NUMBERS + d] = gate[d];", "output[NUMBERS + d] = decays[d];", "trace:operations::the_numbers"),
+    ("trace_kda.cu", "keys[d] /= norm;\n    __syncthreads();", "keys[d] /= norm;", "trace:operations"),
+    ("trace_route.cu", "output[top + i] = single ?", "output[top + i] = true ?", "trace:operations::only"),
+    ("trace_state.cu", "SLOT_OUT", "SLOT_IN", "trace:operations::only"),
+    ("trace_state.cu", "* heads + head)", "* heads)", "trace:operations::only"),
 ]
 
 
@@ -182,11 +194,15 @@ def sh(*command, **more):
 def main():
     root = pathlib.Path(__file__).resolve().parents[2]
     only = sys.argv[1] if len(sys.argv) > 1 else ""
-    built = sh("cargo", "test", "--release", "--locked", "--test", "conformance", "--no-run", "--message-format=json", cwd=root)
+    chosen = [row for row in MUTATIONS if only in row[0] + row[1]]
+    if not chosen:
+        sys.exit(f"no row has {only}")
+    built = sh("cargo", "test", "--release", "--locked", "--workspace", "--test", "conformance", "--test", "trace", "--no-run",
+               "--message-format=json", cwd=root)
     if built.returncode != 0:
         sys.exit(built.stderr)
     artifacts = [json.loads(line) for line in built.stdout.splitlines() if line.startswith("{")]
-    binary = [a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == "conformance"][-1]
+    binaries = {a["target"]["name"]: a["executable"] for a in artifacts if a.get("executable")}
     missed = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
@@ -213,11 +229,11 @@ def main():
             if linked.returncode != 0:
                 sys.exit(linked.stderr)
             environment = {**os.environ, "KIMI_EMULATED_KERNELS": str(library)}
-            result = sh(binary, f"cuda-emulated/{cases}", "--test-threads", "2", env=environment)
+            name, wanted = ("trace", cases[6:]) if cases.startswith("trace:") else ("conformance", f"cuda-emulated/{cases}")
+            result = sh(binaries[name], wanted, "--test-threads", "2", env=environment)
             trials = [line[5:].rsplit(" ... ", 1) for line in result.stdout.splitlines() if line.startswith("test ") and " ... " in line]
             return [name.strip() for name, verdict in trials if verdict.strip() == "FAILED"], len(trials), result.returncode
 
-        chosen = [row for row in MUTATIONS if only in row[0] + row[1]]
         for cases in sorted({cases for *_, cases in chosen}):
             failed, count, _ = run({}, cases)
             if failed or not count:
