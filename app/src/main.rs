@@ -79,7 +79,8 @@ fn main() -> ExitCode {
 /// The panel has what is worth knowing; the terminal only what `KIMI_LINEAR_LOG` asks for.
 fn begin_log(log: &Log) {
     let panel = EnvFilter::new("info,wgpu=warn,wgpu_core=warn,wgpu_hal=warn,naga=warn,zbus=warn");
-    let asked = std::env::var("KIMI_LINEAR_LOG").unwrap_or_else(|_| "error".to_owned());
+    // Of winit nothing: when a window has closed it complains of every event that was still on its way there.
+    let asked = std::env::var("KIMI_LINEAR_LOG").unwrap_or_else(|_| "error,winit=off".to_owned());
     let terminal = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_filter(EnvFilter::new(asked));

@@ -18,8 +18,11 @@ use kimi_linear::model::TraceHead;
 /// Frames for everything to come to rest before a screenshot: layouts settle, animations end.
 const SETTLE: usize = 12;
 
-/// How often a script that waits looks whether it has waited enough.
+/// How often a script that waits for the clock looks at it.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How often one that waits for anything else looks whether it has waited too long; what it waits for is told.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl App {
     pub(super) fn play(&mut self, ctx: &egui::Context) {
@@ -29,7 +32,8 @@ impl App {
         if let Some((step, elapsed, frames)) = player.current() {
             // A window that waits is drawn when there is something new, as it is for a person.
             match step {
-                Step::Wait(_) => ctx.request_repaint_after(LOOK),
+                Step::Wait(Until::Seconds(_)) => ctx.request_repaint_after(LOOK),
+                Step::Wait(_) => ctx.request_repaint_after(PATIENCE),
                 _ => ctx.request_repaint(),
             }
             if player.late(elapsed) {

@@ -1,7 +1,7 @@
 //! How long the channels of the memory hold what is in them: a histogram of half-lives at one token.
 
-use eframe::egui::{Color32, Rangef, Ui};
-use egui_plot::{AxisHints, Bar, BarChart, Corner, GridInput, GridMark, Legend, Plot};
+use eframe::egui::{self, Color32, Rangef, Sense, Ui, Vec2};
+use egui_plot::{AxisHints, Bar, BarChart, GridInput, GridMark, Plot};
 use kimi_linear::model::{TraceFrame, TraceHead};
 
 use super::format::{short, token};
@@ -144,8 +144,19 @@ impl View for HalfLives {
             Against::Layer => "all heads of the layer",
             Against::All => "all KDA layers",
         };
-        ui.label(format!("this head, {}", mine.sentence()));
-        ui.weak(format!("{against}, {}", others.sentence()));
+        let colours = context.colours;
+        let grey = colours.faint.gamma_multiply(0.45);
+        // The legend: one within the plot would lie over the bars where the panel is small.
+        let mut legend = |colour: Color32, text: String| {
+            ui.horizontal(|ui| {
+                ui.spacing_mut().item_spacing.x = 6.0;
+                let (square, _) = ui.allocate_exact_size(Vec2::splat(9.0), Sense::hover());
+                ui.painter().rect_filled(square, 1.0, colour);
+                ui.add(egui::Label::new(text).wrap());
+            });
+        };
+        legend(colours.kda, format!("this head, {}", mine.sentence()));
+        legend(grey, format!("{against}, {}", others.sentence()));
         let bars = |group: &Group, width: f64, colour: Color32| -> Vec<Bar> {
             let first = f64::from(DECADES.0);
             let middle = |bin: usize| first + (bin as f64 + 0.5) / PER_DECADE as f64;
@@ -156,30 +167,27 @@ impl View for HalfLives {
             };
             group.shares.iter().enumerate().map(bar).collect()
         };
-        let colours = context.colours;
         let shares = mine.shares.iter().chain(&others.shares);
         let highest = shares.fold(0.0_f64, |most, share| most.max(*share));
-        let grey = colours.faint.gamma_multiply(0.45);
         let back = BarChart::new(against, bars(others, 0.96, grey)).color(grey);
         let front = BarChart::new("this head", bars(mine, 0.5, colours.kda)).color(colours.kda);
+        let high = ui.available_height() > 150.0;
         Plot::new("half-lives")
             .allow_zoom(false)
             .allow_drag(false)
             .allow_scroll(false)
             .allow_boxed_zoom(false)
             .allow_double_click_reset(false)
-            .legend(Legend::default().position(Corner::LeftTop))
             .default_x_bounds(f64::from(DECADES.0), f64::from(DECADES.1) + 0.2)
             .include_y(0.0)
-            // Room for the legend above the bars.
-            .include_y(140.0 * highest)
+            .include_y(105.0 * highest)
             .custom_x_axes(vec![
                 AxisHints::new_x()
                     .label("half-life in tokens")
                     .label_spacing(Rangef::new(20.0, 34.0))
                     .formatter(|mark, _| decade(mark.value)),
             ])
-            .y_axis_label("% of channels")
+            .y_axis_label(if high { "% of channels" } else { "%" })
             .x_grid_spacer(decades)
             .show_crosshair(false)
             .show(ui, |plot| {
