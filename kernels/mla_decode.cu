@@ -325,7 +325,8 @@ static __device__ __forceinline__ void attend(
             #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 u32 head = m * 16 + g + i % 4 / 2 * 8, l = (n * WARPS + warp) * 16 + i / 4 * 8 + 2 * t + i % 2;
-                if (head < own_heads && l < latent) parts[head * stride + l] = sum[m][n][i / 4][i % 4];
+                // Whoever merges the parts reads them four by four.
+                if (head < own_heads && l < mark_at(latent)) parts[head * stride + l] = l < latent ? sum[m][n][i / 4][i % 4] : 0.0f;
             }
         }
     }

@@ -1,9 +1,10 @@
-// The instructions that CUDA C++ has no name for (PTX ISA 8.0 and later, sm_80 and later). Their meaning on a CPU, with
+// The instructions that CUDA C++ has no name for (PTX ISA 8.0 and later, sm_90 and later). Their meaning on a CPU, with
 // the layouts of fragments, is in `host.h`.
 #pragma once
 
 #define ENTRY(name)
-#define SHARED(type, name, count) __shared__ type name[count]
+// Aligned for the widest access.
+#define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 
 // The block's dynamic shared memory, aligned to 128 bytes.
 static __device__ __forceinline__ u8* dynamic_shared() {

@@ -2,7 +2,8 @@
 //!
 //! The cache is a folder of files named by what they come from: a hash over source, options and driver. A folder given by
 //! `KIMI_LINEAR_KERNELS` holds kernels compiled elsewhere, for machines without NVRTC; those are named by source and
-//! options alone, since the driver is not known where they are made.
+//! options alone, since the driver is not known where they are made. A file that the driver refuses, such as PTX of a newer
+//! compiler, is compiled anew, and only what the driver took is kept.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -18,7 +19,7 @@ use crate::backend::Result;
 use crate::backend::cuda::kernels;
 use crate::error::BackendError;
 
-/// Shared memory that a block has without asking.
+/// Shared memory that a block has without asking, what it declares included.
 const UNASKED: u32 = 48 << 10;
 
 struct Function {
@@ -79,29 +80,28 @@ fn cache() -> Option<PathBuf> {
 }
 
 impl Functions {
-    pub(super) fn new(capability: (i32, i32)) -> Result<Self> {
-        let mut driver = 0;
-        // SAFETY: it writes one integer.
-        told("its version", unsafe {
-            sys::cuDriverGetVersion(&raw mut driver).result()
-        })?;
-        Ok(Self {
+    pub(super) fn new(capability: (i32, i32), driver: i32) -> Self {
+        Self {
             capability,
             driver,
             modules: HashMap::new(),
             functions: HashMap::new(),
-        })
+        }
     }
 
     /// An entry point, allowed so much dynamic shared memory.
     pub(super) fn get(&mut self, entry: &'static str, shared: u32) -> Result<sys::CUfunction> {
         if !self.functions.contains_key(entry) {
             let handle = self.load(entry)?;
-            let function = Function {
-                handle,
-                shared: UNASKED,
-            };
-            self.functions.insert(entry, function);
+            // SAFETY: the function is of a module that lives.
+            let own = told("shared memory", unsafe {
+                result::function::get_function_attribute(
+                    handle,
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+                )
+            })?;
+            let shared = UNASKED.saturating_sub(u32::try_from(own).unwrap_or(0));
+            self.functions.insert(entry, Function { handle, shared });
         }
         let Some(function) = self.functions.get_mut(entry) else {
             return Err(unknown(entry));
@@ -127,11 +127,7 @@ impl Functions {
         let module = match self.modules.get(file) {
             Some(module) => *module,
             None => {
-                let code = self.code(file, &source)?;
-                // SAFETY: the code is PTX that ends in a zero, or a binary that says its own length.
-                let module = told(file, unsafe {
-                    result::module::load_data(code.as_ptr().cast())
-                })?;
+                let module = self.module(file, &source)?;
                 self.modules.insert(file, module);
                 module
             }
@@ -141,30 +137,32 @@ impl Functions {
         told(entry, unsafe { result::module::get_function(module, name) })
     }
 
-    /// PTX of a file, zero at its end.
-    fn code(&self, file: &str, source: &str) -> Result<Vec<u8>> {
+    /// The module of a file: packed, kept or compiled.
+    fn module(&self, file: &str, source: &str) -> Result<sys::CUmodule> {
         let options = options(self.capability);
-        if let Some(folder) = std::env::var_os("KIMI_LINEAR_KERNELS") {
-            let name = format!("{}.ptx", key(source, &options, None));
-            if let Ok(code) = std::fs::read(Path::new(&folder).join(name)) {
-                return Ok(ended(code));
+        let packed = std::env::var_os("KIMI_LINEAR_KERNELS")
+            .map(|folder| Path::new(&folder).join(format!("{}.ptx", key(source, &options, None))));
+        let kept = cache()
+            .map(|cache| cache.join(format!("{}.ptx", key(source, &options, Some(self.driver)))));
+        for path in packed.iter().chain(&kept) {
+            let Ok(code) = std::fs::read(path) else {
+                continue;
+            };
+            match taken(file, code) {
+                Ok(module) => return Ok(module),
+                Err(error) => {
+                    tracing::warn!("{}: {error}; it is compiled anew", path.display());
+                }
             }
         }
-        let kept = cache().map(|cache| {
-            let name = format!("{}.ptx", key(source, &options, Some(self.driver)));
-            (cache.join(name), cache)
-        });
-        if let Some((path, _)) = &kept
-            && let Ok(code) = std::fs::read(path)
-        {
-            return Ok(ended(code));
-        }
         let code = compile(file, source, &options)?;
-        if let Some((path, cache)) = kept {
+        let module = taken(file, code.clone())?;
+        if let Some(path) = kept {
             // A cache that cannot be written costs time, not answers. The file appears whole or not at all.
             let keep = || -> std::io::Result<()> {
-                std::fs::create_dir_all(&cache)?;
-                let file = tempfile::NamedTempFile::new_in(&cache)?;
+                let cache = path.parent().unwrap_or(Path::new("."));
+                std::fs::create_dir_all(cache)?;
+                let file = tempfile::NamedTempFile::new_in(cache)?;
                 std::fs::write(file.path(), &code)?;
                 file.persist(&path).map_err(|error| error.error)?;
                 Ok(())
@@ -173,8 +171,17 @@ impl Functions {
                 tracing::debug!(%error, path = %path.display(), "a compiled kernel is not kept");
             }
         }
-        Ok(ended(code))
+        Ok(module)
     }
+}
+
+/// Code as the driver takes it.
+fn taken(file: &str, code: Vec<u8>) -> Result<sys::CUmodule> {
+    let code = ended(code);
+    // SAFETY: the code is PTX that ends in a zero, or a binary that says its own length.
+    told(file, unsafe {
+        result::module::load_data(code.as_ptr().cast())
+    })
 }
 
 fn ended(mut code: Vec<u8>) -> Vec<u8> {

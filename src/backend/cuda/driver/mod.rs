@@ -23,8 +23,10 @@ use crate::backend::{Device, Precision, Result, Ticket};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// The least compute capability: bf16 on tensor cores and asynchronous copies.
-const LEAST: (i32, i32) = (8, 0);
+/// The least compute capability: the copy engine, its barriers, and blocks with 227 KiB of shared memory.
+const LEAST: (i32, i32) = (9, 0);
+/// The least driver, in the driver's own count: CUDA 12.8 has all that is called here.
+const LEAST_DRIVER: i32 = 12_080;
 
 /// A call of the driver as one of ours.
 pub(super) fn told<T>(what: &str, result: std::result::Result<T, DriverError>) -> Result<T> {
@@ -37,6 +39,11 @@ pub(super) fn told<T>(what: &str, result: std::result::Result<T, DriverError>) -
             | sys::CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
             | sys::CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
             | sys::CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | sys::CUresult::CUDA_ERROR_ASSERT
+            | sys::CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | sys::CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | sys::CUresult::CUDA_ERROR_INVALID_PC
+            | sys::CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
             | sys::CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => BackendError::Lost {
                 backend: "cuda",
                 reason: format!("{what}: {reason}"),
@@ -86,7 +93,14 @@ fn count() -> Result<usize> {
 /// Every device that the driver has, in its order; none where there is no driver.
 #[must_use]
 pub fn devices() -> Vec<Device> {
-    let count = count().unwrap_or(0);
+    let count = count().unwrap_or_else(|error| {
+        // SAFETY: it only tries to open a library.
+        if unsafe { sys::is_culib_present() } {
+            // There is a driver and it does not do: whoever wonders why no GPU is used should read of it.
+            tracing::warn!("{error}");
+        }
+        0
+    });
     (0..count)
         .filter_map(|index| describe(index).ok())
         .map(|(device, _, _)| device)
@@ -193,7 +207,7 @@ impl Driver {
     /// Opens device `index` of the driver, by default the first.
     ///
     /// # Errors
-    /// No driver, no such device, one too old, or no cuBLASLt.
+    /// No driver, no such device, one too old, no NVRTC or no cuBLASLt.
     pub fn open(index: Option<usize>) -> Result<Self> {
         let count = count()?;
         let index = index.unwrap_or(0);
@@ -216,11 +230,25 @@ impl Driver {
                 device.name, capability.0, capability.1, LEAST.0, LEAST.1
             )));
         }
+        let mut version = 0;
+        // SAFETY: it writes one integer.
+        told("its version", unsafe {
+            sys::cuDriverGetVersion(&raw mut version).result()
+        })?;
+        if version < LEAST_DRIVER {
+            let [found, least] =
+                [version, LEAST_DRIVER].map(|v| format!("{}.{}", v / 1000, v % 1000 / 10));
+            return Err(unavailable(format!(
+                "the NVIDIA driver knows CUDA {found}, and {least} or newer is needed: install a newer driver, or take --backend wgpu"
+            )));
+        }
         let context = Arc::new(Context::new(handle)?);
-        let state = Mutex::new(State::new(&context, capability)?);
+        let mut state = State::new(&context, capability, version)?;
+        // What is missing to make kernels should be told before a model is loaded.
+        state.try_out()?;
         Ok(Self {
             device,
-            state,
+            state: Mutex::new(state),
             spare: Arc::new(Spare::new(&context)),
             context,
         })
@@ -271,10 +299,12 @@ impl Machine for Driver {
             return Ok(());
         }
         self.context.enter()?;
-        // SAFETY: the owner of the memory vouches for its size; of memory that is not pinned the driver takes a copy
-        // before it returns.
+        // No capture may be under way: the copy would be recorded, not made.
+        let _state = self.state();
+        // SAFETY: the owner of the memory vouches for its size; the bytes live until the copy is done.
         told("a copy to the device", unsafe {
             result::memcpy_htod_async(address, bytes, self.context.stream)
+                .and_then(|()| result::stream::synchronize(self.context.stream))
         })
     }
 

@@ -1,9 +1,10 @@
 //! Dense products of a prefill's rows by cuBLASLt; rows of single tokens and of outputs have a kernel (`kernels/linear.cu`).
 //! Its algorithm is chosen once for a weight's shape, not for the number of rows, so that a row's sums run in the same order
-//! whatever is beside it.
+//! whatever is beside it; one that does not do for some number of rows is chosen anew for that one.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use cudarc::cublaslt::result::{self as lt, CublasError};
@@ -16,8 +17,8 @@ use crate::error::BackendError;
 
 /// Bytes of workspace: what cuBLAS recommends on Hopper.
 const WORKSPACE: usize = 32 << 20;
-/// Rows for which an algorithm is chosen: a piece of a prefill.
-const TYPICAL_ROWS: usize = 256;
+/// Rows for which an algorithm is chosen: between a busy server's pieces and those of one long prompt.
+const TYPICAL_ROWS: usize = 1024;
 
 fn said<T>(what: &str, result: std::result::Result<T, CublasError>) -> Result<T> {
     result.map_err(|error| BackendError::Driver {
@@ -31,9 +32,13 @@ pub(super) struct Products {
     handle: sys::cublasLtHandle_t,
     description: sys::cublasLtMatmulDesc_t,
     workspace: u64,
-    /// By outputs, columns and whether the result is f32.
-    algorithms: HashMap<(usize, usize, bool), sys::cublasLtMatmulAlgo_t>,
+    algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
+    /// For numbers of rows that a shape's algorithm does not do for.
+    exceptions: HashMap<(Shape, usize), sys::cublasLtMatmulAlgo_t>,
 }
+
+/// Outputs, columns, and whether the result is f32.
+type Shape = (usize, usize, bool);
 
 // SAFETY: cuBLASLt's handles may be used from any thread; they live behind a lock.
 unsafe impl Send for Products {}
@@ -94,6 +99,7 @@ impl Products {
             description: std::ptr::null_mut(),
             workspace: 0,
             algorithms: HashMap::new(),
+            exceptions: HashMap::new(),
         };
         let (compute, scale) = (
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
@@ -117,23 +123,79 @@ impl Products {
         Ok(products)
     }
 
-    fn algorithm(&mut self, product: &Product) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let key = (product.outputs, product.columns, product.full);
-        if let Some(algorithm) = self.algorithms.get(&key) {
-            return Ok(*algorithm);
+    /// What runs a product of so many rows, laid out like this.
+    fn algorithm(
+        &mut self,
+        product: &Product,
+        layouts: &Layouts,
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let shape = (product.outputs, product.columns, product.full);
+        let usual = match self.algorithms.get(&shape) {
+            Some(algorithm) => *algorithm,
+            None => {
+                let typical = Layouts::new(product, TYPICAL_ROWS)?;
+                let chosen = self.choose(&typical)?;
+                *self.algorithms.entry(shape).or_insert(chosen)
+            }
+        };
+        if self.does(&usual, layouts) {
+            return Ok(usual);
         }
-        let layouts = Layouts::new(product, TYPICAL_ROWS)?;
+        let exception = (shape, product.rows);
+        match self.exceptions.get(&exception) {
+            Some(algorithm) => Ok(*algorithm),
+            None => {
+                let chosen = self.choose(layouts)?;
+                Ok(*self.exceptions.entry(exception).or_insert(chosen))
+            }
+        }
+    }
+
+    /// Whether an algorithm that was chosen for other rows does for these, within the workspace.
+    fn does(&self, algorithm: &sys::cublasLtMatmulAlgo_t, layouts: &Layouts) -> bool {
+        let mut result = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
+        // SAFETY: all handles live; the result is read only where the call has written it.
+        unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                self.description,
+                layouts.weight.0,
+                layouts.input.0,
+                layouts.output.0,
+                layouts.output.0,
+                std::ptr::from_ref(algorithm),
+                result.as_mut_ptr(),
+            )
+            .result()
+            .is_ok_and(|()| result.assume_init().workspaceSize <= WORKSPACE)
+        }
+    }
+
+    /// The best of the algorithms that sum in one go: parts that are summed apart may be rounded to bf16 in between.
+    fn choose(&self, layouts: &Layouts) -> Result<sys::cublasLtMatmulAlgo_t> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+
         let preference = said("a product's preference", lt::create_matmul_pref())?;
-        let bytes = WORKSPACE;
-        // SAFETY: everything named lives; the preference is destroyed here whatever comes of it.
+        let (bytes, no_scheme) = (WORKSPACE, 0_u32);
+        // SAFETY: everything named lives, and each attribute has its size; the preference is destroyed here whatever comes
+        // of it.
         let found = unsafe {
-            let set = lt::set_matmul_pref_attribute(
-                preference,
-                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+            let set = |attribute, value: *const c_void, size| {
+                lt::set_matmul_pref_attribute(preference, attribute, value, size)
+            };
+            let found = set(
+                Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                 (&raw const bytes).cast(),
                 size_of::<usize>(),
-            );
-            let found = set.and_then(|()| {
+            )
+            .and_then(|()| {
+                set(
+                    Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                    (&raw const no_scheme).cast(),
+                    size_of::<u32>(),
+                )
+            })
+            .and_then(|()| {
                 lt::get_matmul_algo_heuristic(
                     self.handle,
                     self.description,
@@ -147,14 +209,12 @@ impl Products {
             let _ = lt::destroy_matmul_pref(preference);
             found
         };
-        let algorithm = said("the choice of a product's algorithm", found)?.algo;
-        self.algorithms.insert(key, algorithm);
-        Ok(algorithm)
+        Ok(said("the choice of a product's algorithm", found)?.algo)
     }
 
     pub(super) fn run(&mut self, context: &Arc<Context>, product: &Product) -> Result<()> {
-        let algorithm = self.algorithm(product)?;
         let layouts = Layouts::new(product, product.rows)?;
+        let algorithm = self.algorithm(product, &layouts)?;
         let (one, zero) = (1.0_f32, 0.0_f32);
         // SAFETY: whoever records a product vouches for its operands; all handles live; one stream has one workspace.
         said("a product", unsafe {

@@ -47,12 +47,17 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(context: &Arc<Context>, capability: (i32, i32)) -> Result<Self> {
+    pub(super) fn new(context: &Arc<Context>, capability: (i32, i32), driver: i32) -> Result<Self> {
         Ok(Self {
             known: HashMap::new(),
-            functions: Functions::new(capability)?,
+            functions: Functions::new(capability, driver),
             products: Products::new(context)?,
         })
+    }
+
+    /// Makes one kernel, to see that kernels can be made.
+    pub(super) fn try_out(&mut self) -> Result<()> {
+        self.functions.get("add", 0).map(|_| ())
     }
 
     pub(super) fn forget(&mut self, step: u64) {
@@ -72,10 +77,17 @@ impl State {
             event: None,
             marks: Vec::new(),
         };
-        let result = self.enqueue(context, work, &mut pending);
+        let enqueued = self.enqueue(context, work, &mut pending);
         // Whatever was enqueued may still use the pinned memory: it is kept until this.
-        pending.event = Some(Event::record(context, work.timed.is_some())?);
-        result?;
+        match Event::record(context, work.timed.is_some()) {
+            Ok(event) => pending.event = Some(event),
+            Err(error) => {
+                // SAFETY: the stream lives. What it says does not matter more than that nothing runs afterwards.
+                let _ = unsafe { result::stream::synchronize(context.stream) };
+                return Err(enqueued.err().unwrap_or(error));
+            }
+        }
+        enqueued?;
         Ok(pending)
     }
 
@@ -180,10 +192,15 @@ impl State {
         })?;
         let recorded = self.commands(context, commands);
         // SAFETY: the capture began above and ends here, whatever happened between.
-        let graph = told("a capture", unsafe {
-            result::stream::end_capture(context.stream)
-        })?;
-        recorded?;
+        let ended = unsafe { result::stream::end_capture(context.stream) };
+        if let Err(error) = recorded {
+            if let Ok(graph) = ended {
+                // SAFETY: captured above, and of no use.
+                let _ = unsafe { result::graph::destroy(graph) };
+            }
+            return Err(error);
+        }
+        let graph = told("a capture", ended)?;
         // SAFETY: the graph was captured above, and is not needed once it is instantiated.
         let executable = unsafe {
             let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
