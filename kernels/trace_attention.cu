@@ -23,48 +23,82 @@ extern "C" __global__ void __launch_bounds__(128) trace_attention_absorb(
 }
 ENTRY(trace_attention_absorb)
 
-// Scores; a warp a position, four a block (x) of a row (y). Past the row's own position, and for rows of longer pieces, 0.
+// Positions a block.
+#define SPAN 128
+
+// The scores of a span (x) of a row (y), their greatest and the sum of their exponentials beside it; a block of 128 threads,
+// a warp a position. Places past the row's own position are left alone; for rows of longer pieces there are none.
 //   latents  [blocks, block_tokens, latent + rope] bf16
 //   output   [T, places] f32
+//   spans    [T, ceil(places / SPAN), 2] f32
 extern "C" __global__ void __launch_bounds__(128) trace_attention_score(
-    const u32* batch, const bf16* query, const float* absorbed, const bf16* latents, float* output, u32 heads, u32 head,
-    u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 places) {
-    u32 row = blockIdx.y, position = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (row >= batch[TOKENS] || position >= places) return;
-    u32 piece = owner(batch, row);
-    float sum = 0.0f;
-    if (piece_word(batch, piece, LENGTH) == 1 && position <= piece_word(batch, piece, POSITION)) {
-        u32 block = batch[piece_word(batch, piece, BLOCKS) + position / block_tokens];
-        const bf16* cached = latents + ((u64)block * block_tokens + position % block_tokens) * (latent + rope);
-        query += ((u64)row * heads + head) * (nope + rope) + nope;
-        for (u32 i = lane; i < latent; i += 32) sum += widen(cached[i]) * absorbed[(u64)row * latent + i];
-        for (u32 i = lane; i < rope; i += 32) sum += widen(cached[latent + i]) * widen(query[i]);
-        sum = warp_sum(sum) / sqrtf((float)(nope + rope));
-    }
-    if (lane == 0) output[(u64)row * places + position] = sum;
-}
-ENTRY(trace_attention_score)
-
-// Scores to weights; a block of 256 threads a row.
-//   output  [T, places] f32
-extern "C" __global__ void __launch_bounds__(256) trace_attention_weigh(const u32* batch, float* output, u32 places) {
+    const u32* batch, const bf16* query, const float* absorbed, const bf16* latents, float* output, float* spans, u32 heads,
+    u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 places) {
     SHARED(float, scratch, 32);
-    u32 row = blockIdx.x;
-    if (row >= batch[TOKENS]) return;
+    SHARED(float, scores, SPAN);
+    u32 row = blockIdx.y, first = blockIdx.x * SPAN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= batch[TOKENS] || first >= places) return;
     u32 piece = owner(batch, row);
     if (piece_word(batch, piece, LENGTH) != 1) return;
     u32 seen = min(piece_word(batch, piece, POSITION) + 1, places);
-    output += (u64)row * places;
+    if (first >= seen) return;
+    const u32* blocks = batch + piece_word(batch, piece, BLOCKS);
+    query += ((u64)row * heads + head) * (nope + rope) + nope;
+    absorbed += (u64)row * latent;
+    for (u32 i = warp; i < SPAN; i += 4) {
+        u32 position = first + i;
+        float sum = 0.0f;
+        if (position < seen) {
+            u64 at = (u64)blocks[position / block_tokens] * block_tokens + position % block_tokens;
+            const bf16* cached = latents + at * (latent + rope);
+            for (u32 l = lane; l < latent; l += 32) sum += widen(cached[l]) * absorbed[l];
+            for (u32 r = lane; r < rope; r += 32) sum += widen(cached[latent + r]) * widen(query[r]);
+        }
+        sum = warp_sum(sum) / sqrtf((float)(nope + rope));
+        if (lane == 0) scores[i] = position < seen ? sum : -INFINITE;
+    }
+    __syncthreads();
+    float score = scores[threadIdx.x];
+    float greatest = warp_max(score);
+    if (lane == 0) scratch[warp] = greatest;
+    __syncthreads();
+    greatest = fmaxf(fmaxf(scratch[0], scratch[1]), fmaxf(scratch[2], scratch[3]));
+    __syncthreads();
+    float sum = block_sum(expf(score - greatest), scratch);
+    if (first + threadIdx.x < seen) output[(u64)row * places + first + threadIdx.x] = score;
+    if (threadIdx.x == 0) {
+        spans += 2 * ((u64)row * ((places + SPAN - 1) / SPAN) + blockIdx.x);
+        spans[0] = greatest;
+        spans[1] = sum;
+    }
+}
+ENTRY(trace_attention_score)
+
+// Scores to weights, with what all spans of the row came to; a block of 128 threads a span (x) of a row (y). What its own
+// span has past the row's position is zero, all of it for rows of longer pieces.
+//   output  [T, places] f32
+//   spans   [T, ceil(places / SPAN), 2] f32
+extern "C" __global__ void __launch_bounds__(128) trace_attention_weigh(
+    const u32* batch, float* output, const float* spans, u32 places) {
+    SHARED(float, scratch, 32);
+    u32 row = blockIdx.y, position = blockIdx.x * SPAN + threadIdx.x;
+    if (row >= batch[TOKENS]) return;
+    u32 piece = owner(batch, row), seen = 0;
+    if (piece_word(batch, piece, LENGTH) == 1) seen = min(piece_word(batch, piece, POSITION) + 1, places);
+    spans += 2 * (u64)row * ((places + SPAN - 1) / SPAN);
+    u32 count = (seen + SPAN - 1) / SPAN;
     float greatest = -INFINITE;
-    for (u32 i = threadIdx.x; i < seen; i += blockDim.x) greatest = fmaxf(greatest, output[i]);
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) greatest = fmaxf(greatest, spans[2 * i]);
     greatest = warp_max(greatest);
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = greatest;
     __syncthreads();
-    greatest = warp_max(scratch[threadIdx.x % 8]);
+    greatest = fmaxf(fmaxf(scratch[0], scratch[1]), fmaxf(scratch[2], scratch[3]));
     __syncthreads();
     float sum = 0.0f;
-    for (u32 i = threadIdx.x; i < seen; i += blockDim.x) sum += expf(output[i] - greatest);
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) sum += spans[2 * i + 1] * expf(spans[2 * i] - greatest);
     sum = block_sum(sum, scratch);
-    for (u32 i = threadIdx.x; i < seen; i += blockDim.x) output[i] = expf(output[i] - greatest) / sum;
+    if (position >= places) return;
+    float* weight = output + (u64)row * places + position;
+    *weight = position < seen ? expf(*weight - greatest) / sum : 0.0f;
 }
 ENTRY(trace_attention_weigh)

@@ -2,12 +2,13 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// output = mean over a head of sigmoid(gate), 0 for rows of longer pieces; a warp a head, eight a block.
+// output = mean over a head of sigmoid(gate), 0 for rows of longer pieces; a warp a head, eight a block. Of `layers` the
+// part of `layer` is written.
 //   batch   the batch
 //   gate    [T, heads * width] bf16
-//   output  [T, heads] f32
+//   output  [T, layers, heads] f32
 extern "C" __global__ void __launch_bounds__(256) trace_gate(
-    const u32* batch, const bf16* gate, float* output, u32 heads, u32 width) {
+    const u32* batch, const bf16* gate, float* output, u32 heads, u32 width, u32 layer, u32 layers) {
     u64 head = (u64)blockIdx.x * 8 + threadIdx.x / 32;
     u32 lane = threadIdx.x % 32;
     if (head >= (u64)batch[TOKENS] * heads) return;
@@ -16,6 +17,7 @@ extern "C" __global__ void __launch_bounds__(256) trace_gate(
         for (u32 i = lane; i < width; i += 32) sum += sigmoid(widen(gate[head * width + i]));
     }
     sum = warp_sum(sum);
-    if (lane == 0) output[head] = sum / (float)width;
+    u64 row = head / heads;
+    if (lane == 0) output[(row * layers + layer) * heads + head % heads] = sum / (float)width;
 }
 ENTRY(trace_gate)

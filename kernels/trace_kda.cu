@@ -3,30 +3,30 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// Numbers a head, in this order: the state's norm after the token, that of what is written, the size of the error that it
-// corrects, the mean decay, the write strength.
+// Numbers at the head of a record, in this order: the state's norm after the token, that of what is written, the size of the
+// error that it corrects, the mean decay, the write strength. Then come the log decays.
 #define NUMBERS 5
 
-// A block of 128 threads a row (x) and head (y); rows of longer pieces are zero.
+// A block of 128 threads a row (x) and head (y); rows of longer pieces are zero. Of `layers` the part of `layer` is written.
 //   batch   the batch
 //   qkv     [T, channels] bf16, channels = 2 key_heads key_width + heads value_width
 //   gates   [T, heads * key_width] f32
 //   beta    [T, heads] f32
 //   states  [slots, heads, key_width, value_width] f32
-//   output  [T, heads, NUMBERS] f32
+//   output  [T, layers, heads, NUMBERS + key_width] f32
 // Dynamic shared memory: 8 bytes a key channel.
 extern "C" __global__ void __launch_bounds__(128) trace_kda(
     const u32* batch, const bf16* qkv, const float* gates, const float* beta, const float* states, float* output,
-    u32 key_heads, u32 heads, u32 key_width, u32 value_width) {
+    u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 layer, u32 layers) {
     SHARED(float, scratch, 32);
     float* keys = (float*)dynamic_shared();
     float* decays = keys + key_width;
-    u32 row = blockIdx.x, head = blockIdx.y;
+    u32 row = blockIdx.x, head = blockIdx.y, record = NUMBERS + key_width;
     if (row >= batch[TOKENS]) return;
-    output += ((u64)row * heads + head) * NUMBERS;
+    output += (((u64)row * layers + layer) * heads + head) * record;
     u32 piece = owner(batch, row);
     if (piece_word(batch, piece, LENGTH) != 1) {
-        if (threadIdx.x < NUMBERS) output[threadIdx.x] = 0.0f;
+        for (u32 i = threadIdx.x; i < record; i += blockDim.x) output[i] = 0.0f;
         return;
     }
     u32 slot = piece_word(batch, piece, SLOT_IN), key_head = head / (heads / key_heads);
@@ -38,6 +38,7 @@ extern "C" __global__ void __launch_bounds__(128) trace_kda(
     float write = beta[(u64)row * heads + head];
     float squares = 0.0f, open = 0.0f;
     for (u32 d = threadIdx.x; d < key_width; d += blockDim.x) {
+        output[NUMBERS + d] = gate[d];
         keys[d] = widen(key[d]);
         decays[d] = expf(gate[d]);
         squares += keys[d] * keys[d];
@@ -46,16 +47,18 @@ extern "C" __global__ void __launch_bounds__(128) trace_kda(
     squares = block_sum(squares, scratch);
     open = block_sum(open, scratch);
     float norm = sqrtf(squares + 1e-6f);
+    for (u32 d = threadIdx.x; d < key_width; d += blockDim.x) keys[d] /= norm;
+    __syncthreads();
     float errors = 0.0f, after = 0.0f;
     for (u32 e = threadIdx.x; e < value_width; e += blockDim.x) {
         float error = widen(value[e]);
         if (slot != NONE) {
-            for (u32 d = 0; d < key_width; d++) error -= keys[d] / norm * (decays[d] * state[(u64)d * value_width + e]);
+            for (u32 d = 0; d < key_width; d++) error -= keys[d] * (decays[d] * state[(u64)d * value_width + e]);
         }
         errors += error * error;
         for (u32 d = 0; d < key_width; d++) {
             float decayed = slot == NONE ? 0.0f : decays[d] * state[(u64)d * value_width + e];
-            float x = decayed + keys[d] / norm * write * error;
+            float x = decayed + keys[d] * write * error;
             after += x * x;
         }
     }

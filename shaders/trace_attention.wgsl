@@ -2,7 +2,7 @@
 //
 // Three dispatches: `absorb_head` makes the query of the latents (once for each buffer of kv_b), `score` takes it against
 // every cached row, `normalise` makes a softmax of the scores. Rows of pieces that are not single tokens are zero, and so
-// are places past the token's own.
+// are places past the token's own; those in spans that no row reaches are left alone.
 
 // #import shared/batch
 // #import shared/mla
@@ -15,6 +15,7 @@
 @group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // the same
 @group(0) @binding(6) var<storage, read> latents: array<f32>;             // [blocks, block_tokens, latent + rope]
 @group(0) @binding(7) var<storage, read_write> output: array<f32>;        // [T, places]: scores, then weights
+@group(0) @binding(8) var<storage, read_write> spans: array<vec2<f32>>;   // [T, spans]: the greatest score, and the sum
 
 // The first element of the head's query in row `row`.
 fn head_query(row: u32) -> u32 {
@@ -28,6 +29,11 @@ fn filled(row: u32) -> u32 {
         return 0u;
     }
     return min(piece_word(piece, POSITION) + 1u, params.places);
+}
+
+// Spans of a row of places.
+fn span_count() -> u32 {
+    return (params.places + SPAN - 1u) / SPAN;
 }
 
 // q_lat = W_UK^T q_nope: a thread an element (x) of a row (y).
@@ -53,47 +59,90 @@ fn absorb_head(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     absorbed_out[at] = sum;
 }
 
-// A thread a position (x) of a row (y).
+// Positions a workgroup, and threads that share one.
+const SPAN: u32 = 128u;
+const LANES: u32 = 16u;
+// Positions that the 64 threads take at once.
+const TOGETHER: u32 = 4u;
+
+var<workgroup> scores: array<array<f32, LANES>, SPAN>;
+
+// The scores of a span (x) of a row (y), their greatest and the sum of their exponentials beside it.
 @compute @workgroup_size(64)
 fn score(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let position = group.x * 64u + thread;
     let row = group.y;
-    if (position >= filled(row)) {
-        return;
+    let piece = owner(row);
+    let first = group.x * SPAN;
+    let positions = filled(row);
+    let lane = thread % LANES;
+    for (var i = thread / LANES; i < SPAN; i += TOGETHER) {
+        var sum = 0.0;
+        if (first + i < positions) {
+            // Neighbours read neighbours.
+            let at = latent_at(piece, first + i);
+            let mine = row * params.latent;
+            for (var l = lane; l < params.latent; l += LANES) {
+                sum = fma(latents[at + l], absorbed[mine + l], sum);
+            }
+            let shared_query = head_query(row) + params.nope;
+            for (var r = lane; r < params.rope; r += LANES) {
+                sum = fma(latents[at + params.latent + r], query[shared_query + r], sum);
+            }
+        }
+        scores[i][lane] = sum;
     }
-    let at = latent_at(owner(row), position);
-    let mine = row * params.latent;
-    var sum = vec4<f32>(0.0);
-    for (var i = 0u; i < params.latent; i++) {
-        sum[i % 4u] = fma(latents[at + i], absorbed[mine + i], sum[i % 4u]);
-    }
-    for (var i = 0u; i < params.rope; i++) {
-        let shared_key = latents[at + params.latent + i];
-        sum[i % 4u] = fma(shared_key, query[head_query(row) + params.nope + i], sum[i % 4u]);
-    }
-    output[row * params.places + position] = ((sum.x + sum.z) + (sum.y + sum.w)) * score_scale();
-}
-
-// A workgroup a row (x).
-@compute @workgroup_size(64)
-fn normalise(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let positions = filled(group.x);
-    let first = group.x * params.places;
+    workgroupBarrier();
     var greatest = LOWEST;
-    for (var i = thread; i < positions; i += 64u) {
-        greatest = max(greatest, output[first + i]);
+    var mine = array<f32, SPAN / 64u>();
+    for (var j = 0u; j < SPAN / 64u; j++) {
+        let i = thread + 64u * j;
+        mine[j] = LOWEST;
+        if (first + i < positions) {
+            var sum = 0.0;
+            for (var l = 0u; l < LANES; l++) {
+                sum += scores[i][l];
+            }
+            mine[j] = sum * score_scale();
+            output[row * params.places + first + i] = mine[j];
+        }
+        greatest = max(greatest, mine[j]);
     }
     greatest = max_all(greatest, thread);
     var total = 0.0;
-    for (var i = thread; i < positions; i += 64u) {
-        total += exp(output[first + i] - greatest);
+    for (var j = 0u; j < SPAN / 64u; j++) {
+        if (first + thread + 64u * j < positions) {
+            total += exp(mine[j] - greatest);
+        }
     }
     total = sum_all(total, thread);
-    for (var i = thread; i < params.places; i += 64u) {
+    if (thread == 0u) {
+        spans[row * span_count() + group.x] = vec2<f32>(greatest, total);
+    }
+}
+
+// A span (x) of a row (y): its scores to weights, with what all spans of the row came to.
+@compute @workgroup_size(64)
+fn normalise(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row = group.y;
+    let positions = filled(row);
+    let count = (positions + SPAN - 1u) / SPAN;
+    var greatest = LOWEST;
+    for (var i = thread; i < count; i += 64u) {
+        greatest = max(greatest, spans[row * span_count() + i].x);
+    }
+    greatest = max_all(greatest, thread);
+    var total = 0.0;
+    for (var i = thread; i < count; i += 64u) {
+        let span = spans[row * span_count() + i];
+        total = fma(span.y, exp(span.x - greatest), total);
+    }
+    total = sum_all(total, thread);
+    let end = min((group.x + 1u) * SPAN, params.places);
+    for (var i = group.x * SPAN + thread; i < end; i += 64u) {
         var chance = 0.0;
         if (i < positions) {
-            chance = exp(output[first + i] - greatest) / total;
+            chance = exp(output[row * params.places + i] - greatest) / total;
         }
-        output[first + i] = chance;
+        output[row * params.places + i] = chance;
     }
 }

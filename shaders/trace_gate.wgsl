@@ -8,12 +8,14 @@
 
 struct Params {
     heads: u32,
-    width: u32,  // V
+    width: u32,   // V
+    layer: u32,
+    layers: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(2) var<storage, read> gate: array<f32>;           // [T, H V], before the sigmoid
-@group(0) @binding(3) var<storage, read_write> output: array<f32>;   // [T, H]
+@group(0) @binding(3) var<storage, read_write> output: array<f32>;   // [T, layers, H]
 
 // A workgroup a token (x) and head (y).
 @compute @workgroup_size(64)
@@ -27,6 +29,6 @@ fn trace_gate(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
     }
     sum = sum_all(sum, thread);
     if (thread == 0u) {
-        output[at] = sum / f32(params.width);
+        output[(group.x * params.layers + params.layer) * params.heads + group.y] = sum / f32(params.width);
     }
 }

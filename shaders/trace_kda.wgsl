@@ -11,18 +11,15 @@
 @group(0) @binding(3) var<storage, read> gates: array<f32>;           // [T, H K]
 @group(0) @binding(4) var<storage, read> beta: array<f32>;            // [T, H]
 @group(0) @binding(5) var<storage, read> states: array<f32>;          // [slots, H, K, V]
-@group(0) @binding(6) var<storage, read_write> output: array<f32>;    // [T, H, NUMBERS]
+@group(0) @binding(6) var<storage, read_write> output: array<f32>;    // [T, layers, H, NUMBERS + K]
 
-// Numbers a head: the norm of the state after the token, of the write, of the error, the mean decay, the write strength.
+// Numbers at the head of a record: the norm of the state after the token, of the write, of the error, the mean decay, the
+// write strength. Then come the log decays.
 const NUMBERS: u32 = 5u;
+const KEY_WIDTH: u32 = 128u;
 
-// Row `d` of the state before the token, decayed, in one column.
-fn decayed(slot: u32, row: u32, head: u32, d: u32, column: u32) -> f32 {
-    if (slot == NONE) {
-        return 0.0;
-    }
-    return exp(gates[gates_at(row, head) + d]) * states[state_at(slot, head) + d * params.value_width + column];
-}
+var<workgroup> keys: array<f32, KEY_WIDTH>;    // of length 1
+var<workgroup> decays: array<f32, KEY_WIDTH>;
 
 // A workgroup a token (x) and head (y).
 @compute @workgroup_size(64)
@@ -30,10 +27,11 @@ fn trace_kda(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     let row = group.x;
     let head = group.y;
     let piece = owner(row);
-    let at = (row * params.heads + head) * NUMBERS;
+    let record = NUMBERS + params.key_width;
+    let at = ((row * params.layers + params.layer) * params.heads + head) * record;
     if (piece_word(piece, LENGTH) != 1u) {
-        if (thread < NUMBERS) {
-            output[at + thread] = 0.0;
+        for (var i = thread; i < record; i += 64u) {
+            output[at + i] = 0.0;
         }
         return;
     }
@@ -45,25 +43,39 @@ fn trace_kda(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     var squares = 0.0;
     var kept = 0.0;
     for (var d = thread; d < k; d += 64u) {
+        let gate = gates[gates_at(row, head) + d];
+        output[at + NUMBERS + d] = gate;
+        decays[d] = exp(gate);
         squares = fma(qkv[key + d], qkv[key + d], squares);
-        kept += exp(gates[gates_at(row, head) + d]);
+        kept += decays[d];
     }
     squares = sum_all(squares, thread);
     kept = sum_all(kept, thread);
     let norm = sqrt(squares + L2_EPS);
+    for (var d = thread; d < k; d += 64u) {
+        keys[d] = qkv[key + d] / norm;
+    }
+    workgroupBarrier();
 
     var wrong = 0.0;
     var after = 0.0;
     for (var column = thread; column < v; column += 64u) {
-        var answer = 0.0;
-        for (var d = 0u; d < k; d++) {
-            answer = fma(qkv[key + d] / norm, decayed(slot, row, head, d, column), answer);
+        var error = qkv[value_at(row, head) + column];
+        let first = state_at(slot, head) + column;
+        if (slot != NONE) {
+            var answer = 0.0;
+            for (var d = 0u; d < k; d++) {
+                answer = fma(keys[d], decays[d] * states[first + d * v], answer);
+            }
+            error -= answer;
         }
-        let error = qkv[value_at(row, head) + column] - answer;
         wrong = fma(error, error, wrong);
         let write = strength * error;
         for (var d = 0u; d < k; d++) {
-            let value = fma(qkv[key + d] / norm, write, decayed(slot, row, head, d, column));
+            var value = keys[d] * write;
+            if (slot != NONE) {
+                value = fma(decays[d], states[first + d * v], value);
+            }
             after = fma(value, value, after);
         }
     }

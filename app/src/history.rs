@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use kimi_linear::engine::TIMED_OF;
 use kimi_linear::model::{StateTrace, TraceFrame, TraceHead};
 
 /// Bytes of the large parts of frames.
@@ -242,6 +243,19 @@ impl History {
     pub fn frame(&self, position: usize) -> Option<&TraceFrame> {
         let held = self.frames.get(position.checked_sub(self.first)?)?;
         held.as_ref().map(|held| &held.frame)
+    }
+
+    /// The timed token that is next to the one at `position`, with its frame: the last one before it, or else the first after.
+    /// Every run of traced tokens begins with one.
+    #[must_use]
+    pub fn timed(&self, position: usize) -> Option<(usize, &TraceFrame)> {
+        let near = position.saturating_sub(TIMED_OF)..position + TIMED_OF + 1;
+        let (before, after) = (near.start..position + 1, position + 1..near.end);
+        let timed = |at: usize| {
+            let frame = self.frame(at)?;
+            (!frame.operations.is_empty()).then_some((at, frame))
+        };
+        before.rev().chain(after).find_map(timed)
     }
 
     /// Positions that frames may be at: from the oldest one held to the newest.

@@ -6,6 +6,8 @@ struct Params {
     key_width: u32,    // K
     value_width: u32,  // V
     form: u32,         // 0 by length, 1 all by chunks, 2 all by steps
+    layer: u32,        // in `trace_kda`: the layer that is traced ..
+    layers: u32,       // .. of so many
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -45,7 +45,7 @@ pub use record::{LatentRecord, Orientation, StateRecord};
 pub use tensor::{Element, Precision, Rows, Tensor, TensorValues, Weight, WeightSource};
 
 use crate::error::BackendError;
-use trace::{TraceAttention, TraceGate, TraceKda, TraceState};
+use trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 
 /// The result of recording or submitting.
 pub type Result<T> = std::result::Result<T, BackendError>;
@@ -265,6 +265,14 @@ pub trait Step: Send {
         Err(untraced())
     }
 
+    /// Which experts a layer chose; for steps that are traced.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a backend that does not trace.
+    fn trace_route(&mut self, _op: TraceRoute) -> Result<()> {
+        Err(untraced())
+    }
+
     /// What one head attends to; for steps that are traced.
     ///
     /// # Errors
@@ -276,12 +284,13 @@ pub trait Step: Send {
     /// What a KDA layer has left in one head's state, to be probed; for steps that are traced.
     ///
     /// # Errors
-    /// Shapes that do not fit, or a backend that cannot: then the layer's whole state has to be read back.
+    /// Shapes that do not fit, or a backend that does not trace.
     fn trace_state(&mut self, _op: TraceState) -> Result<()> {
         Err(untraced())
     }
 
-    /// Probes a tensor of one row that has a place for each position: no more need come back than the batch reaches.
+    /// Probes a tensor of one row that has a place for each position: no more need come back than the batch reaches. No
+    /// operation after this one may write the tensor.
     ///
     /// # Errors
     /// A tensor of another backend.
@@ -289,11 +298,12 @@ pub trait Step: Send {
         self.probe(tensor)
     }
 
-    /// Has every submission return what its operations took, in [`StepOutput::milliseconds`].
+    /// Whether submissions from now on return what their operations took, in [`StepOutput::milliseconds`]. At first they do
+    /// not: each operation is then waited for by itself, which takes longer.
     ///
     /// # Errors
     /// A backend that cannot tell.
-    fn time(&mut self) -> Result<()> {
+    fn time(&mut self, _on: bool) -> Result<()> {
         Err(untraced())
     }
 

@@ -1,12 +1,20 @@
 //! What a trace asks of a device: reductions that are small enough to read back for every token.
 //!
 //! They are recorded only into steps that are traced, and run on pieces of a single token; rows of other pieces are zero.
+//! Those of every layer have an output for all layers, of which each writes its own part: what a token comes to is read
+//! back at the end, in a few pieces.
 
-use super::{LatentPool, StatePool, Tensor, Weight};
+use super::{LatentPool, StateLayout, StatePool, Tensor, Weight};
 
-/// Numbers of one head in a row of [`TraceKda::output`], in this order: the state's Frobenius norm after the token, that
+/// Numbers at the head of a record of [`TraceKda::output`], in this order: the state's Frobenius norm after the token, that
 /// of what is written, the size of the error that it corrects, the mean decay, the write strength.
 pub const KDA_NUMBERS: usize = 5;
+
+/// The width of one head's record in [`TraceKda::output`]: its numbers, then the log decay of its K channels.
+#[must_use]
+pub fn kda_record(layout: &StateLayout) -> usize {
+    KDA_NUMBERS + layout.key_width
+}
 
 /// Arguments of [`Step::trace_kda`](super::Step::trace_kda), which is recorded before the recurrence that it describes: it
 /// reads the state that the recurrence is about to edit.
@@ -22,7 +30,7 @@ pub struct TraceKda {
     pub pool: StatePool,
     /// KDA layer, counted among KDA layers.
     pub layer: usize,
-    /// `[T, H * KDA_NUMBERS]`, f32.
+    /// `[T, layers * H * kda_record]`, f32: a record a head; only this layer's are written.
     pub output: Tensor,
 }
 
@@ -31,7 +39,26 @@ pub struct TraceKda {
 pub struct TraceGate {
     /// `[T, H * V]`: the output gate, before the sigmoid.
     pub gate: Tensor,
-    /// `[T, H]`, f32: the mean of a head's gate, after it.
+    /// The shapes of the layers' states.
+    pub layout: StateLayout,
+    /// KDA layer, counted among KDA layers.
+    pub layer: usize,
+    /// `[T, layers * H]`, f32: the mean of a head's gate, after it; only this layer's are written.
+    pub output: Tensor,
+}
+
+/// Arguments of [`Step::trace_route`](super::Step::trace_route), which is recorded after the router.
+#[derive(Clone, Copy, Debug)]
+pub struct TraceRoute {
+    /// `[T, top]`: the experts that the router chose, best first.
+    pub experts: Tensor,
+    /// `[T, top]`, f32: their weights.
+    pub weights: Tensor,
+    /// Layer, counted among layers with experts.
+    pub layer: usize,
+    /// How many of them there are.
+    pub layers: usize,
+    /// `[T, layers * 2 * top]`, f32: the experts' numbers, then their weights; only this layer's are written.
     pub output: Tensor,
 }
 
@@ -66,6 +93,7 @@ pub struct TraceAttention {
     pub layer: usize,
     /// The head, counted among this rank's.
     pub head: usize,
-    /// `[T, positions]`, f32: what each position counts; zero past the token's own.
+    /// `[T, positions]`, f32: what each position counts; zero past the token's own, and undefined past what the batch
+    /// reaches.
     pub output: Tensor,
 }

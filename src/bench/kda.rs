@@ -222,12 +222,6 @@ impl Planned {
         })
     }
 
-    /// The same once more, in a step of its own.
-    pub(crate) fn again(&self, backend: &mut dyn Backend) -> Result<Box<dyn Step>> {
-        let (tokens, pieces) = (self.batch.tokens.len(), self.batch.pieces.len());
-        record(backend, &self.operation, tokens, pieces)
-    }
-
     /// The outputs `[T, heads * V]` and the first layer's final states `[sequences, heads, K, V]` of the last run.
     pub(crate) fn read(&self, backend: &mut dyn Backend) -> Result<(Vec<f32>, Vec<f32>)> {
         answers(backend, &self.operation, &self.batch)

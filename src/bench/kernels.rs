@@ -92,17 +92,12 @@ pub struct Report {
 /// A kernel made ready.
 struct Ready {
     step: Box<dyn Step>,
-    /// The same, to be timed by the device.
-    timed: Timed,
     batch: Batch,
     /// How often the kernel is in the step.
     sets: usize,
     /// Looks at what came of the last run.
     check: Check,
 }
-
-/// A step that the device times, where it can.
-type Timed = Option<Box<dyn Step>>;
 
 type Check = Box<dyn FnOnce(&mut dyn Backend) -> Result<f64>>;
 
@@ -236,15 +231,13 @@ fn one(
             seconds,
             clock: "queued",
         };
-        if let Some(mut timed) = ready.timed {
-            let all = operations(&mut *timed, &ready.batch, effort)?;
-            let seconds = all.iter().map(|(_, ms)| ms).sum::<f64>() / 1000.0 / count;
-            if seconds > 0.0 && seconds < time.seconds {
-                time = Time {
-                    seconds,
-                    clock: "timestamps",
-                };
-            }
+        let all = operations(&mut *ready.step, &ready.batch, effort)?;
+        let seconds = all.iter().map(|(_, ms)| ms).sum::<f64>() / 1000.0 / count;
+        if seconds > 0.0 && seconds < time.seconds {
+            time = Time {
+                seconds,
+                clock: "timestamps",
+            };
         }
         row.time = Some(time);
     }
@@ -254,23 +247,6 @@ fn one(
 /// How many sets of inputs of so many bytes a step goes through.
 pub(super) fn sets(bytes: u64) -> usize {
     (SPREAD / bytes.max(1)).clamp(1, SETS) as usize
-}
-
-/// The same recording twice: as it is, and timed by the device where it can.
-fn twice(
-    backend: &mut dyn Backend,
-    capacity: Capacity,
-    record: &dyn Fn(&mut dyn Step) -> Result<()>,
-) -> Result<(Box<dyn Step>, Timed)> {
-    let mut step = backend.step(capacity)?;
-    record(&mut *step)?;
-    let mut timed = backend.step(capacity)?;
-    record(&mut *timed)?;
-    match timed.time() {
-        Ok(()) => Ok((step, Some(timed))),
-        Err(BackendError::Unsupported { .. }) => Ok((step, None)),
-        Err(error) => Err(error),
-    }
 }
 
 fn recurrence(
@@ -284,12 +260,6 @@ fn recurrence(
     let shape = [config.kda_num_heads, config.kda_head_dim];
     let numbers = Numbers::random(shape, lengths, gates, seeded);
     let planned = Planned::new(backend, &numbers, sets)?;
-    let mut timed = planned.again(backend)?;
-    let timed = match timed.time() {
-        Ok(()) => Some(timed),
-        Err(BackendError::Unsupported { .. }) => None,
-        Err(error) => return Err(error),
-    };
     let batch = planned.batch.clone();
     let Planned {
         step, operation, ..
@@ -302,7 +272,6 @@ fn recurrence(
     };
     Ok(Ready {
         step,
-        timed,
         batch,
         sets,
         check: Box::new(check),
@@ -395,15 +364,13 @@ fn product(
     let input = tensor(backend, rows, inputs, Element::Activation, from)?;
     let output = blank(backend, rows, outputs, Element::Activation)?;
     let (batch, capacity) = plain(rows);
-    let recorded = weights.clone();
-    let (step, timed) = twice(backend, capacity, &move |step| {
-        recorded.iter().try_for_each(|(weight, _)| {
-            let weight = *weight;
-            step.linear(Linear {
-                input,
-                weight,
-                output,
-            })
+    let mut step = backend.step(capacity)?;
+    weights.iter().try_for_each(|(weight, _)| {
+        let weight = *weight;
+        step.linear(Linear {
+            input,
+            weight,
+            output,
         })
     })?;
     let random = weights[sets - 1].1;
@@ -422,7 +389,6 @@ fn product(
     };
     Ok(Ready {
         step,
-        timed,
         batch,
         sets,
         check: Box::new(check),
@@ -465,18 +431,17 @@ fn experts(
         last = (ids, weights);
     }
     let (batch, capacity) = plain(tokens);
-    let (step, timed) = twice(backend, capacity, &move |step| {
-        choices.iter().try_for_each(|(experts, weights)| {
-            step.experts(Experts {
-                input,
-                experts: *experts,
-                weights: *weights,
-                gate,
-                up,
-                down,
-                first_expert: 0,
-                output,
-            })
+    let mut step = backend.step(capacity)?;
+    choices.iter().try_for_each(|(experts, weights)| {
+        step.experts(Experts {
+            input,
+            experts: *experts,
+            weights: *weights,
+            gate,
+            up,
+            down,
+            first_expert: 0,
+            output,
         })
     })?;
     let check = move |backend: &mut dyn Backend| {
@@ -497,7 +462,6 @@ fn experts(
     };
     Ok(Ready {
         step,
-        timed,
         batch,
         sets,
         check: Box::new(check),
@@ -555,24 +519,23 @@ fn attention(
         blocks: sequences * each,
         checkpoints: 0,
     };
-    let (step, timed) = twice(backend, capacity, &move |step| {
-        (0..sets).try_for_each(|layer| {
-            let op = MlaAttention {
-                query,
-                kv_b,
-                nope,
-                value,
-                pool,
-                layer,
-                pieces: Pieces::All,
-                output,
-            };
-            if length == 1 {
-                step.mla_decode(op)
-            } else {
-                step.mla_prefill(op)
-            }
-        })
+    let mut step = backend.step(capacity)?;
+    (0..sets).try_for_each(|layer| {
+        let op = MlaAttention {
+            query,
+            kv_b,
+            nope,
+            value,
+            pool,
+            layer,
+            pieces: Pieces::All,
+            output,
+        };
+        if length == 1 {
+            step.mla_decode(op)
+        } else {
+            step.mla_prefill(op)
+        }
     })?;
     let config = config.clone();
     let check = move |backend: &mut dyn Backend| {
@@ -600,7 +563,6 @@ fn attention(
     };
     Ok(Ready {
         step,
-        timed,
         batch,
         sets,
         check: Box::new(check),

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use kda::Errors;
 
-use crate::backend::{Backend, Batch, Block, Piece, Result, Slot, Step, Ticket};
+use crate::backend::{Backend, Batch, Block, Piece, Result, Slot, Step};
 use crate::error::BackendError;
 
 /// Makes a backend; each is given up before the next one is made, since handles are never given back.
@@ -105,24 +105,25 @@ fn count(once: f64, effort: Effort) -> usize {
     ((effort.round.as_secs_f64() / once).ceil() as usize).clamp(1, 200)
 }
 
-/// Median milliseconds of each operation by the device's own clock; nothing where it has none. The step must be timed.
+/// Median milliseconds of each operation by the device's own clock; nothing where it has none.
 pub(crate) fn operations(
     step: &mut dyn Step,
     batch: &Batch,
     effort: Effort,
 ) -> Result<Vec<(String, f64)>> {
+    match step.time(true) {
+        Err(BackendError::Unsupported { .. }) => return Ok(Vec::new()),
+        told => told?,
+    }
     let mut runs: Vec<Vec<(&'static str, f64)>> = Vec::new();
     // One more, which is not counted.
     for round in 0..=effort.rounds.max(1) {
-        let output = step.submit(batch).and_then(Ticket::wait);
-        match output {
-            Ok(output) if round > 0 => runs.push(output.milliseconds),
-            Ok(_) => {}
-            // A backend may find out by its device.
-            Err(BackendError::Unsupported { .. }) => return Ok(Vec::new()),
-            Err(error) => return Err(error),
+        let output = step.submit(batch)?.wait()?;
+        if round > 0 {
+            runs.push(output.milliseconds);
         }
     }
+    step.time(false)?;
     let names: Vec<&'static str> = runs
         .first()
         .map(|run| run.iter().map(|(name, _)| *name).collect())

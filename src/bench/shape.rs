@@ -313,12 +313,6 @@ fn run(
         probe_hidden: false,
     };
     let mut step = model.record(capacity, recording)?;
-    let mut timed = model.record(capacity, recording)?;
-    let timed = match timed.time() {
-        Ok(()) => Some(timed),
-        Err(BackendError::Unsupported { .. }) => None,
-        Err(error) => return Err(error.into()),
-    };
     let measured = match *work {
         Work::Decode { context, batch } => {
             let batch = decode(config, context.max(1), batch);
@@ -332,9 +326,7 @@ fn run(
             if let Some(effort) = options.effort {
                 measured.seconds = Some(awaited(&mut *step, &batch, effort)?);
                 measured.busy = Some(queued(&mut *step, &batch, effort)?);
-                if let Some(mut timed) = timed {
-                    measured.operations = operations(&mut *timed, &batch, effort)?;
-                }
+                measured.operations = operations(&mut *step, &batch, effort)?;
                 // States have been decayed and written to by then.
                 finite(&step.submit(&batch)?.wait()?)?;
             }
@@ -355,12 +347,11 @@ fn run(
                     times.push((number, start.elapsed().as_secs_f64()));
                 }
             }
-            let timed = timed.filter(|_| options.effort.is_some());
-            let operations = match (timed, chosen.last()) {
-                (Some(mut timed), Some(&last)) => {
+            let operations = match (options.effort, chosen.last()) {
+                (Some(_), Some(&last)) => {
                     let (position, length) = places[last];
                     let batch = prompt(config, position, length);
-                    operations(&mut *timed, &batch, Effort::least())?
+                    operations(&mut *step, &batch, Effort::least())?
                 }
                 _ => Vec::new(),
             };

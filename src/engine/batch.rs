@@ -16,9 +16,13 @@ pub(super) struct Planned {
     pub(super) batch: Batch,
     pub(super) recording: Recording,
     pub(super) pieces: Vec<PlannedPiece>,
-    /// What is traced: then the batch is one token of one sequence.
-    pub(super) trace: Option<TraceChoice>,
+    /// What is traced: then the batch is one token of one sequence. Some of these are timed too.
+    pub(super) trace: Option<(TraceChoice, bool)>,
 }
+
+/// Of so many traced tokens of a sequence one is timed. A device tells what operations take by waiting for each of them by
+/// itself, and a graph of launches cannot be used: on every token it would slow the answer down that it measures.
+pub const TIMED_OF: usize = 16;
 
 /// One piece of the batch.
 pub(super) struct PlannedPiece {
@@ -58,8 +62,11 @@ impl Engine {
             trace: None,
         };
         if let Some(place) = self.next_traced() {
-            planned.trace = self.running[place].request.trace;
-            let end = self.running[place].position + 1;
+            let sequence = &mut self.running[place];
+            let timed = sequence.frames.is_multiple_of(TIMED_OF);
+            sequence.frames += 1;
+            planned.trace = sequence.request.trace.map(|choice| (choice, timed));
+            let end = sequence.position + 1;
             self.add(&mut planned, place, end, Vec::new());
             return Ok(Some(planned));
         }

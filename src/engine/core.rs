@@ -220,7 +220,7 @@ impl Engine {
             return Ok(());
         };
         let ran = match planned.trace {
-            Some(choice) => self.run_traced(&planned, choice).await,
+            Some((choice, timed)) => self.run_traced(&planned, choice, timed).await,
             None => self.run(&planned).await,
         };
         match ran {
@@ -245,10 +245,12 @@ impl Engine {
         &mut self,
         planned: &Planned,
         choice: TraceChoice,
+        timed: bool,
     ) -> Result<StepOutput, Error> {
         let traced = self
             .recordings
             .traced(&mut self.model, choice, planned.recording)?;
+        traced.time(timed)?;
         let output = traced.step.submit(&planned.batch)?.await?;
         let (batch, owner) = (&planned.batch, &planned.pieces[0]);
         let mut frame = traced.frame(&output, owner.end - 1, batch.tokens[0]);
@@ -256,20 +258,6 @@ impl Engine {
             let logit = choice.target_logit?;
             Some(logit - choice.log_normaliser)
         });
-        if let (Some(state), Some(chosen)) = (&mut frame.state, choice.kda)
-            && state.state.is_empty()
-        {
-            // A backend that cannot give one head's state by itself gives all of the layer's.
-            let layer = self.model.kda_ordinal(chosen.layer).unwrap_or_default();
-            let states = self.model.states();
-            let record = self
-                .model
-                .backend()
-                .read_state(&states, layer, batch.pieces[0].slot_out)
-                .await?;
-            let len = record.key_width * record.value_width;
-            state.state = record.key_value()[chosen.head * len..(chosen.head + 1) * len].to_vec();
-        }
         let (id, sample) = (owner.id, owner.sample);
         self.say(
             id,

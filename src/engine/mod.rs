@@ -27,6 +27,7 @@ mod sequence;
 mod status;
 mod stop;
 
+pub use self::batch::TIMED_OF;
 pub use self::core::Engine;
 pub use event::{Event, FinishReason, Likelihood, Scored, Usage};
 pub use fit::Wanted;

@@ -31,6 +31,8 @@ pub(super) struct Sequence {
     pub(super) cached: usize,
     /// Tokens generated since it was placed.
     pub(super) ran: usize,
+    /// Tokens that were traced.
+    pub(super) frames: usize,
     /// What it holds while it waits.
     pub(super) lease: Lease,
     /// What it holds while it runs.
@@ -57,6 +59,7 @@ impl Sequence {
             cuts: request.cuts(),
             cached: 0,
             ran: 0,
+            frames: 0,
             lease: Lease::default(),
             placed: None,
             sampler: Sampler::new(&request.sampling, sample, &request.prompt)

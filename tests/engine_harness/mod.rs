@@ -62,6 +62,10 @@ pub fn load_on(
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
+    let limits = Limits {
+        cache: backend.device().cache,
+        ..limits
+    };
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
     let mut tokenizer = Tokenizer::from_dir(&dir).unwrap();
     tokenizer.limit_ids(config.vocab_size).unwrap();

@@ -1,6 +1,9 @@
 //! The trace: its numbers are those of naive double-precision code, and without it nothing is different.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[cfg(feature = "cuda")]
+#[path = "../common/emulated.rs"]
+mod emulated;
 #[path = "../engine_harness/mod.rs"]
 mod engine_harness;
 mod frames;
@@ -19,16 +22,29 @@ fn cpu() -> Box<dyn Backend> {
 /// What runs on every backend of this build.
 type Make = fn() -> Box<dyn Backend>;
 
-#[cfg(not(feature = "wgpu"))]
-const BACKENDS: &[Make] = &[cpu];
-#[cfg(feature = "wgpu")]
-const BACKENDS: &[Make] = &[cpu, gpu::whole, gpu::cut];
+/// Each with what tests call it.
+const BACKENDS: &[(&str, Make)] = &[
+    ("cpu", cpu),
+    #[cfg(feature = "wgpu")]
+    ("wgpu", gpu::whole),
+    #[cfg(feature = "wgpu")]
+    ("wgpu in pieces", gpu::cut),
+    #[cfg(feature = "cuda")]
+    (EMULATED, || emulated::open(emulated::ORDERS)),
+];
 
-/// The names that `--backend` takes of them.
-#[cfg(not(feature = "wgpu"))]
-const NAMES: &[&str] = &["cpu"];
-#[cfg(feature = "wgpu")]
-const NAMES: &[&str] = &["cpu", "wgpu"];
+/// Those for whole models: one of the above cuts weights finer than a model's rows, and three orders of threads take long.
+const WHOLE: &[(&str, Make)] = &[
+    ("cpu", cpu),
+    #[cfg(feature = "wgpu")]
+    ("wgpu", gpu::whole),
+    #[cfg(feature = "cuda")]
+    (EMULATED, || emulated::open(&emulated::ORDERS[..1])),
+];
+
+/// The CUDA kernels on the processor. An untraced step has kernels that do several operations at once and round less on
+/// the way, so that a trace may change the last bits of bf16.
+const EMULATED: &str = "cuda-emulated";
 
 #[cfg(feature = "wgpu")]
 mod gpu {
@@ -62,10 +78,10 @@ fn close(what: &str, found: f32, expected: f64) {
     assert!(error <= BOUND, "{what}: {found} against {expected}");
 }
 
-/// Numbers between -1 and 1, from a seed.
+/// Numbers between -1 and 1 from a seed, such as bf16 holds: all backends are given the same.
 fn numbers(seed: u64, count: usize) -> Vec<f32> {
     tokens(seed, count)
         .into_iter()
-        .map(|token| token as f32 / 125.0 - 1.0)
+        .map(|token| (token as f32 - 125.0) / 128.0)
         .collect()
 }

@@ -1,12 +1,13 @@
 //! The operations of a trace, each against naive code.
 
-use kimi_linear::backend::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceState};
+use kimi_linear::backend::trace::{
+    KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_record,
+};
 use kimi_linear::backend::{
     Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Orientation, Piece, Rows,
     Shard, Slot, StateLayout, StateRecord, TensorValues, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
-use kimi_linear::config::Dtype;
 
 use crate::{BACKENDS, close, cpu, numbers};
 
@@ -39,10 +40,12 @@ fn one_token(position: usize, slot_in: Option<Slot>) -> Batch {
 
 #[test]
 fn the_numbers_of_a_state_are_those_of_naive_code() {
-    BACKENDS.iter().for_each(|backend| check_state(backend()));
+    BACKENDS
+        .iter()
+        .for_each(|(name, backend)| check_state(name, backend()));
 }
 
-fn check_state(mut backend: Box<dyn Backend>) {
+fn check_state(name: &str, mut backend: Box<dyn Backend>) {
     let (heads, k, v) = (3, 8, 6);
     let layout = StateLayout {
         layers: 2,
@@ -57,11 +60,14 @@ fn check_state(mut backend: Box<dyn Backend>) {
     let mut plan = |width, element| backend.tensor(Rows::Tokens, 1, width, element).unwrap();
     let qkv = plan(layout.channels(), Element::Activation);
     let (gates, beta) = (plan(heads * k, Element::F32), plan(heads, Element::F32));
-    let output = plan(heads * KDA_NUMBERS, Element::F32);
+    let record = kda_record(&layout);
+    let output = plan(2 * heads * record, Element::F32);
     let (gate, opened) = (
         plan(heads * v, Element::Activation),
-        plan(heads, Element::F32),
+        plan(2 * heads, Element::F32),
     );
+    let other = numbers(6, 2 * heads * record);
+    let (other_gate, other_kda) = (other[..2 * heads].to_vec(), other);
     let qkv_values = numbers(1, layout.channels());
     let gate_values: Vec<f32> = numbers(2, heads * k)
         .iter()
@@ -75,12 +81,14 @@ fn check_state(mut backend: Box<dyn Backend>) {
         (gates, &gate_values),
         (beta, &beta_values),
         (gate, &opening),
+        (output, &other_kda),
+        (opened, &other_gate),
     ] {
         backend
             .write_tensor(tensor, &TensorValues::F32(values.clone()))
             .unwrap();
     }
-    let record = StateRecord {
+    let before = StateRecord {
         orientation: Orientation::KeyValue,
         heads,
         key_width: k,
@@ -89,7 +97,7 @@ fn check_state(mut backend: Box<dyn Backend>) {
         channels: layout.channels(),
         tail: vec![0.0; layout.tail_len()],
     };
-    backend.write_state(&pool, 1, Slot(0), &record).unwrap();
+    backend.write_state(&pool, 1, Slot(0), &before).unwrap();
     let mut step = backend.step(ONE).unwrap();
     step.trace_kda(TraceKda {
         qkv,
@@ -103,13 +111,22 @@ fn check_state(mut backend: Box<dyn Backend>) {
     step.probe(output).unwrap();
     step.trace_gate(TraceGate {
         gate,
+        layout,
+        layer: 1,
         output: opened,
     })
     .unwrap();
     step.probe(opened).unwrap();
     for slot_in in [Some(Slot(0)), None] {
         let found = step.submit(&one_token(9, slot_in)).unwrap().wait().unwrap();
-        let [kda, open] = [0, 1].map(|i| found.probes[i].as_f32().unwrap().to_vec());
+        let [kda, open] = [0, 1].map(|i| found.probes[i].as_f32().unwrap());
+        let (first, kda) = kda.split_at(heads * record);
+        let (first_gates, open) = open.split_at(heads);
+        assert_eq!(
+            (first, first_gates),
+            (&other_kda[..heads * record], &other_gate[..heads]),
+            "{name}: another layer's part is left alone"
+        );
         for head in 0..heads {
             let raw: Vec<f64> = (0..k)
                 .map(|d| f64::from(qkv_values[(heads + head) * k + d]))
@@ -143,11 +160,13 @@ fn check_state(mut backend: Box<dyn Backend>) {
             let expected = [after.sqrt(), write.sqrt(), error.sqrt(), mean, strength];
             for (i, expected) in expected.into_iter().enumerate() {
                 close(
-                    &format!("number {i} of head {head}"),
-                    kda[head * KDA_NUMBERS + i],
+                    &format!("{name}: number {i} of head {head}"),
+                    kda[head * record + i],
                     expected,
                 );
             }
+            let decays = &kda[head * record + KDA_NUMBERS..][..k];
+            assert_eq!(decays, &gate_values[head * k..(head + 1) * k], "{name}");
             let opening = opening[head * v..(head + 1) * v]
                 .iter()
                 .map(|x| sigmoid(*x))
@@ -162,18 +181,19 @@ fn check_state(mut backend: Box<dyn Backend>) {
 fn attention_is_that_of_naive_code() {
     BACKENDS
         .iter()
-        .for_each(|backend| check_attention(backend()));
+        .for_each(|(name, backend)| check_attention(name, backend()));
 }
 
-fn check_attention(mut backend: Box<dyn Backend>) {
-    let (heads, head, latent, rope, nope, value, block) = (2, 1, 6, 3, 4, 5, 4);
+fn check_attention(name: &str, mut backend: Box<dyn Backend>) {
+    // More positions than one workgroup takes.
+    let (heads, head, latent, rope, nope, value, block, blocks) = (2, 1, 6, 3, 4, 5, 4, 72);
     let layout = LatentLayout {
         layers: 2,
         latent,
         rope,
         block_tokens: block,
-        blocks: 8,
-        dtype: Dtype::F32,
+        blocks,
+        dtype: backend.device().cache,
     };
     let pool = backend.latent_pool(layout).unwrap();
     let kv_b_values = numbers(1, heads * (nope + value) * latent);
@@ -193,13 +213,16 @@ fn check_attention(mut backend: Box<dyn Backend>) {
     let query = backend
         .tensor(Rows::Tokens, 1, heads * (nope + rope), Element::Activation)
         .unwrap();
-    let output = backend.tensor(Rows::Tokens, 1, 32, Element::F32).unwrap();
+    let places = blocks * block;
+    let output = backend
+        .tensor(Rows::Tokens, 1, places, Element::F32)
+        .unwrap();
     let query_values = numbers(2, heads * (nope + rope));
     backend
         .write_tensor(query, &TensorValues::F32(query_values.clone()))
         .unwrap();
-    let rows: Vec<Vec<f32>> = (0..8)
-        .map(|i| numbers(10 + i, block * (latent + rope)))
+    let rows: Vec<Vec<f32>> = (0..blocks)
+        .map(|i| numbers(10 + i as u64, block * (latent + rope)))
         .collect();
     for (i, rows) in rows.iter().enumerate() {
         // Block tables run backwards: the first tokens are in the last block.
@@ -209,10 +232,11 @@ fn check_attention(mut backend: Box<dyn Backend>) {
             rows: rows.clone(),
         };
         backend
-            .write_latents(&pool, 1, Block(7 - i as u32), &record)
+            .write_latents(&pool, 1, Block((blocks - 1 - i) as u32), &record)
             .unwrap();
     }
-    let mut step = backend.step(ONE).unwrap();
+    let capacity = Capacity { blocks, ..ONE };
+    let mut step = backend.step(capacity).unwrap();
     step.trace_attention(TraceAttention {
         query,
         kv_b,
@@ -226,12 +250,10 @@ fn check_attention(mut backend: Box<dyn Backend>) {
     .unwrap();
     step.probe(output).unwrap();
     step.probe_positions(output).unwrap();
-    for position in [0, 3, 17, 31] {
-        let found = step
-            .submit(&one_token(position, None))
-            .unwrap()
-            .wait()
-            .unwrap();
+    for position in [0, 3, 17, 127, 128, 287] {
+        let mut batch = one_token(position, None);
+        batch.pieces[0].blocks = (0..blocks as u32).rev().map(Block).collect();
+        let found = step.submit(&batch).unwrap().wait().unwrap();
         let weights = found.probes[0].as_f32().unwrap();
         let query = &query_values[head * (nope + rope)..];
         let scores: Vec<f64> = (0..=position)
@@ -254,20 +276,20 @@ fn check_attention(mut backend: Box<dyn Backend>) {
         let sum: f64 = scores.iter().map(|score| score.exp()).sum();
         for (at, score) in scores.iter().enumerate() {
             close(
-                &format!("position {at} of {position}"),
+                &format!("{name}: position {at} of {position}"),
                 weights[at],
                 score.exp() / sum,
             );
         }
         let reached = found.probes[1].as_f32().unwrap();
         assert_eq!(reached, &weights[..=position], "no more than it reaches");
-        assert!(weights[position + 1..].iter().all(|weight| *weight == 0.0));
     }
 }
 
-/// The four operations over a piece of two tokens and a single one.
-fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 4] {
+/// The five operations over a piece of two tokens and a single one.
+fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     let (heads, k, v, latent, rope, nope, value) = (4, 70, 130, 66, 3, 5, 6);
+    let (top, reached) = (3, 101);
     let capacity = Capacity {
         tokens: 3,
         pieces: 2,
@@ -292,7 +314,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 4] {
             rope,
             block_tokens: 16,
             blocks: 9,
-            dtype: Dtype::F32,
+            dtype: backend.device().cache,
         })
         .unwrap();
     let layout = states.layout;
@@ -350,9 +372,17 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 4] {
     let beta = plan(4, heads, Element::F32);
     let gate = plan(5, heads * v, Element::Activation);
     let query = plan(6, heads * (nope + rope), Element::Activation);
+    let weights = plan(10, top, Element::F32);
     // What was there before must not be left.
-    let outputs =
-        [heads * KDA_NUMBERS, heads, 128, k * v].map(|width| plan(7, width, Element::F32));
+    let outputs = [heads * kda_record(&layout), heads, reached, k * v, 2 * top]
+        .map(|width| plan(7, width, Element::F32));
+    let experts = backend
+        .tensor(Rows::Tokens, 3, top, Element::Index)
+        .unwrap();
+    let chosen: Vec<u32> = (0..3 * top as u32).map(|i| 251 - 17 * i).collect();
+    backend
+        .write_tensor(experts, &TensorValues::Index(chosen.clone()))
+        .unwrap();
     let mut step = backend.step(capacity).unwrap();
     step.trace_kda(TraceKda {
         qkv,
@@ -365,6 +395,8 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 4] {
     .unwrap();
     step.trace_gate(TraceGate {
         gate,
+        layout,
+        layer: 0,
         output: outputs[1],
     })
     .unwrap();
@@ -386,6 +418,14 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 4] {
         output: outputs[3],
     })
     .unwrap();
+    step.trace_route(TraceRoute {
+        experts,
+        weights,
+        layer: 0,
+        layers: 1,
+        output: outputs[4],
+    })
+    .unwrap();
     for output in outputs {
         step.probe(output).unwrap();
     }
@@ -399,24 +439,27 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 4] {
     };
     let batch = Batch {
         tokens: vec![0; 3],
-        pieces: vec![piece(2, 9, 1, 0..1), piece(1, 100, 0, 1..9)],
+        pieces: vec![piece(2, 9, 1, 0..1), piece(1, reached - 1, 0, 1..9)],
         outputs: Vec::new(),
     };
     let found = step.submit(&batch).unwrap().wait().unwrap();
     assert_eq!(found.milliseconds, [], "nobody asked for times");
-    let found = [0, 1, 2, 3].map(|i| found.probes[i].as_f32().unwrap().to_vec());
+    let found = [0, 1, 2, 3, 4].map(|i| found.probes[i].as_f32().unwrap().to_vec());
     assert_eq!(
         found[3][2 * k * v..],
         left.state[2 * k * v..3 * k * v],
         "the head's state as it was left, to the bit"
     );
+    let (numbers, _) = found[4][2 * 2 * top..].split_at(top);
+    let numbers: Vec<u32> = numbers.iter().map(|number| *number as u32).collect();
+    assert_eq!(numbers, chosen[2 * top..], "experts by their numbers");
     found
 }
 
 #[test]
 fn only_single_tokens_are_told_of() {
     let expected = ragged(cpu());
-    for backend in BACKENDS {
+    for (_, backend) in BACKENDS {
         for (expected, found) in expected.iter().zip(ragged(backend())) {
             let (others, single) = found.split_at(found.len() / 3 * 2);
             assert!(others.iter().all(|number| *number == 0.0), "{others:?}");

@@ -28,7 +28,8 @@ impl View for Throughput {
     fn help(&self) -> Help {
         Help {
             shows: "Tokens a second and the time to the first token of the last answer, by the clock; what each token took, and what the \
-                    selected token's operations took on the device. Then the memory of one sequence as it grows, with this \
+                    operations of the timed token next to the selected one took on the device: of 16 traced tokens one is timed, \
+                    because telling slows the device down. Then the memory of one sequence as it grows, with this \
                     conversation marked: the KDA state, which has one size; the latent cache of the MLA layers; and what attention in \
                     every layer would need.",
             formula: "tokens a second = 16 / the time of the last 16 tokens\n\
@@ -156,16 +157,13 @@ fn intervals(ui: &mut Ui, answer: &AnswerMeasure, context: &ViewContext<'_>) {
 
 fn operations(ui: &mut Ui, context: &ViewContext<'_>) {
     let history = context.history;
-    let Some(position) = history.shown(context.selection.token) else {
+    let Some(shown) = history.shown(context.selection.token) else {
         return;
     };
-    let Some(frame) = history.frame(position) else {
-        return;
-    };
-    if frame.operations.is_empty() {
+    let Some((position, frame)) = history.timed(shown) else {
         ui.weak("This device does not tell what operations take.");
         return;
-    }
+    };
     let mut times: Vec<(&str, f64)> = frame
         .operations
         .iter()

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceState};
+use kimi_linear::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use kimi_linear::backend::{
     Add, AllGather, AllReduce, Backend, Batch, Block, Capacity, Device, Element, Embed, Experts,
     GatedNorm, KdaGates, KdaRecurrence, LatentLayout, LatentPool, LatentRecord, Linear, MlaAppend,
@@ -106,7 +106,8 @@ impl Step for FailingStep {
         trace_state(op: TraceState) -> Result<()>;
         probe_positions(tensor: Tensor) -> Result<()>;
         trace_attention(op: TraceAttention) -> Result<()>;
-        time() -> Result<()>;
+        trace_route(op: TraceRoute) -> Result<()>;
+        time(on: bool) -> Result<()>;
     }
 
     fn operations(&self) -> &[&'static str] {

@@ -14,7 +14,7 @@ pub(crate) use source::source;
 
 use std::fmt::Display;
 
-use super::trace::{KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceState};
+use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_record};
 use super::{
     Add, AllGather, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence, Linear,
     MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select, ShortConv, Swiglu, Tensor,
@@ -277,23 +277,37 @@ impl TraceKda {
         let channels = layout.value_heads * layout.key_width;
         tensor(op, "the gates", self.gates, channels, F32)?;
         tensor(op, "beta", self.beta, layout.value_heads, F32)?;
-        let numbers = layout.value_heads * KDA_NUMBERS;
-        tensor(op, "the output", self.output, numbers, F32)
+        let records = layout.layers * layout.value_heads * kda_record(&layout);
+        tensor(op, "the output", self.output, records, F32)
     }
 }
 
 impl TraceGate {
     pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
-        operands("trace_gate", capacity, true, &[self.gate], &[self.output])?;
-        let remainder = self.gate.width % self.output.width.max(1);
-        same("trace_gate", "the gate's width modulo heads", 0, remainder)?;
-        tensor(
-            "trace_gate",
-            "the output",
-            self.output,
-            self.output.width,
-            F32,
-        )
+        let (op, layout) = ("trace_gate", self.layout);
+        operands(op, capacity, true, &[self.gate], &[self.output])?;
+        layer(op, self.layer, layout.layers)?;
+        let width = layout.value_heads * layout.value_width;
+        tensor(op, "the gate", self.gate, width, Activation)?;
+        let means = layout.layers * layout.value_heads;
+        tensor(op, "the output", self.output, means, F32)
+    }
+}
+
+impl TraceRoute {
+    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+        let (op, top) = ("trace_route", self.experts.width);
+        operands(
+            op,
+            capacity,
+            true,
+            &[self.experts, self.weights],
+            &[self.output],
+        )?;
+        layer(op, self.layer, self.layers)?;
+        tensor(op, "the experts", self.experts, top, Index)?;
+        tensor(op, "the weights", self.weights, top, F32)?;
+        tensor(op, "the output", self.output, self.layers * 2 * top, F32)
     }
 }
 

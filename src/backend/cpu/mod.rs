@@ -24,6 +24,7 @@ mod short_conv;
 mod step;
 mod swiglu;
 mod trace;
+mod traced;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -10,29 +10,29 @@ use super::memory::{CpuWeight, Latents, Memory};
 use super::mla_decode::Shape;
 use super::{
     embed, experts, gated_norm, kda_gates, kda_recurrence, linear, mla_append, mla_decode,
-    mla_prefill, rms_norm, route, select, short_conv, swiglu, trace,
+    mla_prefill, rms_norm, route, select, short_conv, swiglu,
 };
 use crate::backend::check::Demands;
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceState};
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Collective, Embed, Experts, GatedNorm, KdaGates,
     KdaRecurrence, Linear, MlaAppend, MlaAttention, Piece, Result, RmsNorm, Route, Rows, Select,
-    ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
+    Shard, ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
 };
 
 /// Query, kv_b, widths, latents, layer, piece, output.
 type AttentionKernel = fn(&[f32], &CpuWeight, &Shape, &Latents, usize, &Piece, &mut [f32]);
 
-type Operation = Box<dyn Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()> + Send>;
+type Operation = Box<dyn Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()> + Send + Sync>;
 
 /// The batch of one submission, with what operations ask of it.
-struct Run<'a> {
-    batch: &'a Batch,
+pub(super) struct Run<'a> {
+    pub(super) batch: &'a Batch,
     collective: &'a dyn Collective,
 }
 
 impl Run<'_> {
-    fn rows(&self, rows: Rows) -> usize {
+    pub(super) fn rows(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.batch.tokens.len(),
             Rows::Outputs => self.batch.outputs.len(),
@@ -40,7 +40,7 @@ impl Run<'_> {
     }
 
     /// Each piece with the range of its rows.
-    fn pieces(&self) -> impl Iterator<Item = (&Piece, std::ops::Range<usize>)> {
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (&Piece, std::ops::Range<usize>)> {
         self.batch
             .pieces
             .iter()
@@ -52,8 +52,8 @@ impl Run<'_> {
 pub(super) struct CpuStep {
     memory: Arc<Mutex<Memory>>,
     collective: Arc<dyn Collective>,
-    capacity: Capacity,
-    demands: Demands,
+    pub(super) capacity: Capacity,
+    pub(super) demands: Demands,
     names: Vec<&'static str>,
     operations: Vec<Operation>,
     timed: bool,
@@ -79,19 +79,18 @@ impl CpuStep {
     fn record(
         &mut self,
         name: &'static str,
-        operation: impl Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()> + Send + 'static,
+        operation: impl Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()> + Send + Sync + 'static,
     ) {
         self.names.push(name);
         self.operations.push(Box::new(operation));
     }
 
-    /// Runs the operations one by one with a clock beside them.
-    fn submit_timed(
-        &self,
-        memory: &mut Memory,
-        run: &Run<'_>,
-        output: &mut StepOutput,
-    ) -> Result<()> {
+    /// Runs the operations one by one, with a clock beside them where times are wanted.
+    fn run(&self, memory: &mut Memory, run: &Run<'_>, output: &mut StepOutput) -> Result<()> {
+        if !self.timed {
+            let mut operations = self.operations.iter();
+            return operations.try_for_each(|operation| operation(memory, run, output));
+        }
         for (name, operation) in self.names.iter().zip(&self.operations) {
             let start = std::time::Instant::now();
             operation(memory, run, output)?;
@@ -109,11 +108,11 @@ impl CpuStep {
     }
 
     /// Records an operation that writes all rows of `output`.
-    fn record_rows(
+    pub(super) fn record_rows(
         &mut self,
         name: &'static str,
         output: Tensor,
-        operation: impl Fn(&Memory, &Run<'_>, &mut [f32]) + Send + 'static,
+        operation: impl Fn(&Memory, &Run<'_>, &mut [f32]) + Send + Sync + 'static,
     ) {
         self.record(name, move |memory, run, _| {
             memory.with_output(output, run.rows(output.rows), |memory, values| {
@@ -440,58 +439,23 @@ impl Step for CpuStep {
     }
 
     fn trace_kda(&mut self, op: TraceKda) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
-        self.record_rows("trace_kda", op.output, move |memory, run, output| {
-            output.fill(0.0);
-            let all = [op.qkv, op.gates, op.beta]
-                .map(|tensor| (memory.f32(tensor, run.rows(Rows::Tokens)), tensor.width));
-            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
-                let [qkv, gates, beta] =
-                    all.map(|(rows, width)| &rows[range.start * width..range.end * width]);
-                trace::trace_kda(
-                    &RecurrenceRows { qkv, gates, beta },
-                    memory.states(&op.pool),
-                    &op.pool.layout,
-                    op.layer,
-                    piece,
-                    &mut output[range.start * op.output.width..range.end * op.output.width],
-                );
-            }
-        });
-        Ok(())
+        self.record_trace_kda(op)
     }
 
     fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.record_rows("trace_gate", op.output, move |memory, run, output| {
-            output.fill(0.0);
-            let gate = memory.f32(op.gate, run.rows(Rows::Tokens));
-            let (wide, heads) = (op.gate.width, op.output.width);
-            for (_, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
-                trace::trace_gate(
-                    &gate[range.start * wide..range.end * wide],
-                    &mut output[range.start * heads..range.end * heads],
-                );
-            }
-        });
-        Ok(())
+        self.record_trace_gate(op)
+    }
+
+    fn trace_route(&mut self, op: TraceRoute) -> Result<()> {
+        self.record_trace_route(op)
     }
 
     fn trace_state(&mut self, op: TraceState) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
-        self.record_rows("trace_state", op.output, move |memory, run, output| {
-            output.fill(0.0);
-            let size = op.output.width;
-            let states = memory.states(&op.pool);
-            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
-                let state = states.state(op.layer, piece.slot_out);
-                let head = &state[op.head * size..(op.head + 1) * size];
-                output[range.start * size..range.end * size].copy_from_slice(head);
-            }
-        });
-        Ok(())
+        self.record_trace_state(op)
+    }
+
+    fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
+        self.record_trace_attention(op)
     }
 
     fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
@@ -510,40 +474,8 @@ impl Step for CpuStep {
         Ok(())
     }
 
-    fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.latents = Some(op.pool.layout);
-        let layout = op.pool.layout;
-        let heads = op.query.width / (op.nope + layout.rope);
-        let shape = Shape {
-            heads,
-            latent: layout.latent,
-            nope: op.nope,
-            rope: layout.rope,
-            value: op.value,
-        };
-        self.record_rows("trace_attention", op.output, move |memory, run, output| {
-            output.fill(0.0);
-            let query = memory.f32(op.query, run.rows(Rows::Tokens));
-            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
-                let query = &query[range.start * op.query.width + op.head * shape.key()..];
-                trace::trace_attention(
-                    &query[..shape.key()],
-                    memory.weight(op.kv_b),
-                    &shape,
-                    op.head,
-                    memory.latents(&op.pool),
-                    op.layer,
-                    piece,
-                    &mut output[range.start * op.output.width..range.end * op.output.width],
-                );
-            }
-        });
-        Ok(())
-    }
-
-    fn time(&mut self) -> Result<()> {
-        self.timed = true;
+    fn time(&mut self, on: bool) -> Result<()> {
+        self.timed = on;
         Ok(())
     }
 
@@ -559,11 +491,13 @@ impl Step for CpuStep {
         };
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let mut output = StepOutput::default();
-        let result = if self.timed {
-            self.submit_timed(&mut memory, &run, &mut output)
+        let memory = &mut *memory;
+        let result = if self.collective.shard() == Shard::WHOLE {
+            // On a thread of the pool: from outside it each operation would wake one, and be woken by it at its end.
+            rayon::scope(|_| self.run(memory, &run, &mut output))
         } else {
-            let mut operations = self.operations.iter();
-            operations.try_for_each(|operation| operation(&mut memory, &run, &mut output))
+            // But a rank that waits for another must not hold the thread that the other would run on.
+            self.run(memory, &run, &mut output)
         };
         Ok(Ticket::ready(result.map(|()| output)))
     }

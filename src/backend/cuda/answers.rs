@@ -15,8 +15,12 @@ const SLICE: usize = 1024;
 #[derive(Clone, Copy)]
 pub(super) enum Answer {
     Probe(Tensor),
+    /// A row with a place for each position, as far as the batch reaches.
+    Positions(Tensor),
     Logits(Tensor),
-    Choices { candidates: usize },
+    Choices {
+        candidates: usize,
+    },
 }
 
 impl Answer {
@@ -24,6 +28,10 @@ impl Answer {
         match self {
             Self::Probe(tensor) | Self::Logits(tensor) => {
                 memory::size(tensor.element) as usize * image.count(tensor.rows) * tensor.width
+            }
+            Self::Positions(tensor) => {
+                let whole = image.count(tensor.rows) * tensor.width;
+                memory::size(tensor.element) as usize * whole.min(image.reached)
             }
             Self::Choices { candidates } => 4 * image.outputs * (4 + 2 * candidates),
         }
@@ -95,6 +103,15 @@ impl CudaStep {
         self.answer(aside, Answer::Probe(tensor));
         Ok(())
     }
+
+    /// Read where it lies: nothing writes it afterwards, and a copy whose size follows the position would be a command that
+    /// no graph can repeat.
+    pub(super) fn record_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+        self.name("probe");
+        let source = self.tensor(tensor)?;
+        self.answer(source, Answer::Positions(tensor));
+        Ok(())
+    }
 }
 
 /// The bytes of all answers as what a submission gives back.
@@ -105,7 +122,9 @@ pub(super) fn output(bytes: &[u8], answers: &[(Answer, usize)], targets: &[bool]
         let (bytes, others) = rest.split_at(*len);
         rest = others;
         match answer {
-            Answer::Probe(tensor) => output.probes.push(memory::values(*tensor, bytes)),
+            Answer::Probe(tensor) | Answer::Positions(tensor) => {
+                output.probes.push(memory::values(*tensor, bytes))
+            }
             Answer::Logits(_) => output.logits = bytemuck::pod_collect_to_vec(bytes),
             Answer::Choices { candidates } => {
                 let words: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);

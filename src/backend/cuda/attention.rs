@@ -17,7 +17,7 @@ const TOGETHER: usize = 4;
 
 /// Blocks for so many spans: up to an eighth more, which return at once, so that the graph of a step's commands serves many
 /// tokens and not only until some row begins another span.
-fn with_room(spans: usize) -> usize {
+pub(super) fn with_room(spans: usize) -> usize {
     spans.next_multiple_of((spans / 8).next_power_of_two())
 }
 

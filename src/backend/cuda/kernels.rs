@@ -31,6 +31,8 @@ pub const KERNELS: &[(&str, &str)] = &sources![
     "trace_attention.cu",
     "trace_gate.cu",
     "trace_kda.cu",
+    "trace_route.cu",
+    "trace_state.cu",
 ];
 
 /// What they include.

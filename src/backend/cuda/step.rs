@@ -10,7 +10,7 @@ use super::answers::{self, Answer};
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
 use crate::backend::check::Demands;
 use crate::backend::image::{Image, MOST_SEGMENTS, Plan};
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda};
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaBlock,
     KdaGates, KdaRecurrence, Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select,
@@ -200,12 +200,31 @@ impl CudaStep {
                 outputs: weight.rows,
                 full,
             };
-            if rows == Rows::Tokens {
-                self.push(Recorded::Product(product));
+            // Rows of 16 bytes are all that the library is sure to take.
+            let even = weight.columns.is_multiple_of(8) && weight.rows.is_multiple_of(8);
+            match rows {
+                Rows::Tokens if even => self.push(Recorded::Product(product)),
+                Rows::Tokens => self.any(rows, &from, weight, &to, full, |image| {
+                    image.several_rows > 0
+                })?,
+                Rows::Outputs => {}
             }
             self.few(rows, &from, &matrix, &to, full, weight);
             return Ok(());
         }
+        self.any(rows, &from, weight, &to, full, |_| true)
+    }
+
+    /// Records `output = input weight^T` by the kernel for weights of any format and shape, for batches that ask for it.
+    fn any(
+        &mut self,
+        rows: Rows,
+        from: &Arc<Buffer>,
+        weight: Weight,
+        to: &Arc<Buffer>,
+        full: bool,
+        wanted: fn(&Image) -> bool,
+    ) -> Result<()> {
         let [stored, format] = self.stored(weight)?;
         let [columns, outputs] = [weight.columns, weight.rows].map(|word| word as u32);
         let kernel = Kernel::new(
@@ -214,10 +233,10 @@ impl CudaStep {
             arguments![
                 &self.batch,
                 kind(rows),
-                &from,
+                from,
                 stored,
                 format,
-                &to,
+                to,
                 u32::from(full),
                 columns,
                 outputs
@@ -225,7 +244,12 @@ impl CudaStep {
         );
         self.launch(kernel, move |image| {
             let together = image.count(rows).div_ceil(TOGETHER) as u32;
-            [outputs.div_ceil(8), together, 1]
+            let blocks = if wanted(image) {
+                outputs.div_ceil(8)
+            } else {
+                0
+            };
+            [blocks, together, 1]
         });
         Ok(())
     }
@@ -450,6 +474,18 @@ impl Step for CudaStep {
         self.record_trace_gate(op)
     }
 
+    fn trace_route(&mut self, op: TraceRoute) -> Result<()> {
+        self.record_trace_route(op)
+    }
+
+    fn trace_state(&mut self, op: TraceState) -> Result<()> {
+        self.record_trace_state(op)
+    }
+
+    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+        self.record_probe_positions(tensor)
+    }
+
     fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
         self.record_trace_attention(op)
     }
@@ -458,8 +494,8 @@ impl Step for CudaStep {
         self.record_kda_block(block)
     }
 
-    fn time(&mut self) -> Result<()> {
-        self.timed = true;
+    fn time(&mut self, on: bool) -> Result<()> {
+        self.timed = on;
         Ok(())
     }
 

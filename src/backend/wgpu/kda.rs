@@ -6,6 +6,9 @@ use crate::backend::image::Plan;
 use crate::backend::{Form, GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv};
 use crate::error::BackendError;
 
+/// The widest key: `[KEY_WIDTH, 16]` f32 beside 3 KiB of other things fits 16 KiB.
+pub(super) const WIDEST: usize = 200;
+
 impl WgpuStep {
     pub(super) fn record_short_conv(&mut self, op: ShortConv) -> Result<()> {
         op.check(&self.recorder.capacity)?;
@@ -75,8 +78,6 @@ impl WgpuStep {
         self.name("kda_recurrence");
         let layout = op.pool.layout;
         let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
-        /// `[KEY_WIDTH, 16]` f32 beside 3 KiB of other things fits 16 KiB.
-        const WIDEST: usize = 200;
         if k > WIDEST {
             return Err(BackendError::Unsupported {
                 backend: "wgpu",

@@ -41,6 +41,7 @@ const FILES: &[(&str, &str)] = files![
     "trace_attention",
     "trace_gate",
     "trace_kda",
+    "trace_route",
     "trace_state",
     "shared/activations",
     "shared/batch",

@@ -13,7 +13,7 @@ use super::readback::{Read, Spare};
 use super::timing::{self, Clock, Timing};
 use crate::backend::check::Demands;
 use crate::backend::image::{Image, Plan};
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceState};
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
     Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Select, ShortConv, Step, StepOutput,
@@ -127,7 +127,9 @@ pub(super) struct WgpuStep {
     names: Vec<&'static str>,
     /// Each with the place of its operation among the names.
     commands: Vec<(usize, Command)>,
+    /// Where times are written, once they were wanted, and whether they are now.
     timing: Option<Timing>,
+    timed: bool,
 }
 
 impl WgpuStep {
@@ -159,6 +161,7 @@ impl WgpuStep {
             names: Vec::new(),
             commands: Vec::new(),
             timing: None,
+            timed: false,
         })
     }
 
@@ -390,6 +393,10 @@ impl Step for WgpuStep {
         self.record_trace_gate(op)
     }
 
+    fn trace_route(&mut self, op: TraceRoute) -> Result<()> {
+        self.record_trace_route(op)
+    }
+
     fn trace_state(&mut self, op: TraceState) -> Result<()> {
         self.record_trace_state(op)
     }
@@ -405,8 +412,11 @@ impl Step for WgpuStep {
         self.record_trace_attention(op)
     }
 
-    fn time(&mut self) -> Result<()> {
-        self.timing = Some(Timing::new(&self.recorder.shared.gpu)?);
+    fn time(&mut self, on: bool) -> Result<()> {
+        if self.timing.is_none() && on {
+            self.timing = Some(Timing::new(&self.recorder.shared.gpu)?);
+        }
+        self.timed = on;
         Ok(())
     }
 
@@ -446,8 +456,8 @@ impl Step for WgpuStep {
         let mut timing = self.timing.take();
         let passes = self.commands.len();
         let clock = match &mut timing {
-            Some(timing) => timing.clock(&shared.gpu, passes, bytes).map(Some),
-            None => Ok(None),
+            Some(timing) if self.timed => timing.clock(&shared.gpu, passes, bytes).map(Some),
+            _ => Ok(None),
         };
         let encoded = clock.and_then(|mut clock| {
             let bytes = bytes + clock.as_ref().map_or(0, Clock::bytes);

@@ -1,10 +1,16 @@
 //! How the operations of a trace are recorded; only steps that are traced have them.
 
 use super::attention::Expansion;
+use super::kda::WIDEST;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::Result;
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceState};
+use crate::backend::image::Image;
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
+use crate::error::BackendError;
+
+/// Positions a workgroup, as in `shaders/trace_attention.wgsl`.
+const SPAN: usize = 128;
 
 impl WgpuStep {
     pub(super) fn record_trace_kda(&mut self, op: TraceKda) -> Result<()> {
@@ -18,10 +24,17 @@ impl WgpuStep {
         let states =
             recorder.with_memory(|memory| Ok(memory.states(&op.pool, op.layer)?.0.clone()))?;
         let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
-        let params = [layout.key_heads, heads, k, v, 0].map(|word| word as u32);
+        if k > WIDEST {
+            return Err(BackendError::Unsupported {
+                backend: "wgpu",
+                what: format!("keys {k} wide; the widest are {WIDEST}"),
+            });
+        }
+        let sizes = [layout.key_heads, heads, k, v, 0, op.layer, layout.layers];
+        let params = sizes.map(|word| word as u32);
         let heads = heads as u32;
         self.dispatch(
-            Program::new("trace_kda"),
+            Program::new("trace_kda").with("KEY_WIDTH", k as u32),
             &params,
             &[
                 Bind::Read(2, &qkv),
@@ -41,13 +54,31 @@ impl WgpuStep {
             self.recorder.tensor(op.gate)?,
             self.recorder.tensor(op.output)?,
         );
-        let heads = op.output.width;
-        let width = op.gate.width / heads.max(1);
+        let (layout, heads) = (op.layout, op.layout.value_heads as u32);
+        let sizes = [heads as usize, layout.value_width, op.layer, layout.layers];
         self.dispatch(
             Program::new("trace_gate"),
-            &[heads as u32, width as u32],
+            &sizes.map(|word| word as u32),
             &[Bind::Read(2, &gate), Bind::Write(3, &output)],
-            move |image| [image.tokens as u32, heads as u32, 1],
+            move |image| [image.tokens as u32, heads, 1],
+        )
+    }
+
+    pub(super) fn record_trace_route(&mut self, op: TraceRoute) -> Result<()> {
+        op.check(&self.recorder.capacity)?;
+        self.name("trace_route");
+        let recorder = &self.recorder;
+        let (experts, weights) = (recorder.tensor(op.experts)?, recorder.tensor(op.weights)?);
+        let output = recorder.tensor(op.output)?;
+        self.dispatch(
+            Program::new("trace_route"),
+            &[op.experts.width, op.layer, op.layers].map(|word| word as u32),
+            &[
+                Bind::Read(2, &experts),
+                Bind::Read(3, &weights),
+                Bind::Write(4, &output),
+            ],
+            |image| [image.tokens as u32, 1, 1],
         )
     }
 
@@ -81,6 +112,8 @@ impl WgpuStep {
         let latents = recorder.with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
         let elements = recorder.capacity.tokens * layout.latent;
         let absorbed = recorder.scratch("a traced head's queries", elements)?;
+        let elements = 2 * recorder.capacity.tokens * places.div_ceil(SPAN);
+        let spans = recorder.scratch("a traced head's spans", elements)?;
         let params = |first: usize, rows: usize| {
             let mut params = plan.params(first, rows, 0).to_vec();
             params.extend([op.head as u32, places as u32]);
@@ -104,7 +137,10 @@ impl WgpuStep {
                 move |image| [groups, image.tokens as u32, 1],
             )?;
         }
-        let groups = places.div_ceil(64) as u32;
+        let each_span = move |image: &Image| {
+            let reached = image.reached.min(places).div_ceil(SPAN);
+            [reached as u32, image.tokens as u32, 1]
+        };
         self.dispatch(
             Program::entry("trace_attention", "score"),
             &params(0, 0),
@@ -113,14 +149,15 @@ impl WgpuStep {
                 Bind::Read(5, &absorbed),
                 Bind::Read(6, &latents),
                 Bind::Write(7, &output),
+                Bind::Write(8, &spans),
             ],
-            move |image| [groups, image.tokens as u32, 1],
+            each_span,
         )?;
         self.dispatch(
             Program::entry("trace_attention", "normalise"),
             &params(0, 0),
-            &[Bind::Write(7, &output)],
-            |image| [image.tokens as u32, 1, 1],
+            &[Bind::Write(7, &output), Bind::Write(8, &spans)],
+            each_span,
         )
     }
 }

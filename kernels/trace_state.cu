@@ -1,0 +1,21 @@
+// One head's state as a single token left it. Twin of `trace_state` in src/backend/cpu/traced.rs. It runs after the
+// recurrence, and copies what else would have to be read back with all other heads of the layer.
+#include "shared/kernel.h"
+#include "shared/batch.h"
+
+// A thread an element (x) of a row (y), 256 a block; rows of longer pieces are zero.
+//   batch   the batch
+//   states  [slots, heads, size] f32, size = key_width * value_width
+//   output  [T, size] f32
+extern "C" __global__ void __launch_bounds__(256) trace_state(
+    const u32* batch, const float* states, float* output, u32 heads, u32 head, u32 size) {
+    u32 row = blockIdx.y, at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= batch[TOKENS] || at >= size) return;
+    u32 piece = owner(batch, row);
+    float value = 0.0f;
+    if (piece_word(batch, piece, LENGTH) == 1) {
+        value = states[((u64)piece_word(batch, piece, SLOT_OUT) * heads + head) * size + at];
+    }
+    output[(u64)row * size + at] = value;
+}
+ENTRY(trace_state)

@@ -1,0 +1,161 @@
+//! How the operations of a trace are recorded; only steps that are traced have them. What they compute is in `trace`.
+
+use super::kda_recurrence::Rows as RecurrenceRows;
+use super::memory::Memory;
+use super::mla_decode::Shape;
+use super::step::CpuStep;
+use super::trace;
+use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
+use crate::backend::{Piece, Result, Rows, Tensor};
+
+/// A single token, of which a trace tells.
+struct TracedRow<'a> {
+    memory: &'a Memory,
+    /// Which of the batch's rows it has.
+    number: usize,
+    piece: &'a Piece,
+}
+
+impl<'a> TracedRow<'a> {
+    /// Its row of a tensor.
+    fn of(&self, tensor: Tensor) -> &'a [f32] {
+        let rows = self.memory.f32(tensor, self.number + 1);
+        &rows[self.number * tensor.width..]
+    }
+}
+
+impl CpuStep {
+    /// Records an operation of a trace that writes one layer's part of each row of `output`: what `operation` makes of a
+    /// single token, 0 for tokens of longer pieces.
+    fn record_layer(
+        &mut self,
+        name: &'static str,
+        output: Tensor,
+        layer: usize,
+        layers: usize,
+        operation: impl Fn(&TracedRow<'_>, &mut [f32]) + Send + Sync + 'static,
+    ) {
+        let width = output.width / layers;
+        self.record_rows(name, output, move |memory, run, output| {
+            let rows = output.chunks_exact_mut(layers * width);
+            let parts = rows.map(|row| &mut row[layer * width..(layer + 1) * width]);
+            let pieces = run
+                .pieces()
+                .flat_map(|(piece, range)| range.map(move |_| piece));
+            for (number, (part, piece)) in parts.zip(pieces).enumerate() {
+                part.fill(0.0);
+                if piece.length == 1 {
+                    let row = TracedRow {
+                        memory,
+                        number,
+                        piece,
+                    };
+                    operation(&row, part);
+                }
+            }
+        });
+    }
+
+    pub(super) fn record_trace_kda(&mut self, op: TraceKda) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.demands.states = Some(op.pool.layout);
+        let layers = op.pool.layout.layers;
+        self.record_layer(
+            "trace_kda",
+            op.output,
+            op.layer,
+            layers,
+            move |row, output| {
+                let [qkv, gates, beta] = [op.qkv, op.gates, op.beta].map(|tensor| row.of(tensor));
+                trace::trace_kda(
+                    &RecurrenceRows { qkv, gates, beta },
+                    row.memory.states(&op.pool),
+                    &op.pool.layout,
+                    op.layer,
+                    row.piece,
+                    output,
+                );
+            },
+        );
+        Ok(())
+    }
+
+    pub(super) fn record_trace_gate(&mut self, op: TraceGate) -> Result<()> {
+        op.check(&self.capacity)?;
+        let layers = op.layout.layers;
+        self.record_layer(
+            "trace_gate",
+            op.output,
+            op.layer,
+            layers,
+            move |row, output| {
+                trace::trace_gate(row.of(op.gate), output);
+            },
+        );
+        Ok(())
+    }
+
+    pub(super) fn record_trace_route(&mut self, op: TraceRoute) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.record_layer(
+            "trace_route",
+            op.output,
+            op.layer,
+            op.layers,
+            move |row, output| {
+                let top = op.experts.width;
+                let experts = &row.memory.index(op.experts, row.number + 1)[row.number * top..];
+                trace::trace_route(experts, row.of(op.weights), output);
+            },
+        );
+        Ok(())
+    }
+
+    pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.demands.states = Some(op.pool.layout);
+        self.record_rows("trace_state", op.output, move |memory, run, output| {
+            output.fill(0.0);
+            let size = op.output.width;
+            let states = memory.states(&op.pool);
+            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
+                let state = states.state(op.layer, piece.slot_out);
+                let head = &state[op.head * size..(op.head + 1) * size];
+                output[range.start * size..range.end * size].copy_from_slice(head);
+            }
+        });
+        Ok(())
+    }
+
+    pub(super) fn record_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
+        op.check(&self.capacity)?;
+        self.demands.latents = Some(op.pool.layout);
+        let layout = op.pool.layout;
+        let heads = op.query.width / (op.nope + layout.rope);
+        let shape = Shape {
+            heads,
+            latent: layout.latent,
+            nope: op.nope,
+            rope: layout.rope,
+            value: op.value,
+        };
+        self.record_rows("trace_attention", op.output, move |memory, run, output| {
+            output.fill(0.0);
+            let query = memory.f32(op.query, run.rows(Rows::Tokens));
+            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
+                let query = &query[range.start * op.query.width + op.head * shape.key()..];
+                trace::trace_attention(
+                    &query[..shape.key()],
+                    memory.weight(op.kv_b),
+                    &shape,
+                    op.head,
+                    memory.latents(&op.pool),
+                    op.layer,
+                    piece,
+                    &mut output[range.start * op.output.width..range.end * op.output.width],
+                );
+            }
+        });
+        Ok(())
+    }
+}
