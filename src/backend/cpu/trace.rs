@@ -1,12 +1,11 @@
 //! The numbers of a trace: reductions over a state and its next write, over a gate, over a head's attention.
 //!
-//! Heads run side by side, as in the recurrence: this runs beside every token that is traced. A sum of few numbers runs in
-//! double precision, so that what is shown does not depend on its order; those over a state run in the state's own.
+//! Heads run side by side, as in the recurrence: this runs beside every token that is traced.
 
 use rayon::prelude::*;
 
 use super::kda_recurrence::Rows;
-use super::math::vectorised;
+use super::math::{add_scaled, dot, exp, sigmoid, vectorised};
 use super::memory::{CpuWeight, Latents, States};
 use super::mla_decode::Shape;
 use crate::backend::trace::{KDA_NUMBERS, kda_record};
@@ -48,23 +47,18 @@ fn numbers_of(
     beta: f32,
     state: Option<&[f32]>,
 ) -> [f32; KDA_NUMBERS] {
-    let square = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-    let norm = (square(key) + f64::from(KEY_EPS)).sqrt();
-    let key: Vec<f32> = key.iter().map(|x| (f64::from(*x) / norm) as f32).collect();
-    let decay: Vec<f32> = gates.iter().map(|gate| gate.exp()).collect();
     let v = value.len();
-    let mut error = value.to_vec();
-    let mut squares = vec![0.0_f32; v];
-    // Row by row, as the state lies in memory.
     vectorised(
         #[inline(always)]
         || {
-            let rows = state.into_iter().flat_map(|state| state.chunks_exact(v));
-            for ((row, key), decay) in rows.zip(&key).zip(&decay) {
-                let read = key * decay;
-                for (error, s) in error.iter_mut().zip(row) {
-                    *error -= read * s;
-                }
+            let norm = (dot(key, key) + KEY_EPS).sqrt();
+            let key: Vec<f32> = key.iter().map(|x| x / norm).collect();
+            let decay: Vec<f32> = gates.iter().map(|gate| exp(*gate)).collect();
+            let mut error = value.to_vec();
+            let mut squares = vec![0.0_f32; v];
+            // Row by row, as the state lies in memory.
+            for (d, row) in state.unwrap_or_default().chunks_exact(v).enumerate() {
+                add_scaled(&mut error, -(key[d] * decay[d]), row);
             }
             for (d, (key, decay)) in key.iter().zip(&decay).enumerate() {
                 let write = key * beta;
@@ -83,30 +77,31 @@ fn numbers_of(
                     }
                 }
             }
+            let wrong = dot(&error, &error).sqrt();
+            [
+                squares.iter().sum::<f32>().sqrt(),
+                dot(&key, &key).sqrt() * beta * wrong,
+                wrong,
+                decay.iter().sum::<f32>() / key.len() as f32,
+                beta,
+            ]
         },
-    );
-    let after: f64 = squares.iter().map(|square| f64::from(*square)).sum();
-    let wrong = square(&error).sqrt();
-    let kept: f64 = decay.iter().map(|decay| f64::from(*decay)).sum();
-    [
-        after.sqrt() as f32,
-        (square(&key).sqrt() * f64::from(beta) * wrong) as f32,
-        wrong as f32,
-        (kept / key.len() as f64) as f32,
-        beta,
-    ]
+    )
 }
 
 /// The mean of `sigmoid(gate)` a head: `gate` `[H * V]`, `output` `[H]`.
 pub(super) fn trace_gate(gate: &[f32], output: &mut [f32]) {
     let width = gate.len() / output.len().max(1);
-    for (output, gate) in output.iter_mut().zip(gate.chunks_exact(width.max(1))) {
-        let sum: f64 = gate
-            .iter()
-            .map(|gate| 1.0 / (1.0 + (-f64::from(*gate)).exp()))
-            .sum();
-        *output = (sum / width as f64) as f32;
-    }
+    let heads = output.iter_mut().zip(gate.chunks_exact(width.max(1)));
+    vectorised(
+        #[inline(always)]
+        || {
+            for (output, gate) in heads {
+                let open: f32 = gate.iter().map(|gate| sigmoid(*gate)).sum();
+                *output = open / width as f32;
+            }
+        },
+    );
 }
 
 /// The experts of one token and their weights, `[top]` each: `output` `[2 * top]`.
@@ -131,36 +126,44 @@ pub(super) fn trace_attention(
     output: &mut [f32],
 ) {
     let expansion = shape.expansion(kv_b, head);
-    let mut absorbed = vec![0.0_f64; shape.latent];
-    for (query, row) in query
-        .iter()
-        .zip(expansion.chunks_exact(shape.latent).take(shape.nope))
-    {
-        absorbed
-            .iter_mut()
-            .zip(row)
-            .for_each(|(sum, weight)| *sum += f64::from(query * weight));
-    }
-    absorbed.extend(query[shape.nope..].iter().map(|query| f64::from(*query)));
+    let key_rows = &expansion[..shape.nope * shape.latent];
     let positions = (piece.position + 1).min(output.len());
-    let score = |position: usize| -> f64 {
-        let row = latents.row(layer, &piece.blocks, position);
-        let dot: f64 = row
-            .iter()
-            .zip(&absorbed)
-            .map(|(row, query)| f64::from(*row) * query)
-            .sum();
-        dot * f64::from(shape.scale())
-    };
-    let scores: Vec<f64> = (0..positions)
-        .into_par_iter()
-        .with_min_len(TASK / absorbed.len() + 1)
-        .map(score)
-        .collect();
-    let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = scores.iter().map(|score| (score - greatest).exp()).sum();
-    output.fill(0.0);
-    for (output, score) in output.iter_mut().zip(&scores) {
-        *output = ((score - greatest).exp() / sum) as f32;
-    }
+    let output = &mut output[..positions];
+    let mut absorbed = vec![0.0; shape.latent];
+    vectorised(
+        #[inline(always)]
+        || {
+            for (query, row) in query.iter().zip(key_rows.chunks_exact(shape.latent)) {
+                add_scaled(&mut absorbed, *query, row);
+            }
+        },
+    );
+    absorbed.extend_from_slice(&query[shape.nope..]);
+    let run = TASK / absorbed.len().max(1) + 1;
+    let runs = output.par_chunks_mut(run).enumerate();
+    runs.for_each(|(number, scores)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, score) in scores.iter_mut().enumerate() {
+                    let row = latents.row(layer, &piece.blocks, number * run + i);
+                    *score = dot(row, &absorbed) * shape.scale();
+                }
+            },
+        );
+    });
+    let greatest = output.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    vectorised(
+        #[inline(always)]
+        || {
+            for score in output.iter_mut() {
+                *score = exp(*score - greatest);
+            }
+        },
+    );
+    // In double precision: there may be a million of them.
+    let sum: f64 = output.iter().map(|chance| f64::from(*chance)).sum();
+    output
+        .iter_mut()
+        .for_each(|chance| *chance = (f64::from(*chance) / sum) as f32);
 }

@@ -140,7 +140,15 @@ impl CpuStep {
             value: op.value,
         };
         self.record_rows("trace_attention", op.output, move |memory, run, output| {
-            output.fill(0.0);
+            let places = op.output.width;
+            let reached = run
+                .pieces()
+                .map(|(piece, _)| piece.position + piece.length)
+                .max();
+            let reached = reached.unwrap_or_default().min(places);
+            for row in output.chunks_exact_mut(places) {
+                row[..reached].fill(0.0);
+            }
             let query = memory.f32(op.query, run.rows(Rows::Tokens));
             for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
                 let query = &query[range.start * op.query.width + op.head * shape.key()..];
