@@ -39,6 +39,13 @@ impl Run<'_> {
         }
     }
 
+    /// Positions up to the end of the piece that reaches furthest.
+    pub(super) fn reached(&self) -> usize {
+        let pieces = self.batch.pieces.iter();
+        let ends = pieces.map(|piece| piece.position + piece.length);
+        ends.max().unwrap_or_default()
+    }
+
     /// Each piece with the range of its rows.
     pub(super) fn pieces(&self) -> impl Iterator<Item = (&Piece, std::ops::Range<usize>)> {
         self.batch
@@ -461,11 +468,7 @@ impl Step for CpuStep {
     fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
         self.record("probe", move |memory, run, result| {
             let values = memory.f32(tensor, run.rows(tensor.rows));
-            let reached = run
-                .pieces()
-                .map(|(piece, _)| piece.position + piece.length)
-                .max();
-            let reached = reached.unwrap_or_default().min(values.len());
+            let reached = run.reached().min(values.len());
             result
                 .probes
                 .push(TensorValues::F32(values[..reached].to_vec()));

@@ -141,11 +141,7 @@ impl CpuStep {
         };
         self.record_rows("trace_attention", op.output, move |memory, run, output| {
             let places = op.output.width;
-            let reached = run
-                .pieces()
-                .map(|(piece, _)| piece.position + piece.length)
-                .max();
-            let reached = reached.unwrap_or_default().min(places);
+            let reached = run.reached().min(places);
             for row in output.chunks_exact_mut(places) {
                 row[..reached].fill(0.0);
             }

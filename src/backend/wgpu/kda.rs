@@ -7,7 +7,18 @@ use crate::backend::{Form, GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv
 use crate::error::BackendError;
 
 /// The widest key: `[KEY_WIDTH, 16]` f32 beside 3 KiB of other things fits 16 KiB.
-pub(super) const WIDEST: usize = 200;
+const WIDEST: usize = 200;
+
+/// Refuses keys that no workgroup holds.
+pub(super) fn check_width(key: usize) -> Result<()> {
+    if key > WIDEST {
+        return Err(BackendError::Unsupported {
+            backend: "wgpu",
+            what: format!("keys {key} wide; the widest are {WIDEST}"),
+        });
+    }
+    Ok(())
+}
 
 impl WgpuStep {
     pub(super) fn record_short_conv(&mut self, op: ShortConv) -> Result<()> {
@@ -78,12 +89,7 @@ impl WgpuStep {
         self.name("kda_recurrence");
         let layout = op.pool.layout;
         let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
-        if k > WIDEST {
-            return Err(BackendError::Unsupported {
-                backend: "wgpu",
-                what: format!("keys {k} wide; the widest are {WIDEST}"),
-            });
-        }
+        check_width(k)?;
         let recorder = &self.recorder;
         let (qkv, gates) = (recorder.tensor(op.qkv)?, recorder.tensor(op.gates)?);
         let (beta, output) = (recorder.tensor(op.beta)?, recorder.tensor(op.output)?);

@@ -1,13 +1,12 @@
 //! How the operations of a trace are recorded; only steps that are traced have them.
 
 use super::attention::Expansion;
-use super::kda::WIDEST;
+use super::kda::check_width;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::Result;
 use crate::backend::image::Image;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
-use crate::error::BackendError;
 
 /// Positions a workgroup, as in `shaders/trace_attention.wgsl`.
 const SPAN: usize = 128;
@@ -24,12 +23,7 @@ impl WgpuStep {
         let states =
             recorder.with_memory(|memory| Ok(memory.states(&op.pool, op.layer)?.0.clone()))?;
         let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
-        if k > WIDEST {
-            return Err(BackendError::Unsupported {
-                backend: "wgpu",
-                what: format!("keys {k} wide; the widest are {WIDEST}"),
-            });
-        }
+        check_width(k)?;
         let sizes = [layout.key_heads, heads, k, v, 0, op.layer, layout.layers];
         let params = sizes.map(|word| word as u32);
         let heads = heads as u32;
