@@ -8,7 +8,8 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Backend, Batch, Capacity, Element, Linear, Piece, Rows, Shard, Slot, TensorValues, WeightSource,
+    Backend, Batch, Capacity, Element, Linear, Op, Piece, Program, Rows, Shard, Slot, TensorValues,
+    WeightSource,
 };
 use kimi_linear::checkpoint::Format;
 
@@ -56,13 +57,13 @@ fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
         blocks: 0,
         checkpoints: 0,
     };
-    let mut step = backend.step(capacity).unwrap();
-    step.linear(Linear {
+    let ops = [Op::from(Linear {
         input,
         weight,
         output,
-    })
-    .unwrap();
+    })];
+    let program: Program = ops.into_iter().collect();
+    let mut step = backend.compile(&program, capacity).unwrap();
     let piece = Piece {
         length: rows,
         position: 0,

@@ -14,14 +14,16 @@ mod common;
 mod emulated;
 #[path = "common/replay.rs"]
 mod replay;
+#[path = "common/wrapped.rs"]
+mod wrapped;
 
 use std::sync::{Arc, Mutex};
 
 use common::{Fixture, error, reference};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Element, Form, KdaRecurrence, OutputRow, Piece, Rows, Slot,
-    StateLayout, Step, StepOutput, TensorValues,
+    Backend, Batch, Block, Capacity, Element, Form, KdaRecurrence, Op, OutputRow, Piece, Program,
+    Rows, Slot, StateLayout, Step, StepOutput, TensorValues,
 };
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
@@ -104,7 +106,7 @@ fn known(name: &str, prompt: usize) -> Known {
     let greedy = expected.ids(&format!("prompt.{prompt}.greedy"));
     tokens.extend(&greedy[..greedy.len() - 1]);
     let log = Arc::<Mutex<Log>>::default();
-    let backend = Replay::new(Box::new(CpuBackend::new()), Mode::Keep, &log);
+    let backend = Replay::around(Box::new(CpuBackend::new()), Mode::Keep, &log);
     let mut model = load(name, Box::new(backend), tokens.len());
     let output = run(&mut *record(&mut model), &tokens, 0);
     let found: Vec<u32> = output.choices[prompt - 1..]
@@ -122,7 +124,7 @@ fn known(name: &str, prompt: usize) -> Known {
 }
 
 fn on_cuda(name: &str, known: &Known, mode: Mode, orders: &'static [Order]) -> Model {
-    let backend = Replay::new(emulated::open(orders), mode, &known.log);
+    let backend = Replay::around(emulated::open(orders), mode, &known.log);
     load(name, Box::new(backend), known.tokens.len())
 }
 
@@ -276,9 +278,8 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
         blocks: 0,
         checkpoints: 0,
     };
-    let mut step = backend.step(capacity).unwrap();
     let form = Form::Chunk;
-    step.kda_recurrence(KdaRecurrence {
+    let ops = [Op::from(KdaRecurrence {
         qkv,
         gates,
         beta,
@@ -286,8 +287,9 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
         layer: 0,
         form,
         output,
-    })
-    .unwrap();
+    })];
+    let program: Program = ops.into_iter().collect();
+    let mut step = backend.compile(&program, capacity).unwrap();
     let pieces = lengths.iter().enumerate().map(|(i, length)| Piece {
         length: *length,
         position: 0,

@@ -8,8 +8,8 @@ use common::caches::check_caches;
 use common::{Fixture, close, reference};
 use kimi_linear::backend::wgpu::{Options, WgpuBackend};
 use kimi_linear::backend::{
-    Add, Backend, Batch, Block, Capacity, Element, OutputRow, Piece, Rows, Slot, StateLayout,
-    StepOutput, TensorValues,
+    Add, Backend, Batch, Block, Capacity, Element, Op, OutputRow, Piece, Program, Rows, Slot,
+    StateLayout, StepOutput, TensorValues,
 };
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
@@ -324,13 +324,15 @@ fn submissions_run_in_order_and_may_overlap() {
             .unwrap();
         tensor
     });
-    let mut step = backend.step(SMALL).unwrap();
-    step.add(Add {
-        source: b,
-        target: a,
-    })
-    .unwrap();
-    step.probe(a).unwrap();
+    let ops = [
+        Op::from(Add {
+            source: b,
+            target: a,
+        }),
+        Op::Probe(a),
+    ];
+    let program: Program = ops.into_iter().collect();
+    let mut step = backend.compile(&program, SMALL).unwrap();
     let batch = |length: usize| Batch {
         tokens: vec![0; length],
         pieces: vec![Piece {
@@ -361,13 +363,15 @@ fn a_lost_device_is_a_sentence() {
     let tensor =
         |backend: &mut WgpuBackend| backend.tensor(Rows::Tokens, 4, 3, Element::Activation);
     let (a, b) = (tensor(&mut backend).unwrap(), tensor(&mut backend).unwrap());
-    let mut step = backend.step(SMALL).unwrap();
-    step.add(Add {
-        source: b,
-        target: a,
-    })
-    .unwrap();
-    step.probe(a).unwrap();
+    let ops = [
+        Op::from(Add {
+            source: b,
+            target: a,
+        }),
+        Op::Probe(a),
+    ];
+    let program: Program = ops.into_iter().collect();
+    let mut step = backend.compile(&program, SMALL).unwrap();
     backend.lose_device();
     let batch = Batch {
         tokens: vec![0],

@@ -4,6 +4,8 @@
 mod common;
 #[path = "common/failing.rs"]
 mod failing;
+#[path = "../../tests/common/wrapped.rs"]
+mod wrapped;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -3,14 +3,15 @@
 //! Each reads the normed hidden state and leaves its contribution to the residual stream in `output`, summed over
 //! ranks. Weights and scratch are handles, so a block is cheap to copy.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Add, AllReduce, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, LatentPool, Linear,
-    MlaAppend, MlaAttention, Pieces, Result, Route, ShortConv, StatePool, Step, Swiglu, Tensor,
-    Weight,
+    MlaAppend, MlaAttention, Op, Pieces, Route, ShortConv, StatePool, Swiglu, Tensor, Weight,
 };
 
 /// The attention half of a KDA layer (Kimi Linear, section 4).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KdaBlock {
     /// `[T, d]`, after `input_layernorm`.
     pub input: Tensor,
@@ -61,115 +62,80 @@ pub struct KdaBlock {
 }
 
 impl KdaBlock {
-    /// Records the block as single operations.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn compose<S: Step + ?Sized>(&self, step: &mut S) -> Result<()> {
-        self.compose_with(step, &mut |_, _| Ok(()))
-    }
-
-    /// The same, with `between` called at the places where a trace looks.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or what `between` returns.
-    pub fn compose_with<S: Step + ?Sized>(
-        &self,
-        step: &mut S,
-        between: &mut dyn FnMut(&mut S, KdaPlace) -> Result<()>,
-    ) -> Result<()> {
-        let Self {
-            input,
-            gate_rank,
-            pool,
-            layer,
-            ..
-        } = *self;
-        step.linear(Linear {
-            input,
-            weight: self.qkv_proj,
-            output: self.qkv,
-        })?;
-        step.short_conv(ShortConv {
-            input: self.qkv,
-            weight: self.conv,
-            pool,
-            layer,
-            output: self.qkv_conv,
-        })?;
-        step.linear(Linear {
-            input,
-            weight: self.decay_proj[0],
-            output: gate_rank,
-        })?;
-        step.linear(Linear {
-            input: gate_rank,
-            weight: self.decay_proj[1],
-            output: self.decay,
-        })?;
-        step.linear(Linear {
-            input,
-            weight: self.beta_proj,
-            output: self.write,
-        })?;
-        step.kda_gates(KdaGates {
+    fn kda_gates(&self) -> KdaGates {
+        KdaGates {
             decay: self.decay,
             write: self.write,
             a_log: self.a_log,
             dt_bias: self.dt_bias,
             gates: self.gates,
             beta: self.beta,
-        })?;
-        between(step, KdaPlace::BeforeRecurrence)?;
-        step.kda_recurrence(KdaRecurrence {
+        }
+    }
+
+    fn kda_recurrence(&self) -> KdaRecurrence {
+        KdaRecurrence {
             qkv: self.qkv_conv,
             gates: self.gates,
             beta: self.beta,
-            pool,
-            layer,
+            pool: self.pool,
+            layer: self.layer,
             form: Form::Auto,
             output: self.heads,
-        })?;
-        step.linear(Linear {
-            input,
-            weight: self.gate_proj[0],
-            output: gate_rank,
-        })?;
-        step.linear(Linear {
-            input: gate_rank,
-            weight: self.gate_proj[1],
-            output: self.gate,
-        })?;
-        between(step, KdaPlace::AfterGate)?;
-        step.gated_norm(GatedNorm {
+        }
+    }
+
+    /// The norm of the recurrence's output and its gate.
+    #[must_use]
+    pub fn gated_norm(&self) -> GatedNorm {
+        let (weight, eps) = self.output_norm;
+        GatedNorm {
             input: self.heads,
             gate: self.gate,
-            weight: self.output_norm.0,
-            eps: self.output_norm.1,
+            weight,
+            eps,
             output: self.normed,
-        })?;
-        step.linear(Linear {
-            input: self.normed,
-            weight: self.output_proj,
-            output: self.output,
-        })?;
-        step.all_reduce(AllReduce {
-            target: self.output,
-        })
+        }
+    }
+
+    /// Its parts: projections, convolution, gates, recurrence, output gate.
+    #[must_use]
+    pub fn ops(&self) -> Vec<Op> {
+        let linear = |input, weight, output| {
+            Op::from(Linear {
+                input,
+                weight,
+                output,
+            })
+        };
+        let (pool, layer) = (self.pool, self.layer);
+        vec![
+            linear(self.input, self.qkv_proj, self.qkv),
+            Op::from(ShortConv {
+                input: self.qkv,
+                weight: self.conv,
+                pool,
+                layer,
+                output: self.qkv_conv,
+            }),
+            linear(self.input, self.decay_proj[0], self.gate_rank),
+            linear(self.gate_rank, self.decay_proj[1], self.decay),
+            linear(self.input, self.beta_proj, self.write),
+            Op::from(self.kda_gates()),
+            Op::from(self.kda_recurrence()),
+            linear(self.input, self.gate_proj[0], self.gate_rank),
+            linear(self.gate_rank, self.gate_proj[1], self.gate),
+            Op::from(self.gated_norm()),
+            linear(self.normed, self.output_proj, self.output),
+            Op::from(AllReduce {
+                target: self.output,
+            }),
+        ]
     }
 }
 
-/// Places inside a [`KdaBlock`] where a trace looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KdaPlace {
-    /// Queries, keys, values, gates and write strengths are there; the states are as they were.
-    BeforeRecurrence,
-    /// The output gate is there, before its sigmoid.
-    AfterGate,
-}
-
 /// The attention half of an MLA layer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlaBlock {
     /// `[T, d]`, after `input_layernorm`.
     pub input: Tensor,
@@ -202,75 +168,49 @@ pub struct MlaBlock {
 }
 
 impl MlaBlock {
-    /// Records the block as single operations.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn compose<S: Step + ?Sized>(&self, step: &mut S) -> Result<()> {
-        self.compose_with(step, &mut |_| Ok(()))
-    }
-
-    /// The same, with `attended` called where queries and latents are there.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or what `attended` returns.
-    pub fn compose_with<S: Step + ?Sized>(
-        &self,
-        step: &mut S,
-        attended: &mut dyn FnMut(&mut S) -> Result<()>,
-    ) -> Result<()> {
-        let Self {
-            input,
-            pool,
-            layer,
-            nope,
-            value,
-            ..
-        } = *self;
-        step.linear(Linear {
-            input,
-            weight: self.query_proj,
-            output: self.query,
-        })?;
-        step.linear(Linear {
-            input,
-            weight: self.kv_a_proj,
-            output: self.kv_a,
-        })?;
-        let (weight, eps) = self.kv_a_norm;
-        step.mla_append(MlaAppend {
-            input: self.kv_a,
-            weight,
-            eps,
-            pool,
-            layer,
-        })?;
-        attended(step)?;
+    /// Its parts: projections, the latents' way into the cache, attention of both forms.
+    #[must_use]
+    pub fn ops(&self) -> Vec<Op> {
+        let linear = |input, weight, output| {
+            Op::from(Linear {
+                input,
+                weight,
+                output,
+            })
+        };
         let attention = |pieces| MlaAttention {
             query: self.query,
             kv_b: self.kv_b_proj,
-            nope,
-            value,
-            pool,
-            layer,
+            nope: self.nope,
+            value: self.value,
+            pool: self.pool,
+            layer: self.layer,
             pieces,
             output: self.heads,
         };
-        step.mla_prefill(attention(Pieces::Several))?;
-        step.mla_decode(attention(Pieces::Single))?;
-        step.linear(Linear {
-            input: self.heads,
-            weight: self.output_proj,
-            output: self.output,
-        })?;
-        step.all_reduce(AllReduce {
-            target: self.output,
-        })
+        let (weight, eps) = self.kv_a_norm;
+        vec![
+            linear(self.input, self.query_proj, self.query),
+            linear(self.input, self.kv_a_proj, self.kv_a),
+            Op::from(MlaAppend {
+                input: self.kv_a,
+                weight,
+                eps,
+                pool: self.pool,
+                layer: self.layer,
+            }),
+            Op::MlaPrefill(attention(Pieces::Several)),
+            Op::MlaDecode(attention(Pieces::Single)),
+            linear(self.heads, self.output_proj, self.output),
+            Op::from(AllReduce {
+                target: self.output,
+            }),
+        ]
     }
 }
 
 /// A gated MLP: `down(silu(gate x) * up x)`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlpBlock {
     /// `[T, d]`, after `post_attention_layernorm`.
     pub input: Tensor,
@@ -289,37 +229,36 @@ pub struct MlpBlock {
 }
 
 impl MlpBlock {
-    /// Records the block as single operations.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn compose<S: Step + ?Sized>(&self, step: &mut S) -> Result<()> {
-        step.linear(Linear {
-            input: self.input,
-            weight: self.gate_up_proj,
-            output: self.gate_up,
-        })?;
-        step.swiglu(Swiglu {
-            input: self.gate_up,
-            output: self.hidden,
-        })?;
-        step.linear(Linear {
-            input: self.hidden,
-            weight: self.down_proj,
-            output: self.output,
-        })?;
+    /// Its parts.
+    #[must_use]
+    pub fn ops(&self) -> Vec<Op> {
+        let mut ops = vec![
+            Op::from(Linear {
+                input: self.input,
+                weight: self.gate_up_proj,
+                output: self.gate_up,
+            }),
+            Op::from(Swiglu {
+                input: self.gate_up,
+                output: self.hidden,
+            }),
+            Op::from(Linear {
+                input: self.hidden,
+                weight: self.down_proj,
+                output: self.output,
+            }),
+        ];
         if self.reduce {
-            step.all_reduce(AllReduce {
+            ops.push(Op::from(AllReduce {
                 target: self.output,
-            })
-        } else {
-            Ok(())
+            }));
         }
+        ops
     }
 }
 
 /// Router, routed experts and shared experts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MoeBlock {
     /// The router; its input is the block's.
     pub route: Route,
@@ -338,31 +277,32 @@ pub struct MoeBlock {
 }
 
 impl MoeBlock {
-    /// Records the block as single operations.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn compose<S: Step + ?Sized>(&self, step: &mut S) -> Result<()> {
-        step.route(self.route)?;
-        step.experts(Experts {
-            input: self.route.input,
-            experts: self.route.experts,
-            weights: self.route.weights,
-            gate: self.gate,
-            up: self.up,
-            down: self.down,
-            first_expert: self.first_expert,
-            output: self.output,
-        })?;
-        if let Some(shared) = &self.shared {
-            step.mlp_block(shared)?;
-            step.add(Add {
+    /// Its parts; the shared experts are a block again.
+    #[must_use]
+    pub fn ops(&self) -> Vec<Op> {
+        let mut ops = vec![
+            Op::from(self.route),
+            Op::from(Experts {
+                input: self.route.input,
+                experts: self.route.experts,
+                weights: self.route.weights,
+                gate: self.gate,
+                up: self.up,
+                down: self.down,
+                first_expert: self.first_expert,
+                output: self.output,
+            }),
+        ];
+        if let Some(shared) = self.shared {
+            ops.push(Op::from(shared));
+            ops.push(Op::from(Add {
                 source: shared.output,
                 target: self.output,
-            })?;
+            }));
         }
-        step.all_reduce(AllReduce {
+        ops.push(Op::from(AllReduce {
             target: self.output,
-        })
+        }));
+        ops
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
 /// One rank's part of the whole: heads, experts and vocabulary are cut into `ranks` equal ranges, in rank order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Shard {
     /// This rank, from 0.
     pub rank: usize,

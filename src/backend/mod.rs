@@ -1,9 +1,10 @@
 //! The trait between the model and a device, and the types that cross it.
 //!
-//! A backend owns memory (weights, activations, two pools) and runs steps. Operations are **recorded** once into a
-//! [`Step`] over tensors planned beforehand, and the step is **submitted** many times, each time with another
-//! [`Batch`]: a CUDA graph, one wgpu submission and a browser's promise all have that form. Nothing that differs
-//! between two submissions (token ids, lengths, slots, block tables) is recorded; it travels in the batch.
+//! A backend owns memory (weights, activations, two pools) and runs steps. A [`Program`] is a list of operations ([`Op`])
+//! over tensors planned beforehand; a backend **compiles** it once into a [`Step`], and the step is **submitted** many
+//! times, each time with another [`Batch`]: a CUDA graph, one wgpu submission and a browser's promise all have that form.
+//! Nothing that differs between two submissions (token ids, lengths, slots, block tables) is in a program; it travels in
+//! the batch.
 //!
 //! The grain is that of the paper's blocks (Kimi Linear, arXiv 2510.26692), cut where a fixture can enter. It is not a
 //! tensor library: no broadcasting, no autograd, no views.
@@ -20,6 +21,7 @@ pub mod cuda;
 mod image;
 mod operation;
 mod pool;
+mod program;
 mod random;
 mod record;
 mod tensor;
@@ -32,7 +34,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 pub use batch::{Batch, Capacity, OutputRow, Piece, StateCheckpoint};
-pub use block::{KdaBlock, KdaPlace, MlaBlock, MlpBlock, MoeBlock};
+pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
 pub use operation::{
@@ -40,14 +42,14 @@ pub use operation::{
     Linear, MlaAppend, MlaAttention, Pieces, RmsNorm, Route, Select, ShortConv, Swiglu,
 };
 pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
+pub use program::{Op, Operands, Program};
 pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
 pub use tensor::{Element, Precision, Rows, Tensor, TensorValues, Weight, WeightSource};
 
 use crate::error::BackendError;
-use trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 
-/// The result of recording or submitting.
+/// The result of compiling or submitting.
 pub type Result<T> = std::result::Result<T, BackendError>;
 
 /// A device as a person sees it.
@@ -181,155 +183,27 @@ pub trait Backend: Send {
         record: &LatentRecord,
     ) -> Result<()>;
 
-    /// Begins an empty step for batches of at most `capacity`.
+    /// Makes a step of a program, for batches of at most `capacity`. The shapes of all operations are checked first, in
+    /// the same words for every backend; nothing runs before [`Step::submit`].
     ///
     /// # Errors
-    /// Too little memory for the step's own buffers.
-    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>>;
+    /// [`BackendError::Shape`] where shapes do not fit, [`BackendError::Unsupported`] for an operation that the backend does
+    /// not do, or too little memory for the step's own buffers.
+    fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>>;
 }
 
-/// A recorded list of operations, run in order each time it is submitted.
-///
-/// Every recording method checks shapes and returns [`BackendError::Shape`] where they do not fit; nothing runs before
-/// [`Step::submit`]. A row's arithmetic never depends on which other rows are in the batch.
+/// A compiled program, run each time it is submitted. A row's arithmetic never depends on which other rows are in the
+/// batch.
 pub trait Step: Send {
-    /// `output[t] = weight[token[t]]`: the token embedding.
-    fn embed(&mut self, op: Embed) -> Result<()>;
-
-    /// `output = input / sqrt(mean(input^2) + eps) * weight`, a row at a time. Where the output has one row an
-    /// [`OutputRow`] and the input one a token, only the rows wanted are read.
-    fn rms_norm(&mut self, op: RmsNorm) -> Result<()>;
-
-    /// `output = input weight^T`; no bias anywhere in this model.
-    fn linear(&mut self, op: Linear) -> Result<()>;
-
-    /// Causal depthwise convolution and SiLU; reads and writes the convolution tails of the pool.
-    fn short_conv(&mut self, op: ShortConv) -> Result<()>;
-
-    /// Log decay and write strength: `g = -exp(A_log) softplus(decay + dt_bias)`, `beta = sigmoid(beta)`.
-    fn kda_gates(&mut self, op: KdaGates) -> Result<()>;
-
-    /// The gated delta rule (`S <- diag(e^g) S; S <- S + k (beta (v - S^T k))^T; o = S^T q`).
-    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()>;
-
-    /// `output = RMSNorm_head(input; weight, eps) * sigmoid(gate)`.
-    fn gated_norm(&mut self, op: GatedNorm) -> Result<()>;
-
-    /// Normalises the latent part of each token's row and appends `[c' | k_pe]` to its sequence's blocks.
-    fn mla_append(&mut self, op: MlaAppend) -> Result<()>;
-
-    /// Causal attention with keys and values expanded from the latents: for many queries of one sequence.
-    fn mla_prefill(&mut self, op: MlaAttention) -> Result<()>;
-
-    /// The same attention in the absorbed form, over the latents themselves: for few queries.
-    fn mla_decode(&mut self, op: MlaAttention) -> Result<()>;
-
-    /// The router: which experts, and with what weights. Where a biased score is not finite, all weights of the row are
-    /// NaN: a damaged expert that is never chosen must not go unseen.
-    fn route(&mut self, op: Route) -> Result<()>;
-
-    /// The routed experts held here: `output[t] = sum_e w_e down_e(silu(gate_e x) * up_e x)`.
-    fn experts(&mut self, op: Experts) -> Result<()>;
-
-    /// `output = silu(input[..n]) * input[n..]`.
-    fn swiglu(&mut self, op: Swiglu) -> Result<()>;
-
-    /// `target += source`.
-    fn add(&mut self, op: Add) -> Result<()>;
-
-    /// Sums a tensor over all ranks, in rank order; nothing at one rank.
-    fn all_reduce(&mut self, op: AllReduce) -> Result<()>;
-
-    /// Lays the ranks' columns side by side, in rank order; a copy at one rank.
-    fn all_gather(&mut self, op: AllGather) -> Result<()>;
-
-    /// The next token of each output row: its best candidates and log-normaliser.
-    fn select(&mut self, op: Select) -> Result<()>;
-
-    /// Has every submission return this tensor's rows in [`StepOutput::probes`], as they are at this place.
-    fn probe(&mut self, tensor: Tensor) -> Result<()>;
-
-    /// What a KDA layer is about to do to its states, in numbers; for steps that are traced.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or a backend that does not trace.
-    fn trace_kda(&mut self, _op: TraceKda) -> Result<()> {
-        Err(untraced())
-    }
-
-    /// How far each head's output gate is open; for steps that are traced.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or a backend that does not trace.
-    fn trace_gate(&mut self, _op: TraceGate) -> Result<()> {
-        Err(untraced())
-    }
-
-    /// Which experts a layer chose; for steps that are traced.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or a backend that does not trace.
-    fn trace_route(&mut self, _op: TraceRoute) -> Result<()> {
-        Err(untraced())
-    }
-
-    /// What one head attends to; for steps that are traced.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or a backend that does not trace.
-    fn trace_attention(&mut self, _op: TraceAttention) -> Result<()> {
-        Err(untraced())
-    }
-
-    /// What a KDA layer has left in one head's state, to be probed; for steps that are traced.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or a backend that does not trace.
-    fn trace_state(&mut self, _op: TraceState) -> Result<()> {
-        Err(untraced())
-    }
-
-    /// Probes a tensor of one row that has a place for each position: no more need come back than the batch reaches. No
-    /// operation after this one may write the tensor.
-    ///
-    /// # Errors
-    /// A tensor of another backend.
-    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
-        self.probe(tensor)
-    }
+    /// The names of what is run, in order; a block that the backend took whole is one of them.
+    fn operations(&self) -> &[&'static str];
 
     /// Whether submissions from now on return what their operations took, in [`StepOutput::milliseconds`]. At first they do
     /// not: each operation is then waited for by itself, which takes longer.
     ///
     /// # Errors
     /// A backend that cannot tell.
-    fn time(&mut self, _on: bool) -> Result<()> {
-        Err(untraced())
-    }
-
-    /// One KDA layer's attention half. Composed of single operations; a fused kernel that overrides it is tested
-    /// against this composition.
-    fn kda_block(&mut self, block: &KdaBlock) -> Result<()> {
-        block.compose(self)
-    }
-
-    /// One MLA layer's attention half, composed likewise.
-    fn mla_block(&mut self, block: &MlaBlock) -> Result<()> {
-        block.compose(self)
-    }
-
-    /// A gated MLP (dense layers and shared experts), composed likewise.
-    fn mlp_block(&mut self, block: &MlpBlock) -> Result<()> {
-        block.compose(self)
-    }
-
-    /// Router, routed and shared experts, composed likewise.
-    fn moe_block(&mut self, block: &MoeBlock) -> Result<()> {
-        block.compose(self)
-    }
-
-    /// The names of what has been recorded, in order.
-    fn operations(&self) -> &[&'static str];
+    fn time(&mut self, on: bool) -> Result<()>;
 
     /// Runs the step over `batch`. Steps submitted to one backend run in the order of their submission.
     ///
@@ -343,13 +217,6 @@ fn unmade(what: &str) -> BackendError {
     BackendError::Unsupported {
         backend: "device's",
         what: format!("{what} of random numbers"),
-    }
-}
-
-fn untraced() -> BackendError {
-    BackendError::Unsupported {
-        backend: "device's",
-        what: "traces yet; --backend cpu does".to_owned(),
     }
 }
 

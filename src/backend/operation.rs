@@ -1,10 +1,12 @@
 //! The arguments of every operation, with their shapes: T tokens, O output rows, H heads, K and V widths of a key and
 //! a value, d the model's width.
 
+use serde::{Deserialize, Serialize};
+
 use super::{LatentPool, StatePool, Tensor, Weight};
 
-/// Arguments of [`Step::embed`](super::Step::embed).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::Embed`](super::Op::Embed).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Embed {
     /// `[vocabulary, d]`.
     pub weight: Weight,
@@ -12,8 +14,8 @@ pub struct Embed {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::rms_norm`](super::Step::rms_norm).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::RmsNorm`](super::Op::RmsNorm).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RmsNorm {
     /// `[T, d]`.
     pub input: Tensor,
@@ -25,8 +27,8 @@ pub struct RmsNorm {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::linear`](super::Step::linear).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::Linear`](super::Op::Linear).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Linear {
     /// `[rows, in]`.
     pub input: Tensor,
@@ -36,8 +38,8 @@ pub struct Linear {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::short_conv`](super::Step::short_conv). Channels are queries, keys, values, side by side.
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::ShortConv`](super::Op::ShortConv). Channels are queries, keys, values, side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShortConv {
     /// `[T, channels]`.
     pub input: Tensor,
@@ -51,8 +53,8 @@ pub struct ShortConv {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::kda_gates`](super::Step::kda_gates) (Kimi Linear, equations of section 4: `alpha` and `beta`).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::KdaGates`](super::Op::KdaGates) (Kimi Linear, equations of section 4: `alpha` and `beta`).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KdaGates {
     /// `[T, H * K]`, the output of `f_b(f_a(x))`.
     pub decay: Tensor,
@@ -69,7 +71,7 @@ pub struct KdaGates {
 }
 
 /// How a recurrence runs over a piece.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
     /// Token by token for single tokens, by chunks for longer pieces.
     Auto,
@@ -82,8 +84,8 @@ pub enum Form {
 /// Added to the sum of squares under the root that normalises KDA's queries and keys.
 pub const KEY_EPS: f32 = 1e-6;
 
-/// Arguments of [`Step::kda_recurrence`](super::Step::kda_recurrence) (Kimi Linear, equation 1 and its chunkwise form).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::KdaRecurrence`](super::Op::KdaRecurrence) (Kimi Linear, equation 1 and its chunkwise form).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KdaRecurrence {
     /// `[T, channels]`: queries and keys, not yet normalised, and values. `x / sqrt(sum x^2 + 1e-6)` is applied to
     /// queries and keys, and K^-1/2 to queries.
@@ -102,8 +104,8 @@ pub struct KdaRecurrence {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::gated_norm`](super::Step::gated_norm).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::GatedNorm`](super::Op::GatedNorm).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GatedNorm {
     /// `[T, H * V]`.
     pub input: Tensor,
@@ -117,8 +119,8 @@ pub struct GatedNorm {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::mla_append`](super::Step::mla_append).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::MlaAppend`](super::Op::MlaAppend).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlaAppend {
     /// `[T, latent + rope]`, the output of `kv_a_proj_with_mqa`.
     pub input: Tensor,
@@ -133,7 +135,7 @@ pub struct MlaAppend {
 }
 
 /// The pieces of a batch that an operation runs on; rows of the others are left as they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pieces {
     /// All of them.
     All,
@@ -155,9 +157,9 @@ impl Pieces {
     }
 }
 
-/// Arguments of [`Step::mla_prefill`](super::Step::mla_prefill) and [`Step::mla_decode`](super::Step::mla_decode).
+/// Arguments of [`Op::MlaPrefill`](super::Op::MlaPrefill) and [`Op::MlaDecode`](super::Op::MlaDecode).
 /// Scores are scaled by `(nope + rope)^-1/2`; there are no positions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlaAttention {
     /// `[T, H * (nope + rope)]`.
     pub query: Tensor,
@@ -177,9 +179,9 @@ pub struct MlaAttention {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::route`](super::Step::route): `s = sigmoid(W x)`; the best `top_k` of `s + bias` are chosen (of
+/// Arguments of [`Op::Route`](super::Op::Route): `s = sigmoid(W x)`; the best `top_k` of `s + bias` are chosen (of
 /// equal ones the lower id first); their weights are `s` without the bias.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Route {
     /// `[T, d]`.
     pub input: Tensor,
@@ -201,8 +203,8 @@ pub struct Route {
     pub weights: Tensor,
 }
 
-/// Arguments of [`Step::experts`](super::Step::experts).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::Experts`](super::Op::Experts).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Experts {
     /// `[T, d]`.
     pub input: Tensor,
@@ -222,8 +224,8 @@ pub struct Experts {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::swiglu`](super::Step::swiglu).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::Swiglu`](super::Op::Swiglu).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Swiglu {
     /// `[T, 2 n]`: gate, then up.
     pub input: Tensor,
@@ -231,8 +233,8 @@ pub struct Swiglu {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::add`](super::Step::add).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::Add`](super::Op::Add).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Add {
     /// `[T, d]`.
     pub source: Tensor,
@@ -240,15 +242,15 @@ pub struct Add {
     pub target: Tensor,
 }
 
-/// Arguments of [`Step::all_reduce`](super::Step::all_reduce).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::AllReduce`](super::Op::AllReduce).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AllReduce {
     /// `[T, d]`: this rank's part before, the sum after.
     pub target: Tensor,
 }
 
-/// Arguments of [`Step::all_gather`](super::Step::all_gather).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::AllGather`](super::Op::AllGather).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AllGather {
     /// `[rows, n]`.
     pub input: Tensor,
@@ -256,8 +258,8 @@ pub struct AllGather {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::select`](super::Step::select).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::Select`](super::Op::Select).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Select {
     /// `[O, vocabulary]`, f32.
     pub logits: Tensor,

@@ -14,7 +14,7 @@ pub struct Block(pub u32);
 
 /// What one slot holds, a layer at a time: a state of `[value_heads, key_width, value_width]` and a convolution tail
 /// of `[channels, taps - 1]`, oldest input first, both f32. Heads are this rank's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StateLayout {
     /// KDA layers.
     pub layers: usize,
@@ -59,7 +59,7 @@ impl StateLayout {
 }
 
 /// A pool of KDA states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StatePool {
     /// The backend's number for it.
     pub id: u32,
@@ -68,7 +68,7 @@ pub struct StatePool {
 }
 
 /// The shape of a latent pool: `[layers, blocks, block_tokens, latent + rope]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LatentLayout {
     /// MLA layers.
     pub layers: usize,
@@ -105,7 +105,7 @@ impl LatentLayout {
 }
 
 /// A pool of MLA latents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LatentPool {
     /// The backend's number for it.
     pub id: u32,

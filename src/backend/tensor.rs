@@ -28,7 +28,7 @@ impl std::fmt::Display for Precision {
 }
 
 /// What one row of an activation stands for; the batch says how many there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Rows {
     /// One row a token of the batch.
     Tokens,
@@ -37,7 +37,7 @@ pub enum Rows {
 }
 
 /// The elements of an activation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Element {
     /// The backend's own [`Precision`].
     Activation,
@@ -48,7 +48,7 @@ pub enum Element {
 }
 
 /// A planned activation: `[rows, width]`, row-major.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tensor {
     /// The backend's number for it.
     pub id: u32,
@@ -92,7 +92,7 @@ impl TensorValues {
 }
 
 /// A weight held by a backend: a stack of `stack` matrices `[rows, columns]`, here those of this rank alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Weight {
     /// The backend's number for it.
     pub id: u32,
@@ -129,4 +129,32 @@ pub struct WeightSource {
     pub parts: Vec<Bytes>,
     /// The part of the whole that this is.
     pub shard: Shard,
+}
+
+/// `t3[T,2304]`: a row a token (`T`) or an output (`O`), and its width.
+impl std::fmt::Display for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rows = match self.rows {
+            Rows::Tokens => "T",
+            Rows::Outputs => "O",
+        };
+        write!(f, "t{}[{rows},{}]", self.id, self.width)
+    }
+}
+
+/// `w12[256,1024,2304]`: its shape, without a first number where it is one matrix.
+impl std::fmt::Display for Weight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            id,
+            stack,
+            rows,
+            columns,
+            ..
+        } = self;
+        match stack {
+            1 => write!(f, "w{id}[{rows},{columns}]"),
+            _ => write!(f, "w{id}[{stack},{rows},{columns}]"),
+        }
+    }
 }

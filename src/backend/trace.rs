@@ -4,6 +4,8 @@
 //! Those of every layer have an output for all layers, of which each writes its own part: what a token comes to is read
 //! back at the end, in a few pieces.
 
+use serde::{Deserialize, Serialize};
+
 use super::{LatentPool, StateLayout, StatePool, Tensor, Weight};
 
 /// Numbers at the head of a record of [`TraceKda::output`], in this order: the state's Frobenius norm after the token, that
@@ -16,9 +18,9 @@ pub fn kda_record(layout: &StateLayout) -> usize {
     KDA_NUMBERS + layout.key_width
 }
 
-/// Arguments of [`Step::trace_kda`](super::Step::trace_kda), which is recorded before the recurrence that it describes: it
+/// Arguments of [`Op::TraceKda`](super::Op::TraceKda), which is recorded before the recurrence that it describes: it
 /// reads the state that the recurrence is about to edit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceKda {
     /// `[T, channels]`: as in [`KdaRecurrence`](super::KdaRecurrence).
     pub qkv: Tensor,
@@ -34,8 +36,8 @@ pub struct TraceKda {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::trace_gate`](super::Step::trace_gate).
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::TraceGate`](super::Op::TraceGate).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceGate {
     /// `[T, H * V]`: the output gate, before the sigmoid.
     pub gate: Tensor,
@@ -47,8 +49,8 @@ pub struct TraceGate {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::trace_route`](super::Step::trace_route), which is recorded after the router.
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::TraceRoute`](super::Op::TraceRoute), which is recorded after the router.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceRoute {
     /// `[T, top]`: the experts that the router chose, best first.
     pub experts: Tensor,
@@ -62,9 +64,9 @@ pub struct TraceRoute {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::trace_state`](super::Step::trace_state), which is recorded after the recurrence: one head's state as
+/// Arguments of [`Op::TraceState`](super::Op::TraceState), which is recorded after the recurrence: one head's state as
 /// the token left it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceState {
     /// The pool that holds the states.
     pub pool: StatePool,
@@ -76,8 +78,8 @@ pub struct TraceState {
     pub output: Tensor,
 }
 
-/// Arguments of [`Step::trace_attention`](super::Step::trace_attention): the weights of one head, over all positions.
-#[derive(Clone, Copy, Debug)]
+/// Arguments of [`Op::TraceAttention`](super::Op::TraceAttention): the weights of one head, over all positions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceAttention {
     /// `[T, H * (nope + rope)]`.
     pub query: Tensor,

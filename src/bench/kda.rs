@@ -5,8 +5,8 @@ use half::bf16;
 use super::oracle::{self, Inputs};
 use super::piece;
 use crate::backend::{
-    Backend, Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Result, Rows, Slot,
-    StateLayout, StateRecord, Step, TensorValues,
+    Backend, Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Program, Result, Rows,
+    Slot, StateLayout, StateRecord, Step, TensorValues,
 };
 use crate::conformance::{Gates, Random, norm_error};
 
@@ -126,31 +126,32 @@ pub(crate) struct Planned {
     pub(crate) operation: KdaRecurrence,
 }
 
-/// Records a recurrence over every layer of its pool.
-fn record(
+/// A step of a recurrence over every layer of its pool.
+fn compiled(
     backend: &mut dyn Backend,
     operation: &KdaRecurrence,
     tokens: usize,
     pieces: usize,
 ) -> Result<Box<dyn Step>> {
-    let mut step = backend.step(Capacity {
+    let capacity = Capacity {
         tokens,
         pieces,
         outputs: 0,
         blocks: 0,
         checkpoints: 0,
-    })?;
-    for layer in 0..operation.pool.layout.layers {
-        step.kda_recurrence(KdaRecurrence {
+    };
+    let layers = 0..operation.pool.layout.layers;
+    let program: Program = layers
+        .map(|layer| KdaRecurrence {
             layer,
             ..*operation
-        })?;
-    }
-    Ok(step)
+        })
+        .collect();
+    backend.compile(&program, capacity)
 }
 
 impl Planned {
-    /// Uploads `numbers` and records the recurrence over each of `layers` layers, so that what one of them read is not in a cache
+    /// Uploads `numbers` and compiles the recurrence over each of `layers` layers, so that what one of them read is not in a cache
     /// when it runs again.
     pub(crate) fn new(backend: &mut dyn Backend, numbers: &Numbers, layers: usize) -> Result<Self> {
         let Numbers { heads, width, .. } = *numbers;
@@ -203,7 +204,7 @@ impl Planned {
             form: Form::Auto,
             output,
         };
-        let step = record(backend, &operation, tokens, sequences)?;
+        let step = compiled(backend, &operation, tokens, sequences)?;
         let seeded = numbers.initial.is_some();
         let pieces = numbers.lengths.iter().enumerate().map(|(i, length)| {
             let mut piece = piece(i, 0, *length, seeded, Vec::new());

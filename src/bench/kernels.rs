@@ -8,8 +8,8 @@ use super::kda::{self, Numbers, Planned};
 use super::oracle::{self, Attention};
 use super::{Effort, Make, layer, operations, piece, queued, table};
 use crate::backend::{
-    Backend, Batch, Capacity, Element, Experts, LatentLayout, Linear, MlaAttention, Pieces, Random,
-    RandomWeight, Result, Rows, Shard, Step, Tensor, TensorValues, Weight,
+    Backend, Batch, Capacity, Element, Experts, LatentLayout, Linear, MlaAttention, Op, Pieces,
+    Program, Random, RandomWeight, Result, Rows, Shard, Step, Tensor, TensorValues, Weight,
 };
 use crate::checkpoint::Format;
 use crate::config::ModelConfig;
@@ -374,15 +374,15 @@ fn product(
     let input = tensor(backend, rows, inputs, Element::Activation, from)?;
     let output = blank(backend, rows, outputs, Element::Activation)?;
     let (batch, capacity) = plain(phase, rows);
-    let mut step = backend.step(capacity)?;
-    weights.iter().try_for_each(|(weight, _)| {
-        let weight = *weight;
-        step.linear(Linear {
+    let program: Program = weights
+        .iter()
+        .map(|(weight, _)| Linear {
             input,
-            weight,
+            weight: *weight,
             output,
         })
-    })?;
+        .collect();
+    let step = backend.compile(&program, capacity)?;
     let random = weights[sets - 1].1;
     let check = move |backend: &mut dyn Backend| {
         let all = read(backend, output)?;
@@ -442,9 +442,9 @@ fn experts(
         last = (ids, weights);
     }
     let (batch, capacity) = plain(phase, tokens);
-    let mut step = backend.step(capacity)?;
-    choices.iter().try_for_each(|(experts, weights)| {
-        step.experts(Experts {
+    let program: Program = choices
+        .iter()
+        .map(|(experts, weights)| Experts {
             input,
             experts: *experts,
             weights: *weights,
@@ -454,7 +454,8 @@ fn experts(
             first_expert: 0,
             output,
         })
-    })?;
+        .collect();
+    let step = backend.compile(&program, capacity)?;
     let check = move |backend: &mut dyn Backend| {
         let all = read(backend, output)?;
         let (mut found, mut expected) = (Vec::new(), Vec::new());
@@ -530,8 +531,7 @@ fn attention(
         blocks: sequences * each,
         checkpoints: 0,
     };
-    let mut step = backend.step(capacity)?;
-    (0..sets).try_for_each(|layer| {
+    let attention = |layer| {
         let op = MlaAttention {
             query,
             kv_b,
@@ -543,11 +543,13 @@ fn attention(
             output,
         };
         if length == 1 {
-            step.mla_decode(op)
+            Op::MlaDecode(op)
         } else {
-            step.mla_prefill(op)
+            Op::MlaPrefill(op)
         }
-    })?;
+    };
+    let program: Program = (0..sets).map(attention).collect();
+    let step = backend.compile(&program, capacity)?;
     let config = config.clone();
     let check = move |backend: &mut dyn Backend| {
         let all = read(backend, output)?;

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use crate::config::Dtype;
 
 /// How a tensor's numbers are kept. Little-endian, row by row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Format {
     /// bfloat16.
     Bf16,

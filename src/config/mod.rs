@@ -21,7 +21,7 @@ pub use tensors::{Part, Storage, TensorSpec};
 use crate::error::ConfigError;
 
 /// The dtype of a number in a checkpoint or in a cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// bfloat16.

@@ -7,7 +7,7 @@ use super::floors::Rates;
 use super::lab::Clock;
 use super::list::timed;
 use super::{Case, Lab, Tolerance};
-use crate::backend::{Add, Backend, Device, Element, Linear, Result};
+use crate::backend::{Add, Backend, Device, Element, Linear, Op, Result};
 use crate::checkpoint::Format;
 use crate::conformance::lab::plain;
 
@@ -128,8 +128,7 @@ fn copy_case(large: bool) -> Case {
         let zeros = vec![0.0; rows * width];
         let source = lab.input(width, Element::Activation, &zeros)?;
         let target = lab.input(width, Element::Activation, &zeros)?;
-        let mut step = lab.step(&plain(rows))?;
-        step.add(Add { source, target })?;
+        let mut step = lab.compile(&plain(rows), [Op::from(Add { source, target })])?;
         lab.submit(&mut *step, &plain(rows)).map(drop)
     });
     let element = if large { 2 } else { 4 };
@@ -144,12 +143,12 @@ fn product_case(large: bool) -> Case {
         let matrix = lab.matrix(Format::Bf16, [1, width, width], values)?;
         let input = lab.input(width, Element::Activation, &vec![0.5; rows * width])?;
         let output = lab.output(rows, width)?;
-        let mut step = lab.step(&plain(rows))?;
-        step.linear(Linear {
+        let product = Linear {
             input,
             weight: matrix.weight,
             output,
-        })?;
+        };
+        let mut step = lab.compile(&plain(rows), [Op::from(product)])?;
         lab.submit(&mut *step, &plain(rows)).map(drop)
     });
     case.with_work(

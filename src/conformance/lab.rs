@@ -11,8 +11,8 @@ use half::{bf16, f16};
 use super::random::Random;
 use super::tolerance::{Tolerance, differing, element_error, norm_error, row_error};
 use crate::backend::{
-    Backend, Batch, Capacity, Element, Piece, Precision, Result, Rows, Shard, Slot, Step,
-    StepOutput, Tensor, TensorValues, Weight, WeightSource,
+    Backend, Batch, Capacity, Element, Op, Piece, Precision, Program, Result, Rows, Shard, Slot,
+    Step, StepOutput, Tensor, TensorValues, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::config::Dtype;
@@ -304,19 +304,29 @@ impl<'a> Lab<'a> {
         Ok(values.as_index().unwrap_or(&[]).to_vec())
     }
 
-    /// A step for batches as large as `batch`, and a little larger.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn step(&mut self, batch: &Batch) -> Result<Box<dyn Step>> {
+    /// What a step for batches as large as `batch`, and a little larger, holds.
+    pub fn capacity(batch: &Batch) -> Capacity {
         let sum = |count: fn(&Piece) -> usize| batch.pieces.iter().map(count).sum::<usize>();
-        self.backend.step(Capacity {
+        Capacity {
             tokens: batch.tokens.len() + PADDING,
             pieces: batch.pieces.len() + 1,
             outputs: batch.outputs.len() + PADDING,
             blocks: sum(|piece| piece.blocks.len()) + 1,
             checkpoints: sum(|piece| piece.checkpoints.len()) + 1,
-        })
+        }
+    }
+
+    /// A step of these operations for batches as large as `batch`, and a little larger.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn compile(
+        &mut self,
+        batch: &Batch,
+        ops: impl IntoIterator<Item = Op>,
+    ) -> Result<Box<dyn Step>> {
+        let program = Program::from_iter(ops);
+        self.backend.compile(&program, Self::capacity(batch))
     }
 
     /// Submits and waits; where the case is timed, again and again.

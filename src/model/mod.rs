@@ -1,9 +1,10 @@
 //! The forward pass of Kimi Linear, once, over the backend trait.
 //!
-//! A [`Model`] owns a backend with the weights, the two pools and the activations in it, and records steps. It holds
-//! no sequences: which slot and which blocks belong to whom is decided above.
+//! A [`Model`] owns a backend with the weights, the two pools and the activations in it, and builds the programs that the
+//! backend compiles. It holds no sequences: which slot and which blocks belong to whom is decided above.
 
 mod load;
+mod program;
 mod source;
 mod trace;
 
@@ -17,8 +18,8 @@ use std::ops::ControlFlow;
 use source::Source;
 
 use crate::backend::{
-    Add, AllGather, Backend, Capacity, Embed, KdaBlock, LatentPool, Linear, MlaBlock, MlpBlock,
-    MoeBlock, Random, RmsNorm, Select, Shard, StatePool, Step, Tensor, Weight,
+    Backend, Capacity, KdaBlock, LatentPool, MlaBlock, MlpBlock, MoeBlock, Program, Random, Shard,
+    StatePool, Step, Tensor, Weight,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{Dtype, ModelConfig};
@@ -218,7 +219,7 @@ impl Model {
         &mut *self.backend
     }
 
-    /// Records the forward pass for batches of at most `capacity`.
+    /// Compiles the forward pass for batches of at most `capacity`.
     ///
     /// # Errors
     /// A capacity beyond the model's limits, or too little memory.
@@ -227,14 +228,13 @@ impl Model {
         capacity: Capacity,
         recording: Recording,
     ) -> Result<Box<dyn Step>, BackendError> {
-        self.record_with(capacity, recording, None)
+        self.compile(&self.program(recording), capacity)
     }
 
-    fn record_with(
+    fn compile(
         &mut self,
+        program: &Program,
         capacity: Capacity,
-        recording: Recording,
-        mut tracer: Option<&mut trace::Tracer>,
     ) -> Result<Box<dyn Step>, BackendError> {
         if let Some((what, most, found)) = capacity.beyond(&self.limits.step) {
             return Err(BackendError::Batch {
@@ -243,90 +243,7 @@ impl Model {
                 found: found.to_string(),
             });
         }
-        let Stream {
-            hidden,
-            normed,
-            output,
-        } = self.stream;
-        let eps = self.config.rms_norm_eps;
-        let mut step = self.backend.step(capacity)?;
-        step.embed(Embed {
-            weight: self.embedding,
-            output: hidden,
-        })?;
-        if recording.probe_hidden {
-            step.probe(hidden)?;
-        }
-        for (i, layer) in self.layers.iter().enumerate() {
-            step.rms_norm(RmsNorm {
-                input: hidden,
-                weight: layer.input_norm,
-                eps,
-                output: normed,
-            })?;
-            match (&layer.attention, &mut tracer) {
-                (AttentionBlock::Kda(block), None) => step.kda_block(block)?,
-                (AttentionBlock::Mla(block), None) => step.mla_block(block)?,
-                (AttentionBlock::Kda(block), Some(tracer)) => tracer.kda(&mut *step, i, block)?,
-                (AttentionBlock::Mla(block), Some(tracer)) => tracer.mla(&mut *step, i, block)?,
-            }
-            step.add(Add {
-                source: output,
-                target: hidden,
-            })?;
-            step.rms_norm(RmsNorm {
-                input: hidden,
-                weight: layer.post_attention_norm,
-                eps,
-                output: normed,
-            })?;
-            match &layer.ffn {
-                FfnBlock::Dense(block) => step.mlp_block(block)?,
-                FfnBlock::Moe(block) => step.moe_block(block)?,
-            }
-            if let Some(tracer) = &mut tracer {
-                tracer.ffn(&mut *step, i, &layer.ffn)?;
-            }
-            step.add(Add {
-                source: output,
-                target: hidden,
-            })?;
-            if recording.probe_hidden {
-                step.probe(hidden)?;
-            }
-        }
-        let head = self.head;
-        step.rms_norm(RmsNorm {
-            input: hidden,
-            weight: self.final_norm,
-            eps,
-            output: head.normed,
-        })?;
-        step.linear(Linear {
-            input: head.normed,
-            weight: self.lm_head,
-            output: head.local_logits,
-        })?;
-        if head.local_logits != head.logits {
-            step.all_gather(AllGather {
-                input: head.local_logits,
-                output: head.logits,
-            })?;
-        }
-        if recording.probe_hidden {
-            step.probe(head.logits)?;
-        }
-        let Recording {
-            candidates,
-            keep_rows,
-            ..
-        } = recording;
-        step.select(Select {
-            logits: head.logits,
-            candidates,
-            keep_rows,
-        })?;
-        Ok(step)
+        self.backend.compile(program, capacity)
     }
 }
 

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use kimi_linear::backend::*;
 
+use crate::wrapped::{Part, Wrap, Wrapped};
+
 /// Experts and weights of one router at one position of the only sequence.
 pub type Choices = BTreeMap<(usize, usize), (Vec<u32>, Vec<f32>)>;
 
@@ -37,88 +39,37 @@ pub struct Log {
     pub flips: Vec<Flip>,
 }
 
+/// The wrapper.
+#[derive(Clone)]
 pub struct Replay {
-    inner: Arc<Mutex<Box<dyn Backend>>>,
-    device: Device,
     mode: Mode,
     log: Arc<Mutex<Log>>,
+    /// Routers of the program that were seen so far.
+    routers: usize,
 }
 
 impl Replay {
-    pub fn new(inner: Box<dyn Backend>, mode: Mode, log: &Arc<Mutex<Log>>) -> Self {
-        Self {
-            device: inner.device().clone(),
-            inner: Arc::new(Mutex::new(inner)),
+    pub fn around(inner: Box<dyn Backend>, mode: Mode, log: &Arc<Mutex<Log>>) -> Wrapped<Self> {
+        let replay = Self {
             mode,
             log: Arc::clone(log),
-        }
-    }
-}
-
-/// Methods handed on as they are.
-macro_rules! hand_on {
-    ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {
-        $(fn $name(&mut self, $($argument: $kind),*) -> $result {
-            self.inner.lock().unwrap().$name($($argument),*)
-        })*
-    };
-}
-
-impl Backend for Replay {
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn shard(&self) -> Shard {
-        self.inner.lock().unwrap().shard()
-    }
-
-    hand_on! {
-        weight(source: WeightSource) -> Result<Weight>;
-        tensor(rows: Rows, capacity: usize, width: usize, element: Element) -> Result<Tensor>;
-        write_tensor(tensor: Tensor, values: &TensorValues) -> Result<()>;
-        read_tensor(tensor: Tensor, rows: usize) -> Ticket<TensorValues>;
-        state_pool(layout: StateLayout) -> Result<StatePool>;
-        latent_pool(layout: LatentLayout) -> Result<LatentPool>;
-        read_state(pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord>;
-        write_state(pool: &StatePool, layer: usize, slot: Slot, record: &StateRecord) -> Result<()>;
-        read_latents(pool: &LatentPool, layer: usize, block: Block, tokens: usize) -> Ticket<LatentRecord>;
-        write_latents(pool: &LatentPool, layer: usize, block: Block, record: &LatentRecord) -> Result<()>;
-    }
-
-    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let first = self.inner.lock().unwrap().step(capacity)?;
-        Ok(Box::new(ReplayStep {
-            inner: Arc::clone(&self.inner),
-            log: Arc::clone(&self.log),
-            mode: self.mode,
-            capacity,
-            parts: vec![(first, None)],
-        }))
-    }
-}
-
-/// A step that is cut after each router.
-struct ReplayStep {
-    inner: Arc<Mutex<Box<dyn Backend>>>,
-    log: Arc<Mutex<Log>>,
-    mode: Mode,
-    capacity: Capacity,
-    parts: Vec<(Box<dyn Step>, Option<Route>)>,
-}
-
-impl ReplayStep {
-    fn last(&mut self) -> &mut dyn Step {
-        &mut *self.parts.last_mut().unwrap().0
+            routers: 0,
+        };
+        Wrapped::new(inner, replay)
     }
 
     /// Compares, keeps or replaces the choices of one router over the rows of a batch.
-    fn look(&self, router: usize, op: &Route, batch: &Batch) -> Result<()> {
+    fn look(
+        &self,
+        backend: &mut dyn Backend,
+        router: usize,
+        op: &Route,
+        batch: &Batch,
+    ) -> Result<()> {
         let top_k = op.experts.width;
         let rows = batch.tokens.len();
-        let mut inner = self.inner.lock().unwrap();
-        let ids = inner.read_tensor(op.experts, rows).wait()?;
-        let weights = inner.read_tensor(op.weights, rows).wait()?;
+        let ids = backend.read_tensor(op.experts, rows).wait()?;
+        let weights = backend.read_tensor(op.weights, rows).wait()?;
         let mut ids = ids.as_index().unwrap().to_vec();
         let mut weights = weights.as_f32().unwrap().to_vec();
         let positions = batch
@@ -150,72 +101,36 @@ impl ReplayStep {
             own_weights.copy_from_slice(&their_weights);
         }
         if self.mode == Mode::Replace {
-            inner.write_tensor(op.experts, &TensorValues::Index(ids))?;
-            inner.write_tensor(op.weights, &TensorValues::F32(weights))?;
+            backend.write_tensor(op.experts, &TensorValues::Index(ids))?;
+            backend.write_tensor(op.weights, &TensorValues::F32(weights))?;
         }
         Ok(())
     }
 }
 
-/// Operations handed on to the part under way.
-macro_rules! record {
-    ($($name:ident($kind:ty);)*) => {
-        $(fn $name(&mut self, op: $kind) -> Result<()> {
-            self.last().$name(op)
-        })*
-    };
-}
-
-impl Step for ReplayStep {
-    record! {
-        embed(Embed);
-        rms_norm(RmsNorm);
-        linear(Linear);
-        short_conv(ShortConv);
-        kda_gates(KdaGates);
-        kda_recurrence(KdaRecurrence);
-        gated_norm(GatedNorm);
-        mla_append(MlaAppend);
-        mla_prefill(MlaAttention);
-        mla_decode(MlaAttention);
-        experts(Experts);
-        swiglu(Swiglu);
-        add(Add);
-        all_reduce(AllReduce);
-        all_gather(AllGather);
-        select(Select);
-        probe(Tensor);
-        kda_block(&KdaBlock);
-        mla_block(&MlaBlock);
-        mlp_block(&MlpBlock);
-    }
-
-    fn route(&mut self, op: Route) -> Result<()> {
-        self.last().route(op)?;
-        self.parts.last_mut().unwrap().1 = Some(op);
-        let next = self.inner.lock().unwrap().step(self.capacity)?;
-        self.parts.push((next, None));
-        Ok(())
-    }
-
-    fn operations(&self) -> &[&'static str] {
-        let parts = self.parts.iter().flat_map(|(step, _)| step.operations());
-        parts.copied().collect::<Vec<_>>().leak()
-    }
-
-    fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
-        let mut output = StepOutput::default();
-        let mut router = 0;
-        for i in 0..self.parts.len() {
-            let part = self.parts[i].0.submit(batch)?.wait()?;
-            output.choices.extend(part.choices);
-            output.logits.extend(part.logits);
-            output.probes.extend(part.probes);
-            if let Some(op) = self.parts[i].1 {
-                self.look(router, &op, batch)?;
-                router += 1;
+/// A program is cut after each router; other blocks stay whole.
+impl Wrap for Replay {
+    fn parts(&mut self, op: &Op, backend: &mut dyn Backend) -> Result<Vec<Part>> {
+        match op {
+            Op::Embed(_) => {
+                self.routers = 0;
+                Ok(vec![Part::plain(op.clone())])
             }
+            Op::Route(route) => {
+                let (route, router, replay) = (*route, self.routers, self.clone());
+                self.routers += 1;
+                Ok(vec![Part::after(op.clone(), move |backend, batch| {
+                    replay.look(backend, router, &route, batch)
+                })])
+            }
+            Op::MoeBlock(block) => {
+                let mut parts = Vec::new();
+                for op in &block.ops() {
+                    parts.extend(self.parts(op, backend)?);
+                }
+                Ok(parts)
+            }
+            _ => Ok(vec![Part::plain(op.clone())]),
         }
-        Ok(Ticket::ready(Ok(output)))
     }
 }

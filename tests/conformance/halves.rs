@@ -1,13 +1,12 @@
 //! Whether the bounds of half precision can be kept at all: a backend that computes in f32 and only rounds what it
 //! writes to activations, to bf16 or to f16, must pass the list. The machines without such a device learn it here.
 
-use std::sync::{Arc, Mutex, MutexGuard};
-
 use kimi_linear::backend::*;
 use kimi_linear::conformance::{Options, Verdict, cases, run};
 use libtest_mimic::{Failed, Trial};
 
 use crate::backends::Make;
+use crate::wrapped::{Part, Wrap, Wrapped};
 
 pub(crate) fn trials(make: Make) -> Vec<Trial> {
     [Precision::Bf16, Precision::F16]
@@ -32,7 +31,8 @@ fn holds(make: Make, precision: Precision) -> std::result::Result<(), Failed> {
             println!("{precision:?} cannot hold the values of {}", case.name);
             continue;
         }
-        let mut backend: Box<dyn Backend> = Box::new(Halved::new(make(), precision));
+        let wrapped = Wrapped::new(make(), Rounded(precision)).computing_in(precision);
+        let mut backend: Box<dyn Backend> = Box::new(wrapped);
         let outcome = run(&case, &mut *backend, Options::default());
         let share = outcome.error / outcome.bound;
         println!(
@@ -50,156 +50,45 @@ fn holds(make: Make, precision: Precision) -> std::result::Result<(), Failed> {
     Err(failed.join("\n").into())
 }
 
-struct Halved {
-    inner: Arc<Mutex<Box<dyn Backend>>>,
-    device: Device,
-}
+/// Rounds what every operation writes to activations.
+#[derive(Clone)]
+struct Rounded(Precision);
 
-impl Halved {
-    fn new(inner: Box<dyn Backend>, precision: Precision) -> Self {
-        let mut device = inner.device().clone();
-        device.precision = precision;
-        let inner = Arc::new(Mutex::new(inner));
-        Self { inner, device }
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Box<dyn Backend>> {
-        self.inner.lock().unwrap()
-    }
-}
-
-/// Methods handed on as they are.
-macro_rules! hand_on {
-    ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {
-        $(fn $name(&mut self, $($argument: $kind),*) -> $result {
-            self.inner().$name($($argument),*)
-        })*
-    };
-}
-
-impl Backend for Halved {
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn shard(&self) -> Shard {
-        self.inner().shard()
-    }
-
-    hand_on! {
-        weight(source: WeightSource) -> Result<Weight>;
-        tensor(rows: Rows, capacity: usize, width: usize, element: Element) -> Result<Tensor>;
-        write_tensor(tensor: Tensor, values: &TensorValues) -> Result<()>;
-        read_tensor(tensor: Tensor, rows: usize) -> Ticket<TensorValues>;
-        state_pool(layout: StateLayout) -> Result<StatePool>;
-        latent_pool(layout: LatentLayout) -> Result<LatentPool>;
-        read_state(pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord>;
-        write_state(pool: &StatePool, layer: usize, slot: Slot, record: &StateRecord) -> Result<()>;
-        read_latents(pool: &LatentPool, layer: usize, block: Block, tokens: usize) -> Ticket<LatentRecord>;
-        write_latents(pool: &LatentPool, layer: usize, block: Block, record: &LatentRecord) -> Result<()>;
-    }
-
-    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>> {
-        Ok(Box::new(HalvedStep {
-            inner: Arc::clone(&self.inner),
-            precision: self.device.precision,
-            capacity,
-            operations: Vec::new(),
-        }))
+impl Wrap for Rounded {
+    fn parts(&mut self, op: &Op, _backend: &mut dyn Backend) -> Result<Vec<Part>> {
+        let precision = self.0;
+        let round = |op: &Op| {
+            let written = op.operands().writes;
+            Part::after(op.clone(), move |backend, batch| {
+                let mut tensors = written.iter();
+                tensors.try_for_each(|tensor| round(backend, *tensor, batch, precision))
+            })
+        };
+        let whole = Program::from_iter([op.clone()]);
+        Ok(whole.expanded(|_| false).ops.iter().map(round).collect())
     }
 }
 
-/// Every operation in a step of its own, with the tensors that it writes.
-struct HalvedStep {
-    inner: Arc<Mutex<Box<dyn Backend>>>,
+/// Rounds a tensor's rows of this batch, where they are activations.
+fn round(
+    backend: &mut dyn Backend,
+    tensor: Tensor,
+    batch: &Batch,
     precision: Precision,
-    capacity: Capacity,
-    operations: Vec<(Box<dyn Step>, Vec<Tensor>)>,
-}
-
-impl HalvedStep {
-    fn record(
-        &mut self,
-        record: impl FnOnce(&mut dyn Step) -> Result<()>,
-        written: Vec<Tensor>,
-    ) -> Result<()> {
-        let mut step = self.inner.lock().unwrap().step(self.capacity)?;
-        record(&mut *step)?;
-        self.operations.push((step, written));
-        Ok(())
+) -> Result<()> {
+    if tensor.element != Element::Activation {
+        return Ok(());
     }
-
-    fn round(&self, tensor: Tensor, batch: &Batch) -> Result<()> {
-        if tensor.element != Element::Activation {
-            return Ok(());
-        }
-        let rows = match tensor.rows {
-            Rows::Tokens => batch.tokens.len(),
-            Rows::Outputs => batch.outputs.len(),
-        };
-        let mut inner = self.inner.lock().unwrap();
-        let values = inner.read_tensor(tensor, rows).wait()?;
-        let round = |x: &f32| match self.precision {
-            Precision::F32 => *x,
-            Precision::F16 => half::f16::from_f32(*x).to_f32(),
-            Precision::Bf16 => half::bf16::from_f32(*x).to_f32(),
-        };
-        let values = values.as_f32().unwrap().iter().map(round).collect();
-        inner.write_tensor(tensor, &TensorValues::F32(values))
-    }
-}
-
-/// Operations with the arguments that they write.
-macro_rules! rounded {
-    ($($name:ident($kind:ty) $(-> $output:ident)*;)*) => {
-        $(fn $name(&mut self, op: $kind) -> Result<()> {
-            self.record(|step| step.$name(op), vec![$(op.$output),*])
-        })*
+    let rows = match tensor.rows {
+        Rows::Tokens => batch.tokens.len(),
+        Rows::Outputs => batch.outputs.len(),
     };
-}
-
-impl Step for HalvedStep {
-    rounded! {
-        embed(Embed) -> output;
-        rms_norm(RmsNorm) -> output;
-        linear(Linear) -> output;
-        short_conv(ShortConv) -> output;
-        kda_gates(KdaGates);
-        kda_recurrence(KdaRecurrence) -> output;
-        gated_norm(GatedNorm) -> output;
-        mla_append(MlaAppend);
-        mla_prefill(MlaAttention) -> output;
-        mla_decode(MlaAttention) -> output;
-        route(Route);
-        experts(Experts) -> output;
-        swiglu(Swiglu) -> output;
-        add(Add) -> target;
-        all_reduce(AllReduce) -> target;
-        all_gather(AllGather) -> output;
-        select(Select);
-        probe(Tensor);
-    }
-
-    fn operations(&self) -> &[&'static str] {
-        // A list a call: this is a test, and few calls.
-        let names = self
-            .operations
-            .iter()
-            .flat_map(|(step, _)| step.operations());
-        names.copied().collect::<Vec<_>>().leak()
-    }
-
-    fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
-        let mut output = StepOutput::default();
-        for i in 0..self.operations.len() {
-            let part = self.operations[i].0.submit(batch)?.wait()?;
-            output.choices.extend(part.choices);
-            output.logits.extend(part.logits);
-            output.probes.extend(part.probes);
-            for tensor in self.operations[i].1.clone() {
-                self.round(tensor, batch)?;
-            }
-        }
-        Ok(Ticket::ready(Ok(output)))
-    }
+    let values = backend.read_tensor(tensor, rows).wait()?;
+    let round = |x: &f32| match precision {
+        Precision::F32 => *x,
+        Precision::F16 => half::f16::from_f32(*x).to_f32(),
+        Precision::Bf16 => half::bf16::from_f32(*x).to_f32(),
+    };
+    let values = values.as_f32().unwrap().iter().map(round).collect();
+    backend.write_tensor(tensor, &TensorValues::F32(values))
 }

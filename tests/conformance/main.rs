@@ -22,9 +22,10 @@ mod documents;
 mod emulated;
 mod halves;
 mod mutants;
-mod mutated;
 mod planted;
 mod reference;
+#[path = "../common/wrapped.rs"]
+mod wrapped;
 
 use std::sync::Arc;
 

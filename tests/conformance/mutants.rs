@@ -5,7 +5,8 @@ use kimi_linear::conformance::{Options, Verdict, cases, run};
 use libtest_mimic::{Failed, Trial};
 
 use crate::backends::Make;
-use crate::mutated::Mutated;
+use crate::planted::Mutated;
+use crate::wrapped::Wrapped;
 
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +157,7 @@ fn failures(make: Make, bug: Bug, operation: Option<&str>) -> impl Iterator<Item
         .filter(|case| wanted(operation, case.operation))
         .collect();
     cases.into_iter().filter_map(move |case| {
-        let mut backend: Box<dyn Backend> = Box::new(Mutated::new(make(), bug));
+        let mut backend: Box<dyn Backend> = Box::new(Wrapped::new(make(), Mutated::new(bug)));
         let outcome = run(&case, &mut *backend, Options::default());
         (matches!(outcome.verdict, Verdict::Failed | Verdict::Lost))
             .then(|| format!("{}: {}", case.name, outcome.detail))

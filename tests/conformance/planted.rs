@@ -1,9 +1,30 @@
-//! Where each bug is planted: the operations of a step, one of them altered.
+//! Where each bug is planted: the operations of a program, one of them altered.
 
+use std::collections::HashMap;
+
+use bytes::Bytes;
 use kimi_linear::backend::*;
 
 use crate::mutants::Bug;
-use crate::mutated::MutatedStep;
+use crate::wrapped::{Part, Wrap};
+
+/// One bug, planted in whatever backend it is wrapped around.
+#[derive(Clone)]
+pub(crate) struct Mutated {
+    bug: Bug,
+    sources: HashMap<u32, WeightSource>,
+    vocabulary: Option<usize>,
+}
+
+impl Mutated {
+    pub(crate) fn new(bug: Bug) -> Self {
+        Self {
+            bug,
+            sources: HashMap::new(),
+            vocabulary: None,
+        }
+    }
+}
 
 /// Edits the first rows of a tensor, a row at a time.
 fn map_rows(
@@ -56,91 +77,85 @@ fn shift(batch: &mut Batch, by: isize) {
     }
 }
 
-impl Step for MutatedStep {
-    fn embed(&mut self, op: Embed) -> Result<()> {
+impl Mutated {
+    fn embed(&mut self, op: Embed) -> Result<Vec<Part>> {
         self.vocabulary = Some(op.weight.rows);
         match self.bug {
-            Bug::EmbedOffByOne => self.adjusted(
+            Bug::EmbedOffByOne => Ok(vec![Part::adjusted(
                 |batch| {
                     batch
                         .tokens
                         .iter_mut()
                         .for_each(|id| *id = id.saturating_sub(1))
                 },
-                |step| step.embed(op),
-            ),
-            _ => self.last().embed(op),
+                Op::from(op),
+            )]),
+            _ => Ok(vec![Part::plain(Op::from(op))]),
         }
     }
 
-    fn rms_norm(&mut self, mut op: RmsNorm) -> Result<()> {
+    fn rms_norm(&mut self, mut op: RmsNorm) -> Result<Vec<Part>> {
         match self.bug {
             Bug::NormEpsilon => op.eps *= 10.0,
             Bug::FirstRowsOnly => {
-                return self.adjusted(
+                return Ok(vec![Part::adjusted(
                     |batch| {
                         (0..)
                             .zip(&mut batch.outputs)
                             .for_each(|(i, row)| row.row = i)
                     },
-                    |step| step.rms_norm(op),
-                );
+                    Op::from(op),
+                )]);
             }
             _ => {}
         }
-        self.last().rms_norm(op)
+        Ok(vec![Part::plain(Op::from(op))])
     }
 
-    fn linear(&mut self, op: Linear) -> Result<()> {
+    fn linear(&mut self, op: Linear) -> Result<Vec<Part>> {
         match self.bug {
-            Bug::LastColumnDropped => self.before(
+            Bug::LastColumnDropped => Ok(vec![Part::before(
                 move |backend, batch| {
                     let rows = count(op.input, batch);
                     map_rows(backend, op.input, rows, |_, row| {
                         row[op.input.width - 1] = 0.0
                     })
                 },
-                |step| step.linear(op),
-            ),
-            Bug::RowsDependOnBatch => self.after(
-                |step| step.linear(op),
-                move |backend, batch| {
-                    let rows = count(op.output, batch);
-                    map_rows(backend, op.output, rows, |_, row| {
-                        if rows > 2 {
-                            next_up(&mut row[0]);
-                        }
-                    })
-                },
-            ),
-            _ => self.last().linear(op),
+                Op::from(op),
+            )]),
+            Bug::RowsDependOnBatch => Ok(vec![Part::after(Op::from(op), move |backend, batch| {
+                let rows = count(op.output, batch);
+                map_rows(backend, op.output, rows, |_, row| {
+                    if rows > 2 {
+                        next_up(&mut row[0]);
+                    }
+                })
+            })]),
+            _ => Ok(vec![Part::plain(Op::from(op))]),
         }
     }
 
-    fn short_conv(&mut self, mut op: ShortConv) -> Result<()> {
+    fn short_conv(&mut self, mut op: ShortConv, backend: &mut dyn Backend) -> Result<Vec<Part>> {
         match self.bug {
             Bug::ConvOffByOne => {
-                op.weight = self.altered(op.weight, |row, size| row.rotate_left(size))?;
-                self.last().short_conv(op)
+                op.weight = self.altered(backend, op.weight, |row, size| row.rotate_left(size))?;
+                Ok(vec![Part::plain(Op::from(op))])
             }
-            Bug::TailOffByOne => self.after(
-                |step| step.short_conv(op),
-                move |backend, batch| {
-                    map_states(backend, &op.pool, op.layer, batch, |record| {
-                        let kept = op.pool.layout.taps - 1;
-                        record
-                            .tail
-                            .chunks_exact_mut(kept)
-                            .for_each(|tail| tail.rotate_left(1));
-                    })
-                },
-            ),
-            Bug::TailIgnored => self.adjusted(drop_states, |step| step.short_conv(op)),
-            _ => self.last().short_conv(op),
+            Bug::TailOffByOne => Ok(vec![Part::after(Op::from(op), move |backend, batch| {
+                map_states(backend, &op.pool, op.layer, batch, |record| {
+                    let kept = op.pool.layout.taps - 1;
+                    record
+                        .tail
+                        .chunks_exact_mut(kept)
+                        .for_each(|tail| tail.rotate_left(1));
+                })
+            })]),
+            Bug::TailIgnored => Ok(vec![Part::adjusted(drop_states, Op::from(op))]),
+            _ => Ok(vec![Part::plain(Op::from(op))]),
         }
     }
 
-    fn kda_gates(&mut self, op: KdaGates) -> Result<()> {
+    fn kda_gates(&mut self, op: KdaGates) -> Result<Vec<Part>> {
         let edit: fn(&mut f32) = match self.bug {
             Bug::GatesFlipped => |gate| *gate = -*gate,
             Bug::GatesClamped => |gate| *gate = gate.max(-5.0),
@@ -150,41 +165,35 @@ impl Step for MutatedStep {
                 }
             },
             Bug::WriteDoubled => {
-                return self.after(
-                    |step| step.kda_gates(op),
-                    move |backend, batch| {
-                        map_rows(backend, op.beta, batch.tokens.len(), |_, row| {
-                            row.iter_mut().for_each(|beta| *beta *= 2.0);
-                        })
-                    },
-                );
+                return Ok(vec![Part::after(Op::from(op), move |backend, batch| {
+                    map_rows(backend, op.beta, batch.tokens.len(), |_, row| {
+                        row.iter_mut().for_each(|beta| *beta *= 2.0);
+                    })
+                })]);
             }
-            _ => return self.last().kda_gates(op),
+            _ => return Ok(vec![Part::plain(Op::from(op))]),
         };
-        self.after(
-            |step| step.kda_gates(op),
-            move |backend, batch| {
-                map_rows(backend, op.gates, batch.tokens.len(), |_, row| {
-                    row.iter_mut().for_each(edit);
-                })
-            },
-        )
+        Ok(vec![Part::after(Op::from(op), move |backend, batch| {
+            map_rows(backend, op.gates, batch.tokens.len(), |_, row| {
+                row.iter_mut().for_each(edit);
+            })
+        })])
     }
 
-    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
-        let record = move |step: &mut dyn Step| step.kda_recurrence(op);
+    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<Vec<Part>> {
+        let record = Op::from(op);
         let layout = op.pool.layout;
         let second = self.bug == Bug::Unsteady;
         match self.bug {
-            Bug::DecayMissing => self.before(
+            Bug::DecayMissing => Ok(vec![Part::before(
                 move |backend, batch| {
                     map_rows(backend, op.gates, batch.tokens.len(), |_, row| {
                         row.fill(0.0)
                     })
                 },
                 record,
-            ),
-            Bug::DecayLate => self.before(
+            )]),
+            Bug::DecayLate => Ok(vec![Part::before(
                 move |backend, batch| {
                     let starts: Vec<usize> = batch.starts().collect();
                     let mut held = Vec::new();
@@ -199,8 +208,8 @@ impl Step for MutatedStep {
                     })
                 },
                 record,
-            ),
-            Bug::NormOfKeysEpsilon => self.before(
+            )]),
+            Bug::NormOfKeysEpsilon => Ok(vec![Part::before(
                 move |backend, batch| {
                     // x / sqrt(n + 1e-5) is what sqrt(0.1) x is under 1e-6.
                     map_rows(backend, op.qkv, batch.tokens.len(), |_, row| {
@@ -209,14 +218,14 @@ impl Step for MutatedStep {
                     })
                 },
                 record,
-            ),
-            Bug::QueryUnscaled => self.after(record, move |backend, batch| {
+            )]),
+            Bug::QueryUnscaled => Ok(vec![Part::after(record, move |backend, batch| {
                 map_rows(backend, op.output, batch.tokens.len(), |_, row| {
                     let scale = (layout.key_width as f32).sqrt();
                     row.iter_mut().for_each(|x| *x *= scale);
                 })
-            }),
-            Bug::StateTransposed => self.after(record, move |backend, batch| {
+            })]),
+            Bug::StateTransposed => Ok(vec![Part::after(record, move |backend, batch| {
                 map_states(backend, &op.pool, op.layer, batch, |record| {
                     let (k, v) = (record.key_width, record.value_width);
                     let state = record.state.clone();
@@ -225,21 +234,21 @@ impl Step for MutatedStep {
                         *value = state[head * k * v + place % k * v + place / k];
                     }
                 })
-            }),
-            Bug::StateIgnored => self.adjusted(drop_states, record),
-            Bug::StateStale => self.adjusted(
+            })]),
+            Bug::StateIgnored => Ok(vec![Part::adjusted(drop_states, record)]),
+            Bug::StateStale => Ok(vec![Part::adjusted(
                 |batch| {
                     for piece in &mut batch.pieces {
                         piece.slot_in = piece.slot_in.or(Some(piece.slot_out));
                     }
                 },
                 record,
-            ),
-            Bug::EmptyPieceSkipped => self.adjusted(
+            )]),
+            Bug::EmptyPieceSkipped => Ok(vec![Part::adjusted(
                 |batch| batch.pieces.retain(|piece| piece.length > 0),
                 record,
-            ),
-            Bug::CheckpointAtEnd => self.after(record, move |backend, batch| {
+            )]),
+            Bug::CheckpointAtEnd => Ok(vec![Part::after(record, move |backend, batch| {
                 for piece in &batch.pieces {
                     let end = backend
                         .read_state(&op.pool, op.layer, piece.slot_out)
@@ -249,8 +258,8 @@ impl Step for MutatedStep {
                     }
                 }
                 Ok(())
-            }),
-            Bug::CheckpointCutsNothing => self.adjusted(
+            })]),
+            Bug::CheckpointCutsNothing => Ok(vec![Part::adjusted(
                 // The checkpoint one token early cuts the chunks elsewhere; its state is then wrong as well.
                 |batch| {
                     for checkpoint in batch
@@ -262,8 +271,8 @@ impl Step for MutatedStep {
                     }
                 },
                 record,
-            ),
-            Bug::NeighbourWritten => self.after(record, move |backend, batch| {
+            )]),
+            Bug::NeighbourWritten => Ok(vec![Part::after(record, move |backend, batch| {
                 let named = |slot| {
                     batch.pieces.iter().any(|piece| {
                         piece.slot_out == slot
@@ -278,67 +287,67 @@ impl Step for MutatedStep {
                     backend.write_state(&op.pool, op.layer, slot, &record)?;
                 }
                 Ok(())
-            }),
-            Bug::BatchDependent => self.after(record, move |backend, batch| {
+            })]),
+            Bug::BatchDependent => Ok(vec![Part::after(record, move |backend, batch| {
                 let several = batch.pieces.len() > 1;
                 map_rows(backend, op.output, batch.tokens.len(), |_, row| {
                     if several {
                         next_up(&mut row[0]);
                     }
                 })
-            }),
+            })]),
             Bug::Unsteady => {
                 let calls = std::sync::atomic::AtomicUsize::new(0);
-                self.after(record, move |backend, batch| {
+                Ok(vec![Part::after(record, move |backend, batch| {
                     let call = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     map_rows(backend, op.output, batch.tokens.len(), |_, row| {
                         if second && call % 3 == 2 {
                             next_up(&mut row[0]);
                         }
                     })
-                })
+                })])
             }
-            _ => record(self.last()),
+            _ => Ok(vec![Part::plain(record)]),
         }
     }
 
-    fn gated_norm(&mut self, mut op: GatedNorm) -> Result<()> {
+    fn gated_norm(&mut self, mut op: GatedNorm) -> Result<Vec<Part>> {
         match self.bug {
             Bug::GatedNormEpsilon => op.eps /= 10.0,
             Bug::GateIsSilu => {
-                return self.after(
-                    |step| step.gated_norm(op),
-                    move |backend, batch| {
-                        let rows = batch.tokens.len();
-                        let gate = backend.read_tensor(op.gate, rows).wait()?;
-                        let gate = gate.as_f32().unwrap().to_vec();
-                        map_rows(backend, op.output, rows, |i, row| {
-                            let gate = &gate[i * row.len()..];
-                            row.iter_mut().zip(gate).for_each(|(x, gate)| *x *= gate);
-                        })
-                    },
-                );
+                return Ok(vec![Part::after(Op::from(op), move |backend, batch| {
+                    let rows = batch.tokens.len();
+                    let gate = backend.read_tensor(op.gate, rows).wait()?;
+                    let gate = gate.as_f32().unwrap().to_vec();
+                    map_rows(backend, op.output, rows, |i, row| {
+                        let gate = &gate[i * row.len()..];
+                        row.iter_mut().zip(gate).for_each(|(x, gate)| *x *= gate);
+                    })
+                })]);
             }
             _ => {}
         }
-        self.last().gated_norm(op)
+        Ok(vec![Part::plain(Op::from(op))])
     }
 
-    fn mla_append(&mut self, mut op: MlaAppend) -> Result<()> {
+    fn mla_append(&mut self, mut op: MlaAppend) -> Result<Vec<Part>> {
         match self.bug {
             Bug::LatentEpsilon => op.eps *= 10.0,
             Bug::AppendOffByOne => {
-                return self.adjusted(|batch| shift(batch, 1), |step| step.mla_append(op));
+                return Ok(vec![Part::adjusted(|batch| shift(batch, 1), Op::from(op))]);
             }
             _ => {}
         }
-        self.last().mla_append(op)
+        Ok(vec![Part::plain(Op::from(op))])
     }
 
-    fn mla_prefill(&mut self, op: MlaAttention) -> Result<()> {
+    fn mla_prefill(&mut self, op: MlaAttention) -> Result<Vec<Part>> {
         match self.bug {
-            Bug::FutureSeen => self.adjusted(|batch| shift(batch, 1), |step| step.mla_prefill(op)),
-            Bug::ScaleWithoutShared => self.before(
+            Bug::FutureSeen => Ok(vec![Part::adjusted(
+                |batch| shift(batch, 1),
+                Op::MlaPrefill(op),
+            )]),
+            Bug::ScaleWithoutShared => Ok(vec![Part::before(
                 move |backend, batch| {
                     let key = op.nope + op.pool.layout.rope;
                     let scale = (key as f32 / op.nope as f32).sqrt();
@@ -346,18 +355,19 @@ impl Step for MutatedStep {
                         row.iter_mut().for_each(|x| *x *= scale);
                     })
                 },
-                |step| step.mla_prefill(op),
-            ),
-            _ => self.last().mla_prefill(op),
+                Op::MlaPrefill(op),
+            )]),
+            _ => Ok(vec![Part::plain(Op::MlaPrefill(op))]),
         }
     }
 
-    fn mla_decode(&mut self, op: MlaAttention) -> Result<()> {
+    fn mla_decode(&mut self, op: MlaAttention) -> Result<Vec<Part>> {
         match self.bug {
-            Bug::NewestUnseen => {
-                self.adjusted(|batch| shift(batch, -1), |step| step.mla_decode(op))
-            }
-            Bug::SharedKeyDropped => self.before(
+            Bug::NewestUnseen => Ok(vec![Part::adjusted(
+                |batch| shift(batch, -1),
+                Op::MlaDecode(op),
+            )]),
+            Bug::SharedKeyDropped => Ok(vec![Part::before(
                 move |backend, batch| {
                     map_rows(backend, op.query, batch.tokens.len(), |_, row| {
                         for head in row.chunks_exact_mut(op.nope + op.pool.layout.rope) {
@@ -365,166 +375,138 @@ impl Step for MutatedStep {
                         }
                     })
                 },
-                |step| step.mla_decode(op),
-            ),
-            _ => self.last().mla_decode(op),
+                Op::MlaDecode(op),
+            )]),
+            _ => Ok(vec![Part::plain(Op::MlaDecode(op))]),
         }
     }
 
-    fn route(&mut self, mut op: Route) -> Result<()> {
+    fn route(&mut self, mut op: Route, backend: &mut dyn Backend) -> Result<Vec<Part>> {
         match self.bug {
-            Bug::BiasIgnored => op.bias = self.altered(op.bias, |row, _| row.fill(0))?,
+            Bug::BiasIgnored => op.bias = self.altered(backend, op.bias, |row, _| row.fill(0))?,
             Bug::GroupsIgnored => (op.groups, op.top_groups) = (1, 1),
             Bug::NotRenormalised => op.renormalize = false,
             Bug::BiasedWeights => {
-                let bias = self.sources.lock().unwrap()[&op.bias.id].clone();
+                let bias = self.sources[&op.bias.id].clone();
                 let bias = widened(&bias);
                 let plain = Route {
                     renormalize: false,
                     scale: 1.0,
                     ..op
                 };
-                return self.after(
-                    |step| step.route(plain),
-                    move |backend, batch| {
-                        let rows = batch.tokens.len();
-                        let ids = backend.read_tensor(op.experts, rows).wait()?;
-                        let ids = ids.as_index().unwrap().to_vec();
-                        map_rows(backend, op.weights, rows, |i, row| {
-                            for (j, weight) in row.iter_mut().enumerate() {
-                                *weight += bias[ids[i * op.experts.width + j] as usize];
-                            }
-                            let sum: f32 = row.iter().sum();
-                            let divisor = if op.renormalize { sum } else { 1.0 };
-                            row.iter_mut()
-                                .for_each(|weight| *weight *= op.scale / divisor);
-                        })
-                    },
-                );
+                return Ok(vec![Part::after(Op::from(plain), move |backend, batch| {
+                    let rows = batch.tokens.len();
+                    let ids = backend.read_tensor(op.experts, rows).wait()?;
+                    let ids = ids.as_index().unwrap().to_vec();
+                    map_rows(backend, op.weights, rows, |i, row| {
+                        for (j, weight) in row.iter_mut().enumerate() {
+                            *weight += bias[ids[i * op.experts.width + j] as usize];
+                        }
+                        let sum: f32 = row.iter().sum();
+                        let divisor = if op.renormalize { sum } else { 1.0 };
+                        row.iter_mut()
+                            .for_each(|weight| *weight *= op.scale / divisor);
+                    })
+                })]);
             }
             _ => {}
         }
-        self.last().route(op)
+        Ok(vec![Part::plain(Op::from(op))])
     }
 
-    fn experts(&mut self, mut op: Experts) -> Result<()> {
+    fn experts(&mut self, mut op: Experts) -> Result<Vec<Part>> {
         match self.bug {
             Bug::GateAndUpSwapped => std::mem::swap(&mut op.gate, &mut op.up),
             Bug::ShardIgnored => op.first_expert = 0,
             Bug::WeightsIgnored => {
-                return self.before(
+                return Ok(vec![Part::before(
                     move |backend, batch| {
                         map_rows(backend, op.weights, batch.tokens.len(), |_, row| {
                             row.fill(1.0)
                         })
                     },
-                    |step| step.experts(op),
-                );
+                    Op::from(op),
+                )]);
             }
             _ => {}
         }
-        self.last().experts(op)
+        Ok(vec![Part::plain(Op::from(op))])
     }
 
-    fn swiglu(&mut self, op: Swiglu) -> Result<()> {
+    fn swiglu(&mut self, op: Swiglu) -> Result<Vec<Part>> {
         match self.bug {
-            Bug::HalvesSwapped => self.before(
+            Bug::HalvesSwapped => Ok(vec![Part::before(
                 move |backend, batch| {
                     map_rows(backend, op.input, count(op.input, batch), |_, row| {
                         row.rotate_left(op.output.width);
                     })
                 },
-                |step| step.swiglu(op),
-            ),
-            _ => self.last().swiglu(op),
+                Op::from(op),
+            )]),
+            _ => Ok(vec![Part::plain(Op::from(op))]),
         }
     }
 
-    fn add(&mut self, op: Add) -> Result<()> {
+    fn add(&mut self, op: Add) -> Result<Vec<Part>> {
         match self.bug {
-            Bug::SumOverwrites => self.before(
+            Bug::SumOverwrites => Ok(vec![Part::before(
                 move |backend, batch| {
                     map_rows(backend, op.target, count(op.target, batch), |_, row| {
                         row.fill(0.0)
                     })
                 },
-                |step| step.add(op),
-            ),
-            _ => self.last().add(op),
+                Op::from(op),
+            )]),
+            _ => Ok(vec![Part::plain(Op::from(op))]),
+        }
+    }
+}
+
+impl Wrap for Mutated {
+    fn parts(&mut self, op: &Op, backend: &mut dyn Backend) -> Result<Vec<Part>> {
+        match op.clone() {
+            Op::Embed(op) => self.embed(op),
+            Op::RmsNorm(op) => self.rms_norm(op),
+            Op::Linear(op) => self.linear(op),
+            Op::ShortConv(op) => self.short_conv(op, backend),
+            Op::KdaGates(op) => self.kda_gates(op),
+            Op::KdaRecurrence(op) => self.kda_recurrence(op),
+            Op::GatedNorm(op) => self.gated_norm(op),
+            Op::MlaAppend(op) => self.mla_append(op),
+            Op::MlaPrefill(op) => self.mla_prefill(op),
+            Op::MlaDecode(op) => self.mla_decode(op),
+            Op::Route(op) => self.route(op, backend),
+            Op::Experts(op) => self.experts(op),
+            Op::Swiglu(op) => self.swiglu(op),
+            Op::Add(op) => self.add(op),
+            other => match self.block(other).parts() {
+                Some(inner) => {
+                    let mut parts = Vec::new();
+                    for op in &inner {
+                        parts.extend(self.parts(op, backend)?);
+                    }
+                    Ok(parts)
+                }
+                None => Ok(vec![Part::plain(op.clone())]),
+            },
         }
     }
 
-    fn all_reduce(&mut self, op: AllReduce) -> Result<()> {
-        self.last().all_reduce(op)
+    fn took(&mut self, weight: Weight, source: &WeightSource) {
+        self.sources.insert(weight.id, source.clone());
     }
 
-    fn all_gather(&mut self, op: AllGather) -> Result<()> {
-        self.last().all_gather(op)
-    }
-
-    fn select(&mut self, op: Select) -> Result<()> {
-        self.last().select(op)
-    }
-
-    fn probe(&mut self, tensor: Tensor) -> Result<()> {
-        self.last().probe(tensor)
-    }
-
-    fn kda_block(&mut self, block: &KdaBlock) -> Result<()> {
-        let mut block = *block;
-        if self.bug == Bug::FusedKdaEpsilon {
-            block.output_norm.1 *= 1000.0;
-        }
-        block.compose(self)
-    }
-
-    fn mla_block(&mut self, block: &MlaBlock) -> Result<()> {
-        let mut block = *block;
-        if self.bug == Bug::FusedMlaEpsilon {
-            block.kv_a_norm.1 *= 1000.0;
-        }
-        block.compose(self)
-    }
-
-    fn moe_block(&mut self, block: &MoeBlock) -> Result<()> {
-        let mut block = *block;
-        if self.bug == Bug::SharedExpertsForgotten {
-            block.shared = None;
-        }
-        block.compose(self)
-    }
-
-    fn operations(&self) -> &[&'static str] {
-        // A list a call: this is a test, and few calls.
-        let names = self.segments.iter().flat_map(|part| part.step.operations());
-        names.copied().collect::<Vec<_>>().leak()
-    }
-
-    fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
-        let mut batch = batch.clone();
+    fn batch(&self, batch: &mut Batch) -> Result<()> {
         if self.bug == Bug::BadTokensAccepted {
             let last = self.vocabulary.unwrap_or(usize::MAX) - 1;
             for id in &mut batch.tokens {
                 *id = (*id).min(last as u32);
             }
         }
-        let mut output = StepOutput::default();
-        for segment in &mut self.segments {
-            let mut seen = batch.clone();
-            for edit in &segment.before {
-                edit(&mut **self.inner.lock().unwrap(), &seen)?;
-            }
-            if let Some(adjust) = segment.adjust {
-                adjust(&mut seen);
-            }
-            let part = segment.step.submit(&seen)?.wait()?;
-            for edit in &segment.after {
-                edit(&mut **self.inner.lock().unwrap(), &batch)?;
-            }
-            output.choices.extend(part.choices);
-            output.logits.extend(part.logits);
-            output.probes.extend(part.probes);
-        }
+        Ok(())
+    }
+
+    fn output(&self, output: &mut StepOutput) {
         for choice in &mut output.choices {
             match self.bug {
                 Bug::TiesToHigherIds => {
@@ -544,7 +526,48 @@ impl Step for MutatedStep {
                 _ => {}
             }
         }
-        Ok(Ticket::ready(Ok(output)))
+    }
+}
+
+impl Mutated {
+    /// A block with a bug of its own.
+    fn block(&self, op: Op) -> Op {
+        match op {
+            Op::KdaBlock(mut block) if self.bug == Bug::FusedKdaEpsilon => {
+                block.output_norm.1 *= 1000.0;
+                Op::KdaBlock(block)
+            }
+            Op::MlaBlock(mut block) if self.bug == Bug::FusedMlaEpsilon => {
+                block.kv_a_norm.1 *= 1000.0;
+                Op::MlaBlock(block)
+            }
+            Op::MoeBlock(mut block) if self.bug == Bug::SharedExpertsForgotten => {
+                block.shared = None;
+                Op::MoeBlock(block)
+            }
+            other => other,
+        }
+    }
+
+    /// A weight with other bytes in each row.
+    fn altered(
+        &self,
+        backend: &mut dyn Backend,
+        weight: Weight,
+        alter: impl Fn(&mut [u8], usize),
+    ) -> Result<Weight> {
+        let mut source = self.sources[&weight.id].clone();
+        let (size, row) = (
+            source.format.size(),
+            source.stored_columns * source.format.size(),
+        );
+        for part in &mut source.parts {
+            let mut bytes = part.to_vec();
+            bytes.chunks_exact_mut(row).for_each(|row| alter(row, size));
+            // Copied once more: `Bytes` keeps the vector's allocation, which is aligned to 8 at least.
+            *part = Bytes::from(bytes);
+        }
+        backend.weight(source)
     }
 }
 

@@ -4,8 +4,8 @@ use kimi_linear::backend::trace::{
     KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_record,
 };
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Orientation, Piece, Rows,
-    Shard, Slot, StateLayout, StateRecord, TensorValues, WeightSource,
+    Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Op, Orientation, Piece,
+    Program, Rows, Shard, Slot, StateLayout, StateRecord, TensorValues, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
 
@@ -98,25 +98,26 @@ fn check_state(name: &str, mut backend: Box<dyn Backend>) {
         tail: vec![0.0; layout.tail_len()],
     };
     backend.write_state(&pool, 1, Slot(0), &before).unwrap();
-    let mut step = backend.step(ONE).unwrap();
-    step.trace_kda(TraceKda {
-        qkv,
-        gates,
-        beta,
-        pool,
-        layer: 1,
-        output,
-    })
-    .unwrap();
-    step.probe(output).unwrap();
-    step.trace_gate(TraceGate {
-        gate,
-        layout,
-        layer: 1,
-        output: opened,
-    })
-    .unwrap();
-    step.probe(opened).unwrap();
+    let ops = [
+        Op::from(TraceKda {
+            qkv,
+            gates,
+            beta,
+            pool,
+            layer: 1,
+            output,
+        }),
+        Op::Probe(output),
+        Op::from(TraceGate {
+            gate,
+            layout,
+            layer: 1,
+            output: opened,
+        }),
+        Op::Probe(opened),
+    ];
+    let program: Program = ops.into_iter().collect();
+    let mut step = backend.compile(&program, ONE).unwrap();
     for slot_in in [Some(Slot(0)), None] {
         let found = step.submit(&one_token(9, slot_in)).unwrap().wait().unwrap();
         let [kda, open] = [0, 1].map(|i| found.probes[i].as_f32().unwrap());
@@ -236,20 +237,22 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>) {
             .unwrap();
     }
     let capacity = Capacity { blocks, ..ONE };
-    let mut step = backend.step(capacity).unwrap();
-    step.trace_attention(TraceAttention {
-        query,
-        kv_b,
-        nope,
-        value,
-        pool,
-        layer: 1,
-        head,
-        output,
-    })
-    .unwrap();
-    step.probe(output).unwrap();
-    step.probe_positions(output).unwrap();
+    let ops = [
+        Op::from(TraceAttention {
+            query,
+            kv_b,
+            nope,
+            value,
+            pool,
+            layer: 1,
+            head,
+            output,
+        }),
+        Op::Probe(output),
+        Op::ProbePositions(output),
+    ];
+    let program: Program = ops.into_iter().collect();
+    let mut step = backend.compile(&program, capacity).unwrap();
     for position in [0, 3, 17, 127, 128, 287] {
         let mut batch = one_token(position, None);
         batch.pieces[0].blocks = (0..blocks as u32).rev().map(Block).collect();
@@ -383,52 +386,47 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     backend
         .write_tensor(experts, &TensorValues::Index(chosen.clone()))
         .unwrap();
-    let mut step = backend.step(capacity).unwrap();
-    step.trace_kda(TraceKda {
-        qkv,
-        gates,
-        beta,
-        pool: states,
-        layer: 0,
-        output: outputs[0],
-    })
-    .unwrap();
-    step.trace_gate(TraceGate {
-        gate,
-        layout,
-        layer: 0,
-        output: outputs[1],
-    })
-    .unwrap();
-    step.trace_attention(TraceAttention {
-        query,
-        kv_b,
-        nope,
-        value,
-        pool: latents,
-        layer: 0,
-        head: 2,
-        output: outputs[2],
-    })
-    .unwrap();
-    step.trace_state(TraceState {
-        pool: states,
-        layer: 0,
-        head: 2,
-        output: outputs[3],
-    })
-    .unwrap();
-    step.trace_route(TraceRoute {
-        experts,
-        weights,
-        layer: 0,
-        layers: 1,
-        output: outputs[4],
-    })
-    .unwrap();
-    for output in outputs {
-        step.probe(output).unwrap();
-    }
+    let ops = [
+        Op::from(TraceKda {
+            qkv,
+            gates,
+            beta,
+            pool: states,
+            layer: 0,
+            output: outputs[0],
+        }),
+        Op::from(TraceGate {
+            gate,
+            layout,
+            layer: 0,
+            output: outputs[1],
+        }),
+        Op::from(TraceAttention {
+            query,
+            kv_b,
+            nope,
+            value,
+            pool: latents,
+            layer: 0,
+            head: 2,
+            output: outputs[2],
+        }),
+        Op::from(TraceState {
+            pool: states,
+            layer: 0,
+            head: 2,
+            output: outputs[3],
+        }),
+        Op::from(TraceRoute {
+            experts,
+            weights,
+            layer: 0,
+            layers: 1,
+            output: outputs[4],
+        }),
+    ];
+    let program: Program = ops.into_iter().chain(outputs.map(Op::Probe)).collect();
+    let mut step = backend.compile(&program, capacity).unwrap();
     let piece = |length, position, slot: u32, blocks: std::ops::Range<u32>| Piece {
         length,
         position,

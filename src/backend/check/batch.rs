@@ -6,7 +6,7 @@ use std::fmt::Display;
 use crate::backend::{Batch, Capacity, LatentLayout, Result, StateLayout};
 use crate::error::BackendError;
 
-/// What a step's operations ask of its batches, gathered while they are recorded.
+/// What a program's operations ask of its batches.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Demands {
     /// Rows of the embedding.

@@ -1,4 +1,4 @@
-//! What every backend checks while it records: the shapes of arguments.
+//! What is checked of every program before a backend compiles it: the shapes of arguments.
 //!
 //! Batches are checked in `batch`, records in `record`. Written once, so that all backends refuse the same things in the
 //! same words.
@@ -17,10 +17,64 @@ use std::fmt::Display;
 use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_record};
 use super::{
     Add, AllGather, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence, Linear,
-    MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select, ShortConv, Swiglu, Tensor,
-    Weight,
+    MlaAppend, MlaAttention, Op, Program, Result, RmsNorm, Route, Rows, Select, Shard, ShortConv,
+    Swiglu, Tensor, Weight,
 };
 use crate::error::BackendError;
+
+/// Checks every operation of a program for steps of this capacity, and gathers what they ask of batches.
+pub(crate) fn program(program: &Program, capacity: &Capacity, shard: Shard) -> Result<Demands> {
+    let mut demands = Demands::default();
+    for op in &program.expanded(|_| false).ops {
+        check(op, capacity, shard)?;
+        match op {
+            Op::Embed(op) => demands.vocabulary = Some(op.weight.rows),
+            Op::ShortConv(op) => demands.states = Some(op.pool.layout),
+            Op::KdaRecurrence(op) => demands.states = Some(op.pool.layout),
+            Op::TraceKda(op) => demands.states = Some(op.pool.layout),
+            Op::TraceState(op) => demands.states = Some(op.pool.layout),
+            Op::MlaAppend(op) => demands.latents = Some(op.pool.layout),
+            Op::MlaPrefill(op) | Op::MlaDecode(op) => demands.latents = Some(op.pool.layout),
+            Op::TraceAttention(op) => demands.latents = Some(op.pool.layout),
+            _ => {}
+        }
+    }
+    Ok(demands)
+}
+
+/// Checks one operation that is no block.
+fn check(op: &Op, capacity: &Capacity, shard: Shard) -> Result<()> {
+    match op {
+        Op::Embed(op) => op.check(capacity),
+        Op::RmsNorm(op) => op.check(capacity),
+        Op::Linear(op) => op.check(capacity),
+        Op::ShortConv(op) => op.check(capacity),
+        Op::KdaGates(op) => op.check(capacity),
+        Op::KdaRecurrence(op) => op.check(capacity),
+        Op::GatedNorm(op) => op.check(capacity),
+        Op::MlaAppend(op) => op.check(capacity),
+        Op::MlaPrefill(op) | Op::MlaDecode(op) => op.check(capacity),
+        Op::Route(op) => op.check(capacity),
+        Op::Experts(op) => op.check(capacity),
+        Op::Swiglu(op) => op.check(capacity),
+        Op::Add(op) => op.check(capacity),
+        Op::AllGather(op) => op.check(capacity, shard.ranks),
+        Op::Select(op) => op.check(capacity),
+        Op::TraceKda(op) => op.check(capacity),
+        Op::TraceGate(op) => op.check(capacity),
+        Op::TraceRoute(op) => op.check(capacity),
+        Op::TraceState(op) => op.check(capacity),
+        Op::TraceAttention(op) => op.check(capacity),
+        // Any tensor may be summed or probed; blocks were expanded.
+        Op::AllReduce(_)
+        | Op::Probe(_)
+        | Op::ProbePositions(_)
+        | Op::KdaBlock(_)
+        | Op::MlaBlock(_)
+        | Op::MlpBlock(_)
+        | Op::MoeBlock(_) => Ok(()),
+    }
+}
 
 /// Fails unless `found == expected`.
 fn same<T: PartialEq + Display>(
@@ -148,7 +202,7 @@ fn layer(operation: &'static str, layer: usize, layers: usize) -> Result<()> {
 use Element::{Activation, F32, Index};
 
 impl Embed {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         operands("embed", capacity, true, &[], &[self.output])?;
         rows("embed", "the output", Rows::Tokens, self.output)?;
         weight(
@@ -161,7 +215,7 @@ impl Embed {
 }
 
 impl RmsNorm {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let op = "rms_norm";
         operands(op, capacity, false, &[self.input], &[self.output])?;
         weight(op, "the weight", self.weight, [1, self.input.width, 1])?;
@@ -175,7 +229,7 @@ impl RmsNorm {
 }
 
 impl Linear {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         operands("linear", capacity, false, &[self.input], &[self.output])?;
         weight(
             "linear",
@@ -188,7 +242,7 @@ impl Linear {
 }
 
 impl ShortConv {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("short_conv", self.pool.layout);
         operands(op, capacity, true, &[self.input], &[self.output])?;
         layer(op, self.layer, layout.layers)?;
@@ -204,7 +258,7 @@ impl ShortConv {
 }
 
 impl KdaGates {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, heads, channels) = ("kda_gates", self.write.width, self.decay.width);
         operands(
             op,
@@ -227,7 +281,7 @@ impl KdaGates {
 }
 
 impl KdaRecurrence {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("kda_recurrence", self.pool.layout);
         operands(
             op,
@@ -263,7 +317,7 @@ impl KdaRecurrence {
 }
 
 impl TraceKda {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("trace_kda", self.pool.layout);
         operands(
             op,
@@ -283,7 +337,7 @@ impl TraceKda {
 }
 
 impl TraceGate {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("trace_gate", self.layout);
         operands(op, capacity, true, &[self.gate], &[self.output])?;
         layer(op, self.layer, layout.layers)?;
@@ -295,7 +349,7 @@ impl TraceGate {
 }
 
 impl TraceRoute {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, top) = ("trace_route", self.experts.width);
         operands(
             op,
@@ -312,7 +366,7 @@ impl TraceRoute {
 }
 
 impl TraceState {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("trace_state", self.pool.layout);
         operands(op, capacity, true, &[], &[self.output])?;
         layer(op, self.layer, layout.layers)?;
@@ -330,7 +384,7 @@ impl TraceState {
 }
 
 impl TraceAttention {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("trace_attention", self.pool.layout);
         operands(op, capacity, true, &[self.query], &[self.output])?;
         layer(op, self.layer, layout.layers)?;
@@ -343,7 +397,7 @@ impl TraceAttention {
 }
 
 impl GatedNorm {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, width) = ("gated_norm", self.input.width);
         operands(op, capacity, true, &[self.input, self.gate], &[self.output])?;
         tensor(op, "the gate", self.gate, width, Activation)?;
@@ -359,7 +413,7 @@ impl GatedNorm {
 }
 
 impl MlaAppend {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout) = ("mla_append", self.pool.layout);
         operands(op, capacity, true, &[self.input], &[])?;
         layer(op, self.layer, layout.layers)?;
@@ -373,7 +427,7 @@ impl MlaAttention {
         self.output.width / self.value.max(1)
     }
 
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, layout, heads) = ("mla attention", self.pool.layout, self.heads());
         operands(op, capacity, true, &[self.query], &[self.output])?;
         layer(op, self.layer, layout.layers)?;
@@ -401,7 +455,7 @@ impl MlaAttention {
 }
 
 impl Route {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, experts, top_k) = ("route", self.weight.rows, self.experts.width);
         operands(
             op,
@@ -431,7 +485,7 @@ impl Route {
 }
 
 impl Experts {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         let (op, d, n, local) = ("experts", self.input.width, self.gate.rows, self.gate.stack);
         operands(
             op,
@@ -450,7 +504,7 @@ impl Experts {
 }
 
 impl Swiglu {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         operands("swiglu", capacity, false, &[self.input], &[self.output])?;
         rows("swiglu", "the output", self.input.rows, self.output)?;
         tensor(
@@ -477,7 +531,7 @@ impl Swiglu {
 }
 
 impl Add {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         operands("add", capacity, false, &[self.source], &[self.target])?;
         rows("add", "the target", self.source.rows, self.target)?;
         tensor(
@@ -491,7 +545,7 @@ impl Add {
 }
 
 impl AllGather {
-    pub(crate) fn check(&self, capacity: &Capacity, ranks: usize) -> Result<()> {
+    fn check(&self, capacity: &Capacity, ranks: usize) -> Result<()> {
         operands("all_gather", capacity, false, &[self.input], &[self.output])?;
         rows("all_gather", "the output", self.input.rows, self.output)?;
         tensor(
@@ -505,7 +559,7 @@ impl AllGather {
 }
 
 impl Select {
-    pub(crate) fn check(&self, capacity: &Capacity) -> Result<()> {
+    fn check(&self, capacity: &Capacity) -> Result<()> {
         operands("select", capacity, false, &[self.logits], &[])?;
         rows("select", "the logits", Rows::Outputs, self.logits)?;
         tensor("select", "the logits", self.logits, self.logits.width, F32)?;

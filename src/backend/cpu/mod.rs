@@ -31,10 +31,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sysinfo::System;
 
 use self::memory::{Memory, States};
+use super::check;
 use super::choose::machine_memory;
 use super::{
     Alone, Backend, Block, Capacity, Collective, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Orientation, Precision, Random, RandomWeight, Result, Rows, Shard, Slot,
+    LatentRecord, Orientation, Precision, Program, Random, RandomWeight, Result, Rows, Shard, Slot,
     StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::config::Dtype;
@@ -240,11 +241,17 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>> {
-        Ok(Box::new(step::CpuStep::new(
+    fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
+        let demands = check::program(program, &capacity, self.shard())?;
+        let mut step = step::CpuStep::new(
             Arc::clone(&self.memory),
             Arc::clone(&self.collective),
             capacity,
-        )))
+            demands,
+        );
+        for op in &program.expanded(|_| false).ops {
+            step.push(op);
+        }
+        Ok(Box::new(step))
     }
 }

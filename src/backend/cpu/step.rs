@@ -1,4 +1,4 @@
-//! A step of the CPU backend: closures recorded over its memory, called in order.
+//! A step of the CPU backend: a closure an operation over its memory, called in order.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,11 +13,10 @@ use super::{
     mla_prefill, rms_norm, route, select, short_conv, swiglu,
 };
 use crate::backend::check::Demands;
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Collective, Embed, Experts, GatedNorm, KdaGates,
-    KdaRecurrence, Linear, MlaAppend, MlaAttention, Piece, Result, RmsNorm, Route, Rows, Select,
-    Shard, ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
+    KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Piece, Result, RmsNorm, Route, Rows,
+    Select, Shard, ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
 };
 
 /// Query, kv_b, widths, latents, layer, piece, output.
@@ -59,8 +58,8 @@ impl Run<'_> {
 pub(super) struct CpuStep {
     memory: Arc<Mutex<Memory>>,
     collective: Arc<dyn Collective>,
-    pub(super) capacity: Capacity,
-    pub(super) demands: Demands,
+    capacity: Capacity,
+    demands: Demands,
     names: Vec<&'static str>,
     operations: Vec<Operation>,
     timed: bool,
@@ -71,12 +70,13 @@ impl CpuStep {
         memory: Arc<Mutex<Memory>>,
         collective: Arc<dyn Collective>,
         capacity: Capacity,
+        demands: Demands,
     ) -> Self {
         Self {
             memory,
             collective,
             capacity,
-            demands: Demands::default(),
+            demands,
             names: Vec::new(),
             operations: Vec::new(),
             timed: false,
@@ -129,14 +129,7 @@ impl CpuStep {
         });
     }
 
-    fn attention(
-        &mut self,
-        name: &'static str,
-        op: MlaAttention,
-        kernel: AttentionKernel,
-    ) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.latents = Some(op.pool.layout);
+    fn attention(&mut self, name: &'static str, op: MlaAttention, kernel: AttentionKernel) {
         let layout = op.pool.layout;
         let shape = Shape {
             heads: op.heads(),
@@ -164,22 +157,48 @@ impl CpuStep {
                 );
             }
         });
-        Ok(())
     }
 }
 
-impl Step for CpuStep {
-    fn embed(&mut self, op: Embed) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.vocabulary = Some(op.weight.rows);
+impl CpuStep {
+    /// Appends an operation, which was checked. Blocks were expanded.
+    pub(super) fn push(&mut self, op: &Op) {
+        match *op {
+            Op::Embed(op) => self.embed(op),
+            Op::RmsNorm(op) => self.rms_norm(op),
+            Op::Linear(op) => self.linear(op),
+            Op::ShortConv(op) => self.short_conv(op),
+            Op::KdaGates(op) => self.kda_gates(op),
+            Op::KdaRecurrence(op) => self.kda_recurrence(op),
+            Op::GatedNorm(op) => self.gated_norm(op),
+            Op::MlaAppend(op) => self.mla_append(op),
+            Op::MlaPrefill(op) => self.attention("mla_prefill", op, mla_prefill::mla_prefill),
+            Op::MlaDecode(op) => self.attention("mla_decode", op, mla_decode::mla_decode),
+            Op::Route(op) => self.route(op),
+            Op::Experts(op) => self.experts(op),
+            Op::Swiglu(op) => self.swiglu(op),
+            Op::Add(op) => self.add(op),
+            Op::AllReduce(op) => self.all_reduce(op),
+            Op::AllGather(op) => self.all_gather(op),
+            Op::Select(op) => self.select(op),
+            Op::Probe(tensor) => self.probe(tensor),
+            Op::ProbePositions(tensor) => self.probe_positions(tensor),
+            Op::TraceKda(op) => self.trace_kda(op),
+            Op::TraceGate(op) => self.trace_gate(op),
+            Op::TraceRoute(op) => self.trace_route(op),
+            Op::TraceState(op) => self.trace_state(op),
+            Op::TraceAttention(op) => self.trace_attention(op),
+            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => {}
+        }
+    }
+
+    fn embed(&mut self, op: Embed) {
         self.record_rows("embed", op.output, move |memory, run, output| {
             embed::embed(&run.batch.tokens, memory.weight(op.weight), output);
         });
-        Ok(())
     }
 
-    fn rms_norm(&mut self, op: RmsNorm) -> Result<()> {
-        op.check(&self.capacity)?;
+    fn rms_norm(&mut self, op: RmsNorm) {
         self.record_rows("rms_norm", op.output, move |memory, run, output| {
             let input = memory.f32(op.input, run.rows(op.input.rows));
             let weight = memory.weight(op.weight).to_vec();
@@ -191,21 +210,16 @@ impl Step for CpuStep {
                 rms_norm::rms_norm(input, rows, &weight, op.eps, output);
             }
         });
-        Ok(())
     }
 
-    fn linear(&mut self, op: Linear) -> Result<()> {
-        op.check(&self.capacity)?;
+    fn linear(&mut self, op: Linear) {
         self.record_rows("linear", op.output, move |memory, run, output| {
             let input = memory.f32(op.input, run.rows(op.input.rows));
             linear::linear(input, memory.weight(op.weight), 0, op.weight.rows, output);
         });
-        Ok(())
     }
 
-    fn short_conv(&mut self, op: ShortConv) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
+    fn short_conv(&mut self, op: ShortConv) {
         self.record("short_conv", move |memory, run, _| {
             let input = memory.f32(op.input, run.rows(Rows::Tokens)).to_vec();
             let weight = memory.weight(op.weight).to_vec();
@@ -228,11 +242,9 @@ impl Step for CpuStep {
             memory.states = states;
             Ok(())
         });
-        Ok(())
     }
 
-    fn kda_gates(&mut self, op: KdaGates) -> Result<()> {
-        op.check(&self.capacity)?;
+    fn kda_gates(&mut self, op: KdaGates) {
         self.record("kda_gates", move |memory, run, _| {
             let rows = run.rows(Rows::Tokens);
             memory.with_output(op.gates, rows, |memory, gates| {
@@ -247,12 +259,9 @@ impl Step for CpuStep {
             });
             Ok(())
         });
-        Ok(())
     }
 
-    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
+    fn kda_recurrence(&mut self, op: KdaRecurrence) {
         self.record("kda_recurrence", move |memory, run, _| {
             let count = run.rows(Rows::Tokens);
             let mut states = std::mem::take(&mut memory.states);
@@ -276,11 +285,9 @@ impl Step for CpuStep {
             memory.states = states;
             Ok(())
         });
-        Ok(())
     }
 
-    fn gated_norm(&mut self, op: GatedNorm) -> Result<()> {
-        op.check(&self.capacity)?;
+    fn gated_norm(&mut self, op: GatedNorm) {
         self.record_rows("gated_norm", op.output, move |memory, run, output| {
             let rows = run.rows(Rows::Tokens);
             let weight = memory.weight(op.weight).to_vec();
@@ -292,12 +299,9 @@ impl Step for CpuStep {
                 output,
             );
         });
-        Ok(())
     }
 
-    fn mla_append(&mut self, op: MlaAppend) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.latents = Some(op.pool.layout);
+    fn mla_append(&mut self, op: MlaAppend) {
         self.record("mla_append", move |memory, run, _| {
             let mut latents = std::mem::take(&mut memory.latents);
             let weight = memory.weight(op.weight).to_vec();
@@ -316,19 +320,9 @@ impl Step for CpuStep {
             memory.latents = latents;
             Ok(())
         });
-        Ok(())
     }
 
-    fn mla_prefill(&mut self, op: MlaAttention) -> Result<()> {
-        self.attention("mla_prefill", op, mla_prefill::mla_prefill)
-    }
-
-    fn mla_decode(&mut self, op: MlaAttention) -> Result<()> {
-        self.attention("mla_decode", op, mla_decode::mla_decode)
-    }
-
-    fn route(&mut self, op: Route) -> Result<()> {
-        op.check(&self.capacity)?;
+    fn route(&mut self, op: Route) {
         self.record("route", move |memory, run, _| {
             let rows = run.rows(Rows::Tokens);
             let mut ids = vec![0; rows * op.experts.width];
@@ -346,11 +340,9 @@ impl Step for CpuStep {
             memory.index_mut(op.experts, rows).copy_from_slice(&ids);
             Ok(())
         });
-        Ok(())
     }
 
-    fn experts(&mut self, op: Experts) -> Result<()> {
-        op.check(&self.capacity)?;
+    fn experts(&mut self, op: Experts) {
         self.record_rows("experts", op.output, move |memory, run, output| {
             let rows = run.rows(Rows::Tokens);
             let stacks = Stacks {
@@ -364,11 +356,9 @@ impl Step for CpuStep {
             let (ids, weights) = (memory.index(op.experts, rows), memory.f32(op.weights, rows));
             experts::experts(memory.f32(op.input, rows), ids, weights, &stacks, output);
         });
-        Ok(())
     }
 
-    fn swiglu(&mut self, op: Swiglu) -> Result<()> {
-        op.check(&self.capacity)?;
+    fn swiglu(&mut self, op: Swiglu) {
         self.record_rows("swiglu", op.output, move |memory, run, output| {
             swiglu::swiglu(
                 memory.f32(op.input, run.rows(op.input.rows)),
@@ -376,11 +366,9 @@ impl Step for CpuStep {
                 output,
             );
         });
-        Ok(())
     }
 
-    fn add(&mut self, op: Add) -> Result<()> {
-        op.check(&self.capacity)?;
+    fn add(&mut self, op: Add) {
         self.record_rows("add", op.target, move |memory, run, target| {
             let source = memory.f32(op.source, run.rows(op.source.rows));
             target
@@ -389,20 +377,17 @@ impl Step for CpuStep {
                 .with_min_len(4096)
                 .for_each(|(target, source)| *target += source);
         });
-        Ok(())
     }
 
-    fn all_reduce(&mut self, op: AllReduce) -> Result<()> {
+    fn all_reduce(&mut self, op: AllReduce) {
         if self.collective.shard().ranks > 1 {
             self.record_rows("all_reduce", op.target, |_, run, values| {
                 run.collective.all_reduce(values)
             });
         }
-        Ok(())
     }
 
-    fn all_gather(&mut self, op: AllGather) -> Result<()> {
-        op.check(&self.capacity, self.collective.shard().ranks)?;
+    fn all_gather(&mut self, op: AllGather) {
         self.record_rows("all_gather", op.output, move |memory, run, output| {
             let rows = run.rows(op.input.rows);
             let gathered = run.collective.all_gather(memory.f32(op.input, rows));
@@ -418,11 +403,9 @@ impl Step for CpuStep {
                 }
             }
         });
-        Ok(())
     }
 
-    fn select(&mut self, op: Select) -> Result<()> {
-        op.check(&self.capacity)?;
+    fn select(&mut self, op: Select) {
         self.record("select", move |memory, run, result| {
             let logits = memory.f32(op.logits, run.rows(Rows::Outputs));
             result.choices =
@@ -432,40 +415,18 @@ impl Step for CpuStep {
             }
             Ok(())
         });
-        Ok(())
     }
 
-    fn probe(&mut self, tensor: Tensor) -> Result<()> {
+    fn probe(&mut self, tensor: Tensor) {
         self.record("probe", move |memory, run, result| {
             result
                 .probes
                 .push(memory.read(tensor, run.rows(tensor.rows))?);
             Ok(())
         });
-        Ok(())
     }
 
-    fn trace_kda(&mut self, op: TraceKda) -> Result<()> {
-        self.record_trace_kda(op)
-    }
-
-    fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
-        self.record_trace_gate(op)
-    }
-
-    fn trace_route(&mut self, op: TraceRoute) -> Result<()> {
-        self.record_trace_route(op)
-    }
-
-    fn trace_state(&mut self, op: TraceState) -> Result<()> {
-        self.record_trace_state(op)
-    }
-
-    fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
-        self.record_trace_attention(op)
-    }
-
-    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+    fn probe_positions(&mut self, tensor: Tensor) {
         self.record("probe", move |memory, run, result| {
             let values = memory.f32(tensor, run.rows(tensor.rows));
             let reached = run.reached().min(values.len());
@@ -474,9 +435,10 @@ impl Step for CpuStep {
                 .push(TensorValues::F32(values[..reached].to_vec()));
             Ok(())
         });
-        Ok(())
     }
+}
 
+impl Step for CpuStep {
     fn time(&mut self, on: bool) -> Result<()> {
         self.timed = on;
         Ok(())

@@ -1,4 +1,4 @@
-//! How the operations of a trace are recorded; only steps that are traced have them. What they compute is in `trace`.
+//! The operations of a trace; only programs that are traced have them. What they compute is in `trace`.
 
 use super::kda_recurrence::Rows as RecurrenceRows;
 use super::memory::Memory;
@@ -6,7 +6,7 @@ use super::mla_decode::Shape;
 use super::step::CpuStep;
 use super::trace;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
-use crate::backend::{Piece, Result, Rows, Tensor};
+use crate::backend::{Piece, Rows, Tensor};
 
 /// A single token, of which a trace tells.
 struct TracedRow<'a> {
@@ -56,9 +56,7 @@ impl CpuStep {
         });
     }
 
-    pub(super) fn record_trace_kda(&mut self, op: TraceKda) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
+    pub(super) fn trace_kda(&mut self, op: TraceKda) {
         let layers = op.pool.layout.layers;
         self.record_layer(
             "trace_kda",
@@ -77,11 +75,9 @@ impl CpuStep {
                 );
             },
         );
-        Ok(())
     }
 
-    pub(super) fn record_trace_gate(&mut self, op: TraceGate) -> Result<()> {
-        op.check(&self.capacity)?;
+    pub(super) fn trace_gate(&mut self, op: TraceGate) {
         let layers = op.layout.layers;
         self.record_layer(
             "trace_gate",
@@ -92,11 +88,9 @@ impl CpuStep {
                 trace::trace_gate(row.of(op.gate), output);
             },
         );
-        Ok(())
     }
 
-    pub(super) fn record_trace_route(&mut self, op: TraceRoute) -> Result<()> {
-        op.check(&self.capacity)?;
+    pub(super) fn trace_route(&mut self, op: TraceRoute) {
         self.record_layer(
             "trace_route",
             op.output,
@@ -108,12 +102,9 @@ impl CpuStep {
                 trace::trace_route(experts, row.of(op.weights), output);
             },
         );
-        Ok(())
     }
 
-    pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
+    pub(super) fn trace_state(&mut self, op: TraceState) {
         self.record_rows("trace_state", op.output, move |memory, run, output| {
             output.fill(0.0);
             let size = op.output.width;
@@ -124,12 +115,9 @@ impl CpuStep {
                 output[range.start * size..range.end * size].copy_from_slice(head);
             }
         });
-        Ok(())
     }
 
-    pub(super) fn record_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.latents = Some(op.pool.layout);
+    pub(super) fn trace_attention(&mut self, op: TraceAttention) {
         let layout = op.pool.layout;
         let heads = op.query.width / (op.nope + layout.rope);
         let shape = Shape {
@@ -160,6 +148,5 @@ impl CpuStep {
                 );
             }
         });
-        Ok(())
     }
 }

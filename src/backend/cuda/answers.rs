@@ -40,7 +40,6 @@ impl Answer {
 
 impl CudaStep {
     pub(super) fn record_select(&mut self, op: Select) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("select");
         let logits = self.tensor(op.logits)?;
         let vocabulary = op.logits.width;

@@ -23,8 +23,6 @@ pub(super) fn with_room(spans: usize) -> usize {
 
 impl CudaStep {
     pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.latents = Some(op.pool.layout);
         self.name("mla_append");
         let layout = op.pool.layout;
         let input = self.tensor(op.input)?;
@@ -53,9 +51,7 @@ impl CudaStep {
 
     /// Window by window: latents laid end to end, expanded by one dense product, laid out for the tensor cores, attended to.
     pub(super) fn record_prefill(&mut self, op: MlaAttention) -> Result<()> {
-        op.check(&self.capacity)?;
         let layout = op.pool.layout;
-        self.demands.latents = Some(layout);
         self.name("mla_prefill");
         let (heads, key) = (op.heads(), op.nope + layout.rope);
         // The widest keys and values that an entry takes.
@@ -166,9 +162,7 @@ impl CudaStep {
 
     /// Absorbed: the query of the latents, a softmax over each span of them, the spans put together and expanded.
     pub(super) fn record_decode(&mut self, op: MlaAttention) -> Result<()> {
-        op.check(&self.capacity)?;
         let layout = op.pool.layout;
-        self.demands.latents = Some(layout);
         self.name("mla_decode");
         for (what, found, widest) in [
             ("latents", layout.latent, 512),

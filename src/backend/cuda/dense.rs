@@ -5,8 +5,6 @@ use crate::backend::{Add, Element, Embed, Linear, Result, RmsNorm, Swiglu};
 
 impl CudaStep {
     pub(super) fn record_embed(&mut self, op: Embed) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.vocabulary = Some(op.weight.rows);
         self.name("embed");
         let [weight, format] = self.stored(op.weight)?;
         let output = self.tensor(op.output)?;
@@ -21,7 +19,6 @@ impl CudaStep {
     }
 
     pub(super) fn record_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("rms_norm");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let [weight, format] = self.stored(op.weight)?;
@@ -47,13 +44,11 @@ impl CudaStep {
     }
 
     pub(super) fn record_linear(&mut self, op: Linear) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("linear");
         self.product(op.input, op.weight, op.output)
     }
 
     pub(super) fn record_swiglu(&mut self, op: Swiglu) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("swiglu");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let (width, rows) = (op.output.width, op.output.rows);
@@ -69,7 +64,6 @@ impl CudaStep {
     }
 
     pub(super) fn record_add(&mut self, op: Add) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("add");
         let (source, target) = (self.tensor(op.source)?, self.tensor(op.target)?);
         let (width, rows) = (op.target.width, op.target.rows);

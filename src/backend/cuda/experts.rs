@@ -18,7 +18,6 @@ const TOGETHER: usize = 8;
 
 impl CudaStep {
     pub(super) fn record_route(&mut self, op: Route) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("route");
         let count = op.weight.rows;
         limit(count)?;
@@ -77,7 +76,6 @@ impl CudaStep {
     }
 
     pub(super) fn record_experts(&mut self, op: Experts) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("experts");
         let (local, n, d, top_k) = (
             op.gate.stack,

@@ -9,8 +9,6 @@ const TAPS: usize = 16;
 
 impl CudaStep {
     pub(super) fn record_short_conv(&mut self, op: ShortConv) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
         self.name("short_conv");
         let taps = op.pool.layout.taps;
         if taps > TAPS {
@@ -58,7 +56,6 @@ impl CudaStep {
     }
 
     pub(super) fn record_kda_gates(&mut self, op: KdaGates) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("kda_gates");
         let (decay, write) = (self.tensor(op.decay)?, self.tensor(op.write)?);
         let (gates, beta) = (self.tensor(op.gates)?, self.tensor(op.beta)?);
@@ -90,7 +87,6 @@ impl CudaStep {
     }
 
     pub(super) fn record_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("gated_norm");
         let (kernel, heads, rows) = (self.gated_norm_kernel(&op)?, heads_of(&op), op.input.rows);
         self.launch(kernel, move |image| {

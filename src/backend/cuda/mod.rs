@@ -23,10 +23,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::machine::{Machine, Work};
 use self::memory::Memory;
+use super::check;
 use super::{
     Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Orientation,
-    Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
-    Tensor, TensorValues, Ticket, Weight, WeightSource,
+    Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord,
+    Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::config::Dtype;
@@ -267,8 +268,12 @@ impl Backend for CudaBackend {
         self.shared.machine.write(at, &memory::narrow(&record.rows))
     }
 
-    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let step = step::CudaStep::new(Arc::clone(&self.shared), capacity)?;
+    fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
+        let demands = check::program(program, &capacity, self.shard())?;
+        let mut step = step::CudaStep::new(Arc::clone(&self.shared), capacity, demands)?;
+        for op in &program.expanded(|op| step.takes(op)).ops {
+            step.push(op)?;
+        }
         Ok(Box::new(step))
     }
 }

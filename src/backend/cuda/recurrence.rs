@@ -5,10 +5,7 @@ use std::sync::Arc;
 use super::machine::{Argument, Buffer, Command, Launch};
 use super::step::{CudaStep, Kernel, arguments};
 use crate::backend::image::{MOST_SEGMENTS, Plan};
-use crate::backend::{
-    AllReduce, Form, GatedNorm, KdaBlock, KdaGates, KdaRecurrence, Linear, Result, ShortConv,
-    StateLayout, Step,
-};
+use crate::backend::{Form, GatedNorm, KdaBlock, KdaRecurrence, Linear, Op, Result, StateLayout};
 use crate::error::BackendError;
 
 /// The widest key of both forms, and the widest value of the stepwise one.
@@ -134,9 +131,7 @@ fn too_wide(what: String) -> BackendError {
 
 impl CudaStep {
     pub(super) fn record_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
-        op.check(&self.capacity)?;
         let layout = op.pool.layout;
-        self.demands.states = Some(layout);
         self.name("kda_recurrence");
         if layout.key_width > WIDEST {
             return Err(too_wide(format!("keys {} wide", layout.key_width)));
@@ -310,83 +305,37 @@ impl CudaStep {
         Ok(Some(operators))
     }
 
-    /// A KDA layer: prefill in two kernels and a norm, decode in one. Layouts that these do not take are composed.
-    pub(super) fn record_kda_block(&mut self, block: &KdaBlock) -> Result<()> {
+    /// Whether an operation with parts is run whole: KDA layers of the layouts that the fused kernels take.
+    pub(super) fn takes(&self, op: &Op) -> bool {
+        let Op::KdaBlock(block) = op else {
+            return false;
+        };
         let layout = block.pool.layout;
-        let fits = layout.key_heads == layout.value_heads
+        layout.key_heads == layout.value_heads
             && layout.key_width <= WIDEST
             && layout.value_width <= WIDEST
-            && layout.taps <= MOST_TAPS;
-        if !fits {
-            return block.compose(self);
-        }
-        let KdaBlock {
-            input,
-            pool,
-            layer,
-            gate_rank,
-            ..
-        } = *block;
-        ShortConv {
-            input: block.qkv,
-            weight: block.conv,
-            pool,
-            layer,
-            output: block.qkv_conv,
-        }
-        .check(&self.capacity)?;
-        KdaGates {
-            decay: block.decay,
-            write: block.write,
-            a_log: block.a_log,
-            dt_bias: block.dt_bias,
-            gates: block.gates,
-            beta: block.beta,
-        }
-        .check(&self.capacity)?;
-        KdaRecurrence {
-            qkv: block.qkv_conv,
-            gates: block.gates,
-            beta: block.beta,
-            pool,
-            layer,
-            form: Form::Auto,
-            output: block.heads,
-        }
-        .check(&self.capacity)?;
-        let norm = GatedNorm {
-            input: block.heads,
-            gate: block.gate,
-            weight: block.output_norm.0,
-            eps: block.output_norm.1,
-            output: block.normed,
-        };
-        norm.check(&self.capacity)?;
-        for (input, weight, output) in [
-            (input, block.qkv_proj, block.qkv),
-            (input, block.decay_proj[0], gate_rank),
-            (gate_rank, block.decay_proj[1], block.decay),
-            (input, block.beta_proj, block.write),
-            (input, block.gate_proj[0], gate_rank),
-            (gate_rank, block.gate_proj[1], block.gate),
-        ] {
-            self.linear(Linear {
-                input,
-                weight,
-                output,
-            })?;
-        }
-        self.demands.states = Some(layout);
+            && layout.taps <= MOST_TAPS
+    }
+
+    /// A KDA layer: prefill in two kernels and a norm, decode in one, between the projections.
+    pub(super) fn record_kda_block(&mut self, block: &KdaBlock) -> Result<()> {
+        let projections: Vec<Linear> = block
+            .ops()
+            .iter()
+            .filter_map(|op| match op {
+                Op::Linear(linear) => Some(*linear),
+                _ => None,
+            })
+            .collect();
+        let (into, out): (Vec<Linear>, Vec<Linear>) = projections
+            .into_iter()
+            .partition(|linear| linear.output != block.output);
+        into.into_iter()
+            .try_for_each(|linear| self.record_linear(linear))?;
         self.name("kda_block");
-        self.fused(block, &norm)?;
-        self.linear(Linear {
-            input: block.normed,
-            weight: block.output_proj,
-            output: block.output,
-        })?;
-        self.all_reduce(AllReduce {
-            target: block.output,
-        })
+        self.fused(block, &block.gated_norm())?;
+        out.into_iter()
+            .try_for_each(|linear| self.record_linear(linear))
     }
 
     /// What lies between a KDA layer's projections.

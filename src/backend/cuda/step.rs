@@ -10,11 +10,8 @@ use super::answers::{self, Answer};
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
 use crate::backend::check::Demands;
 use crate::backend::image::{Image, MOST_SEGMENTS, Plan};
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{
-    Add, AllGather, AllReduce, Batch, Capacity, Element, Embed, Experts, GatedNorm, KdaBlock,
-    KdaGates, KdaRecurrence, Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Rows, Select,
-    ShortConv, Step, StepOutput, Swiglu, Tensor, Ticket, Weight,
+    AllGather, Batch, Capacity, Element, Op, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
 use crate::checkpoint::Format;
 use crate::error::BackendError;
@@ -152,7 +149,7 @@ pub(super) struct CudaStep {
     pub(super) batch: Arc<Buffer>,
     /// What recorded commands point to, kept for as long as they may run.
     kept: Vec<Arc<Buffer>>,
-    pub(super) demands: Demands,
+    demands: Demands,
     /// The most segments that a piece of a recurrence is cut into.
     pub(super) segments: usize,
     names: Vec<&'static str>,
@@ -162,7 +159,7 @@ pub(super) struct CudaStep {
 }
 
 impl CudaStep {
-    pub(super) fn new(shared: Arc<Shared>, capacity: Capacity) -> Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, capacity: Capacity, demands: Demands) -> Result<Self> {
         static STEPS: AtomicU64 = AtomicU64::new(NO_STEP + 1);
         let block_tokens = {
             let memory = shared.memory();
@@ -184,7 +181,7 @@ impl CudaStep {
             id: STEPS.fetch_add(1, Ordering::Relaxed),
             batch,
             kept: Vec::new(),
-            demands: Demands::default(),
+            demands,
             segments: MOST_SEGMENTS,
             names: Vec::new(),
             commands: Vec::new(),
@@ -196,7 +193,7 @@ impl CudaStep {
         self.names.push(name);
     }
 
-    fn push(&mut self, command: Recorded) {
+    fn push_command(&mut self, command: Recorded) {
         self.commands
             .push((self.names.len().saturating_sub(1), command));
     }
@@ -207,7 +204,7 @@ impl CudaStep {
         kernel: Kernel,
         size: impl Fn(&Image) -> [u32; 3] + Send + 'static,
     ) {
-        self.push(Recorded::Launch(kernel.over([0; 3]), Box::new(size)));
+        self.push_command(Recorded::Launch(kernel.over([0; 3]), Box::new(size)));
     }
 
     /// Records `output = input weight^T`.
@@ -228,7 +225,7 @@ impl CudaStep {
             };
             let even = suits_library(weight.columns, weight.rows);
             match rows {
-                Rows::Tokens if even => self.push(Recorded::Product(product)),
+                Rows::Tokens if even => self.push_command(Recorded::Product(product)),
                 Rows::Tokens => self.any(rows, &from, weight, &to, full, |image| {
                     image.several_rows > 0
                 })?,
@@ -314,12 +311,12 @@ impl CudaStep {
 
     /// Has every submission return these rows, as they are when it ends or where they are overwritten no more.
     pub(super) fn answer(&mut self, buffer: Arc<Buffer>, answer: Answer) {
-        self.push(Recorded::Answer(buffer, answer));
+        self.push_command(Recorded::Answer(buffer, answer));
     }
 
     /// Records a copy of all rows; both have so many bytes a row.
     pub(super) fn copy(&mut self, from: &Arc<Buffer>, to: &Arc<Buffer>, bytes: u64, rows: Rows) {
-        self.push(Recorded::Copy(
+        self.push_command(Recorded::Copy(
             Arc::clone(from),
             Arc::clone(to),
             bytes,
@@ -344,7 +341,7 @@ impl CudaStep {
 
     /// Records commands whose number depends on the batch.
     pub(super) fn each(&mut self, list: impl Fn(&Image) -> Vec<Command> + Send + 'static) {
-        self.push(Recorded::Each(Box::new(list)));
+        self.push_command(Recorded::Each(Box::new(list)));
     }
 
     /// Memory between two kernels of one operation.
@@ -407,113 +404,50 @@ impl Drop for CudaStep {
     }
 }
 
-impl Step for CudaStep {
-    fn embed(&mut self, op: Embed) -> Result<()> {
-        self.record_embed(op)
+impl CudaStep {
+    /// Appends an operation, which was checked. Blocks that it does not take were expanded.
+    pub(super) fn push(&mut self, op: &Op) -> Result<()> {
+        match *op {
+            Op::Embed(op) => self.record_embed(op),
+            Op::RmsNorm(op) => self.record_rms_norm(op),
+            Op::Linear(op) => self.record_linear(op),
+            Op::ShortConv(op) => self.record_short_conv(op),
+            Op::KdaGates(op) => self.record_kda_gates(op),
+            Op::KdaRecurrence(op) => self.record_kda_recurrence(op),
+            Op::GatedNorm(op) => self.record_gated_norm(op),
+            Op::MlaAppend(op) => self.record_mla_append(op),
+            Op::MlaPrefill(op) => self.record_prefill(op),
+            Op::MlaDecode(op) => self.record_decode(op),
+            Op::Route(op) => self.record_route(op),
+            Op::Experts(op) => self.record_experts(op),
+            Op::Swiglu(op) => self.record_swiglu(op),
+            Op::Add(op) => self.record_add(op),
+            // One rank: the sum is there already.
+            Op::AllReduce(op) => self.tensor(op.target).map(drop),
+            Op::AllGather(op) => self.record_all_gather(op),
+            Op::Select(op) => self.record_select(op),
+            Op::Probe(tensor) => self.record_probe(tensor),
+            Op::ProbePositions(tensor) => self.record_probe_positions(tensor),
+            Op::TraceKda(op) => self.record_trace_kda(op),
+            Op::TraceGate(op) => self.record_trace_gate(op),
+            Op::TraceRoute(op) => self.record_trace_route(op),
+            Op::TraceState(op) => self.record_trace_state(op),
+            Op::TraceAttention(op) => self.record_trace_attention(op),
+            Op::KdaBlock(ref block) => self.record_kda_block(block),
+            Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
+        }
     }
 
-    fn rms_norm(&mut self, op: RmsNorm) -> Result<()> {
-        self.record_rms_norm(op)
-    }
-
-    fn linear(&mut self, op: Linear) -> Result<()> {
-        self.record_linear(op)
-    }
-
-    fn short_conv(&mut self, op: ShortConv) -> Result<()> {
-        self.record_short_conv(op)
-    }
-
-    fn kda_gates(&mut self, op: KdaGates) -> Result<()> {
-        self.record_kda_gates(op)
-    }
-
-    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
-        self.record_kda_recurrence(op)
-    }
-
-    fn gated_norm(&mut self, op: GatedNorm) -> Result<()> {
-        self.record_gated_norm(op)
-    }
-
-    fn mla_append(&mut self, op: MlaAppend) -> Result<()> {
-        self.record_mla_append(op)
-    }
-
-    fn mla_prefill(&mut self, op: MlaAttention) -> Result<()> {
-        self.record_prefill(op)
-    }
-
-    fn mla_decode(&mut self, op: MlaAttention) -> Result<()> {
-        self.record_decode(op)
-    }
-
-    fn route(&mut self, op: Route) -> Result<()> {
-        self.record_route(op)
-    }
-
-    fn experts(&mut self, op: Experts) -> Result<()> {
-        self.record_experts(op)
-    }
-
-    fn swiglu(&mut self, op: Swiglu) -> Result<()> {
-        self.record_swiglu(op)
-    }
-
-    fn add(&mut self, op: Add) -> Result<()> {
-        self.record_add(op)
-    }
-
-    fn all_reduce(&mut self, op: AllReduce) -> Result<()> {
-        // One rank: the sum is there already.
-        self.tensor(op.target).map(|_| ())
-    }
-
-    fn all_gather(&mut self, op: AllGather) -> Result<()> {
-        op.check(&self.capacity, 1)?;
+    fn record_all_gather(&mut self, op: AllGather) -> Result<()> {
         self.name("all_gather");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let bytes = super::memory::size(op.input.element) * op.input.width as u64;
         self.copy(&input, &output, bytes, op.input.rows);
         Ok(())
     }
+}
 
-    fn select(&mut self, op: Select) -> Result<()> {
-        self.record_select(op)
-    }
-
-    fn probe(&mut self, tensor: Tensor) -> Result<()> {
-        self.record_probe(tensor)
-    }
-
-    fn trace_kda(&mut self, op: TraceKda) -> Result<()> {
-        self.record_trace_kda(op)
-    }
-
-    fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
-        self.record_trace_gate(op)
-    }
-
-    fn trace_route(&mut self, op: TraceRoute) -> Result<()> {
-        self.record_trace_route(op)
-    }
-
-    fn trace_state(&mut self, op: TraceState) -> Result<()> {
-        self.record_trace_state(op)
-    }
-
-    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
-        self.record_probe_positions(tensor)
-    }
-
-    fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
-        self.record_trace_attention(op)
-    }
-
-    fn kda_block(&mut self, block: &KdaBlock) -> Result<()> {
-        self.record_kda_block(block)
-    }
-
+impl Step for CudaStep {
     fn time(&mut self, on: bool) -> Result<()> {
         self.timed = on;
         Ok(())

@@ -11,8 +11,6 @@ const SPAN: usize = 128;
 
 impl CudaStep {
     pub(super) fn record_trace_kda(&mut self, op: TraceKda) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
         self.name("trace_kda");
         let layout = op.pool.layout;
         let (qkv, gates) = (self.tensor(op.qkv)?, self.tensor(op.gates)?);
@@ -56,7 +54,6 @@ impl CudaStep {
     }
 
     pub(super) fn record_trace_gate(&mut self, op: TraceGate) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("trace_gate");
         let (gate, output) = (self.tensor(op.gate)?, self.tensor(op.output)?);
         let heads = op.layout.value_heads;
@@ -82,7 +79,6 @@ impl CudaStep {
     }
 
     pub(super) fn record_trace_route(&mut self, op: TraceRoute) -> Result<()> {
-        op.check(&self.capacity)?;
         self.name("trace_route");
         let (experts, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
         let output = self.tensor(op.output)?;
@@ -97,8 +93,6 @@ impl CudaStep {
     }
 
     pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.states = Some(op.pool.layout);
         self.name("trace_state");
         let output = self.tensor(op.output)?;
         let states = {
@@ -118,8 +112,6 @@ impl CudaStep {
     }
 
     pub(super) fn record_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
-        op.check(&self.capacity)?;
-        self.demands.latents = Some(op.pool.layout);
         self.name("trace_attention");
         let layout = op.pool.layout;
         let [kv_b, format] = self.stored(op.kv_b)?;

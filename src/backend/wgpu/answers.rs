@@ -33,7 +33,6 @@ impl Answer {
 
 impl WgpuStep {
     pub(super) fn record_select(&mut self, op: Select) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("select");
         let logits = self.recorder.tensor(op.logits)?;
         let vocabulary = op.logits.width;

@@ -37,7 +37,6 @@ impl Plan {
 
 impl WgpuStep {
     fn plan(&mut self, op: &MlaAttention) -> Result<Plan> {
-        op.check(&self.recorder.capacity)?;
         self.expanded(op.pool.layout, op.kv_b, op.heads(), op.nope, op.value)
     }
 
@@ -50,7 +49,6 @@ impl WgpuStep {
         nope: usize,
         value: usize,
     ) -> Result<Plan> {
-        self.demands.latents = Some(layout);
         let (format, stride, expansions) = self.recorder.with_memory(|memory| {
             let weight = memory.weight(kv_b)?.matrix("mla attention")?;
             let parts = weight.parts.iter().map(|part| Expansion {
@@ -81,8 +79,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
-        self.demands.latents = Some(op.pool.layout);
         self.name("mla_append");
         let layout = op.pool.layout;
         let input = self.recorder.tensor(op.input)?;

@@ -7,8 +7,6 @@ use crate::backend::{Add, Embed, Linear, Result, RmsNorm, Rows, Swiglu, Weight};
 
 impl WgpuStep {
     pub(super) fn record_embed(&mut self, op: Embed) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
-        self.demands.vocabulary = Some(op.weight.rows);
         self.name("embed");
         let output = self.recorder.tensor(op.output)?;
         let (format, stride, parts) = self.recorder.with_memory(|memory| {
@@ -32,7 +30,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("rms_norm");
         let (input, output) = (
             self.recorder.tensor(op.input)?,
@@ -59,7 +56,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_linear(&mut self, op: Linear) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("linear");
         let (input, output) = (
             self.recorder.tensor(op.input)?,
@@ -69,7 +65,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_swiglu(&mut self, op: Swiglu) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("swiglu");
         let (input, output) = (
             self.recorder.tensor(op.input)?,
@@ -85,7 +80,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_add(&mut self, op: Add) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("add");
         let source = self.recorder.tensor(op.source)?;
         let target = self.recorder.tensor(op.target)?;

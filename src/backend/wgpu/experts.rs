@@ -44,7 +44,6 @@ impl Sorting {
 
 impl WgpuStep {
     pub(super) fn record_route(&mut self, op: Route) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("route");
         let experts = op.weight.rows;
         if experts > EXPERTS || op.groups > GROUPS {
@@ -81,7 +80,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_experts(&mut self, op: Experts) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("experts");
         let (local, n, d) = (op.gate.stack, op.gate.rows, op.input.width);
         if local > EXPERTS {

@@ -22,8 +22,6 @@ pub(super) fn check_width(key: usize) -> Result<()> {
 
 impl WgpuStep {
     pub(super) fn record_short_conv(&mut self, op: ShortConv) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
-        self.demands.states = Some(op.pool.layout);
         self.name("short_conv");
         let (input, output) = (
             self.recorder.tensor(op.input)?,
@@ -60,7 +58,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_kda_gates(&mut self, op: KdaGates) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("kda_gates");
         let recorder = &self.recorder;
         let (decay, write) = (recorder.tensor(op.decay)?, recorder.tensor(op.write)?);
@@ -84,8 +81,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
-        self.demands.states = Some(op.pool.layout);
         self.name("kda_recurrence");
         let layout = op.pool.layout;
         let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
@@ -162,7 +157,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("gated_norm");
         let recorder = &self.recorder;
         let (input, gate) = (recorder.tensor(op.input)?, recorder.tensor(op.gate)?);

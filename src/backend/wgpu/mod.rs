@@ -27,10 +27,11 @@ pub use self::device::{AdapterDescription, adapters, has_gpu};
 use self::memory::Memory;
 use self::pipelines::Pipelines;
 use self::readback::{Read, Spare};
+use super::check;
 use super::{
-    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Random,
-    RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step, Tensor,
-    TensorValues, Ticket, Weight, WeightSource,
+    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
+    Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
+    Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::config::Dtype;
 use crate::error::BackendError;
@@ -352,8 +353,12 @@ impl Backend for WgpuBackend {
         self.write("latents", &buffer, at, bytemuck::cast_slice(&record.rows))
     }
 
-    fn step(&mut self, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let step = step::WgpuStep::new(Arc::clone(&self.shared), capacity)?;
+    fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
+        let demands = check::program(program, &capacity, self.shard())?;
+        let mut step = step::WgpuStep::new(Arc::clone(&self.shared), capacity, demands)?;
+        for op in &program.expanded(|_| false).ops {
+            step.push(op)?;
+        }
         Ok(Box::new(step))
     }
 }

@@ -13,11 +13,8 @@ use super::readback::{Read, Spare};
 use super::timing::{self, Clock, Timing};
 use crate::backend::check::Demands;
 use crate::backend::image::{Image, Plan};
-use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{
-    Add, AllGather, AllReduce, Batch, Capacity, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence,
-    Linear, MlaAppend, MlaAttention, Result, RmsNorm, Route, Select, ShortConv, Step, StepOutput,
-    Swiglu, Tensor, Ticket, Weight,
+    AllGather, Batch, Capacity, Op, Result, Step, StepOutput, Tensor, Ticket, Weight,
 };
 use crate::error::BackendError;
 
@@ -123,7 +120,7 @@ pub(super) struct WgpuStep {
     pub(super) recorder: Recorder,
     pub(super) plan: Plan,
     spare: Arc<Spare>,
-    pub(super) demands: Demands,
+    demands: Demands,
     names: Vec<&'static str>,
     /// Each with the place of its operation among the names.
     commands: Vec<(usize, Command)>,
@@ -133,7 +130,7 @@ pub(super) struct WgpuStep {
 }
 
 impl WgpuStep {
-    pub(super) fn new(shared: Arc<Shared>, capacity: Capacity) -> Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, capacity: Capacity, demands: Demands) -> Result<Self> {
         let block_tokens = {
             let memory = shared.memory();
             let pools = memory.latents.iter();
@@ -157,7 +154,7 @@ impl WgpuStep {
             },
             plan,
             spare: Arc::default(),
-            demands: Demands::default(),
+            demands,
             names: Vec::new(),
             commands: Vec::new(),
             timing: None,
@@ -169,7 +166,7 @@ impl WgpuStep {
         self.names.push(name);
     }
 
-    fn push(&mut self, command: Command) {
+    fn push_command(&mut self, command: Command) {
         self.commands
             .push((self.names.len().saturating_sub(1), command));
     }
@@ -183,17 +180,17 @@ impl WgpuStep {
         size: impl Fn(&Image) -> [u32; 3] + Send + 'static,
     ) -> Result<()> {
         let launch = self.recorder.launch(program, params, binds)?;
-        self.push(Command::Dispatch(launch, Box::new(size)));
+        self.push_command(Command::Dispatch(launch, Box::new(size)));
         Ok(())
     }
 
     /// Has every submission return these rows, as they are at this place.
     pub(super) fn answer(&mut self, buffer: wgpu::Buffer, answer: Answer) {
-        self.push(Command::Answer(buffer, answer));
+        self.push_command(Command::Answer(buffer, answer));
     }
 
     pub(super) fn several(&mut self, windows: Windows) {
-        self.push(Command::Several(windows));
+        self.push_command(Command::Several(windows));
     }
 
     /// Encodes all commands; `answers` says where each answer begins in `back`, and `clock` writes behind them.
@@ -301,117 +298,65 @@ impl Passes<'_, '_> {
     }
 }
 
-impl Step for WgpuStep {
-    fn embed(&mut self, op: Embed) -> Result<()> {
-        self.record_embed(op)
+impl WgpuStep {
+    /// Appends an operation, which was checked. Blocks were expanded.
+    pub(super) fn push(&mut self, op: &Op) -> Result<()> {
+        match *op {
+            Op::Embed(op) => self.record_embed(op),
+            Op::RmsNorm(op) => self.record_rms_norm(op),
+            Op::Linear(op) => self.record_linear(op),
+            Op::ShortConv(op) => self.record_short_conv(op),
+            Op::KdaGates(op) => self.record_kda_gates(op),
+            Op::KdaRecurrence(op) => self.record_kda_recurrence(op),
+            Op::GatedNorm(op) => self.record_gated_norm(op),
+            Op::MlaAppend(op) => self.record_mla_append(op),
+            Op::MlaPrefill(op) => self.record_prefill(op),
+            Op::MlaDecode(op) => self.record_decode(op),
+            Op::Route(op) => self.record_route(op),
+            Op::Experts(op) => self.record_experts(op),
+            Op::Swiglu(op) => self.record_swiglu(op),
+            Op::Add(op) => self.record_add(op),
+            // One rank: the sum is there already.
+            Op::AllReduce(op) => self.recorder.tensor(op.target).map(drop),
+            Op::AllGather(op) => self.record_all_gather(op),
+            Op::Select(op) => self.record_select(op),
+            Op::Probe(tensor) => self.record_probe(tensor),
+            Op::ProbePositions(tensor) => self.record_probe_positions(tensor),
+            Op::TraceKda(op) => self.record_trace_kda(op),
+            Op::TraceGate(op) => self.record_trace_gate(op),
+            Op::TraceRoute(op) => self.record_trace_route(op),
+            Op::TraceState(op) => self.record_trace_state(op),
+            Op::TraceAttention(op) => self.record_trace_attention(op),
+            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
+        }
     }
 
-    fn rms_norm(&mut self, op: RmsNorm) -> Result<()> {
-        self.record_rms_norm(op)
-    }
-
-    fn linear(&mut self, op: Linear) -> Result<()> {
-        self.record_linear(op)
-    }
-
-    fn short_conv(&mut self, op: ShortConv) -> Result<()> {
-        self.record_short_conv(op)
-    }
-
-    fn kda_gates(&mut self, op: KdaGates) -> Result<()> {
-        self.record_kda_gates(op)
-    }
-
-    fn kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
-        self.record_kda_recurrence(op)
-    }
-
-    fn gated_norm(&mut self, op: GatedNorm) -> Result<()> {
-        self.record_gated_norm(op)
-    }
-
-    fn mla_append(&mut self, op: MlaAppend) -> Result<()> {
-        self.record_mla_append(op)
-    }
-
-    fn mla_prefill(&mut self, op: MlaAttention) -> Result<()> {
-        self.record_prefill(op)
-    }
-
-    fn mla_decode(&mut self, op: MlaAttention) -> Result<()> {
-        self.record_decode(op)
-    }
-
-    fn route(&mut self, op: Route) -> Result<()> {
-        self.record_route(op)
-    }
-
-    fn experts(&mut self, op: Experts) -> Result<()> {
-        self.record_experts(op)
-    }
-
-    fn swiglu(&mut self, op: Swiglu) -> Result<()> {
-        self.record_swiglu(op)
-    }
-
-    fn add(&mut self, op: Add) -> Result<()> {
-        self.record_add(op)
-    }
-
-    fn all_reduce(&mut self, op: AllReduce) -> Result<()> {
-        // One rank: the sum is there already.
-        self.recorder.tensor(op.target).map(|_| ())
-    }
-
-    fn all_gather(&mut self, op: AllGather) -> Result<()> {
-        op.check(&self.recorder.capacity, 1)?;
+    fn record_all_gather(&mut self, op: AllGather) -> Result<()> {
         self.name("all_gather");
         let (input, output) = (
             self.recorder.tensor(op.input)?,
             self.recorder.tensor(op.output)?,
         );
-        self.push(Command::Copy(input, output, op.input));
+        self.push_command(Command::Copy(input, output, op.input));
         Ok(())
     }
 
-    fn select(&mut self, op: Select) -> Result<()> {
-        self.record_select(op)
-    }
-
-    fn probe(&mut self, tensor: Tensor) -> Result<()> {
+    fn record_probe(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
         let buffer = self.recorder.tensor(tensor)?;
         self.answer(buffer, Answer::Probe(tensor));
         Ok(())
     }
 
-    fn trace_kda(&mut self, op: TraceKda) -> Result<()> {
-        self.record_trace_kda(op)
-    }
-
-    fn trace_gate(&mut self, op: TraceGate) -> Result<()> {
-        self.record_trace_gate(op)
-    }
-
-    fn trace_route(&mut self, op: TraceRoute) -> Result<()> {
-        self.record_trace_route(op)
-    }
-
-    fn trace_state(&mut self, op: TraceState) -> Result<()> {
-        self.record_trace_state(op)
-    }
-
-    fn probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+    fn record_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
         let buffer = self.recorder.tensor(tensor)?;
         self.answer(buffer, Answer::Positions(tensor));
         Ok(())
     }
+}
 
-    fn trace_attention(&mut self, op: TraceAttention) -> Result<()> {
-        self.record_trace_attention(op)
-    }
-
+impl Step for WgpuStep {
     fn time(&mut self, on: bool) -> Result<()> {
         if self.timing.is_none() && on {
             self.timing = Some(Timing::new(&self.recorder.shared.gpu)?);

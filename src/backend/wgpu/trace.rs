@@ -13,8 +13,6 @@ const SPAN: usize = 128;
 
 impl WgpuStep {
     pub(super) fn record_trace_kda(&mut self, op: TraceKda) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
-        self.demands.states = Some(op.pool.layout);
         self.name("trace_kda");
         let layout = op.pool.layout;
         let recorder = &self.recorder;
@@ -42,7 +40,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_trace_gate(&mut self, op: TraceGate) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("trace_gate");
         let (gate, output) = (
             self.recorder.tensor(op.gate)?,
@@ -59,7 +56,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_trace_route(&mut self, op: TraceRoute) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         self.name("trace_route");
         let recorder = &self.recorder;
         let (experts, weights) = (recorder.tensor(op.experts)?, recorder.tensor(op.weights)?);
@@ -77,8 +73,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
-        self.demands.states = Some(op.pool.layout);
         self.name("trace_state");
         let output = self.recorder.tensor(op.output)?;
         let states = self
@@ -96,7 +90,6 @@ impl WgpuStep {
     }
 
     pub(super) fn record_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
-        op.check(&self.recorder.capacity)?;
         let (layout, places) = (op.pool.layout, op.output.width);
         let heads = op.query.width / (op.nope + layout.rope).max(1);
         let plan = self.expanded(layout, op.kv_b, heads, op.nope, op.value)?;

@@ -3,7 +3,8 @@
 
 use super::moe::clear_rows;
 use crate::backend::{
-    Batch, Element, MlpBlock, MoeBlock, Piece, Result, Route, Rows, Step, Tensor,
+    Batch, Capacity, Element, MlpBlock, MoeBlock, Op, Piece, Program, Result, Route, Rows, Step,
+    Tensor,
 };
 use crate::checkpoint::Format;
 use crate::conformance::lab::plain;
@@ -25,6 +26,20 @@ pub(super) struct BlockRig {
 /// Which of the two is run.
 pub(super) const COMPOSED: usize = 0;
 pub(super) const OWN: usize = 1;
+
+/// A block's parts as a step, then the block as the backend has it.
+pub(super) fn both_ways(
+    lab: &mut Lab<'_>,
+    block: Op,
+    capacity: Capacity,
+) -> Result<[Box<dyn Step>; 2]> {
+    let whole = Program::from_iter([block]);
+    let parts = whole.expanded(|_| false);
+    Ok([
+        lab.backend.compile(&parts, capacity)?,
+        lab.backend.compile(&whole, capacity)?,
+    ])
+}
 
 impl BlockRig {
     /// Runs rows from `first` on as these pieces; gives the output's rows.
@@ -116,9 +131,8 @@ fn mlp_block(lab: &mut Lab<'_>, tokens: usize, d: usize, n: usize) -> Result<()>
     let values = lab.activations(tokens * d, 1.0);
     let input = lab.output(tokens, d)?;
     let (block, answer) = mlp(lab, input, &values, n, true)?;
-    let mut steps = [lab.step(&plain(tokens))?, lab.step(&plain(tokens))?];
-    block.compose(&mut *steps[COMPOSED])?;
-    steps[OWN].mlp_block(&block)?;
+    let capacity = Lab::capacity(&plain(tokens));
+    let steps = both_ways(lab, Op::from(block), capacity)?;
     let rig = BlockRig {
         input,
         output: block.output,
@@ -173,9 +187,8 @@ fn moe_block(
             .zip(extra)
             .for_each(|(sum, extra)| *sum += extra);
     }
-    let mut steps = [lab.step(&plain(tokens))?, lab.step(&plain(tokens))?];
-    block.compose(&mut *steps[COMPOSED])?;
-    steps[OWN].moe_block(&block)?;
+    let capacity = Lab::capacity(&plain(tokens));
+    let steps = both_ways(lab, Op::from(block), capacity)?;
     let mut scratch = vec![block.route.experts, block.route.weights];
     if let Some(shared) = &block.shared {
         scratch.extend([shared.gate_up, shared.hidden, shared.output]);

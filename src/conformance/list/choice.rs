@@ -1,7 +1,8 @@
 //! `select` and `probe`: what comes back from a step.
 
 use crate::backend::{
-    Add, Batch, Element, Embed, OutputRow, Result, Rows, Select, StepOutput, Tensor, TensorValues,
+    Add, Batch, Element, Embed, Op, OutputRow, Result, Rows, Select, StepOutput, Tensor,
+    TensorValues,
 };
 use crate::checkpoint::Format;
 use crate::conformance::lab::plain;
@@ -95,12 +96,12 @@ fn choose(
     let logits: Tensor = lab.blank(Rows::Outputs, count, vocabulary, Element::F32)?;
     lab.fill(logits, values)?;
     let batch = outputs(vocabulary, count);
-    let mut step = lab.step(&batch)?;
-    step.select(Select {
+    let select = Select {
         logits,
         candidates,
         keep_rows,
-    })?;
+    };
+    let mut step = lab.compile(&batch, [Op::from(select)])?;
     let output = lab.submit(&mut *step, &batch)?;
     Ok((batch, output))
 }
@@ -189,12 +190,11 @@ fn in_flight(lab: &mut Lab<'_>) -> Result<()> {
     let table_rows: Vec<f32> = table.values.iter().map(|x| *x as f32).collect();
     let table_rows = lab.rounded(table_rows);
     let hidden = lab.output(7, d)?;
-    let mut step = lab.step(&plain(7))?;
-    step.embed(Embed {
+    let embed = Embed {
         weight: table.weight,
         output: hidden,
-    })?;
-    step.probe(hidden)?;
+    };
+    let mut step = lab.compile(&plain(7), [Op::from(embed), Op::Probe(hidden)])?;
     let batches: Vec<Batch> = (1..=7)
         .map(|count| Batch {
             tokens: (0..count)
@@ -242,12 +242,14 @@ fn probe(lab: &mut Lab<'_>) -> Result<()> {
         outputs: [0, 3].map(|row| OutputRow { row, target: None }).to_vec(),
         ..plain(5)
     };
-    let mut step = lab.step(&batch)?;
-    step.probe(target)?;
-    step.add(Add { source, target })?;
-    step.probe(target)?;
-    step.probe(indices)?;
-    step.probe(logits)?;
+    let ops = [
+        Op::Probe(target),
+        Op::from(Add { source, target }),
+        Op::Probe(target),
+        Op::Probe(indices),
+        Op::Probe(logits),
+    ];
+    let mut step = lab.compile(&batch, ops)?;
     let output = lab.submit(&mut *step, &batch)?;
     let after = lab.read(target, 5)?;
     lab.holds("four probes", output.probes.len() == 4);

@@ -2,8 +2,8 @@
 
 use super::kda_rig::{LAYER, piece, record};
 use crate::backend::{
-    Batch, Capacity, Element, Piece, Result, Slot, StateCheckpoint, StateLayout, StatePool, Step,
-    Tensor,
+    Batch, Capacity, Element, Piece, Program, Result, ShortConv, Slot, StateCheckpoint,
+    StateLayout, StatePool, Step, Tensor,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, widen};
@@ -52,20 +52,21 @@ impl Rig {
             Element::Activation,
         )?;
         let output = lab.output(tokens, channels)?;
-        let mut step = lab.backend.step(Capacity {
+        let capacity = Capacity {
             tokens: tokens + 1,
             pieces: slots,
             outputs: 0,
             blocks: 0,
             checkpoints: slots,
-        })?;
-        step.short_conv(crate::backend::ShortConv {
+        };
+        let conv = ShortConv {
             input,
             weight: weight.weight,
             pool,
             layer: LAYER,
             output,
-        })?;
+        };
+        let step = lab.backend.compile(&Program::from_iter([conv]), capacity)?;
         let rig = Self {
             pool,
             weight,

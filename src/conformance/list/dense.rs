@@ -2,7 +2,7 @@
 
 use super::rows::{Answer, Input, Operation, Output, Place, Question, ask, definition, properties};
 use crate::backend::{
-    Add, AllGather, AllReduce, Batch, Element, Embed, Linear, OutputRow, Result, RmsNorm, Rows,
+    Add, AllGather, AllReduce, Batch, Element, Embed, Linear, Op, OutputRow, Result, RmsNorm, Rows,
     Swiglu,
 };
 use crate::checkpoint::Format;
@@ -55,9 +55,9 @@ pub(super) fn embed(
     let answer = lab.answer(|| oracle::embed(&ids, &table.values, d));
     let weight = table.weight;
     let outputs = vec![Output::activation(d, answer)];
-    let operation = Operation::new(tokens, Vec::new(), outputs, move |step, _, outputs| {
+    let operation = Operation::new(tokens, Vec::new(), outputs, move |_, outputs| {
         let output = outputs[0];
-        step.embed(Embed { weight, output })
+        Op::from(Embed { weight, output })
     });
     Ok(Operation {
         tokens: ids,
@@ -112,8 +112,8 @@ pub(super) fn rms_norm(
         tokens,
         vec![Input::activation(d, input)],
         vec![Output::activation(d, answer)],
-        move |step, inputs, outputs| {
-            step.rms_norm(RmsNorm {
+        move |inputs, outputs| {
+            Op::from(RmsNorm {
                 input: inputs[0],
                 weight,
                 eps,
@@ -142,18 +142,20 @@ fn rms_norm_of_outputs(lab: &mut Lab<'_>, rows: &[usize]) -> Result<()> {
             .collect(),
         ..plain(tokens)
     };
-    let mut step = lab.step(&batch)?;
-    step.rms_norm(RmsNorm {
-        input,
-        weight: norm.weight,
-        eps,
-        output: normed,
-    })?;
-    step.linear(Linear {
-        input: normed,
-        weight: head.weight,
-        output: logits,
-    })?;
+    let ops = [
+        Op::from(RmsNorm {
+            input,
+            weight: norm.weight,
+            eps,
+            output: normed,
+        }),
+        Op::from(Linear {
+            input: normed,
+            weight: head.weight,
+            output: logits,
+        }),
+    ];
+    let mut step = lab.compile(&batch, ops)?;
     lab.submit(&mut *step, &batch)?;
     let wanted: Vec<f64> = rows
         .iter()
@@ -312,8 +314,8 @@ pub(super) fn linear(
         tokens,
         vec![Input::activation(columns, input)],
         vec![output],
-        move |step, inputs, outputs| {
-            step.linear(Linear {
+        move |inputs, outputs| {
+            Op::from(Linear {
                 input: inputs[0],
                 weight,
                 output: outputs[0],
@@ -346,8 +348,8 @@ pub(super) fn swiglu(lab: &mut Lab<'_>, tokens: usize, n: usize, scale: f32) -> 
         tokens,
         vec![Input::activation(2 * n, input)],
         vec![Output::activation(n, answer)],
-        |step, inputs, outputs| {
-            step.swiglu(Swiglu {
+        |inputs, outputs| {
+            Op::from(Swiglu {
                 input: inputs[0],
                 output: outputs[0],
             })
@@ -374,8 +376,8 @@ pub(super) fn add(lab: &mut Lab<'_>, tokens: usize, d: usize) -> Result<Operatio
         tokens,
         vec![Input::activation(d, source), Input::activation(d, target)],
         vec![output],
-        |step, inputs, _| {
-            step.add(Add {
+        |inputs, _| {
+            Op::from(Add {
                 source: inputs[0],
                 target: inputs[1],
             })
@@ -402,8 +404,7 @@ fn collective_cases(cases: &mut Vec<Case>) {
             single(lab)?;
             let values = lab.activations(5 * 33, 1.0);
             let target = lab.input(33, Element::Activation, &values)?;
-            let mut step = lab.step(&plain(5))?;
-            step.all_reduce(AllReduce { target })?;
+            let mut step = lab.compile(&plain(5), [Op::from(AllReduce { target })])?;
             lab.submit(&mut *step, &plain(5))?;
             let found = lab.read(target, 5)?;
             lab.same("the target", &found, &values);
@@ -419,8 +420,8 @@ fn collective_cases(cases: &mut Vec<Case>) {
             let values = lab.activations(5 * 33, 1.0);
             let input = lab.input(33, Element::Activation, &values)?;
             let output = lab.output(5, 33)?;
-            let mut step = lab.step(&plain(5))?;
-            step.all_gather(AllGather { input, output })?;
+            let gather = AllGather { input, output };
+            let mut step = lab.compile(&plain(5), [Op::from(gather)])?;
             lab.submit(&mut *step, &plain(5))?;
             let found = lab.read(output, 5)?;
             lab.same("the output", &found, &values);

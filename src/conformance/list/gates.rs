@@ -1,7 +1,7 @@
 //! `kda_gates` and `gated_norm`: what stands around the recurrence, a row at a time.
 
 use super::rows::{Answer, Input, Operation, Output, Place, definition, properties};
-use crate::backend::{Element, GatedNorm, KdaGates, Result};
+use crate::backend::{Element, GatedNorm, KdaGates, Op, Result};
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, widen};
 use crate::conformance::{Case, Lab, Tolerance};
@@ -93,8 +93,8 @@ pub(super) fn gates(
             Input::activation(heads, write),
         ],
         outputs,
-        move |step, inputs, outputs| {
-            step.kda_gates(KdaGates {
+        move |inputs, outputs| {
+            Op::from(KdaGates {
                 decay: inputs[0],
                 write: inputs[1],
                 a_log,
@@ -125,8 +125,8 @@ pub(super) fn gated_norm(
             Input::activation(heads * width, gate),
         ],
         vec![Output::activation(heads * width, answer)],
-        move |step, inputs, outputs| {
-            step.gated_norm(GatedNorm {
+        move |inputs, outputs| {
+            Op::from(GatedNorm {
                 input: inputs[0],
                 gate: inputs[1],
                 weight,

@@ -1,9 +1,10 @@
 //! `kda_block`: projections, convolution, gates, recurrence, gated norm and output as one.
 
-use super::blocks::{BlockRig, COMPOSED, OWN, projection};
+use super::blocks::{BlockRig, COMPOSED, OWN, both_ways, projection};
 use super::kda_rig::{LAYER, piece, record};
 use crate::backend::{
-    Capacity, Element, KdaBlock, Piece, Result, Rows, Slot, StateCheckpoint, StateLayout, StatePool,
+    Capacity, Element, KdaBlock, Op, Piece, Result, Rows, Slot, StateCheckpoint, StateLayout,
+    StatePool,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Recurrence, widen};
@@ -117,9 +118,7 @@ impl Rig {
             blocks: 0,
             checkpoints: slots,
         };
-        let mut steps = [lab.backend.step(capacity)?, lab.backend.step(capacity)?];
-        block.compose(&mut *steps[COMPOSED])?;
-        steps[OWN].kda_block(&block)?;
+        let steps = both_ways(lab, Op::from(block), capacity)?;
         let scratch = vec![
             block.qkv,
             block.qkv_conv,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::kda_input::KdaCase;
 use crate::backend::{
-    Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Piece, Result, Rows, Slot,
+    Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Piece, Program, Result, Rows, Slot,
     StateLayout, StatePool, StateRecord, Step, Tensor,
 };
 use crate::conformance::Lab;
@@ -39,14 +39,14 @@ impl Rig {
         let gates = plan(layout.value_heads * layout.key_width)?;
         let beta = plan(layout.value_heads)?;
         let output = lab.output(tokens, layout.value_heads * layout.value_width)?;
-        let mut step = lab.backend.step(Capacity {
+        let capacity = Capacity {
             tokens: tokens + 1,
             pieces,
             outputs: 0,
             blocks: 0,
             checkpoints: pieces,
-        })?;
-        step.kda_recurrence(KdaRecurrence {
+        };
+        let recurrence = KdaRecurrence {
             qkv,
             gates,
             beta,
@@ -54,7 +54,10 @@ impl Rig {
             layer: LAYER,
             form,
             output,
-        })?;
+        };
+        let step = lab
+            .backend
+            .compile(&Program::from_iter([recurrence]), capacity)?;
         let mut case = case.clone();
         let rounded = lab.rounded(case.qkv.clone());
         if rounded != case.qkv {

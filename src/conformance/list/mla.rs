@@ -3,8 +3,8 @@
 //! Blocks are dealt out in no order, and what no token was appended to is NaN: dead rows must not be read.
 
 use crate::backend::{
-    Batch, Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaAppend, MlaAttention, Piece,
-    Pieces, Result, Slot, Step, Tensor,
+    Batch, Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaAppend, MlaAttention, Op,
+    Piece, Pieces, Program, Result, Slot, Step, Tensor,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
@@ -145,14 +145,17 @@ pub(super) fn append(
     let norm = lab.norm_weight(Format::Bf16, latent)?;
     let values = lab.activations(total(spans) * width, scale);
     let input = lab.input(width, crate::backend::Element::Activation, &values)?;
-    let mut step = lab.backend.step(cache.capacity(total(spans)))?;
-    step.mla_append(MlaAppend {
+    let append = MlaAppend {
         input,
         weight: norm.weight,
         eps,
         pool: cache.pool,
         layer: LAYER,
-    })?;
+    };
+    let capacity = cache.capacity(total(spans));
+    let mut step = lab
+        .backend
+        .compile(&Program::from_iter([append]), capacity)?;
     let pieces = (0..spans.len()).map(|i| cache.piece(i, spans[i])).collect();
     let before = [cache.read(lab, 0)?, cache.read(lab, LAYER)?];
     lab.submit(&mut *step, &batch(pieces))?;
@@ -247,7 +250,6 @@ impl Rig {
         let queries = lab.activations(total(spans) * heads * (nope + rope), sharp);
         let query = lab.output(total(spans), heads * (nope + rope))?;
         let output = lab.output(total(spans), heads * value)?;
-        let mut step = lab.backend.step(cache.capacity(total(spans)))?;
         let op = MlaAttention {
             query,
             kv_b: kv_b.weight,
@@ -258,11 +260,13 @@ impl Rig {
             pieces,
             output,
         };
-        if prefill {
-            step.mla_prefill(op)?;
+        let op = if prefill {
+            Op::MlaPrefill(op)
         } else {
-            step.mla_decode(op)?;
-        }
+            Op::MlaDecode(op)
+        };
+        let capacity = cache.capacity(total(spans));
+        let step = lab.backend.compile(&Program::from_iter([op]), capacity)?;
         Ok(Self {
             cache,
             attention,

@@ -1,9 +1,9 @@
 //! `mla_block`: projections, the append, both forms of attention and the output as one.
 
-use super::blocks::{BlockRig, COMPOSED, OWN, projection};
+use super::blocks::{BlockRig, COMPOSED, OWN, both_ways, projection};
 use super::kda_rig::{LAYER, piece};
 use crate::backend::{
-    Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaBlock, Piece, Result, Slot,
+    Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaBlock, Op, Piece, Result, Slot,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
@@ -78,9 +78,7 @@ impl Rig {
             blocks: 16,
             checkpoints: 0,
         };
-        let mut steps = [lab.backend.step(capacity)?, lab.backend.step(capacity)?];
-        block.compose(&mut *steps[COMPOSED])?;
-        steps[OWN].mla_block(&block)?;
+        let steps = both_ways(lab, Op::from(block), capacity)?;
         let pasts = seed(lab, &pool)?;
         Ok(Self {
             block: BlockRig {

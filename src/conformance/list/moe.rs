@@ -2,7 +2,7 @@
 
 use super::dense::FORMATS;
 use super::rows::{Answer, Input, Layout, Operation, Output, Place, definition, properties};
-use crate::backend::{Element, Experts, Result, Route};
+use crate::backend::{Element, Experts, Op, Result, Route};
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Router, widen};
 use crate::conformance::{Case, Lab, Matrix, Tolerance};
@@ -320,8 +320,8 @@ fn routing(
         rows.len() / d,
         vec![Input::activation(d, rows)],
         outputs,
-        move |step, inputs, outputs| {
-            step.route(Route {
+        move |inputs, outputs| {
+            Op::from(Route {
                 input: inputs[0],
                 weight,
                 bias,
@@ -386,8 +386,8 @@ pub(super) fn experts(
             Input::f32(top_k, weights),
         ],
         vec![Output::activation(d, answer)],
-        move |step, inputs, outputs| {
-            step.experts(Experts {
+        move |inputs, outputs| {
+            Op::from(Experts {
                 input: inputs[0],
                 experts: inputs[1],
                 weights: inputs[2],

@@ -3,7 +3,8 @@
 use half::bf16;
 
 use crate::backend::{
-    Block, Element, Embed, LatentLayout, Random, RandomWeight, Result, RmsNorm, Slot, StateLayout,
+    Block, Element, Embed, LatentLayout, Op, Random, RandomWeight, Result, RmsNorm, Slot,
+    StateLayout,
 };
 use crate::checkpoint::Format;
 use crate::conformance::lab::plain;
@@ -68,8 +69,7 @@ fn weight(lab: &mut Lab<'_>, format: Format, [rows, columns]: [usize; 2]) -> Res
         let output = lab.output(rows, columns)?;
         let mut batch = plain(rows);
         batch.tokens = (0..rows as u32).collect();
-        let mut step = lab.step(&batch)?;
-        step.embed(Embed { weight, output })?;
+        let mut step = lab.compile(&batch, [Op::from(Embed { weight, output })])?;
         lab.submit(&mut *step, &batch)?;
         let found = lab.read(output, rows)?;
         let number = |i| stored(random.value(i), format);
@@ -88,13 +88,13 @@ fn norm(lab: &mut Lab<'_>, format: Format, width: usize) -> Result<()> {
         .random_weight(made(format, [width, 1], random))?;
     let input = lab.input(width, Element::Activation, &vec![1.0; width])?;
     let output = lab.output(1, width)?;
-    let mut step = lab.step(&plain(1))?;
-    step.rms_norm(RmsNorm {
+    let norm = RmsNorm {
         input,
         weight,
         eps: 0.0,
         output,
-    })?;
+    };
+    let mut step = lab.compile(&plain(1), [Op::from(norm)])?;
     lab.submit(&mut *step, &plain(1))?;
     let found = lab.read(output, 1)?;
     let number = |i| f64::from(stored(random.value(i), format));

@@ -1,6 +1,6 @@
 //! How operations are run whose rows stand alone: against the oracle, each row without the others, again and again.
 
-use crate::backend::{Batch, Element, Piece, Result, Rows, Slot, Step, Tensor, TensorValues};
+use crate::backend::{Batch, Element, Op, Piece, Result, Rows, Slot, Step, Tensor, TensorValues};
 use crate::conformance::lab::plain;
 use crate::conformance::{Case, Lab, Tolerance, element_error, row_error};
 
@@ -85,8 +85,8 @@ impl Output {
     }
 }
 
-/// Records the operation, given its arguments and results.
-type Record = Box<dyn Fn(&mut dyn Step, &[Tensor], &[Tensor]) -> Result<()>>;
+/// The operation, given its arguments and results.
+type MakeOp = Box<dyn Fn(&[Tensor], &[Tensor]) -> Op>;
 
 /// How rows are laid out in pieces: the lengths of these.
 pub(super) type Layout = fn(usize) -> Vec<usize>;
@@ -97,7 +97,7 @@ pub(super) struct Operation {
     pub(super) layout: Layout,
     pub(super) inputs: Vec<Input>,
     pub(super) outputs: Vec<Output>,
-    pub(super) record: Record,
+    pub(super) op: MakeOp,
 }
 
 impl Operation {
@@ -106,14 +106,14 @@ impl Operation {
         rows: usize,
         inputs: Vec<Input>,
         outputs: Vec<Output>,
-        record: impl Fn(&mut dyn Step, &[Tensor], &[Tensor]) -> Result<()> + 'static,
+        op: impl Fn(&[Tensor], &[Tensor]) -> Op + 'static,
     ) -> Self {
         Self {
             tokens: vec![0; rows],
             layout: |rows| vec![rows],
             inputs,
             outputs,
-            record: Box::new(record),
+            op: Box::new(op),
         }
     }
 
@@ -171,8 +171,8 @@ impl Rig {
                 Place::Input(i) => inputs[i],
             });
         }
-        let mut step = lab.step(&operation.batch(rows))?;
-        (operation.record)(&mut *step, &inputs, &outputs)?;
+        let op = (operation.op)(&inputs, &outputs);
+        let step = lab.compile(&operation.batch(rows), [op])?;
         Ok(Self {
             operation,
             inputs,

@@ -3,8 +3,8 @@
 
 mod step;
 
+pub(super) use step::TraceTensors;
 pub use step::TracedStep;
-pub(super) use step::{TraceTensors, Tracer};
 
 use serde::Serialize;
 

@@ -12,8 +12,8 @@ use crate::backend::trace::{
     KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_record,
 };
 use crate::backend::{
-    Backend, Capacity, Element, KEY_EPS, KdaBlock, KdaPlace, MlaBlock, Rows, StateLayout, Step,
-    StepOutput, Tensor,
+    Backend, Capacity, Element, KEY_EPS, KdaBlock, MlaBlock, MoeBlock, Op, Program, Rows,
+    StateLayout, Step, StepOutput, Tensor,
 };
 use crate::error::BackendError;
 use crate::model::{AttentionBlock, FfnBlock, Layer, Model, Recording};
@@ -198,11 +198,13 @@ fn state_of(
     }
 }
 
-/// What is recorded beside the model's own operations.
-pub(in crate::model) struct Tracer {
+/// What is inserted into the model's own program.
+struct Tracer {
     choice: TraceChoice,
     tensors: TraceTensors,
     probes: Probes,
+    /// Layers seen so far.
+    layers: usize,
     kda_layers: Vec<usize>,
     routed_layers: Vec<usize>,
     /// How many layers with experts the model has.
@@ -210,133 +212,146 @@ pub(in crate::model) struct Tracer {
 }
 
 impl Tracer {
-    /// A KDA block with what is told of it.
-    pub(in crate::model) fn kda(
-        &mut self,
-        step: &mut dyn Step,
-        layer: usize,
-        block: &KdaBlock,
-    ) -> Result<(), BackendError> {
+    /// The program with what is told of it, and what was gathered probed at its end.
+    fn insert(&mut self, program: &Program) -> Program {
+        let mut traced = program.rewritten(|op| match op {
+            Op::KdaBlock(block) => {
+                self.layers += 1;
+                self.kda(block)
+            }
+            Op::MlaBlock(block) => {
+                self.layers += 1;
+                self.mla(block)
+            }
+            Op::MoeBlock(block) => self.moe(block),
+            other => vec![other.clone()],
+        });
+        traced.section("trace");
+        self.finish(&mut traced);
+        traced
+    }
+
+    /// A KDA block's parts with what is told of it: before the recurrence, and once the output gate is there.
+    fn kda(&mut self, block: &KdaBlock) -> Vec<Op> {
+        let layer = self.layers - 1;
         self.kda_layers.push(layer);
         let chosen = self.choice.kda.filter(|chosen| chosen.layer == layer);
-        block.compose_with(step, &mut |step, place| match place {
-            KdaPlace::BeforeRecurrence => {
-                if let Some(output) = self.tensors.kda {
-                    step.trace_kda(TraceKda {
-                        qkv: block.qkv_conv,
-                        gates: block.gates,
-                        beta: block.beta,
-                        pool: block.pool,
-                        layer: block.layer,
-                        output,
-                    })?;
+        let mut ops = Vec::new();
+        for op in block.ops() {
+            match op {
+                Op::KdaRecurrence(_) => {
+                    ops.extend(self.tensors.kda.map(|output| {
+                        Op::from(TraceKda {
+                            qkv: block.qkv_conv,
+                            gates: block.gates,
+                            beta: block.beta,
+                            pool: block.pool,
+                            layer: block.layer,
+                            output,
+                        })
+                    }));
+                    if chosen.is_some() {
+                        self.probes.qkv = self.probes.next();
+                        ops.push(Op::Probe(block.qkv_conv));
+                    }
                 }
-                if chosen.is_some() {
-                    self.probes.qkv = self.probes.next();
-                    step.probe(block.qkv_conv)?;
+                Op::GatedNorm(_) => {
+                    ops.extend(self.tensors.gate.map(|output| {
+                        Op::from(TraceGate {
+                            gate: block.gate,
+                            layout: block.pool.layout,
+                            layer: block.layer,
+                            output,
+                        })
+                    }));
+                    if let (Some(chosen), Some(output)) = (chosen, self.tensors.state) {
+                        self.probes.open = self.probes.next();
+                        ops.push(Op::Probe(block.gate));
+                        ops.push(Op::from(TraceState {
+                            pool: block.pool,
+                            layer: block.layer,
+                            head: chosen.head,
+                            output,
+                        }));
+                    }
                 }
-                Ok(())
+                _ => {}
             }
-            KdaPlace::AfterGate => {
-                if let Some(output) = self.tensors.gate {
-                    step.trace_gate(TraceGate {
-                        gate: block.gate,
-                        layout: block.pool.layout,
-                        layer: block.layer,
-                        output,
-                    })?;
-                }
-                if let (Some(chosen), Some(output)) = (chosen, self.tensors.state) {
-                    self.probes.open = self.probes.next();
-                    step.probe(block.gate)?;
-                    step.trace_state(TraceState {
-                        pool: block.pool,
-                        layer: block.layer,
-                        head: chosen.head,
-                        output,
-                    })?;
-                }
-                Ok(())
-            }
-        })
+            ops.push(op);
+        }
+        ops
     }
 
-    /// An MLA block likewise.
-    pub(in crate::model) fn mla(
-        &mut self,
-        step: &mut dyn Step,
-        layer: usize,
-        block: &MlaBlock,
-    ) -> Result<(), BackendError> {
-        block.compose_with(
-            step,
-            &mut |step| match (self.choice.mla, self.tensors.attention) {
-                (Some(chosen), Some(output)) if chosen.layer == layer => {
-                    step.trace_attention(TraceAttention {
-                        query: block.query,
-                        kv_b: block.kv_b_proj,
-                        nope: block.nope,
-                        value: block.value,
-                        pool: block.pool,
-                        layer: block.layer,
-                        head: chosen.head,
-                        output,
-                    })
-                }
-                _ => Ok(()),
-            },
-        )
-    }
-
-    /// The experts that a layer chose; to be called after its block.
-    pub(in crate::model) fn ffn(
-        &mut self,
-        step: &mut dyn Step,
-        layer: usize,
-        block: &FfnBlock,
-    ) -> Result<(), BackendError> {
-        let (FfnBlock::Moe(block), Some(output)) = (block, self.tensors.route) else {
-            return Ok(());
+    /// An MLA block, taken apart where its attention is told of.
+    fn mla(&self, block: &MlaBlock) -> Vec<Op> {
+        let layer = self.layers - 1;
+        let chosen = self.choice.mla.filter(|chosen| chosen.layer == layer);
+        let (Some(chosen), Some(output)) = (chosen, self.tensors.attention) else {
+            return vec![Op::from(*block)];
         };
-        self.routed_layers.push(layer);
-        step.trace_route(TraceRoute {
-            experts: block.route.experts,
-            weights: block.route.weights,
-            layer: self.routed_layers.len() - 1,
-            layers: self.routed,
-            output,
-        })
+        let mut ops = Vec::new();
+        for op in block.ops() {
+            if matches!(op, Op::MlaPrefill(_)) {
+                ops.push(Op::from(TraceAttention {
+                    query: block.query,
+                    kv_b: block.kv_b_proj,
+                    nope: block.nope,
+                    value: block.value,
+                    pool: block.pool,
+                    layer: block.layer,
+                    head: chosen.head,
+                    output,
+                }));
+            }
+            ops.push(op);
+        }
+        ops
     }
 
-    /// Has what was gathered come back; to be called after all layers.
-    fn finish(&mut self, step: &mut dyn Step) -> Result<(), BackendError> {
+    /// A block of experts, and those that it chose.
+    fn moe(&mut self, block: &MoeBlock) -> Vec<Op> {
+        let mut ops = vec![Op::from(*block)];
+        if let Some(output) = self.tensors.route {
+            self.routed_layers.push(self.layers - 1);
+            ops.push(Op::from(TraceRoute {
+                experts: block.route.experts,
+                weights: block.route.weights,
+                layer: self.routed_layers.len() - 1,
+                layers: self.routed,
+                output,
+            }));
+        }
+        ops
+    }
+
+    /// Has what was gathered come back.
+    fn finish(&mut self, program: &mut Program) {
         let (probes, tensors) = (&mut self.probes, &self.tensors);
         if let Some(kda) = tensors.kda {
             probes.kda = probes.next();
-            step.probe(kda)?;
+            program.push(Op::Probe(kda));
         }
         if let Some(gate) = tensors.gate {
             probes.gate = probes.next();
-            step.probe(gate)?;
+            program.push(Op::Probe(gate));
         }
         if let Some(route) = tensors.route {
             probes.route = probes.next();
-            step.probe(route)?;
+            program.push(Op::Probe(route));
         }
         if let (Some(_), Some(state)) = (self.choice.kda, tensors.state) {
             probes.state = probes.next();
-            step.probe(state)?;
+            program.push(Op::Probe(state));
         }
         if let (Some(_), Some(attention)) = (self.choice.mla, tensors.attention) {
             probes.attention = probes.next();
-            step.probe_positions(attention)?;
+            program.push(Op::ProbePositions(attention));
         }
-        Ok(())
     }
 }
 
 impl Model {
-    /// Records the forward pass for one token of one sequence, traced.
+    /// Compiles the forward pass for one token of one sequence, traced.
     ///
     /// # Errors
     /// A choice of a head that is not there, too little memory, or a backend that does not trace.
@@ -367,6 +382,7 @@ impl Model {
             choice,
             tensors,
             probes: Probes::default(),
+            layers: 0,
             kda_layers: Vec::new(),
             routed_layers: Vec::new(),
             routed: routed(&self.layers).count(),
@@ -375,8 +391,8 @@ impl Model {
             probe_hidden: false,
             ..recording
         };
-        let mut step = self.record_with(capacity, recording, Some(&mut tracer))?;
-        tracer.finish(&mut *step)?;
+        let program = tracer.insert(&self.program(recording));
+        let step = self.compile(&program, capacity)?;
         Ok(TracedStep {
             step,
             choice,

@@ -1,0 +1,103 @@
+//! The forward pass as a program: embedding, layers, head. What a layer's blocks are made of is in `backend::block`.
+
+use super::{AttentionBlock, FfnBlock, Layer, Model, Recording};
+use crate::backend::{Add, AllGather, Embed, Linear, Op, Program, RmsNorm, Select};
+
+impl Model {
+    /// The operations of a forward pass. It asks nothing of the device.
+    #[must_use]
+    pub fn program(&self, recording: Recording) -> Program {
+        let mut program = Program::new();
+        let hidden = self.stream.hidden;
+        program.section("embedding");
+        program.push(Embed {
+            weight: self.embedding,
+            output: hidden,
+        });
+        if recording.probe_hidden {
+            program.push(Op::Probe(hidden));
+        }
+        for (number, layer) in self.layers.iter().enumerate() {
+            program.section(format!("layer {number}: {layer}"));
+            self.layer(&mut program, layer);
+            if recording.probe_hidden {
+                program.push(Op::Probe(hidden));
+            }
+        }
+        program.section("head");
+        self.output(&mut program, recording);
+        program
+    }
+
+    /// `h = h + attention(norm(h))`, then `h = h + ffn(norm(h))`.
+    fn layer(&self, program: &mut Program, layer: &Layer) {
+        let (hidden, normed) = (self.stream.hidden, self.stream.normed);
+        let norm = |weight| RmsNorm {
+            input: hidden,
+            weight,
+            eps: self.config.rms_norm_eps,
+            output: normed,
+        };
+        let residual = Add {
+            source: self.stream.output,
+            target: hidden,
+        };
+        program.push(norm(layer.input_norm));
+        match &layer.attention {
+            AttentionBlock::Kda(block) => program.push(**block),
+            AttentionBlock::Mla(block) => program.push(**block),
+        }
+        program.push(residual);
+        program.push(norm(layer.post_attention_norm));
+        match &layer.ffn {
+            FfnBlock::Dense(block) => program.push(**block),
+            FfnBlock::Moe(block) => program.push(**block),
+        }
+        program.push(residual);
+    }
+
+    /// Logits of the rows that are wanted, and what is chosen of them.
+    fn output(&self, program: &mut Program, recording: Recording) {
+        let head = self.head;
+        program.push(RmsNorm {
+            input: self.stream.hidden,
+            weight: self.final_norm,
+            eps: self.config.rms_norm_eps,
+            output: head.normed,
+        });
+        program.push(Linear {
+            input: head.normed,
+            weight: self.lm_head,
+            output: head.local_logits,
+        });
+        if head.local_logits != head.logits {
+            program.push(AllGather {
+                input: head.local_logits,
+                output: head.logits,
+            });
+        }
+        if recording.probe_hidden {
+            program.push(Op::Probe(head.logits));
+        }
+        program.push(Select {
+            logits: head.logits,
+            candidates: recording.candidates,
+            keep_rows: recording.keep_rows,
+        });
+    }
+}
+
+/// `KDA, MoE` and the like.
+impl std::fmt::Display for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let attention = match self.attention {
+            AttentionBlock::Kda(_) => "KDA",
+            AttentionBlock::Mla(_) => "MLA",
+        };
+        let ffn = match self.ffn {
+            FfnBlock::Dense(_) => "MLP",
+            FfnBlock::Moe(_) => "MoE",
+        };
+        write!(f, "{attention}, {ffn}")
+    }
+}
