@@ -58,7 +58,7 @@ struct FusedStep {
     struct Weights {
         u32 first[TAPS], second[TAPS], a_log[1], dt_bias[1], norm[1];
     };
-    // .. and what comes with the token. Inputs before a sequence are whatever was there.
+    // .. and what comes with the token. Inputs before a sequence's first are whatever its slot held.
     struct Inputs {
         float first[LEAD], second[LEAD];
         bf16 last_first, last_second, decay, write, gate;
@@ -79,7 +79,7 @@ static __device__ __forceinline__ void load_weights(
     load_stored(x.norm, from.norm, from.norm_format, min(share.d, h.value_width - 1));
 }
 
-// Of row `row` of the batch. `slot` is the one that the sequence is in, or NONE.
+// Of row `row` of the batch; `slot` is one that no other piece writes.
 static __device__ __forceinline__ void load_inputs(
     PlainStep::Inputs& x, const PlainStep& from, const Heads& h, u32 row, u32, u32 head, const Share& share) {
     const bf16* at = from.qkv + (u64)row * channels_of(h);
@@ -94,8 +94,7 @@ static __device__ __forceinline__ void load_inputs(
     const bf16* at = from.conv.input + (u64)row * channels;
     x.last_first = at[share.first];
     x.last_second = at[share.second];
-    u32 there = slot == NONE ? 0 : slot;
-    const float *first = tail_of(from.conv, channels, there, share.first), *second = tail_of(from.conv, channels, there, share.second);
+    const float *first = tail_of(from.conv, channels, slot, share.first), *second = tail_of(from.conv, channels, slot, share.second);
     #pragma unroll
     for (u32 i = 0; i < LEAD; i++) {
         x.first[i] = first[i];
@@ -240,16 +239,17 @@ static __device__ __forceinline__ void step(
 
     // The state first, what goes into the token under it.
     float4 state[STEP_ROWS];
-    load_rows(state, states + state_at(h, slot == NONE ? out : slot, head), h, slot != NONE);
+    u32 read = slot == NONE ? out : slot;
+    load_rows(state, states + state_at(h, read, head), h, slot != NONE);
     typename From::Inputs inputs;
     if (!From::SEVERAL) {
-        load_inputs(inputs, from, h, length > 0 ? start : 0, slot, head, share);
+        load_inputs(inputs, from, h, length > 0 ? start : 0, read, head, share);
         keep_tails_of(inputs, from, h, length, slot, out, checkpoint, checkpoints, share);
     }
     float root = sqrtf((float)h.key_width);
     for (u32 t = 0; t < length; t++) {
         u32 row = start + t, d = share.d;
-        if (From::SEVERAL) load_inputs(inputs, from, h, row, slot, head, share);
+        if (From::SEVERAL) load_inputs(inputs, from, h, row, read, head, share);
         Numbers numbers = numbers_of(inputs, weights, from, h, slot, head, share);
         float q = share.key ? numbers.first : 0.0f, k = share.key ? numbers.second : 0.0f, beta = numbers.beta;
         if (share.value) value[d] = numbers.first;

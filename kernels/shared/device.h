@@ -114,8 +114,8 @@ static __device__ __forceinline__ void stmatrix_transposed(void* row, const u32 
                  : "memory");
 }
 
-// A word, two, or two f32, of memory that nobody writes meanwhile; zeros where not `there`. A predicate, not a branch, and issued
-// where it stands: compilers move plain loads behind the branches that follow, one wait after the other.
+// A word, two, or two f32, of memory that nobody writes meanwhile; zeros where not `there`. A predicate, not a branch. `volatile`
+// keeps loads in the order in which they are written; NVRTC moves plain ones towards their use, behind other waits.
 static __device__ __forceinline__ u32 load_word(const void* at, bool there) {
     u32 x;
     asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.nc.u32 %0, [%1];}"

@@ -98,7 +98,7 @@ MUTATIONS = [
     ("kda_step.cu", "float q = share.key ? numbers.first : 0.0f", "float q = thread < WIDEST ? numbers.first : 0.0f", "kda_block/H=3,3 K=32"),
     ("kda_step.cu", "there && h.key_width > warp ?", "h.key_width > warp ?", "kda_block/H=3,3 K=32"),
     ("kda_step.cu", "keep_tail_of(x, from, h, checkpoint[2 * n], slot != NONE, checkpoint[2 * n + 1], share);", "", "kda_block/H=3,3 K=32"),
-    ("kda_step.cu", "slot, head, share);\n        keep_tails_of", "out, head, share);\n        keep_tails_of", "kda_block/H=3,3 K=32"),
+    ("kda_step.cu", "read, head, share);\n        keep_tails_of", "out, head, share);\n        keep_tails_of", "kda_block/H=3,3 K=32"),
     ("kda_step.cu", "state[r].y = r < rows && e + 1 < h.value_width ? at[1] : 0.0f;", "state[r].y = r < rows ? at[1] : 0.0f;", "kda_step"),
     ("mla_prefill.cu", "                    total[m][r] *= keep[r];\n", "", "mla_prefill/BF16/1"),
     ("mla_prefill.cu", "sum[m][n][i] *= keep[i / 2];", "sum[m][n][i] *= keep[0];", "mla_prefill/BF16/1"),
