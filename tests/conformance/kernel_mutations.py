@@ -83,7 +83,7 @@ MUTATIONS = [
     ("shared/tile.h", "if (first + i * 16 >= rows) continue;", "if (first + i * 16 + 16 > rows) continue;", "experts/BF16"),
     ("shared/tile.h", "from != nullptr && k + c + j < width", "from != nullptr", "experts"),
     ("shared/kda.h", "(start + after + i - LEAD) * channels", "(start + after + i) * channels", "kda_block/H=3,3 K=32"),
-    ("shared/kda.h", "slot_in == NONE ? 0.0f : tail_of(conv, channels, slot_in, c)[after + i];", "tail_of(conv, channels, slot_in == NONE ? 0 : slot_in, c)[after + i];", "kda_block/long"),
+    ("shared/kda.h", "slot_in == NONE ? 0.0f : tail_of(conv, channels, slot_in, c)[after + i];", "tail_of(conv, channels, slot_in == NONE ? 0 : slot_in, c)[after + i];", "kda_block/H=3,3 K=32"),
     ("shared/kda.h", "sum = fmaf(taps[j], input[j], sum);", "sum = fmaf(taps[j], input[TAPS - 1 - j], sum);", "kda_block/H=3,3 K=32"),
     ("shared/weight.h", "n < HALF || wide);\n        } else {", "n < HALF);\n        } else {", "kda_block/H=1,1 K=64"),
     ("shared/weight.h", "(first + j) % 2 * 16", "j % 2 * 16", "kda_block/H=2,2 K=18"),

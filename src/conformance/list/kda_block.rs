@@ -28,7 +28,7 @@ const STORED: [[Format; 4]; 3] = [
 const EPS: f32 = 1e-5;
 
 /// Tokens of the pieces of a batch.
-const LENGTHS: [usize; 5] = [1, 33, 0, 7, 1];
+const LENGTHS: [usize; 6] = [1, 33, 2, 7, 0, 1];
 /// The same with one that is long enough for the recurrence of few heads to be cut into segments.
 const LONG: [usize; 3] = [1, 1600, 7];
 
@@ -225,7 +225,8 @@ impl Rig {
     }
 }
 
-/// A ragged batch, every other sequence with a past, the long one with a checkpoint inside.
+/// A ragged batch, every other sequence with a past, the long one with a checkpoint inside, those of one token with one at
+/// their end.
 fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Result<()> {
     let tokens = lengths.iter().sum();
     let count = lengths.len() as u32;
@@ -239,8 +240,8 @@ fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Res
             None
         };
         let mut piece = piece(length, past.is_some().then_some(Slot(i)), Slot(count + i));
-        if length > 16 {
-            let (after, slot) = (16, Slot(2 * count));
+        if length == 1 || length > 16 {
+            let (after, slot) = (length.min(16), Slot(2 * count + i));
             piece.checkpoints.push(StateCheckpoint { after, slot });
         }
         pieces.push(piece);
