@@ -38,7 +38,7 @@ WAIT, NEAR = 0.7, 0.3
 ISSUED = 0.63
 # Instructions of a warp along the way that nearly all chunks, tokens or rows take: a chunk that is full, anchored in its middle and
 # not the first of its piece; bf16 weights; one row. Counted by hand in the listing, whose branches and loops hold more.
-ALONG = {"kda_prepare_fused_128": 2870, "kda_decode": 1170, "mla_absorb": 760, "mla_merge": 850}
+ALONG = {"kda_prepare_fused_128": 2870, "kda_decode": 1170, "mla_absorb": 760, "mla_merge": 850, "mla_merge, four rows": 1800}
 # Clocks of a scanned chunk, of which 430 are products: docs/performance/hopper.md, "KDA prefill".
 SCANNED = 680
 
@@ -278,8 +278,12 @@ def model(found):
         absorb = launch(3 * NEAR, kv_b / 2, 0, ALONG["mla_absorb"], 8)
         merge = launch(4 * NEAR, 0, spans * 516 * 4 + kv_b / 64, ALONG["mla_merge"] + 110 * (spans // 32), 16)
         together(".. with absorb and merge", (positions * 1152 + kv_b) / 4.8e6, absorb, attend, merge)
-    row("MLA decode, 64 rows after 4K each: attend", "mla_attend_512", 64 * 128 / SMS, 8, 64 * (4096 * 1152 + 16 * 32 * 516 * 4),
+    attend = row("MLA decode, 64 rows after 4K each: attend", "mla_attend_512", 64 * 128 / SMS, 8, 64 * (4096 * 1152 + 16 * 32 * 516 * 4),
         64 * 4096 * 1152 / 4.8e6)
+    # Sixteen groups of four rows: 2,048 blocks and 512.
+    absorb = launch(3 * NEAR, kv_b / 2, 0, ALONG["mla_absorb"], 8 * 16)
+    merge = launch(4 * NEAR, 64 * 16 * 32 * 516 * 4 + kv_b / 2, 0, ALONG["mla_merge, four rows"], 16 * 4)
+    together(".. with absorb and merge", (64 * 4096 * 1152 + kv_b) / 4.8e6, absorb, attend, merge)
     for tokens in (8192, 131072):
         # Causal, in turns of 32 by 32 of eight warps.
         turns = 32 * (tokens / 32) * (tokens / 32 + 1) / 2 / 8 / SMS

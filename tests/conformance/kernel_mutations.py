@@ -135,7 +135,7 @@ MUTATIONS = [
     ("mla_decode.cu", "span < spans.count ? factors[r * MOST_SPANS + min(span, spans.count - 1)] : 0.0f;", "factors[r * MOST_SPANS + min(span, spans.count - 1)];", "mla_decode/single tokens after"),
     ("mla_decode.cu", "            spans = spans_of(r);\n", "", "mla_decode/single tokens after"),
     ("mla_decode.cu", "weigh_spans(factors + warp * MOST_SPANS, spans_of(warp)", "weigh_spans(factors + warp * MOST_SPANS, spans_of(0)", "mla_decode/single tokens after"),
-    ("mla_decode.cu", "r < count && thread < nope ? x : 0.0f;", "x;", "mla_decode/BF16/2"),
+    ("mla_decode.cu", "r < count && thread < nope ? x : 0.0f;", "x;", "mla_decode/single tokens after"),
     ("mla_decode.cu", "float factor = q[r * MOST_NOPE + n + i * ABSORB_GROUPS];", "float factor = q[r * MOST_NOPE + n];", "mla_decode/20"),
     ("mla_decode.cu", "        if (n != group) load(n);\n", "", "mla_decode/F32/3"),
     ("mla_decode.cu", "            if (e != warp) load(set, e);\n", "", "mla_decode/F32/3"),
