@@ -99,7 +99,7 @@ MUTATIONS = [
     ("kda_step.cu", "there && h.key_width > warp ?", "h.key_width > warp ?", "kda_block/H=3,3 K=32"),
     ("kda_step.cu", "keep_tail_of(x, from, h, checkpoint[2 * n], slot != NONE, checkpoint[2 * n + 1], share);", "", "kda_block/H=3,3 K=32"),
     ("kda_step.cu", "read, head, share);\n        keep_tails_of", "out, head, share);\n        keep_tails_of", "kda_block/H=3,3 K=32"),
-    ("kda_step.cu", "state[r].y = r < rows && e + 1 < h.value_width ? at[1] : 0.0f;", "state[r].y = r < rows ? at[1] : 0.0f;", "kda_step"),
+    ("kda_step.cu", "state[r].y = r < rows && e + 1 < h.value_width ? at[1] : 0.0f;", "state[r].y = r < rows && e + 1 < h.value_width ? at[0] : 0.0f;", "kda_step/init/H=2,2 K=20"),
     ("mla_prefill.cu", "                    total[m][r] *= keep[r];\n", "", "mla_prefill/BF16/1"),
     ("mla_prefill.cu", "sum[m][n][i] *= keep[i / 2];", "sum[m][n][i] *= keep[0];", "mla_prefill/BF16/1"),
     ("mla_prefill.cu", "if (__any_sync(EVERY_LANE, keep[0] != 1.0f || keep[1] != 1.0f)) {", "if (false) {", "mla_prefill/BF16/1"),
