@@ -44,6 +44,7 @@ const HEADERS: &[(&str, &str)] = &sources![
     "shared/fragment.h",
     "shared/kda.h",
     "shared/kda_image.h",
+    "shared/kda_input.h",
     "shared/mla.h",
     "shared/tile.h",
     "shared/weight.h",
