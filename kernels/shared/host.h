@@ -325,6 +325,9 @@ inline u32 load_word(const void* at, bool there) { return there ? *static_cast<c
 inline float2 load_two(const float* at, bool there) {
     return there ? *reinterpret_cast<const float2*>(at) : make_float2(0.0f, 0.0f);
 }
+inline uint4 load_sixteen(const void* at, bool there) {
+    return there ? *static_cast<const uint4*>(at) : make_uint4(0, 0, 0, 0);
+}
 inline float exp_near(float x) { return x < -87.3f ? 0.0f : expf(x); }
 inline float reciprocal_near(float x) { return 1.0f / x; }
 

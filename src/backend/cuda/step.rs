@@ -117,6 +117,12 @@ pub(super) fn kind(rows: Rows) -> u32 {
     crate::backend::image::count_word(rows)
 }
 
+/// Whether the library multiplies by this weight: rows of 16 bytes in bf16 are all that it is sure to take.
+pub(super) fn suits_library(weight: Weight) -> bool {
+    let whole = weight.columns.is_multiple_of(8) && weight.rows.is_multiple_of(8);
+    weight.format == Format::Bf16 && whole
+}
+
 pub(super) struct CudaStep {
     pub(super) shared: Arc<Shared>,
     pub(super) capacity: Capacity,
@@ -200,10 +206,8 @@ impl CudaStep {
                 outputs: weight.rows,
                 full,
             };
-            // Rows of 16 bytes are all that the library is sure to take.
-            let even = weight.columns.is_multiple_of(8) && weight.rows.is_multiple_of(8);
             match rows {
-                Rows::Tokens if even => self.push(Recorded::Product(product)),
+                Rows::Tokens if suits_library(weight) => self.library(product),
                 Rows::Tokens => self.any(rows, &from, weight, &to, full, |image| {
                     image.several_rows > 0
                 })?,
@@ -213,6 +217,12 @@ impl CudaStep {
             return Ok(());
         }
         self.any(rows, &from, weight, &to, full, |_| true)
+    }
+
+    /// Records a product of all tokens by the library, for batches with rows of longer pieces. What it leaves in rows of
+    /// single tokens is to be overwritten.
+    pub(super) fn library(&mut self, product: Product) {
+        self.push(Recorded::Product(product));
     }
 
     /// Records `output = input weight^T` by the kernel for weights of any format and shape, for batches that ask for it.
