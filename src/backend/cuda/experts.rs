@@ -6,6 +6,7 @@ use super::machine::{Argument, Buffer, Product};
 use super::step::{CudaStep, Kernel, arguments, blocks, suits_library};
 use crate::backend::image::Image;
 use crate::backend::{Experts, Result, Route, Rows};
+use crate::checkpoint::Format;
 use crate::error::BackendError;
 
 /// The most experts, and groups of them.
@@ -86,7 +87,7 @@ impl CudaStep {
     ) -> Result<()> {
         let [weight, format] = self.stored(op.weight)?;
         let (width, count) = (op.input.width, op.weight.rows);
-        let by_library = suits_library(op.weight);
+        let by_library = op.weight.format == Format::Bf16 && suits_library(width, count);
         if by_library {
             self.library(Product {
                 input: input.address,
