@@ -185,8 +185,7 @@ static __device__ __forceinline__ int rank_experts(
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
             u32 e = first + 32 * i;
-            // A division would branch for what is out of its range, one expert after the other.
-            float score = reciprocal_near(1.0f + expf(-logits[i])), sum = score + biases[i];
+            float score = sigmoid(logits[i]), sum = score + biases[i];
             damaged |= !(fabsf(sum) < INFINITE);
             if (e >= experts) continue;
             plain[e] = score;

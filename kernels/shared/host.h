@@ -328,8 +328,11 @@ inline float2 load_two(const float* at, bool there) {
 inline uint4 load_sixteen(const void* at, bool there) {
     return there ? *static_cast<const uint4*>(at) : make_uint4(0, 0, 0, 0);
 }
-inline float exp_near(float x) { return x < -87.3f ? 0.0f : expf(x); }
-inline float reciprocal_near(float x) { return 1.0f / x; }
+// What is below the normal numbers is 0, before and after. The instructions' own error, two units in the last place, is not
+// here; that of an exponential's argument is.
+inline float flushed(float x) { return fabsf(x) < 1.17549435e-38f ? x * 0.0f : x; }
+inline float exp_near(float x) { return flushed(exp2f(flushed(x * 1.44269504f))); }
+inline float reciprocal_near(float x) { return flushed(1.0f / flushed(x)); }
 
 inline u32 narrow_pair_f16(float a, float b) {
     _Float16 pair[2] = {(_Float16)a, (_Float16)b};
