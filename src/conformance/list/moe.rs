@@ -45,6 +45,12 @@ const AMONG: Layout = |rows| match rows {
     _ => vec![1, rows / 2, 1, 1, rows - rows / 2 - 4, 1],
 };
 
+/// A single token after a longer piece.
+const LAST: Layout = |rows| match rows {
+    0..2 => vec![rows],
+    _ => vec![rows - 1, 1],
+};
+
 /// Single tokens, alone and among longer pieces, which backends may score in another way: widths and counts of experts that
 /// are whole eights and such that are not, each format.
 fn route_layouts() -> Vec<Case> {
@@ -74,10 +80,12 @@ fn route_layouts() -> Vec<Case> {
             ("odd experts", [12, 264, 30]),
             ("odd width", [16, 33, 30]),
         ] {
-            let name = format!("{format}/single tokens among longer pieces, {name}");
-            cases.push(definition("route", name, Tolerance::Full, move |lab| {
-                Ok(route(lab, case(format, shape))?.laid_out(AMONG))
-            }));
+            for (layout, rows) in [(AMONG, "single tokens among"), (LAST, "a token after")] {
+                let name = format!("{format}/{rows} longer pieces, {name}");
+                cases.push(definition("route", name, Tolerance::Full, move |lab| {
+                    Ok(route(lab, case(format, shape))?.laid_out(layout))
+                }));
+            }
         }
     }
     cases.push(definition(
@@ -299,6 +307,14 @@ pub(super) fn cases() -> Vec<Case> {
             0..5,
             30,
             2,
+        ),
+        (
+            "a token after longer pieces",
+            LAST,
+            [5, 24, 40],
+            0..5,
+            12,
+            3,
         ),
     ] {
         cases.push(definition("experts", name, Tolerance::Close, move |lab| {
