@@ -402,7 +402,52 @@ extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out(
 }
 ENTRY(experts_many_out)
 
-// output = sum over choices of weight * result, in the order of the choices; 256 elements a block.
+// Choices whose results are under way together.
+#define COMBINED 8
+
+// Four columns of a row's output. WHOLE: rows are of whole fours.
+template <bool WHOLE>
+static __device__ __forceinline__ void combine(
+    const u32* ids, const float* weights, const float* results, bf16* output, u32 column, u32 width, u32 top_k, u32 first,
+    u32 experts) {
+    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (u32 begin = 0; begin < top_k; begin += COMBINED) {
+        float parts[COMBINED][4], shares[COMBINED];
+        bool here[COMBINED];
+#pragma unroll
+        for (u32 i = 0; i < COMBINED; i++) {
+            here[i] = begin + i < top_k && ids[begin + i] - first < experts;
+            shares[i] = here[i] ? weights[begin + i] : 0.0f;
+        }
+#pragma unroll
+        for (u32 i = 0; i < COMBINED; i++) {
+            const float* from = results + (u64)(begin + i) * width + column;
+            if constexpr (WHOLE) {
+                float4 four = here[i] ? *(const float4*)from : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                parts[i][0] = four.x, parts[i][1] = four.y, parts[i][2] = four.z, parts[i][3] = four.w;
+            } else {
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) parts[i][j] = here[i] && column + j < width ? from[j] : 0.0f;
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < COMBINED; i++) {
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) sums[j] = here[i] ? fmaf(shares[i], parts[i][j], sums[j]) : sums[j];
+        }
+    }
+    if constexpr (WHOLE) {
+        *(uint2*)(output + column) = make_uint2(narrow_pair(sums[0], sums[1]), narrow_pair(sums[2], sums[3]));
+    } else {
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            if (column + j < width) output[column + j] = narrow(sums[j]);
+        }
+    }
+}
+
+// output = sum over choices of weight * result, in the order of the choices. Grid (rows, ceil(width / 1024)), block 256; a thread
+// has four columns.
 //   batch    the batch
 //   ids      [T, top_k] u32
 //   weights  [T, top_k] f32
@@ -411,15 +456,17 @@ ENTRY(experts_many_out)
 extern "C" __global__ void __launch_bounds__(256) experts_combine(
     const u32* batch, const u32* ids, const float* weights, const float* results, bf16* output, u32 width, u32 top_k,
     u32 first, u32 experts) {
-    u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
-    if (i >= (u64)batch[TOKENS] * width) return;
-    u64 row = i / width;
-    u32 column = (u32)(i % width);
-    float sum = 0.0f;
-    for (u32 choice = 0; choice < top_k; choice++) {
-        u64 place = row * top_k + choice;
-        if (ids[place] - first < experts) sum += weights[place] * results[place * width + column];
+    u64 row = blockIdx.x;
+    u32 column = (blockIdx.y * 256 + threadIdx.x) * 4;
+    if (row >= batch[TOKENS] || column >= width) return;
+    ids += row * top_k;
+    weights += row * top_k;
+    results += row * top_k * width;
+    output += row * width;
+    if (width % 4 == 0) {
+        combine<true>(ids, weights, results, output, column, width, top_k, first, experts);
+    } else {
+        combine<false>(ids, weights, results, output, column, width, top_k, first, experts);
     }
-    output[i] = narrow(sum);
 }
 ENTRY(experts_combine)

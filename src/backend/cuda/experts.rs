@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Product};
-use super::step::{CudaStep, Kernel, arguments, blocks, suits_library};
+use super::step::{CudaStep, Kernel, arguments, suits_library};
 use crate::backend::image::Image;
 use crate::backend::{Experts, Result, Route, Rows};
 use crate::checkpoint::Format;
@@ -17,6 +17,8 @@ const STAGES_BYTES: usize = 4 * 2 * 2 * 128 * 40;
 /// Places that a block sorts, and outputs of a block of the path for few: as in `kernels/experts.cu`.
 const SHARE: usize = 2048;
 const FEW: u32 = 32;
+/// Columns of a block that adds choices up: as there.
+const COMBINED: u32 = 1024;
 /// Rows whose scores a block of the router takes together, and experts of a block for several rows and for one: as in
 /// `kernels/route.cu`.
 const TOGETHER: usize = 8;
@@ -186,9 +188,8 @@ impl CudaStep {
                 experts
             ],
         );
-        self.launch(kernel, move |image| {
-            [blocks((image.tokens * d) as u64, 256), 1, 1]
-        });
+        let columns = width.div_ceil(COMBINED);
+        self.launch(kernel, move |image| [image.tokens as u32, columns, 1]);
         Ok(())
     }
 

@@ -230,6 +230,8 @@ pub(super) fn cases() -> Vec<Case> {
             ([4, 33, 20], 5, 3),
             ([16, 64, 64], 33, 8),
             ([3, 48, 128], 1, 2),
+            // More choices than results are added up at once.
+            ([16, 16, 32], 3, 11),
             // More rows an expert than a tile has, and deeper than two stages of one.
             ([2, 160, 96], 150, 2),
         ] {
