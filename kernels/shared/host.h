@@ -255,6 +255,19 @@ inline u32 __match_any_sync(u32 mask, T value) {
     });
     return same;
 }
+inline u32 __reduce_max_sync(u32 mask, u32 value) {
+    u32 greatest;
+    machine::together("__reduce_max_sync", mask, value, greatest, [](machine::Meeting& m) {
+        u32 all = 0;
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (m.mask >> lane & 1) all = max(all, *static_cast<const u32*>(m.in[lane]));
+        }
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (m.mask >> lane & 1) *static_cast<u32*>(m.out[lane]) = all;
+        }
+    });
+    return greatest;
+}
 inline int __any_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) != 0; }
 inline int __all_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) == mask; }
 

@@ -76,6 +76,7 @@ MUTATIONS = [
     ("route.cu", "if (second != 0) sum +=", "if (false) sum +=", "route"),
     ("route.cu", "scale / (sum + 1e-20f)", "1.0f / (sum + 1e-20f)", "route"),
     ("shared/best.h", "(u64)bits << 32 | (u32)~id", "(u64)bits << 32 | (u32)id", "select"),
+    ("shared/best.h", "== upper ? (u32)best : 0", "== upper ? (u32)best : (u32)best", "route/8 choose"),
     ("select.cu", "if (sums[4 * s + 2] != 1.0f) wrong = 1.0f;", "", "select"),
     ("select.cu", "most + logf(sum)", "logf(sum)", "select"),
     ("experts.cu", "fmaf(shares[i], parts[i][j], sums[j])", "sums[j] + parts[i][j]", "experts"),
