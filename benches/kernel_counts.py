@@ -41,6 +41,15 @@ ISSUED = 0.63
 ALONG = {"kda_prepare_fused_128": 2870, "kda_decode": 1170, "mla_absorb": 760, "mla_merge": 850, "mla_merge, four rows": 1800}
 # Clocks of a scanned chunk, of which 430 are products: docs/performance/hopper.md, "KDA prefill".
 SCANNED = 680
+# Instructions of a warp along the way of whole eights and bf16 weights, counted by hand in the listing: five turns of two runs of 256
+# columns for an expert and eight rows; one token's choice of 8 of 256.
+ALONG_ROUTE = {"route_scores": 2220, "route_choose": 1450}
+# Microseconds of a warp alone: 72 products one after the other and five shuffles; the ranks of 256 experts, then eight times the best
+# of them, two reductions and a pass of shared memory each; a list of 512 places by expert.
+DOT, CHOICE, LIST = 0.25, 1.2, 2.0
+# Operations a microsecond: what mma.sync makes of tiles of experts (FA2 has 350e6 of it), and a large product of so few tiles
+# that half of the multiprocessors have one.
+TILES, FEW_TILES = 400e6, 400e6
 
 KINDS = ["HMMA", "LDSM", "LDS", "STS", "LDG", "LDGSTS", "UBLKCP", "STG", "MUFU", "FFMA", "BAR"]
 WORD = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+)?\s*([A-Z][\w.]*)(.*)$")
@@ -291,15 +300,37 @@ def model(found):
     places, width, hidden = 65536, 2304, 1024
     # Latents gathered, expanded in f32 by a dense product, laid out as images: read and written by each.
     row("MLA prefill, 8K tokens: gather, expansion, images", None, 0, 0, 8192 * (1152 + 2 * 1024 + 2 * 32768 + 32 * 57344 / 64), 0, 6)
-    row("experts, 8,192 tokens, 256 places each: gate and up", "experts_many_in", 512 * hidden / 64 * width / 32 / SMS, 4,
-        256 * 4 * width * hidden + places * 2 * (width + hidden), 4 * places * width * hidden / 790e6)
-    row(".. down", "experts_many_out", 512 * width / 128 * hidden / 32 / SMS, 4, 256 * 2 * width * hidden + places * (2 * hidden + 4 * width),
-        2 * places * width * hidden / 790e6)
-    row(".. count, sort, combine", None, 0, 0, places * 4 * width + 8192 * 2 * width, 0, 3)
+    def tiles(what, kernel, turns, volume, operations):
+        """A product of tiles on mma.sync, at the rate that such have been seen to reach, not at what the listing allows."""
+        row(what, kernel, turns, 4, volume, operations / 790e6)
+        if rows[-1][0] == what:
+            rows[-1] = (*rows[-1][:5], operations / TILES + LAUNCH + LATENCY, rows[-1][6])
+
+    tiles("experts, 8,192 tokens, 256 places each: gate and up", "experts_many_in", 512 * hidden / 64 * width / 32 / SMS,
+          256 * 4 * width * hidden + places * 2 * (width + hidden), 4 * places * width * hidden)
+    tiles(".. down", "experts_many_out", 512 * width / 128 * hidden / 32 / SMS,
+          256 * 2 * width * hidden + places * (2 * hidden + 4 * width), 2 * places * width * hidden)
+    # Places are read three times, in rounds of eight dependent loads.
+    combined = places * 4 * width + 8192 * 2 * width
+    together(".. count, sort, combine", 0, launch(8 * NEAR), launch(3 * 8 * NEAR), launch(NEAR, combined))
     for count, experts in ((1, 8), (64, 222)):
         rows_of = "one row" if count == 1 else f"{count} single rows"
-        volume = experts * 14155776 + count * 8 * width * 8
-        row(f"experts, {rows_of} ({experts} experts): in, out, combine", None, 0, 0, volume, experts * 14155776 / 4.8e6, 3)
+        # The batch's words, the row, its choice; or the batch's words and the list.
+        waits = WAIT + (3 if count == 1 else 2) * NEAR
+        kernels = [launch(waits, experts * 2 * part * width * hidden + count * 8 * 2 * (width + hidden)) for part in (2, 1)]
+        if count > 1:
+            kernels.append(launch(3 * NEAR + LIST))
+        kernels.append(launch(3 * NEAR, count * 8 * 4 * width))
+        together(f"experts, {rows_of} ({experts} experts): {'list, ' if count > 1 else ''}in, out, combine", experts * 14155776 / 4.8e6, *kernels)
+    router = 2 * 256 * width
+    choose = launch(NEAR + WAIT + CHOICE)
+    together("router, one row: scores, choice", (router + 2 * width) / 4.8e6, launch(WAIT + NEAR + DOT, router, 4 * width), choose)
+    together("router, 64 single rows", (router + 128 * width) / 4.8e6,
+             launch(3 * NEAR, router, 0, ALONG_ROUTE["route_scores"], 2048 / SMS, ISSUED, 1), choose)
+    product = 2 * 8192 * 256 * width
+    scored = router + 8192 * (2 * width + 4 * 256)
+    together("router, 8,192 tokens: product, choice", product / 790e6, (scored / COPY, 0, product / FEW_TILES + LAUNCH + LATENCY),
+             launch(NEAR + WAIT, 8192 * 4 * 256, 0, ALONG_ROUTE["route_choose"], 8192 / SMS, ISSUED, 1))
     return rows
 
 

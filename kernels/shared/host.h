@@ -255,6 +255,19 @@ inline u32 __match_any_sync(u32 mask, T value) {
     });
     return same;
 }
+inline u32 __reduce_max_sync(u32 mask, u32 value) {
+    u32 greatest;
+    machine::together("__reduce_max_sync", mask, value, greatest, [](machine::Meeting& m) {
+        u32 all = 0;
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (m.mask >> lane & 1) all = max(all, *static_cast<const u32*>(m.in[lane]));
+        }
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (m.mask >> lane & 1) *static_cast<u32*>(m.out[lane]) = all;
+        }
+    });
+    return greatest;
+}
 inline int __any_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) != 0; }
 inline int __all_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) == mask; }
 
@@ -331,6 +344,9 @@ inline float2 load_two(const float* at, bool there) {
 }
 inline float4 load_four(const float* at, bool there) {
     return there ? *reinterpret_cast<const float4*>(at) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+inline uint4 load_sixteen(const void* at, bool there) {
+    return there ? *static_cast<const uint4*>(at) : make_uint4(0, 0, 0, 0);
 }
 // What is below the normal numbers is 0, before and after. The instructions' own error, two units in the last place, is not
 // here; that of an exponential's argument is.

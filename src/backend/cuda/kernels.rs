@@ -41,6 +41,7 @@ const HEADERS: &[(&str, &str)] = &sources![
     "shared/device.h",
     "shared/batch.h",
     "shared/best.h",
+    "shared/eights.h",
     "shared/fragment.h",
     "shared/kda.h",
     "shared/kda_image.h",

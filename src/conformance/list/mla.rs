@@ -426,6 +426,14 @@ const EVEN: Attention = Attention {
     value: 100,
 };
 
+const EIGHTS: Attention = Attention {
+    heads: 2,
+    latent: 40,
+    nope: 16,
+    rope: 8,
+    value: 24,
+};
+
 const UNEVEN: Attention = Attention {
     heads: 1,
     latent: 33,
@@ -471,6 +479,20 @@ pub(super) fn cases() -> Vec<Case> {
                     }));
                 }
             }
+        }
+        // Weights of other formats whose rows are aligned.
+        for format in [Format::F16, Format::F32] {
+            let shape = Shape {
+                attention: EIGHTS,
+                block_tokens: 16,
+                format,
+                size: 1.0,
+            };
+            let name = format!("{format}/latents of whole eights");
+            cases.push(Case::new(operation, name, Tolerance::Close, move |lab| {
+                let spans = [(5, 33), (20, 1)];
+                attend(lab, shape, (prefill, Pieces::All), &spans, 1.0)
+            }));
         }
         let shape = Shape {
             attention: ODD,
