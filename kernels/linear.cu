@@ -9,15 +9,15 @@
 
 // output = input weight^T with f32 sums; a warp an output, eight a block; blockIdx.y counts eights of rows.
 //   batch   the batch
-//   kind    TOKENS or OUTPUTS: what a row stands for
+//   counted the word of the batch that counts the rows: TOKENS, OUTPUTS, or the positions of a window
 //   input   [.., columns] bf16
 //   weight  [outputs, columns] of the format
 //   output  [.., outputs], f32 if `full`, else bf16
 extern "C" __global__ void __launch_bounds__(256) linear(
-    const u32* batch, u32 kind, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns,
+    const u32* batch, u32 counted, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns,
     u32 outputs) {
     u32 n = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    u32 first = blockIdx.y * TOGETHER, rows = batch[kind];
+    u32 first = blockIdx.y * TOGETHER, rows = batch[counted];
     if (n >= outputs || first >= rows) return;
     float sums[TOGETHER];
 #pragma unroll

@@ -234,7 +234,7 @@ fn kernels_have_times_and_floors() {
         config: ModelConfig::tiny().unwrap(),
         sizes: Sizes::small(),
         effort: Some(Effort::least()),
-        filter: Some("decode".to_owned()),
+        filter: Some("A decode".to_owned()),
     };
     let mut make: Make = cpu;
     let report = kernels::run(&mut make, &options, &mut |_| {}).unwrap();

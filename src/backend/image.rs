@@ -261,6 +261,11 @@ impl Image {
         }
     }
 
+    /// Which word counts the positions of a window.
+    pub(crate) fn window_word(&self, number: usize) -> u32 {
+        self.words[10] + 4 * word(number) + 2
+    }
+
     /// Appends a list and notes in the header where it begins.
     fn list(&mut self, header: usize, words: impl IntoIterator<Item = u32>) -> usize {
         let at = self.words.len();

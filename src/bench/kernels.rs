@@ -14,7 +14,7 @@ use crate::backend::{
 use crate::checkpoint::Format;
 use crate::config::ModelConfig;
 use crate::conformance::bench::measured_rates;
-use crate::conformance::floors::{self, Bound, Kernel, Rates, Sizes};
+use crate::conformance::floors::{self, Bound, Kernel, Phase, Rates, Sizes};
 use crate::conformance::{self, Gates, norm_error};
 use crate::error::{BackendError, Error};
 
@@ -201,22 +201,25 @@ fn one(
             attention(backend, config, context, 1, sequences, sets(work.bytes))
         }
         Kernel::MlaPrefill { tokens } => attention(backend, config, tokens, tokens, 1, 1),
-        Kernel::Experts { tokens } => experts(backend, config, tokens, sets(work.bytes)),
+        Kernel::Experts { phase, tokens } => {
+            experts(backend, config, phase, tokens, sets(work.bytes))
+        }
         Kernel::Product {
+            phase,
             rows,
             inputs,
             outputs,
             ..
-        } => product(backend, [rows, inputs, outputs], sets(work.bytes)),
+        } => product(backend, phase, [rows, inputs, outputs], sets(work.bytes)),
         Kernel::Step { .. } => return Ok(row),
     };
     let mut ready = match ready {
         Ok(ready) => ready,
-        Err(error @ (BackendError::Unsupported { .. } | BackendError::OutOfMemory { .. })) => {
-            row.refused = Some(error.to_string());
-            return Ok(row);
-        }
-        Err(error @ BackendError::TooLarge { .. }) => {
+        Err(
+            error @ (BackendError::Unsupported { .. }
+            | BackendError::OutOfMemory { .. }
+            | BackendError::TooLarge { .. }),
+        ) => {
             row.refused = Some(error.to_string());
             return Ok(row);
         }
@@ -334,25 +337,32 @@ fn read(backend: &mut dyn Backend, tensor: Tensor) -> Result<Vec<f32>> {
     Ok(values.as_f32().unwrap_or(&[]).to_vec())
 }
 
-/// A batch of one piece, for operations that look at nothing else.
-fn plain(rows: usize) -> (Batch, Capacity) {
-    let batch = Batch {
-        tokens: vec![0; rows],
-        pieces: vec![piece(0, 0, rows, false, Vec::new())],
-        outputs: Vec::new(),
+/// A batch of so many rows, for operations that look at nothing else: a piece for each row, or one piece of them all.
+fn plain(phase: Phase, rows: usize) -> (Batch, Capacity) {
+    let pieces = match phase {
+        Phase::Decode => (0..rows)
+            .map(|i| piece(i, 0, 1, false, Vec::new()))
+            .collect(),
+        Phase::Prefill => vec![piece(0, 0, rows, false, Vec::new())],
     };
     let capacity = Capacity {
         tokens: rows,
-        pieces: 1,
+        pieces: pieces.len(),
         outputs: 0,
         blocks: 0,
         checkpoints: 0,
+    };
+    let batch = Batch {
+        tokens: vec![0; rows],
+        pieces,
+        outputs: Vec::new(),
     };
     (batch, capacity)
 }
 
 fn product(
     backend: &mut dyn Backend,
+    phase: Phase,
     [rows, inputs, outputs]: [usize; 3],
     sets: usize,
 ) -> Result<Ready> {
@@ -363,7 +373,7 @@ fn product(
     let from = TensorValues::F32(values.clone());
     let input = tensor(backend, rows, inputs, Element::Activation, from)?;
     let output = blank(backend, rows, outputs, Element::Activation)?;
-    let (batch, capacity) = plain(rows);
+    let (batch, capacity) = plain(phase, rows);
     let mut step = backend.step(capacity)?;
     weights.iter().try_for_each(|(weight, _)| {
         let weight = *weight;
@@ -398,6 +408,7 @@ fn product(
 fn experts(
     backend: &mut dyn Backend,
     config: &ModelConfig,
+    phase: Phase,
     tokens: usize,
     sets: usize,
 ) -> Result<Ready> {
@@ -430,7 +441,7 @@ fn experts(
         choices.push((chosen, tensor(backend, tokens, top, Element::F32, shares)?));
         last = (ids, weights);
     }
-    let (batch, capacity) = plain(tokens);
+    let (batch, capacity) = plain(phase, tokens);
     let mut step = backend.step(capacity)?;
     choices.iter().try_for_each(|(experts, weights)| {
         step.experts(Experts {

@@ -47,10 +47,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     } else {
         write!(std::io::stdout(), "\n{}", report.table())?;
     }
+    if !report.not_reached.is_empty() && !arguments.json {
+        let mut stdout = std::io::stdout();
+        writeln!(stdout, "\nnot reached:")?;
+        for name in &report.not_reached {
+            writeln!(stdout, "never {name}")?;
+        }
+    }
     if report.cases.is_empty() {
         bail!(
             "no case's name contains `{}`",
             arguments.filter.as_deref().unwrap_or_default()
+        );
+    }
+    if let (Some(last), false) = (report.cases.last(), report.not_reached.is_empty()) {
+        bail!(
+            "the device was lost in {}, and {} cases were not reached; --filter runs a part of the list in a process of its own",
+            last.name,
+            report.not_reached.len()
         );
     }
     if !report.holds() {

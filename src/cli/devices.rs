@@ -1,10 +1,11 @@
-//! `kimi-linear devices`: what a model can run on.
+//! `kimi-linear devices`: what a model can run on, and where a CUDA device's kernels come from.
 
 use std::io::Write;
 
 use anyhow::Result;
 use clap::Args;
-use kimi_linear::backend;
+use kimi_linear::backend::{self, Device};
+use serde_json::{Value, json};
 
 /// Options of `devices`.
 #[derive(Args)]
@@ -14,10 +15,31 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
+/// Where a device's kernels come from, or why it cannot be used; `None` for those that bring their own with the program.
+#[cfg(feature = "cuda")]
+fn kernels(device: &Device) -> Option<Result<backend::cuda::driver::Found, String>> {
+    let found = || backend::cuda::driver::kernels_of(device.index);
+    (device.backend == "cuda").then(|| found().map_err(|error| error.to_string()))
+}
+
+/// One device as JSON.
+fn described(device: &Device) -> Result<Value> {
+    #[cfg_attr(not(feature = "cuda"), expect(unused_mut, reason = "nothing is added"))]
+    let mut value = serde_json::to_value(device)?;
+    #[cfg(feature = "cuda")]
+    match kernels(device) {
+        Some(Ok(found)) => value["kernels"] = serde_json::to_value(found)?,
+        Some(Err(error)) => value["error"] = error.into(),
+        None => {}
+    }
+    Ok(value)
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let devices = backend::devices();
     if arguments.json {
-        return super::print_json(&serde_json::json!({ "devices": devices }));
+        let devices: Vec<Value> = devices.iter().map(described).collect::<Result<_>>()?;
+        return super::print_json(&json!({ "devices": devices }));
     }
     let mut stdout = std::io::stdout().lock();
     for device in devices {
@@ -30,6 +52,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "--backend {} --device {}   {}, {memory}, computes in {}, caches in {}",
             device.backend, device.index, device.name, device.precision, device.cache
         )?;
+        #[cfg(feature = "cuda")]
+        match kernels(&device) {
+            Some(Ok(found)) => writeln!(stdout, "    kernels: {found}")?,
+            Some(Err(error)) => writeln!(stdout, "    {error}")?,
+            None => {}
+        }
     }
     Ok(())
 }

@@ -98,7 +98,8 @@ fn rate(work: u64, seconds: f64) -> f64 {
 /// # Errors
 /// A backend that fails.
 pub fn measured_rates(backend: &mut dyn Backend) -> Result<Rates> {
-    let (copy, product) = (copy_case(), product_case());
+    let large = backend.device().backend == "cuda";
+    let (copy, product) = (copy_case(large), product_case(large));
     Ok(Rates {
         source: "a large sum and a large product, measured in the same run".to_owned(),
         bytes_per_second: rate(copy.work.bytes, time(&copy, backend)?),
@@ -119,9 +120,10 @@ fn time(case: &Case, backend: &mut dyn Backend) -> Result<f64> {
     Ok(median.map_or(f64::NAN, |median| median.as_secs_f64()))
 }
 
-/// Two reads and a write of each element, and nothing to compute: the device's copy rate.
-fn copy_case() -> Case {
-    let (rows, width) = (1024, 8192);
+/// Two reads and a write of each element, and nothing to compute: the device's copy rate. A GPU for CUDA keeps tens of
+/// megabytes in its cache, so that its tensors are `large`: 256 MiB each.
+fn copy_case(large: bool) -> Case {
+    let (rows, width) = (if large { 16_384 } else { 1024 }, 8192);
     let case = Case::new("add", "copy rate", Tolerance::Rounded, move |lab| {
         let zeros = vec![0.0; rows * width];
         let source = lab.input(width, Element::Activation, &zeros)?;
@@ -130,12 +132,13 @@ fn copy_case() -> Case {
         step.add(Add { source, target })?;
         lab.submit(&mut *step, &plain(rows)).map(drop)
     });
-    case.with_work(12 * rows * width, rows * width)
+    let element = if large { 2 } else { 4 };
+    case.with_work(3 * element * rows * width, rows * width)
 }
 
-/// A square product, large enough to be bound by arithmetic.
-fn product_case() -> Case {
-    let (rows, width) = (512, 2048);
+/// A product, large enough to be bound by arithmetic, and where it is `large` to fill a GPU for CUDA.
+fn product_case(large: bool) -> Case {
+    let (rows, width) = if large { (8192, 8192) } else { (512, 2048) };
     let case = Case::new("linear", "product rate", Tolerance::Close, move |lab| {
         let values = vec![0.5; width * width];
         let matrix = lab.matrix(Format::Bf16, [1, width, width], values)?;

@@ -92,6 +92,8 @@ pub enum Verdict {
     Failed,
     /// The backend says that it does not do this.
     Skipped,
+    /// The device was lost: nothing can run on it any more.
+    Lost,
 }
 
 /// How a case came out, with the comparison that came nearest to its bound or went furthest beyond.
@@ -143,7 +145,10 @@ fn judge(result: Result<()>, findings: Vec<Finding>) -> Outcome {
             detail: error.to_string(),
         },
         Err(error) => Outcome {
-            verdict: Verdict::Failed,
+            verdict: match error {
+                BackendError::Lost { .. } => Verdict::Lost,
+                _ => Verdict::Failed,
+            },
             error: f64::INFINITY,
             bound: 0.0,
             detail: error.to_string(),

@@ -37,7 +37,7 @@ impl CaseResult {
         match verdict {
             Verdict::Skipped => format!("skip  {}  {detail}", self.name),
             Verdict::Passed => format!("ok    {}  {}", self.name, measured(*error, *bound)),
-            Verdict::Failed => {
+            Verdict::Failed | Verdict::Lost => {
                 let measured = measured(*error, *bound);
                 format!("FAIL  {}  {measured}: {detail}", self.name)
             }
@@ -70,15 +70,31 @@ pub struct Report {
     pub skipped: usize,
     /// All of them, in the order of the list.
     pub cases: Vec<CaseResult>,
+    /// Names of cases that were not run, because the device was lost in the last one that was.
+    pub not_reached: Vec<String>,
 }
 
 /// Runs every case whose name contains `filter` on backends from `make`, and tells `on_result` of each as it ends.
 ///
+/// What goes wrong inside a case is that case's failure. A device that is lost ends the run: an error of CUDA that stays
+/// with the process would make failures of all cases that follow. They are named as not reached.
+///
 /// # Errors
-/// A backend that cannot be made. What goes wrong inside a case is that case's failure.
+/// A backend that cannot be made.
 pub fn run_all(
     make: &mut dyn FnMut() -> Result<Box<dyn Backend>>,
     filter: Option<&str>,
+    options: Options,
+    on_result: &mut dyn FnMut(&CaseResult),
+) -> Result<Report> {
+    let wanted = |case: &Case| filter.is_none_or(|filter| case.name.contains(filter));
+    let cases: Vec<Case> = super::cases().into_iter().filter(wanted).collect();
+    run_list(&cases, make, options, on_result)
+}
+
+fn run_list(
+    cases: &[Case],
+    make: &mut dyn FnMut() -> Result<Box<dyn Backend>>,
     options: Options,
     on_result: &mut dyn FnMut(&CaseResult),
 ) -> Result<Report> {
@@ -89,13 +105,9 @@ pub fn run_all(
         failed: 0,
         skipped: 0,
         cases: Vec::new(),
+        not_reached: Vec::new(),
     };
-    let wanted = |case: &Case| filter.is_none_or(|filter| case.name.contains(filter));
-    for (i, case) in super::cases()
-        .iter()
-        .filter(|case| wanted(case))
-        .enumerate()
-    {
+    for (i, case) in cases.iter().enumerate() {
         if i > 0 && i % SHARED == 0 {
             // The old one goes before the new one comes: both may not fit.
             drop(backend);
@@ -105,9 +117,10 @@ pub fn run_all(
         let outcome = run(case, &mut *backend, options);
         match outcome.verdict {
             Verdict::Passed => report.passed += 1,
-            Verdict::Failed => report.failed += 1,
+            Verdict::Failed | Verdict::Lost => report.failed += 1,
             Verdict::Skipped => report.skipped += 1,
         }
+        let lost = outcome.verdict == Verdict::Lost;
         let result = CaseResult {
             name: case.name.clone(),
             operation: case.operation,
@@ -116,6 +129,11 @@ pub fn run_all(
         };
         on_result(&result);
         report.cases.push(result);
+        if lost {
+            let rest = cases[i + 1..].iter().map(|case| case.name.clone());
+            report.not_reached = rest.collect();
+            break;
+        }
     }
     Ok(report)
 }
@@ -145,7 +163,7 @@ impl Report {
             }
             let failed = cases
                 .iter()
-                .filter(|case| case.outcome.verdict == Verdict::Failed)
+                .filter(|case| matches!(case.outcome.verdict, Verdict::Failed | Verdict::Lost))
                 .count();
             let share = |case: &CaseResult| match case.outcome.bound {
                 bound if bound > 0.0 => case.outcome.error / bound,
@@ -211,4 +229,48 @@ pub fn operations_markdown(cases: &[Case]) -> String {
         let _ = writeln!(text, "| {name} | {} | {bounds} |", tolerance.meaning());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+    use crate::error::BackendError;
+
+    fn case(name: &str, result: Result<()>) -> Case {
+        Case::new("add", name, Tolerance::Exact, move |lab| {
+            lab.same("a row", &[1.0], &[1.0]);
+            result.clone()
+        })
+    }
+
+    #[test]
+    fn a_lost_device_ends_the_run_and_what_follows_is_named() {
+        let lost = BackendError::Lost {
+            backend: "cuda",
+            reason: "a step: an illegal memory access was encountered".to_owned(),
+        };
+        let refused = BackendError::Driver {
+            backend: "cuda",
+            what: "a kernel".to_owned(),
+            reason: "invalid argument".to_owned(),
+        };
+        let cases = [
+            case("first", Ok(())),
+            case("refused", Err(refused)),
+            case("lost", Err(lost)),
+            case("after it", Ok(())),
+            case("last", Ok(())),
+        ];
+        let mut lines = Vec::new();
+        let mut make = || -> Result<Box<dyn Backend>> { Ok(Box::new(CpuBackend::new())) };
+        let report = run_list(&cases, &mut make, Options::default(), &mut |result| {
+            lines.push(result.line());
+        })
+        .unwrap();
+        assert_eq!((report.passed, report.failed), (1, 2));
+        assert_eq!(report.not_reached, ["add/after it", "add/last"]);
+        assert!(lines[2].starts_with("FAIL  add/lost") && lines[2].contains("illegal memory"));
+        assert!(!report.holds());
+    }
 }

@@ -54,7 +54,7 @@ fn hopper() -> Result<(), Failed> {
     let [open, close] = ["<!-- floors -->\n", "<!-- end of floors -->"];
     let (before, rest) = text.split_once(open).ok_or("no mark where floors begin")?;
     let (_, after) = rest.split_once(close).ok_or("no mark where floors end")?;
-    let table = floors::markdown(&ModelConfig::published().unwrap(), &floors::Rates::h200());
+    let table = floors::markdown(&ModelConfig::published().unwrap());
     let generated = format!("{before}{open}{table}{close}{after}");
     if std::env::var_os("KIMI_BLESS").is_some() {
         std::fs::write(&path, &generated).unwrap();

@@ -67,7 +67,7 @@ fn trial(bench: &Arc<Bench>, case: Case, closer: Option<f64>) -> Trial {
             bench.name, case.name, outcome.error, outcome.detail
         );
         match outcome.verdict {
-            Verdict::Failed => return Err(Failed::from(line)),
+            Verdict::Failed | Verdict::Lost => return Err(Failed::from(line)),
             Verdict::Skipped => {
                 println!("skipped: {}/{}: {}", bench.name, case.name, outcome.detail)
             }

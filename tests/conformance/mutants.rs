@@ -48,6 +48,7 @@ fn failures(make: Make, bug: Bug, operation: Option<&str>) -> impl Iterator<Item
     cases.into_iter().filter_map(move |case| {
         let mut backend: Box<dyn Backend> = Box::new(Mutated::new(make(), bug));
         let outcome = run(&case, &mut *backend, Options::default());
-        (outcome.verdict == Verdict::Failed).then(|| format!("{}: {}", case.name, outcome.detail))
+        (matches!(outcome.verdict, Verdict::Failed | Verdict::Lost))
+            .then(|| format!("{}: {}", case.name, outcome.detail))
     })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::machine::{Command, Product};
-use super::step::{CudaStep, Kernel, WINDOW, arguments};
+use super::step::{ANY_TOGETHER, CudaStep, Kernel, WINDOW, any_shape, arguments, suits_library};
 use crate::backend::image::Image;
 use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
 use crate::error::BackendError;
@@ -74,10 +74,11 @@ impl CudaStep {
         };
         let (query, output) = (self.tensor(op.query)?, self.tensor(op.output)?);
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
-        let weight = self.matrix(op.kv_b)?;
+        let (weight, stored) = (self.matrix(op.kv_b)?, self.stored(op.kv_b)?);
         let longest = self.capacity.blocks * layout.block_tokens;
         let positions = longest.min(WINDOW);
         let outputs = heads * (op.nope + op.value);
+        let even = suits_library(layout.latent, outputs);
         let gathered = self.scratch("a window of latents", 2 * positions * layout.latent)?;
         let rows = self.scratch("expanded keys and values", 4 * positions * outputs)?;
         // Bytes of a run's image: keys, values, what keys are multiplied with.
@@ -114,15 +115,28 @@ impl CudaStep {
                     1,
                     1,
                 ])));
-                commands.push(Command::Product(Product {
-                    input: gathered.address,
-                    weight: weight.address,
-                    output: rows.address,
-                    rows: window.positions,
-                    columns: layout.latent,
-                    outputs,
-                    full: true,
-                }));
+                commands.push(if even {
+                    Command::Product(Product {
+                        input: gathered.address,
+                        weight: weight.address,
+                        output: rows.address,
+                        rows: window.positions,
+                        columns: layout.latent,
+                        outputs,
+                        full: true,
+                    })
+                } else {
+                    let counted = image.window_word(number as usize);
+                    let (columns, full) = (layout.latent, true);
+                    let product = any_shape(
+                        &batch, counted, &gathered, stored, &rows, full, columns, outputs,
+                    );
+                    Command::Launch(product.over([
+                        (outputs as u32).div_ceil(8),
+                        window.positions.div_ceil(ANY_TOGETHER) as u32,
+                        1,
+                    ]))
+                });
                 let lay_out = Kernel::new(
                     lay_out,
                     128,

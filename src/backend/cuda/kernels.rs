@@ -49,18 +49,14 @@ const HEADERS: &[(&str, &str)] = &sources![
     "shared/weight.h",
 ];
 
-/// The file that defines an entry point, with everything that it includes written out: one text for NVRTC, and for the
-/// hash that its compilation is kept under.
+/// The entry points that a file of [`KERNELS`] defines; none where there is no such file.
 #[must_use]
-pub fn source_of(entry: &str) -> Option<(&'static str, String)> {
-    // By itself, or the first argument of a macro that defines several.
-    let marks = [format!("({entry})"), format!("({entry}, ")];
-    let defines = |line: &str| {
-        line.starts_with(|first: char| first.is_ascii_uppercase())
-            && marks.iter().any(|mark| line.contains(mark))
-    };
-    let (name, text) = KERNELS.iter().find(|(_, text)| text.lines().any(defines))?;
-    Some((name, written_out(text)))
+pub fn entries(file: &str) -> Vec<&'static str> {
+    let text = KERNELS.iter().find(|(name, _)| *name == file);
+    let lines = text.map_or("", |(_, text)| text).lines();
+    lines
+        .filter_map(|line| line.strip_prefix("ENTRY(")?.strip_suffix(')'))
+        .collect()
 }
 
 /// A kernel's text with its headers in place of their includes, each once.

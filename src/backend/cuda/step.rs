@@ -28,8 +28,8 @@ const MOST_SPANS: usize = 132;
 /// Positions that a prefill expands together, a multiple of the run of `kernels/mla_prefill.cu`.
 pub(super) const WINDOW: usize = 4096;
 
-/// Rows that a warp of `kernels/linear.cu` takes together.
-const TOGETHER: usize = 8;
+/// Rows that a warp of `linear` in `kernels/linear.cu` takes together.
+pub(super) const ANY_TOGETHER: usize = 8;
 
 /// Kernels for few rows, and how many rows each multiplies with one reading of the weight.
 const FEW: [(&str, usize); 4] = [
@@ -117,6 +117,32 @@ pub(super) fn kind(rows: Rows) -> u32 {
     crate::backend::image::count_word(rows)
 }
 
+/// Whether cuBLASLt is sure to take a product of so many columns and outputs: rows of whole 16 bytes are all that it
+/// promises.
+pub(super) fn suits_library(columns: usize, outputs: usize) -> bool {
+    columns.is_multiple_of(8) && outputs.is_multiple_of(8)
+}
+
+/// `output = input weight^T` for weights of any format and shape: as many rows as word `counted` of the batch says. Its
+/// grid is a block for 8 outputs by [`ANY_TOGETHER`] rows.
+pub(super) fn any_shape(
+    batch: &Arc<Buffer>,
+    counted: u32,
+    input: &Arc<Buffer>,
+    [weight, format]: [Argument; 2],
+    output: &Arc<Buffer>,
+    full: bool,
+    columns: usize,
+    outputs: usize,
+) -> Kernel {
+    let [columns, outputs] = [columns, outputs].map(|word| word as u32);
+    let full = u32::from(full);
+    let arguments = arguments![
+        batch, counted, input, weight, format, output, full, columns, outputs
+    ];
+    Kernel::new("linear", 256, arguments)
+}
+
 pub(super) struct CudaStep {
     pub(super) shared: Arc<Shared>,
     pub(super) capacity: Capacity,
@@ -200,8 +226,7 @@ impl CudaStep {
                 outputs: weight.rows,
                 full,
             };
-            // Rows of 16 bytes are all that the library is sure to take.
-            let even = weight.columns.is_multiple_of(8) && weight.rows.is_multiple_of(8);
+            let even = suits_library(weight.columns, weight.rows);
             match rows {
                 Rows::Tokens if even => self.push(Recorded::Product(product)),
                 Rows::Tokens => self.any(rows, &from, weight, &to, full, |image| {
@@ -225,25 +250,20 @@ impl CudaStep {
         full: bool,
         wanted: fn(&Image) -> bool,
     ) -> Result<()> {
-        let [stored, format] = self.stored(weight)?;
-        let [columns, outputs] = [weight.columns, weight.rows].map(|word| word as u32);
-        let kernel = Kernel::new(
-            "linear",
-            256,
-            arguments![
-                &self.batch,
-                kind(rows),
-                from,
-                stored,
-                format,
-                to,
-                u32::from(full),
-                columns,
-                outputs
-            ],
+        let stored = self.stored(weight)?;
+        let (columns, outputs) = (weight.columns, weight.rows as u32);
+        let kernel = any_shape(
+            &self.batch,
+            kind(rows),
+            from,
+            stored,
+            to,
+            full,
+            columns,
+            weight.rows,
         );
         self.launch(kernel, move |image| {
-            let together = image.count(rows).div_ceil(TOGETHER) as u32;
+            let together = image.count(rows).div_ceil(ANY_TOGETHER) as u32;
             let blocks = if wanted(image) {
                 outputs.div_ceil(8)
             } else {

@@ -37,10 +37,28 @@ impl Rates {
         }
     }
 
-    /// The rates of a device that is known by its name.
+    /// NVIDIA's H100 with HBM3 (SXM5): its memory by the datasheet (a copy was measured at 3.0 TB/s elsewhere), its large
+    /// products as measured (798 TFLOP/s elsewhere), taken as an H200's, whose multiprocessors it shares.
+    #[must_use]
+    pub fn h100() -> Self {
+        Self {
+            source: "H100, 3.35 TB/s and 790 TFLOP/s".to_owned(),
+            bytes_per_second: 3.35e12,
+            flops_per_second: 790e12,
+        }
+    }
+
+    /// The rates of a device that is known by its name. The H100's boards for PCIe (`H100 PCIe`, `H100 NVL`) have other
+    /// memory and less power: they are not known.
     #[must_use]
     pub fn of(device: &str) -> Option<Self> {
-        device.contains("H200").then(Self::h200)
+        let board = device.contains("PCIe") || device.contains("NVL");
+        match device {
+            _ if board => None,
+            _ if device.contains("H200") => Some(Self::h200()),
+            _ if device.contains("H100") => Some(Self::h100()),
+            _ => None,
+        }
     }
 }
 
@@ -86,6 +104,15 @@ impl Work {
     }
 }
 
+/// Which rows a product has, which decides what a backend runs for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A single token of each of several sequences.
+    Decode,
+    /// The tokens of one prompt.
+    Prefill,
+}
+
 /// A kernel at a size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kernel {
@@ -115,6 +142,8 @@ pub enum Kernel {
     },
     /// The routed experts; which are chosen is taken as uniform.
     Experts {
+        /// What the tokens are of.
+        phase: Phase,
         /// Tokens.
         tokens: usize,
     },
@@ -122,6 +151,8 @@ pub enum Kernel {
     Product {
         /// What it is of.
         name: &'static str,
+        /// What the rows are of.
+        phase: Phase,
         /// Rows of the input.
         rows: usize,
         /// Columns of the input.
@@ -191,16 +222,18 @@ pub fn kernels(config: &ModelConfig, sizes: &Sizes) -> Vec<Kernel> {
         list.push(Kernel::MlaDecode { context, sequences });
     }
     list.push(Kernel::MlaPrefill { tokens });
-    let most = sizes.batches.iter().copied().max().unwrap_or(1);
-    for tokens in [1, most, tokens] {
-        list.push(Kernel::Experts { tokens });
+    let decodes = sizes.batches.iter().map(|rows| (Phase::Decode, *rows));
+    let rows: Vec<(Phase, usize)> = decodes.chain([(Phase::Prefill, tokens)]).collect();
+    for &(phase, tokens) in &rows {
+        list.push(Kernel::Experts { phase, tokens });
     }
     for (name, inputs, outputs) in products(config) {
-        for rows in [1, tokens] {
+        for &(phase, rows) in &rows {
             // The head runs on the rows whose logits are wanted alone.
-            if rows == 1 || name != "lm_head" {
+            if phase == Phase::Decode || name != "lm_head" {
                 list.push(Kernel::Product {
                     name,
+                    phase,
                     rows,
                     inputs,
                     outputs,
@@ -251,6 +284,10 @@ impl Kernel {
         let of = |count: usize, what: &str| {
             format!("{count} {what}{}", if count == 1 { "" } else { "s" })
         };
+        let rows = |phase: Phase, rows: usize| match phase {
+            Phase::Decode => format!("decode, {}", of(rows, "sequence")),
+            Phase::Prefill => format!("prefill, T={rows}"),
+        };
         match self {
             Self::KdaPrefill { tokens, sequences } => {
                 format!("KDA prefill, T={tokens}, {}", of(*sequences, "sequence"))
@@ -262,13 +299,14 @@ impl Kernel {
                 of(*sequences, "sequence")
             ),
             Self::MlaPrefill { tokens } => format!("MLA prefill, T={tokens}"),
-            Self::Experts { tokens } => format!("experts, T={tokens}"),
+            Self::Experts { phase, tokens } => format!("experts, {}", rows(*phase, *tokens)),
             Self::Product {
                 name,
-                rows,
+                phase,
+                rows: count,
                 inputs,
                 outputs,
-            } => format!("{name} [{outputs},{inputs}], T={rows}"),
+            } => format!("{name} [{outputs},{inputs}], {}", rows(*phase, *count)),
             Self::Step { context, sequences } => format!(
                 "whole step, {} tokens, {}",
                 tokens_name(*context),
@@ -285,7 +323,7 @@ impl Kernel {
             Self::KdaDecode { sequences } => count::kda_decode(config, sequences),
             Self::MlaDecode { context, sequences } => count::mla_decode(config, context, sequences),
             Self::MlaPrefill { tokens } => count::mla_prefill(config, tokens),
-            Self::Experts { tokens } => count::experts(config, tokens),
+            Self::Experts { tokens, .. } => count::experts(config, tokens),
             Self::Product {
                 rows,
                 inputs,
@@ -334,7 +372,10 @@ mod tests {
         near(floor(&decode(128 << 10)), 33.2e-6);
         near(floor(&decode(1 << 20)), 253.4e-6);
         // 8 of 256 experts of 14,155,776 bytes.
-        let experts = Kernel::Experts { tokens: 1 };
+        let experts = Kernel::Experts {
+            phase: Phase::Decode,
+            tokens: 1,
+        };
         near(experts.work(&config).bytes as f64, 8.0 * 14_155_776.0);
         // 10,240 L^2, and 2 x 8192 x 512 a token for the expansion.
         let prefill = Kernel::MlaPrefill { tokens: 8192 };
@@ -347,6 +388,40 @@ mod tests {
             sequences: 1,
         };
         near(floor(&step), (6.214e9 + 85.6e6 + 33.0e6) / 4.8e12);
+    }
+
+    #[test]
+    fn devices_are_known_by_the_names_that_drivers_give_them() {
+        assert_eq!(Rates::of("NVIDIA H200"), Some(Rates::h200()));
+        assert_eq!(Rates::of("NVIDIA H100 80GB HBM3"), Some(Rates::h100()));
+        for other in [
+            "NVIDIA H100 PCIe",
+            "NVIDIA H100 NVL",
+            "NVIDIA H20",
+            "llvmpipe",
+        ] {
+            assert_eq!(Rates::of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_a_table_says_which_rows_it_is_of() {
+        let config = ModelConfig::published().unwrap();
+        let names: Vec<String> = kernels(&config, &Sizes::published())
+            .iter()
+            .map(Kernel::name)
+            .collect();
+        for expected in [
+            "experts, decode, 64 sequences",
+            "experts, prefill, T=8192",
+            "lm_head [163840,2304], decode, 64 sequences",
+        ] {
+            assert!(names.iter().any(|name| name == expected), "{names:?}");
+        }
+        let mut distinct = names.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!(distinct.len(), names.len());
     }
 
     #[test]

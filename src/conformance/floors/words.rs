@@ -51,34 +51,34 @@ fn scaled(mut value: f64, units: &[&str]) -> String {
     format!("{value:.digits$} {name}")
 }
 
-/// The table of `docs/performance/hopper.md`.
+/// The table of `docs/performance/hopper.md`: a column of floors for an H200 and one for an H100.
 #[must_use]
-pub fn markdown(config: &ModelConfig, rates: &Rates) -> String {
+pub fn markdown(config: &ModelConfig) -> String {
     let mut list = kernels(config, &Sizes::published());
-    for context in [4 << 10, 128 << 10, 1 << 20] {
-        list.push(Kernel::Step {
-            context,
-            sequences: 1,
-        });
+    for (context, sequences) in [(4 << 10, 1), (4 << 10, 64), (128 << 10, 1), (1 << 20, 1)] {
+        list.push(Kernel::Step { context, sequences });
     }
     let mut text = String::from(
-        "| kernel | bytes | operations | floor | set by |\n|---|---:|---:|---:|---|\n",
+        "| kernel | bytes | operations | floor, H200 | set by | floor, H100 | set by |\n|---|---:|---:|---:|---|---:|---|\n",
     );
     for kernel in list {
         let work = kernel.work(config);
-        let (seconds, bound) = work.floor(rates);
-        let bound = match bound {
-            Bound::Bytes => "bytes",
-            Bound::Operations => "operations",
-        };
+        let floors = [Rates::h200(), Rates::h100()].map(|rates| {
+            let (seconds, bound) = work.floor(&rates);
+            let bound = match bound {
+                Bound::Bytes => "bytes",
+                Bound::Operations => "operations",
+            };
+            format!("{} | {bound}", seconds_name(seconds))
+        });
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {bound} |",
+            "| {} | {} | {} | {} |",
             kernel.name(),
             bytes_name(work.bytes),
             flops_name(work.flops),
-            seconds_name(seconds)
+            floors.join(" | ")
         );
     }
     text

@@ -4,9 +4,13 @@
 //! interfaces ask for is in this folder. What makes it sound: the context is made current before each call; handles live
 //! in [`Driver`] or are owned by one value that destroys them; everything runs in the order of one stream; memory that
 //! the device reads or writes is either the device's own or pinned and kept until an event says that it is done with.
+//! Contexts, streams, events and graphs are cudarc's.
 #![allow(unsafe_code)]
 
 pub mod compile;
+mod graphs;
+mod loader;
+mod modules;
 mod pinned;
 mod product;
 mod run;
@@ -15,7 +19,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use cudarc::driver::{CudaContext, CudaStream};
 
+pub use self::loader::Found;
+use self::loader::Loader;
 use self::pinned::{Pinned, Spare};
 use self::run::State;
 use super::machine::{Answers, Machine, Work};
@@ -25,7 +32,9 @@ use crate::error::BackendError;
 
 /// The least compute capability: the copy engine, its barriers, and blocks with 227 KiB of shared memory.
 const LEAST: (i32, i32) = (9, 0);
-/// The least driver, in the driver's own count: CUDA 12.8 has all that is called here.
+/// The least driver, in the driver's own count: CUDA 12.8 has all that is called here. It is enough where NVRTC of its own
+/// version compiles the kernels; those that come with the program are of CUDA 13.0, which `modules` says when one is
+/// refused.
 const LEAST_DRIVER: i32 = 12_080;
 
 /// A call of the driver as one of ours.
@@ -103,12 +112,23 @@ pub fn devices() -> Vec<Device> {
     });
     (0..count)
         .filter_map(|index| describe(index).ok())
-        .map(|(device, _, _)| device)
+        .map(|(device, _)| device)
         .collect()
 }
 
-/// A device, its handle and its compute capability.
-fn describe(index: usize) -> Result<(Device, sys::CUdevice, (i32, i32))> {
+/// Where the kernels of device `index` come from. Nothing is loaded or compiled.
+///
+/// # Errors
+/// No such device, or one that cannot be used, and why.
+pub fn kernels_of(index: usize) -> Result<Found> {
+    count()?;
+    let (device, capability) = describe(index)?;
+    let driver = usable(&device, capability)?;
+    Ok(Loader::new(capability, driver).found())
+}
+
+/// A device and its compute capability.
+fn describe(index: usize) -> Result<(Device, (i32, i32))> {
     let ordinal = i32::try_from(index).unwrap_or(i32::MAX);
     let handle = told("a device", result::device::get(ordinal))?;
     let name = told("a device's name", result::device::get_name(handle))?;
@@ -140,67 +160,44 @@ fn describe(index: usize) -> Result<(Device, sys::CUdevice, (i32, i32))> {
         precision: Precision::Bf16,
         cache: Dtype::Bf16,
     };
-    Ok((device, handle, (major, minor)))
+    Ok((device, (major, minor)))
 }
 
-/// A context that is made current before it is used, and given back.
-struct Context {
-    handle: sys::CUcontext,
-    device: sys::CUdevice,
-    stream: sys::CUstream,
+/// A version of CUDA in the driver's own count, in words.
+fn cuda_version(count: i32) -> String {
+    format!("{}.{}", count / 1000, count % 1000 / 10)
 }
 
-// SAFETY: contexts and streams may be used from any thread that makes the context current, which `enter` does.
-unsafe impl Send for Context {}
-// SAFETY: as above; the driver locks what it must.
-unsafe impl Sync for Context {}
-
-impl Context {
-    fn new(device: sys::CUdevice) -> Result<Self> {
-        // SAFETY: the device is the driver's own; the context is released in `drop`.
-        let handle = told("a context", unsafe { result::primary_ctx::retain(device) })?;
-        let mut context = Self {
-            handle,
-            device,
-            stream: std::ptr::null_mut(),
-        };
-        context.enter()?;
-        let kind = result::stream::StreamKind::NonBlocking;
-        context.stream = told("a stream", result::stream::create(kind))?;
-        Ok(context)
+/// The driver's version in its own count, if it and a device of this compute capability will do.
+fn usable(device: &Device, capability: (i32, i32)) -> Result<i32> {
+    if capability < LEAST {
+        return Err(unavailable(format!(
+            "{} has compute capability {}.{}, and the kernels need {}.{} or newer; --backend wgpu may drive it",
+            device.name, capability.0, capability.1, LEAST.0, LEAST.1
+        )));
     }
-
-    fn enter(&self) -> Result<()> {
-        // SAFETY: the context is retained for as long as `self` lives.
-        told("its context", unsafe {
-            result::ctx::set_current(self.handle)
-        })
+    let mut version = 0;
+    // SAFETY: it writes one integer.
+    told("its version", unsafe {
+        sys::cuDriverGetVersion(&raw mut version).result()
+    })?;
+    if version < LEAST_DRIVER {
+        let [found, least] = [version, LEAST_DRIVER].map(cuda_version);
+        return Err(unavailable(format!(
+            "the NVIDIA driver knows CUDA {found}, and {least} (driver 570) or newer is needed, 13.0 (driver 580) for the \
+             kernels that come with the program: install a newer driver, or take --backend wgpu"
+        )));
     }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        if self.enter().is_err() {
-            return;
-        }
-        // SAFETY: both were made by `new`, and nobody else has them. What a dying device says to this helps nobody.
-        unsafe {
-            if !self.stream.is_null() {
-                let _ = result::stream::synchronize(self.stream);
-                let _ = result::stream::destroy(self.stream);
-            }
-            let _ = result::primary_ctx::release(self.device);
-        }
-    }
+    Ok(version)
 }
 
 /// One GPU.
 pub struct Driver {
     device: Device,
-    // Before the context: modules, graphs and pinned memory are of it.
+    // Before the stream: modules, graphs and pinned memory are of its context.
     state: Mutex<State>,
     spare: Arc<Spare>,
-    context: Arc<Context>,
+    stream: Arc<CudaStream>,
 }
 
 impl Driver {
@@ -223,35 +220,22 @@ impl Driver {
                 available: format!("{count}, numbered from 0"),
             });
         }
-        let (device, handle, capability) = describe(index)?;
-        if capability < LEAST {
-            return Err(unavailable(format!(
-                "{} has compute capability {}.{}, and the kernels need {}.{} or newer; --backend wgpu may drive it",
-                device.name, capability.0, capability.1, LEAST.0, LEAST.1
-            )));
-        }
-        let mut version = 0;
-        // SAFETY: it writes one integer.
-        told("its version", unsafe {
-            sys::cuDriverGetVersion(&raw mut version).result()
-        })?;
-        if version < LEAST_DRIVER {
-            let [found, least] =
-                [version, LEAST_DRIVER].map(|v| format!("{}.{}", v / 1000, v % 1000 / 10));
-            return Err(unavailable(format!(
-                "the NVIDIA driver knows CUDA {found}, and {least} or newer is needed: install a newer driver, or take --backend wgpu"
-            )));
-        }
-        let context = Arc::new(Context::new(handle)?);
-        let mut state = State::new(&context, capability, version)?;
-        // What is missing to make kernels should be told before a model is loaded.
-        state.try_out()?;
+        let (device, capability) = describe(index)?;
+        let version = usable(&device, capability)?;
+        let context = told("a context", CudaContext::new(index))?;
+        let stream = told("a stream", context.new_stream())?;
+        let state = State::new(&stream, capability, version)?;
         Ok(Self {
             device,
             state: Mutex::new(state),
             spare: Arc::new(Spare::new(&context)),
-            context,
+            stream,
         })
+    }
+
+    /// Makes the device's context this thread's.
+    fn enter(&self) -> Result<()> {
+        told("its context", self.stream.context().bind_to_thread())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -262,8 +246,9 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // What the fields give back is of this context. One that is gone has taken them along.
-        let _ = self.context.enter();
+        // What the fields give back is of this context, and may still be used by what was submitted. A context that is gone
+        // has taken them along.
+        let _ = self.stream.synchronize();
     }
 }
 
@@ -273,7 +258,7 @@ impl Machine for Driver {
     }
 
     fn allocate(&self, what: &str, bytes: u64) -> Result<u64> {
-        self.context.enter()?;
+        self.enter()?;
         // SAFETY: what is allocated here is freed by `free` alone.
         let allocated = unsafe { result::malloc_sync(bytes as usize) };
         match allocated {
@@ -288,7 +273,7 @@ impl Machine for Driver {
     }
 
     fn free(&self, address: u64, _bytes: u64) {
-        if self.context.enter().is_ok() {
+        if self.enter().is_ok() {
             // SAFETY: the address is of `allocate`; the call waits for what may still use it.
             let _ = unsafe { result::free_sync(address) };
         }
@@ -298,24 +283,24 @@ impl Machine for Driver {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.context.enter()?;
+        self.enter()?;
         // No capture may be under way: the copy would be recorded, not made.
         let _state = self.state();
         // SAFETY: the owner of the memory vouches for its size; the bytes live until the copy is done.
         told("a copy to the device", unsafe {
-            result::memcpy_htod_async(address, bytes, self.context.stream)
-                .and_then(|()| result::stream::synchronize(self.context.stream))
+            result::memcpy_htod_async(address, bytes, self.stream.cu_stream())
+                .and_then(|()| self.stream.synchronize())
         })
     }
 
     fn submit(&self, work: &Work<'_>) -> Result<Ticket<Answers>> {
-        self.context.enter()?;
-        let pending = self.state().submit(&self.context, &self.spare, work)?;
+        self.enter()?;
+        let pending = self.state().submit(&self.spare, work)?;
         Ok(Ticket::new(pending))
     }
 
     fn forget(&self, step: u64) {
-        if self.context.enter().is_ok() {
+        if self.enter().is_ok() {
             self.state().forget(step);
         }
     }

@@ -1,16 +1,18 @@
-//! Host memory that the device copies from and to while the host goes on, and the event that says when it has.
+//! Host memory that the device copies from and to while the host goes on.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::result;
-use cudarc::driver::sys;
+use cudarc::driver::{CudaContext, result};
 
-use super::{Context, told};
+use super::told;
 use crate::backend::Result;
+
+/// Buffers that wait at most: a few of each size that steps of one server ask for.
+const MOST: usize = 16;
 
 /// Pinned memory.
 pub(super) struct Pinned {
-    context: Arc<Context>,
+    context: Arc<CudaContext>,
     at: *mut u8,
     len: usize,
 }
@@ -19,7 +21,8 @@ pub(super) struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    fn new(context: &Arc<Context>, len: usize) -> Result<Self> {
+    fn new(context: &Arc<CudaContext>, len: usize) -> Result<Self> {
+        told("its context", context.bind_to_thread())?;
         // SAFETY: the context is current; the memory is freed in `drop`.
         let at = told("pinned memory", unsafe { result::malloc_host(len, 0) })?.cast::<u8>();
         // SAFETY: it is ours, `len` bytes long, and has not been written.
@@ -44,7 +47,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if self.context.enter().is_ok() {
+        if self.context.bind_to_thread().is_ok() {
             // SAFETY: made by `malloc_host`, freed once.
             let _ = unsafe { result::free_host(self.at.cast()) };
         }
@@ -53,12 +56,12 @@ impl Drop for Pinned {
 
 /// Pinned memory that waits to be used again.
 pub(super) struct Spare {
-    context: Arc<Context>,
+    context: Arc<CudaContext>,
     waiting: Mutex<Vec<Pinned>>,
 }
 
 impl Spare {
-    pub(super) fn new(context: &Arc<Context>) -> Self {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Self {
         Self {
             context: Arc::clone(context),
             waiting: Mutex::default(),
@@ -71,9 +74,13 @@ impl Spare {
         if let Some(at) = waiting.iter().position(|pinned| pinned.len >= len) {
             return Ok(waiting.swap_remove(at));
         }
-        // One that is too small will not do next time either.
-        waiting.pop();
+        // Taking and giving back pinned memory both wait for the device: what is too small for this may do for another.
+        let smallest = (0..waiting.len()).min_by_key(|at| waiting[*at].len);
+        let dropped = smallest
+            .filter(|_| waiting.len() >= MOST)
+            .map(|at| waiting.swap_remove(at));
         drop(waiting);
+        drop(dropped);
         Pinned::new(&self.context, len.next_power_of_two().max(4096))
     }
 
@@ -82,58 +89,5 @@ impl Spare {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(pinned);
-    }
-}
-
-/// A place in the stream.
-pub(super) struct Event {
-    context: Arc<Context>,
-    handle: sys::CUevent,
-}
-
-// SAFETY: events may be used from any thread with the context current.
-unsafe impl Send for Event {}
-
-impl Event {
-    /// The stream's present end.
-    pub(super) fn record(context: &Arc<Context>, timed: bool) -> Result<Self> {
-        let flags = if timed {
-            sys::CUevent_flags::CU_EVENT_DEFAULT
-        } else {
-            sys::CUevent_flags::CU_EVENT_DISABLE_TIMING
-        };
-        let event = Self {
-            context: Arc::clone(context),
-            handle: told("an event", result::event::create(flags))?,
-        };
-        // SAFETY: both handles live.
-        told("an event", unsafe {
-            result::event::record(event.handle, context.stream)
-        })?;
-        Ok(event)
-    }
-
-    /// Waits until all before it has run.
-    pub(super) fn wait(&self) -> Result<()> {
-        self.context.enter()?;
-        // SAFETY: the handle lives.
-        told("a step", unsafe { result::event::synchronize(self.handle) })
-    }
-
-    /// Milliseconds from this one to a later one, both waited for.
-    pub(super) fn until(&self, later: &Self) -> Result<f32> {
-        // SAFETY: both handles live and were recorded.
-        told("an event's time", unsafe {
-            result::event::elapsed(self.handle, later.handle)
-        })
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if self.context.enter().is_ok() {
-            // SAFETY: made by `record`, destroyed once.
-            let _ = unsafe { result::event::destroy(self.handle) };
-        }
     }
 }

@@ -1,24 +1,31 @@
 //! Dense products of a prefill's rows by cuBLASLt; rows of single tokens and of outputs have a kernel (`kernels/linear.cu`).
 //! Its algorithm is chosen once for a weight's shape, not for the number of rows, so that a row's sums run in the same order
 //! whatever is beside it; one that does not do for some number of rows is chosen anew for that one.
+//!
+//! What the library was asked is kept as a plan for each shape and number of rows, so that a product that ran once asks
+//! nothing any more: while a stream is captured, some versions of the library answer a question with an error.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys::{self, cublasLtMatmulDescAttributes_t as Attribute, cudaDataType_t};
+use cudarc::driver::CudaStream;
 
-use super::{Context, told, unavailable};
+use super::{told, unavailable};
 use crate::backend::Result;
-use crate::backend::cuda::machine::Product;
+use crate::backend::cuda::machine::{Command, Product};
 use crate::error::BackendError;
 
 /// Bytes of workspace: what cuBLAS recommends on Hopper.
 const WORKSPACE: usize = 32 << 20;
-/// Rows for which an algorithm is chosen: between a busy server's pieces and those of one long prompt.
-const TYPICAL_ROWS: usize = 1024;
+/// Rows for which an algorithm is chosen: those of a long prompt's pieces, which take most of a prefill's time.
+const TYPICAL_ROWS: usize = 8192;
+/// Plans kept, a few hundred bytes each. A server's pieces have many lengths; a plan that went is made again.
+const MOST_PLANS: usize = 4096;
 
 fn said<T>(what: &str, result: std::result::Result<T, CublasError>) -> Result<T> {
     result.map_err(|error| BackendError::Driver {
@@ -33,14 +40,19 @@ pub(super) struct Products {
     description: sys::cublasLtMatmulDesc_t,
     workspace: u64,
     algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
-    /// For numbers of rows that a shape's algorithm does not do for.
-    exceptions: HashMap<(Shape, usize), sys::cublasLtMatmulAlgo_t>,
+    plans: HashMap<(Shape, usize), Rc<Plan>>,
 }
 
 /// Outputs, columns, and whether the result is f32.
 type Shape = (usize, usize, bool);
 
-// SAFETY: cuBLASLt's handles may be used from any thread; they live behind a lock.
+/// What runs a product of one shape and number of rows.
+struct Plan {
+    layouts: Layouts,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+// SAFETY: cuBLASLt's handles may be used from any thread; they live behind a lock, and no plan leaves it.
 unsafe impl Send for Products {}
 
 /// The layout of a matrix, column by column.
@@ -83,8 +95,19 @@ impl Layouts {
     }
 }
 
+fn shape_of(product: &Product) -> Shape {
+    (product.outputs, product.columns, product.full)
+}
+
+fn product_of(command: &Command) -> Option<&Product> {
+    match command {
+        Command::Product(product) => Some(product),
+        Command::Launch(_) | Command::Copy { .. } => None,
+    }
+}
+
 impl Products {
-    pub(super) fn new(context: &Arc<Context>) -> Result<Self> {
+    pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         // SAFETY: it only tries to open a library.
         if !unsafe { sys::is_culib_present() } {
             return Err(unavailable(
@@ -92,14 +115,14 @@ impl Products {
                  PyPI's nvidia-cublas on LD_LIBRARY_PATH",
             ));
         }
-        context.enter()?;
+        told("its context", stream.context().bind_to_thread())?;
         let handle = said("cuBLASLt", lt::create_handle())?;
         let mut products = Self {
             handle,
             description: std::ptr::null_mut(),
             workspace: 0,
             algorithms: HashMap::new(),
-            exceptions: HashMap::new(),
+            plans: HashMap::new(),
         };
         let (compute, scale) = (
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
@@ -123,32 +146,47 @@ impl Products {
         Ok(products)
     }
 
-    /// What runs a product of so many rows, laid out like this.
-    fn algorithm(
-        &mut self,
-        product: &Product,
-        layouts: &Layouts,
-    ) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let shape = (product.outputs, product.columns, product.full);
-        let usual = match self.algorithms.get(&shape) {
-            Some(algorithm) => *algorithm,
-            None => {
-                let typical = Layouts::new(product, TYPICAL_ROWS)?;
-                let chosen = self.choose(&typical)?;
-                *self.algorithms.entry(shape).or_insert(chosen)
-            }
+    /// Plans every product of a list that has no plan yet.
+    ///
+    /// # Errors
+    /// What cuBLASLt refuses.
+    pub(super) fn plan_all(&mut self, commands: &[Command]) -> Result<()> {
+        let products = || commands.iter().filter_map(product_of);
+        // Together they must stay: nothing may be planned while they are captured.
+        if self.plans.len() + products().count() > MOST_PLANS {
+            self.plans.clear();
+        }
+        products().try_for_each(|product| self.plan(product).map(drop))
+    }
+
+    fn plan(&mut self, product: &Product) -> Result<Rc<Plan>> {
+        let key = (shape_of(product), product.rows);
+        if let Some(plan) = self.plans.get(&key) {
+            return Ok(Rc::clone(plan));
+        }
+        let layouts = Layouts::new(product, product.rows)?;
+        let usual = self.usual(product)?;
+        let algorithm = if self.does(&usual, &layouts) {
+            usual
+        } else {
+            self.choose(&layouts)?
         };
-        if self.does(&usual, layouts) {
-            return Ok(usual);
+        if self.plans.len() >= MOST_PLANS {
+            self.plans.clear();
         }
-        let exception = (shape, product.rows);
-        match self.exceptions.get(&exception) {
-            Some(algorithm) => Ok(*algorithm),
-            None => {
-                let chosen = self.choose(layouts)?;
-                Ok(*self.exceptions.entry(exception).or_insert(chosen))
-            }
+        let plan = Rc::new(Plan { layouts, algorithm });
+        self.plans.insert(key, Rc::clone(&plan));
+        Ok(plan)
+    }
+
+    /// The algorithm for a weight's shape.
+    fn usual(&mut self, product: &Product) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let shape = shape_of(product);
+        if let Some(algorithm) = self.algorithms.get(&shape) {
+            return Ok(*algorithm);
         }
+        let chosen = self.choose(&Layouts::new(product, TYPICAL_ROWS)?)?;
+        Ok(*self.algorithms.entry(shape).or_insert(chosen))
     }
 
     /// Whether an algorithm that was chosen for other rows does for these, within the workspace.
@@ -212,9 +250,13 @@ impl Products {
         Ok(said("the choice of a product's algorithm", found)?.algo)
     }
 
-    pub(super) fn run(&mut self, context: &Arc<Context>, product: &Product) -> Result<()> {
-        let layouts = Layouts::new(product, product.rows)?;
-        let algorithm = self.algorithm(product, &layouts)?;
+    /// Puts a product on the stream. One that was planned asks the library nothing.
+    ///
+    /// # Errors
+    /// What cuBLASLt refuses.
+    pub(super) fn run(&mut self, stream: &CudaStream, product: &Product) -> Result<()> {
+        let plan = self.plan(product)?;
+        let Plan { layouts, algorithm } = &*plan;
         let (one, zero) = (1.0_f32, 0.0_f32);
         // SAFETY: whoever records a product vouches for its operands; all handles live; one stream has one workspace.
         said("a product", unsafe {
@@ -231,10 +273,10 @@ impl Products {
                 layouts.output.0,
                 product.output as *mut c_void,
                 layouts.output.0,
-                &raw const algorithm,
+                std::ptr::from_ref(algorithm),
                 self.workspace as *mut c_void,
                 WORKSPACE,
-                context.stream.cast(),
+                stream.cu_stream().cast(),
             )
         })
     }

@@ -1,75 +1,68 @@
 //! Running commands on the stream: one by one, or as a graph of those that came before.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
-use cudarc::driver::result;
 use cudarc::driver::sys;
+use cudarc::driver::{CudaEvent, CudaGraph, CudaStream, result};
 
-use super::compile::Functions;
-use super::pinned::Event;
+use super::graphs::{Graphs, Runner};
+use super::modules::Functions;
 use super::product::Products;
-use super::{Context, Pinned, Spare, told};
+use super::{Pinned, Spare, told};
 use crate::backend::Result;
 use crate::backend::cuda::machine::{Answers, Command, Launch, Work};
 use crate::backend::cuda::step::NO_STEP;
-
-/// Lists of commands remembered for a step, and graphs kept.
-const REMEMBERED: usize = 8;
+use crate::error::BackendError;
 
 /// A graph that can be launched.
-struct Graph(sys::CUgraphExec);
+struct Graph(CudaGraph);
 
-// SAFETY: graphs may be used from any thread with the context current; they live behind a lock.
+// SAFETY: graphs may be used from any thread with the context current, one at a time; they live behind a lock.
 unsafe impl Send for Graph {}
 
-impl Drop for Graph {
-    fn drop(&mut self) {
-        // SAFETY: made by `instantiate`, destroyed once. Those that run are kept by the driver until they end.
-        let _ = unsafe { result::graph::exec_destroy(self.0) };
-    }
-}
-
-/// Commands that came before; a graph from their second time on.
-struct Known {
-    commands: Vec<Command>,
-    graph: Option<Graph>,
-}
-
-pub(super) struct State {
-    // Before the functions: graphs call them.
-    known: HashMap<u64, Vec<Known>>,
+/// What commands are put on the stream with.
+struct Queue {
+    stream: Arc<CudaStream>,
     functions: Functions,
     products: Products,
 }
 
+pub(super) struct State {
+    // Before the queue: graphs call its functions.
+    graphs: Graphs<Graph>,
+    queue: Queue,
+}
+
+/// Whether `KIMI_LINEAR_GRAPHS` leaves CUDA graphs on: everything but `0` does.
+fn graphs_wanted() -> bool {
+    std::env::var_os("KIMI_LINEAR_GRAPHS").is_none_or(|value| value != "0")
+}
+
 impl State {
-    pub(super) fn new(context: &Arc<Context>, capability: (i32, i32), driver: i32) -> Result<Self> {
+    /// Loads every kernel and opens cuBLASLt, so that what is missing is told before a model is loaded.
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        capability: (i32, i32),
+        driver: i32,
+    ) -> Result<Self> {
         Ok(Self {
-            known: HashMap::new(),
-            functions: Functions::new(capability, driver),
-            products: Products::new(context)?,
+            graphs: Graphs::new(graphs_wanted()),
+            queue: Queue {
+                stream: Arc::clone(stream),
+                products: Products::new(stream)?,
+                functions: Functions::load(capability, driver)?,
+            },
         })
     }
 
-    /// Makes one kernel, to see that kernels can be made.
-    pub(super) fn try_out(&mut self) -> Result<()> {
-        self.functions.get("add", 0).map(|_| ())
-    }
-
     pub(super) fn forget(&mut self, step: u64) {
-        self.known.remove(&step);
+        self.graphs.forget(step);
     }
 
-    pub(super) fn submit(
-        &mut self,
-        context: &Arc<Context>,
-        spare: &Arc<Spare>,
-        work: &Work<'_>,
-    ) -> Result<Pending> {
+    pub(super) fn submit(&mut self, spare: &Arc<Spare>, work: &Work<'_>) -> Result<Pending> {
         let mut pending = Pending {
             spare: Arc::clone(spare),
             upload: None,
@@ -77,13 +70,13 @@ impl State {
             event: None,
             marks: Vec::new(),
         };
-        let enqueued = self.enqueue(context, work, &mut pending);
+        let enqueued = self.enqueue(work, &mut pending);
         // Whatever was enqueued may still use the pinned memory: it is kept until this.
-        match Event::record(context, work.timed.is_some()) {
+        match self.queue.mark(work.timed.is_some()) {
             Ok(event) => pending.event = Some(event),
             Err(error) => {
-                // SAFETY: the stream lives. What it says does not matter more than that nothing runs afterwards.
-                let _ = unsafe { result::stream::synchronize(context.stream) };
+                // What it says does not matter more than that nothing runs afterwards.
+                let _ = self.queue.stream.synchronize();
                 return Err(enqueued.err().unwrap_or(error));
             }
         }
@@ -91,19 +84,15 @@ impl State {
         Ok(pending)
     }
 
-    fn enqueue(
-        &mut self,
-        context: &Arc<Context>,
-        work: &Work<'_>,
-        pending: &mut Pending,
-    ) -> Result<()> {
+    fn enqueue(&mut self, work: &Work<'_>, pending: &mut Pending) -> Result<()> {
+        let stream = self.queue.stream.cu_stream();
         if let Some((address, bytes)) = work.upload {
             let mut pinned = pending.spare.take(bytes.len())?;
             pinned.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
             let pinned = pending.upload.insert(pinned);
             // SAFETY: the address has room for the batch; the pinned memory is kept until an event after the copy.
             told("a batch", unsafe {
-                result::memcpy_htod_async(address, &pinned.bytes()[..bytes.len()], context.stream)
+                result::memcpy_htod_async(address, &pinned.bytes()[..bytes.len()], stream)
             })?;
         }
         match work.timed {
@@ -114,13 +103,13 @@ impl State {
                         .last()
                         .is_none_or(|(last, _)| last != operation)
                     {
-                        let event = Event::record(context, true)?;
+                        let event = self.queue.mark(true)?;
                         pending.marks.push((*operation, event));
                     }
-                    self.command(context, command)?;
+                    self.queue.command(command)?;
                 }
             }
-            None => self.run(context, work)?,
+            None => self.run(work)?,
         }
         let bytes: u64 = work.answers.iter().map(|(_, bytes)| bytes).sum();
         if bytes > 0 {
@@ -133,7 +122,7 @@ impl State {
                 if !part.is_empty() {
                     // SAFETY: the address has so many bytes; the pinned memory is kept until an event after the copy.
                     told("an answer", unsafe {
-                        result::memcpy_dtoh_async(part, *address, context.stream)
+                        result::memcpy_dtoh_async(part, *address, stream)
                     })?;
                 }
             }
@@ -141,87 +130,65 @@ impl State {
         Ok(())
     }
 
-    /// Runs commands: as a graph, if the same came before in this step.
-    fn run(&mut self, context: &Arc<Context>, work: &Work<'_>) -> Result<()> {
-        if work.commands.is_empty() {
-            return Ok(());
+    fn run(&mut self, work: &Work<'_>) -> Result<()> {
+        match work.step {
+            _ if work.commands.is_empty() => Ok(()),
+            NO_STEP => self.queue.commands(work.commands),
+            step => self.graphs.run(step, work.commands, &mut self.queue),
         }
-        if work.step == NO_STEP {
-            return self.commands(context, work.commands);
-        }
-        let known = self.known.entry(work.step).or_default();
-        let Some(at) = known
-            .iter()
-            .position(|known| known.commands == work.commands)
-        else {
-            if known.len() >= REMEMBERED {
-                known.remove(0);
-            }
-            known.push(Known {
-                commands: work.commands.to_vec(),
-                graph: None,
-            });
-            return self.commands(context, work.commands);
-        };
-        // The one used last is forgotten last.
-        let mut found = known.remove(at);
-        if found.graph.is_none() {
-            found.graph = Some(self.capture(context, work.commands)?);
-        }
-        let launched = found.graph.as_ref().map_or(Ok(()), |graph| {
-            // SAFETY: the graph lives, and what its commands point to lives as long as the step.
-            told("a graph", unsafe {
-                result::graph::launch(graph.0, context.stream)
-            })
-        });
-        self.known.entry(work.step).or_default().push(found);
-        launched
     }
+}
 
-    fn commands(&mut self, context: &Arc<Context>, commands: &[Command]) -> Result<()> {
+impl Runner for Queue {
+    type Graph = Graph;
+
+    fn commands(&mut self, commands: &[Command]) -> Result<()> {
         commands
             .iter()
-            .try_for_each(|command| self.command(context, command))
+            .try_for_each(|command| self.command(command))
     }
 
-    fn capture(&mut self, context: &Arc<Context>, commands: &[Command]) -> Result<Graph> {
+    fn capture(&mut self, commands: &[Command]) -> Result<Graph> {
+        // What asks a library or the driver anything does so now: while a stream is captured neither may be asked.
+        self.products.plan_all(commands)?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives. Everything that the commands need was loaded when they ran the first time.
-        told("a capture", unsafe {
-            result::stream::begin_capture(context.stream, mode)
+        told("a capture", self.stream.begin_capture(mode))?;
+        let recorded = self.commands(commands);
+        // The capture ends here, whatever happened since it began.
+        let ended = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        recorded?;
+        let graph = told("a capture", ended)?.ok_or_else(|| BackendError::Driver {
+            backend: "cuda",
+            what: "a capture".to_owned(),
+            reason: "it gave no graph".to_owned(),
         })?;
-        let recorded = self.commands(context, commands);
-        // SAFETY: the capture began above and ends here, whatever happened between.
-        let ended = unsafe { result::stream::end_capture(context.stream) };
-        if let Err(error) = recorded {
-            if let Ok(graph) = ended {
-                // SAFETY: captured above, and of no use.
-                let _ = unsafe { result::graph::destroy(graph) };
-            }
-            return Err(error);
-        }
-        let graph = told("a capture", ended)?;
-        // SAFETY: the graph was captured above, and is not needed once it is instantiated.
-        let executable = unsafe {
-            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            let _ = result::graph::destroy(graph);
-            told("a graph", made)?
-        };
-        Ok(Graph(executable))
+        Ok(Graph(graph))
     }
 
-    fn command(&mut self, context: &Arc<Context>, command: &Command) -> Result<()> {
+    fn launch(&mut self, graph: &Graph) -> Result<()> {
+        told("a graph", graph.0.launch())
+    }
+}
+
+impl Queue {
+    /// The stream's present end.
+    fn mark(&self, timed: bool) -> Result<CudaEvent> {
+        let flags = timed.then_some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        told("an event", self.stream.record_event(flags))
+    }
+
+    fn command(&mut self, command: &Command) -> Result<()> {
         match command {
-            Command::Launch(launch) => self.launch(context, launch),
-            Command::Product(product) => self.products.run(context, product),
+            Command::Launch(launch) => self.kernel(launch),
+            Command::Product(product) => self.products.run(&self.stream, product),
             // SAFETY: whoever records a copy vouches for its two ends.
             Command::Copy { from, to, bytes } => told("a copy", unsafe {
-                result::memcpy_dtod_async(*to, *from, *bytes as usize, context.stream)
+                result::memcpy_dtod_async(*to, *from, *bytes as usize, self.stream.cu_stream())
             }),
         }
     }
 
-    fn launch(&mut self, context: &Arc<Context>, launch: &Launch) -> Result<()> {
+    fn kernel(&mut self, launch: &Launch) -> Result<()> {
         let function = self.functions.get(launch.kernel, launch.shared)?;
         let mut arguments: Vec<[u8; 8]> = launch
             .arguments
@@ -241,7 +208,7 @@ impl State {
                 (x, y, z),
                 (launch.threads, 1, 1),
                 launch.shared,
-                context.stream,
+                self.stream.cu_stream(),
                 &mut pointers,
             )
         })
@@ -253,9 +220,9 @@ pub(super) struct Pending {
     spare: Arc<Spare>,
     upload: Option<Pinned>,
     answers: Option<(Pinned, usize)>,
-    event: Option<Event>,
+    event: Option<CudaEvent>,
     /// Where each run of an operation's commands begins.
-    marks: Vec<(usize, Event)>,
+    marks: Vec<(usize, CudaEvent)>,
 }
 
 impl Pending {
@@ -264,10 +231,11 @@ impl Pending {
         let Some(event) = self.event.take() else {
             return Ok(answers);
         };
-        event.wait()?;
+        told("a step", event.synchronize())?;
         let ends = self.marks.iter().skip(1).map(|(_, event)| event);
         for ((operation, start), end) in self.marks.iter().zip(ends.chain([&event])) {
-            let milliseconds = f64::from(start.until(end)?);
+            let milliseconds = told("an event's time", start.elapsed_ms(end))?;
+            let milliseconds = f64::from(milliseconds);
             answers.milliseconds.push((*operation, milliseconds));
         }
         if let Some((pinned, len)) = &self.answers {

@@ -1,0 +1,400 @@
+//! Which code of a kernel the driver is given: machine code before PTX before what NVRTC makes.
+//!
+//! A folder of compiled kernels comes with the program: `kernels` beside it, or the one that `KIMI_LINEAR_KERNELS` names.
+//! Its files are named by a hash over source and options: `HASH.cubin` is machine code of one architecture, `HASH.ptx` is
+//! what the driver makes code of. What NVRTC makes here is kept in the user's cache, named by the driver's version too. A
+//! file that the driver refuses, such as PTX of a newer compiler, is passed over with a warning. This file calls nothing
+//! of the driver.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::compile::{key, options};
+use crate::backend::Result;
+use crate::backend::cuda::kernels::{KERNELS, written_out};
+use crate::error::BackendError;
+
+/// Where a kernel's code came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Machine code that came with the program.
+    Cubin,
+    /// PTX that came with the program.
+    Ptx,
+    /// PTX that NVRTC made before.
+    Kept,
+    /// PTX that NVRTC made now.
+    Compiled,
+}
+
+/// How many of the kernels' files come from where, as far as the files say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Found {
+    /// The folder of compiled kernels.
+    pub folder: Option<PathBuf>,
+    /// Machine code in the folder.
+    pub cubins: usize,
+    /// PTX in the folder.
+    pub ptx: usize,
+    /// PTX that NVRTC made before.
+    pub kept: usize,
+    /// Those that NVRTC has to compile.
+    pub missing: usize,
+    /// NVRTC's version, where it is found.
+    pub nvrtc: Option<String>,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if self.cubins > 0 {
+            parts.push(format!("{} as machine code (cubin)", self.cubins));
+        }
+        if self.ptx > 0 {
+            parts.push(format!("{} as PTX for the driver", self.ptx));
+        }
+        if self.kept > 0 {
+            parts.push(format!("{} compiled before", self.kept));
+        }
+        if self.missing > 0 {
+            parts.push(match &self.nvrtc {
+                Some(version) => format!(
+                    "{} that NVRTC {version} compiles when they are first used",
+                    self.missing
+                ),
+                None => format!("{} missing, and NVRTC is not found", self.missing),
+            });
+        }
+        write!(f, "{}", parts.join(", "))?;
+        match &self.folder {
+            Some(folder) if self.cubins + self.ptx > 0 => write!(f, ", from {}", folder.display()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Finds code for the devices of one compute capability.
+pub(super) struct Loader {
+    /// Compiled kernels that came with the program.
+    pub(super) folder: Option<PathBuf>,
+    /// Compiled kernels of this machine.
+    pub(super) cache: Option<PathBuf>,
+    options: Vec<String>,
+    driver: i32,
+}
+
+/// What the driver makes of code, for the file that is named.
+type Take<'a, M> = &'a mut dyn FnMut(&'static str, Vec<u8>) -> Result<M>;
+/// Makes PTX of a file's source with these options.
+type Compile<'a> = &'a (dyn Fn(&str, &str, &[String]) -> Result<Vec<u8>> + Sync);
+
+/// A module, the file it is of, and where its code came from.
+pub(super) type Loaded<M> = (&'static str, M, Origin);
+
+/// A file without code, and why what there was is of no use.
+struct Missing {
+    file: &'static str,
+    source: String,
+    refused: Option<BackendError>,
+}
+
+impl Loader {
+    /// With the folders that the environment and the program's place name.
+    pub(super) fn new(capability: (i32, i32), driver: i32) -> Self {
+        Self {
+            folder: folder(),
+            cache: cache(),
+            options: options(capability),
+            driver,
+        }
+    }
+
+    /// Files that may hold a source's code, the best first.
+    fn candidates(&self, source: &str) -> Vec<(Origin, PathBuf)> {
+        let packed = key(source, &self.options, None);
+        let beside = |ending: &str| {
+            let folder = self.folder.as_ref()?;
+            Some(folder.join(format!("{packed}.{ending}")))
+        };
+        [
+            (Origin::Cubin, beside("cubin")),
+            (Origin::Ptx, beside("ptx")),
+            (Origin::Kept, self.kept(source)),
+        ]
+        .into_iter()
+        .filter_map(|(origin, path)| Some((origin, path?)))
+        .collect()
+    }
+
+    fn kept(&self, source: &str) -> Option<PathBuf> {
+        let name = key(source, &self.options, Some(self.driver));
+        Some(self.cache.as_ref()?.join(format!("{name}.ptx")))
+    }
+
+    /// What the folders hold, without a look into the files.
+    pub(super) fn found(&self) -> Found {
+        let mut found = Found {
+            folder: self.folder.clone(),
+            nvrtc: super::compile::version(),
+            ..Found::default()
+        };
+        for (_, text) in KERNELS {
+            let candidates = self.candidates(&written_out(text));
+            match candidates.iter().find(|(_, path)| path.is_file()) {
+                Some((Origin::Cubin, _)) => found.cubins += 1,
+                Some((Origin::Ptx, _)) => found.ptx += 1,
+                Some(_) => found.kept += 1,
+                None => found.missing += 1,
+            }
+        }
+        found
+    }
+
+    /// Every kernel's module. What no file holds is compiled, on all cores at once.
+    ///
+    /// # Errors
+    /// A kernel that cannot be compiled, or whose compilation the driver refuses.
+    pub(super) fn load<M>(
+        &self,
+        take: Take<'_, M>,
+        compile: Compile<'_>,
+    ) -> Result<Vec<Loaded<M>>> {
+        let mut loaded = Vec::with_capacity(KERNELS.len());
+        let mut missing = Vec::new();
+        for (file, text) in KERNELS {
+            let source = written_out(text);
+            match self.stored(file, &source, take) {
+                Ok((module, origin)) => loaded.push((*file, module, origin)),
+                Err(refused) => missing.push(Missing {
+                    file,
+                    source,
+                    refused,
+                }),
+            }
+        }
+        if !missing.is_empty() {
+            tracing::info!(
+                kernels = missing.len(),
+                "compiling CUDA kernels, which is done once"
+            );
+        }
+        let compiled: Vec<Result<Vec<u8>>> = missing
+            .par_iter()
+            .map(|one| compile(one.file, &one.source, &self.options))
+            .collect();
+        for (one, code) in missing.into_iter().zip(compiled) {
+            // Without a compiler, why the file that there was would not do is what helps.
+            let code = code.map_err(|error| one.refused.unwrap_or(error))?;
+            let module = take(one.file, code.clone())?;
+            self.keep(&one.source, &code);
+            loaded.push((one.file, module, Origin::Compiled));
+        }
+        Ok(loaded)
+    }
+
+    /// The module of a source whose code some file holds; else why the last of them was refused.
+    fn stored<M>(
+        &self,
+        file: &'static str,
+        source: &str,
+        take: Take<'_, M>,
+    ) -> std::result::Result<(M, Origin), Option<BackendError>> {
+        let mut refused = None;
+        for (origin, path) in self.candidates(source) {
+            let Ok(code) = std::fs::read(&path) else {
+                continue;
+            };
+            match take(file, code) {
+                Ok(module) => return Ok((module, origin)),
+                Err(error) => {
+                    tracing::warn!("{}: {error}; it is passed over", path.display());
+                    refused = Some(error);
+                }
+            }
+        }
+        Err(refused)
+    }
+
+    /// Keeps what was compiled. A cache that cannot be written costs time, not answers.
+    fn keep(&self, source: &str, code: &[u8]) {
+        let Some(path) = self.kept(source) else {
+            return;
+        };
+        // The file appears whole or not at all.
+        let keep = || -> std::io::Result<()> {
+            let cache = path.parent().unwrap_or(Path::new("."));
+            std::fs::create_dir_all(cache)?;
+            let file = tempfile::NamedTempFile::new_in(cache)?;
+            std::fs::write(file.path(), code)?;
+            file.persist(&path).map_err(|error| error.error)?;
+            Ok(())
+        };
+        if let Err(error) = keep() {
+            tracing::debug!(%error, path = %path.display(), "a compiled kernel is not kept");
+        }
+    }
+}
+
+/// The folder of compiled kernels: `KIMI_LINEAR_KERNELS`, else `kernels` beside the program, where there is one.
+fn folder() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("KIMI_LINEAR_KERNELS") {
+        return (!named.is_empty()).then(|| PathBuf::from(named));
+    }
+    let beside = std::env::current_exe().ok()?.parent()?.join("kernels");
+    beside.is_dir().then_some(beside)
+}
+
+/// Where compiled kernels are kept: `KIMI_LINEAR_CACHE`, else the user's folder for caches.
+fn cache() -> Option<PathBuf> {
+    let named = std::env::var_os("KIMI_LINEAR_CACHE").filter(|folder| !folder.is_empty());
+    let own = || dirs::cache_dir().map(|caches| caches.join("kimi-linear").join("cuda"));
+    named.map(PathBuf::from).or_else(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const HOPPER: (i32, i32) = (9, 0);
+
+    /// Folders of a test, and how often the compiler was called.
+    struct Rig {
+        folders: tempfile::TempDir,
+        calls: AtomicUsize,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            Self {
+                folders: tempfile::tempdir().unwrap(),
+                calls: AtomicUsize::new(0),
+            }
+        }
+
+        fn loader(&self, capability: (i32, i32), driver: i32) -> Loader {
+            let folder = |name| {
+                let path = self.folders.path().join(name);
+                std::fs::create_dir_all(&path).unwrap();
+                Some(path)
+            };
+            Loader {
+                folder: folder("kernels"),
+                cache: folder("cache"),
+                options: options(capability),
+                driver,
+            }
+        }
+
+        /// Writes a file for every kernel, as the folder of a release has them.
+        fn pack(&self, loader: &Loader, ending: &str) {
+            for (file, text) in KERNELS {
+                let name = key(&written_out(text), &loader.options, None);
+                let path = loader.folder.as_ref().unwrap();
+                std::fs::write(
+                    path.join(format!("{name}.{ending}")),
+                    format!("{ending} of {file}"),
+                )
+                .unwrap();
+            }
+        }
+
+        /// Loads with a driver that takes what `takes` says; the origins, and calls of the compiler.
+        fn load(&self, loader: &Loader, takes: fn(&[u8]) -> bool) -> (Vec<Origin>, usize) {
+            self.calls.store(0, Ordering::Relaxed);
+            let loaded = loader
+                .load(
+                    &mut |file, code| {
+                        if takes(&code) {
+                            assert!(String::from_utf8_lossy(&code).ends_with(file));
+                            Ok(())
+                        } else {
+                            Err(refusal())
+                        }
+                    },
+                    &|file, _, _| {
+                        self.calls.fetch_add(1, Ordering::Relaxed);
+                        Ok(format!("ptx of {file}").into_bytes())
+                    },
+                )
+                .unwrap();
+            assert_eq!(loaded.len(), KERNELS.len());
+            let origins = loaded.into_iter().map(|(_, (), origin)| origin).collect();
+            (origins, self.calls.load(Ordering::Relaxed))
+        }
+    }
+
+    fn refusal() -> BackendError {
+        BackendError::Driver {
+            backend: "cuda",
+            what: "a kernel".to_owned(),
+            reason: "the provided PTX was compiled with an unsupported toolchain".to_owned(),
+        }
+    }
+
+    fn all(origin: Origin) -> Vec<Origin> {
+        vec![origin; KERNELS.len()]
+    }
+
+    #[test]
+    fn a_fitting_cubin_is_taken_without_a_call_of_the_compiler() {
+        let rig = Rig::new();
+        let loader = rig.loader(HOPPER, 13_000);
+        rig.pack(&loader, "ptx");
+        rig.pack(&loader, "cubin");
+        assert_eq!(rig.load(&loader, |_| true), (all(Origin::Cubin), 0));
+        let found = loader.found();
+        assert_eq!((found.cubins, found.missing), (KERNELS.len(), 0));
+    }
+
+    #[test]
+    fn a_refused_cubin_gives_way_to_ptx_and_ptx_to_the_compiler() {
+        let rig = Rig::new();
+        let loader = rig.loader(HOPPER, 12_080);
+        rig.pack(&loader, "cubin");
+        rig.pack(&loader, "ptx");
+        let (origins, calls) = rig.load(&loader, |code| code.starts_with(b"ptx"));
+        assert_eq!((origins, calls), (all(Origin::Ptx), 0));
+        for entry in std::fs::read_dir(loader.folder.as_ref().unwrap()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|ending| ending == "ptx") {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        let taken = |code: &[u8]| code.starts_with(b"ptx");
+        let (origins, calls) = rig.load(&loader, taken);
+        assert_eq!((origins, calls), (all(Origin::Compiled), KERNELS.len()));
+        // What was compiled is kept, for this driver alone.
+        assert_eq!(rig.load(&loader, taken), (all(Origin::Kept), 0));
+        let newer = rig.loader(HOPPER, 13_000);
+        assert_eq!(rig.load(&newer, taken).1, KERNELS.len());
+    }
+
+    #[test]
+    fn code_of_another_architecture_is_not_looked_at() {
+        let rig = Rig::new();
+        rig.pack(&rig.loader(HOPPER, 13_000), "cubin");
+        let blackwell = rig.loader((10, 0), 13_000);
+        let (origins, calls) = rig.load(&blackwell, |_| true);
+        assert_eq!((origins, calls), (all(Origin::Compiled), KERNELS.len()));
+    }
+
+    #[test]
+    fn without_a_compiler_the_error_says_why_the_file_was_refused() {
+        let rig = Rig::new();
+        let loader = rig.loader(HOPPER, 12_080);
+        rig.pack(&loader, "cubin");
+        let loaded = loader.load(&mut |_, _| Err::<(), _>(refusal()), &|_, _, _| {
+            Err(super::super::unavailable("NVRTC is not found"))
+        });
+        assert_eq!(loaded.map(drop), Err(refusal()));
+        let nothing = rig.loader((10, 0), 12_080);
+        let loaded = nothing.load(&mut |_, _| Err::<(), _>(refusal()), &|_, _, _| {
+            Err(super::super::unavailable("NVRTC is not found"))
+        });
+        assert!(matches!(loaded, Err(BackendError::Unavailable { .. })));
+    }
+}
