@@ -141,7 +141,7 @@ def checkers(visit):
         if not step.file.startswith(visit.path("sanitizer")) or step.end == "no time left":
             continue
         said, found = finding(step.file)
-        if found is None:
+        if found is None or step.end.startswith(("DIED", "HANG")):
             said = f"{said}: {ended_without(step.end, step.file + '.err').detail}"
         elif found and tool in TRUSTED:
             faults += 1

@@ -11,10 +11,11 @@ import json
 import os
 import sys
 import tarfile
+import textwrap
 from collections import Counter, defaultdict
 
 import measured
-from results import ALONE, GOOD, LOOKED_INTO, Visit, last_line, read
+from results import ALONE, GOOD, LINE, LOOKED_INTO, Visit, last_line, read
 
 # Characters of the summary on stdout; what is cut is its beginning, and summary.md has all of it.
 PRINTED = 11_000
@@ -56,7 +57,7 @@ class Summary:
             fine = ", ".join(f"{step.name} {step.seconds}" for step in steps if step.end == "ok")
             if steps:
                 lines.append(f"{call} call, {steps[-1].start + steps[-1].seconds} s; ended with 0, in seconds:")
-            lines += [fine[i : i + WIDTH] for i in range(0, len(fine), WIDTH)]
+            lines += wrapped(fine)
             lines += [f"{step.start:>4} s, {step.name}: {step.end}, {step.seconds} s" for step in steps if step.end != "ok"]
         for step in self.visit.steps:
             if step.end == "stopped" or (step.name.startswith(OWED) and step.end not in ("ok", "no time left")):
@@ -64,7 +65,7 @@ class Summary:
         return lines
 
     def machine(self):
-        lines = read(self.visit.path("facts")).splitlines()[:9] + read(self.visit.path("devices")).splitlines()[:4]
+        lines = read(self.visit.path("facts")).splitlines()[:9] + read(self.visit.path("devices")).splitlines()[:6]
         for step in self.visit.steps:
             # A file that the driver refuses, say.
             if step.name.startswith("smoke: ") and (step.end != "ok" or last_line(step.file + ".err")):
@@ -112,14 +113,18 @@ class Summary:
         for name, verdict in self.verdicts.items():
             table[name.split("/")[0]][verdict.word] += 1
         processes = {process.filter.strip("/"): process for process in self.visit.processes("operations")}
-        lines = []
+        whole, rows = [], []
         for operation, count in sorted(table.items()):
             process = processes.get(operation)
-            how = f"{process.end}, {process.seconds} s" if process else "no process of it ended"
-            lines.append(f"{operation:<16}{counted(count)}  {how}")
+            if process and process.end == "ok" and set(count) <= set(GOOD):
+                whole.append(f"{operation} {sum(count.values())}")
+            else:
+                rows.append(f"{operation:<16}{counted(count):<28}{process.end if process else 'no process of it ended'}")
+        lines = [*wrapped("operations of which every case held: " + ", ".join(whole)), *rows]
         again = self.visit.step("bits repeated")
         if again:
-            lines.append(f"bits repeated: {again.end}: {last_line(again.file) if again.end == 'ok' else last_line(again.file + '.err')}")
+            said = Counter(match[1] for match in map(LINE.match, read(again.file).splitlines()) if match)
+            lines.append(f"bits repeated: {counted(said)}, {again.end}")
             self.wrong += [] if again.end in ("ok", "no time left") else ["bits repeated"]
         # The first of each operation, so that one that fails throughout does not hide the rest.
         for name in self.visit.bad(*SHOWN):
@@ -154,6 +159,10 @@ class Summary:
         verdict, wrong = self.verdict()
         self.lines += ["", *(line[: 2 * WIDTH] for line in verdict)]
         return "\n".join(self.lines).strip() + "\n", wrong
+
+
+def wrapped(text):
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def counted(count):

@@ -4,9 +4,8 @@ use std::path::Path;
 
 const BEGIN: &str = "<!-- a rehearsal's summary -->\n";
 const END: &str = "<!-- end of the summary -->";
-/// Sections that are in the example; profiles, tables and the machine are left out.
-const SECTIONS: [&str; 5] = [
-    "# Checkers",
+/// Sections that are in the example; what stand-ins for tools told, tables and the machine are left out.
+const SECTIONS: [&str; 4] = [
     "# Failed cases in other ways",
     "# Models",
     "# Headlines",

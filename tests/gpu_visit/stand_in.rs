@@ -68,7 +68,7 @@ fn conformance(filter: &str) -> ExitCode {
             _ => {}
         }
         let result = result(case);
-        if result.outcome.verdict == Verdict::Failed {
+        if matches!(result.outcome.verdict, Verdict::Failed | Verdict::Lost) {
             code = ExitCode::FAILURE;
         }
         writeln!(std::io::stdout(), "{}", result.line()).unwrap();
