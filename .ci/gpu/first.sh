@@ -28,12 +28,13 @@ unpack() {
 
 # The machine, and in the background what clocks and power do, for every number that follows.
 facts() {
+    local name path folders
     {
         echo "commit $(cat "$pack/commit"), $(date -u '+%F %R') UTC, $(uname -r), $(nproc) CPUs, $(free -g | awk 'NR == 2 { print $2 }') GiB"
-        nvidia-smi --query-gpu=name,driver_version,memory.total,mig.mode.current,clocks.max.sm,power.limit --format=csv,noheader
-        nvcc --version | tail -n 2 | head -n 1
-        "$(tool compute-sanitizer)" --version | tail -n 2 | head -n 1
-        "$(tool ncu)" --version | tail -n 1
+        timeout 10 nvidia-smi --query-gpu=name,driver_version,memory.total,mig.mode.current,clocks.max.sm,power.limit --format=csv,noheader
+        for name in nvcc ncu compute-sanitizer; do
+            path=$(tool "$name") && echo "$name: $(timeout 10 "$path" --version | grep -i -E '^version|release' | head -1)"
+        done
         IFS=: read -ra folders <<<"$libraries"
         find "${folders[@]}" -maxdepth 1 \( -name 'libcublasLt.so*' -o -name 'libnvrtc.so*' \)
     } >"$work/facts" 2>/dev/null

@@ -49,11 +49,12 @@ for model in tiny-a tiny-128; do
 done
 
 cp "$root/.ci/gpu-check" "$folder/"
-cp "$here"/*.sh "$here"/*.py "$here"/*.json "$folder/gpu/"
+cp "$here"/{visit,cases,first,second}.sh "$here"/*.py "$here/predicted.json" "$folder/gpu/"
 
 python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$folder/wheels" "${wheels[@]}" ||
     echo "warning: no wheels of ${wheels[*]}: fla will not run beside ours" >&2
-(cd "$work" && apt-get -qq download "${loader[@]}" && mv -- *.deb "$folder/loader/") 2>"$work/loader.err" ||
+download() { (cd "$folder/loader" && apt-get -qq download "${loader[@]}") 2>"$work/loader.err"; }
+download || { apt-get -qq update && download; } >/dev/null 2>&1 ||
     echo "warning: no packages of the Vulkan loader; where the machine has none, wgpu is left out: $(tail -n 1 "$work/loader.err")" >&2
 
 bytes=$(du -sb "$folder" | cut -f1)

@@ -10,6 +10,7 @@ root=$(cd "$gpu/../.." && pwd)
 mkdir -p "$1" || exit 2
 OUT=$(cd "$1" && pwd)
 KIMI_LINEAR=${KIMI_LINEAR:-${CARGO_TARGET_DIR:-$root/target}/release/kimi-linear}
+[ -x "$KIMI_LINEAR" ] || { echo "error: $KIMI_LINEAR is not there: cargo build --release, or KIMI_LINEAR names the program" >&2; exit 2; }
 temporary=$(mktemp -d)
 child=''
 

@@ -156,12 +156,12 @@ class Visit:
             verdicts[name] = verdict
         return verdicts
 
-    def bad(self, per_operation, all_together):
-        """The cases that did not hold, so many of each operation."""
+    def bad(self, per_operation, all_together, passed_over=GOOD):
+        """The cases that did not hold, so many of each operation; verdicts that are passed over do not count."""
         count, chosen = defaultdict(int), []
         for name, verdict in self.verdicts().items():
             operation = name.split("/")[0]
-            if verdict.word not in GOOD and count[operation] < per_operation and len(chosen) < all_together:
+            if verdict.word not in passed_over and count[operation] < per_operation and len(chosen) < all_together:
                 count[operation] += 1
                 chosen.append(name)
         return chosen

@@ -25,7 +25,7 @@ SHOWN = (4, 24)
 # How far a model's negative log-likelihood may be from the CPU's: bf16 against f32.
 LIKELIHOOD = 0.01
 # Commands that are judged by how they end; what others showed is judged where it is told.
-OWED = ("bench ", "kernels: ", "wgpu", "turns ", "devices")
+OWED = ("smoke: ", "bench ", "kernels: ", "wgpu", "turns ", "devices")
 # The part of the CPU's right answers that a device must give: near-ties fall otherwise in bf16.
 ANSWERS = 0.9
 
@@ -67,10 +67,15 @@ class Summary:
     def machine(self):
         lines = read(self.visit.path("facts")).splitlines()[:9] + read(self.visit.path("devices")).splitlines()[:6]
         for step in self.visit.steps:
-            # A file that the driver refuses, say.
-            if step.name.startswith("smoke: ") and (step.end != "ok" or last_line(step.file + ".err")):
-                lines.append(f"{step.name}: {step.end}: {last_line(step.file + '.err')}")
+            if step.name.startswith("smoke: ") and step.end != "ok" or step.name == "torch":
+                lines.append(f"{step.name}: {step.end}: {last_line(step.file if step.end == 'ok' else step.file + '.err')}")
         return lines
+
+    def warnings(self):
+        """What the program did otherwise than it should have liked to: code refused, a graph not captured."""
+        paths = glob.glob(self.visit.path("**", "*.err"), recursive=True)
+        said = Counter(line.strip() for path in paths for line in read(path).splitlines() if line.lstrip().startswith("WARN"))
+        return [f"{count} times: {line}" for line, count in said.most_common(6)]
 
     def checkers(self):
         lines, faults = measured.checkers(self.visit)
@@ -113,21 +118,25 @@ class Summary:
         for name, verdict in self.verdicts.items():
             table[name.split("/")[0]][verdict.word] += 1
         processes = {process.filter.strip("/"): process for process in self.visit.processes("operations")}
-        whole, rows = [], []
+        whole, never, rows = [], [], []
         for operation, count in sorted(table.items()):
             process = processes.get(operation)
             if process and process.end == "ok" and set(count) <= set(GOOD):
-                whole.append(f"{operation} {sum(count.values())}")
+                whole.append(f"{operation} {count.total()}")
+            elif set(count) == {"never"}:
+                never.append(f"{operation} {count.total()}")
             else:
                 rows.append(f"{operation:<16}{counted(count):<28}{process.end if process else 'no process of it ended'}")
-        lines = [*wrapped("operations of which every case held: " + ", ".join(whole)), *rows]
+        lines = wrapped(f"operations of which every case held: {', '.join(whole) or 'none'}")
+        lines += wrapped(f"of which none was reached: {', '.join(never)}") if never else []
+        lines += rows
         again = self.visit.step("bits repeated")
         if again:
             said = Counter(match[1] for match in map(LINE.match, read(again.file).splitlines()) if match)
             lines.append(f"bits repeated: {counted(said)}, {again.end}")
             self.wrong += [] if again.end in ("ok", "no time left") else ["bits repeated"]
         # The first of each operation, so that one that fails throughout does not hide the rest.
-        for name in self.visit.bad(*SHOWN):
+        for name in self.visit.bad(*SHOWN, passed_over=(*GOOD, "never")):
             lines.append(f"{self.verdicts[name].word} {name}: {self.verdicts[name].detail}")
         return lines
 
@@ -153,6 +162,7 @@ class Summary:
         self.section("Checkers", self.checkers)
         self.section("Failed cases in other ways", lambda: measured.attempts(visit))
         self.section("Machine", self.machine)
+        self.section("Warnings of the program", self.warnings)
         self.section("Models", self.models)
         self.section("Headlines", lambda: measured.headlines(visit))
         self.section("Conformance", self.conformance)

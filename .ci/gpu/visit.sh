@@ -146,6 +146,7 @@ cases() {
     local group=$1 limit=$2 one=$3 each
     shift 3
     mkdir -p "$work/$group"
+    rm -f "$work/$group.list"
     [ -s "$work/$group.names" ] || return 0
     each=$(($(nproc) / jobs))
     step "$group" "$limit" "$work/$group.out" env "RAYON_NUM_THREADS=$((each > 1 ? each : 1))" \

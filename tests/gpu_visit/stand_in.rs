@@ -2,7 +2,6 @@
 //! something else. This executable takes its place; all else it hands to the program itself.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -71,7 +70,7 @@ fn conformance(filter: &str) -> ExitCode {
         if matches!(result.outcome.verdict, Verdict::Failed | Verdict::Lost) {
             code = ExitCode::FAILURE;
         }
-        writeln!(std::io::stdout(), "{}", result.line()).unwrap();
+        println!("{}", result.line());
     }
     code
 }
