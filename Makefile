@@ -5,6 +5,8 @@
 #   make app     build and open the desktop app
 #   make test    format, lints, every test, the documentation's examples
 #   make bench   the benchmarks behind docs/performance.md
+#   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
+#   make archive lay out a release archive: program, kernels, licences
 #   make clean   remove what was built
 
 SHELL := /bin/bash
@@ -22,7 +24,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo app app-pictures serve test bench clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: help demo app app-pictures serve test bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb
 
 help:
@@ -89,6 +91,14 @@ test: install-rust-components install-xvfb install-cuda-compiler target/openai-c
 
 bench: install-rust-components
 	$(CARGO) bench --locked
+
+# What a machine without NVRTC is given; the test also holds registers, spills and docs/kernels.md.
+kernels: install-rust-components install-cuda-compiler
+	$(CARGO) test $(PROFILE) --locked --test cuda_kernels
+
+archive: kernels
+	$(CARGO) build $(PROFILE) --locked
+	.ci/archive
 
 clean:
 	$(CARGO) clean
