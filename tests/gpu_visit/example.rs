@@ -39,16 +39,16 @@ fn excerpt(summary: &str) -> String {
     parts.join("\n\n")
 }
 
-/// What does not change from run to run: headings, what is named, and the verdict.
+/// What does not change from run to run: headings, what is named, and the verdict without its numbers.
 fn steady(text: &str) -> Vec<String> {
     let words = ["#", "DIED", "HANG", "FAIL", "VERDICT", "wrong besides"];
-    let lines = text
-        .lines()
-        .filter(|line| words.iter().any(|word| line.starts_with(word)));
-    lines
-        .map(|line| match line.starts_with("VERDICT") {
-            true => line.to_owned(),
-            false => line.split(": ").next().unwrap_or(line).to_owned(),
-        })
+    let told = |line: &str| match line.split_once(": ") {
+        Some(("VERDICT", verdict)) => verdict.replace(|c: char| c.is_ascii_digit(), ""),
+        Some((name, _)) => name.to_owned(),
+        None => line.to_owned(),
+    };
+    text.lines()
+        .filter(|line| words.iter().any(|word| line.starts_with(word)))
+        .map(told)
         .collect()
 }
