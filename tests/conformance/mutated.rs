@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 use kimi_linear::backend::*;
 
-use crate::mutants::Bug;
+use crate::bugs::Bug;
 
 type Shared = Arc<Mutex<Box<dyn Backend>>>;
 

@@ -2,7 +2,7 @@
 
 use kimi_linear::backend::*;
 
-use crate::mutants::Bug;
+use crate::bugs::Bug;
 use crate::mutated::MutatedStep;
 
 /// Edits the first rows of a tensor, a row at a time.
