@@ -31,6 +31,25 @@ MARKS = ("<!-- counts: benches/kernel_counts.py --write -->\n", "<!-- end of cou
 SMS, CLOCK, COPY, HMMA, LAUNCH, LATENCY = 132, 1700.0, 4.3e6, 6.4, 1.5, 1.5
 # Bytes a microsecond that one multiprocessor takes in when the others are idle.
 ALONE = 80e3
+# Microseconds of a load that the next step waits for: from memory, and from L2, where the batch's words and what the kernel
+# before left are.
+WAIT, NEAR = 0.7, 0.3
+# Of its issue slots, what a kernel takes whose few warps meet at barriers.
+ISSUED = 0.63
+# Instructions of a warp along the way that nearly all chunks, tokens or rows take: a chunk that is full, anchored in its middle and
+# not the first of its piece; bf16 weights; one row. Counted by hand in the listing, whose branches and loops hold more.
+ALONG = {"kda_prepare_fused_128": 2870, "kda_decode": 1170, "mla_absorb": 760, "mla_merge": 850, "mla_merge, four rows": 1800}
+# Clocks of a scanned chunk, of which 430 are products: docs/performance/hopper.md, "KDA prefill".
+SCANNED = 680
+# Instructions of a warp along the way of whole eights and bf16 weights, counted by hand in the listing: five turns of two runs of 256
+# columns for an expert and eight rows; one token's choice of 8 of 256.
+ALONG_ROUTE = {"route_scores": 2220, "route_choose": 1450}
+# Microseconds of a warp alone: 72 products one after the other and five shuffles; the ranks of 256 experts, then eight times the best
+# of them, two reductions and a pass of shared memory each; a list of 512 places by expert.
+DOT, CHOICE, LIST = 0.25, 1.2, 2.0
+# Operations a microsecond: what mma.sync makes of tiles of experts (FA2 has 350e6 of it), and a large product of so few tiles
+# that half of the multiprocessors have one.
+TILES, FEW_TILES = 400e6, 400e6
 
 KINDS = ["HMMA", "LDSM", "LDS", "STS", "LDG", "LDGSTS", "UBLKCP", "STG", "MUFU", "FFMA", "BAR"]
 WORD = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+)?\s*([A-Z][\w.]*)(.*)$")
@@ -225,20 +244,55 @@ def model(found):
             parts = [hmma * warps / 4 * HMMA, count.wavefronts * warps, count.all * warps / 4]
             parts = [clocks * turns / CLOCK for clocks in parts]
         elif kernel:
-            return
+            return 0, 0, 0
         by_bytes = max(volume / COPY, alone / ALONE)
         # The kinds overlap where enough warps are there; a tenth more for what does not.
-        rows.append((what, by_bytes, *parts, 1.1 * max(by_bytes, *parts) + launches * LAUNCH + LATENCY, floor))
+        predicted = 1.1 * max(by_bytes, *parts) + launches * LAUNCH + LATENCY
+        rows.append((what, by_bytes, *parts, predicted, floor))
+        return by_bytes, parts[2], predicted
 
+    def launch(waits=0.0, volume=0.0, single=0.0, instructions=0, warps=0, issued=1.0, more=1.1):
+        """Bytes, issue and prediction of one kernel: what it waits for, then the longer of bytes (of the device; `single` of the
+        multiprocessor that has most) and of the issue slots of that multiprocessor, and a tenth where that is not in them."""
+        by_bytes, by_issue = max(volume / COPY, single / ALONE), instructions * warps / 4 / CLOCK / issued
+        return by_bytes, by_issue, LAUNCH + waits + more * max(by_bytes, by_issue)
+
+    def together(what, floor, *kernels):
+        by_bytes, by_issue, predicted = map(sum, zip(*kernels))
+        rows.append((what, by_bytes, 0, 0, by_issue, predicted, floor))
+
+    heads, chunks = 32, 512
+    key = 8192 * heads * 128 * 2
+    images = chunks * heads * (33 * 512 + 512 + 8 * 528)
+    prepare = launch(0, 4 * key + images, 0, ALONG["kda_prepare_fused_128"], 4 * chunks * heads / SMS, ISSUED, 1)
+    scan = launch(0, images + key, 0, SCANNED * chunks, 4, 1, 1)
+    # Two bytes an access: three fifths of a copy's rate.
+    norm = launch(0, 3 * key / 0.6, more=1)
+    together("KDA prefill, 8K tokens: prepare, from before the convolution", (4 * key + images) / 4.8e6, prepare)
+    together(".. scan", (images + key) / 4.8e6, scan)
+    together("KDA layer from convolution to norm, 8K tokens", 6 * key / 4.8e6, prepare, scan, norm)
+    for sequences in (1, 64):
+        blocks = -(-heads * sequences // SMS)
+        volume = sequences * heads * 128 * (2 * 128 * 4 + 6 * 2 + 2 * 9 * 4)
+        together(f"KDA decode, {sequences} sequence{'s' if sequences > 1 else ''}", volume / 4.8e6, launch(
+            2 * NEAR + WAIT, volume, 131072 * blocks, ALONG["kda_decode"], 8 * blocks))
     kv_b = 2 * 32 * 256 * 512
     for positions, name in ((4096, "4K"), (32768, "32K"), (131072, "128K"), (1048576, "1M")):
         span = max(256, -(-(-(-positions // 132)) // 32) * 32)
         spans = -(-positions // span)
-        volume = positions * 1152 + 2 * spans * 32 * 516 * 4 + kv_b
-        row(f"MLA decode, one row after {name}: absorb, attend, merge", "mla_attend_512", span / 32, 8, volume, positions * 1152 / 4.8e6, 3,
-            alone=span * 1152 + 32 * 516 * 8)
-    row("MLA decode, 64 rows after 4K each", "mla_attend_512", 64 * 128 / SMS, 8, 64 * (4096 * 1152 + 2 * 16 * 32 * 516 * 4) + kv_b,
-        64 * 4096 * 1152 / 4.8e6, 3)
+        volume = positions * 1152 + spans * 32 * 516 * 4
+        attend = row(f"MLA decode, one row after {name}: attend", "mla_attend_512", span / 32, 8, volume, positions * 1152 / 4.8e6,
+                     alone=span * 1152 + 32 * 516 * 8)
+        # Rows, query; then spans' words, their parts, what they are worth.
+        absorb = launch(3 * NEAR, kv_b / 2, 0, ALONG["mla_absorb"], 8)
+        merge = launch(4 * NEAR, 0, spans * 516 * 4 + kv_b / 64, ALONG["mla_merge"] + 110 * (spans // 32), 16)
+        together(".. with absorb and merge", (positions * 1152 + kv_b) / 4.8e6, absorb, attend, merge)
+    attend = row("MLA decode, 64 rows after 4K each: attend", "mla_attend_512", 64 * 128 / SMS, 8, 64 * (4096 * 1152 + 16 * 32 * 516 * 4),
+        64 * 4096 * 1152 / 4.8e6)
+    # Sixteen groups of four rows: 2,048 blocks and 512.
+    absorb = launch(3 * NEAR, kv_b / 2, 0, ALONG["mla_absorb"], 8 * 16)
+    merge = launch(4 * NEAR, 64 * 16 * 32 * 516 * 4 + kv_b / 2, 0, ALONG["mla_merge, four rows"], 16 * 4)
+    together(".. with absorb and merge", (64 * 4096 * 1152 + kv_b) / 4.8e6, absorb, attend, merge)
     for tokens in (8192, 131072):
         # Causal, in turns of 32 by 32 of eight warps.
         turns = 32 * (tokens / 32) * (tokens / 32 + 1) / 2 / 8 / SMS
@@ -246,15 +300,37 @@ def model(found):
     places, width, hidden = 65536, 2304, 1024
     # Latents gathered, expanded in f32 by a dense product, laid out as images: read and written by each.
     row("MLA prefill, 8K tokens: gather, expansion, images", None, 0, 0, 8192 * (1152 + 2 * 1024 + 2 * 32768 + 32 * 57344 / 64), 0, 6)
-    row("experts, 8,192 tokens, 256 places each: gate and up", "experts_many_in", 512 * hidden / 64 * width / 32 / SMS, 4,
-        256 * 4 * width * hidden + places * 2 * (width + hidden), 4 * places * width * hidden / 790e6)
-    row(".. down", "experts_many_out", 512 * width / 128 * hidden / 32 / SMS, 4, 256 * 2 * width * hidden + places * (2 * hidden + 4 * width),
-        2 * places * width * hidden / 790e6)
-    row(".. count, sort, combine", None, 0, 0, places * 4 * width + 8192 * 2 * width, 0, 3)
+    def tiles(what, kernel, turns, volume, operations):
+        """A product of tiles on mma.sync, at the rate that such have been seen to reach, not at what the listing allows."""
+        row(what, kernel, turns, 4, volume, operations / 790e6)
+        if rows[-1][0] == what:
+            rows[-1] = (*rows[-1][:5], operations / TILES + LAUNCH + LATENCY, rows[-1][6])
+
+    tiles("experts, 8,192 tokens, 256 places each: gate and up", "experts_many_in", 512 * hidden / 64 * width / 32 / SMS,
+          256 * 4 * width * hidden + places * 2 * (width + hidden), 4 * places * width * hidden)
+    tiles(".. down", "experts_many_out", 512 * width / 128 * hidden / 32 / SMS,
+          256 * 2 * width * hidden + places * (2 * hidden + 4 * width), 2 * places * width * hidden)
+    # Places are read three times, in rounds of eight dependent loads.
+    combined = places * 4 * width + 8192 * 2 * width
+    together(".. count, sort, combine", 0, launch(8 * NEAR), launch(3 * 8 * NEAR), launch(NEAR, combined))
     for count, experts in ((1, 8), (64, 222)):
         rows_of = "one row" if count == 1 else f"{count} single rows"
-        volume = experts * 14155776 + count * 8 * width * 8
-        row(f"experts, {rows_of} ({experts} experts): in, out, combine", None, 0, 0, volume, experts * 14155776 / 4.8e6, 3)
+        # The batch's words, the row, its choice; or the batch's words and the list.
+        waits = WAIT + (3 if count == 1 else 2) * NEAR
+        kernels = [launch(waits, experts * 2 * part * width * hidden + count * 8 * 2 * (width + hidden)) for part in (2, 1)]
+        if count > 1:
+            kernels.append(launch(3 * NEAR + LIST))
+        kernels.append(launch(3 * NEAR, count * 8 * 4 * width))
+        together(f"experts, {rows_of} ({experts} experts): {'list, ' if count > 1 else ''}in, out, combine", experts * 14155776 / 4.8e6, *kernels)
+    router = 2 * 256 * width
+    choose = launch(NEAR + WAIT + CHOICE)
+    together("router, one row: scores, choice", (router + 2 * width) / 4.8e6, launch(WAIT + NEAR + DOT, router, 4 * width), choose)
+    together("router, 64 single rows", (router + 128 * width) / 4.8e6,
+             launch(3 * NEAR, router, 0, ALONG_ROUTE["route_scores"], 2048 / SMS, ISSUED, 1), choose)
+    product = 2 * 8192 * 256 * width
+    scored = router + 8192 * (2 * width + 4 * 256)
+    together("router, 8,192 tokens: product, choice", product / 790e6, (scored / COPY, 0, product / FEW_TILES + LAUNCH + LATENCY),
+             launch(NEAR + WAIT, 8192 * 4 * 256, 0, ALONG_ROUTE["route_choose"], 8192 / SMS, ISSUED, 1))
     return rows
 
 

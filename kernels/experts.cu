@@ -1,226 +1,190 @@
 // The routed experts. Twin of src/backend/cpu/experts.rs.
 //
-// Rows of pieces of a single token take the path for few: a warp has two rows of one chosen expert's weights, and multiplies
-// them with every row that chose the expert. Rows of longer pieces are grouped by expert and multiplied on tensor cores.
+// Rows of pieces of a single token take the path for few: a block has some rows of one chosen expert's weights, and
+// multiplies them with every row that chose the expert. Rows of longer pieces are grouped by expert and multiplied in tiles.
 // Which path a row takes depends on its piece alone, and its sums on itself, so its arithmetic does not depend on what else
 // is in the batch. A "place" is a token's choice of an expert: token * top_k + choice.
 #include "shared/kernel.h"
 #include "shared/batch.h"
+#include "shared/eights.h"
 #include "shared/tile.h"
 
-// Rows of weights that a warp of the path for few has, and places that share one reading of them.
-#define FEW_OUTPUTS 2
-#define FEW_PLACES 4
-
-// Place number `i` of single rows.
+// Place number `i` of single rows, and of longer pieces.
 static __device__ __forceinline__ u32 single_place(const u32* batch, u32 top_k, u32 i) {
     return batch[batch[AT_ROWS] + batch[SEVERAL_ROWS] + i / top_k] * top_k + i % top_k;
 }
-
-// Whether place number `own` of single rows is the first of them to have chosen its expert. `mask` has a bit for each place
-// from `own` on that chose it: ceil(places / 32) words of shared memory. Every thread must come.
-static __device__ __forceinline__ bool sharers(
-    const u32* batch, const u32* ids, u32 top_k, u32 own, u32 places, u32* mask) {
-    u32 expert = ids[single_place(batch, top_k, own)];
-    int before = 0;
-    for (u32 first = threadIdx.x / 32 * 32; first < places; first += blockDim.x) {
-        u32 i = first + threadIdx.x % 32;
-        int same = i < places && ids[single_place(batch, top_k, i)] == expert;
-        u32 ballot = __ballot_sync(EVERY_LANE, same);
-        if (threadIdx.x % 32 == 0) mask[first / 32] = ballot;
-    }
-    __syncthreads();
-    for (u32 word = 0; word <= own / 32; word++) {
-        before |= mask[word] & (word < own / 32 ? EVERY_LANE : (1u << own % 32) - 1);
-    }
-    return before == 0;
+static __device__ __forceinline__ u32 several_place(const u32* batch, u32 top_k, u32 i) {
+    return batch[batch[AT_ROWS] + i / top_k] * top_k + i % top_k;
 }
 
-// Sums over a warp of FEW_OUTPUTS rows of weights times each of `count` rows, all of `width` elements: sums[place][output],
-// the same bits whatever `count` is.
-template <int MATRICES>
-static __device__ __forceinline__ void warp_dots(
-    float (&sums)[FEW_PLACES][FEW_OUTPUTS][MATRICES], const bf16* const (&weights)[FEW_OUTPUTS][MATRICES],
-    const bf16* const (&rows)[FEW_PLACES], u32 count, u32 width) {
-    u32 lane = threadIdx.x % 32;
-#pragma unroll
-    for (u32 p = 0; p < FEW_PLACES; p++) {
-#pragma unroll
-        for (u32 n = 0; n < FEW_OUTPUTS; n++) {
-#pragma unroll
-            for (u32 m = 0; m < MATRICES; m++) sums[p][n][m] = 0.0f;
-        }
+// Outputs that a block of the path for few has: two tiles of 16. Its warps take turns along the columns, eight columns a lane
+// in one access, which a fragment calls its own (as `linear_few` does); their sums are added in the warps' order.
+#define FEW_OUTPUTS 32
+#define FEW_WARPS 8
+#define FEW_COLUMNS 32
+// Places that share a reading of the weights, the columns of a fragment; more take another.
+#define FEW_PLACES 8
+// Sums of one place lie so far from the next one's in shared memory that a fragment meets no bank twice.
+#define FEW_STRIDE 36
+
+// What a block of the path for few works for: number `blockIdx.y` of the chosen experts, and who chose it.
+struct Chosen {
+    u32 expert, count;
+    // Where they are listed, or null for the only one.
+    const u32* places;
+    u32 only;
+
+    __device__ __forceinline__ u32 place(u32 i) const { return places == nullptr ? only : places[i]; }
+};
+
+// Looks it up; `count` is 0 where there is none. The choices of a row that is the only single one need no list: each is
+// another expert's.
+static __device__ __forceinline__ Chosen chosen(
+    const u32* batch, const u32* ids, const u32* list, u32 most, u32 top_k, u32 first, u32 experts) {
+    u32 rows = batch[TOKENS] - batch[SEVERAL_ROWS], single = batch[AT_ROWS] + batch[SEVERAL_ROWS], n = blockIdx.y;
+    if (rows < 2) {
+        if (n >= rows * top_k) return {NONE, 0, nullptr, NONE};
+        u32 place = batch[single] * top_k + n, expert = ids[place] - first;
+        return {expert, expert < experts ? 1u : 0u, nullptr, place};
     }
-    if (width % 8 == 0) {
-#pragma unroll 2
-        for (u32 i = lane * 8; i < width; i += 256) {
-            uint4 w[FEW_OUTPUTS][MATRICES];
+    const u32* entry = list + 1 + 3 * (u64)n;
+    return {entry[0], n < list[0] ? entry[2] : 0, list + 1 + 3 * (u64)most + entry[1], NONE};
+}
+
+// sums[i] = 16 outputs, number `i` of two such tiles, times eight rows, over this warp's turns. A lane has rows lane / 4 and
+// the eighth after of each tile's weights, and row lane / 4 of the input. A row's sums are the same instructions whatever
+// the other rows are.
+template <bool WHOLE>
+static __device__ __forceinline__ void few_product(
+    float (&sums)[2][4], const bf16* const (&weights)[4], const bf16* row, u32 columns) {
 #pragma unroll
-            for (u32 n = 0; n < FEW_OUTPUTS; n++) {
+    for (u32 i = 0; i < 2; i++) {
 #pragma unroll
-                for (u32 m = 0; m < MATRICES; m++) w[n][m] = *(const uint4*)(weights[n][m] + i);
-            }
-#pragma unroll
-            for (u32 p = 0; p < FEW_PLACES; p++) {
-                if (p >= count) continue;
-                uint4 x = *(const uint4*)(rows[p] + i);
-#pragma unroll
-                for (u32 n = 0; n < FEW_OUTPUTS; n++) {
-#pragma unroll
-                    for (u32 m = 0; m < MATRICES; m++) {
-                        float& sum = sums[p][n][m];
-                        sum = fmaf(low(x.x), low(w[n][m].x), sum);
-                        sum = fmaf(high(x.x), high(w[n][m].x), sum);
-                        sum = fmaf(low(x.y), low(w[n][m].y), sum);
-                        sum = fmaf(high(x.y), high(w[n][m].y), sum);
-                        sum = fmaf(low(x.z), low(w[n][m].z), sum);
-                        sum = fmaf(high(x.z), high(w[n][m].z), sum);
-                        sum = fmaf(low(x.w), low(w[n][m].w), sum);
-                        sum = fmaf(high(x.w), high(w[n][m].w), sum);
-                    }
-                }
-            }
-        }
-    } else {
-        for (u32 i = lane; i < width; i += 32) {
-#pragma unroll
-            for (u32 p = 0; p < FEW_PLACES; p++) {
-                if (p >= count) continue;
-#pragma unroll
-                for (u32 n = 0; n < FEW_OUTPUTS; n++) {
-#pragma unroll
-                    for (u32 m = 0; m < MATRICES; m++) {
-                        sums[p][n][m] = fmaf(widen(rows[p][i]), widen(weights[n][m][i]), sums[p][n][m]);
-                    }
-                }
-            }
-        }
+        for (u32 n = 0; n < 4; n++) sums[i][n] = 0.0f;
     }
+    // This warp's place, then a turn further each time: pointers, since they cost less to move than to find anew.
+    u32 k = threadIdx.x / 32 * FEW_COLUMNS + threadIdx.x % 4 * 8, first = k / FEW_COLUMNS * FEW_COLUMNS;
+    const bf16* from[5] = {weights[0] + k, weights[1] + k, weights[2] + k, weights[3] + k, row + k};
+    uint4 now[5], next[5];
+    auto load = [&](uint4 (&to)[5]) {
 #pragma unroll
-    for (u32 p = 0; p < FEW_PLACES; p++) {
-        if (p >= count) continue;
+        for (u32 i = 0; i < 5; i++) {
+            to[i] = k < columns ? eight_of<WHOLE>(from[i], k, columns) : make_uint4(0, 0, 0, 0);
+            from[i] += FEW_WARPS * FEW_COLUMNS;
+        }
+        k += FEW_WARPS * FEW_COLUMNS;
+    };
+    // The next turn's loads are under way while this one's are multiplied; element by element they would take too many
+    // registers.
+    if (WHOLE) load(next);
+    for (; first < columns; first += FEW_WARPS * FEW_COLUMNS) {
+        if (WHOLE) {
 #pragma unroll
-        for (u32 n = 0; n < FEW_OUTPUTS; n++) {
+            for (u32 i = 0; i < 5; i++) now[i] = next[i];
+            load(next);
+        } else {
+            load(now);
+        }
+        const uint4(&w)[5] = now, &x = now[4];
+        u32 b[2][2] = {{x.x, x.y}, {x.z, x.w}};
 #pragma unroll
-            for (u32 m = 0; m < MATRICES; m++) sums[p][n][m] = warp_sum(sums[p][n][m]);
+        for (u32 i = 0; i < 2; i++) {
+            u32 a[2][4] = {{w[2 * i].x, w[2 * i + 1].x, w[2 * i].y, w[2 * i + 1].y},
+                           {w[2 * i].z, w[2 * i + 1].z, w[2 * i].w, w[2 * i + 1].w}};
+            mma_bf16(sums[i], a[0], b[0]);
+            mma_bf16(sums[i], a[1], b[1]);
         }
     }
 }
 
-// Calls `f(places, count)` for the places of `mask`, FEW_PLACES at a time, in their order.
-template <class F>
-static __device__ __forceinline__ void each_few(
-    const u32* batch, u32 top_k, const u32* mask, u32 own, u32 places, F f) {
-    u32 found[FEW_PLACES], count = 0;
-    for (u32 word = own / 32; word * 32 < places; word++) {
-        u32 left = mask[word];
-        while (left != 0) {
-            u32 place = single_place(batch, top_k, word * 32 + (u32)__ffs((int)left) - 1);
-            left &= left - 1;
-#pragma unroll
-            for (u32 p = 0; p < FEW_PLACES; p++) {
-                if (p == count) found[p] = place;
-            }
-            if (++count < FEW_PLACES) continue;
-            f(found, count);
-            count = 0;
+// Multiplies FEW_OUTPUTS rows of weights, of which a lane's are `weights`, with the rows of all places that chose the
+// expert, and calls `store(place, n, sum)` in every thread for each: output number threadIdx.x % 32 of a place, or of NONE.
+template <class R, class S>
+static __device__ __forceinline__ void few(
+    const Chosen& chosen, const bf16* const (&weights)[4], u32 columns, R row_of, S store) {
+    SHARED(float, parts, FEW_WARPS * FEW_PLACES * FEW_STRIDE);
+    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    for (u32 first = 0; first < chosen.count; first += FEW_PLACES) {
+        // Where fewer rows are left, the last is multiplied again and not stored.
+        const bf16* row = row_of(chosen.place(min(first + g, chosen.count - 1)));
+        u32 place = first + warp < chosen.count ? chosen.place(first + warp) : NONE;
+        float sums[2][4];
+        if (columns % 8 == 0) {
+            few_product<true>(sums, weights, row, columns);
+        } else {
+            few_product<false>(sums, weights, row, columns);
         }
-    }
+        // What the places before left was read before this barrier.
+        if (first > 0) __syncthreads();
 #pragma unroll
-    for (u32 p = 0; p < FEW_PLACES; p++) {
-        if (p >= count) found[p] = 0;
+        for (u32 i = 0; i < 2; i++) {
+#pragma unroll
+            for (u32 n = 0; n < 4; n++) {
+                parts[(warp * FEW_PLACES + 2 * t + n % 2) * FEW_STRIDE + 16 * i + g + n / 2 * 8] = sums[i][n];
+            }
+        }
+        __syncthreads();
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 from = 0; from < FEW_WARPS; from++) sum += parts[(from * FEW_PLACES + warp) * FEW_STRIDE + lane];
+        store(place, lane, sum);
     }
-    if (count > 0) f(found, count);
 }
 
-// hidden = silu(gate x) * (up x) for single rows: sixteen elements a block; blockIdx.y counts their places, the first that
-// chose an expert works for all that did.
+// hidden = silu(gate x) * (up x) for single rows. Grid (ceil(hidden_width / 16), experts that they may have chosen), block 256.
 //   batch    the batch
 //   ids      [T, top_k] u32
+//   list     from `experts_list`, where there are several single rows
 //   input    [T, width] bf16
 //   gate     [experts, hidden_width, width] bf16
 //   up       [experts, hidden_width, width] bf16
 //   hidden   [T, top_k, hidden_width] bf16
-// Dynamic shared memory: a bit for each place of single rows, in words.
-extern "C" __global__ void __launch_bounds__(256) experts_few_in(
-    const u32* batch, const u32* ids, const bf16* input, const bf16* gate, const bf16* up, bf16* hidden, u32 width,
-    u32 hidden_width, u32 top_k, u32 first, u32 experts) {
-    u32* mask = (u32*)dynamic_shared();
-    u32 own = blockIdx.y, places = (batch[TOKENS] - batch[SEVERAL_ROWS]) * top_k;
-    if (own >= places) return;
-    u32 expert = ids[single_place(batch, top_k, own)] - first;
-    if (expert >= experts || !sharers(batch, ids, top_k, own, places, mask)) return;
-    u32 n = (blockIdx.x * 8 + threadIdx.x / 32) * FEW_OUTPUTS;
-    if (n >= hidden_width) return;
-    const bf16* weights[FEW_OUTPUTS][2];
+extern "C" __global__ void __launch_bounds__(256, 3) experts_few_in(
+    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* input, const bf16* gate, const bf16* up,
+    bf16* hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+    Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
+    if (own.count == 0) return;
+    u32 unit = blockIdx.x * (FEW_OUTPUTS / 2);
+    const bf16* weights[4];
 #pragma unroll
-    for (u32 i = 0; i < FEW_OUTPUTS; i++) {
-        u64 at = ((u64)expert * hidden_width + min(n + i, hidden_width - 1)) * width;
-        weights[i][0] = gate + at;
-        weights[i][1] = up + at;
+    for (u32 i = 0; i < 4; i++) {
+        u32 n = min(unit + threadIdx.x % 32 / 4 + i % 2 * 8, hidden_width - 1);
+        weights[i] = (i < 2 ? gate : up) + ((u64)own.expert * hidden_width + n) * width;
     }
-    each_few(batch, top_k, mask, own, places, [&](const u32 (&found)[FEW_PLACES], u32 count) {
-        const bf16* rows[FEW_PLACES];
-#pragma unroll
-        for (u32 p = 0; p < FEW_PLACES; p++) rows[p] = input + (u64)(found[p] / top_k) * width;
-        float sums[FEW_PLACES][FEW_OUTPUTS][2];
-        warp_dots<2>(sums, weights, rows, count, width);
-        if (threadIdx.x % 32 != 0) return;
-#pragma unroll
-        for (u32 p = 0; p < FEW_PLACES; p++) {
-#pragma unroll
-            for (u32 i = 0; i < FEW_OUTPUTS; i++) {
-                if (p >= count || n + i >= hidden_width) continue;
-                hidden[(u64)found[p] * hidden_width + n + i] = narrow(silu(sums[p][i][0]) * sums[p][i][1]);
-            }
-        }
+    auto row_of = [&](u32 place) { return input + (u64)(place / top_k) * width; };
+    few(own, weights, width, row_of, [&](u32 place, u32 n, float sum) {
+        float other = __shfl_down_sync(EVERY_LANE, sum, FEW_OUTPUTS / 2);
+        if (n >= FEW_OUTPUTS / 2 || place == NONE || unit + n >= hidden_width) return;
+        hidden[(u64)place * hidden_width + unit + n] = narrow(silu(sum) * other);
     });
 }
 ENTRY(experts_few_in)
 
-// results = down hidden for single rows, as above.
+// results = down hidden for single rows, as above. Grid (ceil(width / 32), experts that they may have chosen), block 256.
 //   hidden   [T, top_k, hidden_width] bf16
 //   down     [experts, width, hidden_width] bf16
 //   results  [T, top_k, width] f32
-extern "C" __global__ void __launch_bounds__(256) experts_few_out(
-    const u32* batch, const u32* ids, const bf16* hidden, const bf16* down, float* results, u32 width, u32 hidden_width,
-    u32 top_k, u32 first, u32 experts) {
-    u32* mask = (u32*)dynamic_shared();
-    u32 own = blockIdx.y, places = (batch[TOKENS] - batch[SEVERAL_ROWS]) * top_k;
-    if (own >= places) return;
-    u32 expert = ids[single_place(batch, top_k, own)] - first;
-    if (expert >= experts || !sharers(batch, ids, top_k, own, places, mask)) return;
-    u32 n = (blockIdx.x * 8 + threadIdx.x / 32) * FEW_OUTPUTS;
-    if (n >= width) return;
-    const bf16* weights[FEW_OUTPUTS][1];
+extern "C" __global__ void __launch_bounds__(256, 3) experts_few_out(
+    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* hidden, const bf16* down, float* results,
+    u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+    Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
+    if (own.count == 0) return;
+    u32 output = blockIdx.x * FEW_OUTPUTS;
+    const bf16* weights[4];
 #pragma unroll
-    for (u32 i = 0; i < FEW_OUTPUTS; i++) weights[i][0] = down + ((u64)expert * width + min(n + i, width - 1)) * hidden_width;
-    each_few(batch, top_k, mask, own, places, [&](const u32 (&found)[FEW_PLACES], u32 count) {
-        const bf16* rows[FEW_PLACES];
-#pragma unroll
-        for (u32 p = 0; p < FEW_PLACES; p++) rows[p] = hidden + (u64)found[p] * hidden_width;
-        float sums[FEW_PLACES][FEW_OUTPUTS][1];
-        warp_dots<1>(sums, weights, rows, count, hidden_width);
-        if (threadIdx.x % 32 != 0) return;
-#pragma unroll
-        for (u32 p = 0; p < FEW_PLACES; p++) {
-#pragma unroll
-            for (u32 i = 0; i < FEW_OUTPUTS; i++) {
-                if (p < count && n + i < width) results[(u64)found[p] * width + n + i] = sums[p][i][0];
-            }
-        }
+    for (u32 i = 0; i < 4; i++) {
+        u32 n = min(output + threadIdx.x % 32 / 4 + i * 8, width - 1);
+        weights[i] = down + ((u64)own.expert * width + n) * hidden_width;
+    }
+    auto row_of = [&](u32 place) { return hidden + (u64)place * hidden_width; };
+    few(own, weights, hidden_width, row_of, [&](u32 place, u32 n, float sum) {
+        if (place != NONE && output + n < width) results[(u64)place * width + output + n] = sum;
     });
 }
 ENTRY(experts_few_out)
 
-// Places of longer pieces that a block counts and lists, and what a warp of it has of them.
+// Places of longer pieces that a block counts and lists.
 #define SHARE 2048
-#define WARP_SHARE (SHARE / 8)
-
-// Place number `i` of longer pieces.
-static __device__ __forceinline__ u32 several_place(const u32* batch, u32 top_k, u32 i) {
-    return batch[batch[AT_ROWS] + i / top_k] * top_k + i % top_k;
-}
 
 // How often each share of the places of longer pieces chose each expert. Grid (ceil(places / 2048)), block 256.
 //   batch    the batch
@@ -243,80 +207,79 @@ extern "C" __global__ void __launch_bounds__(256) experts_count(
 }
 ENTRY(experts_count)
 
-// Places of longer pieces, sorted by expert; their order within an expert is that of the batch. Grid (ceil(places / 2048)),
-// block 256.
-//   batch    the batch
-//   ids      [T, top_k] u32
-//   counts   from `experts_count`
-//   groups   words: the number of tiles; then [most_tiles, 3]: expert, first place in the list, places (at most TILE_ROWS);
-//            then the list of places
+// Sorts places by expert, in the batch's order within one, with 256 threads: a block has those from `start` to `end` of
+// `places`, which `place_of` names. `groups` is words: how many runs; then [most, 3]: expert, first place in the list, places
+// (at most `run`); then the list of places. What other blocks have comes from `counts`, null for the only block.
 // Dynamic shared memory: 40 bytes an expert.
-extern "C" __global__ void __launch_bounds__(256) experts_group(
-    const u32* batch, const u32* ids, const u32* counts, u32* groups, u32 most_tiles, u32 top_k, u32 first, u32 experts) {
+template <class P>
+static __device__ __forceinline__ void sort_places(
+    const u32* ids, const u32* counts, u32* groups, u32 most, u32 run, u32 first, u32 experts, u32 start, u32 end,
+    u32 places, P place_of) {
     u32* starts = (u32*)dynamic_shared();  // how many chose an expert, then where its places begin
-    u32* tiles = starts + experts;         // its first tile
-    u32* next = tiles + experts;           // [8, experts]: where a warp's next place of an expert goes
-    u32* list = groups + 1 + 3 * (u64)most_tiles;
-    u32 places = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE, shares = (places + SHARE - 1) / SHARE;
-    if (start >= places) return;
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    u32* runs = starts + experts;          // its first run
+    u32* next = runs + experts;            // [8, experts]: where a warp's next place of an expert goes
+    u32* list = groups + 1 + 3 * (u64)most;
+    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, shares = (places + SHARE - 1) / SHARE;
     for (u32 i = threadIdx.x; i < 8 * experts; i += 256) next[i] = 0;
     __syncthreads();
     // What each warp has of each expert, and what all shares have, those before this one apart.
-    u32 begin = min(start + warp * WARP_SHARE, places), end = min(begin + WARP_SHARE, places);
+    u32 share = (end - start + 255) / 256 * 32, begin = min(start + warp * share, end);
+    end = min(begin + share, end);
     for (u32 i = begin + lane; i < end; i += 32) {
-        u32 expert = ids[several_place(batch, top_k, i)] - first;
+        u32 expert = ids[place_of(i)] - first;
         if (expert < experts) atomicAdd(next + warp * experts + expert, 1u);
     }
     __syncthreads();
     for (u32 e = threadIdx.x; e < experts; e += 256) {
         u32 all = 0, before = 0;
+        if (counts != nullptr) {
 #pragma unroll 8
-        for (u32 s = 0; s < shares; s++) {
-            u32 count = counts[(u64)s * experts + e];
-            if (s < blockIdx.x) before += count;
-            all += count;
+            for (u32 s = 0; s < shares; s++) {
+                u32 count = counts[(u64)s * experts + e];
+                if (s < blockIdx.x) before += count;
+                all += count;
+            }
         }
-        starts[e] = all;
         for (u32 w = 0; w < 8; w++) {
             u32 count = next[w * experts + e];
             next[w * experts + e] = before;
             before += count;
         }
+        starts[e] = counts != nullptr ? all : before;
     }
     __syncthreads();
-    // Counts become sums of those before; the first block writes tiles while it is at it.
+    // Counts become sums of those before; the first block writes runs while it is at it.
     if (warp == 0) {
-        u32 at = 0, tile = 0;
+        u32 at = 0, number = 0;
         for (u32 base = 0; base < experts; base += 32) {
             u32 e = base + lane, count = e < experts ? starts[e] : 0;
-            u32 own_tiles = (count + TILE_ROWS - 1) / TILE_ROWS, sum = count, tile_sum = own_tiles;
+            u32 own_runs = (count + run - 1) / run, sum = count, run_sum = own_runs;
 #pragma unroll
             for (u32 step = 1; step < 32; step *= 2) {
-                u32 other = __shfl_up_sync(EVERY_LANE, sum, step), more = __shfl_up_sync(EVERY_LANE, tile_sum, step);
+                u32 other = __shfl_up_sync(EVERY_LANE, sum, step), more = __shfl_up_sync(EVERY_LANE, run_sum, step);
                 if (lane >= step) {
                     sum += other;
-                    tile_sum += more;
+                    run_sum += more;
                 }
             }
             if (e < experts) {
                 starts[e] = at + sum - count;
-                tiles[e] = tile + tile_sum - own_tiles;
-                for (u32 n = 0; blockIdx.x == 0 && n < own_tiles; n++) {
-                    u32* entry = groups + 1 + 3 * (u64)(tiles[e] + n);
+                runs[e] = number + run_sum - own_runs;
+                for (u32 n = 0; blockIdx.x == 0 && n < own_runs; n++) {
+                    u32* entry = groups + 1 + 3 * (u64)(runs[e] + n);
                     entry[0] = e;
-                    entry[1] = starts[e] + n * TILE_ROWS;
-                    entry[2] = min(count - n * TILE_ROWS, (u32)TILE_ROWS);
+                    entry[1] = starts[e] + n * run;
+                    entry[2] = min(count - n * run, run);
                 }
             }
             at += __shfl_sync(EVERY_LANE, sum, 31);
-            tile += __shfl_sync(EVERY_LANE, tile_sum, 31);
+            number += __shfl_sync(EVERY_LANE, run_sum, 31);
         }
-        if (blockIdx.x == 0 && lane == 0) groups[0] = tile;
+        if (blockIdx.x == 0 && lane == 0) groups[0] = number;
     }
     __syncthreads();
     for (u32 base = begin; base < end; base += 32) {
-        u32 i = base + lane, place = i < end ? several_place(batch, top_k, i) : 0;
+        u32 i = base + lane, place = i < end ? place_of(i) : 0;
         u32 expert = i < end ? ids[place] - first : NONE;
         u32 peers = __match_any_sync(EVERY_LANE, expert), rank = (u32)__popc(peers & ((1u << lane) - 1));
         u32* to = next + warp * experts + expert;
@@ -326,7 +289,34 @@ extern "C" __global__ void __launch_bounds__(256) experts_group(
         __syncwarp();
     }
 }
+
+// Places of longer pieces in tiles, sorted by expert. Grid (ceil(places / 2048)), block 256.
+//   batch    the batch
+//   ids      [T, top_k] u32
+//   counts   from `experts_count`
+//   groups   as above, each run a tile
+// Dynamic shared memory: 40 bytes an expert.
+extern "C" __global__ void __launch_bounds__(256) experts_group(
+    const u32* batch, const u32* ids, const u32* counts, u32* groups, u32 most_tiles, u32 top_k, u32 first, u32 experts) {
+    u32 places = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE;
+    if (start >= places) return;
+    auto place_of = [&](u32 i) { return several_place(batch, top_k, i); };
+    sort_places(ids, counts, groups, most_tiles, TILE_ROWS, first, experts, start, min(start + SHARE, places), places, place_of);
+}
 ENTRY(experts_group)
+
+// Places of single rows, sorted by expert, each expert's a run. One block of 256.
+//   batch    the batch
+//   ids      [T, top_k] u32
+//   list     as above
+// Dynamic shared memory: 40 bytes an expert.
+extern "C" __global__ void __launch_bounds__(256) experts_list(
+    const u32* batch, const u32* ids, u32* list, u32 most, u32 top_k, u32 first, u32 experts) {
+    u32 places = (batch[TOKENS] - batch[SEVERAL_ROWS]) * top_k;
+    auto place_of = [&](u32 i) { return single_place(batch, top_k, i); };
+    sort_places(ids, nullptr, list, most, max(places, 1u), first, experts, 0, places, places, place_of);
+}
+ENTRY(experts_list)
 
 // hidden = silu(gate x) * (up x) for a tile of places (y) and 64 columns (x), on tensor cores; 128 threads.
 //   groups   from `experts_group`
@@ -412,7 +402,52 @@ extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out(
 }
 ENTRY(experts_many_out)
 
-// output = sum over choices of weight * result, in the order of the choices; 256 elements a block.
+// Choices whose results are under way together.
+#define COMBINED 8
+
+// Four columns of a row's output. WHOLE: rows are of whole fours.
+template <bool WHOLE>
+static __device__ __forceinline__ void combine(
+    const u32* ids, const float* weights, const float* results, bf16* output, u32 column, u32 width, u32 top_k, u32 first,
+    u32 experts) {
+    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (u32 begin = 0; begin < top_k; begin += COMBINED) {
+        float parts[COMBINED][4], shares[COMBINED];
+        bool here[COMBINED];
+#pragma unroll
+        for (u32 i = 0; i < COMBINED; i++) {
+            here[i] = begin + i < top_k && ids[begin + i] - first < experts;
+            shares[i] = here[i] ? weights[begin + i] : 0.0f;
+        }
+#pragma unroll
+        for (u32 i = 0; i < COMBINED; i++) {
+            const float* from = results + (u64)(begin + i) * width + column;
+            if constexpr (WHOLE) {
+                float4 four = here[i] ? *(const float4*)from : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                parts[i][0] = four.x, parts[i][1] = four.y, parts[i][2] = four.z, parts[i][3] = four.w;
+            } else {
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) parts[i][j] = here[i] && column + j < width ? from[j] : 0.0f;
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < COMBINED; i++) {
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) sums[j] = here[i] ? fmaf(shares[i], parts[i][j], sums[j]) : sums[j];
+        }
+    }
+    if constexpr (WHOLE) {
+        *(uint2*)(output + column) = make_uint2(narrow_pair(sums[0], sums[1]), narrow_pair(sums[2], sums[3]));
+    } else {
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            if (column + j < width) output[column + j] = narrow(sums[j]);
+        }
+    }
+}
+
+// output = sum over choices of weight * result, in the order of the choices. Grid (rows, ceil(width / 1024)), block 256; a thread
+// has four columns.
 //   batch    the batch
 //   ids      [T, top_k] u32
 //   weights  [T, top_k] f32
@@ -421,15 +456,17 @@ ENTRY(experts_many_out)
 extern "C" __global__ void __launch_bounds__(256) experts_combine(
     const u32* batch, const u32* ids, const float* weights, const float* results, bf16* output, u32 width, u32 top_k,
     u32 first, u32 experts) {
-    u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
-    if (i >= (u64)batch[TOKENS] * width) return;
-    u64 row = i / width;
-    u32 column = (u32)(i % width);
-    float sum = 0.0f;
-    for (u32 choice = 0; choice < top_k; choice++) {
-        u64 place = row * top_k + choice;
-        if (ids[place] - first < experts) sum += weights[place] * results[place * width + column];
+    u64 row = blockIdx.x;
+    u32 column = (blockIdx.y * 256 + threadIdx.x) * 4;
+    if (row >= batch[TOKENS] || column >= width) return;
+    ids += row * top_k;
+    weights += row * top_k;
+    results += row * top_k * width;
+    output += row * width;
+    if (width % 4 == 0) {
+        combine<true>(ids, weights, results, output, column, width, top_k, first, experts);
+    } else {
+        combine<false>(ids, weights, results, output, column, width, top_k, first, experts);
     }
-    output[i] = narrow(sum);
 }
 ENTRY(experts_combine)

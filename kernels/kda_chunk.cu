@@ -19,17 +19,12 @@
 // as two, a part and the rest of it: docs/performance/hopper.md has what each is worth.
 #include "shared/kernel.h"
 #include "shared/kda_image.h"
+#include "shared/kda_input.h"
 
 #define PREPARE_THREADS 128
 #define PREPARE_WARPS 4
-// Tokens and channels of a thread.
-#define OWN 8
-#define PAIR 2
 // Greatest sum of half a chunk's gates for the anchor in the middle: exp(60) times a rest of a bf16 keeps its digits.
 #define MIDDLE_LIMIT 60.0f
-
-// A thread's numbers: two channels of eight tokens.
-typedef float Own[OWN][PAIR];
 
 // Factors of rows and columns with the anchor in the chunk's middle. `forward` are products of exp(gate) from the thread's
 // first token on, `backward` those of the tokens after: outwards from the middle, and their reciprocals on the other side.
@@ -124,103 +119,6 @@ static __device__ __forceinline__ void multiply_anchored(
     }
 }
 
-// Where a chunk's numbers come from: after the convolution and the gates, or before them.
-struct Plain {
-    const bf16* qkv;
-    const float* gates;
-    const float* beta;
-};
-struct Fused {
-    Conv conv;
-    Gates gates;
-};
-
-// Where a chunk lies.
-struct Place {
-    u32 first, length, start, slot;  // first row, tokens, first row of its piece, the slot that the piece starts from
-};
-
-// Channels `c` and `c + 1`, `count` of them there, of eight tokens from `t` on; `even` where pairs are aligned to words.
-static __device__ __forceinline__ void read_channels(
-    Own& x, const Plain& from, u32 channels, const Place& place, u32 c, u32 count, bool even, u32 t) {
-    const bf16* at = from.qkv + (u64)(place.first + t) * channels + c;
-    u32 rows = count == 0 || place.length < t ? 0 : place.length - t, pair[OWN];
-    if (even) {
-        #pragma unroll
-        for (u32 i = 0; i < OWN; i++) {
-            pair[i] = load_word(at, i < rows);
-            at += channels;
-        }
-    } else {
-        #pragma unroll
-        for (u32 i = 0; i < OWN; i++) {
-            pair[i] = i < rows ? pair_of(at[0], count > 1 ? at[1] : bf16{0}) : 0;
-            at += channels;
-        }
-    }
-    #pragma unroll
-    for (u32 i = 0; i < OWN; i++) {
-        x[i][0] = low(pair[i]);
-        x[i][1] = high(pair[i]);
-    }
-}
-static __device__ __forceinline__ void read_channels(
-    Own& x, const Fused& from, u32 channels, const Place& place, u32 c, u32 count, bool, u32 t) {
-    #pragma unroll
-    for (u32 j = 0; j < PAIR; j++) {
-        float channel[OWN];
-        for (u32 i = 0; i < OWN; i++) channel[i] = 0.0f;
-        if (j < count && t < place.length) {
-            u32 before = place.first - place.start + t;
-            convolve(channel, from.conv, channels, place.start, place.slot, c + j, before, place.length - t);
-        }
-        #pragma unroll
-        for (u32 i = 0; i < OWN; i++) x[i][j] = channel[i];
-    }
-}
-
-static __device__ __forceinline__ void read_gates(
-    Own& gate, const Plain& from, const Heads& h, const Place& place, u32 head, u32 d, u32 count, u32 t) {
-    u32 rows = count == 0 || place.length < t ? 0 : place.length - t, pitch = h.heads * h.key_width;
-    const float* at = from.gates + (u64)(place.first + t) * pitch + head * h.key_width + d;
-    if (h.key_width % 2 == 0) {
-        #pragma unroll
-        for (u32 i = 0; i < OWN; i++) {
-            float2 pair = load_two(at, i < rows);
-            gate[i][0] = pair.x;
-            gate[i][1] = pair.y;
-            at += pitch;
-        }
-    } else {
-        #pragma unroll
-        for (u32 i = 0; i < OWN; i++) {
-            gate[i][0] = i < rows ? at[0] : 0.0f;
-            gate[i][1] = i < rows && count > 1 ? at[1] : 0.0f;
-            at += pitch;
-        }
-    }
-}
-static __device__ __forceinline__ void read_gates(
-    Own& gate, const Fused& from, const Heads& h, const Place& place, u32 head, u32 d, u32 count, u32 t) {
-    float rate = rate_of(from.gates, head);
-    #pragma unroll
-    for (u32 j = 0; j < PAIR; j++) {
-        float bias = 0.0f;
-        if (j < count) bias = weight_at(from.gates.dt_bias, from.gates.dt_bias_format, head * h.key_width + d + j);
-        #pragma unroll
-        for (u32 i = 0; i < OWN; i++) {
-            u64 at = ((u64)(place.first + t + i) * h.heads + head) * h.key_width + d + j;
-            bool there = j < count && t + i < place.length;
-            gate[i][j] = there ? rate * softplus(widen(from.gates.decay[at]) + bias) : 0.0f;
-        }
-    }
-}
-
-static __device__ __forceinline__ float read_beta(const Plain& from, u64 at) { return from.beta[at]; }
-static __device__ __forceinline__ float read_beta(const Fused& from, u64 at) {
-    return sigmoid(widen(from.gates.write[at]));
-}
-
 // Sums over sixteen lanes of eight numbers each: number `lane % 8` is left in lane `lane`. Each step halves what a lane
 // still has to do.
 static __device__ __forceinline__ float sum_eight(float (&x)[OWN], u32 lane) {
@@ -309,10 +207,12 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     SHARED(u32, safe, PREPARE_WARPS);
     constexpr u32 TILES = PADDED / 16;
     u32 chunk = blockIdx.x, head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-    if (chunk >= batch[form == ALL_CHUNKS ? CHUNK_TOTAL : SEVERAL_CHUNKS]) return;
-    const u32* words = batch + batch[AT_CHUNKS] + 4 * chunk;
-    u32 piece = words[2];
-    Place place = {words[0], words[1], piece_word(batch, piece, START), piece_word(batch, piece, SLOT_IN)};
+    Words header = words_at(batch, HEADER);
+    u32 chunks = header[form == ALL_CHUNKS ? CHUNK_TOTAL : SEVERAL_CHUNKS];
+    Words words = words_at(batch + header[AT_CHUNKS] + 4 * min(chunk, max(chunks, 1u) - 1), 4);
+    const u32* piece = batch + header[AT_PIECES] + words[2] * PIECE;
+    Place place = {words[0], words[1], piece[START], piece[SLOT_IN]};
+    if (chunk >= chunks) return;
     u32 channels = channels_of(h);
 
     bf16* image = (bf16*)dynamic_shared();
@@ -325,26 +225,32 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     u32 half = lane / 16, t = half * OWN, d = warp * 32 + lane % 16 * 2;
     bool mine = d < PADDED;
     u32 own = pair_at(half, d);
+    // All loads are under way before the first of them is used.
+    u32 query_c = query_channel(h, head), key_c = query_c + h.key_heads * h.key_width, value_c = value_channel(h, head);
+    typename From::Channels queries_read, keys_read, values_read;
+    typename From::Decays decays_read;
+    load_channels(queries_read, from, channels, place, query_c, d, h.key_width, t);
+    load_channels(keys_read, from, channels, place, key_c, d, h.key_width, t);
+    load_gates(decays_read, from, h, place, head, d, t);
+    load_channels(values_read, from, channels, place, value_c, d, h.value_width, t);
+    u32 token = min(thread, place.length - 1);
+    typename From::Write write = load_write(from, (u64)(place.first + token) * h.heads + head);
+
     Own query, key, gate;
-    u32 count = d < h.key_width ? min(h.key_width - d, 2u) : 0;
-    bool even = channels % 2 == 0 && h.key_width % 2 == 0;
-    u32 c = query_channel(h, head) + d;
-    read_channels(query, from, channels, place, c, count, even, t);
-    read_channels(key, from, channels, place, c + h.key_heads * h.key_width, count, even, t);
-    read_gates(gate, from, h, place, head, d, count, t);
-    if (thread < CHUNK) {
-        beta[thread] = thread < place.length ? read_beta(from, (u64)(place.first + thread) * h.heads + head) : 0.0f;
-    }
+    make_channels(query, queries_read, from, channels, place, query_c, d, h.key_width, t);
+    make_channels(key, keys_read, from, channels, place, key_c, d, h.key_width, t);
+    make_gates(gate, decays_read, from, h, place, head, d, t);
     for (u32 e = d; e < value_tiles(h.value_width) * 16; e += PREPARE_THREADS) {
         Own value;
-        u32 there = e < h.value_width ? min(h.value_width - e, 2u) : 0;
-        bool aligned = channels % 2 == 0 && h.value_width % 2 == 0;
-        read_channels(value, from, channels, place, value_channel(h, head) + e, there, aligned, t);
+        if (From::WIDE && e > d) load_channels(values_read, from, channels, place, value_c, e, h.value_width, t);
+        make_channels(value, values_read, from, channels, place, value_c, e, h.value_width, t);
         bf16* tile = values + e / 16 * VALUE_STRIDE;
         u32 at = pair_at(half, e % 16);
         #pragma unroll
         for (u32 i = 0; i < OWN; i++) *(u32*)(tile + (at ^ row_bits(i))) = narrow_pair(value[i][0], value[i][1]);
+        if (!From::WIDE) break;
     }
+    if (thread < CHUNK) beta[thread] = thread < place.length ? make_beta(write) : 0.0f;
 
     float first[OWN], second[OWN], third[OWN];
     #pragma unroll
@@ -513,10 +419,10 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
 //   workspace  [chunks, heads, image_bytes], aligned to 16 bytes
 //
 // `kda_prepare_fused`: the same from what goes into the convolution and the gates. Reads tails and leaves them: `kda_scan`
-// writes them.
+// writes them. K and V are even and at most 128.
 //   input      [T, channels] bf16, before the convolution
-//   weight     [channels, taps] of the format; at most 4 taps
-//   tails      [slots, channels, taps - 1] f32
+//   weight     [channels, 4] of the format
+//   tails      [slots, channels, 3] f32
 //   decay      [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log      [heads] of its format                 dt_bias  [heads K] of its format
 #define KDA_PREPARE(plain_name, fused_name, padded)                                                                    \
@@ -526,13 +432,13 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
         Heads h{key_heads, heads, key_width, value_width};                                                            \
         prepare<padded>(Plain{qkv, gates, beta}, batch, workspace, h, form);                                          \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) fused_name(                                         \
-        const u32* batch, const bf16* input, const void* weight, u32 format, float* tails, u32 taps,                  \
+    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 4) fused_name(                                      \
+        const u32* batch, const bf16* input, const void* weight, u32 format, float* tails,                            \
         const bf16* decay, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias,               \
         u32 dt_bias_format, u8* workspace, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {      \
         Gates gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format};                                      \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
-        prepare<padded>(Fused{Conv{input, weight, format, tails, taps}, gates}, batch, workspace, h, form);           \
+        prepare<padded>(Fused{Conv{input, weight, format, tails}, gates}, batch, workspace, h, form);                 \
     }
 
 KDA_PREPARE(kda_prepare_32, kda_prepare_fused_32, 32)

@@ -220,6 +220,15 @@ static __device__ __forceinline__ Run run_of(const u32* batch, u32 n) {
     return Run{words[0], words[1], words[2], words[3]};
 }
 
+// What the batch says of a chunk: its first row, its tokens, and the slot of the checkpoint at its end or NONE.
+struct Chunk {
+    u32 first, length, slot;
+};
+static __device__ __forceinline__ Chunk chunk_of(const u32* chunks, u32 n) {
+    const u32* words = chunks + 4 * n;
+    return Chunk{words[0], words[1], words[3]};
+}
+
 // Images of a run for the block's tiles of values, `tiles` from `first` on; `active` warps read them.
 template <int PADDED>
 static __device__ __forceinline__ Images begin_images(
@@ -273,7 +282,11 @@ static __device__ __forceinline__ void scan(
     Images images = begin_images<PADDED>(full, empty, workspace, h, run, head, first, tiles, tiles);
     bf16* own = (bf16*)outputs + warp * TILE;
     u32 end = piece_word(batch, run.piece, CHUNKS) + piece_word(batch, run.piece, CHUNK_COUNT);
+    const u32* chunks = batch + batch[AT_CHUNKS] + 4 * run.chunk;
     if (warp < tiles) {
+        // Words of a chunk are asked for while the one before it is worked on.
+        Chunk next = {0, 0, NONE};
+        if (run.count > 0) next = chunk_of(chunks, 0);
         State<PADDED> state;
         if (run.segment == NONE) {
             load_state(state, states, h, piece_word(batch, run.piece, SLOT_IN), head, column);
@@ -281,6 +294,8 @@ static __device__ __forceinline__ void scan(
             load_columns(state, operators + operator_at<PADDED>(h, run.segment, head, column));
         }
         for (u32 n = 0; n < run.count; n++) {
+            Chunk chunk = next;
+            next = chunk_of(chunks, min(n + 1, run.count - 1));
             if (thread == 0) images.fetch(n + AHEAD);
             __syncwarp();
             const u8* stage = images.wait(n);
@@ -288,11 +303,10 @@ static __device__ __forceinline__ void scan(
             const bf16* values = (const bf16*)(stage + images.common) + warp * VALUE_STRIDE;
             advance<PADDED, true>(state, (const bf16*)stage, values, own);
             if (lane == 0) images.done(n);
-            const u32* words = batch + batch[AT_CHUNKS] + 4 * (run.chunk + n);
             // A lane has half a row: eight columns.
             u32 t = lane / 2, e = column + lane % 2 * 8;
-            if (t < words[1]) {
-                bf16* to = output + ((u64)(words[0] + t) * h.heads + head) * h.value_width + e;
+            if (t < chunk.length) {
+                bf16* to = output + ((u64)(chunk.first + t) * h.heads + head) * h.value_width + e;
                 const bf16* eight = own + unit_at(0, t, lane % 2);
                 if (h.value_width % 8 == 0) {
                     if (e < h.value_width) *(uint4*)to = *(const uint4*)eight;
@@ -300,7 +314,7 @@ static __device__ __forceinline__ void scan(
                     for (u32 i = 0; i < 8 && e + i < h.value_width; i++) to[i] = eight[i];
                 }
             }
-            if (words[3] != NONE) store_state(state, states, h, words[3], head, column);
+            if (chunk.slot != NONE) store_state(state, states, h, chunk.slot, head, column);
             __syncwarp();
         }
         // The piece's last run.
@@ -308,7 +322,7 @@ static __device__ __forceinline__ void scan(
             store_state(state, states, h, piece_word(batch, run.piece, SLOT_OUT), head, column);
         }
     }
-    if (conv.input != nullptr && conv.taps > 1 && run.chunk + run.count == end) {
+    if (conv.input != nullptr && run.chunk + run.count == end) {
         keep_block_tails(conv, batch, h, run.piece, head, first * 16);
     }
 }
@@ -323,14 +337,13 @@ static __device__ __forceinline__ void scan(
 //   output     [T, heads V] bf16, aligned to 16 bytes
 //   input      [T, channels] bf16, before the convolution, where `kda_prepare_fused` ran: then the tails of the pieces'
 //              slots are written as well; else null
-//   tails      [slots, channels, taps - 1] f32, or null
+//   tails      [slots, channels, 3] f32, or null
 #define KDA_SCAN(name, padded)                                                                                        \
     extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) name(                                            \
         const u32* batch, const u8* workspace, const float* operators, float* states, bf16* output,                   \
-        const bf16* input, float* tails, u32 taps, u32 key_heads, u32 heads, u32 key_width, u32 value_width,          \
-        u32 form) {                                                                                                   \
+        const bf16* input, float* tails, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {        \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
-        scan<padded>(batch, workspace, operators, states, output, h, form, Conv{input, nullptr, 0, tails, taps});     \
+        scan<padded>(batch, workspace, operators, states, output, h, form, Conv{input, nullptr, 0, tails});           \
     }
 
 KDA_SCAN(kda_scan_32, 32)

@@ -11,6 +11,27 @@
 #define WIDEST 128
 #define STEP_ROWS (WIDEST / STEP_WARPS)
 
+// What a thread has of a token: the lower half of a block a key channel each, of query and key, the upper half a channel of
+// the value, which is read twice. Threads past the widths read the last and leave it out.
+struct Share {
+    u32 d;
+    bool key, value;
+    u32 first, second;  // among the channels of a row
+};
+static __device__ __forceinline__ Share share_of(const Heads& h, u32 head) {
+    u32 d = threadIdx.x % WIDEST;
+    if (threadIdx.x >= WIDEST) {
+        u32 c = value_channel(h, head) + min(d, h.value_width - 1);
+        return Share{d, false, d < h.value_width, c, c};
+    }
+    u32 c = query_channel(h, head) + min(d, h.key_width - 1);
+    return Share{d, d < h.key_width, false, c, c + h.key_heads * h.key_width};
+}
+// The two inputs, or the value twice; the decay; how strongly is written.
+struct Numbers {
+    float first, second, kept, beta;
+};
+
 // Where a token's numbers come from and its output goes: after the convolution and the gates, before the gated norm ..
 struct PlainStep {
     // Whether pieces may have more than one token.
@@ -18,6 +39,11 @@ struct PlainStep {
     const bf16* qkv;
     const float* gates;
     const float* beta;
+    struct Weights {};
+    struct Inputs {
+        bf16 first, second;
+        float gate, beta;
+    };
 };
 // .. or before the former and after the latter.
 struct FusedStep {
@@ -28,76 +54,157 @@ struct FusedStep {
     const void* norm;  // [V] of the format
     u32 norm_format;
     float eps;
+    // As they are stored: what depends on the head alone, and is on its way before anything is known of the batch ..
+    struct Weights {
+        u32 first[TAPS], second[TAPS], a_log[1], dt_bias[1], norm[1];
+    };
+    // .. and what comes with the token. Inputs before a sequence's first are whatever its slot held.
+    struct Inputs {
+        float first[LEAD], second[LEAD];
+        bf16 last_first, last_second, decay, write, gate;
+    };
 };
 
-// Token `t` of a piece.
-struct Token {
-    u32 start, slot, t;
-};
-
-static __device__ __forceinline__ float channel_of(const PlainStep& from, u32 channels, const Token& at, u32 c) {
-    return widen(from.qkv[(u64)(at.start + at.t) * channels + c]);
-}
-static __device__ __forceinline__ float channel_of(const FusedStep& from, u32 channels, const Token& at, u32 c) {
-    float x[1];
-    convolve(x, from.conv, channels, at.start, at.slot, c, at.t, 1);
-    return x[0];
+static __device__ __forceinline__ u32 gate_channel(const Heads& h, u32 head, u32 d) {
+    return head * h.key_width + min(d, h.key_width - 1);
 }
 
-static __device__ __forceinline__ float gate_of(const PlainStep& from, const Heads& h, u32 row, u32 head, u32 d) {
-    return from.gates[((u64)row * h.heads + head) * h.key_width + d];
-}
-static __device__ __forceinline__ float gate_of(const FusedStep& from, const Heads& h, u32 row, u32 head, u32 d) {
-    float x = widen(from.gates.decay[((u64)row * h.heads + head) * h.key_width + d]);
-    float bias = weight_at(from.gates.dt_bias, from.gates.dt_bias_format, head * h.key_width + d);
-    return rate_of(from.gates, head) * softplus(x + bias);
+static __device__ __forceinline__ void load_weights(PlainStep::Weights&, const PlainStep&, const Heads&, u32, const Share&) {}
+static __device__ __forceinline__ void load_weights(
+    FusedStep::Weights& x, const FusedStep& from, const Heads& h, u32 head, const Share& share) {
+    load_stored(x.first, from.conv.weight, from.conv.format, (u64)share.first * TAPS);
+    load_stored(x.second, from.conv.weight, from.conv.format, (u64)share.second * TAPS);
+    load_stored(x.a_log, from.gates.a_log, from.gates.a_log_format, head);
+    load_stored(x.dt_bias, from.gates.dt_bias, from.gates.dt_bias_format, gate_channel(h, head, share.d));
+    load_stored(x.norm, from.norm, from.norm_format, min(share.d, h.value_width - 1));
 }
 
-static __device__ __forceinline__ float beta_of(const PlainStep& from, u64 at) { return from.beta[at]; }
-static __device__ __forceinline__ float beta_of(const FusedStep& from, u64 at) {
-    return sigmoid(widen(from.gates.write[at]));
+// Of row `row` of the batch; `slot` is one that no other piece writes.
+static __device__ __forceinline__ void load_inputs(
+    PlainStep::Inputs& x, const PlainStep& from, const Heads& h, u32 row, u32, u32 head, const Share& share) {
+    const bf16* at = from.qkv + (u64)row * channels_of(h);
+    x.first = at[share.first];
+    x.second = at[share.second];
+    x.gate = from.gates[(u64)row * h.heads * h.key_width + gate_channel(h, head, share.d)];
+    x.beta = from.beta[(u64)row * h.heads + head];
+}
+static __device__ __forceinline__ void load_inputs(
+    FusedStep::Inputs& x, const FusedStep& from, const Heads& h, u32 row, u32 slot, u32 head, const Share& share) {
+    u32 channels = channels_of(h);
+    const bf16* at = from.conv.input + (u64)row * channels;
+    x.last_first = at[share.first];
+    x.last_second = at[share.second];
+    const float *first = tail_of(from.conv, channels, slot, share.first), *second = tail_of(from.conv, channels, slot, share.second);
+    #pragma unroll
+    for (u32 i = 0; i < LEAD; i++) {
+        x.first[i] = first[i];
+        x.second[i] = second[i];
+    }
+    x.decay = from.gates.decay[(u64)row * h.heads * h.key_width + gate_channel(h, head, share.d)];
+    x.write = from.gates.write[(u64)row * h.heads + head];
+    x.gate = from.gate[((u64)row * h.heads + head) * h.value_width + min(share.d, h.value_width - 1)];
+}
+
+static __device__ __forceinline__ Numbers numbers_of(
+    const PlainStep::Inputs& x, const PlainStep::Weights&, const PlainStep&, const Heads&, u32, u32, const Share&) {
+    return Numbers{widen(x.first), widen(x.second), expf(x.gate), x.beta};
+}
+static __device__ __forceinline__ float convolve(
+    const u32 (&words)[TAPS], u32 format, const float (&before)[LEAD], bf16 last, bool past) {
+    float taps[TAPS], input[TAPS];
+    widen_stored(taps, words, format, 0);
+    #pragma unroll
+    for (u32 i = 0; i < LEAD; i++) input[i] = past ? before[i] : 0.0f;
+    input[LEAD] = widen(last);
+    return convolved(taps, input);
+}
+static __device__ __forceinline__ Numbers numbers_of(
+    const FusedStep::Inputs& x, const FusedStep::Weights& weights, const FusedStep& from, const Heads& h, u32 slot, u32 head,
+    const Share& share) {
+    float bias[1];
+    widen_stored(bias, weights.dt_bias, from.gates.dt_bias_format, gate_channel(h, head, share.d));
+    float gate = rate_of(from.gates, weights.a_log, head) * softplus(widen(x.decay) + bias[0]);
+    return Numbers{convolve(weights.first, from.conv.format, x.first, x.last_first, slot != NONE),
+                   convolve(weights.second, from.conv.format, x.second, x.last_second, slot != NONE), expf(gate),
+                   sigmoid(widen(x.write))};
+}
+
+// Leaves the tails of a piece of at most one token in a slot.
+static __device__ __forceinline__ void keep_tail_of(
+    const FusedStep::Inputs& x, const FusedStep& from, const Heads& h, u32 length, bool past, u32 slot, const Share& share) {
+    u32 channels = channels_of(h);
+    float *first = tail_of(from.conv, channels, slot, share.first), *second = tail_of(from.conv, channels, slot, share.second);
+    #pragma unroll
+    for (u32 i = 0; i < LEAD; i++) {
+        float left = past ? x.first[i] : 0.0f, right = past ? x.second[i] : 0.0f;
+        if (length > 0) {
+            left = i + 1 == LEAD ? widen(x.last_first) : past ? x.first[(i + 1) % LEAD] : 0.0f;
+            right = i + 1 == LEAD ? widen(x.last_second) : past ? x.second[(i + 1) % LEAD] : 0.0f;
+        }
+        if (share.key || share.value) first[i] = left;
+        if (share.key) second[i] = right;
+    }
+}
+// At its checkpoints, and at its end.
+static __device__ __forceinline__ void keep_tails_of(
+    const PlainStep::Inputs&, const PlainStep&, const Heads&, u32, u32, u32, const u32*, u32, const Share&) {}
+static __device__ __forceinline__ void keep_tails_of(
+    const FusedStep::Inputs& x, const FusedStep& from, const Heads& h, u32 length, u32 slot, u32 out, const u32* checkpoint,
+    u32 checkpoints, const Share& share) {
+    for (u32 n = 0; n < checkpoints; n++) {
+        keep_tail_of(x, from, h, checkpoint[2 * n], slot != NONE, checkpoint[2 * n + 1], share);
+    }
+    keep_tail_of(x, from, h, length, slot != NONE, out, share);
 }
 
 // What column `e` of a head comes to; `scratch` as for `block_sum`. Every thread comes, those past the columns with 0.
-static __device__ __forceinline__ float finish(const PlainStep&, const Heads&, u64, u32, float x, float*) { return x; }
 static __device__ __forceinline__ float finish(
-    const FusedStep& from, const Heads& h, u64 at, u32 e, float x, float* scratch) {
-    float scale = 1.0f / sqrtf(block_sum(x * x, scratch) / (float)h.value_width + from.eps);
-    if (e >= h.value_width) return 0.0f;
-    return x * scale * weight_at(from.norm, from.norm_format, e) * sigmoid(widen(from.gate[at + e]));
-}
-
-// A lane's four columns from `e` on of row `d`, where that begins at `at`.
-static __device__ __forceinline__ float4 load_four(const float* at, const Heads& h, u32 d, u32 e) {
-    if (d >= h.key_width || e >= h.value_width) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    at += e;
-    if (h.value_width % 4 == 0) return *(const float4*)at;
-    float4 x = make_float4(at[0], 0.0f, 0.0f, 0.0f);
-    if (e + 1 < h.value_width) x.y = at[1];
-    if (e + 2 < h.value_width) x.z = at[2];
-    if (e + 3 < h.value_width) x.w = at[3];
+    const PlainStep::Inputs&, const PlainStep::Weights&, const PlainStep&, const Heads&, u32, float x, float*) {
     return x;
 }
-static __device__ __forceinline__ void store_four(float* at, const Heads& h, u32 d, u32 e, float4 x) {
-    if (d >= h.key_width || e >= h.value_width) return;
-    at += e;
+static __device__ __forceinline__ float finish(
+    const FusedStep::Inputs& inputs, const FusedStep::Weights& weights, const FusedStep& from, const Heads& h, u32 e, float x,
+    float* scratch) {
+    float scale = 1.0f / sqrtf(block_sum(x * x, scratch) / (float)h.value_width + from.eps), norm[1];
+    widen_stored(norm, weights.norm, from.norm_format, min(e, h.value_width - 1));
+    return x * scale * norm[0] * sigmoid(widen(inputs.gate));
+}
+
+// Reads a thread's rows: all loads under way before the first is used. Zeros where there is no state.
+static __device__ __forceinline__ void load_rows(float4 (&state)[STEP_ROWS], const float* from, const Heads& h, bool there) {
+    u32 warp = threadIdx.x / 32, e = threadIdx.x % 32 * 4;
+    from += warp * h.value_width + e;
+    u32 pitch = STEP_WARPS * h.value_width, rows = there && h.key_width > warp ? (h.key_width - warp + STEP_WARPS - 1) / STEP_WARPS : 0;
     if (h.value_width % 4 == 0) {
-        *(float4*)at = x;
+        #pragma unroll
+        for (u32 r = 0; r < STEP_ROWS; r++) state[r] = load_four(from + r * pitch, r < rows && e < h.value_width);
         return;
     }
-    at[0] = x.x;
-    if (e + 1 < h.value_width) at[1] = x.y;
-    if (e + 2 < h.value_width) at[2] = x.z;
-    if (e + 3 < h.value_width) at[3] = x.w;
+    #pragma unroll
+    for (u32 r = 0; r < STEP_ROWS; r++) {
+        const float* at = from + r * pitch;
+        state[r].x = r < rows && e < h.value_width ? at[0] : 0.0f;
+        state[r].y = r < rows && e + 1 < h.value_width ? at[1] : 0.0f;
+        state[r].z = r < rows && e + 2 < h.value_width ? at[2] : 0.0f;
+        state[r].w = r < rows && e + 3 < h.value_width ? at[3] : 0.0f;
+    }
 }
 
 // Writes a thread's rows; their place moves on, so that no list of addresses is kept in registers.
 static __device__ __forceinline__ void store_rows(const float4 (&state)[STEP_ROWS], float* to, const Heads& h) {
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    to += warp * h.value_width;
+    u32 warp = threadIdx.x / 32, e = threadIdx.x % 32 * 4;
+    to += warp * h.value_width + e;
     #pragma unroll
     for (u32 r = 0; r < STEP_ROWS; r++) {
-        store_four(to, h, r * STEP_WARPS + warp, 4 * lane, state[r]);
+        bool inside = r * STEP_WARPS + warp < h.key_width;
+        if (h.value_width % 4 == 0) {
+            if (inside && e < h.value_width) *(float4*)to = state[r];
+        } else {
+            if (inside && e < h.value_width) to[0] = state[r].x;
+            if (inside && e + 1 < h.value_width) to[1] = state[r].y;
+            if (inside && e + 2 < h.value_width) to[2] = state[r].z;
+            if (inside && e + 3 < h.value_width) to[3] = state[r].w;
+        }
         to += STEP_WARPS * h.value_width;
     }
 }
@@ -118,37 +225,34 @@ static __device__ __forceinline__ void step(
     SHARED(float, squares, 8);
     SHARED(float, scratch, 32);
     u32 head = blockIdx.x, piece = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-    if (piece >= batch[PIECES]) return;
-    u32 length = piece_word(batch, piece, LENGTH);
-    if (by_chunks(form, length)) return;
-    u32 start = piece_word(batch, piece, START), slot = piece_word(batch, piece, SLOT_IN), channels = channels_of(h);
-    const u32* checkpoint = batch + piece_word(batch, piece, CHECKPOINTS);
-    u32 checkpoints = piece_word(batch, piece, CHECKPOINT_COUNT);
+    Share share = share_of(h, head);
+    typename From::Weights weights;
+    load_weights(weights, from, h, head, share);
+    // Two waits until the state's place is known: the header, the piece.
+    Words header = words_at(batch, HEADER);
+    u32 pieces = header[PIECES];
+    Words words = words_at(batch + header[AT_PIECES] + min(piece, max(pieces, 1u) - 1) * PIECE, PIECE);
+    u32 start = words[START], length = words[LENGTH], slot = words[SLOT_IN], out = words[SLOT_OUT];
+    u32 checkpoints = words[CHECKPOINT_COUNT];
+    const u32* checkpoint = batch + words[CHECKPOINTS];
+    if (piece >= pieces || by_chunks(form, length)) return;
 
+    // The state first, what goes into the token under it.
     float4 state[STEP_ROWS];
-    #pragma unroll
-    for (u32 r = 0; r < STEP_ROWS; r++) {
-        state[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        u32 d = r * STEP_WARPS + warp;
-        if (slot != NONE) state[r] = load_four(states + state_at(h, slot, head) + d * h.value_width, h, d, 4 * lane);
+    u32 read = slot == NONE ? out : slot;
+    load_rows(state, states + state_at(h, read, head), h, slot != NONE);
+    typename From::Inputs inputs;
+    if (!From::SEVERAL) {
+        load_inputs(inputs, from, h, length > 0 ? start : 0, read, head, share);
+        keep_tails_of(inputs, from, h, length, slot, out, checkpoint, checkpoints, share);
     }
     float root = sqrtf((float)h.key_width);
     for (u32 t = 0; t < length; t++) {
-        u32 row = start + t;
-        Token at = {start, slot, t};
-        // The lower half of the block has the key's channels, the upper one the value's.
-        u32 d = thread % WIDEST;
-        bool has_key = thread < WIDEST && d < h.key_width, has_value = thread >= WIDEST && d < h.value_width;
-        float q = 0.0f, k = 0.0f, kept = 0.0f;
-        if (has_key) {
-            u32 c = query_channel(h, head) + d;
-            q = channel_of(from, channels, at, c);
-            k = channel_of(from, channels, at, c + h.key_heads * h.key_width);
-            kept = expf(gate_of(from, h, row, head, d));
-        } else if (has_value) {
-            value[d] = channel_of(from, channels, at, value_channel(h, head) + d);
-        }
-        float beta = beta_of(from, (u64)row * h.heads + head);
+        u32 row = start + t, d = share.d;
+        if (From::SEVERAL) load_inputs(inputs, from, h, row, read, head, share);
+        Numbers numbers = numbers_of(inputs, weights, from, h, slot, head, share);
+        float q = share.key ? numbers.first : 0.0f, k = share.key ? numbers.second : 0.0f, beta = numbers.beta;
+        if (share.value) value[d] = numbers.first;
         float q_square = warp_sum(q * q), k_square = warp_sum(k * k);
         if (lane == 0 && warp < 4) {
             squares[warp] = q_square;
@@ -158,27 +262,24 @@ static __device__ __forceinline__ void step(
         if (thread < WIDEST) {
             query[d] = q / (sqrtf(squares[0] + squares[1] + squares[2] + squares[3] + L2_EPS) * root);
             key[d] = k / sqrtf(squares[4] + squares[5] + squares[6] + squares[7] + L2_EPS);
-            factor[d] = kept;
+            factor[d] = share.key ? numbers.kept : 0.0f;
         }
         __syncthreads();
 
-        // The memory decays, then answers for this key.
+        // The memory decays, then answers for this key. Rows past the key's width are zero, and so is what they meet.
         float4 answer = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         #pragma unroll
         for (u32 r = 0; r < STEP_ROWS; r++) {
             u32 i = r * STEP_WARPS + warp;
-            if (i < h.key_width) {
-                float decay = factor[i];
-                state[r] = make_float4(
-                    decay * state[r].x, decay * state[r].y, decay * state[r].z, decay * state[r].w);
-                answer = add_scaled(answer, key[i], state[r]);
-            }
+            float decay = factor[i];
+            state[r] = make_float4(decay * state[r].x, decay * state[r].y, decay * state[r].z, decay * state[r].w);
+            answer = add_scaled(answer, key[i], state[r]);
         }
         float4* part = (float4*)parts + warp * (WIDEST / 4) + lane;
         *part = answer;
         __syncthreads();
         // What it answered wrongly is what gets written.
-        if (has_value) {
+        if (share.value) {
             float sum = 0.0f;
             for (u32 w = 0; w < STEP_WARPS; w++) sum += parts[w * WIDEST + d];
             value[d] = beta * (value[d] - sum);
@@ -188,10 +289,8 @@ static __device__ __forceinline__ void step(
         #pragma unroll
         for (u32 r = 0; r < STEP_ROWS; r++) {
             u32 i = r * STEP_WARPS + warp;
-            if (i < h.key_width) {
-                state[r] = add_scaled(state[r], key[i], write);
-                result = add_scaled(result, query[i], state[r]);
-            }
+            state[r] = add_scaled(state[r], key[i], write);
+            result = add_scaled(result, query[i], state[r]);
         }
         *part = result;
         __syncthreads();
@@ -200,7 +299,7 @@ static __device__ __forceinline__ void step(
             for (u32 w = 0; w < STEP_WARPS; w++) sum += parts[w * WIDEST + thread];
         }
         u64 to = ((u64)row * h.heads + head) * h.value_width;
-        sum = finish(from, h, to, thread, sum, scratch);
+        sum = finish(inputs, weights, from, h, thread, sum, scratch);
         if (thread < h.value_width) output[to + thread] = narrow(sum);
 
         if (checkpoints > 0 && checkpoint[0] == t + 1) {
@@ -210,7 +309,7 @@ static __device__ __forceinline__ void step(
         }
         if (!From::SEVERAL) break;
     }
-    store_rows(state, states + state_at(h, piece_word(batch, piece, SLOT_OUT), head), h);
+    store_rows(state, states + state_at(h, out, head), h);
 }
 
 // Grid (heads, pieces), block 256. K and V are at most 128. Grids may hold more pieces than the batch; pieces that run by
@@ -228,10 +327,10 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_step(
 ENTRY(kda_step)
 
 // A decode in one kernel, of pieces of a single token: convolution and its tails, gates, recurrence, gated norm. Grid and
-// block as above. As many heads of keys as of values: a block reads a tail and writes it.
+// block as above. As many heads of keys as of values: a thread reads a channel of a tail and writes it.
 //   input    [T, channels] bf16, before the convolution
-//   weight   [channels, taps] of the format; at most 4 taps
-//   tails    [slots, channels, taps - 1] f32
+//   weight   [channels, 4] of the format
+//   tails    [slots, channels, 3] f32
 //   decay    [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log    [heads] of its format                 dt_bias  [heads K] of its format
 //   gate     [T, heads V] bf16, before the sigmoid
@@ -239,22 +338,13 @@ ENTRY(kda_step)
 //   states   [slots, heads, K, V] f32, aligned to 16 bytes
 //   output   [T, heads V] bf16, gated and normalised
 extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode(
-    const u32* batch, const bf16* input, const void* weight, u32 format, float* tails, u32 taps, const bf16* decay,
-    const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format, const bf16* gate,
+    const u32* batch, const bf16* input, const void* weight, u32 format, float* tails, const bf16* decay, const bf16* write,
+    const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format, const bf16* gate,
     const void* norm, u32 norm_format, float eps, float* states, bf16* output, u32 heads, u32 key_width,
     u32 value_width) {
     Heads h{heads, heads, key_width, value_width};
-    FusedStep from{Conv{input, weight, format, tails, taps},
+    FusedStep from{Conv{input, weight, format, tails},
                    Gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format}, gate, norm, norm_format, eps};
     step(from, batch, states, output, h, BY_LENGTH);
-    u32 head = blockIdx.x, piece = blockIdx.y, d = threadIdx.x % WIDEST, channels = channels_of(h);
-    if (taps < 2 || piece >= batch[PIECES] || by_chunks(BY_LENGTH, piece_word(batch, piece, LENGTH))) return;
-    // The thread that read a channel of the tail writes it.
-    if (threadIdx.x >= WIDEST) {
-        if (d < value_width) keep_tails(from.conv, channels, batch, piece, value_channel(h, head) + d);
-    } else if (d < key_width) {
-        keep_tails(from.conv, channels, batch, piece, query_channel(h, head) + d);
-        keep_tails(from.conv, channels, batch, piece, query_channel(h, head) + heads * key_width + d);
-    }
 }
 ENTRY(kda_decode)

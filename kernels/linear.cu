@@ -2,6 +2,7 @@
 // stored otherwise. Rows of longer pieces with weights in bf16 are cuBLASLt's. Twin of src/backend/cpu/linear.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
+#include "shared/eights.h"
 #include "shared/weight.h"
 
 // Rows a warp takes together, so that each weight is read once for all of them.
@@ -52,17 +53,9 @@ ENTRY(linear)
 
 // Eight elements of row `r` of a matrix from column `k` on; zeros where there is no row (NONE) or no column.
 static __device__ __forceinline__ uint4 eight_of(const bf16* matrix, u32 r, u32 k, u32 columns) {
-    uint4 eight = make_uint4(0, 0, 0, 0);
-    if (r == NONE || k >= columns) return eight;
-    const bf16* row = matrix + (u64)r * columns;
-    if (columns % 8 == 0) return *(const uint4*)(row + k);
-    u32 pairs[4];
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        u32 c = k + 2 * i;
-        pairs[i] = pair_of(c < columns ? row[c] : bf16{0}, c + 1 < columns ? row[c + 1] : bf16{0});
-    }
-    return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    if (r == NONE || k >= columns) return make_uint4(0, 0, 0, 0);
+    const bf16* at = matrix + (u64)r * columns + k;
+    return columns % 8 == 0 ? eight_of<true>(at, k, columns) : eight_of<false>(at, k, columns);
 }
 
 // Sums of products do not mind the order of the columns: a lane takes eight that lie together, and calls them the columns

@@ -43,38 +43,45 @@ static __device__ __forceinline__ u32 part_stride(u32 latent) { return mark_at(l
 
 // Rows of a head's expansion that are read at once in `mla_absorb`.
 #define ABSORB_GROUPS 16
+// Widest part of a query without a position.
+#define MOST_NOPE 256
 
-// q_lat = W_UK^T q_nope. Grid (ceil(latent / 128), heads, ceil(rows / 4)), block 256: sixteen groups of rows of the weight,
-// each with eight columns a thread.
-//   batch     the batch; `rows` says on how many of its rows to work
-//   query     [T, heads (nope + rope)] bf16; nope is at most 256
-//   kv_b      [heads (nope + value), latent] of the format
-//   absorbed  [rows, heads, latent] f32
-extern "C" __global__ void __launch_bounds__(256) mla_absorb(
-    const u32* batch, u32 single, u32 rows, const bf16* query, const void* kv_b, u32 format, float* absorbed,
-    u32 heads, u32 latent, u32 nope, u32 rope, u32 value) {
-    SHARED(float, q, ROWS * 256);
-    SHARED(float, sums, ABSORB_GROUPS * ROWS * 128);
+template <bool BF16>
+static __device__ __forceinline__ void absorb(
+    const u32* batch, u32 single, u32 rows, const bf16* query, const void* kv_b, u32 format, float* absorbed, u32 heads,
+    u32 latent, u32 nope, u32 rope, u32 value, float* q, float* sums) {
     u32 head = blockIdx.y, first = blockIdx.z * ROWS, count = min((u32)ROWS, rows - first), thread = threadIdx.x;
-    for (u32 i = thread; i < ROWS * nope; i += 256) {
-        u32 r = i / nope, n = i % nope;
-        float x = 0.0f;
-        if (r < count) x = widen(query[((u64)row_of(batch, single, first + r) * heads + head) * (nope + rope) + n]);
-        q[r * 256 + n] = x;
+    // Rows of a thread that are under way.
+    constexpr u32 AHEAD = BF16 ? 8 : 1;
+    u32 group = thread / 16, columns = thread % 16 * 8, l = min(blockIdx.x * 128 + columns, (latent - 1) / 8 * 8);
+    Eight<BF16> weights[AHEAD];
+    // The weights first; rows past the last are the last, times zero.
+    auto load = [&](u32 n) {
+        #pragma unroll
+        for (u32 i = 0; i < AHEAD; i++) {
+            u32 row = head * (nope + value) + min(n + i * ABSORB_GROUPS, nope - 1);
+            weights[i].load(kv_b, format, (u64)row * latent + l, latent, l);
+        }
+    };
+    load(group);
+    #pragma unroll
+    for (u32 r = 0; r < ROWS; r++) {
+        u32 row = row_of(batch, single, first + min(r, count - 1));
+        float x = widen(query[((u64)row * heads + head) * (nope + rope) + min(thread, nope - 1)]);
+        q[r * MOST_NOPE + thread] = r < count && thread < nope ? x : 0.0f;
     }
     __syncthreads();
-    u32 group = thread / 16, columns = thread % 16 * 8, l = blockIdx.x * 128 + columns;
     float sum[ROWS][8] = {};
-    if (l < latent) {
-        u64 column = (u64)head * (nope + value) * latent + l;
-        #pragma unroll 8
-        for (u32 n = group; n < nope; n += ABSORB_GROUPS) {
-            float x[8];
-            weights_at(kv_b, format, column + (u64)n * latent, latent, l, x);
+    #pragma unroll 1
+    for (u32 n = group; n < nope; n += AHEAD * ABSORB_GROUPS) {
+        if (n != group) load(n);
+        #pragma unroll
+        for (u32 i = 0; i < AHEAD; i++) {
             #pragma unroll
             for (u32 r = 0; r < ROWS; r++) {
+                float factor = q[r * MOST_NOPE + n + i * ABSORB_GROUPS];
                 #pragma unroll
-                for (u32 i = 0; i < 8; i++) sum[r][i] = fmaf(q[r * 256 + n], x[i], sum[r][i]);
+                for (u32 c = 0; c < 8; c++) sum[r][c] = fmaf(factor, weights[i][c], sum[r][c]);
             }
         }
     }
@@ -91,6 +98,24 @@ extern "C" __global__ void __launch_bounds__(256) mla_absorb(
         for (u32 g = 0; g < ABSORB_GROUPS; g++) whole += sums[g * ROWS * 128 + i];
         u32 at = blockIdx.x * 128 + i % 128;
         if (at < latent) absorbed[((u64)(first + i / 128) * heads + head) * latent + at] = whole;
+    }
+}
+
+// q_lat = W_UK^T q_nope. Grid (ceil(latent / 128), heads, ceil(rows / 4)), block 256: sixteen groups of rows of the weight,
+// each with eight columns a thread.
+//   batch     the batch; `rows` says on how many of its rows to work
+//   query     [T, heads (nope + rope)] bf16; nope is at most 256
+//   kv_b      [heads (nope + value), latent] of the format
+//   absorbed  [rows, heads, latent] f32
+extern "C" __global__ void __launch_bounds__(256) mla_absorb(
+    const u32* batch, u32 single, u32 rows, const bf16* query, const void* kv_b, u32 format, float* absorbed,
+    u32 heads, u32 latent, u32 nope, u32 rope, u32 value) {
+    SHARED(float, q, ROWS * MOST_NOPE);
+    SHARED(float, sums, ABSORB_GROUPS * ROWS * 128);
+    if (format == FORMAT_BF16 && latent % 8 == 0) {
+        absorb<true>(batch, single, rows, query, kv_b, format, absorbed, heads, latent, nope, rope, value, q, sums);
+    } else {
+        absorb<false>(batch, single, rows, query, kv_b, format, absorbed, heads, latent, nope, rope, value, q, sums);
     }
 }
 ENTRY(mla_absorb)
@@ -358,9 +383,187 @@ MLA_ATTEND(mla_attend_512, true)
 ENTRY(mla_attend)
 ENTRY(mla_attend_512)
 
-// Warps of a block of `mla_merge`, and groups of spans that they add apart.
+// Warps of a block of `mla_merge`, groups of spans that they add apart, and spans of a group under way.
 #define MERGE_WARPS 16
 #define MERGE_GROUPS 4
+#define MERGE_AHEAD 8
+// What a warp reads of a latent in one access of eight columns a lane, at most.
+#define LATENT_HALVES (MOST_LATENT / 256)
+// A lane's spans of a row, at most.
+#define LANE_SPANS ((MOST_SPANS + 31) / 32)
+
+// Spans of one row, for one head.
+struct Spans {
+    const float* parts;
+    u32 count;
+};
+
+// A warp has a row's factors: what each span's sum is multiplied with.
+static __device__ __forceinline__ void weigh_spans(float* factors, const Spans& spans, u64 stride, u32 latent) {
+    u32 lane = threadIdx.x % 32;
+    float greatest[LANE_SPANS], sum[LANE_SPANS], most = LOWEST, total = 0.0f;
+    #pragma unroll
+    for (u32 i = 0; i < LANE_SPANS; i++) {
+        const float* mark = spans.parts + min(lane + i * 32, spans.count - 1) * stride + mark_at(latent);
+        greatest[i] = mark[0];
+        sum[i] = mark[1];
+    }
+    #pragma unroll
+    for (u32 i = 0; i < LANE_SPANS; i++) most = fmaxf(most, greatest[i]);
+    most = warp_max(most);
+    #pragma unroll
+    for (u32 i = 0; i < LANE_SPANS; i++) {
+        greatest[i] = lane + i * 32 < spans.count ? expf(greatest[i] - most) : 0.0f;
+        total = fmaf(sum[i], greatest[i], total);
+    }
+    total = warp_sum(total);
+    #pragma unroll
+    for (u32 i = 0; i < LANE_SPANS; i++) {
+        if (lane + i * 32 < spans.count) factors[lane + i * 32] = greatest[i] / total;
+    }
+}
+
+// Four columns of every fourth span from `group` on, `MERGE_AHEAD` of them under way: spans past the last are the last.
+struct Parts {
+    float4 at[MERGE_AHEAD];
+    __device__ __forceinline__ void load(const Spans& spans, u64 stride, u32 l, u32 first) {
+        #pragma unroll
+        for (u32 i = 0; i < MERGE_AHEAD; i++) {
+            at[i] = *(const float4*)(spans.parts + min(first + i * MERGE_GROUPS, spans.count - 1) * stride + l);
+        }
+    }
+};
+
+// Rows `first` to `first + count` of those worked on, for one head, as `mla_merge` writes them.
+struct Merged {
+    const u32* batch;
+    u32 single, first, count, heads, head, value;
+    bf16* output;
+};
+
+// Outputs of a warp from `e` on, every `MERGE_WARPS`th, of `COUNT` rows' weighted latents [COUNT][MOST_LATENT].
+template <u32 COUNT, bool BF16, u32 OUTPUTS>
+static __device__ __forceinline__ void expand(
+    const Merged& to, const Eight<BF16> (&weights)[OUTPUTS][LATENT_HALVES], const float* context, u32 e) {
+    u32 lane = threadIdx.x % 32;
+    float sum[OUTPUTS][COUNT] = {};
+    #pragma unroll
+    for (u32 n = 0; n < 2 * LATENT_HALVES; n++) {
+        // Columns past the latent are zero here.
+        float x[COUNT][4];
+        #pragma unroll
+        for (u32 r = 0; r < COUNT; r++) {
+            u32 own = min(r, to.count - 1), column = n / 2 * 256 + lane * 8 + n % 2 * 4;
+            float4 four = *(const float4*)(context + own * MOST_LATENT + column);
+            x[r][0] = four.x, x[r][1] = four.y, x[r][2] = four.z, x[r][3] = four.w;
+        }
+        #pragma unroll
+        for (u32 i = 0; i < OUTPUTS; i++) {
+            #pragma unroll
+            for (u32 c = 0; c < 4; c++) {
+                float weight = weights[i][n / 2][n % 2 * 4 + c];
+                #pragma unroll
+                for (u32 r = 0; r < COUNT; r++) sum[i][r] = fmaf(weight, x[r][c], sum[i][r]);
+            }
+        }
+    }
+    #pragma unroll
+    for (u32 r = 0; r < COUNT; r++) {
+        if (r >= to.count) continue;
+        bf16* row = to.output + ((u64)row_of(to.batch, to.single, to.first + r) * to.heads + to.head) * to.value;
+        #pragma unroll
+        for (u32 i = 0; i < OUTPUTS; i++) {
+            float whole = warp_sum(sum[i][r]);
+            u32 own = e + i * MERGE_WARPS;
+            if (lane == 0 && own < to.value) row[own] = narrow(whole);
+        }
+    }
+}
+
+template <bool BF16>
+static __device__ __forceinline__ void merge(
+    const u32* batch, u32 single, u32 rows, const float* parts, const void* kv_b, u32 format, bf16* output, u32 heads,
+    u32 latent, u32 nope, u32 value, float* factors, float* sums, float* context) {
+    // Outputs of a warp whose rows of the expansion are asked for at once, in sets.
+    constexpr u32 AHEAD = BF16 ? 4 : 1, SETS = BF16 ? 2 : 1;
+    u32 head = blockIdx.x, first = blockIdx.y * ROWS, count = min((u32)ROWS, rows - first);
+    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    u64 stride = (u64)heads * part_stride(latent);
+    Eight<BF16> weights[SETS][AHEAD][LATENT_HALVES];
+    auto load = [&](u32 set, u32 e) {
+        #pragma unroll
+        for (u32 i = 0; i < AHEAD; i++) {
+            u32 row = head * (nope + value) + nope + min(e + (set * AHEAD + i) * MERGE_WARPS, value - 1);
+            #pragma unroll
+            for (u32 n = 0; n < LATENT_HALVES; n++) {
+                u32 c = min(n * 256 + lane * 8, (latent - 1) / 8 * 8);
+                weights[set][i][n].load(kv_b, format, (u64)row * latent + c, latent, c);
+            }
+        }
+    };
+    // They wait for nothing: the first set is on its way from here on, the last once the parts are there.
+    load(0, warp);
+    auto spans_of = [&](u32 r) {
+        u32 span = first + r, spans = 1;
+        if (single) {
+            const u32* words = batch + batch[AT_SPANNED] + 2 * (first + r);
+            span = words[0];
+            spans = words[1];
+        }
+        return Spans{parts + ((u64)span * heads + head) * part_stride(latent), spans};
+    };
+    // A warp has a quarter of the columns, four a lane, and every fourth span.
+    u32 group = warp / (MERGE_WARPS / MERGE_GROUPS), l = (warp % (MERGE_WARPS / MERGE_GROUPS) * 32 + lane) * 4;
+    u32 near = min(l, mark_at(latent) - 4);
+    Parts ahead;
+    Spans spans = spans_of(0);
+    ahead.load(spans, stride, near, group);
+    if (warp < count) weigh_spans(factors + warp * MOST_SPANS, spans_of(warp), stride, latent);
+    __syncthreads();
+    for (u32 r = 0; r < count; r++) {
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (r > 0) {
+            spans = spans_of(r);
+            ahead.load(spans, stride, near, group);
+        }
+        #pragma unroll 1
+        for (u32 n = group; n < spans.count; n += MERGE_AHEAD * MERGE_GROUPS) {
+            if (n != group) ahead.load(spans, stride, near, n);
+            #pragma unroll
+            for (u32 i = 0; i < MERGE_AHEAD; i++) {
+                u32 span = n + i * MERGE_GROUPS;
+                float factor = span < spans.count ? factors[r * MOST_SPANS + min(span, spans.count - 1)] : 0.0f;
+                sum.x = fmaf(ahead.at[i].x, factor, sum.x);
+                sum.y = fmaf(ahead.at[i].y, factor, sum.y);
+                sum.z = fmaf(ahead.at[i].z, factor, sum.z);
+                sum.w = fmaf(ahead.at[i].w, factor, sum.w);
+            }
+        }
+        *(float4*)(sums + (r * MERGE_GROUPS + group) * MOST_LATENT + l) = sum;
+    }
+    if (SETS > 1) load(SETS - 1, warp);
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < count * MOST_LATENT; i += MERGE_WARPS * 32) {
+        const float* from = sums + i / MOST_LATENT * MERGE_GROUPS * MOST_LATENT + i % MOST_LATENT;
+        float whole = from[0] + from[MOST_LATENT] + (from[2 * MOST_LATENT] + from[3 * MOST_LATENT]);
+        // Past the latent a part holds nothing.
+        context[i] = i % MOST_LATENT < latent ? whole : 0.0f;
+    }
+    __syncthreads();
+    Merged to{batch, single, first, count, heads, head, value, output};
+    #pragma unroll 1
+    for (u32 e = warp; e < value; e += SETS * AHEAD * MERGE_WARPS) {
+        #pragma unroll
+        for (u32 set = 0; set < SETS; set++) {
+            if (e != warp) load(set, e);
+            if (count == 1) {
+                expand<1>(to, weights[set], context, e + set * AHEAD * MERGE_WARPS);
+            } else {
+                expand<ROWS>(to, weights[set], context, e + set * AHEAD * MERGE_WARPS);
+            }
+        }
+    }
+}
 
 // The spans of each row, then W_UV times the weighted latent. Grid (heads, ceil(rows / 4)), block 512; the latent is at most
 // 512 wide, a row has at most MOST_SPANS spans.
@@ -374,84 +577,10 @@ extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32) mla_merge(
     SHARED(float, factors, ROWS * MOST_SPANS);
     SHARED(float, sums, ROWS * MERGE_GROUPS * MOST_LATENT);
     SHARED(float, context, ROWS * MOST_LATENT);
-    u32 head = blockIdx.x, first = blockIdx.y * ROWS, count = min((u32)ROWS, rows - first);
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    u64 stride = (u64)heads * part_stride(latent);
-    auto span_of = [&](u32 r, u32& spans) {
-        u32 span = first + r;
-        spans = 1;
-        if (single) {
-            const u32* words = batch + batch[AT_SPANNED] + 2 * (first + r);
-            span = words[0];
-            spans = words[1];
-        }
-        return parts + ((u64)span * heads + head) * part_stride(latent);
-    };
-    // A warp has a row's factors: what each span's sum is multiplied with.
-    if (warp < count) {
-        u32 spans;
-        const float* marks = span_of(warp, spans) + mark_at(latent);
-        float greatest = LOWEST, total = 0.0f;
-        for (u32 n = lane; n < spans; n += 32) greatest = fmaxf(greatest, marks[n * stride]);
-        greatest = warp_max(greatest);
-        for (u32 n = lane; n < spans; n += 32) {
-            float factor = expf(marks[n * stride] - greatest);
-            factors[warp * MOST_SPANS + n] = factor;
-            total = fmaf(marks[n * stride + 1], factor, total);
-        }
-        total = warp_sum(total);
-        for (u32 n = lane; n < spans; n += 32) factors[warp * MOST_SPANS + n] /= total;
-    }
-    __syncthreads();
-    // A warp has a quarter of the columns, four a lane, and every fourth span.
-    u32 group = warp / (MERGE_WARPS / MERGE_GROUPS), l = (warp % (MERGE_WARPS / MERGE_GROUPS) * 32 + lane) * 4;
-    for (u32 r = 0; r < count; r++) {
-        u32 spans;
-        const float* part = span_of(r, spans) + l;
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (l < latent) {
-            #pragma unroll 8
-            for (u32 n = group; n < spans; n += MERGE_GROUPS) {
-                float4 x = *(const float4*)(part + n * stride);
-                float factor = factors[r * MOST_SPANS + n];
-                sum.x = fmaf(x.x, factor, sum.x);
-                sum.y = fmaf(x.y, factor, sum.y);
-                sum.z = fmaf(x.z, factor, sum.z);
-                sum.w = fmaf(x.w, factor, sum.w);
-            }
-        }
-        *(float4*)(sums + (r * MERGE_GROUPS + group) * MOST_LATENT + l) = sum;
-    }
-    __syncthreads();
-    for (u32 i = threadIdx.x; i < count * MOST_LATENT; i += MERGE_WARPS * 32) {
-        const float* from = sums + i / MOST_LATENT * MERGE_GROUPS * MOST_LATENT + i % MOST_LATENT;
-        float whole = from[0] + from[MOST_LATENT] + (from[2 * MOST_LATENT] + from[3 * MOST_LATENT]);
-        // Past the latent a part holds nothing.
-        context[i] = i % MOST_LATENT < latent ? whole : 0.0f;
-    }
-    __syncthreads();
-    #pragma unroll 2
-    for (u32 e = warp; e < value; e += MERGE_WARPS) {
-        u64 weight = ((u64)head * (nope + value) + nope + e) * latent;
-        float sum[ROWS] = {};
-        #pragma unroll 2
-        for (u32 c = lane * 8; c < latent; c += 256) {
-            float x[8];
-            weights_at(kv_b, format, weight + c, latent, c, x);
-            #pragma unroll
-            for (u32 r = 0; r < ROWS; r++) {
-                if (r >= count) continue;
-                #pragma unroll
-                for (u32 i = 0; i < 8; i++) sum[r] = fmaf(x[i], context[r * MOST_LATENT + c + i], sum[r]);
-            }
-        }
-        #pragma unroll
-        for (u32 r = 0; r < ROWS; r++) {
-            float whole = warp_sum(sum[r]);
-            if (lane == 0 && r < count) {
-                output[((u64)row_of(batch, single, first + r) * heads + head) * value + e] = narrow(whole);
-            }
-        }
+    if (format == FORMAT_BF16 && latent % 8 == 0) {
+        merge<true>(batch, single, rows, parts, kv_b, format, output, heads, latent, nope, value, factors, sums, context);
+    } else {
+        merge<false>(batch, single, rows, parts, kv_b, format, output, heads, latent, nope, value, factors, sums, context);
     }
 }
 ENTRY(mla_merge)

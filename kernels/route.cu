@@ -3,68 +3,220 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/best.h"
+#include "shared/eights.h"
 #include "shared/weight.h"
 
-// Tokens a block takes together, so that each weight is read once for all of them.
+// Rows that a warp takes together, so that each weight is read once for all of them; a warp has one expert.
 #define TOGETHER 8
+// Runs of 256 columns whose loads are under way together: nine are a row of the published width.
+#define AHEAD_OF_ONE 9
+#define AHEAD_OF_SEVERAL 2
 
-// scores = sigmoid(weight input) in f32; blockIdx.y counts eights of tokens, a warp has one expert, eight warps a block.
+// Where a kernel finds its rows: in the batch's list from `first` on, the last of them again for those beyond.
+struct Listed {
+    const u32* order;
+    u32 count;
+
+    // Rows of single tokens, or all.
+    __device__ __forceinline__ Listed(const u32* batch, u32 all) {
+        u32 first = all ? 0 : batch[SEVERAL_ROWS];
+        order = batch + batch[AT_ROWS] + first;
+        count = batch[TOKENS] - first;
+    }
+    __device__ __forceinline__ u32 row(u32 n) const { return order[min(n, count - 1)]; }
+};
+
+// One run of loads of an expert's weights, from column `k` on.
+template <u32 FORMAT, u32 AHEAD>
+static __device__ __forceinline__ void load_run(Stored<FORMAT> (&w)[AHEAD], const void* weight, u64 row, u32 k, u32 width) {
+#pragma unroll
+    for (u32 a = 0; a < AHEAD; a++) w[a].load(weight, row + k + 256 * a, k + 256 * a < width);
+}
+
+// sums[t] += a run of the expert's weights times row t. Zeros beyond a row's end change no sum, so that its bits depend
+// neither on AHEAD nor on ROWS.
+template <u32 FORMAT, u32 AHEAD, u32 ROWS>
+static __device__ __forceinline__ void add_run(
+    float (&sums)[ROWS], const Stored<FORMAT> (&w)[AHEAD], const bf16* const (&rows)[ROWS], u32 k, u32 width) {
+    uint4 x[AHEAD][ROWS];
+#pragma unroll
+    for (u32 a = 0; a < AHEAD; a++) {
+#pragma unroll
+        for (u32 t = 0; t < ROWS; t++) {
+            u32 c = k + 256 * a;
+            x[a][t] = load_sixteen(rows[t] + c, c < width);
+        }
+    }
+#pragma unroll
+    for (u32 a = 0; a < AHEAD; a++) {
+#pragma unroll
+        for (u32 t = 0; t < ROWS; t++) {
+            u32 pairs[4] = {x[a][t].x, x[a][t].y, x[a][t].z, x[a][t].w};
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) {
+                sums[t] = fmaf(w[a].at(j), j % 2 ? high(pairs[j / 2]) : low(pairs[j / 2]), sums[t]);
+            }
+        }
+    }
+}
+
+// The products of an expert with up to ROWS rows, over columns from `from` on.
+template <u32 FORMAT, u32 AHEAD, u32 ROWS>
+static __device__ __forceinline__ void dots(
+    float (&sums)[ROWS], const void* weight, u64 row, const bf16* const (&rows)[ROWS], u32 from, u32 width) {
+    for (; from < width; from += 256 * AHEAD) {
+        u32 k = from + threadIdx.x % 32 * 8;
+        Stored<FORMAT> w[AHEAD];
+        load_run(w, weight, row, k, width);
+        add_run(sums, w, rows, k, width);
+    }
+}
+
+// The same where rows are not of whole eights.
+template <u32 ROWS>
+static __device__ __forceinline__ void dots_any(
+    float (&sums)[ROWS], const void* weight, u32 format, u64 row, const bf16* const (&rows)[ROWS], u32 width) {
+    for (u32 k = threadIdx.x % 32; k < width; k += 32) {
+        float w = weight_at(weight, format, row + k);
+#pragma unroll
+        for (u32 t = 0; t < ROWS; t++) sums[t] = fmaf(w, widen(rows[t][k]), sums[t]);
+    }
+}
+
+// What one warp leaves of ROWS rows: the sums of all lanes.
+template <u32 ROWS>
+static __device__ __forceinline__ void store_scores(
+    const float (&sums)[ROWS], const Listed& listed, u32 first, float* scores, u32 expert, u32 experts) {
+    u32 lane = threadIdx.x % 32;
+    float own = 0.0f;
+#pragma unroll
+    for (u32 t = 0; t < ROWS; t++) {
+        float sum = warp_sum(sums[t]);
+        if (lane == t) own = sum;
+    }
+    if (lane < ROWS && first + lane < listed.count) scores[(u64)listed.row(first + lane) * experts + expert] = own;
+}
+
+// scores = weight input in f32 for one row; two experts a block. Weights do not depend on the batch, so their loads come first.
+template <u32 FORMAT>
+static __device__ __forceinline__ void scores_of_one(
+    const u32* batch, const bf16* input, const void* weight, float* scores, u32 width, u32 experts, u32 all, u32 expert) {
+    u32 k = threadIdx.x % 32 * 8;
+    u64 row = (u64)expert * width;
+    Stored<FORMAT> w[AHEAD_OF_ONE];
+    load_run(w, weight, row, k, width);
+    __syncwarp();
+    Listed listed(batch, all);
+    if (listed.count == 0) return;
+    const bf16* rows[1] = {input + (u64)listed.row(0) * width};
+    float sums[1] = {0.0f};
+    add_run(sums, w, rows, k, width);
+    dots<FORMAT, AHEAD_OF_ONE>(sums, weight, row, rows, 256 * AHEAD_OF_ONE, width);
+    store_scores(sums, listed, 0, scores, expert, experts);
+}
+
+// The scores before the sigmoid, of rows that no product of the library has: of single tokens, or of all where `all`.
+// Grid (ceil(experts / warps of a block), ceil(rows / TOGETHER)); a warp has one expert.
 //   batch   the batch
 //   input   [T, width] bf16
 //   weight  [experts, width] of the format
 //   scores  [T, experts] f32
-extern "C" __global__ void __launch_bounds__(256) route_scores(
-    const u32* batch, const bf16* input, const void* weight, u32 format, float* scores, u32 width, u32 experts) {
-    u32 expert = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    u32 first = blockIdx.y * TOGETHER, tokens = batch[TOKENS];
-    if (expert >= experts || first >= tokens) return;
+extern "C" __global__ void __launch_bounds__(256, 2) route_scores(
+    const u32* batch, const bf16* input, const void* weight, u32 format, float* scores, u32 width, u32 experts, u32 all) {
+    u32 expert = blockIdx.x * 8 + threadIdx.x / 32, first = blockIdx.y * TOGETHER;
+    Listed listed(batch, all);
+    if (expert >= experts || first >= listed.count) return;
+    const bf16* rows[TOGETHER];
     float sums[TOGETHER];
 #pragma unroll
-    for (u32 t = 0; t < TOGETHER; t++) sums[t] = 0.0f;
-    for (u32 i = lane * 8; i < width; i += 256) {
-        float w[8];
-        weights_at(weight, format, (u64)expert * width + i, width, i, w);
-#pragma unroll
-        for (u32 t = 0; t < TOGETHER; t++) {
-            if (first + t >= tokens) continue;
-            float x[8];
-            weights_at(input, FORMAT_BF16, (u64)(first + t) * width + i, width, i, x);
-#pragma unroll
-            for (u32 j = 0; j < 8; j++) sums[t] = fmaf(w[j], x[j], sums[t]);
-        }
-    }
-#pragma unroll
     for (u32 t = 0; t < TOGETHER; t++) {
-        float sum = warp_sum(sums[t]);
-        if (lane == 0 && first + t < tokens) scores[(u64)(first + t) * experts + expert] = sigmoid(sum);
+        rows[t] = input + (u64)listed.row(first + t) * width;
+        sums[t] = 0.0f;
     }
+    u64 row = (u64)expert * width;
+    if (width % 8 != 0) {
+        dots_any(sums, weight, format, row, rows, width);
+    } else if (format == FORMAT_BF16) {
+        dots<FORMAT_BF16, AHEAD_OF_SEVERAL>(sums, weight, row, rows, 0, width);
+    } else if (format == FORMAT_F16) {
+        dots<FORMAT_F16, AHEAD_OF_SEVERAL>(sums, weight, row, rows, 0, width);
+    } else {
+        dots<FORMAT_F32, AHEAD_OF_SEVERAL>(sums, weight, row, rows, 0, width);
+    }
+    store_scores(sums, listed, first, scores, expert, experts);
 }
 ENTRY(route_scores)
 
+// The same for one row, with the same bits. Grid (ceil(experts / 2)), block 64.
+extern "C" __global__ void __launch_bounds__(64) route_scores_one(
+    const u32* batch, const bf16* input, const void* weight, u32 format, float* scores, u32 width, u32 experts, u32 all) {
+    u32 expert = blockIdx.x * 2 + threadIdx.x / 32;
+    if (expert >= experts) return;
+    if (width % 8 != 0) {
+        Listed listed(batch, all);
+        if (listed.count == 0) return;
+        const bf16* rows[1] = {input + (u64)listed.row(0) * width};
+        float sums[1] = {0.0f};
+        dots_any(sums, weight, format, (u64)expert * width, rows, width);
+        store_scores(sums, listed, 0, scores, expert, experts);
+    } else if (format == FORMAT_BF16) {
+        scores_of_one<FORMAT_BF16>(batch, input, weight, scores, width, experts, all, expert);
+    } else if (format == FORMAT_F16) {
+        scores_of_one<FORMAT_F16>(batch, input, weight, scores, width, experts, all, expert);
+    } else {
+        scores_of_one<FORMAT_F32>(batch, input, weight, scores, width, experts, all, expert);
+    }
+}
+ENTRY(route_scores_one)
+
+// Scores and biased ranks of one token's experts, eight of a lane's under way together; whether one is not finite.
+template <u32 FORMAT>
+static __device__ __forceinline__ int rank_experts(
+    const float* scores, const void* bias, u32 experts, float* plain, u64* biased) {
+    int damaged = 0;
+    for (u32 first = threadIdx.x % 32; first < experts; first += 256) {
+        float logits[8], biases[8];
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            u32 e = min(first + 32 * i, experts - 1);
+            logits[i] = scores[e];
+            biases[i] = weight_at(bias, FORMAT, e);
+        }
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            u32 e = first + 32 * i;
+            float score = sigmoid(logits[i]), sum = score + biases[i];
+            damaged |= !(fabsf(sum) < INFINITE);
+            if (e >= experts) continue;
+            plain[e] = score;
+            biased[e] = ranked(sum, e);
+        }
+    }
+    return damaged;
+}
+
 // Which experts, and with what weights; a warp a token.
 //   batch    the batch
-//   scores   [T, experts] f32
+//   scores   [T, experts] f32, before the sigmoid
 //   bias     [experts] of the format
 //   ids      [T, top_k] u32: best biased score first
-//   weights  [T, top_k] f32: scores without the bias, divided by their sum + 1e-20 if `renormalize`, times `scale`;
+//   weights  [T, top_k] f32: sigmoids without the bias, divided by their sum + 1e-20 if `renormalize`, times `scale`;
 //            all NaN where a biased score is not finite
-// Dynamic shared memory: 8 bytes an expert and a group.
+// Dynamic shared memory: 12 bytes an expert, 8 a group.
 extern "C" __global__ void __launch_bounds__(32) route_choose(
     const u32* batch, const float* scores, const void* bias, u32 format, u32* ids, float* weights, u32 experts, u32 top_k,
     u32 groups, u32 top_groups, u32 renormalize, float scale) {
     u64* biased = (u64*)dynamic_shared();
     u64* worth = biased + experts;
+    float* plain = (float*)(worth + groups);
     u32 t = blockIdx.x, lane = threadIdx.x;
     if (t >= batch[TOKENS]) return;
     scores += (u64)t * experts;
     ids += (u64)t * top_k;
     weights += (u64)t * top_k;
-    int damaged = 0;
-    for (u32 e = lane; e < experts; e += 32) {
-        float score = scores[e] + weight_at(bias, format, e);
-        damaged |= !(fabsf(score) < INFINITE);
-        biased[e] = ranked(score, e);
-    }
+    int damaged = format == FORMAT_BF16 ? rank_experts<FORMAT_BF16>(scores, bias, experts, plain, biased)
+                  : format == FORMAT_F16 ? rank_experts<FORMAT_F16>(scores, bias, experts, plain, biased)
+                                         : rank_experts<FORMAT_F32>(scores, bias, experts, plain, biased);
     if (__any_sync(EVERY_LANE, damaged)) {
         for (u32 i = lane; i < top_k; i += 32) {
             ids[i] = 0;
@@ -87,12 +239,8 @@ extern "C" __global__ void __launch_bounds__(32) route_choose(
                 }
             }
             // Groups count by the sum of their two best biased scores.
-            u32 a = ranked_id(best);
-            float sum = scores[a] + weight_at(bias, format, a);
-            if (second != 0) {
-                u32 b = ranked_id(second);
-                sum += scores[b] + weight_at(bias, format, b);
-            }
+            float sum = ranked_score(best);
+            if (second != 0) sum += ranked_score(second);
             worth[g] = ranked(sum, g);
         }
         __syncwarp();
@@ -115,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(32) route_choose(
         for (u32 e = lane; e < experts; e += 32) best = max(best, biased[e]);
         best = warp_best(best);
         u32 expert = ranked_id(best);
-        float score = scores[expert];
+        float score = plain[expert];
         sum += score;
         if (lane == 0) {
             biased[expert] = 0;

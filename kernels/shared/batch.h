@@ -33,6 +33,7 @@ enum {
     SEVERAL_SCANS = 22, // scans of pieces of several tokens
     SEGMENT_TOTAL = 23, // segments
     CUT_TOTAL = 24,    // pieces that are cut
+    HEADER = 25,
 };
 
 // Words of a piece.
@@ -54,6 +55,13 @@ enum {
 static __device__ __forceinline__ u32 piece_word(const u32* batch, u32 piece, u32 field) {
     return batch[batch[AT_PIECES] + piece * PIECE + field];
 }
+
+// A run of at most 32 words that a warp reads at once, a lane each: one wait for all of them. Every lane comes, for each word.
+struct Words {
+    u32 own;
+    __device__ __forceinline__ u32 operator[](u32 i) const { return __shfl_sync(EVERY_LANE, own, (int)i); }
+};
+static __device__ __forceinline__ Words words_at(const u32* at, u32 count) { return Words{at[min(threadIdx.x % 32, count - 1)]}; }
 
 // The piece of row `row`.
 static __device__ __forceinline__ u32 owner(const u32* batch, u32 row) { return batch[batch[AT_OWNERS] + row]; }

@@ -15,13 +15,11 @@ static __device__ __forceinline__ float ranked_score(u64 rank) {
     return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
 }
 
-// The greatest of a warp's, in every lane.
+// The greatest of a warp's, in every lane: of the upper words, then of the lower words of those that have it.
 static __device__ __forceinline__ u64 warp_best(u64 best) {
-    for (int step = 16; step > 0; step /= 2) {
-        u64 other = __shfl_xor_sync(EVERY_LANE, best, step);
-        best = other > best ? other : best;
-    }
-    return best;
+    u32 upper = __reduce_max_sync(EVERY_LANE, (u32)(best >> 32));
+    u32 lower = __reduce_max_sync(EVERY_LANE, (u32)(best >> 32) == upper ? (u32)best : 0);
+    return (u64)upper << 32 | lower;
 }
 
 // The greatest of a block's; `scratch` is 32 words of shared memory, free again when this returns.

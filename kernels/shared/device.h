@@ -114,20 +114,50 @@ static __device__ __forceinline__ void stmatrix_transposed(void* row, const u32 
                  : "memory");
 }
 
-// A word, or two f32, of memory that nobody writes meanwhile; zeros where not `there`. A predicate, not a branch.
+// A word, two, or two f32, of memory that nobody writes meanwhile; zeros where not `there`. A predicate, not a branch. `volatile`
+// keeps loads in the order in which they are written; NVRTC moves plain ones towards their use, behind other waits.
 static __device__ __forceinline__ u32 load_word(const void* at, bool there) {
     u32 x;
-    asm("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.nc.u32 %0, [%1];}"
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.nc.u32 %0, [%1];}"
         : "=r"(x)
         : "l"(at), "r"((u32)there));
     return x;
 }
+static __device__ __forceinline__ void load_words(u32& x, u32& y, const void* at, bool there) {
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; mov.u32 %0, 0; mov.u32 %1, 0; @p ld.global.nc.v2.u32 {%0, %1}, [%2];}"
+        : "=r"(x), "=r"(y)
+        : "l"(at), "r"((u32)there));
+}
 static __device__ __forceinline__ float2 load_two(const float* at, bool there) {
     float2 x;
-    asm("{.reg .pred p; setp.ne.u32 p, %3, 0; mov.f32 %0, 0f00000000; mov.f32 %1, 0f00000000;"
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; mov.f32 %0, 0f00000000; mov.f32 %1, 0f00000000;"
         " @p ld.global.nc.v2.f32 {%0, %1}, [%2];}"
         : "=f"(x.x), "=f"(x.y)
         : "l"(at), "r"((u32)there));
+    return x;
+}
+// Four f32 of memory that only this thread writes, later; as above.
+static __device__ __forceinline__ float4 load_four(const float* at, bool there) {
+    float4 x;
+    asm volatile(
+        "{.reg .pred p; setp.ne.u32 p, %5, 0; mov.f32 %0, 0f00000000; mov.f32 %1, 0f00000000; mov.f32 %2, 0f00000000;"
+        " mov.f32 %3, 0f00000000; @p ld.global.v4.f32 {%0, %1, %2, %3}, [%4];}"
+        : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+        : "l"(at), "r"((u32)there)
+        : "memory");
+    return x;
+}
+
+// Sixteen bytes, aligned; zeros where they are not there. A compiler moves loads to where they are used, to save registers, and
+// then one is under way instead of many. These stay before the next barrier of the warp, which none of the others do.
+static __device__ __forceinline__ uint4 load_sixteen(const void* at, bool there) {
+    uint4 x;
+    asm volatile(
+        "{.reg .pred p; setp.ne.u32 p, %5, 0; mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;"
+        " @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
+        : "=&r"(x.x), "=&r"(x.y), "=&r"(x.z), "=&r"(x.w)
+        : "l"(at), "r"((u32)there)
+        : "memory");
     return x;
 }
 

@@ -255,6 +255,19 @@ inline u32 __match_any_sync(u32 mask, T value) {
     });
     return same;
 }
+inline u32 __reduce_max_sync(u32 mask, u32 value) {
+    u32 greatest;
+    machine::together("__reduce_max_sync", mask, value, greatest, [](machine::Meeting& m) {
+        u32 all = 0;
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (m.mask >> lane & 1) all = max(all, *static_cast<const u32*>(m.in[lane]));
+        }
+        for (u32 lane = 0; lane < 32; lane++) {
+            if (m.mask >> lane & 1) *static_cast<u32*>(m.out[lane]) = all;
+        }
+    });
+    return greatest;
+}
 inline int __any_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) != 0; }
 inline int __all_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) == mask; }
 
@@ -322,11 +335,24 @@ inline void stmatrix_transposed(void* row, const u32 (&r)[4]) {
 }
 
 inline u32 load_word(const void* at, bool there) { return there ? *static_cast<const u32*>(at) : 0; }
+inline void load_words(u32& x, u32& y, const void* at, bool there) {
+    uint2 two = there ? *static_cast<const uint2*>(at) : make_uint2(0, 0);
+    x = two.x, y = two.y;
+}
 inline float2 load_two(const float* at, bool there) {
     return there ? *reinterpret_cast<const float2*>(at) : make_float2(0.0f, 0.0f);
 }
-inline float exp_near(float x) { return x < -87.3f ? 0.0f : expf(x); }
-inline float reciprocal_near(float x) { return 1.0f / x; }
+inline float4 load_four(const float* at, bool there) {
+    return there ? *reinterpret_cast<const float4*>(at) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+inline uint4 load_sixteen(const void* at, bool there) {
+    return there ? *static_cast<const uint4*>(at) : make_uint4(0, 0, 0, 0);
+}
+// What is below the normal numbers is 0, before and after. The instructions' own error, two units in the last place, is not
+// here; that of an exponential's argument is.
+inline float flushed(float x) { return fabsf(x) < 1.17549435e-38f ? x * 0.0f : x; }
+inline float exp_near(float x) { return flushed(exp2f(flushed(x * 1.44269504f))); }
+inline float reciprocal_near(float x) { return flushed(1.0f / flushed(x)); }
 
 inline u32 narrow_pair_f16(float a, float b) {
     _Float16 pair[2] = {(_Float16)a, (_Float16)b};

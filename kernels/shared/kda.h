@@ -35,63 +35,43 @@ static __device__ __forceinline__ bool by_chunks(u32 form, u32 length) {
     return form == ALL_CHUNKS || (form == BY_LENGTH && length > 1);
 }
 
-// The most taps of a short convolution that is done where its result is used.
-#define MOST_TAPS 4
+// Taps of a short convolution that is done where its result is used, and the tokens before one that it takes.
+#define TAPS 4
+#define LEAD (TAPS - 1)
 
-// The input of a short convolution: [T, channels] bf16, what came before a piece in the tails [slots, channels, taps - 1]
-// f32, oldest first, the weight [channels, taps].
+// The input of a short convolution: [T, channels] bf16, what came before a piece in the tails [slots, channels, LEAD] f32,
+// oldest first, the weight [channels, TAPS].
 struct Conv {
     const bf16* input;
     const void* weight;
     u32 format;
     float* tails;
-    u32 taps;
 };
 
-// The input of channel `c` at token `t` of a piece; those before the piece are in its tail, or zero.
-static __device__ __forceinline__ float conv_input(
-    const Conv& conv, u32 channels, u32 start, u32 slot, u32 c, int t) {
-    if (t >= 0) return widen(conv.input[(u64)(start + (u32)t) * channels + c]);
-    if (slot == NONE) return 0.0f;
-    return conv.tails[((u64)slot * channels + c) * (conv.taps - 1) + (u32)(t + (int)conv.taps - 1)];
+// Where channel `c` of a slot's tail begins.
+static __device__ __forceinline__ float* tail_of(const Conv& conv, u32 channels, u32 slot, u32 c) {
+    return conv.tails + ((u64)slot * channels + c) * LEAD;
 }
 
-// The convolution and its SiLU for `COUNT` tokens of a piece from `t` on, `length` of them real: the others are 0.
-template <int COUNT>
-static __device__ __forceinline__ void convolve(
-    float (&output)[COUNT], const Conv& conv, u32 channels, u32 start, u32 slot, u32 c, u32 t, u32 length) {
-    // Taps at the end, zeros before them.
-    float weight[MOST_TAPS], window[MOST_TAPS];
+// The convolution and its SiLU at one token, whose input is the last of these.
+static __device__ __forceinline__ float convolved(const float (&taps)[TAPS], const float* input) {
+    float sum = taps[0] * input[0];
     #pragma unroll
-    for (int j = 0; j < MOST_TAPS; j++) {
-        int tap = j - (MOST_TAPS - (int)conv.taps);
-        weight[j] = tap < 0 ? 0.0f : weight_at(conv.weight, conv.format, (u64)c * conv.taps + (u32)tap);
-        // The first token shifts the window by one.
-        window[j] = tap < 1 ? 0.0f : conv_input(conv, channels, start, slot, c, (int)t + tap - (int)conv.taps);
-    }
-    #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        output[i] = 0.0f;
-        if ((u32)i >= length) continue;
-        float sum = 0.0f;
-        #pragma unroll
-        for (int j = 0; j + 1 < MOST_TAPS; j++) {
-            window[j] = window[j + 1];
-            sum = fmaf(weight[j], window[j], sum);
-        }
-        window[MOST_TAPS - 1] = widen(conv.input[(u64)(start + t + (u32)i) * channels + c]);
-        sum = fmaf(weight[MOST_TAPS - 1], window[MOST_TAPS - 1], sum);
-        output[i] = silu(sum);
-    }
+    for (u32 j = 1; j < TAPS; j++) sum = fmaf(taps[j], input[j], sum);
+    return silu(sum);
 }
 
 // Writes channel `c` of the tail after `after` tokens of a piece. Oldest first, so that a slot may be read and written at
 // once: what is written at i was read from i or later.
 static __device__ __forceinline__ void keep_tail(
     const Conv& conv, u32 channels, u32 start, u32 slot_in, u32 slot, u32 c, u32 after) {
-    float* tail = conv.tails + ((u64)slot * channels + c) * (conv.taps - 1);
-    for (u32 i = 0; i + 1 < conv.taps; i++) {
-        tail[i] = conv_input(conv, channels, start, slot_in, c, (int)(after + i + 1) - (int)conv.taps);
+    float* tail = tail_of(conv, channels, slot, c);
+    for (u32 i = 0; i < LEAD; i++) {
+        if (after + i >= LEAD) {
+            tail[i] = widen(conv.input[(u64)(start + after + i - LEAD) * channels + c]);
+        } else {
+            tail[i] = slot_in == NONE ? 0.0f : tail_of(conv, channels, slot_in, c)[after + i];
+        }
     }
 }
 
@@ -114,7 +94,9 @@ struct Gates {
     u32 a_log_format, dt_bias_format;
 };
 
-// The rate of a head.
-static __device__ __forceinline__ float rate_of(const Gates& gates, u32 head) {
-    return -expf(weight_at(gates.a_log, gates.a_log_format, head));
+// The rate of a head, of its `a_log`.
+static __device__ __forceinline__ float rate_of(const Gates& gates, const u32 (&a_log)[1], u32 head) {
+    float x[1];
+    widen_stored(x, a_log, gates.a_log_format, head);
+    return -expf(x[0]);
 }

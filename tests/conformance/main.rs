@@ -14,6 +14,7 @@
 )]
 
 mod backends;
+mod bugs;
 #[path = "../common/mod.rs"]
 mod common;
 mod documents;

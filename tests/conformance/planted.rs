@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use kimi_linear::backend::*;
 
-use crate::mutants::Bug;
+use crate::bugs::Bug;
 use crate::wrapped::{Part, Wrap};
 
 /// One bug, planted in whatever backend it is wrapped around.

@@ -1,8 +1,12 @@
 //! How router and routed experts are recorded: several kernels each.
 
-use super::step::{CudaStep, Kernel, arguments, blocks};
+use std::sync::Arc;
+
+use super::machine::{Argument, Buffer, Product};
+use super::step::{CudaStep, Kernel, arguments, suits_library};
 use crate::backend::image::Image;
-use crate::backend::{Experts, Result, Route};
+use crate::backend::{Experts, Result, Route, Rows};
+use crate::checkpoint::Format;
 use crate::error::BackendError;
 
 /// The most experts, and groups of them.
@@ -12,9 +16,32 @@ const TILE: usize = 128;
 const STAGES_BYTES: usize = 4 * 2 * 2 * 128 * 40;
 /// Places that a block sorts, and outputs of a block of the path for few: as in `kernels/experts.cu`.
 const SHARE: usize = 2048;
-const FEW: u32 = 16;
-/// Tokens whose scores a block of the router takes together: as in `kernels/route.cu`.
+const FEW: u32 = 32;
+/// Columns of a block that adds choices up: as there.
+const COMBINED: u32 = 1024;
+/// Rows whose scores a block of the router takes together, and experts of a block for several rows and for one: as in
+/// `kernels/route.cu`.
 const TOGETHER: usize = 8;
+const SCORED: u32 = 8;
+const SCORED_OF_ONE: u32 = 2;
+
+/// One layer's routed experts: what their kernels are given.
+struct Layer {
+    ids: Arc<Buffer>,
+    input: Arc<Buffer>,
+    gate: Arc<Buffer>,
+    up: Arc<Buffer>,
+    down: Arc<Buffer>,
+    hidden: Arc<Buffer>,
+    results: Arc<Buffer>,
+    width: u32,
+    hidden_width: u32,
+    /// Of a token.
+    choices: u32,
+    /// The first expert that is here, and how many are.
+    first: u32,
+    experts: u32,
+}
 
 impl CudaStep {
     pub(super) fn record_route(&mut self, op: Route) -> Result<()> {
@@ -24,33 +51,10 @@ impl CudaStep {
         let scores = self.scratch("router scores", 4 * self.capacity.tokens * count)?;
         let input = self.tensor(op.input)?;
         let (ids, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
-        let [weight, weight_format] = self.stored(op.weight)?;
         let [bias, bias_format] = self.stored(op.bias)?;
-        let sizes = [
-            op.input.width,
-            count,
-            op.experts.width,
-            op.groups,
-            op.top_groups,
-        ];
-        let [width, experts, top_k, groups, top_groups] = sizes.map(|word| word as u32);
-        let kernel = Kernel::new(
-            "route_scores",
-            256,
-            arguments![
-                &self.batch,
-                &input,
-                weight,
-                weight_format,
-                &scores,
-                width,
-                experts
-            ],
-        );
-        self.launch(kernel, move |image| {
-            let tiles = image.tokens.div_ceil(TOGETHER) as u32;
-            [experts.div_ceil(8), tiles, 1]
-        });
+        let sizes = [count, op.experts.width, op.groups, op.top_groups];
+        let [experts, top_k, groups, top_groups] = sizes.map(|word| word as u32);
+        self.record_scores(&op, &input, &scores)?;
         let kernel = Kernel::new(
             "route_choose",
             32,
@@ -69,8 +73,71 @@ impl CudaStep {
                 op.scale
             ],
         );
-        self.launch(kernel.shared(8 * (count + op.groups)), |image| {
-            [image.tokens as u32, 1, 1]
+        let shared = 12 * count + 8 * op.groups;
+        self.launch(kernel.shared(shared), |image| [image.tokens as u32, 1, 1]);
+        Ok(())
+    }
+
+    /// Scores before the sigmoid: a product for rows of longer pieces where the library takes the weight, the router's own
+    /// kernels for the rest. A row's path depends on its piece alone.
+    fn record_scores(
+        &mut self,
+        op: &Route,
+        input: &Arc<Buffer>,
+        scores: &Arc<Buffer>,
+    ) -> Result<()> {
+        let [weight, format] = self.stored(op.weight)?;
+        let (width, count) = (op.input.width, op.weight.rows);
+        let by_library = op.weight.format == Format::Bf16 && suits_library(width, count);
+        if by_library {
+            self.library(Product {
+                input: input.address,
+                weight: self.matrix(op.weight)?.address,
+                output: scores.address,
+                rows: 0,
+                columns: width,
+                outputs: count,
+                full: true,
+            });
+        }
+        let experts = count as u32;
+        let rows = move |image: &Image| {
+            if by_library {
+                image.few(Rows::Tokens)
+            } else {
+                image.tokens
+            }
+        };
+        let scored = |entry, threads| {
+            Kernel::new(
+                entry,
+                threads,
+                arguments![
+                    &self.batch,
+                    input,
+                    weight,
+                    format,
+                    scores,
+                    width as u32,
+                    experts,
+                    u32::from(!by_library)
+                ],
+            )
+        };
+        let (one, several) = (scored("route_scores_one", 64), scored("route_scores", 256));
+        self.launch(one, move |image| {
+            [
+                experts.div_ceil(SCORED_OF_ONE),
+                u32::from(rows(image) == 1),
+                1,
+            ]
+        });
+        self.launch(several, move |image| {
+            let tiles = match rows(image) {
+                1 => 0,
+                count => count.div_ceil(TOGETHER) as u32,
+            };
+            [experts.div_ceil(SCORED), tiles, 1]
         });
         Ok(())
     }
@@ -85,79 +152,118 @@ impl CudaStep {
         );
         limit(local)?;
         let places = self.capacity.tokens * top_k;
-        let most_tiles = most_tiles(places, local);
-        let hidden = self.scratch("experts' hidden activations", 2 * places * n)?;
-        let results = self.scratch("experts' outputs", 4 * places * d)?;
-        let counts = self.scratch("choices by expert", 4 * places.div_ceil(SHARE) * local)?;
-        let groups = self.scratch("places by expert", 4 * (1 + 3 * most_tiles + places))?;
-        let (ids, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
-        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
-        let (gate, up, down) = (
-            self.matrix(op.gate)?,
-            self.matrix(op.up)?,
-            self.matrix(op.down)?,
-        );
-        let words = [d, n, top_k, op.first_expert, local, most_tiles];
-        let [width, hidden_width, choices, first, experts, tiles] = words.map(|word| word as u32);
-
-        // Rows of single tokens.
-        let single = move |image: &Image| (image.tokens - image.several_rows) as u32 * choices;
-        let most_single = self.capacity.pieces.min(self.capacity.tokens) * top_k;
-        let bits = 4 * most_single.div_ceil(32);
+        let [width, hidden_width, choices, first, experts] =
+            [d, n, top_k, op.first_expert, local].map(|word| word as u32);
+        let layer = Layer {
+            ids: self.tensor(op.experts)?,
+            input: self.tensor(op.input)?,
+            gate: self.matrix(op.gate)?,
+            up: self.matrix(op.up)?,
+            down: self.matrix(op.down)?,
+            hidden: self.scratch("experts' hidden activations", 2 * places * n)?,
+            results: self.scratch("experts' outputs", 4 * places * d)?,
+            width,
+            hidden_width,
+            choices,
+            first,
+            experts,
+        };
+        self.record_few(&layer)?;
+        self.record_many(&layer)?;
+        let (weights, output) = (self.tensor(op.weights)?, self.tensor(op.output)?);
         let kernel = Kernel::new(
-            "experts_few_in",
+            "experts_combine",
             256,
             arguments![
                 &self.batch,
-                &ids,
-                &input,
-                &gate,
-                &up,
-                &hidden,
+                &layer.ids,
+                &weights,
+                &layer.results,
+                &output,
                 width,
-                hidden_width,
                 choices,
                 first,
                 experts
             ],
         );
-        self.launch(kernel.shared(bits), move |image| {
-            [hidden_width.div_ceil(FEW), single(image), 1]
-        });
+        let columns = width.div_ceil(COMBINED);
+        self.launch(kernel, move |image| [image.tokens as u32, columns, 1]);
+        Ok(())
+    }
+
+    /// Rows of single tokens.
+    fn record_few(&mut self, layer: &Layer) -> Result<()> {
+        let (top_k, local) = (layer.choices as usize, layer.experts as usize);
+        let most_places = self.capacity.pieces.min(self.capacity.tokens) * top_k;
+        let most = most_places.min(local);
+        let words = 1 + 3 * most + most_places;
+        let list = self.scratch("single rows' places by expert", 4 * words)?;
+        let (ids, most) = (&layer.ids, most as u32);
+        let (choices, first, experts) = (layer.choices, layer.first, layer.experts);
         let kernel = Kernel::new(
+            "experts_list",
+            256,
+            arguments![&self.batch, ids, &list, most, choices, first, experts],
+        );
+        // One row alone needs no list: each of its choices is an expert of its own.
+        self.launch(kernel.shared(40 * local), |image| {
+            [u32::from(image.few(Rows::Tokens) > 1), 1, 1]
+        });
+        // As many as may have been chosen, whatever was, so that a graph serves every choice.
+        let chosen = move |image: &Image| {
+            let rows = image.few(Rows::Tokens);
+            let places = rows * top_k;
+            if rows < 2 { places } else { places.min(local) }
+        };
+        let few = |entry, from: &Arc<Buffer>, weights: &[&Arc<Buffer>], to: &Arc<Buffer>| {
+            let mut arguments = arguments![&self.batch, ids, &list, most, from].to_vec();
+            arguments.extend(weights.iter().map(|weight| Argument::from(*weight)));
+            let sizes = [layer.width, layer.hidden_width, choices, first, experts];
+            arguments.push(to.into());
+            arguments.extend(sizes.map(Argument::from));
+            Kernel::new(entry, 256, arguments)
+        };
+        let gate_up = [&layer.gate, &layer.up];
+        let kernel = few("experts_few_in", &layer.input, &gate_up, &layer.hidden);
+        let down = few(
             "experts_few_out",
-            256,
-            arguments![
-                &self.batch,
-                &ids,
-                &hidden,
-                &down,
-                &results,
-                width,
-                hidden_width,
-                choices,
-                first,
-                experts
-            ],
+            &layer.hidden,
+            &[&layer.down],
+            &layer.results,
         );
-        self.launch(kernel.shared(bits), move |image| {
-            [width.div_ceil(FEW), single(image), 1]
-        });
+        let outputs = layer.hidden_width.div_ceil(FEW / 2);
+        self.launch(kernel, move |image| [outputs, chosen(image) as u32, 1]);
+        let outputs = layer.width.div_ceil(FEW);
+        self.launch(down, move |image| [outputs, chosen(image) as u32, 1]);
+        Ok(())
+    }
 
-        // Rows of longer pieces.
-        let shares = move |image: &Image| (image.several_rows * top_k).div_ceil(SHARE) as u32;
+    /// Rows of longer pieces.
+    fn record_many(&mut self, layer: &Layer) -> Result<()> {
+        let (top_k, local) = (layer.choices as usize, layer.experts as usize);
+        let (width, hidden_width) = (layer.width, layer.hidden_width);
+        let (choices, first, experts) = (layer.choices, layer.first, layer.experts);
+        let places = self.capacity.tokens * top_k;
+        let most = most_tiles(places, local);
+        let counts = self.scratch("choices by expert", 4 * places.div_ceil(SHARE) * local)?;
+        let groups = self.scratch("places by expert", 4 * (1 + 3 * most + places))?;
+        let (ids, tiles) = (&layer.ids, most as u32);
+        let shares = move |image: &Image| {
+            let places = image.several_rows * top_k;
+            [places.div_ceil(SHARE) as u32, 1, 1]
+        };
         let kernel = Kernel::new(
             "experts_count",
             256,
-            arguments![&self.batch, &ids, &counts, choices, first, experts],
+            arguments![&self.batch, ids, &counts, choices, first, experts],
         );
-        self.launch(kernel.shared(4 * local), move |image| [shares(image), 1, 1]);
+        self.launch(kernel.shared(4 * local), shares);
         let kernel = Kernel::new(
             "experts_group",
             256,
             arguments![
                 &self.batch,
-                &ids,
+                ids,
                 &counts,
                 &groups,
                 tiles,
@@ -166,28 +272,26 @@ impl CudaStep {
                 experts
             ],
         );
-        self.launch(kernel.shared(40 * local), move |image| {
-            [shares(image), 1, 1]
-        });
-        let count =
-            move |image: &Image| super::experts::most_tiles(image.several_rows * top_k, local);
+        self.launch(kernel.shared(40 * local), shares);
+        let count = move |image: &Image| most_tiles(image.several_rows * top_k, local) as u32;
         let kernel = Kernel::new(
             "experts_many_in",
             128,
             arguments![
                 &groups,
                 tiles,
-                &input,
-                &gate,
-                &up,
-                &hidden,
+                &layer.input,
+                &layer.gate,
+                &layer.up,
+                &layer.hidden,
                 width,
                 hidden_width,
                 choices
             ],
         );
+        let columns = hidden_width.div_ceil(TILE as u32 / 2);
         self.launch(kernel.shared(STAGES_BYTES), move |image| {
-            [n.div_ceil(TILE / 2) as u32, count(image) as u32, 1]
+            [columns, count(image), 1]
         });
         let kernel = Kernel::new(
             "experts_many_out",
@@ -195,34 +299,16 @@ impl CudaStep {
             arguments![
                 &groups,
                 tiles,
-                &hidden,
-                &down,
-                &results,
+                &layer.hidden,
+                &layer.down,
+                &layer.results,
                 width,
                 hidden_width
             ],
         );
+        let columns = width.div_ceil(TILE as u32);
         self.launch(kernel.shared(STAGES_BYTES), move |image| {
-            [d.div_ceil(TILE) as u32, count(image) as u32, 1]
-        });
-
-        let kernel = Kernel::new(
-            "experts_combine",
-            256,
-            arguments![
-                &self.batch,
-                &ids,
-                &weights,
-                &results,
-                &output,
-                width,
-                choices,
-                first,
-                experts
-            ],
-        );
-        self.launch(kernel, move |image| {
-            [blocks((image.tokens * d) as u64, 256), 1, 1]
+            [columns, count(image), 1]
         });
         Ok(())
     }

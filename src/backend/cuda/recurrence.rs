@@ -10,8 +10,8 @@ use crate::error::BackendError;
 
 /// The widest key of both forms, and the widest value of the stepwise one.
 const WIDEST: usize = 128;
-/// The most taps of a convolution that is done where its result is used.
-const MOST_TAPS: usize = 4;
+/// The taps of a convolution that is done where its result is used.
+const TAPS: usize = 4;
 /// Bytes of a tile of an image, and of a tile of values with its scale.
 const TILE: usize = 512;
 const VALUE_TILE: usize = TILE + 16;
@@ -216,7 +216,7 @@ impl CudaStep {
         });
     }
 
-    /// `fused`: what went into the convolution, its tails and its taps.
+    /// `fused`: what went into the convolution, and its tails.
     fn scan(
         &mut self,
         shape: &Chunkwise,
@@ -224,15 +224,15 @@ impl CudaStep {
         workspace: &Arc<Buffer>,
         states: &Arc<Buffer>,
         output: &Arc<Buffer>,
-        fused: Option<(&Arc<Buffer>, &Arc<Buffer>, u32)>,
+        fused: Option<(&Arc<Buffer>, &Arc<Buffer>)>,
     ) -> Result<()> {
         let shape = *shape;
         let [a, b, c, d] = shape.words;
         let operators = self.segments(&shape, workspace, states)?;
         let operators = operators.map_or(Argument::Address(0), |buffer| Argument::from(&buffer));
-        let (input, tails, taps) = match fused {
-            Some((input, tails, taps)) => (Argument::from(input), Argument::from(tails), taps),
-            None => (Argument::Address(0), Argument::Address(0), 0),
+        let (input, tails) = match fused {
+            Some((input, tails)) => (Argument::from(input), Argument::from(tails)),
+            None => (Argument::Address(0), Argument::Address(0)),
         };
         let launch = Kernel::new(
             shape.entries[0],
@@ -245,7 +245,6 @@ impl CudaStep {
                 output,
                 input,
                 tails,
-                taps,
                 a,
                 b,
                 c,
@@ -305,16 +304,18 @@ impl CudaStep {
         Ok(Some(operators))
     }
 
-    /// Whether an operation with parts is run whole: KDA layers of the layouts that the fused kernels take.
+    /// Whether an operation with parts is run whole: KDA layers, where the fused kernels take their layout. They load pairs
+    /// of channels and four taps at once, as the published model has them; other layouts are composed.
     pub(super) fn takes(&self, op: &Op) -> bool {
         let Op::KdaBlock(block) = op else {
             return false;
         };
         let layout = block.pool.layout;
         layout.key_heads == layout.value_heads
-            && layout.key_width <= WIDEST
-            && layout.value_width <= WIDEST
-            && layout.taps <= MOST_TAPS
+            && [layout.key_width, layout.value_width]
+                .iter()
+                .all(|width| *width <= WIDEST && width.is_multiple_of(2))
+            && layout.taps == TAPS
     }
 
     /// A KDA layer: prefill in two kernels and a norm, decode in one, between the projections.
@@ -353,7 +354,6 @@ impl CudaStep {
             let states = memory.states(&block.pool, block.layer)?;
             (Arc::clone(&states.states), Arc::clone(&states.tails))
         };
-        let taps = layout.taps as u32;
         let form = form_word(Form::Auto);
         let shape = Chunkwise::new(&layout);
         let workspace = self.images(&shape, layout.value_heads)?;
@@ -364,7 +364,6 @@ impl CudaStep {
             conv,
             conv_format,
             &tails,
-            taps,
             &decay,
             &write,
             a_log,
@@ -379,7 +378,7 @@ impl CudaStep {
             form
         ];
         self.prepare(shape.prepare[1], &shape, &layout, Form::Auto, inputs);
-        let fused = Some((&input, &tails, taps));
+        let fused = Some((&input, &tails));
         self.scan(&shape, Form::Auto, &workspace, &states, &heads, fused)?;
         self.several_gated_norm(norm)?;
         // Rows of single tokens, which the norm before left undefined.
@@ -392,7 +391,6 @@ impl CudaStep {
                 conv,
                 conv_format,
                 &tails,
-                taps,
                 &decay,
                 &write,
                 a_log,

@@ -225,7 +225,7 @@ impl CudaStep {
             };
             let even = suits_library(weight.columns, weight.rows);
             match rows {
-                Rows::Tokens if even => self.push_command(Recorded::Product(product)),
+                Rows::Tokens if even => self.library(product),
                 Rows::Tokens => self.any(rows, &from, weight, &to, full, |image| {
                     image.several_rows > 0
                 })?,
@@ -235,6 +235,12 @@ impl CudaStep {
             return Ok(());
         }
         self.any(rows, &from, weight, &to, full, |_| true)
+    }
+
+    /// Records a product of all tokens by the library, for batches with rows of longer pieces. What it leaves in rows of
+    /// single tokens is to be overwritten.
+    pub(super) fn library(&mut self, product: Product) {
+        self.push_command(Recorded::Product(product));
     }
 
     /// Records `output = input weight^T` by the kernel for weights of any format and shape, for batches that ask for it.

@@ -10,13 +10,26 @@ use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Recurrence, widen};
 use crate::conformance::{Case, Lab, Matrix, Tolerance, norm_error};
 
-/// Key heads, value heads, K, V, the model's width and the gates' rank.
-type Shape = [usize; 6];
+/// A block's sizes, and how its vectors and taps are stored.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// Key heads, value heads, K, V, the model's width, the gates' rank and the convolution's taps.
+    sizes: [usize; 7],
+    /// Of the taps, the gates' rates, their biases, and the norm.
+    formats: [Format; 4],
+}
+
+/// How the published checkpoint has them, and two other ways.
+const STORED: [[Format; 4]; 3] = [
+    [Format::Bf16, Format::F32, Format::F32, Format::Bf16],
+    [Format::F16, Format::Bf16, Format::F16, Format::F32],
+    [Format::F32, Format::F16, Format::Bf16, Format::F16],
+];
 
 const EPS: f32 = 1e-5;
 
 /// Tokens of the pieces of a batch.
-const LENGTHS: [usize; 5] = [1, 33, 0, 7, 1];
+const LENGTHS: [usize; 6] = [1, 33, 2, 7, 0, 1];
 /// The same with one that is long enough for the recurrence of few heads to be cut into segments.
 const LONG: [usize; 3] = [1, 1600, 7];
 
@@ -39,7 +52,9 @@ struct Rig {
     weights: Weights,
 }
 
-fn weights(lab: &mut Lab<'_>, [hk, hv, k, v, d, rank]: Shape) -> Result<Weights> {
+fn weights(lab: &mut Lab<'_>, shape: Shape) -> Result<Weights> {
+    let [hk, hv, k, v, d, rank, taps] = shape.sizes;
+    let [conv, a_log_format, dt_bias_format, norm] = shape.formats;
     let channels = 2 * hk * k + hv * v;
     let a_log = (0..hv).map(|_| 2.0 * lab.random.uniform()).collect();
     let dt_bias = (0..hv * k)
@@ -47,13 +62,13 @@ fn weights(lab: &mut Lab<'_>, [hk, hv, k, v, d, rank]: Shape) -> Result<Weights>
         .collect();
     Ok(Weights {
         qkv: projection(lab, channels, d)?,
-        conv: lab.random_matrix(Format::Bf16, [1, channels, 4], 0.5)?,
+        conv: lab.random_matrix(conv, [1, channels, taps], 0.5)?,
         decay: [projection(lab, rank, d)?, projection(lab, hv * k, rank)?],
         beta: projection(lab, hv, d)?,
-        a_log: lab.matrix(Format::F32, [1, hv, 1], a_log)?,
-        dt_bias: lab.matrix(Format::F32, [1, hv * k, 1], dt_bias)?,
+        a_log: lab.matrix(a_log_format, [1, hv, 1], a_log)?,
+        dt_bias: lab.matrix(dt_bias_format, [1, hv * k, 1], dt_bias)?,
         gate: [projection(lab, rank, d)?, projection(lab, hv * v, rank)?],
-        norm: lab.norm_weight(Format::Bf16, v)?,
+        norm: lab.norm_weight(norm, v)?,
         output: projection(lab, d, hv * v)?,
     })
 }
@@ -61,14 +76,14 @@ fn weights(lab: &mut Lab<'_>, [hk, hv, k, v, d, rank]: Shape) -> Result<Weights>
 impl Rig {
     /// Plans the block for `tokens` tokens; slots hold NaN.
     fn new(lab: &mut Lab<'_>, shape: Shape, tokens: usize, slots: usize) -> Result<Self> {
-        let [hk, hv, k, v, d, rank] = shape;
+        let [hk, hv, k, v, d, rank, taps] = shape.sizes;
         let layout = StateLayout {
             layers: 2,
             key_heads: hk,
             value_heads: hv,
             key_width: k,
             value_width: v,
-            taps: 4,
+            taps,
             slots,
         };
         let pool = lab.backend.state_pool(layout)?;
@@ -209,7 +224,8 @@ impl Rig {
     }
 }
 
-/// A ragged batch, every other sequence with a past, the long one with a checkpoint inside.
+/// A ragged batch, every other sequence with a past, the long one with a checkpoint inside, those of one token with one at
+/// their end.
 fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Result<()> {
     let tokens = lengths.iter().sum();
     let count = lengths.len() as u32;
@@ -223,8 +239,8 @@ fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Res
             None
         };
         let mut piece = piece(length, past.is_some().then_some(Slot(i)), Slot(count + i));
-        if length > 16 {
-            let (after, slot) = (16, Slot(2 * count));
+        if length == 1 || length > 16 {
+            let (after, slot) = (length.min(16), Slot(2 * count + i));
             piece.checkpoints.push(StateCheckpoint { after, slot });
         }
         pieces.push(piece);
@@ -351,13 +367,24 @@ fn properties(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for shape in [
-        [3, 3, 32, 32, 40, 24],
-        [1, 1, 128, 128, 64, 128],
-        [2, 4, 20, 33, 36, 12],
+    for (sizes, stored) in [
+        ([3, 3, 32, 32, 40, 24, 4], 0),
+        ([1, 1, 128, 128, 64, 128, 4], 0),
+        ([2, 2, 18, 30, 40, 12, 4], 1),
+        ([1, 1, 64, 48, 24, 12, 4], 2),
+        ([3, 3, 17, 31, 40, 12, 3], 1),
+        ([2, 4, 20, 33, 36, 12, 4], 0),
     ] {
-        let [hk, hv, k, v, d, rank] = shape;
-        let name = format!("H={hk},{hv} K={k} V={v} d={d} rank={rank}");
+        let shape = Shape {
+            sizes,
+            formats: STORED[stored],
+        };
+        let [hk, hv, k, v, d, rank, taps] = sizes;
+        let mut name = format!("H={hk},{hv} K={k} V={v} d={d} rank={rank}");
+        if stored != 0 {
+            let [conv, a_log, dt_bias, norm] = shape.formats;
+            name = format!("{name} taps={taps}/{conv} {a_log} {dt_bias} {norm}");
+        }
         cases.push(Case::new(
             "kda_block",
             &name,
@@ -370,7 +397,11 @@ pub(super) fn cases() -> Vec<Case> {
         }));
     }
     cases.push(Case::new("kda_block", "long", Tolerance::Block, |lab| {
-        against_definition(lab, [2, 2, 16, 24, 20, 8], &LONG)
+        let shape = Shape {
+            sizes: [2, 2, 16, 24, 20, 8, 4],
+            formats: STORED[0],
+        };
+        against_definition(lab, shape, &LONG)
     }));
     cases
 }

@@ -421,6 +421,23 @@ const ODD: Attention = Attention {
     value: 33,
 };
 
+/// Rows of the expansion at multiples of 16 bytes, as the published ones, and fewer than a block reads at once.
+const EVEN: Attention = Attention {
+    heads: 3,
+    latent: 72,
+    nope: 40,
+    rope: 16,
+    value: 100,
+};
+
+const EIGHTS: Attention = Attention {
+    heads: 2,
+    latent: 40,
+    nope: 16,
+    rope: 8,
+    value: 24,
+};
+
 const UNEVEN: Attention = Attention {
     heads: 1,
     latent: 33,
@@ -467,6 +484,20 @@ pub(super) fn cases() -> Vec<Case> {
                 }
             }
         }
+        // Weights of other formats whose rows are aligned.
+        for format in [Format::F16, Format::F32] {
+            let shape = Shape {
+                attention: EIGHTS,
+                block_tokens: 16,
+                format,
+                size: 1.0,
+            };
+            let name = format!("{format}/latents of whole eights");
+            cases.push(Case::new(operation, name, Tolerance::Close, move |lab| {
+                let spans = [(5, 33), (20, 1)];
+                attend(lab, shape, (prefill, Pieces::All), &spans, 1.0)
+            }));
+        }
         let shape = Shape {
             attention: ODD,
             block_tokens: 16,
@@ -489,16 +520,15 @@ pub(super) fn cases() -> Vec<Case> {
                 attend(lab, shape, (prefill, Pieces::All), &spans, 3.0)
             },
         ));
-        cases.push(Case::new(
-            operation,
-            "single tokens after a long context",
-            Tolerance::Close,
-            move |lab| {
-                // A decode may share a context out among several workers.
+        // A decode may share a context out among several workers.
+        for (widths, attention) in [("", ODD), (", even widths", EVEN)] {
+            let shape = Shape { attention, ..shape };
+            let name = format!("single tokens after a long context{widths}");
+            cases.push(Case::new(operation, name, Tolerance::Close, move |lab| {
                 let spans = [(1000, 1), (3, 1), (1100, 1)];
                 attend(lab, shape, (prefill, Pieces::Single), &spans, 3.0)
-            },
-        ));
+            }));
+        }
         // More heads than one worker takes, and not a multiple of what it takes.
         let many = Shape {
             attention: Attention { heads: 41, ..ODD },

@@ -38,6 +38,74 @@ const ROUTE: RouteCase = RouteCase {
     format: Format::Bf16,
 };
 
+/// Single tokens of several sequences, and such with longer pieces around them.
+const SINGLES: Layout = |rows| vec![1; rows];
+const AMONG: Layout = |rows| match rows {
+    0..8 => vec![1; rows],
+    _ => vec![1, rows / 2, 1, 1, rows - rows / 2 - 4, 1],
+};
+
+/// A single token after a longer piece.
+const LAST: Layout = |rows| match rows {
+    0..2 => vec![rows],
+    _ => vec![rows - 1, 1],
+};
+
+/// Single tokens, alone and among longer pieces, which backends may score in another way: widths and counts of experts that
+/// are whole eights and such that are not, each format.
+fn route_layouts() -> Vec<Case> {
+    let case = |format, [experts, d, tokens]: [usize; 3]| RouteCase {
+        experts,
+        d,
+        tokens,
+        format,
+        ..ROUTE
+    };
+    let mut cases = Vec::new();
+    for format in FORMATS {
+        for (name, shape) in [
+            ("one token of 264", [16, 264, 1]),
+            ("one token of 2568", [8, 2568, 1]),
+            ("single tokens of 264", [16, 264, 5]),
+            ("single tokens of 2568", [8, 2568, 11]),
+            ("single tokens of 33", [11, 33, 9]),
+        ] {
+            let name = format!("{format}/{name}");
+            cases.push(definition("route", name, Tolerance::Full, move |lab| {
+                Ok(route(lab, case(format, shape))?.laid_out(SINGLES))
+            }));
+        }
+        for (name, shape) in [
+            ("whole eights", [16, 264, 30]),
+            ("odd experts", [12, 264, 30]),
+            ("odd width", [16, 33, 30]),
+        ] {
+            for (layout, rows) in [(AMONG, "single tokens among"), (LAST, "a token after")] {
+                let name = format!("{format}/{rows} longer pieces, {name}");
+                cases.push(definition("route", name, Tolerance::Full, move |lab| {
+                    Ok(route(lab, case(format, shape))?.laid_out(layout))
+                }));
+            }
+        }
+    }
+    cases.push(definition(
+        "route",
+        "300 choose 2",
+        Tolerance::Full,
+        move |lab| route(lab, case(Format::Bf16, [300, 24, 3])),
+    ));
+    for (name, layout) in [("single tokens", SINGLES), ("among longer pieces", AMONG)] {
+        let named = properties("route", move |lab| {
+            Ok(route(lab, case(Format::Bf16, [16, 264, 33]))?.laid_out(layout))
+        });
+        cases.extend(named.map(|case| Case {
+            name: format!("{}, {name}", case.name),
+            ..case
+        }));
+    }
+    cases
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let grouped = |experts, groups, top_groups, top_k| RouteCase {
@@ -154,6 +222,7 @@ pub(super) fn cases() -> Vec<Case> {
             },
         )
     }));
+    cases.extend(route_layouts());
 
     for format in FORMATS {
         for (shape, tokens, top_k) in [
@@ -161,6 +230,8 @@ pub(super) fn cases() -> Vec<Case> {
             ([4, 33, 20], 5, 3),
             ([16, 64, 64], 33, 8),
             ([3, 48, 128], 1, 2),
+            // More choices than results are added up at once.
+            ([16, 16, 32], 3, 11),
             // More rows an expert than a tile has, and deeper than two stages of one.
             ([2, 160, 96], 150, 2),
         ] {
@@ -193,25 +264,59 @@ pub(super) fn cases() -> Vec<Case> {
         Tolerance::Close,
         |lab| experts(lab, Format::Bf16, [3, 8, 16], 0..3, 0..3, 1300, 2),
     ));
-    // Single tokens of several sequences, several of which choose the same expert; with longer pieces around them.
-    let singles: Layout = |rows| vec![1; rows];
-    let among: Layout = |rows| vec![1, rows / 2, 1, 1, rows - rows / 2 - 4, 1];
-    for (name, layout, shape, held, tokens) in [
-        ("single tokens", singles, [4, 24, 40], 0..4, 9),
-        ("single tokens, odd widths", singles, [3, 33, 21], 0..3, 13),
+    // Several of a batch's single tokens choose the same expert.
+    for (name, layout, shape, held, tokens, top_k) in [
+        ("single tokens", SINGLES, [4, 24, 40], 0..4, 9, 2),
+        (
+            "single tokens, odd widths",
+            SINGLES,
+            [3, 33, 21],
+            0..3,
+            13,
+            2,
+        ),
         (
             "single tokens, the second half of 8",
-            singles,
+            SINGLES,
             [4, 20, 264],
             4..8,
             21,
+            2,
+        ),
+        ("single tokens, wide", SINGLES, [4, 264, 520], 0..4, 5, 2),
+        // Experts that may have been chosen are as many as choices, or as experts.
+        (
+            "single tokens, many experts",
+            SINGLES,
+            [64, 16, 32],
+            0..64,
+            3,
+            8,
+        ),
+        ("many single tokens", SINGLES, [3, 8, 16], 0..3, 300, 2),
+        (
+            "one token, fewer experts here than it chose",
+            SINGLES,
+            [2, 20, 40],
+            6..8,
+            1,
+            5,
         ),
         (
             "single tokens among longer pieces",
-            among,
+            AMONG,
             [5, 24, 36],
             0..5,
             30,
+            2,
+        ),
+        (
+            "a token after longer pieces",
+            LAST,
+            [5, 24, 40],
+            0..5,
+            12,
+            3,
         ),
     ] {
         cases.push(definition("experts", name, Tolerance::Close, move |lab| {
@@ -222,7 +327,7 @@ pub(super) fn cases() -> Vec<Case> {
                 held.clone(),
                 0..held.end,
                 tokens,
-                2,
+                top_k,
             )?;
             Ok(made.laid_out(layout))
         }));
@@ -230,7 +335,7 @@ pub(super) fn cases() -> Vec<Case> {
     cases.extend(
         properties("experts", move |lab| {
             let made = experts(lab, Format::Bf16, [5, 24, 40], 0..5, 0..5, 33, 3)?;
-            Ok(made.laid_out(singles))
+            Ok(made.laid_out(SINGLES))
         })
         .map(|case| Case {
             name: format!("{}, single tokens", case.name),

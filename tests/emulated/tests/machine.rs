@@ -161,6 +161,43 @@ fn matrices_are_turned_on_their_way_out_as_on_their_way_in() {
     }
 }
 
+/// The error of the activation functions against f64, relative to the result, at numbers that bf16 sums come to.
+#[test]
+fn activations_are_near() {
+    let values: Vec<f32> = (0..4096_u16)
+        .map(|i| (f32::from(i) - 2048.0) / 2048.0)
+        .map(|x| 80.0 * x * x.abs())
+        .collect();
+    let out = Allocation::new(3 * 4 * values.len()).unwrap();
+    let memory = [&floats(&values), &out];
+    run("try_near", 256, 0, &memory, Order::Forward).unwrap();
+    let found = read_floats(&out);
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+    let functions: [(&str, &dyn Fn(f64) -> f64); 3] = [
+        ("sigmoid", &sigmoid),
+        ("silu", &|x| x * sigmoid(x)),
+        ("softplus", &softplus),
+    ];
+    for ((name, function), found) in functions.iter().zip(found.chunks(values.len())) {
+        let mut worst = 0.0_f64;
+        for (x, found) in values.iter().map(|x| f64::from(*x)).zip(found) {
+            let (expected, found) = (function(x), f64::from(*found));
+            let error = if expected == 0.0 {
+                found.abs()
+            } else {
+                (found - expected).abs() / expected.abs()
+            };
+            let bound = 1e-6 + x.abs() / f64::from(1 << 23);
+            assert!(error <= bound, "{name}({x}): {found}, not {expected}");
+            if x.abs() <= 10.0 {
+                worst = worst.max(error);
+            }
+        }
+        println!("{name}: {worst:.1e} of the result up to |x| = 10");
+    }
+}
+
 #[test]
 fn a_race_shows_in_some_order() {
     let expected: Vec<f32> = (0..64_u8).map(|i| f32::from(63 - i)).collect();

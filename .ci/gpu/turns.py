@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Our recurrence and fla's Triton kernels in turns, on the same inputs, each held to the recurrence in float64.
 
-    gpu-turns.py PROGRAM OUT.md [--backend cuda] [--dry-run]
+    turns.py PROGRAM OUT.md [--backend cuda] [--case N] [--dry-run]
 
 PROGRAM is `kimi-linear`: its `bench turns` makes the inputs, computes the reference, runs when it is told to, and says how far
 answers are from the reference, its own and those of a file. Rounds alternate, so that what the device does over time weighs on both
@@ -74,7 +74,7 @@ class Ours:
 
 
 class Fla:
-    """fla's kernels on the inputs of a file; on a processor its reference."""
+    """fla's kernels on the inputs of a file; on the CPU its reference."""
 
     def __init__(self, inputs, case, dry):
         import torch
@@ -100,7 +100,7 @@ class Fla:
                 x = x.double()
                 return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
 
-            self.name = "naive_recurrent_kda (PyTorch, on the processor)"
+            self.name = "naive_recurrent_kda (PyTorch, on the CPU)"
             self.call = lambda: naive_recurrent_kda(
                 normal(batch["q"]), normal(batch["k"]), batch["v"], batch["g"], batch["beta"],
                 initial_state=initial, output_final_state=True,
@@ -251,11 +251,17 @@ def main():
     parser.add_argument("program")
     parser.add_argument("out")
     parser.add_argument("--backend", default="cuda")
+    parser.add_argument("--case", type=int, help="only this one of the cases, counted from 0")
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
+    cases = DRY_CASES if arguments.dry_run else CASES
+    if arguments.case is not None:
+        if not 0 <= arguments.case < len(cases):
+            raise SystemExit(f"error: --case {arguments.case}: there are {len(cases)}, counted from 0")
+        cases = [cases[arguments.case]]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for case in DRY_CASES if arguments.dry_run else CASES:
+        for case in cases:
             rows.append(measure(arguments, case, folder))
             print(json.dumps(rows[-1]), flush=True)
     with open(arguments.out, "w") as out:
