@@ -1,0 +1,276 @@
+//! The paper's throughput model: equations (1) to (6) of arXiv 2604.15039, section 3.4.
+//!
+//! `l` is a prompt's uncached length, `t` the offload threshold, `p = P(L > t)`, `l_long` and `l_short` the conditional means.
+//! Equation (1) is [`Profile::kv_bits_per_second`](crate::profile::Profile::kv_bits_per_second).
+
+use serde::{Deserialize, Serialize};
+
+use crate::lengths::{Cut, Lengths};
+use crate::profile::Profile;
+use crate::{Error, Result};
+
+/// What there is: a prefill cluster, a local cluster, and the link from the first to the second.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deployment {
+    /// An instance of the PrfaaS cluster.
+    pub prfaas: Profile,
+    /// How many there are, `N_prfaas`; 0 without such a cluster.
+    pub prfaas_nodes: u32,
+    /// An instance of the local cluster.
+    pub local: Profile,
+    /// How many there are, for prefill and decode together.
+    pub local_nodes: u32,
+    /// Bits a second that the link carries out of the PrfaaS cluster, `B_out`.
+    pub link_bits_per_second: f64,
+}
+
+impl Deployment {
+    /// Checks that requests can be served at all.
+    ///
+    /// # Errors
+    /// No local node to decode on, or a link without a rate.
+    pub fn check(&self) -> Result<()> {
+        let what = if self.local_nodes == 0 {
+            "the local cluster has no node; decoding needs at least one"
+        } else if self.prfaas_nodes == 0 && self.local_nodes < 2 {
+            "one node cannot both prefill and decode; the local cluster needs two without a PrfaaS cluster"
+        } else if !(self.link_bits_per_second.is_finite() && self.link_bits_per_second > 0.0) {
+            "the link carries nothing; its rate must be above 0"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Deployment { what: what.into() })
+    }
+
+    /// The same money in the local cluster alone: `nodes` of its instances and no other.
+    #[must_use]
+    pub fn homogeneous(&self, nodes: u32) -> Self {
+        Self {
+            prfaas_nodes: 0,
+            local_nodes: nodes,
+            ..self.clone()
+        }
+    }
+}
+
+/// What is asked of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand<'a> {
+    /// Uncached prompt lengths.
+    pub lengths: &'a Lengths,
+    /// Mean tokens of an answer, `L_out`.
+    pub output_tokens: f64,
+}
+
+/// The local cluster's nodes by role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Split {
+    /// `N_p`.
+    pub prefill: u32,
+    /// `N_d`.
+    pub decode: u32,
+}
+
+/// Which stage a throughput ends at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// The PrfaaS cluster's GPUs.
+    PrfaasPrefill,
+    /// The link between the clusters.
+    Link,
+    /// The local prefill nodes.
+    LocalPrefill,
+    /// The local decode nodes.
+    Decode,
+}
+
+impl Limit {
+    /// For people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PrfaasPrefill => "PrfaaS prefill",
+            Self::Link => "the link",
+            Self::LocalPrefill => "local prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// What each stage can do at one threshold and split; requests a second.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Stages {
+    /// The part of all requests that is offloaded, `p`.
+    pub share_long: f64,
+    /// Mean uncached tokens of an offloaded request, `l_long`.
+    pub long_tokens: f64,
+    /// Mean uncached tokens of a local one, `l_short`.
+    pub short_tokens: f64,
+    /// What the PrfaaS GPUs can fill, the first term of (3).
+    pub prfaas_prefill: f64,
+    /// What the link can carry, the second term of (3).
+    pub link: f64,
+    /// Equation (3), `Theta_prfaas`.
+    pub prfaas: f64,
+    /// Equation (4), `Theta_pd-p`.
+    pub local_prefill: f64,
+    /// Equation (5), `Theta_pd-d`.
+    pub decode: f64,
+    /// What both prefill paths together feed at this `p`, `min(Theta_prfaas / p, Theta_pd-p / (1 - p))`; unbounded is not a number
+    /// that JSON has, so a path that nobody takes does not count.
+    pub prefill_bound: f64,
+    /// Equation (6), `Lambda`.
+    pub throughput: f64,
+    /// Bits a second over the link at that throughput.
+    pub egress_bits_per_second: f64,
+    /// What ends it.
+    pub limit: Limit,
+}
+
+/// `capacity` requests a second of a stage that a part `share` of all requests passes, in requests of all kinds.
+fn seen_by_all(capacity: f64, share: f64) -> f64 {
+    if share > 0.0 {
+        capacity / share
+    } else {
+        f64::INFINITY
+    }
+}
+
+/// Equations (3) to (6) for one cut and one split.
+#[must_use]
+pub fn stages(deployment: &Deployment, output_tokens: f64, cut: Cut, split: Split) -> Stages {
+    let Deployment { prfaas, local, .. } = deployment;
+    let Cut {
+        share_long: p,
+        long,
+        short,
+    } = cut;
+    let prfaas_prefill = f64::from(deployment.prfaas_nodes) / prfaas.seconds(long);
+    let link = deployment.link_bits_per_second / (8.0 * prfaas.bytes(long));
+    let theta_prfaas = prfaas_prefill.min(link);
+    let local_prefill = f64::from(split.prefill) / local.seconds(short);
+    let decode = local.decode();
+    let theta_decode = f64::from(split.decode) * f64::from(decode.slots)
+        / (decode.step_seconds * output_tokens.max(1.0));
+    let (by_prfaas, by_local) = (
+        seen_by_all(theta_prfaas, p),
+        seen_by_all(local_prefill, 1.0 - p),
+    );
+    let prefill_bound = by_prfaas.min(by_local);
+    let throughput = prefill_bound.min(theta_decode);
+    let limit = if throughput == theta_decode {
+        Limit::Decode
+    } else if by_local <= by_prfaas {
+        Limit::LocalPrefill
+    } else if link < prfaas_prefill {
+        Limit::Link
+    } else {
+        Limit::PrfaasPrefill
+    };
+    Stages {
+        share_long: p,
+        long_tokens: long,
+        short_tokens: short,
+        prfaas_prefill,
+        link,
+        prfaas: theta_prfaas,
+        local_prefill,
+        decode: theta_decode,
+        prefill_bound,
+        throughput,
+        egress_bits_per_second: 8.0 * prfaas.bytes(long) * p * throughput,
+        limit,
+    }
+}
+
+/// Equation (2): bits a second that `nodes` instances make when they do nothing but prefill these prompts.
+#[must_use]
+pub fn egress_bits_per_second(profile: &Profile, nodes: f64, lengths: &Lengths) -> f64 {
+    let bytes = lengths.mean_of(|tokens| profile.bytes(tokens));
+    let seconds = lengths.mean_of(|tokens| profile.seconds(tokens));
+    nodes * 8.0 * bytes / seconds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lengths::LogNormal;
+
+    fn case_study() -> Deployment {
+        Deployment {
+            prfaas: Profile::open("1t-h200").unwrap(),
+            prfaas_nodes: 4,
+            local: Profile::open("1t-h20").unwrap(),
+            local_nodes: 8,
+            link_bits_per_second: 100e9,
+        }
+    }
+
+    #[test]
+    fn a_path_that_nobody_takes_does_not_limit() {
+        let deployment = case_study();
+        let lengths = LogNormal::case_study().lengths().unwrap();
+        let split = |prefill, decode| Split { prefill, decode };
+        let all_out = stages(&deployment, 1024.0, lengths.cut(0), split(0, 8));
+        assert_eq!(all_out.share_long, 1.0);
+        assert_eq!(all_out.limit, Limit::PrfaasPrefill);
+        assert!((all_out.throughput - all_out.prfaas).abs() < 1e-12);
+        let none_out = stages(&deployment, 1024.0, lengths.cut(u32::MAX), split(3, 5));
+        assert_eq!(none_out.egress_bits_per_second, 0.0);
+        assert_eq!(none_out.limit, Limit::LocalPrefill);
+        assert!((none_out.throughput - none_out.local_prefill).abs() < 1e-12);
+        // Short ones without a node to prefill them.
+        let stuck = stages(&deployment, 1024.0, lengths.cut(10_000), split(0, 8));
+        assert_eq!((stuck.throughput, stuck.limit), (0.0, Limit::LocalPrefill));
+    }
+
+    #[test]
+    fn a_narrow_link_is_named_as_the_limit() {
+        let deployment = Deployment {
+            link_bits_per_second: 1e9,
+            ..case_study()
+        };
+        let lengths = LogNormal::case_study().lengths().unwrap();
+        let split = Split {
+            prefill: 3,
+            decode: 5,
+        };
+        let stages = stages(&deployment, 1024.0, lengths.cut(19_400), split);
+        assert_eq!(stages.limit, Limit::Link);
+        assert!((stages.egress_bits_per_second - 1e9).abs() < 1.0);
+    }
+
+    #[test]
+    fn the_cluster_of_512_gpus_that_a_dense_model_would_tie_to_rdma() {
+        // Section 2.3 of the paper: 512 H200 at 32K make 3.8 Tbit/s of MiniMax-M2.5's cache, at 59.93 Gbit/s an instance of 8.
+        let bytes = 59.93e9 / 8.0;
+        let dense = Profile::new(
+            "dense",
+            "table 3",
+            8,
+            vec![crate::profile::Point {
+                tokens: 32_000,
+                bytes: bytes as u64,
+                seconds: 1.0,
+            }],
+            Profile::open("1t-h200").unwrap().decode(),
+        );
+        let lengths = Lengths::observed(vec![32_000]).unwrap();
+        let needed = egress_bits_per_second(&dense.unwrap(), 512.0 / 8.0, &lengths);
+        assert!((needed / 3.8e12 - 1.0).abs() < 0.02, "{needed}");
+    }
+
+    #[test]
+    fn what_cannot_serve_is_refused() {
+        let message = |change: &dyn Fn(&mut Deployment)| {
+            let mut deployment = case_study();
+            change(&mut deployment);
+            deployment.check().unwrap_err().to_string()
+        };
+        assert!(message(&|d| d.local_nodes = 0).contains("no node"));
+        assert!(message(&|d| (d.local_nodes, d.prfaas_nodes) = (1, 0)).contains("one node"));
+        assert!(message(&|d| d.link_bits_per_second = 0.0).contains("the link"));
+        assert!(case_study().check().is_ok());
+    }
+}
