@@ -11,6 +11,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod options;
+mod plan;
 mod progress;
 mod score;
 #[cfg(feature = "server")]
@@ -57,6 +58,8 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Measure speed.
     Bench(bench::Arguments),
+    /// Plan a prefill cluster beside a local one (Prefill-as-a-Service), or replay a trace on both.
+    Plan(plan::Arguments),
 }
 
 /// Parses the command line and runs it.
@@ -75,6 +78,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Devices(arguments) => devices::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

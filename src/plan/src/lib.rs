@@ -20,7 +20,7 @@ pub mod model;
 pub mod plan;
 pub mod profile;
 pub mod replay;
-// REPORT
+pub mod report;
 pub mod route;
 pub mod scheduler;
 pub mod search;

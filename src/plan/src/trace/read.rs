@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use time::PrimitiveDateTime;
-use time::macros::format_description;
+use time::macros::{datetime, format_description};
 
 use super::Trace;
 use crate::{Error, Result};
@@ -130,7 +130,6 @@ fn csv(path: &Path, file: impl Read) -> Result<Trace> {
         ));
     }
     let mut trace = Trace::new(Trace::MOONCAKE_BLOCK);
-    let mut first: Option<PrimitiveDateTime> = None;
     for record in reader.records() {
         let record = record.map_err(|error| {
             let line = error.position().map_or(0, csv::Position::line);
@@ -148,31 +147,28 @@ fn csv(path: &Path, file: impl Read) -> Result<Trace> {
             text.parse::<u32>()
                 .map_err(|_| wrong(path, line, format!("`{text}` is not a number of tokens")))
         };
-        let at = time_of(path, line, field(columns.at)?, &mut first)?;
+        let at = time_of(path, line, field(columns.at)?)?;
         trace.push(at, count(columns.input)?, count(columns.output)?, &[]);
     }
     Ok(trace)
 }
 
-/// A time of day as Azure writes it, from the first one on, or seconds as BurstGPT does.
-fn time_of(
-    path: &Path,
-    line: u64,
-    text: &str,
-    first: &mut Option<PrimitiveDateTime>,
-) -> Result<Duration> {
+/// A moment as Azure writes it, or seconds as BurstGPT does; from a start that the whole trace shares.
+fn time_of(path: &Path, line: u64, text: &str) -> Result<Duration> {
     if let Ok(number) = text.parse() {
         return seconds(path, line, number);
     }
     let format = format_description!(
         "[year]-[month]-[day] [hour]:[minute]:[second][optional [.[subsecond]]]"
     );
-    let moment = PrimitiveDateTime::parse(text, &format).map_err(|_| {
-        let what = format!("`{text}` is neither seconds nor a time such as 2023-11-16 18:15:46.68");
-        wrong(path, line, what)
-    })?;
-    let start = *first.get_or_insert(moment);
-    seconds(path, line, (moment - start).as_seconds_f64())
+    PrimitiveDateTime::parse(text, &format)
+        .ok()
+        .and_then(|moment| Duration::try_from(moment - datetime!(1970-01-01 0:00)).ok())
+        .ok_or_else(|| {
+            let what =
+                format!("`{text}` is neither seconds nor a time such as 2023-11-16 18:15:46.68");
+            wrong(path, line, what)
+        })
 }
 
 #[cfg(test)]
