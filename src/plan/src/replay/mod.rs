@@ -12,6 +12,7 @@ mod link;
 mod outcome;
 mod pool;
 mod sim;
+mod tally;
 
 use std::time::Duration;
 

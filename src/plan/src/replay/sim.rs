@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::cache::PrefixCache;
 use super::link::Link;
-use super::outcome::{Outcome, Peaks, Percentiles, Sample, Series, Used};
+use super::outcome::{Outcome, Sample};
 use super::pool::Pool;
+use super::tally::Tally;
 use super::{Arrivals, Policy, Served, Setup};
 use crate::model::Split;
 use crate::route::{Cached, Decision, LinkState, Site, route};
@@ -50,7 +51,7 @@ enum Flow {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Job {
+pub(super) struct Job {
     decision: Decision,
     arrived: Duration,
     /// When the prefill began, and what it takes.
@@ -63,40 +64,24 @@ struct Job {
 }
 
 pub(super) struct Simulation<'a> {
-    trace: &'a Trace,
-    setup: &'a Setup,
+    pub(super) trace: &'a Trace,
+    pub(super) setup: &'a Setup,
     scheduler: Option<Scheduler>,
-    now: Duration,
+    pub(super) now: Duration,
     events: BinaryHeap<Reverse<(Duration, u64, Event)>>,
     number: u64,
     next: usize,
-    done: usize,
-    jobs: Vec<Option<Job>>,
-    prfaas: Pool,
-    local: Pool,
-    decode: Pool,
-    out: Link<Flow>,
+    pub(super) done: usize,
+    pub(super) jobs: Vec<Option<Job>>,
+    pub(super) prfaas: Pool,
+    pub(super) local: Pool,
+    pub(super) decode: Pool,
+    pub(super) out: Link<Flow>,
     into: Link<Flow>,
     caches: [PrefixCache; 2],
     converting: Option<(Role, Role)>,
     ended: Vec<Flow>,
-    tally: Tally,
-}
-
-#[derive(Debug)]
-struct Tally {
-    ttft: Vec<f64>,
-    offloaded: usize,
-    prompt_tokens: u64,
-    prefilled_tokens: u64,
-    shipped_bytes: u64,
-    copied_home_bytes: u64,
-    copied_out_bytes: u64,
-    link_peak: f64,
-    tenth: Duration,
-    nine_tenths: Duration,
-    conversions: Vec<(f64, Role)>,
-    series: Series,
+    pub(super) tally: Tally,
 }
 
 impl<'a> Simulation<'a> {
@@ -132,20 +117,7 @@ impl<'a> Simulation<'a> {
             caches: [(); 2].map(|()| PrefixCache::new(setup.cache_blocks)),
             converting: None,
             ended: Vec::new(),
-            tally: Tally {
-                ttft: Vec::with_capacity(trace.requests().len()),
-                offloaded: 0,
-                prompt_tokens: 0,
-                prefilled_tokens: 0,
-                shipped_bytes: 0,
-                copied_home_bytes: 0,
-                copied_out_bytes: 0,
-                link_peak: 0.0,
-                tenth: Duration::ZERO,
-                nine_tenths: Duration::ZERO,
-                conversions: Vec::new(),
-                series: Series::new(),
-            },
+            tally: Tally::new(trace.requests().len()),
         }
     }
 
@@ -489,7 +461,7 @@ impl<'a> Simulation<'a> {
         self.tally.series.push(sample);
     }
 
-    fn standing(&self) -> (u32, Split, f64) {
+    pub(super) fn standing(&self) -> (u32, Split, f64) {
         match &self.scheduler {
             Some(scheduler) => (
                 scheduler.threshold(),
@@ -537,62 +509,6 @@ impl<'a> Simulation<'a> {
         match role {
             Role::Prefill => self.start_prefills(Site::Local),
             Role::Decode => self.start_decodes(),
-        }
-    }
-
-    fn outcome(mut self) -> Outcome {
-        let now = self.now;
-        self.out.look(now);
-        let (threshold, split, _) = self.standing();
-        let seconds = now.as_secs_f64();
-        let count = self.jobs.len();
-        let steady = (self.tally.nine_tenths - self.tally.tenth).as_secs_f64();
-        let served = (9 * count).div_ceil(10) - count.div_ceil(10);
-        let used = |pool: &Pool| match pool.offered_seconds(now) {
-            offered if offered > 0.0 => pool.worked.as_secs_f64() / offered,
-            _ => 0.0,
-        };
-        let bytes = self.out.passed;
-        let again = self.setup.link.loss / (1.0 - self.setup.link.loss);
-        let built = self.setup.deployment.link_bits_per_second;
-        let each = |pool: &Pool, nodes: u32| pool.deepest / f64::from(nodes.max(1));
-        let tally = self.tally;
-        Outcome {
-            requests: self.done,
-            seconds,
-            throughput: if steady > 0.0 {
-                served as f64 / steady
-            } else {
-                count as f64 / seconds
-            },
-            ttft: Percentiles::of(tally.ttft),
-            offloaded: tally.offloaded,
-            prompt_tokens: tally.prompt_tokens,
-            cached_tokens: tally.prompt_tokens - tally.prefilled_tokens,
-            prefilled_tokens: tally.prefilled_tokens,
-            shipped_bytes: tally.shipped_bytes,
-            copied_home_bytes: tally.copied_home_bytes,
-            copied_out_bytes: tally.copied_out_bytes,
-            retransmitted_bytes: (bytes * again) as u64,
-            egress_bits_per_second: 8.0 * bytes / seconds,
-            used: Used {
-                prfaas: used(&self.prfaas),
-                link: 8.0 * bytes / (built * seconds),
-                local_prefill: used(&self.local),
-                decode: used(&self.decode),
-            },
-            peaks: Peaks {
-                prfaas: self.prfaas.longest,
-                prfaas_seconds: each(&self.prfaas, self.setup.deployment.prfaas_nodes),
-                local_prefill: self.local.longest,
-                local_prefill_seconds: each(&self.local, self.setup.split.prefill),
-                link_bytes: tally.link_peak as u64,
-                decode: self.decode.longest,
-            },
-            threshold,
-            split,
-            conversions: tally.conversions,
-            series: tally.series.into_samples(),
         }
     }
 }

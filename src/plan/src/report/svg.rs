@@ -2,7 +2,8 @@
 
 use plotters::prelude::*;
 
-use crate::plan::{Plan, Replayed, Seen, Way};
+use crate::compare::Replayed;
+use crate::plan::{Plan, Seen, Way};
 use crate::{Error, Result};
 
 const SIZE: (u32, u32) = (1100, 400);

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::plan::{Column, Plan, Replayed, Sweep};
+use crate::compare::{Replayed, Sweep};
+use crate::plan::{Column, Plan};
 use crate::replay::Percentiles;
 use crate::scheduler::Role;
 
