@@ -63,13 +63,13 @@ pub struct Decision {
 
 /// Decides for a prompt of `total` tokens. At least the last one is left to prefill: its output is the first token's.
 ///
-/// `worth(site, tokens)` says whether copying so many tokens of prefix to `site` beats prefilling them there.
+/// `pays(site, tokens)` says whether copying so many tokens of prefix to `site` beats prefilling them there.
 pub fn route(
     total: u32,
     cached: Cached,
     threshold: u32,
     link: LinkState,
-    worth: impl Fn(Site, u32) -> bool,
+    pays: impl Fn(Site, u32) -> bool,
 ) -> Decision {
     let usable = total.saturating_sub(1);
     let cached = Cached {
@@ -88,7 +88,7 @@ pub fn route(
     };
     let own = cached.at(site);
     let missing = cached.local.max(cached.prfaas) - own;
-    let copy = if link == LinkState::Ample && missing > 0 && worth(site, missing) {
+    let copy = if link == LinkState::Ample && missing > 0 && pays(site, missing) {
         missing
     } else {
         0

@@ -31,25 +31,20 @@ impl Found {
 #[must_use]
 pub fn best(deployment: &Deployment, demand: Demand<'_>) -> Found {
     let nodes = deployment.local_nodes;
-    let mut best: Option<Found> = None;
-    for prefill in 0..nodes.max(1) {
+    let with = |prefill| {
         let split = Split {
             prefill,
             decode: nodes - prefill,
         };
-        let found = best_threshold(deployment, demand, split);
-        if best.is_none_or(|best| found.beats(&best)) {
-            best = Some(found);
-        }
-    }
-    // The loop runs at least once.
-    best.unwrap_or_else(|| {
-        let split = Split {
-            prefill: 0,
-            decode: nodes,
-        };
         best_threshold(deployment, demand, split)
-    })
+    };
+    let first = with(0);
+    (1..nodes).map(with).fold(
+        first,
+        |best, found| {
+            if found.beats(&best) { found } else { best }
+        },
+    )
 }
 
 /// The best threshold at a given split.

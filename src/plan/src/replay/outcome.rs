@@ -24,14 +24,16 @@ impl Percentiles {
     /// Of some values (nearest rank); zeros where there are none.
     #[must_use]
     pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        Self::of_sorted(&values)
+    }
+
+    /// Of ascending values.
+    pub(crate) fn of_sorted(values: &[f64]) -> Self {
         if values.is_empty() {
             return Self::default();
         }
-        values.sort_by(f64::total_cmp);
-        let at = |q: f64| {
-            let rank = (q * values.len() as f64).ceil() as usize;
-            values[rank.clamp(1, values.len()) - 1]
-        };
+        let at = |q: f64| ranked(values, q);
         Self {
             mean: values.iter().sum::<f64>() / values.len() as f64,
             p50: at(0.5),
@@ -39,6 +41,22 @@ impl Percentiles {
             p99: at(0.99),
             max: at(1.0),
         }
+    }
+}
+
+/// The value that a part `q` of ascending values (one at least) does not exceed.
+fn ranked(values: &[f64], q: f64) -> f64 {
+    let rank = (q * values.len() as f64).ceil() as usize;
+    values[rank.clamp(1, values.len()) - 1]
+}
+
+/// Every percentile from 0 to 99 of ascending values.
+pub(super) fn curve(values: &[f64]) -> Vec<f64> {
+    match values {
+        [] => Vec::new(),
+        _ => (0..100)
+            .map(|percent| ranked(values, f64::from(percent) / 100.0))
+            .collect(),
     }
 }
 
@@ -105,6 +123,8 @@ pub struct Outcome {
     pub throughput: f64,
     /// Seconds from arrival to the first token.
     pub ttft: Percentiles,
+    /// The same by percentile, 0 to 99.
+    pub ttft_by_percentile: Vec<f64>,
     /// Requests whose prefill ran on the PrfaaS cluster.
     pub offloaded: usize,
     /// Tokens of all prompts.

@@ -43,9 +43,15 @@ enum Event {
     Converted(Role),
 }
 
+/// Who decides.
+enum Decider {
+    Fixed(LinkState),
+    Scheduler(Box<Scheduler>),
+}
+
 /// What crosses a link.
 #[derive(Debug, Clone, Copy)]
-enum Flow {
+pub(super) enum Flow {
     Piece(u32),
     Copy(u32),
 }
@@ -66,7 +72,7 @@ pub(super) struct Job {
 pub(super) struct Simulation<'a> {
     pub(super) trace: &'a Trace,
     pub(super) setup: &'a Setup,
-    scheduler: Option<Scheduler>,
+    decider: Decider,
     pub(super) now: Duration,
     events: BinaryHeap<Reverse<(Duration, u64, Event)>>,
     number: u64,
@@ -88,21 +94,21 @@ impl<'a> Simulation<'a> {
     pub(super) fn new(trace: &'a Trace, setup: &'a Setup) -> Self {
         let deployment = &setup.deployment;
         let rate = setup.link.goodput(deployment.link_bits_per_second);
-        let scheduler = match setup.policy {
-            Policy::Fixed { .. } => None,
-            Policy::Scheduled(options) => Some(Scheduler::new(
+        let decider = match setup.policy {
+            Policy::Fixed { link } => Decider::Fixed(link),
+            Policy::Scheduled(options) => Decider::Scheduler(Box::new(Scheduler::new(
                 deployment.clone(),
                 setup.threshold,
                 setup.split,
                 trace.output_tokens(),
                 options,
-            )),
+            ))),
         };
         let slots = deployment.local.decode().slots;
         Self {
             trace,
             setup,
-            scheduler,
+            decider,
             now: Duration::ZERO,
             events: BinaryHeap::new(),
             number: 0,
@@ -191,25 +197,14 @@ impl<'a> Simulation<'a> {
     }
 
     fn decide(&mut self, total: u32, cached: Cached) -> Decision {
-        if let Some(scheduler) = &mut self.scheduler {
-            return scheduler.route(self.now, total, cached);
+        match &mut self.decider {
+            Decider::Scheduler(scheduler) => scheduler.route(self.now, total, cached),
+            Decider::Fixed(link) => {
+                let bits = 8.0 * self.out.rate();
+                let pays = |site, tokens| self.setup.deployment.copy_pays(site, tokens, bits);
+                route(total, cached, self.setup.threshold, *link, pays)
+            }
         }
-        let link = match self.setup.policy {
-            Policy::Fixed { link } => link,
-            Policy::Scheduled(_) => LinkState::Scarce,
-        };
-        let deployment = &self.setup.deployment;
-        let rate = self.out.rate();
-        let worth = |site, tokens| {
-            let tokens = f64::from(tokens);
-            let profile = match site {
-                Site::Local => &deployment.local,
-                Site::Prfaas => &deployment.prfaas,
-            };
-            let computed = profile.seconds(tokens) - profile.seconds(0.0);
-            deployment.prfaas.bytes(tokens) / rate < computed
-        };
-        route(total, cached, self.setup.threshold, link, worth)
     }
 
     /// Lets the trace's next request in.
@@ -414,7 +409,7 @@ impl<'a> Simulation<'a> {
                 done: self.now,
             });
         }
-        if let Some(scheduler) = &mut self.scheduler {
+        if let Decider::Scheduler(scheduler) = &mut self.decider {
             scheduler.answered(self.trace.requests()[index as usize].output);
         }
         self.convert();
@@ -430,7 +425,7 @@ impl<'a> Simulation<'a> {
         let waiting = self.out.waiting();
         let passed = self.out.passed;
         let again = self.setup.link.loss / (1.0 - self.setup.link.loss);
-        if let Some(scheduler) = &mut self.scheduler {
+        if let Decider::Scheduler(scheduler) = &mut self.decider {
             let told = Telemetry {
                 sent_bytes: passed as u64,
                 retransmitted_bytes: (passed * again) as u64,
@@ -462,13 +457,13 @@ impl<'a> Simulation<'a> {
     }
 
     pub(super) fn standing(&self) -> (u32, Split, f64) {
-        match &self.scheduler {
-            Some(scheduler) => (
+        match &self.decider {
+            Decider::Scheduler(scheduler) => (
                 scheduler.threshold(),
                 scheduler.split(),
                 scheduler.link().bits_per_second,
             ),
-            None => (
+            Decider::Fixed(_) => (
                 self.setup.threshold,
                 self.setup.split,
                 8.0 * self.out.rate(),
@@ -503,7 +498,7 @@ impl<'a> Simulation<'a> {
         let more = pool.servers + servers;
         pool.resize(now, more);
         self.tally.conversions.push((now.as_secs_f64(), role));
-        if let Some(scheduler) = &mut self.scheduler {
+        if let Decider::Scheduler(scheduler) = &mut self.decider {
             scheduler.converted(now, role);
         }
         match role {

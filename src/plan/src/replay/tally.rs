@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::outcome::{Outcome, Peaks, Percentiles, Series, Used};
+use super::outcome::{Outcome, Peaks, Percentiles, Series, Used, curve};
 use super::pool::Pool;
 use super::sim::Simulation;
 use crate::scheduler::Role;
@@ -59,7 +59,8 @@ impl Simulation<'_> {
         let again = self.setup.link.loss / (1.0 - self.setup.link.loss);
         let built = self.setup.deployment.link_bits_per_second;
         let each = |pool: &Pool, nodes: u32| pool.deepest / f64::from(nodes.max(1));
-        let tally = self.tally;
+        let mut tally = self.tally;
+        tally.ttft.sort_by(f64::total_cmp);
         Outcome {
             requests: self.done,
             seconds,
@@ -68,7 +69,8 @@ impl Simulation<'_> {
             } else {
                 count as f64 / seconds
             },
-            ttft: Percentiles::of(tally.ttft),
+            ttft: Percentiles::of_sorted(&tally.ttft),
+            ttft_by_percentile: curve(&tally.ttft),
             offloaded: tally.offloaded,
             prompt_tokens: tally.prompt_tokens,
             cached_tokens: tally.prompt_tokens - tally.prefilled_tokens,

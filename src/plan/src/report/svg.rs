@@ -7,6 +7,8 @@ use crate::plan::{Plan, Seen, Way};
 use crate::{Error, Result};
 
 const SIZE: (u32, u32) = (1100, 400);
+/// Points of a line over time.
+const POINTS: usize = 480;
 const FONT: (&str, u32) = ("sans-serif", 15);
 const PRFAAS: RGBColor = RGBColor(180, 62, 52);
 const LOCAL: RGBColor = RGBColor(31, 79, 138);
@@ -69,7 +71,8 @@ fn panel(area: &Area<'_>, axes: &Axes<'_>, lines: &[Line], marks: &[(f64, f64)])
         .draw()?;
     for line in lines {
         let (color, width) = (line.color, line.width);
-        let inside = line.points.iter().map(|(x, y)| (*x, y.min(top)));
+        // What leaves the frame binds nobody there.
+        let inside = line.points.iter().copied().filter(|(_, y)| *y <= top);
         chart
             .draw_series(LineSeries::new(inside, color.stroke_width(width)))?
             .label(line.name)
@@ -110,7 +113,6 @@ pub fn plan(plan: &Plan) -> Result<String> {
             .fold(0.0, f64::max);
     let curves = |seen: &[Seen], x: &dyn Fn(&Seen) -> f64| {
         let of = |y: &dyn Fn(&Seen) -> Option<f64>| -> Vec<(f64, f64)> {
-            // Beyond the frame a bound binds nobody: it is cut at the frame's edge.
             seen.iter().filter_map(|s| Some((x(s), y(s)?))).collect()
         };
         let line = |name, color, width, points| Line {
@@ -176,8 +178,12 @@ pub fn replay(replayed: &[Replayed]) -> Result<String> {
     let series = &main.outcome.series;
     let minutes = |at: f64| at / 60.0;
     let last = series.last().map_or(1.0, |sample| minutes(sample.at));
+    // The highest of each of so many spans: a line of more points than pixels only makes the file large.
+    let span = series.len().div_ceil(POINTS).max(1);
     let course = |y: &dyn Fn(&crate::replay::Sample) -> f64| -> Vec<(f64, f64)> {
-        series.iter().map(|s| (minutes(s.at), y(s))).collect()
+        let highest = |chunk: &[crate::replay::Sample]| chunk.iter().map(y).fold(0.0, f64::max);
+        let point = |chunk: &[crate::replay::Sample]| (minutes(chunk[0].at), highest(chunk));
+        series.chunks(span).map(point).collect()
     };
     let highest = |points: &[(f64, f64)]| points.iter().map(|(_, y)| *y).fold(0.0, f64::max);
     let one = |name, color, width, points| Line {
@@ -242,18 +248,18 @@ pub fn replay(replayed: &[Replayed]) -> Result<String> {
 fn ways(area: &Area<'_>, replayed: &[Replayed]) -> Drawn {
     let lines: Vec<Line> = replayed
         .iter()
-        .map(|one| {
-            let ttft = &one.outcome.ttft;
-            Line {
-                name: one.way.name(),
-                color: match one.way {
-                    Way::Prfaas => PRFAAS,
-                    Way::Homogeneous => LOCAL,
-                    Way::Naive => QUIET,
-                },
-                width: 3,
-                points: vec![(50.0, ttft.p50), (90.0, ttft.p90), (99.0, ttft.p99)],
-            }
+        .map(|one| Line {
+            name: one.way.name(),
+            color: match one.way {
+                Way::Prfaas => PRFAAS,
+                Way::Homogeneous => LOCAL,
+                Way::Naive => QUIET,
+            },
+            width: 2,
+            points: (0..)
+                .map(f64::from)
+                .zip(one.outcome.ttft_by_percentile.iter().copied())
+                .collect(),
         })
         .collect();
     let top = replayed
@@ -262,11 +268,10 @@ fn ways(area: &Area<'_>, replayed: &[Replayed]) -> Drawn {
         .fold(0.0, f64::max);
     let axes = Axes {
         title: "time to the first token",
-        x: "percentile (50, 90, 99)",
+        x: "percentile",
         y: "seconds",
         to: (100.0, 1.15 * top),
         legend: SeriesLabelPosition::UpperLeft,
     };
-    let marks: Vec<_> = lines.iter().flat_map(|line| line.points.clone()).collect();
-    panel(area, &axes, &lines, &marks)
+    panel(area, &axes, &lines, &[])
 }

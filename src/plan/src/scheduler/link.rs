@@ -61,9 +61,10 @@ impl LinkWatch {
             .saturating_sub(before.retransmitted_bytes);
         let rate = 8.0 * sent as f64 / seconds;
         let known = self.status.bits_per_second;
-        self.status.bits_per_second = if before.queued_bytes >= sent && before.queued_bytes > 0 {
-            // What waited at the start was not used up: the link was busy throughout, so this is what it carries. At least a
-            // thousandth of the nominal rate, that a link that stood still is tried again.
+        // A hundredth of what waited at the start is still there: the link was busy throughout. (Less could be rounding.)
+        let left = before.queued_bytes.saturating_sub(sent);
+        self.status.bits_per_second = if told.queued_bytes > 0 && left > before.queued_bytes / 100 {
+            // So this is what it carries; at least a thousandth of the nominal rate, that a link that stood still is tried again.
             rate.max(self.nominal * 1e-3)
         } else {
             // It may carry more than it was given; only more of it can tell.
@@ -134,6 +135,13 @@ mod tests {
         let recovered = watch(&seconds);
         assert!((recovered.bits_per_second - 80.0).abs() < 1e-9);
         assert_eq!(recovered.state, LinkState::Ample);
+    }
+
+    #[test]
+    fn what_just_left_before_the_link_fell_idle_says_nothing_of_its_rate() {
+        // Three bytes waited, three left, and then there was nothing to send.
+        let emptied = watch(&[(3, 0, 3), (3, 0, 0), (3, 0, 3), (3, 0, 1)]);
+        assert!((emptied.bits_per_second - 80.0).abs() < 1e-9);
     }
 
     #[test]

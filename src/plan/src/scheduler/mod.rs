@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::model::{Demand, Deployment, Split, stages};
-use crate::route::{Cached, Decision, Site, route};
+use crate::route::{Cached, Decision, route};
 use crate::search::{self, Backlog};
 pub use link::LinkStatus;
 use link::LinkWatch;
@@ -180,18 +180,11 @@ impl Scheduler {
     /// Where a prompt of `total` tokens is prefilled, given what the clusters have cached of it.
     pub fn route(&mut self, now: Duration, total: u32, cached: Cached) -> Decision {
         let status = self.link.status();
-        let deployment = &self.deployment;
-        let worth = |site, tokens: u32| {
-            let tokens = f64::from(tokens);
-            let copied = 8.0 * deployment.prfaas.bytes(tokens) / status.bits_per_second;
-            // What the prefill of those tokens adds, not what it takes alone.
-            let computed = match site {
-                Site::Local => deployment.local.seconds(tokens) - deployment.local.seconds(0.0),
-                Site::Prfaas => deployment.prfaas.seconds(tokens) - deployment.prfaas.seconds(0.0),
-            };
-            copied < computed
+        let pays = |site, tokens| {
+            self.deployment
+                .copy_pays(site, tokens, status.bits_per_second)
         };
-        let decision = route(total, cached, self.threshold, status.state, worth);
+        let decision = route(total, cached, self.threshold, status.state, pays);
         self.recent.arrived(now, decision.uncached);
         decision
     }
