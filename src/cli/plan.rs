@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use kimi_linear_plan::model::Averages;
 use kimi_linear_plan::plan::{Task, plan};
 use kimi_linear_plan::report;
 use kimi_linear_plan::trace::Trace;
@@ -48,6 +49,9 @@ struct PlanArguments {
     /// Mean tokens of an answer; by default 1024, or a trace's own.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     output_tokens: Option<u32>,
+    /// How a stage's mean work follows from the lengths; by default the paper's way for a distribution, the exact one for a trace.
+    #[arg(long, value_enum)]
+    averages: Option<AveragesName>,
     /// Requests a second for the time to the first token under load; by default nine tenths of what the weakest way serves.
     #[arg(long, value_name = "R", value_parser = parse::rate)]
     rate: Option<f64>,
@@ -62,6 +66,15 @@ struct PlanArguments {
     json: bool,
 }
 
+/// How a stage's mean work follows from the lengths.
+#[derive(Clone, Copy, ValueEnum)]
+enum AveragesName {
+    /// What a prompt of the mean length takes, as in the paper's equations.
+    Lengths,
+    /// The mean of what the prompts take, which is more where a few are very long.
+    Work,
+}
+
 /// Tokens of an answer where nothing tells: the paper's case study.
 const OUTPUT_TOKENS: u32 = 1024;
 
@@ -73,11 +86,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn run_plan(arguments: &PlanArguments) -> Result<()> {
-    let (lengths, output_tokens) = match &arguments.requests {
-        Requests::LogNormal(lognormal) => (lognormal.lengths()?, f64::from(OUTPUT_TOKENS)),
+    let (lengths, output_tokens, averages) = match &arguments.requests {
+        Requests::LogNormal(lognormal) => {
+            let lengths = lognormal.lengths()?;
+            (lengths, f64::from(OUTPUT_TOKENS), AveragesName::Lengths)
+        }
         Requests::File(path) => {
             let trace = Trace::read(path)?;
-            (trace.uncached()?, trace.output_tokens())
+            (trace.uncached()?, trace.output_tokens(), AveragesName::Work)
         }
     };
     let (deployment, homogeneous_nodes) = arguments.clusters.deployment()?;
@@ -87,6 +103,10 @@ fn run_plan(arguments: &PlanArguments) -> Result<()> {
         link: arguments.clusters.link(),
         lengths,
         output_tokens: arguments.output_tokens.map_or(output_tokens, f64::from),
+        averages: match arguments.averages.unwrap_or(averages) {
+            AveragesName::Lengths => Averages::OfLengths,
+            AveragesName::Work => Averages::OfWork,
+        },
     };
     let plan = plan(&task, arguments.rate, arguments.seed)?;
     if let Some(file) = &arguments.svg {

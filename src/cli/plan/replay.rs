@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear_plan::compare::{Replays, sweep};
+use kimi_linear_plan::model::Averages;
 use kimi_linear_plan::plan::Task;
 use kimi_linear_plan::replay::{Arrivals, LinkChange};
 use kimi_linear_plan::report;
@@ -20,7 +21,7 @@ use super::scheduler::SchedulerOptions;
 
 /// Options of `plan replay`.
 ///
-/// Each way is planned for the trace's uncached lengths first. PrfaaS then runs under the scheduler, the other two as planned.
+/// Each way is planned for the trace's uncached lengths first (`plan --averages work`). PrfaaS then runs under the scheduler, the other two as planned.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// A file of Mooncake (JSON lines with hash_ids, whose prefixes are shared), Azure or BurstGPT (CSV), or
@@ -56,7 +57,7 @@ pub(super) struct Arguments {
     /// Time that a node needs to take up its new role once its work is done: its weights stay, its memory is laid out anew.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse::time)]
     convert: Duration,
-    /// Hold what was found against every split with so many fixed thresholds, at capacity (400 requests in the system, or --saturate's).
+    /// Hold what was found against every split with so many fixed thresholds, at capacity (120 requests in the system, or --saturate's).
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     sweep: Option<u32>,
     #[command(flatten)]
@@ -71,8 +72,9 @@ pub(super) struct Arguments {
 
 /// Arrivals a second of a generated trace: nine tenths of what the case study's homogeneous cluster serves.
 const RATE: f64 = 1.9;
-/// Requests in the system for a sweep: ten times what a case study's nodes work on, so that no stage runs dry.
-const IN_FLIGHT: usize = 400;
+/// Requests in the system for a sweep: what the case study's nodes work on at a time and a few that wait, so that no stage runs dry.
+/// With many more, a prompt would come before the one whose prefix it shares is done, and caches would spare less than they do.
+const IN_FLIGHT: usize = 120;
 
 impl Arguments {
     fn read(&self) -> Result<(Trace, String)> {
@@ -118,6 +120,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         link: arguments.clusters.link(),
         lengths: trace.uncached()?,
         output_tokens: trace.output_tokens(),
+        averages: Averages::OfWork,
     };
     let mut changes = arguments.link_change.clone();
     changes.sort_by_key(|change| change.at);

@@ -85,7 +85,12 @@ impl Lengths {
     /// The cut at threshold `t`.
     #[must_use]
     pub fn cut(&self, threshold: u32) -> Cut {
-        self.cut_at(self.sorted.partition_point(|length| *length <= threshold))
+        self.cut_at(self.short_at(threshold))
+    }
+
+    /// How many are at most `threshold`.
+    pub(crate) fn short_at(&self, threshold: u32) -> usize {
+        self.sorted.partition_point(|length| *length <= threshold)
     }
 
     /// The cut with the first `short` of them on the short side.

@@ -74,6 +74,104 @@ pub struct Demand<'a> {
     pub lengths: &'a Lengths,
     /// Mean tokens of an answer, `L_out`.
     pub output_tokens: f64,
+    /// How a stage's mean work follows from the lengths.
+    pub averages: Averages,
+}
+
+/// How a stage's mean work follows from the lengths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Averages {
+    /// `T(E[L])`: the curves at the mean length, as the paper's (3) and (4) have it.
+    OfLengths,
+    /// `E[T(L)]`: the mean of what each prompt takes. It is more where a curve rises ever faster and lengths have a heavy tail: of
+    /// Mooncake's synthetic trace by a fifth.
+    OfWork,
+}
+
+/// What a threshold makes of the lengths, in work.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Work {
+    /// The part that is offloaded and the mean lengths.
+    pub cut: Cut,
+    /// Seconds that an offloaded prompt's prefill takes a PrfaaS node.
+    pub prfaas_seconds: f64,
+    /// Bytes of its cache.
+    pub prfaas_bytes: f64,
+    /// Seconds that another's takes a local node.
+    pub local_seconds: f64,
+}
+
+/// Lengths with what they cost in a deployment.
+#[derive(Debug)]
+pub struct Costs<'a> {
+    deployment: &'a Deployment,
+    lengths: &'a Lengths,
+    /// Running sums of seconds at the PrfaaS cluster, bytes, and seconds at the local one, by rising length; `None` where the curves are
+    /// taken at mean lengths.
+    sums: Option<Vec<[f64; 3]>>,
+}
+
+impl<'a> Costs<'a> {
+    /// Of some lengths in a deployment.
+    #[must_use]
+    pub fn new(deployment: &'a Deployment, lengths: &'a Lengths, averages: Averages) -> Self {
+        let running = || {
+            let mut sum = [0.0; 3];
+            let mut sums = Vec::with_capacity(lengths.count() + 1);
+            sums.push(sum);
+            for length in lengths.sorted() {
+                let tokens = f64::from(*length);
+                sum[0] += deployment.prfaas.seconds(tokens);
+                sum[1] += deployment.prfaas.bytes(tokens);
+                sum[2] += deployment.local.seconds(tokens);
+                sums.push(sum);
+            }
+            sums
+        };
+        Self {
+            deployment,
+            lengths,
+            sums: (averages == Averages::OfWork).then(running),
+        }
+    }
+
+    /// The lengths.
+    #[must_use]
+    pub fn lengths(&self) -> &'a Lengths {
+        self.lengths
+    }
+
+    /// The work at threshold `t`.
+    #[must_use]
+    pub fn at(&self, threshold: u32) -> Work {
+        self.at_cut(self.lengths.short_at(threshold))
+    }
+
+    /// The work with the first `short` prompts kept.
+    pub(crate) fn at_cut(&self, short: usize) -> Work {
+        let cut = self.lengths.cut_at(short);
+        let Some(sums) = &self.sums else {
+            return Work {
+                cut,
+                prfaas_seconds: self.deployment.prfaas.seconds(cut.long),
+                prfaas_bytes: self.deployment.prfaas.bytes(cut.long),
+                local_seconds: self.deployment.local.seconds(cut.short),
+            };
+        };
+        let count = self.lengths.count();
+        // Nobody on a side: any work above 0 does, since no one does it.
+        let mean = |from: usize, to: usize, of: usize| {
+            let (from, to) = if from == to { (0, count) } else { (from, to) };
+            (sums[to][of] - sums[from][of]) / (to - from) as f64
+        };
+        Work {
+            cut,
+            prfaas_seconds: mean(short, count, 0),
+            prfaas_bytes: mean(short, count, 1),
+            local_seconds: mean(0, short, 2),
+        }
+    }
 }
 
 /// The local cluster's nodes by role.
@@ -151,20 +249,19 @@ fn seen_by_all(capacity: f64, share: f64) -> f64 {
     }
 }
 
-/// Equations (3) to (6) for one cut and one split.
+/// Equations (3) to (6) for one cut of the lengths and one split.
 #[must_use]
-pub fn stages(deployment: &Deployment, output_tokens: f64, cut: Cut, split: Split) -> Stages {
-    let Deployment { prfaas, local, .. } = deployment;
+pub fn stages(deployment: &Deployment, output_tokens: f64, work: &Work, split: Split) -> Stages {
     let Cut {
         share_long: p,
         long,
         short,
-    } = cut;
-    let prfaas_prefill = f64::from(deployment.prfaas_nodes) / prfaas.seconds(long);
-    let link = deployment.link_bits_per_second / (8.0 * prfaas.bytes(long));
+    } = work.cut;
+    let prfaas_prefill = f64::from(deployment.prfaas_nodes) / work.prfaas_seconds;
+    let link = deployment.link_bits_per_second / (8.0 * work.prfaas_bytes);
     let theta_prfaas = prfaas_prefill.min(link);
-    let local_prefill = f64::from(split.prefill) / local.seconds(short);
-    let decode = local.decode();
+    let local_prefill = f64::from(split.prefill) / work.local_seconds;
+    let decode = deployment.local.decode();
     let theta_decode = f64::from(split.decode) * f64::from(decode.slots)
         / (decode.step_seconds * output_tokens.max(1.0));
     let (by_prfaas, by_local) = (
@@ -193,7 +290,7 @@ pub fn stages(deployment: &Deployment, output_tokens: f64, cut: Cut, split: Spli
         decode: theta_decode,
         prefill_bound,
         throughput,
-        egress_bits_per_second: 8.0 * prfaas.bytes(long) * p * throughput,
+        egress_bits_per_second: 8.0 * work.prfaas_bytes * p * throughput,
         limit,
     }
 }
@@ -226,16 +323,17 @@ mod tests {
         let deployment = case_study();
         let lengths = LogNormal::case_study().lengths().unwrap();
         let split = |prefill, decode| Split { prefill, decode };
-        let all_out = stages(&deployment, 1024.0, lengths.cut(0), split(0, 8));
+        let costs = Costs::new(&deployment, &lengths, Averages::OfLengths);
+        let all_out = stages(&deployment, 1024.0, &costs.at(0), split(0, 8));
         assert_eq!(all_out.share_long, 1.0);
         assert_eq!(all_out.limit, Limit::PrfaasPrefill);
         assert!((all_out.throughput - all_out.prfaas).abs() < 1e-12);
-        let none_out = stages(&deployment, 1024.0, lengths.cut(u32::MAX), split(3, 5));
+        let none_out = stages(&deployment, 1024.0, &costs.at(u32::MAX), split(3, 5));
         assert_eq!(none_out.egress_bits_per_second, 0.0);
         assert_eq!(none_out.limit, Limit::LocalPrefill);
         assert!((none_out.throughput - none_out.local_prefill).abs() < 1e-12);
         // Short ones without a node to prefill them.
-        let stuck = stages(&deployment, 1024.0, lengths.cut(10_000), split(0, 8));
+        let stuck = stages(&deployment, 1024.0, &costs.at(10_000), split(0, 8));
         assert_eq!((stuck.throughput, stuck.limit), (0.0, Limit::LocalPrefill));
     }
 
@@ -250,7 +348,8 @@ mod tests {
             prefill: 3,
             decode: 5,
         };
-        let stages = stages(&deployment, 1024.0, lengths.cut(19_400), split);
+        let costs = Costs::new(&deployment, &lengths, Averages::OfLengths);
+        let stages = stages(&deployment, 1024.0, &costs.at(19_400), split);
         assert_eq!(stages.limit, Limit::Link);
         assert!((stages.egress_bits_per_second - 1e9).abs() < 1.0);
     }

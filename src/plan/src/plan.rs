@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::lengths::Lengths;
-use crate::model::{Demand, Deployment, Split, Stages, stages};
+use crate::model::{Averages, Costs, Demand, Deployment, Split, Stages, stages};
 use crate::replay::{self, LinkOptions, Percentiles, Policy, Setup};
 use crate::route::LinkState;
 use crate::search::{self, Found};
@@ -47,6 +47,8 @@ pub struct Task {
     pub lengths: Lengths,
     /// Mean tokens of an answer.
     pub output_tokens: f64,
+    /// How a stage's mean work follows from the lengths.
+    pub averages: Averages,
 }
 
 impl Task {
@@ -63,6 +65,7 @@ impl Task {
         Demand {
             lengths: &self.lengths,
             output_tokens: self.output_tokens,
+            averages: self.averages,
         }
     }
 
@@ -88,10 +91,11 @@ impl Task {
                 prefill: 0,
                 decode: effective.local_nodes,
             };
+            let costs = Costs::new(&effective, &self.lengths, self.averages);
             let found = Found {
                 threshold: 0,
                 split,
-                stages: stages(&effective, self.output_tokens, self.lengths.cut(0), split),
+                stages: stages(&effective, self.output_tokens, &costs.at(0), split),
             };
             ways.push((Way::Naive, self.deployment.clone(), found));
         }
@@ -201,6 +205,8 @@ pub struct Plan {
     pub uncached_tokens: Spread,
     /// Mean tokens of an answer.
     pub output_tokens: f64,
+    /// How a stage's mean work follows from the lengths.
+    pub averages: Averages,
     /// Arrivals a second at which `loaded_ttft` was taken.
     pub rate: f64,
     /// The ways, PrfaaS first.
@@ -277,6 +283,7 @@ pub fn plan(task: &Task, rate: Option<f64>, seed: u64) -> Result<Plan> {
             p99: lengths.quantile(0.99),
         },
         output_tokens: task.output_tokens,
+        averages: task.averages,
         rate,
         columns,
         more: more(&effective, task.demand(), &best),
@@ -325,9 +332,14 @@ fn more(effective: &Deployment, demand: Demand<'_>, now: &Found) -> Vec<More> {
     ]
 }
 
-fn seen(task: &Task, effective: &Deployment, threshold: u32, split: Split) -> Seen {
-    let cut = task.lengths.cut(threshold);
-    let stages = stages(effective, task.output_tokens, cut, split);
+fn seen(
+    task: &Task,
+    effective: &Deployment,
+    costs: &Costs<'_>,
+    threshold: u32,
+    split: Split,
+) -> Seen {
+    let stages = stages(effective, task.output_tokens, &costs.at(threshold), split);
     let share = stages.share_long;
     Seen {
         threshold,
@@ -344,14 +356,16 @@ fn by_threshold(task: &Task, effective: &Deployment, split: Split) -> Vec<Seen> 
         return Vec::new();
     }
     const POINTS: u32 = 120;
+    let costs = Costs::new(effective, &task.lengths, task.averages);
     let most = task.lengths.quantile(0.97);
     (0..=POINTS)
         .map(|i| (u64::from(most) * u64::from(i) / u64::from(POINTS)) as u32)
-        .map(|threshold| seen(task, effective, threshold, split))
+        .map(|threshold| seen(task, effective, &costs, threshold, split))
         .collect()
 }
 
 fn by_split(task: &Task, effective: &Deployment) -> Vec<Seen> {
+    let costs = Costs::new(effective, &task.lengths, task.averages);
     (0..effective.local_nodes)
         .map(|prefill| {
             let split = Split {
@@ -359,7 +373,7 @@ fn by_split(task: &Task, effective: &Deployment) -> Vec<Seen> {
                 decode: effective.local_nodes - prefill,
             };
             let found = search::best_threshold(effective, task.demand(), split);
-            seen(task, effective, found.threshold, split)
+            seen(task, effective, &costs, found.threshold, split)
         })
         .collect()
 }

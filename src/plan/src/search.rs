@@ -3,8 +3,8 @@
 //! Every threshold that cuts the lengths differently is tried with every split: no shape of the curves is taken for granted, and
 //! with running sums one try costs four reads of a curve.
 
-use crate::lengths::{Cut, Lengths};
-use crate::model::{Demand, Deployment, Split, Stages, stages};
+use crate::lengths::Lengths;
+use crate::model::{Averages, Costs, Demand, Deployment, Split, Stages, Work, stages};
 
 /// What a search found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,12 +31,13 @@ impl Found {
 #[must_use]
 pub fn best(deployment: &Deployment, demand: Demand<'_>) -> Found {
     let nodes = deployment.local_nodes;
+    let costs = Costs::new(deployment, demand.lengths, demand.averages);
     let with = |prefill| {
         let split = Split {
             prefill,
             decode: nodes - prefill,
         };
-        best_threshold(deployment, demand, split)
+        cheapest(deployment, demand, &costs, split)
     };
     let first = with(0);
     (1..nodes).map(with).fold(
@@ -50,19 +51,29 @@ pub fn best(deployment: &Deployment, demand: Demand<'_>) -> Found {
 /// The best threshold at a given split.
 #[must_use]
 pub fn best_threshold(deployment: &Deployment, demand: Demand<'_>, split: Split) -> Found {
+    let costs = Costs::new(deployment, demand.lengths, demand.averages);
+    cheapest(deployment, demand, &costs, split)
+}
+
+fn cheapest(deployment: &Deployment, demand: Demand<'_>, costs: &Costs<'_>, split: Split) -> Found {
     let lengths = demand.lengths;
-    let at = |threshold, cut: Cut| Found {
+    let at = |threshold, short| Found {
         threshold,
         split,
-        stages: stages(deployment, demand.output_tokens, cut, split),
+        stages: stages(
+            deployment,
+            demand.output_tokens,
+            &costs.at_cut(short),
+            split,
+        ),
     };
     // Nobody leaves.
-    let mut best = at(u32::MAX, lengths.cut_at(lengths.count()));
+    let mut best = at(u32::MAX, lengths.count());
     if deployment.prfaas_nodes == 0 {
         return best;
     }
     for (threshold, short) in lengths.cuts() {
-        let found = at(threshold, lengths.cut_at(short));
+        let found = at(threshold, short);
         if found.beats(&best) {
             best = found;
         }
@@ -88,21 +99,33 @@ pub struct Backlog {
 pub fn finish_seconds(
     deployment: &Deployment,
     split: Split,
-    cut: Cut,
+    work: &Work,
     backlog: Backlog,
     requests: f64,
 ) -> f64 {
-    let (out, kept) = (requests * cut.share_long, requests * (1.0 - cut.share_long));
+    let share = work.cut.share_long;
+    let (out, kept) = (requests * share, requests * (1.0 - share));
     let shared = |work: f64, by: f64| if work > 0.0 { work / by } else { 0.0 };
-    let prfaas = backlog.prfaas_seconds + out * deployment.prfaas.seconds(cut.long);
-    let link = backlog.link_bytes + out * deployment.prfaas.bytes(cut.long);
-    let local = backlog.local_seconds + kept * deployment.local.seconds(cut.short);
+    let prfaas = backlog.prfaas_seconds + out * work.prfaas_seconds;
+    let link = backlog.link_bytes + out * work.prfaas_bytes;
+    let local = backlog.local_seconds + kept * work.local_seconds;
     shared(prfaas, f64::from(deployment.prfaas_nodes))
         .max(shared(8.0 * link, deployment.link_bits_per_second))
         .max(shared(local, f64::from(split.prefill)))
 }
 
-/// The threshold under which backlog and the next `requests` are done soonest, and when: the short timescale's search.
+/// What the short timescale found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Soonest {
+    /// The threshold under which backlog and the next requests are done soonest.
+    pub threshold: u32,
+    /// When that is, in seconds.
+    pub seconds: f64,
+    /// When it would be under the present threshold.
+    pub present_seconds: f64,
+}
+
+/// The short timescale's search, over what recent prompts really cost ([`Averages::OfWork`]).
 #[must_use]
 pub fn soonest(
     deployment: &Deployment,
@@ -110,13 +133,19 @@ pub fn soonest(
     split: Split,
     backlog: Backlog,
     requests: f64,
-) -> (u32, f64) {
-    let of = |cut| finish_seconds(deployment, split, cut, backlog, requests);
-    let mut best = (u32::MAX, of(lengths.cut_at(lengths.count())));
+    present: u32,
+) -> Soonest {
+    let costs = Costs::new(deployment, lengths, Averages::OfWork);
+    let of = |work: Work| finish_seconds(deployment, split, &work, backlog, requests);
+    let mut best = Soonest {
+        threshold: u32::MAX,
+        seconds: of(costs.at_cut(lengths.count())),
+        present_seconds: of(costs.at(present)),
+    };
     for (threshold, short) in lengths.cuts() {
-        let seconds = of(lengths.cut_at(short));
-        if seconds < best.1 {
-            best = (threshold, seconds);
+        let seconds = of(costs.at_cut(short));
+        if seconds < best.seconds {
+            (best.threshold, best.seconds) = (threshold, seconds);
         }
     }
     best

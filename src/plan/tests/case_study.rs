@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use kimi_linear_plan::lengths::LogNormal;
-use kimi_linear_plan::model::{Deployment, Limit};
+use kimi_linear_plan::model::{Averages, Deployment, Limit};
 use kimi_linear_plan::plan::{Column, Plan, Task, Way, plan};
 use kimi_linear_plan::profile::Profile;
 use kimi_linear_plan::replay::LinkOptions;
@@ -34,6 +34,7 @@ fn task() -> Task {
         link: LinkOptions::default(),
         lengths: LogNormal::case_study().lengths().unwrap(),
         output_tokens: 1024.0,
+        averages: Averages::OfLengths,
     }
 }
 

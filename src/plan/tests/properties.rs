@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use kimi_linear_plan::lengths::Lengths;
-use kimi_linear_plan::model::{Demand, Deployment, Split, stages};
+use kimi_linear_plan::model::{Averages, Costs, Demand, Deployment, Split, stages};
 use kimi_linear_plan::plan::{Task, plan};
 use kimi_linear_plan::profile::{Decode, Point, Profile};
 use kimi_linear_plan::replay::{
@@ -51,21 +51,37 @@ prop_compose! {
 }
 
 /// Equation (6) from its definition, by another way than the crate's: partition, average, divide.
-fn throughput(deployment: &Deployment, lengths: &[u32], output: f64, t: u32, split: Split) -> f64 {
+fn throughput(
+    deployment: &Deployment,
+    lengths: &[u32],
+    output: f64,
+    averages: Averages,
+    t: u32,
+    split: Split,
+) -> f64 {
     let (long, short): (Vec<u32>, Vec<u32>) = lengths.iter().partition(|length| **length > t);
-    let mean = |of: &[u32]| of.iter().map(|l| f64::from(*l)).sum::<f64>() / of.len() as f64;
+    let average = |of: &[u32], curve: &dyn Fn(f64) -> f64| -> f64 {
+        let mean = |value: &dyn Fn(f64) -> f64| {
+            of.iter().map(|l| value(f64::from(*l))).sum::<f64>() / of.len() as f64
+        };
+        match averages {
+            Averages::OfLengths => curve(mean(&|l| l)),
+            Averages::OfWork => mean(curve),
+        }
+    };
+    let (prfaas, local) = (&deployment.prfaas, &deployment.local);
     let all = lengths.len() as f64;
     let decode = deployment.local.decode();
     let mut least = f64::from(split.decode * decode.slots) / (decode.step_seconds * output);
     if !long.is_empty() {
         let share = long.len() as f64 / all;
-        let compute = f64::from(deployment.prfaas_nodes) / deployment.prfaas.seconds(mean(&long));
-        let link = deployment.link_bits_per_second / 8.0 / deployment.prfaas.bytes(mean(&long));
+        let compute = f64::from(deployment.prfaas_nodes) / average(&long, &|l| prfaas.seconds(l));
+        let link = deployment.link_bits_per_second / 8.0 / average(&long, &|l| prfaas.bytes(l));
         least = least.min(compute.min(link) / share);
     }
     if !short.is_empty() {
         let share = short.len() as f64 / all;
-        let compute = f64::from(split.prefill) / deployment.local.seconds(mean(&short));
+        let compute = f64::from(split.prefill) / average(&short, &|l| local.seconds(l));
         least = least.min(compute / share);
     }
     least
@@ -79,21 +95,23 @@ proptest! {
         deployment in deployment(),
         lengths in prop::collection::vec(1u32..60, 1..40),
         output in 1.0f64..2000.0,
+        of_work: bool,
     ) {
+        let averages = if of_work { Averages::OfWork } else { Averages::OfLengths };
         let sample = Lengths::observed(lengths.clone()).unwrap();
-        let demand = Demand { lengths: &sample, output_tokens: output };
+        let demand = Demand { lengths: &sample, output_tokens: output, averages };
         let found = search::best(&deployment, demand);
         let mut best: f64 = 0.0;
         for prefill in 0..deployment.local_nodes {
             let split = Split { prefill, decode: deployment.local_nodes - prefill };
             // Every threshold there is, not only those that the search tries.
             for t in 0..=61 {
-                best = best.max(throughput(&deployment, &lengths, output, t, split));
+                best = best.max(throughput(&deployment, &lengths, output, averages, t, split));
             }
         }
         let ours = found.stages.throughput;
         prop_assert!((ours - best).abs() <= 1e-9 * best, "{ours} against {best}");
-        let again = throughput(&deployment, &lengths, output, found.threshold, found.split);
+        let again = throughput(&deployment, &lengths, output, averages, found.threshold, found.split);
         prop_assert!((ours - again).abs() <= 1e-9 * best);
     }
 
@@ -108,9 +126,9 @@ proptest! {
         let prefill = prefill.min(deployment.local_nodes - 1);
         let split = Split { prefill, decode: deployment.local_nodes - prefill };
         let sample = Lengths::observed(lengths).unwrap();
-        let cut = sample.cut(threshold);
-        let stages = stages(&deployment, output, cut, split);
-        let (long, all) = (cut.share_long, stages.throughput);
+        let work = Costs::new(&deployment, &sample, Averages::OfWork).at(threshold);
+        let stages = stages(&deployment, output, &work, split);
+        let (long, all) = (work.cut.share_long, stages.throughput);
         let slack = 1.0 + 1e-12;
         prop_assert!(all * long <= stages.prfaas_prefill * slack);
         prop_assert!(all * long <= stages.link * slack);
@@ -130,6 +148,7 @@ proptest! {
             link: LinkOptions::default(),
             lengths: Lengths::observed(lengths).unwrap(),
             output_tokens: 100.0,
+            averages: Averages::OfWork,
         };
         for more in plan(&task, Some(1e-3), 1).unwrap().more {
             prop_assert!(more.gain >= -1e-9, "{}: {}", more.of, more.gain);

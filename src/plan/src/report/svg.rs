@@ -256,7 +256,7 @@ fn ways(area: &Area<'_>, replayed: &[Replayed]) -> Drawn {
                 Way::Naive => QUIET,
             },
             width: 2,
-            points: (0..)
+            points: (0u32..)
                 .map(f64::from)
                 .zip(one.outcome.ttft_by_percentile.iter().copied())
                 .collect(),

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::model::{Demand, Deployment, Split, stages};
+use crate::model::{Averages, Costs, Demand, Deployment, Split, stages};
 use crate::route::{Cached, Decision, route};
 use crate::search::{self, Backlog};
 pub use link::LinkStatus;
@@ -250,12 +250,16 @@ impl Scheduler {
             return;
         };
         let requests = (self.recent.rate(now) * self.options.horizon.as_secs_f64()).max(1.0);
-        let (deployment, split) = (&self.deployment, self.split);
-        let (threshold, best) = search::soonest(deployment, &lengths, split, backlog, requests);
-        let kept = lengths.cut(self.threshold);
-        let as_it_is = search::finish_seconds(deployment, split, kept, backlog, requests);
-        if as_it_is > best * (1.0 + self.options.deadband) {
-            self.threshold = threshold;
+        let found = search::soonest(
+            &self.deployment,
+            &lengths,
+            self.split,
+            backlog,
+            requests,
+            self.threshold,
+        );
+        if found.present_seconds > found.seconds * (1.0 + self.options.deadband) {
+            self.threshold = found.threshold;
         }
     }
 
@@ -271,9 +275,10 @@ impl Scheduler {
         let demand = Demand {
             lengths: &lengths,
             output_tokens: self.recent.output_tokens().unwrap_or(self.planned_output),
+            averages: Averages::OfWork,
         };
-        let cut = lengths.cut(self.threshold);
-        let present = stages(&self.deployment, demand.output_tokens, cut, self.split).throughput;
+        let work = Costs::new(&self.deployment, &lengths, demand.averages).at(self.threshold);
+        let present = stages(&self.deployment, demand.output_tokens, &work, self.split).throughput;
         let best = search::best(&self.deployment, demand);
         let gains = best.stages.throughput > present * (1.0 + self.options.convert_gain);
         let busy = self.recent.rate(now) > present * self.options.convert_busy;
