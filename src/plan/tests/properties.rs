@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use kimi_linear_plan::lengths::Lengths;
 use kimi_linear_plan::model::{Averages, Costs, Demand, Deployment, Split, stages};
-use kimi_linear_plan::plan::{Task, plan};
 use kimi_linear_plan::profile::{Decode, Point, Profile};
 use kimi_linear_plan::replay::{
     Arrivals, LinkChange, LinkOptions, Outcome, Policy, Served, Setup, run,
@@ -142,17 +141,20 @@ proptest! {
         deployment in deployment(),
         lengths in prop::collection::vec(1u32..150_000, 1..60),
     ) {
-        let task = Task {
-            deployment,
-            homogeneous_nodes: 3,
-            link: LinkOptions::default(),
-            lengths: Lengths::observed(lengths).unwrap(),
-            output_tokens: 100.0,
-            averages: Averages::OfWork,
+        let sample = Lengths::observed(lengths).unwrap();
+        let best = |deployment: &Deployment| {
+            let demand = Demand { lengths: &sample, output_tokens: 100.0, averages: Averages::OfWork };
+            search::best(deployment, demand).stages.throughput
         };
-        for more in plan(&task, Some(1e-3), 1).unwrap().more {
-            prop_assert!(more.gain >= -1e-9, "{}: {}", more.of, more.gain);
-        }
+        let now = best(&deployment) * (1.0 - 1e-12);
+        let more = |change: &dyn Fn(&mut Deployment)| {
+            let mut more = deployment.clone();
+            change(&mut more);
+            best(&more)
+        };
+        prop_assert!(more(&|d| d.prfaas_nodes += 1) >= now);
+        prop_assert!(more(&|d| d.local_nodes += 1) >= now);
+        prop_assert!(more(&|d| d.link_bits_per_second *= 2.0) >= now);
     }
 }
 

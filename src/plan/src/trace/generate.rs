@@ -72,7 +72,7 @@ impl Shape {
                 )
             }
             Self::Diurnal { amplitude, period }
-                if !((0.0..=1.0).contains(&amplitude) && !period.is_zero()) =>
+                if !(0.0..=1.0).contains(&amplitude) || period.is_zero() =>
             {
                 (
                     format!("diurnal:{amplitude}"),
