@@ -59,6 +59,10 @@ enum Command {
     /// Measure speed.
     Bench(bench::Arguments),
     /// Plan a prefill cluster beside a local one (Prefill-as-a-Service), or replay a trace on both.
+    ///
+    /// A model of two clusters, fed with profiles: the equations of Prefill-as-a-Service (arXiv 2604.15039), which offloads the prefill of
+    /// long prompts to a cluster of its own and ships their caches over an ordinary network. Without options it plans the prompts of
+    /// the paper's case study; with `--local-profile 1t-h20` all of it.
     Plan(plan::Arguments),
 }
 

@@ -20,10 +20,6 @@ use clusters::Clusters;
 use parse::Requests;
 
 /// Options of `plan`.
-///
-/// A model of two clusters, fed with profiles: the equations of Prefill-as-a-Service (arXiv 2604.15039), which offloads the prefill of long
-/// prompts to a cluster of its own and ships their caches over an ordinary network. Without options it plans the prompts of the
-/// paper's case study; with `--local-profile 1t-h20` all of it.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
@@ -36,6 +32,9 @@ pub(crate) struct Arguments {
 #[derive(Subcommand)]
 enum What {
     /// Replay a trace of requests in virtual time: PrfaaS, one homogeneous cluster, and a naive split, side by side.
+    ///
+    /// Each way is planned for the trace's uncached lengths first (`plan --averages work`). PrfaaS then runs under the scheduler, the other two
+    /// as planned.
     Replay(Box<replay::Arguments>),
 }
 

@@ -20,8 +20,6 @@ use super::parse::{self, Requests};
 use super::scheduler::SchedulerOptions;
 
 /// Options of `plan replay`.
-///
-/// Each way is planned for the trace's uncached lengths first (`plan --averages work`). PrfaaS then runs under the scheduler, the other two as planned.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// A file of Mooncake (JSON lines with hash_ids, whose prefixes are shared), Azure or BurstGPT (CSV), or

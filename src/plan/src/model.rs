@@ -84,8 +84,7 @@ pub struct Demand<'a> {
 pub enum Averages {
     /// `T(E[L])`: the curves at the mean length, as the paper's (3) and (4) have it.
     OfLengths,
-    /// `E[T(L)]`: the mean of what each prompt takes. It is more where a curve rises ever faster and lengths have a heavy tail: of
-    /// Mooncake's synthetic trace by a fifth.
+    /// `E[T(L)]`: the mean of what each prompt takes. It is more where a curve rises ever faster and some prompts are very long.
     OfWork,
 }
 
