@@ -8,6 +8,7 @@ mod kda;
 pub mod kernels;
 mod layer;
 mod oracle;
+pub mod profile;
 pub mod report;
 pub mod shape;
 pub mod turns;

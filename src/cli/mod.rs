@@ -11,6 +11,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod options;
+mod plan;
 mod progress;
 mod score;
 #[cfg(feature = "server")]
@@ -57,6 +58,12 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Measure speed.
     Bench(bench::Arguments),
+    /// Plan a prefill cluster beside a local one (Prefill-as-a-Service), or replay a trace on both.
+    ///
+    /// A model of two clusters, fed with profiles: the equations of Prefill-as-a-Service (arXiv 2604.15039), which offloads the prefill of
+    /// long prompts to a cluster of its own and ships their caches over an ordinary network. Without options it plans the prompts of
+    /// the paper's case study; with `--local-profile 1t-h20` all of it.
+    Plan(plan::Arguments),
 }
 
 /// Parses the command line and runs it.
@@ -75,6 +82,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Devices(arguments) => devices::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,13 +1,17 @@
 //! `kimi-linear bench --shape`: a model's shape with random weights that the device makes.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::bench::Effort;
+use kimi_linear::bench::profile::{TOKENS, profile};
 use kimi_linear::bench::report;
 use kimi_linear::bench::shape::{Options, Row, Tell, Work, measure};
+use kimi_linear::config::ModelConfig;
+use kimi_linear_plan::profile::{Decode, Point, Profile};
 
 use super::super::options::{DeviceOptions, parse_tokens};
 use super::super::progress::Progress;
@@ -17,8 +21,15 @@ use super::super::progress::Progress;
 pub(super) struct Arguments {
     /// Measure a model of this shape: 48b (the published model), tiny (for trying this out), or a model's folder or config.json.
     /// Its weights and caches are random numbers that the device makes, so no weights are read.
-    #[arg(long, value_name = "SHAPE", required = true)]
+    #[arg(long, value_name = "SHAPE", required_unless_present = "profile")]
     shape: Option<String>,
+    /// Write a profile for `plan`: seconds of prompts of 1K, 8K, 32K and 128K tokens (or of --prefill's), bytes of their caches, and a decode
+    /// step, of this device as one instance. Its shape is 48b unless --shape says otherwise.
+    #[arg(long, value_name = "OUT.json", conflicts_with_all = ["compare", "context", "batch", "dry_run"])]
+    profile: Option<PathBuf>,
+    /// Sequences that such an instance decodes at a time.
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "profile", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    slots: usize,
     #[command(flatten)]
     device: DeviceOptions,
     /// Only so many of its layers, the first ones.
@@ -57,6 +68,37 @@ pub(super) struct Arguments {
     json: bool,
 }
 
+impl Arguments {
+    fn options(&self) -> Options {
+        Options {
+            seed: self.seed,
+            piece: self.piece,
+            by_layer: self.by_layer,
+            effort: (!self.dry_run).then(Effort::default),
+        }
+    }
+}
+
+/// Shows what is told on the way.
+#[derive(Default)]
+struct Told {
+    bar: Option<Progress>,
+}
+
+impl Told {
+    fn hear(&mut self, tell: Tell<'_>) {
+        match tell {
+            Tell::Making(bytes) => self.bar = Some(Progress::bytes("making", bytes)),
+            Tell::Made(bytes) => self.bar.iter().for_each(|bar| bar.set(bytes)),
+            Tell::Measuring(what) => {
+                self.bar.iter().for_each(Progress::finish);
+                self.bar = None;
+                tracing::info!(what, "measuring");
+            }
+        }
+    }
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let shape = arguments.shape.as_deref().unwrap_or("48b");
     let mut config = super::config_of(shape)?;
@@ -67,6 +109,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             config.num_hidden_layers
         );
         config = config.first_layers(layers);
+    }
+    if let Some(file) = &arguments.profile {
+        return run_profile(arguments, shape, config, file);
     }
     let configs = match (arguments.compare, arguments.mla_only) {
         (true, _) => vec![config.clone(), config.mla_only()],
@@ -89,30 +134,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     for &tokens in &arguments.prefill {
         list.push(Work::Prefill { tokens });
     }
-    let options = Options {
-        seed: arguments.seed,
-        piece: arguments.piece,
-        by_layer: arguments.by_layer,
-        effort: (!arguments.dry_run).then(Effort::default),
-    };
+    let options = arguments.options();
     let mut rows: Vec<Row> = Vec::new();
     for work in &list {
         for config in &configs {
-            let mut bar: Option<Progress> = None;
+            let mut told = Told::default();
             let row = measure(
                 &mut || arguments.device.open(),
                 config,
                 work,
                 &options,
-                &mut |tell| match tell {
-                    Tell::Making(bytes) => bar = Some(Progress::bytes("making", bytes)),
-                    Tell::Made(bytes) => bar.iter().for_each(|bar| bar.set(bytes)),
-                    Tell::Measuring(what) => {
-                        bar.iter().for_each(Progress::finish);
-                        bar = None;
-                        tracing::info!(what, "measuring");
-                    }
-                },
+                &mut |tell| told.hear(tell),
             )?;
             rows.push(row);
         }
@@ -129,5 +161,73 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{}: {}\n", device.backend, device.name)?;
     write!(stdout, "{}", report::shape(&rows))?;
+    Ok(())
+}
+
+/// Measures a profile and writes it.
+fn run_profile(arguments: &Arguments, shape: &str, config: ModelConfig, file: &Path) -> Result<()> {
+    let config = if arguments.mla_only {
+        config.mla_only()
+    } else {
+        config
+    };
+    let tokens = match &arguments.prefill[..] {
+        [] => &TOKENS[..],
+        given => given,
+    };
+    let mut told = Told::default();
+    let measured = profile(
+        &mut || arguments.device.open(),
+        &config,
+        tokens,
+        arguments.slots,
+        &arguments.options(),
+        &mut |tell| told.hear(tell),
+    )?;
+    let device = arguments.device.open()?.device().clone();
+    let points = measured.prompts.iter().map(|prompt| Point {
+        tokens: prompt.tokens as u64,
+        bytes: prompt.bytes,
+        seconds: prompt.seconds,
+    });
+    let name = file.file_stem().unwrap_or(file.as_os_str());
+    let source = format!(
+        "measured by kimi-linear {} bench --profile: shape {shape}, {} KDA and {} MLA layers, random weights, on {} ({})",
+        env!("CARGO_PKG_VERSION"),
+        config.kda_layers().count(),
+        config.mla_layers().count(),
+        device.name,
+        device.backend,
+    );
+    let decode = Decode {
+        slots: u32::try_from(measured.slots)?,
+        step_seconds: measured.step_seconds,
+    };
+    let profile = Profile::new(name.to_string_lossy(), source, 1, points.collect(), decode)?;
+    let mut text = serde_json::to_string_pretty(&profile)?;
+    text.push('\n');
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    if arguments.json {
+        return super::super::print_json(&profile);
+    }
+    let mut stdout = std::io::stdout();
+    writeln!(
+        stdout,
+        "{}\n\n| tokens | cache, bytes | prefill, s | cache made, Gbit/s |\n|---:|---:|---:|---:|",
+        profile.source()
+    )?;
+    for point in profile.points() {
+        let gbit = profile.kv_bits_per_second(point.tokens as f64) / 1e9;
+        writeln!(
+            stdout,
+            "| {} | {} | {:.4} | {gbit:.4} |",
+            point.tokens, point.bytes, point.seconds
+        )?;
+    }
+    writeln!(
+        stdout,
+        "\nA decode step of {} sequences: {:.4} s.",
+        decode.slots, decode.step_seconds
+    )?;
     Ok(())
 }

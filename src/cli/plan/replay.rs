@@ -1,0 +1,173 @@
+//! `kimi-linear plan replay`: a trace in virtual time.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use kimi_linear_plan::compare::{Replays, sweep};
+use kimi_linear_plan::model::Averages;
+use kimi_linear_plan::plan::Task;
+use kimi_linear_plan::replay::{Arrivals, LinkChange};
+use kimi_linear_plan::report;
+use kimi_linear_plan::trace::{Generate, Shape, Trace};
+use serde_json::json;
+
+use super::clusters::Clusters;
+use super::parse::{self, Requests};
+use super::scheduler::SchedulerOptions;
+
+/// Options of `plan replay`.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// A file of Mooncake (JSON lines with hash_ids, whose prefixes are shared), Azure or BurstGPT (CSV), or
+    /// lognormal:MU,SIGMA,LOW,HIGH to generate one.
+    #[arg(value_name = "TRACE", value_parser = Requests::parse)]
+    trace: Requests,
+    #[command(flatten)]
+    clusters: Clusters,
+    /// Requests to generate.
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    count: usize,
+    /// Mean arrivals a second: of a generated trace, by default 1.9; a file's own rate is changed to it.
+    #[arg(long, value_name = "R", value_parser = parse::rate)]
+    rate: Option<f64>,
+    /// How the rate of a generated trace goes: steady, bursts:FACTOR,EVERY,LASTING or diurnal:AMPLITUDE,PERIOD. Its mean is kept.
+    #[arg(long, value_name = "SHAPE", default_value = "steady", value_parser = parse::shape)]
+    shape: Shape,
+    /// Tokens of each generated answer.
+    #[arg(long, value_name = "N", default_value_t = super::OUTPUT_TOKENS, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    output_tokens: u32,
+    /// Seeds a generated trace.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Keep so many requests in the system instead of letting them come in their own time: what is served then is the capacity.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    saturate: Option<usize>,
+    /// From TIME on the link carries PART of its rate, such as 10m=0.2; may be given several times.
+    #[arg(long, value_name = "TIME=PART", value_parser = parse::link_change)]
+    link_change: Vec<LinkChange>,
+    /// Blocks of 512 tokens that each cluster's prefix cache holds; by default any number, since host memory and disks hold days of them.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    cache_blocks: Option<usize>,
+    /// Time that a node needs to take up its new role once its work is done: its weights stay, its memory is laid out anew.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse::time)]
+    convert: Duration,
+    /// Hold what was found against every split with so many fixed thresholds, at capacity (120 requests in the system, or --saturate's).
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    sweep: Option<u32>,
+    #[command(flatten)]
+    scheduler: SchedulerOptions,
+    /// Draw the course as SVG.
+    #[arg(long, value_name = "OUT.svg")]
+    svg: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arrivals a second of a generated trace: nine tenths of what the case study's homogeneous cluster serves.
+const RATE: f64 = 1.9;
+/// Requests in the system for a sweep: what the case study's nodes work on at a time and a few that wait, so that no stage runs dry.
+/// With many more, a prompt would come before the one whose prefix it shares is done, and caches would spare less than they do.
+const IN_FLIGHT: usize = 120;
+
+impl Arguments {
+    fn read(&self) -> Result<(Trace, String)> {
+        let (trace, name) = match &self.trace {
+            Requests::LogNormal(lognormal) => {
+                let generate = Generate {
+                    lengths: lognormal.lengths()?,
+                    output: self.output_tokens,
+                    count: self.count,
+                    rate: self.rate.unwrap_or(RATE),
+                    shape: self.shape,
+                    seed: self.seed,
+                };
+                (generate.trace()?, lognormal.to_string())
+            }
+            Requests::File(path) => {
+                let trace = Trace::read(path)?;
+                let trace = match self.rate {
+                    Some(rate) => {
+                        let times = rate / trace.rate();
+                        ensure!(
+                            times.is_finite() && times > 0.0,
+                            "--rate {rate}: the trace has one moment only, which no rate describes"
+                        );
+                        trace.faster(times)
+                    }
+                    None => trace,
+                };
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                (trace, name.to_string_lossy().into_owned())
+            }
+        };
+        Ok((trace, name))
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let (trace, name) = arguments.read()?;
+    let (deployment, homogeneous_nodes) = arguments.clusters.deployment()?;
+    let task = Task {
+        deployment,
+        homogeneous_nodes,
+        link: arguments.clusters.link(),
+        lengths: trace.uncached()?,
+        output_tokens: trace.output_tokens(),
+        averages: Averages::OfWork,
+    };
+    let mut changes = arguments.link_change.clone();
+    changes.sort_by_key(|change| change.at);
+    let replays = Replays {
+        scheduler: arguments.scheduler.options(),
+        changes,
+        cache_blocks: arguments.cache_blocks,
+        arrivals: match arguments.saturate {
+            Some(in_flight) => Arrivals::Saturated { in_flight },
+            None => Arrivals::Traced,
+        },
+        convert: arguments.convert,
+    };
+    let replayed = replays.run(&trace, &task)?;
+    let swept = match (arguments.sweep, task.ways()?.first()) {
+        (Some(points), Some((way, deployment, found))) => {
+            let setup = replays.setup(&task, *way, deployment, found);
+            let in_flight = arguments.saturate.unwrap_or(IN_FLIGHT);
+            Some(sweep(&trace, &setup, in_flight, points)?)
+        }
+        _ => None,
+    };
+    if let Some(file) = &arguments.svg {
+        super::write(file, &report::replay_svg(&replayed)?)?;
+    }
+    let (count, rate) = (trace.requests().len(), trace.rate());
+    let (prompt, uncached) = (trace.prompt_tokens(), task.lengths.mean());
+    if arguments.json {
+        return super::super::print_json(&json!({
+            "trace": {
+                "name": name,
+                "requests": count,
+                "requests_per_second": rate,
+                "prompt_tokens": prompt,
+                "uncached_tokens": uncached,
+                "output_tokens": task.output_tokens,
+            },
+            "ways": replayed,
+            "sweep": swept,
+        }));
+    }
+    let what = format!(
+        "{name}: {count} requests at {rate:.2} a second; prompts of {prompt:.0} tokens, of which {uncached:.0} are new; answers of {:.0}.",
+        task.output_tokens
+    );
+    let mut text = report::replay_text(&what, &replayed);
+    if let Some(swept) = &swept {
+        text.push_str(&report::sweep_text(swept));
+    }
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}

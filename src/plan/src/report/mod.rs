@@ -1,0 +1,7 @@
+//! Plans and replays for people: text and SVG. JSON is the same values through serde.
+
+mod svg;
+mod text;
+
+pub use svg::{plan as plan_svg, replay as replay_svg};
+pub use text::{plan as plan_text, replay as replay_text, sweep as sweep_text};

@@ -1,0 +1,143 @@
+//! Requests to replay: real traces, read by path, and generated ones.
+//!
+//! Prompts of one trace share a prefix where they begin with equal block ids. Traces without ids share nothing.
+
+mod generate;
+mod read;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+pub use generate::{Generate, Shape};
+
+use crate::Result;
+use crate::lengths::Lengths;
+
+/// One request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Request {
+    /// When it arrives, from the trace's start.
+    pub at: Duration,
+    /// Tokens of its prompt, at least 1.
+    pub tokens: u32,
+    /// Tokens of its answer, at least 1.
+    pub output: u32,
+    /// Its first block id in [`Trace::blocks`], and how many there are.
+    blocks: (u32, u32),
+}
+
+/// Requests by arrival.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Trace {
+    requests: Vec<Request>,
+    blocks: Vec<u64>,
+    block_tokens: u32,
+}
+
+impl Trace {
+    /// Tokens of a block in Mooncake's traces.
+    pub const MOONCAKE_BLOCK: u32 = 512;
+
+    /// An empty trace whose block ids stand for `block_tokens` tokens each.
+    #[must_use]
+    pub fn new(block_tokens: u32) -> Self {
+        Self {
+            block_tokens: block_tokens.max(1),
+            ..Self::default()
+        }
+    }
+
+    /// Adds a request with the ids of its prompt's blocks, the last of which may be part of one. Arrivals may come in any order;
+    /// [`Self::sort`] is due then.
+    pub fn push(&mut self, at: Duration, tokens: u32, output: u32, blocks: &[u64]) {
+        let first = self.blocks.len() as u32;
+        self.blocks.extend_from_slice(blocks);
+        self.requests.push(Request {
+            at,
+            tokens: tokens.max(1),
+            output: output.max(1),
+            blocks: (first, blocks.len() as u32),
+        });
+    }
+
+    /// Puts them by arrival and lets the first one arrive at 0; requests of one instant stay in their order.
+    pub fn sort(&mut self) {
+        self.requests.sort_by_key(|request| request.at);
+        let first = self
+            .requests
+            .first()
+            .map_or(Duration::ZERO, |first| first.at);
+        for request in &mut self.requests {
+            request.at -= first;
+        }
+    }
+
+    /// The requests.
+    #[must_use]
+    pub fn requests(&self) -> &[Request] {
+        &self.requests
+    }
+
+    /// The ids of a request's blocks, from the prompt's start.
+    #[must_use]
+    pub fn blocks(&self, request: &Request) -> &[u64] {
+        let (first, count) = request.blocks;
+        &self.blocks[first as usize..(first + count) as usize]
+    }
+
+    /// Tokens of a block.
+    #[must_use]
+    pub fn block_tokens(&self) -> u32 {
+        self.block_tokens
+    }
+
+    /// Mean tokens of an answer.
+    #[must_use]
+    pub fn output_tokens(&self) -> f64 {
+        let sum: u64 = self.requests.iter().map(|r| u64::from(r.output)).sum();
+        sum as f64 / self.requests.len().max(1) as f64
+    }
+
+    /// Requests a second between the first arrival and the last.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        let last = self
+            .requests
+            .last()
+            .map_or(0.0, |last| last.at.as_secs_f64());
+        self.requests.len().saturating_sub(1) as f64 / last.max(1e-9)
+    }
+
+    /// Mean tokens of a prompt.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> f64 {
+        let sum: u64 = self.requests.iter().map(|r| u64::from(r.tokens)).sum();
+        sum as f64 / self.requests.len().max(1) as f64
+    }
+
+    /// What is left to prefill of each prompt when every block that came before is still cached: what a plan is made for.
+    ///
+    /// # Errors
+    /// A trace without requests.
+    pub fn uncached(&self) -> Result<Lengths> {
+        let mut seen: HashSet<u64> = HashSet::new();
+        let mut lengths = Vec::with_capacity(self.requests.len());
+        for request in &self.requests {
+            let blocks = self.blocks(request);
+            let known = blocks.iter().take_while(|id| seen.contains(*id)).count() as u32;
+            let cached = (known * self.block_tokens).min(request.tokens - 1);
+            lengths.push(request.tokens - cached);
+            seen.extend(blocks);
+        }
+        Lengths::observed(lengths)
+    }
+
+    /// The same requests `times` as fast.
+    #[must_use]
+    pub fn faster(mut self, times: f64) -> Self {
+        for request in &mut self.requests {
+            request.at = request.at.div_f64(times);
+        }
+        self
+    }
+}
