@@ -136,8 +136,14 @@ pub fn run(case: &Case, backend: &mut dyn Backend, options: Options) -> Outcome 
     judge(result, findings)
 }
 
+/// What was found before a refusal counts: only where all of it held is the case skipped.
 fn judge(result: Result<()>, findings: Vec<Finding>) -> Outcome {
     match result {
+        Err(BackendError::Unsupported { .. })
+            if findings.iter().any(|finding| !finding.holds()) =>
+        {
+            worst(findings)
+        }
         Err(error @ BackendError::Unsupported { .. }) => Outcome {
             verdict: Verdict::Skipped,
             error: 0.0,
@@ -184,5 +190,43 @@ fn worst(findings: Vec<Finding>) -> Outcome {
         error: finding.error,
         bound: finding.bound,
         detail: finding.what,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> BackendError {
+        BackendError::Unsupported {
+            backend: "cpu",
+            what: "the rest of the case".to_owned(),
+        }
+    }
+
+    fn finding(error: f64) -> Finding {
+        Finding {
+            what: "a row".to_owned(),
+            error,
+            bound: 1e-5,
+        }
+    }
+
+    #[test]
+    fn a_failed_comparison_before_a_refusal_is_a_failure() {
+        let outcome = judge(Err(refused()), vec![finding(0.0), finding(1e-3)]);
+        assert_eq!(outcome.verdict, Verdict::Failed);
+        assert_eq!((outcome.error, outcome.detail.as_str()), (1e-3, "a row"));
+        let outcome = judge(Err(refused()), vec![finding(f64::NAN)]);
+        assert_eq!(outcome.verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn a_refusal_after_comparisons_that_hold_is_a_skip() {
+        for findings in [Vec::new(), vec![finding(1e-6)]] {
+            let outcome = judge(Err(refused()), findings);
+            assert_eq!(outcome.verdict, Verdict::Skipped);
+            assert!(outcome.detail.contains("the rest of the case"));
+        }
     }
 }

@@ -49,11 +49,6 @@ pub(crate) fn all() -> Vec<Bench> {
     benches
 }
 
-/// Backends that are not there, and why.
-pub(crate) fn absent() -> Vec<(&'static str, String)> {
-    Vec::new()
-}
-
 /// The best adapter, with subgroups and without. A machine without any fails: `make test` installs a software driver.
 #[cfg(feature = "wgpu")]
 fn wgpu() -> Vec<Bench> {

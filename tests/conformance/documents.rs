@@ -1,7 +1,8 @@
-//! The list itself, and the table generated from it.
+//! The list itself, the tables generated from it, and the scripts that plant bugs in sources.
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::process::Command;
 
 use kimi_linear::config::ModelConfig;
 use kimi_linear::conformance::list::OPERATIONS;
@@ -13,6 +14,12 @@ pub(crate) fn trials() -> Vec<Trial> {
         Trial::test("list/names are unique and operations known", names),
         Trial::test("list/docs/operations.md is what the list generates", table),
         Trial::test("list/docs/performance/hopper.md has the floors", hopper),
+        Trial::test("list/rows of mutations.py match their text", || {
+            rows_match("mutations.py")
+        }),
+        Trial::test("list/rows of kernel_mutations.py match their text", || {
+            rows_match("kernel_mutations.py")
+        }),
     ]
 }
 
@@ -63,4 +70,17 @@ fn hopper() -> Result<(), Failed> {
         return Err("the floors in docs/performance/hopper.md are out of date: run this test with KIMI_BLESS=1".into());
     }
     Ok(())
+}
+
+/// A row whose text has changed plants nothing: whoever changed the text mends the row.
+fn rows_match(script: &str) -> Result<(), Failed> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
+    let output = Command::new("python3")
+        .args(["-B", script, "--check"])
+        .current_dir(folder)
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
 }

@@ -2,11 +2,13 @@
 """Plant bugs in the CUDA kernels, one after the other, and see that the tests on cuda-emulated catch each.
 
     tests/conformance/kernel_mutations.py [SUBSTRING]
+    tests/conformance/kernel_mutations.py --check
 
 The kernels are compiled into a library once; a mutant takes one file, compiled anew, and the test that is built already, which
 loads the library in place of its own kernels. The repository is left alone. Each row of MUTATIONS is a file of kernels/, a piece
 of it that occurs once, what stands there instead, and which cases of the conformance list are to catch it, or, after "trace:",
-which tests of the trace. A row whose text is not found or that does not compile is an error of this script, not a catch.
+which tests of the trace. A row whose text is not found or that does not compile is an error of this script, not a catch. `--check` compiles nothing: it
+says which rows no longer match their text, and runs with every test.
 """
 import json
 import os
@@ -15,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+
+from mutation_rows import unmatched
 
 MUTATIONS = [
     # file, from, to, cases
@@ -260,6 +264,11 @@ def sh(*command, **more):
 
 def main():
     root = pathlib.Path(__file__).resolve().parents[2]
+    if wrong := unmatched(root / "kernels", MUTATIONS):
+        sys.exit("\n".join(wrong))
+    if sys.argv[1:] == ["--check"]:
+        print(f"{len(MUTATIONS)} rows match")
+        return
     only = sys.argv[1] if len(sys.argv) > 1 else ""
     chosen = [row for row in MUTATIONS if only in row[0] + row[1]]
     if not chosen:
@@ -308,8 +317,6 @@ def main():
         for file, old, new, cases in chosen:
             source = kernels / file
             text = source.read_text()
-            if text.count(old) != 1:
-                sys.exit(f"{file}: {text.count(old)} places like: {old}")
             source.write_text(text.replace(old, new))
             # A header's bug is in every kernel that includes it; those that the cases run are enough.
             stems = {"select": ["select.cu"], "linear": ["linear.cu"], "experts": ["experts.cu"], "rms_norm": ["rms_norm.cu"], "kda_gates": ["kda_gates.cu"],

@@ -2,10 +2,13 @@
 """Plant bugs in the kernels' sources, one after the other, and see that the conformance list catches each.
 
     tests/conformance/mutations.py [SUBSTRING] [--filter cpu/]
+    tests/conformance/mutations.py --check
 
 Works on a copy of the sources; the repository is left alone. Each row of MUTATIONS is a file, a piece of it that occurs
 once, and what stands there instead. Shaders are text like any other source: a row for a .wgsl works as well, with
-`--filter wgpu/`. Set CARGO_TARGET_DIR to a warm build, or dependencies are built first. A mutant that does not compile, or whose text is not found, is an error of this script, not a catch.
+`--filter wgpu/`. Set CARGO_TARGET_DIR to a warm build, or dependencies are built first. A mutant that does not compile, or whose text
+is not found, is an error of this script, not a catch. `--check` compiles nothing: it says which rows no longer match their
+text, and runs with every test.
 `mutants.rs` plants bugs around a backend and runs with every test; this takes a build a mutant and is run by hand.
 """
 import argparse
@@ -14,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+
+from mutation_rows import unmatched
 
 CPU = "src/backend/cpu/"
 MUTATIONS = [
@@ -35,7 +40,7 @@ MUTATIONS = [
     (CPU + "kda_chunk.rs", "decayed[i * k + d] = normal(tokens.key[i * k + d] * exp(decay[d]));\n            decay[d] += tokens.gates[i * k + d];",
      "decay[d] += tokens.gates[i * k + d];\n            decayed[i * k + d] = normal(tokens.key[i * k + d] * exp(decay[d]));"),
     (CPU + "kda_chunk.rs", "a_kk[i][j] = tokens.beta[i]", "a_kk[i][j] = tokens.beta[j]"),
-    (CPU + "kda_recurrence.rs", "const L2_EPS: f32 = 1e-6", "const L2_EPS: f32 = 1e-5"),
+    (CPU + "kda_recurrence.rs", "dot(row, row) + KEY_EPS", "dot(row, row) + 10.0 * KEY_EPS"),
     (CPU + "kda_recurrence.rs", "head / (value_heads / key_heads))", "head % key_heads)"),
     (CPU + "kda_recurrence.rs", "(k as f32).sqrt()", "(v as f32).sqrt()"),
     (CPU + "mod.rs", "let state = record.key_value();", "let state = std::borrow::Cow::Borrowed(&record.state[..]);"),
@@ -71,9 +76,9 @@ MUTATIONS = [
     ("shaders/mla_append.wgsl", "+ params.eps)", "+ 1e-5)"),
     ("shaders/short_conv.wgsl", "params.taps - 1u + t - back", "params.taps - 2u + t - back"),
     ("shaders/route.wgsl", "bitcast<u32>(scores[chosen]);", "bitcast<u32>(scores[chosen] + bitcast<f32>(bias[chosen]));"),
-    ("src/backend/check.rs", "*token as usize >= vocabulary", "*token as usize > vocabulary + 1"),
-    ("src/backend/check.rs", "if piece.blocks.len() < needed", "if piece.blocks.len() + 1 < needed"),
-    ("src/backend/check.rs", "if own_checkpoint || (written", "if (written"),
+    ("src/backend/check/batch.rs", "**token as usize >= vocabulary", "**token as usize > vocabulary + 1"),
+    ("src/backend/check/batch.rs", "if piece.blocks.len() < needed", "if piece.blocks.len() + 1 < needed"),
+    ("src/backend/check/batch.rs", "if own_checkpoint || (written", "if (written"),
 ]
 
 
@@ -81,8 +86,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("only", nargs="?", default="", help="part of a row's file or text")
     parser.add_argument("--filter", default="cpu/", help="trials that are run")
+    parser.add_argument("--check", action="store_true", help="only say which rows do not match their text")
     options = parser.parse_args()
     root = pathlib.Path(__file__).resolve().parents[2]
+    if wrong := unmatched(root, MUTATIONS):
+        sys.exit("\n".join(wrong))
+    if options.check:
+        print(f"{len(MUTATIONS)} rows match")
+        return
     chosen = [row for row in MUTATIONS if options.only in row[0] + row[1]]
     if not chosen:
         sys.exit(f"no row has {options.only}")
@@ -98,8 +109,6 @@ def main():
         for file, old, new in chosen:
             source = copy / file
             text = source.read_text()
-            if text.count(old) != 1:
-                sys.exit(f"{file}: {text.count(old)} places like: {old}")
             source.write_text(text.replace(old, new))
             compiled = cargo("--no-run")
             if compiled.returncode != 0:

@@ -1,0 +1,84 @@
+//! Which cases each backend may skip, why, and how many trials there are at the least.
+//!
+//! A backend that begins to refuse what it did fails its trials until someone writes down here that it may, and why; one
+//! that no longer refuses fails them until the line is taken out.
+
+use std::collections::{BTreeMap, HashSet};
+
+use kimi_linear::conformance::cases;
+use libtest_mimic::{Failed, Trial};
+
+/// A case that a backend may skip: the backend, the case, the reason.
+type Skip = (&'static str, &'static str, &'static str);
+
+/// Every backend does all of the list today.
+const SKIPS: [Skip; 0] = [];
+
+/// Trials that there were when this was written; more may come, none may go. First what does not depend on features.
+const TRIALS: [(&str, usize); 7] = [
+    ("list", 3),
+    ("bounds", 2),
+    ("mutant", 63),
+    ("cpu", 611),
+    ("wgpu", 611),
+    ("wgpu-plain", 611),
+    ("cuda-emulated", 611),
+];
+
+/// Why this backend may skip this case, if it may.
+pub(crate) fn reason(backend: &str, case: &str) -> Option<&'static str> {
+    SKIPS
+        .iter()
+        .find(|(on, name, _)| *on == backend && *name == case)
+        .map(|(_, _, reason)| *reason)
+}
+
+/// The list of skips against the list of cases, and the count of `trials` against what it was.
+pub(crate) fn trials(backends: &[&'static str], trials: &[Trial]) -> Vec<Trial> {
+    let mut counts = BTreeMap::<String, usize>::new();
+    for trial in trials {
+        let (group, _) = trial.name().split_once('/').unwrap_or((trial.name(), ""));
+        *counts.entry(group.to_owned()).or_default() += 1;
+    }
+    let backends = backends.to_vec();
+    vec![
+        Trial::test("list/skips name cases and say why", named),
+        Trial::test("list/trials are as many as they were", move || {
+            counted(&counts, &backends)
+        }),
+    ]
+}
+
+fn named() -> Result<(), Failed> {
+    let names: HashSet<String> = cases().into_iter().map(|case| case.name).collect();
+    for (backend, case, reason) in SKIPS {
+        if !names.contains(case) {
+            return Err(format!("{backend} may skip {case}: no such case").into());
+        }
+        if reason.is_empty() {
+            return Err(format!("{backend} may skip {case}: why?").into());
+        }
+    }
+    Ok(())
+}
+
+fn counted(counts: &BTreeMap<String, usize>, backends: &[&str]) -> Result<(), Failed> {
+    // A build without a feature is without its backends, and loses nothing else.
+    let built = |group: &str| match group {
+        "wgpu" | "wgpu-plain" => cfg!(feature = "wgpu"),
+        "cuda-emulated" => cfg!(feature = "cuda"),
+        _ => true,
+    };
+    for backend in backends {
+        if !TRIALS.iter().any(|(group, _)| group == backend) {
+            return Err(format!("{backend}: how many trials it has is not written down").into());
+        }
+    }
+    for (group, least) in TRIALS.into_iter().filter(|(group, _)| built(group)) {
+        let found = counts.get(group).copied().unwrap_or(0);
+        if found < least {
+            return Err(format!("{group}: {found} trials, there were {least}").into());
+        }
+    }
+    Ok(())
+}
