@@ -108,29 +108,30 @@ impl Replay {
     }
 }
 
+impl Replay {
+    /// A router, after which its choices are looked at; anything else as it is.
+    fn part(&mut self, op: &Op) -> Part {
+        let Op::Route(route) = op else {
+            return Part::plain(op.clone());
+        };
+        let (route, router, replay) = (*route, self.routers, self.clone());
+        self.routers += 1;
+        Part::after(op.clone(), move |backend, batch| {
+            replay.look(backend, router, &route, batch)
+        })
+    }
+}
+
 /// A program is cut after each router; other blocks stay whole.
 impl Wrap for Replay {
-    fn parts(&mut self, op: &Op, backend: &mut dyn Backend) -> Result<Vec<Part>> {
+    fn parts(&mut self, op: &Op, _backend: &mut dyn Backend) -> Result<Vec<Part>> {
         match op {
-            Op::Embed(_) => {
-                self.routers = 0;
-                Ok(vec![Part::plain(op.clone())])
-            }
-            Op::Route(route) => {
-                let (route, router, replay) = (*route, self.routers, self.clone());
-                self.routers += 1;
-                Ok(vec![Part::after(op.clone(), move |backend, batch| {
-                    replay.look(backend, router, &route, batch)
-                })])
-            }
+            Op::Embed(_) => self.routers = 0,
             Op::MoeBlock(block) => {
-                let mut parts = Vec::new();
-                for op in &block.ops() {
-                    parts.extend(self.parts(op, backend)?);
-                }
-                Ok(parts)
+                return Ok(block.ops().iter().map(|op| self.part(op)).collect());
             }
-            _ => Ok(vec![Part::plain(op.clone())]),
+            _ => {}
         }
+        Ok(vec![self.part(op)])
     }
 }
