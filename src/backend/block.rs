@@ -10,6 +10,14 @@ use super::{
     MlaAppend, MlaAttention, Op, Pieces, Route, ShortConv, StatePool, Swiglu, Tensor, Weight,
 };
 
+fn linear(input: Tensor, weight: Weight, output: Tensor) -> Op {
+    Op::from(Linear {
+        input,
+        weight,
+        output,
+    })
+}
+
 /// The attention half of a KDA layer (Kimi Linear, section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KdaBlock {
@@ -101,13 +109,6 @@ impl KdaBlock {
     /// Its parts: projections, convolution, gates, recurrence, output gate.
     #[must_use]
     pub fn ops(&self) -> Vec<Op> {
-        let linear = |input, weight, output| {
-            Op::from(Linear {
-                input,
-                weight,
-                output,
-            })
-        };
         let (pool, layer) = (self.pool, self.layer);
         vec![
             linear(self.input, self.qkv_proj, self.qkv),
@@ -171,13 +172,6 @@ impl MlaBlock {
     /// Its parts: projections, the latents' way into the cache, attention of both forms.
     #[must_use]
     pub fn ops(&self) -> Vec<Op> {
-        let linear = |input, weight, output| {
-            Op::from(Linear {
-                input,
-                weight,
-                output,
-            })
-        };
         let attention = |pieces| MlaAttention {
             query: self.query,
             kv_b: self.kv_b_proj,
