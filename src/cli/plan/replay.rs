@@ -132,11 +132,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         },
         convert: arguments.convert,
     };
-    let replayed = replays.run(&trace, &task)?;
-    let swept = match (arguments.sweep, task.ways()?.first()) {
+    let in_flight = arguments.saturate.unwrap_or(IN_FLIGHT);
+    let ways = match arguments.trace {
+        // Drawn lengths do not change over time.
+        Requests::LogNormal(_) => task.ways()?,
+        Requests::File(_) => task.ways_of(&trace, in_flight)?,
+    };
+    let replayed = replays.run(&trace, &task, &ways)?;
+    let swept = match (arguments.sweep, ways.first()) {
         (Some(points), Some((way, deployment, found))) => {
             let setup = replays.setup(&task, *way, deployment, found);
-            let in_flight = arguments.saturate.unwrap_or(IN_FLIGHT);
             Some(sweep(&trace, &setup, in_flight, points)?)
         }
         _ => None,

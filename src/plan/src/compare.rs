@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::fit::capacity;
 use crate::model::{Deployment, Split};
 use crate::plan::{Task, Way, setup_of, some_threshold};
 use crate::replay::{self, Arrivals, Policy, Setup};
-use crate::route::LinkState;
 use crate::search::Found;
 use crate::trace::Trace;
 use crate::{Error, Result, scheduler};
@@ -21,7 +21,7 @@ pub struct Replayed {
     pub planned_threshold: Option<u32>,
     /// The split that it began with.
     pub planned_split: Split,
-    /// The plan's throughput.
+    /// The plan's throughput; of a trace, what its replay at capacity serves.
     pub planned_throughput: f64,
     /// What came of it.
     pub outcome: replay::Outcome,
@@ -59,19 +59,24 @@ impl Replays {
         }
     }
 
-    /// Replays a trace in all three ways, each planned for `task`.
+    /// Replays a trace in all ways as they were found for `task`.
     ///
     /// # Errors
     /// As [`replay::run`].
-    pub fn run(&self, trace: &Trace, task: &Task) -> Result<Vec<Replayed>> {
+    pub fn run(
+        &self,
+        trace: &Trace,
+        task: &Task,
+        ways: &[(Way, Deployment, Found)],
+    ) -> Result<Vec<Replayed>> {
         let mut replayed = Vec::new();
-        for (way, deployment, found) in task.ways()? {
-            let setup = self.setup(task, way, &deployment, &found);
+        for (way, deployment, found) in ways {
+            let setup = self.setup(task, *way, deployment, found);
             replayed.push(Replayed {
-                way,
-                planned_threshold: some_threshold(&found),
+                way: *way,
+                planned_threshold: some_threshold(found),
                 planned_split: found.split,
-                planned_throughput: found.stages.throughput,
+                planned_throughput: found.throughput,
                 outcome: replay::run(trace, &setup, &mut |_| {})?,
             });
         }
@@ -115,26 +120,23 @@ pub fn sweep(trace: &Trace, setup: &Setup, in_flight: usize, points: u32) -> Res
             what: "a sweep of thresholds needs a PrfaaS cluster".into(),
         });
     }
-    let at = |threshold, split, policy| {
-        let setup = Setup {
-            threshold,
-            split,
-            policy,
-            arrivals: Arrivals::Saturated { in_flight },
-            ..setup.clone()
-        };
-        let outcome = replay::run(trace, &setup, &mut |_| {})?;
+    let at = |threshold, split| {
+        let throughput = capacity(trace, setup, threshold, split, in_flight)?;
         Ok::<_, Error>(Tried {
             threshold,
             split,
-            throughput: outcome.throughput,
+            throughput,
         })
     };
-    let fixed = Policy::Fixed {
-        link: LinkState::Ample,
+    let found = at(setup.threshold, setup.split)?;
+    let saturated = Setup {
+        arrivals: Arrivals::Saturated { in_flight },
+        ..setup.clone()
     };
-    let found = at(setup.threshold, setup.split, fixed)?;
-    let scheduled = at(setup.threshold, setup.split, setup.policy)?;
+    let scheduled = Tried {
+        throughput: replay::run(trace, &saturated, &mut |_| {})?.throughput,
+        ..found
+    };
     let mut thresholds: Vec<u32> = (0..=points)
         .map(|i| lengths.quantile(f64::from(i) / f64::from(points.max(1))))
         .collect();
@@ -147,14 +149,14 @@ pub fn sweep(trace: &Trace, setup: &Setup, in_flight: usize, points: u32) -> Res
             decode: nodes - prefill,
         };
         for threshold in &thresholds {
-            tried.push(at(*threshold, split, fixed)?);
+            tried.push(at(*threshold, split)?);
         }
     }
     let naive = Split {
         prefill: 0,
         decode: nodes,
     };
-    tried.push(at(0, naive, fixed)?);
+    tried.push(at(0, naive)?);
     let best = tried.iter().copied().fold(found, |best, one| {
         if one.throughput > best.throughput {
             one

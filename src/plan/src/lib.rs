@@ -9,13 +9,14 @@
 //! - [`route`]: where one request goes; [`scheduler`]: the short and the long timescale over it. Time and counters are passed in: the
 //!   same types serve a production router and the replay.
 //! - [`trace`]: requests of Mooncake's and Azure's traces, or generated; [`replay`]: all of it in virtual time.
-//! - [`plan`], [`compare`] and [`report`]: what a person reads.
+//! - [`plan`], [`fit`] (a plan for a trace), [`compare`] and [`report`]: what a person reads.
 //!
 //! There are no device types here and none of the engine's. Whatever comes out is a model's output, as the paper's tables are.
 
 pub mod compare;
 mod curve;
 mod error;
+pub mod fit;
 pub mod lengths;
 pub mod model;
 pub mod plan;

@@ -53,7 +53,7 @@ pub struct Task {
 
 impl Task {
     /// The deployment with what the link really carries of caches: loss and latency taken off.
-    fn effective(&self) -> Deployment {
+    pub(crate) fn effective(&self) -> Deployment {
         let bits = self.deployment.link_bits_per_second;
         Deployment {
             link_bits_per_second: 8.0 * self.link.goodput(bits),
@@ -61,7 +61,7 @@ impl Task {
         }
     }
 
-    fn demand(&self) -> Demand<'_> {
+    pub(crate) fn demand(&self) -> Demand<'_> {
         Demand {
             lengths: &self.lengths,
             output_tokens: self.output_tokens,
@@ -92,10 +92,12 @@ impl Task {
                 decode: effective.local_nodes,
             };
             let costs = Costs::new(&effective, &self.lengths, self.averages);
+            let stages = stages(&effective, self.output_tokens, &costs.at(0), split);
             let found = Found {
                 threshold: 0,
                 split,
-                stages: stages(&effective, self.output_tokens, &costs.at(0), split),
+                stages,
+                throughput: stages.throughput,
             };
             ways.push((Way::Naive, self.deployment.clone(), found));
         }

@@ -1,7 +1,7 @@
 //! Equations (7) and (8): the threshold and the split that serve most.
 //!
 //! Every threshold that cuts the lengths differently is tried with every split: no shape of the curves is taken for granted, and
-//! with running sums one try costs four reads of a curve.
+//! with running sums one try costs four reads of a curve. A trace whose lengths change is searched window by window.
 
 use crate::lengths::Lengths;
 use crate::model::{Averages, Costs, Demand, Deployment, Split, Stages, Work, stages};
@@ -13,72 +13,154 @@ pub struct Found {
     pub threshold: u32,
     /// The local cluster's nodes.
     pub split: Split,
-    /// What comes of it.
+    /// What comes of it, over all lengths at once.
     pub stages: Stages,
+    /// Requests a second: `stages.throughput`, or what is left of it where the lengths change from window to window.
+    pub throughput: f64,
 }
 
 impl Found {
     /// Whether it serves more than another; of equals the one whose prefill has more to spare, then the one that sends less.
     fn beats(&self, other: &Self) -> bool {
-        let key = |found: &Self| (found.stages.throughput, found.stages.prefill_bound);
+        let key = |found: &Self| (found.throughput, found.stages.prefill_bound);
         key(self) > key(other)
     }
 }
 
-/// The best threshold and split of a deployment.
+/// Consecutive requests of a trace that are in the system together. Between one window and the next a stage cannot lend the other
+/// its time, so that a trace takes as long as its windows one after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Window {
+    /// Uncached prompt lengths.
+    pub lengths: Lengths,
+    /// Mean tokens of an answer.
+    pub output_tokens: f64,
+}
+
+/// Windows with what their lengths cost in a deployment.
+#[derive(Debug)]
+pub struct Course<'a> {
+    deployment: &'a Deployment,
+    windows: Vec<(Costs<'a>, f64)>,
+}
+
+impl<'a> Course<'a> {
+    /// Of windows in a deployment.
+    #[must_use]
+    pub fn new(deployment: &'a Deployment, windows: &'a [Window], averages: Averages) -> Self {
+        let costs = |window: &'a Window| {
+            let costs = Costs::new(deployment, &window.lengths, averages);
+            (costs, window.output_tokens)
+        };
+        Self {
+            deployment,
+            windows: windows.iter().map(costs).collect(),
+        }
+    }
+
+    /// Requests a second over all windows: their number over the sum of each window's seconds at its own least stage. `None` without
+    /// windows.
+    #[must_use]
+    pub fn throughput(&self, threshold: u32, split: Split) -> Option<f64> {
+        let (mut requests, mut seconds) = (0.0, 0.0);
+        for (costs, output_tokens) in &self.windows {
+            let work = costs.at(threshold);
+            let count = costs.lengths().count() as f64;
+            requests += count;
+            seconds += count / stages(self.deployment, *output_tokens, &work, split).throughput;
+        }
+        (requests > 0.0).then(|| requests / seconds)
+    }
+}
+
+/// The best threshold and split of a deployment for lengths that stay as they are.
 ///
 /// A deployment without a PrfaaS cluster keeps everything (`threshold` is `u32::MAX`).
 #[must_use]
 pub fn best(deployment: &Deployment, demand: Demand<'_>) -> Found {
+    let none = best_threshold(
+        deployment,
+        demand,
+        Split {
+            prefill: 0,
+            decode: deployment.local_nodes,
+        },
+    );
+    by_split(deployment, demand, &[])
+        .into_iter()
+        .fold(
+            none,
+            |best, found| if found.beats(&best) { found } else { best },
+        )
+}
+
+/// The best threshold of every split, by rising number of prefill nodes: over all lengths at once, or, with windows of a trace, what
+/// serves most over them one after the other.
+#[must_use]
+pub fn by_split(deployment: &Deployment, demand: Demand<'_>, windows: &[Window]) -> Vec<Found> {
     let nodes = deployment.local_nodes;
-    let costs = Costs::new(deployment, demand.lengths, demand.averages);
+    let search = Search::new(deployment, demand, windows);
     let with = |prefill| {
-        let split = Split {
+        search.best_at(Split {
             prefill,
             decode: nodes - prefill,
-        };
-        cheapest(deployment, demand, &costs, split)
+        })
     };
-    let first = with(0);
-    (1..nodes).map(with).fold(
-        first,
-        |best, found| {
-            if found.beats(&best) { found } else { best }
-        },
-    )
+    (0..nodes).map(with).collect()
 }
 
 /// The best threshold at a given split.
 #[must_use]
 pub fn best_threshold(deployment: &Deployment, demand: Demand<'_>, split: Split) -> Found {
-    let costs = Costs::new(deployment, demand.lengths, demand.averages);
-    cheapest(deployment, demand, &costs, split)
+    Search::new(deployment, demand, &[]).best_at(split)
 }
 
-fn cheapest(deployment: &Deployment, demand: Demand<'_>, costs: &Costs<'_>, split: Split) -> Found {
-    let lengths = demand.lengths;
-    let at = |threshold, short| Found {
-        threshold,
-        split,
-        stages: stages(
+struct Search<'a> {
+    deployment: &'a Deployment,
+    demand: Demand<'a>,
+    costs: Costs<'a>,
+    course: Course<'a>,
+}
+
+impl<'a> Search<'a> {
+    fn new(deployment: &'a Deployment, demand: Demand<'a>, windows: &'a [Window]) -> Self {
+        Self {
             deployment,
-            demand.output_tokens,
-            &costs.at_cut(short),
-            split,
-        ),
-    };
-    // Nobody leaves.
-    let mut best = at(u32::MAX, lengths.count());
-    if deployment.prfaas_nodes == 0 {
-        return best;
-    }
-    for (threshold, short) in lengths.cuts() {
-        let found = at(threshold, short);
-        if found.beats(&best) {
-            best = found;
+            demand,
+            costs: Costs::new(deployment, demand.lengths, demand.averages),
+            course: Course::new(deployment, windows, demand.averages),
         }
     }
-    best
+
+    fn at(&self, split: Split, threshold: u32, short: usize) -> Found {
+        let work = self.costs.at_cut(short);
+        let stages = stages(self.deployment, self.demand.output_tokens, &work, split);
+        Found {
+            threshold,
+            split,
+            stages,
+            throughput: self
+                .course
+                .throughput(threshold, split)
+                .unwrap_or(stages.throughput),
+        }
+    }
+
+    fn best_at(&self, split: Split) -> Found {
+        let lengths = self.demand.lengths;
+        // Nobody leaves.
+        let mut best = self.at(split, u32::MAX, lengths.count());
+        if self.deployment.prfaas_nodes == 0 {
+            return best;
+        }
+        for (threshold, short) in lengths.cuts() {
+            let found = self.at(split, threshold, short);
+            if found.beats(&best) {
+                best = found;
+            }
+        }
+        best
+    }
 }
 
 /// What each stage has still to do before it turns to new requests.

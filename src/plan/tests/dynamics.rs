@@ -3,10 +3,14 @@
 
 use std::time::Duration;
 
+use kimi_linear_plan::fit::capacity;
 use kimi_linear_plan::lengths::LogNormal;
 use kimi_linear_plan::model::{Averages, Demand, Deployment};
+use kimi_linear_plan::plan::Task;
 use kimi_linear_plan::profile::Profile;
-use kimi_linear_plan::replay::{Arrivals, LinkChange, Outcome, Policy, Sample, Setup, run};
+use kimi_linear_plan::replay::{
+    Arrivals, LinkChange, LinkOptions, Outcome, Policy, Sample, Setup, run,
+};
 use kimi_linear_plan::route::LinkState;
 use kimi_linear_plan::search;
 use kimi_linear_plan::trace::{Generate, Shape, Trace};
@@ -228,4 +232,100 @@ fn the_model_is_reached_at_capacity() {
         (0.95..1.02).contains(&(reached / promised)),
         "{reached} of {promised}"
     );
+}
+
+/// Requests whose lengths change from short to long and back, as a file of Azure's form.
+fn changing(name: &str) -> Trace {
+    let mut csv = String::from("TIMESTAMP,ContextTokens,GeneratedTokens\n");
+    for i in 0..2400u32 {
+        let long = i / 400 % 2 == 1;
+        // A draw of its own for each request, from an odd multiplier.
+        let spread = i.wrapping_mul(2_654_435_761) >> 16;
+        let tokens = if long {
+            8_000 + spread % 40_000
+        } else {
+            200 + spread % 4_000
+        };
+        let second = i / 2;
+        csv.push_str(&format!(
+            "2023-11-16 18:{:02}:{:02}.{}000000,{tokens},400\n",
+            second / 60,
+            second % 60,
+            i % 2 * 5
+        ));
+    }
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, csv).unwrap();
+    Trace::read(&path).unwrap()
+}
+
+#[test]
+fn a_trace_that_changes_is_planned_by_replays_of_its_windows() {
+    const IN_FLIGHT: usize = 60;
+    let trace = changing("replayed.csv");
+    let task = Task {
+        deployment: deployment(100e9),
+        homogeneous_nodes: 12,
+        link: LinkOptions::default(),
+        lengths: trace.uncached().unwrap(),
+        output_tokens: trace.output_tokens(),
+        averages: Averages::OfWork,
+    };
+    let whole = task.ways().unwrap();
+    let found = task.ways_of(&trace, IN_FLIGHT).unwrap();
+    assert_eq!(whole.len(), found.len());
+    for ((way, deployment, whole), (_, _, found)) in whole.iter().zip(&found) {
+        let setup = Setup::new(deployment.clone(), whole.threshold, whole.split);
+        let replayed = |one: &search::Found| {
+            capacity(&trace, &setup, one.threshold, one.split, IN_FLIGHT).unwrap()
+        };
+        // What is promised is what is replayed, and no less than the equation's own answer.
+        assert_eq!(found.throughput, replayed(found), "{way:?}");
+        assert!(found.throughput >= replayed(whole), "{way:?}");
+    }
+    let (whole, found) = (whole[0].2, found[0].2);
+    assert!(
+        found.throughput
+            > 1.02
+                * capacity(
+                    &trace,
+                    &Setup::new(deployment(100e9), whole.threshold, whole.split),
+                    whole.threshold,
+                    whole.split,
+                    IN_FLIGHT,
+                )
+                .unwrap(),
+        "{whole:?} {found:?}"
+    );
+}
+
+#[test]
+fn windows_cannot_serve_more_than_the_whole() {
+    let trace = changing("windows.csv");
+    let deployment = deployment(100e9);
+    let lengths = trace.uncached().unwrap();
+    let demand = Demand {
+        lengths: &lengths,
+        output_tokens: trace.output_tokens(),
+        averages: Averages::OfWork,
+    };
+    for size in [1, 7, 120, 5000] {
+        let windows = trace.windows(size).unwrap();
+        assert_eq!(
+            windows.iter().map(|w| w.lengths.count()).sum::<usize>(),
+            2400
+        );
+        for (found, whole) in search::by_split(&deployment, demand, &windows)
+            .iter()
+            .zip(search::by_split(&deployment, demand, &[]))
+        {
+            assert!(
+                found.throughput <= whole.throughput * (1.0 + 1e-12),
+                "{size}: {found:?} {whole:?}"
+            );
+            if size == 5000 {
+                assert_eq!(found.threshold, whole.threshold);
+            }
+        }
+    }
 }

@@ -12,6 +12,7 @@ pub use generate::{Generate, Shape};
 
 use crate::Result;
 use crate::lengths::Lengths;
+use crate::search::Window;
 
 /// One request.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -120,6 +121,32 @@ impl Trace {
     /// # Errors
     /// A trace without requests.
     pub fn uncached(&self) -> Result<Lengths> {
+        Lengths::observed(self.uncached_in_order())
+    }
+
+    /// The same by windows of so many requests (at least 1), the last one as long as the rest: what a plan is made for where lengths
+    /// change.
+    ///
+    /// # Errors
+    /// A trace without requests.
+    pub fn windows(&self, requests: usize) -> Result<Vec<Window>> {
+        let lengths = self.uncached_in_order();
+        let window = |(lengths, requests): (&[u32], &[Request])| {
+            let output: u64 = requests.iter().map(|r| u64::from(r.output)).sum();
+            Ok(Window {
+                lengths: Lengths::observed(lengths.to_vec())?,
+                output_tokens: output as f64 / requests.len() as f64,
+            })
+        };
+        let size = requests.max(1);
+        lengths
+            .chunks(size)
+            .zip(self.requests.chunks(size))
+            .map(window)
+            .collect()
+    }
+
+    fn uncached_in_order(&self) -> Vec<u32> {
         let mut seen: HashSet<u64> = HashSet::new();
         let mut lengths = Vec::with_capacity(self.requests.len());
         for request in &self.requests {
@@ -129,7 +156,7 @@ impl Trace {
             lengths.push(request.tokens - cached);
             seen.extend(blocks);
         }
-        Lengths::observed(lengths)
+        lengths
     }
 
     /// The same requests `times` as fast.
