@@ -11,10 +11,15 @@
 #[cfg(feature = "cuda")]
 #[path = "common/emulated.rs"]
 mod emulated;
+#[path = "common/replay.rs"]
+mod replay;
+#[path = "common/rounded.rs"]
+mod rounded;
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
@@ -27,6 +32,13 @@ use kimi_linear::config::ModelConfig;
 use kimi_linear::conformance::floors::Sizes;
 use kimi_linear::conformance::{Gates, Tolerance};
 use kimi_linear::model::{Limits, Model, Recording};
+use replay::{Log, Mode, Replay};
+use rounded::Rounded;
+
+/// How far the logits of a bf16 device may be from an oracle that rounds where it does.
+const BF16: f64 = 3e-2;
+/// How far apart the weights of an expert and the one chosen in its place may be.
+const NEAR: f32 = 1e-1;
 
 type Make = fn() -> Result<Box<dyn Backend>>;
 
@@ -100,9 +112,26 @@ fn logits(backend: Box<dyn Backend>, seed: u32) -> Vec<f32> {
     output.logits
 }
 
+/// Vocabulary of the tiny model: the width of a row of logits.
+const VOCABULARY: usize = 256;
+
+/// The relative error of the row of logits that is furthest off.
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     let reference: Vec<f64> = b.iter().map(|x| f64::from(*x)).collect();
-    kimi_linear::conformance::norm_error(a, &reference)
+    kimi_linear::conformance::row_error(a, &reference, VOCABULARY)
+}
+
+/// The logits of a bf16 device beside those of the oracle that rounds where it does, the oracle's experts in place of its
+/// own: one flipped expert moves a tiny model's logits by tens of percent.
+fn beside_its_oracle(make: Make, seed: u32) -> (f64, Vec<replay::Flip>) {
+    let log = Arc::<Mutex<Log>>::default();
+    let oracle = Rounded::new(cpu().unwrap());
+    let oracle = Replay::new(Box::new(oracle), Mode::Keep, &log);
+    let expected = logits(Box::new(oracle), seed);
+    let found = Replay::new(make().unwrap(), Mode::Replace, &log);
+    let found = logits(Box::new(found), seed);
+    let flips = std::mem::take(&mut log.lock().unwrap().flips);
+    (distance(&found, &expected), flips)
 }
 
 #[test]
@@ -113,15 +142,23 @@ fn a_seed_is_one_model_on_every_backend() {
     assert!(far > 0.5, "another seed is another model: {far}");
     for make in backends() {
         let backend = make().unwrap();
-        // In bf16 a flipped expert moves a tiny model's logits by tens of percent; another model's are at a distance of 1.4.
-        let bound = match backend.device().precision {
-            Precision::F32 => 1e-4,
-            _ => 0.4,
-        };
-        let name = backend.device().backend;
-        let error = distance(&logits(backend, 1), &own);
-        println!("{name}: {error:.1e}");
-        assert!(error < bound, "{name}: {error}");
+        let (name, precision) = (backend.device().backend, backend.device().precision);
+        if precision == Precision::F32 {
+            let error = distance(&logits(backend, 1), &own);
+            println!("{name}: {error:.1e}");
+            assert!(error < 1e-4, "{name}: {error}");
+            continue;
+        }
+        for seed in [1, 2] {
+            let (error, flips) = beside_its_oracle(make, seed);
+            let widest = flips.iter().map(|flip| flip.gap).fold(0.0, f32::max);
+            println!(
+                "{name}, seed {seed}: {error:.1e}; {} experts flipped, weights at most {widest:.1e} apart",
+                flips.len()
+            );
+            assert!(error < BF16, "{name}: {error}");
+            assert!(widest < NEAR, "{name}: {flips:?}");
+        }
     }
 }
 

@@ -75,6 +75,7 @@ impl Backend for Replay {
 
     hand_on! {
         weight(source: WeightSource) -> Result<Weight>;
+        random_weight(weight: RandomWeight) -> Result<Weight>;
         tensor(rows: Rows, capacity: usize, width: usize, element: Element) -> Result<Tensor>;
         write_tensor(tensor: Tensor, values: &TensorValues) -> Result<()>;
         read_tensor(tensor: Tensor, rows: usize) -> Ticket<TensorValues>;

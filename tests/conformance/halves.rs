@@ -39,7 +39,7 @@ fn holds(make: Make, precision: Precision) -> std::result::Result<(), Failed> {
             "{precision:?} {share:.2} of {:.1e}: {}",
             outcome.bound, case.name
         );
-        if matches!(outcome.verdict, Verdict::Failed | Verdict::Lost) {
+        if outcome.verdict != Verdict::Passed {
             let (error, detail) = (outcome.error, outcome.detail);
             failed.push(format!("{}: {error:.1e}, {detail}", case.name));
         }

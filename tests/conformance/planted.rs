@@ -43,6 +43,35 @@ fn next_up(value: &mut f32) {
     *value = value.next_up();
 }
 
+/// Bounds of the list in f32 that the planted errors are measured in.
+const BOUND: f32 = 1e-5;
+
+/// Whether a row is one of the few that are wrong, one in `many`. Its own bits say so: then it is wrong whatever is beside
+/// it, and no comparison of a batch with its parts sees it.
+fn chosen(row: &[f32], many: u32) -> bool {
+    row[0].to_bits().is_multiple_of(many)
+}
+
+/// Four bounds off, in one row of 61.
+fn one_row_off(rows: &mut [f32], width: usize) {
+    for row in rows.chunks_exact_mut(width) {
+        if chosen(row, 61) {
+            row.iter_mut().for_each(|x| *x *= 1.0 + 4.0 * BOUND);
+        }
+    }
+}
+
+/// The greatest element three bounds off, in one of seven rows that are wide enough to hide it.
+fn one_element_off(rows: &mut [f32], width: usize) {
+    for row in rows.chunks_exact_mut(width).filter(|row| row.len() >= 64) {
+        if chosen(row, 7)
+            && let Some(greatest) = row.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs()))
+        {
+            *greatest *= 1.0 + 3.0 * BOUND;
+        }
+    }
+}
+
 fn drop_states(batch: &mut Batch) {
     batch
         .pieces
@@ -110,6 +139,14 @@ impl Step for MutatedStep {
                         if rows > 2 {
                             next_up(&mut row[0]);
                         }
+                    })
+                },
+            ),
+            Bug::OneElementOff => self.after(
+                |step| step.linear(op),
+                move |backend, batch| {
+                    map_rows(backend, op.output, count(op.output, batch), |_, row| {
+                        one_element_off(row, row.len());
                     })
                 },
             ),
@@ -224,6 +261,21 @@ impl Step for MutatedStep {
                         let (head, place) = (i / (k * v), i % (k * v));
                         *value = state[head * k * v + place % k * v + place / k];
                     }
+                })
+            }),
+            Bug::OneRowOff => self.after(record, move |backend, batch| {
+                map_rows(backend, op.output, batch.tokens.len(), |_, row| {
+                    one_row_off(row, layout.value_width);
+                })
+            }),
+            Bug::OneElementOff => self.after(record, move |backend, batch| {
+                map_rows(backend, op.output, batch.tokens.len(), |_, row| {
+                    one_element_off(row, layout.value_width);
+                })
+            }),
+            Bug::OneStateRowOff => self.after(record, move |backend, batch| {
+                map_states(backend, &op.pool, op.layer, batch, |record| {
+                    one_row_off(&mut record.state, record.value_width);
                 })
             }),
             Bug::StateIgnored => self.adjusted(drop_states, record),
@@ -347,6 +399,22 @@ impl Step for MutatedStep {
                     })
                 },
                 |step| step.mla_prefill(op),
+            ),
+            Bug::OneRowOff => self.after(
+                |step| step.mla_prefill(op),
+                move |backend, batch| {
+                    map_rows(backend, op.output, batch.tokens.len(), |_, row| {
+                        one_row_off(row, op.value);
+                    })
+                },
+            ),
+            Bug::OneElementOff => self.after(
+                |step| step.mla_prefill(op),
+                move |backend, batch| {
+                    map_rows(backend, op.output, batch.tokens.len(), |_, row| {
+                        one_element_off(row, op.value);
+                    })
+                },
             ),
             _ => self.last().mla_prefill(op),
         }
@@ -475,7 +543,8 @@ impl Step for MutatedStep {
         if self.bug == Bug::FusedKdaEpsilon {
             block.output_norm.1 *= 1000.0;
         }
-        block.compose(self)
+        block.compose(self)?;
+        self.fused_row_off(block.output)
     }
 
     fn mla_block(&mut self, block: &MlaBlock) -> Result<()> {
@@ -483,7 +552,8 @@ impl Step for MutatedStep {
         if self.bug == Bug::FusedMlaEpsilon {
             block.kv_a_norm.1 *= 1000.0;
         }
-        block.compose(self)
+        block.compose(self)?;
+        self.fused_row_off(block.output)
     }
 
     fn moe_block(&mut self, block: &MoeBlock) -> Result<()> {
@@ -545,6 +615,25 @@ impl Step for MutatedStep {
             }
         }
         Ok(Ticket::ready(Ok(output)))
+    }
+}
+
+impl MutatedStep {
+    /// Four bounds off in one row of 31 of a block's output, where that is the bug.
+    fn fused_row_off(&mut self, output: Tensor) -> Result<()> {
+        if self.bug != Bug::OneFusedRowOff {
+            return Ok(());
+        }
+        self.after(
+            |_| Ok(()),
+            move |backend, batch| {
+                map_rows(backend, output, batch.tokens.len(), |_, row| {
+                    if chosen(row, 31) {
+                        row.iter_mut().for_each(|x| *x *= 1.0 + 4.0 * BOUND);
+                    }
+                })
+            },
+        )
     }
 }
 
