@@ -16,6 +16,10 @@ pub mod model;
 pub mod server;
 pub mod tokenizer;
 
+#[cfg(test)]
+#[path = "../tests/common/seeds.rs"]
+mod seeds;
+
 pub use error::Error;
 
 /// The README's examples are compiled with the documentation's.

@@ -1,11 +1,15 @@
 //! Chats against the known answers of `tests/reference/tokenizer`, and forged control tokens.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "common/seeds.rs"]
+mod seeds;
+
 use std::path::{Path, PathBuf};
 
 use kimi_linear::error::TokenizerError;
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Conversation, EncodedChat, Tokenizer};
 use proptest::prelude::*;
+use seeds::properties;
 use serde_json::{Value, json};
 
 fn reference() -> PathBuf {
@@ -381,9 +385,7 @@ fn tools_are_sorted_and_arguments_are_not() {
     );
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
+properties! { texts, 200,
     #[test]
     fn any_text_stays_text(texts in prop::collection::vec(
         "([<|\\[\\]>\u{e000}\u{e001}0-9]|im_end|EOS|<\\|im_|end\\|>|<\\|im_end\\|>|\u{e000}124\u{e001}|\\PC| ){0,5}", 4)) {

@@ -1,6 +1,6 @@
 //! Random schedules on pools that are far too small: nothing leaks, and answers stay what they are.
 //!
-//! The seed of a failing run is in its message; `KIMI_LINEAR_TEST_SEED` runs it again.
+//! From a fixed seed and from a drawn one, which stands in the message of a run that fails; `KIMI_LINEAR_TEST_SEED` sets it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,6 +10,8 @@
 )]
 
 mod engine_harness;
+#[path = "common/seeds.rs"]
+mod seeds;
 
 use std::collections::BTreeMap;
 
@@ -22,13 +24,6 @@ use rand::{RngExt, SeedableRng};
 
 /// Cancellations, evictions and preemptions of one run.
 const EVENTS: u64 = 500;
-
-fn seed() -> u64 {
-    match std::env::var("KIMI_LINEAR_TEST_SEED") {
-        Ok(seed) => seed.parse().expect("KIMI_LINEAR_TEST_SEED is a number"),
-        Err(_) => rand::random(),
-    }
-}
 
 /// A request out of a small family, so that prefixes are shared and answers can be known beforehand.
 fn random(rng: &mut SmallRng) -> (u64, Request) {
@@ -60,9 +55,17 @@ fn random(rng: &mut SmallRng) -> (u64, Request) {
 }
 
 #[test]
-fn random_schedules_leave_nothing_behind() {
-    let seed = seed();
-    println!("seed {seed}");
+fn schedules_of_the_fixed_seed_leave_nothing_behind() {
+    nothing_left_behind(seeds::FIXED);
+}
+
+#[test]
+fn schedules_of_the_drawn_seed_leave_nothing_behind() {
+    nothing_left_behind(seeds::drawn());
+}
+
+fn nothing_left_behind(seed: u64) {
+    seeds::told(seed);
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut alone = engine("tiny-a", limits(4, 8, 64), OPTIONS);
     let mut expected = BTreeMap::new();

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[path = "common/seeds.rs"]
+mod seeds;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use common::tokenizer::{check_texts, expected, known};
 use kimi_linear::error::TokenizerError;
 use kimi_linear::tokenizer::{StreamDecoder, Tokenizer};
 use proptest::prelude::*;
+use seeds::properties;
 use serde_json::json;
 
 #[test]
@@ -137,9 +140,7 @@ fn a_decoder_outlives_its_maker() {
     );
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
+properties! { streams, 300,
     #[test]
     fn streamed_text_is_the_lossy_whole(ids in prop::collection::vec(prop_oneof![0u32..4098, 100u32..260], 0..60)) {
         thread_local!(static TOKENIZER: Tokenizer = known());
@@ -188,9 +189,7 @@ fn naive(ranks: &HashMap<Vec<u8>, u32>, piece: &[u8]) -> Vec<u32> {
     parts.iter().map(|part| ranks[part]).collect()
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
+properties! { merges, 300,
     /// Ranks in no sensible order, tokens that no merge makes among them.
     #[test]
     fn merges_are_those_of_tiktoken(

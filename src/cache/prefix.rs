@@ -236,7 +236,7 @@ impl Cache {
     }
 
     /// Gives a lease a slot and `blocks` blocks in all, and brings what is in host memory back to the device. Nothing
-    /// happens where there is no room: the lease stays as it was.
+    /// happens where there is no room or the device fails: the lease stays as it was.
     ///
     /// # Errors
     /// A device that fails.
@@ -250,42 +250,25 @@ impl Cache {
         let Some(slot) = self.slot(pools).await? else {
             return Ok(None);
         };
-        let Some(mut fresh) = self
-            .blocks(pools, blocks.max(lease.rows.len()) - on_device)
-            .await?
-        else {
-            self.slots.release(slot);
-            return Ok(None);
-        };
-        let lease = std::mem::take(lease);
-        let state = match lease.state {
-            None => Current::Zero,
-            Some(Held::Device(shared)) => Current::Shared(shared),
-            Some(Held::Host(saved)) => {
-                pools.write_slot(slot, &saved)?;
-                Current::Own
+        let count = blocks.max(lease.rows.len()) - on_device;
+        let fresh = match self.blocks(pools, count).await {
+            Ok(Some(fresh)) => fresh,
+            unplaced => {
+                self.slots.release(slot);
+                return unplaced.map(|_| None);
             }
         };
-        let mut places = Vec::with_capacity(blocks);
-        for rows in &lease.rows {
-            match rows {
-                Held::Device(block) => places.push(*block),
-                Held::Host(saved) => {
-                    let block = fresh.pop();
-                    if let Some(block) = block {
-                        pools.write_block(block, saved)?;
-                        places.push(block);
-                    }
-                }
+        match write_back(pools, lease, slot, &fresh) {
+            Ok(placed) => {
+                *lease = Lease::default();
+                Ok(Some(placed))
+            }
+            Err(error) => {
+                self.slots.release(slot);
+                self.release_blocks(&fresh);
+                Err(error)
             }
         }
-        fresh.reverse();
-        places.append(&mut fresh);
-        Ok(Some(Placed {
-            slot,
-            state,
-            blocks: places,
-        }))
     }
 
     /// A free slot, held once, if there is one without evicting anything.
@@ -494,7 +477,10 @@ impl Cache {
         let Some(mut lease) = self.acquire(pools, hit).await? else {
             return Ok(None);
         };
-        self.to_host(pools, &mut lease).await?;
+        if let Err(error) = self.to_host(pools, &mut lease).await {
+            self.release(lease);
+            return Err(error);
+        }
         let rows = lease.rows.iter().filter_map(Held::host).collect();
         let state = lease.state.as_ref().and_then(Held::host);
         Ok(state.map(|state| (rows, state)))
@@ -516,4 +502,36 @@ impl Cache {
             self.remove(at);
         }
     }
+}
+
+/// Writes what a lease has in host memory to `slot` and to the last of the `fresh` blocks, and lays out the places of all
+/// its tokens and of those to come.
+fn write_back(pools: &mut Pools<'_>, lease: &Lease, slot: Slot, fresh: &[Block]) -> Result<Placed> {
+    let state = match &lease.state {
+        None => Current::Zero,
+        Some(Held::Device(shared)) => Current::Shared(*shared),
+        Some(Held::Host(saved)) => {
+            pools.write_slot(slot, saved)?;
+            Current::Own
+        }
+    };
+    let mut fresh = fresh.iter().rev().copied();
+    let mut blocks = Vec::with_capacity(lease.rows.len() + fresh.len());
+    for rows in &lease.rows {
+        match rows {
+            Held::Device(block) => blocks.push(*block),
+            Held::Host(saved) => {
+                if let Some(block) = fresh.next() {
+                    pools.write_block(block, saved)?;
+                    blocks.push(block);
+                }
+            }
+        }
+    }
+    blocks.extend(fresh);
+    Ok(Placed {
+        slot,
+        state,
+        blocks,
+    })
 }

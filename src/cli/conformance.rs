@@ -27,6 +27,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let options = Options {
         repeats: arguments.repeats,
+        ..Options::default()
     };
     let mut failure = None;
     let report = report::run_all(

@@ -6,7 +6,7 @@
 use super::floors::Rates;
 use super::lab::Clock;
 use super::list::timed;
-use super::{Case, Lab, Tolerance};
+use super::{Case, Lab, Random, Tolerance};
 use crate::backend::{Add, Backend, Device, Element, Linear, Op, Result};
 use crate::checkpoint::Format;
 use crate::conformance::lab::plain;
@@ -113,7 +113,8 @@ fn time(case: &Case, backend: &mut dyn Backend) -> Result<f64> {
         rounds: ROUNDS,
         median: None,
     };
-    let mut lab = Lab::new(backend, &case.name, case.tolerance, 1, Some(clock));
+    let random = Random::new(&case.name);
+    let mut lab = Lab::new(backend, random, case.tolerance, 1, Some(clock));
     (case.body)(&mut lab)?;
     let (_, clock) = lab.finish();
     let median = clock.and_then(|clock| clock.median);

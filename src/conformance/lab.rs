@@ -9,7 +9,9 @@ use bytes::Bytes;
 use half::{bf16, f16};
 
 use super::random::Random;
-use super::tolerance::{Tolerance, differing, element_error, norm_error, row_error};
+use super::tolerance::{
+    By, Tolerance, differing, element_error, greatest_error, norm_error, row_error,
+};
 use crate::backend::{
     Backend, Batch, Capacity, Element, Op, Piece, Precision, Program, Result, Rows, Shard, Slot,
     Step, StepOutput, Tensor, TensorValues, Weight, WeightSource,
@@ -59,7 +61,7 @@ pub struct Matrix {
 pub struct Lab<'a> {
     /// The backend under test.
     pub backend: &'a mut dyn Backend,
-    /// Numbers that depend on the case's name alone.
+    /// Numbers that depend on the case's name and the run's seed alone.
     pub random: Random,
     /// How often a call that must repeat itself is repeated.
     pub repeats: usize,
@@ -71,14 +73,14 @@ pub struct Lab<'a> {
 impl<'a> Lab<'a> {
     pub(super) fn new(
         backend: &'a mut dyn Backend,
-        name: &str,
+        random: Random,
         tolerance: Tolerance,
         repeats: usize,
         clock: Option<Clock>,
     ) -> Self {
         Self {
             backend,
-            random: Random::new(name),
+            random,
             repeats,
             tolerance,
             findings: Vec::new(),
@@ -358,35 +360,52 @@ impl<'a> Lab<'a> {
         Ok(output)
     }
 
-    /// Compares over the whole tensor, with the case's tolerance.
-    pub fn close(&mut self, what: impl Into<String>, x: &[f32], reference: &[f64]) {
-        self.within(what, norm_error(x, reference), self.tolerance);
-    }
-
-    /// Compares each row by itself, with the case's tolerance.
-    pub fn close_rows(
+    /// Compares by rows, in the Euclidean and in the maximum norm, with the case's tolerance.
+    pub fn close(
         &mut self,
         what: impl Into<String>,
-        width: usize,
+        by: impl Into<By>,
         x: &[f32],
         reference: &[f64],
     ) {
-        self.within(what, row_error(x, reference, width), self.tolerance);
+        self.close_to(what, by, x, reference, self.tolerance);
     }
 
-    /// Compares each element by itself, with the case's tolerance.
+    /// The same with a tolerance other than the case's.
+    pub fn close_to(
+        &mut self,
+        what: impl Into<String>,
+        by: impl Into<By>,
+        x: &[f32],
+        reference: &[f64],
+        tolerance: Tolerance,
+    ) {
+        let (what, by) = (what.into(), by.into());
+        if by.is_among() {
+            let whole = norm_error(x, reference);
+            self.within(format!("{what}, as a whole"), whole, tolerance);
+        }
+        let [row, element] = by.worst(reference.len());
+        let precision = self.precision();
+        let error = greatest_error(x, reference, by);
+        let bound = tolerance.greatest(precision, element);
+        self.found(format!("{what}, its greatest element"), error, bound);
+        let error = row_error(x, reference, by);
+        self.found(what, error, row * tolerance.bound(precision));
+    }
+
+    /// Compares each element in proportion to itself, with the case's tolerance.
     pub fn close_elements(&mut self, what: impl Into<String>, x: &[f32], reference: &[f64]) {
         self.within(what, element_error(x, reference), self.tolerance);
     }
 
     /// Records an error against a tolerance other than the case's.
     pub fn within(&mut self, what: impl Into<String>, error: f64, tolerance: Tolerance) {
-        let bound = tolerance.bound(self.precision());
-        self.findings.push(Finding {
-            what: what.into(),
-            error,
-            bound,
-        });
+        self.found(what.into(), error, tolerance.bound(self.precision()));
+    }
+
+    fn found(&mut self, what: String, error: f64, bound: f64) {
+        self.findings.push(Finding { what, error, bound });
     }
 
     /// Two results that must have the same bits.
@@ -394,13 +413,19 @@ impl<'a> Lab<'a> {
         self.within(what, differing(a, b) as f64, Tolerance::Exact);
     }
 
-    /// Two results that must have the same bits in f32, and be close in other precisions.
-    pub fn same_in_f32(&mut self, what: impl Into<String>, a: &[f32], b: &[f32]) {
+    /// Two results that must have the same bits in f32, and be close by rows in other precisions.
+    pub fn same_in_f32(
+        &mut self,
+        what: impl Into<String>,
+        by: impl Into<By>,
+        a: &[f32],
+        b: &[f32],
+    ) {
         if self.precision() == Precision::F32 {
             self.same(what, a, b);
         } else {
-            let error = norm_error(a, &super::oracle::widen(b));
-            self.within(what, error, Tolerance::Split);
+            let reference = super::oracle::widen(b);
+            self.close_to(what, by, a, &reference, Tolerance::Split);
         }
     }
 

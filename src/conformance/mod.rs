@@ -18,7 +18,9 @@ use std::sync::Arc;
 
 pub use lab::{Finding, Lab, Matrix};
 pub use random::{Gates, Random};
-pub use tolerance::{Tolerance, differing, element_error, norm_error, row_error};
+pub use tolerance::{
+    By, Tolerance, differing, element_error, greatest_error, norm_error, row_error,
+};
 
 use crate::backend::{Backend, Precision, Result};
 use crate::error::BackendError;
@@ -114,11 +116,16 @@ pub struct Outcome {
 pub struct Options {
     /// How often a call that must repeat itself bit by bit is repeated; a GPU deserves a thousand.
     pub repeats: usize,
+    /// Where inputs are drawn from: 0 for those that every run repeats.
+    pub seed: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { repeats: 3 }
+        Self {
+            repeats: 3,
+            seed: 0,
+        }
     }
 }
 
@@ -130,7 +137,8 @@ pub fn cases() -> Vec<Case> {
 
 /// Runs one case on one backend.
 pub fn run(case: &Case, backend: &mut dyn Backend, options: Options) -> Outcome {
-    let mut lab = Lab::new(backend, &case.name, case.tolerance, options.repeats, None);
+    let random = Random::seeded(&case.name, options.seed);
+    let mut lab = Lab::new(backend, random, case.tolerance, options.repeats, None);
     let result = (case.body)(&mut lab);
     let (findings, _) = lab.finish();
     judge(result, findings)

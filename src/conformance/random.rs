@@ -49,11 +49,17 @@ impl Random {
     /// A generator whose numbers depend on `name` alone.
     #[must_use]
     pub fn new(name: &str) -> Self {
+        Self::seeded(name, 0)
+    }
+
+    /// A generator whose numbers depend on `name` and `seed`; those of seed 0 depend on `name` alone.
+    #[must_use]
+    pub fn seeded(name: &str, seed: u64) -> Self {
         // FNV-1a.
-        let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        Self(ChaCha8Rng::seed_from_u64(seed))
+        Self(ChaCha8Rng::seed_from_u64(hash ^ seed))
     }
 
     /// Uniform in 0..n.

@@ -213,16 +213,28 @@ pub fn operations_markdown(cases: &[Case]) -> String {
     }
     let _ = write!(
         text,
-        "\n{} cases. An error is `||x - reference|| / ||reference||` over a tensor, a row or an element, whichever the \
-         operation\nallows; NaN and infinity fail. A bound belongs to the case and to the precision of a device's \
-         activations, never to a backend:\n\n| tolerance | what it is for | f32 | f16 | bf16 |\n|---|---|---|---|---|\n",
+        "\n{} cases. Results are compared by rows, in the Euclidean norm, `||x - reference|| / ||reference||`, and in the \
+         maximum norm,\n`max |x - reference| / max |reference|`; the worst row counts. Outputs and states of the recurrence \
+         are differences of larger terms: their\nrows are held against the root mean square of all rows where a row is \
+         smaller than that, the bound holds for the tensor as a whole, and for\nits worst row what follows from that \
+         (`By::worst` in `src/conformance/tolerance.rs`). Gates and the\nrouter's weights are compared element by \
+         element, each in proportion to itself. NaN and infinity fail. A bound belongs to the case and to\nthe precision of a \
+         device's activations, never to a backend; in brackets the bound in the maximum norm, where it is another \
+         one:\n\n| tolerance | what it is for | f32 | f16 | bf16 |\n|---|---|---|---|---|\n",
         cases.len()
     );
     for tolerance in Tolerance::ALL {
         let bounds = [Precision::F32, Precision::F16, Precision::Bf16].map(|precision| {
-            match tolerance.bound(precision) {
-                0.0 => "0".to_owned(),
-                bound => format!("{bound:e}"),
+            let (bound, greatest) = (
+                tolerance.bound(precision),
+                tolerance.greatest(precision, 1.0),
+            );
+            if bound == 0.0 {
+                "0".to_owned()
+            } else if greatest < 1.05 * bound {
+                format!("{bound:e}")
+            } else {
+                format!("{bound:e} ({greatest:.1e})")
             }
         });
         let (name, bounds) = (tolerance.name(), bounds.join(" | "));

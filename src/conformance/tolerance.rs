@@ -1,6 +1,11 @@
 //! How far two tensors are apart, and how far they may be: named tolerances instead of numbers scattered about.
 //!
 //! A bound belongs to a case and to the precision of the arithmetic, never to a backend that would like another one.
+//!
+//! One bound holds in two norms. Errors of sums are nearly normal and so are the values: both have their greatest of `n` near
+//! `sqrt(2 ln n)` of their root mean square, so that the quotient of one row is the same in the Euclidean and in the maximum
+//! norm; of many rows the worst is further off ([`By::worst`]). The error of a rounding is at most a half unit of the greatest value, which is what bounds of roundings count anyway. What one
+//! norm would hide the other shows: many small errors, or one large one.
 
 use crate::backend::Precision;
 
@@ -55,6 +60,25 @@ impl Tolerance {
         }
     }
 
+    /// The greatest error allowed in the maximum norm: `times` [`Tolerance::bound`], and where that counts roundings by their mean,
+    /// half a unit in the last place of a value near 1 for each result that is rounded. A norm sees a rounding at a quarter
+    /// of that, because mantissas and signs vary; the greatest element may be rounded by all of it. Results of two runs, as
+    /// [`Tolerance::Split`] compares them, are both rounded.
+    #[must_use]
+    pub const fn greatest(self, precision: Precision, times: f64) -> f64 {
+        let half_unit = match precision {
+            Precision::F32 => 1.0 / (1 << 24) as f64,
+            Precision::F16 => 1.0 / (1 << 11) as f64,
+            Precision::Bf16 => 1.0 / (1 << 8) as f64,
+        };
+        let roundings = match self {
+            Self::Recurrence => 1.0,
+            Self::Split => 2.0,
+            _ => 0.0,
+        };
+        times * self.bound(precision) + roundings * half_unit
+    }
+
     /// What it is for, in tables.
     #[must_use]
     pub const fn meaning(self) -> &'static str {
@@ -88,31 +112,112 @@ impl Tolerance {
 /// the reference is zero, the norm of x itself.
 #[must_use]
 pub fn norm_error(x: &[f32], reference: &[f64]) -> f64 {
-    if x.len() != reference.len() || x.iter().any(|x| !x.is_finite()) {
-        return f64::INFINITY;
+    row_error(x, reference, x.len())
+}
+
+/// The rows by which a tensor is compared, and what the error of each is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct By {
+    width: usize,
+    among: bool,
+}
+
+impl By {
+    /// Rows of so many elements, each held against itself.
+    #[must_use]
+    pub const fn each(width: usize) -> Self {
+        Self {
+            width,
+            among: false,
+        }
     }
-    let (mut difference, mut size) = (0.0, 0.0);
-    for (x, reference) in x.iter().zip(reference) {
-        difference += (f64::from(*x) - reference).powi(2);
-        size += reference.powi(2);
+
+    /// Rows each held against itself, or against the root mean square of all rows where that is greater: for rows that are
+    /// differences of terms as large as other rows are, as the outputs `S^T q` of a recurrence and the key channels of a
+    /// state. A row that is small by cancellation has no more digits than those terms.
+    #[must_use]
+    pub const fn among(width: usize) -> Self {
+        Self { width, among: true }
     }
-    if size == 0.0 {
-        difference.sqrt()
-    } else {
-        (difference / size).sqrt()
+
+    /// Whether rows are held against each other.
+    #[must_use]
+    pub const fn is_among(self) -> bool {
+        self.among
+    }
+
+    /// How many times the bound the worst row of `len` elements in all may be off, in the Euclidean and in the maximum norm.
+    ///
+    /// Of `R` rows of `n` normal errors the greatest of all is `sqrt(2 ln(R n))` of their root mean square, and the greatest
+    /// value of a row `sqrt(2 ln n)` of its own: that is the second factor. The first is 1 for rows held against themselves.
+    /// Rows among others are held to a bound on the whole tensor's norm, that is on the root mean square of their errors; the
+    /// longest of them is `1 + sqrt(ln R / n)` of it (the norm of a row varies by `1 / sqrt(2 n)` of itself, and the greatest
+    /// of `R` normal numbers is `sqrt(2 ln R)`).
+    #[must_use]
+    pub fn worst(self, len: usize) -> [f64; 2] {
+        let n = self.width.max(2) as f64;
+        let rows = (len / self.width.max(1)).max(1) as f64;
+        let row = if self.among {
+            1.0 + (rows.ln() / n).sqrt()
+        } else {
+            1.0
+        };
+        [row, ((rows * n).ln() / n.ln()).sqrt()]
     }
 }
 
-/// The greatest [`norm_error`] of any `width` consecutive elements: for operations whose rows stand alone.
+impl From<usize> for By {
+    fn from(width: usize) -> Self {
+        Self::each(width)
+    }
+}
+
+/// The greatest `||x - reference|| / ||reference||` of any row, in the Euclidean norm; infinite
+/// where a number is not finite or lengths differ. Where all that it is held against is zero, the norm of x itself.
 #[must_use]
-pub fn row_error(x: &[f32], reference: &[f64], width: usize) -> f64 {
-    if x.len() != reference.len() {
+pub fn row_error<B: Into<By>>(x: &[f32], reference: &[f64], by: B) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    greatest_of_rows(x, reference, by.into(), norm)
+}
+
+/// The same in the maximum norm: `max |x - reference| / max |reference|`, which one wrong element of a wide row cannot hide
+/// from.
+#[must_use]
+pub fn greatest_error<B: Into<By>>(x: &[f32], reference: &[f64], by: B) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(f64::abs).fold(0.0, f64::max);
+    greatest_of_rows(x, reference, by.into(), norm)
+}
+
+fn greatest_of_rows(
+    x: &[f32],
+    reference: &[f64],
+    by: By,
+    norm: impl Fn(&mut dyn Iterator<Item = f64>) -> f64,
+) -> f64 {
+    if x.len() != reference.len() || x.iter().any(|x| !x.is_finite()) {
         return f64::INFINITY;
     }
-    x.chunks(width.max(1))
-        .zip(reference.chunks(width.max(1)))
-        .map(|(x, reference)| norm_error(x, reference))
-        .fold(0.0, f64::max)
+    let width = by.width.max(1);
+    let sizes: Vec<f64> = reference
+        .chunks(width)
+        .map(|row| norm(&mut row.iter().copied()))
+        .collect();
+    let least = if by.among {
+        let squares: f64 = sizes.iter().map(|size| size * size).sum();
+        (squares / sizes.len().max(1) as f64).sqrt()
+    } else {
+        0.0
+    };
+    let error = |((x, reference), size): ((&[f32], &[f64]), &f64)| {
+        let pairs = x.iter().zip(reference);
+        let difference = norm(&mut pairs.map(|(x, reference)| f64::from(*x) - reference));
+        match size.max(least) {
+            0.0 => difference,
+            size => difference / size,
+        }
+    };
+    let rows = x.chunks(width).zip(reference.chunks(width));
+    rows.zip(&sizes).map(error).fold(0.0, f64::max)
 }
 
 /// The greatest relative error of any one element; what is below f32's normal range counts as zero.
@@ -138,4 +243,71 @@ pub fn element_error(x: &[f32], reference: &[f64]) -> f64 {
 pub fn differing(a: &[f32], b: &[f32]) -> usize {
     let unlike = |(a, b): &(&f32, &f32)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
     a.len().abs_diff(b.len()) + a.iter().zip(b).filter(unlike).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: f64 = 1e-5;
+
+    /// Rows of numbers about 1, of both signs.
+    fn rows(count: usize, width: usize) -> Vec<f32> {
+        let number = |i: usize| if i.is_multiple_of(3) { -1.25 } else { 0.75 };
+        (0..count * width).map(number).collect()
+    }
+
+    fn wide(values: &[f32]) -> Vec<f64> {
+        values.iter().map(|x| f64::from(*x)).collect()
+    }
+
+    #[test]
+    fn one_wrong_row_of_many_shows_by_row() {
+        let mut found = rows(1000, 16);
+        let reference = wide(&found);
+        found[160..176].iter_mut().for_each(|x| *x *= 1.0001);
+        assert!(norm_error(&found, &reference) < BOUND);
+        for by in [By::each(16), By::among(16)] {
+            assert!(row_error(&found, &reference, by) > 9.0 * BOUND);
+        }
+    }
+
+    #[test]
+    fn one_wrong_element_of_a_wide_row_shows_as_its_greatest() {
+        let mut found = rows(3, 4096);
+        let reference = wide(&found);
+        found[5000] *= 1.0003;
+        for by in [By::each(4096), By::among(4096)] {
+            assert!(row_error(&found, &reference, by) < BOUND);
+            assert!(greatest_error(&found, &reference, by) > 9.0 * BOUND);
+        }
+    }
+
+    #[test]
+    fn a_small_row_is_held_against_itself_or_against_all_rows() {
+        let mut found = rows(4, 8);
+        found[8..16].iter_mut().for_each(|x| *x *= 1e-3);
+        let reference = wide(&found);
+        found[8..16].iter_mut().for_each(|x| *x *= 1.01);
+        for error in [row_error::<By>, greatest_error::<By>] {
+            assert!(error(&found, &reference, By::each(8)) > 9e-3);
+            let among = error(&found, &reference, By::among(8));
+            assert!(among > 1e-5 && among < 1.2e-5, "{among}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_or_missing_is_infinitely_far() {
+        let reference = [1.0, 2.0, 3.0, 4.0];
+        for found in [
+            &[1.0, f32::NAN, 3.0, 4.0][..],
+            &[1.0, 2.0, 3.0],
+            &[f32::INFINITY; 4],
+        ] {
+            assert!(norm_error(found, &reference).is_infinite());
+            assert!(row_error(found, &reference, By::among(2)).is_infinite());
+            assert!(greatest_error(found, &reference, 2).is_infinite());
+            assert!(element_error(found, &reference).is_infinite());
+        }
+    }
 }

@@ -91,7 +91,14 @@ impl Engine {
                 .iter()
                 .map(|piece| piece.checkpoints.len())
                 .sum();
-            let (end, checkpoints) = self.inside(place, end, most.checkpoints - taken).await?;
+            let inside = self.inside(place, end, most.checkpoints - taken).await;
+            let (end, checkpoints) = match inside {
+                Ok(inside) => inside,
+                Err(error) => {
+                    self.release_inside(&planned.pieces);
+                    return Err(error);
+                }
+            };
             self.add(&mut planned, place, end, checkpoints);
         }
         if planned.pieces.is_empty() && !self.running.is_empty() {
@@ -208,18 +215,31 @@ impl Engine {
         for at in self.wanted(place, end).into_iter().rev() {
             if let Some(inside) = taken.iter_mut().find(|inside| inside.at == at) {
                 inside.keep = true;
-            } else if taken.len() < room
-                && let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await?
-            {
-                taken.push(Inside {
-                    at,
-                    slot,
-                    keep: true,
-                });
+            } else if taken.len() < room {
+                match self.cache.slot(&mut pools(&mut self.model)).await {
+                    Ok(Some(slot)) => taken.push(Inside {
+                        at,
+                        slot,
+                        keep: true,
+                    }),
+                    Ok(None) => {}
+                    Err(error) => {
+                        let slots = taken.iter().map(|inside| inside.slot);
+                        slots.for_each(|slot| self.cache.release_slot(slot));
+                        return Err(error.into());
+                    }
+                }
             }
         }
         taken.sort_unstable_by_key(|inside| inside.at);
         Ok((end, taken))
+    }
+
+    /// Gives back the slots of checkpoints that will not be taken, because their batch failed.
+    pub(super) fn release_inside(&mut self, pieces: &[PlannedPiece]) {
+        for inside in pieces.iter().flat_map(|piece| &piece.checkpoints) {
+            self.cache.release_slot(inside.slot);
+        }
     }
 
     /// Where checkpoints are wanted inside a piece: at every so many blocks, and at the last block border of the prompt,

@@ -36,7 +36,7 @@ impl Engine {
     ) -> Result<(), Error> {
         let vocabulary = self.model.config().vocab_size;
         let mut damaged = None;
-        for piece in planned.pieces {
+        for (i, piece) in planned.pieces.iter().enumerate() {
             let (first, count) = piece.outputs;
             let rows = Rows {
                 choices: &output.choices[first..first + count],
@@ -50,14 +50,19 @@ impl Engine {
             let wanted =
                 |sequence: &Sequence| (sequence.id, sequence.sample) == (piece.id, piece.sample);
             let Some(place) = self.running.iter().position(wanted) else {
+                self.release_inside(std::slice::from_ref(piece));
                 continue;
             };
             let finite = rows.choices.iter().all(|choice| choice.finite);
-            self.moved(place, &piece, finite).await?;
-            if finite {
-                self.take_rows(place, &rows).await?;
-            } else {
+            let mut taken = self.moved(place, piece, finite).await;
+            if !finite {
                 damaged = Some(piece.id);
+            } else if taken.is_ok() {
+                taken = self.take_rows(place, &rows).await;
+            }
+            if let Err(error) = taken {
+                self.release_inside(&planned.pieces[i + 1..]);
+                return Err(error);
             }
         }
         if let Some(id) = damaged {

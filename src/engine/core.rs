@@ -226,8 +226,7 @@ impl Engine {
         match ran {
             Ok(output) => self.commit(planned, output).await,
             Err(error) => {
-                let checkpoints = planned.pieces.iter().flat_map(|piece| &piece.checkpoints);
-                checkpoints.for_each(|inside| self.cache.release_slot(inside.slot));
+                self.release_inside(&planned.pieces);
                 Err(error)
             }
         }
@@ -389,6 +388,19 @@ impl Engine {
     /// A device that fails.
     pub(super) async fn park(&mut self, sequence: &mut Sequence) -> Result<(), Error> {
         use crate::cache::{Current, Held};
+        let block_tokens = self.model.limits().block_tokens;
+        let (whole, tail) = (
+            sequence.position / block_tokens,
+            sequence.position % block_tokens,
+        );
+        // Read before anything is given back: where the device fails, the sequence holds what it held.
+        let partial = match &sequence.placed {
+            Some(placed) if tail > 0 => {
+                let wanted = [(placed.blocks[whole], tail)];
+                pools(&mut self.model).read_blocks(&wanted).await?
+            }
+            _ => Vec::new(),
+        };
         let Some(placed) = sequence.placed.take() else {
             return Ok(());
         };
@@ -403,22 +415,12 @@ impl Engine {
                 None
             }
         };
-        let block_tokens = self.model.limits().block_tokens;
-        let (whole, tail) = (
-            sequence.position / block_tokens,
-            sequence.position % block_tokens,
-        );
         let mut rows: Vec<_> = placed.blocks[..whole]
             .iter()
             .copied()
             .map(Held::Device)
             .collect();
-        if tail > 0 {
-            let read = pools(&mut self.model)
-                .read_blocks(&[(placed.blocks[whole], tail)])
-                .await?;
-            rows.extend(read.into_iter().map(|rows| Held::Host(Arc::new(rows))));
-        }
+        rows.extend(partial.into_iter().map(|rows| Held::Host(Arc::new(rows))));
         self.cache.release_blocks(&placed.blocks[whole..]);
         sequence.lease = Lease {
             position: sequence.position,

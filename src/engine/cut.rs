@@ -31,6 +31,7 @@ pub(super) fn piece_end(start: usize, end: usize, budget: usize, unit: usize) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seeds::properties;
     use proptest::prelude::*;
 
     /// The pieces of a prompt under changing budgets.
@@ -48,7 +49,7 @@ mod tests {
         pieces
     }
 
-    proptest! {
+    properties! { cuts, 256,
         #[test]
         fn single_tokens_do_not_depend_on_the_budget(
             start in 0..70_usize,

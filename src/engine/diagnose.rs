@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::core::{Engine, pools};
 use super::request::RequestId;
-use crate::backend::{Batch, Capacity, OutputRow, Piece, Slot, TensorValues};
+use crate::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, TensorValues};
 use crate::cache::Current;
 use crate::error::{EngineError, Error};
 use crate::model::Recording;
@@ -58,14 +58,27 @@ impl Engine {
         let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await? else {
             return Ok(head);
         };
-        let Some(blocks) = self
-            .cache
-            .blocks(&mut pools(&mut self.model), blocks)
-            .await?
-        else {
-            self.cache.release_slot(slot);
-            return Ok(head);
+        let blocks = match self.cache.blocks(&mut pools(&mut self.model), blocks).await {
+            Ok(Some(blocks)) => blocks,
+            unplaced => {
+                self.cache.release_slot(slot);
+                return Ok(unplaced.map(|_| head)?);
+            }
         };
+        let found = self.run_probed(tokens, slot, &blocks).await;
+        self.cache.release_slot(slot);
+        self.cache.release_blocks(&blocks);
+        found
+    }
+
+    /// Runs the tokens from the zero state in these places, with every layer's residual stream read back.
+    async fn run_probed(
+        &mut self,
+        tokens: &[u32],
+        slot: Slot,
+        blocks: &[Block],
+    ) -> Result<usize, Error> {
+        let head = self.model.config().layers.len() + 1;
         let most = self.model.limits().step;
         let capacity = Capacity {
             pieces: 1,
@@ -78,7 +91,7 @@ impl Engine {
             probe_hidden: true,
         };
         let mut step = self.model.record(capacity, recording)?;
-        let (mut state, mut found) = (Current::Zero, head);
+        let mut state = Current::Zero;
         for (i, piece) in tokens.chunks(most.tokens).enumerate() {
             let batch = Batch {
                 tokens: piece.to_vec(),
@@ -88,7 +101,7 @@ impl Engine {
                     slot_in: (state != Current::Zero).then_some::<Slot>(slot),
                     slot_out: slot,
                     checkpoints: Vec::new(),
-                    blocks: blocks.clone(),
+                    blocks: blocks.to_vec(),
                 }],
                 outputs: vec![OutputRow {
                     row: piece.len() - 1,
@@ -103,13 +116,10 @@ impl Engine {
                     .is_some_and(|values| values.iter().any(|value| !value.is_finite()))
             };
             if let Some(bad) = output.probes.iter().position(broken) {
-                found = bad;
-                break;
+                return Ok(bad);
             }
         }
-        self.cache.release_slot(slot);
-        self.cache.release_blocks(&blocks);
-        Ok(found)
+        Ok(head)
     }
 
     /// The error that names a place, and the damaged weight if there is one.

@@ -57,6 +57,7 @@ impl StopText {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seeds::properties;
     use proptest::prelude::*;
 
     #[test]
@@ -84,7 +85,7 @@ mod tests {
         assert_eq!(text.finish(), "EN");
     }
 
-    proptest! {
+    properties! { stops, 256,
         #[test]
         fn cut_anywhere_the_text_is_the_same(
             pieces in prop::collection::vec("[abé]{0,3}", 0..12),

@@ -275,6 +275,7 @@ pub(super) fn show(mut text: &str) -> String {
 #[allow(clippy::expect_used)]
 mod tests {
     use super::*;
+    use crate::seeds::properties;
     use proptest::prelude::*;
 
     fn specials() -> Specials {
@@ -331,7 +332,7 @@ mod tests {
         );
     }
 
-    proptest! {
+    properties! { hiding, 256,
         #[test]
         fn hiding_is_injective_and_leaves_no_special(
             a in "([<|\\[\\]>\u{e000}\u{e001}0-9]|im_end|BOS|<\\|im_end\\|>|\u{e000}124\u{e001}){0,8}",

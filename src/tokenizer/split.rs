@@ -139,6 +139,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
+    use crate::seeds::properties;
     use proptest::prelude::*;
 
     fn pieces(splitter: &Splitter, text: &str) -> Vec<String> {
@@ -197,8 +198,7 @@ mod tests {
         );
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+    properties! { splits, 2000,
         /// The pattern as published, look-ahead and all, run by the backtracking engine.
         #[test]
         fn the_computed_look_ahead_is_the_real_one(

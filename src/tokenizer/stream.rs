@@ -90,9 +90,10 @@ impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seeds::properties;
     use proptest::prelude::*;
 
-    proptest! {
+    properties! { streams, 256,
         #[test]
         fn pieces_are_the_lossy_whole(
             pieces in prop::collection::vec(

@@ -1,6 +1,6 @@
 //! The conformance list on every backend that this machine has: one named trial a case and backend, its error printed
 //! beside its bound; with it the recurrence's reference cases, which need a file, the generated table, and the mutants
-//! that the list must catch.
+//! that the list must catch. Inputs are the same in every run, but for one case of each operation, whose inputs are drawn.
 //!
 //! `cargo test --release --test conformance -- kda_chunk` runs a part; `KIMI_REPEATS=1000` repeats what must repeat.
 #![allow(
@@ -18,6 +18,7 @@ mod bugs;
 #[path = "../common/mod.rs"]
 mod common;
 mod documents;
+mod drawn;
 #[cfg(feature = "cuda")]
 #[path = "../common/emulated.rs"]
 mod emulated;
@@ -25,7 +26,12 @@ mod halves;
 mod mutants;
 mod planted;
 mod reference;
+#[path = "../common/rounded.rs"]
+mod rounded;
+#[path = "../common/seeds.rs"]
+mod seeds;
 mod skips;
+mod small;
 #[path = "../common/wrapped.rs"]
 mod wrapped;
 
@@ -40,6 +46,7 @@ use backends::Bench;
 fn main() {
     let arguments = Arguments::from_args();
     let (mut trials, mut names) = (Vec::new(), Vec::new());
+    let seed = seeds::drawn();
     for bench in backends::all() {
         names.push(bench.name);
         let bench = Arc::new(bench);
@@ -49,6 +56,7 @@ fn main() {
         for (case, bound) in reference::cases(&bench) {
             trials.push(trial(&bench, case, bound));
         }
+        trials.extend(drawn::trials(&bench, seed));
     }
     trials.extend(documents::trials());
     trials.extend(halves::trials(|| Box::new(CpuBackend::new())));
@@ -96,5 +104,6 @@ fn options() -> Options {
     let repeats = repeats.map(|value| value.parse().expect("KIMI_REPEATS is a number"));
     Options {
         repeats: repeats.unwrap_or(Options::default().repeats),
+        ..Options::default()
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use kimi_linear::backend::*;
 
 use crate::bugs::Bug;
+use crate::small;
 use crate::wrapped::{Part, Wrap};
 
 /// One bug, planted in whatever backend it is wrapped around.
@@ -27,7 +28,7 @@ impl Mutated {
 }
 
 /// Edits the first rows of a tensor, a row at a time.
-fn map_rows(
+pub(crate) fn map_rows(
     backend: &mut dyn Backend,
     tensor: Tensor,
     rows: usize,
@@ -42,7 +43,7 @@ fn map_rows(
 }
 
 /// Edits the records of the slots that a batch writes.
-fn map_states(
+pub(crate) fn map_states(
     backend: &mut dyn Backend,
     pool: &StatePool,
     layer: usize,
@@ -464,6 +465,9 @@ impl Mutated {
 
 impl Wrap for Mutated {
     fn parts(&mut self, op: &Op, backend: &mut dyn Backend) -> Result<Vec<Part>> {
+        if let Some(part) = small::planted(self.bug, op) {
+            return Ok(vec![part]);
+        }
         match op.clone() {
             Op::Embed(op) => self.embed(op),
             Op::RmsNorm(op) => self.rms_norm(op),
@@ -484,6 +488,9 @@ impl Wrap for Mutated {
                     let mut parts = Vec::new();
                     for op in &inner {
                         parts.extend(self.parts(op, backend)?);
+                    }
+                    if let Some(last) = parts.last_mut() {
+                        last.after = last.after.take().or(small::after_block(self.bug, op));
                     }
                     Ok(parts)
                 }
@@ -572,7 +579,7 @@ impl Mutated {
 }
 
 /// The rows that a tensor has in a batch.
-fn count(tensor: Tensor, batch: &Batch) -> usize {
+pub(crate) fn count(tensor: Tensor, batch: &Batch) -> usize {
     match tensor.rows {
         Rows::Tokens => batch.tokens.len(),
         Rows::Outputs => batch.outputs.len(),

@@ -16,13 +16,13 @@ const SKIPS: [Skip; 0] = [];
 
 /// Trials that there were when this was written; more may come, none may go. First what does not depend on features.
 const TRIALS: [(&str, usize); 7] = [
-    ("list", 3),
+    ("list", 5),
     ("bounds", 2),
-    ("mutant", 63),
-    ("cpu", 611),
-    ("wgpu", 611),
-    ("wgpu-plain", 611),
-    ("cuda-emulated", 611),
+    ("mutant", 74),
+    ("cpu", 695),
+    ("wgpu", 695),
+    ("wgpu-plain", 695),
+    ("cuda-emulated", 695),
 ];
 
 /// Why this backend may skip this case, if it may.

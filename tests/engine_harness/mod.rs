@@ -120,7 +120,12 @@ pub type Outcomes = BTreeMap<(RequestId, usize), Outcome>;
 
 /// Takes the engine's events into the outcomes.
 pub fn collect(engine: &mut Engine, outcomes: &mut Outcomes) {
-    for (id, event) in engine.take_events() {
+    take(engine.take_events(), outcomes);
+}
+
+/// Takes these events into the outcomes.
+pub fn take(events: impl IntoIterator<Item = (RequestId, Event)>, outcomes: &mut Outcomes) {
+    for (id, event) in events {
         match event {
             Event::Token {
                 sample,

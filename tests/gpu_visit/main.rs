@@ -24,8 +24,10 @@ mod planted;
 #[cfg(target_os = "linux")]
 mod rehearsal;
 #[cfg(target_os = "linux")]
-mod stand_in;
+#[path = "../conformance/small.rs"]
+mod small;
 #[cfg(target_os = "linux")]
+mod stand_in;
 #[path = "../common/wrapped.rs"]
 mod wrapped;
 

@@ -8,6 +8,8 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::{Map, Value, json};
 
+use crate::seeds::{self, properties};
+
 use super::harness::{Setup, json_of, model_dir};
 
 /// Text made of what matters here, and of anything.
@@ -167,9 +169,18 @@ fn request() -> impl Strategy<Value = (&'static str, Value)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn drawn_requests_are_answered_or_refused() {
+async fn requests_of_the_fixed_seed_are_answered_or_refused() {
+    answered_or_refused(seeds::FIXED).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_the_drawn_seed_are_answered_or_refused() {
+    answered_or_refused(seeds::drawn()).await;
+}
+
+async fn answered_or_refused(seed: u64) {
     let server = Setup::default().context(128).start().await;
-    let (mut runner, strategy) = (TestRunner::deterministic(), request());
+    let (mut runner, strategy) = (TestRunner::new(seeds::config(1, seed)), request());
     let (mut answered, mut refused) = (0, 0);
     for _ in 0..600 {
         let (path, body) = strategy.new_tree(&mut runner).unwrap().current();
@@ -215,9 +226,7 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_dir(&model_dir()).unwrap())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
+properties! { answers, 400,
     #[test]
     fn drawn_answers_are_parsed_without_loss(
         pieces in prop::collection::vec(prop_oneof![

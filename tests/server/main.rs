@@ -10,6 +10,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/seeds.rs"]
+mod seeds;
 
 mod abuse;
 mod forms;

@@ -75,13 +75,13 @@ impl BlockRig {
         }
         let composed = self.run(lab, COMPOSED, 0, &pieces)?;
         let d = self.output.width;
-        lab.close_rows(
+        lab.close(
             "the output, against the composition",
             d,
             &own,
             &widen(&composed),
         );
-        lab.close_rows("the output", d, &own, answer);
+        lab.close("the output", d, &own, answer);
         for time in 2..=lab.repeats {
             let next = self.run(lab, OWN, 0, &pieces)?;
             lab.same(format!("the output of call {time}"), &next, &own);
@@ -89,7 +89,7 @@ impl BlockRig {
         for row in [0, tokens / 2, tokens - 1] {
             let alone = self.run(lab, OWN, row, &plain(1).pieces)?;
             let what = format!("row {row} alone");
-            lab.same_in_f32(what, &alone, &own[row * d..(row + 1) * d]);
+            lab.same_in_f32(what, d, &alone, &own[row * d..(row + 1) * d]);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance, norm_error};
+use crate::conformance::{Case, Lab, Matrix, Tolerance};
 
 /// Heads of keys and values, K, V and taps.
 pub(super) type Shape = [usize; 5];
@@ -181,7 +181,7 @@ pub(super) fn against_definition(
             channels,
             &widen(&tails[i]),
         );
-        lab.close_rows(
+        lab.close(
             format!("outputs of sequence {i}"),
             channels,
             &output[rows],
@@ -191,7 +191,8 @@ pub(super) fn against_definition(
         for (after, slot) in ends_at.chain([(piece.length, piece.slot_out)]) {
             let found = rig.tail(lab, LAYER, slot)?;
             let what = format!("the tail of sequence {i} after {after} tokens");
-            lab.within(what, norm_error(&found, &ends[after]), Tolerance::Exact);
+            let width = found.len();
+            lab.close_to(what, width, &found, &ends[after], Tolerance::Exact);
             written.push(slot);
         }
     }
@@ -216,8 +217,8 @@ fn cut(lab: &mut Lab<'_>, shape: Shape, length: usize) -> Result<()> {
         let mut output = rig.run(lab, 0, &[piece(cut, None, Slot(1))])?;
         let middle = rig.tail(lab, LAYER, Slot(1))?;
         output.extend(rig.run(lab, cut, &[piece(length - cut, Some(Slot(1)), Slot(2))])?);
-        let error = norm_error(&output, &widen(&whole));
-        lab.within(format!("outputs, cut after {cut}"), error, Tolerance::Split);
+        let what = format!("outputs, cut after {cut}");
+        lab.close_to(what, width, &output, &widen(&whole), Tolerance::Split);
         let found = rig.tail(lab, LAYER, Slot(2))?;
         lab.same(format!("the tail, cut after {cut}"), &found, &end);
         if cut == 0 {
@@ -232,7 +233,8 @@ fn cut(lab: &mut Lab<'_>, shape: Shape, length: usize) -> Result<()> {
         let kept = rig.tail(lab, LAYER, Slot(3))?;
         lab.same(format!("the tail kept after {cut}"), &kept, &middle);
         let rest = rig.run(lab, cut, &[piece(length - cut, Some(Slot(3)), Slot(2))])?;
-        lab.same_in_f32(format!("resumed after {cut}"), &rest, &whole[cut * width..]);
+        let what = format!("resumed after {cut}");
+        lab.same_in_f32(what, width, &rest, &whole[cut * width..]);
     }
     Ok(())
 }
@@ -258,7 +260,8 @@ fn alone(lab: &mut Lab<'_>) -> Result<()> {
         let tail = rig.tail(lab, LAYER, piece.slot_out)?;
         let output = rig.run(lab, first, std::slice::from_ref(piece))?;
         let rows = first * width..(first + piece.length) * width;
-        lab.same_in_f32(format!("outputs of sequence {i}"), &output, &together[rows]);
+        let what = format!("outputs of sequence {i}");
+        lab.same_in_f32(what, width, &output, &together[rows]);
         let single = rig.tail(lab, LAYER, piece.slot_out)?;
         lab.same(format!("the tail of sequence {i}"), &single, &tail);
         first += piece.length;

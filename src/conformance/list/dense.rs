@@ -8,7 +8,7 @@ use crate::backend::{
 use crate::checkpoint::Format;
 use crate::conformance::lab::plain;
 use crate::conformance::oracle::{self, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance, row_error};
+use crate::conformance::{Case, Lab, Matrix, Tolerance};
 use crate::error::BackendError;
 
 pub(super) const FORMATS: [Format; 3] = [Format::Bf16, Format::F16, Format::F32];
@@ -163,10 +163,10 @@ fn rms_norm_of_outputs(lab: &mut Lab<'_>, rows: &[usize]) -> Result<()> {
         .collect();
     let answer = oracle::rms_norm(&wanted, &norm.values, eps);
     let found = lab.read(normed, rows.len())?;
-    lab.close_rows("the normed rows", d, &found, &answer);
+    lab.close("the normed rows", d, &found, &answer);
     let answer = oracle::linear(&widen(&found), &head.values, d);
     let found = lab.read(logits, rows.len())?;
-    lab.close_rows("the logits", vocabulary, &found, &answer);
+    lab.close("the logits", vocabulary, &found, &answer);
     Ok(())
 }
 
@@ -425,8 +425,6 @@ fn collective_cases(cases: &mut Vec<Case>) {
             lab.submit(&mut *step, &plain(5))?;
             let found = lab.read(output, 5)?;
             lab.same("the output", &found, &values);
-            let error = row_error(&found, &widen(&values), 33);
-            lab.within("the output", error, Tolerance::Exact);
             Ok(())
         },
     ));

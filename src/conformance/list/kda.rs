@@ -21,8 +21,9 @@ pub(super) const fn form_name(form: Form) -> &'static str {
     }
 }
 
-/// Runs a ragged batch and compares outputs and final states, each sequence by itself.
+/// Runs a ragged batch and compares outputs and final states by rows, each sequence by itself.
 pub(super) fn against_definition(lab: &mut Lab<'_>, case: &KdaCase, form: Form) -> Result<()> {
+    let by = case.by(lab.precision());
     let count = case.lengths.len();
     let mut rig = Rig::new(lab, case, form, count.max(1), 2 * count + 2)?;
     let (mut pieces, mut written) = (Vec::new(), Vec::new());
@@ -52,12 +53,14 @@ pub(super) fn against_definition(lab: &mut Lab<'_>, case: &KdaCase, form: Form) 
         let label = |what: &str| format!("{what} of sequence {i} ({} tokens)", case.lengths[i]);
         lab.close(
             label("outputs"),
+            by,
             &output[rows.clone()],
             &answers.output[rows],
         );
         let state = rig.state(lab, *slot)?;
         lab.close(
             label("the state"),
+            by,
             &state,
             &answers.states[i * len..(i + 1) * len],
         );

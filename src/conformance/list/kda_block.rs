@@ -8,7 +8,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Recurrence, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance, norm_error};
+use crate::conformance::{By, Case, Lab, Matrix, Tolerance};
 
 /// A block's sizes, and how its vectors and taps are stored.
 #[derive(Clone, Copy)]
@@ -176,6 +176,12 @@ impl Rig {
         Ok([record.key_value().into_owned(), record.tail])
     }
 
+    /// How states and tails are compared: by a key channel's values, and a tail as one row.
+    fn by(&self) -> [By; 2] {
+        let layout = &self.pool.layout;
+        [By::among(layout.value_width), By::each(layout.tail_len())]
+    }
+
     /// The oracle's heads and what comes before and after them: the outputs of `rows` of the input, for one sequence
     /// with this past, and its state and tail after the first `ends` tokens.
     fn answer(
@@ -256,18 +262,22 @@ fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Res
         found.push(rig.read(lab, slot)?);
     }
     let composed = rig.block.run(lab, COMPOSED, 0, &pieces)?;
+    let d = rig.block.output.width;
+    let bys = rig.by();
     lab.close(
         "the output, against the composition",
+        d,
         &own,
         &widen(&composed),
     );
     for (slot, found) in pieces.iter().flat_map(slots).zip(&found) {
-        for (composed, found) in rig.read(lab, slot)?.iter().zip(found) {
+        let composed = rig.read(lab, slot)?;
+        for ((composed, found), by) in composed.iter().zip(found).zip(bys) {
             let what = format!("slot {}, against the composition", slot.0);
-            lab.close(what, found, &widen(composed));
+            lab.close(what, by, found, &widen(composed));
         }
     }
-    let (mut first, mut found, d) = (0, found.into_iter(), rig.block.output.width);
+    let (mut first, mut found) = (0, found.into_iter());
     for (i, piece) in pieces.iter().enumerate() {
         let layout = rig.pool.layout;
         let zero = || (vec![0.0; layout.state_len()], vec![0.0; layout.tail_len()]);
@@ -279,11 +289,12 @@ fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Res
         let ends: Vec<usize> = piece.checkpoints.iter().map(|kept| kept.after).collect();
         let (answer, states) = rig.answer(rows.clone(), past, &ends);
         let what = format!("the output of sequence {i}");
-        lab.close(what, &own[rows.start * d..rows.end * d], &answer);
+        lab.close(what, d, &own[rows.start * d..rows.end * d], &answer);
         for (answer, found) in states.iter().zip(&mut found) {
             for (which, name) in ["state", "tail"].into_iter().enumerate() {
                 lab.close(
                     format!("the {name} of sequence {i}"),
+                    bys[which],
                     &found[which],
                     &answer[which],
                 );
@@ -308,7 +319,7 @@ fn properties(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
         let next = rig.block.run(lab, OWN, 0, &pieces)?;
         lab.same(format!("the output of call {time}"), &next, &together);
     }
-    let (mut first, d) = (0, rig.block.output.width);
+    let (mut first, d, bys) = (0, rig.block.output.width, rig.by());
     for (i, whole) in pieces.iter().enumerate() {
         let length = whole.length;
         let of = |what: &str| format!("{what} of sequence {i} ({length} tokens)");
@@ -317,9 +328,10 @@ fn properties(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
         let alone = rig
             .block
             .run(lab, OWN, first, std::slice::from_ref(whole))?;
-        lab.same_in_f32(of("the output"), &alone, output);
-        for (alone, end) in rig.read(lab, whole.slot_out)?.iter().zip(&end) {
-            lab.same_in_f32(of("the slot"), alone, end);
+        lab.same_in_f32(of("the output"), d, &alone, output);
+        let kept = rig.read(lab, whole.slot_out)?;
+        for ((alone, end), by) in kept.iter().zip(&end).zip(bys) {
+            lab.same_in_f32(of("the slot"), by, alone, end);
         }
         let (middle, last, kept) = (Slot(2 * count), Slot(2 * count + 1), Slot(2 * count + 2));
         for cut in 0..=length {
@@ -329,17 +341,19 @@ fn properties(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
             ];
             let mut found = rig.block.run(lab, OWN, first, &parts[..1])?;
             found.extend(rig.block.run(lab, OWN, first + cut, &parts[1..])?);
-            let error = norm_error(&found, &widen(output));
-            lab.within(
+            lab.close_to(
                 of(&format!("cut after {cut}, the output")),
-                error,
+                By::among(d),
+                &found,
+                &widen(output),
                 Tolerance::Split,
             );
-            for (found, end) in rig.read(lab, last)?.iter().zip(&end) {
-                let error = norm_error(found, &widen(end));
-                lab.within(
+            for ((found, end), by) in rig.read(lab, last)?.iter().zip(&end).zip(bys) {
+                lab.close_to(
                     of(&format!("cut after {cut}, the slot")),
-                    error,
+                    by,
+                    found,
+                    &widen(end),
                     Tolerance::Split,
                 );
             }
@@ -355,6 +369,7 @@ fn properties(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
                 let rest = rig.block.run(lab, OWN, first + cut, &[rest])?;
                 lab.same_in_f32(
                     of(&format!("resumed after {cut}")),
+                    d,
                     &rest,
                     &marked[cut * d..],
                 );

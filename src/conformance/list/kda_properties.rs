@@ -5,7 +5,7 @@ use super::kda_input::KdaCase;
 use super::kda_rig::{Rig, piece};
 use crate::backend::{Form, Result, Slot, StateCheckpoint};
 use crate::conformance::oracle::widen;
-use crate::conformance::{Case, Gates, Lab, Tolerance, norm_error};
+use crate::conformance::{By, Case, Gates, Lab, Tolerance};
 
 const FORMS: [Form; 3] = [Form::Chunk, Form::Step, Form::Auto];
 
@@ -28,9 +28,19 @@ fn alone(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
         let state = rig.state(lab, pieces[i].slot_out)?;
         let output = rig.run(lab, &ranges[i..=i], vec![pieces[i].clone()])?;
         let rows = ranges[i].start * width..ranges[i].end * width;
-        lab.same_in_f32(label("outputs"), &output, &together[rows]);
+        lab.same_in_f32(
+            label("outputs"),
+            By::among(case.shape[3]),
+            &output,
+            &together[rows],
+        );
         let single = rig.state(lab, pieces[i].slot_out)?;
-        lab.same_in_f32(label("the state"), &single, &state);
+        lab.same_in_f32(
+            label("the state"),
+            By::among(case.shape[3]),
+            &single,
+            &state,
+        );
     }
     Ok(())
 }
@@ -45,19 +55,17 @@ fn cut(lab: &mut Lab<'_>, form: Form, gates: Gates, length: usize, cuts: &[usize
     let start = rig.seed(lab, 0, Slot(2))?;
     let whole = rig.run_one(lab, 0..length, piece(length, start, Slot(0)))?;
     let whole = (widen(&whole), widen(&rig.state(lab, Slot(0))?));
+    let values = case.by(lab.precision());
     for cut in cuts {
         let first = piece(*cut, start, Slot(1));
         let second = piece(length - cut, Some(Slot(1)), Slot(1));
         let mut output = rig.run_one(lab, 0..*cut, first)?;
         output.extend(rig.run_one(lab, *cut..length, second)?);
-        let error = norm_error(&output, &whole.0);
-        lab.within(format!("outputs, cut after {cut}"), error, Tolerance::Split);
-        let error = norm_error(&rig.state(lab, Slot(1))?, &whole.1);
-        lab.within(
-            format!("the state, cut after {cut}"),
-            error,
-            Tolerance::Split,
-        );
+        let what = format!("outputs, cut after {cut}");
+        lab.close_to(what, values, &output, &whole.0, Tolerance::Split);
+        let what = format!("the state, cut after {cut}");
+        let state = rig.state(lab, Slot(1))?;
+        lab.close_to(what, values, &state, &whole.1, Tolerance::Split);
     }
     Ok(())
 }
@@ -89,11 +97,12 @@ fn kept_inside(lab: &mut Lab<'_>) -> Result<()> {
         let after = checkpoint.after;
         let prefix = rig.run_one(lab, 0..after, piece(after, start, Slot(2)))?;
         let what = format!("outputs up to {after}");
-        let error = norm_error(&output[..after * width], &widen(&prefix));
-        lab.within(what, error, Tolerance::Split);
+        let (values, reference) = (By::among(case.shape[3]), widen(&prefix));
+        let found = &output[..after * width];
+        lab.close_to(what, values, found, &reference, Tolerance::Split);
         let (at, alone) = (rig.state(lab, checkpoint.slot)?, rig.state(lab, Slot(2))?);
         let what = format!("the state kept after {after} tokens");
-        lab.within(what, norm_error(&at, &widen(&alone)), Tolerance::Split);
+        lab.close_to(what, values, &at, &widen(&alone), Tolerance::Split);
     }
     Ok(())
 }
@@ -120,7 +129,7 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
     written.push(end);
     rig.untouched(lab, &before, &written)?;
     let state = rig.state(lab, end)?;
-    let width = case.shape[1] * case.shape[3];
+    let (width, values) = (case.shape[1] * case.shape[3], By::among(case.shape[3]));
     for (i, checkpoint) in kept.iter().enumerate() {
         let after = checkpoint.after;
         let at = rig.state(lab, checkpoint.slot)?;
@@ -128,7 +137,7 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
         rig.run_one(lab, 0..after, piece(after, start, other))?;
         let prefix = widen(&rig.state(lab, other)?);
         let what = format!("the state kept after {after} tokens");
-        lab.within(&what, norm_error(&at, &prefix), Tolerance::Split);
+        lab.close_to(&what, values, &at, &prefix, Tolerance::Split);
         let (mut slot_in, mut from) = (start, 0);
         for checkpoint in &kept[..=i] {
             let length = checkpoint.after - from;
@@ -136,7 +145,8 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
             (slot_in, from) = (Some(other), checkpoint.after);
         }
         let cut = rig.state(lab, other)?;
-        lab.same_in_f32(format!("{what}, with the same cuts"), &cut, &at);
+        let same = format!("{what}, with the same cuts");
+        lab.same_in_f32(same, values, &cut, &at);
         // The rest, resumed from the checkpoint with the cuts that remain.
         let mut rest = piece(length - after, Some(checkpoint.slot), other);
         rest.checkpoints = kept[i + 1..]
@@ -151,11 +161,12 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
         let what = format!("resumed after {after} tokens");
         lab.same_in_f32(
             format!("outputs {what}"),
+            values,
             &resumed,
             &output[after * width..],
         );
         let single = rig.state(lab, other)?;
-        lab.same_in_f32(format!("the state {what}"), &single, &state);
+        lab.same_in_f32(format!("the state {what}"), values, &single, &state);
     }
     Ok(())
 }
@@ -183,9 +194,15 @@ fn shared(lab: &mut Lab<'_>, form: Form) -> Result<()> {
         let what = format!("the sample of {} tokens", piece.length);
         let alone = rig.run_one(lab, rows.clone(), piece)?;
         let output = &together[rows.start * width..rows.end * width];
-        lab.same_in_f32(format!("outputs of {what}"), &alone, output);
+        lab.same_in_f32(
+            format!("outputs of {what}"),
+            By::among(case.shape[3]),
+            &alone,
+            output,
+        );
         let state = rig.state(lab, Slot(2 * count as u32))?;
-        lab.same_in_f32(format!("the state of {what}"), &state, &kept);
+        let what = format!("the state of {what}");
+        lab.same_in_f32(what, By::among(case.shape[3]), &state, &kept);
     }
     Ok(())
 }

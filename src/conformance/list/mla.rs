@@ -8,7 +8,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance, norm_error};
+use crate::conformance::{Case, Lab, Matrix, Tolerance};
 
 /// Layers of the pools below, and the one that is used.
 const LAYERS: usize = 2;
@@ -172,7 +172,12 @@ pub(super) fn append(
             let found = cache.row(&after[1], sequence, position);
             let answer = &answer[row * width..(row + 1) * width];
             let label = |what: &str| format!("{what} of sequence {sequence} at {position}");
-            lab.close(label("the latent"), &found[..latent], &answer[..latent]);
+            lab.close(
+                label("the latent"),
+                latent,
+                &found[..latent],
+                &answer[..latent],
+            );
             let shared = lab.cached(values[row * width + latent..(row + 1) * width].to_vec());
             lab.same(label("k_pe"), &found[latent..], &shared);
             let tokens = cache.pool.layout.block_tokens;
@@ -319,7 +324,7 @@ impl Rig {
                 *position,
             );
             let what = format!("sequence {i} ({length} tokens after {position})");
-            lab.close_rows(what, width, found, &answer);
+            lab.close(what, self.attention.value, found, &answer);
         }
         for (block, (after, before)) in self.cache.read(lab, LAYER)?.iter().zip(before).enumerate()
         {
@@ -364,17 +369,20 @@ fn properties(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
     for (i, piece) in pieces.iter().enumerate() {
         let found = rig.run(lab, first, vec![piece.clone()])?;
         let rows = &together[first * width..(first + piece.length) * width];
-        lab.same_in_f32(format!("outputs of sequence {i} alone"), &found, rows);
+        let value = rig.attention.value;
+        let what = format!("outputs of sequence {i} alone");
+        lab.same_in_f32(what, value, &found, rows);
         let reference = widen(rows);
         for cut in 0..=piece.length {
             let (position, length) = spans[i];
             let mut found = rig.run(lab, first, vec![rig.cache.piece(i, (position, cut))])?;
             let rest = rig.cache.piece(i, (position + cut, length - cut));
             found.extend(rig.run(lab, first + cut, vec![rest])?);
-            let error = norm_error(&found, &reference);
-            lab.within(
+            lab.close_to(
                 format!("sequence {i} cut after {cut}"),
-                error,
+                value,
+                &found,
+                &reference,
                 Tolerance::Split,
             );
         }

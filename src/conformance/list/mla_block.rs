@@ -7,7 +7,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance, norm_error};
+use crate::conformance::{Case, Lab, Matrix, Tolerance};
 
 const EPS: f32 = 1e-6;
 const BLOCK_TOKENS: usize = 16;
@@ -141,6 +141,7 @@ fn against_definition(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Resu
     let composed = rig.block.run(lab, COMPOSED, 0, &all())?;
     lab.close(
         "the output, against the composition",
+        d,
         &own,
         &widen(&composed),
     );
@@ -164,7 +165,7 @@ fn against_definition(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Resu
         let context = attention.attend(&queries, &kv_b.values, &rows, position);
         let answer = oracle::linear(&context, &output.values, attention.heads * attention.value);
         let found = &own[first * d..(first + length) * d];
-        lab.close(format!("the output of sequence {i}"), found, &answer);
+        lab.close(format!("the output of sequence {i}"), d, found, &answer);
         first += length;
     }
     Ok(())
@@ -182,16 +183,16 @@ fn properties(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Result<()> {
     for (i, (_, length, _)) in SEQUENCES.into_iter().enumerate() {
         let output = &together[first * d..(first + length) * d];
         let alone = rig.block.run(lab, OWN, first, &[part(i, 0..length)])?;
-        lab.same_in_f32(format!("the output of sequence {i} alone"), &alone, output);
+        let what = format!("the output of sequence {i} alone");
+        lab.same_in_f32(what, d, &alone, output);
         for cut in 0..=length {
             let mut found = rig.block.run(lab, OWN, first, &[part(i, 0..cut)])?;
             found.extend(
                 rig.block
                     .run(lab, OWN, first + cut, &[part(i, cut..length)])?,
             );
-            let error = norm_error(&found, &widen(output));
             let what = format!("the output of sequence {i}, cut after {cut}");
-            lab.within(what, error, Tolerance::Split);
+            lab.close_to(what, d, &found, &widen(output), Tolerance::Split);
         }
         first += length;
     }

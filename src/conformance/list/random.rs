@@ -99,7 +99,7 @@ fn norm(lab: &mut Lab<'_>, format: Format, width: usize) -> Result<()> {
     let found = lab.read(output, 1)?;
     let number = |i| f64::from(stored(random.value(i), format));
     let expected: Vec<f64> = (0..width as u64).map(number).collect();
-    lab.close("the weight", &found, &expected);
+    lab.close("the weight", width, &found, &expected);
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::backend::{Batch, Element, Op, Piece, Result, Rows, Slot, Step, Tensor, TensorValues};
 use crate::conformance::lab::plain;
-use crate::conformance::{Case, Lab, Tolerance, element_error, row_error};
+use crate::conformance::{Case, Lab, Tolerance};
 
 /// One argument: its width, its element type, its rows.
 pub(super) struct Input {
@@ -208,11 +208,19 @@ impl Rig {
     }
 }
 
-/// Two results that must have the same bits.
-fn alike(lab: &mut Lab<'_>, what: String, a: &TensorValues, b: &TensorValues, in_f32: bool) {
-    match (a, b) {
-        (TensorValues::F32(a), TensorValues::F32(b)) if in_f32 => lab.same_in_f32(what, a, b),
-        (TensorValues::F32(a), TensorValues::F32(b)) => lab.same(what, a, b),
+/// Two results that must have the same bits; where `rows_in_f32` is a width, in f32 only.
+fn alike(
+    lab: &mut Lab<'_>,
+    what: String,
+    a: &TensorValues,
+    b: &TensorValues,
+    rows_in_f32: Option<usize>,
+) {
+    match ((a, b), rows_in_f32) {
+        ((TensorValues::F32(a), TensorValues::F32(b)), Some(width)) => {
+            lab.same_in_f32(what, width, a, b)
+        }
+        ((TensorValues::F32(a), TensorValues::F32(b)), None) => lab.same(what, a, b),
         _ => lab.holds(what, a == b),
     }
 }
@@ -236,14 +244,12 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
         Question::Definition => {
             for (output, values) in rig.operation.outputs.iter().zip(&all) {
                 let numbers = values.as_f32().unwrap_or(&[]);
-                let tolerance = lab.tolerance();
                 match &output.answer {
                     Answer::Rows(answer) => {
-                        let error = row_error(numbers, answer, output.width);
-                        lab.within(output.name, error, tolerance);
+                        lab.close(output.name, output.width, numbers, answer);
                     }
                     Answer::Elements(answer) => {
-                        lab.within(output.name, element_error(numbers, answer), tolerance);
+                        lab.close_elements(output.name, numbers, answer);
                     }
                     Answer::Index(answer) => {
                         lab.holds(output.name, values.as_index() == Some(answer));
@@ -262,7 +268,7 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
                     for (i, output) in rig.operation.outputs.iter().enumerate() {
                         let range = row * output.width..(row + 1) * output.width;
                         let what = format!("{}, single row {row} alone", output.name);
-                        alike(lab, what, &one[i], &cut(&all[i], range), false);
+                        alike(lab, what, &one[i], &cut(&all[i], range), None);
                     }
                 }
                 row += length;
@@ -277,7 +283,13 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
                         let range = start * output.width..(start + count) * output.width;
                         let what =
                             format!("{}, rows {start}..{} alone", output.name, start + count);
-                        alike(lab, what, &few[i], &cut(&all[i], range), in_f32);
+                        alike(
+                            lab,
+                            what,
+                            &few[i],
+                            &cut(&all[i], range),
+                            in_f32.then_some(output.width),
+                        );
                     }
                 }
             }
@@ -287,7 +299,7 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
                 let next = rig.run(lab, 0..rows)?;
                 for (i, output) in rig.operation.outputs.iter().enumerate() {
                     let what = format!("{} of call {time}", output.name);
-                    alike(lab, what, &next[i], &all[i], false);
+                    alike(lab, what, &next[i], &all[i], None);
                 }
             }
         }

@@ -1,0 +1,110 @@
+//! A backend that computes in f32 and rounds what operations write to activations. Over a whole model it is the oracle of a
+//! bf16 device: what then remains between the two is the order of sums and the operands of tensor cores, not the dtype.
+//! The conformance list holds the CPU backend to f64 within 1e-5, a two-hundredth of one rounding to bf16.
+#![allow(unreachable_pub, missing_docs, dead_code, clippy::unwrap_used)]
+
+use kimi_linear::backend::*;
+
+use crate::wrapped::{Part, Wrap, Wrapped};
+
+/// Rounds what every operation writes.
+#[derive(Clone)]
+pub struct Rounded {
+    precision: Precision,
+    /// As the CUDA backend stores: latents are rounded as well, and a fused KDA block stores no convolved row.
+    as_cuda: bool,
+}
+
+impl Rounded {
+    /// Every activation rounded to this precision; pools stay f32.
+    pub fn activations(inner: Box<dyn Backend>, precision: Precision) -> Wrapped<Self> {
+        let rounded = Self {
+            precision,
+            as_cuda: false,
+        };
+        Wrapped::new(inner, rounded).computing_in(precision)
+    }
+
+    /// What the CUDA backend stores, rounded to bf16.
+    pub fn as_cuda(inner: Box<dyn Backend>) -> Wrapped<Self> {
+        let rounded = Self {
+            precision: Precision::Bf16,
+            as_cuda: true,
+        };
+        Wrapped::new(inner, rounded).computing_in(Precision::Bf16)
+    }
+
+    /// One operation, which is no block; `kept` passes through registers.
+    fn part(&self, op: &Op, kept: Option<Tensor>) -> Part {
+        let precision = self.precision;
+        if let (true, Op::MlaAppend(append)) = (self.as_cuda, op) {
+            let append = *append;
+            return Part::after(op.clone(), move |backend, batch| {
+                round_latents(backend, &append, batch, precision)
+            });
+        }
+        let mut written = op.operands().writes;
+        written.retain(|tensor| tensor.element == Element::Activation && kept != Some(*tensor));
+        Part::after(op.clone(), move |backend, batch| {
+            let mut tensors = written.iter();
+            tensors.try_for_each(|tensor| round_rows(backend, *tensor, batch, precision))
+        })
+    }
+}
+
+impl Wrap for Rounded {
+    fn parts(&mut self, op: &Op, _backend: &mut dyn Backend) -> Result<Vec<Part>> {
+        let kept = match op {
+            Op::KdaBlock(block) if self.as_cuda => Some(block.qkv_conv),
+            _ => None,
+        };
+        let whole = Program::from_iter([op.clone()]).expanded(|_| false);
+        Ok(whole.ops.iter().map(|op| self.part(op, kept)).collect())
+    }
+}
+
+fn round(values: &[f32], precision: Precision) -> Vec<f32> {
+    let round = |x: &f32| match precision {
+        Precision::F32 => *x,
+        Precision::F16 => half::f16::from_f32(*x).to_f32(),
+        Precision::Bf16 => half::bf16::from_f32(*x).to_f32(),
+    };
+    values.iter().map(round).collect()
+}
+
+/// Rounds a tensor's rows of this batch.
+fn round_rows(
+    backend: &mut dyn Backend,
+    tensor: Tensor,
+    batch: &Batch,
+    precision: Precision,
+) -> Result<()> {
+    let rows = match tensor.rows {
+        Rows::Tokens => batch.tokens.len(),
+        Rows::Outputs => batch.outputs.len(),
+    };
+    let values = backend.read_tensor(tensor, rows).wait()?;
+    let values = round(values.as_f32().unwrap(), precision);
+    backend.write_tensor(tensor, &TensorValues::F32(values))
+}
+
+/// Rounds the latents of a batch's sequences; those of earlier tokens are rounded already and stay as they are.
+fn round_latents(
+    backend: &mut dyn Backend,
+    append: &MlaAppend,
+    batch: &Batch,
+    precision: Precision,
+) -> Result<()> {
+    let (pool, layer) = (&append.pool, append.layer);
+    let block_tokens = pool.layout.block_tokens;
+    for piece in &batch.pieces {
+        let end = piece.position + piece.length;
+        for (i, block) in piece.blocks.iter().enumerate() {
+            let tokens = end.saturating_sub(i * block_tokens).min(block_tokens);
+            let mut record = backend.read_latents(pool, layer, *block, tokens).wait()?;
+            record.rows = round(&record.rows, precision);
+            backend.write_latents(pool, layer, *block, &record)?;
+        }
+    }
+    Ok(())
+}
