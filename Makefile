@@ -3,6 +3,7 @@
 #   make demo    build in release and ask the demo model a question
 #   make serve   serve the demo model to OpenAI's clients on http://127.0.0.1:8000
 #   make app     build and open the desktop app
+#   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
@@ -24,7 +25,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo app app-pictures serve test bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: help demo app app-pictures serve quick test bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb
 
 help:
@@ -82,6 +83,12 @@ app-pictures: install-rust-components install-xvfb
 	$(CARGO) build $(PROFILE) --locked --package kimi-linear-app
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
 	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
+
+quick: install-rust-components
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
+	$(CARGO) test $(PROFILE) --locked --workspace --lib --bins
+	$(CARGO) test $(PROFILE) --locked --workspace --test conformance -- cpu/
 
 test: install-rust-components install-xvfb install-cuda-compiler target/openai-client/made
 	$(CARGO) fmt --all --check

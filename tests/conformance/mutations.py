@@ -104,7 +104,9 @@ def main():
         # Built once a mutant, so optimised less; dependencies stay as they are.
         profile = "profile.release.package.kimi-linear."
         faster = ["--config", profile + "opt-level=1", "--config", profile + "debug=false"]
-        build = ["cargo", "test", "--release", *faster, "--test", "conformance"]
+        # Of the backends, only the one that the trials are of.
+        features = ["--no-default-features"] + (["--features", "wgpu"] if options.filter.startswith("wgpu") else [])
+        build = ["cargo", "test", "--release", "--locked", *faster, *features, "--test", "conformance"]
         cargo = lambda *more: subprocess.run([*build, *more], cwd=copy, capture_output=True, text=True)
         for file, old, new in chosen:
             source = copy / file

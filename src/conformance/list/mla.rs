@@ -8,7 +8,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance};
+use crate::conformance::{Lab, Matrix, Tolerance};
 
 /// Layers of the pools below, and the one that is used.
 const LAYERS: usize = 2;
@@ -354,7 +354,7 @@ pub(super) fn attend(
     rig.check(lab, form, spans, &output, &before)
 }
 /// Each sequence has the bits that it has alone, a prompt may be cut anywhere, and calls repeat themselves.
-fn properties(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
+pub(super) fn properties(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
     let spans = [(0, 1), (5, 33), (16, 0), (70, 9), (3, 1)];
     let mut rig = Rig::new(lab, shape, form, &spans, 2.0)?;
     let pieces: Vec<Piece> = (0..spans.len())
@@ -392,7 +392,7 @@ fn properties(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
 }
 
 /// Sequences that share the blocks of one prompt, and go their own ways after it.
-fn shared(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
+pub(super) fn shared(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
     let prompt = 2 * shape.block_tokens;
     let spans = [(prompt, 5), (prompt, 1), (prompt + 1, 3)];
     let mut rig = Rig::new(lab, shape, form, &spans, 2.0)?;
@@ -411,219 +411,4 @@ fn shared(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
         .collect();
     let output = rig.run(lab, 0, pieces)?;
     rig.check(lab, form, &spans, &output, &before)
-}
-
-const PUBLISHED: Attention = Attention {
-    heads: 2,
-    latent: 512,
-    nope: 128,
-    rope: 64,
-    value: 128,
-};
-
-const ODD: Attention = Attention {
-    heads: 3,
-    latent: 36,
-    nope: 20,
-    rope: 4,
-    value: 33,
-};
-
-/// Rows of the expansion at multiples of 16 bytes, as the published ones, and fewer than a block reads at once.
-const EVEN: Attention = Attention {
-    heads: 3,
-    latent: 72,
-    nope: 40,
-    rope: 16,
-    value: 100,
-};
-
-const EIGHTS: Attention = Attention {
-    heads: 2,
-    latent: 40,
-    nope: 16,
-    rope: 8,
-    value: 24,
-};
-
-const UNEVEN: Attention = Attention {
-    heads: 1,
-    latent: 33,
-    nope: 7,
-    rope: 5,
-    value: 11,
-};
-
-pub(super) fn cases() -> Vec<Case> {
-    let mut cases = append_cases();
-    let shapes = [
-        ("2 heads of 128+64 over 512", PUBLISHED, 16, Format::Bf16),
-        ("3 heads of 20+4 over 36", ODD, 16, Format::F16),
-        ("3 heads of 20+4 over 36", ODD, 4, Format::F32),
-        ("1 head of 7+5 over 33", UNEVEN, 5, Format::Bf16),
-    ];
-    for (operation, prefill) in [("mla_prefill", true), ("mla_decode", false)] {
-        for (name, attention, block_tokens, format) in shapes {
-            let shape = Shape {
-                attention,
-                block_tokens,
-                format,
-                size: 1.0,
-            };
-            for (spans_name, spans) in [
-                (
-                    "ragged prompts",
-                    &[(0, 1), (5, 33), (3, 0), (64, 20), (17, 7)][..],
-                ),
-                (
-                    "single tokens",
-                    &[(0, 1), (15, 1), (16, 1), (100, 1), (63, 1), (64, 1)],
-                ),
-                ("one prompt", &[(0, 65)]),
-            ] {
-                // Scores of several tens; at hundreds f32's own rounding of a score would exceed the bound.
-                for sharp in [1.0, 8.0] {
-                    let name = format!(
-                        "{format}/{name}/blocks of {block_tokens}/{spans_name}/sharp={sharp}"
-                    );
-                    cases.push(Case::new(operation, name, Tolerance::Close, move |lab| {
-                        attend(lab, shape, (prefill, Pieces::All), spans, sharp)
-                    }));
-                }
-            }
-        }
-        // Weights of other formats whose rows are aligned.
-        for format in [Format::F16, Format::F32] {
-            let shape = Shape {
-                attention: EIGHTS,
-                block_tokens: 16,
-                format,
-                size: 1.0,
-            };
-            let name = format!("{format}/latents of whole eights");
-            cases.push(Case::new(operation, name, Tolerance::Close, move |lab| {
-                let spans = [(5, 33), (20, 1)];
-                attend(lab, shape, (prefill, Pieces::All), &spans, 1.0)
-            }));
-        }
-        let shape = Shape {
-            attention: ODD,
-            block_tokens: 16,
-            format: Format::Bf16,
-            size: 1.0,
-        };
-        for (name, pieces) in [("single", Pieces::Single), ("several", Pieces::Several)] {
-            let name = format!("only the {name}");
-            cases.push(Case::new(operation, name, Tolerance::Close, move |lab| {
-                let spans = [(9, 1), (5, 33), (3, 0), (64, 1), (17, 2)];
-                attend(lab, shape, (prefill, pieces), &spans, 2.0)
-            }));
-        }
-        cases.push(Case::new(
-            operation,
-            "a long context",
-            Tolerance::Close,
-            move |lab| {
-                let spans = [(1000, 1), (700, 3)];
-                attend(lab, shape, (prefill, Pieces::All), &spans, 3.0)
-            },
-        ));
-        // A decode may share a context out among several workers.
-        for (widths, attention) in [("", ODD), (", even widths", EVEN)] {
-            let shape = Shape { attention, ..shape };
-            let name = format!("single tokens after a long context{widths}");
-            cases.push(Case::new(operation, name, Tolerance::Close, move |lab| {
-                let spans = [(1000, 1), (3, 1), (1100, 1)];
-                attend(lab, shape, (prefill, Pieces::Single), &spans, 3.0)
-            }));
-        }
-        // More heads than one worker takes, and not a multiple of what it takes.
-        let many = Shape {
-            attention: Attention { heads: 41, ..ODD },
-            ..shape
-        };
-        cases.push(Case::new(
-            operation,
-            "41 heads",
-            Tolerance::Close,
-            move |lab| {
-                let spans = [(70, 1), (5, 20)];
-                attend(lab, many, (prefill, Pieces::All), &spans, 2.0)
-            },
-        ));
-        // As many heads of the published widths as need a second tile of rows.
-        let twenty = Shape {
-            attention: Attention {
-                heads: 20,
-                ..PUBLISHED
-            },
-            ..shape
-        };
-        cases.push(Case::new(
-            operation,
-            "20 heads of 128+64 over 512",
-            Tolerance::Close,
-            move |lab| attend(lab, twenty, (prefill, Pieces::All), &[(70, 1)], 8.0),
-        ));
-        // More queries than one worker takes.
-        let narrow = Shape {
-            attention: UNEVEN,
-            ..shape
-        };
-        cases.push(Case::new(
-            operation,
-            "a prompt of 300 tokens",
-            Tolerance::Close,
-            move |lab| attend(lab, narrow, (prefill, Pieces::All), &[(20, 300)], 2.0),
-        ));
-        // Beyond the range of f16.
-        let large = Shape { size: 1e8, ..shape };
-        cases.push(Case::new(
-            operation,
-            "large keys",
-            Tolerance::Close,
-            move |lab| {
-                let spans = [(3, 20), (70, 1)];
-                attend(lab, large, (prefill, Pieces::All), &spans, 2e-8)
-            },
-        ));
-        cases.push(Case::new(
-            operation,
-            "one prompt's blocks shared",
-            Tolerance::Close,
-            move |lab| shared(lab, shape, (prefill, Pieces::All)),
-        ));
-        cases.push(Case::new(
-            operation,
-            "alone, cut and again",
-            Tolerance::Split,
-            move |lab| properties(lab, shape, (prefill, Pieces::All)),
-        ));
-    }
-    cases
-}
-
-fn append_cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    let spans: [&[Span]; 2] = [
-        &[(0, 1), (5, 33), (3, 0), (64, 20), (15, 1), (16, 1)],
-        &[(0, 65)],
-    ];
-    for shape in [[512, 64, 16], [36, 4, 4], [33, 7, 5], [20, 12, 1]] {
-        let [latent, rope, block] = shape;
-        for (i, spans) in spans.into_iter().enumerate() {
-            // Latents of the epsilon's own size, so that another one shows.
-            for scale in [1.0, 1e-3] {
-                let what = ["ragged", "one prompt"][i];
-                let name = format!("{latent}+{rope}/blocks of {block}/{what}/scale={scale:e}");
-                cases.push(Case::new(
-                    "mla_append",
-                    name,
-                    Tolerance::Close,
-                    move |lab| append(lab, shape, spans, scale, 1e-6),
-                ));
-            }
-        }
-    }
-    cases
 }

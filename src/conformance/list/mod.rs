@@ -12,6 +12,7 @@ mod kda_properties;
 mod kda_rig;
 mod mla;
 mod mla_block;
+mod mla_cases;
 mod moe;
 mod pools;
 mod random;
@@ -110,7 +111,7 @@ pub fn all() -> Vec<Case> {
         gates::cases(),
         kda::cases(),
         kda_properties::cases(),
-        mla::cases(),
+        mla_cases::cases(),
         moe::cases(),
         choice::cases(),
         kda_block::cases(),

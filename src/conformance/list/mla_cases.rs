@@ -1,0 +1,236 @@
+//! The cases of latent attention: widths, formats, block sizes, lengths.
+
+use super::mla::{Shape, Span, append, attend, properties, shared};
+use crate::backend::Pieces;
+use crate::checkpoint::Format;
+use crate::conformance::oracle::Attention;
+use crate::conformance::{Case, Tolerance};
+
+const PUBLISHED: Attention = Attention {
+    heads: 2,
+    latent: 512,
+    nope: 128,
+    rope: 64,
+    value: 128,
+};
+
+const ODD: Attention = Attention {
+    heads: 3,
+    latent: 36,
+    nope: 20,
+    rope: 4,
+    value: 33,
+};
+
+/// Rows of the expansion at multiples of 16 bytes, as the published ones, and fewer than a block reads at once.
+const EVEN: Attention = Attention {
+    heads: 3,
+    latent: 72,
+    nope: 40,
+    rope: 16,
+    value: 100,
+};
+
+const EIGHTS: Attention = Attention {
+    heads: 2,
+    latent: 40,
+    nope: 16,
+    rope: 8,
+    value: 24,
+};
+
+const UNEVEN: Attention = Attention {
+    heads: 1,
+    latent: 33,
+    nope: 7,
+    rope: 5,
+    value: 11,
+};
+
+/// All of them.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = append_cases();
+    for (operation, prefill) in [("mla_prefill", true), ("mla_decode", false)] {
+        let mut attention = Attentions {
+            operation,
+            prefill,
+            cases: &mut cases,
+        };
+        attention.widths();
+        attention.formats();
+        attention.pieces();
+        attention.heads();
+        attention.lengths();
+        attention.properties();
+    }
+    cases
+}
+
+/// The case that the others vary: bf16, blocks of 16 tokens, odd widths.
+const BASE: Shape = Shape {
+    attention: ODD,
+    block_tokens: 16,
+    format: Format::Bf16,
+    size: 1.0,
+};
+
+/// The cases of one of the two attentions.
+struct Attentions<'a> {
+    operation: &'static str,
+    prefill: bool,
+    cases: &'a mut Vec<Case>,
+}
+
+impl Attentions<'_> {
+    /// Attention over spans of a context and new tokens.
+    fn attend(
+        &mut self,
+        name: impl AsRef<str>,
+        shape: Shape,
+        pieces: Pieces,
+        spans: &'static [Span],
+        sharp: f32,
+    ) {
+        let form = (self.prefill, pieces);
+        self.cases.push(Case::new(
+            self.operation,
+            name,
+            Tolerance::Close,
+            move |lab| attend(lab, shape, form, spans, sharp),
+        ));
+    }
+
+    fn widths(&mut self) {
+        const SPANS: [(&str, &[Span]); 3] = [
+            (
+                "ragged prompts",
+                &[(0, 1), (5, 33), (3, 0), (64, 20), (17, 7)],
+            ),
+            (
+                "single tokens",
+                &[(0, 1), (15, 1), (16, 1), (100, 1), (63, 1), (64, 1)],
+            ),
+            ("one prompt", &[(0, 65)]),
+        ];
+        for (name, attention, block_tokens, format) in [
+            ("2 heads of 128+64 over 512", PUBLISHED, 16, Format::Bf16),
+            ("3 heads of 20+4 over 36", ODD, 16, Format::F16),
+            ("3 heads of 20+4 over 36", ODD, 4, Format::F32),
+            ("1 head of 7+5 over 33", UNEVEN, 5, Format::Bf16),
+        ] {
+            let shape = Shape {
+                attention,
+                block_tokens,
+                format,
+                size: 1.0,
+            };
+            for (spans_name, spans) in SPANS {
+                // Scores of several tens; at hundreds f32's own rounding of a score would exceed the bound.
+                for sharp in [1.0, 8.0] {
+                    let name = format!(
+                        "{format}/{name}/blocks of {block_tokens}/{spans_name}/sharp={sharp}"
+                    );
+                    self.attend(name, shape, Pieces::All, spans, sharp);
+                }
+            }
+        }
+    }
+
+    /// Weights of other formats whose rows are aligned.
+    fn formats(&mut self) {
+        for format in [Format::F16, Format::F32] {
+            let shape = Shape {
+                attention: EIGHTS,
+                format,
+                ..BASE
+            };
+            let name = format!("{format}/latents of whole eights");
+            self.attend(name, shape, Pieces::All, &[(5, 33), (20, 1)], 1.0);
+        }
+    }
+
+    fn pieces(&mut self) {
+        for (name, pieces) in [("single", Pieces::Single), ("several", Pieces::Several)] {
+            let name = format!("only the {name}");
+            let spans = &[(9, 1), (5, 33), (3, 0), (64, 1), (17, 2)];
+            self.attend(name, BASE, pieces, spans, 2.0);
+        }
+    }
+
+    fn heads(&mut self) {
+        let with = |heads, attention| Shape {
+            attention: Attention { heads, ..attention },
+            ..BASE
+        };
+        // More heads than one worker takes, and not a multiple of what it takes.
+        let many = with(41, ODD);
+        self.attend("41 heads", many, Pieces::All, &[(70, 1), (5, 20)], 2.0);
+        // As many heads of the published widths as need a second tile of rows.
+        let twenty = with(20, PUBLISHED);
+        let name = "20 heads of 128+64 over 512";
+        self.attend(name, twenty, Pieces::All, &[(70, 1)], 8.0);
+    }
+
+    fn lengths(&mut self) {
+        let spans = &[(1000, 1), (700, 3)];
+        self.attend("a long context", BASE, Pieces::All, spans, 3.0);
+        // A decode may share a context out among several workers.
+        for (widths, attention) in [("", ODD), (", even widths", EVEN)] {
+            let shape = Shape { attention, ..BASE };
+            let name = format!("single tokens after a long context{widths}");
+            let spans = &[(1000, 1), (3, 1), (1100, 1)];
+            self.attend(name, shape, Pieces::Single, spans, 3.0);
+        }
+        // More queries than one worker takes.
+        let narrow = Shape {
+            attention: UNEVEN,
+            ..BASE
+        };
+        let name = "a prompt of 300 tokens";
+        self.attend(name, narrow, Pieces::All, &[(20, 300)], 2.0);
+        // Beyond the range of f16.
+        let large = Shape { size: 1e8, ..BASE };
+        self.attend("large keys", large, Pieces::All, &[(3, 20), (70, 1)], 2e-8);
+    }
+
+    fn properties(&mut self) {
+        let form = (self.prefill, Pieces::All);
+        self.cases.push(Case::new(
+            self.operation,
+            "one prompt's blocks shared",
+            Tolerance::Close,
+            move |lab| shared(lab, BASE, form),
+        ));
+        self.cases.push(Case::new(
+            self.operation,
+            "alone, cut and again",
+            Tolerance::Split,
+            move |lab| properties(lab, BASE, form),
+        ));
+    }
+}
+
+fn append_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let spans: [&[Span]; 2] = [
+        &[(0, 1), (5, 33), (3, 0), (64, 20), (15, 1), (16, 1)],
+        &[(0, 65)],
+    ];
+    for shape in [[512, 64, 16], [36, 4, 4], [33, 7, 5], [20, 12, 1]] {
+        let [latent, rope, block] = shape;
+        for (i, spans) in spans.into_iter().enumerate() {
+            // Latents of the epsilon's own size, so that another one shows.
+            for scale in [1.0, 1e-3] {
+                let what = ["ragged", "one prompt"][i];
+                let name = format!("{latent}+{rope}/blocks of {block}/{what}/scale={scale:e}");
+                cases.push(Case::new(
+                    "mla_append",
+                    name,
+                    Tolerance::Close,
+                    move |lab| append(lab, shape, spans, scale, 1e-6),
+                ));
+            }
+        }
+    }
+    cases
+}
