@@ -18,6 +18,8 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod image;
 mod operation;
 mod pool;
@@ -37,12 +39,9 @@ pub use batch::{Batch, Capacity, OutputRow, Piece, StateCheckpoint};
 pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
-pub use operation::{
-    Add, AllGather, AllReduce, Embed, Experts, Form, GatedNorm, KEY_EPS, KdaGates, KdaRecurrence,
-    Linear, MlaAppend, MlaAttention, Pieces, RmsNorm, Route, Select, ShortConv, Swiglu,
-};
+pub use operation::*;
 pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
-pub use program::{Op, Operands, Program};
+pub use program::Program;
 pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
 pub use tensor::{Element, Precision, Rows, Tensor, TensorValues, Weight, WeightSource};

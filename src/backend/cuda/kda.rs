@@ -19,10 +19,7 @@ impl CudaStep {
         }
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let [weight, format] = self.stored(op.weight)?;
-        let tails = {
-            let memory = self.shared.memory();
-            memory.states(&op.pool, op.layer)?.tails.clone()
-        };
+        let tails = self.shared.memory().states(&op.pool, op.layer)?.1.clone();
         let channels = op.input.width;
         let sizes = [channels, taps].map(|word| word as u32);
         let kernel = Kernel::new(

@@ -141,7 +141,7 @@ impl CudaStep {
         }
         let (qkv, gates) = (self.tensor(op.qkv)?, self.tensor(op.gates)?);
         let (beta, output) = (self.tensor(op.beta)?, self.tensor(op.output)?);
-        let states = Arc::clone(&self.shared.memory().states(&op.pool, op.layer)?.states);
+        let states = self.shared.memory().states(&op.pool, op.layer)?.0.clone();
         let form = form_word(op.form);
         if op.form != Form::Step {
             let shape = Chunkwise::new(&layout);
@@ -351,8 +351,7 @@ impl CudaStep {
         let [weight, format] = self.stored(norm.weight)?;
         let (states, tails) = {
             let memory = self.shared.memory();
-            let states = memory.states(&block.pool, block.layer)?;
-            (Arc::clone(&states.states), Arc::clone(&states.tails))
+            memory.states(&block.pool, block.layer)?.clone()
         };
         let form = form_word(Form::Auto);
         let shape = Chunkwise::new(&layout);

@@ -15,10 +15,7 @@ impl CudaStep {
         let layout = op.pool.layout;
         let (qkv, gates) = (self.tensor(op.qkv)?, self.tensor(op.gates)?);
         let (beta, output) = (self.tensor(op.beta)?, self.tensor(op.output)?);
-        let states = {
-            let memory = self.shared.memory();
-            memory.states(&op.pool, op.layer)?.states.clone()
-        };
+        let states = self.shared.memory().states(&op.pool, op.layer)?.0.clone();
         let sizes = [
             layout.key_heads,
             layout.value_heads,
@@ -95,10 +92,7 @@ impl CudaStep {
     pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
         self.name("trace_state");
         let output = self.tensor(op.output)?;
-        let states = {
-            let memory = self.shared.memory();
-            memory.states(&op.pool, op.layer)?.states.clone()
-        };
+        let states = self.shared.memory().states(&op.pool, op.layer)?.0.clone();
         let sizes = [op.pool.layout.value_heads, op.head, op.output.width];
         let [heads, head, size] = sizes.map(|word| word as u32);
         let kernel = Kernel::new(

@@ -1,11 +1,43 @@
-//! How the operations on rows are recorded: embedding, norm, products, activation, sum.
+//! Which function records each operation, and those for operations on rows: embedding, norm, products, activation, sum.
 
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
 use crate::backend::image::count_word;
-use crate::backend::{Add, Embed, Linear, Result, RmsNorm, Rows, Swiglu, Weight};
+use crate::backend::{Add, Embed, Linear, Op, Result, RmsNorm, Rows, Swiglu, Weight};
 
 impl WgpuStep {
+    /// Appends an operation, which was checked. Blocks were expanded.
+    pub(super) fn push(&mut self, op: &Op) -> Result<()> {
+        match *op {
+            Op::Embed(op) => self.record_embed(op),
+            Op::RmsNorm(op) => self.record_rms_norm(op),
+            Op::Linear(op) => self.record_linear(op),
+            Op::ShortConv(op) => self.record_short_conv(op),
+            Op::KdaGates(op) => self.record_kda_gates(op),
+            Op::KdaRecurrence(op) => self.record_kda_recurrence(op),
+            Op::GatedNorm(op) => self.record_gated_norm(op),
+            Op::MlaAppend(op) => self.record_mla_append(op),
+            Op::MlaPrefill(op) => self.record_prefill(op),
+            Op::MlaDecode(op) => self.record_decode(op),
+            Op::Route(op) => self.record_route(op),
+            Op::Experts(op) => self.record_experts(op),
+            Op::Swiglu(op) => self.record_swiglu(op),
+            Op::Add(op) => self.record_add(op),
+            // One rank: the sum is there already.
+            Op::AllReduce(op) => self.recorder.tensor(op.target).map(drop),
+            Op::AllGather(op) => self.record_all_gather(op),
+            Op::Select(op) => self.record_select(op),
+            Op::Probe(tensor) => self.record_probe(tensor),
+            Op::ProbePositions(tensor) => self.record_probe_positions(tensor),
+            Op::TraceKda(op) => self.record_trace_kda(op),
+            Op::TraceGate(op) => self.record_trace_gate(op),
+            Op::TraceRoute(op) => self.record_trace_route(op),
+            Op::TraceState(op) => self.record_trace_state(op),
+            Op::TraceAttention(op) => self.record_trace_attention(op),
+            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
+        }
+    }
+
     pub(super) fn record_embed(&mut self, op: Embed) -> Result<()> {
         self.name("embed");
         let output = self.recorder.tensor(op.output)?;
