@@ -17,6 +17,7 @@ mod collective;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod dry;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
