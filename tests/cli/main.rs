@@ -385,7 +385,7 @@ fn inspect_prints_the_program_of_a_step_without_weights_or_device() {
 
     let text = inspect(&["decode", "--shape", "48b"]);
     let (first, listed) = text.split_once('\n').unwrap();
-    assert_eq!(first, "# 1 x 1 token(s)");
+    assert_eq!(first, "# decode: 1 sequence(s), 1 token(s) each");
     let sections: Vec<_> = listed
         .lines()
         .filter(|line| line.starts_with('#'))
@@ -417,13 +417,19 @@ fn inspect_prints_the_program_of_a_step_without_weights_or_device() {
     .unwrap();
     let folder = folder.path().to_str().unwrap();
     let decode = inspect(&["decode", "--expand", "--tokens", "3", "--model", folder]);
-    assert!(decode.starts_with("# 3 x 1 token(s)\n"), "{decode}");
+    assert!(
+        decode.starts_with("# decode: 3 sequence(s), 1 token(s) each\n"),
+        "{decode}"
+    );
     assert!(
         decode.contains("mla_decode") && !decode.contains("mla_prefill"),
         "{decode}"
     );
     let prefill = inspect(&["prefill", "--expand", "--model", folder]);
-    assert!(prefill.starts_with("# 1 x 512 token(s)\n"), "{prefill}");
+    assert!(
+        prefill.starts_with("# prefill: 1 sequence(s), 512 token(s) each\n"),
+        "{prefill}"
+    );
     assert!(
         prefill.contains("mla_prefill") && !prefill.contains("mla_decode"),
         "{prefill}"

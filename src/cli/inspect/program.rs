@@ -45,7 +45,14 @@ pub(super) fn run(
         return super::super::print_json(&program);
     }
     let mut out = std::io::stdout().lock();
-    writeln!(out, "# {pieces} x {length} token(s)")?;
+    let phase = match phase {
+        Phase::Decode => "decode",
+        Phase::Prefill => "prefill",
+    };
+    writeln!(
+        out,
+        "# {phase}: {pieces} sequence(s), {length} token(s) each"
+    )?;
     write!(out, "{program}")?;
     Ok(())
 }
