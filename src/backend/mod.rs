@@ -246,6 +246,17 @@ pub struct StepOutput {
     pub milliseconds: Vec<(&'static str, f64)>,
 }
 
+impl StepOutput {
+    /// Adds what one operation took to the sum of its kind.
+    pub(crate) fn add_time(&mut self, name: &'static str, milliseconds: f64) {
+        let mut kinds = self.milliseconds.iter_mut();
+        match kinds.find(|(found, _)| *found == name) {
+            Some((_, sum)) => *sum += milliseconds,
+            None => self.milliseconds.push((name, milliseconds)),
+        }
+    }
+}
+
 /// A promise of a device's answer.
 pub struct Ticket<T>(Pin<Box<dyn Future<Output = Result<T>> + Send>>);
 

@@ -16,7 +16,7 @@ use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, 
 use super::{
     Add, AllGather, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence, Linear,
     MlaAppend, MlaAttention, Op, Operands, Program, Result, RmsNorm, Route, Rows, Select, Shard,
-    ShortConv, Swiglu, Tensor, Weight,
+    ShortConv, StateLayout, Swiglu, Tensor, Weight,
 };
 use crate::error::BackendError;
 
@@ -130,6 +130,20 @@ impl Operation {
         self.wrong("the layer", format!("below {layers}"), layer.to_string())
     }
 
+    /// Fails unless these are inputs of a recurrence over states of this layout.
+    fn recurrence(
+        self,
+        layout: &StateLayout,
+        qkv: Tensor,
+        gates: Tensor,
+        beta: Tensor,
+    ) -> Result<()> {
+        self.tensor("qkv", qkv, layout.channels(), Activation)?;
+        let channels = layout.value_heads * layout.key_width;
+        self.tensor("the gates", gates, channels, F32)?;
+        self.tensor("beta", beta, layout.value_heads, F32)
+    }
+
     /// What must hold of every operation's tensors: those with a row a token have one, all of them hold as many rows as a
     /// step may have, and what is written is not read or written in another place of the same operation.
     fn operands(self, op: &Op, capacity: &Capacity) -> Result<()> {
@@ -207,7 +221,6 @@ impl Linear {
 impl ShortConv {
     fn check(&self, op: Operation) -> Result<()> {
         let layout = self.pool.layout;
-
         op.layer(self.layer, layout.layers)?;
         op.tensor("the input", self.input, layout.channels(), Activation)?;
         op.tensor("the output", self.output, layout.channels(), Activation)?;
@@ -222,7 +235,6 @@ impl ShortConv {
 impl KdaGates {
     fn check(&self, op: Operation) -> Result<()> {
         let (heads, channels) = (self.write.width, self.decay.width);
-
         op.weight("A_log", self.a_log, [1, heads, 1])?;
         op.weight("dt_bias", self.dt_bias, [1, channels, 1])?;
         op.tensor("the gates", self.gates, channels, F32)?;
@@ -238,39 +250,23 @@ impl KdaGates {
 impl KdaRecurrence {
     fn check(&self, op: Operation) -> Result<()> {
         let layout = self.pool.layout;
-
         op.layer(self.layer, layout.layers)?;
         op.same(
             "value heads modulo key heads",
             0,
             layout.value_heads % layout.key_heads.max(1),
         )?;
-        op.tensor("qkv", self.qkv, layout.channels(), Activation)?;
-        op.tensor(
-            "the gates",
-            self.gates,
-            layout.value_heads * layout.key_width,
-            F32,
-        )?;
-        op.tensor("beta", self.beta, layout.value_heads, F32)?;
-        op.tensor(
-            "the output",
-            self.output,
-            layout.value_heads * layout.value_width,
-            Activation,
-        )
+        op.recurrence(&layout, self.qkv, self.gates, self.beta)?;
+        let width = layout.value_heads * layout.value_width;
+        op.tensor("the output", self.output, width, Activation)
     }
 }
 
 impl TraceKda {
     fn check(&self, op: Operation) -> Result<()> {
         let layout = self.pool.layout;
-
         op.layer(self.layer, layout.layers)?;
-        op.tensor("qkv", self.qkv, layout.channels(), Activation)?;
-        let channels = layout.value_heads * layout.key_width;
-        op.tensor("the gates", self.gates, channels, F32)?;
-        op.tensor("beta", self.beta, layout.value_heads, F32)?;
+        op.recurrence(&layout, self.qkv, self.gates, self.beta)?;
         let records = layout.layers * layout.value_heads * kda_record(&layout);
         op.tensor("the output", self.output, records, F32)
     }
@@ -279,7 +275,6 @@ impl TraceKda {
 impl TraceGate {
     fn check(&self, op: Operation) -> Result<()> {
         let layout = self.layout;
-
         op.layer(self.layer, layout.layers)?;
         let width = layout.value_heads * layout.value_width;
         op.tensor("the gate", self.gate, width, Activation)?;
@@ -291,7 +286,6 @@ impl TraceGate {
 impl TraceRoute {
     fn check(&self, op: Operation) -> Result<()> {
         let top = self.experts.width;
-
         op.layer(self.layer, self.layers)?;
         op.tensor("the experts", self.experts, top, Index)?;
         op.tensor("the weights", self.weights, top, F32)?;
@@ -302,7 +296,6 @@ impl TraceRoute {
 impl TraceState {
     fn check(&self, op: Operation) -> Result<()> {
         let layout = self.pool.layout;
-
         op.layer(self.layer, layout.layers)?;
         if self.head >= layout.value_heads {
             let expected = format!("below {}", layout.value_heads);
@@ -316,7 +309,6 @@ impl TraceState {
 impl TraceAttention {
     fn check(&self, op: Operation) -> Result<()> {
         let layout = self.pool.layout;
-
         op.layer(self.layer, layout.layers)?;
         let heads = self.query.width / (self.nope + layout.rope).max(1);
         op.layer(self.head, heads)?;
@@ -329,7 +321,6 @@ impl TraceAttention {
 impl GatedNorm {
     fn check(&self, op: Operation) -> Result<()> {
         let width = self.input.width;
-
         op.tensor("the gate", self.gate, width, Activation)?;
         op.tensor("the output", self.output, width, Activation)?;
         op.weight("the weight", self.weight, [1, self.weight.rows, 1])?;
@@ -344,7 +335,6 @@ impl GatedNorm {
 impl MlaAppend {
     fn check(&self, op: Operation) -> Result<()> {
         let layout = self.pool.layout;
-
         op.layer(self.layer, layout.layers)?;
         op.tensor("the input", self.input, layout.width(), Activation)?;
         op.weight("the weight", self.weight, [1, layout.latent, 1])
@@ -358,7 +348,6 @@ impl MlaAttention {
 
     fn check(&self, op: Operation) -> Result<()> {
         let (layout, heads) = (self.pool.layout, self.heads());
-
         op.layer(self.layer, layout.layers)?;
         op.tensor(
             "the query",
@@ -378,7 +367,6 @@ impl MlaAttention {
 impl Route {
     fn check(&self, op: Operation) -> Result<()> {
         let (experts, top_k) = (self.weight.rows, self.experts.width);
-
         op.weight("the weight", self.weight, [1, experts, self.input.width])?;
         op.weight("the bias", self.bias, [1, experts, 1])?;
         op.tensor("the experts", self.experts, top_k, Index)?;
@@ -396,7 +384,6 @@ impl Route {
 impl Experts {
     fn check(&self, op: Operation) -> Result<()> {
         let (d, n, local) = (self.input.width, self.gate.rows, self.gate.stack);
-
         op.weight("gate", self.gate, [local, n, d])?;
         op.weight("up", self.up, [local, n, d])?;
         op.weight("down", self.down, [local, d, n])?;

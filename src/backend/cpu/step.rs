@@ -101,15 +101,7 @@ impl CpuStep {
         for (name, operation) in self.names.iter().zip(&self.operations) {
             let start = std::time::Instant::now();
             operation(memory, run, output)?;
-            let milliseconds = start.elapsed().as_secs_f64() * 1e3;
-            match output
-                .milliseconds
-                .iter_mut()
-                .find(|(found, _)| found == name)
-            {
-                Some((_, sum)) => *sum += milliseconds,
-                None => output.milliseconds.push((name, milliseconds)),
-            }
+            output.add_time(name, start.elapsed().as_secs_f64() * 1e3);
         }
         Ok(())
     }

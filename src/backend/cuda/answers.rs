@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::machine::Buffer;
 use super::memory;
-use super::step::{CudaStep, Kernel, arguments};
+use super::step::{CudaStep, arguments};
 use crate::backend::gpu::answers::Answer;
 use crate::backend::{Result, Select, Tensor};
 
@@ -23,33 +23,19 @@ impl CudaStep {
         let sums = self.scratch("sums of slices", 16 * outputs * slices)?;
         let bytes = 4 * (outputs * (4 + 2 * candidates)) as u64;
         let choices = Arc::new(Buffer::new(&self.shared.machine, "choices", bytes)?);
-        let [vocabulary, candidates_word, slices] =
-            [vocabulary, candidates, slices].map(|word| word as u32);
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "select_slices",
             256,
-            arguments![
-                &self.batch,
-                &logits,
-                &ranks,
-                &sums,
-                vocabulary,
-                candidates_word
-            ],
+            arguments![&logits, &ranks, &sums, vocabulary, candidates],
         );
-        self.launch(kernel, move |image| [slices, image.outputs as u32, 1]);
-        let kernel = Kernel::new(
+        self.launch(kernel, move |image| {
+            [slices as u32, image.outputs as u32, 1]
+        });
+        let kernel = self.kernel(
             "select_merge",
             256,
             arguments![
-                &self.batch,
-                &logits,
-                &ranks,
-                &sums,
-                &choices,
-                vocabulary,
-                candidates_word,
-                slices
+                &logits, &ranks, &sums, &choices, vocabulary, candidates, slices
             ],
         );
         self.launch(kernel, |image| [image.outputs as u32, 1, 1]);

@@ -1,6 +1,6 @@
 //! Which function records each operation, and those for operations on rows: embedding, norm, products, activation, sum.
 
-use super::step::{CudaStep, Kernel, arguments, blocks, kind};
+use super::step::{CudaStep, arguments, kind};
 use crate::backend::{Add, Element, Embed, Linear, Op, Result, RmsNorm, Swiglu};
 
 impl CudaStep {
@@ -41,12 +41,8 @@ impl CudaStep {
         self.name("embed");
         let [weight, format] = self.stored(op.weight)?;
         let output = self.tensor(op.output)?;
-        let width = op.output.width as u32;
-        let kernel = Kernel::new(
-            "embed",
-            128,
-            arguments![&self.batch, weight, format, &output, width],
-        );
+        let width = op.output.width;
+        let kernel = self.kernel("embed", 128, arguments![weight, format, &output, width]);
         self.launch(kernel, |image| [image.tokens as u32, 1, 1]);
         Ok(())
     }
@@ -57,18 +53,17 @@ impl CudaStep {
         let [weight, format] = self.stored(op.weight)?;
         let rows = op.output.rows;
         let gather = u32::from(op.input.rows != rows);
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "rms_norm",
             256,
             arguments![
-                &self.batch,
                 kind(rows),
                 gather,
                 &input,
                 weight,
                 format,
                 &output,
-                op.input.width as u32,
+                op.input.width,
                 op.eps
             ],
         );
@@ -85,14 +80,12 @@ impl CudaStep {
         self.name("swiglu");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let (width, rows) = (op.output.width, op.output.rows);
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "swiglu",
             256,
-            arguments![&self.batch, kind(rows), &input, &output, width as u32],
+            arguments![kind(rows), &input, &output, width],
         );
-        self.launch(kernel, move |image| {
-            [blocks((image.count(rows) * width) as u64, 256), 1, 1]
-        });
+        self.launch_each(kernel, rows, width, 256);
         Ok(())
     }
 
@@ -104,14 +97,8 @@ impl CudaStep {
             Element::F32 => "add_f32",
             Element::Activation | Element::Index => "add",
         };
-        let kernel = Kernel::new(
-            entry,
-            256,
-            arguments![&self.batch, kind(rows), &source, &target, width as u32],
-        );
-        self.launch(kernel, move |image| {
-            [blocks((image.count(rows) * width) as u64, 256), 1, 1]
-        });
+        let kernel = self.kernel(entry, 256, arguments![kind(rows), &source, &target, width]);
+        self.launch_each(kernel, rows, width, 256);
         Ok(())
     }
 }

@@ -9,13 +9,15 @@ use super::Shared;
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
 use super::memory;
 use crate::backend::check::Demands;
-use crate::backend::gpu::answers::{self, Answer};
+use crate::backend::gpu::{
+    self,
+    answers::{self, Answer},
+};
 use crate::backend::image::{Image, MOST_SEGMENTS, Plan};
 use crate::backend::{
     AllGather, Batch, Capacity, Element, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
 use crate::checkpoint::Format;
-use crate::error::BackendError;
 
 /// The step of work that is no step's.
 pub(super) const NO_STEP: u64 = 0;
@@ -133,7 +135,6 @@ pub(super) fn any_shape(
     columns: usize,
     outputs: usize,
 ) -> Kernel {
-    let [columns, outputs] = [columns, outputs].map(|word| word as u32);
     let full = u32::from(full);
     let arguments = arguments![
         batch, counted, input, weight, format, output, full, columns, outputs
@@ -188,6 +189,24 @@ impl CudaStep {
 
     pub(super) fn name(&mut self, name: &'static str) {
         self.names.push(name);
+    }
+
+    /// A kernel that is given the batch and then `arguments`.
+    pub(super) fn kernel(
+        &self,
+        entry: &'static str,
+        threads: u32,
+        arguments: impl IntoIterator<Item = Argument>,
+    ) -> Kernel {
+        let batch = Argument::from(&self.batch);
+        Kernel::new(entry, threads, std::iter::once(batch).chain(arguments))
+    }
+
+    /// Records a launch whose blocks take `each` of the elements of all rows of this kind, `width` a row.
+    pub(super) fn launch_each(&mut self, kernel: Kernel, rows: Rows, width: usize, each: u64) {
+        self.launch(kernel, move |image| {
+            [blocks((image.count(rows) * width) as u64, each), 1, 1]
+        });
     }
 
     fn push_command(&mut self, command: Recorded) {
@@ -288,11 +307,10 @@ impl CudaStep {
         let sizes = [weight.columns, weight.rows].map(|word| word as u32);
         let mut most = 0;
         for (entry, together) in FEW {
-            let kernel = Kernel::new(
+            let kernel = self.kernel(
                 entry,
                 512,
                 arguments![
-                    &self.batch,
                     kind(rows),
                     from,
                     matrix,
@@ -429,16 +447,7 @@ impl Step for CudaStep {
         self.demands.check(&self.capacity, batch)?;
         let attends = self.demands.latents.is_some();
         let image = self.plan.image(batch, attends, self.segments);
-        if 4 * image.words.len() as u64 > self.batch.bytes {
-            return Err(BackendError::Batch {
-                what: "the words of a batch".to_owned(),
-                expected: format!(
-                    "at most {}: record a step after its pools are made",
-                    self.batch.bytes / 4
-                ),
-                found: image.words.len().to_string(),
-            });
-        }
+        gpu::fits(&image, self.batch.bytes)?;
         let (commands, operations) = self.commands(&image);
         let size = |tensor: Tensor| memory::size(tensor.element) as usize;
         let (mut answers, mut places) = (Vec::new(), Vec::new());
@@ -462,15 +471,7 @@ impl Step for CudaStep {
             let came = ticket.await?;
             let mut output = answers::output(&came.bytes, &answers, &targets, memory::values);
             for (operation, milliseconds) in came.milliseconds {
-                let name = names[operation];
-                match output
-                    .milliseconds
-                    .iter_mut()
-                    .find(|(found, _)| *found == name)
-                {
-                    Some((_, sum)) => *sum += milliseconds,
-                    None => output.milliseconds.push((name, milliseconds)),
-                }
+                output.add_time(names[operation], milliseconds);
             }
             Ok(output)
         }))

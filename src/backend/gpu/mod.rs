@@ -2,3 +2,23 @@
 
 pub(super) mod answers;
 pub(super) mod memory;
+
+use super::Result;
+use super::image::Image;
+use crate::error::BackendError;
+
+/// Checks that a batch's words fit the buffer that a step has for them.
+///
+/// # Errors
+/// A pool of longer blocks that was made after the step.
+pub(super) fn fits(image: &Image, bytes: u64) -> Result<()> {
+    let (most, found) = (bytes / 4, image.words.len());
+    if found as u64 <= most {
+        return Ok(());
+    }
+    Err(BackendError::Batch {
+        what: "the words of a batch".to_owned(),
+        expected: format!("at most {most}: record a step after its pools are made"),
+        found: found.to_string(),
+    })
+}

@@ -8,7 +8,7 @@ use crate::backend::{Result, Select, Tensor};
 impl WgpuStep {
     pub(super) fn record_select(&mut self, op: Select) -> Result<()> {
         self.name("select");
-        let logits = self.recorder.tensor(op.logits)?;
+        let logits = self.tensor(op.logits)?;
         let vocabulary = op.logits.width;
         let candidates = op.candidates.min(vocabulary);
         let slices = vocabulary.div_ceil(1024);
@@ -50,14 +50,14 @@ impl WgpuStep {
 
     pub(super) fn record_probe(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
-        let buffer = self.recorder.tensor(tensor)?;
+        let buffer = self.tensor(tensor)?;
         self.answer(buffer, Answer::Probe(tensor));
         Ok(())
     }
 
     pub(super) fn record_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
-        let buffer = self.recorder.tensor(tensor)?;
+        let buffer = self.tensor(tensor)?;
         self.answer(buffer, Answer::Positions(tensor));
         Ok(())
     }

@@ -24,7 +24,7 @@ impl WgpuStep {
             Op::Swiglu(op) => self.record_swiglu(op),
             Op::Add(op) => self.record_add(op),
             // One rank: the sum is there already.
-            Op::AllReduce(op) => self.recorder.tensor(op.target).map(drop),
+            Op::AllReduce(op) => self.tensor(op.target).map(drop),
             Op::AllGather(op) => self.record_all_gather(op),
             Op::Select(op) => self.record_select(op),
             Op::Probe(tensor) => self.record_probe(tensor),
@@ -40,7 +40,7 @@ impl WgpuStep {
 
     pub(super) fn record_embed(&mut self, op: Embed) -> Result<()> {
         self.name("embed");
-        let output = self.recorder.tensor(op.output)?;
+        let output = self.tensor(op.output)?;
         let (format, stride, parts) = self.recorder.with_memory(|memory| {
             let weight = memory.weight(op.weight)?.matrix("embed")?;
             let parts = weight.parts.iter();
@@ -63,10 +63,7 @@ impl WgpuStep {
 
     pub(super) fn record_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
         self.name("rms_norm");
-        let (input, output) = (
-            self.recorder.tensor(op.input)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let weight = self.recorder.small("rms_norm", op.weight)?;
         let rows = op.output.rows;
         let gather = u32::from(op.input.rows != rows);
@@ -89,19 +86,13 @@ impl WgpuStep {
 
     pub(super) fn record_linear(&mut self, op: Linear) -> Result<()> {
         self.name("linear");
-        let (input, output) = (
-            self.recorder.tensor(op.input)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         self.product((&input, op.input.rows), op.weight, &output)
     }
 
     pub(super) fn record_swiglu(&mut self, op: Swiglu) -> Result<()> {
         self.name("swiglu");
-        let (input, output) = (
-            self.recorder.tensor(op.input)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let (width, rows) = (op.output.width, op.output.rows);
         self.dispatch(
             Program::new("swiglu"),
@@ -113,8 +104,8 @@ impl WgpuStep {
 
     pub(super) fn record_add(&mut self, op: Add) -> Result<()> {
         self.name("add");
-        let source = self.recorder.tensor(op.source)?;
-        let target = self.recorder.tensor(op.target)?;
+        let source = self.tensor(op.source)?;
+        let target = self.tensor(op.target)?;
         let (width, rows) = (op.target.width, op.target.rows);
         self.dispatch(
             Program::new("add"),

@@ -11,12 +11,15 @@ use super::pipelines::{self, Bind, Parameters, Pipeline, Program};
 use super::readback::{Read, Spare};
 use super::timing::{self, Clock, Timing};
 use crate::backend::check::Demands;
-use crate::backend::gpu::answers::{self, Answer};
+use crate::backend::gpu::{
+    self,
+    answers::{self, Answer},
+};
 use crate::backend::image::{Image, Plan};
 use crate::backend::{
-    AllGather, Batch, Capacity, Result, Step, StepOutput, Tensor, Ticket, Weight,
+    AllGather, Batch, Capacity, LatentPool, Result, StatePool, Step, StepOutput, Tensor, Ticket,
+    Weight,
 };
-use crate::error::BackendError;
 
 /// How many workgroups a dispatch takes for this batch; any 0 leaves it out.
 type Size = Box<dyn Fn(&Image) -> [u32; 3] + Send>;
@@ -163,6 +166,27 @@ impl WgpuStep {
         self.names.push(name);
     }
 
+    /// The buffer of a tensor.
+    pub(super) fn tensor(&self, tensor: Tensor) -> Result<wgpu::Buffer> {
+        self.recorder.tensor(tensor)
+    }
+
+    /// The states and the tails of a layer.
+    pub(super) fn states(
+        &self,
+        pool: &StatePool,
+        layer: usize,
+    ) -> Result<(wgpu::Buffer, wgpu::Buffer)> {
+        self.recorder
+            .with_memory(|memory| memory.states(pool, layer).cloned())
+    }
+
+    /// The latents of a layer.
+    pub(super) fn latents(&self, pool: &LatentPool, layer: usize) -> Result<wgpu::Buffer> {
+        self.recorder
+            .with_memory(|memory| memory.latents(pool, layer).cloned())
+    }
+
     fn push_command(&mut self, command: Command) {
         self.commands
             .push((self.names.len().saturating_sub(1), command));
@@ -298,10 +322,7 @@ impl Passes<'_, '_> {
 impl WgpuStep {
     pub(super) fn record_all_gather(&mut self, op: AllGather) -> Result<()> {
         self.name("all_gather");
-        let (input, output) = (
-            self.recorder.tensor(op.input)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         self.push_command(Command::Copy(input, output, op.input));
         Ok(())
     }
@@ -323,17 +344,7 @@ impl Step for WgpuStep {
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.recorder.capacity, batch)?;
         let image = self.plan.image(batch, self.demands.latents.is_some(), 1);
-        let buffer = &self.recorder.image;
-        if 4 * image.words.len() as u64 > buffer.size() {
-            return Err(BackendError::Batch {
-                what: "the words of a batch".to_owned(),
-                expected: format!(
-                    "at most {}: record a step after its pools are made",
-                    buffer.size() / 4
-                ),
-                found: image.words.len().to_string(),
-            });
-        }
+        gpu::fits(&image, self.recorder.image.size())?;
         let mut answers = Vec::new();
         for (_, command) in &self.commands {
             if let Command::Answer(_, answer) = command {
@@ -382,16 +393,16 @@ impl Step for WgpuStep {
         Ok(Ticket::new(async move {
             let words = read.await?;
             let times = words.get(answered..).unwrap_or_default();
-            let milliseconds = timing::milliseconds(times, &timed, tick);
-            Ok(StepOutput {
-                milliseconds,
-                ..answers::output(
-                    bytemuck::cast_slice(&words),
-                    &answers,
-                    &targets,
-                    memory::values,
-                )
-            })
+            let mut output = answers::output(
+                bytemuck::cast_slice(&words),
+                &answers,
+                &targets,
+                memory::values,
+            );
+            for (name, milliseconds) in timed.iter().zip(timing::milliseconds(times, tick)) {
+                output.add_time(name, milliseconds);
+            }
+            Ok(output)
         }))
     }
 }
