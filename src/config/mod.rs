@@ -16,6 +16,8 @@ mod tensors;
 
 use std::path::Path;
 
+#[cfg(feature = "server")]
+pub(crate) use fields::kind;
 pub use memory::{Memory, MemoryRequest};
 pub use names::Role;
 pub use tensors::{Part, Storage, TensorSpec};

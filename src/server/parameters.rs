@@ -4,8 +4,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
-use super::fields::{Fields, kind};
+use super::fields::Fields;
 use super::service::Service;
+use crate::config::kind;
 use crate::engine::{Request, Sampling};
 
 /// The most answers to one prompt.
