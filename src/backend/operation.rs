@@ -128,53 +128,59 @@ pub struct Operands {
     pub layer: Option<(&'static str, usize)>,
 }
 
-impl Op {
-    /// What it reads and writes. A block's are those that come in and go out; its scratch tensors are left out.
-    #[must_use]
-    pub fn operands(&self) -> Operands {
-        let of = |reads: &[Tensor], weights: &[Weight], writes: &[Tensor]| Operands {
+impl Operands {
+    fn new(reads: &[Tensor], weights: &[Weight], writes: &[Tensor]) -> Self {
+        Self {
             reads: reads.to_vec(),
             weights: weights.to_vec(),
             writes: writes.to_vec(),
             layer: None,
-        };
-        let in_layer = |pool, layer, operands: Operands| Operands {
-            layer: Some((pool, layer)),
-            ..operands
-        };
-        let (states, latents) = ("states", "latents");
+        }
+    }
+
+    /// The same, of an operation on a layer of the states.
+    fn on_states(self, layer: usize) -> Self {
+        let layer = Some(("states", layer));
+        Self { layer, ..self }
+    }
+
+    /// The same, of an operation on a layer of the latents.
+    fn on_latents(self, layer: usize) -> Self {
+        let layer = Some(("latents", layer));
+        Self { layer, ..self }
+    }
+}
+
+impl Op {
+    /// What it reads and writes. A block's are those that come in and go out; its scratch tensors are left out.
+    #[must_use]
+    pub fn operands(&self) -> Operands {
+        let of = Operands::new;
         match self {
             Self::Embed(op) => of(&[], &[op.weight], &[op.output]),
             Self::RmsNorm(op) => of(&[op.input], &[op.weight], &[op.output]),
             Self::Linear(op) => of(&[op.input], &[op.weight], &[op.output]),
-            Self::ShortConv(op) => {
-                let operands = of(&[op.input], &[op.weight], &[op.output]);
-                in_layer(states, op.layer, operands)
+            Self::ShortConv(op) => of(&[op.input], &[op.weight], &[op.output]).on_states(op.layer),
+            Self::KdaGates(op) => {
+                let (reads, writes) = ([op.decay, op.write], [op.gates, op.beta]);
+                of(&reads, &[op.a_log, op.dt_bias], &writes)
             }
-            Self::KdaGates(op) => of(
-                &[op.decay, op.write],
-                &[op.a_log, op.dt_bias],
-                &[op.gates, op.beta],
-            ),
             Self::KdaRecurrence(op) => {
-                let operands = of(&[op.qkv, op.gates, op.beta], &[], &[op.output]);
-                in_layer(states, op.layer, operands)
+                of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.layer)
             }
             Self::GatedNorm(op) => of(&[op.input, op.gate], &[op.weight], &[op.output]),
-            Self::MlaAppend(op) => in_layer(latents, op.layer, of(&[op.input], &[op.weight], &[])),
+            Self::MlaAppend(op) => of(&[op.input], &[op.weight], &[]).on_latents(op.layer),
             Self::MlaPrefill(op) | Self::MlaDecode(op) => {
-                in_layer(latents, op.layer, of(&[op.query], &[op.kv_b], &[op.output]))
+                of(&[op.query], &[op.kv_b], &[op.output]).on_latents(op.layer)
             }
-            Self::Route(op) => of(
-                &[op.input],
-                &[op.weight, op.bias],
-                &[op.experts, op.weights],
-            ),
-            Self::Experts(op) => of(
-                &[op.input, op.experts, op.weights],
-                &[op.gate, op.up, op.down],
-                &[op.output],
-            ),
+            Self::Route(op) => {
+                let writes = [op.experts, op.weights];
+                of(&[op.input], &[op.weight, op.bias], &writes)
+            }
+            Self::Experts(op) => {
+                let reads = [op.input, op.experts, op.weights];
+                of(&reads, &[op.gate, op.up, op.down], &[op.output])
+            }
             Self::Swiglu(op) => of(&[op.input], &[], &[op.output]),
             Self::Add(op) => of(&[op.source, op.target], &[], &[op.target]),
             Self::AllReduce(op) => of(&[op.target], &[], &[op.target]),
@@ -182,27 +188,18 @@ impl Op {
             Self::Select(op) => of(&[op.logits], &[], &[]),
             Self::Probe(tensor) | Self::ProbePositions(tensor) => of(&[*tensor], &[], &[]),
             Self::TraceKda(op) => {
-                let operands = of(&[op.qkv, op.gates, op.beta], &[], &[op.output]);
-                in_layer(states, op.layer, operands)
+                of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.layer)
             }
-            Self::TraceGate(op) => in_layer(states, op.layer, of(&[op.gate], &[], &[op.output])),
+            Self::TraceGate(op) => of(&[op.gate], &[], &[op.output]).on_states(op.layer),
             Self::TraceRoute(op) => of(&[op.experts, op.weights], &[], &[op.output]),
-            Self::TraceState(op) => in_layer(states, op.layer, of(&[], &[], &[op.output])),
+            Self::TraceState(op) => of(&[], &[], &[op.output]).on_states(op.layer),
             Self::TraceAttention(op) => {
-                in_layer(latents, op.layer, of(&[op.query], &[op.kv_b], &[op.output]))
+                of(&[op.query], &[op.kv_b], &[op.output]).on_latents(op.layer)
             }
-            Self::KdaBlock(block) => in_layer(
-                states,
-                block.layer,
-                of(&[block.input], &[], &[block.output]),
-            ),
-            Self::MlaBlock(block) => in_layer(
-                latents,
-                block.layer,
-                of(&[block.input], &[], &[block.output]),
-            ),
-            Self::MlpBlock(block) => of(&[block.input], &[], &[block.output]),
-            Self::MoeBlock(block) => of(&[block.route.input], &[], &[block.output]),
+            Self::KdaBlock(op) => of(&[op.input], &[], &[op.output]).on_states(op.layer),
+            Self::MlaBlock(op) => of(&[op.input], &[], &[op.output]).on_latents(op.layer),
+            Self::MlpBlock(op) => of(&[op.input], &[], &[op.output]),
+            Self::MoeBlock(op) => of(&[op.route.input], &[], &[op.output]),
         }
     }
 }
@@ -217,24 +214,17 @@ impl fmt::Display for Op {
             writes,
             layer,
         } = self.operands();
-        let list = |parts: Vec<String>| parts.join(" ");
-        write!(f, "{:<16}", self.name())?;
-        let read = reads.iter().map(ToString::to_string);
-        let read: Vec<String> = read
-            .chain(weights.iter().map(ToString::to_string))
-            .collect();
-        write!(f, "{}", list(read))?;
+        let written: Vec<String> = writes.iter().map(ToString::to_string).collect();
+        let mut read: Vec<String> = reads.iter().map(ToString::to_string).collect();
+        read.extend(weights.iter().map(ToString::to_string));
+        write!(f, "{:<16}{}", self.name(), read.join(" "))?;
         if let Some((pool, layer)) = layer {
             write!(f, " {pool}[{layer}]")?;
         }
-        if writes.is_empty() {
-            return Ok(());
+        if !written.is_empty() {
+            write!(f, " -> {}", written.join(" "))?;
         }
-        write!(
-            f,
-            " -> {}",
-            list(writes.iter().map(ToString::to_string).collect())
-        )
+        Ok(())
     }
 }
 

@@ -122,14 +122,7 @@ impl CpuStep {
     }
 
     fn attention(&mut self, name: &'static str, op: MlaAttention, kernel: AttentionKernel) {
-        let layout = op.pool.layout;
-        let shape = Shape {
-            heads: op.heads(),
-            latent: layout.latent,
-            nope: op.nope,
-            rope: layout.rope,
-            value: op.value,
-        };
+        let shape = Shape::new(&op.pool.layout, op.heads(), op.nope, op.value);
         self.record_rows(name, op.output, move |memory, run, output| {
             let query = memory.f32(op.query, run.rows(Rows::Tokens));
             for (piece, rows) in run

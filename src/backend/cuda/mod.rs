@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::machine::{Machine, Work};
 use self::memory::Memory;
 use super::check;
+use super::gpu::later;
 use super::{
     Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
     Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
@@ -257,16 +258,5 @@ impl CudaBackend {
         let len = (pool.layout.block_tokens * pool.layout.width()) as u64;
         let at = self.shared.memory().latents(pool, layer)?.address;
         Ok(at + 2 * u64::from(block.0) * len)
-    }
-}
-
-/// A ticket for what `convert` makes of the bytes read.
-fn later<T: Send + 'static>(
-    read: Result<Ticket<Vec<u8>>>,
-    convert: impl FnOnce(Vec<u8>) -> T + Send + 'static,
-) -> Ticket<T> {
-    match read {
-        Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),
-        Err(error) => Ticket::ready(Err(error)),
     }
 }

@@ -3,8 +3,10 @@
 pub(super) mod answers;
 pub(super) mod memory;
 
-use super::Result;
+use std::future::Future;
+
 use super::image::Image;
+use super::{Result, Ticket};
 use crate::error::BackendError;
 
 /// Checks that a batch's words fit the buffer that a step has for them.
@@ -21,4 +23,15 @@ pub(super) fn fits(image: &Image, bytes: u64) -> Result<()> {
         expected: format!("at most {most}: record a step after its pools are made"),
         found: found.to_string(),
     })
+}
+
+/// A ticket for what `convert` makes of what is read.
+pub(super) fn later<R, T: Send + 'static>(
+    read: Result<impl Future<Output = Result<R>> + Send + 'static>,
+    convert: impl FnOnce(R) -> T + Send + 'static,
+) -> Ticket<T> {
+    match read {
+        Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),
+        Err(error) => Ticket::ready(Err(error)),
+    }
 }

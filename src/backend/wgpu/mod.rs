@@ -27,6 +27,7 @@ use self::memory::Memory;
 use self::pipelines::Pipelines;
 use self::readback::{Read, Spare};
 use super::check;
+use super::gpu::later;
 use super::{
     Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
     Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
@@ -337,16 +338,5 @@ impl Backend for WgpuBackend {
             step.push(op)?;
         }
         Ok(Box::new(step))
-    }
-}
-
-/// A ticket for what `convert` makes of the words read.
-fn later<T: Send + 'static>(
-    read: Result<Read>,
-    convert: impl FnOnce(Vec<u32>) -> T + Send + 'static,
-) -> Ticket<T> {
-    match read {
-        Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),
-        Err(error) => Ticket::ready(Err(error)),
     }
 }
