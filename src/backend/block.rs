@@ -10,12 +10,18 @@ use super::{
     MlaAppend, MlaAttention, Op, Pieces, Route, ShortConv, StatePool, Swiglu, Tensor, Weight,
 };
 
+/// `output = input weight^T`.
 fn linear(input: Tensor, weight: Weight, output: Tensor) -> Op {
     Op::from(Linear {
         input,
         weight,
         output,
     })
+}
+
+/// Sums a block's contribution over ranks.
+fn all_reduce(target: Tensor) -> Op {
+    Op::from(AllReduce { target })
 }
 
 /// The attention half of a KDA layer (Kimi Linear, section 4).
@@ -70,6 +76,16 @@ pub struct KdaBlock {
 }
 
 impl KdaBlock {
+    fn short_conv(&self) -> ShortConv {
+        ShortConv {
+            input: self.qkv,
+            weight: self.conv,
+            pool: self.pool,
+            layer: self.layer,
+            output: self.qkv_conv,
+        }
+    }
+
     fn kda_gates(&self) -> KdaGates {
         KdaGates {
             decay: self.decay,
@@ -106,31 +122,28 @@ impl KdaBlock {
         }
     }
 
-    /// Its parts: projections, convolution, gates, recurrence, output gate.
+    /// Its parts, in the order of the paper's equations.
     #[must_use]
     pub fn ops(&self) -> Vec<Op> {
-        let (pool, layer) = (self.pool, self.layer);
+        let [decay_down, decay_up] = self.decay_proj;
+        let [gate_down, gate_up] = self.gate_proj;
         vec![
+            // q, k, v = SiLU(ShortConv(W_qkv x))
             linear(self.input, self.qkv_proj, self.qkv),
-            Op::from(ShortConv {
-                input: self.qkv,
-                weight: self.conv,
-                pool,
-                layer,
-                output: self.qkv_conv,
-            }),
-            linear(self.input, self.decay_proj[0], self.gate_rank),
-            linear(self.gate_rank, self.decay_proj[1], self.decay),
+            Op::from(self.short_conv()),
+            // alpha = exp(-exp(A_log) softplus(W_up W_down x + dt_bias)), beta = sigmoid(W_beta x)
+            linear(self.input, decay_down, self.gate_rank),
+            linear(self.gate_rank, decay_up, self.decay),
             linear(self.input, self.beta_proj, self.write),
             Op::from(self.kda_gates()),
+            // S = (I - beta k k^T) diag(alpha) S + beta k v^T, o = S^T q
             Op::from(self.kda_recurrence()),
-            linear(self.input, self.gate_proj[0], self.gate_rank),
-            linear(self.gate_rank, self.gate_proj[1], self.gate),
+            // W_o (sigmoid(W_up W_down x) * RMSNorm(o))
+            linear(self.input, gate_down, self.gate_rank),
+            linear(self.gate_rank, gate_up, self.gate),
             Op::from(self.gated_norm()),
             linear(self.normed, self.output_proj, self.output),
-            Op::from(AllReduce {
-                target: self.output,
-            }),
+            all_reduce(self.output),
         ]
     }
 }
@@ -169,10 +182,19 @@ pub struct MlaBlock {
 }
 
 impl MlaBlock {
-    /// Its parts: projections, the latents' way into the cache, attention of both forms.
-    #[must_use]
-    pub fn ops(&self) -> Vec<Op> {
-        let attention = |pieces| MlaAttention {
+    fn append(&self) -> MlaAppend {
+        let (weight, eps) = self.kv_a_norm;
+        MlaAppend {
+            input: self.kv_a,
+            weight,
+            eps,
+            pool: self.pool,
+            layer: self.layer,
+        }
+    }
+
+    fn attention(&self, pieces: Pieces) -> MlaAttention {
+        MlaAttention {
             query: self.query,
             kv_b: self.kv_b_proj,
             nope: self.nope,
@@ -181,24 +203,24 @@ impl MlaBlock {
             layer: self.layer,
             pieces,
             output: self.heads,
-        };
-        let (weight, eps) = self.kv_a_norm;
+        }
+    }
+
+    /// Its parts.
+    #[must_use]
+    pub fn ops(&self) -> Vec<Op> {
         vec![
+            // q = W_q x
             linear(self.input, self.query_proj, self.query),
+            // [c | k_pe] = W_kva x; RMSNorm(c) and k_pe go into the cache
             linear(self.input, self.kv_a_proj, self.kv_a),
-            Op::from(MlaAppend {
-                input: self.kv_a,
-                weight,
-                eps,
-                pool: self.pool,
-                layer: self.layer,
-            }),
-            Op::MlaPrefill(attention(Pieces::Several)),
-            Op::MlaDecode(attention(Pieces::Single)),
+            Op::from(self.append()),
+            // o = softmax(q k^T) v with [k | v] = W_kvb c, expanded for prompts and absorbed for single tokens
+            Op::MlaPrefill(self.attention(Pieces::Several)),
+            Op::MlaDecode(self.attention(Pieces::Single)),
+            // W_o o
             linear(self.heads, self.output_proj, self.output),
-            Op::from(AllReduce {
-                target: self.output,
-            }),
+            all_reduce(self.output),
         ]
     }
 }
@@ -227,25 +249,15 @@ impl MlpBlock {
     #[must_use]
     pub fn ops(&self) -> Vec<Op> {
         let mut ops = vec![
-            Op::from(Linear {
-                input: self.input,
-                weight: self.gate_up_proj,
-                output: self.gate_up,
-            }),
+            linear(self.input, self.gate_up_proj, self.gate_up),
             Op::from(Swiglu {
                 input: self.gate_up,
                 output: self.hidden,
             }),
-            Op::from(Linear {
-                input: self.hidden,
-                weight: self.down_proj,
-                output: self.output,
-            }),
+            linear(self.hidden, self.down_proj, self.output),
         ];
         if self.reduce {
-            ops.push(Op::from(AllReduce {
-                target: self.output,
-            }));
+            ops.push(all_reduce(self.output));
         }
         ops
     }
@@ -271,22 +283,24 @@ pub struct MoeBlock {
 }
 
 impl MoeBlock {
+    fn experts(&self) -> Experts {
+        Experts {
+            input: self.route.input,
+            experts: self.route.experts,
+            weights: self.route.weights,
+            gate: self.gate,
+            up: self.up,
+            down: self.down,
+            first_expert: self.first_expert,
+            output: self.output,
+        }
+    }
+
     /// Its parts; the shared experts are a block again.
     #[must_use]
     pub fn ops(&self) -> Vec<Op> {
-        let mut ops = vec![
-            Op::from(self.route),
-            Op::from(Experts {
-                input: self.route.input,
-                experts: self.route.experts,
-                weights: self.route.weights,
-                gate: self.gate,
-                up: self.up,
-                down: self.down,
-                first_expert: self.first_expert,
-                output: self.output,
-            }),
-        ];
+        // sum_e w_e E_e(x) over the chosen experts, then the shared ones are added
+        let mut ops = vec![Op::from(self.route), Op::from(self.experts())];
         if let Some(shared) = self.shared {
             ops.push(Op::from(shared));
             ops.push(Op::from(Add {
@@ -294,9 +308,7 @@ impl MoeBlock {
                 target: self.output,
             }));
         }
-        ops.push(Op::from(AllReduce {
-            target: self.output,
-        }));
+        ops.push(all_reduce(self.output));
         ops
     }
 }

@@ -17,6 +17,9 @@ mod collective;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod dry;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod image;
 mod operation;
@@ -37,12 +40,9 @@ pub use batch::{Batch, Capacity, OutputRow, Piece, StateCheckpoint};
 pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
-pub use operation::{
-    Add, AllGather, AllReduce, Embed, Experts, Form, GatedNorm, KEY_EPS, KdaGates, KdaRecurrence,
-    Linear, MlaAppend, MlaAttention, Pieces, RmsNorm, Route, Select, ShortConv, Swiglu,
-};
+pub use operation::*;
 pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
-pub use program::{Op, Operands, Program};
+pub use program::Program;
 pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
 pub use tensor::{Element, Precision, Rows, Tensor, TensorValues, Weight, WeightSource};
@@ -244,6 +244,17 @@ pub struct StepOutput {
     pub probes: Vec<TensorValues>,
     /// What each kind of operation took, in the order of their first appearance, where [`Step::time`] asked for it.
     pub milliseconds: Vec<(&'static str, f64)>,
+}
+
+impl StepOutput {
+    /// Adds what one operation took to the sum of its kind.
+    pub(crate) fn add_time(&mut self, name: &'static str, milliseconds: f64) {
+        let mut kinds = self.milliseconds.iter_mut();
+        match kinds.find(|(found, _)| *found == name) {
+            Some((_, sum)) => *sum += milliseconds,
+            None => self.milliseconds.push((name, milliseconds)),
+        }
+    }
 }
 
 /// A promise of a device's answer.

@@ -1,9 +1,232 @@
-//! The arguments of every operation, with their shapes: T tokens, O output rows, H heads, K and V widths of a key and
-//! a value, d the model's width.
+//! Every operation: its name, its arguments, what it reads and writes. Shapes are checked in `check`.
+//!
+//! In shapes T stands for tokens, O for output rows, H for heads, K and V for the widths of a key and a value, d for the
+//! model's width.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LatentPool, StatePool, Tensor, Weight};
+use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
+use super::{KdaBlock, LatentPool, MlaBlock, MlpBlock, MoeBlock, StatePool, Tensor, Weight};
+
+/// Declares [`Op`], the names of its variants, and how arguments become one.
+macro_rules! ops {
+    ($($(#[$doc:meta])* $variant:ident($arguments:ty) = $name:literal $(, $from:ident)?;)*) => {
+        /// One operation and its arguments.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Op {
+            $($(#[$doc])* $variant($arguments),)*
+        }
+
+        impl Op {
+            /// Its name, as the conformance list, timings and printed programs have it.
+            #[must_use]
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)*
+                }
+            }
+        }
+
+        $($(impl From<$from> for Op {
+            fn from(arguments: $from) -> Self {
+                Self::$variant(arguments.into())
+            }
+        })?)*
+    };
+}
+
+ops! {
+    /// `output[t] = weight[token[t]]`: the token embedding.
+    Embed(Embed) = "embed", Embed;
+    /// `output = input / sqrt(mean(input^2) + eps) * weight`, a row at a time. Where the output has one row an
+    /// [`OutputRow`](super::OutputRow) and the input one a token, only the rows wanted are read.
+    RmsNorm(RmsNorm) = "rms_norm", RmsNorm;
+    /// `output = input weight^T`; no bias anywhere in this model.
+    Linear(Linear) = "linear", Linear;
+    /// Causal depthwise convolution and SiLU; reads and writes the convolution tails of the pool.
+    ShortConv(ShortConv) = "short_conv", ShortConv;
+    /// Log decay and write strength: `g = -exp(A_log) softplus(decay + dt_bias)`, `beta = sigmoid(beta)`.
+    KdaGates(KdaGates) = "kda_gates", KdaGates;
+    /// The gated delta rule (`S <- diag(e^g) S; S <- S + k (beta (v - S^T k))^T; o = S^T q`).
+    KdaRecurrence(KdaRecurrence) = "kda_recurrence", KdaRecurrence;
+    /// `output = RMSNorm_head(input; weight, eps) * sigmoid(gate)`.
+    GatedNorm(GatedNorm) = "gated_norm", GatedNorm;
+    /// Normalises the latent part of each token's row and appends `[c' | k_pe]` to its sequence's blocks.
+    MlaAppend(MlaAppend) = "mla_append", MlaAppend;
+    /// Causal attention with keys and values expanded from the latents: for many queries of one sequence.
+    MlaPrefill(MlaAttention) = "mla_prefill";
+    /// The same attention in the absorbed form, over the latents themselves: for few queries.
+    MlaDecode(MlaAttention) = "mla_decode";
+    /// The router: which experts, and with what weights. Where a biased score is not finite, all weights of the row are
+    /// NaN: a damaged expert that is never chosen must not go unseen.
+    Route(Route) = "route", Route;
+    /// The routed experts held here: `output[t] = sum_e w_e down_e(silu(gate_e x) * up_e x)`.
+    Experts(Experts) = "experts", Experts;
+    /// `output = silu(input[..n]) * input[n..]`.
+    Swiglu(Swiglu) = "swiglu", Swiglu;
+    /// `target += source`.
+    Add(Add) = "add", Add;
+    /// Sums a tensor over all ranks, in rank order; nothing at one rank.
+    AllReduce(AllReduce) = "all_reduce", AllReduce;
+    /// Lays the ranks' columns side by side, in rank order; a copy at one rank.
+    AllGather(AllGather) = "all_gather", AllGather;
+    /// The next token of each output row: its best candidates and log-normaliser.
+    Select(Select) = "select", Select;
+    /// Has every submission return this tensor's rows in [`StepOutput::probes`](super::StepOutput::probes), as they are at
+    /// this place.
+    Probe(Tensor) = "probe";
+    /// Probes a tensor of one row that has a place for each position: no more need come back than the batch reaches. No
+    /// operation after this one may write the tensor.
+    ProbePositions(Tensor) = "probe";
+    /// What a KDA layer is about to do to its states, in numbers; in front of the recurrence that it describes.
+    TraceKda(TraceKda) = "trace_kda", TraceKda;
+    /// How far each head's output gate is open.
+    TraceGate(TraceGate) = "trace_gate", TraceGate;
+    /// Which experts a layer chose.
+    TraceRoute(TraceRoute) = "trace_route", TraceRoute;
+    /// What a KDA layer has left in one head's state, to be probed.
+    TraceState(TraceState) = "trace_state", TraceState;
+    /// What one head attends to.
+    TraceAttention(TraceAttention) = "trace_attention", TraceAttention;
+    /// One KDA layer's attention half.
+    KdaBlock(Box<KdaBlock>) = "kda_block", KdaBlock;
+    /// One MLA layer's attention half.
+    MlaBlock(Box<MlaBlock>) = "mla_block", MlaBlock;
+    /// A gated MLP (dense layers and shared experts).
+    MlpBlock(Box<MlpBlock>) = "mlp_block", MlpBlock;
+    /// Router, routed and shared experts.
+    MoeBlock(Box<MoeBlock>) = "moe_block", MoeBlock;
+}
+
+impl Op {
+    /// The parts of a block, of which some may be blocks again; `None` for an operation that has none.
+    #[must_use]
+    pub fn parts(&self) -> Option<Vec<Op>> {
+        match self {
+            Self::KdaBlock(block) => Some(block.ops()),
+            Self::MlaBlock(block) => Some(block.ops()),
+            Self::MlpBlock(block) => Some(block.ops()),
+            Self::MoeBlock(block) => Some(block.ops()),
+            _ => None,
+        }
+    }
+}
+
+/// What an operation reads and writes, for printing and for checks that are the same for all.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Operands {
+    /// Tensors that it reads.
+    pub reads: Vec<Tensor>,
+    /// Weights that it reads.
+    pub weights: Vec<Weight>,
+    /// Tensors that it writes.
+    pub writes: Vec<Tensor>,
+    /// The layer of a pool that it reads and writes: which pool, and which layer.
+    pub layer: Option<(&'static str, usize)>,
+}
+
+impl Operands {
+    fn new(reads: &[Tensor], weights: &[Weight], writes: &[Tensor]) -> Self {
+        Self {
+            reads: reads.to_vec(),
+            weights: weights.to_vec(),
+            writes: writes.to_vec(),
+            layer: None,
+        }
+    }
+
+    /// The same, of an operation on a layer of the states.
+    fn on_states(self, layer: usize) -> Self {
+        let layer = Some(("states", layer));
+        Self { layer, ..self }
+    }
+
+    /// The same, of an operation on a layer of the latents.
+    fn on_latents(self, layer: usize) -> Self {
+        let layer = Some(("latents", layer));
+        Self { layer, ..self }
+    }
+}
+
+impl Op {
+    /// What it reads and writes. A block's are those that come in and go out; its scratch tensors are left out.
+    #[must_use]
+    pub fn operands(&self) -> Operands {
+        let of = Operands::new;
+        match self {
+            Self::Embed(op) => of(&[], &[op.weight], &[op.output]),
+            Self::RmsNorm(op) => of(&[op.input], &[op.weight], &[op.output]),
+            Self::Linear(op) => of(&[op.input], &[op.weight], &[op.output]),
+            Self::ShortConv(op) => of(&[op.input], &[op.weight], &[op.output]).on_states(op.layer),
+            Self::KdaGates(op) => {
+                let (reads, writes) = ([op.decay, op.write], [op.gates, op.beta]);
+                of(&reads, &[op.a_log, op.dt_bias], &writes)
+            }
+            Self::KdaRecurrence(op) => {
+                of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.layer)
+            }
+            Self::GatedNorm(op) => of(&[op.input, op.gate], &[op.weight], &[op.output]),
+            Self::MlaAppend(op) => of(&[op.input], &[op.weight], &[]).on_latents(op.layer),
+            Self::MlaPrefill(op) | Self::MlaDecode(op) => {
+                of(&[op.query], &[op.kv_b], &[op.output]).on_latents(op.layer)
+            }
+            Self::Route(op) => {
+                let writes = [op.experts, op.weights];
+                of(&[op.input], &[op.weight, op.bias], &writes)
+            }
+            Self::Experts(op) => {
+                let reads = [op.input, op.experts, op.weights];
+                of(&reads, &[op.gate, op.up, op.down], &[op.output])
+            }
+            Self::Swiglu(op) => of(&[op.input], &[], &[op.output]),
+            Self::Add(op) => of(&[op.source, op.target], &[], &[op.target]),
+            Self::AllReduce(op) => of(&[op.target], &[], &[op.target]),
+            Self::AllGather(op) => of(&[op.input], &[], &[op.output]),
+            Self::Select(op) => of(&[op.logits], &[], &[]),
+            Self::Probe(tensor) | Self::ProbePositions(tensor) => of(&[*tensor], &[], &[]),
+            Self::TraceKda(op) => {
+                of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.layer)
+            }
+            Self::TraceGate(op) => of(&[op.gate], &[], &[op.output]).on_states(op.layer),
+            Self::TraceRoute(op) => of(&[op.experts, op.weights], &[], &[op.output]),
+            Self::TraceState(op) => of(&[], &[], &[op.output]).on_states(op.layer),
+            Self::TraceAttention(op) => {
+                of(&[op.query], &[op.kv_b], &[op.output]).on_latents(op.layer)
+            }
+            Self::KdaBlock(op) => of(&[op.input], &[], &[op.output]).on_states(op.layer),
+            Self::MlaBlock(op) => of(&[op.input], &[], &[op.output]).on_latents(op.layer),
+            Self::MlpBlock(op) => of(&[op.input], &[], &[op.output]),
+            Self::MoeBlock(op) => of(&[op.route.input], &[], &[op.output]),
+        }
+    }
+}
+
+/// One line: name, what is read, what is written. `t3[T,2304]` is a tensor with a row a token, `[O,..]` one with a row an
+/// output, `w12[12288,2304]` a weight.
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Operands {
+            reads,
+            weights,
+            writes,
+            layer,
+        } = self.operands();
+        let written: Vec<String> = writes.iter().map(ToString::to_string).collect();
+        let mut read: Vec<String> = reads.iter().map(ToString::to_string).collect();
+        read.extend(weights.iter().map(ToString::to_string));
+        write!(f, "{:<16}{}", self.name(), read.join(" "))?;
+        if let Some((pool, layer)) = layer {
+            write!(f, " {pool}[{layer}]")?;
+        }
+        if !written.is_empty() {
+            write!(f, " -> {}", written.join(" "))?;
+        }
+        Ok(())
+    }
+}
 
 /// Arguments of [`Op::Embed`](super::Op::Embed).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,8 @@
 //! Numbers that a device makes by itself, so that a model of any size can be measured without its file: uniform, seeded,
 //! and the same to the bit on every backend. They are for measuring and for tests, and no source of randomness for else.
 
-use super::Shard;
+use super::tensor::number;
+use super::{Shard, Weight};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
@@ -90,6 +91,18 @@ impl Random {
 }
 
 impl RandomWeight {
+    /// The handle of this weight as number `id` of a backend's.
+    pub(crate) fn handle(&self, id: usize) -> Weight {
+        Weight {
+            id: number(id),
+            format: self.format,
+            stack: self.stack,
+            rows: self.rows,
+            columns: self.columns,
+            shard: self.shard,
+        }
+    }
+
     /// Elements of all matrices.
     #[must_use]
     pub fn elements(&self) -> usize {

@@ -2,6 +2,8 @@
 //!
 //! Only the numbers and what they mean; headers, checksums and files are the cache's.
 
+use super::StateLayout;
+
 /// Which index of a stored state runs fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Orientation {
@@ -42,6 +44,19 @@ pub struct LatentRecord {
 }
 
 impl StateRecord {
+    /// A state `[heads, K, V]` and a tail `[channels, taps - 1]` of a pool with this layout.
+    pub(crate) fn new(layout: &StateLayout, state: Vec<f32>, tail: Vec<f32>) -> Self {
+        Self {
+            orientation: Orientation::KeyValue,
+            heads: layout.value_heads,
+            key_width: layout.key_width,
+            value_width: layout.value_width,
+            state,
+            channels: layout.channels(),
+            tail,
+        }
+    }
+
     /// The recurrent matrices as `[heads, K, V]`, whatever their orientation.
     #[must_use]
     pub fn key_value(&self) -> std::borrow::Cow<'_, [f32]> {

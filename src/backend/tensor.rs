@@ -131,6 +131,25 @@ pub struct WeightSource {
     pub shard: Shard,
 }
 
+impl WeightSource {
+    /// The handle of this weight as number `id` of a backend's.
+    pub(crate) fn handle(&self, id: usize) -> Weight {
+        Weight {
+            id: number(id),
+            format: self.format,
+            stack: self.stack,
+            rows: self.rows,
+            columns: self.columns,
+            shard: self.shard,
+        }
+    }
+}
+
+/// A place in a backend's list as the number of a handle.
+pub(crate) fn number(place: usize) -> u32 {
+    u32::try_from(place).unwrap_or(u32::MAX)
+}
+
 /// `t3[T,2304]`: a row a token (`T`) or an output (`O`), and its width.
 impl std::fmt::Display for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -99,6 +99,23 @@ struct Ready {
     check: Check,
 }
 
+impl Ready {
+    fn new(
+        step: Box<dyn Step>,
+        batch: Batch,
+        sets: usize,
+        check: impl FnOnce(&mut dyn Backend) -> Result<f64> + 'static,
+    ) -> Self {
+        let check = Box::new(check);
+        Self {
+            step,
+            batch,
+            sets,
+            check,
+        }
+    }
+}
+
 type Check = Box<dyn FnOnce(&mut dyn Backend) -> Result<f64>>;
 
 /// Runs every kernel of the table.
@@ -273,12 +290,7 @@ fn recurrence(
         let errors = numbers.errors(&numbers.answers(), &output, &states);
         Ok(errors.output.max(errors.state))
     };
-    Ok(Ready {
-        step,
-        batch,
-        sets,
-        check: Box::new(check),
-    })
+    Ok(Ready::new(step, batch, sets, check))
 }
 
 /// A weight that the device makes, and its numbers.
@@ -397,12 +409,7 @@ fn product(
         }
         Ok(norm_error(&found, &expected))
     };
-    Ok(Ready {
-        step,
-        batch,
-        sets,
-        check: Box::new(check),
-    })
+    Ok(Ready::new(step, batch, sets, check))
 }
 
 fn experts(
@@ -472,12 +479,7 @@ fn experts(
         }
         Ok(norm_error(&found, &expected))
     };
-    Ok(Ready {
-        step,
-        batch,
-        sets,
-        check: Box::new(check),
-    })
+    Ok(Ready::new(step, batch, sets, check))
 }
 
 /// Attention of the last `length` tokens of each of several contexts: absorbed for single ones, else expanded.
@@ -574,10 +576,5 @@ fn attention(
         }
         Ok(norm_error(&found, &expected))
     };
-    Ok(Ready {
-        step,
-        batch,
-        sets,
-        check: Box::new(check),
-    })
+    Ok(Ready::new(step, batch, sets, check))
 }

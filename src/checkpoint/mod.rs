@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 pub use tensor::{Format, TensorData};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Role};
 use crate::error::CheckpointError;
 
 /// An opened checkpoint: every tensor is there.
@@ -67,9 +67,9 @@ impl Checkpoint {
             .map(|(i, e)| (e.name.clone(), i))
             .collect();
         if config.tie_word_embeddings
-            && let Some(&embedding) = by_name.get(verify::EMBEDDING)
+            && let Some(&embedding) = by_name.get(Role::Embedding.pattern())
         {
-            by_name.insert(verify::HEAD.to_owned(), embedding);
+            by_name.insert(Role::Head.name(0), embedding);
         }
         Ok(Checkpoint {
             dir: dir.to_owned(),
@@ -84,7 +84,7 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// A tensor by its published name. `lm_head.weight` is the embedding where the two are tied.
+    /// A tensor by its published name. The head's is the embedding where the two are tied.
     ///
     /// # Errors
     /// [`CheckpointError::NoSuchTensor`] if the configuration has no such tensor.

@@ -10,13 +10,8 @@ use safetensors::Dtype;
 
 use super::index::{self, Files, INDEX};
 use super::{Entry, Format, Shard, header, map};
-use crate::config::{ModelConfig, TensorSpec};
+use crate::config::{ModelConfig, Role, TensorSpec};
 use crate::error::CheckpointError;
-
-/// The embedding's name.
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// The output head's name.
-pub(super) const HEAD: &str = "lm_head.weight";
 
 /// A tensor of a shard, not yet recognised.
 struct Found {
@@ -151,14 +146,16 @@ impl Check {
                 .and_then(|s| s.bytes.get(found.range.clone()))
                 .unwrap_or_default()
         };
-        if let (Some(head), Some(embedding)) = (self.found.get(HEAD), self.found.get(EMBEDDING)) {
+        let (head_name, embedding_name) = (Role::Head.pattern(), Role::Embedding.pattern());
+        let found = |name| self.found.get(name);
+        if let (Some(head), Some(embedding)) = (found(head_name), found(embedding_name)) {
             let same = head.dtype == embedding.dtype && bytes(head) == bytes(embedding);
             if !same {
                 self.problems.push(format!(
-                    "{HEAD}: tie_word_embeddings is true: expected none, or the bytes of {EMBEDDING}, found others"
+                    "{head_name}: tie_word_embeddings is true: expected none, or the bytes of {embedding_name}, found others"
                 ));
             }
-            self.found.remove(HEAD);
+            self.found.remove(head_name);
         }
     }
 

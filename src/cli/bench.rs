@@ -14,11 +14,8 @@ mod serve;
 mod shape;
 mod turns;
 
-use std::path::Path;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
-use kimi_linear::config::ModelConfig;
 
 /// Options of `bench`.
 #[derive(Args)]
@@ -48,21 +45,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         #[cfg(feature = "server")]
         Some(What::Serve(arguments)) => serve::run(arguments),
         None => shape::run(&arguments.shape),
-    }
-}
-
-/// A shape by its name, or that of a model's folder or `config.json`.
-fn config_of(shape: &str) -> Result<ModelConfig> {
-    match shape {
-        "48b" => Ok(ModelConfig::published()?),
-        "tiny" => Ok(ModelConfig::tiny()?),
-        path => {
-            let mut file = Path::new(path).to_owned();
-            if file.is_dir() {
-                file.push("config.json");
-            }
-            ModelConfig::from_file(&file)
-                .with_context(|| format!("--shape {path}: neither 48b nor tiny nor a model"))
-        }
     }
 }

@@ -1,4 +1,6 @@
-//! `kimi-linear inspect`: what a model is made of and what memory it needs, from config.json alone.
+//! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from config.json alone.
+
+mod program;
 
 use std::io::Write;
 
@@ -10,13 +12,27 @@ use kimi_linear::config::{Attention, Dtype, Ffn, Memory, MemoryRequest, ModelCon
 use kimi_linear::engine;
 use serde::Serialize;
 
-use super::options::ModelOptions;
+use self::program::Phase;
+use super::options::{ModelOptions, config_of, parse_tokens};
 
 /// Options of `inspect`.
 #[derive(Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
+    /// A shape in place of a model: 48b (the published model), tiny, or a model's folder or config.json.
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
+    shape: Option<String>,
+    /// Print the program of one step instead: the operations in the order in which they run, one a line, without reading
+    /// weights or opening a device. `t1[T,64]` is a tensor with a row a token, `[O,..]` one with a row an output, `w2[64,32]` a weight.
+    #[arg(long, value_enum, value_name = "PHASE")]
+    program: Option<Phase>,
+    /// With --program: sequences of a decode (by default 1), or tokens of a prefill (by default a step of the engine's).
+    #[arg(long, value_name = "N", value_parser = parse_tokens, requires = "program")]
+    tokens: Option<usize>,
+    /// With --program: print each block's parts in place of the block, attention in the form that runs in this phase.
+    #[arg(long, requires = "program")]
+    expand: bool,
     /// Tokens of context that each sequence may reach; by default all that the model allows.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     context: Option<usize>,
@@ -74,7 +90,19 @@ struct OnDevice {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = arguments.model.config()?;
+    let config = match &arguments.shape {
+        Some(shape) => config_of(shape)?,
+        None => arguments.model.config()?,
+    };
+    if let Some(phase) = arguments.program {
+        let Arguments {
+            tokens,
+            expand,
+            json,
+            ..
+        } = *arguments;
+        return program::run(&config, phase, tokens, expand, json);
+    }
     let report = report(arguments, &config);
     if arguments.json {
         super::print_json(&report)

@@ -140,6 +140,22 @@ pub(crate) fn load(
     })
 }
 
+/// A shape by its name, or that of a model's folder or `config.json`.
+pub(crate) fn config_of(shape: &str) -> Result<ModelConfig> {
+    match shape {
+        "48b" => Ok(ModelConfig::published()?),
+        "tiny" => Ok(ModelConfig::tiny()?),
+        path => {
+            let mut file = Path::new(path).to_owned();
+            if file.is_dir() {
+                file.push("config.json");
+            }
+            ModelConfig::from_file(&file)
+                .with_context(|| format!("--shape {path}: neither 48b nor tiny nor a model"))
+        }
+    }
+}
+
 /// A text file, read whole.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))

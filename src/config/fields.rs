@@ -136,7 +136,7 @@ pub(super) fn wrong(name: &str, expected: &'static str, value: &Value) -> Config
 }
 
 /// The kind of a JSON value.
-pub(super) fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -10,12 +10,16 @@
 mod fields;
 mod layers;
 mod memory;
+mod names;
 mod read;
 mod tensors;
 
 use std::path::Path;
 
+#[cfg(feature = "server")]
+pub(crate) use fields::kind;
 pub use memory::{Memory, MemoryRequest};
+pub use names::Role;
 pub use tensors::{Part, Storage, TensorSpec};
 
 use crate::error::ConfigError;

@@ -1,8 +1,8 @@
 //! The table of every tensor that a checkpoint of this configuration holds: name, shape, part of the model.
 //!
-//! It is the single place where names and shapes of the published format are written down. It reads no file.
+//! It is the single place where shapes of the published format are written down; names are in `names`. It reads no file.
 
-use super::{Attention, Dtype, Ffn, ModelConfig};
+use super::{Attention, Dtype, Ffn, ModelConfig, Role};
 
 /// Which part of the model a tensor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,6 +91,10 @@ pub struct TensorSpec {
     pub storage: Storage,
     /// The part of the model.
     pub part: Part,
+    /// What it is for.
+    pub role: Role,
+    /// The layer that it is in; `None` for the embedding and the head.
+    pub layer: Option<usize>,
 }
 
 impl TensorSpec {
@@ -112,202 +116,97 @@ impl TensorSpec {
 }
 
 impl ModelConfig {
-    /// Every tensor of the checkpoint, layer by layer. With tied embeddings there is no `lm_head.weight`.
+    /// Every tensor of the checkpoint, layer by layer. With tied embeddings there is no head.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let mut table = Table {
-            config: self,
-            specs: Vec::new(),
-        };
-        table.add(
-            "model.embed_tokens.weight",
-            [self.vocab_size, self.hidden_size],
-            Part::Embedding,
-        );
+        let mut specs = vec![self.spec(Role::Embedding, None, None)];
         for (i, layer) in self.layers.iter().enumerate() {
-            let p = format!("model.layers.{i}.");
-            table.add(
-                format!("{p}input_layernorm.weight"),
-                [self.hidden_size],
-                Part::Norms,
-            );
-            match layer.attention {
-                Attention::Kda => table.kda(&format!("{p}self_attn.")),
-                Attention::Mla => table.mla(&format!("{p}self_attn.")),
-            }
-            table.add(
-                format!("{p}post_attention_layernorm.weight"),
-                [self.hidden_size],
-                Part::Norms,
-            );
+            let attention = match layer.attention {
+                Attention::Kda => &Role::KDA[..],
+                Attention::Mla => &Role::MLA,
+            };
+            let mut roles = [&[Role::InputNorm], attention, &[Role::PostAttentionNorm]].concat();
             match layer.ffn {
-                Ffn::Dense => table.dense(&p),
-                Ffn::Moe => table.moe(&format!("{p}block_sparse_moe.")),
+                Ffn::Dense => roles.extend(Role::DENSE),
+                Ffn::Moe => {
+                    roles.extend([Role::Router, Role::RouterBias]);
+                    roles.extend(Role::SHARED);
+                }
+            }
+            specs.extend(roles.iter().map(|role| self.spec(*role, Some(i), None)));
+            if layer.ffn == Ffn::Moe {
+                for expert in 0..self.num_experts {
+                    let spec = |role| self.spec(role, Some(i), Some(expert));
+                    specs.extend(Role::EXPERT.map(spec));
+                }
             }
         }
-        table.add("model.norm.weight", [self.hidden_size], Part::Norms);
+        specs.push(self.spec(Role::FinalNorm, None, None));
         if !self.tie_word_embeddings {
-            table.add(
-                "lm_head.weight",
-                [self.vocab_size, self.hidden_size],
-                Part::Head,
-            );
+            specs.push(self.spec(Role::Head, None, None));
         }
-        table.specs
-    }
-}
-
-struct Table<'a> {
-    config: &'a ModelConfig,
-    specs: Vec<TensorSpec>,
-}
-
-impl Table<'_> {
-    fn add<const N: usize>(&mut self, name: impl Into<String>, shape: [usize; N], part: Part) {
-        self.add_in(name, shape, part, Storage::Model, vec![]);
+        specs
     }
 
-    fn add_in<const N: usize>(
-        &mut self,
-        name: impl Into<String>,
-        shape: [usize; N],
-        part: Part,
-        storage: Storage,
-        also: Vec<Vec<usize>>,
-    ) {
-        let name = name.into();
-        self.specs.push(TensorSpec {
-            name,
-            alias: None,
-            shape: shape.to_vec(),
-            also,
-            storage,
-            part,
-        });
-    }
-
-    /// `gate_proj`, `up_proj` and `down_proj` of a gated MLP.
-    fn mlp(&mut self, prefix: &str, width: usize, part: Part) {
-        let d = self.config.hidden_size;
-        self.add(format!("{prefix}gate_proj.weight"), [width, d], part);
-        self.add(format!("{prefix}up_proj.weight"), [width, d], part);
-        self.add(format!("{prefix}down_proj.weight"), [d, width], part);
-    }
-
-    fn kda(&mut self, s: &str) {
-        let c = self.config;
-        let (d, heads, head, taps) = (
-            c.hidden_size,
-            c.kda_num_heads,
-            c.kda_head_dim,
-            c.short_conv_kernel_size,
-        );
-        let width = c.kda_width();
-        for x in ["q", "k", "v"] {
-            self.add(format!("{s}{x}_proj.weight"), [width, d], Part::Kda);
-        }
-        for x in ["q", "k", "v"] {
-            let also = vec![vec![width, 1, taps], vec![width, taps, 1]];
-            self.add_in(
-                format!("{s}{x}_conv1d.weight"),
-                [width, taps],
-                Part::Kda,
-                Storage::Model,
-                also,
-            );
-        }
-        let also = vec![vec![1, 1, heads, 1], vec![heads, 1]];
-        self.add_in(
-            format!("{s}A_log"),
-            [heads],
-            Part::Kda,
-            Storage::Single,
-            also,
-        );
-        self.add_in(
-            format!("{s}dt_bias"),
-            [width],
-            Part::Kda,
-            Storage::Single,
-            vec![],
-        );
-        for x in ["f", "g"] {
-            self.add(format!("{s}{x}_a_proj.weight"), [head, d], Part::Kda);
-            self.add(format!("{s}{x}_b_proj.weight"), [width, head], Part::Kda);
-        }
-        self.add(format!("{s}b_proj.weight"), [heads, d], Part::Kda);
-        self.add(format!("{s}o_norm.weight"), [head], Part::Kda);
-        self.add(format!("{s}o_proj.weight"), [d, width], Part::Kda);
-    }
-
-    fn mla(&mut self, s: &str) {
-        let c = self.config;
-        let (d, heads, rank) = (c.hidden_size, c.num_attention_heads, c.kv_lora_rank);
-        self.add(
-            format!("{s}q_proj.weight"),
-            [heads * c.mla_query_dim(), d],
-            Part::Mla,
-        );
-        self.add(
-            format!("{s}kv_a_proj_with_mqa.weight"),
-            [c.latent_width(), d],
-            Part::Mla,
-        );
-        self.add(format!("{s}kv_a_layernorm.weight"), [rank], Part::Mla);
-        self.add(
-            format!("{s}kv_b_proj.weight"),
-            [heads * (c.qk_nope_head_dim + c.v_head_dim), rank],
-            Part::Mla,
-        );
-        self.add(
-            format!("{s}o_proj.weight"),
-            [d, heads * c.v_head_dim],
-            Part::Mla,
-        );
-    }
-
-    fn dense(&mut self, p: &str) {
-        let from = self.specs.len();
-        self.mlp(
-            &format!("{p}mlp."),
-            self.config.intermediate_size,
-            Part::Dense,
-        );
-        for spec in self.specs.iter_mut().skip(from) {
-            // transformers saves a dense MLP under the experts' prefix.
-            spec.alias = Some(spec.name.replace(".mlp.", ".block_sparse_moe."));
+    fn spec(&self, role: Role, layer: Option<usize>, expert: Option<usize>) -> TensorSpec {
+        let i = layer.unwrap_or_default();
+        let shape = self.shape(role);
+        TensorSpec {
+            name: match expert {
+                Some(expert) => role.expert_name(i, expert),
+                None => role.name(i),
+            },
+            alias: role.alias(i),
+            also: match (role, &shape[..]) {
+                (Role::KdaQueryConv | Role::KdaKeyConv | Role::KdaValueConv, &[width, taps]) => {
+                    vec![vec![width, 1, taps], vec![width, taps, 1]]
+                }
+                (Role::KdaALog, &[heads]) => vec![vec![1, 1, heads, 1], vec![heads, 1]],
+                _ => vec![],
+            },
+            shape,
+            storage: match role {
+                Role::KdaALog | Role::KdaDtBias => Storage::Single,
+                _ => Storage::Model,
+            },
+            part: role.part(),
+            role,
+            layer,
         }
     }
 
-    fn moe(&mut self, m: &str) {
-        let c = self.config;
-        let (d, width) = (c.hidden_size, c.moe_intermediate_size);
-        self.add(format!("{m}gate.weight"), [c.num_experts, d], Part::Router);
-        self.add(
-            format!("{m}gate.e_score_correction_bias"),
-            [c.num_experts],
-            Part::Router,
-        );
-        self.mlp(
-            &format!("{m}shared_experts."),
-            c.shared_intermediate_size(),
-            Part::Shared,
-        );
-        for e in 0..c.num_experts {
-            self.add(
-                format!("{m}experts.{e}.w1.weight"),
-                [width, d],
-                Part::Experts,
-            );
-            self.add(
-                format!("{m}experts.{e}.w3.weight"),
-                [width, d],
-                Part::Experts,
-            );
-            self.add(
-                format!("{m}experts.{e}.w2.weight"),
-                [d, width],
-                Part::Experts,
-            );
+    /// The shape by which the runtime knows it.
+    fn shape(&self, role: Role) -> Vec<usize> {
+        let (d, width, head) = (self.hidden_size, self.kda_width(), self.kda_head_dim);
+        let (heads, rank, value) = (self.num_attention_heads, self.kv_lora_rank, self.v_head_dim);
+        let (dense, shared) = (self.intermediate_size, self.shared_intermediate_size());
+        let expert = self.moe_intermediate_size;
+        match role {
+            Role::Embedding | Role::Head => vec![self.vocab_size, d],
+            Role::InputNorm | Role::PostAttentionNorm | Role::FinalNorm => vec![d],
+            Role::KdaQuery | Role::KdaKey | Role::KdaValue => vec![width, d],
+            Role::KdaQueryConv | Role::KdaKeyConv | Role::KdaValueConv => {
+                vec![width, self.short_conv_kernel_size]
+            }
+            Role::KdaALog => vec![self.kda_num_heads],
+            Role::KdaDtBias => vec![width],
+            Role::KdaDecayDown | Role::KdaGateDown => vec![head, d],
+            Role::KdaDecayUp | Role::KdaGateUp => vec![width, head],
+            Role::KdaBeta => vec![self.kda_num_heads, d],
+            Role::KdaOutputNorm => vec![head],
+            Role::KdaOutput => vec![d, width],
+            Role::MlaQuery => vec![heads * self.mla_query_dim(), d],
+            Role::MlaLatent => vec![self.latent_width(), d],
+            Role::MlaLatentNorm => vec![rank],
+            Role::MlaExpand => vec![heads * (self.qk_nope_head_dim + value), rank],
+            Role::MlaOutput => vec![d, heads * value],
+            Role::DenseGate | Role::DenseUp => vec![dense, d],
+            Role::DenseDown => vec![d, dense],
+            Role::Router => vec![self.num_experts, d],
+            Role::RouterBias => vec![self.num_experts],
+            Role::SharedGate | Role::SharedUp => vec![shared, d],
+            Role::SharedDown => vec![d, shared],
+            Role::ExpertGate | Role::ExpertUp => vec![expert, d],
+            Role::ExpertDown => vec![d, expert],
         }
     }
 }

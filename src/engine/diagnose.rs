@@ -9,6 +9,7 @@ use super::core::{Engine, pools};
 use super::request::RequestId;
 use crate::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, TensorValues};
 use crate::cache::Current;
+use crate::config::{Role, TensorSpec};
 use crate::error::{EngineError, Error};
 use crate::model::Recording;
 
@@ -124,32 +125,22 @@ impl Engine {
 
     /// The error that names a place, and the damaged weight if there is one.
     fn blame(&self, first: usize) -> EngineError {
-        let layers = self.model.config().layers.len();
-        let (place, prefixes) = match first {
-            0 => (
-                "the embedding".to_owned(),
-                vec!["model.embed_tokens.".to_owned()],
-            ),
-            place if place <= layers => {
-                let layer = place - 1;
-                (
-                    format!("layer {layer} (counted from 0)"),
-                    vec![format!("model.layers.{layer}.")],
-                )
-            }
-            _ => (
-                "the output head".to_owned(),
-                vec!["model.norm.".to_owned(), "lm_head.".to_owned()],
-            ),
+        let config = self.model.config();
+        let layer = first.checked_sub(1).filter(|i| *i < config.layers.len());
+        let place = match layer {
+            Some(layer) => format!("layer {layer} (counted from 0)"),
+            None if first == 0 => "the embedding".to_owned(),
+            None => "the output head".to_owned(),
         };
-        let blame = self
-            .checkpoint
+        let there = |spec: &TensorSpec| {
+            spec.layer == layer
+                && (layer.is_some() || (spec.role == Role::Embedding) == (first == 0))
+        };
+        let blame = config
             .tensors()
-            .filter(|tensor| {
-                prefixes
-                    .iter()
-                    .any(|prefix| tensor.name.starts_with(prefix))
-            })
+            .into_iter()
+            .filter(there)
+            .filter_map(|spec| self.checkpoint.tensor(&spec.name).ok())
             .find_map(|tensor| tensor.first_non_finite().map(|found| (tensor, found)))
             .map_or_else(
                 || "though all its weights are finite".to_owned(),

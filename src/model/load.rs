@@ -8,7 +8,7 @@ use crate::backend::{
     Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock,
     RandomWeight, Route, Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
 };
-use crate::config::{Attention, Ffn, ModelConfig};
+use crate::config::{Attention, Ffn, ModelConfig, Role};
 use crate::error::{BackendError, Error};
 
 /// Which part of a stored matrix this rank takes.
@@ -66,45 +66,33 @@ pub(super) fn load(
         done: 0,
         progress,
     };
-    let embedding = loader.weight(&["model.embed_tokens.weight".to_owned()], 1, Cut::Whole)?;
+    let embedding = loader.whole(Role::Embedding.name(0))?;
     let (mut kda_layers, mut mla_layers) = (0.., 0..);
     let mut layers = Vec::with_capacity(config.layers.len());
     for (i, kind) in config.layers.iter().enumerate() {
-        let prefix = format!("model.layers.{i}.");
         let attention = match kind.attention {
             Attention::Kda => {
                 let layer = kda_layers.next().unwrap_or_default();
-                AttentionBlock::Kda(Box::new(loader.kda(
-                    &prefix,
-                    states,
-                    layer,
-                    &activations,
-                )?))
+                AttentionBlock::Kda(Box::new(loader.kda(i, states, layer, &activations)?))
             }
             Attention::Mla => {
                 let layer = mla_layers.next().unwrap_or_default();
-                AttentionBlock::Mla(Box::new(loader.mla(
-                    &prefix,
-                    latents,
-                    layer,
-                    &activations,
-                )?))
+                AttentionBlock::Mla(Box::new(loader.mla(i, latents, layer, &activations)?))
             }
         };
         let ffn = match kind.ffn {
-            Ffn::Dense => FfnBlock::Dense(Box::new(loader.dense(&prefix, &activations)?)),
-            Ffn::Moe => FfnBlock::Moe(Box::new(loader.moe(&prefix, &activations)?)),
+            Ffn::Dense => FfnBlock::Dense(Box::new(loader.dense(i, &activations)?)),
+            Ffn::Moe => FfnBlock::Moe(Box::new(loader.moe(i, &activations)?)),
         };
         layers.push(Layer {
-            input_norm: loader.whole(format!("{prefix}input_layernorm.weight"))?,
+            input_norm: loader.whole(Role::InputNorm.name(i))?,
             attention,
-            post_attention_norm: loader
-                .whole(format!("{prefix}post_attention_layernorm.weight"))?,
+            post_attention_norm: loader.whole(Role::PostAttentionNorm.name(i))?,
             ffn,
         });
     }
-    let final_norm = loader.whole("model.norm.weight".to_owned())?;
-    let lm_head = loader.weight(&["lm_head.weight".to_owned()], 1, Cut::Rows)?;
+    let final_norm = loader.whole(Role::FinalNorm.name(0))?;
+    let lm_head = loader.rows(Role::Head.name(0))?;
     let stream = activations.stream;
     let config = config.clone();
     Ok(Model {
@@ -407,31 +395,35 @@ impl Loader<'_> {
 
     fn kda(
         &mut self,
-        prefix: &str,
+        i: usize,
         pool: StatePool,
         layer: usize,
         activations: &Activations,
     ) -> Result<KdaBlock, Error> {
         let scratch = planned(activations.kda.as_ref(), "KDA scratch")?;
-        let name = |part: &str| format!("{prefix}self_attn.{part}");
-        let qkv = |part: &str| ["q", "k", "v"].map(|x| name(&format!("{x}_{part}.weight")));
+        let name = |role: Role| role.name(i);
+        let qkv = [Role::KdaQuery, Role::KdaKey, Role::KdaValue].map(name);
+        let conv = [Role::KdaQueryConv, Role::KdaKeyConv, Role::KdaValueConv].map(name);
         Ok(KdaBlock {
             input: activations.stream.normed,
-            qkv_proj: self.weight(&qkv("proj"), 1, Cut::Rows)?,
-            conv: self.weight(&qkv("conv1d"), 1, Cut::Rows)?,
+            qkv_proj: self.weight(&qkv, 1, Cut::Rows)?,
+            conv: self.weight(&conv, 1, Cut::Rows)?,
             decay_proj: [
-                self.whole(name("f_a_proj.weight"))?,
-                self.rows(name("f_b_proj.weight"))?,
+                self.whole(name(Role::KdaDecayDown))?,
+                self.rows(name(Role::KdaDecayUp))?,
             ],
-            beta_proj: self.rows(name("b_proj.weight"))?,
-            a_log: self.rows(name("A_log"))?,
-            dt_bias: self.rows(name("dt_bias"))?,
+            beta_proj: self.rows(name(Role::KdaBeta))?,
+            a_log: self.rows(name(Role::KdaALog))?,
+            dt_bias: self.rows(name(Role::KdaDtBias))?,
             gate_proj: [
-                self.whole(name("g_a_proj.weight"))?,
-                self.rows(name("g_b_proj.weight"))?,
+                self.whole(name(Role::KdaGateDown))?,
+                self.rows(name(Role::KdaGateUp))?,
             ],
-            output_norm: (self.whole(name("o_norm.weight"))?, self.config.rms_norm_eps),
-            output_proj: self.columns(name("o_proj.weight"))?,
+            output_norm: (
+                self.whole(name(Role::KdaOutputNorm))?,
+                self.config.rms_norm_eps,
+            ),
+            output_proj: self.columns(name(Role::KdaOutput))?,
             pool,
             layer,
             qkv: scratch.qkv,
@@ -450,23 +442,23 @@ impl Loader<'_> {
 
     fn mla(
         &mut self,
-        prefix: &str,
+        i: usize,
         pool: LatentPool,
         layer: usize,
         activations: &Activations,
     ) -> Result<MlaBlock, Error> {
         let scratch = planned(activations.mla.as_ref(), "MLA scratch")?;
-        let name = |part: &str| format!("{prefix}self_attn.{part}.weight");
+        let name = |role: Role| role.name(i);
         Ok(MlaBlock {
             input: activations.stream.normed,
-            query_proj: self.rows(name("q_proj"))?,
-            kv_a_proj: self.whole(name("kv_a_proj_with_mqa"))?,
+            query_proj: self.rows(name(Role::MlaQuery))?,
+            kv_a_proj: self.whole(name(Role::MlaLatent))?,
             kv_a_norm: (
-                self.whole(name("kv_a_layernorm"))?,
+                self.whole(name(Role::MlaLatentNorm))?,
                 ModelConfig::KV_A_NORM_EPS,
             ),
-            kv_b_proj: self.rows(name("kv_b_proj"))?,
-            output_proj: self.columns(name("o_proj"))?,
+            kv_b_proj: self.rows(name(Role::MlaExpand))?,
+            output_proj: self.columns(name(Role::MlaOutput))?,
             nope: self.config.qk_nope_head_dim,
             value: self.config.v_head_dim,
             pool,
@@ -478,19 +470,18 @@ impl Loader<'_> {
         })
     }
 
-    /// A gated MLP whose tensors begin with `prefix`.
+    /// A gated MLP of these tensors: gate, up, down.
     fn mlp(
         &mut self,
-        prefix: &str,
+        [gate, up, down]: [String; 3],
         input: Tensor,
         scratch: MlpScratch,
         output: Tensor,
     ) -> Result<MlpBlock, Error> {
-        let gate_up = ["gate", "up"].map(|x| format!("{prefix}{x}_proj.weight"));
         Ok(MlpBlock {
             input,
-            gate_up_proj: self.weight(&gate_up, 1, Cut::Rows)?,
-            down_proj: self.columns(format!("{prefix}down_proj.weight"))?,
+            gate_up_proj: self.weight(&[gate, up], 1, Cut::Rows)?,
+            down_proj: self.columns(down)?,
             gate_up: scratch.gate_up,
             hidden: scratch.hidden,
             output,
@@ -498,27 +489,29 @@ impl Loader<'_> {
         })
     }
 
-    fn dense(&mut self, prefix: &str, activations: &Activations) -> Result<MlpBlock, Error> {
+    fn dense(&mut self, i: usize, activations: &Activations) -> Result<MlpBlock, Error> {
         let Stream { normed, output, .. } = activations.stream;
         let scratch = *planned(activations.dense.as_ref(), "dense scratch")?;
-        self.mlp(&format!("{prefix}mlp."), normed, scratch, output)
+        self.mlp(
+            Role::DENSE.map(|role| role.name(i)),
+            normed,
+            scratch,
+            output,
+        )
     }
 
-    fn moe(&mut self, prefix: &str, activations: &Activations) -> Result<MoeBlock, Error> {
-        let prefix = format!("{prefix}block_sparse_moe.");
+    fn moe(&mut self, i: usize, activations: &Activations) -> Result<MoeBlock, Error> {
         let Stream { normed, output, .. } = activations.stream;
         let scratch = planned(activations.moe.as_ref(), "MoE scratch")?;
         let local = share(self.shard, "experts", self.config.num_experts)?;
-        let stack = |part: &str| -> Vec<String> {
-            local
-                .clone()
-                .map(|expert| format!("{prefix}experts.{expert}.{part}.weight"))
-                .collect()
+        let stack = |role: Role| -> Vec<String> {
+            let experts = local.clone();
+            experts.map(|expert| role.expert_name(i, expert)).collect()
         };
         let route = Route {
             input: normed,
-            weight: self.whole(format!("{prefix}gate.weight"))?,
-            bias: self.whole(format!("{prefix}gate.e_score_correction_bias"))?,
+            weight: self.whole(Role::Router.name(i))?,
+            bias: self.whole(Role::RouterBias.name(i))?,
             groups: self.config.num_expert_group,
             top_groups: self.config.topk_group,
             renormalize: self.config.moe_renormalize,
@@ -528,19 +521,19 @@ impl Loader<'_> {
         };
         let shared = match scratch.shared {
             Some((scratch, shared_output)) => {
-                let prefix = format!("{prefix}shared_experts.");
+                let names = Role::SHARED.map(|role| role.name(i));
                 Some(MlpBlock {
                     reduce: false,
-                    ..self.mlp(&prefix, normed, scratch, shared_output)?
+                    ..self.mlp(names, normed, scratch, shared_output)?
                 })
             }
             None => None,
         };
         Ok(MoeBlock {
             route,
-            gate: self.weight(&stack("w1"), local.len(), Cut::Whole)?,
-            up: self.weight(&stack("w3"), local.len(), Cut::Whole)?,
-            down: self.weight(&stack("w2"), local.len(), Cut::Whole)?,
+            gate: self.weight(&stack(Role::ExpertGate), local.len(), Cut::Whole)?,
+            up: self.weight(&stack(Role::ExpertUp), local.len(), Cut::Whole)?,
+            down: self.weight(&stack(Role::ExpertDown), local.len(), Cut::Whole)?,
             first_expert: local.start,
             shared,
             output,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::backend::Random;
 use crate::checkpoint::{Checkpoint, Format};
-use crate::config::{Dtype, ModelConfig, Storage, TensorSpec};
+use crate::config::{Dtype, ModelConfig, Role, Storage, TensorSpec};
 use crate::error::BackendError;
 
 /// Where weights come from.
@@ -33,10 +33,15 @@ pub(super) struct Made {
 
 impl Source<'_> {
     pub(super) fn random(config: &ModelConfig, seed: u32) -> Self {
+        // Tied models have no head of their own in their files; here it is another matrix all the same.
+        let untied = ModelConfig {
+            tie_word_embeddings: false,
+            ..config.clone()
+        };
         let named = |spec: TensorSpec| (spec.name.clone(), spec);
         Self::Random {
             seed,
-            shapes: config.tensors().into_iter().map(named).collect(),
+            shapes: untied.tensors().into_iter().map(named).collect(),
         }
     }
 
@@ -45,12 +50,7 @@ impl Source<'_> {
         let Self::Random { seed, shapes } = self else {
             return Err(missing(&names[0]));
         };
-        // Tied models have no head of their own in their files; here it is another matrix all the same.
-        let other = |name: &str| name.replace("lm_head.weight", "model.embed_tokens.weight");
-        let find = |name: &String| {
-            let found = shapes.get(name).or_else(|| shapes.get(&other(name)));
-            found.ok_or_else(|| missing(name))
-        };
+        let find = |name: &String| shapes.get(name).ok_or_else(|| missing(name));
         let specs = names.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         let columns = specs[0].shape.get(1).copied().unwrap_or(1);
         Ok(Made {
@@ -61,28 +61,26 @@ impl Source<'_> {
             rows: specs.iter().map(|spec| spec.shape[0]).collect(),
             columns,
             bytes: specs.iter().map(|spec| spec.bytes(Dtype::Bf16)).sum(),
-            random: numbers(&names[0], *seed, columns),
+            random: numbers(specs[0], *seed, columns),
         })
     }
 }
 
 /// The numbers of a weight with so many inputs: sums of products are about as large as what they are made of.
-fn numbers(name: &str, seed: u32, inputs: usize) -> Random {
-    let random = |exponent| Random::named(name, seed, exponent);
-    if name.ends_with("A_log") {
+fn numbers(spec: &TensorSpec, seed: u32, inputs: usize) -> Random {
+    let random = |exponent| Random::named(&spec.name, seed, exponent);
+    match spec.role {
         // Rates of 1.5 to 11, as in a freshly initialised model.
-        random(0).about(1.4)
-    } else if name.ends_with("dt_bias") {
+        Role::KdaALog => random(0).about(1.4),
         // Steps of 0.002 to 0.08.
-        random(1).about(-4.5)
-    } else if name.ends_with("e_score_correction_bias") {
-        random(-7)
-    } else if inputs == 1 {
-        random(-2).about(1.0)
-    } else {
-        // A uniform number's variance is a third of its square bound.
-        let bound = (3.0 / inputs.max(1) as f32).sqrt();
-        random(bound.log2().floor() as i32)
+        Role::KdaDtBias => random(1).about(-4.5),
+        Role::RouterBias => random(-7),
+        _ if inputs == 1 => random(-2).about(1.0),
+        _ => {
+            // A uniform number's variance is a third of its square bound.
+            let bound = (3.0 / inputs.max(1) as f32).sqrt();
+            random(bound.log2().floor() as i32)
+        }
     }
 }
 

@@ -81,43 +81,20 @@ fn read(mut fields: Fields, service: &Service) -> Result<Asked> {
 
 /// The engine's request for a chat.
 fn request(service: &Service, asked: &Asked) -> Result<Request> {
-    let Parameters {
-        sampling,
-        samples,
-        stop_strings,
-        stop_ids,
-        ignore_eos,
-        ..
-    } = &asked.parameters;
     let Prompt { ids, turns } = prompt::encode_chat(service, &asked.chat)?;
-    let max_tokens = asked
-        .parameters
-        .most_tokens(service, ids.len(), usize::MAX)?;
+    let parameters = &asked.parameters;
+    let mut request = parameters.request(service, ids, usize::MAX)?;
     let (tokenizer, grammars) = (service.tokenizer(), service.grammars());
-    let grammar = asked.form.grammar(tokenizer, grammars)?;
-    if grammar.is_some() && *ignore_eos {
+    request.grammar = asked.form.grammar(tokenizer, grammars)?;
+    if request.grammar.is_some() && parameters.ignore_eos {
         let message = "`ignore_eos` and an answer of a given form contradict each other";
         return Err(ApiError::field("ignore_eos", message).code("invalid_value"));
     }
-    let mut sampling = sampling.clone();
     // Far below any logit.
-    let never = |id| (id, -1e9);
-    sampling
-        .logit_bias
-        .extend(asked.form.forbidden(tokenizer).map(never));
-    let mut request = Request {
-        stop_ids: stop_ids.clone(),
-        stop_strings: stop_strings.clone(),
-        sampling,
-        grammar,
-        samples: *samples,
-        logprobs: asked.logprobs,
-        turns,
-        ..service.request(ids, max_tokens)
-    };
-    if !ignore_eos {
-        request.stop_ids.extend_from_slice(service.stop_ids());
-    }
+    let never = asked.form.forbidden(tokenizer).map(|id| (id, -1e9));
+    request.sampling.logit_bias.extend(never);
+    request.logprobs = asked.logprobs;
+    request.turns = turns;
     Ok(request)
 }
 

@@ -73,33 +73,10 @@ fn read(mut fields: Fields, service: &Service) -> Result<(Asked, Vec<Request>)> 
 
 fn request(service: &Service, asked: &Asked, ids: Vec<u32>) -> Result<Request> {
     check_ids(service, &ids)?;
-    let Parameters {
-        sampling,
-        samples,
-        stop_strings,
-        stop_ids,
-        ignore_eos,
-        ..
-    } = &asked.parameters;
-    let max_tokens = asked
-        .parameters
-        .most_tokens(service, ids.len(), DEFAULT_TOKENS)?;
-    let scored = asked.echo && asked.logprobs.is_some();
-    let mut request = Request {
-        stop_ids: stop_ids.clone(),
-        stop_strings: stop_strings.clone(),
-        sampling: sampling.clone(),
-        samples: *samples,
-        logprobs: asked.logprobs,
-        scores: if scored {
-            PromptScores::Likelihoods
-        } else {
-            PromptScores::None
-        },
-        ..service.request(ids, max_tokens)
-    };
-    if !ignore_eos {
-        request.stop_ids.extend_from_slice(service.stop_ids());
+    let mut request = asked.parameters.request(service, ids, DEFAULT_TOKENS)?;
+    request.logprobs = asked.logprobs;
+    if asked.echo && asked.logprobs.is_some() {
+        request.scores = PromptScores::Likelihoods;
     }
     Ok(request)
 }

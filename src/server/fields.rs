@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, Result};
+use crate::config::kind;
 
 /// The fields of a body that nobody has taken yet.
 #[derive(Debug)]
@@ -129,18 +130,6 @@ pub(super) fn typed<T: DeserializeOwned>(name: &str, value: Value) -> Result<T> 
         let reason = shorten(&error.inner().to_string());
         ApiError::field(&path, format!("`{path}`: {reason}")).code("invalid_type")
     })
-}
-
-/// A JSON value's type.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// The beginning of a text that a client may have made of any length.

@@ -4,9 +4,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
-use super::fields::{Fields, kind};
+use super::fields::Fields;
 use super::service::Service;
-use crate::engine::Sampling;
+use crate::config::kind;
+use crate::engine::{Request, Sampling};
 
 /// The most answers to one prompt.
 const MOST_ANSWERS: usize = 128;
@@ -104,13 +105,32 @@ impl Parameters {
         })
     }
 
-    /// The most tokens of an answer to a prompt of so many, where `default` is what is meant by none given.
-    pub(super) fn most_tokens(
+    /// The request for answers to a prompt, where `default` is what is meant by no number of tokens.
+    ///
+    /// # Errors
+    /// A prompt and an answer that together are longer than the context.
+    pub(super) fn request(
         &self,
         service: &Service,
-        prompt: usize,
+        ids: Vec<u32>,
         default: usize,
-    ) -> Result<usize> {
+    ) -> Result<Request> {
+        let max_tokens = self.most_tokens(service, ids.len(), default)?;
+        let mut stop_ids = self.stop_ids.clone();
+        if !self.ignore_eos {
+            stop_ids.extend_from_slice(service.stop_ids());
+        }
+        Ok(Request {
+            stop_ids,
+            stop_strings: self.stop_strings.clone(),
+            sampling: self.sampling.clone(),
+            samples: self.samples,
+            ..service.request(ids, max_tokens)
+        })
+    }
+
+    /// The most tokens of an answer to a prompt of so many, where `default` is what is meant by none given.
+    fn most_tokens(&self, service: &Service, prompt: usize, default: usize) -> Result<usize> {
         let context = service.context();
         let room = context.saturating_sub(prompt);
         match self.max_tokens {

@@ -4,8 +4,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, Result};
-use super::fields::{kind, shorten};
+use super::fields::shorten;
 use super::service::Service;
+use crate::config::kind;
 use crate::tokenizer::Chat;
 
 /// A prompt that is ready to run.

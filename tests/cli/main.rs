@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use common::{Fixture, close, reference};
+use kimi_linear::backend::Program;
 use serde_json::{Value, json};
 
 /// The program, with `--model` where a model is given.
@@ -369,6 +370,75 @@ fn inspect_knows_the_published_model_from_its_configuration() {
     let fits = device["total_bytes"].as_u64().unwrap()
         <= device["device"]["memory_bytes"].as_u64().unwrap();
     assert_eq!(device["fits"], fits);
+}
+
+#[test]
+fn inspect_prints_the_program_of_a_step_without_weights_or_device() {
+    let inspect = |more: &[&str]| {
+        let output = program(&[&["inspect", "--program"], more].concat(), None)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{more:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    let text = inspect(&["decode", "--shape", "48b"]);
+    let (first, listed) = text.split_once('\n').unwrap();
+    assert_eq!(first, "# decode: 1 sequence(s), 1 token(s) each");
+    let sections: Vec<_> = listed
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .collect();
+    assert_eq!(sections.len(), 27 + 2, "{listed}");
+    assert_eq!(
+        sections[..3],
+        ["# embedding", "# layer 0: KDA, MLP", "# layer 1: KDA, MoE"]
+    );
+    assert_eq!(sections[27..], ["# layer 26: MLA, MoE", "# head"]);
+    let blocks = |name| listed.matches(name).count();
+    assert_eq!(
+        (
+            blocks("kda_block"),
+            blocks("mla_block"),
+            blocks("moe_block")
+        ),
+        (20, 7, 26)
+    );
+    let read: Program =
+        serde_json::from_str(&inspect(&["decode", "--shape", "48b", "--json"])).unwrap();
+    assert_eq!(read.to_string(), listed);
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        reference("tiny-a").join("config.json"),
+        folder.path().join("config.json"),
+    )
+    .unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let decode = inspect(&["decode", "--expand", "--tokens", "3", "--model", folder]);
+    assert!(
+        decode.starts_with("# decode: 3 sequence(s), 1 token(s) each\n"),
+        "{decode}"
+    );
+    assert!(
+        decode.contains("mla_decode") && !decode.contains("mla_prefill"),
+        "{decode}"
+    );
+    let prefill = inspect(&["prefill", "--expand", "--model", folder]);
+    assert!(
+        prefill.starts_with("# prefill: 1 sequence(s), 512 token(s) each\n"),
+        "{prefill}"
+    );
+    assert!(
+        prefill.contains("mla_prefill") && !prefill.contains("mla_decode"),
+        "{prefill}"
+    );
+    assert!(!prefill.contains("block"), "{prefill}");
+    assert_eq!(
+        prefill,
+        inspect(&["prefill", "--expand", "--shape", folder])
+    );
 }
 
 #[test]

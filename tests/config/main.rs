@@ -4,6 +4,7 @@
 
 mod refusals;
 
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use kimi_linear::config::{
@@ -223,6 +224,39 @@ fn tables_are_derived_from_the_configuration() {
     assert_eq!(untied.parameters() - tied.parameters(), 512 * 64);
     assert_eq!(untied.active_parameters(), tied.active_parameters());
     assert!(tied.tensors().iter().all(|t| t.name != "lm_head.weight"));
+}
+
+#[test]
+fn every_published_name_is_in_the_table_of_roles_and_back() {
+    let tensors = published().tensors();
+    let names: BTreeSet<_> = tensors.iter().map(|t| t.name.as_str()).collect();
+    assert_eq!(names.len(), tensors.len(), "a name stands twice");
+    let mut roles = HashSet::new();
+    for tensor in &tensors {
+        let mut places = ["{i}", "{e}"].into_iter();
+        let mut numbers = Vec::new();
+        let parts = tensor.name.split('.').map(|part| match part.parse() {
+            Ok(number) => {
+                numbers.push(number);
+                places.next().unwrap()
+            }
+            Err(_) => part,
+        });
+        let pattern = parts.collect::<Vec<_>>().join(".");
+        assert_eq!(pattern, tensor.role.pattern(), "{}", tensor.name);
+        assert_eq!(numbers.first().copied(), tensor.layer, "{}", tensor.name);
+        let again = match numbers[..] {
+            [] => tensor.role.name(0),
+            [layer] => tensor.role.name(layer),
+            [layer, expert] => tensor.role.expert_name(layer, expert),
+            _ => panic!("{}: three numbers", tensor.name),
+        };
+        assert_eq!(again, tensor.name);
+        assert_eq!(tensor.role.part(), tensor.part, "{}", tensor.name);
+        roles.insert(tensor.role);
+    }
+    // Five outside of blocks, the attentions', the dense MLP's, the router's, the shared experts', an expert's.
+    assert_eq!(roles.len(), 5 + 15 + 5 + 3 + 2 + 3 + 3);
 }
 
 #[test]

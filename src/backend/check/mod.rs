@@ -5,11 +5,9 @@
 
 mod batch;
 mod record;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod source;
 
 pub(crate) use batch::Demands;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) use source::source;
 
 use std::fmt::Display;
@@ -17,8 +15,8 @@ use std::fmt::Display;
 use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_record};
 use super::{
     Add, AllGather, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence, Linear,
-    MlaAppend, MlaAttention, Op, Program, Result, RmsNorm, Route, Rows, Select, Shard, ShortConv,
-    Swiglu, Tensor, Weight,
+    MlaAppend, MlaAttention, Op, Operands, Program, Result, RmsNorm, Route, Rows, Select, Shard,
+    ShortConv, StateLayout, Swiglu, Tensor, Weight,
 };
 use crate::error::BackendError;
 
@@ -44,169 +42,152 @@ pub(crate) fn program(program: &Program, capacity: &Capacity, shard: Shard) -> R
 
 /// Checks one operation that is no block.
 fn check(op: &Op, capacity: &Capacity, shard: Shard) -> Result<()> {
+    let name = Operation(op.name());
+    // Any tensor may be summed or probed; blocks were expanded.
+    if !matches!(op, Op::AllReduce(_) | Op::Probe(_) | Op::ProbePositions(_)) {
+        name.operands(op, capacity)?;
+    }
     match op {
-        Op::Embed(op) => op.check(capacity),
-        Op::RmsNorm(op) => op.check(capacity),
-        Op::Linear(op) => op.check(capacity),
-        Op::ShortConv(op) => op.check(capacity),
-        Op::KdaGates(op) => op.check(capacity),
-        Op::KdaRecurrence(op) => op.check(capacity),
-        Op::GatedNorm(op) => op.check(capacity),
-        Op::MlaAppend(op) => op.check(capacity),
-        Op::MlaPrefill(op) | Op::MlaDecode(op) => op.check(capacity),
-        Op::Route(op) => op.check(capacity),
-        Op::Experts(op) => op.check(capacity),
-        Op::Swiglu(op) => op.check(capacity),
-        Op::Add(op) => op.check(capacity),
-        Op::AllGather(op) => op.check(capacity, shard.ranks),
-        Op::Select(op) => op.check(capacity),
-        Op::TraceKda(op) => op.check(capacity),
-        Op::TraceGate(op) => op.check(capacity),
-        Op::TraceRoute(op) => op.check(capacity),
-        Op::TraceState(op) => op.check(capacity),
-        Op::TraceAttention(op) => op.check(capacity),
-        // Any tensor may be summed or probed; blocks were expanded.
-        Op::AllReduce(_)
-        | Op::Probe(_)
-        | Op::ProbePositions(_)
-        | Op::KdaBlock(_)
-        | Op::MlaBlock(_)
-        | Op::MlpBlock(_)
-        | Op::MoeBlock(_) => Ok(()),
+        Op::Embed(op) => op.check(name),
+        Op::RmsNorm(op) => op.check(name),
+        Op::Linear(op) => op.check(name),
+        Op::ShortConv(op) => op.check(name),
+        Op::KdaGates(op) => op.check(name),
+        Op::KdaRecurrence(op) => op.check(name),
+        Op::GatedNorm(op) => op.check(name),
+        Op::MlaAppend(op) => op.check(name),
+        Op::MlaPrefill(op) | Op::MlaDecode(op) => op.check(name),
+        Op::Route(op) => op.check(name),
+        Op::Experts(op) => op.check(name),
+        Op::Swiglu(op) => op.check(name),
+        Op::Add(op) => op.check(name),
+        Op::AllGather(op) => op.check(name, shard.ranks),
+        Op::Select(op) => op.check(name),
+        Op::TraceKda(op) => op.check(name),
+        Op::TraceGate(op) => op.check(name),
+        Op::TraceRoute(op) => op.check(name),
+        Op::TraceState(op) => op.check(name),
+        Op::TraceAttention(op) => op.check(name),
+        Op::AllReduce(_) | Op::Probe(_) | Op::ProbePositions(_) => Ok(()),
+        Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
     }
 }
 
-/// Fails unless `found == expected`.
-fn same<T: PartialEq + Display>(
-    operation: &'static str,
-    what: &'static str,
-    expected: T,
-    found: T,
-) -> Result<()> {
-    if expected == found {
-        return Ok(());
+/// An operation by its name, and what may be asked of its arguments.
+#[derive(Clone, Copy)]
+struct Operation(&'static str);
+
+impl Operation {
+    fn wrong<T>(self, what: &'static str, expected: String, found: String) -> Result<T> {
+        let operation = self.0;
+        Err(BackendError::Shape {
+            operation,
+            what,
+            expected,
+            found,
+        })
     }
-    Err(BackendError::Shape {
-        operation,
-        what,
-        expected: expected.to_string(),
-        found: found.to_string(),
-    })
-}
 
-/// Fails unless a tensor has this width and element type.
-fn tensor(
-    operation: &'static str,
-    what: &'static str,
-    tensor: Tensor,
-    width: usize,
-    element: Element,
-) -> Result<()> {
-    let name = |width, element: Element| format!("{width} wide, {element:?}");
-    same(
-        operation,
-        what,
-        name(width, element),
-        name(tensor.width, tensor.element),
-    )
-}
-
-/// Fails unless a weight is a stack of this many matrices of this shape.
-fn weight(
-    operation: &'static str,
-    what: &'static str,
-    weight: Weight,
-    shape: [usize; 3],
-) -> Result<()> {
-    let name = |shape: [usize; 3]| format!("{} x [{}, {}]", shape[0], shape[1], shape[2]);
-    same(
-        operation,
-        what,
-        name(shape),
-        name([weight.stack, weight.rows, weight.columns]),
-    )
-}
-
-/// Fails unless two tensors have a row for the same things.
-fn rows(operation: &'static str, what: &'static str, expected: Rows, found: Tensor) -> Result<()> {
-    same(
-        operation,
-        what,
-        format!("{expected:?} rows"),
-        format!("{:?} rows", found.rows),
-    )
-}
-
-/// What must hold of every operation's tensors: those with a row a token have one, all of them hold as many rows as a
-/// step may have, and what is written is not read or written in another place of the same operation.
-fn operands(
-    operation: &'static str,
-    capacity: &Capacity,
-    token_rows: bool,
-    read: &[Tensor],
-    written: &[Tensor],
-) -> Result<()> {
-    for tensor in read.iter().chain(written) {
-        if token_rows {
-            rows(operation, "a tensor", Rows::Tokens, *tensor)?;
+    /// Fails unless `found == expected`.
+    fn same<T: PartialEq + Display>(self, what: &'static str, expected: T, found: T) -> Result<()> {
+        if expected == found {
+            return Ok(());
         }
-        let (what, needed) = match tensor.rows {
-            Rows::Tokens => ("a tensor's capacity for tokens", capacity.tokens),
-            Rows::Outputs => ("a tensor's capacity for output rows", capacity.outputs),
-        };
-        if tensor.capacity < needed {
-            let (expected, found) = (format!("{needed} or more"), tensor.capacity.to_string());
-            return Err(BackendError::Shape {
-                operation,
-                what,
-                expected,
-                found,
-            });
-        }
+        self.wrong(what, expected.to_string(), found.to_string())
     }
-    for (i, tensor) in written.iter().enumerate() {
-        if read
-            .iter()
-            .chain(&written[..i])
-            .any(|other| other.id == tensor.id)
-        {
-            let (expected, found) = (
-                "no other of its tensors".to_owned(),
-                "one of them".to_owned(),
-            );
-            return Err(BackendError::Shape {
-                operation,
-                what: "what it writes",
-                expected,
-                found,
-            });
-        }
-    }
-    Ok(())
-}
 
-/// Fails unless a layer is one of the pool's.
-fn layer(operation: &'static str, layer: usize, layers: usize) -> Result<()> {
-    if layer < layers {
-        return Ok(());
+    /// Fails unless a tensor has this width and element type.
+    fn tensor(
+        self,
+        what: &'static str,
+        tensor: Tensor,
+        width: usize,
+        element: Element,
+    ) -> Result<()> {
+        let name = |width, element: Element| format!("{width} wide, {element:?}");
+        let (expected, found) = (name(width, element), name(tensor.width, tensor.element));
+        self.same(what, expected, found)
     }
-    let expected = format!("below {layers}");
-    Err(BackendError::Shape {
-        operation,
-        what: "the layer",
-        expected,
-        found: layer.to_string(),
-    })
+
+    /// Fails unless a weight is a stack of this many matrices of this shape.
+    fn weight(self, what: &'static str, weight: Weight, shape: [usize; 3]) -> Result<()> {
+        let name = |[stack, rows, columns]: [usize; 3]| format!("{stack} x [{rows}, {columns}]");
+        let found = name([weight.stack, weight.rows, weight.columns]);
+        self.same(what, name(shape), found)
+    }
+
+    /// Fails unless two tensors have a row for the same things.
+    fn rows(self, what: &'static str, expected: Rows, found: Tensor) -> Result<()> {
+        let name = |rows: Rows| format!("{rows:?} rows");
+        self.same(what, name(expected), name(found.rows))
+    }
+
+    /// Fails unless a layer is one of the pool's.
+    fn layer(self, layer: usize, layers: usize) -> Result<()> {
+        if layer < layers {
+            return Ok(());
+        }
+        self.wrong("the layer", format!("below {layers}"), layer.to_string())
+    }
+
+    /// Fails unless these are inputs of a recurrence over states of this layout.
+    fn recurrence(
+        self,
+        layout: &StateLayout,
+        qkv: Tensor,
+        gates: Tensor,
+        beta: Tensor,
+    ) -> Result<()> {
+        self.tensor("qkv", qkv, layout.channels(), Activation)?;
+        let channels = layout.value_heads * layout.key_width;
+        self.tensor("the gates", gates, channels, F32)?;
+        self.tensor("beta", beta, layout.value_heads, F32)
+    }
+
+    /// What must hold of every operation's tensors: those with a row a token have one, all of them hold as many rows as a
+    /// step may have, and what is written is not read or written in another place of the same operation.
+    fn operands(self, op: &Op, capacity: &Capacity) -> Result<()> {
+        use Op::{Add, AllGather, Linear, RmsNorm, Select, Swiglu};
+        let Operands { reads, writes, .. } = op.operands();
+        let any_rows = matches!(
+            op,
+            RmsNorm(_) | Linear(_) | Swiglu(_) | Add(_) | AllGather(_) | Select(_)
+        );
+        for tensor in reads.iter().chain(&writes) {
+            if !any_rows {
+                self.rows("a tensor", Rows::Tokens, *tensor)?;
+            }
+            let (what, needed) = match tensor.rows {
+                Rows::Tokens => ("a tensor's capacity for tokens", capacity.tokens),
+                Rows::Outputs => ("a tensor's capacity for output rows", capacity.outputs),
+            };
+            if tensor.capacity < needed {
+                return self.wrong(
+                    what,
+                    format!("{needed} or more"),
+                    tensor.capacity.to_string(),
+                );
+            }
+        }
+        // The sum of two is written over one of them.
+        let in_place = usize::from(matches!(op, Add(_)));
+        for (i, tensor) in writes.iter().enumerate() {
+            let others = reads.iter().chain(&writes[..i]);
+            if others.filter(|other| other.id == tensor.id).count() > in_place {
+                let (expected, found) = ("no other of its tensors", "one of them");
+                return self.wrong("what it writes", expected.to_owned(), found.to_owned());
+            }
+        }
+        Ok(())
+    }
 }
 
 use Element::{Activation, F32, Index};
 
 impl Embed {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        operands("embed", capacity, true, &[], &[self.output])?;
-        rows("embed", "the output", Rows::Tokens, self.output)?;
-        weight(
-            "embed",
+    fn check(&self, op: Operation) -> Result<()> {
+        op.rows("the output", Rows::Tokens, self.output)?;
+        op.weight(
             "the weight",
             self.weight,
             [1, self.weight.rows, self.output.width],
@@ -215,13 +196,11 @@ impl Embed {
 }
 
 impl RmsNorm {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let op = "rms_norm";
-        operands(op, capacity, false, &[self.input], &[self.output])?;
-        weight(op, "the weight", self.weight, [1, self.input.width, 1])?;
-        tensor(op, "the output", self.output, self.input.width, Activation)?;
+    fn check(&self, op: Operation) -> Result<()> {
+        op.weight("the weight", self.weight, [1, self.input.width, 1])?;
+        op.tensor("the output", self.output, self.input.width, Activation)?;
         if self.output.rows == Rows::Tokens {
-            rows(op, "the input", Rows::Tokens, self.input)
+            op.rows("the input", Rows::Tokens, self.input)
         } else {
             Ok(())
         }
@@ -229,27 +208,23 @@ impl RmsNorm {
 }
 
 impl Linear {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        operands("linear", capacity, false, &[self.input], &[self.output])?;
-        weight(
-            "linear",
+    fn check(&self, op: Operation) -> Result<()> {
+        op.weight(
             "the weight",
             self.weight,
             [1, self.output.width, self.input.width],
         )?;
-        rows("linear", "the output", self.input.rows, self.output)
+        op.rows("the output", self.input.rows, self.output)
     }
 }
 
 impl ShortConv {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, layout) = ("short_conv", self.pool.layout);
-        operands(op, capacity, true, &[self.input], &[self.output])?;
-        layer(op, self.layer, layout.layers)?;
-        tensor(op, "the input", self.input, layout.channels(), Activation)?;
-        tensor(op, "the output", self.output, layout.channels(), Activation)?;
-        weight(
-            op,
+    fn check(&self, op: Operation) -> Result<()> {
+        let layout = self.pool.layout;
+        op.layer(self.layer, layout.layers)?;
+        op.tensor("the input", self.input, layout.channels(), Activation)?;
+        op.tensor("the output", self.output, layout.channels(), Activation)?;
+        op.weight(
             "the weight",
             self.weight,
             [1, layout.channels(), layout.taps],
@@ -258,21 +233,13 @@ impl ShortConv {
 }
 
 impl KdaGates {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, heads, channels) = ("kda_gates", self.write.width, self.decay.width);
-        operands(
-            op,
-            capacity,
-            true,
-            &[self.decay, self.write],
-            &[self.gates, self.beta],
-        )?;
-        weight(op, "A_log", self.a_log, [1, heads, 1])?;
-        weight(op, "dt_bias", self.dt_bias, [1, channels, 1])?;
-        tensor(op, "the gates", self.gates, channels, F32)?;
-        tensor(op, "beta", self.beta, heads, F32)?;
-        same(
-            op,
+    fn check(&self, op: Operation) -> Result<()> {
+        let (heads, channels) = (self.write.width, self.decay.width);
+        op.weight("A_log", self.a_log, [1, heads, 1])?;
+        op.weight("dt_bias", self.dt_bias, [1, channels, 1])?;
+        op.tensor("the gates", self.gates, channels, F32)?;
+        op.tensor("beta", self.beta, heads, F32)?;
+        op.same(
             "the width of the decay modulo heads",
             0,
             channels % heads.max(1),
@@ -281,130 +248,83 @@ impl KdaGates {
 }
 
 impl KdaRecurrence {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, layout) = ("kda_recurrence", self.pool.layout);
-        operands(
-            op,
-            capacity,
-            true,
-            &[self.qkv, self.gates, self.beta],
-            &[self.output],
-        )?;
-        layer(op, self.layer, layout.layers)?;
-        same(
-            op,
+    fn check(&self, op: Operation) -> Result<()> {
+        let layout = self.pool.layout;
+        op.layer(self.layer, layout.layers)?;
+        op.same(
             "value heads modulo key heads",
             0,
             layout.value_heads % layout.key_heads.max(1),
         )?;
-        tensor(op, "qkv", self.qkv, layout.channels(), Activation)?;
-        tensor(
-            op,
-            "the gates",
-            self.gates,
-            layout.value_heads * layout.key_width,
-            F32,
-        )?;
-        tensor(op, "beta", self.beta, layout.value_heads, F32)?;
-        tensor(
-            op,
-            "the output",
-            self.output,
-            layout.value_heads * layout.value_width,
-            Activation,
-        )
+        op.recurrence(&layout, self.qkv, self.gates, self.beta)?;
+        let width = layout.value_heads * layout.value_width;
+        op.tensor("the output", self.output, width, Activation)
     }
 }
 
 impl TraceKda {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, layout) = ("trace_kda", self.pool.layout);
-        operands(
-            op,
-            capacity,
-            true,
-            &[self.qkv, self.gates, self.beta],
-            &[self.output],
-        )?;
-        layer(op, self.layer, layout.layers)?;
-        tensor(op, "qkv", self.qkv, layout.channels(), Activation)?;
-        let channels = layout.value_heads * layout.key_width;
-        tensor(op, "the gates", self.gates, channels, F32)?;
-        tensor(op, "beta", self.beta, layout.value_heads, F32)?;
+    fn check(&self, op: Operation) -> Result<()> {
+        let layout = self.pool.layout;
+        op.layer(self.layer, layout.layers)?;
+        op.recurrence(&layout, self.qkv, self.gates, self.beta)?;
         let records = layout.layers * layout.value_heads * kda_record(&layout);
-        tensor(op, "the output", self.output, records, F32)
+        op.tensor("the output", self.output, records, F32)
     }
 }
 
 impl TraceGate {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, layout) = ("trace_gate", self.layout);
-        operands(op, capacity, true, &[self.gate], &[self.output])?;
-        layer(op, self.layer, layout.layers)?;
+    fn check(&self, op: Operation) -> Result<()> {
+        let layout = self.layout;
+        op.layer(self.layer, layout.layers)?;
         let width = layout.value_heads * layout.value_width;
-        tensor(op, "the gate", self.gate, width, Activation)?;
+        op.tensor("the gate", self.gate, width, Activation)?;
         let means = layout.layers * layout.value_heads;
-        tensor(op, "the output", self.output, means, F32)
+        op.tensor("the output", self.output, means, F32)
     }
 }
 
 impl TraceRoute {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, top) = ("trace_route", self.experts.width);
-        operands(
-            op,
-            capacity,
-            true,
-            &[self.experts, self.weights],
-            &[self.output],
-        )?;
-        layer(op, self.layer, self.layers)?;
-        tensor(op, "the experts", self.experts, top, Index)?;
-        tensor(op, "the weights", self.weights, top, F32)?;
-        tensor(op, "the output", self.output, self.layers * 2 * top, F32)
+    fn check(&self, op: Operation) -> Result<()> {
+        let top = self.experts.width;
+        op.layer(self.layer, self.layers)?;
+        op.tensor("the experts", self.experts, top, Index)?;
+        op.tensor("the weights", self.weights, top, F32)?;
+        op.tensor("the output", self.output, self.layers * 2 * top, F32)
     }
 }
 
 impl TraceState {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, layout) = ("trace_state", self.pool.layout);
-        operands(op, capacity, true, &[], &[self.output])?;
-        layer(op, self.layer, layout.layers)?;
+    fn check(&self, op: Operation) -> Result<()> {
+        let layout = self.pool.layout;
+        op.layer(self.layer, layout.layers)?;
         if self.head >= layout.value_heads {
-            return Err(BackendError::Shape {
-                operation: op,
-                what: "the head",
-                expected: format!("below {}", layout.value_heads),
-                found: self.head.to_string(),
-            });
+            let expected = format!("below {}", layout.value_heads);
+            return op.wrong("the head", expected, self.head.to_string());
         }
         let size = layout.key_width * layout.value_width;
-        tensor(op, "the output", self.output, size, F32)
+        op.tensor("the output", self.output, size, F32)
     }
 }
 
 impl TraceAttention {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, layout) = ("trace_attention", self.pool.layout);
-        operands(op, capacity, true, &[self.query], &[self.output])?;
-        layer(op, self.layer, layout.layers)?;
+    fn check(&self, op: Operation) -> Result<()> {
+        let layout = self.pool.layout;
+        op.layer(self.layer, layout.layers)?;
         let heads = self.query.width / (self.nope + layout.rope).max(1);
-        layer(op, self.head, heads)?;
+        op.layer(self.head, heads)?;
         let rows = heads * (self.nope + self.value);
-        weight(op, "kv_b", self.kv_b, [1, rows, layout.latent])?;
-        tensor(op, "the output", self.output, self.output.width, F32)
+        op.weight("kv_b", self.kv_b, [1, rows, layout.latent])?;
+        op.tensor("the output", self.output, self.output.width, F32)
     }
 }
 
 impl GatedNorm {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, width) = ("gated_norm", self.input.width);
-        operands(op, capacity, true, &[self.input, self.gate], &[self.output])?;
-        tensor(op, "the gate", self.gate, width, Activation)?;
-        tensor(op, "the output", self.output, width, Activation)?;
-        weight(op, "the weight", self.weight, [1, self.weight.rows, 1])?;
-        same(
-            op,
+    fn check(&self, op: Operation) -> Result<()> {
+        let width = self.input.width;
+        op.tensor("the gate", self.gate, width, Activation)?;
+        op.tensor("the output", self.output, width, Activation)?;
+        op.weight("the weight", self.weight, [1, self.weight.rows, 1])?;
+        op.same(
             "the input's width modulo a head",
             0,
             width % self.weight.rows.max(1),
@@ -413,12 +333,11 @@ impl GatedNorm {
 }
 
 impl MlaAppend {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, layout) = ("mla_append", self.pool.layout);
-        operands(op, capacity, true, &[self.input], &[])?;
-        layer(op, self.layer, layout.layers)?;
-        tensor(op, "the input", self.input, layout.width(), Activation)?;
-        weight(op, "the weight", self.weight, [1, layout.latent, 1])
+    fn check(&self, op: Operation) -> Result<()> {
+        let layout = self.pool.layout;
+        op.layer(self.layer, layout.layers)?;
+        op.tensor("the input", self.input, layout.width(), Activation)?;
+        op.weight("the weight", self.weight, [1, layout.latent, 1])
     }
 }
 
@@ -427,26 +346,17 @@ impl MlaAttention {
         self.output.width / self.value.max(1)
     }
 
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, layout, heads) = ("mla attention", self.pool.layout, self.heads());
-        operands(op, capacity, true, &[self.query], &[self.output])?;
-        layer(op, self.layer, layout.layers)?;
-        tensor(
-            op,
+    fn check(&self, op: Operation) -> Result<()> {
+        let (layout, heads) = (self.pool.layout, self.heads());
+        op.layer(self.layer, layout.layers)?;
+        op.tensor(
             "the query",
             self.query,
             heads * (self.nope + layout.rope),
             Activation,
         )?;
-        tensor(
-            op,
-            "the output",
-            self.output,
-            heads * self.value,
-            Activation,
-        )?;
-        weight(
-            op,
+        op.tensor("the output", self.output, heads * self.value, Activation)?;
+        op.weight(
             "kv_b",
             self.kv_b,
             [1, heads * (self.nope + self.value), layout.latent],
@@ -455,28 +365,15 @@ impl MlaAttention {
 }
 
 impl Route {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, experts, top_k) = ("route", self.weight.rows, self.experts.width);
-        operands(
-            op,
-            capacity,
-            true,
-            &[self.input],
-            &[self.experts, self.weights],
-        )?;
-        weight(
-            op,
-            "the weight",
-            self.weight,
-            [1, experts, self.input.width],
-        )?;
-        weight(op, "the bias", self.bias, [1, experts, 1])?;
-        tensor(op, "the experts", self.experts, top_k, Index)?;
-        tensor(op, "the weights", self.weights, top_k, F32)?;
-        same(op, "experts modulo groups", 0, experts % self.groups.max(1))?;
+    fn check(&self, op: Operation) -> Result<()> {
+        let (experts, top_k) = (self.weight.rows, self.experts.width);
+        op.weight("the weight", self.weight, [1, experts, self.input.width])?;
+        op.weight("the bias", self.bias, [1, experts, 1])?;
+        op.tensor("the experts", self.experts, top_k, Index)?;
+        op.tensor("the weights", self.weights, top_k, F32)?;
+        op.same("experts modulo groups", 0, experts % self.groups.max(1))?;
         let selectable = experts / self.groups.max(1) * self.top_groups.min(self.groups);
-        same(
-            op,
+        op.same(
             "choices beyond the experts of the best groups",
             0,
             top_k.saturating_sub(selectable),
@@ -485,57 +382,30 @@ impl Route {
 }
 
 impl Experts {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        let (op, d, n, local) = ("experts", self.input.width, self.gate.rows, self.gate.stack);
-        operands(
-            op,
-            capacity,
-            true,
-            &[self.input, self.experts, self.weights],
-            &[self.output],
-        )?;
-        weight(op, "gate", self.gate, [local, n, d])?;
-        weight(op, "up", self.up, [local, n, d])?;
-        weight(op, "down", self.down, [local, d, n])?;
-        tensor(op, "the experts", self.experts, self.experts.width, Index)?;
-        tensor(op, "the weights", self.weights, self.experts.width, F32)?;
-        tensor(op, "the output", self.output, d, Activation)
+    fn check(&self, op: Operation) -> Result<()> {
+        let (d, n, local) = (self.input.width, self.gate.rows, self.gate.stack);
+        op.weight("gate", self.gate, [local, n, d])?;
+        op.weight("up", self.up, [local, n, d])?;
+        op.weight("down", self.down, [local, d, n])?;
+        op.tensor("the experts", self.experts, self.experts.width, Index)?;
+        op.tensor("the weights", self.weights, self.experts.width, F32)?;
+        op.tensor("the output", self.output, d, Activation)
     }
 }
 
 impl Swiglu {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        operands("swiglu", capacity, false, &[self.input], &[self.output])?;
-        rows("swiglu", "the output", self.input.rows, self.output)?;
-        tensor(
-            "swiglu",
-            "the input",
-            self.input,
-            self.input.width,
-            Activation,
-        )?;
-        tensor(
-            "swiglu",
-            "the output",
-            self.output,
-            self.output.width,
-            Activation,
-        )?;
-        same(
-            "swiglu",
-            "the input's width",
-            2 * self.output.width,
-            self.input.width,
-        )
+    fn check(&self, op: Operation) -> Result<()> {
+        op.rows("the output", self.input.rows, self.output)?;
+        op.tensor("the input", self.input, self.input.width, Activation)?;
+        op.tensor("the output", self.output, self.output.width, Activation)?;
+        op.same("the input's width", 2 * self.output.width, self.input.width)
     }
 }
 
 impl Add {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        operands("add", capacity, false, &[self.source], &[self.target])?;
-        rows("add", "the target", self.source.rows, self.target)?;
-        tensor(
-            "add",
+    fn check(&self, op: Operation) -> Result<()> {
+        op.rows("the target", self.source.rows, self.target)?;
+        op.tensor(
             "the target",
             self.target,
             self.source.width,
@@ -545,11 +415,9 @@ impl Add {
 }
 
 impl AllGather {
-    fn check(&self, capacity: &Capacity, ranks: usize) -> Result<()> {
-        operands("all_gather", capacity, false, &[self.input], &[self.output])?;
-        rows("all_gather", "the output", self.input.rows, self.output)?;
-        tensor(
-            "all_gather",
+    fn check(&self, op: Operation, ranks: usize) -> Result<()> {
+        op.rows("the output", self.input.rows, self.output)?;
+        op.tensor(
             "the output",
             self.output,
             ranks * self.input.width,
@@ -559,12 +427,10 @@ impl AllGather {
 }
 
 impl Select {
-    fn check(&self, capacity: &Capacity) -> Result<()> {
-        operands("select", capacity, false, &[self.logits], &[])?;
-        rows("select", "the logits", Rows::Outputs, self.logits)?;
-        tensor("select", "the logits", self.logits, self.logits.width, F32)?;
-        same(
-            "select",
+    fn check(&self, op: Operation) -> Result<()> {
+        op.rows("the logits", Rows::Outputs, self.logits)?;
+        op.tensor("the logits", self.logits, self.logits.width, F32)?;
+        op.same(
             "whether at least one candidate is wanted",
             true,
             self.candidates > 0,

@@ -1,7 +1,57 @@
-//! States and latents on their way in or out: whether the place is there, and whether the record fits it.
+//! Tensors, states and latents on their way in or out: whether the place is there, and whether what comes in fits it.
 
-use crate::backend::{Block, LatentPool, LatentRecord, Result, Slot, StatePool, StateRecord};
+use crate::backend::{
+    Block, Element, LatentLayout, LatentPool, LatentRecord, Result, Slot, StatePool, StateRecord,
+    Tensor, TensorValues,
+};
+use crate::config::Dtype;
 use crate::error::BackendError;
+
+impl Tensor {
+    /// Checks values to be written over its first rows.
+    pub(crate) fn check_values(&self, values: &TensorValues) -> Result<()> {
+        let most = self.capacity * self.width;
+        let (len, kind, fits) = match values {
+            TensorValues::F32(values) => (values.len(), "F32", self.element != Element::Index),
+            TensorValues::Index(values) => (values.len(), "Index", self.element == Element::Index),
+        };
+        if fits && len <= most {
+            return Ok(());
+        }
+        Err(BackendError::Shape {
+            operation: "write_tensor",
+            what: "the values",
+            expected: format!("at most {most} elements of {:?}", self.element),
+            found: format!("{len} of {kind}"),
+        })
+    }
+
+    /// Checks that so many rows can be read.
+    pub(crate) fn check_rows(&self, rows: usize) -> Result<()> {
+        if rows <= self.capacity {
+            return Ok(());
+        }
+        Err(BackendError::Shape {
+            operation: "read_tensor",
+            what: "the number of rows",
+            expected: format!("at most {}", self.capacity),
+            found: rows.to_string(),
+        })
+    }
+}
+
+impl LatentLayout {
+    /// Checks that rows are cached in the one dtype that a backend caches in.
+    pub(crate) fn check_dtype(&self, backend: &'static str, cache: Dtype) -> Result<()> {
+        if self.dtype == cache {
+            return Ok(());
+        }
+        Err(BackendError::Unsupported {
+            backend,
+            what: format!("a latent cache in {:?}; it caches in {cache:?}", self.dtype),
+        })
+    }
+}
 
 impl StatePool {
     /// Checks that a layer of a slot is there.

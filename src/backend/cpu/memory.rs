@@ -7,7 +7,7 @@ use super::math::vectorised;
 
 use crate::backend::{
     Block, Element, LatentLayout, LatentPool, Result, Rows, Slot, StateLayout, StatePool, Tensor,
-    TensorValues, Weight, WeightSource,
+    TensorValues, Weight, WeightSource, check,
 };
 use crate::checkpoint::Format;
 use crate::error::BackendError;
@@ -42,23 +42,9 @@ enum Storage {
 impl Memory {
     pub(super) fn add_weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = CpuWeight::new(source)?;
-        let WeightSource {
-            format,
-            stack,
-            rows,
-            columns,
-            shard,
-            ..
-        } = weight.source;
+        let handle = weight.source.handle(self.weights.len());
         self.weights.push(weight);
-        Ok(Weight {
-            id: next_id(self.weights.len()),
-            format,
-            stack,
-            rows,
-            columns,
-            shard,
-        })
+        Ok(handle)
     }
 
     pub(super) fn add_tensor(
@@ -127,43 +113,22 @@ impl Memory {
     }
 
     pub(super) fn write(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
-        let shape = |expected: String, found: String| BackendError::Shape {
-            operation: "write_tensor",
-            what: "the values",
-            expected,
-            found,
-        };
-        let room = format!(
-            "at most {} elements of {:?}",
-            tensor.capacity * tensor.width,
-            tensor.element
-        );
+        tensor.check_values(values)?;
         match (&mut self.tensors[tensor.id as usize], values) {
-            (Storage::F32(to), TensorValues::F32(from)) if from.len() <= to.len() => {
+            (Storage::F32(to), TensorValues::F32(from)) => {
                 to[..from.len()].copy_from_slice(from);
             }
-            (Storage::Index(to), TensorValues::Index(from)) if from.len() <= to.len() => {
+            (Storage::Index(to), TensorValues::Index(from)) => {
                 to[..from.len()].copy_from_slice(from);
             }
-            (_, TensorValues::F32(from)) => {
-                return Err(shape(room, format!("{} of F32", from.len())));
-            }
-            (_, TensorValues::Index(from)) => {
-                return Err(shape(room, format!("{} of Index", from.len())));
-            }
+            // Its element says how a tensor is stored.
+            _ => {}
         }
         Ok(())
     }
 
     pub(super) fn read(&self, tensor: Tensor, rows: usize) -> Result<TensorValues> {
-        if rows > tensor.capacity {
-            return Err(BackendError::Shape {
-                operation: "read_tensor",
-                what: "the number of rows",
-                expected: format!("at most {}", tensor.capacity),
-                found: rows.to_string(),
-            });
-        }
+        tensor.check_rows(rows)?;
         Ok(match tensor.element {
             Element::Index => TensorValues::Index(self.index(tensor, rows).to_vec()),
             Element::Activation | Element::F32 => {
@@ -198,51 +163,18 @@ pub(super) struct CpuWeight {
 
 impl CpuWeight {
     fn new(source: WeightSource) -> Result<Self> {
-        let wrong = |what, expected: String, found: String| {
-            Err(BackendError::Weight {
-                name: source.name.clone(),
-                what,
-                expected,
-                found,
-            })
-        };
-        let row = source.stored_columns * source.format.size();
-        if source.first_column + source.columns > source.stored_columns {
-            let found = format!(
-                "{}..{}",
-                source.first_column,
-                source.first_column + source.columns
-            );
-            return wrong(
-                "the range of columns",
-                format!("within 0..{}", source.stored_columns),
-                found,
-            );
+        let starts = check::source(&source)?;
+        let size = source.format.size();
+        let aligned = |part: &Bytes| part.as_ptr().align_offset(size) == 0;
+        if source.parts.iter().all(aligned) {
+            return Ok(Self { source, starts });
         }
-        let mut starts = vec![0];
-        for part in &source.parts {
-            if row == 0 || part.len() % row != 0 {
-                return wrong(
-                    "the bytes of a part",
-                    format!("a multiple of {row}"),
-                    part.len().to_string(),
-                );
-            }
-            if part.as_ptr().align_offset(source.format.size()) != 0 {
-                let expected = format!("aligned to {} bytes", source.format.size());
-                return wrong(
-                    "the place of its data in the file",
-                    expected,
-                    "not".to_owned(),
-                );
-            }
-            starts.push(starts[starts.len() - 1] + part.len() / row);
-        }
-        let (rows, found) = (source.stack * source.rows, starts[starts.len() - 1]);
-        if rows != found {
-            return wrong("the number of rows", rows.to_string(), found.to_string());
-        }
-        Ok(Self { source, starts })
+        Err(BackendError::Weight {
+            name: source.name,
+            what: "the place of its data in the file",
+            expected: format!("aligned to {size} bytes"),
+            found: "not".to_owned(),
+        })
     }
 
     /// Input features.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::math::{add_scaled, dot, products, vectorised};
 use super::memory::{CpuWeight, Latents};
 use super::mla_prefill::absorb;
-use crate::backend::Piece;
+use crate::backend::{LatentLayout, Piece};
 
 /// Positions whose scores are taken together.
 const RUN: usize = 64;
@@ -22,6 +22,17 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// That of `heads` heads over a pool of this layout.
+    pub(super) fn new(layout: &LatentLayout, heads: usize, nope: usize, value: usize) -> Self {
+        Self {
+            heads,
+            latent: layout.latent,
+            nope,
+            rope: layout.rope,
+            value,
+        }
+    }
+
     /// Width of a key.
     pub(super) fn key(&self) -> usize {
         self.nope + self.rope

@@ -35,11 +35,10 @@ use super::check;
 use super::choose::machine_memory;
 use super::{
     Alone, Backend, Block, Capacity, Collective, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Orientation, Precision, Program, Random, RandomWeight, Result, Rows, Shard, Slot,
-    StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    LatentRecord, Precision, Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout,
+    StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::config::Dtype;
-use crate::error::BackendError;
 
 /// One rank's share of this machine's processor and memory.
 pub struct CpuBackend {
@@ -159,13 +158,7 @@ impl Backend for CpuBackend {
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
-        if layout.dtype != Dtype::F32 {
-            let what = format!("a latent cache in {:?}; it caches in F32", layout.dtype);
-            return Err(BackendError::Unsupported {
-                backend: "cpu",
-                what,
-            });
-        }
+        layout.check_dtype("cpu", Dtype::F32)?;
         let mut memory = self.memory();
         memory.latents.push(memory::Latents::new(layout)?);
         Ok(LatentPool {
@@ -176,19 +169,12 @@ impl Backend for CpuBackend {
 
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
         let read = || {
-            let layout = &pool.layout;
             pool.check_slot(layer, slot)?;
             let memory = self.memory();
             let states = memory.states(pool);
-            Ok(StateRecord {
-                orientation: Orientation::KeyValue,
-                heads: layout.value_heads,
-                key_width: layout.key_width,
-                value_width: layout.value_width,
-                state: states.state(layer, slot).to_vec(),
-                channels: layout.channels(),
-                tail: states.tail(layer, slot).to_vec(),
-            })
+            let state = states.state(layer, slot).to_vec();
+            let tail = states.tail(layer, slot).to_vec();
+            Ok(StateRecord::new(&pool.layout, state, tail))
         };
         Ticket::ready(read())
     }

@@ -101,15 +101,7 @@ impl CpuStep {
         for (name, operation) in self.names.iter().zip(&self.operations) {
             let start = std::time::Instant::now();
             operation(memory, run, output)?;
-            let milliseconds = start.elapsed().as_secs_f64() * 1e3;
-            match output
-                .milliseconds
-                .iter_mut()
-                .find(|(found, _)| found == name)
-            {
-                Some((_, sum)) => *sum += milliseconds,
-                None => output.milliseconds.push((name, milliseconds)),
-            }
+            output.add_time(name, start.elapsed().as_secs_f64() * 1e3);
         }
         Ok(())
     }
@@ -130,14 +122,7 @@ impl CpuStep {
     }
 
     fn attention(&mut self, name: &'static str, op: MlaAttention, kernel: AttentionKernel) {
-        let layout = op.pool.layout;
-        let shape = Shape {
-            heads: op.heads(),
-            latent: layout.latent,
-            nope: op.nope,
-            rope: layout.rope,
-            value: op.value,
-        };
+        let shape = Shape::new(&op.pool.layout, op.heads(), op.nope, op.value);
         self.record_rows(name, op.output, move |memory, run, output| {
             let query = memory.f32(op.query, run.rows(Rows::Tokens));
             for (piece, rows) in run

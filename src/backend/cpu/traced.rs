@@ -118,15 +118,8 @@ impl CpuStep {
     }
 
     pub(super) fn trace_attention(&mut self, op: TraceAttention) {
-        let layout = op.pool.layout;
-        let heads = op.query.width / (op.nope + layout.rope);
-        let shape = Shape {
-            heads,
-            latent: layout.latent,
-            nope: op.nope,
-            rope: layout.rope,
-            value: op.value,
-        };
+        let heads = op.query.width / (op.nope + op.pool.layout.rope);
+        let shape = Shape::new(&op.pool.layout, heads, op.nope, op.value);
         self.record_rows("trace_attention", op.output, move |memory, run, output| {
             let places = op.output.width;
             let reached = run.reached().min(places);

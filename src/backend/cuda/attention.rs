@@ -28,21 +28,12 @@ impl CudaStep {
         let input = self.tensor(op.input)?;
         let [weight, format] = self.stored(op.weight)?;
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
-        let [latent, rope, tokens] =
-            [layout.latent, layout.rope, layout.block_tokens].map(|word| word as u32);
-        let kernel = Kernel::new(
+        let (latent, rope, tokens) = (layout.latent, layout.rope, layout.block_tokens);
+        let kernel = self.kernel(
             "mla_append",
             128,
             arguments![
-                &self.batch,
-                &input,
-                weight,
-                format,
-                &latents,
-                latent,
-                rope,
-                tokens,
-                op.eps
+                &input, weight, format, &latents, latent, rope, tokens, op.eps
             ],
         );
         self.launch(kernel, |image| [image.tokens as u32, 1, 1]);

@@ -51,21 +51,19 @@ impl CudaStep {
         let scores = self.scratch("router scores", 4 * self.capacity.tokens * count)?;
         let input = self.tensor(op.input)?;
         let (ids, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
-        let [bias, bias_format] = self.stored(op.bias)?;
-        let sizes = [count, op.experts.width, op.groups, op.top_groups];
-        let [experts, top_k, groups, top_groups] = sizes.map(|word| word as u32);
+        let [bias, format] = self.stored(op.bias)?;
+        let (top_k, groups, top_groups) = (op.experts.width, op.groups, op.top_groups);
         self.record_scores(&op, &input, &scores)?;
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "route_choose",
             32,
             arguments![
-                &self.batch,
                 &scores,
                 bias,
-                bias_format,
+                format,
                 &ids,
                 &weights,
-                experts,
+                count,
                 top_k,
                 groups,
                 top_groups,
@@ -109,16 +107,15 @@ impl CudaStep {
             }
         };
         let scored = |entry, threads| {
-            Kernel::new(
+            self.kernel(
                 entry,
                 threads,
                 arguments![
-                    &self.batch,
                     input,
                     weight,
                     format,
                     scores,
-                    width as u32,
+                    width,
                     experts,
                     u32::from(!by_library)
                 ],
@@ -171,11 +168,10 @@ impl CudaStep {
         self.record_few(&layer)?;
         self.record_many(&layer)?;
         let (weights, output) = (self.tensor(op.weights)?, self.tensor(op.output)?);
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "experts_combine",
             256,
             arguments![
-                &self.batch,
                 &layer.ids,
                 &weights,
                 &layer.results,
@@ -200,10 +196,10 @@ impl CudaStep {
         let list = self.scratch("single rows' places by expert", 4 * words)?;
         let (ids, most) = (&layer.ids, most as u32);
         let (choices, first, experts) = (layer.choices, layer.first, layer.experts);
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "experts_list",
             256,
-            arguments![&self.batch, ids, &list, most, choices, first, experts],
+            arguments![ids, &list, most, choices, first, experts],
         );
         // One row alone needs no list: each of its choices is an expert of its own.
         self.launch(kernel.shared(40 * local), |image| {
@@ -252,25 +248,16 @@ impl CudaStep {
             let places = image.several_rows * top_k;
             [places.div_ceil(SHARE) as u32, 1, 1]
         };
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "experts_count",
             256,
-            arguments![&self.batch, ids, &counts, choices, first, experts],
+            arguments![ids, &counts, choices, first, experts],
         );
         self.launch(kernel.shared(4 * local), shares);
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "experts_group",
             256,
-            arguments![
-                &self.batch,
-                ids,
-                &counts,
-                &groups,
-                tiles,
-                choices,
-                first,
-                experts
-            ],
+            arguments![ids, &counts, &groups, tiles, choices, first, experts],
         );
         self.launch(kernel.shared(40 * local), shares);
         let count = move |image: &Image| most_tiles(image.several_rows * top_k, local) as u32;

@@ -1,7 +1,7 @@
 //! How a KDA layer's operations are recorded: convolution, gates, output gate. The recurrence is in `recurrence`.
 
 use super::step::{CudaStep, Kernel, arguments, blocks};
-use crate::backend::{GatedNorm, KdaGates, Result, ShortConv};
+use crate::backend::{GatedNorm, KdaGates, Result, Rows, ShortConv};
 use crate::error::BackendError;
 
 /// The most taps: as in `kernels/short_conv.cu`.
@@ -19,34 +19,19 @@ impl CudaStep {
         }
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let [weight, format] = self.stored(op.weight)?;
-        let tails = {
-            let memory = self.shared.memory();
-            memory.states(&op.pool, op.layer)?.tails.clone()
-        };
+        let tails = self.shared.memory().states(&op.pool, op.layer)?.1.clone();
         let channels = op.input.width;
-        let sizes = [channels, taps].map(|word| word as u32);
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "short_conv",
             256,
-            arguments![
-                &self.batch,
-                &input,
-                weight,
-                format,
-                &tails,
-                &output,
-                sizes[0],
-                sizes[1]
-            ],
+            arguments![&input, weight, format, &tails, &output, channels, taps],
         );
-        self.launch(kernel, move |image| {
-            [blocks((image.tokens * channels) as u64, 256), 1, 1]
-        });
+        self.launch_each(kernel, Rows::Tokens, channels, 256);
         if taps > 1 {
-            let kernel = Kernel::new(
+            let kernel = self.kernel(
                 "short_conv_tails",
                 256,
-                arguments![&self.batch, &input, &tails, sizes[0], sizes[1]],
+                arguments![&input, &tails, channels, taps],
             );
             self.launch(kernel, move |image| {
                 [blocks((image.pieces * channels) as u64, 256), 1, 1]
@@ -59,39 +44,25 @@ impl CudaStep {
         self.name("kda_gates");
         let (decay, write) = (self.tensor(op.decay)?, self.tensor(op.write)?);
         let (gates, beta) = (self.tensor(op.gates)?, self.tensor(op.beta)?);
-        let [a_log, a_log_format] = self.stored(op.a_log)?;
-        let [dt_bias, dt_bias_format] = self.stored(op.dt_bias)?;
+        let [a_log, a_format] = self.stored(op.a_log)?;
+        let [dt_bias, b_format] = self.stored(op.dt_bias)?;
         let (channels, heads) = (op.decay.width, op.write.width);
-        let sizes = [heads, channels / heads.max(1)].map(|word| word as u32);
-        let kernel = Kernel::new(
+        let width = channels / heads.max(1);
+        let kernel = self.kernel(
             "kda_gates",
             256,
             arguments![
-                &self.batch,
-                &decay,
-                &write,
-                a_log,
-                a_log_format,
-                dt_bias,
-                dt_bias_format,
-                &gates,
-                &beta,
-                sizes[0],
-                sizes[1]
+                &decay, &write, a_log, a_format, dt_bias, b_format, &gates, &beta, heads, width
             ],
         );
-        self.launch(kernel, move |image| {
-            [blocks((image.tokens * channels) as u64, 256), 1, 1]
-        });
+        self.launch_each(kernel, Rows::Tokens, channels, 256);
         Ok(())
     }
 
     pub(super) fn record_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
         self.name("gated_norm");
         let (kernel, heads, rows) = (self.gated_norm_kernel(&op)?, heads_of(&op), op.input.rows);
-        self.launch(kernel, move |image| {
-            [blocks((image.count(rows) * heads) as u64, 8), 1, 1]
-        });
+        self.launch_each(kernel, rows, heads, 8);
         Ok(())
     }
 
@@ -110,18 +81,17 @@ impl CudaStep {
         let (input, gate) = (self.tensor(op.input)?, self.tensor(op.gate)?);
         let [weight, format] = self.stored(op.weight)?;
         let output = self.tensor(op.output)?;
-        Ok(Kernel::new(
+        Ok(self.kernel(
             "gated_norm",
             256,
             arguments![
-                &self.batch,
                 &input,
                 &gate,
                 weight,
                 format,
                 &output,
-                heads_of(op) as u32,
-                op.weight.rows as u32,
+                heads_of(op),
+                op.weight.rows,
                 op.eps
             ],
         ))

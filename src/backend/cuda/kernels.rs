@@ -1,55 +1,9 @@
 //! The kernels' sources, which travel in the program, and which file holds which entry point.
 
-/// Files of `kernels/` and what they say.
-macro_rules! sources {
-    ($($name:literal),* $(,)?) => {
-        [$(($name, include_str!(concat!("../../../kernels/", $name)))),*]
-    };
-}
-
-/// The kernels, one file an operation.
-pub const KERNELS: &[(&str, &str)] = &sources![
-    "add.cu",
-    "convert.cu",
-    "embed.cu",
-    "experts.cu",
-    "fill.cu",
-    "gated_norm.cu",
-    "kda_chunk.cu",
-    "kda_gates.cu",
-    "kda_scan.cu",
-    "kda_step.cu",
-    "linear.cu",
-    "mla_append.cu",
-    "mla_decode.cu",
-    "mla_prefill.cu",
-    "rms_norm.cu",
-    "route.cu",
-    "select.cu",
-    "short_conv.cu",
-    "swiglu.cu",
-    "trace_attention.cu",
-    "trace_gate.cu",
-    "trace_kda.cu",
-    "trace_route.cu",
-    "trace_state.cu",
-];
-
-/// What they include.
-const HEADERS: &[(&str, &str)] = &sources![
-    "shared/kernel.h",
-    "shared/device.h",
-    "shared/batch.h",
-    "shared/best.h",
-    "shared/eights.h",
-    "shared/fragment.h",
-    "shared/kda.h",
-    "shared/kda_image.h",
-    "shared/kda_input.h",
-    "shared/mla.h",
-    "shared/tile.h",
-    "shared/weight.h",
-];
+/// The kernels, one file an operation, by name, as the build script found them.
+pub const KERNELS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+/// What they include, the files of `kernels/shared/`.
+const HEADERS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernel_headers.rs"));
 
 /// The entry points that a file of [`KERNELS`] defines; none where there is no such file.
 #[must_use]
@@ -76,8 +30,11 @@ fn include(text: &str, done: &mut Vec<&'static str>, whole: &mut String) {
             .strip_prefix("#include \"")
             .and_then(|rest| rest.strip_suffix('"'));
         let header = named.and_then(|name| {
-            let path = format!("shared/{}", name.trim_start_matches("shared/"));
-            HEADERS.iter().find(|(found, _)| *found == path)
+            let name = name.trim_start_matches("shared/");
+            // The host's meaning of the instructions is not for a device.
+            HEADERS
+                .iter()
+                .find(|(found, _)| *found == name && name != "host.h")
         });
         match header {
             Some((name, _)) if done.contains(name) => {}
@@ -85,7 +42,6 @@ fn include(text: &str, done: &mut Vec<&'static str>, whole: &mut String) {
                 done.push(name);
                 include(text, done, whole);
             }
-            // The host's meaning of the instructions is not for a device.
             None if named.is_some() || line == "#pragma once" => {}
             None => {
                 whole.push_str(line);

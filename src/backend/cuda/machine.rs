@@ -44,6 +44,13 @@ impl From<u32> for Argument {
     }
 }
 
+/// Sizes and counts: they were checked against memory, and fit a word.
+impl From<usize> for Argument {
+    fn from(value: usize) -> Self {
+        Self::Word(u32::try_from(value).unwrap_or(u32::MAX))
+    }
+}
+
 impl From<f32> for Argument {
     fn from(value: f32) -> Self {
         Self::Number(value)

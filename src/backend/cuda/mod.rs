@@ -6,7 +6,6 @@
 
 mod answers;
 mod attention;
-mod dense;
 pub mod driver;
 mod experts;
 mod fill;
@@ -14,6 +13,7 @@ mod kda;
 pub mod kernels;
 pub mod machine;
 mod memory;
+mod operations;
 mod recurrence;
 mod step;
 mod trace;
@@ -24,14 +24,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::machine::{Machine, Work};
 use self::memory::Memory;
 use super::check;
+use super::gpu::later;
 use super::{
-    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Orientation,
-    Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord,
-    Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
+    Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
+    Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::config::Dtype;
-use crate::error::BackendError;
 
 /// What backend and steps share.
 struct Shared {
@@ -75,7 +75,7 @@ impl CudaBackend {
     /// A backend over a machine.
     #[must_use]
     pub fn over(machine: Arc<dyn Machine>) -> Self {
-        let memory = Mutex::default();
+        let memory = Mutex::new(Memory::new("cuda"));
         Self {
             shared: Arc::new(Shared { machine, memory }),
         }
@@ -93,35 +93,17 @@ impl Backend for CudaBackend {
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = weights::DeviceWeight::new(&self.shared.machine, &source)?;
-        Ok(Weight {
-            id: self.shared.memory().add_weight(weight),
-            format: source.format,
-            stack: source.stack,
-            rows: source.rows,
-            columns: source.columns,
-            shard: source.shard,
-        })
+        Ok(source.handle(self.shared.memory().add_weight(weight)))
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
         let made = weights::DeviceWeight::random(&self.shared.machine, &weight)?;
-        Ok(Weight {
-            id: self.shared.memory().add_weight(made),
-            format: weight.format,
-            stack: weight.stack,
-            rows: weight.rows,
-            columns: weight.columns,
-            shard: weight.shard,
-        })
+        Ok(weight.handle(self.shared.memory().add_weight(made)))
     }
 
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
         for layer in 0..pool.layout.layers {
-            let (states, tails) = {
-                let memory = self.shared.memory();
-                let buffers = memory.states(pool, layer)?;
-                (Arc::clone(&buffers.states), Arc::clone(&buffers.tails))
-            };
+            let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
             let machine = &self.shared.machine;
             fill::fill(machine, &states, Format::F32, random.part(2 * layer))?;
             fill::fill(machine, &tails, Format::F32, random.part(2 * layer + 1))?;
@@ -149,26 +131,22 @@ impl Backend for CudaBackend {
         width: usize,
         element: Element,
     ) -> Result<Tensor> {
+        let make = memory::make(&self.shared.machine);
         let mut memory = self.shared.memory();
-        memory.add_tensor(&self.shared.machine, rows, capacity, width, element)
+        let bytes = memory::size(element);
+        memory.add_tensor(&make, rows, capacity, width, element, bytes)
     }
 
     fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
-        let bytes = memory::bytes_for(tensor, values)?;
+        tensor.check_values(values)?;
         let at = self.shared.memory().tensor(tensor)?.address;
+        let bytes = memory::bytes(tensor.element, values);
         self.shared.machine.write(at, &bytes)
     }
 
     fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues> {
         let read = || {
-            if rows > tensor.capacity {
-                return Err(BackendError::Shape {
-                    operation: "read_tensor",
-                    what: "the number of rows",
-                    expected: format!("at most {}", tensor.capacity),
-                    found: rows.to_string(),
-                });
-            }
+            tensor.check_rows(rows)?;
             let at = self.shared.memory().tensor(tensor)?.address;
             let bytes = memory::size(tensor.element) * (rows * tensor.width) as u64;
             self.shared.read(&[(at, bytes)])
@@ -177,22 +155,14 @@ impl Backend for CudaBackend {
     }
 
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
-        self.shared
-            .memory()
-            .add_states(&self.shared.machine, layout)
+        let make = memory::make(&self.shared.machine);
+        self.shared.memory().add_states(&make, layout)
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
-        if layout.dtype != Dtype::Bf16 {
-            let what = format!("a latent cache in {:?}; it caches in Bf16", layout.dtype);
-            return Err(BackendError::Unsupported {
-                backend: "cuda",
-                what,
-            });
-        }
-        self.shared
-            .memory()
-            .add_latents(&self.shared.machine, layout)
+        layout.check_dtype("cuda", Dtype::Bf16)?;
+        let make = memory::make(&self.shared.machine);
+        self.shared.memory().add_latents(&make, layout)
     }
 
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
@@ -207,15 +177,8 @@ impl Backend for CudaBackend {
         };
         later(read(), move |bytes| {
             let (state, tail) = bytes.split_at(4 * layout.state_len());
-            StateRecord {
-                orientation: Orientation::KeyValue,
-                heads: layout.value_heads,
-                key_width: layout.key_width,
-                value_width: layout.value_width,
-                state: bytemuck::pod_collect_to_vec(state),
-                channels: layout.channels(),
-                tail: bytemuck::pod_collect_to_vec(tail),
-            }
+            let [state, tail] = [state, tail].map(bytemuck::pod_collect_to_vec);
+            StateRecord::new(&layout, state, tail)
         })
     }
 
@@ -282,11 +245,11 @@ impl CudaBackend {
     /// Where a slot's state and tail of one layer begin.
     fn places(&self, pool: &StatePool, layer: usize, slot: Slot) -> Result<(u64, u64)> {
         let memory = self.shared.memory();
-        let buffers = memory.states(pool, layer)?;
+        let (states, tails) = memory.states(pool, layer)?;
         let place = |len: usize| 4 * u64::from(slot.0) * len as u64;
         Ok((
-            buffers.states.address + place(pool.layout.state_len()),
-            buffers.tails.address + place(pool.layout.tail_len()),
+            states.address + place(pool.layout.state_len()),
+            tails.address + place(pool.layout.tail_len()),
         ))
     }
 
@@ -295,16 +258,5 @@ impl CudaBackend {
         let len = (pool.layout.block_tokens * pool.layout.width()) as u64;
         let at = self.shared.memory().latents(pool, layer)?.address;
         Ok(at + 2 * u64::from(block.0) * len)
-    }
-}
-
-/// A ticket for what `convert` makes of the bytes read.
-fn later<T: Send + 'static>(
-    read: Result<Ticket<Vec<u8>>>,
-    convert: impl FnOnce(Vec<u8>) -> T + Send + 'static,
-) -> Ticket<T> {
-    match read {
-        Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),
-        Err(error) => Ticket::ready(Err(error)),
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch};
-use super::step::{CudaStep, Kernel, arguments};
+use super::step::{CudaStep, arguments};
 use crate::backend::image::{MOST_SEGMENTS, Plan};
 use crate::backend::{Form, GatedNorm, KdaBlock, KdaRecurrence, Linear, Op, Result, StateLayout};
 use crate::error::BackendError;
@@ -141,24 +141,13 @@ impl CudaStep {
         }
         let (qkv, gates) = (self.tensor(op.qkv)?, self.tensor(op.gates)?);
         let (beta, output) = (self.tensor(op.beta)?, self.tensor(op.output)?);
-        let states = Arc::clone(&self.shared.memory().states(&op.pool, op.layer)?.states);
+        let states = self.shared.memory().states(&op.pool, op.layer)?.0.clone();
         let form = form_word(op.form);
         if op.form != Form::Step {
             let shape = Chunkwise::new(&layout);
             let workspace = self.images(&shape, layout.value_heads)?;
             let [a, b, c, d] = shape.words;
-            let inputs = arguments![
-                &self.batch,
-                &qkv,
-                &gates,
-                &beta,
-                &workspace,
-                a,
-                b,
-                c,
-                d,
-                form
-            ];
+            let inputs = arguments![&qkv, &gates, &beta, &workspace, a, b, c, d, form];
             self.prepare(shape.prepare[0], &shape, &layout, op.form, inputs);
             self.scan(&shape, op.form, &workspace, &states, &output, None)?;
         }
@@ -166,22 +155,10 @@ impl CudaStep {
             let every = op.form == Form::Step;
             let heads = layout.value_heads as u32;
             let [a, b, c, d] = words(&layout);
-            let kernel = Kernel::new(
+            let kernel = self.kernel(
                 "kda_step",
                 256,
-                arguments![
-                    &self.batch,
-                    &qkv,
-                    &gates,
-                    &beta,
-                    &states,
-                    &output,
-                    a,
-                    b,
-                    c,
-                    d,
-                    form
-                ],
+                arguments![&qkv, &gates, &beta, &states, &output, a, b, c, d, form],
             );
             self.launch(kernel, move |image| {
                 let some = every || image.short_pieces > 0;
@@ -206,7 +183,9 @@ impl CudaStep {
         inputs: impl IntoIterator<Item = Argument>,
     ) {
         let heads = layout.value_heads as u32;
-        let kernel = Kernel::new(entry, 128, inputs).shared(shape.prepare_shared());
+        let kernel = self
+            .kernel(entry, 128, inputs)
+            .shared(shape.prepare_shared());
         self.launch(kernel, move |image| {
             let chunks = match form {
                 Form::Chunk => image.chunks,
@@ -234,25 +213,25 @@ impl CudaStep {
             Some((input, tails)) => (Argument::from(input), Argument::from(tails)),
             None => (Argument::Address(0), Argument::Address(0)),
         };
-        let launch = Kernel::new(
-            shape.entries[0],
-            32,
-            arguments![
-                &self.batch,
-                workspace,
-                operators,
-                states,
-                output,
-                input,
-                tails,
-                a,
-                b,
-                c,
-                d,
-                form_word(form)
-            ],
-        )
-        .over([0; 3]);
+        let launch = self
+            .kernel(
+                shape.entries[0],
+                32,
+                arguments![
+                    workspace,
+                    operators,
+                    states,
+                    output,
+                    input,
+                    tails,
+                    a,
+                    b,
+                    c,
+                    d,
+                    form_word(form)
+                ],
+            )
+            .over([0; 3]);
         self.each(move |image| {
             let scans = match form {
                 Form::Chunk => image.scans,
@@ -281,21 +260,22 @@ impl CudaStep {
         let columns = 16 * shape.tiles + shape.padded;
         let bytes = 4 * most * shape.heads * columns * shape.padded;
         let operators = self.scratch("segments of a recurrence", bytes)?;
-        let launch = Kernel::new(
-            shape.entries[1],
-            32,
-            arguments![&self.batch, workspace, &operators, b, c, d],
-        )
-        .over([0; 3]);
+        let launch = self
+            .kernel(
+                shape.entries[1],
+                32,
+                arguments![workspace, &operators, b, c, d],
+            )
+            .over([0; 3]);
         self.each(move |image| {
             let tiles = shape.tiles + shape.padded / 16;
             let launch = || shape.over(&launch, tiles, tiles.min(MOST_TILES), image.segments);
             (image.segments > 0).then(launch).into_iter().collect()
         });
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             shape.entries[2],
             128,
-            arguments![&self.batch, &operators, states, b, c, d],
+            arguments![&operators, states, b, c, d],
         );
         self.launch(kernel, move |image| {
             let blocks = [shape.tiles.div_ceil(4), shape.heads, image.cuts];
@@ -351,15 +331,13 @@ impl CudaStep {
         let [weight, format] = self.stored(norm.weight)?;
         let (states, tails) = {
             let memory = self.shared.memory();
-            let states = memory.states(&block.pool, block.layer)?;
-            (Arc::clone(&states.states), Arc::clone(&states.tails))
+            memory.states(&block.pool, block.layer)?.clone()
         };
         let form = form_word(Form::Auto);
         let shape = Chunkwise::new(&layout);
         let workspace = self.images(&shape, layout.value_heads)?;
         let [a, b, c, d] = shape.words;
         let inputs = arguments![
-            &self.batch,
             &input,
             conv,
             conv_format,
@@ -382,11 +360,10 @@ impl CudaStep {
         self.scan(&shape, Form::Auto, &workspace, &states, &heads, fused)?;
         self.several_gated_norm(norm)?;
         // Rows of single tokens, which the norm before left undefined.
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "kda_decode",
             256,
             arguments![
-                &self.batch,
                 &input,
                 conv,
                 conv_format,

@@ -1,20 +1,23 @@
 //! A step of the CUDA backend: launches recorded with all but their grids, which each submission's batch decides.
 //!
-//! How each operation is recorded is in `dense`, `kda`, `attention`, `experts`, `trace` and `answers`.
+//! How each operation is recorded is in `operations`, `kda`, `attention`, `experts`, `trace` and `answers`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
-use super::answers::{self, Answer};
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
+use super::memory;
 use crate::backend::check::Demands;
+use crate::backend::gpu::{
+    self,
+    answers::{self, Answer},
+};
 use crate::backend::image::{Image, MOST_SEGMENTS, Plan};
 use crate::backend::{
-    AllGather, Batch, Capacity, Element, Op, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
+    AllGather, Batch, Capacity, Element, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
 use crate::checkpoint::Format;
-use crate::error::BackendError;
 
 /// The step of work that is no step's.
 pub(super) const NO_STEP: u64 = 0;
@@ -132,7 +135,6 @@ pub(super) fn any_shape(
     columns: usize,
     outputs: usize,
 ) -> Kernel {
-    let [columns, outputs] = [columns, outputs].map(|word| word as u32);
     let full = u32::from(full);
     let arguments = arguments![
         batch, counted, input, weight, format, output, full, columns, outputs
@@ -161,16 +163,12 @@ pub(super) struct CudaStep {
 impl CudaStep {
     pub(super) fn new(shared: Arc<Shared>, capacity: Capacity, demands: Demands) -> Result<Self> {
         static STEPS: AtomicU64 = AtomicU64::new(NO_STEP + 1);
-        let block_tokens = {
-            let memory = shared.memory();
-            let pools = memory.latents.iter();
-            pools.map(|pool| pool.layout.block_tokens).max()
-        };
+        let block_tokens = shared.memory().block_tokens();
         let plan = Plan {
             window: WINDOW,
             span: SPAN,
             most_spans: MOST_SPANS,
-            block_tokens: block_tokens.unwrap_or(1),
+            block_tokens,
         };
         let bytes = 4 * plan.words(&capacity) as u64;
         let batch = Arc::new(Buffer::new(&shared.machine, "a step's batch", bytes)?);
@@ -191,6 +189,24 @@ impl CudaStep {
 
     pub(super) fn name(&mut self, name: &'static str) {
         self.names.push(name);
+    }
+
+    /// A kernel that is given the batch and then `arguments`.
+    pub(super) fn kernel(
+        &self,
+        entry: &'static str,
+        threads: u32,
+        arguments: impl IntoIterator<Item = Argument>,
+    ) -> Kernel {
+        let batch = Argument::from(&self.batch);
+        Kernel::new(entry, threads, std::iter::once(batch).chain(arguments))
+    }
+
+    /// Records a launch whose blocks take `each` of the elements of all rows of this kind, `width` a row.
+    pub(super) fn launch_each(&mut self, kernel: Kernel, rows: Rows, width: usize, each: u64) {
+        self.launch(kernel, move |image| {
+            [blocks((image.count(rows) * width) as u64, each), 1, 1]
+        });
     }
 
     fn push_command(&mut self, command: Recorded) {
@@ -291,11 +307,10 @@ impl CudaStep {
         let sizes = [weight.columns, weight.rows].map(|word| word as u32);
         let mut most = 0;
         for (entry, together) in FEW {
-            let kernel = Kernel::new(
+            let kernel = self.kernel(
                 entry,
                 512,
                 arguments![
-                    &self.batch,
                     kind(rows),
                     from,
                     matrix,
@@ -352,10 +367,8 @@ impl CudaStep {
 
     /// Memory between two kernels of one operation.
     pub(super) fn scratch(&mut self, name: &'static str, bytes: usize) -> Result<Arc<Buffer>> {
-        let shared = &self.shared;
-        let buffer = shared
-            .memory()
-            .scratch(&shared.machine, name, bytes as u64)?;
+        let make = memory::make(&self.shared.machine);
+        let buffer = self.shared.memory().scratch(&make, name, bytes as u64)?;
         self.kept.push(Arc::clone(&buffer));
         Ok(buffer)
     }
@@ -411,43 +424,10 @@ impl Drop for CudaStep {
 }
 
 impl CudaStep {
-    /// Appends an operation, which was checked. Blocks that it does not take were expanded.
-    pub(super) fn push(&mut self, op: &Op) -> Result<()> {
-        match *op {
-            Op::Embed(op) => self.record_embed(op),
-            Op::RmsNorm(op) => self.record_rms_norm(op),
-            Op::Linear(op) => self.record_linear(op),
-            Op::ShortConv(op) => self.record_short_conv(op),
-            Op::KdaGates(op) => self.record_kda_gates(op),
-            Op::KdaRecurrence(op) => self.record_kda_recurrence(op),
-            Op::GatedNorm(op) => self.record_gated_norm(op),
-            Op::MlaAppend(op) => self.record_mla_append(op),
-            Op::MlaPrefill(op) => self.record_prefill(op),
-            Op::MlaDecode(op) => self.record_decode(op),
-            Op::Route(op) => self.record_route(op),
-            Op::Experts(op) => self.record_experts(op),
-            Op::Swiglu(op) => self.record_swiglu(op),
-            Op::Add(op) => self.record_add(op),
-            // One rank: the sum is there already.
-            Op::AllReduce(op) => self.tensor(op.target).map(drop),
-            Op::AllGather(op) => self.record_all_gather(op),
-            Op::Select(op) => self.record_select(op),
-            Op::Probe(tensor) => self.record_probe(tensor),
-            Op::ProbePositions(tensor) => self.record_probe_positions(tensor),
-            Op::TraceKda(op) => self.record_trace_kda(op),
-            Op::TraceGate(op) => self.record_trace_gate(op),
-            Op::TraceRoute(op) => self.record_trace_route(op),
-            Op::TraceState(op) => self.record_trace_state(op),
-            Op::TraceAttention(op) => self.record_trace_attention(op),
-            Op::KdaBlock(ref block) => self.record_kda_block(block),
-            Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
-        }
-    }
-
-    fn record_all_gather(&mut self, op: AllGather) -> Result<()> {
+    pub(super) fn record_all_gather(&mut self, op: AllGather) -> Result<()> {
         self.name("all_gather");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
-        let bytes = super::memory::size(op.input.element) * op.input.width as u64;
+        let bytes = memory::size(op.input.element) * op.input.width as u64;
         self.copy(&input, &output, bytes, op.input.rows);
         Ok(())
     }
@@ -467,21 +447,13 @@ impl Step for CudaStep {
         self.demands.check(&self.capacity, batch)?;
         let attends = self.demands.latents.is_some();
         let image = self.plan.image(batch, attends, self.segments);
-        if 4 * image.words.len() as u64 > self.batch.bytes {
-            return Err(BackendError::Batch {
-                what: "the words of a batch".to_owned(),
-                expected: format!(
-                    "at most {}: record a step after its pools are made",
-                    self.batch.bytes / 4
-                ),
-                found: image.words.len().to_string(),
-            });
-        }
+        gpu::fits(&image, self.batch.bytes)?;
         let (commands, operations) = self.commands(&image);
+        let size = |tensor: Tensor| memory::size(tensor.element) as usize;
         let (mut answers, mut places) = (Vec::new(), Vec::new());
         for (_, recorded) in &self.commands {
             if let Recorded::Answer(buffer, answer) = recorded {
-                let bytes = answer.bytes(&image);
+                let bytes = answer.bytes(&image, size);
                 answers.push((*answer, bytes));
                 places.push((buffer.address, bytes as u64));
             }
@@ -493,25 +465,13 @@ impl Step for CudaStep {
             timed: self.timed.then_some(&operations),
             answers: &places,
         })?;
-        let targets: Vec<bool> = batch
-            .outputs
-            .iter()
-            .map(|output| output.target.is_some())
-            .collect();
+        let targets = answers::targets(batch);
         let names = self.names.clone();
         Ok(Ticket::new(async move {
             let came = ticket.await?;
-            let mut output = answers::output(&came.bytes, &answers, &targets);
+            let mut output = answers::output(&came.bytes, &answers, &targets, memory::values);
             for (operation, milliseconds) in came.milliseconds {
-                let name = names[operation];
-                match output
-                    .milliseconds
-                    .iter_mut()
-                    .find(|(found, _)| *found == name)
-                {
-                    Some((_, sum)) => *sum += milliseconds,
-                    None => output.milliseconds.push((name, milliseconds)),
-                }
+                output.add_time(names[operation], milliseconds);
             }
             Ok(output)
         }))

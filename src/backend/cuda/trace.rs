@@ -1,10 +1,10 @@
 //! How the operations of a trace are recorded; only steps that are traced have them.
 
 use super::attention::with_room;
-use super::step::{CudaStep, Kernel, arguments, blocks};
-use crate::backend::Result;
+use super::step::{CudaStep, arguments, blocks};
 use crate::backend::image::Image;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
+use crate::backend::{Result, Rows};
 
 /// Positions a block, as in `kernels/trace_attention.cu`.
 const SPAN: usize = 128;
@@ -15,40 +15,27 @@ impl CudaStep {
         let layout = op.pool.layout;
         let (qkv, gates) = (self.tensor(op.qkv)?, self.tensor(op.gates)?);
         let (beta, output) = (self.tensor(op.beta)?, self.tensor(op.output)?);
-        let states = {
-            let memory = self.shared.memory();
-            memory.states(&op.pool, op.layer)?.states.clone()
-        };
-        let sizes = [
-            layout.key_heads,
-            layout.value_heads,
-            layout.key_width,
-            layout.value_width,
-            op.layer,
-            layout.layers,
-        ];
-        let [key_heads, heads, key_width, value_width, layer, layers] =
-            sizes.map(|word| word as u32);
-        let kernel = Kernel::new(
+        let states = self.shared.memory().states(&op.pool, op.layer)?.0.clone();
+        let (heads, key_width) = (layout.value_heads, layout.key_width);
+        let kernel = self.kernel(
             "trace_kda",
             128,
             arguments![
-                &self.batch,
                 &qkv,
                 &gates,
                 &beta,
                 &states,
                 &output,
-                key_heads,
+                layout.key_heads,
                 heads,
                 key_width,
-                value_width,
-                layer,
-                layers
+                layout.value_width,
+                op.layer,
+                layout.layers
             ],
         );
-        self.launch(kernel.shared(8 * layout.key_width), move |image| {
-            [image.tokens as u32, heads, 1]
+        self.launch(kernel.shared(8 * key_width), move |image| {
+            [image.tokens as u32, heads as u32, 1]
         });
         Ok(())
     }
@@ -57,24 +44,13 @@ impl CudaStep {
         self.name("trace_gate");
         let (gate, output) = (self.tensor(op.gate)?, self.tensor(op.output)?);
         let heads = op.layout.value_heads;
-        let sizes = [heads, op.layout.value_width, op.layer, op.layout.layers];
-        let [heads_word, width, layer, layers] = sizes.map(|word| word as u32);
-        let kernel = Kernel::new(
+        let (width, layers) = (op.layout.value_width, op.layout.layers);
+        let kernel = self.kernel(
             "trace_gate",
             256,
-            arguments![
-                &self.batch,
-                &gate,
-                &output,
-                heads_word,
-                width,
-                layer,
-                layers
-            ],
+            arguments![&gate, &output, heads, width, op.layer, layers],
         );
-        self.launch(kernel, move |image| {
-            [blocks((image.tokens * heads) as u64, 8), 1, 1]
-        });
+        self.launch_each(kernel, Rows::Tokens, heads, 8);
         Ok(())
     }
 
@@ -82,11 +58,11 @@ impl CudaStep {
         self.name("trace_route");
         let (experts, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
         let output = self.tensor(op.output)?;
-        let [top, layer, layers] = [op.experts.width, op.layer, op.layers].map(|word| word as u32);
-        let kernel = Kernel::new(
+        let (top, layer) = (op.experts.width, op.layer);
+        let kernel = self.kernel(
             "trace_route",
             32,
-            arguments![&self.batch, &experts, &weights, &output, top, layer, layers],
+            arguments![&experts, &weights, &output, top, layer, op.layers],
         );
         self.launch(kernel, |image| [image.tokens as u32, 1, 1]);
         Ok(())
@@ -95,18 +71,14 @@ impl CudaStep {
     pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
         self.name("trace_state");
         let output = self.tensor(op.output)?;
-        let states = {
-            let memory = self.shared.memory();
-            memory.states(&op.pool, op.layer)?.states.clone()
-        };
-        let sizes = [op.pool.layout.value_heads, op.head, op.output.width];
-        let [heads, head, size] = sizes.map(|word| word as u32);
-        let kernel = Kernel::new(
+        let states = self.shared.memory().states(&op.pool, op.layer)?.0.clone();
+        let (heads, size) = (op.pool.layout.value_heads, op.output.width);
+        let kernel = self.kernel(
             "trace_state",
             256,
-            arguments![&self.batch, &states, &output, heads, head, size],
+            arguments![&states, &output, heads, op.head, size],
         );
-        let groups = blocks(op.output.width as u64, 256);
+        let groups = blocks(size as u64, 256);
         self.launch(kernel, move |image| [groups, image.tokens as u32, 1]);
         Ok(())
     }
@@ -127,52 +99,29 @@ impl CudaStep {
             [reached as u32, image.tokens as u32, 1]
         };
         let heads = op.query.width / (op.nope + layout.rope).max(1);
-        let sizes = [heads, op.head, op.nope, layout.rope, op.value];
-        let [heads, head, nope, rope, value] = sizes.map(|word| word as u32);
-        let sizes = [layout.latent, layout.block_tokens, places];
-        let [latent, block_tokens, places] = sizes.map(|word| word as u32);
-        let kernel = Kernel::new(
+        let (head, nope, rope, value) = (op.head, op.nope, layout.rope, op.value);
+        let (latent, tokens) = (layout.latent, layout.block_tokens);
+        let kernel = self.kernel(
             "trace_attention_absorb",
             128,
             arguments![
-                &self.batch,
-                &query,
-                kv_b,
-                format,
-                &absorbed,
-                heads,
-                head,
-                nope,
-                rope,
-                value,
-                latent
+                &query, kv_b, format, &absorbed, heads, head, nope, rope, value, latent
             ],
         );
         self.launch(kernel, |image| [image.tokens as u32, 1, 1]);
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "trace_attention_score",
             128,
             arguments![
-                &self.batch,
-                &query,
-                &absorbed,
-                &latents,
-                &output,
-                &spans,
-                heads,
-                head,
-                nope,
-                rope,
-                latent,
-                block_tokens,
-                places
+                &query, &absorbed, &latents, &output, &spans, heads, head, nope, rope, latent,
+                tokens, places
             ],
         );
         self.launch(kernel, each_span);
-        let kernel = Kernel::new(
+        let kernel = self.kernel(
             "trace_attention_weigh",
             128,
-            arguments![&self.batch, &output, &spans, places],
+            arguments![&output, &spans, places],
         );
         self.launch(kernel, each_span);
         Ok(())

@@ -1,40 +1,14 @@
-//! What a submission gives back: the choice of the next token, whole rows, probes.
+//! How the choice of the next token and probes are recorded.
 
 use super::pipelines::{Bind, Program};
-use super::records;
 use super::step::WgpuStep;
-use crate::backend::image::Image;
-use crate::backend::{Choice, Result, Select, StepOutput, Tensor};
-
-/// What comes back, a row of so many words each.
-#[derive(Clone, Copy)]
-pub(super) enum Answer {
-    Probe(Tensor),
-    /// A row with a place for each position, as far as the batch reaches.
-    Positions(Tensor),
-    Logits(Tensor),
-    Choices {
-        candidates: usize,
-    },
-}
-
-impl Answer {
-    pub(super) fn words(self, image: &Image) -> usize {
-        match self {
-            Self::Probe(tensor) | Self::Logits(tensor) => image.count(tensor.rows) * tensor.width,
-            Self::Positions(tensor) => {
-                let whole = image.count(tensor.rows) * tensor.width;
-                whole.min(image.reached)
-            }
-            Self::Choices { candidates } => image.outputs * (4 + 2 * candidates),
-        }
-    }
-}
+use crate::backend::gpu::answers::Answer;
+use crate::backend::{Result, Select, Tensor};
 
 impl WgpuStep {
     pub(super) fn record_select(&mut self, op: Select) -> Result<()> {
         self.name("select");
-        let logits = self.recorder.tensor(op.logits)?;
+        let logits = self.tensor(op.logits)?;
         let vocabulary = op.logits.width;
         let candidates = op.candidates.min(vocabulary);
         let slices = vocabulary.div_ceil(1024);
@@ -73,38 +47,18 @@ impl WgpuStep {
         }
         Ok(())
     }
-}
 
-/// The words of all answers as what a submission gives back.
-pub(super) fn output(words: Vec<u32>, answers: &[(Answer, usize)], targets: &[bool]) -> StepOutput {
-    let mut output = StepOutput::default();
-    let mut rest = &words[..];
-    for (answer, len) in answers {
-        let (words, others) = rest.split_at(*len);
-        rest = others;
-        match answer {
-            Answer::Probe(tensor) | Answer::Positions(tensor) => {
-                output.probes.push(records::values(*tensor, words.to_vec()))
-            }
-            Answer::Logits(_) => output.logits = records::floats(words.to_vec()),
-            Answer::Choices { candidates } => {
-                let rows = words.chunks_exact(4 + 2 * candidates).zip(targets);
-                output.choices = rows.map(|(words, target)| choice(words, *target)).collect();
-            }
-        }
+    pub(super) fn record_probe(&mut self, tensor: Tensor) -> Result<()> {
+        self.name("probe");
+        let buffer = self.tensor(tensor)?;
+        self.answer(buffer, Answer::Probe(tensor));
+        Ok(())
     }
-    output
-}
 
-/// One row: log-normaliser, nothing, whether all was finite, the target's logit, then ids and logits.
-fn choice(words: &[u32], target: bool) -> Choice {
-    let candidates = words[4..].chunks_exact(2);
-    Choice {
-        candidates: candidates
-            .map(|pair| (pair[0], f32::from_bits(pair[1])))
-            .collect(),
-        log_normaliser: f32::from_bits(words[0]),
-        target_logit: target.then(|| f32::from_bits(words[3])),
-        finite: words[2] == 1,
+    pub(super) fn record_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+        self.name("probe");
+        let buffer = self.tensor(tensor)?;
+        self.answer(buffer, Answer::Positions(tensor));
+        Ok(())
     }
 }

@@ -81,11 +81,9 @@ impl WgpuStep {
     pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
         self.name("mla_append");
         let layout = op.pool.layout;
-        let input = self.recorder.tensor(op.input)?;
+        let input = self.tensor(op.input)?;
         let weight = self.recorder.small("mla_append", op.weight)?;
-        let latents = self
-            .recorder
-            .with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
+        let latents = self.latents(&op.pool, op.layer)?;
         let [latent, rope, tokens] =
             [layout.latent, layout.rope, layout.block_tokens].map(|word| word as u32);
         self.dispatch(
@@ -135,7 +133,7 @@ impl WgpuStep {
             Pieces::All | Pieces::Several => count,
         };
         let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
-        let latents = recorder.with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
+        let latents = self.latents(&op.pool, op.layer)?;
         let heads = plan.heads as u32;
         let groups = layout.latent.div_ceil(64) as u32;
         for Expansion {
@@ -203,7 +201,7 @@ impl WgpuStep {
         let marks = 2 * recorder.capacity.tokens * plan.heads;
         let softmax = recorder.scratch("running softmax", marks)?;
         let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
-        let latents = recorder.with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
+        let latents = self.latents(&op.pool, op.layer)?;
         let heads = plan.heads as u32;
         let groups: Vec<u32> = plan
             .expansions

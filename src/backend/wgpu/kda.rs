@@ -23,10 +23,7 @@ pub(super) fn check_width(key: usize) -> Result<()> {
 impl WgpuStep {
     pub(super) fn record_short_conv(&mut self, op: ShortConv) -> Result<()> {
         self.name("short_conv");
-        let (input, output) = (
-            self.recorder.tensor(op.input)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let weight = self.recorder.small("short_conv", op.weight)?;
         let (stride, tails) = self.recorder.with_memory(|memory| {
             let stride = memory.weight(op.weight)?.stride;
@@ -88,8 +85,7 @@ impl WgpuStep {
         let recorder = &self.recorder;
         let (qkv, gates) = (recorder.tensor(op.qkv)?, recorder.tensor(op.gates)?);
         let (beta, output) = (recorder.tensor(op.beta)?, recorder.tensor(op.output)?);
-        let states =
-            recorder.with_memory(|memory| Ok(memory.states(&op.pool, op.layer)?.0.clone()))?;
+        let states = self.states(&op.pool, op.layer)?.0;
         let form = match op.form {
             Form::Auto => 0,
             Form::Chunk => 1,

@@ -5,15 +5,14 @@
 
 mod answers;
 mod attention;
-mod dense;
 mod device;
 mod experts;
 mod fill;
 mod kda;
 mod memory;
+mod operations;
 mod pipelines;
 mod readback;
-mod records;
 pub mod shaders;
 mod step;
 mod timing;
@@ -28,6 +27,7 @@ use self::memory::Memory;
 use self::pipelines::Pipelines;
 use self::readback::{Read, Spare};
 use super::check;
+use super::gpu::later;
 use super::{
     Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
     Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
@@ -119,7 +119,7 @@ impl WgpuBackend {
                 .map_or(limit, |wanted| wanted.min(limit)),
             shared: Arc::new(Shared {
                 gpu,
-                memory: Mutex::default(),
+                memory: Mutex::new(Memory::new("wgpu")),
                 pipelines: Mutex::default(),
                 window: options.window,
                 span: options.span,
@@ -189,31 +189,13 @@ impl Backend for WgpuBackend {
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = weights::GpuWeight::new(&self.shared.gpu, &source, self.weight_limit)?;
-        let mut memory = self.shared.memory();
-        memory.weights.push(weight);
-        Ok(Weight {
-            id: memory::next_id(memory.weights.len()),
-            format: source.format,
-            stack: source.stack,
-            rows: source.rows,
-            columns: source.columns,
-            shard: source.shard,
-        })
+        Ok(source.handle(self.shared.memory().add_weight(weight)))
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
         weight.check("wgpu")?;
         let made = weights::GpuWeight::random(&self.shared, &weight, self.weight_limit)?;
-        let mut memory = self.shared.memory();
-        memory.weights.push(made);
-        Ok(Weight {
-            id: memory::next_id(memory.weights.len()),
-            format: weight.format,
-            stack: weight.stack,
-            rows: weight.rows,
-            columns: weight.columns,
-            shard: weight.shard,
-        })
+        Ok(weight.handle(self.shared.memory().add_weight(made)))
     }
 
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
@@ -246,44 +228,36 @@ impl Backend for WgpuBackend {
         element: Element,
     ) -> Result<Tensor> {
         let mut memory = self.shared.memory();
-        memory.add_tensor(&self.shared.gpu, rows, capacity, width, element)
+        let make = memory::make(&self.shared.gpu);
+        memory.add_tensor(&make, rows, capacity, width, element, 4)
     }
 
     fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
-        let bytes = memory::bytes_for(tensor, values)?;
+        tensor.check_values(values)?;
         let buffer = self.shared.memory().tensor(tensor)?.clone();
-        self.write("an activation", &buffer, 0, bytes)
+        self.write("an activation", &buffer, 0, memory::bytes(values))
     }
 
     fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues> {
         let read = || {
-            if rows > tensor.capacity {
-                return Err(BackendError::Shape {
-                    operation: "read_tensor",
-                    what: "the number of rows",
-                    expected: format!("at most {}", tensor.capacity),
-                    found: rows.to_string(),
-                });
-            }
+            tensor.check_rows(rows)?;
             let buffer = self.shared.memory().tensor(tensor)?.clone();
             self.read(&[(&buffer, 0, 4 * (rows * tensor.width) as u64)])
         };
-        later(read(), move |words| records::values(tensor, words))
+        later(read(), move |words| {
+            memory::values(tensor, bytemuck::cast_slice(&words))
+        })
     }
 
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
-        self.shared.memory().add_states(&self.shared.gpu, layout)
+        let make = memory::make(&self.shared.gpu);
+        self.shared.memory().add_states(&make, layout)
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
-        if layout.dtype != Dtype::F32 {
-            let what = format!("a latent cache in {:?}; it caches in F32", layout.dtype);
-            return Err(BackendError::Unsupported {
-                backend: "wgpu",
-                what,
-            });
-        }
-        self.shared.memory().add_latents(&self.shared.gpu, layout)
+        layout.check_dtype("wgpu", Dtype::F32)?;
+        let make = memory::make(&self.shared.gpu);
+        self.shared.memory().add_latents(&make, layout)
     }
 
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
@@ -295,7 +269,11 @@ impl Backend for WgpuBackend {
             let (state, tail) = (place(layout.state_len()), place(layout.tail_len()));
             self.read(&[(&states, state.0, state.1), (&tails, tail.0, tail.1)])
         };
-        later(read(), move |words| records::state(&layout, words))
+        later(read(), move |words| {
+            let mut state = bytemuck::cast_vec(words);
+            let tail = state.split_off(layout.state_len());
+            StateRecord::new(&layout, state, tail)
+        })
     }
 
     fn write_state(
@@ -334,7 +312,7 @@ impl Backend for WgpuBackend {
         later(read(), move |words| LatentRecord {
             latent: layout.latent,
             rope: layout.rope,
-            rows: records::floats(words),
+            rows: bytemuck::cast_vec(words),
         })
     }
 
@@ -360,16 +338,5 @@ impl Backend for WgpuBackend {
             step.push(op)?;
         }
         Ok(Box::new(step))
-    }
-}
-
-/// A ticket for what `convert` makes of the words read.
-fn later<T: Send + 'static>(
-    read: Result<Read>,
-    convert: impl FnOnce(Vec<u32>) -> T + Send + 'static,
-) -> Ticket<T> {
-    match read {
-        Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),
-        Err(error) => Ticket::ready(Err(error)),
     }
 }

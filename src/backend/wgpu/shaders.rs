@@ -6,67 +6,18 @@
 
 use std::fmt::Write as _;
 
-macro_rules! files {
-    ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("../../../shaders/", $name, ".wgsl")))),*]
-    };
-}
-
-/// Every file of `shaders/`, by its name there without the ending.
-const FILES: &[(&str, &str)] = files![
-    "add",
-    "embed",
-    "experts",
-    "experts_combine",
-    "experts_few",
-    "experts_group",
-    "experts_many",
-    "fill",
-    "gated_norm",
-    "kda_chunk",
-    "kda_gates",
-    "kda_step",
-    "linear",
-    "linear_few",
-    "linear_many",
-    "mla_append",
-    "mla_decode",
-    "mla_expand",
-    "mla_prefill",
-    "rms_norm",
-    "route",
-    "select",
-    "short_conv",
-    "swiglu",
-    "trace_attention",
-    "trace_gate",
-    "trace_kda",
-    "trace_route",
-    "trace_state",
-    "shared/activations",
-    "shared/batch",
-    "shared/best",
-    "shared/eights_plain",
-    "shared/eights_subgroup",
-    "shared/index",
-    "shared/kda",
-    "shared/mla",
-    "shared/product",
-    "shared/product_few",
-    "shared/product_many",
-    "shared/sums",
-    "shared/weight",
-];
+/// The files of `shaders/` and of `shaders/shared/`, by their names there, as the build script found them.
+const FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
+const SHARED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/shared_shaders.rs"));
 
 /// A constant of a shader and the value that a pipeline gives it.
 pub type Constant = (&'static str, u32);
 
-/// The names of all shaders that have an entry point.
+/// The names of all shaders, without the ending.
 pub fn names() -> impl Iterator<Item = &'static str> {
     FILES
         .iter()
-        .filter(|(_, source)| source.contains("@compute"))
-        .map(|(name, _)| *name)
+        .filter_map(|(name, _)| name.strip_suffix(".wgsl"))
 }
 
 /// The whole source of shader `name`, with `constants` set; nothing if there is no such shader, or if one of its parts or
@@ -87,7 +38,7 @@ pub fn source(name: &str, subgroups: bool, constants: &[Constant]) -> Option<Str
 fn append(
     name: &str,
     subgroups: bool,
-    seen: &mut Vec<&'static str>,
+    seen: &mut Vec<(&'static str, &'static str)>,
     whole: &mut String,
 ) -> Option<()> {
     let name = match name {
@@ -95,11 +46,18 @@ fn append(
         "shared/eights" => "shared/eights_plain",
         name => name,
     };
-    let (name, text) = *FILES.iter().find(|(file, _)| *file == name)?;
-    if seen.contains(&name) {
+    let (files, file) = match name.strip_prefix("shared/") {
+        Some(file) => (SHARED, file),
+        None => (FILES, name),
+    };
+    let found = *files
+        .iter()
+        .find(|(found, _)| found.strip_suffix(".wgsl") == Some(file))?;
+    if seen.contains(&found) {
         return Some(());
     }
-    seen.push(name);
+    seen.push(found);
+    let text = found.1;
     for line in text.lines() {
         match line.strip_prefix("// #import ") {
             Some(part) => append(part, subgroups, seen, whole)?,

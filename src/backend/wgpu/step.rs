@@ -1,22 +1,25 @@
 //! A step of the wgpu backend: dispatches over bind groups made while recording, encoded anew for each submission.
 //!
 //! Every submission is one command buffer: the batch's image goes up first, the answers come down last. How each
-//! operation is recorded is in `dense`, `kda`, `attention`, `experts` and `answers`.
+//! operation is recorded is in `operations`, `kda`, `attention`, `experts` and `answers`.
 
 use std::sync::Arc;
 
 use super::Shared;
-use super::answers::{self, Answer};
-use super::memory::Memory;
+use super::memory::{self, Memory};
 use super::pipelines::{self, Bind, Parameters, Pipeline, Program};
 use super::readback::{Read, Spare};
 use super::timing::{self, Clock, Timing};
 use crate::backend::check::Demands;
+use crate::backend::gpu::{
+    self,
+    answers::{self, Answer},
+};
 use crate::backend::image::{Image, Plan};
 use crate::backend::{
-    AllGather, Batch, Capacity, Op, Result, Step, StepOutput, Tensor, Ticket, Weight,
+    AllGather, Batch, Capacity, LatentPool, Result, StatePool, Step, StepOutput, Tensor, Ticket,
+    Weight,
 };
-use crate::error::BackendError;
 
 /// How many workgroups a dispatch takes for this batch; any 0 leaves it out.
 type Size = Box<dyn Fn(&Image) -> [u32; 3] + Send>;
@@ -94,7 +97,8 @@ impl Recorder {
     }
 
     pub(super) fn scratch(&self, name: &'static str, elements: usize) -> Result<wgpu::Buffer> {
-        self.with_memory(|memory| memory.scratch(&self.shared.gpu, name, elements))
+        let make = memory::make(&self.shared.gpu);
+        self.with_memory(|memory| memory.scratch(&make, name, 4 * elements as u64))
     }
 
     /// The buffer of a norm's weight, a bias and the like.
@@ -131,16 +135,12 @@ pub(super) struct WgpuStep {
 
 impl WgpuStep {
     pub(super) fn new(shared: Arc<Shared>, capacity: Capacity, demands: Demands) -> Result<Self> {
-        let block_tokens = {
-            let memory = shared.memory();
-            let pools = memory.latents.iter();
-            pools.map(|pool| pool.layout.block_tokens).max()
-        };
+        let block_tokens = shared.memory().block_tokens();
         let plan = Plan {
             window: shared.window,
             span: shared.span,
             most_spans: usize::MAX,
-            block_tokens: block_tokens.unwrap_or(1),
+            block_tokens,
         };
         let image = shared
             .gpu
@@ -164,6 +164,27 @@ impl WgpuStep {
 
     pub(super) fn name(&mut self, name: &'static str) {
         self.names.push(name);
+    }
+
+    /// The buffer of a tensor.
+    pub(super) fn tensor(&self, tensor: Tensor) -> Result<wgpu::Buffer> {
+        self.recorder.tensor(tensor)
+    }
+
+    /// The states and the tails of a layer.
+    pub(super) fn states(
+        &self,
+        pool: &StatePool,
+        layer: usize,
+    ) -> Result<(wgpu::Buffer, wgpu::Buffer)> {
+        self.recorder
+            .with_memory(|memory| memory.states(pool, layer).cloned())
+    }
+
+    /// The latents of a layer.
+    pub(super) fn latents(&self, pool: &LatentPool, layer: usize) -> Result<wgpu::Buffer> {
+        self.recorder
+            .with_memory(|memory| memory.latents(pool, layer).cloned())
     }
 
     fn push_command(&mut self, command: Command) {
@@ -242,7 +263,7 @@ impl WgpuStep {
                     }
                     Command::Answer(buffer, answer) => {
                         passes.open = None;
-                        let bytes = 4 * answer.words(image) as u64;
+                        let bytes = answer.bytes(image, |_| 4) as u64;
                         if let (Some(to), true) = (answers.next(), bytes > 0) {
                             encoder.copy_buffer_to_buffer(buffer, 0, back, *to, bytes);
                         }
@@ -299,59 +320,10 @@ impl Passes<'_, '_> {
 }
 
 impl WgpuStep {
-    /// Appends an operation, which was checked. Blocks were expanded.
-    pub(super) fn push(&mut self, op: &Op) -> Result<()> {
-        match *op {
-            Op::Embed(op) => self.record_embed(op),
-            Op::RmsNorm(op) => self.record_rms_norm(op),
-            Op::Linear(op) => self.record_linear(op),
-            Op::ShortConv(op) => self.record_short_conv(op),
-            Op::KdaGates(op) => self.record_kda_gates(op),
-            Op::KdaRecurrence(op) => self.record_kda_recurrence(op),
-            Op::GatedNorm(op) => self.record_gated_norm(op),
-            Op::MlaAppend(op) => self.record_mla_append(op),
-            Op::MlaPrefill(op) => self.record_prefill(op),
-            Op::MlaDecode(op) => self.record_decode(op),
-            Op::Route(op) => self.record_route(op),
-            Op::Experts(op) => self.record_experts(op),
-            Op::Swiglu(op) => self.record_swiglu(op),
-            Op::Add(op) => self.record_add(op),
-            // One rank: the sum is there already.
-            Op::AllReduce(op) => self.recorder.tensor(op.target).map(drop),
-            Op::AllGather(op) => self.record_all_gather(op),
-            Op::Select(op) => self.record_select(op),
-            Op::Probe(tensor) => self.record_probe(tensor),
-            Op::ProbePositions(tensor) => self.record_probe_positions(tensor),
-            Op::TraceKda(op) => self.record_trace_kda(op),
-            Op::TraceGate(op) => self.record_trace_gate(op),
-            Op::TraceRoute(op) => self.record_trace_route(op),
-            Op::TraceState(op) => self.record_trace_state(op),
-            Op::TraceAttention(op) => self.record_trace_attention(op),
-            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
-        }
-    }
-
-    fn record_all_gather(&mut self, op: AllGather) -> Result<()> {
+    pub(super) fn record_all_gather(&mut self, op: AllGather) -> Result<()> {
         self.name("all_gather");
-        let (input, output) = (
-            self.recorder.tensor(op.input)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         self.push_command(Command::Copy(input, output, op.input));
-        Ok(())
-    }
-
-    fn record_probe(&mut self, tensor: Tensor) -> Result<()> {
-        self.name("probe");
-        let buffer = self.recorder.tensor(tensor)?;
-        self.answer(buffer, Answer::Probe(tensor));
-        Ok(())
-    }
-
-    fn record_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
-        self.name("probe");
-        let buffer = self.recorder.tensor(tensor)?;
-        self.answer(buffer, Answer::Positions(tensor));
         Ok(())
     }
 }
@@ -372,28 +344,18 @@ impl Step for WgpuStep {
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.recorder.capacity, batch)?;
         let image = self.plan.image(batch, self.demands.latents.is_some(), 1);
-        let buffer = &self.recorder.image;
-        if 4 * image.words.len() as u64 > buffer.size() {
-            return Err(BackendError::Batch {
-                what: "the words of a batch".to_owned(),
-                expected: format!(
-                    "at most {}: record a step after its pools are made",
-                    buffer.size() / 4
-                ),
-                found: image.words.len().to_string(),
-            });
-        }
+        gpu::fits(&image, self.recorder.image.size())?;
         let mut answers = Vec::new();
         for (_, command) in &self.commands {
             if let Command::Answer(_, answer) = command {
-                answers.push((*answer, answer.words(&image)));
+                answers.push((*answer, answer.bytes(&image, |_| 4)));
             }
         }
         let mut bytes = 0;
         let mut places = Vec::with_capacity(answers.len());
-        for (_, words) in &answers {
+        for (_, len) in &answers {
             places.push(bytes);
-            bytes += 4 * *words as u64;
+            bytes += *len as u64;
         }
         let answered = bytes as usize / 4;
         let shared = Arc::clone(&self.recorder.shared);
@@ -425,21 +387,22 @@ impl Step for WgpuStep {
                 .write_buffer(&self.recorder.image, 0, words);
         })?;
         let read = Read::submit(&shared, &self.spare, encoder, back, bytes)?;
-        let targets: Vec<bool> = batch
-            .outputs
-            .iter()
-            .map(|output| output.target.is_some())
-            .collect();
+        let targets = answers::targets(batch);
         let timed: Vec<_> = timed.into_iter().map(|i| self.names[i]).collect();
         let tick = shared.gpu.tick.unwrap_or_default();
         Ok(Ticket::new(async move {
             let words = read.await?;
             let times = words.get(answered..).unwrap_or_default();
-            let milliseconds = timing::milliseconds(times, &timed, tick);
-            Ok(StepOutput {
-                milliseconds,
-                ..answers::output(words, &answers, &targets)
-            })
+            let mut output = answers::output(
+                bytemuck::cast_slice(&words),
+                &answers,
+                &targets,
+                memory::values,
+            );
+            for (name, milliseconds) in timed.iter().zip(timing::milliseconds(times, tick)) {
+                output.add_time(name, milliseconds);
+            }
+            Ok(output)
         }))
     }
 }

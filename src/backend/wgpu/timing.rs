@@ -112,20 +112,10 @@ impl Clock<'_> {
     }
 }
 
-/// The milliseconds of each kind of operation from the times of its passes, in the order of their first appearance.
-pub(super) fn milliseconds(
-    words: &[u32],
-    operations: &[&'static str],
-    tick: f32,
-) -> Vec<(&'static str, f64)> {
-    let mut sums: Vec<(&'static str, f64)> = Vec::new();
-    for (name, times) in operations.iter().zip(words.chunks_exact(4)) {
+/// The milliseconds of each pass from the words of its times.
+pub(super) fn milliseconds(words: &[u32], tick: f32) -> impl Iterator<Item = f64> {
+    words.chunks_exact(4).map(move |times| {
         let [begin, end] = [0, 2].map(|i| u64::from(times[i]) | u64::from(times[i + 1]) << 32);
-        let taken = end.saturating_sub(begin) as f64 * f64::from(tick) / 1e6;
-        match sums.iter_mut().find(|(found, _)| found == name) {
-            Some((_, sum)) => *sum += taken,
-            None => sums.push((name, taken)),
-        }
-    }
-    sums
+        end.saturating_sub(begin) as f64 * f64::from(tick) / 1e6
+    })
 }

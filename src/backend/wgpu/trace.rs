@@ -18,8 +18,7 @@ impl WgpuStep {
         let recorder = &self.recorder;
         let (qkv, gates) = (recorder.tensor(op.qkv)?, recorder.tensor(op.gates)?);
         let (beta, output) = (recorder.tensor(op.beta)?, recorder.tensor(op.output)?);
-        let states =
-            recorder.with_memory(|memory| Ok(memory.states(&op.pool, op.layer)?.0.clone()))?;
+        let states = self.states(&op.pool, op.layer)?.0;
         let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
         check_width(k)?;
         let sizes = [layout.key_heads, heads, k, v, 0, op.layer, layout.layers];
@@ -41,10 +40,7 @@ impl WgpuStep {
 
     pub(super) fn record_trace_gate(&mut self, op: TraceGate) -> Result<()> {
         self.name("trace_gate");
-        let (gate, output) = (
-            self.recorder.tensor(op.gate)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (gate, output) = (self.tensor(op.gate)?, self.tensor(op.output)?);
         let (layout, heads) = (op.layout, op.layout.value_heads as u32);
         let sizes = [heads as usize, layout.value_width, op.layer, layout.layers];
         self.dispatch(
@@ -74,10 +70,8 @@ impl WgpuStep {
 
     pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
         self.name("trace_state");
-        let output = self.recorder.tensor(op.output)?;
-        let states = self
-            .recorder
-            .with_memory(|memory| Ok(memory.states(&op.pool, op.layer)?.0.clone()))?;
+        let output = self.tensor(op.output)?;
+        let states = self.states(&op.pool, op.layer)?.0;
         let size = op.output.width;
         let params = [op.pool.layout.value_heads, op.head, size].map(|word| word as u32);
         let groups = size.div_ceil(64) as u32;
@@ -96,7 +90,7 @@ impl WgpuStep {
         self.name("trace_attention");
         let recorder = &self.recorder;
         let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
-        let latents = recorder.with_memory(|memory| memory.latents(&op.pool, op.layer).cloned())?;
+        let latents = self.latents(&op.pool, op.layer)?;
         let elements = recorder.capacity.tokens * layout.latent;
         let absorbed = recorder.scratch("a traced head's queries", elements)?;
         let elements = 2 * recorder.capacity.tokens * places.div_ceil(SPAN);

@@ -41,7 +41,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let options = Options {
-        config: super::config_of(&arguments.shape)?,
+        config: super::super::options::config_of(&arguments.shape)?,
         sizes: if arguments.small {
             Sizes::small()
         } else {

@@ -101,7 +101,7 @@ impl Told {
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let shape = arguments.shape.as_deref().unwrap_or("48b");
-    let mut config = super::config_of(shape)?;
+    let mut config = super::super::options::config_of(shape)?;
     if let Some(layers) = arguments.layers {
         ensure!(
             layers <= config.num_hidden_layers,

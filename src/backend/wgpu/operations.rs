@@ -1,14 +1,46 @@
-//! How the operations on rows are recorded: embedding, norm, products, activation, sum.
+//! Which function records each operation, and those for operations on rows: embedding, norm, products, activation, sum.
 
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
 use crate::backend::image::count_word;
-use crate::backend::{Add, Embed, Linear, Result, RmsNorm, Rows, Swiglu, Weight};
+use crate::backend::{Add, Embed, Linear, Op, Result, RmsNorm, Rows, Swiglu, Weight};
 
 impl WgpuStep {
+    /// Appends an operation, which was checked. Blocks were expanded.
+    pub(super) fn push(&mut self, op: &Op) -> Result<()> {
+        match *op {
+            Op::Embed(op) => self.record_embed(op),
+            Op::RmsNorm(op) => self.record_rms_norm(op),
+            Op::Linear(op) => self.record_linear(op),
+            Op::ShortConv(op) => self.record_short_conv(op),
+            Op::KdaGates(op) => self.record_kda_gates(op),
+            Op::KdaRecurrence(op) => self.record_kda_recurrence(op),
+            Op::GatedNorm(op) => self.record_gated_norm(op),
+            Op::MlaAppend(op) => self.record_mla_append(op),
+            Op::MlaPrefill(op) => self.record_prefill(op),
+            Op::MlaDecode(op) => self.record_decode(op),
+            Op::Route(op) => self.record_route(op),
+            Op::Experts(op) => self.record_experts(op),
+            Op::Swiglu(op) => self.record_swiglu(op),
+            Op::Add(op) => self.record_add(op),
+            // One rank: the sum is there already.
+            Op::AllReduce(op) => self.tensor(op.target).map(drop),
+            Op::AllGather(op) => self.record_all_gather(op),
+            Op::Select(op) => self.record_select(op),
+            Op::Probe(tensor) => self.record_probe(tensor),
+            Op::ProbePositions(tensor) => self.record_probe_positions(tensor),
+            Op::TraceKda(op) => self.record_trace_kda(op),
+            Op::TraceGate(op) => self.record_trace_gate(op),
+            Op::TraceRoute(op) => self.record_trace_route(op),
+            Op::TraceState(op) => self.record_trace_state(op),
+            Op::TraceAttention(op) => self.record_trace_attention(op),
+            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
+        }
+    }
+
     pub(super) fn record_embed(&mut self, op: Embed) -> Result<()> {
         self.name("embed");
-        let output = self.recorder.tensor(op.output)?;
+        let output = self.tensor(op.output)?;
         let (format, stride, parts) = self.recorder.with_memory(|memory| {
             let weight = memory.weight(op.weight)?.matrix("embed")?;
             let parts = weight.parts.iter();
@@ -31,10 +63,7 @@ impl WgpuStep {
 
     pub(super) fn record_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
         self.name("rms_norm");
-        let (input, output) = (
-            self.recorder.tensor(op.input)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let weight = self.recorder.small("rms_norm", op.weight)?;
         let rows = op.output.rows;
         let gather = u32::from(op.input.rows != rows);
@@ -57,19 +86,13 @@ impl WgpuStep {
 
     pub(super) fn record_linear(&mut self, op: Linear) -> Result<()> {
         self.name("linear");
-        let (input, output) = (
-            self.recorder.tensor(op.input)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         self.product((&input, op.input.rows), op.weight, &output)
     }
 
     pub(super) fn record_swiglu(&mut self, op: Swiglu) -> Result<()> {
         self.name("swiglu");
-        let (input, output) = (
-            self.recorder.tensor(op.input)?,
-            self.recorder.tensor(op.output)?,
-        );
+        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let (width, rows) = (op.output.width, op.output.rows);
         self.dispatch(
             Program::new("swiglu"),
@@ -81,8 +104,8 @@ impl WgpuStep {
 
     pub(super) fn record_add(&mut self, op: Add) -> Result<()> {
         self.name("add");
-        let source = self.recorder.tensor(op.source)?;
-        let target = self.recorder.tensor(op.target)?;
+        let source = self.tensor(op.source)?;
+        let target = self.tensor(op.target)?;
         let (width, rows) = (op.target.width, op.target.rows);
         self.dispatch(
             Program::new("add"),

@@ -1,0 +1,176 @@
+//! A backend without a device: it hands out handles and checks programs, but holds nothing and runs nothing.
+//!
+//! With it a model's program can be built, checked and printed where there are neither weights nor a device.
+
+use super::{
+    Backend, Batch, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord,
+    Precision, Program, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool,
+    StateRecord, Step, StepOutput, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
+};
+use crate::config::Dtype;
+use crate::error::BackendError;
+
+/// Hands out handles.
+pub struct DryBackend {
+    device: Device,
+    weights: u32,
+    tensors: u32,
+    pools: u32,
+}
+
+impl DryBackend {
+    /// One rank that holds the whole model.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            device: Device {
+                backend: "dry",
+                index: 0,
+                name: "no device".to_owned(),
+                memory_bytes: None,
+                precision: Precision::Bf16,
+                cache: Dtype::Bf16,
+            },
+            weights: 0,
+            tensors: 0,
+            pools: 0,
+        }
+    }
+}
+
+impl Default for DryBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The number that comes next.
+fn next(count: &mut u32) -> u32 {
+    let id = *count;
+    *count += 1;
+    id
+}
+
+fn holds_nothing(what: &str) -> BackendError {
+    BackendError::Unsupported {
+        backend: "dry",
+        what: format!("{what}: it has no memory"),
+    }
+}
+
+impl Backend for DryBackend {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn shard(&self) -> Shard {
+        Shard::WHOLE
+    }
+
+    fn weight(&mut self, source: WeightSource) -> Result<Weight> {
+        Ok(Weight {
+            id: next(&mut self.weights),
+            format: source.format,
+            stack: source.stack,
+            rows: source.rows,
+            columns: source.columns,
+            shard: source.shard,
+        })
+    }
+
+    fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
+        Ok(Weight {
+            id: next(&mut self.weights),
+            format: weight.format,
+            stack: weight.stack,
+            rows: weight.rows,
+            columns: weight.columns,
+            shard: weight.shard,
+        })
+    }
+
+    fn tensor(
+        &mut self,
+        rows: Rows,
+        capacity: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor> {
+        Ok(Tensor {
+            id: next(&mut self.tensors),
+            rows,
+            capacity,
+            width,
+            element,
+        })
+    }
+
+    fn write_tensor(&mut self, _: Tensor, _: &TensorValues) -> Result<()> {
+        Err(holds_nothing("a tensor's values"))
+    }
+
+    fn read_tensor(&mut self, _: Tensor, _: usize) -> Ticket<TensorValues> {
+        Ticket::ready(Err(holds_nothing("a tensor's values")))
+    }
+
+    fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
+        let id = next(&mut self.pools);
+        Ok(StatePool { id, layout })
+    }
+
+    fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
+        let id = next(&mut self.pools);
+        Ok(LatentPool { id, layout })
+    }
+
+    fn read_state(&mut self, _: &StatePool, _: usize, _: Slot) -> Ticket<StateRecord> {
+        Ticket::ready(Err(holds_nothing("a state")))
+    }
+
+    fn write_state(&mut self, _: &StatePool, _: usize, _: Slot, _: &StateRecord) -> Result<()> {
+        Err(holds_nothing("a state"))
+    }
+
+    fn read_latents(
+        &mut self,
+        _: &LatentPool,
+        _: usize,
+        _: Block,
+        _: usize,
+    ) -> Ticket<LatentRecord> {
+        Ticket::ready(Err(holds_nothing("latents")))
+    }
+
+    fn write_latents(
+        &mut self,
+        _: &LatentPool,
+        _: usize,
+        _: Block,
+        _: &LatentRecord,
+    ) -> Result<()> {
+        Err(holds_nothing("latents"))
+    }
+
+    fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
+        check::program(program, &capacity, self.shard())?;
+        let names = program.ops.iter().map(super::Op::name).collect();
+        Ok(Box::new(DryStep(names)))
+    }
+}
+
+/// The names of a program's operations.
+struct DryStep(Vec<&'static str>);
+
+impl Step for DryStep {
+    fn operations(&self) -> &[&'static str] {
+        &self.0
+    }
+
+    fn time(&mut self, _: bool) -> Result<()> {
+        Err(holds_nothing("times"))
+    }
+
+    fn submit(&mut self, _: &Batch) -> Result<Ticket<StepOutput>> {
+        Err(holds_nothing("a batch"))
+    }
+}

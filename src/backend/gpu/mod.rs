@@ -1,0 +1,37 @@
+//! What both GPU backends do alike on the host: the tables behind handles, and what a submission gives back.
+
+pub(super) mod answers;
+pub(super) mod memory;
+
+use std::future::Future;
+
+use super::image::Image;
+use super::{Result, Ticket};
+use crate::error::BackendError;
+
+/// Checks that a batch's words fit the buffer that a step has for them.
+///
+/// # Errors
+/// A pool of longer blocks that was made after the step.
+pub(super) fn fits(image: &Image, bytes: u64) -> Result<()> {
+    let (most, found) = (bytes / 4, image.words.len());
+    if found as u64 <= most {
+        return Ok(());
+    }
+    Err(BackendError::Batch {
+        what: "the words of a batch".to_owned(),
+        expected: format!("at most {most}: record a step after its pools are made"),
+        found: found.to_string(),
+    })
+}
+
+/// A ticket for what `convert` makes of what is read.
+pub(super) fn later<R, T: Send + 'static>(
+    read: Result<impl Future<Output = Result<R>> + Send + 'static>,
+    convert: impl FnOnce(R) -> T + Send + 'static,
+) -> Ticket<T> {
+    match read {
+        Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),
+        Err(error) => Ticket::ready(Err(error)),
+    }
+}

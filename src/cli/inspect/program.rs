@@ -1,0 +1,86 @@
+//! `kimi-linear inspect --program`: the operations of a step, built and checked without weights and without a device.
+
+use std::io::Write;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use kimi_linear::backend::dry::DryBackend;
+use kimi_linear::backend::{Backend, Capacity, Op, Program};
+use kimi_linear::config::ModelConfig;
+use kimi_linear::engine;
+use kimi_linear::model::{Limits, Model, Recording};
+
+/// Which step.
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum Phase {
+    /// One new token of each sequence; `--tokens N` makes it N sequences, 1 by default.
+    Decode,
+    /// Several tokens of one prompt; `--tokens N` says how many, by default as many as the engine computes in one step.
+    Prefill,
+}
+
+/// Prints the program of a step.
+pub(super) fn run(
+    config: &ModelConfig,
+    phase: Phase,
+    tokens: Option<usize>,
+    expand: bool,
+    json: bool,
+) -> Result<()> {
+    let (pieces, length) = match phase {
+        Phase::Decode => (tokens.unwrap_or(1), 1),
+        Phase::Prefill => (1, tokens.unwrap_or(engine::PREFILL_PIECE)),
+    };
+    let mut program = build(config, pieces, length)?;
+    if expand {
+        // An attention's two forms share the pieces of a batch by their length; the form that has none is left out.
+        let has_pieces = |op: &Op| match op {
+            Op::MlaPrefill(op) | Op::MlaDecode(op) => op.pieces.contains(length),
+            _ => true,
+        };
+        let kept = |op: &Op| has_pieces(op).then(|| op.clone()).into_iter().collect();
+        program = program.expanded(|_| false).rewritten(kept);
+    }
+    if json {
+        return super::super::print_json(&program);
+    }
+    let mut out = std::io::stdout().lock();
+    let phase = match phase {
+        Phase::Decode => "decode",
+        Phase::Prefill => "prefill",
+    };
+    writeln!(
+        out,
+        "# {phase}: {pieces} sequence(s), {length} token(s) each"
+    )?;
+    write!(out, "{program}")?;
+    Ok(())
+}
+
+/// The program of a step over `pieces` pieces of `length` tokens, checked as every backend checks it.
+fn build(config: &ModelConfig, pieces: usize, length: usize) -> Result<Program> {
+    let blocks = pieces * length.div_ceil(engine::BLOCK_TOKENS);
+    let step = Capacity {
+        tokens: pieces * length,
+        pieces,
+        outputs: pieces,
+        blocks,
+        checkpoints: 0,
+    };
+    let backend = DryBackend::new();
+    let limits = Limits {
+        step,
+        slots: pieces,
+        blocks,
+        block_tokens: engine::BLOCK_TOKENS,
+        cache: backend.device().cache,
+    };
+    let mut model = Model::random(config, 0, Box::new(backend), limits, &mut |_| {})?;
+    let recording = Recording {
+        candidates: 1,
+        keep_rows: false,
+        probe_hidden: false,
+    };
+    model.record(step, recording)?;
+    Ok(model.program(recording))
+}
