@@ -247,6 +247,55 @@ fn a_measured_profile_is_one_that_a_plan_reads() {
     assert!(refusal(&["bench", "--profile", file, "--compare"], 2).contains("cannot be used with"));
 }
 
+#[test]
+fn bursts_are_replayed_under_every_policy_and_in_all_three_forms() {
+    let directory = tempfile::tempdir().unwrap();
+    let svg = directory.path().join("bursts.svg");
+    let arguments = [
+        "plan",
+        "replay",
+        "lognormal:7,0.8,16,8K",
+        "--burst",
+        "--count=400",
+        "--rate=20",
+        "--shape=bursts:2,20s,5s",
+        "--answers=lognormal:5,0.6,16,1K",
+    ];
+    let drawn = format!("--svg={}", svg.display());
+    let replayed = object(&[&arguments[..], &[drawn.as_str()]].concat());
+    let policies = replayed["policies"].as_array().unwrap();
+    let names: Vec<_> = policies
+        .iter()
+        .map(|one| one["policy"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["recompute", "swap", "migrate", "pipeline", "drop"]);
+    for one in policies {
+        assert_eq!(one["requests"], 400);
+        assert!(one["ttft"]["p999"].as_f64() >= one["ttft"]["p50"].as_f64());
+    }
+    assert_eq!(replayed["drop"], "layers");
+    assert!(std::fs::read_to_string(&svg).unwrap().starts_with("<svg"));
+    let table = text(&arguments);
+    assert!(table.starts_with("A simulation in virtual time"), "{table}");
+    assert!(
+        table.contains("| recompute | swap | migrate | pipeline | drop |"),
+        "{table}"
+    );
+
+    let with = |more: &[&'static str]| [&arguments[..], more].concat();
+    let failing = refusal(&with(&["--fail=1m=9"]), 1);
+    assert!(
+        failing.contains("instance 9 fails, but there are 0 to 7"),
+        "{failing}"
+    );
+    let form = refusal(&with(&["--drop=experts"]), 1);
+    assert!(
+        form.contains("cannot drop experts; expected layers"),
+        "{form}"
+    );
+    assert!(refusal(&with(&["--demand=0.4"]), 2).contains("cannot be used with"));
+}
+
 /// The bytes of the built-in 48B profile are what `inspect` says of the published model in bf16.
 #[test]
 fn the_published_profile_has_this_programs_sizes() {

@@ -1,5 +1,6 @@
 //! `kimi-linear plan`: two clusters and a link, which prompts cross it, and how many nodes do what.
 
+mod burst;
 mod clusters;
 mod parse;
 mod replay;
@@ -34,7 +35,7 @@ enum What {
     /// Replay a trace of requests in virtual time: PrfaaS, one homogeneous cluster, and a naive split, side by side.
     ///
     /// Each way is planned for the trace's uncached lengths first (`plan --averages work`). PrfaaS then runs under the scheduler, the other two
-    /// as planned.
+    /// as planned. With --burst, replicas of one model whose duplicated parameters make room for caches.
     Replay(Box<replay::Arguments>),
 }
 

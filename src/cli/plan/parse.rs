@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kimi_linear_plan::burst::Failure;
 use kimi_linear_plan::lengths::LogNormal;
 use kimi_linear_plan::replay::LinkChange;
 use kimi_linear_plan::trace::Shape;
@@ -20,26 +21,43 @@ pub(super) enum Requests {
 
 impl Requests {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let Some(numbers) = text.strip_prefix("lognormal:") else {
-            return Ok(Self::File(text.into()));
-        };
-        let wrong = || {
-            format!(
-                "`{text}`: expected lognormal:MU,SIGMA,LOW,HIGH, such as lognormal:9.90,1.00,128,128K"
-            )
-        };
-        let [mu, sigma, low, high] = numbers.split(',').collect::<Vec<_>>()[..] else {
-            return Err(wrong());
-        };
-        let number = |text: &str| text.trim().parse::<f64>().map_err(|_| wrong());
-        let tokens = |text: &str| u32::try_from(parse_tokens(text)?).map_err(|_| wrong());
-        Ok(Self::LogNormal(LogNormal {
-            mu: number(mu)?,
-            sigma: number(sigma)?,
-            low: tokens(low)?,
-            high: tokens(high)?,
-        }))
+        if text.starts_with("lognormal:") {
+            lognormal(text).map(Self::LogNormal)
+        } else {
+            Ok(Self::File(text.into()))
+        }
     }
+}
+
+/// `lognormal:MU,SIGMA,LOW,HIGH`, the latter two in tokens.
+pub(super) fn lognormal(text: &str) -> Result<LogNormal, String> {
+    let wrong = || {
+        format!(
+            "`{text}`: expected lognormal:MU,SIGMA,LOW,HIGH, such as lognormal:9.90,1.00,128,128K"
+        )
+    };
+    let numbers = text.strip_prefix("lognormal:").ok_or_else(wrong)?;
+    let [mu, sigma, low, high] = numbers.split(',').collect::<Vec<_>>()[..] else {
+        return Err(wrong());
+    };
+    let number = |text: &str| text.trim().parse::<f64>().map_err(|_| wrong());
+    let tokens = |text: &str| u32::try_from(parse_tokens(text)?).map_err(|_| wrong());
+    Ok(LogNormal {
+        mu: number(mu)?,
+        sigma: number(sigma)?,
+        low: tokens(low)?,
+        high: tokens(high)?,
+    })
+}
+
+/// `AT=INSTANCE`: then it fails.
+pub(super) fn failure(text: &str) -> Result<Failure, String> {
+    let wrong = || format!("`{text}`: expected TIME=INSTANCE, such as 10m=3");
+    let (at, instance) = text.split_once('=').ok_or_else(wrong)?;
+    Ok(Failure {
+        at: time(at)?,
+        instance: instance.parse().map_err(|_| wrong())?,
+    })
 }
 
 /// Bits a second: `100G`, `250M`.
@@ -133,6 +151,11 @@ mod tests {
         for text in ["lognormal:1,2,3", "lognormal:a,1,2,3", "lognormal:1,1,0,5"] {
             assert!(Requests::parse(text).is_err(), "{text}");
         }
+        assert!(lognormal("lognormal:7.1,0.8,16,16K").is_ok());
+        assert!(lognormal("trace.csv").is_err_and(|error| error.contains("trace.csv")));
+        let failed = failure("10m=3").unwrap();
+        assert_eq!((failed.at, failed.instance), (Duration::from_secs(600), 3));
+        assert!(failure("10m").is_err() && failure("10m=x").is_err());
         let change = link_change("10m=0.2").unwrap();
         assert_eq!((change.at, change.factor), (Duration::from_secs(600), 0.2));
         assert!(link_change("10m").is_err() && link_change("x=1").is_err());

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear_plan::compare::{Replays, sweep};
+use kimi_linear_plan::lengths::LogNormal;
 use kimi_linear_plan::model::Averages;
 use kimi_linear_plan::plan::Task;
 use kimi_linear_plan::replay::{Arrivals, LinkChange};
@@ -15,6 +16,7 @@ use kimi_linear_plan::report;
 use kimi_linear_plan::trace::{Generate, Shape, Trace};
 use serde_json::json;
 
+use super::burst::{BurstOptions, Output};
 use super::clusters::Clusters;
 use super::parse::{self, Requests};
 use super::scheduler::SchedulerOptions;
@@ -60,6 +62,8 @@ pub(super) struct Arguments {
     sweep: Option<u32>,
     #[command(flatten)]
     scheduler: SchedulerOptions,
+    #[command(flatten)]
+    burst: BurstOptions,
     /// Draw the course as SVG.
     #[arg(long, value_name = "OUT.svg")]
     svg: Option<PathBuf>,
@@ -75,18 +79,11 @@ const RATE: f64 = 1.9;
 const IN_FLIGHT: usize = 120;
 
 impl Arguments {
+    /// The trace and its name.
     fn read(&self) -> Result<(Trace, String)> {
         let (trace, name) = match &self.trace {
             Requests::LogNormal(lognormal) => {
-                let generate = Generate {
-                    lengths: lognormal.lengths()?,
-                    output: self.output_tokens,
-                    count: self.count,
-                    rate: self.rate.unwrap_or(RATE),
-                    shape: self.shape,
-                    seed: self.seed,
-                };
-                (generate.trace()?, lognormal.to_string())
+                (self.generate(lognormal, 1.0)?, lognormal.to_string())
             }
             Requests::File(path) => {
                 let trace = Trace::read(path)?;
@@ -107,9 +104,39 @@ impl Arguments {
         };
         Ok((trace, name))
     }
+
+    /// A generated trace at a number of times its rate: bursts stay as long as they are.
+    fn generate(&self, lognormal: &LogNormal, times: f64) -> Result<Trace> {
+        let generate = Generate {
+            lengths: lognormal.lengths()?,
+            output: self.output_tokens,
+            count: self.count,
+            rate: self.rate.unwrap_or(RATE) * times,
+            shape: self.shape,
+            seed: self.seed,
+        };
+        Ok(generate.trace()?)
+    }
+
+    fn run_burst(&self) -> Result<()> {
+        let (trace, name) = self.read()?;
+        let output = Output {
+            name: &name,
+            svg: self.svg.as_deref(),
+            json: self.json,
+        };
+        let make = |times: f64| match &self.trace {
+            Requests::LogNormal(lognormal) => self.generate(lognormal, times),
+            Requests::File(_) => Ok(trace.clone().faster(times)),
+        };
+        self.burst.run(&make, self.seed, &output)
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.burst.asked() {
+        return arguments.run_burst();
+    }
     let (trace, name) = arguments.read()?;
     let (deployment, homogeneous_nodes) = arguments.clusters.deployment()?;
     let task = Task {

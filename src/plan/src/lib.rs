@@ -10,9 +10,12 @@
 //!   same types serve a production router and the replay.
 //! - [`trace`]: requests of Mooncake's and Azure's traces, or generated; [`replay`]: all of it in virtual time.
 //! - [`plan`], [`fit`] (a plan for a trace), [`compare`] and [`report`]: what a person reads.
+//! - [`burst`]: KunServe (arXiv 2412.18169), which stands beside all this: replicas drop duplicated parameters when caches need their
+//!   room.
 //!
 //! There are no device types here and none of the engine's. Whatever comes out is a model's output, as the paper's tables are.
 
+pub mod burst;
 pub mod compare;
 mod curve;
 mod error;

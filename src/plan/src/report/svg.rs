@@ -6,20 +6,20 @@ use crate::compare::Replayed;
 use crate::plan::{Plan, Seen, Way};
 use crate::{Error, Result};
 
-const SIZE: (u32, u32) = (1100, 400);
+pub(super) const SIZE: (u32, u32) = (1100, 400);
 /// Points of a line over time.
-const POINTS: usize = 480;
+pub(super) const POINTS: usize = 480;
 const FONT: (&str, u32) = ("sans-serif", 15);
-const PRFAAS: RGBColor = RGBColor(180, 62, 52);
-const LOCAL: RGBColor = RGBColor(31, 79, 138);
-const DECODE: RGBColor = RGBColor(56, 130, 80);
-const LEAST: RGBColor = RGBColor(30, 30, 30);
-const QUIET: RGBColor = RGBColor(150, 150, 150);
+pub(super) const PRFAAS: RGBColor = RGBColor(180, 62, 52);
+pub(super) const LOCAL: RGBColor = RGBColor(31, 79, 138);
+pub(super) const DECODE: RGBColor = RGBColor(56, 130, 80);
+pub(super) const LEAST: RGBColor = RGBColor(30, 30, 30);
+pub(super) const QUIET: RGBColor = RGBColor(150, 150, 150);
 
-type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+pub(super) type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
+pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-fn picture(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String> {
+pub(super) fn picture(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String> {
     let mut text = String::new();
     {
         let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
@@ -32,23 +32,28 @@ fn picture(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<St
 }
 
 /// A line with a name.
-struct Line {
-    name: &'static str,
-    color: RGBColor,
-    width: u32,
-    points: Vec<(f64, f64)>,
+pub(super) struct Line {
+    pub(super) name: &'static str,
+    pub(super) color: RGBColor,
+    pub(super) width: u32,
+    pub(super) points: Vec<(f64, f64)>,
 }
 
 /// Axes of a panel.
-struct Axes<'a> {
-    title: &'a str,
-    x: &'a str,
-    y: &'a str,
-    to: (f64, f64),
-    legend: SeriesLabelPosition,
+pub(super) struct Axes<'a> {
+    pub(super) title: &'a str,
+    pub(super) x: &'a str,
+    pub(super) y: &'a str,
+    pub(super) to: (f64, f64),
+    pub(super) legend: SeriesLabelPosition,
 }
 
-fn panel(area: &Area<'_>, axes: &Axes<'_>, lines: &[Line], marks: &[(f64, f64)]) -> Drawn {
+pub(super) fn panel(
+    area: &Area<'_>,
+    axes: &Axes<'_>,
+    lines: &[Line],
+    marks: &[(f64, f64)],
+) -> Drawn {
     let (right, top) = axes.to;
     let mut chart = ChartBuilder::on(area)
         .caption(axes.title, ("sans-serif", 17))

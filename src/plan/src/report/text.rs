@@ -44,7 +44,7 @@ fn spread(seconds: &Percentiles) -> String {
 }
 
 /// One line of a table: a name and a cell for each column.
-fn line<T>(text: &mut String, name: &str, columns: &[T], cell: impl Fn(&T) -> String) {
+pub(super) fn line<T>(text: &mut String, name: &str, columns: &[T], cell: impl Fn(&T) -> String) {
     // Writing to a String cannot fail.
     let _ = write!(text, "| {name} |");
     for column in columns {
@@ -53,7 +53,7 @@ fn line<T>(text: &mut String, name: &str, columns: &[T], cell: impl Fn(&T) -> St
     text.push('\n');
 }
 
-fn rule(text: &mut String, columns: usize) {
+pub(super) fn rule(text: &mut String, columns: usize) {
     text.push_str("|---|");
     text.push_str(&"---:|".repeat(columns));
     text.push('\n');

@@ -143,6 +143,34 @@ impl Generate {
     }
 }
 
+impl Trace {
+    /// The same arrivals with prompts and answers of other lengths, each drawn as often as the others; `None` keeps the trace's. Prompts
+    /// that are drawn share no prefixes.
+    #[must_use]
+    pub fn redrawn(
+        mut self,
+        prompts: Option<&Lengths>,
+        answers: Option<&Lengths>,
+        seed: u64,
+    ) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut draw = |lengths: &Lengths| {
+            let drawn: f64 = StandardUniform.sample(&mut rng);
+            lengths.sorted()[(drawn * lengths.count() as f64) as usize % lengths.count()].max(1)
+        };
+        for request in &mut self.requests {
+            if let Some(lengths) = prompts {
+                request.tokens = draw(lengths);
+                request.blocks = (0, 0);
+            }
+            if let Some(lengths) = answers {
+                request.output = draw(lengths);
+            }
+        }
+        self
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +237,21 @@ mod tests {
             (high - (0.5 + 0.8 / std::f64::consts::PI)).abs() < 0.02,
             "{high}"
         );
+    }
+
+    #[test]
+    fn redrawn_lengths_leave_the_arrivals_alone() {
+        let trace = generate(Shape::Steady, 1);
+        let answers = Lengths::observed(vec![10, 20, 30]).unwrap();
+        let drawn = trace.clone().redrawn(None, Some(&answers), 5);
+        for (before, after) in trace.requests().iter().zip(drawn.requests()) {
+            assert_eq!((before.at, before.tokens), (after.at, after.tokens));
+            assert!([10, 20, 30].contains(&after.output));
+        }
+        assert!((drawn.output_tokens() - 20.0).abs() < 0.2);
+        assert_eq!(drawn, trace.clone().redrawn(None, Some(&answers), 5));
+        let prompts = trace.redrawn(Some(&answers), None, 5);
+        assert!((prompts.prompt_tokens() - 20.0).abs() < 0.2);
     }
 
     #[test]
