@@ -7,12 +7,12 @@ use crate::backend::{
     Tensor,
 };
 use crate::checkpoint::Format;
-use crate::conformance::lab::plain;
+use crate::conformance::harness::plain;
 use crate::conformance::oracle::{self, Router, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance};
+use crate::conformance::{Case, Harness, Matrix, Tolerance};
 
 /// A block planned on a device twice, as its composition and as the backend has it.
-pub(super) struct BlockRig {
+pub(super) struct BlockFixture {
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     /// Rows of the input.
@@ -29,23 +29,23 @@ pub(super) const OWN: usize = 1;
 
 /// A block's parts as a step, then the block as the backend has it.
 pub(super) fn both_ways(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     block: Op,
     capacity: Capacity,
 ) -> Result<[Box<dyn Step>; 2]> {
     let whole = Program::from_iter([block]);
     let parts = whole.expanded(|_| false);
     Ok([
-        lab.backend.compile(&parts, capacity)?,
-        lab.backend.compile(&whole, capacity)?,
+        harness.backend.compile(&parts, capacity)?,
+        harness.backend.compile(&whole, capacity)?,
     ])
 }
 
-impl BlockRig {
+impl BlockFixture {
     /// Runs rows from `first` on as these pieces; gives the output's rows.
     pub(super) fn run(
         &mut self,
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         which: usize,
         first: usize,
         pieces: &[Piece],
@@ -53,51 +53,51 @@ impl BlockRig {
         let tokens: usize = pieces.iter().map(|piece| piece.length).sum();
         let width = self.input.width;
         let rows = first * width..(first + tokens) * width;
-        lab.fill(self.input, &self.values[rows])?;
+        harness.fill(self.input, &self.values[rows])?;
         for tensor in self.scratch.iter().chain([&self.output]) {
-            lab.poison(*tensor)?;
+            harness.poison(*tensor)?;
         }
         let batch = Batch {
             tokens: vec![0; tokens],
             pieces: pieces.to_vec(),
             outputs: Vec::new(),
         };
-        lab.submit(&mut *self.steps[which], &batch)?;
-        lab.read(self.output, tokens)
+        harness.submit(&mut *self.steps[which], &batch)?;
+        harness.read(self.output, tokens)
     }
 
     /// Runs a block that looks at no sequences, both ways, and compares with the answer, row by row.
-    fn check(mut self, lab: &mut Lab<'_>, tokens: usize, answer: &[f64]) -> Result<()> {
+    fn check(mut self, harness: &mut Harness<'_>, tokens: usize, answer: &[f64]) -> Result<()> {
         let pieces = plain(tokens).pieces;
-        let own = self.run(lab, OWN, 0, &pieces)?;
-        if lab.timed() {
+        let own = self.run(harness, OWN, 0, &pieces)?;
+        if harness.timed() {
             return Ok(());
         }
-        let composed = self.run(lab, COMPOSED, 0, &pieces)?;
+        let composed = self.run(harness, COMPOSED, 0, &pieces)?;
         let d = self.output.width;
-        lab.close(
+        harness.close(
             "the output, against the composition",
             d,
             &own,
             &widen(&composed),
         );
-        lab.close("the output", d, &own, answer);
-        for time in 2..=lab.repeats {
-            let next = self.run(lab, OWN, 0, &pieces)?;
-            lab.same(format!("the output of call {time}"), &next, &own);
+        harness.close("the output", d, &own, answer);
+        for time in 2..=harness.repeats {
+            let next = self.run(harness, OWN, 0, &pieces)?;
+            harness.same(format!("the output of call {time}"), &next, &own);
         }
         for row in [0, tokens / 2, tokens - 1] {
-            let alone = self.run(lab, OWN, row, &plain(1).pieces)?;
+            let alone = self.run(harness, OWN, row, &plain(1).pieces)?;
             let what = format!("row {row} alone");
-            lab.same_in_f32(what, d, &alone, &own[row * d..(row + 1) * d]);
+            harness.same_in_f32(what, d, &alone, &own[row * d..(row + 1) * d]);
         }
         Ok(())
     }
 }
 
 /// A projection's weights, in the published format.
-pub(super) fn projection(lab: &mut Lab<'_>, rows: usize, columns: usize) -> Result<Matrix> {
-    lab.random_matrix(
+pub(super) fn projection(harness: &mut Harness<'_>, rows: usize, columns: usize) -> Result<Matrix> {
+    harness.random_matrix(
         Format::Bf16,
         [1, rows, columns],
         (columns as f32).powf(-0.5),
@@ -106,57 +106,57 @@ pub(super) fn projection(lab: &mut Lab<'_>, rows: usize, columns: usize) -> Resu
 
 /// A gated MLP planned on a device, and the oracle's answer for these rows.
 fn mlp(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     input: Tensor,
     values: &[f32],
     n: usize,
     reduce: bool,
 ) -> Result<(MlpBlock, Vec<f64>)> {
     let (d, tokens) = (input.width, values.len() / input.width);
-    let (gate_up, down) = (projection(lab, 2 * n, d)?, projection(lab, d, n)?);
+    let (gate_up, down) = (projection(harness, 2 * n, d)?, projection(harness, d, n)?);
     let hidden = oracle::swiglu(&oracle::linear(&widen(values), &gate_up.values, d), n);
     let block = MlpBlock {
         input,
         gate_up_proj: gate_up.weight,
         down_proj: down.weight,
-        gate_up: lab.output(tokens, 2 * n)?,
-        hidden: lab.output(tokens, n)?,
-        output: lab.output(tokens, d)?,
+        gate_up: harness.output(tokens, 2 * n)?,
+        hidden: harness.output(tokens, n)?,
+        output: harness.output(tokens, d)?,
         reduce,
     };
     Ok((block, oracle::linear(&hidden, &down.values, n)))
 }
 
-fn mlp_block(lab: &mut Lab<'_>, tokens: usize, d: usize, n: usize) -> Result<()> {
-    let values = lab.activations(tokens * d, 1.0);
-    let input = lab.output(tokens, d)?;
-    let (block, answer) = mlp(lab, input, &values, n, true)?;
-    let capacity = Lab::capacity(&plain(tokens));
-    let steps = both_ways(lab, Op::from(block), capacity)?;
-    let rig = BlockRig {
+fn mlp_block(harness: &mut Harness<'_>, tokens: usize, d: usize, n: usize) -> Result<()> {
+    let values = harness.activations(tokens * d, 1.0);
+    let input = harness.output(tokens, d)?;
+    let (block, answer) = mlp(harness, input, &values, n, true)?;
+    let capacity = Harness::capacity(&plain(tokens));
+    let steps = both_ways(harness, Op::from(block), capacity)?;
+    let fixture = BlockFixture {
         input,
         output: block.output,
         values,
         scratch: vec![block.gate_up, block.hidden],
         steps,
     };
-    rig.check(lab, tokens, &answer)
+    fixture.check(harness, tokens, &answer)
 }
 
 fn moe_block(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     router: Router,
     [experts, n, d, shared]: [usize; 4],
     tokens: usize,
 ) -> Result<()> {
-    let weight = projection(lab, experts, d)?;
-    let bias = lab.random_matrix(Format::Bf16, [1, experts, 1], 0.1)?;
-    let values = clear_rows(lab, router, &weight, &bias, tokens);
-    let input = lab.output(tokens, d)?;
+    let weight = projection(harness, experts, d)?;
+    let bias = harness.random_matrix(Format::Bf16, [1, experts, 1], 0.1)?;
+    let values = clear_rows(harness, router, &weight, &bias, tokens);
+    let input = harness.output(tokens, d)?;
     let (rows, columns) = ((d as f32).powf(-0.5), (n as f32).powf(-0.5));
-    let gate = lab.random_matrix(Format::Bf16, [experts, n, d], rows)?;
-    let up = lab.random_matrix(Format::Bf16, [experts, n, d], rows)?;
-    let down = lab.random_matrix(Format::Bf16, [experts, d, n], columns)?;
+    let gate = harness.random_matrix(Format::Bf16, [experts, n, d], rows)?;
+    let up = harness.random_matrix(Format::Bf16, [experts, n, d], rows)?;
+    let down = harness.random_matrix(Format::Bf16, [experts, d, n], columns)?;
     let (ids, weights) = router.route(&widen(&values), &weight.values, &bias.values);
     let stacks = [&gate.values[..], &up.values, &down.values];
     let mut answer = oracle::experts(&widen(&values), &ids, &weights, stacks, 0, [experts, n, d]);
@@ -169,47 +169,50 @@ fn moe_block(
             top_groups: router.top_groups,
             renormalize: router.renormalize,
             scale: router.scale,
-            experts: lab.blank(Rows::Tokens, tokens, router.top_k, Element::Index)?,
-            weights: lab.blank(Rows::Tokens, tokens, router.top_k, Element::F32)?,
+            experts: harness.blank(Rows::Tokens, tokens, router.top_k, Element::Index)?,
+            weights: harness.blank(Rows::Tokens, tokens, router.top_k, Element::F32)?,
         },
         gate: gate.weight,
         up: up.weight,
         down: down.weight,
         first_expert: 0,
         shared: None,
-        output: lab.output(tokens, d)?,
+        output: harness.output(tokens, d)?,
     };
     if shared > 0 {
-        let (mlp, extra) = mlp(lab, input, &values, shared, false)?;
+        let (mlp, extra) = mlp(harness, input, &values, shared, false)?;
         block.shared = Some(mlp);
         answer
             .iter_mut()
             .zip(extra)
             .for_each(|(sum, extra)| *sum += extra);
     }
-    let capacity = Lab::capacity(&plain(tokens));
-    let steps = both_ways(lab, Op::from(block), capacity)?;
+    let capacity = Harness::capacity(&plain(tokens));
+    let steps = both_ways(harness, Op::from(block), capacity)?;
     let mut scratch = vec![block.route.experts, block.route.weights];
     if let Some(shared) = &block.shared {
         scratch.extend([shared.gate_up, shared.hidden, shared.output]);
     }
-    let rig = BlockRig {
+    let fixture = BlockFixture {
         input,
         output: block.output,
         values,
         scratch,
         steps,
     };
-    rig.check(lab, tokens, &answer)
+    fixture.check(harness, tokens, &answer)
 }
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (tokens, d, n) in [(1, 40, 48), (33, 40, 48), (5, 33, 21), (64, 64, 128)] {
         let name = format!("d={d} n={n}/T={tokens}");
-        cases.push(Case::new("mlp_block", name, Tolerance::Block, move |lab| {
-            mlp_block(lab, tokens, d, n)
-        }));
+        cases.push(Case::new(
+            "mlp_block",
+            name,
+            Tolerance::Block,
+            move |harness| mlp_block(harness, tokens, d, n),
+        ));
     }
     for (groups, top_groups, shape, tokens) in [
         (1, 1, [8, 24, 40, 32], 33),
@@ -227,9 +230,12 @@ pub(super) fn cases() -> Vec<Case> {
         let [experts, n, d, shared] = shape;
         let name =
             format!("{experts} experts in {groups} of n={n} d={d} shared={shared}/T={tokens}");
-        cases.push(Case::new("moe_block", name, Tolerance::Block, move |lab| {
-            moe_block(lab, router, shape, tokens)
-        }));
+        cases.push(Case::new(
+            "moe_block",
+            name,
+            Tolerance::Block,
+            move |harness| moe_block(harness, router, shape, tokens),
+        ));
     }
     cases
 }

@@ -1,19 +1,19 @@
 //! `short_conv`: the convolution, and the tails that carry it from one piece to the next.
 
-use super::kda_rig::{LAYER, piece, record};
+use super::kda_fixture::{LAYER, piece, record};
 use crate::backend::{
     Batch, Capacity, Element, Piece, Program, Result, ShortConv, Slot, StateCheckpoint,
     StateLayout, StatePool, Step, Tensor,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance};
+use crate::conformance::{Case, Harness, Matrix, Tolerance};
 
 /// Heads of keys and values, K, V and taps.
 pub(super) type Shape = [usize; 5];
 
 /// A convolution planned on a device, with the inputs of all its rows.
-struct Rig {
+struct Fixture {
     pool: StatePool,
     weight: Matrix,
     values: Vec<f32>,
@@ -22,10 +22,10 @@ struct Rig {
     step: Box<dyn Step>,
 }
 
-impl Rig {
+impl Fixture {
     /// Plans it for `tokens` tokens, with every slot poisoned.
     fn new(
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         format: Format,
         shape: Shape,
         tokens: usize,
@@ -41,17 +41,17 @@ impl Rig {
             taps,
             slots,
         };
-        let pool = lab.backend.state_pool(layout)?;
+        let pool = harness.backend.state_pool(layout)?;
         let channels = layout.channels();
-        let weight = lab.random_matrix(format, [1, channels, taps], 0.5)?;
-        let values = lab.activations(tokens * channels, 1.0);
-        let input = lab.blank(
+        let weight = harness.random_matrix(format, [1, channels, taps], 0.5)?;
+        let values = harness.activations(tokens * channels, 1.0);
+        let input = harness.blank(
             crate::backend::Rows::Tokens,
             tokens,
             channels,
             Element::Activation,
         )?;
-        let output = lab.output(tokens, channels)?;
+        let output = harness.output(tokens, channels)?;
         let capacity = Capacity {
             tokens: tokens + 1,
             pieces: slots,
@@ -66,8 +66,10 @@ impl Rig {
             layer: LAYER,
             output,
         };
-        let step = lab.backend.compile(&Program::from_iter([conv]), capacity)?;
-        let rig = Self {
+        let step = harness
+            .backend
+            .compile(&Program::from_iter([conv]), capacity)?;
+        let fixture = Self {
             pool,
             weight,
             values,
@@ -77,27 +79,35 @@ impl Rig {
         };
         for layer in 0..layout.layers {
             for slot in 0..slots {
-                rig.write(
-                    lab,
+                fixture.write(
+                    harness,
                     layer,
                     Slot(slot as u32),
                     &vec![f32::NAN; layout.tail_len()],
                 )?;
             }
         }
-        Ok(rig)
+        Ok(fixture)
     }
 
     /// Writes a tail, with a state that must not change.
-    fn write(&self, lab: &mut Lab<'_>, layer: usize, slot: Slot, tail: &[f32]) -> Result<()> {
+    fn write(
+        &self,
+        harness: &mut Harness<'_>,
+        layer: usize,
+        slot: Slot,
+        tail: &[f32],
+    ) -> Result<()> {
         let state = vec![f32::NAN; self.pool.layout.state_len()];
         let record = record(&self.pool.layout, &state, tail);
-        lab.backend.write_state(&self.pool, layer, slot, &record)
+        harness
+            .backend
+            .write_state(&self.pool, layer, slot, &record)
     }
 
-    fn tail(&self, lab: &mut Lab<'_>, layer: usize, slot: Slot) -> Result<Vec<f32>> {
-        let record = lab.backend.read_state(&self.pool, layer, slot).wait()?;
-        lab.holds(
+    fn tail(&self, harness: &mut Harness<'_>, layer: usize, slot: Slot) -> Result<Vec<f32>> {
+        let record = harness.backend.read_state(&self.pool, layer, slot).wait()?;
+        harness.holds(
             format!("the state in slot {} of layer {layer} is as it was", slot.0),
             record.state.iter().all(|value| value.is_nan()),
         );
@@ -105,27 +115,32 @@ impl Rig {
     }
 
     /// Runs rows from `first` on as these pieces.
-    fn run(&mut self, lab: &mut Lab<'_>, first: usize, pieces: &[Piece]) -> Result<Vec<f32>> {
+    fn run(
+        &mut self,
+        harness: &mut Harness<'_>,
+        first: usize,
+        pieces: &[Piece],
+    ) -> Result<Vec<f32>> {
         let tokens: usize = pieces.iter().map(|piece| piece.length).sum();
         let width = self.input.width;
-        lab.fill(
+        harness.fill(
             self.input,
             &self.values[first * width..(first + tokens) * width],
         )?;
-        lab.poison(self.output)?;
+        harness.poison(self.output)?;
         let batch = Batch {
             tokens: vec![0; tokens],
             pieces: pieces.to_vec(),
             outputs: Vec::new(),
         };
-        lab.submit(&mut *self.step, &batch)?;
-        lab.read(self.output, tokens)
+        harness.submit(&mut *self.step, &batch)?;
+        harness.read(self.output, tokens)
     }
 }
 
 /// A ragged batch, with checkpoints inside its pieces.
 pub(super) fn against_definition(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     format: Format,
     shape: Shape,
     lengths: &[usize],
@@ -134,21 +149,21 @@ pub(super) fn against_definition(
     let tokens = lengths.iter().sum();
     let wanted = [1, 2, 3, 5, 33];
     let slots = lengths.len() * (2 + wanted.len()) + 1;
-    let mut rig = Rig::new(lab, format, shape, tokens, slots)?;
+    let mut fixture = Fixture::new(harness, format, shape, tokens, slots)?;
     let mut free = (0..slots as u32).rev().map(Slot);
     let mut next = || free.next().unwrap_or(Slot(0));
     let (mut pieces, mut tails) = (Vec::new(), Vec::new());
-    let len = rig.pool.layout.tail_len();
+    let len = fixture.pool.layout.tail_len();
     for (i, length) in lengths.iter().enumerate() {
         let tail = if seeded {
-            lab.activations(len, 1.0)
+            harness.activations(len, 1.0)
         } else {
             vec![0.0; len]
         };
         let slot = next();
         let slot_in = seeded.then_some(slot);
         if seeded {
-            rig.write(lab, LAYER, slot, &tail)?;
+            fixture.write(harness, LAYER, slot, &tail)?;
         }
         let slot_out = if i % 2 == 0 { slot } else { next() };
         let mut piece = piece(*length, slot_in, slot_out);
@@ -161,27 +176,27 @@ pub(super) fn against_definition(
     }
     let mut before = Vec::new();
     for layer in 0..2 {
-        for slot in 0..if lab.timed() { 0 } else { slots as u32 } {
-            before.push(rig.tail(lab, layer, Slot(slot))?);
+        for slot in 0..if harness.timed() { 0 } else { slots as u32 } {
+            before.push(fixture.tail(harness, layer, Slot(slot))?);
         }
     }
-    let output = rig.run(lab, 0, &pieces)?;
-    if lab.timed() {
+    let output = fixture.run(harness, 0, &pieces)?;
+    if harness.timed() {
         return Ok(());
     }
-    let channels = rig.input.width;
+    let channels = fixture.input.width;
     let mut written = Vec::new();
     let mut row = 0;
     for (i, piece) in pieces.iter().enumerate() {
         let rows = row * channels..(row + piece.length) * channels;
         row += piece.length;
         let (answer, ends) = oracle::short_conv(
-            &widen(&rig.values[rows.clone()]),
-            &rig.weight.values,
+            &widen(&fixture.values[rows.clone()]),
+            &fixture.weight.values,
             channels,
             &widen(&tails[i]),
         );
-        lab.close(
+        harness.close(
             format!("outputs of sequence {i}"),
             channels,
             &output[rows],
@@ -189,38 +204,38 @@ pub(super) fn against_definition(
         );
         let ends_at = piece.checkpoints.iter().map(|kept| (kept.after, kept.slot));
         for (after, slot) in ends_at.chain([(piece.length, piece.slot_out)]) {
-            let found = rig.tail(lab, LAYER, slot)?;
+            let found = fixture.tail(harness, LAYER, slot)?;
             let what = format!("the tail of sequence {i} after {after} tokens");
             let width = found.len();
-            lab.close_to(what, width, &found, &ends[after], Tolerance::Exact);
+            harness.close_to(what, width, &found, &ends[after], Tolerance::Exact);
             written.push(slot);
         }
     }
     for (place, before) in before.iter().enumerate() {
         let (layer, slot) = (place / slots, Slot((place % slots) as u32));
         if layer != LAYER || !written.contains(&slot) {
-            let after = rig.tail(lab, layer, slot)?;
+            let after = fixture.tail(harness, layer, slot)?;
             let what = format!("the tail in slot {} of layer {layer}, not named", slot.0);
-            lab.same(what, &after, before);
+            harness.same(what, &after, before);
         }
     }
     Ok(())
 }
 
 /// A prompt cut in two gives what it gives in one call, and so does one resumed from a checkpoint.
-fn cut(lab: &mut Lab<'_>, shape: Shape, length: usize) -> Result<()> {
-    let mut rig = Rig::new(lab, Format::Bf16, shape, length, 4)?;
-    let whole = rig.run(lab, 0, &[piece(length, None, Slot(0))])?;
-    let end = rig.tail(lab, LAYER, Slot(0))?;
-    let width = rig.input.width;
+fn cut(harness: &mut Harness<'_>, shape: Shape, length: usize) -> Result<()> {
+    let mut fixture = Fixture::new(harness, Format::Bf16, shape, length, 4)?;
+    let whole = fixture.run(harness, 0, &[piece(length, None, Slot(0))])?;
+    let end = fixture.tail(harness, LAYER, Slot(0))?;
+    let width = fixture.input.width;
     for cut in 0..=length {
-        let mut output = rig.run(lab, 0, &[piece(cut, None, Slot(1))])?;
-        let middle = rig.tail(lab, LAYER, Slot(1))?;
-        output.extend(rig.run(lab, cut, &[piece(length - cut, Some(Slot(1)), Slot(2))])?);
+        let mut output = fixture.run(harness, 0, &[piece(cut, None, Slot(1))])?;
+        let middle = fixture.tail(harness, LAYER, Slot(1))?;
+        output.extend(fixture.run(harness, cut, &[piece(length - cut, Some(Slot(1)), Slot(2))])?);
         let what = format!("outputs, cut after {cut}");
-        lab.close_to(what, width, &output, &widen(&whole), Tolerance::Split);
-        let found = rig.tail(lab, LAYER, Slot(2))?;
-        lab.same(format!("the tail, cut after {cut}"), &found, &end);
+        harness.close_to(what, width, &output, &widen(&whole), Tolerance::Split);
+        let found = fixture.tail(harness, LAYER, Slot(2))?;
+        harness.same(format!("the tail, cut after {cut}"), &found, &end);
         if cut == 0 {
             continue;
         }
@@ -229,41 +244,47 @@ fn cut(lab: &mut Lab<'_>, shape: Shape, length: usize) -> Result<()> {
             after: cut,
             slot: Slot(3),
         });
-        rig.run(lab, 0, &[marked])?;
-        let kept = rig.tail(lab, LAYER, Slot(3))?;
-        lab.same(format!("the tail kept after {cut}"), &kept, &middle);
-        let rest = rig.run(lab, cut, &[piece(length - cut, Some(Slot(3)), Slot(2))])?;
+        fixture.run(harness, 0, &[marked])?;
+        let kept = fixture.tail(harness, LAYER, Slot(3))?;
+        harness.same(format!("the tail kept after {cut}"), &kept, &middle);
+        let rest = fixture.run(harness, cut, &[piece(length - cut, Some(Slot(3)), Slot(2))])?;
         let what = format!("resumed after {cut}");
-        lab.same_in_f32(what, width, &rest, &whole[cut * width..]);
+        harness.same_in_f32(what, width, &rest, &whole[cut * width..]);
     }
     Ok(())
 }
 
 /// Each sequence of a ragged batch has the bits that it has alone, and has them again each time.
-fn alone(lab: &mut Lab<'_>) -> Result<()> {
+fn alone(harness: &mut Harness<'_>) -> Result<()> {
     let lengths = [1, 33, 0, 2, 7, 1];
-    let mut rig = Rig::new(lab, Format::Bf16, [2, 2, 24, 20, 4], 44, 2 * lengths.len())?;
+    let mut fixture = Fixture::new(
+        harness,
+        Format::Bf16,
+        [2, 2, 24, 20, 4],
+        44,
+        2 * lengths.len(),
+    )?;
     let mut pieces = Vec::new();
     for (i, length) in lengths.into_iter().enumerate() {
-        let tail = lab.activations(rig.pool.layout.tail_len(), 1.0);
-        rig.write(lab, LAYER, Slot(i as u32), &tail)?;
+        let tail = harness.activations(fixture.pool.layout.tail_len(), 1.0);
+        fixture.write(harness, LAYER, Slot(i as u32), &tail)?;
         let slot_out = Slot((lengths.len() + i) as u32);
         pieces.push(piece(length, Some(Slot(i as u32)), slot_out));
     }
-    let together = rig.run(lab, 0, &pieces)?;
-    for time in 2..=lab.repeats {
-        let next = rig.run(lab, 0, &pieces)?;
-        lab.same(format!("outputs of call {time}"), &next, &together);
+    let together = fixture.run(harness, 0, &pieces)?;
+    for time in 2..=harness.repeats {
+        let next = fixture.run(harness, 0, &pieces)?;
+        harness.same(format!("outputs of call {time}"), &next, &together);
     }
-    let (mut first, width) = (0, rig.input.width);
+    let (mut first, width) = (0, fixture.input.width);
     for (i, piece) in pieces.iter().enumerate() {
-        let tail = rig.tail(lab, LAYER, piece.slot_out)?;
-        let output = rig.run(lab, first, std::slice::from_ref(piece))?;
+        let tail = fixture.tail(harness, LAYER, piece.slot_out)?;
+        let output = fixture.run(harness, first, std::slice::from_ref(piece))?;
         let rows = first * width..(first + piece.length) * width;
         let what = format!("outputs of sequence {i}");
-        lab.same_in_f32(what, width, &output, &together[rows]);
-        let single = rig.tail(lab, LAYER, piece.slot_out)?;
-        lab.same(format!("the tail of sequence {i}"), &single, &tail);
+        harness.same_in_f32(what, width, &output, &together[rows]);
+        let single = fixture.tail(harness, LAYER, piece.slot_out)?;
+        harness.same(format!("the tail of sequence {i}"), &single, &tail);
         first += piece.length;
     }
     Ok(())
@@ -296,17 +317,19 @@ pub(super) fn cases() -> Vec<Case> {
                     format!("{format}/H={hk},{hv} K={k} V={v} taps={taps}/{lengths:?}/{start}");
                 add(
                     name,
-                    Box::new(move |lab| against_definition(lab, format, shape, lengths, seeded)),
+                    Box::new(move |harness| {
+                        against_definition(harness, format, shape, lengths, seeded)
+                    }),
                 );
             }
         }
     }
     add(
         "cut everywhere/T=21".to_owned(),
-        Box::new(|lab| cut(lab, [1, 1, 33, 20, 4], 21)),
+        Box::new(|harness| cut(harness, [1, 1, 33, 20, 4], 21)),
     );
     add("ragged is alone".to_owned(), Box::new(alone));
     cases
 }
 
-type Body = Box<dyn Fn(&mut Lab<'_>) -> Result<()> + Send + Sync>;
+type Body = Box<dyn Fn(&mut Harness<'_>) -> Result<()> + Send + Sync>;

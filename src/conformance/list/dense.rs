@@ -6,9 +6,9 @@ use crate::backend::{
     Swiglu,
 };
 use crate::checkpoint::Format;
-use crate::conformance::lab::plain;
+use crate::conformance::harness::plain;
 use crate::conformance::oracle::{self, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance};
+use crate::conformance::{Case, Harness, Matrix, Tolerance};
 use crate::error::BackendError;
 
 pub(super) const FORMATS: [Format; 3] = [Format::Bf16, Format::F16, Format::F32];
@@ -27,32 +27,35 @@ fn embed_cases(cases: &mut Vec<Case>) {
     for format in FORMATS {
         for (vocabulary, d, tokens) in [(50, 64, 17), (33, 20, 5), (7, 33, 65), (300, 256, 1)] {
             let name = format!("{format}/[{vocabulary},{d}]/T={tokens}");
-            cases.push(definition("embed", name, Tolerance::Rounded, move |lab| {
-                embed(lab, format, [vocabulary, d], tokens)
-            }));
+            cases.push(definition(
+                "embed",
+                name,
+                Tolerance::Rounded,
+                move |harness| embed(harness, format, [vocabulary, d], tokens),
+            ));
         }
     }
-    cases.extend(properties("embed", |lab| {
-        embed(lab, Format::Bf16, [50, 33], 33)
+    cases.extend(properties("embed", |harness| {
+        embed(harness, Format::Bf16, [50, 33], 33)
     }));
 }
 
 pub(super) fn embed(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     format: Format,
     [vocabulary, d]: [usize; 2],
     tokens: usize,
 ) -> Result<Operation> {
-    let table = lab.random_matrix(format, [1, vocabulary, d], 1.0)?;
+    let table = harness.random_matrix(format, [1, vocabulary, d], 1.0)?;
     let mut ids: Vec<u32> = (0..tokens)
-        .map(|_| lab.random.below(vocabulary) as u32)
+        .map(|_| harness.random.below(vocabulary) as u32)
         .collect();
     // The first and the last row are always among them.
     ids[0] = vocabulary as u32 - 1;
     if let Some(last) = ids.get_mut(1) {
         *last = 0;
     }
-    let answer = lab.answer(|| oracle::embed(&ids, &table.values, d));
+    let answer = harness.answer(|| oracle::embed(&ids, &table.values, d));
     let weight = table.weight;
     let outputs = vec![Output::activation(d, answer)];
     let operation = Operation::new(tokens, Vec::new(), outputs, move |_, outputs| {
@@ -75,38 +78,47 @@ fn rms_norm_cases(cases: &mut Vec<Case>) {
             (0.0, 1e-5),
         ] {
             let name = format!("d={d}/T={tokens}/scale={scale:e} eps={eps:e}");
-            cases.push(definition("rms_norm", name, Tolerance::Close, move |lab| {
-                rms_norm(lab, Format::Bf16, [tokens, d], scale, eps)
-            }));
+            cases.push(definition(
+                "rms_norm",
+                name,
+                Tolerance::Close,
+                move |harness| rms_norm(harness, Format::Bf16, [tokens, d], scale, eps),
+            ));
         }
     }
     for format in [Format::F16, Format::F32] {
         let name = format!("{format}/d=100/T=7");
-        cases.push(definition("rms_norm", name, Tolerance::Close, move |lab| {
-            rms_norm(lab, format, [7, 100], 1.0, 1e-5)
-        }));
+        cases.push(definition(
+            "rms_norm",
+            name,
+            Tolerance::Close,
+            move |harness| rms_norm(harness, format, [7, 100], 1.0, 1e-5),
+        ));
     }
-    cases.extend(properties("rms_norm", |lab| {
-        rms_norm(lab, Format::Bf16, [33, 100], 1.0, 1e-5)
+    cases.extend(properties("rms_norm", |harness| {
+        rms_norm(harness, Format::Bf16, [33, 100], 1.0, 1e-5)
     }));
     for rows in [vec![0], vec![8], vec![1, 4, 5, 8], (0..9).collect(), vec![]] {
         let name = format!("output rows {rows:?} of 9");
-        cases.push(Case::new("rms_norm", name, Tolerance::Close, move |lab| {
-            rms_norm_of_outputs(lab, &rows)
-        }));
+        cases.push(Case::new(
+            "rms_norm",
+            name,
+            Tolerance::Close,
+            move |harness| rms_norm_of_outputs(harness, &rows),
+        ));
     }
 }
 
 pub(super) fn rms_norm(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     format: Format,
     [tokens, d]: [usize; 2],
     scale: f32,
     eps: f32,
 ) -> Result<Operation> {
-    let norm = lab.norm_weight(format, d)?;
-    let input = lab.activations(tokens * d, scale);
-    let answer = lab.answer(|| oracle::rms_norm(&widen(&input), &norm.values, eps));
+    let norm = harness.norm_weight(format, d)?;
+    let input = harness.activations(tokens * d, scale);
+    let answer = harness.answer(|| oracle::rms_norm(&widen(&input), &norm.values, eps));
     let weight = norm.weight;
     Ok(Operation::new(
         tokens,
@@ -124,14 +136,14 @@ pub(super) fn rms_norm(
 }
 
 /// The head's way: one row a token goes in, one row an output comes out; then a linear map over those.
-fn rms_norm_of_outputs(lab: &mut Lab<'_>, rows: &[usize]) -> Result<()> {
+fn rms_norm_of_outputs(harness: &mut Harness<'_>, rows: &[usize]) -> Result<()> {
     let (tokens, d, vocabulary, eps) = (9, 36, 21, 1e-5);
-    let norm = lab.norm_weight(Format::Bf16, d)?;
-    let head = lab.random_matrix(Format::Bf16, [1, vocabulary, d], 0.2)?;
-    let values = lab.activations(tokens * d, 1.0);
-    let input = lab.input(d, Element::Activation, &values)?;
-    let normed = lab.blank(Rows::Outputs, tokens, d, Element::Activation)?;
-    let logits = lab.blank(Rows::Outputs, tokens, vocabulary, Element::F32)?;
+    let norm = harness.norm_weight(Format::Bf16, d)?;
+    let head = harness.random_matrix(Format::Bf16, [1, vocabulary, d], 0.2)?;
+    let values = harness.activations(tokens * d, 1.0);
+    let input = harness.input(d, Element::Activation, &values)?;
+    let normed = harness.blank(Rows::Outputs, tokens, d, Element::Activation)?;
+    let logits = harness.blank(Rows::Outputs, tokens, vocabulary, Element::F32)?;
     let batch = Batch {
         outputs: rows
             .iter()
@@ -155,25 +167,25 @@ fn rms_norm_of_outputs(lab: &mut Lab<'_>, rows: &[usize]) -> Result<()> {
             output: logits,
         }),
     ];
-    let mut step = lab.compile(&batch, ops)?;
-    lab.submit(&mut *step, &batch)?;
+    let mut step = harness.compile(&batch, ops)?;
+    harness.submit(&mut *step, &batch)?;
     let wanted: Vec<f64> = rows
         .iter()
         .flat_map(|row| widen(&values[row * d..(row + 1) * d]))
         .collect();
     let answer = oracle::rms_norm(&wanted, &norm.values, eps);
-    let found = lab.read(normed, rows.len())?;
-    lab.close("the normed rows", d, &found, &answer);
+    let found = harness.read(normed, rows.len())?;
+    harness.close("the normed rows", d, &found, &answer);
     let answer = oracle::linear(&widen(&found), &head.values, d);
-    let found = lab.read(logits, rows.len())?;
-    lab.close("the logits", vocabulary, &found, &answer);
+    let found = harness.read(logits, rows.len())?;
+    harness.close("the logits", vocabulary, &found, &answer);
     Ok(())
 }
 
 fn linear_cases(cases: &mut Vec<Case>) {
     let plain = |shape: [usize; 2]| {
-        move |lab: &mut Lab<'_>, format| {
-            lab.random_matrix(
+        move |harness: &mut Harness<'_>, format| {
+            harness.random_matrix(
                 format,
                 [1, shape[0], shape[1]],
                 (shape[1] as f32).powf(-0.5),
@@ -194,35 +206,51 @@ fn linear_cases(cases: &mut Vec<Case>) {
         ] {
             let [out, width] = shape;
             let name = format!("{format}/[{out},{width}]/T={tokens}");
-            cases.push(definition("linear", name, Tolerance::Close, move |lab| {
-                let matrix = plain(shape)(lab, format)?;
-                linear(lab, matrix, tokens, Element::Activation)
-            }));
+            cases.push(definition(
+                "linear",
+                name,
+                Tolerance::Close,
+                move |harness| {
+                    let matrix = plain(shape)(harness, format)?;
+                    linear(harness, matrix, tokens, Element::Activation)
+                },
+            ));
         }
         // Columns cut out of stored rows, on even and odd places, and rows in parts of uneven size.
         for (stored, first, columns) in [(40, 8, 24), (45, 7, 21), (66, 33, 33)] {
             let name = format!("{format}/columns {first}..{} of {stored}", first + columns);
-            cases.push(definition("linear", name, Tolerance::Close, move |lab| {
-                let values = lab.random.normals(19 * stored, 0.2);
-                let shape = [1, 19, columns];
-                let matrix = lab.cut_matrix(format, shape, stored, first, &[5, 13, 1], values)?;
-                linear(lab, matrix, 6, Element::Activation)
-            }));
+            cases.push(definition(
+                "linear",
+                name,
+                Tolerance::Close,
+                move |harness| {
+                    let values = harness.random.normals(19 * stored, 0.2);
+                    let shape = [1, 19, columns];
+                    let matrix =
+                        harness.cut_matrix(format, shape, stored, first, &[5, 13, 1], values)?;
+                    linear(harness, matrix, 6, Element::Activation)
+                },
+            ));
         }
         let name = format!("{format}/three parts below one another");
-        cases.push(definition("linear", name, Tolerance::Close, move |lab| {
-            let values = lab.random.normals(31 * 27, 0.2);
-            let matrix = lab.cut_matrix(format, [1, 31, 27], 27, 0, &[3, 21, 7], values)?;
-            linear(lab, matrix, 6, Element::Activation)
-        }));
+        cases.push(definition(
+            "linear",
+            name,
+            Tolerance::Close,
+            move |harness| {
+                let values = harness.random.normals(31 * 27, 0.2);
+                let matrix = harness.cut_matrix(format, [1, 31, 27], 27, 0, &[3, 21, 7], values)?;
+                linear(harness, matrix, 6, Element::Activation)
+            },
+        ));
     }
     cases.push(definition(
         "linear",
         "to f32",
         Tolerance::Close,
-        move |lab| {
-            let matrix = plain([70, 36])(lab, Format::Bf16)?;
-            linear(lab, matrix, 5, Element::F32)
+        move |harness| {
+            let matrix = plain([70, 36])(harness, Format::Bf16)?;
+            linear(harness, matrix, 5, Element::F32)
         },
     ));
     // Beyond 1 MiB, the binding limit that tests force.
@@ -230,18 +258,18 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "linear",
         "BF16/[1100,500]/T=2",
         Tolerance::Close,
-        move |lab| {
-            let matrix = plain([1100, 500])(lab, Format::Bf16)?;
-            linear(lab, matrix, 2, Element::Activation)
+        move |harness| {
+            let matrix = plain([1100, 500])(harness, Format::Bf16)?;
+            linear(harness, matrix, 2, Element::Activation)
         },
     ));
     cases.push(definition(
         "linear",
         "no tokens",
         Tolerance::Close,
-        move |lab| {
-            let matrix = plain([8, 8])(lab, Format::F32)?;
-            linear(lab, matrix, 0, Element::Activation)
+        move |harness| {
+            let matrix = plain([8, 8])(harness, Format::F32)?;
+            linear(harness, matrix, 0, Element::Activation)
         },
     ));
     // Rows of single tokens may be multiplied otherwise than those of longer pieces, which lie between them here.
@@ -268,45 +296,55 @@ fn linear_cases(cases: &mut Vec<Case>) {
     ] {
         let [out, width] = shape;
         let name = format!("BF16/[{out},{width}]/T={tokens}, single tokens and pairs");
-        cases.push(definition("linear", name, Tolerance::Close, move |lab| {
-            let matrix = plain(shape)(lab, Format::Bf16)?;
-            linear(lab, matrix, tokens, Element::Activation).map(single)
-        }));
+        cases.push(definition(
+            "linear",
+            name,
+            Tolerance::Close,
+            move |harness| {
+                let matrix = plain(shape)(harness, Format::Bf16)?;
+                linear(harness, matrix, tokens, Element::Activation).map(single)
+            },
+        ));
     }
     cases.push(definition(
         "linear",
         "to f32, single tokens and pairs",
         Tolerance::Close,
-        move |lab| {
-            let matrix = plain([70, 36])(lab, Format::Bf16)?;
-            linear(lab, matrix, 15, Element::F32).map(single)
+        move |harness| {
+            let matrix = plain([70, 36])(harness, Format::Bf16)?;
+            linear(harness, matrix, 15, Element::F32).map(single)
         },
     ));
     for (name, question) in [
         ("single tokens are alone beside pairs", Question::Alone),
         ("single tokens and pairs again", Question::Again),
     ] {
-        cases.push(Case::new("linear", name, Tolerance::Exact, move |lab| {
-            let matrix = plain([70, 100])(lab, Format::Bf16)?;
-            let operation = linear(lab, matrix, 70, Element::F32)?;
-            ask(lab, question, single(operation))
-        }));
+        cases.push(Case::new(
+            "linear",
+            name,
+            Tolerance::Exact,
+            move |harness| {
+                let matrix = plain([70, 100])(harness, Format::Bf16)?;
+                let operation = linear(harness, matrix, 70, Element::F32)?;
+                ask(harness, question, single(operation))
+            },
+        ));
     }
-    cases.extend(properties("linear", move |lab| {
-        let matrix = plain([70, 100])(lab, Format::Bf16)?;
-        linear(lab, matrix, 37, Element::Activation)
+    cases.extend(properties("linear", move |harness| {
+        let matrix = plain([70, 100])(harness, Format::Bf16)?;
+        linear(harness, matrix, 37, Element::Activation)
     }));
 }
 
 pub(super) fn linear(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     matrix: Matrix,
     tokens: usize,
     element: Element,
 ) -> Result<Operation> {
     let (rows, columns) = (matrix.weight.rows, matrix.weight.columns);
-    let input = lab.activations(tokens * columns, 1.0);
-    let answer = lab.answer(|| oracle::linear(&widen(&input), &matrix.values, columns));
+    let input = harness.activations(tokens * columns, 1.0);
+    let answer = harness.answer(|| oracle::linear(&widen(&input), &matrix.values, columns));
     let weight = matrix.weight;
     let mut output = Output::activation(rows, answer);
     output.place = Place::New(element);
@@ -327,23 +365,34 @@ pub(super) fn linear(
 fn elementwise_cases(cases: &mut Vec<Case>) {
     for (n, tokens, scale) in [(20, 5, 1.0), (33, 17, 1.0), (64, 1, 10.0), (1024, 3, 30.0)] {
         let name = format!("n={n}/T={tokens}/scale={scale}");
-        cases.push(definition("swiglu", name, Tolerance::Close, move |lab| {
-            swiglu(lab, tokens, n, scale)
-        }));
+        cases.push(definition(
+            "swiglu",
+            name,
+            Tolerance::Close,
+            move |harness| swiglu(harness, tokens, n, scale),
+        ));
     }
-    cases.extend(properties("swiglu", |lab| swiglu(lab, 33, 40, 3.0)));
+    cases.extend(properties("swiglu", |harness| swiglu(harness, 33, 40, 3.0)));
     for (d, tokens) in [(20, 5), (33, 17), (2304, 2), (1, 1)] {
         let name = format!("d={d}/T={tokens}");
-        cases.push(definition("add", name, Tolerance::Rounded, move |lab| {
-            add(lab, tokens, d)
-        }));
+        cases.push(definition(
+            "add",
+            name,
+            Tolerance::Rounded,
+            move |harness| add(harness, tokens, d),
+        ));
     }
-    cases.extend(properties("add", |lab| add(lab, 33, 33)));
+    cases.extend(properties("add", |harness| add(harness, 33, 33)));
 }
 
-pub(super) fn swiglu(lab: &mut Lab<'_>, tokens: usize, n: usize, scale: f32) -> Result<Operation> {
-    let input = lab.activations(tokens * 2 * n, scale);
-    let answer = lab.answer(|| oracle::swiglu(&widen(&input), n));
+pub(super) fn swiglu(
+    harness: &mut Harness<'_>,
+    tokens: usize,
+    n: usize,
+    scale: f32,
+) -> Result<Operation> {
+    let input = harness.activations(tokens * 2 * n, scale);
+    let answer = harness.answer(|| oracle::swiglu(&widen(&input), n));
     Ok(Operation::new(
         tokens,
         vec![Input::activation(2 * n, input)],
@@ -357,10 +406,10 @@ pub(super) fn swiglu(lab: &mut Lab<'_>, tokens: usize, n: usize, scale: f32) -> 
     ))
 }
 
-pub(super) fn add(lab: &mut Lab<'_>, tokens: usize, d: usize) -> Result<Operation> {
+pub(super) fn add(harness: &mut Harness<'_>, tokens: usize, d: usize) -> Result<Operation> {
     let (source, target) = (
-        lab.activations(tokens * d, 1.0),
-        lab.activations(tokens * d, 1.0),
+        harness.activations(tokens * d, 1.0),
+        harness.activations(tokens * d, 1.0),
     );
     let answer = source
         .iter()
@@ -387,12 +436,12 @@ pub(super) fn add(lab: &mut Lab<'_>, tokens: usize, d: usize) -> Result<Operatio
 
 /// One rank by itself: a sum over ranks changes nothing, a gathering is a copy.
 fn collective_cases(cases: &mut Vec<Case>) {
-    let single = |lab: &Lab<'_>| {
-        if lab.backend.shard().ranks == 1 {
+    let single = |harness: &Harness<'_>| {
+        if harness.backend.shard().ranks == 1 {
             return Ok(());
         }
         Err(BackendError::Unsupported {
-            backend: lab.backend.device().backend,
+            backend: harness.backend.device().backend,
             what: "a rank by itself; this case is about one".to_owned(),
         })
     };
@@ -400,14 +449,14 @@ fn collective_cases(cases: &mut Vec<Case>) {
         "all_reduce",
         "one rank",
         Tolerance::Exact,
-        move |lab| {
-            single(lab)?;
-            let values = lab.activations(5 * 33, 1.0);
-            let target = lab.input(33, Element::Activation, &values)?;
-            let mut step = lab.compile(&plain(5), [Op::from(AllReduce { target })])?;
-            lab.submit(&mut *step, &plain(5))?;
-            let found = lab.read(target, 5)?;
-            lab.same("the target", &found, &values);
+        move |harness| {
+            single(harness)?;
+            let values = harness.activations(5 * 33, 1.0);
+            let target = harness.input(33, Element::Activation, &values)?;
+            let mut step = harness.compile(&plain(5), [Op::from(AllReduce { target })])?;
+            harness.submit(&mut *step, &plain(5))?;
+            let found = harness.read(target, 5)?;
+            harness.same("the target", &found, &values);
             Ok(())
         },
     ));
@@ -415,16 +464,16 @@ fn collective_cases(cases: &mut Vec<Case>) {
         "all_gather",
         "one rank",
         Tolerance::Exact,
-        move |lab| {
-            single(lab)?;
-            let values = lab.activations(5 * 33, 1.0);
-            let input = lab.input(33, Element::Activation, &values)?;
-            let output = lab.output(5, 33)?;
+        move |harness| {
+            single(harness)?;
+            let values = harness.activations(5 * 33, 1.0);
+            let input = harness.input(33, Element::Activation, &values)?;
+            let output = harness.output(5, 33)?;
             let gather = AllGather { input, output };
-            let mut step = lab.compile(&plain(5), [Op::from(gather)])?;
-            lab.submit(&mut *step, &plain(5))?;
-            let found = lab.read(output, 5)?;
-            lab.same("the output", &found, &values);
+            let mut step = harness.compile(&plain(5), [Op::from(gather)])?;
+            harness.submit(&mut *step, &plain(5))?;
+            let found = harness.read(output, 5)?;
+            harness.same("the output", &found, &values);
             Ok(())
         },
     ));

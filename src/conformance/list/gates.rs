@@ -4,7 +4,7 @@ use super::rows::{Answer, Input, Operation, Output, Place, definition, propertie
 use crate::backend::{Element, GatedNorm, KdaGates, Op, Result};
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, widen};
-use crate::conformance::{Case, Lab, Tolerance};
+use crate::conformance::{Case, Harness, Tolerance};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -19,13 +19,16 @@ pub(super) fn cases() -> Vec<Case> {
     ] {
         for (heads, width, tokens) in [(2, 128, 9), (3, 20, 17), (1, 33, 1)] {
             let name = format!("{name}/H={heads} K={width}/T={tokens}");
-            cases.push(definition("kda_gates", name, Tolerance::Full, move |lab| {
-                gates(lab, [tokens, heads, width], low, high)
-            }));
+            cases.push(definition(
+                "kda_gates",
+                name,
+                Tolerance::Full,
+                move |harness| gates(harness, [tokens, heads, width], low, high),
+            ));
         }
     }
-    cases.extend(properties("kda_gates", |lab| {
-        gates(lab, [33, 3, 32], -6.0, 6.0)
+    cases.extend(properties("kda_gates", |harness| {
+        gates(harness, [33, 3, 32], -6.0, 6.0)
     }));
     for (heads, width, tokens) in [(2, 128, 9), (3, 20, 17), (1, 33, 1), (4, 96, 5)] {
         for (scale, eps) in [(1.0, 1e-5), (2e-3, 1e-5), (0.0, 1e-5)] {
@@ -34,41 +37,43 @@ pub(super) fn cases() -> Vec<Case> {
                 "gated_norm",
                 name,
                 Tolerance::Close,
-                move |lab| gated_norm(lab, [tokens, heads, width], scale, eps),
+                move |harness| gated_norm(harness, [tokens, heads, width], scale, eps),
             ));
         }
     }
-    cases.extend(properties("gated_norm", |lab| {
-        gated_norm(lab, [33, 3, 48], 1.0, 1e-5)
+    cases.extend(properties("gated_norm", |harness| {
+        gated_norm(harness, [33, 3, 48], 1.0, 1e-5)
     }));
     cases
 }
 
 pub(super) fn gates(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     [tokens, heads, width]: [usize; 3],
     low: f32,
     high: f32,
 ) -> Result<Operation> {
     // The logarithms of rates 1 .. 16, and of steps 1e-3 .. 1e-1 as softplus has them.
-    let a_log = (0..heads).map(|_| 2.75 * lab.random.uniform()).collect();
-    let a_log = lab.matrix(Format::F32, [1, heads, 1], a_log)?;
-    let biases: Vec<f32> = (0..heads * width)
-        .map(|_| -7.0 + 5.0 * lab.random.uniform())
+    let a_log = (0..heads)
+        .map(|_| 2.75 * harness.random.uniform())
         .collect();
-    let dt_bias = lab.matrix(Format::F32, [1, heads * width, 1], biases.clone())?;
-    let spread = |lab: &mut Lab<'_>, n: usize| -> Vec<f32> {
+    let a_log = harness.matrix(Format::F32, [1, heads, 1], a_log)?;
+    let biases: Vec<f32> = (0..heads * width)
+        .map(|_| -7.0 + 5.0 * harness.random.uniform())
+        .collect();
+    let dt_bias = harness.matrix(Format::F32, [1, heads * width, 1], biases.clone())?;
+    let spread = |harness: &mut Harness<'_>, n: usize| -> Vec<f32> {
         (0..n)
-            .map(|_| low + (high - low) * lab.random.uniform())
+            .map(|_| low + (high - low) * harness.random.uniform())
             .collect()
     };
-    let mut decay = spread(lab, tokens * heads * width);
+    let mut decay = spread(harness, tokens * heads * width);
     for (i, decay) in decay.iter_mut().enumerate() {
         *decay -= biases[i % (heads * width)];
     }
-    let decay = lab.rounded(decay);
-    let write = spread(lab, tokens * heads);
-    let write = lab.rounded(write);
+    let decay = harness.rounded(decay);
+    let write = spread(harness, tokens * heads);
+    let write = harness.rounded(write);
     let output = |name, width, answer| Output {
         name,
         width,
@@ -76,7 +81,7 @@ pub(super) fn gates(
         answer: Answer::Elements(answer),
     };
     let log_decay =
-        lab.answer(|| oracle::log_decay(&widen(&decay), &a_log.values, &dt_bias.values));
+        harness.answer(|| oracle::log_decay(&widen(&decay), &a_log.values, &dt_bias.values));
     let outputs = vec![
         output("the log decay", heads * width, log_decay),
         output(
@@ -107,16 +112,16 @@ pub(super) fn gates(
 }
 
 pub(super) fn gated_norm(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     [tokens, heads, width]: [usize; 3],
     scale: f32,
     eps: f32,
 ) -> Result<Operation> {
-    let norm = lab.norm_weight(Format::Bf16, width)?;
-    let input = lab.activations(tokens * heads * width, scale);
-    let gate = lab.activations(tokens * heads * width, 3.0);
+    let norm = harness.norm_weight(Format::Bf16, width)?;
+    let input = harness.activations(tokens * heads * width, scale);
+    let gate = harness.activations(tokens * heads * width, 3.0);
     let answer =
-        lab.answer(|| oracle::gated_norm(&widen(&input), &widen(&gate), &norm.values, eps));
+        harness.answer(|| oracle::gated_norm(&widen(&input), &widen(&gate), &norm.values, eps));
     let weight = norm.weight;
     Ok(Operation::new(
         tokens,

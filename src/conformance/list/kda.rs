@@ -2,10 +2,10 @@
 //!
 //! Every run also looks at what it must leave alone: all convolution tails, the other layer, the slots not named.
 
+use super::kda_fixture::{Fixture, piece};
 use super::kda_input::{KdaCase, Shape};
-use super::kda_rig::{Rig, piece};
 use crate::backend::{Form, Result, Slot};
-use crate::conformance::{Case, Gates, Lab, Random, Tolerance};
+use crate::conformance::{Case, Gates, Harness, Random, Tolerance};
 
 /// Lengths that find bugs (`spec/kda.md`, section 5): around chunks, warps and workgroups.
 const LENGTHS: [usize; 17] = [
@@ -22,50 +22,54 @@ pub(super) const fn form_name(form: Form) -> &'static str {
 }
 
 /// Runs a ragged batch and compares outputs and final states by rows, each sequence by itself.
-pub(super) fn against_definition(lab: &mut Lab<'_>, case: &KdaCase, form: Form) -> Result<()> {
-    let by = case.by(lab.precision());
+pub(super) fn against_definition(
+    harness: &mut Harness<'_>,
+    case: &KdaCase,
+    form: Form,
+) -> Result<()> {
+    let by = case.by(harness.precision());
     let count = case.lengths.len();
-    let mut rig = Rig::new(lab, case, form, count.max(1), 2 * count + 2)?;
+    let mut fixture = Fixture::new(harness, case, form, count.max(1), 2 * count + 2)?;
     let (mut pieces, mut written) = (Vec::new(), Vec::new());
     for (i, length) in case.lengths.iter().enumerate() {
         // Every other sequence has its state updated in place.
         let (from, other) = (Slot(2 * i as u32 + 1), Slot(2 * i as u32));
-        let slot_in = rig.seed(lab, i, from)?;
+        let slot_in = fixture.seed(harness, i, from)?;
         let slot_out = if i % 2 == 0 { from } else { other };
         pieces.push(piece(*length, slot_in, slot_out));
         written.push(slot_out);
     }
-    let before = if lab.timed() {
+    let before = if harness.timed() {
         Vec::new()
     } else {
-        rig.snapshot(lab)?
+        fixture.snapshot(harness)?
     };
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
-    let output = rig.run(lab, &ranges, pieces)?;
-    if lab.timed() {
+    let output = fixture.run(harness, &ranges, pieces)?;
+    if harness.timed() {
         return Ok(());
     }
-    let answers = rig.case().answers();
+    let answers = fixture.case().answers();
     let width = case.shape[1] * case.shape[3];
     let len = case.layout(0).state_len();
     for (i, slot) in written.iter().enumerate() {
         let rows = ranges[i].start * width..ranges[i].end * width;
         let label = |what: &str| format!("{what} of sequence {i} ({} tokens)", case.lengths[i]);
-        lab.close(
+        harness.close(
             label("outputs"),
             by,
             &output[rows.clone()],
             &answers.output[rows],
         );
-        let state = rig.state(lab, *slot)?;
-        lab.close(
+        let state = fixture.state(harness, *slot)?;
+        harness.close(
             label("the state"),
             by,
             &state,
             &answers.states[i * len..(i + 1) * len],
         );
     }
-    rig.untouched(lab, &before, &written)
+    fixture.untouched(harness, &before, &written)
 }
 
 impl Case {
@@ -73,9 +77,12 @@ impl Case {
     #[must_use]
     pub fn kda(name: &str, form: Form, case: KdaCase) -> Self {
         let (bytes, flops) = case.work(form);
-        Self::new(form_name(form), name, Tolerance::Recurrence, move |lab| {
-            against_definition(lab, &case, form)
-        })
+        Self::new(
+            form_name(form),
+            name,
+            Tolerance::Recurrence,
+            move |harness| against_definition(harness, &case, form),
+        )
         .with_work(bytes, flops)
     }
 }
@@ -86,10 +93,15 @@ fn random_case(
     name: String,
     make: impl Fn(&mut Random) -> KdaCase + Send + Sync + 'static,
 ) -> Case {
-    Case::new(form_name(form), name, Tolerance::Recurrence, move |lab| {
-        let case = make(&mut lab.random);
-        against_definition(lab, &case, form)
-    })
+    Case::new(
+        form_name(form),
+        name,
+        Tolerance::Recurrence,
+        move |harness| {
+            let case = make(&mut harness.random);
+            against_definition(harness, &case, form)
+        },
+    )
 }
 
 const HEAD: Shape = [1, 1, 128, 128];

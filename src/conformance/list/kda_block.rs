@@ -1,14 +1,14 @@
 //! `kda_block`: projections, convolution, gates, recurrence, gated norm and output as one.
 
-use super::blocks::{BlockRig, COMPOSED, OWN, both_ways, projection};
-use super::kda_rig::{LAYER, piece, record};
+use super::blocks::{BlockFixture, COMPOSED, OWN, both_ways, projection};
+use super::kda_fixture::{LAYER, piece, record};
 use crate::backend::{
     Capacity, Element, KdaBlock, Op, Piece, Result, Rows, Slot, StateCheckpoint, StateLayout,
     StatePool,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Recurrence, widen};
-use crate::conformance::{By, Case, Lab, Matrix, Tolerance};
+use crate::conformance::{By, Case, Harness, Matrix, Tolerance};
 
 /// A block's sizes, and how its vectors and taps are stored.
 #[derive(Clone, Copy)]
@@ -46,36 +46,42 @@ struct Weights {
     output: Matrix,
 }
 
-struct Rig {
-    block: BlockRig,
+struct Fixture {
+    block: BlockFixture,
     pool: StatePool,
     weights: Weights,
 }
 
-fn weights(lab: &mut Lab<'_>, shape: Shape) -> Result<Weights> {
+fn weights(harness: &mut Harness<'_>, shape: Shape) -> Result<Weights> {
     let [hk, hv, k, v, d, rank, taps] = shape.sizes;
     let [conv, a_log_format, dt_bias_format, norm] = shape.formats;
     let channels = 2 * hk * k + hv * v;
-    let a_log = (0..hv).map(|_| 2.0 * lab.random.uniform()).collect();
+    let a_log = (0..hv).map(|_| 2.0 * harness.random.uniform()).collect();
     let dt_bias = (0..hv * k)
-        .map(|_| -5.0 + 5.0 * lab.random.uniform())
+        .map(|_| -5.0 + 5.0 * harness.random.uniform())
         .collect();
     Ok(Weights {
-        qkv: projection(lab, channels, d)?,
-        conv: lab.random_matrix(conv, [1, channels, taps], 0.5)?,
-        decay: [projection(lab, rank, d)?, projection(lab, hv * k, rank)?],
-        beta: projection(lab, hv, d)?,
-        a_log: lab.matrix(a_log_format, [1, hv, 1], a_log)?,
-        dt_bias: lab.matrix(dt_bias_format, [1, hv * k, 1], dt_bias)?,
-        gate: [projection(lab, rank, d)?, projection(lab, hv * v, rank)?],
-        norm: lab.norm_weight(norm, v)?,
-        output: projection(lab, d, hv * v)?,
+        qkv: projection(harness, channels, d)?,
+        conv: harness.random_matrix(conv, [1, channels, taps], 0.5)?,
+        decay: [
+            projection(harness, rank, d)?,
+            projection(harness, hv * k, rank)?,
+        ],
+        beta: projection(harness, hv, d)?,
+        a_log: harness.matrix(a_log_format, [1, hv, 1], a_log)?,
+        dt_bias: harness.matrix(dt_bias_format, [1, hv * k, 1], dt_bias)?,
+        gate: [
+            projection(harness, rank, d)?,
+            projection(harness, hv * v, rank)?,
+        ],
+        norm: harness.norm_weight(norm, v)?,
+        output: projection(harness, d, hv * v)?,
     })
 }
 
-impl Rig {
+impl Fixture {
     /// Plans the block for `tokens` tokens; slots hold NaN.
-    fn new(lab: &mut Lab<'_>, shape: Shape, tokens: usize, slots: usize) -> Result<Self> {
+    fn new(harness: &mut Harness<'_>, shape: Shape, tokens: usize, slots: usize) -> Result<Self> {
         let [hk, hv, k, v, d, rank, taps] = shape.sizes;
         let layout = StateLayout {
             layers: 2,
@@ -86,20 +92,21 @@ impl Rig {
             taps,
             slots,
         };
-        let pool = lab.backend.state_pool(layout)?;
+        let pool = harness.backend.state_pool(layout)?;
         let nothing = record(
             &layout,
             &vec![f32::NAN; layout.state_len()],
             &vec![f32::NAN; layout.tail_len()],
         );
         for slot in 0..slots as u32 {
-            lab.backend
+            harness
+                .backend
                 .write_state(&pool, LAYER, Slot(slot), &nothing)?;
         }
-        let values = lab.activations(tokens * d, 1.0);
-        let weights = weights(lab, shape)?;
+        let values = harness.activations(tokens * d, 1.0);
+        let weights = weights(harness, shape)?;
         let channels = layout.channels();
-        let mut plan = |width, element| lab.blank(Rows::Tokens, tokens, width, element);
+        let mut plan = |width, element| harness.blank(Rows::Tokens, tokens, width, element);
         let (activation, f32) = (Element::Activation, Element::F32);
         let block = KdaBlock {
             input: plan(d, activation)?,
@@ -133,7 +140,7 @@ impl Rig {
             blocks: 0,
             checkpoints: slots,
         };
-        let steps = both_ways(lab, Op::from(block), capacity)?;
+        let steps = both_ways(harness, Op::from(block), capacity)?;
         let scratch = vec![
             block.qkv,
             block.qkv_conv,
@@ -146,7 +153,7 @@ impl Rig {
             block.gate,
             block.normed,
         ];
-        let block = BlockRig {
+        let block = BlockFixture {
             input: block.input,
             output: block.output,
             values,
@@ -161,18 +168,20 @@ impl Rig {
     }
 
     /// Gives a slot a past, and what it is.
-    fn seed(&self, lab: &mut Lab<'_>, slot: Slot) -> Result<(Vec<f32>, Vec<f32>)> {
+    fn seed(&self, harness: &mut Harness<'_>, slot: Slot) -> Result<(Vec<f32>, Vec<f32>)> {
         let layout = self.pool.layout;
-        let state = lab.random.normals(layout.state_len(), 0.3);
-        let tail = lab.activations(layout.tail_len(), 1.0);
+        let state = harness.random.normals(layout.state_len(), 0.3);
+        let tail = harness.activations(layout.tail_len(), 1.0);
         let past = record(&layout, &state, &tail);
-        lab.backend.write_state(&self.pool, LAYER, slot, &past)?;
+        harness
+            .backend
+            .write_state(&self.pool, LAYER, slot, &past)?;
         Ok((state, tail))
     }
 
     /// A slot's state `[H, K, V]` and tail.
-    fn read(&self, lab: &mut Lab<'_>, slot: Slot) -> Result<[Vec<f32>; 2]> {
-        let record = lab.backend.read_state(&self.pool, LAYER, slot).wait()?;
+    fn read(&self, harness: &mut Harness<'_>, slot: Slot) -> Result<[Vec<f32>; 2]> {
+        let record = harness.backend.read_state(&self.pool, LAYER, slot).wait()?;
         Ok([record.key_value().into_owned(), record.tail])
     }
 
@@ -232,15 +241,15 @@ impl Rig {
 
 /// A ragged batch, every other sequence with a past, the long one with a checkpoint inside, those of one token with one at
 /// their end.
-fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Result<()> {
+fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]) -> Result<()> {
     let tokens = lengths.iter().sum();
     let count = lengths.len() as u32;
-    let mut rig = Rig::new(lab, shape, tokens, 3 * lengths.len())?;
+    let mut fixture = Fixture::new(harness, shape, tokens, 3 * lengths.len())?;
     let mut pieces: Vec<Piece> = Vec::new();
     let mut pasts = Vec::new();
     for (i, length) in (0..).zip(lengths.iter().copied()) {
         let past = if i % 2 == 1 {
-            Some(rig.seed(lab, Slot(i))?)
+            Some(fixture.seed(harness, Slot(i))?)
         } else {
             None
         };
@@ -256,30 +265,30 @@ fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Res
         let kept = piece.checkpoints.iter().map(|checkpoint| checkpoint.slot);
         kept.chain([piece.slot_out]).collect()
     };
-    let own = rig.block.run(lab, OWN, 0, &pieces)?;
+    let own = fixture.block.run(harness, OWN, 0, &pieces)?;
     let mut found = Vec::new();
     for slot in pieces.iter().flat_map(slots) {
-        found.push(rig.read(lab, slot)?);
+        found.push(fixture.read(harness, slot)?);
     }
-    let composed = rig.block.run(lab, COMPOSED, 0, &pieces)?;
-    let d = rig.block.output.width;
-    let bys = rig.by();
-    lab.close(
+    let composed = fixture.block.run(harness, COMPOSED, 0, &pieces)?;
+    let d = fixture.block.output.width;
+    let bys = fixture.by();
+    harness.close(
         "the output, against the composition",
         d,
         &own,
         &widen(&composed),
     );
     for (slot, found) in pieces.iter().flat_map(slots).zip(&found) {
-        let composed = rig.read(lab, slot)?;
+        let composed = fixture.read(harness, slot)?;
         for ((composed, found), by) in composed.iter().zip(found).zip(bys) {
             let what = format!("slot {}, against the composition", slot.0);
-            lab.close(what, by, found, &widen(composed));
+            harness.close(what, by, found, &widen(composed));
         }
     }
     let (mut first, mut found) = (0, found.into_iter());
     for (i, piece) in pieces.iter().enumerate() {
-        let layout = rig.pool.layout;
+        let layout = fixture.pool.layout;
         let zero = || (vec![0.0; layout.state_len()], vec![0.0; layout.tail_len()]);
         let past = pasts[i]
             .as_ref()
@@ -287,12 +296,12 @@ fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Res
         let rows = first..first + piece.length;
         first = rows.end;
         let ends: Vec<usize> = piece.checkpoints.iter().map(|kept| kept.after).collect();
-        let (answer, states) = rig.answer(rows.clone(), past, &ends);
+        let (answer, states) = fixture.answer(rows.clone(), past, &ends);
         let what = format!("the output of sequence {i}");
-        lab.close(what, d, &own[rows.start * d..rows.end * d], &answer);
+        harness.close(what, d, &own[rows.start * d..rows.end * d], &answer);
         for (answer, found) in states.iter().zip(&mut found) {
             for (which, name) in ["state", "tail"].into_iter().enumerate() {
-                lab.close(
+                harness.close(
                     format!("the {name} of sequence {i}"),
                     bys[which],
                     &found[which],
@@ -305,33 +314,33 @@ fn against_definition(lab: &mut Lab<'_>, shape: Shape, lengths: &[usize]) -> Res
 }
 
 /// Ragged batches, cuts, checkpoints and repetition.
-fn properties(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
+fn properties(harness: &mut Harness<'_>, shape: Shape) -> Result<()> {
     let tokens: usize = LENGTHS.iter().sum();
     let count = LENGTHS.len() as u32;
-    let mut rig = Rig::new(lab, shape, tokens, 2 * LENGTHS.len() + 3)?;
+    let mut fixture = Fixture::new(harness, shape, tokens, 2 * LENGTHS.len() + 3)?;
     let mut pieces = Vec::new();
     for (i, length) in (0..).zip(LENGTHS) {
-        rig.seed(lab, Slot(i))?;
+        fixture.seed(harness, Slot(i))?;
         pieces.push(piece(length, Some(Slot(i)), Slot(count + i)));
     }
-    let together = rig.block.run(lab, OWN, 0, &pieces)?;
-    for time in 2..=lab.repeats {
-        let next = rig.block.run(lab, OWN, 0, &pieces)?;
-        lab.same(format!("the output of call {time}"), &next, &together);
+    let together = fixture.block.run(harness, OWN, 0, &pieces)?;
+    for time in 2..=harness.repeats {
+        let next = fixture.block.run(harness, OWN, 0, &pieces)?;
+        harness.same(format!("the output of call {time}"), &next, &together);
     }
-    let (mut first, d, bys) = (0, rig.block.output.width, rig.by());
+    let (mut first, d, bys) = (0, fixture.block.output.width, fixture.by());
     for (i, whole) in pieces.iter().enumerate() {
         let length = whole.length;
         let of = |what: &str| format!("{what} of sequence {i} ({length} tokens)");
-        let end = rig.read(lab, whole.slot_out)?;
+        let end = fixture.read(harness, whole.slot_out)?;
         let output = &together[first * d..(first + length) * d];
-        let alone = rig
+        let alone = fixture
             .block
-            .run(lab, OWN, first, std::slice::from_ref(whole))?;
-        lab.same_in_f32(of("the output"), d, &alone, output);
-        let kept = rig.read(lab, whole.slot_out)?;
+            .run(harness, OWN, first, std::slice::from_ref(whole))?;
+        harness.same_in_f32(of("the output"), d, &alone, output);
+        let kept = fixture.read(harness, whole.slot_out)?;
         for ((alone, end), by) in kept.iter().zip(&end).zip(bys) {
-            lab.same_in_f32(of("the slot"), by, alone, end);
+            harness.same_in_f32(of("the slot"), by, alone, end);
         }
         let (middle, last, kept) = (Slot(2 * count), Slot(2 * count + 1), Slot(2 * count + 2));
         for cut in 0..=length {
@@ -339,17 +348,17 @@ fn properties(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
                 piece(cut, whole.slot_in, middle),
                 piece(length - cut, Some(middle), last),
             ];
-            let mut found = rig.block.run(lab, OWN, first, &parts[..1])?;
-            found.extend(rig.block.run(lab, OWN, first + cut, &parts[1..])?);
-            lab.close_to(
+            let mut found = fixture.block.run(harness, OWN, first, &parts[..1])?;
+            found.extend(fixture.block.run(harness, OWN, first + cut, &parts[1..])?);
+            harness.close_to(
                 of(&format!("cut after {cut}, the output")),
                 By::among(d),
                 &found,
                 &widen(output),
                 Tolerance::Split,
             );
-            for ((found, end), by) in rig.read(lab, last)?.iter().zip(&end).zip(bys) {
-                lab.close_to(
+            for ((found, end), by) in fixture.read(harness, last)?.iter().zip(&end).zip(bys) {
+                harness.close_to(
                     of(&format!("cut after {cut}, the slot")),
                     by,
                     found,
@@ -364,10 +373,10 @@ fn properties(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
                     after: cut,
                     slot: kept,
                 });
-                let marked = rig.block.run(lab, OWN, first, &[marked])?;
+                let marked = fixture.block.run(harness, OWN, first, &[marked])?;
                 let rest = piece(length - cut, Some(kept), last);
-                let rest = rig.block.run(lab, OWN, first + cut, &[rest])?;
-                lab.same_in_f32(
+                let rest = fixture.block.run(harness, OWN, first + cut, &[rest])?;
+                harness.same_in_f32(
                     of(&format!("resumed after {cut}")),
                     d,
                     &rest,
@@ -404,19 +413,27 @@ pub(super) fn cases() -> Vec<Case> {
             "kda_block",
             &name,
             Tolerance::Block,
-            move |lab| against_definition(lab, shape, &LENGTHS),
+            move |harness| against_definition(harness, shape, &LENGTHS),
         ));
         let name = format!("{name}/alone, cut, resumed and again");
-        cases.push(Case::new("kda_block", name, Tolerance::Split, move |lab| {
-            properties(lab, shape)
-        }));
+        cases.push(Case::new(
+            "kda_block",
+            name,
+            Tolerance::Split,
+            move |harness| properties(harness, shape),
+        ));
     }
-    cases.push(Case::new("kda_block", "long", Tolerance::Block, |lab| {
-        let shape = Shape {
-            sizes: [2, 2, 16, 24, 20, 8, 4],
-            formats: STORED[0],
-        };
-        against_definition(lab, shape, &LONG)
-    }));
+    cases.push(Case::new(
+        "kda_block",
+        "long",
+        Tolerance::Block,
+        |harness| {
+            let shape = Shape {
+                sizes: [2, 2, 16, 24, 20, 8, 4],
+                formats: STORED[0],
+            };
+            against_definition(harness, shape, &LONG)
+        },
+    ));
     cases
 }

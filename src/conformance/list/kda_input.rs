@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::kda_rig::LAYERS;
+use super::kda_fixture::LAYERS;
 use crate::backend::{Form, Precision, StateLayout};
 use crate::conformance::oracle::{Recurrence, widen};
 use crate::conformance::{By, Gates, Random};

@@ -1,41 +1,41 @@
 //! What the recurrence must keep whatever the numbers are: ragged batches, cuts, checkpoints, repetition.
 
 use super::kda::form_name;
+use super::kda_fixture::{Fixture, piece};
 use super::kda_input::KdaCase;
-use super::kda_rig::{Rig, piece};
 use crate::backend::{Form, Result, Slot, StateCheckpoint};
 use crate::conformance::oracle::widen;
-use crate::conformance::{By, Case, Gates, Lab, Tolerance};
+use crate::conformance::{By, Case, Gates, Harness, Tolerance};
 
 const FORMS: [Form; 3] = [Form::Chunk, Form::Step, Form::Auto];
 
 /// Each sequence of a ragged batch has the bits that it has alone.
-fn alone(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
+fn alone(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()> {
     let lengths = [1, 33, 0, 100, 7, 1, 16];
-    let case = KdaCase::random(&mut lab.random, [2, 4, 32, 48], &lengths, gates, true);
+    let case = KdaCase::random(&mut harness.random, [2, 4, 32, 48], &lengths, gates, true);
     let count = lengths.len();
-    let mut rig = Rig::new(lab, &case, form, count, 2 * count)?;
+    let mut fixture = Fixture::new(harness, &case, form, count, 2 * count)?;
     let mut pieces = Vec::new();
     for (i, length) in lengths.into_iter().enumerate() {
-        let slot_in = rig.seed(lab, i, Slot(i as u32))?;
+        let slot_in = fixture.seed(harness, i, Slot(i as u32))?;
         pieces.push(piece(length, slot_in, Slot((count + i) as u32)));
     }
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
-    let together = rig.run(lab, &ranges, pieces.clone())?;
+    let together = fixture.run(harness, &ranges, pieces.clone())?;
     let width = case.shape[1] * case.shape[3];
     for i in 0..count {
         let label = |what: &str| format!("{what} of sequence {i} ({} tokens)", lengths[i]);
-        let state = rig.state(lab, pieces[i].slot_out)?;
-        let output = rig.run(lab, &ranges[i..=i], vec![pieces[i].clone()])?;
+        let state = fixture.state(harness, pieces[i].slot_out)?;
+        let output = fixture.run(harness, &ranges[i..=i], vec![pieces[i].clone()])?;
         let rows = ranges[i].start * width..ranges[i].end * width;
-        lab.same_in_f32(
+        harness.same_in_f32(
             label("outputs"),
             By::among(case.shape[3]),
             &output,
             &together[rows],
         );
-        let single = rig.state(lab, pieces[i].slot_out)?;
-        lab.same_in_f32(
+        let single = fixture.state(harness, pieces[i].slot_out)?;
+        harness.same_in_f32(
             label("the state"),
             By::among(case.shape[3]),
             &single,
@@ -46,42 +46,48 @@ fn alone(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
 }
 
 /// A prompt cut in two gives what it gives in one call.
-fn cut(lab: &mut Lab<'_>, form: Form, gates: Gates, length: usize, cuts: &[usize]) -> Result<()> {
-    let mut case = KdaCase::random(&mut lab.random, [1, 2, 64, 48], &[length], gates, true);
+fn cut(
+    harness: &mut Harness<'_>,
+    form: Form,
+    gates: Gates,
+    length: usize,
+    cuts: &[usize],
+) -> Result<()> {
+    let mut case = KdaCase::random(&mut harness.random, [1, 2, 64, 48], &[length], gates, true);
     if gates == Gates::Frozen {
-        case = case.repeated(&mut lab.random);
+        case = case.repeated(&mut harness.random);
     }
-    let mut rig = Rig::new(lab, &case, form, 1, 3)?;
-    let start = rig.seed(lab, 0, Slot(2))?;
-    let whole = rig.run_one(lab, 0..length, piece(length, start, Slot(0)))?;
-    let whole = (widen(&whole), widen(&rig.state(lab, Slot(0))?));
-    let values = case.by(lab.precision());
+    let mut fixture = Fixture::new(harness, &case, form, 1, 3)?;
+    let start = fixture.seed(harness, 0, Slot(2))?;
+    let whole = fixture.run_one(harness, 0..length, piece(length, start, Slot(0)))?;
+    let whole = (widen(&whole), widen(&fixture.state(harness, Slot(0))?));
+    let values = case.by(harness.precision());
     for cut in cuts {
         let first = piece(*cut, start, Slot(1));
         let second = piece(length - cut, Some(Slot(1)), Slot(1));
-        let mut output = rig.run_one(lab, 0..*cut, first)?;
-        output.extend(rig.run_one(lab, *cut..length, second)?);
+        let mut output = fixture.run_one(harness, 0..*cut, first)?;
+        output.extend(fixture.run_one(harness, *cut..length, second)?);
         let what = format!("outputs, cut after {cut}");
-        lab.close_to(what, values, &output, &whole.0, Tolerance::Split);
+        harness.close_to(what, values, &output, &whole.0, Tolerance::Split);
         let what = format!("the state, cut after {cut}");
-        let state = rig.state(lab, Slot(1))?;
-        lab.close_to(what, values, &state, &whole.1, Tolerance::Split);
+        let state = fixture.state(harness, Slot(1))?;
+        harness.close_to(what, values, &state, &whole.1, Tolerance::Split);
     }
     Ok(())
 }
 
 /// States kept inside a piece that a device may cut into segments are those of its prefixes, wherever in a segment they lie.
-fn kept_inside(lab: &mut Lab<'_>) -> Result<()> {
+fn kept_inside(harness: &mut Harness<'_>) -> Result<()> {
     let (length, places) = (1600, [7, 400, 808, 1599]);
     let case = KdaCase::random(
-        &mut lab.random,
+        &mut harness.random,
         [1, 1, 24, 16],
         &[length],
         Gates::Frozen,
         true,
     );
-    let mut rig = Rig::new(lab, &case, Form::Chunk, places.len(), places.len() + 3)?;
-    let start = rig.seed(lab, 0, Slot(0))?;
+    let mut fixture = Fixture::new(harness, &case, Form::Chunk, places.len(), places.len() + 3)?;
+    let start = fixture.seed(harness, 0, Slot(0))?;
     let mut marked = piece(length, start, Slot(1));
     marked.checkpoints = (3..)
         .zip(places)
@@ -91,28 +97,31 @@ fn kept_inside(lab: &mut Lab<'_>) -> Result<()> {
         })
         .collect();
     let kept = marked.checkpoints.clone();
-    let output = rig.run_one(lab, 0..length, marked)?;
+    let output = fixture.run_one(harness, 0..length, marked)?;
     let width = case.shape[1] * case.shape[3];
     for checkpoint in kept {
         let after = checkpoint.after;
-        let prefix = rig.run_one(lab, 0..after, piece(after, start, Slot(2)))?;
+        let prefix = fixture.run_one(harness, 0..after, piece(after, start, Slot(2)))?;
         let what = format!("outputs up to {after}");
         let (values, reference) = (By::among(case.shape[3]), widen(&prefix));
         let found = &output[..after * width];
-        lab.close_to(what, values, found, &reference, Tolerance::Split);
-        let (at, alone) = (rig.state(lab, checkpoint.slot)?, rig.state(lab, Slot(2))?);
+        harness.close_to(what, values, found, &reference, Tolerance::Split);
+        let (at, alone) = (
+            fixture.state(harness, checkpoint.slot)?,
+            fixture.state(harness, Slot(2))?,
+        );
         let what = format!("the state kept after {after} tokens");
-        lab.close_to(what, values, &at, &widen(&alone), Tolerance::Split);
+        harness.close_to(what, values, &at, &widen(&alone), Tolerance::Split);
     }
     Ok(())
 }
 
 /// States kept inside a piece are those of its prefixes, and a sequence resumed there repeats the very operations.
-fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
+fn checkpoints(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()> {
     let (length, places) = (77, [5, 16, 37, 64, 77]);
-    let case = KdaCase::random(&mut lab.random, [2, 2, 48, 32], &[length], gates, true);
-    let mut rig = Rig::new(lab, &case, form, places.len(), places.len() + 3)?;
-    let start = rig.seed(lab, 0, Slot(0))?;
+    let case = KdaCase::random(&mut harness.random, [2, 2, 48, 32], &[length], gates, true);
+    let mut fixture = Fixture::new(harness, &case, form, places.len(), places.len() + 3)?;
+    let start = fixture.seed(harness, 0, Slot(0))?;
     let (end, other) = (Slot(1), Slot(2));
     let kept: Vec<StateCheckpoint> = (3..)
         .zip(places)
@@ -123,30 +132,34 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
         .collect();
     let mut marked = piece(length, start, end);
     marked.checkpoints.clone_from(&kept);
-    let before = rig.snapshot(lab)?;
-    let output = rig.run_one(lab, 0..length, marked)?;
+    let before = fixture.snapshot(harness)?;
+    let output = fixture.run_one(harness, 0..length, marked)?;
     let mut written: Vec<Slot> = kept.iter().map(|checkpoint| checkpoint.slot).collect();
     written.push(end);
-    rig.untouched(lab, &before, &written)?;
-    let state = rig.state(lab, end)?;
+    fixture.untouched(harness, &before, &written)?;
+    let state = fixture.state(harness, end)?;
     let (width, values) = (case.shape[1] * case.shape[3], By::among(case.shape[3]));
     for (i, checkpoint) in kept.iter().enumerate() {
         let after = checkpoint.after;
-        let at = rig.state(lab, checkpoint.slot)?;
+        let at = fixture.state(harness, checkpoint.slot)?;
         // The prefix in one piece, and the prefix with the same cuts.
-        rig.run_one(lab, 0..after, piece(after, start, other))?;
-        let prefix = widen(&rig.state(lab, other)?);
+        fixture.run_one(harness, 0..after, piece(after, start, other))?;
+        let prefix = widen(&fixture.state(harness, other)?);
         let what = format!("the state kept after {after} tokens");
-        lab.close_to(&what, values, &at, &prefix, Tolerance::Split);
+        harness.close_to(&what, values, &at, &prefix, Tolerance::Split);
         let (mut slot_in, mut from) = (start, 0);
         for checkpoint in &kept[..=i] {
             let length = checkpoint.after - from;
-            rig.run_one(lab, from..checkpoint.after, piece(length, slot_in, other))?;
+            fixture.run_one(
+                harness,
+                from..checkpoint.after,
+                piece(length, slot_in, other),
+            )?;
             (slot_in, from) = (Some(other), checkpoint.after);
         }
-        let cut = rig.state(lab, other)?;
+        let cut = fixture.state(harness, other)?;
         let same = format!("{what}, with the same cuts");
-        lab.same_in_f32(same, values, &cut, &at);
+        harness.same_in_f32(same, values, &cut, &at);
         // The rest, resumed from the checkpoint with the cuts that remain.
         let mut rest = piece(length - after, Some(checkpoint.slot), other);
         rest.checkpoints = kept[i + 1..]
@@ -157,74 +170,86 @@ fn checkpoints(lab: &mut Lab<'_>, form: Form, gates: Gates) -> Result<()> {
                 slot: later.slot,
             })
             .collect();
-        let resumed = rig.run_one(lab, after..length, rest)?;
+        let resumed = fixture.run_one(harness, after..length, rest)?;
         let what = format!("resumed after {after} tokens");
-        lab.same_in_f32(
+        harness.same_in_f32(
             format!("outputs {what}"),
             values,
             &resumed,
             &output[after * width..],
         );
-        let single = rig.state(lab, other)?;
-        lab.same_in_f32(format!("the state {what}"), values, &single, &state);
+        let single = fixture.state(harness, other)?;
+        harness.same_in_f32(format!("the state {what}"), values, &single, &state);
     }
     Ok(())
 }
 
 /// Several samples of one prompt: pieces that start from one slot and leave it as it is.
-fn shared(lab: &mut Lab<'_>, form: Form) -> Result<()> {
+fn shared(harness: &mut Harness<'_>, form: Form) -> Result<()> {
     let lengths = [1, 20, 7, 0];
-    let case = KdaCase::random(&mut lab.random, [1, 2, 32, 48], &lengths, Gates::Init, true);
+    let case = KdaCase::random(
+        &mut harness.random,
+        [1, 2, 32, 48],
+        &lengths,
+        Gates::Init,
+        true,
+    );
     let count = lengths.len();
-    let mut rig = Rig::new(lab, &case, form, count, 2 * count + 1)?;
-    let start = rig.seed(lab, 0, Slot(0))?;
+    let mut fixture = Fixture::new(harness, &case, form, count, 2 * count + 1)?;
+    let start = fixture.seed(harness, 0, Slot(0))?;
     let pieces: Vec<_> = (1..)
         .zip(lengths)
         .map(|(slot, length)| piece(length, start, Slot(slot)))
         .collect();
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
-    let before = rig.snapshot(lab)?;
-    let together = rig.run(lab, &ranges, pieces.clone())?;
+    let before = fixture.snapshot(harness)?;
+    let together = fixture.run(harness, &ranges, pieces.clone())?;
     let written: Vec<Slot> = pieces.iter().map(|piece| piece.slot_out).collect();
-    rig.untouched(lab, &before, &written)?;
+    fixture.untouched(harness, &before, &written)?;
     let width = case.shape[1] * case.shape[3];
     for (rows, mut piece) in ranges.into_iter().zip(pieces) {
-        let kept = rig.state(lab, piece.slot_out)?;
+        let kept = fixture.state(harness, piece.slot_out)?;
         piece.slot_out = Slot(2 * count as u32);
         let what = format!("the sample of {} tokens", piece.length);
-        let alone = rig.run_one(lab, rows.clone(), piece)?;
+        let alone = fixture.run_one(harness, rows.clone(), piece)?;
         let output = &together[rows.start * width..rows.end * width];
-        lab.same_in_f32(
+        harness.same_in_f32(
             format!("outputs of {what}"),
             By::among(case.shape[3]),
             &alone,
             output,
         );
-        let state = rig.state(lab, Slot(2 * count as u32))?;
+        let state = fixture.state(harness, Slot(2 * count as u32))?;
         let what = format!("the state of {what}");
-        lab.same_in_f32(what, By::among(case.shape[3]), &state, &kept);
+        harness.same_in_f32(what, By::among(case.shape[3]), &state, &kept);
     }
     Ok(())
 }
 
 /// The same call gives the same bits, however often.
-fn again(lab: &mut Lab<'_>, form: Form) -> Result<()> {
+fn again(harness: &mut Harness<'_>, form: Form) -> Result<()> {
     let lengths = [1, 33, 0, 100, 7];
-    let case = KdaCase::random(&mut lab.random, [2, 2, 32, 32], &lengths, Gates::Wild, true);
+    let case = KdaCase::random(
+        &mut harness.random,
+        [2, 2, 32, 32],
+        &lengths,
+        Gates::Wild,
+        true,
+    );
     let count = lengths.len();
-    let mut rig = Rig::new(lab, &case, form, count, 2 * count)?;
+    let mut fixture = Fixture::new(harness, &case, form, count, 2 * count)?;
     let mut pieces = Vec::new();
     for (i, length) in lengths.into_iter().enumerate() {
-        let slot_in = rig.seed(lab, i, Slot(i as u32))?;
+        let slot_in = fixture.seed(harness, i, Slot(i as u32))?;
         pieces.push(piece(length, slot_in, Slot((count + i) as u32)));
     }
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
-    let first = rig.run(lab, &ranges, pieces.clone())?;
-    let states = rig.snapshot(lab)?;
-    for time in 2..=lab.repeats {
-        let next = rig.run(lab, &ranges, pieces.clone())?;
-        lab.same(format!("outputs of call {time}"), &next, &first);
-        rig.untouched(lab, &states, &[])?;
+    let first = fixture.run(harness, &ranges, pieces.clone())?;
+    let states = fixture.snapshot(harness)?;
+    for time in 2..=harness.repeats {
+        let next = fixture.run(harness, &ranges, pieces.clone())?;
+        harness.same(format!("outputs of call {time}"), &next, &first);
+        fixture.untouched(harness, &states, &[])?;
     }
     Ok(())
 }
@@ -237,8 +262,8 @@ pub(super) fn cases() -> Vec<Case> {
             Tolerance::Split,
             kept_inside,
         ),
-        Case::new("kda_chunk", "long/cut", Tolerance::Split, |lab| {
-            cut(lab, Form::Chunk, Gates::Init, 1600, &[800, 1590])
+        Case::new("kda_chunk", "long/cut", Tolerance::Split, |harness| {
+            cut(harness, Form::Chunk, Gates::Init, 1600, &[800, 1590])
         }),
     ];
     for form in FORMS {
@@ -250,38 +275,42 @@ pub(super) fn cases() -> Vec<Case> {
             add(
                 format!("ragged is alone/{name}"),
                 Tolerance::Exact,
-                Box::new(move |lab| alone(lab, form, gates)),
+                Box::new(move |harness| alone(harness, form, gates)),
             );
             add(
                 format!("checkpoints/{name}"),
                 Tolerance::Split,
-                Box::new(move |lab| checkpoints(lab, form, gates)),
+                Box::new(move |harness| checkpoints(harness, form, gates)),
             );
         }
         for gates in [Gates::Init, Gates::Masked, Gates::Wild, Gates::Frozen] {
             add(
                 format!("cut everywhere/{}/T=37", gates.name()),
                 Tolerance::Split,
-                Box::new(move |lab| cut(lab, form, gates, 37, &(0..=37).collect::<Vec<_>>())),
+                Box::new(move |harness| {
+                    cut(harness, form, gates, 37, &(0..=37).collect::<Vec<_>>())
+                }),
             );
         }
         add(
             "cut/wild/T=200".to_owned(),
             Tolerance::Split,
-            Box::new(move |lab| cut(lab, form, Gates::Wild, 200, &[1, 63, 64, 65, 128, 199])),
+            Box::new(move |harness| {
+                cut(harness, form, Gates::Wild, 200, &[1, 63, 64, 65, 128, 199])
+            }),
         );
         add(
             "samples of one state".to_owned(),
             Tolerance::Exact,
-            Box::new(move |lab| shared(lab, form)),
+            Box::new(move |harness| shared(harness, form)),
         );
         add(
             "again".to_owned(),
             Tolerance::Exact,
-            Box::new(move |lab| again(lab, form)),
+            Box::new(move |harness| again(harness, form)),
         );
     }
     cases
 }
 
-type Body = Box<dyn Fn(&mut Lab<'_>) -> Result<()> + Send + Sync>;
+type Body = Box<dyn Fn(&mut Harness<'_>) -> Result<()> + Send + Sync>;

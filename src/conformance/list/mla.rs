@@ -8,7 +8,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
-use crate::conformance::{Lab, Matrix, Tolerance};
+use crate::conformance::{Harness, Matrix, Tolerance};
 
 /// Layers of the pools below, and the one that is used.
 const LAYERS: usize = 2;
@@ -26,7 +26,7 @@ struct Cache {
 impl Cache {
     /// Deals blocks for these spans, one more than each needs, and poisons everything.
     fn new(
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         [latent, rope, block_tokens]: [usize; 3],
         spans: &[Span],
     ) -> Result<Self> {
@@ -36,53 +36,61 @@ impl Cache {
             .collect();
         needed.push(2);
         let mut free: Vec<u32> = (0..needed.iter().sum::<usize>() as u32).collect();
-        let pool = lab.backend.latent_pool(LatentLayout {
+        let pool = harness.backend.latent_pool(LatentLayout {
             layers: LAYERS,
             latent,
             rope,
             block_tokens,
             blocks: free.len(),
-            dtype: lab.backend.device().cache,
+            dtype: harness.backend.device().cache,
         })?;
         let mut tables = Vec::new();
         for count in &needed[..spans.len()] {
-            let mut draw = || Block(free.swap_remove(lab.random.below(free.len())));
+            let mut draw = || Block(free.swap_remove(harness.random.below(free.len())));
             tables.push((0..*count).map(|_| draw()).collect());
         }
         let cache = Self { pool, tables };
         let poison = vec![f32::NAN; block_tokens * (latent + rope)];
         for layer in 0..LAYERS {
             for block in 0..pool.layout.blocks {
-                cache.write(lab, layer, Block(block as u32), &poison)?;
+                cache.write(harness, layer, Block(block as u32), &poison)?;
             }
         }
         Ok(cache)
     }
 
-    fn write(&self, lab: &mut Lab<'_>, layer: usize, block: Block, rows: &[f32]) -> Result<()> {
+    fn write(
+        &self,
+        harness: &mut Harness<'_>,
+        layer: usize,
+        block: Block,
+        rows: &[f32],
+    ) -> Result<()> {
         let record = LatentRecord {
             latent: self.pool.layout.latent,
             rope: self.pool.layout.rope,
             rows: rows.to_vec(),
         };
-        lab.backend.write_latents(&self.pool, layer, block, &record)
+        harness
+            .backend
+            .write_latents(&self.pool, layer, block, &record)
     }
 
     /// Writes the first rows of a sequence.
-    fn seed(&self, lab: &mut Lab<'_>, sequence: usize, rows: &[f32]) -> Result<()> {
+    fn seed(&self, harness: &mut Harness<'_>, sequence: usize, rows: &[f32]) -> Result<()> {
         let block = self.pool.layout.block_tokens * self.pool.layout.width();
         for (rows, block) in rows.chunks(block).zip(&self.tables[sequence]) {
-            self.write(lab, LAYER, *block, rows)?;
+            self.write(harness, LAYER, *block, rows)?;
         }
         Ok(())
     }
 
     /// Everything that a layer holds, block by block.
-    fn read(&self, lab: &mut Lab<'_>, layer: usize) -> Result<Vec<Vec<f32>>> {
+    fn read(&self, harness: &mut Harness<'_>, layer: usize) -> Result<Vec<Vec<f32>>> {
         let tokens = self.pool.layout.block_tokens;
         (0..self.pool.layout.blocks as u32)
             .map(|block| {
-                let ticket = lab
+                let ticket = harness
                     .backend
                     .read_latents(&self.pool, layer, Block(block), tokens);
                 Ok(ticket.wait()?.rows)
@@ -133,7 +141,7 @@ fn total(spans: &[Span]) -> usize {
 
 /// Appended rows are normalised and in their places, and nothing else has changed.
 pub(super) fn append(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     shape: [usize; 3],
     spans: &[Span],
     scale: f32,
@@ -141,10 +149,10 @@ pub(super) fn append(
 ) -> Result<()> {
     let [latent, rope, _] = shape;
     let width = latent + rope;
-    let cache = Cache::new(lab, shape, spans)?;
-    let norm = lab.norm_weight(Format::Bf16, latent)?;
-    let values = lab.activations(total(spans) * width, scale);
-    let input = lab.input(width, crate::backend::Element::Activation, &values)?;
+    let cache = Cache::new(harness, shape, spans)?;
+    let norm = harness.norm_weight(Format::Bf16, latent)?;
+    let values = harness.activations(total(spans) * width, scale);
+    let input = harness.input(width, crate::backend::Element::Activation, &values)?;
     let append = MlaAppend {
         input,
         weight: norm.weight,
@@ -153,16 +161,16 @@ pub(super) fn append(
         layer: LAYER,
     };
     let capacity = cache.capacity(total(spans));
-    let mut step = lab
+    let mut step = harness
         .backend
         .compile(&Program::from_iter([append]), capacity)?;
     let pieces = (0..spans.len()).map(|i| cache.piece(i, spans[i])).collect();
-    let before = [cache.read(lab, 0)?, cache.read(lab, LAYER)?];
-    lab.submit(&mut *step, &batch(pieces))?;
-    if lab.timed() {
+    let before = [cache.read(harness, 0)?, cache.read(harness, LAYER)?];
+    harness.submit(&mut *step, &batch(pieces))?;
+    if harness.timed() {
         return Ok(());
     }
-    let after = [cache.read(lab, 0)?, cache.read(lab, LAYER)?];
+    let after = [cache.read(harness, 0)?, cache.read(harness, LAYER)?];
     let answer = oracle::append(&widen(&values), &norm.values, rope, eps);
     // What is now where rows were appended, put back as it was before: then all must be as it was.
     let mut rest = after.clone();
@@ -172,14 +180,14 @@ pub(super) fn append(
             let found = cache.row(&after[1], sequence, position);
             let answer = &answer[row * width..(row + 1) * width];
             let label = |what: &str| format!("{what} of sequence {sequence} at {position}");
-            lab.close(
+            harness.close(
                 label("the latent"),
                 latent,
                 &found[..latent],
                 &answer[..latent],
             );
-            let shared = lab.cached(values[row * width + latent..(row + 1) * width].to_vec());
-            lab.same(label("k_pe"), &found[latent..], &shared);
+            let shared = harness.cached(values[row * width + latent..(row + 1) * width].to_vec());
+            harness.same(label("k_pe"), &found[latent..], &shared);
             let tokens = cache.pool.layout.block_tokens;
             let block = cache.tables[sequence][position / tokens].0 as usize;
             let place = position % tokens * width..(position % tokens + 1) * width;
@@ -190,7 +198,7 @@ pub(super) fn append(
     for layer in 0..LAYERS {
         for (block, (rest, before)) in rest[layer].iter().zip(&before[layer]).enumerate() {
             let what = format!("rows of block {block} of layer {layer}, not appended to");
-            lab.same(what, rest, before);
+            harness.same(what, rest, before);
         }
     }
     Ok(())
@@ -210,7 +218,7 @@ pub(super) struct Shape {
 }
 
 /// An attention planned on a device, its latents written.
-struct Rig {
+struct Fixture {
     cache: Cache,
     attention: Attention,
     kv_b: Matrix,
@@ -223,9 +231,9 @@ struct Rig {
     step: Box<dyn Step>,
 }
 
-impl Rig {
+impl Fixture {
     fn new(
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         shape: Shape,
         (prefill, pieces): Form,
         spans: &[Span],
@@ -239,22 +247,22 @@ impl Rig {
             rope,
             value,
         } = attention;
-        let cache = Cache::new(lab, [latent, rope, shape.block_tokens], spans)?;
+        let cache = Cache::new(harness, [latent, rope, shape.block_tokens], spans)?;
         let rows = heads * (nope + value);
         let scale = shape.size * (latent as f32).powf(-0.5);
-        let kv_b = lab.random_matrix(shape.format, [1, rows, latent], scale)?;
+        let kv_b = harness.random_matrix(shape.format, [1, rows, latent], scale)?;
         let mut latents = Vec::new();
         for (i, (position, length)) in spans.iter().enumerate() {
-            let rows = lab
+            let rows = harness
                 .random
                 .normals((position + length) * (latent + rope), 1.0);
-            let rows = lab.cached(rows);
-            cache.seed(lab, i, &rows)?;
+            let rows = harness.cached(rows);
+            cache.seed(harness, i, &rows)?;
             latents.push(rows);
         }
-        let queries = lab.activations(total(spans) * heads * (nope + rope), sharp);
-        let query = lab.output(total(spans), heads * (nope + rope))?;
-        let output = lab.output(total(spans), heads * value)?;
+        let queries = harness.activations(total(spans) * heads * (nope + rope), sharp);
+        let query = harness.output(total(spans), heads * (nope + rope))?;
+        let output = harness.output(total(spans), heads * value)?;
         let op = MlaAttention {
             query,
             kv_b: kv_b.weight,
@@ -271,7 +279,9 @@ impl Rig {
             Op::MlaDecode(op)
         };
         let capacity = cache.capacity(total(spans));
-        let step = lab.backend.compile(&Program::from_iter([op]), capacity)?;
+        let step = harness
+            .backend
+            .compile(&Program::from_iter([op]), capacity)?;
         Ok(Self {
             cache,
             attention,
@@ -285,22 +295,27 @@ impl Rig {
     }
 
     /// Runs rows of queries from `first` on as these pieces.
-    fn run(&mut self, lab: &mut Lab<'_>, first: usize, pieces: Vec<Piece>) -> Result<Vec<f32>> {
+    fn run(
+        &mut self,
+        harness: &mut Harness<'_>,
+        first: usize,
+        pieces: Vec<Piece>,
+    ) -> Result<Vec<f32>> {
         let (batch, width) = (batch(pieces), self.query.width);
         let count = batch.tokens.len();
-        lab.fill(
+        harness.fill(
             self.query,
             &self.queries[first * width..(first + count) * width],
         )?;
-        lab.poison(self.output)?;
-        lab.submit(&mut *self.step, &batch)?;
-        lab.read(self.output, count)
+        harness.poison(self.output)?;
+        harness.submit(&mut *self.step, &batch)?;
+        harness.read(self.output, count)
     }
 
     /// Compares the outputs of all pieces with the definition, and the cache with what it held before.
     fn check(
         &self,
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         form: Form,
         spans: &[Span],
         output: &[f32],
@@ -314,7 +329,7 @@ impl Rig {
             let found = &output[rows.start * width..rows.end * width];
             if !form.1.contains(*length) {
                 let what = format!("rows of sequence {i}, not among the pieces,");
-                lab.same(what, found, &vec![f32::NAN; found.len()]);
+                harness.same(what, found, &vec![f32::NAN; found.len()]);
                 continue;
             }
             let answer = self.attention.attend(
@@ -324,11 +339,16 @@ impl Rig {
                 *position,
             );
             let what = format!("sequence {i} ({length} tokens after {position})");
-            lab.close(what, self.attention.value, found, &answer);
+            harness.close(what, self.attention.value, found, &answer);
         }
-        for (block, (after, before)) in self.cache.read(lab, LAYER)?.iter().zip(before).enumerate()
+        for (block, (after, before)) in self
+            .cache
+            .read(harness, LAYER)?
+            .iter()
+            .zip(before)
+            .enumerate()
         {
-            lab.same(format!("block {block}"), after, before);
+            harness.same(format!("block {block}"), after, before);
         }
         Ok(())
     }
@@ -336,49 +356,53 @@ impl Rig {
 
 /// A ragged batch against the definition; rows of other pieces are left as they are, and so is the cache.
 pub(super) fn attend(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     shape: Shape,
     form: Form,
     spans: &[Span],
     sharp: f32,
 ) -> Result<()> {
-    let mut rig = Rig::new(lab, shape, form, spans, sharp)?;
-    let before = rig.cache.read(lab, LAYER)?;
+    let mut fixture = Fixture::new(harness, shape, form, spans, sharp)?;
+    let before = fixture.cache.read(harness, LAYER)?;
     let pieces = (0..spans.len())
-        .map(|i| rig.cache.piece(i, spans[i]))
+        .map(|i| fixture.cache.piece(i, spans[i]))
         .collect();
-    let output = rig.run(lab, 0, pieces)?;
-    if lab.timed() {
+    let output = fixture.run(harness, 0, pieces)?;
+    if harness.timed() {
         return Ok(());
     }
-    rig.check(lab, form, spans, &output, &before)
+    fixture.check(harness, form, spans, &output, &before)
 }
 /// Each sequence has the bits that it has alone, a prompt may be cut anywhere, and calls repeat themselves.
-pub(super) fn properties(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
+pub(super) fn properties(harness: &mut Harness<'_>, shape: Shape, form: Form) -> Result<()> {
     let spans = [(0, 1), (5, 33), (16, 0), (70, 9), (3, 1)];
-    let mut rig = Rig::new(lab, shape, form, &spans, 2.0)?;
+    let mut fixture = Fixture::new(harness, shape, form, &spans, 2.0)?;
     let pieces: Vec<Piece> = (0..spans.len())
-        .map(|i| rig.cache.piece(i, spans[i]))
+        .map(|i| fixture.cache.piece(i, spans[i]))
         .collect();
-    let together = rig.run(lab, 0, pieces.clone())?;
-    for time in 2..=lab.repeats {
-        let next = rig.run(lab, 0, pieces.clone())?;
-        lab.same(format!("outputs of call {time}"), &next, &together);
+    let together = fixture.run(harness, 0, pieces.clone())?;
+    for time in 2..=harness.repeats {
+        let next = fixture.run(harness, 0, pieces.clone())?;
+        harness.same(format!("outputs of call {time}"), &next, &together);
     }
-    let (mut first, width) = (0, rig.output.width);
+    let (mut first, width) = (0, fixture.output.width);
     for (i, piece) in pieces.iter().enumerate() {
-        let found = rig.run(lab, first, vec![piece.clone()])?;
+        let found = fixture.run(harness, first, vec![piece.clone()])?;
         let rows = &together[first * width..(first + piece.length) * width];
-        let value = rig.attention.value;
+        let value = fixture.attention.value;
         let what = format!("outputs of sequence {i} alone");
-        lab.same_in_f32(what, value, &found, rows);
+        harness.same_in_f32(what, value, &found, rows);
         let reference = widen(rows);
         for cut in 0..=piece.length {
             let (position, length) = spans[i];
-            let mut found = rig.run(lab, first, vec![rig.cache.piece(i, (position, cut))])?;
-            let rest = rig.cache.piece(i, (position + cut, length - cut));
-            found.extend(rig.run(lab, first + cut, vec![rest])?);
-            lab.close_to(
+            let mut found = fixture.run(
+                harness,
+                first,
+                vec![fixture.cache.piece(i, (position, cut))],
+            )?;
+            let rest = fixture.cache.piece(i, (position + cut, length - cut));
+            found.extend(fixture.run(harness, first + cut, vec![rest])?);
+            harness.close_to(
                 format!("sequence {i} cut after {cut}"),
                 value,
                 &found,
@@ -392,23 +416,23 @@ pub(super) fn properties(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<
 }
 
 /// Sequences that share the blocks of one prompt, and go their own ways after it.
-pub(super) fn shared(lab: &mut Lab<'_>, shape: Shape, form: Form) -> Result<()> {
+pub(super) fn shared(harness: &mut Harness<'_>, shape: Shape, form: Form) -> Result<()> {
     let prompt = 2 * shape.block_tokens;
     let spans = [(prompt, 5), (prompt, 1), (prompt + 1, 3)];
-    let mut rig = Rig::new(lab, shape, form, &spans, 2.0)?;
+    let mut fixture = Fixture::new(harness, shape, form, &spans, 2.0)?;
     let (first, width) = (
-        rig.cache.tables[0][..2].to_vec(),
-        rig.cache.pool.layout.width(),
+        fixture.cache.tables[0][..2].to_vec(),
+        fixture.cache.pool.layout.width(),
     );
-    let rows = rig.latents[0][..prompt * width].to_vec();
-    for (table, latents) in rig.cache.tables.iter_mut().zip(&mut rig.latents) {
+    let rows = fixture.latents[0][..prompt * width].to_vec();
+    for (table, latents) in fixture.cache.tables.iter_mut().zip(&mut fixture.latents) {
         table[..2].copy_from_slice(&first);
         latents[..prompt * width].copy_from_slice(&rows);
     }
-    let before = rig.cache.read(lab, LAYER)?;
+    let before = fixture.cache.read(harness, LAYER)?;
     let pieces = (0..spans.len())
-        .map(|i| rig.cache.piece(i, spans[i]))
+        .map(|i| fixture.cache.piece(i, spans[i]))
         .collect();
-    let output = rig.run(lab, 0, pieces)?;
-    rig.check(lab, form, &spans, &output, &before)
+    let output = fixture.run(harness, 0, pieces)?;
+    fixture.check(harness, form, &spans, &output, &before)
 }

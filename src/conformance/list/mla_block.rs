@@ -1,13 +1,13 @@
 //! `mla_block`: projections, the append, both forms of attention and the output as one.
 
-use super::blocks::{BlockRig, COMPOSED, OWN, both_ways, projection};
-use super::kda_rig::{LAYER, piece};
+use super::blocks::{BlockFixture, COMPOSED, OWN, both_ways, projection};
+use super::kda_fixture::{LAYER, piece};
 use crate::backend::{
     Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaBlock, Op, Piece, Result, Slot,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
-use crate::conformance::{Case, Lab, Matrix, Tolerance};
+use crate::conformance::{Case, Harness, Matrix, Tolerance};
 
 const EPS: f32 = 1e-6;
 const BLOCK_TOKENS: usize = 16;
@@ -21,16 +21,16 @@ const SEQUENCES: [(usize, usize, [u32; 3]); 5] = [
     (31, 1, [11, 4, 12]),
 ];
 
-struct Rig {
-    block: BlockRig,
+struct Fixture {
+    block: BlockFixture,
     /// Queries, kv_a, the norm, kv_b, output.
     weights: [Matrix; 5],
     /// The latents before each piece.
     pasts: Vec<Vec<f32>>,
 }
 
-impl Rig {
-    fn new(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Result<Self> {
+impl Fixture {
+    fn new(harness: &mut Harness<'_>, attention: Attention, d: usize) -> Result<Self> {
         let Attention {
             heads,
             latent,
@@ -39,24 +39,24 @@ impl Rig {
             value,
         } = attention;
         let tokens = SEQUENCES.iter().map(|(_, length, _)| length).sum();
-        let pool = lab.backend.latent_pool(LatentLayout {
+        let pool = harness.backend.latent_pool(LatentLayout {
             layers: 2,
             latent,
             rope,
             block_tokens: BLOCK_TOKENS,
             blocks: 16,
-            dtype: lab.backend.device().cache,
+            dtype: harness.backend.device().cache,
         })?;
-        let values = lab.activations(tokens * d, 1.0);
+        let values = harness.activations(tokens * d, 1.0);
         let weights = [
-            projection(lab, heads * (nope + rope), d)?,
-            projection(lab, latent + rope, d)?,
-            lab.norm_weight(Format::Bf16, latent)?,
-            projection(lab, heads * (nope + value), latent)?,
-            projection(lab, d, heads * value)?,
+            projection(harness, heads * (nope + rope), d)?,
+            projection(harness, latent + rope, d)?,
+            harness.norm_weight(Format::Bf16, latent)?,
+            projection(harness, heads * (nope + value), latent)?,
+            projection(harness, d, heads * value)?,
         ];
         let block = MlaBlock {
-            input: lab.output(tokens, d)?,
+            input: harness.output(tokens, d)?,
             query_proj: weights[0].weight,
             kv_a_proj: weights[1].weight,
             kv_a_norm: (weights[2].weight, EPS),
@@ -66,10 +66,10 @@ impl Rig {
             value,
             pool,
             layer: LAYER,
-            query: lab.output(tokens, heads * (nope + rope))?,
-            kv_a: lab.output(tokens, latent + rope)?,
-            heads: lab.output(tokens, heads * value)?,
-            output: lab.output(tokens, d)?,
+            query: harness.output(tokens, heads * (nope + rope))?,
+            kv_a: harness.output(tokens, latent + rope)?,
+            heads: harness.output(tokens, heads * value)?,
+            output: harness.output(tokens, d)?,
         };
         let capacity = Capacity {
             tokens: tokens + 1,
@@ -78,10 +78,10 @@ impl Rig {
             blocks: 16,
             checkpoints: 0,
         };
-        let steps = both_ways(lab, Op::from(block), capacity)?;
-        let pasts = seed(lab, &pool)?;
+        let steps = both_ways(harness, Op::from(block), capacity)?;
+        let pasts = seed(harness, &pool)?;
         Ok(Self {
-            block: BlockRig {
+            block: BlockFixture {
                 input: block.input,
                 output: block.output,
                 values,
@@ -95,7 +95,7 @@ impl Rig {
 }
 
 /// Poisons all blocks, then writes what each sequence has before its piece.
-fn seed(lab: &mut Lab<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
+fn seed(harness: &mut Harness<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
     let width = pool.layout.width();
     let record = |rows: &[f32]| LatentRecord {
         latent: pool.layout.latent,
@@ -104,15 +104,17 @@ fn seed(lab: &mut Lab<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
     };
     let poison = record(&vec![f32::NAN; BLOCK_TOKENS * width]);
     for block in 0..pool.layout.blocks as u32 {
-        lab.backend
+        harness
+            .backend
             .write_latents(pool, LAYER, Block(block), &poison)?;
     }
     let mut pasts = Vec::new();
     for (position, _, table) in SEQUENCES {
-        let rows = lab.random.normals(position * width, 1.0);
-        let rows = lab.cached(rows);
+        let rows = harness.random.normals(position * width, 1.0);
+        let rows = harness.cached(rows);
         for (rows, block) in rows.chunks(BLOCK_TOKENS * width).zip(table) {
-            lab.backend
+            harness
+                .backend
                 .write_latents(pool, LAYER, Block(block), &record(rows))?;
         }
         pasts.push(rows);
@@ -135,19 +137,19 @@ fn all() -> Vec<Piece> {
     SEQUENCES.iter().enumerate().map(whole).collect()
 }
 
-fn against_definition(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Result<()> {
-    let mut rig = Rig::new(lab, attention, d)?;
-    let own = rig.block.run(lab, OWN, 0, &all())?;
-    let composed = rig.block.run(lab, COMPOSED, 0, &all())?;
-    lab.close(
+fn against_definition(harness: &mut Harness<'_>, attention: Attention, d: usize) -> Result<()> {
+    let mut fixture = Fixture::new(harness, attention, d)?;
+    let own = fixture.block.run(harness, OWN, 0, &all())?;
+    let composed = fixture.block.run(harness, COMPOSED, 0, &all())?;
+    harness.close(
         "the output, against the composition",
         d,
         &own,
         &widen(&composed),
     );
 
-    let [query, kv_a, norm, kv_b, output] = &rig.weights;
-    let x = widen(&rig.block.values);
+    let [query, kv_a, norm, kv_b, output] = &fixture.weights;
+    let x = widen(&fixture.block.values);
     let queries = oracle::linear(&x, &query.values, d);
     let appended = oracle::linear(&x, &kv_a.values, d);
     let appended = oracle::append(&appended, &norm.values, attention.rope, EPS);
@@ -159,40 +161,43 @@ fn against_definition(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Resu
     for (i, (position, length, _)) in SEQUENCES.into_iter().enumerate() {
         let of =
             |values: &[f64], width: usize| values[first * width..(first + length) * width].to_vec();
-        let mut rows = widen(&rig.pasts[i]);
+        let mut rows = widen(&fixture.pasts[i]);
         rows.extend(of(&appended, row));
         let queries = of(&queries, attention.heads * key);
         let context = attention.attend(&queries, &kv_b.values, &rows, position);
         let answer = oracle::linear(&context, &output.values, attention.heads * attention.value);
         let found = &own[first * d..(first + length) * d];
-        lab.close(format!("the output of sequence {i}"), d, found, &answer);
+        harness.close(format!("the output of sequence {i}"), d, found, &answer);
         first += length;
     }
     Ok(())
 }
 
 /// Ragged batches, cuts and repetition. A piece cut to a single token is decoded, a longer one prefilled.
-fn properties(lab: &mut Lab<'_>, attention: Attention, d: usize) -> Result<()> {
-    let mut rig = Rig::new(lab, attention, d)?;
-    let together = rig.block.run(lab, OWN, 0, &all())?;
-    for time in 2..=lab.repeats {
-        let next = rig.block.run(lab, OWN, 0, &all())?;
-        lab.same(format!("the output of call {time}"), &next, &together);
+fn properties(harness: &mut Harness<'_>, attention: Attention, d: usize) -> Result<()> {
+    let mut fixture = Fixture::new(harness, attention, d)?;
+    let together = fixture.block.run(harness, OWN, 0, &all())?;
+    for time in 2..=harness.repeats {
+        let next = fixture.block.run(harness, OWN, 0, &all())?;
+        harness.same(format!("the output of call {time}"), &next, &together);
     }
     let mut first = 0;
     for (i, (_, length, _)) in SEQUENCES.into_iter().enumerate() {
         let output = &together[first * d..(first + length) * d];
-        let alone = rig.block.run(lab, OWN, first, &[part(i, 0..length)])?;
+        let alone = fixture
+            .block
+            .run(harness, OWN, first, &[part(i, 0..length)])?;
         let what = format!("the output of sequence {i} alone");
-        lab.same_in_f32(what, d, &alone, output);
+        harness.same_in_f32(what, d, &alone, output);
         for cut in 0..=length {
-            let mut found = rig.block.run(lab, OWN, first, &[part(i, 0..cut)])?;
+            let mut found = fixture.block.run(harness, OWN, first, &[part(i, 0..cut)])?;
             found.extend(
-                rig.block
-                    .run(lab, OWN, first + cut, &[part(i, cut..length)])?,
+                fixture
+                    .block
+                    .run(harness, OWN, first + cut, &[part(i, cut..length)])?,
             );
             let what = format!("the output of sequence {i}, cut after {cut}");
-            lab.close_to(what, d, &found, &widen(output), Tolerance::Split);
+            harness.close_to(what, d, &found, &widen(output), Tolerance::Split);
         }
         first += length;
     }
@@ -218,12 +223,15 @@ pub(super) fn cases() -> Vec<Case> {
             "mla_block",
             &name,
             Tolerance::Block,
-            move |lab| against_definition(lab, attention, d),
+            move |harness| against_definition(harness, attention, d),
         ));
         let name = format!("{name}/alone, cut and again");
-        cases.push(Case::new("mla_block", name, Tolerance::Split, move |lab| {
-            properties(lab, attention, d)
-        }));
+        cases.push(Case::new(
+            "mla_block",
+            name,
+            Tolerance::Split,
+            move |harness| properties(harness, attention, d),
+        ));
     }
     cases
 }

@@ -96,7 +96,7 @@ impl Attentions<'_> {
             self.operation,
             name,
             Tolerance::Close,
-            move |lab| attend(lab, shape, form, spans, sharp),
+            move |harness| attend(harness, shape, form, spans, sharp),
         ));
     }
 
@@ -199,13 +199,13 @@ impl Attentions<'_> {
             self.operation,
             "one prompt's blocks shared",
             Tolerance::Close,
-            move |lab| shared(lab, BASE, form),
+            move |harness| shared(harness, BASE, form),
         ));
         self.cases.push(Case::new(
             self.operation,
             "alone, cut and again",
             Tolerance::Split,
-            move |lab| properties(lab, BASE, form),
+            move |harness| properties(harness, BASE, form),
         ));
     }
 }
@@ -227,7 +227,7 @@ fn append_cases() -> Vec<Case> {
                     "mla_append",
                     name,
                     Tolerance::Close,
-                    move |lab| append(lab, shape, spans, scale, 1e-6),
+                    move |harness| append(harness, shape, spans, scale, 1e-6),
                 ));
             }
         }

@@ -1,17 +1,17 @@
 //! What goes into a device comes out again: states, latents, tensors; and what does not fit is refused by type.
 
-use super::kda_rig::record;
+use super::kda_fixture::record;
 use crate::backend::{
     Block, Element, LatentLayout, LatentRecord, Orientation, Result, Rows, Slot, StateLayout,
     StateRecord, TensorValues, WeightSource,
 };
 use crate::checkpoint::Format;
-use crate::conformance::lab::stored;
-use crate::conformance::{Case, Lab, Tolerance};
+use crate::conformance::harness::stored;
+use crate::conformance::{Case, Harness, Tolerance};
 use crate::error::BackendError;
 
 pub(super) fn cases() -> Vec<Case> {
-    type Run = fn(&mut Lab<'_>) -> Result<()>;
+    type Run = fn(&mut Harness<'_>) -> Result<()>;
     let cases: [(&str, Run); 6] = [
         ("states come back", states),
         ("states of another shape", bad_states),
@@ -36,13 +36,13 @@ const STATES: StateLayout = StateLayout {
     slots: 5,
 };
 
-fn states(lab: &mut Lab<'_>) -> Result<()> {
-    let pool = lab.backend.state_pool(STATES)?;
+fn states(harness: &mut Harness<'_>) -> Result<()> {
+    let pool = harness.backend.state_pool(STATES)?;
     let mut written = Vec::new();
     for layer in 0..STATES.layers {
         for slot in 0..STATES.slots as u32 {
-            let state = lab.random.normals(STATES.state_len(), 1.0);
-            let tail = lab.random.normals(STATES.tail_len(), 1.0);
+            let state = harness.random.normals(STATES.state_len(), 1.0);
+            let tail = harness.random.normals(STATES.tail_len(), 1.0);
             let kept = record(&STATES, &state, &tail);
             // Every other one is handed over the other way round.
             let mut handed = kept.clone();
@@ -54,26 +54,28 @@ fn states(lab: &mut Lab<'_>) -> Result<()> {
                     *value = kept.state[(head * k + d) * v + e];
                 }
             }
-            lab.backend.write_state(&pool, layer, Slot(slot), &handed)?;
+            harness
+                .backend
+                .write_state(&pool, layer, Slot(slot), &handed)?;
             written.push((layer, Slot(slot), kept));
         }
     }
     for (layer, slot, kept) in &written {
-        let found = lab.backend.read_state(&pool, *layer, *slot).wait()?;
+        let found = harness.backend.read_state(&pool, *layer, *slot).wait()?;
         let what = format!("slot {} of layer {layer}", slot.0);
-        lab.same(
+        harness.same(
             format!("the state in {what}"),
             &found.key_value(),
             &kept.state,
         );
-        lab.same(format!("the tail in {what}"), &found.tail, &kept.tail);
+        harness.same(format!("the tail in {what}"), &found.tail, &kept.tail);
         // What was read can be written elsewhere, and is the same there.
         let other = Slot((slot.0 + 1) % STATES.slots as u32);
-        let before = lab.backend.read_state(&pool, *layer, other).wait()?;
-        lab.backend.write_state(&pool, *layer, other, &found)?;
-        let moved = lab.backend.read_state(&pool, *layer, other).wait()?;
-        lab.holds(format!("{what}, moved"), moved == found);
-        lab.backend.write_state(&pool, *layer, other, &before)?;
+        let before = harness.backend.read_state(&pool, *layer, other).wait()?;
+        harness.backend.write_state(&pool, *layer, other, &found)?;
+        let moved = harness.backend.read_state(&pool, *layer, other).wait()?;
+        harness.holds(format!("{what}, moved"), moved == found);
+        harness.backend.write_state(&pool, *layer, other, &before)?;
     }
     Ok(())
 }
@@ -83,11 +85,11 @@ fn about_record<T>(result: Result<T>) -> bool {
     matches!(result, Err(BackendError::Record { .. }))
 }
 
-fn bad_states(lab: &mut Lab<'_>) -> Result<()> {
-    let pool = lab.backend.state_pool(STATES)?;
+fn bad_states(harness: &mut Harness<'_>) -> Result<()> {
+    let pool = harness.backend.state_pool(STATES)?;
     let tail = vec![1.0; STATES.tail_len()];
     let good = record(&STATES, &vec![1.0; STATES.state_len()], &tail);
-    lab.backend.write_state(&pool, 0, Slot(0), &good)?;
+    harness.backend.write_state(&pool, 0, Slot(0), &good)?;
     let bad: [(&str, StateRecord); 5] = [
         (
             "heads",
@@ -127,53 +129,54 @@ fn bad_states(lab: &mut Lab<'_>) -> Result<()> {
         ),
     ];
     for (what, bad) in bad {
-        let result = lab.backend.write_state(&pool, 0, Slot(0), &bad);
-        lab.holds(
+        let result = harness.backend.write_state(&pool, 0, Slot(0), &bad);
+        harness.holds(
             format!("a record of other {what} is refused"),
             about_record(result),
         );
     }
     for (layer, slot) in [(STATES.layers, Slot(0)), (0, Slot(STATES.slots as u32))] {
-        let result = lab.backend.write_state(&pool, layer, slot, &good);
+        let result = harness.backend.write_state(&pool, layer, slot, &good);
         let what = format!("layer {layer}, slot {}", slot.0);
-        lab.holds(format!("writing {what} is refused"), about_record(result));
-        let result = lab.backend.read_state(&pool, layer, slot).wait();
-        lab.holds(format!("reading {what} is refused"), about_record(result));
+        harness.holds(format!("writing {what} is refused"), about_record(result));
+        let result = harness.backend.read_state(&pool, layer, slot).wait();
+        harness.holds(format!("reading {what} is refused"), about_record(result));
     }
-    let found = lab.backend.read_state(&pool, 0, Slot(0)).wait()?;
-    lab.same("the state after refusals", &found.key_value(), &good.state);
-    lab.same("the tail after refusals", &found.tail, &good.tail);
+    let found = harness.backend.read_state(&pool, 0, Slot(0)).wait()?;
+    harness.same("the state after refusals", &found.key_value(), &good.state);
+    harness.same("the tail after refusals", &found.tail, &good.tail);
     Ok(())
 }
 
-fn latent_layout(lab: &Lab<'_>) -> LatentLayout {
+fn latent_layout(harness: &Harness<'_>) -> LatentLayout {
     LatentLayout {
         layers: 2,
         latent: 33,
         rope: 5,
         block_tokens: 7,
         blocks: 4,
-        dtype: lab.backend.device().cache,
+        dtype: harness.backend.device().cache,
     }
 }
 
-fn latents(lab: &mut Lab<'_>) -> Result<()> {
-    let layout = latent_layout(lab);
-    let pool = lab.backend.latent_pool(layout)?;
+fn latents(harness: &mut Harness<'_>) -> Result<()> {
+    let layout = latent_layout(harness);
+    let pool = harness.backend.latent_pool(layout)?;
     let mut kept = Vec::new();
     for layer in 0..layout.layers {
         for block in 0..layout.blocks as u32 {
             let mut expected = Vec::new();
             // A whole block, then its first rows anew, then no rows at all.
             for tokens in [layout.block_tokens, 3, 0] {
-                let rows = lab.random.normals(tokens * layout.width(), 1.0);
-                let rows = lab.cached(rows);
+                let rows = harness.random.normals(tokens * layout.width(), 1.0);
+                let rows = harness.cached(rows);
                 let record = LatentRecord {
                     latent: layout.latent,
                     rope: layout.rope,
                     rows: rows.clone(),
                 };
-                lab.backend
+                harness
+                    .backend
                     .write_latents(&pool, layer, Block(block), &record)?;
                 expected.resize(expected.len().max(rows.len()), 0.0);
                 expected[..rows.len()].copy_from_slice(&rows);
@@ -183,13 +186,13 @@ fn latents(lab: &mut Lab<'_>) -> Result<()> {
     }
     for (layer, block, expected) in &kept {
         for tokens in [0, 1, 3, layout.block_tokens] {
-            let found = lab
+            let found = harness
                 .backend
                 .read_latents(&pool, *layer, *block, tokens)
                 .wait()?;
             let what = format!("{tokens} rows of block {} of layer {layer}", block.0);
-            lab.same(&what, &found.rows, &expected[..tokens * layout.width()]);
-            lab.holds(
+            harness.same(&what, &found.rows, &expected[..tokens * layout.width()]);
+            harness.holds(
                 what,
                 (found.latent, found.rope) == (layout.latent, layout.rope),
             );
@@ -198,9 +201,9 @@ fn latents(lab: &mut Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-fn bad_latents(lab: &mut Lab<'_>) -> Result<()> {
-    let layout = latent_layout(lab);
-    let pool = lab.backend.latent_pool(layout)?;
+fn bad_latents(harness: &mut Harness<'_>) -> Result<()> {
+    let layout = latent_layout(harness);
+    let pool = harness.backend.latent_pool(layout)?;
     let record = |latent, rope, len| LatentRecord {
         latent,
         rope,
@@ -215,75 +218,78 @@ fn bad_latents(lab: &mut Lab<'_>) -> Result<()> {
             record(latent, rope, (layout.block_tokens + 1) * width),
         ),
     ] {
-        let result = lab.backend.write_latents(&pool, 0, Block(0), &bad);
-        lab.holds(format!("{what} is refused"), about_record(result));
+        let result = harness.backend.write_latents(&pool, 0, Block(0), &bad);
+        harness.holds(format!("{what} is refused"), about_record(result));
     }
     for (layer, block, tokens) in [
         (layout.layers, 0, 1),
         (0, layout.blocks as u32, 1),
         (0, 0, layout.block_tokens + 1),
     ] {
-        let result = lab
+        let result = harness
             .backend
             .read_latents(&pool, layer, Block(block), tokens)
             .wait();
         let what = format!("{tokens} rows of block {block} of layer {layer}");
-        lab.holds(format!("reading {what} is refused"), about_record(result));
+        harness.holds(format!("reading {what} is refused"), about_record(result));
     }
     Ok(())
 }
 
-fn tensors(lab: &mut Lab<'_>) -> Result<()> {
+fn tensors(harness: &mut Harness<'_>) -> Result<()> {
     let about_shape = |result: Result<()>| matches!(result, Err(BackendError::Shape { .. }));
     for (element, width) in [
         (Element::Activation, 33),
         (Element::F32, 20),
         (Element::F32, 1),
     ] {
-        let tensor = lab.backend.tensor(Rows::Tokens, 9, width, element)?;
-        let all = lab.activations(9 * width, 1.0);
-        let some = lab.activations(4 * width, 1.0);
-        lab.backend
+        let tensor = harness.backend.tensor(Rows::Tokens, 9, width, element)?;
+        let all = harness.activations(9 * width, 1.0);
+        let some = harness.activations(4 * width, 1.0);
+        harness
+            .backend
             .write_tensor(tensor, &TensorValues::F32(all.clone()))?;
-        lab.backend
+        harness
+            .backend
             .write_tensor(tensor, &TensorValues::F32(some.clone()))?;
-        let found = lab.read(tensor, 9)?;
-        lab.same("the rows written last", &found[..4 * width], &some);
-        lab.same(
+        let found = harness.read(tensor, 9)?;
+        harness.same("the rows written last", &found[..4 * width], &some);
+        harness.same(
             "the rows written before",
             &found[4 * width..],
             &all[4 * width..],
         );
-        let found = lab.read(tensor, 2)?;
-        lab.same("two rows", &found, &some[..2 * width]);
-        let found = lab.read(tensor, 0)?;
-        lab.same("no rows", &found, &[]);
+        let found = harness.read(tensor, 2)?;
+        harness.same("two rows", &found, &some[..2 * width]);
+        let found = harness.read(tensor, 0)?;
+        harness.same("no rows", &found, &[]);
         let more = TensorValues::F32(vec![0.0; 10 * width]);
-        let result = lab.backend.write_tensor(tensor, &more);
-        lab.holds("more rows than there are are refused", about_shape(result));
+        let result = harness.backend.write_tensor(tensor, &more);
+        harness.holds("more rows than there are are refused", about_shape(result));
         let other = TensorValues::Index(vec![0; width]);
-        let result = lab.backend.write_tensor(tensor, &other);
-        lab.holds("indices among numbers are refused", about_shape(result));
-        let result = lab.backend.read_tensor(tensor, 10).wait().map(drop);
-        lab.holds(
+        let result = harness.backend.write_tensor(tensor, &other);
+        harness.holds("indices among numbers are refused", about_shape(result));
+        let result = harness.backend.read_tensor(tensor, 10).wait().map(drop);
+        harness.holds(
             "reading more rows than there are is refused",
             about_shape(result),
         );
     }
-    let tensor = lab.backend.tensor(Rows::Tokens, 5, 3, Element::Index)?;
+    let tensor = harness.backend.tensor(Rows::Tokens, 5, 3, Element::Index)?;
     let ids: Vec<u32> = (0..15).map(|i| u32::MAX - i).collect();
-    lab.backend
+    harness
+        .backend
         .write_tensor(tensor, &TensorValues::Index(ids.clone()))?;
-    let found = lab.read_index(tensor, 5)?;
-    lab.holds("indices come back", found == ids);
-    let result = lab
+    let found = harness.read_index(tensor, 5)?;
+    harness.holds("indices come back", found == ids);
+    let result = harness
         .backend
         .write_tensor(tensor, &TensorValues::F32(vec![0.0; 3]));
-    lab.holds("numbers among indices are refused", about_shape(result));
+    harness.holds("numbers among indices are refused", about_shape(result));
     Ok(())
 }
 
-fn bad_weights(lab: &mut Lab<'_>) -> Result<()> {
+fn bad_weights(harness: &mut Harness<'_>) -> Result<()> {
     let good = WeightSource {
         name: "conformance".to_owned(),
         format: Format::Bf16,
@@ -293,9 +299,9 @@ fn bad_weights(lab: &mut Lab<'_>) -> Result<()> {
         stored_columns: 10,
         first_column: 0,
         parts: vec![stored(&vec![1.0; 60], Format::Bf16)],
-        shard: lab.backend.shard(),
+        shard: harness.backend.shard(),
     };
-    lab.backend.weight(good.clone())?;
+    harness.backend.weight(good.clone())?;
     for (what, bad) in [
         (
             "more rows than are there",
@@ -333,9 +339,9 @@ fn bad_weights(lab: &mut Lab<'_>) -> Result<()> {
             },
         ),
     ] {
-        let result = lab.backend.weight(bad);
+        let result = harness.backend.weight(bad);
         let refused = matches!(result, Err(BackendError::Weight { .. }));
-        lab.holds(format!("{what} are refused"), refused);
+        harness.holds(format!("{what} are refused"), refused);
     }
     Ok(())
 }

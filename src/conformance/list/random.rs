@@ -7,8 +7,8 @@ use crate::backend::{
     StateLayout,
 };
 use crate::checkpoint::Format;
-use crate::conformance::lab::plain;
-use crate::conformance::{Case, Lab, Tolerance};
+use crate::conformance::harness::plain;
+use crate::conformance::{Case, Harness, Tolerance};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -16,13 +16,13 @@ pub(super) fn cases() -> Vec<Case> {
         // Whole vectors, rows that a device may pad, and several blocks of every kernel.
         for [rows, columns] in [[5, 64], [7, 33], [3, 4099]] {
             let name = format!("random weight/{format}/[{rows},{columns}]");
-            cases.push(Case::new("pools", name, Tolerance::Exact, move |lab| {
-                weight(lab, format, [rows, columns])
+            cases.push(Case::new("pools", name, Tolerance::Exact, move |harness| {
+                weight(harness, format, [rows, columns])
             }));
         }
         let name = format!("random norm/{format}");
-        cases.push(Case::new("pools", name, Tolerance::Close, move |lab| {
-            norm(lab, format, 48)
+        cases.push(Case::new("pools", name, Tolerance::Close, move |harness| {
+            norm(harness, format, 48)
         }));
     }
     cases.push(Case::new(
@@ -60,50 +60,50 @@ fn made(format: Format, [rows, columns]: [usize; 2], random: Random) -> RandomWe
 }
 
 /// Rows are read by `embed`, which hands on what is stored.
-fn weight(lab: &mut Lab<'_>, format: Format, [rows, columns]: [usize; 2]) -> Result<()> {
+fn weight(harness: &mut Harness<'_>, format: Format, [rows, columns]: [usize; 2]) -> Result<()> {
     for (seed, mean) in [(0, 0.0), (7, 1.5)] {
         let random = Random::named("rows", seed, -2).about(mean);
-        let weight = lab
+        let weight = harness
             .backend
             .random_weight(made(format, [rows, columns], random))?;
-        let output = lab.output(rows, columns)?;
+        let output = harness.output(rows, columns)?;
         let mut batch = plain(rows);
         batch.tokens = (0..rows as u32).collect();
-        let mut step = lab.compile(&batch, [Op::from(Embed { weight, output })])?;
-        lab.submit(&mut *step, &batch)?;
-        let found = lab.read(output, rows)?;
+        let mut step = harness.compile(&batch, [Op::from(Embed { weight, output })])?;
+        harness.submit(&mut *step, &batch)?;
+        let found = harness.read(output, rows)?;
         let number = |i| stored(random.value(i), format);
         let expected = (0..(rows * columns) as u64).map(number).collect();
-        let expected = lab.rounded(expected);
-        lab.same("the rows", &found, &expected);
+        let expected = harness.rounded(expected);
+        harness.same("the rows", &found, &expected);
     }
     Ok(())
 }
 
 /// Vectors are read by `rms_norm`; rows of ones come back as the weight.
-fn norm(lab: &mut Lab<'_>, format: Format, width: usize) -> Result<()> {
+fn norm(harness: &mut Harness<'_>, format: Format, width: usize) -> Result<()> {
     let random = Random::named("norm", 3, -2).about(1.0);
-    let weight = lab
+    let weight = harness
         .backend
         .random_weight(made(format, [width, 1], random))?;
-    let input = lab.input(width, Element::Activation, &vec![1.0; width])?;
-    let output = lab.output(1, width)?;
+    let input = harness.input(width, Element::Activation, &vec![1.0; width])?;
+    let output = harness.output(1, width)?;
     let norm = RmsNorm {
         input,
         weight,
         eps: 0.0,
         output,
     };
-    let mut step = lab.compile(&plain(1), [Op::from(norm)])?;
-    lab.submit(&mut *step, &plain(1))?;
-    let found = lab.read(output, 1)?;
+    let mut step = harness.compile(&plain(1), [Op::from(norm)])?;
+    harness.submit(&mut *step, &plain(1))?;
+    let found = harness.read(output, 1)?;
     let number = |i| f64::from(stored(random.value(i), format));
     let expected: Vec<f64> = (0..width as u64).map(number).collect();
-    lab.close("the weight", width, &found, &expected);
+    harness.close("the weight", width, &found, &expected);
     Ok(())
 }
 
-fn states(lab: &mut Lab<'_>) -> Result<()> {
+fn states(harness: &mut Harness<'_>) -> Result<()> {
     let layout = StateLayout {
         layers: 2,
         key_heads: 2,
@@ -113,13 +113,13 @@ fn states(lab: &mut Lab<'_>) -> Result<()> {
         taps: 4,
         slots: 3,
     };
-    let pool = lab.backend.state_pool(layout)?;
+    let pool = harness.backend.state_pool(layout)?;
     let random = Random::named("states", 1, -3);
-    lab.backend.fill_states(&pool, random)?;
+    harness.backend.fill_states(&pool, random)?;
     for layer in 0..layout.layers {
         for slot in 0..layout.slots {
             let place = Slot(slot as u32);
-            let record = lab.backend.read_state(&pool, layer, place).wait()?;
+            let record = harness.backend.read_state(&pool, layer, place).wait()?;
             let numbers = |part: usize, len: usize| -> Vec<f32> {
                 let random = random.part(2 * layer + part);
                 let first = slot * len;
@@ -131,30 +131,30 @@ fn states(lab: &mut Lab<'_>) -> Result<()> {
                 numbers(0, layout.state_len()),
                 numbers(1, layout.tail_len()),
             );
-            lab.same("a state", &record.key_value(), &state);
-            lab.same("a tail", &record.tail, &tail);
+            harness.same("a state", &record.key_value(), &state);
+            harness.same("a tail", &record.tail, &tail);
         }
     }
     Ok(())
 }
 
-fn latents(lab: &mut Lab<'_>) -> Result<()> {
+fn latents(harness: &mut Harness<'_>) -> Result<()> {
     let layout = LatentLayout {
         layers: 2,
         latent: 48,
         rope: 16,
         block_tokens: 5,
         blocks: 4,
-        dtype: lab.backend.device().cache,
+        dtype: harness.backend.device().cache,
     };
-    let pool = lab.backend.latent_pool(layout)?;
+    let pool = harness.backend.latent_pool(layout)?;
     let random = Random::named("latents", 1, 0);
-    lab.backend.fill_latents(&pool, random)?;
+    harness.backend.fill_latents(&pool, random)?;
     let len = layout.block_tokens * layout.width();
     for layer in 0..layout.layers {
         for block in 0..layout.blocks {
             let place = Block(block as u32);
-            let read = lab
+            let read = harness
                 .backend
                 .read_latents(&pool, layer, place, layout.block_tokens);
             let random = random.part(layer);
@@ -162,8 +162,8 @@ fn latents(lab: &mut Lab<'_>) -> Result<()> {
             let rows = (first..first + len)
                 .map(|i| random.value(i as u64))
                 .collect();
-            let rows = lab.cached(rows);
-            lab.same("rows", &read.wait()?.rows, &rows);
+            let rows = harness.cached(rows);
+            harness.same("rows", &read.wait()?.rows, &rows);
         }
     }
     Ok(())

@@ -1,17 +1,17 @@
 //! Batches and recordings that must be refused, by the same typed error on every backend, before anything has run.
 
-use super::kda_rig::{LAYER, piece, record};
+use super::kda_fixture::{LAYER, piece, record};
 use crate::backend::{
     Add, Batch, Block, Capacity, Element, Embed, GatedNorm, LatentLayout, LatentPool, Linear,
     MlaAppend, Op, OutputRow, Piece, Program, Result, RmsNorm, Rows, Select, ShortConv, Slot,
     StateCheckpoint, StateLayout, StatePool, Step, Swiglu,
 };
 use crate::checkpoint::Format;
-use crate::conformance::{Case, Lab, Tolerance};
+use crate::conformance::{Case, Harness, Tolerance};
 use crate::error::BackendError;
 
 pub(super) fn cases() -> Vec<Case> {
-    type Run = fn(&mut Lab<'_>) -> Result<()>;
+    type Run = fn(&mut Harness<'_>) -> Result<()>;
     let cases: [(&str, Run); 3] = [
         ("batches that do not fit", batches),
         ("shapes that do not fit", shapes),
@@ -29,15 +29,15 @@ const BLOCKS: usize = 5;
 const BLOCK_TOKENS: usize = 4;
 
 /// A step that looks at tokens, slots and blocks.
-struct Rig {
+struct Fixture {
     step: Box<dyn Step>,
     states: StatePool,
     latents: LatentPool,
 }
 
-impl Rig {
-    fn new(lab: &mut Lab<'_>) -> Result<Self> {
-        let states = lab.backend.state_pool(StateLayout {
+impl Fixture {
+    fn new(harness: &mut Harness<'_>) -> Result<Self> {
+        let states = harness.backend.state_pool(StateLayout {
             layers: 2,
             key_heads: 1,
             value_heads: 1,
@@ -46,18 +46,18 @@ impl Rig {
             taps: 4,
             slots: SLOTS,
         })?;
-        let latents = lab.backend.latent_pool(LatentLayout {
+        let latents = harness.backend.latent_pool(LatentLayout {
             layers: 1,
             latent: 8,
             rope: 4,
             block_tokens: BLOCK_TOKENS,
             blocks: BLOCKS,
-            dtype: lab.backend.device().cache,
+            dtype: harness.backend.device().cache,
         })?;
-        let table = lab.random_matrix(Format::F32, [1, VOCABULARY, 12], 1.0)?;
-        let conv = lab.random_matrix(Format::F32, [1, 12, 4], 1.0)?;
-        let norm = lab.norm_weight(Format::F32, 8)?;
-        let (hidden, output) = (lab.output(10, 12)?, lab.output(10, 12)?);
+        let table = harness.random_matrix(Format::F32, [1, VOCABULARY, 12], 1.0)?;
+        let conv = harness.random_matrix(Format::F32, [1, 12, 4], 1.0)?;
+        let norm = harness.norm_weight(Format::F32, 8)?;
+        let (hidden, output) = (harness.output(10, 12)?, harness.output(10, 12)?);
         let capacity = Capacity {
             tokens: 10,
             pieces: 3,
@@ -86,7 +86,7 @@ impl Rig {
             }),
             Op::Probe(hidden),
         ]);
-        let step = lab.backend.compile(&program, capacity)?;
+        let step = harness.backend.compile(&program, capacity)?;
         let layout = states.layout;
         let zero = record(
             &layout,
@@ -94,7 +94,9 @@ impl Rig {
             &vec![0.0; layout.tail_len()],
         );
         for slot in 0..SLOTS as u32 {
-            lab.backend.write_state(&states, LAYER, Slot(slot), &zero)?;
+            harness
+                .backend
+                .write_state(&states, LAYER, Slot(slot), &zero)?;
         }
         Ok(Self {
             step,
@@ -103,10 +105,10 @@ impl Rig {
         })
     }
 
-    fn tails(&self, lab: &mut Lab<'_>) -> Result<Vec<f32>> {
+    fn tails(&self, harness: &mut Harness<'_>) -> Result<Vec<f32>> {
         let mut tails = Vec::new();
         for slot in 0..SLOTS as u32 {
-            let record = lab
+            let record = harness
                 .backend
                 .read_state(&self.states, LAYER, Slot(slot))
                 .wait()?;
@@ -142,10 +144,10 @@ fn good() -> Batch {
     }
 }
 
-fn batches(lab: &mut Lab<'_>) -> Result<()> {
-    let mut rig = Rig::new(lab)?;
-    rig.step.submit(&good())?.wait()?;
-    let before = rig.tails(lab)?;
+fn batches(harness: &mut Harness<'_>) -> Result<()> {
+    let mut fixture = Fixture::new(harness)?;
+    fixture.step.submit(&good())?.wait()?;
+    let before = fixture.tails(harness)?;
     let token = |token, position| BackendError::TokenOutOfRange {
         token,
         position,
@@ -161,14 +163,14 @@ fn batches(lab: &mut Lab<'_>) -> Result<()> {
     for (id, position) in tokens {
         let mut batch = good();
         batch.tokens[position] = id;
-        let found = rig.step.submit(&batch).err();
+        let found = fixture.step.submit(&batch).err();
         let what = format!("token {id} is refused by type and place");
-        lab.holds(what, found == Some(token(id, position)));
+        harness.holds(what, found == Some(token(id, position)));
     }
     let mut batch = good();
     batch.outputs[1].target = Some(11);
-    let found = rig.step.submit(&batch).err();
-    lab.holds(
+    let found = fixture.step.submit(&batch).err();
+    harness.holds(
         "a target past the vocabulary is refused",
         found == Some(token(11, 4)),
     );
@@ -319,46 +321,50 @@ fn batches(lab: &mut Lab<'_>) -> Result<()> {
     for (what, spoil) in spoiled {
         let mut batch = good();
         spoil(&mut batch);
-        let refused = matches!(rig.step.submit(&batch), Err(BackendError::Batch { .. }));
-        lab.holds(format!("{what}: refused"), refused);
+        let refused = matches!(fixture.step.submit(&batch), Err(BackendError::Batch { .. }));
+        harness.holds(format!("{what}: refused"), refused);
     }
-    let after = rig.tails(lab)?;
-    lab.same("the tails after refusals", &after, &before);
-    let record = lab
+    let after = fixture.tails(harness)?;
+    harness.same("the tails after refusals", &after, &before);
+    let record = harness
         .backend
-        .read_latents(&rig.latents, 0, Block(2), 3)
+        .read_latents(&fixture.latents, 0, Block(2), 3)
         .wait()?;
-    lab.holds(
+    harness.holds(
         "latents after refusals",
         record.rows.iter().all(|x| x.is_finite()),
     );
     // The step is as good as before.
-    rig.step.submit(&good())?.wait()?;
+    fixture.step.submit(&good())?.wait()?;
     Ok(())
 }
 
-fn shapes(lab: &mut Lab<'_>) -> Result<()> {
-    let matrix = lab.random_matrix(Format::F32, [1, 6, 8], 1.0)?.weight;
-    let vector = lab.norm_weight(Format::F32, 8)?.weight;
-    let [eight, six, seven] = [lab.output(4, 8)?, lab.output(4, 6)?, lab.output(4, 7)?];
-    let gates = lab.blank(Rows::Tokens, 4, 8, Element::F32)?;
-    let outputs = lab.blank(Rows::Outputs, 4, 6, Element::Activation)?;
-    let logits = lab.blank(Rows::Outputs, 4, 6, Element::F32)?;
-    let small = lab.blank(Rows::Tokens, 3, 6, Element::Activation)?;
-    let indices = lab.blank(Rows::Tokens, 4, 8, Element::Index)?;
-    let [four, four_by_six] = [lab.output(4, 4)?, lab.output(4, 6)?];
-    let states = Rig::new(lab)?.states;
+fn shapes(harness: &mut Harness<'_>) -> Result<()> {
+    let matrix = harness.random_matrix(Format::F32, [1, 6, 8], 1.0)?.weight;
+    let vector = harness.norm_weight(Format::F32, 8)?.weight;
+    let [eight, six, seven] = [
+        harness.output(4, 8)?,
+        harness.output(4, 6)?,
+        harness.output(4, 7)?,
+    ];
+    let gates = harness.blank(Rows::Tokens, 4, 8, Element::F32)?;
+    let outputs = harness.blank(Rows::Outputs, 4, 6, Element::Activation)?;
+    let logits = harness.blank(Rows::Outputs, 4, 6, Element::F32)?;
+    let small = harness.blank(Rows::Tokens, 3, 6, Element::Activation)?;
+    let indices = harness.blank(Rows::Tokens, 4, 8, Element::Index)?;
+    let [four, four_by_six] = [harness.output(4, 4)?, harness.output(4, 6)?];
+    let states = Fixture::new(harness)?.states;
     // A good operation before it does not help, and what is good by itself is taken.
-    let batch = crate::conformance::lab::plain(4);
+    let batch = crate::conformance::harness::plain(4);
     let good = Op::from(Add {
         source: six,
         target: four_by_six,
     });
-    lab.compile(&batch, [good.clone()])?;
+    harness.compile(&batch, [good.clone()])?;
     let mut refused = |what: &str, op: Op| {
-        let result = lab.compile(&batch, [good.clone(), op]);
+        let result = harness.compile(&batch, [good.clone(), op]);
         let refused = matches!(result, Err(BackendError::Shape { .. }));
-        lab.holds(format!("{what}: refused"), refused);
+        harness.holds(format!("{what}: refused"), refused);
     };
     let linear = |input, output| Linear {
         input,
@@ -479,9 +485,9 @@ fn shapes(lab: &mut Lab<'_>) -> Result<()> {
 }
 
 /// A step tells what it runs, in order.
-fn names(lab: &mut Lab<'_>) -> Result<()> {
-    let rig = Rig::new(lab)?;
+fn names(harness: &mut Harness<'_>) -> Result<()> {
+    let fixture = Fixture::new(harness)?;
     let expected = ["embed", "short_conv", "mla_append", "probe"];
-    lab.holds("the names", rig.step.operations() == expected);
+    harness.holds("the names", fixture.step.operations() == expected);
     Ok(())
 }

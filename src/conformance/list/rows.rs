@@ -1,8 +1,8 @@
 //! How operations are run whose rows stand alone: against the oracle, each row without the others, again and again.
 
 use crate::backend::{Batch, Element, Op, Piece, Result, Rows, Slot, Step, Tensor, TensorValues};
-use crate::conformance::lab::plain;
-use crate::conformance::{Case, Lab, Tolerance};
+use crate::conformance::harness::plain;
+use crate::conformance::{Case, Harness, Tolerance};
 
 /// One argument: its width, its element type, its rows.
 pub(super) struct Input {
@@ -150,29 +150,29 @@ pub(super) enum Question {
     Again,
 }
 
-struct Rig {
+struct Fixture {
     operation: Operation,
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
     step: Box<dyn Step>,
 }
 
-impl Rig {
-    fn new(lab: &mut Lab<'_>, operation: Operation) -> Result<Self> {
+impl Fixture {
+    fn new(harness: &mut Harness<'_>, operation: Operation) -> Result<Self> {
         let rows = operation.tokens.len();
         let mut inputs = Vec::new();
         for input in &operation.inputs {
-            inputs.push(lab.blank(Rows::Tokens, rows, input.width, input.element)?);
+            inputs.push(harness.blank(Rows::Tokens, rows, input.width, input.element)?);
         }
         let mut outputs = Vec::new();
         for output in &operation.outputs {
             outputs.push(match output.place {
-                Place::New(element) => lab.blank(Rows::Tokens, rows, output.width, element)?,
+                Place::New(element) => harness.blank(Rows::Tokens, rows, output.width, element)?,
                 Place::Input(i) => inputs[i],
             });
         }
         let op = (operation.op)(&inputs, &outputs);
-        let step = lab.compile(&operation.batch(rows), [op])?;
+        let step = harness.compile(&operation.batch(rows), [op])?;
         Ok(Self {
             operation,
             inputs,
@@ -184,15 +184,16 @@ impl Rig {
     /// Runs some of the rows; gives the results.
     fn run(
         &mut self,
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         range: std::ops::Range<usize>,
     ) -> Result<Vec<TensorValues>> {
         for tensor in &self.outputs {
-            lab.poison(*tensor)?;
+            harness.poison(*tensor)?;
         }
         for (tensor, input) in self.inputs.iter().zip(&self.operation.inputs) {
-            lab.poison(*tensor)?;
-            lab.backend
+            harness.poison(*tensor)?;
+            harness
+                .backend
                 .write_tensor(*tensor, &input.rows(range.clone()))?;
         }
         let rows = range.len();
@@ -200,17 +201,17 @@ impl Rig {
             tokens: self.operation.tokens[range].to_vec(),
             ..self.operation.batch(rows)
         };
-        lab.submit(&mut *self.step, &batch)?;
+        harness.submit(&mut *self.step, &batch)?;
         self.outputs
             .iter()
-            .map(|tensor| lab.backend.read_tensor(*tensor, rows).wait())
+            .map(|tensor| harness.backend.read_tensor(*tensor, rows).wait())
             .collect()
     }
 }
 
 /// Two results that must have the same bits; where `rows_in_f32` is a width, in f32 only.
 fn alike(
-    lab: &mut Lab<'_>,
+    harness: &mut Harness<'_>,
     what: String,
     a: &TensorValues,
     b: &TensorValues,
@@ -218,10 +219,10 @@ fn alike(
 ) {
     match ((a, b), rows_in_f32) {
         ((TensorValues::F32(a), TensorValues::F32(b)), Some(width)) => {
-            lab.same_in_f32(what, width, a, b)
+            harness.same_in_f32(what, width, a, b)
         }
-        ((TensorValues::F32(a), TensorValues::F32(b)), None) => lab.same(what, a, b),
-        _ => lab.holds(what, a == b),
+        ((TensorValues::F32(a), TensorValues::F32(b)), None) => harness.same(what, a, b),
+        _ => harness.holds(what, a == b),
     }
 }
 
@@ -233,42 +234,46 @@ fn cut(values: &TensorValues, range: std::ops::Range<usize>) -> TensorValues {
 }
 
 /// Asks one question of one operation.
-pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -> Result<()> {
+pub(super) fn ask(
+    harness: &mut Harness<'_>,
+    question: Question,
+    operation: Operation,
+) -> Result<()> {
     let rows = operation.tokens.len();
-    let mut rig = Rig::new(lab, operation)?;
-    let all = rig.run(lab, 0..rows)?;
-    if lab.timed() {
+    let mut fixture = Fixture::new(harness, operation)?;
+    let all = fixture.run(harness, 0..rows)?;
+    if harness.timed() {
         return Ok(());
     }
     match question {
         Question::Definition => {
-            for (output, values) in rig.operation.outputs.iter().zip(&all) {
+            for (output, values) in fixture.operation.outputs.iter().zip(&all) {
                 let numbers = values.as_f32().unwrap_or(&[]);
                 match &output.answer {
                     Answer::Rows(answer) => {
-                        lab.close(output.name, output.width, numbers, answer);
+                        harness.close(output.name, output.width, numbers, answer);
                     }
                     Answer::Elements(answer) => {
-                        lab.close_elements(output.name, numbers, answer);
+                        harness.close_elements(output.name, numbers, answer);
                     }
                     Answer::Index(answer) => {
-                        lab.holds(output.name, values.as_index() == Some(answer));
+                        harness.holds(output.name, values.as_index() == Some(answer));
                     }
                 }
             }
         }
         Question::Alone => {
             // Backends with paths by a piece's length have one for single rows.
-            let lengths = (rig.operation.layout)(rows);
+            let lengths = (fixture.operation.layout)(rows);
             let in_f32 = lengths.iter().any(|length| *length != 1);
             let mut row = 0;
             for length in lengths {
                 if length == 1 && in_f32 {
-                    let one = rig.run(lab, row..row + 1)?;
-                    for (i, output) in rig.operation.outputs.iter().enumerate() {
+                    let one = fixture.run(harness, row..row + 1)?;
+                    for (i, output) in fixture.operation.outputs.iter().enumerate() {
                         let range = row * output.width..(row + 1) * output.width;
                         let what = format!("{}, single row {row} alone", output.name);
-                        alike(lab, what, &one[i], &cut(&all[i], range), None);
+                        alike(harness, what, &one[i], &cut(&all[i], range), None);
                     }
                 }
                 row += length;
@@ -278,13 +283,13 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
                     if start + count > rows {
                         continue;
                     }
-                    let few = rig.run(lab, start..start + count)?;
-                    for (i, output) in rig.operation.outputs.iter().enumerate() {
+                    let few = fixture.run(harness, start..start + count)?;
+                    for (i, output) in fixture.operation.outputs.iter().enumerate() {
                         let range = start * output.width..(start + count) * output.width;
                         let what =
                             format!("{}, rows {start}..{} alone", output.name, start + count);
                         alike(
-                            lab,
+                            harness,
                             what,
                             &few[i],
                             &cut(&all[i], range),
@@ -295,11 +300,11 @@ pub(super) fn ask(lab: &mut Lab<'_>, question: Question, operation: Operation) -
             }
         }
         Question::Again => {
-            for time in 2..=lab.repeats {
-                let next = rig.run(lab, 0..rows)?;
-                for (i, output) in rig.operation.outputs.iter().enumerate() {
+            for time in 2..=harness.repeats {
+                let next = fixture.run(harness, 0..rows)?;
+                for (i, output) in fixture.operation.outputs.iter().enumerate() {
                     let what = format!("{} of call {time}", output.name);
-                    alike(lab, what, &next[i], &all[i], None);
+                    alike(harness, what, &next[i], &all[i], None);
                 }
             }
         }
@@ -312,18 +317,18 @@ pub(super) fn definition(
     operation: &'static str,
     name: impl AsRef<str>,
     tolerance: Tolerance,
-    make: impl Fn(&mut Lab<'_>) -> Result<Operation> + Send + Sync + 'static,
+    make: impl Fn(&mut Harness<'_>) -> Result<Operation> + Send + Sync + 'static,
 ) -> Case {
-    Case::new(operation, name, tolerance, move |lab| {
-        let made = make(lab)?;
-        ask(lab, Question::Definition, made)
+    Case::new(operation, name, tolerance, move |harness| {
+        let made = make(harness)?;
+        ask(harness, Question::Definition, made)
     })
 }
 
 /// The cases that an operation's rows do not depend on each other, and that it repeats itself.
 pub(super) fn properties(
     operation: &'static str,
-    make: impl Fn(&mut Lab<'_>) -> Result<Operation> + Clone + Send + Sync + 'static,
+    make: impl Fn(&mut Harness<'_>) -> Result<Operation> + Clone + Send + Sync + 'static,
 ) -> [Case; 2] {
     [
         ("rows are alone", Question::Alone),
@@ -331,9 +336,9 @@ pub(super) fn properties(
     ]
     .map(|(name, question)| {
         let make = make.clone();
-        Case::new(operation, name, Tolerance::Exact, move |lab| {
-            let made = make(lab)?;
-            ask(lab, question, made)
+        Case::new(operation, name, Tolerance::Exact, move |harness| {
+            let made = make(harness)?;
+            ask(harness, question, made)
         })
     })
 }

@@ -7,14 +7,14 @@ use crate::backend::{
     Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Piece, Program, Result, Rows, Slot,
     StateLayout, StatePool, StateRecord, Step, Tensor,
 };
-use crate::conformance::Lab;
+use crate::conformance::Harness;
 
 /// Layers of the pools in these cases, and the one that is used.
 pub(super) const LAYERS: usize = 2;
 pub(super) const LAYER: usize = 1;
 
 /// A recurrence planned on a device: its pool, tensors and step.
-pub(super) struct Rig {
+pub(super) struct Fixture {
     pub(super) pool: StatePool,
     case: KdaCase,
     inputs: [Tensor; 3],
@@ -22,23 +22,23 @@ pub(super) struct Rig {
     step: Box<dyn Step>,
 }
 
-impl Rig {
+impl Fixture {
     /// Plans the recurrence for batches of at most `pieces` pieces and as many checkpoints, with all slots poisoned.
     pub(super) fn new(
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         case: &KdaCase,
         form: Form,
         pieces: usize,
         slots: usize,
     ) -> Result<Self> {
         let layout = case.layout(slots);
-        let pool = lab.backend.state_pool(layout)?;
+        let pool = harness.backend.state_pool(layout)?;
         let tokens = case.tokens();
-        let qkv = lab.output(tokens, layout.channels())?;
-        let mut plan = |width| lab.blank(Rows::Tokens, tokens, width, Element::F32);
+        let qkv = harness.output(tokens, layout.channels())?;
+        let mut plan = |width| harness.blank(Rows::Tokens, tokens, width, Element::F32);
         let gates = plan(layout.value_heads * layout.key_width)?;
         let beta = plan(layout.value_heads)?;
-        let output = lab.output(tokens, layout.value_heads * layout.value_width)?;
+        let output = harness.output(tokens, layout.value_heads * layout.value_width)?;
         let capacity = Capacity {
             tokens: tokens + 1,
             pieces,
@@ -55,34 +55,36 @@ impl Rig {
             form,
             output,
         };
-        let step = lab
+        let step = harness
             .backend
             .compile(&Program::from_iter([recurrence]), capacity)?;
         let mut case = case.clone();
-        let rounded = lab.rounded(case.qkv.clone());
+        let rounded = harness.rounded(case.qkv.clone());
         if rounded != case.qkv {
             // Answers from elsewhere are to the numbers given there: a device that rounds those is held to the definition
             // on what it holds, as in every other case.
             (case.qkv, case.expected) = (rounded, None);
         }
-        let rig = Self {
+        let fixture = Self {
             pool,
             case,
             inputs: [qkv, gates, beta],
             output,
             step,
         };
-        rig.poison(lab)?;
-        Ok(rig)
+        fixture.poison(harness)?;
+        Ok(fixture)
     }
 
     /// Fills every slot of every layer with NaN.
-    pub(super) fn poison(&self, lab: &mut Lab<'_>) -> Result<()> {
+    pub(super) fn poison(&self, harness: &mut Harness<'_>) -> Result<()> {
         let state = vec![f32::NAN; self.pool.layout.state_len()];
         let tail = vec![f32::NAN; self.pool.layout.tail_len()];
         for (layer, slot) in self.places() {
             let record = record(&self.pool.layout, &state, &tail);
-            lab.backend.write_state(&self.pool, layer, slot, &record)?;
+            harness
+                .backend
+                .write_state(&self.pool, layer, slot, &record)?;
         }
         Ok(())
     }
@@ -93,54 +95,56 @@ impl Rig {
     }
 
     /// Writes a state, with a poisoned tail.
-    pub(super) fn write(&self, lab: &mut Lab<'_>, slot: Slot, state: &[f32]) -> Result<()> {
+    pub(super) fn write(&self, harness: &mut Harness<'_>, slot: Slot, state: &[f32]) -> Result<()> {
         let tail = vec![f32::NAN; self.pool.layout.tail_len()];
         let record = record(&self.pool.layout, state, &tail);
-        lab.backend.write_state(&self.pool, LAYER, slot, &record)
+        harness
+            .backend
+            .write_state(&self.pool, LAYER, slot, &record)
     }
 
     /// Writes the state that a sequence starts from into `slot`; `None` where it starts from zero.
     pub(super) fn seed(
         &self,
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         sequence: usize,
         slot: Slot,
     ) -> Result<Option<Slot>> {
         let Some(state) = self.case.start(sequence).map(<[f32]>::to_vec) else {
             return Ok(None);
         };
-        self.write(lab, slot, &state)?;
+        self.write(harness, slot, &state)?;
         Ok(Some(slot))
     }
 
     /// Reads a state as `[value_heads, K, V]`.
-    pub(super) fn state(&self, lab: &mut Lab<'_>, slot: Slot) -> Result<Vec<f32>> {
-        let record = lab.backend.read_state(&self.pool, LAYER, slot).wait()?;
+    pub(super) fn state(&self, harness: &mut Harness<'_>, slot: Slot) -> Result<Vec<f32>> {
+        let record = harness.backend.read_state(&self.pool, LAYER, slot).wait()?;
         Ok(record.key_value().into_owned())
     }
 
     /// Everything that the pool holds.
-    pub(super) fn snapshot(&self, lab: &mut Lab<'_>) -> Result<Vec<StateRecord>> {
+    pub(super) fn snapshot(&self, harness: &mut Harness<'_>) -> Result<Vec<StateRecord>> {
         self.places()
-            .map(|(layer, slot)| lab.backend.read_state(&self.pool, layer, slot).wait())
+            .map(|(layer, slot)| harness.backend.read_state(&self.pool, layer, slot).wait())
             .collect()
     }
 
     /// Compares the pool with an earlier snapshot, except the states in `written`.
     pub(super) fn untouched(
         &self,
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         before: &[StateRecord],
         written: &[Slot],
     ) -> Result<()> {
-        let after = self.snapshot(lab)?;
+        let after = self.snapshot(harness)?;
         for ((layer, slot), (before, after)) in self.places().zip(before.iter().zip(&after)) {
             if layer != LAYER || !written.contains(&slot) {
                 let what = format!("the state in slot {} of layer {layer}, not named", slot.0);
-                lab.same(what, &after.state, &before.state);
+                harness.same(what, &after.state, &before.state);
             }
             let what = format!("the tail in slot {} of layer {layer}", slot.0);
-            lab.same(what, &after.tail, &before.tail);
+            harness.same(what, &after.tail, &before.tail);
         }
         Ok(())
     }
@@ -148,7 +152,7 @@ impl Rig {
     /// Runs the rows `ranges`, laid end to end, as these pieces; gives the outputs `[rows, value_heads * V]`.
     pub(super) fn run(
         &mut self,
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         ranges: &[Range<usize>],
         pieces: Vec<Piece>,
     ) -> Result<Vec<f32>> {
@@ -163,27 +167,27 @@ impl Rig {
                 .flat_map(|range| &values[range.start * tensor.width..range.end * tensor.width])
                 .copied()
                 .collect();
-            lab.fill(tensor, &rows)?;
+            harness.fill(tensor, &rows)?;
         }
-        lab.poison(self.output)?;
+        harness.poison(self.output)?;
         let tokens = ranges.iter().map(Range::len).sum();
         let batch = Batch {
             tokens: vec![0; tokens],
             pieces,
             outputs: Vec::new(),
         };
-        lab.submit(&mut *self.step, &batch)?;
-        lab.read(self.output, tokens)
+        harness.submit(&mut *self.step, &batch)?;
+        harness.read(self.output, tokens)
     }
 
     /// The same with a single piece.
     pub(super) fn run_one(
         &mut self,
-        lab: &mut Lab<'_>,
+        harness: &mut Harness<'_>,
         range: Range<usize>,
         piece: Piece,
     ) -> Result<Vec<f32>> {
-        self.run(lab, std::slice::from_ref(&range), vec![piece])
+        self.run(harness, std::slice::from_ref(&range), vec![piece])
     }
 
     /// The inputs as the device holds them.

@@ -58,7 +58,7 @@ pub struct Matrix {
 }
 
 /// Where a case meets a backend.
-pub struct Lab<'a> {
+pub struct Harness<'a> {
     /// The backend under test.
     pub backend: &'a mut dyn Backend,
     /// Numbers that depend on the case's name and the run's seed alone.
@@ -70,7 +70,7 @@ pub struct Lab<'a> {
     clock: Option<Clock>,
 }
 
-impl<'a> Lab<'a> {
+impl<'a> Harness<'a> {
     pub(super) fn new(
         backend: &'a mut dyn Backend,
         random: Random,
