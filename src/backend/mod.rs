@@ -10,6 +10,8 @@
 //! tensor library: no broadcasting, no autograd, no views.
 
 mod batch;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod batch_metadata;
 mod block;
 mod check;
 mod choose;
@@ -20,8 +22,6 @@ pub mod cuda;
 pub mod dry;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-mod image;
 mod operation;
 mod pool;
 mod program;

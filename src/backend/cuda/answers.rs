@@ -28,8 +28,8 @@ impl CudaStep {
             256,
             arguments![&logits, &ranks, &sums, vocabulary, candidates],
         );
-        self.launch(kernel, move |image| {
-            [slices as u32, image.outputs as u32, 1]
+        self.launch(kernel, move |metadata| {
+            [slices as u32, metadata.outputs as u32, 1]
         });
         let kernel = self.kernel(
             "select_merge",
@@ -38,7 +38,7 @@ impl CudaStep {
                 &logits, &ranks, &sums, &choices, vocabulary, candidates, slices
             ],
         );
-        self.launch(kernel, |image| [image.outputs as u32, 1, 1]);
+        self.launch(kernel, |metadata| [metadata.outputs as u32, 1, 1]);
         self.answer(choices, Answer::Choices { candidates });
         if op.keep_rows {
             self.answer(logits, Answer::Logits(op.logits));

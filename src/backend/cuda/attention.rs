@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::machine::{Command, Product};
 use super::step::{ANY_TOGETHER, CudaStep, Kernel, WINDOW, any_shape, arguments, suits_library};
-use crate::backend::image::Image;
+use crate::backend::batch_metadata::BatchMetadata;
 use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
 use crate::error::BackendError;
 
@@ -171,7 +171,7 @@ impl CudaStep {
         let single = op.pieces == Pieces::Single;
         let (most, most_spans) = if single {
             let rows = self.capacity.pieces.min(self.capacity.tokens);
-            (rows, self.plan.spans(&self.capacity))
+            (rows, self.metadata_layout.spans(&self.capacity))
         } else {
             (self.capacity.tokens, self.capacity.tokens)
         };
@@ -182,12 +182,12 @@ impl CudaStep {
         let elements = most_spans * heads * (layout.latent.next_multiple_of(4) + 4);
         let parts = self.scratch("attention by spans", 4 * elements)?;
         let [h, latent, nope, rope, value, tokens] = widths_of(&op, heads);
-        let count: fn(&Image) -> usize = match op.pieces {
+        let count: fn(&BatchMetadata) -> usize = match op.pieces {
             Pieces::All => |image| image.tokens,
             Pieces::Single => |image| image.tokens - image.several_rows,
             Pieces::Several => |image| image.several_rows,
         };
-        let spans: fn(&Image) -> usize = if single {
+        let spans: fn(&BatchMetadata) -> usize = if single {
             |image| with_room(image.spans)
         } else {
             count

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Product};
 use super::step::{CudaStep, Kernel, arguments, suits_library};
-use crate::backend::image::Image;
+use crate::backend::batch_metadata::BatchMetadata;
 use crate::backend::{Experts, Result, Route, Rows};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
@@ -72,7 +72,9 @@ impl CudaStep {
             ],
         );
         let shared = 12 * count + 8 * op.groups;
-        self.launch(kernel.shared(shared), |image| [image.tokens as u32, 1, 1]);
+        self.launch(kernel.shared(shared), |metadata| {
+            [metadata.tokens as u32, 1, 1]
+        });
         Ok(())
     }
 
@@ -99,11 +101,11 @@ impl CudaStep {
             });
         }
         let experts = count as u32;
-        let rows = move |image: &Image| {
+        let rows = move |metadata: &BatchMetadata| {
             if by_library {
-                image.few(Rows::Tokens)
+                metadata.few(Rows::Tokens)
             } else {
-                image.tokens
+                metadata.tokens
             }
         };
         let scored = |entry, threads| {
@@ -122,15 +124,15 @@ impl CudaStep {
             )
         };
         let (one, several) = (scored("route_scores_one", 64), scored("route_scores", 256));
-        self.launch(one, move |image| {
+        self.launch(one, move |metadata| {
             [
                 experts.div_ceil(SCORED_OF_ONE),
-                u32::from(rows(image) == 1),
+                u32::from(rows(metadata) == 1),
                 1,
             ]
         });
-        self.launch(several, move |image| {
-            let tiles = match rows(image) {
+        self.launch(several, move |metadata| {
+            let tiles = match rows(metadata) {
                 1 => 0,
                 count => count.div_ceil(TOGETHER) as u32,
             };
@@ -183,7 +185,7 @@ impl CudaStep {
             ],
         );
         let columns = width.div_ceil(COMBINED);
-        self.launch(kernel, move |image| [image.tokens as u32, columns, 1]);
+        self.launch(kernel, move |metadata| [metadata.tokens as u32, columns, 1]);
         Ok(())
     }
 
@@ -202,12 +204,12 @@ impl CudaStep {
             arguments![ids, &list, most, choices, first, experts],
         );
         // One row alone needs no list: each of its choices is an expert of its own.
-        self.launch(kernel.shared(40 * local), |image| {
-            [u32::from(image.few(Rows::Tokens) > 1), 1, 1]
+        self.launch(kernel.shared(40 * local), |metadata| {
+            [u32::from(metadata.few(Rows::Tokens) > 1), 1, 1]
         });
         // As many as may have been chosen, whatever was, so that a graph serves every choice.
-        let chosen = move |image: &Image| {
-            let rows = image.few(Rows::Tokens);
+        let chosen = move |metadata: &BatchMetadata| {
+            let rows = metadata.few(Rows::Tokens);
             let places = rows * top_k;
             if rows < 2 { places } else { places.min(local) }
         };
@@ -228,9 +230,11 @@ impl CudaStep {
             &layer.results,
         );
         let outputs = layer.hidden_width.div_ceil(FEW / 2);
-        self.launch(kernel, move |image| [outputs, chosen(image) as u32, 1]);
+        self.launch(kernel, move |metadata| {
+            [outputs, chosen(metadata) as u32, 1]
+        });
         let outputs = layer.width.div_ceil(FEW);
-        self.launch(down, move |image| [outputs, chosen(image) as u32, 1]);
+        self.launch(down, move |metadata| [outputs, chosen(metadata) as u32, 1]);
         Ok(())
     }
 
@@ -244,8 +248,8 @@ impl CudaStep {
         let counts = self.scratch("choices by expert", 4 * places.div_ceil(SHARE) * local)?;
         let groups = self.scratch("places by expert", 4 * (1 + 3 * most + places))?;
         let (ids, tiles) = (&layer.ids, most as u32);
-        let shares = move |image: &Image| {
-            let places = image.several_rows * top_k;
+        let shares = move |metadata: &BatchMetadata| {
+            let places = metadata.several_rows * top_k;
             [places.div_ceil(SHARE) as u32, 1, 1]
         };
         let kernel = self.kernel(
@@ -260,7 +264,8 @@ impl CudaStep {
             arguments![ids, &counts, &groups, tiles, choices, first, experts],
         );
         self.launch(kernel.shared(40 * local), shares);
-        let count = move |image: &Image| most_tiles(image.several_rows * top_k, local) as u32;
+        let count =
+            move |metadata: &BatchMetadata| most_tiles(metadata.several_rows * top_k, local) as u32;
         let kernel = Kernel::new(
             "experts_many_in",
             128,
@@ -277,8 +282,8 @@ impl CudaStep {
             ],
         );
         let columns = hidden_width.div_ceil(TILE as u32 / 2);
-        self.launch(kernel.shared(STAGES_BYTES), move |image| {
-            [columns, count(image), 1]
+        self.launch(kernel.shared(STAGES_BYTES), move |metadata| {
+            [columns, count(metadata), 1]
         });
         let kernel = Kernel::new(
             "experts_many_out",
@@ -294,8 +299,8 @@ impl CudaStep {
             ],
         );
         let columns = width.div_ceil(TILE as u32);
-        self.launch(kernel.shared(STAGES_BYTES), move |image| {
-            [columns, count(image), 1]
+        self.launch(kernel.shared(STAGES_BYTES), move |metadata| {
+            [columns, count(metadata), 1]
         });
         Ok(())
     }

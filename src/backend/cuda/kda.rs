@@ -33,8 +33,8 @@ impl CudaStep {
                 256,
                 arguments![&input, &tails, channels, taps],
             );
-            self.launch(kernel, move |image| {
-                [blocks((image.pieces * channels) as u64, 256), 1, 1]
+            self.launch(kernel, move |metadata| {
+                [blocks((metadata.pieces * channels) as u64, 256), 1, 1]
             });
         }
         Ok(())
@@ -69,9 +69,9 @@ impl CudaStep {
     /// The norm where a batch has pieces of several tokens: of all rows, for those of single tokens are written later.
     pub(super) fn several_gated_norm(&mut self, op: &GatedNorm) -> Result<()> {
         let (kernel, heads) = (self.gated_norm_kernel(op)?, heads_of(op));
-        self.launch(kernel, move |image| {
-            let some = image.several_rows > 0;
-            let rows = if some { image.tokens } else { 0 };
+        self.launch(kernel, move |metadata| {
+            let some = metadata.several_rows > 0;
+            let rows = if some { metadata.tokens } else { 0 };
             [blocks((rows * heads) as u64, 8), 1, 1]
         });
         Ok(())

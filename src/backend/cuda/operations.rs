@@ -43,7 +43,7 @@ impl CudaStep {
         let output = self.tensor(op.output)?;
         let width = op.output.width;
         let kernel = self.kernel("embed", 128, arguments![weight, format, &output, width]);
-        self.launch(kernel, |image| [image.tokens as u32, 1, 1]);
+        self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
         Ok(())
     }
 
@@ -67,7 +67,7 @@ impl CudaStep {
                 op.eps
             ],
         );
-        self.launch(kernel, move |image| [image.count(rows) as u32, 1, 1]);
+        self.launch(kernel, move |metadata| [metadata.count(rows) as u32, 1, 1]);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch};
 use super::step::{CudaStep, arguments};
-use crate::backend::image::{MOST_SEGMENTS, Plan};
+use crate::backend::batch_metadata::{MOST_SEGMENTS, MetadataLayout};
 use crate::backend::{Form, GatedNorm, KdaBlock, KdaRecurrence, Linear, Op, Result, StateLayout};
 use crate::error::BackendError;
 
@@ -170,7 +170,7 @@ impl CudaStep {
 
     /// The workspace of both chunkwise kernels.
     fn images(&mut self, shape: &Chunkwise, heads: usize) -> Result<Arc<Buffer>> {
-        let bytes = Plan::chunks(&self.capacity) * heads * shape.image;
+        let bytes = MetadataLayout::chunks(&self.capacity) * heads * shape.image;
         self.scratch("chunks of a recurrence", bytes)
     }
 
@@ -253,7 +253,7 @@ impl CudaStep {
         let shape = *shape;
         let [_, b, c, d] = shape.words;
         self.segments = self.segments.min(shape.segments());
-        let most = Plan::segments(&self.capacity, self.segments);
+        let most = MetadataLayout::segments(&self.capacity, self.segments);
         if most == 0 {
             return Ok(None);
         }

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Shared;
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
 use super::memory;
+use crate::backend::batch_metadata::{BatchMetadata, MOST_SEGMENTS, MetadataLayout};
 use crate::backend::check::Demands;
 use crate::backend::gpu::{
     self,
     answers::{self, Answer},
 };
-use crate::backend::image::{Image, MOST_SEGMENTS, Plan};
 use crate::backend::{
     AllGather, Batch, Capacity, Element, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
@@ -42,9 +42,9 @@ const FEW: [(&str, usize); 4] = [
 const FEWEST_READS: usize = 64;
 
 /// The commands of a batch that has a say in how many they are.
-type Listed = Box<dyn Fn(&Image) -> Vec<Command> + Send>;
+type Listed = Box<dyn Fn(&BatchMetadata) -> Vec<Command> + Send>;
 /// How many blocks a launch takes for this batch; any 0 leaves it out.
-type Size = Box<dyn Fn(&Image) -> [u32; 3] + Send>;
+type Size = Box<dyn Fn(&BatchMetadata) -> [u32; 3] + Send>;
 
 /// A kernel, its block, its arguments.
 pub(super) struct Kernel {
@@ -114,7 +114,7 @@ pub(super) fn blocks(elements: u64, each: u64) -> u32 {
 
 /// What a tensor's rows stand for, as a word of the batch's header that counts them.
 pub(super) fn kind(rows: Rows) -> u32 {
-    crate::backend::image::count_word(rows)
+    crate::backend::batch_metadata::count_word(rows)
 }
 
 /// Whether cuBLASLt is sure to take a product of so many columns and outputs: rows of whole 16 bytes are all that it
@@ -145,9 +145,9 @@ pub(super) fn any_shape(
 pub(super) struct CudaStep {
     pub(super) shared: Arc<Shared>,
     pub(super) capacity: Capacity,
-    pub(super) plan: Plan,
+    pub(super) metadata_layout: MetadataLayout,
     id: u64,
-    /// The batch's image on the device.
+    /// The batch's metadata on the device.
     pub(super) batch: Arc<Buffer>,
     /// What recorded commands point to, kept for as long as they may run.
     kept: Vec<Arc<Buffer>>,
@@ -164,18 +164,18 @@ impl CudaStep {
     pub(super) fn new(shared: Arc<Shared>, capacity: Capacity, demands: Demands) -> Result<Self> {
         static STEPS: AtomicU64 = AtomicU64::new(NO_STEP + 1);
         let block_tokens = shared.memory().block_tokens();
-        let plan = Plan {
+        let metadata_layout = MetadataLayout {
             window: WINDOW,
             span: SPAN,
             most_spans: MOST_SPANS,
             block_tokens,
         };
-        let bytes = 4 * plan.words(&capacity) as u64;
+        let bytes = 4 * metadata_layout.words(&capacity) as u64;
         let batch = Arc::new(Buffer::new(&shared.machine, "a step's batch", bytes)?);
         Ok(Self {
             shared,
             capacity,
-            plan,
+            metadata_layout,
             id: STEPS.fetch_add(1, Ordering::Relaxed),
             batch,
             kept: Vec::new(),
@@ -204,8 +204,8 @@ impl CudaStep {
 
     /// Records a launch whose blocks take `each` of the elements of all rows of this kind, `width` a row.
     pub(super) fn launch_each(&mut self, kernel: Kernel, rows: Rows, width: usize, each: u64) {
-        self.launch(kernel, move |image| {
-            [blocks((image.count(rows) * width) as u64, each), 1, 1]
+        self.launch(kernel, move |metadata| {
+            [blocks((metadata.count(rows) * width) as u64, each), 1, 1]
         });
     }
 
@@ -218,7 +218,7 @@ impl CudaStep {
     pub(super) fn launch(
         &mut self,
         kernel: Kernel,
-        size: impl Fn(&Image) -> [u32; 3] + Send + 'static,
+        size: impl Fn(&BatchMetadata) -> [u32; 3] + Send + 'static,
     ) {
         self.push_command(Recorded::Launch(kernel.over([0; 3]), Box::new(size)));
     }
@@ -242,8 +242,8 @@ impl CudaStep {
             let even = suits_library(weight.columns, weight.rows);
             match rows {
                 Rows::Tokens if even => self.library(product),
-                Rows::Tokens => self.any(rows, &from, weight, &to, full, |image| {
-                    image.several_rows > 0
+                Rows::Tokens => self.any(rows, &from, weight, &to, full, |metadata| {
+                    metadata.several_rows > 0
                 })?,
                 Rows::Outputs => {}
             }
@@ -267,7 +267,7 @@ impl CudaStep {
         weight: Weight,
         to: &Arc<Buffer>,
         full: bool,
-        wanted: fn(&Image) -> bool,
+        wanted: fn(&BatchMetadata) -> bool,
     ) -> Result<()> {
         let stored = self.stored(weight)?;
         let (columns, outputs) = (weight.columns, weight.rows as u32);
@@ -281,9 +281,9 @@ impl CudaStep {
             columns,
             weight.rows,
         );
-        self.launch(kernel, move |image| {
-            let together = image.count(rows).div_ceil(ANY_TOGETHER) as u32;
-            let blocks = if wanted(image) {
+        self.launch(kernel, move |metadata| {
+            let together = metadata.count(rows).div_ceil(ANY_TOGETHER) as u32;
+            let blocks = if wanted(metadata) {
                 outputs.div_ceil(8)
             } else {
                 0
@@ -321,8 +321,8 @@ impl CudaStep {
                 ],
             );
             let fewer = std::mem::replace(&mut most, together);
-            self.launch(kernel, move |image| {
-                let count = image.few(rows);
+            self.launch(kernel, move |metadata| {
+                let count = metadata.few(rows);
                 let mine = count > fewer && (count <= together || together == FEWEST_READS);
                 let blocks = if mine { count.div_ceil(together) } else { 0 };
                 [sizes[1].div_ceil(32), blocks as u32, 1]
@@ -361,7 +361,7 @@ impl CudaStep {
     }
 
     /// Records commands whose number depends on the batch.
-    pub(super) fn each(&mut self, list: impl Fn(&Image) -> Vec<Command> + Send + 'static) {
+    pub(super) fn each(&mut self, list: impl Fn(&BatchMetadata) -> Vec<Command> + Send + 'static) {
         self.push_command(Recorded::Each(Box::new(list)));
     }
 
@@ -374,13 +374,13 @@ impl CudaStep {
     }
 
     /// The commands of one batch, and for each the operation that it is of.
-    fn commands(&self, image: &Image) -> (Vec<Command>, Vec<usize>) {
+    fn commands(&self, metadata: &BatchMetadata) -> (Vec<Command>, Vec<usize>) {
         let mut commands = Vec::with_capacity(self.commands.len());
         let mut operations = Vec::with_capacity(self.commands.len());
         for (operation, recorded) in &self.commands {
             let command = match recorded {
                 Recorded::Launch(launch, size) => {
-                    let grid = size(image);
+                    let grid = size(metadata);
                     let launch = Launch {
                         grid,
                         ..launch.clone()
@@ -390,19 +390,19 @@ impl CudaStep {
                 Recorded::Product(product) => {
                     // Single rows among others are multiplied too, and then again by the kernel for them.
                     let product = Product {
-                        rows: image.tokens,
+                        rows: metadata.tokens,
                         ..product.clone()
                     };
-                    (image.several_rows > 0).then_some(Command::Product(product))
+                    (metadata.several_rows > 0).then_some(Command::Product(product))
                 }
                 Recorded::Copy(from, to, bytes, rows) => {
-                    let bytes = bytes * image.count(*rows) as u64;
+                    let bytes = bytes * metadata.count(*rows) as u64;
                     let (from, to) = (from.address, to.address);
                     (bytes > 0).then_some(Command::Copy { from, to, bytes })
                 }
                 Recorded::Answer(..) => None,
                 Recorded::Each(list) => {
-                    let list = list(image);
+                    let list = list(metadata);
                     operations.extend(std::iter::repeat_n(*operation, list.len()));
                     commands.extend(list);
                     None
@@ -446,21 +446,21 @@ impl Step for CudaStep {
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.capacity, batch)?;
         let attends = self.demands.latents.is_some();
-        let image = self.plan.image(batch, attends, self.segments);
-        gpu::fits(&image, self.batch.bytes)?;
-        let (commands, operations) = self.commands(&image);
+        let metadata = self.metadata_layout.metadata(batch, attends, self.segments);
+        gpu::fits(&metadata, self.batch.bytes)?;
+        let (commands, operations) = self.commands(&metadata);
         let size = |tensor: Tensor| memory::size(tensor.element) as usize;
         let (mut answers, mut places) = (Vec::new(), Vec::new());
         for (_, recorded) in &self.commands {
             if let Recorded::Answer(buffer, answer) = recorded {
-                let bytes = answer.bytes(&image, size);
+                let bytes = answer.bytes(&metadata, size);
                 answers.push((*answer, bytes));
                 places.push((buffer.address, bytes as u64));
             }
         }
         let ticket = self.shared.machine.submit(&Work {
             step: self.id,
-            upload: Some((self.batch.address, bytemuck::cast_slice(&image.words))),
+            upload: Some((self.batch.address, bytemuck::cast_slice(&metadata.words))),
             commands: &commands,
             timed: self.timed.then_some(&operations),
             answers: &places,

@@ -2,7 +2,7 @@
 
 use super::attention::with_room;
 use super::step::{CudaStep, arguments, blocks};
-use crate::backend::image::Image;
+use crate::backend::batch_metadata::BatchMetadata;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{Result, Rows};
 
@@ -34,8 +34,8 @@ impl CudaStep {
                 layout.layers
             ],
         );
-        self.launch(kernel.shared(8 * key_width), move |image| {
-            [image.tokens as u32, heads as u32, 1]
+        self.launch(kernel.shared(8 * key_width), move |metadata| {
+            [metadata.tokens as u32, heads as u32, 1]
         });
         Ok(())
     }
@@ -64,7 +64,7 @@ impl CudaStep {
             32,
             arguments![&experts, &weights, &output, top, layer, op.layers],
         );
-        self.launch(kernel, |image| [image.tokens as u32, 1, 1]);
+        self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
         Ok(())
     }
 
@@ -79,7 +79,7 @@ impl CudaStep {
             arguments![&states, &output, heads, op.head, size],
         );
         let groups = blocks(size as u64, 256);
-        self.launch(kernel, move |image| [groups, image.tokens as u32, 1]);
+        self.launch(kernel, move |metadata| [groups, metadata.tokens as u32, 1]);
         Ok(())
     }
 
@@ -94,9 +94,9 @@ impl CudaStep {
         let places = op.output.width;
         let most = places.div_ceil(SPAN);
         let spans = self.scratch("a traced head's spans", 8 * self.capacity.tokens * most)?;
-        let each_span = move |image: &Image| {
-            let reached = with_room(image.reached.div_ceil(SPAN)).min(most);
-            [reached as u32, image.tokens as u32, 1]
+        let each_span = move |metadata: &BatchMetadata| {
+            let reached = with_room(metadata.reached.div_ceil(SPAN)).min(most);
+            [reached as u32, metadata.tokens as u32, 1]
         };
         let heads = op.query.width / (op.nope + layout.rope).max(1);
         let (head, nope, rope, value) = (op.head, op.nope, layout.rope, op.value);
@@ -108,7 +108,7 @@ impl CudaStep {
                 &query, kv_b, format, &absorbed, heads, head, nope, rope, value, latent
             ],
         );
-        self.launch(kernel, |image| [image.tokens as u32, 1, 1]);
+        self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
         let kernel = self.kernel(
             "trace_attention_score",
             128,

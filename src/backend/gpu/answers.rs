@@ -1,6 +1,6 @@
 //! What a submission of a GPU backend gives back: the choice of the next token, whole rows, probes.
 
-use crate::backend::image::Image;
+use crate::backend::batch_metadata::BatchMetadata;
 use crate::backend::{Batch, Choice, StepOutput, Tensor, TensorValues};
 
 /// What comes back.
@@ -17,16 +17,20 @@ pub(in crate::backend) enum Answer {
 
 impl Answer {
     /// Its bytes; `size` says how many an element of a tensor has.
-    pub(in crate::backend) fn bytes(self, image: &Image, size: fn(Tensor) -> usize) -> usize {
+    pub(in crate::backend) fn bytes(
+        self,
+        metadata: &BatchMetadata,
+        size: fn(Tensor) -> usize,
+    ) -> usize {
         match self {
             Self::Probe(tensor) | Self::Logits(tensor) => {
-                size(tensor) * image.count(tensor.rows) * tensor.width
+                size(tensor) * metadata.count(tensor.rows) * tensor.width
             }
             Self::Positions(tensor) => {
-                let whole = image.count(tensor.rows) * tensor.width;
-                size(tensor) * whole.min(image.reached)
+                let whole = metadata.count(tensor.rows) * tensor.width;
+                size(tensor) * whole.min(metadata.reached)
             }
-            Self::Choices { candidates } => 4 * image.outputs * (4 + 2 * candidates),
+            Self::Choices { candidates } => 4 * metadata.outputs * (4 + 2 * candidates),
         }
     }
 }

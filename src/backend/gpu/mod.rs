@@ -5,7 +5,7 @@ pub(super) mod memory;
 
 use std::future::Future;
 
-use super::image::Image;
+use super::batch_metadata::BatchMetadata;
 use super::{Result, Ticket};
 use crate::error::BackendError;
 
@@ -13,8 +13,8 @@ use crate::error::BackendError;
 ///
 /// # Errors
 /// A pool of longer blocks that was made after the step.
-pub(super) fn fits(image: &Image, bytes: u64) -> Result<()> {
-    let (most, found) = (bytes / 4, image.words.len());
+pub(super) fn fits(metadata: &BatchMetadata, bytes: u64) -> Result<()> {
+    let (most, found) = (bytes / 4, metadata.words.len());
     if found as u64 <= most {
         return Ok(());
     }

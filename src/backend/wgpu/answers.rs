@@ -27,7 +27,7 @@ impl WgpuStep {
             Program::entry("select", "select_slices"),
             &params,
             &[Bind::Read(2, &logits), Bind::Write(3, &parts)],
-            move |image| [slices as u32, image.outputs as u32, 1],
+            move |metadata| [slices as u32, metadata.outputs as u32, 1],
         )?;
         self.dispatch(
             Program::entry("select", "select_merge"),
@@ -37,7 +37,7 @@ impl WgpuStep {
                 Bind::Read(4, &parts),
                 Bind::Write(5, &choices),
             ],
-            |image| [image.outputs as u32, 1, 1],
+            |metadata| [metadata.outputs as u32, 1, 1],
         )?;
         let answer = Answer::Choices { candidates };
         self.answer(choices, answer);

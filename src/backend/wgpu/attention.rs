@@ -2,7 +2,7 @@
 
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
-use crate::backend::image::Image;
+use crate::backend::batch_metadata::BatchMetadata;
 use crate::backend::{LatentLayout, MlaAppend, MlaAttention, Pieces, Result, Weight};
 use crate::error::BackendError;
 
@@ -17,7 +17,7 @@ pub(super) struct Expansion {
 }
 
 /// An attention's widths, and kv_b.
-pub(super) struct Plan {
+pub(super) struct AttentionLayout {
     heads: usize,
     pub(super) format: u32,
     /// The parameters that all dispatches share; the rows of kv_b and the window are set for each.
@@ -25,7 +25,7 @@ pub(super) struct Plan {
     pub(super) expansions: Vec<Expansion>,
 }
 
-impl Plan {
+impl AttentionLayout {
     pub(super) fn params(&self, first: usize, rows: usize, begin: usize) -> [u32; 10] {
         let mut params = self.params;
         params[6] = first as u32;
@@ -36,7 +36,7 @@ impl Plan {
 }
 
 impl WgpuStep {
-    fn plan(&mut self, op: &MlaAttention) -> Result<Plan> {
+    fn plan(&mut self, op: &MlaAttention) -> Result<AttentionLayout> {
         self.expanded(op.pool.layout, op.kv_b, op.heads(), op.nope, op.value)
     }
 
@@ -48,7 +48,7 @@ impl WgpuStep {
         heads: usize,
         nope: usize,
         value: usize,
-    ) -> Result<Plan> {
+    ) -> Result<AttentionLayout> {
         let (format, stride, expansions) = self.recorder.with_memory(|memory| {
             let weight = memory.weight(kv_b)?.matrix("mla attention")?;
             let parts = weight.parts.iter().map(|part| Expansion {
@@ -70,7 +70,7 @@ impl WgpuStep {
             stride as usize,
             0,
         ];
-        Ok(Plan {
+        Ok(AttentionLayout {
             heads,
             format,
             params: words.map(|word| word as u32),
@@ -94,7 +94,7 @@ impl WgpuStep {
                 Bind::Read(3, &weight),
                 Bind::Write(4, &latents),
             ],
-            |image| [image.tokens as u32, 1, 1],
+            |metadata| [metadata.tokens as u32, 1, 1],
         )
     }
 
@@ -113,23 +113,23 @@ impl WgpuStep {
             Pieces::Single => recorder.capacity.pieces.min(recorder.capacity.tokens),
             Pieces::All | Pieces::Several => recorder.capacity.tokens,
         };
-        let count: fn(&Image) -> usize = match op.pieces {
-            Pieces::All => |image| image.tokens,
-            Pieces::Single => |image| image.tokens - image.several_rows,
-            Pieces::Several => |image| image.several_rows,
+        let count: fn(&BatchMetadata) -> usize = match op.pieces {
+            Pieces::All => |metadata| metadata.tokens,
+            Pieces::Single => |metadata| metadata.tokens - metadata.several_rows,
+            Pieces::Several => |metadata| metadata.several_rows,
         };
         let begin = usize::from(op.pieces == Pieces::Single);
         let elements = most * plan.heads * layout.latent;
         let absorbed = recorder.scratch("absorbed queries", elements)?;
         let span = recorder.shared.span;
         let most_spans = match op.pieces {
-            Pieces::Single => self.plan.spans(&recorder.capacity),
+            Pieces::Single => self.metadata_layout.spans(&recorder.capacity),
             Pieces::All | Pieces::Several => most,
         };
         let elements = most_spans * plan.heads * (layout.latent + 2);
         let parts = recorder.scratch("attention by spans", elements)?;
-        let spans: fn(&Image) -> usize = match op.pieces {
-            Pieces::Single => |image| image.spans,
+        let spans: fn(&BatchMetadata) -> usize = match op.pieces {
+            Pieces::Single => |metadata| metadata.spans,
             Pieces::All | Pieces::Several => count,
         };
         let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
@@ -150,7 +150,7 @@ impl WgpuStep {
                     Bind::Read(3, buffer),
                     Bind::Write(4, &absorbed),
                 ],
-                move |image| [groups, heads, count(image) as u32],
+                move |metadata| [groups, heads, count(metadata) as u32],
             )?;
         }
         self.dispatch(
@@ -162,13 +162,13 @@ impl WgpuStep {
                 Bind::Read(6, &latents),
                 Bind::Write(7, &parts),
             ],
-            move |image| [spans(image) as u32, heads, 1],
+            move |metadata| [spans(metadata) as u32, heads, 1],
         )?;
         self.dispatch(
             Program::entry("mla_decode", "combine"),
             &plan.params(0, 0, begin),
             &[Bind::Read(8, &parts), Bind::Write(4, &absorbed)],
-            move |image| [groups, heads, count(image) as u32],
+            move |metadata| [groups, heads, count(metadata) as u32],
         )?;
         let groups = op.value.div_ceil(8) as u32;
         for Expansion {
@@ -185,7 +185,7 @@ impl WgpuStep {
                     Bind::Read(5, &absorbed),
                     Bind::Write(9, &output),
                 ],
-                move |image| [groups, heads, count(image) as u32],
+                move |metadata| [groups, heads, count(metadata) as u32],
             )?;
         }
         Ok(())
@@ -210,9 +210,9 @@ impl WgpuStep {
             .collect();
         self.several(Windows {
             range: match op.pieces {
-                Pieces::All => |image| 0..image.windows.len(),
-                Pieces::Single => |image| image.several_windows..image.windows.len(),
-                Pieces::Several => |image| 0..image.several_windows,
+                Pieces::All => |metadata| 0..metadata.windows.len(),
+                Pieces::Single => |metadata| metadata.several_windows..metadata.windows.len(),
+                Pieces::Several => |metadata| 0..metadata.several_windows,
             },
             sizes: Box::new(move |window| {
                 let tiles = window.positions.div_ceil(32) as u32;

@@ -2,7 +2,7 @@
 
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
-use crate::backend::image::Image;
+use crate::backend::batch_metadata::BatchMetadata;
 use crate::backend::{Experts, Result, Route, Rows, Weight};
 use crate::error::BackendError;
 
@@ -28,8 +28,8 @@ struct Sorting {
 
 impl Sorting {
     /// Tiles at most for this batch in the form for few places or for many; 0 where the other form is taken.
-    fn tiles(&self, image: &Image, many: bool) -> u32 {
-        let places = image.tokens * self.top_k;
+    fn tiles(&self, metadata: &BatchMetadata, many: bool) -> u32 {
+        let places = metadata.tokens * self.top_k;
         if many != (places > self.few * self.experts) {
             return 0;
         }
@@ -75,7 +75,7 @@ impl WgpuStep {
                 Bind::Write(4, &ids),
                 Bind::Write(5, &weights),
             ],
-            |image| [image.tokens as u32, 1, 1],
+            |metadata| [metadata.tokens as u32, 1, 1],
         )
     }
 
@@ -110,7 +110,7 @@ impl WgpuStep {
                 Program::new("experts_group"),
                 &[top_k as u32, first, local as u32, words[0], words[1]],
                 &[Bind::Read(2, &ids), Bind::Write(3, &sorting.groups)],
-                move |image| [counted.tiles(image, many).min(1), 1, 1],
+                move |metadata| [counted.tiles(metadata, many).min(1), 1, 1],
             )?;
         }
         self.grouped(&sorting, (&input, true), op.gate, &gate)?;
@@ -123,7 +123,7 @@ impl WgpuStep {
                 Bind::Read(6, &up),
                 Bind::Write(7, &gate),
             ],
-            move |image| flat(image.tokens * top_k * n),
+            move |metadata| flat(metadata.tokens * top_k * n),
         )?;
         self.grouped(&sorting, (&gate, false), op.down, &results)?;
         self.dispatch(
@@ -135,7 +135,7 @@ impl WgpuStep {
                 Bind::Read(4, &results),
                 Bind::Write(5, &output),
             ],
-            move |image| flat(image.tokens * d),
+            move |metadata| flat(metadata.tokens * d),
         )
     }
 
@@ -194,10 +194,10 @@ impl WgpuStep {
                     program.with("FORMAT", format),
                     &params,
                     &binds,
-                    move |image| {
+                    move |metadata| {
                         [
                             if many { groups.div_ceil(2) } else { groups },
-                            counted.tiles(image, many),
+                            counted.tiles(metadata, many),
                             1,
                         ]
                     },

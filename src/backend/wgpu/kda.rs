@@ -2,7 +2,7 @@
 
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
-use crate::backend::image::Plan;
+use crate::backend::batch_metadata::MetadataLayout;
 use crate::backend::{Form, GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv};
 use crate::error::BackendError;
 
@@ -41,7 +41,7 @@ impl WgpuStep {
                 tails,
                 Bind::Write(5, &output),
             ],
-            move |image| flat(image.tokens * channels),
+            move |metadata| flat(metadata.tokens * channels),
         )?;
         if op.pool.layout.taps < 2 {
             return Ok(());
@@ -50,7 +50,7 @@ impl WgpuStep {
             Program::entry("short_conv", "keep_tails"),
             &params,
             &[input, tails],
-            move |image| flat(image.pieces * channels),
+            move |metadata| flat(metadata.pieces * channels),
         )
     }
 
@@ -73,7 +73,7 @@ impl WgpuStep {
                 Bind::Write(6, &gates),
                 Bind::Write(7, &beta),
             ],
-            move |image| flat(image.tokens * channels),
+            move |metadata| flat(metadata.tokens * channels),
         )
     }
 
@@ -98,17 +98,17 @@ impl WgpuStep {
         if op.form != Form::Step {
             let every = op.form == Form::Chunk;
             let elements = (3 * 16 * k + k + 2 * 16 * 16) * heads as usize;
-            let chunks = Plan::chunks(&recorder.capacity);
+            let chunks = MetadataLayout::chunks(&recorder.capacity);
             let workspace = recorder.scratch("chunks of a recurrence", chunks * elements)?;
             self.dispatch(
                 Program::entry("kda_chunk", "prepare"),
                 &params,
                 &[qkv, gates, beta, Bind::Write(6, &workspace)],
-                move |image| {
+                move |metadata| {
                     let chunks = if every {
-                        image.chunks
+                        metadata.chunks
                     } else {
-                        image.several_chunks
+                        metadata.several_chunks
                     };
                     [chunks as u32, heads, 1]
                 },
@@ -123,9 +123,9 @@ impl WgpuStep {
                     Bind::Write(7, &states),
                     Bind::Write(8, &output),
                 ],
-                move |image| {
-                    let some = every || image.several_chunks > 0;
-                    let pieces = if some { image.pieces as u32 } else { 0 };
+                move |metadata| {
+                    let some = every || metadata.several_chunks > 0;
+                    let pieces = if some { metadata.pieces as u32 } else { 0 };
                     [v.div_ceil(16) as u32, heads, pieces]
                 },
             )?;
@@ -142,9 +142,9 @@ impl WgpuStep {
                     Bind::Write(5, &states),
                     Bind::Write(6, &output),
                 ],
-                move |image| {
-                    let some = every || image.short_pieces > 0;
-                    let pieces = if some { image.pieces as u32 } else { 0 };
+                move |metadata| {
+                    let some = every || metadata.short_pieces > 0;
+                    let pieces = if some { metadata.pieces as u32 } else { 0 };
                     [v.div_ceil(8) as u32, heads, pieces]
                 },
             )?;
@@ -169,7 +169,7 @@ impl WgpuStep {
                 Bind::Read(4, &weight),
                 Bind::Write(5, &output),
             ],
-            move |image| [image.count(rows) as u32, heads, 1],
+            move |metadata| [metadata.count(rows) as u32, heads, 1],
         )
     }
 }

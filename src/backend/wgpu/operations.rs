@@ -2,7 +2,7 @@
 
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
-use crate::backend::image::count_word;
+use crate::backend::batch_metadata::count_word;
 use crate::backend::{Add, Embed, Linear, Op, Result, RmsNorm, Rows, Swiglu, Weight};
 
 impl WgpuStep {
@@ -55,7 +55,7 @@ impl WgpuStep {
                 Program::new("embed").with("FORMAT", format),
                 &[width as u32, stride, rows.start as u32, rows.len() as u32],
                 &[Bind::Read(2, &buffer), Bind::Write(3, &output)],
-                move |image| flat(image.tokens * width),
+                move |metadata| flat(metadata.tokens * width),
             )?;
         }
         Ok(())
@@ -80,7 +80,7 @@ impl WgpuStep {
                 Bind::Read(3, &weight),
                 Bind::Write(4, &output),
             ],
-            move |image| [image.count(rows) as u32, 1, 1],
+            move |metadata| [metadata.count(rows) as u32, 1, 1],
         )
     }
 
@@ -98,7 +98,7 @@ impl WgpuStep {
             Program::new("swiglu"),
             &[width as u32, count_word(rows)],
             &[Bind::Read(2, &input), Bind::Write(3, &output)],
-            move |image| flat(image.count(rows) * width),
+            move |metadata| flat(metadata.count(rows) * width),
         )
     }
 
@@ -111,7 +111,7 @@ impl WgpuStep {
             Program::new("add"),
             &[width as u32, count_word(rows)],
             &[Bind::Read(2, &source), Bind::Write(3, &target)],
-            move |image| flat(image.count(rows) * width),
+            move |metadata| flat(metadata.count(rows) * width),
         )
     }
 
@@ -148,15 +148,15 @@ impl WgpuStep {
             ];
             let groups = range.len().div_ceil(32) as u32;
             let program = Program::new("linear_few").with("FORMAT", format);
-            self.dispatch(program, &params, &binds, move |image| {
-                let rows = image.count(rows);
+            self.dispatch(program, &params, &binds, move |metadata| {
+                let rows = metadata.count(rows);
                 [groups, if rows <= few { rows as u32 } else { 0 }, 1]
             })?;
             let program = Program::new("linear_many")
                 .with("FORMAT", format)
                 .with("THREADS", 256);
-            self.dispatch(program, &params, &binds, move |image| {
-                let rows = image.count(rows);
+            self.dispatch(program, &params, &binds, move |metadata| {
+                let rows = metadata.count(rows);
                 let tiles = rows.div_ceil(32) as u32;
                 [groups.div_ceil(2), if rows > few { tiles } else { 0 }, 1]
             })?;

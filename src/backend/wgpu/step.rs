@@ -1,6 +1,6 @@
 //! A step of the wgpu backend: dispatches over bind groups made while recording, encoded anew for each submission.
 //!
-//! Every submission is one command buffer: the batch's image goes up first, the answers come down last. How each
+//! Every submission is one command buffer: the batch's metadata goes up first, the answers come down last. How each
 //! operation is recorded is in `operations`, `kda`, `attention`, `experts` and `answers`.
 
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use super::memory::{self, Memory};
 use super::pipelines::{self, Bind, Parameters, Pipeline, Program};
 use super::readback::{Read, Spare};
 use super::timing::{self, Clock, Timing};
+use crate::backend::batch_metadata::{BatchMetadata, MetadataLayout};
 use crate::backend::check::Demands;
 use crate::backend::gpu::{
     self,
     answers::{self, Answer},
 };
-use crate::backend::image::{Image, Plan};
 use crate::backend::{
     AllGather, Batch, Capacity, LatentPool, Result, StatePool, Step, StepOutput, Tensor, Ticket,
     Weight,
 };
 
 /// How many workgroups a dispatch takes for this batch; any 0 leaves it out.
-type Size = Box<dyn Fn(&Image) -> [u32; 3] + Send>;
+type Size = Box<dyn Fn(&BatchMetadata) -> [u32; 3] + Send>;
 
 /// A dispatch with all that it is given.
 pub(super) struct Launch {
@@ -33,12 +33,13 @@ pub(super) struct Launch {
 /// Makes the launches of one window of a prefill; they are kept once made.
 pub(super) type MakeLaunches = Box<dyn Fn(&mut Recorder, usize) -> Result<Vec<Launch>> + Send>;
 /// The size of each of them.
-pub(super) type LaunchSizes = Box<dyn Fn(&crate::backend::image::Window) -> Vec<[u32; 3]> + Send>;
+pub(super) type LaunchSizes =
+    Box<dyn Fn(&crate::backend::batch_metadata::Window) -> Vec<[u32; 3]> + Send>;
 
 /// The windows of a batch, one after the other.
 pub(super) struct Windows {
     /// The windows of this batch that the operation works on.
-    pub(super) range: fn(&Image) -> std::ops::Range<usize>,
+    pub(super) range: fn(&BatchMetadata) -> std::ops::Range<usize>,
     pub(super) sizes: LaunchSizes,
     pub(super) make: MakeLaunches,
     pub(super) made: Vec<Vec<Launch>>,
@@ -58,8 +59,8 @@ pub(super) struct Recorder {
     pub(super) shared: Arc<Shared>,
     pub(super) capacity: Capacity,
     parameters: Parameters,
-    /// The batch's image on the device.
-    image: wgpu::Buffer,
+    /// The batch's metadata on the device.
+    metadata: wgpu::Buffer,
 }
 
 impl Recorder {
@@ -71,7 +72,7 @@ impl Recorder {
         binds: &[Bind<'_>],
     ) -> Result<Launch> {
         let gpu = &self.shared.gpu;
-        let mut all = vec![Bind::Read(1, &self.image)];
+        let mut all = vec![Bind::Read(1, &self.metadata)];
         all.extend_from_slice(binds);
         let what = program.entry;
         let pipeline = {
@@ -122,7 +123,7 @@ pub(super) fn flat(elements: usize) -> [u32; 3] {
 
 pub(super) struct WgpuStep {
     pub(super) recorder: Recorder,
-    pub(super) plan: Plan,
+    pub(super) metadata_layout: MetadataLayout,
     spare: Arc<Spare>,
     demands: Demands,
     names: Vec<&'static str>,
@@ -136,23 +137,24 @@ pub(super) struct WgpuStep {
 impl WgpuStep {
     pub(super) fn new(shared: Arc<Shared>, capacity: Capacity, demands: Demands) -> Result<Self> {
         let block_tokens = shared.memory().block_tokens();
-        let plan = Plan {
+        let metadata_layout = MetadataLayout {
             window: shared.window,
             span: shared.span,
             most_spans: usize::MAX,
             block_tokens,
         };
-        let image = shared
-            .gpu
-            .buffer("a step's batch", 4 * plan.words(&capacity) as u64)?;
+        let metadata = shared.gpu.buffer(
+            "a step's batch",
+            4 * metadata_layout.words(&capacity) as u64,
+        )?;
         Ok(Self {
             recorder: Recorder {
                 shared,
                 capacity,
                 parameters: Parameters::default(),
-                image,
+                metadata,
             },
-            plan,
+            metadata_layout,
             spare: Arc::default(),
             demands,
             names: Vec::new(),
@@ -198,7 +200,7 @@ impl WgpuStep {
         program: Program,
         params: &[u32],
         binds: &[Bind<'_>],
-        size: impl Fn(&Image) -> [u32; 3] + Send + 'static,
+        size: impl Fn(&BatchMetadata) -> [u32; 3] + Send + 'static,
     ) -> Result<()> {
         let launch = self.recorder.launch(program, params, binds)?;
         self.push_command(Command::Dispatch(launch, Box::new(size)));
@@ -217,7 +219,7 @@ impl WgpuStep {
     /// Encodes all commands; `answers` says where each answer begins in `back`, and `clock` writes behind them.
     fn encode(
         &mut self,
-        image: &Image,
+        metadata: &BatchMetadata,
         back: &wgpu::Buffer,
         answers: &[u64],
         clock: Option<&mut Clock<'_>>,
@@ -225,7 +227,7 @@ impl WgpuStep {
         let shared = Arc::clone(&self.recorder.shared);
         for (_, command) in &mut self.commands {
             if let Command::Several(windows) = command {
-                for i in windows.made.len()..(windows.range)(image).end {
+                for i in windows.made.len()..(windows.range)(metadata).end {
                     windows.made.push((windows.make)(&mut self.recorder, i)?);
                 }
             }
@@ -244,11 +246,11 @@ impl WgpuStep {
                 passes.enter(*operation);
                 match command {
                     Command::Dispatch(launch, size) => {
-                        passes.dispatch(&mut encoder, launch, size(image));
+                        passes.dispatch(&mut encoder, launch, size(metadata));
                     }
                     Command::Several(windows) => {
-                        for i in (windows.range)(image) {
-                            let sizes = (windows.sizes)(&image.windows[i]);
+                        for i in (windows.range)(metadata) {
+                            let sizes = (windows.sizes)(&metadata.windows[i]);
                             for (launch, size) in windows.made[i].iter().zip(sizes) {
                                 passes.dispatch(&mut encoder, launch, size);
                             }
@@ -256,14 +258,14 @@ impl WgpuStep {
                     }
                     Command::Copy(source, target, tensor) => {
                         passes.open = None;
-                        let bytes = 4 * (image.count(tensor.rows) * tensor.width) as u64;
+                        let bytes = 4 * (metadata.count(tensor.rows) * tensor.width) as u64;
                         if bytes > 0 {
                             encoder.copy_buffer_to_buffer(source, 0, target, 0, bytes);
                         }
                     }
                     Command::Answer(buffer, answer) => {
                         passes.open = None;
-                        let bytes = answer.bytes(image, |_| 4) as u64;
+                        let bytes = answer.bytes(metadata, |_| 4) as u64;
                         if let (Some(to), true) = (answers.next(), bytes > 0) {
                             encoder.copy_buffer_to_buffer(buffer, 0, back, *to, bytes);
                         }
@@ -343,12 +345,14 @@ impl Step for WgpuStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.recorder.capacity, batch)?;
-        let image = self.plan.image(batch, self.demands.latents.is_some(), 1);
-        gpu::fits(&image, self.recorder.image.size())?;
+        let metadata = self
+            .metadata_layout
+            .metadata(batch, self.demands.latents.is_some(), 1);
+        gpu::fits(&metadata, self.recorder.metadata.size())?;
         let mut answers = Vec::new();
         for (_, command) in &self.commands {
             if let Command::Answer(_, answer) = command {
-                answers.push((*answer, answer.bytes(&image, |_| 4)));
+                answers.push((*answer, answer.bytes(&metadata, |_| 4)));
             }
         }
         let mut bytes = 0;
@@ -369,7 +373,7 @@ impl Step for WgpuStep {
         let encoded = clock.and_then(|mut clock| {
             let bytes = bytes + clock.as_ref().map_or(0, Clock::bytes);
             let back = self.spare.take(&shared, bytes)?;
-            let encoder = self.encode(&image, &back, &places, clock.as_mut())?;
+            let encoder = self.encode(&metadata, &back, &places, clock.as_mut())?;
             Ok((
                 encoder,
                 back,
@@ -380,11 +384,11 @@ impl Step for WgpuStep {
         self.timing = timing;
         let (encoder, back, bytes, timed) = encoded?;
         shared.gpu.guarded("a batch", 0, || {
-            let words = bytemuck::cast_slice(&image.words);
+            let words = bytemuck::cast_slice(&metadata.words);
             shared
                 .gpu
                 .queue
-                .write_buffer(&self.recorder.image, 0, words);
+                .write_buffer(&self.recorder.metadata, 0, words);
         })?;
         let read = Read::submit(&shared, &self.spare, encoder, back, bytes)?;
         let targets = answers::targets(batch);

@@ -5,7 +5,7 @@ use super::kda::check_width;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::Result;
-use crate::backend::image::Image;
+use crate::backend::batch_metadata::BatchMetadata;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 
 /// Positions a workgroup, as in `shaders/trace_attention.wgsl`.
@@ -34,7 +34,7 @@ impl WgpuStep {
                 Bind::Read(5, &states),
                 Bind::Write(6, &output),
             ],
-            move |image| [image.tokens as u32, heads, 1],
+            move |metadata| [metadata.tokens as u32, heads, 1],
         )
     }
 
@@ -47,7 +47,7 @@ impl WgpuStep {
             Program::new("trace_gate"),
             &sizes.map(|word| word as u32),
             &[Bind::Read(2, &gate), Bind::Write(3, &output)],
-            move |image| [image.tokens as u32, heads, 1],
+            move |metadata| [metadata.tokens as u32, heads, 1],
         )
     }
 
@@ -64,7 +64,7 @@ impl WgpuStep {
                 Bind::Read(3, &weights),
                 Bind::Write(4, &output),
             ],
-            |image| [image.tokens as u32, 1, 1],
+            |metadata| [metadata.tokens as u32, 1, 1],
         )
     }
 
@@ -79,7 +79,7 @@ impl WgpuStep {
             Program::new("trace_state"),
             &params,
             &[Bind::Read(2, &states), Bind::Write(3, &output)],
-            move |image| [groups, image.tokens as u32, 1],
+            move |metadata| [groups, metadata.tokens as u32, 1],
         )
     }
 
@@ -115,12 +115,12 @@ impl WgpuStep {
                     Bind::Read(3, buffer),
                     Bind::Write(4, &absorbed),
                 ],
-                move |image| [groups, image.tokens as u32, 1],
+                move |metadata| [groups, metadata.tokens as u32, 1],
             )?;
         }
-        let each_span = move |image: &Image| {
-            let reached = image.reached.min(places).div_ceil(SPAN);
-            [reached as u32, image.tokens as u32, 1]
+        let each_span = move |metadata: &BatchMetadata| {
+            let reached = metadata.reached.min(places).div_ceil(SPAN);
+            [reached as u32, metadata.tokens as u32, 1]
         };
         self.dispatch(
             Program::entry("trace_attention", "score"),

@@ -74,7 +74,7 @@ impl GpuWeight {
     /// Streams a weight in; no buffer is larger than `limit` bytes.
     pub(super) fn new(gpu: &Gpu, source: &WeightSource, limit: u64) -> Result<Self> {
         let starts = check::source(source)?;
-        let plan = Plan::new(
+        let plan = BufferSplit::new(
             gpu,
             &source.name,
             source.format,
@@ -96,7 +96,7 @@ impl GpuWeight {
     /// Has the device make a weight, laid out likewise.
     pub(super) fn random(shared: &Shared, weight: &RandomWeight, limit: u64) -> Result<Self> {
         let gpu = &shared.gpu;
-        let plan = Plan::new(
+        let plan = BufferSplit::new(
             gpu,
             &weight.name,
             weight.format,
@@ -128,7 +128,7 @@ impl GpuWeight {
 }
 
 /// How a weight is laid out over buffers.
-struct Plan {
+struct BufferSplit {
     stack: usize,
     /// Rows of a matrix, and the most that fit a buffer.
     rows: usize,
@@ -139,7 +139,7 @@ struct Plan {
     stride: usize,
 }
 
-impl Plan {
+impl BufferSplit {
     fn new(
         gpu: &Gpu,
         name: &str,

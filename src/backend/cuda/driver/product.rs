@@ -40,14 +40,14 @@ pub(super) struct Products {
     description: sys::cublasLtMatmulDesc_t,
     workspace: u64,
     algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
-    plans: HashMap<(Shape, usize), Rc<Plan>>,
+    plans: HashMap<(Shape, usize), Rc<MetadataLayout>>,
 }
 
 /// Outputs, columns, and whether the result is f32.
 type Shape = (usize, usize, bool);
 
 /// What runs a product of one shape and number of rows.
-struct Plan {
+struct MetadataLayout {
     layouts: Layouts,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
@@ -159,7 +159,7 @@ impl Products {
         products().try_for_each(|product| self.plan(product).map(drop))
     }
 
-    fn plan(&mut self, product: &Product) -> Result<Rc<Plan>> {
+    fn plan(&mut self, product: &Product) -> Result<Rc<MetadataLayout>> {
         let key = (shape_of(product), product.rows);
         if let Some(plan) = self.plans.get(&key) {
             return Ok(Rc::clone(plan));
@@ -174,7 +174,7 @@ impl Products {
         if self.plans.len() >= MOST_PLANS {
             self.plans.clear();
         }
-        let plan = Rc::new(Plan { layouts, algorithm });
+        let plan = Rc::new(MetadataLayout { layouts, algorithm });
         self.plans.insert(key, Rc::clone(&plan));
         Ok(plan)
     }
@@ -256,7 +256,7 @@ impl Products {
     /// What cuBLASLt refuses.
     pub(super) fn run(&mut self, stream: &CudaStream, product: &Product) -> Result<()> {
         let plan = self.plan(product)?;
-        let Plan { layouts, algorithm } = &*plan;
+        let MetadataLayout { layouts, algorithm } = &*plan;
         let (one, zero) = (1.0_f32, 0.0_f32);
         // SAFETY: whoever records a product vouches for its operands; all handles live; one stream has one workspace.
         said("a product", unsafe {

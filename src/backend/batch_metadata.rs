@@ -41,7 +41,7 @@ pub(crate) struct Window {
 
 /// The words, and what the host keeps of them.
 #[derive(Debug, Default)]
-pub(crate) struct Image {
+pub(crate) struct BatchMetadata {
     pub(crate) words: Vec<u32>,
     pub(crate) tokens: usize,
     pub(crate) pieces: usize,
@@ -71,9 +71,9 @@ pub(crate) struct Image {
     pub(crate) spans: usize,
 }
 
-/// What the image depends on beside the batch.
+/// What the metadata depends on beside the batch.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct MetadataLayout {
     /// Positions a window.
     pub(crate) window: usize,
     /// Positions a span at least.
@@ -84,7 +84,7 @@ pub(crate) struct Plan {
     pub(crate) block_tokens: usize,
 }
 
-impl Plan {
+impl MetadataLayout {
     /// Chunks of a batch within `capacity`: each piece and each checkpoint may leave one partly filled.
     pub(crate) fn chunks(capacity: &Capacity) -> usize {
         capacity.tokens / CHUNK + capacity.pieces + capacity.checkpoints
@@ -113,7 +113,7 @@ impl Plan {
         self.span.max(share.next_multiple_of(SPAN_STEP))
     }
 
-    /// The most words that an image within `capacity` takes.
+    /// The most words that an metadata within `capacity` takes.
     pub(crate) fn words(&self, capacity: &Capacity) -> usize {
         let tiles = capacity.tokens / QUERIES + capacity.pieces;
         let windows = capacity.blocks * self.block_tokens / self.window + capacity.pieces;
@@ -135,14 +135,14 @@ impl Plan {
 
     /// Lays a batch out; windows and tiles only where the step attends to latents. A long piece is cut into at most
     /// `segments`, which are scanned at once.
-    pub(crate) fn image(&self, batch: &Batch, attends: bool, segments: usize) -> Image {
+    pub(crate) fn metadata(&self, batch: &Batch, attends: bool, segments: usize) -> BatchMetadata {
         let starts: Vec<usize> = batch.starts().collect();
         let several = |piece: &Piece| piece.length > 1;
         // Pieces of several tokens first, then the others.
         let (first, second): (Vec<usize>, Vec<usize>) =
             (0..batch.pieces.len()).partition(|i| several(&batch.pieces[*i]));
         let order: Vec<usize> = first.into_iter().chain(second).collect();
-        let mut image = Image {
+        let mut metadata = BatchMetadata {
             words: vec![0; HEADER],
             tokens: batch.tokens.len(),
             pieces: batch.pieces.len(),
@@ -154,32 +154,32 @@ impl Plan {
                 .max()
                 .unwrap_or_default(),
             short_pieces: batch.pieces.iter().filter(|piece| !several(piece)).count(),
-            ..Image::default()
+            ..BatchMetadata::default()
         };
-        image.words[0] = word(image.tokens);
-        image.words[1] = word(image.pieces);
-        image.words[2] = word(image.outputs);
-        image.list(3, batch.tokens.iter().copied());
+        metadata.words[0] = word(metadata.tokens);
+        metadata.words[1] = word(metadata.pieces);
+        metadata.words[2] = word(metadata.outputs);
+        metadata.list(3, batch.tokens.iter().copied());
         let owners = batch
             .pieces
             .iter()
             .enumerate()
             .flat_map(|(i, piece)| std::iter::repeat_n(word(i), piece.length));
-        image.list(4, owners);
-        image.outputs(batch);
-        image.rows(batch, &starts, &order);
-        let pieces = image.pieces(batch, &starts);
-        image.chunks(batch, &starts, &order, pieces);
-        image.scans(batch, pieces, segments);
+        metadata.list(4, owners);
+        metadata.outputs(batch);
+        metadata.rows(batch, &starts, &order);
+        let pieces = metadata.pieces(batch, &starts);
+        metadata.chunks(batch, &starts, &order, pieces);
+        metadata.scans(batch, pieces, segments);
         if attends {
-            self.windows(&mut image, batch, &order);
-            self.spanned(&mut image, batch);
+            self.windows(&mut metadata, batch, &order);
+            self.spanned(&mut metadata, batch);
         }
-        image
+        metadata
     }
 
     /// Tiles of queries and windows of positions.
-    fn windows(&self, image: &mut Image, batch: &Batch, order: &[usize]) {
+    fn windows(&self, metadata: &mut BatchMetadata, batch: &Batch, order: &[usize]) {
         let (mut tiles, mut windows) = (Vec::new(), Vec::new());
         for i in order {
             let piece = &batch.pieces[*i];
@@ -195,27 +195,27 @@ impl Plan {
             for first in (0..end).step_by(self.window) {
                 let positions = self.window.min(end - first);
                 windows.extend([word(*i), word(first), word(positions), word(first_tile)]);
-                image.windows.push(Window {
+                metadata.windows.push(Window {
                     positions,
                     tiles: count,
                 });
             }
             if piece.length > 1 {
-                image.several_windows = image.windows.len();
-                image.several_tiles = tiles.len() / 2;
+                metadata.several_windows = metadata.windows.len();
+                metadata.several_tiles = tiles.len() / 2;
             }
         }
-        image.tiles = tiles.len() / 2;
-        image.words[16] = word(image.several_tiles);
-        image.words[17] = word(image.tiles);
-        image.list(9, tiles);
-        image.list(10, windows);
+        metadata.tiles = tiles.len() / 2;
+        metadata.words[16] = word(metadata.several_tiles);
+        metadata.words[17] = word(metadata.tiles);
+        metadata.list(9, tiles);
+        metadata.list(10, windows);
     }
 }
 
-impl Plan {
+impl MetadataLayout {
     /// Spans of the single rows, in the order of those rows.
-    fn spanned(&self, image: &mut Image, batch: &Batch) {
+    fn spanned(&self, metadata: &mut BatchMetadata, batch: &Batch) {
         let (mut spans, mut spanned) = (Vec::new(), Vec::new());
         for piece in batch.pieces.iter().filter(|piece| piece.length == 1) {
             let number = spanned.len() / 2;
@@ -225,10 +225,10 @@ impl Plan {
             }
             spanned.extend([word(first), word(spans.len() / 2 - first)]);
         }
-        image.spans = spans.len() / 2;
-        image.words[18] = word(image.spans);
-        image.list(12, spans);
-        image.list(13, spanned);
+        metadata.spans = spans.len() / 2;
+        metadata.words[18] = word(metadata.spans);
+        metadata.list(12, spans);
+        metadata.list(13, spanned);
     }
 }
 
@@ -244,7 +244,7 @@ fn word(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(NONE)
 }
 
-impl Image {
+impl BatchMetadata {
     /// How many rows of this kind there are.
     pub(crate) fn count(&self, rows: Rows) -> usize {
         match rows {
@@ -409,15 +409,15 @@ mod tests {
     }
 
     /// Where the spans of each row begin.
-    fn spans(plan: &Plan, positions: &[usize]) -> Vec<Vec<u32>> {
-        let image = plan.image(&batch(positions), true, 1);
-        let (spans, spanned) = (image.words[12] as usize, image.words[13] as usize);
+    fn spans(layout: &MetadataLayout, positions: &[usize]) -> Vec<Vec<u32>> {
+        let metadata = layout.metadata(&batch(positions), true, 1);
+        let (spans, spanned) = (metadata.words[12] as usize, metadata.words[13] as usize);
         (0..positions.len())
             .map(|row| {
-                let words = &image.words[spanned + 2 * row..][..2];
+                let words = &metadata.words[spanned + 2 * row..][..2];
                 (words[0]..words[0] + words[1])
                     .map(|span| {
-                        let words = &image.words[spans + 2 * span as usize..][..2];
+                        let words = &metadata.words[spans + 2 * span as usize..][..2];
                         assert_eq!(words[0], row as u32);
                         words[1]
                     })
@@ -428,16 +428,16 @@ mod tests {
 
     #[test]
     fn spans_follow_from_the_position_alone_and_are_no_more_than_their_most() {
-        let plan = Plan {
+        let layout = MetadataLayout {
             window: 4096,
             span: 256,
             most_spans: 132,
             block_tokens: 64,
         };
         let positions = [0, 255, 256, 4095, 33_791, 33_792, 131_071, 1_048_575];
-        let together = spans(&plan, &positions);
+        let together = spans(&layout, &positions);
         for (row, position) in together.iter().zip(positions) {
-            assert_eq!(spans(&plan, &[position]), std::slice::from_ref(row));
+            assert_eq!(spans(&layout, &[position]), std::slice::from_ref(row));
             assert!(row.len() <= 132, "{position}: {}", row.len());
             let span = row.get(1).copied().unwrap_or(256);
             assert!(span >= 256 && span % 32 == 0, "{position}: {span}");
@@ -457,8 +457,8 @@ mod tests {
                 .sum(),
             checkpoints: 0,
         };
-        let image = plan.image(&batch(&positions), true, 1);
-        assert!(image.spans <= plan.spans(&capacity));
-        assert!(image.words.len() <= plan.words(&capacity));
+        let metadata = layout.metadata(&batch(&positions), true, 1);
+        assert!(metadata.spans <= layout.spans(&capacity));
+        assert!(metadata.words.len() <= layout.words(&capacity));
     }
 }
