@@ -31,7 +31,7 @@ use kimi_linear::bench::{Effort, kernels, report, turns};
 use kimi_linear::config::ModelConfig;
 use kimi_linear::conformance::floors::Sizes;
 use kimi_linear::conformance::{By, Gates, Tolerance, norm_error, row_error};
-use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear::model::{Limits, Model, StepOptions};
 use replay::{Log, Mode, Replay};
 use rounded::Rounded;
 
@@ -85,12 +85,12 @@ fn logits(backend: Box<dyn Backend>, seed: u32) -> Vec<f32> {
     let mut last = 0;
     let mut model = Model::random(&config, seed, backend, limits, &mut |done| last = done).unwrap();
     assert_eq!(last, config.weight_bytes(kimi_linear::config::Dtype::Bf16));
-    let recording = Recording {
+    let step_options = StepOptions {
         candidates: 1,
         keep_rows: true,
         probe_hidden: false,
     };
-    let mut step = model.record(limits.step, recording).unwrap();
+    let mut step = model.step(limits.step, step_options).unwrap();
     let batch = Batch {
         tokens: (0..tokens as u32).map(|i| i * 11 % 256).collect(),
         pieces: vec![Piece {

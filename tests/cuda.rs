@@ -27,7 +27,7 @@ use kimi_linear::backend::{
 };
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
-use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear::model::{Limits, Model, StepOptions};
 use kimi_linear_emulated::Order;
 use replay::{Log, Mode, Replay};
 
@@ -76,12 +76,12 @@ fn batch(tokens: &[u32], position: usize) -> Batch {
 }
 
 fn record(model: &mut Model) -> Box<dyn Step> {
-    let recording = Recording {
+    let step_options = StepOptions {
         candidates: 2,
         keep_rows: true,
         probe_hidden: false,
     };
-    model.record(model.limits().step, recording).unwrap()
+    model.step(model.limits().step, step_options).unwrap()
 }
 
 fn run(step: &mut dyn Step, tokens: &[u32], position: usize) -> StepOutput {

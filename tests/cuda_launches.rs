@@ -16,7 +16,7 @@ use kimi_linear::backend::{
     Backend, Batch, Block, Capacity, Device, OutputRow, Piece, Precision, Result, Slot, Ticket,
 };
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear::model::{Limits, Model, StepOptions};
 
 const BLOCK_TOKENS: usize = 64;
 const CONTEXT: usize = 4096;
@@ -130,12 +130,12 @@ fn counted(pieces: Vec<Piece>) -> BTreeMap<String, usize> {
     };
     let backend: Box<dyn Backend> = Box::new(CudaBackend::over(Arc::clone(&ledger) as _));
     let mut model = Model::random(&config, 1, backend, limits, &mut |_| {}).unwrap();
-    let recording = Recording {
+    let step_options = StepOptions {
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
     };
-    let mut step = model.record(capacity, recording).unwrap();
+    let mut step = model.step(capacity, step_options).unwrap();
     step.submit(&batch).unwrap().wait().unwrap();
     let mut counts = BTreeMap::new();
     for name in ledger.last.lock().unwrap().iter() {

@@ -79,7 +79,7 @@ fn nothing_left_behind(seed: u64) {
         let options = EngineOptions {
             host_bytes: [0, 200_000, 64 << 20][rng.random_range(0..3)],
             quantum: [4, 1 << 20][rng.random_range(0..2)],
-            recordings: rng.random_range(1..8),
+            cached_steps: rng.random_range(1..8),
             ..OPTIONS
         };
         let (sequences, slots) = (rng.random_range(1..6), rng.random_range(1..7));

@@ -9,7 +9,7 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, StepOutput};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear::model::{Limits, Model, StepOptions};
 
 /// f32 results against the oracle, which agrees with itself to 2e-6.
 const BOUND: f64 = 1e-5;
@@ -64,7 +64,7 @@ fn batch(tokens: &[u32], position: usize) -> Batch {
     }
 }
 
-const ALL: Recording = Recording {
+const ALL: StepOptions = StepOptions {
     candidates: 1,
     keep_rows: true,
     probe_hidden: true,
@@ -72,7 +72,7 @@ const ALL: Recording = Recording {
 
 /// Logits at every position, with the prompt cut into pieces of at most `piece` tokens.
 fn prefill(model: &mut Model, tokens: &[u32], piece: usize) -> (Vec<f32>, StepOutput) {
-    let mut step = model.record(model.limits().step, ALL).unwrap();
+    let mut step = model.step(model.limits().step, ALL).unwrap();
     let (mut logits, mut last) = (Vec::new(), StepOutput::default());
     for (i, tokens) in tokens.chunks(piece).enumerate() {
         last = step
@@ -116,7 +116,7 @@ fn check(name: &str, lengths: &[usize], traced: usize) {
                 }
             }
             let mut greedy = vec![output.choices.last().unwrap().candidates[0].0];
-            let mut step = model.record(model.limits().step, ALL).unwrap();
+            let mut step = model.step(model.limits().step, ALL).unwrap();
             while greedy.len() < 24 {
                 let last = &greedy[greedy.len() - 1..];
                 let output = step

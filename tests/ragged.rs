@@ -10,7 +10,7 @@ use kimi_linear::backend::{
 };
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear::model::{Limits, Model, StepOptions};
 
 const BLOCK_TOKENS: usize = 8;
 const BLOCKS: usize = 96;
@@ -45,12 +45,12 @@ fn load(name: &str) -> Model {
 }
 
 fn step(model: &mut Model) -> Box<dyn Step> {
-    let recording = Recording {
+    let step_options = StepOptions {
         candidates: 2,
         keep_rows: true,
         probe_hidden: false,
     };
-    model.record(model.limits().step, recording).unwrap()
+    model.step(model.limits().step, step_options).unwrap()
 }
 
 /// A piece of the sequence that owns slot `owner` and every eighth block from `owner` on.

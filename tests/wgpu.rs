@@ -14,7 +14,7 @@ use kimi_linear::backend::{
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::error::BackendError;
-use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear::model::{Limits, Model, StepOptions};
 
 /// Logits against the oracle, which agrees with itself to 2e-6.
 const BOUND: f64 = 1e-4;
@@ -79,7 +79,7 @@ fn batch(tokens: &[u32], pieces: Vec<Piece>) -> Batch {
     }
 }
 
-const ALL: Recording = Recording {
+const ALL: StepOptions = StepOptions {
     candidates: 5,
     keep_rows: true,
     probe_hidden: true,
@@ -87,7 +87,7 @@ const ALL: Recording = Recording {
 
 /// Logits at every position, with the prompt cut into pieces of at most `size` tokens.
 fn prefill(model: &mut Model, tokens: &[u32], size: usize) -> (Vec<f32>, StepOutput) {
-    let mut step = model.record(model.limits().step, ALL).unwrap();
+    let mut step = model.step(model.limits().step, ALL).unwrap();
     let (mut logits, mut last) = (Vec::new(), StepOutput::default());
     for (i, tokens) in tokens.chunks(size).enumerate() {
         let batch = batch(tokens, vec![piece(0, tokens.len(), i * size)]);
@@ -154,7 +154,7 @@ fn check(name: &str, options: Options, lengths: &[usize], sizes: &[usize], trace
                 }
             }
             let mut greedy = vec![output.choices.last().unwrap().candidates[0].0];
-            let mut step = model.record(model.limits().step, ALL).unwrap();
+            let mut step = model.step(model.limits().step, ALL).unwrap();
             while greedy.len() < 24 {
                 let last = &greedy[greedy.len() - 1..];
                 let batch = batch(last, vec![piece(0, 1, n + greedy.len() - 1)]);
@@ -206,7 +206,7 @@ fn logits(name: &str, options: Options) -> Vec<f32> {
     let mut model = load(name, options);
     let tokens: Vec<u32> = (0..150).map(|i| i * i % 251).collect();
     let (mut logits, _) = prefill(&mut model, &tokens[..149], 80);
-    let mut step = model.record(model.limits().step, ALL).unwrap();
+    let mut step = model.step(model.limits().step, ALL).unwrap();
     let batch = batch(&tokens[149..], vec![piece(0, 1, 149)]);
     logits.extend(step.submit(&batch).unwrap().wait().unwrap().logits);
     logits
@@ -264,7 +264,7 @@ fn a_ragged_batch_is_bitwise_each_sequence_alone() {
     for name in ["tiny-a", "tiny-128"] {
         let mut together = load(name, Options::default());
         let vocabulary = together.config().vocab_size;
-        let mut step = together.record(together.limits().step, ALL).unwrap();
+        let mut step = together.step(together.limits().step, ALL).unwrap();
         let mut submit = |tokens: Vec<u32>, pieces| {
             step.submit(&batch(&tokens, pieces))
                 .unwrap()
@@ -281,7 +281,7 @@ fn a_ragged_batch_is_bitwise_each_sequence_alone() {
         let mut row = 0;
         for (i, n) in lengths.into_iter().enumerate() {
             let mut alone = load(name, Options::default());
-            let mut step = alone.record(alone.limits().step, ALL).unwrap();
+            let mut step = alone.step(alone.limits().step, ALL).unwrap();
             let mut submit = |tokens: Vec<u32>, pieces| {
                 step.submit(&batch(&tokens, pieces))
                     .unwrap()

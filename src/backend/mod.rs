@@ -240,7 +240,7 @@ pub struct StepOutput {
     pub choices: Vec<Choice>,
     /// The logits of the output rows, `[outputs, vocabulary]`, where [`Select::keep_rows`] asked for them.
     pub logits: Vec<f32>,
-    /// The probed tensors, in the order of recording.
+    /// The probed tensors, in the order of step_options.
     pub probes: Vec<TensorValues>,
     /// What each kind of operation took, in the order of their first appearance, where [`Step::time`] asked for it.
     pub milliseconds: Vec<(&'static str, f64)>,

@@ -1,6 +1,6 @@
 //! What a trace asks of a device: reductions that are small enough to read back for every token.
 //!
-//! They are recorded only into steps that are traced, and run on pieces of a single token; rows of other pieces are zero.
+//! They are compiled only into steps that are traced, and run on pieces of a single token; rows of other pieces are zero.
 //! Those of every layer have an output for all layers, of which each writes its own part: what a token comes to is read
 //! back at the end, in a few pieces.
 
@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use super::{LatentPool, StateLayout, StatePool, Tensor, Weight};
 
-/// Numbers at the head of a record of [`TraceKda::output`], in this order: the state's Frobenius norm after the token, that
+/// Numbers at the head of a row of [`TraceKda::output`], in this order: the state's Frobenius norm after the token, that
 /// of what is written, the size of the error that it corrects, the mean decay, the write strength.
 pub const KDA_NUMBERS: usize = 5;
 
-/// The width of one head's record in [`TraceKda::output`]: its numbers, then the log decay of its K channels.
+/// The width of one head's row in [`TraceKda::output`]: its numbers, then the log decay of its K channels.
 #[must_use]
-pub fn kda_record(layout: &StateLayout) -> usize {
+pub fn kda_row(layout: &StateLayout) -> usize {
     KDA_NUMBERS + layout.key_width
 }
 
-/// Arguments of [`Op::TraceKda`](super::Op::TraceKda), which is recorded before the recurrence that it describes: it
+/// Arguments of [`Op::TraceKda`](super::Op::TraceKda), which is compiled before the recurrence that it describes: it
 /// reads the state that the recurrence is about to edit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceKda {
@@ -32,7 +32,7 @@ pub struct TraceKda {
     pub pool: StatePool,
     /// KDA layer, counted among KDA layers.
     pub layer: usize,
-    /// `[T, layers * H * kda_record]`, f32: a record a head; only this layer's are written.
+    /// `[T, layers * H * kda_row]`, f32: a row per head; only this layer's are written.
     pub output: Tensor,
 }
 
@@ -49,7 +49,7 @@ pub struct TraceGate {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::TraceRoute`](super::Op::TraceRoute), which is recorded after the router.
+/// Arguments of [`Op::TraceRoute`](super::Op::TraceRoute), which is compiled after the router.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceRoute {
     /// `[T, top]`: the experts that the router chose, best first.
@@ -64,7 +64,7 @@ pub struct TraceRoute {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::TraceState`](super::Op::TraceState), which is recorded after the recurrence: one head's state as
+/// Arguments of [`Op::TraceState`](super::Op::TraceState), which is compiled after the recurrence: one head's state as
 /// the token left it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceState {

@@ -1,6 +1,6 @@
 //! Single kernels at a shape's sizes: time, floor, and how far a sample of the results is from f64 code.
 //!
-//! A kernel is recorded over several sets of weights or caches where one would stay in the device's cache. Two clocks are read:
+//! A kernel is compiled over several sets of weights or caches where one would stay in the device's cache. Two clocks are read:
 //! submissions that follow each other without waiting (graphs, where the backend has them), and the device's own timestamps around
 //! each operation. Both contain the kernel, so the shorter is its time.
 

@@ -7,7 +7,7 @@ use crate::config::{Attention, Ffn, LayerKind, ModelConfig};
 use crate::conformance::Work;
 use crate::conformance::floors::Kernel;
 use crate::error::Error;
-use crate::model::{Limits, Model, Recording};
+use crate::model::{Limits, Model, StepOptions};
 
 /// Tokens of a block.
 const BLOCK_TOKENS: usize = 64;
@@ -84,12 +84,12 @@ pub(super) fn run(
     };
     let mut model = Model::random(&layers, 0, backend, limits, &mut |_| {})?;
     model.fill_caches(0)?;
-    let recording = Recording {
+    let step_options = StepOptions {
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
     };
-    let mut step = model.record(capacity, recording)?;
+    let mut step = model.step(capacity, step_options)?;
     let floor = report.rates.as_ref().map(|rates| work.floor(rates));
     let mut row = Row {
         name,

@@ -11,7 +11,7 @@ use crate::backend::{Backend, Batch, Capacity, OutputRow};
 use crate::config::{Dtype, LayerKind, MemoryRequest, ModelConfig};
 use crate::conformance::floors::{self, Kernel, Rates};
 use crate::error::{BackendError, EngineError, Error};
-use crate::model::{Limits, Model, Recording};
+use crate::model::{Limits, Model, StepOptions};
 
 use super::{Effort, Make, awaited, operations, piece, queued, table};
 
@@ -307,12 +307,12 @@ fn run(
     })?;
     model.fill_caches(options.seed)?;
     tell(Tell::Measuring(&name(config, work)));
-    let recording = Recording {
+    let step_options = StepOptions {
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
     };
-    let mut step = model.record(capacity, recording)?;
+    let mut step = model.step(capacity, step_options)?;
     let measured = match *work {
         Work::Decode { context, batch } => {
             let batch = decode(config, context.max(1), batch);

@@ -9,12 +9,12 @@ use super::sequence::Sequence;
 use crate::backend::{Batch, Capacity, OutputRow, Piece, Slot, StateCheckpoint};
 use crate::cache::Current;
 use crate::error::{EngineError, Error};
-use crate::model::{Recording, TraceChoice};
+use crate::model::{StepOptions, TraceChoice};
 
 /// A batch, and whose its pieces are.
 pub(super) struct Planned {
     pub(super) batch: Batch,
-    pub(super) recording: Recording,
+    pub(super) step_options: StepOptions,
     pub(super) pieces: Vec<PlannedPiece>,
     /// What is traced: then the batch is one token of one sequence. Some of these are timed too.
     pub(super) trace: Option<(TraceChoice, bool)>,
@@ -53,7 +53,7 @@ impl Engine {
         self.grow_all().await?;
         let mut planned = Planned {
             batch: Batch::default(),
-            recording: Recording {
+            step_options: StepOptions {
                 candidates: 1,
                 keep_rows: false,
                 probe_hidden: false,
@@ -311,10 +311,10 @@ impl Engine {
             });
         }
         if planned.batch.outputs.len() > outputs {
-            let recording = &mut planned.recording;
-            recording.candidates = recording.candidates.max(request.candidates());
+            let step_options = &mut planned.step_options;
+            step_options.candidates = step_options.candidates.max(request.candidates());
             let scored = request.scores == PromptScores::Logits && start < sequence.prompt();
-            recording.keep_rows |= scored || (request.needs_row() && request.max_tokens > 0);
+            step_options.keep_rows |= scored || (request.needs_row() && request.max_tokens > 0);
         }
         planned.pieces.push(PlannedPiece {
             id: sequence.id,

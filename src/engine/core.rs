@@ -9,9 +9,9 @@ use std::sync::Arc;
 use super::batch::Planned;
 use super::event::{Event, FinishReason};
 use super::options::{EngineOptions, context};
-use super::recordings::Recordings;
 use super::request::{PromptScores, Request, RequestId};
 use super::sequence::Sequence;
+use super::step_cache::StepCache;
 use crate::backend::StepOutput;
 use crate::cache::{Cache, Fingerprint, Key, Lease, Occupancy, Pools};
 use crate::checkpoint::Checkpoint;
@@ -28,7 +28,7 @@ pub struct Engine {
     pub(super) options: EngineOptions,
     pub(super) fingerprint: Fingerprint,
     pub(super) cache: Cache,
-    pub(super) recordings: Recordings,
+    pub(super) step_cache: StepCache,
     /// Those that wait, in their turn.
     pub(super) waiting: VecDeque<Sequence>,
     /// Those that run, in the order of their admission.
@@ -77,7 +77,7 @@ impl Engine {
             options,
             fingerprint,
             cache,
-            recordings: Recordings::new(options.recordings),
+            step_cache: StepCache::new(options.cached_steps),
             waiting: VecDeque::new(),
             running: Vec::new(),
             next_turn: 0,
@@ -234,8 +234,8 @@ impl Engine {
 
     async fn run(&mut self, planned: &Planned) -> Result<StepOutput, Error> {
         let step = self
-            .recordings
-            .step(&mut self.model, &planned.batch, planned.recording)?;
+            .step_cache
+            .step(&mut self.model, &planned.batch, planned.step_options)?;
         Ok(step.submit(&planned.batch)?.await?)
     }
 
@@ -247,8 +247,8 @@ impl Engine {
         timed: bool,
     ) -> Result<StepOutput, Error> {
         let traced = self
-            .recordings
-            .traced(&mut self.model, choice, planned.recording)?;
+            .step_cache
+            .traced(&mut self.model, choice, planned.step_options)?;
         traced.time(timed)?;
         let output = traced.step.submit(&planned.batch)?.await?;
         let (batch, owner) = (&planned.batch, &planned.pieces[0]);
@@ -362,7 +362,7 @@ impl Engine {
     /// A device failed: what is on it cannot be trusted any more.
     fn fail_all(&mut self, error: Error) {
         let error = Arc::new(error);
-        self.recordings.clear();
+        self.step_cache.clear();
         let sequences = self.running.iter().chain(&self.waiting);
         let mut ids: Vec<RequestId> = sequences.map(|sequence| sequence.id).collect();
         ids.sort_unstable();

@@ -11,7 +11,7 @@ use crate::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, TensorValue
 use crate::cache::Current;
 use crate::config::{Role, TensorSpec};
 use crate::error::{EngineError, Error};
-use crate::model::Recording;
+use crate::model::StepOptions;
 
 impl Engine {
     /// Ends a request whose numbers are not finite, with the first place where one was seen.
@@ -86,12 +86,12 @@ impl Engine {
             outputs: 1,
             ..most
         };
-        let recording = Recording {
+        let step_options = StepOptions {
             candidates: 1,
             keep_rows: false,
             probe_hidden: true,
         };
-        let mut step = self.model.record(capacity, recording)?;
+        let mut step = self.model.step(capacity, step_options)?;
         let mut state = Current::Zero;
         for (i, piece) in tokens.chunks(most.tokens).enumerate() {
             let batch = Batch {

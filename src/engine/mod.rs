@@ -19,12 +19,12 @@ mod grammar;
 mod handle;
 mod keep;
 mod options;
-mod recordings;
 mod request;
 mod sampling;
 mod score;
 mod sequence;
 mod status;
+mod step_cache;
 mod stop;
 
 pub use self::batch::TIMED_OF;

@@ -74,8 +74,8 @@ pub struct EngineOptions {
     pub host_bytes: u64,
     /// Tokens that a sequence may generate while others wait, before it makes room for them.
     pub quantum: usize,
-    /// Recorded steps that are kept.
-    pub recordings: usize,
+    /// Compiled steps that are kept.
+    pub cached_steps: usize,
     /// Answers that may wait beyond those that there is room for in one step; a request past them is refused.
     pub queue: usize,
 }
@@ -87,7 +87,7 @@ impl Default for EngineOptions {
             checkpoint_blocks: 64,
             host_bytes: 4 << 30,
             quantum: 512,
-            recordings: 24,
+            cached_steps: 24,
             queue: usize::MAX,
         }
     }

@@ -42,7 +42,7 @@ pub struct Limits {
 
 /// What a step is to give back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recording {
+pub struct StepOptions {
     /// Candidates for each output row, at least 1.
     pub candidates: usize,
     /// Whether whole rows of logits come back.
@@ -223,12 +223,12 @@ impl Model {
     ///
     /// # Errors
     /// A capacity beyond the model's limits, or too little memory.
-    pub fn record(
+    pub fn step(
         &mut self,
         capacity: Capacity,
-        recording: Recording,
+        step_options: StepOptions,
     ) -> Result<Box<dyn Step>, BackendError> {
-        self.compile(&self.program(recording), capacity)
+        self.compile(&self.program(step_options), capacity)
     }
 
     fn compile(

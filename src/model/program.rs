@@ -1,12 +1,12 @@
 //! The forward pass as a program: embedding, layers, head. What a layer's blocks are made of is in `backend::block`.
 
-use super::{AttentionBlock, FfnBlock, Layer, Model, Recording};
+use super::{AttentionBlock, FfnBlock, Layer, Model, StepOptions};
 use crate::backend::{Add, AllGather, Embed, Linear, Op, Program, RmsNorm, Select};
 
 impl Model {
     /// The operations of a forward pass. It asks nothing of the device.
     #[must_use]
-    pub fn program(&self, recording: Recording) -> Program {
+    pub fn program(&self, step_options: StepOptions) -> Program {
         let mut program = Program::new();
         let hidden = self.stream.hidden;
         program.section("embedding");
@@ -14,18 +14,18 @@ impl Model {
             weight: self.embedding,
             output: hidden,
         });
-        if recording.probe_hidden {
+        if step_options.probe_hidden {
             program.push(Op::Probe(hidden));
         }
         for (number, layer) in self.layers.iter().enumerate() {
             program.section(format!("layer {number}: {layer}"));
             self.layer(&mut program, layer);
-            if recording.probe_hidden {
+            if step_options.probe_hidden {
                 program.push(Op::Probe(hidden));
             }
         }
         program.section("head");
-        self.output(&mut program, recording);
+        self.output(&mut program, step_options);
         program
     }
 
@@ -57,7 +57,7 @@ impl Model {
     }
 
     /// Logits of the rows that are wanted, and what is chosen of them.
-    fn output(&self, program: &mut Program, recording: Recording) {
+    fn output(&self, program: &mut Program, step_options: StepOptions) {
         let head = self.head;
         program.push(RmsNorm {
             input: self.stream.hidden,
@@ -76,13 +76,13 @@ impl Model {
                 output: head.logits,
             });
         }
-        if recording.probe_hidden {
+        if step_options.probe_hidden {
             program.push(Op::Probe(head.logits));
         }
         program.push(Select {
             logits: head.logits,
-            candidates: recording.candidates,
-            keep_rows: recording.keep_rows,
+            candidates: step_options.candidates,
+            keep_rows: step_options.keep_rows,
         });
     }
 }

@@ -23,7 +23,7 @@ use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{
     Engine, EngineOptions, Event, FinishReason, Likelihood, Request, RequestId, Sampling, Usage,
 };
-use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear::model::{Limits, Model, StepOptions};
 use kimi_linear::tokenizer::Tokenizer;
 
 pub const BLOCK: usize = 16;
@@ -50,7 +50,7 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     checkpoint_blocks: 4,
     host_bytes: 64 << 20,
     quantum: 1 << 20,
-    recordings: 16,
+    cached_steps: 16,
     queue: usize::MAX,
 };
 
@@ -225,12 +225,12 @@ pub fn without_engine(
     count: usize,
 ) -> (Vec<u32>, Vec<u32>) {
     let most = model.limits().step;
-    let recording = Recording {
+    let step_options = StepOptions {
         candidates: 2,
         keep_rows: false,
         probe_hidden: false,
     };
-    let mut step = model.record(most, recording).unwrap();
+    let mut step = model.step(most, step_options).unwrap();
     let mut all = tokens.to_vec();
     let (mut answer, mut bits) = (Vec::new(), Vec::new());
     let mut at = 0;

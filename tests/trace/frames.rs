@@ -1,7 +1,7 @@
 //! The frames of models that run under the engine.
 
 use kimi_linear::engine::{Engine, Event, PromptScores, Request, RequestId, TIMED_OF};
-use kimi_linear::model::{Limits, Recording, StateTrace, TraceChoice, TraceFrame, TraceHead};
+use kimi_linear::model::{Limits, StateTrace, StepOptions, TraceChoice, TraceFrame, TraceHead};
 use pollster::block_on;
 
 use crate::engine_harness::{
@@ -334,14 +334,14 @@ fn without_a_trace_nothing_is_different() {
 
 fn check_untraced(kind: &str, backend: Make) {
     let (mut model, ..) = load_on(backend(), "tiny-a", limits(2, 4, 16));
-    let recording = Recording {
+    let step_options = StepOptions {
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
     };
     let record = |model: &mut kimi_linear::model::Model| {
         model
-            .record(model.limits().step, recording)
+            .step(model.limits().step, step_options)
             .unwrap()
             .operations()
             .to_vec()
@@ -354,7 +354,7 @@ fn check_untraced(kind: &str, backend: Make) {
         "{before:?}"
     );
     let traced = model
-        .record_traced(choice((0, 0), (3, 1)), recording)
+        .traced_step(choice((0, 0), (3, 1)), step_options)
         .unwrap();
     let rest = traced.step.operations().iter();
     let rest = rest.filter(|name| !name.starts_with("trace") && **name != "probe");

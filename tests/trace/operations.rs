@@ -1,7 +1,7 @@
 //! The operations of a trace, each against naive code.
 
 use kimi_linear::backend::trace::{
-    KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_record,
+    KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_row,
 };
 use kimi_linear::backend::{
     Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Op, Orientation, Piece,
@@ -60,7 +60,7 @@ fn check_state(name: &str, mut backend: Box<dyn Backend>) {
     let mut plan = |width, element| backend.tensor(Rows::Tokens, 1, width, element).unwrap();
     let qkv = plan(layout.channels(), Element::Activation);
     let (gates, beta) = (plan(heads * k, Element::F32), plan(heads, Element::F32));
-    let record = kda_record(&layout);
+    let record = kda_row(&layout);
     let output = plan(2 * heads * record, Element::F32);
     let (gate, opened) = (
         plan(heads * v, Element::Activation),
@@ -377,7 +377,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     let query = plan(6, heads * (nope + rope), Element::Activation);
     let weights = plan(10, top, Element::F32);
     // What was there before must not be left.
-    let outputs = [heads * kda_record(&layout), heads, reached, k * v, 2 * top]
+    let outputs = [heads * kda_row(&layout), heads, reached, k * v, 2 * top]
         .map(|width| plan(7, width, Element::F32));
     let experts = backend
         .tensor(Rows::Tokens, 3, top, Element::Index)

@@ -12,7 +12,7 @@ pub(crate) use source::source;
 
 use std::fmt::Display;
 
-use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_record};
+use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_row};
 use super::{
     Add, AllGather, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence, Linear,
     MlaAppend, MlaAttention, Op, Operands, Program, Result, RmsNorm, Route, Rows, Select, Shard,
@@ -267,7 +267,7 @@ impl TraceKda {
         let layout = self.pool.layout;
         op.layer(self.layer, layout.layers)?;
         op.recurrence(&layout, self.qkv, self.gates, self.beta)?;
-        let records = layout.layers * layout.value_heads * kda_record(&layout);
+        let records = layout.layers * layout.value_heads * kda_row(&layout);
         op.tensor("the output", self.output, records, F32)
     }
 }

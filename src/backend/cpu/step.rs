@@ -83,7 +83,7 @@ impl CpuStep {
         }
     }
 
-    fn record(
+    fn defer(
         &mut self,
         name: &'static str,
         operation: impl Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()> + Send + Sync + 'static,
@@ -113,7 +113,7 @@ impl CpuStep {
         output: Tensor,
         operation: impl Fn(&Memory, &Run<'_>, &mut [f32]) + Send + Sync + 'static,
     ) {
-        self.record(name, move |memory, run, _| {
+        self.defer(name, move |memory, run, _| {
             memory.with_output(output, run.rows(output.rows), |memory, values| {
                 operation(memory, run, values)
             });
@@ -205,7 +205,7 @@ impl CpuStep {
     }
 
     fn short_conv(&mut self, op: ShortConv) {
-        self.record("short_conv", move |memory, run, _| {
+        self.defer("short_conv", move |memory, run, _| {
             let input = memory.f32(op.input, run.rows(Rows::Tokens)).to_vec();
             let weight = memory.weight(op.weight).to_vec();
             let mut states = std::mem::take(&mut memory.states);
@@ -230,7 +230,7 @@ impl CpuStep {
     }
 
     fn kda_gates(&mut self, op: KdaGates) {
-        self.record("kda_gates", move |memory, run, _| {
+        self.defer("kda_gates", move |memory, run, _| {
             let rows = run.rows(Rows::Tokens);
             memory.with_output(op.gates, rows, |memory, gates| {
                 let (a_log, dt_bias) = (
@@ -247,7 +247,7 @@ impl CpuStep {
     }
 
     fn kda_recurrence(&mut self, op: KdaRecurrence) {
-        self.record("kda_recurrence", move |memory, run, _| {
+        self.defer("kda_recurrence", move |memory, run, _| {
             let count = run.rows(Rows::Tokens);
             let mut states = std::mem::take(&mut memory.states);
             memory.with_output(op.output, count, |memory, output| {
@@ -287,7 +287,7 @@ impl CpuStep {
     }
 
     fn mla_append(&mut self, op: MlaAppend) {
-        self.record("mla_append", move |memory, run, _| {
+        self.defer("mla_append", move |memory, run, _| {
             let mut latents = std::mem::take(&mut memory.latents);
             let weight = memory.weight(op.weight).to_vec();
             let input = memory.f32(op.input, run.rows(Rows::Tokens));
@@ -308,7 +308,7 @@ impl CpuStep {
     }
 
     fn route(&mut self, op: Route) {
-        self.record("route", move |memory, run, _| {
+        self.defer("route", move |memory, run, _| {
             let rows = run.rows(Rows::Tokens);
             let mut ids = vec![0; rows * op.experts.width];
             memory.with_output(op.weights, rows, |memory, weights| {
@@ -391,7 +391,7 @@ impl CpuStep {
     }
 
     fn select(&mut self, op: Select) {
-        self.record("select", move |memory, run, result| {
+        self.defer("select", move |memory, run, result| {
             let logits = memory.f32(op.logits, run.rows(Rows::Outputs));
             result.choices =
                 select::select(logits, op.logits.width, op.candidates, &run.batch.outputs);
@@ -403,7 +403,7 @@ impl CpuStep {
     }
 
     fn probe(&mut self, tensor: Tensor) {
-        self.record("probe", move |memory, run, result| {
+        self.defer("probe", move |memory, run, result| {
             result
                 .probes
                 .push(memory.read(tensor, run.rows(tensor.rows))?);
@@ -412,7 +412,7 @@ impl CpuStep {
     }
 
     fn probe_positions(&mut self, tensor: Tensor) {
-        self.record("probe", move |memory, run, result| {
+        self.defer("probe", move |memory, run, result| {
             let values = memory.f32(tensor, run.rows(tensor.rows));
             let reached = run.reached().min(values.len());
             result

@@ -8,13 +8,13 @@ use super::kda_recurrence::Rows;
 use super::math::{add_scaled, dot, exp, sigmoid, vectorised};
 use super::memory::{CpuWeight, Latents, States};
 use super::mla_decode::Shape;
-use crate::backend::trace::{KDA_NUMBERS, kda_record};
+use crate::backend::trace::{KDA_NUMBERS, kda_row};
 use crate::backend::{KEY_EPS, Piece, StateLayout};
 
 /// Elements that are not worth another thread: it takes longer to wake.
 const TASK: usize = 1 << 16;
 
-/// One single token through all heads: `output` `[H * kda_record]`.
+/// One single token through all heads: `output` `[H * kda_row]`.
 pub(super) fn trace_kda(
     rows: &Rows<'_>,
     states: &States,
@@ -25,7 +25,7 @@ pub(super) fn trace_kda(
 ) {
     let (k, v) = (layout.key_width, layout.value_width);
     let before = piece.slot_in.map(|slot| states.state(layer, slot));
-    let records = output.par_chunks_exact_mut(kda_record(layout)).enumerate();
+    let records = output.par_chunks_exact_mut(kda_row(layout)).enumerate();
     let records = records.with_min_len(TASK / (k * v).max(1) + 1);
     records.for_each(|(head, record)| {
         let key_head = head / (layout.value_heads / layout.key_heads);

@@ -1,4 +1,4 @@
-//! How the choice of the next token and probes are recorded.
+//! How the choice of the next token and probes are encoded.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::backend::{Result, Select, Tensor};
 const SLICE: usize = 1024;
 
 impl CudaStep {
-    pub(super) fn record_select(&mut self, op: Select) -> Result<()> {
+    pub(super) fn encode_select(&mut self, op: Select) -> Result<()> {
         self.name("select");
         let logits = self.tensor(op.logits)?;
         let vocabulary = op.logits.width;
@@ -47,7 +47,7 @@ impl CudaStep {
     }
 
     /// Rows are copied aside where they are probed: later operations may overwrite them.
-    pub(super) fn record_probe(&mut self, tensor: Tensor) -> Result<()> {
+    pub(super) fn encode_probe(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
         let source = self.tensor(tensor)?;
         let row = memory::size(tensor.element) * tensor.width as u64;
@@ -64,7 +64,7 @@ impl CudaStep {
 
     /// Read where it lies: nothing writes it afterwards, and a copy whose size follows the position would be a command that
     /// no graph can repeat.
-    pub(super) fn record_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+    pub(super) fn encode_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
         let source = self.tensor(tensor)?;
         self.answer(source, Answer::Positions(tensor));

@@ -1,4 +1,4 @@
-//! How latent attention is recorded: the cache's way in, prefill, decode.
+//! How latent attention is encoded: the cache's way in, prefill, decode.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(super) fn with_room(spans: usize) -> usize {
 }
 
 impl CudaStep {
-    pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
+    pub(super) fn encode_mla_append(&mut self, op: MlaAppend) -> Result<()> {
         self.name("mla_append");
         let layout = op.pool.layout;
         let input = self.tensor(op.input)?;
@@ -41,7 +41,7 @@ impl CudaStep {
     }
 
     /// Window by window: latents laid end to end, expanded by one dense product, laid out for the tensor cores, attended to.
-    pub(super) fn record_prefill(&mut self, op: MlaAttention) -> Result<()> {
+    pub(super) fn encode_prefill(&mut self, op: MlaAttention) -> Result<()> {
         let layout = op.pool.layout;
         self.name("mla_prefill");
         let (heads, key) = (op.heads(), op.nope + layout.rope);
@@ -152,7 +152,7 @@ impl CudaStep {
     }
 
     /// Absorbed: the query of the latents, a softmax over each span of them, the spans put together and expanded.
-    pub(super) fn record_decode(&mut self, op: MlaAttention) -> Result<()> {
+    pub(super) fn encode_decode(&mut self, op: MlaAttention) -> Result<()> {
         let layout = op.pool.layout;
         self.name("mla_decode");
         for (what, found, widest) in [

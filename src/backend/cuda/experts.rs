@@ -1,4 +1,4 @@
-//! How router and routed experts are recorded: several kernels each.
+//! How router and routed experts are encoded: several kernels each.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ struct Layer {
 }
 
 impl CudaStep {
-    pub(super) fn record_route(&mut self, op: Route) -> Result<()> {
+    pub(super) fn encode_route(&mut self, op: Route) -> Result<()> {
         self.name("route");
         let count = op.weight.rows;
         limit(count)?;
@@ -53,7 +53,7 @@ impl CudaStep {
         let (ids, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
         let [bias, format] = self.stored(op.bias)?;
         let (top_k, groups, top_groups) = (op.experts.width, op.groups, op.top_groups);
-        self.record_scores(&op, &input, &scores)?;
+        self.encode_scores(&op, &input, &scores)?;
         let kernel = self.kernel(
             "route_choose",
             32,
@@ -80,7 +80,7 @@ impl CudaStep {
 
     /// Scores before the sigmoid: a product for rows of longer pieces where the library takes the weight, the router's own
     /// kernels for the rest. A row's path depends on its piece alone.
-    fn record_scores(
+    fn encode_scores(
         &mut self,
         op: &Route,
         input: &Arc<Buffer>,
@@ -141,7 +141,7 @@ impl CudaStep {
         Ok(())
     }
 
-    pub(super) fn record_experts(&mut self, op: Experts) -> Result<()> {
+    pub(super) fn encode_experts(&mut self, op: Experts) -> Result<()> {
         self.name("experts");
         let (local, n, d, top_k) = (
             op.gate.stack,
@@ -167,8 +167,8 @@ impl CudaStep {
             first,
             experts,
         };
-        self.record_few(&layer)?;
-        self.record_many(&layer)?;
+        self.encode_few(&layer)?;
+        self.encode_many(&layer)?;
         let (weights, output) = (self.tensor(op.weights)?, self.tensor(op.output)?);
         let kernel = self.kernel(
             "experts_combine",
@@ -190,7 +190,7 @@ impl CudaStep {
     }
 
     /// Rows of single tokens.
-    fn record_few(&mut self, layer: &Layer) -> Result<()> {
+    fn encode_few(&mut self, layer: &Layer) -> Result<()> {
         let (top_k, local) = (layer.choices as usize, layer.experts as usize);
         let most_places = self.capacity.pieces.min(self.capacity.tokens) * top_k;
         let most = most_places.min(local);
@@ -239,7 +239,7 @@ impl CudaStep {
     }
 
     /// Rows of longer pieces.
-    fn record_many(&mut self, layer: &Layer) -> Result<()> {
+    fn encode_many(&mut self, layer: &Layer) -> Result<()> {
         let (top_k, local) = (layer.choices as usize, layer.experts as usize);
         let (width, hidden_width) = (layer.width, layer.hidden_width);
         let (choices, first, experts) = (layer.choices, layer.first, layer.experts);

@@ -1,4 +1,4 @@
-//! How a KDA layer's operations are recorded: convolution, gates, output gate. The recurrence is in `recurrence`.
+//! How a KDA layer's operations are encoded: convolution, gates, output gate. The recurrence is in `recurrence`.
 
 use super::step::{CudaStep, Kernel, arguments, blocks};
 use crate::backend::{GatedNorm, KdaGates, Result, Rows, ShortConv};
@@ -8,7 +8,7 @@ use crate::error::BackendError;
 const TAPS: usize = 16;
 
 impl CudaStep {
-    pub(super) fn record_short_conv(&mut self, op: ShortConv) -> Result<()> {
+    pub(super) fn encode_short_conv(&mut self, op: ShortConv) -> Result<()> {
         self.name("short_conv");
         let taps = op.pool.layout.taps;
         if taps > TAPS {
@@ -40,7 +40,7 @@ impl CudaStep {
         Ok(())
     }
 
-    pub(super) fn record_kda_gates(&mut self, op: KdaGates) -> Result<()> {
+    pub(super) fn encode_kda_gates(&mut self, op: KdaGates) -> Result<()> {
         self.name("kda_gates");
         let (decay, write) = (self.tensor(op.decay)?, self.tensor(op.write)?);
         let (gates, beta) = (self.tensor(op.gates)?, self.tensor(op.beta)?);
@@ -59,7 +59,7 @@ impl CudaStep {
         Ok(())
     }
 
-    pub(super) fn record_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
+    pub(super) fn encode_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
         self.name("gated_norm");
         let (kernel, heads, rows) = (self.gated_norm_kernel(&op)?, heads_of(&op), op.input.rows);
         self.launch_each(kernel, rows, heads, 8);

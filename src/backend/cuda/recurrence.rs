@@ -1,4 +1,4 @@
-//! How the gated delta rule is recorded: by chunks, by steps, and a layer's fused form of both.
+//! How the gated delta rule is encoded: by chunks, by steps, and a layer's fused form of both.
 
 use std::sync::Arc;
 
@@ -130,7 +130,7 @@ fn too_wide(what: String) -> BackendError {
 }
 
 impl CudaStep {
-    pub(super) fn record_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
+    pub(super) fn encode_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
         let layout = op.pool.layout;
         self.name("kda_recurrence");
         if layout.key_width > WIDEST {
@@ -299,7 +299,7 @@ impl CudaStep {
     }
 
     /// A KDA layer: prefill in two kernels and a norm, decode in one, between the projections.
-    pub(super) fn record_kda_block(&mut self, block: &KdaBlock) -> Result<()> {
+    pub(super) fn encode_kda_block(&mut self, block: &KdaBlock) -> Result<()> {
         let projections: Vec<Linear> = block
             .ops()
             .iter()
@@ -312,11 +312,11 @@ impl CudaStep {
             .into_iter()
             .partition(|linear| linear.output != block.output);
         into.into_iter()
-            .try_for_each(|linear| self.record_linear(linear))?;
+            .try_for_each(|linear| self.encode_linear(linear))?;
         self.name("kda_block");
         self.fused(block, &block.gated_norm())?;
         out.into_iter()
-            .try_for_each(|linear| self.record_linear(linear))
+            .try_for_each(|linear| self.encode_linear(linear))
     }
 
     /// What lies between a KDA layer's projections.

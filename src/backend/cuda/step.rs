@@ -1,6 +1,6 @@
-//! A step of the CUDA backend: launches recorded with all but their grids, which each submission's batch decides.
+//! A step of the CUDA backend: launches encoded with all but their grids, which each submission's batch decides.
 //!
-//! How each operation is recorded is in `operations`, `kda`, `attention`, `experts`, `trace` and `answers`.
+//! How each operation is encoded is in `operations`, `kda`, `attention`, `experts`, `trace` and `answers`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,7 +95,7 @@ macro_rules! arguments {
 }
 pub(super) use arguments;
 
-enum Recorded {
+enum Encoded {
     Launch(Launch, Size),
     /// Of all tokens, where a piece has several.
     Product(Product),
@@ -149,14 +149,14 @@ pub(super) struct CudaStep {
     id: u64,
     /// The batch's metadata on the device.
     pub(super) batch: Arc<Buffer>,
-    /// What recorded commands point to, kept for as long as they may run.
+    /// What encoded commands point to, kept for as long as they may run.
     kept: Vec<Arc<Buffer>>,
     demands: Demands,
     /// The most segments that a piece of a recurrence is cut into.
     pub(super) segments: usize,
     names: Vec<&'static str>,
     /// Each with the place of its operation among the names.
-    commands: Vec<(usize, Recorded)>,
+    commands: Vec<(usize, Encoded)>,
     timed: bool,
 }
 
@@ -202,28 +202,28 @@ impl CudaStep {
         Kernel::new(entry, threads, std::iter::once(batch).chain(arguments))
     }
 
-    /// Records a launch whose blocks take `each` of the elements of all rows of this kind, `width` a row.
+    /// Encodes a launch whose blocks take `each` of the elements of all rows of this kind, `width` a row.
     pub(super) fn launch_each(&mut self, kernel: Kernel, rows: Rows, width: usize, each: u64) {
         self.launch(kernel, move |metadata| {
             [blocks((metadata.count(rows) * width) as u64, each), 1, 1]
         });
     }
 
-    fn push_command(&mut self, command: Recorded) {
+    fn push_command(&mut self, command: Encoded) {
         self.commands
             .push((self.names.len().saturating_sub(1), command));
     }
 
-    /// Records one launch.
+    /// Encodes one launch.
     pub(super) fn launch(
         &mut self,
         kernel: Kernel,
         size: impl Fn(&BatchMetadata) -> [u32; 3] + Send + 'static,
     ) {
-        self.push_command(Recorded::Launch(kernel.over([0; 3]), Box::new(size)));
+        self.push_command(Encoded::Launch(kernel.over([0; 3]), Box::new(size)));
     }
 
-    /// Records `output = input weight^T`.
+    /// Encodes `output = input weight^T`.
     pub(super) fn product(&mut self, input: Tensor, weight: Weight, output: Tensor) -> Result<()> {
         let (from, to) = (self.tensor(input)?, self.tensor(output)?);
         let full = output.element == Element::F32;
@@ -253,13 +253,13 @@ impl CudaStep {
         self.any(rows, &from, weight, &to, full, |_| true)
     }
 
-    /// Records a product of all tokens by the library, for batches with rows of longer pieces. What it leaves in rows of
+    /// Encodes a product of all tokens by the library, for batches with rows of longer pieces. What it leaves in rows of
     /// single tokens is to be overwritten.
     pub(super) fn library(&mut self, product: Product) {
-        self.push_command(Recorded::Product(product));
+        self.push_command(Encoded::Product(product));
     }
 
-    /// Records `output = input weight^T` by the kernel for weights of any format and shape, for batches that ask for it.
+    /// Encodes `output = input weight^T` by the kernel for weights of any format and shape, for batches that ask for it.
     fn any(
         &mut self,
         rows: Rows,
@@ -293,7 +293,7 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Records the rows of `output = input weight^T` that are single tokens' or outputs'. Its kernels differ in how many
+    /// Encodes the rows of `output = input weight^T` that are single tokens' or outputs'. Its kernels differ in how many
     /// rows share one reading of the weight, and in nothing that shows in the result.
     fn few(
         &mut self,
@@ -332,17 +332,12 @@ impl CudaStep {
 
     /// Has every submission return these rows, as they are when it ends or where they are overwritten no more.
     pub(super) fn answer(&mut self, buffer: Arc<Buffer>, answer: Answer) {
-        self.push_command(Recorded::Answer(buffer, answer));
+        self.push_command(Encoded::Answer(buffer, answer));
     }
 
-    /// Records a copy of all rows; both have so many bytes a row.
+    /// Encodes a copy of all rows; both have so many bytes a row.
     pub(super) fn copy(&mut self, from: &Arc<Buffer>, to: &Arc<Buffer>, bytes: u64, rows: Rows) {
-        self.push_command(Recorded::Copy(
-            Arc::clone(from),
-            Arc::clone(to),
-            bytes,
-            rows,
-        ));
+        self.push_command(Encoded::Copy(Arc::clone(from), Arc::clone(to), bytes, rows));
     }
 
     pub(super) fn tensor(&self, tensor: Tensor) -> Result<Arc<Buffer>> {
@@ -360,9 +355,9 @@ impl CudaStep {
         memory.weight(weight)?.matrix(&self.shared.machine)
     }
 
-    /// Records commands whose number depends on the batch.
+    /// Encodes commands whose number depends on the batch.
     pub(super) fn each(&mut self, list: impl Fn(&BatchMetadata) -> Vec<Command> + Send + 'static) {
-        self.push_command(Recorded::Each(Box::new(list)));
+        self.push_command(Encoded::Each(Box::new(list)));
     }
 
     /// Memory between two kernels of one operation.
@@ -377,9 +372,9 @@ impl CudaStep {
     fn commands(&self, metadata: &BatchMetadata) -> (Vec<Command>, Vec<usize>) {
         let mut commands = Vec::with_capacity(self.commands.len());
         let mut operations = Vec::with_capacity(self.commands.len());
-        for (operation, recorded) in &self.commands {
-            let command = match recorded {
-                Recorded::Launch(launch, size) => {
+        for (operation, encoded) in &self.commands {
+            let command = match encoded {
+                Encoded::Launch(launch, size) => {
                     let grid = size(metadata);
                     let launch = Launch {
                         grid,
@@ -387,7 +382,7 @@ impl CudaStep {
                     };
                     (!grid.contains(&0)).then_some(Command::Launch(launch))
                 }
-                Recorded::Product(product) => {
+                Encoded::Product(product) => {
                     // Single rows among others are multiplied too, and then again by the kernel for them.
                     let product = Product {
                         rows: metadata.tokens,
@@ -395,13 +390,13 @@ impl CudaStep {
                     };
                     (metadata.several_rows > 0).then_some(Command::Product(product))
                 }
-                Recorded::Copy(from, to, bytes, rows) => {
+                Encoded::Copy(from, to, bytes, rows) => {
                     let bytes = bytes * metadata.count(*rows) as u64;
                     let (from, to) = (from.address, to.address);
                     (bytes > 0).then_some(Command::Copy { from, to, bytes })
                 }
-                Recorded::Answer(..) => None,
-                Recorded::Each(list) => {
+                Encoded::Answer(..) => None,
+                Encoded::Each(list) => {
                     let list = list(metadata);
                     operations.extend(std::iter::repeat_n(*operation, list.len()));
                     commands.extend(list);
@@ -424,7 +419,7 @@ impl Drop for CudaStep {
 }
 
 impl CudaStep {
-    pub(super) fn record_all_gather(&mut self, op: AllGather) -> Result<()> {
+    pub(super) fn encode_all_gather(&mut self, op: AllGather) -> Result<()> {
         self.name("all_gather");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let bytes = memory::size(op.input.element) * op.input.width as u64;
@@ -451,8 +446,8 @@ impl Step for CudaStep {
         let (commands, operations) = self.commands(&metadata);
         let size = |tensor: Tensor| memory::size(tensor.element) as usize;
         let (mut answers, mut places) = (Vec::new(), Vec::new());
-        for (_, recorded) in &self.commands {
-            if let Recorded::Answer(buffer, answer) = recorded {
+        for (_, encoded) in &self.commands {
+            if let Encoded::Answer(buffer, answer) = encoded {
                 let bytes = answer.bytes(&metadata, size);
                 answers.push((*answer, bytes));
                 places.push((buffer.address, bytes as u64));

@@ -1,4 +1,4 @@
-//! How the operations of a trace are recorded; only steps that are traced have them.
+//! How the operations of a trace are encoded; only steps that are traced have them.
 
 use super::attention::with_room;
 use super::step::{CudaStep, arguments, blocks};
@@ -10,7 +10,7 @@ use crate::backend::{Result, Rows};
 const SPAN: usize = 128;
 
 impl CudaStep {
-    pub(super) fn record_trace_kda(&mut self, op: TraceKda) -> Result<()> {
+    pub(super) fn encode_trace_kda(&mut self, op: TraceKda) -> Result<()> {
         self.name("trace_kda");
         let layout = op.pool.layout;
         let (qkv, gates) = (self.tensor(op.qkv)?, self.tensor(op.gates)?);
@@ -40,7 +40,7 @@ impl CudaStep {
         Ok(())
     }
 
-    pub(super) fn record_trace_gate(&mut self, op: TraceGate) -> Result<()> {
+    pub(super) fn encode_trace_gate(&mut self, op: TraceGate) -> Result<()> {
         self.name("trace_gate");
         let (gate, output) = (self.tensor(op.gate)?, self.tensor(op.output)?);
         let heads = op.layout.value_heads;
@@ -54,7 +54,7 @@ impl CudaStep {
         Ok(())
     }
 
-    pub(super) fn record_trace_route(&mut self, op: TraceRoute) -> Result<()> {
+    pub(super) fn encode_trace_route(&mut self, op: TraceRoute) -> Result<()> {
         self.name("trace_route");
         let (experts, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
         let output = self.tensor(op.output)?;
@@ -68,7 +68,7 @@ impl CudaStep {
         Ok(())
     }
 
-    pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
+    pub(super) fn encode_trace_state(&mut self, op: TraceState) -> Result<()> {
         self.name("trace_state");
         let output = self.tensor(op.output)?;
         let states = self.shared.memory().states(&op.pool, op.layer)?.0.clone();
@@ -83,7 +83,7 @@ impl CudaStep {
         Ok(())
     }
 
-    pub(super) fn record_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
+    pub(super) fn encode_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
         self.name("trace_attention");
         let layout = op.pool.layout;
         let [kv_b, format] = self.stored(op.kv_b)?;

@@ -2,7 +2,7 @@
 //!
 //! Vectors, taps, the router and the embedding are read as they are stored, and so is a matrix of another dtype than bf16 in
 //! a product. Experts and the expansion of latents run on tensor cores in bf16: what is stored otherwise gets a copy in
-//! bf16 when an operation is first recorded over it.
+//! bf16 when an operation is first encoded over it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! How the choice of the next token and probes are recorded.
+//! How the choice of the next token and probes are encoded.
 
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
@@ -6,19 +6,19 @@ use crate::backend::gpu::answers::Answer;
 use crate::backend::{Result, Select, Tensor};
 
 impl WgpuStep {
-    pub(super) fn record_select(&mut self, op: Select) -> Result<()> {
+    pub(super) fn encode_select(&mut self, op: Select) -> Result<()> {
         self.name("select");
         let logits = self.tensor(op.logits)?;
         let vocabulary = op.logits.width;
         let candidates = op.candidates.min(vocabulary);
         let slices = vocabulary.div_ceil(1024);
-        let outputs = self.recorder.capacity.outputs;
+        let outputs = self.encoder.capacity.outputs;
         let record = 4 + 2 * candidates;
         let parts = self
-            .recorder
+            .encoder
             .scratch("slices of logits", outputs * slices * record)?;
         let choices = self
-            .recorder
+            .encoder
             .shared
             .gpu
             .buffer("choices", 4 * (outputs * record) as u64)?;
@@ -48,14 +48,14 @@ impl WgpuStep {
         Ok(())
     }
 
-    pub(super) fn record_probe(&mut self, tensor: Tensor) -> Result<()> {
+    pub(super) fn encode_probe(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
         let buffer = self.tensor(tensor)?;
         self.answer(buffer, Answer::Probe(tensor));
         Ok(())
     }
 
-    pub(super) fn record_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
+    pub(super) fn encode_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
         let buffer = self.tensor(tensor)?;
         self.answer(buffer, Answer::Positions(tensor));

@@ -1,4 +1,4 @@
-//! How latent attention is recorded: several dispatches each, and kv_b may span several buffers.
+//! How latent attention is encoded: several dispatches each, and kv_b may span several buffers.
 
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
@@ -49,7 +49,7 @@ impl WgpuStep {
         nope: usize,
         value: usize,
     ) -> Result<AttentionLayout> {
-        let (format, stride, expansions) = self.recorder.with_memory(|memory| {
+        let (format, stride, expansions) = self.encoder.with_memory(|memory| {
             let weight = memory.weight(kv_b)?.matrix("mla attention")?;
             let parts = weight.parts.iter().map(|part| Expansion {
                 buffer: part.buffer.clone(),
@@ -78,11 +78,11 @@ impl WgpuStep {
         })
     }
 
-    pub(super) fn record_mla_append(&mut self, op: MlaAppend) -> Result<()> {
+    pub(super) fn encode_mla_append(&mut self, op: MlaAppend) -> Result<()> {
         self.name("mla_append");
         let layout = op.pool.layout;
         let input = self.tensor(op.input)?;
-        let weight = self.recorder.small("mla_append", op.weight)?;
+        let weight = self.encoder.small("mla_append", op.weight)?;
         let latents = self.latents(&op.pool, op.layer)?;
         let [latent, rope, tokens] =
             [layout.latent, layout.rope, layout.block_tokens].map(|word| word as u32);
@@ -98,7 +98,7 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_decode(&mut self, op: MlaAttention) -> Result<()> {
+    pub(super) fn encode_decode(&mut self, op: MlaAttention) -> Result<()> {
         let plan = self.plan(&op)?;
         self.name("mla_decode");
         let layout = op.pool.layout;
@@ -108,10 +108,10 @@ impl WgpuStep {
                 what: format!("latents {} wide; the widest are {WIDEST}", layout.width()),
             });
         }
-        let recorder = &self.recorder;
+        let encoder = &self.encoder;
         let most = match op.pieces {
-            Pieces::Single => recorder.capacity.pieces.min(recorder.capacity.tokens),
-            Pieces::All | Pieces::Several => recorder.capacity.tokens,
+            Pieces::Single => encoder.capacity.pieces.min(encoder.capacity.tokens),
+            Pieces::All | Pieces::Several => encoder.capacity.tokens,
         };
         let count: fn(&BatchMetadata) -> usize = match op.pieces {
             Pieces::All => |metadata| metadata.tokens,
@@ -120,19 +120,19 @@ impl WgpuStep {
         };
         let begin = usize::from(op.pieces == Pieces::Single);
         let elements = most * plan.heads * layout.latent;
-        let absorbed = recorder.scratch("absorbed queries", elements)?;
-        let span = recorder.shared.span;
+        let absorbed = encoder.scratch("absorbed queries", elements)?;
+        let span = encoder.shared.span;
         let most_spans = match op.pieces {
-            Pieces::Single => self.metadata_layout.spans(&recorder.capacity),
+            Pieces::Single => self.metadata_layout.spans(&encoder.capacity),
             Pieces::All | Pieces::Several => most,
         };
         let elements = most_spans * plan.heads * (layout.latent + 2);
-        let parts = recorder.scratch("attention by spans", elements)?;
+        let parts = encoder.scratch("attention by spans", elements)?;
         let spans: fn(&BatchMetadata) -> usize = match op.pieces {
             Pieces::Single => |metadata| metadata.spans,
             Pieces::All | Pieces::Several => count,
         };
-        let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
+        let (query, output) = (encoder.tensor(op.query)?, encoder.tensor(op.output)?);
         let latents = self.latents(&op.pool, op.layer)?;
         let heads = plan.heads as u32;
         let groups = layout.latent.div_ceil(64) as u32;
@@ -191,16 +191,16 @@ impl WgpuStep {
         Ok(())
     }
 
-    pub(super) fn record_prefill(&mut self, op: MlaAttention) -> Result<()> {
+    pub(super) fn encode_prefill(&mut self, op: MlaAttention) -> Result<()> {
         let plan = self.plan(&op)?;
         self.name("mla_prefill");
-        let recorder = &self.recorder;
-        let window = recorder.shared.window;
+        let encoder = &self.encoder;
+        let window = encoder.shared.window;
         let width = plan.heads * (op.nope + op.value);
-        let expanded = recorder.scratch("expanded keys and values", window * width)?;
-        let marks = 2 * recorder.capacity.tokens * plan.heads;
-        let softmax = recorder.scratch("running softmax", marks)?;
-        let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
+        let expanded = encoder.scratch("expanded keys and values", window * width)?;
+        let marks = 2 * encoder.capacity.tokens * plan.heads;
+        let softmax = encoder.scratch("running softmax", marks)?;
+        let (query, output) = (encoder.tensor(op.query)?, encoder.tensor(op.output)?);
         let latents = self.latents(&op.pool, op.layer)?;
         let heads = plan.heads as u32;
         let groups: Vec<u32> = plan
@@ -221,7 +221,7 @@ impl WgpuStep {
                     .chain([[window.tiles as u32, heads, 1]])
                     .collect()
             }),
-            make: Box::new(move |recorder, number| {
+            make: Box::new(move |encoder, number| {
                 let mut launches: Vec<Launch> = Vec::with_capacity(plan.expansions.len() + 1);
                 for Expansion {
                     buffer,
@@ -230,7 +230,7 @@ impl WgpuStep {
                 } in &plan.expansions
                 {
                     launches.push(
-                        recorder.launch(
+                        encoder.launch(
                             Program::new("mla_expand")
                                 .with("FORMAT", plan.format)
                                 .with("THREADS", 256),
@@ -243,7 +243,7 @@ impl WgpuStep {
                         )?,
                     );
                 }
-                launches.push(recorder.launch(
+                launches.push(encoder.launch(
                     Program::new("mla_prefill"),
                     &plan.params(0, 0, number),
                     &[

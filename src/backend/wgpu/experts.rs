@@ -1,4 +1,4 @@
-//! How router and routed experts are recorded: several dispatches each, and a stack may span several buffers.
+//! How router and routed experts are encoded: several dispatches each, and a stack may span several buffers.
 
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
@@ -43,17 +43,17 @@ impl Sorting {
 }
 
 impl WgpuStep {
-    pub(super) fn record_route(&mut self, op: Route) -> Result<()> {
+    pub(super) fn encode_route(&mut self, op: Route) -> Result<()> {
         self.name("route");
         let experts = op.weight.rows;
         if experts > EXPERTS || op.groups > GROUPS {
             return Err(too_many(experts, op.groups));
         }
-        let recorder = &self.recorder;
-        let logits = recorder.scratch("router logits", recorder.capacity.tokens * experts)?;
-        let bias = recorder.small("route", op.bias)?;
-        let input = recorder.tensor(op.input)?;
-        let (ids, weights) = (recorder.tensor(op.experts)?, recorder.tensor(op.weights)?);
+        let encoder = &self.encoder;
+        let logits = encoder.scratch("router logits", encoder.capacity.tokens * experts)?;
+        let bias = encoder.small("route", op.bias)?;
+        let input = encoder.tensor(op.input)?;
+        let (ids, weights) = (encoder.tensor(op.experts)?, encoder.tensor(op.weights)?);
         self.product((&input, Rows::Tokens), op.weight, &logits)?;
         let words = [experts, op.experts.width, op.groups, op.top_groups];
         let [experts, top_k, groups, top_groups] = words.map(|word| word as u32);
@@ -79,28 +79,28 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_experts(&mut self, op: Experts) -> Result<()> {
+    pub(super) fn encode_experts(&mut self, op: Experts) -> Result<()> {
         self.name("experts");
         let (local, n, d) = (op.gate.stack, op.gate.rows, op.input.width);
         if local > EXPERTS {
             return Err(too_many(local, 1));
         }
-        let recorder = &self.recorder;
+        let encoder = &self.encoder;
         let top_k = op.experts.width;
-        let places = recorder.capacity.tokens * top_k;
+        let places = encoder.capacity.tokens * top_k;
         let most_tiles = places;
-        let gate = recorder.scratch("experts' gates", places * n)?;
-        let up = recorder.scratch("experts' hidden activations", places * n)?;
-        let results = recorder.scratch("experts' outputs", places * d)?;
+        let gate = encoder.scratch("experts' gates", places * n)?;
+        let up = encoder.scratch("experts' hidden activations", places * n)?;
+        let results = encoder.scratch("experts' outputs", places * d)?;
         let sorting = Sorting {
-            groups: recorder.scratch("places by expert", 1 + 3 * most_tiles + places)?,
+            groups: encoder.scratch("places by expert", 1 + 3 * most_tiles + places)?,
             most_tiles,
             top_k,
             experts: local,
-            few: recorder.few(),
+            few: encoder.few(),
         };
-        let (ids, weights) = (recorder.tensor(op.experts)?, recorder.tensor(op.weights)?);
-        let (input, output) = (recorder.tensor(op.input)?, recorder.tensor(op.output)?);
+        let (ids, weights) = (encoder.tensor(op.experts)?, encoder.tensor(op.weights)?);
+        let (input, output) = (encoder.tensor(op.input)?, encoder.tensor(op.output)?);
         let first = op.first_expert as u32;
         for many in [false, true] {
             let tile = if many { TILE } else { 1 };
@@ -148,7 +148,7 @@ impl WgpuStep {
         weight: Weight,
         output: &wgpu::Buffer,
     ) -> Result<()> {
-        let (format, stride, parts) = self.recorder.with_memory(|memory| {
+        let (format, stride, parts) = self.encoder.with_memory(|memory| {
             let weight = memory.weight(weight)?.matrix("experts")?;
             let parts = weight.parts.iter();
             let parts: Vec<_> = parts

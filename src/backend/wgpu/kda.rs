@@ -1,4 +1,4 @@
-//! How a KDA layer's operations are recorded: convolution, gates, recurrence, output gate.
+//! How a KDA layer's operations are encoded: convolution, gates, recurrence, output gate.
 
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
@@ -21,11 +21,11 @@ pub(super) fn check_width(key: usize) -> Result<()> {
 }
 
 impl WgpuStep {
-    pub(super) fn record_short_conv(&mut self, op: ShortConv) -> Result<()> {
+    pub(super) fn encode_short_conv(&mut self, op: ShortConv) -> Result<()> {
         self.name("short_conv");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
-        let weight = self.recorder.small("short_conv", op.weight)?;
-        let (stride, tails) = self.recorder.with_memory(|memory| {
+        let weight = self.encoder.small("short_conv", op.weight)?;
+        let (stride, tails) = self.encoder.with_memory(|memory| {
             let stride = memory.weight(op.weight)?.stride;
             Ok((stride, memory.states(&op.pool, op.layer)?.1.clone()))
         })?;
@@ -54,13 +54,13 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_kda_gates(&mut self, op: KdaGates) -> Result<()> {
+    pub(super) fn encode_kda_gates(&mut self, op: KdaGates) -> Result<()> {
         self.name("kda_gates");
-        let recorder = &self.recorder;
-        let (decay, write) = (recorder.tensor(op.decay)?, recorder.tensor(op.write)?);
-        let (gates, beta) = (recorder.tensor(op.gates)?, recorder.tensor(op.beta)?);
-        let a_log = recorder.small("kda_gates", op.a_log)?;
-        let dt_bias = recorder.small("kda_gates", op.dt_bias)?;
+        let encoder = &self.encoder;
+        let (decay, write) = (encoder.tensor(op.decay)?, encoder.tensor(op.write)?);
+        let (gates, beta) = (encoder.tensor(op.gates)?, encoder.tensor(op.beta)?);
+        let a_log = encoder.small("kda_gates", op.a_log)?;
+        let dt_bias = encoder.small("kda_gates", op.dt_bias)?;
         let channels = op.decay.width;
         self.dispatch(
             Program::new("kda_gates"),
@@ -77,14 +77,14 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
+    pub(super) fn encode_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
         self.name("kda_recurrence");
         let layout = op.pool.layout;
         let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
         check_width(k)?;
-        let recorder = &self.recorder;
-        let (qkv, gates) = (recorder.tensor(op.qkv)?, recorder.tensor(op.gates)?);
-        let (beta, output) = (recorder.tensor(op.beta)?, recorder.tensor(op.output)?);
+        let encoder = &self.encoder;
+        let (qkv, gates) = (encoder.tensor(op.qkv)?, encoder.tensor(op.gates)?);
+        let (beta, output) = (encoder.tensor(op.beta)?, encoder.tensor(op.output)?);
         let states = self.states(&op.pool, op.layer)?.0;
         let form = match op.form {
             Form::Auto => 0,
@@ -98,8 +98,8 @@ impl WgpuStep {
         if op.form != Form::Step {
             let every = op.form == Form::Chunk;
             let elements = (3 * 16 * k + k + 2 * 16 * 16) * heads as usize;
-            let chunks = MetadataLayout::chunks(&recorder.capacity);
-            let workspace = recorder.scratch("chunks of a recurrence", chunks * elements)?;
+            let chunks = MetadataLayout::chunks(&encoder.capacity);
+            let workspace = encoder.scratch("chunks of a recurrence", chunks * elements)?;
             self.dispatch(
                 Program::entry("kda_chunk", "prepare"),
                 &params,
@@ -152,12 +152,12 @@ impl WgpuStep {
         Ok(())
     }
 
-    pub(super) fn record_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
+    pub(super) fn encode_gated_norm(&mut self, op: GatedNorm) -> Result<()> {
         self.name("gated_norm");
-        let recorder = &self.recorder;
-        let (input, gate) = (recorder.tensor(op.input)?, recorder.tensor(op.gate)?);
-        let weight = recorder.small("gated_norm", op.weight)?;
-        let output = recorder.tensor(op.output)?;
+        let encoder = &self.encoder;
+        let (input, gate) = (encoder.tensor(op.input)?, encoder.tensor(op.gate)?);
+        let weight = encoder.small("gated_norm", op.weight)?;
+        let output = encoder.tensor(op.output)?;
         let (width, rows) = (op.weight.rows, op.input.rows);
         let heads = (op.input.width / width) as u32;
         self.dispatch(

@@ -9,39 +9,39 @@ impl WgpuStep {
     /// Appends an operation, which was checked. Blocks were expanded.
     pub(super) fn push(&mut self, op: &Op) -> Result<()> {
         match *op {
-            Op::Embed(op) => self.record_embed(op),
-            Op::RmsNorm(op) => self.record_rms_norm(op),
-            Op::Linear(op) => self.record_linear(op),
-            Op::ShortConv(op) => self.record_short_conv(op),
-            Op::KdaGates(op) => self.record_kda_gates(op),
-            Op::KdaRecurrence(op) => self.record_kda_recurrence(op),
-            Op::GatedNorm(op) => self.record_gated_norm(op),
-            Op::MlaAppend(op) => self.record_mla_append(op),
-            Op::MlaPrefill(op) => self.record_prefill(op),
-            Op::MlaDecode(op) => self.record_decode(op),
-            Op::Route(op) => self.record_route(op),
-            Op::Experts(op) => self.record_experts(op),
-            Op::Swiglu(op) => self.record_swiglu(op),
-            Op::Add(op) => self.record_add(op),
+            Op::Embed(op) => self.encode_embed(op),
+            Op::RmsNorm(op) => self.encode_rms_norm(op),
+            Op::Linear(op) => self.encode_linear(op),
+            Op::ShortConv(op) => self.encode_short_conv(op),
+            Op::KdaGates(op) => self.encode_kda_gates(op),
+            Op::KdaRecurrence(op) => self.encode_kda_recurrence(op),
+            Op::GatedNorm(op) => self.encode_gated_norm(op),
+            Op::MlaAppend(op) => self.encode_mla_append(op),
+            Op::MlaPrefill(op) => self.encode_prefill(op),
+            Op::MlaDecode(op) => self.encode_decode(op),
+            Op::Route(op) => self.encode_route(op),
+            Op::Experts(op) => self.encode_experts(op),
+            Op::Swiglu(op) => self.encode_swiglu(op),
+            Op::Add(op) => self.encode_add(op),
             // One rank: the sum is there already.
             Op::AllReduce(op) => self.tensor(op.target).map(drop),
-            Op::AllGather(op) => self.record_all_gather(op),
-            Op::Select(op) => self.record_select(op),
-            Op::Probe(tensor) => self.record_probe(tensor),
-            Op::ProbePositions(tensor) => self.record_probe_positions(tensor),
-            Op::TraceKda(op) => self.record_trace_kda(op),
-            Op::TraceGate(op) => self.record_trace_gate(op),
-            Op::TraceRoute(op) => self.record_trace_route(op),
-            Op::TraceState(op) => self.record_trace_state(op),
-            Op::TraceAttention(op) => self.record_trace_attention(op),
+            Op::AllGather(op) => self.encode_all_gather(op),
+            Op::Select(op) => self.encode_select(op),
+            Op::Probe(tensor) => self.encode_probe(tensor),
+            Op::ProbePositions(tensor) => self.encode_probe_positions(tensor),
+            Op::TraceKda(op) => self.encode_trace_kda(op),
+            Op::TraceGate(op) => self.encode_trace_gate(op),
+            Op::TraceRoute(op) => self.encode_trace_route(op),
+            Op::TraceState(op) => self.encode_trace_state(op),
+            Op::TraceAttention(op) => self.encode_trace_attention(op),
             Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
         }
     }
 
-    pub(super) fn record_embed(&mut self, op: Embed) -> Result<()> {
+    pub(super) fn encode_embed(&mut self, op: Embed) -> Result<()> {
         self.name("embed");
         let output = self.tensor(op.output)?;
-        let (format, stride, parts) = self.recorder.with_memory(|memory| {
+        let (format, stride, parts) = self.encoder.with_memory(|memory| {
             let weight = memory.weight(op.weight)?.matrix("embed")?;
             let parts = weight.parts.iter();
             let parts: Vec<_> = parts
@@ -61,10 +61,10 @@ impl WgpuStep {
         Ok(())
     }
 
-    pub(super) fn record_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
+    pub(super) fn encode_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
         self.name("rms_norm");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
-        let weight = self.recorder.small("rms_norm", op.weight)?;
+        let weight = self.encoder.small("rms_norm", op.weight)?;
         let rows = op.output.rows;
         let gather = u32::from(op.input.rows != rows);
         self.dispatch(
@@ -84,13 +84,13 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_linear(&mut self, op: Linear) -> Result<()> {
+    pub(super) fn encode_linear(&mut self, op: Linear) -> Result<()> {
         self.name("linear");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         self.product((&input, op.input.rows), op.weight, &output)
     }
 
-    pub(super) fn record_swiglu(&mut self, op: Swiglu) -> Result<()> {
+    pub(super) fn encode_swiglu(&mut self, op: Swiglu) -> Result<()> {
         self.name("swiglu");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let (width, rows) = (op.output.width, op.output.rows);
@@ -102,7 +102,7 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_add(&mut self, op: Add) -> Result<()> {
+    pub(super) fn encode_add(&mut self, op: Add) -> Result<()> {
         self.name("add");
         let source = self.tensor(op.source)?;
         let target = self.tensor(op.target)?;
@@ -122,8 +122,8 @@ impl WgpuStep {
         weight: Weight,
         output: &wgpu::Buffer,
     ) -> Result<()> {
-        let few = self.recorder.few();
-        let (format, stride, parts) = self.recorder.with_memory(|memory| {
+        let few = self.encoder.few();
+        let (format, stride, parts) = self.encoder.with_memory(|memory| {
             let weight = memory.weight(weight)?.matrix("linear")?;
             let parts = weight.parts.iter();
             let parts: Vec<_> = parts

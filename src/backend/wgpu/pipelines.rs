@@ -208,7 +208,7 @@ pub(super) fn bind_group(
     })
 }
 
-/// The parameters of all of a step's dispatches, in a few buffers written while the step is recorded.
+/// The parameters of all of a step's dispatches, in a few buffers written while the step is encoded.
 #[derive(Default)]
 pub(super) struct Parameters {
     pages: Vec<wgpu::Buffer>,

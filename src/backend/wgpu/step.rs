@@ -1,7 +1,7 @@
-//! A step of the wgpu backend: dispatches over bind groups made while recording, encoded anew for each submission.
+//! A step of the wgpu backend: dispatches over bind groups made while step_options, encoded anew for each submission.
 //!
 //! Every submission is one command buffer: the batch's metadata goes up first, the answers come down last. How each
-//! operation is recorded is in `operations`, `kda`, `attention`, `experts` and `answers`.
+//! operation is encoded is in `operations`, `kda`, `attention`, `experts` and `answers`.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub(super) struct Launch {
 }
 
 /// Makes the launches of one window of a prefill; they are kept once made.
-pub(super) type MakeLaunches = Box<dyn Fn(&mut Recorder, usize) -> Result<Vec<Launch>> + Send>;
+pub(super) type MakeLaunches = Box<dyn Fn(&mut Encoder, usize) -> Result<Vec<Launch>> + Send>;
 /// The size of each of them.
 pub(super) type LaunchSizes =
     Box<dyn Fn(&crate::backend::batch_metadata::Window) -> Vec<[u32; 3]> + Send>;
@@ -54,8 +54,8 @@ enum Command {
     Answer(wgpu::Buffer, Answer),
 }
 
-/// What recording needs: the device, the memory, and the parameters kept for the step.
-pub(super) struct Recorder {
+/// What step_options needs: the device, the memory, and the parameters kept for the step.
+pub(super) struct Encoder {
     pub(super) shared: Arc<Shared>,
     pub(super) capacity: Capacity,
     parameters: Parameters,
@@ -63,7 +63,7 @@ pub(super) struct Recorder {
     metadata: wgpu::Buffer,
 }
 
-impl Recorder {
+impl Encoder {
     /// Everything that a dispatch is given, made once.
     pub(super) fn launch(
         &mut self,
@@ -122,7 +122,7 @@ pub(super) fn flat(elements: usize) -> [u32; 3] {
 }
 
 pub(super) struct WgpuStep {
-    pub(super) recorder: Recorder,
+    pub(super) encoder: Encoder,
     pub(super) metadata_layout: MetadataLayout,
     spare: Arc<Spare>,
     demands: Demands,
@@ -148,7 +148,7 @@ impl WgpuStep {
             4 * metadata_layout.words(&capacity) as u64,
         )?;
         Ok(Self {
-            recorder: Recorder {
+            encoder: Encoder {
                 shared,
                 capacity,
                 parameters: Parameters::default(),
@@ -170,7 +170,7 @@ impl WgpuStep {
 
     /// The buffer of a tensor.
     pub(super) fn tensor(&self, tensor: Tensor) -> Result<wgpu::Buffer> {
-        self.recorder.tensor(tensor)
+        self.encoder.tensor(tensor)
     }
 
     /// The states and the tails of a layer.
@@ -179,13 +179,13 @@ impl WgpuStep {
         pool: &StatePool,
         layer: usize,
     ) -> Result<(wgpu::Buffer, wgpu::Buffer)> {
-        self.recorder
+        self.encoder
             .with_memory(|memory| memory.states(pool, layer).cloned())
     }
 
     /// The latents of a layer.
     pub(super) fn latents(&self, pool: &LatentPool, layer: usize) -> Result<wgpu::Buffer> {
-        self.recorder
+        self.encoder
             .with_memory(|memory| memory.latents(pool, layer).cloned())
     }
 
@@ -194,7 +194,7 @@ impl WgpuStep {
             .push((self.names.len().saturating_sub(1), command));
     }
 
-    /// Records one dispatch.
+    /// Encodes one dispatch.
     pub(super) fn dispatch(
         &mut self,
         program: Program,
@@ -202,7 +202,7 @@ impl WgpuStep {
         binds: &[Bind<'_>],
         size: impl Fn(&BatchMetadata) -> [u32; 3] + Send + 'static,
     ) -> Result<()> {
-        let launch = self.recorder.launch(program, params, binds)?;
+        let launch = self.encoder.launch(program, params, binds)?;
         self.push_command(Command::Dispatch(launch, Box::new(size)));
         Ok(())
     }
@@ -224,11 +224,11 @@ impl WgpuStep {
         answers: &[u64],
         clock: Option<&mut Clock<'_>>,
     ) -> Result<wgpu::CommandEncoder> {
-        let shared = Arc::clone(&self.recorder.shared);
+        let shared = Arc::clone(&self.encoder.shared);
         for (_, command) in &mut self.commands {
             if let Command::Several(windows) = command {
                 for i in windows.made.len()..(windows.range)(metadata).end {
-                    windows.made.push((windows.make)(&mut self.recorder, i)?);
+                    windows.made.push((windows.make)(&mut self.encoder, i)?);
                 }
             }
         }
@@ -322,7 +322,7 @@ impl Passes<'_, '_> {
 }
 
 impl WgpuStep {
-    pub(super) fn record_all_gather(&mut self, op: AllGather) -> Result<()> {
+    pub(super) fn encode_all_gather(&mut self, op: AllGather) -> Result<()> {
         self.name("all_gather");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         self.push_command(Command::Copy(input, output, op.input));
@@ -333,7 +333,7 @@ impl WgpuStep {
 impl Step for WgpuStep {
     fn time(&mut self, on: bool) -> Result<()> {
         if self.timing.is_none() && on {
-            self.timing = Some(Timing::new(&self.recorder.shared.gpu)?);
+            self.timing = Some(Timing::new(&self.encoder.shared.gpu)?);
         }
         self.timed = on;
         Ok(())
@@ -344,11 +344,11 @@ impl Step for WgpuStep {
     }
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
-        self.demands.check(&self.recorder.capacity, batch)?;
+        self.demands.check(&self.encoder.capacity, batch)?;
         let metadata = self
             .metadata_layout
             .metadata(batch, self.demands.latents.is_some(), 1);
-        gpu::fits(&metadata, self.recorder.metadata.size())?;
+        gpu::fits(&metadata, self.encoder.metadata.size())?;
         let mut answers = Vec::new();
         for (_, command) in &self.commands {
             if let Command::Answer(_, answer) = command {
@@ -362,7 +362,7 @@ impl Step for WgpuStep {
             bytes += *len as u64;
         }
         let answered = bytes as usize / 4;
-        let shared = Arc::clone(&self.recorder.shared);
+        let shared = Arc::clone(&self.encoder.shared);
         // Every command may need a pass of its own.
         let mut timing = self.timing.take();
         let passes = self.commands.len();
@@ -388,7 +388,7 @@ impl Step for WgpuStep {
             shared
                 .gpu
                 .queue
-                .write_buffer(&self.recorder.metadata, 0, words);
+                .write_buffer(&self.encoder.metadata, 0, words);
         })?;
         let read = Read::submit(&shared, &self.spare, encoder, back, bytes)?;
         let targets = answers::targets(batch);

@@ -1,4 +1,4 @@
-//! How the operations of a trace are recorded; only steps that are traced have them.
+//! How the operations of a trace are encoded; only steps that are traced have them.
 
 use super::attention::Expansion;
 use super::kda::check_width;
@@ -12,12 +12,12 @@ use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, Tra
 const SPAN: usize = 128;
 
 impl WgpuStep {
-    pub(super) fn record_trace_kda(&mut self, op: TraceKda) -> Result<()> {
+    pub(super) fn encode_trace_kda(&mut self, op: TraceKda) -> Result<()> {
         self.name("trace_kda");
         let layout = op.pool.layout;
-        let recorder = &self.recorder;
-        let (qkv, gates) = (recorder.tensor(op.qkv)?, recorder.tensor(op.gates)?);
-        let (beta, output) = (recorder.tensor(op.beta)?, recorder.tensor(op.output)?);
+        let encoder = &self.encoder;
+        let (qkv, gates) = (encoder.tensor(op.qkv)?, encoder.tensor(op.gates)?);
+        let (beta, output) = (encoder.tensor(op.beta)?, encoder.tensor(op.output)?);
         let states = self.states(&op.pool, op.layer)?.0;
         let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
         check_width(k)?;
@@ -38,7 +38,7 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_trace_gate(&mut self, op: TraceGate) -> Result<()> {
+    pub(super) fn encode_trace_gate(&mut self, op: TraceGate) -> Result<()> {
         self.name("trace_gate");
         let (gate, output) = (self.tensor(op.gate)?, self.tensor(op.output)?);
         let (layout, heads) = (op.layout, op.layout.value_heads as u32);
@@ -51,11 +51,11 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_trace_route(&mut self, op: TraceRoute) -> Result<()> {
+    pub(super) fn encode_trace_route(&mut self, op: TraceRoute) -> Result<()> {
         self.name("trace_route");
-        let recorder = &self.recorder;
-        let (experts, weights) = (recorder.tensor(op.experts)?, recorder.tensor(op.weights)?);
-        let output = recorder.tensor(op.output)?;
+        let encoder = &self.encoder;
+        let (experts, weights) = (encoder.tensor(op.experts)?, encoder.tensor(op.weights)?);
+        let output = encoder.tensor(op.output)?;
         self.dispatch(
             Program::new("trace_route"),
             &[op.experts.width, op.layer, op.layers].map(|word| word as u32),
@@ -68,7 +68,7 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_trace_state(&mut self, op: TraceState) -> Result<()> {
+    pub(super) fn encode_trace_state(&mut self, op: TraceState) -> Result<()> {
         self.name("trace_state");
         let output = self.tensor(op.output)?;
         let states = self.states(&op.pool, op.layer)?.0;
@@ -83,18 +83,18 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn record_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
+    pub(super) fn encode_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
         let (layout, places) = (op.pool.layout, op.output.width);
         let heads = op.query.width / (op.nope + layout.rope).max(1);
         let plan = self.expanded(layout, op.kv_b, heads, op.nope, op.value)?;
         self.name("trace_attention");
-        let recorder = &self.recorder;
-        let (query, output) = (recorder.tensor(op.query)?, recorder.tensor(op.output)?);
+        let encoder = &self.encoder;
+        let (query, output) = (encoder.tensor(op.query)?, encoder.tensor(op.output)?);
         let latents = self.latents(&op.pool, op.layer)?;
-        let elements = recorder.capacity.tokens * layout.latent;
-        let absorbed = recorder.scratch("a traced head's queries", elements)?;
-        let elements = 2 * recorder.capacity.tokens * places.div_ceil(SPAN);
-        let spans = recorder.scratch("a traced head's spans", elements)?;
+        let elements = encoder.capacity.tokens * layout.latent;
+        let absorbed = encoder.scratch("a traced head's queries", elements)?;
+        let elements = 2 * encoder.capacity.tokens * places.div_ceil(SPAN);
+        let spans = encoder.scratch("a traced head's spans", elements)?;
         let params = |first: usize, rows: usize| {
             let mut params = plan.params(first, rows, 0).to_vec();
             params.extend([op.head as u32, places as u32]);

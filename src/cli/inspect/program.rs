@@ -8,7 +8,7 @@ use kimi_linear::backend::dry::DryBackend;
 use kimi_linear::backend::{Backend, Capacity, Op, Program};
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine;
-use kimi_linear::model::{Limits, Model, Recording};
+use kimi_linear::model::{Limits, Model, StepOptions};
 
 /// Which step.
 #[derive(Clone, Copy, ValueEnum)]
@@ -76,11 +76,11 @@ fn build(config: &ModelConfig, pieces: usize, length: usize) -> Result<Program> 
         cache: backend.device().cache,
     };
     let mut model = Model::random(config, 0, Box::new(backend), limits, &mut |_| {})?;
-    let recording = Recording {
+    let step_options = StepOptions {
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
     };
-    model.record(step, recording)?;
-    Ok(model.program(recording))
+    model.step(step, step_options)?;
+    Ok(model.program(step_options))
 }

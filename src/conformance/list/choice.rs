@@ -58,7 +58,7 @@ pub(super) fn cases() -> Vec<Case> {
     add("again".to_owned(), Box::new(again));
     cases.push(Case::new(
         "probe",
-        "where it was recorded",
+        "where it was compiled",
         Tolerance::Exact,
         probe,
     ));
@@ -226,7 +226,7 @@ fn in_flight(harness: &mut Harness<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A probe shows a tensor as it was at its place in the recording, the rows of this batch alone.
+/// A probe shows a tensor as it was at its place in the step_options, the rows of this batch alone.
 fn probe(harness: &mut Harness<'_>) -> Result<()> {
     let (a, b) = (
         harness.activations(5 * 33, 1.0),

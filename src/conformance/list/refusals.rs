@@ -1,4 +1,4 @@
-//! Batches and recordings that must be refused, by the same typed error on every backend, before anything has run.
+//! Batches and cached_steps that must be refused, by the same typed error on every backend, before anything has run.
 
 use super::kda_fixture::{LAYER, piece, record};
 use crate::backend::{

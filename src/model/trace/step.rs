@@ -1,6 +1,6 @@
 //! A step that tells: the model's own operations for one token of one sequence, and a few beside them.
 //!
-//! It has buffers of its own, planned when the first one is recorded: a model that is not traced has none of this, neither
+//! It has buffers of its own, planned when the first one is compiled: a model that is not traced has none of this, neither
 //! operations nor memory. What is told of every layer is gathered in one tensor for all of them and read at the end, so that
 //! a traced step is not taken apart by copies.
 
@@ -9,14 +9,14 @@ use super::{
     TraceFrame, TraceHead,
 };
 use crate::backend::trace::{
-    KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_record,
+    KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_row,
 };
 use crate::backend::{
     Backend, Capacity, Element, KEY_EPS, KdaBlock, MlaBlock, MoeBlock, Op, Program, Rows,
     StateLayout, Step, StepOutput, Tensor,
 };
 use crate::error::BackendError;
-use crate::model::{AttentionBlock, FfnBlock, Layer, Model, Recording};
+use crate::model::{AttentionBlock, FfnBlock, Layer, Model, StepOptions};
 
 /// The tensors that traced operations write, of one row.
 #[derive(Clone, Copy)]
@@ -53,7 +53,7 @@ impl Probes {
     }
 }
 
-/// A recorded step for one traced token.
+/// A compiled step for one traced token.
 pub struct TracedStep {
     /// To be submitted with one piece of one token.
     pub step: Box<dyn Step>,
@@ -118,18 +118,18 @@ impl TracedStep {
         }
     }
 
-    /// Every KDA layer: `records` `[layers, H, kda_record]`, `gates` `[layers, H]`.
-    fn kda(&self, records: &[f32], gates: &[f32]) -> Vec<KdaTrace> {
-        let (heads, record) = (self.layout.value_heads.max(1), kda_record(&self.layout));
-        let layers = records
-            .chunks_exact(heads * record)
+    /// Every KDA layer: `rows` `[layers, H, kda_row]`, `gates` `[layers, H]`.
+    fn kda(&self, rows: &[f32], gates: &[f32]) -> Vec<KdaTrace> {
+        let (heads, row) = (self.layout.value_heads.max(1), kda_row(&self.layout));
+        let layers = rows
+            .chunks_exact(heads * row)
             .zip(gates.chunks_exact(heads));
         let layers = self.kda_layers.iter().zip(layers);
-        let layers = layers.map(|(layer, (records, gates))| {
-            let records = records.chunks_exact(record);
+        let layers = layers.map(|(layer, (rows, gates))| {
+            let rows = rows.chunks_exact(row);
             KdaTrace {
                 layer: *layer,
-                heads: records
+                heads: rows
                     .clone()
                     .zip(gates)
                     .map(|(n, gate)| KdaHeadTrace {
@@ -141,7 +141,7 @@ impl TracedStep {
                         gate: *gate,
                     })
                     .collect(),
-                gates: records.flat_map(|n| &n[KDA_NUMBERS..]).copied().collect(),
+                gates: rows.flat_map(|n| &n[KDA_NUMBERS..]).copied().collect(),
             }
         });
         layers.collect()
@@ -355,10 +355,10 @@ impl Model {
     ///
     /// # Errors
     /// A choice of a head that is not there, too little memory, or a backend that does not trace.
-    pub fn record_traced(
+    pub fn traced_step(
         &mut self,
         choice: TraceChoice,
-        recording: Recording,
+        step_options: StepOptions,
     ) -> Result<TracedStep, BackendError> {
         self.check_choice(&choice)?;
         let tensors = match self.trace {
@@ -387,11 +387,11 @@ impl Model {
             routed_layers: Vec::new(),
             routed: routed(&self.layers).count(),
         };
-        let recording = Recording {
+        let step_options = StepOptions {
             probe_hidden: false,
-            ..recording
+            ..step_options
         };
-        let program = tracer.insert(&self.program(recording));
+        let program = tracer.insert(&self.program(step_options));
         let step = self.compile(&program, capacity)?;
         Ok(TracedStep {
             step,
@@ -424,14 +424,14 @@ fn plan(
         AttentionBlock::Mla(_) => None,
     });
     let heads = kda.map(|layout| layout.layers * layout.value_heads);
-    let records = kda.map(|layout| layout.layers * layout.value_heads * kda_record(&layout));
+    let rows = kda.map(|layout| layout.layers * layout.value_heads * kda_row(&layout));
     let matrix = kda.map(|layout| layout.key_width * layout.value_width);
     let top = routed(layers).next();
     let has_mla = layers
         .iter()
         .any(|layer| matches!(layer.attention, AttentionBlock::Mla(_)));
     Ok(TraceTensors {
-        kda: records.map(&mut tensor).transpose()?,
+        kda: rows.map(&mut tensor).transpose()?,
         gate: heads.map(&mut tensor).transpose()?,
         route: top
             .map(|top| tensor(2 * top * routed(layers).count()))

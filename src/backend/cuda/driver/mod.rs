@@ -284,7 +284,7 @@ impl Machine for Driver {
             return Ok(());
         }
         self.enter()?;
-        // No capture may be under way: the copy would be recorded, not made.
+        // No capture may be under way: the copy would be encoded, not made.
         let _state = self.state();
         // SAFETY: the owner of the memory vouches for its size; the bytes live until the copy is done.
         told("a copy to the device", unsafe {

@@ -153,10 +153,10 @@ impl Runner for Queue {
         self.products.plan_all(commands)?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         told("a capture", self.stream.begin_capture(mode))?;
-        let recorded = self.commands(commands);
+        let encoded = self.commands(commands);
         // The capture ends here, whatever happened since it began.
         let ended = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        recorded?;
+        encoded?;
         let graph = told("a capture", ended)?.ok_or_else(|| BackendError::Driver {
             backend: "cuda",
             what: "a capture".to_owned(),

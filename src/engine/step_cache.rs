@@ -1,27 +1,27 @@
-//! Recorded steps, one for each size of step that comes up: sizes are rounded up to powers of two, and only so many
-//! recordings are kept.
+//! Compiled steps, one for each size of step that comes up: sizes are rounded up to powers of two, and only so many
+//! are kept.
 
 use crate::backend::{Batch, Capacity, Step};
 use crate::error::BackendError;
-use crate::model::{Model, Recording, TraceChoice, TracedStep};
+use crate::model::{Model, StepOptions, TraceChoice, TracedStep};
 
-struct Recorded {
+struct CachedStep {
     capacity: Capacity,
-    recording: Recording,
+    step_options: StepOptions,
     step: Box<dyn Step>,
     used: u64,
 }
 
-/// The recordings of one model.
-pub(super) struct Recordings {
+/// The compiled steps of one model.
+pub(super) struct StepCache {
     most: usize,
-    steps: Vec<Recorded>,
+    steps: Vec<CachedStep>,
     clock: u64,
     /// The one for traced tokens.
-    traced: Option<(TraceChoice, Recording, TracedStep)>,
+    traced: Option<(TraceChoice, StepOptions, TracedStep)>,
 }
 
-impl Recordings {
+impl StepCache {
     pub(super) fn new(most: usize) -> Self {
         Self {
             most: most.max(1),
@@ -36,7 +36,7 @@ impl Recordings {
         &mut self,
         model: &mut Model,
         batch: &Batch,
-        recording: Recording,
+        step_options: StepOptions,
     ) -> Result<&mut dyn Step, BackendError> {
         let most = model.limits().step;
         let tokens = batch.tokens.len().next_power_of_two().min(most.tokens);
@@ -47,16 +47,16 @@ impl Recordings {
             blocks: most.blocks,
             checkpoints: most.checkpoints,
         };
-        // Read-backs are rounded up too, so that requests do not each need a recording.
-        let recording = Recording {
-            candidates: recording.candidates.next_power_of_two(),
-            ..recording
+        // Read-backs are rounded up too, so that requests do not each need a step of their own.
+        let step_options = StepOptions {
+            candidates: step_options.candidates.next_power_of_two(),
+            ..step_options
         };
         self.clock += 1;
         let found = self
             .steps
             .iter()
-            .position(|step| step.capacity == capacity && step.recording == recording);
+            .position(|step| step.capacity == capacity && step.step_options == step_options);
         let place = match found {
             Some(place) => place,
             None => {
@@ -64,19 +64,19 @@ impl Recordings {
                     let oldest = (0..self.steps.len()).min_by_key(|place| self.steps[*place].used);
                     self.steps.swap_remove(oldest.unwrap_or(0));
                 }
-                let step = model.record(capacity, recording)?;
-                self.steps.push(Recorded {
+                let step = model.step(capacity, step_options)?;
+                self.steps.push(CachedStep {
                     capacity,
-                    recording,
+                    step_options,
                     step,
                     used: 0,
                 });
                 self.steps.len() - 1
             }
         };
-        let recorded = &mut self.steps[place];
-        recorded.used = self.clock;
-        Ok(&mut *recorded.step)
+        let cached = &mut self.steps[place];
+        cached.used = self.clock;
+        Ok(&mut *cached.step)
     }
 
     /// The step for one traced token.
@@ -84,15 +84,19 @@ impl Recordings {
         &mut self,
         model: &mut Model,
         choice: TraceChoice,
-        recording: Recording,
+        step_options: StepOptions,
     ) -> Result<&mut TracedStep, BackendError> {
         let found = self
             .traced
             .take()
-            .filter(|traced| (traced.0, traced.1) == (choice, recording));
+            .filter(|traced| (traced.0, traced.1) == (choice, step_options));
         let traced = match found {
             Some(traced) => traced,
-            None => (choice, recording, model.record_traced(choice, recording)?),
+            None => (
+                choice,
+                step_options,
+                model.traced_step(choice, step_options)?,
+            ),
         };
         Ok(&mut self.traced.insert(traced).2)
     }
