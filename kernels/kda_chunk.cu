@@ -418,11 +418,11 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
 //   gates      [T, heads K] f32: log decay           beta  [T, heads] f32
 //   workspace  [chunks, heads, image_bytes], aligned to 16 bytes
 //
-// `kda_prepare_fused`: the same from what goes into the convolution and the gates. Reads tails and leaves them: `kda_scan`
+// `kda_prepare_fused`: the same from what goes into the convolution and the gates. Reads convolution states and leaves them: `kda_scan`
 // writes them. K and V are even and at most 128.
 //   input      [T, channels] bf16, before the convolution
 //   weight     [channels, 4] of the format
-//   tails      [slots, channels, 3] f32
+//   convolution states      [slots, channels, 3] f32
 //   decay      [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log      [heads] of its format                 dt_bias  [heads K] of its format
 #define KDA_PREPARE(plain_name, fused_name, padded)                                                                    \
@@ -433,12 +433,12 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
         prepare<padded>(Plain{qkv, gates, beta}, batch, workspace, h, form);                                          \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 4) fused_name(                                      \
-        const u32* batch, const bf16* input, const void* weight, u32 format, float* tails,                            \
+        const u32* batch, const bf16* input, const void* weight, u32 format, float* conv_states,                            \
         const bf16* decay, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias,               \
         u32 dt_bias_format, u8* workspace, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {      \
         Gates gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format};                                      \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
-        prepare<padded>(Fused{Conv{input, weight, format, tails}, gates}, batch, workspace, h, form);                 \
+        prepare<padded>(Fused{Conv{input, weight, format, conv_states}, gates}, batch, workspace, h, form);                 \
     }
 
 KDA_PREPARE(kda_prepare_32, kda_prepare_fused_32, 32)

@@ -253,17 +253,17 @@ static __device__ __forceinline__ Images begin_images(
 }
 
 // Tails of the convolution, where `kda_prepare_fused` read them: the block's channels of V, one block's of a key head.
-static __device__ __forceinline__ void keep_block_tails(
+static __device__ __forceinline__ void keep_block_conv_states(
     const Conv& conv, const u32* batch, const Heads& h, u32 piece, u32 head, u32 first_column) {
     u32 channels = channels_of(h), threads = blockDim.x;
     u32 end = min(first_column + threads / 2, h.value_width);
     for (u32 e = first_column + threadIdx.x; e < end; e += threads) {
-        keep_tails(conv, channels, batch, piece, value_channel(h, head) + e);
+        keep_conv_states(conv, channels, batch, piece, value_channel(h, head) + e);
     }
     if (blockIdx.x == 0 && head % (h.heads / h.key_heads) == 0) {
         for (u32 d = threadIdx.x; d < h.key_width; d += threads) {
-            keep_tails(conv, channels, batch, piece, query_channel(h, head) + d);
-            keep_tails(conv, channels, batch, piece, query_channel(h, head) + h.key_heads * h.key_width + d);
+            keep_conv_states(conv, channels, batch, piece, query_channel(h, head) + d);
+            keep_conv_states(conv, channels, batch, piece, query_channel(h, head) + h.key_heads * h.key_width + d);
         }
     }
 }
@@ -323,7 +323,7 @@ static __device__ __forceinline__ void scan(
         }
     }
     if (conv.input != nullptr && run.chunk + run.count == end) {
-        keep_block_tails(conv, batch, h, run.piece, head, first * 16);
+        keep_block_conv_states(conv, batch, h, run.piece, head, first * 16);
     }
 }
 
@@ -335,15 +335,15 @@ static __device__ __forceinline__ void scan(
 //   operators  what `kda_seeds` left, or null where no piece is cut into segments
 //   states     [slots, heads, K, V] f32
 //   output     [T, heads V] bf16, aligned to 16 bytes
-//   input      [T, channels] bf16, before the convolution, where `kda_prepare_fused` ran: then the tails of the pieces'
+//   input      [T, channels] bf16, before the convolution, where `kda_prepare_fused` ran: then the convolution states of the pieces'
 //              slots are written as well; else null
-//   tails      [slots, channels, 3] f32, or null
+//   convolution states      [slots, channels, 3] f32, or null
 #define KDA_SCAN(name, padded)                                                                                        \
     extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) name(                                            \
         const u32* batch, const u8* workspace, const float* operators, float* states, bf16* output,                   \
-        const bf16* input, float* tails, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {        \
+        const bf16* input, float* conv_states, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {        \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
-        scan<padded>(batch, workspace, operators, states, output, h, form, Conv{input, nullptr, 0, tails});           \
+        scan<padded>(batch, workspace, operators, states, output, h, form, Conv{input, nullptr, 0, conv_states});           \
     }
 
 KDA_SCAN(kda_scan_32, 32)

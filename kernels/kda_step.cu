@@ -94,7 +94,7 @@ static __device__ __forceinline__ void load_inputs(
     const bf16* at = from.conv.input + (u64)row * channels;
     x.last_first = at[share.first];
     x.last_second = at[share.second];
-    const float *first = tail_of(from.conv, channels, slot, share.first), *second = tail_of(from.conv, channels, slot, share.second);
+    const float *first = conv_state_of(from.conv, channels, slot, share.first), *second = conv_state_of(from.conv, channels, slot, share.second);
     #pragma unroll
     for (u32 i = 0; i < LEAD; i++) {
         x.first[i] = first[i];
@@ -129,11 +129,11 @@ static __device__ __forceinline__ Numbers numbers_of(
                    sigmoid(widen(x.write))};
 }
 
-// Leaves the tails of a piece of at most one token in a slot.
-static __device__ __forceinline__ void keep_tail_of(
+// Leaves the convolution states of a piece of at most one token in a slot.
+static __device__ __forceinline__ void keep_conv_state_of(
     const FusedStep::Inputs& x, const FusedStep& from, const Heads& h, u32 length, bool past, u32 slot, const Share& share) {
     u32 channels = channels_of(h);
-    float *first = tail_of(from.conv, channels, slot, share.first), *second = tail_of(from.conv, channels, slot, share.second);
+    float *first = conv_state_of(from.conv, channels, slot, share.first), *second = conv_state_of(from.conv, channels, slot, share.second);
     #pragma unroll
     for (u32 i = 0; i < LEAD; i++) {
         float left = past ? x.first[i] : 0.0f, right = past ? x.second[i] : 0.0f;
@@ -146,15 +146,15 @@ static __device__ __forceinline__ void keep_tail_of(
     }
 }
 // At its checkpoints, and at its end.
-static __device__ __forceinline__ void keep_tails_of(
+static __device__ __forceinline__ void keep_conv_states_of(
     const PlainStep::Inputs&, const PlainStep&, const Heads&, u32, u32, u32, const u32*, u32, const Share&) {}
-static __device__ __forceinline__ void keep_tails_of(
+static __device__ __forceinline__ void keep_conv_states_of(
     const FusedStep::Inputs& x, const FusedStep& from, const Heads& h, u32 length, u32 slot, u32 out, const u32* checkpoint,
     u32 checkpoints, const Share& share) {
     for (u32 n = 0; n < checkpoints; n++) {
-        keep_tail_of(x, from, h, checkpoint[2 * n], slot != NONE, checkpoint[2 * n + 1], share);
+        keep_conv_state_of(x, from, h, checkpoint[2 * n], slot != NONE, checkpoint[2 * n + 1], share);
     }
-    keep_tail_of(x, from, h, length, slot != NONE, out, share);
+    keep_conv_state_of(x, from, h, length, slot != NONE, out, share);
 }
 
 // What column `e` of a head comes to; `scratch` as for `block_sum`. Every thread comes, those past the columns with 0.
@@ -244,7 +244,7 @@ static __device__ __forceinline__ void step(
     typename From::Inputs inputs;
     if (!From::SEVERAL) {
         load_inputs(inputs, from, h, length > 0 ? start : 0, read, head, share);
-        keep_tails_of(inputs, from, h, length, slot, out, checkpoint, checkpoints, share);
+        keep_conv_states_of(inputs, from, h, length, slot, out, checkpoint, checkpoints, share);
     }
     float root = sqrtf((float)h.key_width);
     for (u32 t = 0; t < length; t++) {
@@ -326,11 +326,11 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_step(
 }
 ENTRY(kda_step)
 
-// A decode in one kernel, of pieces of a single token: convolution and its tails, gates, recurrence, gated norm. Grid and
-// block as above. As many heads of keys as of values: a thread reads a channel of a tail and writes it.
+// A decode in one kernel, of pieces of a single token: convolution and its convolution states, gates, recurrence, gated norm. Grid and
+// block as above. As many heads of keys as of values: a thread reads a channel of a convolution state and writes it.
 //   input    [T, channels] bf16, before the convolution
 //   weight   [channels, 4] of the format
-//   tails    [slots, channels, 3] f32
+//   convolution states    [slots, channels, 3] f32
 //   decay    [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log    [heads] of its format                 dt_bias  [heads K] of its format
 //   gate     [T, heads V] bf16, before the sigmoid
@@ -338,12 +338,12 @@ ENTRY(kda_step)
 //   states   [slots, heads, K, V] f32, aligned to 16 bytes
 //   output   [T, heads V] bf16, gated and normalised
 extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode(
-    const u32* batch, const bf16* input, const void* weight, u32 format, float* tails, const bf16* decay, const bf16* write,
+    const u32* batch, const bf16* input, const void* weight, u32 format, float* conv_states, const bf16* decay, const bf16* write,
     const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format, const bf16* gate,
     const void* norm, u32 norm_format, float eps, float* states, bf16* output, u32 heads, u32 key_width,
     u32 value_width) {
     Heads h{heads, heads, key_width, value_width};
-    FusedStep from{Conv{input, weight, format, tails},
+    FusedStep from{Conv{input, weight, format, conv_states},
                    Gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format}, gate, norm, norm_format, eps};
     step(from, batch, states, output, h, BY_LENGTH);
 }

@@ -1,27 +1,27 @@
-// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its tail carried between pieces. Twin of
+// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between pieces. Twin of
 // src/backend/cpu/short_conv.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/weight.h"
 
-// The input of channel `c`, `back` tokens before token `t` of a piece, back < taps; from the tail before the piece, and
+// The input of channel `c`, `back` tokens before token `t` of a piece, back < taps; from the convolution state before the piece, and
 // zero before the sequence.
 static __device__ __forceinline__ float before(
-    const bf16* input, const float* tails, u32 start, u32 slot, u32 channels, u32 taps, u32 t, u32 back, u32 c) {
+    const bf16* input, const float* conv_states, u32 start, u32 slot, u32 channels, u32 taps, u32 t, u32 back, u32 c) {
     if (back <= t) return widen(input[(u64)(start + t - back) * channels + c]);
     if (slot == NONE) return 0.0f;
-    return tails[((u64)slot * channels + c) * (taps - 1) + taps - 1 + t - back];
+    return conv_states[((u64)slot * channels + c) * (taps - 1) + taps - 1 + t - back];
 }
 
-// output_t[c] = silu(sum_j weight[c, j] x_{t - taps + 1 + j}[c]); 256 elements a block. Writes no tails: blocks of other
+// output_t[c] = silu(sum_j weight[c, j] x_{t - taps + 1 + j}[c]); 256 elements a block. Writes no convolution states: blocks of other
 // tokens still read them.
 //   batch   the batch
 //   input   [T, channels] bf16
 //   weight  [channels, taps] of the format; the last tap multiplies the current token
-//   tails   [slots, channels, taps - 1] f32, oldest input first
+//   convolution states   [slots, channels, taps - 1] f32, oldest input first
 //   output  [T, channels] bf16
 extern "C" __global__ void __launch_bounds__(256) short_conv(
-    const u32* batch, const bf16* input, const void* weight, u32 format, const float* tails, bf16* output, u32 channels,
+    const u32* batch, const bf16* input, const void* weight, u32 format, const float* conv_states, bf16* output, u32 channels,
     u32 taps) {
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
     if (i >= (u64)batch[TOKENS] * channels) return;
@@ -30,23 +30,23 @@ extern "C" __global__ void __launch_bounds__(256) short_conv(
     u32 start = piece_word(batch, piece, START), slot = piece_word(batch, piece, SLOT_IN);
     float sum = 0.0f;
     for (u32 j = 0; j < taps; j++) {
-        float x = before(input, tails, start, slot, channels, taps, row - start, taps - 1 - j, c);
+        float x = before(input, conv_states, start, slot, channels, taps, row - start, taps - 1 - j, c);
         sum += weight_at(weight, format, (u64)c * taps + j) * x;
     }
     output[i] = narrow(silu(sum));
 }
 ENTRY(short_conv)
 
-// The most inputs that a tail keeps.
+// The most inputs that a convolution state keeps.
 #define MOST_KEPT 15
 
-// Tails at each checkpoint and at the end of every piece; a thread a channel of a piece. The piece's own tail is read
+// Tails at each checkpoint and at the end of every piece; a thread a channel of a piece. The piece's own convolution state is read
 // before it may be overwritten: a slot may be read and written by the same piece.
 //   batch   the batch
 //   input   [T, channels] bf16
-//   tails   [slots, channels, taps - 1] f32
-extern "C" __global__ void __launch_bounds__(256) short_conv_tails(
-    const u32* batch, const bf16* input, float* tails, u32 channels, u32 taps) {
+//   convolution states   [slots, channels, taps - 1] f32
+extern "C" __global__ void __launch_bounds__(256) short_conv_states(
+    const u32* batch, const bf16* input, float* conv_states, u32 channels, u32 taps) {
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
     if (i >= (u64)batch[PIECES] * channels) return;
     u32 piece = (u32)(i / channels), c = (u32)(i % channels), kept = taps - 1;
@@ -55,18 +55,18 @@ extern "C" __global__ void __launch_bounds__(256) short_conv_tails(
     float last[MOST_KEPT];
 #pragma unroll
     for (u32 j = 0; j < MOST_KEPT; j++) {
-        last[j] = j < kept ? before(input, tails, start, slot, channels, taps, length, kept - j, c) : 0.0f;
+        last[j] = j < kept ? before(input, conv_states, start, slot, channels, taps, length, kept - j, c) : 0.0f;
     }
     u32 checkpoints = piece_word(batch, piece, CHECKPOINTS), count = piece_word(batch, piece, CHECKPOINT_COUNT);
     for (u32 n = 0; n < count; n++) {
         u32 after = batch[checkpoints + 2 * n];
-        float* tail = tails + ((u64)batch[checkpoints + 2 * n + 1] * channels + c) * kept;
-        for (u32 j = 0; j < kept; j++) tail[j] = before(input, tails, start, slot, channels, taps, after, kept - j, c);
+        float* conv_state = conv_states + ((u64)batch[checkpoints + 2 * n + 1] * channels + c) * kept;
+        for (u32 j = 0; j < kept; j++) conv_state[j] = before(input, conv_states, start, slot, channels, taps, after, kept - j, c);
     }
-    float* tail = tails + ((u64)piece_word(batch, piece, SLOT_OUT) * channels + c) * kept;
+    float* conv_state = conv_states + ((u64)piece_word(batch, piece, SLOT_OUT) * channels + c) * kept;
 #pragma unroll
     for (u32 j = 0; j < MOST_KEPT; j++) {
-        if (j < kept) tail[j] = last[j];
+        if (j < kept) conv_state[j] = last[j];
     }
 }
-ENTRY(short_conv_tails)
+ENTRY(short_conv_states)

@@ -1,5 +1,5 @@
-// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its tail carried between pieces.
-// Twin of `src/backend/cpu/short_conv.rs`. Outputs come first, in one dispatch; tails are written in a second.
+// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between pieces.
+// Twin of `src/backend/cpu/short_conv.rs`. Outputs come first, in one dispatch; convolution states are written in a second.
 
 // #import shared/batch
 // #import shared/index
@@ -14,11 +14,11 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(2) var<storage, read> input: array<f32>;          // [T, channels]
 @group(0) @binding(3) var<storage, read> weight: array<f32>;         // [channels, stride]
-@group(0) @binding(4) var<storage, read_write> tails: array<f32>;    // [slots, channels, taps - 1], oldest first
+@group(0) @binding(4) var<storage, read_write> conv_states: array<f32>;    // [slots, channels, taps - 1], oldest first
 @group(0) @binding(5) var<storage, read_write> output: array<f32>;   // [T, channels]
 
-// Where channel `c` of a slot's tail begins.
-fn tail(slot: u32, c: u32) -> u32 {
+// Where channel `c` of a slot's convolution state begins.
+fn conv_state(slot: u32, c: u32) -> u32 {
     return (slot * params.channels + c) * (params.taps - 1u);
 }
 
@@ -30,7 +30,7 @@ fn input_at(start: u32, t: u32, back: u32, slot: u32, c: u32) -> f32 {
     if (slot == NONE) {
         return 0.0;
     }
-    return tails[tail(slot, c) + params.taps - 1u + t - back];
+    return conv_states[conv_state(slot, c) + params.taps - 1u + t - back];
 }
 
 // y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c]); a thread an element.
@@ -53,19 +53,19 @@ fn convolve(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     output[i] = silu(sum);
 }
 
-// Writes the tail of channel `c` after `after` tokens. Oldest first, so that a slot may be read and written at once:
+// Writes the convolution state of channel `c` after `after` tokens. Oldest first, so that a slot may be read and written at once:
 // what is written at i was read from i or later.
 fn keep(piece: u32, after: u32, slot: u32, c: u32) {
     let start = piece_word(piece, START);
     let slot_in = piece_word(piece, SLOT_IN);
     for (var i = 0u; i + 1u < params.taps; i++) {
-        tails[tail(slot, c) + i] = input_at(start, after, params.taps - 1u - i, slot_in, c);
+        conv_states[conv_state(slot, c) + i] = input_at(start, after, params.taps - 1u - i, slot_in, c);
     }
 }
 
-// The tails at a piece's checkpoints, then at its end; a thread a piece and channel.
+// The convolution states at a piece's checkpoints, then at its end; a thread a piece and channel.
 @compute @workgroup_size(64)
-fn keep_tails(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn keep_conv_states(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let i = flat(group, groups, thread);
     let piece = i / params.channels;
     let c = i % params.channels;

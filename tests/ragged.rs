@@ -197,7 +197,7 @@ fn slots_and_blocks_that_a_batch_does_not_name_stay_as_they_are() {
             .wait()
             .unwrap();
         record.state.fill(f32::NAN);
-        record.tail.fill(f32::NAN);
+        record.conv_state.fill(f32::NAN);
         for layer in 0..pool.layout.layers {
             model
                 .backend()
@@ -229,7 +229,7 @@ fn slots_and_blocks_that_a_batch_does_not_name_stay_as_they_are() {
         let values = || {
             records
                 .iter()
-                .flat_map(|record| record.state.iter().chain(&record.tail))
+                .flat_map(|record| record.state.iter().chain(&record.conv_state))
         };
         if slot == 3 || slot == 5 {
             assert!(

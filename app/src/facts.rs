@@ -58,7 +58,7 @@ pub fn memory(config: &ModelConfig, device: &Device, context: usize) -> Memory {
         spare_slots: limits.slots - 1,
         weights: config.dtype.unwrap_or(Dtype::Bf16),
         cache: device.cache,
-        tails: Dtype::F32,
+        conv_states: Dtype::F32,
         block_tokens: limits.block_tokens,
         step_tokens: limits.step.tokens,
     })

@@ -39,18 +39,18 @@ static __device__ __forceinline__ bool by_chunks(u32 form, u32 length) {
 #define TAPS 4
 #define LEAD (TAPS - 1)
 
-// The input of a short convolution: [T, channels] bf16, what came before a piece in the tails [slots, channels, LEAD] f32,
+// The input of a short convolution: [T, channels] bf16, what came before a piece in the convolution states [slots, channels, LEAD] f32,
 // oldest first, the weight [channels, TAPS].
 struct Conv {
     const bf16* input;
     const void* weight;
     u32 format;
-    float* tails;
+    float* conv_states;
 };
 
-// Where channel `c` of a slot's tail begins.
-static __device__ __forceinline__ float* tail_of(const Conv& conv, u32 channels, u32 slot, u32 c) {
-    return conv.tails + ((u64)slot * channels + c) * LEAD;
+// Where channel `c` of a slot's convolution state begins.
+static __device__ __forceinline__ float* conv_state_of(const Conv& conv, u32 channels, u32 slot, u32 c) {
+    return conv.conv_states + ((u64)slot * channels + c) * LEAD;
 }
 
 // The convolution and its SiLU at one token, whose input is the last of these.
@@ -61,28 +61,28 @@ static __device__ __forceinline__ float convolved(const float (&taps)[TAPS], con
     return silu(sum);
 }
 
-// Writes channel `c` of the tail after `after` tokens of a piece. Oldest first, so that a slot may be read and written at
+// Writes channel `c` of the convolution state after `after` tokens of a piece. Oldest first, so that a slot may be read and written at
 // once: what is written at i was read from i or later.
-static __device__ __forceinline__ void keep_tail(
+static __device__ __forceinline__ void keep_conv_state(
     const Conv& conv, u32 channels, u32 start, u32 slot_in, u32 slot, u32 c, u32 after) {
-    float* tail = tail_of(conv, channels, slot, c);
+    float* conv_state = conv_state_of(conv, channels, slot, c);
     for (u32 i = 0; i < LEAD; i++) {
         if (after + i >= LEAD) {
-            tail[i] = widen(conv.input[(u64)(start + after + i - LEAD) * channels + c]);
+            conv_state[i] = widen(conv.input[(u64)(start + after + i - LEAD) * channels + c]);
         } else {
-            tail[i] = slot_in == NONE ? 0.0f : tail_of(conv, channels, slot_in, c)[after + i];
+            conv_state[i] = slot_in == NONE ? 0.0f : conv_state_of(conv, channels, slot_in, c)[after + i];
         }
     }
 }
 
-// Channel `c` of all tails that a piece leaves: at its checkpoints, then at its end.
-static __device__ __forceinline__ void keep_tails(const Conv& conv, u32 channels, const u32* batch, u32 piece, u32 c) {
+// Channel `c` of all convolution states that a piece leaves: at its checkpoints, then at its end.
+static __device__ __forceinline__ void keep_conv_states(const Conv& conv, u32 channels, const u32* batch, u32 piece, u32 c) {
     u32 start = piece_word(batch, piece, START), slot_in = piece_word(batch, piece, SLOT_IN);
     const u32* checkpoint = batch + piece_word(batch, piece, CHECKPOINTS);
     for (u32 n = 0; n < piece_word(batch, piece, CHECKPOINT_COUNT); n++, checkpoint += 2) {
-        keep_tail(conv, channels, start, slot_in, checkpoint[1], c, checkpoint[0]);
+        keep_conv_state(conv, channels, start, slot_in, checkpoint[1], c, checkpoint[0]);
     }
-    keep_tail(conv, channels, start, slot_in, piece_word(batch, piece, SLOT_OUT), c, piece_word(batch, piece, LENGTH));
+    keep_conv_state(conv, channels, start, slot_in, piece_word(batch, piece, SLOT_OUT), c, piece_word(batch, piece, LENGTH));
 }
 
 // What gates are made of: [T, heads K] bf16, [T, heads] bf16, [heads], [heads K].

@@ -108,10 +108,10 @@ static __device__ __forceinline__ void make_channels(
         // Few chunks: what came before the piece.
         #pragma unroll
         for (u32 j = 0; j < PAIR; j++) {
-            const float* tail = tail_of(from.conv, channels, place.slot, c + near_pair(d, width) + j);
+            const float* conv_state = conv_state_of(from.conv, channels, place.slot, c + near_pair(d, width) + j);
             #pragma unroll
             for (u32 i = 0; i < LEAD; i++) {
-                if (before + i < LEAD) input[j][i] = place.slot == NONE ? 0.0f : tail[before + i];
+                if (before + i < LEAD) input[j][i] = place.slot == NONE ? 0.0f : conv_state[before + i];
             }
         }
     }

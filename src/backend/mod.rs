@@ -95,7 +95,7 @@ pub trait Backend: Send {
     }
 
     /// Fills every slot of a pool with random numbers likewise: the states of a layer in their order in the pool (slots,
-    /// heads, K, V), and its tails (slots, channels, taps).
+    /// heads, K, V), and its convolution states (slots, channels, taps).
     ///
     /// # Errors
     /// A device that was lost, or a backend that makes none.

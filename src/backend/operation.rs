@@ -46,7 +46,7 @@ ops! {
     RmsNorm(RmsNorm) = "rms_norm", RmsNorm;
     /// `output = input weight^T`; no bias anywhere in this model.
     Linear(Linear) = "linear", Linear;
-    /// Causal depthwise convolution and SiLU; reads and writes the convolution tails of the pool.
+    /// Causal depthwise convolution and SiLU; reads and writes the convolution states of the pool.
     ShortConv(ShortConv) = "short_conv", ShortConv;
     /// Log decay and write strength: `g = -exp(A_log) softplus(decay + dt_bias)`, `beta = sigmoid(beta)`.
     KdaGates(KdaGates) = "kda_gates", KdaGates;
@@ -268,7 +268,7 @@ pub struct ShortConv {
     pub input: Tensor,
     /// `[channels, taps]`; the last tap multiplies the current token.
     pub weight: Weight,
-    /// The pool that holds the tails.
+    /// The pool that holds the convolution states.
     pub pool: StatePool,
     /// KDA layer, counted among KDA layers.
     pub layer: usize,

@@ -4,7 +4,7 @@
 
 use crate::config::Dtype;
 
-/// One place in a [`StatePool`]: the recurrent matrices and convolution tails of all KDA layers of one sequence.
+/// One place in a [`StatePool`]: the recurrent matrices and convolution states of all KDA layers of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
@@ -12,7 +12,7 @@ pub struct Slot(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Block(pub u32);
 
-/// What one slot holds, a layer at a time: a state of `[value_heads, key_width, value_width]` and a convolution tail
+/// What one slot holds, a layer at a time: a state of `[value_heads, key_width, value_width]` and a convolution state
 /// of `[channels, taps - 1]`, oldest input first, both f32. Heads are this rank's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StateLayout {
@@ -45,16 +45,16 @@ impl StateLayout {
         self.value_heads * self.key_width * self.value_width
     }
 
-    /// Elements of one layer's convolution tail.
+    /// Elements of one layer's convolution state.
     #[must_use]
-    pub fn tail_len(&self) -> usize {
+    pub fn conv_state_len(&self) -> usize {
         self.channels() * (self.taps - 1)
     }
 
     /// Bytes of the whole pool.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        4 * (self.layers * self.slots) as u64 * (self.state_len() + self.tail_len()) as u64
+        4 * (self.layers * self.slots) as u64 * (self.state_len() + self.conv_state_len()) as u64
     }
 }
 

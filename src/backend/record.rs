@@ -26,10 +26,10 @@ pub struct StateRecord {
     pub value_width: usize,
     /// The recurrent matrices, f32.
     pub state: Vec<f32>,
-    /// Channels of the convolution tail.
+    /// Channels of the convolution state.
     pub channels: usize,
-    /// The tail, `[channels, taps - 1]`, oldest input first, f32.
-    pub tail: Vec<f32>,
+    /// The convolution state, `[channels, taps - 1]`, oldest input first, f32.
+    pub conv_state: Vec<f32>,
 }
 
 /// Consecutive latent rows of one MLA layer.
@@ -44,8 +44,8 @@ pub struct LatentRecord {
 }
 
 impl StateRecord {
-    /// A state `[heads, K, V]` and a tail `[channels, taps - 1]` of a pool with this layout.
-    pub(crate) fn new(layout: &StateLayout, state: Vec<f32>, tail: Vec<f32>) -> Self {
+    /// A state `[heads, K, V]` and a convolution state `[channels, taps - 1]` of a pool with this layout.
+    pub(crate) fn new(layout: &StateLayout, state: Vec<f32>, conv_state: Vec<f32>) -> Self {
         Self {
             orientation: Orientation::KeyValue,
             heads: layout.value_heads,
@@ -53,7 +53,7 @@ impl StateRecord {
             value_width: layout.value_width,
             state,
             channels: layout.channels(),
-            tail,
+            conv_state,
         }
     }
 

@@ -188,7 +188,7 @@ impl Planned {
                     value_width: width,
                     state: state.to_vec(),
                     channels: layout.channels(),
-                    tail: vec![0.0; layout.tail_len()],
+                    conv_state: vec![0.0; layout.conv_state_len()],
                 };
                 for layer in 0..layers {
                     backend.write_state(&pool, layer, Slot(slot as u32), &record)?;

@@ -49,11 +49,11 @@ pub(super) fn run(
         Kernel::KdaDecode { sequences } => (sequences, sequences, true),
         _ => (0, 0, false),
     };
-    // The output's gate is read as well, and the convolutions' tails are written, by a decode read too.
-    let tails = 4 * 3 * config.kda_width() * (config.short_conv_kernel_size - 1);
+    // The output's gate is read as well, and the convolutions' states are written, by a decode read too.
+    let conv_states = 4 * 3 * config.kda_width() * (config.short_conv_kernel_size - 1);
     let more = Work {
-        bytes: (2 * tokens * config.kda_width() + (1 + usize::from(decode)) * sequences * tails)
-            as u64,
+        bytes: (2 * tokens * config.kda_width()
+            + (1 + usize::from(decode)) * sequences * conv_states) as u64,
         flops: 0,
     };
     let work = kernel.work(config).and(more);

@@ -13,7 +13,7 @@ pub const TOKENS: [usize; 4] = [1 << 10, 8 << 10, 32 << 10, 128 << 10];
 pub struct Prompt {
     /// Its tokens.
     pub tokens: usize,
-    /// Bytes of its cache as this device keeps it: KDA states, convolution tails and latents.
+    /// Bytes of its cache as this device keeps it: KDA states, convolution states and latents.
     pub bytes: u64,
     /// Seconds of its prefill.
     pub seconds: f64,

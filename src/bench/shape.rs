@@ -201,7 +201,7 @@ pub fn fits(
         spare_slots: 0,
         weights: Dtype::Bf16,
         cache,
-        tails: Dtype::F32,
+        conv_states: Dtype::F32,
         block_tokens: BLOCK_TOKENS,
         step_tokens: step_tokens(work, options),
     };

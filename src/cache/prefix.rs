@@ -156,10 +156,10 @@ impl Cache {
             return Ok(None);
         };
         let (state, partial) = (checkpoint.state.clone(), checkpoint.rows.clone());
-        let tail = checkpoint.tail.len();
+        let partial_tokens = checkpoint.partial.len();
         let partial = match partial {
             Some(Held::Device(block)) => pools
-                .read_blocks(&[(block, tail)])
+                .read_blocks(&[(block, partial_tokens)])
                 .await?
                 .pop()
                 .map(|rows| Held::Host(Arc::new(rows))),
@@ -364,7 +364,7 @@ impl Cache {
             return Ok(());
         }
         let checkpoint = match at {
-            RowsId::Tail(at) => Some(at),
+            RowsId::Partial(at) => Some(at),
             RowsId::Node(key) => self.tree.least_below(key),
         };
         if let Some(at) = checkpoint {

@@ -20,7 +20,7 @@ impl SavedState {
         let floats: usize = self
             .layers
             .iter()
-            .map(|layer| layer.state.len() + layer.tail.len())
+            .map(|layer| layer.state.len() + layer.conv_state.len())
             .sum();
         4 * floats as u64
     }

@@ -59,7 +59,7 @@ struct Header {
 enum Content {
     /// The token ids, u32; and how many records of each kind follow.
     Tokens { states: usize, latents: usize },
-    /// One KDA layer: the matrices, then the tail.
+    /// One KDA layer: the matrices, then the convolution state.
     State {
         layer: usize,
         heads: usize,
@@ -192,9 +192,9 @@ impl Snapshot {
                 record.state.len(),
             )?;
             same(
-                &format!("elements of the tail of KDA layer {layer}"),
-                states.tail_len(),
-                record.tail.len(),
+                &format!("elements of the convolution state of KDA layer {layer}"),
+                states.conv_state_len(),
+                record.conv_state.len(),
             )?;
         }
         for (layer, record) in self.latents.iter().enumerate() {
@@ -247,7 +247,7 @@ impl Snapshot {
                 orientation: record.orientation,
                 dtype: F32.to_owned(),
             };
-            let payload = floats(&mut record.state.iter().chain(&record.tail));
+            let payload = floats(&mut record.state.iter().chain(&record.conv_state));
             write_record(&mut bytes, &header(content), &payload);
         }
         for (layer, record) in self.latents.iter().enumerate() {
@@ -350,8 +350,8 @@ impl Snapshot {
                 if len > floats.len() {
                     return mismatch("number of elements of a state", len, floats.len());
                 }
-                let (state, tail) = floats.split_at(len);
-                let (state, tail) = (state.to_vec(), tail.to_vec());
+                let (state, conv_state) = floats.split_at(len);
+                let (state, conv_state) = (state.to_vec(), conv_state.to_vec());
                 self.states.push(StateRecord {
                     orientation,
                     heads,
@@ -359,7 +359,7 @@ impl Snapshot {
                     value_width,
                     state,
                     channels,
-                    tail,
+                    conv_state,
                 });
                 Ok(())
             }

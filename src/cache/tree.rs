@@ -53,7 +53,7 @@ pub struct Checkpoint {
     /// A number that is never used again.
     pub id: u64,
     /// The tokens after its node's block, fewer than a block.
-    pub tail: Box<[u32]>,
+    pub partial: Box<[u32]>,
     /// Their latents; nothing where there are none.
     pub rows: Option<HeldRows>,
     /// The KDA states.
@@ -92,7 +92,7 @@ pub(super) enum RowsId {
     /// Those of a node's whole block.
     Node(Key),
     /// Those of a checkpoint's partial block.
-    Tail(CheckpointId),
+    Partial(CheckpointId),
 }
 
 /// The tree.
@@ -151,14 +151,14 @@ impl PrefixTree {
             let fits = node
                 .checkpoints
                 .iter()
-                .filter(|checkpoint| rest.starts_with(&checkpoint.tail));
-            let best = fits.max_by_key(|checkpoint| checkpoint.tail.len())?;
+                .filter(|checkpoint| rest.starts_with(&checkpoint.partial));
+            let best = fits.max_by_key(|checkpoint| checkpoint.partial.len())?;
             Some((
                 CheckpointId {
                     node: key,
                     id: best.id,
                 },
-                node.end + best.tail.len(),
+                node.end + best.partial.len(),
             ))
         })
     }
@@ -261,8 +261,8 @@ impl PrefixTree {
             }
             key = child;
         }
-        let tail: Box<[u32]> = tokens[full * self.block_tokens..].into();
-        let rows = if tail.is_empty() {
+        let partial: Box<[u32]> = tokens[full * self.block_tokens..].into();
+        let rows = if partial.is_empty() {
             None
         } else {
             rows.get(full).cloned()
@@ -275,7 +275,7 @@ impl PrefixTree {
         let cost = cost as u64;
         let checkpoint = Checkpoint {
             id: self.next,
-            tail,
+            partial,
             rows,
             state,
             cost,
@@ -298,7 +298,7 @@ impl PrefixTree {
     pub(super) fn move_rows(&mut self, at: RowsId, to: HeldRows) -> Option<HeldRows> {
         let rows = match at {
             RowsId::Node(key) => &mut self.nodes.get_mut(&key)?.rows,
-            RowsId::Tail(at) => &mut self.checkpoint_mut(at)?.rows,
+            RowsId::Partial(at) => &mut self.checkpoint_mut(at)?.rows,
         };
         rows.as_mut().map(|rows| std::mem::replace(rows, to))
     }
@@ -308,9 +308,9 @@ impl PrefixTree {
     pub(super) fn rows(&self, at: RowsId) -> Option<(&HeldRows, usize)> {
         match at {
             RowsId::Node(key) => Some((self.nodes.get(&key)?.rows.as_ref()?, self.block_tokens)),
-            RowsId::Tail(at) => {
+            RowsId::Partial(at) => {
                 let checkpoint = self.checkpoint(at)?;
-                Some((checkpoint.rows.as_ref()?, checkpoint.tail.len()))
+                Some((checkpoint.rows.as_ref()?, checkpoint.partial.len()))
             }
         }
     }
@@ -437,7 +437,7 @@ impl PrefixTree {
                 offer(
                     (checkpoint.priority, 0),
                     checkpoint.rows.as_ref(),
-                    RowsId::Tail(at),
+                    RowsId::Partial(at),
                 );
             }
             if let Some(parent) = node.parent {

@@ -54,7 +54,7 @@ struct Report {
     weight_bytes_by_part: Vec<PartBytes>,
     context: usize,
     sequences: usize,
-    /// Published figures: latents and convolution tails in bf16.
+    /// Published figures: latents and convolution states in bf16.
     published: Cache,
     devices: Vec<OnDevice>,
 }
@@ -117,14 +117,14 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
         .context
         .unwrap_or(config.model_max_length)
         .min(config.model_max_length);
-    let estimate = |cache, tails| {
+    let estimate = |cache, conv_states| {
         config.memory(&MemoryRequest {
             context,
             sequences: arguments.sequences,
             spare_slots: 0,
             weights: dtype,
             cache,
-            tails,
+            conv_states,
             block_tokens: engine::BLOCK_TOKENS,
             step_tokens: engine::PREFILL_PIECE,
         })

@@ -20,8 +20,8 @@ pub struct MemoryRequest {
     pub weights: Dtype,
     /// Dtype of the latent cache.
     pub cache: Dtype,
-    /// Dtype of the convolution tails; the recurrent matrices are f32 everywhere.
-    pub tails: Dtype,
+    /// Dtype of the convolution states; the recurrent matrices are f32 everywhere.
+    pub conv_states: Dtype,
     /// Tokens in a block of the latent cache; a sequence's last block is counted whole.
     pub block_tokens: usize,
     /// The most tokens of one step: the longest piece of a prompt.
@@ -33,7 +33,7 @@ pub struct MemoryRequest {
 pub struct Memory {
     /// The weights.
     pub weights: u64,
-    /// The KDA states and convolution tails of all slots.
+    /// The KDA states and convolution states of all slots.
     pub states: u64,
     /// The latent blocks of all sequences.
     pub latents: u64,
@@ -119,7 +119,7 @@ impl ModelConfig {
         ])
     }
 
-    /// Bytes of one sequence's convolution tails: the last `short_conv_kernel_size - 1` inputs of the three
+    /// Bytes of one sequence's convolution states: the last `short_conv_kernel_size - 1` inputs of the three
     /// convolutions, for every KDA layer.
     pub fn conv_state_bytes(&self, dtype: Dtype) -> u64 {
         let layers = self.kda_layers().count();
@@ -132,11 +132,11 @@ impl ModelConfig {
         ])
     }
 
-    /// Bytes of one state slot, whatever the sequence's length: the recurrent matrices in f32, and the convolution tails
-    /// in `tails` (f32 on the CPU and in WGSL; the published figure of 41.4 MiB at 48B has them in bf16).
-    pub fn kda_state_bytes(&self, tails: Dtype) -> u64 {
+    /// Bytes of one state slot, whatever the sequence's length: the recurrent matrices in f32, and the convolution states
+    /// in `conv_states` (f32 on the CPU and in WGSL; the published figure of 41.4 MiB at 48B has them in bf16).
+    pub fn kda_state_bytes(&self, conv_states: Dtype) -> u64 {
         self.recurrent_state_bytes()
-            .saturating_add(self.conv_state_bytes(tails))
+            .saturating_add(self.conv_state_bytes(conv_states))
     }
 
     /// Bytes that one token adds to the latent cache, over all MLA layers.
@@ -178,7 +178,7 @@ impl ModelConfig {
         Memory {
             weights: self.weight_bytes(request.weights),
             states: self
-                .kda_state_bytes(request.tails)
+                .kda_state_bytes(request.conv_states)
                 .saturating_mul(slots as u64),
             latents: self
                 .latent_bytes_per_token(request.cache)

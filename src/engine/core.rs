@@ -389,14 +389,14 @@ impl Engine {
     pub(super) async fn park(&mut self, sequence: &mut Sequence) -> Result<(), Error> {
         use crate::cache::{Current, Held};
         let block_tokens = self.model.limits().block_tokens;
-        let (whole, tail) = (
+        let (whole, partial_tokens) = (
             sequence.position / block_tokens,
             sequence.position % block_tokens,
         );
         // Read before anything is given back: where the device fails, the sequence holds what it held.
         let partial = match &sequence.placed {
-            Some(placed) if tail > 0 => {
-                let wanted = [(placed.blocks[whole], tail)];
+            Some(placed) if partial_tokens > 0 => {
+                let wanted = [(placed.blocks[whole], partial_tokens)];
                 pools(&mut self.model).read_blocks(&wanted).await?
             }
             _ => Vec::new(),

@@ -5,7 +5,7 @@ use kimi_linear::model::Model;
 
 use super::{Fixture, close};
 
-/// Compares states, convolution tails and latents after the traced prompt of `n` tokens, which owns `slot` and `blocks`.
+/// Compares states, convolution states and latents after the traced prompt of `n` tokens, which owns `slot` and `blocks`.
 pub fn check_caches(
     model: &mut Model,
     expected: &Fixture,
@@ -31,7 +31,7 @@ pub fn check_caches(
             .chunks_exact(4)
             .flat_map(|inputs| inputs[1..].to_vec())
             .collect();
-        close(&label("tail"), &record.tail, &three, bound);
+        close(&label("conv_state"), &record.conv_state, &three, bound);
     }
     let block_tokens = latents.layout.block_tokens;
     for (ordinal, layer) in config.mla_layers().enumerate() {

@@ -151,7 +151,7 @@ fn memory_is_the_sum_of_its_pools() {
         spare_slots: 0,
         weights: Dtype::Bf16,
         cache: Dtype::Bf16,
-        tails: Dtype::Bf16,
+        conv_states: Dtype::Bf16,
         block_tokens: 64,
         step_tokens: 512,
     };

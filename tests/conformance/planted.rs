@@ -142,16 +142,16 @@ impl Mutated {
                 op.weight = self.altered(backend, op.weight, |row, size| row.rotate_left(size))?;
                 Ok(vec![Part::plain(Op::from(op))])
             }
-            Bug::TailOffByOne => Ok(vec![Part::after(Op::from(op), move |backend, batch| {
+            Bug::ConvStateOffByOne => Ok(vec![Part::after(Op::from(op), move |backend, batch| {
                 map_states(backend, &op.pool, op.layer, batch, |record| {
                     let kept = op.pool.layout.taps - 1;
                     record
-                        .tail
+                        .conv_state
                         .chunks_exact_mut(kept)
-                        .for_each(|tail| tail.rotate_left(1));
+                        .for_each(|conv_state| conv_state.rotate_left(1));
                 })
             })]),
-            Bug::TailIgnored => Ok(vec![Part::adjusted(drop_states, Op::from(op))]),
+            Bug::ConvStateIgnored => Ok(vec![Part::adjusted(drop_states, Op::from(op))]),
             _ => Ok(vec![Part::plain(Op::from(op))]),
         }
     }

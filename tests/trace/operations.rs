@@ -95,7 +95,7 @@ fn check_state(name: &str, mut backend: Box<dyn Backend>) {
         value_width: v,
         state: state.clone(),
         channels: layout.channels(),
-        tail: vec![0.0; layout.tail_len()],
+        conv_state: vec![0.0; layout.conv_state_len()],
     };
     backend.write_state(&pool, 1, Slot(0), &before).unwrap();
     let ops = [
@@ -328,7 +328,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
         value_width: v,
         state: numbers(1, layout.state_len()),
         channels: layout.channels(),
-        tail: vec![0.0; layout.tail_len()],
+        conv_state: vec![0.0; layout.conv_state_len()],
     };
     backend.write_state(&states, 0, Slot(0), &record).unwrap();
     let left = StateRecord {

@@ -5,7 +5,7 @@ use kimi_linear::config::{Dtype, ModelConfig};
 /// Bytes of one sequence, as functions of its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceBytes {
-    /// The KDA states with their convolution tails: the same at any length.
+    /// The KDA states with their convolution states: the same at any length.
     pub state: u64,
     /// What each token adds to the latent cache of the MLA layers.
     pub latents: u64,
@@ -14,7 +14,7 @@ pub struct SequenceBytes {
 }
 
 impl SequenceBytes {
-    /// Of a model with latents cached in `cache`; convolution tails are f32, as they are on every backend of this runtime.
+    /// Of a model with latents cached in `cache`; convolution states are f32, as they are on every backend of this runtime.
     #[must_use]
     pub fn of(config: &ModelConfig, cache: Dtype) -> Self {
         let row = (config.latent_width() * cache.size()) as u64;

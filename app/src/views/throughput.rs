@@ -33,7 +33,7 @@ impl View for Throughput {
                     conversation marked: the KDA state, which has one size; the latent cache of the MLA layers; and what attention in \
                     every layer would need.",
             formula: "tokens a second = 16 / the time of the last 16 tokens\n\
-                      KDA state = layers × heads × K × V × 4 bytes, and the convolutions' tails\n\
+                      KDA state = layers × heads × K × V × 4 bytes, and the convolutions' states\n\
                       MLA cache = MLA layers × (latent + rope) × bytes × tokens\n\
                       full attention = all layers × (latent + rope) × bytes × tokens",
             look_for: "Below the first mark attention everywhere would be smaller than this model's memory. From there on it costs more \

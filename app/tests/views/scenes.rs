@@ -70,7 +70,7 @@ pub fn facts() -> ModelFacts {
         spare_slots: 3,
         weights: Dtype::Bf16,
         cache: Dtype::F32,
-        tails: Dtype::F32,
+        conv_states: Dtype::F32,
         block_tokens: 64,
         step_tokens: 513,
     });

@@ -74,8 +74,13 @@ impl StatePool {
         equal("state", what, layout.state_len(), record.state.len())?;
         let what = "the number of channels";
         equal("state", what, layout.channels(), record.channels)?;
-        let what = "the number of tail elements";
-        equal("state", what, layout.tail_len(), record.tail.len())
+        let what = "the number of convolution state elements";
+        equal(
+            "state",
+            what,
+            layout.conv_state_len(),
+            record.conv_state.len(),
+        )
     }
 }
 

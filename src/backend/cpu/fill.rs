@@ -55,11 +55,11 @@ pub(super) fn weight(weight: RandomWeight) -> Result<WeightSource> {
     })
 }
 
-/// Every slot: a layer's states, then its tails.
+/// Every slot: a layer's states, then its convolution states.
 pub(super) fn states(states: &mut States, random: Random) {
-    for (layer, (state, tail)) in states.layers_mut().enumerate() {
+    for (layer, (state, conv_state)) in states.layers_mut().enumerate() {
         fill(random.part(2 * layer), state, |value| value);
-        fill(random.part(2 * layer + 1), tail, |value| value);
+        fill(random.part(2 * layer + 1), conv_state, |value| value);
     }
 }
 

@@ -152,9 +152,9 @@ pub(super) fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     // ln 2 in two parts, the first with zeros at its end so that n times it is exact.
     let r = clamped - n * 0.693_359_4 - n * -2.121_944_4e-4;
-    let tail = 1.666_666_5e-1
+    let conv_state = 1.666_666_5e-1
         + r * (4.166_579_6e-2 + r * (8.333_452e-3 + r * (1.398_2e-3 + r * 1.987_569_1e-4)));
-    let power = 1.0 + r + r * r * (0.5 + r * tail);
+    let power = 1.0 + r + r * r * (0.5 + r * conv_state);
     let exponent = shifted
         .to_bits()
         .wrapping_sub(ROUND.to_bits())

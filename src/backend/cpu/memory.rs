@@ -232,11 +232,11 @@ fn widen(format: Format, bytes: &Bytes, first: usize, values: &mut [f32]) {
     }
 }
 
-/// KDA states: `[layers, slots, value_heads, K, V]`, and tails: `[layers, slots, channels, taps - 1]`.
+/// KDA states: `[layers, slots, value_heads, K, V]`, and convolution states: `[layers, slots, channels, taps - 1]`.
 pub(super) struct States {
     layout: StateLayout,
     state: Box<[f32]>,
-    tail: Box<[f32]>,
+    conv_state: Box<[f32]>,
 }
 
 impl States {
@@ -247,16 +247,19 @@ impl States {
         Ok(Self {
             layout,
             state,
-            tail: zeroed(&what, places * layout.tail_len())?,
+            conv_state: zeroed(&what, places * layout.conv_state_len())?,
         })
     }
 
-    /// States `[slots, value_heads, K, V]` and tails `[slots, channels, taps - 1]` of each layer.
+    /// States `[slots, value_heads, K, V]` and convolution states `[slots, channels, taps - 1]` of each layer.
     pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = (&mut [f32], &mut [f32])> {
-        let (state, tail) = (self.layout.state_len(), self.layout.tail_len());
+        let (state, conv_state) = (self.layout.state_len(), self.layout.conv_state_len());
         let slots = self.layout.slots;
         let states = self.state.chunks_exact_mut((slots * state).max(1));
-        states.zip(self.tail.chunks_exact_mut((slots * tail).max(1)))
+        states.zip(
+            self.conv_state
+                .chunks_exact_mut((slots * conv_state).max(1)),
+        )
     }
 
     fn place(&self, layer: usize, slot: Slot) -> usize {
@@ -275,14 +278,14 @@ impl States {
     }
 
     /// `[channels, taps - 1]`, oldest input first.
-    pub(super) fn tail(&self, layer: usize, slot: Slot) -> &[f32] {
-        let (place, len) = (self.place(layer, slot), self.layout.tail_len());
-        &self.tail[place * len..(place + 1) * len]
+    pub(super) fn conv_state(&self, layer: usize, slot: Slot) -> &[f32] {
+        let (place, len) = (self.place(layer, slot), self.layout.conv_state_len());
+        &self.conv_state[place * len..(place + 1) * len]
     }
 
-    pub(super) fn tail_mut(&mut self, layer: usize, slot: Slot) -> &mut [f32] {
-        let (place, len) = (self.place(layer, slot), self.layout.tail_len());
-        &mut self.tail[place * len..(place + 1) * len]
+    pub(super) fn conv_state_mut(&mut self, layer: usize, slot: Slot) -> &mut [f32] {
+        let (place, len) = (self.place(layer, slot), self.layout.conv_state_len());
+        &mut self.conv_state[place * len..(place + 1) * len]
     }
 }
 

@@ -173,8 +173,8 @@ impl Backend for CpuBackend {
             let memory = self.memory();
             let states = memory.states(pool);
             let state = states.state(layer, slot).to_vec();
-            let tail = states.tail(layer, slot).to_vec();
-            Ok(StateRecord::new(&pool.layout, state, tail))
+            let conv_state = states.conv_state(layer, slot).to_vec();
+            Ok(StateRecord::new(&pool.layout, state, conv_state))
         };
         Ticket::ready(read())
     }
@@ -192,7 +192,9 @@ impl Backend for CpuBackend {
         let mut memory = self.memory();
         let states = memory.states_mut(pool);
         states.state_mut(layer, slot).copy_from_slice(&state);
-        states.tail_mut(layer, slot).copy_from_slice(&record.tail);
+        states
+            .conv_state_mut(layer, slot)
+            .copy_from_slice(&record.conv_state);
         Ok(())
     }
 

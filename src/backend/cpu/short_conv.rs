@@ -1,4 +1,4 @@
-//! The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its tail carried between pieces.
+//! The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between pieces.
 
 use rayon::prelude::*;
 
@@ -11,26 +11,26 @@ struct Inputs<'a> {
     channels: usize,
     /// `[length, channels]`.
     piece: &'a [f32],
-    /// Inputs kept in a tail, `taps - 1`.
+    /// Inputs kept in a convolution state, `taps - 1`.
     kept: usize,
     /// `[channels, kept]`, oldest first; nothing where the sequence starts.
-    tail: Option<&'a [f32]>,
+    conv_state: Option<&'a [f32]>,
 }
 
 impl Inputs<'_> {
     /// The input of channel `c`, `back` tokens before token `t` of the piece; `back` is at most `kept`.
     #[inline(always)]
     fn at(&self, t: usize, back: usize, c: usize) -> f32 {
-        match (t.checked_sub(back), self.tail) {
+        match (t.checked_sub(back), self.conv_state) {
             (Some(t), _) => self.piece[t * self.channels + c],
-            (None, Some(tail)) => tail[c * self.kept + self.kept + t - back],
+            (None, Some(conv_state)) => conv_state[c * self.kept + self.kept + t - back],
             (None, None) => 0.0,
         }
     }
 }
 
 /// One piece: `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])`, `[length, channels]` both; inputs before the
-/// piece come from the tail in `slot_in`, or are zero. Writes the tails at the piece's end and checkpoints.
+/// piece come from the convolution state in `slot_in`, or are zero. Writes the convolution states at the piece's end and checkpoints.
 pub(super) fn short_conv(
     input: &[f32],
     weight: &[f32],
@@ -41,12 +41,14 @@ pub(super) fn short_conv(
     output: &mut [f32],
 ) {
     let (channels, kept) = (layout.channels(), layout.taps - 1);
-    let tail = piece.slot_in.map(|slot| states.tail(layer, slot).to_vec());
+    let conv_state = piece
+        .slot_in
+        .map(|slot| states.conv_state(layer, slot).to_vec());
     let inputs = Inputs {
         channels,
         piece: input,
         kept,
-        tail: tail.as_deref(),
+        conv_state: conv_state.as_deref(),
     };
     output
         .par_chunks_exact_mut(channels)
@@ -74,7 +76,7 @@ pub(super) fn short_conv(
         .iter()
         .map(|checkpoint| (checkpoint.after, checkpoint.slot));
     for (after, slot) in places.chain([(piece.length, piece.slot_out)]) {
-        for (i, value) in states.tail_mut(layer, slot).iter_mut().enumerate() {
+        for (i, value) in states.conv_state_mut(layer, slot).iter_mut().enumerate() {
             *value = inputs.at(after, kept - i % kept, i / kept);
         }
     }

@@ -19,19 +19,27 @@ impl CudaStep {
         }
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let [weight, format] = self.stored(op.weight)?;
-        let tails = self.shared.memory().states(&op.pool, op.layer)?.1.clone();
+        let conv_states = self.shared.memory().states(&op.pool, op.layer)?.1.clone();
         let channels = op.input.width;
         let kernel = self.kernel(
             "short_conv",
             256,
-            arguments![&input, weight, format, &tails, &output, channels, taps],
+            arguments![
+                &input,
+                weight,
+                format,
+                &conv_states,
+                &output,
+                channels,
+                taps
+            ],
         );
         self.launch_each(kernel, Rows::Tokens, channels, 256);
         if taps > 1 {
             let kernel = self.kernel(
-                "short_conv_tails",
+                "short_conv_states",
                 256,
-                arguments![&input, &tails, channels, taps],
+                arguments![&input, &conv_states, channels, taps],
             );
             self.launch(kernel, move |metadata| {
                 [blocks((metadata.pieces * channels) as u64, 256), 1, 1]

@@ -103,10 +103,15 @@ impl Backend for CudaBackend {
 
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
         for layer in 0..pool.layout.layers {
-            let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
+            let (states, conv_states) = self.shared.memory().states(pool, layer)?.clone();
             let machine = &self.shared.machine;
             fill::fill(machine, &states, Format::F32, random.part(2 * layer))?;
-            fill::fill(machine, &tails, Format::F32, random.part(2 * layer + 1))?;
+            fill::fill(
+                machine,
+                &conv_states,
+                Format::F32,
+                random.part(2 * layer + 1),
+            )?;
         }
         Ok(())
     }
@@ -169,16 +174,16 @@ impl Backend for CudaBackend {
         let layout = pool.layout;
         let read = || {
             pool.check_slot(layer, slot)?;
-            let (state, tail) = self.places(pool, layer, slot)?;
+            let (state, conv_state) = self.places(pool, layer, slot)?;
             self.shared.read(&[
                 (state, 4 * layout.state_len() as u64),
-                (tail, 4 * layout.tail_len() as u64),
+                (conv_state, 4 * layout.conv_state_len() as u64),
             ])
         };
         later(read(), move |bytes| {
-            let (state, tail) = bytes.split_at(4 * layout.state_len());
-            let [state, tail] = [state, tail].map(bytemuck::pod_collect_to_vec);
-            StateRecord::new(&layout, state, tail)
+            let (state, conv_state) = bytes.split_at(4 * layout.state_len());
+            let [state, conv_state] = [state, conv_state].map(bytemuck::pod_collect_to_vec);
+            StateRecord::new(&layout, state, conv_state)
         })
     }
 
@@ -191,10 +196,10 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         pool.check_slot(layer, slot)?;
         pool.check_record(record)?;
-        let (state, tail) = self.places(pool, layer, slot)?;
+        let (state, conv_state) = self.places(pool, layer, slot)?;
         let machine = &self.shared.machine;
         machine.write(state, bytemuck::cast_slice(&record.key_value()))?;
-        machine.write(tail, bytemuck::cast_slice(&record.tail))
+        machine.write(conv_state, bytemuck::cast_slice(&record.conv_state))
     }
 
     fn read_latents(
@@ -242,14 +247,14 @@ impl Backend for CudaBackend {
 }
 
 impl CudaBackend {
-    /// Where a slot's state and tail of one layer begin.
+    /// Where a slot's state and convolution state of one layer begin.
     fn places(&self, pool: &StatePool, layer: usize, slot: Slot) -> Result<(u64, u64)> {
         let memory = self.shared.memory();
-        let (states, tails) = memory.states(pool, layer)?;
+        let (states, conv_states) = memory.states(pool, layer)?;
         let place = |len: usize| 4 * u64::from(slot.0) * len as u64;
         Ok((
             states.address + place(pool.layout.state_len()),
-            tails.address + place(pool.layout.tail_len()),
+            conv_states.address + place(pool.layout.conv_state_len()),
         ))
     }
 

@@ -195,7 +195,7 @@ impl CudaStep {
         });
     }
 
-    /// `fused`: what went into the convolution, and its tails.
+    /// `fused`: what went into the convolution, and its convolution states.
     fn scan(
         &mut self,
         shape: &Chunkwise,
@@ -209,8 +209,8 @@ impl CudaStep {
         let [a, b, c, d] = shape.words;
         let operators = self.segments(&shape, workspace, states)?;
         let operators = operators.map_or(Argument::Address(0), |buffer| Argument::from(&buffer));
-        let (input, tails) = match fused {
-            Some((input, tails)) => (Argument::from(input), Argument::from(tails)),
+        let (input, conv_states) = match fused {
+            Some((input, conv_states)) => (Argument::from(input), Argument::from(conv_states)),
             None => (Argument::Address(0), Argument::Address(0)),
         };
         let launch = self
@@ -223,7 +223,7 @@ impl CudaStep {
                     states,
                     output,
                     input,
-                    tails,
+                    conv_states,
                     a,
                     b,
                     c,
@@ -329,7 +329,7 @@ impl CudaStep {
         let [a_log, a_log_format] = self.stored(block.a_log)?;
         let [dt_bias, dt_bias_format] = self.stored(block.dt_bias)?;
         let [weight, format] = self.stored(norm.weight)?;
-        let (states, tails) = {
+        let (states, conv_states) = {
             let memory = self.shared.memory();
             memory.states(&block.pool, block.layer)?.clone()
         };
@@ -341,7 +341,7 @@ impl CudaStep {
             &input,
             conv,
             conv_format,
-            &tails,
+            &conv_states,
             &decay,
             &write,
             a_log,
@@ -356,7 +356,7 @@ impl CudaStep {
             form
         ];
         self.prepare(shape.prepare[1], &shape, &layout, Form::Auto, inputs);
-        let fused = Some((&input, &tails));
+        let fused = Some((&input, &conv_states));
         self.scan(&shape, Form::Auto, &workspace, &states, &heads, fused)?;
         self.several_gated_norm(norm)?;
         // Rows of single tokens, which the norm before left undefined.
@@ -367,7 +367,7 @@ impl CudaStep {
                 &input,
                 conv,
                 conv_format,
-                &tails,
+                &conv_states,
                 &decay,
                 &write,
                 a_log,

@@ -85,7 +85,12 @@ impl<W, B: Buffer> Memory<W, B> {
     ) -> Result<StatePool> {
         let what = format!("one layer of {} slots of KDA states", layout.slots);
         let buffer = |elements: usize| make(&what, 4 * (layout.slots * elements) as u64);
-        let layer = |_| Ok((buffer(layout.state_len())?, buffer(layout.tail_len())?));
+        let layer = |_| {
+            Ok((
+                buffer(layout.state_len())?,
+                buffer(layout.conv_state_len())?,
+            ))
+        };
         let id = number(self.states.len());
         self.states
             .push((0..layout.layers).map(layer).collect::<Result<_>>()?);
@@ -124,7 +129,7 @@ impl<W, B: Buffer> Memory<W, B> {
         found.ok_or_else(|| foreign(self.backend, "the tensor"))
     }
 
-    /// The states and the tails of one layer.
+    /// The states and the convolution states of one layer.
     pub(in crate::backend) fn states(&self, pool: &StatePool, layer: usize) -> Result<&(B, B)> {
         let pool = self.states.get(pool.id as usize);
         pool.and_then(|pool| pool.get(layer))

@@ -25,20 +25,20 @@ impl WgpuStep {
         self.name("short_conv");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let weight = self.encoder.small("short_conv", op.weight)?;
-        let (stride, tails) = self.encoder.with_memory(|memory| {
+        let (stride, conv_states) = self.encoder.with_memory(|memory| {
             let stride = memory.weight(op.weight)?.stride;
             Ok((stride, memory.states(&op.pool, op.layer)?.1.clone()))
         })?;
         let channels = op.input.width;
         let params = [channels as u32, op.pool.layout.taps as u32, stride as u32];
-        let (input, tails) = (Bind::Read(2, &input), Bind::Write(4, &tails));
+        let (input, conv_states) = (Bind::Read(2, &input), Bind::Write(4, &conv_states));
         self.dispatch(
             Program::entry("short_conv", "convolve"),
             &params,
             &[
                 input,
                 Bind::Read(3, &weight),
-                tails,
+                conv_states,
                 Bind::Write(5, &output),
             ],
             move |metadata| flat(metadata.tokens * channels),
@@ -47,9 +47,9 @@ impl WgpuStep {
             return Ok(());
         }
         self.dispatch(
-            Program::entry("short_conv", "keep_tails"),
+            Program::entry("short_conv", "keep_conv_states"),
             &params,
-            &[input, tails],
+            &[input, conv_states],
             move |metadata| flat(metadata.pieces * channels),
         )
     }

@@ -201,11 +201,16 @@ impl Backend for WgpuBackend {
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
         let layout = pool.layout;
         for layer in 0..layout.layers {
-            let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
+            let (states, conv_states) = self.shared.memory().states(pool, layer)?.clone();
             let rows = |len: usize| fill::Rows::plain(layout.slots * len);
             let [first, second] = [random.part(2 * layer), random.part(2 * layer + 1)];
             fill::fill(&self.shared, &states, &rows(layout.state_len()), first)?;
-            fill::fill(&self.shared, &tails, &rows(layout.tail_len()), second)?;
+            fill::fill(
+                &self.shared,
+                &conv_states,
+                &rows(layout.conv_state_len()),
+                second,
+            )?;
         }
         Ok(())
     }
@@ -264,15 +269,18 @@ impl Backend for WgpuBackend {
         let layout = pool.layout;
         let read = || {
             pool.check_slot(layer, slot)?;
-            let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
+            let (states, conv_states) = self.shared.memory().states(pool, layer)?.clone();
             let place = |len: usize| (4 * slot.0 as u64 * len as u64, 4 * len as u64);
-            let (state, tail) = (place(layout.state_len()), place(layout.tail_len()));
-            self.read(&[(&states, state.0, state.1), (&tails, tail.0, tail.1)])
+            let (state, conv_state) = (place(layout.state_len()), place(layout.conv_state_len()));
+            self.read(&[
+                (&states, state.0, state.1),
+                (&conv_states, conv_state.0, conv_state.1),
+            ])
         };
         later(read(), move |words| {
             let mut state = bytemuck::cast_vec(words);
-            let tail = state.split_off(layout.state_len());
-            StateRecord::new(&layout, state, tail)
+            let conv_state = state.split_off(layout.state_len());
+            StateRecord::new(&layout, state, conv_state)
         })
     }
 
@@ -285,13 +293,18 @@ impl Backend for WgpuBackend {
     ) -> Result<()> {
         pool.check_slot(layer, slot)?;
         pool.check_record(record)?;
-        let (states, tails) = self.shared.memory().states(pool, layer)?.clone();
+        let (states, conv_states) = self.shared.memory().states(pool, layer)?.clone();
         let place = |len: usize| 4 * u64::from(slot.0) * len as u64;
         let state = record.key_value();
         let at = place(pool.layout.state_len());
         self.write("a state", &states, at, bytemuck::cast_slice(&state))?;
-        let at = place(pool.layout.tail_len());
-        self.write("a tail", &tails, at, bytemuck::cast_slice(&record.tail))
+        let at = place(pool.layout.conv_state_len());
+        self.write(
+            "a convolution state",
+            &conv_states,
+            at,
+            bytemuck::cast_slice(&record.conv_state),
+        )
     }
 
     fn read_latents(

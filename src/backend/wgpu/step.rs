@@ -173,7 +173,7 @@ impl WgpuStep {
         self.encoder.tensor(tensor)
     }
 
-    /// The states and the tails of a layer.
+    /// The states and the convolution states of a layer.
     pub(super) fn states(
         &self,
         pool: &StatePool,

@@ -1,4 +1,4 @@
-//! `short_conv`: the convolution, and the tails that carry it from one piece to the next.
+//! `short_conv`: the convolution, and the convolution states that carry it from one piece to the next.
 
 use super::kda_fixture::{LAYER, piece, record};
 use crate::backend::{
@@ -83,35 +83,35 @@ impl Fixture {
                     harness,
                     layer,
                     Slot(slot as u32),
-                    &vec![f32::NAN; layout.tail_len()],
+                    &vec![f32::NAN; layout.conv_state_len()],
                 )?;
             }
         }
         Ok(fixture)
     }
 
-    /// Writes a tail, with a state that must not change.
+    /// Writes a convolution state, with a state that must not change.
     fn write(
         &self,
         harness: &mut Harness<'_>,
         layer: usize,
         slot: Slot,
-        tail: &[f32],
+        conv_state: &[f32],
     ) -> Result<()> {
         let state = vec![f32::NAN; self.pool.layout.state_len()];
-        let record = record(&self.pool.layout, &state, tail);
+        let record = record(&self.pool.layout, &state, conv_state);
         harness
             .backend
             .write_state(&self.pool, layer, slot, &record)
     }
 
-    fn tail(&self, harness: &mut Harness<'_>, layer: usize, slot: Slot) -> Result<Vec<f32>> {
+    fn conv_state(&self, harness: &mut Harness<'_>, layer: usize, slot: Slot) -> Result<Vec<f32>> {
         let record = harness.backend.read_state(&self.pool, layer, slot).wait()?;
         harness.holds(
             format!("the state in slot {} of layer {layer} is as it was", slot.0),
             record.state.iter().all(|value| value.is_nan()),
         );
-        Ok(record.tail)
+        Ok(record.conv_state)
     }
 
     /// Runs rows from `first` on as these pieces.
@@ -152,10 +152,10 @@ pub(super) fn against_definition(
     let mut fixture = Fixture::new(harness, format, shape, tokens, slots)?;
     let mut free = (0..slots as u32).rev().map(Slot);
     let mut next = || free.next().unwrap_or(Slot(0));
-    let (mut pieces, mut tails) = (Vec::new(), Vec::new());
-    let len = fixture.pool.layout.tail_len();
+    let (mut pieces, mut conv_states) = (Vec::new(), Vec::new());
+    let len = fixture.pool.layout.conv_state_len();
     for (i, length) in lengths.iter().enumerate() {
-        let tail = if seeded {
+        let conv_state = if seeded {
             harness.activations(len, 1.0)
         } else {
             vec![0.0; len]
@@ -163,7 +163,7 @@ pub(super) fn against_definition(
         let slot = next();
         let slot_in = seeded.then_some(slot);
         if seeded {
-            fixture.write(harness, LAYER, slot, &tail)?;
+            fixture.write(harness, LAYER, slot, &conv_state)?;
         }
         let slot_out = if i % 2 == 0 { slot } else { next() };
         let mut piece = piece(*length, slot_in, slot_out);
@@ -172,12 +172,12 @@ pub(super) fn against_definition(
             piece.checkpoints.push(StateCheckpoint { after, slot });
         }
         pieces.push(piece);
-        tails.push(tail);
+        conv_states.push(conv_state);
     }
     let mut before = Vec::new();
     for layer in 0..2 {
         for slot in 0..if harness.timed() { 0 } else { slots as u32 } {
-            before.push(fixture.tail(harness, layer, Slot(slot))?);
+            before.push(fixture.conv_state(harness, layer, Slot(slot))?);
         }
     }
     let output = fixture.run(harness, 0, &pieces)?;
@@ -194,7 +194,7 @@ pub(super) fn against_definition(
             &widen(&fixture.values[rows.clone()]),
             &fixture.weight.values,
             channels,
-            &widen(&tails[i]),
+            &widen(&conv_states[i]),
         );
         harness.close(
             format!("outputs of sequence {i}"),
@@ -204,8 +204,8 @@ pub(super) fn against_definition(
         );
         let ends_at = piece.checkpoints.iter().map(|kept| (kept.after, kept.slot));
         for (after, slot) in ends_at.chain([(piece.length, piece.slot_out)]) {
-            let found = fixture.tail(harness, LAYER, slot)?;
-            let what = format!("the tail of sequence {i} after {after} tokens");
+            let found = fixture.conv_state(harness, LAYER, slot)?;
+            let what = format!("the convolution state of sequence {i} after {after} tokens");
             let width = found.len();
             harness.close_to(what, width, &found, &ends[after], Tolerance::Exact);
             written.push(slot);
@@ -214,8 +214,11 @@ pub(super) fn against_definition(
     for (place, before) in before.iter().enumerate() {
         let (layer, slot) = (place / slots, Slot((place % slots) as u32));
         if layer != LAYER || !written.contains(&slot) {
-            let after = fixture.tail(harness, layer, slot)?;
-            let what = format!("the tail in slot {} of layer {layer}, not named", slot.0);
+            let after = fixture.conv_state(harness, layer, slot)?;
+            let what = format!(
+                "the convolution state in slot {} of layer {layer}, not named",
+                slot.0
+            );
             harness.same(what, &after, before);
         }
     }
@@ -226,16 +229,20 @@ pub(super) fn against_definition(
 fn cut(harness: &mut Harness<'_>, shape: Shape, length: usize) -> Result<()> {
     let mut fixture = Fixture::new(harness, Format::Bf16, shape, length, 4)?;
     let whole = fixture.run(harness, 0, &[piece(length, None, Slot(0))])?;
-    let end = fixture.tail(harness, LAYER, Slot(0))?;
+    let end = fixture.conv_state(harness, LAYER, Slot(0))?;
     let width = fixture.input.width;
     for cut in 0..=length {
         let mut output = fixture.run(harness, 0, &[piece(cut, None, Slot(1))])?;
-        let middle = fixture.tail(harness, LAYER, Slot(1))?;
+        let middle = fixture.conv_state(harness, LAYER, Slot(1))?;
         output.extend(fixture.run(harness, cut, &[piece(length - cut, Some(Slot(1)), Slot(2))])?);
         let what = format!("outputs, cut after {cut}");
         harness.close_to(what, width, &output, &widen(&whole), Tolerance::Split);
-        let found = fixture.tail(harness, LAYER, Slot(2))?;
-        harness.same(format!("the tail, cut after {cut}"), &found, &end);
+        let found = fixture.conv_state(harness, LAYER, Slot(2))?;
+        harness.same(
+            format!("the convolution state, cut after {cut}"),
+            &found,
+            &end,
+        );
         if cut == 0 {
             continue;
         }
@@ -245,8 +252,12 @@ fn cut(harness: &mut Harness<'_>, shape: Shape, length: usize) -> Result<()> {
             slot: Slot(3),
         });
         fixture.run(harness, 0, &[marked])?;
-        let kept = fixture.tail(harness, LAYER, Slot(3))?;
-        harness.same(format!("the tail kept after {cut}"), &kept, &middle);
+        let kept = fixture.conv_state(harness, LAYER, Slot(3))?;
+        harness.same(
+            format!("the convolution state kept after {cut}"),
+            &kept,
+            &middle,
+        );
         let rest = fixture.run(harness, cut, &[piece(length - cut, Some(Slot(3)), Slot(2))])?;
         let what = format!("resumed after {cut}");
         harness.same_in_f32(what, width, &rest, &whole[cut * width..]);
@@ -266,8 +277,8 @@ fn alone(harness: &mut Harness<'_>) -> Result<()> {
     )?;
     let mut pieces = Vec::new();
     for (i, length) in lengths.into_iter().enumerate() {
-        let tail = harness.activations(fixture.pool.layout.tail_len(), 1.0);
-        fixture.write(harness, LAYER, Slot(i as u32), &tail)?;
+        let conv_state = harness.activations(fixture.pool.layout.conv_state_len(), 1.0);
+        fixture.write(harness, LAYER, Slot(i as u32), &conv_state)?;
         let slot_out = Slot((lengths.len() + i) as u32);
         pieces.push(piece(length, Some(Slot(i as u32)), slot_out));
     }
@@ -278,13 +289,17 @@ fn alone(harness: &mut Harness<'_>) -> Result<()> {
     }
     let (mut first, width) = (0, fixture.input.width);
     for (i, piece) in pieces.iter().enumerate() {
-        let tail = fixture.tail(harness, LAYER, piece.slot_out)?;
+        let conv_state = fixture.conv_state(harness, LAYER, piece.slot_out)?;
         let output = fixture.run(harness, first, std::slice::from_ref(piece))?;
         let rows = first * width..(first + piece.length) * width;
         let what = format!("outputs of sequence {i}");
         harness.same_in_f32(what, width, &output, &together[rows]);
-        let single = fixture.tail(harness, LAYER, piece.slot_out)?;
-        harness.same(format!("the tail of sequence {i}"), &single, &tail);
+        let single = fixture.conv_state(harness, LAYER, piece.slot_out)?;
+        harness.same(
+            format!("the convolution state of sequence {i}"),
+            &single,
+            &conv_state,
+        );
         first += piece.length;
     }
     Ok(())

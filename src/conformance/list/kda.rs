@@ -1,6 +1,6 @@
 //! `kda_chunk`, `kda_step` and `kda_recurrence` (whichever form suits) against the definition.
 //!
-//! Every run also looks at what it must leave alone: all convolution tails, the other layer, the slots not named.
+//! Every run also looks at what it must leave alone: all convolution states, the other layer, the slots not named.
 
 use super::kda_fixture::{Fixture, piece};
 use super::kda_input::{KdaCase, Shape};

@@ -96,7 +96,7 @@ impl Fixture {
         let nothing = record(
             &layout,
             &vec![f32::NAN; layout.state_len()],
-            &vec![f32::NAN; layout.tail_len()],
+            &vec![f32::NAN; layout.conv_state_len()],
         );
         for slot in 0..slots as u32 {
             harness
@@ -171,32 +171,35 @@ impl Fixture {
     fn seed(&self, harness: &mut Harness<'_>, slot: Slot) -> Result<(Vec<f32>, Vec<f32>)> {
         let layout = self.pool.layout;
         let state = harness.random.normals(layout.state_len(), 0.3);
-        let tail = harness.activations(layout.tail_len(), 1.0);
-        let past = record(&layout, &state, &tail);
+        let conv_state = harness.activations(layout.conv_state_len(), 1.0);
+        let past = record(&layout, &state, &conv_state);
         harness
             .backend
             .write_state(&self.pool, LAYER, slot, &past)?;
-        Ok((state, tail))
+        Ok((state, conv_state))
     }
 
-    /// A slot's state `[H, K, V]` and tail.
+    /// A slot's state `[H, K, V]` and convolution state.
     fn read(&self, harness: &mut Harness<'_>, slot: Slot) -> Result<[Vec<f32>; 2]> {
         let record = harness.backend.read_state(&self.pool, LAYER, slot).wait()?;
-        Ok([record.key_value().into_owned(), record.tail])
+        Ok([record.key_value().into_owned(), record.conv_state])
     }
 
-    /// How states and tails are compared: by a key channel's values, and a tail as one row.
+    /// How states and convolution states are compared: by a key channel's values, and a convolution state as one row.
     fn by(&self) -> [By; 2] {
         let layout = &self.pool.layout;
-        [By::among(layout.value_width), By::each(layout.tail_len())]
+        [
+            By::among(layout.value_width),
+            By::each(layout.conv_state_len()),
+        ]
     }
 
     /// The oracle's heads and what comes before and after them: the outputs of `rows` of the input, for one sequence
-    /// with this past, and its state and tail after the first `ends` tokens.
+    /// with this past, and its state and convolution state after the first `ends` tokens.
     fn answer(
         &self,
         rows: std::ops::Range<usize>,
-        (state, tail): (Vec<f64>, Vec<f64>),
+        (state, conv_state): (Vec<f64>, Vec<f64>),
         ends: &[usize],
     ) -> (Vec<f64>, Vec<[Vec<f64>; 2]>) {
         let (layout, weights, d) = (self.pool.layout, &self.weights, self.block.input.width);
@@ -210,7 +213,8 @@ impl Fixture {
         let gates = oracle::log_decay(&decay, &weights.a_log.values, &weights.dt_bias.values);
         let beta = oracle::write_strength(&oracle::linear(&x, &weights.beta.values, d));
         let channels = layout.channels();
-        let (mixed, tails) = oracle::short_conv(&qkv, &weights.conv.values, channels, &tail);
+        let (mixed, conv_states) =
+            oracle::short_conv(&qkv, &weights.conv.values, channels, &conv_state);
         let mut recurrence = Recurrence {
             key_heads: layout.key_heads,
             value_heads: layout.value_heads,
@@ -226,7 +230,7 @@ impl Fixture {
                 &part(&gates, layout.value_heads * layout.key_width),
                 &part(&beta, layout.value_heads),
             ));
-            states.push([recurrence.state.clone(), tails[to].clone()]);
+            states.push([recurrence.state.clone(), conv_states[to].clone()]);
             from = to;
         }
         let gate = through(&weights.gate);
@@ -289,10 +293,15 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
     let (mut first, mut found) = (0, found.into_iter());
     for (i, piece) in pieces.iter().enumerate() {
         let layout = fixture.pool.layout;
-        let zero = || (vec![0.0; layout.state_len()], vec![0.0; layout.tail_len()]);
-        let past = pasts[i]
-            .as_ref()
-            .map_or_else(zero, |(state, tail)| (widen(state), widen(tail)));
+        let zero = || {
+            (
+                vec![0.0; layout.state_len()],
+                vec![0.0; layout.conv_state_len()],
+            )
+        };
+        let past = pasts[i].as_ref().map_or_else(zero, |(state, conv_state)| {
+            (widen(state), widen(conv_state))
+        });
         let rows = first..first + piece.length;
         first = rows.end;
         let ends: Vec<usize> = piece.checkpoints.iter().map(|kept| kept.after).collect();
@@ -300,7 +309,7 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
         let what = format!("the output of sequence {i}");
         harness.close(what, d, &own[rows.start * d..rows.end * d], &answer);
         for (answer, found) in states.iter().zip(&mut found) {
-            for (which, name) in ["state", "tail"].into_iter().enumerate() {
+            for (which, name) in ["state", "conv_state"].into_iter().enumerate() {
                 harness.close(
                     format!("the {name} of sequence {i}"),
                     bys[which],

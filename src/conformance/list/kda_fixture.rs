@@ -79,9 +79,9 @@ impl Fixture {
     /// Fills every slot of every layer with NaN.
     pub(super) fn poison(&self, harness: &mut Harness<'_>) -> Result<()> {
         let state = vec![f32::NAN; self.pool.layout.state_len()];
-        let tail = vec![f32::NAN; self.pool.layout.tail_len()];
+        let conv_state = vec![f32::NAN; self.pool.layout.conv_state_len()];
         for (layer, slot) in self.places() {
-            let record = record(&self.pool.layout, &state, &tail);
+            let record = record(&self.pool.layout, &state, &conv_state);
             harness
                 .backend
                 .write_state(&self.pool, layer, slot, &record)?;
@@ -94,10 +94,10 @@ impl Fixture {
         (0..LAYERS).flat_map(move |layer| (0..slots).map(move |slot| (layer, Slot(slot))))
     }
 
-    /// Writes a state, with a poisoned tail.
+    /// Writes a state, with a poisoned convolution state.
     pub(super) fn write(&self, harness: &mut Harness<'_>, slot: Slot, state: &[f32]) -> Result<()> {
-        let tail = vec![f32::NAN; self.pool.layout.tail_len()];
-        let record = record(&self.pool.layout, state, &tail);
+        let conv_state = vec![f32::NAN; self.pool.layout.conv_state_len()];
+        let record = record(&self.pool.layout, state, &conv_state);
         harness
             .backend
             .write_state(&self.pool, LAYER, slot, &record)
@@ -143,8 +143,8 @@ impl Fixture {
                 let what = format!("the state in slot {} of layer {layer}, not named", slot.0);
                 harness.same(what, &after.state, &before.state);
             }
-            let what = format!("the tail in slot {} of layer {layer}", slot.0);
-            harness.same(what, &after.tail, &before.tail);
+            let what = format!("the convolution state in slot {} of layer {layer}", slot.0);
+            harness.same(what, &after.conv_state, &before.conv_state);
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ pub(super) fn piece(length: usize, slot_in: Option<Slot>, slot_out: Slot) -> Pie
 }
 
 /// One layer of one slot, laid out `[value_heads, K, V]`.
-pub(super) fn record(layout: &StateLayout, state: &[f32], tail: &[f32]) -> StateRecord {
+pub(super) fn record(layout: &StateLayout, state: &[f32], conv_state: &[f32]) -> StateRecord {
     StateRecord {
         orientation: Orientation::KeyValue,
         heads: layout.value_heads,
@@ -217,6 +217,6 @@ pub(super) fn record(layout: &StateLayout, state: &[f32], tail: &[f32]) -> State
         value_width: layout.value_width,
         state: state.to_vec(),
         channels: layout.channels(),
-        tail: tail.to_vec(),
+        conv_state: conv_state.to_vec(),
     }
 }

@@ -37,7 +37,7 @@ pub const OPERATIONS: [(&str, &str); 26] = [
     ),
     (
         "short_conv",
-        "the causal depthwise convolution and SiLU, with its tail",
+        "the causal depthwise convolution and SiLU, with its convolution state",
     ),
     ("kda_gates", "log decay by channel, write strength by head"),
     (

@@ -42,8 +42,8 @@ fn states(harness: &mut Harness<'_>) -> Result<()> {
     for layer in 0..STATES.layers {
         for slot in 0..STATES.slots as u32 {
             let state = harness.random.normals(STATES.state_len(), 1.0);
-            let tail = harness.random.normals(STATES.tail_len(), 1.0);
-            let kept = record(&STATES, &state, &tail);
+            let conv_state = harness.random.normals(STATES.conv_state_len(), 1.0);
+            let kept = record(&STATES, &state, &conv_state);
             // Every other one is handed over the other way round.
             let mut handed = kept.clone();
             if slot % 2 == 1 {
@@ -68,7 +68,11 @@ fn states(harness: &mut Harness<'_>) -> Result<()> {
             &found.key_value(),
             &kept.state,
         );
-        harness.same(format!("the tail in {what}"), &found.tail, &kept.tail);
+        harness.same(
+            format!("the convolution state in {what}"),
+            &found.conv_state,
+            &kept.conv_state,
+        );
         // What was read can be written elsewhere, and is the same there.
         let other = Slot((slot.0 + 1) % STATES.slots as u32);
         let before = harness.backend.read_state(&pool, *layer, other).wait()?;
@@ -87,8 +91,8 @@ fn about_record<T>(result: Result<T>) -> bool {
 
 fn bad_states(harness: &mut Harness<'_>) -> Result<()> {
     let pool = harness.backend.state_pool(STATES)?;
-    let tail = vec![1.0; STATES.tail_len()];
-    let good = record(&STATES, &vec![1.0; STATES.state_len()], &tail);
+    let conv_state = vec![1.0; STATES.conv_state_len()];
+    let good = record(&STATES, &vec![1.0; STATES.state_len()], &conv_state);
     harness.backend.write_state(&pool, 0, Slot(0), &good)?;
     let bad: [(&str, StateRecord); 5] = [
         (
@@ -121,9 +125,9 @@ fn bad_states(harness: &mut Harness<'_>) -> Result<()> {
             },
         ),
         (
-            "tail",
+            "conv_state",
             StateRecord {
-                tail: vec![2.0; 7],
+                conv_state: vec![2.0; 7],
                 ..good.clone()
             },
         ),
@@ -144,7 +148,11 @@ fn bad_states(harness: &mut Harness<'_>) -> Result<()> {
     }
     let found = harness.backend.read_state(&pool, 0, Slot(0)).wait()?;
     harness.same("the state after refusals", &found.key_value(), &good.state);
-    harness.same("the tail after refusals", &found.tail, &good.tail);
+    harness.same(
+        "the convolution state after refusals",
+        &found.conv_state,
+        &good.conv_state,
+    );
     Ok(())
 }
 

@@ -127,12 +127,12 @@ fn states(harness: &mut Harness<'_>) -> Result<()> {
                     .map(|i| random.value(i as u64))
                     .collect()
             };
-            let (state, tail) = (
+            let (state, conv_state) = (
                 numbers(0, layout.state_len()),
-                numbers(1, layout.tail_len()),
+                numbers(1, layout.conv_state_len()),
             );
             harness.same("a state", &record.key_value(), &state);
-            harness.same("a tail", &record.tail, &tail);
+            harness.same("a convolution state", &record.conv_state, &conv_state);
         }
     }
     Ok(())

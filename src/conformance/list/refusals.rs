@@ -91,7 +91,7 @@ impl Fixture {
         let zero = record(
             &layout,
             &vec![0.0; layout.state_len()],
-            &vec![0.0; layout.tail_len()],
+            &vec![0.0; layout.conv_state_len()],
         );
         for slot in 0..SLOTS as u32 {
             harness
@@ -105,16 +105,16 @@ impl Fixture {
         })
     }
 
-    fn tails(&self, harness: &mut Harness<'_>) -> Result<Vec<f32>> {
-        let mut tails = Vec::new();
+    fn conv_states(&self, harness: &mut Harness<'_>) -> Result<Vec<f32>> {
+        let mut conv_states = Vec::new();
         for slot in 0..SLOTS as u32 {
             let record = harness
                 .backend
                 .read_state(&self.states, LAYER, Slot(slot))
                 .wait()?;
-            tails.extend(record.tail);
+            conv_states.extend(record.conv_state);
         }
-        Ok(tails)
+        Ok(conv_states)
     }
 }
 
@@ -147,7 +147,7 @@ fn good() -> Batch {
 fn batches(harness: &mut Harness<'_>) -> Result<()> {
     let mut fixture = Fixture::new(harness)?;
     fixture.step.submit(&good())?.wait()?;
-    let before = fixture.tails(harness)?;
+    let before = fixture.conv_states(harness)?;
     let token = |token, position| BackendError::TokenOutOfRange {
         token,
         position,
@@ -324,8 +324,8 @@ fn batches(harness: &mut Harness<'_>) -> Result<()> {
         let refused = matches!(fixture.step.submit(&batch), Err(BackendError::Batch { .. }));
         harness.holds(format!("{what}: refused"), refused);
     }
-    let after = fixture.tails(harness)?;
-    harness.same("the tails after refusals", &after, &before);
+    let after = fixture.conv_states(harness)?;
+    harness.same("the convolution states after refusals", &after, &before);
     let record = harness
         .backend
         .read_latents(&fixture.latents, 0, Block(2), 3)

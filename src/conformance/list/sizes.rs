@@ -72,9 +72,9 @@ fn kda() -> Vec<Case> {
         let case = Case::new("short_conv", &name, Tolerance::Close, move |harness| {
             conv::against_definition(harness, Format::Bf16, shape, lengths, true)
         });
-        let tails = lengths.len() * CHANNELS * 3;
+        let conv_states = lengths.len() * CHANNELS * 3;
         cases.push(case.with_work(
-            4 * (2 * t * CHANNELS + 2 * tails) + 8 * CHANNELS,
+            4 * (2 * t * CHANNELS + 2 * conv_states) + 8 * CHANNELS,
             10 * t * CHANNELS,
         ));
         let case = definition("kda_gates", &name, Tolerance::Full, move |harness| {

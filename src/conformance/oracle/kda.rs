@@ -2,29 +2,29 @@
 
 use super::{sigmoid, silu};
 
-/// `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])` with what came before in `tail` `[channels, taps - 1]`,
-/// oldest first. Gives the outputs `[T, channels]` and the tail after each number of tokens `0..=T`.
+/// `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])` with what came before in `conv_state` `[channels, taps - 1]`,
+/// oldest first. Gives the outputs `[T, channels]` and the convolution state after each number of tokens `0..=T`.
 #[must_use]
 pub fn short_conv(
     input: &[f64],
     weight: &[f64],
     channels: usize,
-    tail: &[f64],
+    conv_state: &[f64],
 ) -> (Vec<f64>, Vec<Vec<f64>>) {
     let taps = weight.len() / channels;
-    let mut tail = tail.to_vec();
-    let (mut output, mut tails) = (Vec::new(), vec![tail.clone()]);
+    let mut conv_state = conv_state.to_vec();
+    let (mut output, mut conv_states) = (Vec::new(), vec![conv_state.clone()]);
     for row in input.chunks_exact(channels) {
         for c in 0..channels {
-            let mut window: Vec<f64> = tail[c * (taps - 1)..(c + 1) * (taps - 1)].to_vec();
+            let mut window: Vec<f64> = conv_state[c * (taps - 1)..(c + 1) * (taps - 1)].to_vec();
             window.push(row[c]);
             let sum: f64 = (0..taps).map(|j| weight[c * taps + j] * window[j]).sum();
             output.push(silu(sum));
-            tail[c * (taps - 1)..(c + 1) * (taps - 1)].copy_from_slice(&window[1..]);
+            conv_state[c * (taps - 1)..(c + 1) * (taps - 1)].copy_from_slice(&window[1..]);
         }
-        tails.push(tail.clone());
+        conv_states.push(conv_state.clone());
     }
-    (output, tails)
+    (output, conv_states)
 }
 
 /// `-exp(A_log[h]) softplus(decay + dt_bias)`: `[T, H * K]`.
