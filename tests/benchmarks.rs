@@ -25,9 +25,9 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
     Backend, Batch, Block, Capacity, OutputRow, Piece, Precision, Result, Slot,
 };
+use kimi_linear::bench::interleaved::Interleaved;
 use kimi_linear::bench::shape::{How, Options, Row, Work, measure};
-use kimi_linear::bench::turns::Turns;
-use kimi_linear::bench::{Effort, kernels, report, turns};
+use kimi_linear::bench::{Effort, interleaved, kernels, report};
 use kimi_linear::config::ModelConfig;
 use kimi_linear::conformance::floors::Sizes;
 use kimi_linear::conformance::{By, Gates, Tolerance, norm_error, row_error};
@@ -300,13 +300,13 @@ fn turns_hold_both_sides_to_one_reference() {
     let folder = tempfile::tempdir().unwrap();
     let [inputs, answers] = ["inputs", "answers"].map(|name| folder.path().join(name));
     for (lengths, gates) in [(vec![40, 40], Gates::Frozen), (vec![1; 3], Gates::Init)] {
-        let options = turns::Options {
+        let options = interleaved::Options {
             heads: 5,
             width: 16,
             lengths: lengths.clone(),
             gates,
         };
-        let mut turns = Turns::new(cpu().unwrap(), &options).unwrap();
+        let mut turns = Interleaved::new(cpu().unwrap(), &options).unwrap();
         assert!(turns.run(2).unwrap() > 0.0);
         let errors = turns.errors().unwrap();
         assert!(errors.output < 1e-5 && errors.state < 1e-5, "{errors:?}");
@@ -400,7 +400,7 @@ fn the_command_line_measures_shapes_kernels_and_turns() {
     );
     let folder = tempfile::tempdir().unwrap();
     let inputs = folder.path().join("inputs");
-    let mut arguments = vec!["turns", "--inputs", inputs.to_str().unwrap()];
+    let mut arguments = vec!["interleaved", "--inputs", inputs.to_str().unwrap()];
     arguments.extend(["--heads", "2", "--width", "16", "--tokens", "20"]);
     arguments.extend(["--backend", "cpu"]);
     let text = stdout(&program(&arguments, "run 2\nerrors\nquit\nrun 1\n"));
@@ -415,7 +415,7 @@ fn the_command_line_measures_shapes_kernels_and_turns() {
         ),
         (
             vec![
-                "turns",
+                "interleaved",
                 "--inputs",
                 "x",
                 "--tokens",

@@ -273,7 +273,7 @@ fn requests_that_cannot_run_are_refused() {
         ),
         (
             Request {
-                turns: vec![2],
+                turn_ends: vec![2],
                 ..request(vec![1], 1)
             },
             "a turn ends at token 2",

@@ -59,7 +59,7 @@ fn requests() -> Vec<Request> {
         },
         request(with(2, 7), 14),
         Request {
-            turns: vec![20],
+            turn_ends: vec![20],
             ..request(with(5, 1), 6)
         },
     ]

@@ -136,7 +136,7 @@ fn turns_of_a_prompt_are_cuts_and_checkpoints() {
     let mut engine = roomy("tiny-a");
     let prompt = tokens(10, 70);
     let cut = |prompt: &[u32], turns: &[usize]| Request {
-        turns: turns.to_vec(),
+        turn_ends: turns.to_vec(),
         ..request(prompt.to_vec(), 6)
     };
     let first = answer(&mut engine, cut(&prompt, &[21, 50]));

@@ -37,7 +37,7 @@ fn random(rng: &mut SmallRng) -> (u64, Request) {
         drawn(kind)
     };
     let samples = if kind % 5 == 0 { 3 } else { 1 };
-    let turns = if kind % 7 == 0 {
+    let turn_ends = if kind % 7 == 0 {
         vec![prompt.len() / 2]
     } else {
         Vec::new()
@@ -48,7 +48,7 @@ fn random(rng: &mut SmallRng) -> (u64, Request) {
         Request {
             sampling,
             samples,
-            turns,
+            turn_ends,
             ..request
         },
     )

@@ -3,7 +3,7 @@
 
     turns.py PROGRAM OUT.md [--backend cuda] [--case N] [--dry-run]
 
-PROGRAM is `kimi-linear`: its `bench turns` makes the inputs, computes the reference, runs when it is told to, and says how far
+PROGRAM is `kimi-linear`: its `bench interleaved` makes the inputs, computes the reference, runs when it is told to, and says how far
 answers are from the reference, its own and those of a file. Rounds alternate, so that what the device does over time weighs on both
 alike; a table gives the medians. Both sides run as CUDA graphs where they can be captured; the table says where fla's could not.
 
@@ -43,7 +43,7 @@ class Ours:
 
     def __init__(self, program, backend, case, inputs, shape):
         _, tokens, sequences, gates = case
-        command = [program, "bench", "turns", "--backend", backend, "--inputs", inputs]
+        command = [program, "bench", "interleaved", "--backend", backend, "--inputs", inputs]
         command += ["--sequences", str(sequences), "--gates", gates]
         command += ["--heads", str(shape[0]), "--width", str(shape[1])]
         command += ["--decode"] if tokens is None else ["--tokens", str(tokens)]

@@ -1,9 +1,10 @@
 //! How fast a device runs a model's shape and its single kernels, beside the least that they could take.
 //!
 //! A shape needs no checkpoint: weights and caches are random numbers that the device makes ([`shape`]). Kernels are timed one by
-//! one and held to f64 code on a sample ([`kernels`]), and the recurrence can take turns with somebody else's ([`turns`]).
+//! one and held to f64 code on a sample ([`kernels`]), and the recurrence can take turns with somebody else's ([`interleaved`]).
 //! The floors are those of [`floors`](crate::conformance::floors). It decides nothing about a model that is in use.
 
+pub mod interleaved;
 mod kda;
 pub mod kernels;
 mod layer;
@@ -11,7 +12,6 @@ mod oracle;
 pub mod profile;
 pub mod report;
 pub mod shape;
-pub mod turns;
 
 use std::time::{Duration, Instant};
 

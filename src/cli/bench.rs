@@ -2,6 +2,7 @@
 
 #[cfg(feature = "server")]
 mod client;
+mod interleaved;
 mod kernels;
 #[cfg(feature = "server")]
 mod load;
@@ -12,7 +13,6 @@ mod report;
 #[cfg(feature = "server")]
 mod serve;
 mod shape;
-mod turns;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -32,7 +32,7 @@ enum What {
     /// Time single kernels and operations at a shape's sizes, beside their floors, and say how exact they are.
     Kernels(kernels::Arguments),
     /// Run the recurrence when told to on stdin, in turns with another implementation of it.
-    Turns(turns::Arguments),
+    Interleaved(interleaved::Arguments),
     /// Put a server under load: requests come when they come, whether or not the ones before are answered.
     #[cfg(feature = "server")]
     Serve(serve::Arguments),
@@ -41,7 +41,7 @@ enum What {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
         Some(What::Kernels(arguments)) => kernels::run(arguments),
-        Some(What::Turns(arguments)) => turns::run(arguments),
+        Some(What::Interleaved(arguments)) => interleaved::run(arguments),
         #[cfg(feature = "server")]
         Some(What::Serve(arguments)) => serve::run(arguments),
         None => shape::run(&arguments.shape),

@@ -9,7 +9,7 @@ use super::sequence::Sequence;
 use crate::error::{EngineError, Error};
 
 impl Engine {
-    /// Lets waiting sequences in, in their turn, until the next one does not fit.
+    /// Lets waiting sequences in, in their order of arrival, until the next one does not fit.
     pub(super) async fn admit(&mut self) -> Result<(), Error> {
         let most = self.model.limits().step.pieces;
         let mut yielded = false;
@@ -51,8 +51,8 @@ impl Engine {
                 }
             } else if !yielded && let Some(place) = self.longest() {
                 yielded = true;
-                let turn = self.turn();
-                self.running[place].turn = turn;
+                let arrival = self.arrival();
+                self.running[place].arrival = arrival;
                 self.preempt(place).await?;
             } else {
                 break;
@@ -63,8 +63,9 @@ impl Engine {
 
     /// The sequence that has generated most since it was placed, if it has had its share.
     fn longest(&self) -> Option<usize> {
-        let longest = (0..self.running.len()).max_by_key(|place| self.running[*place].ran)?;
-        (self.running[longest].ran >= self.options.quantum).then_some(longest)
+        let longest =
+            (0..self.running.len()).max_by_key(|place| self.running[*place].served_tokens)?;
+        (self.running[longest].served_tokens >= self.options.quantum).then_some(longest)
     }
 
     /// Gives a sequence its slot and the blocks for what it is to run next: all of a prompt. Where it is `alone`, and not
@@ -106,7 +107,7 @@ impl Engine {
         } else if fresh {
             sequence.cached = sequence.position;
         }
-        sequence.ran = 0;
+        sequence.served_tokens = 0;
         sequence.placed = placed;
         Ok(sequence.placed.is_some())
     }
@@ -120,7 +121,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a running sequence off the device; it waits in its turn.
+    /// Takes a running sequence off the device; it waits in its order of arrival.
     pub(super) async fn preempt(&mut self, place: usize) -> Result<(), Error> {
         let mut sequence = self.running.remove(place);
         let mut parked = self.park(&mut sequence).await;
@@ -159,9 +160,9 @@ impl Engine {
                 }
                 return Ok(Grown::Ready);
             }
-            // The last in turn makes room, be it this one.
+            // The last to arrive makes room, be it this one.
             let last = (0..self.running.len())
-                .max_by_key(|place| self.running[*place].turn)
+                .max_by_key(|place| self.running[*place].arrival)
                 .unwrap_or(place);
             if self.running.len() > 1 {
                 self.preempt(last).await?;

@@ -81,7 +81,7 @@ impl Engine {
         let mut prefills: Vec<usize> = (0..self.running.len())
             .filter(|place| !self.running[*place].decodes() && !self.running[*place].traced())
             .collect();
-        prefills.sort_by_key(|place| self.running[*place].turn);
+        prefills.sort_by_key(|place| self.running[*place].arrival);
         for place in prefills {
             let Some(end) = self.next_cut(&planned, place, &most) else {
                 continue;

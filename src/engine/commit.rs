@@ -194,7 +194,7 @@ impl Engine {
                 sequence.id,
                 Arc::clone(&request),
                 sample,
-                sequence.turn,
+                sequence.arrival,
                 self.tokenizer.as_ref(),
             );
             answer.single = true;

@@ -29,11 +29,11 @@ pub struct Engine {
     pub(super) fingerprint: Fingerprint,
     pub(super) cache: Cache,
     pub(super) step_cache: StepCache,
-    /// Those that wait, in their turn.
+    /// Those that wait, in their order of arrival.
     pub(super) waiting: VecDeque<Sequence>,
     /// Those that run, in the order of their admission.
     pub(super) running: Vec<Sequence>,
-    pub(super) next_turn: u64,
+    pub(super) next_arrival: u64,
     pub(super) preemptions: u64,
     /// Traced sequences that have had their token since the others had theirs.
     pub(super) traced: usize,
@@ -80,7 +80,7 @@ impl Engine {
             step_cache: StepCache::new(options.cached_steps),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            next_turn: 0,
+            next_arrival: 0,
             preemptions: 0,
             traced: 0,
             cancelled: Vec::new(),
@@ -162,8 +162,8 @@ impl Engine {
             let waiting = self.waiting.len();
             return Err(EngineError::QueueFull { waiting });
         }
-        let turn = self.turn();
-        let sequence = Sequence::new(id, Arc::new(request), 0, turn, self.tokenizer.as_ref());
+        let arrival = self.arrival();
+        let sequence = Sequence::new(id, Arc::new(request), 0, arrival, self.tokenizer.as_ref());
         self.events.push_back((
             id,
             Event::Queued {
@@ -195,9 +195,9 @@ impl Engine {
         self.cache.clear();
     }
 
-    pub(super) fn turn(&mut self) -> u64 {
-        self.next_turn += 1;
-        self.next_turn
+    pub(super) fn arrival(&mut self) -> u64 {
+        self.next_arrival += 1;
+        self.next_arrival
     }
 
     pub(super) fn say(&mut self, id: RequestId, event: Event) {
@@ -373,9 +373,9 @@ impl Engine {
         self.cache.clear();
     }
 
-    /// Puts a sequence among those that wait, in its turn.
+    /// Puts a sequence among those that wait, in its order of arrival.
     pub(super) fn enqueue(&mut self, sequence: Sequence) {
-        let order = |sequence: &Sequence| (sequence.turn, sequence.sample);
+        let order = |sequence: &Sequence| (sequence.arrival, sequence.sample);
         let place = self
             .waiting
             .partition_point(|other| order(other) <= order(&sequence));

@@ -45,7 +45,7 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Places in the prompt where a turn ends: a later prompt may part from this one there. The last few become cuts of
     /// the prompt, with a checkpoint at each.
-    pub turns: Vec<usize>,
+    pub turn_ends: Vec<usize>,
     /// Whether cached prefixes are used, and this one's kept. Against a run that was cut at other places the result
     /// differs by rounding.
     pub reuse: bool,
@@ -75,7 +75,7 @@ impl Request {
             grammar: None,
             samples: 1,
             logprobs: None,
-            turns: Vec::new(),
+            turn_ends: Vec::new(),
             reuse: true,
             trace: None,
             trace_from: None,
@@ -104,7 +104,10 @@ impl Request {
                 });
             }
         }
-        let outside = self.turns.iter().find(|turn| **turn > self.prompt.len());
+        let outside = self
+            .turn_ends
+            .iter()
+            .find(|turn| **turn > self.prompt.len());
         if let Some(turn) = outside {
             return Err(EngineError::TurnOutOfRange {
                 turn: *turn,
@@ -128,7 +131,7 @@ impl Request {
             return Vec::new();
         }
         let mut cuts: Vec<usize> = self
-            .turns
+            .turn_ends
             .iter()
             .copied()
             .filter(|turn| (1..self.prompt.len()).contains(turn))

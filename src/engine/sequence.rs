@@ -17,8 +17,8 @@ pub(super) struct Sequence {
     pub(super) id: RequestId,
     pub(super) sample: usize,
     pub(super) request: Arc<Request>,
-    /// Its turn among those that wait: lower ones first.
-    pub(super) turn: u64,
+    /// Its place among those that wait: lower ones first.
+    pub(super) arrival: u64,
     /// Prompt and answer.
     pub(super) tokens: Vec<u32>,
     /// Tokens that are through the model.
@@ -30,7 +30,7 @@ pub(super) struct Sequence {
     /// Tokens that came from the cache.
     pub(super) cached: usize,
     /// Tokens generated since it was placed.
-    pub(super) ran: usize,
+    pub(super) served_tokens: usize,
     /// Tokens that were traced.
     pub(super) frames: usize,
     /// What it holds while it waits.
@@ -46,19 +46,19 @@ impl Sequence {
         id: RequestId,
         request: Arc<Request>,
         sample: usize,
-        turn: u64,
+        arrival: u64,
         tokenizer: Option<&Arc<Tokenizer>>,
     ) -> Self {
         Self {
             id,
             sample,
-            turn,
+            arrival,
             tokens: request.prompt.clone(),
             position: 0,
             single: request.samples == 1,
             cuts: request.cuts(),
             cached: 0,
-            ran: 0,
+            served_tokens: 0,
             frames: 0,
             lease: Lease::default(),
             placed: None,
@@ -138,7 +138,7 @@ impl Sequence {
             return Ok((None, Some(FinishReason::Length)));
         }
         let id = self.sampler.choose(choice, row)?;
-        self.ran += 1;
+        self.served_tokens += 1;
         if self.request.stop_ids.contains(&id) {
             return Ok((None, Some(FinishReason::Stop)));
         }

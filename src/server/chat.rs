@@ -81,7 +81,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<Asked> {
 
 /// The engine's request for a chat.
 fn request(service: &Service, asked: &Asked) -> Result<Request> {
-    let Prompt { ids, turns } = prompt::encode_chat(service, &asked.chat)?;
+    let Prompt { ids, turn_ends } = prompt::encode_chat(service, &asked.chat)?;
     let parameters = &asked.parameters;
     let mut request = parameters.request(service, ids, usize::MAX)?;
     let (tokenizer, grammars) = (service.tokenizer(), service.grammars());
@@ -94,7 +94,7 @@ fn request(service: &Service, asked: &Asked) -> Result<Request> {
     let never = asked.form.forbidden(tokenizer).map(|id| (id, -1e9));
     request.sampling.logit_bias.extend(never);
     request.logprobs = asked.logprobs;
-    request.turns = turns;
+    request.turn_ends = turn_ends;
     Ok(request)
 }
 

@@ -14,7 +14,7 @@ use crate::tokenizer::Chat;
 pub(super) struct Prompt {
     pub(super) ids: Vec<u32>,
     /// Where turns end.
-    pub(super) turns: Vec<usize>,
+    pub(super) turn_ends: Vec<usize>,
 }
 
 /// Turn ends before the last question that are kept beside the first.
@@ -137,13 +137,13 @@ pub(super) fn encode_chat(service: &Service, chat: &Chat) -> Result<Prompt> {
         .tokenizer()
         .encode_chat(service.template()?, chat)?
         .ids;
-    let turns = turns(&ids, service.stop_ids());
-    Ok(Prompt { ids, turns })
+    let turn_ends = turn_ends(&ids, service.stop_ids());
+    Ok(Prompt { ids, turn_ends })
 }
 
 /// Where a later prompt may part from this one: after the first message (a system text and tools are shared by many
 /// conversations) and after the last few, but not after the last of all: the prompt's own end is near.
-fn turns(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
+fn turn_ends(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
     let ends = ids
         .iter()
         .enumerate()
@@ -151,11 +151,11 @@ fn turns(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
     let mut ends: Vec<usize> = ends.map(|(at, _)| at + 1).collect();
     ends.pop();
     let last = ends.len().saturating_sub(LAST_TURNS).max(1).min(ends.len());
-    let mut turns = ends.split_off(last);
+    let mut turn_ends = ends.split_off(last);
     if let Some(first) = ends.first() {
-        turns.insert(0, *first);
+        turn_ends.insert(0, *first);
     }
-    turns
+    turn_ends
 }
 
 /// Prompts of a plain completion.
@@ -183,7 +183,7 @@ impl Prompts {
         };
         let prompt = |ids| Prompt {
             ids,
-            turns: Vec::new(),
+            turn_ends: Vec::new(),
         };
         Ok(all.into_iter().map(prompt).collect())
     }
@@ -215,11 +215,11 @@ mod tests {
     #[test]
     fn turns_are_the_first_and_the_last_few() {
         let ids = |count: usize| [1, 1, 9].repeat(count);
-        assert!(turns(&ids(0), &[9]).is_empty());
-        assert!(turns(&ids(1), &[9]).is_empty());
-        assert_eq!(turns(&ids(2), &[9]), [3]);
-        assert_eq!(turns(&ids(3), &[9]), [3, 6]);
-        assert_eq!(turns(&ids(5), &[9]), [3, 6, 9, 12]);
-        assert_eq!(turns(&ids(8), &[9]), [3, 15, 18, 21]);
+        assert!(turn_ends(&ids(0), &[9]).is_empty());
+        assert!(turn_ends(&ids(1), &[9]).is_empty());
+        assert_eq!(turn_ends(&ids(2), &[9]), [3]);
+        assert_eq!(turn_ends(&ids(3), &[9]), [3, 6]);
+        assert_eq!(turn_ends(&ids(5), &[9]), [3, 6, 9, 12]);
+        assert_eq!(turn_ends(&ids(8), &[9]), [3, 15, 18, 21]);
     }
 }

@@ -30,14 +30,14 @@ pub struct Options {
 }
 
 /// A recurrence that is ready to run.
-pub struct Turns {
+pub struct Interleaved {
     backend: Box<dyn Backend>,
     numbers: Numbers,
     answers: Vec<(Vec<f64>, Vec<f64>)>,
     planned: Planned,
 }
 
-impl Turns {
+impl Interleaved {
     /// Makes inputs, uploads them, computes the reference, and runs until everything is warm.
     ///
     /// # Errors

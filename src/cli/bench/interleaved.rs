@@ -1,4 +1,4 @@
-//! `kimi-linear bench turns`: the recurrence, run when a line on stdin says so. A line of JSON on stdout answers each.
+//! `kimi-linear bench interleaved`: the recurrence, run when a line on stdin says so. A line of JSON on stdout answers each.
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
-use kimi_linear::bench::turns::{Options, Turns};
+use kimi_linear::bench::interleaved::{Interleaved, Options};
 use kimi_linear::conformance::Gates;
 use kimi_linear::conformance::floors::Rates;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ enum GateKind {
     Slow,
 }
 
-/// Options of `bench turns`.
+/// Options of `bench interleaved`.
 ///
 /// Lines of stdin: `run N` runs N times, `errors` compares the last run with the f64 recurrence, `errors FILE` does so with the
 /// answers in a safetensors file (`o` [T, H, V] and `state` [N, H, K, V], F32), `quit` ends.
@@ -76,9 +76,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             GateKind::Slow => Gates::Frozen,
         },
     };
-    let mut turns = Turns::new(arguments.device.open()?, &options)?;
-    turns.write_inputs(&arguments.inputs)?;
-    let (device, work) = (turns.device().clone(), turns.work());
+    let mut runs = Interleaved::new(arguments.device.open()?, &options)?;
+    runs.write_inputs(&arguments.inputs)?;
+    let (device, work) = (runs.device().clone(), runs.work());
     let floor = Rates::of(&device.name).map(|rates| work.floor(&rates).0);
     answer(&json!({
         "device": device,
@@ -97,11 +97,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
                 let count = count
                     .parse()
                     .with_context(|| format!("run {count}: not a number"))?;
-                answer(&json!({ "seconds": turns.run(count)? }))?;
+                answer(&json!({ "seconds": runs.run(count)? }))?;
             }
-            (Some("errors"), None) => answer(&json!(turns.errors()?))?,
+            (Some("errors"), None) => answer(&json!(runs.errors()?))?,
             (Some("errors"), Some(file)) => {
-                answer(&json!(turns.errors_of(Path::new(file))?))?;
+                answer(&json!(runs.errors_of(Path::new(file))?))?;
             }
             _ => bail!("`{line}`: expected run N, errors, errors FILE or quit"),
         }
