@@ -218,9 +218,9 @@ fn each_call_fails(damaged: Option<usize>) {
             ..Plan::default()
         };
         let ran = run(&mut engine);
-        let told = |error: &Error| planted(error, fault);
-        let in_snapshot = ran.snapshot.as_ref().is_err_and(told);
-        let in_request = ran.errors.values().any(|error| told(error));
+        let is_planted = |error: &Error| planted(error, fault);
+        let in_snapshot = ran.snapshot.as_ref().is_err_and(is_planted);
+        let in_request = ran.errors.values().any(|error| is_planted(error));
         assert!(in_request || in_snapshot, "{what}: nobody was told");
         all_ended(&ran, &known, fault, &what);
 

@@ -65,7 +65,7 @@ fn schedules_of_the_drawn_seed_leave_nothing_behind() {
 }
 
 fn nothing_left_behind(seed: u64) {
-    seeds::told(seed);
+    seeds::printed(seed);
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut alone = engine("tiny-a", limits(4, 8, 64), OPTIONS);
     let mut expected = BTreeMap::new();

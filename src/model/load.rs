@@ -342,7 +342,7 @@ impl Loader<'_> {
             parts,
             shard: self.shard,
         })?;
-        self.told(0)?;
+        self.report(0)?;
         Ok(weight)
     }
 
@@ -368,12 +368,12 @@ impl Loader<'_> {
             shard: self.shard,
             random: made.random,
         })?;
-        self.told(made.bytes)?;
+        self.report(made.bytes)?;
         Ok(weight)
     }
 
     /// So many bytes more are done.
-    fn told(&mut self, bytes: u64) -> Result<(), Error> {
+    fn report(&mut self, bytes: u64) -> Result<(), Error> {
         self.done += bytes;
         match (self.progress)(self.done) {
             ControlFlow::Continue(()) => Ok(()),

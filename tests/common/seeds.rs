@@ -28,7 +28,7 @@ pub fn drawn() -> u64 {
 }
 
 /// Prints a seed, for the message of a test that fails, and gives it back.
-pub fn told(seed: u64) -> u64 {
+pub fn printed(seed: u64) -> u64 {
     if seed == FIXED {
         println!("the fixed seed, {seed}");
     } else {
@@ -40,7 +40,7 @@ pub fn told(seed: u64) -> u64 {
 /// So many cases of a property, from this seed.
 pub fn config(cases: u32, seed: u64) -> Config {
     Config {
-        rng_seed: RngSeed::Fixed(told(seed)),
+        rng_seed: RngSeed::Fixed(printed(seed)),
         ..Config::with_cases(cases)
     }
 }

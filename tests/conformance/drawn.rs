@@ -27,7 +27,7 @@ pub(crate) fn trials(bench: &Arc<Bench>, seed: u64) -> Vec<Trial> {
 }
 
 fn holds(bench: &Bench, case: &Case, seed: u64) -> Result<(), Failed> {
-    seeds::told(seed);
+    seeds::printed(seed);
     let options = Options {
         seed,
         ..Options::default()

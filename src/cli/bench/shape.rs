@@ -79,13 +79,13 @@ impl Arguments {
     }
 }
 
-/// Shows what is told on the way.
+/// Shows what is reporter on the way.
 #[derive(Default)]
-struct Told {
+struct Reporter {
     bar: Option<Progress>,
 }
 
-impl Told {
+impl Reporter {
     fn hear(&mut self, tell: Tell<'_>) {
         match tell {
             Tell::Making(bytes) => self.bar = Some(Progress::bytes("making", bytes)),
@@ -138,13 +138,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut rows: Vec<Row> = Vec::new();
     for work in &list {
         for config in &configs {
-            let mut told = Told::default();
+            let mut reporter = Reporter::default();
             let row = measure(
                 &mut || arguments.device.open(),
                 config,
                 work,
                 &options,
-                &mut |tell| told.hear(tell),
+                &mut |tell| reporter.hear(tell),
             )?;
             rows.push(row);
         }
@@ -175,14 +175,14 @@ fn run_profile(arguments: &Arguments, shape: &str, config: ModelConfig, file: &P
         [] => &TOKENS[..],
         given => given,
     };
-    let mut told = Told::default();
+    let mut reporter = Reporter::default();
     let measured = profile(
         &mut || arguments.device.open(),
         &config,
         tokens,
         arguments.slots,
         &arguments.options(),
-        &mut |tell| told.hear(tell),
+        &mut |tell| reporter.hear(tell),
     )?;
     let device = arguments.device.open()?.device().clone();
     let points = measured.prompts.iter().map(|prompt| Point {

@@ -73,28 +73,28 @@ impl TracedStep {
     pub fn time(&mut self, on: bool) -> Result<(), BackendError> {
         match self.step.time(on) {
             Err(BackendError::Unsupported { .. }) => Ok(()),
-            told => told,
+            other => other,
         }
     }
 
     /// The frame of a submission.
     #[must_use]
     pub fn frame(&self, output: &StepOutput, position: usize, token: u32) -> TraceFrame {
-        let told = |place: Option<usize>| {
+        let probe = |place: Option<usize>| {
             let values = place.and_then(|place| output.probes.get(place));
             values
                 .and_then(|values| values.as_f32())
                 .unwrap_or_default()
         };
-        let kda = self.kda(told(self.probes.kda), told(self.probes.gate));
+        let kda = self.kda(probe(self.probes.kda), probe(self.probes.gate));
         let state = self.choice.kda.and_then(|chosen| {
             let layer = kda.iter().find(|kda| kda.layer == chosen.layer)?;
             let [state, qkv, open] =
-                [self.probes.state, self.probes.qkv, self.probes.open].map(told);
+                [self.probes.state, self.probes.qkv, self.probes.open].map(probe);
             Some(state_of(&self.layout, chosen, layer, state, qkv, open))
         });
         let attention = self.choice.mla.map(|TraceHead { layer, head }| {
-            let weights = told(self.probes.attention);
+            let weights = probe(self.probes.attention);
             AttentionTrace {
                 layer,
                 head,
@@ -110,7 +110,7 @@ impl TracedStep {
             position,
             token,
             next: None,
-            experts: self.experts(told(self.probes.route)),
+            experts: self.experts(probe(self.probes.route)),
             kda,
             state,
             attention,

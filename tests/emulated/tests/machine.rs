@@ -224,41 +224,41 @@ fn what_is_read_too_early_is_nan() {
 #[test]
 fn faults_are_told_and_the_machine_goes_on() {
     let out = Allocation::new(256).unwrap();
-    let told = |kernel, threads, shared, memory: &[&Allocation], what: &str| {
+    let reported = |kernel, threads, shared, memory: &[&Allocation], what: &str| {
         let message = run(kernel, threads, shared, memory, Order::Forward).unwrap_err();
         assert!(message.contains(what), "{kernel}: {message}");
     };
-    told(
+    reported(
         "fault_stuck",
         64,
         0,
         &[&out],
         "waits for ever at a named barrier",
     );
-    told(
+    reported(
         "fault_parted",
         32,
         0,
         &[&out],
         "meet at different instructions",
     );
-    told("fault_misaligned", 32, 0, &[&out, &out], "misaligned");
-    told("fault_beyond", 32, 128, &[&out], "access outside");
-    told(
+    reported("fault_misaligned", 32, 0, &[&out, &out], "misaligned");
+    reported("fault_beyond", 32, 128, &[&out], "access outside");
+    reported(
         "fault_before",
         32,
         128,
         &[&out],
         "beside an array in shared memory",
     );
-    told(
+    reported(
         "fault_beside",
         32,
         0,
         &[&out],
         "beside an array in shared memory",
     );
-    let bulk = |kernel, what| told(kernel, 32, 128, &[&out], what);
+    let bulk = |kernel, what| reported(kernel, 32, 128, &[&out], what);
     bulk(
         "fault_bulk_short",
         "waits for ever at the phase of an mbarrier",
@@ -267,9 +267,9 @@ fn faults_are_told_and_the_machine_goes_on() {
     bulk("fault_bulk_beyond", "outside of shared memory");
     bulk("fault_bulk_left", "ends with bulk copies under way");
     bulk("fault_unmade", "an mbarrier that nobody made");
-    told("no_kernel", 32, 0, &[&out], "no such kernel");
-    told("fault_race", 64, 0, &[], "0 arguments for 1");
-    told("fault_race", 33, 0, &[&out], "a block of a wrong size");
+    reported("no_kernel", 32, 0, &[&out], "no such kernel");
+    reported("fault_race", 64, 0, &[], "0 arguments for 1");
+    reported("fault_race", 33, 0, &[&out], "a block of a wrong size");
     let outside = norm(300, 100_000, Order::Forward).unwrap_err();
     assert!(outside.contains("access outside"), "{outside}");
     assert!(norm(300, 300, Order::Forward).is_ok());

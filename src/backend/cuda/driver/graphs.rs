@@ -143,7 +143,7 @@ mod tests {
     /// Writes down what it is asked, and refuses captures where it is told to.
     #[derive(Default)]
     struct Script {
-        told: Vec<String>,
+        calls: Vec<String>,
         refuses: Option<BackendError>,
     }
 
@@ -151,24 +151,24 @@ mod tests {
         type Graph = usize;
 
         fn commands(&mut self, commands: &[Command]) -> Result<()> {
-            self.told.push(format!("run {}", commands.len()));
+            self.calls.push(format!("run {}", commands.len()));
             Ok(())
         }
 
         fn capture(&mut self, commands: &[Command]) -> Result<usize> {
-            self.told.push(format!("capture {}", commands.len()));
+            self.calls.push(format!("capture {}", commands.len()));
             self.refuses.clone().map_or(Ok(commands.len()), Err)
         }
 
         fn launch(&mut self, graph: &usize) -> Result<()> {
-            self.told.push(format!("launch {graph}"));
+            self.calls.push(format!("launch {graph}"));
             Ok(())
         }
     }
 
     impl Script {
-        fn told(&mut self) -> Vec<String> {
-            std::mem::take(&mut self.told)
+        fn taken(&mut self) -> Vec<String> {
+            std::mem::take(&mut self.calls)
         }
     }
 
@@ -179,14 +179,14 @@ mod tests {
             graphs.run(1, &list(1), &mut script).unwrap();
         }
         assert_eq!(
-            script.told(),
+            script.taken(),
             ["run 1", "capture 1", "launch 1", "launch 1"]
         );
         // Another step knows nothing of it, nor does this one once it was forgotten.
         graphs.run(2, &list(1), &mut script).unwrap();
         graphs.forget(1);
         graphs.run(1, &list(1), &mut script).unwrap();
-        assert_eq!(script.told(), ["run 1", "run 1"]);
+        assert_eq!(script.taken(), ["run 1", "run 1"]);
     }
 
     #[test]
@@ -200,7 +200,7 @@ mod tests {
             graphs.run(1, &list(1), &mut script).unwrap();
         }
         assert_eq!(
-            script.told(),
+            script.taken(),
             ["run 1", "capture 1", "run 1", "run 1", "run 1"]
         );
         // Other commands of the step still become a graph.
@@ -208,7 +208,7 @@ mod tests {
         for _ in 0..2 {
             graphs.run(1, &list(2), &mut script).unwrap();
         }
-        assert_eq!(script.told(), ["run 1", "capture 1", "launch 1"]);
+        assert_eq!(script.taken(), ["run 1", "capture 1", "launch 1"]);
     }
 
     #[test]
@@ -228,7 +228,7 @@ mod tests {
         for _ in 0..3 {
             graphs.run(1, &list(1), &mut script).unwrap();
         }
-        assert_eq!(script.told(), ["run 1", "run 1", "run 1"]);
+        assert_eq!(script.taken(), ["run 1", "run 1", "run 1"]);
     }
 
     #[test]
@@ -240,9 +240,9 @@ mod tests {
         graphs.run(1, &list(0), &mut script).unwrap();
         // One more than is remembered: the oldest goes, and that is no longer the first.
         graphs.run(1, &list(99), &mut script).unwrap();
-        script.told();
+        script.taken();
         graphs.run(1, &list(0), &mut script).unwrap();
         graphs.run(1, &list(1), &mut script).unwrap();
-        assert_eq!(script.told(), ["launch 1", "run 1"]);
+        assert_eq!(script.taken(), ["launch 1", "run 1"]);
     }
 }

@@ -38,7 +38,7 @@ const LEAST: (i32, i32) = (9, 0);
 const LEAST_DRIVER: i32 = 12_080;
 
 /// A call of the driver as one of ours.
-pub(super) fn told<T>(what: &str, result: std::result::Result<T, DriverError>) -> Result<T> {
+pub(super) fn driver_call<T>(what: &str, result: std::result::Result<T, DriverError>) -> Result<T> {
     result.map_err(|error| {
         let reason = reason(error);
         match error.0 {
@@ -95,7 +95,7 @@ fn count() -> Result<usize> {
             reason(error)
         ))
     })?;
-    let count = told("its number of devices", result::device::get_count())?;
+    let count = driver_call("its number of devices", result::device::get_count())?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
@@ -130,20 +130,20 @@ pub fn kernels_of(index: usize) -> Result<Found> {
 /// A device and its compute capability.
 fn describe(index: usize) -> Result<(Device, (i32, i32))> {
     let ordinal = i32::try_from(index).unwrap_or(i32::MAX);
-    let handle = told("a device", result::device::get(ordinal))?;
-    let name = told("a device's name", result::device::get_name(handle))?;
+    let handle = driver_call("a device", result::device::get(ordinal))?;
+    let name = driver_call("a device's name", result::device::get_name(handle))?;
     // SAFETY: the handle is the driver's own.
     let (bytes, major, minor) = unsafe {
         (
-            told("a device's memory", result::device::total_mem(handle))?,
-            told(
+            driver_call("a device's memory", result::device::total_mem(handle))?,
+            driver_call(
                 "a device's compute capability",
                 result::device::get_attribute(
                     handle,
                     Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 ),
             )?,
-            told(
+            driver_call(
                 "a device's compute capability",
                 result::device::get_attribute(
                     handle,
@@ -178,7 +178,7 @@ fn usable(device: &Device, capability: (i32, i32)) -> Result<i32> {
     }
     let mut version = 0;
     // SAFETY: it writes one integer.
-    told("its version", unsafe {
+    driver_call("its version", unsafe {
         sys::cuDriverGetVersion(&raw mut version).result()
     })?;
     if version < LEAST_DRIVER {
@@ -222,8 +222,8 @@ impl Driver {
         }
         let (device, capability) = describe(index)?;
         let version = usable(&device, capability)?;
-        let context = told("a context", CudaContext::new(index))?;
-        let stream = told("a stream", context.new_stream())?;
+        let context = driver_call("a context", CudaContext::new(index))?;
+        let stream = driver_call("a stream", context.new_stream())?;
         let state = State::new(&stream, capability, version)?;
         Ok(Self {
             device,
@@ -235,7 +235,7 @@ impl Driver {
 
     /// Makes the device's context this thread's.
     fn enter(&self) -> Result<()> {
-        told("its context", self.stream.context().bind_to_thread())
+        driver_call("its context", self.stream.context().bind_to_thread())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -268,7 +268,7 @@ impl Machine for Driver {
                     bytes,
                 })
             }
-            other => told(what, other),
+            other => driver_call(what, other),
         }
     }
 
@@ -287,7 +287,7 @@ impl Machine for Driver {
         // No capture may be under way: the copy would be encoded, not made.
         let _state = self.state();
         // SAFETY: the owner of the memory vouches for its size; the bytes live until the copy is done.
-        told("a copy to the device", unsafe {
+        driver_call("a copy to the device", unsafe {
             result::memcpy_htod_async(address, bytes, self.stream.cu_stream())
                 .and_then(|()| self.stream.synchronize())
         })

@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 
 use super::compile::{self, compile};
 use super::loader::{Loader, Origin};
-use super::{cuda_version, told, unavailable};
+use super::{cuda_version, driver_call, unavailable};
 use crate::backend::Result;
 use crate::backend::cuda::kernels;
 use crate::error::BackendError;
@@ -70,13 +70,13 @@ impl Functions {
     fn add(&mut self, entry: &'static str, module: sys::CUmodule) -> Result<()> {
         let name = CString::new(entry).map_err(|_| unknown(entry))?;
         // SAFETY: the module lives as long as `self`.
-        let handle = told(entry, unsafe { result::module::get_function(module, name) })?;
+        let handle = driver_call(entry, unsafe { result::module::get_function(module, name) })?;
         // The driver loads a function when it is first launched, unless it is told to now: not within a request, and not
         // while a stream is captured.
         // SAFETY: the function is of a module that lives.
-        told(entry, unsafe { sys::cuFuncLoad(handle) }.result())?;
+        driver_call(entry, unsafe { sys::cuFuncLoad(handle) }.result())?;
         // SAFETY: as above.
-        let own = told("shared memory", unsafe {
+        let own = driver_call("shared memory", unsafe {
             result::function::get_function_attribute(
                 handle,
                 sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
@@ -97,7 +97,7 @@ impl Functions {
             let attribute =
                 sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of a module that lives.
-            told("shared memory", unsafe {
+            driver_call("shared memory", unsafe {
                 result::function::set_function_attribute(
                     function.handle,
                     attribute,
@@ -126,7 +126,7 @@ fn taken(file: &str, mut code: Vec<u8>, driver: i32) -> Result<sys::CUmodule> {
                 | sys::CUresult::CUDA_ERROR_INVALID_IMAGE
         ))
     );
-    told(file, loaded).map_err(|error| {
+    driver_call(file, loaded).map_err(|error| {
         if older {
             unavailable(format!("{error}. {}", what_to_do(driver)))
         } else {

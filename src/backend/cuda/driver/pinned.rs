@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, result};
 
-use super::told;
+use super::driver_call;
 use crate::backend::Result;
 
 /// Buffers that wait at most: a few of each size that steps of one server ask for.
@@ -22,9 +22,9 @@ unsafe impl Send for Pinned {}
 
 impl Pinned {
     fn new(context: &Arc<CudaContext>, len: usize) -> Result<Self> {
-        told("its context", context.bind_to_thread())?;
+        driver_call("its context", context.bind_to_thread())?;
         // SAFETY: the context is current; the memory is freed in `drop`.
-        let at = told("pinned memory", unsafe { result::malloc_host(len, 0) })?.cast::<u8>();
+        let at = driver_call("pinned memory", unsafe { result::malloc_host(len, 0) })?.cast::<u8>();
         // SAFETY: it is ours, `len` bytes long, and has not been written.
         unsafe { at.write_bytes(0, len) };
         Ok(Self {

@@ -15,7 +15,7 @@ use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys::{self, cublasLtMatmulDescAttributes_t as Attribute, cudaDataType_t};
 use cudarc::driver::CudaStream;
 
-use super::{told, unavailable};
+use super::{driver_call, unavailable};
 use crate::backend::Result;
 use crate::backend::cuda::machine::{Command, Product};
 use crate::error::BackendError;
@@ -115,7 +115,7 @@ impl Products {
                  PyPI's nvidia-cublas on LD_LIBRARY_PATH",
             ));
         }
-        told("its context", stream.context().bind_to_thread())?;
+        driver_call("its context", stream.context().bind_to_thread())?;
         let handle = said("cuBLASLt", lt::create_handle())?;
         let mut products = Self {
             handle,
@@ -140,7 +140,7 @@ impl Products {
             )
         })?;
         // SAFETY: freed in `drop`.
-        products.workspace = told("a workspace", unsafe {
+        products.workspace = driver_call("a workspace", unsafe {
             cudarc::driver::result::malloc_sync(WORKSPACE)
         })?;
         Ok(products)

@@ -11,7 +11,7 @@ use cudarc::driver::{CudaEvent, CudaGraph, CudaStream, result};
 use super::graphs::{Graphs, Runner};
 use super::modules::Functions;
 use super::product::Products;
-use super::{Pinned, Spare, told};
+use super::{Pinned, Spare, driver_call};
 use crate::backend::Result;
 use crate::backend::cuda::machine::{Answers, Command, Launch, Work};
 use crate::backend::cuda::step::NO_STEP;
@@ -91,7 +91,7 @@ impl State {
             pinned.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
             let pinned = pending.upload.insert(pinned);
             // SAFETY: the address has room for the batch; the pinned memory is kept until an event after the copy.
-            told("a batch", unsafe {
+            driver_call("a batch", unsafe {
                 result::memcpy_htod_async(address, &pinned.bytes()[..bytes.len()], stream)
             })?;
         }
@@ -121,7 +121,7 @@ impl State {
                 rest = others;
                 if !part.is_empty() {
                     // SAFETY: the address has so many bytes; the pinned memory is kept until an event after the copy.
-                    told("an answer", unsafe {
+                    driver_call("an answer", unsafe {
                         result::memcpy_dtoh_async(part, *address, stream)
                     })?;
                 }
@@ -152,12 +152,12 @@ impl Runner for Queue {
         // What asks a library or the driver anything does so now: while a stream is captured neither may be asked.
         self.products.plan_all(commands)?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        told("a capture", self.stream.begin_capture(mode))?;
+        driver_call("a capture", self.stream.begin_capture(mode))?;
         let encoded = self.commands(commands);
         // The capture ends here, whatever happened since it began.
         let ended = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         encoded?;
-        let graph = told("a capture", ended)?.ok_or_else(|| BackendError::Driver {
+        let graph = driver_call("a capture", ended)?.ok_or_else(|| BackendError::Driver {
             backend: "cuda",
             what: "a capture".to_owned(),
             reason: "it gave no graph".to_owned(),
@@ -166,7 +166,7 @@ impl Runner for Queue {
     }
 
     fn launch(&mut self, graph: &Graph) -> Result<()> {
-        told("a graph", graph.0.launch())
+        driver_call("a graph", graph.0.launch())
     }
 }
 
@@ -174,7 +174,7 @@ impl Queue {
     /// The stream's present end.
     fn mark(&self, timed: bool) -> Result<CudaEvent> {
         let flags = timed.then_some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        told("an event", self.stream.record_event(flags))
+        driver_call("an event", self.stream.record_event(flags))
     }
 
     fn command(&mut self, command: &Command) -> Result<()> {
@@ -182,7 +182,7 @@ impl Queue {
             Command::Launch(launch) => self.kernel(launch),
             Command::Product(product) => self.products.run(&self.stream, product),
             // SAFETY: whoever records a copy vouches for its two ends.
-            Command::Copy { from, to, bytes } => told("a copy", unsafe {
+            Command::Copy { from, to, bytes } => driver_call("a copy", unsafe {
                 result::memcpy_dtod_async(*to, *from, *bytes as usize, self.stream.cu_stream())
             }),
         }
@@ -202,7 +202,7 @@ impl Queue {
         let [x, y, z] = launch.grid;
         // SAFETY: the arguments are of the types that the kernel declares, which the emulated machine checks, and point to
         // memory that lives as long as the step; the driver copies them before it returns.
-        told(launch.kernel, unsafe {
+        driver_call(launch.kernel, unsafe {
             result::launch_kernel(
                 function,
                 (x, y, z),
@@ -231,10 +231,10 @@ impl Pending {
         let Some(event) = self.event.take() else {
             return Ok(answers);
         };
-        told("a step", event.synchronize())?;
+        driver_call("a step", event.synchronize())?;
         let ends = self.marks.iter().skip(1).map(|(_, event)| event);
         for ((operation, start), end) in self.marks.iter().zip(ends.chain([&event])) {
-            let milliseconds = told("an event's time", start.elapsed_ms(end))?;
+            let milliseconds = driver_call("an event's time", start.elapsed_ms(end))?;
             let milliseconds = f64::from(milliseconds);
             answers.milliseconds.push((*operation, milliseconds));
         }
