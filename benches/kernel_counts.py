@@ -37,7 +37,7 @@ WAIT, NEAR = 0.7, 0.3
 # Of its issue slots, what a kernel takes whose few warps meet at barriers.
 ISSUED = 0.63
 # Instructions of a warp along the way that nearly all chunks, tokens or rows take: a chunk that is full, anchored in its middle and
-# not the first of its piece; bf16 weights; one row. Counted by hand in the listing, whose branches and loops hold more.
+# not the first of its segment; bf16 weights; one row. Counted by hand in the listing, whose branches and loops hold more.
 ALONG = {"kda_prepare_fused_128": 2870, "kda_decode": 1170, "mla_absorb": 760, "mla_merge": 850, "mla_merge, four rows": 1800}
 # Clocks of a scanned chunk, of which 430 are products: docs/performance/hopper.md, "KDA prefill".
 SCANNED = 680

@@ -8,8 +8,8 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Backend, Batch, Capacity, Element, Linear, Op, Piece, Program, Rows, Shard, Slot, TensorValues,
-    WeightSource,
+    Backend, Batch, Capacity, Element, Linear, Op, Program, Rows, Segment, Shard, Slot,
+    TensorValues, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
 
@@ -52,7 +52,7 @@ fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
         .unwrap();
     let capacity = Capacity {
         tokens: rows,
-        pieces: 1,
+        segments: 1,
         outputs: 0,
         blocks: 0,
         checkpoints: 0,
@@ -64,7 +64,7 @@ fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
     })];
     let program: Program = ops.into_iter().collect();
     let mut step = backend.compile(&program, capacity).unwrap();
-    let piece = Piece {
+    let segment = Segment {
         length: rows,
         position: 0,
         slot_in: None,
@@ -74,7 +74,7 @@ fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
     };
     let batch = Batch {
         tokens: vec![0; rows],
-        pieces: vec![piece],
+        segments: vec![segment],
         outputs: Vec::new(),
     };
     bencher

@@ -1,15 +1,15 @@
 // The routed experts. Twin of src/backend/cpu/experts.rs.
 //
-// Rows of pieces of a single token take the path for few: a block has some rows of one chosen expert's weights, and
-// multiplies them with every row that chose the expert. Rows of longer pieces are grouped by expert and multiplied in tiles.
-// Which path a row takes depends on its piece alone, and its sums on itself, so its arithmetic does not depend on what else
+// Rows of segments of a single token take the path for few: a block has some rows of one chosen expert's weights, and
+// multiplies them with every row that chose the expert. Rows of longer segments are grouped by expert and multiplied in tiles.
+// Which path a row takes depends on its segment alone, and its sums on itself, so its arithmetic does not depend on what else
 // is in the batch. A "place" is a token's choice of an expert: token * top_k + choice.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/eights.h"
 #include "shared/tile.h"
 
-// Place number `i` of single rows, and of longer pieces.
+// Place number `i` of single rows, and of longer segments.
 static __device__ __forceinline__ u32 single_place(const u32* batch, u32 top_k, u32 i) {
     return batch[batch[AT_ROWS] + batch[SEVERAL_ROWS] + i / top_k] * top_k + i % top_k;
 }
@@ -183,10 +183,10 @@ extern "C" __global__ void __launch_bounds__(256, 3) experts_few_out(
 }
 ENTRY(experts_few_out)
 
-// Places of longer pieces that a block counts and lists.
+// Places of longer segments that a block counts and lists.
 #define SHARE 2048
 
-// How often each share of the places of longer pieces chose each expert. Grid (ceil(places / 2048)), block 256.
+// How often each share of the places of longer segments chose each expert. Grid (ceil(places / 2048)), block 256.
 //   batch    the batch
 //   ids      [T, top_k] u32
 //   counts   [shares, experts] u32
@@ -290,7 +290,7 @@ static __device__ __forceinline__ void sort_places(
     }
 }
 
-// Places of longer pieces in tiles, sorted by expert. Grid (ceil(places / 2048)), block 256.
+// Places of longer segments in tiles, sorted by expert. Grid (ceil(places / 2048)), block 256.
 //   batch    the batch
 //   ids      [T, top_k] u32
 //   counts   from `experts_count`

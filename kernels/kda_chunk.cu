@@ -210,8 +210,8 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     Words header = words_at(batch, HEADER);
     u32 chunks = header[form == ALL_CHUNKS ? CHUNK_TOTAL : SEVERAL_CHUNKS];
     Words words = words_at(batch + header[AT_CHUNKS] + 4 * min(chunk, max(chunks, 1u) - 1), 4);
-    const u32* piece = batch + header[AT_PIECES] + words[2] * PIECE;
-    Place place = {words[0], words[1], piece[START], piece[SLOT_IN]};
+    const u32* segment = batch + header[AT_SEGMENTS] + words[2] * SEGMENT;
+    Place place = {words[0], words[1], segment[START], segment[SLOT_IN]};
     if (chunk >= chunks) return;
     u32 channels = channels_of(h);
 
@@ -413,7 +413,7 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
 
 // `kda_prepare`: images of chunks, from what the convolution and the gates left. Grid (chunks, heads), block 128; dynamic
 // shared memory image_bytes + 160 P, with P the padded K. A grid may hold more chunks than the batch.
-//   batch      the batch; its chunks are those of pieces that run by chunks (`form`)
+//   batch      the batch; its chunks are those of segments that run by chunks (`form`)
 //   qkv        [T, channels] bf16, after the convolution
 //   gates      [T, heads K] f32: log decay           beta  [T, heads] f32
 //   workspace  [chunks, heads, image_bytes], aligned to 16 bytes

@@ -5,9 +5,9 @@
 // registers, transposed, so that what one product leaves is an operand of the next; a block has as many warps as the
 // launch gives it, which share an image's common part. Columns are independent: how many a block has changes no bit.
 //
-// A long piece of few heads is cut into segments, each an affine map of its entry state, S_out = M S_in + B.
+// A long segment of few heads is cut into splits, each an affine map of its entry state, S_out = M S_in + B.
 // `kda_operators` finds B, the scan from the zero state, and M, the scan from the identity with nothing written, of all
-// segments at once; `kda_seeds` makes of them the state that each segment truly starts from; `kda_scan` runs them all.
+// splits at once; `kda_seeds` makes of them the state that each split truly starts from; `kda_scan` runs them all.
 //
 // Images come in by the copy engine: common part and values, two copies a chunk.
 #include "shared/kernel.h"
@@ -56,10 +56,10 @@ static __device__ __forceinline__ void store_state(
     }
 }
 
-// Columns of a segment's operator, [columns of B, then of M][PADDED]: B padded to a multiple of 16, M of PADDED columns.
+// Columns of a split's operator, [columns of B, then of M][PADDED]: B padded to a multiple of 16, M of PADDED columns.
 template <int PADDED>
-static __device__ __forceinline__ u64 operator_at(const Heads& h, u32 segment, u32 head, u32 column) {
-    return (((u64)segment * h.heads + head) * (value_tiles(h.value_width) * 16 + PADDED) + column) * PADDED;
+static __device__ __forceinline__ u64 operator_at(const Heads& h, u32 split, u32 head, u32 column) {
+    return (((u64)split * h.heads + head) * (value_tiles(h.value_width) * 16 + PADDED) + column) * PADDED;
 }
 
 // Sixteen columns of an operator from `at` on: where a lane has its pair of keys of column lane / 4.
@@ -213,7 +213,7 @@ struct Images {
 
 // A run of chunks as the batch lists it.
 struct Run {
-    u32 piece, chunk, count, segment;
+    u32 segment, chunk, count, split;
 };
 static __device__ __forceinline__ Run run_of(const u32* batch, u32 n) {
     const u32* words = batch + batch[AT_SCANS] + 4 * n;
@@ -254,16 +254,16 @@ static __device__ __forceinline__ Images begin_images(
 
 // Tails of the convolution, where `kda_prepare_fused` read them: the block's channels of V, one block's of a key head.
 static __device__ __forceinline__ void keep_block_conv_states(
-    const Conv& conv, const u32* batch, const Heads& h, u32 piece, u32 head, u32 first_column) {
+    const Conv& conv, const u32* batch, const Heads& h, u32 segment, u32 head, u32 first_column) {
     u32 channels = channels_of(h), threads = blockDim.x;
     u32 end = min(first_column + threads / 2, h.value_width);
     for (u32 e = first_column + threadIdx.x; e < end; e += threads) {
-        keep_conv_states(conv, channels, batch, piece, value_channel(h, head) + e);
+        keep_conv_states(conv, channels, batch, segment, value_channel(h, head) + e);
     }
     if (blockIdx.x == 0 && head % (h.heads / h.key_heads) == 0) {
         for (u32 d = threadIdx.x; d < h.key_width; d += threads) {
-            keep_conv_states(conv, channels, batch, piece, query_channel(h, head) + d);
-            keep_conv_states(conv, channels, batch, piece, query_channel(h, head) + h.key_heads * h.key_width + d);
+            keep_conv_states(conv, channels, batch, segment, query_channel(h, head) + d);
+            keep_conv_states(conv, channels, batch, segment, query_channel(h, head) + h.key_heads * h.key_width + d);
         }
     }
 }
@@ -281,17 +281,17 @@ static __device__ __forceinline__ void scan(
     u32 first = blockIdx.x * warps, tiles = min(warps, value_tiles(h.value_width) - first), column = (first + warp) * 16;
     Images images = begin_images<PADDED>(full, empty, workspace, h, run, head, first, tiles, tiles);
     bf16* own = (bf16*)outputs + warp * TILE;
-    u32 end = piece_word(batch, run.piece, CHUNKS) + piece_word(batch, run.piece, CHUNK_COUNT);
+    u32 end = segment_word(batch, run.segment, CHUNKS) + segment_word(batch, run.segment, CHUNK_COUNT);
     const u32* chunks = batch + batch[AT_CHUNKS] + 4 * run.chunk;
     if (warp < tiles) {
         // Words of a chunk are asked for while the one before it is worked on.
         Chunk next = {0, 0, NONE};
         if (run.count > 0) next = chunk_of(chunks, 0);
         State<PADDED> state;
-        if (run.segment == NONE) {
-            load_state(state, states, h, piece_word(batch, run.piece, SLOT_IN), head, column);
+        if (run.split == NONE) {
+            load_state(state, states, h, segment_word(batch, run.segment, SLOT_IN), head, column);
         } else {
-            load_columns(state, operators + operator_at<PADDED>(h, run.segment, head, column));
+            load_columns(state, operators + operator_at<PADDED>(h, run.split, head, column));
         }
         for (u32 n = 0; n < run.count; n++) {
             Chunk chunk = next;
@@ -317,25 +317,25 @@ static __device__ __forceinline__ void scan(
             if (chunk.slot != NONE) store_state(state, states, h, chunk.slot, head, column);
             __syncwarp();
         }
-        // The piece's last run.
+        // The segment's last run.
         if (run.chunk + run.count == end) {
-            store_state(state, states, h, piece_word(batch, run.piece, SLOT_OUT), head, column);
+            store_state(state, states, h, segment_word(batch, run.segment, SLOT_OUT), head, column);
         }
     }
     if (conv.input != nullptr && run.chunk + run.count == end) {
-        keep_block_conv_states(conv, batch, h, run.piece, head, first * 16);
+        keep_block_conv_states(conv, batch, h, run.segment, head, first * 16);
     }
 }
 
 // Runs of chunks, those of each in their order. Grid (ceil(V / 16 W), heads, scans), block 32 W, W at most 8; dynamic
 // shared memory 5 (512 (P/4 + 1) + 4 P + 528 W). K is at most P. A grid may hold more scans than the batch; a run of no
 // chunks has its state copied.
-//   batch      the batch; its scans are those of pieces that run by chunks (`form`)
+//   batch      the batch; its scans are those of segments that run by chunks (`form`)
 //   workspace  what `kda_prepare` left
-//   operators  what `kda_seeds` left, or null where no piece is cut into segments
+//   operators  what `kda_seeds` left, or null where no segment is cut into splits
 //   states     [slots, heads, K, V] f32
 //   output     [T, heads V] bf16, aligned to 16 bytes
-//   input      [T, channels] bf16, before the convolution, where `kda_prepare_fused` ran: then the convolution states of the pieces'
+//   input      [T, channels] bf16, before the convolution, where `kda_prepare_fused` ran: then the convolution states of the segments'
 //              slots are written as well; else null
 //   convolution states      [slots, channels, 3] f32, or null
 #define KDA_SCAN(name, padded)                                                                                        \
@@ -359,8 +359,8 @@ static __device__ __forceinline__ void find_operators(
     SHARED(u64, full, STAGES);
     SHARED(u64, empty, STAGES);
     u32 head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32, warps = blockDim.x / 32;
-    if (blockIdx.z >= batch[SEGMENT_TOTAL]) return;
-    // Segments are the first of the list.
+    if (blockIdx.z >= batch[SPLIT_TOTAL]) return;
+    // Splits are the first of the list.
     Run run = run_of(batch, blockIdx.z);
     u32 first = blockIdx.x * warps, written = value_tiles(h.value_width), every = written + PADDED / 16;
     u32 tiles = first < written ? min(warps, written - first) : 0, active = min(warps, every - first);
@@ -386,7 +386,7 @@ static __device__ __forceinline__ void find_operators(
         __syncwarp();
         if (lane == 0) images.done(n);
     }
-    store_columns(state, operators + operator_at<PADDED>(h, run.segment, head, tile * 16));
+    store_columns(state, operators + operator_at<PADDED>(h, run.split, head, tile * 16));
 }
 
 template <int PADDED>
@@ -396,12 +396,12 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
     u32 written = value_tiles(h.value_width) * 16;
     if (blockIdx.z >= batch[CUT_TOTAL] || column >= written) return;
     const u32* words = batch + batch[AT_CUTS] + 3 * blockIdx.z;
-    u32 segment = words[1];
+    u32 split = words[1];
     State<PADDED> state;
-    load_state(state, states, h, piece_word(batch, words[0], SLOT_IN), head, column);
+    load_state(state, states, h, segment_word(batch, words[0], SLOT_IN), head, column);
     for (u32 n = 0; n < words[2]; n++) {
         // The entry state takes the place of B.
-        float* at = operators + operator_at<PADDED>(h, segment + n, head, column);
+        float* at = operators + operator_at<PADDED>(h, split + n, head, column);
         State<PADDED> next;
         load_columns(next, at);
         store_columns(state, at);
@@ -416,7 +416,7 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
                 split_pair(s[i % 2 * 2], s[i % 2 * 2 + 1], part[tile][i], rest[tile][i]);
             }
         }
-        const float* map = operators + operator_at<PADDED>(h, segment + n, head, written) + lane / 4;
+        const float* map = operators + operator_at<PADDED>(h, split + n, head, written) + lane / 4;
         #pragma unroll
         for (u32 to = 0; to < PADDED / 8; to++) {
             #pragma unroll
@@ -436,13 +436,13 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
     }
 }
 
-// `kda_operators`: the affine maps of all segments. Grid (ceil((ceil(V / 16) + P / 16) / W), heads, segments), block and
+// `kda_operators`: the affine maps of all splits. Grid (ceil((ceil(V / 16) + P / 16) / W), heads, splits), block and
 // shared memory as for `kda_scan`.
 // `kda_seeds`: the states that they start from, in the place of B. Grid (ceil(V / 64), heads, cuts), block 128.
 // Grids may hold more than the batch.
-//   operators  [segments, heads, 16 ceil(V / 16) + P, P] f32: columns of B, then of M
+//   operators  [splits, heads, 16 ceil(V / 16) + P, P] f32: columns of B, then of M
 //   states     [slots, heads, K, V] f32
-#define KDA_SEGMENTS(operators_name, seeds_name, padded)                                                              \
+#define KDA_SPLITS(operators_name, seeds_name, padded)                                                              \
     extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) operators_name(                                  \
         const u32* batch, const u8* workspace, float* operators, u32 heads, u32 key_width, u32 value_width) {         \
         find_operators<padded>(batch, workspace, operators, Heads{heads, heads, key_width, value_width});             \
@@ -452,9 +452,9 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
         find_seeds<padded>(batch, operators, states, Heads{heads, heads, key_width, value_width});                    \
     }
 
-KDA_SEGMENTS(kda_operators_32, kda_seeds_32, 32)
-KDA_SEGMENTS(kda_operators_64, kda_seeds_64, 64)
-KDA_SEGMENTS(kda_operators_128, kda_seeds_128, 128)
+KDA_SPLITS(kda_operators_32, kda_seeds_32, 32)
+KDA_SPLITS(kda_operators_64, kda_seeds_64, 64)
+KDA_SPLITS(kda_operators_128, kda_seeds_128, 128)
 ENTRY(kda_operators_32)
 ENTRY(kda_operators_64)
 ENTRY(kda_operators_128)

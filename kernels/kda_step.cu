@@ -34,7 +34,7 @@ struct Numbers {
 
 // Where a token's numbers come from and its output goes: after the convolution and the gates, before the gated norm ..
 struct PlainStep {
-    // Whether pieces may have more than one token.
+    // Whether segments may have more than one token.
     static constexpr bool SEVERAL = true;
     const bf16* qkv;
     const float* gates;
@@ -79,7 +79,7 @@ static __device__ __forceinline__ void load_weights(
     load_stored(x.norm, from.norm, from.norm_format, min(share.d, h.value_width - 1));
 }
 
-// Of row `row` of the batch; `slot` is one that no other piece writes.
+// Of row `row` of the batch; `slot` is one that no other segment writes.
 static __device__ __forceinline__ void load_inputs(
     PlainStep::Inputs& x, const PlainStep& from, const Heads& h, u32 row, u32, u32 head, const Share& share) {
     const bf16* at = from.qkv + (u64)row * channels_of(h);
@@ -129,7 +129,7 @@ static __device__ __forceinline__ Numbers numbers_of(
                    sigmoid(widen(x.write))};
 }
 
-// Leaves the convolution states of a piece of at most one token in a slot.
+// Leaves the convolution states of a segment of at most one token in a slot.
 static __device__ __forceinline__ void keep_conv_state_of(
     const FusedStep::Inputs& x, const FusedStep& from, const Heads& h, u32 length, bool past, u32 slot, const Share& share) {
     u32 channels = channels_of(h);
@@ -224,18 +224,18 @@ static __device__ __forceinline__ void step(
     SHARED(float, parts, STEP_WARPS * WIDEST);
     SHARED(float, squares, 8);
     SHARED(float, scratch, 32);
-    u32 head = blockIdx.x, piece = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    u32 head = blockIdx.x, segment = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     Share share = share_of(h, head);
     typename From::Weights weights;
     load_weights(weights, from, h, head, share);
-    // Two waits until the state's place is known: the header, the piece.
+    // Two waits until the state's place is known: the header, the segment.
     Words header = words_at(batch, HEADER);
-    u32 pieces = header[PIECES];
-    Words words = words_at(batch + header[AT_PIECES] + min(piece, max(pieces, 1u) - 1) * PIECE, PIECE);
+    u32 segments = header[SEGMENTS];
+    Words words = words_at(batch + header[AT_SEGMENTS] + min(segment, max(segments, 1u) - 1) * SEGMENT, SEGMENT);
     u32 start = words[START], length = words[LENGTH], slot = words[SLOT_IN], out = words[SLOT_OUT];
     u32 checkpoints = words[CHECKPOINT_COUNT];
     const u32* checkpoint = batch + words[CHECKPOINTS];
-    if (piece >= pieces || by_chunks(form, length)) return;
+    if (segment >= segments || by_chunks(form, length)) return;
 
     // The state first, what goes into the token under it.
     float4 state[STEP_ROWS];
@@ -312,7 +312,7 @@ static __device__ __forceinline__ void step(
     store_rows(state, states + state_at(h, out, head), h);
 }
 
-// Grid (heads, pieces), block 256. K and V are at most 128. Grids may hold more pieces than the batch; pieces that run by
+// Grid (heads, segments), block 256. K and V are at most 128. Grids may hold more segments than the batch; segments that run by
 // chunks (`form`) are left alone, one of no tokens has its state copied.
 //   batch   the batch
 //   qkv     [T, channels] bf16, after the convolution
@@ -326,7 +326,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_step(
 }
 ENTRY(kda_step)
 
-// A decode in one kernel, of pieces of a single token: convolution and its convolution states, gates, recurrence, gated norm. Grid and
+// A decode in one kernel, of segments of a single token: convolution and its convolution states, gates, recurrence, gated norm. Grid and
 // block as above. As many heads of keys as of values: a thread reads a channel of a convolution state and writes it.
 //   input    [T, channels] bf16, before the convolution
 //   weight   [channels, 4] of the format

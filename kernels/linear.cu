@@ -1,5 +1,5 @@
 // Products with few rows: those of single tokens and of outputs with weights in bf16, and all rows with weights that are
-// stored otherwise. Rows of longer pieces with weights in bf16 are cuBLASLt's. Twin of src/backend/cpu/linear.rs.
+// stored otherwise. Rows of longer segments with weights in bf16 are cuBLASLt's. Twin of src/backend/cpu/linear.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/eights.h"

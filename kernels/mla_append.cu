@@ -15,9 +15,9 @@ extern "C" __global__ void __launch_bounds__(128) mla_append(
     SHARED(float, scratch, 32);
     u32 t = blockIdx.x;
     if (t >= batch[TOKENS]) return;
-    u32 piece = owner(batch, t), width = latent + rope;
-    u32 position = piece_word(batch, piece, POSITION) + t - piece_word(batch, piece, START);
-    u32 block = batch[piece_word(batch, piece, BLOCKS) + position / block_tokens];
+    u32 segment = owner(batch, t), width = latent + rope;
+    u32 position = segment_word(batch, segment, POSITION) + t - segment_word(batch, segment, START);
+    u32 block = batch[segment_word(batch, segment, BLOCKS) + position / block_tokens];
     bf16* output = latents + ((u64)block * block_tokens + position % block_tokens) * width;
     input += (u64)t * width;
     float squares = 0.0f;

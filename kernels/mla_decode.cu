@@ -187,8 +187,8 @@ static __device__ __forceinline__ void attend(
         const u32* own = batch + batch[AT_SPANNED] + 2 * number;
         if (own[1] > 1) span = spans[2 * (own[0] + 1) + 1];
     }
-    u32 row = row_of(batch, single, number), piece = owner(batch, row);
-    u32 end = piece_word(batch, piece, POSITION) + row - piece_word(batch, piece, START) + 1;
+    u32 row = row_of(batch, single, number), segment = owner(batch, row);
+    u32 end = segment_word(batch, segment, POSITION) + row - segment_word(batch, segment, START) + 1;
     if (span != NONE) end = min(end, begin + span);
     u32 first_head = blockIdx.y * HEADS, own_heads = min((u32)HEADS, heads - first_head);
     u32 runs = (end - begin + RUN - 1) / RUN;
@@ -199,7 +199,7 @@ static __device__ __forceinline__ void attend(
     float* scores = (float*)(chances + 2 * (RUN / 16) * TILE);  // [PARTS][HEADS][SCORE_STRIDE]
     float* keep = scores + PARTS * HEADS * SCORE_STRIDE;         // [HEADS]
 
-    Fetch fetch{a, tiles, latents, batch + piece_word(batch, piece, BLOCKS), end, 0};
+    Fetch fetch{a, tiles, latents, batch + segment_word(batch, segment, BLOCKS), end, 0};
     u32 own_row = thread / 8;
     fetch.look(begin + own_row);
     auto fetch_run = [&](u32 run) {

@@ -25,7 +25,7 @@
 #define QUERIES (16 * TILES)
 #define LOG2_E 1.4426950408889634f
 
-// Words of window `number`: piece, first position, positions, first tile.
+// Words of window `number`: segment, first position, positions, first tile.
 static __device__ __forceinline__ const u32* window_words(const u32* batch, u32 number) {
     return batch + batch[AT_WINDOWS] + 4 * number;
 }
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(64) mla_gather(
     const u32* window = window_words(batch, number);
     if (blockIdx.x >= window[2]) return;
     Attention a{0, latent, 0, rope, 0, block_tokens};
-    const bf16* from = latent_row(a, latents, batch + piece_word(batch, window[0], BLOCKS), window[1] + blockIdx.x);
+    const bf16* from = latent_row(a, latents, batch + segment_word(batch, window[0], BLOCKS), window[1] + blockIdx.x);
     bf16* to = gathered + (u64)blockIdx.x * latent;
     if (latent % 8 == 0 && rope % 8 == 0) {
         for (u32 i = threadIdx.x; i < latent / 8; i += 64) ((uint4*)to)[i] = ((const uint4*)from)[i];
@@ -75,7 +75,7 @@ static __device__ __forceinline__ void images(
     u32 run = blockIdx.x, head = blockIdx.y, first = run * RUN;
     if (first >= window[2]) return;
     u32 count = min((u32)RUN, window[2] - first);
-    const u32* table = batch + piece_word(batch, window[0], BLOCKS);
+    const u32* table = batch + segment_word(batch, window[0], BLOCKS);
     bf16* image = images + ((u64)run * a.heads + head) * image_elements<KEY, VALUE>();
     bf16* values = image + KEY * RUN;
     // Eight columns of a key or a value at a position, zeros where there are none.
@@ -145,10 +145,10 @@ static __device__ __forceinline__ void attend(
     bf16* stages = (bf16*)dynamic_shared();
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
     const u32* window = window_words(batch, number);
-    u32 piece = window[0], first = window[1], window_end = first + window[2];
-    u32 position = piece_word(batch, piece, POSITION), length = piece_word(batch, piece, LENGTH);
-    u32 start = piece_word(batch, piece, START);
-    // This block's tokens of the piece, and this warp's. What takes longest comes first.
+    u32 segment = window[0], first = window[1], window_end = first + window[2];
+    u32 position = segment_word(batch, segment, POSITION), length = segment_word(batch, segment, LENGTH);
+    u32 start = segment_word(batch, segment, START);
+    // This block's tokens of the segment, and this warp's. What takes longest comes first.
     u32 block_token = (gridDim.x - 1 - blockIdx.x) * WARPS * QUERIES;
     if (block_token >= length) return;
     u32 end = min(window_end, position + min(block_token + WARPS * QUERIES, length));
@@ -363,7 +363,7 @@ static __device__ __forceinline__ void attend(
     }
 }
 
-// Grid (ceil(tokens of the window's piece / 256), heads), block 256; dynamic shared memory 256 (P + Q) + 32 + 512 P
+// Grid (ceil(tokens of the window's segment / 256), heads), block 256; dynamic shared memory 256 (P + Q) + 32 + 512 P
 // bytes, with P and Q the widths of key and value that the entry takes at most.
 //   batch     the batch; `number` is the window's
 //   query     [T, heads (nope + rope)] bf16, aligned to 16 bytes

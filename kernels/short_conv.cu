@@ -1,10 +1,10 @@
-// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between pieces. Twin of
+// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between segments. Twin of
 // src/backend/cpu/short_conv.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/weight.h"
 
-// The input of channel `c`, `back` tokens before token `t` of a piece, back < taps; from the convolution state before the piece, and
+// The input of channel `c`, `back` tokens before token `t` of a segment, back < taps; from the convolution state before the segment, and
 // zero before the sequence.
 static __device__ __forceinline__ float before(
     const bf16* input, const float* conv_states, u32 start, u32 slot, u32 channels, u32 taps, u32 t, u32 back, u32 c) {
@@ -26,8 +26,8 @@ extern "C" __global__ void __launch_bounds__(256) short_conv(
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
     if (i >= (u64)batch[TOKENS] * channels) return;
     u32 row = (u32)(i / channels), c = (u32)(i % channels);
-    u32 piece = owner(batch, row);
-    u32 start = piece_word(batch, piece, START), slot = piece_word(batch, piece, SLOT_IN);
+    u32 segment = owner(batch, row);
+    u32 start = segment_word(batch, segment, START), slot = segment_word(batch, segment, SLOT_IN);
     float sum = 0.0f;
     for (u32 j = 0; j < taps; j++) {
         float x = before(input, conv_states, start, slot, channels, taps, row - start, taps - 1 - j, c);
@@ -40,30 +40,30 @@ ENTRY(short_conv)
 // The most inputs that a convolution state keeps.
 #define MOST_KEPT 15
 
-// Tails at each checkpoint and at the end of every piece; a thread a channel of a piece. The piece's own convolution state is read
-// before it may be overwritten: a slot may be read and written by the same piece.
+// Tails at each checkpoint and at the end of every segment; a thread a channel of a segment. The segment's own convolution state is read
+// before it may be overwritten: a slot may be read and written by the same segment.
 //   batch   the batch
 //   input   [T, channels] bf16
 //   convolution states   [slots, channels, taps - 1] f32
 extern "C" __global__ void __launch_bounds__(256) short_conv_states(
     const u32* batch, const bf16* input, float* conv_states, u32 channels, u32 taps) {
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
-    if (i >= (u64)batch[PIECES] * channels) return;
-    u32 piece = (u32)(i / channels), c = (u32)(i % channels), kept = taps - 1;
-    u32 start = piece_word(batch, piece, START), length = piece_word(batch, piece, LENGTH);
-    u32 slot = piece_word(batch, piece, SLOT_IN);
+    if (i >= (u64)batch[SEGMENTS] * channels) return;
+    u32 segment = (u32)(i / channels), c = (u32)(i % channels), kept = taps - 1;
+    u32 start = segment_word(batch, segment, START), length = segment_word(batch, segment, LENGTH);
+    u32 slot = segment_word(batch, segment, SLOT_IN);
     float last[MOST_KEPT];
 #pragma unroll
     for (u32 j = 0; j < MOST_KEPT; j++) {
         last[j] = j < kept ? before(input, conv_states, start, slot, channels, taps, length, kept - j, c) : 0.0f;
     }
-    u32 checkpoints = piece_word(batch, piece, CHECKPOINTS), count = piece_word(batch, piece, CHECKPOINT_COUNT);
+    u32 checkpoints = segment_word(batch, segment, CHECKPOINTS), count = segment_word(batch, segment, CHECKPOINT_COUNT);
     for (u32 n = 0; n < count; n++) {
         u32 after = batch[checkpoints + 2 * n];
         float* conv_state = conv_states + ((u64)batch[checkpoints + 2 * n + 1] * channels + c) * kept;
         for (u32 j = 0; j < kept; j++) conv_state[j] = before(input, conv_states, start, slot, channels, taps, after, kept - j, c);
     }
-    float* conv_state = conv_states + ((u64)piece_word(batch, piece, SLOT_OUT) * channels + c) * kept;
+    float* conv_state = conv_states + ((u64)segment_word(batch, segment, SLOT_OUT) * channels + c) * kept;
 #pragma unroll
     for (u32 j = 0; j < MOST_KEPT; j++) {
         if (j < kept) conv_state[j] = last[j];

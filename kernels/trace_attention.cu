@@ -27,7 +27,7 @@ ENTRY(trace_attention_absorb)
 #define SPAN 128
 
 // The scores of a span (x) of a row (y), their greatest and the sum of their exponentials beside it; a block of 128 threads,
-// a warp a position. Places past the row's own position are left alone; for rows of longer pieces there are none.
+// a warp a position. Places past the row's own position are left alone; for rows of longer segments there are none.
 //   latents  [blocks, block_tokens, latent + rope] bf16
 //   output   [T, places] f32
 //   spans    [T, ceil(places / SPAN), 2] f32
@@ -38,11 +38,11 @@ extern "C" __global__ void __launch_bounds__(128) trace_attention_score(
     SHARED(float, scores, SPAN);
     u32 row = blockIdx.y, first = blockIdx.x * SPAN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch[TOKENS] || first >= places) return;
-    u32 piece = owner(batch, row);
-    if (piece_word(batch, piece, LENGTH) != 1) return;
-    u32 seen = min(piece_word(batch, piece, POSITION) + 1, places);
+    u32 segment = owner(batch, row);
+    if (segment_word(batch, segment, LENGTH) != 1) return;
+    u32 seen = min(segment_word(batch, segment, POSITION) + 1, places);
     if (first >= seen) return;
-    const u32* blocks = batch + piece_word(batch, piece, BLOCKS);
+    const u32* blocks = batch + segment_word(batch, segment, BLOCKS);
     query += ((u64)row * heads + head) * (nope + rope) + nope;
     absorbed += (u64)row * latent;
     for (u32 i = warp; i < SPAN; i += 4) {
@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(128) trace_attention_score(
 ENTRY(trace_attention_score)
 
 // Scores to weights, with what all spans of the row came to; a block of 128 threads a span (x) of a row (y). What its own
-// span has past the row's position is zero, all of it for rows of longer pieces.
+// span has past the row's position is zero, all of it for rows of longer segments.
 //   output  [T, places] f32
 //   spans   [T, ceil(places / SPAN), 2] f32
 extern "C" __global__ void __launch_bounds__(128) trace_attention_weigh(
@@ -83,8 +83,8 @@ extern "C" __global__ void __launch_bounds__(128) trace_attention_weigh(
     SHARED(float, scratch, 32);
     u32 row = blockIdx.y, position = blockIdx.x * SPAN + threadIdx.x;
     if (row >= batch[TOKENS]) return;
-    u32 piece = owner(batch, row), seen = 0;
-    if (piece_word(batch, piece, LENGTH) == 1) seen = min(piece_word(batch, piece, POSITION) + 1, places);
+    u32 segment = owner(batch, row), seen = 0;
+    if (segment_word(batch, segment, LENGTH) == 1) seen = min(segment_word(batch, segment, POSITION) + 1, places);
     spans += 2 * (u64)row * ((places + SPAN - 1) / SPAN);
     u32 count = (seen + SPAN - 1) / SPAN;
     float greatest = -INFINITE;

@@ -2,7 +2,7 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// output = mean over a head of sigmoid(gate), 0 for rows of longer pieces; a warp a head, eight a block. Of `layers` the
+// output = mean over a head of sigmoid(gate), 0 for rows of longer segments; a warp a head, eight a block. Of `layers` the
 // part of `layer` is written.
 //   batch   the batch
 //   gate    [T, heads * width] bf16
@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(256) trace_gate(
     u32 lane = threadIdx.x % 32;
     if (head >= (u64)batch[TOKENS] * heads) return;
     float sum = 0.0f;
-    if (piece_word(batch, owner(batch, (u32)(head / heads)), LENGTH) == 1) {
+    if (segment_word(batch, owner(batch, (u32)(head / heads)), LENGTH) == 1) {
         for (u32 i = lane; i < width; i += 32) sum += sigmoid(widen(gate[head * width + i]));
     }
     sum = warp_sum(sum);

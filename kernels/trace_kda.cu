@@ -7,7 +7,7 @@
 // error that it corrects, the mean decay, the write strength. Then come the log decays.
 #define NUMBERS 5
 
-// A block of 128 threads a row (x) and head (y); rows of longer pieces are zero. Of `layers` the part of `layer` is written.
+// A block of 128 threads a row (x) and head (y); rows of longer segments are zero. Of `layers` the part of `layer` is written.
 //   batch   the batch
 //   qkv     [T, channels] bf16, channels = 2 key_heads key_width + heads value_width
 //   gates   [T, heads * key_width] f32
@@ -24,12 +24,12 @@ extern "C" __global__ void __launch_bounds__(128) trace_kda(
     u32 row = blockIdx.x, head = blockIdx.y, record = NUMBERS + key_width;
     if (row >= batch[TOKENS]) return;
     output += (((u64)row * layers + layer) * heads + head) * record;
-    u32 piece = owner(batch, row);
-    if (piece_word(batch, piece, LENGTH) != 1) {
+    u32 segment = owner(batch, row);
+    if (segment_word(batch, segment, LENGTH) != 1) {
         for (u32 i = threadIdx.x; i < record; i += blockDim.x) output[i] = 0.0f;
         return;
     }
-    u32 slot = piece_word(batch, piece, SLOT_IN), key_head = head / (heads / key_heads);
+    u32 slot = segment_word(batch, segment, SLOT_IN), key_head = head / (heads / key_heads);
     const bf16* channels = qkv + (u64)row * (2 * key_heads * key_width + heads * value_width);
     const bf16* key = channels + (key_heads + key_head) * key_width;
     const bf16* value = channels + 2 * key_heads * key_width + head * value_width;

@@ -2,7 +2,7 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// A block of 32 threads a row; rows of longer pieces are zero. Of `layers` the part of `layer` is written.
+// A block of 32 threads a row; rows of longer segments are zero. Of `layers` the part of `layer` is written.
 //   batch    the batch
 //   experts  [T, top] u32
 //   weights  [T, top] f32
@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(32) trace_route(
     const u32* batch, const u32* experts, const float* weights, float* output, u32 top, u32 layer, u32 layers) {
     u32 row = blockIdx.x;
     if (row >= batch[TOKENS]) return;
-    bool single = piece_word(batch, owner(batch, row), LENGTH) == 1;
+    bool single = segment_word(batch, owner(batch, row), LENGTH) == 1;
     output += ((u64)row * layers + layer) * 2 * top;
     for (u32 i = threadIdx.x; i < top; i += 32) {
         output[i] = single ? (float)experts[(u64)row * top + i] : 0.0f;

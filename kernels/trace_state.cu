@@ -3,7 +3,7 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// A thread an element (x) of a row (y), 256 a block; rows of longer pieces are zero.
+// A thread an element (x) of a row (y), 256 a block; rows of longer segments are zero.
 //   batch   the batch
 //   states  [slots, heads, size] f32, size = key_width * value_width
 //   output  [T, size] f32
@@ -11,10 +11,10 @@ extern "C" __global__ void __launch_bounds__(256) trace_state(
     const u32* batch, const float* states, float* output, u32 heads, u32 head, u32 size) {
     u32 row = blockIdx.y, at = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= batch[TOKENS] || at >= size) return;
-    u32 piece = owner(batch, row);
+    u32 segment = owner(batch, row);
     float value = 0.0f;
-    if (piece_word(batch, piece, LENGTH) == 1) {
-        value = states[((u64)piece_word(batch, piece, SLOT_OUT) * heads + head) * size + at];
+    if (segment_word(batch, segment, LENGTH) == 1) {
+        value = states[((u64)segment_word(batch, segment, SLOT_OUT) * heads + head) * size + at];
     }
     output[(u64)row * size + at] = value;
 }

@@ -2,7 +2,7 @@
 // `src/backend/cpu/kda_chunk.rs`.
 //
 // Two dispatches: `prepare` works on all chunks at once, on whatever does not depend on the state; `scan` walks through
-// the chunks of a piece, a workgroup for sixteen columns of one head's state, held in workgroup memory.
+// the chunks of a segment, a workgroup for sixteen columns of one head's state, held in workgroup memory.
 //
 // Gates have no lower bound, so `exp(G_i - G_j)` is never split as `exp(G_i) exp(-G_j)`, which overflows. Each block
 // of the two C x C matrices gets an anchor between its rows and its columns instead (dyadic anchors): both factors are
@@ -188,20 +188,20 @@ var<workgroup> state: array<f32, KEY_WIDTH * COLUMNS>;   // [K, COLUMNS]
 var<workgroup> write: array<f32, 256>;                   // [C, COLUMNS]: U, what each token writes
 var<workgroup> a: array<f32, 512>;                       // [2, C, C]: A_kk, A_qk
 
-// One workgroup of 64 for COLUMNS columns (x) of a head (y) of a piece (z).
+// One workgroup of 64 for COLUMNS columns (x) of a head (y) of a segment (z).
 @compute @workgroup_size(64)
 fn scan(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let piece = group.z;
+    let segment = group.z;
     let head = group.y;
-    if (!by_chunks(piece_word(piece, LENGTH))) {
+    if (!by_chunks(segment_word(segment, LENGTH))) {
         return;
     }
     let k = params.key_width;
     let v = params.value_width;
     let first_column = group.x * COLUMNS;
-    load_state(piece_word(piece, SLOT_IN), head, first_column, thread);
-    let chunks = piece_word(piece, CHUNKS);
-    let count = piece_word(piece, CHUNK_COUNT);
+    load_state(segment_word(segment, SLOT_IN), head, first_column, thread);
+    let chunks = segment_word(segment, CHUNKS);
+    let count = segment_word(segment, CHUNK_COUNT);
     // A thread's tokens are i and i + 8, its columns c and c + 8.
     let c = thread % 8u;
     let i = thread / 8u;
@@ -273,7 +273,7 @@ fn scan(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             store_state(kept, head, first_column, thread);
         }
     }
-    store_state(piece_word(piece, SLOT_OUT), head, first_column, thread);
+    store_state(segment_word(segment, SLOT_OUT), head, first_column, thread);
 }
 
 // Two columns of one token's output, eight apart.

@@ -1,6 +1,6 @@
 // The gated delta rule one token at a time: the definition. Twin of `src/backend/cpu/kda_step.rs`.
 //
-// A workgroup owns eight columns of one head's state in one piece; eight threads share a column, each every eighth key
+// A workgroup owns eight columns of one head's state in one segment; eight threads share a column, each every eighth key
 // channel, and nobody else touches those elements. The state stays in the pool: no thread holds a column.
 
 // #import shared/batch
@@ -18,9 +18,9 @@ const COLUMNS: u32 = 8u;
 
 @compute @workgroup_size(64)
 fn kda_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let piece = group.z;
+    let segment = group.z;
     let head = group.y;
-    let length = piece_word(piece, LENGTH);
+    let length = segment_word(segment, LENGTH);
     if (by_chunks(length)) {
         return;
     }
@@ -30,11 +30,11 @@ fn kda_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let lane = thread % 8u;
     let column = group.x * COLUMNS + thread / 8u;
     let inside = column < v;
-    let slot_out = piece_word(piece, SLOT_OUT);
-    let start = piece_word(piece, START);
-    let checkpoints = piece_word(piece, CHECKPOINTS);
-    let checkpoint_count = piece_word(piece, CHECKPOINT_COUNT);
-    var slot = piece_word(piece, SLOT_IN);
+    let slot_out = segment_word(segment, SLOT_OUT);
+    let start = segment_word(segment, START);
+    let checkpoints = segment_word(segment, CHECKPOINTS);
+    let checkpoint_count = segment_word(segment, CHECKPOINT_COUNT);
+    var slot = segment_word(segment, SLOT_IN);
     var next = 0u;
     if (length == 0u && inside) {
         for (var d = lane; d < k; d += 8u) {

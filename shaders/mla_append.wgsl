@@ -21,9 +21,9 @@ struct Params {
 fn mla_append(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;
     let width = params.latent + params.rope;
-    let piece = owner(row);
-    let position = piece_word(piece, POSITION) + row - piece_word(piece, START);
-    let block = batch[piece_word(piece, BLOCKS) + position / params.block_tokens];
+    let segment = owner(row);
+    let position = segment_word(segment, POSITION) + row - segment_word(segment, START);
+    let block = batch[segment_word(segment, BLOCKS) + position / params.block_tokens];
     let to = (block * params.block_tokens + position % params.block_tokens) * width;
     var sum = 0.0;
     for (var i = thread; i < params.latent; i += 64u) {

@@ -76,8 +76,8 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     }
     let row = row_of(number);
     let head = group.y;
-    let piece = owner(row);
-    var positions = piece_word(piece, POSITION) + row - piece_word(piece, START) + 1u;
+    let segment = owner(row);
+    var positions = segment_word(segment, POSITION) + row - segment_word(segment, START) + 1u;
     if (params.begin == 1u) {
         positions = min(positions, start + SPAN);
     }
@@ -99,7 +99,7 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         var score = LOWEST;
         let position = begin + thread;
         if (position < positions) {
-            let at = latent_at(piece, position);
+            let at = latent_at(segment, position);
             places[thread] = at;
             var sum = vec4<f32>(0.0);
             var i = 0u;

@@ -14,13 +14,13 @@
 @compute @workgroup_size(256)
 fn mla_expand(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let window = batch[AT_WINDOWS] + 4u * params.begin;
-    let piece = batch[window];
+    let segment = batch[window];
     let count = batch[window + 2u];
     let first = group.y * ROWS_A_TILE;
     let loaded = first + thread / 8u;
     var row = NO_ROW;
     if (loaded < count) {
-        row = latent_at(piece, batch[window + 1u] + loaded);
+        row = latent_at(segment, batch[window + 1u] + loaded);
     }
     let product = Product(params.latent, params.stride, 0u, params.rows);
     let made = product_many(product, row, group.x * OUTPUTS_A_TILE, thread);

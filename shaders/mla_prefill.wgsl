@@ -67,14 +67,14 @@ fn score_tile(first_query: u32, head: u32, q: u32, rows: u32, in_window: u32, p:
 @compute @workgroup_size(64)
 fn mla_prefill(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let window = batch[AT_WINDOWS] + 4u * params.begin;
-    let piece = batch[window];
+    let segment = batch[window];
     let first = batch[window + 1u];
     let window_end = first + batch[window + 2u];
     let tile = batch[AT_TILES] + 2u * (batch[window + 3u] + group.x);
     let head = group.y;
-    let position = piece_word(piece, POSITION) + batch[tile + 1u];  // of the tile's first query
-    let first_query = piece_word(piece, START) + batch[tile + 1u];
-    let rows = min(QUERIES, piece_word(piece, LENGTH) - batch[tile + 1u]);
+    let position = segment_word(segment, POSITION) + batch[tile + 1u];  // of the tile's first query
+    let first_query = segment_word(segment, START) + batch[tile + 1u];
+    let rows = min(QUERIES, segment_word(segment, LENGTH) - batch[tile + 1u]);
     let end = min(window_end, position + rows);  // one past the last position that the tile sees
     if (first >= end) {
         return;
@@ -94,7 +94,7 @@ fn mla_prefill(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
         let count = min(RUN, end - begin);
         workgroupBarrier();
         if (thread < count) {
-            places[thread] = latent_at(piece, begin + thread);
+            places[thread] = latent_at(segment, begin + thread);
         }
         workgroupBarrier();
         score_tile(first_query, head, thread / 16u, rows, begin - first, thread % 16u, count);

@@ -1,4 +1,4 @@
-// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between pieces.
+// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between segments.
 // Twin of `src/backend/cpu/short_conv.rs`. Outputs come first, in one dispatch; convolution states are written in a second.
 
 // #import shared/batch
@@ -22,7 +22,7 @@ fn conv_state(slot: u32, c: u32) -> u32 {
     return (slot * params.channels + c) * (params.taps - 1u);
 }
 
-// The input of channel `c`, `back` tokens before token `t` of the piece; `back` is below `taps`.
+// The input of channel `c`, `back` tokens before token `t` of the segment; `back` is below `taps`.
 fn input_at(start: u32, t: u32, back: u32, slot: u32, c: u32) -> f32 {
     if (t >= back) {
         return input[(start + t - back) * params.channels + c];
@@ -42,9 +42,9 @@ fn convolve(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     if (row >= batch[TOKENS]) {
         return;
     }
-    let piece = owner(row);
-    let start = piece_word(piece, START);
-    let slot = piece_word(piece, SLOT_IN);
+    let segment = owner(row);
+    let start = segment_word(segment, START);
+    let slot = segment_word(segment, SLOT_IN);
     var sum = 0.0;
     for (var j = 0u; j < params.taps; j++) {
         let x = input_at(start, row - start, params.taps - 1u - j, slot, c);
@@ -55,26 +55,26 @@ fn convolve(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
 
 // Writes the convolution state of channel `c` after `after` tokens. Oldest first, so that a slot may be read and written at once:
 // what is written at i was read from i or later.
-fn keep(piece: u32, after: u32, slot: u32, c: u32) {
-    let start = piece_word(piece, START);
-    let slot_in = piece_word(piece, SLOT_IN);
+fn keep(segment: u32, after: u32, slot: u32, c: u32) {
+    let start = segment_word(segment, START);
+    let slot_in = segment_word(segment, SLOT_IN);
     for (var i = 0u; i + 1u < params.taps; i++) {
         conv_states[conv_state(slot, c) + i] = input_at(start, after, params.taps - 1u - i, slot_in, c);
     }
 }
 
-// The convolution states at a piece's checkpoints, then at its end; a thread a piece and channel.
+// The convolution states at a segment's checkpoints, then at its end; a thread a segment and channel.
 @compute @workgroup_size(64)
 fn keep_conv_states(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let i = flat(group, groups, thread);
-    let piece = i / params.channels;
+    let segment = i / params.channels;
     let c = i % params.channels;
-    if (piece >= batch[PIECES]) {
+    if (segment >= batch[SEGMENTS]) {
         return;
     }
-    let checkpoints = piece_word(piece, CHECKPOINTS);
-    for (var n = 0u; n < piece_word(piece, CHECKPOINT_COUNT); n++) {
-        keep(piece, batch[checkpoints + 2u * n], batch[checkpoints + 2u * n + 1u], c);
+    let checkpoints = segment_word(segment, CHECKPOINTS);
+    for (var n = 0u; n < segment_word(segment, CHECKPOINT_COUNT); n++) {
+        keep(segment, batch[checkpoints + 2u * n], batch[checkpoints + 2u * n + 1u], c);
     }
-    keep(piece, piece_word(piece, LENGTH), piece_word(piece, SLOT_OUT), c);
+    keep(segment, segment_word(segment, LENGTH), segment_word(segment, SLOT_OUT), c);
 }

@@ -1,7 +1,7 @@
 // What one head attends to: its weight of every position. Twin of `trace_attention` in `src/backend/cpu/trace.rs`.
 //
 // Three dispatches: `absorb_head` makes the query of the latents (once for each buffer of kv_b), `score` takes it against
-// every cached row, `normalise` makes a softmax of the scores. Rows of pieces that are not single tokens are zero, and so
+// every cached row, `normalise` makes a softmax of the scores. Rows of segments that are not single tokens are zero, and so
 // are places past the token's own; those in spans that no row reaches are left alone.
 
 // #import shared/batch
@@ -24,11 +24,11 @@ fn head_query(row: u32) -> u32 {
 
 // How many places of row `row` are filled.
 fn filled(row: u32) -> u32 {
-    let piece = owner(row);
-    if (piece_word(piece, LENGTH) != 1u) {
+    let segment = owner(row);
+    if (segment_word(segment, LENGTH) != 1u) {
         return 0u;
     }
-    return min(piece_word(piece, POSITION) + 1u, params.places);
+    return min(segment_word(segment, POSITION) + 1u, params.places);
 }
 
 // Spans of a row of places.
@@ -71,7 +71,7 @@ var<workgroup> scores: array<array<f32, LANES>, SPAN>;
 @compute @workgroup_size(64)
 fn score(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.y;
-    let piece = owner(row);
+    let segment = owner(row);
     let first = group.x * SPAN;
     let positions = filled(row);
     let lane = thread % LANES;
@@ -79,7 +79,7 @@ fn score(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         var sum = 0.0;
         if (first + i < positions) {
             // Neighbours read neighbours.
-            let at = latent_at(piece, first + i);
+            let at = latent_at(segment, first + i);
             let mine = row * params.latent;
             for (var l = lane; l < params.latent; l += LANES) {
                 sum = fma(latents[at + l], absorbed[mine + l], sum);

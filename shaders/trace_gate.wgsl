@@ -1,6 +1,6 @@
 // How far each head's output gate is open. Twin of `trace_gate` in `src/backend/cpu/trace.rs`.
 //
-// Rows of pieces that are not single tokens are zero.
+// Rows of segments that are not single tokens are zero.
 
 // #import shared/batch
 // #import shared/sums
@@ -22,7 +22,7 @@ struct Params {
 fn trace_gate(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let at = group.x * params.heads + group.y;
     var sum = 0.0;
-    if (piece_word(owner(group.x), LENGTH) == 1u) {
+    if (segment_word(owner(group.x), LENGTH) == 1u) {
         for (var i = thread; i < params.width; i += 64u) {
             sum += sigmoid(gate[at * params.width + i]);
         }

@@ -1,6 +1,6 @@
 // What a KDA layer is about to do to its states, in numbers. Twin of `trace_kda` in `src/backend/cpu/trace.rs`.
 //
-// Runs before the recurrence and reads the state that it is about to edit. Rows of pieces that are not single tokens are
+// Runs before the recurrence and reads the state that it is about to edit. Rows of segments that are not single tokens are
 // zero. The arithmetic is that of `kda_step`, a column a thread.
 
 // #import shared/batch
@@ -26,10 +26,10 @@ var<workgroup> decays: array<f32, KEY_WIDTH>;
 fn trace_kda(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;
     let head = group.y;
-    let piece = owner(row);
+    let segment = owner(row);
     let record = NUMBERS + params.key_width;
     let at = ((row * params.layers + params.layer) * params.heads + head) * record;
-    if (piece_word(piece, LENGTH) != 1u) {
+    if (segment_word(segment, LENGTH) != 1u) {
         for (var i = thread; i < record; i += 64u) {
             output[at + i] = 0.0;
         }
@@ -37,7 +37,7 @@ fn trace_kda(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     }
     let k = params.key_width;
     let v = params.value_width;
-    let slot = piece_word(piece, SLOT_IN);
+    let slot = segment_word(segment, SLOT_IN);
     let key = query_at(row, head) + params.key_heads * k;
     let strength = beta[row * params.heads + head];
     var squares = 0.0;

@@ -1,6 +1,6 @@
 // Which experts a layer chose. Twin of `trace_route` in `src/backend/cpu/trace.rs`.
 //
-// Rows of pieces that are not single tokens are zero.
+// Rows of segments that are not single tokens are zero.
 
 // #import shared/batch
 
@@ -20,7 +20,7 @@ struct Params {
 fn trace_route(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;
     let at = (row * params.layers + params.layer) * 2u * params.top;
-    let single = piece_word(owner(row), LENGTH) == 1u;
+    let single = segment_word(owner(row), LENGTH) == 1u;
     for (var i = thread; i < params.top; i += 64u) {
         output[at + i] = select(0.0, f32(experts[row * params.top + i]), single);
         output[at + params.top + i] = select(0.0, weights[row * params.top + i], single);

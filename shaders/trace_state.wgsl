@@ -1,7 +1,7 @@
 // One head's state as a single token left it. Twin of `trace_state` in `src/backend/cpu/trace.rs`.
 //
 // Runs after the recurrence, and copies what else would have to be read back with all other heads of the layer. Rows of
-// pieces that are not single tokens are zero.
+// segments that are not single tokens are zero.
 
 // #import shared/batch
 
@@ -22,10 +22,10 @@ fn trace_state(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     if (at >= params.size) {
         return;
     }
-    let piece = owner(group.y);
+    let segment = owner(group.y);
     var value = 0.0;
-    if (piece_word(piece, LENGTH) == 1u) {
-        value = states[(piece_word(piece, SLOT_OUT) * params.heads + params.head) * params.size + at];
+    if (segment_word(segment, LENGTH) == 1u) {
+        value = states[(segment_word(segment, SLOT_OUT) * params.heads + params.head) * params.size + at];
     }
     output[group.y * params.size + at] = value;
 }

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, OutputRow, Piece, Precision, Result, Slot,
+    Backend, Batch, Block, Capacity, OutputRow, Precision, Result, Segment, Slot,
 };
 use kimi_linear::bench::interleaved::Interleaved;
 use kimi_linear::bench::shape::{How, Options, Row, Work, measure};
@@ -71,7 +71,7 @@ fn logits(backend: Box<dyn Backend>, seed: u32) -> Vec<f32> {
     let limits = Limits {
         step: Capacity {
             tokens,
-            pieces: 1,
+            segments: 1,
             outputs: tokens,
             blocks: 2,
             checkpoints: 0,
@@ -93,7 +93,7 @@ fn logits(backend: Box<dyn Backend>, seed: u32) -> Vec<f32> {
     let mut step = model.step(limits.step, step_options).unwrap();
     let batch = Batch {
         tokens: (0..tokens as u32).map(|i| i * 11 % 256).collect(),
-        pieces: vec![Piece {
+        segments: vec![Segment {
             length: tokens,
             position: 0,
             slot_in: None,
@@ -175,7 +175,7 @@ fn a_seed_is_one_model_on_every_backend() {
 fn options(by_layer: bool) -> Options {
     Options {
         seed: 0,
-        piece: 32,
+        prefill_chunk: 32,
         by_layer,
         effort: Some(Effort::least()),
     }
@@ -212,13 +212,13 @@ fn a_shape_is_measured_over_caches_that_nothing_prefilled() {
         assert_eq!(rows[1].state_bytes, 0);
         assert_eq!(rows[0].how, How::Whole);
         assert_eq!(rows[4].how, How::ByLayer);
-        // Ten pieces of which five ran.
-        assert_eq!(rows[2].pieces, [5, 10]);
+        // Ten segments of which five ran.
+        assert_eq!(rows[2].segments, [5, 10]);
         let text = report::shape(&rows);
         for told in [
             "all MLA / hybrid",
             "one layer of each kind times their number",
-            "5 of 10 pieces",
+            "5 of 10 segments",
         ] {
             assert!(text.contains(told), "{told}: {text}");
         }

@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex};
 use common::{Fixture, error, reference};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Element, Form, KdaRecurrence, Op, OutputRow, Piece, Program,
-    Rows, Slot, StateLayout, Step, StepOutput, TensorValues,
+    Backend, Batch, Block, Capacity, Element, Form, KdaRecurrence, Op, OutputRow, Program, Rows,
+    Segment, Slot, StateLayout, Step, StepOutput, TensorValues,
 };
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
@@ -43,7 +43,7 @@ fn load(name: &str, backend: Box<dyn Backend>, tokens: usize) -> Model {
     let limits = Limits {
         step: Capacity {
             tokens,
-            pieces: 1,
+            segments: 1,
             outputs: tokens,
             blocks: BLOCKS,
             checkpoints: 0,
@@ -56,12 +56,12 @@ fn load(name: &str, backend: Box<dyn Backend>, tokens: usize) -> Model {
     Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
 }
 
-/// One piece of the only sequence, its logits wanted at every position.
+/// One segment of the only sequence, its logits wanted at every position.
 fn batch(tokens: &[u32], position: usize) -> Batch {
     let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
     Batch {
         tokens: tokens.to_vec(),
-        pieces: vec![Piece {
+        segments: vec![Segment {
             length: tokens.len(),
             position,
             slot_in: (position > 0).then_some(Slot(1)),
@@ -152,11 +152,11 @@ fn replayed(name: &str, prompt: usize) {
     let mut step = record(&mut model);
     let whole = run(&mut *step, &known.tokens, 0);
     let found = error(&whole.logits, &known.logits);
-    println!("{name}, {prompt} tokens in one piece: {found:.2e} of {BOUND:.0e}");
+    println!("{name}, {prompt} tokens in one segment: {found:.2e} of {BOUND:.0e}");
     assert!(found <= BOUND, "{name}: {found:.3e}");
     flips(&known, name);
 
-    // The prompt in one piece, then a token at a time.
+    // The prompt in one segment, then a token at a time.
     let mut logits = run(&mut *step, &known.tokens[..prompt], 0).logits;
     for position in prompt..known.tokens.len() {
         logits.extend(run(&mut *step, &known.tokens[position..=position], position).logits);
@@ -237,7 +237,7 @@ fn a_prompt_may_be_cut_at_every_position() {
     println!("tiny-a, {cuts} cuts: at most {worst:.2e} of {BOUND:.0e}, after {at}");
 }
 
-/// Runs pieces of one recurrence of 2 heads, 32 x 128; gives the outputs and final state of the one named.
+/// Runs segments of one recurrence of 2 heads, 32 x 128; gives the outputs and final state of the one named.
 fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
     let mut backend = emulated::open(&[Order::Forward]);
     let layout = StateLayout {
@@ -259,7 +259,7 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
     let gates = tensor(64, Element::F32);
     let beta = tensor(2, Element::F32);
     let output = tensor(256, Element::Activation);
-    // Every piece has the same tokens, as far as they go.
+    // Every segment has the same tokens, as far as they go.
     for (tensor, low, high) in [(qkv, -2.0, 2.0), (gates, -0.2, 0.0), (beta, 0.0, 1.0)] {
         let row = |t: usize| {
             (0..tensor.width).map(move |i| {
@@ -273,7 +273,7 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
     }
     let capacity = Capacity {
         tokens,
-        pieces: lengths.len(),
+        segments: lengths.len(),
         outputs: 0,
         blocks: 0,
         checkpoints: 0,
@@ -290,7 +290,7 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
     })];
     let program: Program = ops.into_iter().collect();
     let mut step = backend.compile(&program, capacity).unwrap();
-    let pieces = lengths.iter().enumerate().map(|(i, length)| Piece {
+    let segments = lengths.iter().enumerate().map(|(i, length)| Segment {
         length: *length,
         position: 0,
         slot_in: None,
@@ -300,7 +300,7 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
     });
     let batch = Batch {
         tokens: vec![0; tokens],
-        pieces: pieces.collect(),
+        segments: segments.collect(),
         outputs: Vec::new(),
     };
     step.submit(&batch).unwrap().wait().unwrap();
@@ -317,7 +317,7 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
     )
 }
 
-/// How many columns a block has follows from how many pieces there are; what it computes does not.
+/// How many columns a block has follows from how many segments there are; what it computes does not.
 #[test]
 fn a_recurrence_does_not_depend_on_its_company() {
     let alone = recurrence(&[40], 0);
@@ -325,8 +325,8 @@ fn a_recurrence_does_not_depend_on_its_company() {
     let mut lengths = vec![2; 40];
     lengths[11] = 40;
     assert!(recurrence(&lengths, 11) == alone, "40 tokens among others");
-    // Long enough for segments.
+    // Long enough for splits.
     let alone = recurrence(&[1540], 0);
     lengths[11] = 1540;
-    assert!(recurrence(&lengths, 11) == alone, "segments among others");
+    assert!(recurrence(&lengths, 11) == alone, "splits among others");
 }

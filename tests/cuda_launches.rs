@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use kimi_linear::backend::cuda::CudaBackend;
 use kimi_linear::backend::cuda::machine::{Answers, Command, Machine, Work};
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Device, OutputRow, Piece, Precision, Result, Slot, Ticket,
+    Backend, Batch, Block, Capacity, Device, OutputRow, Precision, Result, Segment, Slot, Ticket,
 };
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::model::{Limits, Model, StepOptions};
@@ -65,10 +65,10 @@ impl Machine for Ledger {
     fn forget(&self, _step: u64) {}
 }
 
-fn piece(sequence: usize, position: usize, length: usize) -> Piece {
+fn segment(sequence: usize, position: usize, length: usize) -> Segment {
     let each = PROMPT / BLOCK_TOKENS;
     let blocks = (position + length).div_ceil(BLOCK_TOKENS);
-    Piece {
+    Segment {
         length,
         position,
         slot_in: (position > 0).then_some(Slot(sequence as u32)),
@@ -80,11 +80,11 @@ fn piece(sequence: usize, position: usize, length: usize) -> Piece {
     }
 }
 
-fn batch(pieces: Vec<Piece>) -> Batch {
-    let tokens: usize = pieces.iter().map(|piece| piece.length).sum();
+fn batch(segments: Vec<Segment>) -> Batch {
+    let tokens: usize = segments.iter().map(|segment| segment.length).sum();
     let mut end = 0;
-    let outputs = pieces.iter().map(|piece| {
-        end += piece.length;
+    let outputs = segments.iter().map(|segment| {
+        end += segment.length;
         OutputRow {
             row: end - 1,
             target: None,
@@ -93,12 +93,12 @@ fn batch(pieces: Vec<Piece>) -> Batch {
     Batch {
         tokens: vec![1; tokens],
         outputs: outputs.collect(),
-        pieces,
+        segments,
     }
 }
 
-/// How often each kernel is launched in a step over these pieces.
-fn counted(pieces: Vec<Piece>) -> BTreeMap<String, usize> {
+/// How often each kernel is launched in a step over these segments.
+fn counted(segments: Vec<Segment>) -> BTreeMap<String, usize> {
     let config = ModelConfig::published().unwrap();
     let ledger = Arc::new(Ledger {
         device: Device {
@@ -112,11 +112,11 @@ fn counted(pieces: Vec<Piece>) -> BTreeMap<String, usize> {
         next: AtomicU64::new(1 << 20),
         last: Mutex::default(),
     });
-    let batch = batch(pieces);
+    let batch = batch(segments);
     let blocks = SEQUENCES * PROMPT / BLOCK_TOKENS;
     let capacity = Capacity {
         tokens: batch.tokens.len(),
-        pieces: batch.pieces.len(),
+        segments: batch.segments.len(),
         outputs: batch.outputs.len(),
         blocks,
         checkpoints: 0,
@@ -175,14 +175,14 @@ fn the_launches_of_a_step_are_those_of_the_document() {
     let decode = |sequences| {
         counted(
             (0..sequences)
-                .map(|sequence| piece(sequence, CONTEXT - 1, 1))
+                .map(|sequence| segment(sequence, CONTEXT - 1, 1))
                 .collect(),
         )
     };
     let columns = [
         ("decode, 1 sequence", decode(1)),
         ("decode, 64 sequences", decode(SEQUENCES)),
-        ("prefill, T=8192", counted(vec![piece(0, 0, PROMPT)])),
+        ("prefill, T=8192", counted(vec![segment(0, 0, PROMPT)])),
     ];
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance/hopper.md");
     let text = std::fs::read_to_string(&path).unwrap();

@@ -8,26 +8,26 @@ use engine_harness::{
 };
 use kimi_linear::engine::{Engine, EngineOptions, Request};
 
-/// Asserts that an answer is, bit for bit, what the model gives when its prompt's pieces end at exactly these places. One
+/// Asserts that an answer is, bit for bit, what the model gives when its prompt's segments end at exactly these places. One
 /// that begins inside a block is cut at the block's end too.
 #[track_caller]
-fn same_as_pieces(name: &str, prompt: &[u32], ends: &[usize], answer: &Outcome) {
+fn same_as_segments(name: &str, prompt: &[u32], ends: &[usize], answer: &Outcome) {
     let mut most = limits(1, 1, 64);
     most.step.tokens = 256;
     let (mut model, ..) = load(name, most);
-    let mut pieces = Vec::new();
+    let mut segments = Vec::new();
     let mut start = 0_usize;
     for end in ends {
         let border = start.next_multiple_of(BLOCK).clamp(start, *end);
-        pieces.extend(
+        segments.extend(
             [start..border, border..*end]
                 .into_iter()
-                .filter(|piece| !piece.is_empty()),
+                .filter(|segment| !segment.is_empty()),
         );
         start = *end;
     }
-    let pieces = &pieces;
-    let expected = without_engine(&mut model, prompt, pieces, answer.tokens.len());
+    let segments = &segments;
+    let expected = without_engine(&mut model, prompt, segments, answer.tokens.len());
     let (tokens, bits, ..) = answer.said();
     assert_eq!((tokens, bits), (expected.0.as_slice(), expected.1));
 }
@@ -47,17 +47,17 @@ fn a_longer_prompt_goes_on_inside_a_block() {
         let prompt = tokens(1, 38);
         let first = answer(&mut engine, request(prompt.clone(), 8));
         assert_eq!(first.usage.cached_tokens, 0);
-        same_as_pieces(name, &prompt, &[38], &first);
+        same_as_segments(name, &prompt, &[38], &first);
         // It parts from the first one's answer: the checkpoint at the prompt's end, six tokens inside a block.
         let longer = chain(&[&prompt, &tokens(2, 20)]);
         let second = answer(&mut engine, request(longer.clone(), 8));
         assert_eq!(second.usage.cached_tokens, 38);
-        same_as_pieces(name, &longer, &[38, 58], &second);
+        same_as_segments(name, &longer, &[38, 58], &second);
         // Again, after the second has written past the prompt's end: into a block of its own.
         let other = chain(&[&prompt, &tokens(3, 20)]);
         let third = answer(&mut engine, request(other.clone(), 8));
         assert_eq!(third.usage.cached_tokens, 38);
-        same_as_pieces(name, &other, &[38, 58], &third);
+        same_as_segments(name, &other, &[38, 58], &third);
     }
 }
 
@@ -106,12 +106,12 @@ fn the_next_turn_goes_on_from_the_answer() {
     let mut ends = vec![21];
     ends.extend(22..=reached);
     ends.push(next.len());
-    same_as_pieces("tiny-a", &next, &ends, &second);
+    same_as_segments("tiny-a", &next, &ends, &second);
     // An answer that came back as other tokens: the prompt's end.
     let retold = chain(&[&prompt, &tokens(7, 12), &tokens(6, 9)]);
     let third = answer(&mut engine, request(retold.clone(), 8));
     assert_eq!(third.usage.cached_tokens, 21);
-    same_as_pieces("tiny-a", &retold, &[21, retold.len()], &third);
+    same_as_segments("tiny-a", &retold, &[21, retold.len()], &third);
 }
 
 #[test]
@@ -123,12 +123,12 @@ fn latents_without_a_state_are_no_hit() {
     let parted = chain(&[&prompt[..40], &tokens(9, 20)]);
     let second = answer(&mut engine, request(parted.clone(), 4));
     assert_eq!(second.usage.cached_tokens, 0);
-    same_as_pieces("tiny-a", &parted, &[60], &second);
+    same_as_segments("tiny-a", &parted, &[60], &second);
     // 50 in common: the one at 48.
     let later = chain(&[&prompt[..50], &tokens(9, 20)]);
     let third = answer(&mut engine, request(later.clone(), 4));
     assert_eq!(third.usage.cached_tokens, 48);
-    same_as_pieces("tiny-a", &later, &[70], &third);
+    same_as_segments("tiny-a", &later, &[70], &third);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn turns_of_a_prompt_are_cuts_and_checkpoints() {
         ..request(prompt.to_vec(), 6)
     };
     let first = answer(&mut engine, cut(&prompt, &[21, 50]));
-    same_as_pieces("tiny-a", &prompt, &[21, 50, 70], &first);
+    same_as_segments("tiny-a", &prompt, &[21, 50, 70], &first);
     for (common, cached) in [(20, 0), (30, 21), (55, 50)] {
         let other = chain(&[&prompt[..common], &tokens(11, 30)]);
         let hit = answer(&mut engine, cut(&other, &[]));
@@ -149,7 +149,7 @@ fn turns_of_a_prompt_are_cuts_and_checkpoints() {
             50 => vec![21, 50, other.len()],
             _ => vec![cached, other.len()],
         };
-        same_as_pieces("tiny-a", &other, &ends, &hit);
+        same_as_segments("tiny-a", &other, &ends, &hit);
     }
 }
 
@@ -158,12 +158,12 @@ fn long_prompts_leave_checkpoints_on_the_way() {
     let mut engine = roomy("tiny-a");
     let prompt = tokens(12, 200);
     let first = answer(&mut engine, request(prompt.clone(), 2));
-    same_as_pieces("tiny-a", &prompt, &[200], &first);
+    same_as_segments("tiny-a", &prompt, &[200], &first);
     for (common, cached) in [(63, 0), (65, 64), (140, 128), (195, 192)] {
         let other = chain(&[&prompt[..common], &tokens(13, 20)]);
         let hit = answer(&mut engine, request(other.clone(), 4));
         assert_eq!(hit.usage.cached_tokens, cached, "{common} tokens in common");
-        same_as_pieces("tiny-a", &other, &[other.len()], &hit);
+        same_as_segments("tiny-a", &other, &[other.len()], &hit);
     }
 }
 
@@ -179,7 +179,7 @@ fn what_left_the_device_comes_back_as_it_was() {
         let prompts: Vec<Vec<u32>> = (0..6).map(|seed| tokens(20 + seed, 70)).collect();
         for prompt in &prompts {
             let first = answer(&mut engine, request(prompt.clone(), 4));
-            same_as_pieces("tiny-a", prompt, &[70], &first);
+            same_as_segments("tiny-a", prompt, &[70], &first);
         }
         let occupancy = engine.occupancy();
         assert!(occupancy.evictions > 6);
@@ -189,7 +189,7 @@ fn what_left_the_device_comes_back_as_it_was() {
             let second = answer(&mut engine, request(longer.clone(), 6));
             if hits {
                 assert_eq!(second.usage.cached_tokens, 70);
-                same_as_pieces("tiny-a", &longer, &[70, 80], &second);
+                same_as_segments("tiny-a", &longer, &[70, 80], &second);
             } else {
                 assert!(second.usage.cached_tokens < 70);
             }
@@ -212,7 +212,7 @@ fn samples_go_on_from_a_hit() {
     );
     assert_eq!(both[0].usage.cached_tokens, 30);
     assert_eq!(both[0].said(), both[1].said(), "both are greedy");
-    same_as_pieces("tiny-a", &longer, &[30, 40], &both[0]);
+    same_as_segments("tiny-a", &longer, &[30, 40], &both[0]);
 }
 
 #[test]

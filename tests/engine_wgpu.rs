@@ -100,13 +100,13 @@ fn a_hit_is_a_run_cut_at_the_same_places() {
             (&prompt, vec![0..32, 32..38], &again),
             (&prompt, vec![0..16, 16..38], &again),
         ];
-        for (prompt, pieces, found) in runs {
-            let expected = without_engine(&mut model, prompt, &pieces, 6);
+        for (prompt, segments, found) in runs {
+            let expected = without_engine(&mut model, prompt, &segments, 6);
             let (tokens, bits, ..) = found.said();
             assert_eq!(
                 (tokens, bits),
                 (expected.0.as_slice(), expected.1),
-                "{name}, {pieces:?}"
+                "{name}, {segments:?}"
             );
         }
         assert_eq!(host.said().0, inside.said().0, "{name}");

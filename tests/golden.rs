@@ -6,7 +6,7 @@ mod common;
 use common::caches::check_caches;
 use common::{Fixture, close, reference};
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, StepOutput};
+use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot, StepOutput};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::model::{Limits, Model, StepOptions};
@@ -23,7 +23,7 @@ fn load(name: &str, tokens: usize) -> Model {
     let blocks = 64;
     let step = Capacity {
         tokens,
-        pieces: 1,
+        segments: 1,
         outputs: tokens,
         blocks,
         checkpoints: 0,
@@ -45,12 +45,12 @@ fn load(name: &str, tokens: usize) -> Model {
     .unwrap()
 }
 
-/// One piece of the only sequence, its logits wanted at every position.
+/// One segment of the only sequence, its logits wanted at every position.
 fn batch(tokens: &[u32], position: usize) -> Batch {
     let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
     Batch {
         tokens: tokens.to_vec(),
-        pieces: vec![Piece {
+        segments: vec![Segment {
             length: tokens.len(),
             position,
             slot_in: (position > 0).then_some(Slot(1)),
@@ -70,13 +70,13 @@ const ALL: StepOptions = StepOptions {
     probe_hidden: true,
 };
 
-/// Logits at every position, with the prompt cut into pieces of at most `piece` tokens.
-fn prefill(model: &mut Model, tokens: &[u32], piece: usize) -> (Vec<f32>, StepOutput) {
+/// Logits at every position, with the prompt cut into segments of at most `segment` tokens.
+fn prefill(model: &mut Model, tokens: &[u32], segment: usize) -> (Vec<f32>, StepOutput) {
     let mut step = model.step(model.limits().step, ALL).unwrap();
     let (mut logits, mut last) = (Vec::new(), StepOutput::default());
-    for (i, tokens) in tokens.chunks(piece).enumerate() {
+    for (i, tokens) in tokens.chunks(segment).enumerate() {
         last = step
-            .submit(&batch(tokens, i * piece))
+            .submit(&batch(tokens, i * segment))
             .unwrap()
             .wait()
             .unwrap();
@@ -91,9 +91,9 @@ fn check(name: &str, lengths: &[usize], traced: usize) {
     for n in lengths {
         let of = |what: &str| format!("prompt.{n}.{what}");
         let tokens = expected.ids(&of("tokens"));
-        for piece in [200, 1, 7, 16, 64] {
-            let (logits, output) = prefill(&mut model, &tokens, piece);
-            let label = |what: &str| format!("{name}, {what} of {n} tokens by {piece}");
+        for segment in [200, 1, 7, 16, 64] {
+            let (logits, output) = prefill(&mut model, &tokens, segment);
+            let label = |what: &str| format!("{name}, {what} of {n} tokens by {segment}");
             close(
                 &label("logits"),
                 &logits,
@@ -101,9 +101,9 @@ fn check(name: &str, lengths: &[usize], traced: usize) {
                 BOUND,
             );
             if *n == traced {
-                let blocks = batch(&vec![0; *n], 0).pieces.remove(0).blocks;
+                let blocks = batch(&vec![0; *n], 0).segments.remove(0).blocks;
                 check_caches(&mut model, &expected, *n, Slot(1), &blocks, BOUND, &label);
-                if piece >= *n {
+                if segment >= *n {
                     for i in 0..model.config().layers.len() {
                         let hidden = output.probes[i + 1].as_f32().unwrap();
                         close(

@@ -6,7 +6,8 @@ mod common;
 use common::{Fixture, close, reference};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Batch, Block, Capacity, OutputRow, Piece, Slot, StateCheckpoint, StateRecord, Step, StepOutput,
+    Batch, Block, Capacity, OutputRow, Segment, Slot, StateCheckpoint, StateRecord, Step,
+    StepOutput,
 };
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
@@ -22,7 +23,7 @@ fn load(name: &str) -> Model {
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
     let step = Capacity {
         tokens: 256,
-        pieces: 8,
+        segments: 8,
         outputs: 256,
         blocks: BLOCKS,
         checkpoints: 8,
@@ -53,10 +54,10 @@ fn step(model: &mut Model) -> Box<dyn Step> {
     model.step(model.limits().step, step_options).unwrap()
 }
 
-/// A piece of the sequence that owns slot `owner` and every eighth block from `owner` on.
-fn piece(owner: u32, length: usize, position: usize) -> Piece {
+/// A segment of the sequence that owns slot `owner` and every eighth block from `owner` on.
+fn segment(owner: u32, length: usize, position: usize) -> Segment {
     let blocks = (position + length).div_ceil(BLOCK_TOKENS) as u32;
-    Piece {
+    Segment {
         length,
         position,
         slot_in: (position > 0).then_some(Slot(owner)),
@@ -68,7 +69,7 @@ fn piece(owner: u32, length: usize, position: usize) -> Piece {
     }
 }
 
-fn submit(step: &mut dyn Step, tokens: Vec<u32>, pieces: Vec<Piece>) -> StepOutput {
+fn submit(step: &mut dyn Step, tokens: Vec<u32>, segments: Vec<Segment>) -> StepOutput {
     let outputs = (0..tokens.len())
         .map(|row| OutputRow {
             row,
@@ -77,7 +78,7 @@ fn submit(step: &mut dyn Step, tokens: Vec<u32>, pieces: Vec<Piece>) -> StepOutp
         .collect();
     step.submit(&Batch {
         tokens,
-        pieces,
+        segments,
         outputs,
     })
     .unwrap()
@@ -115,11 +116,11 @@ fn a_prompt_may_be_cut_anywhere() {
         let mut step = step(&mut model);
         for cut in 1..n {
             let mut found =
-                submit(&mut *step, prompt[..cut].to_vec(), vec![piece(0, cut, 0)]).logits;
+                submit(&mut *step, prompt[..cut].to_vec(), vec![segment(0, cut, 0)]).logits;
             let rest = submit(
                 &mut *step,
                 prompt[cut..].to_vec(),
-                vec![piece(0, n - cut, cut)],
+                vec![segment(0, n - cut, cut)],
             );
             found.extend(rest.logits);
             close(&format!("{name} cut at {cut}"), &found, &logits, 1e-5);
@@ -138,16 +139,16 @@ fn a_ragged_batch_is_bitwise_each_sequence_alone() {
         let mut together = load(name);
         let mut ragged = step(&mut together);
         // First all prompts at once, then one more token of each.
-        let pieces = (0..)
+        let segments = (0..)
             .zip(lengths)
-            .map(|(owner, n)| piece(owner, n, 0))
+            .map(|(owner, n)| segment(owner, n, 0))
             .collect();
-        let first = submit(&mut *ragged, prompts.concat(), pieces);
-        let pieces = (0..).zip(lengths).map(|(owner, n)| Piece {
+        let first = submit(&mut *ragged, prompts.concat(), segments);
+        let segments = (0..).zip(lengths).map(|(owner, n)| Segment {
             slot_in: Some(Slot(owner)),
-            ..piece(owner, 1, n)
+            ..segment(owner, 1, n)
         });
-        let second = submit(&mut *ragged, vec![9; lengths.len()], pieces.collect());
+        let second = submit(&mut *ragged, vec![9; lengths.len()], segments.collect());
 
         let vocabulary = together.config().vocab_size;
         let mut row = 0;
@@ -155,7 +156,7 @@ fn a_ragged_batch_is_bitwise_each_sequence_alone() {
             let mut alone = load(name);
             let mut single = step(&mut alone);
             let n = prompt.len();
-            let output = submit(&mut *single, prompt.clone(), vec![piece(0, n, 0)]);
+            let output = submit(&mut *single, prompt.clone(), vec![segment(0, n, 0)]);
             assert_eq!(
                 output.logits,
                 first.logits[row * vocabulary..(row + n) * vocabulary],
@@ -166,9 +167,9 @@ fn a_ragged_batch_is_bitwise_each_sequence_alone() {
             let next = submit(
                 &mut *single,
                 vec![9],
-                vec![Piece {
+                vec![Segment {
                     slot_in: Some(Slot(0)),
-                    ..piece(0, 1, n)
+                    ..segment(0, 1, n)
                 }],
             );
             let place = owner as usize;
@@ -218,7 +219,7 @@ fn slots_and_blocks_that_a_batch_does_not_name_stay_as_they_are() {
             .unwrap();
     }
     let mut step = step(&mut model);
-    let named = [piece(3, 20, 0), piece(5, 1, 0)];
+    let named = [segment(3, 20, 0), segment(5, 1, 0)];
     let output = submit(&mut *step, tokens(21, 1), named.to_vec());
     assert!(
         output.choices.iter().all(|choice| choice.finite),
@@ -276,7 +277,7 @@ fn slots_and_blocks_that_a_batch_does_not_name_stay_as_they_are() {
 }
 
 #[test]
-fn a_checkpoint_inside_a_piece_is_the_state_there() {
+fn a_checkpoint_inside_a_segment_is_the_state_there() {
     for name in ["tiny-a", "tiny-128"] {
         let prompt = tokens(90, 4);
         let mut model = load(name);
@@ -285,17 +286,23 @@ fn a_checkpoint_inside_a_piece_is_the_state_there() {
             after,
             slot: Slot(slot),
         });
-        let with = Piece {
+        let with = Segment {
             checkpoints: checkpoints.to_vec(),
-            ..piece(0, 90, 0)
+            ..segment(0, 90, 0)
         };
         let whole = submit(&mut *step, prompt.clone(), vec![with]);
         // A sequence that is resumed at a checkpoint repeats the very operations.
         let (mut logits, mut first) = (Vec::new(), 0);
         for checkpoint in checkpoints {
             let part = prompt[first..checkpoint.after].to_vec();
-            logits
-                .extend(submit(&mut *step, part.clone(), vec![piece(1, part.len(), first)]).logits);
+            logits.extend(
+                submit(
+                    &mut *step,
+                    part.clone(),
+                    vec![segment(1, part.len(), first)],
+                )
+                .logits,
+            );
             assert_eq!(
                 states(&mut model, checkpoint.slot),
                 states(&mut model, Slot(1)),
@@ -313,13 +320,13 @@ fn a_checkpoint_inside_a_piece_is_the_state_there() {
 fn two_samples_share_the_state_they_start_from() {
     let mut model = load("tiny-a");
     let mut step = step(&mut model);
-    submit(&mut *step, tokens(16, 2), vec![piece(0, 16, 0)]);
+    submit(&mut *step, tokens(16, 2), vec![segment(0, 16, 0)]);
     let before = states(&mut model, Slot(0));
     // Both read slot 0 and the first two blocks; each writes its own slot and block.
     let sample = |slot: u32| {
-        let mut blocks = piece(0, 16, 0).blocks;
+        let mut blocks = segment(0, 16, 0).blocks;
         blocks.push(Block(80 + slot));
-        Piece {
+        Segment {
             length: 1,
             position: 16,
             slot_in: Some(Slot(0)),
@@ -339,34 +346,34 @@ fn two_samples_share_the_state_they_start_from() {
 fn batches_that_do_not_fit_are_refused_and_change_nothing() {
     let mut model = load("tiny-a");
     let mut step = step(&mut model);
-    submit(&mut *step, tokens(9, 2), vec![piece(0, 9, 0)]);
+    submit(&mut *step, tokens(9, 2), vec![segment(0, 9, 0)]);
     let before = states(&mut model, Slot(0));
-    let next = |slot_in: u32, slot_out: u32| Piece {
+    let next = |slot_in: u32, slot_out: u32| Segment {
         slot_in: Some(Slot(slot_in)),
         slot_out: Slot(slot_out),
-        ..piece(slot_out, 1, 9)
+        ..segment(slot_out, 1, 9)
     };
     let checkpoint = |after, slot| StateCheckpoint {
         after,
         slot: Slot(slot),
     };
-    let with = |checkpoints: &[StateCheckpoint]| Piece {
+    let with = |checkpoints: &[StateCheckpoint]| Segment {
         checkpoints: checkpoints.to_vec(),
         ..next(0, 1)
     };
-    let short = Piece {
+    let short = Segment {
         blocks: vec![Block(0)],
         ..next(0, 1)
     };
-    let same_block = Piece {
-        blocks: piece(1, 1, 9).blocks,
+    let same_block = Segment {
+        blocks: segment(1, 1, 9).blocks,
         ..next(2, 3)
     };
-    let far_block = Piece {
+    let far_block = Segment {
         blocks: vec![Block(0), Block(96)],
         ..next(0, 1)
     };
-    for (tokens, pieces, expected) in [
+    for (tokens, segments, expected) in [
         (
             vec![512],
             vec![next(0, 1)],
@@ -375,59 +382,59 @@ fn batches_that_do_not_fit_are_refused_and_change_nothing() {
         (
             vec![1, 2],
             vec![next(0, 1)],
-            "the sum of piece lengths should be 2, but is 1",
+            "the sum of segment lengths should be 2, but is 1",
         ),
         (
             vec![1],
             vec![next(0, 12)],
-            "a slot of piece 0 should be below 12, but is 12",
+            "a slot of segment 0 should be below 12, but is 12",
         ),
         (
             vec![1, 1],
             vec![next(0, 1), next(2, 1)],
-            "slot 1 of piece 1 should be written once",
+            "slot 1 of segment 1 should be written once",
         ),
         (
             vec![1, 1],
             vec![next(0, 1), next(1, 2)],
-            "slot 1 read by piece 1 should be written by no other",
+            "slot 1 read by segment 1 should be written by no other",
         ),
         (
             vec![1],
             vec![with(&[checkpoint(2, 5)])],
-            "a checkpoint of piece 0",
+            "a checkpoint of segment 0",
         ),
         (
             vec![1],
             vec![with(&[checkpoint(1, 0)])],
-            "slot 0 read by piece 0",
+            "slot 0 read by segment 0",
         ),
         (
             vec![1],
             vec![short],
-            "the block table of piece 0 should be 2 or more, but is 1",
+            "the block table of segment 0 should be 2 or more, but is 1",
         ),
         (
             vec![1],
             vec![far_block],
-            "a block of piece 0 should be below 96, but is 96",
+            "a block of segment 0 should be below 96, but is 96",
         ),
         (vec![1, 1], vec![next(0, 1), same_block], "written once"),
         (
             vec![1; 9],
             (0..9).map(|slot| next(slot, slot)).collect(),
-            "the number of pieces should be at most 8",
+            "the number of segments should be at most 8",
         ),
         (
             vec![1; 257],
-            vec![piece(0, 257, 0)],
+            vec![segment(0, 257, 0)],
             "the number of tokens should be at most 256",
         ),
     ] {
         let error = step
             .submit(&Batch {
                 tokens,
-                pieces,
+                segments,
                 outputs: Vec::new(),
             })
             .err()

@@ -14,13 +14,13 @@ use kimi_linear::engine::{Engine, EngineOptions, Event, PromptScores, Request, R
 use kimi_linear::error::Error;
 use kimi_linear::model::Model;
 
-/// The logits of a prompt on one rank, in pieces of 32 tokens.
+/// The logits of a prompt on one rank, in segments of 32 tokens.
 fn logits(name: &str, tokens: &[u32], backend: Box<dyn Backend>) -> Result<Vec<f32>, Error> {
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json"))?;
     let checkpoint = Checkpoint::open(&dir, &config)?;
     let sizes = Sizes {
-        piece: 32,
+        prefill_chunk: 32,
         scored: 32,
         checkpoints: 0,
         ..Sizes::one(tokens.len())

@@ -8,7 +8,7 @@ use common::caches::check_caches;
 use common::{Fixture, close, reference};
 use kimi_linear::backend::wgpu::{Options, WgpuBackend};
 use kimi_linear::backend::{
-    Add, Backend, Batch, Block, Capacity, Element, Op, OutputRow, Piece, Program, Rows, Slot,
+    Add, Backend, Batch, Block, Capacity, Element, Op, OutputRow, Program, Rows, Segment, Slot,
     StateLayout, StepOutput, TensorValues,
 };
 use kimi_linear::checkpoint::Checkpoint;
@@ -38,7 +38,7 @@ fn load(name: &str, options: Options) -> Model {
     let limits = Limits {
         step: Capacity {
             tokens: 200,
-            pieces: 8,
+            segments: 8,
             outputs: 200,
             blocks: BLOCKS,
             checkpoints: 8,
@@ -52,11 +52,11 @@ fn load(name: &str, options: Options) -> Model {
     Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
 }
 
-/// One piece of the sequence number `sequence` of at most four, its logits wanted at every position.
-fn piece(sequence: usize, length: usize, position: usize) -> Piece {
+/// One segment of the sequence number `sequence` of at most four, its logits wanted at every position.
+fn segment(sequence: usize, length: usize, position: usize) -> Segment {
     let blocks = (position + length).div_ceil(BLOCK_TOKENS) as u32;
     let (slot, last) = (Slot(1 + sequence as u32), 63 - 16 * sequence as u32);
-    Piece {
+    Segment {
         length,
         position,
         slot_in: (position > 0).then_some(slot),
@@ -66,10 +66,10 @@ fn piece(sequence: usize, length: usize, position: usize) -> Piece {
     }
 }
 
-fn batch(tokens: &[u32], pieces: Vec<Piece>) -> Batch {
+fn batch(tokens: &[u32], segments: Vec<Segment>) -> Batch {
     Batch {
         tokens: tokens.to_vec(),
-        pieces,
+        segments,
         outputs: (0..tokens.len())
             .map(|row| OutputRow {
                 row,
@@ -85,12 +85,12 @@ const ALL: StepOptions = StepOptions {
     probe_hidden: true,
 };
 
-/// Logits at every position, with the prompt cut into pieces of at most `size` tokens.
+/// Logits at every position, with the prompt cut into segments of at most `size` tokens.
 fn prefill(model: &mut Model, tokens: &[u32], size: usize) -> (Vec<f32>, StepOutput) {
     let mut step = model.step(model.limits().step, ALL).unwrap();
     let (mut logits, mut last) = (Vec::new(), StepOutput::default());
     for (i, tokens) in tokens.chunks(size).enumerate() {
-        let batch = batch(tokens, vec![piece(0, tokens.len(), i * size)]);
+        let batch = batch(tokens, vec![segment(0, tokens.len(), i * size)]);
         last = step.submit(&batch).unwrap().wait().unwrap();
         logits.extend_from_slice(&last.logits);
         check_choices(&batch, &last);
@@ -141,7 +141,7 @@ fn check(name: &str, options: Options, lengths: &[usize], sizes: &[usize], trace
                     &expected,
                     *n,
                     Slot(1),
-                    &piece(0, *n, 0).blocks,
+                    &segment(0, *n, 0).blocks,
                     NEAR,
                     &label,
                 );
@@ -157,7 +157,7 @@ fn check(name: &str, options: Options, lengths: &[usize], sizes: &[usize], trace
             let mut step = model.step(model.limits().step, ALL).unwrap();
             while greedy.len() < 24 {
                 let last = &greedy[greedy.len() - 1..];
-                let batch = batch(last, vec![piece(0, 1, n + greedy.len() - 1)]);
+                let batch = batch(last, vec![segment(0, 1, n + greedy.len() - 1)]);
                 let output = step.submit(&batch).unwrap().wait().unwrap();
                 greedy.push(output.choices[0].candidates[0].0);
             }
@@ -201,13 +201,13 @@ fn so_do_the_plain_variants_over_small_windows() {
     check("tiny-128", options, &[5, 130], &[200, 16], 130);
 }
 
-/// The same prompt under other options: logits of two pieces and a decode, to the bit.
+/// The same prompt under other options: logits of two segments and a decode, to the bit.
 fn logits(name: &str, options: Options) -> Vec<f32> {
     let mut model = load(name, options);
     let tokens: Vec<u32> = (0..150).map(|i| i * i % 251).collect();
     let (mut logits, _) = prefill(&mut model, &tokens[..149], 80);
     let mut step = model.step(model.limits().step, ALL).unwrap();
-    let batch = batch(&tokens[149..], vec![piece(0, 1, 149)]);
+    let batch = batch(&tokens[149..], vec![segment(0, 1, 149)]);
     logits.extend(step.submit(&batch).unwrap().wait().unwrap().logits);
     logits
 }
@@ -265,36 +265,36 @@ fn a_ragged_batch_is_bitwise_each_sequence_alone() {
         let mut together = load(name, Options::default());
         let vocabulary = together.config().vocab_size;
         let mut step = together.step(together.limits().step, ALL).unwrap();
-        let mut submit = |tokens: Vec<u32>, pieces| {
-            step.submit(&batch(&tokens, pieces))
+        let mut submit = |tokens: Vec<u32>, segments| {
+            step.submit(&batch(&tokens, segments))
                 .unwrap()
                 .wait()
                 .unwrap()
                 .logits
         };
         let all: Vec<u32> = (0..4).flat_map(|i| tokens(i, lengths[i])).collect();
-        let first = submit(all, (0..4).map(|i| piece(i, lengths[i], 0)).collect());
+        let first = submit(all, (0..4).map(|i| segment(i, lengths[i], 0)).collect());
         let second = submit(
             vec![9; 4],
-            (0..4).map(|i| piece(i, 1, lengths[i])).collect(),
+            (0..4).map(|i| segment(i, 1, lengths[i])).collect(),
         );
         let mut row = 0;
         for (i, n) in lengths.into_iter().enumerate() {
             let mut alone = load(name, Options::default());
             let mut step = alone.step(alone.limits().step, ALL).unwrap();
-            let mut submit = |tokens: Vec<u32>, pieces| {
-                step.submit(&batch(&tokens, pieces))
+            let mut submit = |tokens: Vec<u32>, segments| {
+                step.submit(&batch(&tokens, segments))
                     .unwrap()
                     .wait()
                     .unwrap()
                     .logits
             };
-            let found = submit(tokens(i, n), vec![piece(0, n, 0)]);
+            let found = submit(tokens(i, n), vec![segment(0, n, 0)]);
             assert!(
                 found == first[row * vocabulary..(row + n) * vocabulary],
                 "{name}, {n} tokens"
             );
-            let found = submit(vec![9], vec![piece(0, 1, n)]);
+            let found = submit(vec![9], vec![segment(0, 1, n)]);
             assert!(
                 found == second[i * vocabulary..(i + 1) * vocabulary],
                 "{name}, after {n} tokens"
@@ -306,7 +306,7 @@ fn a_ragged_batch_is_bitwise_each_sequence_alone() {
 
 const SMALL: Capacity = Capacity {
     tokens: 4,
-    pieces: 1,
+    segments: 1,
     outputs: 1,
     blocks: 1,
     checkpoints: 0,
@@ -335,9 +335,9 @@ fn submissions_run_in_order_and_may_overlap() {
     let mut step = backend.compile(&program, SMALL).unwrap();
     let batch = |length: usize| Batch {
         tokens: vec![0; length],
-        pieces: vec![Piece {
+        segments: vec![Segment {
             blocks: Vec::new(),
-            ..piece(0, length, 0)
+            ..segment(0, length, 0)
         }],
         outputs: Vec::new(),
     };
@@ -375,9 +375,9 @@ fn a_lost_device_is_a_sentence() {
     backend.lose_device();
     let batch = Batch {
         tokens: vec![0],
-        pieces: vec![Piece {
+        segments: vec![Segment {
             blocks: Vec::new(),
-            ..piece(0, 1, 0)
+            ..segment(0, 1, 0)
         }],
         outputs: Vec::new(),
     };

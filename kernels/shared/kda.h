@@ -7,7 +7,7 @@
 // Added to the sum of squares under the root that normalises queries and keys.
 #define L2_EPS 1e-6f
 
-// Which pieces run by chunks, as `Form` of the host's side.
+// Which segments run by chunks, as `Form` of the host's side.
 enum { BY_LENGTH = 0, ALL_CHUNKS = 1, ALL_STEPS = 2 };
 
 // A layer's heads: of queries and keys, and of values, gates and states; head h reads key head h / (heads / key_heads).
@@ -39,7 +39,7 @@ static __device__ __forceinline__ bool by_chunks(u32 form, u32 length) {
 #define TAPS 4
 #define LEAD (TAPS - 1)
 
-// The input of a short convolution: [T, channels] bf16, what came before a piece in the convolution states [slots, channels, LEAD] f32,
+// The input of a short convolution: [T, channels] bf16, what came before a segment in the convolution states [slots, channels, LEAD] f32,
 // oldest first, the weight [channels, TAPS].
 struct Conv {
     const bf16* input;
@@ -61,7 +61,7 @@ static __device__ __forceinline__ float convolved(const float (&taps)[TAPS], con
     return silu(sum);
 }
 
-// Writes channel `c` of the convolution state after `after` tokens of a piece. Oldest first, so that a slot may be read and written at
+// Writes channel `c` of the convolution state after `after` tokens of a segment. Oldest first, so that a slot may be read and written at
 // once: what is written at i was read from i or later.
 static __device__ __forceinline__ void keep_conv_state(
     const Conv& conv, u32 channels, u32 start, u32 slot_in, u32 slot, u32 c, u32 after) {
@@ -75,14 +75,14 @@ static __device__ __forceinline__ void keep_conv_state(
     }
 }
 
-// Channel `c` of all convolution states that a piece leaves: at its checkpoints, then at its end.
-static __device__ __forceinline__ void keep_conv_states(const Conv& conv, u32 channels, const u32* batch, u32 piece, u32 c) {
-    u32 start = piece_word(batch, piece, START), slot_in = piece_word(batch, piece, SLOT_IN);
-    const u32* checkpoint = batch + piece_word(batch, piece, CHECKPOINTS);
-    for (u32 n = 0; n < piece_word(batch, piece, CHECKPOINT_COUNT); n++, checkpoint += 2) {
+// Channel `c` of all convolution states that a segment leaves: at its checkpoints, then at its end.
+static __device__ __forceinline__ void keep_conv_states(const Conv& conv, u32 channels, const u32* batch, u32 segment, u32 c) {
+    u32 start = segment_word(batch, segment, START), slot_in = segment_word(batch, segment, SLOT_IN);
+    const u32* checkpoint = batch + segment_word(batch, segment, CHECKPOINTS);
+    for (u32 n = 0; n < segment_word(batch, segment, CHECKPOINT_COUNT); n++, checkpoint += 2) {
         keep_conv_state(conv, channels, start, slot_in, checkpoint[1], c, checkpoint[0]);
     }
-    keep_conv_state(conv, channels, start, slot_in, piece_word(batch, piece, SLOT_OUT), c, piece_word(batch, piece, LENGTH));
+    keep_conv_state(conv, channels, start, slot_in, segment_word(batch, segment, SLOT_OUT), c, segment_word(batch, segment, LENGTH));
 }
 
 // What gates are made of: [T, heads K] bf16, [T, heads] bf16, [heads], [heads K].

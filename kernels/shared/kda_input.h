@@ -13,7 +13,7 @@ typedef float Own[OWN][PAIR];
 
 // Where a chunk lies.
 struct Place {
-    u32 first, length, start, slot;  // first row, tokens, first row of its piece, the slot that the piece starts from
+    u32 first, length, start, slot;  // first row, tokens, first row of its segment, the slot that the segment starts from
 };
 
 // Tokens of a thread from token `t` of a chunk on that are there.
@@ -105,7 +105,7 @@ static __device__ __forceinline__ void make_channels(
     }
     u32 before = place.first - place.start + t;
     if (before < LEAD) {
-        // Few chunks: what came before the piece.
+        // Few chunks: what came before the segment.
         #pragma unroll
         for (u32 j = 0; j < PAIR; j++) {
             const float* conv_state = conv_state_of(from.conv, channels, place.slot, c + near_pair(d, width) + j);

@@ -11,7 +11,7 @@ struct Attention {
     u32 heads, latent, nope, rope, value, block_tokens;
 };
 
-// The cached row [latent | rope] at `position` of a piece's sequence. A million tokens fill more than 32 bits of offset.
+// The cached row [latent | rope] at `position` of a segment's sequence. A million tokens fill more than 32 bits of offset.
 static __device__ __forceinline__ const bf16* latent_row(
     const Attention& a, const bf16* latents, const u32* table, u32 position) {
     u32 block = table[position / a.block_tokens];

@@ -40,7 +40,7 @@ fn state_at(slot: u32, head: u32) -> u32 {
     return (slot * params.heads + head) * params.key_width * params.value_width;
 }
 
-// Whether pieces of this length run by chunks.
+// Whether segments of this length run by chunks.
 fn by_chunks(length: u32) -> bool {
     return params.form == 1u || (params.form == 0u && length > 1u);
 }

@@ -30,8 +30,8 @@ fn score_scale() -> f32 {
     return 1.0 / sqrt(f32(params.nope + params.rope));
 }
 
-// The first element of the cached row at `position` of a piece's sequence.
-fn latent_at(piece: u32, position: u32) -> u32 {
-    let block = batch[piece_word(piece, BLOCKS) + position / params.block_tokens];
+// The first element of the cached row at `position` of a segment's sequence.
+fn latent_at(segment: u32, position: u32) -> u32 {
+    let block = batch[segment_word(segment, BLOCKS) + position / params.block_tokens];
     return (block * params.block_tokens + position % params.block_tokens) * (params.latent + params.rope);
 }

@@ -1,6 +1,6 @@
 //! What differs between two submissions of one step: tokens, lengths, slots, block tables.
 //!
-//! A batch is ragged: pieces of several sequences laid end to end, a 500-token piece of a prompt beside thirty
+//! A batch is ragged: segments of several sequences laid end to end, a 500-token segment of a prompt beside thirty
 //! single-token decodes. It holds numbers only; which slot or block belongs to whom was settled before.
 
 use super::{Block, Slot};
@@ -8,15 +8,15 @@ use super::{Block, Slot};
 /// The most that a step's batches may hold; buffers and grids are planned for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Capacity {
-    /// Tokens, over all pieces.
+    /// Tokens, over all segments.
     pub tokens: usize,
-    /// Pieces.
-    pub pieces: usize,
+    /// Segments.
+    pub segments: usize,
     /// Rows whose logits are wanted.
     pub outputs: usize,
     /// Entries of all block tables together.
     pub blocks: usize,
-    /// State checkpoints, over all pieces.
+    /// State checkpoints, over all segments.
     pub checkpoints: usize,
 }
 
@@ -25,7 +25,7 @@ impl Capacity {
     pub(crate) fn beyond(&self, most: &Self) -> Option<(&'static str, usize, usize)> {
         [
             ("tokens", most.tokens, self.tokens),
-            ("pieces", most.pieces, self.pieces),
+            ("segments", most.segments, self.segments),
             ("output rows", most.outputs, self.outputs),
             ("block table entries", most.blocks, self.blocks),
             ("state checkpoints", most.checkpoints, self.checkpoints),
@@ -35,39 +35,39 @@ impl Capacity {
     }
 }
 
-/// One submission: the tokens of all pieces end to end, and what they belong to.
+/// One submission: the tokens of all segments end to end, and what they belong to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Token ids, `sum of piece lengths` of them.
+    /// Token ids, `sum of segment lengths` of them.
     pub tokens: Vec<u32>,
-    /// The pieces, in the order of their tokens.
-    pub pieces: Vec<Piece>,
+    /// The segments, in the order of their tokens.
+    pub segments: Vec<Segment>,
     /// The rows whose logits are wanted, ascending.
     pub outputs: Vec<OutputRow>,
 }
 
 /// Consecutive tokens of one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
-    /// Tokens in this piece; 0 is allowed, and copies the state.
+pub struct Segment {
+    /// Tokens in this segment; 0 is allowed, and copies the state.
     pub length: usize,
-    /// Tokens of the sequence before this piece.
+    /// Tokens of the sequence before this segment.
     pub position: usize,
     /// The slot that holds the state at `position`; `None` is the zero state that starts a sequence.
     pub slot_in: Option<Slot>,
-    /// The slot that takes the state after the piece; it may be `slot_in`.
+    /// The slot that takes the state after the segment; it may be `slot_in`.
     pub slot_out: Slot,
-    /// Places inside the piece whose state is kept as well, ascending. A chunk of the recurrence ends at each, so that
+    /// Places inside the segment whose state is kept as well, ascending. A chunk of the recurrence ends at each, so that
     /// a sequence resumed there repeats the very operations.
     pub checkpoints: Vec<StateCheckpoint>,
-    /// The sequence's block table, from its first token to the last of this piece.
+    /// The sequence's block table, from its first token to the last of this segment.
     pub blocks: Vec<Block>,
 }
 
-/// A copy of the state after the first `after` tokens of a piece.
+/// A copy of the state after the first `after` tokens of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateCheckpoint {
-    /// Tokens of the piece, `1..=length`.
+    /// Tokens of the segment, `1..=length`.
     pub after: usize,
     /// The slot that takes the copy.
     pub slot: Slot,
@@ -88,22 +88,26 @@ impl Batch {
     pub fn size(&self) -> Capacity {
         Capacity {
             tokens: self.tokens.len(),
-            pieces: self.pieces.len(),
+            segments: self.segments.len(),
             outputs: self.outputs.len(),
-            blocks: self.pieces.iter().map(|piece| piece.blocks.len()).sum(),
-            checkpoints: self
-                .pieces
+            blocks: self
+                .segments
                 .iter()
-                .map(|piece| piece.checkpoints.len())
+                .map(|segment| segment.blocks.len())
+                .sum(),
+            checkpoints: self
+                .segments
+                .iter()
+                .map(|segment| segment.checkpoints.len())
                 .sum(),
         }
     }
 
-    /// The place of each piece's first token in [`Batch::tokens`].
+    /// The place of each segment's first token in [`Batch::tokens`].
     pub fn starts(&self) -> impl Iterator<Item = usize> + '_ {
-        self.pieces.iter().scan(0, |at, piece| {
+        self.segments.iter().scan(0, |at, segment| {
             let start = *at;
-            *at += piece.length;
+            *at += segment.length;
             Some(start)
         })
     }

@@ -3,7 +3,7 @@
 //!
 //! It also holds the counts that grids are sized by. What a batch may hold was checked before.
 
-use crate::backend::{Batch, Capacity, Piece, Rows};
+use crate::backend::{Batch, Capacity, Rows, Segment};
 
 /// Words of the header.
 const HEADER: usize = 25;
@@ -13,12 +13,12 @@ const NONE: u32 = u32::MAX;
 const CHUNK: usize = 16;
 /// Spans are whole runs of so many positions, as kernels take them.
 const SPAN_STEP: usize = 32;
-/// A segment of a piece that is scanned in several at once has at least so many chunks ..
-const SEGMENT_CHUNKS: usize = 24;
-/// .. and fewer segments than these take longer than the piece in one.
-const FEWEST_SEGMENTS: usize = 4;
+/// A split of a segment that is scanned in several at once has at least so many chunks ..
+const SPLIT_CHUNKS: usize = 24;
+/// .. and fewer splits than these take longer than the segment in one.
+const FEWEST_SPLITS: usize = 4;
 /// More than these gain nothing: their entry states are found one after the other.
-pub(crate) const MOST_SEGMENTS: usize = 8;
+pub(crate) const MOST_SPLITS: usize = 8;
 /// Queries a tile of a prefill.
 pub(crate) const QUERIES: usize = 16;
 
@@ -35,7 +35,7 @@ pub(crate) fn count_word(rows: Rows) -> u32 {
 pub(crate) struct Window {
     /// Positions in it.
     pub(crate) positions: usize,
-    /// Tiles of queries of its piece.
+    /// Tiles of queries of its segment.
     pub(crate) tiles: usize,
 }
 
@@ -44,27 +44,27 @@ pub(crate) struct Window {
 pub(crate) struct BatchMetadata {
     pub(crate) words: Vec<u32>,
     pub(crate) tokens: usize,
-    pub(crate) pieces: usize,
+    pub(crate) segments: usize,
     pub(crate) outputs: usize,
-    /// Positions up to the end of the piece that reaches furthest.
+    /// Positions up to the end of the segment that reaches furthest.
     pub(crate) reached: usize,
-    /// Rows of pieces of several tokens.
+    /// Rows of segments of several tokens.
     pub(crate) several_rows: usize,
-    /// Pieces of one token or none.
-    pub(crate) short_pieces: usize,
-    /// Chunks of pieces of several tokens, and of all.
+    /// Segments of one token or none.
+    pub(crate) short_segments: usize,
+    /// Chunks of segments of several tokens, and of all.
     pub(crate) several_chunks: usize,
     pub(crate) chunks: usize,
-    /// Runs of chunks that are scanned one after the other: of pieces of several tokens, and of all.
+    /// Runs of chunks that are scanned one after the other: of segments of several tokens, and of all.
     pub(crate) several_scans: usize,
     pub(crate) scans: usize,
-    /// Those that are a segment of a piece, and pieces that are cut into segments.
-    pub(crate) segments: usize,
+    /// Those that are a split of a segment, and segments that are cut into splits.
+    pub(crate) splits: usize,
     pub(crate) cuts: usize,
-    /// Tiles of queries of pieces of several tokens, and of all, where the step attends to latents.
+    /// Tiles of queries of segments of several tokens, and of all, where the step attends to latents.
     pub(crate) several_tiles: usize,
     pub(crate) tiles: usize,
-    /// Windows of pieces of several tokens come first, then those of others.
+    /// Windows of segments of several tokens come first, then those of others.
     pub(crate) windows: Vec<Window>,
     pub(crate) several_windows: usize,
     /// Spans of single rows.
@@ -85,16 +85,16 @@ pub(crate) struct MetadataLayout {
 }
 
 impl MetadataLayout {
-    /// Chunks of a batch within `capacity`: each piece and each checkpoint may leave one partly filled.
+    /// Chunks of a batch within `capacity`: each segment and each checkpoint may leave one partly filled.
     pub(crate) fn chunks(capacity: &Capacity) -> usize {
-        capacity.tokens / CHUNK + capacity.pieces + capacity.checkpoints
+        capacity.tokens / CHUNK + capacity.segments + capacity.checkpoints
     }
 
-    /// Segments of a batch within `capacity` where a piece has at most `most`.
-    pub(crate) fn segments(capacity: &Capacity, most: usize) -> usize {
+    /// Splits of a batch within `capacity` where a segment has at most `most`.
+    pub(crate) fn splits(capacity: &Capacity, most: usize) -> usize {
         let chunks = Self::chunks(capacity);
-        if segments(chunks, most) > 1 {
-            chunks / SEGMENT_CHUNKS
+        if splits(chunks, most) > 1 {
+            chunks / SPLIT_CHUNKS
         } else {
             0
         }
@@ -103,8 +103,8 @@ impl MetadataLayout {
     /// Spans of single rows of a batch within `capacity`: every row may leave one partly filled.
     pub(crate) fn spans(&self, capacity: &Capacity) -> usize {
         let positions = capacity.blocks * self.block_tokens;
-        let most = capacity.pieces.saturating_mul(self.most_spans);
-        most.min(positions / self.span + capacity.pieces)
+        let most = capacity.segments.saturating_mul(self.most_spans);
+        most.min(positions / self.span + capacity.segments)
     }
 
     /// Positions a span of a row that attends to so many. It depends on nothing else, and so does the row's arithmetic.
@@ -115,62 +115,66 @@ impl MetadataLayout {
 
     /// The most words that an metadata within `capacity` takes.
     pub(crate) fn words(&self, capacity: &Capacity) -> usize {
-        let tiles = capacity.tokens / QUERIES + capacity.pieces;
-        let windows = capacity.blocks * self.block_tokens / self.window + capacity.pieces;
-        let segments = Self::segments(capacity, MOST_SEGMENTS);
+        let tiles = capacity.tokens / QUERIES + capacity.segments;
+        let windows = capacity.blocks * self.block_tokens / self.window + capacity.segments;
+        let splits = Self::splits(capacity, MOST_SPLITS);
         HEADER
             + 3 * capacity.tokens
-            + 10 * capacity.pieces
+            + 10 * capacity.segments
             + 2 * capacity.outputs
             + capacity.blocks
             + 2 * capacity.checkpoints
             + 4 * Self::chunks(capacity)
-            + 4 * (capacity.pieces + segments)
-            + 3 * segments
+            + 4 * (capacity.segments + splits)
+            + 3 * splits
             + 2 * tiles
             + 4 * windows
             + 2 * self.spans(capacity)
-            + 2 * capacity.pieces
+            + 2 * capacity.segments
     }
 
-    /// Lays a batch out; windows and tiles only where the step attends to latents. A long piece is cut into at most
-    /// `segments`, which are scanned at once.
-    pub(crate) fn metadata(&self, batch: &Batch, attends: bool, segments: usize) -> BatchMetadata {
+    /// Lays a batch out; windows and tiles only where the step attends to latents. A long segment is cut into at most
+    /// `splits`, which are scanned at once.
+    pub(crate) fn metadata(&self, batch: &Batch, attends: bool, splits: usize) -> BatchMetadata {
         let starts: Vec<usize> = batch.starts().collect();
-        let several = |piece: &Piece| piece.length > 1;
-        // Pieces of several tokens first, then the others.
+        let several = |segment: &Segment| segment.length > 1;
+        // Segments of several tokens first, then the others.
         let (first, second): (Vec<usize>, Vec<usize>) =
-            (0..batch.pieces.len()).partition(|i| several(&batch.pieces[*i]));
+            (0..batch.segments.len()).partition(|i| several(&batch.segments[*i]));
         let order: Vec<usize> = first.into_iter().chain(second).collect();
         let mut metadata = BatchMetadata {
             words: vec![0; HEADER],
             tokens: batch.tokens.len(),
-            pieces: batch.pieces.len(),
+            segments: batch.segments.len(),
             outputs: batch.outputs.len(),
             reached: batch
-                .pieces
+                .segments
                 .iter()
-                .map(|piece| piece.position + piece.length)
+                .map(|segment| segment.position + segment.length)
                 .max()
                 .unwrap_or_default(),
-            short_pieces: batch.pieces.iter().filter(|piece| !several(piece)).count(),
+            short_segments: batch
+                .segments
+                .iter()
+                .filter(|segment| !several(segment))
+                .count(),
             ..BatchMetadata::default()
         };
         metadata.words[0] = word(metadata.tokens);
-        metadata.words[1] = word(metadata.pieces);
+        metadata.words[1] = word(metadata.segments);
         metadata.words[2] = word(metadata.outputs);
         metadata.list(3, batch.tokens.iter().copied());
         let owners = batch
-            .pieces
+            .segments
             .iter()
             .enumerate()
-            .flat_map(|(i, piece)| std::iter::repeat_n(word(i), piece.length));
+            .flat_map(|(i, segment)| std::iter::repeat_n(word(i), segment.length));
         metadata.list(4, owners);
         metadata.outputs(batch);
         metadata.rows(batch, &starts, &order);
-        let pieces = metadata.pieces(batch, &starts);
-        metadata.chunks(batch, &starts, &order, pieces);
-        metadata.scans(batch, pieces, segments);
+        let segments = metadata.segments(batch, &starts);
+        metadata.chunks(batch, &starts, &order, segments);
+        metadata.scans(batch, segments, splits);
         if attends {
             self.windows(&mut metadata, batch, &order);
             self.spanned(&mut metadata, batch);
@@ -182,16 +186,16 @@ impl MetadataLayout {
     fn windows(&self, metadata: &mut BatchMetadata, batch: &Batch, order: &[usize]) {
         let (mut tiles, mut windows) = (Vec::new(), Vec::new());
         for i in order {
-            let piece = &batch.pieces[*i];
-            if piece.length == 0 {
+            let segment = &batch.segments[*i];
+            if segment.length == 0 {
                 continue;
             }
             let first_tile = tiles.len() / 2;
-            for first in (0..piece.length).step_by(QUERIES) {
+            for first in (0..segment.length).step_by(QUERIES) {
                 tiles.extend([word(*i), word(first)]);
             }
             let count = tiles.len() / 2 - first_tile;
-            let end = piece.position + piece.length;
+            let end = segment.position + segment.length;
             for first in (0..end).step_by(self.window) {
                 let positions = self.window.min(end - first);
                 windows.extend([word(*i), word(first), word(positions), word(first_tile)]);
@@ -200,7 +204,7 @@ impl MetadataLayout {
                     tiles: count,
                 });
             }
-            if piece.length > 1 {
+            if segment.length > 1 {
                 metadata.several_windows = metadata.windows.len();
                 metadata.several_tiles = tiles.len() / 2;
             }
@@ -217,10 +221,10 @@ impl MetadataLayout {
     /// Spans of the single rows, in the order of those rows.
     fn spanned(&self, metadata: &mut BatchMetadata, batch: &Batch) {
         let (mut spans, mut spanned) = (Vec::new(), Vec::new());
-        for piece in batch.pieces.iter().filter(|piece| piece.length == 1) {
+        for segment in batch.segments.iter().filter(|segment| segment.length == 1) {
             let number = spanned.len() / 2;
             let first = spans.len() / 2;
-            for position in (0..=piece.position).step_by(self.span(piece.position + 1)) {
+            for position in (0..=segment.position).step_by(self.span(segment.position + 1)) {
                 spans.extend([word(number), word(position)]);
             }
             spanned.extend([word(first), word(spans.len() / 2 - first)]);
@@ -232,11 +236,11 @@ impl MetadataLayout {
     }
 }
 
-/// Into how many segments a piece of so many chunks is cut, of at most `most`. It follows from the piece and the layout
+/// Into how many splits a segment of so many chunks is cut, of at most `most`. It follows from the segment and the layout
 /// alone, so that arithmetic does not depend on what else is in the batch (`docs/performance/hopper.md`).
-fn segments(chunks: usize, most: usize) -> usize {
-    let count = most.min(chunks / SEGMENT_CHUNKS);
-    if count < FEWEST_SEGMENTS { 1 } else { count }
+fn splits(chunks: usize, most: usize) -> usize {
+    let count = most.min(chunks / SPLIT_CHUNKS);
+    if count < FEWEST_SPLITS { 1 } else { count }
 }
 
 /// Counts fit a word: batches were checked against capacities, and capacities against buffers.
@@ -285,33 +289,34 @@ impl BatchMetadata {
     fn rows(&mut self, batch: &Batch, starts: &[usize], order: &[usize]) {
         let rows = order
             .iter()
-            .flat_map(|i| starts[*i]..starts[*i] + batch.pieces[*i].length);
+            .flat_map(|i| starts[*i]..starts[*i] + batch.segments[*i].length);
         self.list(7, rows.map(word));
-        let several = batch.pieces.iter().filter(|piece| piece.length > 1);
-        self.several_rows = several.map(|piece| piece.length).sum();
+        let several = batch.segments.iter().filter(|segment| segment.length > 1);
+        self.several_rows = several.map(|segment| segment.length).sum();
         self.words[11] = word(self.several_rows);
     }
 
-    /// The pieces, with their block tables and checkpoints behind them; their chunks are filled in later.
-    fn pieces(&mut self, batch: &Batch, starts: &[usize]) -> usize {
-        let at = self.list(5, std::iter::repeat_n(0, 10 * batch.pieces.len()));
-        for (i, piece) in batch.pieces.iter().enumerate() {
+    /// The segments, with their block tables and checkpoints behind them; their chunks are filled in later.
+    fn segments(&mut self, batch: &Batch, starts: &[usize]) -> usize {
+        let at = self.list(5, std::iter::repeat_n(0, 10 * batch.segments.len()));
+        for (i, segment) in batch.segments.iter().enumerate() {
             let blocks = self.words.len();
-            self.words.extend(piece.blocks.iter().map(|block| block.0));
+            self.words
+                .extend(segment.blocks.iter().map(|block| block.0));
             let checkpoints = self.words.len();
-            for checkpoint in &piece.checkpoints {
+            for checkpoint in &segment.checkpoints {
                 self.words
                     .extend([word(checkpoint.after), checkpoint.slot.0]);
             }
             let words = [
                 word(starts[i]),
-                word(piece.length),
-                word(piece.position),
-                piece.slot_in.map_or(NONE, |slot| slot.0),
-                piece.slot_out.0,
+                word(segment.length),
+                word(segment.position),
+                segment.slot_in.map_or(NONE, |slot| slot.0),
+                segment.slot_out.0,
                 word(blocks),
                 word(checkpoints),
-                word(piece.checkpoints.len()),
+                word(segment.checkpoints.len()),
             ];
             self.words[at + 10 * i..at + 10 * i + 8].copy_from_slice(&words);
         }
@@ -319,17 +324,17 @@ impl BatchMetadata {
     }
 
     /// Chunks of the recurrence; they start anew at each checkpoint.
-    fn chunks(&mut self, batch: &Batch, starts: &[usize], order: &[usize], pieces: usize) {
+    fn chunks(&mut self, batch: &Batch, starts: &[usize], order: &[usize], segments: usize) {
         let mut chunks = Vec::new();
         for i in order {
-            let piece = &batch.pieces[*i];
-            self.words[pieces + 10 * i + 8] = word(chunks.len() / 4);
+            let segment = &batch.segments[*i];
+            self.words[segments + 10 * i + 8] = word(chunks.len() / 4);
             let mut first = 0;
-            let ends = piece
+            let ends = segment
                 .checkpoints
                 .iter()
                 .map(|checkpoint| (checkpoint.after, checkpoint.slot.0));
-            for (end, slot) in ends.chain([(piece.length, NONE)]) {
+            for (end, slot) in ends.chain([(segment.length, NONE)]) {
                 while first < end {
                     let last = end.min(first + CHUNK);
                     let kept = if last == end { slot } else { NONE };
@@ -337,9 +342,9 @@ impl BatchMetadata {
                     first = last;
                 }
             }
-            self.words[pieces + 10 * i + 9] =
-                word(chunks.len() / 4) - self.words[pieces + 10 * i + 8];
-            if piece.length > 1 {
+            self.words[segments + 10 * i + 9] =
+                word(chunks.len() / 4) - self.words[segments + 10 * i + 8];
+            if segment.length > 1 {
                 self.several_chunks = chunks.len() / 4;
             }
         }
@@ -348,27 +353,27 @@ impl BatchMetadata {
         self.words[15] = word(self.chunks);
         self.list(8, chunks);
     }
-    /// Runs of chunks that are scanned one after the other: segments first, then whole pieces, the longest first, then
-    /// pieces of single tokens.
-    fn scans(&mut self, batch: &Batch, pieces: usize, most: usize) {
+    /// Runs of chunks that are scanned one after the other: splits first, then whole segments, the longest first, then
+    /// segments of single tokens.
+    fn scans(&mut self, batch: &Batch, segments: usize, most: usize) {
         let (mut scans, mut cuts) = (Vec::new(), Vec::new());
-        for (i, piece) in batch.pieces.iter().enumerate() {
-            let [first, count] = [8, 9].map(|field| self.words[pieces + 10 * i + field]);
-            let parts = segments(count as usize, most);
+        for (i, segment) in batch.segments.iter().enumerate() {
+            let [first, count] = [8, 9].map(|field| self.words[segments + 10 * i + field]);
+            let parts = splits(count as usize, most);
             let border = |part: usize| word(count as usize * part / parts);
             if parts > 1 {
-                cuts.extend([word(i), word(self.segments), word(parts)]);
+                cuts.extend([word(i), word(self.splits), word(parts)]);
             }
             for part in 0..parts {
                 let number = if parts > 1 {
-                    self.segments += 1;
-                    word(self.segments - 1)
+                    self.splits += 1;
+                    word(self.splits - 1)
                 } else {
                     NONE
                 };
                 let chunks = border(part + 1) - border(part);
                 let scan = [word(i), first + border(part), chunks, number];
-                scans.push((piece.length > 1, scan));
+                scans.push((segment.length > 1, scan));
             }
         }
         scans.sort_by_key(|(several, [_, _, chunks, number])| {
@@ -379,7 +384,7 @@ impl BatchMetadata {
         self.several_scans = scans.iter().filter(|(several, _)| *several).count();
         self.words[21] = word(self.scans);
         self.words[22] = word(self.several_scans);
-        self.words[23] = word(self.segments);
+        self.words[23] = word(self.splits);
         self.words[24] = word(self.cuts);
         self.list(19, scans.into_iter().flat_map(|(_, scan)| scan));
         self.list(20, cuts);
@@ -393,7 +398,7 @@ mod tests {
 
     /// A batch of single tokens after so many others each.
     fn batch(positions: &[usize]) -> Batch {
-        let piece = |position: &usize| Piece {
+        let segment = |position: &usize| Segment {
             length: 1,
             position: *position,
             slot_in: None,
@@ -403,7 +408,7 @@ mod tests {
         };
         Batch {
             tokens: vec![0; positions.len()],
-            pieces: positions.iter().map(piece).collect(),
+            segments: positions.iter().map(segment).collect(),
             outputs: Vec::new(),
         }
     }
@@ -448,12 +453,12 @@ mod tests {
         assert_eq!(together[6].len(), 128);
         let capacity = Capacity {
             tokens: positions.len(),
-            pieces: positions.len(),
+            segments: positions.len(),
             outputs: 0,
             blocks: batch(&positions)
-                .pieces
+                .segments
                 .iter()
-                .map(|piece| piece.blocks.len())
+                .map(|segment| segment.blocks.len())
                 .sum(),
             checkpoints: 0,
         };

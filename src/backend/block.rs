@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Add, AllReduce, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, LatentPool, Linear,
-    MlaAppend, MlaAttention, Op, Pieces, Route, ShortConv, StatePool, Swiglu, Tensor, Weight,
+    MlaAppend, MlaAttention, Op, Route, Segments, ShortConv, StatePool, Swiglu, Tensor, Weight,
 };
 
 /// `output = input weight^T`.
@@ -193,7 +193,7 @@ impl MlaBlock {
         }
     }
 
-    fn attention(&self, pieces: Pieces) -> MlaAttention {
+    fn attention(&self, segments: Segments) -> MlaAttention {
         MlaAttention {
             query: self.query,
             kv_b: self.kv_b_proj,
@@ -201,7 +201,7 @@ impl MlaBlock {
             value: self.value,
             pool: self.pool,
             layer: self.layer,
-            pieces,
+            segments,
             output: self.heads,
         }
     }
@@ -216,8 +216,8 @@ impl MlaBlock {
             linear(self.input, self.kv_a_proj, self.kv_a),
             Op::from(self.append()),
             // o = softmax(q k^T) v with [k | v] = W_kvb c, expanded for prompts and absorbed for single tokens
-            Op::MlaPrefill(self.attention(Pieces::Several)),
-            Op::MlaDecode(self.attention(Pieces::Single)),
+            Op::MlaPrefill(self.attention(Segments::Several)),
+            Op::MlaDecode(self.attention(Segments::Single)),
             // W_o o
             linear(self.heads, self.output_proj, self.output),
             all_reduce(self.output),

@@ -36,7 +36,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-pub use batch::{Batch, Capacity, OutputRow, Piece, StateCheckpoint};
+pub use batch::{Batch, Capacity, OutputRow, Segment, StateCheckpoint};
 pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};

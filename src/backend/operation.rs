@@ -293,10 +293,10 @@ pub struct KdaGates {
     pub beta: Tensor,
 }
 
-/// How a recurrence runs over a piece.
+/// How a recurrence runs over a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
-    /// Token by token for single tokens, by chunks for longer pieces.
+    /// Token by token for single tokens, by chunks for longer segments.
     Auto,
     /// By chunks, whatever the length.
     Chunk,
@@ -321,7 +321,7 @@ pub struct KdaRecurrence {
     pub pool: StatePool,
     /// KDA layer, counted among KDA layers.
     pub layer: usize,
-    /// Chunkwise, stepwise, or by the piece's length.
+    /// Chunkwise, stepwise, or by the segment's length.
     pub form: Form,
     /// `[T, H * V]`.
     pub output: Tensor,
@@ -357,9 +357,9 @@ pub struct MlaAppend {
     pub layer: usize,
 }
 
-/// The pieces of a batch that an operation runs on; rows of the others are left as they are.
+/// The segments of a batch that an operation runs on; rows of the others are left as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Pieces {
+pub enum Segments {
     /// All of them.
     All,
     /// Those of a single token.
@@ -368,8 +368,8 @@ pub enum Pieces {
     Several,
 }
 
-impl Pieces {
-    /// Whether a piece of `length` tokens is among them.
+impl Segments {
+    /// Whether a segment of `length` tokens is among them.
     #[must_use]
     pub fn contains(self, length: usize) -> bool {
         match self {
@@ -396,8 +396,8 @@ pub struct MlaAttention {
     pub pool: LatentPool,
     /// MLA layer, counted among MLA layers.
     pub layer: usize,
-    /// The pieces to run on.
-    pub pieces: Pieces,
+    /// The segments to run on.
+    pub segments: Segments,
     /// `[T, H * value]`.
     pub output: Tensor,
 }

@@ -1,8 +1,8 @@
 //! What a trace asks of a device: reductions that are small enough to read back for every token.
 //!
-//! They are compiled only into steps that are traced, and run on pieces of a single token; rows of other pieces are zero.
+//! They are compiled only into steps that are traced, and run on segments of a single token; rows of other segments are zero.
 //! Those of every layer have an output for all layers, of which each writes its own part: what a token comes to is read
-//! back at the end, in a few pieces.
+//! back at the end, in a few segments.
 
 use serde::{Deserialize, Serialize};
 

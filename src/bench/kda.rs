@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::oracle::{self, Inputs};
-use super::piece;
+use super::segment;
 use crate::backend::{
     Backend, Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Program, Result, Rows,
     Slot, StateLayout, StateRecord, Step, TensorValues,
@@ -131,11 +131,11 @@ fn compiled(
     backend: &mut dyn Backend,
     operation: &KdaRecurrence,
     tokens: usize,
-    pieces: usize,
+    segments: usize,
 ) -> Result<Box<dyn Step>> {
     let capacity = Capacity {
         tokens,
-        pieces,
+        segments,
         outputs: 0,
         blocks: 0,
         checkpoints: 0,
@@ -206,14 +206,14 @@ impl Planned {
         };
         let step = compiled(backend, &operation, tokens, sequences)?;
         let seeded = numbers.initial.is_some();
-        let pieces = numbers.lengths.iter().enumerate().map(|(i, length)| {
-            let mut piece = piece(i, 0, *length, seeded, Vec::new());
-            piece.slot_out = Slot((sequences + i) as u32);
-            piece
+        let segments = numbers.lengths.iter().enumerate().map(|(i, length)| {
+            let mut segment = segment(i, 0, *length, seeded, Vec::new());
+            segment.slot_out = Slot((sequences + i) as u32);
+            segment
         });
         let batch = Batch {
             tokens: vec![0; tokens],
-            pieces: pieces.collect(),
+            segments: segments.collect(),
             outputs: Vec::new(),
         };
         Ok(Self {
@@ -238,8 +238,8 @@ pub(crate) fn answers(
     let rows = batch.tokens.len();
     let output = backend.read_tensor(operation.output, rows).wait()?;
     let mut states = Vec::new();
-    for piece in &batch.pieces {
-        let record = backend.read_state(&operation.pool, 0, piece.slot_out);
+    for segment in &batch.segments {
+        let record = backend.read_state(&operation.pool, 0, segment.slot_out);
         states.extend_from_slice(&record.wait()?.key_value());
     }
     Ok((output.as_f32().unwrap_or(&[]).to_vec(), states))

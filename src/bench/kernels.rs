@@ -6,10 +6,10 @@
 
 use super::kda::{self, Numbers, Planned};
 use super::oracle::{self, Attention};
-use super::{Effort, Make, layer, operations, piece, queued, table};
+use super::{Effort, Make, layer, operations, queued, segment, table};
 use crate::backend::{
-    Backend, Batch, Capacity, Element, Experts, LatentLayout, Linear, MlaAttention, Op, Pieces,
-    Program, Random, RandomWeight, Result, Rows, Shard, Step, Tensor, TensorValues, Weight,
+    Backend, Batch, Capacity, Element, Experts, LatentLayout, Linear, MlaAttention, Op, Program,
+    Random, RandomWeight, Result, Rows, Segments, Shard, Step, Tensor, TensorValues, Weight,
 };
 use crate::checkpoint::Format;
 use crate::config::ModelConfig;
@@ -349,24 +349,24 @@ fn read(backend: &mut dyn Backend, tensor: Tensor) -> Result<Vec<f32>> {
     Ok(values.as_f32().unwrap_or(&[]).to_vec())
 }
 
-/// A batch of so many rows, for operations that look at nothing else: a piece for each row, or one piece of them all.
+/// A batch of so many rows, for operations that look at nothing else: a segment for each row, or one segment of them all.
 fn plain(phase: Phase, rows: usize) -> (Batch, Capacity) {
-    let pieces = match phase {
+    let segments = match phase {
         Phase::Decode => (0..rows)
-            .map(|i| piece(i, 0, 1, false, Vec::new()))
+            .map(|i| segment(i, 0, 1, false, Vec::new()))
             .collect(),
-        Phase::Prefill => vec![piece(0, 0, rows, false, Vec::new())],
+        Phase::Prefill => vec![segment(0, 0, rows, false, Vec::new())],
     };
     let capacity = Capacity {
         tokens: rows,
-        pieces: pieces.len(),
+        segments: segments.len(),
         outputs: 0,
         blocks: 0,
         checkpoints: 0,
     };
     let batch = Batch {
         tokens: vec![0; rows],
-        pieces,
+        segments,
         outputs: Vec::new(),
     };
     (batch, capacity)
@@ -513,9 +513,9 @@ fn attention(
     let output = blank(backend, rows, heads * value, Element::Activation)?;
     let batch = Batch {
         tokens: vec![0; rows],
-        pieces: (0..sequences)
+        segments: (0..sequences)
             .map(|i| {
-                piece(
+                segment(
                     i,
                     context - length,
                     length,
@@ -528,7 +528,7 @@ fn attention(
     };
     let capacity = Capacity {
         tokens: rows,
-        pieces: sequences,
+        segments: sequences,
         outputs: 0,
         blocks: sequences * each,
         checkpoints: 0,
@@ -541,7 +541,7 @@ fn attention(
             value,
             pool,
             layer,
-            pieces: Pieces::All,
+            segments: Segments::All,
             output,
         };
         if length == 1 {

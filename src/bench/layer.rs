@@ -1,7 +1,7 @@
 //! A KDA layer between its projections, timed in layers of random weights: what a backend may have fused.
 
 use super::kernels::{Options, Report, Row, Time, sets};
-use super::{Effort, operations, piece};
+use super::{Effort, operations, segment};
 use crate::backend::{Backend, Batch, Capacity};
 use crate::config::{Attention, Ffn, LayerKind, ModelConfig};
 use crate::conformance::Work;
@@ -70,7 +70,7 @@ pub(super) fn run(
     let length = tokens / sequences.max(1);
     let capacity = Capacity {
         tokens,
-        pieces: sequences,
+        segments: sequences,
         outputs: 1,
         blocks: 0,
         checkpoints: 0,
@@ -106,8 +106,8 @@ pub(super) fn run(
         tokens: (0..length * sequences)
             .map(|i| (i * 7919 % config.vocab_size) as u32)
             .collect(),
-        pieces: (0..sequences)
-            .map(|i| piece(i, usize::from(decode), length, decode, Vec::new()))
+        segments: (0..sequences)
+            .map(|i| segment(i, usize::from(decode), length, decode, Vec::new()))
             .collect(),
         outputs: Vec::new(),
     };

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 pub use kda::Errors;
 
-use crate::backend::{Backend, Batch, Block, Piece, Result, Slot, Step};
+use crate::backend::{Backend, Batch, Block, Result, Segment, Slot, Step};
 use crate::error::BackendError;
 
 /// Makes a backend; each is given up before the next one is made, since handles are never given back.
@@ -151,16 +151,16 @@ pub(crate) fn table(sequence: usize, tokens: usize, block_tokens: usize) -> Vec<
         .collect()
 }
 
-/// A piece of sequence number `sequence`, whose state is in the slot of that number.
-pub(crate) fn piece(
+/// A segment of sequence number `sequence`, whose state is in the slot of that number.
+pub(crate) fn segment(
     sequence: usize,
     position: usize,
     length: usize,
     started: bool,
     blocks: Vec<Block>,
-) -> Piece {
+) -> Segment {
     let slot = Slot(sequence as u32);
-    Piece {
+    Segment {
         length,
         position,
         slot_in: started.then_some(slot),

@@ -169,9 +169,9 @@ fn how(row: &Row) -> String {
         How::Whole => "all layers",
         How::ByLayer => "one layer of each kind times their number",
     };
-    match row.pieces {
+    match row.segments {
         [ran, all] if ran < all => {
-            format!("{layers}; {ran} of {all} pieces, the rest between them")
+            format!("{layers}; {ran} of {all} segments, the rest between them")
         }
         _ => layers.to_owned(),
     }
@@ -226,7 +226,7 @@ fn spent(rows: &[Row], text: &mut String) {
             .map(|(name, ms)| format!("{name} {}", seconds_name(ms / 1000.0)))
             .collect();
         let last = match row.work {
-            Work::Prefill { .. } => ", the last piece that ran",
+            Work::Prefill { .. } => ", the last segment that ran",
             Work::Decode { .. } => "",
         };
         let _ = writeln!(

@@ -1,8 +1,8 @@
 //! A model's shape with random weights, measured without its checkpoint: decode over caches that hold any context already,
-//! prompts in pieces, the hybrid and the same shape with MLA in every layer.
+//! prompts in segments, the hybrid and the same shape with MLA in every layer.
 //!
 //! Nothing is prefilled to get there: states and latents are numbers that the device makes. Where all layers together outlast the
-//! device's memory, a layer of each kind is measured and multiplied, and the row says so; a long prompt's pieces are sampled
+//! device's memory, a layer of each kind is measured and multiplied, and the row says so; a long prompt's segments are sampled
 //! by their position, and the row says how many ran.
 
 use std::time::Instant;
@@ -13,11 +13,11 @@ use crate::conformance::floors::{self, Kernel, Rates};
 use crate::error::{BackendError, EngineError, Error};
 use crate::model::{Limits, Model, StepOptions};
 
-use super::{Effort, Make, awaited, operations, piece, queued, table};
+use super::{Effort, Make, awaited, operations, queued, segment, table};
 
 /// Tokens of a block.
 const BLOCK_TOKENS: usize = 64;
-/// The most pieces of a prompt that are run; those between them are taken as their means.
+/// The most segments of a prompt that are run; those between them are taken as their means.
 const SAMPLED: usize = 5;
 /// The part of a device's memory that weights, caches and activations may take; the rest is the driver's and the kernels'.
 const USABLE: f64 = 0.93;
@@ -46,7 +46,7 @@ pub struct Options {
     /// Seeds weights and caches.
     pub seed: u32,
     /// The most tokens of a prompt in one step.
-    pub piece: usize,
+    pub prefill_chunk: usize,
     /// Measure a layer of each kind and multiply, also where everything fits.
     pub by_layer: bool,
     /// Repetitions; nothing where no time is to be taken.
@@ -75,8 +75,8 @@ pub struct Row {
     pub work: Work,
     /// Whether all layers ran.
     pub how: How,
-    /// Pieces of the prompt that ran, and all of them; 1 of 1 for a decode.
-    pub pieces: [usize; 2],
+    /// Segments of the prompt that ran, and all of them; 1 of 1 for a decode.
+    pub segments: [usize; 2],
     /// Seconds of one step or one prompt, each submission waited for; nothing where no time was taken.
     pub seconds: Option<f64>,
     /// Seconds of a decode where submissions follow each other without waiting: what the device is busy for.
@@ -220,7 +220,7 @@ fn held(work: &Work) -> (usize, usize) {
 fn step_tokens(work: &Work, options: &Options) -> usize {
     match *work {
         Work::Decode { batch, .. } => batch,
-        Work::Prefill { tokens } => tokens.min(options.piece),
+        Work::Prefill { tokens } => tokens.min(options.prefill_chunk),
     }
 }
 
@@ -228,7 +228,7 @@ fn step_tokens(work: &Work, options: &Options) -> usize {
 struct Measured {
     seconds: Option<f64>,
     busy: Option<f64>,
-    pieces: [usize; 2],
+    segments: [usize; 2],
     operations: Vec<(String, f64)>,
 }
 
@@ -261,7 +261,7 @@ fn by_layer(
         let more = |sum: Option<f64>, one: Option<f64>, base: Option<f64>| {
             Some(sum? + count * (one? - base?).max(0.0))
         };
-        sum.pieces = one.pieces;
+        sum.segments = one.segments;
         sum.seconds = more(sum.seconds, one.seconds, seconds);
         sum.busy = more(sum.busy, one.busy, busy);
         for (name, ms) in one.operations {
@@ -289,7 +289,7 @@ fn run(
     let blocks = sequences * context.div_ceil(BLOCK_TOKENS);
     let capacity = Capacity {
         tokens: rows,
-        pieces: sequences,
+        segments: sequences,
         outputs: sequences,
         blocks,
         checkpoints: 0,
@@ -320,7 +320,7 @@ fn run(
             let mut measured = Measured {
                 seconds: None,
                 busy: None,
-                pieces: [1, 1],
+                segments: [1, 1],
                 operations: Vec::new(),
             };
             if let Some(effort) = options.effort {
@@ -333,7 +333,7 @@ fn run(
             measured
         }
         Work::Prefill { tokens } => {
-            let places = places(tokens, options.piece);
+            let places = places(tokens, options.prefill_chunk);
             let chosen = sample(places.len());
             let mut times = Vec::new();
             for &number in &chosen {
@@ -341,7 +341,7 @@ fn run(
                 let batch = prompt(config, position, length);
                 finite(&step.submit(&batch)?.wait()?)?;
                 if options.effort.is_some() {
-                    // Long pieces are steady: the run before has compiled and loaded everything.
+                    // Long segments are steady: the run before has compiled and loaded everything.
                     let start = Instant::now();
                     step.submit(&batch)?.wait()?;
                     times.push((number, start.elapsed().as_secs_f64()));
@@ -358,7 +358,7 @@ fn run(
             Measured {
                 seconds: options.effort.map(|_| between(&times)),
                 busy: None,
-                pieces: [chosen.len(), places.len()],
+                segments: [chosen.len(), places.len()],
                 operations,
             }
         }
@@ -395,8 +395,8 @@ fn decode(config: &ModelConfig, context: usize, sequences: usize) -> Batch {
     let token = |i: usize| ((i * 7919 + 1) % config.vocab_size) as u32;
     Batch {
         tokens: (0..sequences).map(token).collect(),
-        pieces: (0..sequences)
-            .map(|i| piece(i, context - 1, 1, true, table(i, context, BLOCK_TOKENS)))
+        segments: (0..sequences)
+            .map(|i| segment(i, context - 1, 1, true, table(i, context, BLOCK_TOKENS)))
             .collect(),
         outputs: (0..sequences)
             .map(|row| OutputRow { row, target: None })
@@ -404,13 +404,13 @@ fn decode(config: &ModelConfig, context: usize, sequences: usize) -> Batch {
     }
 }
 
-/// A piece of a prompt; its last token's logits are wanted.
+/// A segment of a prompt; its last token's logits are wanted.
 fn prompt(config: &ModelConfig, position: usize, length: usize) -> Batch {
     let token = |i: usize| ((i * 7919 + 1) % config.vocab_size) as u32;
     let blocks = table(0, position + length, BLOCK_TOKENS);
     Batch {
         tokens: (position..position + length).map(token).collect(),
-        pieces: vec![piece(0, position, length, position > 0, blocks)],
+        segments: vec![segment(0, position, length, position > 0, blocks)],
         outputs: vec![OutputRow {
             row: length - 1,
             target: None,
@@ -418,15 +418,15 @@ fn prompt(config: &ModelConfig, position: usize, length: usize) -> Batch {
     }
 }
 
-/// Position and length of each piece of a prompt.
-fn places(tokens: usize, piece: usize) -> Vec<(usize, usize)> {
+/// Position and length of each segment of a prompt.
+fn places(tokens: usize, segment: usize) -> Vec<(usize, usize)> {
     (0..tokens)
-        .step_by(piece.max(1))
-        .map(|position| (position, piece.max(1).min(tokens - position)))
+        .step_by(segment.max(1))
+        .map(|position| (position, segment.max(1).min(tokens - position)))
         .collect()
 }
 
-/// Which of so many pieces run: all, or some at equal distances, the first and the last among them.
+/// Which of so many segments run: all, or some at equal distances, the first and the last among them.
 fn sample(count: usize) -> Vec<usize> {
     if count <= SAMPLED {
         return (0..count).collect();
@@ -436,14 +436,14 @@ fn sample(count: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The sum over all pieces, of which some were measured: between two of those a piece takes what lies on the line between
+/// The sum over all segments, of which some were measured: between two of those a segment takes what lies on the line between
 /// them, which is what attention over a growing context costs.
 fn between(times: &[(usize, f64)]) -> f64 {
     let first = times.first().map_or(0.0, |(_, seconds)| *seconds);
     let gaps = times.windows(2).map(|pair| {
         let ((from, first), (to, last)) = (pair[0], pair[1]);
         let steps = (to - from) as f64;
-        // The pieces after the first, up to the last.
+        // The segments after the first, up to the last.
         (1..=to - from)
             .map(|i| first + (last - first) * i as f64 / steps)
             .sum::<f64>()
@@ -479,7 +479,7 @@ fn row(
         layers: [config.kda_layers().count(), config.mla_layers().count()],
         work: work.clone(),
         how,
-        pieces: measured.pieces,
+        segments: measured.segments,
         seconds: measured.seconds,
         busy_seconds: measured.busy,
         tokens_per_second: measured.seconds.map(|seconds| tokens as f64 / seconds),
@@ -499,7 +499,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sampled_pieces_sum_to_all_where_time_grows_evenly() {
+    fn sampled_segments_sum_to_all_where_time_grows_evenly() {
         let time = |number: usize| 2.0 + 0.5 * number as f64;
         for count in [1, 2, 5, 6, 100, 128] {
             let chosen = sample(count);
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_cover_a_prompt() {
+    fn segments_cover_a_prompt() {
         assert_eq!(places(10, 4), [(0, 4), (4, 4), (8, 2)]);
         assert_eq!(places(3, 4), [(0, 3)]);
     }

@@ -208,7 +208,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .saturating_add(request.max_tokens)
         .min(config.model_max_length);
     let sizes = Sizes {
-        piece: request.prompt.len().min(engine::PREFILL_PIECE),
+        prefill_chunk: request.prompt.len().min(engine::PREFILL_CHUNK),
         checkpoints: 0,
         ..Sizes::one(context)
     };

@@ -126,7 +126,7 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
             cache,
             conv_states,
             block_tokens: engine::BLOCK_TOKENS,
-            step_tokens: engine::PREFILL_PIECE,
+            step_tokens: engine::PREFILL_CHUNK,
         })
     };
     let published = estimate(Dtype::Bf16, Dtype::Bf16);

@@ -64,11 +64,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         (None, None) => Vec::new(),
     };
     engine::check_prompt(&config, &tokens)?;
-    let piece = arguments.prefill_chunk.min(tokens.len());
+    let prefill_chunk = arguments.prefill_chunk.min(tokens.len());
     let backend = arguments.device.open()?;
     let sizes = Sizes {
-        piece,
-        scored: piece,
+        prefill_chunk,
+        scored: prefill_chunk,
         checkpoints: 0,
         ..Sizes::one(tokens.len())
     };
@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         sizes.limits(device.cache)
     })?;
     let options = EngineOptions {
-        cut: piece,
+        cut: prefill_chunk,
         ..EngineOptions::default()
     };
     let engine = EngineHandle::start(Engine::new(loaded.model, loaded.checkpoint, None, options))?;

@@ -189,7 +189,7 @@ fn sizes(
     let wanted = Wanted {
         sequences: engine.max_num_seqs,
         context: engine.context(config)?,
-        piece: engine.piece()?,
+        prefill_chunk: engine.prefill_chunk()?,
         checkpoints: arguments.caching.checkpoints(engine.max_num_seqs),
         blocks: engine.num_gpu_blocks_override,
         memory: memory.map(part),

@@ -24,7 +24,7 @@ pub struct MemoryRequest {
     pub conv_states: Dtype,
     /// Tokens in a block of the latent cache; a sequence's last block is counted whole.
     pub block_tokens: usize,
-    /// The most tokens of one step: the longest piece of a prompt.
+    /// The most tokens of one step: the longest segment of a prompt.
     pub step_tokens: usize,
 }
 

@@ -13,7 +13,7 @@ use super::tolerance::{
     By, Tolerance, differing, element_error, greatest_error, norm_error, row_error,
 };
 use crate::backend::{
-    Backend, Batch, Capacity, Element, Op, Piece, Precision, Program, Result, Rows, Shard, Slot,
+    Backend, Batch, Capacity, Element, Op, Precision, Program, Result, Rows, Segment, Shard, Slot,
     Step, StepOutput, Tensor, TensorValues, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
@@ -308,13 +308,13 @@ impl<'a> Harness<'a> {
 
     /// What a step for batches as large as `batch`, and a little larger, holds.
     pub fn capacity(batch: &Batch) -> Capacity {
-        let sum = |count: fn(&Piece) -> usize| batch.pieces.iter().map(count).sum::<usize>();
+        let sum = |count: fn(&Segment) -> usize| batch.segments.iter().map(count).sum::<usize>();
         Capacity {
             tokens: batch.tokens.len() + PADDING,
-            pieces: batch.pieces.len() + 1,
+            segments: batch.segments.len() + 1,
             outputs: batch.outputs.len() + PADDING,
-            blocks: sum(|piece| piece.blocks.len()) + 1,
-            checkpoints: sum(|piece| piece.checkpoints.len()) + 1,
+            blocks: sum(|segment| segment.blocks.len()) + 1,
+            checkpoints: sum(|segment| segment.checkpoints.len()) + 1,
         }
     }
 
@@ -436,12 +436,12 @@ impl<'a> Harness<'a> {
     }
 }
 
-/// A batch of one piece of `count` tokens, for operations that look at nothing else.
+/// A batch of one segment of `count` tokens, for operations that look at nothing else.
 #[must_use]
 pub(super) fn plain(count: usize) -> Batch {
     Batch {
         tokens: vec![0; count],
-        pieces: vec![Piece {
+        segments: vec![Segment {
             length: count,
             position: 0,
             slot_in: None,

@@ -11,7 +11,7 @@ use crate::error::{EngineError, Error};
 impl Engine {
     /// Lets waiting sequences in, in their order of arrival, until the next one does not fit.
     pub(super) async fn admit(&mut self) -> Result<(), Error> {
-        let most = self.model.limits().step.pieces;
+        let most = self.model.limits().step.segments;
         let mut yielded = false;
         while let Some(mut sequence) = self.waiting.pop_front() {
             if self.running.len() < most {

@@ -1,21 +1,21 @@
-//! One step's batch: a token of every sequence that decodes, and beside them pieces of prompts, in turn.
+//! One step's batch: a token of every sequence that decodes, and beside them segments of prompts, in turn.
 
 use super::admit::Grown;
 use super::core::{Engine, pools};
-use super::cut::{piece_end, restart};
+use super::cut::{restart, segment_end};
 use super::event::FinishReason;
 use super::request::{PromptScores, RequestId};
 use super::sequence::Sequence;
-use crate::backend::{Batch, Capacity, OutputRow, Piece, Slot, StateCheckpoint};
+use crate::backend::{Batch, Capacity, OutputRow, Segment, Slot, StateCheckpoint};
 use crate::cache::Current;
 use crate::error::{EngineError, Error};
 use crate::model::{StepOptions, TraceChoice};
 
-/// A batch, and whose its pieces are.
+/// A batch, and whose its segments are.
 pub(super) struct Planned {
     pub(super) batch: Batch,
     pub(super) step_options: StepOptions,
-    pub(super) pieces: Vec<PlannedPiece>,
+    pub(super) segments: Vec<PlannedSegment>,
     /// What is traced: then the batch is one token of one sequence. Some of these are timed too.
     pub(super) trace: Option<(TraceChoice, bool)>,
 }
@@ -24,8 +24,8 @@ pub(super) struct Planned {
 /// itself, and a graph of launches cannot be used: on every token it would slow the answer down that it measures.
 pub const TIMED_OF: usize = 16;
 
-/// One piece of the batch.
-pub(super) struct PlannedPiece {
+/// One segment of the batch.
+pub(super) struct PlannedSegment {
     pub(super) id: RequestId,
     pub(super) sample: usize,
     /// The sequence's position after it.
@@ -36,7 +36,7 @@ pub(super) struct PlannedPiece {
     pub(super) checkpoints: Vec<Inside>,
 }
 
-/// A checkpoint inside a piece.
+/// A checkpoint inside a segment.
 #[derive(Clone, Copy)]
 pub(super) struct Inside {
     /// Its position in the sequence.
@@ -58,7 +58,7 @@ impl Engine {
                 keep_rows: false,
                 probe_hidden: false,
             },
-            pieces: Vec::new(),
+            segments: Vec::new(),
             trace: None,
         };
         if let Some(place) = self.next_traced() {
@@ -87,28 +87,28 @@ impl Engine {
                 continue;
             };
             let taken: usize = planned
-                .pieces
+                .segments
                 .iter()
-                .map(|piece| piece.checkpoints.len())
+                .map(|segment| segment.checkpoints.len())
                 .sum();
             let inside = self.inside(place, end, most.checkpoints - taken).await;
             let (end, checkpoints) = match inside {
                 Ok(inside) => inside,
                 Err(error) => {
-                    self.release_inside(&planned.pieces);
+                    self.release_inside(&planned.segments);
                     return Err(error);
                 }
             };
             self.add(&mut planned, place, end, checkpoints);
         }
-        if planned.pieces.is_empty() && !self.running.is_empty() {
+        if planned.segments.is_empty() && !self.running.is_empty() {
             let (expected, found) = (
                 self.options.cut + 1,
-                most.tokens - most.pieces.min(most.tokens),
+                most.tokens - most.segments.min(most.tokens),
             );
             return Err(Error::from(EngineError::StepTooSmall { expected, found }));
         }
-        Ok((!planned.pieces.is_empty()).then_some(planned))
+        Ok((!planned.segments.is_empty()).then_some(planned))
     }
 
     /// The traced sequence whose token runs next, alone: traced ones take turns with all the others.
@@ -153,40 +153,43 @@ impl Engine {
         }
     }
 
-    /// The end of the next piece of a prompt, if there is room for one in this step.
+    /// The end of the next segment of a prompt, if there is room for one in this step.
     fn next_cut(&self, planned: &Planned, place: usize, most: &Capacity) -> Option<usize> {
         let sequence = &self.running[place];
         let end = sequence.next_stop();
         let table: usize = planned
             .batch
-            .pieces
+            .segments
             .iter()
-            .map(|piece| piece.blocks.len())
+            .map(|segment| segment.blocks.len())
             .sum();
         let blocks = sequence.prompt().div_ceil(self.model.limits().block_tokens);
         if table + blocks > most.blocks {
             return None;
         }
-        // Decodes have room of their own beside a whole piece.
+        // Decodes have room of their own beside a whole segment.
         let prefilled: usize = planned
             .batch
-            .pieces
+            .segments
             .iter()
-            .filter(|piece| piece.length > 1)
-            .map(|piece| piece.length)
+            .filter(|segment| segment.length > 1)
+            .map(|segment| segment.length)
             .sum();
-        let mut budget = (most.tokens - planned.batch.tokens.len())
-            .min((most.tokens - most.pieces).max(1).saturating_sub(prefilled));
+        let mut budget = (most.tokens - planned.batch.tokens.len()).min(
+            (most.tokens - most.segments)
+                .max(1)
+                .saturating_sub(prefilled),
+        );
         let outputs = most.outputs - planned.batch.outputs.len();
         if sequence.request.scores == PromptScores::None {
             budget = if outputs == 0 { 0 } else { budget };
         } else {
             budget = budget.min(outputs);
         }
-        piece_end(sequence.position, end, budget, self.options.cut)
+        segment_end(sequence.position, end, budget, self.options.cut)
     }
 
-    /// The checkpoints inside a piece, at most `room`, and where the piece ends for want of one that has to be.
+    /// The checkpoints inside a segment, at most `room`, and where the segment ends for want of one that has to be.
     async fn inside(
         &mut self,
         place: usize,
@@ -197,7 +200,7 @@ impl Engine {
         let mut taken = Vec::new();
         let mut end = end;
         if let Some(border) = restart(start, end, self.options.cut) {
-            // A single token runs in the form for decoding, inside a longer piece it would not.
+            // A single token runs in the form for decoding, inside a longer segment it would not.
             let slot = if border == start + 1 || room == 0 {
                 None
             } else {
@@ -236,13 +239,13 @@ impl Engine {
     }
 
     /// Gives back the slots of checkpoints that will not be taken, because their batch failed.
-    pub(super) fn release_inside(&mut self, pieces: &[PlannedPiece]) {
-        for inside in pieces.iter().flat_map(|piece| &piece.checkpoints) {
+    pub(super) fn release_inside(&mut self, segments: &[PlannedSegment]) {
+        for inside in segments.iter().flat_map(|segment| &segment.checkpoints) {
             self.cache.release_slot(inside.slot);
         }
     }
 
-    /// Where checkpoints are wanted inside a piece: at every so many blocks, and at the last block border of the prompt,
+    /// Where checkpoints are wanted inside a segment: at every so many blocks, and at the last block border of the prompt,
     /// so that the same prompt again need not run whole. There may be no slots for them; nothing depends on them.
     fn wanted(&self, place: usize, end: usize) -> Vec<usize> {
         let sequence = &self.running[place];
@@ -281,7 +284,7 @@ impl Engine {
             .batch
             .tokens
             .extend_from_slice(&sequence.tokens[start..end]);
-        planned.batch.pieces.push(Piece {
+        planned.batch.segments.push(Segment {
             length: end - start,
             position: start,
             slot_in,
@@ -316,7 +319,7 @@ impl Engine {
             let scored = request.scores == PromptScores::Logits && start < sequence.prompt();
             step_options.keep_rows |= scored || (request.needs_row() && request.max_tokens > 0);
         }
-        planned.pieces.push(PlannedPiece {
+        planned.segments.push(PlannedSegment {
             id: sequence.id,
             sample: sequence.sample,
             end,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::batch::{Planned, PlannedPiece};
+use super::batch::{Planned, PlannedSegment};
 use super::core::{Engine, pools};
 use super::event::{Event, Scored};
 use super::request::PromptScores;
@@ -11,7 +11,7 @@ use crate::backend::{Choice, StepOutput};
 use crate::cache::Current;
 use crate::error::Error;
 
-/// The output rows of one piece.
+/// The output rows of one segment.
 struct Rows<'a> {
     choices: &'a [Choice],
     /// `[rows, vocabulary]`, or nothing.
@@ -36,8 +36,8 @@ impl Engine {
     ) -> Result<(), Error> {
         let vocabulary = self.model.config().vocab_size;
         let mut damaged = None;
-        for (i, piece) in planned.pieces.iter().enumerate() {
-            let (first, count) = piece.outputs;
+        for (i, segment) in planned.segments.iter().enumerate() {
+            let (first, count) = segment.outputs;
             let rows = Rows {
                 choices: &output.choices[first..first + count],
                 logits: if output.logits.is_empty() {
@@ -47,21 +47,22 @@ impl Engine {
                 },
                 vocabulary,
             };
-            let wanted =
-                |sequence: &Sequence| (sequence.id, sequence.sample) == (piece.id, piece.sample);
+            let wanted = |sequence: &Sequence| {
+                (sequence.id, sequence.sample) == (segment.id, segment.sample)
+            };
             let Some(place) = self.running.iter().position(wanted) else {
-                self.release_inside(std::slice::from_ref(piece));
+                self.release_inside(std::slice::from_ref(segment));
                 continue;
             };
             let finite = rows.choices.iter().all(|choice| choice.finite);
-            let mut taken = self.moved(place, piece, finite).await;
+            let mut taken = self.moved(place, segment, finite).await;
             if !finite {
-                damaged = Some(piece.id);
+                damaged = Some(segment.id);
             } else if taken.is_ok() {
                 taken = self.take_rows(place, &rows).await;
             }
             if let Err(error) = taken {
-                self.release_inside(&planned.pieces[i + 1..]);
+                self.release_inside(&planned.segments[i + 1..]);
                 return Err(error);
             }
         }
@@ -71,10 +72,15 @@ impl Engine {
         Ok(())
     }
 
-    /// The sequence has come to the piece's end: its state is in its own slot, and checkpoints are where they were wanted.
-    async fn moved(&mut self, place: usize, piece: &PlannedPiece, keep: bool) -> Result<(), Error> {
+    /// The sequence has come to the segment's end: its state is in its own slot, and checkpoints are where they were wanted.
+    async fn moved(
+        &mut self,
+        place: usize,
+        segment: &PlannedSegment,
+        keep: bool,
+    ) -> Result<(), Error> {
         let sequence = &mut self.running[place];
-        let (start, end) = (sequence.position, piece.end);
+        let (start, end) = (sequence.position, segment.end);
         sequence.position = end;
         let Some(placed) = &mut sequence.placed else {
             return Ok(());
@@ -83,7 +89,7 @@ impl Engine {
             self.cache.release_slot(slot);
         }
         placed.state = Current::Own;
-        for inside in &piece.checkpoints {
+        for inside in &segment.checkpoints {
             if keep && inside.keep {
                 let tokens = &sequence.tokens[..inside.at];
                 self.cache.store(tokens, &placed.blocks, inside.slot);

@@ -156,7 +156,7 @@ impl Engine {
                 .model
                 .limits()
                 .step
-                .pieces
+                .segments
                 .saturating_add(self.options.queue)
         {
             let waiting = self.waiting.len();
@@ -226,7 +226,7 @@ impl Engine {
         match ran {
             Ok(output) => self.commit(planned, output).await,
             Err(error) => {
-                self.release_inside(&planned.pieces);
+                self.release_inside(&planned.segments);
                 Err(error)
             }
         }
@@ -251,7 +251,7 @@ impl Engine {
             .traced(&mut self.model, choice, planned.step_options)?;
         traced.time(timed)?;
         let output = traced.step.submit(&planned.batch)?.await?;
-        let (batch, owner) = (&planned.batch, &planned.pieces[0]);
+        let (batch, owner) = (&planned.batch, &planned.segments[0]);
         let mut frame = traced.frame(&output, owner.end - 1, batch.tokens[0]);
         frame.next = output.choices.first().and_then(|choice| {
             let logit = choice.target_logit?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::core::{Engine, pools};
 use super::request::RequestId;
-use crate::backend::{Batch, Block, Capacity, OutputRow, Piece, Slot, TensorValues};
+use crate::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot, TensorValues};
 use crate::cache::Current;
 use crate::config::{Role, TensorSpec};
 use crate::error::{EngineError, Error};
@@ -82,7 +82,7 @@ impl Engine {
         let head = self.model.config().layers.len() + 1;
         let most = self.model.limits().step;
         let capacity = Capacity {
-            pieces: 1,
+            segments: 1,
             outputs: 1,
             ..most
         };
@@ -93,11 +93,11 @@ impl Engine {
         };
         let mut step = self.model.step(capacity, step_options)?;
         let mut state = Current::Zero;
-        for (i, piece) in tokens.chunks(most.tokens).enumerate() {
+        for (i, segment) in tokens.chunks(most.tokens).enumerate() {
             let batch = Batch {
-                tokens: piece.to_vec(),
-                pieces: vec![Piece {
-                    length: piece.len(),
+                tokens: segment.to_vec(),
+                segments: vec![Segment {
+                    length: segment.len(),
                     position: i * most.tokens,
                     slot_in: (state != Current::Zero).then_some::<Slot>(slot),
                     slot_out: slot,
@@ -105,7 +105,7 @@ impl Engine {
                     blocks: blocks.to_vec(),
                 }],
                 outputs: vec![OutputRow {
-                    row: piece.len() - 1,
+                    row: segment.len() - 1,
                     target: None,
                 }],
             };

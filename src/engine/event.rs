@@ -65,7 +65,7 @@ pub enum Event {
         /// Those that came from the cache.
         cached: usize,
     },
-    /// Scores of a piece of the prompt.
+    /// Scores of a segment of the prompt.
     Scored(Scored),
     /// What the model did with a token of an answer; it comes before the token that it led to.
     Trace {

@@ -12,7 +12,7 @@ pub struct Wanted {
     /// Tokens that a sequence may reach; by default what the model allows and memory holds.
     pub context: Option<usize>,
     /// Tokens of prompts in one step.
-    pub piece: usize,
+    pub prefill_chunk: usize,
     /// State slots for checkpoints.
     pub checkpoints: usize,
     /// Blocks of latents; by default enough for every sequence's context, or as many as fit.
@@ -36,7 +36,7 @@ impl Wanted {
         let sizes = |context: usize, blocks: usize| Sizes {
             sequences: self.sequences,
             context,
-            piece: self.piece,
+            prefill_chunk: self.prefill_chunk,
             // A prompt's own logits are wanted where it is to come back with its log-probabilities.
             scored: BLOCK_TOKENS,
             checkpoints: self.checkpoints,
@@ -51,7 +51,10 @@ impl Wanted {
         };
         let slots = (self.sequences + self.checkpoints) as u64;
         let states = config.kda_state_bytes(Dtype::F32).saturating_mul(slots);
-        let (rows, outputs) = (self.piece + self.sequences, self.sequences + BLOCK_TOKENS);
+        let (rows, outputs) = (
+            self.prefill_chunk + self.sequences,
+            self.sequences + BLOCK_TOKENS,
+        );
         let activations = config.activation_bytes(rows, outputs);
         let fixed = [self.weights, states, activations];
         let fixed = fixed.into_iter().fold(0, u64::saturating_add);
@@ -96,7 +99,7 @@ mod tests {
         Wanted {
             sequences: 8,
             context: None,
-            piece: 512,
+            prefill_chunk: 512,
             checkpoints: 8,
             blocks: None,
             memory: Some(memory),

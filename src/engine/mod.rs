@@ -4,7 +4,7 @@
 //! terminal, the server and the app are clients of it: none has a path of its own to the model.
 //!
 //! A request waits in the queue (`admit.rs`), is given a slot and blocks, goes on from a cached prefix if there is one,
-//! runs its prompt in pieces beside the others' tokens (`batch.rs`, `cut.rs`), and draws token after token (`commit.rs`,
+//! runs its prompt in segments beside the others' tokens (`batch.rs`, `cut.rs`), and draws token after token (`commit.rs`,
 //! `sampling.rs`) until it finishes. What of it can be taken up again stays in the cache.
 
 mod admit;
@@ -33,7 +33,7 @@ pub use event::{Event, FinishReason, Likelihood, Scored, Usage};
 pub use fit::Wanted;
 pub use grammar::{Grammar, Guide};
 pub use handle::{Answer, EngineHandle, Sink};
-pub use options::{BLOCK_TOKENS, EngineOptions, PREFILL_PIECE, Sizes};
+pub use options::{BLOCK_TOKENS, EngineOptions, PREFILL_CHUNK, Sizes};
 pub use request::{PromptScores, Request, RequestId, check_prompt};
 pub use sampling::{Sampler, Sampling};
 pub use score::Score;

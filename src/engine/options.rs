@@ -7,8 +7,8 @@ use crate::model::Limits;
 /// Tokens in a block of latents.
 pub const BLOCK_TOKENS: usize = 64;
 
-/// The longest piece of a prompt in one step. A multiple of [`BLOCK_TOKENS`], so that cuts fall on block borders.
-pub const PREFILL_PIECE: usize = 512;
+/// The longest segment of a prompt in one step. A multiple of [`BLOCK_TOKENS`], so that cuts fall on block borders.
+pub const PREFILL_CHUNK: usize = 512;
 
 /// What an engine's model has to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Sizes {
     /// Tokens that a sequence may reach.
     pub context: usize,
     /// Tokens of prompts in one step.
-    pub piece: usize,
+    pub prefill_chunk: usize,
     /// Tokens of a prompt whose own logits are wanted, in one step.
     pub scored: usize,
     /// State slots beyond one a sequence: for checkpoints.
@@ -34,7 +34,7 @@ impl Sizes {
         Self {
             sequences: 1,
             context,
-            piece: PREFILL_PIECE,
+            prefill_chunk: PREFILL_CHUNK,
             scored: 0,
             checkpoints: 3,
             blocks: None,
@@ -46,8 +46,8 @@ impl Sizes {
     pub fn limits(&self, cache: Dtype) -> Limits {
         let table = self.context.div_ceil(BLOCK_TOKENS);
         let step = Capacity {
-            tokens: self.piece + self.sequences,
-            pieces: self.sequences,
+            tokens: self.prefill_chunk + self.sequences,
+            segments: self.sequences,
             outputs: self.sequences + self.scored,
             blocks: self.sequences * table,
             checkpoints: self.checkpoints.min(self.sequences + 1),
@@ -66,7 +66,7 @@ impl Sizes {
 /// How an engine behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Prompts are cut at multiples of so many tokens, and pieces are as long as one step allows.
+    /// Prompts are cut at multiples of so many tokens, and segments are as long as one step allows.
     pub cut: usize,
     /// A checkpoint every so many blocks of a prompt.
     pub checkpoint_blocks: usize,

@@ -125,7 +125,7 @@ impl Request {
         self.reuse && self.scores == PromptScores::None
     }
 
-    /// Places inside the prompt where a piece always ends, ascending, whatever else runs.
+    /// Places inside the prompt where a segment always ends, ascending, whatever else runs.
     pub(super) fn cuts(&self) -> Vec<usize> {
         if !self.looks_up() {
             return Vec::new();

@@ -25,7 +25,7 @@ pub(super) struct Sequence {
     pub(super) position: usize,
     /// Whether it is one answer and no other can still come of it.
     pub(super) single: bool,
-    /// Places in the prompt where a piece always ends.
+    /// Places in the prompt where a segment always ends.
     cuts: Vec<usize>,
     /// Tokens that came from the cache.
     pub(super) cached: usize,
@@ -93,7 +93,7 @@ impl Sequence {
         self.request.trace.is_some() && (self.decodes() || self.position >= from)
     }
 
-    /// Where its next piece ends at the latest: the next cut, where its trace begins, or the prompt's end.
+    /// Where its next segment ends at the latest: the next cut, where its trace begins, or the prompt's end.
     pub(super) fn next_stop(&self) -> usize {
         let from = self
             .request

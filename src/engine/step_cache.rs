@@ -42,7 +42,7 @@ impl StepCache {
         let tokens = batch.tokens.len().next_power_of_two().min(most.tokens);
         let capacity = Capacity {
             tokens,
-            pieces: batch.pieces.len().next_power_of_two().min(most.pieces),
+            segments: batch.segments.len().next_power_of_two().min(most.segments),
             outputs: batch.outputs.len().next_power_of_two().min(most.outputs),
             blocks: most.blocks,
             checkpoints: most.checkpoints,

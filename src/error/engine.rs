@@ -64,7 +64,7 @@ pub enum EngineError {
         "scoring needs steps with {expected} output rows or more, but this engine's have {found}"
     )]
     NoRoomToScore {
-        /// Rows of the shortest piece.
+        /// Rows of the shortest segment.
         expected: usize,
         /// Rows of a step.
         found: usize,
@@ -92,7 +92,7 @@ pub enum EngineError {
         /// Bytes of the latent blocks.
         latents: u64,
     },
-    /// Steps that are too short for a piece of a prompt.
+    /// Steps that are too short for a segment of a prompt.
     #[error(
         "steps should have room for {expected} tokens of a prompt beside one of each sequence, but have for {found}"
     )]

@@ -73,9 +73,9 @@ impl Replay {
         let mut ids = ids.as_index().unwrap().to_vec();
         let mut weights = weights.as_f32().unwrap().to_vec();
         let positions = batch
-            .pieces
+            .segments
             .iter()
-            .flat_map(|piece| piece.position..piece.position + piece.length);
+            .flat_map(|segment| segment.position..segment.position + segment.length);
         let mut log = self.log.lock().unwrap();
         for (row, position) in positions.enumerate() {
             let range = row * top_k..(row + 1) * top_k;

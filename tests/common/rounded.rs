@@ -97,9 +97,9 @@ fn round_latents(
 ) -> Result<()> {
     let (pool, layer) = (&append.pool, append.layer);
     let block_tokens = pool.layout.block_tokens;
-    for piece in &batch.pieces {
-        let end = piece.position + piece.length;
-        for (i, block) in piece.blocks.iter().enumerate() {
+    for segment in &batch.segments {
+        let end = segment.position + segment.length;
+        for (i, block) in segment.blocks.iter().enumerate() {
             let tokens = end.saturating_sub(i * block_tokens).min(block_tokens);
             let mut record = backend.read_latents(pool, layer, *block, tokens).wait()?;
             record.rows = round(&record.rows, precision);

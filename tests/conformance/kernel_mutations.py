@@ -5,7 +5,7 @@
     tests/conformance/kernel_mutations.py --check
 
 The kernels are compiled into a library once; a mutant takes one file, compiled anew, and the test that is built already, which
-loads the library in place of its own kernels. The repository is left alone. Each row of MUTATIONS is a file of kernels/, a piece
+loads the library in place of its own kernels. The repository is left alone. Each row of MUTATIONS is a file of kernels/, a segment
 of it that occurs once, what stands there instead, and which cases of the conformance list are to catch it, or, after "trace:",
 which tests of the trace. A row whose text is not found or that does not compile is an error of this script, not a catch. `--check` compiles nothing: it
 says which rows no longer match their text, and runs with every test.
@@ -153,7 +153,7 @@ MUTATIONS = [
     ("mla_prefill.cu", "widen(shared[at - a.nope])", "widen(shared[0])", "mla_prefill/BF16/1"),
     ("mla_prefill.cu", "copy_async_wait<0>();", "copy_async_wait<1>();", "mla_prefill/BF16/1"),
     ("shared/mla.h", "position % a.block_tokens) * (a.latent", "(position + 1) % a.block_tokens) * (a.latent", "mla_prefill/BF16/1"),
-    ("mla_decode.cu", "piece_word(batch, piece, START) + 1;", "piece_word(batch, piece, START);", "mla_decode/BF16/1"),
+    ("mla_decode.cu", "segment_word(batch, segment, START) + 1;", "segment_word(batch, segment, START);", "mla_decode/BF16/1"),
     ("mla_decode.cu", "            total *= kept;\n", "", "mla_decode/a long context"),
     ("mla_decode.cu", "sum[m][n][i / 4][i % 4] *= i % 4 < 2 ? low_keep : high_keep;", "sum[m][n][i / 4][i % 4] *= low_keep;", "mla_decode/41 heads"),
     ("mla_decode.cu", "copy_async_wait<STAGES - 3>();", "copy_async_wait<STAGES - 2>();", "mla_decode/BF16/2"),
@@ -220,7 +220,7 @@ MUTATIONS = [
     ("shared/kda_input.h", "min(max(first + (int)i, 0), (int)last)", "(u32)(first + (int)i)", "kda_block/H=3,3 K=32"),
     ("shared/kda_input.h", "(int)(place.first + t) - LEAD, place.first", "(int)(place.first + t) - LEAD + 1, place.first", "kda_block/H=3,3 K=32"),
     ("shared/kda_input.h", "return min(d, width - PAIR);", "return d;", "kda_block/H=2,2 K=18"),
-    ("kda_chunk.cu", "words[2] * PIECE;", "words[3] * PIECE;", "kda_block/H=3,3 K=32"),
+    ("kda_chunk.cu", "words[2] * SEGMENT;", "words[3] * SEGMENT;", "kda_block/H=3,3 K=32"),
     ("kda_scan.cu", "if (chunk.slot != NONE) store_state(", "if (false) store_state(", "kda_chunk/checkpoints"),
     ("kda_scan.cu", "next = chunk_of(chunks, min(n + 1, run.count - 1));", "next = chunk_of(chunks, min(n + 2, run.count - 1));", "kda_chunk/init/T=130"),
     ("kda_scan.cu", "next = chunk_of(chunks, min(n + 1, run.count - 1));", "chunk = next = chunk_of(chunks, min(n + 1, run.count - 1));", "kda_chunk/checkpoints"),
@@ -236,12 +236,12 @@ MUTATIONS = [
     ("kda_scan.cu", "        multiply_halves(result, u, b);\n", "", "kda_chunk/init/T=17"),
     ("kda_scan.cu", "column == written * 16 + d ? 1.0f : 0.0f", "0.0f", "kda_chunk/long/frozen"),
     ("kda_scan.cu", "tile < written ? values : nullptr", "values", "kda_chunk/long/init"),
-    ("kda_scan.cu", "load_columns(state, operators + operator_at<PADDED>(h, run.segment, head, column));", "load_state(state, states, h, NONE, head, column);", "kda_chunk/long/init"),
+    ("kda_scan.cu", "load_columns(state, operators + operator_at<PADDED>(h, run.split, head, column));", "load_state(state, states, h, NONE, head, column);", "kda_chunk/long/init"),
     ("kda_scan.cu", "        store_columns(state, at);\n", "", "kda_chunk/long/init"),
     ("kda_scan.cu", "pair[0], pair[PADDED], b[i]", "pair[0], pair[0], b[i]", "kda_chunk/long/frozen"),
-    ("kda_scan.cu", "piece_word(batch, words[0], SLOT_IN)", "NONE", "kda_chunk/long/frozen"),
-    ("kda_scan.cu", "const float* map = operators + operator_at<PADDED>(h, segment + n,", "const float* map = operators + operator_at<PADDED>(h, segment,", "kda_chunk/long/frozen"),
-    ("kda_scan.cu", "piece, query_channel(h, head) + h.key_heads * h.key_width + d);", "piece, query_channel(h, head) + d);", "kda_block/H=3,3 K=32"),
+    ("kda_scan.cu", "segment_word(batch, words[0], SLOT_IN)", "NONE", "kda_chunk/long/frozen"),
+    ("kda_scan.cu", "const float* map = operators + operator_at<PADDED>(h, split + n,", "const float* map = operators + operator_at<PADDED>(h, split,", "kda_chunk/long/frozen"),
+    ("kda_scan.cu", "segment, query_channel(h, head) + h.key_heads * h.key_width + d);", "segment, query_channel(h, head) + d);", "kda_block/H=3,3 K=32"),
     ("kda_step.cu", "        if (!From::SEVERAL) break;\n", "        break;\n", "kda_step/init/T=17"),
     ("kda_step.cu", "        to += STEP_WARPS * h.value_width;\n", "", "kda_step/init/T=17"),
     ("trace_attention.cu", "format, first + (u64)d * latent", "format, (u64)d * latent", "trace:operations::attention"),

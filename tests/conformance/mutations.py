@@ -4,7 +4,7 @@
     tests/conformance/mutations.py [SUBSTRING] [--filter cpu/]
     tests/conformance/mutations.py --check
 
-Works on a copy of the sources; the repository is left alone. Each row of MUTATIONS is a file, a piece of it that occurs
+Works on a copy of the sources; the repository is left alone. Each row of MUTATIONS is a file, a segment of it that occurs
 once, and what stands there instead. Shaders are text like any other source: a row for a .wgsl works as well, with
 `--filter wgpu/`. Set CARGO_TARGET_DIR to a warm build, or dependencies are built first. A mutant that does not compile, or whose text
 is not found, is an error of this script, not a catch. `--check` compiles nothing: it says which rows no longer match their
@@ -49,9 +49,9 @@ MUTATIONS = [
     (CPU + "short_conv.rs", "*output = silu(sum);", "*output = sum;"),
     (CPU + "gated_norm.rs", "weight[i] * sigmoid(gate[i])", "weight[i] * gate[i] * sigmoid(gate[i])"),
     (CPU + "mla_append.rs", "rope.copy_from_slice", "rope[1..].copy_from_slice(&input[weight.len()..input.len() - 1]); let _ = |rope: &mut [f32]| rope.copy_from_slice"),
-    (CPU + "mla_decode.rs", "let positions = piece.position + t + 1;", "let positions = (piece.position + t).max(1);"),
+    (CPU + "mla_decode.rs", "let positions = segment.position + t + 1;", "let positions = (segment.position + t).max(1);"),
     (CPU + "mla_decode.rs", "(self.key() as f32).sqrt()", "(self.nope as f32).sqrt()"),
-    (CPU + "mla_prefill.rs", "let seen = run.min(piece.position + t + 1 - first);", "let seen = run.min(piece.position + t + 2 - first);"),
+    (CPU + "mla_prefill.rs", "let seen = run.min(segment.position + t + 1 - first);", "let seen = run.min(segment.position + t + 2 - first);"),
     (CPU + "mla_prefill.rs", "*sum *= keep;", ""),
     (CPU + "mla_prefill.rs", "output.iter_mut().for_each(|value| *value *= keep);", ""),
     (CPU + "route.rs", "(expert, scores[expert as usize])", "(expert, biased[expert as usize])"),
@@ -77,7 +77,7 @@ MUTATIONS = [
     ("shaders/short_conv.wgsl", "params.taps - 1u + t - back", "params.taps - 2u + t - back"),
     ("shaders/route.wgsl", "bitcast<u32>(scores[chosen]);", "bitcast<u32>(scores[chosen] + bitcast<f32>(bias[chosen]));"),
     ("src/backend/check/batch.rs", "**token as usize >= vocabulary", "**token as usize > vocabulary + 1"),
-    ("src/backend/check/batch.rs", "if piece.blocks.len() < needed", "if piece.blocks.len() + 1 < needed"),
+    ("src/backend/check/batch.rs", "if segment.blocks.len() < needed", "if segment.blocks.len() + 1 < needed"),
     ("src/backend/check/batch.rs", "if own_checkpoint || (written", "if (written"),
 ]
 

@@ -50,9 +50,9 @@ pub(crate) fn map_states(
     batch: &Batch,
     edit: impl Fn(&mut StateRecord),
 ) -> Result<()> {
-    for piece in &batch.pieces {
-        let kept = piece.checkpoints.iter().map(|checkpoint| checkpoint.slot);
-        for slot in kept.chain([piece.slot_out]) {
+    for segment in &batch.segments {
+        let kept = segment.checkpoints.iter().map(|checkpoint| checkpoint.slot);
+        for slot in kept.chain([segment.slot_out]) {
             let mut record = backend.read_state(pool, layer, slot).wait()?;
             edit(&mut record);
             backend.write_state(pool, layer, slot, &record)?;
@@ -67,14 +67,14 @@ fn next_up(value: &mut f32) {
 
 fn drop_states(batch: &mut Batch) {
     batch
-        .pieces
+        .segments
         .iter_mut()
-        .for_each(|piece| piece.slot_in = None);
+        .for_each(|segment| segment.slot_in = None);
 }
 
 fn shift(batch: &mut Batch, by: isize) {
-    for piece in &mut batch.pieces {
-        piece.position = piece.position.saturating_add_signed(by);
+    for segment in &mut batch.segments {
+        segment.position = segment.position.saturating_add_signed(by);
     }
 }
 
@@ -239,22 +239,22 @@ impl Mutated {
             Bug::StateIgnored => Ok(vec![Part::adjusted(drop_states, record)]),
             Bug::StateStale => Ok(vec![Part::adjusted(
                 |batch| {
-                    for piece in &mut batch.pieces {
-                        piece.slot_in = piece.slot_in.or(Some(piece.slot_out));
+                    for segment in &mut batch.segments {
+                        segment.slot_in = segment.slot_in.or(Some(segment.slot_out));
                     }
                 },
                 record,
             )]),
-            Bug::EmptyPieceSkipped => Ok(vec![Part::adjusted(
-                |batch| batch.pieces.retain(|piece| piece.length > 0),
+            Bug::EmptySegmentSkipped => Ok(vec![Part::adjusted(
+                |batch| batch.segments.retain(|segment| segment.length > 0),
                 record,
             )]),
             Bug::CheckpointAtEnd => Ok(vec![Part::after(record, move |backend, batch| {
-                for piece in &batch.pieces {
+                for segment in &batch.segments {
                     let end = backend
-                        .read_state(&op.pool, op.layer, piece.slot_out)
+                        .read_state(&op.pool, op.layer, segment.slot_out)
                         .wait()?;
-                    for checkpoint in &piece.checkpoints {
+                    for checkpoint in &segment.checkpoints {
                         backend.write_state(&op.pool, op.layer, checkpoint.slot, &end)?;
                     }
                 }
@@ -264,9 +264,9 @@ impl Mutated {
                 // The checkpoint one token early cuts the chunks elsewhere; its state is then wrong as well.
                 |batch| {
                     for checkpoint in batch
-                        .pieces
+                        .segments
                         .iter_mut()
-                        .flat_map(|piece| &mut piece.checkpoints)
+                        .flat_map(|segment| &mut segment.checkpoints)
                     {
                         checkpoint.after -= 1;
                     }
@@ -275,10 +275,10 @@ impl Mutated {
             )]),
             Bug::NeighbourWritten => Ok(vec![Part::after(record, move |backend, batch| {
                 let named = |slot| {
-                    batch.pieces.iter().any(|piece| {
-                        piece.slot_out == slot
-                            || piece.slot_in == Some(slot)
-                            || piece.checkpoints.iter().any(|kept| kept.slot == slot)
+                    batch.segments.iter().any(|segment| {
+                        segment.slot_out == slot
+                            || segment.slot_in == Some(slot)
+                            || segment.checkpoints.iter().any(|kept| kept.slot == slot)
                     })
                 };
                 let mut slots = (0..layout.slots as u32).map(Slot);
@@ -290,7 +290,7 @@ impl Mutated {
                 Ok(())
             })]),
             Bug::BatchDependent => Ok(vec![Part::after(record, move |backend, batch| {
-                let several = batch.pieces.len() > 1;
+                let several = batch.segments.len() > 1;
                 map_rows(backend, op.output, batch.tokens.len(), |_, row| {
                     if several {
                         next_up(&mut row[0]);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use common::reference;
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::{Backend, Batch, Block, Capacity, OutputRow, Piece, Slot};
+use kimi_linear::backend::{Backend, Batch, Block, Capacity, OutputRow, Segment, Slot};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{
@@ -33,7 +33,7 @@ pub fn limits(sequences: usize, slots: usize, blocks: usize) -> Limits {
     Limits {
         step: Capacity {
             tokens: 4 * BLOCK + sequences,
-            pieces: sequences,
+            segments: sequences,
             outputs: sequences.max(BLOCK),
             blocks: sequences * blocks,
             checkpoints: sequences + 1,
@@ -216,12 +216,12 @@ pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// The greedy continuation of `tokens` computed without an engine: the model runs exactly these pieces, then one token
+/// The greedy continuation of `tokens` computed without an engine: the model runs exactly these segments, then one token
 /// at a time.
 pub fn without_engine(
     model: &mut Model,
     tokens: &[u32],
-    pieces: &[Range<usize>],
+    segments: &[Range<usize>],
     count: usize,
 ) -> (Vec<u32>, Vec<u32>) {
     let most = model.limits().step;
@@ -234,27 +234,27 @@ pub fn without_engine(
     let mut all = tokens.to_vec();
     let (mut answer, mut bits) = (Vec::new(), Vec::new());
     let mut at = 0;
-    let mut pieces = pieces.iter().cloned();
+    let mut segments = segments.iter().cloned();
     while answer.len() < count {
-        let piece = pieces.next().unwrap_or(at..at + 1);
-        assert_eq!(piece.start, at);
+        let segment = segments.next().unwrap_or(at..at + 1);
+        assert_eq!(segment.start, at);
         let batch = Batch {
-            tokens: all[piece.clone()].to_vec(),
-            pieces: vec![Piece {
-                length: piece.len(),
+            tokens: all[segment.clone()].to_vec(),
+            segments: vec![Segment {
+                length: segment.len(),
                 position: at,
                 slot_in: (at > 0).then_some(Slot(0)),
                 slot_out: Slot(0),
                 checkpoints: Vec::new(),
-                blocks: (0..piece.end.div_ceil(BLOCK) as u32).map(Block).collect(),
+                blocks: (0..segment.end.div_ceil(BLOCK) as u32).map(Block).collect(),
             }],
             outputs: vec![OutputRow {
-                row: piece.len() - 1,
+                row: segment.len() - 1,
                 target: None,
             }],
         };
         let output = step.submit(&batch).unwrap().wait().unwrap();
-        at = piece.end;
+        at = segment.end;
         if at == all.len() {
             let choice = &output.choices[0];
             let logprob = |index: usize| choice.candidates[index].1 - choice.log_normaliser;

@@ -8,7 +8,7 @@ use serde_json::json;
 /// A headline's JSON as `bench` prints it.
 fn bench(how: &str, seconds: f64, floor: f64) -> String {
     let row = json!({
-        "how": how, "pieces": [1, 1], "seconds": seconds, "floor_seconds": floor,
+        "how": how, "segments": [1, 1], "seconds": seconds, "floor_seconds": floor,
         "operations": [["select", 0.2], ["moe_block", 1.25]],
     });
     json!({ "device": {}, "timings": true, "rows": [row] }).to_string()

@@ -153,7 +153,7 @@ async fn answers_are_those_of_generate() {
         sizes: Sizes {
             sequences: 4,
             context: 1024,
-            piece: 128,
+            prefill_chunk: 128,
             scored: 64,
             checkpoints: 2,
             blocks: Some(44),

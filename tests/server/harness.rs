@@ -34,7 +34,7 @@ impl Default for Setup {
             sizes: Sizes {
                 sequences: 8,
                 context: 2048,
-                piece: 256,
+                prefill_chunk: 256,
                 scored: 64,
                 checkpoints: 8,
                 blocks: None,

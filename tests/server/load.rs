@@ -47,7 +47,7 @@ async fn the_queue_has_an_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_prompt_stalls_nobody_for_more_than_a_piece() {
     let mut setup = Setup::default().context(8000);
-    setup.sizes.piece = 128;
+    setup.sizes.prefill_chunk = 128;
     let server = setup.start().await;
     // Both requests' events in one list, in the engine's own order.
     let (sender, events) = std::sync::mpsc::channel();

@@ -28,7 +28,7 @@ const BACKENDS: &[(&str, Make)] = &[
     #[cfg(feature = "wgpu")]
     ("wgpu", gpu::whole),
     #[cfg(feature = "wgpu")]
-    ("wgpu in pieces", gpu::cut),
+    ("wgpu in segments", gpu::cut),
     #[cfg(feature = "cuda")]
     (EMULATED, || emulated::open(emulated::ORDERS)),
 ];

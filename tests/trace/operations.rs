@@ -4,8 +4,8 @@ use kimi_linear::backend::trace::{
     KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_row,
 };
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Op, Orientation, Piece,
-    Program, Rows, Shard, Slot, StateLayout, StateRecord, TensorValues, WeightSource,
+    Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Op, Orientation, Program,
+    Rows, Segment, Shard, Slot, StateLayout, StateRecord, TensorValues, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
 
@@ -17,7 +17,7 @@ fn sigmoid(x: f32) -> f64 {
 
 const ONE: Capacity = Capacity {
     tokens: 1,
-    pieces: 1,
+    segments: 1,
     outputs: 1,
     blocks: 8,
     checkpoints: 0,
@@ -26,7 +26,7 @@ const ONE: Capacity = Capacity {
 fn one_token(position: usize, slot_in: Option<Slot>) -> Batch {
     Batch {
         tokens: vec![0],
-        pieces: vec![Piece {
+        segments: vec![Segment {
             length: 1,
             position,
             slot_in,
@@ -255,7 +255,7 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>) {
     let mut step = backend.compile(&program, capacity).unwrap();
     for position in [0, 3, 17, 127, 128, 287] {
         let mut batch = one_token(position, None);
-        batch.pieces[0].blocks = (0..blocks as u32).rev().map(Block).collect();
+        batch.segments[0].blocks = (0..blocks as u32).rev().map(Block).collect();
         let found = step.submit(&batch).unwrap().wait().unwrap();
         let weights = found.probes[0].as_f32().unwrap();
         let query = &query_values[head * (nope + rope)..];
@@ -289,13 +289,13 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>) {
     }
 }
 
-/// The five operations over a piece of two tokens and a single one.
+/// The five operations over a segment of two tokens and a single one.
 fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     let (heads, k, v, latent, rope, nope, value) = (4, 70, 130, 66, 3, 5, 6);
     let (top, reached) = (3, 101);
     let capacity = Capacity {
         tokens: 3,
-        pieces: 2,
+        segments: 2,
         blocks: 16,
         ..ONE
     };
@@ -427,7 +427,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     ];
     let program: Program = ops.into_iter().chain(outputs.map(Op::Probe)).collect();
     let mut step = backend.compile(&program, capacity).unwrap();
-    let piece = |length, position, slot: u32, blocks: std::ops::Range<u32>| Piece {
+    let segment = |length, position, slot: u32, blocks: std::ops::Range<u32>| Segment {
         length,
         position,
         slot_in: (slot == 0).then_some(Slot(0)),
@@ -437,7 +437,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     };
     let batch = Batch {
         tokens: vec![0; 3],
-        pieces: vec![piece(2, 9, 1, 0..1), piece(1, reached - 1, 0, 1..9)],
+        segments: vec![segment(2, 9, 1, 0..1), segment(1, reached - 1, 0, 1..9)],
         outputs: Vec::new(),
     };
     let found = step.submit(&batch).unwrap().wait().unwrap();

@@ -494,7 +494,9 @@ fn tiles(tokenizer: &Tokenizer, ids: &[u32], known: &Conversation) -> Vec<TokenT
 }
 
 fn token(tokenizer: &Tokenizer, id: u32) -> TokenText {
-    let text = tokenizer.piece(id).map(|piece| piece.text().into_owned());
+    let text = tokenizer
+        .piece(id)
+        .map(|segment| segment.text().into_owned());
     TokenText {
         id,
         text: text.unwrap_or_default(),

@@ -288,7 +288,7 @@ pub(super) fn sampling(
         )
         .labelled_by(label.id)
         .on_hover_text(
-            "Traced tokens run one by one, which takes longer than reading a prompt in pieces",
+            "Traced tokens run one by one, which takes longer than reading a prompt in segments",
         );
     });
 }

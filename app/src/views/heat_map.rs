@@ -152,7 +152,7 @@ pub(super) fn legend(ui: &mut Ui, map: Map, low: &str, high: &str) {
         } else {
             2.0 * x - 1.0
         };
-        let piece = Rect::from_x_y_ranges(part(i)..=part(i + 1), bar);
-        painter.rect_filled(piece, 0.0, map.colour(x));
+        let segment = Rect::from_x_y_ranges(part(i)..=part(i + 1), bar);
+        painter.rect_filled(segment, 0.0, map.colour(x));
     }
 }

@@ -45,9 +45,9 @@ impl Demands {
     }
 
     fn check_sizes(&self, capacity: &Capacity, batch: &Batch) -> Result<()> {
-        let total: usize = batch.pieces.iter().map(|piece| piece.length).sum();
+        let total: usize = batch.segments.iter().map(|segment| segment.length).sum();
         if total != batch.tokens.len() {
-            return wrong("the sum of piece lengths", batch.tokens.len(), total);
+            return wrong("the sum of segment lengths", batch.tokens.len(), total);
         }
         if let Some((what, most, found)) = batch.size().beyond(capacity) {
             return wrong(
@@ -90,31 +90,31 @@ fn wrong<T>(what: impl Into<String>, expected: impl Display, found: impl Display
     })
 }
 
-/// Slots must exist; what one piece writes, no other may read or write.
+/// Slots must exist; what one segment writes, no other may read or write.
 fn check_slots(layout: &StateLayout, batch: &Batch) -> Result<()> {
     let mut written = HashSet::new();
-    for (i, piece) in batch.pieces.iter().enumerate() {
+    for (i, segment) in batch.segments.iter().enumerate() {
         let mut last = 0;
-        for checkpoint in &piece.checkpoints {
-            if checkpoint.after <= last || checkpoint.after > piece.length {
-                let expected = format!("ascending, within 1..={}", piece.length);
+        for checkpoint in &segment.checkpoints {
+            if checkpoint.after <= last || checkpoint.after > segment.length {
+                let expected = format!("ascending, within 1..={}", segment.length);
                 return wrong(
-                    format!("a checkpoint of piece {i}"),
+                    format!("a checkpoint of segment {i}"),
                     expected,
                     checkpoint.after,
                 );
             }
             last = checkpoint.after;
         }
-        let outs = piece
+        let outs = segment
             .checkpoints
             .iter()
             .map(|checkpoint| checkpoint.slot)
-            .chain([piece.slot_out]);
-        for slot in outs.clone().chain(piece.slot_in) {
+            .chain([segment.slot_out]);
+        for slot in outs.clone().chain(segment.slot_in) {
             if slot.0 as usize >= layout.slots {
                 return wrong(
-                    format!("a slot of piece {i}"),
+                    format!("a slot of segment {i}"),
                     format!("below {}", layout.slots),
                     slot.0,
                 );
@@ -123,22 +123,24 @@ fn check_slots(layout: &StateLayout, batch: &Batch) -> Result<()> {
         for slot in outs {
             if !written.insert(slot) {
                 return wrong(
-                    format!("slot {} of piece {i}", slot.0),
+                    format!("slot {} of segment {i}", slot.0),
                     "written once",
                     "written twice",
                 );
             }
         }
     }
-    for (i, piece) in batch.pieces.iter().enumerate() {
-        let Some(slot) = piece.slot_in else { continue };
-        let own_checkpoint = piece
+    for (i, segment) in batch.segments.iter().enumerate() {
+        let Some(slot) = segment.slot_in else {
+            continue;
+        };
+        let own_checkpoint = segment
             .checkpoints
             .iter()
             .any(|checkpoint| checkpoint.slot == slot);
-        if own_checkpoint || (written.contains(&slot) && piece.slot_out != slot) {
+        if own_checkpoint || (written.contains(&slot) && segment.slot_out != slot) {
             return wrong(
-                format!("slot {} read by piece {i}", slot.0),
+                format!("slot {} read by segment {i}", slot.0),
                 "written by no other",
                 "written too",
             );
@@ -147,39 +149,39 @@ fn check_slots(layout: &StateLayout, batch: &Batch) -> Result<()> {
     Ok(())
 }
 
-/// Block tables must cover their sequences; what one piece writes, no other may read or write.
+/// Block tables must cover their sequences; what one segment writes, no other may read or write.
 fn check_blocks(layout: &LatentLayout, batch: &Batch) -> Result<()> {
     let mut written = HashSet::new();
-    for (i, piece) in batch.pieces.iter().enumerate() {
-        let Some(end) = piece.position.checked_add(piece.length) else {
+    for (i, segment) in batch.segments.iter().enumerate() {
+        let Some(end) = segment.position.checked_add(segment.length) else {
             return wrong(
-                format!("the end of piece {i}"),
+                format!("the end of segment {i}"),
                 "a place in memory",
                 "beyond",
             );
         };
         let needed = end.div_ceil(layout.block_tokens);
-        if piece.blocks.len() < needed {
+        if segment.blocks.len() < needed {
             return wrong(
-                format!("the block table of piece {i}"),
+                format!("the block table of segment {i}"),
                 format!("{needed} or more"),
-                piece.blocks.len(),
+                segment.blocks.len(),
             );
         }
-        for block in &piece.blocks {
+        for block in &segment.blocks {
             if block.0 as usize >= layout.blocks {
                 return wrong(
-                    format!("a block of piece {i}"),
+                    format!("a block of segment {i}"),
                     format!("below {}", layout.blocks),
                     block.0,
                 );
             }
         }
-        if piece.length > 0 {
-            for block in &piece.blocks[piece.position / layout.block_tokens..needed] {
+        if segment.length > 0 {
+            for block in &segment.blocks[segment.position / layout.block_tokens..needed] {
                 if !written.insert(*block) {
                     return wrong(
-                        format!("block {} of piece {i}", block.0),
+                        format!("block {} of segment {i}", block.0),
                         "written once",
                         "written twice",
                     );
@@ -187,16 +189,16 @@ fn check_blocks(layout: &LatentLayout, batch: &Batch) -> Result<()> {
             }
         }
     }
-    for (i, piece) in batch.pieces.iter().enumerate() {
-        let kept = piece.position / layout.block_tokens;
-        if let Some(block) = piece
+    for (i, segment) in batch.segments.iter().enumerate() {
+        let kept = segment.position / layout.block_tokens;
+        if let Some(block) = segment
             .blocks
             .iter()
             .take(kept)
             .find(|block| written.contains(block))
         {
             return wrong(
-                format!("block {} read by piece {i}", block.0),
+                format!("block {} read by segment {i}", block.0),
                 "written by no other",
                 "written too",
             );

@@ -9,7 +9,7 @@ use crate::backend::{Random, RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
 
 /// Elements that one thread makes at a time.
-const PIECE: usize = 1 << 14;
+const SEGMENT: usize = 1 << 14;
 
 /// Memory that somebody else keeps as bytes.
 struct Made<T>(Box<[T]>);
@@ -22,9 +22,9 @@ impl<T: bytemuck::Pod> AsRef<[u8]> for Made<T> {
 
 /// `to[i]` is element `i`.
 fn fill<T: Send>(random: Random, to: &mut [T], narrow: impl Fn(f32) -> T + Sync) {
-    to.par_chunks_mut(PIECE).enumerate().for_each(|(i, to)| {
+    to.par_chunks_mut(SEGMENT).enumerate().for_each(|(i, to)| {
         for (place, to) in to.iter_mut().enumerate() {
-            *to = narrow(random.value((i * PIECE + place) as u64));
+            *to = narrow(random.value((i * SEGMENT + place) as u64));
         }
     });
 }

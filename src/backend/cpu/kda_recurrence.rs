@@ -1,6 +1,6 @@
 //! The recurrence over a ragged batch: which form runs, and where states come from and go.
 //!
-//! The two forms are in `kda_step` and `kda_chunk`; here each head of each piece becomes one independent task.
+//! The two forms are in `kda_step` and `kda_chunk`; here each head of each segment becomes one independent task.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::kda_chunk::kda_chunk;
 use super::kda_step::kda_step;
 use super::math::{dot, vectorised};
 use super::memory::States;
-use crate::backend::{Form, KEY_EPS, Piece, StateLayout};
+use crate::backend::{Form, KEY_EPS, Segment, StateLayout};
 
 /// Consecutive tokens of one head, contiguous: queries and keys normalised, queries scaled by K^-1/2.
 pub(super) struct Tokens<'a> {
@@ -54,7 +54,7 @@ impl Tokens<'_> {
     }
 }
 
-/// The rows of one piece.
+/// The rows of one segment.
 pub(super) struct Rows<'a> {
     /// `[length, channels]`.
     pub(super) qkv: &'a [f32],
@@ -70,18 +70,18 @@ struct Head {
     states: Vec<Vec<f32>>,
 }
 
-/// One piece through all heads; writes `output` `[length, H * V]` and the states of the piece's slots.
+/// One segment through all heads; writes `output` `[length, H * V]` and the states of the segment's slots.
 pub(super) fn kda_recurrence(
     rows: &Rows<'_>,
     form: Form,
     states: &mut States,
     layout: &StateLayout,
     layer: usize,
-    piece: &Piece,
+    segment: &Segment,
     output: &mut [f32],
 ) {
     let chunked = match form {
-        Form::Auto => piece.length > 1,
+        Form::Auto => segment.length > 1,
         Form::Chunk => true,
         Form::Step => false,
     };
@@ -90,7 +90,7 @@ pub(super) fn kda_recurrence(
         layout.value_width,
         layout.key_width * layout.value_width,
     );
-    let before = piece.slot_in.map(|slot| states.state(layer, slot));
+    let before = segment.slot_in.map(|slot| states.state(layer, slot));
     let results: Vec<Head> = (0..heads)
         .into_par_iter()
         .map(|head| {
@@ -100,7 +100,7 @@ pub(super) fn kda_recurrence(
             );
             vectorised(
                 #[inline(always)]
-                || run_head(rows, chunked, layout, head, piece, state),
+                || run_head(rows, chunked, layout, head, segment, state),
             )
         })
         .collect();
@@ -111,11 +111,11 @@ pub(super) fn kda_recurrence(
         {
             output[head * v..(head + 1) * v].copy_from_slice(row);
         }
-        let slots = piece
+        let slots = segment
             .checkpoints
             .iter()
             .map(|checkpoint| checkpoint.slot)
-            .chain([piece.slot_out]);
+            .chain([segment.slot_out]);
         for (slot, state) in slots.zip(&result.states) {
             states.state_mut(layer, slot)[head * len..(head + 1) * len].copy_from_slice(state);
         }
@@ -128,7 +128,7 @@ fn run_head(
     chunked: bool,
     layout: &StateLayout,
     head: usize,
-    piece: &Piece,
+    segment: &Segment,
     mut state: Vec<f32>,
 ) -> Head {
     let StateLayout {
@@ -140,7 +140,7 @@ fn run_head(
     } = *layout;
     let (channels, key_head) = (layout.channels(), head / (value_heads / key_heads));
     let gather = |rows: &[f32], stride: usize, first: usize, width: usize| -> Vec<f32> {
-        let mut gathered = Vec::with_capacity(piece.length * width);
+        let mut gathered = Vec::with_capacity(segment.length * width);
         for row in rows.chunks_exact(stride) {
             gathered.extend_from_slice(&row[first..first + width]);
         }
@@ -164,15 +164,15 @@ fn run_head(
         gates: &gates,
         beta: &beta,
     };
-    let mut output = vec![0.0; piece.length * v];
-    let mut states = Vec::with_capacity(piece.checkpoints.len() + 1);
+    let mut output = vec![0.0; segment.length * v];
+    let mut states = Vec::with_capacity(segment.checkpoints.len() + 1);
     let mut first = 0;
     // Chunks start anew at a checkpoint, so that a sequence resumed there repeats the very operations.
-    for last in piece
+    for last in segment
         .checkpoints
         .iter()
         .map(|checkpoint| checkpoint.after)
-        .chain([piece.length])
+        .chain([segment.length])
     {
         let (tokens, output) = (tokens.range(first..last), &mut output[first * v..last * v]);
         if chunked {

@@ -2,23 +2,23 @@
 
 use super::memory::Latents;
 use super::rms_norm::normalise;
-use crate::backend::Piece;
+use crate::backend::Segment;
 
-/// One piece: `input` `[length, latent + rope]`, `weight` `[latent]`; rows go to positions `position..position + length`.
+/// One segment: `input` `[length, latent + rope]`, `weight` `[latent]`; rows go to positions `position..position + length`.
 pub(super) fn mla_append(
     input: &[f32],
     weight: &[f32],
     eps: f32,
     latents: &mut Latents,
     layer: usize,
-    piece: &Piece,
+    segment: &Segment,
 ) {
-    if piece.length == 0 {
+    if segment.length == 0 {
         return;
     }
-    let width = input.len() / piece.length;
+    let width = input.len() / segment.length;
     for (t, input) in input.chunks_exact(width).enumerate() {
-        let row = latents.row_mut(layer, &piece.blocks, piece.position + t);
+        let row = latents.row_mut(layer, &segment.blocks, segment.position + t);
         let (latent, rope) = row.split_at_mut(weight.len());
         normalise(&input[..weight.len()], weight, eps, latent);
         rope.copy_from_slice(&input[weight.len()..]);

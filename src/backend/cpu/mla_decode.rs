@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::math::{add_scaled, dot, products, vectorised};
 use super::memory::{CpuWeight, Latents};
 use super::mla_prefill::absorb;
-use crate::backend::{LatentLayout, Piece};
+use crate::backend::{LatentLayout, Segment};
 
 /// Positions whose scores are taken together.
 const RUN: usize = 64;
@@ -54,14 +54,14 @@ impl Shape {
     }
 }
 
-/// One piece: `query` `[length, H * (nope + rope)]` to `output` `[length, H * value]`.
+/// One segment: `query` `[length, H * (nope + rope)]` to `output` `[length, H * value]`.
 pub(super) fn mla_decode(
     query: &[f32],
     kv_b: &CpuWeight,
     shape: &Shape,
     latents: &Latents,
     layer: usize,
-    piece: &Piece,
+    segment: &Segment,
     output: &mut [f32],
 ) {
     let (heads, value) = (shape.heads, shape.value);
@@ -69,16 +69,16 @@ pub(super) fn mla_decode(
         .into_par_iter()
         .map(|head| {
             let expansion = shape.expansion(kv_b, head);
-            let mut result = vec![0.0; piece.length * value];
+            let mut result = vec![0.0; segment.length * value];
             for (t, result) in result.chunks_exact_mut(value).enumerate() {
                 let query =
                     &query[(t * heads + head) * shape.key()..(t * heads + head + 1) * shape.key()];
-                let positions = piece.position + t + 1;
+                let positions = segment.position + t + 1;
                 vectorised(
                     #[inline(always)]
                     || {
                         attend(
-                            query, &expansion, shape, latents, layer, piece, positions, result,
+                            query, &expansion, shape, latents, layer, segment, positions, result,
                         )
                     },
                 );
@@ -101,7 +101,7 @@ fn attend(
     shape: &Shape,
     latents: &Latents,
     layer: usize,
-    piece: &Piece,
+    segment: &Segment,
     positions: usize,
     output: &mut [f32],
 ) {
@@ -122,7 +122,7 @@ fn attend(
         scores.clear();
         rows.clear();
         for position in first..positions.min(first + RUN) {
-            let row = latents.row(layer, &piece.blocks, position);
+            let row = latents.row(layer, &segment.blocks, position);
             scores.push(dot(row, &absorbed));
             rows.extend_from_slice(&row[..shape.latent]);
         }

@@ -8,26 +8,26 @@ use rayon::prelude::*;
 use super::math::{add_scaled, products, vectorised};
 use super::memory::{CpuWeight, Latents};
 use super::mla_decode::Shape;
-use crate::backend::Piece;
+use crate::backend::Segment;
 
 /// Positions expanded together.
 const RUN: usize = 64;
 
-/// One piece: `query` `[length, H * (nope + rope)]` to `output` `[length, H * value]`.
+/// One segment: `query` `[length, H * (nope + rope)]` to `output` `[length, H * value]`.
 pub(super) fn mla_prefill(
     query: &[f32],
     kv_b: &CpuWeight,
     shape: &Shape,
     latents: &Latents,
     layer: usize,
-    piece: &Piece,
+    segment: &Segment,
     output: &mut [f32],
 ) {
     let (heads, value) = (shape.heads, shape.value);
     let results: Vec<Vec<f32>> = (0..heads)
         .into_par_iter()
         .map(|head| {
-            let mut queries = Vec::with_capacity(piece.length * shape.key());
+            let mut queries = Vec::with_capacity(segment.length * shape.key());
             for row in query.chunks_exact(heads * shape.key()) {
                 queries.extend_from_slice(&row[head * shape.key()..(head + 1) * shape.key()]);
             }
@@ -37,7 +37,7 @@ pub(super) fn mla_prefill(
                 shape,
                 latents,
                 layer,
-                piece,
+                segment,
             )
         })
         .collect();
@@ -58,21 +58,21 @@ fn attend(
     shape: &Shape,
     latents: &Latents,
     layer: usize,
-    piece: &Piece,
+    segment: &Segment,
 ) -> Vec<f32> {
-    let (key, value, length) = (shape.key(), shape.value, piece.length);
+    let (key, value, length) = (shape.key(), shape.value, segment.length);
     let mut output = vec![0.0; length * value];
     // Greatest score so far and sum of exponentials, a row.
     let mut softmax = vec![(f32::NEG_INFINITY, 0.0_f32); length];
     let (mut rows, mut rope) = (Vec::new(), Vec::new());
-    let end = piece.position + length;
+    let end = segment.position + length;
     for first in (0..end).step_by(RUN) {
         let run = RUN.min(end - first);
         rows.clear();
         rope.clear();
         for position in first..first + run {
             let (latent, shared) = latents
-                .row(layer, &piece.blocks, position)
+                .row(layer, &segment.blocks, position)
                 .split_at(shape.latent);
             rows.extend_from_slice(latent);
             rope.extend_from_slice(shared);
@@ -88,11 +88,11 @@ fn attend(
             keys.extend_from_slice(&rope[j * shape.rope..(j + 1) * shape.rope]);
             value_rows.extend((0..value).map(|d| values[d * run + j]));
         }
-        let from = first.saturating_sub(piece.position);
+        let from = first.saturating_sub(segment.position);
         let mut scores = vec![0.0; (length - from) * run];
         products(key, &keys, &queries[from * key..], &mut scores);
         for (t, scores) in (from..length).zip(scores.chunks_exact_mut(run)) {
-            let seen = run.min(piece.position + t + 1 - first);
+            let seen = run.min(segment.position + t + 1 - first);
             let row = &mut output[t * value..(t + 1) * value];
             vectorised(
                 #[inline(always)]

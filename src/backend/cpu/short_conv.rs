@@ -1,16 +1,16 @@
-//! The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between pieces.
+//! The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between segments.
 
 use rayon::prelude::*;
 
 use super::math::{silu, vectorised};
 use super::memory::States;
-use crate::backend::{Piece, StateLayout};
+use crate::backend::{Segment, StateLayout};
 
-/// The inputs of one piece, and those before it.
+/// The inputs of one segment, and those before it.
 struct Inputs<'a> {
     channels: usize,
     /// `[length, channels]`.
-    piece: &'a [f32],
+    segment: &'a [f32],
     /// Inputs kept in a convolution state, `taps - 1`.
     kept: usize,
     /// `[channels, kept]`, oldest first; nothing where the sequence starts.
@@ -18,35 +18,35 @@ struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// The input of channel `c`, `back` tokens before token `t` of the piece; `back` is at most `kept`.
+    /// The input of channel `c`, `back` tokens before token `t` of the segment; `back` is at most `kept`.
     #[inline(always)]
     fn at(&self, t: usize, back: usize, c: usize) -> f32 {
         match (t.checked_sub(back), self.conv_state) {
-            (Some(t), _) => self.piece[t * self.channels + c],
+            (Some(t), _) => self.segment[t * self.channels + c],
             (None, Some(conv_state)) => conv_state[c * self.kept + self.kept + t - back],
             (None, None) => 0.0,
         }
     }
 }
 
-/// One piece: `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])`, `[length, channels]` both; inputs before the
-/// piece come from the convolution state in `slot_in`, or are zero. Writes the convolution states at the piece's end and checkpoints.
+/// One segment: `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])`, `[length, channels]` both; inputs before the
+/// segment come from the convolution state in `slot_in`, or are zero. Writes the convolution states at the segment's end and checkpoints.
 pub(super) fn short_conv(
     input: &[f32],
     weight: &[f32],
     states: &mut States,
     layout: &StateLayout,
     layer: usize,
-    piece: &Piece,
+    segment: &Segment,
     output: &mut [f32],
 ) {
     let (channels, kept) = (layout.channels(), layout.taps - 1);
-    let conv_state = piece
+    let conv_state = segment
         .slot_in
         .map(|slot| states.conv_state(layer, slot).to_vec());
     let inputs = Inputs {
         channels,
-        piece: input,
+        segment: input,
         kept,
         conv_state: conv_state.as_deref(),
     };
@@ -71,11 +71,11 @@ pub(super) fn short_conv(
                 },
             );
         });
-    let places = piece
+    let places = segment
         .checkpoints
         .iter()
         .map(|checkpoint| (checkpoint.after, checkpoint.slot));
-    for (after, slot) in places.chain([(piece.length, piece.slot_out)]) {
+    for (after, slot) in places.chain([(segment.length, segment.slot_out)]) {
         for (i, value) in states.conv_state_mut(layer, slot).iter_mut().enumerate() {
             *value = inputs.at(after, kept - i % kept, i / kept);
         }

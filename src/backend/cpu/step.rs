@@ -15,12 +15,12 @@ use super::{
 use crate::backend::check::Demands;
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Collective, Embed, Experts, GatedNorm, KdaGates,
-    KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Piece, Result, RmsNorm, Route, Rows,
+    KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Result, RmsNorm, Route, Rows, Segment,
     Select, Shard, ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
 };
 
-/// Query, kv_b, widths, latents, layer, piece, output.
-type AttentionKernel = fn(&[f32], &CpuWeight, &Shape, &Latents, usize, &Piece, &mut [f32]);
+/// Query, kv_b, widths, latents, layer, segment, output.
+type AttentionKernel = fn(&[f32], &CpuWeight, &Shape, &Latents, usize, &Segment, &mut [f32]);
 
 type Operation = Box<dyn Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()> + Send + Sync>;
 
@@ -38,20 +38,20 @@ impl Run<'_> {
         }
     }
 
-    /// Positions up to the end of the piece that reaches furthest.
+    /// Positions up to the end of the segment that reaches furthest.
     pub(super) fn reached(&self) -> usize {
-        let pieces = self.batch.pieces.iter();
-        let ends = pieces.map(|piece| piece.position + piece.length);
+        let segments = self.batch.segments.iter();
+        let ends = segments.map(|segment| segment.position + segment.length);
         ends.max().unwrap_or_default()
     }
 
-    /// Each piece with the range of its rows.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = (&Piece, std::ops::Range<usize>)> {
+    /// Each segment with the range of its rows.
+    pub(super) fn segments(&self) -> impl Iterator<Item = (&Segment, std::ops::Range<usize>)> {
         self.batch
-            .pieces
+            .segments
             .iter()
             .zip(self.batch.starts())
-            .map(|(piece, start)| (piece, start..start + piece.length))
+            .map(|(segment, start)| (segment, start..start + segment.length))
     }
 }
 
@@ -125,9 +125,9 @@ impl CpuStep {
         let shape = Shape::new(&op.pool.layout, op.heads(), op.nope, op.value);
         self.record_rows(name, op.output, move |memory, run, output| {
             let query = memory.f32(op.query, run.rows(Rows::Tokens));
-            for (piece, rows) in run
-                .pieces()
-                .filter(|(piece, _)| op.pieces.contains(piece.length))
+            for (segment, rows) in run
+                .segments()
+                .filter(|(segment, _)| op.segments.contains(segment.length))
             {
                 let query = &query[rows.start * op.query.width..rows.end * op.query.width];
                 let output = &mut output[rows.start * op.output.width..rows.end * op.output.width];
@@ -137,7 +137,7 @@ impl CpuStep {
                     &shape,
                     memory.latents(&op.pool),
                     op.layer,
-                    piece,
+                    segment,
                     output,
                 );
             }
@@ -210,7 +210,7 @@ impl CpuStep {
             let weight = memory.weight(op.weight).to_vec();
             let mut states = std::mem::take(&mut memory.states);
             memory.with_output(op.output, run.rows(Rows::Tokens), |_, output| {
-                for (piece, rows) in run.pieces() {
+                for (segment, rows) in run.segments() {
                     let range = rows.start * op.input.width..rows.end * op.input.width;
                     let (input, output) = (&input[range.clone()], &mut output[range]);
                     short_conv::short_conv(
@@ -219,7 +219,7 @@ impl CpuStep {
                         &mut states[op.pool.id as usize],
                         &op.pool.layout,
                         op.layer,
-                        piece,
+                        segment,
                         output,
                     );
                 }
@@ -253,7 +253,7 @@ impl CpuStep {
             memory.with_output(op.output, count, |memory, output| {
                 let all = [op.qkv, op.gates, op.beta]
                     .map(|tensor| (memory.f32(tensor, count), tensor.width));
-                for (piece, range) in run.pieces() {
+                for (segment, range) in run.segments() {
                     let [qkv, gates, beta] =
                         all.map(|(rows, width)| &rows[range.start * width..range.end * width]);
                     kda_recurrence::kda_recurrence(
@@ -262,7 +262,7 @@ impl CpuStep {
                         &mut states[op.pool.id as usize],
                         &op.pool.layout,
                         op.layer,
-                        piece,
+                        segment,
                         &mut output[range.start * op.output.width..range.end * op.output.width],
                     );
                 }
@@ -291,7 +291,7 @@ impl CpuStep {
             let mut latents = std::mem::take(&mut memory.latents);
             let weight = memory.weight(op.weight).to_vec();
             let input = memory.f32(op.input, run.rows(Rows::Tokens));
-            for (piece, rows) in run.pieces() {
+            for (segment, rows) in run.segments() {
                 let input = &input[rows.start * op.input.width..rows.end * op.input.width];
                 mla_append::mla_append(
                     input,
@@ -299,7 +299,7 @@ impl CpuStep {
                     op.eps,
                     &mut latents[op.pool.id as usize],
                     op.layer,
-                    piece,
+                    segment,
                 );
             }
             memory.latents = latents;

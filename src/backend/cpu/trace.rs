@@ -9,7 +9,7 @@ use super::math::{add_scaled, dot, exp, sigmoid, vectorised};
 use super::memory::{CpuWeight, Latents, States};
 use super::mla_decode::Shape;
 use crate::backend::trace::{KDA_NUMBERS, kda_row};
-use crate::backend::{KEY_EPS, Piece, StateLayout};
+use crate::backend::{KEY_EPS, Segment, StateLayout};
 
 /// Elements that are not worth another thread: it takes longer to wake.
 const TASK: usize = 1 << 16;
@@ -20,11 +20,11 @@ pub(super) fn trace_kda(
     states: &States,
     layout: &StateLayout,
     layer: usize,
-    piece: &Piece,
+    segment: &Segment,
     output: &mut [f32],
 ) {
     let (k, v) = (layout.key_width, layout.value_width);
-    let before = piece.slot_in.map(|slot| states.state(layer, slot));
+    let before = segment.slot_in.map(|slot| states.state(layer, slot));
     let records = output.par_chunks_exact_mut(kda_row(layout)).enumerate();
     let records = records.with_min_len(TASK / (k * v).max(1) + 1);
     records.for_each(|(head, record)| {
@@ -122,12 +122,12 @@ pub(super) fn trace_attention(
     head: usize,
     latents: &Latents,
     layer: usize,
-    piece: &Piece,
+    segment: &Segment,
     output: &mut [f32],
 ) {
     let expansion = shape.expansion(kv_b, head);
     let key_rows = &expansion[..shape.nope * shape.latent];
-    let positions = (piece.position + 1).min(output.len());
+    let positions = (segment.position + 1).min(output.len());
     let output = &mut output[..positions];
     let mut absorbed = vec![0.0; shape.latent];
     vectorised(
@@ -146,7 +146,7 @@ pub(super) fn trace_attention(
             #[inline(always)]
             || {
                 for (i, score) in scores.iter_mut().enumerate() {
-                    let row = latents.row(layer, &piece.blocks, number * run + i);
+                    let row = latents.row(layer, &segment.blocks, number * run + i);
                     *score = dot(row, &absorbed) * shape.scale();
                 }
             },

@@ -6,14 +6,14 @@ use super::mla_decode::Shape;
 use super::step::CpuStep;
 use super::trace;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
-use crate::backend::{Piece, Rows, Tensor};
+use crate::backend::{Rows, Segment, Tensor};
 
 /// A single token, of which a trace tells.
 struct TracedRow<'a> {
     memory: &'a Memory,
     /// Which of the batch's rows it has.
     number: usize,
-    piece: &'a Piece,
+    segment: &'a Segment,
 }
 
 impl<'a> TracedRow<'a> {
@@ -26,7 +26,7 @@ impl<'a> TracedRow<'a> {
 
 impl CpuStep {
     /// Records an operation of a trace that writes one layer's part of each row of `output`: what `operation` makes of a
-    /// single token, 0 for tokens of longer pieces.
+    /// single token, 0 for tokens of longer segments.
     fn record_layer(
         &mut self,
         name: &'static str,
@@ -39,16 +39,16 @@ impl CpuStep {
         self.record_rows(name, output, move |memory, run, output| {
             let rows = output.chunks_exact_mut(layers * width);
             let parts = rows.map(|row| &mut row[layer * width..(layer + 1) * width]);
-            let pieces = run
-                .pieces()
-                .flat_map(|(piece, range)| range.map(move |_| piece));
-            for (number, (part, piece)) in parts.zip(pieces).enumerate() {
+            let segments = run
+                .segments()
+                .flat_map(|(segment, range)| range.map(move |_| segment));
+            for (number, (part, segment)) in parts.zip(segments).enumerate() {
                 part.fill(0.0);
-                if piece.length == 1 {
+                if segment.length == 1 {
                     let row = TracedRow {
                         memory,
                         number,
-                        piece,
+                        segment,
                     };
                     operation(&row, part);
                 }
@@ -70,7 +70,7 @@ impl CpuStep {
                     row.memory.states(&op.pool),
                     &op.pool.layout,
                     op.layer,
-                    row.piece,
+                    row.segment,
                     output,
                 );
             },
@@ -109,8 +109,8 @@ impl CpuStep {
             output.fill(0.0);
             let size = op.output.width;
             let states = memory.states(&op.pool);
-            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
-                let state = states.state(op.layer, piece.slot_out);
+            for (segment, range) in run.segments().filter(|(segment, _)| segment.length == 1) {
+                let state = states.state(op.layer, segment.slot_out);
                 let head = &state[op.head * size..(op.head + 1) * size];
                 output[range.start * size..range.end * size].copy_from_slice(head);
             }
@@ -127,7 +127,7 @@ impl CpuStep {
                 row[..reached].fill(0.0);
             }
             let query = memory.f32(op.query, run.rows(Rows::Tokens));
-            for (piece, range) in run.pieces().filter(|(piece, _)| piece.length == 1) {
+            for (segment, range) in run.segments().filter(|(segment, _)| segment.length == 1) {
                 let query = &query[range.start * op.query.width + op.head * shape.key()..];
                 trace::trace_attention(
                     &query[..shape.key()],
@@ -136,7 +136,7 @@ impl CpuStep {
                     op.head,
                     memory.latents(&op.pool),
                     op.layer,
-                    piece,
+                    segment,
                     &mut output[range.start * op.output.width..range.end * op.output.width],
                 );
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::machine::{Command, Product};
 use super::step::{ANY_TOGETHER, CudaStep, Kernel, WINDOW, any_shape, arguments, suits_library};
 use crate::backend::batch_metadata::BatchMetadata;
-use crate::backend::{MlaAppend, MlaAttention, Pieces, Result};
+use crate::backend::{MlaAppend, MlaAttention, Result, Segments};
 use crate::error::BackendError;
 
 /// Positions whose scores a prefill takes together.
@@ -82,12 +82,12 @@ impl CudaStep {
         let partial = self.scratch("running attention", 4 * waiting * op.value)?;
         let batch = Arc::clone(&self.batch);
         let [h, latent, nope, rope, value, tokens] = widths_of(&op, heads);
-        let pieces = op.pieces;
+        let segments = op.segments;
         self.each(move |image| {
-            let (first, last) = match pieces {
-                Pieces::All => (0, image.windows.len()),
-                Pieces::Several => (0, image.several_windows),
-                Pieces::Single => (image.several_windows, image.windows.len()),
+            let (first, last) = match segments {
+                Segments::All => (0, image.windows.len()),
+                Segments::Several => (0, image.several_windows),
+                Segments::Single => (image.several_windows, image.windows.len()),
             };
             let mut commands = Vec::with_capacity(4 * (last - first));
             for (number, window) in image.windows[first..last].iter().enumerate() {
@@ -168,9 +168,9 @@ impl CudaStep {
             }
         }
         let heads = op.heads();
-        let single = op.pieces == Pieces::Single;
+        let single = op.segments == Segments::Single;
         let (most, most_spans) = if single {
-            let rows = self.capacity.pieces.min(self.capacity.tokens);
+            let rows = self.capacity.segments.min(self.capacity.tokens);
             (rows, self.metadata_layout.spans(&self.capacity))
         } else {
             (self.capacity.tokens, self.capacity.tokens)
@@ -182,10 +182,10 @@ impl CudaStep {
         let elements = most_spans * heads * (layout.latent.next_multiple_of(4) + 4);
         let parts = self.scratch("attention by spans", 4 * elements)?;
         let [h, latent, nope, rope, value, tokens] = widths_of(&op, heads);
-        let count: fn(&BatchMetadata) -> usize = match op.pieces {
-            Pieces::All => |image| image.tokens,
-            Pieces::Single => |image| image.tokens - image.several_rows,
-            Pieces::Several => |image| image.several_rows,
+        let count: fn(&BatchMetadata) -> usize = match op.segments {
+            Segments::All => |image| image.tokens,
+            Segments::Single => |image| image.tokens - image.several_rows,
+            Segments::Several => |image| image.several_rows,
         };
         let spans: fn(&BatchMetadata) -> usize = if single {
             |image| with_room(image.spans)

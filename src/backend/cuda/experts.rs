@@ -78,8 +78,8 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Scores before the sigmoid: a product for rows of longer pieces where the library takes the weight, the router's own
-    /// kernels for the rest. A row's path depends on its piece alone.
+    /// Scores before the sigmoid: a product for rows of longer segments where the library takes the weight, the router's own
+    /// kernels for the rest. A row's path depends on its segment alone.
     fn encode_scores(
         &mut self,
         op: &Route,
@@ -192,7 +192,7 @@ impl CudaStep {
     /// Rows of single tokens.
     fn encode_few(&mut self, layer: &Layer) -> Result<()> {
         let (top_k, local) = (layer.choices as usize, layer.experts as usize);
-        let most_places = self.capacity.pieces.min(self.capacity.tokens) * top_k;
+        let most_places = self.capacity.segments.min(self.capacity.tokens) * top_k;
         let most = most_places.min(local);
         let words = 1 + 3 * most + most_places;
         let list = self.scratch("single rows' places by expert", 4 * words)?;
@@ -238,7 +238,7 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Rows of longer pieces.
+    /// Rows of longer segments.
     fn encode_many(&mut self, layer: &Layer) -> Result<()> {
         let (top_k, local) = (layer.choices as usize, layer.experts as usize);
         let (width, hidden_width) = (layer.width, layer.hidden_width);

@@ -42,7 +42,7 @@ impl CudaStep {
                 arguments![&input, &conv_states, channels, taps],
             );
             self.launch(kernel, move |metadata| {
-                [blocks((metadata.pieces * channels) as u64, 256), 1, 1]
+                [blocks((metadata.segments * channels) as u64, 256), 1, 1]
             });
         }
         Ok(())
@@ -74,7 +74,7 @@ impl CudaStep {
         Ok(())
     }
 
-    /// The norm where a batch has pieces of several tokens: of all rows, for those of single tokens are written later.
+    /// The norm where a batch has segments of several tokens: of all rows, for those of single tokens are written later.
     pub(super) fn several_gated_norm(&mut self, op: &GatedNorm) -> Result<()> {
         let (kernel, heads) = (self.gated_norm_kernel(op)?, heads_of(op));
         self.launch(kernel, move |metadata| {

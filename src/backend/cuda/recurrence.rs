@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch};
 use super::step::{CudaStep, arguments};
-use crate::backend::batch_metadata::{MOST_SEGMENTS, MetadataLayout};
+use crate::backend::batch_metadata::{MOST_SPLITS, MetadataLayout};
 use crate::backend::{Form, GatedNorm, KdaBlock, KdaRecurrence, Linear, Op, Result, StateLayout};
 use crate::error::BackendError;
 
@@ -98,9 +98,9 @@ impl Chunkwise {
         })
     }
 
-    /// The most segments that a piece is cut into: as many as fill the device's schedulers with a warp each.
-    fn segments(&self) -> usize {
-        MOST_SEGMENTS.min(SCHEDULERS / (self.heads * self.tiles).max(1))
+    /// The most splits that a segment is cut into: as many as fill the device's schedulers with a warp each.
+    fn splits(&self) -> usize {
+        MOST_SPLITS.min(SCHEDULERS / (self.heads * self.tiles).max(1))
     }
 }
 
@@ -161,8 +161,8 @@ impl CudaStep {
                 arguments![&qkv, &gates, &beta, &states, &output, a, b, c, d, form],
             );
             self.launch(kernel, move |image| {
-                let some = every || image.short_pieces > 0;
-                [heads, if some { image.pieces as u32 } else { 0 }, 1]
+                let some = every || image.short_segments > 0;
+                [heads, if some { image.segments as u32 } else { 0 }, 1]
             });
         }
         Ok(())
@@ -207,7 +207,7 @@ impl CudaStep {
     ) -> Result<()> {
         let shape = *shape;
         let [a, b, c, d] = shape.words;
-        let operators = self.segments(&shape, workspace, states)?;
+        let operators = self.splits(&shape, workspace, states)?;
         let operators = operators.map_or(Argument::Address(0), |buffer| Argument::from(&buffer));
         let (input, conv_states) = match fused {
             Some((input, conv_states)) => (Argument::from(input), Argument::from(conv_states)),
@@ -243,8 +243,8 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Entry states of the segments of long pieces, where there may be any: the buffer that they are left in.
-    fn segments(
+    /// Entry states of the splits of long segments, where there may be any: the buffer that they are left in.
+    fn splits(
         &mut self,
         shape: &Chunkwise,
         workspace: &Arc<Buffer>,
@@ -252,14 +252,14 @@ impl CudaStep {
     ) -> Result<Option<Arc<Buffer>>> {
         let shape = *shape;
         let [_, b, c, d] = shape.words;
-        self.segments = self.segments.min(shape.segments());
-        let most = MetadataLayout::segments(&self.capacity, self.segments);
+        self.splits = self.splits.min(shape.splits());
+        let most = MetadataLayout::splits(&self.capacity, self.splits);
         if most == 0 {
             return Ok(None);
         }
         let columns = 16 * shape.tiles + shape.padded;
         let bytes = 4 * most * shape.heads * columns * shape.padded;
-        let operators = self.scratch("segments of a recurrence", bytes)?;
+        let operators = self.scratch("splits of a recurrence", bytes)?;
         let launch = self
             .kernel(
                 shape.entries[1],
@@ -269,8 +269,8 @@ impl CudaStep {
             .over([0; 3]);
         self.each(move |image| {
             let tiles = shape.tiles + shape.padded / 16;
-            let launch = || shape.over(&launch, tiles, tiles.min(MOST_TILES), image.segments);
-            (image.segments > 0).then(launch).into_iter().collect()
+            let launch = || shape.over(&launch, tiles, tiles.min(MOST_TILES), image.splits);
+            (image.splits > 0).then(launch).into_iter().collect()
         });
         let kernel = self.kernel(
             shape.entries[2],
@@ -386,12 +386,12 @@ impl CudaStep {
             ],
         );
         self.launch(kernel, move |image| {
-            let pieces = if image.short_pieces > 0 {
-                image.pieces
+            let segments = if image.short_segments > 0 {
+                image.segments
             } else {
                 0
             };
-            [b, pieces as u32, 1]
+            [b, segments as u32, 1]
         });
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Shared;
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
 use super::memory;
-use crate::backend::batch_metadata::{BatchMetadata, MOST_SEGMENTS, MetadataLayout};
+use crate::backend::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
 use crate::backend::check::Demands;
 use crate::backend::gpu::{
     self,
@@ -97,7 +97,7 @@ pub(super) use arguments;
 
 enum Encoded {
     Launch(Launch, Size),
-    /// Of all tokens, where a piece has several.
+    /// Of all tokens, where a segment has several.
     Product(Product),
     /// Bytes a row.
     Copy(Arc<Buffer>, Arc<Buffer>, u64, Rows),
@@ -152,8 +152,8 @@ pub(super) struct CudaStep {
     /// What encoded commands point to, kept for as long as they may run.
     kept: Vec<Arc<Buffer>>,
     demands: Demands,
-    /// The most segments that a piece of a recurrence is cut into.
-    pub(super) segments: usize,
+    /// The most splits that a segment of a recurrence is cut into.
+    pub(super) splits: usize,
     names: Vec<&'static str>,
     /// Each with the place of its operation among the names.
     commands: Vec<(usize, Encoded)>,
@@ -180,7 +180,7 @@ impl CudaStep {
             batch,
             kept: Vec::new(),
             demands,
-            segments: MOST_SEGMENTS,
+            splits: MOST_SPLITS,
             names: Vec::new(),
             commands: Vec::new(),
             timed: false,
@@ -253,7 +253,7 @@ impl CudaStep {
         self.any(rows, &from, weight, &to, full, |_| true)
     }
 
-    /// Encodes a product of all tokens by the library, for batches with rows of longer pieces. What it leaves in rows of
+    /// Encodes a product of all tokens by the library, for batches with rows of longer segments. What it leaves in rows of
     /// single tokens is to be overwritten.
     pub(super) fn library(&mut self, product: Product) {
         self.push_command(Encoded::Product(product));
@@ -441,7 +441,7 @@ impl Step for CudaStep {
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.capacity, batch)?;
         let attends = self.demands.latents.is_some();
-        let metadata = self.metadata_layout.metadata(batch, attends, self.segments);
+        let metadata = self.metadata_layout.metadata(batch, attends, self.splits);
         gpu::fits(&metadata, self.batch.bytes)?;
         let (commands, operations) = self.commands(&metadata);
         let size = |tensor: Tensor| memory::size(tensor.element) as usize;

@@ -11,7 +11,7 @@ use crate::backend::{RandomWeight, Result, WeightSource, check};
 use crate::checkpoint::Format;
 
 /// The most bytes handed over in one call.
-const PIECE: usize = 64 << 20;
+const SEGMENT: usize = 64 << 20;
 
 /// A weight on the device.
 pub(super) struct DeviceWeight {
@@ -44,13 +44,13 @@ impl DeviceWeight {
         let (first, row) = (source.first_column * size, source.columns * size);
         for part in &source.parts {
             if row == wide {
-                for bytes in part.chunks(PIECE) {
+                for bytes in part.chunks(SEGMENT) {
                     machine.write(at, bytes)?;
                     at += bytes.len() as u64;
                 }
                 continue;
             }
-            for rows in part.chunks((PIECE / wide).max(1) * wide) {
+            for rows in part.chunks((SEGMENT / wide).max(1) * wide) {
                 let cut = rows
                     .chunks_exact(wide)
                     .flat_map(|bytes| &bytes[first..first + row]);

@@ -3,7 +3,7 @@
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
 use crate::backend::batch_metadata::BatchMetadata;
-use crate::backend::{LatentLayout, MlaAppend, MlaAttention, Pieces, Result, Weight};
+use crate::backend::{LatentLayout, MlaAppend, MlaAttention, Result, Segments, Weight};
 use crate::error::BackendError;
 
 /// The widest cached row that `mla_decode` holds in workgroup memory.
@@ -109,28 +109,28 @@ impl WgpuStep {
             });
         }
         let encoder = &self.encoder;
-        let most = match op.pieces {
-            Pieces::Single => encoder.capacity.pieces.min(encoder.capacity.tokens),
-            Pieces::All | Pieces::Several => encoder.capacity.tokens,
+        let most = match op.segments {
+            Segments::Single => encoder.capacity.segments.min(encoder.capacity.tokens),
+            Segments::All | Segments::Several => encoder.capacity.tokens,
         };
-        let count: fn(&BatchMetadata) -> usize = match op.pieces {
-            Pieces::All => |metadata| metadata.tokens,
-            Pieces::Single => |metadata| metadata.tokens - metadata.several_rows,
-            Pieces::Several => |metadata| metadata.several_rows,
+        let count: fn(&BatchMetadata) -> usize = match op.segments {
+            Segments::All => |metadata| metadata.tokens,
+            Segments::Single => |metadata| metadata.tokens - metadata.several_rows,
+            Segments::Several => |metadata| metadata.several_rows,
         };
-        let begin = usize::from(op.pieces == Pieces::Single);
+        let begin = usize::from(op.segments == Segments::Single);
         let elements = most * plan.heads * layout.latent;
         let absorbed = encoder.scratch("absorbed queries", elements)?;
         let span = encoder.shared.span;
-        let most_spans = match op.pieces {
-            Pieces::Single => self.metadata_layout.spans(&encoder.capacity),
-            Pieces::All | Pieces::Several => most,
+        let most_spans = match op.segments {
+            Segments::Single => self.metadata_layout.spans(&encoder.capacity),
+            Segments::All | Segments::Several => most,
         };
         let elements = most_spans * plan.heads * (layout.latent + 2);
         let parts = encoder.scratch("attention by spans", elements)?;
-        let spans: fn(&BatchMetadata) -> usize = match op.pieces {
-            Pieces::Single => |metadata| metadata.spans,
-            Pieces::All | Pieces::Several => count,
+        let spans: fn(&BatchMetadata) -> usize = match op.segments {
+            Segments::Single => |metadata| metadata.spans,
+            Segments::All | Segments::Several => count,
         };
         let (query, output) = (encoder.tensor(op.query)?, encoder.tensor(op.output)?);
         let latents = self.latents(&op.pool, op.layer)?;
@@ -209,10 +209,10 @@ impl WgpuStep {
             .map(|part| part.rows.div_ceil(64) as u32)
             .collect();
         self.several(Windows {
-            range: match op.pieces {
-                Pieces::All => |metadata| 0..metadata.windows.len(),
-                Pieces::Single => |metadata| metadata.several_windows..metadata.windows.len(),
-                Pieces::Several => |metadata| 0..metadata.several_windows,
+            range: match op.segments {
+                Segments::All => |metadata| 0..metadata.windows.len(),
+                Segments::Single => |metadata| metadata.several_windows..metadata.windows.len(),
+                Segments::Several => |metadata| 0..metadata.several_windows,
             },
             sizes: Box::new(move |window| {
                 let tiles = window.positions.div_ceil(32) as u32;

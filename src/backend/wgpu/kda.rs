@@ -50,7 +50,7 @@ impl WgpuStep {
             Program::entry("short_conv", "keep_conv_states"),
             &params,
             &[input, conv_states],
-            move |metadata| flat(metadata.pieces * channels),
+            move |metadata| flat(metadata.segments * channels),
         )
     }
 
@@ -125,8 +125,8 @@ impl WgpuStep {
                 ],
                 move |metadata| {
                     let some = every || metadata.several_chunks > 0;
-                    let pieces = if some { metadata.pieces as u32 } else { 0 };
-                    [v.div_ceil(16) as u32, heads, pieces]
+                    let segments = if some { metadata.segments as u32 } else { 0 };
+                    [v.div_ceil(16) as u32, heads, segments]
                 },
             )?;
         }
@@ -143,9 +143,9 @@ impl WgpuStep {
                     Bind::Write(6, &output),
                 ],
                 move |metadata| {
-                    let some = every || metadata.short_pieces > 0;
-                    let pieces = if some { metadata.pieces as u32 } else { 0 };
-                    [v.div_ceil(8) as u32, heads, pieces]
+                    let some = every || metadata.short_segments > 0;
+                    let segments = if some { metadata.segments as u32 } else { 0 };
+                    [v.div_ceil(8) as u32, heads, segments]
                 },
             )?;
         }

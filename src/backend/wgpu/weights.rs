@@ -15,7 +15,7 @@ use crate::error::BackendError;
 /// Narrower rows than this are widened to f32.
 const NARROW: usize = 16;
 /// The most bytes handed to the queue in one call, and before it is drained.
-const PIECE: usize = 16 << 20;
+const SEGMENT: usize = 16 << 20;
 const DRAIN: usize = 128 << 20;
 
 /// Some rows of a weight in a buffer of their own.
@@ -259,7 +259,7 @@ impl Writer<'_> {
         let row = self.stride * self.format.size();
         let rows = most
             .min(self.starts[part + 1] - from)
-            .min((PIECE / row.max(stored)).max(1));
+            .min((SEGMENT / row.max(stored)).max(1));
         let begin = (from - self.starts[part]) * stored;
         let bytes = &source.parts[part][begin..begin + rows * stored];
         let mut packed = Vec::new();

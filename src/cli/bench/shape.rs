@@ -53,7 +53,7 @@ pub(super) struct Arguments {
     prefill: Vec<usize>,
     /// The most tokens of a prompt in one step.
     #[arg(long, value_name = "N", default_value = "8K", value_parser = parse_tokens)]
-    piece: usize,
+    prefill_chunk: usize,
     /// Measure one layer of each kind and multiply by their number. Done anyway where all layers do not fit the device.
     #[arg(long)]
     by_layer: bool,
@@ -72,7 +72,7 @@ impl Arguments {
     fn options(&self) -> Options {
         Options {
             seed: self.seed,
-            piece: self.piece,
+            prefill_chunk: self.prefill_chunk,
             by_layer: self.by_layer,
             effort: (!self.dry_run).then(Effort::default),
         }

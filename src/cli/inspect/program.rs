@@ -27,18 +27,18 @@ pub(super) fn run(
     expand: bool,
     json: bool,
 ) -> Result<()> {
-    let (pieces, length) = match phase {
+    let (segments, length) = match phase {
         Phase::Decode => (tokens.unwrap_or(1), 1),
-        Phase::Prefill => (1, tokens.unwrap_or(engine::PREFILL_PIECE)),
+        Phase::Prefill => (1, tokens.unwrap_or(engine::PREFILL_CHUNK)),
     };
-    let mut program = build(config, pieces, length)?;
+    let mut program = build(config, segments, length)?;
     if expand {
-        // An attention's two forms share the pieces of a batch by their length; the form that has none is left out.
-        let has_pieces = |op: &Op| match op {
-            Op::MlaPrefill(op) | Op::MlaDecode(op) => op.pieces.contains(length),
+        // An attention's two forms share the segments of a batch by their length; the form that has none is left out.
+        let has_segments = |op: &Op| match op {
+            Op::MlaPrefill(op) | Op::MlaDecode(op) => op.segments.contains(length),
             _ => true,
         };
-        let kept = |op: &Op| has_pieces(op).then(|| op.clone()).into_iter().collect();
+        let kept = |op: &Op| has_segments(op).then(|| op.clone()).into_iter().collect();
         program = program.expanded(|_| false).rewritten(kept);
     }
     if json {
@@ -51,26 +51,26 @@ pub(super) fn run(
     };
     writeln!(
         out,
-        "# {phase}: {pieces} sequence(s), {length} token(s) each"
+        "# {phase}: {segments} sequence(s), {length} token(s) each"
     )?;
     write!(out, "{program}")?;
     Ok(())
 }
 
-/// The program of a step over `pieces` pieces of `length` tokens, checked as every backend checks it.
-fn build(config: &ModelConfig, pieces: usize, length: usize) -> Result<Program> {
-    let blocks = pieces * length.div_ceil(engine::BLOCK_TOKENS);
+/// The program of a step over `segments` segments of `length` tokens, checked as every backend checks it.
+fn build(config: &ModelConfig, segments: usize, length: usize) -> Result<Program> {
+    let blocks = segments * length.div_ceil(engine::BLOCK_TOKENS);
     let step = Capacity {
-        tokens: pieces * length,
-        pieces,
-        outputs: pieces,
+        tokens: segments * length,
+        segments,
+        outputs: segments,
         blocks,
         checkpoints: 0,
     };
     let backend = DryBackend::new();
     let limits = Limits {
         step,
-        slots: pieces,
+        slots: segments,
         blocks,
         block_tokens: engine::BLOCK_TOKENS,
         cache: backend.device().cache,

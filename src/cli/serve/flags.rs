@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_PIECE};
+use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 use kimi_linear::server::{Origins, ServerOptions};
 
 /// Where it listens and who may ask.
@@ -140,7 +140,7 @@ impl Engines {
             "--gpu-memory-utilization should be above 0 and at most 1, but is {}",
             self.gpu_memory_utilization
         );
-        self.piece().map(|_| ())
+        self.prefill_chunk().map(|_| ())
     }
 
     pub(super) fn check_dtypes(&self, config: &ModelConfig, cache: Dtype) -> Result<()> {
@@ -181,9 +181,9 @@ impl Engines {
     }
 
     /// Tokens of prompts in one step.
-    pub(super) fn piece(&self) -> Result<usize> {
+    pub(super) fn prefill_chunk(&self) -> Result<usize> {
         let Some(tokens) = self.max_num_batched_tokens else {
-            return Ok(PREFILL_PIECE);
+            return Ok(PREFILL_CHUNK);
         };
         // Prompts are cut at blocks; one more, as a single token may stand alone after one.
         let least = self.max_num_seqs + BLOCK_TOKENS + 1;

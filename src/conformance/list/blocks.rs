@@ -3,7 +3,7 @@
 
 use super::moe::clear_rows;
 use crate::backend::{
-    Batch, Capacity, Element, MlpBlock, MoeBlock, Op, Piece, Program, Result, Route, Rows, Step,
+    Batch, Capacity, Element, MlpBlock, MoeBlock, Op, Program, Result, Route, Rows, Segment, Step,
     Tensor,
 };
 use crate::checkpoint::Format;
@@ -42,15 +42,15 @@ pub(super) fn both_ways(
 }
 
 impl BlockFixture {
-    /// Runs rows from `first` on as these pieces; gives the output's rows.
+    /// Runs rows from `first` on as these segments; gives the output's rows.
     pub(super) fn run(
         &mut self,
         harness: &mut Harness<'_>,
         which: usize,
         first: usize,
-        pieces: &[Piece],
+        segments: &[Segment],
     ) -> Result<Vec<f32>> {
-        let tokens: usize = pieces.iter().map(|piece| piece.length).sum();
+        let tokens: usize = segments.iter().map(|segment| segment.length).sum();
         let width = self.input.width;
         let rows = first * width..(first + tokens) * width;
         harness.fill(self.input, &self.values[rows])?;
@@ -59,7 +59,7 @@ impl BlockFixture {
         }
         let batch = Batch {
             tokens: vec![0; tokens],
-            pieces: pieces.to_vec(),
+            segments: segments.to_vec(),
             outputs: Vec::new(),
         };
         harness.submit(&mut *self.steps[which], &batch)?;
@@ -68,12 +68,12 @@ impl BlockFixture {
 
     /// Runs a block that looks at no sequences, both ways, and compares with the answer, row by row.
     fn check(mut self, harness: &mut Harness<'_>, tokens: usize, answer: &[f64]) -> Result<()> {
-        let pieces = plain(tokens).pieces;
-        let own = self.run(harness, OWN, 0, &pieces)?;
+        let segments = plain(tokens).segments;
+        let own = self.run(harness, OWN, 0, &segments)?;
         if harness.timed() {
             return Ok(());
         }
-        let composed = self.run(harness, COMPOSED, 0, &pieces)?;
+        let composed = self.run(harness, COMPOSED, 0, &segments)?;
         let d = self.output.width;
         harness.close(
             "the output, against the composition",
@@ -83,11 +83,11 @@ impl BlockFixture {
         );
         harness.close("the output", d, &own, answer);
         for time in 2..=harness.repeats {
-            let next = self.run(harness, OWN, 0, &pieces)?;
+            let next = self.run(harness, OWN, 0, &segments)?;
             harness.same(format!("the output of call {time}"), &next, &own);
         }
         for row in [0, tokens / 2, tokens - 1] {
-            let alone = self.run(harness, OWN, row, &plain(1).pieces)?;
+            let alone = self.run(harness, OWN, row, &plain(1).segments)?;
             let what = format!("row {row} alone");
             harness.same_in_f32(what, d, &alone, &own[row * d..(row + 1) * d]);
         }

@@ -1,8 +1,8 @@
-//! `short_conv`: the convolution, and the convolution states that carry it from one piece to the next.
+//! `short_conv`: the convolution, and the convolution states that carry it from one segment to the next.
 
-use super::kda_fixture::{LAYER, piece, record};
+use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
-    Batch, Capacity, Element, Piece, Program, Result, ShortConv, Slot, StateCheckpoint,
+    Batch, Capacity, Element, Program, Result, Segment, ShortConv, Slot, StateCheckpoint,
     StateLayout, StatePool, Step, Tensor,
 };
 use crate::checkpoint::Format;
@@ -54,7 +54,7 @@ impl Fixture {
         let output = harness.output(tokens, channels)?;
         let capacity = Capacity {
             tokens: tokens + 1,
-            pieces: slots,
+            segments: slots,
             outputs: 0,
             blocks: 0,
             checkpoints: slots,
@@ -114,14 +114,14 @@ impl Fixture {
         Ok(record.conv_state)
     }
 
-    /// Runs rows from `first` on as these pieces.
+    /// Runs rows from `first` on as these segments.
     fn run(
         &mut self,
         harness: &mut Harness<'_>,
         first: usize,
-        pieces: &[Piece],
+        segments: &[Segment],
     ) -> Result<Vec<f32>> {
-        let tokens: usize = pieces.iter().map(|piece| piece.length).sum();
+        let tokens: usize = segments.iter().map(|segment| segment.length).sum();
         let width = self.input.width;
         harness.fill(
             self.input,
@@ -130,7 +130,7 @@ impl Fixture {
         harness.poison(self.output)?;
         let batch = Batch {
             tokens: vec![0; tokens],
-            pieces: pieces.to_vec(),
+            segments: segments.to_vec(),
             outputs: Vec::new(),
         };
         harness.submit(&mut *self.step, &batch)?;
@@ -138,7 +138,7 @@ impl Fixture {
     }
 }
 
-/// A ragged batch, with checkpoints inside its pieces.
+/// A ragged batch, with checkpoints inside its segments.
 pub(super) fn against_definition(
     harness: &mut Harness<'_>,
     format: Format,
@@ -152,7 +152,7 @@ pub(super) fn against_definition(
     let mut fixture = Fixture::new(harness, format, shape, tokens, slots)?;
     let mut free = (0..slots as u32).rev().map(Slot);
     let mut next = || free.next().unwrap_or(Slot(0));
-    let (mut pieces, mut conv_states) = (Vec::new(), Vec::new());
+    let (mut segments, mut conv_states) = (Vec::new(), Vec::new());
     let len = fixture.pool.layout.conv_state_len();
     for (i, length) in lengths.iter().enumerate() {
         let conv_state = if seeded {
@@ -166,12 +166,12 @@ pub(super) fn against_definition(
             fixture.write(harness, LAYER, slot, &conv_state)?;
         }
         let slot_out = if i % 2 == 0 { slot } else { next() };
-        let mut piece = piece(*length, slot_in, slot_out);
+        let mut segment = segment(*length, slot_in, slot_out);
         for after in wanted.into_iter().filter(|after| after <= length) {
             let slot = next();
-            piece.checkpoints.push(StateCheckpoint { after, slot });
+            segment.checkpoints.push(StateCheckpoint { after, slot });
         }
-        pieces.push(piece);
+        segments.push(segment);
         conv_states.push(conv_state);
     }
     let mut before = Vec::new();
@@ -180,16 +180,16 @@ pub(super) fn against_definition(
             before.push(fixture.conv_state(harness, layer, Slot(slot))?);
         }
     }
-    let output = fixture.run(harness, 0, &pieces)?;
+    let output = fixture.run(harness, 0, &segments)?;
     if harness.timed() {
         return Ok(());
     }
     let channels = fixture.input.width;
     let mut written = Vec::new();
     let mut row = 0;
-    for (i, piece) in pieces.iter().enumerate() {
-        let rows = row * channels..(row + piece.length) * channels;
-        row += piece.length;
+    for (i, segment) in segments.iter().enumerate() {
+        let rows = row * channels..(row + segment.length) * channels;
+        row += segment.length;
         let (answer, ends) = oracle::short_conv(
             &widen(&fixture.values[rows.clone()]),
             &fixture.weight.values,
@@ -202,8 +202,11 @@ pub(super) fn against_definition(
             &output[rows],
             &answer,
         );
-        let ends_at = piece.checkpoints.iter().map(|kept| (kept.after, kept.slot));
-        for (after, slot) in ends_at.chain([(piece.length, piece.slot_out)]) {
+        let ends_at = segment
+            .checkpoints
+            .iter()
+            .map(|kept| (kept.after, kept.slot));
+        for (after, slot) in ends_at.chain([(segment.length, segment.slot_out)]) {
             let found = fixture.conv_state(harness, LAYER, slot)?;
             let what = format!("the convolution state of sequence {i} after {after} tokens");
             let width = found.len();
@@ -228,13 +231,17 @@ pub(super) fn against_definition(
 /// A prompt cut in two gives what it gives in one call, and so does one resumed from a checkpoint.
 fn cut(harness: &mut Harness<'_>, shape: Shape, length: usize) -> Result<()> {
     let mut fixture = Fixture::new(harness, Format::Bf16, shape, length, 4)?;
-    let whole = fixture.run(harness, 0, &[piece(length, None, Slot(0))])?;
+    let whole = fixture.run(harness, 0, &[segment(length, None, Slot(0))])?;
     let end = fixture.conv_state(harness, LAYER, Slot(0))?;
     let width = fixture.input.width;
     for cut in 0..=length {
-        let mut output = fixture.run(harness, 0, &[piece(cut, None, Slot(1))])?;
+        let mut output = fixture.run(harness, 0, &[segment(cut, None, Slot(1))])?;
         let middle = fixture.conv_state(harness, LAYER, Slot(1))?;
-        output.extend(fixture.run(harness, cut, &[piece(length - cut, Some(Slot(1)), Slot(2))])?);
+        output.extend(fixture.run(
+            harness,
+            cut,
+            &[segment(length - cut, Some(Slot(1)), Slot(2))],
+        )?);
         let what = format!("outputs, cut after {cut}");
         harness.close_to(what, width, &output, &widen(&whole), Tolerance::Split);
         let found = fixture.conv_state(harness, LAYER, Slot(2))?;
@@ -246,7 +253,7 @@ fn cut(harness: &mut Harness<'_>, shape: Shape, length: usize) -> Result<()> {
         if cut == 0 {
             continue;
         }
-        let mut marked = piece(length, None, Slot(2));
+        let mut marked = segment(length, None, Slot(2));
         marked.checkpoints.push(StateCheckpoint {
             after: cut,
             slot: Slot(3),
@@ -258,7 +265,11 @@ fn cut(harness: &mut Harness<'_>, shape: Shape, length: usize) -> Result<()> {
             &kept,
             &middle,
         );
-        let rest = fixture.run(harness, cut, &[piece(length - cut, Some(Slot(3)), Slot(2))])?;
+        let rest = fixture.run(
+            harness,
+            cut,
+            &[segment(length - cut, Some(Slot(3)), Slot(2))],
+        )?;
         let what = format!("resumed after {cut}");
         harness.same_in_f32(what, width, &rest, &whole[cut * width..]);
     }
@@ -275,32 +286,32 @@ fn alone(harness: &mut Harness<'_>) -> Result<()> {
         44,
         2 * lengths.len(),
     )?;
-    let mut pieces = Vec::new();
+    let mut segments = Vec::new();
     for (i, length) in lengths.into_iter().enumerate() {
         let conv_state = harness.activations(fixture.pool.layout.conv_state_len(), 1.0);
         fixture.write(harness, LAYER, Slot(i as u32), &conv_state)?;
         let slot_out = Slot((lengths.len() + i) as u32);
-        pieces.push(piece(length, Some(Slot(i as u32)), slot_out));
+        segments.push(segment(length, Some(Slot(i as u32)), slot_out));
     }
-    let together = fixture.run(harness, 0, &pieces)?;
+    let together = fixture.run(harness, 0, &segments)?;
     for time in 2..=harness.repeats {
-        let next = fixture.run(harness, 0, &pieces)?;
+        let next = fixture.run(harness, 0, &segments)?;
         harness.same(format!("outputs of call {time}"), &next, &together);
     }
     let (mut first, width) = (0, fixture.input.width);
-    for (i, piece) in pieces.iter().enumerate() {
-        let conv_state = fixture.conv_state(harness, LAYER, piece.slot_out)?;
-        let output = fixture.run(harness, first, std::slice::from_ref(piece))?;
-        let rows = first * width..(first + piece.length) * width;
+    for (i, segment) in segments.iter().enumerate() {
+        let conv_state = fixture.conv_state(harness, LAYER, segment.slot_out)?;
+        let output = fixture.run(harness, first, std::slice::from_ref(segment))?;
+        let rows = first * width..(first + segment.length) * width;
         let what = format!("outputs of sequence {i}");
         harness.same_in_f32(what, width, &output, &together[rows]);
-        let single = fixture.conv_state(harness, LAYER, piece.slot_out)?;
+        let single = fixture.conv_state(harness, LAYER, segment.slot_out)?;
         harness.same(
             format!("the convolution state of sequence {i}"),
             &single,
             &conv_state,
         );
-        first += piece.length;
+        first += segment.length;
     }
     Ok(())
 }

@@ -272,7 +272,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
             linear(harness, matrix, 0, Element::Activation)
         },
     ));
-    // Rows of single tokens may be multiplied otherwise than those of longer pieces, which lie between them here.
+    // Rows of single tokens may be multiplied otherwise than those of longer segments, which lie between them here.
     let single = |operation: Operation| {
         operation.laid_out(|rows| {
             let lengths = (0..).map(|i| if i % 10 == 4 { 2 } else { 1 });

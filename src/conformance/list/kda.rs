@@ -2,7 +2,7 @@
 //!
 //! Every run also looks at what it must leave alone: all convolution states, the other layer, the slots not named.
 
-use super::kda_fixture::{Fixture, piece};
+use super::kda_fixture::{Fixture, segment};
 use super::kda_input::{KdaCase, Shape};
 use crate::backend::{Form, Result, Slot};
 use crate::conformance::{Case, Gates, Harness, Random, Tolerance};
@@ -30,13 +30,13 @@ pub(super) fn against_definition(
     let by = case.by(harness.precision());
     let count = case.lengths.len();
     let mut fixture = Fixture::new(harness, case, form, count.max(1), 2 * count + 2)?;
-    let (mut pieces, mut written) = (Vec::new(), Vec::new());
+    let (mut segments, mut written) = (Vec::new(), Vec::new());
     for (i, length) in case.lengths.iter().enumerate() {
         // Every other sequence has its state updated in place.
         let (from, other) = (Slot(2 * i as u32 + 1), Slot(2 * i as u32));
         let slot_in = fixture.seed(harness, i, from)?;
         let slot_out = if i % 2 == 0 { from } else { other };
-        pieces.push(piece(*length, slot_in, slot_out));
+        segments.push(segment(*length, slot_in, slot_out));
         written.push(slot_out);
     }
     let before = if harness.timed() {
@@ -45,7 +45,7 @@ pub(super) fn against_definition(
         fixture.snapshot(harness)?
     };
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
-    let output = fixture.run(harness, &ranges, pieces)?;
+    let output = fixture.run(harness, &ranges, segments)?;
     if harness.timed() {
         return Ok(());
     }
@@ -106,7 +106,7 @@ fn random_case(
 
 const HEAD: Shape = [1, 1, 128, 128];
 
-/// Pieces of few heads that are long enough for a device to cut them into segments, each an affine map of the state that it
+/// Segments of few heads that are long enough for a device to cut them into splits, each an affine map of the state that it
 /// starts from.
 fn long() -> Vec<Case> {
     let chunk = |name: &str, make: fn(&mut Random) -> KdaCase| {
@@ -114,7 +114,7 @@ fn long() -> Vec<Case> {
     };
     let mut cases = vec![
         chunk("repeated", |random| {
-            // Where keys are narrower, what bf16 operands leave of the outputs is beyond the bound without any segments.
+            // Where keys are narrower, what bf16 operands leave of the outputs is beyond the bound without any splits.
             KdaCase::random(random, [1, 1, 128, 24], &[1600], Gates::Frozen, true).repeated(random)
         }),
         chunk("init/K=100 V=40", |random| {

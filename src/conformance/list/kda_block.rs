@@ -1,9 +1,9 @@
 //! `kda_block`: projections, convolution, gates, recurrence, gated norm and output as one.
 
 use super::blocks::{BlockFixture, COMPOSED, OWN, both_ways, projection};
-use super::kda_fixture::{LAYER, piece, record};
+use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
-    Capacity, Element, KdaBlock, Op, Piece, Result, Rows, Slot, StateCheckpoint, StateLayout,
+    Capacity, Element, KdaBlock, Op, Result, Rows, Segment, Slot, StateCheckpoint, StateLayout,
     StatePool,
 };
 use crate::checkpoint::Format;
@@ -28,9 +28,9 @@ const STORED: [[Format; 4]; 3] = [
 
 const EPS: f32 = 1e-5;
 
-/// Tokens of the pieces of a batch.
+/// Tokens of the segments of a batch.
 const LENGTHS: [usize; 6] = [1, 33, 2, 7, 0, 1];
-/// The same with one that is long enough for the recurrence of few heads to be cut into segments.
+/// The same with one that is long enough for the recurrence of few heads to be cut into splits.
 const LONG: [usize; 3] = [1, 1600, 7];
 
 /// The weights of a block, as the oracle reads them.
@@ -135,7 +135,7 @@ impl Fixture {
         };
         let capacity = Capacity {
             tokens: tokens + 1,
-            pieces: slots,
+            segments: slots,
             outputs: 0,
             blocks: 0,
             checkpoints: slots,
@@ -249,7 +249,7 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
     let tokens = lengths.iter().sum();
     let count = lengths.len() as u32;
     let mut fixture = Fixture::new(harness, shape, tokens, 3 * lengths.len())?;
-    let mut pieces: Vec<Piece> = Vec::new();
+    let mut segments: Vec<Segment> = Vec::new();
     let mut pasts = Vec::new();
     for (i, length) in (0..).zip(lengths.iter().copied()) {
         let past = if i % 2 == 1 {
@@ -257,24 +257,24 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
         } else {
             None
         };
-        let mut piece = piece(length, past.is_some().then_some(Slot(i)), Slot(count + i));
+        let mut segment = segment(length, past.is_some().then_some(Slot(i)), Slot(count + i));
         if length == 1 || length > 16 {
             let (after, slot) = (length.min(16), Slot(2 * count + i));
-            piece.checkpoints.push(StateCheckpoint { after, slot });
+            segment.checkpoints.push(StateCheckpoint { after, slot });
         }
-        pieces.push(piece);
+        segments.push(segment);
         pasts.push(past);
     }
-    let slots = |piece: &Piece| -> Vec<Slot> {
-        let kept = piece.checkpoints.iter().map(|checkpoint| checkpoint.slot);
-        kept.chain([piece.slot_out]).collect()
+    let slots = |segment: &Segment| -> Vec<Slot> {
+        let kept = segment.checkpoints.iter().map(|checkpoint| checkpoint.slot);
+        kept.chain([segment.slot_out]).collect()
     };
-    let own = fixture.block.run(harness, OWN, 0, &pieces)?;
+    let own = fixture.block.run(harness, OWN, 0, &segments)?;
     let mut found = Vec::new();
-    for slot in pieces.iter().flat_map(slots) {
+    for slot in segments.iter().flat_map(slots) {
         found.push(fixture.read(harness, slot)?);
     }
-    let composed = fixture.block.run(harness, COMPOSED, 0, &pieces)?;
+    let composed = fixture.block.run(harness, COMPOSED, 0, &segments)?;
     let d = fixture.block.output.width;
     let bys = fixture.by();
     harness.close(
@@ -283,7 +283,7 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
         &own,
         &widen(&composed),
     );
-    for (slot, found) in pieces.iter().flat_map(slots).zip(&found) {
+    for (slot, found) in segments.iter().flat_map(slots).zip(&found) {
         let composed = fixture.read(harness, slot)?;
         for ((composed, found), by) in composed.iter().zip(found).zip(bys) {
             let what = format!("slot {}, against the composition", slot.0);
@@ -291,7 +291,7 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
         }
     }
     let (mut first, mut found) = (0, found.into_iter());
-    for (i, piece) in pieces.iter().enumerate() {
+    for (i, segment) in segments.iter().enumerate() {
         let layout = fixture.pool.layout;
         let zero = || {
             (
@@ -302,9 +302,9 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
         let past = pasts[i].as_ref().map_or_else(zero, |(state, conv_state)| {
             (widen(state), widen(conv_state))
         });
-        let rows = first..first + piece.length;
+        let rows = first..first + segment.length;
         first = rows.end;
-        let ends: Vec<usize> = piece.checkpoints.iter().map(|kept| kept.after).collect();
+        let ends: Vec<usize> = segment.checkpoints.iter().map(|kept| kept.after).collect();
         let (answer, states) = fixture.answer(rows.clone(), past, &ends);
         let what = format!("the output of sequence {i}");
         harness.close(what, d, &own[rows.start * d..rows.end * d], &answer);
@@ -327,18 +327,18 @@ fn properties(harness: &mut Harness<'_>, shape: Shape) -> Result<()> {
     let tokens: usize = LENGTHS.iter().sum();
     let count = LENGTHS.len() as u32;
     let mut fixture = Fixture::new(harness, shape, tokens, 2 * LENGTHS.len() + 3)?;
-    let mut pieces = Vec::new();
+    let mut segments = Vec::new();
     for (i, length) in (0..).zip(LENGTHS) {
         fixture.seed(harness, Slot(i))?;
-        pieces.push(piece(length, Some(Slot(i)), Slot(count + i)));
+        segments.push(segment(length, Some(Slot(i)), Slot(count + i)));
     }
-    let together = fixture.block.run(harness, OWN, 0, &pieces)?;
+    let together = fixture.block.run(harness, OWN, 0, &segments)?;
     for time in 2..=harness.repeats {
-        let next = fixture.block.run(harness, OWN, 0, &pieces)?;
+        let next = fixture.block.run(harness, OWN, 0, &segments)?;
         harness.same(format!("the output of call {time}"), &next, &together);
     }
     let (mut first, d, bys) = (0, fixture.block.output.width, fixture.by());
-    for (i, whole) in pieces.iter().enumerate() {
+    for (i, whole) in segments.iter().enumerate() {
         let length = whole.length;
         let of = |what: &str| format!("{what} of sequence {i} ({length} tokens)");
         let end = fixture.read(harness, whole.slot_out)?;
@@ -354,8 +354,8 @@ fn properties(harness: &mut Harness<'_>, shape: Shape) -> Result<()> {
         let (middle, last, kept) = (Slot(2 * count), Slot(2 * count + 1), Slot(2 * count + 2));
         for cut in 0..=length {
             let parts = [
-                piece(cut, whole.slot_in, middle),
-                piece(length - cut, Some(middle), last),
+                segment(cut, whole.slot_in, middle),
+                segment(length - cut, Some(middle), last),
             ];
             let mut found = fixture.block.run(harness, OWN, first, &parts[..1])?;
             found.extend(fixture.block.run(harness, OWN, first + cut, &parts[1..])?);
@@ -383,7 +383,7 @@ fn properties(harness: &mut Harness<'_>, shape: Shape) -> Result<()> {
                     slot: kept,
                 });
                 let marked = fixture.block.run(harness, OWN, first, &[marked])?;
-                let rest = piece(length - cut, Some(kept), last);
+                let rest = segment(length - cut, Some(kept), last);
                 let rest = fixture.block.run(harness, OWN, first + cut, &[rest])?;
                 harness.same_in_f32(
                     of(&format!("resumed after {cut}")),

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::kda_input::KdaCase;
 use crate::backend::{
-    Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Piece, Program, Result, Rows, Slot,
-    StateLayout, StatePool, StateRecord, Step, Tensor,
+    Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Program, Result, Rows, Segment,
+    Slot, StateLayout, StatePool, StateRecord, Step, Tensor,
 };
 use crate::conformance::Harness;
 
@@ -23,12 +23,12 @@ pub(super) struct Fixture {
 }
 
 impl Fixture {
-    /// Plans the recurrence for batches of at most `pieces` pieces and as many checkpoints, with all slots poisoned.
+    /// Plans the recurrence for batches of at most `segments` segments and as many checkpoints, with all slots poisoned.
     pub(super) fn new(
         harness: &mut Harness<'_>,
         case: &KdaCase,
         form: Form,
-        pieces: usize,
+        segments: usize,
         slots: usize,
     ) -> Result<Self> {
         let layout = case.layout(slots);
@@ -41,10 +41,10 @@ impl Fixture {
         let output = harness.output(tokens, layout.value_heads * layout.value_width)?;
         let capacity = Capacity {
             tokens: tokens + 1,
-            pieces,
+            segments,
             outputs: 0,
             blocks: 0,
-            checkpoints: pieces,
+            checkpoints: segments,
         };
         let recurrence = KdaRecurrence {
             qkv,
@@ -149,12 +149,12 @@ impl Fixture {
         Ok(())
     }
 
-    /// Runs the rows `ranges`, laid end to end, as these pieces; gives the outputs `[rows, value_heads * V]`.
+    /// Runs the rows `ranges`, laid end to end, as these segments; gives the outputs `[rows, value_heads * V]`.
     pub(super) fn run(
         &mut self,
         harness: &mut Harness<'_>,
         ranges: &[Range<usize>],
-        pieces: Vec<Piece>,
+        segments: Vec<Segment>,
     ) -> Result<Vec<f32>> {
         let [qkv, gates, beta] = self.inputs;
         for (tensor, values) in [
@@ -173,21 +173,21 @@ impl Fixture {
         let tokens = ranges.iter().map(Range::len).sum();
         let batch = Batch {
             tokens: vec![0; tokens],
-            pieces,
+            segments,
             outputs: Vec::new(),
         };
         harness.submit(&mut *self.step, &batch)?;
         harness.read(self.output, tokens)
     }
 
-    /// The same with a single piece.
+    /// The same with a single segment.
     pub(super) fn run_one(
         &mut self,
         harness: &mut Harness<'_>,
         range: Range<usize>,
-        piece: Piece,
+        segment: Segment,
     ) -> Result<Vec<f32>> {
-        self.run(harness, std::slice::from_ref(&range), vec![piece])
+        self.run(harness, std::slice::from_ref(&range), vec![segment])
     }
 
     /// The inputs as the device holds them.
@@ -196,9 +196,9 @@ impl Fixture {
     }
 }
 
-/// A piece of a sequence's recurrence.
-pub(super) fn piece(length: usize, slot_in: Option<Slot>, slot_out: Slot) -> Piece {
-    Piece {
+/// A segment of a sequence's recurrence.
+pub(super) fn segment(length: usize, slot_in: Option<Slot>, slot_out: Slot) -> Segment {
+    Segment {
         length,
         position: 0,
         slot_in,

@@ -1,7 +1,7 @@
 //! What the recurrence must keep whatever the numbers are: ragged batches, cuts, checkpoints, repetition.
 
 use super::kda::form_name;
-use super::kda_fixture::{Fixture, piece};
+use super::kda_fixture::{Fixture, segment};
 use super::kda_input::KdaCase;
 use crate::backend::{Form, Result, Slot, StateCheckpoint};
 use crate::conformance::oracle::widen;
@@ -15,18 +15,18 @@ fn alone(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()> {
     let case = KdaCase::random(&mut harness.random, [2, 4, 32, 48], &lengths, gates, true);
     let count = lengths.len();
     let mut fixture = Fixture::new(harness, &case, form, count, 2 * count)?;
-    let mut pieces = Vec::new();
+    let mut segments = Vec::new();
     for (i, length) in lengths.into_iter().enumerate() {
         let slot_in = fixture.seed(harness, i, Slot(i as u32))?;
-        pieces.push(piece(length, slot_in, Slot((count + i) as u32)));
+        segments.push(segment(length, slot_in, Slot((count + i) as u32)));
     }
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
-    let together = fixture.run(harness, &ranges, pieces.clone())?;
+    let together = fixture.run(harness, &ranges, segments.clone())?;
     let width = case.shape[1] * case.shape[3];
     for i in 0..count {
         let label = |what: &str| format!("{what} of sequence {i} ({} tokens)", lengths[i]);
-        let state = fixture.state(harness, pieces[i].slot_out)?;
-        let output = fixture.run(harness, &ranges[i..=i], vec![pieces[i].clone()])?;
+        let state = fixture.state(harness, segments[i].slot_out)?;
+        let output = fixture.run(harness, &ranges[i..=i], vec![segments[i].clone()])?;
         let rows = ranges[i].start * width..ranges[i].end * width;
         harness.same_in_f32(
             label("outputs"),
@@ -34,7 +34,7 @@ fn alone(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()> {
             &output,
             &together[rows],
         );
-        let single = fixture.state(harness, pieces[i].slot_out)?;
+        let single = fixture.state(harness, segments[i].slot_out)?;
         harness.same_in_f32(
             label("the state"),
             By::among(case.shape[3]),
@@ -59,12 +59,12 @@ fn cut(
     }
     let mut fixture = Fixture::new(harness, &case, form, 1, 3)?;
     let start = fixture.seed(harness, 0, Slot(2))?;
-    let whole = fixture.run_one(harness, 0..length, piece(length, start, Slot(0)))?;
+    let whole = fixture.run_one(harness, 0..length, segment(length, start, Slot(0)))?;
     let whole = (widen(&whole), widen(&fixture.state(harness, Slot(0))?));
     let values = case.by(harness.precision());
     for cut in cuts {
-        let first = piece(*cut, start, Slot(1));
-        let second = piece(length - cut, Some(Slot(1)), Slot(1));
+        let first = segment(*cut, start, Slot(1));
+        let second = segment(length - cut, Some(Slot(1)), Slot(1));
         let mut output = fixture.run_one(harness, 0..*cut, first)?;
         output.extend(fixture.run_one(harness, *cut..length, second)?);
         let what = format!("outputs, cut after {cut}");
@@ -76,7 +76,7 @@ fn cut(
     Ok(())
 }
 
-/// States kept inside a piece that a device may cut into segments are those of its prefixes, wherever in a segment they lie.
+/// States kept inside a segment that a device may cut into splits are those of its prefixes, wherever in a split they lie.
 fn kept_inside(harness: &mut Harness<'_>) -> Result<()> {
     let (length, places) = (1600, [7, 400, 808, 1599]);
     let case = KdaCase::random(
@@ -88,7 +88,7 @@ fn kept_inside(harness: &mut Harness<'_>) -> Result<()> {
     );
     let mut fixture = Fixture::new(harness, &case, Form::Chunk, places.len(), places.len() + 3)?;
     let start = fixture.seed(harness, 0, Slot(0))?;
-    let mut marked = piece(length, start, Slot(1));
+    let mut marked = segment(length, start, Slot(1));
     marked.checkpoints = (3..)
         .zip(places)
         .map(|(slot, after)| StateCheckpoint {
@@ -101,7 +101,7 @@ fn kept_inside(harness: &mut Harness<'_>) -> Result<()> {
     let width = case.shape[1] * case.shape[3];
     for checkpoint in kept {
         let after = checkpoint.after;
-        let prefix = fixture.run_one(harness, 0..after, piece(after, start, Slot(2)))?;
+        let prefix = fixture.run_one(harness, 0..after, segment(after, start, Slot(2)))?;
         let what = format!("outputs up to {after}");
         let (values, reference) = (By::among(case.shape[3]), widen(&prefix));
         let found = &output[..after * width];
@@ -116,7 +116,7 @@ fn kept_inside(harness: &mut Harness<'_>) -> Result<()> {
     Ok(())
 }
 
-/// States kept inside a piece are those of its prefixes, and a sequence resumed there repeats the very operations.
+/// States kept inside a segment are those of its prefixes, and a sequence resumed there repeats the very operations.
 fn checkpoints(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()> {
     let (length, places) = (77, [5, 16, 37, 64, 77]);
     let case = KdaCase::random(&mut harness.random, [2, 2, 48, 32], &[length], gates, true);
@@ -130,7 +130,7 @@ fn checkpoints(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()
             slot: Slot(slot),
         })
         .collect();
-    let mut marked = piece(length, start, end);
+    let mut marked = segment(length, start, end);
     marked.checkpoints.clone_from(&kept);
     let before = fixture.snapshot(harness)?;
     let output = fixture.run_one(harness, 0..length, marked)?;
@@ -142,8 +142,8 @@ fn checkpoints(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()
     for (i, checkpoint) in kept.iter().enumerate() {
         let after = checkpoint.after;
         let at = fixture.state(harness, checkpoint.slot)?;
-        // The prefix in one piece, and the prefix with the same cuts.
-        fixture.run_one(harness, 0..after, piece(after, start, other))?;
+        // The prefix in one segment, and the prefix with the same cuts.
+        fixture.run_one(harness, 0..after, segment(after, start, other))?;
         let prefix = widen(&fixture.state(harness, other)?);
         let what = format!("the state kept after {after} tokens");
         harness.close_to(&what, values, &at, &prefix, Tolerance::Split);
@@ -153,7 +153,7 @@ fn checkpoints(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()
             fixture.run_one(
                 harness,
                 from..checkpoint.after,
-                piece(length, slot_in, other),
+                segment(length, slot_in, other),
             )?;
             (slot_in, from) = (Some(other), checkpoint.after);
         }
@@ -161,7 +161,7 @@ fn checkpoints(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()
         let same = format!("{what}, with the same cuts");
         harness.same_in_f32(same, values, &cut, &at);
         // The rest, resumed from the checkpoint with the cuts that remain.
-        let mut rest = piece(length - after, Some(checkpoint.slot), other);
+        let mut rest = segment(length - after, Some(checkpoint.slot), other);
         rest.checkpoints = kept[i + 1..]
             .iter()
             .filter(|later| later.after < length)
@@ -184,7 +184,7 @@ fn checkpoints(harness: &mut Harness<'_>, form: Form, gates: Gates) -> Result<()
     Ok(())
 }
 
-/// Several samples of one prompt: pieces that start from one slot and leave it as it is.
+/// Several samples of one prompt: segments that start from one slot and leave it as it is.
 fn shared(harness: &mut Harness<'_>, form: Form) -> Result<()> {
     let lengths = [1, 20, 7, 0];
     let case = KdaCase::random(
@@ -197,21 +197,21 @@ fn shared(harness: &mut Harness<'_>, form: Form) -> Result<()> {
     let count = lengths.len();
     let mut fixture = Fixture::new(harness, &case, form, count, 2 * count + 1)?;
     let start = fixture.seed(harness, 0, Slot(0))?;
-    let pieces: Vec<_> = (1..)
+    let segments: Vec<_> = (1..)
         .zip(lengths)
-        .map(|(slot, length)| piece(length, start, Slot(slot)))
+        .map(|(slot, length)| segment(length, start, Slot(slot)))
         .collect();
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
     let before = fixture.snapshot(harness)?;
-    let together = fixture.run(harness, &ranges, pieces.clone())?;
-    let written: Vec<Slot> = pieces.iter().map(|piece| piece.slot_out).collect();
+    let together = fixture.run(harness, &ranges, segments.clone())?;
+    let written: Vec<Slot> = segments.iter().map(|segment| segment.slot_out).collect();
     fixture.untouched(harness, &before, &written)?;
     let width = case.shape[1] * case.shape[3];
-    for (rows, mut piece) in ranges.into_iter().zip(pieces) {
-        let kept = fixture.state(harness, piece.slot_out)?;
-        piece.slot_out = Slot(2 * count as u32);
-        let what = format!("the sample of {} tokens", piece.length);
-        let alone = fixture.run_one(harness, rows.clone(), piece)?;
+    for (rows, mut segment) in ranges.into_iter().zip(segments) {
+        let kept = fixture.state(harness, segment.slot_out)?;
+        segment.slot_out = Slot(2 * count as u32);
+        let what = format!("the sample of {} tokens", segment.length);
+        let alone = fixture.run_one(harness, rows.clone(), segment)?;
         let output = &together[rows.start * width..rows.end * width];
         harness.same_in_f32(
             format!("outputs of {what}"),
@@ -238,16 +238,16 @@ fn again(harness: &mut Harness<'_>, form: Form) -> Result<()> {
     );
     let count = lengths.len();
     let mut fixture = Fixture::new(harness, &case, form, count, 2 * count)?;
-    let mut pieces = Vec::new();
+    let mut segments = Vec::new();
     for (i, length) in lengths.into_iter().enumerate() {
         let slot_in = fixture.seed(harness, i, Slot(i as u32))?;
-        pieces.push(piece(length, slot_in, Slot((count + i) as u32)));
+        segments.push(segment(length, slot_in, Slot((count + i) as u32)));
     }
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
-    let first = fixture.run(harness, &ranges, pieces.clone())?;
+    let first = fixture.run(harness, &ranges, segments.clone())?;
     let states = fixture.snapshot(harness)?;
     for time in 2..=harness.repeats {
-        let next = fixture.run(harness, &ranges, pieces.clone())?;
+        let next = fixture.run(harness, &ranges, segments.clone())?;
         harness.same(format!("outputs of call {time}"), &next, &first);
         fixture.untouched(harness, &states, &[])?;
     }

@@ -4,7 +4,7 @@
 
 use crate::backend::{
     Batch, Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaAppend, MlaAttention, Op,
-    Piece, Pieces, Program, Result, Slot, Step, Tensor,
+    Program, Result, Segment, Segments, Slot, Step, Tensor,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
@@ -14,7 +14,7 @@ use crate::conformance::{Harness, Matrix, Tolerance};
 const LAYERS: usize = 2;
 const LAYER: usize = 1;
 
-/// A sequence: tokens cached before, and tokens of this piece.
+/// A sequence: tokens cached before, and tokens of this segment.
 pub(super) type Span = (usize, usize);
 
 /// A pool with the blocks of some sequences dealt out.
@@ -105,8 +105,8 @@ impl Cache {
         &blocks[block][position % tokens * width..][..width]
     }
 
-    fn piece(&self, sequence: usize, (position, length): Span) -> Piece {
-        Piece {
+    fn segment(&self, sequence: usize, (position, length): Span) -> Segment {
+        Segment {
             length,
             position,
             slot_in: None,
@@ -119,7 +119,7 @@ impl Cache {
     fn capacity(&self, tokens: usize) -> Capacity {
         Capacity {
             tokens: tokens + 1,
-            pieces: self.tables.len() + 1,
+            segments: self.tables.len() + 1,
             outputs: 0,
             blocks: self.pool.layout.blocks + 1,
             checkpoints: 0,
@@ -127,10 +127,10 @@ impl Cache {
     }
 }
 
-fn batch(pieces: Vec<Piece>) -> Batch {
+fn batch(segments: Vec<Segment>) -> Batch {
     Batch {
-        tokens: vec![0; pieces.iter().map(|piece| piece.length).sum()],
-        pieces,
+        tokens: vec![0; segments.iter().map(|segment| segment.length).sum()],
+        segments,
         outputs: Vec::new(),
     }
 }
@@ -164,9 +164,11 @@ pub(super) fn append(
     let mut step = harness
         .backend
         .compile(&Program::from_iter([append]), capacity)?;
-    let pieces = (0..spans.len()).map(|i| cache.piece(i, spans[i])).collect();
+    let segments = (0..spans.len())
+        .map(|i| cache.segment(i, spans[i]))
+        .collect();
     let before = [cache.read(harness, 0)?, cache.read(harness, LAYER)?];
-    harness.submit(&mut *step, &batch(pieces))?;
+    harness.submit(&mut *step, &batch(segments))?;
     if harness.timed() {
         return Ok(());
     }
@@ -204,8 +206,8 @@ pub(super) fn append(
     Ok(())
 }
 
-/// Which form of attention, and on which pieces.
-pub(super) type Form = (bool, Pieces);
+/// Which form of attention, and on which segments.
+pub(super) type Form = (bool, Segments);
 
 /// The widths of one attention, and its weight's format.
 #[derive(Clone, Copy)]
@@ -235,7 +237,7 @@ impl Fixture {
     fn new(
         harness: &mut Harness<'_>,
         shape: Shape,
-        (prefill, pieces): Form,
+        (prefill, segments): Form,
         spans: &[Span],
         sharp: f32,
     ) -> Result<Self> {
@@ -270,7 +272,7 @@ impl Fixture {
             value,
             pool: cache.pool,
             layer: LAYER,
-            pieces,
+            segments,
             output,
         };
         let op = if prefill {
@@ -294,14 +296,14 @@ impl Fixture {
         })
     }
 
-    /// Runs rows of queries from `first` on as these pieces.
+    /// Runs rows of queries from `first` on as these segments.
     fn run(
         &mut self,
         harness: &mut Harness<'_>,
         first: usize,
-        pieces: Vec<Piece>,
+        segments: Vec<Segment>,
     ) -> Result<Vec<f32>> {
-        let (batch, width) = (batch(pieces), self.query.width);
+        let (batch, width) = (batch(segments), self.query.width);
         let count = batch.tokens.len();
         harness.fill(
             self.query,
@@ -312,7 +314,7 @@ impl Fixture {
         harness.read(self.output, count)
     }
 
-    /// Compares the outputs of all pieces with the definition, and the cache with what it held before.
+    /// Compares the outputs of all segments with the definition, and the cache with what it held before.
     fn check(
         &self,
         harness: &mut Harness<'_>,
@@ -328,7 +330,7 @@ impl Fixture {
             first += length;
             let found = &output[rows.start * width..rows.end * width];
             if !form.1.contains(*length) {
-                let what = format!("rows of sequence {i}, not among the pieces,");
+                let what = format!("rows of sequence {i}, not among the segments,");
                 harness.same(what, found, &vec![f32::NAN; found.len()]);
                 continue;
             }
@@ -354,7 +356,7 @@ impl Fixture {
     }
 }
 
-/// A ragged batch against the definition; rows of other pieces are left as they are, and so is the cache.
+/// A ragged batch against the definition; rows of other segments are left as they are, and so is the cache.
 pub(super) fn attend(
     harness: &mut Harness<'_>,
     shape: Shape,
@@ -364,10 +366,10 @@ pub(super) fn attend(
 ) -> Result<()> {
     let mut fixture = Fixture::new(harness, shape, form, spans, sharp)?;
     let before = fixture.cache.read(harness, LAYER)?;
-    let pieces = (0..spans.len())
-        .map(|i| fixture.cache.piece(i, spans[i]))
+    let segments = (0..spans.len())
+        .map(|i| fixture.cache.segment(i, spans[i]))
         .collect();
-    let output = fixture.run(harness, 0, pieces)?;
+    let output = fixture.run(harness, 0, segments)?;
     if harness.timed() {
         return Ok(());
     }
@@ -377,30 +379,30 @@ pub(super) fn attend(
 pub(super) fn properties(harness: &mut Harness<'_>, shape: Shape, form: Form) -> Result<()> {
     let spans = [(0, 1), (5, 33), (16, 0), (70, 9), (3, 1)];
     let mut fixture = Fixture::new(harness, shape, form, &spans, 2.0)?;
-    let pieces: Vec<Piece> = (0..spans.len())
-        .map(|i| fixture.cache.piece(i, spans[i]))
+    let segments: Vec<Segment> = (0..spans.len())
+        .map(|i| fixture.cache.segment(i, spans[i]))
         .collect();
-    let together = fixture.run(harness, 0, pieces.clone())?;
+    let together = fixture.run(harness, 0, segments.clone())?;
     for time in 2..=harness.repeats {
-        let next = fixture.run(harness, 0, pieces.clone())?;
+        let next = fixture.run(harness, 0, segments.clone())?;
         harness.same(format!("outputs of call {time}"), &next, &together);
     }
     let (mut first, width) = (0, fixture.output.width);
-    for (i, piece) in pieces.iter().enumerate() {
-        let found = fixture.run(harness, first, vec![piece.clone()])?;
-        let rows = &together[first * width..(first + piece.length) * width];
+    for (i, segment) in segments.iter().enumerate() {
+        let found = fixture.run(harness, first, vec![segment.clone()])?;
+        let rows = &together[first * width..(first + segment.length) * width];
         let value = fixture.attention.value;
         let what = format!("outputs of sequence {i} alone");
         harness.same_in_f32(what, value, &found, rows);
         let reference = widen(rows);
-        for cut in 0..=piece.length {
+        for cut in 0..=segment.length {
             let (position, length) = spans[i];
             let mut found = fixture.run(
                 harness,
                 first,
-                vec![fixture.cache.piece(i, (position, cut))],
+                vec![fixture.cache.segment(i, (position, cut))],
             )?;
-            let rest = fixture.cache.piece(i, (position + cut, length - cut));
+            let rest = fixture.cache.segment(i, (position + cut, length - cut));
             found.extend(fixture.run(harness, first + cut, vec![rest])?);
             harness.close_to(
                 format!("sequence {i} cut after {cut}"),
@@ -410,7 +412,7 @@ pub(super) fn properties(harness: &mut Harness<'_>, shape: Shape, form: Form) ->
                 Tolerance::Split,
             );
         }
-        first += piece.length;
+        first += segment.length;
     }
     Ok(())
 }
@@ -430,9 +432,9 @@ pub(super) fn shared(harness: &mut Harness<'_>, shape: Shape, form: Form) -> Res
         latents[..prompt * width].copy_from_slice(&rows);
     }
     let before = fixture.cache.read(harness, LAYER)?;
-    let pieces = (0..spans.len())
-        .map(|i| fixture.cache.piece(i, spans[i]))
+    let segments = (0..spans.len())
+        .map(|i| fixture.cache.segment(i, spans[i]))
         .collect();
-    let output = fixture.run(harness, 0, pieces)?;
+    let output = fixture.run(harness, 0, segments)?;
     fixture.check(harness, form, &spans, &output, &before)
 }

@@ -1,9 +1,9 @@
 //! `mla_block`: projections, the append, both forms of attention and the output as one.
 
 use super::blocks::{BlockFixture, COMPOSED, OWN, both_ways, projection};
-use super::kda_fixture::{LAYER, piece};
+use super::kda_fixture::{LAYER, segment};
 use crate::backend::{
-    Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaBlock, Op, Piece, Result, Slot,
+    Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaBlock, Op, Result, Segment, Slot,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
@@ -12,7 +12,7 @@ use crate::conformance::{Case, Harness, Matrix, Tolerance};
 const EPS: f32 = 1e-6;
 const BLOCK_TOKENS: usize = 16;
 
-/// Sequences: tokens before the piece, tokens of the piece, and its blocks, dealt out in no order.
+/// Sequences: tokens before the segment, tokens of the segment, and its blocks, dealt out in no order.
 const SEQUENCES: [(usize, usize, [u32; 3]); 5] = [
     (0, 1, [15, 7, 0]),
     (5, 33, [2, 10, 3]),
@@ -25,7 +25,7 @@ struct Fixture {
     block: BlockFixture,
     /// Queries, kv_a, the norm, kv_b, output.
     weights: [Matrix; 5],
-    /// The latents before each piece.
+    /// The latents before each segment.
     pasts: Vec<Vec<f32>>,
 }
 
@@ -73,7 +73,7 @@ impl Fixture {
         };
         let capacity = Capacity {
             tokens: tokens + 1,
-            pieces: SEQUENCES.len(),
+            segments: SEQUENCES.len(),
             outputs: 0,
             blocks: 16,
             checkpoints: 0,
@@ -94,7 +94,7 @@ impl Fixture {
     }
 }
 
-/// Poisons all blocks, then writes what each sequence has before its piece.
+/// Poisons all blocks, then writes what each sequence has before its segment.
 fn seed(harness: &mut Harness<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
     let width = pool.layout.width();
     let record = |rows: &[f32]| LatentRecord {
@@ -122,17 +122,17 @@ fn seed(harness: &mut Harness<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
     Ok(pasts)
 }
 
-/// Some tokens of a sequence's piece.
-fn part(sequence: usize, tokens: std::ops::Range<usize>) -> Piece {
+/// Some tokens of a sequence's segment.
+fn part(sequence: usize, tokens: std::ops::Range<usize>) -> Segment {
     let (position, _, table) = SEQUENCES[sequence];
-    Piece {
+    Segment {
         position: position + tokens.start,
         blocks: table.map(Block).to_vec(),
-        ..piece(tokens.len(), None, Slot(sequence as u32))
+        ..segment(tokens.len(), None, Slot(sequence as u32))
     }
 }
 
-fn all() -> Vec<Piece> {
+fn all() -> Vec<Segment> {
     let whole = |(i, (_, length, _)): (usize, &(usize, usize, _))| part(i, 0..*length);
     SEQUENCES.iter().enumerate().map(whole).collect()
 }
@@ -173,7 +173,7 @@ fn against_definition(harness: &mut Harness<'_>, attention: Attention, d: usize)
     Ok(())
 }
 
-/// Ragged batches, cuts and repetition. A piece cut to a single token is decoded, a longer one prefilled.
+/// Ragged batches, cuts and repetition. A segment cut to a single token is decoded, a longer one prefilled.
 fn properties(harness: &mut Harness<'_>, attention: Attention, d: usize) -> Result<()> {
     let mut fixture = Fixture::new(harness, attention, d)?;
     let together = fixture.block.run(harness, OWN, 0, &all())?;

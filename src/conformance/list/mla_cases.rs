@@ -1,7 +1,7 @@
 //! The cases of latent attention: widths, formats, block sizes, lengths.
 
 use super::mla::{Shape, Span, append, attend, properties, shared};
-use crate::backend::Pieces;
+use crate::backend::Segments;
 use crate::checkpoint::Format;
 use crate::conformance::oracle::Attention;
 use crate::conformance::{Case, Tolerance};
@@ -58,7 +58,7 @@ pub(super) fn cases() -> Vec<Case> {
         };
         attention.widths();
         attention.formats();
-        attention.pieces();
+        attention.segments();
         attention.heads();
         attention.lengths();
         attention.properties();
@@ -87,11 +87,11 @@ impl Attentions<'_> {
         &mut self,
         name: impl AsRef<str>,
         shape: Shape,
-        pieces: Pieces,
+        segments: Segments,
         spans: &'static [Span],
         sharp: f32,
     ) {
-        let form = (self.prefill, pieces);
+        let form = (self.prefill, segments);
         self.cases.push(Case::new(
             self.operation,
             name,
@@ -130,7 +130,7 @@ impl Attentions<'_> {
                     let name = format!(
                         "{format}/{name}/blocks of {block_tokens}/{spans_name}/sharp={sharp}"
                     );
-                    self.attend(name, shape, Pieces::All, spans, sharp);
+                    self.attend(name, shape, Segments::All, spans, sharp);
                 }
             }
         }
@@ -145,15 +145,15 @@ impl Attentions<'_> {
                 ..BASE
             };
             let name = format!("{format}/latents of whole eights");
-            self.attend(name, shape, Pieces::All, &[(5, 33), (20, 1)], 1.0);
+            self.attend(name, shape, Segments::All, &[(5, 33), (20, 1)], 1.0);
         }
     }
 
-    fn pieces(&mut self) {
-        for (name, pieces) in [("single", Pieces::Single), ("several", Pieces::Several)] {
+    fn segments(&mut self) {
+        for (name, segments) in [("single", Segments::Single), ("several", Segments::Several)] {
             let name = format!("only the {name}");
             let spans = &[(9, 1), (5, 33), (3, 0), (64, 1), (17, 2)];
-            self.attend(name, BASE, pieces, spans, 2.0);
+            self.attend(name, BASE, segments, spans, 2.0);
         }
     }
 
@@ -164,22 +164,22 @@ impl Attentions<'_> {
         };
         // More heads than one worker takes, and not a multiple of what it takes.
         let many = with(41, ODD);
-        self.attend("41 heads", many, Pieces::All, &[(70, 1), (5, 20)], 2.0);
+        self.attend("41 heads", many, Segments::All, &[(70, 1), (5, 20)], 2.0);
         // As many heads of the published widths as need a second tile of rows.
         let twenty = with(20, PUBLISHED);
         let name = "20 heads of 128+64 over 512";
-        self.attend(name, twenty, Pieces::All, &[(70, 1)], 8.0);
+        self.attend(name, twenty, Segments::All, &[(70, 1)], 8.0);
     }
 
     fn lengths(&mut self) {
         let spans = &[(1000, 1), (700, 3)];
-        self.attend("a long context", BASE, Pieces::All, spans, 3.0);
+        self.attend("a long context", BASE, Segments::All, spans, 3.0);
         // A decode may share a context out among several workers.
         for (widths, attention) in [("", ODD), (", even widths", EVEN)] {
             let shape = Shape { attention, ..BASE };
             let name = format!("single tokens after a long context{widths}");
             let spans = &[(1000, 1), (3, 1), (1100, 1)];
-            self.attend(name, shape, Pieces::Single, spans, 3.0);
+            self.attend(name, shape, Segments::Single, spans, 3.0);
         }
         // More queries than one worker takes.
         let narrow = Shape {
@@ -187,14 +187,20 @@ impl Attentions<'_> {
             ..BASE
         };
         let name = "a prompt of 300 tokens";
-        self.attend(name, narrow, Pieces::All, &[(20, 300)], 2.0);
+        self.attend(name, narrow, Segments::All, &[(20, 300)], 2.0);
         // Beyond the range of f16.
         let large = Shape { size: 1e8, ..BASE };
-        self.attend("large keys", large, Pieces::All, &[(3, 20), (70, 1)], 2e-8);
+        self.attend(
+            "large keys",
+            large,
+            Segments::All,
+            &[(3, 20), (70, 1)],
+            2e-8,
+        );
     }
 
     fn properties(&mut self) {
-        let form = (self.prefill, Pieces::All);
+        let form = (self.prefill, Segments::All);
         self.cases.push(Case::new(
             self.operation,
             "one prompt's blocks shared",

@@ -47,7 +47,7 @@ pub const OPERATIONS: [(&str, &str); 26] = [
     ("kda_step", "the gated delta rule token by token"),
     (
         "kda_recurrence",
-        "whichever of the two forms suits the piece",
+        "whichever of the two forms suits the segment",
     ),
     ("gated_norm", "a norm a head, times a sigmoid gate"),
     (

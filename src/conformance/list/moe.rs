@@ -38,20 +38,20 @@ const ROUTE: RouteCase = RouteCase {
     format: Format::Bf16,
 };
 
-/// Single tokens of several sequences, and such with longer pieces around them.
+/// Single tokens of several sequences, and such with longer segments around them.
 const SINGLES: Layout = |rows| vec![1; rows];
 const AMONG: Layout = |rows| match rows {
     0..8 => vec![1; rows],
     _ => vec![1, rows / 2, 1, 1, rows - rows / 2 - 4, 1],
 };
 
-/// A single token after a longer piece.
+/// A single token after a longer segment.
 const LAST: Layout = |rows| match rows {
     0..2 => vec![rows],
     _ => vec![rows - 1, 1],
 };
 
-/// Single tokens, alone and among longer pieces, which backends may score in another way: widths and counts of experts that
+/// Single tokens, alone and among longer segments, which backends may score in another way: widths and counts of experts that
 /// are whole eights and such that are not, each format.
 fn route_layouts() -> Vec<Case> {
     let case = |format, [experts, d, tokens]: [usize; 3]| RouteCase {
@@ -81,7 +81,7 @@ fn route_layouts() -> Vec<Case> {
             ("odd width", [16, 33, 30]),
         ] {
             for (layout, rows) in [(AMONG, "single tokens among"), (LAST, "a token after")] {
-                let name = format!("{format}/{rows} longer pieces, {name}");
+                let name = format!("{format}/{rows} longer segments, {name}");
                 cases.push(definition("route", name, Tolerance::Full, move |harness| {
                     Ok(route(harness, case(format, shape))?.laid_out(layout))
                 }));
@@ -94,7 +94,7 @@ fn route_layouts() -> Vec<Case> {
         Tolerance::Full,
         move |harness| route(harness, case(Format::Bf16, [300, 24, 3])),
     ));
-    for (name, layout) in [("single tokens", SINGLES), ("among longer pieces", AMONG)] {
+    for (name, layout) in [("single tokens", SINGLES), ("among longer segments", AMONG)] {
         let named = properties("route", move |harness| {
             Ok(route(harness, case(Format::Bf16, [16, 264, 33]))?.laid_out(layout))
         });
@@ -319,7 +319,7 @@ pub(super) fn cases() -> Vec<Case> {
             5,
         ),
         (
-            "single tokens among longer pieces",
+            "single tokens among longer segments",
             AMONG,
             [5, 24, 36],
             0..5,
@@ -327,7 +327,7 @@ pub(super) fn cases() -> Vec<Case> {
             2,
         ),
         (
-            "a token after longer pieces",
+            "a token after longer segments",
             LAST,
             [5, 24, 40],
             0..5,

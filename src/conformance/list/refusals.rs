@@ -1,9 +1,9 @@
 //! Batches and cached_steps that must be refused, by the same typed error on every backend, before anything has run.
 
-use super::kda_fixture::{LAYER, piece, record};
+use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
     Add, Batch, Block, Capacity, Element, Embed, GatedNorm, LatentLayout, LatentPool, Linear,
-    MlaAppend, Op, OutputRow, Piece, Program, Result, RmsNorm, Rows, Select, ShortConv, Slot,
+    MlaAppend, Op, OutputRow, Program, Result, RmsNorm, Rows, Segment, Select, ShortConv, Slot,
     StateCheckpoint, StateLayout, StatePool, Step, Swiglu,
 };
 use crate::checkpoint::Format;
@@ -60,7 +60,7 @@ impl Fixture {
         let (hidden, output) = (harness.output(10, 12)?, harness.output(10, 12)?);
         let capacity = Capacity {
             tokens: 10,
-            pieces: 3,
+            segments: 3,
             outputs: 2,
             blocks: 6,
             checkpoints: 2,
@@ -118,18 +118,18 @@ impl Fixture {
     }
 }
 
-/// Two pieces that fit.
+/// Two segments that fit.
 fn good() -> Batch {
-    let piece = |length, slot_in, slot_out, position, blocks: &[u32]| Piece {
+    let segment = |length, slot_in, slot_out, position, blocks: &[u32]| Segment {
         position,
         blocks: blocks.iter().copied().map(Block).collect(),
-        ..piece(length, slot_in, Slot(slot_out))
+        ..segment(length, slot_in, Slot(slot_out))
     };
     Batch {
         tokens: vec![0, 10, 3, 4, 5],
-        pieces: vec![
-            piece(3, None, 0, 0, &[2]),
-            piece(2, Some(Slot(1)), 1, 3, &[0, 4]),
+        segments: vec![
+            segment(3, None, 0, 0, &[2]),
+            segment(2, Some(Slot(1)), 1, 3, &[0, 4]),
         ],
         outputs: vec![
             OutputRow {
@@ -179,19 +179,19 @@ fn batches(harness: &mut Harness<'_>) -> Result<()> {
             "more tokens than the capacity",
             Box::new(|batch| {
                 batch.tokens = vec![0; 11];
-                batch.pieces[0].length = 9;
-                batch.pieces[0].blocks = vec![Block(2), Block(1), Block(3)];
+                batch.segments[0].length = 9;
+                batch.segments[0].blocks = vec![Block(2), Block(1), Block(3)];
             }),
         ),
         (
             "lengths that do not add up",
-            Box::new(|batch| batch.pieces[0].length = 2),
+            Box::new(|batch| batch.segments[0].length = 2),
         ),
         (
-            "more pieces than the capacity",
+            "more segments than the capacity",
             Box::new(|batch| {
-                batch.pieces.push(piece(0, None, Slot(3)));
-                batch.pieces.push(piece(0, None, Slot(4)));
+                batch.segments.push(segment(0, None, Slot(3)));
+                batch.segments.push(segment(0, None, Slot(4)));
             }),
         ),
         (
@@ -221,100 +221,100 @@ fn batches(harness: &mut Harness<'_>) -> Result<()> {
         (
             "more block entries than the capacity",
             Box::new(|batch| {
-                batch.pieces[0].blocks = [2, 1, 3, 2, 2].map(Block).to_vec();
+                batch.segments[0].blocks = [2, 1, 3, 2, 2].map(Block).to_vec();
             }),
         ),
         (
             "more checkpoints than the capacity",
             Box::new(move |batch| {
-                batch.pieces[0].checkpoints =
+                batch.segments[0].checkpoints =
                     vec![checkpoint(1, 2), checkpoint(2, 3), checkpoint(3, 4)];
             }),
         ),
         (
             "a checkpoint after nothing",
             Box::new(move |batch| {
-                batch.pieces[0].checkpoints = vec![checkpoint(0, 2)];
+                batch.segments[0].checkpoints = vec![checkpoint(0, 2)];
             }),
         ),
         (
-            "a checkpoint past the piece",
+            "a checkpoint past the segment",
             Box::new(move |batch| {
-                batch.pieces[0].checkpoints = vec![checkpoint(4, 2)];
+                batch.segments[0].checkpoints = vec![checkpoint(4, 2)];
             }),
         ),
         (
             "checkpoints out of order",
             Box::new(move |batch| {
-                batch.pieces[0].checkpoints = vec![checkpoint(2, 2), checkpoint(1, 3)];
+                batch.segments[0].checkpoints = vec![checkpoint(2, 2), checkpoint(1, 3)];
             }),
         ),
         (
             "a slot to write that does not exist",
             Box::new(|batch| {
-                batch.pieces[0].slot_out = Slot(SLOTS as u32);
+                batch.segments[0].slot_out = Slot(SLOTS as u32);
             }),
         ),
         (
             "a slot to read that does not exist",
             Box::new(|batch| {
-                batch.pieces[1].slot_in = Some(Slot(u32::MAX));
+                batch.segments[1].slot_in = Some(Slot(u32::MAX));
             }),
         ),
         (
             "a slot to keep in that does not exist",
             Box::new(move |batch| {
-                batch.pieces[0].checkpoints = vec![checkpoint(1, SLOTS as u32)];
+                batch.segments[0].checkpoints = vec![checkpoint(1, SLOTS as u32)];
             }),
         ),
         (
             "a slot written twice",
-            Box::new(|batch| batch.pieces[0].slot_out = Slot(1)),
+            Box::new(|batch| batch.segments[0].slot_out = Slot(1)),
         ),
         (
             "a slot written twice, once to keep",
             Box::new(move |batch| {
-                batch.pieces[0].checkpoints = vec![checkpoint(1, 0)];
+                batch.segments[0].checkpoints = vec![checkpoint(1, 0)];
             }),
         ),
         (
             "a slot read that another writes",
             Box::new(|batch| {
-                batch.pieces[1].slot_in = Some(Slot(0));
+                batch.segments[1].slot_in = Some(Slot(0));
             }),
         ),
         (
             "a slot read that its own checkpoint writes",
             Box::new(move |batch| {
-                batch.pieces[1].slot_out = Slot(2);
-                batch.pieces[1].checkpoints = vec![checkpoint(1, 1)];
+                batch.segments[1].slot_out = Slot(2);
+                batch.segments[1].checkpoints = vec![checkpoint(1, 1)];
             }),
         ),
         (
             "a block table too short",
             Box::new(|batch| {
-                batch.pieces[1].blocks.pop();
+                batch.segments[1].blocks.pop();
             }),
         ),
         (
             "no block table",
-            Box::new(|batch| batch.pieces[0].blocks.clear()),
+            Box::new(|batch| batch.segments[0].blocks.clear()),
         ),
         (
             "a block that does not exist",
             Box::new(|batch| {
-                batch.pieces[0].blocks[0] = Block(BLOCKS as u32);
+                batch.segments[0].blocks[0] = Block(BLOCKS as u32);
             }),
         ),
         (
             "a block written twice",
-            Box::new(|batch| batch.pieces[0].blocks[0] = Block(4)),
+            Box::new(|batch| batch.segments[0].blocks[0] = Block(4)),
         ),
         (
             "a block read that another writes",
             Box::new(|batch| {
-                batch.pieces[1].position = 4;
-                batch.pieces[1].blocks = vec![Block(2), Block(4)];
+                batch.segments[1].position = 4;
+                batch.segments[1].blocks = vec![Block(2), Block(4)];
             }),
         ),
     ];

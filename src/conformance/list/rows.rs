@@ -1,6 +1,6 @@
 //! How operations are run whose rows stand alone: against the oracle, each row without the others, again and again.
 
-use crate::backend::{Batch, Element, Op, Piece, Result, Rows, Slot, Step, Tensor, TensorValues};
+use crate::backend::{Batch, Element, Op, Result, Rows, Segment, Slot, Step, Tensor, TensorValues};
 use crate::conformance::harness::plain;
 use crate::conformance::{Case, Harness, Tolerance};
 
@@ -88,7 +88,7 @@ impl Output {
 /// The operation, given its arguments and results.
 type MakeOp = Box<dyn Fn(&[Tensor], &[Tensor]) -> Op>;
 
-/// How rows are laid out in pieces: the lengths of these.
+/// How rows are laid out in segments: the lengths of these.
 pub(super) type Layout = fn(usize) -> Vec<usize>;
 
 /// An operation with its arguments and answers.
@@ -117,7 +117,7 @@ impl Operation {
         }
     }
 
-    /// The same with its rows laid out in other pieces than one.
+    /// The same with its rows laid out in other segments than one.
     pub(super) fn laid_out(self, layout: Layout) -> Self {
         Self { layout, ..self }
     }
@@ -128,12 +128,12 @@ impl Operation {
         if let [length] = lengths[..] {
             return plain(length);
         }
-        let piece = |(i, length): (usize, usize)| Piece {
+        let segment = |(i, length): (usize, usize)| Segment {
             slot_out: Slot(i as u32),
-            ..plain(length).pieces.remove(0)
+            ..plain(length).segments.remove(0)
         };
         Batch {
-            pieces: lengths.into_iter().enumerate().map(piece).collect(),
+            segments: lengths.into_iter().enumerate().map(segment).collect(),
             ..plain(rows)
         }
     }
@@ -263,7 +263,7 @@ pub(super) fn ask(
             }
         }
         Question::Alone => {
-            // Backends with paths by a piece's length have one for single rows.
+            // Backends with paths by a segment's length have one for single rows.
             let lengths = (fixture.operation.layout)(rows);
             let in_f32 = lengths.iter().any(|length| *length != 1);
             let mut row = 0;

@@ -1,4 +1,4 @@
-//! The operations at the published model's sizes (48B, one device), for timings: a decoded token or a few, and a piece
+//! The operations at the published model's sizes (48B, one device), for timings: a decoded token or a few, and a segment
 //! of a prompt. The code is that of the cases; only the sizes and the estimates of work stand here.
 
 use super::dense::{add, embed, linear, rms_norm, swiglu};
@@ -8,7 +8,7 @@ use super::kda_input::KdaCase;
 use super::moe::{RouteCase, experts, route};
 use super::rows::definition;
 use super::{choice, conv, mla};
-use crate::backend::{Element, Form, Pieces};
+use crate::backend::{Element, Form, Segments};
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{Attention, Router};
 use crate::conformance::{Case, Gates, Tolerance};
@@ -139,7 +139,7 @@ fn attention() -> Vec<Case> {
         "mla_prefill",
         "H=32/T=256",
         Tolerance::Close,
-        move |harness| mla::attend(harness, shape, (true, Pieces::All), &[(0, t)], 1.0),
+        move |harness| mla::attend(harness, shape, (true, Segments::All), &[(0, t)], 1.0),
     );
     let bytes = 4 * t * (HEADS * (key + value) + 576) + kv_b;
     let expand = 2 * t * HEADS * 256 * latent;
@@ -147,7 +147,13 @@ fn attention() -> Vec<Case> {
     for position in [1023, 8191] {
         let name = format!("H=32/1 after {position}");
         let case = Case::new("mla_decode", name, Tolerance::Close, move |harness| {
-            mla::attend(harness, shape, (false, Pieces::All), &[(position, 1)], 1.0)
+            mla::attend(
+                harness,
+                shape,
+                (false, Segments::All),
+                &[(position, 1)],
+                1.0,
+            )
         });
         let bytes = 4 * ((position + 1) * 576 + HEADS * (key + value)) + kv_b;
         let flops = 2 * HEADS * (256 * latent + (position + 1) * (576 + latent));

@@ -55,7 +55,7 @@ impl Probes {
 
 /// A compiled step for one traced token.
 pub struct TracedStep {
-    /// To be submitted with one piece of one token.
+    /// To be submitted with one segment of one token.
     pub step: Box<dyn Step>,
     choice: TraceChoice,
     probes: Probes,
@@ -373,7 +373,7 @@ impl Model {
         let most = self.limits.step;
         let capacity = Capacity {
             tokens: 1,
-            pieces: 1,
+            segments: 1,
             outputs: 1,
             blocks: most.blocks,
             checkpoints: 0,

@@ -16,7 +16,7 @@ const BLOCK_TOKENS: u32 = 16;
 const RUN: u32 = 64;
 /// Bytes of an image: keys, values, what keys are multiplied with.
 const IMAGE: u32 = 2 * RUN * (64 + 64) + 16;
-/// Tokens before the piece, and of the piece: rows that end in each window of 64, and one window that none ends in.
+/// Tokens before the segment, and of the segment: rows that end in each window of 64, and one window that none ends in.
 const POSITION: u32 = 100;
 const LENGTH: u32 = 90;
 
@@ -55,7 +55,7 @@ fn halves(values: &[f32]) -> Allocation {
     memory
 }
 
-/// A batch of one piece over windows of so many positions, with its blocks in falling order.
+/// A batch of one segment over windows of so many positions, with its blocks in falling order.
 fn batch(window: u32) -> Allocation {
     let mut list = vec![0; 20];
     let end = POSITION + LENGTH;
@@ -161,7 +161,7 @@ fn decode(span: u32, order: Order) -> Vec<f32> {
     list[5] = 20;
     list.extend([0, 1, positions - 1, u32::MAX, 0, 30, 0, 0, 0, 0]);
     list.extend((0..blocks).rev());
-    // The only row is row 0, of piece 0.
+    // The only row is row 0, of segment 0.
     list[4] = list.len() as u32;
     list[7] = list[4];
     list.push(0);

@@ -22,9 +22,9 @@ use crate::error::BackendError;
 
 /// Bytes of workspace: what cuBLAS recommends on Hopper.
 const WORKSPACE: usize = 32 << 20;
-/// Rows for which an algorithm is chosen: those of a long prompt's pieces, which take most of a prefill's time.
+/// Rows for which an algorithm is chosen: those of a long prompt's segments, which take most of a prefill's time.
 const TYPICAL_ROWS: usize = 8192;
-/// Plans kept, a few hundred bytes each. A server's pieces have many lengths; a plan that went is made again.
+/// Plans kept, a few hundred bytes each. A server's segments have many lengths; a plan that went is made again.
 const MOST_PLANS: usize = 4096;
 
 fn said<T>(what: &str, result: std::result::Result<T, CublasError>) -> Result<T> {
