@@ -262,12 +262,12 @@ mod tests {
     const HOPPER: (i32, i32) = (9, 0);
 
     /// Folders of a test, and how often the compiler was called.
-    struct Rig {
+    struct Fixture {
         folders: tempfile::TempDir,
         calls: AtomicUsize,
     }
 
-    impl Rig {
+    impl Fixture {
         fn new() -> Self {
             Self {
                 folders: tempfile::tempdir().unwrap(),
@@ -341,22 +341,22 @@ mod tests {
 
     #[test]
     fn a_fitting_cubin_is_taken_without_a_call_of_the_compiler() {
-        let rig = Rig::new();
-        let loader = rig.loader(HOPPER, 13_000);
-        rig.pack(&loader, "ptx");
-        rig.pack(&loader, "cubin");
-        assert_eq!(rig.load(&loader, |_| true), (all(Origin::Cubin), 0));
+        let fixture = Fixture::new();
+        let loader = fixture.loader(HOPPER, 13_000);
+        fixture.pack(&loader, "ptx");
+        fixture.pack(&loader, "cubin");
+        assert_eq!(fixture.load(&loader, |_| true), (all(Origin::Cubin), 0));
         let found = loader.found();
         assert_eq!((found.cubins, found.missing), (KERNELS.len(), 0));
     }
 
     #[test]
     fn a_refused_cubin_gives_way_to_ptx_and_ptx_to_the_compiler() {
-        let rig = Rig::new();
-        let loader = rig.loader(HOPPER, 12_080);
-        rig.pack(&loader, "cubin");
-        rig.pack(&loader, "ptx");
-        let (origins, calls) = rig.load(&loader, |code| code.starts_with(b"ptx"));
+        let fixture = Fixture::new();
+        let loader = fixture.loader(HOPPER, 12_080);
+        fixture.pack(&loader, "cubin");
+        fixture.pack(&loader, "ptx");
+        let (origins, calls) = fixture.load(&loader, |code| code.starts_with(b"ptx"));
         assert_eq!((origins, calls), (all(Origin::Ptx), 0));
         for entry in std::fs::read_dir(loader.folder.as_ref().unwrap()).unwrap() {
             let path = entry.unwrap().path();
@@ -365,33 +365,33 @@ mod tests {
             }
         }
         let taken = |code: &[u8]| code.starts_with(b"ptx");
-        let (origins, calls) = rig.load(&loader, taken);
+        let (origins, calls) = fixture.load(&loader, taken);
         assert_eq!((origins, calls), (all(Origin::Compiled), KERNELS.len()));
         // What was compiled is kept, for this driver alone.
-        assert_eq!(rig.load(&loader, taken), (all(Origin::Kept), 0));
-        let newer = rig.loader(HOPPER, 13_000);
-        assert_eq!(rig.load(&newer, taken).1, KERNELS.len());
+        assert_eq!(fixture.load(&loader, taken), (all(Origin::Kept), 0));
+        let newer = fixture.loader(HOPPER, 13_000);
+        assert_eq!(fixture.load(&newer, taken).1, KERNELS.len());
     }
 
     #[test]
     fn code_of_another_architecture_is_not_looked_at() {
-        let rig = Rig::new();
-        rig.pack(&rig.loader(HOPPER, 13_000), "cubin");
-        let blackwell = rig.loader((10, 0), 13_000);
-        let (origins, calls) = rig.load(&blackwell, |_| true);
+        let fixture = Fixture::new();
+        fixture.pack(&fixture.loader(HOPPER, 13_000), "cubin");
+        let blackwell = fixture.loader((10, 0), 13_000);
+        let (origins, calls) = fixture.load(&blackwell, |_| true);
         assert_eq!((origins, calls), (all(Origin::Compiled), KERNELS.len()));
     }
 
     #[test]
     fn without_a_compiler_the_error_says_why_the_file_was_refused() {
-        let rig = Rig::new();
-        let loader = rig.loader(HOPPER, 12_080);
-        rig.pack(&loader, "cubin");
+        let fixture = Fixture::new();
+        let loader = fixture.loader(HOPPER, 12_080);
+        fixture.pack(&loader, "cubin");
         let loaded = loader.load(&mut |_, _| Err::<(), _>(refusal()), &|_, _, _| {
             Err(super::super::unavailable("NVRTC is not found"))
         });
         assert_eq!(loaded.map(drop), Err(refusal()));
-        let nothing = rig.loader((10, 0), 12_080);
+        let nothing = fixture.loader((10, 0), 12_080);
         let loaded = nothing.load(&mut |_, _| Err::<(), _>(refusal()), &|_, _, _| {
             Err(super::super::unavailable("NVRTC is not found"))
         });
