@@ -101,9 +101,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         copy = pathlib.Path(folder) / "copy"
         shutil.copytree(root, copy, ignore=shutil.ignore_patterns("target", ".git"))
-        # Built once a mutant, so optimised less; dependencies stay as they are.
+        # Built once a mutant, so optimised less and by the parts that changed; dependencies stay as they are.
         profile = "profile.release.package.kimi-linear."
-        faster = ["--config", profile + "opt-level=1", "--config", profile + "debug=false"]
+        faster = ["--config", profile + "opt-level=1", "--config", profile + "debug=false", "--config", "profile.release.incremental=true"]
         # Of the backends, only the one that the trials are of.
         features = ["--no-default-features"] + (["--features", "wgpu"] if options.filter.startswith("wgpu") else [])
         build = ["cargo", "test", "--release", "--locked", *faster, *features, "--test", "conformance"]
