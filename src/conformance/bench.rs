@@ -3,13 +3,13 @@
 //! The cases are those of the list at the published model's sizes; the two rates are measured through the backend in
 //! the same run, so a fraction says how far an operation is from what this device does anyway.
 
+use super::context::Clock;
 use super::floors::Rates;
-use super::harness::Clock;
 use super::list::timed;
-use super::{Case, Harness, Random, Tolerance};
+use super::{Case, CaseContext, Random, Tolerance};
 use crate::backend::{Add, Backend, Device, Element, Linear, Op, Result};
 use crate::checkpoint::Format;
-use crate::conformance::harness::plain;
+use crate::conformance::context::plain;
 
 /// Rounds of which the median counts.
 const ROUNDS: usize = 5;
@@ -114,9 +114,9 @@ fn time(case: &Case, backend: &mut dyn Backend) -> Result<f64> {
         median: None,
     };
     let random = Random::new(&case.name);
-    let mut harness = Harness::new(backend, random, case.tolerance, 1, Some(clock));
-    (case.body)(&mut harness)?;
-    let (_, clock) = harness.finish();
+    let mut ctx = CaseContext::new(backend, random, case.tolerance, 1, Some(clock));
+    (case.body)(&mut ctx)?;
+    let (_, clock) = ctx.finish();
     let median = clock.and_then(|clock| clock.median);
     Ok(median.map_or(f64::NAN, |median| median.as_secs_f64()))
 }
@@ -125,12 +125,12 @@ fn time(case: &Case, backend: &mut dyn Backend) -> Result<f64> {
 /// megabytes in its cache, so that its tensors are `large`: 256 MiB each.
 fn copy_case(large: bool) -> Case {
     let (rows, width) = (if large { 16_384 } else { 1024 }, 8192);
-    let case = Case::new("add", "copy rate", Tolerance::Rounded, move |harness| {
+    let case = Case::new("add", "copy rate", Tolerance::Rounded, move |ctx| {
         let zeros = vec![0.0; rows * width];
-        let source = harness.input(width, Element::Activation, &zeros)?;
-        let target = harness.input(width, Element::Activation, &zeros)?;
-        let mut step = harness.compile(&plain(rows), [Op::from(Add { source, target })])?;
-        harness.submit(&mut *step, &plain(rows)).map(drop)
+        let source = ctx.input(width, Element::Activation, &zeros)?;
+        let target = ctx.input(width, Element::Activation, &zeros)?;
+        let mut step = ctx.compile(&plain(rows), [Op::from(Add { source, target })])?;
+        ctx.submit(&mut *step, &plain(rows)).map(drop)
     });
     let element = if large { 2 } else { 4 };
     case.with_work(3 * element * rows * width, rows * width)
@@ -139,18 +139,18 @@ fn copy_case(large: bool) -> Case {
 /// A product, large enough to be bound by arithmetic, and where it is `large` to fill a GPU for CUDA.
 fn product_case(large: bool) -> Case {
     let (rows, width) = if large { (8192, 8192) } else { (512, 2048) };
-    let case = Case::new("linear", "product rate", Tolerance::Close, move |harness| {
+    let case = Case::new("linear", "product rate", Tolerance::Close, move |ctx| {
         let values = vec![0.5; width * width];
-        let matrix = harness.matrix(Format::Bf16, [1, width, width], values)?;
-        let input = harness.input(width, Element::Activation, &vec![0.5; rows * width])?;
-        let output = harness.output(rows, width)?;
+        let matrix = ctx.matrix(Format::Bf16, [1, width, width], values)?;
+        let input = ctx.input(width, Element::Activation, &vec![0.5; rows * width])?;
+        let output = ctx.output(rows, width)?;
         let product = Linear {
             input,
             weight: matrix.weight,
             output,
         };
-        let mut step = harness.compile(&plain(rows), [Op::from(product)])?;
-        harness.submit(&mut *step, &plain(rows)).map(drop)
+        let mut step = ctx.compile(&plain(rows), [Op::from(product)])?;
+        ctx.submit(&mut *step, &plain(rows)).map(drop)
     });
     case.with_work(
         2 * width * width + 8 * rows * width,

@@ -6,8 +6,8 @@
 //! Comparisons of whole models with `tests/reference` are not here: those need the files.
 
 pub mod bench;
+mod context;
 pub mod floors;
-mod harness;
 pub mod list;
 pub mod oracle;
 mod random;
@@ -16,7 +16,7 @@ mod tolerance;
 
 use std::sync::Arc;
 
-pub use harness::{Finding, Harness, Matrix};
+pub use context::{CaseContext, Finding, Matrix};
 pub use random::{Gates, Random};
 pub use tolerance::{
     By, Tolerance, differing, element_error, greatest_error, norm_error, row_error,
@@ -34,7 +34,7 @@ pub struct Work {
     pub flops: u64,
 }
 
-type Body = Arc<dyn Fn(&mut Harness<'_>) -> Result<()> + Send + Sync>;
+type Body = Arc<dyn Fn(&mut CaseContext<'_>) -> Result<()> + Send + Sync>;
 
 /// One thing that must hold on every backend.
 #[derive(Clone)]
@@ -56,7 +56,7 @@ impl Case {
         operation: &'static str,
         name: impl AsRef<str>,
         tolerance: Tolerance,
-        body: impl Fn(&mut Harness<'_>) -> Result<()> + Send + Sync + 'static,
+        body: impl Fn(&mut CaseContext<'_>) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
         Self {
             name: format!("{operation}/{}", name.as_ref()),
@@ -138,9 +138,9 @@ pub fn cases() -> Vec<Case> {
 /// Runs one case on one backend.
 pub fn run(case: &Case, backend: &mut dyn Backend, options: Options) -> Outcome {
     let random = Random::seeded(&case.name, options.seed);
-    let mut harness = Harness::new(backend, random, case.tolerance, options.repeats, None);
-    let result = (case.body)(&mut harness);
-    let (findings, _) = harness.finish();
+    let mut ctx = CaseContext::new(backend, random, case.tolerance, options.repeats, None);
+    let result = (case.body)(&mut ctx);
+    let (findings, _) = ctx.finish();
     judge(result, findings)
 }
 

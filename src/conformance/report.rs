@@ -250,8 +250,8 @@ mod tests {
     use crate::error::BackendError;
 
     fn case(name: &str, result: Result<()>) -> Case {
-        Case::new("add", name, Tolerance::Exact, move |harness| {
-            harness.same("a row", &[1.0], &[1.0]);
+        Case::new("add", name, Tolerance::Exact, move |ctx| {
+            ctx.same("a row", &[1.0], &[1.0]);
             result.clone()
         })
     }

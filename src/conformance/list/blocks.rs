@@ -7,9 +7,9 @@ use crate::backend::{
     Tensor,
 };
 use crate::checkpoint::Format;
-use crate::conformance::harness::plain;
+use crate::conformance::context::plain;
 use crate::conformance::oracle::{self, Router, widen};
-use crate::conformance::{Case, Harness, Matrix, Tolerance};
+use crate::conformance::{Case, CaseContext, Matrix, Tolerance};
 
 /// A block planned on a device twice, as its composition and as the backend has it.
 pub(super) struct BlockFixture {
@@ -29,15 +29,15 @@ pub(super) const OWN: usize = 1;
 
 /// A block's parts as a step, then the block as the backend has it.
 pub(super) fn both_ways(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     block: Op,
     capacity: Capacity,
 ) -> Result<[Box<dyn Step>; 2]> {
     let whole = Program::from_iter([block]);
     let parts = whole.expanded(|_| false);
     Ok([
-        harness.backend.compile(&parts, capacity)?,
-        harness.backend.compile(&whole, capacity)?,
+        ctx.backend.compile(&parts, capacity)?,
+        ctx.backend.compile(&whole, capacity)?,
     ])
 }
 
@@ -45,7 +45,7 @@ impl BlockFixture {
     /// Runs rows from `first` on as these segments; gives the output's rows.
     pub(super) fn run(
         &mut self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         which: usize,
         first: usize,
         segments: &[Segment],
@@ -53,51 +53,51 @@ impl BlockFixture {
         let tokens: usize = segments.iter().map(|segment| segment.length).sum();
         let width = self.input.width;
         let rows = first * width..(first + tokens) * width;
-        harness.fill(self.input, &self.values[rows])?;
+        ctx.fill(self.input, &self.values[rows])?;
         for tensor in self.scratch.iter().chain([&self.output]) {
-            harness.poison(*tensor)?;
+            ctx.poison(*tensor)?;
         }
         let batch = Batch {
             tokens: vec![0; tokens],
             segments: segments.to_vec(),
             outputs: Vec::new(),
         };
-        harness.submit(&mut *self.steps[which], &batch)?;
-        harness.read(self.output, tokens)
+        ctx.submit(&mut *self.steps[which], &batch)?;
+        ctx.read(self.output, tokens)
     }
 
     /// Runs a block that looks at no sequences, both ways, and compares with the answer, row by row.
-    fn check(mut self, harness: &mut Harness<'_>, tokens: usize, answer: &[f64]) -> Result<()> {
+    fn check(mut self, ctx: &mut CaseContext<'_>, tokens: usize, answer: &[f64]) -> Result<()> {
         let segments = plain(tokens).segments;
-        let own = self.run(harness, OWN, 0, &segments)?;
-        if harness.timed() {
+        let own = self.run(ctx, OWN, 0, &segments)?;
+        if ctx.timed() {
             return Ok(());
         }
-        let composed = self.run(harness, COMPOSED, 0, &segments)?;
+        let composed = self.run(ctx, COMPOSED, 0, &segments)?;
         let d = self.output.width;
-        harness.close(
+        ctx.close(
             "the output, against the composition",
             d,
             &own,
             &widen(&composed),
         );
-        harness.close("the output", d, &own, answer);
-        for time in 2..=harness.repeats {
-            let next = self.run(harness, OWN, 0, &segments)?;
-            harness.same(format!("the output of call {time}"), &next, &own);
+        ctx.close("the output", d, &own, answer);
+        for time in 2..=ctx.repeats {
+            let next = self.run(ctx, OWN, 0, &segments)?;
+            ctx.same(format!("the output of call {time}"), &next, &own);
         }
         for row in [0, tokens / 2, tokens - 1] {
-            let alone = self.run(harness, OWN, row, &plain(1).segments)?;
+            let alone = self.run(ctx, OWN, row, &plain(1).segments)?;
             let what = format!("row {row} alone");
-            harness.same_in_f32(what, d, &alone, &own[row * d..(row + 1) * d]);
+            ctx.same_in_f32(what, d, &alone, &own[row * d..(row + 1) * d]);
         }
         Ok(())
     }
 }
 
 /// A projection's weights, in the published format.
-pub(super) fn projection(harness: &mut Harness<'_>, rows: usize, columns: usize) -> Result<Matrix> {
-    harness.random_matrix(
+pub(super) fn projection(ctx: &mut CaseContext<'_>, rows: usize, columns: usize) -> Result<Matrix> {
+    ctx.random_matrix(
         Format::Bf16,
         [1, rows, columns],
         (columns as f32).powf(-0.5),
@@ -106,33 +106,33 @@ pub(super) fn projection(harness: &mut Harness<'_>, rows: usize, columns: usize)
 
 /// A gated MLP planned on a device, and the oracle's answer for these rows.
 fn mlp(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     input: Tensor,
     values: &[f32],
     n: usize,
     reduce: bool,
 ) -> Result<(MlpBlock, Vec<f64>)> {
     let (d, tokens) = (input.width, values.len() / input.width);
-    let (gate_up, down) = (projection(harness, 2 * n, d)?, projection(harness, d, n)?);
+    let (gate_up, down) = (projection(ctx, 2 * n, d)?, projection(ctx, d, n)?);
     let hidden = oracle::swiglu(&oracle::linear(&widen(values), &gate_up.values, d), n);
     let block = MlpBlock {
         input,
         gate_up_proj: gate_up.weight,
         down_proj: down.weight,
-        gate_up: harness.output(tokens, 2 * n)?,
-        hidden: harness.output(tokens, n)?,
-        output: harness.output(tokens, d)?,
+        gate_up: ctx.output(tokens, 2 * n)?,
+        hidden: ctx.output(tokens, n)?,
+        output: ctx.output(tokens, d)?,
         reduce,
     };
     Ok((block, oracle::linear(&hidden, &down.values, n)))
 }
 
-fn mlp_block(harness: &mut Harness<'_>, tokens: usize, d: usize, n: usize) -> Result<()> {
-    let values = harness.activations(tokens * d, 1.0);
-    let input = harness.output(tokens, d)?;
-    let (block, answer) = mlp(harness, input, &values, n, true)?;
-    let capacity = Harness::capacity(&plain(tokens));
-    let steps = both_ways(harness, Op::from(block), capacity)?;
+fn mlp_block(ctx: &mut CaseContext<'_>, tokens: usize, d: usize, n: usize) -> Result<()> {
+    let values = ctx.activations(tokens * d, 1.0);
+    let input = ctx.output(tokens, d)?;
+    let (block, answer) = mlp(ctx, input, &values, n, true)?;
+    let capacity = CaseContext::capacity(&plain(tokens));
+    let steps = both_ways(ctx, Op::from(block), capacity)?;
     let fixture = BlockFixture {
         input,
         output: block.output,
@@ -140,23 +140,23 @@ fn mlp_block(harness: &mut Harness<'_>, tokens: usize, d: usize, n: usize) -> Re
         scratch: vec![block.gate_up, block.hidden],
         steps,
     };
-    fixture.check(harness, tokens, &answer)
+    fixture.check(ctx, tokens, &answer)
 }
 
 fn moe_block(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     router: Router,
     [experts, n, d, shared]: [usize; 4],
     tokens: usize,
 ) -> Result<()> {
-    let weight = projection(harness, experts, d)?;
-    let bias = harness.random_matrix(Format::Bf16, [1, experts, 1], 0.1)?;
-    let values = clear_rows(harness, router, &weight, &bias, tokens);
-    let input = harness.output(tokens, d)?;
+    let weight = projection(ctx, experts, d)?;
+    let bias = ctx.random_matrix(Format::Bf16, [1, experts, 1], 0.1)?;
+    let values = clear_rows(ctx, router, &weight, &bias, tokens);
+    let input = ctx.output(tokens, d)?;
     let (rows, columns) = ((d as f32).powf(-0.5), (n as f32).powf(-0.5));
-    let gate = harness.random_matrix(Format::Bf16, [experts, n, d], rows)?;
-    let up = harness.random_matrix(Format::Bf16, [experts, n, d], rows)?;
-    let down = harness.random_matrix(Format::Bf16, [experts, d, n], columns)?;
+    let gate = ctx.random_matrix(Format::Bf16, [experts, n, d], rows)?;
+    let up = ctx.random_matrix(Format::Bf16, [experts, n, d], rows)?;
+    let down = ctx.random_matrix(Format::Bf16, [experts, d, n], columns)?;
     let (ids, weights) = router.route(&widen(&values), &weight.values, &bias.values);
     let stacks = [&gate.values[..], &up.values, &down.values];
     let mut answer = oracle::experts(&widen(&values), &ids, &weights, stacks, 0, [experts, n, d]);
@@ -169,26 +169,26 @@ fn moe_block(
             top_groups: router.top_groups,
             renormalize: router.renormalize,
             scale: router.scale,
-            experts: harness.blank(Rows::Tokens, tokens, router.top_k, Element::Index)?,
-            weights: harness.blank(Rows::Tokens, tokens, router.top_k, Element::F32)?,
+            experts: ctx.blank(Rows::Tokens, tokens, router.top_k, Element::Index)?,
+            weights: ctx.blank(Rows::Tokens, tokens, router.top_k, Element::F32)?,
         },
         gate: gate.weight,
         up: up.weight,
         down: down.weight,
         first_expert: 0,
         shared: None,
-        output: harness.output(tokens, d)?,
+        output: ctx.output(tokens, d)?,
     };
     if shared > 0 {
-        let (mlp, extra) = mlp(harness, input, &values, shared, false)?;
+        let (mlp, extra) = mlp(ctx, input, &values, shared, false)?;
         block.shared = Some(mlp);
         answer
             .iter_mut()
             .zip(extra)
             .for_each(|(sum, extra)| *sum += extra);
     }
-    let capacity = Harness::capacity(&plain(tokens));
-    let steps = both_ways(harness, Op::from(block), capacity)?;
+    let capacity = CaseContext::capacity(&plain(tokens));
+    let steps = both_ways(ctx, Op::from(block), capacity)?;
     let mut scratch = vec![block.route.experts, block.route.weights];
     if let Some(shared) = &block.shared {
         scratch.extend([shared.gate_up, shared.hidden, shared.output]);
@@ -200,19 +200,16 @@ fn moe_block(
         scratch,
         steps,
     };
-    fixture.check(harness, tokens, &answer)
+    fixture.check(ctx, tokens, &answer)
 }
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (tokens, d, n) in [(1, 40, 48), (33, 40, 48), (5, 33, 21), (64, 64, 128)] {
         let name = format!("d={d} n={n}/T={tokens}");
-        cases.push(Case::new(
-            "mlp_block",
-            name,
-            Tolerance::Block,
-            move |harness| mlp_block(harness, tokens, d, n),
-        ));
+        cases.push(Case::new("mlp_block", name, Tolerance::Block, move |ctx| {
+            mlp_block(ctx, tokens, d, n)
+        }));
     }
     for (groups, top_groups, shape, tokens) in [
         (1, 1, [8, 24, 40, 32], 33),
@@ -230,12 +227,9 @@ pub(super) fn cases() -> Vec<Case> {
         let [experts, n, d, shared] = shape;
         let name =
             format!("{experts} experts in {groups} of n={n} d={d} shared={shared}/T={tokens}");
-        cases.push(Case::new(
-            "moe_block",
-            name,
-            Tolerance::Block,
-            move |harness| moe_block(harness, router, shape, tokens),
-        ));
+        cases.push(Case::new("moe_block", name, Tolerance::Block, move |ctx| {
+            moe_block(ctx, router, shape, tokens)
+        }));
     }
     cases
 }

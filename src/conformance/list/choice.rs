@@ -5,8 +5,8 @@ use crate::backend::{
     TensorValues,
 };
 use crate::checkpoint::Format;
-use crate::conformance::harness::plain;
-use crate::conformance::{Case, Harness, Tolerance, oracle};
+use crate::conformance::context::plain;
+use crate::conformance::{Case, CaseContext, Tolerance, oracle};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -26,9 +26,9 @@ pub(super) fn cases() -> Vec<Case> {
             let name = format!("vocabulary {vocabulary}/k={candidates}/scale={scale}");
             add(
                 name,
-                Box::new(move |harness| {
-                    let values = harness.random.normals(5 * vocabulary, scale);
-                    check(harness, vocabulary, candidates, &values)
+                Box::new(move |ctx| {
+                    let values = ctx.random.normals(5 * vocabulary, scale);
+                    check(ctx, vocabulary, candidates, &values)
                 }),
             );
         }
@@ -36,11 +36,11 @@ pub(super) fn cases() -> Vec<Case> {
     for (vocabulary, levels) in [(64, 1), (1000, 3), (333, 40)] {
         add(
             format!("ties/vocabulary {vocabulary} of {levels} values"),
-            Box::new(move |harness| {
+            Box::new(move |ctx| {
                 let values: Vec<f32> = (0..5 * vocabulary)
-                    .map(|_| harness.random.below(levels) as f32 * 0.5)
+                    .map(|_| ctx.random.below(levels) as f32 * 0.5)
                     .collect();
-                check(harness, vocabulary, 9, &values)
+                check(ctx, vocabulary, 9, &values)
             }),
         );
     }
@@ -52,7 +52,7 @@ pub(super) fn cases() -> Vec<Case> {
     ] {
         add(
             format!("not finite/{name}"),
-            Box::new(move |harness| not_finite(harness, value)),
+            Box::new(move |ctx| not_finite(ctx, value)),
         );
     }
     add("again".to_owned(), Box::new(again));
@@ -71,7 +71,7 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-type Body = Box<dyn Fn(&mut Harness<'_>) -> Result<()> + Send + Sync>;
+type Body = Box<dyn Fn(&mut CaseContext<'_>) -> Result<()> + Send + Sync>;
 
 /// Rows 1, 3, 4.. of a batch, every other one with a target.
 fn outputs(vocabulary: usize, count: usize) -> Batch {
@@ -86,60 +86,60 @@ fn outputs(vocabulary: usize, count: usize) -> Batch {
 }
 
 fn choose(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     vocabulary: usize,
     candidates: usize,
     keep_rows: bool,
     values: &[f32],
 ) -> Result<(Batch, StepOutput)> {
     let count = values.len() / vocabulary;
-    let logits: Tensor = harness.blank(Rows::Outputs, count, vocabulary, Element::F32)?;
-    harness.fill(logits, values)?;
+    let logits: Tensor = ctx.blank(Rows::Outputs, count, vocabulary, Element::F32)?;
+    ctx.fill(logits, values)?;
     let batch = outputs(vocabulary, count);
     let select = Select {
         logits,
         candidates,
         keep_rows,
     };
-    let mut step = harness.compile(&batch, [Op::from(select)])?;
-    let output = harness.submit(&mut *step, &batch)?;
+    let mut step = ctx.compile(&batch, [Op::from(select)])?;
+    let output = ctx.submit(&mut *step, &batch)?;
     Ok((batch, output))
 }
 
 pub(super) fn check(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     vocabulary: usize,
     candidates: usize,
     values: &[f32],
 ) -> Result<()> {
     for keep_rows in [false, true] {
-        let (batch, output) = choose(harness, vocabulary, candidates, keep_rows, values)?;
-        if harness.timed() {
+        let (batch, output) = choose(ctx, vocabulary, candidates, keep_rows, values)?;
+        if ctx.timed() {
             return Ok(());
         }
         let kept = if keep_rows { values } else { &[] };
-        harness.same("the rows kept", &output.logits, kept);
-        harness.holds(
+        ctx.same("the rows kept", &output.logits, kept);
+        ctx.holds(
             "one choice a row",
             output.choices.len() == batch.outputs.len(),
         );
         for (i, choice) in output.choices.iter().enumerate() {
             let row = &values[i * vocabulary..(i + 1) * vocabulary];
             let (best, log_normaliser) = oracle::select(row, candidates);
-            harness.holds(format!("row {i} is finite"), choice.finite);
-            harness.holds(
+            ctx.holds(format!("row {i} is finite"), choice.finite);
+            ctx.holds(
                 format!("the candidates of row {i}"),
                 choice.candidates == best,
             );
             let target = batch.outputs[i].target.map(|id| row[id as usize]);
-            harness.holds(
+            ctx.holds(
                 format!("the target of row {i}"),
                 choice.target_logit == target,
             );
             // A logarithm: what matters is how far it is off, not in proportion to what.
             let error = (f64::from(choice.log_normaliser) - log_normaliser).abs();
             let error = error / log_normaliser.abs().max(1.0);
-            harness.within(
+            ctx.within(
                 format!("the log-normaliser of row {i}"),
                 error,
                 Tolerance::Full,
@@ -150,21 +150,21 @@ pub(super) fn check(
 }
 
 /// One bad number is noticed wherever it is, and its neighbours are none the worse.
-fn not_finite(harness: &mut Harness<'_>, value: f32) -> Result<()> {
+fn not_finite(ctx: &mut CaseContext<'_>, value: f32) -> Result<()> {
     let vocabulary = 300;
     for place in [0, 1, 63, 64, 257, 299] {
-        let mut values = harness.random.normals(3 * vocabulary, 1.0);
+        let mut values = ctx.random.normals(3 * vocabulary, 1.0);
         values[vocabulary + place] = value;
-        let (_, output) = choose(harness, vocabulary, 2, false, &values)?;
+        let (_, output) = choose(ctx, vocabulary, 2, false, &values)?;
         let flags: Vec<bool> = output.choices.iter().map(|choice| choice.finite).collect();
-        harness.holds(
+        ctx.holds(
             format!("the flags with it at {place}"),
             flags == [true, false, true],
         );
         for row in [0, 2] {
             let values = &values[row * vocabulary..(row + 1) * vocabulary];
             let (best, _) = oracle::select(values, 2);
-            harness.holds(
+            ctx.holds(
                 format!("the candidates of row {row}"),
                 output.choices.get(row).map(|choice| &choice.candidates) == Some(&best),
             );
@@ -173,37 +173,37 @@ fn not_finite(harness: &mut Harness<'_>, value: f32) -> Result<()> {
     Ok(())
 }
 
-fn again(harness: &mut Harness<'_>) -> Result<()> {
-    let values = harness.random.normals(4 * 1000, 3.0);
-    let (_, first) = choose(harness, 1000, 5, true, &values)?;
-    for time in 2..=harness.repeats {
-        let (_, next) = choose(harness, 1000, 5, true, &values)?;
-        harness.holds(format!("call {time}"), next == first);
+fn again(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let values = ctx.random.normals(4 * 1000, 3.0);
+    let (_, first) = choose(ctx, 1000, 5, true, &values)?;
+    for time in 2..=ctx.repeats {
+        let (_, next) = choose(ctx, 1000, 5, true, &values)?;
+        ctx.holds(format!("call {time}"), next == first);
     }
     Ok(())
 }
 
 /// Submissions run in their order and each has its own answer, waited for late, out of order or not at all.
-fn in_flight(harness: &mut Harness<'_>) -> Result<()> {
+fn in_flight(ctx: &mut CaseContext<'_>) -> Result<()> {
     let (vocabulary, d) = (40, 20);
-    let table = harness.random_matrix(Format::F32, [1, vocabulary, d], 1.0)?;
+    let table = ctx.random_matrix(Format::F32, [1, vocabulary, d], 1.0)?;
     let table_rows: Vec<f32> = table.values.iter().map(|x| *x as f32).collect();
-    let table_rows = harness.rounded(table_rows);
-    let hidden = harness.output(7, d)?;
+    let table_rows = ctx.rounded(table_rows);
+    let hidden = ctx.output(7, d)?;
     let embed = Embed {
         weight: table.weight,
         output: hidden,
     };
-    let mut step = harness.compile(&plain(7), [Op::from(embed), Op::Probe(hidden)])?;
+    let mut step = ctx.compile(&plain(7), [Op::from(embed), Op::Probe(hidden)])?;
     let batches: Vec<Batch> = (1..=7)
         .map(|count| Batch {
             tokens: (0..count)
-                .map(|_| harness.random.below(vocabulary) as u32)
+                .map(|_| ctx.random.below(vocabulary) as u32)
                 .collect(),
             ..plain(count)
         })
         .collect();
-    for round in 0..harness.repeats {
+    for round in 0..ctx.repeats {
         let mut tickets = Vec::new();
         for (i, batch) in batches.iter().enumerate() {
             tickets.push((i, step.submit(batch)?));
@@ -220,28 +220,24 @@ fn in_flight(harness: &mut Harness<'_>) -> Result<()> {
                 .copied()
                 .collect();
             let what = format!("submission {i} of round {round}");
-            harness.same(what, found.unwrap_or(&[]), &expected);
+            ctx.same(what, found.unwrap_or(&[]), &expected);
         }
     }
     Ok(())
 }
 
 /// A probe shows a tensor as it was at its place in the step_options, the rows of this batch alone.
-fn probe(harness: &mut Harness<'_>) -> Result<()> {
-    let (a, b) = (
-        harness.activations(5 * 33, 1.0),
-        harness.activations(5 * 33, 1.0),
-    );
-    let ids: Vec<u32> = (0..10).map(|_| harness.random.below(99) as u32).collect();
-    let source = harness.input(33, Element::Activation, &a)?;
-    let target = harness.input(33, Element::Activation, &b)?;
-    let indices = harness.blank(Rows::Tokens, 5, 2, Element::Index)?;
-    harness
-        .backend
+fn probe(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let (a, b) = (ctx.activations(5 * 33, 1.0), ctx.activations(5 * 33, 1.0));
+    let ids: Vec<u32> = (0..10).map(|_| ctx.random.below(99) as u32).collect();
+    let source = ctx.input(33, Element::Activation, &a)?;
+    let target = ctx.input(33, Element::Activation, &b)?;
+    let indices = ctx.blank(Rows::Tokens, 5, 2, Element::Index)?;
+    ctx.backend
         .write_tensor(indices, &TensorValues::Index(ids.clone()))?;
-    let logits = harness.blank(Rows::Outputs, 2, 7, Element::F32)?;
-    let kept = harness.random.normals(2 * 7, 1.0);
-    harness.fill(logits, &kept)?;
+    let logits = ctx.blank(Rows::Outputs, 2, 7, Element::F32)?;
+    let kept = ctx.random.normals(2 * 7, 1.0);
+    ctx.fill(logits, &kept)?;
     let batch = Batch {
         outputs: [0, 3].map(|row| OutputRow { row, target: None }).to_vec(),
         ..plain(5)
@@ -253,10 +249,10 @@ fn probe(harness: &mut Harness<'_>) -> Result<()> {
         Op::Probe(indices),
         Op::Probe(logits),
     ];
-    let mut step = harness.compile(&batch, ops)?;
-    let output = harness.submit(&mut *step, &batch)?;
-    let after = harness.read(target, 5)?;
-    harness.holds("four probes", output.probes.len() == 4);
+    let mut step = ctx.compile(&batch, ops)?;
+    let output = ctx.submit(&mut *step, &batch)?;
+    let after = ctx.read(target, 5)?;
+    ctx.holds("four probes", output.probes.len() == 4);
     let numbers = |i: usize| {
         output
             .probes
@@ -264,10 +260,10 @@ fn probe(harness: &mut Harness<'_>) -> Result<()> {
             .and_then(TensorValues::as_f32)
             .unwrap_or(&[])
     };
-    harness.same("before the sum", numbers(0), &b);
-    harness.same("after the sum", numbers(1), &after);
-    harness.same("rows of outputs", numbers(3), &kept);
-    harness.holds(
+    ctx.same("before the sum", numbers(0), &b);
+    ctx.same("after the sum", numbers(1), &after);
+    ctx.same("rows of outputs", numbers(3), &kept);
+    ctx.holds(
         "indices",
         output.probes.get(2) == Some(&TensorValues::Index(ids)),
     );

@@ -7,7 +7,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, widen};
-use crate::conformance::{Case, Harness, Matrix, Tolerance};
+use crate::conformance::{Case, CaseContext, Matrix, Tolerance};
 
 /// Heads of keys and values, K, V and taps.
 pub(super) type Shape = [usize; 5];
@@ -25,7 +25,7 @@ struct Fixture {
 impl Fixture {
     /// Plans it for `tokens` tokens, with every slot poisoned.
     fn new(
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         format: Format,
         shape: Shape,
         tokens: usize,
@@ -41,17 +41,17 @@ impl Fixture {
             taps,
             slots,
         };
-        let pool = harness.backend.state_pool(layout)?;
+        let pool = ctx.backend.state_pool(layout)?;
         let channels = layout.channels();
-        let weight = harness.random_matrix(format, [1, channels, taps], 0.5)?;
-        let values = harness.activations(tokens * channels, 1.0);
-        let input = harness.blank(
+        let weight = ctx.random_matrix(format, [1, channels, taps], 0.5)?;
+        let values = ctx.activations(tokens * channels, 1.0);
+        let input = ctx.blank(
             crate::backend::Rows::Tokens,
             tokens,
             channels,
             Element::Activation,
         )?;
-        let output = harness.output(tokens, channels)?;
+        let output = ctx.output(tokens, channels)?;
         let capacity = Capacity {
             tokens: tokens + 1,
             segments: slots,
@@ -66,9 +66,7 @@ impl Fixture {
             layer: LAYER,
             output,
         };
-        let step = harness
-            .backend
-            .compile(&Program::from_iter([conv]), capacity)?;
+        let step = ctx.backend.compile(&Program::from_iter([conv]), capacity)?;
         let fixture = Self {
             pool,
             weight,
@@ -80,7 +78,7 @@ impl Fixture {
         for layer in 0..layout.layers {
             for slot in 0..slots {
                 fixture.write(
-                    harness,
+                    ctx,
                     layer,
                     Slot(slot as u32),
                     &vec![f32::NAN; layout.conv_state_len()],
@@ -93,21 +91,19 @@ impl Fixture {
     /// Writes a convolution state, with a state that must not change.
     fn write(
         &self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         layer: usize,
         slot: Slot,
         conv_state: &[f32],
     ) -> Result<()> {
         let state = vec![f32::NAN; self.pool.layout.state_len()];
         let record = record(&self.pool.layout, &state, conv_state);
-        harness
-            .backend
-            .write_state(&self.pool, layer, slot, &record)
+        ctx.backend.write_state(&self.pool, layer, slot, &record)
     }
 
-    fn conv_state(&self, harness: &mut Harness<'_>, layer: usize, slot: Slot) -> Result<Vec<f32>> {
-        let record = harness.backend.read_state(&self.pool, layer, slot).wait()?;
-        harness.holds(
+    fn conv_state(&self, ctx: &mut CaseContext<'_>, layer: usize, slot: Slot) -> Result<Vec<f32>> {
+        let record = ctx.backend.read_state(&self.pool, layer, slot).wait()?;
+        ctx.holds(
             format!("the state in slot {} of layer {layer} is as it was", slot.0),
             record.state.iter().all(|value| value.is_nan()),
         );
@@ -117,30 +113,30 @@ impl Fixture {
     /// Runs rows from `first` on as these segments.
     fn run(
         &mut self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         first: usize,
         segments: &[Segment],
     ) -> Result<Vec<f32>> {
         let tokens: usize = segments.iter().map(|segment| segment.length).sum();
         let width = self.input.width;
-        harness.fill(
+        ctx.fill(
             self.input,
             &self.values[first * width..(first + tokens) * width],
         )?;
-        harness.poison(self.output)?;
+        ctx.poison(self.output)?;
         let batch = Batch {
             tokens: vec![0; tokens],
             segments: segments.to_vec(),
             outputs: Vec::new(),
         };
-        harness.submit(&mut *self.step, &batch)?;
-        harness.read(self.output, tokens)
+        ctx.submit(&mut *self.step, &batch)?;
+        ctx.read(self.output, tokens)
     }
 }
 
 /// A ragged batch, with checkpoints inside its segments.
 pub(super) fn against_definition(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     format: Format,
     shape: Shape,
     lengths: &[usize],
@@ -149,21 +145,21 @@ pub(super) fn against_definition(
     let tokens = lengths.iter().sum();
     let wanted = [1, 2, 3, 5, 33];
     let slots = lengths.len() * (2 + wanted.len()) + 1;
-    let mut fixture = Fixture::new(harness, format, shape, tokens, slots)?;
+    let mut fixture = Fixture::new(ctx, format, shape, tokens, slots)?;
     let mut free = (0..slots as u32).rev().map(Slot);
     let mut next = || free.next().unwrap_or(Slot(0));
     let (mut segments, mut conv_states) = (Vec::new(), Vec::new());
     let len = fixture.pool.layout.conv_state_len();
     for (i, length) in lengths.iter().enumerate() {
         let conv_state = if seeded {
-            harness.activations(len, 1.0)
+            ctx.activations(len, 1.0)
         } else {
             vec![0.0; len]
         };
         let slot = next();
         let slot_in = seeded.then_some(slot);
         if seeded {
-            fixture.write(harness, LAYER, slot, &conv_state)?;
+            fixture.write(ctx, LAYER, slot, &conv_state)?;
         }
         let slot_out = if i % 2 == 0 { slot } else { next() };
         let mut segment = segment(*length, slot_in, slot_out);
@@ -176,12 +172,12 @@ pub(super) fn against_definition(
     }
     let mut before = Vec::new();
     for layer in 0..2 {
-        for slot in 0..if harness.timed() { 0 } else { slots as u32 } {
-            before.push(fixture.conv_state(harness, layer, Slot(slot))?);
+        for slot in 0..if ctx.timed() { 0 } else { slots as u32 } {
+            before.push(fixture.conv_state(ctx, layer, Slot(slot))?);
         }
     }
-    let output = fixture.run(harness, 0, &segments)?;
-    if harness.timed() {
+    let output = fixture.run(ctx, 0, &segments)?;
+    if ctx.timed() {
         return Ok(());
     }
     let channels = fixture.input.width;
@@ -196,7 +192,7 @@ pub(super) fn against_definition(
             channels,
             &widen(&conv_states[i]),
         );
-        harness.close(
+        ctx.close(
             format!("outputs of sequence {i}"),
             channels,
             &output[rows],
@@ -207,45 +203,41 @@ pub(super) fn against_definition(
             .iter()
             .map(|kept| (kept.after, kept.slot));
         for (after, slot) in ends_at.chain([(segment.length, segment.slot_out)]) {
-            let found = fixture.conv_state(harness, LAYER, slot)?;
+            let found = fixture.conv_state(ctx, LAYER, slot)?;
             let what = format!("the convolution state of sequence {i} after {after} tokens");
             let width = found.len();
-            harness.close_to(what, width, &found, &ends[after], Tolerance::Exact);
+            ctx.close_to(what, width, &found, &ends[after], Tolerance::Exact);
             written.push(slot);
         }
     }
     for (place, before) in before.iter().enumerate() {
         let (layer, slot) = (place / slots, Slot((place % slots) as u32));
         if layer != LAYER || !written.contains(&slot) {
-            let after = fixture.conv_state(harness, layer, slot)?;
+            let after = fixture.conv_state(ctx, layer, slot)?;
             let what = format!(
                 "the convolution state in slot {} of layer {layer}, not named",
                 slot.0
             );
-            harness.same(what, &after, before);
+            ctx.same(what, &after, before);
         }
     }
     Ok(())
 }
 
 /// A prompt cut in two gives what it gives in one call, and so does one resumed from a checkpoint.
-fn cut(harness: &mut Harness<'_>, shape: Shape, length: usize) -> Result<()> {
-    let mut fixture = Fixture::new(harness, Format::Bf16, shape, length, 4)?;
-    let whole = fixture.run(harness, 0, &[segment(length, None, Slot(0))])?;
-    let end = fixture.conv_state(harness, LAYER, Slot(0))?;
+fn cut(ctx: &mut CaseContext<'_>, shape: Shape, length: usize) -> Result<()> {
+    let mut fixture = Fixture::new(ctx, Format::Bf16, shape, length, 4)?;
+    let whole = fixture.run(ctx, 0, &[segment(length, None, Slot(0))])?;
+    let end = fixture.conv_state(ctx, LAYER, Slot(0))?;
     let width = fixture.input.width;
     for cut in 0..=length {
-        let mut output = fixture.run(harness, 0, &[segment(cut, None, Slot(1))])?;
-        let middle = fixture.conv_state(harness, LAYER, Slot(1))?;
-        output.extend(fixture.run(
-            harness,
-            cut,
-            &[segment(length - cut, Some(Slot(1)), Slot(2))],
-        )?);
+        let mut output = fixture.run(ctx, 0, &[segment(cut, None, Slot(1))])?;
+        let middle = fixture.conv_state(ctx, LAYER, Slot(1))?;
+        output.extend(fixture.run(ctx, cut, &[segment(length - cut, Some(Slot(1)), Slot(2))])?);
         let what = format!("outputs, cut after {cut}");
-        harness.close_to(what, width, &output, &widen(&whole), Tolerance::Split);
-        let found = fixture.conv_state(harness, LAYER, Slot(2))?;
-        harness.same(
+        ctx.close_to(what, width, &output, &widen(&whole), Tolerance::Split);
+        let found = fixture.conv_state(ctx, LAYER, Slot(2))?;
+        ctx.same(
             format!("the convolution state, cut after {cut}"),
             &found,
             &end,
@@ -258,55 +250,45 @@ fn cut(harness: &mut Harness<'_>, shape: Shape, length: usize) -> Result<()> {
             after: cut,
             slot: Slot(3),
         });
-        fixture.run(harness, 0, &[marked])?;
-        let kept = fixture.conv_state(harness, LAYER, Slot(3))?;
-        harness.same(
+        fixture.run(ctx, 0, &[marked])?;
+        let kept = fixture.conv_state(ctx, LAYER, Slot(3))?;
+        ctx.same(
             format!("the convolution state kept after {cut}"),
             &kept,
             &middle,
         );
-        let rest = fixture.run(
-            harness,
-            cut,
-            &[segment(length - cut, Some(Slot(3)), Slot(2))],
-        )?;
+        let rest = fixture.run(ctx, cut, &[segment(length - cut, Some(Slot(3)), Slot(2))])?;
         let what = format!("resumed after {cut}");
-        harness.same_in_f32(what, width, &rest, &whole[cut * width..]);
+        ctx.same_in_f32(what, width, &rest, &whole[cut * width..]);
     }
     Ok(())
 }
 
 /// Each sequence of a ragged batch has the bits that it has alone, and has them again each time.
-fn alone(harness: &mut Harness<'_>) -> Result<()> {
+fn alone(ctx: &mut CaseContext<'_>) -> Result<()> {
     let lengths = [1, 33, 0, 2, 7, 1];
-    let mut fixture = Fixture::new(
-        harness,
-        Format::Bf16,
-        [2, 2, 24, 20, 4],
-        44,
-        2 * lengths.len(),
-    )?;
+    let mut fixture = Fixture::new(ctx, Format::Bf16, [2, 2, 24, 20, 4], 44, 2 * lengths.len())?;
     let mut segments = Vec::new();
     for (i, length) in lengths.into_iter().enumerate() {
-        let conv_state = harness.activations(fixture.pool.layout.conv_state_len(), 1.0);
-        fixture.write(harness, LAYER, Slot(i as u32), &conv_state)?;
+        let conv_state = ctx.activations(fixture.pool.layout.conv_state_len(), 1.0);
+        fixture.write(ctx, LAYER, Slot(i as u32), &conv_state)?;
         let slot_out = Slot((lengths.len() + i) as u32);
         segments.push(segment(length, Some(Slot(i as u32)), slot_out));
     }
-    let together = fixture.run(harness, 0, &segments)?;
-    for time in 2..=harness.repeats {
-        let next = fixture.run(harness, 0, &segments)?;
-        harness.same(format!("outputs of call {time}"), &next, &together);
+    let together = fixture.run(ctx, 0, &segments)?;
+    for time in 2..=ctx.repeats {
+        let next = fixture.run(ctx, 0, &segments)?;
+        ctx.same(format!("outputs of call {time}"), &next, &together);
     }
     let (mut first, width) = (0, fixture.input.width);
     for (i, segment) in segments.iter().enumerate() {
-        let conv_state = fixture.conv_state(harness, LAYER, segment.slot_out)?;
-        let output = fixture.run(harness, first, std::slice::from_ref(segment))?;
+        let conv_state = fixture.conv_state(ctx, LAYER, segment.slot_out)?;
+        let output = fixture.run(ctx, first, std::slice::from_ref(segment))?;
         let rows = first * width..(first + segment.length) * width;
         let what = format!("outputs of sequence {i}");
-        harness.same_in_f32(what, width, &output, &together[rows]);
-        let single = fixture.conv_state(harness, LAYER, segment.slot_out)?;
-        harness.same(
+        ctx.same_in_f32(what, width, &output, &together[rows]);
+        let single = fixture.conv_state(ctx, LAYER, segment.slot_out)?;
+        ctx.same(
             format!("the convolution state of sequence {i}"),
             &single,
             &conv_state,
@@ -343,19 +325,17 @@ pub(super) fn cases() -> Vec<Case> {
                     format!("{format}/H={hk},{hv} K={k} V={v} taps={taps}/{lengths:?}/{start}");
                 add(
                     name,
-                    Box::new(move |harness| {
-                        against_definition(harness, format, shape, lengths, seeded)
-                    }),
+                    Box::new(move |ctx| against_definition(ctx, format, shape, lengths, seeded)),
                 );
             }
         }
     }
     add(
         "cut everywhere/T=21".to_owned(),
-        Box::new(|harness| cut(harness, [1, 1, 33, 20, 4], 21)),
+        Box::new(|ctx| cut(ctx, [1, 1, 33, 20, 4], 21)),
     );
     add("ragged is alone".to_owned(), Box::new(alone));
     cases
 }
 
-type Body = Box<dyn Fn(&mut Harness<'_>) -> Result<()> + Send + Sync>;
+type Body = Box<dyn Fn(&mut CaseContext<'_>) -> Result<()> + Send + Sync>;

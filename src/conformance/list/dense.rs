@@ -6,9 +6,9 @@ use crate::backend::{
     Swiglu,
 };
 use crate::checkpoint::Format;
-use crate::conformance::harness::plain;
+use crate::conformance::context::plain;
 use crate::conformance::oracle::{self, widen};
-use crate::conformance::{Case, Harness, Matrix, Tolerance};
+use crate::conformance::{Case, CaseContext, Matrix, Tolerance};
 use crate::error::BackendError;
 
 pub(super) const FORMATS: [Format; 3] = [Format::Bf16, Format::F16, Format::F32];
@@ -27,35 +27,32 @@ fn embed_cases(cases: &mut Vec<Case>) {
     for format in FORMATS {
         for (vocabulary, d, tokens) in [(50, 64, 17), (33, 20, 5), (7, 33, 65), (300, 256, 1)] {
             let name = format!("{format}/[{vocabulary},{d}]/T={tokens}");
-            cases.push(definition(
-                "embed",
-                name,
-                Tolerance::Rounded,
-                move |harness| embed(harness, format, [vocabulary, d], tokens),
-            ));
+            cases.push(definition("embed", name, Tolerance::Rounded, move |ctx| {
+                embed(ctx, format, [vocabulary, d], tokens)
+            }));
         }
     }
-    cases.extend(properties("embed", |harness| {
-        embed(harness, Format::Bf16, [50, 33], 33)
+    cases.extend(properties("embed", |ctx| {
+        embed(ctx, Format::Bf16, [50, 33], 33)
     }));
 }
 
 pub(super) fn embed(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     format: Format,
     [vocabulary, d]: [usize; 2],
     tokens: usize,
 ) -> Result<Operation> {
-    let table = harness.random_matrix(format, [1, vocabulary, d], 1.0)?;
+    let table = ctx.random_matrix(format, [1, vocabulary, d], 1.0)?;
     let mut ids: Vec<u32> = (0..tokens)
-        .map(|_| harness.random.below(vocabulary) as u32)
+        .map(|_| ctx.random.below(vocabulary) as u32)
         .collect();
     // The first and the last row are always among them.
     ids[0] = vocabulary as u32 - 1;
     if let Some(last) = ids.get_mut(1) {
         *last = 0;
     }
-    let answer = harness.answer(|| oracle::embed(&ids, &table.values, d));
+    let answer = ctx.answer(|| oracle::embed(&ids, &table.values, d));
     let weight = table.weight;
     let outputs = vec![Output::activation(d, answer)];
     let operation = Operation::new(tokens, Vec::new(), outputs, move |_, outputs| {
@@ -78,47 +75,38 @@ fn rms_norm_cases(cases: &mut Vec<Case>) {
             (0.0, 1e-5),
         ] {
             let name = format!("d={d}/T={tokens}/scale={scale:e} eps={eps:e}");
-            cases.push(definition(
-                "rms_norm",
-                name,
-                Tolerance::Close,
-                move |harness| rms_norm(harness, Format::Bf16, [tokens, d], scale, eps),
-            ));
+            cases.push(definition("rms_norm", name, Tolerance::Close, move |ctx| {
+                rms_norm(ctx, Format::Bf16, [tokens, d], scale, eps)
+            }));
         }
     }
     for format in [Format::F16, Format::F32] {
         let name = format!("{format}/d=100/T=7");
-        cases.push(definition(
-            "rms_norm",
-            name,
-            Tolerance::Close,
-            move |harness| rms_norm(harness, format, [7, 100], 1.0, 1e-5),
-        ));
+        cases.push(definition("rms_norm", name, Tolerance::Close, move |ctx| {
+            rms_norm(ctx, format, [7, 100], 1.0, 1e-5)
+        }));
     }
-    cases.extend(properties("rms_norm", |harness| {
-        rms_norm(harness, Format::Bf16, [33, 100], 1.0, 1e-5)
+    cases.extend(properties("rms_norm", |ctx| {
+        rms_norm(ctx, Format::Bf16, [33, 100], 1.0, 1e-5)
     }));
     for rows in [vec![0], vec![8], vec![1, 4, 5, 8], (0..9).collect(), vec![]] {
         let name = format!("output rows {rows:?} of 9");
-        cases.push(Case::new(
-            "rms_norm",
-            name,
-            Tolerance::Close,
-            move |harness| rms_norm_of_outputs(harness, &rows),
-        ));
+        cases.push(Case::new("rms_norm", name, Tolerance::Close, move |ctx| {
+            rms_norm_of_outputs(ctx, &rows)
+        }));
     }
 }
 
 pub(super) fn rms_norm(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     format: Format,
     [tokens, d]: [usize; 2],
     scale: f32,
     eps: f32,
 ) -> Result<Operation> {
-    let norm = harness.norm_weight(format, d)?;
-    let input = harness.activations(tokens * d, scale);
-    let answer = harness.answer(|| oracle::rms_norm(&widen(&input), &norm.values, eps));
+    let norm = ctx.norm_weight(format, d)?;
+    let input = ctx.activations(tokens * d, scale);
+    let answer = ctx.answer(|| oracle::rms_norm(&widen(&input), &norm.values, eps));
     let weight = norm.weight;
     Ok(Operation::new(
         tokens,
@@ -136,14 +124,14 @@ pub(super) fn rms_norm(
 }
 
 /// The head's way: one row a token goes in, one row an output comes out; then a linear map over those.
-fn rms_norm_of_outputs(harness: &mut Harness<'_>, rows: &[usize]) -> Result<()> {
+fn rms_norm_of_outputs(ctx: &mut CaseContext<'_>, rows: &[usize]) -> Result<()> {
     let (tokens, d, vocabulary, eps) = (9, 36, 21, 1e-5);
-    let norm = harness.norm_weight(Format::Bf16, d)?;
-    let head = harness.random_matrix(Format::Bf16, [1, vocabulary, d], 0.2)?;
-    let values = harness.activations(tokens * d, 1.0);
-    let input = harness.input(d, Element::Activation, &values)?;
-    let normed = harness.blank(Rows::Outputs, tokens, d, Element::Activation)?;
-    let logits = harness.blank(Rows::Outputs, tokens, vocabulary, Element::F32)?;
+    let norm = ctx.norm_weight(Format::Bf16, d)?;
+    let head = ctx.random_matrix(Format::Bf16, [1, vocabulary, d], 0.2)?;
+    let values = ctx.activations(tokens * d, 1.0);
+    let input = ctx.input(d, Element::Activation, &values)?;
+    let normed = ctx.blank(Rows::Outputs, tokens, d, Element::Activation)?;
+    let logits = ctx.blank(Rows::Outputs, tokens, vocabulary, Element::F32)?;
     let batch = Batch {
         outputs: rows
             .iter()
@@ -167,25 +155,25 @@ fn rms_norm_of_outputs(harness: &mut Harness<'_>, rows: &[usize]) -> Result<()> 
             output: logits,
         }),
     ];
-    let mut step = harness.compile(&batch, ops)?;
-    harness.submit(&mut *step, &batch)?;
+    let mut step = ctx.compile(&batch, ops)?;
+    ctx.submit(&mut *step, &batch)?;
     let wanted: Vec<f64> = rows
         .iter()
         .flat_map(|row| widen(&values[row * d..(row + 1) * d]))
         .collect();
     let answer = oracle::rms_norm(&wanted, &norm.values, eps);
-    let found = harness.read(normed, rows.len())?;
-    harness.close("the normed rows", d, &found, &answer);
+    let found = ctx.read(normed, rows.len())?;
+    ctx.close("the normed rows", d, &found, &answer);
     let answer = oracle::linear(&widen(&found), &head.values, d);
-    let found = harness.read(logits, rows.len())?;
-    harness.close("the logits", vocabulary, &found, &answer);
+    let found = ctx.read(logits, rows.len())?;
+    ctx.close("the logits", vocabulary, &found, &answer);
     Ok(())
 }
 
 fn linear_cases(cases: &mut Vec<Case>) {
     let plain = |shape: [usize; 2]| {
-        move |harness: &mut Harness<'_>, format| {
-            harness.random_matrix(
+        move |ctx: &mut CaseContext<'_>, format| {
+            ctx.random_matrix(
                 format,
                 [1, shape[0], shape[1]],
                 (shape[1] as f32).powf(-0.5),
@@ -206,51 +194,35 @@ fn linear_cases(cases: &mut Vec<Case>) {
         ] {
             let [out, width] = shape;
             let name = format!("{format}/[{out},{width}]/T={tokens}");
-            cases.push(definition(
-                "linear",
-                name,
-                Tolerance::Close,
-                move |harness| {
-                    let matrix = plain(shape)(harness, format)?;
-                    linear(harness, matrix, tokens, Element::Activation)
-                },
-            ));
+            cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
+                let matrix = plain(shape)(ctx, format)?;
+                linear(ctx, matrix, tokens, Element::Activation)
+            }));
         }
         // Columns cut out of stored rows, on even and odd places, and rows in parts of uneven size.
         for (stored, first, columns) in [(40, 8, 24), (45, 7, 21), (66, 33, 33)] {
             let name = format!("{format}/columns {first}..{} of {stored}", first + columns);
-            cases.push(definition(
-                "linear",
-                name,
-                Tolerance::Close,
-                move |harness| {
-                    let values = harness.random.normals(19 * stored, 0.2);
-                    let shape = [1, 19, columns];
-                    let matrix =
-                        harness.cut_matrix(format, shape, stored, first, &[5, 13, 1], values)?;
-                    linear(harness, matrix, 6, Element::Activation)
-                },
-            ));
+            cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
+                let values = ctx.random.normals(19 * stored, 0.2);
+                let shape = [1, 19, columns];
+                let matrix = ctx.cut_matrix(format, shape, stored, first, &[5, 13, 1], values)?;
+                linear(ctx, matrix, 6, Element::Activation)
+            }));
         }
         let name = format!("{format}/three parts below one another");
-        cases.push(definition(
-            "linear",
-            name,
-            Tolerance::Close,
-            move |harness| {
-                let values = harness.random.normals(31 * 27, 0.2);
-                let matrix = harness.cut_matrix(format, [1, 31, 27], 27, 0, &[3, 21, 7], values)?;
-                linear(harness, matrix, 6, Element::Activation)
-            },
-        ));
+        cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
+            let values = ctx.random.normals(31 * 27, 0.2);
+            let matrix = ctx.cut_matrix(format, [1, 31, 27], 27, 0, &[3, 21, 7], values)?;
+            linear(ctx, matrix, 6, Element::Activation)
+        }));
     }
     cases.push(definition(
         "linear",
         "to f32",
         Tolerance::Close,
-        move |harness| {
-            let matrix = plain([70, 36])(harness, Format::Bf16)?;
-            linear(harness, matrix, 5, Element::F32)
+        move |ctx| {
+            let matrix = plain([70, 36])(ctx, Format::Bf16)?;
+            linear(ctx, matrix, 5, Element::F32)
         },
     ));
     // Beyond 1 MiB, the binding limit that tests force.
@@ -258,18 +230,18 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "linear",
         "BF16/[1100,500]/T=2",
         Tolerance::Close,
-        move |harness| {
-            let matrix = plain([1100, 500])(harness, Format::Bf16)?;
-            linear(harness, matrix, 2, Element::Activation)
+        move |ctx| {
+            let matrix = plain([1100, 500])(ctx, Format::Bf16)?;
+            linear(ctx, matrix, 2, Element::Activation)
         },
     ));
     cases.push(definition(
         "linear",
         "no tokens",
         Tolerance::Close,
-        move |harness| {
-            let matrix = plain([8, 8])(harness, Format::F32)?;
-            linear(harness, matrix, 0, Element::Activation)
+        move |ctx| {
+            let matrix = plain([8, 8])(ctx, Format::F32)?;
+            linear(ctx, matrix, 0, Element::Activation)
         },
     ));
     // Rows of single tokens may be multiplied otherwise than those of longer segments, which lie between them here.
@@ -296,55 +268,45 @@ fn linear_cases(cases: &mut Vec<Case>) {
     ] {
         let [out, width] = shape;
         let name = format!("BF16/[{out},{width}]/T={tokens}, single tokens and pairs");
-        cases.push(definition(
-            "linear",
-            name,
-            Tolerance::Close,
-            move |harness| {
-                let matrix = plain(shape)(harness, Format::Bf16)?;
-                linear(harness, matrix, tokens, Element::Activation).map(single)
-            },
-        ));
+        cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
+            let matrix = plain(shape)(ctx, Format::Bf16)?;
+            linear(ctx, matrix, tokens, Element::Activation).map(single)
+        }));
     }
     cases.push(definition(
         "linear",
         "to f32, single tokens and pairs",
         Tolerance::Close,
-        move |harness| {
-            let matrix = plain([70, 36])(harness, Format::Bf16)?;
-            linear(harness, matrix, 15, Element::F32).map(single)
+        move |ctx| {
+            let matrix = plain([70, 36])(ctx, Format::Bf16)?;
+            linear(ctx, matrix, 15, Element::F32).map(single)
         },
     ));
     for (name, question) in [
         ("single tokens are alone beside pairs", Question::Alone),
         ("single tokens and pairs again", Question::Again),
     ] {
-        cases.push(Case::new(
-            "linear",
-            name,
-            Tolerance::Exact,
-            move |harness| {
-                let matrix = plain([70, 100])(harness, Format::Bf16)?;
-                let operation = linear(harness, matrix, 70, Element::F32)?;
-                ask(harness, question, single(operation))
-            },
-        ));
+        cases.push(Case::new("linear", name, Tolerance::Exact, move |ctx| {
+            let matrix = plain([70, 100])(ctx, Format::Bf16)?;
+            let operation = linear(ctx, matrix, 70, Element::F32)?;
+            ask(ctx, question, single(operation))
+        }));
     }
-    cases.extend(properties("linear", move |harness| {
-        let matrix = plain([70, 100])(harness, Format::Bf16)?;
-        linear(harness, matrix, 37, Element::Activation)
+    cases.extend(properties("linear", move |ctx| {
+        let matrix = plain([70, 100])(ctx, Format::Bf16)?;
+        linear(ctx, matrix, 37, Element::Activation)
     }));
 }
 
 pub(super) fn linear(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     matrix: Matrix,
     tokens: usize,
     element: Element,
 ) -> Result<Operation> {
     let (rows, columns) = (matrix.weight.rows, matrix.weight.columns);
-    let input = harness.activations(tokens * columns, 1.0);
-    let answer = harness.answer(|| oracle::linear(&widen(&input), &matrix.values, columns));
+    let input = ctx.activations(tokens * columns, 1.0);
+    let answer = ctx.answer(|| oracle::linear(&widen(&input), &matrix.values, columns));
     let weight = matrix.weight;
     let mut output = Output::activation(rows, answer);
     output.place = Place::New(element);
@@ -365,34 +327,28 @@ pub(super) fn linear(
 fn elementwise_cases(cases: &mut Vec<Case>) {
     for (n, tokens, scale) in [(20, 5, 1.0), (33, 17, 1.0), (64, 1, 10.0), (1024, 3, 30.0)] {
         let name = format!("n={n}/T={tokens}/scale={scale}");
-        cases.push(definition(
-            "swiglu",
-            name,
-            Tolerance::Close,
-            move |harness| swiglu(harness, tokens, n, scale),
-        ));
+        cases.push(definition("swiglu", name, Tolerance::Close, move |ctx| {
+            swiglu(ctx, tokens, n, scale)
+        }));
     }
-    cases.extend(properties("swiglu", |harness| swiglu(harness, 33, 40, 3.0)));
+    cases.extend(properties("swiglu", |ctx| swiglu(ctx, 33, 40, 3.0)));
     for (d, tokens) in [(20, 5), (33, 17), (2304, 2), (1, 1)] {
         let name = format!("d={d}/T={tokens}");
-        cases.push(definition(
-            "add",
-            name,
-            Tolerance::Rounded,
-            move |harness| add(harness, tokens, d),
-        ));
+        cases.push(definition("add", name, Tolerance::Rounded, move |ctx| {
+            add(ctx, tokens, d)
+        }));
     }
-    cases.extend(properties("add", |harness| add(harness, 33, 33)));
+    cases.extend(properties("add", |ctx| add(ctx, 33, 33)));
 }
 
 pub(super) fn swiglu(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     tokens: usize,
     n: usize,
     scale: f32,
 ) -> Result<Operation> {
-    let input = harness.activations(tokens * 2 * n, scale);
-    let answer = harness.answer(|| oracle::swiglu(&widen(&input), n));
+    let input = ctx.activations(tokens * 2 * n, scale);
+    let answer = ctx.answer(|| oracle::swiglu(&widen(&input), n));
     Ok(Operation::new(
         tokens,
         vec![Input::activation(2 * n, input)],
@@ -406,10 +362,10 @@ pub(super) fn swiglu(
     ))
 }
 
-pub(super) fn add(harness: &mut Harness<'_>, tokens: usize, d: usize) -> Result<Operation> {
+pub(super) fn add(ctx: &mut CaseContext<'_>, tokens: usize, d: usize) -> Result<Operation> {
     let (source, target) = (
-        harness.activations(tokens * d, 1.0),
-        harness.activations(tokens * d, 1.0),
+        ctx.activations(tokens * d, 1.0),
+        ctx.activations(tokens * d, 1.0),
     );
     let answer = source
         .iter()
@@ -436,12 +392,12 @@ pub(super) fn add(harness: &mut Harness<'_>, tokens: usize, d: usize) -> Result<
 
 /// One rank by itself: a sum over ranks changes nothing, a gathering is a copy.
 fn collective_cases(cases: &mut Vec<Case>) {
-    let single = |harness: &Harness<'_>| {
-        if harness.backend.shard().ranks == 1 {
+    let single = |ctx: &CaseContext<'_>| {
+        if ctx.backend.shard().ranks == 1 {
             return Ok(());
         }
         Err(BackendError::Unsupported {
-            backend: harness.backend.device().backend,
+            backend: ctx.backend.device().backend,
             what: "a rank by itself; this case is about one".to_owned(),
         })
     };
@@ -449,14 +405,14 @@ fn collective_cases(cases: &mut Vec<Case>) {
         "all_reduce",
         "one rank",
         Tolerance::Exact,
-        move |harness| {
-            single(harness)?;
-            let values = harness.activations(5 * 33, 1.0);
-            let target = harness.input(33, Element::Activation, &values)?;
-            let mut step = harness.compile(&plain(5), [Op::from(AllReduce { target })])?;
-            harness.submit(&mut *step, &plain(5))?;
-            let found = harness.read(target, 5)?;
-            harness.same("the target", &found, &values);
+        move |ctx| {
+            single(ctx)?;
+            let values = ctx.activations(5 * 33, 1.0);
+            let target = ctx.input(33, Element::Activation, &values)?;
+            let mut step = ctx.compile(&plain(5), [Op::from(AllReduce { target })])?;
+            ctx.submit(&mut *step, &plain(5))?;
+            let found = ctx.read(target, 5)?;
+            ctx.same("the target", &found, &values);
             Ok(())
         },
     ));
@@ -464,16 +420,16 @@ fn collective_cases(cases: &mut Vec<Case>) {
         "all_gather",
         "one rank",
         Tolerance::Exact,
-        move |harness| {
-            single(harness)?;
-            let values = harness.activations(5 * 33, 1.0);
-            let input = harness.input(33, Element::Activation, &values)?;
-            let output = harness.output(5, 33)?;
+        move |ctx| {
+            single(ctx)?;
+            let values = ctx.activations(5 * 33, 1.0);
+            let input = ctx.input(33, Element::Activation, &values)?;
+            let output = ctx.output(5, 33)?;
             let gather = AllGather { input, output };
-            let mut step = harness.compile(&plain(5), [Op::from(gather)])?;
-            harness.submit(&mut *step, &plain(5))?;
-            let found = harness.read(output, 5)?;
-            harness.same("the output", &found, &values);
+            let mut step = ctx.compile(&plain(5), [Op::from(gather)])?;
+            ctx.submit(&mut *step, &plain(5))?;
+            let found = ctx.read(output, 5)?;
+            ctx.same("the output", &found, &values);
             Ok(())
         },
     ));

@@ -4,7 +4,7 @@ use super::rows::{Answer, Input, Operation, Output, Place, definition, propertie
 use crate::backend::{Element, GatedNorm, KdaGates, Op, Result};
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, widen};
-use crate::conformance::{Case, Harness, Tolerance};
+use crate::conformance::{Case, CaseContext, Tolerance};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -19,16 +19,13 @@ pub(super) fn cases() -> Vec<Case> {
     ] {
         for (heads, width, tokens) in [(2, 128, 9), (3, 20, 17), (1, 33, 1)] {
             let name = format!("{name}/H={heads} K={width}/T={tokens}");
-            cases.push(definition(
-                "kda_gates",
-                name,
-                Tolerance::Full,
-                move |harness| gates(harness, [tokens, heads, width], low, high),
-            ));
+            cases.push(definition("kda_gates", name, Tolerance::Full, move |ctx| {
+                gates(ctx, [tokens, heads, width], low, high)
+            }));
         }
     }
-    cases.extend(properties("kda_gates", |harness| {
-        gates(harness, [33, 3, 32], -6.0, 6.0)
+    cases.extend(properties("kda_gates", |ctx| {
+        gates(ctx, [33, 3, 32], -6.0, 6.0)
     }));
     for (heads, width, tokens) in [(2, 128, 9), (3, 20, 17), (1, 33, 1), (4, 96, 5)] {
         for (scale, eps) in [(1.0, 1e-5), (2e-3, 1e-5), (0.0, 1e-5)] {
@@ -37,43 +34,41 @@ pub(super) fn cases() -> Vec<Case> {
                 "gated_norm",
                 name,
                 Tolerance::Close,
-                move |harness| gated_norm(harness, [tokens, heads, width], scale, eps),
+                move |ctx| gated_norm(ctx, [tokens, heads, width], scale, eps),
             ));
         }
     }
-    cases.extend(properties("gated_norm", |harness| {
-        gated_norm(harness, [33, 3, 48], 1.0, 1e-5)
+    cases.extend(properties("gated_norm", |ctx| {
+        gated_norm(ctx, [33, 3, 48], 1.0, 1e-5)
     }));
     cases
 }
 
 pub(super) fn gates(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     [tokens, heads, width]: [usize; 3],
     low: f32,
     high: f32,
 ) -> Result<Operation> {
     // The logarithms of rates 1 .. 16, and of steps 1e-3 .. 1e-1 as softplus has them.
-    let a_log = (0..heads)
-        .map(|_| 2.75 * harness.random.uniform())
-        .collect();
-    let a_log = harness.matrix(Format::F32, [1, heads, 1], a_log)?;
+    let a_log = (0..heads).map(|_| 2.75 * ctx.random.uniform()).collect();
+    let a_log = ctx.matrix(Format::F32, [1, heads, 1], a_log)?;
     let biases: Vec<f32> = (0..heads * width)
-        .map(|_| -7.0 + 5.0 * harness.random.uniform())
+        .map(|_| -7.0 + 5.0 * ctx.random.uniform())
         .collect();
-    let dt_bias = harness.matrix(Format::F32, [1, heads * width, 1], biases.clone())?;
-    let spread = |harness: &mut Harness<'_>, n: usize| -> Vec<f32> {
+    let dt_bias = ctx.matrix(Format::F32, [1, heads * width, 1], biases.clone())?;
+    let spread = |ctx: &mut CaseContext<'_>, n: usize| -> Vec<f32> {
         (0..n)
-            .map(|_| low + (high - low) * harness.random.uniform())
+            .map(|_| low + (high - low) * ctx.random.uniform())
             .collect()
     };
-    let mut decay = spread(harness, tokens * heads * width);
+    let mut decay = spread(ctx, tokens * heads * width);
     for (i, decay) in decay.iter_mut().enumerate() {
         *decay -= biases[i % (heads * width)];
     }
-    let decay = harness.rounded(decay);
-    let write = spread(harness, tokens * heads);
-    let write = harness.rounded(write);
+    let decay = ctx.rounded(decay);
+    let write = spread(ctx, tokens * heads);
+    let write = ctx.rounded(write);
     let output = |name, width, answer| Output {
         name,
         width,
@@ -81,7 +76,7 @@ pub(super) fn gates(
         answer: Answer::Elements(answer),
     };
     let log_decay =
-        harness.answer(|| oracle::log_decay(&widen(&decay), &a_log.values, &dt_bias.values));
+        ctx.answer(|| oracle::log_decay(&widen(&decay), &a_log.values, &dt_bias.values));
     let outputs = vec![
         output("the log decay", heads * width, log_decay),
         output(
@@ -112,16 +107,16 @@ pub(super) fn gates(
 }
 
 pub(super) fn gated_norm(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     [tokens, heads, width]: [usize; 3],
     scale: f32,
     eps: f32,
 ) -> Result<Operation> {
-    let norm = harness.norm_weight(Format::Bf16, width)?;
-    let input = harness.activations(tokens * heads * width, scale);
-    let gate = harness.activations(tokens * heads * width, 3.0);
+    let norm = ctx.norm_weight(Format::Bf16, width)?;
+    let input = ctx.activations(tokens * heads * width, scale);
+    let gate = ctx.activations(tokens * heads * width, 3.0);
     let answer =
-        harness.answer(|| oracle::gated_norm(&widen(&input), &widen(&gate), &norm.values, eps));
+        ctx.answer(|| oracle::gated_norm(&widen(&input), &widen(&gate), &norm.values, eps));
     let weight = norm.weight;
     Ok(Operation::new(
         tokens,

@@ -5,7 +5,7 @@
 use super::kda_fixture::{Fixture, segment};
 use super::kda_input::{KdaCase, Shape};
 use crate::backend::{Form, Result, Slot};
-use crate::conformance::{Case, Gates, Harness, Random, Tolerance};
+use crate::conformance::{Case, CaseContext, Gates, Random, Tolerance};
 
 /// Lengths that find bugs (`spec/kda.md`, section 5): around chunks, warps and workgroups.
 const LENGTHS: [usize; 17] = [
@@ -23,30 +23,30 @@ pub(super) const fn form_name(form: Form) -> &'static str {
 
 /// Runs a ragged batch and compares outputs and final states by rows, each sequence by itself.
 pub(super) fn against_definition(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     case: &KdaCase,
     form: Form,
 ) -> Result<()> {
-    let by = case.by(harness.precision());
+    let by = case.by(ctx.precision());
     let count = case.lengths.len();
-    let mut fixture = Fixture::new(harness, case, form, count.max(1), 2 * count + 2)?;
+    let mut fixture = Fixture::new(ctx, case, form, count.max(1), 2 * count + 2)?;
     let (mut segments, mut written) = (Vec::new(), Vec::new());
     for (i, length) in case.lengths.iter().enumerate() {
         // Every other sequence has its state updated in place.
         let (from, other) = (Slot(2 * i as u32 + 1), Slot(2 * i as u32));
-        let slot_in = fixture.seed(harness, i, from)?;
+        let slot_in = fixture.seed(ctx, i, from)?;
         let slot_out = if i % 2 == 0 { from } else { other };
         segments.push(segment(*length, slot_in, slot_out));
         written.push(slot_out);
     }
-    let before = if harness.timed() {
+    let before = if ctx.timed() {
         Vec::new()
     } else {
-        fixture.snapshot(harness)?
+        fixture.snapshot(ctx)?
     };
     let ranges: Vec<_> = (0..count).map(|i| case.rows(i)).collect();
-    let output = fixture.run(harness, &ranges, segments)?;
-    if harness.timed() {
+    let output = fixture.run(ctx, &ranges, segments)?;
+    if ctx.timed() {
         return Ok(());
     }
     let answers = fixture.case().answers();
@@ -55,21 +55,21 @@ pub(super) fn against_definition(
     for (i, slot) in written.iter().enumerate() {
         let rows = ranges[i].start * width..ranges[i].end * width;
         let label = |what: &str| format!("{what} of sequence {i} ({} tokens)", case.lengths[i]);
-        harness.close(
+        ctx.close(
             label("outputs"),
             by,
             &output[rows.clone()],
             &answers.output[rows],
         );
-        let state = fixture.state(harness, *slot)?;
-        harness.close(
+        let state = fixture.state(ctx, *slot)?;
+        ctx.close(
             label("the state"),
             by,
             &state,
             &answers.states[i * len..(i + 1) * len],
         );
     }
-    fixture.untouched(harness, &before, &written)
+    fixture.untouched(ctx, &before, &written)
 }
 
 impl Case {
@@ -77,12 +77,9 @@ impl Case {
     #[must_use]
     pub fn kda(name: &str, form: Form, case: KdaCase) -> Self {
         let (bytes, flops) = case.work(form);
-        Self::new(
-            form_name(form),
-            name,
-            Tolerance::Recurrence,
-            move |harness| against_definition(harness, &case, form),
-        )
+        Self::new(form_name(form), name, Tolerance::Recurrence, move |ctx| {
+            against_definition(ctx, &case, form)
+        })
         .with_work(bytes, flops)
     }
 }
@@ -93,15 +90,10 @@ fn random_case(
     name: String,
     make: impl Fn(&mut Random) -> KdaCase + Send + Sync + 'static,
 ) -> Case {
-    Case::new(
-        form_name(form),
-        name,
-        Tolerance::Recurrence,
-        move |harness| {
-            let case = make(&mut harness.random);
-            against_definition(harness, &case, form)
-        },
-    )
+    Case::new(form_name(form), name, Tolerance::Recurrence, move |ctx| {
+        let case = make(&mut ctx.random);
+        against_definition(ctx, &case, form)
+    })
 }
 
 const HEAD: Shape = [1, 1, 128, 128];

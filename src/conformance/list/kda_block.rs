@@ -8,7 +8,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Recurrence, widen};
-use crate::conformance::{By, Case, Harness, Matrix, Tolerance};
+use crate::conformance::{By, Case, CaseContext, Matrix, Tolerance};
 
 /// A block's sizes, and how its vectors and taps are stored.
 #[derive(Clone, Copy)]
@@ -52,36 +52,30 @@ struct Fixture {
     weights: Weights,
 }
 
-fn weights(harness: &mut Harness<'_>, shape: Shape) -> Result<Weights> {
+fn weights(ctx: &mut CaseContext<'_>, shape: Shape) -> Result<Weights> {
     let [hk, hv, k, v, d, rank, taps] = shape.sizes;
     let [conv, a_log_format, dt_bias_format, norm] = shape.formats;
     let channels = 2 * hk * k + hv * v;
-    let a_log = (0..hv).map(|_| 2.0 * harness.random.uniform()).collect();
+    let a_log = (0..hv).map(|_| 2.0 * ctx.random.uniform()).collect();
     let dt_bias = (0..hv * k)
-        .map(|_| -5.0 + 5.0 * harness.random.uniform())
+        .map(|_| -5.0 + 5.0 * ctx.random.uniform())
         .collect();
     Ok(Weights {
-        qkv: projection(harness, channels, d)?,
-        conv: harness.random_matrix(conv, [1, channels, taps], 0.5)?,
-        decay: [
-            projection(harness, rank, d)?,
-            projection(harness, hv * k, rank)?,
-        ],
-        beta: projection(harness, hv, d)?,
-        a_log: harness.matrix(a_log_format, [1, hv, 1], a_log)?,
-        dt_bias: harness.matrix(dt_bias_format, [1, hv * k, 1], dt_bias)?,
-        gate: [
-            projection(harness, rank, d)?,
-            projection(harness, hv * v, rank)?,
-        ],
-        norm: harness.norm_weight(norm, v)?,
-        output: projection(harness, d, hv * v)?,
+        qkv: projection(ctx, channels, d)?,
+        conv: ctx.random_matrix(conv, [1, channels, taps], 0.5)?,
+        decay: [projection(ctx, rank, d)?, projection(ctx, hv * k, rank)?],
+        beta: projection(ctx, hv, d)?,
+        a_log: ctx.matrix(a_log_format, [1, hv, 1], a_log)?,
+        dt_bias: ctx.matrix(dt_bias_format, [1, hv * k, 1], dt_bias)?,
+        gate: [projection(ctx, rank, d)?, projection(ctx, hv * v, rank)?],
+        norm: ctx.norm_weight(norm, v)?,
+        output: projection(ctx, d, hv * v)?,
     })
 }
 
 impl Fixture {
     /// Plans the block for `tokens` tokens; slots hold NaN.
-    fn new(harness: &mut Harness<'_>, shape: Shape, tokens: usize, slots: usize) -> Result<Self> {
+    fn new(ctx: &mut CaseContext<'_>, shape: Shape, tokens: usize, slots: usize) -> Result<Self> {
         let [hk, hv, k, v, d, rank, taps] = shape.sizes;
         let layout = StateLayout {
             layers: 2,
@@ -92,21 +86,20 @@ impl Fixture {
             taps,
             slots,
         };
-        let pool = harness.backend.state_pool(layout)?;
+        let pool = ctx.backend.state_pool(layout)?;
         let nothing = record(
             &layout,
             &vec![f32::NAN; layout.state_len()],
             &vec![f32::NAN; layout.conv_state_len()],
         );
         for slot in 0..slots as u32 {
-            harness
-                .backend
+            ctx.backend
                 .write_state(&pool, LAYER, Slot(slot), &nothing)?;
         }
-        let values = harness.activations(tokens * d, 1.0);
-        let weights = weights(harness, shape)?;
+        let values = ctx.activations(tokens * d, 1.0);
+        let weights = weights(ctx, shape)?;
         let channels = layout.channels();
-        let mut plan = |width, element| harness.blank(Rows::Tokens, tokens, width, element);
+        let mut plan = |width, element| ctx.blank(Rows::Tokens, tokens, width, element);
         let (activation, f32) = (Element::Activation, Element::F32);
         let block = KdaBlock {
             input: plan(d, activation)?,
@@ -140,7 +133,7 @@ impl Fixture {
             blocks: 0,
             checkpoints: slots,
         };
-        let steps = both_ways(harness, Op::from(block), capacity)?;
+        let steps = both_ways(ctx, Op::from(block), capacity)?;
         let scratch = vec![
             block.qkv,
             block.qkv_conv,
@@ -168,20 +161,18 @@ impl Fixture {
     }
 
     /// Gives a slot a past, and what it is.
-    fn seed(&self, harness: &mut Harness<'_>, slot: Slot) -> Result<(Vec<f32>, Vec<f32>)> {
+    fn seed(&self, ctx: &mut CaseContext<'_>, slot: Slot) -> Result<(Vec<f32>, Vec<f32>)> {
         let layout = self.pool.layout;
-        let state = harness.random.normals(layout.state_len(), 0.3);
-        let conv_state = harness.activations(layout.conv_state_len(), 1.0);
+        let state = ctx.random.normals(layout.state_len(), 0.3);
+        let conv_state = ctx.activations(layout.conv_state_len(), 1.0);
         let past = record(&layout, &state, &conv_state);
-        harness
-            .backend
-            .write_state(&self.pool, LAYER, slot, &past)?;
+        ctx.backend.write_state(&self.pool, LAYER, slot, &past)?;
         Ok((state, conv_state))
     }
 
     /// A slot's state `[H, K, V]` and convolution state.
-    fn read(&self, harness: &mut Harness<'_>, slot: Slot) -> Result<[Vec<f32>; 2]> {
-        let record = harness.backend.read_state(&self.pool, LAYER, slot).wait()?;
+    fn read(&self, ctx: &mut CaseContext<'_>, slot: Slot) -> Result<[Vec<f32>; 2]> {
+        let record = ctx.backend.read_state(&self.pool, LAYER, slot).wait()?;
         Ok([record.key_value().into_owned(), record.conv_state])
     }
 
@@ -245,15 +236,15 @@ impl Fixture {
 
 /// A ragged batch, every other sequence with a past, the long one with a checkpoint inside, those of one token with one at
 /// their end.
-fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]) -> Result<()> {
+fn against_definition(ctx: &mut CaseContext<'_>, shape: Shape, lengths: &[usize]) -> Result<()> {
     let tokens = lengths.iter().sum();
     let count = lengths.len() as u32;
-    let mut fixture = Fixture::new(harness, shape, tokens, 3 * lengths.len())?;
+    let mut fixture = Fixture::new(ctx, shape, tokens, 3 * lengths.len())?;
     let mut segments: Vec<Segment> = Vec::new();
     let mut pasts = Vec::new();
     for (i, length) in (0..).zip(lengths.iter().copied()) {
         let past = if i % 2 == 1 {
-            Some(fixture.seed(harness, Slot(i))?)
+            Some(fixture.seed(ctx, Slot(i))?)
         } else {
             None
         };
@@ -269,25 +260,25 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
         let kept = segment.checkpoints.iter().map(|checkpoint| checkpoint.slot);
         kept.chain([segment.slot_out]).collect()
     };
-    let own = fixture.block.run(harness, OWN, 0, &segments)?;
+    let own = fixture.block.run(ctx, OWN, 0, &segments)?;
     let mut found = Vec::new();
     for slot in segments.iter().flat_map(slots) {
-        found.push(fixture.read(harness, slot)?);
+        found.push(fixture.read(ctx, slot)?);
     }
-    let composed = fixture.block.run(harness, COMPOSED, 0, &segments)?;
+    let composed = fixture.block.run(ctx, COMPOSED, 0, &segments)?;
     let d = fixture.block.output.width;
     let bys = fixture.by();
-    harness.close(
+    ctx.close(
         "the output, against the composition",
         d,
         &own,
         &widen(&composed),
     );
     for (slot, found) in segments.iter().flat_map(slots).zip(&found) {
-        let composed = fixture.read(harness, slot)?;
+        let composed = fixture.read(ctx, slot)?;
         for ((composed, found), by) in composed.iter().zip(found).zip(bys) {
             let what = format!("slot {}, against the composition", slot.0);
-            harness.close(what, by, found, &widen(composed));
+            ctx.close(what, by, found, &widen(composed));
         }
     }
     let (mut first, mut found) = (0, found.into_iter());
@@ -307,10 +298,10 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
         let ends: Vec<usize> = segment.checkpoints.iter().map(|kept| kept.after).collect();
         let (answer, states) = fixture.answer(rows.clone(), past, &ends);
         let what = format!("the output of sequence {i}");
-        harness.close(what, d, &own[rows.start * d..rows.end * d], &answer);
+        ctx.close(what, d, &own[rows.start * d..rows.end * d], &answer);
         for (answer, found) in states.iter().zip(&mut found) {
             for (which, name) in ["state", "conv_state"].into_iter().enumerate() {
-                harness.close(
+                ctx.close(
                     format!("the {name} of sequence {i}"),
                     bys[which],
                     &found[which],
@@ -323,33 +314,33 @@ fn against_definition(harness: &mut Harness<'_>, shape: Shape, lengths: &[usize]
 }
 
 /// Ragged batches, cuts, checkpoints and repetition.
-fn properties(harness: &mut Harness<'_>, shape: Shape) -> Result<()> {
+fn properties(ctx: &mut CaseContext<'_>, shape: Shape) -> Result<()> {
     let tokens: usize = LENGTHS.iter().sum();
     let count = LENGTHS.len() as u32;
-    let mut fixture = Fixture::new(harness, shape, tokens, 2 * LENGTHS.len() + 3)?;
+    let mut fixture = Fixture::new(ctx, shape, tokens, 2 * LENGTHS.len() + 3)?;
     let mut segments = Vec::new();
     for (i, length) in (0..).zip(LENGTHS) {
-        fixture.seed(harness, Slot(i))?;
+        fixture.seed(ctx, Slot(i))?;
         segments.push(segment(length, Some(Slot(i)), Slot(count + i)));
     }
-    let together = fixture.block.run(harness, OWN, 0, &segments)?;
-    for time in 2..=harness.repeats {
-        let next = fixture.block.run(harness, OWN, 0, &segments)?;
-        harness.same(format!("the output of call {time}"), &next, &together);
+    let together = fixture.block.run(ctx, OWN, 0, &segments)?;
+    for time in 2..=ctx.repeats {
+        let next = fixture.block.run(ctx, OWN, 0, &segments)?;
+        ctx.same(format!("the output of call {time}"), &next, &together);
     }
     let (mut first, d, bys) = (0, fixture.block.output.width, fixture.by());
     for (i, whole) in segments.iter().enumerate() {
         let length = whole.length;
         let of = |what: &str| format!("{what} of sequence {i} ({length} tokens)");
-        let end = fixture.read(harness, whole.slot_out)?;
+        let end = fixture.read(ctx, whole.slot_out)?;
         let output = &together[first * d..(first + length) * d];
         let alone = fixture
             .block
-            .run(harness, OWN, first, std::slice::from_ref(whole))?;
-        harness.same_in_f32(of("the output"), d, &alone, output);
-        let kept = fixture.read(harness, whole.slot_out)?;
+            .run(ctx, OWN, first, std::slice::from_ref(whole))?;
+        ctx.same_in_f32(of("the output"), d, &alone, output);
+        let kept = fixture.read(ctx, whole.slot_out)?;
         for ((alone, end), by) in kept.iter().zip(&end).zip(bys) {
-            harness.same_in_f32(of("the slot"), by, alone, end);
+            ctx.same_in_f32(of("the slot"), by, alone, end);
         }
         let (middle, last, kept) = (Slot(2 * count), Slot(2 * count + 1), Slot(2 * count + 2));
         for cut in 0..=length {
@@ -357,17 +348,17 @@ fn properties(harness: &mut Harness<'_>, shape: Shape) -> Result<()> {
                 segment(cut, whole.slot_in, middle),
                 segment(length - cut, Some(middle), last),
             ];
-            let mut found = fixture.block.run(harness, OWN, first, &parts[..1])?;
-            found.extend(fixture.block.run(harness, OWN, first + cut, &parts[1..])?);
-            harness.close_to(
+            let mut found = fixture.block.run(ctx, OWN, first, &parts[..1])?;
+            found.extend(fixture.block.run(ctx, OWN, first + cut, &parts[1..])?);
+            ctx.close_to(
                 of(&format!("cut after {cut}, the output")),
                 By::among(d),
                 &found,
                 &widen(output),
                 Tolerance::Split,
             );
-            for ((found, end), by) in fixture.read(harness, last)?.iter().zip(&end).zip(bys) {
-                harness.close_to(
+            for ((found, end), by) in fixture.read(ctx, last)?.iter().zip(&end).zip(bys) {
+                ctx.close_to(
                     of(&format!("cut after {cut}, the slot")),
                     by,
                     found,
@@ -382,10 +373,10 @@ fn properties(harness: &mut Harness<'_>, shape: Shape) -> Result<()> {
                     after: cut,
                     slot: kept,
                 });
-                let marked = fixture.block.run(harness, OWN, first, &[marked])?;
+                let marked = fixture.block.run(ctx, OWN, first, &[marked])?;
                 let rest = segment(length - cut, Some(kept), last);
-                let rest = fixture.block.run(harness, OWN, first + cut, &[rest])?;
-                harness.same_in_f32(
+                let rest = fixture.block.run(ctx, OWN, first + cut, &[rest])?;
+                ctx.same_in_f32(
                     of(&format!("resumed after {cut}")),
                     d,
                     &rest,
@@ -422,27 +413,19 @@ pub(super) fn cases() -> Vec<Case> {
             "kda_block",
             &name,
             Tolerance::Block,
-            move |harness| against_definition(harness, shape, &LENGTHS),
+            move |ctx| against_definition(ctx, shape, &LENGTHS),
         ));
         let name = format!("{name}/alone, cut, resumed and again");
-        cases.push(Case::new(
-            "kda_block",
-            name,
-            Tolerance::Split,
-            move |harness| properties(harness, shape),
-        ));
+        cases.push(Case::new("kda_block", name, Tolerance::Split, move |ctx| {
+            properties(ctx, shape)
+        }));
     }
-    cases.push(Case::new(
-        "kda_block",
-        "long",
-        Tolerance::Block,
-        |harness| {
-            let shape = Shape {
-                sizes: [2, 2, 16, 24, 20, 8, 4],
-                formats: STORED[0],
-            };
-            against_definition(harness, shape, &LONG)
-        },
-    ));
+    cases.push(Case::new("kda_block", "long", Tolerance::Block, |ctx| {
+        let shape = Shape {
+            sizes: [2, 2, 16, 24, 20, 8, 4],
+            formats: STORED[0],
+        };
+        against_definition(ctx, shape, &LONG)
+    }));
     cases
 }

@@ -7,7 +7,7 @@ use crate::backend::{
     Batch, Capacity, Element, Form, KdaRecurrence, Orientation, Program, Result, Rows, Segment,
     Slot, StateLayout, StatePool, StateRecord, Step, Tensor,
 };
-use crate::conformance::Harness;
+use crate::conformance::CaseContext;
 
 /// Layers of the pools in these cases, and the one that is used.
 pub(super) const LAYERS: usize = 2;
@@ -25,20 +25,20 @@ pub(super) struct Fixture {
 impl Fixture {
     /// Plans the recurrence for batches of at most `segments` segments and as many checkpoints, with all slots poisoned.
     pub(super) fn new(
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         case: &KdaCase,
         form: Form,
         segments: usize,
         slots: usize,
     ) -> Result<Self> {
         let layout = case.layout(slots);
-        let pool = harness.backend.state_pool(layout)?;
+        let pool = ctx.backend.state_pool(layout)?;
         let tokens = case.tokens();
-        let qkv = harness.output(tokens, layout.channels())?;
-        let mut plan = |width| harness.blank(Rows::Tokens, tokens, width, Element::F32);
+        let qkv = ctx.output(tokens, layout.channels())?;
+        let mut plan = |width| ctx.blank(Rows::Tokens, tokens, width, Element::F32);
         let gates = plan(layout.value_heads * layout.key_width)?;
         let beta = plan(layout.value_heads)?;
-        let output = harness.output(tokens, layout.value_heads * layout.value_width)?;
+        let output = ctx.output(tokens, layout.value_heads * layout.value_width)?;
         let capacity = Capacity {
             tokens: tokens + 1,
             segments,
@@ -55,11 +55,11 @@ impl Fixture {
             form,
             output,
         };
-        let step = harness
+        let step = ctx
             .backend
             .compile(&Program::from_iter([recurrence]), capacity)?;
         let mut case = case.clone();
-        let rounded = harness.rounded(case.qkv.clone());
+        let rounded = ctx.rounded(case.qkv.clone());
         if rounded != case.qkv {
             // Answers from elsewhere are to the numbers given there: a device that rounds those is held to the definition
             // on what it holds, as in every other case.
@@ -72,19 +72,17 @@ impl Fixture {
             output,
             step,
         };
-        fixture.poison(harness)?;
+        fixture.poison(ctx)?;
         Ok(fixture)
     }
 
     /// Fills every slot of every layer with NaN.
-    pub(super) fn poison(&self, harness: &mut Harness<'_>) -> Result<()> {
+    pub(super) fn poison(&self, ctx: &mut CaseContext<'_>) -> Result<()> {
         let state = vec![f32::NAN; self.pool.layout.state_len()];
         let conv_state = vec![f32::NAN; self.pool.layout.conv_state_len()];
         for (layer, slot) in self.places() {
             let record = record(&self.pool.layout, &state, &conv_state);
-            harness
-                .backend
-                .write_state(&self.pool, layer, slot, &record)?;
+            ctx.backend.write_state(&self.pool, layer, slot, &record)?;
         }
         Ok(())
     }
@@ -95,56 +93,54 @@ impl Fixture {
     }
 
     /// Writes a state, with a poisoned convolution state.
-    pub(super) fn write(&self, harness: &mut Harness<'_>, slot: Slot, state: &[f32]) -> Result<()> {
+    pub(super) fn write(&self, ctx: &mut CaseContext<'_>, slot: Slot, state: &[f32]) -> Result<()> {
         let conv_state = vec![f32::NAN; self.pool.layout.conv_state_len()];
         let record = record(&self.pool.layout, state, &conv_state);
-        harness
-            .backend
-            .write_state(&self.pool, LAYER, slot, &record)
+        ctx.backend.write_state(&self.pool, LAYER, slot, &record)
     }
 
     /// Writes the state that a sequence starts from into `slot`; `None` where it starts from zero.
     pub(super) fn seed(
         &self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         sequence: usize,
         slot: Slot,
     ) -> Result<Option<Slot>> {
         let Some(state) = self.case.start(sequence).map(<[f32]>::to_vec) else {
             return Ok(None);
         };
-        self.write(harness, slot, &state)?;
+        self.write(ctx, slot, &state)?;
         Ok(Some(slot))
     }
 
     /// Reads a state as `[value_heads, K, V]`.
-    pub(super) fn state(&self, harness: &mut Harness<'_>, slot: Slot) -> Result<Vec<f32>> {
-        let record = harness.backend.read_state(&self.pool, LAYER, slot).wait()?;
+    pub(super) fn state(&self, ctx: &mut CaseContext<'_>, slot: Slot) -> Result<Vec<f32>> {
+        let record = ctx.backend.read_state(&self.pool, LAYER, slot).wait()?;
         Ok(record.key_value().into_owned())
     }
 
     /// Everything that the pool holds.
-    pub(super) fn snapshot(&self, harness: &mut Harness<'_>) -> Result<Vec<StateRecord>> {
+    pub(super) fn snapshot(&self, ctx: &mut CaseContext<'_>) -> Result<Vec<StateRecord>> {
         self.places()
-            .map(|(layer, slot)| harness.backend.read_state(&self.pool, layer, slot).wait())
+            .map(|(layer, slot)| ctx.backend.read_state(&self.pool, layer, slot).wait())
             .collect()
     }
 
     /// Compares the pool with an earlier snapshot, except the states in `written`.
     pub(super) fn untouched(
         &self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         before: &[StateRecord],
         written: &[Slot],
     ) -> Result<()> {
-        let after = self.snapshot(harness)?;
+        let after = self.snapshot(ctx)?;
         for ((layer, slot), (before, after)) in self.places().zip(before.iter().zip(&after)) {
             if layer != LAYER || !written.contains(&slot) {
                 let what = format!("the state in slot {} of layer {layer}, not named", slot.0);
-                harness.same(what, &after.state, &before.state);
+                ctx.same(what, &after.state, &before.state);
             }
             let what = format!("the convolution state in slot {} of layer {layer}", slot.0);
-            harness.same(what, &after.conv_state, &before.conv_state);
+            ctx.same(what, &after.conv_state, &before.conv_state);
         }
         Ok(())
     }
@@ -152,7 +148,7 @@ impl Fixture {
     /// Runs the rows `ranges`, laid end to end, as these segments; gives the outputs `[rows, value_heads * V]`.
     pub(super) fn run(
         &mut self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         ranges: &[Range<usize>],
         segments: Vec<Segment>,
     ) -> Result<Vec<f32>> {
@@ -167,27 +163,27 @@ impl Fixture {
                 .flat_map(|range| &values[range.start * tensor.width..range.end * tensor.width])
                 .copied()
                 .collect();
-            harness.fill(tensor, &rows)?;
+            ctx.fill(tensor, &rows)?;
         }
-        harness.poison(self.output)?;
+        ctx.poison(self.output)?;
         let tokens = ranges.iter().map(Range::len).sum();
         let batch = Batch {
             tokens: vec![0; tokens],
             segments,
             outputs: Vec::new(),
         };
-        harness.submit(&mut *self.step, &batch)?;
-        harness.read(self.output, tokens)
+        ctx.submit(&mut *self.step, &batch)?;
+        ctx.read(self.output, tokens)
     }
 
     /// The same with a single segment.
     pub(super) fn run_one(
         &mut self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         range: Range<usize>,
         segment: Segment,
     ) -> Result<Vec<f32>> {
-        self.run(harness, std::slice::from_ref(&range), vec![segment])
+        self.run(ctx, std::slice::from_ref(&range), vec![segment])
     }
 
     /// The inputs as the device holds them.

@@ -8,7 +8,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
-use crate::conformance::{Harness, Matrix, Tolerance};
+use crate::conformance::{CaseContext, Matrix, Tolerance};
 
 /// Layers of the pools below, and the one that is used.
 const LAYERS: usize = 2;
@@ -26,7 +26,7 @@ struct Cache {
 impl Cache {
     /// Deals blocks for these spans, one more than each needs, and poisons everything.
     fn new(
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         [latent, rope, block_tokens]: [usize; 3],
         spans: &[Span],
     ) -> Result<Self> {
@@ -36,24 +36,24 @@ impl Cache {
             .collect();
         needed.push(2);
         let mut free: Vec<u32> = (0..needed.iter().sum::<usize>() as u32).collect();
-        let pool = harness.backend.latent_pool(LatentLayout {
+        let pool = ctx.backend.latent_pool(LatentLayout {
             layers: LAYERS,
             latent,
             rope,
             block_tokens,
             blocks: free.len(),
-            dtype: harness.backend.device().cache,
+            dtype: ctx.backend.device().cache,
         })?;
         let mut tables = Vec::new();
         for count in &needed[..spans.len()] {
-            let mut draw = || Block(free.swap_remove(harness.random.below(free.len())));
+            let mut draw = || Block(free.swap_remove(ctx.random.below(free.len())));
             tables.push((0..*count).map(|_| draw()).collect());
         }
         let cache = Self { pool, tables };
         let poison = vec![f32::NAN; block_tokens * (latent + rope)];
         for layer in 0..LAYERS {
             for block in 0..pool.layout.blocks {
-                cache.write(harness, layer, Block(block as u32), &poison)?;
+                cache.write(ctx, layer, Block(block as u32), &poison)?;
             }
         }
         Ok(cache)
@@ -61,7 +61,7 @@ impl Cache {
 
     fn write(
         &self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         layer: usize,
         block: Block,
         rows: &[f32],
@@ -71,26 +71,24 @@ impl Cache {
             rope: self.pool.layout.rope,
             rows: rows.to_vec(),
         };
-        harness
-            .backend
-            .write_latents(&self.pool, layer, block, &record)
+        ctx.backend.write_latents(&self.pool, layer, block, &record)
     }
 
     /// Writes the first rows of a sequence.
-    fn seed(&self, harness: &mut Harness<'_>, sequence: usize, rows: &[f32]) -> Result<()> {
+    fn seed(&self, ctx: &mut CaseContext<'_>, sequence: usize, rows: &[f32]) -> Result<()> {
         let block = self.pool.layout.block_tokens * self.pool.layout.width();
         for (rows, block) in rows.chunks(block).zip(&self.tables[sequence]) {
-            self.write(harness, LAYER, *block, rows)?;
+            self.write(ctx, LAYER, *block, rows)?;
         }
         Ok(())
     }
 
     /// Everything that a layer holds, block by block.
-    fn read(&self, harness: &mut Harness<'_>, layer: usize) -> Result<Vec<Vec<f32>>> {
+    fn read(&self, ctx: &mut CaseContext<'_>, layer: usize) -> Result<Vec<Vec<f32>>> {
         let tokens = self.pool.layout.block_tokens;
         (0..self.pool.layout.blocks as u32)
             .map(|block| {
-                let ticket = harness
+                let ticket = ctx
                     .backend
                     .read_latents(&self.pool, layer, Block(block), tokens);
                 Ok(ticket.wait()?.rows)
@@ -141,7 +139,7 @@ fn total(spans: &[Span]) -> usize {
 
 /// Appended rows are normalised and in their places, and nothing else has changed.
 pub(super) fn append(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     shape: [usize; 3],
     spans: &[Span],
     scale: f32,
@@ -149,10 +147,10 @@ pub(super) fn append(
 ) -> Result<()> {
     let [latent, rope, _] = shape;
     let width = latent + rope;
-    let cache = Cache::new(harness, shape, spans)?;
-    let norm = harness.norm_weight(Format::Bf16, latent)?;
-    let values = harness.activations(total(spans) * width, scale);
-    let input = harness.input(width, crate::backend::Element::Activation, &values)?;
+    let cache = Cache::new(ctx, shape, spans)?;
+    let norm = ctx.norm_weight(Format::Bf16, latent)?;
+    let values = ctx.activations(total(spans) * width, scale);
+    let input = ctx.input(width, crate::backend::Element::Activation, &values)?;
     let append = MlaAppend {
         input,
         weight: norm.weight,
@@ -161,18 +159,18 @@ pub(super) fn append(
         layer: LAYER,
     };
     let capacity = cache.capacity(total(spans));
-    let mut step = harness
+    let mut step = ctx
         .backend
         .compile(&Program::from_iter([append]), capacity)?;
     let segments = (0..spans.len())
         .map(|i| cache.segment(i, spans[i]))
         .collect();
-    let before = [cache.read(harness, 0)?, cache.read(harness, LAYER)?];
-    harness.submit(&mut *step, &batch(segments))?;
-    if harness.timed() {
+    let before = [cache.read(ctx, 0)?, cache.read(ctx, LAYER)?];
+    ctx.submit(&mut *step, &batch(segments))?;
+    if ctx.timed() {
         return Ok(());
     }
-    let after = [cache.read(harness, 0)?, cache.read(harness, LAYER)?];
+    let after = [cache.read(ctx, 0)?, cache.read(ctx, LAYER)?];
     let answer = oracle::append(&widen(&values), &norm.values, rope, eps);
     // What is now where rows were appended, put back as it was before: then all must be as it was.
     let mut rest = after.clone();
@@ -182,14 +180,14 @@ pub(super) fn append(
             let found = cache.row(&after[1], sequence, position);
             let answer = &answer[row * width..(row + 1) * width];
             let label = |what: &str| format!("{what} of sequence {sequence} at {position}");
-            harness.close(
+            ctx.close(
                 label("the latent"),
                 latent,
                 &found[..latent],
                 &answer[..latent],
             );
-            let shared = harness.cached(values[row * width + latent..(row + 1) * width].to_vec());
-            harness.same(label("k_pe"), &found[latent..], &shared);
+            let shared = ctx.cached(values[row * width + latent..(row + 1) * width].to_vec());
+            ctx.same(label("k_pe"), &found[latent..], &shared);
             let tokens = cache.pool.layout.block_tokens;
             let block = cache.tables[sequence][position / tokens].0 as usize;
             let place = position % tokens * width..(position % tokens + 1) * width;
@@ -200,7 +198,7 @@ pub(super) fn append(
     for layer in 0..LAYERS {
         for (block, (rest, before)) in rest[layer].iter().zip(&before[layer]).enumerate() {
             let what = format!("rows of block {block} of layer {layer}, not appended to");
-            harness.same(what, rest, before);
+            ctx.same(what, rest, before);
         }
     }
     Ok(())
@@ -235,7 +233,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         shape: Shape,
         (prefill, segments): Form,
         spans: &[Span],
@@ -249,22 +247,22 @@ impl Fixture {
             rope,
             value,
         } = attention;
-        let cache = Cache::new(harness, [latent, rope, shape.block_tokens], spans)?;
+        let cache = Cache::new(ctx, [latent, rope, shape.block_tokens], spans)?;
         let rows = heads * (nope + value);
         let scale = shape.size * (latent as f32).powf(-0.5);
-        let kv_b = harness.random_matrix(shape.format, [1, rows, latent], scale)?;
+        let kv_b = ctx.random_matrix(shape.format, [1, rows, latent], scale)?;
         let mut latents = Vec::new();
         for (i, (position, length)) in spans.iter().enumerate() {
-            let rows = harness
+            let rows = ctx
                 .random
                 .normals((position + length) * (latent + rope), 1.0);
-            let rows = harness.cached(rows);
-            cache.seed(harness, i, &rows)?;
+            let rows = ctx.cached(rows);
+            cache.seed(ctx, i, &rows)?;
             latents.push(rows);
         }
-        let queries = harness.activations(total(spans) * heads * (nope + rope), sharp);
-        let query = harness.output(total(spans), heads * (nope + rope))?;
-        let output = harness.output(total(spans), heads * value)?;
+        let queries = ctx.activations(total(spans) * heads * (nope + rope), sharp);
+        let query = ctx.output(total(spans), heads * (nope + rope))?;
+        let output = ctx.output(total(spans), heads * value)?;
         let op = MlaAttention {
             query,
             kv_b: kv_b.weight,
@@ -281,9 +279,7 @@ impl Fixture {
             Op::MlaDecode(op)
         };
         let capacity = cache.capacity(total(spans));
-        let step = harness
-            .backend
-            .compile(&Program::from_iter([op]), capacity)?;
+        let step = ctx.backend.compile(&Program::from_iter([op]), capacity)?;
         Ok(Self {
             cache,
             attention,
@@ -299,25 +295,25 @@ impl Fixture {
     /// Runs rows of queries from `first` on as these segments.
     fn run(
         &mut self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         first: usize,
         segments: Vec<Segment>,
     ) -> Result<Vec<f32>> {
         let (batch, width) = (batch(segments), self.query.width);
         let count = batch.tokens.len();
-        harness.fill(
+        ctx.fill(
             self.query,
             &self.queries[first * width..(first + count) * width],
         )?;
-        harness.poison(self.output)?;
-        harness.submit(&mut *self.step, &batch)?;
-        harness.read(self.output, count)
+        ctx.poison(self.output)?;
+        ctx.submit(&mut *self.step, &batch)?;
+        ctx.read(self.output, count)
     }
 
     /// Compares the outputs of all segments with the definition, and the cache with what it held before.
     fn check(
         &self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         form: Form,
         spans: &[Span],
         output: &[f32],
@@ -331,7 +327,7 @@ impl Fixture {
             let found = &output[rows.start * width..rows.end * width];
             if !form.1.contains(*length) {
                 let what = format!("rows of sequence {i}, not among the segments,");
-                harness.same(what, found, &vec![f32::NAN; found.len()]);
+                ctx.same(what, found, &vec![f32::NAN; found.len()]);
                 continue;
             }
             let answer = self.attention.attend(
@@ -341,16 +337,11 @@ impl Fixture {
                 *position,
             );
             let what = format!("sequence {i} ({length} tokens after {position})");
-            harness.close(what, self.attention.value, found, &answer);
+            ctx.close(what, self.attention.value, found, &answer);
         }
-        for (block, (after, before)) in self
-            .cache
-            .read(harness, LAYER)?
-            .iter()
-            .zip(before)
-            .enumerate()
+        for (block, (after, before)) in self.cache.read(ctx, LAYER)?.iter().zip(before).enumerate()
         {
-            harness.same(format!("block {block}"), after, before);
+            ctx.same(format!("block {block}"), after, before);
         }
         Ok(())
     }
@@ -358,53 +349,50 @@ impl Fixture {
 
 /// A ragged batch against the definition; rows of other segments are left as they are, and so is the cache.
 pub(super) fn attend(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     shape: Shape,
     form: Form,
     spans: &[Span],
     sharp: f32,
 ) -> Result<()> {
-    let mut fixture = Fixture::new(harness, shape, form, spans, sharp)?;
-    let before = fixture.cache.read(harness, LAYER)?;
+    let mut fixture = Fixture::new(ctx, shape, form, spans, sharp)?;
+    let before = fixture.cache.read(ctx, LAYER)?;
     let segments = (0..spans.len())
         .map(|i| fixture.cache.segment(i, spans[i]))
         .collect();
-    let output = fixture.run(harness, 0, segments)?;
-    if harness.timed() {
+    let output = fixture.run(ctx, 0, segments)?;
+    if ctx.timed() {
         return Ok(());
     }
-    fixture.check(harness, form, spans, &output, &before)
+    fixture.check(ctx, form, spans, &output, &before)
 }
 /// Each sequence has the bits that it has alone, a prompt may be cut anywhere, and calls repeat themselves.
-pub(super) fn properties(harness: &mut Harness<'_>, shape: Shape, form: Form) -> Result<()> {
+pub(super) fn properties(ctx: &mut CaseContext<'_>, shape: Shape, form: Form) -> Result<()> {
     let spans = [(0, 1), (5, 33), (16, 0), (70, 9), (3, 1)];
-    let mut fixture = Fixture::new(harness, shape, form, &spans, 2.0)?;
+    let mut fixture = Fixture::new(ctx, shape, form, &spans, 2.0)?;
     let segments: Vec<Segment> = (0..spans.len())
         .map(|i| fixture.cache.segment(i, spans[i]))
         .collect();
-    let together = fixture.run(harness, 0, segments.clone())?;
-    for time in 2..=harness.repeats {
-        let next = fixture.run(harness, 0, segments.clone())?;
-        harness.same(format!("outputs of call {time}"), &next, &together);
+    let together = fixture.run(ctx, 0, segments.clone())?;
+    for time in 2..=ctx.repeats {
+        let next = fixture.run(ctx, 0, segments.clone())?;
+        ctx.same(format!("outputs of call {time}"), &next, &together);
     }
     let (mut first, width) = (0, fixture.output.width);
     for (i, segment) in segments.iter().enumerate() {
-        let found = fixture.run(harness, first, vec![segment.clone()])?;
+        let found = fixture.run(ctx, first, vec![segment.clone()])?;
         let rows = &together[first * width..(first + segment.length) * width];
         let value = fixture.attention.value;
         let what = format!("outputs of sequence {i} alone");
-        harness.same_in_f32(what, value, &found, rows);
+        ctx.same_in_f32(what, value, &found, rows);
         let reference = widen(rows);
         for cut in 0..=segment.length {
             let (position, length) = spans[i];
-            let mut found = fixture.run(
-                harness,
-                first,
-                vec![fixture.cache.segment(i, (position, cut))],
-            )?;
+            let mut found =
+                fixture.run(ctx, first, vec![fixture.cache.segment(i, (position, cut))])?;
             let rest = fixture.cache.segment(i, (position + cut, length - cut));
-            found.extend(fixture.run(harness, first + cut, vec![rest])?);
-            harness.close_to(
+            found.extend(fixture.run(ctx, first + cut, vec![rest])?);
+            ctx.close_to(
                 format!("sequence {i} cut after {cut}"),
                 value,
                 &found,
@@ -418,10 +406,10 @@ pub(super) fn properties(harness: &mut Harness<'_>, shape: Shape, form: Form) ->
 }
 
 /// Sequences that share the blocks of one prompt, and go their own ways after it.
-pub(super) fn shared(harness: &mut Harness<'_>, shape: Shape, form: Form) -> Result<()> {
+pub(super) fn shared(ctx: &mut CaseContext<'_>, shape: Shape, form: Form) -> Result<()> {
     let prompt = 2 * shape.block_tokens;
     let spans = [(prompt, 5), (prompt, 1), (prompt + 1, 3)];
-    let mut fixture = Fixture::new(harness, shape, form, &spans, 2.0)?;
+    let mut fixture = Fixture::new(ctx, shape, form, &spans, 2.0)?;
     let (first, width) = (
         fixture.cache.tables[0][..2].to_vec(),
         fixture.cache.pool.layout.width(),
@@ -431,10 +419,10 @@ pub(super) fn shared(harness: &mut Harness<'_>, shape: Shape, form: Form) -> Res
         table[..2].copy_from_slice(&first);
         latents[..prompt * width].copy_from_slice(&rows);
     }
-    let before = fixture.cache.read(harness, LAYER)?;
+    let before = fixture.cache.read(ctx, LAYER)?;
     let segments = (0..spans.len())
         .map(|i| fixture.cache.segment(i, spans[i]))
         .collect();
-    let output = fixture.run(harness, 0, segments)?;
-    fixture.check(harness, form, &spans, &output, &before)
+    let output = fixture.run(ctx, 0, segments)?;
+    fixture.check(ctx, form, &spans, &output, &before)
 }

@@ -7,7 +7,7 @@ use crate::backend::{
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Attention, widen};
-use crate::conformance::{Case, Harness, Matrix, Tolerance};
+use crate::conformance::{Case, CaseContext, Matrix, Tolerance};
 
 const EPS: f32 = 1e-6;
 const BLOCK_TOKENS: usize = 16;
@@ -30,7 +30,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(harness: &mut Harness<'_>, attention: Attention, d: usize) -> Result<Self> {
+    fn new(ctx: &mut CaseContext<'_>, attention: Attention, d: usize) -> Result<Self> {
         let Attention {
             heads,
             latent,
@@ -39,24 +39,24 @@ impl Fixture {
             value,
         } = attention;
         let tokens = SEQUENCES.iter().map(|(_, length, _)| length).sum();
-        let pool = harness.backend.latent_pool(LatentLayout {
+        let pool = ctx.backend.latent_pool(LatentLayout {
             layers: 2,
             latent,
             rope,
             block_tokens: BLOCK_TOKENS,
             blocks: 16,
-            dtype: harness.backend.device().cache,
+            dtype: ctx.backend.device().cache,
         })?;
-        let values = harness.activations(tokens * d, 1.0);
+        let values = ctx.activations(tokens * d, 1.0);
         let weights = [
-            projection(harness, heads * (nope + rope), d)?,
-            projection(harness, latent + rope, d)?,
-            harness.norm_weight(Format::Bf16, latent)?,
-            projection(harness, heads * (nope + value), latent)?,
-            projection(harness, d, heads * value)?,
+            projection(ctx, heads * (nope + rope), d)?,
+            projection(ctx, latent + rope, d)?,
+            ctx.norm_weight(Format::Bf16, latent)?,
+            projection(ctx, heads * (nope + value), latent)?,
+            projection(ctx, d, heads * value)?,
         ];
         let block = MlaBlock {
-            input: harness.output(tokens, d)?,
+            input: ctx.output(tokens, d)?,
             query_proj: weights[0].weight,
             kv_a_proj: weights[1].weight,
             kv_a_norm: (weights[2].weight, EPS),
@@ -66,10 +66,10 @@ impl Fixture {
             value,
             pool,
             layer: LAYER,
-            query: harness.output(tokens, heads * (nope + rope))?,
-            kv_a: harness.output(tokens, latent + rope)?,
-            heads: harness.output(tokens, heads * value)?,
-            output: harness.output(tokens, d)?,
+            query: ctx.output(tokens, heads * (nope + rope))?,
+            kv_a: ctx.output(tokens, latent + rope)?,
+            heads: ctx.output(tokens, heads * value)?,
+            output: ctx.output(tokens, d)?,
         };
         let capacity = Capacity {
             tokens: tokens + 1,
@@ -78,8 +78,8 @@ impl Fixture {
             blocks: 16,
             checkpoints: 0,
         };
-        let steps = both_ways(harness, Op::from(block), capacity)?;
-        let pasts = seed(harness, &pool)?;
+        let steps = both_ways(ctx, Op::from(block), capacity)?;
+        let pasts = seed(ctx, &pool)?;
         Ok(Self {
             block: BlockFixture {
                 input: block.input,
@@ -95,7 +95,7 @@ impl Fixture {
 }
 
 /// Poisons all blocks, then writes what each sequence has before its segment.
-fn seed(harness: &mut Harness<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
+fn seed(ctx: &mut CaseContext<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
     let width = pool.layout.width();
     let record = |rows: &[f32]| LatentRecord {
         latent: pool.layout.latent,
@@ -104,17 +104,15 @@ fn seed(harness: &mut Harness<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
     };
     let poison = record(&vec![f32::NAN; BLOCK_TOKENS * width]);
     for block in 0..pool.layout.blocks as u32 {
-        harness
-            .backend
+        ctx.backend
             .write_latents(pool, LAYER, Block(block), &poison)?;
     }
     let mut pasts = Vec::new();
     for (position, _, table) in SEQUENCES {
-        let rows = harness.random.normals(position * width, 1.0);
-        let rows = harness.cached(rows);
+        let rows = ctx.random.normals(position * width, 1.0);
+        let rows = ctx.cached(rows);
         for (rows, block) in rows.chunks(BLOCK_TOKENS * width).zip(table) {
-            harness
-                .backend
+            ctx.backend
                 .write_latents(pool, LAYER, Block(block), &record(rows))?;
         }
         pasts.push(rows);
@@ -137,11 +135,11 @@ fn all() -> Vec<Segment> {
     SEQUENCES.iter().enumerate().map(whole).collect()
 }
 
-fn against_definition(harness: &mut Harness<'_>, attention: Attention, d: usize) -> Result<()> {
-    let mut fixture = Fixture::new(harness, attention, d)?;
-    let own = fixture.block.run(harness, OWN, 0, &all())?;
-    let composed = fixture.block.run(harness, COMPOSED, 0, &all())?;
-    harness.close(
+fn against_definition(ctx: &mut CaseContext<'_>, attention: Attention, d: usize) -> Result<()> {
+    let mut fixture = Fixture::new(ctx, attention, d)?;
+    let own = fixture.block.run(ctx, OWN, 0, &all())?;
+    let composed = fixture.block.run(ctx, COMPOSED, 0, &all())?;
+    ctx.close(
         "the output, against the composition",
         d,
         &own,
@@ -167,37 +165,35 @@ fn against_definition(harness: &mut Harness<'_>, attention: Attention, d: usize)
         let context = attention.attend(&queries, &kv_b.values, &rows, position);
         let answer = oracle::linear(&context, &output.values, attention.heads * attention.value);
         let found = &own[first * d..(first + length) * d];
-        harness.close(format!("the output of sequence {i}"), d, found, &answer);
+        ctx.close(format!("the output of sequence {i}"), d, found, &answer);
         first += length;
     }
     Ok(())
 }
 
 /// Ragged batches, cuts and repetition. A segment cut to a single token is decoded, a longer one prefilled.
-fn properties(harness: &mut Harness<'_>, attention: Attention, d: usize) -> Result<()> {
-    let mut fixture = Fixture::new(harness, attention, d)?;
-    let together = fixture.block.run(harness, OWN, 0, &all())?;
-    for time in 2..=harness.repeats {
-        let next = fixture.block.run(harness, OWN, 0, &all())?;
-        harness.same(format!("the output of call {time}"), &next, &together);
+fn properties(ctx: &mut CaseContext<'_>, attention: Attention, d: usize) -> Result<()> {
+    let mut fixture = Fixture::new(ctx, attention, d)?;
+    let together = fixture.block.run(ctx, OWN, 0, &all())?;
+    for time in 2..=ctx.repeats {
+        let next = fixture.block.run(ctx, OWN, 0, &all())?;
+        ctx.same(format!("the output of call {time}"), &next, &together);
     }
     let mut first = 0;
     for (i, (_, length, _)) in SEQUENCES.into_iter().enumerate() {
         let output = &together[first * d..(first + length) * d];
-        let alone = fixture
-            .block
-            .run(harness, OWN, first, &[part(i, 0..length)])?;
+        let alone = fixture.block.run(ctx, OWN, first, &[part(i, 0..length)])?;
         let what = format!("the output of sequence {i} alone");
-        harness.same_in_f32(what, d, &alone, output);
+        ctx.same_in_f32(what, d, &alone, output);
         for cut in 0..=length {
-            let mut found = fixture.block.run(harness, OWN, first, &[part(i, 0..cut)])?;
+            let mut found = fixture.block.run(ctx, OWN, first, &[part(i, 0..cut)])?;
             found.extend(
                 fixture
                     .block
-                    .run(harness, OWN, first + cut, &[part(i, cut..length)])?,
+                    .run(ctx, OWN, first + cut, &[part(i, cut..length)])?,
             );
             let what = format!("the output of sequence {i}, cut after {cut}");
-            harness.close_to(what, d, &found, &widen(output), Tolerance::Split);
+            ctx.close_to(what, d, &found, &widen(output), Tolerance::Split);
         }
         first += length;
     }
@@ -223,15 +219,12 @@ pub(super) fn cases() -> Vec<Case> {
             "mla_block",
             &name,
             Tolerance::Block,
-            move |harness| against_definition(harness, attention, d),
+            move |ctx| against_definition(ctx, attention, d),
         ));
         let name = format!("{name}/alone, cut and again");
-        cases.push(Case::new(
-            "mla_block",
-            name,
-            Tolerance::Split,
-            move |harness| properties(harness, attention, d),
-        ));
+        cases.push(Case::new("mla_block", name, Tolerance::Split, move |ctx| {
+            properties(ctx, attention, d)
+        }));
     }
     cases
 }

@@ -6,46 +6,27 @@ use crate::checkpoint::Format;
 use crate::conformance::oracle::Attention;
 use crate::conformance::{Case, Tolerance};
 
-const PUBLISHED: Attention = Attention {
-    heads: 2,
-    latent: 512,
-    nope: 128,
-    rope: 64,
-    value: 128,
-};
+/// Heads, width of the latent, and of a head's parts: `nope`, `rope`, value.
+const fn attention([heads, latent, nope, rope, value]: [usize; 5]) -> Attention {
+    Attention {
+        heads,
+        latent,
+        nope,
+        rope,
+        value,
+    }
+}
 
-const ODD: Attention = Attention {
-    heads: 3,
-    latent: 36,
-    nope: 20,
-    rope: 4,
-    value: 33,
-};
+const PUBLISHED: Attention = attention([2, 512, 128, 64, 128]);
+
+const ODD: Attention = attention([3, 36, 20, 4, 33]);
 
 /// Rows of the expansion at multiples of 16 bytes, as the published ones, and fewer than a block reads at once.
-const EVEN: Attention = Attention {
-    heads: 3,
-    latent: 72,
-    nope: 40,
-    rope: 16,
-    value: 100,
-};
+const EVEN: Attention = attention([3, 72, 40, 16, 100]);
 
-const EIGHTS: Attention = Attention {
-    heads: 2,
-    latent: 40,
-    nope: 16,
-    rope: 8,
-    value: 24,
-};
+const EIGHTS: Attention = attention([2, 40, 16, 8, 24]);
 
-const UNEVEN: Attention = Attention {
-    heads: 1,
-    latent: 33,
-    nope: 7,
-    rope: 5,
-    value: 11,
-};
+const UNEVEN: Attention = attention([1, 33, 7, 5, 11]);
 
 /// All of them.
 pub(super) fn cases() -> Vec<Case> {
@@ -96,7 +77,7 @@ impl Attentions<'_> {
             self.operation,
             name,
             Tolerance::Close,
-            move |harness| attend(harness, shape, form, spans, sharp),
+            move |ctx| attend(ctx, shape, form, spans, sharp),
         ));
     }
 
@@ -205,13 +186,13 @@ impl Attentions<'_> {
             self.operation,
             "one prompt's blocks shared",
             Tolerance::Close,
-            move |harness| shared(harness, BASE, form),
+            move |ctx| shared(ctx, BASE, form),
         ));
         self.cases.push(Case::new(
             self.operation,
             "alone, cut and again",
             Tolerance::Split,
-            move |harness| properties(harness, BASE, form),
+            move |ctx| properties(ctx, BASE, form),
         ));
     }
 }
@@ -233,7 +214,7 @@ fn append_cases() -> Vec<Case> {
                     "mla_append",
                     name,
                     Tolerance::Close,
-                    move |harness| append(harness, shape, spans, scale, 1e-6),
+                    move |ctx| append(ctx, shape, spans, scale, 1e-6),
                 ));
             }
         }

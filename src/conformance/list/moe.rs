@@ -5,7 +5,7 @@ use super::rows::{Answer, Input, Layout, Operation, Output, Place, definition, p
 use crate::backend::{Element, Experts, Op, Result, Route};
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Router, widen};
-use crate::conformance::{Case, Harness, Matrix, Tolerance};
+use crate::conformance::{Case, CaseContext, Matrix, Tolerance};
 
 /// Choices nearer to each other than this may fall either way in f32; inputs keep away from them.
 const MARGIN: f64 = 1e-5;
@@ -71,8 +71,8 @@ fn route_layouts() -> Vec<Case> {
             ("single tokens of 33", [11, 33, 9]),
         ] {
             let name = format!("{format}/{name}");
-            cases.push(definition("route", name, Tolerance::Full, move |harness| {
-                Ok(route(harness, case(format, shape))?.laid_out(SINGLES))
+            cases.push(definition("route", name, Tolerance::Full, move |ctx| {
+                Ok(route(ctx, case(format, shape))?.laid_out(SINGLES))
             }));
         }
         for (name, shape) in [
@@ -82,8 +82,8 @@ fn route_layouts() -> Vec<Case> {
         ] {
             for (layout, rows) in [(AMONG, "single tokens among"), (LAST, "a token after")] {
                 let name = format!("{format}/{rows} longer segments, {name}");
-                cases.push(definition("route", name, Tolerance::Full, move |harness| {
-                    Ok(route(harness, case(format, shape))?.laid_out(layout))
+                cases.push(definition("route", name, Tolerance::Full, move |ctx| {
+                    Ok(route(ctx, case(format, shape))?.laid_out(layout))
                 }));
             }
         }
@@ -92,11 +92,11 @@ fn route_layouts() -> Vec<Case> {
         "route",
         "300 choose 2",
         Tolerance::Full,
-        move |harness| route(harness, case(Format::Bf16, [300, 24, 3])),
+        move |ctx| route(ctx, case(Format::Bf16, [300, 24, 3])),
     ));
     for (name, layout) in [("single tokens", SINGLES), ("among longer segments", AMONG)] {
-        let named = properties("route", move |harness| {
-            Ok(route(harness, case(Format::Bf16, [16, 264, 33]))?.laid_out(layout))
+        let named = properties("route", move |ctx| {
+            Ok(route(ctx, case(Format::Bf16, [16, 264, 33]))?.laid_out(layout))
         });
         cases.extend(named.map(|case| Case {
             name: format!("{}, {name}", case.name),
@@ -188,8 +188,8 @@ pub(super) fn cases() -> Vec<Case> {
             },
         ),
     ] {
-        cases.push(definition("route", name, Tolerance::Full, move |harness| {
-            route(harness, case)
+        cases.push(definition("route", name, Tolerance::Full, move |ctx| {
+            route(ctx, case)
         }));
         let plain = Router {
             renormalize: false,
@@ -200,22 +200,22 @@ pub(super) fn cases() -> Vec<Case> {
             ..case
         };
         let name = format!("{name}/not renormalised");
-        cases.push(definition("route", name, Tolerance::Full, move |harness| {
-            route(harness, case)
+        cases.push(definition("route", name, Tolerance::Full, move |ctx| {
+            route(ctx, case)
         }));
     }
     for (name, groups, top_groups) in [("all tied", 1, 1), ("tied in groups", 4, 2)] {
-        cases.push(definition("route", name, Tolerance::Full, move |harness| {
-            tied(harness, groups, top_groups, 0)
+        cases.push(definition("route", name, Tolerance::Full, move |ctx| {
+            tied(ctx, groups, top_groups, 0)
         }));
         let name = format!("{name}, some not");
-        cases.push(definition("route", name, Tolerance::Full, move |harness| {
-            tied(harness, groups, top_groups, 3)
+        cases.push(definition("route", name, Tolerance::Full, move |ctx| {
+            tied(ctx, groups, top_groups, 3)
         }));
     }
-    cases.extend(properties("route", move |harness| {
+    cases.extend(properties("route", move |ctx| {
         route(
-            harness,
+            ctx,
             RouteCase {
                 tokens: 33,
                 ..grouped(16, 4, 2, 4)
@@ -237,12 +237,9 @@ pub(super) fn cases() -> Vec<Case> {
         ] {
             let [count, n, d] = shape;
             let name = format!("{format}/{count} of [{n},{d}]/T={tokens} k={top_k}");
-            cases.push(definition(
-                "experts",
-                name,
-                Tolerance::Close,
-                move |harness| experts(harness, format, shape, 0..count, 0..count, tokens, top_k),
-            ));
+            cases.push(definition("experts", name, Tolerance::Close, move |ctx| {
+                experts(ctx, format, shape, 0..count, 0..count, tokens, top_k)
+            }));
         }
     }
     // A shard's experts among all, experts that nobody chose, and nobody's choice on this shard at all.
@@ -252,33 +249,20 @@ pub(super) fn cases() -> Vec<Case> {
         ("most of 8 not chosen", 0..8, 2..5),
         ("none held is chosen", 0..4, 4..8),
     ] {
-        cases.push(definition(
-            "experts",
-            name,
-            Tolerance::Close,
-            move |harness| {
-                let shape = [held.len(), 24, 36];
-                experts(
-                    harness,
-                    Format::Bf16,
-                    shape,
-                    held.clone(),
-                    chosen.clone(),
-                    9,
-                    2,
-                )
-            },
-        ));
+        cases.push(definition("experts", name, Tolerance::Close, move |ctx| {
+            let shape = [held.len(), 24, 36];
+            experts(ctx, Format::Bf16, shape, held.clone(), chosen.clone(), 9, 2)
+        }));
     }
-    cases.extend(properties("experts", |harness| {
-        experts(harness, Format::Bf16, [8, 24, 36], 0..8, 0..8, 33, 3)
+    cases.extend(properties("experts", |ctx| {
+        experts(ctx, Format::Bf16, [8, 24, 36], 0..8, 0..8, 33, 3)
     }));
     // More places than one worker sorts.
     cases.push(definition(
         "experts",
         "many places",
         Tolerance::Close,
-        |harness| experts(harness, Format::Bf16, [3, 8, 16], 0..3, 0..3, 1300, 2),
+        |ctx| experts(ctx, Format::Bf16, [3, 8, 16], 0..3, 0..3, 1300, 2),
     ));
     // Several of a batch's single tokens choose the same expert.
     for (name, layout, shape, held, tokens, top_k) in [
@@ -335,27 +319,22 @@ pub(super) fn cases() -> Vec<Case> {
             3,
         ),
     ] {
-        cases.push(definition(
-            "experts",
-            name,
-            Tolerance::Close,
-            move |harness| {
-                let made = experts(
-                    harness,
-                    Format::Bf16,
-                    shape,
-                    held.clone(),
-                    0..held.end,
-                    tokens,
-                    top_k,
-                )?;
-                Ok(made.laid_out(layout))
-            },
-        ));
+        cases.push(definition("experts", name, Tolerance::Close, move |ctx| {
+            let made = experts(
+                ctx,
+                Format::Bf16,
+                shape,
+                held.clone(),
+                0..held.end,
+                tokens,
+                top_k,
+            )?;
+            Ok(made.laid_out(layout))
+        }));
     }
     cases.extend(
-        properties("experts", move |harness| {
-            let made = experts(harness, Format::Bf16, [5, 24, 40], 0..5, 0..5, 33, 3)?;
+        properties("experts", move |ctx| {
+            let made = experts(ctx, Format::Bf16, [5, 24, 40], 0..5, 0..5, 33, 3)?;
             Ok(made.laid_out(SINGLES))
         })
         .map(|case| Case {
@@ -368,7 +347,7 @@ pub(super) fn cases() -> Vec<Case> {
 
 /// Rows whose choices are clear: no two candidates so near that rounding decides.
 pub(super) fn clear_rows(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     router: Router,
     weight: &Matrix,
     bias: &Matrix,
@@ -377,34 +356,33 @@ pub(super) fn clear_rows(
     let d = weight.weight.columns;
     let mut rows = Vec::with_capacity(tokens * d);
     for _ in 0..tokens {
-        let mut row = harness.activations(d, 1.0);
+        let mut row = ctx.activations(d, 1.0);
         for _ in 0..200 {
-            if harness.timed() || router.margin(&widen(&row), &weight.values, &bias.values) > MARGIN
-            {
+            if ctx.timed() || router.margin(&widen(&row), &weight.values, &bias.values) > MARGIN {
                 break;
             }
-            row = harness.activations(d, 1.0);
+            row = ctx.activations(d, 1.0);
         }
         rows.extend(row);
     }
     rows
 }
 
-pub(super) fn route(harness: &mut Harness<'_>, case: RouteCase) -> Result<Operation> {
+pub(super) fn route(ctx: &mut CaseContext<'_>, case: RouteCase) -> Result<Operation> {
     let RouteCase { experts, d, .. } = case;
-    let matrix = harness.random_matrix(case.format, [1, experts, d], (d as f32).powf(-0.5))?;
+    let matrix = ctx.random_matrix(case.format, [1, experts, d], (d as f32).powf(-0.5))?;
     let [low, high] = case.bias;
     let bias = (0..experts)
-        .map(|_| low + (high - low) * harness.random.uniform())
+        .map(|_| low + (high - low) * ctx.random.uniform())
         .collect();
-    let bias = harness.matrix(case.format, [1, experts, 1], bias)?;
-    let rows = clear_rows(harness, case.router, &matrix, &bias, case.tokens);
-    Ok(routing(harness, case.router, rows, &matrix, &bias))
+    let bias = ctx.matrix(case.format, [1, experts, 1], bias)?;
+    let rows = clear_rows(ctx, case.router, &matrix, &bias, case.tokens);
+    Ok(routing(ctx, case.router, rows, &matrix, &bias))
 }
 
 /// Equal scores: weights of zero for all experts but the last few, and no bias.
 fn tied(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     groups: usize,
     top_groups: usize,
     distinct: usize,
@@ -417,23 +395,22 @@ fn tied(
         ..ROUTER
     };
     let mut weight = vec![0.0; experts * d];
-    let random = harness.random.normals(distinct * d, 0.3);
+    let random = ctx.random.normals(distinct * d, 0.3);
     weight[(experts - distinct) * d..].copy_from_slice(&random);
-    let matrix = harness.matrix(Format::Bf16, [1, experts, d], weight)?;
-    let bias = harness.matrix(Format::Bf16, [1, experts, 1], vec![0.0; experts])?;
-    let rows = harness.activations(tokens * d, 1.0);
-    Ok(routing(harness, router, rows, &matrix, &bias))
+    let matrix = ctx.matrix(Format::Bf16, [1, experts, d], weight)?;
+    let bias = ctx.matrix(Format::Bf16, [1, experts, 1], vec![0.0; experts])?;
+    let rows = ctx.activations(tokens * d, 1.0);
+    Ok(routing(ctx, router, rows, &matrix, &bias))
 }
 
 fn routing(
-    harness: &Harness<'_>,
+    ctx: &CaseContext<'_>,
     router: Router,
     rows: Vec<f32>,
     matrix: &Matrix,
     bias: &Matrix,
 ) -> Operation {
-    let (ids, weights) =
-        harness.answer(|| router.route(&widen(&rows), &matrix.values, &bias.values));
+    let (ids, weights) = ctx.answer(|| router.route(&widen(&rows), &matrix.values, &bias.values));
     let (d, weight, bias) = (matrix.weight.columns, matrix.weight, bias.weight);
     let outputs = vec![
         Output {
@@ -471,7 +448,7 @@ fn routing(
 
 /// The experts `held` of ids drawn from `chosen`. An expert that no row chose is all NaN, so that it must not be read.
 pub(super) fn experts(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     format: Format,
     [local, n, d]: [usize; 3],
     held: std::ops::Range<usize>,
@@ -483,29 +460,23 @@ pub(super) fn experts(
     for _ in 0..tokens {
         let mut left: Vec<usize> = chosen.clone().collect();
         for _ in 0..top_k {
-            ids.push(left.swap_remove(harness.random.below(left.len())) as u32);
+            ids.push(left.swap_remove(ctx.random.below(left.len())) as u32);
         }
     }
-    let weights: Vec<f32> = (0..tokens * top_k)
-        .map(|_| harness.random.uniform())
-        .collect();
-    let stack = |harness: &mut Harness<'_>, rows: usize, columns: usize| {
+    let weights: Vec<f32> = (0..tokens * top_k).map(|_| ctx.random.uniform()).collect();
+    let stack = |ctx: &mut CaseContext<'_>, rows: usize, columns: usize| {
         let scale = (columns as f32).powf(-0.5);
-        let mut values = harness.random.normals(local * rows * columns, scale);
+        let mut values = ctx.random.normals(local * rows * columns, scale);
         for (expert, values) in values.chunks_exact_mut(rows * columns).enumerate() {
             if !ids.contains(&((held.start + expert) as u32)) {
                 values.fill(f32::NAN);
             }
         }
-        harness.matrix(format, [local, rows, columns], values)
+        ctx.matrix(format, [local, rows, columns], values)
     };
-    let (gate, up, down) = (
-        stack(harness, n, d)?,
-        stack(harness, n, d)?,
-        stack(harness, d, n)?,
-    );
-    let rows = harness.activations(tokens * d, 1.0);
-    let answer = harness.answer(|| {
+    let (gate, up, down) = (stack(ctx, n, d)?, stack(ctx, n, d)?, stack(ctx, d, n)?);
+    let rows = ctx.activations(tokens * d, 1.0);
+    let answer = ctx.answer(|| {
         oracle::experts(
             &widen(&rows),
             &ids,

@@ -6,12 +6,12 @@ use crate::backend::{
     StateRecord, TensorValues, WeightSource,
 };
 use crate::checkpoint::Format;
-use crate::conformance::harness::stored;
-use crate::conformance::{Case, Harness, Tolerance};
+use crate::conformance::context::stored;
+use crate::conformance::{Case, CaseContext, Tolerance};
 use crate::error::BackendError;
 
 pub(super) fn cases() -> Vec<Case> {
-    type Run = fn(&mut Harness<'_>) -> Result<()>;
+    type Run = fn(&mut CaseContext<'_>) -> Result<()>;
     let cases: [(&str, Run); 6] = [
         ("states come back", states),
         ("states of another shape", bad_states),
@@ -36,13 +36,13 @@ const STATES: StateLayout = StateLayout {
     slots: 5,
 };
 
-fn states(harness: &mut Harness<'_>) -> Result<()> {
-    let pool = harness.backend.state_pool(STATES)?;
+fn states(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let pool = ctx.backend.state_pool(STATES)?;
     let mut written = Vec::new();
     for layer in 0..STATES.layers {
         for slot in 0..STATES.slots as u32 {
-            let state = harness.random.normals(STATES.state_len(), 1.0);
-            let conv_state = harness.random.normals(STATES.conv_state_len(), 1.0);
+            let state = ctx.random.normals(STATES.state_len(), 1.0);
+            let conv_state = ctx.random.normals(STATES.conv_state_len(), 1.0);
             let kept = record(&STATES, &state, &conv_state);
             // Every other one is handed over the other way round.
             let mut handed = kept.clone();
@@ -54,32 +54,30 @@ fn states(harness: &mut Harness<'_>) -> Result<()> {
                     *value = kept.state[(head * k + d) * v + e];
                 }
             }
-            harness
-                .backend
-                .write_state(&pool, layer, Slot(slot), &handed)?;
+            ctx.backend.write_state(&pool, layer, Slot(slot), &handed)?;
             written.push((layer, Slot(slot), kept));
         }
     }
     for (layer, slot, kept) in &written {
-        let found = harness.backend.read_state(&pool, *layer, *slot).wait()?;
+        let found = ctx.backend.read_state(&pool, *layer, *slot).wait()?;
         let what = format!("slot {} of layer {layer}", slot.0);
-        harness.same(
+        ctx.same(
             format!("the state in {what}"),
             &found.key_value(),
             &kept.state,
         );
-        harness.same(
+        ctx.same(
             format!("the convolution state in {what}"),
             &found.conv_state,
             &kept.conv_state,
         );
         // What was read can be written elsewhere, and is the same there.
         let other = Slot((slot.0 + 1) % STATES.slots as u32);
-        let before = harness.backend.read_state(&pool, *layer, other).wait()?;
-        harness.backend.write_state(&pool, *layer, other, &found)?;
-        let moved = harness.backend.read_state(&pool, *layer, other).wait()?;
-        harness.holds(format!("{what}, moved"), moved == found);
-        harness.backend.write_state(&pool, *layer, other, &before)?;
+        let before = ctx.backend.read_state(&pool, *layer, other).wait()?;
+        ctx.backend.write_state(&pool, *layer, other, &found)?;
+        let moved = ctx.backend.read_state(&pool, *layer, other).wait()?;
+        ctx.holds(format!("{what}, moved"), moved == found);
+        ctx.backend.write_state(&pool, *layer, other, &before)?;
     }
     Ok(())
 }
@@ -89,11 +87,11 @@ fn about_record<T>(result: Result<T>) -> bool {
     matches!(result, Err(BackendError::Record { .. }))
 }
 
-fn bad_states(harness: &mut Harness<'_>) -> Result<()> {
-    let pool = harness.backend.state_pool(STATES)?;
+fn bad_states(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let pool = ctx.backend.state_pool(STATES)?;
     let conv_state = vec![1.0; STATES.conv_state_len()];
     let good = record(&STATES, &vec![1.0; STATES.state_len()], &conv_state);
-    harness.backend.write_state(&pool, 0, Slot(0), &good)?;
+    ctx.backend.write_state(&pool, 0, Slot(0), &good)?;
     let bad: [(&str, StateRecord); 5] = [
         (
             "heads",
@@ -133,22 +131,22 @@ fn bad_states(harness: &mut Harness<'_>) -> Result<()> {
         ),
     ];
     for (what, bad) in bad {
-        let result = harness.backend.write_state(&pool, 0, Slot(0), &bad);
-        harness.holds(
+        let result = ctx.backend.write_state(&pool, 0, Slot(0), &bad);
+        ctx.holds(
             format!("a record of other {what} is refused"),
             about_record(result),
         );
     }
     for (layer, slot) in [(STATES.layers, Slot(0)), (0, Slot(STATES.slots as u32))] {
-        let result = harness.backend.write_state(&pool, layer, slot, &good);
+        let result = ctx.backend.write_state(&pool, layer, slot, &good);
         let what = format!("layer {layer}, slot {}", slot.0);
-        harness.holds(format!("writing {what} is refused"), about_record(result));
-        let result = harness.backend.read_state(&pool, layer, slot).wait();
-        harness.holds(format!("reading {what} is refused"), about_record(result));
+        ctx.holds(format!("writing {what} is refused"), about_record(result));
+        let result = ctx.backend.read_state(&pool, layer, slot).wait();
+        ctx.holds(format!("reading {what} is refused"), about_record(result));
     }
-    let found = harness.backend.read_state(&pool, 0, Slot(0)).wait()?;
-    harness.same("the state after refusals", &found.key_value(), &good.state);
-    harness.same(
+    let found = ctx.backend.read_state(&pool, 0, Slot(0)).wait()?;
+    ctx.same("the state after refusals", &found.key_value(), &good.state);
+    ctx.same(
         "the convolution state after refusals",
         &found.conv_state,
         &good.conv_state,
@@ -156,35 +154,34 @@ fn bad_states(harness: &mut Harness<'_>) -> Result<()> {
     Ok(())
 }
 
-fn latent_layout(harness: &Harness<'_>) -> LatentLayout {
+fn latent_layout(ctx: &CaseContext<'_>) -> LatentLayout {
     LatentLayout {
         layers: 2,
         latent: 33,
         rope: 5,
         block_tokens: 7,
         blocks: 4,
-        dtype: harness.backend.device().cache,
+        dtype: ctx.backend.device().cache,
     }
 }
 
-fn latents(harness: &mut Harness<'_>) -> Result<()> {
-    let layout = latent_layout(harness);
-    let pool = harness.backend.latent_pool(layout)?;
+fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let layout = latent_layout(ctx);
+    let pool = ctx.backend.latent_pool(layout)?;
     let mut kept = Vec::new();
     for layer in 0..layout.layers {
         for block in 0..layout.blocks as u32 {
             let mut expected = Vec::new();
             // A whole block, then its first rows anew, then no rows at all.
             for tokens in [layout.block_tokens, 3, 0] {
-                let rows = harness.random.normals(tokens * layout.width(), 1.0);
-                let rows = harness.cached(rows);
+                let rows = ctx.random.normals(tokens * layout.width(), 1.0);
+                let rows = ctx.cached(rows);
                 let record = LatentRecord {
                     latent: layout.latent,
                     rope: layout.rope,
                     rows: rows.clone(),
                 };
-                harness
-                    .backend
+                ctx.backend
                     .write_latents(&pool, layer, Block(block), &record)?;
                 expected.resize(expected.len().max(rows.len()), 0.0);
                 expected[..rows.len()].copy_from_slice(&rows);
@@ -194,13 +191,13 @@ fn latents(harness: &mut Harness<'_>) -> Result<()> {
     }
     for (layer, block, expected) in &kept {
         for tokens in [0, 1, 3, layout.block_tokens] {
-            let found = harness
+            let found = ctx
                 .backend
                 .read_latents(&pool, *layer, *block, tokens)
                 .wait()?;
             let what = format!("{tokens} rows of block {} of layer {layer}", block.0);
-            harness.same(&what, &found.rows, &expected[..tokens * layout.width()]);
-            harness.holds(
+            ctx.same(&what, &found.rows, &expected[..tokens * layout.width()]);
+            ctx.holds(
                 what,
                 (found.latent, found.rope) == (layout.latent, layout.rope),
             );
@@ -209,9 +206,9 @@ fn latents(harness: &mut Harness<'_>) -> Result<()> {
     Ok(())
 }
 
-fn bad_latents(harness: &mut Harness<'_>) -> Result<()> {
-    let layout = latent_layout(harness);
-    let pool = harness.backend.latent_pool(layout)?;
+fn bad_latents(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let layout = latent_layout(ctx);
+    let pool = ctx.backend.latent_pool(layout)?;
     let record = |latent, rope, len| LatentRecord {
         latent,
         rope,
@@ -226,78 +223,75 @@ fn bad_latents(harness: &mut Harness<'_>) -> Result<()> {
             record(latent, rope, (layout.block_tokens + 1) * width),
         ),
     ] {
-        let result = harness.backend.write_latents(&pool, 0, Block(0), &bad);
-        harness.holds(format!("{what} is refused"), about_record(result));
+        let result = ctx.backend.write_latents(&pool, 0, Block(0), &bad);
+        ctx.holds(format!("{what} is refused"), about_record(result));
     }
     for (layer, block, tokens) in [
         (layout.layers, 0, 1),
         (0, layout.blocks as u32, 1),
         (0, 0, layout.block_tokens + 1),
     ] {
-        let result = harness
+        let result = ctx
             .backend
             .read_latents(&pool, layer, Block(block), tokens)
             .wait();
         let what = format!("{tokens} rows of block {block} of layer {layer}");
-        harness.holds(format!("reading {what} is refused"), about_record(result));
+        ctx.holds(format!("reading {what} is refused"), about_record(result));
     }
     Ok(())
 }
 
-fn tensors(harness: &mut Harness<'_>) -> Result<()> {
+fn tensors(ctx: &mut CaseContext<'_>) -> Result<()> {
     let about_shape = |result: Result<()>| matches!(result, Err(BackendError::Shape { .. }));
     for (element, width) in [
         (Element::Activation, 33),
         (Element::F32, 20),
         (Element::F32, 1),
     ] {
-        let tensor = harness.backend.tensor(Rows::Tokens, 9, width, element)?;
-        let all = harness.activations(9 * width, 1.0);
-        let some = harness.activations(4 * width, 1.0);
-        harness
-            .backend
+        let tensor = ctx.backend.tensor(Rows::Tokens, 9, width, element)?;
+        let all = ctx.activations(9 * width, 1.0);
+        let some = ctx.activations(4 * width, 1.0);
+        ctx.backend
             .write_tensor(tensor, &TensorValues::F32(all.clone()))?;
-        harness
-            .backend
+        ctx.backend
             .write_tensor(tensor, &TensorValues::F32(some.clone()))?;
-        let found = harness.read(tensor, 9)?;
-        harness.same("the rows written last", &found[..4 * width], &some);
-        harness.same(
+        let found = ctx.read(tensor, 9)?;
+        ctx.same("the rows written last", &found[..4 * width], &some);
+        ctx.same(
             "the rows written before",
             &found[4 * width..],
             &all[4 * width..],
         );
-        let found = harness.read(tensor, 2)?;
-        harness.same("two rows", &found, &some[..2 * width]);
-        let found = harness.read(tensor, 0)?;
-        harness.same("no rows", &found, &[]);
+        let found = ctx.read(tensor, 2)?;
+        ctx.same("two rows", &found, &some[..2 * width]);
+        let found = ctx.read(tensor, 0)?;
+        ctx.same("no rows", &found, &[]);
         let more = TensorValues::F32(vec![0.0; 10 * width]);
-        let result = harness.backend.write_tensor(tensor, &more);
-        harness.holds("more rows than there are are refused", about_shape(result));
+        let result = ctx.backend.write_tensor(tensor, &more);
+        ctx.holds("more rows than there are are refused", about_shape(result));
         let other = TensorValues::Index(vec![0; width]);
-        let result = harness.backend.write_tensor(tensor, &other);
-        harness.holds("indices among numbers are refused", about_shape(result));
-        let result = harness.backend.read_tensor(tensor, 10).wait().map(drop);
-        harness.holds(
+        let result = ctx.backend.write_tensor(tensor, &other);
+        ctx.holds("indices among numbers are refused", about_shape(result));
+        let result = ctx.backend.read_tensor(tensor, 10).wait().map(drop);
+        ctx.holds(
             "reading more rows than there are is refused",
             about_shape(result),
         );
     }
-    let tensor = harness.backend.tensor(Rows::Tokens, 5, 3, Element::Index)?;
+    let tensor = ctx.backend.tensor(Rows::Tokens, 5, 3, Element::Index)?;
     let ids: Vec<u32> = (0..15).map(|i| u32::MAX - i).collect();
-    harness
-        .backend
+    ctx.backend
         .write_tensor(tensor, &TensorValues::Index(ids.clone()))?;
-    let found = harness.read_index(tensor, 5)?;
-    harness.holds("indices come back", found == ids);
-    let result = harness
+    let found = ctx.read_index(tensor, 5)?;
+    ctx.holds("indices come back", found == ids);
+    let result = ctx
         .backend
         .write_tensor(tensor, &TensorValues::F32(vec![0.0; 3]));
-    harness.holds("numbers among indices are refused", about_shape(result));
+    ctx.holds("numbers among indices are refused", about_shape(result));
     Ok(())
 }
 
-fn bad_weights(harness: &mut Harness<'_>) -> Result<()> {
+fn bad_weights(ctx: &mut CaseContext<'_>) -> Result<()> {
     let good = WeightSource {
         name: "conformance".to_owned(),
         format: Format::Bf16,
@@ -307,9 +301,9 @@ fn bad_weights(harness: &mut Harness<'_>) -> Result<()> {
         stored_columns: 10,
         first_column: 0,
         parts: vec![stored(&vec![1.0; 60], Format::Bf16)],
-        shard: harness.backend.shard(),
+        shard: ctx.backend.shard(),
     };
-    harness.backend.weight(good.clone())?;
+    ctx.backend.weight(good.clone())?;
     for (what, bad) in [
         (
             "more rows than are there",
@@ -347,9 +341,9 @@ fn bad_weights(harness: &mut Harness<'_>) -> Result<()> {
             },
         ),
     ] {
-        let result = harness.backend.weight(bad);
+        let result = ctx.backend.weight(bad);
         let refused = matches!(result, Err(BackendError::Weight { .. }));
-        harness.holds(format!("{what} are refused"), refused);
+        ctx.holds(format!("{what} are refused"), refused);
     }
     Ok(())
 }

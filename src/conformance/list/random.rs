@@ -7,8 +7,8 @@ use crate::backend::{
     StateLayout,
 };
 use crate::checkpoint::Format;
-use crate::conformance::harness::plain;
-use crate::conformance::{Case, Harness, Tolerance};
+use crate::conformance::context::plain;
+use crate::conformance::{Case, CaseContext, Tolerance};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -16,13 +16,13 @@ pub(super) fn cases() -> Vec<Case> {
         // Whole vectors, rows that a device may pad, and several blocks of every kernel.
         for [rows, columns] in [[5, 64], [7, 33], [3, 4099]] {
             let name = format!("random weight/{format}/[{rows},{columns}]");
-            cases.push(Case::new("pools", name, Tolerance::Exact, move |harness| {
-                weight(harness, format, [rows, columns])
+            cases.push(Case::new("pools", name, Tolerance::Exact, move |ctx| {
+                weight(ctx, format, [rows, columns])
             }));
         }
         let name = format!("random norm/{format}");
-        cases.push(Case::new("pools", name, Tolerance::Close, move |harness| {
-            norm(harness, format, 48)
+        cases.push(Case::new("pools", name, Tolerance::Close, move |ctx| {
+            norm(ctx, format, 48)
         }));
     }
     cases.push(Case::new(
@@ -60,50 +60,50 @@ fn made(format: Format, [rows, columns]: [usize; 2], random: Random) -> RandomWe
 }
 
 /// Rows are read by `embed`, which hands on what is stored.
-fn weight(harness: &mut Harness<'_>, format: Format, [rows, columns]: [usize; 2]) -> Result<()> {
+fn weight(ctx: &mut CaseContext<'_>, format: Format, [rows, columns]: [usize; 2]) -> Result<()> {
     for (seed, mean) in [(0, 0.0), (7, 1.5)] {
         let random = Random::named("rows", seed, -2).about(mean);
-        let weight = harness
+        let weight = ctx
             .backend
             .random_weight(made(format, [rows, columns], random))?;
-        let output = harness.output(rows, columns)?;
+        let output = ctx.output(rows, columns)?;
         let mut batch = plain(rows);
         batch.tokens = (0..rows as u32).collect();
-        let mut step = harness.compile(&batch, [Op::from(Embed { weight, output })])?;
-        harness.submit(&mut *step, &batch)?;
-        let found = harness.read(output, rows)?;
+        let mut step = ctx.compile(&batch, [Op::from(Embed { weight, output })])?;
+        ctx.submit(&mut *step, &batch)?;
+        let found = ctx.read(output, rows)?;
         let number = |i| stored(random.value(i), format);
         let expected = (0..(rows * columns) as u64).map(number).collect();
-        let expected = harness.rounded(expected);
-        harness.same("the rows", &found, &expected);
+        let expected = ctx.rounded(expected);
+        ctx.same("the rows", &found, &expected);
     }
     Ok(())
 }
 
 /// Vectors are read by `rms_norm`; rows of ones come back as the weight.
-fn norm(harness: &mut Harness<'_>, format: Format, width: usize) -> Result<()> {
+fn norm(ctx: &mut CaseContext<'_>, format: Format, width: usize) -> Result<()> {
     let random = Random::named("norm", 3, -2).about(1.0);
-    let weight = harness
+    let weight = ctx
         .backend
         .random_weight(made(format, [width, 1], random))?;
-    let input = harness.input(width, Element::Activation, &vec![1.0; width])?;
-    let output = harness.output(1, width)?;
+    let input = ctx.input(width, Element::Activation, &vec![1.0; width])?;
+    let output = ctx.output(1, width)?;
     let norm = RmsNorm {
         input,
         weight,
         eps: 0.0,
         output,
     };
-    let mut step = harness.compile(&plain(1), [Op::from(norm)])?;
-    harness.submit(&mut *step, &plain(1))?;
-    let found = harness.read(output, 1)?;
+    let mut step = ctx.compile(&plain(1), [Op::from(norm)])?;
+    ctx.submit(&mut *step, &plain(1))?;
+    let found = ctx.read(output, 1)?;
     let number = |i| f64::from(stored(random.value(i), format));
     let expected: Vec<f64> = (0..width as u64).map(number).collect();
-    harness.close("the weight", width, &found, &expected);
+    ctx.close("the weight", width, &found, &expected);
     Ok(())
 }
 
-fn states(harness: &mut Harness<'_>) -> Result<()> {
+fn states(ctx: &mut CaseContext<'_>) -> Result<()> {
     let layout = StateLayout {
         layers: 2,
         key_heads: 2,
@@ -113,13 +113,13 @@ fn states(harness: &mut Harness<'_>) -> Result<()> {
         taps: 4,
         slots: 3,
     };
-    let pool = harness.backend.state_pool(layout)?;
+    let pool = ctx.backend.state_pool(layout)?;
     let random = Random::named("states", 1, -3);
-    harness.backend.fill_states(&pool, random)?;
+    ctx.backend.fill_states(&pool, random)?;
     for layer in 0..layout.layers {
         for slot in 0..layout.slots {
             let place = Slot(slot as u32);
-            let record = harness.backend.read_state(&pool, layer, place).wait()?;
+            let record = ctx.backend.read_state(&pool, layer, place).wait()?;
             let numbers = |part: usize, len: usize| -> Vec<f32> {
                 let random = random.part(2 * layer + part);
                 let first = slot * len;
@@ -131,30 +131,30 @@ fn states(harness: &mut Harness<'_>) -> Result<()> {
                 numbers(0, layout.state_len()),
                 numbers(1, layout.conv_state_len()),
             );
-            harness.same("a state", &record.key_value(), &state);
-            harness.same("a convolution state", &record.conv_state, &conv_state);
+            ctx.same("a state", &record.key_value(), &state);
+            ctx.same("a convolution state", &record.conv_state, &conv_state);
         }
     }
     Ok(())
 }
 
-fn latents(harness: &mut Harness<'_>) -> Result<()> {
+fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
     let layout = LatentLayout {
         layers: 2,
         latent: 48,
         rope: 16,
         block_tokens: 5,
         blocks: 4,
-        dtype: harness.backend.device().cache,
+        dtype: ctx.backend.device().cache,
     };
-    let pool = harness.backend.latent_pool(layout)?;
+    let pool = ctx.backend.latent_pool(layout)?;
     let random = Random::named("latents", 1, 0);
-    harness.backend.fill_latents(&pool, random)?;
+    ctx.backend.fill_latents(&pool, random)?;
     let len = layout.block_tokens * layout.width();
     for layer in 0..layout.layers {
         for block in 0..layout.blocks {
             let place = Block(block as u32);
-            let read = harness
+            let read = ctx
                 .backend
                 .read_latents(&pool, layer, place, layout.block_tokens);
             let random = random.part(layer);
@@ -162,8 +162,8 @@ fn latents(harness: &mut Harness<'_>) -> Result<()> {
             let rows = (first..first + len)
                 .map(|i| random.value(i as u64))
                 .collect();
-            let rows = harness.cached(rows);
-            harness.same("rows", &read.wait()?.rows, &rows);
+            let rows = ctx.cached(rows);
+            ctx.same("rows", &read.wait()?.rows, &rows);
         }
     }
     Ok(())

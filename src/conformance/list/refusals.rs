@@ -7,11 +7,11 @@ use crate::backend::{
     StateCheckpoint, StateLayout, StatePool, Step, Swiglu,
 };
 use crate::checkpoint::Format;
-use crate::conformance::{Case, Harness, Tolerance};
+use crate::conformance::{Case, CaseContext, Tolerance};
 use crate::error::BackendError;
 
 pub(super) fn cases() -> Vec<Case> {
-    type Run = fn(&mut Harness<'_>) -> Result<()>;
+    type Run = fn(&mut CaseContext<'_>) -> Result<()>;
     let cases: [(&str, Run); 3] = [
         ("batches that do not fit", batches),
         ("shapes that do not fit", shapes),
@@ -36,8 +36,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(harness: &mut Harness<'_>) -> Result<Self> {
-        let states = harness.backend.state_pool(StateLayout {
+    fn new(ctx: &mut CaseContext<'_>) -> Result<Self> {
+        let states = ctx.backend.state_pool(StateLayout {
             layers: 2,
             key_heads: 1,
             value_heads: 1,
@@ -46,18 +46,18 @@ impl Fixture {
             taps: 4,
             slots: SLOTS,
         })?;
-        let latents = harness.backend.latent_pool(LatentLayout {
+        let latents = ctx.backend.latent_pool(LatentLayout {
             layers: 1,
             latent: 8,
             rope: 4,
             block_tokens: BLOCK_TOKENS,
             blocks: BLOCKS,
-            dtype: harness.backend.device().cache,
+            dtype: ctx.backend.device().cache,
         })?;
-        let table = harness.random_matrix(Format::F32, [1, VOCABULARY, 12], 1.0)?;
-        let conv = harness.random_matrix(Format::F32, [1, 12, 4], 1.0)?;
-        let norm = harness.norm_weight(Format::F32, 8)?;
-        let (hidden, output) = (harness.output(10, 12)?, harness.output(10, 12)?);
+        let table = ctx.random_matrix(Format::F32, [1, VOCABULARY, 12], 1.0)?;
+        let conv = ctx.random_matrix(Format::F32, [1, 12, 4], 1.0)?;
+        let norm = ctx.norm_weight(Format::F32, 8)?;
+        let (hidden, output) = (ctx.output(10, 12)?, ctx.output(10, 12)?);
         let capacity = Capacity {
             tokens: 10,
             segments: 3,
@@ -86,7 +86,7 @@ impl Fixture {
             }),
             Op::Probe(hidden),
         ]);
-        let step = harness.backend.compile(&program, capacity)?;
+        let step = ctx.backend.compile(&program, capacity)?;
         let layout = states.layout;
         let zero = record(
             &layout,
@@ -94,9 +94,7 @@ impl Fixture {
             &vec![0.0; layout.conv_state_len()],
         );
         for slot in 0..SLOTS as u32 {
-            harness
-                .backend
-                .write_state(&states, LAYER, Slot(slot), &zero)?;
+            ctx.backend.write_state(&states, LAYER, Slot(slot), &zero)?;
         }
         Ok(Self {
             step,
@@ -105,10 +103,10 @@ impl Fixture {
         })
     }
 
-    fn conv_states(&self, harness: &mut Harness<'_>) -> Result<Vec<f32>> {
+    fn conv_states(&self, ctx: &mut CaseContext<'_>) -> Result<Vec<f32>> {
         let mut conv_states = Vec::new();
         for slot in 0..SLOTS as u32 {
-            let record = harness
+            let record = ctx
                 .backend
                 .read_state(&self.states, LAYER, Slot(slot))
                 .wait()?;
@@ -144,10 +142,10 @@ fn good() -> Batch {
     }
 }
 
-fn batches(harness: &mut Harness<'_>) -> Result<()> {
-    let mut fixture = Fixture::new(harness)?;
+fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let mut fixture = Fixture::new(ctx)?;
     fixture.step.submit(&good())?.wait()?;
-    let before = fixture.conv_states(harness)?;
+    let before = fixture.conv_states(ctx)?;
     let token = |token, position| BackendError::TokenOutOfRange {
         token,
         position,
@@ -165,12 +163,12 @@ fn batches(harness: &mut Harness<'_>) -> Result<()> {
         batch.tokens[position] = id;
         let found = fixture.step.submit(&batch).err();
         let what = format!("token {id} is refused by type and place");
-        harness.holds(what, found == Some(token(id, position)));
+        ctx.holds(what, found == Some(token(id, position)));
     }
     let mut batch = good();
     batch.outputs[1].target = Some(11);
     let found = fixture.step.submit(&batch).err();
-    harness.holds(
+    ctx.holds(
         "a target past the vocabulary is refused",
         found == Some(token(11, 4)),
     );
@@ -322,15 +320,15 @@ fn batches(harness: &mut Harness<'_>) -> Result<()> {
         let mut batch = good();
         spoil(&mut batch);
         let refused = matches!(fixture.step.submit(&batch), Err(BackendError::Batch { .. }));
-        harness.holds(format!("{what}: refused"), refused);
+        ctx.holds(format!("{what}: refused"), refused);
     }
-    let after = fixture.conv_states(harness)?;
-    harness.same("the convolution states after refusals", &after, &before);
-    let record = harness
+    let after = fixture.conv_states(ctx)?;
+    ctx.same("the convolution states after refusals", &after, &before);
+    let record = ctx
         .backend
         .read_latents(&fixture.latents, 0, Block(2), 3)
         .wait()?;
-    harness.holds(
+    ctx.holds(
         "latents after refusals",
         record.rows.iter().all(|x| x.is_finite()),
     );
@@ -339,32 +337,28 @@ fn batches(harness: &mut Harness<'_>) -> Result<()> {
     Ok(())
 }
 
-fn shapes(harness: &mut Harness<'_>) -> Result<()> {
-    let matrix = harness.random_matrix(Format::F32, [1, 6, 8], 1.0)?.weight;
-    let vector = harness.norm_weight(Format::F32, 8)?.weight;
-    let [eight, six, seven] = [
-        harness.output(4, 8)?,
-        harness.output(4, 6)?,
-        harness.output(4, 7)?,
-    ];
-    let gates = harness.blank(Rows::Tokens, 4, 8, Element::F32)?;
-    let outputs = harness.blank(Rows::Outputs, 4, 6, Element::Activation)?;
-    let logits = harness.blank(Rows::Outputs, 4, 6, Element::F32)?;
-    let small = harness.blank(Rows::Tokens, 3, 6, Element::Activation)?;
-    let indices = harness.blank(Rows::Tokens, 4, 8, Element::Index)?;
-    let [four, four_by_six] = [harness.output(4, 4)?, harness.output(4, 6)?];
-    let states = Fixture::new(harness)?.states;
+fn shapes(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let matrix = ctx.random_matrix(Format::F32, [1, 6, 8], 1.0)?.weight;
+    let vector = ctx.norm_weight(Format::F32, 8)?.weight;
+    let [eight, six, seven] = [ctx.output(4, 8)?, ctx.output(4, 6)?, ctx.output(4, 7)?];
+    let gates = ctx.blank(Rows::Tokens, 4, 8, Element::F32)?;
+    let outputs = ctx.blank(Rows::Outputs, 4, 6, Element::Activation)?;
+    let logits = ctx.blank(Rows::Outputs, 4, 6, Element::F32)?;
+    let small = ctx.blank(Rows::Tokens, 3, 6, Element::Activation)?;
+    let indices = ctx.blank(Rows::Tokens, 4, 8, Element::Index)?;
+    let [four, four_by_six] = [ctx.output(4, 4)?, ctx.output(4, 6)?];
+    let states = Fixture::new(ctx)?.states;
     // A good operation before it does not help, and what is good by itself is taken.
-    let batch = crate::conformance::harness::plain(4);
+    let batch = crate::conformance::context::plain(4);
     let good = Op::from(Add {
         source: six,
         target: four_by_six,
     });
-    harness.compile(&batch, [good.clone()])?;
+    ctx.compile(&batch, [good.clone()])?;
     let mut refused = |what: &str, op: Op| {
-        let result = harness.compile(&batch, [good.clone(), op]);
+        let result = ctx.compile(&batch, [good.clone(), op]);
         let refused = matches!(result, Err(BackendError::Shape { .. }));
-        harness.holds(format!("{what}: refused"), refused);
+        ctx.holds(format!("{what}: refused"), refused);
     };
     let linear = |input, output| Linear {
         input,
@@ -485,9 +479,9 @@ fn shapes(harness: &mut Harness<'_>) -> Result<()> {
 }
 
 /// A step tells what it runs, in order.
-fn names(harness: &mut Harness<'_>) -> Result<()> {
-    let fixture = Fixture::new(harness)?;
+fn names(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let fixture = Fixture::new(ctx)?;
     let expected = ["embed", "short_conv", "mla_append", "probe"];
-    harness.holds("the names", fixture.step.operations() == expected);
+    ctx.holds("the names", fixture.step.operations() == expected);
     Ok(())
 }

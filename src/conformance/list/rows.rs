@@ -1,8 +1,8 @@
 //! How operations are run whose rows stand alone: against the oracle, each row without the others, again and again.
 
 use crate::backend::{Batch, Element, Op, Result, Rows, Segment, Slot, Step, Tensor, TensorValues};
-use crate::conformance::harness::plain;
-use crate::conformance::{Case, Harness, Tolerance};
+use crate::conformance::context::plain;
+use crate::conformance::{Case, CaseContext, Tolerance};
 
 /// One argument: its width, its element type, its rows.
 pub(super) struct Input {
@@ -158,21 +158,21 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(harness: &mut Harness<'_>, operation: Operation) -> Result<Self> {
+    fn new(ctx: &mut CaseContext<'_>, operation: Operation) -> Result<Self> {
         let rows = operation.tokens.len();
         let mut inputs = Vec::new();
         for input in &operation.inputs {
-            inputs.push(harness.blank(Rows::Tokens, rows, input.width, input.element)?);
+            inputs.push(ctx.blank(Rows::Tokens, rows, input.width, input.element)?);
         }
         let mut outputs = Vec::new();
         for output in &operation.outputs {
             outputs.push(match output.place {
-                Place::New(element) => harness.blank(Rows::Tokens, rows, output.width, element)?,
+                Place::New(element) => ctx.blank(Rows::Tokens, rows, output.width, element)?,
                 Place::Input(i) => inputs[i],
             });
         }
         let op = (operation.op)(&inputs, &outputs);
-        let step = harness.compile(&operation.batch(rows), [op])?;
+        let step = ctx.compile(&operation.batch(rows), [op])?;
         Ok(Self {
             operation,
             inputs,
@@ -184,16 +184,15 @@ impl Fixture {
     /// Runs some of the rows; gives the results.
     fn run(
         &mut self,
-        harness: &mut Harness<'_>,
+        ctx: &mut CaseContext<'_>,
         range: std::ops::Range<usize>,
     ) -> Result<Vec<TensorValues>> {
         for tensor in &self.outputs {
-            harness.poison(*tensor)?;
+            ctx.poison(*tensor)?;
         }
         for (tensor, input) in self.inputs.iter().zip(&self.operation.inputs) {
-            harness.poison(*tensor)?;
-            harness
-                .backend
+            ctx.poison(*tensor)?;
+            ctx.backend
                 .write_tensor(*tensor, &input.rows(range.clone()))?;
         }
         let rows = range.len();
@@ -201,17 +200,17 @@ impl Fixture {
             tokens: self.operation.tokens[range].to_vec(),
             ..self.operation.batch(rows)
         };
-        harness.submit(&mut *self.step, &batch)?;
+        ctx.submit(&mut *self.step, &batch)?;
         self.outputs
             .iter()
-            .map(|tensor| harness.backend.read_tensor(*tensor, rows).wait())
+            .map(|tensor| ctx.backend.read_tensor(*tensor, rows).wait())
             .collect()
     }
 }
 
 /// Two results that must have the same bits; where `rows_in_f32` is a width, in f32 only.
 fn alike(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     what: String,
     a: &TensorValues,
     b: &TensorValues,
@@ -219,10 +218,10 @@ fn alike(
 ) {
     match ((a, b), rows_in_f32) {
         ((TensorValues::F32(a), TensorValues::F32(b)), Some(width)) => {
-            harness.same_in_f32(what, width, a, b)
+            ctx.same_in_f32(what, width, a, b)
         }
-        ((TensorValues::F32(a), TensorValues::F32(b)), None) => harness.same(what, a, b),
-        _ => harness.holds(what, a == b),
+        ((TensorValues::F32(a), TensorValues::F32(b)), None) => ctx.same(what, a, b),
+        _ => ctx.holds(what, a == b),
     }
 }
 
@@ -235,14 +234,14 @@ fn cut(values: &TensorValues, range: std::ops::Range<usize>) -> TensorValues {
 
 /// Asks one question of one operation.
 pub(super) fn ask(
-    harness: &mut Harness<'_>,
+    ctx: &mut CaseContext<'_>,
     question: Question,
     operation: Operation,
 ) -> Result<()> {
     let rows = operation.tokens.len();
-    let mut fixture = Fixture::new(harness, operation)?;
-    let all = fixture.run(harness, 0..rows)?;
-    if harness.timed() {
+    let mut fixture = Fixture::new(ctx, operation)?;
+    let all = fixture.run(ctx, 0..rows)?;
+    if ctx.timed() {
         return Ok(());
     }
     match question {
@@ -251,13 +250,13 @@ pub(super) fn ask(
                 let numbers = values.as_f32().unwrap_or(&[]);
                 match &output.answer {
                     Answer::Rows(answer) => {
-                        harness.close(output.name, output.width, numbers, answer);
+                        ctx.close(output.name, output.width, numbers, answer);
                     }
                     Answer::Elements(answer) => {
-                        harness.close_elements(output.name, numbers, answer);
+                        ctx.close_elements(output.name, numbers, answer);
                     }
                     Answer::Index(answer) => {
-                        harness.holds(output.name, values.as_index() == Some(answer));
+                        ctx.holds(output.name, values.as_index() == Some(answer));
                     }
                 }
             }
@@ -269,11 +268,11 @@ pub(super) fn ask(
             let mut row = 0;
             for length in lengths {
                 if length == 1 && in_f32 {
-                    let one = fixture.run(harness, row..row + 1)?;
+                    let one = fixture.run(ctx, row..row + 1)?;
                     for (i, output) in fixture.operation.outputs.iter().enumerate() {
                         let range = row * output.width..(row + 1) * output.width;
                         let what = format!("{}, single row {row} alone", output.name);
-                        alike(harness, what, &one[i], &cut(&all[i], range), None);
+                        alike(ctx, what, &one[i], &cut(&all[i], range), None);
                     }
                 }
                 row += length;
@@ -283,13 +282,13 @@ pub(super) fn ask(
                     if start + count > rows {
                         continue;
                     }
-                    let few = fixture.run(harness, start..start + count)?;
+                    let few = fixture.run(ctx, start..start + count)?;
                     for (i, output) in fixture.operation.outputs.iter().enumerate() {
                         let range = start * output.width..(start + count) * output.width;
                         let what =
                             format!("{}, rows {start}..{} alone", output.name, start + count);
                         alike(
-                            harness,
+                            ctx,
                             what,
                             &few[i],
                             &cut(&all[i], range),
@@ -300,11 +299,11 @@ pub(super) fn ask(
             }
         }
         Question::Again => {
-            for time in 2..=harness.repeats {
-                let next = fixture.run(harness, 0..rows)?;
+            for time in 2..=ctx.repeats {
+                let next = fixture.run(ctx, 0..rows)?;
                 for (i, output) in fixture.operation.outputs.iter().enumerate() {
                     let what = format!("{} of call {time}", output.name);
-                    alike(harness, what, &next[i], &all[i], None);
+                    alike(ctx, what, &next[i], &all[i], None);
                 }
             }
         }
@@ -317,18 +316,18 @@ pub(super) fn definition(
     operation: &'static str,
     name: impl AsRef<str>,
     tolerance: Tolerance,
-    make: impl Fn(&mut Harness<'_>) -> Result<Operation> + Send + Sync + 'static,
+    make: impl Fn(&mut CaseContext<'_>) -> Result<Operation> + Send + Sync + 'static,
 ) -> Case {
-    Case::new(operation, name, tolerance, move |harness| {
-        let made = make(harness)?;
-        ask(harness, Question::Definition, made)
+    Case::new(operation, name, tolerance, move |ctx| {
+        let made = make(ctx)?;
+        ask(ctx, Question::Definition, made)
     })
 }
 
 /// The cases that an operation's rows do not depend on each other, and that it repeats itself.
 pub(super) fn properties(
     operation: &'static str,
-    make: impl Fn(&mut Harness<'_>) -> Result<Operation> + Clone + Send + Sync + 'static,
+    make: impl Fn(&mut CaseContext<'_>) -> Result<Operation> + Clone + Send + Sync + 'static,
 ) -> [Case; 2] {
     [
         ("rows are alone", Question::Alone),
@@ -336,9 +335,9 @@ pub(super) fn properties(
     ]
     .map(|(name, question)| {
         let make = make.clone();
-        Case::new(operation, name, Tolerance::Exact, move |harness| {
-            let made = make(harness)?;
-            ask(harness, question, made)
+        Case::new(operation, name, Tolerance::Exact, move |ctx| {
+            let made = make(ctx)?;
+            ask(ctx, question, made)
         })
     })
 }

@@ -31,33 +31,33 @@ fn dense() -> Vec<Case> {
     let mut cases = Vec::new();
     for t in [1, 256] {
         let name = format!("d={WIDTH}/T={t}");
-        let case = definition("embed", &name, Tolerance::Rounded, move |harness| {
-            embed(harness, Format::Bf16, [4096, WIDTH], t)
+        let case = definition("embed", &name, Tolerance::Rounded, move |ctx| {
+            embed(ctx, Format::Bf16, [4096, WIDTH], t)
         });
         cases.push(case.with_work(6 * t * WIDTH, 0));
-        let case = definition("rms_norm", &name, Tolerance::Close, move |harness| {
-            rms_norm(harness, Format::Bf16, [t, WIDTH], 1.0, 1e-5)
+        let case = definition("rms_norm", &name, Tolerance::Close, move |ctx| {
+            rms_norm(ctx, Format::Bf16, [t, WIDTH], 1.0, 1e-5)
         });
         cases.push(case.with_work(8 * t * WIDTH + 2 * WIDTH, 4 * t * WIDTH));
-        let case = definition("add", &name, Tolerance::Rounded, move |harness| {
-            add(harness, t, WIDTH)
+        let case = definition("add", &name, Tolerance::Rounded, move |ctx| {
+            add(ctx, t, WIDTH)
         });
         cases.push(case.with_work(12 * t * WIDTH, t * WIDTH));
     }
     for t in [1, 16, 256] {
         let (rows, name) = (HEADS * HEAD, format!("BF16/[4096,{WIDTH}]/T={t}"));
-        let case = definition("linear", name, Tolerance::Close, move |harness| {
-            let matrix = harness.random_matrix(Format::Bf16, [1, rows, WIDTH], 0.02)?;
-            linear(harness, matrix, t, Element::Activation)
+        let case = definition("linear", name, Tolerance::Close, move |ctx| {
+            let matrix = ctx.random_matrix(Format::Bf16, [1, rows, WIDTH], 0.02)?;
+            linear(ctx, matrix, t, Element::Activation)
         });
         let bytes = 2 * rows * WIDTH + 4 * t * (rows + WIDTH);
         cases.push(case.with_work(bytes, 2 * t * rows * WIDTH));
     }
     let vocabulary = 163_840;
     let name = format!("vocabulary {vocabulary}/k=1");
-    let case = Case::new("select", name, Tolerance::Full, move |harness| {
-        let values = harness.random.normals(vocabulary, 1.0);
-        choice::check(harness, vocabulary, 1, &values)
+    let case = Case::new("select", name, Tolerance::Full, move |ctx| {
+        let values = ctx.random.normals(vocabulary, 1.0);
+        choice::check(ctx, vocabulary, 1, &values)
     });
     cases.push(case.with_work(4 * vocabulary, 3 * vocabulary));
     cases
@@ -69,30 +69,25 @@ fn kda() -> Vec<Case> {
         let t: usize = lengths.iter().sum();
         let name = format!("H={HEADS} K=V={HEAD}/T={t}");
         let shape = [HEADS, HEADS, HEAD, HEAD, 4];
-        let case = Case::new("short_conv", &name, Tolerance::Close, move |harness| {
-            conv::against_definition(harness, Format::Bf16, shape, lengths, true)
+        let case = Case::new("short_conv", &name, Tolerance::Close, move |ctx| {
+            conv::against_definition(ctx, Format::Bf16, shape, lengths, true)
         });
         let conv_states = lengths.len() * CHANNELS * 3;
         cases.push(case.with_work(
             4 * (2 * t * CHANNELS + 2 * conv_states) + 8 * CHANNELS,
             10 * t * CHANNELS,
         ));
-        let case = definition("kda_gates", &name, Tolerance::Full, move |harness| {
-            gates(harness, [t, HEADS, HEAD], -6.0, 6.0)
+        let case = definition("kda_gates", &name, Tolerance::Full, move |ctx| {
+            gates(ctx, [t, HEADS, HEAD], -6.0, 6.0)
         });
         let elements = t * HEADS * (HEAD + 1);
         cases.push(case.with_work(8 * elements + 4 * HEADS * (HEAD + 1), 6 * elements));
         let form = if t == 512 { Form::Chunk } else { Form::Step };
-        let case = Case::new(
-            form_name(form),
-            &name,
-            Tolerance::Recurrence,
-            move |harness| {
-                let shape = [HEADS, HEADS, HEAD, HEAD];
-                let case = KdaCase::random(&mut harness.random, shape, lengths, Gates::Wild, true);
-                against_definition(harness, &case, form)
-            },
-        );
+        let case = Case::new(form_name(form), &name, Tolerance::Recurrence, move |ctx| {
+            let shape = [HEADS, HEADS, HEAD, HEAD];
+            let case = KdaCase::random(&mut ctx.random, shape, lengths, Gates::Wild, true);
+            against_definition(ctx, &case, form)
+        });
         let zero = KdaCase {
             shape: [HEADS, HEADS, HEAD, HEAD],
             lengths: lengths.to_vec(),
@@ -104,8 +99,8 @@ fn kda() -> Vec<Case> {
         };
         let (bytes, flops) = zero.work(form);
         cases.push(case.with_work(bytes, flops));
-        let case = definition("gated_norm", &name, Tolerance::Close, move |harness| {
-            gated_norm(harness, [t, HEADS, HEAD], 1.0, 1e-5)
+        let case = definition("gated_norm", &name, Tolerance::Close, move |ctx| {
+            gated_norm(ctx, [t, HEADS, HEAD], 1.0, 1e-5)
         });
         let elements = t * HEADS * HEAD;
         cases.push(case.with_work(12 * elements, 8 * elements));
@@ -130,30 +125,21 @@ fn attention() -> Vec<Case> {
     let (latent, key, value) = (512, 192, 128);
     let kv_b = 2 * HEADS * 256 * latent;
     let mut cases = Vec::new();
-    let case = Case::new("mla_append", "512+64/T=256", Tolerance::Close, |harness| {
-        mla::append(harness, [512, 64, 64], &[(0, 256)], 1.0, 1e-6)
+    let case = Case::new("mla_append", "512+64/T=256", Tolerance::Close, |ctx| {
+        mla::append(ctx, [512, 64, 64], &[(0, 256)], 1.0, 1e-6)
     });
     cases.push(case.with_work(8 * 256 * 576, 4 * 256 * latent));
     let t = 256;
-    let case = Case::new(
-        "mla_prefill",
-        "H=32/T=256",
-        Tolerance::Close,
-        move |harness| mla::attend(harness, shape, (true, Segments::All), &[(0, t)], 1.0),
-    );
+    let case = Case::new("mla_prefill", "H=32/T=256", Tolerance::Close, move |ctx| {
+        mla::attend(ctx, shape, (true, Segments::All), &[(0, t)], 1.0)
+    });
     let bytes = 4 * t * (HEADS * (key + value) + 576) + kv_b;
     let expand = 2 * t * HEADS * 256 * latent;
     cases.push(case.with_work(bytes, expand + HEADS * t * t * (key + value)));
     for position in [1023, 8191] {
         let name = format!("H=32/1 after {position}");
-        let case = Case::new("mla_decode", name, Tolerance::Close, move |harness| {
-            mla::attend(
-                harness,
-                shape,
-                (false, Segments::All),
-                &[(position, 1)],
-                1.0,
-            )
+        let case = Case::new("mla_decode", name, Tolerance::Close, move |ctx| {
+            mla::attend(ctx, shape, (false, Segments::All), &[(position, 1)], 1.0)
         });
         let bytes = 4 * ((position + 1) * 576 + HEADS * (key + value)) + kv_b;
         let flops = 2 * HEADS * (256 * latent + (position + 1) * (576 + latent));
@@ -181,16 +167,14 @@ fn ffn() -> Vec<Case> {
             format: Format::Bf16,
         };
         let name = format!("256 choose 8/T={t}");
-        let case = definition("route", name, Tolerance::Full, move |harness| {
-            route(harness, case)
-        });
+        let case = definition("route", name, Tolerance::Full, move |ctx| route(ctx, case));
         let (bytes, flops) = (2 * 256 * WIDTH + 4 * t * (WIDTH + 16), 2 * t * 256 * WIDTH);
         cases.push(case.with_work(bytes, flops));
         // As many experts as a token chooses: what a decoded token reads.
         let name = format!("BF16/8 of [{n},{WIDTH}]/T={t} k=8");
-        let case = definition("experts", name, Tolerance::Close, move |harness| {
+        let case = definition("experts", name, Tolerance::Close, move |ctx| {
             experts(
-                harness,
+                ctx,
                 Format::Bf16,
                 [count, n, WIDTH],
                 0..count,
@@ -202,8 +186,8 @@ fn ffn() -> Vec<Case> {
         let (bytes, flops) = (6 * count * n * WIDTH + 8 * t * WIDTH, 6 * t * 8 * n * WIDTH);
         cases.push(case.with_work(bytes, flops));
         let name = format!("n=9216/T={t}");
-        let case = definition("swiglu", name, Tolerance::Close, move |harness| {
-            swiglu(harness, t, 9216, 1.0)
+        let case = definition("swiglu", name, Tolerance::Close, move |ctx| {
+            swiglu(ctx, t, 9216, 1.0)
         });
         cases.push(case.with_work(12 * t * 9216, 5 * t * 9216));
     }

@@ -8,7 +8,7 @@ mod kda;
 mod mla;
 mod moe;
 
-pub use dense::{embed, linear, rms_norm, select, swiglu};
+pub use dense::*;
 pub use kda::{Recurrence, gated_norm, log_decay, short_conv, write_strength};
 pub use mla::{Attention, append};
 pub use moe::{Router, experts};

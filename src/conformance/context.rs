@@ -1,4 +1,4 @@
-//! The bench on which a case is run: inputs made and handed to a backend, results read back and compared.
+//! What a case is run with: inputs made and handed to a backend, results read back and compared.
 //!
 //! Speaks to the `Backend` and `Step` traits only. Every output and all padding starts as NaN, so that what is read
 //! without having been written shows.
@@ -58,7 +58,7 @@ pub struct Matrix {
 }
 
 /// Where a case meets a backend.
-pub struct Harness<'a> {
+pub struct CaseContext<'a> {
     /// The backend under test.
     pub backend: &'a mut dyn Backend,
     /// Numbers that depend on the case's name and the run's seed alone.
@@ -70,7 +70,7 @@ pub struct Harness<'a> {
     clock: Option<Clock>,
 }
 
-impl<'a> Harness<'a> {
+impl<'a> CaseContext<'a> {
     pub(super) fn new(
         backend: &'a mut dyn Backend,
         random: Random,
