@@ -55,9 +55,9 @@ def headlines(visit):
             parts.append("all layers")
         else:
             parts.append("BY LAYER: one of each kind times their number, no whole step")
-        ran, pieces = row["pieces"]
-        if ran < pieces:
-            parts.append(f"{ran} of {pieces} pieces")
+        ran, segments = row["segments"]
+        if ran < segments:
+            parts.append(f"{ran} of {segments} segments")
         dearest = sorted(row["operations"], key=lambda operation: -operation[1])[:6]
         parts.extend([", ".join(f"{operation} {in_units(ms / 1e3)}" for operation, ms in dearest)] if dearest else [])
         lines.append(f"{name}: " + " | ".join(parts))
