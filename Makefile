@@ -37,13 +37,13 @@ install-rust-components:
 	@command -v cc >/dev/null || .ci/install-packages gcc libc6-dev
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 
-# The conformance list runs on wgpu too: a machine without any Vulkan driver gets the one that runs on the processor.
+# The conformance list runs on wgpu too: a machine without any Vulkan driver gets the one that runs on the CPU.
 install-vulkan-driver:
 	@if [ "$$(uname)" = Linux ] && ! { PATH="$$PATH:/sbin" ldconfig -p | grep 'libvulkan\.so\.1' >/dev/null \
 		&& grep -qs library_path /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json; }; then \
 		.ci/install-packages libvulkan1 mesa-vulkan-drivers; fi
 
-# The CUDA kernels are compiled for a GPU that need not be there, and run on the processor, which takes a C++ compiler.
+# The CUDA kernels are compiled for a GPU that need not be there, and run on the CPU, which takes a C++ compiler.
 install-cuda-compiler:
 	@command -v c++ >/dev/null || .ci/install-packages g++ libc6-dev
 	@.ci/install-cuda-compiler target/cuda
