@@ -5,9 +5,8 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kimi_linear::engine::{FinishReason, Usage};
@@ -75,7 +74,36 @@ struct Worker {
     /// Tokens that its context holds, where it says so.
     context: Option<usize>,
     counted: Counted,
-    running: HashMap<ChatId, Arc<AtomicBool>>,
+    running: HashMap<ChatId, Arc<Open>>,
+}
+
+/// Whether an answer is still being told of. Its thread and the one that stops it tell under one lock, so that nothing
+/// comes after its end.
+#[derive(Default)]
+struct Open {
+    ended: Mutex<bool>,
+}
+
+impl Open {
+    fn ended(&self) -> MutexGuard<'_, bool> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells something, unless the answer has ended.
+    fn tell(&self, tell: impl FnOnce()) {
+        let ended = self.ended();
+        if !*ended {
+            tell();
+        }
+    }
+
+    /// Tells the end, unless it has been told.
+    fn end(&self, tell: impl FnOnce()) {
+        let mut ended = self.ended();
+        if !std::mem::replace(&mut *ended, true) {
+            tell();
+        }
+    }
 }
 
 impl Worker {
@@ -87,10 +115,8 @@ impl Worker {
                 Command::Load(_) => self.connect(),
                 Command::Ask(ask) => self.ask(*ask),
                 Command::Stop(chat) => {
-                    if let Some(stop) = self.running.remove(&chat)
-                        && !stop.swap(true, Ordering::SeqCst)
-                    {
-                        self.teller.chat(chat, cancelled());
+                    if let Some(open) = self.running.remove(&chat) {
+                        open.end(|| self.teller.chat(chat, cancelled()));
                     }
                 }
                 Command::Save {
@@ -144,14 +170,14 @@ impl Worker {
             teller.chat(chat, ChatUpdate::Failed(problem));
             return;
         };
-        let stop = Arc::new(AtomicBool::new(false));
-        self.running.insert(chat, Arc::clone(&stop));
+        let open = Arc::new(Open::default());
+        self.running.insert(chat, Arc::clone(&open));
         let server = Arc::clone(&self.server);
         let most = self.most(&ask);
         let counted = Arc::clone(&self.counted);
         let spawned = std::thread::Builder::new()
             .name("answer".to_owned())
-            .spawn(move || answer(&server, &model, &ask, most, &counted, &teller, &stop));
+            .spawn(move || answer(&server, &model, &ask, most, &counted, &teller, &open));
         if let Err(error) = spawned {
             let problem = Problem::new(
                 format!("The system gives no thread: {error}."),
@@ -263,36 +289,27 @@ fn answer(
     most: usize,
     counted: &Counted,
     teller: &Teller,
-    stop: &AtomicBool,
+    open: &Open,
 ) {
     let chat = ask.chat;
     let at = Instant::now();
-    teller.chat(
-        chat,
-        ChatUpdate::Prompt {
-            tokens: Vec::new(),
-            at,
-        },
-    );
-    let told = follow(server, body(model, ask, most), chat, teller, stop);
-    // Whoever stopped it has told so already.
-    if stop.swap(true, Ordering::SeqCst) {
-        return;
-    }
-    if let Ok(ChatUpdate::Finished { usage, .. }) = &told
-        && usage.prompt_tokens > 0
-    {
-        let tokens = usage.prompt_tokens + usage.generated_tokens;
-        let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
-        counted.insert(chat, (ask.conversation.turns() + 1, tokens));
-    }
-    teller.chat(
-        chat,
-        told.unwrap_or_else(|reason| {
+    let tokens = Vec::new();
+    open.tell(|| teller.chat(chat, ChatUpdate::Prompt { tokens, at }));
+    let came = follow(server, body(model, ask, most), chat, teller, open);
+    open.end(|| {
+        if let Ok(ChatUpdate::Finished { usage, .. }) = &came
+            && usage.prompt_tokens > 0
+        {
+            let tokens = usage.prompt_tokens + usage.generated_tokens;
+            let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
+            counted.insert(chat, (ask.conversation.turns() + 1, tokens));
+        }
+        let update = came.unwrap_or_else(|reason| {
             tracing::error!("{reason}");
             ChatUpdate::Failed(Problem::new(format!("{reason}."), WayOut::AskAgain))
-        }),
-    );
+        });
+        teller.chat(chat, update);
+    });
 }
 
 fn follow(
@@ -300,14 +317,14 @@ fn follow(
     body: Value,
     chat: ChatId,
     teller: &Teller,
-    stop: &AtomicBool,
+    open: &Open,
 ) -> Result<ChatUpdate, String> {
     let mut events = Events::new(server.complete(&body)?);
     let mut usage = Usage::default();
     let mut reason = FinishReason::Stop;
     let broken = |error: std::io::Error| format!("The answer broke off: {error}");
     while let Some(pieces) = events.next().map_err(broken)? {
-        if stop.load(Ordering::SeqCst) {
+        if *open.ended() {
             return Ok(cancelled());
         }
         for piece in pieces {
@@ -320,7 +337,7 @@ fn follow(
                         ..TokenText::default()
                     };
                     let at = Instant::now();
-                    teller.chat(chat, ChatUpdate::Token { token, text, at });
+                    open.tell(|| teller.chat(chat, ChatUpdate::Token { token, text, at }));
                 }
                 Piece::Ended(why) if why == "length" => reason = FinishReason::Length,
                 Piece::Ended(_) => {}
