@@ -228,7 +228,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// Arguments of [`Op::Embed`](super::Op::Embed).
+/// Arguments of [`Op::Embed`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Embed {
     /// `[vocabulary, d]`.
@@ -237,7 +237,7 @@ pub struct Embed {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::RmsNorm`](super::Op::RmsNorm).
+/// Arguments of [`Op::RmsNorm`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RmsNorm {
     /// `[T, d]`.
@@ -250,7 +250,7 @@ pub struct RmsNorm {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::Linear`](super::Op::Linear).
+/// Arguments of [`Op::Linear`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Linear {
     /// `[rows, in]`.
@@ -261,7 +261,7 @@ pub struct Linear {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::ShortConv`](super::Op::ShortConv). Channels are queries, keys, values, side by side.
+/// Arguments of [`Op::ShortConv`]. Channels are queries, keys, values, side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShortConv {
     /// `[T, channels]`.
@@ -276,7 +276,7 @@ pub struct ShortConv {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::KdaGates`](super::Op::KdaGates) (Kimi Linear, equations of section 4: `alpha` and `beta`).
+/// Arguments of [`Op::KdaGates`] (Kimi Linear, equations of section 4: `alpha` and `beta`).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KdaGates {
     /// `[T, H * K]`, the output of `f_b(f_a(x))`.
@@ -307,7 +307,7 @@ pub enum Form {
 /// Added to the sum of squares under the root that normalises KDA's queries and keys.
 pub const KEY_EPS: f32 = 1e-6;
 
-/// Arguments of [`Op::KdaRecurrence`](super::Op::KdaRecurrence) (Kimi Linear, equation 1 and its chunkwise form).
+/// Arguments of [`Op::KdaRecurrence`] (Kimi Linear, equation 1 and its chunkwise form).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KdaRecurrence {
     /// `[T, channels]`: queries and keys, not yet normalised, and values. `x / sqrt(sum x^2 + 1e-6)` is applied to
@@ -327,7 +327,7 @@ pub struct KdaRecurrence {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::GatedNorm`](super::Op::GatedNorm).
+/// Arguments of [`Op::GatedNorm`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GatedNorm {
     /// `[T, H * V]`.
@@ -342,7 +342,7 @@ pub struct GatedNorm {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::MlaAppend`](super::Op::MlaAppend).
+/// Arguments of [`Op::MlaAppend`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlaAppend {
     /// `[T, latent + rope]`, the output of `kv_a_proj_with_mqa`.
@@ -380,7 +380,7 @@ impl Segments {
     }
 }
 
-/// Arguments of [`Op::MlaPrefill`](super::Op::MlaPrefill) and [`Op::MlaDecode`](super::Op::MlaDecode).
+/// Arguments of [`Op::MlaPrefill`] and [`Op::MlaDecode`].
 /// Scores are scaled by `(nope + rope)^-1/2`; there are no positions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlaAttention {
@@ -402,7 +402,7 @@ pub struct MlaAttention {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::Route`](super::Op::Route): `s = sigmoid(W x)`; the best `top_k` of `s + bias` are chosen (of
+/// Arguments of [`Op::Route`]: `s = sigmoid(W x)`; the best `top_k` of `s + bias` are chosen (of
 /// equal ones the lower id first); their weights are `s` without the bias.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Route {
@@ -426,7 +426,7 @@ pub struct Route {
     pub weights: Tensor,
 }
 
-/// Arguments of [`Op::Experts`](super::Op::Experts).
+/// Arguments of [`Op::Experts`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Experts {
     /// `[T, d]`.
@@ -447,7 +447,7 @@ pub struct Experts {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::Swiglu`](super::Op::Swiglu).
+/// Arguments of [`Op::Swiglu`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Swiglu {
     /// `[T, 2 n]`: gate, then up.
@@ -456,7 +456,7 @@ pub struct Swiglu {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::Add`](super::Op::Add).
+/// Arguments of [`Op::Add`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Add {
     /// `[T, d]`.
@@ -465,14 +465,14 @@ pub struct Add {
     pub target: Tensor,
 }
 
-/// Arguments of [`Op::AllReduce`](super::Op::AllReduce).
+/// Arguments of [`Op::AllReduce`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AllReduce {
     /// `[T, d]`: this rank's part before, the sum after.
     pub target: Tensor,
 }
 
-/// Arguments of [`Op::AllGather`](super::Op::AllGather).
+/// Arguments of [`Op::AllGather`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AllGather {
     /// `[rows, n]`.
@@ -481,7 +481,7 @@ pub struct AllGather {
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::Select`](super::Op::Select).
+/// Arguments of [`Op::Select`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Select {
     /// `[O, vocabulary]`, f32.

@@ -2,7 +2,7 @@
 //!
 //! The model builds a [`Program`] from handles alone; a backend compiles it ([`Backend::compile`](super::Backend::compile)).
 //! What differs between two submissions is in the [`Batch`](super::Batch). Tracing, probing and collectives are operations
-//! in the list. A block of the paper ([`KdaBlock`] and others) is one operation that a backend takes as a fused kernel or
+//! in the list. A block of the paper ([`Op::KdaBlock`] and others) is one operation that a backend takes as a fused kernel or
 //! has expanded into its parts.
 
 use std::fmt;
