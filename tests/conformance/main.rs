@@ -19,6 +19,7 @@ mod bugs;
 mod common;
 mod documents;
 mod drawn;
+mod edits;
 #[cfg(feature = "cuda")]
 #[path = "../common/emulated.rs"]
 mod emulated;

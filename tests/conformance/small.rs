@@ -3,7 +3,7 @@
 use kimi_linear::backend::*;
 
 use crate::bugs::Bug;
-use crate::planted::{count, map_rows, map_states};
+use crate::edits::{count, map_rows, map_states};
 use crate::wrapped::{Edit, Part};
 
 /// Bounds of the list in f32 that the planted errors are measured in.

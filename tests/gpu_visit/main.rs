@@ -15,6 +15,9 @@
 #[path = "../conformance/bugs.rs"]
 mod bugs;
 #[cfg(target_os = "linux")]
+#[path = "../conformance/edits.rs"]
+mod edits;
+#[cfg(target_os = "linux")]
 mod example;
 #[cfg(target_os = "linux")]
 mod numbers;
