@@ -9,7 +9,7 @@ use divan::{Bencher, black_box};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
     Backend, Batch, Capacity, Element, Linear, Op, Program, Rows, Segment, Shard, Slot,
-    TensorValues, WeightSource,
+    TensorValues, WeightPart, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
 
@@ -31,13 +31,15 @@ fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
     let mut backend = CpuBackend::new();
     let source = WeightSource {
         name: "weight".to_owned(),
-        format: Format::Bf16,
         stack: 1,
         rows: OUTPUTS,
         columns: INPUTS,
         stored_columns: INPUTS,
         first_column: 0,
-        parts: vec![vec![0x3c; 2 * INPUTS * OUTPUTS].into()],
+        parts: vec![WeightPart {
+            format: Format::BF16,
+            bytes: vec![0x3c; 2 * INPUTS * OUTPUTS].into(),
+        }],
         shard: Shard::WHOLE,
     };
     let weight = backend.weight(source).unwrap();

@@ -4,9 +4,10 @@
 
 // 256 elements a block.
 //   weight  [count] of the format
-//   output  [count] bf16
-extern "C" __global__ void __launch_bounds__(256) convert(const void* weight, u32 format, bf16* output, u64 count) {
+//   output  bf16: those from element `first` on are written
+extern "C" __global__ void __launch_bounds__(256) convert(
+    const void* weight, u32 format, bf16* output, u64 first, u64 count) {
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
-    if (i < count) output[i] = narrow(weight_at(weight, format, i));
+    if (i < count) output[first + i] = narrow(weight_at(weight, format, i));
 }
 ENTRY(convert)

@@ -209,9 +209,9 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     u32 chunk = blockIdx.x, head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     Words header = words_at(batch, HEADER);
     u32 chunks = header[form == ALL_CHUNKS ? CHUNK_TOTAL : SEVERAL_CHUNKS];
-    Words words = words_at(batch + header[AT_CHUNKS] + 4 * min(chunk, max(chunks, 1u) - 1), 4);
-    const u32* segment = batch + header[AT_SEGMENTS] + words[2] * SEGMENT;
-    Place place = {words[0], words[1], segment[START], segment[SLOT_IN]};
+    Words words = words_at(batch + header[AT_CHUNKS] + CHUNK_WORDS * min(chunk, max(chunks, 1u) - 1), CHUNK_WORDS);
+    const u32* segment = batch + header[AT_SEGMENTS] + words[CHUNK_SEGMENT] * SEGMENT;
+    Place place = {words[CHUNK_ROW], words[CHUNK_LENGTH], segment[START], segment[SLOT_IN]};
     if (chunk >= chunks) return;
     u32 channels = channels_of(h);
 

@@ -216,8 +216,8 @@ struct Run {
     u32 segment, chunk, count, split;
 };
 static __device__ __forceinline__ Run run_of(const u32* batch, u32 n) {
-    const u32* words = batch + batch[AT_SCANS] + 4 * n;
-    return Run{words[0], words[1], words[2], words[3]};
+    const u32* words = batch + batch[AT_SCANS] + SCAN_WORDS * n;
+    return Run{words[SCAN_SEGMENT], words[SCAN_CHUNK], words[SCAN_CHUNKS], words[SCAN_SPLIT]};
 }
 
 // What the batch says of a chunk: its first row, its tokens, and the slot of the checkpoint at its end or NONE.
@@ -225,8 +225,8 @@ struct Chunk {
     u32 first, length, slot;
 };
 static __device__ __forceinline__ Chunk chunk_of(const u32* chunks, u32 n) {
-    const u32* words = chunks + 4 * n;
-    return Chunk{words[0], words[1], words[3]};
+    const u32* words = chunks + CHUNK_WORDS * n;
+    return Chunk{words[CHUNK_ROW], words[CHUNK_LENGTH], words[CHUNK_SLOT]};
 }
 
 // Images of a run for the block's tiles of values, `tiles` from `first` on; `active` warps read them.
@@ -282,7 +282,7 @@ static __device__ __forceinline__ void scan(
     Images images = begin_images<PADDED>(full, empty, workspace, h, run, head, first, tiles, tiles);
     bf16* own = (bf16*)outputs + warp * TILE;
     u32 end = segment_word(batch, run.segment, CHUNKS) + segment_word(batch, run.segment, CHUNK_COUNT);
-    const u32* chunks = batch + batch[AT_CHUNKS] + 4 * run.chunk;
+    const u32* chunks = batch + batch[AT_CHUNKS] + CHUNK_WORDS * run.chunk;
     if (warp < tiles) {
         // Words of a chunk are asked for while the one before it is worked on.
         Chunk next = {0, 0, NONE};
@@ -395,17 +395,17 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
     u32 head = blockIdx.y, lane = threadIdx.x % 32, column = (blockIdx.x * 4 + threadIdx.x / 32) * 16;
     u32 written = value_tiles(h.value_width) * 16;
     if (blockIdx.z >= batch[CUT_TOTAL] || column >= written) return;
-    const u32* words = batch + batch[AT_CUTS] + 3 * blockIdx.z;
-    u32 split = words[1];
+    const u32* words = batch + batch[AT_CUTS] + CUT_WORDS * blockIdx.z;
+    u32 split = words[CUT_SPLIT], splits = words[CUT_SPLITS];
     State<PADDED> state;
-    load_state(state, states, h, segment_word(batch, words[0], SLOT_IN), head, column);
-    for (u32 n = 0; n < words[2]; n++) {
+    load_state(state, states, h, segment_word(batch, words[CUT_SEGMENT], SLOT_IN), head, column);
+    for (u32 n = 0; n < splits; n++) {
         // The entry state takes the place of B.
         float* at = operators + operator_at<PADDED>(h, split + n, head, column);
         State<PADDED> next;
         load_columns(next, at);
         store_columns(state, at);
-        if (n + 1 == words[2]) break;
+        if (n + 1 == splits) break;
         // M S + B: parts and rests of both.
         u32 part[TILES][4], rest[TILES][4];
         #pragma unroll

@@ -152,7 +152,8 @@ static __device__ __forceinline__ void keep_conv_states_of(
     const FusedStep::Inputs& x, const FusedStep& from, const Heads& h, u32 length, u32 slot, u32 out, const u32* checkpoint,
     u32 checkpoints, const Share& share) {
     for (u32 n = 0; n < checkpoints; n++) {
-        keep_conv_state_of(x, from, h, checkpoint[2 * n], slot != NONE, checkpoint[2 * n + 1], share);
+        keep_conv_state_of(x, from, h, checkpoint[CHECKPOINT_WORDS * n + CHECKPOINT_AFTER], slot != NONE,
+            checkpoint[CHECKPOINT_WORDS * n + CHECKPOINT_SLOT], share);
     }
     keep_conv_state_of(x, from, h, length, slot != NONE, out, share);
 }
@@ -302,9 +303,9 @@ static __device__ __forceinline__ void step(
         sum = finish(inputs, weights, from, h, thread, sum, scratch);
         if (thread < h.value_width) output[to + thread] = narrow(sum);
 
-        if (checkpoints > 0 && checkpoint[0] == t + 1) {
-            store_rows(state, states + state_at(h, checkpoint[1], head), h);
-            checkpoint += 2;
+        if (checkpoints > 0 && checkpoint[CHECKPOINT_AFTER] == t + 1) {
+            store_rows(state, states + state_at(h, checkpoint[CHECKPOINT_SLOT], head), h);
+            checkpoint += CHECKPOINT_WORDS;
             checkpoints--;
         }
         if (!From::SEVERAL) break;

@@ -8,15 +8,15 @@
 // Rows a warp takes together, so that each weight is read once for all of them.
 #define TOGETHER 8
 
-// output = input weight^T with f32 sums; a warp an output, eight a block; blockIdx.y counts eights of rows.
+// Some columns of output = input weight^T with f32 sums; a warp an output, eight a block; blockIdx.y counts eights of rows.
 //   batch   the batch
 //   counted the word of the batch that counts the rows: TOKENS, OUTPUTS, or the positions of a window
 //   input   [.., columns] bf16
 //   weight  [outputs, columns] of the format
-//   output  [.., outputs], f32 if `full`, else bf16
+//   output  [.., width], f32 if `full`, else bf16: columns from `first_output` on, `outputs` of them, are written
 extern "C" __global__ void __launch_bounds__(256) linear(
     const u32* batch, u32 counted, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns,
-    u32 outputs) {
+    u32 outputs, u32 first_output, u32 width) {
     u32 n = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     u32 first = blockIdx.y * TOGETHER, rows = batch[counted];
     if (n >= outputs || first >= rows) return;
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(256) linear(
     for (u32 r = 0; r < TOGETHER; r++) {
         float sum = warp_sum(sums[r]);
         if (lane != 0 || first + r >= rows) continue;
-        u64 at = (u64)(first + r) * outputs + n;
+        u64 at = (u64)(first + r) * width + first_output + n;
         if (full) {
             ((float*)output)[at] = sum;
         } else {

@@ -181,11 +181,11 @@ static __device__ __forceinline__ void attend(
     if (single) {
         if (blockIdx.x >= batch[SPAN_TOTAL]) return;
         const u32* spans = batch + batch[AT_SPANS];
-        number = spans[2 * blockIdx.x];
-        begin = spans[2 * blockIdx.x + 1];
+        number = spans[SPAN_WORDS * blockIdx.x + SPAN_ROW];
+        begin = spans[SPAN_WORDS * blockIdx.x + SPAN_FIRST];
         // A row's spans are as long as its second begins.
-        const u32* own = batch + batch[AT_SPANNED] + 2 * number;
-        if (own[1] > 1) span = spans[2 * (own[0] + 1) + 1];
+        const u32* own = batch + batch[AT_SPANNED] + SPANNED_WORDS * number;
+        if (own[SPANNED_COUNT] > 1) span = spans[SPAN_WORDS * (own[SPANNED_FIRST] + 1) + SPAN_FIRST];
     }
     u32 row = row_of(batch, single, number), segment = owner(batch, row);
     u32 end = segment_word(batch, segment, POSITION) + row - segment_word(batch, segment, START) + 1;
@@ -506,9 +506,9 @@ static __device__ __forceinline__ void merge(
     auto spans_of = [&](u32 r) {
         u32 span = first + r, spans = 1;
         if (single) {
-            const u32* words = batch + batch[AT_SPANNED] + 2 * (first + r);
-            span = words[0];
-            spans = words[1];
+            const u32* words = batch + batch[AT_SPANNED] + SPANNED_WORDS * (first + r);
+            span = words[SPANNED_FIRST];
+            spans = words[SPANNED_COUNT];
         }
         return Spans{parts + ((u64)span * heads + head) * part_stride(latent), spans};
     };

@@ -25,9 +25,9 @@
 #define QUERIES (16 * TILES)
 #define LOG2_E 1.4426950408889634f
 
-// Words of window `number`: segment, first position, positions, first tile.
+// The words of window `number`.
 static __device__ __forceinline__ const u32* window_words(const u32* batch, u32 number) {
-    return batch + batch[AT_WINDOWS] + 4 * number;
+    return batch + batch[AT_WINDOWS] + WINDOW_WORDS * number;
 }
 
 // Grid (positions of the window), block 64.
@@ -37,9 +37,9 @@ static __device__ __forceinline__ const u32* window_words(const u32* batch, u32 
 extern "C" __global__ void __launch_bounds__(64) mla_gather(
     const u32* batch, u32 number, const bf16* latents, bf16* gathered, u32 latent, u32 rope, u32 block_tokens) {
     const u32* window = window_words(batch, number);
-    if (blockIdx.x >= window[2]) return;
+    if (blockIdx.x >= window[WINDOW_POSITIONS]) return;
     Attention a{0, latent, 0, rope, 0, block_tokens};
-    const bf16* from = latent_row(a, latents, batch + segment_word(batch, window[0], BLOCKS), window[1] + blockIdx.x);
+    const bf16* from = latent_row(a, latents, batch + segment_word(batch, window[WINDOW_SEGMENT], BLOCKS), window[WINDOW_FIRST] + blockIdx.x);
     bf16* to = gathered + (u64)blockIdx.x * latent;
     if (latent % 8 == 0 && rope % 8 == 0) {
         for (u32 i = threadIdx.x; i < latent / 8; i += 64) ((uint4*)to)[i] = ((const uint4*)from)[i];
@@ -73,9 +73,9 @@ static __device__ __forceinline__ void images(
     SHARED(float, greatest, 4);
     const u32* window = window_words(batch, number);
     u32 run = blockIdx.x, head = blockIdx.y, first = run * RUN;
-    if (first >= window[2]) return;
-    u32 count = min((u32)RUN, window[2] - first);
-    const u32* table = batch + segment_word(batch, window[0], BLOCKS);
+    if (first >= window[WINDOW_POSITIONS]) return;
+    u32 count = min((u32)RUN, window[WINDOW_POSITIONS] - first);
+    const u32* table = batch + segment_word(batch, window[WINDOW_SEGMENT], BLOCKS);
     bf16* image = images + ((u64)run * a.heads + head) * image_elements<KEY, VALUE>();
     bf16* values = image + KEY * RUN;
     // Eight columns of a key or a value at a position, zeros where there are none.
@@ -83,7 +83,7 @@ static __device__ __forceinline__ void images(
         bool is_value = c >= KEY, there = n < count;
         if (is_value) c -= KEY;
         const float* row = rows + ((u64)(first + n) * a.heads + head) * (a.nope + a.value);
-        const bf16* shared = there ? latent_row(a, latents, table, window[1] + first + n) + a.latent : nullptr;
+        const bf16* shared = there ? latent_row(a, latents, table, window[WINDOW_FIRST] + first + n) + a.latent : nullptr;
         #pragma unroll
         for (u32 j = 0; j < 8; j++) {
             u32 at = c + j;
@@ -145,7 +145,7 @@ static __device__ __forceinline__ void attend(
     bf16* stages = (bf16*)dynamic_shared();
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
     const u32* window = window_words(batch, number);
-    u32 segment = window[0], first = window[1], window_end = first + window[2];
+    u32 segment = window[WINDOW_SEGMENT], first = window[WINDOW_FIRST], window_end = first + window[WINDOW_POSITIONS];
     u32 position = segment_word(batch, segment, POSITION), length = segment_word(batch, segment, LENGTH);
     u32 start = segment_word(batch, segment, START);
     // This block's tokens of the segment, and this warp's. What takes longest comes first.

@@ -16,7 +16,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
     SHARED(float, scratch, 32);
     u32 r = blockIdx.x;
     if (r >= batch[kind]) return;
-    input += (u64)(gather ? batch[batch[AT_OUTPUTS] + 2 * r] : r) * width;
+    input += (u64)(gather ? batch[batch[AT_OUTPUTS] + OUTPUT_WORDS * r + OUTPUT_ROW] : r) * width;
     output += (u64)r * width;
     float squares = 0.0f;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {

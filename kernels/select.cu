@@ -92,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_merge(
     for (u32 s = threadIdx.x; s < slices; s += SELECT_THREADS) sum += sums[4 * s + 1] * expf(sums[4 * s] - most);
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) {
-        u32 target = batch[batch[AT_OUTPUTS] + 2 * row + 1];
+        u32 target = batch[batch[AT_OUTPUTS] + OUTPUT_WORDS * row + OUTPUT_TARGET];
         choices[0] = __float_as_uint(most + logf(sum));
         choices[1] = 0;
         choices[2] = wrong == 0.0f;

@@ -59,8 +59,8 @@ extern "C" __global__ void __launch_bounds__(256) short_conv_states(
     }
     u32 checkpoints = segment_word(batch, segment, CHECKPOINTS), count = segment_word(batch, segment, CHECKPOINT_COUNT);
     for (u32 n = 0; n < count; n++) {
-        u32 after = batch[checkpoints + 2 * n];
-        float* conv_state = conv_states + ((u64)batch[checkpoints + 2 * n + 1] * channels + c) * kept;
+        u32 after = batch[checkpoints + CHECKPOINT_WORDS * n + CHECKPOINT_AFTER];
+        float* conv_state = conv_states + ((u64)batch[checkpoints + CHECKPOINT_WORDS * n + CHECKPOINT_SLOT] * channels + c) * kept;
         for (u32 j = 0; j < kept; j++) conv_state[j] = before(input, conv_states, start, slot, channels, taps, after, kept - j, c);
     }
     float* conv_state = conv_states + ((u64)segment_word(batch, segment, SLOT_OUT) * channels + c) * kept;

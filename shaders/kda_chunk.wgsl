@@ -26,7 +26,7 @@ const SLICE: u32 = 16u;
 // Columns of the state a workgroup of `scan`.
 const COLUMNS: u32 = 16u;
 // The widest key: `[KEY_WIDTH, COLUMNS]` f32 and the rest of `scan` fit 16 KiB of workgroup memory.
-const KEY_WIDTH: u32 = 128u;
+override KEY_WIDTH: u32 = 128u;
 
 // Elements that `prepare` leaves for one chunk and head: K exp(G), Q exp(G) and Kr `[C, K]`, exp(G_C) `[K]`, A_kk and A_qk
 // `[C, C]`.
@@ -40,7 +40,7 @@ fn workspace_at(chunk: u32, head: u32) -> u32 {
 
 // Word `field` of a chunk.
 fn chunk_word(chunk: u32, field: u32) -> u32 {
-    return batch[batch[AT_CHUNKS] + 4u * chunk + field];
+    return batch[batch[AT_CHUNKS] + CHUNK_WORDS * chunk + field];
 }
 
 var<workgroup> norms: array<f32, 32>;                 // [2, C]: what queries, then keys, are divided by
@@ -79,8 +79,8 @@ fn prepare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let chunk = group.x;
     let head = group.y;
     let k = params.key_width;
-    let first = chunk_word(chunk, 0u);
-    let length = chunk_word(chunk, 1u);
+    let first = chunk_word(chunk, CHUNK_ROW);
+    let length = chunk_word(chunk, CHUNK_LENGTH);
     measure(first, length, head, thread);
     let base = workspace_at(chunk, head);
 
@@ -207,8 +207,8 @@ fn scan(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let i = thread / 8u;
     for (var n = 0u; n < count; n++) {
         let chunk = chunks + n;
-        let first = chunk_word(chunk, 0u);
-        let length = chunk_word(chunk, 1u);
+        let first = chunk_word(chunk, CHUNK_ROW);
+        let length = chunk_word(chunk, CHUNK_LENGTH);
         let base = workspace_at(chunk, head);
         for (var at = thread; at < 2u * C * C; at += 64u) {
             a[at] = prepared[base + (3u * C + 1u) * k + at];
@@ -268,7 +268,7 @@ fn scan(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             state[d * COLUMNS + c + 8u] = s.y;
         }
         workgroupBarrier();
-        let kept = chunk_word(chunk, 3u);
+        let kept = chunk_word(chunk, CHUNK_SLOT);
         if (kept != NONE) {
             store_state(kept, head, first_column, thread);
         }

@@ -89,8 +89,8 @@ fn kda_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
             output[(row * params.heads + head) * v + column] = result;
         }
         slot = slot_out;
-        if (next < checkpoint_count && batch[checkpoints + 2u * next] == t + 1u) {
-            let kept = batch[checkpoints + 2u * next + 1u];
+        if (next < checkpoint_count && batch[checkpoints + CHECKPOINT_WORDS * next + CHECKPOINT_AFTER] == t + 1u) {
+            let kept = batch[checkpoints + CHECKPOINT_WORDS * next + CHECKPOINT_SLOT];
             if (inside) {
                 for (var d = lane; d < k; d += 8u) {
                     states[state_at(kept, head) + d * v + column] = states[state_at(slot_out, head) + d * v + column];

@@ -28,7 +28,7 @@ const WIDTH: u32 = 1024u;
 const RUN: u32 = 64u;
 
 // Positions a span, where single tokens are worked on; all others have one span each.
-const SPAN: u32 = 512u;
+override SPAN: u32 = 512u;
 
 // The row of the batch that is number `n` of those that this dispatch works on.
 fn row_of(n: u32) -> u32 {
@@ -71,8 +71,8 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     var number = group.x;
     var start = 0u;
     if (params.begin == 1u) {
-        number = batch[batch[AT_SPANS] + 2u * group.x];
-        start = batch[batch[AT_SPANS] + 2u * group.x + 1u];
+        number = batch[batch[AT_SPANS] + SPAN_WORDS * group.x + SPAN_ROW];
+        start = batch[batch[AT_SPANS] + SPAN_WORDS * group.x + SPAN_FIRST];
     }
     let row = row_of(number);
     let head = group.y;
@@ -158,8 +158,8 @@ fn combine(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     var span = group.z;
     var count = 1u;
     if (params.begin == 1u) {
-        span = batch[batch[AT_SPANNED] + 2u * group.z];
-        count = batch[batch[AT_SPANNED] + 2u * group.z + 1u];
+        span = batch[batch[AT_SPANNED] + SPANNED_WORDS * group.z + SPANNED_FIRST];
+        count = batch[batch[AT_SPANNED] + SPANNED_WORDS * group.z + SPANNED_COUNT];
     }
     var greatest = LOWEST;
     for (var n = 0u; n < count; n++) {

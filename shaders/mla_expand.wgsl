@@ -13,14 +13,14 @@
 // 64 of kv_b's rows (x) by 32 positions (y). `params.begin` is the window's number.
 @compute @workgroup_size(256)
 fn mla_expand(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let window = batch[AT_WINDOWS] + 4u * params.begin;
-    let segment = batch[window];
-    let count = batch[window + 2u];
+    let window = batch[AT_WINDOWS] + WINDOW_WORDS * params.begin;
+    let segment = batch[window + WINDOW_SEGMENT];
+    let count = batch[window + WINDOW_POSITIONS];
     let first = group.y * ROWS_A_TILE;
     let loaded = first + thread / 8u;
     var row = NO_ROW;
     if (loaded < count) {
-        row = latent_at(segment, batch[window + 1u] + loaded);
+        row = latent_at(segment, batch[window + WINDOW_FIRST] + loaded);
     }
     let product = Product(params.latent, params.stride, 0u, params.rows);
     let made = product_many(product, row, group.x * OUTPUTS_A_TILE, thread);

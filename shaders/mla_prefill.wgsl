@@ -66,15 +66,15 @@ fn score_tile(first_query: u32, head: u32, q: u32, rows: u32, in_window: u32, p:
 // One window for one tile (x) of queries of a head (y). `params.begin` is the window's number.
 @compute @workgroup_size(64)
 fn mla_prefill(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let window = batch[AT_WINDOWS] + 4u * params.begin;
-    let segment = batch[window];
-    let first = batch[window + 1u];
-    let window_end = first + batch[window + 2u];
-    let tile = batch[AT_TILES] + 2u * (batch[window + 3u] + group.x);
+    let window = batch[AT_WINDOWS] + WINDOW_WORDS * params.begin;
+    let segment = batch[window + WINDOW_SEGMENT];
+    let first = batch[window + WINDOW_FIRST];
+    let window_end = first + batch[window + WINDOW_POSITIONS];
+    let tile = batch[AT_TILES] + TILE_WORDS * (batch[window + WINDOW_TILE] + group.x);
     let head = group.y;
-    let position = segment_word(segment, POSITION) + batch[tile + 1u];  // of the tile's first query
-    let first_query = segment_word(segment, START) + batch[tile + 1u];
-    let rows = min(QUERIES, segment_word(segment, LENGTH) - batch[tile + 1u]);
+    let position = segment_word(segment, POSITION) + batch[tile + TILE_FIRST];  // of the tile's first query
+    let first_query = segment_word(segment, START) + batch[tile + TILE_FIRST];
+    let rows = min(QUERIES, segment_word(segment, LENGTH) - batch[tile + TILE_FIRST]);
     let end = min(window_end, position + rows);  // one past the last position that the tile sees
     if (first >= end) {
         return;

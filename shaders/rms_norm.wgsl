@@ -20,7 +20,7 @@ fn rms_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let width = params.width;
     var row = group.x;
     if (params.gather == 1u) {
-        row = batch[batch[AT_OUTPUTS] + 2u * group.x];
+        row = batch[batch[AT_OUTPUTS] + OUTPUT_WORDS * group.x + OUTPUT_ROW];
     }
     var sum = 0.0;
     for (var i = thread; i < width; i += 64u) {

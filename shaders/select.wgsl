@@ -108,7 +108,7 @@ fn select_merge(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     }
     sum = sum_all(sum, thread);
     if (thread == 0u) {
-        let wanted = batch[batch[AT_OUTPUTS] + 2u * group.x + 1u];
+        let wanted = batch[batch[AT_OUTPUTS] + OUTPUT_WORDS * group.x + OUTPUT_TARGET];
         choices[to] = bitcast<u32>(most + log(max(sum, 1.0)));
         choices[to + 1u] = 0u;
         choices[to + 2u] = u32(wrong == 0.0);

@@ -74,7 +74,7 @@ fn keep_conv_states(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     }
     let checkpoints = segment_word(segment, CHECKPOINTS);
     for (var n = 0u; n < segment_word(segment, CHECKPOINT_COUNT); n++) {
-        keep(segment, batch[checkpoints + 2u * n], batch[checkpoints + 2u * n + 1u], c);
+        keep(segment, batch[checkpoints + CHECKPOINT_WORDS * n + CHECKPOINT_AFTER], batch[checkpoints + CHECKPOINT_WORDS * n + CHECKPOINT_SLOT], c);
     }
     keep(segment, segment_word(segment, LENGTH), segment_word(segment, SLOT_OUT), c);
 }

@@ -16,7 +16,7 @@
 // Numbers at the head of a record: the norm of the state after the token, of the write, of the error, the mean decay, the
 // write strength. Then come the log decays.
 const NUMBERS: u32 = 5u;
-const KEY_WIDTH: u32 = 128u;
+override KEY_WIDTH: u32 = 128u;
 
 var<workgroup> keys: array<f32, KEY_WIDTH>;    // of length 1
 var<workgroup> decays: array<f32, KEY_WIDTH>;

@@ -6,35 +6,52 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use kimi_linear::backend::wgpu::shaders;
+use kimi_linear::checkpoint::FORMATS;
+use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 /// What every WebGPU implementation can do: `unpack2x16float` counts as a capability.
 const CAPABILITIES: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
-/// Parses and validates one composition.
-fn validate(name: &str, subgroups: bool, constants: &[shaders::Constant]) -> naga::Module {
-    let what = format!("{name}, subgroups {subgroups}, {constants:?}");
-    let source = shaders::source(name, subgroups, constants).unwrap_or_else(|| panic!("{what}"));
+/// Parses and validates one composition, with these values in place of its overrides' defaults.
+fn validate(
+    name: &str,
+    subgroups: bool,
+    overrides: &[(&str, u32)],
+) -> (naga::Module, naga::valid::ModuleInfo) {
+    let what = format!("{name}, subgroups {subgroups}, {overrides:?}");
+    let source = shaders::source(name, subgroups).unwrap_or_else(|| panic!("{what}"));
     let module = naga::front::wgsl::parse_str(&source)
         .unwrap_or_else(|error| panic!("{what}:\n{}", error.emit_to_string(&source)));
     let mut capabilities = CAPABILITIES;
     capabilities.set(Capabilities::SUBGROUP, subgroups);
-    Validator::new(ValidationFlags::all(), capabilities)
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+    validator
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
-        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
-        .validate(&module)
-        .unwrap_or_else(|error| panic!("{what}:\n{}", error.emit_to_string(&source)));
-    module
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all());
+    let mut valid = |module: &naga::Module| {
+        validator
+            .validate(module)
+            .unwrap_or_else(|error| panic!("{what}:\n{}", error.emit_to_string(&source)))
+    };
+    let info = valid(&module);
+    let values = overrides.iter();
+    let values = values.map(|(name, value)| ((*name).to_owned(), f64::from(*value)));
+    let (module, _) = process_overrides(&module, &info, None, &values.collect())
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    let module = module.into_owned();
+    let info = valid(&module);
+    (module, info)
 }
 
 #[test]
 fn every_shader_is_valid() {
     for name in shaders::names() {
         for subgroups in [false, true] {
-            let source = shaders::source(name, subgroups, &[]).unwrap();
-            if source.contains("const FORMAT") {
-                for format in 0..3 {
-                    validate(name, subgroups, &[("FORMAT", format)]);
+            let source = shaders::source(name, subgroups).unwrap();
+            if source.contains("override FORMAT") {
+                for format in FORMATS {
+                    validate(name, subgroups, &[("FORMAT", format.id().unwrap())]);
                 }
             } else {
                 validate(name, subgroups, &[]);
@@ -57,7 +74,7 @@ fn every_file_is_known_and_used() {
     }
     for name in &files {
         assert!(
-            shaders::source(name, false, &[]).is_some(),
+            shaders::source(name, false).is_some(),
             "{name} is not part of the build"
         );
     }
@@ -66,10 +83,7 @@ fn every_file_is_known_and_used() {
 #[test]
 fn no_shader_asks_for_more_than_a_browser_has() {
     for name in shaders::names() {
-        let module = validate(name, false, &[]);
-        let info = Validator::new(ValidationFlags::all(), CAPABILITIES)
-            .validate(&module)
-            .unwrap();
+        let (module, info) = validate(name, false, &[]);
         for (i, entry) in module.entry_points.iter().enumerate() {
             let used = |space: fn(naga::AddressSpace) -> bool| {
                 module
@@ -112,14 +126,7 @@ fn no_shader_asks_for_more_than_a_browser_has() {
 fn every_shader_translates_for_metal_and_dx12() {
     for name in shaders::names() {
         for subgroups in [false, true] {
-            let module = validate(name, subgroups, &[]);
-            let mut capabilities = CAPABILITIES;
-            capabilities.set(Capabilities::SUBGROUP, subgroups);
-            let info = Validator::new(ValidationFlags::all(), capabilities)
-                .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
-                .subgroup_operations(naga::valid::SubgroupOperationSet::all())
-                .validate(&module)
-                .unwrap();
+            let (module, info) = validate(name, subgroups, &[]);
             let options = naga::back::msl::Options {
                 lang_version: (2, 4),
                 fake_missing_bindings: true,

@@ -7,9 +7,6 @@
 // Added to the sum of squares under the root that normalises queries and keys.
 #define L2_EPS 1e-6f
 
-// Which segments run by chunks, as `Form` of the host's side.
-enum { BY_LENGTH = 0, ALL_CHUNKS = 1, ALL_STEPS = 2 };
-
 // A layer's heads: of queries and keys, and of values, gates and states; head h reads key head h / (heads / key_heads).
 struct Heads {
     u32 key_heads, heads, key_width, value_width;
@@ -79,8 +76,8 @@ static __device__ __forceinline__ void keep_conv_state(
 static __device__ __forceinline__ void keep_conv_states(const Conv& conv, u32 channels, const u32* batch, u32 segment, u32 c) {
     u32 start = segment_word(batch, segment, START), slot_in = segment_word(batch, segment, SLOT_IN);
     const u32* checkpoint = batch + segment_word(batch, segment, CHECKPOINTS);
-    for (u32 n = 0; n < segment_word(batch, segment, CHECKPOINT_COUNT); n++, checkpoint += 2) {
-        keep_conv_state(conv, channels, start, slot_in, checkpoint[1], c, checkpoint[0]);
+    for (u32 n = 0; n < segment_word(batch, segment, CHECKPOINT_COUNT); n++, checkpoint += CHECKPOINT_WORDS) {
+        keep_conv_state(conv, channels, start, slot_in, checkpoint[CHECKPOINT_SLOT], c, checkpoint[CHECKPOINT_AFTER]);
     }
     keep_conv_state(conv, channels, start, slot_in, segment_word(batch, segment, SLOT_OUT), c, segment_word(batch, segment, LENGTH));
 }

@@ -23,8 +23,7 @@ struct bf16 {
 
 // All lanes of a warp.
 #define EVERY_LANE 0xffffffffu
-// "None" among indices of a batch: no slot, no target.
-#define NONE 0xffffffffu
+#include "shared/layout.h"
 
 #ifdef __CUDACC__
 #include "device.h"

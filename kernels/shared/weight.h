@@ -1,10 +1,6 @@
 // Weights as stored: vectors and small matrices keep their checkpoint's dtype and are widened where they are read.
 #pragma once
-
-// As `Format` of the host's side.
-#define FORMAT_BF16 0
-#define FORMAT_F16 1
-#define FORMAT_F32 2
+#include "shared/layout.h"
 
 // f16 -> f32, exact, infinities and NaN included.
 static __device__ __forceinline__ float widen_half(u16 bits) {

@@ -1,7 +1,7 @@
 // Sums over threads, in workgroup memory: the variant for devices without subgroups. The order of summation is the
 // same as with subgroups, so both variants give the same bits. THREADS is the size of the workgroup.
 
-const THREADS: u32 = 64u;
+override THREADS: u32 = 64u;
 
 var<workgroup> lanes: array<vec4<f32>, THREADS>;
 

@@ -1,7 +1,7 @@
 // Sums over threads by subgroup shuffles: the variant for devices whose subgroups hold eight threads or more. The
 // order of summation is the same as without, so both variants give the same bits. THREADS is the size of the workgroup.
 
-const THREADS: u32 = 64u;
+override THREADS: u32 = 64u;
 
 // The sum over eight threads `8 n .. 8 n + 8`, given to all of them. Called by every thread.
 fn sum_eight(value: vec4<f32>, thread: u32) -> vec4<f32> {

@@ -5,7 +5,7 @@ struct Params {
     heads: u32,        // of values, gates and states
     key_width: u32,    // K
     value_width: u32,  // V
-    form: u32,         // 0 by length, 1 all by chunks, 2 all by steps
+    form: u32,         // BY_LENGTH, ALL_CHUNKS or ALL_STEPS
     layer: u32,        // in `trace_kda`: the layer that is traced ..
     layers: u32,       // .. of so many
 }
@@ -42,5 +42,5 @@ fn state_at(slot: u32, head: u32) -> u32 {
 
 // Whether segments of this length run by chunks.
 fn by_chunks(length: u32) -> bool {
-    return params.form == 1u || (params.form == 0u && length > 1u);
+    return params.form == ALL_CHUNKS || (params.form == BY_LENGTH && length > 1u);
 }

@@ -1,7 +1,9 @@
 // Weights as they are stored: packed words, widened exactly. Rows are padded with zeros to a multiple of 8 elements.
 
-// How `weight` is stored: 0 f32, 1 bf16, 2 f16.
-const FORMAT: u32 = 1u;
+// #import shared/layout
+
+// How `weight` is stored: a FORMAT_ of the layout.
+override FORMAT: u32 = FORMAT_BF16;
 
 // Eight consecutive elements.
 struct Eight {
@@ -11,7 +13,7 @@ struct Eight {
 
 // Two elements of one word, the first in the low half.
 fn pair(word: u32) -> vec2<f32> {
-    if (FORMAT == 2u) {
+    if (FORMAT == FORMAT_F16) {
         return unpack2x16float(word);
     }
     return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
@@ -19,7 +21,7 @@ fn pair(word: u32) -> vec2<f32> {
 
 // Eight elements of `weight`: those from 8 `eighth` on of the row that begins at vector `base`.
 fn eight(base: u32, eighth: u32) -> Eight {
-    if (FORMAT == 0u) {
+    if (FORMAT == FORMAT_F32) {
         let at = base + 2u * eighth;
         return Eight(bitcast<vec4<f32>>(weight[at]), bitcast<vec4<f32>>(weight[at + 1u]));
     }
@@ -32,7 +34,7 @@ fn eight(base: u32, eighth: u32) -> Eight {
 
 // Element `column` of the row that begins at vector `base`.
 fn element(base: u32, column: u32) -> f32 {
-    if (FORMAT == 0u) {
+    if (FORMAT == FORMAT_F32) {
         return bitcast<f32>(weight[base + column / 4u][column % 4u]);
     }
     return pair(weight[base + column / 8u][column % 8u / 2u])[column % 2u];

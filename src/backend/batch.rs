@@ -6,7 +6,7 @@
 use super::{Block, Slot};
 
 /// The most that a step's batches may hold; buffers and grids are planned for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Capacity {
     /// Tokens, over all segments.
     pub tokens: usize,

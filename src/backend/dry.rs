@@ -13,9 +13,9 @@ use crate::error::BackendError;
 /// Hands out handles.
 pub struct DryBackend {
     device: Device,
-    weights: u32,
-    tensors: u32,
-    pools: u32,
+    weights: usize,
+    tensors: usize,
+    pools: usize,
 }
 
 impl DryBackend {
@@ -45,7 +45,7 @@ impl Default for DryBackend {
 }
 
 /// The number that comes next.
-fn next(count: &mut u32) -> u32 {
+fn next(count: &mut usize) -> usize {
     let id = *count;
     *count += 1;
     id
@@ -68,25 +68,11 @@ impl Backend for DryBackend {
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
-        Ok(Weight {
-            id: next(&mut self.weights),
-            format: source.format,
-            stack: source.stack,
-            rows: source.rows,
-            columns: source.columns,
-            shard: source.shard,
-        })
+        Ok(source.handle(next(&mut self.weights)))
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
-        Ok(Weight {
-            id: next(&mut self.weights),
-            format: weight.format,
-            stack: weight.stack,
-            rows: weight.rows,
-            columns: weight.columns,
-            shard: weight.shard,
-        })
+        Ok(weight.handle(next(&mut self.weights)))
     }
 
     fn tensor(

@@ -10,8 +10,6 @@
 //! tensor library: no broadcasting, no autograd, no views.
 
 mod batch;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-mod batch_metadata;
 mod block;
 mod check;
 mod choose;
@@ -22,6 +20,7 @@ pub mod cuda;
 pub mod dry;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+mod handles;
 mod operation;
 mod pool;
 mod program;
@@ -29,6 +28,7 @@ mod random;
 mod record;
 mod tensor;
 pub mod trace;
+mod weight;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -45,7 +45,8 @@ pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
 pub use program::Program;
 pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
-pub use tensor::{Element, Precision, Rows, Tensor, TensorValues, Weight, WeightSource};
+pub use tensor::{Element, Precision, Rows, Tensor, TensorValues};
+pub use weight::{Weight, WeightPart, WeightSource};
 
 use crate::error::BackendError;
 

@@ -115,6 +115,15 @@ impl Op {
     }
 }
 
+/// A pool of either kind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pool {
+    /// KDA states.
+    States(StatePool),
+    /// MLA latents.
+    Latents(LatentPool),
+}
+
 /// What an operation reads and writes, for printing and for checks that are the same for all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Operands {
@@ -124,8 +133,8 @@ pub struct Operands {
     pub weights: Vec<Weight>,
     /// Tensors that it writes.
     pub writes: Vec<Tensor>,
-    /// The layer of a pool that it reads and writes: which pool, and which layer.
-    pub layer: Option<(&'static str, usize)>,
+    /// The pool that it reads or writes, and which layer of it.
+    pub pool: Option<(Pool, usize)>,
 }
 
 impl Operands {
@@ -134,20 +143,20 @@ impl Operands {
             reads: reads.to_vec(),
             weights: weights.to_vec(),
             writes: writes.to_vec(),
-            layer: None,
+            pool: None,
         }
     }
 
     /// The same, of an operation on a layer of the states.
-    fn on_states(self, layer: usize) -> Self {
-        let layer = Some(("states", layer));
-        Self { layer, ..self }
+    fn on_states(self, pool: StatePool, layer: usize) -> Self {
+        let pool = Some((Pool::States(pool), layer));
+        Self { pool, ..self }
     }
 
     /// The same, of an operation on a layer of the latents.
-    fn on_latents(self, layer: usize) -> Self {
-        let layer = Some(("latents", layer));
-        Self { layer, ..self }
+    fn on_latents(self, pool: LatentPool, layer: usize) -> Self {
+        let pool = Some((Pool::Latents(pool), layer));
+        Self { pool, ..self }
     }
 }
 
@@ -160,18 +169,20 @@ impl Op {
             Self::Embed(op) => of(&[], &[op.weight], &[op.output]),
             Self::RmsNorm(op) => of(&[op.input], &[op.weight], &[op.output]),
             Self::Linear(op) => of(&[op.input], &[op.weight], &[op.output]),
-            Self::ShortConv(op) => of(&[op.input], &[op.weight], &[op.output]).on_states(op.layer),
+            Self::ShortConv(op) => {
+                of(&[op.input], &[op.weight], &[op.output]).on_states(op.pool, op.layer)
+            }
             Self::KdaGates(op) => {
                 let (reads, writes) = ([op.decay, op.write], [op.gates, op.beta]);
                 of(&reads, &[op.a_log, op.dt_bias], &writes)
             }
             Self::KdaRecurrence(op) => {
-                of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.layer)
+                of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.pool, op.layer)
             }
             Self::GatedNorm(op) => of(&[op.input, op.gate], &[op.weight], &[op.output]),
-            Self::MlaAppend(op) => of(&[op.input], &[op.weight], &[]).on_latents(op.layer),
+            Self::MlaAppend(op) => of(&[op.input], &[op.weight], &[]).on_latents(op.pool, op.layer),
             Self::MlaPrefill(op) | Self::MlaDecode(op) => {
-                of(&[op.query], &[op.kv_b], &[op.output]).on_latents(op.layer)
+                of(&[op.query], &[op.kv_b], &[op.output]).on_latents(op.pool, op.layer)
             }
             Self::Route(op) => {
                 let writes = [op.experts, op.weights];
@@ -188,16 +199,16 @@ impl Op {
             Self::Select(op) => of(&[op.logits], &[], &[]),
             Self::Probe(tensor) | Self::ProbePositions(tensor) => of(&[*tensor], &[], &[]),
             Self::TraceKda(op) => {
-                of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.layer)
+                of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.pool, op.layer)
             }
-            Self::TraceGate(op) => of(&[op.gate], &[], &[op.output]).on_states(op.layer),
+            Self::TraceGate(op) => of(&[op.gate], &[], &[op.output]),
             Self::TraceRoute(op) => of(&[op.experts, op.weights], &[], &[op.output]),
-            Self::TraceState(op) => of(&[], &[], &[op.output]).on_states(op.layer),
+            Self::TraceState(op) => of(&[], &[], &[op.output]).on_states(op.pool, op.layer),
             Self::TraceAttention(op) => {
-                of(&[op.query], &[op.kv_b], &[op.output]).on_latents(op.layer)
+                of(&[op.query], &[op.kv_b], &[op.output]).on_latents(op.pool, op.layer)
             }
-            Self::KdaBlock(op) => of(&[op.input], &[], &[op.output]).on_states(op.layer),
-            Self::MlaBlock(op) => of(&[op.input], &[], &[op.output]).on_latents(op.layer),
+            Self::KdaBlock(op) => of(&[op.input], &[], &[op.output]).on_states(op.pool, op.layer),
+            Self::MlaBlock(op) => of(&[op.input], &[], &[op.output]).on_latents(op.pool, op.layer),
             Self::MlpBlock(op) => of(&[op.input], &[], &[op.output]),
             Self::MoeBlock(op) => of(&[op.route.input], &[], &[op.output]),
         }
@@ -212,14 +223,16 @@ impl fmt::Display for Op {
             reads,
             weights,
             writes,
-            layer,
+            pool,
         } = self.operands();
         let written: Vec<String> = writes.iter().map(ToString::to_string).collect();
         let mut read: Vec<String> = reads.iter().map(ToString::to_string).collect();
         read.extend(weights.iter().map(ToString::to_string));
         write!(f, "{:<16}{}", self.name(), read.join(" "))?;
-        if let Some((pool, layer)) = layer {
-            write!(f, " {pool}[{layer}]")?;
+        match pool {
+            Some((Pool::States(_), layer)) => write!(f, " states[{layer}]")?,
+            Some((Pool::Latents(_), layer)) => write!(f, " latents[{layer}]")?,
+            None => {}
         }
         if !written.is_empty() {
             write!(f, " -> {}", written.join(" "))?;

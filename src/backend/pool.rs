@@ -62,7 +62,7 @@ impl StateLayout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StatePool {
     /// The backend's number for it.
-    pub id: u32,
+    pub id: usize,
     /// Its shape.
     pub layout: StateLayout,
 }
@@ -108,7 +108,7 @@ impl LatentLayout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LatentPool {
     /// The backend's number for it.
-    pub id: u32,
+    pub id: usize,
     /// Its shape.
     pub layout: LatentLayout,
 }

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::backend::{Add, Element, Rows, Swiglu, Tensor};
 
-    fn tensor(id: u32, width: usize) -> Tensor {
+    fn tensor(id: usize, width: usize) -> Tensor {
         Tensor {
             id,
             rows: Rows::Tokens,

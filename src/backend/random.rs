@@ -1,7 +1,6 @@
 //! Numbers that a device makes by itself, so that a model of any size can be measured without its file: uniform, seeded,
 //! and the same to the bit on every backend. They are for measuring and for tests, and no source of randomness for else.
 
-use super::tensor::number;
 use super::{Shard, Weight};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
@@ -94,8 +93,7 @@ impl RandomWeight {
     /// The handle of this weight as number `id` of a backend's.
     pub(crate) fn handle(&self, id: usize) -> Weight {
         Weight {
-            id: number(id),
-            format: self.format,
+            id,
             stack: self.stack,
             rows: self.rows,
             columns: self.columns,
@@ -112,11 +110,11 @@ impl RandomWeight {
     /// Refuses what is neither bf16 nor f32: backends need not round to f16 alike.
     pub(crate) fn check(&self, backend: &'static str) -> Result<(), BackendError> {
         match self.format {
-            Format::Bf16 | Format::F32 => Ok(()),
-            Format::F16 => Err(BackendError::Unsupported {
+            Format::BF16 | Format::F32 => Ok(()),
+            other => Err(BackendError::Unsupported {
                 backend,
                 what: format!(
-                    "{} made of random numbers in F16; it makes BF16 and F32",
+                    "{} made of random numbers in {other}; it makes BF16 and F32",
                     self.name
                 ),
             }),

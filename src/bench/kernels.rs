@@ -5,8 +5,10 @@
 //! each operation. Both contain the kernel, so the shorter is its time.
 
 use super::kda::{self, Numbers, Planned};
+use super::kernel_report::sets;
+pub use super::kernel_report::{Options, Report, Row, Time};
 use super::oracle::{self, Attention};
-use super::{Effort, Make, layer, operations, queued, segment, table};
+use super::{Make, layer, operations, queued, segment, table};
 use crate::backend::{
     Backend, Batch, Capacity, Element, Experts, LatentLayout, Linear, MlaAttention, Op, Program,
     Random, RandomWeight, Result, Rows, Segments, Shard, Step, Tensor, TensorValues, Weight,
@@ -14,80 +16,12 @@ use crate::backend::{
 use crate::checkpoint::Format;
 use crate::config::ModelConfig;
 use crate::conformance::bench::measured_rates;
-use crate::conformance::floors::{self, Bound, Kernel, Phase, Rates, Sizes};
+use crate::conformance::floors::{self, Kernel, Phase, Rates};
 use crate::conformance::{self, Gates, norm_error};
 use crate::error::{BackendError, Error};
 
-/// Bytes that a kernel's sets of inputs have together: several times any cache.
-const SPREAD: u64 = 256 << 20;
-/// The most sets.
-const SETS: u64 = 40;
 /// Tokens of a block.
 const BLOCK_TOKENS: usize = 64;
-
-/// What is run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// The shape.
-    pub config: ModelConfig,
-    /// Sizes of the table.
-    pub sizes: Sizes,
-    /// Repetitions; nothing where no time is to be taken.
-    pub effort: Option<Effort>,
-    /// Only kernels whose name contains this.
-    pub filter: Option<String>,
-}
-
-/// A time and the clock that it is from.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct Time {
-    /// Median seconds of one run of the kernel.
-    pub seconds: f64,
-    /// `queued` or `timestamps`.
-    pub clock: &'static str,
-}
-
-/// One kernel on one device.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Row {
-    /// The kernel and its size.
-    pub name: String,
-    /// The operation that computes it.
-    pub operation: &'static str,
-    /// Bytes that it moves at the least.
-    pub bytes: u64,
-    /// Operations that it does.
-    pub flops: u64,
-    /// The least seconds, where the device's rates are known.
-    pub floor_seconds: Option<f64>,
-    /// What sets them.
-    pub bound: Option<Bound>,
-    /// What was measured, if times were taken.
-    pub time: Option<Time>,
-    /// `||x - reference|| / ||reference||` over the sample.
-    pub error: Option<f64>,
-    /// Why there is nothing to see, where the device refused.
-    pub refused: Option<String>,
-}
-
-impl Row {
-    /// Measured over floor.
-    #[must_use]
-    pub fn ratio(&self) -> Option<f64> {
-        Some(self.time?.seconds / self.floor_seconds?)
-    }
-}
-
-/// Every kernel of one device.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Report {
-    /// The device.
-    pub device: crate::backend::Device,
-    /// The rates that floors are taken from: those known of the device, else nothing.
-    pub rates: Option<Rates>,
-    /// The kernels.
-    pub rows: Vec<Row>,
-}
 
 /// A kernel made ready.
 struct Ready {
@@ -264,11 +198,6 @@ fn one(
     Ok(row)
 }
 
-/// How many sets of inputs of so many bytes a step goes through.
-pub(super) fn sets(bytes: u64) -> usize {
-    (SPREAD / bytes.max(1)).clamp(1, SETS) as usize
-}
-
 fn recurrence(
     backend: &mut dyn Backend,
     config: &ModelConfig,
@@ -304,7 +233,7 @@ fn made(
     let random = Random::named(name, 0, exponent);
     let weight = backend.random_weight(RandomWeight {
         name: name.to_owned(),
-        format: Format::Bf16,
+        format: Format::BF16,
         stack,
         rows,
         columns,

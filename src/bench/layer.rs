@@ -1,6 +1,6 @@
 //! A KDA layer between its projections, timed in layers of random weights: what a backend may have fused.
 
-use super::kernels::{Options, Report, Row, Time, sets};
+use super::kernel_report::{Options, Report, Row, Time, sets};
 use super::{Effort, operations, segment};
 use crate::backend::{Backend, Batch, Capacity};
 use crate::config::{Attention, Ffn, LayerKind, ModelConfig};

@@ -6,6 +6,7 @@
 
 pub mod interleaved;
 mod kda;
+mod kernel_report;
 pub mod kernels;
 mod layer;
 mod oracle;

@@ -6,6 +6,7 @@
 //! It converts nothing: dtypes stay as they are on disk, and kernels widen. It is not where weights are sliced or sent to
 //! a device.
 
+mod format;
 mod header;
 mod index;
 mod map;
@@ -18,7 +19,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-pub use tensor::{Format, TensorData};
+pub use format::{BlockFormat, FORMATS, Format};
+pub use tensor::TensorData;
 
 use crate::config::{ModelConfig, Role};
 use crate::error::CheckpointError;

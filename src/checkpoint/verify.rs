@@ -214,8 +214,9 @@ impl Check {
             return None;
         };
         // Mappings start at a page, so an offset's alignment in the file is that of the address.
-        if !found.range.start.is_multiple_of(format.size()) {
-            let (size, at) = (format.size(), found.range.start);
+        let size = format.alignment();
+        if !found.range.start.is_multiple_of(size) {
+            let at = found.range.start;
             self.problems.push(format!(
                 "{name}: expected bytes at a multiple of {size}, found at byte {at} of {file}; \
                  saving the file again with a current safetensors aligns them"
@@ -252,7 +253,7 @@ fn shapes(spec: &TensorSpec) -> String {
 
 fn format(dtype: Dtype) -> Option<Format> {
     match dtype {
-        Dtype::BF16 => Some(Format::Bf16),
+        Dtype::BF16 => Some(Format::BF16),
         Dtype::F16 => Some(Format::F16),
         Dtype::F32 => Some(Format::F32),
         _ => None,

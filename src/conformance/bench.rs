@@ -141,7 +141,7 @@ fn product_case(large: bool) -> Case {
     let (rows, width) = if large { (8192, 8192) } else { (512, 2048) };
     let case = Case::new("linear", "product rate", Tolerance::Close, move |ctx| {
         let values = vec![0.5; width * width];
-        let matrix = ctx.matrix(Format::Bf16, [1, width, width], values)?;
+        let matrix = ctx.matrix(Format::BF16, [1, width, width], values)?;
         let input = ctx.input(width, Element::Activation, &vec![0.5; rows * width])?;
         let output = ctx.output(rows, width)?;
         let product = Linear {

@@ -6,7 +6,6 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use half::{bf16, f16};
 
 use super::random::Random;
 use super::tolerance::{
@@ -14,7 +13,7 @@ use super::tolerance::{
 };
 use crate::backend::{
     Backend, Batch, Capacity, Element, Op, Precision, Program, Result, Rows, Segment, Shard, Slot,
-    Step, StepOutput, Tensor, TensorValues, Weight, WeightSource,
+    Step, StepOutput, Tensor, TensorValues, Weight, WeightPart, WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::config::Dtype;
@@ -124,7 +123,7 @@ impl<'a> CaseContext<'a> {
     pub fn rounded(&self, mut values: Vec<f32>) -> Vec<f32> {
         let format = match self.precision() {
             Precision::F32 => Format::F32,
-            Precision::Bf16 => Format::Bf16,
+            Precision::Bf16 => Format::BF16,
             Precision::F16 => Format::F16,
         };
         round(&mut values, format);
@@ -136,7 +135,7 @@ impl<'a> CaseContext<'a> {
     pub fn cached(&self, mut values: Vec<f32>) -> Vec<f32> {
         let format = match self.backend.device().cache {
             Dtype::F32 => Format::F32,
-            Dtype::Bf16 => Format::Bf16,
+            Dtype::Bf16 => Format::BF16,
             Dtype::F16 => Format::F16,
         };
         round(&mut values, format);
@@ -160,38 +159,38 @@ impl<'a> CaseContext<'a> {
         values: Vec<f32>,
     ) -> Result<Matrix> {
         let part = stack * rows;
-        self.cut_matrix(format, [stack, rows, columns], columns, 0, &[part], values)
+        let parts = [(format, part)];
+        self.cut_matrix([stack, rows, columns], columns, 0, &parts, values)
     }
 
-    /// Hands over some columns of stored `values`, which lie in parts of so many rows each.
+    /// Hands over some columns of stored `values`, which lie in parts of so many rows in a format each.
     ///
     /// # Errors
     /// Those of the backend.
     pub fn cut_matrix(
         &mut self,
-        format: Format,
         [stack, rows, columns]: [usize; 3],
         stored_columns: usize,
         first_column: usize,
-        parts: &[usize],
+        parts: &[(Format, usize)],
         mut values: Vec<f32>,
     ) -> Result<Matrix> {
-        round(&mut values, format);
-        let mut rest = &values[..];
-        let parts = parts.iter().map(|rows| {
-            let (part, after) = rest.split_at(rows * stored_columns);
+        let mut rest = &mut values[..];
+        let parts = parts.iter().map(|(format, rows)| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(rows * stored_columns);
             rest = after;
-            stored(part, format)
+            round(part, *format);
+            stored(part, *format)
         });
+        let parts = parts.collect();
         let weight = self.backend.weight(WeightSource {
             name: "conformance".to_owned(),
-            format,
             stack,
             rows,
             columns,
             stored_columns,
             first_column,
-            parts: parts.collect(),
+            parts,
             shard: Shard::WHOLE,
         })?;
         let kept = || {
@@ -453,14 +452,10 @@ pub(super) fn plain(count: usize) -> Batch {
     }
 }
 
-/// Rounds values to a format, in place.
+/// Rounds values to a format of plain elements, in place.
 pub(super) fn round(values: &mut [f32], format: Format) {
-    for value in values {
-        *value = match format {
-            Format::F32 => *value,
-            Format::Bf16 => bf16::from_f32(*value).to_f32(),
-            Format::F16 => f16::from_f32(*value).to_f32(),
-        };
+    if let Some(bytes) = format.narrow(values) {
+        format.widen(&bytes, values);
     }
 }
 
@@ -476,24 +471,15 @@ impl AsRef<[u8]> for Aligned {
     }
 }
 
-/// Values as a checkpoint keeps them.
+/// Values as a checkpoint keeps them, in a format of plain elements.
 #[must_use]
-pub(super) fn stored(values: &[f32], format: Format) -> Bytes {
-    let bytes: Vec<u8> = match format {
-        Format::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Format::Bf16 => values
-            .iter()
-            .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
-            .collect(),
-        Format::F16 => values
-            .iter()
-            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-            .collect(),
-    };
+pub(super) fn stored(values: &[f32], format: Format) -> WeightPart {
+    let bytes = format.narrow(values).unwrap_or_default();
     let mut words = vec![0; bytes.len().div_ceil(4)];
     bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(&bytes);
-    Bytes::from_owner(Aligned {
+    let bytes = Bytes::from_owner(Aligned {
         words,
         len: bytes.len(),
-    })
+    });
+    WeightPart { format, bytes }
 }

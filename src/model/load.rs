@@ -6,7 +6,8 @@ use super::source::Source;
 use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, share};
 use crate::backend::{
     Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock,
-    RandomWeight, Route, Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightSource,
+    RandomWeight, Route, Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightPart,
+    WeightSource,
 };
 use crate::config::{Attention, Ffn, ModelConfig, Role};
 use crate::error::{BackendError, Error};
@@ -309,22 +310,32 @@ impl Loader<'_> {
         let mut parts = Vec::with_capacity(names.len());
         for name in names {
             let tensor = checkpoint.tensor(name)?;
-            let same = (tensor.format, tensor.shape.get(1).copied().unwrap_or(1));
-            if same != (first.format, columns) {
-                return Err(Error::Backend(BackendError::Weight {
-                    name: name.clone(),
-                    what: "dtype and width, since the two are one matrix here,",
-                    expected: format!("{} x {columns} as in {}", first.format, names[0]),
-                    found: format!("{} x {}", same.0, same.1),
-                }));
+            let wrong = |what, expected: String, found: String| BackendError::Weight {
+                name: name.clone(),
+                what,
+                expected,
+                found,
+            };
+            let width = tensor.shape.get(1).copied().unwrap_or(1);
+            if width != columns {
+                let what = "the width, since the two are one matrix here,";
+                let expected = format!("{columns} as in {}", names[0]);
+                return Err(wrong(what, expected, width.to_string()).into());
             }
             let range: Range<usize> = match cut {
                 Cut::Rows => share(self.shard, "rows of a weight", tensor.shape[0])?,
                 Cut::Whole | Cut::Columns => 0..tensor.shape[0],
             };
             rows += range.len();
-            let row = columns * tensor.format.size();
-            parts.push(tensor.bytes.slice(range.start * row..range.end * row));
+            let format = tensor.format;
+            let bytes = format.split_rows(range, columns).ok_or_else(|| {
+                let expected = format!("whole blocks of {} elements ({format})", format.block());
+                wrong("the columns of a stored row", expected, columns.to_string())
+            })?;
+            parts.push(WeightPart {
+                format,
+                bytes: tensor.bytes.slice(bytes),
+            });
             self.done += tensor.bytes.len() as u64;
         }
         let range = match cut {
@@ -333,7 +344,6 @@ impl Loader<'_> {
         };
         let weight = self.backend.weight(WeightSource {
             name: names[0].clone(),
-            format: first.format,
             stack,
             rows: rows / stack,
             columns: range.len(),

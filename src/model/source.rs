@@ -56,7 +56,7 @@ impl Source<'_> {
         Ok(Made {
             format: match specs[0].storage {
                 Storage::Single => Format::F32,
-                Storage::Model => Format::Bf16,
+                Storage::Model => Format::BF16,
             },
             rows: specs.iter().map(|spec| spec.shape[0]).collect(),
             columns,

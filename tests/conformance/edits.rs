@@ -63,15 +63,13 @@ pub(crate) fn count(tensor: Tensor, batch: &Batch) -> usize {
 
 /// A small weight's numbers.
 pub(crate) fn widened(source: &WeightSource) -> Vec<f32> {
-    let bytes: Vec<u8> = source.parts.concat();
-    match source.format.size() {
-        2 => bytes
-            .chunks_exact(2)
-            .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
-            .collect(),
-        _ => bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect(),
-    }
+    let parts = source
+        .parts
+        .iter()
+        .flat_map(|WeightPart { format, bytes }| {
+            let mut values = vec![0.0; format.elements(bytes.len())];
+            format.widen(bytes, &mut values);
+            values
+        });
+    parts.collect()
 }

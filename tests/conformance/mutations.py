@@ -50,10 +50,10 @@ MUTATIONS = [
     (CPU + "gated_norm.rs", "weight[i] * sigmoid(gate[i])", "weight[i] * gate[i] * sigmoid(gate[i])"),
     (CPU + "mla_append.rs", "rope.copy_from_slice", "rope[1..].copy_from_slice(&input[weight.len()..input.len() - 1]); let _ = |rope: &mut [f32]| rope.copy_from_slice"),
     (CPU + "mla_decode.rs", "let positions = segment.position + t + 1;", "let positions = (segment.position + t).max(1);"),
-    (CPU + "mla_decode.rs", "(self.key() as f32).sqrt()", "(self.nope as f32).sqrt()"),
+    (CPU + "mla.rs", "(self.key() as f32).sqrt()", "(self.nope as f32).sqrt()"),
     (CPU + "mla_prefill.rs", "let seen = run.min(segment.position + t + 1 - first);", "let seen = run.min(segment.position + t + 2 - first);"),
-    (CPU + "mla_prefill.rs", "*sum *= keep;", ""),
-    (CPU + "mla_prefill.rs", "output.iter_mut().for_each(|value| *value *= keep);", ""),
+    (CPU + "mla.rs", "*sum *= keep;", ""),
+    (CPU + "mla.rs", "output.iter_mut().for_each(|value| *value *= keep);", ""),
     (CPU + "route.rs", "(expert, scores[expert as usize])", "(expert, biased[expert as usize])"),
     (CPU + "route.rs", "take(2)", "take(1)"),
     (CPU + "route.rs", "op.scale / sum", "1.0 / sum"),
@@ -63,8 +63,8 @@ MUTATIONS = [
     (CPU + "swiglu.rs", "*output = silu(*gate) * up", "*output = *gate * silu(*up)"),
     (CPU + "select.rs", ".then(a.0.cmp(&b.0))", ".then(b.0.cmp(&a.0))"),
     (CPU + "select.rs", ".all(|logit| logit.is_finite())", ".all(|logit| !logit.is_nan())"),
-    (CPU + "memory.rs", "self.source.stored_columns + self.source.first_column;", "self.source.stored_columns;"),
-    (CPU + "memory.rs", "let len = part.len() / self.source.format.size();", "let len = (part.len() / self.source.format.size()).min(columns);"),
+    ("src/backend/weight.rs", "&self.bytes[at + self.columns.start..at + self.columns.end]", "&self.bytes[at..at + self.columns.len()]"),
+    (CPU + "memory.rs", "part.rows.end <= index", "part.rows.end < index"),
     (CPU + "rms_norm.rs", "&input[row * d..(row + 1) * d], weight, eps", "&input[row / 2 * d..(row / 2 + 1) * d], weight, eps"),
     ("shaders/kda_gates.wgsl", "gates[i] = -exp(a_log[head])", "gates[i] = exp(a_log[head])"),
     ("shaders/kda_chunk.wgsl", "u = fma(-a[t * C + before]", "u = fma(a[t * C + before]"),
@@ -78,7 +78,7 @@ MUTATIONS = [
     ("shaders/route.wgsl", "bitcast<u32>(scores[chosen]);", "bitcast<u32>(scores[chosen] + bitcast<f32>(bias[chosen]));"),
     ("src/backend/check/batch.rs", "**token as usize >= vocabulary", "**token as usize > vocabulary + 1"),
     ("src/backend/check/batch.rs", "if segment.blocks.len() < needed", "if segment.blocks.len() + 1 < needed"),
-    ("src/backend/check/batch.rs", "if own_checkpoint || (written", "if (written"),
+    ("src/backend/check/batch.rs", "if written.contains(&slot) && segment.slot_out != slot", "if written.contains(&slot) && segment.slot_out == slot"),
 ]
 
 

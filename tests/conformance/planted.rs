@@ -14,7 +14,7 @@ use crate::wrapped::{Part, Wrap};
 #[derive(Clone)]
 pub(crate) struct Mutated {
     bug: Bug,
-    sources: HashMap<u32, WeightSource>,
+    sources: HashMap<usize, WeightSource>,
     vocabulary: Option<usize>,
 }
 
@@ -514,15 +514,15 @@ impl Mutated {
         alter: impl Fn(&mut [u8], usize),
     ) -> Result<Weight> {
         let mut source = self.sources[&weight.id].clone();
-        let (size, row) = (
-            source.format.size(),
-            source.stored_columns * source.format.size(),
-        );
         for part in &mut source.parts {
-            let mut bytes = part.to_vec();
+            let (size, row) = (
+                part.format.block_bytes(),
+                part.format.bytes(1, source.stored_columns).unwrap(),
+            );
+            let mut bytes = part.bytes.to_vec();
             bytes.chunks_exact_mut(row).for_each(|row| alter(row, size));
             // Copied once more: `Bytes` keeps the vector's allocation, which is aligned to 8 at least.
-            *part = Bytes::from(bytes);
+            part.bytes = Bytes::from(bytes);
         }
         backend.weight(source)
     }

@@ -5,7 +5,7 @@ use kimi_linear::backend::trace::{
 };
 use kimi_linear::backend::{
     Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Op, Orientation, Program,
-    Rows, Segment, Shard, Slot, StateLayout, StateRecord, TensorValues, WeightSource,
+    Rows, Segment, Shard, Slot, StateLayout, StateRecord, TensorValues, WeightPart, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
 
@@ -35,6 +35,14 @@ fn one_token(position: usize, slot_in: Option<Slot>) -> Batch {
             blocks: (0..8).rev().map(Block).collect(),
         }],
         outputs: Vec::new(),
+    }
+}
+
+/// A weight's only part, in f32.
+fn f32_part(values: &[f32]) -> WeightPart {
+    WeightPart {
+        format: Format::F32,
+        bytes: bytemuck::allocation::pod_collect_to_vec::<f32, u8>(values).into(),
     }
 }
 
@@ -201,13 +209,12 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>) {
     let kv_b = backend
         .weight(WeightSource {
             name: "kv_b".to_owned(),
-            format: Format::F32,
             stack: 1,
             rows: heads * (nope + value),
             columns: latent,
             stored_columns: latent,
             first_column: 0,
-            parts: vec![bytemuck::allocation::pod_collect_to_vec::<f32, u8>(&kv_b_values).into()],
+            parts: vec![f32_part(&kv_b_values)],
             shard: Shard::WHOLE,
         })
         .unwrap();
@@ -347,16 +354,12 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     let kv_b = backend
         .weight(WeightSource {
             name: "kv_b".to_owned(),
-            format: Format::F32,
             stack: 1,
             rows,
             columns: latent,
             stored_columns: latent,
             first_column: 0,
-            parts: vec![
-                bytemuck::allocation::pod_collect_to_vec::<f32, u8>(&numbers(9, rows * latent))
-                    .into(),
-            ],
+            parts: vec![f32_part(&numbers(9, rows * latent))],
             shard: Shard::WHOLE,
         })
         .unwrap();

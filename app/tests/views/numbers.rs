@@ -51,7 +51,7 @@ fn run() -> (Vec<u32>, Vec<TraceFrame>) {
 fn tensor(checkpoint: &Checkpoint, name: &str) -> Vec<f64> {
     let tensor = checkpoint.tensor(name).unwrap();
     match tensor.format {
-        Format::Bf16 => {
+        Format::BF16 => {
             let words = tensor
                 .bytes
                 .chunks_exact(2)

@@ -5,10 +5,8 @@
 
 mod batch;
 mod record;
-mod source;
 
 pub(crate) use batch::Demands;
-pub(crate) use source::source;
 
 use std::fmt::Display;
 

@@ -5,7 +5,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::memory::{Latents, States, zeroed};
-use crate::backend::{Random, RandomWeight, Result, WeightSource};
+use crate::backend::{Random, RandomWeight, Result, WeightPart, WeightSource};
 use crate::checkpoint::Format;
 
 /// Elements that one thread makes at a time.
@@ -33,7 +33,7 @@ fn fill<T: Send>(random: Random, to: &mut [T], narrow: impl Fn(f32) -> T + Sync)
 pub(super) fn weight(weight: RandomWeight) -> Result<WeightSource> {
     weight.check("cpu")?;
     let (random, elements) = (weight.random, weight.elements());
-    let part: Bytes = if weight.format == Format::F32 {
+    let bytes: Bytes = if weight.format == Format::F32 {
         let mut values = zeroed::<f32>(&weight.name, elements)?;
         fill(random, &mut values, |value| value);
         Bytes::from_owner(Made(values))
@@ -44,13 +44,15 @@ pub(super) fn weight(weight: RandomWeight) -> Result<WeightSource> {
     };
     Ok(WeightSource {
         name: weight.name,
-        format: weight.format,
         stack: weight.stack,
         rows: weight.rows,
         columns: weight.columns,
         stored_columns: weight.columns,
         first_column: 0,
-        parts: vec![part],
+        parts: vec![WeightPart {
+            format: weight.format,
+            bytes,
+        }],
         shard: weight.shard,
     })
 }

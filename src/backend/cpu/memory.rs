@@ -1,21 +1,14 @@
 //! Where the CPU backend keeps what its handles name: weights, activations, states, latents.
 
-use bytes::Bytes;
-use half::{f16, slice::HalfFloatSliceExt};
-
 use super::math::vectorised;
-
+use crate::backend::handles::Handles;
+use crate::backend::weight::StoredRows;
 use crate::backend::{
-    Block, Element, LatentLayout, LatentPool, Result, Rows, Slot, StateLayout, StatePool, Tensor,
-    TensorValues, Weight, WeightSource, check,
+    Block, Element, LatentLayout, Result, Rows, Slot, StateLayout, Tensor, TensorValues, Weight,
+    WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::error::BackendError;
-
-/// The id of the element pushed last onto a list that now has `len` elements.
-pub(super) fn next_id(len: usize) -> u32 {
-    u32::try_from(len).unwrap_or(u32::MAX) - 1
-}
 
 /// Zeroed memory, or an error where there is none.
 pub(super) fn zeroed<T: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Box<[T]>> {
@@ -25,26 +18,18 @@ pub(super) fn zeroed<T: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Bo
     })
 }
 
-/// Everything that the backend's handles name.
-#[derive(Default)]
-pub(super) struct Memory {
-    weights: Vec<CpuWeight>,
-    tensors: Vec<Storage>,
-    pub(super) states: Vec<States>,
-    pub(super) latents: Vec<Latents>,
-}
+/// Everything that the backend's handles name. Operations use handles that were checked when their program was compiled.
+pub(super) type Memory = Handles<CpuWeight, Storage, States, Latents>;
 
-enum Storage {
+pub(super) enum Storage {
     F32(Box<[f32]>),
     Index(Box<[u32]>),
 }
 
 impl Memory {
     pub(super) fn add_weight(&mut self, source: WeightSource) -> Result<Weight> {
-        let weight = CpuWeight::new(source)?;
-        let handle = weight.source.handle(self.weights.len());
-        self.weights.push(weight);
-        Ok(handle)
+        let weight = CpuWeight::new(&source)?;
+        Ok(self.weights.add(weight, |id| source.handle(id)))
     }
 
     pub(super) fn add_tensor(
@@ -55,26 +40,26 @@ impl Memory {
         element: Element,
     ) -> Result<Tensor> {
         let len = capacity * width;
-        self.tensors.push(match element {
+        let storage = match element {
             Element::Activation | Element::F32 => Storage::F32(zeroed("activations", len)?),
             Element::Index => Storage::Index(zeroed("activations", len)?),
-        });
-        Ok(Tensor {
-            id: next_id(self.tensors.len()),
+        };
+        Ok(self.tensors.add(storage, |id| Tensor {
+            id,
             rows,
             capacity,
             width,
             element,
-        })
+        }))
     }
 
     pub(super) fn weight(&self, weight: Weight) -> &CpuWeight {
-        &self.weights[weight.id as usize]
+        self.weights.known(weight)
     }
 
     /// The first `rows` rows of a floating-point tensor.
     pub(super) fn f32(&self, tensor: Tensor, rows: usize) -> &[f32] {
-        match &self.tensors[tensor.id as usize] {
+        match self.tensors.known(tensor) {
             Storage::F32(values) => &values[..rows * tensor.width],
             Storage::Index(_) => &[],
         }
@@ -82,14 +67,14 @@ impl Memory {
 
     /// The first `rows` rows of an index tensor.
     pub(super) fn index(&self, tensor: Tensor, rows: usize) -> &[u32] {
-        match &self.tensors[tensor.id as usize] {
+        match self.tensors.known(tensor) {
             Storage::Index(values) => &values[..rows * tensor.width],
             Storage::F32(_) => &[],
         }
     }
 
     pub(super) fn index_mut(&mut self, tensor: Tensor, rows: usize) -> &mut [u32] {
-        match &mut self.tensors[tensor.id as usize] {
+        match self.tensors.known_mut(tensor) {
             Storage::Index(values) => &mut values[..rows * tensor.width],
             Storage::F32(_) => &mut [],
         }
@@ -102,19 +87,19 @@ impl Memory {
         rows: usize,
         f: impl FnOnce(&Self, &mut [f32]) -> R,
     ) -> R {
-        let slot = output.id as usize;
-        let mut storage = std::mem::replace(&mut self.tensors[slot], Storage::F32(Box::default()));
+        let empty = Storage::F32(Box::default());
+        let mut storage = std::mem::replace(self.tensors.known_mut(output), empty);
         let result = match &mut storage {
             Storage::F32(values) => f(self, &mut values[..rows * output.width]),
             Storage::Index(_) => f(self, &mut []),
         };
-        self.tensors[slot] = storage;
+        *self.tensors.known_mut(output) = storage;
         result
     }
 
     pub(super) fn write(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
         tensor.check_values(values)?;
-        match (&mut self.tensors[tensor.id as usize], values) {
+        match (self.tensors.get_mut(self.backend, tensor)?, values) {
             (Storage::F32(to), TensorValues::F32(from)) => {
                 to[..from.len()].copy_from_slice(from);
             }
@@ -129,6 +114,7 @@ impl Memory {
 
     pub(super) fn read(&self, tensor: Tensor, rows: usize) -> Result<TensorValues> {
         tensor.check_rows(rows)?;
+        self.tensors.check(self.backend, tensor)?;
         Ok(match tensor.element {
             Element::Index => TensorValues::Index(self.index(tensor, rows).to_vec()),
             Element::Activation | Element::F32 => {
@@ -136,100 +122,68 @@ impl Memory {
             }
         })
     }
-
-    pub(super) fn states(&self, pool: &StatePool) -> &States {
-        &self.states[pool.id as usize]
-    }
-
-    pub(super) fn states_mut(&mut self, pool: &StatePool) -> &mut States {
-        &mut self.states[pool.id as usize]
-    }
-
-    pub(super) fn latents(&self, pool: &LatentPool) -> &Latents {
-        &self.latents[pool.id as usize]
-    }
-
-    pub(super) fn latents_mut(&mut self, pool: &LatentPool) -> &mut Latents {
-        &mut self.latents[pool.id as usize]
-    }
 }
 
 /// A weight where the checkpoint mapped it.
 pub(super) struct CpuWeight {
-    source: WeightSource,
-    /// The first row of each part, and one past the last row of all.
-    starts: Vec<usize>,
+    columns: usize,
+    parts: Vec<StoredRows>,
 }
 
 impl CpuWeight {
-    fn new(source: WeightSource) -> Result<Self> {
-        let starts = check::source(&source)?;
-        let size = source.format.size();
-        let aligned = |part: &Bytes| part.as_ptr().align_offset(size) == 0;
-        if source.parts.iter().all(aligned) {
-            return Ok(Self { source, starts });
+    fn new(source: &WeightSource) -> Result<Self> {
+        let parts = source.stored()?;
+        for StoredRows { format, bytes, .. } in &parts {
+            if bytes.as_ptr().align_offset(format.alignment()) != 0 {
+                return Err(BackendError::Weight {
+                    name: source.name.clone(),
+                    what: "the place of its data in the file",
+                    expected: format!("aligned to {} bytes", format.alignment()),
+                    found: "not".to_owned(),
+                });
+            }
         }
-        Err(BackendError::Weight {
-            name: source.name,
-            what: "the place of its data in the file",
-            expected: format!("aligned to {size} bytes"),
-            found: "not".to_owned(),
+        Ok(Self {
+            columns: source.columns,
+            parts,
         })
     }
 
     /// Input features.
     pub(super) fn columns(&self) -> usize {
-        self.source.columns
+        self.columns
     }
 
     /// Widens one row, counted through the whole stack, into `row`: `[columns]`.
     pub(super) fn row(&self, index: usize, row: &mut [f32]) {
-        let part = self.starts.partition_point(|start| *start <= index) - 1;
-        let first =
-            (index - self.starts[part]) * self.source.stored_columns + self.source.first_column;
-        widen(self.source.format, &self.source.parts[part], first, row);
+        let part = self.parts.partition_point(|part| part.rows.end <= index);
+        let part = &self.parts[part];
+        widen(part.format, part.row(index), row);
     }
 
     /// The whole weight, widened: for vectors and other small things.
     pub(super) fn to_vec(&self) -> Vec<f32> {
-        let columns = self.source.columns;
-        let mut values = vec![0.0; self.starts[self.starts.len() - 1] * columns];
-        if columns == self.source.stored_columns {
-            for (part, start) in self.source.parts.iter().zip(&self.starts) {
-                let len = part.len() / self.source.format.size();
-                widen(
-                    self.source.format,
-                    part,
-                    0,
-                    &mut values[start * columns..start * columns + len],
-                );
+        let columns = self.columns;
+        let rows = self.parts.last().map_or(0, |part| part.rows.end);
+        let mut values = vec![0.0; rows * columns];
+        for part in &self.parts {
+            let values = &mut values[part.rows.start * columns..part.rows.end * columns];
+            if part.whole() {
+                widen(part.format, &part.bytes, values);
+            } else {
+                let rows = part.rows.clone().zip(values.chunks_exact_mut(columns));
+                rows.for_each(|(index, values)| widen(part.format, part.row(index), values));
             }
-        } else {
-            values
-                .chunks_exact_mut(columns)
-                .enumerate()
-                .for_each(|(i, row)| self.row(i, row));
         }
         values
     }
 }
 
-/// Widens `values.len()` stored elements, beginning with number `first`. Exact for every format.
-fn widen(format: Format, bytes: &Bytes, first: usize, values: &mut [f32]) {
-    let bytes = &bytes[first * format.size()..(first + values.len()) * format.size()];
-    match format {
-        Format::F32 => values.copy_from_slice(bytemuck::cast_slice(bytes)),
-        Format::Bf16 => vectorised(
-            #[inline(always)]
-            || {
-                let bytes = bytemuck::cast_slice::<u8, u16>(bytes);
-                for (value, bits) in values.iter_mut().zip(bytes) {
-                    *value = f32::from_bits(u32::from(*bits) << 16);
-                }
-            },
-        ),
-        Format::F16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(values),
-    }
+fn widen(format: Format, bytes: &[u8], values: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || format.widen(bytes, values),
+    );
 }
 
 /// KDA states: `[layers, slots, value_heads, K, V]`, and convolution states: `[layers, slots, channels, taps - 1]`.

@@ -5,54 +5,11 @@ use rayon::prelude::*;
 
 use super::math::{add_scaled, dot, products, vectorised};
 use super::memory::{CpuWeight, Latents};
-use super::mla_prefill::absorb;
-use crate::backend::{LatentLayout, Segment};
+use super::mla::{Shape, absorb};
+use crate::backend::Segment;
 
 /// Positions whose scores are taken together.
 const RUN: usize = 64;
-
-/// Widths of one latent attention.
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) heads: usize,
-    pub(super) latent: usize,
-    pub(super) nope: usize,
-    pub(super) rope: usize,
-    pub(super) value: usize,
-}
-
-impl Shape {
-    /// That of `heads` heads over a pool of this layout.
-    pub(super) fn new(layout: &LatentLayout, heads: usize, nope: usize, value: usize) -> Self {
-        Self {
-            heads,
-            latent: layout.latent,
-            nope,
-            rope: layout.rope,
-            value,
-        }
-    }
-
-    /// Width of a key.
-    pub(super) fn key(&self) -> usize {
-        self.nope + self.rope
-    }
-
-    /// What scores are multiplied with.
-    pub(super) fn scale(&self) -> f32 {
-        (self.key() as f32).sqrt().recip()
-    }
-
-    /// One head's rows of kv_b_proj, widened: `[nope + value, latent]`.
-    pub(super) fn expansion(&self, kv_b: &CpuWeight, head: usize) -> Vec<f32> {
-        let count = self.nope + self.value;
-        let mut rows = vec![0.0; count * self.latent];
-        for (i, row) in rows.chunks_exact_mut(self.latent).enumerate() {
-            kv_b.row(head * count + i, row);
-        }
-        rows
-    }
-}
 
 /// One segment: `query` `[length, H * (nope + rope)]` to `output` `[length, H * value]`.
 pub(super) fn mla_decode(

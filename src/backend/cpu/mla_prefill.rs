@@ -5,9 +5,9 @@
 
 use rayon::prelude::*;
 
-use super::math::{add_scaled, products, vectorised};
+use super::math::{products, vectorised};
 use super::memory::{CpuWeight, Latents};
-use super::mla_decode::Shape;
+use super::mla::{Shape, absorb};
 use crate::backend::Segment;
 
 /// Positions expanded together.
@@ -112,29 +112,4 @@ fn attend(
         row.iter_mut().for_each(|value| *value /= sum);
     }
     output
-}
-
-/// Takes one run of scores into an online softmax: `output` `[value]`, `values` `[run, value]`.
-#[inline(always)]
-pub(super) fn absorb(
-    scores: &mut [f32],
-    scale: f32,
-    values: &[f32],
-    output: &mut [f32],
-    (greatest, sum): &mut (f32, f32),
-) {
-    let mut best = *greatest;
-    for score in scores.iter_mut() {
-        *score *= scale;
-        best = best.max(*score);
-    }
-    let keep = (*greatest - best).exp();
-    *greatest = best;
-    *sum *= keep;
-    output.iter_mut().for_each(|value| *value *= keep);
-    for (score, value) in scores.iter().zip(values.chunks_exact(output.len())) {
-        let weight = (score - best).exp();
-        *sum += weight;
-        add_scaled(output, weight, value);
-    }
 }

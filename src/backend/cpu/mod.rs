@@ -14,6 +14,7 @@ mod kda_step;
 mod linear;
 mod math;
 mod memory;
+mod mla;
 mod mla_append;
 mod mla_decode;
 mod mla_prefill;
@@ -30,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sysinfo::System;
 
-use self::memory::{Memory, States};
+use self::memory::{Latents, Memory, States};
 use super::check;
 use super::choose::machine_memory;
 use super::{
@@ -60,7 +61,7 @@ impl CpuBackend {
         Self {
             device: describe(),
             collective,
-            memory: Arc::default(),
+            memory: Arc::new(Mutex::new(Memory::new("cpu"))),
         }
     }
 
@@ -121,12 +122,12 @@ impl Backend for CpuBackend {
     }
 
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
-        fill::states(self.memory().states_mut(pool), random);
+        fill::states(self.memory().states.get_mut("cpu", *pool)?, random);
         Ok(())
     }
 
     fn fill_latents(&mut self, pool: &LatentPool, random: Random) -> Result<()> {
-        fill::latents(self.memory().latents_mut(pool), random);
+        fill::latents(self.memory().latents.get_mut("cpu", *pool)?, random);
         Ok(())
     }
 
@@ -149,29 +150,21 @@ impl Backend for CpuBackend {
     }
 
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
-        let mut memory = self.memory();
-        memory.states.push(States::new(layout)?);
-        Ok(StatePool {
-            id: memory::next_id(memory.states.len()),
-            layout,
-        })
+        let (states, mut memory) = (States::new(layout)?, self.memory());
+        Ok(memory.states.add(states, |id| StatePool { id, layout }))
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
         layout.check_dtype("cpu", Dtype::F32)?;
-        let mut memory = self.memory();
-        memory.latents.push(memory::Latents::new(layout)?);
-        Ok(LatentPool {
-            id: memory::next_id(memory.latents.len()),
-            layout,
-        })
+        let (latents, mut memory) = (Latents::new(layout)?, self.memory());
+        Ok(memory.latents.add(latents, |id| LatentPool { id, layout }))
     }
 
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
         let read = || {
             pool.check_slot(layer, slot)?;
             let memory = self.memory();
-            let states = memory.states(pool);
+            let states = memory.states.get("cpu", *pool)?;
             let state = states.state(layer, slot).to_vec();
             let conv_state = states.conv_state(layer, slot).to_vec();
             Ok(StateRecord::new(&pool.layout, state, conv_state))
@@ -190,7 +183,7 @@ impl Backend for CpuBackend {
         pool.check_record(record)?;
         let state = record.key_value();
         let mut memory = self.memory();
-        let states = memory.states_mut(pool);
+        let states = memory.states.get_mut("cpu", *pool)?;
         states.state_mut(layer, slot).copy_from_slice(&state);
         states
             .conv_state_mut(layer, slot)
@@ -208,8 +201,9 @@ impl Backend for CpuBackend {
         let read = || {
             pool.check_rows(layer, block, tokens)?;
             let LatentLayout { latent, rope, .. } = pool.layout;
-            let rows = self.memory().latents(pool).block(layer, block)[..tokens * (latent + rope)]
-                .to_vec();
+            let memory = self.memory();
+            let latents = memory.latents.get("cpu", *pool)?;
+            let rows = latents.block(layer, block)[..tokens * (latent + rope)].to_vec();
             Ok(LatentRecord { latent, rope, rows })
         };
         Ticket::ready(read())
@@ -224,8 +218,9 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let tokens = pool.check_record(record)?;
         pool.check_rows(layer, block, tokens)?;
-        self.memory().latents_mut(pool).block_mut(layer, block)[..record.rows.len()]
-            .copy_from_slice(&record.rows);
+        let mut memory = self.memory();
+        let latents = memory.latents.get_mut("cpu", *pool)?;
+        latents.block_mut(layer, block)[..record.rows.len()].copy_from_slice(&record.rows);
         Ok(())
     }
 
@@ -237,9 +232,9 @@ impl Backend for CpuBackend {
             capacity,
             demands,
         );
-        for op in &program.expanded(|_| false).ops {
-            step.push(op);
-        }
+        let program = program.expanded(|_| false);
+        self.memory().check(&program)?;
+        program.ops.iter().for_each(|op| step.push(op));
         Ok(Box::new(step))
     }
 }

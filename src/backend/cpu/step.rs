@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::experts::Stacks;
 use super::kda_recurrence::Rows as RecurrenceRows;
 use super::memory::{CpuWeight, Latents, Memory};
-use super::mla_decode::Shape;
+use super::mla::Shape;
 use super::{
     embed, experts, gated_norm, kda_gates, kda_recurrence, linear, mla_append, mla_decode,
     mla_prefill, rms_norm, route, select, short_conv, swiglu,
@@ -135,7 +135,7 @@ impl CpuStep {
                     query,
                     memory.weight(op.kv_b),
                     &shape,
-                    memory.latents(&op.pool),
+                    memory.latents.known(op.pool),
                     op.layer,
                     segment,
                     output,
@@ -216,7 +216,7 @@ impl CpuStep {
                     short_conv::short_conv(
                         input,
                         &weight,
-                        &mut states[op.pool.id as usize],
+                        states.known_mut(op.pool),
                         &op.pool.layout,
                         op.layer,
                         segment,
@@ -259,7 +259,7 @@ impl CpuStep {
                     kda_recurrence::kda_recurrence(
                         &RecurrenceRows { qkv, gates, beta },
                         op.form,
-                        &mut states[op.pool.id as usize],
+                        states.known_mut(op.pool),
                         &op.pool.layout,
                         op.layer,
                         segment,
@@ -297,7 +297,7 @@ impl CpuStep {
                     input,
                     &weight,
                     op.eps,
-                    &mut latents[op.pool.id as usize],
+                    latents.known_mut(op.pool),
                     op.layer,
                     segment,
                 );

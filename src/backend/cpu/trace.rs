@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::kda_recurrence::Rows;
 use super::math::{add_scaled, dot, exp, sigmoid, vectorised};
 use super::memory::{CpuWeight, Latents, States};
-use super::mla_decode::Shape;
+use super::mla::Shape;
 use crate::backend::trace::{KDA_NUMBERS, kda_row};
 use crate::backend::{KEY_EPS, Segment, StateLayout};
 

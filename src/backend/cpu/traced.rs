@@ -2,7 +2,7 @@
 
 use super::kda_recurrence::Rows as RecurrenceRows;
 use super::memory::Memory;
-use super::mla_decode::Shape;
+use super::mla::Shape;
 use super::step::CpuStep;
 use super::trace;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
@@ -67,7 +67,7 @@ impl CpuStep {
                 let [qkv, gates, beta] = [op.qkv, op.gates, op.beta].map(|tensor| row.of(tensor));
                 trace::trace_kda(
                     &RecurrenceRows { qkv, gates, beta },
-                    row.memory.states(&op.pool),
+                    row.memory.states.known(op.pool),
                     &op.pool.layout,
                     op.layer,
                     row.segment,
@@ -108,7 +108,7 @@ impl CpuStep {
         self.record_rows("trace_state", op.output, move |memory, run, output| {
             output.fill(0.0);
             let size = op.output.width;
-            let states = memory.states(&op.pool);
+            let states = memory.states.known(op.pool);
             for (segment, range) in run.segments().filter(|(segment, _)| segment.length == 1) {
                 let state = states.state(op.layer, segment.slot_out);
                 let head = &state[op.head * size..(op.head + 1) * size];
@@ -134,7 +134,7 @@ impl CpuStep {
                     memory.weight(op.kv_b),
                     &shape,
                     op.head,
-                    memory.latents(&op.pool),
+                    memory.latents.known(op.pool),
                     op.layer,
                     segment,
                     &mut output[range.start * op.output.width..range.end * op.output.width],

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::machine::{Command, Product};
 use super::step::{ANY_TOGETHER, CudaStep, Kernel, WINDOW, any_shape, arguments, suits_library};
-use crate::backend::batch_metadata::BatchMetadata;
+use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{MlaAppend, MlaAttention, Result, Segments};
 use crate::error::BackendError;
 
@@ -116,7 +116,15 @@ impl CudaStep {
                     let counted = image.window_word(number as usize);
                     let (columns, full) = (layout.latent, true);
                     let product = any_shape(
-                        &batch, counted, &gathered, stored, &rows, full, columns, outputs,
+                        &batch,
+                        counted,
+                        &gathered,
+                        stored,
+                        &rows,
+                        full,
+                        columns,
+                        0..outputs,
+                        outputs,
                     );
                     Command::Launch(product.over([
                         (outputs as u32).div_ceil(8),

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Product};
 use super::step::{CudaStep, Kernel, arguments, suits_library};
-use crate::backend::batch_metadata::BatchMetadata;
+use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{Experts, Result, Route, Rows};
-use crate::checkpoint::Format;
 use crate::error::BackendError;
 
 /// The most experts, and groups of them.
@@ -88,11 +87,13 @@ impl CudaStep {
     ) -> Result<()> {
         let [weight, format] = self.stored(op.weight)?;
         let (width, count) = (op.input.width, op.weight.rows);
-        let by_library = op.weight.format == Format::Bf16 && suits_library(width, count);
-        if by_library {
+        let matrix = self.bf16(op.weight)?;
+        let matrix = matrix.filter(|_| suits_library(width, count));
+        let by_library = matrix.is_some();
+        if let Some(matrix) = matrix {
             self.library(Product {
                 input: input.address,
-                weight: self.matrix(op.weight)?.address,
+                weight: matrix.address,
                 output: scores.address,
                 rows: 0,
                 columns: width,

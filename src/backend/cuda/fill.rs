@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch, Machine, Work};
 use super::step::{NO_STEP, blocks};
-use super::weights::number;
 use crate::backend::{Random, Result};
 use crate::checkpoint::Format;
 
@@ -18,10 +17,10 @@ pub(super) fn fill(
     format: Format,
     random: Random,
 ) -> Result<()> {
-    let count = buffer.bytes / format.size() as u64;
+    let count = buffer.bytes / format.block_bytes() as u64;
     let arguments = [
         buffer.into(),
-        number(format).into(),
+        format.id().unwrap_or_default().into(),
         Argument::Long(count),
         random.seed.into(),
         random.mean.into(),

@@ -93,12 +93,14 @@ impl Backend for CudaBackend {
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = weights::DeviceWeight::new(&self.shared.machine, &source)?;
-        Ok(source.handle(self.shared.memory().add_weight(weight)))
+        let mut memory = self.shared.memory();
+        Ok(memory.add_weight(weight, |id| source.handle(id)))
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
         let made = weights::DeviceWeight::random(&self.shared.machine, &weight)?;
-        Ok(weight.handle(self.shared.memory().add_weight(made)))
+        let mut memory = self.shared.memory();
+        Ok(memory.add_weight(made, |id| weight.handle(id)))
     }
 
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
@@ -122,7 +124,7 @@ impl Backend for CudaBackend {
             fill::fill(
                 &self.shared.machine,
                 &rows,
-                Format::Bf16,
+                Format::BF16,
                 random.part(layer),
             )?;
         }
@@ -239,9 +241,9 @@ impl Backend for CudaBackend {
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
         let demands = check::program(program, &capacity, self.shard())?;
         let mut step = step::CudaStep::new(Arc::clone(&self.shared), capacity, demands)?;
-        for op in &program.expanded(|op| step.takes(op)).ops {
-            step.push(op)?;
-        }
+        self.shared.memory().check(&program.expanded(|_| false))?;
+        let program = program.expanded(|op| step.takes(op));
+        program.ops.iter().try_for_each(|op| step.push(op))?;
         Ok(Box::new(step))
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch};
 use super::step::{CudaStep, arguments};
-use crate::backend::batch_metadata::{MOST_SPLITS, MetadataLayout};
+use crate::backend::gpu::batch_metadata::{MOST_SPLITS, MetadataLayout};
+use crate::backend::gpu::layout::form_word;
 use crate::backend::{Form, GatedNorm, KdaBlock, KdaRecurrence, Linear, Op, Result, StateLayout};
 use crate::error::BackendError;
 
@@ -112,14 +113,6 @@ fn words(layout: &StateLayout) -> [u32; 4] {
         layout.value_width,
     ]
     .map(|word| word as u32)
-}
-
-const fn form_word(form: Form) -> u32 {
-    match form {
-        Form::Auto => 0,
-        Form::Chunk => 1,
-        Form::Step => 2,
-    }
 }
 
 fn too_wide(what: String) -> BackendError {

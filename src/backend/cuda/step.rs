@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Shared;
 use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
 use super::memory;
-use crate::backend::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
 use crate::backend::check::Demands;
+use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
 use crate::backend::gpu::{
     self,
     answers::{self, Answer},
@@ -17,7 +17,6 @@ use crate::backend::gpu::{
 use crate::backend::{
     AllGather, Batch, Capacity, Element, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
-use crate::checkpoint::Format;
 
 /// The step of work that is no step's.
 pub(super) const NO_STEP: u64 = 0;
@@ -114,7 +113,7 @@ pub(super) fn blocks(elements: u64, each: u64) -> u32 {
 
 /// What a tensor's rows stand for, as a word of the batch's header that counts them.
 pub(super) fn kind(rows: Rows) -> u32 {
-    crate::backend::batch_metadata::count_word(rows)
+    crate::backend::gpu::batch_metadata::count_word(rows)
 }
 
 /// Whether cuBLASLt is sure to take a product of so many columns and outputs: rows of whole 16 bytes are all that it
@@ -123,7 +122,8 @@ pub(super) fn suits_library(columns: usize, outputs: usize) -> bool {
     columns.is_multiple_of(8) && outputs.is_multiple_of(8)
 }
 
-/// `output = input weight^T` for weights of any format and shape: as many rows as word `counted` of the batch says. Its
+/// Columns `outputs` of `output = input weight^T`, which is `width` wide, for rows of a weight of any format and shape: as
+/// many rows of the input as word `counted` of the batch says. Its
 /// grid is a block for 8 outputs by [`ANY_TOGETHER`] rows.
 pub(super) fn any_shape(
     batch: &Arc<Buffer>,
@@ -133,11 +133,13 @@ pub(super) fn any_shape(
     output: &Arc<Buffer>,
     full: bool,
     columns: usize,
-    outputs: usize,
+    outputs: std::ops::Range<usize>,
+    width: usize,
 ) -> Kernel {
     let full = u32::from(full);
+    let (count, first) = (outputs.len(), outputs.start);
     let arguments = arguments![
-        batch, counted, input, weight, format, output, full, columns, outputs
+        batch, counted, input, weight, format, output, full, columns, count, first, width
     ];
     Kernel::new("linear", 256, arguments)
 }
@@ -228,8 +230,7 @@ impl CudaStep {
         let (from, to) = (self.tensor(input)?, self.tensor(output)?);
         let full = output.element == Element::F32;
         let rows = input.rows;
-        if weight.format == Format::Bf16 {
-            let matrix = self.matrix(weight)?;
+        if let Some(matrix) = self.bf16(weight)? {
             let product = Product {
                 input: from.address,
                 weight: matrix.address,
@@ -269,27 +270,30 @@ impl CudaStep {
         full: bool,
         wanted: fn(&BatchMetadata) -> bool,
     ) -> Result<()> {
-        let stored = self.stored(weight)?;
-        let (columns, outputs) = (weight.columns, weight.rows as u32);
-        let kernel = any_shape(
-            &self.batch,
-            kind(rows),
-            from,
-            stored,
-            to,
-            full,
-            columns,
-            weight.rows,
-        );
-        self.launch(kernel, move |metadata| {
-            let together = metadata.count(rows).div_ceil(ANY_TOGETHER) as u32;
-            let blocks = if wanted(metadata) {
-                outputs.div_ceil(8)
-            } else {
-                0
-            };
-            [blocks, together, 1]
-        });
+        let ranges = self.shared.memory().weight(weight)?.ranges().to_vec();
+        for range in ranges {
+            let outputs = range.rows.len() as u32;
+            let kernel = any_shape(
+                &self.batch,
+                kind(rows),
+                from,
+                [(&range.buffer).into(), range.id.into()],
+                to,
+                full,
+                weight.columns,
+                range.rows,
+                weight.rows,
+            );
+            self.launch(kernel, move |metadata| {
+                let together = metadata.count(rows).div_ceil(ANY_TOGETHER) as u32;
+                let blocks = if wanted(metadata) {
+                    outputs.div_ceil(8)
+                } else {
+                    0
+                };
+                [blocks, together, 1]
+            });
+        }
         Ok(())
     }
 
@@ -346,7 +350,12 @@ impl CudaStep {
 
     /// A weight as it is stored: address and format.
     pub(super) fn stored(&self, weight: Weight) -> Result<[Argument; 2]> {
-        Ok(self.shared.memory().weight(weight)?.stored())
+        self.shared.memory().weight(weight)?.stored()
+    }
+
+    /// A weight's buffer, where it is stored in bf16.
+    pub(super) fn bf16(&self, weight: Weight) -> Result<Option<Arc<Buffer>>> {
+        Ok(self.shared.memory().weight(weight)?.bf16().cloned())
     }
 
     /// A weight in bf16.
@@ -441,7 +450,7 @@ impl Step for CudaStep {
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.capacity, batch)?;
         let attends = self.demands.latents.is_some();
-        let metadata = self.metadata_layout.metadata(batch, attends, self.splits);
+        let metadata = self.metadata_layout.metadata(batch, attends, self.splits)?;
         gpu::fits(&metadata, self.batch.bytes)?;
         let (commands, operations) = self.commands(&metadata);
         let size = |tensor: Tensor| memory::size(tensor.element) as usize;

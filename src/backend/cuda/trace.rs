@@ -2,7 +2,7 @@
 
 use super::attention::with_room;
 use super::step::{CudaStep, arguments, blocks};
-use crate::backend::batch_metadata::BatchMetadata;
+use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{Result, Rows};
 

@@ -1,68 +1,74 @@
-//! Weights on the device: rows without padding, in the checkpoint's dtype, streamed in.
+//! Weights on the device: ranges of rows without padding, each in the format of the checkpoint, streamed in.
 //!
 //! Vectors, taps, the router and the embedding are read as they are stored, and so is a matrix of another dtype than bf16 in
 //! a product. Experts and the expansion of latents run on tensor cores in bf16: what is stored otherwise gets a copy in
 //! bf16 when an operation is first encoded over it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch, Machine, Work};
-use crate::backend::{RandomWeight, Result, WeightSource, check};
+use crate::backend::weight::StoredRows;
+use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
+use crate::error::BackendError;
 
 /// The most bytes handed over in one call.
 const SEGMENT: usize = 64 << 20;
 
+/// Rows of a weight in one format.
+#[derive(Clone)]
+pub(super) struct Stored {
+    /// `[rows, columns]`.
+    pub(super) buffer: Arc<Buffer>,
+    format: Format,
+    /// The format's number in the kernels.
+    pub(super) id: u32,
+    /// The rows, counted through the stack.
+    pub(super) rows: Range<usize>,
+}
+
 /// A weight on the device.
 pub(super) struct DeviceWeight {
-    /// `[stack, rows, columns]`.
-    stored: Arc<Buffer>,
-    format: Format,
-    elements: u64,
+    /// `[stack, rows, columns]`, in the order of the rows.
+    ranges: Vec<Stored>,
+    columns: usize,
     /// The same in bf16, where it is stored otherwise and was asked for.
     narrowed: Option<Arc<Buffer>>,
 }
 
 /// What `FORMAT_*` in the kernels are.
-pub(super) fn number(format: Format) -> u32 {
-    match format {
-        Format::Bf16 => 0,
-        Format::F16 => 1,
-        Format::F32 => 2,
-    }
+fn number(name: &str, format: Format) -> Result<u32> {
+    format.id().ok_or_else(|| BackendError::Unsupported {
+        backend: "cuda",
+        what: format!("{name} in {format}"),
+    })
 }
 
 impl DeviceWeight {
     /// Streams a weight in.
     pub(super) fn new(machine: &Arc<dyn Machine>, source: &WeightSource) -> Result<Self> {
-        check::source(source)?;
-        let size = source.format.size();
-        let elements = (source.stack * source.rows * source.columns) as u64;
-        let stored = Buffer::new(machine, &source.name, elements * size as u64)?;
-        let mut at = stored.address;
-        let wide = source.stored_columns * size;
-        let (first, row) = (source.first_column * size, source.columns * size);
-        for part in &source.parts {
-            if row == wide {
-                for bytes in part.chunks(SEGMENT) {
-                    machine.write(at, bytes)?;
-                    at += bytes.len() as u64;
-                }
+        let stored = source.stored()?;
+        let mut ranges = Vec::new();
+        for run in stored.chunk_by(|a, b| a.format == b.format) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else {
                 continue;
-            }
-            for rows in part.chunks((SEGMENT / wide).max(1) * wide) {
-                let cut = rows
-                    .chunks_exact(wide)
-                    .flat_map(|bytes| &bytes[first..first + row]);
-                let cut: Vec<u8> = cut.copied().collect();
-                machine.write(at, &cut)?;
-                at += cut.len() as u64;
-            }
+            };
+            let rows = first.rows.start..last.rows.end;
+            let id = number(&source.name, first.format)?;
+            let bytes = rows.len() * first.columns.len();
+            let buffer = Buffer::new(machine, &source.name, bytes as u64)?;
+            write(machine, &buffer, run)?;
+            ranges.push(Stored {
+                buffer: Arc::new(buffer),
+                format: first.format,
+                id,
+                rows,
+            });
         }
         Ok(Self {
-            stored: Arc::new(stored),
-            format: source.format,
-            elements,
+            ranges,
+            columns: source.columns,
             narrowed: None,
         })
     }
@@ -70,51 +76,84 @@ impl DeviceWeight {
     /// Has the device make a weight.
     pub(super) fn random(machine: &Arc<dyn Machine>, weight: &RandomWeight) -> Result<Self> {
         weight.check("cuda")?;
-        let elements = weight.elements() as u64;
-        let bytes = elements * weight.format.size() as u64;
-        let stored = Arc::new(Buffer::new(machine, &weight.name, bytes)?);
-        super::fill::fill(machine, &stored, weight.format, weight.random)?;
+        let (format, id) = (weight.format, number(&weight.name, weight.format)?);
+        let bytes = weight.elements() * format.block_bytes();
+        let buffer = Arc::new(Buffer::new(machine, &weight.name, bytes as u64)?);
+        super::fill::fill(machine, &buffer, format, weight.random)?;
         Ok(Self {
-            stored,
-            format: weight.format,
-            elements,
+            ranges: vec![Stored {
+                buffer,
+                format,
+                id,
+                rows: 0..weight.stack * weight.rows,
+            }],
+            columns: weight.columns,
             narrowed: None,
         })
     }
 
-    /// As it is stored: its address and the number of its format.
-    pub(super) fn stored(&self) -> [Argument; 2] {
-        [(&self.stored).into(), number(self.format).into()]
+    /// Its ranges of rows.
+    pub(super) fn ranges(&self) -> &[Stored] {
+        &self.ranges
+    }
+
+    /// As it is stored, in one format throughout: its address and the number of the format.
+    ///
+    /// # Errors
+    /// A weight in several formats, for an operation that takes it whole.
+    pub(super) fn stored(&self) -> Result<[Argument; 2]> {
+        match &self.ranges[..] {
+            [range] => Ok([(&range.buffer).into(), range.id.into()]),
+            _ => Err(BackendError::Unsupported {
+                backend: "cuda",
+                what: "a weight in several formats in an operation that is no product".to_owned(),
+            }),
+        }
+    }
+
+    /// Its buffer, where all of it is in bf16.
+    pub(super) fn bf16(&self) -> Option<&Arc<Buffer>> {
+        match &self.ranges[..] {
+            [range] if range.format == Format::BF16 => Some(&range.buffer),
+            _ => None,
+        }
     }
 
     /// In bf16, for products.
     pub(super) fn matrix(&mut self, machine: &Arc<dyn Machine>) -> Result<Arc<Buffer>> {
-        if self.format == Format::Bf16 {
-            return Ok(Arc::clone(&self.stored));
+        if let Some(buffer) = self.bf16().or(self.narrowed.as_ref()) {
+            return Ok(Arc::clone(buffer));
         }
-        if let Some(narrowed) = &self.narrowed {
-            return Ok(Arc::clone(narrowed));
-        }
+        let rows = self.ranges.last().map_or(0, |range| range.rows.end);
         let what = "a weight's copy in bf16";
-        let buffer = Arc::new(Buffer::new(machine, what, 2 * self.elements)?);
-        let [stored, format] = self.stored();
-        let arguments = [
-            stored,
-            format,
-            (&buffer).into(),
-            Argument::Long(self.elements),
-        ];
-        let command = Command::Launch(Launch {
-            kernel: "convert",
-            grid: [super::step::blocks(self.elements, 256).max(1), 1, 1],
-            threads: 256,
-            shared: 0,
-            arguments: arguments.into(),
-        });
+        let buffer = Buffer::new(machine, what, (2 * rows * self.columns) as u64)?;
+        let buffer = Arc::new(buffer);
+        let commands: Vec<Command> = self
+            .ranges
+            .iter()
+            .map(|range| {
+                let elements = |rows: usize| (rows * self.columns) as u64;
+                let count = elements(range.rows.len());
+                let arguments = [
+                    (&range.buffer).into(),
+                    range.id.into(),
+                    (&buffer).into(),
+                    Argument::Long(elements(range.rows.start)),
+                    Argument::Long(count),
+                ];
+                Command::Launch(Launch {
+                    kernel: "convert",
+                    grid: [super::step::blocks(count, 256).max(1), 1, 1],
+                    threads: 256,
+                    shared: 0,
+                    arguments: arguments.into(),
+                })
+            })
+            .collect();
         let ticket = machine.submit(&Work {
             step: super::step::NO_STEP,
             upload: None,
-            commands: &[command],
+            commands: &commands,
             timed: None,
             answers: &[],
         })?;
@@ -122,4 +161,27 @@ impl DeviceWeight {
         self.narrowed = Some(Arc::clone(&buffer));
         Ok(buffer)
     }
+}
+
+/// Writes ranges of rows one behind the other.
+fn write(machine: &Arc<dyn Machine>, buffer: &Buffer, run: &[StoredRows]) -> Result<()> {
+    let mut at = buffer.address;
+    let mut put = |bytes: &[u8]| {
+        machine.write(at, bytes)?;
+        at += bytes.len() as u64;
+        Ok(())
+    };
+    for range in run {
+        if range.whole() {
+            range.bytes.chunks(SEGMENT).try_for_each(&mut put)?;
+            continue;
+        }
+        let together = (SEGMENT / range.stride).max(1);
+        for first in range.rows.clone().step_by(together) {
+            let last = range.rows.end.min(first + together);
+            let rows: Vec<&[u8]> = (first..last).map(|row| range.row(row)).collect();
+            put(&rows.concat())?;
+        }
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! What a submission of a GPU backend gives back: the choice of the next token, whole rows, probes.
 
-use crate::backend::batch_metadata::BatchMetadata;
+use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{Batch, Choice, StepOutput, Tensor, TensorValues};
 
 /// What comes back.

@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 
-use crate::backend::tensor::number;
+use crate::backend::handles::Handles;
 use crate::backend::{
-    Element, LatentLayout, LatentPool, Result, Rows, StateLayout, StatePool, Tensor, Weight,
+    Element, LatentLayout, LatentPool, Program, Result, Rows, StateLayout, StatePool, Tensor,
+    Weight,
 };
-use crate::error::BackendError;
 
 /// A buffer of a device; a clone is the same buffer.
 pub(in crate::backend) trait Buffer: Clone {
@@ -19,20 +19,10 @@ pub(in crate::backend) trait Buffer: Clone {
 /// Makes a buffer of so many bytes; the text says what for.
 type Make<'a, B> = &'a dyn Fn(&str, u64) -> Result<B>;
 
-/// The latents of one pool, a buffer a layer: `[blocks, block_tokens, latent + rope]`.
-struct Latents<B> {
-    layout: LatentLayout,
-    layers: Vec<B>,
-}
-
-/// Everything that a backend's handles name: weights `W`, and buffers `B` for the rest.
+/// Everything that a backend's handles name: weights `W`, and buffers `B` for the rest. Of states two a layer,
+/// `[slots, H, K, V]` and `[slots, channels, taps - 1]`, f32; of latents one a layer, `[blocks, block_tokens, latent + rope]`.
 pub(in crate::backend) struct Memory<W, B> {
-    backend: &'static str,
-    weights: Vec<W>,
-    tensors: Vec<B>,
-    /// Two buffers a layer: `[slots, H, K, V]` and `[slots, channels, taps - 1]`, f32.
-    states: Vec<Vec<(B, B)>>,
-    latents: Vec<Latents<B>>,
+    handles: Handles<W, B, Vec<(B, B)>, Vec<B>>,
     scratch: HashMap<&'static str, B>,
 }
 
@@ -40,19 +30,18 @@ impl<W, B: Buffer> Memory<W, B> {
     /// That of a backend of this name, empty.
     pub(in crate::backend) fn new(backend: &'static str) -> Self {
         Self {
-            backend,
-            weights: Vec::new(),
-            tensors: Vec::new(),
-            states: Vec::new(),
-            latents: Vec::new(),
+            handles: Handles::new(backend),
             scratch: HashMap::new(),
         }
     }
 
-    /// Keeps a weight; returns its number.
-    pub(in crate::backend) fn add_weight(&mut self, weight: W) -> usize {
-        self.weights.push(weight);
-        self.weights.len() - 1
+    /// Keeps a weight under the handle that is made of its number.
+    pub(in crate::backend) fn add_weight(
+        &mut self,
+        weight: W,
+        handle: impl FnOnce(usize) -> Weight,
+    ) -> Weight {
+        self.handles.weights.add(weight, handle)
     }
 
     /// Plans an activation of elements of so many bytes each.
@@ -66,16 +55,14 @@ impl<W, B: Buffer> Memory<W, B> {
         bytes: u64,
     ) -> Result<Tensor> {
         let what = format!("an activation of {capacity} x {width}");
-        let id = number(self.tensors.len());
-        self.tensors
-            .push(make(&what, bytes * (capacity * width) as u64)?);
-        Ok(Tensor {
+        let buffer = make(&what, bytes * (capacity * width) as u64)?;
+        Ok(self.handles.tensors.add(buffer, |id| Tensor {
             id,
             rows,
             capacity,
             width,
             element,
-        })
+        }))
     }
 
     pub(in crate::backend) fn add_states(
@@ -91,10 +78,9 @@ impl<W, B: Buffer> Memory<W, B> {
                 buffer(layout.conv_state_len())?,
             ))
         };
-        let id = number(self.states.len());
-        self.states
-            .push((0..layout.layers).map(layer).collect::<Result<_>>()?);
-        Ok(StatePool { id, layout })
+        let layers = (0..layout.layers).map(layer).collect::<Result<_>>()?;
+        let states = &mut self.handles.states;
+        Ok(states.add(layers, |id| StatePool { id, layout }))
     }
 
     pub(in crate::backend) fn add_latents(
@@ -108,38 +94,40 @@ impl<W, B: Buffer> Memory<W, B> {
         let layers = (0..layout.layers)
             .map(|_| make(&what, bytes))
             .collect::<Result<_>>()?;
-        let id = number(self.latents.len());
-        self.latents.push(Latents { layout, layers });
-        Ok(LatentPool { id, layout })
+        let latents = &mut self.handles.latents;
+        Ok(latents.add(layers, |id| LatentPool { id, layout }))
+    }
+
+    /// Fails unless every handle of a program whose blocks were expanded is this backend's.
+    pub(in crate::backend) fn check(&self, program: &Program) -> Result<()> {
+        self.handles.check(program)
     }
 
     /// The most tokens a block of any pool; 1 where there is none.
     pub(in crate::backend) fn block_tokens(&self) -> usize {
-        let pools = self.latents.iter().map(|pool| pool.layout.block_tokens);
-        pools.max().unwrap_or(1)
+        let pools = self.handles.latents.handles();
+        let tokens = pools.map(|pool| pool.layout.block_tokens);
+        tokens.max().unwrap_or(1)
     }
 
     pub(in crate::backend) fn weight(&mut self, weight: Weight) -> Result<&mut W> {
-        let foreign = foreign(self.backend, "the weight");
-        self.weights.get_mut(weight.id as usize).ok_or(foreign)
+        self.handles.weights.get_mut(self.handles.backend, weight)
     }
 
     pub(in crate::backend) fn tensor(&self, tensor: Tensor) -> Result<&B> {
-        let found = self.tensors.get(tensor.id as usize);
-        found.ok_or_else(|| foreign(self.backend, "the tensor"))
+        self.handles.tensors.get(self.handles.backend, tensor)
     }
 
-    /// The states and the convolution states of one layer.
+    /// The states and the convolution states of one layer, which is the pool's.
     pub(in crate::backend) fn states(&self, pool: &StatePool, layer: usize) -> Result<&(B, B)> {
-        let pool = self.states.get(pool.id as usize);
-        pool.and_then(|pool| pool.get(layer))
-            .ok_or_else(|| foreign(self.backend, "the state pool"))
+        let pool = self.handles.states.get(self.handles.backend, *pool);
+        pool.map(|layers| &layers[layer])
     }
 
+    /// The latents of one layer, which is the pool's.
     pub(in crate::backend) fn latents(&self, pool: &LatentPool, layer: usize) -> Result<&B> {
-        let pool = self.latents.get(pool.id as usize);
-        pool.and_then(|pool| pool.layers.get(layer))
-            .ok_or_else(|| foreign(self.backend, "the latent pool"))
+        let pool = self.handles.latents.get(self.handles.backend, *pool);
+        pool.map(|layers| &layers[layer])
     }
 
     /// Memory for what lies between two kernels of one operation. Operations run one after the other, so all with this
@@ -158,15 +146,5 @@ impl<W, B: Buffer> Memory<W, B> {
         let buffer = make(name, bytes)?;
         self.scratch.insert(name, buffer.clone());
         Ok(buffer)
-    }
-}
-
-/// The error for a handle that another backend made.
-fn foreign(backend: &'static str, what: &'static str) -> BackendError {
-    BackendError::Shape {
-        operation: backend,
-        what,
-        expected: "one that this backend made".to_owned(),
-        found: "another backend's".to_owned(),
     }
 }

@@ -1,11 +1,13 @@
 //! What both GPU backends do alike on the host: the tables behind handles, and what a submission gives back.
 
 pub(super) mod answers;
+pub(super) mod batch_metadata;
+pub(super) mod layout;
 pub(super) mod memory;
 
 use std::future::Future;
 
-use super::batch_metadata::BatchMetadata;
+use self::batch_metadata::BatchMetadata;
 use super::{Result, Ticket};
 use crate::error::BackendError;
 

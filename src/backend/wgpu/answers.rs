@@ -1,5 +1,6 @@
 //! How the choice of the next token and probes are encoded.
 
+use super::params;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::gpu::answers::Answer;
@@ -22,7 +23,11 @@ impl WgpuStep {
             .shared
             .gpu
             .buffer("choices", 4 * (outputs * record) as u64)?;
-        let params = [vocabulary, candidates, slices].map(|word| word as u32);
+        let params = params::Select {
+            vocabulary: vocabulary as u32,
+            candidates: candidates as u32,
+            slices: slices as u32,
+        };
         self.dispatch(
             Program::entry("select", "select_slices"),
             &params,

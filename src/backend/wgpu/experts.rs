@@ -1,8 +1,9 @@
 //! How router and routed experts are encoded: several dispatches each, and a stack may span several buffers.
 
+use super::params;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
-use crate::backend::batch_metadata::BatchMetadata;
+use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{Experts, Result, Route, Rows, Weight};
 use crate::error::BackendError;
 
@@ -55,20 +56,17 @@ impl WgpuStep {
         let input = encoder.tensor(op.input)?;
         let (ids, weights) = (encoder.tensor(op.experts)?, encoder.tensor(op.weights)?);
         self.product((&input, Rows::Tokens), op.weight, &logits)?;
-        let words = [experts, op.experts.width, op.groups, op.top_groups];
-        let [experts, top_k, groups, top_groups] = words.map(|word| word as u32);
-        let renormalize = u32::from(op.renormalize);
         self.dispatch(
             Program::new("route"),
-            &[
-                experts,
-                top_k,
-                groups,
-                top_groups,
-                renormalize,
-                op.scale.to_bits(),
-                f32::NAN.to_bits(),
-            ],
+            &params::Route {
+                experts: experts as u32,
+                top_k: op.experts.width as u32,
+                groups: op.groups as u32,
+                top_groups: op.top_groups as u32,
+                renormalize: u32::from(op.renormalize),
+                scale: op.scale,
+                not_a_number: f32::NAN.to_bits(),
+            },
             &[
                 Bind::Read(2, &logits),
                 Bind::Read(3, &bias),
@@ -101,14 +99,24 @@ impl WgpuStep {
         };
         let (ids, weights) = (encoder.tensor(op.experts)?, encoder.tensor(op.weights)?);
         let (input, output) = (encoder.tensor(op.input)?, encoder.tensor(op.output)?);
-        let first = op.first_expert as u32;
+        let combine = |width: usize| params::Combine {
+            width: width as u32,
+            top_k: top_k as u32,
+            first_expert: op.first_expert as u32,
+            experts: local as u32,
+        };
         for many in [false, true] {
             let tile = if many { TILE } else { 1 };
             let counted = sorting.clone();
-            let words = [tile, most_tiles].map(|word| word as u32);
             self.dispatch(
                 Program::new("experts_group"),
-                &[top_k as u32, first, local as u32, words[0], words[1]],
+                &params::Group {
+                    top_k: top_k as u32,
+                    first_expert: op.first_expert as u32,
+                    experts: local as u32,
+                    tile: tile as u32,
+                    most_tiles: most_tiles as u32,
+                },
                 &[Bind::Read(2, &ids), Bind::Write(3, &sorting.groups)],
                 move |metadata| [counted.tiles(metadata, many).min(1), 1, 1],
             )?;
@@ -117,7 +125,7 @@ impl WgpuStep {
         self.grouped(&sorting, (&input, true), op.up, &up)?;
         self.dispatch(
             Program::entry("experts_combine", "experts_activate"),
-            &[n as u32, top_k as u32, first, local as u32],
+            &combine(n),
             &[
                 Bind::Read(2, &ids),
                 Bind::Read(6, &up),
@@ -128,7 +136,7 @@ impl WgpuStep {
         self.grouped(&sorting, (&gate, false), op.down, &results)?;
         self.dispatch(
             Program::new("experts_combine"),
-            &[d as u32, top_k as u32, first, local as u32],
+            &combine(d),
             &[
                 Bind::Read(2, &ids),
                 Bind::Read(3, &weights),
@@ -148,41 +156,26 @@ impl WgpuStep {
         weight: Weight,
         output: &wgpu::Buffer,
     ) -> Result<()> {
-        let (format, stride, parts) = self.encoder.with_memory(|memory| {
-            let weight = memory.weight(weight)?.matrix("experts")?;
-            let parts = weight.parts.iter();
-            let parts: Vec<_> = parts
-                .map(|part| {
-                    (
-                        part.buffer.clone(),
-                        part.matrices.clone(),
-                        part.rows.clone(),
-                    )
-                })
-                .collect();
-            Ok((weight.format, weight.vectors(), parts))
-        })?;
-        for (buffer, matrices, rows) in parts {
-            let params = [
-                weight.columns,
-                stride as usize,
-                rows.len(),
-                rows.start,
-                weight.rows,
-                matrices.start,
-                matrices.len(),
-                sorting.top_k,
-                usize::from(by_token),
-                sorting.most_tiles,
-            ]
-            .map(|word| word as u32);
+        for part in self.encoder.parts("experts", weight)? {
+            let params = params::Experts {
+                columns: weight.columns as u32,
+                stride: part.vectors,
+                rows: part.rows.len() as u32,
+                first: part.rows.start as u32,
+                width: weight.rows as u32,
+                first_expert: part.matrices.start as u32,
+                experts: part.matrices.len() as u32,
+                top_k: sorting.top_k as u32,
+                by_token: u32::from(by_token),
+                most_tiles: sorting.most_tiles as u32,
+            };
             let binds = [
                 Bind::Read(2, input),
-                Bind::Read(3, &buffer),
+                Bind::Read(3, &part.buffer),
                 Bind::Read(4, &sorting.groups),
                 Bind::Write(5, output),
             ];
-            let groups = rows.len().div_ceil(32) as u32;
+            let groups = params.rows.div_ceil(32);
             for many in [false, true] {
                 let program = if many {
                     Program::new("experts_many").with("THREADS", 256)
@@ -191,7 +184,7 @@ impl WgpuStep {
                 };
                 let counted = sorting.clone();
                 self.dispatch(
-                    program.with("FORMAT", format),
+                    program.with("FORMAT", part.format),
                     &params,
                     &binds,
                     move |metadata| {

@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use super::Shared;
+use super::params;
 use super::pipelines::{self, Bind, Parameters, Program};
 use super::step::flat;
 use crate::backend::{Random, Result};
@@ -66,20 +67,19 @@ pub(super) fn fill(
     for first in (0..words).step_by(WORDS) {
         let end = words.min(first + WORDS);
         // Places count modulo 2^32, and no buffer that a shader sees is longer.
-        let [first, last, element] = [first, end, rows.element].map(|word| word as u32);
-        let params = [
-            first,
-            last,
-            element,
-            rows.columns as u32,
-            rows.stride as u32,
-            u32::from(rows.narrow),
-            u32::from(rows.packed),
-            random.seed,
-            random.mean.to_bits(),
-            random.scale().to_bits(),
-        ];
-        let (page, offset) = parameters.keep(gpu, &params)?;
+        let params = params::Fill {
+            first: first as u32,
+            words: end as u32,
+            element: rows.element as u32,
+            columns: rows.columns as u32,
+            stride: rows.stride as u32,
+            narrow: u32::from(rows.narrow),
+            packed: u32::from(rows.packed),
+            seed: random.seed,
+            mean: random.mean,
+            scale: random.scale(),
+        };
+        let (page, offset) = parameters.keep(gpu, bytemuck::bytes_of(&params))?;
         let params = pipelines::parameter_binding(&page, offset);
         let group = pipelines::bind_group(gpu, &pipeline, "fill", params, &binds)?;
         gpu.guarded("random numbers", 0, || {
@@ -90,7 +90,7 @@ pub(super) fn fill(
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 pass.set_pipeline(&pipeline.pipeline);
                 pass.set_bind_group(0, &group, &[]);
-                let [x, y, z] = flat(end - first as usize);
+                let [x, y, z] = flat(end - first);
                 pass.dispatch_workgroups(x, y, z);
             }
             gpu.queue.submit([encoder.finish()]);

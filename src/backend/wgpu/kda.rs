@@ -1,13 +1,26 @@
 //! How a KDA layer's operations are encoded: convolution, gates, recurrence, output gate.
 
+use super::params;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
-use crate::backend::batch_metadata::MetadataLayout;
-use crate::backend::{Form, GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv};
+use crate::backend::gpu::batch_metadata::MetadataLayout;
+use crate::backend::gpu::layout::form_word;
+use crate::backend::{Form, GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv, StateLayout};
 use crate::error::BackendError;
 
 /// The widest key: `[KEY_WIDTH, 16]` f32 beside 3 KiB of other things fits 16 KiB.
 const WIDEST: usize = 200;
+
+/// The parameters that every kernel of a KDA layer has.
+pub(super) fn widths(layout: &StateLayout) -> params::Kda {
+    params::Kda {
+        key_heads: layout.key_heads as u32,
+        heads: layout.value_heads as u32,
+        key_width: layout.key_width as u32,
+        value_width: layout.value_width as u32,
+        ..params::Kda::default()
+    }
+}
 
 /// Refuses keys that no workgroup holds.
 pub(super) fn check_width(key: usize) -> Result<()> {
@@ -30,7 +43,11 @@ impl WgpuStep {
             Ok((stride, memory.states(&op.pool, op.layer)?.1.clone()))
         })?;
         let channels = op.input.width;
-        let params = [channels as u32, op.pool.layout.taps as u32, stride as u32];
+        let params = params::ShortConv {
+            channels: channels as u32,
+            taps: op.pool.layout.taps as u32,
+            stride: stride as u32,
+        };
         let (input, conv_states) = (Bind::Read(2, &input), Bind::Write(4, &conv_states));
         self.dispatch(
             Program::entry("short_conv", "convolve"),
@@ -64,7 +81,10 @@ impl WgpuStep {
         let channels = op.decay.width;
         self.dispatch(
             Program::new("kda_gates"),
-            &[channels as u32, op.write.width as u32],
+            &params::KdaGates {
+                channels: channels as u32,
+                heads: op.write.width as u32,
+            },
             &[
                 Bind::Read(2, &decay),
                 Bind::Read(3, &write),
@@ -86,12 +106,10 @@ impl WgpuStep {
         let (qkv, gates) = (encoder.tensor(op.qkv)?, encoder.tensor(op.gates)?);
         let (beta, output) = (encoder.tensor(op.beta)?, encoder.tensor(op.output)?);
         let states = self.states(&op.pool, op.layer)?.0;
-        let form = match op.form {
-            Form::Auto => 0,
-            Form::Chunk => 1,
-            Form::Step => 2,
+        let params = params::Kda {
+            form: form_word(op.form),
+            ..widths(&layout)
         };
-        let params = [layout.key_heads, heads, k, v, form].map(|word| word as u32);
         let [qkv, gates, beta] =
             [(2, &qkv), (3, &gates), (4, &beta)].map(|(number, buffer)| Bind::Read(number, buffer));
         let heads = heads as u32;
@@ -162,7 +180,11 @@ impl WgpuStep {
         let heads = (op.input.width / width) as u32;
         self.dispatch(
             Program::new("gated_norm"),
-            &[heads, width as u32, op.eps.to_bits()],
+            &params::GatedNorm {
+                heads,
+                width: width as u32,
+                eps: op.eps,
+            },
             &[
                 Bind::Read(2, &input),
                 Bind::Read(3, &gate),

@@ -11,6 +11,7 @@ mod fill;
 mod kda;
 mod memory;
 mod operations;
+mod params;
 mod pipelines;
 mod readback;
 pub mod shaders;
@@ -189,13 +190,15 @@ impl Backend for WgpuBackend {
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = weights::GpuWeight::new(&self.shared.gpu, &source, self.weight_limit)?;
-        Ok(source.handle(self.shared.memory().add_weight(weight)))
+        let mut memory = self.shared.memory();
+        Ok(memory.add_weight(weight, |id| source.handle(id)))
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
         weight.check("wgpu")?;
         let made = weights::GpuWeight::random(&self.shared, &weight, self.weight_limit)?;
-        Ok(weight.handle(self.shared.memory().add_weight(made)))
+        let mut memory = self.shared.memory();
+        Ok(memory.add_weight(made, |id| weight.handle(id)))
     }
 
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
@@ -347,9 +350,9 @@ impl Backend for WgpuBackend {
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
         let demands = check::program(program, &capacity, self.shard())?;
         let mut step = step::WgpuStep::new(Arc::clone(&self.shared), capacity, demands)?;
-        for op in &program.expanded(|_| false).ops {
-            step.push(op)?;
-        }
+        let program = program.expanded(|_| false);
+        self.shared.memory().check(&program)?;
+        program.ops.iter().try_for_each(|op| step.push(op))?;
         Ok(Box::new(step))
     }
 }

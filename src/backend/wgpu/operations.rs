@@ -1,8 +1,9 @@
 //! Which function records each operation, and those for operations on rows: embedding, norm, products, activation, sum.
 
+use super::params;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
-use crate::backend::batch_metadata::count_word;
+use crate::backend::gpu::batch_metadata::count_word;
 use crate::backend::{Add, Embed, Linear, Op, Result, RmsNorm, Rows, Swiglu, Weight};
 
 impl WgpuStep {
@@ -41,20 +42,17 @@ impl WgpuStep {
     pub(super) fn encode_embed(&mut self, op: Embed) -> Result<()> {
         self.name("embed");
         let output = self.tensor(op.output)?;
-        let (format, stride, parts) = self.encoder.with_memory(|memory| {
-            let weight = memory.weight(op.weight)?.matrix("embed")?;
-            let parts = weight.parts.iter();
-            let parts: Vec<_> = parts
-                .map(|part| (part.buffer.clone(), part.rows.clone()))
-                .collect();
-            Ok((weight.format, weight.vectors(), parts))
-        })?;
         let width = op.output.width;
-        for (buffer, rows) in parts {
+        for part in self.encoder.parts("embed", op.weight)? {
             self.dispatch(
-                Program::new("embed").with("FORMAT", format),
-                &[width as u32, stride, rows.start as u32, rows.len() as u32],
-                &[Bind::Read(2, &buffer), Bind::Write(3, &output)],
+                Program::new("embed").with("FORMAT", part.format),
+                &params::Embed {
+                    width: width as u32,
+                    stride: part.vectors,
+                    first_row: part.rows.start as u32,
+                    rows: part.rows.len() as u32,
+                },
+                &[Bind::Read(2, &part.buffer), Bind::Write(3, &output)],
                 move |metadata| flat(metadata.tokens * width),
             )?;
         }
@@ -69,12 +67,12 @@ impl WgpuStep {
         let gather = u32::from(op.input.rows != rows);
         self.dispatch(
             Program::new("rms_norm"),
-            &[
-                op.input.width as u32,
-                op.eps.to_bits(),
-                count_word(rows),
+            &params::RmsNorm {
+                width: op.input.width as u32,
+                eps: op.eps,
+                rows: count_word(rows),
                 gather,
-            ],
+            },
             &[
                 Bind::Read(2, &input),
                 Bind::Read(3, &weight),
@@ -96,7 +94,10 @@ impl WgpuStep {
         let (width, rows) = (op.output.width, op.output.rows);
         self.dispatch(
             Program::new("swiglu"),
-            &[width as u32, count_word(rows)],
+            &params::Swiglu {
+                width: width as u32,
+                rows: count_word(rows),
+            },
             &[Bind::Read(2, &input), Bind::Write(3, &output)],
             move |metadata| flat(metadata.count(rows) * width),
         )
@@ -109,7 +110,10 @@ impl WgpuStep {
         let (width, rows) = (op.target.width, op.target.rows);
         self.dispatch(
             Program::new("add"),
-            &[width as u32, count_word(rows)],
+            &params::Add {
+                width: width as u32,
+                rows: count_word(rows),
+            },
             &[Bind::Read(2, &source), Bind::Write(3, &target)],
             move |metadata| flat(metadata.count(rows) * width),
         )
@@ -123,37 +127,29 @@ impl WgpuStep {
         output: &wgpu::Buffer,
     ) -> Result<()> {
         let few = self.encoder.few();
-        let (format, stride, parts) = self.encoder.with_memory(|memory| {
-            let weight = memory.weight(weight)?.matrix("linear")?;
-            let parts = weight.parts.iter();
-            let parts: Vec<_> = parts
-                .map(|part| (part.buffer.clone(), part.rows.clone()))
-                .collect();
-            Ok((weight.format, weight.vectors(), parts))
-        })?;
         let (input, rows) = input;
-        for (buffer, range) in parts {
-            let params = [
-                weight.columns as u32,
-                stride,
-                range.len() as u32,
-                range.start as u32,
-                weight.rows as u32,
-                count_word(rows),
-            ];
+        for part in self.encoder.parts("linear", weight)? {
+            let params = params::Product {
+                columns: weight.columns as u32,
+                stride: part.vectors,
+                outputs: part.rows.len() as u32,
+                first: part.rows.start as u32,
+                width: weight.rows as u32,
+                rows: count_word(rows),
+            };
             let binds = [
                 Bind::Read(2, input),
-                Bind::Read(3, &buffer),
+                Bind::Read(3, &part.buffer),
                 Bind::Write(4, output),
             ];
-            let groups = range.len().div_ceil(32) as u32;
-            let program = Program::new("linear_few").with("FORMAT", format);
+            let groups = params.outputs.div_ceil(32);
+            let program = Program::new("linear_few").with("FORMAT", part.format);
             self.dispatch(program, &params, &binds, move |metadata| {
                 let rows = metadata.count(rows);
                 [groups, if rows <= few { rows as u32 } else { 0 }, 1]
             })?;
             let program = Program::new("linear_many")
-                .with("FORMAT", format)
+                .with("FORMAT", part.format)
                 .with("THREADS", 256);
             self.dispatch(program, &params, &binds, move |metadata| {
                 let rows = metadata.count(rows);

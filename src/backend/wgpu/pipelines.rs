@@ -1,9 +1,9 @@
-//! Pipelines: compiled once for each shader, entry point and set of constants, and kept.
+//! Pipelines: compiled once for each shader, entry point and set of overrides, and kept.
 
 use std::collections::HashMap;
 
 use super::device::Gpu;
-use super::shaders::{self, Constant};
+use super::shaders;
 use crate::backend::Result;
 use crate::error::BackendError;
 
@@ -41,8 +41,8 @@ pub(super) struct Program {
     pub(super) shader: &'static str,
     /// The entry point in it.
     pub(super) entry: &'static str,
-    /// The constants that differ from their defaults.
-    pub(super) constants: Vec<Constant>,
+    /// The overrides that differ from their defaults.
+    constants: Vec<(&'static str, u32)>,
 }
 
 impl Program {
@@ -60,7 +60,7 @@ impl Program {
         }
     }
 
-    /// The same with a constant set.
+    /// The same with an override set.
     pub(super) fn with(mut self, constant: &'static str, value: u32) -> Self {
         self.constants.push((constant, value));
         self
@@ -106,12 +106,15 @@ fn compile(gpu: &Gpu, program: &Program, form: &[(u32, bool)]) -> Result<Pipelin
         entry,
         constants,
     } = program;
-    let source = shaders::source(shader, gpu.subgroups, constants).ok_or_else(|| {
-        BackendError::Unsupported {
+    let source =
+        shaders::source(shader, gpu.subgroups).ok_or_else(|| BackendError::Unsupported {
             backend: "wgpu",
-            what: format!("the shader {shader} with {constants:?}"),
-        }
-    })?;
+            what: format!("the shader {shader}"),
+        })?;
+    let constants: Vec<_> = constants
+        .iter()
+        .map(|(name, value)| (*name, f64::from(*value)))
+        .collect();
     let what = format!("the shader {shader}, entry point {entry}");
     gpu.guarded(&what, 0, || {
         let device = &gpu.device;
@@ -151,6 +154,7 @@ fn compile(gpu: &Gpu, program: &Program, form: &[(u32, bool)]) -> Result<Pipelin
             entry_point: Some(entry),
             // No shader reads workgroup memory that it has not written.
             compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
@@ -215,15 +219,15 @@ pub(super) struct Parameters {
     used: u64,
 }
 
-/// The most words that one dispatch takes.
-const WORDS: usize = 16;
+/// The most bytes that one dispatch takes.
+const BYTES: usize = 64;
 /// Bytes of one page.
 const PAGE: u64 = 64 << 10;
 
 impl Parameters {
-    /// Keeps `words` for as long as the step lives; returns the page and the offset.
-    pub(super) fn keep(&mut self, gpu: &Gpu, words: &[u32]) -> Result<(wgpu::Buffer, u64)> {
-        let size = (4 * WORDS as u64).next_multiple_of(gpu.uniform_alignment);
+    /// Keeps parameters for as long as the step lives; returns the page and the offset.
+    pub(super) fn keep(&mut self, gpu: &Gpu, params: &[u8]) -> Result<(wgpu::Buffer, u64)> {
+        let size = (BYTES as u64).next_multiple_of(gpu.uniform_alignment);
         if self.pages.is_empty() || self.used + size > PAGE {
             let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
             self.pages
@@ -231,10 +235,9 @@ impl Parameters {
             self.used = 0;
         }
         let page = self.pages[self.pages.len() - 1].clone();
-        let mut padded = [0; WORDS];
-        padded[..words.len()].copy_from_slice(words);
-        gpu.queue
-            .write_buffer(&page, self.used, bytemuck::cast_slice(&padded));
+        let mut padded = [0; BYTES];
+        padded[..params.len()].copy_from_slice(params);
+        gpu.queue.write_buffer(&page, self.used, &padded);
         let offset = self.used;
         self.used += size;
         Ok((page, offset))
@@ -246,6 +249,6 @@ pub(super) fn parameter_binding(page: &wgpu::Buffer, offset: u64) -> wgpu::Buffe
     wgpu::BufferBinding {
         buffer: page,
         offset,
-        size: wgpu::BufferSize::new(4 * WORDS as u64),
+        size: wgpu::BufferSize::new(BYTES as u64),
     }
 }

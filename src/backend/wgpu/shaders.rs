@@ -1,17 +1,13 @@
 //! The shaders as this build holds them, and how one is put together from its parts.
 //!
 //! A shader is a file of `shaders/`. Lines `// #import name` bring in other files, each once; `shared/eights` stands for
-//! its plain or its subgroup variant. Constants that a pipeline sets are ordinary `const`s with a default, so that every
-//! composition is WGSL by itself. Not a preprocessor: nothing else is replaced.
+//! its plain or its subgroup variant. Not a preprocessor: nothing is replaced; what a pipeline sets is an `override`.
 
 use std::fmt::Write as _;
 
 /// The files of `shaders/` and of `shaders/shared/`, by their names there, as the build script found them.
 const FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 const SHARED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/shared_shaders.rs"));
-
-/// A constant of a shader and the value that a pipeline gives it.
-pub type Constant = (&'static str, u32);
 
 /// The names of all shaders, without the ending.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -20,18 +16,12 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .filter_map(|(name, _)| name.strip_suffix(".wgsl"))
 }
 
-/// The whole source of shader `name`, with `constants` set; nothing if there is no such shader, or if one of its parts or
-/// constants is missing.
+/// The whole source of shader `name`; `None` if there is no such shader, or if one of its parts is missing.
 #[must_use]
-pub fn source(name: &str, subgroups: bool, constants: &[Constant]) -> Option<String> {
+pub fn source(name: &str, subgroups: bool) -> Option<String> {
     let mut whole = String::new();
     let mut seen = Vec::new();
     append(name, subgroups, &mut seen, &mut whole)?;
-    for (constant, value) in constants {
-        let start = whole.find(&format!("const {constant}: u32 = "))?;
-        let end = start + whole[start..].find(';')?;
-        whole.replace_range(start..end, &format!("const {constant}: u32 = {value}u"));
-    }
     Some(whole)
 }
 

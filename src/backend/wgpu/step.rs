@@ -5,13 +5,16 @@
 
 use std::sync::Arc;
 
+use bytemuck::NoUninit;
+
 use super::Shared;
 use super::memory::{self, Memory};
 use super::pipelines::{self, Bind, Parameters, Pipeline, Program};
 use super::readback::{Read, Spare};
 use super::timing::{self, Clock, Timing};
-use crate::backend::batch_metadata::{BatchMetadata, MetadataLayout};
+use super::weights::Part;
 use crate::backend::check::Demands;
+use crate::backend::gpu::batch_metadata::{BatchMetadata, MetadataLayout};
 use crate::backend::gpu::{
     self,
     answers::{self, Answer},
@@ -34,7 +37,7 @@ pub(super) struct Launch {
 pub(super) type MakeLaunches = Box<dyn Fn(&mut Encoder, usize) -> Result<Vec<Launch>> + Send>;
 /// The size of each of them.
 pub(super) type LaunchSizes =
-    Box<dyn Fn(&crate::backend::batch_metadata::Window) -> Vec<[u32; 3]> + Send>;
+    Box<dyn Fn(&crate::backend::gpu::batch_metadata::Window) -> Vec<[u32; 3]> + Send>;
 
 /// The windows of a batch, one after the other.
 pub(super) struct Windows {
@@ -68,7 +71,7 @@ impl Encoder {
     pub(super) fn launch(
         &mut self,
         program: Program,
-        params: &[u32],
+        params: &impl NoUninit,
         binds: &[Bind<'_>],
     ) -> Result<Launch> {
         let gpu = &self.shared.gpu;
@@ -83,7 +86,7 @@ impl Encoder {
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             pipelines.get(gpu, program, &all)?
         };
-        let (page, offset) = self.parameters.keep(gpu, params)?;
+        let (page, offset) = self.parameters.keep(gpu, bytemuck::bytes_of(params))?;
         let params = pipelines::parameter_binding(&page, offset);
         let group = pipelines::bind_group(gpu, &pipeline, what, params, &all)?;
         Ok(Launch { pipeline, group })
@@ -105,6 +108,11 @@ impl Encoder {
     /// The buffer of a norm's weight, a bias and the like.
     pub(super) fn small(&self, operation: &'static str, weight: Weight) -> Result<wgpu::Buffer> {
         self.with_memory(|memory| memory.weight(weight)?.small(operation).cloned())
+    }
+
+    /// The buffers of a matrix, in the order of its rows.
+    pub(super) fn parts(&self, operation: &'static str, weight: Weight) -> Result<Vec<Part>> {
+        self.with_memory(|memory| Ok(memory.weight(weight)?.matrix(operation)?.to_vec()))
     }
 
     /// Rows at most that the form for few rows takes: on a GPU it reads weights again for each, and a processor that
@@ -198,7 +206,7 @@ impl WgpuStep {
     pub(super) fn dispatch(
         &mut self,
         program: Program,
-        params: &[u32],
+        params: &impl NoUninit,
         binds: &[Bind<'_>],
         size: impl Fn(&BatchMetadata) -> [u32; 3] + Send + 'static,
     ) -> Result<()> {
@@ -347,7 +355,7 @@ impl Step for WgpuStep {
         self.demands.check(&self.encoder.capacity, batch)?;
         let metadata = self
             .metadata_layout
-            .metadata(batch, self.demands.latents.is_some(), 1);
+            .metadata(batch, self.demands.latents.is_some(), 1)?;
         gpu::fits(&metadata, self.encoder.metadata.size())?;
         let mut answers = Vec::new();
         for (_, command) in &self.commands {

@@ -1,11 +1,12 @@
 //! How the operations of a trace are encoded; only steps that are traced have them.
 
-use super::attention::Expansion;
-use super::kda::check_width;
+use super::attention::mla_params;
+use super::kda::{check_width, widths};
+use super::params;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::Result;
-use crate::backend::batch_metadata::BatchMetadata;
+use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 
 /// Positions a workgroup, as in `shaders/trace_attention.wgsl`.
@@ -19,10 +20,13 @@ impl WgpuStep {
         let (qkv, gates) = (encoder.tensor(op.qkv)?, encoder.tensor(op.gates)?);
         let (beta, output) = (encoder.tensor(op.beta)?, encoder.tensor(op.output)?);
         let states = self.states(&op.pool, op.layer)?.0;
-        let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
+        let (heads, k) = (layout.value_heads, layout.key_width);
         check_width(k)?;
-        let sizes = [layout.key_heads, heads, k, v, 0, op.layer, layout.layers];
-        let params = sizes.map(|word| word as u32);
+        let params = params::Kda {
+            layer: op.layer as u32,
+            layers: layout.layers as u32,
+            ..widths(&layout)
+        };
         let heads = heads as u32;
         self.dispatch(
             Program::new("trace_kda").with("KEY_WIDTH", k as u32),
@@ -42,10 +46,14 @@ impl WgpuStep {
         self.name("trace_gate");
         let (gate, output) = (self.tensor(op.gate)?, self.tensor(op.output)?);
         let (layout, heads) = (op.layout, op.layout.value_heads as u32);
-        let sizes = [heads as usize, layout.value_width, op.layer, layout.layers];
         self.dispatch(
             Program::new("trace_gate"),
-            &sizes.map(|word| word as u32),
+            &params::TraceGate {
+                heads,
+                width: layout.value_width as u32,
+                layer: op.layer as u32,
+                layers: layout.layers as u32,
+            },
             &[Bind::Read(2, &gate), Bind::Write(3, &output)],
             move |metadata| [metadata.tokens as u32, heads, 1],
         )
@@ -58,7 +66,11 @@ impl WgpuStep {
         let output = encoder.tensor(op.output)?;
         self.dispatch(
             Program::new("trace_route"),
-            &[op.experts.width, op.layer, op.layers].map(|word| word as u32),
+            &params::TraceRoute {
+                top: op.experts.width as u32,
+                layer: op.layer as u32,
+                layers: op.layers as u32,
+            },
             &[
                 Bind::Read(2, &experts),
                 Bind::Read(3, &weights),
@@ -73,7 +85,11 @@ impl WgpuStep {
         let output = self.tensor(op.output)?;
         let states = self.states(&op.pool, op.layer)?.0;
         let size = op.output.width;
-        let params = [op.pool.layout.value_heads, op.head, size].map(|word| word as u32);
+        let params = params::TraceState {
+            heads: op.pool.layout.value_heads as u32,
+            head: op.head as u32,
+            size: size as u32,
+        };
         let groups = size.div_ceil(64) as u32;
         self.dispatch(
             Program::new("trace_state"),
@@ -86,7 +102,12 @@ impl WgpuStep {
     pub(super) fn encode_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
         let (layout, places) = (op.pool.layout, op.output.width);
         let heads = op.query.width / (op.nope + layout.rope).max(1);
-        let plan = self.expanded(layout, op.kv_b, heads, op.nope, op.value)?;
+        let params = params::Mla {
+            head: op.head as u32,
+            places: places as u32,
+            ..mla_params(&layout, heads, op.nope, op.value)
+        };
+        let parts = self.encoder.parts("mla attention", op.kv_b)?;
         self.name("trace_attention");
         let encoder = &self.encoder;
         let (query, output) = (encoder.tensor(op.query)?, encoder.tensor(op.output)?);
@@ -95,24 +116,14 @@ impl WgpuStep {
         let absorbed = encoder.scratch("a traced head's queries", elements)?;
         let elements = 2 * encoder.capacity.tokens * places.div_ceil(SPAN);
         let spans = encoder.scratch("a traced head's spans", elements)?;
-        let params = |first: usize, rows: usize| {
-            let mut params = plan.params(first, rows, 0).to_vec();
-            params.extend([op.head as u32, places as u32]);
-            params
-        };
         let groups = layout.latent.div_ceil(64) as u32;
-        for Expansion {
-            buffer,
-            first,
-            rows,
-        } in &plan.expansions
-        {
+        for part in &parts {
             self.dispatch(
-                Program::entry("trace_attention", "absorb_head").with("FORMAT", plan.format),
-                &params(*first, *rows),
+                Program::entry("trace_attention", "absorb_head").with("FORMAT", part.format),
+                &params.over(part),
                 &[
                     Bind::Read(2, &query),
-                    Bind::Read(3, buffer),
+                    Bind::Read(3, &part.buffer),
                     Bind::Write(4, &absorbed),
                 ],
                 move |metadata| [groups, metadata.tokens as u32, 1],
@@ -124,7 +135,7 @@ impl WgpuStep {
         };
         self.dispatch(
             Program::entry("trace_attention", "score"),
-            &params(0, 0),
+            &params,
             &[
                 Bind::Read(2, &query),
                 Bind::Read(5, &absorbed),
@@ -136,7 +147,7 @@ impl WgpuStep {
         )?;
         self.dispatch(
             Program::entry("trace_attention", "normalise"),
-            &params(0, 0),
+            &params,
             &[Bind::Write(7, &output), Bind::Write(8, &spans)],
             each_span,
         )

@@ -1,14 +1,15 @@
-//! Weights on the device: rows of packed words, over as many buffers as the binding limit asks for.
+//! Weights on the device: rows of packed words, over as many buffers as formats and the binding limit ask for.
 //!
-//! Rows are padded with zeros to a multiple of eight elements, so that shaders read whole vectors. Weights narrower than
-//! a vector's worth (norms, biases, convolution taps) are small and widened to f32 as they come in; all others keep their
-//! dtype. A stack of experts is cut between experts where an expert fits a buffer, else between rows.
+//! Rows of plain elements are padded with zeros to a multiple of eight, so that shaders read whole vectors. Weights narrower
+//! than a vector's worth (norms, biases, convolution taps) are small and widened to f32 as they come in; all others keep
+//! their format. A stack of experts is cut between experts where an expert fits a buffer, else between rows.
 
-use half::{bf16, f16};
+use std::ops::Range;
 
 use super::device::Gpu;
 use super::{Shared, fill};
-use crate::backend::{RandomWeight, Result, WeightSource, check};
+use crate::backend::weight::StoredRows;
+use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
@@ -19,40 +20,35 @@ const SEGMENT: usize = 16 << 20;
 const DRAIN: usize = 128 << 20;
 
 /// Some rows of a weight in a buffer of their own.
+#[derive(Clone)]
 pub(super) struct Part {
     /// `[rows, stride]`.
     pub(super) buffer: wgpu::Buffer,
+    /// What `FORMAT` in the shaders is.
+    pub(super) format: u32,
+    /// Vectors of four words from one row to the next.
+    pub(super) vectors: u32,
     /// The first matrix of the stack that has rows here, and how many have.
-    pub(super) matrices: std::ops::Range<usize>,
+    pub(super) matrices: Range<usize>,
     /// The rows of each of them that are here.
-    pub(super) rows: std::ops::Range<usize>,
+    pub(super) rows: Range<usize>,
 }
 
 /// A weight on the device.
 pub(super) struct GpuWeight {
-    /// What `FORMAT` in the shaders is.
-    pub(super) format: u32,
     /// Elements from one row to the next.
     pub(super) stride: usize,
+    /// Whether it was widened to f32.
+    narrow: bool,
     /// The buffers, in the order of the rows.
-    pub(super) parts: Vec<Part>,
+    parts: Vec<Part>,
 }
 
 impl GpuWeight {
-    /// Vectors of four words from one row to the next.
-    pub(super) fn vectors(&self) -> u32 {
-        let words = if self.format == 0 {
-            self.stride
-        } else {
-            self.stride / 2
-        };
-        (words / 4) as u32
-    }
-
     /// The only buffer of a small f32 weight: a norm's, a bias, the taps of a convolution.
     pub(super) fn small(&self, operation: &'static str) -> Result<&wgpu::Buffer> {
         match &self.parts[..] {
-            [part] if self.format == 0 => Ok(&part.buffer),
+            [part] if self.narrow || Some(part.format) == Format::F32.id() => Ok(&part.buffer),
             _ => Err(BackendError::Unsupported {
                 backend: "wgpu",
                 what: format!("{operation} with so large a vector or so wide a convolution"),
@@ -60,10 +56,10 @@ impl GpuWeight {
         }
     }
 
-    /// Checks that rows can be read as vectors: those of a single column are not padded.
-    pub(super) fn matrix(&self, operation: &'static str) -> Result<&Self> {
+    /// The buffers of a matrix, whose rows can be read as vectors: those of a single column are not padded.
+    pub(super) fn matrix(&self, operation: &'static str) -> Result<&[Part]> {
         if self.stride.is_multiple_of(8) {
-            return Ok(self);
+            return Ok(&self.parts);
         }
         Err(BackendError::Unsupported {
             backend: "wgpu",
@@ -73,90 +69,81 @@ impl GpuWeight {
 
     /// Streams a weight in; no buffer is larger than `limit` bytes.
     pub(super) fn new(gpu: &Gpu, source: &WeightSource, limit: u64) -> Result<Self> {
-        let starts = check::source(source)?;
-        let plan = BufferSplit::new(
-            gpu,
-            &source.name,
-            source.format,
-            [source.stack, source.rows, source.columns],
-            limit,
-        )?;
-        let mut writer = Writer {
-            gpu,
-            source,
-            starts: &starts,
-            narrow: plan.narrow,
-            stride: plan.stride,
-            format: plan.format,
-            waiting: 0,
-        };
-        plan.weight(|matrices, rows| writer.part(matrices, rows))
+        let stored = source.stored()?;
+        let mut weight = Self::empty(source.columns);
+        let (narrow, mut waiting) = (weight.narrow, 0);
+        for run in stored.chunk_by(|a, b| narrow || a.format == b.format) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else {
+                continue;
+            };
+            let split = weight.split(gpu, &source.name, first.format, limit)?;
+            for (matrices, rows) in split.over(first.rows.start..last.rows.end, source.rows) {
+                let part = split.part(gpu, &source.name, matrices, rows)?;
+                let mut writer = Writer {
+                    gpu,
+                    name: &source.name,
+                    split: &split,
+                    part: &part,
+                    waiting: &mut waiting,
+                };
+                // A part with several matrices has all their rows, so its rows follow each other in the source.
+                let first = part.matrices.start * source.rows + part.rows.start;
+                writer.rows(run, first..first + part.matrices.len() * part.rows.len())?;
+                weight.parts.push(part);
+            }
+        }
+        Ok(weight)
     }
 
     /// Has the device make a weight, laid out likewise.
     pub(super) fn random(shared: &Shared, weight: &RandomWeight, limit: u64) -> Result<Self> {
         let gpu = &shared.gpu;
-        let plan = BufferSplit::new(
-            gpu,
-            &weight.name,
-            weight.format,
-            [weight.stack, weight.rows, weight.columns],
-            limit,
-        )?;
-        let (stride, packed) = (plan.stride, plan.format == Format::Bf16);
-        let narrow = weight.format == Format::Bf16;
-        plan.weight(|matrices, rows| {
-            let count = matrices.len() * rows.len();
-            let bytes = count * stride * plan.format.size();
-            let buffer = gpu.buffer(&weight.name, bytes.max(16) as u64)?;
+        let mut made = Self::empty(weight.columns);
+        let split = made.split(gpu, &weight.name, weight.format, limit)?;
+        for (matrices, rows) in split.over(0..weight.stack * weight.rows, weight.rows) {
+            let part = split.part(gpu, &weight.name, matrices, rows)?;
             let numbers = fill::Rows {
-                element: (matrices.start * weight.rows + rows.start) * weight.columns,
-                rows: count,
+                element: (part.matrices.start * weight.rows + part.rows.start) * weight.columns,
+                rows: part.matrices.len() * part.rows.len(),
                 columns: weight.columns,
-                stride,
-                narrow,
-                packed,
+                stride: made.stride,
+                narrow: weight.format == Format::BF16,
+                packed: split.format == Format::BF16,
             };
-            fill::fill(shared, &buffer, &numbers, weight.random)?;
-            Ok(Part {
-                buffer,
-                matrices,
-                rows,
-            })
-        })
+            fill::fill(shared, &part.buffer, &numbers, weight.random)?;
+            made.parts.push(part);
+        }
+        Ok(made)
     }
-}
 
-/// How a weight is laid out over buffers.
-struct BufferSplit {
-    stack: usize,
-    /// Rows of a matrix, and the most that fit a buffer.
-    rows: usize,
-    most: usize,
-    /// Whether it is so narrow that it is widened to f32.
-    narrow: bool,
-    format: Format,
-    stride: usize,
-}
+    /// One of rows of so many columns, without any.
+    fn empty(columns: usize) -> Self {
+        Self {
+            stride: if columns == 1 {
+                1
+            } else {
+                columns.next_multiple_of(8)
+            },
+            narrow: columns < NARROW,
+            parts: Vec::new(),
+        }
+    }
 
-impl BufferSplit {
-    fn new(
-        gpu: &Gpu,
-        name: &str,
-        format: Format,
-        [stack, rows, columns]: [usize; 3],
-        limit: u64,
-    ) -> Result<Self> {
-        let narrow = columns < NARROW;
-        let format = if narrow { Format::F32 } else { format };
-        let stride = if columns == 1 {
-            1
-        } else {
-            columns.next_multiple_of(8)
+    /// How rows in a format are laid out over buffers.
+    fn split(&self, gpu: &Gpu, name: &str, stored: Format, limit: u64) -> Result<BufferSplit> {
+        let format = if self.narrow { Format::F32 } else { stored };
+        let (Some(id), Some(row)) = (format.id(), format.bytes(1, self.stride)) else {
+            return Err(BackendError::Unsupported {
+                backend: "wgpu",
+                what: format!("{name} in {format}"),
+            });
         };
-        let row = stride * format.size();
         // What is narrow is small, and shaders want it whole.
-        let limit = if narrow { gpu.binding_limit } else { limit };
+        let limit = if self.narrow {
+            gpu.binding_limit
+        } else {
+            limit
+        };
         let most = usize::try_from(limit).unwrap_or(usize::MAX) / row.max(1);
         if most == 0 {
             return Err(BackendError::TooLarge {
@@ -166,155 +153,147 @@ impl BufferSplit {
                 limit,
             });
         }
-        Ok(Self {
-            stack,
-            rows,
+        Ok(BufferSplit {
             most,
-            narrow,
+            widened: self.narrow,
             format,
-            stride,
-        })
-    }
-
-    /// The weight, of parts that `make` makes of so many rows of so many matrices.
-    fn weight(
-        &self,
-        mut make: impl FnMut(std::ops::Range<usize>, std::ops::Range<usize>) -> Result<Part>,
-    ) -> Result<GpuWeight> {
-        let mut parts = Vec::new();
-        if self.rows <= self.most {
-            let together = self.most / self.rows.max(1);
-            for first in (0..self.stack).step_by(together) {
-                let matrices = first..self.stack.min(first + together);
-                parts.push(make(matrices, 0..self.rows)?);
-            }
-        } else {
-            for matrix in 0..self.stack {
-                for first in (0..self.rows).step_by(self.most) {
-                    let rows = first..self.rows.min(first + self.most);
-                    parts.push(make(matrix..matrix + 1, rows)?);
-                }
-            }
-        }
-        Ok(GpuWeight {
-            format: match self.format {
-                Format::F32 => 0,
-                Format::Bf16 => 1,
-                Format::F16 => 2,
-            },
-            stride: self.stride,
-            parts,
+            id,
+            row,
         })
     }
 }
 
-/// Writes rows of a source into buffers.
-struct Writer<'a> {
-    gpu: &'a Gpu,
-    source: &'a WeightSource,
-    starts: &'a [usize],
-    narrow: bool,
-    stride: usize,
+/// How rows in one format are laid out over buffers.
+struct BufferSplit {
+    /// The most rows that fit a buffer.
+    most: usize,
+    /// Whether rows are widened to f32 on their way in.
+    widened: bool,
     format: Format,
-    /// Bytes given to the queue since it was drained.
-    waiting: usize,
+    /// The format's number in the shaders.
+    id: u32,
+    /// Bytes from one row to the next.
+    row: usize,
 }
 
-impl Writer<'_> {
-    fn part(
-        &mut self,
-        matrices: std::ops::Range<usize>,
-        rows: std::ops::Range<usize>,
-    ) -> Result<Part> {
-        let row = self.stride * self.format.size();
-        let count = matrices.len() * rows.len();
-        let buffer = self
-            .gpu
-            .buffer(&self.source.name, (count * row).max(16) as u64)?;
-        // A part with several matrices has all their rows, so its rows follow each other in the source.
-        let first = matrices.start * self.source.rows + rows.start;
-        let mut done = 0;
-        while done < count {
-            done += self.write(&buffer, done, first + done, count - done)?;
+impl BufferSplit {
+    /// Rows `run` of a stack of matrices of so many rows, buffer by buffer: whose matrices, and which rows of each.
+    fn over(&self, run: Range<usize>, rows: usize) -> Vec<(Range<usize>, Range<usize>)> {
+        let rows = rows.max(1);
+        let borders = [run.start, run.end]
+            .iter()
+            .all(|at| at.is_multiple_of(rows));
+        if borders && rows <= self.most {
+            let end = run.end / rows;
+            let firsts = (run.start / rows..end).step_by(self.most / rows);
+            let matrices = firsts.map(|first| first..end.min(first + self.most / rows));
+            return matrices.map(|matrices| (matrices, 0..rows)).collect();
         }
+        let mut parts = Vec::new();
+        for matrix in run.start / rows..run.end.div_ceil(rows) {
+            let start = run.start.max(matrix * rows) - matrix * rows;
+            let end = run.end.min((matrix + 1) * rows) - matrix * rows;
+            let firsts = (start..end).step_by(self.most);
+            let cut = firsts.map(|first| first..end.min(first + self.most));
+            parts.extend(cut.map(|rows| (matrix..matrix + 1, rows)));
+        }
+        parts
+    }
+
+    /// An empty buffer for so many rows of so many matrices.
+    fn part(
+        &self,
+        gpu: &Gpu,
+        name: &str,
+        matrices: Range<usize>,
+        rows: Range<usize>,
+    ) -> Result<Part> {
+        let bytes = matrices.len() * rows.len() * self.row;
         Ok(Part {
-            buffer,
+            buffer: gpu.buffer(name, bytes.max(16) as u64)?,
+            format: self.id,
+            vectors: (self.row / 16) as u32,
             matrices,
             rows,
         })
     }
-
-    /// Writes up to `most` rows from stored row `from` on to row `to` of `buffer`; returns how many.
-    fn write(
-        &mut self,
-        buffer: &wgpu::Buffer,
-        to: usize,
-        from: usize,
-        most: usize,
-    ) -> Result<usize> {
-        let source = self.source;
-        let part = self.starts.partition_point(|start| *start <= from) - 1;
-        let size = source.format.size();
-        let stored = source.stored_columns * size;
-        let row = self.stride * self.format.size();
-        let rows = most
-            .min(self.starts[part + 1] - from)
-            .min((SEGMENT / row.max(stored)).max(1));
-        let begin = (from - self.starts[part]) * stored;
-        let bytes = &source.parts[part][begin..begin + rows * stored];
-        let mut packed = Vec::new();
-        let whole = !self.narrow && row == stored && source.columns == source.stored_columns;
-        if !whole {
-            packed.reserve((rows * row).next_multiple_of(4));
-            for bytes in bytes.chunks_exact(stored) {
-                let bytes = &bytes
-                    [source.first_column * size..(source.first_column + source.columns) * size];
-                let start = packed.len();
-                if self.narrow {
-                    widen(source.format, bytes, &mut packed);
-                } else {
-                    packed.extend_from_slice(bytes);
-                }
-                packed.resize(start + row, 0);
-            }
-        }
-        let bytes = if whole { bytes } else { &packed };
-        self.gpu.guarded(&source.name, bytes.len() as u64, || {
-            self.gpu
-                .queue
-                .write_buffer(buffer, (to * row) as u64, bytes);
-        })?;
-        self.waiting += bytes.len();
-        if self.waiting > DRAIN {
-            self.waiting = 0;
-            // What waits to be copied is a second copy of the weights: let the device take it before there is more.
-            let submission_index = Some(self.gpu.queue.submit([]));
-            let wait = wgpu::PollType::Wait {
-                submission_index,
-                timeout: None,
-            };
-            self.gpu
-                .device
-                .poll(wait)
-                .map_err(|error| BackendError::Driver {
-                    backend: "wgpu",
-                    what: format!("to copy {}", source.name),
-                    reason: error.to_string(),
-                })?;
-        }
-        Ok(rows)
-    }
 }
 
-/// Appends stored elements as f32, exactly.
-fn widen(format: Format, bytes: &[u8], to: &mut Vec<u8>) {
-    match format {
-        Format::F32 => to.extend_from_slice(bytes),
-        Format::Bf16 => bytes.chunks_exact(2).for_each(|b| {
-            to.extend_from_slice(&bf16::from_le_bytes([b[0], b[1]]).to_f32().to_le_bytes());
-        }),
-        Format::F16 => bytes.chunks_exact(2).for_each(|b| {
-            to.extend_from_slice(&f16::from_le_bytes([b[0], b[1]]).to_f32().to_le_bytes());
-        }),
+/// Writes stored rows into a part.
+struct Writer<'a> {
+    gpu: &'a Gpu,
+    name: &'a str,
+    split: &'a BufferSplit,
+    part: &'a Part,
+    /// Bytes given to the queue since it was drained.
+    waiting: &'a mut usize,
+}
+
+impl Writer<'_> {
+    /// Writes `rows`, counted through the stack, which the stored ranges have.
+    fn rows(&mut self, stored: &[StoredRows], rows: Range<usize>) -> Result<()> {
+        let mut at = 0;
+        for range in stored {
+            let (start, end) = (
+                range.rows.start.max(rows.start),
+                range.rows.end.min(rows.end),
+            );
+            let together = (SEGMENT / self.split.row.max(range.stride)).max(1);
+            for first in (start..end).step_by(together) {
+                let last = end.min(first + together);
+                self.write(range, first..last, at)?;
+                at += (last - first) * self.split.row;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes some rows of one range `at` so many bytes into the part.
+    fn write(&mut self, range: &StoredRows, rows: Range<usize>, at: usize) -> Result<()> {
+        let row = self.split.row;
+        let mut packed = Vec::new();
+        let bytes = if range.whole() && range.stride == row && !self.split.widened {
+            let first = rows.start - range.rows.start;
+            &range.bytes[first * row..(first + rows.len()) * row]
+        } else {
+            packed.resize(rows.len() * row, 0);
+            for (index, to) in rows.zip(packed.chunks_exact_mut(row)) {
+                let from = range.row(index);
+                if self.split.widened {
+                    let mut values = vec![0.0; range.format.elements(from.len())];
+                    range.format.widen(from, &mut values);
+                    to[..4 * values.len()].copy_from_slice(bytemuck::cast_slice(&values));
+                } else {
+                    to[..from.len()].copy_from_slice(from);
+                }
+            }
+            packed.resize(packed.len().next_multiple_of(4), 0);
+            &packed[..]
+        };
+        self.gpu.guarded(self.name, bytes.len() as u64, || {
+            let buffer = &self.part.buffer;
+            self.gpu.queue.write_buffer(buffer, at as u64, bytes);
+        })?;
+        *self.waiting += bytes.len();
+        if *self.waiting > DRAIN {
+            *self.waiting = 0;
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    /// What waits to be copied is a second copy of the weights: lets the device take it before there is more.
+    fn drain(&self) -> Result<()> {
+        let submission_index = Some(self.gpu.queue.submit([]));
+        let wait = wgpu::PollType::Wait {
+            submission_index,
+            timeout: None,
+        };
+        let waited = self.gpu.device.poll(wait);
+        waited.map(drop).map_err(|error| BackendError::Driver {
+            backend: "wgpu",
+            what: format!("to copy {}", self.name),
+            reason: error.to_string(),
+        })
     }
 }

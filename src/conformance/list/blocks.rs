@@ -98,7 +98,7 @@ impl BlockFixture {
 /// A projection's weights, in the published format.
 pub(super) fn projection(ctx: &mut CaseContext<'_>, rows: usize, columns: usize) -> Result<Matrix> {
     ctx.random_matrix(
-        Format::Bf16,
+        Format::BF16,
         [1, rows, columns],
         (columns as f32).powf(-0.5),
     )
@@ -150,13 +150,13 @@ fn moe_block(
     tokens: usize,
 ) -> Result<()> {
     let weight = projection(ctx, experts, d)?;
-    let bias = ctx.random_matrix(Format::Bf16, [1, experts, 1], 0.1)?;
+    let bias = ctx.random_matrix(Format::BF16, [1, experts, 1], 0.1)?;
     let values = clear_rows(ctx, router, &weight, &bias, tokens);
     let input = ctx.output(tokens, d)?;
     let (rows, columns) = ((d as f32).powf(-0.5), (n as f32).powf(-0.5));
-    let gate = ctx.random_matrix(Format::Bf16, [experts, n, d], rows)?;
-    let up = ctx.random_matrix(Format::Bf16, [experts, n, d], rows)?;
-    let down = ctx.random_matrix(Format::Bf16, [experts, d, n], columns)?;
+    let gate = ctx.random_matrix(Format::BF16, [experts, n, d], rows)?;
+    let up = ctx.random_matrix(Format::BF16, [experts, n, d], rows)?;
+    let down = ctx.random_matrix(Format::BF16, [experts, d, n], columns)?;
     let (ids, weights) = router.route(&widen(&values), &weight.values, &bias.values);
     let stacks = [&gate.values[..], &up.values, &down.values];
     let mut answer = oracle::experts(&widen(&values), &ids, &weights, stacks, 0, [experts, n, d]);

@@ -226,7 +226,7 @@ pub(super) fn against_definition(
 
 /// A prompt cut in two gives what it gives in one call, and so does one resumed from a checkpoint.
 fn cut(ctx: &mut CaseContext<'_>, shape: Shape, length: usize) -> Result<()> {
-    let mut fixture = Fixture::new(ctx, Format::Bf16, shape, length, 4)?;
+    let mut fixture = Fixture::new(ctx, Format::BF16, shape, length, 4)?;
     let whole = fixture.run(ctx, 0, &[segment(length, None, Slot(0))])?;
     let end = fixture.conv_state(ctx, LAYER, Slot(0))?;
     let width = fixture.input.width;
@@ -267,7 +267,7 @@ fn cut(ctx: &mut CaseContext<'_>, shape: Shape, length: usize) -> Result<()> {
 /// Each sequence of a ragged batch has the bits that it has alone, and has them again each time.
 fn alone(ctx: &mut CaseContext<'_>) -> Result<()> {
     let lengths = [1, 33, 0, 2, 7, 1];
-    let mut fixture = Fixture::new(ctx, Format::Bf16, [2, 2, 24, 20, 4], 44, 2 * lengths.len())?;
+    let mut fixture = Fixture::new(ctx, Format::BF16, [2, 2, 24, 20, 4], 44, 2 * lengths.len())?;
     let mut segments = Vec::new();
     for (i, length) in lengths.into_iter().enumerate() {
         let conv_state = ctx.activations(fixture.pool.layout.conv_state_len(), 1.0);
@@ -304,10 +304,10 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(Case::new("short_conv", name, Tolerance::Close, body));
     };
     for (shape, format) in [
-        ([1, 1, 128, 128, 4], Format::Bf16),
+        ([1, 1, 128, 128, 4], Format::BF16),
         ([3, 3, 32, 32, 4], Format::F16),
         ([2, 4, 20, 33, 4], Format::F32),
-        ([1, 2, 16, 25, 3], Format::Bf16),
+        ([1, 2, 16, 25, 3], Format::BF16),
         ([1, 1, 8, 8, 2], Format::F32),
     ] {
         let [hk, hv, k, v, taps] = shape;

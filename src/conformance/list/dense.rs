@@ -11,7 +11,7 @@ use crate::conformance::oracle::{self, widen};
 use crate::conformance::{Case, CaseContext, Matrix, Tolerance};
 use crate::error::BackendError;
 
-pub(super) const FORMATS: [Format; 3] = [Format::Bf16, Format::F16, Format::F32];
+pub(super) const FORMATS: [Format; 3] = [Format::BF16, Format::F16, Format::F32];
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -33,7 +33,7 @@ fn embed_cases(cases: &mut Vec<Case>) {
         }
     }
     cases.extend(properties("embed", |ctx| {
-        embed(ctx, Format::Bf16, [50, 33], 33)
+        embed(ctx, Format::BF16, [50, 33], 33)
     }));
 }
 
@@ -76,7 +76,7 @@ fn rms_norm_cases(cases: &mut Vec<Case>) {
         ] {
             let name = format!("d={d}/T={tokens}/scale={scale:e} eps={eps:e}");
             cases.push(definition("rms_norm", name, Tolerance::Close, move |ctx| {
-                rms_norm(ctx, Format::Bf16, [tokens, d], scale, eps)
+                rms_norm(ctx, Format::BF16, [tokens, d], scale, eps)
             }));
         }
     }
@@ -87,7 +87,7 @@ fn rms_norm_cases(cases: &mut Vec<Case>) {
         }));
     }
     cases.extend(properties("rms_norm", |ctx| {
-        rms_norm(ctx, Format::Bf16, [33, 100], 1.0, 1e-5)
+        rms_norm(ctx, Format::BF16, [33, 100], 1.0, 1e-5)
     }));
     for rows in [vec![0], vec![8], vec![1, 4, 5, 8], (0..9).collect(), vec![]] {
         let name = format!("output rows {rows:?} of 9");
@@ -126,8 +126,8 @@ pub(super) fn rms_norm(
 /// The head's way: one row a token goes in, one row an output comes out; then a linear map over those.
 fn rms_norm_of_outputs(ctx: &mut CaseContext<'_>, rows: &[usize]) -> Result<()> {
     let (tokens, d, vocabulary, eps) = (9, 36, 21, 1e-5);
-    let norm = ctx.norm_weight(Format::Bf16, d)?;
-    let head = ctx.random_matrix(Format::Bf16, [1, vocabulary, d], 0.2)?;
+    let norm = ctx.norm_weight(Format::BF16, d)?;
+    let head = ctx.random_matrix(Format::BF16, [1, vocabulary, d], 0.2)?;
     let values = ctx.activations(tokens * d, 1.0);
     let input = ctx.input(d, Element::Activation, &values)?;
     let normed = ctx.blank(Rows::Outputs, tokens, d, Element::Activation)?;
@@ -205,23 +205,44 @@ fn linear_cases(cases: &mut Vec<Case>) {
             cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
                 let values = ctx.random.normals(19 * stored, 0.2);
                 let shape = [1, 19, columns];
-                let matrix = ctx.cut_matrix(format, shape, stored, first, &[5, 13, 1], values)?;
+                let parts = [5, 13, 1].map(|rows| (format, rows));
+                let matrix = ctx.cut_matrix(shape, stored, first, &parts, values)?;
                 linear(ctx, matrix, 6, Element::Activation)
             }));
         }
         let name = format!("{format}/three parts below one another");
         cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
             let values = ctx.random.normals(31 * 27, 0.2);
-            let matrix = ctx.cut_matrix(format, [1, 31, 27], 27, 0, &[3, 21, 7], values)?;
+            let parts = [3, 21, 7].map(|rows| (format, rows));
+            let matrix = ctx.cut_matrix([1, 31, 27], 27, 0, &parts, values)?;
             linear(ctx, matrix, 6, Element::Activation)
         }));
+    }
+    // Ranges of rows in a format each, as where queries, keys and values are stored apart; columns whole and cut.
+    let (bf16, f16, f32) = (Format::BF16, Format::F16, Format::F32);
+    for (name, parts) in [
+        ("BF16 over F32", [(bf16, 30), (bf16, 10), (f32, 24)]),
+        ("F32 over BF16 over F16", [(f32, 9), (bf16, 31), (f16, 24)]),
+        ("BF16 around F16", [(bf16, 17), (f16, 30), (bf16, 17)]),
+    ] {
+        for (stored, first, tokens) in [(72, 0, 1), (72, 0, 33), (80, 8, 5)] {
+            let name = format!(
+                "{name}/columns {first}..{} of {stored}/T={tokens}",
+                first + 72
+            );
+            cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
+                let values = ctx.random.normals(64 * stored, 0.1);
+                let matrix = ctx.cut_matrix([1, 64, 72], stored, first, &parts, values)?;
+                linear(ctx, matrix, tokens, Element::Activation)
+            }));
+        }
     }
     cases.push(definition(
         "linear",
         "to f32",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([70, 36])(ctx, Format::Bf16)?;
+            let matrix = plain([70, 36])(ctx, Format::BF16)?;
             linear(ctx, matrix, 5, Element::F32)
         },
     ));
@@ -231,7 +252,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "BF16/[1100,500]/T=2",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([1100, 500])(ctx, Format::Bf16)?;
+            let matrix = plain([1100, 500])(ctx, Format::BF16)?;
             linear(ctx, matrix, 2, Element::Activation)
         },
     ));
@@ -269,7 +290,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
         let [out, width] = shape;
         let name = format!("BF16/[{out},{width}]/T={tokens}, single tokens and pairs");
         cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
-            let matrix = plain(shape)(ctx, Format::Bf16)?;
+            let matrix = plain(shape)(ctx, Format::BF16)?;
             linear(ctx, matrix, tokens, Element::Activation).map(single)
         }));
     }
@@ -278,7 +299,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "to f32, single tokens and pairs",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([70, 36])(ctx, Format::Bf16)?;
+            let matrix = plain([70, 36])(ctx, Format::BF16)?;
             linear(ctx, matrix, 15, Element::F32).map(single)
         },
     ));
@@ -287,13 +308,13 @@ fn linear_cases(cases: &mut Vec<Case>) {
         ("single tokens and pairs again", Question::Again),
     ] {
         cases.push(Case::new("linear", name, Tolerance::Exact, move |ctx| {
-            let matrix = plain([70, 100])(ctx, Format::Bf16)?;
+            let matrix = plain([70, 100])(ctx, Format::BF16)?;
             let operation = linear(ctx, matrix, 70, Element::F32)?;
             ask(ctx, question, single(operation))
         }));
     }
     cases.extend(properties("linear", move |ctx| {
-        let matrix = plain([70, 100])(ctx, Format::Bf16)?;
+        let matrix = plain([70, 100])(ctx, Format::BF16)?;
         linear(ctx, matrix, 37, Element::Activation)
     }));
 }

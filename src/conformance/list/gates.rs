@@ -11,6 +11,7 @@ pub(super) fn cases() -> Vec<Case> {
     // Where softplus is itself, where it turns into x, where 1 + e^x has lost x, and where nothing is left.
     for (name, low, high) in [
         ("moderate", -6.0, 6.0),
+        ("where the exponential fades", 8.0, 9.5),
         ("around 20", 15.0, 25.0),
         ("negative", -30.0, -8.0),
         ("very negative", -60.0, -30.0),
@@ -112,7 +113,7 @@ pub(super) fn gated_norm(
     scale: f32,
     eps: f32,
 ) -> Result<Operation> {
-    let norm = ctx.norm_weight(Format::Bf16, width)?;
+    let norm = ctx.norm_weight(Format::BF16, width)?;
     let input = ctx.activations(tokens * heads * width, scale);
     let gate = ctx.activations(tokens * heads * width, 3.0);
     let answer =

@@ -21,9 +21,9 @@ struct Shape {
 
 /// How the published checkpoint has them, and two other ways.
 const STORED: [[Format; 4]; 3] = [
-    [Format::Bf16, Format::F32, Format::F32, Format::Bf16],
-    [Format::F16, Format::Bf16, Format::F16, Format::F32],
-    [Format::F32, Format::F16, Format::Bf16, Format::F16],
+    [Format::BF16, Format::F32, Format::F32, Format::BF16],
+    [Format::F16, Format::BF16, Format::F16, Format::F32],
+    [Format::F32, Format::F16, Format::BF16, Format::F16],
 ];
 
 const EPS: f32 = 1e-5;

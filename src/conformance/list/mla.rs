@@ -148,7 +148,7 @@ pub(super) fn append(
     let [latent, rope, _] = shape;
     let width = latent + rope;
     let cache = Cache::new(ctx, shape, spans)?;
-    let norm = ctx.norm_weight(Format::Bf16, latent)?;
+    let norm = ctx.norm_weight(Format::BF16, latent)?;
     let values = ctx.activations(total(spans) * width, scale);
     let input = ctx.input(width, crate::backend::Element::Activation, &values)?;
     let append = MlaAppend {

@@ -51,7 +51,7 @@ impl Fixture {
         let weights = [
             projection(ctx, heads * (nope + rope), d)?,
             projection(ctx, latent + rope, d)?,
-            ctx.norm_weight(Format::Bf16, latent)?,
+            ctx.norm_weight(Format::BF16, latent)?,
             projection(ctx, heads * (nope + value), latent)?,
             projection(ctx, d, heads * value)?,
         ];

@@ -51,7 +51,7 @@ pub(super) fn cases() -> Vec<Case> {
 const BASE: Shape = Shape {
     attention: ODD,
     block_tokens: 16,
-    format: Format::Bf16,
+    format: Format::BF16,
     size: 1.0,
 };
 
@@ -94,10 +94,10 @@ impl Attentions<'_> {
             ("one prompt", &[(0, 65)]),
         ];
         for (name, attention, block_tokens, format) in [
-            ("2 heads of 128+64 over 512", PUBLISHED, 16, Format::Bf16),
+            ("2 heads of 128+64 over 512", PUBLISHED, 16, Format::BF16),
             ("3 heads of 20+4 over 36", ODD, 16, Format::F16),
             ("3 heads of 20+4 over 36", ODD, 4, Format::F32),
-            ("1 head of 7+5 over 33", UNEVEN, 5, Format::Bf16),
+            ("1 head of 7+5 over 33", UNEVEN, 5, Format::BF16),
         ] {
             let shape = Shape {
                 attention,

@@ -35,7 +35,7 @@ const ROUTE: RouteCase = RouteCase {
     d: 36,
     tokens: 17,
     bias: [-0.1, 0.1],
-    format: Format::Bf16,
+    format: Format::BF16,
 };
 
 /// Single tokens of several sequences, and such with longer segments around them.
@@ -92,11 +92,11 @@ fn route_layouts() -> Vec<Case> {
         "route",
         "300 choose 2",
         Tolerance::Full,
-        move |ctx| route(ctx, case(Format::Bf16, [300, 24, 3])),
+        move |ctx| route(ctx, case(Format::BF16, [300, 24, 3])),
     ));
     for (name, layout) in [("single tokens", SINGLES), ("among longer segments", AMONG)] {
         let named = properties("route", move |ctx| {
-            Ok(route(ctx, case(Format::Bf16, [16, 264, 33]))?.laid_out(layout))
+            Ok(route(ctx, case(Format::BF16, [16, 264, 33]))?.laid_out(layout))
         });
         cases.extend(named.map(|case| Case {
             name: format!("{}, {name}", case.name),
@@ -251,18 +251,25 @@ pub(super) fn cases() -> Vec<Case> {
     ] {
         cases.push(definition("experts", name, Tolerance::Close, move |ctx| {
             let shape = [held.len(), 24, 36];
-            experts(ctx, Format::Bf16, shape, held.clone(), chosen.clone(), 9, 2)
+            experts(ctx, Format::BF16, shape, held.clone(), chosen.clone(), 9, 2)
         }));
     }
     cases.extend(properties("experts", |ctx| {
-        experts(ctx, Format::Bf16, [8, 24, 36], 0..8, 0..8, 33, 3)
+        experts(ctx, Format::BF16, [8, 24, 36], 0..8, 0..8, 33, 3)
     }));
+    for tokens in [1, 33] {
+        let name = format!("experts in BF16 and F32 in turn/T={tokens}");
+        cases.push(definition("experts", name, Tolerance::Close, move |ctx| {
+            let formats = [Format::BF16, Format::F32];
+            experts_in(ctx, &formats, [5, 24, 40], 0..5, 0..5, tokens, 3)
+        }));
+    }
     // More places than one worker sorts.
     cases.push(definition(
         "experts",
         "many places",
         Tolerance::Close,
-        |ctx| experts(ctx, Format::Bf16, [3, 8, 16], 0..3, 0..3, 1300, 2),
+        |ctx| experts(ctx, Format::BF16, [3, 8, 16], 0..3, 0..3, 1300, 2),
     ));
     // Several of a batch's single tokens choose the same expert.
     for (name, layout, shape, held, tokens, top_k) in [
@@ -322,7 +329,7 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(definition("experts", name, Tolerance::Close, move |ctx| {
             let made = experts(
                 ctx,
-                Format::Bf16,
+                Format::BF16,
                 shape,
                 held.clone(),
                 0..held.end,
@@ -334,7 +341,7 @@ pub(super) fn cases() -> Vec<Case> {
     }
     cases.extend(
         properties("experts", move |ctx| {
-            let made = experts(ctx, Format::Bf16, [5, 24, 40], 0..5, 0..5, 33, 3)?;
+            let made = experts(ctx, Format::BF16, [5, 24, 40], 0..5, 0..5, 33, 3)?;
             Ok(made.laid_out(SINGLES))
         })
         .map(|case| Case {
@@ -397,8 +404,8 @@ fn tied(
     let mut weight = vec![0.0; experts * d];
     let random = ctx.random.normals(distinct * d, 0.3);
     weight[(experts - distinct) * d..].copy_from_slice(&random);
-    let matrix = ctx.matrix(Format::Bf16, [1, experts, d], weight)?;
-    let bias = ctx.matrix(Format::Bf16, [1, experts, 1], vec![0.0; experts])?;
+    let matrix = ctx.matrix(Format::BF16, [1, experts, d], weight)?;
+    let bias = ctx.matrix(Format::BF16, [1, experts, 1], vec![0.0; experts])?;
     let rows = ctx.activations(tokens * d, 1.0);
     Ok(routing(ctx, router, rows, &matrix, &bias))
 }
@@ -450,6 +457,19 @@ fn routing(
 pub(super) fn experts(
     ctx: &mut CaseContext<'_>,
     format: Format,
+    shape: [usize; 3],
+    held: std::ops::Range<usize>,
+    chosen: std::ops::Range<usize>,
+    tokens: usize,
+    top_k: usize,
+) -> Result<Operation> {
+    experts_in(ctx, &[format], shape, held, chosen, tokens, top_k)
+}
+
+/// The same with experts in these formats in turn.
+fn experts_in(
+    ctx: &mut CaseContext<'_>,
+    formats: &[Format],
     [local, n, d]: [usize; 3],
     held: std::ops::Range<usize>,
     chosen: std::ops::Range<usize>,
@@ -472,7 +492,9 @@ pub(super) fn experts(
                 values.fill(f32::NAN);
             }
         }
-        ctx.matrix(format, [local, rows, columns], values)
+        let parts = formats.iter().cycle().take(local);
+        let parts: Vec<_> = parts.map(|format| (*format, rows)).collect();
+        ctx.cut_matrix([local, rows, columns], columns, 0, &parts, values)
     };
     let (gate, up, down) = (stack(ctx, n, d)?, stack(ctx, n, d)?, stack(ctx, d, n)?);
     let rows = ctx.activations(tokens * d, 1.0);

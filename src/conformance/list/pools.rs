@@ -294,13 +294,12 @@ fn tensors(ctx: &mut CaseContext<'_>) -> Result<()> {
 fn bad_weights(ctx: &mut CaseContext<'_>) -> Result<()> {
     let good = WeightSource {
         name: "conformance".to_owned(),
-        format: Format::Bf16,
         stack: 1,
         rows: 6,
         columns: 10,
         stored_columns: 10,
         first_column: 0,
-        parts: vec![stored(&vec![1.0; 60], Format::Bf16)],
+        parts: vec![stored(&vec![1.0; 60], Format::BF16)],
         shard: ctx.backend.shard(),
     };
     ctx.backend.weight(good.clone())?;

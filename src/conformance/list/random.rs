@@ -12,7 +12,7 @@ use crate::conformance::{Case, CaseContext, Tolerance};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for format in [Format::Bf16, Format::F32] {
+    for format in [Format::BF16, Format::F32] {
         // Whole vectors, rows that a device may pad, and several blocks of every kernel.
         for [rows, columns] in [[5, 64], [7, 33], [3, 4099]] {
             let name = format!("random weight/{format}/[{rows},{columns}]");
@@ -42,7 +42,7 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn stored(value: f32, format: Format) -> f32 {
     match format {
-        Format::Bf16 => bf16::from_f32(value).to_f32(),
+        Format::BF16 => bf16::from_f32(value).to_f32(),
         _ => value,
     }
 }

@@ -32,11 +32,11 @@ fn dense() -> Vec<Case> {
     for t in [1, 256] {
         let name = format!("d={WIDTH}/T={t}");
         let case = definition("embed", &name, Tolerance::Rounded, move |ctx| {
-            embed(ctx, Format::Bf16, [4096, WIDTH], t)
+            embed(ctx, Format::BF16, [4096, WIDTH], t)
         });
         cases.push(case.with_work(6 * t * WIDTH, 0));
         let case = definition("rms_norm", &name, Tolerance::Close, move |ctx| {
-            rms_norm(ctx, Format::Bf16, [t, WIDTH], 1.0, 1e-5)
+            rms_norm(ctx, Format::BF16, [t, WIDTH], 1.0, 1e-5)
         });
         cases.push(case.with_work(8 * t * WIDTH + 2 * WIDTH, 4 * t * WIDTH));
         let case = definition("add", &name, Tolerance::Rounded, move |ctx| {
@@ -47,7 +47,7 @@ fn dense() -> Vec<Case> {
     for t in [1, 16, 256] {
         let (rows, name) = (HEADS * HEAD, format!("BF16/[4096,{WIDTH}]/T={t}"));
         let case = definition("linear", name, Tolerance::Close, move |ctx| {
-            let matrix = ctx.random_matrix(Format::Bf16, [1, rows, WIDTH], 0.02)?;
+            let matrix = ctx.random_matrix(Format::BF16, [1, rows, WIDTH], 0.02)?;
             linear(ctx, matrix, t, Element::Activation)
         });
         let bytes = 2 * rows * WIDTH + 4 * t * (rows + WIDTH);
@@ -70,7 +70,7 @@ fn kda() -> Vec<Case> {
         let name = format!("H={HEADS} K=V={HEAD}/T={t}");
         let shape = [HEADS, HEADS, HEAD, HEAD, 4];
         let case = Case::new("short_conv", &name, Tolerance::Close, move |ctx| {
-            conv::against_definition(ctx, Format::Bf16, shape, lengths, true)
+            conv::against_definition(ctx, Format::BF16, shape, lengths, true)
         });
         let conv_states = lengths.len() * CHANNELS * 3;
         cases.push(case.with_work(
@@ -119,7 +119,7 @@ fn attention() -> Vec<Case> {
     let shape = mla::Shape {
         attention,
         block_tokens: 64,
-        format: Format::Bf16,
+        format: Format::BF16,
         size: 1.0,
     };
     let (latent, key, value) = (512, 192, 128);
@@ -164,7 +164,7 @@ fn ffn() -> Vec<Case> {
             d: WIDTH,
             tokens: t,
             bias: [-0.1, 0.1],
-            format: Format::Bf16,
+            format: Format::BF16,
         };
         let name = format!("256 choose 8/T={t}");
         let case = definition("route", name, Tolerance::Full, move |ctx| route(ctx, case));
@@ -175,7 +175,7 @@ fn ffn() -> Vec<Case> {
         let case = definition("experts", name, Tolerance::Close, move |ctx| {
             experts(
                 ctx,
-                Format::Bf16,
+                Format::BF16,
                 [count, n, WIDTH],
                 0..count,
                 0..count,

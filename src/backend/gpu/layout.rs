@@ -1,0 +1,288 @@
+//! What Rust, WGSL and CUDA must agree on, written once: the words of a batch, the numbers of weight formats and of a recurrence's
+//! forms.
+//!
+//! `shaders/shared/layout.wgsl` and `kernels/shared/layout.h` are generated from here (`KIMI_BLESS=1 cargo test --lib layout`);
+//! a test holds them to it.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::backend::Form;
+
+/// Names and meanings of some words, in their order, as the generated files have them.
+#[cfg(test)]
+struct Words {
+    /// What precedes each name in the kernels.
+    prefix: &'static str,
+    /// What the kernels call their number.
+    count: &'static str,
+    about: &'static str,
+    words: &'static [(&'static str, &'static str)],
+}
+
+/// The words of the batch's header, by name.
+macro_rules! header {
+    ($($word:ident = $meaning:literal),* $(,)?) => {
+        /// A word of the batch's header.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(in crate::backend) enum Header {
+            $(#[doc = $meaning] $word),*
+        }
+
+        impl Header {
+            /// Words of the header.
+            pub(in crate::backend) const WORDS: usize = [$(Self::$word),*].len();
+        }
+
+        #[cfg(test)]
+        const HEADER: Words = Words {
+            prefix: "",
+            count: "Header",
+            about: "Words of the batch's header.",
+            words: &[$((stringify!($word), $meaning)),*],
+        };
+    };
+}
+
+/// A record of the batch's lists, `[n, fields]`: its struct on the host, and the names of its words in the kernels.
+macro_rules! record {
+    ($prefix:literal, $count:literal, $name:ident, $about:literal, { $($field:ident = $meaning:literal),* $(,)? }) => {
+        #[doc = $about]
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+        pub(in crate::backend) struct $name {
+            $(#[doc = $meaning] pub(in crate::backend) $field: u32),*
+        }
+
+        impl $name {
+            /// Words of a record.
+            pub(in crate::backend) const WORDS: usize = size_of::<Self>() / 4;
+            #[cfg(test)]
+            const NAMES: Words = Words {
+                prefix: $prefix,
+                count: $count,
+                about: $about,
+                words: &[$((stringify!($field), $meaning)),*],
+            };
+        }
+    };
+}
+
+header! {
+    Tokens = "tokens of all segments",
+    Segments = "segments",
+    Outputs = "output rows",
+    AtTokens = "[T]: token ids",
+    AtOwners = "[T]: the segment of each token",
+    AtSegments = "[segments, SEGMENT]: block tables and checkpoints lie behind them",
+    AtOutputs = "[outputs, OUTPUT_WORDS]",
+    AtRows = "[T]: rows of segments of several tokens, then those of single ones",
+    AtChunks = "[chunks, CHUNK_WORDS]",
+    AtTiles = "[tiles, TILE_WORDS]",
+    AtWindows = "[windows, WINDOW_WORDS]",
+    SeveralRows = "rows of segments of several tokens",
+    AtSpans = "[spans, SPAN_WORDS]",
+    AtSpanned = "[single rows, SPANNED_WORDS]",
+    SeveralChunks = "chunks of segments of several tokens",
+    ChunkTotal = "chunks of all segments",
+    SeveralTiles = "tiles of segments of several tokens",
+    TileTotal = "tiles of all segments",
+    SpanTotal = "spans",
+    AtScans = "[scans, SCAN_WORDS]: splits first, then the longest first, then segments of single tokens",
+    AtCuts = "[cuts, CUT_WORDS]",
+    ScanTotal = "scans of all segments",
+    SeveralScans = "scans of segments of several tokens",
+    SplitTotal = "splits",
+    CutTotal = "segments that are cut into splits",
+}
+
+record!("", "Segment", SegmentWords, "A segment.", {
+    start = "its first row",
+    length = "tokens; 0 copies the state",
+    position = "tokens of the sequence before it",
+    slot_in = "or NONE: the zero state",
+    slot_out = "the slot that its state is written to",
+    blocks = "where in the batch its block table begins",
+    checkpoints = "where in the batch its checkpoints begin: [n, CHECKPOINT_WORDS]",
+    checkpoint_count = "checkpoints",
+    chunks = "its first chunk",
+    chunk_count = "chunks",
+});
+
+record!("Checkpoint", "CheckpointWords", CheckpointWords, "A checkpoint of a segment's state.", {
+    after = "tokens of the segment before it",
+    slot = "the slot that the state is written to",
+});
+
+record!("Output", "OutputWords", OutputWords, "An output row.", {
+    row = "its row",
+    target = "the token whose logit is wanted, or NONE",
+});
+
+record!("Chunk", "ChunkWords", ChunkWords, "A chunk of the recurrence.", {
+    row = "its first row",
+    length = "tokens, at most 16",
+    segment = "its segment",
+    slot = "slot of the checkpoint at its end, or NONE",
+});
+
+record!("Tile", "TileWords", TileWords, "A tile of queries of a prefill.", {
+    segment = "its segment",
+    first = "its first token of the segment, a multiple of 16",
+});
+
+record!("Window", "WindowWords", WindowWords, "Positions that a prefill expands together.", {
+    segment = "their segment",
+    first = "the first of them",
+    positions = "how many",
+    tile = "the first tile of the segment",
+});
+
+record!("Span", "SpanWords", SpanWords, "Positions that a decode attends to apart.", {
+    row = "number of the single row",
+    first = "the first position",
+});
+
+record!("Spanned", "SpannedWords", SpannedWords, "A single row's spans.", {
+    first = "the first span",
+    count = "how many",
+});
+
+record!("Scan", "ScanWords", ScanWords, "Chunks that are scanned one after the other.", {
+    segment = "their segment",
+    chunk = "the first of them",
+    chunks = "how many",
+    split = "number of the split, or NONE: a whole segment",
+});
+
+record!("Cut", "CutWords", CutWords, "A segment that is cut into splits.", {
+    segment = "the segment",
+    split = "number of its first split",
+    splits = "how many",
+});
+
+/// No slot, no target, no split.
+pub(in crate::backend) const NONE: u32 = u32::MAX;
+
+/// How a recurrence runs over segments, in the order of its words, and what kernels call it.
+const FORMS: [(Form, &str, &str); 3] = [
+    (
+        Form::Auto,
+        "BY_LENGTH",
+        "segments of several tokens by chunks, others by steps",
+    ),
+    (Form::Chunk, "ALL_CHUNKS", "all segments by chunks"),
+    (Form::Step, "ALL_STEPS", "all segments by steps"),
+];
+
+/// How a recurrence runs, as kernels take it.
+pub(in crate::backend) fn form_word(form: Form) -> u32 {
+    let found = FORMS.iter().position(|(known, ..)| *known == form);
+    found.unwrap_or_default() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use super::*;
+    use crate::checkpoint::FORMATS;
+
+    const RECORDS: [Words; 11] = [
+        HEADER,
+        SegmentWords::NAMES,
+        CheckpointWords::NAMES,
+        OutputWords::NAMES,
+        ChunkWords::NAMES,
+        TileWords::NAMES,
+        WindowWords::NAMES,
+        SpanWords::NAMES,
+        SpannedWords::NAMES,
+        ScanWords::NAMES,
+        CutWords::NAMES,
+    ];
+
+    /// `AtTokens` and `slot_in` as the kernels write them: `AT_TOKENS`, `SLOT_IN`.
+    fn constant(name: &str) -> String {
+        let mut upper = String::new();
+        for (i, letter) in name.char_indices() {
+            if letter.is_uppercase() && i > 0 {
+                upper.push('_');
+            }
+            upper.extend(letter.to_uppercase());
+        }
+        upper
+    }
+
+    /// All constants, each on a line that `line` begins.
+    fn text(line: impl Fn(&str, u32) -> String) -> String {
+        let mut text = String::new();
+        let mut put = |name: &str, value: u32, meaning: &str| {
+            writeln!(text, "{:<44}// {meaning}", line(name, value)).unwrap();
+        };
+        put("NONE", NONE, "no slot, no target, no split");
+        for (id, format) in FORMATS.iter().enumerate() {
+            let name = format!("FORMAT_{format}");
+            put(&name, id as u32, "how a weight's numbers are kept");
+        }
+        for (word, (_, name, meaning)) in FORMS.iter().enumerate() {
+            put(name, word as u32, meaning);
+        }
+        for record in RECORDS {
+            for (i, (name, meaning)) in record.words.iter().enumerate() {
+                let prefix = if record.prefix.is_empty() {
+                    String::new()
+                } else {
+                    constant(record.prefix) + "_"
+                };
+                put(&(prefix + &constant(name)), i as u32, meaning);
+            }
+            put(
+                &constant(record.count),
+                record.words.len() as u32,
+                record.about,
+            );
+        }
+        text
+    }
+
+    fn hold(file: &str, text: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        if std::env::var_os("KIMI_BLESS").is_some() {
+            std::fs::write(&path, text).unwrap();
+        }
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(
+            found, text,
+            "{file} is not what layout.rs says; KIMI_BLESS=1 writes it anew"
+        );
+    }
+
+    #[test]
+    fn shaders_and_kernels_have_the_layout_of_this_file() {
+        let from = "// Generated from `src/backend/gpu/layout.rs`.\n\n";
+        let wgsl = text(|name, value| format!("const {name}: u32 = {value}u;"));
+        hold("shaders/shared/layout.wgsl", &format!("{from}{wgsl}"));
+        let cuda = text(|name, value| format!("    {name} = {value}u,"));
+        let cuda = format!("{from}#pragma once\n\nenum : u32 {{\n{cuda}}};\n");
+        hold("kernels/shared/layout.h", &cuda);
+    }
+
+    #[test]
+    fn no_two_words_have_one_name() {
+        let mut names: Vec<String> = RECORDS
+            .iter()
+            .flat_map(|record| {
+                let prefix = constant(record.prefix);
+                record
+                    .words
+                    .iter()
+                    .map(move |(name, _)| prefix.clone() + &constant(name))
+            })
+            .collect();
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+}

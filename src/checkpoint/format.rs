@@ -1,0 +1,186 @@
+//! How a weight's numbers are kept: plain elements, or blocks of elements that share what scales them.
+//!
+//! Everything that has to do with the size of a stored row is here; a format that is added stands in [`FORMATS`] and
+//! nowhere else on the host.
+
+use std::ops::Range;
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use crate::config::Dtype;
+
+/// A format of blocks: `length` consecutive elements of a row in `bytes` bytes. A row is whole blocks.
+#[derive(Debug)]
+pub struct BlockFormat {
+    /// Its name in files, listings and messages; no two have the same.
+    pub name: &'static str,
+    /// Elements of a block.
+    pub length: usize,
+    /// Bytes of a block.
+    pub bytes: usize,
+    /// Widens whole blocks to f32: `[n, bytes]` bytes to `[n, length]` values.
+    pub widen: fn(&[u8], &mut [f32]),
+}
+
+impl PartialEq for BlockFormat {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for BlockFormat {}
+
+impl std::hash::Hash for BlockFormat {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+/// How numbers are kept, row by row, little-endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Format {
+    /// Each element by itself.
+    Dense(Dtype),
+    /// Blocks of elements.
+    Block(&'static BlockFormat),
+}
+
+/// Every format that checkpoints may have, in the order of the numbers by which shaders and kernels know them.
+pub const FORMATS: [Format; 3] = [Format::F32, Format::BF16, Format::F16];
+
+impl Format {
+    /// IEEE single precision.
+    pub const F32: Self = Self::Dense(Dtype::F32);
+    /// bfloat16.
+    pub const BF16: Self = Self::Dense(Dtype::Bf16);
+    /// IEEE half precision.
+    pub const F16: Self = Self::Dense(Dtype::F16);
+
+    /// Its number in shaders and kernels; `None` where they do not know it.
+    pub fn id(self) -> Option<u32> {
+        let found = FORMATS.iter().position(|format| *format == self)?;
+        u32::try_from(found).ok()
+    }
+
+    /// Elements of a block; 1 where each stands by itself.
+    pub const fn block(self) -> usize {
+        match self {
+            Self::Dense(_) => 1,
+            Self::Block(format) => format.length,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::Dense(dtype) => dtype.size(),
+            Self::Block(format) => format.bytes,
+        }
+    }
+
+    /// The alignment that stored bytes are promised to have.
+    pub const fn alignment(self) -> usize {
+        match self {
+            Self::Dense(dtype) => dtype.size(),
+            Self::Block(_) => 1,
+        }
+    }
+
+    /// Bytes of `rows` rows of `columns` elements; `None` where a row is not whole blocks, or the number does not fit.
+    pub fn bytes(self, rows: usize, columns: usize) -> Option<usize> {
+        let row = self.split_columns(0..columns)?.end;
+        rows.checked_mul(row)
+    }
+
+    /// Where rows `rows` of `columns` elements lie in stored bytes; `None` as for [`Format::bytes`].
+    pub fn split_rows(self, rows: Range<usize>, columns: usize) -> Option<Range<usize>> {
+        Some(self.bytes(rows.start, columns)?..self.bytes(rows.end, columns)?)
+    }
+
+    /// Where columns `columns` lie in a stored row; `None` where a border is inside a block.
+    pub fn split_columns(self, columns: Range<usize>) -> Option<Range<usize>> {
+        let at = |column: usize| {
+            let blocks = column / self.block();
+            let whole = column.is_multiple_of(self.block());
+            whole.then(|| blocks.checked_mul(self.block_bytes()))?
+        };
+        Some(at(columns.start)?..at(columns.end)?)
+    }
+
+    /// Elements in so many bytes.
+    pub const fn elements(self, bytes: usize) -> usize {
+        bytes / self.block_bytes() * self.block()
+    }
+
+    /// Widens whole blocks to f32; exact where each element stands by itself.
+    #[inline(always)]
+    pub fn widen(self, bytes: &[u8], values: &mut [f32]) {
+        match self {
+            Self::Dense(Dtype::F32) => {
+                bytemuck::cast_slice_mut::<f32, u8>(values).copy_from_slice(bytes);
+            }
+            Self::Dense(Dtype::Bf16) => {
+                for (value, bits) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_bits(u32::from(u16::from_le_bytes(*bits)) << 16);
+                }
+            }
+            Self::Dense(Dtype::F16) => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
+                Ok(halves) => halves.convert_to_f32_slice(values),
+                Err(_) => {
+                    for (value, bits) in values.iter_mut().zip(bytes.as_chunks().0) {
+                        *value = f16::from_le_bytes(*bits).to_f32();
+                    }
+                }
+            },
+            Self::Block(format) => (format.widen)(bytes, values),
+        }
+    }
+
+    /// Values as they are kept, rounded to nearest even; `None` for blocks, whose making is a quantiser's.
+    pub fn narrow(self, values: &[f32]) -> Option<Vec<u8>> {
+        let values = values.iter();
+        match self {
+            Self::Dense(Dtype::F32) => Some(values.flat_map(|x| x.to_le_bytes()).collect()),
+            Self::Dense(Dtype::Bf16) => Some(
+                values
+                    .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+                    .collect(),
+            ),
+            Self::Dense(Dtype::F16) => Some(
+                values
+                    .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+                    .collect(),
+            ),
+            Self::Block(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Dense(Dtype::Bf16) => "BF16",
+            Self::Dense(Dtype::F16) => "F16",
+            Self::Dense(Dtype::F32) => "F32",
+            Self::Block(format) => format.name,
+        })
+    }
+}
+
+impl From<Format> for String {
+    fn from(format: Format) -> Self {
+        format.to_string()
+    }
+}
+
+impl TryFrom<String> for Format {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        let found = FORMATS
+            .into_iter()
+            .find(|format| format.to_string() == name);
+        found.ok_or_else(|| format!("there is no format of weights called {name}"))
+    }
+}
