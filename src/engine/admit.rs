@@ -46,7 +46,7 @@ impl Engine {
                         tokens: sequence.tokens.len(),
                     };
                     let id = sequence.id;
-                    self.let_go(&mut sequence, false);
+                    drop(sequence);
                     self.fail(id, &Arc::new(Error::from(error)));
                 }
             } else if !yielded && let Some(place) = self.longest() {
@@ -71,7 +71,7 @@ impl Engine {
     /// Gives a sequence its slot and the blocks for what it is to run next: all of a prompt. Where it is `alone`, and not
     /// even then was there room, what it goes on from is taken off the device first.
     async fn place(&mut self, sequence: &mut Sequence, alone: bool) -> Result<bool, Error> {
-        let prompt = sequence.request.reusable();
+        let prompt = sequence.tokens.prefix(sequence.request.reusable());
         let fresh = sequence.position == 0;
         if fresh && sequence.request.looks_up() {
             while let Some(hit) = self.cache.lookup(prompt) {
@@ -102,7 +102,7 @@ impl Engine {
             .await?;
         if placed.is_none() && fresh {
             // It holds nothing while it waits.
-            self.cache.release(std::mem::take(&mut sequence.lease));
+            sequence.release();
             sequence.position = 0;
         } else if fresh {
             sequence.cached = sequence.position;

@@ -13,7 +13,8 @@ impl Engine {
         let nothing = || CacheError::NothingKept {
             tokens: tokens.len(),
         };
-        let hit = self.cache.deepest(tokens).ok_or_else(nothing)?;
+        let hashed = self.cache.hash(tokens);
+        let hit = self.cache.deepest(hashed.whole()).ok_or_else(nothing)?;
         let found = self
             .cache
             .copy_out(&mut pools(&mut self.model), &hit)
