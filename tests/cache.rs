@@ -5,7 +5,8 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
     Backend, LatentLayout, LatentPool, Slot, StateLayout, StatePool, StateRecord,
 };
-use kimi_linear::cache::{Cache, Fingerprint, Hit, Key, Pools, SlotRef};
+use kimi_linear::cache::{Cache, Hit, Key, Pools, SlotRef};
+use kimi_linear::checkpoint::Fingerprint;
 use kimi_linear::config::Dtype;
 use pollster::block_on;
 

@@ -16,7 +16,7 @@ mod tree;
 mod victims;
 
 pub use lease::{Current, Lease, Placed};
-pub use meaning::{Fingerprint, Key, hash_tokens};
+pub use meaning::{Key, hash_tokens};
 pub use pool::{BlockRef, Counted, Place, PoolRef, SlotRef};
 pub use prefix::{Cache, Hit, Occupancy};
 pub use saved::{Pools, SavedRows, SavedState};

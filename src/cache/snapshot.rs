@@ -13,9 +13,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::meaning::{Fingerprint, hash_tokens};
+use super::meaning::hash_tokens;
 use super::saved::{SavedRows, SavedState};
 use crate::backend::{LatentLayout, LatentRecord, Orientation, StateLayout, StateRecord};
+use crate::checkpoint::Fingerprint;
 use crate::error::CacheError;
 
 /// The version of the format that is written and read.

@@ -80,7 +80,7 @@ pub struct Prefix<'a> {
 mod tests {
     use super::*;
     use crate::backend::{LatentLayout, StateLayout};
-    use crate::cache::Fingerprint;
+    use crate::checkpoint::Fingerprint;
     use crate::config::Dtype;
 
     #[test]

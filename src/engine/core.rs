@@ -13,10 +13,8 @@ use super::request::{PromptScores, Request, RequestId};
 use super::sequence::Sequence;
 use super::step_cache::StepCache;
 use crate::backend::StepOutput;
-use crate::cache::{
-    BlockRef, Cache, Current, Fingerprint, Held, Key, Lease, Occupancy, Pools, SlotRef,
-};
-use crate::checkpoint::Checkpoint;
+use crate::cache::{BlockRef, Cache, Current, Held, Key, Lease, Occupancy, Pools, SlotRef};
+use crate::checkpoint::Fingerprint;
 use crate::error::{EngineError, Error};
 use crate::model::{Model, TraceChoice};
 use crate::tokenizer::Tokenizer;
@@ -24,8 +22,6 @@ use crate::tokenizer::Tokenizer;
 /// Continuous batching over one model.
 pub struct Engine {
     pub(super) model: Model,
-    /// Read only to name a damaged weight.
-    pub(super) checkpoint: Checkpoint,
     pub(super) tokenizer: Option<Arc<Tokenizer>>,
     pub(super) options: EngineOptions,
     pub(super) fingerprint: Fingerprint,
@@ -56,13 +52,8 @@ pub(super) fn pools(model: &mut Model) -> Pools<'_> {
 impl Engine {
     /// An engine over a model. Without a tokenizer tokens have no text, and there are no stop texts.
     #[must_use]
-    pub fn new(
-        model: Model,
-        checkpoint: Checkpoint,
-        tokenizer: Option<Arc<Tokenizer>>,
-        options: EngineOptions,
-    ) -> Self {
-        let fingerprint = Fingerprint::of(&checkpoint);
+    pub fn new(model: Model, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Self {
+        let fingerprint = model.fingerprint();
         let root = Key::root(fingerprint, &model.states().layout, &model.latents().layout);
         let limits = *model.limits();
         let cache = Cache::new(
@@ -74,7 +65,6 @@ impl Engine {
         );
         Self {
             model,
-            checkpoint,
             tokenizer,
             options,
             fingerprint,

@@ -9,7 +9,6 @@ use super::core::{Engine, pools};
 use super::request::RequestId;
 use crate::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot, TensorValues};
 use crate::cache::BlockRef;
-use crate::config::{Role, TensorSpec};
 use crate::error::{EngineError, Error};
 use crate::model::StepOptions;
 
@@ -26,7 +25,11 @@ impl Engine {
             .await;
         match first {
             Ok(first) => {
-                let error = self.blame(first);
+                let part = self.model.part(first);
+                let error = EngineError::NonFinite {
+                    place: part.to_string(),
+                    blame: self.model.blame(part),
+                };
                 self.fail(id, &Arc::new(Error::from(error)));
                 Ok(())
             }
@@ -117,37 +120,5 @@ impl Engine {
             }
         }
         Ok(head)
-    }
-
-    /// The error that names a place, and the damaged weight if there is one.
-    fn blame(&self, first: usize) -> EngineError {
-        let config = self.model.config();
-        let layer = first.checked_sub(1).filter(|i| *i < config.layers.len());
-        let place = match layer {
-            Some(layer) => format!("layer {layer} (counted from 0)"),
-            None if first == 0 => "the embedding".to_owned(),
-            None => "the output head".to_owned(),
-        };
-        let there = |spec: &TensorSpec| {
-            spec.layer == layer
-                && (layer.is_some() || (spec.role == Role::Embedding) == (first == 0))
-        };
-        let blame = config
-            .tensors()
-            .into_iter()
-            .filter(there)
-            .filter_map(|spec| self.checkpoint.tensor(&spec.name).ok())
-            .find_map(|tensor| tensor.first_non_finite().map(|found| (tensor, found)))
-            .map_or_else(
-                || "though all its weights are finite".to_owned(),
-                |(tensor, (index, value))| {
-                    let file = tensor.file.display();
-                    format!(
-                        "where {} holds {value} at element {index} (in {file})",
-                        tensor.name
-                    )
-                },
-            );
-        EngineError::NonFinite { place, blame }
     }
 }

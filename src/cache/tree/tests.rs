@@ -7,8 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::LatentRecord;
+use crate::cache::Key;
 use crate::cache::tokens::HashedTokens;
-use crate::cache::{Fingerprint, Key};
+use crate::checkpoint::Fingerprint;
 use crate::seeds::properties;
 
 thread_local! {
