@@ -270,7 +270,8 @@ impl Cache {
         };
         let block = block.get();
         let layout = &pools.latents.layout;
-        if (4 * layout.layers * tokens * layout.width()) as u64 <= self.host_limit {
+        let bytes = layout.dtype.size() * layout.layers * tokens * layout.width();
+        if bytes as u64 <= self.host_limit {
             let saved = pools.read_blocks(&[(block, tokens)]).await?.pop();
             if let Some(saved) = saved {
                 self.tree.move_rows(at, &Held::Host(Arc::new(saved)));

@@ -36,7 +36,7 @@ impl Engine {
         let (states, latents) = (self.model.states().layout, self.model.latents().layout);
         snapshot.check(self.fingerprint, &states, &latents)?;
         let tokens = snapshot.tokens.clone();
-        let (rows, state) = snapshot.into_parts(latents.block_tokens);
+        let (rows, state) = snapshot.into_parts(latents.block_tokens, latents.dtype);
         self.cache.store_saved(&tokens, rows, state)
     }
 }

@@ -208,9 +208,9 @@ impl Backend for CpuBackend {
         let read = || {
             pool.check_rows(layer, block, tokens)?;
             let LatentLayout { latent, rope, .. } = pool.layout;
-            let rows = self.memory().latents(pool).block(layer, block)[..tokens * (latent + rope)]
-                .to_vec();
-            Ok(LatentRecord { latent, rope, rows })
+            let memory = self.memory();
+            let rows = &memory.latents(pool).block(layer, block)[..tokens * (latent + rope)];
+            Ok(LatentRecord::from_f32(latent, rope, rows))
         };
         Ticket::ready(read())
     }
@@ -224,8 +224,9 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let tokens = pool.check_record(record)?;
         pool.check_rows(layer, block, tokens)?;
-        self.memory().latents_mut(pool).block_mut(layer, block)[..record.rows.len()]
-            .copy_from_slice(&record.rows);
+        let rows = record.to_f32();
+        self.memory().latents_mut(pool).block_mut(layer, block)[..rows.len()]
+            .copy_from_slice(&rows);
         Ok(())
     }
 

@@ -325,7 +325,8 @@ impl Backend for WgpuBackend {
         later(read(), move |words| LatentRecord {
             latent: layout.latent,
             rope: layout.rope,
-            rows: bytemuck::cast_vec(words),
+            dtype: layout.dtype,
+            rows: bytemuck::cast_slice(&words).to_vec(),
         })
     }
 
@@ -341,7 +342,7 @@ impl Backend for WgpuBackend {
         let buffer = self.shared.memory().latents(pool, layer)?.clone();
         let block_len = (pool.layout.block_tokens * pool.layout.width()) as u64;
         let at = 4 * u64::from(block.0) * block_len;
-        self.write("latents", &buffer, at, bytemuck::cast_slice(&record.rows))
+        self.write("latents", &buffer, at, &record.bytes(pool.layout.dtype))
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {

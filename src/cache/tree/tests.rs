@@ -48,14 +48,8 @@ fn root() -> Key {
 }
 
 fn saved_rows() -> HeldRows {
-    let record = LatentRecord {
-        latent: 1,
-        rope: 1,
-        rows: vec![0.0; 2],
-    };
-    Held::Host(Arc::new(SavedRows {
-        layers: vec![record],
-    }))
+    let layers = vec![LatentRecord::from_f32(1, 1, &[0.0; 2])];
+    Held::Host(Arc::new(SavedRows { layers }))
 }
 
 impl Forest {
