@@ -3,10 +3,8 @@
 pub(super) mod answers;
 pub(super) mod memory;
 
-use std::future::Future;
-
 use super::batch_metadata::BatchMetadata;
-use super::{Result, Ticket};
+use super::{MaybeSend, Result, Ticket};
 use crate::error::BackendError;
 
 /// Checks that a batch's words fit the buffer that a step has for them.
@@ -26,9 +24,9 @@ pub(super) fn fits(metadata: &BatchMetadata, bytes: u64) -> Result<()> {
 }
 
 /// A ticket for what `convert` makes of what is read.
-pub(super) fn later<R, T: Send + 'static>(
-    read: Result<impl Future<Output = Result<R>> + Send + 'static>,
-    convert: impl FnOnce(R) -> T + Send + 'static,
+pub(super) fn later<R: MaybeSend + 'static, T: MaybeSend + 'static>(
+    read: Result<Ticket<R>>,
+    convert: impl FnOnce(R) -> T + MaybeSend + 'static,
 ) -> Ticket<T> {
     match read {
         Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),
