@@ -40,10 +40,13 @@ const SCARCE: EngineOptions = EngineOptions {
     ..OPTIONS
 };
 
-/// Three sequences at a time, and pools too small for all that is wanted.
+/// Sequences that run at a time.
+const SEQUENCES: usize = 3;
+
+/// Few sequences at a time, and pools too small for all that is wanted.
 fn scarce(plan: &Shared) -> Engine {
     let backend = Box::new(Faulty::new(Box::new(CpuBackend::new()), plan));
-    engine_on(backend, "tiny-a", limits(3, 5, 12), SCARCE)
+    engine_on(backend, "tiny-a", limits(SEQUENCES, 5, 12), SCARCE)
 }
 
 /// Requests with a prefix in common, one with several answers, one that is cut inside a block.
@@ -237,6 +240,15 @@ fn each_call_fails(damaged: Option<usize>) {
         let in_request = ran.errors.values().any(|error| is_planted(error));
         assert!(in_request || in_snapshot, "{what}: nobody was told");
         all_ended(&ran, &known, fault, &what);
+        if fault != Fault::Lost {
+            // Those of one batch at most, and never those that wait.
+            let failed = ran
+                .errors
+                .values()
+                .filter(|error| is_planted(error))
+                .count();
+            assert!(failed <= SEQUENCES, "{what}: {failed} requests failed");
+        }
 
         // Where a fault ended the schedule early, the submission that was to be damaged is still to come.
         plan.lock().unwrap().damaged = None;

@@ -8,7 +8,7 @@ use super::request::{PromptScores, RequestId};
 use super::sequence::Sequence;
 use crate::backend::{Batch, Capacity, OutputRow, Segment, StateCheckpoint};
 use crate::cache::SlotRef;
-use crate::error::{EngineError, Error};
+use crate::error::{BackendError, EngineError, Error};
 use crate::model::{StepOptions, TraceChoice};
 
 /// A batch, and whose its segments are.
@@ -18,6 +18,26 @@ pub(super) struct Planned {
     pub(super) segments: Vec<PlannedSegment>,
     /// What is traced: then the batch is one token of one sequence. Some of these are timed too.
     pub(super) trace: Option<(TraceChoice, bool)>,
+}
+
+impl Planned {
+    /// The requests that an error of this batch is of: the one whose token was refused, or all.
+    pub(super) fn owners(&self, error: &Error) -> Vec<RequestId> {
+        let refused = match error {
+            Error::Backend(BackendError::TokenOutOfRange { position, .. }) => Some(*position),
+            _ => None,
+        };
+        let mut first = 0;
+        let mut owners = Vec::new();
+        for (owner, segment) in self.segments.iter().zip(&self.batch.segments) {
+            let tokens = first..first + segment.length;
+            first = tokens.end;
+            if refused.is_none_or(|position| tokens.contains(&position)) {
+                owners.push(owner.id);
+            }
+        }
+        owners
+    }
 }
 
 /// Of so many traced tokens of a sequence one is timed. A device tells what operations take by waiting for each of them by
@@ -91,8 +111,14 @@ impl Engine {
                 .map(|segment| segment.checkpoints.len())
                 .sum();
             let room = most.checkpoints - taken;
-            let (end, checkpoints) = self.inside(place, end, room).await?;
-            self.add(&mut planned, place, end, checkpoints);
+            match self.inside(place, end, room).await {
+                Ok((end, checkpoints)) => self.add(&mut planned, place, end, checkpoints),
+                Err(error) => {
+                    // Who runs has changed: the next step lays out another batch.
+                    self.refuse(vec![self.running[place].id], error)?;
+                    return Ok(None);
+                }
+            }
         }
         if planned.segments.is_empty() && !self.running.is_empty() {
             let (expected, found) = (

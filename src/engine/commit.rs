@@ -54,17 +54,21 @@ impl Engine {
                 continue;
             };
             let finite = rows.choices.iter().all(|choice| choice.finite);
-            self.moved(place, segment, finite).await?;
-            if finite {
-                self.take_rows(place, &rows).await?;
-            } else {
+            let mut taken = self.moved(place, segment, finite).await;
+            if !finite {
                 damaged = Some(id);
+            } else if taken.is_ok() {
+                taken = self.take_rows(place, &rows).await;
             }
+            taken.or_else(|error| self.refuse(vec![id], error))?;
         }
-        if let Some(id) = damaged {
-            self.diagnose(id).await?;
+        match damaged {
+            Some(id) => {
+                let diagnosed = self.diagnose(id).await;
+                diagnosed.or_else(|error| self.refuse(vec![id], error))
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The sequence has come to the segment's end: its state is in its own slot, and checkpoints are where they were wanted.

@@ -15,7 +15,7 @@ use super::step_cache::StepCache;
 use crate::backend::StepOutput;
 use crate::cache::{BlockRef, Cache, Current, Held, Key, Lease, Occupancy, Pools, SlotRef};
 use crate::checkpoint::Fingerprint;
-use crate::error::{EngineError, Error};
+use crate::error::{EngineError, Error, Scope};
 use crate::model::{Model, TraceChoice};
 use crate::tokenizer::Tokenizer;
 
@@ -230,8 +230,8 @@ impl Engine {
         self.events.push_back((id, event));
     }
 
-    /// One step: a batch of whatever can run. Returns whether anything is left to do. A device that fails ends the
-    /// requests that were running on it, each with an event.
+    /// One step: a batch of whatever can run. Returns whether anything is left to do. An error ends the requests that it
+    /// must, each with an event: those of a step that was refused, and all of them where the device is lost.
     pub async fn step(&mut self) -> bool {
         self.drop_cancelled();
         if let Err(error) = self.try_step().await {
@@ -249,7 +249,40 @@ impl Engine {
             Some((choice, timed)) => self.run_traced(&planned, choice, timed).await,
             None => self.run(&planned).await,
         };
-        self.commit(planned, ran?).await
+        match ran {
+            Ok(output) => self.commit(planned, output).await,
+            Err(error) => {
+                // A step that failed is not trusted again, and where memory ran out others give theirs back.
+                self.step_cache.clear();
+                self.refuse(planned.owners(&error), error)
+            }
+        }
+    }
+
+    /// Ends requests with an error that is theirs alone.
+    ///
+    /// # Errors
+    /// The same error where the device failed: it is everybody's.
+    pub(super) fn refuse(
+        &mut self,
+        mut ids: Vec<RequestId>,
+        error: impl Into<Error>,
+    ) -> Result<(), Error> {
+        let error = error.into();
+        if error.scope() == Scope::Device {
+            return Err(error);
+        }
+        let error = Arc::new(error);
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            // Another of its answers may have failed before.
+            let mut sequences = self.running.iter().chain(&self.waiting);
+            if sequences.any(|sequence| sequence.id == id) {
+                self.fail(id, &error);
+            }
+        }
+        Ok(())
     }
 
     async fn run(&mut self, planned: &Planned) -> Result<StepOutput, Error> {
