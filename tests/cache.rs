@@ -5,7 +5,8 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
     Backend, LatentLayout, LatentPool, Slot, StateLayout, StatePool, StateRecord,
 };
-use kimi_linear::cache::{Cache, Fingerprint, Key, Pools};
+use kimi_linear::cache::{Cache, Hit, Key, Pools, SlotRef};
+use kimi_linear::checkpoint::Fingerprint;
 use kimi_linear::config::Dtype;
 use pollster::block_on;
 
@@ -86,11 +87,17 @@ impl Device {
         let blocks = block_on(cache.blocks(&mut self.pools(), count))
             .unwrap()
             .unwrap();
-        self.fill(slot, value);
-        cache.store(tokens, &blocks, slot);
-        cache.release_slot(slot);
-        cache.release_blocks(&blocks);
+        self.fill(slot.get(), value);
+        cache.store(cache.hash(tokens).whole(), &blocks, &slot);
     }
+}
+
+fn lookup(cache: &Cache, tokens: &[u32]) -> Option<Hit> {
+    cache.lookup(cache.hash(tokens).whole())
+}
+
+fn find(cache: &Cache, tokens: &[u32]) -> Option<Hit> {
+    cache.find(cache.hash(tokens).whole())
 }
 
 fn numbers(from: u32, count: u32) -> Vec<u32> {
@@ -103,17 +110,17 @@ fn a_hit_leaves_a_token_to_run() {
     let mut cache = device.cache(0);
     let tokens = numbers(0, 6);
     device.checkpoint(&mut cache, &tokens, 1.0);
-    assert_eq!(cache.lookup(&tokens), None);
-    assert_eq!(cache.lookup(&numbers(0, 7)).unwrap().position, 6);
-    assert_eq!(cache.find(&tokens).unwrap().position, 6);
+    assert_eq!(lookup(&cache, &tokens), None);
+    assert_eq!(lookup(&cache, &numbers(0, 7)).unwrap().position, 6);
+    assert_eq!(find(&cache, &tokens).unwrap().position, 6);
     assert_eq!(
-        cache.lookup(&[0, 1, 2, 3, 4, 9, 6]),
+        lookup(&cache, &[0, 1, 2, 3, 4, 9, 6]),
         None,
         "another token inside the partial block"
     );
-    assert_eq!(cache.lookup(&[]), None);
+    assert_eq!(lookup(&cache, &[]), None);
     device.checkpoint(&mut cache, &numbers(0, 4), 2.0);
-    assert_eq!(cache.lookup(&[0, 1, 2, 3, 4, 9, 6]).unwrap().position, 4);
+    assert_eq!(lookup(&cache, &[0, 1, 2, 3, 4, 9, 6]).unwrap().position, 4);
 }
 
 #[test]
@@ -121,14 +128,13 @@ fn a_checkpoint_evicted_between_lookup_and_use_is_gone() {
     let mut device = Device::new(2, 8);
     let mut cache = device.cache(0);
     device.checkpoint(&mut cache, &numbers(0, 6), 1.0);
-    let hit = cache.lookup(&numbers(0, 9)).unwrap();
+    let hit = lookup(&cache, &numbers(0, 9)).unwrap();
     // All slots are taken: the checkpoint has to go.
-    let slots: Vec<Slot> = (0..2)
+    let slots: Vec<SlotRef> = (0..2)
         .map(|_| block_on(cache.slot(&mut device.pools())).unwrap().unwrap())
         .collect();
-    assert_eq!(
-        block_on(cache.slot(&mut device.pools())).unwrap(),
-        None,
+    assert!(
+        block_on(cache.slot(&mut device.pools())).unwrap().is_none(),
         "there is no third"
     );
     assert!(
@@ -136,9 +142,9 @@ fn a_checkpoint_evicted_between_lookup_and_use_is_gone() {
             .unwrap()
             .is_none()
     );
-    assert_eq!(cache.lookup(&numbers(0, 9)), None);
+    assert_eq!(lookup(&cache, &numbers(0, 9)), None);
     assert_eq!(cache.occupancy().blocks, 0, "its blocks went with it");
-    slots.into_iter().for_each(|slot| cache.release_slot(slot));
+    drop(slots);
     assert_eq!(cache.occupancy().slots, 0);
 }
 
@@ -147,18 +153,17 @@ fn a_held_checkpoint_survives_its_eviction() {
     let mut device = Device::new(2, 4);
     let mut cache = device.cache(0);
     device.checkpoint(&mut cache, &numbers(0, 6), 7.0);
-    let hit = cache.lookup(&numbers(0, 9)).unwrap();
+    let hit = lookup(&cache, &numbers(0, 9)).unwrap();
     let mut lease = block_on(cache.acquire(&mut device.pools(), &hit))
         .unwrap()
         .unwrap();
     cache.clear();
     let taken = block_on(cache.slot(&mut device.pools())).unwrap().unwrap();
-    assert_eq!(
-        block_on(cache.slot(&mut device.pools())).unwrap(),
-        None,
+    assert!(
+        block_on(cache.slot(&mut device.pools())).unwrap().is_none(),
         "the lease still holds the other"
     );
-    cache.release_slot(taken);
+    drop(taken);
     let placed = block_on(cache.place(&mut device.pools(), &mut lease, 3))
         .unwrap()
         .unwrap();
@@ -166,7 +171,7 @@ fn a_held_checkpoint_survives_its_eviction() {
         panic!("{placed:?}")
     };
     let (states, layer) = (device.states, 1);
-    let record = block_on(device.backend.read_state(&states, layer, shared)).unwrap();
+    let record = block_on(device.backend.read_state(&states, layer, shared.get())).unwrap();
     assert!(record.state.iter().all(|value| *value == 7.0));
     assert_eq!(placed.blocks.len(), 3);
 }
@@ -184,7 +189,7 @@ fn states_come_back_from_host_memory_as_they_were() {
         (2, 3)
     );
     for i in 0..5_u32 {
-        let hit = cache.lookup(&numbers(100 * i, 7)).unwrap();
+        let hit = lookup(&cache, &numbers(100 * i, 7)).unwrap();
         let (rows, state) = block_on(cache.copy_out(&mut device.pools(), &hit))
             .unwrap()
             .unwrap();
@@ -210,21 +215,24 @@ fn what_is_cheap_to_compute_again_goes_first_and_use_renews() {
     device.checkpoint(&mut cache, &first(1, 6), 1.0);
     device.checkpoint(&mut cache, &first(2, 30), 2.0);
     device.checkpoint(&mut cache, &first(3, 30), 3.0);
-    assert!(cache.find(&first(1, 6)).is_none(), "six tokens cost least");
+    assert!(
+        find(&cache, &first(1, 6)).is_none(),
+        "six tokens cost least"
+    );
     // Of two that cost the same, that which was used longer ago.
-    let hit = cache.find(&first(2, 30)).unwrap();
+    let hit = find(&cache, &first(2, 30)).unwrap();
     let lease = block_on(cache.acquire(&mut device.pools(), &hit))
         .unwrap()
         .unwrap();
-    cache.release(lease);
+    drop(lease);
     device.checkpoint(&mut cache, &first(4, 35), 4.0);
-    assert!(cache.find(&first(3, 30)).is_none());
-    assert!(cache.find(&first(2, 30)).is_some());
+    assert!(find(&cache, &first(3, 30)).is_none());
+    assert!(find(&cache, &first(2, 30)).is_some());
     // Cost does not keep what nobody uses for ever.
     for i in 5..9 {
         device.checkpoint(&mut cache, &first(i, 30), 5.0);
     }
-    assert!(cache.find(&first(0, 40)).is_none());
+    assert!(find(&cache, &first(0, 40)).is_none());
 }
 
 #[test]

@@ -8,7 +8,10 @@ use engine_harness::{
     BLOCK, OPTIONS, Outcomes, answer, answers, collect, drawn, engine, finish, limits, request,
     tokens,
 };
-use kimi_linear::engine::{EngineOptions, FinishReason, Request, RequestId, Sampling};
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::config::ModelConfig;
+use kimi_linear::engine::{Engine, EngineOptions, FinishReason, Request, RequestId, Sampling};
+use kimi_linear::model::Model;
 use kimi_linear::tokenizer::Tokenizer;
 
 /// Sixteen requests of different lengths, greedy and drawn from few and many.
@@ -297,5 +300,29 @@ fn requests_that_cannot_run_are_refused() {
     assert!(
         engine.submit(RequestId(1), request(vec![1], 1)).is_err(),
         "one name twice"
+    );
+}
+
+/// An engine over weights that the backend makes: no checkpoint is needed for one.
+#[test]
+fn an_engine_over_random_weights_serves_requests() {
+    let config = ModelConfig::from_file(&reference("tiny-a").join("config.json")).unwrap();
+    let random = |seed| {
+        let backend = Box::new(CpuBackend::new());
+        let model = Model::random(&config, seed, backend, limits(2, 4, 16), &mut |_| {}).unwrap();
+        Engine::new(model, None, OPTIONS)
+    };
+    let (mut engine, prompt) = (random(1), tokens(1, 40));
+    let first = answer(&mut engine, request(prompt.clone(), 8));
+    assert_eq!(first.tokens.len(), 8);
+    let again = answer(&mut random(1), request(prompt.clone(), 8));
+    assert_eq!(first, again, "the same seed is the same model");
+    // Another seed is another model, and says so.
+    let snapshot = pollster::block_on(engine.snapshot(&prompt)).unwrap();
+    random(1).restore(snapshot.clone()).unwrap();
+    let error = random(2).restore(snapshot).unwrap_err().to_string();
+    assert!(
+        error.starts_with("the snapshot's model should be "),
+        "{error}"
     );
 }

@@ -12,6 +12,8 @@
 mod faulty;
 
 mod engine_harness;
+#[path = "common/seeds.rs"]
+mod seeds;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ use faulty::{Fault, Faulty, Plan, Shared};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::engine::{Engine, EngineOptions, Event, Request, RequestId};
 use kimi_linear::error::{EngineError, Error};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 
 /// More steps than any schedule here takes: whoever needs more hangs.
 const MOST_STEPS: usize = 2000;
@@ -36,10 +40,13 @@ const SCARCE: EngineOptions = EngineOptions {
     ..OPTIONS
 };
 
-/// Three sequences at a time, and pools too small for all that is wanted.
+/// Sequences that run at a time.
+const SEQUENCES: usize = 3;
+
+/// Few sequences at a time, and pools too small for all that is wanted.
 fn scarce(plan: &Shared) -> Engine {
     let backend = Box::new(Faulty::new(Box::new(CpuBackend::new()), plan));
-    engine_on(backend, "tiny-a", limits(3, 5, 12), SCARCE)
+    engine_on(backend, "tiny-a", limits(SEQUENCES, 5, 12), SCARCE)
 }
 
 /// Requests with a prefix in common, one with several answers, one that is cut inside a block.
@@ -168,6 +175,16 @@ fn all_ended(ran: &Ran, known: &Known, fault: Fault, what: &str) {
     }
 }
 
+/// The pools are as full as the living sequences say: all else is the prefix cache's alone.
+fn as_full_as_held(engine: &Engine, what: &str) {
+    let found = engine.occupancy();
+    let used = (
+        found.slots - found.idle_slots,
+        found.blocks - found.idle_blocks,
+    );
+    assert_eq!(used, engine.held(), "slots, blocks: {what}");
+}
+
 /// Nothing is held but what the cache may let go.
 fn nothing_held(engine: &mut Engine, what: &str) {
     engine.clear_cache();
@@ -223,6 +240,15 @@ fn each_call_fails(damaged: Option<usize>) {
         let in_request = ran.errors.values().any(|error| is_planted(error));
         assert!(in_request || in_snapshot, "{what}: nobody was told");
         all_ended(&ran, &known, fault, &what);
+        if fault != Fault::Lost {
+            // Those of one batch at most, and never those that wait.
+            let failed = ran
+                .errors
+                .values()
+                .filter(|error| is_planted(error))
+                .count();
+            assert!(failed <= SEQUENCES, "{what}: {failed} requests failed");
+        }
 
         // Where a fault ended the schedule early, the submission that was to be damaged is still to come.
         plan.lock().unwrap().damaged = None;
@@ -249,4 +275,74 @@ fn each_call_of_a_schedule_fails_in_turn() {
 #[test]
 fn each_call_of_a_schedule_with_damaged_numbers_fails_in_turn() {
     each_call_fails(Some(7));
+}
+
+/// Schedules a seed.
+const SCHEDULES: usize = 250;
+
+#[test]
+fn random_schedules_of_the_fixed_seed_leak_nothing() {
+    random_schedules(seeds::FIXED);
+}
+
+#[test]
+fn random_schedules_of_the_drawn_seed_leak_nothing() {
+    random_schedules(seeds::drawn());
+}
+
+fn random_schedules(seed: u64) {
+    seeds::printed(seed);
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let (mut failed, mut finished, mut evictions, mut preemptions) = (0, 0, 0, 0);
+    for schedule in 0..SCHEDULES {
+        let what = format!("seed {seed}, schedule {schedule}");
+        let plan = Shared::default();
+        let backend = Box::new(Faulty::new(Box::new(CpuBackend::new()), &plan));
+        let options = EngineOptions {
+            host_bytes: [0, 60_000, 64 << 20][rng.random_range(0..3)],
+            ..SCARCE
+        };
+        let pools = limits(3, rng.random_range(3..7), rng.random_range(10..20));
+        let mut engine = engine_on(backend, "tiny-a", pools, options);
+        let mut ran = Ran::default();
+        let mut submitted: Vec<Request> = Vec::new();
+        while submitted.len() < 8 || !engine.is_idle() {
+            if submitted.len() < 8 && rng.random_range(0..2) == 0 {
+                let kind = rng.random_range(0..requests().len());
+                let request = requests().swap_remove(kind);
+                engine
+                    .submit(RequestId(submitted.len() as u64), request.clone())
+                    .unwrap();
+                submitted.push(request);
+            }
+            if rng.random_range(0..3) == 0 {
+                let mut plan = plan.lock().unwrap();
+                let at = plan.calls + rng.random_range(0..30);
+                // A device that is lost serves nobody again: the next schedule has another.
+                let kinds = if submitted.len() == 8 { 4 } else { 3 };
+                plan.fault = Some((at, Fault::ALL[rng.random_range(0..kinds)]));
+            }
+            if rng.random_range(0..8) == 0 && !submitted.is_empty() {
+                engine.cancel(RequestId(rng.random_range(0..submitted.len() as u64)));
+            }
+            steps(&mut engine, &mut ran, 1);
+            as_full_as_held(&engine, &what);
+        }
+        for (id, request) in (0..).map(RequestId).zip(&submitted) {
+            let ended = |sample| ran.outcomes.get(&(id, sample))?.reason;
+            let all = (0..request.samples).all(|sample| ended(sample).is_some());
+            assert!(all || ran.errors.contains_key(&id), "{what}: {id:?}");
+        }
+        failed += ran.errors.len();
+        finished += submitted.len() - ran.errors.len();
+        evictions += engine.occupancy().evictions;
+        preemptions += engine.preemptions();
+        nothing_held(&mut engine, &what);
+    }
+    println!("{failed} failed, {finished} finished, {evictions} evictions");
+    assert!(failed > 200 && finished > 200, "{failed} and {finished}");
+    assert!(
+        evictions > 200 && preemptions > 50,
+        "{evictions}, {preemptions}"
+    );
 }

@@ -6,8 +6,8 @@ mod common;
 use common::{Fixture, close, reference};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Batch, Block, Capacity, OutputRow, Segment, Slot, StateCheckpoint, StateRecord, Step,
-    StepOutput,
+    Batch, Block, Capacity, LatentRecord, OutputRow, Segment, Slot, StateCheckpoint, StateRecord,
+    Step, StepOutput,
 };
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
@@ -212,7 +212,8 @@ fn slots_and_blocks_that_a_batch_does_not_name_stay_as_they_are() {
             .read_latents(&latents, 0, Block(block), BLOCK_TOKENS)
             .wait()
             .unwrap();
-        record.rows.fill(f32::NAN);
+        let nan = vec![f32::NAN; BLOCK_TOKENS * (record.latent + record.rope)];
+        record = LatentRecord::from_f32(record.latent, record.rope, &nan);
         model
             .backend()
             .write_latents(&latents, 0, Block(block), &record)
@@ -252,13 +253,12 @@ fn slots_and_blocks_that_a_batch_does_not_name_stay_as_they_are() {
             .wait()
             .unwrap();
         let width = latents.layout.width();
-        let written = record
-            .rows
+        let rows = record.to_f32();
+        let written = rows
             .chunks_exact(width)
             .filter(|row| row.iter().all(|value| value.is_finite()))
             .count();
-        let untouched = record
-            .rows
+        let untouched = rows
             .iter()
             .filter(|value| value.to_bits() == f32::NAN.to_bits())
             .count();

@@ -132,7 +132,7 @@ fn a_newer_version_is_refused() {
     let error = Snapshot::from_bytes(&bytes).unwrap_err().to_string();
     assert_eq!(
         error,
-        "record 0 is of format version 2, but this build reads version 1"
+        "record 0 is of format version 3, but this build reads version 2"
     );
 }
 
@@ -172,7 +172,7 @@ fn another_model_or_layout_is_refused_with_both_values() {
         "the snapshot's state of KDA layer 1 (heads, K, V) should be [2, 32, 32], but is [2, 64, 32]"
     );
     let mut shorter = snapshot.clone();
-    shorter.latents[0].rows.truncate(64);
+    shorter.latents[0].rows.truncate(4 * 64);
     let error = own.restore(shorter).unwrap_err().to_string();
     assert_eq!(
         error,

@@ -32,7 +32,7 @@ fn parts() -> Parts {
     let backend = Box::new(CpuBackend::new());
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
     let told = Some(Arc::clone(&tokenizer));
-    let engine = Engine::new(model, checkpoint, told, EngineOptions::default());
+    let engine = Engine::new(model, told, EngineOptions::default());
     Parts {
         context: engine.context(),
         engine: EngineHandle::start(engine).unwrap(),

@@ -27,14 +27,11 @@ mod program;
 mod random;
 mod record;
 mod tensor;
+mod ticket;
 pub mod trace;
 mod weight;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
-
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 pub use batch::{Batch, Capacity, OutputRow, Segment, StateCheckpoint};
 pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
@@ -46,6 +43,9 @@ pub use program::Program;
 pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
 pub use tensor::{Element, Precision, Rows, Tensor, TensorValues};
+#[cfg(not(target_arch = "wasm32"))]
+pub use ticket::block_on;
+pub use ticket::{MaybeSend, Ticket, await_device};
 pub use weight::{Weight, WeightPart, WeightSource};
 
 use crate::error::BackendError;
@@ -74,7 +74,7 @@ pub struct Device {
 ///
 /// Handles ([`Weight`], [`Tensor`], [`StatePool`], [`LatentPool`]) belong to the backend that made them; using them
 /// with another is refused where it can be seen.
-pub trait Backend: Send {
+pub trait Backend: MaybeSend {
     /// The device that this backend drives.
     fn device(&self) -> &Device;
 
@@ -195,7 +195,7 @@ pub trait Backend: Send {
 
 /// A compiled program, run each time it is submitted. A row's arithmetic never depends on which other rows are in the
 /// batch.
-pub trait Step: Send {
+pub trait Step: MaybeSend {
     /// The names of what is run, in order; a block that the backend took whole is one of them.
     fn operations(&self) -> &[&'static str];
 
@@ -255,36 +255,5 @@ impl StepOutput {
             Some((_, sum)) => *sum += milliseconds,
             None => self.milliseconds.push((name, milliseconds)),
         }
-    }
-}
-
-/// A promise of a device's answer.
-pub struct Ticket<T>(Pin<Box<dyn Future<Output = Result<T>> + Send>>);
-
-impl<T: Send + 'static> Ticket<T> {
-    /// A ticket that waits for `future`.
-    pub fn new(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
-        Self(Box::pin(future))
-    }
-
-    /// A ticket whose answer is there already.
-    pub fn ready(answer: Result<T>) -> Self {
-        Self::new(std::future::ready(answer))
-    }
-
-    /// Blocks the thread until the answer is there. For threads that may block; in a browser, await it.
-    ///
-    /// # Errors
-    /// Those of the work itself.
-    pub fn wait(self) -> Result<T> {
-        pollster::block_on(self)
-    }
-}
-
-impl<T> Future for Ticket<T> {
-    type Output = Result<T>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
     }
 }

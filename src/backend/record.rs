@@ -2,7 +2,10 @@
 //!
 //! Only the numbers and what they mean; headers, checksums and files are the cache's.
 
+use std::borrow::Cow;
+
 use super::StateLayout;
+use crate::config::Dtype;
 
 /// Which index of a stored state runs fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -32,15 +35,54 @@ pub struct StateRecord {
     pub conv_state: Vec<f32>,
 }
 
-/// Consecutive latent rows of one MLA layer.
+/// Consecutive latent rows of one MLA layer, as their pool keeps them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentRecord {
     /// Width of the normalised latent c'.
     pub latent: usize,
     /// Width of k_pe.
     pub rope: usize,
-    /// `[tokens, latent + rope]`, widened to f32.
-    pub rows: Vec<f32>,
+    /// The dtype of `rows`: their pool's.
+    pub dtype: Dtype,
+    /// `[tokens, latent + rope]` of `dtype`, little-endian.
+    pub rows: Vec<u8>,
+}
+
+impl LatentRecord {
+    /// Rows `[tokens, latent + rope]` in f32.
+    #[must_use]
+    pub fn from_f32(latent: usize, rope: usize, rows: &[f32]) -> Self {
+        let dtype = Dtype::F32;
+        let rows = dtype.encode(rows);
+        Self {
+            latent,
+            rope,
+            dtype,
+            rows,
+        }
+    }
+
+    /// The rows, widened to f32: exact.
+    #[must_use]
+    pub fn to_f32(&self) -> Vec<f32> {
+        self.dtype.decode(&self.rows)
+    }
+
+    /// Bytes of one row.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        (self.latent + self.rope) * self.dtype.size()
+    }
+
+    /// The rows as bytes of another dtype: widened exactly, narrowed to nearest even.
+    #[must_use]
+    pub fn bytes(&self, dtype: Dtype) -> Cow<'_, [u8]> {
+        if self.dtype == dtype {
+            Cow::Borrowed(&self.rows)
+        } else {
+            Cow::Owned(dtype.encode(&self.to_f32()))
+        }
+    }
 }
 
 impl StateRecord {
@@ -59,15 +101,53 @@ impl StateRecord {
 
     /// The recurrent matrices as `[heads, K, V]`, whatever their orientation.
     #[must_use]
-    pub fn key_value(&self) -> std::borrow::Cow<'_, [f32]> {
+    pub fn key_value(&self) -> Cow<'_, [f32]> {
         let (k, v) = (self.key_width, self.value_width);
         if self.orientation == Orientation::KeyValue {
-            return std::borrow::Cow::Borrowed(&self.state);
+            return Cow::Borrowed(&self.state);
         }
         let transposed = (0..self.state.len()).map(|i| {
             let (head, d, e) = (i / (k * v), i / v % k, i % v);
             self.state[(head * v + e) * k + d]
         });
-        std::borrow::Cow::Owned(transposed.collect())
+        Cow::Owned(transposed.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Narrowing rounds to nearest even, widening is exact.
+    #[test]
+    fn rows_of_another_dtype_are_converted() {
+        let bits = |dtype: Dtype, value: f32| {
+            let record = LatentRecord::from_f32(1, 0, &[value]);
+            record.bytes(dtype).into_owned()
+        };
+        // Between two bf16 numbers, and just above: the even one, then the upper one.
+        assert_eq!(bits(Dtype::Bf16, 1.0 + 1.0 / 256.0), [0x80, 0x3f]);
+        assert_eq!(bits(Dtype::Bf16, 1.0 + 3.0 / 256.0), [0x82, 0x3f]);
+        assert_eq!(bits(Dtype::Bf16, 1.0 + 1.1 / 256.0), [0x81, 0x3f]);
+        assert_eq!(bits(Dtype::F16, 1.0 + 1.0 / 2048.0), [0x00, 0x3c]);
+        assert_eq!(bits(Dtype::F16, 1.0 + 3.0 / 2048.0), [0x02, 0x3c]);
+        assert_eq!(bits(Dtype::F32, -0.1), (-0.1_f32).to_le_bytes());
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            for half in (0..=u16::MAX).step_by(7) {
+                let rows = half.to_le_bytes().to_vec();
+                let (latent, rope) = (1, 0);
+                let record = LatentRecord {
+                    latent,
+                    rope,
+                    dtype,
+                    rows,
+                };
+                let value = record.to_f32()[0];
+                let back = LatentRecord::from_f32(1, 0, &[value]);
+                if !value.is_nan() {
+                    assert_eq!(*back.bytes(dtype), record.rows, "{dtype} {half:04x}");
+                }
+            }
+        }
     }
 }

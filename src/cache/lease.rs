@@ -1,14 +1,16 @@
 //! A sequence's place to go on from, while it is not running: after a hit, a fork, or a preemption.
 
+use super::pool::{BlockRef, SlotRef};
 use super::tree::{HeldRows, HeldState};
+use crate::backend::{Block, Slot};
 
-/// States and latents of a sequence's first tokens. What it holds in pools is held on its behalf until it is placed or
-/// released by the [`Cache`](super::Cache) that gave it.
-#[derive(Debug, Default)]
+/// States and latents of a sequence's first tokens. It holds what it names, in pools or in host memory; a clone is one more
+/// holder of the same.
+#[derive(Clone, Debug, Default)]
 pub struct Lease {
     /// Tokens that are through.
     pub position: usize,
-    /// The KDA states at `position`; nothing at the start of a sequence. A slot may be shared: it is only read.
+    /// The KDA states at `position`; `None` at the start of a sequence. A slot may be shared: it is only read.
     pub state: Option<HeldState>,
     /// The latents of each block. Blocks on the device are whole and may be shared; a partial one is in host memory.
     pub rows: Vec<HeldRows>,
@@ -30,20 +32,38 @@ impl Lease {
 #[derive(Debug)]
 pub struct Placed {
     /// The slot to write: this sequence's alone.
-    pub slot: crate::backend::Slot,
+    pub slot: SlotRef,
     /// Where the state is now.
     pub state: Current,
     /// Its blocks, from the first token on; those past `position` are its own.
-    pub blocks: Vec<crate::backend::Block>,
+    pub blocks: Vec<BlockRef>,
+}
+
+impl Placed {
+    /// The slot that its next tokens read; `None` at the start of a sequence.
+    #[must_use]
+    pub fn slot_in(&self) -> Option<Slot> {
+        match &self.state {
+            Current::Zero => None,
+            Current::Own => Some(self.slot.get()),
+            Current::Shared(slot) => Some(slot.get()),
+        }
+    }
+
+    /// Its first `count` blocks.
+    #[must_use]
+    pub fn blocks(&self, count: usize) -> Vec<Block> {
+        self.blocks[..count].iter().map(BlockRef::get).collect()
+    }
 }
 
 /// Where a running sequence's state is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Current {
     /// Nowhere yet: the zero state that starts a sequence.
     Zero,
     /// In its own slot.
     Own,
     /// In a slot that others read as well.
-    Shared(crate::backend::Slot),
+    Shared(SlotRef),
 }

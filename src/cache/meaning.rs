@@ -3,39 +3,7 @@
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::backend::{LatentLayout, StateLayout};
-use crate::checkpoint::Checkpoint;
-
-/// Bytes of each end of a tensor that enter the fingerprint; reading all of them would take as long as loading.
-const SAMPLE: usize = 256;
-
-/// Which model, as far as states and latents depend on it: the same on every backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fingerprint(pub u128);
-
-impl std::fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl Fingerprint {
-    /// Names, dtypes and shapes of all tensors, and both ends of each one's bytes.
-    #[must_use]
-    pub fn of(checkpoint: &Checkpoint) -> Self {
-        let mut tensors: Vec<_> = checkpoint.tensors().collect();
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut hash = Xxh3::new();
-        for tensor in tensors {
-            hash.update(
-                format!("{}\0{}\0{:?}\0", tensor.name, tensor.format, tensor.shape).as_bytes(),
-            );
-            let bytes = &tensor.bytes;
-            hash.update(&bytes[..bytes.len().min(SAMPLE)]);
-            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
-        }
-        Self(hash.digest128())
-    }
-}
+use crate::checkpoint::Fingerprint;
 
 /// The key of a block: a hash of its tokens, of its parent's key, and so of all tokens before it and of what the bytes
 /// mean.

@@ -11,12 +11,15 @@ mod pool;
 mod prefix;
 mod saved;
 mod snapshot;
+mod tokens;
 mod tree;
+mod victims;
 
 pub use lease::{Current, Lease, Placed};
-pub use meaning::{Fingerprint, Key, hash_tokens};
-pub use pool::{Counted, Place};
+pub use meaning::{Key, hash_tokens};
+pub use pool::{BlockRef, Counted, Place, PoolRef, SlotRef};
 pub use prefix::{Cache, Hit, Occupancy};
 pub use saved::{Pools, SavedRows, SavedState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot};
-pub use tree::{Checkpoint, CheckpointId, Held, HeldRows, HeldState};
+pub use tokens::{HashedTokens, Prefix};
+pub use tree::{Held, HeldRows, HeldState};

@@ -1,12 +1,17 @@
 //! Numbered places with a count of their holders: which slots and blocks are free.
 //!
-//! It hands out numbers; what is in a place is the backend's business, and who holds it the holders'. A place that was
-//! given back is not cleared: its next holder writes it before anything reads it.
+//! It hands out numbers; what is in a place is the backend's business. Whoever holds a place holds a [`PoolRef`], which gives
+//! it back when it is dropped: no error path can leak one. A place that was given back is not cleared: its next holder writes
+//! it before anything reads it.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::{Block, Slot};
 
 /// A number that names a place in a pool.
-pub trait Place: Copy + PartialEq + std::fmt::Debug {
+pub trait Place: Copy + Eq + Hash + Debug {
     /// The place with this number.
     fn new(number: u32) -> Self;
     /// Its number.
@@ -31,68 +36,171 @@ impl Place for Block {
     }
 }
 
+/// A held slot.
+pub type SlotRef = PoolRef<Slot>;
+
+/// A held block.
+pub type BlockRef = PoolRef<Block>;
+
+/// The holders of one place.
+#[derive(Clone, Copy, Debug, Default)]
+struct Holders {
+    all: u32,
+    /// Those of them that are the prefix tree.
+    cached: u32,
+    /// Whether it is in [`Shared::changed`].
+    changed: bool,
+}
+
+impl Holders {
+    fn idle(self) -> bool {
+        self.all > 0 && self.all == self.cached
+    }
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    holders: Vec<Holders>,
+    free: Vec<T>,
+    idle: usize,
+    /// Places that have become idle, or are so no longer, since this was asked last; each once.
+    changed: Vec<T>,
+}
+
+impl<T: Place> Shared<T> {
+    /// So many holders more or fewer; the last one frees the place.
+    fn change(&mut self, place: T, all: i32, cached: i32) {
+        let holders = &mut self.holders[place.index()];
+        let was = holders.idle();
+        holders.all = holders.all.saturating_add_signed(all);
+        holders.cached = holders.cached.saturating_add_signed(cached);
+        let is = holders.idle();
+        if was != is {
+            self.idle = if is { self.idle + 1 } else { self.idle - 1 };
+            if !std::mem::replace(&mut holders.changed, true) {
+                self.changed.push(place);
+            }
+        }
+        if holders.all == 0 {
+            self.free.push(place);
+        }
+    }
+}
+
+fn lock<T>(shared: &Mutex<Shared<T>>) -> MutexGuard<'_, Shared<T>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The places of one pool, each with its number of holders; a place is free when nobody holds it.
 #[derive(Debug)]
-pub struct Counted<T> {
-    holders: Vec<u32>,
-    free: Vec<T>,
-}
+pub struct Counted<T>(Arc<Mutex<Shared<T>>>);
 
 impl<T: Place> Counted<T> {
     /// A pool of `count` places, all free; low numbers are handed out first.
     #[must_use]
     pub fn new(count: usize) -> Self {
         let last = u32::try_from(count).unwrap_or(u32::MAX);
-        Self {
-            holders: vec![0; count],
+        Self(Arc::new(Mutex::new(Shared {
+            holders: vec![Holders::default(); count],
             free: (0..last).rev().map(T::new).collect(),
-        }
+            idle: 0,
+            changed: Vec::new(),
+        })))
     }
 
     /// A free place, now held once.
-    pub fn take(&mut self) -> Option<T> {
-        let place = self.free.pop()?;
-        self.holders[place.index()] = 1;
-        Some(place)
-    }
-
-    /// One holder more.
-    pub fn retain(&mut self, place: T) {
-        debug_assert!(self.holders[place.index()] > 0, "{place:?} is free");
-        self.holders[place.index()] += 1;
-    }
-
-    /// One holder less; the last one frees the place.
-    pub fn release(&mut self, place: T) {
-        let holders = &mut self.holders[place.index()];
-        debug_assert!(*holders > 0, "{place:?} is free already");
-        *holders = holders.saturating_sub(1);
-        if *holders == 0 {
-            self.free.push(place);
-        }
-    }
-
-    /// How many hold this place.
     #[must_use]
-    pub fn holders(&self, place: T) -> u32 {
-        self.holders[place.index()]
+    pub fn take(&self) -> Option<PoolRef<T>> {
+        let mut shared = lock(&self.0);
+        let place = shared.free.pop()?;
+        shared.change(place, 1, 0);
+        Some(PoolRef {
+            place,
+            cached: false,
+            pool: Arc::clone(&self.0),
+        })
     }
 
-    /// Places that nobody holds.
+    /// Number of places that nobody holds.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.free.len()
+        lock(&self.0).free.len()
     }
 
-    /// All places.
+    /// Number of places that the prefix tree alone holds.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        lock(&self.0).idle
+    }
+
+    /// Number of all places.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.holders.len()
+        lock(&self.0).holders.len()
     }
 
     /// Whether the pool has no place at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.holders.is_empty()
+        self.len() == 0
+    }
+
+    /// Places that may have become idle, or may be so no longer, since this was asked last; and whether they are.
+    pub(super) fn take_changed(&self) -> Vec<(T, bool)> {
+        let mut shared = lock(&self.0);
+        let changed = std::mem::take(&mut shared.changed);
+        let now = changed.into_iter().map(|place| {
+            let holders = &mut shared.holders[place.index()];
+            holders.changed = false;
+            (place, holders.idle())
+        });
+        now.collect()
+    }
+}
+
+/// A place that is held. A clone is one holder more; dropping it is one fewer, and the last one frees the place.
+#[derive(Debug)]
+pub struct PoolRef<T: Place> {
+    place: T,
+    cached: bool,
+    pool: Arc<Mutex<Shared<T>>>,
+}
+
+impl<T: Place> PoolRef<T> {
+    /// The place.
+    #[must_use]
+    pub fn get(&self) -> T {
+        self.place
+    }
+
+    /// A hold of the prefix tree's: a place that has no others is idle, and may be evicted.
+    pub(super) fn cached(&self) -> Self {
+        self.hold(true)
+    }
+
+    /// Whether the prefix tree alone holds it.
+    pub(super) fn is_idle(&self) -> bool {
+        lock(&self.pool).holders[self.place.index()].idle()
+    }
+
+    fn hold(&self, cached: bool) -> Self {
+        lock(&self.pool).change(self.place, 1, i32::from(cached));
+        Self {
+            place: self.place,
+            cached,
+            pool: Arc::clone(&self.pool),
+        }
+    }
+}
+
+impl<T: Place> Clone for PoolRef<T> {
+    fn clone(&self) -> Self {
+        self.hold(false)
+    }
+}
+
+impl<T: Place> Drop for PoolRef<T> {
+    fn drop(&mut self) {
+        lock(&self.pool).change(self.place, -1, -i32::from(self.cached));
     }
 }

@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use super::lease::{Current, Lease, Placed};
 use super::meaning::Key;
-use super::pool::Counted;
+use super::pool::{BlockRef, Counted, SlotRef};
 use super::saved::{Pools, SavedRows, SavedState};
-use super::tree::{
-    Change, Checkpoint, CheckpointId, Held, HeldRows, HeldState, PrefixTree, RowsId,
-};
+use super::tokens::{HashedTokens, Prefix};
+use super::tree::{CheckpointId, Held, HeldRows, HeldState, PrefixTree, RowsId};
 use crate::backend::{Block, Result, Slot};
 use crate::error::CacheError;
 
@@ -55,10 +54,7 @@ pub struct Cache {
     slots: Counted<Slot>,
     blocks: Counted<Block>,
     tree: PrefixTree,
-    /// How often the tree holds each block: once as a whole one, and once for each checkpoint inside it.
-    tree_holds: Vec<u32>,
     block_tokens: usize,
-    host_bytes: u64,
     host_limit: u64,
     evictions: u64,
 }
@@ -77,9 +73,7 @@ impl Cache {
             slots: Counted::new(slots),
             blocks: Counted::new(blocks),
             tree: PrefixTree::new(root, block_tokens),
-            tree_holds: vec![0; blocks],
             block_tokens,
-            host_bytes: 0,
             host_limit,
             evictions: 0,
         }
@@ -88,65 +82,53 @@ impl Cache {
     /// What is in use.
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        let device = |checkpoint: &Checkpoint| checkpoint.state.device().is_some();
-        let device_checkpoints = self
-            .tree
-            .checkpoints()
-            .filter(|(_, checkpoint, _)| device(checkpoint))
-            .count();
-        let idle = |(_, checkpoint, _): &(_, &Checkpoint, _)| {
-            let slot = checkpoint.state.device();
-            slot.is_some_and(|slot| self.slots.holders(slot) == 1)
-        };
-        let blocks = (0..self.tree_holds.len() as u32).map(Block);
+        let (device_checkpoints, host_checkpoints) = self.tree.checkpoints();
         Occupancy {
-            idle_slots: self.tree.checkpoints().filter(idle).count(),
-            idle_blocks: blocks.filter(|block| self.is_idle(*block)).count(),
+            idle_slots: self.slots.idle(),
+            idle_blocks: self.blocks.idle(),
             slots: self.slots.len() - self.slots.free(),
             all_slots: self.slots.len(),
             blocks: self.blocks.len() - self.blocks.free(),
             all_blocks: self.blocks.len(),
             device_checkpoints,
-            host_checkpoints: self.tree.checkpoints().count() - device_checkpoints,
-            host_bytes: self.host_bytes,
+            host_checkpoints,
+            host_bytes: self.tree.host_bytes(),
             evictions: self.evictions,
         }
     }
 
-    /// Whether checkpoints alone hold a block.
-    fn is_idle(&self, block: Block) -> bool {
-        let held = self.tree_holds[block.0 as usize];
-        held > 0 && self.blocks.holders(block) == held
+    /// Tokens with the keys that this cache knows their blocks by.
+    #[must_use]
+    pub fn hash(&self, tokens: &[u32]) -> HashedTokens {
+        HashedTokens::new(self.tree.root(), self.block_tokens, tokens)
     }
 
-    /// The deepest checkpoint that leaves at least one of `tokens` to run.
+    /// The deepest checkpoint that leaves at least one token of a prefix to run.
     #[must_use]
-    pub fn lookup(&self, tokens: &[u32]) -> Option<Hit> {
-        let before_last = &tokens[..tokens.len().saturating_sub(1)];
+    pub fn lookup(&self, prefix: Prefix<'_>) -> Option<Hit> {
+        let end = prefix.tokens.len().saturating_sub(1);
+        self.deepest(Prefix {
+            tokens: &prefix.tokens[..end],
+            keys: &prefix.keys[..end / self.block_tokens],
+        })
+    }
+
+    /// The deepest checkpoint within a prefix, its last token included.
+    #[must_use]
+    pub fn deepest(&self, prefix: Prefix<'_>) -> Option<Hit> {
         self.tree
-            .deepest(before_last)
+            .deepest(prefix)
             .map(|(at, position)| Hit { at, position })
     }
 
-    /// The deepest checkpoint within these tokens, the last one included.
+    /// The checkpoint after exactly this prefix.
     #[must_use]
-    pub fn deepest(&self, tokens: &[u32]) -> Option<Hit> {
-        self.tree
-            .deepest(tokens)
-            .map(|(at, position)| Hit { at, position })
+    pub fn find(&self, prefix: Prefix<'_>) -> Option<Hit> {
+        let hit = self.deepest(prefix);
+        hit.filter(|hit| hit.position == prefix.tokens.len())
     }
 
-    /// The checkpoint at exactly these tokens.
-    #[must_use]
-    pub fn find(&self, tokens: &[u32]) -> Option<Hit> {
-        let hit = self
-            .tree
-            .deepest(tokens)
-            .map(|(at, position)| Hit { at, position });
-        hit.filter(|hit| hit.position == tokens.len())
-    }
-
-    /// Holds what a hit found, or nothing if it is gone by now. The partial block is copied: others may go on from it too.
+    /// Holds what a hit found; `None` if it is gone by now. The partial block is copied: others may go on from it too.
     ///
     /// # Errors
     /// A device that fails.
@@ -159,23 +141,14 @@ impl Cache {
         let partial_tokens = checkpoint.partial.len();
         let partial = match partial {
             Some(Held::Device(block)) => pools
-                .read_blocks(&[(block, partial_tokens)])
+                .read_blocks(&[(block.get(), partial_tokens)])
                 .await?
                 .pop()
                 .map(|rows| Held::Host(Arc::new(rows))),
             other => other,
         };
-        let chain = self.tree.chain(hit.at.node);
-        let whole = chain
-            .iter()
-            .filter_map(|key| self.tree.node(*key)?.rows.clone());
-        let rows: Vec<HeldRows> = whole.chain(partial).collect();
-        if let Held::Device(slot) = state {
-            self.slots.retain(slot);
-        }
-        rows.iter()
-            .filter_map(Held::device)
-            .for_each(|block| self.blocks.retain(block));
+        let mut rows = self.tree.rows_to(hit.at.node);
+        rows.extend(partial);
         Ok(Some(Lease {
             position: hit.position,
             state: Some(state),
@@ -183,60 +156,28 @@ impl Cache {
         }))
     }
 
-    /// One more holder of the same.
-    #[must_use]
-    pub fn share(&mut self, lease: &Lease) -> Lease {
-        if let Some(Held::Device(slot)) = &lease.state {
-            self.slots.retain(*slot);
-        }
-        lease
-            .rows
-            .iter()
-            .filter_map(Held::device)
-            .for_each(|block| self.blocks.retain(block));
-        Lease {
-            position: lease.position,
-            state: lease.state.clone(),
-            rows: lease.rows.clone(),
-        }
-    }
-
-    /// Gives back what a lease holds.
-    pub fn release(&mut self, lease: Lease) {
-        if let Some(Held::Device(slot)) = lease.state {
-            self.slots.release(slot);
-        }
-        lease
-            .rows
-            .iter()
-            .filter_map(Held::device)
-            .for_each(|block| self.blocks.release(block));
-    }
-
     /// Moves what a lease holds on the device to host memory.
     ///
     /// # Errors
     /// A device that fails.
     pub async fn to_host(&mut self, pools: &mut Pools<'_>, lease: &mut Lease) -> Result<()> {
-        if let Some(Held::Device(slot)) = lease.state {
-            lease.state = Some(Held::Host(Arc::new(pools.read_slot(slot).await?)));
-            self.slots.release(slot);
+        if let Some(Held::Device(slot)) = &lease.state {
+            lease.state = Some(Held::Host(Arc::new(pools.read_slot(slot.get()).await?)));
         }
         let device = lease.rows.iter().filter_map(Held::device);
-        let blocks: Vec<(Block, usize)> = device.map(|block| (block, self.block_tokens)).collect();
-        let mut saved = pools.read_blocks(&blocks).await?.into_iter();
-        for rows in &mut lease.rows {
-            let Some(block) = rows.device() else { continue };
-            if let Some(read) = saved.next() {
-                self.blocks.release(block);
-                *rows = Held::Host(Arc::new(read));
-            }
+        let blocks: Vec<_> = device
+            .map(|block| (block.get(), self.block_tokens))
+            .collect();
+        let saved = pools.read_blocks(&blocks).await?;
+        let device = lease.rows.iter_mut().filter(|rows| rows.device().is_some());
+        for (rows, read) in device.zip(saved) {
+            *rows = Held::Host(Arc::new(read));
         }
         Ok(())
     }
 
-    /// Gives a lease a slot and `blocks` blocks in all, and brings what is in host memory back to the device. Nothing
-    /// happens where there is no room or the device fails: the lease stays as it was.
+    /// Gives a lease a slot and `blocks` blocks in all, and brings what is in host memory back to the device. Where there is
+    /// no room or the device fails, the lease stays as it was.
     ///
     /// # Errors
     /// A device that fails.
@@ -251,45 +192,30 @@ impl Cache {
             return Ok(None);
         };
         let count = blocks.max(lease.rows.len()) - on_device;
-        let fresh = match self.blocks(pools, count).await {
-            Ok(Some(fresh)) => fresh,
-            unplaced => {
-                self.slots.release(slot);
-                return unplaced.map(|_| None);
-            }
+        let Some(fresh) = self.blocks(pools, count).await? else {
+            return Ok(None);
         };
-        match write_back(pools, lease, slot, &fresh) {
-            Ok(placed) => {
-                *lease = Lease::default();
-                Ok(Some(placed))
-            }
-            Err(error) => {
-                self.slots.release(slot);
-                self.release_blocks(&fresh);
-                Err(error)
-            }
-        }
+        let placed = write_back(pools, lease, slot, fresh)?;
+        *lease = Lease::default();
+        Ok(Some(placed))
     }
 
-    /// A free slot, held once, if there is one without evicting anything.
-    pub fn free_slot(&mut self) -> Option<Slot> {
+    /// A free slot, if there is one without evicting anything.
+    #[must_use]
+    pub fn free_slot(&mut self) -> Option<SlotRef> {
         self.slots.take()
     }
 
-    /// A free slot, held once; if there is none the checkpoint needed least leaves the device. Nothing if all are in use.
+    /// A free slot; if there is none the checkpoint needed least leaves the device. `None` if all are in use.
     ///
     /// # Errors
     /// A device that fails.
-    pub async fn slot(&mut self, pools: &mut Pools<'_>) -> Result<Option<Slot>> {
+    pub async fn slot(&mut self, pools: &mut Pools<'_>) -> Result<Option<SlotRef>> {
         loop {
             if let Some(slot) = self.slots.take() {
                 return Ok(Some(slot));
             }
-            let idle = |slot: Slot| self.slots.holders(slot) == 1;
-            let Some(at) = self
-                .tree
-                .least(&|_, checkpoint| checkpoint.state.device().is_some_and(idle))
-            else {
+            let Some(at) = self.tree.least_state(&self.slots, &self.blocks) else {
                 return Ok(None);
             };
             self.evictions += 1;
@@ -300,26 +226,21 @@ impl Cache {
     async fn evict_state(&mut self, pools: &mut Pools<'_>, at: CheckpointId) -> Result<()> {
         let layout = &pools.states.layout;
         let bytes = layout.bytes() / layout.slots.max(1) as u64;
-        let slot = self
-            .tree
-            .checkpoint(at)
-            .and_then(|checkpoint| checkpoint.state.device());
+        let checkpoint = self.tree.checkpoint(at);
+        let slot = checkpoint.and_then(|checkpoint| Some(checkpoint.state.device()?.get()));
         match slot {
             Some(slot) if bytes <= self.host_limit => {
-                let saved = Arc::new(pools.read_slot(slot).await?);
-                self.host_bytes += saved.bytes();
-                self.tree.demoted(at);
-                self.tree.move_state(at, Held::Host(saved));
-                self.slots.release(slot);
+                let saved = pools.read_slot(slot).await?;
+                self.tree.demote(at, saved);
                 self.shrink_host();
             }
-            _ => self.remove(at),
+            _ => self.tree.remove(at),
         }
         Ok(())
     }
 
-    /// `count` free blocks, held once; if there are too few, rows needed least leave the device. Nothing if even that
-    /// would not be enough.
+    /// `count` free blocks; if there are too few, rows needed least leave the device. `None` if even that would not be
+    /// enough.
     ///
     /// # Errors
     /// A device that fails.
@@ -327,16 +248,12 @@ impl Cache {
         &mut self,
         pools: &mut Pools<'_>,
         count: usize,
-    ) -> Result<Option<Vec<Block>>> {
-        if self.blocks.free() < count {
-            let all = (0..self.tree_holds.len() as u32).map(Block);
-            let reclaimable = all.filter(|block| self.is_idle(*block)).count();
-            if self.blocks.free() + reclaimable < count {
-                return Ok(None);
-            }
+    ) -> Result<Option<Vec<BlockRef>>> {
+        if self.blocks.free() + self.blocks.idle() < count {
+            return Ok(None);
         }
         while self.blocks.free() < count {
-            let Some(at) = self.tree.least_rows(&|block| self.is_idle(block)) else {
+            let Some(at) = self.tree.least_rows(&self.slots, &self.blocks) else {
                 return Ok(None);
             };
             self.evictions += 1;
@@ -351,14 +268,13 @@ impl Cache {
         let Some((Held::Device(block), tokens)) = self.tree.rows(at) else {
             return Ok(());
         };
-        let block = *block;
+        let block = block.get();
         let layout = &pools.latents.layout;
-        if (4 * layout.layers * tokens * layout.width()) as u64 <= self.host_limit {
+        let bytes = layout.dtype.size() * layout.layers * tokens * layout.width();
+        if bytes as u64 <= self.host_limit {
             let saved = pools.read_blocks(&[(block, tokens)]).await?.pop();
-            if let Some(saved) = saved.map(Arc::new) {
-                self.host_bytes += saved.bytes();
-                self.tree.move_rows(at, Held::Host(saved));
-                self.forget(Change::LostRows(Held::Device(block)));
+            if let Some(saved) = saved {
+                self.tree.move_rows(at, &Held::Host(Arc::new(saved)));
                 self.shrink_host();
             }
             return Ok(());
@@ -368,66 +284,27 @@ impl Cache {
             RowsId::Node(key) => self.tree.least_below(key),
         };
         if let Some(at) = checkpoint {
-            self.remove(at);
+            self.tree.remove(at);
         }
         Ok(())
     }
 
     /// Drops checkpoints that need host memory until it is within its limit.
     fn shrink_host(&mut self) {
-        while self.host_bytes > self.host_limit {
-            let host = |rows: Option<&HeldRows>| matches!(rows, Some(Held::Host(_)));
-            let needs_host = |at: CheckpointId, checkpoint: &Checkpoint| {
-                let mut chain = self.tree.chain(at.node).into_iter();
-                matches!(checkpoint.state, Held::Host(_))
-                    || host(checkpoint.rows.as_ref())
-                    || chain.any(|key| {
-                        self.tree
-                            .node(key)
-                            .is_some_and(|node| host(node.rows.as_ref()))
-                    })
-            };
-            let Some(at) = self.tree.least(&needs_host) else {
+        while self.tree.host_bytes() > self.host_limit {
+            let Some(at) = self.tree.least_host() else {
                 break;
             };
-            self.remove(at);
+            self.tree.remove(at);
         }
     }
 
-    fn remove(&mut self, at: CheckpointId) {
-        let mut changes = Vec::new();
-        self.tree.remove(at, &mut |change| changes.push(change));
-        changes.into_iter().for_each(|change| self.forget(change));
-    }
-
-    /// Keeps the counts in step with what the tree holds.
-    fn forget(&mut self, change: Change) {
-        match change {
-            Change::Kept(Held::Device(block)) => {
-                self.blocks.retain(block);
-                self.tree_holds[block.0 as usize] += 1;
-            }
-            Change::LostRows(Held::Device(block)) => {
-                self.tree_holds[block.0 as usize] -= 1;
-                self.blocks.release(block);
-            }
-            Change::LostState(Held::Device(slot)) => self.slots.release(slot),
-            Change::Kept(Held::Host(rows)) => self.host_bytes += rows.bytes(),
-            Change::LostRows(Held::Host(rows)) => self.host_bytes -= rows.bytes(),
-            Change::LostState(Held::Host(state)) => self.host_bytes -= state.bytes(),
-        }
-    }
-
-    /// Keeps a checkpoint after `tokens`, whose state is in `slot` and whose latents are in `blocks`, which the caller
-    /// holds. Returns whether the slot is now held by the cache too, so that it must not be written any more.
-    pub fn store(&mut self, tokens: &[u32], blocks: &[Block], slot: Slot) -> bool {
-        let count = tokens.len().div_ceil(self.block_tokens);
-        let rows: Vec<HeldRows> = blocks[..count].iter().copied().map(Held::Device).collect();
-        let kept = self.insert(tokens, &rows, Held::Device(slot));
-        if kept {
-            self.slots.retain(slot);
-        }
-        kept
+    /// Keeps a checkpoint after a prefix, whose state is in `slot` and whose latents are in `blocks`. Returns whether the
+    /// cache now holds the slot too, so that it must not be written any more.
+    pub fn store(&mut self, prefix: Prefix<'_>, blocks: &[BlockRef], slot: &SlotRef) -> bool {
+        let count = prefix.tokens.len().div_ceil(self.block_tokens);
+        let rows: Vec<HeldRows> = blocks[..count].iter().cloned().map(Held::Device).collect();
+        self.tree.insert(prefix, &rows, &Held::Device(slot.clone()))
     }
 
     /// Keeps a checkpoint that is in host memory; where there is one already, that one stays.
@@ -440,29 +317,18 @@ impl Cache {
         rows: Vec<SavedRows>,
         state: SavedState,
     ) -> std::result::Result<(), CacheError> {
-        let (bytes, limit) = (state.bytes(), self.host_limit);
-        let needed = bytes + rows.iter().map(SavedRows::bytes).sum::<u64>();
+        let needed = state.bytes() + rows.iter().map(SavedRows::bytes).sum::<u64>();
+        let limit = self.host_limit;
         if needed > limit {
             return Err(CacheError::HostMemory { needed, limit });
         }
-        let rows: Vec<HeldRows> = rows
-            .into_iter()
-            .map(|rows| Held::Host(Arc::new(rows)))
-            .collect();
-        if self.insert(tokens, &rows, Held::Host(Arc::new(state))) {
-            self.host_bytes += bytes;
+        let rows = rows.into_iter().map(|rows| Held::Host(Arc::new(rows)));
+        let rows: Vec<HeldRows> = rows.collect();
+        let state: HeldState = Held::Host(Arc::new(state));
+        if self.tree.insert(self.hash(tokens).whole(), &rows, &state) {
             self.shrink_host();
         }
         Ok(())
-    }
-
-    fn insert(&mut self, tokens: &[u32], rows: &[HeldRows], state: HeldState) -> bool {
-        let mut changes = Vec::new();
-        let kept = self
-            .tree
-            .insert(tokens, rows, state, &mut |change| changes.push(change));
-        changes.into_iter().for_each(|change| self.forget(change));
-        kept
     }
 
     /// Reads a checkpoint out, to host memory.
@@ -477,52 +343,42 @@ impl Cache {
         let Some(mut lease) = self.acquire(pools, hit).await? else {
             return Ok(None);
         };
-        if let Err(error) = self.to_host(pools, &mut lease).await {
-            self.release(lease);
-            return Err(error);
-        }
+        self.to_host(pools, &mut lease).await?;
         let rows = lease.rows.iter().filter_map(Held::host).collect();
         let state = lease.state.as_ref().and_then(Held::host);
         Ok(state.map(|state| (rows, state)))
     }
 
-    /// Gives a slot back.
-    pub fn release_slot(&mut self, slot: Slot) {
-        self.slots.release(slot);
-    }
-
-    /// Gives blocks back.
-    pub fn release_blocks(&mut self, blocks: &[Block]) {
-        blocks.iter().for_each(|block| self.blocks.release(*block));
-    }
-
     /// Forgets every prefix.
     pub fn clear(&mut self) {
-        while let Some(at) = self.tree.least(&|_, _| true) {
-            self.remove(at);
-        }
+        self.tree.clear();
     }
 }
 
 /// Writes what a lease has in host memory to `slot` and to the last of the `fresh` blocks, and lays out the places of all
 /// its tokens and of those to come.
-fn write_back(pools: &mut Pools<'_>, lease: &Lease, slot: Slot, fresh: &[Block]) -> Result<Placed> {
+fn write_back(
+    pools: &mut Pools<'_>,
+    lease: &Lease,
+    slot: SlotRef,
+    fresh: Vec<BlockRef>,
+) -> Result<Placed> {
     let state = match &lease.state {
         None => Current::Zero,
-        Some(Held::Device(shared)) => Current::Shared(*shared),
+        Some(Held::Device(shared)) => Current::Shared(shared.clone()),
         Some(Held::Host(saved)) => {
-            pools.write_slot(slot, saved)?;
+            pools.write_slot(slot.get(), saved)?;
             Current::Own
         }
     };
-    let mut fresh = fresh.iter().rev().copied();
     let mut blocks = Vec::with_capacity(lease.rows.len() + fresh.len());
+    let mut fresh = fresh.into_iter().rev();
     for rows in &lease.rows {
         match rows {
-            Held::Device(block) => blocks.push(*block),
+            Held::Device(block) => blocks.push(block.clone()),
             Held::Host(saved) => {
                 if let Some(block) = fresh.next() {
-                    pools.write_block(block, saved)?;
+                    pools.write_block(block.get(), saved)?;
                     blocks.push(block);
                 }
             }

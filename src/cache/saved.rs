@@ -37,8 +37,8 @@ impl SavedRows {
     /// Bytes of its numbers.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let floats: usize = self.layers.iter().map(|layer| layer.rows.len()).sum();
-        4 * floats as u64
+        let bytes: usize = self.layers.iter().map(|layer| layer.rows.len()).sum();
+        bytes as u64
     }
 }
 

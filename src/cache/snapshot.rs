@@ -2,7 +2,7 @@
 //!
 //! A snapshot is a row of records: the tokens, one record a KDA layer, one an MLA layer, and a note of the client's. Each
 //! stands for itself: it says its format's version, which model it belongs to, what is in it, and of which tokens, and
-//! it ends with a checksum. A reader refuses whatever does not match, with both values. Numbers are f32, little-endian.
+//! it ends with a checksum. A reader refuses whatever does not match, with both values. Numbers are little-endian.
 //!
 //! Each record: 8 bytes `KLRECORD`, version u32, bytes of the header u32, bytes of the payload u64, the header as JSON,
 //! the payload, and the XXH3-64 of all that.
@@ -13,13 +13,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::meaning::{Fingerprint, hash_tokens};
+use super::meaning::hash_tokens;
 use super::saved::{SavedRows, SavedState};
 use crate::backend::{LatentLayout, LatentRecord, Orientation, StateLayout, StateRecord};
+use crate::checkpoint::Fingerprint;
+use crate::config::Dtype;
 use crate::error::CacheError;
 
 /// The version of the format that is written and read.
-pub const SNAPSHOT_VERSION: u32 = 1;
+pub const SNAPSHOT_VERSION: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"KLRECORD";
 /// Bytes before a record's header.
@@ -74,13 +76,13 @@ enum Content {
         layer: usize,
         latent: usize,
         rope: usize,
-        dtype: String,
+        dtype: Dtype,
     },
     /// UTF-8.
     Note,
 }
 
-/// The only dtype of records.
+/// The dtype of states.
 const F32: &str = "f32";
 
 fn mismatch<T>(
@@ -119,9 +121,8 @@ impl Snapshot {
                 .iter()
                 .flat_map(|rows| rows.layers[layer].rows.iter().copied());
             LatentRecord {
-                latent: first.latent,
-                rope: first.rope,
                 rows: all.collect(),
+                ..*first
             }
         });
         Self {
@@ -133,20 +134,22 @@ impl Snapshot {
         }
     }
 
-    /// The latents block by block, and the states.
+    /// The latents block by block, in the dtype of a pool, and the states.
     #[must_use]
-    pub fn into_parts(self, block_tokens: usize) -> (Vec<SavedRows>, SavedState) {
+    pub fn into_parts(self, block_tokens: usize, dtype: Dtype) -> (Vec<SavedRows>, SavedState) {
         let blocks = (0..self.tokens.len().div_ceil(block_tokens)).map(|block| {
             let layers = self.latents.iter().map(|record| {
-                let width = (record.latent + record.rope) * block_tokens;
-                let rows = record
-                    .rows
-                    .iter()
-                    .skip(block * width)
-                    .take(width)
-                    .copied()
-                    .collect();
-                LatentRecord { rows, ..*record }
+                let width = record.row_bytes() * block_tokens;
+                let rows = record.rows.iter().skip(block * width).take(width);
+                let rows = LatentRecord {
+                    rows: rows.copied().collect(),
+                    ..*record
+                };
+                LatentRecord {
+                    dtype,
+                    rows: rows.bytes(dtype).into_owned(),
+                    ..*record
+                }
             });
             SavedRows {
                 layers: layers.collect(),
@@ -208,7 +211,7 @@ impl Snapshot {
             same(
                 &format!("elements of the latents of MLA layer {layer}"),
                 expected,
-                record.rows.len(),
+                record.rows.len() / record.dtype.size(),
             )?;
         }
         Ok(())
@@ -256,13 +259,9 @@ impl Snapshot {
                 layer,
                 latent,
                 rope,
-                dtype: F32.to_owned(),
+                dtype: record.dtype,
             };
-            write_record(
-                &mut bytes,
-                &header(content),
-                &floats(&mut record.rows.iter()),
-            );
+            write_record(&mut bytes, &header(content), &record.rows);
         }
         write_record(&mut bytes, &header(Content::Note), self.note.as_bytes());
         bytes
@@ -370,11 +369,11 @@ impl Snapshot {
                 dtype,
             } if self.states.len() == states && self.latents.len() < latents => {
                 same("layer of latents", self.latents.len(), layer)?;
-                same("dtype of latents", F32.to_owned(), dtype)?;
                 self.latents.push(LatentRecord {
                     latent,
                     rope,
-                    rows: floats,
+                    dtype,
+                    rows: payload.to_vec(),
                 });
                 Ok(())
             }

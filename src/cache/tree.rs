@@ -7,27 +7,30 @@
 //! Eviction is GreedyDual (Young, 1991): a checkpoint's priority is its cost, the tokens that its loss would have
 //! prefilled again, on top of the priority of what was evicted last; use renews it. So both recency and cost count.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::meaning::Key;
+use super::pool::{Counted, Place, PoolRef};
 use super::saved::{SavedRows, SavedState};
+use super::tokens::Prefix;
+use super::victims::Victims;
 use crate::backend::{Block, Slot};
 
 /// Something kept on the device or in host memory.
 #[derive(Clone, Debug)]
-pub enum Held<T, S> {
+pub enum Held<T: Place, S> {
     /// In a place of a pool.
-    Device(T),
+    Device(PoolRef<T>),
     /// In host memory.
     Host(Arc<S>),
 }
 
-impl<T: Copy, S> Held<T, S> {
+impl<T: Place, S> Held<T, S> {
     /// The place on the device, if it is there.
-    pub fn device(&self) -> Option<T> {
+    pub fn device(&self) -> Option<&PoolRef<T>> {
         match self {
-            Self::Device(place) => Some(*place),
+            Self::Device(place) => Some(place),
             Self::Host(_) => None,
         }
     }
@@ -37,6 +40,14 @@ impl<T: Copy, S> Held<T, S> {
         match self {
             Self::Device(_) => None,
             Self::Host(saved) => Some(Arc::clone(saved)),
+        }
+    }
+
+    /// The same, held by the tree.
+    fn cached(&self) -> Self {
+        match self {
+            Self::Device(place) => Self::Device(place.cached()),
+            Self::Host(saved) => Self::Host(Arc::clone(saved)),
         }
     }
 }
@@ -49,45 +60,109 @@ pub type HeldState = Held<Slot, SavedState>;
 
 /// A state that a sequence can be taken up from.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub(super) struct Checkpoint {
     /// A number that is never used again.
-    pub id: u64,
+    id: u64,
     /// The tokens after its node's block, fewer than a block.
-    pub partial: Box<[u32]>,
-    /// Their latents; nothing where there are none.
-    pub rows: Option<HeldRows>,
+    pub(super) partial: Box<[u32]>,
+    /// Their latents; `None` where there are none.
+    pub(super) rows: Option<HeldRows>,
     /// The KDA states.
-    pub state: HeldState,
+    pub(super) state: HeldState,
     cost: u64,
     priority: u64,
     /// When it was used last, among all uses.
     used: u64,
 }
 
+impl Checkpoint {
+    /// The checkpoint of least priority goes first, and of equal ones that used longest ago.
+    fn order(&self) -> StateOrder {
+        (self.priority, self.used)
+    }
+}
+
+/// In which order states go: by the checkpoint's priority and its last use.
+type StateOrder = (u64, u64);
+
+/// In which order rows go: a block is worth what the dearest checkpoint at or below it is, of equal ones the deepest goes
+/// first, and a checkpoint's partial block before any whole one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RowsOrder {
+    worth: u64,
+    /// Of a whole block: tokens up to its end.
+    whole: Option<usize>,
+    /// Tokens up to the end of the node.
+    end: usize,
+}
+
+impl Ord for RowsOrder {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        visit();
+        let key = |order: &Self| {
+            let depth = order.whole.map_or(0, |end| usize::MAX - end);
+            (order.worth, depth, std::cmp::Reverse(order.end))
+        };
+        key(self).cmp(&key(other))
+    }
+}
+
+impl PartialOrd for RowsOrder {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 /// One block of tokens after those of its parent.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Node {
     parent: Option<Key>,
     /// Tokens up to its end.
-    pub end: usize,
+    end: usize,
     tokens: Box<[u32]>,
-    /// Their latents; nothing at the root.
-    pub rows: Option<HeldRows>,
-    children: Vec<Key>,
+    /// Their latents; `None` at the root.
+    pub(super) rows: Option<HeldRows>,
+    /// With the worth of each.
+    children: BTreeSet<(u64, Key)>,
     checkpoints: Vec<Checkpoint>,
+    /// The highest priority of a checkpoint at or below it.
+    worth: u64,
+}
+
+impl Node {
+    fn order(&self) -> RowsOrder {
+        let (worth, end) = (self.worth, self.end);
+        RowsOrder {
+            worth,
+            whole: Some(end),
+            end,
+        }
+    }
+
+    fn partial_order(&self, checkpoint: &Checkpoint) -> RowsOrder {
+        RowsOrder {
+            worth: checkpoint.priority,
+            whole: None,
+            end: self.end,
+        }
+    }
+
+    fn checkpoint(&self, id: u64) -> Option<&Checkpoint> {
+        self.checkpoints.iter().find(|other| other.id == id)
+    }
 }
 
 /// Where a checkpoint hangs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CheckpointId {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CheckpointId {
     /// The node.
-    pub node: Key,
+    pub(super) node: Key,
     /// The checkpoint's number.
-    pub id: u64,
+    id: u64,
 }
 
 /// Rows that can be moved off the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RowsId {
     /// Those of a node's whole block.
     Node(Key),
@@ -95,59 +170,99 @@ pub(super) enum RowsId {
     Partial(CheckpointId),
 }
 
+type Nodes = HashMap<Key, Node>;
+
+fn find(nodes: &Nodes, at: CheckpointId) -> Option<&Checkpoint> {
+    nodes.get(&at.node)?.checkpoint(at.id)
+}
+
+fn rows_order(nodes: &Nodes, at: RowsId) -> Option<RowsOrder> {
+    match at {
+        RowsId::Node(key) => nodes.get(&key).map(Node::order),
+        RowsId::Partial(at) => {
+            let node = nodes.get(&at.node)?;
+            Some(node.partial_order(node.checkpoint(at.id)?))
+        }
+    }
+}
+
+/// Whether these are in host memory.
+fn on_host(rows: Option<&HeldRows>) -> bool {
+    matches!(rows, Some(Held::Host(_)))
+}
+
 /// The tree.
 #[derive(Debug)]
 pub(super) struct PrefixTree {
     root: Key,
     block_tokens: usize,
-    nodes: HashMap<Key, Node>,
+    nodes: Nodes,
     next: u64,
     /// The priority of what was evicted last.
     floor: u64,
+    states: Victims<Slot, CheckpointId, StateOrder>,
+    rows: Victims<Block, RowsId, RowsOrder>,
+    /// The checkpoints that need host memory, or did when this was looked at last: for their state, their partial block,
+    /// or a block before it. The next to go comes first.
+    host: BTreeSet<(StateOrder, CheckpointId)>,
+    host_bytes: u64,
+    checkpoints: usize,
 }
 
 impl PrefixTree {
     /// An empty tree for blocks of so many tokens; `root` says what its bytes mean.
     #[must_use]
     pub(super) fn new(root: Key, block_tokens: usize) -> Self {
-        let node = Node {
-            parent: None,
-            end: 0,
-            tokens: Box::default(),
-            rows: None,
-            children: Vec::new(),
-            checkpoints: Vec::new(),
-        };
         Self {
             root,
             block_tokens,
-            nodes: HashMap::from([(root, node)]),
+            nodes: HashMap::from([(root, Node::default())]),
             next: 0,
             floor: 0,
+            states: Victims::default(),
+            rows: Victims::default(),
+            host: BTreeSet::new(),
+            host_bytes: 0,
+            checkpoints: 0,
         }
     }
 
-    /// The nodes that match `tokens`, the root first.
-    fn path(&self, tokens: &[u32]) -> Vec<Key> {
+    /// Bytes of host memory that states and latents take.
+    pub(super) fn host_bytes(&self) -> u64 {
+        self.host_bytes
+    }
+
+    /// Number of checkpoints whose state is on the device, and in host memory.
+    pub(super) fn checkpoints(&self) -> (usize, usize) {
+        let device = self.states.places();
+        (device, self.checkpoints - device)
+    }
+
+    /// The key that all sequences begin with.
+    pub(super) fn root(&self) -> Key {
+        self.root
+    }
+
+    /// The nodes that match a prefix, the root first.
+    fn path(&self, prefix: Prefix<'_>) -> Vec<Key> {
         let mut path = vec![self.root];
-        let mut key = self.root;
-        for block in tokens.chunks_exact(self.block_tokens) {
-            key = key.then(block);
-            match self.nodes.get(&key) {
+        let blocks = prefix.tokens.chunks_exact(self.block_tokens);
+        for (block, key) in blocks.zip(prefix.keys) {
+            match self.nodes.get(key) {
                 // Tokens are compared too, so that no collision of hashes can pass for a hit.
-                Some(node) if *node.tokens == *block => path.push(key),
+                Some(node) if *node.tokens == *block => path.push(*key),
                 _ => break,
             }
         }
         path
     }
 
-    /// The deepest checkpoint that `tokens` begin with, and its position.
+    /// The deepest checkpoint that a prefix begins with, and its position.
     #[must_use]
-    pub(super) fn deepest(&self, tokens: &[u32]) -> Option<(CheckpointId, usize)> {
-        self.path(tokens).into_iter().rev().find_map(|key| {
+    pub(super) fn deepest(&self, prefix: Prefix<'_>) -> Option<(CheckpointId, usize)> {
+        self.path(prefix).into_iter().rev().find_map(|key| {
             let node = self.nodes.get(&key)?;
-            let rest = &tokens[node.end..];
+            let rest = &prefix.tokens[node.end..];
             let fits = node
                 .checkpoints
                 .iter()
@@ -166,141 +281,254 @@ impl PrefixTree {
     /// A checkpoint, if it is still there.
     #[must_use]
     pub(super) fn checkpoint(&self, at: CheckpointId) -> Option<&Checkpoint> {
-        self.nodes
-            .get(&at.node)?
-            .checkpoints
-            .iter()
-            .find(|checkpoint| checkpoint.id == at.id)
+        find(&self.nodes, at)
     }
 
     fn checkpoint_mut(&mut self, at: CheckpointId) -> Option<&mut Checkpoint> {
-        self.nodes
-            .get_mut(&at.node)?
-            .checkpoints
-            .iter_mut()
-            .find(|checkpoint| checkpoint.id == at.id)
+        let checkpoints = &mut self.nodes.get_mut(&at.node)?.checkpoints;
+        checkpoints.iter_mut().find(|other| other.id == at.id)
     }
 
     /// Renews a checkpoint that was used.
     pub(super) fn touch(&mut self, at: CheckpointId) {
         self.next += 1;
         let (floor, now) = (self.floor, self.next);
-        if let Some(checkpoint) = self.checkpoint_mut(at) {
-            checkpoint.priority = floor + checkpoint.cost;
-            checkpoint.used = now;
+        let rows = rows_order(&self.nodes, RowsId::Partial(at));
+        let Some(checkpoint) = self.checkpoint_mut(at) else {
+            return;
+        };
+        let from = checkpoint.order();
+        checkpoint.priority = floor + checkpoint.cost;
+        checkpoint.used = now;
+        let to = checkpoint.order();
+        self.states.reorder(at, from, to);
+        if self.host.remove(&(from, at)) {
+            self.host.insert((to, at));
         }
+        if let Some(rows) = rows {
+            let renewed = RowsOrder {
+                worth: to.0,
+                ..rows
+            };
+            self.rows.reorder(RowsId::Partial(at), rows, renewed);
+        }
+        self.reckon(at.node);
     }
 
-    /// The nodes from the first block to `key`'s.
-    #[must_use]
-    pub(super) fn chain(&self, key: Key) -> Vec<Key> {
-        let mut chain = Vec::new();
-        let mut at = Some(key);
-        while let Some(node) = at.and_then(|key| self.nodes.get(&key).map(|node| (key, node))) {
-            if node.1.parent.is_some() {
-                chain.push(node.0);
+    /// Reckons a node's worth again after a change at it, and those of the nodes before it as far as that changes them.
+    fn reckon(&mut self, mut key: Key) {
+        while let Some(node) = self.nodes.get_mut(&key) {
+            visit();
+            let own = node.checkpoints.iter().map(|other| other.priority);
+            let below = node.children.last().map(|child| child.0);
+            let worth = own.chain(below).max().unwrap_or(0);
+            if worth == node.worth {
+                return;
             }
-            at = node.1.parent;
+            let (from, before) = (node.order(), node.worth);
+            node.worth = worth;
+            let (to, parent) = (node.order(), node.parent);
+            self.rows.reorder(RowsId::Node(key), from, to);
+            let Some(parent) = parent else { return };
+            if let Some(above) = self.nodes.get_mut(&parent) {
+                above.children.remove(&(before, key));
+                above.children.insert((worth, key));
+            }
+            key = parent;
         }
-        chain.reverse();
-        chain
     }
 
-    /// A node.
+    /// The latents of each whole block up to the end of a node.
     #[must_use]
-    pub(super) fn node(&self, key: Key) -> Option<&Node> {
-        self.nodes.get(&key)
+    pub(super) fn rows_to(&self, key: Key) -> Vec<HeldRows> {
+        let mut rows = Vec::new();
+        let mut at = self.nodes.get(&key);
+        while let Some(node) = at {
+            rows.extend(node.rows.clone());
+            at = node.parent.and_then(|parent| self.nodes.get(&parent));
+        }
+        rows.reverse();
+        rows
     }
 
-    /// Hangs a checkpoint after `tokens`, which has none yet; `rows` are those of each block, the partial one last.
-    /// Blocks that are there already keep their rows, unless these are in host memory and the new ones are not. What was
-    /// taken into the tree and what was let go is told to `changed`.
+    /// Hangs a checkpoint after a prefix, which has none yet; `rows` are those of each block, the partial one last.
+    /// Blocks that are there already keep their rows, unless these are in host memory and the new ones are not.
     ///
     /// Returns false, and does not take the state, where there is a checkpoint already: it is renewed.
     pub(super) fn insert(
         &mut self,
-        tokens: &[u32],
+        prefix: Prefix<'_>,
         rows: &[HeldRows],
-        state: HeldState,
-        changed: &mut dyn FnMut(Change),
+        state: &HeldState,
     ) -> bool {
+        let tokens = prefix.tokens;
         let full = tokens.len() / self.block_tokens;
         let (mut cost, mut key) = (tokens.len(), self.root);
-        if let Some((at, position)) = self.deepest(tokens) {
+        if let Some((at, position)) = self.deepest(prefix) {
             if position == tokens.len() {
                 self.touch(at);
                 return false;
             }
             cost -= position;
         }
+        let mut needs_host = matches!(state, Held::Host(_));
         for (i, block) in tokens.chunks_exact(self.block_tokens).enumerate() {
-            let (parent, child) = (key, key.then(block));
-            if let Some(node) = self.nodes.get_mut(&child) {
-                if *node.tokens != *block {
-                    // Two blocks with one 128-bit hash: the second is not kept.
-                    return false;
+            let (parent, child) = (key, prefix.keys[i]);
+            match self.nodes.get(&child) {
+                // Two blocks with one 128-bit hash: the second is not kept.
+                Some(node) if *node.tokens != *block => return false,
+                Some(node) => {
+                    if on_host(node.rows.as_ref()) && !on_host(Some(&rows[i])) {
+                        self.move_rows(RowsId::Node(child), &rows[i]);
+                    }
                 }
-                if let (Some(old @ Held::Host(_)), Held::Device(_)) = (&mut node.rows, &rows[i]) {
-                    changed(Change::Kept(rows[i].clone()));
-                    changed(Change::LostRows(std::mem::replace(old, rows[i].clone())));
-                }
-            } else {
-                changed(Change::Kept(rows[i].clone()));
-                let node = Node {
-                    parent: Some(parent),
-                    end: (i + 1) * self.block_tokens,
-                    tokens: block.into(),
-                    rows: Some(rows[i].clone()),
-                    children: Vec::new(),
-                    checkpoints: Vec::new(),
-                };
-                self.nodes.insert(child, node);
-                if let Some(parent) = self.nodes.get_mut(&parent) {
-                    parent.children.push(child);
-                }
+                None => self.insert_node(parent, child, block, &rows[i]),
             }
+            let node = self.nodes.get(&child);
+            needs_host |= on_host(node.and_then(|node| node.rows.as_ref()));
             key = child;
         }
         let partial: Box<[u32]> = tokens[full * self.block_tokens..].into();
-        let rows = if partial.is_empty() {
-            None
-        } else {
-            rows.get(full).cloned()
-        };
-        rows.iter()
-            .cloned()
-            .map(Change::Kept)
-            .for_each(&mut *changed);
+        let rows = rows.get(full).filter(|_| !partial.is_empty());
+        needs_host |= on_host(rows);
         self.next += 1;
         let cost = cost as u64;
         let checkpoint = Checkpoint {
             id: self.next,
             partial,
-            rows,
-            state,
+            rows: rows.map(Held::cached),
+            state: state.cached(),
             cost,
             priority: self.floor + cost,
             used: self.next,
         };
+        let at = CheckpointId {
+            node: key,
+            id: checkpoint.id,
+        };
+        if needs_host {
+            self.host.insert((checkpoint.order(), at));
+        }
         if let Some(node) = self.nodes.get_mut(&key) {
             node.checkpoints.push(checkpoint);
+            self.checkpoints += 1;
         }
+        self.take_state(at);
+        self.take_rows(RowsId::Partial(at));
+        self.reckon(key);
         true
     }
 
-    /// Puts a state elsewhere; returns where it was.
-    pub(super) fn move_state(&mut self, at: CheckpointId, to: HeldState) -> Option<HeldState> {
-        self.checkpoint_mut(at)
-            .map(|checkpoint| std::mem::replace(&mut checkpoint.state, to))
+    fn insert_node(&mut self, parent: Key, key: Key, block: &[u32], rows: &HeldRows) {
+        let Some(above) = self.nodes.get_mut(&parent) else {
+            return;
+        };
+        above.children.insert((0, key));
+        let node = Node {
+            parent: Some(parent),
+            end: above.end + block.len(),
+            tokens: block.into(),
+            rows: Some(rows.cached()),
+            ..Node::default()
+        };
+        self.nodes.insert(key, node);
+        self.take_rows(RowsId::Node(key));
     }
 
-    /// Puts rows elsewhere; returns where they were.
-    pub(super) fn move_rows(&mut self, at: RowsId, to: HeldRows) -> Option<HeldRows> {
-        let rows = match at {
-            RowsId::Node(key) => &mut self.nodes.get_mut(&key)?.rows,
-            RowsId::Partial(at) => &mut self.checkpoint_mut(at)?.rows,
+    /// Takes a checkpoint's state up where it is now.
+    fn take_state(&mut self, at: CheckpointId) {
+        match find(&self.nodes, at).map(|checkpoint| (&checkpoint.state, checkpoint.order())) {
+            Some((Held::Device(slot), order)) => self.states.insert(slot, at, order),
+            Some((Held::Host(saved), _)) => self.host_bytes += saved.bytes(),
+            None => {}
+        }
+    }
+
+    /// It is there no longer.
+    fn leave_state(&mut self, at: CheckpointId, state: &HeldState, order: StateOrder) {
+        match state {
+            Held::Device(slot) => self.states.remove(slot.get(), at, order),
+            Held::Host(saved) => self.host_bytes -= saved.bytes(),
+        }
+    }
+
+    /// Takes rows up where they are now.
+    fn take_rows(&mut self, at: RowsId) {
+        let order = rows_order(&self.nodes, at);
+        match (self.rows(at), order) {
+            (Some((Held::Device(block), _)), Some(order)) => {
+                let block = block.clone();
+                self.rows.insert(&block, at, order);
+            }
+            (Some((Held::Host(saved), _)), _) => self.host_bytes += saved.bytes(),
+            _ => {}
+        }
+    }
+
+    /// They are there no longer.
+    fn leave_rows(&mut self, at: RowsId, rows: &HeldRows, order: RowsOrder) {
+        match rows {
+            Held::Device(block) => self.rows.remove(block.get(), at, order),
+            Held::Host(saved) => self.host_bytes -= saved.bytes(),
+        }
+    }
+
+    /// Moves a checkpoint's state off the device, which raises the floor to its priority.
+    pub(super) fn demote(&mut self, at: CheckpointId, saved: SavedState) {
+        let Some(checkpoint) = self.checkpoint_mut(at) else {
+            return;
         };
-        rows.as_mut().map(|rows| std::mem::replace(rows, to))
+        let state = std::mem::replace(&mut checkpoint.state, Held::Host(Arc::new(saved)));
+        let order = checkpoint.order();
+        self.floor = self.floor.max(order.0);
+        self.leave_state(at, &state, order);
+        self.take_state(at);
+        self.host.insert((order, at));
+    }
+
+    /// Puts rows elsewhere.
+    pub(super) fn move_rows(&mut self, at: RowsId, to: &HeldRows) {
+        let Some(order) = rows_order(&self.nodes, at) else {
+            return;
+        };
+        let rows = match at {
+            RowsId::Node(key) => self.nodes.get_mut(&key).and_then(|node| node.rows.as_mut()),
+            RowsId::Partial(at) => self.checkpoint_mut(at).and_then(|it| it.rows.as_mut()),
+        };
+        let Some(rows) = rows else { return };
+        let from = std::mem::replace(rows, to.cached());
+        self.leave_rows(at, &from, order);
+        self.take_rows(at);
+        match (at, to) {
+            (_, Held::Device(_)) => {}
+            (RowsId::Node(key), Held::Host(_)) => self.needs_host_below(key),
+            (RowsId::Partial(at), Held::Host(_)) => {
+                let order = find(&self.nodes, at).map(Checkpoint::order);
+                self.host.extend(order.map(|order| (order, at)));
+            }
+        }
+    }
+
+    /// Every checkpoint at or below a node needs host memory now. Below a child in host memory all do so already.
+    fn needs_host_below(&mut self, key: Key) {
+        let mut open = vec![key];
+        while let Some(key) = open.pop() {
+            let Some(node) = self.nodes.get(&key) else {
+                continue;
+            };
+            for checkpoint in &node.checkpoints {
+                visit();
+                let id = checkpoint.id;
+                self.host
+                    .insert((checkpoint.order(), CheckpointId { node: key, id }));
+            }
+            let children = node.children.iter().map(|child| child.1);
+            open.extend(children.filter(|child| {
+                visit();
+                let child = self.nodes.get(child);
+                child.is_some_and(|child| !on_host(child.rows.as_ref()))
+            }));
+        }
     }
 
     /// The rows and their number of tokens.
@@ -315,76 +543,117 @@ impl PrefixTree {
         }
     }
 
-    /// Takes a checkpoint away, and every block that no checkpoint needs any more; what they held is told to
-    /// `changed`.
-    pub(super) fn remove(&mut self, at: CheckpointId, changed: &mut dyn FnMut(Change)) {
+    /// Takes a checkpoint away, and every block that no checkpoint needs any more.
+    pub(super) fn remove(&mut self, at: CheckpointId) {
         let Some(node) = self.nodes.get_mut(&at.node) else {
             return;
         };
-        let Some(place) = node
-            .checkpoints
-            .iter()
-            .position(|checkpoint| checkpoint.id == at.id)
-        else {
+        let Some(i) = node.checkpoints.iter().position(|it| it.id == at.id) else {
             return;
         };
-        let checkpoint = node.checkpoints.swap_remove(place);
-        self.floor = self.floor.max(checkpoint.priority);
-        changed(Change::LostState(checkpoint.state));
-        checkpoint
-            .rows
-            .into_iter()
-            .for_each(|rows| changed(Change::LostRows(rows)));
+        let checkpoint = node.checkpoints.remove(i);
+        let (order, rows_order) = (checkpoint.order(), node.partial_order(&checkpoint));
+        self.checkpoints -= 1;
+        self.floor = self.floor.max(order.0);
+        self.host.remove(&(order, at));
+        self.leave_state(at, &checkpoint.state, order);
+        if let Some(rows) = &checkpoint.rows {
+            self.leave_rows(RowsId::Partial(at), rows, rows_order);
+        }
         let mut key = at.node;
         while let Some(node) = self.nodes.get(&key) {
+            visit();
             let Some(parent) = node.parent else { break };
             if !node.children.is_empty() || !node.checkpoints.is_empty() {
                 break;
             }
             if let Some(node) = self.nodes.remove(&key) {
-                node.rows
-                    .into_iter()
-                    .for_each(|rows| changed(Change::LostRows(rows)));
-            }
-            if let Some(parent) = self.nodes.get_mut(&parent) {
-                parent.children.retain(|child| *child != key);
+                if let Some(rows) = &node.rows {
+                    self.leave_rows(RowsId::Node(key), rows, node.order());
+                }
+                if let Some(above) = self.nodes.get_mut(&parent) {
+                    above.children.remove(&(node.worth, key));
+                }
             }
             key = parent;
         }
+        self.reckon(key);
     }
 
-    /// Raises the floor to a checkpoint's priority: it was moved off the device.
-    pub(super) fn demoted(&mut self, at: CheckpointId) {
-        if let Some(priority) = self.checkpoint(at).map(|checkpoint| checkpoint.priority) {
-            self.floor = self.floor.max(priority);
+    /// Takes all checkpoints away.
+    pub(super) fn clear(&mut self) {
+        let worth = self.nodes.get(&self.root).map_or(0, |root| root.worth);
+        *self = Self {
+            next: self.next,
+            floor: self.floor.max(worth),
+            ..Self::new(self.root, self.block_tokens)
+        };
+    }
+
+    /// Brings the order of victims up to date with who holds what.
+    fn settle(&mut self, slots: &Counted<Slot>, blocks: &Counted<Block>) {
+        let nodes = &self.nodes;
+        for (slot, idle) in slots.take_changed() {
+            let order = |at| find(nodes, at).map(Checkpoint::order);
+            self.states.set_idle(slot, idle, order);
+        }
+        for (block, idle) in blocks.take_changed() {
+            let order = |at| rows_order(nodes, at);
+            self.rows.set_idle(block, idle, order);
         }
     }
 
-    /// Every checkpoint with its priority.
-    pub(super) fn checkpoints(&self) -> impl Iterator<Item = (CheckpointId, &Checkpoint, u64)> {
-        self.nodes.iter().flat_map(|(key, node)| {
-            node.checkpoints.iter().map(|checkpoint| {
-                (
-                    CheckpointId {
-                        node: *key,
-                        id: checkpoint.id,
-                    },
-                    checkpoint,
-                    checkpoint.priority,
-                )
-            })
-        })
+    /// The checkpoint of least priority among those whose slot nobody else holds; of equal ones that used longest ago.
+    #[must_use]
+    pub(super) fn least_state(
+        &mut self,
+        slots: &Counted<Slot>,
+        blocks: &Counted<Block>,
+    ) -> Option<CheckpointId> {
+        self.settle(slots, blocks);
+        self.states.first()
     }
 
-    /// The checkpoint of least priority among those that `wanted` accepts; of equal ones that used longest ago.
-    pub(super) fn least(
-        &self,
-        wanted: &dyn Fn(CheckpointId, &Checkpoint) -> bool,
-    ) -> Option<CheckpointId> {
-        self.checkpoints()
-            .filter(|(at, checkpoint, _)| wanted(*at, checkpoint))
-            .min_by_key(|(_, checkpoint, priority)| (*priority, checkpoint.used))
-            .map(|(at, ..)| at)
+    /// The rows on the device that are needed least among those whose block nobody else holds ([`RowsOrder`]).
+    #[must_use]
+    pub(super) fn least_rows(
+        &mut self,
+        slots: &Counted<Slot>,
+        blocks: &Counted<Block>,
+    ) -> Option<RowsId> {
+        self.settle(slots, blocks);
+        self.rows.first()
+    }
+
+    /// The checkpoint of least priority among those that need host memory.
+    #[must_use]
+    pub(super) fn least_host(&mut self) -> Option<CheckpointId> {
+        while let Some(first) = self.host.first().copied() {
+            if self.needs_host(first.1) {
+                return Some(first.1);
+            }
+            // A block before it has come back to the device.
+            self.host.remove(&first);
+        }
+        None
+    }
+
+    fn needs_host(&self, at: CheckpointId) -> bool {
+        let Some(checkpoint) = self.checkpoint(at) else {
+            return false;
+        };
+        if matches!(checkpoint.state, Held::Host(_)) || on_host(checkpoint.rows.as_ref()) {
+            return true;
+        }
+        let mut node = self.nodes.get(&at.node);
+        while let Some(here) = node {
+            visit();
+            if on_host(here.rows.as_ref()) {
+                return true;
+            }
+            node = here.parent.and_then(|parent| self.nodes.get(&parent));
+        }
+        false
     }
 
     /// The checkpoint of least priority at or below a node.
@@ -392,75 +661,30 @@ impl PrefixTree {
     pub(super) fn least_below(&self, key: Key) -> Option<CheckpointId> {
         let (mut best, mut open) = (None, vec![key]);
         while let Some(key) = open.pop() {
+            visit();
             let Some(node) = self.nodes.get(&key) else {
                 continue;
             };
-            open.extend(&node.children);
+            open.extend(node.children.iter().map(|child| child.1));
             for checkpoint in &node.checkpoints {
-                let order = (checkpoint.priority, checkpoint.used);
+                let (order, id) = (checkpoint.order(), checkpoint.id);
                 if best.is_none_or(|(least, _)| order < least) {
-                    best = Some((
-                        order,
-                        CheckpointId {
-                            node: key,
-                            id: checkpoint.id,
-                        },
-                    ));
+                    best = Some((order, CheckpointId { node: key, id }));
                 }
             }
         }
         best.map(|(_, at)| at)
     }
-
-    /// The rows on the device that are needed least among those that `wanted` accepts: a block is as dear as the dearest
-    /// checkpoint at or below it, and of equal ones the deepest goes first.
-    #[must_use]
-    pub(super) fn least_rows(&self, wanted: &dyn Fn(Block) -> bool) -> Option<RowsId> {
-        let mut worth: HashMap<Key, u64> = HashMap::with_capacity(self.nodes.len());
-        let mut keys: Vec<(&Key, &Node)> = self.nodes.iter().collect();
-        keys.sort_by_key(|(key, node)| (std::cmp::Reverse(node.end), **key));
-        let mut best: Option<((u64, usize), RowsId)> = None;
-        let mut offer = |order: (u64, usize), rows: Option<&HeldRows>, id: RowsId| {
-            let on_device = rows.and_then(Held::device).is_some_and(wanted);
-            if on_device && best.is_none_or(|(least, _)| order < least) {
-                best = Some((order, id));
-            }
-        };
-        for (key, node) in keys {
-            let mut dearest = worth.get(key).copied().unwrap_or(0);
-            for checkpoint in &node.checkpoints {
-                dearest = dearest.max(checkpoint.priority);
-                let at = CheckpointId {
-                    node: *key,
-                    id: checkpoint.id,
-                };
-                offer(
-                    (checkpoint.priority, 0),
-                    checkpoint.rows.as_ref(),
-                    RowsId::Partial(at),
-                );
-            }
-            if let Some(parent) = node.parent {
-                let above = worth.entry(parent).or_insert(0);
-                *above = dearest.max(*above);
-            }
-            offer(
-                (dearest, usize::MAX - node.end),
-                node.rows.as_ref(),
-                RowsId::Node(*key),
-            );
-        }
-        best.map(|(_, id)| id)
-    }
 }
 
-/// What an insertion or a removal did to what the tree holds.
-#[derive(Debug)]
-pub(super) enum Change {
-    /// Rows are held by the tree now.
-    Kept(HeldRows),
-    /// Rows no longer are.
-    LostRows(HeldRows),
-    /// A state no longer is.
-    LostState(HeldState),
+#[cfg(not(test))]
+fn visit() {}
+
+/// Counts a comparison in the order of rows, or a node or checkpoint that is looked at.
+#[cfg(test)]
+fn visit() {
+    tests::VISITS.with(|visits| visits.set(visits.get() + 1));
 }
+
+#[cfg(test)]
+mod tests;

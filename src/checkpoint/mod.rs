@@ -6,6 +6,7 @@
 //! It converts nothing: dtypes stay as they are on disk, and kernels widen. It is not where weights are sliced or sent to
 //! a device.
 
+mod fingerprint;
 mod format;
 mod header;
 mod index;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+pub use fingerprint::Fingerprint;
 pub use format::{BlockFormat, FORMATS, Format};
 pub use tensor::TensorData;
 
@@ -29,7 +31,7 @@ use crate::error::CheckpointError;
 ///
 /// The files are mapped, not read: they must neither be rewritten nor shortened while the checkpoint, or any
 /// [`TensorData`] of it, lives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
     shards: Vec<Shard>,
@@ -39,14 +41,14 @@ pub struct Checkpoint {
 }
 
 /// A mapped file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Shard {
     path: PathBuf,
     bytes: Bytes,
 }
 
 /// Where a tensor lies.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     name: String,
     format: Format,

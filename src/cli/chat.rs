@@ -94,7 +94,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     })?;
     let engine = Engine::new(
         loaded.model,
-        loaded.checkpoint,
         Some(Arc::clone(&tokenizer)),
         EngineOptions::default(),
     );

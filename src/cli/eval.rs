@@ -143,12 +143,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         device: loaded.device.name.clone(),
         classes: Vec::new(),
     };
-    let engine = Engine::new(
-        loaded.model,
-        loaded.checkpoint,
-        Some(tokenizer),
-        EngineOptions::default(),
-    );
+    let engine = Engine::new(loaded.model, Some(tokenizer), EngineOptions::default());
     let engine = EngineHandle::start(engine)?;
     let progress = Progress::count("asking", rows.len());
     let answers: Vec<Answer> = requests.into_iter().map(|r| engine.answer(r)).collect();

@@ -217,12 +217,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         sizes.limits(device.cache)
     })?;
     let tokenizer = Some(Arc::new(tokenizer));
-    let engine = Engine::new(
-        loaded.model,
-        loaded.checkpoint,
-        tokenizer,
-        EngineOptions::default(),
-    );
+    let engine = Engine::new(loaded.model, tokenizer, EngineOptions::default());
     let prompt = request.prompt.clone();
     let answer = stream(arguments, &EngineHandle::start(engine)?, request)?;
     if arguments.json {

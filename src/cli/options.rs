@@ -110,9 +110,8 @@ impl DeviceOptions {
     }
 }
 
-/// A model on a device, with the files behind it.
+/// A model on a device.
 pub(crate) struct Loaded {
-    pub(crate) checkpoint: Checkpoint,
     pub(crate) model: Model,
     pub(crate) device: Device,
 }
@@ -133,11 +132,7 @@ pub(crate) fn load(
     })?;
     progress.finish();
     tracing::info!(backend = device.backend, device = device.name, "loaded");
-    Ok(Loaded {
-        checkpoint,
-        model,
-        device,
-    })
+    Ok(Loaded { model, device })
 }
 
 /// A shape by its name, or that of a model's folder or `config.json`.

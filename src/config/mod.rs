@@ -16,6 +16,8 @@ mod tensors;
 
 use std::path::Path;
 
+use half::{bf16, f16};
+
 #[cfg(feature = "server")]
 pub(crate) use fields::kind;
 pub use memory::{Memory, MemoryRequest};
@@ -42,6 +44,37 @@ impl Dtype {
         match self {
             Dtype::Bf16 | Dtype::F16 => 2,
             Dtype::F32 => 4,
+        }
+    }
+
+    /// These numbers in it, little-endian; rounded to nearest even where it is narrower.
+    #[must_use]
+    pub fn encode(self, values: &[f32]) -> Vec<u8> {
+        let values = values.iter().copied();
+        match self {
+            Dtype::Bf16 => values
+                .flat_map(|value| bf16::from_f32(value).to_le_bytes())
+                .collect(),
+            Dtype::F16 => values
+                .flat_map(|value| f16::from_f32(value).to_le_bytes())
+                .collect(),
+            Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+        }
+    }
+
+    /// What these bytes hold, exactly.
+    #[must_use]
+    pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let halves = bytes.chunks_exact(2).map(|two| [two[0], two[1]]);
+        match self {
+            Dtype::Bf16 => halves
+                .map(|two| bf16::from_le_bytes(two).to_f32())
+                .collect(),
+            Dtype::F16 => halves.map(|two| f16::from_le_bytes(two).to_f32()).collect(),
+            Dtype::F32 => bytes
+                .chunks_exact(4)
+                .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+                .collect(),
         }
     }
 }

@@ -2,8 +2,6 @@
 //!
 //! A sequence that makes room goes to host memory whole and comes back as it was, bit for bit.
 
-use std::sync::Arc;
-
 use super::core::{Engine, pools};
 use super::sequence::Sequence;
 use crate::error::{EngineError, Error};
@@ -22,8 +20,10 @@ impl Engine {
                     }
                     Ok(false) => {}
                     Err(error) => {
+                        let id = sequence.id;
                         self.waiting.push_front(sequence);
-                        return Err(error);
+                        self.refuse(vec![id], error)?;
+                        continue;
                     }
                 }
             }
@@ -34,20 +34,16 @@ impl Engine {
                 let Some(mut sequence) = self.waiting.pop_front() else {
                     break;
                 };
-                let placed = self.place(&mut sequence, true).await;
-                if placed.is_err() {
-                    self.waiting.push_front(sequence);
-                    return placed.map(|_| ());
-                }
-                if placed? {
-                    self.running.push(sequence);
-                } else {
-                    let error = EngineError::DoesNotFit {
-                        tokens: sequence.tokens.len(),
-                    };
-                    let id = sequence.id;
-                    self.let_go(&mut sequence, false);
-                    self.fail(id, &Arc::new(Error::from(error)));
+                match self.place(&mut sequence, true).await {
+                    Ok(true) => self.running.push(sequence),
+                    placed => {
+                        let tokens = sequence.tokens.len();
+                        let not_placed = |_| Error::from(EngineError::DoesNotFit { tokens });
+                        let error = placed.map_or_else(|error| error, not_placed);
+                        let id = sequence.id;
+                        self.waiting.push_front(sequence);
+                        self.refuse(vec![id], error)?;
+                    }
                 }
             } else if !yielded && let Some(place) = self.longest() {
                 yielded = true;
@@ -71,7 +67,7 @@ impl Engine {
     /// Gives a sequence its slot and the blocks for what it is to run next: all of a prompt. Where it is `alone`, and not
     /// even then was there room, what it goes on from is taken off the device first.
     async fn place(&mut self, sequence: &mut Sequence, alone: bool) -> Result<bool, Error> {
-        let prompt = sequence.request.reusable();
+        let prompt = sequence.tokens.prefix(sequence.request.reusable());
         let fresh = sequence.position == 0;
         if fresh && sequence.request.looks_up() {
             while let Some(hit) = self.cache.lookup(prompt) {
@@ -102,7 +98,7 @@ impl Engine {
             .await?;
         if placed.is_none() && fresh {
             // It holds nothing while it waits.
-            self.cache.release(std::mem::take(&mut sequence.lease));
+            sequence.release();
             sequence.position = 0;
         } else if fresh {
             sequence.cached = sequence.position;
@@ -113,12 +109,14 @@ impl Engine {
     }
 
     async fn waiting_to_host(&mut self) -> Result<(), Error> {
+        let mut refused = Vec::new();
         for sequence in &mut self.waiting {
-            self.cache
-                .to_host(&mut pools(&mut self.model), &mut sequence.lease)
-                .await?;
+            let mut pools = pools(&mut self.model);
+            let moved = self.cache.to_host(&mut pools, &mut sequence.lease).await;
+            refused.extend(moved.err().map(|error| (sequence.id, error)));
         }
-        Ok(())
+        let mut refused = refused.into_iter();
+        refused.try_for_each(|(id, error)| self.refuse(vec![id], error))
     }
 
     /// Takes a running sequence off the device; it waits in its order of arrival.
@@ -134,8 +132,9 @@ impl Engine {
                 .map_err(Error::from);
         }
         self.preemptions += 1;
+        let id = sequence.id;
         self.enqueue(sequence);
-        parked
+        parked.or_else(|error| self.refuse(vec![id], error))
     }
 
     /// Sees to it that the sequence at `place` has a block for its next token. Returns whether it still runs.
@@ -150,10 +149,14 @@ impl Engine {
             return Ok(Grown::Ready);
         }
         loop {
-            let fresh = self
-                .cache
-                .blocks(&mut pools(&mut self.model), needed - has)
-                .await?;
+            let mut pools = pools(&mut self.model);
+            let fresh = match self.cache.blocks(&mut pools, needed - has).await {
+                Ok(fresh) => fresh,
+                Err(error) => {
+                    self.refuse(vec![self.running[place].id], error)?;
+                    return Ok(Grown::Again);
+                }
+            };
             if let Some(mut fresh) = fresh {
                 if let Some(placed) = &mut self.running[place].placed {
                     placed.blocks.append(&mut fresh);
@@ -184,7 +187,7 @@ impl Engine {
 pub(super) enum Grown {
     /// It has it.
     Ready,
-    /// Another was taken off the device, or it was itself: look again at who runs.
+    /// Another was taken off the device, or it was itself, or it failed: look again at who runs.
     Again,
     /// The pool is too small for it.
     Never,

@@ -6,9 +6,9 @@ use super::cut::{restart, segment_end};
 use super::event::FinishReason;
 use super::request::{PromptScores, RequestId};
 use super::sequence::Sequence;
-use crate::backend::{Batch, Capacity, OutputRow, Segment, Slot, StateCheckpoint};
-use crate::cache::Current;
-use crate::error::{EngineError, Error};
+use crate::backend::{Batch, Capacity, OutputRow, Segment, StateCheckpoint};
+use crate::cache::SlotRef;
+use crate::error::{BackendError, EngineError, Error};
 use crate::model::{StepOptions, TraceChoice};
 
 /// A batch, and whose its segments are.
@@ -18,6 +18,26 @@ pub(super) struct Planned {
     pub(super) segments: Vec<PlannedSegment>,
     /// What is traced: then the batch is one token of one sequence. Some of these are timed too.
     pub(super) trace: Option<(TraceChoice, bool)>,
+}
+
+impl Planned {
+    /// The requests that an error of this batch is of: the one whose token was refused, or all.
+    pub(super) fn owners(&self, error: &Error) -> Vec<RequestId> {
+        let refused = match error {
+            Error::Backend(BackendError::TokenOutOfRange { position, .. }) => Some(*position),
+            _ => None,
+        };
+        let mut first = 0;
+        let mut owners = Vec::new();
+        for (owner, segment) in self.segments.iter().zip(&self.batch.segments) {
+            let tokens = first..first + segment.length;
+            first = tokens.end;
+            if refused.is_none_or(|position| tokens.contains(&position)) {
+                owners.push(owner.id);
+            }
+        }
+        owners
+    }
 }
 
 /// Of so many traced tokens of a sequence one is timed. A device tells what operations take by waiting for each of them by
@@ -37,12 +57,11 @@ pub(super) struct PlannedSegment {
 }
 
 /// A checkpoint inside a segment.
-#[derive(Clone, Copy)]
 pub(super) struct Inside {
     /// Its position in the sequence.
     pub(super) at: usize,
     /// The slot that takes the state.
-    pub(super) slot: Slot,
+    pub(super) slot: SlotRef,
     /// Whether it is kept; else it is there to start the recurrence anew.
     pub(super) keep: bool,
 }
@@ -91,15 +110,15 @@ impl Engine {
                 .iter()
                 .map(|segment| segment.checkpoints.len())
                 .sum();
-            let inside = self.inside(place, end, most.checkpoints - taken).await;
-            let (end, checkpoints) = match inside {
-                Ok(inside) => inside,
+            let room = most.checkpoints - taken;
+            match self.inside(place, end, room).await {
+                Ok((end, checkpoints)) => self.add(&mut planned, place, end, checkpoints),
                 Err(error) => {
-                    self.release_inside(&planned.segments);
-                    return Err(error);
+                    // Who runs has changed: the next step lays out another batch.
+                    self.refuse(vec![self.running[place].id], error)?;
+                    return Ok(None);
                 }
-            };
-            self.add(&mut planned, place, end, checkpoints);
+            }
         }
         if planned.segments.is_empty() && !self.running.is_empty() {
             let (expected, found) = (
@@ -218,31 +237,18 @@ impl Engine {
         for at in self.wanted(place, end).into_iter().rev() {
             if let Some(inside) = taken.iter_mut().find(|inside| inside.at == at) {
                 inside.keep = true;
-            } else if taken.len() < room {
-                match self.cache.slot(&mut pools(&mut self.model)).await {
-                    Ok(Some(slot)) => taken.push(Inside {
-                        at,
-                        slot,
-                        keep: true,
-                    }),
-                    Ok(None) => {}
-                    Err(error) => {
-                        let slots = taken.iter().map(|inside| inside.slot);
-                        slots.for_each(|slot| self.cache.release_slot(slot));
-                        return Err(error.into());
-                    }
-                }
+            } else if taken.len() < room
+                && let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await?
+            {
+                taken.push(Inside {
+                    at,
+                    slot,
+                    keep: true,
+                });
             }
         }
         taken.sort_unstable_by_key(|inside| inside.at);
         Ok((end, taken))
-    }
-
-    /// Gives back the slots of checkpoints that will not be taken, because their batch failed.
-    pub(super) fn release_inside(&mut self, segments: &[PlannedSegment]) {
-        for inside in segments.iter().flat_map(|segment| &segment.checkpoints) {
-            self.cache.release_slot(inside.slot);
-        }
     }
 
     /// Where checkpoints are wanted inside a segment: at every so many blocks, and at the last block border of the prompt,
@@ -263,7 +269,7 @@ impl Engine {
             .chain((start < last && last < end).then_some(last))
             .collect();
         wanted.dedup();
-        wanted.retain(|at| self.cache.find(&prompt[..*at]).is_none());
+        wanted.retain(|at| self.cache.find(sequence.tokens.prefix(*at)).is_none());
         wanted
     }
 
@@ -274,11 +280,6 @@ impl Engine {
             return;
         };
         let (start, first) = (sequence.position, planned.batch.tokens.len());
-        let slot_in = match placed.state {
-            Current::Zero => None,
-            Current::Own => Some(placed.slot),
-            Current::Shared(slot) => Some(slot),
-        };
         let blocks = end.div_ceil(self.model.limits().block_tokens);
         planned
             .batch
@@ -287,16 +288,16 @@ impl Engine {
         planned.batch.segments.push(Segment {
             length: end - start,
             position: start,
-            slot_in,
-            slot_out: placed.slot,
+            slot_in: placed.slot_in(),
+            slot_out: placed.slot.get(),
             checkpoints: checkpoints
                 .iter()
                 .map(|inside| StateCheckpoint {
                     after: inside.at - start,
-                    slot: inside.slot,
+                    slot: inside.slot.get(),
                 })
                 .collect(),
-            blocks: placed.blocks[..blocks].to_vec(),
+            blocks: placed.blocks(blocks),
         });
         let outputs = planned.batch.outputs.len();
         let request = &sequence.request;

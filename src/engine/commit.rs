@@ -36,8 +36,8 @@ impl Engine {
     ) -> Result<(), Error> {
         let vocabulary = self.model.config().vocab_size;
         let mut damaged = None;
-        for (i, segment) in planned.segments.iter().enumerate() {
-            let (first, count) = segment.outputs;
+        for segment in planned.segments {
+            let (id, (first, count)) = (segment.id, segment.outputs);
             let rows = Rows {
                 choices: &output.choices[first..first + count],
                 logits: if output.logits.is_empty() {
@@ -51,32 +51,31 @@ impl Engine {
                 (sequence.id, sequence.sample) == (segment.id, segment.sample)
             };
             let Some(place) = self.running.iter().position(wanted) else {
-                self.release_inside(std::slice::from_ref(segment));
                 continue;
             };
             let finite = rows.choices.iter().all(|choice| choice.finite);
             let mut taken = self.moved(place, segment, finite).await;
             if !finite {
-                damaged = Some(segment.id);
+                damaged = Some(id);
             } else if taken.is_ok() {
                 taken = self.take_rows(place, &rows).await;
             }
-            if let Err(error) = taken {
-                self.release_inside(&planned.segments[i + 1..]);
-                return Err(error);
+            taken.or_else(|error| self.refuse(vec![id], error))?;
+        }
+        match damaged {
+            Some(id) => {
+                let diagnosed = self.diagnose(id).await;
+                diagnosed.or_else(|error| self.refuse(vec![id], error))
             }
+            None => Ok(()),
         }
-        if let Some(id) = damaged {
-            self.diagnose(id).await?;
-        }
-        Ok(())
     }
 
     /// The sequence has come to the segment's end: its state is in its own slot, and checkpoints are where they were wanted.
     async fn moved(
         &mut self,
         place: usize,
-        segment: &PlannedSegment,
+        segment: PlannedSegment,
         keep: bool,
     ) -> Result<(), Error> {
         let sequence = &mut self.running[place];
@@ -85,16 +84,12 @@ impl Engine {
         let Some(placed) = &mut sequence.placed else {
             return Ok(());
         };
-        if let Current::Shared(slot) = placed.state {
-            self.cache.release_slot(slot);
-        }
         placed.state = Current::Own;
         for inside in &segment.checkpoints {
             if keep && inside.keep {
-                let tokens = &sequence.tokens[..inside.at];
-                self.cache.store(tokens, &placed.blocks, inside.slot);
+                let tokens = sequence.tokens.prefix(inside.at);
+                self.cache.store(tokens, &placed.blocks, &inside.slot);
             }
-            self.cache.release_slot(inside.slot);
         }
         if start < sequence.prompt() {
             let (id, cached) = (sequence.id, sequence.cached);
@@ -112,11 +107,8 @@ impl Engine {
     /// Keeps the sequence's state: its slot becomes the checkpoint's, and it goes on in another, if there is one.
     async fn keep(&mut self, place: usize) -> Result<(), Error> {
         let sequence = &self.running[place];
-        if self
-            .cache
-            .find(&sequence.tokens[..sequence.position])
-            .is_some()
-        {
+        let tokens = sequence.tokens.prefix(sequence.position);
+        if self.cache.find(tokens).is_some() {
             return Ok(());
         }
         let Some(fresh) = self.cache.slot(&mut pools(&mut self.model)).await? else {
@@ -126,15 +118,9 @@ impl Engine {
         let Some(placed) = &mut sequence.placed else {
             return Ok(());
         };
-        if self.cache.store(
-            &sequence.tokens[..sequence.position],
-            &placed.blocks,
-            placed.slot,
-        ) {
-            placed.state = Current::Shared(placed.slot);
-            placed.slot = fresh;
-        } else {
-            self.cache.release_slot(fresh);
+        let tokens = sequence.tokens.prefix(sequence.position);
+        if self.cache.store(tokens, &placed.blocks, &placed.slot) {
+            placed.state = Current::Shared(std::mem::replace(&mut placed.slot, fresh));
         }
         Ok(())
     }
@@ -199,6 +185,7 @@ impl Engine {
             let mut answer = Sequence::new(
                 sequence.id,
                 Arc::clone(&request),
+                sequence.tokens.clone(),
                 sample,
                 sequence.arrival,
                 self.tokenizer.as_ref(),
@@ -206,12 +193,11 @@ impl Engine {
             answer.single = true;
             answer.position = sequence.position;
             answer.cached = sequence.cached;
-            answer.lease = self.cache.share(&sequence.lease);
+            answer.lease = sequence.lease.clone();
             if let Some(answer) = self.take_token(answer, choice, row) {
                 self.enqueue(answer);
             }
         }
-        self.cache.release(std::mem::take(&mut sequence.lease));
         Ok(())
     }
 
@@ -246,7 +232,7 @@ impl Engine {
                 }
             }
             Err(error) => {
-                self.let_go(&mut sequence, false);
+                drop(sequence);
                 self.fail(id, &Arc::new(error));
                 None
             }

@@ -3,7 +3,7 @@
 //! [`Engine::step`] lets waiting sequences in (`admit.rs`), lays out one batch (`batch.rs`), runs it, and takes what came
 //! of it (`commit.rs`). It awaits the device and nothing else: threads, clocks and channels are its driver's.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::batch::Planned;
@@ -13,17 +13,15 @@ use super::request::{PromptScores, Request, RequestId};
 use super::sequence::Sequence;
 use super::step_cache::StepCache;
 use crate::backend::StepOutput;
-use crate::cache::{Cache, Fingerprint, Key, Lease, Occupancy, Pools};
-use crate::checkpoint::Checkpoint;
-use crate::error::{EngineError, Error};
+use crate::cache::{BlockRef, Cache, Current, Held, Key, Lease, Occupancy, Pools, SlotRef};
+use crate::checkpoint::Fingerprint;
+use crate::error::{EngineError, Error, Scope};
 use crate::model::{Model, TraceChoice};
 use crate::tokenizer::Tokenizer;
 
 /// Continuous batching over one model.
 pub struct Engine {
     pub(super) model: Model,
-    /// Read only to name a damaged weight.
-    pub(super) checkpoint: Checkpoint,
     pub(super) tokenizer: Option<Arc<Tokenizer>>,
     pub(super) options: EngineOptions,
     pub(super) fingerprint: Fingerprint,
@@ -54,13 +52,8 @@ pub(super) fn pools(model: &mut Model) -> Pools<'_> {
 impl Engine {
     /// An engine over a model. Without a tokenizer tokens have no text, and there are no stop texts.
     #[must_use]
-    pub fn new(
-        model: Model,
-        checkpoint: Checkpoint,
-        tokenizer: Option<Arc<Tokenizer>>,
-        options: EngineOptions,
-    ) -> Self {
-        let fingerprint = Fingerprint::of(&checkpoint);
+    pub fn new(model: Model, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Self {
+        let fingerprint = model.fingerprint();
         let root = Key::root(fingerprint, &model.states().layout, &model.latents().layout);
         let limits = *model.limits();
         let cache = Cache::new(
@@ -72,7 +65,6 @@ impl Engine {
         );
         Self {
             model,
-            checkpoint,
             tokenizer,
             options,
             fingerprint,
@@ -98,6 +90,38 @@ impl Engine {
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
         self.cache.occupancy()
+    }
+
+    /// Number of slots and of blocks that sequences hold, each counted once however many hold it.
+    #[must_use]
+    pub fn held(&self) -> (usize, usize) {
+        let (mut slots, mut blocks) = (HashSet::new(), HashSet::new());
+        for sequence in self.running.iter().chain(&self.waiting) {
+            let lease = &sequence.lease;
+            slots.extend(
+                lease
+                    .state
+                    .iter()
+                    .filter_map(Held::device)
+                    .map(SlotRef::get),
+            );
+            blocks.extend(
+                lease
+                    .rows
+                    .iter()
+                    .filter_map(Held::device)
+                    .map(BlockRef::get),
+            );
+            if let Some(placed) = &sequence.placed {
+                slots.extend(
+                    [Some(placed.slot.get()), placed.slot_in()]
+                        .into_iter()
+                        .flatten(),
+                );
+                blocks.extend(placed.blocks.iter().map(BlockRef::get));
+            }
+        }
+        (slots.len(), blocks.len())
     }
 
     /// Sequences that run and that wait.
@@ -163,7 +187,9 @@ impl Engine {
             return Err(EngineError::QueueFull { waiting });
         }
         let arrival = self.arrival();
-        let sequence = Sequence::new(id, Arc::new(request), 0, arrival, self.tokenizer.as_ref());
+        let tokens = self.cache.hash(&request.prompt);
+        let tokenizer = self.tokenizer.as_ref();
+        let sequence = Sequence::new(id, Arc::new(request), tokens, 0, arrival, tokenizer);
         self.events.push_back((
             id,
             Event::Queued {
@@ -204,8 +230,8 @@ impl Engine {
         self.events.push_back((id, event));
     }
 
-    /// One step: a batch of whatever can run. Returns whether anything is left to do. A device that fails ends the
-    /// requests that were running on it, each with an event.
+    /// One step: a batch of whatever can run. Returns whether anything is left to do. An error ends the requests that it
+    /// must, each with an event: those of a step that was refused, and all of them where the device is lost.
     pub async fn step(&mut self) -> bool {
         self.drop_cancelled();
         if let Err(error) = self.try_step().await {
@@ -226,10 +252,37 @@ impl Engine {
         match ran {
             Ok(output) => self.commit(planned, output).await,
             Err(error) => {
-                self.release_inside(&planned.segments);
-                Err(error)
+                // A step that failed is not trusted again, and where memory ran out others give theirs back.
+                self.step_cache.clear();
+                self.refuse(planned.owners(&error), error)
             }
         }
+    }
+
+    /// Ends requests with an error that is theirs alone.
+    ///
+    /// # Errors
+    /// The same error where the device failed: it is everybody's.
+    pub(super) fn refuse(
+        &mut self,
+        mut ids: Vec<RequestId>,
+        error: impl Into<Error>,
+    ) -> Result<(), Error> {
+        let error = error.into();
+        if error.scope() == Scope::Device {
+            return Err(error);
+        }
+        let error = Arc::new(error);
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            // Another of its answers may have failed before.
+            let mut sequences = self.running.iter().chain(&self.waiting);
+            if sequences.any(|sequence| sequence.id == id) {
+                self.fail(id, &error);
+            }
+        }
+        Ok(())
     }
 
     async fn run(&mut self, planned: &Planned) -> Result<StepOutput, Error> {
@@ -284,7 +337,7 @@ impl Engine {
 
     /// Ends an answer: its state is kept for whoever goes on from there, all else it held is free.
     pub(super) fn finish(&mut self, mut sequence: Sequence, reason: FinishReason) {
-        self.let_go(&mut sequence, true);
+        self.keep_end(&sequence);
         let text = sequence.text.finish();
         let (id, sample, usage) = (sequence.id, sequence.sample, sequence.usage());
         self.say(
@@ -312,50 +365,22 @@ impl Engine {
         }
     }
 
-    /// Gives back all that a sequence holds.
-    pub(super) fn let_go(&mut self, sequence: &mut Sequence, keep: bool) {
-        if let Some(placed) = sequence.placed.take() {
-            let own = placed.state == crate::cache::Current::Own;
-            if keep && own && sequence.request.looks_up() && sequence.decodes() {
-                self.cache.store(
-                    &sequence.tokens[..sequence.position],
-                    &placed.blocks,
-                    placed.slot,
-                );
-            }
-            self.cache.release_slot(placed.slot);
-            if let crate::cache::Current::Shared(slot) = placed.state {
-                self.cache.release_slot(slot);
-            }
-            self.cache.release_blocks(&placed.blocks);
+    /// Keeps the state that an answer ends with.
+    fn keep_end(&mut self, sequence: &Sequence) {
+        if let Some(placed) = &sequence.placed
+            && matches!(placed.state, Current::Own)
+            && sequence.request.looks_up()
+            && sequence.decodes()
+        {
+            let tokens = sequence.tokens.prefix(sequence.position);
+            self.cache.store(tokens, &placed.blocks, &placed.slot);
         }
-        self.cache.release(std::mem::take(&mut sequence.lease));
     }
 
     /// Ends a request with an error.
     pub(super) fn fail(&mut self, id: RequestId, error: &Arc<Error>) {
-        let mut rest = Vec::new();
-        let (running, waiting) = (
-            std::mem::take(&mut self.running),
-            std::mem::take(&mut self.waiting),
-        );
-        for sequence in running {
-            if sequence.id == id {
-                rest.push(sequence)
-            } else {
-                self.running.push(sequence)
-            }
-        }
-        for sequence in waiting {
-            if sequence.id == id {
-                rest.push(sequence)
-            } else {
-                self.waiting.push_back(sequence)
-            }
-        }
-        for mut sequence in rest {
-            self.let_go(&mut sequence, false);
-        }
+        self.running.retain(|sequence| sequence.id != id);
+        self.waiting.retain(|sequence| sequence.id != id);
         self.say(id, Event::Failed(Arc::clone(error)));
     }
 
@@ -387,7 +412,6 @@ impl Engine {
     /// # Errors
     /// A device that fails.
     pub(super) async fn park(&mut self, sequence: &mut Sequence) -> Result<(), Error> {
-        use crate::cache::{Current, Held};
         let block_tokens = self.model.limits().block_tokens;
         let (whole, partial_tokens) = (
             sequence.position / block_tokens,
@@ -396,7 +420,7 @@ impl Engine {
         // Read before anything is given back: where the device fails, the sequence holds what it held.
         let partial = match &sequence.placed {
             Some(placed) if partial_tokens > 0 => {
-                let wanted = [(placed.blocks[whole], partial_tokens)];
+                let wanted = [(placed.blocks[whole].get(), partial_tokens)];
                 pools(&mut self.model).read_blocks(&wanted).await?
             }
             _ => Vec::new(),
@@ -406,22 +430,12 @@ impl Engine {
         };
         let state = match placed.state {
             Current::Own => Some(Held::Device(placed.slot)),
-            Current::Shared(slot) => {
-                self.cache.release_slot(placed.slot);
-                Some(Held::Device(slot))
-            }
-            Current::Zero => {
-                self.cache.release_slot(placed.slot);
-                None
-            }
+            Current::Shared(slot) => Some(Held::Device(slot)),
+            Current::Zero => None,
         };
-        let mut rows: Vec<_> = placed.blocks[..whole]
-            .iter()
-            .copied()
-            .map(Held::Device)
-            .collect();
-        rows.extend(partial.into_iter().map(|rows| Held::Host(Arc::new(rows))));
-        self.cache.release_blocks(&placed.blocks[whole..]);
+        let whole = placed.blocks.into_iter().take(whole).map(Held::Device);
+        let partial = partial.into_iter().map(|rows| Held::Host(Arc::new(rows)));
+        let rows = whole.chain(partial).collect();
         sequence.lease = Lease {
             position: sequence.position,
             state,

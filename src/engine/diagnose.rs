@@ -8,8 +8,7 @@ use std::sync::Arc;
 use super::core::{Engine, pools};
 use super::request::RequestId;
 use crate::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot, TensorValues};
-use crate::cache::Current;
-use crate::config::{Role, TensorSpec};
+use crate::cache::BlockRef;
 use crate::error::{EngineError, Error};
 use crate::model::StepOptions;
 
@@ -20,13 +19,17 @@ impl Engine {
             return Ok(());
         };
         let mut sequence = self.running.remove(place);
-        self.let_go(&mut sequence, false);
+        sequence.release();
         let first = self
             .alone_again(&sequence.tokens[..sequence.position])
             .await;
         match first {
             Ok(first) => {
-                let error = self.blame(first);
+                let part = self.model.part(first);
+                let error = EngineError::NonFinite {
+                    place: part.to_string(),
+                    blame: self.model.blame(part),
+                };
                 self.fail(id, &Arc::new(Error::from(error)));
                 Ok(())
             }
@@ -59,17 +62,15 @@ impl Engine {
         let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await? else {
             return Ok(head);
         };
-        let blocks = match self.cache.blocks(&mut pools(&mut self.model), blocks).await {
-            Ok(Some(blocks)) => blocks,
-            unplaced => {
-                self.cache.release_slot(slot);
-                return Ok(unplaced.map(|_| head)?);
-            }
+        let Some(blocks) = self
+            .cache
+            .blocks(&mut pools(&mut self.model), blocks)
+            .await?
+        else {
+            return Ok(head);
         };
-        let found = self.run_probed(tokens, slot, &blocks).await;
-        self.cache.release_slot(slot);
-        self.cache.release_blocks(&blocks);
-        found
+        let places: Vec<Block> = blocks.iter().map(BlockRef::get).collect();
+        self.run_probed(tokens, slot.get(), &places).await
     }
 
     /// Runs the tokens from the zero state in these places, with every layer's residual stream read back.
@@ -92,14 +93,13 @@ impl Engine {
             probe_hidden: true,
         };
         let mut step = self.model.step(capacity, step_options)?;
-        let mut state = Current::Zero;
         for (i, segment) in tokens.chunks(most.tokens).enumerate() {
             let batch = Batch {
                 tokens: segment.to_vec(),
                 segments: vec![Segment {
                     length: segment.len(),
                     position: i * most.tokens,
-                    slot_in: (state != Current::Zero).then_some::<Slot>(slot),
+                    slot_in: (i > 0).then_some(slot),
                     slot_out: slot,
                     checkpoints: Vec::new(),
                     blocks: blocks.to_vec(),
@@ -109,7 +109,6 @@ impl Engine {
                     target: None,
                 }],
             };
-            state = Current::Own;
             let output = step.submit(&batch)?.await?;
             let broken = |probe: &TensorValues| {
                 probe
@@ -121,37 +120,5 @@ impl Engine {
             }
         }
         Ok(head)
-    }
-
-    /// The error that names a place, and the damaged weight if there is one.
-    fn blame(&self, first: usize) -> EngineError {
-        let config = self.model.config();
-        let layer = first.checked_sub(1).filter(|i| *i < config.layers.len());
-        let place = match layer {
-            Some(layer) => format!("layer {layer} (counted from 0)"),
-            None if first == 0 => "the embedding".to_owned(),
-            None => "the output head".to_owned(),
-        };
-        let there = |spec: &TensorSpec| {
-            spec.layer == layer
-                && (layer.is_some() || (spec.role == Role::Embedding) == (first == 0))
-        };
-        let blame = config
-            .tensors()
-            .into_iter()
-            .filter(there)
-            .filter_map(|spec| self.checkpoint.tensor(&spec.name).ok())
-            .find_map(|tensor| tensor.first_non_finite().map(|found| (tensor, found)))
-            .map_or_else(
-                || "though all its weights are finite".to_owned(),
-                |(tensor, (index, value))| {
-                    let file = tensor.file.display();
-                    format!(
-                        "where {} holds {value} at element {index} (in {file})",
-                        tensor.name
-                    )
-                },
-            );
-        EngineError::NonFinite { place, blame }
     }
 }

@@ -11,6 +11,7 @@ use super::core::Engine;
 use super::event::Event;
 use super::request::{Request, RequestId};
 use super::status::Status;
+use crate::backend::block_on;
 use crate::cache::{Occupancy, Snapshot};
 use crate::error::{EngineError, Error};
 
@@ -186,7 +187,7 @@ impl EngineHandle {
     /// # Errors
     /// Nothing kept, a device that fails, or an engine that has stopped.
     pub fn snapshot(&self, tokens: Vec<u32>) -> Result<Snapshot, Error> {
-        self.ask(move |engine| pollster::block_on(engine.snapshot(&tokens)))?
+        self.ask(move |engine| block_on(engine.snapshot(&tokens)))?
     }
 
     /// Keeps a snapshot: a prompt that begins with its tokens goes on from it.
@@ -245,7 +246,7 @@ impl Driver {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            pollster::block_on(self.engine.step());
+            block_on(self.engine.step());
             self.deliver();
         }
     }

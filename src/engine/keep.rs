@@ -13,7 +13,8 @@ impl Engine {
         let nothing = || CacheError::NothingKept {
             tokens: tokens.len(),
         };
-        let hit = self.cache.deepest(tokens).ok_or_else(nothing)?;
+        let hashed = self.cache.hash(tokens);
+        let hit = self.cache.deepest(hashed.whole()).ok_or_else(nothing)?;
         let found = self
             .cache
             .copy_out(&mut pools(&mut self.model), &hit)
@@ -35,7 +36,7 @@ impl Engine {
         let (states, latents) = (self.model.states().layout, self.model.latents().layout);
         snapshot.check(self.fingerprint, &states, &latents)?;
         let tokens = snapshot.tokens.clone();
-        let (rows, state) = snapshot.into_parts(latents.block_tokens);
+        let (rows, state) = snapshot.into_parts(latents.block_tokens, latents.dtype);
         self.cache.store_saved(&tokens, rows, state)
     }
 }

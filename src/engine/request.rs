@@ -141,13 +141,12 @@ impl Request {
         cuts.split_off(cuts.len().saturating_sub(MOST_TURN_CUTS))
     }
 
-    /// The tokens of the prompt before which a cached prefix may end.
-    pub(super) fn reusable(&self) -> &[u32] {
-        let end = match (self.trace, self.trace_from) {
+    /// Number of tokens of the prompt before which a cached prefix may end.
+    pub(super) fn reusable(&self) -> usize {
+        match (self.trace, self.trace_from) {
             (Some(_), Some(from)) => self.prompt.len().min(from.saturating_add(1)),
             _ => self.prompt.len(),
-        };
-        &self.prompt[..end]
+        }
     }
 
     /// Candidates that must be read back for each token.

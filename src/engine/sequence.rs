@@ -8,7 +8,7 @@ use super::request::{Request, RequestId};
 use super::sampling::Sampler;
 use super::stop::StopText;
 use crate::backend::Choice;
-use crate::cache::{Lease, Placed};
+use crate::cache::{HashedTokens, Lease, Placed};
 use crate::error::Error;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
@@ -20,7 +20,7 @@ pub(super) struct Sequence {
     /// Its place among those that wait: lower ones first.
     pub(super) arrival: u64,
     /// Prompt and answer.
-    pub(super) tokens: Vec<u32>,
+    pub(super) tokens: HashedTokens,
     /// Tokens that are through the model.
     pub(super) position: usize,
     /// Whether it is one answer and no other can still come of it.
@@ -45,6 +45,7 @@ impl Sequence {
     pub(super) fn new(
         id: RequestId,
         request: Arc<Request>,
+        tokens: HashedTokens,
         sample: usize,
         arrival: u64,
         tokenizer: Option<&Arc<Tokenizer>>,
@@ -53,7 +54,7 @@ impl Sequence {
             id,
             sample,
             arrival,
-            tokens: request.prompt.clone(),
+            tokens,
             position: 0,
             single: request.samples == 1,
             cuts: request.cuts(),
@@ -70,6 +71,12 @@ impl Sequence {
             },
             request,
         }
+    }
+
+    /// Gives back all that it holds.
+    pub(super) fn release(&mut self) {
+        self.placed = None;
+        self.lease = Lease::default();
     }
 
     /// Answers that are to come of it.

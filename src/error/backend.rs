@@ -129,3 +129,34 @@ pub enum BackendError {
         reason: String,
     },
 }
+
+/// How much an error takes along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One request: what it asked for cannot be done, and others are not concerned.
+    Request,
+    /// One step or call: whoever was in it, and the device lives.
+    Step,
+    /// The device: what it held is gone.
+    Device,
+}
+
+impl BackendError {
+    /// Whether a request, a step or the device failed.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::TokenOutOfRange { .. } | Self::Record { .. } => Scope::Request,
+            Self::Shape { .. }
+            | Self::Weight { .. }
+            | Self::Batch { .. }
+            | Self::Unsupported { .. }
+            | Self::OutOfMemory { .. }
+            | Self::TooLarge { .. }
+            | Self::Driver { .. } => Scope::Step,
+            Self::Unavailable { .. } | Self::NoSuchDevice { .. } | Self::Lost { .. } => {
+                Scope::Device
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@ mod demo;
 mod engine;
 mod tokenizer;
 
-pub use backend::BackendError;
+pub use backend::{BackendError, Scope};
 pub use cache::CacheError;
 pub use checkpoint::CheckpointError;
 pub use config::ConfigError;
@@ -48,4 +48,15 @@ pub enum Error {
     /// Whoever loaded a model stopped it.
     #[error("loading the model was stopped")]
     LoadStopped,
+}
+
+impl Error {
+    /// Whether a request, a step or the device failed.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::Backend(error) | Self::Engine(EngineError::Trace(error)) => error.scope(),
+            _ => Scope::Request,
+        }
+    }
 }

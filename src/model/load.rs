@@ -2,6 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
+use super::origin::Origin;
 use super::source::Source;
 use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, share};
 use crate::backend::{
@@ -58,6 +59,7 @@ pub(super) fn load(
     let activations = Activations::plan(config, &mut planner)?;
     let head = planner.head(config)?;
     let activation_bytes = planner.bytes;
+    let origin = Origin::of(&source);
 
     let mut loader = Loader {
         config,
@@ -98,6 +100,7 @@ pub(super) fn load(
     let config = config.clone();
     Ok(Model {
         config,
+        origin,
         backend,
         limits,
         embedding,

@@ -4,10 +4,12 @@
 //! backend compiles. It holds no sequences: which slot and which blocks belong to whom is decided above.
 
 mod load;
+mod origin;
 mod program;
 mod source;
 mod trace;
 
+pub use origin::ModelPart;
 pub use trace::{
     AttentionTrace, ExpertTrace, KdaHeadTrace, KdaTrace, OperationTime, StateTrace, TraceChoice,
     TraceFrame, TraceHead, TracedStep,
@@ -15,6 +17,7 @@ pub use trace::{
 
 use std::ops::ControlFlow;
 
+use origin::Origin;
 use source::Source;
 
 use crate::backend::{
@@ -94,6 +97,7 @@ struct Head {
 /// A loaded model.
 pub struct Model {
     config: ModelConfig,
+    origin: Origin,
     backend: Box<dyn Backend>,
     limits: Limits,
     embedding: Weight,

@@ -43,7 +43,7 @@ pub fn check_caches(
                 .read_latents(&latents, ordinal, *block, rows)
                 .wait()
                 .unwrap();
-            for row in record.rows.chunks_exact(record.latent + record.rope) {
+            for row in record.to_f32().chunks_exact(record.latent + record.rope) {
                 latent.extend_from_slice(&row[..record.latent]);
                 k_pe.extend_from_slice(&row[record.latent..]);
             }

@@ -1,5 +1,5 @@
 //! `cuda-emulated`: the CUDA backend over a machine that runs the same kernels on the processor.
-#![allow(unsafe_code, unreachable_pub)]
+#![allow(dead_code, unsafe_code, unreachable_pub)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,12 @@ pub const ORDERS: &[Order] = &[Order::Forward, Order::Reverse, Order::Seeded(7)]
 
 /// The backend; each launch runs with its threads in each of these orders, and must leave the same bits.
 pub fn open(orders: &'static [Order]) -> Box<dyn Backend> {
-    Box::new(CudaBackend::over(Arc::new(Emulated::new(orders))))
+    Box::new(CudaBackend::over(machine(orders)))
+}
+
+/// The machine by itself.
+pub fn machine(orders: &'static [Order]) -> Arc<dyn Machine> {
+    Arc::new(Emulated::new(orders))
 }
 
 struct Emulated {

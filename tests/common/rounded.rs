@@ -101,8 +101,9 @@ fn round_latents(
         let end = segment.position + segment.length;
         for (i, block) in segment.blocks.iter().enumerate() {
             let tokens = end.saturating_sub(i * block_tokens).min(block_tokens);
-            let mut record = backend.read_latents(pool, layer, *block, tokens).wait()?;
-            record.rows = round(&record.rows, precision);
+            let record = backend.read_latents(pool, layer, *block, tokens).wait()?;
+            let rows = round(&record.to_f32(), precision);
+            let record = LatentRecord::from_f32(record.latent, record.rope, &rows);
             backend.write_latents(pool, layer, *block, &record)?;
         }
     }

@@ -54,11 +54,7 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     queue: usize::MAX,
 };
 
-pub fn load_on(
-    backend: Box<dyn Backend>,
-    name: &str,
-    limits: Limits,
-) -> (Model, Checkpoint, Arc<Tokenizer>) {
+pub fn load_on(backend: Box<dyn Backend>, name: &str, limits: Limits) -> (Model, Arc<Tokenizer>) {
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
@@ -69,10 +65,10 @@ pub fn load_on(
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
     let mut tokenizer = Tokenizer::from_dir(&dir).unwrap();
     tokenizer.limit_ids(config.vocab_size).unwrap();
-    (model, checkpoint, Arc::new(tokenizer))
+    (model, Arc::new(tokenizer))
 }
 
-pub fn load(name: &str, limits: Limits) -> (Model, Checkpoint, Arc<Tokenizer>) {
+pub fn load(name: &str, limits: Limits) -> (Model, Arc<Tokenizer>) {
     load_on(Box::new(CpuBackend::new()), name, limits)
 }
 
@@ -82,8 +78,8 @@ pub fn engine_on(
     limits: Limits,
     options: EngineOptions,
 ) -> Engine {
-    let (model, checkpoint, tokenizer) = load_on(backend, name, limits);
-    Engine::new(model, checkpoint, Some(tokenizer), options)
+    let (model, tokenizer) = load_on(backend, name, limits);
+    Engine::new(model, Some(tokenizer), options)
 }
 
 pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {

@@ -234,11 +234,7 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>) {
         .collect();
     for (i, rows) in rows.iter().enumerate() {
         // Block tables run backwards: the first tokens are in the last block.
-        let record = LatentRecord {
-            latent,
-            rope,
-            rows: rows.clone(),
-        };
+        let record = LatentRecord::from_f32(latent, rope, rows);
         backend
             .write_latents(&pool, 1, Block((blocks - 1 - i) as u32), &record)
             .unwrap();
@@ -345,7 +341,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     backend.write_state(&states, 0, Slot(1), &left).unwrap();
     for i in 0..9 {
         let rows = numbers(20 + i, 16 * (latent + rope));
-        let record = LatentRecord { latent, rope, rows };
+        let record = LatentRecord::from_f32(latent, rope, &rows);
         backend
             .write_latents(&latents, 0, Block(i as u32), &record)
             .unwrap();

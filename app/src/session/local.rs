@@ -191,7 +191,6 @@ impl Worker {
         let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
         let engine = Engine::new(
             model,
-            checkpoint,
             Some(Arc::clone(&tokenizer)),
             EngineOptions::default(),
         );

@@ -104,10 +104,10 @@ impl LatentPool {
             shape(layout.latent, layout.rope),
             shape(record.latent, record.rope),
         )?;
-        let width = layout.width().max(1);
-        let what = "the remainder of its length by a row";
-        equal("latent", what, 0, record.rows.len() % width)?;
-        Ok(record.rows.len() / width)
+        let row = record.row_bytes().max(1);
+        let what = "the remainder of its bytes by a row";
+        equal("latent", what, 0, record.rows.len() % row)?;
+        Ok(record.rows.len() / row)
     }
 }
 

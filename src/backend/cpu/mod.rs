@@ -203,8 +203,8 @@ impl Backend for CpuBackend {
             let LatentLayout { latent, rope, .. } = pool.layout;
             let memory = self.memory();
             let latents = memory.latents.get("cpu", *pool)?;
-            let rows = latents.block(layer, block)[..tokens * (latent + rope)].to_vec();
-            Ok(LatentRecord { latent, rope, rows })
+            let rows = &latents.block(layer, block)[..tokens * (latent + rope)];
+            Ok(LatentRecord::from_f32(latent, rope, rows))
         };
         Ticket::ready(read())
     }
@@ -218,9 +218,10 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let tokens = pool.check_record(record)?;
         pool.check_rows(layer, block, tokens)?;
+        let rows = record.to_f32();
         let mut memory = self.memory();
         let latents = memory.latents.get_mut("cpu", *pool)?;
-        latents.block_mut(layer, block)[..record.rows.len()].copy_from_slice(&record.rows);
+        latents.block_mut(layer, block)[..rows.len()].copy_from_slice(&rows);
         Ok(())
     }
 

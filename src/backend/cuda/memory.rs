@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use half::bf16;
-
 use super::machine::{Buffer, Machine};
 use super::weights::DeviceWeight;
 use crate::backend::gpu::memory;
 use crate::backend::{Element, Result, Tensor, TensorValues};
+use crate::config::Dtype;
 
 pub(super) type Memory = memory::Memory<DeviceWeight, Arc<Buffer>>;
 
@@ -33,7 +32,7 @@ pub(super) fn size(element: Element) -> u64 {
 /// `values` as the device keeps them in a tensor of such elements.
 pub(super) fn bytes(element: Element, values: &TensorValues) -> Vec<u8> {
     match (values, element) {
-        (TensorValues::F32(values), Element::Activation) => narrow(values),
+        (TensorValues::F32(values), Element::Activation) => Dtype::Bf16.encode(values),
         (TensorValues::F32(values), _) => bytemuck::cast_slice(values).to_vec(),
         (TensorValues::Index(values), _) => bytemuck::cast_slice(values).to_vec(),
     }
@@ -42,22 +41,8 @@ pub(super) fn bytes(element: Element, values: &TensorValues) -> Vec<u8> {
 /// Bytes of the device as values of `tensor`.
 pub(super) fn values(tensor: Tensor, bytes: &[u8]) -> TensorValues {
     match tensor.element {
-        Element::Activation => TensorValues::F32(widen(bytes)),
+        Element::Activation => TensorValues::F32(Dtype::Bf16.decode(bytes)),
         Element::F32 => TensorValues::F32(bytemuck::pod_collect_to_vec(bytes)),
         Element::Index => TensorValues::Index(bytemuck::pod_collect_to_vec(bytes)),
     }
-}
-
-/// f32 as bf16, to nearest even.
-pub(super) fn narrow(values: &[f32]) -> Vec<u8> {
-    let halves = values.iter().map(|value| bf16::from_f32(*value));
-    halves.flat_map(bf16::to_le_bytes).collect()
-}
-
-/// bf16 as f32.
-pub(super) fn widen(bytes: &[u8]) -> Vec<f32> {
-    let halves = bytes.chunks_exact(2);
-    halves
-        .map(|two| bf16::from_le_bytes([two[0], two[1]]).to_f32())
-        .collect()
 }

@@ -221,7 +221,8 @@ impl Backend for CudaBackend {
         later(read(), move |bytes| LatentRecord {
             latent: layout.latent,
             rope: layout.rope,
-            rows: memory::widen(&bytes),
+            dtype: layout.dtype,
+            rows: bytes,
         })
     }
 
@@ -235,7 +236,8 @@ impl Backend for CudaBackend {
         let tokens = pool.check_record(record)?;
         pool.check_rows(layer, block, tokens)?;
         let at = self.block(pool, layer, block)?;
-        self.shared.machine.write(at, &memory::narrow(&record.rows))
+        let rows = record.bytes(pool.layout.dtype);
+        self.shared.machine.write(at, &rows)
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {

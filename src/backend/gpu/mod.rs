@@ -5,10 +5,8 @@ pub(super) mod batch_metadata;
 pub(super) mod layout;
 pub(super) mod memory;
 
-use std::future::Future;
-
 use self::batch_metadata::BatchMetadata;
-use super::{Result, Ticket};
+use super::{MaybeSend, Result, Ticket};
 use crate::error::BackendError;
 
 /// Checks that a batch's words fit the buffer that a step has for them.
@@ -28,9 +26,9 @@ pub(super) fn fits(metadata: &BatchMetadata, bytes: u64) -> Result<()> {
 }
 
 /// A ticket for what `convert` makes of what is read.
-pub(super) fn later<R, T: Send + 'static>(
-    read: Result<impl Future<Output = Result<R>> + Send + 'static>,
-    convert: impl FnOnce(R) -> T + Send + 'static,
+pub(super) fn later<R: MaybeSend + 'static, T: MaybeSend + 'static>(
+    read: Result<Ticket<R>>,
+    convert: impl FnOnce(R) -> T + MaybeSend + 'static,
 ) -> Ticket<T> {
     match read {
         Ok(read) => Ticket::new(async move { Ok(convert(read.await?)) }),

@@ -3,10 +3,16 @@
 //! A device that is lost, or an error that wgpu can only report later, is kept here until the next call that can return
 //! it. Nothing here knows about models.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
+use super::faults::{Fault, Faults};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::backend::block_on;
 use crate::backend::choose::machine_memory;
-use crate::backend::{Device, Precision, Result};
+use crate::backend::{Device, MaybeSend, Precision, Result};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
@@ -56,7 +62,7 @@ impl AdapterDescription {
 /// Every adapter, best first: discrete GPUs, integrated ones, virtual ones, others, and last what runs on the processor.
 #[must_use]
 pub fn adapters() -> Vec<AdapterDescription> {
-    let list = enumerate();
+    let list = block_on(enumerate());
     list.iter()
         .enumerate()
         .map(|(index, adapter)| describe(index, adapter))
@@ -79,13 +85,13 @@ fn rank(kind: wgpu::DeviceType) -> usize {
     }
 }
 
-fn enumerate() -> Vec<wgpu::Adapter> {
+async fn enumerate() -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
     // Validation layers are for whoever works on this crate, by the environment.
     descriptor.flags = wgpu::InstanceFlags::empty().with_env();
     let instance = wgpu::Instance::new(descriptor);
-    let mut list = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let mut list = instance.enumerate_adapters(wgpu::Backends::all()).await;
     list.sort_by_key(|adapter| rank(adapter.get_info().device_type));
     list
 }
@@ -186,6 +192,34 @@ pub(super) struct Gpu {
     /// Whether the processor plays GPU.
     pub(super) software: bool,
     fault: Arc<Mutex<Option<BackendError>>>,
+    /// Error scopes that have not answered yet.
+    unsettled: Mutex<Vec<Unsettled>>,
+    pub(super) faults: Arc<Faults>,
+}
+
+/// The answer of an error scope. A trait of its own, because only auto traits may stand beside [`Future`] in a box.
+trait Scope: Future<Output = Option<wgpu::Error>> + MaybeSend {}
+impl<F: Future<Output = Option<wgpu::Error>> + MaybeSend> Scope for F {}
+
+/// What wgpu will say of a call.
+pub(super) struct Unsettled {
+    what: String,
+    bytes: u64,
+    scope: Pin<Box<dyn Scope>>,
+}
+
+/// Waits for what wgpu says of earlier calls.
+///
+/// # Errors
+/// What it says against the first that it refused.
+pub(super) async fn settle(calls: Vec<Unsettled>) -> Result<()> {
+    let mut outcome = Ok(());
+    for call in calls {
+        let error = call.scope.await;
+        let refused = error.map(|error| translate(&call.what, call.bytes, error));
+        outcome = outcome.and(refused.map_or(Ok(()), Err));
+    }
+    outcome
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -194,8 +228,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gpu {
     /// Opens adapter `index` of the list, or its first.
-    pub(super) fn open(index: Option<usize>) -> Result<Self> {
-        let list = enumerate();
+    pub(super) async fn open(index: Option<usize>) -> Result<Self> {
+        let list = enumerate().await;
         let descriptions: Vec<_> = list
             .iter()
             .enumerate()
@@ -229,14 +263,17 @@ impl Gpu {
         let timestamps = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
         let mut features = timestamps;
         features.set(wgpu::Features::SUBGROUP, subgroups);
-        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+        let descriptor = wgpu::DeviceDescriptor {
             label: Some("kimi-linear"),
             required_features: features,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
-        }))
-        .map_err(|error| unavailable(format!("{} cannot be opened: {error}", description.name)))?;
+        };
+        let opened = adapter.request_device(&descriptor).await;
+        let (device, queue) = opened.map_err(|error| {
+            unavailable(format!("{} cannot be opened: {error}", description.name))
+        })?;
         let fault = Arc::<Mutex<Option<BackendError>>>::default();
         let (late, lost) = (Arc::clone(&fault), Arc::clone(&fault));
         device.on_uncaptured_error(Arc::new(move |error| {
@@ -264,6 +301,8 @@ impl Gpu {
             subgroups,
             software: description.kind == "software",
             fault,
+            unsettled: Mutex::default(),
+            faults: Arc::default(),
         })
     }
 
@@ -277,9 +316,23 @@ impl Gpu {
         }
     }
 
-    /// Runs `make` and returns what it made, or what wgpu said against it. `what` and `bytes` are for the message.
+    /// Counts a call of the device, for tests that have one of them fail.
+    ///
+    /// # Errors
+    /// The error that was planted here, or what [`Gpu::healthy`] says.
+    pub(super) fn call(&self, what: &str, bytes: u64) -> Result<()> {
+        match self.faults.call() {
+            Some(Fault::Lost) => self.lose(),
+            Some(fault) => return Err(fault.error("wgpu", what, bytes)),
+            None => {}
+        }
+        self.healthy()
+    }
+
+    /// Runs `make` and returns what it made, or what wgpu said against it. `what` and `bytes` are for the message. Natively
+    /// wgpu answers at once; what a browser says later is [`Gpu::unsettled`], and the next submission's ticket waits for it.
     pub(super) fn guarded<T>(&self, what: &str, bytes: u64, make: impl FnOnce() -> T) -> Result<T> {
-        self.healthy()?;
+        self.call(what, bytes)?;
         let scopes = [
             wgpu::ErrorFilter::Validation,
             wgpu::ErrorFilter::OutOfMemory,
@@ -289,13 +342,33 @@ impl Gpu {
         let made = make();
         let mut errors = None;
         for scope in scopes.into_iter().rev() {
-            errors = pollster::block_on(scope.pop()).or(errors);
+            let mut scope = Box::pin(scope.pop());
+            match scope.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(error) => errors = error.or(errors),
+                Poll::Pending => lock(&self.unsettled).push(Unsettled {
+                    what: what.to_owned(),
+                    bytes,
+                    scope,
+                }),
+            }
         }
         match errors {
             Some(error) => Err(translate(what, bytes, error)),
             // A device that was lost meanwhile reports nothing to scopes.
             None => self.healthy().map(|()| made),
         }
+    }
+
+    /// Gives the device up, as a driver does that loses it.
+    pub(super) fn lose(&self) {
+        self.device.destroy();
+        // The loss is told by the next poll; whatever that comes to, the device is gone.
+        drop(self.device.poll(wgpu::PollType::Poll));
+    }
+
+    /// What wgpu has not told yet of the calls so far.
+    pub(super) fn unsettled(&self) -> Vec<Unsettled> {
+        std::mem::take(&mut *lock(&self.unsettled))
     }
 
     /// Makes a buffer of `bytes` (at least one word), zeroed, that shaders and copies may use.

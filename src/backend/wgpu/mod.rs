@@ -7,6 +7,7 @@ mod answers;
 mod attention;
 mod device;
 mod experts;
+mod faults;
 mod fill;
 mod kda;
 mod memory;
@@ -22,11 +23,15 @@ mod weights;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::device::AdapterDescription;
 use self::device::Gpu;
-pub use self::device::{AdapterDescription, adapters, has_gpu};
+#[cfg(not(target_arch = "wasm32"))]
+pub use self::device::{adapters, has_gpu};
+#[doc(hidden)]
+pub use self::faults::{Fault, Faults};
 use self::memory::Memory;
 use self::pipelines::Pipelines;
-use self::readback::{Read, Spare};
+use self::readback::Spare;
 use super::check;
 use super::gpu::later;
 use super::{
@@ -90,19 +95,29 @@ pub struct WgpuBackend {
 }
 
 impl WgpuBackend {
-    /// Opens the best adapter there is, one that runs on the processor included: [`Backend::device`] says which.
+    /// Opens the best adapter there is, one that runs on the CPU included: [`Backend::device`] says which.
     ///
     /// # Errors
     /// No adapter, or one without what the shaders need.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn new() -> Result<Self> {
         Self::with_options(Options::default())
+    }
+
+    /// Opens an adapter as `options` say, and waits for it.
+    ///
+    /// # Errors
+    /// Those of [`WgpuBackend::open`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn with_options(options: Options) -> Result<Self> {
+        super::block_on(Self::open(options))
     }
 
     /// Opens an adapter as `options` say.
     ///
     /// # Errors
     /// No such adapter, one without what the shaders need, or a window or span that is not a multiple of 64.
-    pub fn with_options(options: Options) -> Result<Self> {
+    pub async fn open(options: Options) -> Result<Self> {
         for (what, positions) in [("window", options.window), ("span", options.span)] {
             if positions == 0 || !positions.is_multiple_of(64) {
                 return Err(BackendError::Unsupported {
@@ -111,7 +126,7 @@ impl WgpuBackend {
                 });
             }
         }
-        let mut gpu = Gpu::open(options.adapter)?;
+        let mut gpu = Gpu::open(options.adapter).await?;
         gpu.subgroups &= options.subgroups;
         let limit = gpu.binding_limit.min(gpu.buffer_limit);
         Ok(Self {
@@ -136,10 +151,16 @@ impl WgpuBackend {
     }
 
     /// Gives the device up, as a driver does that loses it: for tests of what follows.
+    #[doc(hidden)]
     pub fn lose_device(&self) {
-        self.shared.gpu.device.destroy();
-        // The loss is told by the next poll; whatever that comes to, the device is gone.
-        drop(self.shared.gpu.device.poll(wgpu::PollType::Poll));
+        self.shared.gpu.lose();
+    }
+
+    /// The calls of the device, one of which may be told to fail: for tests of what follows.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn faults(&self) -> Arc<Faults> {
+        Arc::clone(&self.shared.gpu.faults)
     }
 
     /// Whether this device compiles a WGSL shader with an entry point `main` and no bindings; what the driver says if not.
@@ -151,25 +172,23 @@ impl WgpuBackend {
     }
 
     /// Copies parts of buffers to the host: each a buffer, an offset and a length in bytes.
-    fn read(&self, parts: &[(&wgpu::Buffer, u64, u64)]) -> Result<Read> {
+    fn read(&self, parts: &[(&wgpu::Buffer, u64, u64)]) -> Result<Ticket<Vec<u32>>> {
         let bytes = parts.iter().map(|(_, _, bytes)| bytes).sum();
         let shared = &self.shared;
         let answer = self.spare.take(shared, bytes)?;
-        let encoder = shared.gpu.guarded("a copy to the host", bytes, || {
-            let mut encoder = shared
-                .gpu
-                .device
-                .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let what = "a copy to the host";
+        readback::submit(shared, &self.spare, what, answer, bytes, |answer| {
+            let descriptor = wgpu::CommandEncoderDescriptor::default();
+            let mut encoder = shared.gpu.device.create_command_encoder(&descriptor);
             let mut to = 0;
             for (buffer, offset, bytes) in parts {
                 if *bytes > 0 {
-                    encoder.copy_buffer_to_buffer(buffer, *offset, &answer, to, *bytes);
+                    encoder.copy_buffer_to_buffer(buffer, *offset, answer, to, *bytes);
                 }
                 to += bytes;
             }
             encoder
-        })?;
-        Read::submit(shared, &self.spare, encoder, answer, bytes)
+        })
     }
 
     fn write(&self, what: &str, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -328,7 +347,8 @@ impl Backend for WgpuBackend {
         later(read(), move |words| LatentRecord {
             latent: layout.latent,
             rope: layout.rope,
-            rows: bytemuck::cast_vec(words),
+            dtype: layout.dtype,
+            rows: bytemuck::cast_slice(&words).to_vec(),
         })
     }
 
@@ -344,7 +364,7 @@ impl Backend for WgpuBackend {
         let buffer = self.shared.memory().latents(pool, layer)?.clone();
         let block_len = (pool.layout.block_tokens * pool.layout.width()) as u64;
         let at = 4 * u64::from(block.0) * block_len;
-        self.write("latents", &buffer, at, bytemuck::cast_slice(&record.rows))
+        self.write("latents", &buffer, at, &record.bytes(pool.layout.dtype))
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {

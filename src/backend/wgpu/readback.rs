@@ -1,6 +1,6 @@
 //! The way back from the device: copies into a buffer that the host may map, and the ticket that waits for it.
 //!
-//! Natively the ticket drives the device when it is polled; in a browser the event loop would, and the ticket only waits.
+//! Natively whoever awaits the ticket drives the device meanwhile (`backend::ticket`); in a browser the event loop does.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::Shared;
-use crate::backend::Result;
+use super::device::settle;
+use crate::backend::{Result, Ticket, await_device};
 use crate::error::BackendError;
 
 /// Buffers that wait to be used again.
@@ -41,57 +42,76 @@ impl Spare {
 /// What the mapping came to, and who waits for it.
 #[derive(Default)]
 struct Mapping {
-    result: Option<std::result::Result<(), wgpu::BufferAsyncError>>,
+    result: Option<std::result::Result<(), String>>,
     waker: Option<Waker>,
 }
 
+/// Keeps what came of a mapping, unless something came of it before, and wakes whoever waits.
+fn tell(mapping: &Mutex<Mapping>, result: std::result::Result<(), String>) {
+    let waker = {
+        let mut mapping = lock(mapping);
+        mapping.result.get_or_insert(result);
+        mapping.waker.take()
+    };
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
 /// The future of one read.
-pub(super) struct Read {
+struct Read {
     shared: Arc<Shared>,
     spare: Arc<Spare>,
     buffer: Option<wgpu::Buffer>,
     bytes: u64,
     submission: wgpu::SubmissionIndex,
     mapping: Arc<Mutex<Mapping>>,
+    /// Whether somebody drives the device for it.
+    driven: bool,
+}
+
+/// Encodes and submits commands, the last of which fill the first `bytes` of `buffer`, and asks for them. `what` is for the
+/// message where the driver refuses.
+pub(super) fn submit(
+    shared: &Arc<Shared>,
+    spare: &Arc<Spare>,
+    what: &str,
+    buffer: wgpu::Buffer,
+    bytes: u64,
+    encode: impl FnOnce(&wgpu::Buffer) -> wgpu::CommandEncoder,
+) -> Result<Ticket<Vec<u32>>> {
+    let mapping = Arc::<Mutex<Mapping>>::default();
+    let answer = Arc::clone(&mapping);
+    let gpu = &shared.gpu;
+    let submission = gpu.guarded(what, bytes, || {
+        let submission = gpu.queue.submit([encode(&buffer).finish()]);
+        if bytes > 0 {
+            buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
+                tell(&answer, result.map_err(|error| error.to_string()));
+            });
+        } else {
+            gpu.queue
+                .on_submitted_work_done(move || tell(&answer, Ok(())));
+        }
+        submission
+    })?;
+    let unsettled = gpu.unsettled();
+    let read = Read {
+        shared: Arc::clone(shared),
+        spare: Arc::clone(spare),
+        buffer: Some(buffer),
+        bytes,
+        submission,
+        mapping,
+        driven: false,
+    };
+    Ok(Ticket::new(async move {
+        settle(unsettled).await?;
+        read.await
+    }))
 }
 
 impl Read {
-    /// Submits `encoder`, whose last commands fill the first `bytes` of `buffer`, and asks for them.
-    pub(super) fn submit(
-        shared: &Arc<Shared>,
-        spare: &Arc<Spare>,
-        encoder: wgpu::CommandEncoder,
-        buffer: wgpu::Buffer,
-        bytes: u64,
-    ) -> Result<Self> {
-        let mapping = Arc::<Mutex<Mapping>>::default();
-        let answer = Arc::clone(&mapping);
-        let submission = shared.gpu.guarded("a submission", 0, || {
-            let submission = shared.gpu.queue.submit([encoder.finish()]);
-            if bytes > 0 {
-                buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
-                    let waker = {
-                        let mut mapping = lock(&answer);
-                        mapping.result = Some(result);
-                        mapping.waker.take()
-                    };
-                    if let Some(waker) = waker {
-                        waker.wake();
-                    }
-                });
-            }
-            submission
-        })?;
-        Ok(Self {
-            shared: Arc::clone(shared),
-            spare: Arc::clone(spare),
-            buffer: Some(buffer),
-            bytes,
-            submission,
-            mapping,
-        })
-    }
-
     fn failed(&self, reason: String) -> BackendError {
         self.shared
             .gpu
@@ -106,7 +126,7 @@ impl Read {
 
     /// The answer's words, once they are mapped.
     fn words(&mut self) -> Result<Vec<u32>> {
-        self.shared.gpu.healthy()?;
+        self.shared.gpu.call("an answer", self.bytes)?;
         let Some(buffer) = self.buffer.take() else {
             return Ok(Vec::new());
         };
@@ -122,31 +142,44 @@ impl Read {
         self.spare.give(buffer);
         Ok(words)
     }
+
+    /// Has whoever awaits this block until the submission is done, which calls what [`submit`] left with it.
+    fn drive(&mut self, cx: &Context<'_>) -> Result<()> {
+        if std::mem::replace(&mut self.driven, true) {
+            return Ok(());
+        }
+        let (shared, mapping) = (Arc::clone(&self.shared), Arc::clone(&self.mapping));
+        let submission_index = Some(self.submission.clone());
+        await_device(cx, "wgpu", move || {
+            let wait = wgpu::PollType::Wait {
+                submission_index,
+                timeout: None,
+            };
+            if let Err(error) = shared.gpu.device.poll(wait) {
+                tell(&mapping, Err(error.to_string()));
+            }
+        })
+    }
 }
 
 impl Future for Read {
     type Output = Result<Vec<u32>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // Before the waker is stored, so that a natively blocking wait needs no second turn.
-        let wait = wgpu::PollType::Wait {
-            submission_index: Some(self.submission.clone()),
-            timeout: None,
-        };
-        if let Err(error) = self.shared.gpu.device.poll(wait) {
-            return Poll::Ready(Err(self.failed(error.to_string())));
-        }
         let result = {
             let mut mapping = lock(&self.mapping);
-            if self.bytes > 0 && mapping.result.is_none() {
+            if mapping.result.is_none() {
                 mapping.waker = Some(cx.waker().clone());
-                return Poll::Pending;
             }
             mapping.result.take()
         };
-        Poll::Ready(match result {
-            Some(Err(error)) => Err(self.failed(error.to_string())),
-            _ => self.words(),
-        })
+        match result {
+            Some(Ok(())) => return Poll::Ready(self.words()),
+            Some(Err(reason)) => return Poll::Ready(Err(self.failed(reason))),
+            // A device that was lost may never say what came of a mapping.
+            None => self.shared.gpu.healthy()?,
+        }
+        self.drive(cx)?;
+        Poll::Pending
     }
 }

@@ -10,7 +10,7 @@ use bytemuck::NoUninit;
 use super::Shared;
 use super::memory::{self, Memory};
 use super::pipelines::{self, Bind, Parameters, Pipeline, Program};
-use super::readback::{Read, Spare};
+use super::readback::{self, Spare};
 use super::timing::{self, Clock, Timing};
 use super::weights::Part;
 use crate::backend::check::Demands;
@@ -20,8 +20,8 @@ use crate::backend::gpu::{
     answers::{self, Answer},
 };
 use crate::backend::{
-    AllGather, Batch, Capacity, LatentPool, Result, StatePool, Step, StepOutput, Tensor, Ticket,
-    Weight,
+    AllGather, Batch, Capacity, LatentPool, MaybeSend, Result, StatePool, Step, StepOutput, Tensor,
+    Ticket, Weight,
 };
 
 /// How many workgroups a dispatch takes for this batch; any 0 leaves it out.
@@ -34,7 +34,12 @@ pub(super) struct Launch {
 }
 
 /// Makes the launches of one window of a prefill; they are kept once made.
-pub(super) type MakeLaunches = Box<dyn Fn(&mut Encoder, usize) -> Result<Vec<Launch>> + Send>;
+pub(super) trait MakeLaunches:
+    Fn(&mut Encoder, usize) -> Result<Vec<Launch>> + MaybeSend
+{
+}
+impl<F: Fn(&mut Encoder, usize) -> Result<Vec<Launch>> + MaybeSend> MakeLaunches for F {}
+
 /// The size of each of them.
 pub(super) type LaunchSizes =
     Box<dyn Fn(&crate::backend::gpu::batch_metadata::Window) -> Vec<[u32; 3]> + Send>;
@@ -44,7 +49,7 @@ pub(super) struct Windows {
     /// The windows of this batch that the operation works on.
     pub(super) range: fn(&BatchMetadata) -> std::ops::Range<usize>,
     pub(super) sizes: LaunchSizes,
-    pub(super) make: MakeLaunches,
+    pub(super) make: Box<dyn MakeLaunches>,
     pub(super) made: Vec<Vec<Launch>>,
 }
 
@@ -224,15 +229,8 @@ impl WgpuStep {
         self.push_command(Command::Several(windows));
     }
 
-    /// Encodes all commands; `answers` says where each answer begins in `back`, and `clock` writes behind them.
-    fn encode(
-        &mut self,
-        metadata: &BatchMetadata,
-        back: &wgpu::Buffer,
-        answers: &[u64],
-        clock: Option<&mut Clock<'_>>,
-    ) -> Result<wgpu::CommandEncoder> {
-        let shared = Arc::clone(&self.encoder.shared);
+    /// Makes the launches of all windows of a batch that have none yet.
+    fn make_windows(&mut self, metadata: &BatchMetadata) -> Result<()> {
         for (_, command) in &mut self.commands {
             if let Command::Several(windows) = command {
                 for i in windows.made.len()..(windows.range)(metadata).end {
@@ -240,52 +238,61 @@ impl WgpuStep {
                 }
             }
         }
-        let commands = &self.commands;
-        shared.gpu.guarded("a step", 0, || {
-            let descriptor = wgpu::CommandEncoderDescriptor::default();
-            let mut encoder = shared.gpu.device.create_command_encoder(&descriptor);
-            let mut passes = Passes {
-                open: None,
-                clock,
-                operation: 0,
-            };
-            let mut answers = answers.iter();
-            for (operation, command) in commands {
-                passes.enter(*operation);
-                match command {
-                    Command::Dispatch(launch, size) => {
-                        passes.dispatch(&mut encoder, launch, size(metadata));
-                    }
-                    Command::Several(windows) => {
-                        for i in (windows.range)(metadata) {
-                            let sizes = (windows.sizes)(&metadata.windows[i]);
-                            for (launch, size) in windows.made[i].iter().zip(sizes) {
-                                passes.dispatch(&mut encoder, launch, size);
-                            }
-                        }
-                    }
-                    Command::Copy(source, target, tensor) => {
-                        passes.open = None;
-                        let bytes = 4 * (metadata.count(tensor.rows) * tensor.width) as u64;
-                        if bytes > 0 {
-                            encoder.copy_buffer_to_buffer(source, 0, target, 0, bytes);
-                        }
-                    }
-                    Command::Answer(buffer, answer) => {
-                        passes.open = None;
-                        let bytes = answer.bytes(metadata, |_| 4) as u64;
-                        if let (Some(to), true) = (answers.next(), bytes > 0) {
-                            encoder.copy_buffer_to_buffer(buffer, 0, back, *to, bytes);
+        Ok(())
+    }
+
+    /// Encodes all commands; `answers` says where each answer begins in `back`, and `clock` writes behind them.
+    fn encode(
+        &self,
+        metadata: &BatchMetadata,
+        back: &wgpu::Buffer,
+        answers: &[u64],
+        clock: Option<&mut Clock<'_>>,
+    ) -> wgpu::CommandEncoder {
+        let gpu = &self.encoder.shared.gpu;
+        let descriptor = wgpu::CommandEncoderDescriptor::default();
+        let mut encoder = gpu.device.create_command_encoder(&descriptor);
+        let mut passes = Passes {
+            open: None,
+            clock,
+            operation: 0,
+        };
+        let mut answers = answers.iter();
+        for (operation, command) in &self.commands {
+            passes.enter(*operation);
+            match command {
+                Command::Dispatch(launch, size) => {
+                    passes.dispatch(&mut encoder, launch, size(metadata));
+                }
+                Command::Several(windows) => {
+                    for i in (windows.range)(metadata) {
+                        let sizes = (windows.sizes)(&metadata.windows[i]);
+                        for (launch, size) in windows.made[i].iter().zip(sizes) {
+                            passes.dispatch(&mut encoder, launch, size);
                         }
                     }
                 }
+                Command::Copy(source, target, tensor) => {
+                    passes.open = None;
+                    let bytes = 4 * (metadata.count(tensor.rows) * tensor.width) as u64;
+                    if bytes > 0 {
+                        encoder.copy_buffer_to_buffer(source, 0, target, 0, bytes);
+                    }
+                }
+                Command::Answer(buffer, answer) => {
+                    passes.open = None;
+                    let bytes = answer.bytes(metadata, |_| 4) as u64;
+                    if let (Some(to), true) = (answers.next(), bytes > 0) {
+                        encoder.copy_buffer_to_buffer(buffer, 0, back, *to, bytes);
+                    }
+                }
             }
-            passes.open = None;
-            if let Some(clock) = passes.clock {
-                clock.resolve(&mut encoder, back);
-            }
-            encoder
-        })
+        }
+        passes.open = None;
+        if let Some(clock) = passes.clock {
+            clock.resolve(&mut encoder, back);
+        }
+        encoder
     }
 }
 
@@ -371,6 +378,7 @@ impl Step for WgpuStep {
         }
         let answered = bytes as usize / 4;
         let shared = Arc::clone(&self.encoder.shared);
+        self.make_windows(&metadata)?;
         // Every command may need a pass of its own.
         let mut timing = self.timing.take();
         let passes = self.commands.len();
@@ -378,27 +386,19 @@ impl Step for WgpuStep {
             Some(timing) if self.timed => timing.clock(&shared.gpu, passes, bytes).map(Some),
             _ => Ok(None),
         };
-        let encoded = clock.and_then(|mut clock| {
+        let submitted = clock.and_then(|mut clock| {
             let bytes = bytes + clock.as_ref().map_or(0, Clock::bytes);
             let back = self.spare.take(&shared, bytes)?;
-            let encoder = self.encode(&metadata, &back, &places, clock.as_mut())?;
-            Ok((
-                encoder,
-                back,
-                bytes,
-                clock.map_or_else(Vec::new, Clock::timed),
-            ))
+            let read = readback::submit(&shared, &self.spare, "a step", back, bytes, |back| {
+                let words = bytemuck::cast_slice(&metadata.words);
+                let queue = &shared.gpu.queue;
+                queue.write_buffer(&self.encoder.metadata, 0, words);
+                self.encode(&metadata, back, &places, clock.as_mut())
+            })?;
+            Ok((read, clock.map_or_else(Vec::new, Clock::timed)))
         });
         self.timing = timing;
-        let (encoder, back, bytes, timed) = encoded?;
-        shared.gpu.guarded("a batch", 0, || {
-            let words = bytemuck::cast_slice(&metadata.words);
-            shared
-                .gpu
-                .queue
-                .write_buffer(&self.encoder.metadata, 0, words);
-        })?;
-        let read = Read::submit(&shared, &self.spare, encoder, back, bytes)?;
+        let (read, timed) = submitted?;
         let targets = answers::targets(batch);
         let timed: Vec<_> = timed.into_iter().map(|i| self.names[i]).collect();
         let tick = shared.gpu.tick.unwrap_or_default();

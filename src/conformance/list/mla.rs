@@ -66,11 +66,8 @@ impl Cache {
         block: Block,
         rows: &[f32],
     ) -> Result<()> {
-        let record = LatentRecord {
-            latent: self.pool.layout.latent,
-            rope: self.pool.layout.rope,
-            rows: rows.to_vec(),
-        };
+        let LatentLayout { latent, rope, .. } = self.pool.layout;
+        let record = LatentRecord::from_f32(latent, rope, rows);
         ctx.backend.write_latents(&self.pool, layer, block, &record)
     }
 
@@ -91,7 +88,7 @@ impl Cache {
                 let ticket = ctx
                     .backend
                     .read_latents(&self.pool, layer, Block(block), tokens);
-                Ok(ticket.wait()?.rows)
+                Ok(ticket.wait()?.to_f32())
             })
             .collect()
     }

@@ -97,11 +97,8 @@ impl Fixture {
 /// Poisons all blocks, then writes what each sequence has before its segment.
 fn seed(ctx: &mut CaseContext<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
     let width = pool.layout.width();
-    let record = |rows: &[f32]| LatentRecord {
-        latent: pool.layout.latent,
-        rope: pool.layout.rope,
-        rows: rows.to_vec(),
-    };
+    let LatentLayout { latent, rope, .. } = pool.layout;
+    let record = |rows: &[f32]| LatentRecord::from_f32(latent, rope, rows);
     let poison = record(&vec![f32::NAN; BLOCK_TOKENS * width]);
     for block in 0..pool.layout.blocks as u32 {
         ctx.backend

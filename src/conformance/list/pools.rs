@@ -176,11 +176,7 @@ fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
             for tokens in [layout.block_tokens, 3, 0] {
                 let rows = ctx.random.normals(tokens * layout.width(), 1.0);
                 let rows = ctx.cached(rows);
-                let record = LatentRecord {
-                    latent: layout.latent,
-                    rope: layout.rope,
-                    rows: rows.clone(),
-                };
+                let record = LatentRecord::from_f32(layout.latent, layout.rope, &rows);
                 ctx.backend
                     .write_latents(&pool, layer, Block(block), &record)?;
                 expected.resize(expected.len().max(rows.len()), 0.0);
@@ -196,10 +192,11 @@ fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
                 .read_latents(&pool, *layer, *block, tokens)
                 .wait()?;
             let what = format!("{tokens} rows of block {} of layer {layer}", block.0);
-            ctx.same(&what, &found.rows, &expected[..tokens * layout.width()]);
+            ctx.same(&what, &found.to_f32(), &expected[..tokens * layout.width()]);
             ctx.holds(
                 what,
-                (found.latent, found.rope) == (layout.latent, layout.rope),
+                (found.latent, found.rope) == (layout.latent, layout.rope)
+                    && found.dtype == layout.dtype,
             );
         }
     }
@@ -209,11 +206,7 @@ fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
 fn bad_latents(ctx: &mut CaseContext<'_>) -> Result<()> {
     let layout = latent_layout(ctx);
     let pool = ctx.backend.latent_pool(layout)?;
-    let record = |latent, rope, len| LatentRecord {
-        latent,
-        rope,
-        rows: vec![1.0; len],
-    };
+    let record = |latent, rope, len| LatentRecord::from_f32(latent, rope, &vec![1.0; len]);
     let (latent, rope, width) = (layout.latent, layout.rope, layout.width());
     for (what, bad) in [
         ("another width", record(latent + 1, rope, width + 1)),

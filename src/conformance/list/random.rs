@@ -163,7 +163,7 @@ fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
                 .map(|i| random.value(i as u64))
                 .collect();
             let rows = ctx.cached(rows);
-            ctx.same("rows", &read.wait()?.rows, &rows);
+            ctx.same("rows", &read.wait()?.to_f32(), &rows);
         }
     }
     Ok(())

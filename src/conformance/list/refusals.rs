@@ -330,7 +330,7 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
         .wait()?;
     ctx.holds(
         "latents after refusals",
-        record.rows.iter().all(|x| x.is_finite()),
+        record.to_f32().iter().all(|x| x.is_finite()),
     );
     // The step is as good as before.
     fixture.step.submit(&good())?.wait()?;

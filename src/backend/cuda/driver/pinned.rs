@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, result};
+use cudarc::driver::{CudaContext, CudaEvent, PinnedHostSlice};
 
 use super::driver_call;
 use crate::backend::Result;
@@ -11,53 +11,35 @@ use crate::backend::Result;
 const MOST: usize = 16;
 
 /// Pinned memory.
-pub(super) struct Pinned {
-    context: Arc<CudaContext>,
-    at: *mut u8,
-    len: usize,
+pub(super) type Pinned = PinnedHostSlice<u8>;
+
+fn pinned(context: &Arc<CudaContext>, len: usize) -> Result<Pinned> {
+    // Not write-combined, as cudarc's default is: answers are read from it.
+    // SAFETY: what is asked of the caller is to write it before it is read, which the next lines do.
+    let made = unsafe { context.alloc_pinned_with_flags(len, 0) };
+    let mut pinned = driver_call("pinned memory", made)?;
+    driver_call("pinned memory", pinned.as_mut_slice())?.fill(0);
+    Ok(pinned)
 }
 
-// SAFETY: it is owned memory like a boxed slice.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    fn new(context: &Arc<CudaContext>, len: usize) -> Result<Self> {
-        driver_call("its context", context.bind_to_thread())?;
-        // SAFETY: the context is current; the memory is freed in `drop`.
-        let at = driver_call("pinned memory", unsafe { result::malloc_host(len, 0) })?.cast::<u8>();
-        // SAFETY: it is ours, `len` bytes long, and has not been written.
-        unsafe { at.write_bytes(0, len) };
-        Ok(Self {
-            context: Arc::clone(context),
-            at,
-            len,
-        })
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: initialised when made, and the device writes it only before an event that the reader waited for.
-        unsafe { std::slice::from_raw_parts(self.at, self.len) }
-    }
-
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
-    }
+/// Pinned memory of a submission that nobody waits for, and the event after its last use by the device.
+struct Waiting {
+    pinned: Pinned,
+    after: Option<Arc<CudaEvent>>,
 }
 
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: made by `malloc_host`, freed once.
-            let _ = unsafe { result::free_host(self.at.cast()) };
-        }
+impl Waiting {
+    /// Whether the device is done with it; one that is lost is.
+    fn is_free(&self) -> bool {
+        let after = self.after.as_ref();
+        after.is_none_or(|event| !matches!(event.try_is_complete(), Ok(false)))
     }
 }
 
 /// Pinned memory that waits to be used again.
 pub(super) struct Spare {
     context: Arc<CudaContext>,
-    waiting: Mutex<Vec<Pinned>>,
+    waiting: Mutex<Vec<Waiting>>,
 }
 
 impl Spare {
@@ -68,26 +50,30 @@ impl Spare {
         }
     }
 
-    /// At least `len` bytes.
+    /// At least `len` bytes. The context is current.
     pub(super) fn take(&self, len: usize) -> Result<Pinned> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = waiting.iter().position(|pinned| pinned.len >= len) {
-            return Ok(waiting.swap_remove(at));
+        let fits = |one: &Waiting| one.pinned.len() >= len && one.is_free();
+        if let Some(at) = waiting.iter().position(fits) {
+            return Ok(waiting.swap_remove(at).pinned);
         }
         // Taking and giving back pinned memory both wait for the device: what is too small for this may do for another.
-        let smallest = (0..waiting.len()).min_by_key(|at| waiting[*at].len);
-        let dropped = smallest
+        let free = (0..waiting.len()).filter(|at| waiting[*at].is_free());
+        let dropped = free
+            .min_by_key(|at| waiting[*at].pinned.len())
             .filter(|_| waiting.len() >= MOST)
             .map(|at| waiting.swap_remove(at));
         drop(waiting);
         drop(dropped);
-        Pinned::new(&self.context, len.next_power_of_two().max(4096))
+        pinned(&self.context, len.next_power_of_two().max(4096))
     }
 
-    pub(super) fn give(&self, pinned: Pinned) {
+    /// Takes memory back, which the device may use until `after`.
+    pub(super) fn give(&self, pinned: Pinned, after: Option<&Arc<CudaEvent>>) {
+        let after = after.map(Arc::clone);
         self.waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(pinned);
+            .push(Waiting { pinned, after });
     }
 }

@@ -12,9 +12,9 @@ use super::graphs::{Graphs, Runner};
 use super::modules::Functions;
 use super::product::Products;
 use super::{Pinned, Spare, driver_call};
-use crate::backend::Result;
 use crate::backend::cuda::machine::{Answers, Command, Launch, Work};
 use crate::backend::cuda::step::NO_STEP;
+use crate::backend::{Result, await_device};
 use crate::error::BackendError;
 
 /// A graph that can be launched.
@@ -69,11 +69,12 @@ impl State {
             answers: None,
             event: None,
             marks: Vec::new(),
+            awaited: false,
         };
         let enqueued = self.enqueue(work, &mut pending);
         // Whatever was enqueued may still use the pinned memory: it is kept until this.
         match self.queue.mark(work.timed.is_some()) {
-            Ok(event) => pending.event = Some(event),
+            Ok(event) => pending.event = Some(Arc::new(event)),
             Err(error) => {
                 // What it says does not matter more than that nothing runs afterwards.
                 let _ = self.queue.stream.synchronize();
@@ -88,11 +89,15 @@ impl State {
         let stream = self.queue.stream.cu_stream();
         if let Some((address, bytes)) = work.upload {
             let mut pinned = pending.spare.take(bytes.len())?;
-            pinned.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+            let room = driver_call("a batch", pinned.as_mut_slice())?;
+            room[..bytes.len()].copy_from_slice(bytes);
             let pinned = pending.upload.insert(pinned);
             // SAFETY: the address has room for the batch; the pinned memory is kept until an event after the copy.
             driver_call("a batch", unsafe {
-                result::memcpy_htod_async(address, &pinned.bytes()[..bytes.len()], stream)
+                let pinned = pinned.as_slice();
+                pinned.and_then(|pinned| {
+                    result::memcpy_htod_async(address, &pinned[..bytes.len()], stream)
+                })
             })?;
         }
         match work.timed {
@@ -115,7 +120,7 @@ impl State {
         if bytes > 0 {
             let pinned = pending.spare.take(bytes as usize)?;
             let (pinned, len) = pending.answers.insert((pinned, bytes as usize));
-            let mut rest = &mut pinned.bytes_mut()[..*len];
+            let mut rest = &mut driver_call("an answer", pinned.as_mut_slice())?[..*len];
             for (address, bytes) in work.answers {
                 let (part, others) = rest.split_at_mut(*bytes as usize);
                 rest = others;
@@ -220,46 +225,63 @@ pub(super) struct Pending {
     spare: Arc<Spare>,
     upload: Option<Pinned>,
     answers: Option<(Pinned, usize)>,
-    event: Option<CudaEvent>,
+    event: Option<Arc<CudaEvent>>,
     /// Where each run of an operation's commands begins.
     marks: Vec<(usize, CudaEvent)>,
+    /// Whether somebody waits for the event.
+    awaited: bool,
 }
 
 impl Pending {
-    fn finish(&mut self) -> Result<Answers> {
+    /// What came of it, once the device has come to `event`.
+    fn finish(&mut self, event: &CudaEvent) -> Result<Answers> {
         let mut answers = Answers::default();
-        let Some(event) = self.event.take() else {
-            return Ok(answers);
-        };
-        driver_call("a step", event.synchronize())?;
         let ends = self.marks.iter().skip(1).map(|(_, event)| event);
-        for ((operation, start), end) in self.marks.iter().zip(ends.chain([&event])) {
+        for ((operation, start), end) in self.marks.iter().zip(ends.chain([event])) {
             let milliseconds = driver_call("an event's time", start.elapsed_ms(end))?;
             let milliseconds = f64::from(milliseconds);
             answers.milliseconds.push((*operation, milliseconds));
         }
         if let Some((pinned, len)) = &self.answers {
-            answers.bytes = pinned.bytes()[..*len].to_vec();
-        }
-        let used = self.answers.take().map(|(pinned, _)| pinned);
-        for pinned in used.into_iter().chain(self.upload.take()) {
-            self.spare.give(pinned);
+            answers.bytes = driver_call("an answer", pinned.as_slice())?[..*len].to_vec();
         }
         Ok(answers)
+    }
+
+    fn is_complete(event: &CudaEvent) -> Result<bool> {
+        driver_call("its context", event.context().bind_to_thread())?;
+        driver_call("a step", event.try_is_complete())
     }
 }
 
 impl Future for Pending {
     type Output = Result<Answers>;
 
-    fn poll(mut self: Pin<&mut Self>, _cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        Poll::Ready(self.finish())
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let Some(event) = self.event.clone() else {
+            return Poll::Ready(Ok(Answers::default()));
+        };
+        match Self::is_complete(&event) {
+            Ok(true) => return Poll::Ready(self.finish(&event)),
+            Ok(false) => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+        if !std::mem::replace(&mut self.awaited, true) {
+            // What it says is said again when the future asks whether the event is complete.
+            await_device(cx, "cuda", move || {
+                let _ = event.synchronize();
+            })?;
+        }
+        Poll::Pending
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Nobody asked: the memory must wait for the device all the same.
-        drop(self.finish());
+        // Where nobody waited for the device, it may still use them.
+        let answers = self.answers.take().map(|(pinned, _)| pinned);
+        for pinned in answers.into_iter().chain(self.upload.take()) {
+            self.spare.give(pinned, self.event.as_ref());
+        }
     }
 }

@@ -1,0 +1,49 @@
+//! Which model: a hash of its weights, for the keys of caches and the headers of what travels of them.
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::Checkpoint;
+use crate::config::ModelConfig;
+
+/// Bytes of each end of a tensor that enter the fingerprint; reading all of them would take as long as loading.
+const SAMPLE: usize = 256;
+
+/// Which model, as far as states and latents depend on it: the same on every backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub u128);
+
+impl std::fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl Fingerprint {
+    /// That of a model with random weights: the seed, and the names and shapes of all tensors.
+    #[must_use]
+    pub fn random(config: &ModelConfig, seed: u32) -> Self {
+        let mut hash = Xxh3::new();
+        hash.update(format!("random\0{seed}\0").as_bytes());
+        for tensor in config.tensors() {
+            hash.update(format!("{}\0{:?}\0", tensor.name, tensor.shape).as_bytes());
+        }
+        Self(hash.digest128())
+    }
+
+    /// That of stored weights: names, dtypes and shapes of all tensors, and both ends of each one's bytes.
+    #[must_use]
+    pub fn stored(checkpoint: &Checkpoint) -> Self {
+        let mut tensors: Vec<_> = checkpoint.tensors().collect();
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut hash = Xxh3::new();
+        for tensor in tensors {
+            hash.update(
+                format!("{}\0{}\0{:?}\0", tensor.name, tensor.format, tensor.shape).as_bytes(),
+            );
+            let bytes = &tensor.bytes;
+            hash.update(&bytes[..bytes.len().min(SAMPLE)]);
+            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
+        }
+        Self(hash.digest128())
+    }
+}
