@@ -149,7 +149,6 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
     let engine = Engine::new(
         loaded.model,
         loaded.checkpoint,
-        Some(Arc::clone(&tokenizer)),
         EngineOptions {
             host_bytes: arguments.caching.host_bytes(),
             queue: arguments.engine.max_queue,

@@ -17,14 +17,12 @@ use crate::cache::{Cache, Fingerprint, Key, Lease, Occupancy, Pools};
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, Error};
 use crate::model::{Model, TraceChoice};
-use crate::tokenizer::Tokenizer;
 
 /// Continuous batching over one model.
 pub struct Engine {
     pub(super) model: Model,
     /// Read only to name a damaged weight.
     pub(super) checkpoint: Checkpoint,
-    pub(super) tokenizer: Option<Arc<Tokenizer>>,
     pub(super) options: EngineOptions,
     pub(super) fingerprint: Fingerprint,
     pub(super) cache: Cache,
@@ -52,14 +50,9 @@ pub(super) fn pools(model: &mut Model) -> Pools<'_> {
 }
 
 impl Engine {
-    /// An engine over a model. Without a tokenizer tokens have no text, and there are no stop texts.
+    /// An engine over a model.
     #[must_use]
-    pub fn new(
-        model: Model,
-        checkpoint: Checkpoint,
-        tokenizer: Option<Arc<Tokenizer>>,
-        options: EngineOptions,
-    ) -> Self {
+    pub fn new(model: Model, checkpoint: Checkpoint, options: EngineOptions) -> Self {
         let fingerprint = Fingerprint::of(&checkpoint);
         let root = Key::root(fingerprint, &model.states().layout, &model.latents().layout);
         let limits = *model.limits();
@@ -73,7 +66,6 @@ impl Engine {
         Self {
             model,
             checkpoint,
-            tokenizer,
             options,
             fingerprint,
             cache,
@@ -134,9 +126,6 @@ impl Engine {
         if let Some(choice) = &request.trace {
             self.model.check_choice(choice)?;
         }
-        if self.tokenizer.is_none() && !request.stop_strings.is_empty() {
-            return Err(EngineError::NoTokenizer);
-        }
         if request.scores != PromptScores::None
             && self.model.limits().step.outputs < self.options.cut
         {
@@ -163,7 +152,7 @@ impl Engine {
             return Err(EngineError::QueueFull { waiting });
         }
         let arrival = self.arrival();
-        let sequence = Sequence::new(id, Arc::new(request), 0, arrival, self.tokenizer.as_ref());
+        let sequence = Sequence::new(id, Arc::new(request), 0, arrival);
         self.events.push_back((
             id,
             Event::Queued {
@@ -268,16 +257,28 @@ impl Engine {
         Ok(output)
     }
 
+    /// Ends one answer of a request, whose last token completed a stop string: nothing more of it is computed. Its state
+    /// is kept as that of any answer.
+    pub fn stop(&mut self, id: RequestId, sample: usize) {
+        let wanted =
+            |sequence: &Sequence| sequence.single && (sequence.id, sequence.sample) == (id, sample);
+        self.finish_all(wanted, FinishReason::Stop);
+    }
+
     fn drop_cancelled(&mut self) {
         for id in std::mem::take(&mut self.cancelled) {
-            while let Some(place) = self.running.iter().position(|sequence| sequence.id == id) {
-                let sequence = self.running.remove(place);
-                self.finish(sequence, FinishReason::Cancelled);
-            }
-            while let Some(place) = self.waiting.iter().position(|sequence| sequence.id == id) {
-                if let Some(sequence) = self.waiting.remove(place) {
-                    self.finish(sequence, FinishReason::Cancelled);
-                }
+            self.finish_all(|sequence| sequence.id == id, FinishReason::Cancelled);
+        }
+    }
+
+    fn finish_all(&mut self, wanted: impl Fn(&Sequence) -> bool, reason: FinishReason) {
+        while let Some(place) = self.running.iter().position(&wanted) {
+            let sequence = self.running.remove(place);
+            self.finish(sequence, reason);
+        }
+        while let Some(place) = self.waiting.iter().position(&wanted) {
+            if let Some(sequence) = self.waiting.remove(place) {
+                self.finish(sequence, reason);
             }
         }
     }
@@ -285,30 +286,19 @@ impl Engine {
     /// Ends an answer: its state is kept for whoever goes on from there, all else it held is free.
     pub(super) fn finish(&mut self, mut sequence: Sequence, reason: FinishReason) {
         self.let_go(&mut sequence, true);
-        let text = sequence.text.finish();
-        let (id, sample, usage) = (sequence.id, sequence.sample, sequence.usage());
-        self.say(
-            id,
-            Event::Finished {
+        let (id, usage) = (sequence.id, sequence.usage());
+        // Where it ends before its prompt does, so do the answers that were to share it.
+        let samples = match sequence.single {
+            true => sequence.sample..sequence.sample + 1,
+            false => 0..sequence.request.samples,
+        };
+        for sample in samples {
+            let event = Event::Finished {
                 sample,
                 reason,
-                text,
                 usage,
-            },
-        );
-        if !sequence.single {
-            // It ends before its prompt does: so do the answers that were to share it.
-            for sample in 1..sequence.request.samples {
-                self.say(
-                    id,
-                    Event::Finished {
-                        sample,
-                        reason,
-                        text: String::new(),
-                        usage,
-                    },
-                );
-            }
+            };
+            self.say(id, event);
         }
     }
 

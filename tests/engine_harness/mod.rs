@@ -13,7 +13,6 @@ pub mod common;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 use common::reference;
 use kimi_linear::backend::cpu::CpuBackend;
@@ -24,7 +23,6 @@ use kimi_linear::engine::{
     Engine, EngineOptions, Event, FinishReason, Likelihood, Request, RequestId, Sampling, Usage,
 };
 use kimi_linear::model::{Limits, Model, StepOptions};
-use kimi_linear::tokenizer::Tokenizer;
 
 pub const BLOCK: usize = 16;
 
@@ -54,11 +52,7 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     queue: usize::MAX,
 };
 
-pub fn load_on(
-    backend: Box<dyn Backend>,
-    name: &str,
-    limits: Limits,
-) -> (Model, Checkpoint, Arc<Tokenizer>) {
+pub fn load_on(backend: Box<dyn Backend>, name: &str, limits: Limits) -> (Model, Checkpoint) {
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
@@ -67,12 +61,10 @@ pub fn load_on(
         ..limits
     };
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
-    let mut tokenizer = Tokenizer::from_dir(&dir).unwrap();
-    tokenizer.limit_ids(config.vocab_size).unwrap();
-    (model, checkpoint, Arc::new(tokenizer))
+    (model, checkpoint)
 }
 
-pub fn load(name: &str, limits: Limits) -> (Model, Checkpoint, Arc<Tokenizer>) {
+pub fn load(name: &str, limits: Limits) -> (Model, Checkpoint) {
     load_on(Box::new(CpuBackend::new()), name, limits)
 }
 
@@ -82,8 +74,8 @@ pub fn engine_on(
     limits: Limits,
     options: EngineOptions,
 ) -> Engine {
-    let (model, checkpoint, tokenizer) = load_on(backend, name, limits);
-    Engine::new(model, checkpoint, Some(tokenizer), options)
+    let (model, checkpoint) = load_on(backend, name, limits);
+    Engine::new(model, checkpoint, options)
 }
 
 pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
@@ -95,7 +87,6 @@ pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
 pub struct Outcome {
     pub tokens: Vec<u32>,
     pub likelihoods: Vec<Option<Likelihood>>,
-    pub text: String,
     pub reason: Option<FinishReason>,
     pub usage: Usage,
     pub error: Option<String>,
@@ -103,16 +94,11 @@ pub struct Outcome {
 
 impl Outcome {
     /// What the model said, apart from where its prompt came from.
-    pub fn said(&self) -> (&[u32], Vec<u32>, &str, Option<FinishReason>) {
+    pub fn said(&self) -> (&[u32], Vec<u32>, Option<FinishReason>) {
         let bits = self.likelihoods.iter().flatten();
         let bits =
             bits.flat_map(|l| std::iter::once(l.logprob).chain(l.top.iter().map(|top| top.1)));
-        (
-            &self.tokens,
-            bits.map(f32::to_bits).collect(),
-            &self.text,
-            self.reason,
-        )
+        (&self.tokens, bits.map(f32::to_bits).collect(), self.reason)
     }
 }
 
@@ -130,24 +116,20 @@ pub fn take(events: impl IntoIterator<Item = (RequestId, Event)>, outcomes: &mut
             Event::Token {
                 sample,
                 id: token,
-                text,
                 likelihood,
             } => {
                 let outcome = outcomes.entry((id, sample)).or_default();
                 assert!(outcome.reason.is_none(), "a token after the end");
                 outcome.tokens.push(token);
                 outcome.likelihoods.push(likelihood);
-                outcome.text.push_str(&text);
             }
             Event::Finished {
                 sample,
                 reason,
-                text,
                 usage,
             } => {
                 let outcome = outcomes.entry((id, sample)).or_default();
                 assert!(outcome.reason.is_none(), "finished twice");
-                outcome.text.push_str(&text);
                 outcome.reason = Some(reason);
                 outcome.usage = usage;
             }

@@ -25,7 +25,7 @@ fn run() -> (Vec<u32>, Vec<TraceFrame>) {
     let limits = Sizes::one(256).limits(Dtype::F32);
     let backend = Box::new(CpuBackend::new());
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
-    let engine = Engine::new(model, checkpoint, None, EngineOptions::default());
+    let engine = Engine::new(model, checkpoint, EngineOptions::default());
     let request = Request {
         trace: Some(TraceChoice {
             kda: Some(FIRST),
