@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
     );
     let limits = Sizes::one(PROMPT + TOKENS + 1).limits(backend.device().cache);
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {})?;
-    let mut engine = Engine::new(model, None, EngineOptions::default());
+    let mut engine = Engine::new(model, EngineOptions::default());
     let head = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });
     let choice = TraceChoice {
         kda: head(config.kda_layers().last()),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use kimi_linear::tokenizer::{Tokenizer, ToolCallEvent, ToolCallParser};
+use kimi_linear::tokenizer::{Marker, TokenText, Tokenizer, ToolCallEvent, ToolCallParser};
 
 fn tokenizer() -> Tokenizer {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/tokenizer");
@@ -33,10 +33,10 @@ fn said(tokenizer: &Tokenizer, answer: &[Said<'_>]) -> Vec<u32> {
 
 /// The events of these ids, neighbouring texts joined.
 fn parse(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<ToolCallEvent> {
-    let (mut parser, mut decoder) = (ToolCallParser::new(tokenizer), tokenizer.stream());
+    let (mut parser, mut decoder) = (ToolCallParser::default(), tokenizer.stream());
     let mut events = Vec::new();
     for &id in ids {
-        events.extend(parser.push(id, &decoder.push(id).unwrap()));
+        events.extend(parser.push(&decoder.push(id).unwrap()));
     }
     events.extend(parser.finish(&decoder.finish()));
     joined(events)
@@ -59,6 +59,14 @@ fn joined(events: Vec<ToolCallEvent>) -> Vec<ToolCallEvent> {
         }
     }
     out
+}
+
+/// Text, or a control token after it.
+fn token(text: &str, marker: Option<Marker>) -> TokenText {
+    TokenText {
+        text: text.to_owned(),
+        special: marker.map(|marker| marker.name().to_owned()),
+    }
 }
 
 fn text(text: &str) -> ToolCallEvent {
@@ -119,33 +127,32 @@ fn calls_as_the_model_writes_them() {
 
 #[test]
 fn arguments_stream_as_they_come() {
-    let tokenizer = tokenizer();
-    let mut parser = ToolCallParser::new(&tokenizer);
-    assert_eq!(parser.push(SECTION, "<|tool_calls_section_begin|>"), []);
-    assert_eq!(parser.push(CALL, "<|tool_call_begin|>"), []);
-    assert_eq!(parser.push(69, "functions.f:0"), []);
+    let mut parser = ToolCallParser::default();
+    assert_eq!(parser.push(&token("", Some(Marker::SectionBegin))), []);
+    assert_eq!(parser.push(&token("", Some(Marker::CallBegin))), []);
+    assert_eq!(parser.push(&token("functions.f:0", None)), []);
     let begin = ToolCallEvent::CallBegin {
         index: 0,
         id: "functions.f:0".to_owned(),
         name: "f".to_owned(),
     };
     assert_eq!(
-        parser.push(ARGUMENT, "<|tool_call_argument_begin|>"),
+        parser.push(&token("", Some(Marker::ArgumentBegin))),
         [begin]
     );
     let delta = |text: &str| ToolCallEvent::ArgumentsDelta {
         index: 0,
         text: text.to_owned(),
     };
-    assert_eq!(parser.push(90, "{"), [delta("{")]);
-    assert_eq!(parser.push(172, ""), []);
-    // Half a character before a control token: the decoder gives it up together with the token's name.
+    assert_eq!(parser.push(&token("{", None)), [delta("{")]);
+    assert_eq!(parser.push(&token("", None)), []);
+    // Half a character before a control token: the decoder gives it up together with the token.
     let end = ToolCallEvent::CallEnd {
         index: 0,
         complete: true,
     };
     assert_eq!(
-        parser.push(CALL_END, "\u{fffd}<|tool_call_end|>"),
+        parser.push(&token("\u{fffd}", Some(Marker::CallEnd))),
         [delta("\u{fffd}"), end]
     );
     assert_eq!(parser.finish("\u{fffd}"), [text("\u{fffd}")]);
@@ -296,30 +303,29 @@ fn an_answer_cut_at_every_token() {
 #[test]
 fn text_cut_at_every_character() {
     // The same answer whatever the pieces in which its text arrives.
-    let tokenizer = tokenizer();
     let answer = [
-        (0, "say "),
-        (SECTION, ""),
-        (0, " \n"),
-        (CALL, ""),
-        (0, " functions.a.b:0 "),
-        (ARGUMENT, ""),
-        (0, " {\"a\": 1} "),
-        (CALL_END, ""),
-        (0, " \n x "),
-        (SECTION_END, ""),
-        (0, "bye"),
+        (None, "say "),
+        (Some(Marker::SectionBegin), ""),
+        (None, " \n"),
+        (Some(Marker::CallBegin), ""),
+        (None, " functions.a.b:0 "),
+        (Some(Marker::ArgumentBegin), ""),
+        (None, " {\"a\": 1} "),
+        (Some(Marker::CallEnd), ""),
+        (None, " \n x "),
+        (Some(Marker::SectionEnd), ""),
+        (None, "bye"),
     ];
     let run = |cut: usize| {
-        let mut parser = ToolCallParser::new(&tokenizer);
+        let mut parser = ToolCallParser::default();
         let (mut events, mut seen) = (Vec::new(), 0);
-        for (id, text) in answer {
+        for (marker, text) in answer {
             if (seen..seen + text.len()).contains(&cut) {
                 let (a, b) = text.split_at(cut - seen);
-                events.extend(parser.push(id, a));
-                events.extend(parser.push(id, b));
+                events.extend(parser.push(&token(a, marker)));
+                events.extend(parser.push(&token(b, marker)));
             } else {
-                events.extend(parser.push(id, text));
+                events.extend(parser.push(&token(text, marker)));
             }
             seen += text.len();
         }

@@ -3,7 +3,6 @@
 
 mod engine_harness;
 
-use engine_harness::common::reference;
 use engine_harness::{
     BLOCK, OPTIONS, Outcomes, answer, answers, collect, drawn, engine, finish, limits, request,
     tokens,
@@ -12,7 +11,6 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{Engine, EngineOptions, FinishReason, Request, RequestId, Sampling};
 use kimi_linear::model::Model;
-use kimi_linear::tokenizer::Tokenizer;
 
 /// Sixteen requests of different lengths, greedy and drawn from few and many.
 fn sixteen() -> Vec<Request> {
@@ -190,37 +188,50 @@ fn a_long_answer_makes_room_for_those_that_wait() {
 }
 
 #[test]
-fn a_stop_text_ends_the_answer_and_is_never_shown() {
-    let mut engine = engine("tiny-a", limits(1, 2, 32), OPTIONS);
-    let tokenizer = Tokenizer::from_dir(&reference("tiny-a")).unwrap();
-    let letters = tokenizer
-        .encode_ordinary("abcdefghijklmnopqrstuvwxyz")
-        .unwrap();
-    assert_eq!(letters.len(), 26);
-    let ascii = |seed| Request {
-        // Letters only, so that every token is a character.
-        sampling: Sampling {
-            logit_bias: letters.iter().map(|id| (*id, 40.0)).collect(),
-            ..drawn(seed)
-        },
-        ..request(tokens(9, 20), 40)
+fn an_answer_that_is_stopped_ends_alone() {
+    let mut engine = engine("tiny-a", limits(3, 8, 32), OPTIONS);
+    let three = Request {
+        samples: 3,
+        sampling: drawn(5),
+        ..request(tokens(9, 20), 12)
     };
-    for seed in 0..8 {
-        let whole = answer(&mut engine, ascii(seed));
-        assert_eq!(whole.text.len(), 40, "{}", whole.text);
-        let stop = whole.text[11..14].to_owned();
-        let at = whole.text.find(&stop).unwrap();
-        let stopped = answer(
-            &mut engine,
-            Request {
-                stop_strings: vec!["ZZ".to_owned(), stop],
-                ..ascii(seed)
-            },
-        );
-        assert_eq!(stopped.text, whole.text[..at]);
-        assert_eq!(stopped.reason, Some(FinishReason::Stop));
-        assert_eq!(stopped.tokens, whole.tokens[..at + 3]);
+    let whole = answers(&mut engine, three.clone());
+    engine.clear_cache();
+    engine.submit(RequestId(1), three).unwrap();
+    let (mut outcomes, mut stopped) = (Outcomes::new(), false);
+    // Before there are answers there is none to stop.
+    engine.stop(RequestId(1), 0);
+    loop {
+        let more = pollster::block_on(engine.step());
+        collect(&mut engine, &mut outcomes);
+        let second = outcomes.get(&(RequestId(1), 1));
+        if !stopped && second.is_some_and(|second| second.tokens.len() == 4) {
+            stopped = true;
+            engine.stop(RequestId(1), 1);
+            collect(&mut engine, &mut outcomes);
+            let second = &outcomes[&(RequestId(1), 1)];
+            assert_eq!(second.reason, Some(FinishReason::Stop));
+            assert_eq!(second.usage.generated_tokens, 4);
+            // It has ended already.
+            engine.stop(RequestId(1), 1);
+        }
+        if !more {
+            break;
+        }
     }
+    for (sample, whole) in whole.iter().enumerate() {
+        let outcome = &outcomes[&(RequestId(1), sample)];
+        match sample {
+            1 => assert_eq!(outcome.tokens, whole.tokens[..4]),
+            _ => assert_eq!(outcome.said(), whole.said()),
+        }
+    }
+    // What it held is free, and its state is kept for whoever goes on from there.
+    let occupancy = engine.occupancy();
+    assert_eq!(occupancy.slots, occupancy.device_checkpoints);
+    let next = [tokens(9, 20), whole[1].tokens[..4].to_vec(), vec![1]].concat();
+    let next = answer(&mut engine, request(next, 1));
+    assert_eq!(next.usage.cached_tokens, 20 + 4 - 1);
 }
 
 #[test]
@@ -280,13 +291,6 @@ fn requests_that_cannot_run_are_refused() {
                 ..request(vec![1], 1)
             },
             "a turn ends at token 2",
-        ),
-        (
-            Request {
-                stop_strings: vec![String::new()],
-                ..request(vec![1], 1)
-            },
-            "a stop text is empty",
         ),
     ];
     for (request, message) in refusals {

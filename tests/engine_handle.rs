@@ -3,8 +3,14 @@
 
 mod engine_harness;
 
-use engine_harness::{OPTIONS, answer, engine, limits, request, tokens};
-use kimi_linear::engine::{Answer, EngineHandle, Event, FinishReason, Request};
+use std::sync::Arc;
+
+use engine_harness::common::reference;
+use engine_harness::{OPTIONS, answer, drawn, engine, limits, request, tokens};
+use kimi_linear::engine::{
+    Answer, EngineHandle, Event, FinishReason, Output, OutputProcessor, Request, Sampling, Usage,
+};
+use kimi_linear::tokenizer::Tokenizer;
 
 fn start() -> EngineHandle {
     EngineHandle::start(engine("tiny-a", limits(2, 6, 32), OPTIONS)).unwrap()
@@ -128,4 +134,79 @@ fn what_cannot_run_fails_by_an_event() {
     };
     assert!(error.to_string().starts_with("the prompt is empty"));
     assert!(answer.next().is_none());
+}
+
+/// An answer's tokens and text, how it ended, and what it took.
+fn read_text(answer: &Answer<Output>) -> (Vec<u32>, String, FinishReason, Usage) {
+    let (mut tokens, mut text) = (Vec::new(), String::new());
+    while let Some(output) = answer.next() {
+        text.push_str(&output.text());
+        match output.event {
+            Event::Token { id, .. } => tokens.push(id),
+            Event::Finished { reason, usage, .. } => return (tokens, text, reason, usage),
+            Event::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+    }
+    panic!("no end")
+}
+
+#[test]
+fn a_stop_string_ends_the_answer_and_is_never_shown() {
+    let handle = start();
+    let tokenizer = Arc::new(Tokenizer::from_dir(&reference("tiny-a")).unwrap());
+    let letters = tokenizer
+        .encode_ordinary("abcdefghijklmnopqrstuvwxyz")
+        .unwrap();
+    assert_eq!(letters.len(), 26);
+    let ascii = |seed| Request {
+        // Letters only, so that every token is a character.
+        sampling: Sampling {
+            logit_bias: letters.iter().map(|id| (*id, 40.0)).collect(),
+            ..drawn(seed)
+        },
+        ..request(tokens(9, 20), 40)
+    };
+    let processor = OutputProcessor::new(&tokenizer);
+    for seed in 0..8 {
+        let (whole_tokens, whole, ..) = read_text(&handle.generate(ascii(seed), processor.clone()));
+        assert_eq!(whole.len(), 40, "{whole}");
+        let stop = whole[11..14].to_owned();
+        let at = whole.find(&stop).unwrap();
+        let stops = ["ZZ".to_owned(), stop];
+        let processor = processor.clone().stop_strings(&stops).unwrap();
+        let answer = handle.generate(ascii(seed), processor);
+        let (tokens, text, reason, usage) = read_text(&answer);
+        assert_eq!((text.as_str(), reason), (&whole[..at], FinishReason::Stop));
+        assert_eq!(tokens, whole_tokens[..at + 3]);
+        // Nothing was computed after it.
+        assert_eq!(usage.generated_tokens, at + 3);
+        assert!(answer.next().is_none());
+    }
+    let status = handle.status().unwrap();
+    assert_eq!((status.running, status.waiting), (0, 0));
+}
+
+#[test]
+fn a_stop_string_in_the_last_token_that_may_come_is_the_reason() {
+    let handle = start();
+    let tokenizer = Arc::new(Tokenizer::from_dir(&reference("tiny-a")).unwrap());
+    let letter = tokenizer.encode_ordinary("q").unwrap()[0];
+    let only = Request {
+        sampling: Sampling {
+            logit_bias: vec![(letter, 1e9)],
+            ..Sampling::GREEDY
+        },
+        ..request(tokens(9, 20), 3)
+    };
+    for (stop, shown, expected) in [
+        ("qqqq", "qqq", FinishReason::Length),
+        ("qqq", "", FinishReason::Stop),
+    ] {
+        let processor = OutputProcessor::new(&tokenizer);
+        let processor = processor.stop_strings(&[stop.to_owned()]).unwrap();
+        let (tokens, text, reason, usage) = read_text(&handle.generate(only.clone(), processor));
+        assert_eq!((text.as_str(), reason), (shown, expected));
+        assert_eq!((tokens.len(), usage.generated_tokens), (3, 3));
+    }
 }

@@ -36,7 +36,7 @@ fn logits(name: &str, tokens: &[u32], backend: Box<dyn Backend>) -> Result<Vec<f
         cut: 32,
         ..EngineOptions::default()
     };
-    let mut engine = Engine::new(model, None, options);
+    let mut engine = Engine::new(model, options);
     let request = Request {
         scores: PromptScores::Logits,
         ..Request::new(tokens.to_vec(), 0)

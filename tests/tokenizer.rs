@@ -119,7 +119,7 @@ fn a_decoder_outlives_its_maker() {
     let mut decoder = StreamDecoder::new(Arc::new(known()));
     shared_between_threads(&decoder);
     let text: Vec<String> = [253, 172, 253, 247, 224, 3842, 172]
-        .map(|id| decoder.push(id).unwrap())
+        .map(|id| decoder.push(id).unwrap().to_string())
         .into();
     assert_eq!(
         text.concat() + &decoder.finish(),
@@ -148,7 +148,7 @@ properties! { streams, 300,
             let mut stream = tokenizer.stream();
             let mut text = String::new();
             for &id in &ids {
-                text.push_str(&stream.push(id).unwrap());
+                text.push_str(&stream.push(id).unwrap().to_string());
             }
             text.push_str(&stream.finish());
             let bytes = tokenizer.decode_bytes(&ids).unwrap();

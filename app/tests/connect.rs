@@ -31,8 +31,7 @@ fn parts() -> Parts {
     let limits = Sizes::one(2048).limits(Dtype::F32);
     let backend = Box::new(CpuBackend::new());
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
-    let told = Some(Arc::clone(&tokenizer));
-    let engine = Engine::new(model, told, EngineOptions::default());
+    let engine = Engine::new(model, EngineOptions::default());
     Parts {
         context: engine.context(),
         engine: EngineHandle::start(engine).unwrap(),

@@ -10,8 +10,8 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::cache::Snapshot;
 use kimi_linear::engine::{
-    Engine, EngineHandle, EngineOptions, Event, FinishReason, Request, RequestId, Sampling, Sizes,
-    Usage,
+    Engine, EngineHandle, EngineOptions, Event, FinishReason, OutputProcessor, Request, RequestId,
+    Sampling, Sizes, Usage,
 };
 use kimi_linear::tokenizer::{ChatTemplate, Conversation, Tokenizer};
 use rustyline::DefaultEditor;
@@ -92,11 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let loaded = load(&arguments.model, &config, backend, |device| {
         sizes.limits(device.cache)
     })?;
-    let engine = Engine::new(
-        loaded.model,
-        Some(Arc::clone(&tokenizer)),
-        EngineOptions::default(),
-    );
+    let engine = Engine::new(loaded.model, EngineOptions::default());
     let engine = EngineHandle::start(engine)?;
     let interrupt = Interrupt::install(engine.clone())?;
     let mut chat = Terminal {
@@ -212,21 +208,21 @@ impl Terminal {
         let prompt = ids.len();
         let progress = Progress::tokens("reading", prompt);
         let (mut screen, mut text) = (Screen::new(), String::new());
-        let answer = self.engine.answer(request);
+        let processor = OutputProcessor::new(&self.tokenizer);
+        let answer = self.engine.generate(request, processor);
         self.interrupt.set(Some(answer.id()));
         let end = loop {
-            let Some(event) = answer.next() else {
+            let Some(output) = answer.next() else {
                 anyhow::bail!("the engine stopped")
             };
-            match event {
+            let piece = output.text();
+            text.push_str(&piece);
+            match output.event {
                 Event::Queued { .. } | Event::Scored(_) | Event::Trace { .. } => {}
                 Event::Prefill { done, .. } if done < ids.len() => progress.set(done as u64),
                 Event::Prefill { .. } => progress.finish(),
-                Event::Token {
-                    id, text: piece, ..
-                } => {
+                Event::Token { id, .. } => {
                     ids.push(id);
-                    text.push_str(&piece);
                     screen.token(&piece)?;
                 }
                 Event::Failed(error) => {
@@ -234,14 +230,8 @@ impl Terminal {
                     self.interrupt.set(None);
                     return Err(failure(&error));
                 }
-                Event::Finished {
-                    reason,
-                    text: rest,
-                    usage,
-                    ..
-                } => {
-                    text.push_str(&rest);
-                    screen.text(&rest)?;
+                Event::Finished { reason, usage, .. } => {
+                    screen.text(&piece)?;
                     break (reason, usage);
                 }
             }

@@ -9,7 +9,8 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::demo;
 use kimi_linear::engine::{
-    Answer, Engine, EngineHandle, EngineOptions, Event, FinishReason, Request, Sizes,
+    Answer, Engine, EngineHandle, EngineOptions, Event, FinishReason, Output, OutputProcessor,
+    Request, Sizes,
 };
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -143,10 +144,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         device: loaded.device.name.clone(),
         classes: Vec::new(),
     };
-    let engine = Engine::new(loaded.model, Some(tokenizer), EngineOptions::default());
+    let engine = Engine::new(loaded.model, EngineOptions::default());
     let engine = EngineHandle::start(engine)?;
+    let processor = OutputProcessor::new(&tokenizer);
     let progress = Progress::count("asking", rows.len());
-    let answers: Vec<Answer> = requests.into_iter().map(|r| engine.answer(r)).collect();
+    let ask = |request| engine.generate(request, processor.clone());
+    let answers: Vec<Answer<Output>> = requests.into_iter().map(ask).collect();
     for (done, (row, answer)) in rows.into_iter().zip(answers).enumerate() {
         let answered = differs(&answer, &row.answer)?;
         report.count(row, answered, arguments.errors);
@@ -207,14 +210,13 @@ fn request(
 }
 
 /// What was answered, if it is not exactly what was expected, end included.
-fn differs(answer: &Answer, expected: &str) -> Result<Option<String>> {
+fn differs(answer: &Answer<Output>, expected: &str) -> Result<Option<String>> {
     let mut said = String::new();
-    while let Some(event) = answer.next() {
-        match event {
-            Event::Token { text, .. } => said.push_str(&text),
+    while let Some(output) = answer.next() {
+        said.push_str(&output.text());
+        match output.event {
             Event::Failed(error) => return Err(failure(&error)),
-            Event::Finished { reason, text, .. } => {
-                said.push_str(&text);
+            Event::Finished { reason, .. } => {
                 let exact = reason == FinishReason::Stop && said == expected;
                 return Ok((!exact).then_some(said));
             }

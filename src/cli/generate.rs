@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::engine::{
-    self, Engine, EngineHandle, EngineOptions, Event, FinishReason, Request, Sampling, Sizes, Usage,
+    self, Engine, EngineHandle, EngineOptions, Event, FinishReason, OutputProcessor, Request,
+    Sampling, Sizes, Usage,
 };
 use kimi_linear::model::{TraceChoice, TraceHead};
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
@@ -175,7 +176,7 @@ struct Timings {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
-    let tokenizer = arguments.model.tokenizer(&config)?;
+    let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
     let prompt = prompt_ids(arguments, &tokenizer)?;
     let stop_ids = if arguments.ignore_eos {
         Vec::new()
@@ -184,7 +185,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let request = Request {
         stop_ids,
-        stop_strings: arguments.stop.clone(),
         sampling: arguments.sampling.sampling(),
         trace: arguments.trace.as_ref().map(|_| {
             let first = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });
@@ -202,6 +202,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         ..Request::new(prompt, arguments.max_tokens)
     };
     request.check(&config)?;
+    let processor = OutputProcessor::new(&tokenizer).stop_strings(&arguments.stop)?;
     let context = request
         .prompt
         .len()
@@ -216,10 +217,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let loaded = load(&arguments.model, &config, backend, |device| {
         sizes.limits(device.cache)
     })?;
-    let tokenizer = Some(Arc::new(tokenizer));
-    let engine = Engine::new(loaded.model, tokenizer, EngineOptions::default());
+    let engine = Engine::new(loaded.model, EngineOptions::default());
     let prompt = request.prompt.clone();
-    let answer = stream(arguments, &EngineHandle::start(engine)?, request)?;
+    let engine = EngineHandle::start(engine)?;
+    let answer = stream(arguments, &engine, request, processor)?;
     if arguments.json {
         return super::print_json(&Report {
             prompt_tokens: &prompt,
@@ -270,7 +271,12 @@ struct Answer {
 }
 
 /// Generates, and writes the text as it comes unless JSON is wanted.
-fn stream(arguments: &Arguments, engine: &EngineHandle, request: Request) -> Result<Answer> {
+fn stream(
+    arguments: &Arguments,
+    engine: &EngineHandle,
+    request: Request,
+    processor: OutputProcessor,
+) -> Result<Answer> {
     let prompt = request.prompt.len();
     let progress = Progress::tokens("prefill", prompt);
     let (mut tokens, mut text) = (Vec::new(), String::new());
@@ -286,12 +292,13 @@ fn stream(arguments: &Arguments, engine: &EngineHandle, request: Request) -> Res
     let mut trace = arguments.trace.as_deref().map(create).transpose()?;
     let start = Instant::now();
     let (mut prefill_s, mut ttft_s) = (0.0, None);
-    let answer = engine.answer(request);
+    let answer = engine.generate(request, processor);
     loop {
-        let Some(event) = answer.next() else {
+        let Some(output) = answer.next() else {
             anyhow::bail!("the engine stopped before the answer was complete")
         };
-        match event {
+        let piece = output.text();
+        match output.event {
             Event::Queued { .. } | Event::Scored(_) => {}
             Event::Trace { frame, .. } => {
                 if let Some(trace) = &mut trace {
@@ -304,19 +311,14 @@ fn stream(arguments: &Arguments, engine: &EngineHandle, request: Request) -> Res
                 prefill_s = start.elapsed().as_secs_f64();
                 progress.finish();
             }
-            Event::Token { id, text, .. } => {
+            Event::Token { id, .. } => {
                 ttft_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
                 tokens.push(id);
-                show(&text)?;
+                show(&piece)?;
             }
             Event::Failed(error) => return Err(failure(&error)),
-            Event::Finished {
-                reason,
-                text: rest,
-                usage,
-                ..
-            } => {
-                show(&rest)?;
+            Event::Finished { reason, usage, .. } => {
+                show(&piece)?;
                 if let Some(trace) = &mut trace {
                     trace.flush()?;
                 }

@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         cut: prefill_chunk,
         ..EngineOptions::default()
     };
-    let engine = EngineHandle::start(Engine::new(loaded.model, None, options))?;
+    let engine = EngineHandle::start(Engine::new(loaded.model, options))?;
     let mut writer = match &arguments.logits {
         Some(path) => Some(LogitsFile::create(path, tokens.len(), config.vocab_size)?),
         None => None,

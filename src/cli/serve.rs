@@ -148,7 +148,6 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
     })?;
     let engine = Engine::new(
         loaded.model,
-        Some(Arc::clone(&tokenizer)),
         EngineOptions {
             host_bytes: arguments.caching.host_bytes(),
             queue: arguments.engine.max_queue,

@@ -182,14 +182,8 @@ impl Engine {
         }
         let request = Arc::clone(&sequence.request);
         for sample in (0..request.samples).rev() {
-            let mut answer = Sequence::new(
-                sequence.id,
-                Arc::clone(&request),
-                sequence.tokens.clone(),
-                sample,
-                sequence.arrival,
-                self.tokenizer.as_ref(),
-            );
+            let (request, tokens) = (Arc::clone(&request), sequence.tokens.clone());
+            let mut answer = Sequence::new(sequence.id, request, tokens, sample, sequence.arrival);
             answer.single = true;
             answer.position = sequence.position;
             answer.cached = sequence.cached;
@@ -208,20 +202,11 @@ impl Engine {
         choice: &Choice,
         row: &[f32],
     ) -> Option<Sequence> {
-        let (id, sample, context) = (sequence.id, sequence.sample, self.context());
+        let (id, context) = (sequence.id, self.context());
         match sequence.take(choice, row, context) {
-            Ok((taken, reason)) => {
-                if let Some(taken) = taken {
-                    let (token, text, likelihood) = (taken.id, taken.text, taken.likelihood);
-                    self.say(
-                        id,
-                        Event::Token {
-                            sample,
-                            id: token,
-                            text,
-                            likelihood,
-                        },
-                    );
+            Ok((token, reason)) => {
+                if let Some(token) = token {
+                    self.say(id, token);
                 }
                 match reason {
                     Some(reason) => {

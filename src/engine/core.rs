@@ -17,12 +17,10 @@ use crate::cache::{BlockRef, Cache, Current, Held, Key, Lease, Occupancy, Pools,
 use crate::checkpoint::Fingerprint;
 use crate::error::{EngineError, Error, Scope};
 use crate::model::{Model, TraceChoice};
-use crate::tokenizer::Tokenizer;
 
 /// Continuous batching over one model.
 pub struct Engine {
     pub(super) model: Model,
-    pub(super) tokenizer: Option<Arc<Tokenizer>>,
     pub(super) options: EngineOptions,
     pub(super) fingerprint: Fingerprint,
     pub(super) cache: Cache,
@@ -50,9 +48,9 @@ pub(super) fn pools(model: &mut Model) -> Pools<'_> {
 }
 
 impl Engine {
-    /// An engine over a model. Without a tokenizer tokens have no text, and there are no stop texts.
+    /// An engine over a model.
     #[must_use]
-    pub fn new(model: Model, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Self {
+    pub fn new(model: Model, options: EngineOptions) -> Self {
         let fingerprint = model.fingerprint();
         let root = Key::root(fingerprint, &model.states().layout, &model.latents().layout);
         let limits = *model.limits();
@@ -65,7 +63,6 @@ impl Engine {
         );
         Self {
             model,
-            tokenizer,
             options,
             fingerprint,
             cache,
@@ -158,9 +155,6 @@ impl Engine {
         if let Some(choice) = &request.trace {
             self.model.check_choice(choice)?;
         }
-        if self.tokenizer.is_none() && !request.stop_strings.is_empty() {
-            return Err(EngineError::NoTokenizer);
-        }
         if request.scores != PromptScores::None
             && self.model.limits().step.outputs < self.options.cut
         {
@@ -188,8 +182,7 @@ impl Engine {
         }
         let arrival = self.arrival();
         let tokens = self.cache.hash(&request.prompt);
-        let tokenizer = self.tokenizer.as_ref();
-        let sequence = Sequence::new(id, Arc::new(request), tokens, 0, arrival, tokenizer);
+        let sequence = Sequence::new(id, Arc::new(request), tokens, 0, arrival);
         self.events.push_back((
             id,
             Event::Queued {
@@ -321,47 +314,48 @@ impl Engine {
         Ok(output)
     }
 
+    /// Ends one answer of a request, whose last token completed a stop string: nothing more of it is computed. Its state
+    /// is kept as that of any answer.
+    pub fn stop(&mut self, id: RequestId, sample: usize) {
+        let wanted =
+            |sequence: &Sequence| sequence.single && (sequence.id, sequence.sample) == (id, sample);
+        self.finish_all(wanted, FinishReason::Stop);
+    }
+
     fn drop_cancelled(&mut self) {
         for id in std::mem::take(&mut self.cancelled) {
-            while let Some(place) = self.running.iter().position(|sequence| sequence.id == id) {
-                let sequence = self.running.remove(place);
-                self.finish(sequence, FinishReason::Cancelled);
-            }
-            while let Some(place) = self.waiting.iter().position(|sequence| sequence.id == id) {
-                if let Some(sequence) = self.waiting.remove(place) {
-                    self.finish(sequence, FinishReason::Cancelled);
-                }
+            self.finish_all(|sequence| sequence.id == id, FinishReason::Cancelled);
+        }
+    }
+
+    fn finish_all(&mut self, wanted: impl Fn(&Sequence) -> bool, reason: FinishReason) {
+        while let Some(place) = self.running.iter().position(&wanted) {
+            let sequence = self.running.remove(place);
+            self.finish(sequence, reason);
+        }
+        while let Some(place) = self.waiting.iter().position(&wanted) {
+            if let Some(sequence) = self.waiting.remove(place) {
+                self.finish(sequence, reason);
             }
         }
     }
 
     /// Ends an answer: its state is kept for whoever goes on from there, all else it held is free.
-    pub(super) fn finish(&mut self, mut sequence: Sequence, reason: FinishReason) {
+    pub(super) fn finish(&mut self, sequence: Sequence, reason: FinishReason) {
         self.keep_end(&sequence);
-        let text = sequence.text.finish();
-        let (id, sample, usage) = (sequence.id, sequence.sample, sequence.usage());
-        self.say(
-            id,
-            Event::Finished {
+        let (id, usage) = (sequence.id, sequence.usage());
+        // Where it ends before its prompt does, so do the answers that were to share it.
+        let samples = match sequence.single {
+            true => sequence.sample..sequence.sample + 1,
+            false => 0..sequence.request.samples,
+        };
+        for sample in samples {
+            let event = Event::Finished {
                 sample,
                 reason,
-                text,
                 usage,
-            },
-        );
-        if !sequence.single {
-            // It ends before its prompt does: so do the answers that were to share it.
-            for sample in 1..sequence.request.samples {
-                self.say(
-                    id,
-                    Event::Finished {
-                        sample,
-                        reason,
-                        text: String::new(),
-                        usage,
-                    },
-                );
-            }
+            };
+            self.say(id, event);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the engine says of a request, in order.
+//! What the engine says of a request, in order. It speaks token ids: text is made of them by an output processor.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::model::TraceFrame;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// A stop token or a stop text came.
+    /// A stop token or a stop string came, or a grammar was complete.
     Stop,
     /// `max_tokens` or the context was reached.
     Length,
@@ -80,8 +80,6 @@ pub enum Event {
         sample: usize,
         /// The token.
         id: u32,
-        /// Text that has become certain with it: whole characters that are no part of a stop text.
-        text: String,
         /// How likely it was, where that was asked for.
         likelihood: Option<Likelihood>,
     },
@@ -91,8 +89,6 @@ pub enum Event {
         sample: usize,
         /// Why.
         reason: FinishReason,
-        /// Text that had been held back.
-        text: String,
         /// What it took.
         usage: Usage,
     },

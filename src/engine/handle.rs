@@ -1,5 +1,6 @@
 //! An engine in a thread of its own, spoken to in messages.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,14 +10,16 @@ use std::collections::HashMap;
 
 use super::core::Engine;
 use super::event::Event;
+use super::output::{Output, OutputProcessor};
 use super::request::{Request, RequestId};
 use super::status::Status;
 use crate::backend::block_on;
 use crate::cache::{Occupancy, Snapshot};
 use crate::error::{EngineError, Error};
 
-/// Where a request's events go. It is called in the engine's thread and must not wait.
-pub type Sink = Box<dyn FnMut(Event) + Send>;
+/// Where a request's events go. It is called in the engine's thread between two steps and must not wait. Where it breaks
+/// at a token, the answer ends there: see [`Engine::stop`].
+pub type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
 
 enum Command {
     Submit {
@@ -56,18 +59,18 @@ impl Drop for Shared {
     }
 }
 
-/// A request's events as they come. Dropping it cancels the request.
-pub struct Answer {
+/// What comes of a request, as it comes: [`Event`]s or [`Output`]s. Dropping it cancels the request.
+pub struct Answer<T = Event> {
     id: RequestId,
-    events: Receiver<Event>,
+    received: Receiver<T>,
     engine: EngineHandle,
 }
 
-impl Answer {
-    /// The next event, waiting for it; nothing after the last.
+impl<T> Answer<T> {
+    /// The next event, waiting for it; `None` after the last.
     #[must_use]
-    pub fn next(&self) -> Option<Event> {
-        self.events.recv().ok()
+    pub fn next(&self) -> Option<T> {
+        self.received.recv().ok()
     }
 
     /// The request's name, to cancel it from elsewhere.
@@ -82,7 +85,7 @@ impl Answer {
     }
 }
 
-impl Drop for Answer {
+impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
         self.engine.cancel(self.id);
     }
@@ -123,7 +126,7 @@ impl EngineHandle {
             self.0.commands.send(command)
         {
             sink = lost;
-            sink(Event::Failed(Arc::new(Error::from(EngineError::Stopped))));
+            let _ = sink(Event::Failed(Arc::new(Error::from(EngineError::Stopped))));
         }
         id
     }
@@ -131,17 +134,33 @@ impl EngineHandle {
     /// Submits a request whose events are read one after the other.
     #[must_use]
     pub fn answer(&self, request: Request) -> Answer {
-        let (events, received) = mpsc::channel();
-        let id = self.submit(
-            request,
+        self.read(request, |mut send| {
             Box::new(move |event| {
-                // Nobody may be listening any more: the request is cancelled then.
-                let _ = events.send(event);
-            }),
-        );
+                send(event);
+                ControlFlow::Continue(())
+            })
+        })
+    }
+
+    /// Submits a request whose answers are read as text.
+    #[must_use]
+    pub fn generate(&self, request: Request, processor: OutputProcessor) -> Answer<Output> {
+        self.read(request, |send| processor.sink(send))
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        request: Request,
+        sink: impl FnOnce(Box<dyn FnMut(T) + Send>) -> Sink,
+    ) -> Answer<T> {
+        let (sender, received) = mpsc::channel();
+        let send = move |item| {
+            // Nobody may be listening any more: the request is cancelled then.
+            let _ = sender.send(item);
+        };
         Answer {
-            id,
-            events: received,
+            id: self.submit(request, sink(Box::new(send))),
+            received,
             engine: self.clone(),
         }
     }
@@ -264,7 +283,9 @@ impl Driver {
                     Ok(()) => {
                         self.sinks.insert(id, (sink, answers));
                     }
-                    Err(error) => sink(Event::Failed(Arc::new(Error::from(error)))),
+                    Err(error) => {
+                        let _ = sink(Event::Failed(Arc::new(Error::from(error))));
+                    }
                 }
                 self.deliver();
             }
@@ -276,19 +297,24 @@ impl Driver {
     }
 
     fn deliver(&mut self) {
-        for (id, event) in self.engine.take_events() {
+        while let Some((id, event)) = self.engine.events.pop_front() {
             let Some((sink, left)) = self.sinks.get_mut(&id) else {
                 continue;
             };
+            let mut token_of = None;
             match &event {
+                Event::Token { sample, .. } => token_of = Some(*sample),
                 Event::Finished { .. } => *left = left.saturating_sub(1),
                 Event::Failed(_) => *left = 0,
                 _ => {}
             }
             let done = *left == 0;
-            sink(event);
+            let flow = sink(event);
             if done {
                 self.sinks.remove(&id);
+            }
+            if let (ControlFlow::Break(()), Some(sample)) = (flow, token_of) {
+                self.engine.stop(id, sample);
             }
         }
     }

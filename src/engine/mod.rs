@@ -5,7 +5,8 @@
 //!
 //! A request waits in the queue (`admit.rs`), is given a slot and blocks, goes on from a cached prefix if there is one,
 //! runs its prompt in segments beside the others' tokens (`batch.rs`, `cut.rs`), and draws token after token (`commit.rs`,
-//! `sampling.rs`) until it finishes. What of it can be taken up again stays in the cache.
+//! `sampling.rs`) until it finishes. What of it can be taken up again stays in the cache. The engine speaks token ids; an
+//! [`OutputProcessor`] (`output.rs`, `stop.rs`) makes text of them for a client, and ends answers at stop strings.
 
 mod admit;
 mod batch;
@@ -19,6 +20,7 @@ mod grammar;
 mod handle;
 mod keep;
 mod options;
+mod output;
 mod request;
 mod sampling;
 mod score;
@@ -34,6 +36,7 @@ pub use fit::Wanted;
 pub use grammar::{Grammar, Guide};
 pub use handle::{Answer, EngineHandle, Sink};
 pub use options::{BLOCK_TOKENS, EngineOptions, PREFILL_CHUNK, Sizes};
+pub use output::{Output, OutputProcessor};
 pub use request::{PromptScores, Request, RequestId, check_prompt};
 pub use sampling::{Sampler, Sampling};
 pub use score::Score;

@@ -33,8 +33,6 @@ pub struct Request {
     pub max_tokens: usize,
     /// Tokens that end the answer; they are not part of it.
     pub stop_ids: Vec<u32>,
-    /// Texts that end the answer; the answer's text ends before them.
-    pub stop_strings: Vec<String>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// What every answer must follow; nothing is anything.
@@ -70,7 +68,6 @@ impl Request {
             prompt,
             max_tokens,
             stop_ids: Vec::new(),
-            stop_strings: Vec::new(),
             sampling: Sampling::GREEDY,
             grammar: None,
             samples: 1,
@@ -113,9 +110,6 @@ impl Request {
                 turn: *turn,
                 tokens: self.prompt.len(),
             });
-        }
-        if self.stop_strings.iter().any(String::is_empty) {
-            return Err(EngineError::EmptyStop);
         }
         Ok(())
     }

@@ -1,16 +1,14 @@
-//! One answer under way: its tokens, how far it has come, and the text that it has become.
+//! One answer under way: its tokens, and how far it has come.
 
 use std::sync::Arc;
 
-use super::event::{FinishReason, Likelihood, Usage};
+use super::event::{Event, FinishReason, Likelihood, Usage};
 use super::options::EngineOptions;
 use super::request::{Request, RequestId};
 use super::sampling::Sampler;
-use super::stop::StopText;
 use crate::backend::Choice;
 use crate::cache::{HashedTokens, Lease, Placed};
 use crate::error::Error;
-use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// One answer of a request.
 pub(super) struct Sequence {
@@ -38,7 +36,6 @@ pub(super) struct Sequence {
     /// What it holds while it runs.
     pub(super) placed: Option<Placed>,
     pub(super) sampler: Sampler,
-    pub(super) text: Text,
 }
 
 impl Sequence {
@@ -48,7 +45,6 @@ impl Sequence {
         tokens: HashedTokens,
         sample: usize,
         arrival: u64,
-        tokenizer: Option<&Arc<Tokenizer>>,
     ) -> Self {
         Self {
             id,
@@ -65,10 +61,6 @@ impl Sequence {
             placed: None,
             sampler: Sampler::new(&request.sampling, sample, &request.prompt)
                 .guided(request.grammar.as_ref().map(|grammar| grammar.guide())),
-            text: Text {
-                decoder: tokenizer.map(|tokenizer| StreamDecoder::new(Arc::clone(tokenizer))),
-                stops: StopText::new(&request.stop_strings),
-            },
             request,
         }
     }
@@ -134,13 +126,13 @@ impl Sequence {
         }
     }
 
-    /// Takes the token that a row came to: what is to be told of it, and whether the answer ends there.
+    /// Takes the token that a row came to: the event that tells of it, and whether the answer ends there.
     pub(super) fn take(
         &mut self,
         choice: &Choice,
         row: &[f32],
         context: usize,
-    ) -> Result<(Option<Taken>, Option<FinishReason>), Error> {
+    ) -> Result<(Option<Event>, Option<FinishReason>), Error> {
         if self.request.max_tokens == 0 {
             return Ok((None, Some(FinishReason::Length)));
         }
@@ -150,34 +142,24 @@ impl Sequence {
             return Ok((None, Some(FinishReason::Stop)));
         }
         self.tokens.push(id);
-        let (text, stopped) = self.text.push(id)?;
         let likelihood = self
             .request
             .logprobs
             .map(|top| likelihood(choice, row, id, top));
         let full = self.tokens.len() - self.prompt() >= self.request.max_tokens
             || self.position >= context;
-        let reason = if stopped || self.sampler.is_complete() {
+        let reason = if self.sampler.is_complete() {
             Some(FinishReason::Stop)
         } else {
             full.then_some(FinishReason::Length)
         };
-        Ok((
-            Some(Taken {
-                id,
-                text,
-                likelihood,
-            }),
-            reason,
-        ))
+        let token = Event::Token {
+            sample: self.sample,
+            id,
+            likelihood,
+        };
+        Ok((Some(token), reason))
     }
-}
-
-/// A token that was taken.
-pub(super) struct Taken {
-    pub(super) id: u32,
-    pub(super) text: String,
-    pub(super) likelihood: Option<Likelihood>,
 }
 
 fn likelihood(choice: &Choice, row: &[f32], id: u32, top: usize) -> Likelihood {
@@ -197,39 +179,4 @@ pub(super) fn likeliest(choice: &Choice, most: usize) -> Vec<(u32, f32)> {
     candidates
         .map(|(id, logit)| (*id, logit - choice.log_normaliser))
         .collect()
-}
-
-/// An answer's text on its way out.
-#[derive(Clone)]
-pub(super) struct Text {
-    decoder: Option<StreamDecoder<Arc<Tokenizer>>>,
-    stops: StopText,
-}
-
-impl Text {
-    fn push(&mut self, id: u32) -> Result<(String, bool), Error> {
-        let Some(decoder) = &mut self.decoder else {
-            return Ok((String::new(), false));
-        };
-        let text = decoder.push(id)?;
-        // A control token's name is no text: no stop is in it, nor begins or ends there.
-        if decoder.is_special(id) {
-            return Ok((self.stops.pass(&text), false));
-        }
-        Ok(self.stops.push(&text))
-    }
-
-    /// What was held back; a stop that becomes complete only here still hides itself.
-    pub(super) fn finish(&mut self) -> String {
-        let last = self
-            .decoder
-            .as_mut()
-            .map(StreamDecoder::finish)
-            .unwrap_or_default();
-        let (mut text, stopped) = self.stops.push(&last);
-        if !stopped {
-            text.push_str(&self.stops.finish());
-        }
-        text
-    }
 }

@@ -1,14 +1,14 @@
-//! Stop texts in an answer as it streams: nothing that may turn out to be part of one is let through.
+//! Stop strings in an answer as it streams: nothing that may turn out to be part of one is let through.
 
 /// The text of one answer, on its way to the client.
 #[derive(Clone, Debug, Default)]
-pub(super) struct StopText {
+pub(super) struct StopStrings {
     stops: Vec<String>,
     /// The end of the text that may be the beginning of a stop.
     held: String,
 }
 
-impl StopText {
+impl StopStrings {
     pub(super) fn new(stops: &[String]) -> Self {
         Self {
             stops: stops.to_vec(),
@@ -48,9 +48,10 @@ impl StopText {
         certain
     }
 
-    /// The end of the answer: what was held back was no stop.
-    pub(super) fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+    /// The end of the answer, with its last text: what was held back was no stop, unless that completes one.
+    pub(super) fn finish(&mut self, last: &str) -> String {
+        let (text, _) = self.push(last);
+        text + &std::mem::take(&mut self.held)
     }
 }
 
@@ -62,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_stop_across_pieces_is_never_shown() {
-        let mut text = StopText::new(&["END".to_owned(), "\n\n".to_owned()]);
+        let mut text = StopStrings::new(&["END".to_owned(), "\n\n".to_owned()]);
         assert_eq!(text.push("a E"), ("a ".to_owned(), false));
         assert_eq!(text.push("N"), (String::new(), false));
         assert_eq!(text.push("X\n"), ("ENX".to_owned(), false));
@@ -72,7 +73,7 @@ mod tests {
 
     #[test]
     fn no_stop_is_found_in_or_across_what_passes() {
-        let mut text = StopText::new(&["END".to_owned()]);
+        let mut text = StopStrings::new(&["END".to_owned()]);
         assert_eq!(text.push("a EN"), ("a ".to_owned(), false));
         assert_eq!(text.pass("D END"), "END END");
         assert_eq!(text.push("END"), (String::new(), true));
@@ -80,9 +81,9 @@ mod tests {
 
     #[test]
     fn what_was_no_stop_comes_at_the_end() {
-        let mut text = StopText::new(&["END".to_owned()]);
+        let mut text = StopStrings::new(&["END".to_owned()]);
         assert_eq!(text.push("EN"), (String::new(), false));
-        assert_eq!(text.finish(), "EN");
+        assert_eq!(text.finish(""), "EN");
     }
 
     properties! { stops, 256,
@@ -92,7 +93,7 @@ mod tests {
             stops in prop::collection::vec("[abé]{1,4}", 1..3),
         ) {
             let whole = pieces.concat();
-            let (mut stream, mut shown, mut stopped) = (StopText::new(&stops), String::new(), false);
+            let (mut stream, mut shown, mut stopped) = (StopStrings::new(&stops), String::new(), false);
             for piece in &pieces {
                 let (text, stop) = stream.push(piece);
                 shown.push_str(&text);
@@ -102,7 +103,7 @@ mod tests {
                 }
             }
             if !stopped {
-                shown.push_str(&stream.finish());
+                shown.push_str(&stream.finish(""));
             }
             // The stop that is complete first ends the text, where it begins.
             let ends = stops.iter().filter_map(|stop| whole.find(stop.as_str()).map(|at| (at + stop.len(), at)));

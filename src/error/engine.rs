@@ -53,12 +53,9 @@ pub enum EngineError {
         /// Tokens of the prompt.
         tokens: usize,
     },
-    /// A stop text without a character.
-    #[error("a stop text is empty: it would end every answer before its first character")]
+    /// A stop string without a character.
+    #[error("a stop string is empty: it would end every answer before its first character")]
     EmptyStop,
-    /// Stop texts where nothing turns tokens into text.
-    #[error("stop texts were given, but the engine has no tokenizer to find them with")]
-    NoTokenizer,
     /// An engine whose steps have too few output rows to score a prompt.
     #[error(
         "scoring needs steps with {expected} output rows or more, but this engine's have {found}"

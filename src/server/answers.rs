@@ -1,4 +1,4 @@
-//! Requests on their way through the engine: their events as they come, and their end when nobody waits for them.
+//! Requests on their way through the engine: their outputs as they come, and their end when nobody waits for them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use super::error::{ApiError, Result};
 use super::gate::Inside;
 use super::metrics::Watch;
 use super::service::Service;
-use crate::engine::{EngineHandle, Event, Request, RequestId};
+use crate::engine::{EngineHandle, Event, Output, OutputProcessor, Request, RequestId};
 use crate::error::{EngineError, Error};
 
-/// The events of the requests that one call makes. Dropping it cancels them: a client that went away frees what it held.
+/// The outputs of the requests that one call makes. Dropping it cancels them: a client that went away frees what it held.
 pub(super) struct Answers {
     ids: Vec<RequestId>,
     engine: EngineHandle,
-    events: UnboundedReceiver<(usize, Event)>,
-    /// Events that came before all requests had been taken.
-    early: VecDeque<(usize, Event)>,
+    outputs: UnboundedReceiver<(usize, Output)>,
+    /// Outputs that came before all requests had been taken.
+    early: VecDeque<(usize, Output)>,
     /// A shutdown waits for it.
     _inside: Arc<Inside>,
 }
@@ -38,15 +38,16 @@ impl Answers {
     pub(super) async fn submit(
         service: &Service,
         requests: Vec<Request>,
+        processor: &OutputProcessor,
         inside: Arc<Inside>,
         log: Option<String>,
     ) -> Result<Self> {
-        let (sender, events) = mpsc::unbounded_channel();
+        let (sender, outputs) = mpsc::unbounded_channel();
         let engine = service.engine().clone();
         let mut answers = Self {
             ids: Vec::with_capacity(requests.len()),
             engine,
-            events,
+            outputs,
             early: VecDeque::new(),
             _inside: inside,
         };
@@ -54,31 +55,31 @@ impl Answers {
         for (index, request) in requests.into_iter().enumerate() {
             let sender = sender.clone();
             let mut watch = Watch::new(Arc::clone(&service.metrics), &request, log.clone());
-            let sink = move |event: Event| {
-                watch.see(&event);
+            let sink = processor.clone().sink(move |output| {
+                watch.see(&output.event);
                 // Nobody may be listening any more; the request is cancelled then.
-                let _ = sender.send((index, event));
-            };
-            let id = answers.engine.submit(request, Box::new(sink));
+                let _ = sender.send((index, output));
+            });
+            let id = answers.engine.submit(request, sink);
             answers.ids.push(id);
         }
         drop(sender);
         while untaken > 0 {
-            match answers.events.recv().await {
-                Some((_, Event::Failed(error))) => return Err(refusal(service, &error)),
-                Some((_, Event::Queued { .. })) => untaken -= 1,
-                Some(event) => answers.early.push_back(event),
-                None => return Err(stopped()),
+            let (index, output) = answers.outputs.recv().await.ok_or_else(stopped)?;
+            match output.event {
+                Event::Failed(error) => return Err(refusal(service, &error)),
+                Event::Queued { .. } => untaken -= 1,
+                _ => answers.early.push_back((index, output)),
             }
         }
         Ok(answers)
     }
 
-    /// The next event, and whose of the requests it is; nothing after the last.
-    pub(super) async fn next(&mut self) -> Option<(usize, Event)> {
+    /// The next output, and whose of the requests it is; `None` after the last.
+    pub(super) async fn next(&mut self) -> Option<(usize, Output)> {
         match self.early.pop_front() {
-            Some(event) => Some(event),
-            None => self.events.recv().await,
+            Some(output) => Some(output),
+            None => self.outputs.recv().await,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! An HTTP server that OpenAI's clients understand: one more client of the engine.
 //!
-//! A request is checked (`fields.rs`, `parameters.rs`), turned into ids (`prompt.rs`), given to the engine, and its events
-//! are turned into an answer or a stream of server-sent events (`chat.rs`, `completions.rs`). Who runs and who waits is the
+//! A request is checked (`fields.rs`, `parameters.rs`), turned into ids (`prompt.rs`), given to the engine, and the
+//! outputs are turned into an answer or a stream of server-sent events (`response.rs`), in the JSON of `chat.rs` or
+//! `completions.rs`. Who runs and who waits is the
 //! engine's decision; here it is only told (`answers.rs`). TLS is a proxy's work, not done here.
 
 mod answers;
@@ -19,10 +20,10 @@ mod options;
 mod parameters;
 mod prompt;
 mod request_id;
+mod response;
 mod routes;
 mod service;
 mod stream;
-mod text;
 mod tokens;
 mod tools;
 mod usage;

@@ -7,7 +7,7 @@ use super::error::{ApiError, Result};
 use super::fields::Fields;
 use super::service::Service;
 use crate::config::kind;
-use crate::engine::{Request, Sampling};
+use crate::engine::{OutputProcessor, Request, Sampling};
 
 /// The most answers to one prompt.
 const MOST_ANSWERS: usize = 128;
@@ -122,11 +122,18 @@ impl Parameters {
         }
         Ok(Request {
             stop_ids,
-            stop_strings: self.stop_strings.clone(),
             sampling: self.sampling.clone(),
             samples: self.samples,
             ..service.request(ids, max_tokens)
         })
+    }
+
+    /// What makes text of the answers.
+    pub(super) fn processor(&self, service: &Service) -> Result<OutputProcessor> {
+        let processor = OutputProcessor::new(service.tokenizer());
+        let processor = processor.skip_special_tokens(self.skip_special);
+        let processor = processor.stop_strings(&self.stop_strings);
+        processor.map_err(|error| ApiError::from(&error))
     }
 
     /// The most tokens of an answer to a prompt of so many, where `default` is what is meant by none given.

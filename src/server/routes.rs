@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use http_body_util::BodyExt;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::error::{ApiError, Result};
@@ -291,22 +291,6 @@ async fn wrong_method(request: Request) -> ApiError {
 pub(super) fn now() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |since| since.as_secs())
-}
-
-/// The fields that an answer begins with.
-pub(super) fn head(
-    kind: &str,
-    id: &str,
-    object: &str,
-    created: u64,
-    model: &str,
-) -> Map<String, Value> {
-    let mut head = Map::new();
-    head.insert("id".to_owned(), Value::from(format!("{kind}-{id}")));
-    head.insert("object".to_owned(), Value::from(object));
-    head.insert("created".to_owned(), Value::from(created));
-    head.insert("model".to_owned(), Value::from(model));
-    head
 }
 
 /// Logs a request where that is wanted; returns the id under which its end is to be logged.

@@ -6,38 +6,20 @@ use std::time::Duration;
 use axum::http::{HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-
-/// The last event of a stream that came to its end.
-pub(super) const DONE: &str = "[DONE]";
+use futures_util::{Stream, StreamExt};
 
 /// A comment comes where nothing else has for so long, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Where a stream's data comes from.
-pub(super) trait Source: Send + 'static {
-    /// Done once, before the first.
-    fn start(&mut self);
-
-    /// The next data; nothing after the last.
-    fn next(&mut self) -> impl Future<Output = Option<String>> + Send;
-}
-
 /// A response that sends what comes.
-pub(super) fn respond(mut source: impl Source) -> Response {
-    source.start();
-    let events = futures_util::stream::unfold(source, |mut source| async {
-        let data = source.next().await?;
-        Some((Ok::<_, Infallible>(Event::default().data(data)), source))
-    });
+pub(super) fn respond(data: impl Stream<Item = String> + Send + 'static) -> Response {
+    let events = data.map(|data| Ok::<_, Infallible>(Event::default().data(data)));
     let mut response = Sse::new(events)
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
         .into_response();
+    let headers = response.headers_mut();
     // nginx would hold the events back.
-    response
-        .headers_mut()
-        .insert("x-accel-buffering", HeaderValue::from_static("no"));
-    response
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }

@@ -11,7 +11,7 @@ use super::error::{ApiError, Result};
 use super::fields::{Fields, shorten, typed};
 use super::grammar::{Grammars, json_rule, literal};
 use crate::engine::Grammar;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Marker, Tokenizer};
 
 /// Characters of a function's name.
 const NAME_CHARACTERS: usize = 256;
@@ -136,7 +136,8 @@ impl Form {
     /// The control token that begins calls, where there must be none.
     pub(super) fn forbidden(&self, tokenizer: &Tokenizer) -> Option<u32> {
         let none = !self.functions.is_empty() && self.choice == ToolChoice::None;
-        none.then(|| tokenizer.special_id(SECTION_BEGIN)).flatten()
+        none.then(|| tokenizer.special_id(Marker::SectionBegin.name()))
+            .flatten()
     }
 
     /// The grammar of the answer, where it may not be just anything.
@@ -174,7 +175,8 @@ impl Form {
 
     /// The rules of a section of calls: `functions.NAME:INDEX` and arguments by the function's schema.
     fn section(&self, tokenizer: &Tokenizer) -> Result<String> {
-        let control = |name: &str| {
+        let control = |marker: Marker| {
+            let name = marker.name();
             let none = || {
                 let message =
                     format!("this model calls no tools: it has no control token `{name}`");
@@ -183,9 +185,9 @@ impl Form {
             let id = tokenizer.special_id(name).ok_or_else(none)?;
             Ok::<_, ApiError>(format!("<[{id}]>"))
         };
-        let (begin, end) = (control(SECTION_BEGIN)?, control(SECTION_END)?);
-        let (call, argument) = (control(CALL_BEGIN)?, control(ARGUMENT_BEGIN)?);
-        let call_end = control(CALL_END)?;
+        let (begin, end) = (control(Marker::SectionBegin)?, control(Marker::SectionEnd)?);
+        let (call, argument) = (control(Marker::CallBegin)?, control(Marker::ArgumentBegin)?);
+        let call_end = control(Marker::CallEnd)?;
         let one = !self.parallel || matches!(self.choice, ToolChoice::Named(_));
         let calls = if one { "call" } else { "call+" };
         let allowed = self.functions.iter().filter(|function| match &self.choice {
@@ -212,12 +214,6 @@ impl Form {
         ))
     }
 }
-
-const SECTION_BEGIN: &str = "<|tool_calls_section_begin|>";
-const SECTION_END: &str = "<|tool_calls_section_end|>";
-const CALL_BEGIN: &str = "<|tool_call_begin|>";
-const ARGUMENT_BEGIN: &str = "<|tool_call_argument_begin|>";
-const CALL_END: &str = "<|tool_call_end|>";
 
 fn function(at: &str, tool: &Value) -> Result<Function> {
     let Tool { kind, function } = typed(at, tool.clone())?;

@@ -28,9 +28,9 @@ use tokenizers::models::bpe::{BPE, Vocab};
 
 pub use chat::{Chat, EncodedChat};
 pub use conversation::Conversation;
-pub use stream::{StreamDecoder, Utf8Stream};
+pub use stream::{StreamDecoder, TokenText, Utf8Stream};
 pub use template::ChatTemplate;
-pub use tool_calls::{ToolCallEvent, ToolCallParser};
+pub use tool_calls::{Marker, ToolCallEvent, ToolCallParser};
 
 use crate::error::TokenizerError;
 use bytes::Alphabet;
@@ -191,7 +191,7 @@ impl Tokenizer {
     pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, TokenizerError> {
         let mut out = Vec::with_capacity(ids.len() * 4);
         for &id in ids {
-            out.extend_from_slice(self.bytes_of(id)?);
+            out.extend_from_slice(self.known(id)?.bytes);
         }
         Ok(out)
     }
@@ -215,11 +215,9 @@ impl Tokenizer {
         })
     }
 
-    fn bytes_of(&self, id: u32) -> Result<&[u8], TokenizerError> {
+    fn known(&self, id: u32) -> Result<Piece<'_>, TokenizerError> {
         let last = self.specials.end().saturating_sub(1);
-        self.piece(id)
-            .map(|piece| piece.bytes)
-            .ok_or(TokenizerError::UnknownId { id, last })
+        self.piece(id).ok_or(TokenizerError::UnknownId { id, last })
     }
 
     /// A decoder for one sequence of ids as they come.

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use fancy_regex::Regex;
 
+use super::Marker;
 use crate::error::TokenizerError;
 
 /// How many ids follow the ordinary tokens, at least: 256 and two that are past the published embedding.
@@ -27,11 +28,11 @@ const PUBLISHED: [(u32, &str); 17] = [
     (7, "<|end_header_id|>"),
     (9, "[EOT]"),
     (10, "<|im_system|>"),
-    (11, "<|tool_calls_section_begin|>"),
-    (12, "<|tool_calls_section_end|>"),
-    (13, "<|tool_call_begin|>"),
-    (14, "<|tool_call_argument_begin|>"),
-    (15, "<|tool_call_end|>"),
+    (11, Marker::SectionBegin.name()),
+    (12, Marker::SectionEnd.name()),
+    (13, Marker::CallBegin.name()),
+    (14, Marker::ArgumentBegin.name()),
+    (15, Marker::CallEnd.name()),
     (17, "<|im_middle|>"),
     (254, "[UNK]"),
     (255, "[PAD]"),

@@ -4,6 +4,7 @@
 //! never become one turn into U+FFFD exactly as `String::from_utf8_lossy` of the whole would have it. It decodes; it does
 //! not decide when to stop or what to hide.
 
+use std::fmt;
 use std::ops::Deref;
 
 use super::Tokenizer;
@@ -51,6 +52,23 @@ impl Utf8Stream {
     }
 }
 
+/// What a token adds to a text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenText {
+    /// The text that became complete with it, which may be none.
+    pub text: String,
+    /// The name of a control token. It is no text; where it is to be shown, it comes after `text`.
+    pub special: Option<String>,
+}
+
+impl fmt::Display for TokenText {
+    /// The text, then a control token's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)?;
+        f.write_str(self.special.as_deref().unwrap_or_default())
+    }
+}
+
 /// Text from the ids of one sequence, as they come. `T` is a reference or an `Arc` to the tokenizer.
 #[derive(Debug, Clone)]
 pub struct StreamDecoder<T: Deref<Target = Tokenizer>> {
@@ -67,18 +85,20 @@ impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
         }
     }
 
-    /// Takes the next id and returns the text that has become complete, which may be none. A special token's text is its
-    /// name.
+    /// Takes the next id and returns what it adds to the text. A character that a control token leaves incomplete becomes
+    /// U+FFFD.
     ///
     /// # Errors
     /// An id that is no token; the decoder is then as before.
-    pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
-        Ok(self.utf8.push(self.tokenizer.bytes_of(id)?))
-    }
-
-    /// Whether this id is a control token's, whose text is its name.
-    pub fn is_special(&self, id: u32) -> bool {
-        self.tokenizer.is_special(id)
+    pub fn push(&mut self, id: u32) -> Result<TokenText, TokenizerError> {
+        let piece = self.tokenizer.known(id)?;
+        Ok(TokenText {
+            text: match piece.name {
+                Some(_) => self.utf8.finish(),
+                None => self.utf8.push(piece.bytes),
+            },
+            special: piece.name.map(str::to_owned),
+        })
     }
 
     /// The end of the sequence: U+FFFD for a character that was left incomplete. The decoder is then as new.

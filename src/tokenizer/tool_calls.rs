@@ -1,11 +1,11 @@
 //! Finds the tool calls in what the model says, as it says it.
 //!
 //! `<|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:IDX<|tool_call_argument_begin|>JSON<|tool_call_end|>...
-//! <|tool_calls_section_end|>`. Control tokens are recognised by their ids alone: text that spells one is text. Arguments
+//! <|tool_calls_section_end|>`. Text that spells a control token is text ([`TokenText`] tells them apart). Arguments
 //! are passed on as they come, whatever their length and whether or not they are JSON; nothing is checked against the
 //! tools that were offered.
 
-use super::Tokenizer;
+use super::TokenText;
 
 /// What has become known of the model's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +37,9 @@ pub enum ToolCallEvent {
     },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 enum State {
+    #[default]
     Text,
     /// In a section, between calls, with the white space that came last: it is dropped unless text follows.
     Between(String),
@@ -47,53 +48,66 @@ enum State {
     Arguments,
 }
 
+/// The control tokens around tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Marker {
+pub enum Marker {
+    /// Calls begin.
     SectionBegin,
+    /// Calls end.
     SectionEnd,
+    /// A call begins with its id.
     CallBegin,
+    /// The id ends and the arguments begin.
     ArgumentBegin,
+    /// A call ends.
     CallEnd,
 }
 
-const MARKERS: [(Marker, &str); 5] = [
-    (Marker::SectionBegin, "<|tool_calls_section_begin|>"),
-    (Marker::SectionEnd, "<|tool_calls_section_end|>"),
-    (Marker::CallBegin, "<|tool_call_begin|>"),
-    (Marker::ArgumentBegin, "<|tool_call_argument_begin|>"),
-    (Marker::CallEnd, "<|tool_call_end|>"),
-];
+impl Marker {
+    const ALL: [Self; 5] = [
+        Self::SectionBegin,
+        Self::SectionEnd,
+        Self::CallBegin,
+        Self::ArgumentBegin,
+        Self::CallEnd,
+    ];
+
+    /// The control token's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SectionBegin => "<|tool_calls_section_begin|>",
+            Self::SectionEnd => "<|tool_calls_section_end|>",
+            Self::CallBegin => "<|tool_call_begin|>",
+            Self::ArgumentBegin => "<|tool_call_argument_begin|>",
+            Self::CallEnd => "<|tool_call_end|>",
+        }
+    }
+
+    /// The marker that a token is, if it is one.
+    #[must_use]
+    pub fn of(token: &TokenText) -> Option<Self> {
+        let name = token.special.as_deref()?;
+        Self::ALL.into_iter().find(|marker| marker.name() == name)
+    }
+}
 
 /// The parser of one answer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ToolCallParser {
-    markers: Vec<(u32, Marker, &'static str)>,
     state: State,
     /// How many calls have begun.
     calls: usize,
 }
 
 impl ToolCallParser {
-    /// A parser at the beginning of an answer. A tokenizer without the control tokens of calls has none to find.
-    pub fn new(tokenizer: &Tokenizer) -> ToolCallParser {
-        let id = |(marker, name): (Marker, &'static str)| {
-            Some((tokenizer.special_id(name)?, marker, name))
-        };
-        ToolCallParser {
-            markers: MARKERS.into_iter().filter_map(id).collect(),
-            state: State::Text,
-            calls: 0,
-        }
-    }
-
-    /// Takes the next id with the text that became complete with it, as [`super::StreamDecoder::push`] returns it. Of a
-    /// control token's text its own name is dropped, and what stands before it belongs to what came before.
-    pub fn push(&mut self, id: u32, text: &str) -> Vec<ToolCallEvent> {
+    /// Takes what the next token adds to the text. The name of a control token that is no [`Marker`] is taken as text.
+    pub fn push(&mut self, token: &TokenText) -> Vec<ToolCallEvent> {
         let mut events = Vec::new();
-        match self.markers.iter().find(|(marker_id, ..)| *marker_id == id) {
-            None => self.text(text, &mut events),
-            Some(&(_, marker, name)) => {
-                self.text(text.strip_suffix(name).unwrap_or(text), &mut events);
+        match Marker::of(token) {
+            None => self.text(&token.to_string(), &mut events),
+            Some(marker) => {
+                self.text(&token.text, &mut events);
                 self.marker(marker, &mut events);
             }
         }

@@ -28,7 +28,10 @@ pub fn check_texts(tokenizer: &Tokenizer) {
         assert_eq!(found, ids(&row["ids"]), "{text:?}");
         assert_eq!(tokenizer.decode(&found).unwrap(), text);
         let mut stream = tokenizer.stream();
-        let mut streamed: String = found.iter().map(|&id| stream.push(id).unwrap()).collect();
+        let mut streamed: String = found
+            .iter()
+            .map(|&id| stream.push(id).unwrap().to_string())
+            .collect();
         streamed.push_str(&stream.finish());
         assert_eq!(streamed, text);
     }

@@ -13,7 +13,6 @@ pub mod common;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 use common::reference;
 use kimi_linear::backend::cpu::CpuBackend;
@@ -24,7 +23,6 @@ use kimi_linear::engine::{
     Engine, EngineOptions, Event, FinishReason, Likelihood, Request, RequestId, Sampling, Usage,
 };
 use kimi_linear::model::{Limits, Model, StepOptions};
-use kimi_linear::tokenizer::Tokenizer;
 
 pub const BLOCK: usize = 16;
 
@@ -54,7 +52,7 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     queue: usize::MAX,
 };
 
-pub fn load_on(backend: Box<dyn Backend>, name: &str, limits: Limits) -> (Model, Arc<Tokenizer>) {
+pub fn load_on(backend: Box<dyn Backend>, name: &str, limits: Limits) -> Model {
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
@@ -62,13 +60,10 @@ pub fn load_on(backend: Box<dyn Backend>, name: &str, limits: Limits) -> (Model,
         cache: backend.device().cache,
         ..limits
     };
-    let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
-    let mut tokenizer = Tokenizer::from_dir(&dir).unwrap();
-    tokenizer.limit_ids(config.vocab_size).unwrap();
-    (model, Arc::new(tokenizer))
+    Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
 }
 
-pub fn load(name: &str, limits: Limits) -> (Model, Arc<Tokenizer>) {
+pub fn load(name: &str, limits: Limits) -> Model {
     load_on(Box::new(CpuBackend::new()), name, limits)
 }
 
@@ -78,8 +73,7 @@ pub fn engine_on(
     limits: Limits,
     options: EngineOptions,
 ) -> Engine {
-    let (model, tokenizer) = load_on(backend, name, limits);
-    Engine::new(model, Some(tokenizer), options)
+    Engine::new(load_on(backend, name, limits), options)
 }
 
 pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
@@ -91,7 +85,6 @@ pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
 pub struct Outcome {
     pub tokens: Vec<u32>,
     pub likelihoods: Vec<Option<Likelihood>>,
-    pub text: String,
     pub reason: Option<FinishReason>,
     pub usage: Usage,
     pub error: Option<String>,
@@ -99,16 +92,11 @@ pub struct Outcome {
 
 impl Outcome {
     /// What the model said, apart from where its prompt came from.
-    pub fn said(&self) -> (&[u32], Vec<u32>, &str, Option<FinishReason>) {
+    pub fn said(&self) -> (&[u32], Vec<u32>, Option<FinishReason>) {
         let bits = self.likelihoods.iter().flatten();
         let bits =
             bits.flat_map(|l| std::iter::once(l.logprob).chain(l.top.iter().map(|top| top.1)));
-        (
-            &self.tokens,
-            bits.map(f32::to_bits).collect(),
-            &self.text,
-            self.reason,
-        )
+        (&self.tokens, bits.map(f32::to_bits).collect(), self.reason)
     }
 }
 
@@ -126,24 +114,20 @@ pub fn take(events: impl IntoIterator<Item = (RequestId, Event)>, outcomes: &mut
             Event::Token {
                 sample,
                 id: token,
-                text,
                 likelihood,
             } => {
                 let outcome = outcomes.entry((id, sample)).or_default();
                 assert!(outcome.reason.is_none(), "a token after the end");
                 outcome.tokens.push(token);
                 outcome.likelihoods.push(likelihood);
-                outcome.text.push_str(&text);
             }
             Event::Finished {
                 sample,
                 reason,
-                text,
                 usage,
             } => {
                 let outcome = outcomes.entry((id, sample)).or_default();
                 assert!(outcome.reason.is_none(), "finished twice");
-                outcome.text.push_str(&text);
                 outcome.reason = Some(reason);
                 outcome.usage = usage;
             }

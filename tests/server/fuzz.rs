@@ -238,7 +238,7 @@ properties! { answers, 400,
         ], 0..24),
     ) {
         let tokenizer = tokenizer();
-        let (mut parser, mut decoder) = (ToolCallParser::new(&tokenizer), tokenizer.stream());
+        let (mut parser, mut decoder) = (ToolCallParser::default(), tokenizer.stream());
         let mut ids = Vec::new();
         for (control, piece) in &pieces {
             match control {
@@ -248,8 +248,7 @@ properties! { answers, 400,
         }
         let mut events = Vec::new();
         for id in &ids {
-            let text = decoder.push(*id).unwrap();
-            events.extend(parser.push(*id, &text));
+            events.extend(parser.push(&decoder.push(*id).unwrap()));
         }
         events.extend(parser.finish(&decoder.finish()));
         // Calls begin in order, and each ends once, after its arguments.

@@ -69,7 +69,7 @@ impl Setup {
         let backend = kimi_linear::backend::open(BackendKind::Cpu, None).unwrap();
         let limits = self.sizes.limits(backend.device().cache);
         let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
-        let engine = Engine::new(model, Some(Arc::clone(&tokenizer)), self.engine);
+        let engine = Engine::new(model, self.engine);
         Parts {
             context: engine.context().min(self.sizes.context),
             engine: EngineHandle::start(engine).unwrap(),

@@ -1,5 +1,6 @@
 //! Many clients, long prompts, clients that leave, and the end.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use kimi_linear::engine::{Event, Request};
@@ -53,7 +54,10 @@ async fn a_long_prompt_stalls_nobody_for_more_than_a_piece() {
     let (sender, events) = std::sync::mpsc::channel();
     let sink = |who: char| {
         let sender = sender.clone();
-        Box::new(move |event: Event| sender.send((who, event)).unwrap())
+        Box::new(move |event: Event| {
+            sender.send((who, event)).unwrap();
+            ControlFlow::Continue(())
+        })
     };
     server
         .engine

@@ -14,7 +14,9 @@ use std::time::Instant;
 use kimi_linear::backend::{self, Backend, BackendKind};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Event, Request, RequestId};
+use kimi_linear::engine::{
+    Engine, EngineHandle, EngineOptions, Event, Output, OutputProcessor, Request, RequestId,
+};
 use kimi_linear::error::{BackendError, Error};
 use kimi_linear::model::{Model, TraceChoice};
 use kimi_linear::tokenizer::{ChatTemplate, Conversation, Tokenizer};
@@ -189,11 +191,7 @@ impl Worker {
             Self::goes_on(commands, later)
         })?;
         let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
-        let engine = Engine::new(
-            model,
-            Some(Arc::clone(&tokenizer)),
-            EngineOptions::default(),
-        );
+        let engine = Engine::new(model, EngineOptions::default());
         let context = engine.context();
         let engine = EngineHandle::start(engine).map_err(|error| {
             Error::Backend(BackendError::Unavailable {
@@ -268,28 +266,26 @@ impl Worker {
         let kda = loaded.kda.clone();
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
-        let id = loaded.engine.submit(
-            request,
-            Box::new(move |event| {
-                if let Event::Token { id, .. } = &event {
-                    ids.push(*id);
-                }
-                let last = matches!(event, Event::Finished { .. } | Event::Failed(_));
-                let finished = matches!(event, Event::Finished { .. });
-                if let Some(update) = update(event, &tokenizer) {
-                    teller.chat(chat, update);
-                }
-                if last {
-                    ended.store(true, Ordering::SeqCst);
-                    jobs.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .remove(&chat);
-                }
-                if finished && traced && ids.len() <= MOST_RANKED {
-                    rank(&engine, &teller, chat, std::mem::take(&mut ids), &kda);
-                }
-            }),
-        );
+        let sink = OutputProcessor::new(&loaded.tokenizer).sink(move |output| {
+            if let Event::Token { id, .. } = &output.event {
+                ids.push(*id);
+            }
+            let finished = matches!(output.event, Event::Finished { .. });
+            let last = finished || matches!(output.event, Event::Failed(_));
+            if let Some(update) = update(output, &tokenizer) {
+                teller.chat(chat, update);
+            }
+            if last {
+                ended.store(true, Ordering::SeqCst);
+                jobs.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&chat);
+            }
+            if finished && traced && ids.len() <= MOST_RANKED {
+                rank(&engine, &teller, chat, std::mem::take(&mut ids), &kda);
+            }
+        });
+        let id = loaded.engine.submit(request, sink);
         self.note(chat, id, false, &over);
     }
 
@@ -348,9 +344,10 @@ impl Worker {
                         tracing::error!("{error}");
                         ChatUpdate::RetraceFailed(Problem::of_answer(&error))
                     }
-                    _ => return,
+                    _ => return ControlFlow::Continue(()),
                 };
                 teller.chat(chat, update);
+                ControlFlow::Continue(())
             }),
         );
         self.note(chat, id, true, &over);
@@ -504,19 +501,15 @@ fn token(tokenizer: &Tokenizer, id: u32) -> TokenText {
     }
 }
 
-/// What the interface is told of an event.
-fn update(event: Event, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
-    Some(match event {
+/// What the interface is told of an output.
+fn update(output: Output, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
+    let text = output.text();
+    Some(match output.event {
         Event::Queued { ahead } => ChatUpdate::Queued { ahead },
         Event::Prefill { done, cached } => ChatUpdate::Prefill { done, cached },
         Event::Scored(_) => return None,
         Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
-        Event::Token {
-            id,
-            text,
-            likelihood,
-            ..
-        } => ChatUpdate::Token {
+        Event::Token { id, likelihood, .. } => ChatUpdate::Token {
             token: TokenText {
                 answer: true,
                 logprob: likelihood.map(|likelihood| likelihood.logprob),
@@ -525,12 +518,7 @@ fn update(event: Event, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
             text,
             at: Instant::now(),
         },
-        Event::Finished {
-            reason,
-            text,
-            usage,
-            ..
-        } => ChatUpdate::Finished {
+        Event::Finished { reason, usage, .. } => ChatUpdate::Finished {
             reason,
             text,
             usage,

@@ -3,7 +3,7 @@
 
 use eframe::egui::Theme;
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::checkpoint::{Checkpoint, Format};
+use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Event, Request, Sizes};
 use kimi_linear::model::{Model, TraceChoice, TraceFrame, TraceHead};
@@ -25,7 +25,7 @@ fn run() -> (Vec<u32>, Vec<TraceFrame>) {
     let limits = Sizes::one(256).limits(Dtype::F32);
     let backend = Box::new(CpuBackend::new());
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
-    let engine = Engine::new(model, None, EngineOptions::default());
+    let engine = Engine::new(model, EngineOptions::default());
     let request = Request {
         trace: Some(TraceChoice {
             kda: Some(FIRST),
@@ -50,21 +50,9 @@ fn run() -> (Vec<u32>, Vec<TraceFrame>) {
 /// A tensor of the checkpoint, widened.
 fn tensor(checkpoint: &Checkpoint, name: &str) -> Vec<f64> {
     let tensor = checkpoint.tensor(name).unwrap();
-    match tensor.format {
-        Format::BF16 => {
-            let words = tensor
-                .bytes
-                .chunks_exact(2)
-                .map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
-            words.map(|bits| f64::from(f32::from_bits(bits))).collect()
-        }
-        Format::F32 => tensor
-            .bytes
-            .chunks_exact(4)
-            .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-            .collect(),
-        Format::F16 => panic!("the reference has no half precision"),
-    }
+    let mut values = vec![0.0; tensor.elements()];
+    tensor.format.widen(&tensor.bytes, &mut values);
+    values.into_iter().map(f64::from).collect()
 }
 
 /// `W x` with W `[rows, columns]`.
