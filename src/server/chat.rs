@@ -95,13 +95,12 @@ fn request(service: &Service, asked: &Asked) -> Result<Request> {
 
 /// Answers a chat.
 pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> {
-    let (asked, processor, request) = call
+    let (asked, request) = call
         .service
         .compute(|service| {
             let asked = read(fields, service)?;
-            let processor = asked.parameters.processor(service)?;
             let request = request(service, &asked)?;
-            Ok((asked, processor, request))
+            Ok((asked, request))
         })
         .await?;
     let chats = Chats {
@@ -112,6 +111,7 @@ pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> 
         return_ids: asked.parameters.return_ids,
         prompt_ids: request.prompt.clone(),
     };
+    let processor = asked.parameters.processor(&call.service)?;
     let processor = processor.tool_calls(asked.form.calls());
     respond(call, &asked.parameters, &processor, vec![request], chats).await
 }

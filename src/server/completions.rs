@@ -78,14 +78,9 @@ fn request(service: &Service, asked: &Asked, ids: Vec<u32>) -> Result<Request> {
 
 /// Continues prompts.
 pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> {
-    let (asked, processor, requests) = call
-        .service
-        .compute(|service| {
-            let (asked, requests) = read(fields, service)?;
-            let processor = asked.parameters.processor(service)?;
-            Ok((asked, processor, requests))
-        })
-        .await?;
+    let service = Arc::clone(&call.service);
+    let (asked, requests) = service.compute(|service| read(fields, service)).await?;
+    let processor = asked.parameters.processor(&service)?;
     let prompts: Vec<Vec<u32>> = requests.iter().map(|r| r.prompt.clone()).collect();
     let Parameters {
         samples,
@@ -94,7 +89,7 @@ pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> 
         ..
     } = asked.parameters;
     let texts = Texts {
-        service: Arc::clone(&call.service),
+        service,
         answers: vec![Answer::default(); prompts.len() * samples],
         samples,
         scores: vec![Vec::new(); prompts.len()],
