@@ -129,7 +129,7 @@ fn memory_moves_between_the_processor_and_wgpu() {
             let mut first = on(from);
             let _ = answer(&mut first, request(prompt.clone(), 0));
             let snapshot = block_on(first.snapshot(&prompt)).unwrap();
-            let bytes = snapshot.to_bytes();
+            let bytes = snapshot.to_bytes().unwrap();
             let expected = answer(&mut first, request(longer.clone(), 16));
             let mut second = on(to);
             second

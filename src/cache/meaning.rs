@@ -50,13 +50,3 @@ impl Key {
         Self(hash.digest128())
     }
 }
-
-/// The hash of a sequence's tokens, for headers.
-#[must_use]
-pub fn hash_tokens(tokens: &[u32]) -> u128 {
-    let mut hash = Xxh3::new();
-    for token in tokens {
-        hash.update(&token.to_le_bytes());
-    }
-    hash.digest128()
-}

@@ -5,6 +5,8 @@
 //! a checkpoint of the state, with the latents before it. Everything here is bookkeeping and copying: which sequence runs
 //! is the engine's decision.
 
+mod assembler;
+mod layer_record;
 mod lease;
 mod meaning;
 mod pool;
@@ -15,11 +17,35 @@ mod tokens;
 mod tree;
 mod victims;
 
+pub use assembler::{Assembled, Assembler, CacheLayout};
+pub use layer_record::{CacheHeader, LayerRecord, LayerTensor};
 pub use lease::{Current, Lease, Placed};
-pub use meaning::{Key, hash_tokens};
+pub use meaning::Key;
 pub use pool::{BlockRef, Counted, Place, PoolRef, SlotRef};
 pub use prefix::{Cache, Hit, Occupancy};
 pub use saved::{Pools, SavedRows, SavedState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot};
 pub use tokens::{HashedTokens, Prefix};
 pub use tree::{Held, HeldRows, HeldState};
+
+use crate::error::CacheError;
+
+fn mismatch<T>(
+    what: impl Into<String>,
+    expected: impl ToString,
+    found: impl ToString,
+) -> Result<T, CacheError> {
+    Err(CacheError::Mismatch {
+        what: what.into(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    })
+}
+
+fn same<T: PartialEq + ToString>(what: &str, expected: T, found: T) -> Result<(), CacheError> {
+    if expected == found {
+        Ok(())
+    } else {
+        mismatch(what, expected, found)
+    }
+}
