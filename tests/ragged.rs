@@ -6,8 +6,8 @@ mod common;
 use common::{Fixture, close, reference};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Batch, Block, Capacity, LatentRecord, OutputRow, Segment, Slot, StateCheckpoint, StateRecord, Step,
-    StepOutput,
+    Batch, Block, Capacity, LatentRecord, OutputRow, Segment, Slot, StateCheckpoint, StateRecord,
+    Step, StepOutput,
 };
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};

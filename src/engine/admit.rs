@@ -112,7 +112,9 @@ impl Engine {
         Ok(sequence.placed.is_some())
     }
 
+    /// Takes what those that wait hold off the device, and what is held for streams of caches.
     async fn waiting_to_host(&mut self) -> Result<(), Error> {
+        self.exports.offload(&mut self.model);
         for sequence in &mut self.waiting {
             self.cache
                 .to_host(&mut pools(&mut self.model), &mut sequence.lease)
@@ -168,10 +170,9 @@ impl Engine {
                 self.preempt(last).await?;
                 return Ok(Grown::Again);
             }
-            if self
-                .waiting
-                .iter()
-                .all(|sequence| !sequence.lease.is_on_device())
+            let mut waiting = self.waiting.iter();
+            if !waiting.any(|sequence| sequence.lease.is_on_device())
+                && !self.exports.is_on_device()
             {
                 return Ok(Grown::Never);
             }

@@ -87,6 +87,8 @@ impl Engine {
                 self.cache.store(tokens, &placed.blocks, &inside.slot);
             }
         }
+        self.exports
+            .moved(&mut self.model, sequence.id, end, placed);
         if start < sequence.prompt() {
             let (id, cached) = (sequence.id, sequence.cached);
             if keep

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use super::batch::Planned;
 use super::event::{Event, FinishReason};
+use super::export::Exports;
+use super::import::Incoming;
 use super::options::{EngineOptions, context};
 use super::request::{PromptScores, Request, RequestId};
 use super::sequence::Sequence;
@@ -31,6 +33,10 @@ pub struct Engine {
     pub(super) waiting: VecDeque<Sequence>,
     /// Those that run, in the order of their admission.
     pub(super) running: Vec<Sequence>,
+    /// Those whose caches are still to come, which neither wait nor run.
+    pub(super) incoming: Vec<Incoming>,
+    /// Those whose caches go out.
+    pub(super) exports: Exports,
     pub(super) next_arrival: u64,
     pub(super) preemptions: u64,
     /// Traced sequences that have had their token since the others had theirs.
@@ -72,6 +78,8 @@ impl Engine {
             step_cache: StepCache::new(options.cached_steps),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            incoming: Vec::new(),
+            exports: Exports::default(),
             next_arrival: 0,
             preemptions: 0,
             traced: 0,
@@ -92,7 +100,8 @@ impl Engine {
         self.cache.occupancy()
     }
 
-    /// Number of slots and of blocks that sequences hold, each counted once however many hold it.
+    /// Number of slots and of blocks that sequences hold, and caches on their way in or out; each counted once however many
+    /// hold it.
     #[must_use]
     pub fn held(&self) -> (usize, usize) {
         let (mut slots, mut blocks) = (HashSet::new(), HashSet::new());
@@ -121,6 +130,11 @@ impl Engine {
                 blocks.extend(placed.blocks.iter().map(BlockRef::get));
             }
         }
+        for incoming in &self.incoming {
+            slots.insert(incoming.placed.slot.get());
+            blocks.extend(incoming.placed.blocks.iter().map(BlockRef::get));
+        }
+        self.exports.held(&mut slots, &mut blocks);
         (slots.len(), blocks.len())
     }
 
@@ -133,7 +147,8 @@ impl Engine {
     /// Answers that are under way or wait, those included that a prompt is still to be divided into.
     fn answers(&self) -> usize {
         let sequences = self.running.iter().chain(&self.waiting);
-        sequences.map(Sequence::answers).sum()
+        let incoming = self.incoming.iter().map(Incoming::answers);
+        sequences.map(Sequence::answers).chain(incoming).sum()
     }
 
     /// How often a sequence had to make room so far.
@@ -142,11 +157,8 @@ impl Engine {
         self.preemptions
     }
 
-    /// Takes a request into the queue.
-    ///
-    /// # Errors
-    /// A request that cannot run, with the reason; nothing of it is kept.
-    pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), EngineError> {
+    /// Checks a request before anything of it is kept.
+    pub(super) fn check(&self, id: RequestId, request: &Request) -> Result<(), EngineError> {
         request.check(self.model.config())?;
         let context = self.context();
         if request.prompt.len() > context {
@@ -167,12 +179,10 @@ impl Engine {
             let (expected, found) = (self.options.cut, self.model.limits().step.outputs);
             return Err(EngineError::NoRoomToScore { expected, found });
         }
-        if self
-            .running
-            .iter()
-            .chain(&self.waiting)
-            .any(|sequence| sequence.id == id)
-        {
+        let sequences = self.running.iter().chain(&self.waiting);
+        let ids = sequences.map(|sequence| sequence.id);
+        let ids = ids.chain(self.incoming.iter().map(|incoming| incoming.id));
+        if ids.chain(self.exports.ids()).any(|other| other == id) {
             return Err(EngineError::DuplicateRequest { id: id.0 });
         }
         if self.answers()
@@ -186,6 +196,15 @@ impl Engine {
             let waiting = self.waiting.len();
             return Err(EngineError::QueueFull { waiting });
         }
+        Ok(())
+    }
+
+    /// Takes a request into the queue.
+    ///
+    /// # Errors
+    /// A request that cannot run, with the reason; nothing of it is kept.
+    pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), EngineError> {
+        self.check(id, &request)?;
         let arrival = self.arrival();
         let tokens = self.cache.hash(&request.prompt);
         let tokenizer = self.tokenizer.as_ref();
@@ -253,10 +272,24 @@ impl Engine {
     }
 
     async fn run(&mut self, planned: &Planned) -> Result<StepOutput, Error> {
-        let step = self
+        let by_layer = self.exports_end(planned);
+        let (batch, step_options) = (&planned.batch, planned.step_options);
+        let steps = self
             .step_cache
-            .step(&mut self.model, &planned.batch, planned.step_options)?;
-        Ok(step.submit(&planned.batch)?.await?)
+            .steps(&mut self.model, batch, step_options, by_layer)?;
+        let mut tickets = Vec::with_capacity(steps.len());
+        for (layer, step) in steps.iter_mut().enumerate() {
+            tickets.push(step.submit(batch)?);
+            if by_layer {
+                self.exports.layer_done(&mut self.model, layer);
+            }
+        }
+        // Of parts the last one has the output; that the others are through is known then.
+        let mut output = StepOutput::default();
+        for ticket in tickets {
+            output = ticket.await?;
+        }
+        Ok(output)
     }
 
     /// Runs one traced token, and tells what the model did with it.
@@ -290,6 +323,9 @@ impl Engine {
 
     fn drop_cancelled(&mut self) {
         for id in std::mem::take(&mut self.cancelled) {
+            self.incoming.retain(|incoming| incoming.id != id);
+            let cancelled = Arc::new(Error::from(EngineError::TransferCancelled));
+            self.exports.fail(id, &cancelled);
             while let Some(place) = self.running.iter().position(|sequence| sequence.id == id) {
                 let sequence = self.running.remove(place);
                 self.finish(sequence, FinishReason::Cancelled);
@@ -348,6 +384,8 @@ impl Engine {
     pub(super) fn fail(&mut self, id: RequestId, error: &Arc<Error>) {
         self.running.retain(|sequence| sequence.id != id);
         self.waiting.retain(|sequence| sequence.id != id);
+        self.incoming.retain(|incoming| incoming.id != id);
+        self.exports.fail(id, error);
         self.say(id, Event::Failed(Arc::clone(error)));
     }
 
@@ -357,6 +395,8 @@ impl Engine {
         self.step_cache.clear();
         let sequences = self.running.iter().chain(&self.waiting);
         let mut ids: Vec<RequestId> = sequences.map(|sequence| sequence.id).collect();
+        ids.extend(self.incoming.iter().map(|incoming| incoming.id));
+        ids.extend(self.exports.ids());
         ids.sort_unstable();
         ids.dedup();
         for id in ids {

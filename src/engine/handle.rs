@@ -11,7 +11,7 @@ use super::core::Engine;
 use super::event::Event;
 use super::request::{Request, RequestId};
 use super::status::Status;
-use crate::cache::{Occupancy, Snapshot};
+use crate::cache::{CacheHeader, CacheLayout, Occupancy, Snapshot};
 use crate::error::{EngineError, Error};
 
 /// Where a request's events go. It is called in the engine's thread and must not wait.
@@ -22,6 +22,13 @@ enum Command {
         id: RequestId,
         request: Box<Request>,
         sink: Sink,
+    },
+    Import {
+        id: RequestId,
+        request: Box<Request>,
+        header: CacheHeader,
+        sink: Sink,
+        reserved: Sender<Result<CacheLayout, Error>>,
     },
     Cancel(RequestId),
     Ask(Box<dyn FnOnce(&mut Engine) + Send>),
@@ -111,8 +118,18 @@ impl EngineHandle {
     }
 
     /// Submits a request; `sink` is given its events. A request that cannot run fails by an event.
-    pub fn submit(&self, request: Request, mut sink: Sink) -> RequestId {
-        let id = RequestId(self.0.next.fetch_add(1, Ordering::Relaxed));
+    pub fn submit(&self, request: Request, sink: Sink) -> RequestId {
+        let id = self.next_id();
+        self.submit_as(id, request, sink);
+        id
+    }
+
+    /// The name of the next request.
+    pub(super) fn next_id(&self) -> RequestId {
+        RequestId(self.0.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn submit_as(&self, id: RequestId, request: Request, mut sink: Sink) {
         let command = Command::Submit {
             id,
             request: Box::new(request),
@@ -124,25 +141,60 @@ impl EngineHandle {
             sink = lost;
             sink(Event::Failed(Arc::new(Error::from(EngineError::Stopped))));
         }
-        id
     }
 
     /// Submits a request whose events are read one after the other.
     #[must_use]
     pub fn answer(&self, request: Request) -> Answer {
+        let (answer, sink) = self.open();
+        self.submit_as(answer.id, request, sink);
+        answer
+    }
+
+    /// The events of a request that is still to be submitted, and where they go.
+    pub(super) fn open(&self) -> (Answer, Sink) {
         let (events, received) = mpsc::channel();
-        let id = self.submit(
-            request,
-            Box::new(move |event| {
-                // Nobody may be listening any more: the request is cancelled then.
-                let _ = events.send(event);
-            }),
-        );
-        Answer {
-            id,
+        let answer = Answer {
+            id: self.next_id(),
             events: received,
             engine: self.clone(),
+        };
+        let sink = move |event| {
+            // Nobody may be listening any more: the request is cancelled then.
+            let _ = events.send(event);
+        };
+        (answer, Box::new(sink))
+    }
+
+    /// Reserves places for a request whose caches are still to come; where they are to be put together.
+    pub(super) fn reserve(
+        &self,
+        id: RequestId,
+        request: Request,
+        header: CacheHeader,
+        sink: Sink,
+    ) -> Result<CacheLayout, Error> {
+        let (reserved, layout) = mpsc::channel();
+        let command = Command::Import {
+            id,
+            request: Box::new(request),
+            header,
+            sink,
+            reserved,
+        };
+        let stopped = EngineError::Stopped;
+        if self.0.commands.send(command).is_err() {
+            return Err(stopped.into());
         }
+        layout.recv().unwrap_or(Err(stopped.into()))
+    }
+
+    /// A stream of caches has room again; an engine that has stopped needs not know.
+    pub(super) fn room_in_stream(&self) {
+        let _ = self
+            .0
+            .commands
+            .send(Command::Ask(Box::new(Engine::send_exports)));
     }
 
     /// Whether its thread is still there.
@@ -198,7 +250,7 @@ impl EngineHandle {
     }
 
     /// Has something done between two steps, and waits for what comes of it.
-    fn ask<T: Send + 'static>(
+    pub(super) fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Engine) -> T + Send + 'static,
     ) -> Result<T, EngineError> {
@@ -266,6 +318,23 @@ impl Driver {
                     Err(error) => sink(Event::Failed(Arc::new(Error::from(error)))),
                 }
                 self.deliver();
+            }
+            Command::Import {
+                id,
+                request,
+                header,
+                sink,
+                reserved,
+            } => {
+                let answers = request.samples;
+                let engine = &mut self.engine;
+                let imported = pollster::block_on(engine.import(id, *request, &header));
+                let layout = imported.map(|()| engine.cache_layout());
+                if layout.is_ok() {
+                    self.sinks.insert(id, (sink, answers));
+                }
+                // Who asked waits for it.
+                let _ = reserved.send(layout);
             }
             Command::Cancel(id) => self.engine.cancel(id),
             Command::Ask(question) => question(&mut self.engine),
