@@ -5,10 +5,11 @@
 //! a checkpoint of the state, with the latents before it. Everything here is bookkeeping and copying: which sequence runs
 //! is the engine's decision.
 
+mod allocation;
 mod assembler;
+mod block_hash;
 mod layer_record;
-mod lease;
-mod meaning;
+mod node;
 mod pool;
 mod prefix;
 mod saved;
@@ -17,16 +18,16 @@ mod tokens;
 mod tree;
 mod victims;
 
+pub use allocation::{Allocation, PrefixHandle, StateSource};
 pub use assembler::{Assembled, Assembler, CacheLayout};
+pub use block_hash::BlockHash;
 pub use layer_record::{CacheHeader, LayerRecord, LayerTensor};
-pub use lease::{Current, Lease, Placed};
-pub use meaning::Key;
-pub use pool::{BlockRef, Counted, Place, PoolRef, SlotRef};
+pub use node::{Residency, RowsResidency, StateResidency};
+pub use pool::{BlockRef, PoolIndex, PoolRef, RefCountedPool, SlotRef};
 pub use prefix::{Cache, Hit, Occupancy};
 pub use saved::{Pools, SavedRows, SavedState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot};
 pub use tokens::{HashedTokens, Prefix};
-pub use tree::{Held, HeldRows, HeldState};
 
 use crate::error::CacheError;
 

@@ -15,7 +15,9 @@ use super::request::{PromptScores, Request, RequestId};
 use super::sequence::Sequence;
 use super::step_cache::StepCache;
 use crate::backend::StepOutput;
-use crate::cache::{BlockRef, Cache, Current, Held, Key, Lease, Occupancy, Pools, SlotRef};
+use crate::cache::{
+    BlockHash, BlockRef, Cache, Occupancy, Pools, PrefixHandle, Residency, SlotRef, StateSource,
+};
 use crate::checkpoint::Fingerprint;
 use crate::error::{EngineError, Error};
 use crate::model::{Model, TraceChoice};
@@ -60,7 +62,7 @@ impl Engine {
     #[must_use]
     pub fn new(model: Model, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Self {
         let fingerprint = model.fingerprint();
-        let root = Key::root(fingerprint, &model.states().layout, &model.latents().layout);
+        let root = BlockHash::root(fingerprint, &model.states().layout, &model.latents().layout);
         let limits = *model.limits();
         let cache = Cache::new(
             root,
@@ -106,33 +108,33 @@ impl Engine {
     pub fn held(&self) -> (usize, usize) {
         let (mut slots, mut blocks) = (HashSet::new(), HashSet::new());
         for sequence in self.running.iter().chain(&self.waiting) {
-            let lease = &sequence.lease;
+            let prefix = &sequence.prefix;
             slots.extend(
-                lease
+                prefix
                     .state
                     .iter()
-                    .filter_map(Held::device)
+                    .filter_map(Residency::device)
                     .map(SlotRef::get),
             );
             blocks.extend(
-                lease
+                prefix
                     .rows
                     .iter()
-                    .filter_map(Held::device)
+                    .filter_map(Residency::device)
                     .map(BlockRef::get),
             );
-            if let Some(placed) = &sequence.placed {
+            if let Some(allocation) = &sequence.allocation {
                 slots.extend(
-                    [Some(placed.slot.get()), placed.slot_in()]
+                    [Some(allocation.slot.get()), allocation.slot_in()]
                         .into_iter()
                         .flatten(),
                 );
-                blocks.extend(placed.blocks.iter().map(BlockRef::get));
+                blocks.extend(allocation.blocks.iter().map(BlockRef::get));
             }
         }
         for incoming in &self.incoming {
-            slots.insert(incoming.placed.slot.get());
-            blocks.extend(incoming.placed.blocks.iter().map(BlockRef::get));
+            slots.insert(incoming.allocation.slot.get());
+            blocks.extend(incoming.allocation.blocks.iter().map(BlockRef::get));
         }
         self.exports.held(&mut slots, &mut blocks);
         (slots.len(), blocks.len())
@@ -370,13 +372,14 @@ impl Engine {
 
     /// Keeps the state that an answer ends with.
     fn keep_end(&mut self, sequence: &Sequence) {
-        if let Some(placed) = &sequence.placed
-            && matches!(placed.state, Current::Own)
+        if let Some(allocation) = &sequence.allocation
+            && matches!(allocation.state, StateSource::Own)
             && sequence.request.looks_up()
             && sequence.decodes()
         {
             let tokens = sequence.tokens.prefix(sequence.position);
-            self.cache.store(tokens, &placed.blocks, &placed.slot);
+            self.cache
+                .store(tokens, &allocation.blocks, &allocation.slot);
         }
     }
 
@@ -414,7 +417,7 @@ impl Engine {
         self.waiting.insert(place, sequence);
     }
 
-    /// A running sequence's places as a lease on the device, but for its partial block, which is copied.
+    /// A running sequence's places as a prefix on the device, but for its partial block, which is copied.
     ///
     /// # Errors
     /// A device that fails.
@@ -425,25 +428,31 @@ impl Engine {
             sequence.position % block_tokens,
         );
         // Read before anything is given back: where the device fails, the sequence holds what it held.
-        let partial = match &sequence.placed {
-            Some(placed) if partial_tokens > 0 => {
-                let wanted = [(placed.blocks[whole].get(), partial_tokens)];
+        let partial = match &sequence.allocation {
+            Some(allocation) if partial_tokens > 0 => {
+                let wanted = [(allocation.blocks[whole].get(), partial_tokens)];
                 pools(&mut self.model).read_blocks(&wanted).await?
             }
             _ => Vec::new(),
         };
-        let Some(placed) = sequence.placed.take() else {
+        let Some(allocation) = sequence.allocation.take() else {
             return Ok(());
         };
-        let state = match placed.state {
-            Current::Own => Some(Held::Device(placed.slot)),
-            Current::Shared(slot) => Some(Held::Device(slot)),
-            Current::Zero => None,
+        let state = match allocation.state {
+            StateSource::Own => Some(Residency::Device(allocation.slot)),
+            StateSource::Shared(slot) => Some(Residency::Device(slot)),
+            StateSource::Zero => None,
         };
-        let whole = placed.blocks.into_iter().take(whole).map(Held::Device);
-        let partial = partial.into_iter().map(|rows| Held::Host(Arc::new(rows)));
+        let whole = allocation
+            .blocks
+            .into_iter()
+            .take(whole)
+            .map(Residency::Device);
+        let partial = partial
+            .into_iter()
+            .map(|rows| Residency::Host(Arc::new(rows)));
         let rows = whole.chain(partial).collect();
-        sequence.lease = Lease {
+        sequence.prefix = PrefixHandle {
             position: sequence.position,
             state,
             rows,

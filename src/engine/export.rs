@@ -14,7 +14,7 @@ use super::core::{Engine, pools};
 use super::handle::EngineHandle;
 use super::request::{PromptScores, Request, RequestId};
 use crate::backend::{Block, LatentRecord, Shard, Slot, StateLayout, StateRecord, Ticket};
-use crate::cache::{BlockRef, CacheHeader, LayerRecord, Placed, Pools, SlotRef};
+use crate::cache::{Allocation, BlockRef, CacheHeader, LayerRecord, Pools, SlotRef};
 use crate::error::{EngineError, Error};
 use crate::model::{LayerCache, Model};
 
@@ -190,7 +190,13 @@ impl Exports {
     }
 
     /// A sequence has come to `position`.
-    pub(super) fn moved(&mut self, model: &mut Model, id: RequestId, position: usize, at: &Placed) {
+    pub(super) fn moved(
+        &mut self,
+        model: &mut Model,
+        id: RequestId,
+        position: usize,
+        at: &Allocation,
+    ) {
         let Some(export) = self.0.iter_mut().find(|export| export.id == id) else {
             return;
         };
@@ -316,13 +322,13 @@ impl Engine {
                 continue;
             };
             let sequence = self.running.iter().find(|other| other.id == segment.id);
-            if let Some((sequence, placed)) =
-                sequence.and_then(|it| Some((it, it.placed.as_ref()?)))
+            if let Some((sequence, allocation)) =
+                sequence.and_then(|it| Some((it, it.allocation.as_ref()?)))
             {
                 let pools = pools(&mut self.model);
                 // What came from the cache.
-                export.all_latents(sequence.position, &placed.blocks, &pools);
-                export.last = Some((placed.slot.clone(), placed.blocks.clone()));
+                export.all_latents(sequence.position, &allocation.blocks, &pools);
+                export.last = Some((allocation.slot.clone(), allocation.blocks.clone()));
                 ends = true;
             }
         }

@@ -7,7 +7,9 @@ use super::core::{Engine, pools};
 use super::handle::{Answer, EngineHandle};
 use super::request::{Request, RequestId};
 use super::sequence::Sequence;
-use crate::cache::{Assembled, Assembler, CacheHeader, CacheLayout, Current, LayerRecord, Placed};
+use crate::cache::{
+    Allocation, Assembled, Assembler, CacheHeader, CacheLayout, LayerRecord, StateSource,
+};
 use crate::error::{CacheError, EngineError, Error};
 
 /// A request whose caches are still to come.
@@ -17,7 +19,7 @@ pub(super) struct Incoming {
     /// Tokens that are through when its caches are there.
     position: usize,
     arrival: u64,
-    pub(super) placed: Placed,
+    pub(super) allocation: Allocation,
 }
 
 impl Incoming {
@@ -82,9 +84,9 @@ impl Engine {
             request: Arc::new(request),
             position,
             arrival,
-            placed: Placed {
+            allocation: Allocation {
                 slot,
-                state: Current::Own,
+                state: StateSource::Own,
                 blocks,
             },
         });
@@ -99,7 +101,7 @@ impl Engine {
         let incoming = self.incoming.iter().find(|incoming| incoming.id == id);
         let places = &incoming
             .ok_or(EngineError::UnknownImport { id: id.0 })?
-            .placed;
+            .allocation;
         let pools = pools(&mut self.model);
         match part {
             Assembled::State { layer, record } => {
@@ -136,7 +138,7 @@ impl Engine {
         let mut sequence = Sequence::new(id, request, tokens, 0, arrival, tokenizer);
         sequence.position = incoming.position;
         sequence.cached = incoming.position;
-        sequence.placed = Some(incoming.placed);
+        sequence.allocation = Some(incoming.allocation);
         if self.running.len() < self.model.limits().step.segments {
             self.running.push(sequence);
         } else {

@@ -8,9 +8,9 @@ use crate::checkpoint::Fingerprint;
 /// The key of a block: a hash of its tokens, of its parent's key, and so of all tokens before it and of what the bytes
 /// mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(u128);
+pub struct BlockHash(u128);
 
-impl Key {
+impl BlockHash {
     /// The key that all sequences of one model and layout begin with.
     #[must_use]
     pub fn root(model: Fingerprint, states: &StateLayout, latents: &LatentLayout) -> Self {
