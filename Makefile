@@ -19,7 +19,7 @@ CARGO := cargo
 PROFILE := --release
 
 SERVE_FLAGS :=
-OPENAI_CLIENT := openai==3.52.0
+PYTHON_PACKAGES := openai==3.52.0 matplotlib==3.11.2 numpy==2.4.6 safetensors==0.8.0
 DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?
 
 # Mesa's software driver complains on every start where this is unset, as in containers.
@@ -67,12 +67,12 @@ serve: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	$(CARGO) run $(PROFILE) --locked --quiet -- serve $(SERVE_FLAGS)
 
-# The server's tests speak to it with the published client, in a Python of its own.
-target/openai-client/made: Makefile
+# The server's tests speak to it with the published client, those of snapshots plot one, in a Python of its own.
+target/python/made: Makefile
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3 python3-venv
-	@rm -rf target/openai-client
-	@python3 -m venv target/openai-client
-	@target/openai-client/bin/python -m pip install --quiet --disable-pip-version-check $(OPENAI_CLIENT)
+	@rm -rf target/python
+	@python3 -m venv target/python
+	@target/python/bin/python -m pip install --quiet --disable-pip-version-check $(PYTHON_PACKAGES)
 	@touch $@
 
 app: install-rust-components install-window
@@ -90,7 +90,7 @@ quick: install-rust-components
 	$(CARGO) test $(PROFILE) --locked --workspace --lib --bins
 	$(CARGO) test $(PROFILE) --locked --workspace --test conformance -- cpu/
 
-test: install-rust-components install-xvfb install-cuda-compiler target/openai-client/made
+test: install-rust-components install-xvfb install-cuda-compiler target/python/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test $(PROFILE) --locked --workspace

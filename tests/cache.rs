@@ -5,7 +5,7 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
     Backend, LatentLayout, LatentPool, Slot, StateLayout, StatePool, StateRecord,
 };
-use kimi_linear::cache::{Cache, Hit, Key, Pools, SlotRef};
+use kimi_linear::cache::{BlockHash, Cache, Hit, Pools, SlotRef};
 use kimi_linear::checkpoint::Fingerprint;
 use kimi_linear::config::Dtype;
 use pollster::block_on;
@@ -48,7 +48,7 @@ impl Device {
     }
 
     fn cache(&self, host_limit: u64) -> Cache {
-        let root = Key::root(Fingerprint(1), &self.states.layout, &self.latents.layout);
+        let root = BlockHash::root(Fingerprint(1), &self.states.layout, &self.latents.layout);
         Cache::new(
             root,
             self.states.layout.slots,
@@ -154,26 +154,26 @@ fn a_held_checkpoint_survives_its_eviction() {
     let mut cache = device.cache(0);
     device.checkpoint(&mut cache, &numbers(0, 6), 7.0);
     let hit = lookup(&cache, &numbers(0, 9)).unwrap();
-    let mut lease = block_on(cache.acquire(&mut device.pools(), &hit))
+    let mut prefix = block_on(cache.acquire(&mut device.pools(), &hit))
         .unwrap()
         .unwrap();
     cache.clear();
     let taken = block_on(cache.slot(&mut device.pools())).unwrap().unwrap();
     assert!(
         block_on(cache.slot(&mut device.pools())).unwrap().is_none(),
-        "the lease still holds the other"
+        "the prefix still holds the other"
     );
     drop(taken);
-    let placed = block_on(cache.place(&mut device.pools(), &mut lease, 3))
+    let allocation = block_on(cache.place(&mut device.pools(), &mut prefix, 3))
         .unwrap()
         .unwrap();
-    let kimi_linear::cache::Current::Shared(shared) = placed.state else {
-        panic!("{placed:?}")
+    let kimi_linear::cache::StateSource::Shared(shared) = allocation.state else {
+        panic!("{allocation:?}")
     };
     let (states, layer) = (device.states, 1);
     let record = block_on(device.backend.read_state(&states, layer, shared.get())).unwrap();
     assert!(record.state.iter().all(|value| *value == 7.0));
-    assert_eq!(placed.blocks.len(), 3);
+    assert_eq!(allocation.blocks.len(), 3);
 }
 
 #[test]
@@ -221,10 +221,10 @@ fn what_is_cheap_to_compute_again_goes_first_and_use_renews() {
     );
     // Of two that cost the same, that which was used longer ago.
     let hit = find(&cache, &first(2, 30)).unwrap();
-    let lease = block_on(cache.acquire(&mut device.pools(), &hit))
+    let prefix = block_on(cache.acquire(&mut device.pools(), &hit))
         .unwrap()
         .unwrap();
-    drop(lease);
+    drop(prefix);
     device.checkpoint(&mut cache, &first(4, 35), 4.0);
     assert!(find(&cache, &first(3, 30)).is_none());
     assert!(find(&cache, &first(2, 30)).is_some());
@@ -239,15 +239,15 @@ fn what_is_cheap_to_compute_again_goes_first_and_use_renews() {
 fn other_models_and_layouts_have_other_keys() {
     let device = Device::new(1, 1);
     let (states, latents) = (device.states.layout, device.latents.layout);
-    let key = Key::root(Fingerprint(1), &states, &latents);
-    assert_ne!(key, Key::root(Fingerprint(2), &states, &latents));
+    let key = BlockHash::root(Fingerprint(1), &states, &latents);
+    assert_ne!(key, BlockHash::root(Fingerprint(2), &states, &latents));
     assert_ne!(
         key,
-        Key::root(Fingerprint(1), &StateLayout { taps: 3, ..states }, &latents)
+        BlockHash::root(Fingerprint(1), &StateLayout { taps: 3, ..states }, &latents)
     );
     assert_ne!(
         key,
-        Key::root(
+        BlockHash::root(
             Fingerprint(1),
             &states,
             &LatentLayout {
@@ -259,7 +259,7 @@ fn other_models_and_layouts_have_other_keys() {
     let bigger = StateLayout { slots: 9, ..states };
     assert_eq!(
         key,
-        Key::root(Fingerprint(1), &bigger, &latents),
+        BlockHash::root(Fingerprint(1), &bigger, &latents),
         "the size of a pool means nothing"
     );
     assert_ne!(key.then(&[1, 2]).then(&[3]), key.then(&[1]).then(&[2, 3]));

@@ -310,11 +310,11 @@ fn requests_that_cannot_run_are_refused() {
 /// An engine over weights that the backend makes: no checkpoint is needed for one.
 #[test]
 fn an_engine_over_random_weights_serves_requests() {
-    let config = ModelConfig::from_file(&reference("tiny-a").join("config.json")).unwrap();
+    let config = ModelConfig::from_file(&engine_harness::common::reference("tiny-a").join("config.json")).unwrap();
     let random = |seed| {
         let backend = Box::new(CpuBackend::new());
         let model = Model::random(&config, seed, backend, limits(2, 4, 16), &mut |_| {}).unwrap();
-        Engine::new(model, None, OPTIONS)
+        Engine::new(model, OPTIONS)
     };
     let (mut engine, prompt) = (random(1), tokens(1, 40));
     let first = answer(&mut engine, request(prompt.clone(), 8));

@@ -78,7 +78,7 @@ fn engine(model: Model, cached_steps: usize) -> Engine {
         cached_steps,
         ..OPTIONS
     };
-    Engine::new(model, None, options)
+    Engine::new(model, options)
 }
 
 /// A prompt within one step.

@@ -14,7 +14,7 @@ use kimi_linear::engine::{Engine, EngineOptions, Request};
 fn same_as_segments(name: &str, prompt: &[u32], ends: &[usize], answer: &Outcome) {
     let mut most = limits(1, 1, 64);
     most.step.tokens = 256;
-    let (mut model, ..) = load(name, most);
+    let mut model = load(name, most);
     let mut segments = Vec::new();
     let mut start = 0_usize;
     for end in ends {

@@ -93,7 +93,7 @@ fn a_hit_is_a_run_cut_at_the_same_places() {
         }
         assert!(engine.occupancy().host_checkpoints > 0);
         let host = answer(&mut engine, request(longer.clone(), 6));
-        let (mut model, ..) = load_on(backend(), name, limits(1, 1, 16));
+        let mut model = load_on(backend(), name, limits(1, 1, 16));
         let border = 38_usize.next_multiple_of(BLOCK);
         let runs = [
             (&longer, vec![0..38, 38..border, border..58], &inside),
@@ -129,7 +129,7 @@ fn memory_moves_between_the_processor_and_wgpu() {
             let mut first = on(from);
             let _ = answer(&mut first, request(prompt.clone(), 0));
             let snapshot = block_on(first.snapshot(&prompt)).unwrap();
-            let bytes = snapshot.to_bytes();
+            let bytes = snapshot.to_bytes().unwrap();
             let expected = answer(&mut first, request(longer.clone(), 16));
             let mut second = on(to);
             second

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod engine_harness;
+#[path = "common/python.rs"]
+mod python;
 
 use engine_harness::{OPTIONS, answer, engine, limits, request, tokens};
 use kimi_linear::backend::{Orientation, StateRecord};
@@ -30,7 +32,7 @@ fn a_snapshot_goes_on_elsewhere_bit_for_bit() {
         let (snapshot, longer) = taken(&mut first);
         let expected = answer(&mut first, request(longer.clone(), 10));
         assert_eq!(expected.usage.cached_tokens, 38);
-        let read = Snapshot::from_bytes(&snapshot.to_bytes()).unwrap();
+        let read = Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap();
         assert_eq!(read, snapshot);
         // States laid out the other way round mean the same.
         let transposed = |record: &StateRecord| {
@@ -76,10 +78,10 @@ fn a_file_is_whole_or_not_there() {
     assert!(error.ends_with("cannot write the snapshot"), "{error}");
     let error = Snapshot::load(&nowhere).unwrap_err().to_string();
     assert!(error.ends_with("cannot read the snapshot"), "{error}");
-    std::fs::write(&path, &snapshot.to_bytes()[..1000]).unwrap();
+    std::fs::write(&path, &snapshot.to_bytes().unwrap()[..1000]).unwrap();
     let error = Snapshot::load(&path).unwrap_err().to_string();
     assert!(
-        error.contains("chat.kl: the snapshot is cut off: record "),
+        error.contains("chat.kl: the snapshot is cut off or too long: it should have "),
         "{error}"
     );
 }
@@ -87,22 +89,24 @@ fn a_file_is_whole_or_not_there() {
 #[test]
 fn what_is_cut_off_or_damaged_is_refused() {
     let (snapshot, _) = taken(&mut small("tiny-a"));
-    let bytes = snapshot.to_bytes();
+    let bytes = snapshot.to_bytes().unwrap();
     for end in (0..bytes.len()).step_by(997).chain([bytes.len() - 1]) {
         let error = Snapshot::from_bytes(&bytes[..end]).unwrap_err().to_string();
         assert!(
-            error.starts_with("the snapshot is cut off: record ") && error.ends_with(" are left"),
+            error.starts_with("the snapshot is cut off or too long: it should have ")
+                && error.ends_with(&format!(", but has {end}")),
             "{error}"
         );
     }
-    // One bit at a time: in the first two hundred bytes each, then here and there.
-    for at in (0..200).chain((200..bytes.len()).step_by(1511)) {
+    // One bit at a time: in the header each, then here and there.
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for at in (0..header).chain((header..bytes.len()).step_by(1511)) {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1 << (at % 8);
         assert!(Snapshot::from_bytes(&damaged).is_err(), "byte {at}");
     }
     let mut damaged = bytes.clone();
-    damaged[300] ^= 4;
+    *damaged.last_mut().unwrap() ^= 4;
     let error = Snapshot::from_bytes(&damaged).unwrap_err().to_string();
     assert!(
         error.contains("is damaged: its checksum should be ") && error.contains(", but is "),
@@ -113,26 +117,47 @@ fn what_is_cut_off_or_damaged_is_refused() {
     let error = Snapshot::from_bytes(&longer).unwrap_err().to_string();
     assert_eq!(
         error,
-        "the snapshot's bytes after the last record should be 0, but is 1"
+        format!(
+            "the snapshot is cut off or too long: it should have {} bytes, but has {}",
+            bytes.len(),
+            longer.len()
+        )
     );
     let error = Snapshot::from_bytes(b"{\"messages\": [], \"tokens\": 3}")
         .unwrap_err()
         .to_string();
     assert_eq!(
         error,
-        "not a snapshot: record 0 should begin with \"KLRECORD\", but begins with \"{\\\"messag\""
+        "not a snapshot: its format should be \"kimi-linear snapshot\", but is \"{\\\"messages\\\": [],\""
     );
 }
 
+/// The file with one text of its metadata changed.
+fn changed(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let text = std::str::from_utf8(&bytes[8..header]).unwrap();
+    assert_eq!(text.matches(from).count(), 1, "{text}");
+    let text = text.replace(from, to);
+    let length = (text.len() as u64).to_le_bytes();
+    [&length, text.as_bytes(), &bytes[header..]].concat()
+}
+
 #[test]
-fn a_newer_version_is_refused() {
+fn other_versions_are_refused() {
     let (snapshot, _) = taken(&mut small("tiny-a"));
-    let mut bytes = snapshot.to_bytes();
-    bytes[8..12].copy_from_slice(&(SNAPSHOT_VERSION + 1).to_le_bytes());
-    let error = Snapshot::from_bytes(&bytes).unwrap_err().to_string();
+    let bytes = snapshot.to_bytes().unwrap();
+    let own = format!("\"version\":\"{SNAPSHOT_VERSION}\"");
+    let error = Snapshot::from_bytes(&changed(&bytes, &own, "\"version\":\"3\""));
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "the snapshot is of format version 3, but this build reads version 2"
+    );
+    // Before safetensors there was a format of our own.
+    let old = [&b"KLRECORD"[..], &1_u32.to_le_bytes(), &[0; 100]].concat();
+    let error = Snapshot::from_bytes(&old).unwrap_err().to_string();
     assert_eq!(
         error,
-        "record 0 is of format version 3, but this build reads version 2"
+        "the snapshot is of format version 1, but this build reads version 2"
     );
 }
 
@@ -178,25 +203,15 @@ fn another_model_or_layout_is_refused_with_both_values() {
         error,
         "the snapshot's elements of the latents of MLA layer 0 should be 2432, but is 64"
     );
-    // Records of two snapshots in one file.
-    let mut later = snapshot.clone();
-    later.tokens.push(1);
-    let (one, two) = (snapshot.to_bytes(), later.to_bytes());
-    let record = |bytes: &[u8]| {
-        let number = |at: usize, n: usize| {
-            bytes[at..at + n]
-                .iter()
-                .rev()
-                .fold(0_usize, |n, b| n << 8 | *b as usize)
-        };
-        24 + number(12, 4) + number(16, 8) + 8
-    };
-    let mixed = [&one[..record(&one)], &two[record(&two)..]].concat();
-    let error = Snapshot::from_bytes(&mixed).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "the snapshot's tokens of a record should be 38, but is 39"
+    // The layers of one snapshot under the name of another.
+    let bytes = snapshot.to_bytes().unwrap();
+    let renamed = changed(
+        &bytes,
+        &format!("\"model\":\"{}\"", snapshot.model),
+        &format!("\"model\":\"{}\"", "0123456789abcdef0123456789abcdef"),
     );
+    let error = Snapshot::from_bytes(&renamed).unwrap_err().to_string();
+    assert!(error.contains(" is damaged: its checksum "), "{error}");
 }
 
 #[test]
@@ -225,4 +240,40 @@ fn without_a_checkpoint_there_is_no_snapshot() {
         error,
         "nothing is kept of these 3 tokens: no checkpoint lies within them"
     );
+}
+
+/// Python opens a snapshot and plots a head's state.
+#[test]
+fn python_plots_a_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, plot) = (
+        folder.path().join("chat.kl"),
+        folder.path().join("head.png"),
+    );
+    let (snapshot, _) = taken(&mut small("tiny-a"));
+    snapshot.save(&path).unwrap();
+    let output = std::process::Command::new(python::interpreter())
+        .arg("examples/plot_snapshot.py")
+        .args([path.as_os_str(), plot.as_os_str()])
+        .args(["1", "0"])
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{stdout}{stderr}");
+    // It says what it read: the same numbers.
+    let head = &snapshot.states[1].key_value()[..32 * 32];
+    let norm = head
+        .iter()
+        .map(|x| f64::from(*x).powi(2))
+        .sum::<f64>()
+        .sqrt();
+    assert_eq!(
+        stdout.trim(),
+        format!("38 tokens, 32 x 32, norm {norm:.4}"),
+        "{stderr}"
+    );
+    assert!(std::fs::metadata(&plot).unwrap().len() > 1000);
 }

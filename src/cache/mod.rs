@@ -5,8 +5,11 @@
 //! a checkpoint of the state, with the latents before it. Everything here is bookkeeping and copying: which sequence runs
 //! is the engine's decision.
 
-mod lease;
-mod meaning;
+mod allocation;
+mod assembler;
+mod block_hash;
+mod layer_record;
+mod node;
 mod pool;
 mod prefix;
 mod saved;
@@ -15,11 +18,35 @@ mod tokens;
 mod tree;
 mod victims;
 
-pub use lease::{Current, Lease, Placed};
-pub use meaning::{Key, hash_tokens};
-pub use pool::{BlockRef, Counted, Place, PoolRef, SlotRef};
+pub use allocation::{Allocation, PrefixHandle, StateSource};
+pub use assembler::{Assembled, Assembler, CacheLayout};
+pub use block_hash::BlockHash;
+pub use layer_record::{CacheHeader, LayerRecord, LayerTensor};
+pub use node::{Residency, RowsResidency, StateResidency};
+pub use pool::{BlockRef, PoolIndex, PoolRef, RefCountedPool, SlotRef};
 pub use prefix::{Cache, Hit, Occupancy};
 pub use saved::{Pools, SavedRows, SavedState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot};
 pub use tokens::{HashedTokens, Prefix};
-pub use tree::{Held, HeldRows, HeldState};
+
+use crate::error::CacheError;
+
+fn mismatch<T>(
+    what: impl Into<String>,
+    expected: impl ToString,
+    found: impl ToString,
+) -> Result<T, CacheError> {
+    Err(CacheError::Mismatch {
+        what: what.into(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    })
+}
+
+fn same<T: PartialEq + ToString>(what: &str, expected: T, found: T) -> Result<(), CacheError> {
+    if expected == found {
+        Ok(())
+    } else {
+        mismatch(what, expected, found)
+    }
+}

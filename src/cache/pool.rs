@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::backend::{Block, Slot};
 
 /// A number that names a place in a pool.
-pub trait Place: Copy + Eq + Hash + Debug {
+pub trait PoolIndex: Copy + Eq + Hash + Debug {
     /// The place with this number.
     fn new(number: u32) -> Self;
     /// Its number.
     fn index(self) -> usize;
 }
 
-impl Place for Slot {
+impl PoolIndex for Slot {
     fn new(number: u32) -> Self {
         Self(number)
     }
@@ -27,7 +27,7 @@ impl Place for Slot {
     }
 }
 
-impl Place for Block {
+impl PoolIndex for Block {
     fn new(number: u32) -> Self {
         Self(number)
     }
@@ -67,7 +67,7 @@ struct Shared<T> {
     changed: Vec<T>,
 }
 
-impl<T: Place> Shared<T> {
+impl<T: PoolIndex> Shared<T> {
     /// So many holders more or fewer; the last one frees the place.
     fn change(&mut self, place: T, all: i32, cached: i32) {
         let holders = &mut self.holders[place.index()];
@@ -93,9 +93,9 @@ fn lock<T>(shared: &Mutex<Shared<T>>) -> MutexGuard<'_, Shared<T>> {
 
 /// The places of one pool, each with its number of holders; a place is free when nobody holds it.
 #[derive(Debug)]
-pub struct Counted<T>(Arc<Mutex<Shared<T>>>);
+pub struct RefCountedPool<T>(Arc<Mutex<Shared<T>>>);
 
-impl<T: Place> Counted<T> {
+impl<T: PoolIndex> RefCountedPool<T> {
     /// A pool of `count` places, all free; low numbers are handed out first.
     #[must_use]
     pub fn new(count: usize) -> Self {
@@ -160,13 +160,13 @@ impl<T: Place> Counted<T> {
 
 /// A place that is held. A clone is one holder more; dropping it is one fewer, and the last one frees the place.
 #[derive(Debug)]
-pub struct PoolRef<T: Place> {
+pub struct PoolRef<T: PoolIndex> {
     place: T,
     cached: bool,
     pool: Arc<Mutex<Shared<T>>>,
 }
 
-impl<T: Place> PoolRef<T> {
+impl<T: PoolIndex> PoolRef<T> {
     /// The place.
     #[must_use]
     pub fn get(&self) -> T {
@@ -193,13 +193,13 @@ impl<T: Place> PoolRef<T> {
     }
 }
 
-impl<T: Place> Clone for PoolRef<T> {
+impl<T: PoolIndex> Clone for PoolRef<T> {
     fn clone(&self) -> Self {
         self.hold(false)
     }
 }
 
-impl<T: Place> Drop for PoolRef<T> {
+impl<T: PoolIndex> Drop for PoolRef<T> {
     fn drop(&mut self) {
         lock(&self.pool).change(self.place, -1, -i32::from(self.cached));
     }

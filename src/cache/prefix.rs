@@ -6,12 +6,13 @@
 
 use std::sync::Arc;
 
-use super::lease::{Current, Lease, Placed};
-use super::meaning::Key;
-use super::pool::{BlockRef, Counted, SlotRef};
+use super::allocation::{Allocation, PrefixHandle, StateSource};
+use super::block_hash::BlockHash;
+use super::node::{CheckpointId, Residency, RowsId, RowsResidency, StateResidency};
+use super::pool::{BlockRef, RefCountedPool, SlotRef};
 use super::saved::{Pools, SavedRows, SavedState};
 use super::tokens::{HashedTokens, Prefix};
-use super::tree::{CheckpointId, Held, HeldRows, HeldState, PrefixTree, RowsId};
+use super::tree::PrefixTree;
 use crate::backend::{Block, Result, Slot};
 use crate::error::CacheError;
 
@@ -51,8 +52,8 @@ pub struct Occupancy {
 /// Slots, blocks and prefixes of one model.
 #[derive(Debug)]
 pub struct Cache {
-    slots: Counted<Slot>,
-    blocks: Counted<Block>,
+    slots: RefCountedPool<Slot>,
+    blocks: RefCountedPool<Block>,
     tree: PrefixTree,
     block_tokens: usize,
     host_limit: u64,
@@ -63,15 +64,15 @@ impl Cache {
     /// An empty cache. `root` says what its bytes mean; at most `host_limit` bytes of host memory are used.
     #[must_use]
     pub fn new(
-        root: Key,
+        root: BlockHash,
         slots: usize,
         blocks: usize,
         block_tokens: usize,
         host_limit: u64,
     ) -> Self {
         Self {
-            slots: Counted::new(slots),
-            blocks: Counted::new(blocks),
+            slots: RefCountedPool::new(slots),
+            blocks: RefCountedPool::new(blocks),
             tree: PrefixTree::new(root, block_tokens),
             block_tokens,
             host_limit,
@@ -97,7 +98,7 @@ impl Cache {
         }
     }
 
-    /// Tokens with the keys that this cache knows their blocks by.
+    /// Tokens with the hashes that this cache knows their blocks by.
     #[must_use]
     pub fn hash(&self, tokens: &[u32]) -> HashedTokens {
         HashedTokens::new(self.tree.root(), self.block_tokens, tokens)
@@ -109,7 +110,7 @@ impl Cache {
         let end = prefix.tokens.len().saturating_sub(1);
         self.deepest(Prefix {
             tokens: &prefix.tokens[..end],
-            keys: &prefix.keys[..end / self.block_tokens],
+            hashes: &prefix.hashes[..end / self.block_tokens],
         })
     }
 
@@ -132,7 +133,11 @@ impl Cache {
     ///
     /// # Errors
     /// A device that fails.
-    pub async fn acquire(&mut self, pools: &mut Pools<'_>, hit: &Hit) -> Result<Option<Lease>> {
+    pub async fn acquire(
+        &mut self,
+        pools: &mut Pools<'_>,
+        hit: &Hit,
+    ) -> Result<Option<PrefixHandle>> {
         self.tree.touch(hit.at);
         let Some(checkpoint) = self.tree.checkpoint(hit.at) else {
             return Ok(None);
@@ -140,64 +145,73 @@ impl Cache {
         let (state, partial) = (checkpoint.state.clone(), checkpoint.rows.clone());
         let partial_tokens = checkpoint.partial.len();
         let partial = match partial {
-            Some(Held::Device(block)) => pools
+            Some(Residency::Device(block)) => pools
                 .read_blocks(&[(block.get(), partial_tokens)])
                 .await?
                 .pop()
-                .map(|rows| Held::Host(Arc::new(rows))),
+                .map(|rows| Residency::Host(Arc::new(rows))),
             other => other,
         };
         let mut rows = self.tree.rows_to(hit.at.node);
         rows.extend(partial);
-        Ok(Some(Lease {
+        Ok(Some(PrefixHandle {
             position: hit.position,
             state: Some(state),
             rows,
         }))
     }
 
-    /// Moves what a lease holds on the device to host memory.
+    /// Moves what a prefix holds on the device to host memory.
     ///
     /// # Errors
     /// A device that fails.
-    pub async fn to_host(&mut self, pools: &mut Pools<'_>, lease: &mut Lease) -> Result<()> {
-        if let Some(Held::Device(slot)) = &lease.state {
-            lease.state = Some(Held::Host(Arc::new(pools.read_slot(slot.get()).await?)));
+    pub async fn to_host(
+        &mut self,
+        pools: &mut Pools<'_>,
+        prefix: &mut PrefixHandle,
+    ) -> Result<()> {
+        if let Some(Residency::Device(slot)) = &prefix.state {
+            prefix.state = Some(Residency::Host(Arc::new(
+                pools.read_slot(slot.get()).await?,
+            )));
         }
-        let device = lease.rows.iter().filter_map(Held::device);
+        let device = prefix.rows.iter().filter_map(Residency::device);
         let blocks: Vec<_> = device
             .map(|block| (block.get(), self.block_tokens))
             .collect();
         let saved = pools.read_blocks(&blocks).await?;
-        let device = lease.rows.iter_mut().filter(|rows| rows.device().is_some());
+        let device = prefix
+            .rows
+            .iter_mut()
+            .filter(|rows| rows.device().is_some());
         for (rows, read) in device.zip(saved) {
-            *rows = Held::Host(Arc::new(read));
+            *rows = Residency::Host(Arc::new(read));
         }
         Ok(())
     }
 
-    /// Gives a lease a slot and `blocks` blocks in all, and brings what is in host memory back to the device. Where there is
-    /// no room or the device fails, the lease stays as it was.
+    /// Gives a prefix a slot and `blocks` blocks in all, and brings what is in host memory back to the device. Where there is
+    /// no room or the device fails, the prefix stays as it was.
     ///
     /// # Errors
     /// A device that fails.
     pub async fn place(
         &mut self,
         pools: &mut Pools<'_>,
-        lease: &mut Lease,
+        prefix: &mut PrefixHandle,
         blocks: usize,
-    ) -> Result<Option<Placed>> {
-        let on_device = lease.rows.iter().filter_map(Held::device).count();
+    ) -> Result<Option<Allocation>> {
+        let on_device = prefix.rows.iter().filter_map(Residency::device).count();
         let Some(slot) = self.slot(pools).await? else {
             return Ok(None);
         };
-        let count = blocks.max(lease.rows.len()) - on_device;
+        let count = blocks.max(prefix.rows.len()) - on_device;
         let Some(fresh) = self.blocks(pools, count).await? else {
             return Ok(None);
         };
-        let placed = write_back(pools, lease, slot, fresh)?;
-        *lease = Lease::default();
-        Ok(Some(placed))
+        let allocation = write_back(pools, prefix, slot, fresh)?;
+        *prefix = PrefixHandle::default();
+        Ok(Some(allocation))
     }
 
     /// A free slot, if there is one without evicting anything.
@@ -215,7 +229,7 @@ impl Cache {
             if let Some(slot) = self.slots.take() {
                 return Ok(Some(slot));
             }
-            let Some(at) = self.tree.least_state(&self.slots, &self.blocks) else {
+            let Some(at) = self.tree.state_victim(&self.slots, &self.blocks) else {
                 return Ok(None);
             };
             self.evictions += 1;
@@ -253,7 +267,7 @@ impl Cache {
             return Ok(None);
         }
         while self.blocks.free() < count {
-            let Some(at) = self.tree.least_rows(&self.slots, &self.blocks) else {
+            let Some(at) = self.tree.rows_victim(&self.slots, &self.blocks) else {
                 return Ok(None);
             };
             self.evictions += 1;
@@ -265,7 +279,7 @@ impl Cache {
     }
 
     async fn evict_rows(&mut self, pools: &mut Pools<'_>, at: RowsId) -> Result<()> {
-        let Some((Held::Device(block), tokens)) = self.tree.rows(at) else {
+        let Some((Residency::Device(block), tokens)) = self.tree.rows(at) else {
             return Ok(());
         };
         let block = block.get();
@@ -274,14 +288,14 @@ impl Cache {
         if bytes as u64 <= self.host_limit {
             let saved = pools.read_blocks(&[(block, tokens)]).await?.pop();
             if let Some(saved) = saved {
-                self.tree.move_rows(at, &Held::Host(Arc::new(saved)));
+                self.tree.move_rows(at, &Residency::Host(Arc::new(saved)));
                 self.shrink_host();
             }
             return Ok(());
         }
         let checkpoint = match at {
             RowsId::Partial(at) => Some(at),
-            RowsId::Node(key) => self.tree.least_below(key),
+            RowsId::Node(key) => self.tree.victim_below(key),
         };
         if let Some(at) = checkpoint {
             self.tree.remove(at);
@@ -292,7 +306,7 @@ impl Cache {
     /// Drops checkpoints that need host memory until it is within its limit.
     fn shrink_host(&mut self) {
         while self.tree.host_bytes() > self.host_limit {
-            let Some(at) = self.tree.least_host() else {
+            let Some(at) = self.tree.host_victim() else {
                 break;
             };
             self.tree.remove(at);
@@ -303,8 +317,13 @@ impl Cache {
     /// cache now holds the slot too, so that it must not be written any more.
     pub fn store(&mut self, prefix: Prefix<'_>, blocks: &[BlockRef], slot: &SlotRef) -> bool {
         let count = prefix.tokens.len().div_ceil(self.block_tokens);
-        let rows: Vec<HeldRows> = blocks[..count].iter().cloned().map(Held::Device).collect();
-        self.tree.insert(prefix, &rows, &Held::Device(slot.clone()))
+        let rows: Vec<RowsResidency> = blocks[..count]
+            .iter()
+            .cloned()
+            .map(Residency::Device)
+            .collect();
+        self.tree
+            .insert(prefix, &rows, &Residency::Device(slot.clone()))
     }
 
     /// Keeps a checkpoint that is in host memory; where there is one already, that one stays.
@@ -322,9 +341,9 @@ impl Cache {
         if needed > limit {
             return Err(CacheError::HostMemory { needed, limit });
         }
-        let rows = rows.into_iter().map(|rows| Held::Host(Arc::new(rows)));
-        let rows: Vec<HeldRows> = rows.collect();
-        let state: HeldState = Held::Host(Arc::new(state));
+        let rows = rows.into_iter().map(|rows| Residency::Host(Arc::new(rows)));
+        let rows: Vec<RowsResidency> = rows.collect();
+        let state: StateResidency = Residency::Host(Arc::new(state));
         if self.tree.insert(self.hash(tokens).whole(), &rows, &state) {
             self.shrink_host();
         }
@@ -340,12 +359,12 @@ impl Cache {
         pools: &mut Pools<'_>,
         hit: &Hit,
     ) -> Result<Option<(Vec<Arc<SavedRows>>, Arc<SavedState>)>> {
-        let Some(mut lease) = self.acquire(pools, hit).await? else {
+        let Some(mut prefix) = self.acquire(pools, hit).await? else {
             return Ok(None);
         };
-        self.to_host(pools, &mut lease).await?;
-        let rows = lease.rows.iter().filter_map(Held::host).collect();
-        let state = lease.state.as_ref().and_then(Held::host);
+        self.to_host(pools, &mut prefix).await?;
+        let rows = prefix.rows.iter().filter_map(Residency::host).collect();
+        let state = prefix.state.as_ref().and_then(Residency::host);
         Ok(state.map(|state| (rows, state)))
     }
 
@@ -355,28 +374,28 @@ impl Cache {
     }
 }
 
-/// Writes what a lease has in host memory to `slot` and to the last of the `fresh` blocks, and lays out the places of all
+/// Writes what a prefix has in host memory to `slot` and to the last of the `fresh` blocks, and lays out the places of all
 /// its tokens and of those to come.
 fn write_back(
     pools: &mut Pools<'_>,
-    lease: &Lease,
+    prefix: &PrefixHandle,
     slot: SlotRef,
     fresh: Vec<BlockRef>,
-) -> Result<Placed> {
-    let state = match &lease.state {
-        None => Current::Zero,
-        Some(Held::Device(shared)) => Current::Shared(shared.clone()),
-        Some(Held::Host(saved)) => {
+) -> Result<Allocation> {
+    let state = match &prefix.state {
+        None => StateSource::Zero,
+        Some(Residency::Device(shared)) => StateSource::Shared(shared.clone()),
+        Some(Residency::Host(saved)) => {
             pools.write_slot(slot.get(), saved)?;
-            Current::Own
+            StateSource::Own
         }
     };
-    let mut blocks = Vec::with_capacity(lease.rows.len() + fresh.len());
+    let mut blocks = Vec::with_capacity(prefix.rows.len() + fresh.len());
     let mut fresh = fresh.into_iter().rev();
-    for rows in &lease.rows {
+    for rows in &prefix.rows {
         match rows {
-            Held::Device(block) => blocks.push(block.clone()),
-            Held::Host(saved) => {
+            Residency::Device(block) => blocks.push(block.clone()),
+            Residency::Host(saved) => {
                 if let Some(block) = fresh.next() {
                     pools.write_block(block.get(), saved)?;
                     blocks.push(block);
@@ -385,7 +404,7 @@ fn write_back(
         }
     }
     blocks.extend(fresh);
-    Ok(Placed {
+    Ok(Allocation {
         slot,
         state,
         blocks,

@@ -1,33 +1,35 @@
-//! A sequence's memory as bytes and files: taken on one backend, resumed on another.
+//! A sequence's caches in a file: taken on one backend, resumed on another, opened by Python.
 //!
-//! A snapshot is a row of records: the tokens, one record a KDA layer, one an MLA layer, and a note of the client's. Each
-//! stands for itself: it says its format's version, which model it belongs to, what is in it, and of which tokens, and
-//! it ends with a checksum. A reader refuses whatever does not match, with both values. Numbers are little-endian.
-//!
-//! Each record: 8 bytes `KLRECORD`, version u32, bytes of the header u32, bytes of the payload u64, the header as JSON,
-//! the payload, and the XXH3-64 of all that.
+//! The file is in safetensors' format. Each [`LayerRecord`] is a tensor of its own, with all heads and all tokens: `state.0`,
+//! `conv_query.0`, `conv_key.0`, `conv_value.0` of the first KDA layer, `latents.0` of the first MLA layer, and so on; `tokens`
+//! are the ids. The metadata are texts: `format`, `version`, the `model`'s fingerprint, the `checksums` of the tensors as a
+//! JSON object, the `latent_width` (the rest of a row is k_pe), and a `note` of the client's. A reader refuses whatever does not match, with both values.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use safetensors::tensor::{Metadata, SafeTensors, TensorView};
+use safetensors::{Dtype as Stored, SafeTensorError};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::meaning::hash_tokens;
+use super::layer_record::{CacheHeader, LayerRecord, LayerTensor};
 use super::saved::{SavedRows, SavedState};
-use crate::backend::{LatentLayout, LatentRecord, Orientation, StateLayout, StateRecord};
+use super::{mismatch, same};
+use crate::backend::{LatentLayout, LatentRecord, Orientation, Shard, StateLayout, StateRecord};
 use crate::checkpoint::Fingerprint;
 use crate::config::Dtype;
 use crate::error::CacheError;
 
-/// The version of the format that is written and read.
+/// The version of the format that is written and read. Version 1 was a format of our own.
 pub const SNAPSHOT_VERSION: u32 = 2;
 
-const MAGIC: &[u8; 8] = b"KLRECORD";
-/// Bytes before a record's header.
-const PRELUDE: usize = 24;
-/// Bytes of the checksum after its payload.
-const CHECKSUM: usize = 8;
+/// What the metadata's `format` says.
+const FORMAT: &str = "kimi-linear snapshot";
+/// What files of version 1 begin with; the version follows as a u32.
+const MAGIC_1: &[u8; 8] = b"KLRECORD";
+/// The most bytes that a header may have.
+const MOST_HEADER: u64 = 100_000_000;
 
 type Result<T> = std::result::Result<T, CacheError>;
 
@@ -44,65 +46,6 @@ pub struct Snapshot {
     pub latents: Vec<LatentRecord>,
     /// Whatever a client keeps with it.
     pub note: String,
-}
-
-/// A record's header.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Header {
-    model: String,
-    tokens: usize,
-    tokens_hash: String,
-    content: Content,
-}
-
-/// What is in a record.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-enum Content {
-    /// The token ids, u32; and how many records of each kind follow.
-    Tokens { states: usize, latents: usize },
-    /// One KDA layer: the matrices, then the convolution state.
-    State {
-        layer: usize,
-        heads: usize,
-        key_width: usize,
-        value_width: usize,
-        channels: usize,
-        orientation: Orientation,
-        dtype: String,
-    },
-    /// One MLA layer: a row a token.
-    Latents {
-        layer: usize,
-        latent: usize,
-        rope: usize,
-        dtype: Dtype,
-    },
-    /// UTF-8.
-    Note,
-}
-
-/// The dtype of states.
-const F32: &str = "f32";
-
-fn mismatch<T>(
-    what: impl Into<String>,
-    expected: impl ToString,
-    found: impl ToString,
-) -> Result<T> {
-    Err(CacheError::Mismatch {
-        what: what.into(),
-        expected: expected.to_string(),
-        found: found.to_string(),
-    })
-}
-
-fn same<T: PartialEq + ToString>(what: &str, expected: T, found: T) -> Result<()> {
-    if expected == found {
-        Ok(())
-    } else {
-        mismatch(what, expected, found)
-    }
 }
 
 impl Snapshot {
@@ -217,181 +160,142 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The snapshot as bytes.
+    /// The snapshot's layers, one tensor each.
     #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let header = |content| Header {
-            model: self.model.to_string(),
-            tokens: self.tokens.len(),
-            tokens_hash: format!("{:032x}", hash_tokens(&self.tokens)),
-            content,
-        };
-        let tokens: Vec<u8> = self
-            .tokens
-            .iter()
-            .flat_map(|token| token.to_le_bytes())
-            .collect();
-        let counts = Content::Tokens {
-            states: self.states.len(),
-            latents: self.latents.len(),
-        };
-        write_record(&mut bytes, &header(counts), &tokens);
-        let floats = |values: &mut dyn Iterator<Item = &f32>| -> Vec<u8> {
-            values.flat_map(|value| value.to_le_bytes()).collect()
-        };
-        for (layer, record) in self.states.iter().enumerate() {
-            let content = Content::State {
-                layer,
-                heads: record.heads,
-                key_width: record.key_width,
-                value_width: record.value_width,
-                channels: record.channels,
-                orientation: record.orientation,
-                dtype: F32.to_owned(),
-            };
-            let payload = floats(&mut record.state.iter().chain(&record.conv_state));
-            write_record(&mut bytes, &header(content), &payload);
-        }
-        for (layer, record) in self.latents.iter().enumerate() {
-            let (latent, rope) = (record.latent, record.rope);
-            let content = Content::Latents {
-                layer,
-                latent,
-                rope,
-                dtype: record.dtype,
-            };
-            write_record(&mut bytes, &header(content), &record.rows);
-        }
-        write_record(&mut bytes, &header(Content::Note), self.note.as_bytes());
-        bytes
+    pub fn records(&self) -> Vec<LayerRecord> {
+        let (id, end) = (self.header().id(), self.tokens.len());
+        let states = self.states.iter().enumerate().flat_map(|(layer, record)| {
+            LayerRecord::of_state(id, layer, end, &layout(record), Shard::WHOLE, record)
+        });
+        let latents = self.latents.iter().cloned().enumerate();
+        let latents = latents.map(|(layer, record)| LayerRecord::of_latents(id, layer, 0, record));
+        states.chain(latents).collect()
     }
 
-    /// Reads a snapshot, checking that it is whole and that its records belong together.
+    fn header(&self) -> CacheHeader {
+        CacheHeader {
+            model: self.model,
+            tokens: self.tokens.clone(),
+        }
+    }
+
+    /// The snapshot as the bytes of a file.
+    ///
+    /// # Errors
+    /// Records whose shapes are not those of their numbers.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let records = self.records();
+        let tokens: Vec<u8> = self.tokens.iter().flat_map(|it| it.to_le_bytes()).collect();
+        let mut checksums: BTreeMap<String, String> = BTreeMap::new();
+        let view = |dtype, shape: &[usize], bytes| {
+            TensorView::new(dtype, shape.to_vec(), bytes).map_err(unreadable)
+        };
+        let shape = [self.tokens.len()];
+        let mut tensors = vec![("tokens".to_owned(), view(Stored::U32, &shape, &tokens)?)];
+        for record in &records {
+            let name = format!("{}.{}", record.tensor, record.layer);
+            checksums.insert(name.clone(), format!("{:016x}", record.checksum));
+            let view = view(stored(record.dtype), &record.shape, &record.bytes)?;
+            tensors.push((name, view));
+        }
+        checksums.insert("note".to_owned(), checksum(&self.note));
+        let latent = self.latents.first().map_or(0, |record| record.latent);
+        let latent = latent.to_string();
+        checksums.insert("latent_width".to_owned(), checksum(&latent));
+        let checksums = serde_json::to_string(&checksums).map_err(SafeTensorError::JsonError);
+        let metadata = [
+            ("format", FORMAT.to_owned()),
+            ("version", SNAPSHOT_VERSION.to_string()),
+            ("model", self.model.to_string()),
+            ("checksums", checksums.map_err(unreadable)?),
+            ("latent_width", latent),
+            ("note", self.note.clone()),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
+        safetensors::serialize(tensors, Some(HashMap::from(metadata))).map_err(unreadable)
+    }
+
+    /// Reads a snapshot, checking that it is whole and that its tensors belong together.
     ///
     /// # Errors
     /// Bytes that are no snapshot, of another version, cut off or damaged.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let mut reader = Reader {
-            rest: bytes,
-            record: 0,
-        };
-        let (header, payload) = reader.next()?;
-        let Content::Tokens { states, latents } = header.content else {
-            return mismatch("first record", "its tokens", kind(&header.content));
-        };
-        let tokens: Vec<u32> = payload
-            .chunks_exact(4)
-            .map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]))
-            .collect();
-        same("number of tokens", header.tokens, tokens.len())?;
+        let (_, header) = header(bytes)?;
+        let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let text = |key: &str| metadata.get(key).map_or("none", String::as_str);
+        if text("format") != FORMAT {
+            let (expected, found) = (FORMAT.to_owned(), text("format").to_owned());
+            return Err(CacheError::NotASnapshot { expected, found });
+        }
+        version(text("version").parse().unwrap_or(0))?;
+        let model = u128::from_str_radix(text("model"), 16).map_or(0, |model| model);
+        let model = Fingerprint(model);
         same(
-            "hash of the tokens",
-            header.tokens_hash.clone(),
-            format!("{:032x}", hash_tokens(&tokens)),
+            "fingerprint of the model",
+            model.to_string(),
+            text("model").to_owned(),
         )?;
-        let model = u128::from_str_radix(&header.model, 16).map(Fingerprint);
-        let Ok(model) = model else {
-            return mismatch("model", "a fingerprint of 32 digits", header.model);
-        };
+        let checksums: HashMap<String, String> =
+            serde_json::from_str(text("checksums")).unwrap_or_default();
+        for key in ["note", "latent_width"] {
+            let expected = checksums.get(key).cloned().unwrap_or_default();
+            same(
+                &format!("checksum of the {key}"),
+                expected,
+                checksum(text(key)),
+            )?;
+        }
+        let latent = text("latent_width").parse().unwrap_or(0);
+        let tokens = file.tensor("tokens").map_err(unreadable)?;
+        same(
+            "dtype of the tokens",
+            format!("{:?}", Stored::U32),
+            format!("{:?}", tokens.dtype()),
+        )?;
+        let tokens = tokens.data().chunks_exact(4);
+        let tokens = tokens.map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]));
         let mut snapshot = Self {
             model,
-            tokens,
+            tokens: tokens.collect(),
             states: Vec::new(),
             latents: Vec::new(),
-            note: String::new(),
+            note: text("note").to_owned(),
         };
-        let total = states.saturating_add(latents).saturating_add(1);
-        for _ in 0..total {
-            let (next, payload) = reader.next()?;
-            same(
-                "model of a record",
-                header.model.clone(),
-                next.model.clone(),
-            )?;
-            same("tokens of a record", header.tokens, next.tokens)?;
-            same(
-                "hash of a record's tokens",
-                header.tokens_hash.clone(),
-                next.tokens_hash.clone(),
-            )?;
-            snapshot.take(next.content, payload, states, latents)?;
+        let id = snapshot.header().id();
+        let reader = Reader {
+            file: &file,
+            checksums,
+            id,
+            end: snapshot.tokens.len(),
+        };
+        while file
+            .tensor(&format!("{}.{}", LayerTensor::State, snapshot.states.len()))
+            .is_ok()
+        {
+            snapshot.states.push(reader.state(snapshot.states.len())?);
         }
-        same("bytes after the last record", 0, reader.rest.len())?;
+        while file
+            .tensor(&format!(
+                "{}.{}",
+                LayerTensor::Latents,
+                snapshot.latents.len()
+            ))
+            .is_ok()
+        {
+            snapshot
+                .latents
+                .push(reader.latents(snapshot.latents.len(), latent)?);
+        }
+        let expected = 1 + 4 * snapshot.states.len() + snapshot.latents.len();
+        same("number of tensors", expected, file.len())?;
         Ok(snapshot)
-    }
-
-    /// Takes the next record, which must be the one that is due.
-    fn take(
-        &mut self,
-        content: Content,
-        payload: &[u8],
-        states: usize,
-        latents: usize,
-    ) -> Result<()> {
-        let floats: Vec<f32> = payload
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
-        match content {
-            Content::State {
-                layer,
-                heads,
-                key_width,
-                value_width,
-                channels,
-                orientation,
-                dtype,
-            } if self.states.len() < states => {
-                same("layer of a state", self.states.len(), layer)?;
-                same("dtype of a state", F32.to_owned(), dtype)?;
-                let len = heads.saturating_mul(key_width).saturating_mul(value_width);
-                if len > floats.len() {
-                    return mismatch("number of elements of a state", len, floats.len());
-                }
-                let (state, conv_state) = floats.split_at(len);
-                let (state, conv_state) = (state.to_vec(), conv_state.to_vec());
-                self.states.push(StateRecord {
-                    orientation,
-                    heads,
-                    key_width,
-                    value_width,
-                    state,
-                    channels,
-                    conv_state,
-                });
-                Ok(())
-            }
-            Content::Latents {
-                layer,
-                latent,
-                rope,
-                dtype,
-            } if self.states.len() == states && self.latents.len() < latents => {
-                same("layer of latents", self.latents.len(), layer)?;
-                self.latents.push(LatentRecord {
-                    latent,
-                    rope,
-                    dtype,
-                    rows: payload.to_vec(),
-                });
-                Ok(())
-            }
-            Content::Note if self.states.len() == states && self.latents.len() == latents => {
-                let Ok(note) = std::str::from_utf8(payload) else {
-                    return mismatch("note", "UTF-8", "other bytes");
-                };
-                self.note = note.to_owned();
-                Ok(())
-            }
-            other => mismatch("order of records", "states, latents, note", kind(&other)),
-        }
     }
 
     /// Writes the snapshot to a file: under another name first, so that the file is whole or not there.
     ///
     /// # Errors
-    /// What the system refuses.
+    /// What the system refuses, and those of [`Snapshot::to_bytes`].
     pub fn save(&self, path: &Path) -> Result<()> {
         let failed = |source| CacheError::File {
             path: path.to_owned(),
@@ -401,9 +305,10 @@ impl Snapshot {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = std::path::PathBuf::from(partial);
+        let bytes = self.to_bytes()?;
         let write = || -> std::io::Result<()> {
             let mut file = std::fs::File::create(&partial)?;
-            file.write_all(&self.to_bytes())?;
+            file.write_all(&bytes)?;
             file.sync_all()?;
             std::fs::rename(&partial, path)
         };
@@ -431,99 +336,168 @@ impl Snapshot {
     }
 }
 
-fn kind(content: &Content) -> &'static str {
-    match content {
-        Content::Tokens { .. } => "tokens",
-        Content::State { .. } => "a state",
-        Content::Latents { .. } => "latents",
-        Content::Note => "a note",
+/// A KDA layer's shape, as its record has it.
+fn layout(record: &StateRecord) -> StateLayout {
+    let (k, v) = (record.key_width.max(1), record.value_width);
+    StateLayout {
+        layers: 1,
+        key_heads: record.channels.saturating_sub(record.heads * v) / (2 * k),
+        value_heads: record.heads,
+        key_width: record.key_width,
+        value_width: v,
+        taps: record.conv_state.len() / record.channels.max(1) + 1,
+        slots: 1,
     }
 }
 
-fn write_record(bytes: &mut Vec<u8>, header: &Header, payload: &[u8]) {
-    let start = bytes.len();
-    // A header is numbers and short texts: it always has a JSON form.
-    let header = serde_json::to_vec(header).unwrap_or_default();
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
-    bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(&(payload.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(&header);
-    bytes.extend_from_slice(payload);
-    let checksum = xxh3_64(&bytes[start..]);
-    bytes.extend_from_slice(&checksum.to_le_bytes());
+fn stored(dtype: Dtype) -> Stored {
+    match dtype {
+        Dtype::Bf16 => Stored::BF16,
+        Dtype::F16 => Stored::F16,
+        Dtype::F32 => Stored::F32,
+    }
 }
 
+fn checksum(text: &str) -> String {
+    format!("{:016x}", xxh3_64(text.as_bytes()))
+}
+
+fn unreadable(source: SafeTensorError) -> CacheError {
+    CacheError::Unreadable { source }
+}
+
+fn version(found: u32) -> Result<()> {
+    if found == SNAPSHOT_VERSION {
+        return Ok(());
+    }
+    let expected = SNAPSHOT_VERSION;
+    Err(CacheError::Version { expected, found })
+}
+
+/// The header of a file, which has the length that the header says.
+fn header(bytes: &[u8]) -> Result<(usize, Metadata)> {
+    let word = |at: usize| bytes.get(at..at + 8).and_then(|it| it.try_into().ok());
+    if bytes.starts_with(MAGIC_1) {
+        version(word(8).map_or(1, |word| u64::from_le_bytes(word) as u32))?;
+    }
+    let length = word(0).map_or(0, u64::from_le_bytes);
+    if length > MOST_HEADER {
+        let begins = &bytes[..bytes.len().min(16)];
+        return Err(CacheError::NotASnapshot {
+            expected: FORMAT.to_owned(),
+            found: String::from_utf8_lossy(begins).into_owned(),
+        });
+    }
+    let cut_off = |expected: u64| CacheError::Length {
+        expected,
+        found: bytes.len() as u64,
+    };
+    let start = 8 + length as usize;
+    let header = bytes.get(8..start).filter(|header| !header.is_empty());
+    let header = header.ok_or_else(|| cut_off(8 + length.max(1)))?;
+    let metadata: Metadata = serde_json::from_slice(header)
+        .map_err(SafeTensorError::InvalidHeaderDeserialization)
+        .map_err(unreadable)?;
+    let expected = (start + metadata.data_len()) as u64;
+    if expected != bytes.len() as u64 {
+        return Err(cut_off(expected));
+    }
+    Ok((start, metadata))
+}
+
+/// Reads layers out of a file.
 struct Reader<'a> {
-    rest: &'a [u8],
-    record: usize,
+    file: &'a SafeTensors<'a>,
+    checksums: HashMap<String, String>,
+    id: u128,
+    /// Tokens that are through.
+    end: usize,
 }
 
-impl<'a> Reader<'a> {
-    /// The next record, whole and undamaged.
-    fn next(&mut self) -> Result<(Header, &'a [u8])> {
-        let (bytes, record) = (self.rest, self.record);
-        let truncated = |expected: u64| CacheError::Truncated {
-            record,
-            expected,
-            found: bytes.len() as u64,
-        };
-        let prelude = bytes
-            .get(..PRELUDE)
-            .ok_or_else(|| truncated(PRELUDE as u64))?;
-        if &prelude[..8] != MAGIC {
-            let show = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            let (expected, found) = (show(MAGIC), show(&prelude[..8]));
-            return Err(CacheError::NotASnapshot {
-                record,
-                expected,
-                found,
-            });
-        }
-        let number = |at: usize| {
-            u32::from_le_bytes([
-                prelude[at],
-                prelude[at + 1],
-                prelude[at + 2],
-                prelude[at + 3],
-            ])
-        };
-        let version = number(8);
-        if version != SNAPSHOT_VERSION {
-            return Err(CacheError::Version {
-                record,
-                expected: SNAPSHOT_VERSION,
-                found: version,
-            });
-        }
-        let header_len = u64::from(number(12));
-        let payload_len = u64::from(number(16)) | u64::from(number(20)) << 32;
-        let body = header_len
-            .saturating_add(payload_len)
-            .saturating_add(PRELUDE as u64);
-        let whole = body.saturating_add(CHECKSUM as u64);
-        if whole > bytes.len() as u64 {
-            return Err(truncated(whole));
-        }
-        let (body, header_end) = (body as usize, PRELUDE + header_len as usize);
-        let mut expected = [0; CHECKSUM];
-        expected.copy_from_slice(&bytes[body..body + CHECKSUM]);
-        let (expected, found) = (u64::from_le_bytes(expected), xxh3_64(&bytes[..body]));
-        if expected != found {
-            return Err(CacheError::Checksum {
-                record,
-                expected,
-                found,
-            });
-        }
-        let header = serde_json::from_slice(&bytes[PRELUDE..header_end]).map_err(|error| {
-            CacheError::Header {
-                record,
-                reason: error.to_string(),
+impl Reader<'_> {
+    /// A tensor of so many heads, checked.
+    fn record(
+        &self,
+        tensor: LayerTensor,
+        layer: usize,
+        heads: impl Fn(&[usize]) -> usize,
+    ) -> Result<LayerRecord> {
+        let name = format!("{tensor}.{layer}");
+        let view = self.file.tensor(&name).map_err(unreadable)?;
+        let dtype = match view.dtype() {
+            Stored::BF16 => Dtype::Bf16,
+            Stored::F16 => Dtype::F16,
+            Stored::F32 => Dtype::F32,
+            other => {
+                let what = format!("dtype of {name}");
+                return mismatch(what, "bf16, f16 or f32", format!("{other:?}"));
             }
+        };
+        let expected = self.checksums.get(&name).map_or("none", String::as_str);
+        let record = LayerRecord {
+            id: self.id,
+            tensor,
+            layer,
+            heads: 0..heads(view.shape()),
+            positions: 0..self.end,
+            dtype,
+            shape: view.shape().to_vec(),
+            bytes: view.data().to_vec(),
+            checksum: u64::from_str_radix(expected, 16).unwrap_or(0),
+        };
+        record.check(self.id)?;
+        same(
+            &format!("checksum of {name}"),
+            format!("{:016x}", record.checksum),
+            expected.to_owned(),
+        )?;
+        Ok(record)
+    }
+
+    fn state(&self, layer: usize) -> Result<StateRecord> {
+        let rank = |shape: &[usize], rank: usize| {
+            same(
+                &format!("dimensions of a tensor of layer {layer}"),
+                rank,
+                shape.len(),
+            )
+        };
+        let state = self.record(LayerTensor::State, layer, |shape| {
+            shape.first().map_or(0, |it| *it)
         })?;
-        self.rest = &bytes[body + CHECKSUM..];
-        self.record += 1;
-        Ok((header, &bytes[header_end..body]))
+        rank(&state.shape, 3)?;
+        let (k, v) = (state.shape[1].max(1), state.shape[2].max(1));
+        let (mut channels, mut conv_state) = (0, Vec::new());
+        for (tensor, width) in [
+            (LayerTensor::ConvQuery, k),
+            (LayerTensor::ConvKey, k),
+            (LayerTensor::ConvValue, v),
+        ] {
+            let heads = |shape: &[usize]| shape.first().map_or(0, |rows| rows / width);
+            let record = self.record(tensor, layer, heads)?;
+            rank(&record.shape, 2)?;
+            channels += record.shape[0];
+            conv_state.extend(record.dtype.decode(&record.bytes));
+        }
+        Ok(StateRecord {
+            orientation: Orientation::KeyValue,
+            heads: state.shape[0],
+            key_width: state.shape[1],
+            value_width: state.shape[2],
+            state: state.dtype.decode(&state.bytes),
+            channels,
+            conv_state,
+        })
+    }
+
+    fn latents(&self, layer: usize, latent: usize) -> Result<LatentRecord> {
+        let record = self.record(LayerTensor::Latents, layer, |_| 1)?;
+        let width = record.shape.last().map_or(0, |width| *width);
+        Ok(LatentRecord {
+            latent,
+            rope: width.saturating_sub(latent),
+            dtype: record.dtype,
+            rows: record.bytes,
+        })
     }
 }

@@ -1,27 +1,27 @@
-//! Tokens with the keys of their blocks: hashed once, as they come.
+//! Tokens with the hashes of their blocks: hashed once, as they come.
 
 use std::ops::Deref;
 
-use super::meaning::Key;
+use super::block_hash::BlockHash;
 
 /// A sequence's tokens, and the key of each whole block of them.
 #[derive(Clone, Debug)]
 pub struct HashedTokens {
     tokens: Vec<u32>,
-    root: Key,
+    root: BlockHash,
     /// One a whole block.
-    keys: Vec<Key>,
+    hashes: Vec<BlockHash>,
     block_tokens: usize,
 }
 
 impl HashedTokens {
     /// Hashes `tokens`, in blocks of `block_tokens`.
     #[must_use]
-    pub fn new(root: Key, block_tokens: usize, tokens: &[u32]) -> Self {
+    pub fn new(root: BlockHash, block_tokens: usize, tokens: &[u32]) -> Self {
         let mut hashed = Self {
             tokens: tokens.to_vec(),
             root,
-            keys: Vec::with_capacity(tokens.len() / block_tokens),
+            hashes: Vec::with_capacity(tokens.len() / block_tokens),
             block_tokens,
         };
         hashed.hash();
@@ -34,12 +34,12 @@ impl HashedTokens {
         self.hash();
     }
 
-    /// The keys of blocks that have become whole.
+    /// The hashes of blocks that have become whole.
     fn hash(&mut self) {
-        let done = self.keys.len() * self.block_tokens;
+        let done = self.hashes.len() * self.block_tokens;
         for block in self.tokens[done..].chunks_exact(self.block_tokens) {
-            let parent = self.keys.last().copied().unwrap_or(self.root);
-            self.keys.push(parent.then(block));
+            let parent = self.hashes.last().copied().unwrap_or(self.root);
+            self.hashes.push(parent.then(block));
         }
     }
 
@@ -48,7 +48,7 @@ impl HashedTokens {
     pub fn prefix(&self, end: usize) -> Prefix<'_> {
         Prefix {
             tokens: &self.tokens[..end],
-            keys: &self.keys[..end / self.block_tokens],
+            hashes: &self.hashes[..end / self.block_tokens],
         }
     }
 
@@ -73,7 +73,7 @@ pub struct Prefix<'a> {
     /// The tokens.
     pub tokens: &'a [u32],
     /// One a whole block.
-    pub keys: &'a [Key],
+    pub hashes: &'a [BlockHash],
 }
 
 #[cfg(test)]
@@ -102,14 +102,17 @@ mod tests {
             blocks: 1,
             dtype: Dtype::F32,
         };
-        let root = Key::root(Fingerprint(1), &states, &latents);
+        let root = BlockHash::root(Fingerprint(1), &states, &latents);
         let tokens: Vec<u32> = (0..23).collect();
         let whole = HashedTokens::new(root, 4, &tokens);
         let mut grown = HashedTokens::new(root, 4, &tokens[..6]);
         tokens[6..].iter().for_each(|token| grown.push(*token));
-        assert_eq!(grown.keys, whole.keys);
-        assert_eq!(whole.keys.len(), 5);
-        assert_eq!(whole.keys[1], root.then(&[0, 1, 2, 3]).then(&[4, 5, 6, 7]));
-        assert_eq!(whole.prefix(11).keys, &whole.keys[..2]);
+        assert_eq!(grown.hashes, whole.hashes);
+        assert_eq!(whole.hashes.len(), 5);
+        assert_eq!(
+            whole.hashes[1],
+            root.then(&[0, 1, 2, 3]).then(&[4, 5, 6, 7])
+        );
+        assert_eq!(whole.prefix(11).hashes, &whole.hashes[..2]);
     }
 }

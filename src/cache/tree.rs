@@ -10,191 +10,21 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::meaning::Key;
-use super::pool::{Counted, Place, PoolRef};
-use super::saved::{SavedRows, SavedState};
+use super::block_hash::BlockHash;
+use super::node::{
+    Checkpoint, CheckpointId, Node, Nodes, Residency, RowsId, RowsOrder, RowsResidency, StateOrder,
+    StateResidency, find, on_host, rows_order, visit,
+};
+use super::pool::RefCountedPool;
+use super::saved::SavedState;
 use super::tokens::Prefix;
 use super::victims::Victims;
 use crate::backend::{Block, Slot};
 
-/// Something kept on the device or in host memory.
-#[derive(Clone, Debug)]
-pub enum Held<T: Place, S> {
-    /// In a place of a pool.
-    Device(PoolRef<T>),
-    /// In host memory.
-    Host(Arc<S>),
-}
-
-impl<T: Place, S> Held<T, S> {
-    /// The place on the device, if it is there.
-    pub fn device(&self) -> Option<&PoolRef<T>> {
-        match self {
-            Self::Device(place) => Some(place),
-            Self::Host(_) => None,
-        }
-    }
-
-    /// The copy in host memory, if it is there.
-    pub fn host(&self) -> Option<Arc<S>> {
-        match self {
-            Self::Device(_) => None,
-            Self::Host(saved) => Some(Arc::clone(saved)),
-        }
-    }
-
-    /// The same, held by the tree.
-    fn cached(&self) -> Self {
-        match self {
-            Self::Device(place) => Self::Device(place.cached()),
-            Self::Host(saved) => Self::Host(Arc::clone(saved)),
-        }
-    }
-}
-
-/// The rows of a block.
-pub type HeldRows = Held<Block, SavedRows>;
-
-/// The state at one token.
-pub type HeldState = Held<Slot, SavedState>;
-
-/// A state that a sequence can be taken up from.
-#[derive(Debug)]
-pub(super) struct Checkpoint {
-    /// A number that is never used again.
-    id: u64,
-    /// The tokens after its node's block, fewer than a block.
-    pub(super) partial: Box<[u32]>,
-    /// Their latents; `None` where there are none.
-    pub(super) rows: Option<HeldRows>,
-    /// The KDA states.
-    pub(super) state: HeldState,
-    cost: u64,
-    priority: u64,
-    /// When it was used last, among all uses.
-    used: u64,
-}
-
-impl Checkpoint {
-    /// The checkpoint of least priority goes first, and of equal ones that used longest ago.
-    fn order(&self) -> StateOrder {
-        (self.priority, self.used)
-    }
-}
-
-/// In which order states go: by the checkpoint's priority and its last use.
-type StateOrder = (u64, u64);
-
-/// In which order rows go: a block is worth what the dearest checkpoint at or below it is, of equal ones the deepest goes
-/// first, and a checkpoint's partial block before any whole one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct RowsOrder {
-    worth: u64,
-    /// Of a whole block: tokens up to its end.
-    whole: Option<usize>,
-    /// Tokens up to the end of the node.
-    end: usize,
-}
-
-impl Ord for RowsOrder {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        visit();
-        let key = |order: &Self| {
-            let depth = order.whole.map_or(0, |end| usize::MAX - end);
-            (order.worth, depth, std::cmp::Reverse(order.end))
-        };
-        key(self).cmp(&key(other))
-    }
-}
-
-impl PartialOrd for RowsOrder {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-/// One block of tokens after those of its parent.
-#[derive(Debug, Default)]
-pub(super) struct Node {
-    parent: Option<Key>,
-    /// Tokens up to its end.
-    end: usize,
-    tokens: Box<[u32]>,
-    /// Their latents; `None` at the root.
-    pub(super) rows: Option<HeldRows>,
-    /// With the worth of each.
-    children: BTreeSet<(u64, Key)>,
-    checkpoints: Vec<Checkpoint>,
-    /// The highest priority of a checkpoint at or below it.
-    worth: u64,
-}
-
-impl Node {
-    fn order(&self) -> RowsOrder {
-        let (worth, end) = (self.worth, self.end);
-        RowsOrder {
-            worth,
-            whole: Some(end),
-            end,
-        }
-    }
-
-    fn partial_order(&self, checkpoint: &Checkpoint) -> RowsOrder {
-        RowsOrder {
-            worth: checkpoint.priority,
-            whole: None,
-            end: self.end,
-        }
-    }
-
-    fn checkpoint(&self, id: u64) -> Option<&Checkpoint> {
-        self.checkpoints.iter().find(|other| other.id == id)
-    }
-}
-
-/// Where a checkpoint hangs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct CheckpointId {
-    /// The node.
-    pub(super) node: Key,
-    /// The checkpoint's number.
-    id: u64,
-}
-
-/// Rows that can be moved off the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum RowsId {
-    /// Those of a node's whole block.
-    Node(Key),
-    /// Those of a checkpoint's partial block.
-    Partial(CheckpointId),
-}
-
-type Nodes = HashMap<Key, Node>;
-
-fn find(nodes: &Nodes, at: CheckpointId) -> Option<&Checkpoint> {
-    nodes.get(&at.node)?.checkpoint(at.id)
-}
-
-fn rows_order(nodes: &Nodes, at: RowsId) -> Option<RowsOrder> {
-    match at {
-        RowsId::Node(key) => nodes.get(&key).map(Node::order),
-        RowsId::Partial(at) => {
-            let node = nodes.get(&at.node)?;
-            Some(node.partial_order(node.checkpoint(at.id)?))
-        }
-    }
-}
-
-/// Whether these are in host memory.
-fn on_host(rows: Option<&HeldRows>) -> bool {
-    matches!(rows, Some(Held::Host(_)))
-}
-
 /// The tree.
 #[derive(Debug)]
 pub(super) struct PrefixTree {
-    root: Key,
+    root: BlockHash,
     block_tokens: usize,
     nodes: Nodes,
     next: u64,
@@ -212,7 +42,7 @@ pub(super) struct PrefixTree {
 impl PrefixTree {
     /// An empty tree for blocks of so many tokens; `root` says what its bytes mean.
     #[must_use]
-    pub(super) fn new(root: Key, block_tokens: usize) -> Self {
+    pub(super) fn new(root: BlockHash, block_tokens: usize) -> Self {
         Self {
             root,
             block_tokens,
@@ -239,15 +69,15 @@ impl PrefixTree {
     }
 
     /// The key that all sequences begin with.
-    pub(super) fn root(&self) -> Key {
+    pub(super) fn root(&self) -> BlockHash {
         self.root
     }
 
     /// The nodes that match a prefix, the root first.
-    fn path(&self, prefix: Prefix<'_>) -> Vec<Key> {
+    fn path(&self, prefix: Prefix<'_>) -> Vec<BlockHash> {
         let mut path = vec![self.root];
         let blocks = prefix.tokens.chunks_exact(self.block_tokens);
-        for (block, key) in blocks.zip(prefix.keys) {
+        for (block, key) in blocks.zip(prefix.hashes) {
             match self.nodes.get(key) {
                 // Tokens are compared too, so that no collision of hashes can pass for a hit.
                 Some(node) if *node.tokens == *block => path.push(*key),
@@ -307,32 +137,32 @@ impl PrefixTree {
         }
         if let Some(rows) = rows {
             let renewed = RowsOrder {
-                worth: to.0,
+                priority: to.0,
                 ..rows
             };
             self.rows.reorder(RowsId::Partial(at), rows, renewed);
         }
-        self.reckon(at.node);
+        self.update_priority(at.node);
     }
 
-    /// Reckons a node's worth again after a change at it, and those of the nodes before it as far as that changes them.
-    fn reckon(&mut self, mut key: Key) {
+    /// Computes a node's priority again after a change at it, and those of the nodes before it as far as that changes them.
+    fn update_priority(&mut self, mut key: BlockHash) {
         while let Some(node) = self.nodes.get_mut(&key) {
             visit();
             let own = node.checkpoints.iter().map(|other| other.priority);
             let below = node.children.last().map(|child| child.0);
-            let worth = own.chain(below).max().unwrap_or(0);
-            if worth == node.worth {
+            let priority = own.chain(below).max().unwrap_or(0);
+            if priority == node.priority {
                 return;
             }
-            let (from, before) = (node.order(), node.worth);
-            node.worth = worth;
+            let (from, before) = (node.order(), node.priority);
+            node.priority = priority;
             let (to, parent) = (node.order(), node.parent);
             self.rows.reorder(RowsId::Node(key), from, to);
             let Some(parent) = parent else { return };
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children.remove(&(before, key));
-                above.children.insert((worth, key));
+                above.children.insert((priority, key));
             }
             key = parent;
         }
@@ -340,7 +170,7 @@ impl PrefixTree {
 
     /// The latents of each whole block up to the end of a node.
     #[must_use]
-    pub(super) fn rows_to(&self, key: Key) -> Vec<HeldRows> {
+    pub(super) fn rows_to(&self, key: BlockHash) -> Vec<RowsResidency> {
         let mut rows = Vec::new();
         let mut at = self.nodes.get(&key);
         while let Some(node) = at {
@@ -358,8 +188,8 @@ impl PrefixTree {
     pub(super) fn insert(
         &mut self,
         prefix: Prefix<'_>,
-        rows: &[HeldRows],
-        state: &HeldState,
+        rows: &[RowsResidency],
+        state: &StateResidency,
     ) -> bool {
         let tokens = prefix.tokens;
         let full = tokens.len() / self.block_tokens;
@@ -371,9 +201,9 @@ impl PrefixTree {
             }
             cost -= position;
         }
-        let mut needs_host = matches!(state, Held::Host(_));
+        let mut needs_host = matches!(state, Residency::Host(_));
         for (i, block) in tokens.chunks_exact(self.block_tokens).enumerate() {
-            let (parent, child) = (key, prefix.keys[i]);
+            let (parent, child) = (key, prefix.hashes[i]);
             match self.nodes.get(&child) {
                 // Two blocks with one 128-bit hash: the second is not kept.
                 Some(node) if *node.tokens != *block => return false,
@@ -396,7 +226,7 @@ impl PrefixTree {
         let checkpoint = Checkpoint {
             id: self.next,
             partial,
-            rows: rows.map(Held::cached),
+            rows: rows.map(Residency::cached),
             state: state.cached(),
             cost,
             priority: self.floor + cost,
@@ -415,11 +245,17 @@ impl PrefixTree {
         }
         self.take_state(at);
         self.take_rows(RowsId::Partial(at));
-        self.reckon(key);
+        self.update_priority(key);
         true
     }
 
-    fn insert_node(&mut self, parent: Key, key: Key, block: &[u32], rows: &HeldRows) {
+    fn insert_node(
+        &mut self,
+        parent: BlockHash,
+        key: BlockHash,
+        block: &[u32],
+        rows: &RowsResidency,
+    ) {
         let Some(above) = self.nodes.get_mut(&parent) else {
             return;
         };
@@ -438,17 +274,17 @@ impl PrefixTree {
     /// Takes a checkpoint's state up where it is now.
     fn take_state(&mut self, at: CheckpointId) {
         match find(&self.nodes, at).map(|checkpoint| (&checkpoint.state, checkpoint.order())) {
-            Some((Held::Device(slot), order)) => self.states.insert(slot, at, order),
-            Some((Held::Host(saved), _)) => self.host_bytes += saved.bytes(),
+            Some((Residency::Device(slot), order)) => self.states.insert(slot, at, order),
+            Some((Residency::Host(saved), _)) => self.host_bytes += saved.bytes(),
             None => {}
         }
     }
 
     /// It is there no longer.
-    fn leave_state(&mut self, at: CheckpointId, state: &HeldState, order: StateOrder) {
+    fn leave_state(&mut self, at: CheckpointId, state: &StateResidency, order: StateOrder) {
         match state {
-            Held::Device(slot) => self.states.remove(slot.get(), at, order),
-            Held::Host(saved) => self.host_bytes -= saved.bytes(),
+            Residency::Device(slot) => self.states.remove(slot.get(), at, order),
+            Residency::Host(saved) => self.host_bytes -= saved.bytes(),
         }
     }
 
@@ -456,20 +292,20 @@ impl PrefixTree {
     fn take_rows(&mut self, at: RowsId) {
         let order = rows_order(&self.nodes, at);
         match (self.rows(at), order) {
-            (Some((Held::Device(block), _)), Some(order)) => {
+            (Some((Residency::Device(block), _)), Some(order)) => {
                 let block = block.clone();
                 self.rows.insert(&block, at, order);
             }
-            (Some((Held::Host(saved), _)), _) => self.host_bytes += saved.bytes(),
+            (Some((Residency::Host(saved), _)), _) => self.host_bytes += saved.bytes(),
             _ => {}
         }
     }
 
     /// They are there no longer.
-    fn leave_rows(&mut self, at: RowsId, rows: &HeldRows, order: RowsOrder) {
+    fn leave_rows(&mut self, at: RowsId, rows: &RowsResidency, order: RowsOrder) {
         match rows {
-            Held::Device(block) => self.rows.remove(block.get(), at, order),
-            Held::Host(saved) => self.host_bytes -= saved.bytes(),
+            Residency::Device(block) => self.rows.remove(block.get(), at, order),
+            Residency::Host(saved) => self.host_bytes -= saved.bytes(),
         }
     }
 
@@ -478,7 +314,7 @@ impl PrefixTree {
         let Some(checkpoint) = self.checkpoint_mut(at) else {
             return;
         };
-        let state = std::mem::replace(&mut checkpoint.state, Held::Host(Arc::new(saved)));
+        let state = std::mem::replace(&mut checkpoint.state, Residency::Host(Arc::new(saved)));
         let order = checkpoint.order();
         self.floor = self.floor.max(order.0);
         self.leave_state(at, &state, order);
@@ -487,7 +323,7 @@ impl PrefixTree {
     }
 
     /// Puts rows elsewhere.
-    pub(super) fn move_rows(&mut self, at: RowsId, to: &HeldRows) {
+    pub(super) fn move_rows(&mut self, at: RowsId, to: &RowsResidency) {
         let Some(order) = rows_order(&self.nodes, at) else {
             return;
         };
@@ -500,9 +336,9 @@ impl PrefixTree {
         self.leave_rows(at, &from, order);
         self.take_rows(at);
         match (at, to) {
-            (_, Held::Device(_)) => {}
-            (RowsId::Node(key), Held::Host(_)) => self.needs_host_below(key),
-            (RowsId::Partial(at), Held::Host(_)) => {
+            (_, Residency::Device(_)) => {}
+            (RowsId::Node(key), Residency::Host(_)) => self.needs_host_below(key),
+            (RowsId::Partial(at), Residency::Host(_)) => {
                 let order = find(&self.nodes, at).map(Checkpoint::order);
                 self.host.extend(order.map(|order| (order, at)));
             }
@@ -510,7 +346,7 @@ impl PrefixTree {
     }
 
     /// Every checkpoint at or below a node needs host memory now. Below a child in host memory all do so already.
-    fn needs_host_below(&mut self, key: Key) {
+    fn needs_host_below(&mut self, key: BlockHash) {
         let mut open = vec![key];
         while let Some(key) = open.pop() {
             let Some(node) = self.nodes.get(&key) else {
@@ -533,7 +369,7 @@ impl PrefixTree {
 
     /// The rows and their number of tokens.
     #[must_use]
-    pub(super) fn rows(&self, at: RowsId) -> Option<(&HeldRows, usize)> {
+    pub(super) fn rows(&self, at: RowsId) -> Option<(&RowsResidency, usize)> {
         match at {
             RowsId::Node(key) => Some((self.nodes.get(&key)?.rows.as_ref()?, self.block_tokens)),
             RowsId::Partial(at) => {
@@ -572,26 +408,26 @@ impl PrefixTree {
                     self.leave_rows(RowsId::Node(key), rows, node.order());
                 }
                 if let Some(above) = self.nodes.get_mut(&parent) {
-                    above.children.remove(&(node.worth, key));
+                    above.children.remove(&(node.priority, key));
                 }
             }
             key = parent;
         }
-        self.reckon(key);
+        self.update_priority(key);
     }
 
     /// Takes all checkpoints away.
     pub(super) fn clear(&mut self) {
-        let worth = self.nodes.get(&self.root).map_or(0, |root| root.worth);
+        let priority = self.nodes.get(&self.root).map_or(0, |root| root.priority);
         *self = Self {
             next: self.next,
-            floor: self.floor.max(worth),
+            floor: self.floor.max(priority),
             ..Self::new(self.root, self.block_tokens)
         };
     }
 
     /// Brings the order of victims up to date with who holds what.
-    fn settle(&mut self, slots: &Counted<Slot>, blocks: &Counted<Block>) {
+    fn settle(&mut self, slots: &RefCountedPool<Slot>, blocks: &RefCountedPool<Block>) {
         let nodes = &self.nodes;
         for (slot, idle) in slots.take_changed() {
             let order = |at| find(nodes, at).map(Checkpoint::order);
@@ -605,10 +441,10 @@ impl PrefixTree {
 
     /// The checkpoint of least priority among those whose slot nobody else holds; of equal ones that used longest ago.
     #[must_use]
-    pub(super) fn least_state(
+    pub(super) fn state_victim(
         &mut self,
-        slots: &Counted<Slot>,
-        blocks: &Counted<Block>,
+        slots: &RefCountedPool<Slot>,
+        blocks: &RefCountedPool<Block>,
     ) -> Option<CheckpointId> {
         self.settle(slots, blocks);
         self.states.first()
@@ -616,10 +452,10 @@ impl PrefixTree {
 
     /// The rows on the device that are needed least among those whose block nobody else holds ([`RowsOrder`]).
     #[must_use]
-    pub(super) fn least_rows(
+    pub(super) fn rows_victim(
         &mut self,
-        slots: &Counted<Slot>,
-        blocks: &Counted<Block>,
+        slots: &RefCountedPool<Slot>,
+        blocks: &RefCountedPool<Block>,
     ) -> Option<RowsId> {
         self.settle(slots, blocks);
         self.rows.first()
@@ -627,7 +463,7 @@ impl PrefixTree {
 
     /// The checkpoint of least priority among those that need host memory.
     #[must_use]
-    pub(super) fn least_host(&mut self) -> Option<CheckpointId> {
+    pub(super) fn host_victim(&mut self) -> Option<CheckpointId> {
         while let Some(first) = self.host.first().copied() {
             if self.needs_host(first.1) {
                 return Some(first.1);
@@ -642,7 +478,7 @@ impl PrefixTree {
         let Some(checkpoint) = self.checkpoint(at) else {
             return false;
         };
-        if matches!(checkpoint.state, Held::Host(_)) || on_host(checkpoint.rows.as_ref()) {
+        if matches!(checkpoint.state, Residency::Host(_)) || on_host(checkpoint.rows.as_ref()) {
             return true;
         }
         let mut node = self.nodes.get(&at.node);
@@ -658,7 +494,7 @@ impl PrefixTree {
 
     /// The checkpoint of least priority at or below a node.
     #[must_use]
-    pub(super) fn least_below(&self, key: Key) -> Option<CheckpointId> {
+    pub(super) fn victim_below(&self, key: BlockHash) -> Option<CheckpointId> {
         let (mut best, mut open) = (None, vec![key]);
         while let Some(key) = open.pop() {
             visit();
@@ -677,14 +513,5 @@ impl PrefixTree {
     }
 }
 
-#[cfg(not(test))]
-fn visit() {}
-
-/// Counts a comparison in the order of rows, or a node or checkpoint that is looked at.
 #[cfg(test)]
-fn visit() {
-    tests::VISITS.with(|visits| visits.set(visits.get() + 1));
-}
-
-#[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::pool::{Place, PoolRef};
+use super::pool::{PoolIndex, PoolRef};
 
 /// The contents of one pool that the tree keeps, by their place. Those whose place nobody else holds are ordered by `O`.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl<T, I, O> Default for Victims<T, I, O> {
     }
 }
 
-impl<T: Place, I: Copy + Ord, O: Ord> Victims<T, I, O> {
+impl<T: PoolIndex, I: Copy + Ord, O: Ord> Victims<T, I, O> {
     /// Takes up what is kept in `held`.
     pub(super) fn insert(&mut self, held: &PoolRef<T>, id: I, order: O) {
         self.kept.entry(held.get()).or_default().push(id);

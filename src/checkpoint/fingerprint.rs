@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 const SAMPLE: usize = 256;
 
 /// Which model, as far as states and latents depend on it: the same on every backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Fingerprint(pub u128);
 
 impl std::fmt::Display for Fingerprint {

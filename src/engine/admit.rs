@@ -36,10 +36,10 @@ impl Engine {
                 };
                 match self.place(&mut sequence, true).await {
                     Ok(true) => self.running.push(sequence),
-                    placed => {
+                    allocation => {
                         let tokens = sequence.tokens.len();
                         let not_placed = |_| Error::from(EngineError::DoesNotFit { tokens });
-                        let error = placed.map_or_else(|error| error, not_placed);
+                        let error = allocation.map_or_else(|error| error, not_placed);
                         let id = sequence.id;
                         self.waiting.push_front(sequence);
                         self.refuse(vec![id], error)?;
@@ -57,7 +57,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The sequence that has generated most since it was placed, if it has had its share.
+    /// The sequence that has generated most since it was allocation, if it has had its share.
     fn longest(&self) -> Option<usize> {
         let longest =
             (0..self.running.len()).max_by_key(|place| self.running[*place].served_tokens)?;
@@ -72,31 +72,31 @@ impl Engine {
         if fresh && sequence.request.looks_up() {
             while let Some(hit) = self.cache.lookup(prompt) {
                 // Between finding and holding it may have gone: the next deepest is looked for then.
-                if let Some(lease) = self
+                if let Some(prefix) = self
                     .cache
                     .acquire(&mut pools(&mut self.model), &hit)
                     .await?
                 {
-                    sequence.position = lease.position;
-                    sequence.lease = lease;
+                    sequence.position = prefix.position;
+                    sequence.prefix = prefix;
                     break;
                 }
             }
         }
         if alone {
             self.cache
-                .to_host(&mut pools(&mut self.model), &mut sequence.lease)
+                .to_host(&mut pools(&mut self.model), &mut sequence.prefix)
                 .await?;
         }
         let blocks = sequence
             .tokens
             .len()
             .div_ceil(self.model.limits().block_tokens);
-        let placed = self
+        let allocation = self
             .cache
-            .place(&mut pools(&mut self.model), &mut sequence.lease, blocks)
+            .place(&mut pools(&mut self.model), &mut sequence.prefix, blocks)
             .await?;
-        if placed.is_none() && fresh {
+        if allocation.is_none() && fresh {
             // It holds nothing while it waits.
             sequence.release();
             sequence.position = 0;
@@ -104,15 +104,17 @@ impl Engine {
             sequence.cached = sequence.position;
         }
         sequence.served_tokens = 0;
-        sequence.placed = placed;
-        Ok(sequence.placed.is_some())
+        sequence.allocation = allocation;
+        Ok(sequence.allocation.is_some())
     }
 
+    /// Takes what those that wait hold off the device, and what is held for streams of caches.
     async fn waiting_to_host(&mut self) -> Result<(), Error> {
+        self.exports.offload(&mut self.model);
         let mut refused = Vec::new();
         for sequence in &mut self.waiting {
             let mut pools = pools(&mut self.model);
-            let moved = self.cache.to_host(&mut pools, &mut sequence.lease).await;
+            let moved = self.cache.to_host(&mut pools, &mut sequence.prefix).await;
             refused.extend(moved.err().map(|error| (sequence.id, error)));
         }
         let mut refused = refused.into_iter();
@@ -127,7 +129,7 @@ impl Engine {
             let mut pools = pools(&mut self.model);
             parked = self
                 .cache
-                .to_host(&mut pools, &mut sequence.lease)
+                .to_host(&mut pools, &mut sequence.prefix)
                 .await
                 .map_err(Error::from);
         }
@@ -142,9 +144,9 @@ impl Engine {
         let block_tokens = self.model.limits().block_tokens;
         let needed = (self.running[place].position + 1).div_ceil(block_tokens);
         let has = self.running[place]
-            .placed
+            .allocation
             .as_ref()
-            .map_or(0, |placed| placed.blocks.len());
+            .map_or(0, |allocation| allocation.blocks.len());
         if has >= needed {
             return Ok(Grown::Ready);
         }
@@ -158,8 +160,8 @@ impl Engine {
                 }
             };
             if let Some(mut fresh) = fresh {
-                if let Some(placed) = &mut self.running[place].placed {
-                    placed.blocks.append(&mut fresh);
+                if let Some(allocation) = &mut self.running[place].allocation {
+                    allocation.blocks.append(&mut fresh);
                 }
                 return Ok(Grown::Ready);
             }
@@ -171,10 +173,9 @@ impl Engine {
                 self.preempt(last).await?;
                 return Ok(Grown::Again);
             }
-            if self
-                .waiting
-                .iter()
-                .all(|sequence| !sequence.lease.is_on_device())
+            let mut waiting = self.waiting.iter();
+            if !waiting.any(|sequence| sequence.prefix.is_on_device())
+                && !self.exports.is_on_device()
             {
                 return Ok(Grown::Never);
             }

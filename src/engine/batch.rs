@@ -276,7 +276,7 @@ impl Engine {
     /// Adds a sequence's tokens up to `end` to the batch.
     fn add(&self, planned: &mut Planned, place: usize, end: usize, checkpoints: Vec<Inside>) {
         let sequence = &self.running[place];
-        let Some(placed) = &sequence.placed else {
+        let Some(allocation) = &sequence.allocation else {
             return;
         };
         let (start, first) = (sequence.position, planned.batch.tokens.len());
@@ -288,8 +288,8 @@ impl Engine {
         planned.batch.segments.push(Segment {
             length: end - start,
             position: start,
-            slot_in: placed.slot_in(),
-            slot_out: placed.slot.get(),
+            slot_in: allocation.slot_in(),
+            slot_out: allocation.slot.get(),
             checkpoints: checkpoints
                 .iter()
                 .map(|inside| StateCheckpoint {
@@ -297,7 +297,7 @@ impl Engine {
                     slot: inside.slot.get(),
                 })
                 .collect(),
-            blocks: placed.blocks(blocks),
+            blocks: allocation.blocks(blocks),
         });
         let outputs = planned.batch.outputs.len();
         let request = &sequence.request;

@@ -8,7 +8,7 @@ use super::event::{Event, Scored};
 use super::request::PromptScores;
 use super::sequence::{Sequence, likeliest};
 use crate::backend::{Choice, StepOutput};
-use crate::cache::Current;
+use crate::cache::StateSource;
 use crate::error::Error;
 
 /// The output rows of one segment.
@@ -81,16 +81,18 @@ impl Engine {
         let sequence = &mut self.running[place];
         let (start, end) = (sequence.position, segment.end);
         sequence.position = end;
-        let Some(placed) = &mut sequence.placed else {
+        let Some(allocation) = &mut sequence.allocation else {
             return Ok(());
         };
-        placed.state = Current::Own;
+        allocation.state = StateSource::Own;
         for inside in &segment.checkpoints {
             if keep && inside.keep {
                 let tokens = sequence.tokens.prefix(inside.at);
-                self.cache.store(tokens, &placed.blocks, &inside.slot);
+                self.cache.store(tokens, &allocation.blocks, &inside.slot);
             }
         }
+        self.exports
+            .moved(&mut self.model, sequence.id, end, allocation);
         if start < sequence.prompt() {
             let (id, cached) = (sequence.id, sequence.cached);
             if keep
@@ -115,12 +117,15 @@ impl Engine {
             return Ok(());
         };
         let sequence = &mut self.running[place];
-        let Some(placed) = &mut sequence.placed else {
+        let Some(allocation) = &mut sequence.allocation else {
             return Ok(());
         };
         let tokens = sequence.tokens.prefix(sequence.position);
-        if self.cache.store(tokens, &placed.blocks, &placed.slot) {
-            placed.state = Current::Shared(std::mem::replace(&mut placed.slot, fresh));
+        if self
+            .cache
+            .store(tokens, &allocation.blocks, &allocation.slot)
+        {
+            allocation.state = StateSource::Shared(std::mem::replace(&mut allocation.slot, fresh));
         }
         Ok(())
     }
@@ -187,7 +192,7 @@ impl Engine {
             answer.single = true;
             answer.position = sequence.position;
             answer.cached = sequence.cached;
-            answer.lease = sequence.lease.clone();
+            answer.prefix = sequence.prefix.clone();
             if let Some(answer) = self.take_token(answer, choice, row) {
                 self.enqueue(answer);
             }

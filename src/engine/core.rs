@@ -8,12 +8,16 @@ use std::sync::Arc;
 
 use super::batch::Planned;
 use super::event::{Event, FinishReason};
+use super::export::Exports;
+use super::import::Incoming;
 use super::options::{EngineOptions, context};
 use super::request::{PromptScores, Request, RequestId};
 use super::sequence::Sequence;
 use super::step_cache::StepCache;
 use crate::backend::StepOutput;
-use crate::cache::{BlockRef, Cache, Current, Held, Key, Lease, Occupancy, Pools, SlotRef};
+use crate::cache::{
+    BlockHash, BlockRef, Cache, Occupancy, Pools, PrefixHandle, Residency, SlotRef, StateSource,
+};
 use crate::checkpoint::Fingerprint;
 use crate::error::{EngineError, Error, Scope};
 use crate::model::{Model, TraceChoice};
@@ -29,6 +33,10 @@ pub struct Engine {
     pub(super) waiting: VecDeque<Sequence>,
     /// Those that run, in the order of their admission.
     pub(super) running: Vec<Sequence>,
+    /// Those whose caches are still to come, which neither wait nor run.
+    pub(super) incoming: Vec<Incoming>,
+    /// Those whose caches go out.
+    pub(super) exports: Exports,
     pub(super) next_arrival: u64,
     pub(super) preemptions: u64,
     /// Traced sequences that have had their token since the others had theirs.
@@ -52,7 +60,7 @@ impl Engine {
     #[must_use]
     pub fn new(model: Model, options: EngineOptions) -> Self {
         let fingerprint = model.fingerprint();
-        let root = Key::root(fingerprint, &model.states().layout, &model.latents().layout);
+        let root = BlockHash::root(fingerprint, &model.states().layout, &model.latents().layout);
         let limits = *model.limits();
         let cache = Cache::new(
             root,
@@ -69,6 +77,8 @@ impl Engine {
             step_cache: StepCache::new(options.cached_steps),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            incoming: Vec::new(),
+            exports: Exports::default(),
             next_arrival: 0,
             preemptions: 0,
             traced: 0,
@@ -89,35 +99,41 @@ impl Engine {
         self.cache.occupancy()
     }
 
-    /// Number of slots and of blocks that sequences hold, each counted once however many hold it.
+    /// Number of slots and of blocks that sequences hold, and caches on their way in or out; each counted once however many
+    /// hold it.
     #[must_use]
     pub fn held(&self) -> (usize, usize) {
         let (mut slots, mut blocks) = (HashSet::new(), HashSet::new());
         for sequence in self.running.iter().chain(&self.waiting) {
-            let lease = &sequence.lease;
+            let prefix = &sequence.prefix;
             slots.extend(
-                lease
+                prefix
                     .state
                     .iter()
-                    .filter_map(Held::device)
+                    .filter_map(Residency::device)
                     .map(SlotRef::get),
             );
             blocks.extend(
-                lease
+                prefix
                     .rows
                     .iter()
-                    .filter_map(Held::device)
+                    .filter_map(Residency::device)
                     .map(BlockRef::get),
             );
-            if let Some(placed) = &sequence.placed {
+            if let Some(allocation) = &sequence.allocation {
                 slots.extend(
-                    [Some(placed.slot.get()), placed.slot_in()]
+                    [Some(allocation.slot.get()), allocation.slot_in()]
                         .into_iter()
                         .flatten(),
                 );
-                blocks.extend(placed.blocks.iter().map(BlockRef::get));
+                blocks.extend(allocation.blocks.iter().map(BlockRef::get));
             }
         }
+        for incoming in &self.incoming {
+            slots.insert(incoming.allocation.slot.get());
+            blocks.extend(incoming.allocation.blocks.iter().map(BlockRef::get));
+        }
+        self.exports.held(&mut slots, &mut blocks);
         (slots.len(), blocks.len())
     }
 
@@ -130,7 +146,8 @@ impl Engine {
     /// Answers that are under way or wait, those included that a prompt is still to be divided into.
     fn answers(&self) -> usize {
         let sequences = self.running.iter().chain(&self.waiting);
-        sequences.map(Sequence::answers).sum()
+        let incoming = self.incoming.iter().map(Incoming::answers);
+        sequences.map(Sequence::answers).chain(incoming).sum()
     }
 
     /// How often a sequence had to make room so far.
@@ -139,11 +156,8 @@ impl Engine {
         self.preemptions
     }
 
-    /// Takes a request into the queue.
-    ///
-    /// # Errors
-    /// A request that cannot run, with the reason; nothing of it is kept.
-    pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), EngineError> {
+    /// Checks a request before anything of it is kept.
+    pub(super) fn check(&self, id: RequestId, request: &Request) -> Result<(), EngineError> {
         request.check(self.model.config())?;
         let context = self.context();
         if request.prompt.len() > context {
@@ -161,12 +175,10 @@ impl Engine {
             let (expected, found) = (self.options.cut, self.model.limits().step.outputs);
             return Err(EngineError::NoRoomToScore { expected, found });
         }
-        if self
-            .running
-            .iter()
-            .chain(&self.waiting)
-            .any(|sequence| sequence.id == id)
-        {
+        let sequences = self.running.iter().chain(&self.waiting);
+        let ids = sequences.map(|sequence| sequence.id);
+        let ids = ids.chain(self.incoming.iter().map(|incoming| incoming.id));
+        if ids.chain(self.exports.ids()).any(|other| other == id) {
             return Err(EngineError::DuplicateRequest { id: id.0 });
         }
         if self.answers()
@@ -180,6 +192,15 @@ impl Engine {
             let waiting = self.waiting.len();
             return Err(EngineError::QueueFull { waiting });
         }
+        Ok(())
+    }
+
+    /// Takes a request into the queue.
+    ///
+    /// # Errors
+    /// A request that cannot run, with the reason; nothing of it is kept.
+    pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), EngineError> {
+        self.check(id, &request)?;
         let arrival = self.arrival();
         let tokens = self.cache.hash(&request.prompt);
         let sequence = Sequence::new(id, Arc::new(request), tokens, 0, arrival);
@@ -279,10 +300,24 @@ impl Engine {
     }
 
     async fn run(&mut self, planned: &Planned) -> Result<StepOutput, Error> {
-        let step = self
+        let by_layer = self.exports_end(planned);
+        let (batch, step_options) = (&planned.batch, planned.step_options);
+        let steps = self
             .step_cache
-            .step(&mut self.model, &planned.batch, planned.step_options)?;
-        Ok(step.submit(&planned.batch)?.await?)
+            .steps(&mut self.model, batch, step_options, by_layer)?;
+        let mut tickets = Vec::with_capacity(steps.len());
+        for (layer, step) in steps.iter_mut().enumerate() {
+            tickets.push(step.submit(batch)?);
+            if by_layer {
+                self.exports.layer_done(&mut self.model, layer);
+            }
+        }
+        // Of parts the last one has the output; that the others are through is known then.
+        let mut output = StepOutput::default();
+        for ticket in tickets {
+            output = ticket.await?;
+        }
+        Ok(output)
     }
 
     /// Runs one traced token, and tells what the model did with it.
@@ -324,6 +359,9 @@ impl Engine {
 
     fn drop_cancelled(&mut self) {
         for id in std::mem::take(&mut self.cancelled) {
+            self.incoming.retain(|incoming| incoming.id != id);
+            let cancelled = Arc::new(Error::from(EngineError::TransferCancelled));
+            self.exports.fail(id, &cancelled);
             self.finish_all(|sequence| sequence.id == id, FinishReason::Cancelled);
         }
     }
@@ -361,13 +399,14 @@ impl Engine {
 
     /// Keeps the state that an answer ends with.
     fn keep_end(&mut self, sequence: &Sequence) {
-        if let Some(placed) = &sequence.placed
-            && matches!(placed.state, Current::Own)
+        if let Some(allocation) = &sequence.allocation
+            && matches!(allocation.state, StateSource::Own)
             && sequence.request.looks_up()
             && sequence.decodes()
         {
             let tokens = sequence.tokens.prefix(sequence.position);
-            self.cache.store(tokens, &placed.blocks, &placed.slot);
+            self.cache
+                .store(tokens, &allocation.blocks, &allocation.slot);
         }
     }
 
@@ -375,6 +414,8 @@ impl Engine {
     pub(super) fn fail(&mut self, id: RequestId, error: &Arc<Error>) {
         self.running.retain(|sequence| sequence.id != id);
         self.waiting.retain(|sequence| sequence.id != id);
+        self.incoming.retain(|incoming| incoming.id != id);
+        self.exports.fail(id, error);
         self.say(id, Event::Failed(Arc::clone(error)));
     }
 
@@ -384,6 +425,8 @@ impl Engine {
         self.step_cache.clear();
         let sequences = self.running.iter().chain(&self.waiting);
         let mut ids: Vec<RequestId> = sequences.map(|sequence| sequence.id).collect();
+        ids.extend(self.incoming.iter().map(|incoming| incoming.id));
+        ids.extend(self.exports.ids());
         ids.sort_unstable();
         ids.dedup();
         for id in ids {
@@ -401,7 +444,7 @@ impl Engine {
         self.waiting.insert(place, sequence);
     }
 
-    /// A running sequence's places as a lease on the device, but for its partial block, which is copied.
+    /// A running sequence's places as a prefix on the device, but for its partial block, which is copied.
     ///
     /// # Errors
     /// A device that fails.
@@ -412,25 +455,31 @@ impl Engine {
             sequence.position % block_tokens,
         );
         // Read before anything is given back: where the device fails, the sequence holds what it held.
-        let partial = match &sequence.placed {
-            Some(placed) if partial_tokens > 0 => {
-                let wanted = [(placed.blocks[whole].get(), partial_tokens)];
+        let partial = match &sequence.allocation {
+            Some(allocation) if partial_tokens > 0 => {
+                let wanted = [(allocation.blocks[whole].get(), partial_tokens)];
                 pools(&mut self.model).read_blocks(&wanted).await?
             }
             _ => Vec::new(),
         };
-        let Some(placed) = sequence.placed.take() else {
+        let Some(allocation) = sequence.allocation.take() else {
             return Ok(());
         };
-        let state = match placed.state {
-            Current::Own => Some(Held::Device(placed.slot)),
-            Current::Shared(slot) => Some(Held::Device(slot)),
-            Current::Zero => None,
+        let state = match allocation.state {
+            StateSource::Own => Some(Residency::Device(allocation.slot)),
+            StateSource::Shared(slot) => Some(Residency::Device(slot)),
+            StateSource::Zero => None,
         };
-        let whole = placed.blocks.into_iter().take(whole).map(Held::Device);
-        let partial = partial.into_iter().map(|rows| Held::Host(Arc::new(rows)));
+        let whole = allocation
+            .blocks
+            .into_iter()
+            .take(whole)
+            .map(Residency::Device);
+        let partial = partial
+            .into_iter()
+            .map(|rows| Residency::Host(Arc::new(rows)));
         let rows = whole.chain(partial).collect();
-        sequence.lease = Lease {
+        sequence.prefix = PrefixHandle {
             position: sequence.position,
             state,
             rows,

@@ -47,7 +47,7 @@ impl Engine {
         }
         for waiting in &mut self.waiting {
             self.cache
-                .to_host(&mut pools(&mut self.model), &mut waiting.lease)
+                .to_host(&mut pools(&mut self.model), &mut waiting.prefix)
                 .await?;
         }
         // What was kept may have come of the same damage.

@@ -14,7 +14,7 @@ use super::output::{Output, OutputProcessor};
 use super::request::{Request, RequestId};
 use super::status::Status;
 use crate::backend::block_on;
-use crate::cache::{Occupancy, Snapshot};
+use crate::cache::{CacheHeader, CacheLayout, Occupancy, Snapshot};
 use crate::error::{EngineError, Error};
 
 /// Where a request's events go. It is called in the engine's thread between two steps and must not wait. Where it breaks
@@ -26,6 +26,13 @@ enum Command {
         id: RequestId,
         request: Box<Request>,
         sink: Sink,
+    },
+    Import {
+        id: RequestId,
+        request: Box<Request>,
+        header: CacheHeader,
+        sink: Sink,
+        reserved: Sender<Result<CacheLayout, Error>>,
     },
     Cancel(RequestId),
     Ask(Box<dyn FnOnce(&mut Engine) + Send>),
@@ -91,6 +98,14 @@ impl<T> Drop for Answer<T> {
     }
 }
 
+/// A sink of events as they are.
+pub(super) fn events(mut send: Box<dyn FnMut(Event) + Send>) -> Sink {
+    Box::new(move |event| {
+        send(event);
+        ControlFlow::Continue(())
+    })
+}
+
 impl EngineHandle {
     /// Starts a thread that drives `engine`.
     ///
@@ -115,8 +130,18 @@ impl EngineHandle {
     }
 
     /// Submits a request; `sink` is given its events. A request that cannot run fails by an event.
-    pub fn submit(&self, request: Request, mut sink: Sink) -> RequestId {
-        let id = RequestId(self.0.next.fetch_add(1, Ordering::Relaxed));
+    pub fn submit(&self, request: Request, sink: Sink) -> RequestId {
+        let id = self.next_id();
+        self.submit_as(id, request, sink);
+        id
+    }
+
+    /// The name of the next request.
+    pub(super) fn next_id(&self) -> RequestId {
+        RequestId(self.0.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn submit_as(&self, id: RequestId, request: Request, mut sink: Sink) {
         let command = Command::Submit {
             id,
             request: Box::new(request),
@@ -128,41 +153,71 @@ impl EngineHandle {
             sink = lost;
             let _ = sink(Event::Failed(Arc::new(Error::from(EngineError::Stopped))));
         }
-        id
     }
 
     /// Submits a request whose events are read one after the other.
     #[must_use]
     pub fn answer(&self, request: Request) -> Answer {
-        self.read(request, |mut send| {
-            Box::new(move |event| {
-                send(event);
-                ControlFlow::Continue(())
-            })
-        })
+        let (answer, sink) = self.open(events);
+        self.submit_as(answer.id, request, sink);
+        answer
     }
 
     /// Submits a request whose answers are read as text.
     #[must_use]
     pub fn generate(&self, request: Request, processor: OutputProcessor) -> Answer<Output> {
-        self.read(request, |send| processor.sink(send))
+        let (answer, sink) = self.open(|send| processor.sink(send));
+        self.submit_as(answer.id, request, sink);
+        answer
     }
 
-    fn read<T: Send + 'static>(
+    /// What is read of a request that is still to be submitted, and where its events go.
+    pub(super) fn open<T: Send + 'static>(
         &self,
-        request: Request,
         sink: impl FnOnce(Box<dyn FnMut(T) + Send>) -> Sink,
-    ) -> Answer<T> {
+    ) -> (Answer<T>, Sink) {
         let (sender, received) = mpsc::channel();
         let send = move |item| {
             // Nobody may be listening any more: the request is cancelled then.
             let _ = sender.send(item);
         };
-        Answer {
-            id: self.submit(request, sink(Box::new(send))),
+        let answer = Answer {
+            id: self.next_id(),
             received,
             engine: self.clone(),
+        };
+        (answer, sink(Box::new(send)))
+    }
+
+    /// Reserves places for a request whose caches are still to come; where they are to be put together.
+    pub(super) fn reserve(
+        &self,
+        id: RequestId,
+        request: Request,
+        header: CacheHeader,
+        sink: Sink,
+    ) -> Result<CacheLayout, Error> {
+        let (reserved, layout) = mpsc::channel();
+        let command = Command::Import {
+            id,
+            request: Box::new(request),
+            header,
+            sink,
+            reserved,
+        };
+        let stopped = EngineError::Stopped;
+        if self.0.commands.send(command).is_err() {
+            return Err(stopped.into());
         }
+        layout.recv().unwrap_or(Err(stopped.into()))
+    }
+
+    /// A stream of caches has room again; an engine that has stopped needs not know.
+    pub(super) fn room_in_stream(&self) {
+        let _ = self
+            .0
+            .commands
+            .send(Command::Ask(Box::new(Engine::send_exports)));
     }
 
     /// Whether its thread is still there.
@@ -218,7 +273,7 @@ impl EngineHandle {
     }
 
     /// Has something done between two steps, and waits for what comes of it.
-    fn ask<T: Send + 'static>(
+    pub(super) fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Engine) -> T + Send + 'static,
     ) -> Result<T, EngineError> {
@@ -288,6 +343,23 @@ impl Driver {
                     }
                 }
                 self.deliver();
+            }
+            Command::Import {
+                id,
+                request,
+                header,
+                sink,
+                reserved,
+            } => {
+                let answers = request.samples;
+                let engine = &mut self.engine;
+                let imported = pollster::block_on(engine.import(id, *request, &header));
+                let layout = imported.map(|()| engine.cache_layout());
+                if layout.is_ok() {
+                    self.sinks.insert(id, (sink, answers));
+                }
+                // Who asked waits for it.
+                let _ = reserved.send(layout);
             }
             Command::Cancel(id) => self.engine.cancel(id),
             Command::Ask(question) => question(&mut self.engine),

@@ -7,7 +7,7 @@ use super::options::EngineOptions;
 use super::request::{Request, RequestId};
 use super::sampling::Sampler;
 use crate::backend::Choice;
-use crate::cache::{HashedTokens, Lease, Placed};
+use crate::cache::{Allocation, HashedTokens, PrefixHandle};
 use crate::error::Error;
 
 /// One answer of a request.
@@ -27,14 +27,14 @@ pub(super) struct Sequence {
     cuts: Vec<usize>,
     /// Tokens that came from the cache.
     pub(super) cached: usize,
-    /// Tokens generated since it was placed.
+    /// Tokens generated since it was allocation.
     pub(super) served_tokens: usize,
     /// Tokens that were traced.
     pub(super) frames: usize,
     /// What it holds while it waits.
-    pub(super) lease: Lease,
+    pub(super) prefix: PrefixHandle,
     /// What it holds while it runs.
-    pub(super) placed: Option<Placed>,
+    pub(super) allocation: Option<Allocation>,
     pub(super) sampler: Sampler,
 }
 
@@ -57,8 +57,8 @@ impl Sequence {
             cached: 0,
             served_tokens: 0,
             frames: 0,
-            lease: Lease::default(),
-            placed: None,
+            prefix: PrefixHandle::default(),
+            allocation: None,
             sampler: Sampler::new(&request.sampling, sample, &request.prompt)
                 .guided(request.grammar.as_ref().map(|grammar| grammar.guide())),
             request,
@@ -67,8 +67,8 @@ impl Sequence {
 
     /// Gives back all that it holds.
     pub(super) fn release(&mut self) {
-        self.placed = None;
-        self.lease = Lease::default();
+        self.allocation = None;
+        self.prefix = PrefixHandle::default();
     }
 
     /// Answers that are to come of it.

@@ -8,7 +8,9 @@ use crate::model::{Model, StepOptions, TraceChoice, TracedStep};
 struct CachedStep {
     capacity: Capacity,
     step_options: StepOptions,
-    step: Box<dyn Step>,
+    /// Whether `steps` are one a layer; else they are one.
+    by_layer: bool,
+    steps: Vec<Box<dyn Step>>,
     used: u64,
 }
 
@@ -31,13 +33,14 @@ impl StepCache {
         }
     }
 
-    /// A step that holds `batch`.
-    pub(super) fn step(
+    /// Steps that hold `batch`, to be submitted one after the other: one, or one a layer.
+    pub(super) fn steps(
         &mut self,
         model: &mut Model,
         batch: &Batch,
         step_options: StepOptions,
-    ) -> Result<&mut dyn Step, BackendError> {
+        by_layer: bool,
+    ) -> Result<&mut [Box<dyn Step>], BackendError> {
         let most = model.limits().step;
         let tokens = batch.tokens.len().next_power_of_two().min(most.tokens);
         let capacity = Capacity {
@@ -53,10 +56,9 @@ impl StepCache {
             ..step_options
         };
         self.clock += 1;
-        let found = self
-            .steps
-            .iter()
-            .position(|step| step.capacity == capacity && step.step_options == step_options);
+        let found = self.steps.iter().position(|step| {
+            (step.capacity, step.step_options, step.by_layer) == (capacity, step_options, by_layer)
+        });
         let place = match found {
             Some(place) => place,
             None => {
@@ -64,11 +66,16 @@ impl StepCache {
                     let oldest = (0..self.steps.len()).min_by_key(|place| self.steps[*place].used);
                     self.steps.swap_remove(oldest.unwrap_or(0));
                 }
-                let step = model.step(capacity, step_options)?;
+                let steps = if by_layer {
+                    model.layer_steps(capacity, step_options)?
+                } else {
+                    vec![model.step(capacity, step_options)?]
+                };
                 self.steps.push(CachedStep {
                     capacity,
                     step_options,
-                    step,
+                    by_layer,
+                    steps,
                     used: 0,
                 });
                 self.steps.len() - 1
@@ -76,7 +83,7 @@ impl StepCache {
         };
         let cached = &mut self.steps[place];
         cached.used = self.clock;
-        Ok(&mut *cached.step)
+        Ok(&mut cached.steps)
     }
 
     /// The step for one traced token.

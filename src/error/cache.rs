@@ -26,60 +26,46 @@ pub enum CacheError {
         source: Box<CacheError>,
     },
     /// Bytes that are no snapshot.
-    #[error(
-        "not a snapshot: record {record} should begin with {expected:?}, but begins with {found:?}"
-    )]
+    #[error("not a snapshot: its format should be {expected:?}, but is {found:?}")]
     NotASnapshot {
-        /// The record, counted from 0.
-        record: usize,
-        /// What a record begins with.
+        /// The format of snapshots.
         expected: String,
-        /// What is there.
+        /// The format that is there, or what the bytes begin with.
         found: String,
     },
     /// A snapshot of a format that this build does not read.
-    #[error(
-        "record {record} is of format version {found}, but this build reads version {expected}"
-    )]
+    #[error("the snapshot is of format version {found}, but this build reads version {expected}")]
     Version {
-        /// The record, counted from 0.
-        record: usize,
         /// The version that is read.
         expected: u32,
         /// The version that is there.
         found: u32,
     },
-    /// Bytes that end too soon.
+    /// Bytes that end too soon, or too late.
     #[error(
-        "the snapshot is cut off: record {record} should have {expected} bytes, but {found} are left"
+        "the snapshot is cut off or too long: it should have {expected} bytes, but has {found}"
     )]
-    Truncated {
-        /// The record, counted from 0.
-        record: usize,
+    Length {
         /// Bytes that it should have.
         expected: u64,
         /// Bytes that are there.
         found: u64,
     },
+    /// A file that is no safetensors file, or cannot become one.
+    #[error("the snapshot is no whole safetensors file: {source}")]
+    Unreadable {
+        /// What is wrong with it.
+        source: safetensors::SafeTensorError,
+    },
     /// Bytes that are not those that were written.
-    #[error(
-        "record {record} is damaged: its checksum should be {expected:016x}, but is {found:016x}"
-    )]
+    #[error("the {record} is damaged: its checksum should be {expected:016x}, but is {found:016x}")]
     Checksum {
-        /// The record, counted from 0.
-        record: usize,
+        /// Which tensor of which layer.
+        record: String,
         /// The checksum that was written.
         expected: u64,
         /// That of the bytes.
         found: u64,
-    },
-    /// A header that is not understood.
-    #[error("record {record} has a header that is not understood: {reason}")]
-    Header {
-        /// The record, counted from 0.
-        record: usize,
-        /// Why.
-        reason: String,
     },
     /// A snapshot of something else: another model, layout or text.
     #[error("the snapshot's {what} should be {expected}, but is {found}")]

@@ -120,6 +120,27 @@ pub enum EngineError {
         /// The number of the request.
         id: u64,
     },
+    /// An import of caches for which nothing is free.
+    #[error("no slot, or too few blocks, are free for caches of a prompt of {tokens} tokens")]
+    NoRoomToImport {
+        /// Tokens of the prompt.
+        tokens: usize,
+    },
+    /// A part of caches for a request that was given up.
+    #[error("request {id} does not wait for caches")]
+    UnknownImport {
+        /// The number of the request.
+        id: u64,
+    },
+    /// An import of caches that are not whole.
+    #[error("{missing} layers and blocks of the caches are missing")]
+    ImportIncomplete {
+        /// Number of KDA layers and of blocks of MLA layers that did not come.
+        missing: usize,
+    },
+    /// A stream of caches whose request was cancelled.
+    #[error("the request whose caches were sent was cancelled")]
+    TransferCancelled,
     /// The engine's thread is gone.
     #[error("the engine has stopped")]
     Stopped,

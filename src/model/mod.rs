@@ -25,7 +25,7 @@ use crate::backend::{
     StatePool, Step, Tensor, Weight,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{Dtype, ModelConfig};
+use crate::config::{Attention, Dtype, ModelConfig};
 use crate::error::{BackendError, Error};
 
 /// How much a model is made to hold: the sizes of its activations and pools.
@@ -52,6 +52,15 @@ pub struct StepOptions {
     pub keep_rows: bool,
     /// Whether the residual stream comes back: the embedding, then after each layer, then the logits.
     pub probe_hidden: bool,
+}
+
+/// Where the caches of a layer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerCache {
+    /// In the pool of states, at this layer.
+    State(usize),
+    /// In the pool of latents, at this layer.
+    Latents(usize),
 }
 
 /// One layer: a norm, an attention block, a norm, a feed-forward block.
@@ -233,6 +242,45 @@ impl Model {
         step_options: StepOptions,
     ) -> Result<Box<dyn Step>, BackendError> {
         self.compile(&self.program(step_options), capacity)
+    }
+
+    /// Compiles the forward pass in parts of one layer each ([`Model::program_of`]), so that each layer's caches can be
+    /// read while later ones are computed. The last part alone has output.
+    ///
+    /// # Errors
+    /// Those of [`Model::step`].
+    pub fn layer_steps(
+        &mut self,
+        capacity: Capacity,
+        step_options: StepOptions,
+    ) -> Result<Vec<Box<dyn Step>>, BackendError> {
+        let layers = 0..self.layers.len();
+        let part = |layer| {
+            let program = self.program_of(layer..layer + 1, step_options);
+            self.compile(&program, capacity)
+        };
+        layers.map(part).collect()
+    }
+
+    /// The caches of a layer: their place among those of their kind.
+    #[must_use]
+    pub fn layer_cache(&self, layer: usize) -> LayerCache {
+        let kind = self.config.layers[layer].attention;
+        let before = &self.config.layers[..layer];
+        let place = before
+            .iter()
+            .filter(|other| other.attention == kind)
+            .count();
+        match kind {
+            Attention::Kda => LayerCache::State(place),
+            Attention::Mla => LayerCache::Latents(place),
+        }
+    }
+
+    /// The part of heads, experts and vocabulary that this rank holds.
+    #[must_use]
+    pub fn shard(&self) -> Shard {
+        self.backend.shard()
     }
 
     fn compile(

@@ -1,5 +1,7 @@
 //! The forward pass as a program: embedding, layers, head. What a layer's blocks are made of is in `backend::block`.
 
+use std::ops::Range;
+
 use super::{AttentionBlock, FfnBlock, Layer, Model, StepOptions};
 use crate::backend::{Add, AllGather, Embed, Linear, Op, Program, RmsNorm, Select};
 
@@ -7,25 +9,43 @@ impl Model {
     /// The operations of a forward pass. It asks nothing of the device.
     #[must_use]
     pub fn program(&self, step_options: StepOptions) -> Program {
+        self.program_of(0..self.layers.len(), step_options)
+    }
+
+    /// The operations of a range of layers: with the embedding before the first layer, with the head after the last. The
+    /// parts of a forward pass, submitted one after the other with the same batch, are the forward pass, bit for bit; the
+    /// caches of a part's layers are complete when it is.
+    #[must_use]
+    pub fn program_of(&self, layers: Range<usize>, step_options: StepOptions) -> Program {
         let mut program = Program::new();
         let hidden = self.stream.hidden;
-        program.section("embedding");
-        program.push(Embed {
-            weight: self.embedding,
-            output: hidden,
-        });
-        if step_options.probe_hidden {
-            program.push(Op::Probe(hidden));
+        if layers.start == 0 {
+            program.section("embedding");
+            program.push(Embed {
+                weight: self.embedding,
+                output: hidden,
+            });
+            if step_options.probe_hidden {
+                program.push(Op::Probe(hidden));
+            }
         }
-        for (number, layer) in self.layers.iter().enumerate() {
+        for (number, layer) in self
+            .layers
+            .iter()
+            .enumerate()
+            .take(layers.end)
+            .skip(layers.start)
+        {
             program.section(format!("layer {number}: {layer}"));
             self.layer(&mut program, layer);
             if step_options.probe_hidden {
                 program.push(Op::Probe(hidden));
             }
         }
-        program.section("head");
-        self.output(&mut program, step_options);
+        if layers.end == self.layers.len() {
+            program.section("head");
+            self.output(&mut program, step_options);
+        }
         program
     }
 

@@ -10,6 +10,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(unix)]
+#[path = "../common/python.rs"]
+mod python;
 #[path = "../common/seeds.rs"]
 mod seeds;
 

@@ -1,7 +1,6 @@
 //! `kimi-linear serve` and `kimi-linear bench serve` as programs; the `openai` client against them.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
@@ -428,25 +427,12 @@ fn load_is_measured_told_and_drawn() {
     refused(&output, 1, "TLS");
 }
 
-/// The interpreter with the `openai` package, which the Makefile makes.
-fn python() -> PathBuf {
-    let named = std::env::var_os("KIMI_LINEAR_TEST_PYTHON").map(PathBuf::from);
-    let python = named.unwrap_or_else(|| {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/openai-client/bin/python")
-    });
-    assert!(
-        python.exists(),
-        "{}: not there; `make target/openai-client/made` makes it, or KIMI_LINEAR_TEST_PYTHON names a Python with `openai`",
-        python.display()
-    );
-    python
-}
-
 #[test]
 fn the_openai_client_works_unchanged() {
     let process = Process::start(&["--api-key", "a key"]);
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/server/openai_client.py");
-    let output = Command::new(python())
+    let script =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/server/openai_client.py");
+    let output = Command::new(crate::python::interpreter())
         .arg(script)
         .env("OPENAI_BASE_URL", format!("{}/v1", process.url))
         .env("OPENAI_API_KEY", "a key")

@@ -46,7 +46,7 @@ fn frames_agree_with_the_states_they_show() {
 fn check_frames(kind: &str, backend: Make) {
     for (name, layer, mla) in [("tiny-a", 0, 3), ("tiny-a", 4, 3), ("tiny-128", 0, 1)] {
         for head in 0..2 {
-            let (model, ..) = load_on(cpu(), name, limits(1, 1, 4));
+            let model = load_on(cpu(), name, limits(1, 1, 4));
             let mla = model.config().mla_layers().next().unwrap_or(mla);
             let layer = if model.config().kda_layers().any(|kda| kda == layer) {
                 layer
@@ -286,7 +286,7 @@ fn all_numbers(frame: &TraceFrame) -> Vec<f32> {
 #[test]
 fn both_backends_tell_the_same() {
     for name in ["tiny-a", "tiny-128"] {
-        let (model, ..) = load_on(cpu(), name, limits(1, 1, 4));
+        let model = load_on(cpu(), name, limits(1, 1, 4));
         let mla = model.config().mla_layers().next().unwrap();
         let request = Request {
             trace: Some(choice((0, 1), (mla, 1))),
@@ -333,7 +333,7 @@ fn without_a_trace_nothing_is_different() {
 }
 
 fn check_untraced(kind: &str, backend: Make) {
-    let (mut model, ..) = load_on(backend(), "tiny-a", limits(2, 4, 16));
+    let mut model = load_on(backend(), "tiny-a", limits(2, 4, 16));
     let step_options = StepOptions {
         candidates: 1,
         keep_rows: false,

@@ -7,13 +7,14 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::LatentRecord;
-use crate::cache::Key;
+use crate::cache::BlockHash;
+use crate::cache::saved::SavedRows;
 use crate::cache::tokens::HashedTokens;
 use crate::checkpoint::Fingerprint;
 use crate::seeds::properties;
 
 thread_local! {
-    pub(super) static VISITS: Cell<u64> = const { Cell::new(0) };
+    pub(in crate::cache) static VISITS: Cell<u64> = const { Cell::new(0) };
 }
 
 const BLOCK: usize = 4;
@@ -21,12 +22,12 @@ const BLOCK: usize = 4;
 /// A tree with its pools, and what others hold of them.
 struct Forest {
     tree: PrefixTree,
-    slots: Counted<Slot>,
-    blocks: Counted<Block>,
-    held: Vec<(Vec<HeldRows>, Option<HeldState>)>,
+    slots: RefCountedPool<Slot>,
+    blocks: RefCountedPool<Block>,
+    held: Vec<(Vec<RowsResidency>, Option<StateResidency>)>,
 }
 
-fn root() -> Key {
+fn root() -> BlockHash {
     let states = crate::backend::StateLayout {
         layers: 1,
         key_heads: 1,
@@ -44,20 +45,20 @@ fn root() -> Key {
         blocks: 1,
         dtype: crate::config::Dtype::F32,
     };
-    Key::root(Fingerprint(7), &states, &latents)
+    BlockHash::root(Fingerprint(7), &states, &latents)
 }
 
-fn saved_rows() -> HeldRows {
+fn saved_rows() -> RowsResidency {
     let layers = vec![LatentRecord::from_f32(1, 1, &[0.0; 2])];
-    Held::Host(Arc::new(SavedRows { layers }))
+    Residency::Host(Arc::new(SavedRows { layers }))
 }
 
 impl Forest {
     fn new(slots: usize, blocks: usize) -> Self {
         Self {
             tree: PrefixTree::new(root(), BLOCK),
-            slots: Counted::new(slots),
-            blocks: Counted::new(blocks),
+            slots: RefCountedPool::new(slots),
+            blocks: RefCountedPool::new(blocks),
             held: Vec::new(),
         }
     }
@@ -73,12 +74,12 @@ impl Forest {
             let Some(block) = self.blocks.take() else {
                 return false;
             };
-            rows.push(Held::Device(block));
+            rows.push(Residency::Device(block));
         }
         let Some(slot) = self.slots.take() else {
             return false;
         };
-        let state = Held::Device(slot);
+        let state = Residency::Device(slot);
         self.tree.insert(hashed.whole(), &rows, &state)
     }
 
@@ -90,22 +91,22 @@ impl Forest {
         }
     }
 
-    /// What [`PrefixTree::least_rows`] is to find, by sorting all nodes.
+    /// What [`PrefixTree::rows_victim`] is to find, by sorting all nodes.
     fn rows_by_sorting(&self) -> Option<RowsId> {
-        let mut worth: HashMap<Key, u64> = HashMap::new();
-        let mut keys: Vec<(&Key, &Node)> = self.tree.nodes.iter().collect();
+        let mut priority: HashMap<BlockHash, u64> = HashMap::new();
+        let mut keys: Vec<(&BlockHash, &Node)> = self.tree.nodes.iter().collect();
         keys.sort_by_key(|(key, node)| (Reverse(node.end), **key));
         let mut best: Option<((u64, usize), RowsId)> = None;
-        let mut offer = |order: (u64, usize), rows: Option<&HeldRows>, id: RowsId| {
+        let mut offer = |order: (u64, usize), rows: Option<&RowsResidency>, id: RowsId| {
             let idle = rows
-                .and_then(Held::device)
+                .and_then(Residency::device)
                 .is_some_and(|block| block.is_idle());
             if idle && best.is_none_or(|(least, _)| order < least) {
                 best = Some((order, id));
             }
         };
         for (key, node) in keys {
-            let mut dearest = worth.get(key).copied().unwrap_or(0);
+            let mut dearest = priority.get(key).copied().unwrap_or(0);
             for checkpoint in &node.checkpoints {
                 dearest = dearest.max(checkpoint.priority);
                 let (node, id) = (*key, checkpoint.id);
@@ -113,7 +114,7 @@ impl Forest {
                 offer((checkpoint.priority, 0), checkpoint.rows.as_ref(), id);
             }
             if let Some(parent) = node.parent {
-                let above = worth.entry(parent).or_insert(0);
+                let above = priority.entry(parent).or_insert(0);
                 *above = dearest.max(*above);
             }
             let order = (dearest, usize::MAX - node.end);
@@ -143,7 +144,7 @@ impl Forest {
     fn host_by_looking(&self) -> Option<CheckpointId> {
         self.least(|at, checkpoint| {
             let mut rows = self.tree.rows_to(at.node).into_iter();
-            matches!(checkpoint.state, Held::Host(_))
+            matches!(checkpoint.state, Residency::Host(_))
                 || on_host(checkpoint.rows.as_ref())
                 || rows.any(|rows| on_host(Some(&rows)))
         })
@@ -152,13 +153,13 @@ impl Forest {
     /// Compares all three victims; then the rows go, to host memory or with a checkpoint.
     fn evict_rows(&mut self, to_host: bool) -> std::result::Result<(), TestCaseError> {
         let expected = self.rows_by_sorting();
-        let found = self.tree.least_rows(&self.slots, &self.blocks);
+        let found = self.tree.rows_victim(&self.slots, &self.blocks);
         prop_assert_eq!(found, expected);
         match found {
             Some(at) if to_host => self.tree.move_rows(at, &saved_rows()),
             Some(RowsId::Partial(at)) => self.tree.remove(at),
             Some(RowsId::Node(key)) => {
-                let at = self.tree.least_below(key);
+                let at = self.tree.victim_below(key);
                 at.into_iter().for_each(|at| self.tree.remove(at));
             }
             None => {}
@@ -168,9 +169,9 @@ impl Forest {
 
     fn check(&mut self) -> std::result::Result<(), TestCaseError> {
         let expected = self.state_by_looking();
-        prop_assert_eq!(self.tree.least_state(&self.slots, &self.blocks), expected);
+        prop_assert_eq!(self.tree.state_victim(&self.slots, &self.blocks), expected);
         let expected = self.host_by_looking();
-        prop_assert_eq!(self.tree.least_host(), expected);
+        prop_assert_eq!(self.tree.host_victim(), expected);
         let nodes = self.tree.nodes.values();
         let rows = nodes.flat_map(|node| {
             let partial = node.checkpoints.iter().map(|it| it.rows.as_ref());
@@ -208,13 +209,13 @@ properties! { victims, 256,
                 }
                 6 | 7 => forest.evict_rows(op == 6)?,
                 8 => {
-                    let at = forest.tree.least_state(&forest.slots, &forest.blocks);
+                    let at = forest.tree.state_victim(&forest.slots, &forest.blocks);
                     if let Some(at) = at {
                         forest.tree.demote(at, SavedState { layers: Vec::new() });
                     }
                 }
                 _ => {
-                    if let Some(at) = forest.tree.least_host() {
+                    if let Some(at) = forest.tree.host_victim() {
                         forest.tree.remove(at);
                     }
                 }
@@ -247,14 +248,14 @@ fn cost(nodes: usize, to_host: bool) -> f64 {
     }
     assert_eq!(forest.tree.nodes.len(), nodes / 64 * 64 + 1);
     // The first one takes up all that has come.
-    let _ = forest.tree.least_rows(&forest.slots, &forest.blocks);
+    let _ = forest.tree.rows_victim(&forest.slots, &forest.blocks);
     VISITS.with(|visits| visits.set(0));
     let free = forest.blocks.free();
     while forest.blocks.free() < free + nodes / 2 {
-        match forest.tree.least_rows(&forest.slots, &forest.blocks) {
+        match forest.tree.rows_victim(&forest.slots, &forest.blocks) {
             Some(at) if to_host => forest.tree.move_rows(at, &saved_rows()),
             Some(RowsId::Node(key)) => {
-                let at = forest.tree.least_below(key);
+                let at = forest.tree.victim_below(key);
                 at.into_iter().for_each(|at| forest.tree.remove(at));
             }
             other => panic!("{other:?}"),

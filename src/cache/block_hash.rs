@@ -8,9 +8,9 @@ use crate::checkpoint::Fingerprint;
 /// The key of a block: a hash of its tokens, of its parent's key, and so of all tokens before it and of what the bytes
 /// mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(u128);
+pub struct BlockHash(u128);
 
-impl Key {
+impl BlockHash {
     /// The key that all sequences of one model and layout begin with.
     #[must_use]
     pub fn root(model: Fingerprint, states: &StateLayout, latents: &LatentLayout) -> Self {
@@ -49,14 +49,4 @@ impl Key {
         hash.update(bytemuck::cast_slice(tokens));
         Self(hash.digest128())
     }
-}
-
-/// The hash of a sequence's tokens, for headers.
-#[must_use]
-pub fn hash_tokens(tokens: &[u32]) -> u128 {
-    let mut hash = Xxh3::new();
-    for token in tokens {
-        hash.update(&token.to_le_bytes());
-    }
-    hash.digest128()
 }

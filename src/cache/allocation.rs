@@ -1,22 +1,22 @@
 //! A sequence's place to go on from, while it is not running: after a hit, a fork, or a preemption.
 
+use super::node::{RowsResidency, StateResidency};
 use super::pool::{BlockRef, SlotRef};
-use super::tree::{HeldRows, HeldState};
 use crate::backend::{Block, Slot};
 
 /// States and latents of a sequence's first tokens. It holds what it names, in pools or in host memory; a clone is one more
 /// holder of the same.
 #[derive(Clone, Debug, Default)]
-pub struct Lease {
+pub struct PrefixHandle {
     /// Tokens that are through.
     pub position: usize,
     /// The KDA states at `position`; `None` at the start of a sequence. A slot may be shared: it is only read.
-    pub state: Option<HeldState>,
+    pub state: Option<StateResidency>,
     /// The latents of each block. Blocks on the device are whole and may be shared; a partial one is in host memory.
-    pub rows: Vec<HeldRows>,
+    pub rows: Vec<RowsResidency>,
 }
 
-impl Lease {
+impl PrefixHandle {
     /// Whether it holds anything on the device.
     #[must_use]
     pub fn is_on_device(&self) -> bool {
@@ -30,23 +30,23 @@ impl Lease {
 
 /// A running sequence's places.
 #[derive(Debug)]
-pub struct Placed {
+pub struct Allocation {
     /// The slot to write: this sequence's alone.
     pub slot: SlotRef,
     /// Where the state is now.
-    pub state: Current,
+    pub state: StateSource,
     /// Its blocks, from the first token on; those past `position` are its own.
     pub blocks: Vec<BlockRef>,
 }
 
-impl Placed {
+impl Allocation {
     /// The slot that its next tokens read; `None` at the start of a sequence.
     #[must_use]
     pub fn slot_in(&self) -> Option<Slot> {
         match &self.state {
-            Current::Zero => None,
-            Current::Own => Some(self.slot.get()),
-            Current::Shared(slot) => Some(slot.get()),
+            StateSource::Zero => None,
+            StateSource::Own => Some(self.slot.get()),
+            StateSource::Shared(slot) => Some(slot.get()),
         }
     }
 
@@ -59,7 +59,7 @@ impl Placed {
 
 /// Where a running sequence's state is.
 #[derive(Debug)]
-pub enum Current {
+pub enum StateSource {
     /// Nowhere yet: the zero state that starts a sequence.
     Zero,
     /// In its own slot.

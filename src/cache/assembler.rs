@@ -1,0 +1,301 @@
+//! From records in any order, of whatever heads and tokens, to the states and blocks that a pool takes.
+//!
+//! It holds what is not complete yet and nothing else; where things are written is the caller's business.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::layer_record::{CacheHeader, LayerRecord, LayerTensor, state_record};
+use super::same;
+use crate::backend::{LatentLayout, LatentRecord, Shard, StateLayout, StateRecord};
+use crate::config::Dtype;
+use crate::error::CacheError;
+
+/// The pools of one rank that caches are loaded into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheLayout {
+    /// Its KDA states.
+    pub states: StateLayout,
+    /// Its latents.
+    pub latents: LatentLayout,
+    /// Which part of the heads it holds.
+    pub shard: Shard,
+}
+
+/// A part of the caches that is complete.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Assembled {
+    /// A KDA layer.
+    State {
+        /// The layer, among KDA layers.
+        layer: usize,
+        /// Its states, of this rank's heads.
+        record: StateRecord,
+    },
+    /// A block of an MLA layer.
+    Latents {
+        /// The layer, among MLA layers.
+        layer: usize,
+        /// The block, counted in the sequence.
+        block: usize,
+        /// Its rows, in the pool's dtype; the last block has as many as there are tokens.
+        record: LatentRecord,
+    },
+}
+
+/// A tensor that is being put together, in parts of equal size: heads of a state, or tokens of a block.
+struct Partial {
+    bytes: Vec<u8>,
+    /// Which parts are there.
+    there: Vec<bool>,
+}
+
+impl Partial {
+    fn new(parts: usize, part_bytes: usize) -> Self {
+        Self {
+            bytes: vec![0; parts * part_bytes],
+            there: vec![false; parts],
+        }
+    }
+
+    /// Takes parts, the first of which is `first` here.
+    fn take(&mut self, first: usize, bytes: &[u8]) {
+        let part = self.bytes.len() / self.there.len();
+        for (i, bytes) in bytes.chunks_exact(part).enumerate() {
+            self.bytes[(first + i) * part..][..part].copy_from_slice(bytes);
+            self.there[first + i] = true;
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.there.iter().all(|there| *there)
+    }
+}
+
+/// One KDA layer: the four tensors in the order of [`LayerTensor::ALL`].
+type PartialState = [Partial; 4];
+
+/// Puts records together.
+pub struct Assembler {
+    header: CacheHeader,
+    id: u128,
+    layout: CacheLayout,
+    /// `None` where a layer is complete.
+    states: Vec<Option<PartialState>>,
+    /// Blocks of which something is there, by layer and block.
+    blocks: HashMap<(usize, usize), Partial>,
+    /// Which blocks are complete, `[layers, blocks]`.
+    complete: Vec<bool>,
+    missing: usize,
+}
+
+/// How many heads of a tensor a rank has, and numbers in each.
+fn head_len(layout: &StateLayout, tensor: LayerTensor) -> (usize, usize) {
+    let taps = layout.taps - 1;
+    match tensor {
+        LayerTensor::State => (layout.value_heads, layout.key_width * layout.value_width),
+        LayerTensor::ConvQuery | LayerTensor::ConvKey => {
+            (layout.key_heads, layout.key_width * taps)
+        }
+        LayerTensor::ConvValue => (layout.value_heads, layout.value_width * taps),
+        LayerTensor::Latents => (1, 0),
+    }
+}
+
+impl Assembler {
+    /// Nothing is there yet of the caches of `header`, which go to pools of this layout.
+    #[must_use]
+    pub fn new(header: CacheHeader, layout: CacheLayout) -> Self {
+        let partial = |tensor| {
+            let (heads, len) = head_len(&layout.states, tensor);
+            Partial::new(heads, 4 * len)
+        };
+        let state = || {
+            Some([
+                partial(LayerTensor::State),
+                partial(LayerTensor::ConvQuery),
+                partial(LayerTensor::ConvKey),
+                partial(LayerTensor::ConvValue),
+            ])
+        };
+        let blocks = header.tokens.len().div_ceil(layout.latents.block_tokens);
+        let blocks = layout.latents.layers * blocks;
+        Self {
+            id: header.id(),
+            header,
+            layout,
+            states: (0..layout.states.layers).map(|_| state()).collect(),
+            blocks: HashMap::new(),
+            complete: vec![false; blocks],
+            missing: layout.states.layers + blocks,
+        }
+    }
+
+    /// What the records are of.
+    #[must_use]
+    pub fn header(&self) -> &CacheHeader {
+        &self.header
+    }
+
+    /// Number of KDA layers and of blocks of MLA layers that are not complete.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        self.missing
+    }
+
+    /// Takes a record; what has become complete with it. Heads of other ranks and parts that are there already are ignored.
+    ///
+    /// # Errors
+    /// A record that is damaged, of other caches, or of another shape, with both values. Nothing of it is taken.
+    pub fn put(&mut self, record: &LayerRecord) -> Result<Vec<Assembled>, CacheError> {
+        record.check(self.id)?;
+        let ready = if record.tensor == LayerTensor::Latents {
+            self.put_latents(record)?
+        } else {
+            self.put_heads(record)?.into_iter().collect()
+        };
+        self.missing -= ready.len();
+        Ok(ready)
+    }
+
+    fn put_heads(&mut self, record: &LayerRecord) -> Result<Option<Assembled>, CacheError> {
+        let (layout, shard, layer) = (self.layout.states, self.layout.shard, record.layer);
+        let (heads, len) = head_len(&layout, record.tensor);
+        below("KDA layer of a record", layout.layers, layer)?;
+        let name = record.name();
+        within(
+            &format!("heads of the {name}"),
+            0..heads * shard.ranks,
+            &record.heads,
+        )?;
+        let expected = 0..self.header.tokens.len();
+        same_range(
+            &format!("positions of the {name}"),
+            expected,
+            &record.positions,
+        )?;
+        same(&format!("dtype of the {name}"), Dtype::F32, record.dtype)?;
+        let (count, k) = (record.heads.len(), layout.key_width);
+        let shape = match record.tensor {
+            LayerTensor::State => vec![count, k, layout.value_width],
+            LayerTensor::ConvValue => vec![count * layout.value_width, layout.taps - 1],
+            _ => vec![count * k, layout.taps - 1],
+        };
+        same_shape(&name, &shape, &record.shape)?;
+        let Some(state) = &mut self.states[layer] else {
+            return Ok(None);
+        };
+        // This rank's part of what came.
+        let own = shard.rank * heads..(shard.rank + 1) * heads;
+        let (first, last) = (
+            own.start.max(record.heads.start),
+            own.end.min(record.heads.end),
+        );
+        if first < last {
+            let part = 4 * len;
+            let from = (first - record.heads.start) * part;
+            let bytes = &record.bytes[from..from + (last - first) * part];
+            state[record.tensor as usize].take(first - own.start, bytes);
+        }
+        if !state.iter().all(Partial::is_complete) {
+            return Ok(None);
+        }
+        let values = |tensor: LayerTensor| Dtype::F32.decode(&state[tensor as usize].bytes);
+        let conv = [
+            LayerTensor::ConvQuery,
+            LayerTensor::ConvKey,
+            LayerTensor::ConvValue,
+        ];
+        let conv_state = conv.into_iter().flat_map(values).collect();
+        let record = state_record(&layout, values(LayerTensor::State), conv_state);
+        self.states[layer] = None;
+        Ok(Some(Assembled::State { layer, record }))
+    }
+
+    fn put_latents(&mut self, record: &LayerRecord) -> Result<Vec<Assembled>, CacheError> {
+        let (layout, layer) = (self.layout.latents, record.layer);
+        below("MLA layer of a record", layout.layers, layer)?;
+        let (name, tokens) = (record.name(), self.header.tokens.len());
+        within(
+            &format!("positions of the {name}"),
+            0..tokens,
+            &record.positions,
+        )?;
+        same_shape(
+            &name,
+            &[record.positions.len(), layout.width()],
+            &record.shape,
+        )?;
+        let (latent, rope, dtype) = (layout.latent, layout.rope, layout.dtype);
+        let rows = LatentRecord {
+            latent,
+            rope,
+            dtype: record.dtype,
+            rows: record.bytes.clone(),
+        };
+        let bytes = rows.bytes(dtype);
+        let (row, blocks) = (
+            layout.width() * dtype.size(),
+            tokens.div_ceil(layout.block_tokens),
+        );
+        let mut ready = Vec::new();
+        let mut at = record.positions.start;
+        while at < record.positions.end {
+            let block = at / layout.block_tokens;
+            let start = block * layout.block_tokens;
+            let end = (start + layout.block_tokens).min(tokens);
+            let part = at..end.min(record.positions.end);
+            at = part.end;
+            let complete = &mut self.complete[layer * blocks + block];
+            if *complete {
+                continue;
+            }
+            let first = part.start - record.positions.start;
+            let bytes = &bytes[first * row..][..part.len() * row];
+            let partial = self.blocks.entry((layer, block));
+            let partial = partial.or_insert_with(|| Partial::new(end - start, row));
+            partial.take(part.start - start, bytes);
+            if partial.is_complete()
+                && let Some(partial) = self.blocks.remove(&(layer, block))
+            {
+                *complete = true;
+                let rows = partial.bytes;
+                let record = LatentRecord {
+                    latent,
+                    rope,
+                    dtype,
+                    rows,
+                };
+                ready.push(Assembled::Latents {
+                    layer,
+                    block,
+                    record,
+                });
+            }
+        }
+        Ok(ready)
+    }
+}
+
+fn below(what: &str, limit: usize, found: usize) -> Result<(), CacheError> {
+    if found < limit {
+        return Ok(());
+    }
+    super::mismatch(what, format!("below {limit}"), found)
+}
+
+fn within(what: &str, limit: Range<usize>, found: &Range<usize>) -> Result<(), CacheError> {
+    if found.start < found.end && found.end <= limit.end {
+        return Ok(());
+    }
+    super::mismatch(what, format!("within {limit:?}"), format!("{found:?}"))
+}
+
+fn same_range(what: &str, expected: Range<usize>, found: &Range<usize>) -> Result<(), CacheError> {
+    same(what, format!("{expected:?}"), format!("{found:?}"))
+}
+
+fn same_shape(name: &str, expected: &[usize], found: &[usize]) -> Result<(), CacheError> {
+    let what = format!("shape of the {name}");
+    same(&what, format!("{expected:?}"), format!("{found:?}"))
+}

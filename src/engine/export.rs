@@ -1,0 +1,458 @@
+//! Caches on their way out while a prompt is prefilled: each layer as soon as it is complete, off the engine's thread.
+//!
+//! The engine asks the device for a copy and hands over the ticket; whoever reads the stream waits for it. The stream has
+//! room for so many tickets. What finds no room stays on the device and is held there, or goes to host memory where others
+//! need the place: a slow reader costs memory, but no time of anybody's. A stream that is dropped gives all of it back.
+
+use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::{Arc, OnceLock};
+
+use super::batch::Planned;
+use super::core::{Engine, pools};
+use super::handle::EngineHandle;
+use super::request::{PromptScores, Request, RequestId};
+use crate::backend::{Block, LatentRecord, Shard, Slot, StateLayout, StateRecord, Ticket};
+use crate::cache::{Allocation, BlockRef, CacheHeader, LayerRecord, Pools, SlotRef};
+use crate::error::{EngineError, Error};
+use crate::model::{LayerCache, Model};
+
+/// Reads of the device that a stream of an engine in a thread has room for.
+const CAPACITY: usize = 64;
+
+/// The most blocks of latents in one record.
+const RECORD_BLOCKS: usize = 8;
+
+/// A part of the caches that is complete on the device and not read yet.
+enum Due {
+    State {
+        layer: usize,
+        slot: SlotRef,
+    },
+    Latents {
+        layer: usize,
+        positions: Range<usize>,
+        /// From the block that the first position is in.
+        blocks: Vec<BlockRef>,
+    },
+}
+
+/// A part that the device was asked for.
+enum Read {
+    State {
+        layer: usize,
+        ticket: Ticket<StateRecord>,
+    },
+    Latents {
+        layer: usize,
+        start: usize,
+        /// Rows of the first block that are before `start`.
+        skip: usize,
+        tickets: Vec<Ticket<LatentRecord>>,
+    },
+}
+
+impl Due {
+    fn read(&self, pools: &mut Pools<'_>) -> Read {
+        match self {
+            Self::State { layer, slot } => Read::State {
+                layer: *layer,
+                ticket: pools.backend.read_state(&pools.states, *layer, slot.get()),
+            },
+            Self::Latents {
+                layer,
+                positions,
+                blocks,
+            } => {
+                let block_tokens = pools.latents.layout.block_tokens;
+                let skip = positions.start % block_tokens;
+                let mut end = skip + positions.len();
+                let tickets = blocks.iter().map(|block| {
+                    let tokens = end.min(block_tokens);
+                    end -= tokens;
+                    let (pool, block) = (&pools.latents, block.get());
+                    pools.backend.read_latents(pool, *layer, block, tokens)
+                });
+                Read::Latents {
+                    layer: *layer,
+                    start: positions.start,
+                    skip,
+                    tickets: tickets.collect(),
+                }
+            }
+        }
+    }
+}
+
+/// How an export ended.
+type Outcome = Arc<OnceLock<Result<(), Arc<Error>>>>;
+
+/// A request whose caches go out.
+struct Export {
+    id: RequestId,
+    /// Tokens of the prompt.
+    end: usize,
+    /// Tokens whose latents are due, read or gone.
+    position: usize,
+    /// Its places, while the segment that ends the prompt is computed.
+    last: Option<(SlotRef, Vec<BlockRef>)>,
+    /// Whether everything is due, read or gone.
+    complete: bool,
+    due: VecDeque<Due>,
+    /// What was read and found no room in the stream.
+    read: VecDeque<Read>,
+    stream: SyncSender<Read>,
+    outcome: Outcome,
+}
+
+impl Export {
+    /// Latents of a layer up to `end` are complete.
+    fn latents(&mut self, layer: usize, end: usize, blocks: &[BlockRef], block_tokens: usize) {
+        let mut at = self.position;
+        while at < end {
+            let first = at / block_tokens;
+            let until = end.min((first + RECORD_BLOCKS) * block_tokens);
+            self.due.push_back(Due::Latents {
+                layer,
+                positions: at..until,
+                blocks: blocks[first..until.div_ceil(block_tokens)].to_vec(),
+            });
+            at = until;
+        }
+    }
+
+    /// Latents of all layers up to `end` are complete.
+    fn all_latents(&mut self, end: usize, blocks: &[BlockRef], pools: &Pools<'_>) {
+        let layout = pools.latents.layout;
+        for layer in 0..layout.layers {
+            self.latents(layer, end, blocks, layout.block_tokens);
+        }
+        self.position = end;
+    }
+
+    /// Sends what there is room for. Returns whether it goes on.
+    fn send(&mut self, pools: &mut Pools<'_>) -> bool {
+        loop {
+            let next = self.read.pop_front();
+            let next = next.or_else(|| Some(self.due.pop_front()?.read(pools)));
+            let Some(next) = next else { break };
+            match self.stream.try_send(next) {
+                Ok(()) => {}
+                Err(TrySendError::Full(next)) => {
+                    self.read.push_front(next);
+                    return true;
+                }
+                Err(TrySendError::Disconnected(_)) => return false,
+            }
+        }
+        if self.complete {
+            // Nobody else sets it: the export is over.
+            let _ = self.outcome.set(Ok(()));
+        }
+        !self.complete
+    }
+}
+
+/// All requests whose caches go out.
+#[derive(Default)]
+pub(super) struct Exports(Vec<Export>);
+
+impl Exports {
+    /// A layer of the segments that end prompts has been submitted.
+    pub(super) fn layer_done(&mut self, model: &mut Model, layer: usize) {
+        let (cache, last) = (
+            model.layer_cache(layer),
+            layer + 1 == model.config().layers.len(),
+        );
+        let block_tokens = model.limits().block_tokens;
+        for export in &mut self.0 {
+            let Some((slot, blocks)) = export.last.take() else {
+                continue;
+            };
+            match cache {
+                LayerCache::State(layer) => {
+                    let slot = slot.clone();
+                    export.due.push_back(Due::State { layer, slot });
+                }
+                LayerCache::Latents(layer) => {
+                    export.latents(layer, export.end, &blocks, block_tokens);
+                }
+            }
+            if last {
+                export.position = export.end;
+                export.complete = true;
+            } else {
+                export.last = Some((slot, blocks));
+            }
+        }
+        self.send(model);
+    }
+
+    /// A sequence has come to `position`.
+    pub(super) fn moved(
+        &mut self,
+        model: &mut Model,
+        id: RequestId,
+        position: usize,
+        at: &Allocation,
+    ) {
+        let Some(export) = self.0.iter_mut().find(|export| export.id == id) else {
+            return;
+        };
+        if !export.complete {
+            export.all_latents(position, &at.blocks, &pools(model));
+        }
+        self.send(model);
+    }
+
+    /// Sends what there is room for.
+    fn send(&mut self, model: &mut Model) {
+        let mut pools = pools(model);
+        self.0.retain_mut(|export| export.send(&mut pools));
+    }
+
+    /// Takes all that is held on the device to host memory.
+    pub(super) fn offload(&mut self, model: &mut Model) {
+        let mut pools = pools(model);
+        for export in &mut self.0 {
+            let read = export.due.drain(..).map(|due| due.read(&mut pools));
+            export.read.extend(read);
+        }
+    }
+
+    /// Whether anything is held on the device for want of room in a stream.
+    pub(super) fn is_on_device(&self) -> bool {
+        self.0.iter().any(|export| !export.due.is_empty())
+    }
+
+    /// The slots and blocks that are held.
+    pub(super) fn held(&self, slots: &mut HashSet<Slot>, blocks: &mut HashSet<Block>) {
+        for due in self.0.iter().flat_map(|export| &export.due) {
+            match due {
+                Due::State { slot, .. } => slots.extend([slot.get()]),
+                Due::Latents { blocks: held, .. } => blocks.extend(held.iter().map(BlockRef::get)),
+            }
+        }
+    }
+
+    /// Ends an export with an error.
+    pub(super) fn fail(&mut self, id: RequestId, error: &Arc<Error>) {
+        self.0.retain(|export| {
+            if export.id == id {
+                // It is unset: an export that has one is in the list no more.
+                let _ = export.outcome.set(Err(Arc::clone(error)));
+            }
+            export.id != id
+        });
+    }
+
+    /// The requests whose caches are still to be sent.
+    pub(super) fn ids(&self) -> impl Iterator<Item = RequestId> + '_ {
+        self.0.iter().map(|export| export.id)
+    }
+}
+
+impl Engine {
+    /// Takes a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing. The
+    /// stream has room for `capacity` reads of the device; when some were taken, [`Engine::send_exports`] sends more.
+    ///
+    /// # Errors
+    /// Those of [`Engine::submit`].
+    pub fn export(
+        &mut self,
+        id: RequestId,
+        request: Request,
+        capacity: usize,
+    ) -> Result<ExportStream, EngineError> {
+        let header = CacheHeader {
+            model: self.fingerprint,
+            tokens: request.prompt.clone(),
+        };
+        let end = request.prompt.len();
+        let request = Request {
+            max_tokens: 0,
+            samples: 1,
+            trace: None,
+            scores: PromptScores::None,
+            ..request
+        };
+        self.submit(id, request)?;
+        let (stream, reads) = mpsc::sync_channel(capacity);
+        let outcome = Outcome::default();
+        self.exports.0.push(Export {
+            id,
+            end,
+            position: 0,
+            last: None,
+            complete: false,
+            due: VecDeque::new(),
+            read: VecDeque::new(),
+            stream,
+            outcome: Arc::clone(&outcome),
+        });
+        Ok(ExportStream {
+            id: header.id(),
+            header,
+            states: self.model.states().layout,
+            shard: self.model.shard(),
+            reads,
+            ready: VecDeque::new(),
+            outcome,
+            failed: false,
+            engine: None,
+        })
+    }
+
+    /// Sends what streams have room for, whose readers have taken something.
+    pub fn send_exports(&mut self) {
+        self.exports.send(&mut self.model);
+    }
+
+    /// Whether a batch ends the prompt of a request whose caches go out: it is then computed in parts of a layer each.
+    pub(super) fn exports_end(&mut self, planned: &Planned) -> bool {
+        let mut ends = false;
+        for segment in &planned.segments {
+            let Some(export) = self
+                .exports
+                .0
+                .iter_mut()
+                .find(|export| export.id == segment.id && export.end == segment.end)
+            else {
+                continue;
+            };
+            let sequence = self.running.iter().find(|other| other.id == segment.id);
+            if let Some((sequence, allocation)) =
+                sequence.and_then(|it| Some((it, it.allocation.as_ref()?)))
+            {
+                let pools = pools(&mut self.model);
+                // What came from the cache.
+                export.all_latents(sequence.position, &allocation.blocks, &pools);
+                export.last = Some((allocation.slot.clone(), allocation.blocks.clone()));
+                ends = true;
+            }
+        }
+        ends
+    }
+}
+
+/// The caches of a request, a tensor of a layer at a time, as they are computed. Dropping it ends the request.
+///
+/// An item is an error where the request or the device failed; nothing comes after it, and what came before is of no use.
+pub struct ExportStream {
+    header: CacheHeader,
+    id: u128,
+    states: StateLayout,
+    shard: Shard,
+    reads: Receiver<Read>,
+    ready: VecDeque<LayerRecord>,
+    outcome: Outcome,
+    /// Whether an error has come, after which nothing does.
+    failed: bool,
+    /// The engine in a thread of its own, which is told of every record that was taken.
+    engine: Option<(EngineHandle, RequestId)>,
+}
+
+impl ExportStream {
+    /// What the records are of.
+    #[must_use]
+    pub fn header(&self) -> &CacheHeader {
+        &self.header
+    }
+
+    /// The next record, if it has been sent by now.
+    pub fn try_next(&mut self) -> Option<Result<LayerRecord, Arc<Error>>> {
+        while self.ready.is_empty() && !self.failed {
+            let read = self.reads.try_recv().ok()?;
+            if let Err(error) = self.take(read) {
+                return self.fail(Arc::new(error));
+            }
+        }
+        self.ready.pop_front().map(Ok)
+    }
+
+    fn fail<T>(&mut self, error: Arc<Error>) -> Option<Result<T, Arc<Error>>> {
+        self.failed = true;
+        Some(Err(error))
+    }
+
+    /// Waits for a part and makes records of it.
+    fn take(&mut self, read: Read) -> Result<(), Error> {
+        if let Some((engine, _)) = &self.engine {
+            engine.room_in_stream();
+        }
+        match read {
+            Read::State { layer, ticket } => {
+                let (end, record) = (self.header.tokens.len(), ticket.wait()?);
+                let (states, shard) = (&self.states, self.shard);
+                self.ready.extend(LayerRecord::of_state(
+                    self.id, layer, end, states, shard, &record,
+                ));
+            }
+            Read::Latents {
+                layer,
+                start,
+                skip,
+                tickets,
+            } => {
+                let mut joined: Option<LatentRecord> = None;
+                for ticket in tickets {
+                    let record = ticket.wait()?;
+                    match &mut joined {
+                        Some(joined) => joined.rows.extend(record.rows),
+                        None => {
+                            let before = skip * record.row_bytes();
+                            let rows = record.rows[before..].to_vec();
+                            joined = Some(LatentRecord { rows, ..record });
+                        }
+                    }
+                }
+                let record = joined.map(|it| LayerRecord::of_latents(self.id, layer, start, it));
+                self.ready.extend(record);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for ExportStream {
+    type Item = Result<LayerRecord, Arc<Error>>;
+
+    /// Waits for the next record; `None` when all have come.
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.ready.is_empty() && !self.failed {
+            let Ok(read) = self.reads.recv() else {
+                return match self.outcome.get().cloned() {
+                    Some(Ok(())) => None,
+                    Some(Err(error)) => self.fail(error),
+                    None => self.fail(Arc::new(Error::from(EngineError::Stopped))),
+                };
+            };
+            if let Err(error) = self.take(read) {
+                return self.fail(Arc::new(error));
+            }
+        }
+        self.ready.pop_front().map(Ok)
+    }
+}
+
+impl Drop for ExportStream {
+    fn drop(&mut self) {
+        if let Some((engine, id)) = &self.engine {
+            engine.cancel(*id);
+        }
+    }
+}
+
+impl EngineHandle {
+    /// Submits a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing.
+    ///
+    /// # Errors
+    /// A request that cannot run, or an engine that has stopped.
+    pub fn export(&self, request: Request) -> Result<ExportStream, EngineError> {
+        let id = self.next_id();
+        let mut stream = self.ask(move |engine| engine.export(id, request, CAPACITY))??;
+        stream.engine = Some((self.clone(), id));
+        Ok(stream)
+    }
+}

@@ -1,0 +1,18 @@
+//! The Python of the tests.
+#![allow(unreachable_pub, missing_docs)]
+
+use std::path::PathBuf;
+
+/// The interpreter with the packages that tests need, which the Makefile makes.
+pub fn interpreter() -> PathBuf {
+    let named = std::env::var_os("KIMI_LINEAR_TEST_PYTHON").map(PathBuf::from);
+    let python = named.unwrap_or_else(|| {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python")
+    });
+    assert!(
+        python.exists(),
+        "{}: not there; `make target/python/made` makes it, or KIMI_LINEAR_TEST_PYTHON names a Python with `openai`, `numpy`, `safetensors` and `matplotlib`",
+        python.display()
+    );
+    python
+}
