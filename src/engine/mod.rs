@@ -16,6 +16,7 @@ mod diagnose;
 mod event;
 mod fit;
 mod grammar;
+#[cfg(not(target_arch = "wasm32"))]
 mod handle;
 mod keep;
 mod options;
@@ -32,6 +33,7 @@ pub use self::core::Engine;
 pub use event::{Event, FinishReason, Likelihood, Scored, Usage};
 pub use fit::Wanted;
 pub use grammar::{Grammar, Guide};
+#[cfg(not(target_arch = "wasm32"))]
 pub use handle::{Answer, EngineHandle, Sink};
 pub use options::{BLOCK_TOKENS, EngineOptions, PREFILL_CHUNK, Sizes};
 pub use request::{PromptScores, Request, RequestId, check_prompt};
