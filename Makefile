@@ -93,6 +93,7 @@ quick: install-rust-components
 test: install-rust-components install-xvfb install-cuda-compiler target/python/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
+	.ci/check-web $(PROFILE)
 	$(CARGO) test $(PROFILE) --locked --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 

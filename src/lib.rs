@@ -3,11 +3,14 @@
 //! `docs/architecture.md` shows the rooms of this house and the way of a request through them.
 
 pub mod backend;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod bench;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod conformance;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod demo;
 pub mod engine;
 pub mod error;

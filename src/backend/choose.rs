@@ -109,12 +109,3 @@ fn missing(backend: &'static str) -> BackendError {
     let reason = "this build does not have it; --backend cpu runs anywhere".to_owned();
     BackendError::Unavailable { backend, reason }
 }
-
-/// The machine's memory, in bytes.
-pub(super) fn machine_memory() -> Option<u64> {
-    let kinds = sysinfo::RefreshKind::nothing()
-        .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
-    sysinfo::System::new_with_specifics(kinds)
-        .ok()
-        .map(|system| system.total_memory())
-}

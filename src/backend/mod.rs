@@ -12,6 +12,7 @@
 mod batch;
 mod block;
 mod check;
+#[cfg(not(target_arch = "wasm32"))]
 mod choose;
 mod collective;
 pub mod cpu;
@@ -21,6 +22,7 @@ pub mod dry;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 mod handles;
+mod host;
 mod operation;
 mod pool;
 mod program;
@@ -35,6 +37,7 @@ pub mod wgpu;
 
 pub use batch::{Batch, Capacity, OutputRow, Segment, StateCheckpoint};
 pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
+#[cfg(not(target_arch = "wasm32"))]
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
 pub use operation::*;

@@ -353,7 +353,7 @@ impl Driver {
             } => {
                 let answers = request.samples;
                 let engine = &mut self.engine;
-                let imported = pollster::block_on(engine.import(id, *request, &header));
+                let imported = block_on(engine.import(id, *request, &header));
                 let layout = imported.map(|()| engine.cache_layout());
                 if layout.is_ok() {
                     self.sinks.insert(id, (sink, answers));

@@ -7,6 +7,7 @@ use super::core::{Engine, pools};
 use super::handle::{Answer, EngineHandle, events};
 use super::request::{Request, RequestId};
 use super::sequence::Sequence;
+use crate::backend::block_on;
 use crate::cache::{
     Allocation, Assembled, Assembler, CacheHeader, CacheLayout, LayerRecord, StateSource,
 };
@@ -173,7 +174,7 @@ impl Import {
                 engine.load_layer(id, part)?;
             }
             if complete {
-                pollster::block_on(engine.start_import(id))?;
+                block_on(engine.start_import(id))?;
             }
             Ok(())
         })?

@@ -18,6 +18,7 @@ mod event;
 mod export;
 mod fit;
 mod grammar;
+#[cfg(not(target_arch = "wasm32"))]
 mod handle;
 mod import;
 mod keep;
@@ -37,6 +38,7 @@ pub use event::{Event, FinishReason, Likelihood, Scored, Usage};
 pub use export::ExportStream;
 pub use fit::Wanted;
 pub use grammar::{Grammar, Guide};
+#[cfg(not(target_arch = "wasm32"))]
 pub use handle::{Answer, EngineHandle, Sink};
 pub use import::Import;
 pub use options::{BLOCK_TOKENS, EngineOptions, PREFILL_CHUNK, Sizes};

@@ -29,16 +29,13 @@ mod traced;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sysinfo::System;
-
 use self::memory::{Latents, Memory, States};
-use super::check;
-use super::choose::machine_memory;
 use super::{
     Alone, Backend, Block, Capacity, Collective, Device, Element, LatentLayout, LatentPool,
     LatentRecord, Precision, Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout,
     StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
+use super::{check, host};
 use crate::config::Dtype;
 
 /// One rank's share of this machine's processor and memory.
@@ -80,15 +77,7 @@ impl Default for CpuBackend {
 /// The processor's name, its threads and the machine's memory.
 #[must_use]
 pub fn describe() -> Device {
-    let kinds = sysinfo::RefreshKind::nothing().with_cpu(sysinfo::CpuRefreshKind::nothing());
-    let system = System::new_with_specifics(kinds).ok();
-    let brand = system.as_ref().and_then(|system| system.cpus().first());
-    let brand = brand.map_or("", |cpu| cpu.brand().trim());
-    let brand = if brand.is_empty() {
-        std::env::consts::ARCH
-    } else {
-        brand
-    };
+    let brand = host::cpu();
     let threads = rayon::current_num_threads();
     Device {
         backend: "cpu",
@@ -97,7 +86,7 @@ pub fn describe() -> Device {
             "{brand}, {threads} thread{}",
             if threads == 1 { "" } else { "s" }
         ),
-        memory_bytes: machine_memory(),
+        memory_bytes: host::memory(),
         precision: Precision::F32,
         cache: Dtype::F32,
     }

@@ -18,6 +18,7 @@ use crate::backend::{
     KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Result, RmsNorm, Route, Rows, Segment,
     Select, Shard, ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
 };
+use crate::error::BackendError;
 
 /// Query, kv_b, widths, latents, layer, segment, output.
 type AttentionKernel = fn(&[f32], &CpuWeight, &Shape, &Latents, usize, &Segment, &mut [f32]);
@@ -425,6 +426,12 @@ impl CpuStep {
 
 impl Step for CpuStep {
     fn time(&mut self, on: bool) -> Result<()> {
+        if on && cfg!(target_arch = "wasm32") {
+            return Err(BackendError::Unsupported {
+                backend: "cpu",
+                what: "timing in a browser: the library has no clock there".to_owned(),
+            });
+        }
         self.timed = on;
         Ok(())
     }

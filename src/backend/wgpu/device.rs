@@ -11,8 +11,7 @@ use std::task::{Context, Poll, Waker};
 use super::faults::{Fault, Faults};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::backend::block_on;
-use crate::backend::choose::machine_memory;
-use crate::backend::{Device, MaybeSend, Precision, Result};
+use crate::backend::{Device, MaybeSend, Precision, Result, host};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
@@ -51,7 +50,7 @@ impl AdapterDescription {
             memory_bytes: if self.kind == "discrete GPU" {
                 None
             } else {
-                machine_memory()
+                host::memory()
             },
             precision: Precision::F32,
             cache: Dtype::F32,
@@ -60,6 +59,7 @@ impl AdapterDescription {
 }
 
 /// Every adapter, best first: discrete GPUs, integrated ones, virtual ones, others, and last what runs on the processor.
+#[cfg(not(target_arch = "wasm32"))]
 #[must_use]
 pub fn adapters() -> Vec<AdapterDescription> {
     let list = block_on(enumerate());
@@ -70,6 +70,7 @@ pub fn adapters() -> Vec<AdapterDescription> {
 }
 
 /// Whether this machine has a GPU that the backend can drive: what `auto` asks before it takes wgpu.
+#[cfg(not(target_arch = "wasm32"))]
 #[must_use]
 pub fn has_gpu() -> bool {
     adapters().iter().any(|adapter| adapter.gpu)
@@ -87,7 +88,10 @@ fn rank(kind: wgpu::DeviceType) -> usize {
 
 async fn enumerate() -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    descriptor.backends = wgpu::Backends::VULKAN
+        | wgpu::Backends::METAL
+        | wgpu::Backends::DX12
+        | wgpu::Backends::BROWSER_WEBGPU;
     // Validation layers are for whoever works on this crate, by the environment.
     descriptor.flags = wgpu::InstanceFlags::empty().with_env();
     let instance = wgpu::Instance::new(descriptor);

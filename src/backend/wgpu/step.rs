@@ -25,7 +25,8 @@ use crate::backend::{
 };
 
 /// How many workgroups a dispatch takes for this batch; any 0 leaves it out.
-type Size = Box<dyn Fn(&BatchMetadata) -> [u32; 3] + Send>;
+trait Size: Fn(&BatchMetadata) -> [u32; 3] + MaybeSend {}
+impl<F: Fn(&BatchMetadata) -> [u32; 3] + MaybeSend> Size for F {}
 
 /// A dispatch with all that it is given.
 pub(super) struct Launch {
@@ -54,7 +55,7 @@ pub(super) struct Windows {
 }
 
 enum Command {
-    Dispatch(Launch, Size),
+    Dispatch(Launch, Box<dyn Size>),
     Several(Windows),
     /// Copies a tensor's rows into another.
     Copy(wgpu::Buffer, wgpu::Buffer, Tensor),
@@ -213,7 +214,7 @@ impl WgpuStep {
         program: Program,
         params: &impl NoUninit,
         binds: &[Bind<'_>],
-        size: impl Fn(&BatchMetadata) -> [u32; 3] + Send + 'static,
+        size: impl Fn(&BatchMetadata) -> [u32; 3] + MaybeSend + 'static,
     ) -> Result<()> {
         let launch = self.encoder.launch(program, params, binds)?;
         self.push_command(Command::Dispatch(launch, Box::new(size)));
