@@ -310,7 +310,9 @@ fn requests_that_cannot_run_are_refused() {
 /// An engine over weights that the backend makes: no checkpoint is needed for one.
 #[test]
 fn an_engine_over_random_weights_serves_requests() {
-    let config = ModelConfig::from_file(&engine_harness::common::reference("tiny-a").join("config.json")).unwrap();
+    let config =
+        ModelConfig::from_file(&engine_harness::common::reference("tiny-a").join("config.json"))
+            .unwrap();
     let random = |seed| {
         let backend = Box::new(CpuBackend::new());
         let model = Model::random(&config, seed, backend, limits(2, 4, 16), &mut |_| {}).unwrap();

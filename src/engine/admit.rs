@@ -69,7 +69,7 @@ impl Engine {
     async fn place(&mut self, sequence: &mut Sequence, alone: bool) -> Result<bool, Error> {
         let prompt = sequence.tokens.prefix(sequence.request.reusable());
         let fresh = sequence.position == 0;
-        if fresh && sequence.request.looks_up() {
+        if fresh && sequence.request.prefix_caching_enabled() {
             while let Some(hit) = self.cache.lookup(prompt) {
                 // Between finding and holding it may have gone: the next deepest is looked for then.
                 if let Some(prefix) = self
@@ -124,10 +124,10 @@ impl Engine {
     /// Takes a running sequence off the device; it waits in its order of arrival.
     pub(super) async fn preempt(&mut self, place: usize) -> Result<(), Error> {
         let mut sequence = self.running.remove(place);
-        let mut parked = self.park(&mut sequence).await;
-        if parked.is_ok() {
+        let mut suspended = self.suspend(&mut sequence).await;
+        if suspended.is_ok() {
             let mut pools = pools(&mut self.model);
-            parked = self
+            suspended = self
                 .cache
                 .to_host(&mut pools, &mut sequence.prefix)
                 .await
@@ -136,7 +136,7 @@ impl Engine {
         self.preemptions += 1;
         let id = sequence.id;
         self.enqueue(sequence);
-        parked.or_else(|error| self.refuse(vec![id], error))
+        suspended.or_else(|error| self.refuse(vec![id], error))
     }
 
     /// Sees to it that the sequence at `place` has a block for its next token. Returns whether it still runs.

@@ -1,17 +1,17 @@
 //! The engine: a state machine that takes requests and, step by step, turns them into events.
 //!
-//! [`Engine::step`] lets waiting sequences in (`admit.rs`), lays out one batch (`batch.rs`), runs it, and takes what came
-//! of it (`commit.rs`). It awaits the device and nothing else: threads, clocks and channels are its driver's.
+//! [`Engine::step`] lets waiting sequences in (`admit.rs`), lays out one batch (`schedule.rs`), runs it, and takes what came
+//! of it (`process_output.rs`). It awaits the device and nothing else: threads, clocks and channels are its driver's.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::batch::Planned;
 use super::event::{Event, FinishReason};
 use super::export::Exports;
 use super::import::Incoming;
 use super::options::{EngineOptions, context};
 use super::request::{PromptScores, Request, RequestId};
+use super::schedule::Planned;
 use super::sequence::Sequence;
 use super::step_cache::StepCache;
 use crate::backend::StepOutput;
@@ -264,7 +264,7 @@ impl Engine {
             None => self.run(&planned).await,
         };
         match ran {
-            Ok(output) => self.commit(planned, output).await,
+            Ok(output) => self.process_output(planned, output).await,
             Err(error) => {
                 // A step that failed is not trusted again, and where memory ran out others give theirs back.
                 self.step_cache.clear();
@@ -401,7 +401,7 @@ impl Engine {
     fn keep_end(&mut self, sequence: &Sequence) {
         if let Some(allocation) = &sequence.allocation
             && matches!(allocation.state, StateSource::Own)
-            && sequence.request.looks_up()
+            && sequence.request.prefix_caching_enabled()
             && sequence.decodes()
         {
             let tokens = sequence.tokens.prefix(sequence.position);
@@ -448,7 +448,7 @@ impl Engine {
     ///
     /// # Errors
     /// A device that fails.
-    pub(super) async fn park(&mut self, sequence: &mut Sequence) -> Result<(), Error> {
+    pub(super) async fn suspend(&mut self, sequence: &mut Sequence) -> Result<(), Error> {
         let block_tokens = self.model.limits().block_tokens;
         let (whole, partial_tokens) = (
             sequence.position / block_tokens,

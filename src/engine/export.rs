@@ -9,10 +9,10 @@ use std::ops::Range;
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, OnceLock};
 
-use super::batch::Planned;
 use super::core::{Engine, pools};
 use super::handle::EngineHandle;
 use super::request::{PromptScores, Request, RequestId};
+use super::schedule::Planned;
 use crate::backend::{Block, LatentRecord, Shard, Slot, StateLayout, StateRecord, Ticket};
 use crate::cache::{Allocation, BlockRef, CacheHeader, LayerRecord, Pools, SlotRef};
 use crate::error::{EngineError, Error};

@@ -142,7 +142,7 @@ impl Engine {
         if self.running.len() < self.model.limits().step.segments {
             self.running.push(sequence);
         } else {
-            self.park(&mut sequence).await?;
+            self.suspend(&mut sequence).await?;
             self.enqueue(sequence);
         }
         Ok(())

@@ -4,16 +4,14 @@
 //! terminal, the server and the app are clients of it: none has a path of its own to the model.
 //!
 //! A request waits in the queue (`admit.rs`), is given a slot and blocks, goes on from a cached prefix if there is one,
-//! runs its prompt in segments beside the others' tokens (`batch.rs`, `cut.rs`), and draws token after token (`commit.rs`,
+//! runs its prompt in segments beside the others' tokens (`schedule.rs`,
+//! `chunk_boundary.rs`), and draws token after token (`process_output.rs`,
 //! `sampling.rs`) until it finishes. What of it can be taken up again stays in the cache. The engine speaks token ids; an
 //! [`OutputProcessor`] (`output.rs`, `stop.rs`) makes text of them for a client, and ends answers at stop strings.
 
 mod admit;
-mod batch;
-mod commit;
+mod chunk_boundary;
 mod core;
-mod cut;
-mod diagnose;
 mod event;
 mod export;
 mod fit;
@@ -21,19 +19,22 @@ mod grammar;
 #[cfg(not(target_arch = "wasm32"))]
 mod handle;
 mod import;
-mod keep;
+mod locate_non_finite;
 mod options;
 mod output;
+mod process_output;
 mod request;
 mod sampling;
+mod schedule;
 mod score;
 mod sequence;
+mod snapshot;
 mod status;
 mod step_cache;
 mod stop;
 
-pub use self::batch::TIMED_OF;
 pub use self::core::Engine;
+pub use self::schedule::TIMED_OF;
 pub use event::{Event, FinishReason, Likelihood, Scored, Usage};
 pub use export::ExportStream;
 pub use fit::Wanted;

@@ -115,13 +115,13 @@ impl Request {
     }
 
     /// Whether the prompt may go on from a cached prefix, and leave one.
-    pub(super) fn looks_up(&self) -> bool {
+    pub(super) fn prefix_caching_enabled(&self) -> bool {
         self.reuse && self.scores == PromptScores::None
     }
 
     /// Places inside the prompt where a segment always ends, ascending, whatever else runs.
     pub(super) fn cuts(&self) -> Vec<usize> {
-        if !self.looks_up() {
+        if !self.prefix_caching_enabled() {
             return Vec::new();
         }
         let mut cuts: Vec<usize> = self

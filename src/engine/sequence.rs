@@ -111,7 +111,7 @@ impl Sequence {
     pub(super) fn checkpoint_here(&self, options: &EngineOptions, block_tokens: usize) -> bool {
         let at = self.position;
         let last = (self.prompt() - 1) / block_tokens * block_tokens;
-        self.request.looks_up()
+        self.request.prefix_caching_enabled()
             && (at == self.prompt()
                 || at == last
                 || at.is_multiple_of(options.checkpoint_blocks.max(1) * block_tokens)

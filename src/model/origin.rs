@@ -66,7 +66,7 @@ impl Model {
     /// What is to be said of the weights of a part whose numbers are not finite: the first damaged one, or that there is
     /// none.
     #[must_use]
-    pub fn blame(&self, part: ModelPart) -> String {
+    pub fn damaged_weight(&self, part: ModelPart) -> String {
         let Origin::Stored(checkpoint) = &self.origin else {
             return "where weights are random numbers that were never stored".to_owned();
         };

@@ -11,7 +11,7 @@ use super::harness::{Running, Setup, ids_of, model_dir};
 /// Tokens of each answer.
 const ANSWER: usize = 24;
 
-/// Two logits closer than this may change places where a prompt is cut otherwise (`engine/cut.rs`).
+/// Two logits closer than this may change places where a prompt is cut otherwise (`engine/chunk_boundary.rs`).
 const MARGIN: f32 = 1e-3;
 
 /// What `generate` says to these ids.

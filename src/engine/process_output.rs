@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::batch::{Planned, PlannedSegment};
 use super::core::{Engine, pools};
 use super::event::{Event, Scored};
 use super::request::PromptScores;
+use super::schedule::{Planned, PlannedSegment};
 use super::sequence::{Sequence, likeliest};
 use crate::backend::{Choice, StepOutput};
 use crate::cache::StateSource;
@@ -29,7 +29,7 @@ impl<'a> Rows<'a> {
 }
 
 impl Engine {
-    pub(super) async fn commit(
+    pub(super) async fn process_output(
         &mut self,
         planned: Planned,
         output: StepOutput,
@@ -64,8 +64,8 @@ impl Engine {
         }
         match damaged {
             Some(id) => {
-                let diagnosed = self.diagnose(id).await;
-                diagnosed.or_else(|error| self.refuse(vec![id], error))
+                let located = self.locate_non_finite(id).await;
+                located.or_else(|error| self.refuse(vec![id], error))
             }
             None => Ok(()),
         }
@@ -99,7 +99,7 @@ impl Engine {
                 && self.running[place]
                     .checkpoint_here(&self.options, self.model.limits().block_tokens)
             {
-                self.keep(place).await?;
+                self.cache_state(place).await?;
             }
             self.say(id, Event::Prefill { done: end, cached });
         }
@@ -107,7 +107,7 @@ impl Engine {
     }
 
     /// Keeps the sequence's state: its slot becomes the checkpoint's, and it goes on in another, if there is one.
-    async fn keep(&mut self, place: usize) -> Result<(), Error> {
+    async fn cache_state(&mut self, place: usize) -> Result<(), Error> {
         let sequence = &self.running[place];
         let tokens = sequence.tokens.prefix(sequence.position);
         if self.cache.find(tokens).is_some() {
@@ -181,7 +181,7 @@ impl Engine {
         choice: &Choice,
         row: &[f32],
     ) -> Result<(), Error> {
-        if let Err(error) = self.park(&mut sequence).await {
+        if let Err(error) = self.suspend(&mut sequence).await {
             self.enqueue(sequence);
             return Err(error);
         }

@@ -1,8 +1,8 @@
 //! One step's batch: a token of every sequence that decodes, and beside them segments of prompts, in turn.
 
 use super::admit::Grown;
+use super::chunk_boundary::{restart, segment_end};
 use super::core::{Engine, pools};
-use super::cut::{restart, segment_end};
 use super::event::FinishReason;
 use super::request::{PromptScores, RequestId};
 use super::sequence::Sequence;
@@ -53,11 +53,11 @@ pub(super) struct PlannedSegment {
     /// Output rows of the batch that are its own: the first, and how many.
     pub(super) outputs: (usize, usize),
     /// Checkpoints inside it, ascending.
-    pub(super) checkpoints: Vec<Inside>,
+    pub(super) checkpoints: Vec<MidChunkCheckpoint>,
 }
 
 /// A checkpoint inside a segment.
-pub(super) struct Inside {
+pub(super) struct MidChunkCheckpoint {
     /// Its position in the sequence.
     pub(super) at: usize,
     /// The slot that takes the state.
@@ -102,7 +102,7 @@ impl Engine {
             .collect();
         prefills.sort_by_key(|place| self.running[*place].arrival);
         for place in prefills {
-            let Some(end) = self.next_cut(&planned, place, &most) else {
+            let Some(end) = self.next_chunk_boundary(&planned, place, &most) else {
                 continue;
             };
             let taken: usize = planned
@@ -111,7 +111,7 @@ impl Engine {
                 .map(|segment| segment.checkpoints.len())
                 .sum();
             let room = most.checkpoints - taken;
-            match self.inside(place, end, room).await {
+            match self.mid_chunk_checkpoints(place, end, room).await {
                 Ok((end, checkpoints)) => self.add(&mut planned, place, end, checkpoints),
                 Err(error) => {
                     // Who runs has changed: the next step lays out another batch.
@@ -173,7 +173,12 @@ impl Engine {
     }
 
     /// The end of the next segment of a prompt, if there is room for one in this step.
-    fn next_cut(&self, planned: &Planned, place: usize, most: &Capacity) -> Option<usize> {
+    fn next_chunk_boundary(
+        &self,
+        planned: &Planned,
+        place: usize,
+        most: &Capacity,
+    ) -> Option<usize> {
         let sequence = &self.running[place];
         let end = sequence.next_stop();
         let table: usize = planned
@@ -209,12 +214,12 @@ impl Engine {
     }
 
     /// The checkpoints inside a segment, at most `room`, and where the segment ends for want of one that has to be.
-    async fn inside(
+    async fn mid_chunk_checkpoints(
         &mut self,
         place: usize,
         end: usize,
         room: usize,
-    ) -> Result<(usize, Vec<Inside>), Error> {
+    ) -> Result<(usize, Vec<MidChunkCheckpoint>), Error> {
         let start = self.running[place].position;
         let mut taken = Vec::new();
         let mut end = end;
@@ -226,7 +231,7 @@ impl Engine {
                 self.cache.free_slot()
             };
             match slot {
-                Some(slot) => taken.push(Inside {
+                Some(slot) => taken.push(MidChunkCheckpoint {
                     at: border,
                     slot,
                     keep: false,
@@ -240,7 +245,7 @@ impl Engine {
             } else if taken.len() < room
                 && let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await?
             {
-                taken.push(Inside {
+                taken.push(MidChunkCheckpoint {
                     at,
                     slot,
                     keep: true,
@@ -255,7 +260,7 @@ impl Engine {
     /// so that the same prompt again need not run whole. There may be no slots for them; nothing depends on them.
     fn wanted(&self, place: usize, end: usize) -> Vec<usize> {
         let sequence = &self.running[place];
-        if !sequence.request.looks_up() {
+        if !sequence.request.prefix_caching_enabled() {
             return Vec::new();
         }
         let (start, prompt) = (sequence.position, &sequence.request.prompt);
@@ -274,7 +279,13 @@ impl Engine {
     }
 
     /// Adds a sequence's tokens up to `end` to the batch.
-    fn add(&self, planned: &mut Planned, place: usize, end: usize, checkpoints: Vec<Inside>) {
+    fn add(
+        &self,
+        planned: &mut Planned,
+        place: usize,
+        end: usize,
+        checkpoints: Vec<MidChunkCheckpoint>,
+    ) {
         let sequence = &self.running[place];
         let Some(allocation) = &sequence.allocation else {
             return;

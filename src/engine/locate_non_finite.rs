@@ -14,7 +14,7 @@ use crate::model::StepOptions;
 
 impl Engine {
     /// Ends a request whose numbers are not finite, with the first place where one was seen.
-    pub(super) async fn diagnose(&mut self, id: RequestId) -> Result<(), Error> {
+    pub(super) async fn locate_non_finite(&mut self, id: RequestId) -> Result<(), Error> {
         let Some(place) = self.running.iter().position(|sequence| sequence.id == id) else {
             return Ok(());
         };
@@ -28,7 +28,7 @@ impl Engine {
                 let part = self.model.part(first);
                 let error = EngineError::NonFinite {
                     place: part.to_string(),
-                    blame: self.model.blame(part),
+                    blame: self.model.damaged_weight(part),
                 };
                 self.fail(id, &Arc::new(Error::from(error)));
                 Ok(())
