@@ -1,10 +1,14 @@
 //! How the choice of the next token and probes are encoded.
 
-use super::params;
+use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::gpu::answers::Answer;
 use crate::backend::{Result, Select, Tensor};
+
+params! {
+    Select of "select" { vocabulary: u32, candidates: u32, slices: u32 }
+}
 
 impl WgpuStep {
     pub(super) fn encode_select(&mut self, op: Select) -> Result<()> {

@@ -1,12 +1,20 @@
 //! How latent attention is encoded: several dispatches each, and kv_b may span several buffers.
 
-use super::params;
+use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
 use super::weights::Part;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{LatentLayout, MlaAppend, MlaAttention, Result, Segments};
 use crate::error::BackendError;
+
+params! {
+    MlaAppend of "mla_append" { latent: u32, rope: u32, block_tokens: u32, eps: f32 }
+    Mla of "mla_decode", "mla_expand", "mla_prefill", "trace_attention" {
+        heads: u32, latent: u32, nope: u32, rope: u32, value: u32, block_tokens: u32, first_row: u32,
+        rows: u32, stride: u32, begin: u32, head: u32, places: u32,
+    }
+}
 
 /// The widest cached row that `mla_decode` holds in workgroup memory.
 const WIDEST: usize = 1024;

@@ -1,11 +1,26 @@
 //! How router and routed experts are encoded: several dispatches each, and a stack may span several buffers.
 
-use super::params;
+use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{Experts, Result, Route, Rows, Weight};
 use crate::error::BackendError;
+
+params! {
+    Experts of "experts_few", "experts_many" {
+        columns: u32, stride: u32, rows: u32, first: u32, width: u32, first_expert: u32, experts: u32,
+        top_k: u32, by_token: u32, most_tiles: u32,
+    }
+    Combine of "experts_combine" { width: u32, top_k: u32, first_expert: u32, experts: u32 }
+    Group of "experts_group" {
+        top_k: u32, first_expert: u32, experts: u32, tile: u32, most_tiles: u32,
+    }
+    Route of "route" {
+        experts: u32, top_k: u32, groups: u32, top_groups: u32, renormalize: u32, scale: f32,
+        not_a_number: u32,
+    }
+}
 
 /// The most experts and groups of experts that the shaders have room for.
 const EXPERTS: usize = 1024;

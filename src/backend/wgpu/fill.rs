@@ -3,10 +3,17 @@
 use std::sync::PoisonError;
 
 use super::Shared;
-use super::params;
+use super::params::params;
 use super::pipelines::{self, Bind, Parameters, Program};
 use super::step::flat;
 use crate::backend::{Random, Result};
+
+params! {
+    Fill of "fill" {
+        first: u32, words: u32, element: u32, columns: u32, stride: u32, narrow: u32, packed: u32, seed: u32,
+        mean: f32, scale: f32,
+    }
+}
 
 /// Words of one dispatch: its grid stays within every device's limits.
 const WORDS: usize = 1 << 26;

@@ -1,12 +1,21 @@
 //! How a KDA layer's operations are encoded: convolution, gates, recurrence, output gate.
 
-use super::params;
+use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
 use crate::backend::gpu::batch_metadata::MetadataLayout;
 use crate::backend::gpu::layout::form_word;
 use crate::backend::{Form, GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv, StateLayout};
 use crate::error::BackendError;
+
+params! {
+    GatedNorm of "gated_norm" { heads: u32, width: u32, eps: f32 }
+    KdaGates of "kda_gates" { channels: u32, heads: u32 }
+    Kda of "kda_chunk", "kda_step", "trace_kda" {
+        key_heads: u32, heads: u32, key_width: u32, value_width: u32, form: u32, layer: u32, layers: u32,
+    }
+    ShortConv of "short_conv" { channels: u32, taps: u32, stride: u32 }
+}
 
 /// The widest key: `[KEY_WIDTH, 16]` f32 beside 3 KiB of other things fits 16 KiB.
 const WIDEST: usize = 200;

@@ -1,10 +1,20 @@
 //! Which function records each operation, and those for operations on rows: embedding, norm, products, activation, sum.
 
-use super::params;
+use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
 use crate::backend::gpu::batch_metadata::count_word;
 use crate::backend::{Add, Embed, Linear, Op, Result, RmsNorm, Rows, Swiglu, Weight};
+
+params! {
+    Add of "add" { width: u32, rows: u32 }
+    Embed of "embed" { width: u32, stride: u32, first_row: u32, rows: u32 }
+    Product of "linear_few", "linear_many" {
+        columns: u32, stride: u32, outputs: u32, first: u32, width: u32, rows: u32,
+    }
+    RmsNorm of "rms_norm" { width: u32, eps: f32, rows: u32, gather: u32 }
+    Swiglu of "swiglu" { width: u32, rows: u32 }
+}
 
 impl WgpuStep {
     /// Appends an operation, which was checked. Blocks were expanded.

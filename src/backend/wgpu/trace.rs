@@ -2,12 +2,18 @@
 
 use super::attention::mla_params;
 use super::kda::{check_width, widths};
-use super::params;
+use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::Result;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
+
+params! {
+    TraceGate of "trace_gate" { heads: u32, width: u32, layer: u32, layers: u32 }
+    TraceRoute of "trace_route" { top: u32, layer: u32, layers: u32 }
+    TraceState of "trace_state" { heads: u32, head: u32, size: u32 }
+}
 
 /// Positions a workgroup, as in `shaders/trace_attention.wgsl`.
 const SPAN: usize = 128;
@@ -22,7 +28,7 @@ impl WgpuStep {
         let states = self.states(&op.pool, op.layer)?.0;
         let (heads, k) = (layout.value_heads, layout.key_width);
         check_width(k)?;
-        let params = params::Kda {
+        let params = super::kda::params::Kda {
             layer: op.layer as u32,
             layers: layout.layers as u32,
             ..widths(&layout)
@@ -102,7 +108,7 @@ impl WgpuStep {
     pub(super) fn encode_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
         let (layout, places) = (op.pool.layout, op.output.width);
         let heads = op.query.width / (op.nope + layout.rope).max(1);
-        let params = params::Mla {
+        let params = super::attention::params::Mla {
             head: op.head as u32,
             places: places as u32,
             ..mla_params(&layout, heads, op.nope, op.value)
