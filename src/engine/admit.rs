@@ -41,6 +41,11 @@ impl Engine {
                 }
                 if allocation? {
                     self.running.push(sequence);
+                } else if !self.incoming.is_empty() {
+                    // Places that are reserved for caches come free when these are there, or are given up.
+                    self.waiting.push_front(sequence);
+                    self.stalled = true;
+                    break;
                 } else {
                     let error = EngineError::DoesNotFit {
                         tokens: sequence.tokens.len(),
@@ -174,7 +179,11 @@ impl Engine {
             if !waiting.any(|sequence| sequence.prefix.is_on_device())
                 && !self.exports.is_on_device()
             {
-                return Ok(Grown::Never);
+                if self.incoming.is_empty() {
+                    return Ok(Grown::Never);
+                }
+                self.preempt(place).await?;
+                return Ok(Grown::Again);
             }
             self.waiting_to_host().await?;
         }
