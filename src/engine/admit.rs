@@ -34,12 +34,12 @@ impl Engine {
                 let Some(mut sequence) = self.waiting.pop_front() else {
                     break;
                 };
-                let allocation = self.place(&mut sequence, true).await;
-                if allocation.is_err() {
+                let placed = self.place(&mut sequence, true).await;
+                if placed.is_err() {
                     self.waiting.push_front(sequence);
-                    return allocation.map(|_| ());
+                    return placed.map(|_| ());
                 }
-                if allocation? {
+                if placed? {
                     self.running.push(sequence);
                 } else if !self.incoming.is_empty() {
                     // Places that are reserved for caches come free when these are there, or are given up.
@@ -66,7 +66,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The sequence that has generated most since it was allocation, if it has had its share.
+    /// The sequence that has generated most since it was placed, if it has had its share.
     fn longest(&self) -> Option<usize> {
         let longest =
             (0..self.running.len()).max_by_key(|place| self.running[*place].served_tokens)?;

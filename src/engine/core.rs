@@ -427,7 +427,7 @@ impl Engine {
         self.waiting.insert(place, sequence);
     }
 
-    /// A running sequence's places as a prefix on the device, but for its partial block, which is copied.
+    /// A running sequence's places as a prefix handle on the device, but for its partial block, which is copied.
     ///
     /// # Errors
     /// A device that fails.
