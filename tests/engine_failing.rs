@@ -306,13 +306,20 @@ fn random_schedules(seed: u64) {
         let mut engine = engine_on(backend, "tiny-a", pools, options);
         let mut ran = Ran::default();
         let mut submitted: Vec<Request> = Vec::new();
+        // Some of them send their caches; readers take what they like, or go away.
+        let mut streams = Vec::new();
         while submitted.len() < 8 || !engine.is_idle() {
             if submitted.len() < 8 && rng.random_range(0..2) == 0 {
                 let kind = rng.random_range(0..requests().len());
-                let request = requests().swap_remove(kind);
-                engine
-                    .submit(RequestId(submitted.len() as u64), request.clone())
-                    .unwrap();
+                let mut request = requests().swap_remove(kind);
+                let id = RequestId(submitted.len() as u64);
+                if rng.random_range(0..3) == 0 {
+                    let room = rng.random_range(1..6);
+                    streams.push(engine.export(id, request.clone(), room).unwrap());
+                    request.samples = 1;
+                } else {
+                    engine.submit(id, request.clone()).unwrap();
+                }
                 submitted.push(request);
             }
             if rng.random_range(0..3) == 0 {
@@ -325,9 +332,19 @@ fn random_schedules(seed: u64) {
             if rng.random_range(0..8) == 0 && !submitted.is_empty() {
                 engine.cancel(RequestId(rng.random_range(0..submitted.len() as u64)));
             }
+            if rng.random_range(0..6) == 0 {
+                streams.pop();
+            }
+            for stream in &mut streams {
+                let _ = stream.try_next();
+            }
+            engine.send_exports();
             steps(&mut engine, &mut ran, 1);
             as_full_as_held(&engine, &what);
         }
+        drop(streams);
+        engine.send_exports();
+        as_full_as_held(&engine, &what);
         for (id, request) in (0..).map(RequestId).zip(&submitted) {
             let ended = |sample| ran.outcomes.get(&(id, sample))?.reason;
             let all = (0..request.samples).all(|sample| ended(sample).is_some());

@@ -358,6 +358,50 @@ fn an_import_that_is_given_up_leaves_nothing() {
     );
 }
 
+/// Places that are reserved for caches are missed by others, which wait for them and then answer as they would have.
+#[test]
+fn requests_wait_for_what_imports_reserve() {
+    let (header, records) = exported(on(cpu, "tiny-a"));
+    let handle = EngineHandle::start(on(cpu, "tiny-a")).unwrap();
+    let cold = |request| Request {
+        reuse: false,
+        ..request
+    };
+    let others = [
+        (cold(request(tokens(3, 200), 5)), 0),
+        // It fits in the seven blocks that are left, until it has grown by so many tokens.
+        (cold(request(tokens(4, 60), 80)), 53),
+    ];
+    for (other, before) in others {
+        let expected = answer(&mut on(cpu, "tiny-a"), other.clone());
+        let import = || handle.import(header.clone(), further()).unwrap();
+        let mut reserved: Vec<_> = (0..3).map(|_| import()).collect();
+        let found = handle.answer(other);
+        let mut outcomes = Outcomes::new();
+        let mut more = |count: usize| {
+            let said = |all: &Outcomes| all.values().map(|it| it.tokens.len()).sum::<usize>();
+            while said(&outcomes) < count
+                && let Some(event) = found.next()
+            {
+                take([(found.id(), event)], &mut outcomes);
+            }
+            outcomes.clone()
+        };
+        more(before);
+        while handle.status().unwrap().waiting == 0 {}
+        let mut import = reserved.remove(0);
+        for record in &records {
+            import.put(record).unwrap();
+        }
+        let imported = outcome(&import.finish().unwrap());
+        assert_eq!(imported.usage.cached_tokens, LENGTH);
+        drop(reserved);
+        let found = more(usize::MAX);
+        let found = found.values().next().unwrap();
+        assert_eq!(found.said(), expected.said());
+    }
+}
+
 /// A reader that takes nothing stops nobody, and finds all of it afterwards; one that goes away leaves nothing.
 #[test]
 fn a_slow_reader_stalls_nobody_and_a_lost_one_leaks_nothing() {

@@ -161,7 +161,7 @@ impl Cache {
         }))
     }
 
-    /// Moves what a prefix holds on the device to host memory.
+    /// Moves what a prefix handle holds on the device to host memory.
     ///
     /// # Errors
     /// A device that fails.
@@ -190,8 +190,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Gives a prefix a slot and `blocks` blocks in all, and brings what is in host memory back to the device. Where there is
-    /// no room or the device fails, the prefix stays as it was.
+    /// Gives a prefix handle a slot and `blocks` blocks in all, and brings what is in host memory back to the device. Where there is
+    /// no room or the device fails, it stays as it was.
     ///
     /// # Errors
     /// A device that fails.
@@ -374,7 +374,7 @@ impl Cache {
     }
 }
 
-/// Writes what a prefix has in host memory to `slot` and to the last of the `fresh` blocks, and lays out the places of all
+/// Writes what a prefix handle has in host memory to `slot` and to the last of the `fresh` blocks, and lays out the places of all
 /// its tokens and of those to come.
 fn write_back(
     pools: &mut Pools<'_>,

@@ -36,10 +36,16 @@ impl Engine {
                 };
                 match self.place(&mut sequence, true).await {
                     Ok(true) => self.running.push(sequence),
-                    allocation => {
+                    Ok(false) if !self.incoming.is_empty() => {
+                        // Places that are reserved for caches come free when these are there, or are given up.
+                        self.waiting.push_front(sequence);
+                        self.stalled = true;
+                        break;
+                    }
+                    placed => {
                         let tokens = sequence.tokens.len();
                         let not_placed = |_| Error::from(EngineError::DoesNotFit { tokens });
-                        let error = allocation.map_or_else(|error| error, not_placed);
+                        let error = placed.map_or_else(|error| error, not_placed);
                         let id = sequence.id;
                         self.waiting.push_front(sequence);
                         self.refuse(vec![id], error)?;
@@ -57,7 +63,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The sequence that has generated most since it was allocation, if it has had its share.
+    /// The sequence that has generated most since it was placed, if it has had its share.
     fn longest(&self) -> Option<usize> {
         let longest =
             (0..self.running.len()).max_by_key(|place| self.running[*place].served_tokens)?;
@@ -177,7 +183,11 @@ impl Engine {
             if !waiting.any(|sequence| sequence.prefix.is_on_device())
                 && !self.exports.is_on_device()
             {
-                return Ok(Grown::Never);
+                if self.incoming.is_empty() {
+                    return Ok(Grown::Never);
+                }
+                self.preempt(place).await?;
+                return Ok(Grown::Again);
             }
             self.waiting_to_host().await?;
         }

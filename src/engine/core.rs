@@ -35,6 +35,8 @@ pub struct Engine {
     pub(super) running: Vec<Sequence>,
     /// Those whose caches are still to come, which neither wait nor run.
     pub(super) incoming: Vec<Incoming>,
+    /// Whether all that is left waits for places which are reserved for caches that are still to come.
+    pub(super) stalled: bool,
     /// Those whose caches go out.
     pub(super) exports: Exports,
     pub(super) next_arrival: u64,
@@ -78,6 +80,7 @@ impl Engine {
             waiting: VecDeque::new(),
             running: Vec::new(),
             incoming: Vec::new(),
+            stalled: false,
             exports: Exports::default(),
             next_arrival: 0,
             preemptions: 0,
@@ -230,6 +233,12 @@ impl Engine {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// Whether what is left can go on only when caches that are on their way have come, or are given up.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
     /// Forgets every cached prefix.
     pub fn clear_cache(&mut self) {
         self.cache.clear();
@@ -244,14 +253,15 @@ impl Engine {
         self.events.push_back((id, event));
     }
 
-    /// One step: a batch of whatever can run. Returns whether anything is left to do. An error ends the requests that it
-    /// must, each with an event: those of a step that was refused, and all of them where the device is lost.
+    /// One step: a batch of whatever can run. Returns whether anything is left that can be done. An error ends the requests
+    /// that it must, each with an event: those of a step that was refused, and all of them where the device is lost.
     pub async fn step(&mut self) -> bool {
         self.drop_cancelled();
+        self.stalled = false;
         if let Err(error) = self.try_step().await {
             self.fail_all(error);
         }
-        !self.is_idle()
+        !self.is_idle() && !self.stalled
     }
 
     async fn try_step(&mut self) -> Result<(), Error> {
@@ -444,7 +454,7 @@ impl Engine {
         self.waiting.insert(place, sequence);
     }
 
-    /// A running sequence's places as a prefix on the device, but for its partial block, which is copied.
+    /// A running sequence's places as a prefix handle on the device, but for its partial block, which is copied.
     ///
     /// # Errors
     /// A device that fails.

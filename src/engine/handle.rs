@@ -299,7 +299,7 @@ struct Driver {
 impl Driver {
     fn run(mut self) {
         loop {
-            if self.engine.is_idle() {
+            if self.engine.is_idle() || self.engine.is_stalled() {
                 match self.commands.recv() {
                     Ok(command) => {
                         if !self.obey(command) {

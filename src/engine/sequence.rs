@@ -27,7 +27,7 @@ pub(super) struct Sequence {
     cuts: Vec<usize>,
     /// Tokens that came from the cache.
     pub(super) cached: usize,
-    /// Tokens generated since it was allocation.
+    /// Tokens generated since it was placed.
     pub(super) served_tokens: usize,
     /// Tokens that were traced.
     pub(super) frames: usize,
