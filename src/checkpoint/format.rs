@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{f16, slice::HalfFloatSliceExt};
 
 use crate::config::Dtype;
 
@@ -139,19 +139,8 @@ impl Format {
 
     /// Values as they are kept, rounded to nearest even; `None` for blocks, whose making is a quantiser's.
     pub fn narrow(self, values: &[f32]) -> Option<Vec<u8>> {
-        let values = values.iter();
         match self {
-            Self::Dense(Dtype::F32) => Some(values.flat_map(|x| x.to_le_bytes()).collect()),
-            Self::Dense(Dtype::Bf16) => Some(
-                values
-                    .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
-                    .collect(),
-            ),
-            Self::Dense(Dtype::F16) => Some(
-                values
-                    .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-                    .collect(),
-            ),
+            Self::Dense(dtype) => Some(dtype.encode(values)),
             Self::Block(_) => None,
         }
     }
