@@ -104,9 +104,9 @@ impl CudaStep {
                 ])));
                 commands.push(if even {
                     Command::Product(Product {
-                        input: gathered.address,
-                        weight: weight.address,
-                        output: rows.address,
+                        input: Arc::clone(&gathered),
+                        weight: Arc::clone(&weight),
+                        output: Arc::clone(&rows),
                         rows: window.positions,
                         columns: layout.latent,
                         outputs,
@@ -116,7 +116,14 @@ impl CudaStep {
                     let counted = image.window_word(number as usize);
                     let (columns, full) = (layout.latent, true);
                     let product = any_shape(
-                        &batch, counted, &gathered, stored, &rows, full, columns, outputs,
+                        &batch,
+                        counted,
+                        &gathered,
+                        stored.clone(),
+                        &rows,
+                        full,
+                        columns,
+                        outputs,
                     );
                     Command::Launch(product.over([
                         (outputs as u32).div_ceil(8),

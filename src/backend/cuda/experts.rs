@@ -91,9 +91,9 @@ impl CudaStep {
         let by_library = op.weight.format == Format::Bf16 && suits_library(width, count);
         if by_library {
             self.library(Product {
-                input: input.address,
-                weight: self.matrix(op.weight)?.address,
-                output: scores.address,
+                input: Arc::clone(input),
+                weight: self.matrix(op.weight)?,
+                output: Arc::clone(scores),
                 rows: 0,
                 columns: width,
                 outputs: count,

@@ -39,13 +39,13 @@ impl DeviceWeight {
         let size = source.format.size();
         let elements = (source.stack * source.rows * source.columns) as u64;
         let stored = Buffer::new(machine, &source.name, elements * size as u64)?;
-        let mut at = stored.address;
+        let mut at = 0;
         let wide = source.stored_columns * size;
         let (first, row) = (source.first_column * size, source.columns * size);
         for part in &source.parts {
             if row == wide {
                 for bytes in part.chunks(SEGMENT) {
-                    machine.write(at, bytes)?;
+                    machine.write(&stored, at, bytes)?;
                     at += bytes.len() as u64;
                 }
                 continue;
@@ -55,7 +55,7 @@ impl DeviceWeight {
                     .chunks_exact(wide)
                     .flat_map(|bytes| &bytes[first..first + row]);
                 let cut: Vec<u8> = cut.copied().collect();
-                machine.write(at, &cut)?;
+                machine.write(&stored, at, &cut)?;
                 at += cut.len() as u64;
             }
         }
