@@ -391,3 +391,54 @@ pub fn foreign() -> BackendError {
         found: "another's".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nowhere;
+
+    impl Memory for Nowhere {}
+
+    struct Elsewhere;
+
+    impl Memory for Elsewhere {}
+
+    fn buffer(bytes: u64) -> Arc<Buffer> {
+        Arc::new(Buffer::of(Box::new(Nowhere), bytes))
+    }
+
+    #[test]
+    fn a_place_is_within_its_buffer() {
+        let buffer = buffer(64);
+        assert_eq!(Place::new(&buffer, 16, 48).unwrap().range(), 16..64);
+        assert_eq!(Place::new(&buffer, 64, 0).unwrap().range(), 64..64);
+        for (start, bytes) in [(16, 49), (65, 0), (u64::MAX, 2)] {
+            let error = Place::new(&buffer, start, bytes).unwrap_err();
+            assert!(matches!(error, BackendError::Shape { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_is_that_of_the_machine_that_made_it() {
+        let buffer = buffer(64);
+        assert!(buffer.memory::<Nowhere>().is_some());
+        assert!(buffer.memory::<Elsewhere>().is_none());
+    }
+
+    #[test]
+    fn a_product_of_more_than_its_buffers_hold_is_refused() {
+        let product = |rows, full| Product {
+            input: buffer(2 * 4 * 8),
+            weight: buffer(2 * 3 * 8),
+            output: buffer(2 * 4 * 3),
+            rows,
+            columns: 8,
+            outputs: 3,
+            full,
+        };
+        assert!(product(4, false).operands().is_ok());
+        assert!(product(5, false).operands().is_err());
+        assert!(product(4, true).operands().is_err());
+    }
+}
