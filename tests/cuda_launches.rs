@@ -7,11 +7,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kimi_linear::backend::cuda::CudaBackend;
-use kimi_linear::backend::cuda::machine::{Answers, Command, Machine, Work};
+use kimi_linear::backend::cuda::machine::{Answers, Buffer, Command, Machine, Memory, Work};
 use kimi_linear::backend::{
     Backend, Batch, Block, Capacity, Device, OutputRow, Precision, Result, Segment, Slot, Ticket,
 };
@@ -26,38 +25,37 @@ const SEQUENCES: usize = 64;
 /// A device that writes down the last submission's commands and does nothing.
 struct Ledger {
     device: Device,
-    next: AtomicU64,
     last: Mutex<Vec<String>>,
 }
+
+/// Memory that nothing reads.
+struct Nowhere;
+
+impl Memory for Nowhere {}
 
 impl Machine for Ledger {
     fn device(&self) -> &Device {
         &self.device
     }
 
-    fn allocate(&self, _what: &str, bytes: u64) -> Result<u64> {
-        // Addresses that nothing reads; distinct, as a device's are.
-        Ok(self
-            .next
-            .fetch_add(bytes.next_multiple_of(256), Ordering::Relaxed))
+    fn allocate(&self, _what: &str, _bytes: u64) -> Result<Box<dyn Memory>> {
+        Ok(Box::new(Nowhere))
     }
 
-    fn free(&self, _address: u64, _bytes: u64) {}
-
-    fn write(&self, _address: u64, _bytes: &[u8]) -> Result<()> {
+    fn write(&self, _buffer: &Buffer, _start: u64, _bytes: &[u8]) -> Result<()> {
         Ok(())
     }
 
     fn submit(&self, work: &Work<'_>) -> Result<Ticket<Answers>> {
         let name = |command: &Command| match command {
-            Command::Launch(launch) => format!("`{}`", launch.kernel),
+            Command::Launch(launch) => format!("`{}`", launch.kernel()),
             Command::Product(_) => "product by cuBLASLt".to_owned(),
             Command::Copy { .. } => "copy".to_owned(),
         };
         *self.last.lock().unwrap() = work.commands.iter().map(name).collect();
-        let bytes: u64 = work.answers.iter().map(|(_, bytes)| bytes).sum();
+        let bytes = work.answers.iter().map(|place| place.range().len()).sum();
         Ok(Ticket::ready(Ok(Answers {
-            bytes: vec![0; bytes as usize],
+            bytes: vec![0; bytes],
             milliseconds: Vec::new(),
         })))
     }
@@ -109,7 +107,6 @@ fn counted(segments: Vec<Segment>) -> BTreeMap<String, usize> {
             precision: Precision::Bf16,
             cache: Dtype::Bf16,
         },
-        next: AtomicU64::new(1 << 20),
         last: Mutex::default(),
     });
     let batch = batch(segments);

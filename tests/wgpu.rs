@@ -355,6 +355,13 @@ fn submissions_run_in_order_and_may_overlap() {
         backend.read_tensor(a, 4).wait().unwrap(),
         TensorValues::F32(rest)
     );
+    // Under another executor, the last first, and one that nobody waits for.
+    let [first, dropped, last] = [4, 2, 3].map(|n| step.submit(&batch(n)).unwrap());
+    drop(dropped);
+    let [last, first] = [last, first].map(|ticket| pollster::block_on(ticket).unwrap().probes);
+    let rows = |values: &[f32]| TensorValues::F32(values.iter().flat_map(|v| [*v; 3]).collect());
+    assert_eq!(first, [rows(&[9.0, 9.0, 7.0, 5.0])]);
+    assert_eq!(last, [rows(&[13.0, 13.0, 9.0])]);
 }
 
 #[test]
@@ -372,7 +379,6 @@ fn a_lost_device_is_a_sentence() {
     ];
     let program: Program = ops.into_iter().collect();
     let mut step = backend.compile(&program, SMALL).unwrap();
-    backend.lose_device();
     let batch = Batch {
         tokens: vec![0],
         segments: vec![Segment {
@@ -381,6 +387,12 @@ fn a_lost_device_is_a_sentence() {
         }],
         outputs: Vec::new(),
     };
+    let [under_way, dropped] = [(); 2].map(|()| step.submit(&batch).unwrap());
+    backend.lose_device();
+    drop(dropped);
+    // It may have been done before.
+    let outcome = under_way.wait();
+    assert!(matches!(outcome, Ok(_) | Err(BackendError::Lost { .. })));
     let errors = [
         step.submit(&batch)
             .and_then(|ticket| ticket.wait())

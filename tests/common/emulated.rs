@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kimi_linear::backend::cuda::CudaBackend;
-use kimi_linear::backend::cuda::machine::{Answers, Argument, Command, Machine, Product, Work};
+use kimi_linear::backend::cuda::machine::{
+    Answers, Argument, Buffer, Command, Machine, Memory, Place, Work, foreign,
+};
 use kimi_linear::backend::{Backend, Device, Precision, Result, Ticket};
 use kimi_linear::config::Dtype;
 use kimi_linear::error::BackendError;
@@ -24,10 +26,31 @@ pub fn machine(orders: &'static [Order]) -> Arc<dyn Machine> {
     Arc::new(Emulated::new(orders))
 }
 
+/// The memory of a machine, by where it begins.
+type Allocations = Arc<Mutex<BTreeMap<u64, Allocation>>>;
+
+/// One allocation.
+struct EmulatedMemory {
+    address: u64,
+    all: Allocations,
+}
+
+impl Memory for EmulatedMemory {}
+
+impl Drop for EmulatedMemory {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.address);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Emulated {
     device: Device,
     orders: &'static [Order],
-    memory: Mutex<BTreeMap<u64, Allocation>>,
+    memory: Allocations,
 }
 
 impl Emulated {
@@ -40,29 +63,41 @@ impl Emulated {
             precision: Precision::Bf16,
             cache: Dtype::Bf16,
         };
-        let memory = Mutex::default();
         Self {
             device,
             orders,
-            memory,
+            memory: Allocations::default(),
         }
     }
 
-    fn memory(&self) -> MutexGuard<'_, BTreeMap<u64, Allocation>> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where a buffer of this machine begins.
+    fn address(&self, buffer: &Buffer) -> Result<u64> {
+        let memory = buffer.memory::<EmulatedMemory>();
+        let own = memory.filter(|memory| Arc::ptr_eq(&memory.all, &self.memory));
+        own.map(|memory| memory.address).ok_or_else(foreign)
+    }
+
+    fn bytes(&self, place: &Place) -> Result<Vec<u8>> {
+        let (memory, address) = (lock(&self.memory), self.address(place.buffer())?);
+        Ok(memory[&address].bytes()[place.range()].to_vec())
     }
 
     fn run(&self, command: &Command) -> Result<()> {
-        let mut memory = self.memory();
         match command {
             Command::Launch(run) => {
-                let bytes: Vec<_> = run.arguments.iter().map(|it| it.bytes()).collect();
-                let arguments: Vec<&[u8]> = bytes.iter().map(|(it, len)| &it[..*len]).collect();
-                let addresses = run.arguments.iter().filter_map(|argument| match argument {
-                    Argument::Address(address) => memory.range(..=*address).next_back(),
-                    _ => None,
-                });
-                let touched: BTreeSet<u64> = addresses.map(|(start, _)| *start).collect();
+                let arguments = run.arguments().iter();
+                let bytes: Vec<_> = arguments
+                    .clone()
+                    .map(|it| it.bytes(|buffer| self.address(buffer)))
+                    .collect::<Result<_>>()?;
+                let values: Vec<&[u8]> = bytes.iter().map(|(it, len)| &it[..*len]).collect();
+                let touched: BTreeSet<u64> = arguments
+                    .filter_map(|argument| match argument {
+                        Argument::Buffer(buffer) => Some(self.address(buffer)),
+                        _ => None,
+                    })
+                    .collect::<Result<_>>()?;
+                let mut memory = lock(&self.memory);
                 let (mut before, mut after) = (None, None);
                 for order in self.orders {
                     if self.orders.len() > 1 {
@@ -74,11 +109,11 @@ impl Emulated {
                     // SAFETY: addresses are of allocations that live in `memory`, which is locked.
                     unsafe {
                         launch(
-                            run.kernel,
-                            run.grid,
-                            run.threads,
-                            run.shared,
-                            &arguments,
+                            run.kernel(),
+                            run.grid(),
+                            run.threads(),
+                            run.shared(),
+                            &values,
                             *order,
                         )
                     }
@@ -88,7 +123,7 @@ impl Emulated {
                         if after.get_or_insert_with(|| left.clone()) != &left {
                             let reason = format!(
                                 "{}: what it leaves depends on the order of its threads ({order:?})",
-                                run.kernel
+                                run.kernel()
                             );
                             return Err(refused("a launch", reason));
                         }
@@ -96,23 +131,15 @@ impl Emulated {
                 }
                 Ok(())
             }
-            Command::Product(Product {
-                input,
-                weight,
-                output,
-                rows,
-                columns,
-                outputs,
-                full,
-            }) => {
-                let input = slice(&memory, *input, 2 * rows * columns)?;
-                let weight = slice(&memory, *weight, 2 * outputs * columns)?;
-                let result = product(input, weight, *columns, *full);
-                write(&mut memory, *output, &result)
+            Command::Product(run) => {
+                let [input, weight, output] = run.operands()?;
+                let (input, weight) = (self.bytes(&input)?, self.bytes(&weight)?);
+                let result = product(&input, &weight, run.sizes()[1], run.full());
+                self.write(output.buffer(), 0, &result)
             }
-            Command::Copy { from, to, bytes } => {
-                let copied = slice(&memory, *from, *bytes as usize)?.to_vec();
-                write(&mut memory, *to, &copied)
+            Command::Copy { from, to } => {
+                let copied = self.bytes(from)?;
+                self.write(to.buffer(), to.range().start as u64, &copied)
             }
         }
     }
@@ -142,62 +169,44 @@ fn restore(memory: &mut BTreeMap<u64, Allocation>, copies: &Copies) {
     }
 }
 
-/// Bytes from an address on, all within one allocation.
-fn slice(memory: &BTreeMap<u64, Allocation>, address: u64, bytes: usize) -> Result<&[u8]> {
-    let found = memory.range(..=address).next_back();
-    let range = |start: u64| (address - start) as usize..(address - start) as usize + bytes;
-    found
-        .and_then(|(start, allocation)| allocation.bytes().get(range(*start)))
-        .ok_or_else(|| refused("a read", format!("{bytes} bytes outside of any allocation")))
-}
-
-fn write(memory: &mut BTreeMap<u64, Allocation>, address: u64, bytes: &[u8]) -> Result<()> {
-    let found = memory.range_mut(..=address).next_back();
-    let range = |start: u64| (address - start) as usize..(address - start) as usize + bytes.len();
-    found
-        .and_then(|(start, allocation)| allocation.bytes_mut().get_mut(range(*start)))
-        .ok_or_else(|| refused("a write", "bytes outside of any allocation".to_owned()))?
-        .copy_from_slice(bytes);
-    Ok(())
-}
-
 impl Machine for Emulated {
     fn device(&self) -> &Device {
         &self.device
     }
 
-    fn allocate(&self, what: &str, bytes: u64) -> Result<u64> {
+    fn allocate(&self, what: &str, bytes: u64) -> Result<Box<dyn Memory>> {
         let out_of_memory = || BackendError::OutOfMemory {
             what: what.to_owned(),
             bytes,
         };
         let allocation = Allocation::new(bytes as usize).ok_or_else(out_of_memory)?;
-        let address = allocation.address();
-        self.memory().insert(address, allocation);
-        Ok(address)
+        let (address, all) = (allocation.address(), Arc::clone(&self.memory));
+        lock(&self.memory).insert(address, allocation);
+        Ok(Box::new(EmulatedMemory { address, all }))
     }
 
-    fn free(&self, address: u64, _bytes: u64) {
-        self.memory().remove(&address);
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        write(&mut self.memory(), address, bytes)
+    fn write(&self, buffer: &Buffer, start: u64, bytes: &[u8]) -> Result<()> {
+        let (range, address) = (
+            buffer.range(start, bytes.len() as u64)?,
+            self.address(buffer)?,
+        );
+        if let Some(allocation) = lock(&self.memory).get_mut(&address) {
+            allocation.bytes_mut()[range].copy_from_slice(bytes);
+        }
+        Ok(())
     }
 
     fn submit(&self, work: &Work<'_>) -> Result<Ticket<Answers>> {
         // It is no device and has no clock: where times are wanted none are told.
-        if let Some((address, bytes)) = work.upload {
-            self.write(address, bytes)?;
+        if let Some((buffer, bytes)) = work.upload {
+            self.write(buffer, 0, bytes)?;
         }
-        for command in work.commands {
-            self.run(command)?;
-        }
+        work.commands
+            .iter()
+            .try_for_each(|command| self.run(command))?;
         let mut answers = Answers::default();
-        let memory = self.memory();
-        for (address, bytes) in work.answers {
-            let read = slice(&memory, *address, *bytes as usize)?;
-            answers.bytes.extend_from_slice(read);
+        for place in work.answers {
+            answers.bytes.extend(self.bytes(place)?);
         }
         Ok(Ticket::ready(Ok(answers)))
     }

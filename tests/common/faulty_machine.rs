@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kimi_linear::backend::cuda::machine::{Answers, Machine, Work};
+use kimi_linear::backend::cuda::machine::{Answers, Buffer, Machine, Memory, Work};
 use kimi_linear::backend::wgpu::{Fault, Faults};
 use kimi_linear::backend::{Device, Result, Ticket};
 use kimi_linear::error::BackendError;
@@ -55,19 +55,15 @@ impl Machine for FaultyMachine {
         self.inner.device()
     }
 
-    fn allocate(&self, what: &str, bytes: u64) -> Result<u64> {
+    fn allocate(&self, what: &str, bytes: u64) -> Result<Box<dyn Memory>> {
         self.calls.call(what, bytes)?;
         self.inner.allocate(what, bytes)
     }
 
-    fn free(&self, address: u64, bytes: u64) {
-        self.inner.free(address, bytes);
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+    fn write(&self, buffer: &Buffer, start: u64, bytes: &[u8]) -> Result<()> {
         self.calls
             .call("a copy to the device", bytes.len() as u64)?;
-        self.inner.write(address, bytes)
+        self.inner.write(buffer, start, bytes)
     }
 
     fn submit(&self, work: &Work<'_>) -> Result<Ticket<Answers>> {

@@ -104,9 +104,9 @@ impl CudaStep {
                 ])));
                 commands.push(if even {
                     Command::Product(Product {
-                        input: gathered.address,
-                        weight: weight.address,
-                        output: rows.address,
+                        input: Arc::clone(&gathered),
+                        weight: Arc::clone(&weight),
+                        output: Arc::clone(&rows),
                         rows: window.positions,
                         columns: layout.latent,
                         outputs,
@@ -119,7 +119,7 @@ impl CudaStep {
                         &batch,
                         counted,
                         &gathered,
-                        stored,
+                        stored.clone(),
                         &rows,
                         full,
                         columns,

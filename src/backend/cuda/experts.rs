@@ -92,9 +92,9 @@ impl CudaStep {
         let by_library = matrix.is_some();
         if let Some(matrix) = matrix {
             self.library(Product {
-                input: input.address,
-                weight: matrix.address,
-                output: scores.address,
+                input: Arc::clone(input),
+                weight: matrix,
+                output: Arc::clone(scores),
                 rows: 0,
                 columns: width,
                 outputs: count,

@@ -1,17 +1,121 @@
 //! What the backend asks of whoever runs its kernels: memory, copies, and lists of launches in order.
 //!
-//! The driver is one such machine. Another compiles the same kernels for the processor, and is for tests. Everything above
-//! this trait is the same for both: shapes, grids, arguments, workspaces.
+//! The driver is one such machine. Another compiles the same kernels for the CPU, and is for tests. Everything above
+//! this trait is the same for both: shapes, grids, arguments, workspaces. Device memory is named by the [`Buffer`] that owns
+//! it, never by an address, and what a kernel is given is put together in this backend alone: a [`Launch`] and a
+//! [`Product`] cannot be made outside of it.
 
+use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::backend::{Device, Result, Ticket};
+use crate::error::BackendError;
+
+/// Device memory as the machine that made it keeps it. Dropping it gives the memory back, once all that was submitted
+/// before has run.
+pub trait Memory: Any + Send + Sync {}
+
+/// Device memory with one owner. Commands that name it keep it.
+pub struct Buffer {
+    memory: Box<dyn Memory>,
+    /// How long it is.
+    pub(super) bytes: u64,
+}
+
+impl Buffer {
+    /// Takes memory of a machine.
+    ///
+    /// # Errors
+    /// Too little of it.
+    pub fn new(machine: &Arc<dyn Machine>, what: &str, bytes: u64) -> Result<Self> {
+        // An empty tensor has an address too.
+        let bytes = bytes.max(16);
+        Ok(Self::of(machine.allocate(what, bytes)?, bytes))
+    }
+
+    /// A buffer over memory of so many bytes.
+    pub(super) fn of(memory: Box<dyn Memory>, bytes: u64) -> Self {
+        Self { memory, bytes }
+    }
+
+    /// Its memory, if a machine with memory of this type made it.
+    #[must_use]
+    pub fn memory<M: Memory>(&self) -> Option<&M> {
+        let memory: &dyn Any = &*self.memory;
+        memory.downcast_ref()
+    }
+
+    /// Checks that it has `bytes` bytes from `start` on, and gives their range.
+    ///
+    /// # Errors
+    /// Bytes beyond its end.
+    pub fn range(&self, start: u64, bytes: u64) -> Result<std::ops::Range<usize>> {
+        let end = start.checked_add(bytes).filter(|end| *end <= self.bytes);
+        let [start, end] = [Some(start), end].map(|place| usize::try_from(place?).ok());
+        start
+            .zip(end)
+            .map(|(start, end)| start..end)
+            .ok_or_else(|| BackendError::Shape {
+                operation: "device memory",
+                what: "a range of a buffer",
+                expected: format!("within {} bytes", self.bytes),
+                found: format!("{bytes} bytes from {start:?} on"),
+            })
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} bytes)", self.bytes)
+    }
+}
+
+/// Bytes of a buffer.
+#[derive(Clone, Debug)]
+pub struct Place {
+    buffer: Arc<Buffer>,
+    range: std::ops::Range<usize>,
+}
+
+impl Place {
+    /// `bytes` bytes from `start` on.
+    ///
+    /// # Errors
+    /// Bytes beyond the buffer's end.
+    pub fn new(buffer: &Arc<Buffer>, start: u64, bytes: u64) -> Result<Self> {
+        Ok(Self {
+            range: buffer.range(start, bytes)?,
+            buffer: Arc::clone(buffer),
+        })
+    }
+
+    /// The buffer.
+    #[must_use]
+    pub fn buffer(&self) -> &Arc<Buffer> {
+        &self.buffer
+    }
+
+    /// Which of its bytes; they are within it.
+    #[must_use]
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.range.clone()
+    }
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.buffer, &other.buffer) && self.range == other.range
+    }
+}
 
 /// One argument of a kernel.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Argument {
-    /// A pointer to device memory, or null.
-    Address(u64),
+    /// A pointer to the beginning of a buffer.
+    Buffer(Arc<Buffer>),
+    /// A null pointer.
+    Null,
     /// A `u32`.
     Word(u32),
     /// A `u64`.
@@ -21,86 +125,193 @@ pub enum Argument {
 }
 
 impl Argument {
-    /// Its bytes as the kernel reads them.
-    #[must_use]
-    pub fn bytes(&self) -> ([u8; 8], usize) {
-        let mut bytes = [0; 8];
-        match self {
-            Self::Address(value) | Self::Long(value) => bytes = value.to_le_bytes(),
-            Self::Word(value) => bytes[..4].copy_from_slice(&value.to_le_bytes()),
-            Self::Number(value) => bytes[..4].copy_from_slice(&value.to_le_bytes()),
-        }
-        let len = match self {
-            Self::Address(_) | Self::Long(_) => 8,
-            Self::Word(_) | Self::Number(_) => 4,
-        };
-        (bytes, len)
+    /// Its bytes as the kernel reads them, and how many they are; `address` says where a buffer is.
+    ///
+    /// # Errors
+    /// Those of `address`.
+    pub fn bytes(&self, address: impl FnOnce(&Buffer) -> Result<u64>) -> Result<([u8; 8], usize)> {
+        let long = |value: u64| (value.to_le_bytes(), 8);
+        let word = |value: u32| (u64::from(value).to_le_bytes(), 4);
+        Ok(match self {
+            Self::Buffer(buffer) => long(address(buffer)?),
+            Self::Null => long(0),
+            Self::Long(value) => long(*value),
+            Self::Word(value) => word(*value),
+            Self::Number(value) => word(value.to_bits()),
+        })
     }
 }
 
-impl From<u32> for Argument {
-    fn from(value: u32) -> Self {
-        Self::Word(value)
+impl PartialEq for Argument {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Buffer(one), Self::Buffer(other)) => Arc::ptr_eq(one, other),
+            (Self::Null, Self::Null) => true,
+            (Self::Word(one), Self::Word(other)) => one == other,
+            (Self::Long(one), Self::Long(other)) => one == other,
+            (Self::Number(one), Self::Number(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+/// What arguments are made from.
+pub(super) trait AsArgument {
+    /// It as an argument.
+    fn argument(&self) -> Argument;
+}
+
+impl AsArgument for Argument {
+    fn argument(&self) -> Argument {
+        self.clone()
+    }
+}
+
+impl AsArgument for u32 {
+    fn argument(&self) -> Argument {
+        Argument::Word(*self)
     }
 }
 
 /// Sizes and counts: they were checked against memory, and fit a word.
-impl From<usize> for Argument {
-    fn from(value: usize) -> Self {
-        Self::Word(u32::try_from(value).unwrap_or(u32::MAX))
+impl AsArgument for usize {
+    fn argument(&self) -> Argument {
+        Argument::Word(u32::try_from(*self).unwrap_or(u32::MAX))
     }
 }
 
-impl From<f32> for Argument {
-    fn from(value: f32) -> Self {
-        Self::Number(value)
+impl AsArgument for f32 {
+    fn argument(&self) -> Argument {
+        Argument::Number(*self)
     }
 }
 
-impl From<&Buffer> for Argument {
-    fn from(buffer: &Buffer) -> Self {
-        Self::Address(buffer.address)
+impl AsArgument for Arc<Buffer> {
+    fn argument(&self) -> Argument {
+        Argument::Buffer(Arc::clone(self))
     }
 }
 
-impl From<&Arc<Buffer>> for Argument {
-    fn from(buffer: &Arc<Buffer>) -> Self {
-        Self::Address(buffer.address)
+impl<T: AsArgument> AsArgument for &T {
+    fn argument(&self) -> Argument {
+        T::argument(self)
     }
 }
+
+macro_rules! from {
+    ($($kind:ty),*) => {
+        $(impl From<$kind> for Argument {
+            fn from(value: $kind) -> Self {
+                value.argument()
+            }
+        })*
+    };
+}
+from!(u32, usize, f32, &Arc<Buffer>);
 
 /// A kernel over a grid.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
     /// The entry point.
-    pub kernel: &'static str,
+    pub(super) kernel: &'static str,
     /// Blocks; none of the three is 0.
-    pub grid: [u32; 3],
+    pub(super) grid: [u32; 3],
     /// Threads a block, a multiple of 32.
-    pub threads: u32,
+    pub(super) threads: u32,
     /// Bytes of dynamic shared memory, a multiple of 16.
-    pub shared: u32,
+    pub(super) shared: u32,
     /// What it is given.
-    pub arguments: Arc<[Argument]>,
+    pub(super) arguments: Arc<[Argument]>,
+}
+
+impl Launch {
+    /// The entry point.
+    #[must_use]
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// Blocks; none of the three is 0.
+    #[must_use]
+    pub fn grid(&self) -> [u32; 3] {
+        self.grid
+    }
+
+    /// Threads a block, a multiple of 32.
+    #[must_use]
+    pub fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    /// Bytes of dynamic shared memory, a multiple of 16.
+    #[must_use]
+    pub fn shared(&self) -> u32 {
+        self.shared
+    }
+
+    /// What it is given.
+    #[must_use]
+    pub fn arguments(&self) -> &[Argument] {
+        &self.arguments
+    }
 }
 
 /// `output = input weight^T` in bf16 with f32 sums: `[rows, columns] x [outputs, columns]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Product {
     /// `[rows, columns]` bf16.
-    pub input: u64,
+    pub(super) input: Arc<Buffer>,
     /// `[outputs, columns]` bf16.
-    pub weight: u64,
+    pub(super) weight: Arc<Buffer>,
     /// `[rows, outputs]`, bf16 or f32.
-    pub output: u64,
+    pub(super) output: Arc<Buffer>,
     /// Rows, at least 1.
-    pub rows: usize,
+    pub(super) rows: usize,
     /// Columns of a row.
-    pub columns: usize,
+    pub(super) columns: usize,
     /// Rows of the weight.
-    pub outputs: usize,
+    pub(super) outputs: usize,
     /// Whether the output is f32.
-    pub full: bool,
+    pub(super) full: bool,
+}
+
+impl Product {
+    /// Rows, columns and outputs.
+    #[must_use]
+    pub fn sizes(&self) -> [usize; 3] {
+        [self.rows, self.columns, self.outputs]
+    }
+
+    /// Whether the output is f32; else it is bf16.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.full
+    }
+
+    /// Input, weight and output.
+    ///
+    /// # Errors
+    /// Buffers that are too short for them.
+    pub fn operands(&self) -> Result<[Place; 3]> {
+        let place = |buffer, rows: usize, columns: usize, size: usize| {
+            Place::new(buffer, 0, rows as u64 * columns as u64 * size as u64)
+        };
+        let size = if self.full { 4 } else { 2 };
+        Ok([
+            place(&self.input, self.rows, self.columns, 2)?,
+            place(&self.weight, self.outputs, self.columns, 2)?,
+            place(&self.output, self.rows, self.outputs, size)?,
+        ])
+    }
+}
+
+impl PartialEq for Product {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.input, &other.input)
+            && Arc::ptr_eq(&self.weight, &other.weight)
+            && Arc::ptr_eq(&self.output, &other.output)
+            && (self.sizes(), self.full) == (other.sizes(), other.full)
+    }
 }
 
 /// One thing to do, after those before it.
@@ -110,14 +321,12 @@ pub enum Command {
     Launch(Launch),
     /// Multiplies by a weight.
     Product(Product),
-    /// Copies within the device.
+    /// Copies bytes of one buffer into as many of another.
     Copy {
         /// Where from.
-        from: u64,
+        from: Place,
         /// Where to.
-        to: u64,
-        /// How many bytes.
-        bytes: u64,
+        to: Place,
     },
 }
 
@@ -126,14 +335,14 @@ pub enum Command {
 pub struct Work<'a> {
     /// The step that it is of: commands of one step are alike, so that a graph of them may serve again.
     pub step: u64,
-    /// Bytes to be written first, and where.
-    pub upload: Option<(u64, &'a [u8])>,
+    /// Bytes to be written first, to the beginning of a buffer.
+    pub upload: Option<(&'a Buffer, &'a [u8])>,
     /// What to do.
     pub commands: &'a [Command],
     /// For each command the operation that it is of, where times are wanted.
     pub timed: Option<&'a [usize]>,
-    /// What to read last: addresses and bytes.
-    pub answers: &'a [(u64, u64)],
+    /// What to read last.
+    pub answers: &'a [Place],
 }
 
 /// What a submission came to.
@@ -145,7 +354,7 @@ pub struct Answers {
     pub milliseconds: Vec<(usize, f64)>,
 }
 
-/// A device, or what plays one.
+/// A device, or what plays one. Buffers that another machine made are refused.
 pub trait Machine: Send + Sync {
     /// The device.
     fn device(&self) -> &Device;
@@ -154,16 +363,13 @@ pub trait Machine: Send + Sync {
     ///
     /// # Errors
     /// [`OutOfMemory`](crate::error::BackendError::OutOfMemory) with `what` it was for.
-    fn allocate(&self, what: &str, bytes: u64) -> Result<u64>;
+    fn allocate(&self, what: &str, bytes: u64) -> Result<Box<dyn Memory>>;
 
-    /// Gives memory back, once all that was submitted before has run.
-    fn free(&self, address: u64, bytes: u64);
-
-    /// Writes memory, after all that was submitted before; the bytes may be reused when it returns.
+    /// Writes a buffer from byte `start` on, after all that was submitted before; the bytes may be reused when it returns.
     ///
     /// # Errors
-    /// A device that was lost.
-    fn write(&self, address: u64, bytes: &[u8]) -> Result<()>;
+    /// Bytes beyond the buffer's end, or a device that was lost.
+    fn write(&self, buffer: &Buffer, start: u64, bytes: &[u8]) -> Result<()>;
 
     /// Runs commands in order, after all that was submitted before.
     ///
@@ -175,33 +381,64 @@ pub trait Machine: Send + Sync {
     fn forget(&self, step: u64);
 }
 
-/// Device memory with one owner.
-pub struct Buffer {
-    machine: Arc<dyn Machine>,
-    /// Where it begins.
-    pub address: u64,
-    /// How long it is.
-    pub bytes: u64,
-}
-
-impl Buffer {
-    /// Takes memory of a machine.
-    ///
-    /// # Errors
-    /// Too little of it.
-    pub fn new(machine: &Arc<dyn Machine>, what: &str, bytes: u64) -> Result<Self> {
-        // An empty tensor has an address too.
-        let bytes = bytes.max(16);
-        Ok(Self {
-            machine: Arc::clone(machine),
-            address: machine.allocate(what, bytes)?,
-            bytes,
-        })
+/// The error for a buffer that another machine made.
+#[must_use]
+pub fn foreign() -> BackendError {
+    BackendError::Shape {
+        operation: "device memory",
+        what: "a buffer",
+        expected: "one that this machine made".to_owned(),
+        found: "another's".to_owned(),
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        self.machine.free(self.address, self.bytes);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nowhere;
+
+    impl Memory for Nowhere {}
+
+    struct Elsewhere;
+
+    impl Memory for Elsewhere {}
+
+    fn buffer(bytes: u64) -> Arc<Buffer> {
+        Arc::new(Buffer::of(Box::new(Nowhere), bytes))
+    }
+
+    #[test]
+    fn a_place_is_within_its_buffer() {
+        let buffer = buffer(64);
+        assert_eq!(Place::new(&buffer, 16, 48).unwrap().range(), 16..64);
+        assert_eq!(Place::new(&buffer, 64, 0).unwrap().range(), 64..64);
+        for (start, bytes) in [(16, 49), (65, 0), (u64::MAX, 2)] {
+            let error = Place::new(&buffer, start, bytes).unwrap_err();
+            assert!(matches!(error, BackendError::Shape { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_is_that_of_the_machine_that_made_it() {
+        let buffer = buffer(64);
+        assert!(buffer.memory::<Nowhere>().is_some());
+        assert!(buffer.memory::<Elsewhere>().is_none());
+    }
+
+    #[test]
+    fn a_product_of_more_than_its_buffers_hold_is_refused() {
+        let product = |rows, full| Product {
+            input: buffer(2 * 4 * 8),
+            weight: buffer(2 * 3 * 8),
+            output: buffer(2 * 4 * 3),
+            rows,
+            columns: 8,
+            outputs: 3,
+            full,
+        };
+        assert!(product(4, false).operands().is_ok());
+        assert!(product(5, false).operands().is_err());
+        assert!(product(4, true).operands().is_err());
     }
 }

@@ -21,7 +21,7 @@ mod weights;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::machine::{Machine, Work};
+use self::machine::{Machine, Place, Work};
 use self::memory::Memory;
 use super::check;
 use super::gpu::later;
@@ -45,8 +45,14 @@ impl Shared {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Overwrites memory.
+    fn write(&self, to: &Place, bytes: &[u8]) -> Result<()> {
+        let start = to.range().start as u64;
+        self.machine.write(to.buffer(), start, bytes)
+    }
+
     /// Reads memory; what was read arrives as one list.
-    fn read(&self, answers: &[(u64, u64)]) -> Result<Ticket<Vec<u8>>> {
+    fn read(&self, answers: &[Place]) -> Result<Ticket<Vec<u8>>> {
         let ticket = self.machine.submit(&Work {
             step: step::NO_STEP,
             upload: None,
@@ -146,17 +152,17 @@ impl Backend for CudaBackend {
 
     fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
         tensor.check_values(values)?;
-        let at = self.shared.memory().tensor(tensor)?.address;
+        let buffer = Arc::clone(self.shared.memory().tensor(tensor)?);
         let bytes = memory::bytes(tensor.element, values);
-        self.shared.machine.write(at, &bytes)
+        self.shared.machine.write(&buffer, 0, &bytes)
     }
 
     fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues> {
         let read = || {
             tensor.check_rows(rows)?;
-            let at = self.shared.memory().tensor(tensor)?.address;
             let bytes = memory::size(tensor.element) * (rows * tensor.width) as u64;
-            self.shared.read(&[(at, bytes)])
+            let place = Place::new(self.shared.memory().tensor(tensor)?, 0, bytes)?;
+            self.shared.read(&[place])
         };
         later(read(), move |bytes| memory::values(tensor, &bytes))
     }
@@ -176,11 +182,7 @@ impl Backend for CudaBackend {
         let layout = pool.layout;
         let read = || {
             pool.check_slot(layer, slot)?;
-            let (state, conv_state) = self.places(pool, layer, slot)?;
-            self.shared.read(&[
-                (state, 4 * layout.state_len() as u64),
-                (conv_state, 4 * layout.conv_state_len() as u64),
-            ])
+            self.shared.read(&self.places(pool, layer, slot)?)
         };
         later(read(), move |bytes| {
             let (state, conv_state) = bytes.split_at(4 * layout.state_len());
@@ -198,10 +200,12 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         pool.check_slot(layer, slot)?;
         pool.check_record(record)?;
-        let (state, conv_state) = self.places(pool, layer, slot)?;
-        let machine = &self.shared.machine;
-        machine.write(state, bytemuck::cast_slice(&record.key_value()))?;
-        machine.write(conv_state, bytemuck::cast_slice(&record.conv_state))
+        let [state, conv_state] = self.places(pool, layer, slot)?;
+        let key_value = record.key_value();
+        self.shared
+            .write(&state, bytemuck::cast_slice(&key_value))?;
+        let words = bytemuck::cast_slice(&record.conv_state);
+        self.shared.write(&conv_state, words)
     }
 
     fn read_latents(
@@ -214,9 +218,7 @@ impl Backend for CudaBackend {
         let layout = pool.layout;
         let read = || {
             pool.check_rows(layer, block, tokens)?;
-            let at = self.block(pool, layer, block)?;
-            self.shared
-                .read(&[(at, 2 * (tokens * layout.width()) as u64)])
+            self.shared.read(&[self.rows(pool, layer, block, tokens)?])
         };
         later(read(), move |bytes| LatentRecord {
             latent: layout.latent,
@@ -235,9 +237,8 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         let tokens = pool.check_record(record)?;
         pool.check_rows(layer, block, tokens)?;
-        let at = self.block(pool, layer, block)?;
-        let rows = record.bytes(pool.layout.dtype);
-        self.shared.machine.write(at, &rows)
+        let place = self.rows(pool, layer, block, tokens)?;
+        self.shared.write(&place, &record.bytes(pool.layout.dtype))
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
@@ -251,21 +252,25 @@ impl Backend for CudaBackend {
 }
 
 impl CudaBackend {
-    /// Where a slot's state and convolution state of one layer begin.
-    fn places(&self, pool: &StatePool, layer: usize, slot: Slot) -> Result<(u64, u64)> {
+    /// A slot's state and convolution state of one layer.
+    fn places(&self, pool: &StatePool, layer: usize, slot: Slot) -> Result<[Place; 2]> {
         let memory = self.shared.memory();
         let (states, conv_states) = memory.states(pool, layer)?;
-        let place = |len: usize| 4 * u64::from(slot.0) * len as u64;
-        Ok((
-            states.address + place(pool.layout.state_len()),
-            conv_states.address + place(pool.layout.conv_state_len()),
-        ))
+        let place = |buffer, len: usize| {
+            let bytes = 4 * len as u64;
+            Place::new(buffer, u64::from(slot.0) * bytes, bytes)
+        };
+        Ok([
+            place(states, pool.layout.state_len())?,
+            place(conv_states, pool.layout.conv_state_len())?,
+        ])
     }
 
-    /// Where a block of one layer begins.
-    fn block(&self, pool: &LatentPool, layer: usize, block: Block) -> Result<u64> {
-        let len = (pool.layout.block_tokens * pool.layout.width()) as u64;
-        let at = self.shared.memory().latents(pool, layer)?.address;
-        Ok(at + 2 * u64::from(block.0) * len)
+    /// The first rows of a block of one layer.
+    fn rows(&self, pool: &LatentPool, layer: usize, block: Block, tokens: usize) -> Result<Place> {
+        let bytes = |tokens: usize| 2 * (tokens * pool.layout.width()) as u64;
+        let start = u64::from(block.0) * bytes(pool.layout.block_tokens);
+        let memory = self.shared.memory();
+        Place::new(memory.latents(pool, layer)?, start, bytes(tokens))
     }
 }

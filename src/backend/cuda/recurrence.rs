@@ -201,10 +201,10 @@ impl CudaStep {
         let shape = *shape;
         let [a, b, c, d] = shape.words;
         let operators = self.splits(&shape, workspace, states)?;
-        let operators = operators.map_or(Argument::Address(0), |buffer| Argument::from(&buffer));
+        let operators = operators.map_or(Argument::Null, |buffer| Argument::from(&buffer));
         let (input, conv_states) = match fused {
             Some((input, conv_states)) => (Argument::from(input), Argument::from(conv_states)),
-            None => (Argument::Address(0), Argument::Address(0)),
+            None => (Argument::Null, Argument::Null),
         };
         let launch = self
             .kernel(

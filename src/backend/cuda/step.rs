@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
-use super::machine::{Argument, Buffer, Command, Launch, Product, Work};
+use super::machine::{Argument, Buffer, Command, Launch, Place, Product, Work};
 use super::memory;
 use crate::backend::check::Demands;
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
@@ -88,9 +88,9 @@ impl Kernel {
     }
 }
 
-/// Arguments of a kernel, each of a type that [`Argument`] is made from.
+/// Arguments of a kernel, each of a type that an [`Argument`] is made from.
 macro_rules! arguments {
-    ($($argument:expr),* $(,)?) => { [$($crate::backend::cuda::machine::Argument::from($argument)),*] };
+    ($($argument:expr),* $(,)?) => { [$($crate::backend::cuda::machine::AsArgument::argument(&$argument)),*] };
 }
 pub(super) use arguments;
 
@@ -232,9 +232,9 @@ impl CudaStep {
         let rows = input.rows;
         if let Some(matrix) = self.bf16(weight)? {
             let product = Product {
-                input: from.address,
-                weight: matrix.address,
-                output: to.address,
+                input: Arc::clone(&from),
+                weight: Arc::clone(&matrix),
+                output: Arc::clone(&to),
                 rows: 0,
                 columns: weight.columns,
                 outputs: weight.rows,
@@ -378,7 +378,7 @@ impl CudaStep {
     }
 
     /// The commands of one batch, and for each the operation that it is of.
-    fn commands(&self, metadata: &BatchMetadata) -> (Vec<Command>, Vec<usize>) {
+    fn commands(&self, metadata: &BatchMetadata) -> Result<(Vec<Command>, Vec<usize>)> {
         let mut commands = Vec::with_capacity(self.commands.len());
         let mut operations = Vec::with_capacity(self.commands.len());
         for (operation, encoded) in &self.commands {
@@ -401,8 +401,8 @@ impl CudaStep {
                 }
                 Encoded::Copy(from, to, bytes, rows) => {
                     let bytes = bytes * metadata.count(*rows) as u64;
-                    let (from, to) = (from.address, to.address);
-                    (bytes > 0).then_some(Command::Copy { from, to, bytes })
+                    let (from, to) = (Place::new(from, 0, bytes)?, Place::new(to, 0, bytes)?);
+                    (bytes > 0).then_some(Command::Copy { from, to })
                 }
                 Encoded::Answer(..) => None,
                 Encoded::Each(list) => {
@@ -417,7 +417,7 @@ impl CudaStep {
                 operations.push(*operation);
             }
         }
-        (commands, operations)
+        Ok((commands, operations))
     }
 }
 
@@ -452,19 +452,19 @@ impl Step for CudaStep {
         let attends = self.demands.latents.is_some();
         let metadata = self.metadata_layout.metadata(batch, attends, self.splits)?;
         gpu::fits(&metadata, self.batch.bytes)?;
-        let (commands, operations) = self.commands(&metadata);
+        let (commands, operations) = self.commands(&metadata)?;
         let size = |tensor: Tensor| memory::size(tensor.element) as usize;
         let (mut answers, mut places) = (Vec::new(), Vec::new());
         for (_, encoded) in &self.commands {
             if let Encoded::Answer(buffer, answer) = encoded {
                 let bytes = answer.bytes(&metadata, size);
                 answers.push((*answer, bytes));
-                places.push((buffer.address, bytes as u64));
+                places.push(Place::new(buffer, 0, bytes as u64)?);
             }
         }
         let ticket = self.shared.machine.submit(&Work {
             step: self.id,
-            upload: Some((self.batch.address, bytemuck::cast_slice(&metadata.words))),
+            upload: Some((&self.batch, bytemuck::cast_slice(&metadata.words))),
             commands: &commands,
             timed: self.timed.then_some(&operations),
             answers: &places,

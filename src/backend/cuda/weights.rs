@@ -165,9 +165,9 @@ impl DeviceWeight {
 
 /// Writes ranges of rows one behind the other.
 fn write(machine: &Arc<dyn Machine>, buffer: &Buffer, run: &[StoredRows]) -> Result<()> {
-    let mut at = buffer.address;
+    let mut at = 0;
     let mut put = |bytes: &[u8]| {
-        machine.write(at, bytes)?;
+        machine.write(buffer, at, bytes)?;
         at += bytes.len() as u64;
         Ok(())
     };

@@ -1,11 +1,9 @@
 //! NVRTC: from a kernel's source to PTX, without a GPU or its driver.
 
-use std::ffi::CString;
-
-use cudarc::nvrtc;
+use cudarc::nvrtc::{self, CompileError, CompileOptions};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::unavailable;
+use super::{Library, unavailable};
 use crate::backend::Result;
 use crate::backend::cuda::kernels;
 use crate::error::BackendError;
@@ -54,17 +52,11 @@ pub fn ptx(file: &str, text: &str, capability: (i32, i32)) -> Result<(String, Ve
     Ok((key(&source, &options, None), code))
 }
 
-/// Whether NVRTC is found.
-pub(super) fn present() -> bool {
-    // SAFETY: it only tries to open a library.
-    unsafe { nvrtc::sys::is_culib_present() }
-}
-
 /// NVRTC's version, such as `13.0`, where it is found.
 pub(super) fn version() -> Option<String> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the library is there, and the call writes two integers.
-    let asked = present()
+    let asked = Library::Nvrtc.present()
         && unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) }
             .result()
             .is_ok();
@@ -73,7 +65,7 @@ pub(super) fn version() -> Option<String> {
 
 /// Compiles to PTX.
 pub(super) fn compile(file: &str, source: &str, options: &[String]) -> Result<Vec<u8>> {
-    if !present() {
+    if !Library::Nvrtc.present() {
         return Err(unavailable(
             "NVIDIA's compiler library NVRTC (libnvrtc) is not found: install the CUDA toolkit, or put the folder of \
              PyPI's nvidia-cuda-nvrtc on LD_LIBRARY_PATH",
@@ -84,37 +76,22 @@ pub(super) fn compile(file: &str, source: &str, options: &[String]) -> Result<Ve
         what: format!("kernels/{file}"),
         reason,
     };
-    let text = CString::new(source).map_err(|error| refused(error.to_string()))?;
-    let name = CString::new(file).map_err(|error| refused(error.to_string()))?;
-    let program = nvrtc::result::create_program(&text, Some(&name))
-        .map_err(|error| refused(error.to_string()))?;
-    // SAFETY: the program is made above and destroyed below; source and name live until then.
-    unsafe {
-        let compiled = nvrtc::result::compile_program(program, options);
-        let bytes = |chars: Vec<std::ffi::c_char>| -> Vec<u8> {
-            chars.into_iter().map(|char| char as u8).collect()
-        };
-        let made = match compiled {
-            Ok(()) => nvrtc::result::get_ptx(program)
-                .map(bytes)
-                .map(|mut code| {
-                    // It counts the zero at its end, which is no part of a file.
-                    code.truncate(
-                        code.iter()
-                            .rposition(|byte| *byte != 0)
-                            .map_or(0, |last| last + 1),
-                    );
-                    code
-                })
-                .map_err(|error| refused(error.to_string())),
-            Err(error) => {
-                let log = nvrtc::result::get_program_log(program).map(bytes);
-                let log = log.unwrap_or_default();
-                let log = String::from_utf8_lossy(&log);
-                Err(refused(format!("{error}: {}", log.trim_end_matches('\0'))))
-            }
-        };
-        let _ = nvrtc::result::destroy_program(program);
-        made
+    if source.contains('\0') {
+        return Err(refused("its text has a zero in it".to_owned()));
     }
+    let options = CompileOptions {
+        options: options.to_vec(),
+        name: Some(file.to_owned()),
+        ..CompileOptions::default()
+    };
+    let made = nvrtc::compile_ptx_with_opts(source, options).map_err(|error| match error {
+        CompileError::CompileError { nvrtc, log, .. } => {
+            refused(format!("{nvrtc}: {}", log.to_string_lossy()))
+        }
+        error => refused(error.to_string()),
+    })?;
+    let code = made.as_bytes().unwrap_or_default();
+    // It counts the zero at its end, which is no part of a file.
+    let end = code.iter().rposition(|byte| *byte != 0);
+    Ok(code[..end.map_or(0, |last| last + 1)].to_vec())
 }

@@ -115,13 +115,26 @@ impl<G> Graphs<G> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
 
+    use super::*;
+    use crate::backend::cuda::machine::{Buffer, Memory, Place};
+
+    /// Memory that nothing reads.
+    struct Nowhere;
+
+    impl Memory for Nowhere {}
+
+    /// Lists that differ in how many bytes they copy.
     fn list(number: u64) -> Vec<Command> {
+        thread_local! {
+            static ENDS: [Arc<Buffer>; 2] =
+                [(); 2].map(|()| Arc::new(Buffer::of(Box::new(Nowhere), 4096)));
+        }
+        let [from, to] = ENDS.with(|ends| ends.each_ref().map(|end| Place::new(end, 0, number)));
         vec![Command::Copy {
-            from: number,
-            to: 0,
-            bytes: 16,
+            from: from.unwrap(),
+            to: to.unwrap(),
         }]
     }
 

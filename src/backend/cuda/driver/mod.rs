@@ -1,15 +1,16 @@
 //! NVIDIA's driver as a [`Machine`]: one context and one stream of one GPU.
 //!
-//! The libraries are opened at run time; what is missing is told in a sentence. All of the `unsafe` that CUDA's C
-//! interfaces ask for is in this folder. What makes it sound: the context is made current before each call; handles live
-//! in [`Driver`] or are owned by one value that destroys them; everything runs in the order of one stream; memory that
-//! the device reads or writes is either the device's own or pinned and kept until an event says that it is done with.
-//! Contexts, streams, events and graphs are cudarc's.
+//! The libraries are opened at run time; what is missing is told in a sentence. Contexts, streams, events, memory, modules,
+//! launches and graphs are cudarc's safe layer; what it has not, or has otherwise (cuBLASLt with an algorithm of one's own
+//! choice), is called as it is. All of the `unsafe` that this asks for is in this folder. What makes it sound: everything
+//! runs in the order of one stream; memory that the device reads or writes is either the device's own, and given back in
+//! that order, or pinned and kept until an event says that it is done with.
 #![allow(unsafe_code)]
 
 pub mod compile;
 mod graphs;
 mod loader;
+mod memory;
 mod modules;
 mod pinned;
 mod product;
@@ -20,12 +21,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::{cublaslt, nvrtc};
 
 pub use self::loader::Found;
 use self::loader::Loader;
+use self::memory::{DeviceMemory, Freed};
 use self::pinned::{Pinned, Spare};
 use self::run::State;
-use super::machine::{Answers, Machine, Work};
+use super::machine::{Answers, Buffer, Machine, Memory, Work};
 use crate::backend::{Device, Precision, Result, Ticket};
 use crate::config::Dtype;
 use crate::error::BackendError;
@@ -81,10 +84,31 @@ fn unavailable(reason: impl Into<String>) -> BackendError {
     }
 }
 
+/// A library of NVIDIA's.
+#[derive(Clone, Copy)]
+enum Library {
+    Driver,
+    Nvrtc,
+    CublasLt,
+}
+
+impl Library {
+    /// Whether it is found. cudarc panics where one is called that is not.
+    fn present(self) -> bool {
+        // SAFETY: each only tries to open a library.
+        unsafe {
+            match self {
+                Self::Driver => sys::is_culib_present(),
+                Self::Nvrtc => nvrtc::sys::is_culib_present(),
+                Self::CublasLt => cublaslt::sys::is_culib_present(),
+            }
+        }
+    }
+}
+
 /// How many devices the driver has.
 fn count() -> Result<usize> {
-    // SAFETY: it only tries to open a library.
-    if !unsafe { sys::is_culib_present() } {
+    if !Library::Driver.present() {
         return Err(unavailable(
             "there is no NVIDIA driver on this machine (libcuda is not found); --backend auto takes what there is",
         ));
@@ -103,8 +127,7 @@ fn count() -> Result<usize> {
 #[must_use]
 pub fn devices() -> Vec<Device> {
     let count = count().unwrap_or_else(|error| {
-        // SAFETY: it only tries to open a library.
-        if unsafe { sys::is_culib_present() } {
+        if Library::Driver.present() {
             // There is a driver and it does not do: whoever wonders why no GPU is used should read of it.
             tracing::warn!("{error}");
         }
@@ -197,6 +220,7 @@ pub struct Driver {
     // Before the stream: modules, graphs and pinned memory are of its context.
     state: Mutex<State>,
     spare: Arc<Spare>,
+    freed: Freed,
     stream: Arc<CudaStream>,
 }
 
@@ -223,24 +247,27 @@ impl Driver {
         let (device, capability) = describe(index)?;
         let version = usable(&device, capability)?;
         let context = driver_call("a context", CudaContext::new(index))?;
+        // cudarc would have each use of memory wait for an event of its last use on another stream, which a capture refuses.
+        // SAFETY: there is one stream, whose order is all that is needed, and memory is given back on it.
+        unsafe { context.disable_event_tracking() };
         let stream = driver_call("a stream", context.new_stream())?;
         let state = State::new(&stream, capability, version)?;
         Ok(Self {
             device,
             state: Mutex::new(state),
             spare: Arc::new(Spare::new(&context)),
+            freed: Freed::default(),
             stream,
         })
     }
 
-    /// Makes the device's context this thread's.
-    fn enter(&self) -> Result<()> {
-        driver_call("its context", self.stream.context().bind_to_thread())
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
+    /// The stream's user, with the context current and nothing being captured.
+    fn state(&self) -> Result<MutexGuard<'_, State>> {
+        driver_call("its context", self.stream.context().bind_to_thread())?;
         // What a panic left is at worst a graph less.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.freed.give_back();
+        Ok(state)
     }
 }
 
@@ -257,51 +284,30 @@ impl Machine for Driver {
         &self.device
     }
 
-    fn allocate(&self, what: &str, bytes: u64) -> Result<u64> {
-        self.enter()?;
-        // SAFETY: what is allocated here is freed by `free` alone.
-        let allocated = unsafe { result::malloc_sync(bytes as usize) };
-        match allocated {
-            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                Err(BackendError::OutOfMemory {
-                    what: what.to_owned(),
-                    bytes,
-                })
-            }
-            other => driver_call(what, other),
-        }
+    fn allocate(&self, what: &str, bytes: u64) -> Result<Box<dyn Memory>> {
+        let _state = self.state()?;
+        let memory = DeviceMemory::new(&self.stream, &self.freed, what, bytes)?;
+        Ok(Box::new(memory))
     }
 
-    fn free(&self, address: u64, _bytes: u64) {
-        if self.enter().is_ok() {
-            // SAFETY: the address is of `allocate`; the call waits for what may still use it.
-            let _ = unsafe { result::free_sync(address) };
-        }
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+    fn write(&self, buffer: &Buffer, start: u64, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.enter()?;
         // No capture may be under way: the copy would be encoded, not made.
-        let _state = self.state();
-        // SAFETY: the owner of the memory vouches for its size; the bytes live until the copy is done.
-        driver_call("a copy to the device", unsafe {
-            result::memcpy_htod_async(address, bytes, self.stream.cu_stream())
-                .and_then(|()| self.stream.synchronize())
-        })
+        let _state = self.state()?;
+        memory::write(&self.stream, buffer, start, bytes)?;
+        driver_call("a copy to the device", self.stream.synchronize())
     }
 
     fn submit(&self, work: &Work<'_>) -> Result<Ticket<Answers>> {
-        self.enter()?;
-        let pending = self.state().submit(&self.spare, work)?;
+        let pending = self.state()?.submit(&self.spare, work)?;
         Ok(Ticket::new(pending))
     }
 
     fn forget(&self, step: u64) {
-        if self.enter().is_ok() {
-            self.state().forget(step);
+        if let Ok(mut state) = self.state() {
+            state.forget(step);
         }
     }
 }

@@ -6,16 +6,17 @@
 //! nothing any more: while a stream is captured, some versions of the library answer a question with an error.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys::{self, cublasLtMatmulDescAttributes_t as Attribute, cudaDataType_t};
-use cudarc::driver::CudaStream;
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
-use super::{driver_call, unavailable};
+use super::memory::DeviceMemory;
+use super::{Library, driver_call, unavailable};
 use crate::backend::Result;
 use crate::backend::cuda::machine::{Command, Product};
 use crate::error::BackendError;
@@ -35,41 +36,64 @@ fn said<T>(what: &str, result: std::result::Result<T, CublasError>) -> Result<T>
     })
 }
 
+/// What cuBLASLt made, and how it is destroyed.
+struct Owned<T: Copy>(T, Destroy<T>);
+
+type Destroy<T> = unsafe fn(T) -> std::result::Result<(), CublasError>;
+
+impl<T: Copy> Owned<T> {
+    fn new(
+        what: &str,
+        made: std::result::Result<T, CublasError>,
+        destroy: Destroy<T>,
+    ) -> Result<Self> {
+        Ok(Self(said(what, made)?, destroy))
+    }
+}
+
+impl<T: Copy> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: the function is for what was made, which is destroyed once.
+        let _ = unsafe { (self.1)(self.0) };
+    }
+}
+
+/// The library: what all products share.
+struct Lt {
+    description: Owned<sys::cublasLtMatmulDesc_t>,
+    workspace: CudaSlice<u8>,
+    handle: Owned<sys::cublasLtHandle_t>,
+}
+
 pub(super) struct Products {
-    handle: sys::cublasLtHandle_t,
-    description: sys::cublasLtMatmulDesc_t,
-    workspace: u64,
+    // Before the library: plans are of it.
+    plans: Plans,
+    lt: Lt,
+}
+
+/// What the library was asked.
+#[derive(Default)]
+struct Plans {
+    plans: HashMap<(Shape, usize), Plan>,
+    /// The algorithm for a weight's shape.
     algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
-    plans: HashMap<(Shape, usize), Rc<MetadataLayout>>,
 }
 
 /// Outputs, columns, and whether the result is f32.
 type Shape = (usize, usize, bool);
 
 /// What runs a product of one shape and number of rows.
-struct MetadataLayout {
+struct Plan {
     layouts: Layouts,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-// SAFETY: cuBLASLt's handles may be used from any thread; they live behind a lock, and no plan leaves it.
-unsafe impl Send for Products {}
-
 /// The layout of a matrix, column by column.
-struct Layout(sys::cublasLtMatrixLayout_t);
+type Layout = Owned<sys::cublasLtMatrixLayout_t>;
 
-impl Layout {
-    fn new(kind: cudaDataType_t, rows: usize, columns: usize) -> Result<Self> {
-        let made = lt::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64);
-        said("a product's layout", made).map(Self)
-    }
-}
-
-impl Drop for Layout {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`, destroyed once.
-        let _ = unsafe { lt::destroy_matrix_layout(self.0) };
-    }
+fn layout(kind: cudaDataType_t, rows: usize, columns: usize) -> Result<Layout> {
+    let made = lt::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64);
+    Owned::new("a product's layout", made, lt::destroy_matrix_layout)
 }
 
 /// `output^T = weight input^T`, column by column, which is `output = input weight^T` row by row.
@@ -88,9 +112,9 @@ impl Layouts {
             half
         };
         Ok(Self {
-            weight: Layout::new(half, product.columns, product.outputs)?,
-            input: Layout::new(half, product.columns, rows)?,
-            output: Layout::new(result, product.outputs, rows)?,
+            weight: layout(half, product.columns, product.outputs)?,
+            input: layout(half, product.columns, rows)?,
+            output: layout(result, product.outputs, rows)?,
         })
     }
 }
@@ -108,42 +132,38 @@ fn product_of(command: &Command) -> Option<&Product> {
 
 impl Products {
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
-        // SAFETY: it only tries to open a library.
-        if !unsafe { sys::is_culib_present() } {
+        if !Library::CublasLt.present() {
             return Err(unavailable(
                 "NVIDIA's library cuBLASLt (libcublasLt) is not found: install the CUDA toolkit, or put the folder of \
                  PyPI's nvidia-cublas on LD_LIBRARY_PATH",
             ));
         }
         driver_call("its context", stream.context().bind_to_thread())?;
-        let handle = said("cuBLASLt", lt::create_handle())?;
-        let mut products = Self {
-            handle,
-            description: std::ptr::null_mut(),
-            workspace: 0,
-            algorithms: HashMap::new(),
-            plans: HashMap::new(),
-        };
+        let handle = Owned::new("cuBLASLt", lt::create_handle(), lt::destroy_handle)?;
         let (compute, scale) = (
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             cudaDataType_t::CUDA_R_32F,
         );
-        products.description = said("a product", lt::create_matmul_desc(compute, scale))?;
+        let made = lt::create_matmul_desc(compute, scale);
+        let description = Owned::new("a product", made, lt::destroy_matmul_desc)?;
         let transposed = 1_i32;
         // SAFETY: the description lives, and the attribute is an i32.
         said("a product", unsafe {
             lt::set_matmul_desc_attribute(
-                products.description,
+                description.0,
                 Attribute::CUBLASLT_MATMUL_DESC_TRANSA,
                 (&raw const transposed).cast(),
                 size_of::<i32>(),
             )
         })?;
-        // SAFETY: freed in `drop`.
-        products.workspace = driver_call("a workspace", unsafe {
-            cudarc::driver::result::malloc_sync(WORKSPACE)
-        })?;
-        Ok(products)
+        Ok(Self {
+            plans: Plans::default(),
+            lt: Lt {
+                description,
+                workspace: driver_call("a workspace", stream.alloc_zeros(WORKSPACE))?,
+                handle,
+            },
+        })
     }
 
     /// Plans every product of a list that has no plan yet.
@@ -151,52 +171,88 @@ impl Products {
     /// # Errors
     /// What cuBLASLt refuses.
     pub(super) fn plan_all(&mut self, commands: &[Command]) -> Result<()> {
-        let products = || commands.iter().filter_map(product_of);
+        let mut products = commands.iter().filter_map(product_of);
         // Together they must stay: nothing may be planned while they are captured.
-        if self.plans.len() + products().count() > MOST_PLANS {
-            self.plans.clear();
+        if self.plans.plans.len() + products.clone().count() > MOST_PLANS {
+            self.plans.plans.clear();
         }
-        products().try_for_each(|product| self.plan(product).map(drop))
+        products.try_for_each(|product| self.plans.plan(&self.lt, product).map(drop))
     }
 
-    fn plan(&mut self, product: &Product) -> Result<Rc<MetadataLayout>> {
-        let key = (shape_of(product), product.rows);
-        if let Some(plan) = self.plans.get(&key) {
-            return Ok(Rc::clone(plan));
+    /// Puts a product on the stream. One that was planned asks the library nothing.
+    ///
+    /// # Errors
+    /// What cuBLASLt refuses.
+    pub(super) fn run(&mut self, stream: &Arc<CudaStream>, product: &Product) -> Result<()> {
+        let Self { plans, lt: library } = self;
+        let Plan { layouts, algorithm } = plans.plan(library, product)?;
+        let mut addresses = [0; 3];
+        for (address, operand) in addresses.iter_mut().zip(product.operands()?) {
+            *address = DeviceMemory::of(stream, operand.buffer())?.address();
         }
+        let [input, weight, output] = addresses;
+        let (workspace, _record) = library.workspace.device_ptr(stream);
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        // SAFETY: the operands are as long as the layouts say and are kept by the product's command, which outlives its run;
+        // all handles live; one stream has one workspace.
+        said("a product", unsafe {
+            lt::matmul(
+                library.handle.0,
+                library.description.0,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                weight as *const c_void,
+                layouts.weight.0,
+                input as *const c_void,
+                layouts.input.0,
+                output as *const c_void,
+                layouts.output.0,
+                output as *mut c_void,
+                layouts.output.0,
+                std::ptr::from_ref(algorithm),
+                workspace as *mut c_void,
+                WORKSPACE,
+                stream.cu_stream().cast(),
+            )
+        })
+    }
+}
+
+impl Plans {
+    fn plan(&mut self, lt: &Lt, product: &Product) -> Result<&Plan> {
+        let key = (shape_of(product), product.rows);
+        if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(&key) {
+            self.plans.clear();
+        }
+        let vacant = match self.plans.entry(key) {
+            Entry::Occupied(plan) => return Ok(plan.into_mut()),
+            Entry::Vacant(vacant) => vacant,
+        };
         let layouts = Layouts::new(product, product.rows)?;
-        let usual = self.usual(product)?;
-        let algorithm = if self.does(&usual, &layouts) {
+        let usual = match self.algorithms.entry(shape_of(product)) {
+            Entry::Occupied(algorithm) => *algorithm.get(),
+            Entry::Vacant(vacant) => {
+                *vacant.insert(lt.choose(&Layouts::new(product, TYPICAL_ROWS)?)?)
+            }
+        };
+        let algorithm = if lt.does(&usual, &layouts) {
             usual
         } else {
-            self.choose(&layouts)?
+            lt.choose(&layouts)?
         };
-        if self.plans.len() >= MOST_PLANS {
-            self.plans.clear();
-        }
-        let plan = Rc::new(MetadataLayout { layouts, algorithm });
-        self.plans.insert(key, Rc::clone(&plan));
-        Ok(plan)
+        Ok(vacant.insert(Plan { layouts, algorithm }))
     }
+}
 
-    /// The algorithm for a weight's shape.
-    fn usual(&mut self, product: &Product) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let shape = shape_of(product);
-        if let Some(algorithm) = self.algorithms.get(&shape) {
-            return Ok(*algorithm);
-        }
-        let chosen = self.choose(&Layouts::new(product, TYPICAL_ROWS)?)?;
-        Ok(*self.algorithms.entry(shape).or_insert(chosen))
-    }
-
+impl Lt {
     /// Whether an algorithm that was chosen for other rows does for these, within the workspace.
     fn does(&self, algorithm: &sys::cublasLtMatmulAlgo_t, layouts: &Layouts) -> bool {
         let mut result = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
         // SAFETY: all handles live; the result is read only where the call has written it.
         unsafe {
             sys::cublasLtMatmulAlgoCheck(
-                self.handle,
-                self.description,
+                self.handle.0,
+                self.description.0,
                 layouts.weight.0,
                 layouts.input.0,
                 layouts.output.0,
@@ -213,15 +269,15 @@ impl Products {
     fn choose(&self, layouts: &Layouts) -> Result<sys::cublasLtMatmulAlgo_t> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
 
-        let preference = said("a product's preference", lt::create_matmul_pref())?;
+        let made = lt::create_matmul_pref();
+        let preference = Owned::new("a product's preference", made, lt::destroy_matmul_pref)?;
         let (bytes, no_scheme) = (WORKSPACE, 0_u32);
-        // SAFETY: everything named lives, and each attribute has its size; the preference is destroyed here whatever comes
-        // of it.
+        // SAFETY: everything named lives, and each attribute has its size.
         let found = unsafe {
             let set = |attribute, value: *const c_void, size| {
-                lt::set_matmul_pref_attribute(preference, attribute, value, size)
+                lt::set_matmul_pref_attribute(preference.0, attribute, value, size)
             };
-            let found = set(
+            set(
                 Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                 (&raw const bytes).cast(),
                 size_of::<usize>(),
@@ -235,64 +291,16 @@ impl Products {
             })
             .and_then(|()| {
                 lt::get_matmul_algo_heuristic(
-                    self.handle,
-                    self.description,
+                    self.handle.0,
+                    self.description.0,
                     layouts.weight.0,
                     layouts.input.0,
                     layouts.output.0,
                     layouts.output.0,
-                    preference,
+                    preference.0,
                 )
-            });
-            let _ = lt::destroy_matmul_pref(preference);
-            found
+            })
         };
         Ok(said("the choice of a product's algorithm", found)?.algo)
-    }
-
-    /// Puts a product on the stream. One that was planned asks the library nothing.
-    ///
-    /// # Errors
-    /// What cuBLASLt refuses.
-    pub(super) fn run(&mut self, stream: &CudaStream, product: &Product) -> Result<()> {
-        let plan = self.plan(product)?;
-        let MetadataLayout { layouts, algorithm } = &*plan;
-        let (one, zero) = (1.0_f32, 0.0_f32);
-        // SAFETY: whoever records a product vouches for its operands; all handles live; one stream has one workspace.
-        said("a product", unsafe {
-            lt::matmul(
-                self.handle,
-                self.description,
-                (&raw const one).cast(),
-                (&raw const zero).cast(),
-                product.weight as *const c_void,
-                layouts.weight.0,
-                product.input as *const c_void,
-                layouts.input.0,
-                product.output as *const c_void,
-                layouts.output.0,
-                product.output as *mut c_void,
-                layouts.output.0,
-                std::ptr::from_ref(algorithm),
-                self.workspace as *mut c_void,
-                WORKSPACE,
-                stream.cu_stream().cast(),
-            )
-        })
-    }
-}
-
-impl Drop for Products {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`, destroyed once.
-        unsafe {
-            if !self.description.is_null() {
-                let _ = lt::destroy_matmul_desc(self.description);
-            }
-            if self.workspace != 0 {
-                let _ = cudarc::driver::result::free_sync(self.workspace);
-            }
-            let _ = lt::destroy_handle(self.handle);
-        }
     }
 }

@@ -6,22 +6,17 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use cudarc::driver::sys;
-use cudarc::driver::{CudaEvent, CudaGraph, CudaStream, result};
+use cudarc::driver::{CudaEvent, CudaGraph, CudaStream, LaunchConfig, PushKernelArg};
 
 use super::graphs::{Graphs, Runner};
+use super::memory::{self, DeviceMemory};
 use super::modules::Functions;
 use super::product::Products;
 use super::{Pinned, Spare, driver_call};
-use crate::backend::cuda::machine::{Answers, Command, Launch, Work};
+use crate::backend::cuda::machine::{Answers, Argument, Buffer, Command, Launch, Work};
 use crate::backend::cuda::step::NO_STEP;
 use crate::backend::{Result, await_device};
 use crate::error::BackendError;
-
-/// A graph that can be launched.
-struct Graph(CudaGraph);
-
-// SAFETY: graphs may be used from any thread with the context current, one at a time; they live behind a lock.
-unsafe impl Send for Graph {}
 
 /// What commands are put on the stream with.
 struct Queue {
@@ -32,9 +27,12 @@ struct Queue {
 
 pub(super) struct State {
     // Before the queue: graphs call its functions.
-    graphs: Graphs<Graph>,
+    graphs: Graphs<CudaGraph>,
     queue: Queue,
 }
+
+// SAFETY: graphs and cuBLASLt's handles may be used from any thread, one at a time; they live here, behind the driver's lock.
+unsafe impl Send for State {}
 
 /// Whether `KIMI_LINEAR_GRAPHS` leaves CUDA graphs on: everything but `0` does.
 fn graphs_wanted() -> bool {
@@ -53,7 +51,7 @@ impl State {
             queue: Queue {
                 stream: Arc::clone(stream),
                 products: Products::new(stream)?,
-                functions: Functions::load(capability, driver)?,
+                functions: Functions::load(stream.context(), capability, driver)?,
             },
         })
     }
@@ -86,19 +84,13 @@ impl State {
     }
 
     fn enqueue(&mut self, work: &Work<'_>, pending: &mut Pending) -> Result<()> {
-        let stream = self.queue.stream.cu_stream();
-        if let Some((address, bytes)) = work.upload {
+        if let Some((buffer, bytes)) = work.upload {
             let mut pinned = pending.spare.take(bytes.len())?;
             let room = driver_call("a batch", pinned.as_mut_slice())?;
             room[..bytes.len()].copy_from_slice(bytes);
-            let pinned = pending.upload.insert(pinned);
-            // SAFETY: the address has room for the batch; the pinned memory is kept until an event after the copy.
-            driver_call("a batch", unsafe {
-                let pinned = pinned.as_slice();
-                pinned.and_then(|pinned| {
-                    result::memcpy_htod_async(address, &pinned[..bytes.len()], stream)
-                })
-            })?;
+            // Kept until an event after the copy.
+            let pinned = driver_call("a batch", pending.upload.insert(pinned).as_slice())?;
+            memory::write(&self.queue.stream, buffer, 0, &pinned[..bytes.len()])?;
         }
         match work.timed {
             Some(operations) => {
@@ -116,19 +108,17 @@ impl State {
             }
             None => self.run(work)?,
         }
-        let bytes: u64 = work.answers.iter().map(|(_, bytes)| bytes).sum();
+        let bytes = work.answers.iter().map(|place| place.range().len()).sum();
         if bytes > 0 {
-            let pinned = pending.spare.take(bytes as usize)?;
-            let (pinned, len) = pending.answers.insert((pinned, bytes as usize));
+            // Kept until an event after the copies.
+            let pinned = pending.spare.take(bytes)?;
+            let (pinned, len) = pending.answers.insert((pinned, bytes));
             let mut rest = &mut driver_call("an answer", pinned.as_mut_slice())?[..*len];
-            for (address, bytes) in work.answers {
-                let (part, others) = rest.split_at_mut(*bytes as usize);
+            for place in work.answers {
+                let (part, others) = rest.split_at_mut(place.range().len());
                 rest = others;
                 if !part.is_empty() {
-                    // SAFETY: the address has so many bytes; the pinned memory is kept until an event after the copy.
-                    driver_call("an answer", unsafe {
-                        result::memcpy_dtoh_async(part, *address, stream)
-                    })?;
+                    memory::read(&self.queue.stream, place, part)?;
                 }
             }
         }
@@ -145,7 +135,7 @@ impl State {
 }
 
 impl Runner for Queue {
-    type Graph = Graph;
+    type Graph = CudaGraph;
 
     fn commands(&mut self, commands: &[Command]) -> Result<()> {
         commands
@@ -153,7 +143,7 @@ impl Runner for Queue {
             .try_for_each(|command| self.command(command))
     }
 
-    fn capture(&mut self, commands: &[Command]) -> Result<Graph> {
+    fn capture(&mut self, commands: &[Command]) -> Result<CudaGraph> {
         // What asks a library or the driver anything does so now: while a stream is captured neither may be asked.
         self.products.plan_all(commands)?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -162,16 +152,15 @@ impl Runner for Queue {
         // The capture ends here, whatever happened since it began.
         let ended = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         encoded?;
-        let graph = driver_call("a capture", ended)?.ok_or_else(|| BackendError::Driver {
+        driver_call("a capture", ended)?.ok_or_else(|| BackendError::Driver {
             backend: "cuda",
             what: "a capture".to_owned(),
             reason: "it gave no graph".to_owned(),
-        })?;
-        Ok(Graph(graph))
+        })
     }
 
-    fn launch(&mut self, graph: &Graph) -> Result<()> {
-        driver_call("a graph", graph.0.launch())
+    fn launch(&mut self, graph: &CudaGraph) -> Result<()> {
+        driver_call("a graph", graph.launch())
     }
 }
 
@@ -186,37 +175,32 @@ impl Queue {
         match command {
             Command::Launch(launch) => self.kernel(launch),
             Command::Product(product) => self.products.run(&self.stream, product),
-            // SAFETY: whoever records a copy vouches for its two ends.
-            Command::Copy { from, to, bytes } => driver_call("a copy", unsafe {
-                result::memcpy_dtod_async(*to, *from, *bytes as usize, self.stream.cu_stream())
-            }),
+            Command::Copy { from, to } => memory::copy(&self.stream, from, to),
         }
     }
 
     fn kernel(&mut self, launch: &Launch) -> Result<()> {
-        let function = self.functions.get(launch.kernel, launch.shared)?;
-        let mut arguments: Vec<[u8; 8]> = launch
-            .arguments
+        let function = self.functions.get(launch.kernel(), launch.shared())?;
+        let address = |buffer: &Buffer| Ok(DeviceMemory::of(&self.stream, buffer)?.address());
+        let bytes = |argument: &Argument| Ok(argument.bytes(address)?.0);
+        let arguments: Vec<_> = launch
+            .arguments()
             .iter()
-            .map(|argument| argument.bytes().0)
-            .collect();
-        let mut pointers: Vec<_> = arguments
-            .iter_mut()
-            .map(|bytes| bytes.as_mut_ptr().cast())
-            .collect();
-        let [x, y, z] = launch.grid;
-        // SAFETY: the arguments are of the types that the kernel declares, which the emulated machine checks, and point to
-        // memory that lives as long as the step; the driver copies them before it returns.
-        driver_call(launch.kernel, unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (launch.threads, 1, 1),
-                launch.shared,
-                self.stream.cu_stream(),
-                &mut pointers,
-            )
-        })
+            .map(bytes)
+            .collect::<Result<_>>()?;
+        let mut builder = self.stream.launch_builder(function);
+        for argument in &arguments {
+            builder.arg(argument);
+        }
+        let [x, y, z] = launch.grid();
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (launch.threads(), 1, 1),
+            shared_mem_bytes: launch.shared(),
+        };
+        // SAFETY: the arguments are of the types that the kernel declares, which the emulated machine checks. Each points to
+        // memory that is given back on this stream, after the launch.
+        driver_call(launch.kernel(), unsafe { builder.launch(config) }).map(drop)
     }
 }
 
