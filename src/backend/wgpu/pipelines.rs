@@ -156,7 +156,6 @@ fn compile(gpu: &Gpu, program: &Program, form: &[(u32, bool)]) -> Result<Pipelin
             compilation_options: wgpu::PipelineCompilationOptions {
                 constants: &constants,
                 zero_initialize_workgroup_memory: false,
-                ..Default::default()
             },
             cache: None,
         });
