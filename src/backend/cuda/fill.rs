@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer, Command, Launch, Machine, Work};
-use super::step::{NO_STEP, blocks};
+use super::machine::{Argument, Buffer, Command, Launch, Machine, NO_STEP, Work, blocks};
 use crate::backend::{Random, Result};
 use crate::checkpoint::Format;
 

@@ -1,6 +1,7 @@
 //! How a KDA layer's operations are encoded: convolution, gates, output gate. The recurrence is in `recurrence`.
 
-use super::step::{CudaStep, Kernel, arguments, blocks};
+use super::machine::blocks;
+use super::step::{CudaStep, Kernel, arguments};
 use crate::backend::{GatedNorm, KdaGates, Result, Rows, ShortConv};
 use crate::error::BackendError;
 

@@ -330,6 +330,15 @@ pub enum Command {
     },
 }
 
+/// The step of work that is no step's.
+pub(super) const NO_STEP: u64 = 0;
+
+/// Blocks of `each` for so many elements.
+pub(super) fn blocks(elements: u64, each: u64) -> u32 {
+    // Batches were checked against capacities, and those against memory: it fits.
+    u32::try_from(elements.div_ceil(each)).unwrap_or(u32::MAX)
+}
+
 /// One submission.
 #[derive(Debug)]
 pub struct Work<'a> {

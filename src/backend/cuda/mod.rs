@@ -54,7 +54,7 @@ impl Shared {
     /// Reads memory; what was read arrives as one list.
     fn read(&self, answers: &[Place]) -> Result<Ticket<Vec<u8>>> {
         let ticket = self.machine.submit(&Work {
-            step: step::NO_STEP,
+            step: machine::NO_STEP,
             upload: None,
             commands: &[],
             timed: None,

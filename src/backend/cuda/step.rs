@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
-use super::machine::{Argument, Buffer, Command, Launch, Place, Product, Work};
+use super::machine::{Argument, Buffer, Command, Launch, NO_STEP, Place, Product, Work, blocks};
 use super::memory;
 use crate::backend::check::Demands;
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
@@ -18,8 +18,6 @@ use crate::backend::{
     AllGather, Batch, Capacity, Element, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
 
-/// The step of work that is no step's.
-pub(super) const NO_STEP: u64 = 0;
 /// Positions that one block of a decode attends to at least; more are shared among several.
 const SPAN: usize = 256;
 /// How many share the positions of a row at most: an H200's multiprocessors, as in `kernels/mla_decode.cu`.
@@ -103,12 +101,6 @@ enum Encoded {
     Answer(Arc<Buffer>, Answer),
     /// As many commands as the batch asks for.
     Each(Listed),
-}
-
-/// Blocks of `each` for so many elements.
-pub(super) fn blocks(elements: u64, each: u64) -> u32 {
-    // Batches were checked against capacities, and those against memory: it fits.
-    u32::try_from(elements.div_ceil(each)).unwrap_or(u32::MAX)
 }
 
 /// What a tensor's rows stand for, as a word of the batch's header that counts them.

@@ -1,7 +1,8 @@
 //! How the operations of a trace are encoded; only steps that are traced have them.
 
 use super::attention::with_room;
-use super::step::{CudaStep, arguments, blocks};
+use super::machine::blocks;
+use super::step::{CudaStep, arguments};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{Result, Rows};

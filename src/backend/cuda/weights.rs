@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer, Command, Launch, Machine, Work};
+use super::machine::{Argument, Buffer, Command, Launch, Machine, NO_STEP, Work, blocks};
 use crate::backend::weight::StoredRows;
 use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
@@ -143,7 +143,7 @@ impl DeviceWeight {
                 ];
                 Command::Launch(Launch {
                     kernel: "convert",
-                    grid: [super::step::blocks(count, 256).max(1), 1, 1],
+                    grid: [blocks(count, 256).max(1), 1, 1],
                     threads: 256,
                     shared: 0,
                     arguments: arguments.into(),
@@ -151,7 +151,7 @@ impl DeviceWeight {
             })
             .collect();
         let ticket = machine.submit(&Work {
-            step: super::step::NO_STEP,
+            step: NO_STEP,
             upload: None,
             commands: &commands,
             timed: None,

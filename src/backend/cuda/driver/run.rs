@@ -13,8 +13,8 @@ use super::memory::{self, DeviceMemory};
 use super::modules::Functions;
 use super::product::Products;
 use super::{Pinned, Spare, driver_call};
+use crate::backend::cuda::machine::NO_STEP;
 use crate::backend::cuda::machine::{Answers, Argument, Buffer, Command, Launch, Work};
-use crate::backend::cuda::step::NO_STEP;
 use crate::backend::{Result, await_device};
 use crate::error::BackendError;
 
