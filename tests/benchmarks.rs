@@ -22,12 +22,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, OutputRow, Precision, Result, Segment, Slot,
-};
+use kimi_linear::backend::{Backend, Batch, Block, Capacity, OutputRow, Result, Segment, Slot};
 use kimi_linear::bench::interleaved::Interleaved;
 use kimi_linear::bench::shape::{How, Options, Row, Work, measure};
 use kimi_linear::bench::{Effort, interleaved, kernels, report};
+use kimi_linear::config::Dtype;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::conformance::floors::Sizes;
 use kimi_linear::conformance::{By, Gates, Tolerance, norm_error, row_error};
@@ -125,7 +124,7 @@ fn distance(a: &[f32], b: &[f32]) -> [f64; 2] {
 /// How far a bf16 device may be from an oracle that rounds where it does: what a block of operations may be, and what follows
 /// from that for the worst row.
 fn bf16_bounds(len: usize) -> [f64; 2] {
-    let bound = Tolerance::Block.bound(Precision::Bf16);
+    let bound = Tolerance::Block.bound(Dtype::Bf16);
     let [row, _] = By::among(VOCABULARY).worst(len);
     [bound, row * bound]
 }
@@ -152,7 +151,7 @@ fn a_seed_is_one_model_on_every_backend() {
     for make in backends() {
         let backend = make().unwrap();
         let (name, precision) = (backend.device().backend, backend.device().precision);
-        if precision == Precision::F32 {
+        if precision == Dtype::F32 {
             let [_, error] = distance(&logits(backend, 1), &own);
             println!("{name}: {error:.1e}");
             assert!(error < 1e-4, "{name}: {error}");

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use kimi_linear::backend::cuda::CudaBackend;
 use kimi_linear::backend::cuda::machine::{Answers, Buffer, Command, Machine, Memory, Work};
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Device, OutputRow, Precision, Result, Segment, Slot, Ticket,
+    Backend, Batch, Block, Capacity, Device, OutputRow, Result, Segment, Slot, Ticket,
 };
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::model::{Limits, Model, StepOptions};
@@ -104,7 +104,7 @@ fn counted(segments: Vec<Segment>) -> BTreeMap<String, usize> {
             index: 0,
             name: "a ledger".to_owned(),
             memory_bytes: None,
-            precision: Precision::Bf16,
+            precision: Dtype::Bf16,
             cache: Dtype::Bf16,
         },
         last: Mutex::default(),

@@ -22,7 +22,7 @@ use std::time::Instant;
 use common::{Played, harness, played, start};
 use eframe::egui;
 use egui_kittest::Harness;
-use kimi_linear::backend::{Device, Precision};
+use kimi_linear::backend::Device;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{FinishReason, Usage};
 use kimi_linear::model::{
@@ -92,7 +92,7 @@ fn facts() -> ModelFacts {
         index: 0,
         name: "a device".to_owned(),
         memory_bytes: Some(141 << 30),
-        precision: Precision::F32,
+        precision: Dtype::F32,
         cache: Dtype::F32,
     };
     let context = 2 * LONG;

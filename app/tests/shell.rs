@@ -9,7 +9,7 @@ use common::{Played, harness, played, start};
 use eframe::egui::{Key, Modifiers, Theme};
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
-use kimi_linear::backend::{Device, Precision};
+use kimi_linear::backend::Device;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{FinishReason, Usage};
 use kimi_linear_app::facts::{ModelFacts, memory};
@@ -26,7 +26,7 @@ fn facts() -> ModelFacts {
         index: 0,
         name: "a processor".to_owned(),
         memory_bytes: Some(8 << 30),
-        precision: Precision::F32,
+        precision: Dtype::F32,
         cache: Dtype::F32,
     };
     ModelFacts {

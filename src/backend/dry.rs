@@ -4,8 +4,8 @@
 
 use super::{
     Backend, Batch, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord,
-    Precision, Program, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool,
-    StateRecord, Step, StepOutput, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
+    Program, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
+    StepOutput, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
 };
 use crate::config::Dtype;
 use crate::error::BackendError;
@@ -28,7 +28,7 @@ impl DryBackend {
                 index: 0,
                 name: "no device".to_owned(),
                 memory_bytes: None,
-                precision: Precision::Bf16,
+                precision: Dtype::Bf16,
                 cache: Dtype::Bf16,
             },
             weights: 0,

@@ -45,12 +45,13 @@ pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
 pub use program::Program;
 pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
-pub use tensor::{Element, Precision, Rows, Tensor, TensorValues};
+pub use tensor::{Element, Rows, Tensor, TensorValues};
 #[cfg(not(target_arch = "wasm32"))]
 pub use ticket::block_on;
 pub use ticket::{MaybeSend, Ticket, await_device};
 pub use weight::{Weight, WeightPart, WeightSource};
 
+use crate::config::Dtype;
 use crate::error::BackendError;
 
 /// The result of compiling or submitting.
@@ -67,10 +68,10 @@ pub struct Device {
     pub name: String,
     /// Memory that weights, states and caches share, in bytes, where the device tells it.
     pub memory_bytes: Option<u64>,
-    /// The arithmetic of its activations.
-    pub precision: Precision,
+    /// The dtype of its activations; accumulation, states, gates, softmax and router are f32 on all of them.
+    pub precision: Dtype,
     /// The dtype of its latent cache.
-    pub cache: crate::config::Dtype,
+    pub cache: Dtype,
 }
 
 /// Memory and steps of one device (or of one rank of several).

@@ -1,27 +1,5 @@
 //! Handles of activations, with their shapes and element types. They own nothing: a backend does.
 
-/// The arithmetic of a backend's activations; accumulation, states, gates, softmax and router are f32 in all of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// IEEE single precision.
-    F32,
-    /// bfloat16 operands.
-    Bf16,
-    /// IEEE half precision operands.
-    F16,
-}
-
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        })
-    }
-}
-
 /// What one row of an activation stands for; the batch says how many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Rows {
@@ -34,7 +12,7 @@ pub enum Rows {
 /// The elements of an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Element {
-    /// The backend's own [`Precision`].
+    /// The backend's own dtype, [`Device::precision`](super::Device::precision).
     Activation,
     /// f32 on every backend: gates, router weights, logits.
     F32,

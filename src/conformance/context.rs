@@ -12,8 +12,8 @@ use super::tolerance::{
     By, Tolerance, differing, element_error, greatest_error, norm_error, row_error,
 };
 use crate::backend::{
-    Backend, Batch, Capacity, Element, Op, Precision, Program, Result, Rows, Segment, Shard, Slot,
-    Step, StepOutput, Tensor, TensorValues, Weight, WeightPart, WeightSource,
+    Backend, Batch, Capacity, Element, Op, Program, Result, Rows, Segment, Shard, Slot, Step,
+    StepOutput, Tensor, TensorValues, Weight, WeightPart, WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::config::Dtype;
@@ -114,19 +114,14 @@ impl<'a> CaseContext<'a> {
 
     /// The arithmetic of the device's activations.
     #[must_use]
-    pub fn precision(&self) -> Precision {
+    pub fn precision(&self) -> Dtype {
         self.backend.device().precision
     }
 
     /// Rounds values to what the device's activations hold.
     #[must_use]
     pub fn rounded(&self, mut values: Vec<f32>) -> Vec<f32> {
-        let format = match self.precision() {
-            Precision::F32 => Format::F32,
-            Precision::Bf16 => Format::BF16,
-            Precision::F16 => Format::F16,
-        };
-        round(&mut values, format);
+        round(&mut values, Format::Dense(self.precision()));
         values
     }
 
@@ -420,7 +415,7 @@ impl<'a> CaseContext<'a> {
         a: &[f32],
         b: &[f32],
     ) {
-        if self.precision() == Precision::F32 {
+        if self.precision() == Dtype::F32 {
             self.same(what, a, b);
         } else {
             let reference = super::oracle::widen(b);

@@ -22,7 +22,8 @@ pub use tolerance::{
     By, Tolerance, differing, element_error, greatest_error, norm_error, row_error,
 };
 
-use crate::backend::{Backend, Precision, Result};
+use crate::backend::{Backend, Result};
+use crate::config::Dtype;
 use crate::error::BackendError;
 
 /// What one submission of a case moves and computes, for timings.
@@ -79,7 +80,7 @@ impl Case {
 
     /// Its bound in this precision.
     #[must_use]
-    pub fn bound(&self, precision: Precision) -> f64 {
+    pub fn bound(&self, precision: Dtype) -> f64 {
         self.tolerance.bound(precision)
     }
 }

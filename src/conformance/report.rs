@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::list::OPERATIONS;
 use super::{Case, Options, Outcome, Tolerance, Verdict, run};
-use crate::backend::{Backend, Device, Precision, Result};
+use crate::backend::{Backend, Device, Result};
+use crate::config::Dtype;
 
 /// Cases that share one backend before it is made anew: handles are never given back, so memory grows with cases.
 pub const SHARED: usize = 128;
@@ -224,7 +225,7 @@ pub fn operations_markdown(cases: &[Case]) -> String {
         cases.len()
     );
     for tolerance in Tolerance::ALL {
-        let bounds = [Precision::F32, Precision::F16, Precision::Bf16].map(|precision| {
+        let bounds = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(|precision| {
             let (bound, greatest) = (
                 tolerance.bound(precision),
                 tolerance.greatest(precision, 1.0),

@@ -7,7 +7,7 @@
 //! norm; of many rows the worst is further off ([`By::worst`]). The error of a rounding is at most a half unit of the greatest value, which is what bounds of roundings count anyway. What one
 //! norm would hide the other shows: many small errors, or one large one.
 
-use crate::backend::Precision;
+use crate::config::Dtype;
 
 /// What a result is held to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -43,7 +43,7 @@ impl Tolerance {
 
     /// The greatest error allowed.
     #[must_use]
-    pub const fn bound(self, precision: Precision) -> f64 {
+    pub const fn bound(self, precision: Dtype) -> f64 {
         let [f32, f16, bf16] = match self {
             Self::Exact => [0.0; 3],
             Self::Rounded => [1e-6, 1e-3, 8e-3],
@@ -54,9 +54,9 @@ impl Tolerance {
             Self::Block => [1e-5, 4e-3, 3e-2],
         };
         match precision {
-            Precision::F32 => f32,
-            Precision::F16 => f16,
-            Precision::Bf16 => bf16,
+            Dtype::F32 => f32,
+            Dtype::F16 => f16,
+            Dtype::Bf16 => bf16,
         }
     }
 
@@ -65,11 +65,11 @@ impl Tolerance {
     /// of that, because mantissas and signs vary; the greatest element may be rounded by all of it. Results of two runs, as
     /// [`Tolerance::Split`] compares them, are both rounded.
     #[must_use]
-    pub const fn greatest(self, precision: Precision, times: f64) -> f64 {
+    pub const fn greatest(self, precision: Dtype, times: f64) -> f64 {
         let half_unit = match precision {
-            Precision::F32 => 1.0 / (1 << 24) as f64,
-            Precision::F16 => 1.0 / (1 << 11) as f64,
-            Precision::Bf16 => 1.0 / (1 << 8) as f64,
+            Dtype::F32 => 1.0 / (1 << 24) as f64,
+            Dtype::F16 => 1.0 / (1 << 11) as f64,
+            Dtype::Bf16 => 1.0 / (1 << 8) as f64,
         };
         let roundings = match self {
             Self::Recurrence => 1.0,

@@ -8,7 +8,7 @@ use kimi_linear::backend::cuda::CudaBackend;
 use kimi_linear::backend::cuda::machine::{
     Answers, Argument, Buffer, Command, Machine, Memory, Place, Work, foreign,
 };
-use kimi_linear::backend::{Backend, Device, Precision, Result, Ticket};
+use kimi_linear::backend::{Backend, Device, Result, Ticket};
 use kimi_linear::config::Dtype;
 use kimi_linear::error::BackendError;
 use kimi_linear_emulated::{Allocation, Order, launch, product};
@@ -60,7 +60,7 @@ impl Emulated {
             index: 0,
             name: "the processor in a GPU's place".to_owned(),
             memory_bytes: None,
-            precision: Precision::Bf16,
+            precision: Dtype::Bf16,
             cache: Dtype::Bf16,
         };
         Self {

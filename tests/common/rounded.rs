@@ -4,20 +4,21 @@
 #![allow(unreachable_pub, missing_docs, dead_code, clippy::unwrap_used)]
 
 use kimi_linear::backend::*;
+use kimi_linear::config::Dtype;
 
 use crate::wrapped::{Part, Wrap, Wrapped};
 
 /// Rounds what every operation writes.
 #[derive(Clone)]
 pub struct Rounded {
-    precision: Precision,
+    precision: Dtype,
     /// As the CUDA backend stores: latents are rounded as well, and a fused KDA block stores no convolved row.
     as_cuda: bool,
 }
 
 impl Rounded {
     /// Every activation rounded to this precision; pools stay f32.
-    pub fn activations(inner: Box<dyn Backend>, precision: Precision) -> Wrapped<Self> {
+    pub fn activations(inner: Box<dyn Backend>, precision: Dtype) -> Wrapped<Self> {
         let rounded = Self {
             precision,
             as_cuda: false,
@@ -28,10 +29,10 @@ impl Rounded {
     /// What the CUDA backend stores, rounded to bf16.
     pub fn as_cuda(inner: Box<dyn Backend>) -> Wrapped<Self> {
         let rounded = Self {
-            precision: Precision::Bf16,
+            precision: Dtype::Bf16,
             as_cuda: true,
         };
-        Wrapped::new(inner, rounded).computing_in(Precision::Bf16)
+        Wrapped::new(inner, rounded).computing_in(Dtype::Bf16)
     }
 
     /// One operation, which is no block; `kept` passes through registers.
@@ -63,11 +64,11 @@ impl Wrap for Rounded {
     }
 }
 
-fn round(values: &[f32], precision: Precision) -> Vec<f32> {
+fn round(values: &[f32], precision: Dtype) -> Vec<f32> {
     let round = |x: &f32| match precision {
-        Precision::F32 => *x,
-        Precision::F16 => half::f16::from_f32(*x).to_f32(),
-        Precision::Bf16 => half::bf16::from_f32(*x).to_f32(),
+        Dtype::F32 => *x,
+        Dtype::F16 => half::f16::from_f32(*x).to_f32(),
+        Dtype::Bf16 => half::bf16::from_f32(*x).to_f32(),
     };
     values.iter().map(round).collect()
 }
@@ -77,7 +78,7 @@ fn round_rows(
     backend: &mut dyn Backend,
     tensor: Tensor,
     batch: &Batch,
-    precision: Precision,
+    precision: Dtype,
 ) -> Result<()> {
     let rows = match tensor.rows {
         Rows::Tokens => batch.tokens.len(),
@@ -93,7 +94,7 @@ fn round_latents(
     backend: &mut dyn Backend,
     append: &MlaAppend,
     batch: &Batch,
-    precision: Precision,
+    precision: Dtype,
 ) -> Result<()> {
     let (pool, layer) = (&append.pool, append.layer);
     let block_tokens = pool.layout.block_tokens;

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kimi_linear::backend::*;
+use kimi_linear::config::Dtype;
 
 pub type Shared = Arc<Mutex<Box<dyn Backend>>>;
 
@@ -103,7 +104,7 @@ impl<W: Wrap> Wrapped<W> {
     }
 
     /// The same, which says of itself that it computes in another precision.
-    pub fn computing_in(mut self, precision: Precision) -> Self {
+    pub fn computing_in(mut self, precision: Dtype) -> Self {
         self.device.precision = precision;
         self
     }

@@ -2,6 +2,7 @@
 //! writes to activations, to bf16 or to f16, must pass the list. The machines without such a device learn it here.
 
 use kimi_linear::backend::*;
+use kimi_linear::config::Dtype;
 use kimi_linear::conformance::{Options, Verdict, cases, run};
 use libtest_mimic::{Failed, Trial};
 
@@ -9,7 +10,7 @@ use crate::backends::Make;
 use crate::rounded::Rounded;
 
 pub(crate) fn trials(make: Make) -> Vec<Trial> {
-    [Precision::Bf16, Precision::F16]
+    [Dtype::Bf16, Dtype::F16]
         .map(|precision| {
             let name = format!("bounds/{precision:?} by rounding alone");
             Trial::test(name, move || holds(make, precision))
@@ -20,14 +21,14 @@ pub(crate) fn trials(make: Make) -> Vec<Trial> {
 /// Cases whose values lie beyond the greatest f16: rounding makes them infinite, whatever the kernel does.
 const BEYOND_F16: [&str; 2] = ["/loud values", "/large keys"];
 
-fn holds(make: Make, precision: Precision) -> std::result::Result<(), Failed> {
+fn holds(make: Make, precision: Dtype) -> std::result::Result<(), Failed> {
     let mut failed = Vec::new();
     // Not the refusals: this wrapper submits an operation at a time, so the first has run when the second refuses.
     for case in cases()
         .into_iter()
         .filter(|case| case.operation != "refusals")
     {
-        if precision == Precision::F16 && BEYOND_F16.iter().any(|name| case.name.ends_with(name)) {
+        if precision == Dtype::F16 && BEYOND_F16.iter().any(|name| case.name.ends_with(name)) {
             println!("{precision:?} cannot hold the values of {}", case.name);
             continue;
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use eframe::egui::{self, Theme};
 use egui_kittest::Harness;
-use kimi_linear::backend::{Device, Precision};
+use kimi_linear::backend::Device;
 use kimi_linear::config::{Dtype, MemoryRequest, ModelConfig};
 use kimi_linear::model::{
     AttentionTrace, ExpertTrace, KdaHeadTrace, KdaTrace, OperationTime, StateTrace, TraceFrame,
@@ -82,7 +82,7 @@ pub fn facts() -> ModelFacts {
             index: 0,
             name: "processor".to_owned(),
             memory_bytes: None,
-            precision: Precision::F32,
+            precision: Dtype::F32,
             cache: Dtype::F32,
         },
         context: 8192,

@@ -32,8 +32,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::memory::{Latents, Memory, States};
 use super::{
     Alone, Backend, Block, Capacity, Collective, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Precision, Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout,
-    StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    LatentRecord, Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool,
+    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use super::{check, host};
 use crate::config::Dtype;
@@ -87,7 +87,7 @@ pub fn describe() -> Device {
             if threads == 1 { "" } else { "s" }
         ),
         memory_bytes: host::memory(),
-        precision: Precision::F32,
+        precision: Dtype::F32,
         cache: Dtype::F32,
     }
 }

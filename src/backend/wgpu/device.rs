@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use super::faults::{Fault, Faults};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::backend::block_on;
-use crate::backend::{Device, MaybeSend, Precision, Result, host};
+use crate::backend::{Device, MaybeSend, Result, host};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
@@ -52,7 +52,7 @@ impl AdapterDescription {
             } else {
                 host::memory()
             },
-            precision: Precision::F32,
+            precision: Dtype::F32,
             cache: Dtype::F32,
         }
     }

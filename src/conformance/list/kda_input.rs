@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::kda_fixture::LAYERS;
-use crate::backend::{Form, Precision, StateLayout};
+use crate::backend::{Form, StateLayout};
+use crate::config::Dtype;
 use crate::conformance::oracle::{Recurrence, widen};
 use crate::conformance::{By, Gates, Random};
 
@@ -70,8 +71,8 @@ impl KdaCase {
     /// How outputs and states are compared: by a head's values, rows among each other. Where nearly the same key comes again
     /// and again, what operands of half precision leave beside it is never asked for and never corrected: errors of rows are
     /// then not independent, and the norm of a sequence as a whole is all that is bounded.
-    pub(super) fn by(&self, precision: Precision) -> By {
-        if precision != Precision::F32 && self.repeats_its_keys() {
+    pub(super) fn by(&self, precision: Dtype) -> By {
+        if precision != Dtype::F32 && self.repeats_its_keys() {
             By::each(usize::MAX)
         } else {
             By::among(self.shape[3])

@@ -29,7 +29,7 @@ use self::memory::{DeviceMemory, Freed};
 use self::pinned::{Pinned, Spare};
 use self::run::State;
 use super::machine::{Answers, Buffer, Machine, Memory, Work};
-use crate::backend::{Device, Precision, Result, Ticket};
+use crate::backend::{Device, Result, Ticket};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
@@ -180,7 +180,7 @@ fn describe(index: usize) -> Result<(Device, (i32, i32))> {
         index,
         name,
         memory_bytes: Some(bytes as u64),
-        precision: Precision::Bf16,
+        precision: Dtype::Bf16,
         cache: Dtype::Bf16,
     };
     Ok((device, (major, minor)))
