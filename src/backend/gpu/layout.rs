@@ -25,7 +25,7 @@ macro_rules! header {
         /// A word of the batch's header.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(in crate::backend) enum Header {
-            $(#[doc = $meaning] $word),*
+            $(#[doc = concat!("`", $meaning, "`")] $word),*
         }
 
         impl Header {
