@@ -6,6 +6,9 @@
 
 use kimi_linear_emulated::{Allocation, Order, launch};
 
+/// As in `kernels/shared/layout.h`.
+const FORMAT_F32: u32 = 0;
+
 const HEADS: u32 = 2;
 const NOPE: u32 = 20;
 const ROPE: u32 = 4;
@@ -184,7 +187,8 @@ fn decode(span: u32, order: Order) -> Vec<f32> {
     let address = |memory: &Allocation| memory.address().to_le_bytes();
     let pointers = [&batch, &query, &kv_b, &absorbed, &latents, &parts, &output].map(address);
     let [batch, query, kv_b, absorbed, latents, parts, to] = &pointers;
-    let numbers = [1, 2, MANY, LATENT, NOPE, ROPE, VALUE, BLOCK_TOKENS].map(u32::to_le_bytes);
+    let numbers =
+        [1, FORMAT_F32, MANY, LATENT, NOPE, ROPE, VALUE, BLOCK_TOKENS].map(u32::to_le_bytes);
     let [one, full, heads, latent, nope, rope, value, tokens] = &numbers;
     let run = |kernel, grid, threads, shared, arguments: &[&[u8]]| {
         // SAFETY: the addresses are those of living allocations.

@@ -3,6 +3,9 @@
 
 use kimi_linear_emulated::{Allocation, Order, launch};
 
+/// As in `kernels/shared/layout.h`.
+const FORMAT_BF16: u32 = 1;
+
 const ORDERS: [Order; 4] = [
     Order::Forward,
     Order::Reverse,
@@ -71,7 +74,7 @@ fn norm(width: u16, declared: u32, order: Order) -> Result<Vec<f32>, String> {
         &0_u32.to_le_bytes(),
         &input.address().to_le_bytes(),
         &weight.address().to_le_bytes(),
-        &0_u32.to_le_bytes(),
+        &FORMAT_BF16.to_le_bytes(),
         &output.address().to_le_bytes(),
         &declared.to_le_bytes(),
         &1e-5_f32.to_le_bytes(),
