@@ -366,8 +366,8 @@ impl Gpu {
     /// Gives the device up, as a driver does that loses it.
     pub(super) fn lose(&self) {
         self.device.destroy();
-        // The loss is told by the next poll; whatever that comes to, the device is gone.
-        drop(self.device.poll(wgpu::PollType::Poll));
+        // The loss is told once nothing is under way any more; whatever that comes to, the device is gone.
+        drop(self.device.poll(wgpu::PollType::wait_indefinitely()));
     }
 
     /// What wgpu has not told yet of the calls so far.
