@@ -1,5 +1,6 @@
 //! What the engine says of a request, in order. It speaks token ids: text is made of them by an output processor.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -95,3 +96,7 @@ pub enum Event {
     /// The request failed: nothing more comes.
     Failed(Arc<Error>),
 }
+
+/// Where a request's events go. It is called in the engine's thread between two steps and must not wait. Where it breaks
+/// at a token, the answer ends there: see [`Engine::stop`](super::Engine::stop).
+pub type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;

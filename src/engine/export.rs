@@ -6,20 +6,16 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
-use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, OnceLock};
 
 use super::core::{Engine, pools};
-use super::handle::EngineHandle;
-use super::request::{PromptScores, Request, RequestId};
+use super::request::RequestId;
 use super::schedule::Planned;
-use crate::backend::{Block, LatentRecord, Shard, Slot, StateLayout, StateRecord, Ticket};
-use crate::cache::{Allocation, BlockRef, CacheHeader, LayerRecord, Pools, SlotRef};
-use crate::error::{EngineError, Error};
+use crate::backend::{Block, LatentRecord, Slot, StateRecord, Ticket};
+use crate::cache::{Allocation, BlockRef, Pools, SlotRef};
+use crate::error::Error;
 use crate::model::{LayerCache, Model};
-
-/// Reads of the device that a stream of an engine in a thread has room for.
-const CAPACITY: usize = 64;
 
 /// The most blocks of latents in one record.
 const RECORD_BLOCKS: usize = 8;
@@ -39,7 +35,7 @@ enum Due {
 }
 
 /// A part that the device was asked for.
-enum Read {
+pub(super) enum Read {
     State {
         layer: usize,
         ticket: Ticket<StateRecord>,
@@ -86,10 +82,10 @@ impl Due {
 }
 
 /// How an export ended.
-type Outcome = Arc<OnceLock<Result<(), Arc<Error>>>>;
+pub(super) type Outcome = Arc<OnceLock<Result<(), Arc<Error>>>>;
 
 /// A request whose caches go out.
-struct Export {
+pub(super) struct Export {
     id: RequestId,
     /// Tokens of the prompt.
     end: usize,
@@ -107,6 +103,26 @@ struct Export {
 }
 
 impl Export {
+    /// One of a prompt of `end` tokens, whose parts go to `stream`.
+    pub(super) fn new(
+        id: RequestId,
+        end: usize,
+        stream: SyncSender<Read>,
+        outcome: Outcome,
+    ) -> Self {
+        Self {
+            id,
+            end,
+            position: 0,
+            last: None,
+            complete: false,
+            due: VecDeque::new(),
+            read: VecDeque::new(),
+            stream,
+            outcome,
+        }
+    }
+
     /// Latents of a layer up to `end` are complete.
     fn latents(&mut self, layer: usize, end: usize, blocks: &[BlockRef], block_tokens: usize) {
         let mut at = self.position;
@@ -159,6 +175,10 @@ impl Export {
 pub(super) struct Exports(Vec<Export>);
 
 impl Exports {
+    pub(super) fn add(&mut self, export: Export) {
+        self.0.push(export);
+    }
+
     /// A layer of the segments that end prompts has been submitted.
     pub(super) fn layer_done(&mut self, model: &mut Model, layer: usize) {
         let (cache, last) = (
@@ -254,56 +274,6 @@ impl Exports {
 }
 
 impl Engine {
-    /// Takes a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing. The
-    /// stream has room for `capacity` reads of the device; when some were taken, [`Engine::send_exports`] sends more.
-    ///
-    /// # Errors
-    /// Those of [`Engine::submit`].
-    pub fn export(
-        &mut self,
-        id: RequestId,
-        request: Request,
-        capacity: usize,
-    ) -> Result<ExportStream, EngineError> {
-        let header = CacheHeader {
-            model: self.fingerprint,
-            tokens: request.prompt.clone(),
-        };
-        let end = request.prompt.len();
-        let request = Request {
-            max_tokens: 0,
-            samples: 1,
-            trace: None,
-            scores: PromptScores::None,
-            ..request
-        };
-        self.submit(id, request)?;
-        let (stream, reads) = mpsc::sync_channel(capacity);
-        let outcome = Outcome::default();
-        self.exports.0.push(Export {
-            id,
-            end,
-            position: 0,
-            last: None,
-            complete: false,
-            due: VecDeque::new(),
-            read: VecDeque::new(),
-            stream,
-            outcome: Arc::clone(&outcome),
-        });
-        Ok(ExportStream {
-            id: header.id(),
-            header,
-            states: self.model.states().layout,
-            shard: self.model.shard(),
-            reads,
-            ready: VecDeque::new(),
-            outcome,
-            failed: false,
-            engine: None,
-        })
-    }
-
     /// Sends what streams have room for, whose readers have taken something.
     pub fn send_exports(&mut self) {
         self.exports.send(&mut self.model);
@@ -333,126 +303,5 @@ impl Engine {
             }
         }
         ends
-    }
-}
-
-/// The caches of a request, a tensor of a layer at a time, as they are computed. Dropping it ends the request.
-///
-/// An item is an error where the request or the device failed; nothing comes after it, and what came before is of no use.
-pub struct ExportStream {
-    header: CacheHeader,
-    id: u128,
-    states: StateLayout,
-    shard: Shard,
-    reads: Receiver<Read>,
-    ready: VecDeque<LayerRecord>,
-    outcome: Outcome,
-    /// Whether an error has come, after which nothing does.
-    failed: bool,
-    /// The engine in a thread of its own, which is told of every record that was taken.
-    engine: Option<(EngineHandle, RequestId)>,
-}
-
-impl ExportStream {
-    /// What the records are of.
-    #[must_use]
-    pub fn header(&self) -> &CacheHeader {
-        &self.header
-    }
-
-    /// The next record, if it has been sent by now.
-    pub fn try_next(&mut self) -> Option<Result<LayerRecord, Arc<Error>>> {
-        while self.ready.is_empty() && !self.failed {
-            let read = self.reads.try_recv().ok()?;
-            if let Err(error) = self.take(read) {
-                return self.fail(Arc::new(error));
-            }
-        }
-        self.ready.pop_front().map(Ok)
-    }
-
-    fn fail<T>(&mut self, error: Arc<Error>) -> Option<Result<T, Arc<Error>>> {
-        self.failed = true;
-        Some(Err(error))
-    }
-
-    /// Waits for a part and makes records of it.
-    fn take(&mut self, read: Read) -> Result<(), Error> {
-        if let Some((engine, _)) = &self.engine {
-            engine.room_in_stream();
-        }
-        match read {
-            Read::State { layer, ticket } => {
-                let (end, record) = (self.header.tokens.len(), ticket.wait()?);
-                let (states, shard) = (&self.states, self.shard);
-                self.ready.extend(LayerRecord::of_state(
-                    self.id, layer, end, states, shard, &record,
-                ));
-            }
-            Read::Latents {
-                layer,
-                start,
-                skip,
-                tickets,
-            } => {
-                let mut joined: Option<LatentRecord> = None;
-                for ticket in tickets {
-                    let record = ticket.wait()?;
-                    match &mut joined {
-                        Some(joined) => joined.rows.extend(record.rows),
-                        None => {
-                            let before = skip * record.row_bytes();
-                            let rows = record.rows[before..].to_vec();
-                            joined = Some(LatentRecord { rows, ..record });
-                        }
-                    }
-                }
-                let record = joined.map(|it| LayerRecord::of_latents(self.id, layer, start, it));
-                self.ready.extend(record);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Iterator for ExportStream {
-    type Item = Result<LayerRecord, Arc<Error>>;
-
-    /// Waits for the next record; `None` when all have come.
-    fn next(&mut self) -> Option<Self::Item> {
-        while self.ready.is_empty() && !self.failed {
-            let Ok(read) = self.reads.recv() else {
-                return match self.outcome.get().cloned() {
-                    Some(Ok(())) => None,
-                    Some(Err(error)) => self.fail(error),
-                    None => self.fail(Arc::new(Error::from(EngineError::Stopped))),
-                };
-            };
-            if let Err(error) = self.take(read) {
-                return self.fail(Arc::new(error));
-            }
-        }
-        self.ready.pop_front().map(Ok)
-    }
-}
-
-impl Drop for ExportStream {
-    fn drop(&mut self) {
-        if let Some((engine, id)) = &self.engine {
-            engine.cancel(*id);
-        }
-    }
-}
-
-impl EngineHandle {
-    /// Submits a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing.
-    ///
-    /// # Errors
-    /// A request that cannot run, or an engine that has stopped.
-    pub fn export(&self, request: Request) -> Result<ExportStream, EngineError> {
-        let id = self.next_id();
-        let mut stream = self.ask(move |engine| engine.export(id, request, CAPACITY))??;
-        stream.engine = Some((self.clone(), id));
-        Ok(stream)
     }
 }

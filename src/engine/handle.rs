@@ -9,17 +9,13 @@ use std::thread::JoinHandle;
 use std::collections::HashMap;
 
 use super::core::Engine;
-use super::event::Event;
+use super::event::{Event, Sink};
 use super::output::{Output, OutputProcessor};
 use super::request::{Request, RequestId};
 use super::status::Status;
 use crate::backend::block_on;
 use crate::cache::{CacheHeader, CacheLayout, Occupancy, Snapshot};
 use crate::error::{EngineError, Error};
-
-/// Where a request's events go. It is called in the engine's thread between two steps and must not wait. Where it breaks
-/// at a token, the answer ends there: see [`Engine::stop`].
-pub type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
 
 enum Command {
     Submit {

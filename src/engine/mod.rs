@@ -14,11 +14,15 @@ mod chunk_boundary;
 mod core;
 mod event;
 mod export;
+#[cfg(not(target_arch = "wasm32"))]
+mod export_stream;
 mod fit;
 mod grammar;
 #[cfg(not(target_arch = "wasm32"))]
 mod handle;
 mod import;
+#[cfg(not(target_arch = "wasm32"))]
+mod import_stream;
 mod locate_non_finite;
 mod options;
 mod output;
@@ -35,13 +39,15 @@ mod stop;
 
 pub use self::core::Engine;
 pub use self::schedule::TIMED_OF;
-pub use event::{Event, FinishReason, Likelihood, Scored, Usage};
-pub use export::ExportStream;
+pub use event::{Event, FinishReason, Likelihood, Scored, Sink, Usage};
+#[cfg(not(target_arch = "wasm32"))]
+pub use export_stream::ExportStream;
 pub use fit::Wanted;
 pub use grammar::{Grammar, Guide};
 #[cfg(not(target_arch = "wasm32"))]
-pub use handle::{Answer, EngineHandle, Sink};
-pub use import::Import;
+pub use handle::{Answer, EngineHandle};
+#[cfg(not(target_arch = "wasm32"))]
+pub use import_stream::Import;
 pub use options::{BLOCK_TOKENS, EngineOptions, PREFILL_CHUNK, Sizes};
 pub use output::{Output, OutputProcessor};
 pub use request::{PromptScores, Request, RequestId, check_prompt};

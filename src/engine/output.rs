@@ -6,8 +6,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::event::{Event, FinishReason, Usage};
-use super::handle::Sink;
+use super::event::{Event, FinishReason, Sink, Usage};
 use super::stop::StopStrings;
 use crate::error::{EngineError, Error, TokenizerError};
 use crate::tokenizer::{Marker, StreamDecoder, Tokenizer, ToolCallEvent, ToolCallParser};

@@ -1,0 +1,180 @@
+//! The side of an export that reads: a stream of records, which waits for the device in the reader's thread.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+
+use super::core::Engine;
+use super::export::{Export, Outcome, Read};
+use super::handle::EngineHandle;
+use super::request::{PromptScores, Request, RequestId};
+use crate::backend::{LatentRecord, Shard, StateLayout};
+use crate::cache::{CacheHeader, LayerRecord};
+use crate::error::{EngineError, Error};
+
+/// Reads of the device that a stream of an engine in a thread has room for.
+const CAPACITY: usize = 64;
+
+impl Engine {
+    /// Takes a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing. The
+    /// stream has room for `capacity` reads of the device; when some were taken, [`Engine::send_exports`] sends more.
+    ///
+    /// # Errors
+    /// Those of [`Engine::submit`].
+    pub fn export(
+        &mut self,
+        id: RequestId,
+        request: Request,
+        capacity: usize,
+    ) -> Result<ExportStream, EngineError> {
+        let header = CacheHeader {
+            model: self.fingerprint,
+            tokens: request.prompt.clone(),
+        };
+        let end = request.prompt.len();
+        let request = Request {
+            max_tokens: 0,
+            samples: 1,
+            trace: None,
+            scores: PromptScores::None,
+            ..request
+        };
+        self.submit(id, request)?;
+        let (stream, reads) = mpsc::sync_channel(capacity);
+        let outcome = Outcome::default();
+        let export = Export::new(id, end, stream, Arc::clone(&outcome));
+        self.exports.add(export);
+        Ok(ExportStream {
+            id: header.id(),
+            header,
+            states: self.model.states().layout,
+            shard: self.model.shard(),
+            reads,
+            ready: VecDeque::new(),
+            outcome,
+            failed: false,
+            engine: None,
+        })
+    }
+}
+
+/// The caches of a request, a tensor of a layer at a time, as they are computed. Dropping it ends the request.
+///
+/// An item is an error where the request or the device failed; nothing comes after it, and what came before is of no use.
+pub struct ExportStream {
+    header: CacheHeader,
+    id: u128,
+    states: StateLayout,
+    shard: Shard,
+    reads: Receiver<Read>,
+    ready: VecDeque<LayerRecord>,
+    outcome: Outcome,
+    /// Whether an error has come, after which nothing does.
+    failed: bool,
+    /// The engine in a thread of its own, which is told of every record that was taken.
+    engine: Option<(EngineHandle, RequestId)>,
+}
+
+impl ExportStream {
+    /// What the records are of.
+    #[must_use]
+    pub fn header(&self) -> &CacheHeader {
+        &self.header
+    }
+
+    /// The next record, if it has been sent by now.
+    pub fn try_next(&mut self) -> Option<Result<LayerRecord, Arc<Error>>> {
+        while self.ready.is_empty() && !self.failed {
+            let read = self.reads.try_recv().ok()?;
+            if let Err(error) = self.take(read) {
+                return self.fail(Arc::new(error));
+            }
+        }
+        self.ready.pop_front().map(Ok)
+    }
+
+    fn fail<T>(&mut self, error: Arc<Error>) -> Option<Result<T, Arc<Error>>> {
+        self.failed = true;
+        Some(Err(error))
+    }
+
+    /// Waits for a part and makes records of it.
+    fn take(&mut self, read: Read) -> Result<(), Error> {
+        if let Some((engine, _)) = &self.engine {
+            engine.room_in_stream();
+        }
+        match read {
+            Read::State { layer, ticket } => {
+                let (end, record) = (self.header.tokens.len(), ticket.wait()?);
+                let (states, shard) = (&self.states, self.shard);
+                self.ready.extend(LayerRecord::of_state(
+                    self.id, layer, end, states, shard, &record,
+                ));
+            }
+            Read::Latents {
+                layer,
+                start,
+                skip,
+                tickets,
+            } => {
+                let mut joined: Option<LatentRecord> = None;
+                for ticket in tickets {
+                    let record = ticket.wait()?;
+                    match &mut joined {
+                        Some(joined) => joined.rows.extend(record.rows),
+                        None => {
+                            let before = skip * record.row_bytes();
+                            let rows = record.rows[before..].to_vec();
+                            joined = Some(LatentRecord { rows, ..record });
+                        }
+                    }
+                }
+                let record = joined.map(|it| LayerRecord::of_latents(self.id, layer, start, it));
+                self.ready.extend(record);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for ExportStream {
+    type Item = Result<LayerRecord, Arc<Error>>;
+
+    /// Waits for the next record; `None` when all have come.
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.ready.is_empty() && !self.failed {
+            let Ok(read) = self.reads.recv() else {
+                return match self.outcome.get().cloned() {
+                    Some(Ok(())) => None,
+                    Some(Err(error)) => self.fail(error),
+                    None => self.fail(Arc::new(Error::from(EngineError::Stopped))),
+                };
+            };
+            if let Err(error) = self.take(read) {
+                return self.fail(Arc::new(error));
+            }
+        }
+        self.ready.pop_front().map(Ok)
+    }
+}
+
+impl Drop for ExportStream {
+    fn drop(&mut self) {
+        if let Some((engine, id)) = &self.engine {
+            engine.cancel(*id);
+        }
+    }
+}
+
+impl EngineHandle {
+    /// Submits a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing.
+    ///
+    /// # Errors
+    /// A request that cannot run, or an engine that has stopped.
+    pub fn export(&self, request: Request) -> Result<ExportStream, EngineError> {
+        let id = self.next_id();
+        let mut stream = self.ask(move |engine| engine.export(id, request, CAPACITY))??;
+        stream.engine = Some((self.clone(), id));
+        Ok(stream)
+    }
+}
