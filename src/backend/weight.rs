@@ -176,20 +176,20 @@ mod tests {
     use crate::backend::{
         Backend, Batch, Capacity, Element, Linear, Op, Program, Rows, Segment, Slot, TensorValues,
     };
-    use crate::checkpoint::BlockFormat;
+    use crate::checkpoint::{BlockFormat, Unpack};
 
     /// Four elements in five bytes: a scale, then a signed byte each.
     static TOY: BlockFormat = BlockFormat {
         name: "TOY",
         length: 4,
         bytes: 5,
-        widen: |bytes, values| {
-            for (block, values) in bytes.chunks_exact(5).zip(values.chunks_exact_mut(4)) {
-                for (code, value) in block[1..].iter().zip(values) {
-                    *value = f32::from(block[0]) * f32::from(*code as i8);
-                }
+        group: 4,
+        unpack: Unpack::Codes(|block, to| {
+            (to.scales[0], to.mins[0]) = (f32::from(block[0]), -0.0);
+            for (code, byte) in to.codes.iter_mut().zip(&block[1..]) {
+                *code = *byte as i8;
             }
-        },
+        }),
     };
 
     /// `[rows, 8]`: row r is r + 1 times -2 .. 5.

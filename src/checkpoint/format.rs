@@ -1,40 +1,14 @@
 //! How a weight's numbers are kept: plain elements, or blocks of elements that share what scales them.
 //!
-//! Everything that has to do with the size of a stored row is here; a format that is added stands in [`FORMATS`] and
-//! nowhere else on the host.
+//! Everything that has to do with the size of a stored row is here. A format of blocks is added in `blocks`, and, where
+//! shaders and kernels know it, in [`FORMATS`].
 
 use std::ops::Range;
 
 use half::{f16, slice::HalfFloatSliceExt};
 
+use super::{BlockFormat, ggml::TYPES};
 use crate::config::Dtype;
-
-/// A format of blocks: `length` consecutive elements of a row in `bytes` bytes. A row is whole blocks.
-#[derive(Debug)]
-pub struct BlockFormat {
-    /// Its name in files, listings and messages; no two have the same.
-    pub name: &'static str,
-    /// Elements of a block.
-    pub length: usize,
-    /// Bytes of a block.
-    pub bytes: usize,
-    /// Widens whole blocks to f32: `[n, bytes]` bytes to `[n, length]` values.
-    pub widen: fn(&[u8], &mut [f32]),
-}
-
-impl PartialEq for BlockFormat {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
-}
-
-impl Eq for BlockFormat {}
-
-impl std::hash::Hash for BlockFormat {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.name.hash(state);
-    }
-}
 
 /// How numbers are kept, row by row, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -46,7 +20,7 @@ pub enum Format {
     Block(&'static BlockFormat),
 }
 
-/// Every format that checkpoints may have, in the order of the numbers by which shaders and kernels know them.
+/// The formats that shaders and kernels know, in the order of their numbers there.
 pub const FORMATS: [Format; 3] = [Format::F32, Format::BF16, Format::F16];
 
 impl Format {
@@ -133,7 +107,7 @@ impl Format {
                     }
                 }
             },
-            Self::Block(format) => (format.widen)(bytes, values),
+            Self::Block(format) => format.widen(bytes, values),
         }
     }
 
@@ -167,9 +141,9 @@ impl TryFrom<String> for Format {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, Self::Error> {
-        let found = FORMATS
-            .into_iter()
-            .find(|format| format.to_string() == name);
+        let known = TYPES.iter().filter_map(|known| known.format);
+        let mut known = known.filter(|format| format.to_string() == name);
+        let found = known.next();
         found.ok_or_else(|| format!("there is no format of weights called {name}"))
     }
 }

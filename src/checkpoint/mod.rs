@@ -6,8 +6,10 @@
 //! It converts nothing: dtypes stay as they are on disk, and kernels widen. It is not where weights are sliced or sent to
 //! a device.
 
+pub mod blocks;
 mod fingerprint;
 mod format;
+pub mod ggml;
 mod header;
 mod index;
 mod map;
@@ -20,8 +22,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+pub use blocks::{BlockFormat, Codes, Unpack};
 pub use fingerprint::Fingerprint;
-pub use format::{BlockFormat, FORMATS, Format};
+pub use format::{FORMATS, Format};
 pub use tensor::TensorData;
 
 use crate::config::{ModelConfig, Role};

@@ -1,0 +1,175 @@
+//! Formats of blocks: integer codes, and what scales them, of consecutive elements of a row.
+//!
+//! Each format says how a block becomes [`Codes`]; its values, and every product with 8-bit activations, follow from
+//! them. The layouts are ggml's (`ggml-common.h`, `dequantize_row_*` of `ggml-quants.c`); the values are ggml's to the bit.
+
+mod grids;
+mod k_quants;
+mod lattice;
+mod of_32;
+
+pub use k_quants::{IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
+pub use lattice::{IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
+pub use of_32::{IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+
+/// The most elements of a block.
+pub const MOST: usize = 256;
+/// The fewest elements that share a scale.
+const FEWEST: usize = 16;
+/// The minimum of symmetric formats: what changes no number that it is added to, -0 neither.
+pub const NO_MIN: f32 = -0.0;
+
+/// A format of blocks: `length` consecutive elements of a row in `bytes` bytes. A row is whole blocks.
+#[derive(Debug)]
+pub struct BlockFormat {
+    /// Its name in files, listings and messages; no two have the same.
+    pub name: &'static str,
+    /// Elements of a block, at most [`MOST`].
+    pub length: usize,
+    /// Bytes of a block.
+    pub bytes: usize,
+    /// Consecutive elements that share a scale and a minimum: 16 or 32, or the whole of a shorter block.
+    pub group: usize,
+    /// What a block says.
+    pub unpack: Unpack,
+}
+
+/// How one block is taken apart.
+#[derive(Debug, Clone, Copy)]
+pub enum Unpack {
+    /// `bytes` bytes to integers and what scales them: `length` codes, `length / group` scales and minimums.
+    Codes(fn(&[u8], &mut Codes)),
+    /// `bytes` bytes to `length` values, where elements are floats of few bits, which no integers of eight bits are.
+    Values(fn(&[u8], &mut [f32])),
+}
+
+/// One block taken apart: element i is `scales[i / group] * codes[i] + mins[i / group]`, two roundings in f32.
+#[derive(Debug, Clone)]
+pub struct Codes {
+    /// `[length]`.
+    pub codes: [i8; MOST],
+    /// `[length / group]`.
+    pub scales: [f32; MOST / FEWEST],
+    /// `[length / group]`: what is added; [`NO_MIN`] in symmetric formats.
+    pub mins: [f32; MOST / FEWEST],
+}
+
+impl Default for Codes {
+    fn default() -> Self {
+        Self {
+            codes: [0; MOST],
+            scales: [0.0; MOST / FEWEST],
+            mins: [0.0; MOST / FEWEST],
+        }
+    }
+}
+
+impl BlockFormat {
+    /// Widens whole blocks to f32: `[n, bytes]` bytes to `[n, length]` values.
+    pub fn widen(&self, bytes: &[u8], values: &mut [f32]) {
+        let blocks = bytes.chunks_exact(self.bytes);
+        let blocks = blocks.zip(values.chunks_exact_mut(self.length));
+        match self.unpack {
+            Unpack::Values(unpack) => blocks.for_each(|(bytes, values)| unpack(bytes, values)),
+            Unpack::Codes(unpack) => {
+                let mut block = Codes::default();
+                for (bytes, values) in blocks {
+                    unpack(bytes, &mut block);
+                    block.values(self.group, values);
+                }
+            }
+        }
+    }
+}
+
+impl Codes {
+    /// The values: `[length]`.
+    fn values(&self, group: usize, values: &mut [f32]) {
+        let codes = self.codes.chunks(group);
+        let scales = self.scales.iter().zip(&self.mins);
+        for ((values, codes), (scale, min)) in values.chunks_mut(group).zip(codes).zip(scales) {
+            for (value, code) in values.iter_mut().zip(codes) {
+                *value = scale * f32::from(*code) + min;
+            }
+        }
+    }
+}
+
+impl PartialEq for BlockFormat {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for BlockFormat {}
+
+impl std::hash::Hash for BlockFormat {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+/// The f16 at byte `at`, widened.
+fn half(block: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// The little-endian word at byte `at`.
+fn word(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+}
+
+/// The low and the high four bits.
+const fn nibbles(byte: u8) -> [u8; 2] {
+    [byte & 15, byte >> 4]
+}
+
+/// The 16 values of the formats IQ4: nearer to each other about zero.
+const IQ4_VALUES: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::super::ggml::TYPES;
+    use crate::checkpoint::Format;
+
+    /// Three random blocks of each type and the values that ggml makes of them.
+    #[test]
+    fn blocks_are_widened_as_by_ggml_to_the_bit() {
+        let text = include_str!("../../../tests/reference/quant-vectors.json");
+        let vectors: serde_json::Value = serde_json::from_str(text).unwrap();
+        let mut seen = 0;
+        for known in TYPES {
+            let Some(format @ Format::Block(block)) = known.format else {
+                continue;
+            };
+            let name = known.name.to_lowercase().replace("_k", "_K");
+            let type_vectors = &vectors["types"][name.as_str()];
+            assert_eq!(type_vectors["elements"], block.length, "{name}");
+            assert_eq!(type_vectors["bytes"], block.bytes, "{name}");
+            for case in type_vectors["cases"].as_array().unwrap() {
+                let hex = case["block"].as_str().unwrap();
+                let bytes = (0..hex.len()).step_by(2);
+                let bytes: Vec<u8> = bytes
+                    .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+                    .collect();
+                let mut values = vec![0.0; block.length];
+                format.widen(&bytes, &mut values);
+                let expected = case["f32"].as_array().unwrap();
+                assert_eq!(expected.len(), values.len(), "{name}");
+                for (i, (value, expected)) in values.iter().zip(expected).enumerate() {
+                    let expected = u32::from_str_radix(expected.as_str().unwrap(), 16).unwrap();
+                    assert_eq!(
+                        value.to_bits(),
+                        expected,
+                        "{name}, element {i}: {value} instead of {}",
+                        f32::from_bits(expected)
+                    );
+                }
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 3 * 18, "NVFP4 alone is not read from GGUF");
+    }
+}
