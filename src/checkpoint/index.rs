@@ -22,6 +22,11 @@ pub(super) struct Files {
     pub(super) index: Option<BTreeMap<String, usize>>,
 }
 
+/// Whether the directory says that it has weights in safetensors.
+pub(super) fn has_weights(dir: &Path) -> bool {
+    dir.join(INDEX).exists() || dir.join(SINGLE).exists()
+}
+
 /// Finds the files of the checkpoint in `dir`; each exists.
 pub(super) fn files(dir: &Path) -> Result<Files, CheckpointError> {
     if !dir.is_dir() {
