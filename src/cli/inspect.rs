@@ -20,7 +20,7 @@ use super::options::{ModelOptions, config_of, parse_tokens};
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
-    /// A shape in place of a model: 48b (the published model), tiny, or a model's folder or config.json.
+    /// A shape in place of a model: 48b (the published model), tiny, or a model's folder, config.json or GGUF.
     #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
     shape: Option<String>,
     /// Print the program of one step instead: the operations in the order in which they run, one a line, without reading
