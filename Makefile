@@ -5,6 +5,7 @@
 #   make app     build and open the desktop app
 #   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
+#   make fuzz    headers of weight files with bytes and numbers that no writer wrote, for about 20 minutes each
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
 #   make archive lay out a release archive: program, kernels, licences
@@ -25,7 +26,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo app app-pictures serve quick test bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: help demo app app-pictures serve quick test fuzz bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb
 
 help:
@@ -97,6 +98,14 @@ test: install-rust-components install-xvfb install-cuda-compiler target/python/m
 	.ci/check-web $(PROFILE)
 	$(CARGO) test $(PROFILE) --locked --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
+
+# The properties that `make test` tries a few thousand times: so many cases of each take about 20 minutes for GGUF and as long for
+# safetensors, on one core each.
+FUZZ_CASES := 4000000
+
+fuzz: install-rust-components
+	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture \
+		checkpoint::gguf::tests::mutated checkpoint::header::tests::mutated
 
 bench: install-rust-components
 	$(CARGO) bench --locked

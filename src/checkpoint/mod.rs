@@ -7,6 +7,7 @@
 //! (`A_log`, `kv_b_proj`) is brought back when it is opened. It is not where weights are sliced or sent to a device.
 
 pub mod blocks;
+mod contents;
 mod files;
 mod fingerprint;
 mod format;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 pub use blocks::{BlockFormat, Codes, Unpack};
+pub use contents::FormatUse;
 pub use files::ModelFiles;
 pub use fingerprint::Fingerprint;
 pub use format::{FORMATS, Format};

@@ -1,6 +1,8 @@
-//! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from config.json alone.
+//! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from its configuration
+//! and, where there are weights, their headers.
 
 mod program;
+mod stored;
 
 use std::io::Write;
 
@@ -13,6 +15,7 @@ use kimi_linear::engine;
 use serde::Serialize;
 
 use self::program::Phase;
+use self::stored::Stored;
 use super::options::{ModelOptions, config_of, parse_tokens};
 
 /// Options of `inspect`.
@@ -57,6 +60,9 @@ struct Report {
     /// Published figures: latents and convolution states in bf16.
     published: Cache,
     devices: Vec<OnDevice>,
+    /// The weights that are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<Stored>,
 }
 
 #[derive(Serialize)]
@@ -90,9 +96,12 @@ struct OnDevice {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = match &arguments.shape {
-        Some(shape) => config_of(shape)?,
-        None => arguments.model.config()?,
+    let (config, files) = match &arguments.shape {
+        Some(shape) => (config_of(shape)?, None),
+        None => {
+            let files = arguments.model.files()?;
+            (files.config()?, Some(files))
+        }
     };
     if let Some(phase) = arguments.program {
         let Arguments {
@@ -103,7 +112,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         } = *arguments;
         return program::run(&config, phase, tokens, expand, json);
     }
-    let report = report(arguments, &config);
+    let stored = match &files {
+        Some(files) => Stored::of(files, &config)?,
+        None => None,
+    };
+    let report = report(arguments, &config, stored);
     if arguments.json {
         super::print_json(&report)
     } else {
@@ -111,7 +124,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
+fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -> Report {
     let dtype = config.dtype.unwrap_or(Dtype::Bf16);
     let context = arguments
         .context
@@ -131,7 +144,10 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
     };
     let published = estimate(Dtype::Bf16, Dtype::Bf16);
     let devices = backend::devices().into_iter().map(|device| {
-        let memory = estimate(device.cache, Dtype::F32);
+        let mut memory = estimate(device.cache, Dtype::F32);
+        if let Some(stored) = &stored {
+            memory.weights = stored.bytes;
+        }
         let total_bytes = memory.total();
         OnDevice {
             fits: device.memory_bytes.map(|memory| total_bytes <= memory),
@@ -147,6 +163,7 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
             bytes: *by_part.get(part)?,
         })
     });
+    let devices = devices.collect();
     Report {
         layers: layers(config),
         parameters: config.parameters(),
@@ -162,7 +179,8 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
             latent_bytes: published.latents,
             state_bytes: published.states,
         },
-        devices: devices.collect(),
+        devices,
+        stored,
     }
 }
 
@@ -216,6 +234,9 @@ fn print(report: &Report) -> Result<()> {
     )?;
     for part in &report.weight_bytes_by_part {
         writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
+    }
+    if let Some(stored) = &report.stored {
+        stored.print(&mut out)?;
     }
     let Cache {
         latent_bytes_per_token,

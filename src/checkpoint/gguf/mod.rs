@@ -11,6 +11,9 @@ mod header;
 mod metadata;
 mod reader;
 mod tensors;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
