@@ -8,6 +8,7 @@ mod python;
 
 mod formats;
 mod metadata;
+mod program;
 mod split;
 mod tokenizer;
 mod traps;
