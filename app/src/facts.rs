@@ -16,8 +16,6 @@ pub struct ModelFacts {
     pub device: Device,
     /// Tokens that a conversation may reach.
     pub context: usize,
-    /// The dtype of its weights.
-    pub weights: Dtype,
     /// What the pools take, in bytes.
     pub memory: Memory,
 }
@@ -47,12 +45,18 @@ pub fn sizes(context: usize) -> Sizes {
     }
 }
 
-/// What a model takes on a device, before it is loaded, for conversations of so many tokens.
+/// What a model takes on a device, before it is loaded, for conversations of so many tokens. `stored` is the bytes of its
+/// weights where they are there; else they are estimated by the configuration's dtype.
 #[must_use]
-pub fn memory(config: &ModelConfig, device: &Device, context: usize) -> Memory {
+pub fn memory(
+    config: &ModelConfig,
+    device: &Device,
+    context: usize,
+    stored: Option<u64>,
+) -> Memory {
     let sizes = sizes(context.min(config.model_max_length));
     let limits = sizes.limits(device.cache);
-    config.memory(&MemoryRequest {
+    let mut memory = config.memory(&MemoryRequest {
         context: limits.blocks * limits.block_tokens,
         sequences: 1,
         spare_slots: limits.slots - 1,
@@ -61,7 +65,11 @@ pub fn memory(config: &ModelConfig, device: &Device, context: usize) -> Memory {
         conv_states: Dtype::F32,
         block_tokens: limits.block_tokens,
         step_tokens: limits.step.tokens,
-    })
+    });
+    if let Some(stored) = stored {
+        memory.weights = stored;
+    }
+    memory
 }
 
 /// Whether a model will fit on a device.

@@ -91,7 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     match report.damaged.len() {
         0 => Ok(()),
-        damaged => bail!("numbers that are not finite in {damaged} tensors"),
+        damaged => bail!("numbers that are not finite in {damaged} tensor(s)"),
     }
 }
 

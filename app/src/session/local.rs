@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use kimi_linear::backend::{self, Backend, BackendKind};
 use kimi_linear::checkpoint::ModelFiles;
-use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{
     Engine, EngineHandle, EngineOptions, Event, Output, OutputProcessor, Request, RequestId,
 };
@@ -201,14 +201,12 @@ impl Worker {
             })
         })?;
         let kda = config.kda_layers().collect();
-        let weights = config.dtype.unwrap_or(Dtype::Bf16);
         let facts = ModelFacts {
             name: request.name.clone(),
-            memory: memory(&config, &device, context),
+            memory: memory(&config, &device, context, Some(total)),
             config,
             device,
             context,
-            weights,
         };
         let loaded = Loaded {
             engine,
@@ -419,15 +417,24 @@ fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
 fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
     let teller = teller.clone();
     aside("estimate", move || {
-        let config = || -> Result<ModelConfig, Error> { ModelFiles::open(&folder)?.config() };
-        let result = match config() {
-            Ok(config) => Ok(Estimate {
+        let read = || -> Result<(ModelConfig, Option<u64>), Error> {
+            let files = ModelFiles::open(&folder)?;
+            let config = files.config()?;
+            let stored = files.contents(&config)?;
+            let bytes = stored.map(|formats| formats.iter().map(|format| format.bytes).sum());
+            Ok((config, bytes))
+        };
+        let result = match read() {
+            Ok((config, stored)) => Ok(Estimate {
                 parameters: config.parameters(),
                 active: config.active_parameters(),
                 longest: config.model_max_length,
                 devices: backend::devices()
                     .into_iter()
-                    .map(|device| (device.clone(), memory(&config, &device, context)))
+                    .map(|device| {
+                        let memory = memory(&config, &device, context, stored);
+                        (device, memory)
+                    })
                     .collect(),
             }),
             Err(error) => Err(Problem::of_loading(&error)),

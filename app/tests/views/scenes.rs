@@ -86,7 +86,6 @@ pub fn facts() -> ModelFacts {
             cache: Dtype::F32,
         },
         context: 8192,
-        weights: Dtype::Bf16,
         memory,
     }
 }
