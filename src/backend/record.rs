@@ -53,7 +53,7 @@ impl LatentRecord {
     #[must_use]
     pub fn from_f32(latent: usize, rope: usize, rows: &[f32]) -> Self {
         let dtype = Dtype::F32;
-        let rows = dtype.encode(rows);
+        let rows = dtype.narrow(rows);
         Self {
             latent,
             rope,
@@ -65,7 +65,7 @@ impl LatentRecord {
     /// The rows, widened to f32: exact.
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
-        self.dtype.decode(&self.rows)
+        self.dtype.widen(&self.rows)
     }
 
     /// Bytes of one row.
@@ -80,7 +80,7 @@ impl LatentRecord {
         if self.dtype == dtype {
             Cow::Borrowed(&self.rows)
         } else {
-            Cow::Owned(dtype.encode(&self.to_f32()))
+            Cow::Owned(dtype.narrow(&self.to_f32()))
         }
     }
 }
