@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use super::StateLayout;
+use super::{LatentLayout, StateLayout};
 use crate::config::Dtype;
 
 /// Which index of a stored state runs fastest.
@@ -49,6 +49,16 @@ pub struct LatentRecord {
 }
 
 impl LatentRecord {
+    /// Rows as a pool of this layout keeps them.
+    pub(crate) fn new(layout: &LatentLayout, rows: Vec<u8>) -> Self {
+        Self {
+            latent: layout.latent,
+            rope: layout.rope,
+            dtype: layout.dtype,
+            rows,
+        }
+    }
+
     /// Rows `[tokens, latent + rope]` in f32.
     #[must_use]
     pub fn from_f32(latent: usize, rope: usize, rows: &[f32]) -> Self {

@@ -1,6 +1,6 @@
 //! How the operations of a trace are encoded; only steps that are traced have them.
 
-use super::attention::with_room;
+use super::attention::{of_latents, with_room};
 use super::machine::blocks;
 use super::step::{CudaStep, arguments};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
@@ -111,7 +111,14 @@ impl CudaStep {
         );
         self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
         let kernel = self.kernel(
-            "trace_attention_score",
+            of_latents(
+                layout.dtype,
+                [
+                    "trace_attention_score",
+                    "trace_attention_score_f16",
+                    "trace_attention_score_f32",
+                ],
+            ),
             128,
             arguments![
                 &query, &absorbed, &latents, &output, &spans, heads, head, nope, rope, latent,
