@@ -19,7 +19,7 @@ use rustyline::error::ReadlineError;
 
 use self::screen::Screen;
 use super::generate::{SamplingOptions, failure};
-use super::options::{DeviceOptions, ModelOptions, load};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, load};
 use super::progress::Progress;
 
 const HELP: &str = "\
@@ -38,6 +38,8 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// What the model is told before the conversation.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -90,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let sizes = Sizes::one(arguments.context.min(config.model_max_length));
     let backend = arguments.device.open()?;
     let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.cache.dtype(device))
     })?;
     let engine = Engine::new(loaded.model, EngineOptions::default());
     let engine = EngineHandle::start(engine)?;

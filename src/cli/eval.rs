@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::generate::failure;
-use super::options::{DeviceOptions, ModelOptions, load, read_text};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, read_text};
 use super::progress::Progress;
 
 /// Tokens that an answer may take beyond the expected one's: enough to see that it is another.
@@ -30,6 +30,8 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// The questions, one JSON object a line: `task`, `length`, `messages` that end in the user's question, and the
     /// exact `answer`; by default the demo model's held-out ones.
     #[arg(long, value_name = "FILE.jsonl")]
@@ -137,7 +139,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let backend = arguments.device.open()?;
     let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.cache.dtype(device))
     })?;
     let mut report = Report {
         backend: loaded.device.backend.to_owned(),

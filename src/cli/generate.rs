@@ -17,7 +17,7 @@ use kimi_linear::model::{TraceChoice, TraceHead};
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
 use serde::Serialize;
 
-use super::options::{DeviceOptions, ModelOptions, load, parse_ids, read_text};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, parse_ids, read_text};
 use super::progress::Progress;
 
 /// Options of `generate`.
@@ -27,6 +27,8 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     #[command(flatten)]
     prompt: Prompt,
     /// Make the prompt a user's turn of a chat instead of raw text.
@@ -215,7 +217,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let backend = arguments.device.open()?;
     let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.cache.dtype(device))
     })?;
     let engine = Engine::new(loaded.model, EngineOptions::default());
     let prompt = request.prompt.clone();

@@ -13,7 +13,7 @@ use kimi_linear::engine;
 use serde::Serialize;
 
 use self::program::Phase;
-use super::options::{ModelOptions, config_of, parse_tokens};
+use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 
 /// Options of `inspect`.
 #[derive(Args)]
@@ -39,6 +39,8 @@ pub(crate) struct Arguments {
     /// Sequences at a time.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sequences: usize,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -83,9 +85,11 @@ struct Cache {
 #[derive(Serialize)]
 struct OnDevice {
     device: backend::Device,
+    /// The dtype that latents are counted in.
+    cache: Dtype,
     memory: Memory,
     total_bytes: u64,
-    /// Nothing where the device does not tell its memory.
+    /// `None` where the device does not tell its memory.
     fits: Option<bool>,
 }
 
@@ -99,9 +103,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             tokens,
             expand,
             json,
+            cache,
             ..
         } = *arguments;
-        return program::run(&config, phase, tokens, expand, json);
+        return program::run(&config, phase, tokens, cache, expand, json);
     }
     let report = report(arguments, &config);
     if arguments.json {
@@ -131,11 +136,13 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
     };
     let published = estimate(Dtype::Bf16, Dtype::Bf16);
     let devices = backend::devices().into_iter().map(|device| {
-        let memory = estimate(device.cache, Dtype::F32);
+        let cache = arguments.cache.dtype(&device);
+        let memory = estimate(cache, Dtype::F32);
         let total_bytes = memory.total();
         OnDevice {
             fits: device.memory_bytes.map(|memory| total_bytes <= memory),
             device,
+            cache,
             memory,
             total_bytes,
         }
@@ -241,6 +248,7 @@ fn print(report: &Report) -> Result<()> {
     )?;
     for OnDevice {
         device,
+        cache,
         memory,
         total_bytes,
         fits,
@@ -256,7 +264,7 @@ fn print(report: &Report) -> Result<()> {
             "  weights {}, latents {} ({}), states {}, activations {}: {} {}",
             bytes(memory.weights),
             bytes(memory.latents),
-            device.cache,
+            cache,
             bytes(memory.states),
             bytes(memory.activations),
             bytes(*total_bytes),

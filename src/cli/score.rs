@@ -12,7 +12,7 @@ use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use super::generate::failure;
-use super::options::{DeviceOptions, ModelOptions, load, parse_ids, read_text};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, parse_ids, read_text};
 use super::progress::Progress;
 
 /// Options of `score`.
@@ -22,6 +22,8 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     #[command(flatten)]
     input: Input,
     /// Cut the text into pieces of N tokens; the result differs by rounding alone.
@@ -73,7 +75,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         ..Sizes::one(tokens.len())
     };
     let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.cache.dtype(device))
     })?;
     let options = EngineOptions {
         cut: prefill_chunk,

@@ -365,8 +365,17 @@ fn inspect_knows_the_published_model_from_its_configuration() {
     assert_eq!(mla, [3, 7, 11, 15, 19, 23, 26]);
     let device = &report["devices"][0];
     assert_eq!(device["device"]["backend"], "cpu");
-    // The processor caches in f32: twice the published figure.
+    // The CPU caches in f32 unless told otherwise: twice the published figure.
     assert_eq!(device["memory"]["latents"], 4_u64 * 1008 * (1 << 20));
+    for (name, dtype) in [("f16", "f16"), ("bf16", "bf16"), ("float16", "f16")] {
+        let arguments = [&arguments[..], &["--kv-cache-dtype", name]].concat();
+        let output = program(&arguments, Some(&config)).output().unwrap();
+        let half: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let half = &half["devices"][0];
+        assert_eq!(half["cache"], dtype);
+        assert_eq!(half["memory"]["latents"], 2_u64 * 1008 * (1 << 20));
+        assert_eq!(half["memory"]["states"], device["memory"]["states"]);
+    }
     let fits = device["total_bytes"].as_u64().unwrap()
         <= device["device"]["memory_bytes"].as_u64().unwrap();
     assert_eq!(device["fits"], fits);
