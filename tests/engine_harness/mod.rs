@@ -52,14 +52,17 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     queue: usize::MAX,
 };
 
+/// With latents in the backend's own dtype.
 pub fn load_on(backend: Box<dyn Backend>, name: &str, limits: Limits) -> Model {
+    let cache = backend.device().cache;
+    load_as(backend, name, Limits { cache, ..limits })
+}
+
+/// With these limits, the latents' dtype among them.
+pub fn load_as(backend: Box<dyn Backend>, name: &str, limits: Limits) -> Model {
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
-    let limits = Limits {
-        cache: backend.device().cache,
-        ..limits
-    };
     Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
 }
 
@@ -74,6 +77,16 @@ pub fn engine_on(
     options: EngineOptions,
 ) -> Engine {
     Engine::new(load_on(backend, name, limits), options)
+}
+
+/// With these limits, the latents' dtype among them.
+pub fn engine_as(
+    backend: Box<dyn Backend>,
+    name: &str,
+    limits: Limits,
+    options: EngineOptions,
+) -> Engine {
+    Engine::new(load_as(backend, name, limits), options)
 }
 
 pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
