@@ -2,7 +2,7 @@
 
 use kimi_linear::backend::Device;
 use kimi_linear::config::{Dtype, Memory, MemoryRequest, ModelConfig};
-use kimi_linear::engine::Sizes;
+use kimi_linear::engine::EngineSizes;
 use kimi_linear::model::{TraceChoice, TraceHead};
 
 /// A loaded model.
@@ -40,10 +40,10 @@ const CHECKPOINTS: usize = 6;
 
 /// What the app's engine holds: one conversation at a time, and what others may go on from.
 #[must_use]
-pub fn sizes(context: usize) -> Sizes {
-    Sizes {
+pub fn sizes(context: usize) -> EngineSizes {
+    EngineSizes {
         checkpoints: CHECKPOINTS,
-        ..Sizes::one(context)
+        ..EngineSizes::one(context)
     }
 }
 

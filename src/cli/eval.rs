@@ -9,8 +9,8 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::demo;
 use kimi_linear::engine::{
-    Answer, Engine, EngineHandle, EngineOptions, Event, FinishReason, Output, OutputProcessor,
-    Request, Sizes,
+    Answer, Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, Output,
+    OutputProcessor, Request,
 };
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -132,10 +132,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         request.check(&config)?;
     }
     let longest = requests.iter().map(|r| r.prompt.len() + r.max_tokens).max();
-    let sizes = Sizes {
+    let sizes = EngineSizes {
         sequences: arguments.concurrent,
         checkpoints: 0,
-        ..Sizes::one(longest.unwrap_or(1).min(config.model_max_length))
+        ..EngineSizes::one(longest.unwrap_or(1).min(config.model_max_length))
     };
     let backend = arguments.device.open()?;
     let loaded = load(&arguments.model, &config, backend, |device| {

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::engine::{
-    self, Engine, EngineHandle, EngineOptions, Event, FinishReason, OutputProcessor, Request,
-    Sampling, Sizes, Usage,
+    self, Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor,
+    Request, Sampling, Usage,
 };
 use kimi_linear::model::{TraceChoice, TraceHead};
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
@@ -210,10 +210,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .len()
         .saturating_add(request.max_tokens)
         .min(config.model_max_length);
-    let sizes = Sizes {
+    let sizes = EngineSizes {
         prefill_chunk: request.prompt.len().min(engine::PREFILL_CHUNK),
         checkpoints: 0,
-        ..Sizes::one(context)
+        ..EngineSizes::one(context)
     };
     let backend = arguments.device.open()?;
     let loaded = load(&arguments.model, &config, backend, |device| {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::engine::{
-    self, Engine, EngineHandle, EngineOptions, Event, PromptScores, Request, Score, Sizes,
+    self, Engine, EngineHandle, EngineOptions, EngineSizes, Event, PromptScores, Request, Score,
 };
 use serde::Serialize;
 use tempfile::NamedTempFile;
@@ -68,11 +68,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     engine::check_prompt(&config, &tokens)?;
     let prefill_chunk = arguments.prefill_chunk.min(tokens.len());
     let backend = arguments.device.open()?;
-    let sizes = Sizes {
+    let sizes = EngineSizes {
         prefill_chunk,
         scored: prefill_chunk,
         checkpoints: 0,
-        ..Sizes::one(tokens.len())
+        ..EngineSizes::one(tokens.len())
     };
     let loaded = load(&arguments.model, &config, backend, |device| {
         sizes.limits(arguments.cache.dtype(device))

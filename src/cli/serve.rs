@@ -10,7 +10,7 @@ use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Sizes, Wanted};
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
 use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
 use kimi_linear::tokenizer::ChatTemplate;
 
@@ -179,12 +179,12 @@ fn sizes(
     config: &ModelConfig,
     device: &Device,
     weights: u64,
-) -> Result<Sizes> {
+) -> Result<EngineSizes> {
     let engine = &arguments.engine;
     engine.check_dtype(config)?;
     let memory = device.memory_bytes;
     let part = |bytes: u64| (bytes as f64 * engine.gpu_memory_utilization) as u64;
-    let wanted = Wanted {
+    let planner = MemoryPlanner {
         sequences: engine.max_num_seqs,
         context: engine.context(config)?,
         prefill_chunk: engine.prefill_chunk()?,
@@ -194,5 +194,5 @@ fn sizes(
         weights,
         cache: engine.cache.dtype(device),
     };
-    Ok(wanted.sizes(config)?)
+    Ok(planner.sizes(config)?)
 }

@@ -20,7 +20,7 @@ use kimi_linear::backend::{Backend, Batch, Block, Capacity, OutputRow, Segment, 
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{
-    Engine, EngineOptions, Event, FinishReason, Likelihood, Request, RequestId, Sampling, Usage,
+    Engine, EngineOptions, Event, FinishReason, Request, RequestId, Sampling, TokenLogprobs, Usage,
 };
 use kimi_linear::model::{Limits, Model, StepOptions};
 
@@ -97,7 +97,7 @@ pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
     pub tokens: Vec<u32>,
-    pub likelihoods: Vec<Option<Likelihood>>,
+    pub logprobs: Vec<Option<TokenLogprobs>>,
     pub reason: Option<FinishReason>,
     pub usage: Usage,
     pub error: Option<String>,
@@ -106,7 +106,7 @@ pub struct Outcome {
 impl Outcome {
     /// What the model said, apart from where its prompt came from.
     pub fn said(&self) -> (&[u32], Vec<u32>, Option<FinishReason>) {
-        let bits = self.likelihoods.iter().flatten();
+        let bits = self.logprobs.iter().flatten();
         let bits =
             bits.flat_map(|l| std::iter::once(l.logprob).chain(l.top.iter().map(|top| top.1)));
         (&self.tokens, bits.map(f32::to_bits).collect(), self.reason)
@@ -127,12 +127,12 @@ pub fn take(events: impl IntoIterator<Item = (RequestId, Event)>, outcomes: &mut
             Event::Token {
                 sample,
                 id: token,
-                likelihood,
+                logprobs,
             } => {
                 let outcome = outcomes.entry((id, sample)).or_default();
                 assert!(outcome.reason.is_none(), "a token after the end");
                 outcome.tokens.push(token);
-                outcome.likelihoods.push(likelihood);
+                outcome.logprobs.push(logprobs);
             }
             Event::Finished {
                 sample,

@@ -112,7 +112,7 @@ fn imported(engine: Engine, header: &CacheHeader, records: &[LayerRecord]) -> Ou
 
 fn near(expected: &Outcome, found: &Outcome) {
     assert_eq!(expected.tokens, found.tokens);
-    for (a, b) in expected.likelihoods.iter().zip(&found.likelihoods) {
+    for (a, b) in expected.logprobs.iter().zip(&found.logprobs) {
         let (a, b) = (a.as_ref().unwrap().logprob, b.as_ref().unwrap().logprob);
         assert!((a - b).abs() <= F32, "{a} and {b}");
     }
