@@ -56,7 +56,7 @@ pub fn memory(config: &ModelConfig, device: &Device, context: usize) -> Memory {
         context: limits.blocks * limits.block_tokens,
         sequences: 1,
         spare_slots: limits.slots - 1,
-        weights: config.dtype.unwrap_or(Dtype::Bf16),
+        weights: config.weight_bytes(config.dtype.unwrap_or(Dtype::Bf16)),
         cache: device.cache,
         conv_states: Dtype::F32,
         block_tokens: limits.block_tokens,

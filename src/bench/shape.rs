@@ -195,7 +195,7 @@ pub fn fits(
         context,
         sequences,
         spare_slots: 0,
-        weights: Dtype::Bf16,
+        weights: config.weight_bytes(Dtype::Bf16),
         cache,
         conv_states: Dtype::F32,
         block_tokens: BLOCK_TOKENS,

@@ -11,6 +11,8 @@ use std::process::{Command, Output};
 
 use common::{Fixture, close, reference};
 use kimi_linear::backend::Program;
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::ModelConfig;
 use serde_json::{Value, json};
 
 /// The program, with `--model` where a model is given.
@@ -379,6 +381,49 @@ fn inspect_knows_the_published_model_from_its_configuration() {
     let fits = device["total_bytes"].as_u64().unwrap()
         <= device["device"]["memory_bytes"].as_u64().unwrap();
     assert_eq!(device["fits"], fits);
+}
+
+/// Weights that are there are counted as their files store them, which the configuration's dtype need not be.
+#[test]
+fn inspect_counts_weights_as_they_are_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/tiny-a");
+    let text = std::fs::read_to_string(from.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    config["dtype"] = "float32".into();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let inspect = || -> Value {
+        let output = program(&["inspect", "--json"], Some(dir.path()))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let without = inspect();
+    for entry in std::fs::read_dir(&from).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.starts_with("model") {
+            std::fs::copy(entry.path(), dir.path().join(name)).unwrap();
+        }
+    }
+    let with = inspect();
+    let config = ModelConfig::from_file(&dir.path().join("config.json")).unwrap();
+    let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
+    assert_eq!(
+        (&without["stored"], &with["stored"]),
+        (&false.into(), &true.into())
+    );
+    assert_eq!(with["weight_bytes"], checkpoint.total_bytes());
+    assert!(without["weight_bytes"].as_u64() > with["weight_bytes"].as_u64());
+    assert_eq!(
+        with["devices"][0]["memory"]["weights"],
+        with["weight_bytes"]
+    );
 }
 
 #[test]
