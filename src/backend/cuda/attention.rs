@@ -172,11 +172,11 @@ impl CudaStep {
                         value
                     ],
                 )
-                .shared(2 * image_bytes + 512 * widest);
+                .shared(2 * image_bytes + 512 * widest)?;
                 let blocks = window.tiles.div_ceil(TILES) as u32;
                 commands.push(Command::Launch(attend.over([blocks, h, 1])));
             }
-            commands
+            Ok(commands)
         });
         Ok(())
     }
@@ -233,7 +233,7 @@ impl CudaStep {
         self.each(move |image| {
             let rows = count(image);
             if rows == 0 {
-                return Vec::new();
+                return Ok(Vec::new());
             }
             let (together, number) = (rows.div_ceil(TOGETHER) as u32, rows as u32);
             let absorb = Kernel::new(
@@ -252,7 +252,7 @@ impl CudaStep {
                     value, tokens
                 ],
             )
-            .shared(25216 + 5120 * tiles);
+            .shared(25216 + 5120 * tiles)?;
             let merge = Kernel::new(
                 "mla_merge",
                 512,
@@ -260,11 +260,11 @@ impl CudaStep {
                     &batch, single, number, &parts, weight, format, &output, h, latent, nope, value
                 ],
             );
-            vec![
+            Ok(vec![
                 Command::Launch(absorb.over([latent.div_ceil(128), h, together])),
                 Command::Launch(attend.over([spans(image) as u32, h.div_ceil(32), 1])),
                 Command::Launch(merge.over([h, together, 1])),
-            ]
+            ])
         });
         Ok(())
     }

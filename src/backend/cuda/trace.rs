@@ -35,7 +35,7 @@ impl CudaStep {
                 layout.layers
             ],
         );
-        self.launch(kernel.shared(8 * key_width), move |metadata| {
+        self.launch(kernel.shared(8 * key_width)?, move |metadata| {
             [metadata.tokens as u32, heads as u32, 1]
         });
         Ok(())
@@ -79,7 +79,7 @@ impl CudaStep {
             256,
             arguments![&states, &output, heads, op.head, size],
         );
-        let groups = blocks(size as u64, 256);
+        let groups = blocks(size as u64, 256)?;
         self.launch(kernel, move |metadata| [groups, metadata.tokens as u32, 1]);
         Ok(())
     }
