@@ -11,11 +11,8 @@ use super::machine::{
 };
 use super::memory;
 use crate::backend::check::Demands;
+use crate::backend::gpu::answers::{Answer, Asked, Submission};
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
-use crate::backend::gpu::{
-    self,
-    answers::{self, Answer},
-};
 use crate::backend::{
     AllGather, Batch, Capacity, Element, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
@@ -470,20 +467,29 @@ impl Step for CudaStep {
     }
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
-        self.demands.check(&self.capacity, batch)?;
-        let attends = self.demands.latents.is_some();
-        let metadata = self.metadata_layout.metadata(batch, attends, self.splits)?;
-        gpu::fits(&metadata, self.batch.bytes)?;
-        let (commands, operations) = self.commands(&metadata)?;
+        let asked = Asked {
+            capacity: &self.capacity,
+            demands: &self.demands,
+            layout: &self.metadata_layout,
+            splits: self.splits,
+            metadata_bytes: self.batch.bytes,
+        };
+        let answers = self
+            .commands
+            .iter()
+            .filter_map(|(_, encoded)| match encoded {
+                Encoded::Answer(buffer, answer) => Some((buffer, *answer)),
+                _ => None,
+            });
         let size = |tensor: Tensor| memory::size(tensor.element) as usize;
-        let (mut answers, mut places) = (Vec::new(), Vec::new());
-        for (_, encoded) in &self.commands {
-            if let Encoded::Answer(buffer, answer) = encoded {
-                let bytes = answer.bytes(&metadata, size);
-                answers.push((*answer, bytes));
-                places.push(Place::new(buffer, 0, bytes as u64)?);
-            }
-        }
+        let kinds = answers.clone().map(|(_, answer)| answer);
+        let submission = Submission::new(batch, &asked, kinds, size)?;
+        let places = answers.zip(submission.lengths());
+        let places = places
+            .map(|((buffer, _), bytes)| Place::new(buffer, 0, bytes as u64))
+            .collect::<Result<Vec<_>>>()?;
+        let metadata = &submission.metadata;
+        let (commands, operations) = self.commands(metadata)?;
         let ticket = self.shared.machine.submit(&Work {
             step: self.id,
             upload: Some((&self.batch, bytemuck::cast_slice(&metadata.words))),
@@ -491,15 +497,12 @@ impl Step for CudaStep {
             timed: self.timed.then_some(&operations),
             answers: &places,
         })?;
-        let targets = answers::targets(batch);
         let names = self.names.clone();
         Ok(Ticket::new(async move {
             let came = ticket.await?;
-            let mut output = answers::output(&came.bytes, &answers, &targets, memory::values);
-            for (operation, milliseconds) in came.milliseconds {
-                output.add_time(names[operation], milliseconds);
-            }
-            Ok(output)
+            let times = came.milliseconds.into_iter();
+            let times = times.map(|(operation, milliseconds)| (names[operation], milliseconds));
+            Ok(submission.output(&came.bytes, memory::values, times))
         }))
     }
 }
