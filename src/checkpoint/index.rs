@@ -14,6 +14,11 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The only file of another.
 const SINGLE: &str = "model.safetensors";
 
+/// Whether a folder has an index or a single file of weights.
+pub(super) fn exists(dir: &Path) -> bool {
+    [INDEX, SINGLE].iter().any(|name| dir.join(name).is_file())
+}
+
 /// The files of a checkpoint.
 pub(super) struct Files {
     /// The shards, sorted by name.

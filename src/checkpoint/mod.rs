@@ -16,7 +16,7 @@ mod map;
 mod tensor;
 mod verify;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub use fingerprint::Fingerprint;
 pub use format::{FORMATS, Format};
 pub use tensor::TensorData;
 
-use crate::config::{ModelConfig, Role};
+use crate::config::{ModelConfig, Part, Role};
 use crate::error::CheckpointError;
 
 /// An opened checkpoint: every tensor is there.
@@ -86,6 +86,11 @@ impl Checkpoint {
         })
     }
 
+    /// Whether `dir` has weights, which may be damaged or incomplete: [`Checkpoint::open`] says.
+    pub fn exists(dir: &Path) -> bool {
+        index::exists(dir)
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -124,6 +129,15 @@ impl Checkpoint {
     /// Bytes of all tensors, headers not counted.
     pub fn total_bytes(&self) -> u64 {
         self.entries.iter().map(|e| e.range.len() as u64).sum()
+    }
+
+    /// Bytes of the tensors of each part of the model, as they are stored.
+    pub fn bytes_by_part(&self, config: &ModelConfig) -> BTreeMap<Part, u64> {
+        let mut parts = BTreeMap::new();
+        for (spec, entry) in config.tensors().iter().zip(&self.entries) {
+            *parts.entry(spec.part).or_insert(0) += entry.range.len() as u64;
+        }
+        parts
     }
 
     /// The shards, in the order of their names.

@@ -1,19 +1,22 @@
-//! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from config.json alone.
+//! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from config.json and, where
+//! weights are there, their headers.
 
 mod program;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::Result;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::backend;
+use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Attention, Dtype, Ffn, Memory, MemoryRequest, ModelConfig, Part};
 use kimi_linear::engine;
 use serde::Serialize;
 
 use self::program::Phase;
-use super::options::{ModelOptions, config_of, parse_tokens};
+use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 
 /// Options of `inspect`.
 #[derive(Args)]
@@ -39,6 +42,8 @@ pub(crate) struct Arguments {
     /// Sequences at a time.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sequences: usize,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -50,6 +55,8 @@ struct Report {
     parameters: u64,
     active_parameters: u64,
     dtype: Dtype,
+    /// Whether weights are counted as their files store them; else all are of `dtype`.
+    stored: bool,
     weight_bytes: u64,
     weight_bytes_by_part: Vec<PartBytes>,
     context: usize,
@@ -83,9 +90,11 @@ struct Cache {
 #[derive(Serialize)]
 struct OnDevice {
     device: backend::Device,
+    /// The dtype that latents are counted in.
+    cache: Dtype,
     memory: Memory,
     total_bytes: u64,
-    /// Nothing where the device does not tell its memory.
+    /// `None` where the device does not tell its memory.
     fits: Option<bool>,
 }
 
@@ -99,11 +108,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             tokens,
             expand,
             json,
+            cache,
             ..
         } = *arguments;
-        return program::run(&config, phase, tokens, expand, json);
+        return program::run(&config, phase, tokens, cache, expand, json);
     }
-    let report = report(arguments, &config);
+    let report = report(arguments, &config)?;
     if arguments.json {
         super::print_json(&report)
     } else {
@@ -111,18 +121,35 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
+/// Bytes of the weights by part as their files store them; `None` where there are no files.
+fn stored(arguments: &Arguments, config: &ModelConfig) -> Result<Option<BTreeMap<Part, u64>>> {
+    if arguments.shape.is_some() {
+        return Ok(None);
+    }
+    let folder = arguments.model.folder()?;
+    if !Checkpoint::exists(&folder) {
+        return Ok(None);
+    }
+    let checkpoint = Checkpoint::open(&folder, config)?;
+    Ok(Some(checkpoint.bytes_by_part(config)))
+}
+
+fn report(arguments: &Arguments, config: &ModelConfig) -> Result<Report> {
     let dtype = config.dtype.unwrap_or(Dtype::Bf16);
     let context = arguments
         .context
         .unwrap_or(config.model_max_length)
         .min(config.model_max_length);
+    let stored = stored(arguments, config)?;
+    let is_stored = stored.is_some();
+    let by_part = stored.unwrap_or_else(|| config.weight_bytes_by_part(dtype));
+    let weight_bytes = by_part.values().copied().fold(0, u64::saturating_add);
     let estimate = |cache, conv_states| {
         config.memory(&MemoryRequest {
             context,
             sequences: arguments.sequences,
             spare_slots: 0,
-            weights: dtype,
+            weights: weight_bytes,
             cache,
             conv_states,
             block_tokens: engine::BLOCK_TOKENS,
@@ -131,28 +158,30 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
     };
     let published = estimate(Dtype::Bf16, Dtype::Bf16);
     let devices = backend::devices().into_iter().map(|device| {
-        let memory = estimate(device.cache, Dtype::F32);
+        let cache = arguments.cache.dtype(&device);
+        let memory = estimate(cache, Dtype::F32);
         let total_bytes = memory.total();
         OnDevice {
             fits: device.memory_bytes.map(|memory| total_bytes <= memory),
             device,
+            cache,
             memory,
             total_bytes,
         }
     });
-    let by_part = config.weight_bytes_by_part(dtype);
     let parts = Part::ALL.iter().filter_map(|part| {
         Some(PartBytes {
             part: part.name(),
             bytes: *by_part.get(part)?,
         })
     });
-    Report {
+    Ok(Report {
         layers: layers(config),
         parameters: config.parameters(),
         active_parameters: config.active_parameters(),
         dtype,
-        weight_bytes: config.weight_bytes(dtype),
+        stored: is_stored,
+        weight_bytes,
         weight_bytes_by_part: parts.collect(),
         context,
         sequences: arguments.sequences,
@@ -163,7 +192,7 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
             state_bytes: published.states,
         },
         devices: devices.collect(),
-    }
+    })
 }
 
 fn layers(config: &ModelConfig) -> Vec<Layer> {
@@ -208,12 +237,12 @@ fn print(report: &Report) -> Result<()> {
         "parameters  {} in all, {} active for a token",
         report.parameters, report.active_parameters
     )?;
-    writeln!(
-        out,
-        "weights     {} in {}",
-        bytes(report.weight_bytes),
-        report.dtype
-    )?;
+    let weights = bytes(report.weight_bytes);
+    if report.stored {
+        writeln!(out, "weights     {weights} as stored")?;
+    } else {
+        writeln!(out, "weights     {weights} in {}", report.dtype)?;
+    }
     for part in &report.weight_bytes_by_part {
         writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
     }
@@ -241,6 +270,7 @@ fn print(report: &Report) -> Result<()> {
     )?;
     for OnDevice {
         device,
+        cache,
         memory,
         total_bytes,
         fits,
@@ -256,7 +286,7 @@ fn print(report: &Report) -> Result<()> {
             "  weights {}, latents {} ({}), states {}, activations {}: {} {}",
             bytes(memory.weights),
             bytes(memory.latents),
-            device.cache,
+            cache,
             bytes(memory.states),
             bytes(memory.activations),
             bytes(*total_bytes),

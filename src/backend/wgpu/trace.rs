@@ -7,6 +7,7 @@ use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::Result;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
+use crate::backend::gpu::number;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 
 params! {
@@ -140,7 +141,7 @@ impl WgpuStep {
             [reached as u32, metadata.tokens as u32, 1]
         };
         self.dispatch(
-            Program::entry("trace_attention", "score"),
+            Program::entry("trace_attention", "score").with("CACHE", number(layout.dtype)),
             &params,
             &[
                 Bind::Read(2, &query),
