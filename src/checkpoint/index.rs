@@ -14,17 +14,17 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The only file of another.
 const SINGLE: &str = "model.safetensors";
 
-/// Whether a folder has an index or a single file of weights.
-pub(super) fn exists(dir: &Path) -> bool {
-    [INDEX, SINGLE].iter().any(|name| dir.join(name).is_file())
-}
-
 /// The files of a checkpoint.
 pub(super) struct Files {
     /// The shards, sorted by name.
     pub(super) shards: Vec<PathBuf>,
     /// Tensor to shard (a place in `shards`), if there is an index.
     pub(super) index: Option<BTreeMap<String, usize>>,
+}
+
+/// Whether the directory says that it has weights in safetensors.
+pub(super) fn has_weights(dir: &Path) -> bool {
+    dir.join(INDEX).exists() || dir.join(SINGLE).exists()
 }
 
 /// Finds the files of the checkpoint in `dir`; each exists.

@@ -85,7 +85,7 @@ impl Line {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let template = ChatTemplate::from_dir(&arguments.model.folder()?)?;
+    let template = arguments.model.template()?;
     let sampling = arguments.sampling.sampling();
     sampling.check(config.vocab_size)?;
     let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);

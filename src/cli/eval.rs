@@ -122,7 +122,7 @@ impl Report {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let template = ChatTemplate::from_dir(&arguments.model.folder()?)?;
+    let template = arguments.model.template()?;
     let rows = rows(arguments)?;
     let requests = rows
         .iter()

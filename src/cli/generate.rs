@@ -14,7 +14,7 @@ use kimi_linear::engine::{
     Request, Sampling, Usage,
 };
 use kimi_linear::model::{TraceChoice, TraceHead};
-use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
+use kimi_linear::tokenizer::{Chat, Tokenizer};
 use serde::Serialize;
 
 use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, parse_ids, read_text};
@@ -247,7 +247,7 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
     if let Some(ids) = prompt_tokens {
         return parse_ids(ids).map_err(|reason| anyhow::anyhow!("--prompt-tokens: {reason}"));
     }
-    let template = || anyhow::Ok(ChatTemplate::from_dir(&arguments.model.folder()?)?);
+    let template = || arguments.model.template();
     if let Some(file) = messages {
         let chat = Chat::from_json(&read_text(file)?)?;
         return Ok(tokenizer.encode_chat(&template()?, &chat)?.ids);

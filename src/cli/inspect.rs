@@ -1,21 +1,21 @@
-//! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from config.json and, where
-//! weights are there, their headers.
+//! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from its configuration
+//! and, where there are weights, their headers.
 
 mod program;
+mod stored;
 
-use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::Result;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::backend;
-use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Attention, Dtype, Ffn, Memory, MemoryRequest, ModelConfig, Part};
 use kimi_linear::engine;
 use serde::Serialize;
 
 use self::program::Phase;
+use self::stored::Stored;
 use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 
 /// Options of `inspect`.
@@ -23,7 +23,7 @@ use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
-    /// A shape in place of a model: 48b (the published model), tiny, or a model's folder or config.json.
+    /// A shape in place of a model: 48b (the published model), tiny, or a model's folder, config.json or GGUF.
     #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
     shape: Option<String>,
     /// Print the program of one step instead: the operations in the order in which they run, one a line, without reading
@@ -55,8 +55,7 @@ struct Report {
     parameters: u64,
     active_parameters: u64,
     dtype: Dtype,
-    /// Whether weights are counted as their files store them; else all are of `dtype`.
-    stored: bool,
+    /// As the files store them; all of `dtype` where there are no files.
     weight_bytes: u64,
     weight_bytes_by_part: Vec<PartBytes>,
     context: usize,
@@ -64,6 +63,9 @@ struct Report {
     /// Published figures: latents and convolution states in bf16.
     published: Cache,
     devices: Vec<OnDevice>,
+    /// The weights that are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<Stored>,
 }
 
 #[derive(Serialize)]
@@ -99,9 +101,12 @@ struct OnDevice {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = match &arguments.shape {
-        Some(shape) => config_of(shape)?,
-        None => arguments.model.config()?,
+    let (config, files) = match &arguments.shape {
+        Some(shape) => (config_of(shape)?, None),
+        None => {
+            let files = arguments.model.files()?;
+            (files.config()?, Some(files))
+        }
     };
     if let Some(phase) = arguments.program {
         let Arguments {
@@ -113,7 +118,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         } = *arguments;
         return program::run(&config, phase, tokens, cache, expand, json);
     }
-    let report = report(arguments, &config)?;
+    let stored = match &files {
+        Some(files) => Stored::of(files, &config)?,
+        None => None,
+    };
+    let report = report(arguments, &config, stored);
     if arguments.json {
         super::print_json(&report)
     } else {
@@ -121,29 +130,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// Bytes of the weights by part as their files store them; `None` where there are no files.
-fn stored(arguments: &Arguments, config: &ModelConfig) -> Result<Option<BTreeMap<Part, u64>>> {
-    if arguments.shape.is_some() {
-        return Ok(None);
-    }
-    let folder = arguments.model.folder()?;
-    if !Checkpoint::exists(&folder) {
-        return Ok(None);
-    }
-    let checkpoint = Checkpoint::open(&folder, config)?;
-    Ok(Some(checkpoint.bytes_by_part(config)))
-}
-
-fn report(arguments: &Arguments, config: &ModelConfig) -> Result<Report> {
+fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -> Report {
     let dtype = config.dtype.unwrap_or(Dtype::Bf16);
     let context = arguments
         .context
         .unwrap_or(config.model_max_length)
         .min(config.model_max_length);
-    let stored = stored(arguments, config)?;
-    let is_stored = stored.is_some();
-    let by_part = stored.unwrap_or_else(|| config.weight_bytes_by_part(dtype));
-    let weight_bytes = by_part.values().copied().fold(0, u64::saturating_add);
+    let by_part = match &stored {
+        Some(stored) => stored.bytes_by_part(),
+        None => config.weight_bytes_by_part(dtype),
+    };
+    let weight_bytes = match &stored {
+        Some(stored) => stored.bytes,
+        None => config.weight_bytes(dtype),
+    };
     let estimate = |cache, conv_states| {
         config.memory(&MemoryRequest {
             context,
@@ -175,12 +175,12 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Result<Report> {
             bytes: *by_part.get(part)?,
         })
     });
-    Ok(Report {
+    let devices = devices.collect();
+    Report {
         layers: layers(config),
         parameters: config.parameters(),
         active_parameters: config.active_parameters(),
         dtype,
-        stored: is_stored,
         weight_bytes,
         weight_bytes_by_part: parts.collect(),
         context,
@@ -191,8 +191,9 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Result<Report> {
             latent_bytes: published.latents,
             state_bytes: published.states,
         },
-        devices: devices.collect(),
-    })
+        devices,
+        stored,
+    }
 }
 
 fn layers(config: &ModelConfig) -> Vec<Layer> {
@@ -237,14 +238,14 @@ fn print(report: &Report) -> Result<()> {
         "parameters  {} in all, {} active for a token",
         report.parameters, report.active_parameters
     )?;
-    let weights = bytes(report.weight_bytes);
-    if report.stored {
-        writeln!(out, "weights     {weights} as stored")?;
+    if let Some(stored) = &report.stored {
+        stored.print(&mut out)?;
     } else {
+        let weights = bytes(report.weight_bytes);
         writeln!(out, "weights     {weights} in {}", report.dtype)?;
-    }
-    for part in &report.weight_bytes_by_part {
-        writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
+        for part in &report.weight_bytes_by_part {
+            writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
+        }
     }
     let Cache {
         latent_bytes_per_token,

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
-use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
+use kimi_linear::error::TokenizerError;
 use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
-use kimi_linear::tokenizer::ChatTemplate;
 
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
@@ -132,16 +131,18 @@ async fn interrupted() {
 /// Loads the model and gives it to the server.
 fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<()> {
     let tokenizer = Arc::new(arguments.model.tokenizer(config)?);
-    let template = match ChatTemplate::from_dir(&arguments.model.folder()?) {
+    let template = match arguments.model.template() {
         Ok(template) => Some(template),
-        Err(error @ kimi_linear::error::TokenizerError::NoTemplate { .. }) => {
-            tracing::warn!("{error}: there will be no chats");
-            None
-        }
-        Err(error) => return Err(error.into()),
+        Err(error) => match error.downcast_ref() {
+            Some(TokenizerError::NoTemplate { .. }) => {
+                tracing::warn!("{error}: there will be no chats");
+                None
+            }
+            _ => return Err(error),
+        },
     };
     let backend = arguments.device.open()?;
-    let weights = Checkpoint::open(&arguments.model.folder()?, config)?.total_bytes();
+    let weights = arguments.model.files()?.checkpoint(config)?.total_bytes();
     let sizes = sizes(arguments, config, backend.device(), weights)?;
     let loaded = load(&arguments.model, config, backend, |device| {
         sizes.limits(arguments.engine.cache.dtype(device))

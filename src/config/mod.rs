@@ -8,6 +8,7 @@
 //! It is not the tokenizer's configuration, and it knows neither files of weights nor devices.
 
 mod fields;
+pub(crate) mod gguf;
 mod layers;
 mod memory;
 mod names;
@@ -20,6 +21,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 #[cfg(feature = "server")]
 pub(crate) use fields::kind;
+pub use gguf::GgufLayout;
 pub use memory::{Memory, MemoryRequest};
 pub use names::Role;
 pub use tensors::{Part, Storage, TensorSpec};

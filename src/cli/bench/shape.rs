@@ -19,7 +19,7 @@ use super::super::progress::Progress;
 /// Options of `bench --shape`.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Measure a model of this shape: 48b (the published model), tiny (for trying this out), or a model's folder or config.json.
+    /// Measure a model of this shape: 48b (the published model), tiny (for trying this out), or a model's folder, config.json or GGUF.
     /// Its weights and caches are random numbers that the device makes, so no weights are read.
     #[arg(long, value_name = "SHAPE", required_unless_present = "profile")]
     shape: Option<String>,
