@@ -7,8 +7,6 @@ pub(super) mod memory;
 
 use self::batch_metadata::BatchMetadata;
 use super::{MaybeSend, Result, Ticket};
-use crate::checkpoint::Format;
-use crate::config::Dtype;
 use crate::error::BackendError;
 
 /// Checks that a batch's words fit the buffer that a step has for them.
@@ -25,12 +23,6 @@ fn fits(metadata: &BatchMetadata, bytes: u64) -> Result<()> {
         expected: format!("at most {most}: record a step after its pools are made"),
         found: found.to_string(),
     })
-}
-
-/// The number of a dtype in shaders and kernels.
-pub(super) fn number(dtype: Dtype) -> u32 {
-    // Every dtype is among the formats that they know.
-    Format::Dense(dtype).id().unwrap_or_default()
 }
 
 /// A ticket for what `convert` makes of what is read.

@@ -1,11 +1,11 @@
 //! How latent attention is encoded: several dispatches each, and kv_b may span several buffers.
 
+use super::memory::number;
 use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
 use super::weights::Part;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::gpu::number;
 use crate::backend::{LatentLayout, MlaAppend, MlaAttention, Result, Segments};
 use crate::error::BackendError;
 

@@ -3,10 +3,10 @@
 use std::sync::PoisonError;
 
 use super::Shared;
+use super::memory::number;
 use super::params::params;
 use super::pipelines::{self, Bind, Parameters, Program};
 use super::step::flat;
-use crate::backend::gpu::number;
 use crate::backend::{Random, Result};
 use crate::config::Dtype;
 

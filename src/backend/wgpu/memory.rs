@@ -6,6 +6,8 @@ use super::device::Gpu;
 use super::weights::GpuWeight;
 use crate::backend::gpu::memory::{self, Buffer};
 use crate::backend::{Element, LatentLayout, Result, Tensor, TensorValues};
+use crate::checkpoint::Format;
+use crate::config::Dtype;
 
 pub(super) type Memory = memory::Memory<GpuWeight, wgpu::Buffer>;
 
@@ -18,6 +20,12 @@ impl Buffer for wgpu::Buffer {
 /// How the tables of [`Memory`] get their buffers.
 pub(super) fn make(gpu: &Gpu) -> impl Fn(&str, u64) -> Result<wgpu::Buffer> {
     |what, bytes| gpu.buffer(what, bytes)
+}
+
+/// The number of a dtype in shaders.
+pub(super) fn number(dtype: Dtype) -> u32 {
+    // Every dtype is among the formats that they know.
+    Format::Dense(dtype).id().unwrap_or_default()
 }
 
 /// Bytes of a row of latents: whole words, so that no two rows share one.

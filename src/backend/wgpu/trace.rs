@@ -2,12 +2,12 @@
 
 use super::attention::mla_params;
 use super::kda::{check_width, widths};
+use super::memory::number;
 use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
 use crate::backend::Result;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::gpu::number;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 
 params! {
