@@ -13,6 +13,7 @@ pub mod ggml;
 mod header;
 mod index;
 mod map;
+mod resaved;
 mod tensor;
 mod verify;
 
@@ -62,7 +63,7 @@ struct Entry {
 
 impl Checkpoint {
     /// Maps the checkpoint in `dir` and checks it against `config`. `model.safetensors.index.json` is what counts if it is
-    /// there, `model.safetensors` if not.
+    /// there, else `model.safetensors`, else every `model-*.safetensors`.
     ///
     /// # Errors
     /// [`CheckpointError`] names the file, the tensor, what was expected and what was found.

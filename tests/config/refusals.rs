@@ -330,3 +330,23 @@ fn files_are_named() {
         format!("{}: expected a JSON object, found a list", path.display())
     );
 }
+
+#[test]
+fn other_linear_attention() {
+    for (field, value) in [
+        ("forget_gate_lower_bound", json!(-5.0)),
+        ("use_full_rank_output_gate", json!(true)),
+        ("linear_attn_config.gate_lower_bound", json!(-5.0)),
+        ("linear_attn_config.use_full_rank_gate", json!(true)),
+        ("linear_attn_config.rank", json!(64)),
+    ] {
+        refused(
+            &[(field, value.clone())],
+            &format!("{field}: only linear attention without it is supported, found {value}"),
+        );
+        // Off is as good as absent.
+        for off in [json!(false), Value::Null] {
+            assert_eq!(tiny_with(&[(field, off)]).unwrap(), tiny_with(&[]).unwrap());
+        }
+    }
+}
