@@ -2,11 +2,48 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
 
+use super::Shard;
 use crate::error::CheckpointError;
+
+/// Some of a shard's bytes, mapped for as long as they are kept: what the process holds of them goes with them, while what is
+/// touched of the shard's own mapping counts as its memory until the end.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, CheckpointError> {
+    let read = |source| CheckpointError::Read {
+        file: shard.path.clone(),
+        source,
+    };
+    let file = std::fs::File::open(&shard.path).map_err(read)?;
+    let length = file.metadata().map_err(read)?.len();
+    if length != shard.bytes.len() as u64 {
+        return Err(CheckpointError::Length {
+            file: shard.path.clone(),
+            expected: shard.bytes.len() as u64,
+            found: length,
+        });
+    }
+    if range.is_empty() {
+        return Ok(Bytes::new());
+    }
+    let mut options = memmap2::MmapOptions::new();
+    // SAFETY: as in `map`; the range was found to be inside the file.
+    let mapping = unsafe {
+        let options = options.offset(range.start as u64).len(range.len());
+        options.map(&file)
+    };
+    Ok(Bytes::from_owner(mapping.map_err(read)?))
+}
+
+/// Where files are read whole, a slice is all there is.
+#[cfg(target_arch = "wasm32")]
+pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, CheckpointError> {
+    Ok(shard.bytes.slice(range))
+}
 
 /// A browser has no files: what the system says of that.
 #[cfg(target_arch = "wasm32")]

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
+use super::compressed::{self, Taken};
 use super::index::{self, Files, INDEX};
 use super::{Entry, Format, Shard, header, map, resaved};
 use crate::config::{ModelConfig, Role, TensorSpec};
@@ -92,7 +93,11 @@ pub(super) fn open(
         .unwrap_or_default();
     let entries = specs
         .iter()
-        .filter_map(|spec| check.take(spec, &unnamed))
+        .filter_map(|spec| match compressed::take(&mut check, spec, config) {
+            Taken::Plain => check.take(spec, &unnamed),
+            Taken::Quantised(entry) => Some(*entry),
+            Taken::Refused => None,
+        })
         .collect();
     check.surplus();
     if check.problems.is_empty() {
@@ -105,11 +110,11 @@ pub(super) fn open(
     }
 }
 
-struct Check {
-    shards: Vec<Shard>,
+pub(super) struct Check {
+    pub(super) shards: Vec<Shard>,
     /// The tensors of all shards that nobody has claimed.
-    found: BTreeMap<String, Found>,
-    problems: Vec<String>,
+    pub(super) found: BTreeMap<String, Found>,
+    pub(super) problems: Vec<String>,
 }
 
 impl Check {
@@ -263,6 +268,7 @@ impl Check {
             shape: spec.shape.clone(),
             shard: found.shard,
             range: found.range,
+            repacked: None,
         })
     }
 

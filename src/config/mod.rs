@@ -11,6 +11,7 @@ mod fields;
 mod layers;
 mod memory;
 mod names;
+mod quantization;
 mod read;
 mod tensors;
 
@@ -22,6 +23,7 @@ use half::{bf16, f16};
 pub(crate) use fields::kind;
 pub use memory::{Memory, MemoryRequest};
 pub use names::Role;
+pub use quantization::{Quantization, QuantizedAs};
 pub use tensors::{Part, Storage, TensorSpec};
 
 use crate::error::ConfigError;
@@ -179,6 +181,8 @@ pub struct ModelConfig {
     pub pad_token_id: Option<u32>,
     /// The dtype in which the file says that the weights are. The checkpoint's own headers are what counts.
     pub dtype: Option<Dtype>,
+    /// What the file says of quantised weights; `None` where it says nothing of any.
+    pub quantization: Option<Quantization>,
 }
 
 impl ModelConfig {

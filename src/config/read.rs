@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use super::fields::{Fields, Names, kind, show, whole, wrong};
+use super::quantization::quantization;
 use super::{Dtype, LayerKind, ModelConfig, layers};
 use crate::error::ConfigError;
 
@@ -78,6 +79,7 @@ pub(super) fn model_config(text: &str) -> Result<ModelConfig, ConfigError> {
         bos_token_id: token(&fields, &["bos_token_id"])?,
         pad_token_id: token(&fields, &["pad_token_id"])?,
         dtype: dtype(&fields)?,
+        quantization: quantization(&fields)?,
     };
     judge(&config, &fields)?;
     Ok(config)
@@ -95,15 +97,6 @@ fn refuse_other_models(fields: &Fields<'_>) -> Result<(), ConfigError> {
         return Err(unsupported("model_type", "\"kimi_linear\"", model_type));
     }
     refuse_other_attention(fields)?;
-    if let Some(quantization) = fields.at("quantization_config") {
-        let method = quantization
-            .get("quant_method")
-            .and_then(Value::as_str)
-            .unwrap_or("not named");
-        return Err(ConfigError::Quantised {
-            method: method.to_owned(),
-        });
-    }
     if let Some(rank) = fields.at("q_lora_rank") {
         return Err(unsupported(
             "q_lora_rank",
