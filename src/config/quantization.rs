@@ -236,12 +236,18 @@ fn compressed_tensors(
     }
     let groups = match config.get("config_groups") {
         Some(Value::Object(groups)) => groups,
-        Some(other) => return Err(wrong("config_groups", "an object of groups", other)),
-        None => return Err(wrong("config_groups", "an object of groups", &Value::Null)),
+        other => {
+            let field = format!("{name}.config_groups");
+            return Err(wrong(
+                &field,
+                "an object of groups",
+                other.unwrap_or(&Value::Null),
+            ));
+        }
     };
     let mut quantization = Quantization {
         groups: Vec::new(),
-        ignore: Target::list("ignore", config.get("ignore"))?,
+        ignore: Target::list(&format!("{name}.ignore"), config.get("ignore"))?,
         block: None,
     };
     for (key, group) in groups {
@@ -296,7 +302,7 @@ fn fp8(name: &str, config: &Map<String, Value>) -> Result<Quantization, ConfigEr
     }
     let size = config.get("weight_block_size").and_then(Value::as_array);
     let block = size
-        .map(|size| pair("weight_block_size", size))
+        .map(|size| pair(&format!("{name}.weight_block_size"), size))
         .transpose()?;
     Ok(of_everything(8, Some(true), None, block.flatten()))
 }
