@@ -31,7 +31,6 @@ impl ModelOptions {
     }
 
     /// What to call the model: its folder's name.
-    #[cfg(feature = "server")]
     pub(crate) fn name(&self) -> String {
         let Some(folder) = &self.model else {
             return "kimi-linear-demo".to_owned();
