@@ -30,13 +30,7 @@ pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, Checkp
     if range.is_empty() {
         return Ok(Bytes::new());
     }
-    let mut options = memmap2::MmapOptions::new();
-    // SAFETY: as in `map`; the range was found to be inside the file.
-    let mapping = unsafe {
-        let options = options.offset(range.start as u64).len(range.len());
-        options.map(&file)
-    };
-    Ok(Bytes::from_owner(mapping.map_err(read)?))
+    mapped(&file, range).map_err(read)
 }
 
 /// Where files are read whole, a slice is all there is.
@@ -63,12 +57,23 @@ pub(super) fn map(path: &Path) -> Result<Bytes, CheckpointError> {
         source,
     };
     let file = std::fs::File::open(path).map_err(read)?;
-    if file.metadata().map_err(read)?.len() == 0 {
+    let length = file.metadata().map_err(read)?.len();
+    let length =
+        usize::try_from(length).map_err(|_| read(std::io::ErrorKind::FileTooLarge.into()))?;
+    if length == 0 {
         return Ok(Bytes::new());
     }
+    mapped(&file, 0..length).map_err(read)
+}
+
+/// Bytes of a file that has them.
+#[cfg(not(target_arch = "wasm32"))]
+fn mapped(file: &std::fs::File, range: Range<usize>) -> std::io::Result<Bytes> {
+    let mut options = memmap2::MmapOptions::new();
+    options.offset(range.start as u64).len(range.len());
     // SAFETY: the mapping is read-only and private to this process, and `Bytes` keeps it alive for as long as any slice
     // of it. That nobody shortens or rewrites the file meanwhile cannot be enforced from here: a checkpoint in use must be
     // left alone, as the documentation says. Every bit pattern is a valid u8.
-    let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(read)?;
+    let mapping = unsafe { options.map(file) }?;
     Ok(Bytes::from_owner(mapping))
 }
