@@ -1,6 +1,7 @@
 //! Quantised safetensors: every value is that of its format's formula, to the bit; what is not right is refused by name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[allow(dead_code)]
 mod checkpoint_files;
 #[path = "common/python.rs"]
 mod python;
@@ -310,7 +311,7 @@ fn companions_are_held_against_the_weight() {
         },
     );
     refused(
-        "weight_scale: expected rows and groups that are multiples of 32 columns, found 128 columns in groups of 16",
+        "weight_scale: expected rows of a multiple of 32 columns, groups of one of 32, found 128 columns in groups of 16",
         |shard| set(shard, "weight_scale", "BF16", &[192, 8]),
     );
     refused(

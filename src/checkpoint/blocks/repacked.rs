@@ -1,7 +1,7 @@
 //! Blocks that quantised safetensors files are repacked to where none of ggml's holds their numbers exactly. No file has them.
 
 use super::of_32::{E2M1_TWICE, four, set};
-use super::{BlockFormat, NO_MIN, Unpack, half, nibbles, word};
+use super::{BlockFormat, NO_MIN, Unpack, half, word};
 
 /// Four bits about a zero point: an f32 scale, the zero point as i8, 32 codes of four bits. Nibbles lie as in Q4_0.
 pub static INT4: BlockFormat = BlockFormat {
@@ -60,20 +60,19 @@ pub static FP8: BlockFormat = BlockFormat {
     }),
 };
 
-/// Sixteen floats of four bits (e2m1) times an f32 scale: element j in the low four bits of byte j, element j + 8 in the high
-/// ones. The codes are twice the floats.
+/// Floats of four bits (e2m1), an f32 scale for each 16: two scales, then nibbles that lie as in Q4_0. The codes are twice the
+/// floats.
 pub static FP4: BlockFormat = BlockFormat {
     name: "FP4",
-    length: 16,
-    bytes: 12,
+    length: 32,
+    bytes: 24,
     group: 16,
     unpack: Unpack::Codes(|block, to| {
-        set(to, single(block, 0) * 0.5, NO_MIN);
-        for (j, byte) in block[4..12].iter().enumerate() {
-            let [low, high] = nibbles(*byte);
-            to.codes[j] = E2M1_TWICE[usize::from(low)];
-            to.codes[j + 8] = E2M1_TWICE[usize::from(high)];
+        for group in 0..2 {
+            to.scales[group] = single(block, 4 * group) * 0.5;
+            to.mins[group] = NO_MIN;
         }
+        four(&block[8..], to, |q, _| E2M1_TWICE[usize::from(q)]);
     }),
 };
 

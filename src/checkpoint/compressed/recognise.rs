@@ -24,6 +24,8 @@ pub(in super::super) enum Taken {
 
 /// The size of the blocks of FP8 scales where the configuration says none.
 const BLOCK: [usize; 2] = [128, 128];
+/// Columns of the blocks that weights are repacked into.
+const COLUMNS: usize = 32;
 /// Names that go with a quantised weight and say nothing of its values.
 const UNUSED: [&str; 3] = ["input_scale", "input_global_scale", "weight_shape"];
 
@@ -189,7 +191,7 @@ impl Weight<'_> {
         })
     }
 
-    /// The scales of the weight. `run` is how many columns must share one.
+    /// The scales of the weight. `run` is how many columns must share one at the least; `byte` says what U8 means.
     fn scales(&mut self, suffix: &str, byte: Option<Number>, run: usize) -> Result<Scales, String> {
         let found = self.need(suffix, "the scales of the weight beside it")?;
         let Some(number) = Number::of(found.dtype, byte) else {
@@ -214,8 +216,9 @@ impl Weight<'_> {
             );
             self.wrong(suffix, &expected, &format!("{:?}", found.shape))
         })?;
-        if !self.columns.is_multiple_of(run) || !grid.covers(run, self.columns) {
-            let expected = format!("rows and groups that are multiples of {run} columns");
+        if !self.columns.is_multiple_of(COLUMNS) || !grid.covers(run, self.columns) {
+            let expected =
+                format!("rows of a multiple of {COLUMNS} columns, groups of one of {run}");
             let found = format!("{} columns in groups of {}", self.columns, grid.columns);
             return Err(self.wrong(suffix, &expected, &found));
         }

@@ -98,7 +98,8 @@ impl Packed {
             (_, _, Scheme::Float4 | Scheme::Float4Global { .. }) => {
                 blocks(&FP4, &|[row, column], codes, block| {
                     put(block, 0, scale(row, column));
-                    nibbles(codes, &mut block[4..]);
+                    put(block, 4, scale(row, column + 16));
+                    nibbles(codes, &mut block[8..]);
                 })
             }
             _ => (Format::F32, self.widen(&codes, &numbers)),
