@@ -246,7 +246,7 @@ impl Weight<'_> {
         let bits = self.bits("weight_packed", &found, &[4, 8])?;
         let codes = self.codes("weight_packed", found, (bits, bits * self.columns / 32))?;
         if let Some(shape) = self.find("weight_shape") {
-            let numbers = self.whole(&shape);
+            let numbers = self.whole(&shape)?;
             let expected = [self.rows as i64, self.columns as i64];
             if numbers != expected {
                 let (expected, found) = (format!("{expected:?}"), format!("{numbers:?}"));
@@ -254,7 +254,7 @@ impl Weight<'_> {
             }
         }
         if let Some(order) = self.find("weight_g_idx")
-            && self.whole(&order).iter().any(|group| *group != -1)
+            && self.whole(&order)?.iter().any(|group| *group != -1)
         {
             let expected = "columns in the order of their groups (actorder null or \"weight\")";
             return Err(self.wrong("weight_g_idx", expected, "an order of its own"));
@@ -427,11 +427,11 @@ impl Weight<'_> {
     }
 
     /// A short list of whole numbers.
-    fn whole(&self, found: &Found) -> Vec<i64> {
-        let shard = self.check.shards.get(found.shard);
-        let bytes = shard.and_then(|shard| shard.bytes.get(found.range.clone()));
-        let bytes = bytes.unwrap_or_default();
-        match found.dtype {
+    fn whole(&self, found: &Found) -> Result<Vec<i64>, String> {
+        // Not through the shard's own mapping, which would hold what is around each of thousands of such lists.
+        let bytes = Stored::from(found.clone()).window(&self.check.shards);
+        let bytes = bytes.map_err(|error| error.to_string())?;
+        Ok(match found.dtype {
             Dtype::I64 => {
                 let numbers = bytes.as_chunks().0.iter();
                 numbers.map(|b| i64::from_le_bytes(*b)).collect()
@@ -441,7 +441,7 @@ impl Weight<'_> {
                 numbers.map(|b| i64::from(i32::from_le_bytes(*b))).collect()
             }
             _ => Vec::new(),
-        }
+        })
     }
 }
 
