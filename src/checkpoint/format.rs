@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{BlockFormat, ggml::TYPES};
+use super::{BlockFormat, blocks::REPACKED, ggml::TYPES};
 use crate::config::Dtype;
 
 /// How numbers are kept, row by row, little-endian.
@@ -125,6 +125,7 @@ impl TryFrom<String> for Format {
 
     fn try_from(name: String) -> Result<Self, Self::Error> {
         let known = TYPES.iter().filter_map(|known| known.format);
+        let known = known.chain(REPACKED.map(Format::Block));
         let mut known = known.filter(|format| format.to_string() == name);
         let found = known.next();
         found.ok_or_else(|| format!("there is no format of weights called {name}"))

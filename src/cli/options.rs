@@ -44,7 +44,6 @@ impl ModelOptions {
     }
 
     /// What to call the model: its folder's name, or its file's without the ending.
-    #[cfg(feature = "server")]
     pub(crate) fn name(&self) -> String {
         let Some(path) = &self.model else {
             return "kimi-linear-demo".to_owned();

@@ -12,6 +12,7 @@ pub(crate) mod gguf;
 mod layers;
 mod memory;
 mod names;
+mod quantization;
 mod read;
 mod tensors;
 
@@ -24,6 +25,7 @@ pub(crate) use fields::kind;
 pub use gguf::GgufLayout;
 pub use memory::{Memory, MemoryRequest};
 pub use names::Role;
+pub use quantization::{Quantization, QuantizedAs};
 pub use tensors::{Part, Storage, TensorSpec};
 
 use crate::error::ConfigError;
@@ -206,6 +208,8 @@ pub struct ModelConfig {
     pub pad_token_id: Option<u32>,
     /// The dtype in which the file says that the weights are. The checkpoint's own headers are what counts.
     pub dtype: Option<Dtype>,
+    /// What the file says of quantised weights; `None` where it says nothing of any.
+    pub quantization: Option<Quantization>,
 }
 
 impl ModelConfig {
