@@ -104,18 +104,15 @@ fn of_gguf(gguf: &Gguf) -> Vec<Stored> {
     stored.collect()
 }
 
+/// Quantised ones are counted as they are repacked; none is repacked for it.
 fn of_folder(checkpoint: &Checkpoint, config: &ModelConfig) -> Vec<Stored> {
-    let specs = config
-        .tensors()
-        .into_iter()
-        .map(|spec| (spec.name, spec.part));
-    let parts: BTreeMap<String, Part> = specs.collect();
-    let stored = checkpoint.tensors().map(|tensor| Stored {
-        part: parts.get(&tensor.name).copied(),
-        format: tensor.format.to_string(),
+    let stored = config.tensors().into_iter().zip(&checkpoint.entries);
+    let stored = stored.map(|(spec, entry)| Stored {
+        part: Some(spec.part),
+        format: entry.format.to_string(),
         is_read: true,
-        weights: tensor.elements() as u64,
-        bytes: tensor.bytes.len() as u64,
+        weights: spec.elements(),
+        bytes: entry.bytes(),
     });
     stored.collect()
 }

@@ -30,6 +30,9 @@ pub(super) struct Tensor {
     pub(super) range: Range<usize>,
 }
 
+/// How a Git LFS pointer begins.
+const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// The tensors of the file, in the order of their bytes.
 pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Tensor>, CheckpointError> {
     let bad = |expected: String, found: String| CheckpointError::Header {
@@ -37,6 +40,14 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Tensor>, CheckpointE
         expected,
         found,
     };
+    if file.starts_with(LFS) {
+        let text = String::from_utf8_lossy(&file[..file.len().min(1024)]).into_owned();
+        let size = text.lines().find_map(|line| line.strip_prefix("size "));
+        return Err(CheckpointError::LfsPointer {
+            file: path.to_owned(),
+            size: size.map_or("a file".to_owned(), |size| format!("{size} bytes")),
+        });
+    }
     let Some(prefix) = file.first_chunk::<PREFIX>() else {
         let found = if file.is_empty() {
             "an empty file".to_owned()

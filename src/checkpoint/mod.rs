@@ -7,6 +7,7 @@
 //! (`A_log`, `kv_b_proj`) is brought back when it is opened. It is not where weights are sliced or sent to a device.
 
 pub mod blocks;
+mod compressed;
 mod contents;
 mod files;
 mod fingerprint;
@@ -16,12 +17,14 @@ pub mod gguf;
 mod header;
 mod index;
 mod map;
+mod resaved;
 mod tensor;
 mod verify;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -32,6 +35,7 @@ pub use fingerprint::Fingerprint;
 pub use format::{FORMATS, Format};
 pub use tensor::TensorData;
 
+use self::compressed::Repacked;
 use crate::config::{ModelConfig, Role};
 use crate::error::CheckpointError;
 
@@ -83,11 +87,26 @@ struct Entry {
     shape: Vec<usize>,
     shard: usize,
     range: Range<usize>,
+    /// How the weight is made, where its bytes are not those of the file: `range` is empty then.
+    repacked: Option<Arc<Repacked>>,
+}
+
+impl Entry {
+    /// Bytes of the tensor as it is handed out.
+    fn bytes(&self) -> u64 {
+        let shape = <[usize; 2]>::try_from(&self.shape[..]);
+        let repacked = match (&self.repacked, shape) {
+            (Some(_), Ok([rows, columns])) => self.format.bytes(rows, columns),
+            _ => None,
+        };
+        repacked.unwrap_or(self.range.len()) as u64
+    }
 }
 
 impl Checkpoint {
     /// Maps the checkpoint at `path` and checks it against `config`: a GGUF, as [`ModelFiles::open`] finds it, or a folder,
-    /// in which `model.safetensors.index.json` is what counts if it is there, `model.safetensors` if not.
+    /// in which `model.safetensors.index.json` is what counts if it is there, else `model.safetensors`, else every
+    /// `model-*.safetensors`.
     ///
     /// # Errors
     /// [`CheckpointError`] names the file, the tensor, what was expected and what was found.
@@ -124,24 +143,44 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// A tensor by its published name. The head's is the embedding where the two are tied.
+    /// A tensor by its published name. The head's is the embedding where the two are tied. A quantised one is repacked into
+    /// blocks by this call.
     ///
     /// # Errors
-    /// [`CheckpointError::NoSuchTensor`] if the configuration has no such tensor.
+    /// [`CheckpointError::NoSuchTensor`] if the configuration has no such tensor; for a quantised one whatever keeps its file
+    /// from being read.
     pub fn tensor(&self, name: &str) -> Result<TensorData, CheckpointError> {
-        self.by_name
-            .get(name)
-            .and_then(|i| self.entries.get(*i))
-            .and_then(|e| self.data(e))
-            .ok_or_else(|| CheckpointError::NoSuchTensor {
-                dir: self.dir.clone(),
-                tensor: name.to_owned(),
-            })
+        let entry = self.by_name.get(name).and_then(|i| self.entries.get(*i));
+        let entry = entry.ok_or_else(|| CheckpointError::NoSuchTensor {
+            dir: self.dir.clone(),
+            tensor: name.to_owned(),
+        })?;
+        self.data(entry)
     }
 
     /// Every tensor, in the order of [`ModelConfig::tensors`].
-    pub fn tensors(&self) -> impl Iterator<Item = TensorData> {
-        self.entries.iter().filter_map(|e| self.data(e))
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn tensors(&self) -> impl Iterator<Item = Result<TensorData, CheckpointError>> {
+        self.entries.iter().map(|entry| self.data(entry))
+    }
+
+    /// Every tensor as it is stored: its name, its format, its shape, and its parts; of a quantised one codes and scales.
+    fn stored(&self) -> impl Iterator<Item = (&Entry, Vec<Bytes>)> {
+        let slice = |(shard, range): (usize, Range<usize>)| {
+            let shard = self.shards.get(shard)?;
+            Some(shard.bytes.slice(range))
+        };
+        self.entries.iter().map(move |entry| {
+            let parts = match &entry.repacked {
+                Some(repacked) => repacked.stored().into_iter().filter_map(slice).collect(),
+                None => slice((entry.shard, entry.range.clone()))
+                    .into_iter()
+                    .collect(),
+            };
+            (entry, parts)
+        })
     }
 
     /// Number of tensors.
@@ -154,9 +193,10 @@ impl Checkpoint {
         self.entries.is_empty()
     }
 
-    /// Bytes of all tensors, headers not counted.
+    /// Bytes of all tensors, headers not counted; those of quantised ones as they are repacked, if none of their scales is
+    /// extraordinary.
     pub fn total_bytes(&self) -> u64 {
-        self.entries.iter().map(|e| e.range.len() as u64).sum()
+        self.entries.iter().map(Entry::bytes).sum()
     }
 
     /// The files, in the order of their names.
@@ -165,13 +205,21 @@ impl Checkpoint {
         files.map(|shard| shard.path.as_path())
     }
 
-    fn data(&self, entry: &Entry) -> Option<TensorData> {
-        let shard = self.shards.get(entry.shard)?;
-        Some(TensorData {
+    fn data(&self, entry: &Entry) -> Result<TensorData, CheckpointError> {
+        let shard = self.shards.get(entry.shard);
+        let shard = shard.ok_or_else(|| CheckpointError::NoSuchTensor {
+            dir: self.dir.clone(),
+            tensor: entry.name.clone(),
+        })?;
+        let (format, bytes) = match &entry.repacked {
+            Some(repacked) => repacked.make(&self.shards)?,
+            None => (entry.format, shard.bytes.slice(entry.range.clone())),
+        };
+        Ok(TensorData {
             name: entry.name.clone(),
-            format: entry.format,
+            format,
             shape: entry.shape.clone(),
-            bytes: shard.bytes.slice(entry.range.clone()),
+            bytes,
             file: shard.path.clone(),
         })
     }

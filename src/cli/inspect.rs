@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use self::program::Phase;
 use self::stored::Stored;
-use super::options::{ModelOptions, config_of, parse_tokens};
+use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 
 /// Options of `inspect`.
 #[derive(Args)]
@@ -42,6 +42,8 @@ pub(crate) struct Arguments {
     /// Sequences at a time.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sequences: usize,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -53,6 +55,7 @@ struct Report {
     parameters: u64,
     active_parameters: u64,
     dtype: Dtype,
+    /// As the files store them; all of `dtype` where there are no files.
     weight_bytes: u64,
     weight_bytes_by_part: Vec<PartBytes>,
     context: usize,
@@ -89,9 +92,11 @@ struct Cache {
 #[derive(Serialize)]
 struct OnDevice {
     device: backend::Device,
+    /// The dtype that latents are counted in.
+    cache: Dtype,
     memory: Memory,
     total_bytes: u64,
-    /// Nothing where the device does not tell its memory.
+    /// `None` where the device does not tell its memory.
     fits: Option<bool>,
 }
 
@@ -108,9 +113,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             tokens,
             expand,
             json,
+            cache,
             ..
         } = *arguments;
-        return program::run(&config, phase, tokens, expand, json);
+        return program::run(&config, phase, tokens, cache, expand, json);
     }
     let stored = match &files {
         Some(files) => Stored::of(files, &config)?,
@@ -130,12 +136,20 @@ fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -
         .context
         .unwrap_or(config.model_max_length)
         .min(config.model_max_length);
+    let by_part = match &stored {
+        Some(stored) => stored.bytes_by_part(),
+        None => config.weight_bytes_by_part(dtype),
+    };
+    let weight_bytes = match &stored {
+        Some(stored) => stored.bytes,
+        None => config.weight_bytes(dtype),
+    };
     let estimate = |cache, conv_states| {
         config.memory(&MemoryRequest {
             context,
             sequences: arguments.sequences,
             spare_slots: 0,
-            weights: dtype,
+            weights: weight_bytes,
             cache,
             conv_states,
             block_tokens: engine::BLOCK_TOKENS,
@@ -144,19 +158,17 @@ fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -
     };
     let published = estimate(Dtype::Bf16, Dtype::Bf16);
     let devices = backend::devices().into_iter().map(|device| {
-        let mut memory = estimate(device.cache, Dtype::F32);
-        if let Some(stored) = &stored {
-            memory.weights = stored.bytes;
-        }
+        let cache = arguments.cache.dtype(&device);
+        let memory = estimate(cache, Dtype::F32);
         let total_bytes = memory.total();
         OnDevice {
             fits: device.memory_bytes.map(|memory| total_bytes <= memory),
             device,
+            cache,
             memory,
             total_bytes,
         }
     });
-    let by_part = config.weight_bytes_by_part(dtype);
     let parts = Part::ALL.iter().filter_map(|part| {
         Some(PartBytes {
             part: part.name(),
@@ -169,7 +181,7 @@ fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -
         parameters: config.parameters(),
         active_parameters: config.active_parameters(),
         dtype,
-        weight_bytes: config.weight_bytes(dtype),
+        weight_bytes,
         weight_bytes_by_part: parts.collect(),
         context,
         sequences: arguments.sequences,
@@ -226,17 +238,14 @@ fn print(report: &Report) -> Result<()> {
         "parameters  {} in all, {} active for a token",
         report.parameters, report.active_parameters
     )?;
-    writeln!(
-        out,
-        "weights     {} in {}",
-        bytes(report.weight_bytes),
-        report.dtype
-    )?;
-    for part in &report.weight_bytes_by_part {
-        writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
-    }
     if let Some(stored) = &report.stored {
         stored.print(&mut out)?;
+    } else {
+        let weights = bytes(report.weight_bytes);
+        writeln!(out, "weights     {weights} in {}", report.dtype)?;
+        for part in &report.weight_bytes_by_part {
+            writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
+        }
     }
     let Cache {
         latent_bytes_per_token,
@@ -262,6 +271,7 @@ fn print(report: &Report) -> Result<()> {
     )?;
     for OnDevice {
         device,
+        cache,
         memory,
         total_bytes,
         fits,
@@ -277,7 +287,7 @@ fn print(report: &Report) -> Result<()> {
             "  weights {}, latents {} ({}), states {}, activations {}: {} {}",
             bytes(memory.weights),
             bytes(memory.latents),
-            device.cache,
+            cache,
             bytes(memory.states),
             bytes(memory.activations),
             bytes(*total_bytes),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kimi_linear::backend::{self, Backend, BackendKind, Device};
 use kimi_linear::checkpoint::ModelFiles;
-use kimi_linear::config::ModelConfig;
+use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::demo;
 use kimi_linear::error::TokenizerError;
 use kimi_linear::model::{Limits, Model};
@@ -44,7 +44,6 @@ impl ModelOptions {
     }
 
     /// What to call the model: its folder's name, or its file's without the ending.
-    #[cfg(feature = "server")]
     pub(crate) fn name(&self) -> String {
         let Some(path) = &self.model else {
             return "kimi-linear-demo".to_owned();
@@ -168,13 +167,61 @@ impl DeviceOptions {
     }
 }
 
+/// A dtype on the command line; vLLM's longer names are taken too.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DtypeName {
+    /// Of weights the checkpoint's, of caches the device's own.
+    Auto,
+    /// IEEE single precision.
+    #[value(alias = "float32", alias = "float")]
+    F32,
+    /// IEEE half precision.
+    #[value(alias = "float16", alias = "half")]
+    F16,
+    /// bfloat16.
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+impl DtypeName {
+    /// `None` is `auto`.
+    pub(crate) fn named(self) -> Option<Dtype> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(Dtype::F32),
+            Self::F16 => Some(Dtype::F16),
+            Self::Bf16 => Some(Dtype::Bf16),
+        }
+    }
+}
+
+/// How caches are kept.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct CacheOptions {
+    /// The dtype of the latent cache: auto is f32 on cpu and wgpu, bf16 on cuda. KDA states are f32 everywhere.
+    #[arg(long, value_enum, value_name = "DTYPE", default_value = "auto")]
+    kv_cache_dtype: DtypeName,
+}
+
+impl CacheOptions {
+    /// The dtype that was named; `None` is the device's own.
+    pub(crate) fn named(self) -> Option<Dtype> {
+        self.kv_cache_dtype.named()
+    }
+
+    /// The dtype on this device.
+    pub(crate) fn dtype(self, device: &Device) -> Dtype {
+        self.named().unwrap_or(device.cache)
+    }
+}
+
 /// A model on a device.
 pub(crate) struct Loaded {
     pub(crate) model: Model,
     pub(crate) device: Device,
 }
 
-/// Loads weights onto a device, under a progress bar. `limits` sizes the pools for the device's own cache dtype.
+/// Loads weights onto a device, under a progress bar. `limits` sizes the pools for the device.
 pub(crate) fn load(
     options: &ModelOptions,
     config: &ModelConfig,

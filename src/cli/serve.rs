@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Sizes, Wanted};
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
 use kimi_linear::error::TokenizerError;
 use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
 
@@ -145,7 +145,7 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
     let weights = arguments.model.files()?.checkpoint(config)?.total_bytes();
     let sizes = sizes(arguments, config, backend.device(), weights)?;
     let loaded = load(&arguments.model, config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.engine.cache.dtype(device))
     })?;
     let engine = Engine::new(
         loaded.model,
@@ -180,12 +180,12 @@ fn sizes(
     config: &ModelConfig,
     device: &Device,
     weights: u64,
-) -> Result<Sizes> {
+) -> Result<EngineSizes> {
     let engine = &arguments.engine;
-    engine.check_dtypes(config, device.cache)?;
+    engine.check_dtype(config)?;
     let memory = device.memory_bytes;
     let part = |bytes: u64| (bytes as f64 * engine.gpu_memory_utilization) as u64;
-    let wanted = Wanted {
+    let planner = MemoryPlanner {
         sequences: engine.max_num_seqs,
         context: engine.context(config)?,
         prefill_chunk: engine.prefill_chunk()?,
@@ -193,7 +193,7 @@ fn sizes(
         blocks: engine.num_gpu_blocks_override,
         memory: memory.map(part),
         weights,
-        cache: device.cache,
+        cache: engine.cache.dtype(device),
     };
-    Ok(wanted.sizes(config)?)
+    Ok(planner.sizes(config)?)
 }

@@ -54,6 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut formats: BTreeMap<String, Format> = BTreeMap::new();
     let (mut damaged, mut done) = (Vec::new(), 0);
     for tensor in checkpoint.tensors() {
+        let tensor = tensor?;
         let name = tensor.format.to_string();
         let non_finite = tensor.non_finite();
         let format = formats.entry(name.clone()).or_insert_with(|| Format {

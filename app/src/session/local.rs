@@ -517,10 +517,10 @@ fn update(output: Output, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
         Event::Prefill { done, cached } => ChatUpdate::Prefill { done, cached },
         Event::Scored(_) => return None,
         Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
-        Event::Token { id, likelihood, .. } => ChatUpdate::Token {
+        Event::Token { id, logprobs, .. } => ChatUpdate::Token {
             token: TokenText {
                 answer: true,
-                logprob: likelihood.map(|likelihood| likelihood.logprob),
+                logprob: logprobs.map(|logprobs| logprobs.logprob),
                 ..token(tokenizer, id)
             },
             text,

@@ -7,10 +7,13 @@ mod grids;
 mod k_quants;
 mod lattice;
 mod of_32;
+mod repacked;
 
 pub use k_quants::{IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
 pub use lattice::{IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 pub use of_32::{IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+pub(super) use repacked::{E4M3, REPACKED};
+pub use repacked::{FP4, FP8, INT4, INT6, INT8};
 
 /// The most elements of a block.
 pub const MOST: usize = 256;

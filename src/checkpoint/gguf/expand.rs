@@ -14,7 +14,7 @@ pub(super) fn a_log(stored: &[f32]) -> Result<Vec<u8>, (usize, f32)> {
         // In f64, so that what comes back is the number that was written wherever its exponential lost nothing.
         None => {
             let logarithm = |x: &f32| (-f64::from(*x)).ln() as f32;
-            Ok(Dtype::F32.encode(&stored.iter().map(logarithm).collect::<Vec<_>>()))
+            Ok(Dtype::F32.narrow(&stored.iter().map(logarithm).collect::<Vec<_>>()))
         }
     }
 }
@@ -88,7 +88,7 @@ fn narrowed(values: &[f32], exact: bool) -> (Format, Vec<u8>) {
     } else {
         Dtype::F32
     };
-    (Format::Dense(dtype), dtype.encode(values))
+    (Format::Dense(dtype), dtype.narrow(values))
 }
 
 fn bytes_of(bytes: &[u8], at: usize, size: usize) -> &[u8] {
@@ -136,7 +136,7 @@ mod tests {
         // keys[h][latent][nope] and values[h][value][latent] that say where they are.
         let keys: Vec<f32> = (0..12).map(|i| i as f32).collect();
         let values: Vec<f32> = (100..106).map(|i| i as f32).collect();
-        let (keys, values) = (Dtype::F32.encode(&keys), Dtype::F32.encode(&values));
+        let (keys, values) = (Dtype::F32.narrow(&keys), Dtype::F32.encode(&values));
         let half = |bytes| Half {
             format: Format::F32,
             bytes,

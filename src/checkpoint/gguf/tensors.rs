@@ -194,6 +194,7 @@ impl Check<'_> {
             shape: spec.shape.clone(),
             shard,
             range,
+            repacked: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! What `kimi-linear inspect` says of the weights that are there: formats by part, sizes as stored, where they come from.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::Result;
@@ -51,10 +52,21 @@ impl Stored {
         }))
     }
 
+    /// Bytes of the tensors of each part; those that are of no part are left out.
+    pub(super) fn bytes_by_part(&self) -> BTreeMap<Part, u64> {
+        let mut parts = BTreeMap::new();
+        for format in &self.formats {
+            if let Some(part) = format.part {
+                *parts.entry(part).or_insert(0) += format.bytes;
+            }
+        }
+        parts
+    }
+
     pub(super) fn print(&self, out: &mut impl Write) -> Result<()> {
         writeln!(
             out,
-            "stored      {}, {:.2} bits a weight; one token reads {} at batch 1",
+            "weights     {} as stored, {:.2} bits a weight; one token reads {} at batch 1",
             bytes(self.bytes),
             self.bits_per_weight,
             bytes(self.active_bytes)
