@@ -311,7 +311,7 @@ fn companions_are_held_against_the_weight() {
         },
     );
     refused(
-        "weight_scale: expected rows of a multiple of 32 columns, groups of one of 32, found 128 columns in groups of 16",
+        "weight_scale: expected rows of a multiple of 32 columns and groups of a multiple of 32, found 128 columns in groups of 16",
         |shard| set(shard, "weight_scale", "BF16", &[192, 8]),
     );
     refused(
