@@ -176,6 +176,7 @@ fn options(by_layer: bool) -> Options {
         seed: 0,
         prefill_chunk: 32,
         by_layer,
+        cache: None,
         effort: Some(Effort::least()),
     }
 }

@@ -2,7 +2,7 @@
 
 use kimi_linear::backend::Device;
 use kimi_linear::config::{Dtype, Memory, MemoryRequest, ModelConfig};
-use kimi_linear::engine::Sizes;
+use kimi_linear::engine::EngineSizes;
 use kimi_linear::model::{TraceChoice, TraceHead};
 
 /// A loaded model.
@@ -40,10 +40,10 @@ const CHECKPOINTS: usize = 6;
 
 /// What the app's engine holds: one conversation at a time, and what others may go on from.
 #[must_use]
-pub fn sizes(context: usize) -> Sizes {
-    Sizes {
+pub fn sizes(context: usize) -> EngineSizes {
+    EngineSizes {
         checkpoints: CHECKPOINTS,
-        ..Sizes::one(context)
+        ..EngineSizes::one(context)
     }
 }
 
@@ -56,7 +56,7 @@ pub fn memory(config: &ModelConfig, device: &Device, context: usize) -> Memory {
         context: limits.blocks * limits.block_tokens,
         sequences: 1,
         spare_slots: limits.slots - 1,
-        weights: config.dtype.unwrap_or(Dtype::Bf16),
+        weights: config.weight_bytes(config.dtype.unwrap_or(Dtype::Bf16)),
         cache: device.cache,
         conv_states: Dtype::F32,
         block_tokens: limits.block_tokens,

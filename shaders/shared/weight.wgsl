@@ -1,6 +1,6 @@
 // Weights as they are stored: packed words, widened exactly. Rows are padded with zeros to a multiple of 8 elements.
 
-// #import shared/layout
+// #import shared/halves
 
 // How `weight` is stored: a FORMAT_ of the layout.
 override FORMAT: u32 = FORMAT_BF16;
@@ -13,10 +13,7 @@ struct Eight {
 
 // Two elements of one word, the first in the low half.
 fn pair(word: u32) -> vec2<f32> {
-    if (FORMAT == FORMAT_F16) {
-        return unpack2x16float(word);
-    }
-    return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
+    return widen_pair(word, FORMAT);
 }
 
 // Eight elements of `weight`: those from 8 `eighth` on of the row that begins at vector `base`.

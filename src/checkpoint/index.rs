@@ -14,6 +14,8 @@ use crate::error::CheckpointError;
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The only file of another.
 const SINGLE: &str = "model.safetensors";
+/// How the names of shards begin.
+const SHARD: &str = "model-";
 /// What peft writes: changes to the weights of a base model.
 const ADAPTER: [&str; 3] = [
     "adapter_model.safetensors",
@@ -27,6 +29,12 @@ pub(super) struct Files {
     pub(super) shards: Vec<PathBuf>,
     /// Tensor to shard (a place in `shards`), if there is an index.
     pub(super) index: Option<BTreeMap<String, usize>>,
+}
+
+/// Whether the directory says that it has weights in safetensors.
+pub(super) fn has_weights(dir: &Path) -> bool {
+    let shard = |name: &String| name.starts_with(SHARD);
+    dir.join(INDEX).exists() || dir.join(SINGLE).exists() || shards_in(dir).iter().any(shard)
 }
 
 /// Finds the files of the checkpoint in `dir`; each exists.
@@ -59,7 +67,7 @@ pub(super) fn files(dir: &Path) -> Result<Files, CheckpointError> {
         });
     }
     let names = shards_in(dir);
-    let shards: Vec<&String> = names.iter().filter(|n| n.starts_with("model-")).collect();
+    let shards: Vec<&String> = names.iter().filter(|n| n.starts_with(SHARD)).collect();
     if shards.is_empty() {
         let found = match names.first() {
             None => "no .safetensors file".to_owned(),

@@ -1,16 +1,19 @@
-//! Where weights come from: a directory of safetensors shards, mapped and checked against the configuration.
+//! Where weights come from: a directory of safetensors shards or a GGUF, mapped and checked against the configuration.
 //!
 //! Opening maps the files and reads their headers; no weight is copied, and pages are read when somebody touches them.
 //! Every tensor of [`ModelConfig::tensors`] must be there, in an accepted shape and dtype, and no other.
 //!
-//! It converts nothing: dtypes stay as they are on disk, and kernels widen. It is not where weights are sliced or sent to
-//! a device.
+//! Formats stay as they are on disk, and kernels widen; only what a GGUF keeps in another form than the published one
+//! (`A_log`, `kv_b_proj`) is brought back when it is opened. It is not where weights are sliced or sent to a device.
 
 pub mod blocks;
 mod compressed;
+mod contents;
+mod files;
 mod fingerprint;
 mod format;
 pub mod ggml;
+pub mod gguf;
 mod header;
 mod index;
 mod map;
@@ -26,6 +29,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use blocks::{BlockFormat, Codes, Unpack};
+pub use contents::FormatUse;
+pub use files::ModelFiles;
 pub use fingerprint::Fingerprint;
 pub use format::{FORMATS, Format};
 pub use tensor::TensorData;
@@ -47,11 +52,31 @@ pub struct Checkpoint {
     by_name: HashMap<String, usize>,
 }
 
-/// A mapped file.
+/// A mapped file, or a tensor made from one.
 #[derive(Clone, Debug)]
 struct Shard {
     path: PathBuf,
     bytes: Bytes,
+    /// Whether the bytes are not those of the file.
+    derived: bool,
+}
+
+impl Shard {
+    fn mapped(path: PathBuf, bytes: Bytes) -> Self {
+        Self {
+            path,
+            bytes,
+            derived: false,
+        }
+    }
+
+    fn derived(path: PathBuf, bytes: Bytes) -> Self {
+        Self {
+            path,
+            bytes,
+            derived: true,
+        }
+    }
 }
 
 /// Where a tensor lies.
@@ -79,32 +104,41 @@ impl Entry {
 }
 
 impl Checkpoint {
-    /// Maps the checkpoint in `dir` and checks it against `config`. `model.safetensors.index.json` is what counts if it is
-    /// there, else `model.safetensors`, else every `model-*.safetensors`.
+    /// Maps the checkpoint at `path` and checks it against `config`: a GGUF, as [`ModelFiles::open`] finds it, or a folder,
+    /// in which `model.safetensors.index.json` is what counts if it is there, else `model.safetensors`, else every
+    /// `model-*.safetensors`.
     ///
     /// # Errors
     /// [`CheckpointError`] names the file, the tensor, what was expected and what was found.
-    pub fn open(dir: &Path, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
+    pub fn open(path: &Path, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
+        ModelFiles::open(path)?.checkpoint(config)
+    }
+
+    /// That of a folder of safetensors shards.
+    fn of_folder(dir: &Path, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
         let (shards, entries) = verify::open(dir, config)?;
+        let tied = config.tie_word_embeddings;
+        Ok(Checkpoint::of(dir.to_owned(), shards, entries, tied))
+    }
+
+    fn of(dir: PathBuf, shards: Vec<Shard>, entries: Vec<Entry>, tied: bool) -> Checkpoint {
         let mut by_name: HashMap<String, usize> = entries
             .iter()
             .enumerate()
             .map(|(i, e)| (e.name.clone(), i))
             .collect();
-        if config.tie_word_embeddings
-            && let Some(&embedding) = by_name.get(Role::Embedding.pattern())
-        {
+        if tied && let Some(&embedding) = by_name.get(Role::Embedding.pattern()) {
             by_name.insert(Role::Head.name(0), embedding);
         }
-        Ok(Checkpoint {
-            dir: dir.to_owned(),
+        Checkpoint {
+            dir,
             shards,
             entries,
             by_name,
-        })
+        }
     }
 
-    /// The directory.
+    /// The directory, or the GGUF.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -165,9 +199,10 @@ impl Checkpoint {
         self.entries.iter().map(Entry::bytes).sum()
     }
 
-    /// The shards, in the order of their names.
+    /// The files, in the order of their names.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.shards.iter().map(|s| s.path.as_path())
+        let files = self.shards.iter().filter(|shard| !shard.derived);
+        files.map(|shard| shard.path.as_path())
     }
 
     fn data(&self, entry: &Entry) -> Result<TensorData, CheckpointError> {

@@ -66,7 +66,7 @@ pub(super) fn open(
         let bytes = map::map(&path)?;
         let tensors = header::parse(&path, &bytes)?;
         let shard = check.shards.len();
-        check.shards.push(Shard { path, bytes });
+        check.shards.push(Shard::mapped(path, bytes));
         for t in tensors {
             let found = Found {
                 shard,

@@ -66,17 +66,12 @@ impl Tolerance {
     /// [`Tolerance::Split`] compares them, are both rounded.
     #[must_use]
     pub const fn greatest(self, precision: Dtype, times: f64) -> f64 {
-        let half_unit = match precision {
-            Dtype::F32 => 1.0 / (1 << 24) as f64,
-            Dtype::F16 => 1.0 / (1 << 11) as f64,
-            Dtype::Bf16 => 1.0 / (1 << 8) as f64,
-        };
         let roundings = match self {
             Self::Recurrence => 1.0,
             Self::Split => 2.0,
             _ => 0.0,
         };
-        times * self.bound(precision) + roundings * half_unit
+        times * self.bound(precision) + roundings * half_unit(precision)
     }
 
     /// What it is for, in tables.
@@ -105,6 +100,16 @@ impl Tolerance {
             Self::Split => "split",
             Self::Block => "block",
         }
+    }
+}
+
+/// Half a unit in the last place of a number near 1: the most by which rounding to nearest moves a number, as a part of it.
+#[must_use]
+pub(super) const fn half_unit(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => 1.0 / (1 << 24) as f64,
+        Dtype::F16 => 1.0 / (1 << 11) as f64,
+        Dtype::Bf16 => 1.0 / (1 << 8) as f64,
     }
 }
 

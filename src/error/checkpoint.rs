@@ -117,6 +117,28 @@ pub enum CheckpointError {
         /// What is there.
         found: String,
     },
+    /// A value of a GGUF's metadata is missing or is not what it should be.
+    #[error("{}: {key}: expected {expected}, found {found}", file.display())]
+    Metadata {
+        /// The file.
+        file: PathBuf,
+        /// The key.
+        key: String,
+        /// What belongs there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A GGUF that is no model of ours, or not the whole of one.
+    #[error("{}: expected {expected}, found {found}", file.display())]
+    NotThisModel {
+        /// The file or folder.
+        file: PathBuf,
+        /// What would be read.
+        expected: String,
+        /// What is there, and what to do.
+        found: String,
+    },
     /// The tensors are not those that the configuration describes.
     #[error("{}: {} with the tensors:{}", dir.display(), count(problems.len()), list(problems))]
     Tensors {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use kimi_linear::backend::{self, Backend, BackendKind};
-use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::checkpoint::ModelFiles;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{
     Engine, EngineHandle, EngineOptions, Event, Output, OutputProcessor, Request, RequestId,
@@ -172,12 +172,13 @@ impl Worker {
 
     fn try_load(&mut self, request: &LoadRequest) -> Result<(Loaded, ModelFacts), Error> {
         let folder = &request.folder;
-        let config = ModelConfig::from_file(&folder.join("config.json"))?;
-        let mut tokenizer = Tokenizer::from_dir(folder)?;
+        let files = ModelFiles::open(folder)?;
+        let config = files.config()?;
+        let mut tokenizer = Tokenizer::from_files(&files)?;
         tokenizer.limit_ids(config.vocab_size)?;
         let tokenizer = Arc::new(tokenizer);
-        let template = ChatTemplate::from_dir(folder)?;
-        let checkpoint = Checkpoint::open(folder, &config)?;
+        let template = ChatTemplate::from_files(&files)?;
+        let checkpoint = files.checkpoint(&config)?;
         let backend = (self.open)(request.backend, request.device)?;
         let device = backend.device().clone();
         let sizes = sizes(request.context.min(config.model_max_length));
@@ -414,12 +415,12 @@ fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Reads a config.json and asks every driver for its devices: that takes as long as it takes.
+/// Reads a configuration and asks every driver for its devices: that takes as long as it takes.
 fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
     let teller = teller.clone();
     aside("estimate", move || {
-        let file = folder.join("config.json");
-        let result = match ModelConfig::from_file(&file) {
+        let config = || -> Result<ModelConfig, Error> { ModelFiles::open(&folder)?.config() };
+        let result = match config() {
             Ok(config) => Ok(Estimate {
                 parameters: config.parameters(),
                 active: config.active_parameters(),
@@ -429,7 +430,7 @@ fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
                     .map(|device| (device.clone(), memory(&config, &device, context)))
                     .collect(),
             }),
-            Err(error) => Err(Problem::of_loading(&Error::from(error))),
+            Err(error) => Err(Problem::of_loading(&error)),
         };
         teller.tell(Update::Estimate { folder, result });
     });
@@ -509,10 +510,10 @@ fn update(output: Output, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
         Event::Prefill { done, cached } => ChatUpdate::Prefill { done, cached },
         Event::Scored(_) => return None,
         Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
-        Event::Token { id, likelihood, .. } => ChatUpdate::Token {
+        Event::Token { id, logprobs, .. } => ChatUpdate::Token {
             token: TokenText {
                 answer: true,
-                logprob: likelihood.map(|likelihood| likelihood.logprob),
+                logprob: logprobs.map(|logprobs| logprobs.logprob),
                 ..token(tokenizer, id)
             },
             text,

@@ -11,6 +11,7 @@ use super::{Shared, fill};
 use crate::backend::weight::StoredRows;
 use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
+use crate::config::Dtype;
 use crate::error::BackendError;
 
 /// Narrower rows than this are widened to f32.
@@ -107,7 +108,11 @@ impl GpuWeight {
                 rows: part.matrices.len() * part.rows.len(),
                 columns: weight.columns,
                 stride: made.stride,
-                narrow: weight.format == Format::BF16,
+                dtype: if weight.format == Format::BF16 {
+                    Dtype::Bf16
+                } else {
+                    Dtype::F32
+                },
                 packed: split.format == Format::BF16,
             };
             fill::fill(shared, &part.buffer, &numbers, weight.random)?;

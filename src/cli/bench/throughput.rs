@@ -6,10 +6,9 @@ use anyhow::{Result, ensure};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use kimi_linear::bench::throughput::{Test, Throughput, limits, measure};
-use kimi_linear::checkpoint::Checkpoint;
 use serde::Serialize;
 
-use super::super::options::{DeviceOptions, ModelOptions, load, parse_tokens};
+use super::super::options::{CacheOptions, DeviceOptions, ModelOptions, load, parse_tokens};
 use super::super::progress::Progress;
 
 /// How results are printed.
@@ -28,6 +27,8 @@ pub(super) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// Time prompts of so many tokens; 0 for none.
     #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', default_value = "512", value_parser = parse_count)]
     prompt: Vec<usize>,
@@ -87,12 +88,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         "{longest} tokens (depth and test): expected at most the model's {}",
         config.model_max_length
     );
-    let size = Checkpoint::open(&arguments.model.folder()?, &config)?.total_bytes();
+    let size = arguments.model.files()?.checkpoint(&config)?.total_bytes();
     let mut loaded = load(
         &arguments.model,
         &config,
         arguments.device.open()?,
-        |device| limits(&tests, arguments.prefill_chunk, device.cache),
+        |device| {
+            limits(
+                &tests,
+                arguments.prefill_chunk,
+                arguments.cache.dtype(device),
+            )
+        },
     )?;
     let progress = Progress::count("timing", tests.len());
     let mut rows = Vec::with_capacity(tests.len());
