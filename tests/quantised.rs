@@ -311,7 +311,7 @@ fn companions_are_held_against_the_weight() {
         },
     );
     refused(
-        "weight_scale: expected rows of a multiple of 32 columns, groups of one of 32, found 128 columns in groups of 16",
+        "weight_scale: expected rows of a multiple of 32 columns and groups of a multiple of 32, found 128 columns in groups of 16",
         |shard| set(shard, "weight_scale", "BF16", &[192, 8]),
     );
     refused(
@@ -444,6 +444,27 @@ fn floats_and_mlx_are_held_against_their_scales() {
         message.contains("for codes of [2, 3, 4, 5, 6, 8] bits, found [192, 28]"),
         "{message}"
     );
+}
+
+#[test]
+fn a_scale_that_is_no_number_is_found() {
+    let dir = Dir::copy("tiny-128");
+    let mut shard = dir.shard("model.safetensors");
+    shard.remove(&name("weight"));
+    shard.set(
+        &name("weight_packed"),
+        "U8",
+        &[192, 64],
+        vec![0x11; 192 * 64],
+    );
+    let mut scales = vec![127; 192 * 4];
+    scales[5] = 255;
+    shard.set(&name("weight_scale"), "U8", &[192, 4], scales);
+    dir.put("model.safetensors", &shard);
+    let (_, checkpoint) = open(dir.path()).unwrap();
+    let tensor = checkpoint.tensor(&name("weight")).unwrap();
+    let (at, value) = tensor.first_non_finite().unwrap();
+    assert!(at == 128 + 32 && value.is_nan(), "{value} at {at}");
 }
 
 #[test]

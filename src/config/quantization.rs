@@ -258,36 +258,47 @@ fn compressed_tensors(
         {
             tracing::warn!("{name}: {key} are not quantised here, only weights are");
         }
-        let Some(Value::Object(weights)) = group.get("weights") else {
-            continue;
-        };
-        let field = |of: &str| format!("{name}.config_groups.{key}.{of}");
-        let bits = weights.get("num_bits").unwrap_or(&Value::Null);
-        let float = match weights.get("type").and_then(Value::as_str) {
-            Some("float") => true,
-            Some("int") => false,
-            _ => {
-                let value = weights.get("type").unwrap_or(&Value::Null);
-                return Err(wrong(&field("weights.type"), "\"int\" or \"float\"", value));
-            }
-        };
-        if let Some(block) = weights.get("block_structure").and_then(Value::as_array) {
-            quantization.block = pair(&field("weights.block_structure"), block)?;
+        let field = format!("{name}.config_groups.{key}");
+        let targets = Target::list(&format!("{field}.targets"), group.get("targets"))?;
+        if let Some(Value::Object(weights)) = group.get("weights") {
+            let (group, block) = weights_of(&format!("{field}.weights"), targets, weights)?;
+            quantization.groups.push(group);
+            quantization.block = quantization.block.or(block);
         }
-        let size = weights.get("group_size").filter(|size| !size.is_null());
-        // -1 means a scale a row.
-        let size = size.filter(|size| size.as_i64() != Some(-1));
-        quantization.groups.push(Group {
-            targets: Target::list(&field("targets"), group.get("targets"))?,
-            bits: whole(&field("weights.num_bits"), bits, 32)?,
-            float: Some(float),
-            symmetric: weights.get("symmetric").and_then(Value::as_bool),
-            group: size
-                .map(|size| whole(&field("weights.group_size"), size, 1 << 20))
-                .transpose()?,
-        });
     }
     Ok(quantization)
+}
+
+/// How the weights of a group are stored, and the size of blocks that share a scale.
+fn weights_of(
+    at: &str,
+    targets: Vec<Target>,
+    weights: &Map<String, Value>,
+) -> Result<(Group, Option<[usize; 2]>), ConfigError> {
+    let field = |of: &str| format!("{at}.{of}");
+    let value = |of: &str| weights.get(of).unwrap_or(&Value::Null);
+    let float = match value("type").as_str() {
+        Some("float") => true,
+        Some("int") => false,
+        _ => {
+            let expected = "\"int\" or \"float\"";
+            return Err(wrong(&field("type"), expected, value("type")));
+        }
+    };
+    let block = value("block_structure").as_array();
+    let block = block.map(|size| pair(&field("block_structure"), size));
+    // -1 means a scale a row.
+    let size =
+        Some(value("group_size")).filter(|size| !size.is_null() && size.as_i64() != Some(-1));
+    let size = size.map(|size| whole(&field("group_size"), size, 1 << 20));
+    let group = Group {
+        targets,
+        bits: whole(&field("num_bits"), value("num_bits"), 32)?,
+        float: Some(float),
+        symmetric: value("symmetric").as_bool(),
+        group: size.transpose()?,
+    };
+    Ok((group, block.transpose()?.flatten()))
 }
 
 /// DeepSeek's files. Which modules are left as they are is not held against the weights: the names in its list are of several

@@ -129,13 +129,15 @@ enum Zeros {
 impl Packed {
     /// The format that it is repacked to, if no scale is extraordinary.
     fn usual(&self) -> &'static BlockFormat {
+        // Scales in F32 are not such as f16 holds.
+        let halves = self.scales.number != Number::F32;
         match (&self.scheme, self.bits) {
-            (Scheme::Integer { zeros: None, .. }, 4) => &Q4_0,
-            (Scheme::Integer { zeros: None, .. }, _) => &Q8_0,
+            (Scheme::Integer { zeros: None, .. }, 4) if halves => &Q4_0,
+            (Scheme::Integer { zeros: None, .. }, 8) if halves => &Q8_0,
             (Scheme::Integer { .. }, 4) => &INT4,
-            (Scheme::Affine { .. }, 0..=4) => &Q4_1,
-            (Scheme::Affine { .. }, 5) => &Q5_1,
-            (Scheme::Affine { .. }, 6) => &INT6,
+            (Scheme::Affine { .. }, 0..=4) if halves => &Q4_1,
+            (Scheme::Affine { .. }, 5) if halves => &Q5_1,
+            (Scheme::Affine { .. }, 6) if halves => &INT6,
             (Scheme::Integer { .. } | Scheme::Affine { .. }, _) => &INT8,
             (Scheme::Float8, _) => &FP8,
             (Scheme::Float4, _) if self.scales.number == Number::E8m0 => &MXFP4,

@@ -217,8 +217,9 @@ impl Weight<'_> {
             self.wrong(suffix, &expected, &format!("{:?}", found.shape))
         })?;
         if !self.columns.is_multiple_of(COLUMNS) || !grid.covers(run, self.columns) {
-            let expected =
-                format!("rows of a multiple of {COLUMNS} columns, groups of one of {run}");
+            let expected = format!(
+                "rows of a multiple of {COLUMNS} columns and groups of a multiple of {run}"
+            );
             let found = format!("{} columns in groups of {}", self.columns, grid.columns);
             return Err(self.wrong(suffix, &expected, &found));
         }
