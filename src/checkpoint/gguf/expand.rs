@@ -128,7 +128,7 @@ mod tests {
     };
 
     fn f32s(bytes: &[u8]) -> Vec<f32> {
-        Dtype::F32.decode(bytes)
+        Dtype::F32.widen(bytes)
     }
 
     #[test]
@@ -136,7 +136,7 @@ mod tests {
         // keys[h][latent][nope] and values[h][value][latent] that say where they are.
         let keys: Vec<f32> = (0..12).map(|i| i as f32).collect();
         let values: Vec<f32> = (100..106).map(|i| i as f32).collect();
-        let (keys, values) = (Dtype::F32.narrow(&keys), Dtype::F32.encode(&values));
+        let (keys, values) = (Dtype::F32.narrow(&keys), Dtype::F32.narrow(&values));
         let half = |bytes| Half {
             format: Format::F32,
             bytes,
@@ -154,8 +154,8 @@ mod tests {
     #[test]
     fn unlike_halves_lose_nothing_but_to_f16() {
         let numbers: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        let f16s = Dtype::F16.encode(&numbers);
-        let bf16s = Dtype::Bf16.encode(&numbers[..6]);
+        let f16s = Dtype::F16.narrow(&numbers);
+        let bf16s = Dtype::Bf16.narrow(&numbers[..6]);
         let keys = Half {
             format: Format::F16,
             bytes: &f16s,
