@@ -8,6 +8,8 @@ pub(super) trait Isa: Copy {
     type Lanes: Copy;
     /// 32 codes of a weight, ready for products with several rows.
     type Codes: Copy;
+    /// 32 bytes.
+    type Bytes: Copy;
 
     /// Runs `f`, which must be inlined, compiled for this instruction set.
     fn run<R>(self, f: impl FnOnce() -> R) -> R;
@@ -25,8 +27,19 @@ pub(super) trait Isa: Copy {
     fn codes(self, codes: &[i8; BLOCK]) -> Self::Codes;
     /// Lane l: the sum over columns 4l .. 4l + 3 of the products of codes, which f32 holds exactly. No activation is -128.
     fn dot(self, codes: Self::Codes, activations: &[i8; BLOCK]) -> Self::Lanes;
+
+    fn bytes(self, bytes: &[u8; BLOCK]) -> Self::Bytes;
+    /// The low four bits of 16 bytes, then their high ones.
+    fn nibbles(self, bytes: &[u8; 16]) -> Self::Bytes;
+    /// `byte >> by & mask` of each byte; `mask` has at most the `8 - by` lowest bits.
+    fn shifted(self, bytes: Self::Bytes, by: usize, mask: u8) -> Self::Bytes;
+    /// `value` where a byte of `flags` has all the bits of its mask, one in number, else 0.
+    fn flagged(self, flags: Self::Bytes, masks: Self::Bytes, value: u8) -> Self::Bytes;
+    fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// Each byte less `zero`.
+    fn less(self, bytes: Self::Bytes, zero: u8) -> [i8; BLOCK];
     /// `table[index]` of each index below 16.
-    fn lookup(self, table: &[i8; 16], indices: &[u8; BLOCK]) -> [i8; BLOCK];
+    fn lookup(self, table: &[i8; 16], indices: Self::Bytes) -> [i8; BLOCK];
 }
 
 /// What is done in whichever instruction set there is.
@@ -106,6 +119,7 @@ pub(super) struct Scalar;
 impl Isa for Scalar {
     type Lanes = [f32; 8];
     type Codes = [i8; BLOCK];
+    type Bytes = [u8; BLOCK];
 
     #[inline(always)]
     fn run<R>(self, f: impl FnOnce() -> R) -> R {
@@ -157,7 +171,37 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    fn lookup(self, table: &[i8; 16], indices: &[u8; BLOCK]) -> [i8; BLOCK] {
+    fn bytes(self, bytes: &[u8; BLOCK]) -> [u8; BLOCK] {
+        *bytes
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; 16]) -> [u8; BLOCK] {
+        std::array::from_fn(|i| bytes[i % 16] >> (4 * (i / 16)) & 15)
+    }
+
+    #[inline(always)]
+    fn shifted(self, bytes: [u8; BLOCK], by: usize, mask: u8) -> [u8; BLOCK] {
+        bytes.map(|byte| byte >> by & mask)
+    }
+
+    #[inline(always)]
+    fn flagged(self, flags: [u8; BLOCK], masks: [u8; BLOCK], value: u8) -> [u8; BLOCK] {
+        std::array::from_fn(|i| if flags[i] & masks[i] == 0 { 0 } else { value })
+    }
+
+    #[inline(always)]
+    fn or(self, a: [u8; BLOCK], b: [u8; BLOCK]) -> [u8; BLOCK] {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn less(self, bytes: [u8; BLOCK], zero: u8) -> [i8; BLOCK] {
+        bytes.map(|byte| byte.wrapping_sub(zero) as i8)
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], indices: [u8; BLOCK]) -> [i8; BLOCK] {
         indices.map(|index| table[usize::from(index & 15)])
     }
 }

@@ -17,6 +17,7 @@ impl Neon {
 impl Isa for Neon {
     type Lanes = [float32x4_t; 2];
     type Codes = [int8x16_t; 2];
+    type Bytes = [uint8x16_t; 2];
 
     #[inline(always)]
     fn run<R>(self, f: impl FnOnce() -> R) -> R {
@@ -80,10 +81,52 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
-    fn lookup(self, table: &[i8; 16], indices: &[u8; BLOCK]) -> [i8; BLOCK] {
+    fn bytes(self, bytes: &[u8; BLOCK]) -> [uint8x16_t; 2] {
+        bytemuck::cast(*bytes)
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; 16]) -> [uint8x16_t; 2] {
+        let neon = self.0.neon;
+        let bytes: uint8x16_t = bytemuck::cast(*bytes);
+        [
+            neon.vandq_u8(bytes, bytemuck::cast([15_u8; 16])),
+            neon.vshrq_n_u8::<4>(bytes),
+        ]
+    }
+
+    #[inline(always)]
+    fn shifted(self, bytes: [uint8x16_t; 2], by: usize, mask: u8) -> [uint8x16_t; 2] {
+        let neon = self.0.neon;
+        let by: int8x16_t = bytemuck::cast([-(by as i8); 16]);
+        let mask = bytemuck::cast([mask; 16]);
+        bytes.map(|bytes| neon.vandq_u8(neon.vshlq_u8(bytes, by), mask))
+    }
+
+    #[inline(always)]
+    fn flagged(self, flags: [uint8x16_t; 2], masks: [uint8x16_t; 2], value: u8) -> [uint8x16_t; 2] {
+        let neon = self.0.neon;
+        let value = bytemuck::cast([value; 16]);
+        std::array::from_fn(|half| neon.vandq_u8(neon.vtstq_u8(flags[half], masks[half]), value))
+    }
+
+    #[inline(always)]
+    fn or(self, a: [uint8x16_t; 2], b: [uint8x16_t; 2]) -> [uint8x16_t; 2] {
+        let neon = self.0.neon;
+        std::array::from_fn(|half| neon.vorrq_u8(a[half], b[half]))
+    }
+
+    #[inline(always)]
+    fn less(self, bytes: [uint8x16_t; 2], zero: u8) -> [i8; BLOCK] {
+        let neon = self.0.neon;
+        let zero = bytemuck::cast([zero; 16]);
+        bytemuck::cast(bytes.map(|bytes| neon.vsubq_u8(bytes, zero)))
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], indices: [uint8x16_t; 2]) -> [i8; BLOCK] {
         let neon = self.0.neon;
         let table: int8x16_t = bytemuck::cast(*table);
-        let indices: [uint8x16_t; 2] = bytemuck::cast(*indices);
         bytemuck::cast(indices.map(|indices| neon.vqtbl1q_s8(table, indices)))
     }
 }

@@ -84,31 +84,19 @@ impl Weights {
             mins: &mut mins.as_chunks_mut().0[..blocks],
         };
         self.minimums[c] = match layout {
-            Layout::Q8_0 => row.of_32(bytes, q8_0),
-            Layout::Q4_0 => row.of_32(bytes, q4_0),
-            Layout::Q4_1 => row.of_32_with_min(bytes, q4_1),
-            Layout::Q5_0 => row.of_32(bytes, q5_0),
-            Layout::Q5_1 => row.of_32_with_min(bytes, q5_1),
-            Layout::Iq4Nl => row.of_32(
-                bytes,
-                #[inline(always)]
-                |block: &[u8; 18], codes| iq4_nl(isa, block, codes),
-            ),
-            Layout::Mxfp4 => row.of_32(
-                bytes,
-                #[inline(always)]
-                |block: &[u8; 17], codes| mxfp4(isa, block, codes),
-            ),
-            Layout::Q2K => row.of_256(bytes, q2_k),
-            Layout::Q3K => row.of_256(bytes, q3_k),
-            Layout::Q4K => row.of_256(bytes, q4_k),
-            Layout::Q5K => row.of_256(bytes, q5_k),
-            Layout::Q6K => row.of_256(bytes, q6_k),
-            Layout::Iq4Xs => row.of_256(
-                bytes,
-                #[inline(always)]
-                |block: &[u8; 136], to| iq4_xs(isa, block, to),
-            ),
+            Layout::Q8_0 => row.of_32(isa, bytes, q8_0),
+            Layout::Q4_0 => row.of_32(isa, bytes, q4_0),
+            Layout::Q4_1 => row.of_32_with_min(isa, bytes, q4_1),
+            Layout::Q5_0 => row.of_32(isa, bytes, q5_0),
+            Layout::Q5_1 => row.of_32_with_min(isa, bytes, q5_1),
+            Layout::Iq4Nl => row.of_32(isa, bytes, iq4_nl),
+            Layout::Mxfp4 => row.of_32(isa, bytes, mxfp4),
+            Layout::Q2K => row.of_256(isa, bytes, q2_k),
+            Layout::Q3K => row.of_256(isa, bytes, q3_k),
+            Layout::Q4K => row.of_256(isa, bytes, q4_k),
+            Layout::Q5K => row.of_256(isa, bytes, q5_k),
+            Layout::Q6K => row.of_256(isa, bytes, q6_k),
+            Layout::Iq4Xs => row.of_256(isa, bytes, iq4_xs),
             Layout::Other(format) => row.of_any(bytes, format, &mut self.block),
         };
     }
@@ -174,40 +162,43 @@ struct Block<'a> {
 impl Row<'_> {
     /// Blocks of 32 with one scale.
     #[inline(always)]
-    fn of_32<const BYTES: usize>(
+    fn of_32<I: Isa, const BYTES: usize>(
         &mut self,
+        isa: I,
         bytes: &[u8],
-        unpack: impl Fn(&[u8; BYTES], &mut [i8; BLOCK]) -> f32,
+        unpack: impl Fn(I, &[u8; BYTES], &mut [i8; BLOCK]) -> f32,
     ) -> bool {
         let blocks = bytes.as_chunks::<BYTES>().0.iter();
         let places = self.codes.iter_mut().zip(self.scales.iter_mut());
         for (block, (codes, scale)) in blocks.zip(places) {
-            *scale = [unpack(block, codes); HALVES];
+            *scale = [unpack(isa, block, codes); HALVES];
         }
         false
     }
 
     /// Blocks of 32 with one scale and one minimum.
     #[inline(always)]
-    fn of_32_with_min<const BYTES: usize>(
+    fn of_32_with_min<I: Isa, const BYTES: usize>(
         &mut self,
+        isa: I,
         bytes: &[u8],
-        unpack: impl Fn(&[u8; BYTES], &mut [i8; BLOCK]) -> [f32; 2],
+        unpack: impl Fn(I, &[u8; BYTES], &mut [i8; BLOCK]) -> [f32; 2],
     ) -> bool {
         let blocks = bytes.as_chunks::<BYTES>().0.iter();
         let places = self.codes.iter_mut().zip(self.scales.iter_mut());
         for ((block, (codes, scale)), min) in blocks.zip(places).zip(self.mins.iter_mut()) {
-            [*scale, *min] = unpack(block, codes).map(|number| [number; HALVES]);
+            [*scale, *min] = unpack(isa, block, codes).map(|number| [number; HALVES]);
         }
         true
     }
 
     /// Blocks of 256.
     #[inline(always)]
-    fn of_256<const BYTES: usize>(
+    fn of_256<I: Isa, const BYTES: usize>(
         &mut self,
+        isa: I,
         bytes: &[u8],
-        unpack: impl Fn(&[u8; BYTES], Block<'_>) -> bool,
+        unpack: impl Fn(I, &[u8; BYTES], Block<'_>) -> bool,
     ) -> bool {
         let codes = self.codes.as_chunks_mut().0.iter_mut();
         let scales = self.scales.as_chunks_mut().0.iter_mut();
@@ -220,7 +211,7 @@ impl Row<'_> {
                 scales,
                 mins,
             };
-            minimums = unpack(block, place);
+            minimums = unpack(isa, block, place);
         }
         minimums
     }
@@ -263,86 +254,66 @@ fn half(block: &[u8], at: usize) -> f32 {
     f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
 }
 
-/// Four bits each: the low ones of 16 bytes, then the high ones.
+/// The four bits of each of 32 codes with a fifth, from the 32 bits of `high`.
 #[inline(always)]
-fn nibbles(bytes: &[u8]) -> [u8; BLOCK] {
-    let mut nibbles = [0; BLOCK];
-    let (low, high) = nibbles.split_at_mut(16);
-    for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
-        (*low, *high) = (byte & 15, byte >> 4);
-    }
-    nibbles
-}
-
-/// [`nibbles`] with a fifth bit each, from the 32 bits at `high`.
-#[inline(always)]
-fn five_bits(bytes: &[u8], high: &[u8]) -> [u8; BLOCK] {
-    // Byte i of a word: bit i alone.
-    const ONE_EACH: u64 = 0x8040_2010_0804_0201;
-    const ALL: u64 = 0x0101_0101_0101_0101;
-    let mut five = nibbles(bytes);
-    for (eight, high) in five.as_chunks_mut::<8>().0.iter_mut().zip(high) {
-        let alone = (u64::from(*high) * ALL) & ONE_EACH;
-        // What is not 0 carries into the highest bit of its byte, which becomes the fifth of the code.
-        let fifth = (alone + 0x7f * ALL) >> 3 & (0x10 * ALL);
-        *eight = (u64::from_le_bytes(*eight) | fifth).to_le_bytes();
-    }
-    five
+fn five_bits<I: Isa>(isa: I, bytes: &[u8; 16], high: [u8; 4]) -> I::Bytes {
+    let flags = isa.bytes(&bytemuck::cast(high.map(|high| [high; 8])));
+    let masks: [u8; 8] = std::array::from_fn(|i| 1 << i);
+    let masks = isa.bytes(&bytemuck::cast([masks; 4]));
+    isa.or(isa.nibbles(bytes), isa.flagged(flags, masks, 16))
 }
 
 #[inline(always)]
-fn less(codes: [u8; BLOCK], zero: u8, to: &mut [i8; BLOCK]) {
-    for (to, code) in to.iter_mut().zip(codes) {
-        *to = code.wrapping_sub(zero) as i8;
-    }
-}
-
-#[inline(always)]
-fn q8_0(block: &[u8; 34], codes: &mut [i8; BLOCK]) -> f32 {
-    for (code, byte) in codes.iter_mut().zip(&block[2..]) {
-        *code = *byte as i8;
-    }
+fn q8_0<I: Isa>(_: I, block: &[u8; 34], codes: &mut [i8; BLOCK]) -> f32 {
+    let [_, _, bytes @ ..] = block;
+    *codes = bytemuck::cast(*bytes);
     half(block, 0)
 }
 
 #[inline(always)]
-fn q4_0(block: &[u8; 18], codes: &mut [i8; BLOCK]) -> f32 {
-    less(nibbles(&block[2..]), 8, codes);
+fn q4_0<I: Isa>(isa: I, block: &[u8; 18], codes: &mut [i8; BLOCK]) -> f32 {
+    let [_, _, bytes @ ..] = block;
+    *codes = isa.less(isa.nibbles(bytes), 8);
     half(block, 0)
 }
 
 #[inline(always)]
-fn q4_1(block: &[u8; 20], codes: &mut [i8; BLOCK]) -> [f32; 2] {
-    less(nibbles(&block[4..]), 0, codes);
+fn q4_1<I: Isa>(isa: I, block: &[u8; 20], codes: &mut [i8; BLOCK]) -> [f32; 2] {
+    let [_, _, _, _, bytes @ ..] = block;
+    *codes = isa.less(isa.nibbles(bytes), 0);
     [half(block, 0), half(block, 2)]
 }
 
 #[inline(always)]
-fn q5_0(block: &[u8; 22], codes: &mut [i8; BLOCK]) -> f32 {
-    less(five_bits(&block[6..], &block[2..6]), 16, codes);
+fn q5_0<I: Isa>(isa: I, block: &[u8; 22], codes: &mut [i8; BLOCK]) -> f32 {
+    let [_, _, a, b, c, d, bytes @ ..] = block;
+    *codes = isa.less(five_bits(isa, bytes, [*a, *b, *c, *d]), 16);
     half(block, 0)
 }
 
 #[inline(always)]
-fn q5_1(block: &[u8; 24], codes: &mut [i8; BLOCK]) -> [f32; 2] {
-    less(five_bits(&block[8..], &block[4..8]), 0, codes);
+fn q5_1<I: Isa>(isa: I, block: &[u8; 24], codes: &mut [i8; BLOCK]) -> [f32; 2] {
+    let [_, _, _, _, a, b, c, d, bytes @ ..] = block;
+    *codes = isa.less(five_bits(isa, bytes, [*a, *b, *c, *d]), 0);
     [half(block, 0), half(block, 2)]
 }
 
 #[inline(always)]
 fn iq4_nl<I: Isa>(isa: I, block: &[u8; 18], codes: &mut [i8; BLOCK]) -> f32 {
-    *codes = isa.lookup(&IQ4_VALUES, &nibbles(&block[2..]));
+    let [_, _, bytes @ ..] = block;
+    *codes = isa.lookup(&IQ4_VALUES, isa.nibbles(bytes));
     half(block, 0)
 }
 
 #[inline(always)]
 fn mxfp4<I: Isa>(isa: I, block: &[u8; 17], codes: &mut [i8; BLOCK]) -> f32 {
-    *codes = isa.lookup(&E2M1_TWICE, &nibbles(&block[1..]));
-    half_power(block[0])
+    let [power, bytes @ ..] = block;
+    *codes = isa.lookup(&E2M1_TWICE, isa.nibbles(bytes));
+    half_power(*power)
 }
 
 #[inline(always)]
-fn q2_k(block: &[u8; 84], to: Block<'_>) -> bool {
+fn q2_k<I: Isa>(isa: I, block: &[u8; 84], to: Block<'_>) -> bool {
     let (d, dmin) = (half(block, 80), half(block, 82));
     let packed = block[..16].as_chunks::<HALVES>().0;
     let places = to.scales.iter_mut().zip(to.mins.iter_mut());
@@ -350,12 +321,16 @@ fn q2_k(block: &[u8; 84], to: Block<'_>) -> bool {
         *scales = packed.map(|packed| d * f32::from(packed & 15));
         *mins = packed.map(|packed| -(dmin * f32::from(packed >> 4)));
     }
-    two_bits(&block[16..80], to.codes);
+    let packed = block[16..80].as_chunks::<BLOCK>().0;
+    for (i, codes) in to.codes.iter_mut().enumerate() {
+        let packed = isa.bytes(&packed[i / 4]);
+        *codes = isa.less(isa.shifted(packed, 2 * (i % 4), 3), 0);
+    }
     true
 }
 
 #[inline(always)]
-fn q3_k(block: &[u8; 110], to: Block<'_>) -> bool {
+fn q3_k<I: Isa>(isa: I, block: &[u8; 110], to: Block<'_>) -> bool {
     let (packed, d) = (&block[96..108], half(block, 108));
     let mut scales = [0_u8; 16];
     for group in 0..16 {
@@ -366,50 +341,59 @@ fn q3_k(block: &[u8; 110], to: Block<'_>) -> bool {
     for (to, scales) in to.scales.iter_mut().zip(scales.as_chunks().0) {
         *to = scales.map(|scale| d * f32::from(scale as i8 - 32));
     }
-    two_bits(&block[32..96], to.codes);
-    for (bit, codes) in to.codes.iter_mut().enumerate() {
-        for (code, high) in codes.iter_mut().zip(&block[..32]) {
-            *code += ((high >> bit & 1) << 2) as i8 - 4;
-        }
+    let packed = block[..96].as_chunks::<BLOCK>().0;
+    let high = isa.bytes(&packed[0]);
+    for (i, codes) in to.codes.iter_mut().enumerate() {
+        let low = isa.shifted(isa.bytes(&packed[1 + i / 4]), 2 * (i % 4), 3);
+        let high = isa.flagged(high, isa.bytes(&[1 << i; BLOCK]), 4);
+        *codes = isa.less(isa.or(low, high), 4);
     }
     false
 }
 
 #[inline(always)]
-fn q4_k(block: &[u8; 144], to: Block<'_>) -> bool {
+fn q4_k<I: Isa>(isa: I, block: &[u8; 144], to: Block<'_>) -> bool {
     six_bits(block, to.scales, to.mins);
-    four_bits(&block[16..], to.codes);
-    true
-}
-
-#[inline(always)]
-fn q5_k(block: &[u8; 176], to: Block<'_>) -> bool {
-    six_bits(block, to.scales, to.mins);
-    four_bits(&block[48..], to.codes);
-    for (bit, codes) in to.codes.iter_mut().enumerate() {
-        for (code, high) in codes.iter_mut().zip(&block[16..48]) {
-            *code |= ((high >> bit & 1) << 4) as i8;
-        }
+    let packed = block[16..].as_chunks::<BLOCK>().0;
+    for (i, codes) in to.codes.iter_mut().enumerate() {
+        let packed = isa.bytes(&packed[i / 2]);
+        *codes = isa.less(isa.shifted(packed, 4 * (i % 2), 15), 0);
     }
     true
 }
 
 #[inline(always)]
-fn q6_k(block: &[u8; 210], to: Block<'_>) -> bool {
+fn q5_k<I: Isa>(isa: I, block: &[u8; 176], to: Block<'_>) -> bool {
+    six_bits(block, to.scales, to.mins);
+    let packed = block[16..].as_chunks::<BLOCK>().0;
+    let high = isa.bytes(&packed[0]);
+    for (i, codes) in to.codes.iter_mut().enumerate() {
+        let low = isa.shifted(isa.bytes(&packed[1 + i / 2]), 4 * (i % 2), 15);
+        let high = isa.flagged(high, isa.bytes(&[1 << i; BLOCK]), 16);
+        *codes = isa.less(isa.or(low, high), 0);
+    }
+    true
+}
+
+#[inline(always)]
+fn q6_k<I: Isa>(isa: I, block: &[u8; 210], to: Block<'_>) -> bool {
     let d = half(block, 208);
     for (to, scales) in to.scales.iter_mut().zip(block[192..208].as_chunks().0) {
         *to = scales.map(|scale: u8| d * f32::from(scale as i8));
     }
-    let halves = to.codes.as_chunks_mut::<4>().0.iter_mut();
-    for (n, codes) in halves.enumerate() {
-        let (low, high) = (&block[64 * n..][..64], &block[128 + 32 * n..][..32]);
-        for (group, codes) in codes.iter_mut().enumerate() {
-            let low = &low[32 * (group & 1)..][..32];
-            for ((code, low), high) in codes.iter_mut().zip(low).zip(high) {
-                let low = low >> (4 * (group >> 1)) & 15;
-                *code = (low | (high >> (2 * group) & 3) << 4) as i8 - 32;
-            }
-        }
+    let packed = block[..192].as_chunks::<BLOCK>().0;
+    for (i, codes) in to.codes.iter_mut().enumerate() {
+        let (n, group) = (i / 4, i % 4);
+        let low = isa.bytes(&packed[2 * n + group % 2]);
+        let low = isa.shifted(low, 4 * (group / 2), 15);
+        // The two bits at 2 group, shifted to 4.
+        let high = isa.bytes(&packed[4 + n]);
+        let high = isa.shifted(high, 2 * group, 3);
+        let high = isa.or(
+            isa.flagged(high, isa.bytes(&[1; BLOCK]), 16),
+            isa.flagged(high, isa.bytes(&[2; BLOCK]), 32),
+        );
+        *codes = isa.less(isa.or(low, high), 32);
     }
     false
 }
@@ -417,37 +401,14 @@ fn q6_k(block: &[u8; 210], to: Block<'_>) -> bool {
 #[inline(always)]
 fn iq4_xs<I: Isa>(isa: I, block: &[u8; 136], to: Block<'_>) -> bool {
     let (d, high) = (half(block, 0), u16::from_le_bytes([block[2], block[3]]));
+    let packed = block[8..].as_chunks::<16>().0;
     for (group, (scales, codes)) in to.scales.iter_mut().zip(to.codes.iter_mut()).enumerate() {
         let low = block[4 + group / 2] >> (4 * (group % 2)) & 15;
         let top = (high >> (2 * group) & 3) as u8;
         *scales = [d * f32::from((low | top << 4) as i8 - 32); HALVES];
-        *codes = isa.lookup(&IQ4_VALUES, &nibbles(&block[8 + 16 * group..][..16]));
+        *codes = isa.lookup(&IQ4_VALUES, isa.nibbles(&packed[group]));
     }
     false
-}
-
-/// Two bits of each of 256 elements: four that are 32 apart share a byte.
-#[inline(always)]
-fn two_bits(bytes: &[u8], to: &mut [[i8; BLOCK]; 8]) {
-    let halves = to.as_chunks_mut::<4>().0.iter_mut();
-    for (codes, bytes) in halves.zip(bytes.as_chunks::<BLOCK>().0) {
-        for (group, codes) in codes.iter_mut().enumerate() {
-            for (code, byte) in codes.iter_mut().zip(bytes) {
-                *code = (byte >> (2 * group) & 3) as i8;
-            }
-        }
-    }
-}
-
-/// Four bits of each of 256 elements: two that are 32 apart share a byte.
-#[inline(always)]
-fn four_bits(bytes: &[u8], to: &mut [[i8; BLOCK]; 8]) {
-    let pairs = to.as_chunks_mut::<2>().0.iter_mut();
-    for ([low, high], bytes) in pairs.zip(bytes.as_chunks::<BLOCK>().0) {
-        for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
-            (*low, *high) = ((byte & 15) as i8, (byte >> 4) as i8);
-        }
-    }
 }
 
 /// Scales and minimums of Q4_K and Q5_K: two f16, then eight pairs of six bits in twelve bytes, four bytes at a time.

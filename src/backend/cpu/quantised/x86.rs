@@ -36,6 +36,7 @@ trait Products: Copy {
 impl<P: Products> Isa for P {
     type Lanes = __m256;
     type Codes = Signed;
+    type Bytes = __m256i;
 
     #[inline(always)]
     fn run<R>(self, f: impl FnOnce() -> R) -> R {
@@ -91,11 +92,55 @@ impl<P: Products> Isa for P {
     }
 
     #[inline(always)]
-    fn lookup(self, table: &[i8; 16], indices: &[u8; BLOCK]) -> [i8; BLOCK] {
+    fn bytes(self, bytes: &[u8; BLOCK]) -> __m256i {
+        bytemuck::cast(*bytes)
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; 16]) -> __m256i {
+        let v3 = self.v3();
+        let low: __m128i = bytemuck::cast(*bytes);
+        let high = v3.sse2._mm_srli_epi16::<4>(low);
+        let both = v3.avx._mm256_set_m128i(high, low);
+        v3.avx2._mm256_and_si256(both, v3.avx._mm256_set1_epi8(15))
+    }
+
+    #[inline(always)]
+    fn shifted(self, bytes: __m256i, by: usize, mask: u8) -> __m256i {
+        let v3 = self.v3();
+        let by = v3.sse2._mm_cvtsi32_si128(by as i32);
+        let shifted = v3.avx2._mm256_srl_epi64(bytes, by);
+        let mask = v3.avx._mm256_set1_epi8(mask as i8);
+        v3.avx2._mm256_and_si256(shifted, mask)
+    }
+
+    #[inline(always)]
+    fn flagged(self, flags: __m256i, masks: __m256i, value: u8) -> __m256i {
+        let v3 = self.v3();
+        let found = v3.avx2._mm256_and_si256(flags, masks);
+        let found = v3.avx2._mm256_cmpeq_epi8(found, masks);
+        let value = v3.avx._mm256_set1_epi8(value as i8);
+        v3.avx2._mm256_and_si256(found, value)
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        self.v3().avx2._mm256_or_si256(a, b)
+    }
+
+    #[inline(always)]
+    fn less(self, bytes: __m256i, zero: u8) -> [i8; BLOCK] {
+        let v3 = self.v3();
+        let zero = v3.avx._mm256_set1_epi8(zero as i8);
+        bytemuck::cast(v3.avx2._mm256_sub_epi8(bytes, zero))
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], indices: __m256i) -> [i8; BLOCK] {
         let avx2 = self.v3().avx2;
         let table: __m128i = bytemuck::cast(*table);
         let table = avx2._mm256_broadcastsi128_si256(table);
-        bytemuck::cast(avx2._mm256_shuffle_epi8(table, bytemuck::cast(*indices)))
+        bytemuck::cast(avx2._mm256_shuffle_epi8(table, indices))
     }
 }
 
