@@ -289,6 +289,8 @@ fn products_are_within_the_bound_of_eight_bits() {
             }
             let mean = (squares / reference.len() as f64).sqrt();
             let greatest = greatest_error(&found, &reference, found.len());
+            let (name, bound) = (format.name, EIGHT_BIT_ACTIVATIONS);
+            assert!(mean < bound[0], "{name}, {width}: {mean:e}");
             assert!(greatest < bound[1], "{name}, {width}: {greatest:e}");
             assert!(
                 mean > 1e-3,

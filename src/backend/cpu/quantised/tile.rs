@@ -9,7 +9,7 @@ use super::unpack::Weights;
 pub(super) fn tiles<I: Isa>(isa: I, rows: &Activations, weights: &Weights, output: &mut [f32]) {
     let count = rows.count();
     let taken = output.len() / count;
-    // Four rows of activations stay in the nearest cache while the weights pass by; sixteen vectors hold a tile of 4 x 2.
+    // Four rows of activations stay in the nearest cache while the weights pass by.
     let whole = count / 4 * 4;
     for r in (0..whole).step_by(4) {
         for c in (0..taken / 2 * 2).step_by(2) {
@@ -45,12 +45,12 @@ fn tile<I: Isa, const R: usize, const C: usize>(
     let scales: [_; C] = std::array::from_fn(|c| &weights.scales(at[1] + c)[..blocks]);
     let mut sums = [[isa.load(&[0.0; 8]); C]; R];
     for block in 0..blocks {
-        for c in 0..C {
-            let scale = isa.halves(scales[c][block]);
-            let codes = isa.codes(&codes[c][block]);
-            for r in 0..R {
-                let dot = isa.dot(codes, &activations[r][block]);
-                let scale = isa.scale(scale, steps[r][block]);
+        let weights: [_; C] = std::array::from_fn(|c| isa.codes(&codes[c][block]));
+        let scales: [_; C] = std::array::from_fn(|c| isa.halves(scales[c][block]));
+        for r in 0..R {
+            for c in 0..C {
+                let dot = isa.dot(weights[c], &activations[r][block]);
+                let scale = isa.scale(scales[c], steps[r][block]);
                 sums[r][c] = isa.mul_add(dot, scale, sums[r][c]);
             }
         }

@@ -7,9 +7,7 @@
 //! The one module of this backend with `unsafe`: what the dispatcher of `pulp` has no token for.
 #![allow(unsafe_code)]
 
-use std::arch::x86_64::{
-    __m128, __m128i, __m256, __m256i, _mm256_dpbusd_avx_epi32, _mm256_dpbusd_epi32,
-};
+use std::arch::x86_64::{__m128i, __m256, __m256i, _mm256_dpbusd_avx_epi32, _mm256_dpbusd_epi32};
 
 use pulp::x86::V3;
 
@@ -54,9 +52,12 @@ impl<P: Products> Isa for P {
     }
 
     #[inline(always)]
-    fn halves(self, [low, high]: [f32; 2]) -> __m256 {
-        let [low, high]: [__m128; 2] = [low, high].map(|half| bytemuck::cast([half; 4]));
-        self.v3().avx._mm256_set_m128(high, low)
+    fn halves(self, halves: [f32; 2]) -> __m256 {
+        // Both numbers in every pair of lanes, from one load, then one of them.
+        let avx = self.v3().avx;
+        let pairs = avx._mm256_set1_pd(f64::from_bits(bytemuck::cast(halves)));
+        let which = bytemuck::cast([0, 0, 0, 0, 1, 1, 1, 1_i32]);
+        avx._mm256_permutevar_ps(avx._mm256_castpd_ps(pairs), which)
     }
 
     #[inline(always)]
