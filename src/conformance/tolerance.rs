@@ -113,6 +113,17 @@ pub(super) const fn half_unit(dtype: Dtype) -> f64 {
     }
 }
 
+/// How far products of weights in integer codes with activations of eight bits, as the CPU makes them, may be from those of the
+/// same weights widened: in root mean square of `|x| |w| / sqrt(columns)`, which is what sums of unrelated products are, and
+/// as [`greatest_error`].
+///
+/// A step is the greatest magnitude of 32, over 127; the greatest of 32 normal numbers is about 2.4 of their root mean
+/// square; a rounding is off by a step over `sqrt(12)` in the mean. So an activation is off by `2.4 / (127 sqrt(12))`, 0.55 %,
+/// of their root mean square, and because roundings do not know of weights, so is a sum of products. Errors and results are
+/// both nearly normal, so that the quotient of the greatest ones is 0.55 % too, but of few numbers: it may be twice that and
+/// a half.
+pub const EIGHT_BIT_ACTIVATIONS: [f64; 2] = [6e-3, 1.5e-2];
+
 /// `||x - reference|| / ||reference||` over a tensor; infinite where a number is not finite or lengths differ. Where
 /// the reference is zero, the norm of x itself.
 #[must_use]

@@ -1,5 +1,7 @@
 //! Where the CPU backend keeps what its handles name: weights, activations, states. Latents are in `latents`.
 
+use std::ops::Range;
+
 use super::latents::Latents;
 use super::math::vectorised;
 use crate::backend::handles::Handles;
@@ -154,11 +156,22 @@ impl CpuWeight {
         self.columns
     }
 
+    /// The parts with any of `rows`, counted through the whole stack.
+    pub(super) fn parts(&self, rows: Range<usize>) -> &[StoredRows] {
+        let first = self
+            .parts
+            .partition_point(|part| part.rows.end <= rows.start);
+        let beyond = self
+            .parts
+            .partition_point(|part| part.rows.start < rows.end);
+        &self.parts[first..beyond.max(first)]
+    }
+
     /// Widens one row, counted through the whole stack, into `row`: `[columns]`.
     pub(super) fn row(&self, index: usize, row: &mut [f32]) {
-        let part = self.parts.partition_point(|part| part.rows.end <= index);
-        let part = &self.parts[part];
-        widen(part.format, part.row(index), row);
+        for part in self.parts(index..index + 1) {
+            widen(part.format, part.row(index), row);
+        }
     }
 
     /// The whole weight, widened: for vectors and other small things.
@@ -179,7 +192,8 @@ impl CpuWeight {
     }
 }
 
-fn widen(format: Format, bytes: &[u8], values: &mut [f32]) {
+/// Widens whole blocks of a row, or of whole rows.
+pub(super) fn widen(format: Format, bytes: &[u8], values: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || format.widen(bytes, values),

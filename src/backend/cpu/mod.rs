@@ -19,6 +19,7 @@ mod mla;
 mod mla_append;
 mod mla_decode;
 mod mla_prefill;
+mod quantised;
 mod rms_norm;
 mod route;
 mod select;
