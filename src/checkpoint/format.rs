@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use half::{f16, slice::HalfFloatSliceExt};
 
-use super::{BlockFormat, ggml::TYPES};
+use super::{BlockFormat, blocks, ggml::TYPES};
 use crate::config::Dtype;
 
 /// How numbers are kept, row by row, little-endian.
@@ -20,8 +20,26 @@ pub enum Format {
     Block(&'static BlockFormat),
 }
 
-/// The formats that shaders and kernels know, in the order of their numbers there.
-pub const FORMATS: [Format; 3] = [Format::F32, Format::BF16, Format::F16];
+/// The formats that shaders and kernels know, in the order of their numbers there, which they rely on: plain elements, blocks of
+/// 32, blocks of 256. The CPU backend reads every format.
+pub const FORMATS: [Format; 16] = [
+    Format::F32,
+    Format::BF16,
+    Format::F16,
+    Format::Block(&blocks::Q8_0),
+    Format::Block(&blocks::Q4_0),
+    Format::Block(&blocks::Q4_1),
+    Format::Block(&blocks::Q5_0),
+    Format::Block(&blocks::Q5_1),
+    Format::Block(&blocks::IQ4_NL),
+    Format::Block(&blocks::MXFP4),
+    Format::Block(&blocks::Q2_K),
+    Format::Block(&blocks::Q3_K),
+    Format::Block(&blocks::Q4_K),
+    Format::Block(&blocks::Q5_K),
+    Format::Block(&blocks::Q6_K),
+    Format::Block(&blocks::IQ4_XS),
+];
 
 impl Format {
     /// IEEE single precision.

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch, Machine, NO_STEP, Work, blocks};
+use crate::backend::gpu::format_word;
 use crate::backend::weight::StoredRows;
 use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
@@ -37,14 +38,6 @@ pub(super) struct DeviceWeight {
     narrowed: Option<Arc<Buffer>>,
 }
 
-/// What `FORMAT_*` in the kernels are.
-fn number(name: &str, format: Format) -> Result<u32> {
-    format.id().ok_or_else(|| BackendError::Unsupported {
-        backend: "cuda",
-        what: format!("{name} in {format}"),
-    })
-}
-
 impl DeviceWeight {
     /// Streams a weight in.
     pub(super) fn new(machine: &Arc<dyn Machine>, source: &WeightSource) -> Result<Self> {
@@ -55,7 +48,7 @@ impl DeviceWeight {
                 continue;
             };
             let rows = first.rows.start..last.rows.end;
-            let id = number(&source.name, first.format)?;
+            let id = format_word("cuda", &source.name, first.format)?;
             let bytes = rows.len() * first.columns.len();
             let buffer = Buffer::new(machine, &source.name, bytes as u64)?;
             write(machine, &buffer, run)?;
@@ -76,7 +69,8 @@ impl DeviceWeight {
     /// Has the device make a weight.
     pub(super) fn random(machine: &Arc<dyn Machine>, weight: &RandomWeight) -> Result<Self> {
         weight.check("cuda")?;
-        let (format, id) = (weight.format, number(&weight.name, weight.format)?);
+        let format = weight.format;
+        let id = format_word("cuda", &weight.name, format)?;
         let bytes = weight.elements() * format.block_bytes();
         let buffer = Arc::new(Buffer::new(machine, &weight.name, bytes as u64)?);
         super::fill::fill(machine, &buffer, format, weight.random)?;
