@@ -51,17 +51,36 @@ static __device__ __forceinline__ Chosen chosen(
     return {entry[0], n < list[0] ? entry[2] : 0, list + 1 + 3 * (u64)most + entry[1], NONE};
 }
 
-// sums[i] = 16 outputs, number `i` of two such tiles, times eight rows, over this warp's turns. A lane has rows lane / 4 and
-// the eighth after of each tile's weights, and row lane / 4 of the input. A row's sums are the same instructions whatever
-// the other rows are.
-template <bool WHOLE>
-static __device__ __forceinline__ void few_product(
-    float (&sums)[2][4], const bf16* const (&weights)[4], const bf16* row, u32 columns) {
+// sums[i] = 16 outputs, number `i` of two such tiles, times eight rows. A lane has rows lane / 4 and the eighth after of each
+// tile's weights, and row lane / 4 of the input. A row's sums are the same instructions whatever the other rows are.
+typedef float FewSums[2][4];
+
+static __device__ __forceinline__ void clear(FewSums& sums) {
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
 #pragma unroll
         for (u32 n = 0; n < 4; n++) sums[i][n] = 0.0f;
     }
+}
+
+// Adds the products of 32 columns: four rows of weights, then one of the input.
+static __device__ __forceinline__ void few_multiply(FewSums& sums, const uint4 (&w)[5]) {
+    const uint4& x = w[4];
+    u32 b[2][2] = {{x.x, x.y}, {x.z, x.w}};
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        u32 a[2][4] = {{w[2 * i].x, w[2 * i + 1].x, w[2 * i].y, w[2 * i + 1].y},
+                       {w[2 * i].z, w[2 * i + 1].z, w[2 * i].w, w[2 * i + 1].w}};
+        mma_bf16(sums[i], a[0], b[0]);
+        mma_bf16(sums[i], a[1], b[1]);
+    }
+}
+
+// Over this warp's turns, with weights in bf16.
+template <bool WHOLE>
+static __device__ __forceinline__ void few_product(
+    FewSums& sums, const bf16* const (&weights)[4], const bf16* row, u32 columns) {
+    clear(sums);
     // This warp's place, then a turn further each time: pointers, since they cost less to move than to find anew.
     u32 k = threadIdx.x / 32 * FEW_COLUMNS + threadIdx.x % 4 * 8, first = k / FEW_COLUMNS * FEW_COLUMNS;
     const bf16* from[5] = {weights[0] + k, weights[1] + k, weights[2] + k, weights[3] + k, row + k};
@@ -85,35 +104,48 @@ static __device__ __forceinline__ void few_product(
         } else {
             load(now);
         }
-        const uint4(&w)[5] = now, &x = now[4];
-        u32 b[2][2] = {{x.x, x.y}, {x.z, x.w}};
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            u32 a[2][4] = {{w[2 * i].x, w[2 * i + 1].x, w[2 * i].y, w[2 * i + 1].y},
-                           {w[2 * i].z, w[2 * i + 1].z, w[2 * i].w, w[2 * i + 1].w}};
-            mma_bf16(sums[i], a[0], b[0]);
-            mma_bf16(sums[i], a[1], b[1]);
-        }
+        few_multiply(sums, now);
     }
 }
 
-// Multiplies FEW_OUTPUTS rows of weights, of which a lane's are `weights`, with the rows of all places that chose the
-// expert, and calls `store(place, n, sum)` in every thread for each: output number threadIdx.x % 32 of a place, or of NONE.
-template <class R, class S>
-static __device__ __forceinline__ void few(
-    const Chosen& chosen, const bf16* const (&weights)[4], u32 columns, R row_of, S store) {
+// A lane's four rows of weights of any format, two of each stack: the elements that they begin at.
+struct FewRows {
+    const void *first, *second;
+    u32 first_format, second_format;
+    u64 rows[4];
+};
+
+// The same, widened and rounded to bf16 where they are loaded.
+static __device__ __forceinline__ void few_product(FewSums& sums, const FewRows& weights, const bf16* row, u32 columns) {
+    clear(sums);
+    for (u32 k = threadIdx.x / 32 * FEW_COLUMNS + threadIdx.x % 4 * 8; k / FEW_COLUMNS * FEW_COLUMNS < columns;
+         k += FEW_WARPS * FEW_COLUMNS) {
+        uint4 w[5];
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            float x[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+            const void* weight = i < 2 ? weights.first : weights.second;
+            u32 format = i < 2 ? weights.first_format : weights.second_format;
+            if (k < columns) weights_at(weight, format, weights.rows[i] + k, columns, k, x);
+            w[i] = make_uint4(narrow_pair(x[0], x[1]), narrow_pair(x[2], x[3]), narrow_pair(x[4], x[5]), narrow_pair(x[6], x[7]));
+        }
+        w[4] = k < columns ? eight_of<true>(row + k, k, columns) : make_uint4(0, 0, 0, 0);
+        few_multiply(sums, w);
+    }
+}
+
+// Multiplies FEW_OUTPUTS rows of weights with the rows of all places that chose the expert, which `product(sums, row)` does for
+// eight of them, and calls `store(place, n, sum)` in every thread for each: output number threadIdx.x % 32 of a place, or of NONE.
+template <class P, class R, class S>
+static __device__ __forceinline__ void few(const Chosen& chosen, P product, R row_of, S store) {
     SHARED(float, parts, FEW_WARPS * FEW_PLACES * FEW_STRIDE);
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     for (u32 first = 0; first < chosen.count; first += FEW_PLACES) {
         // Where fewer rows are left, the last is multiplied again and not stored.
         const bf16* row = row_of(chosen.place(min(first + g, chosen.count - 1)));
         u32 place = first + warp < chosen.count ? chosen.place(first + warp) : NONE;
-        float sums[2][4];
-        if (columns % 8 == 0) {
-            few_product<true>(sums, weights, row, columns);
-        } else {
-            few_product<false>(sums, weights, row, columns);
-        }
+        FewSums sums;
+        product(sums, row);
         // What the places before left was read before this barrier.
         if (first > 0) __syncthreads();
 #pragma unroll
@@ -131,6 +163,32 @@ static __device__ __forceinline__ void few(
     }
 }
 
+// The product with weights in bf16, whatever their width.
+struct FewDense {
+    const bf16* weights[4];
+    u32 columns;
+
+    __device__ __forceinline__ void operator()(FewSums& sums, const bf16* row) const {
+        if (columns % 8 == 0) {
+            few_product<true>(sums, weights, row, columns);
+        } else {
+            few_product<false>(sums, weights, row, columns);
+        }
+    }
+};
+
+// What the kernels for single rows do with a product whose outputs are those of gate from `unit` on, then those of up.
+template <class P>
+static __device__ __forceinline__ void few_in(
+    const Chosen& own, P product, const bf16* input, bf16* hidden, u32 unit, u32 width, u32 hidden_width, u32 top_k) {
+    auto row_of = [&](u32 place) { return input + (u64)(place / top_k) * width; };
+    few(own, product, row_of, [&](u32 place, u32 n, float sum) {
+        float other = __shfl_down_sync(EVERY_LANE, sum, FEW_OUTPUTS / 2);
+        if (n >= FEW_OUTPUTS / 2 || place == NONE || unit + n >= hidden_width) return;
+        hidden[(u64)place * hidden_width + unit + n] = narrow(silu(sum) * other);
+    });
+}
+
 // hidden = silu(gate x) * (up x) for single rows. Grid (ceil(hidden_width / 16), experts that they may have chosen), block 256.
 //   batch    the batch
 //   ids      [T, top_k] u32
@@ -145,20 +203,43 @@ extern "C" __global__ void __launch_bounds__(256, 3) experts_few_in(
     Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
     if (own.count == 0) return;
     u32 unit = blockIdx.x * (FEW_OUTPUTS / 2);
-    const bf16* weights[4];
+    FewDense product{{}, width};
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
         u32 n = min(unit + threadIdx.x % 32 / 4 + i % 2 * 8, hidden_width - 1);
-        weights[i] = (i < 2 ? gate : up) + ((u64)own.expert * hidden_width + n) * width;
+        product.weights[i] = (i < 2 ? gate : up) + ((u64)own.expert * hidden_width + n) * width;
     }
-    auto row_of = [&](u32 place) { return input + (u64)(place / top_k) * width; };
-    few(own, weights, width, row_of, [&](u32 place, u32 n, float sum) {
-        float other = __shfl_down_sync(EVERY_LANE, sum, FEW_OUTPUTS / 2);
-        if (n >= FEW_OUTPUTS / 2 || place == NONE || unit + n >= hidden_width) return;
-        hidden[(u64)place * hidden_width + unit + n] = narrow(silu(sum) * other);
-    });
+    few_in(own, product, input, hidden, unit, width, hidden_width, top_k);
 }
 ENTRY(experts_few_in)
+
+// The same where a stack is in blocks: each of its format, rows of whole blocks.
+extern "C" __global__ void __launch_bounds__(256, 2) experts_few_in_blocks(
+    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* input, const void* gate, u32 gate_format,
+    const void* up, u32 up_format, bf16* hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+    Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
+    if (own.count == 0) return;
+    u32 unit = blockIdx.x * (FEW_OUTPUTS / 2);
+    FewRows weights{gate, up, gate_format, up_format, {}};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        u32 n = min(unit + threadIdx.x % 32 / 4 + i % 2 * 8, hidden_width - 1);
+        weights.rows[i] = ((u64)own.expert * hidden_width + n) * width;
+    }
+    auto product = [&](FewSums& sums, const bf16* row) { few_product(sums, weights, row, width); };
+    few_in(own, product, input, hidden, unit, width, hidden_width, top_k);
+}
+ENTRY(experts_few_in_blocks)
+
+// What they do with a product whose outputs are those of down from `output` on.
+template <class P>
+static __device__ __forceinline__ void few_out(
+    const Chosen& own, P product, const bf16* hidden, float* results, u32 output, u32 width, u32 hidden_width) {
+    auto row_of = [&](u32 place) { return hidden + (u64)place * hidden_width; };
+    few(own, product, row_of, [&](u32 place, u32 n, float sum) {
+        if (place != NONE && output + n < width) results[(u64)place * width + output + n] = sum;
+    });
+}
 
 // results = down hidden for single rows, as above. Grid (ceil(width / 32), experts that they may have chosen), block 256.
 //   hidden   [T, top_k, hidden_width] bf16
@@ -170,18 +251,33 @@ extern "C" __global__ void __launch_bounds__(256, 3) experts_few_out(
     Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
     if (own.count == 0) return;
     u32 output = blockIdx.x * FEW_OUTPUTS;
-    const bf16* weights[4];
+    FewDense product{{}, hidden_width};
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
         u32 n = min(output + threadIdx.x % 32 / 4 + i * 8, width - 1);
-        weights[i] = down + ((u64)own.expert * width + n) * hidden_width;
+        product.weights[i] = down + ((u64)own.expert * width + n) * hidden_width;
     }
-    auto row_of = [&](u32 place) { return hidden + (u64)place * hidden_width; };
-    few(own, weights, hidden_width, row_of, [&](u32 place, u32 n, float sum) {
-        if (place != NONE && output + n < width) results[(u64)place * width + output + n] = sum;
-    });
+    few_out(own, product, hidden, results, output, width, hidden_width);
 }
 ENTRY(experts_few_out)
+
+// The same with a stack in blocks.
+extern "C" __global__ void __launch_bounds__(256, 2) experts_few_out_blocks(
+    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* hidden, const void* down, u32 format,
+    float* results, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+    Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
+    if (own.count == 0) return;
+    u32 output = blockIdx.x * FEW_OUTPUTS;
+    FewRows weights{down, down, format, format, {}};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        u32 n = min(output + threadIdx.x % 32 / 4 + i * 8, width - 1);
+        weights.rows[i] = ((u64)own.expert * width + n) * hidden_width;
+    }
+    auto product = [&](FewSums& sums, const bf16* row) { few_product(sums, weights, row, hidden_width); };
+    few_out(own, product, hidden, results, output, width, hidden_width);
+}
+ENTRY(experts_few_out_blocks)
 
 // Places of longer segments that a block counts and lists.
 #define SHARE 2048
@@ -318,6 +414,32 @@ extern "C" __global__ void __launch_bounds__(256) experts_list(
 }
 ENTRY(experts_list)
 
+// What the kernels for tiles do with the rows of gate and up from `column` on.
+template <class B>
+static __device__ __forceinline__ void many_in(
+    const bf16* const (&a)[TILE_OWN], const B& b, const u32* list, bf16* hidden, u32 rows, u32 column, u32 width,
+    u32 hidden_width) {
+    // Columns 0 to 31 of a warp's are of the gate, the others the same of up.
+    TileSums sums;
+    tile_product<true>(sums, (bf16*)dynamic_shared(), a, b, width, rows);
+    column += threadIdx.x / 32 % 2 * 32 + threadIdx.x % 4 * 2;
+    tile_rows([&](u32 r, u32 i, u32 n) {
+        if (r >= rows) return;
+        bf16* to = hidden + (u64)list[r] * hidden_width;
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            u32 c = column + j * 8;
+            float x = silu(sums[i][j][n]) * sums[i][j + 4][n], y = silu(sums[i][j][n + 1]) * sums[i][j + 4][n + 1];
+            if (hidden_width % 2 == 0) {
+                if (c < hidden_width) *(u32*)(to + c) = narrow_pair(x, y);
+            } else {
+                if (c < hidden_width) to[c] = narrow(x);
+                if (c + 1 < hidden_width) to[c + 1] = narrow(y);
+            }
+        }
+    });
+}
+
 // hidden = silu(gate x) * (up x) for a tile of places (y) and 64 columns (x), on tensor cores; 128 threads.
 //   groups   from `experts_group`
 //   input    [T, width] bf16
@@ -340,27 +462,54 @@ extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in(
         a[i] = r < rows ? input + (u64)(list[r] / top_k) * width : nullptr;
         b[i] = n < hidden_width ? (r < 64 ? gate : up) + matrix + (u64)n * width : nullptr;
     }
-    // Columns 0 to 31 of a warp's are of the gate, the others the same of up.
+    many_in(a, b, list, hidden, rows, column, width, hidden_width);
+}
+ENTRY(experts_many_in)
+
+// The same where a stack is in blocks: each of its format, rows of whole blocks.
+extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in_blocks(
+    const u32* groups, u32 most_tiles, const bf16* input, const void* gate, u32 gate_format, const void* up, u32 up_format,
+    bf16* hidden, u32 width, u32 hidden_width, u32 top_k) {
+    if (blockIdx.y >= groups[0]) return;
+    const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
+    const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];
+    u32 rows = tile[2], column = blockIdx.x * (TILE_COLUMNS / 2);
+    const bf16* a[TILE_OWN];
+#pragma unroll
+    for (u32 i = 0; i < TILE_OWN; i++) {
+        u32 r = tile_row(i);
+        a[i] = r < rows ? input + (u64)(list[r] / top_k) * width : nullptr;
+    }
+    u64 from = ((u64)tile[0] * hidden_width + column) * width;
+    u32 there = min(hidden_width - column, TILE_ROWS / 2u);
+    StoredRows b[2] = {{gate, gate_format, from, there}, {up, up_format, from, there}};
+    many_in(a, b, list, hidden, rows, column, width, hidden_width);
+}
+ENTRY(experts_many_in_blocks)
+
+// What they do with the rows of down from `column` on.
+template <class B>
+static __device__ __forceinline__ void many_out(
+    const bf16* const (&a)[TILE_OWN], const B& b, const u32* list, float* results, u32 rows, u32 column, u32 width,
+    u32 hidden_width) {
     TileSums sums;
-    tile_product<true>(sums, (bf16*)dynamic_shared(), a, b, width, rows);
-    column += threadIdx.x / 32 % 2 * 32 + threadIdx.x % 4 * 2;
+    tile_product<false>(sums, (bf16*)dynamic_shared(), a, b, hidden_width, rows);
+    column += threadIdx.x / 32 % 2 * 64 + threadIdx.x % 4 * 2;
     tile_rows([&](u32 r, u32 i, u32 n) {
         if (r >= rows) return;
-        bf16* to = hidden + (u64)list[r] * hidden_width;
+        float* to = results + (u64)list[r] * width;
 #pragma unroll
-        for (u32 j = 0; j < 4; j++) {
+        for (u32 j = 0; j < 8; j++) {
             u32 c = column + j * 8;
-            float x = silu(sums[i][j][n]) * sums[i][j + 4][n], y = silu(sums[i][j][n + 1]) * sums[i][j + 4][n + 1];
-            if (hidden_width % 2 == 0) {
-                if (c < hidden_width) *(u32*)(to + c) = narrow_pair(x, y);
+            if (width % 2 == 0) {
+                if (c < width) *(float2*)(to + c) = make_float2(sums[i][j][n], sums[i][j][n + 1]);
             } else {
-                if (c < hidden_width) to[c] = narrow(x);
-                if (c + 1 < hidden_width) to[c + 1] = narrow(y);
+                if (c < width) to[c] = sums[i][j][n];
+                if (c + 1 < width) to[c + 1] = sums[i][j][n + 1];
             }
         }
     });
 }
-ENTRY(experts_many_in)
 
 // results = down hidden for a tile of places (y) and TILE_COLUMNS columns (x), on tensor cores; 128 threads.
 //   groups   from `experts_group`
@@ -382,25 +531,34 @@ extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out(
         a[i] = r < rows ? hidden + (u64)list[r] * hidden_width : nullptr;
         b[i] = column + r < width ? down + matrix + (u64)(column + r) * hidden_width : nullptr;
     }
-    TileSums sums;
-    tile_product<false>(sums, (bf16*)dynamic_shared(), a, b, hidden_width, rows);
-    column += threadIdx.x / 32 % 2 * 64 + threadIdx.x % 4 * 2;
-    tile_rows([&](u32 r, u32 i, u32 n) {
-        if (r >= rows) return;
-        float* to = results + (u64)list[r] * width;
-#pragma unroll
-        for (u32 j = 0; j < 8; j++) {
-            u32 c = column + j * 8;
-            if (width % 2 == 0) {
-                if (c < width) *(float2*)(to + c) = make_float2(sums[i][j][n], sums[i][j][n + 1]);
-            } else {
-                if (c < width) to[c] = sums[i][j][n];
-                if (c + 1 < width) to[c + 1] = sums[i][j][n + 1];
-            }
-        }
-    });
+    many_out(a, b, list, results, rows, column, width, hidden_width);
 }
 ENTRY(experts_many_out)
+
+// The same with a stack in blocks.
+extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out_blocks(
+    const u32* groups, u32 most_tiles, const bf16* hidden, const void* down, u32 format, float* results, u32 width,
+    u32 hidden_width) {
+    if (blockIdx.y >= groups[0]) return;
+    const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
+    const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];
+    u32 rows = tile[2], column = blockIdx.x * TILE_COLUMNS;
+    const bf16* a[TILE_OWN];
+#pragma unroll
+    for (u32 i = 0; i < TILE_OWN; i++) {
+        u32 r = tile_row(i);
+        a[i] = r < rows ? hidden + (u64)list[r] * hidden_width : nullptr;
+    }
+    StoredRows b[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        u32 n = column + half * (TILE_ROWS / 2);
+        u64 from = ((u64)tile[0] * width + n) * hidden_width;
+        b[half] = {down, format, from, n < width ? min(width - n, TILE_ROWS / 2u) : 0};
+    }
+    many_out(a, b, list, results, rows, column, width, hidden_width);
+}
+ENTRY(experts_many_out_blocks)
 
 // Choices whose results are under way together.
 #define COMBINED 8

@@ -1,8 +1,11 @@
-// Products with few rows: those of single tokens and of outputs with weights in bf16, and all rows with weights that are
-// stored otherwise. Rows of longer segments with weights in bf16 are cuBLASLt's. Twin of src/backend/cpu/linear.rs.
+// Products with few rows: those of single tokens and of outputs with weights in bf16 or in blocks, and all rows with weights of
+// another dtype. Rows of longer segments are cuBLASLt's where weights are bf16, and multiplied in tiles where they are blocks.
+// Blocks are widened where they are loaded and rounded to bf16, the operands of tensor cores. Twin of
+// src/backend/cpu/linear.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/eights.h"
+#include "shared/tile.h"
 #include "shared/weight.h"
 
 // Rows a warp takes together, so that each weight is read once for all of them.
@@ -58,11 +61,27 @@ static __device__ __forceinline__ uint4 eight_of(const bf16* matrix, u32 r, u32 
     return columns % 8 == 0 ? eight_of<true>(at, k, columns) : eight_of<false>(at, k, columns);
 }
 
+// Where rows of output are written: columns from `first` on of rows of `width`, f32 if `full`, else bf16.
+struct Columns {
+    void* output;
+    u32 full, first, width;
+
+    __device__ __forceinline__ void put(u32 row, u32 n, float sum) const {
+        u64 at = (u64)row * width + first + n;
+        if (full) {
+            ((float*)output)[at] = sum;
+        } else {
+            ((bf16*)output)[at] = narrow(sum);
+        }
+    }
+};
+
+// `load(n, k)` is eight elements of the weight's row `n`, or of NONE, from column `k` on, in bf16.
 // Sums of products do not mind the order of the columns: a lane takes eight that lie together, and calls them the columns
 // of a fragment, in the weight and in the input alike. What a row's sum is made of does not depend on other rows.
-template <int TILES>
+template <int TILES, class W>
 static __device__ __forceinline__ void few(
-    const u32* batch, u32 kind, const bf16* input, const bf16* weight, void* output, u32 full, u32 columns, u32 outputs) {
+    const u32* batch, u32 kind, const bf16* input, W load, const Columns& to, u32 columns, u32 outputs) {
     SHARED(float, parts, FEW_WARPS * FEW_OUTPUTS * 8);
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     u32 several = kind == TOKENS ? batch[SEVERAL_ROWS] : 0, rows = batch[kind] - several;
@@ -79,7 +98,7 @@ static __device__ __forceinline__ void few(
     }
     auto weight_of = [&](u32 i, u32 k) {
         u32 n = output_first + 8 * i + g;
-        return eight_of(weight, n < outputs ? n : NONE, k, columns);
+        return load(n < outputs ? n : NONE, k);
     };
     float sums[2][TILES][4];
 #pragma unroll
@@ -132,12 +151,7 @@ static __device__ __forceinline__ void few(
             float sum = 0.0f;
 #pragma unroll
             for (u32 from = 0; from < FEW_WARPS; from++) sum += parts[(from * 8 + r) * FEW_OUTPUTS + n];
-            u64 at = (u64)row_at(first + 8 * j + r) * outputs + output_first + n;
-            if (full) {
-                ((float*)output)[at] = sum;
-            } else {
-                ((bf16*)output)[at] = narrow(sum);
-            }
+            to.put(row_at(first + 8 * j + r), output_first + n, sum);
         }
         __syncthreads();
     }
@@ -154,7 +168,8 @@ static __device__ __forceinline__ void few(
     extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) name(                                             \
         const u32* batch, u32 kind, const bf16* input, const bf16* weight, void* output, u32 full, u32 columns,       \
         u32 outputs) {                                                                                                \
-        few<tiles>(batch, kind, input, weight, output, full, columns, outputs);                                       \
+        auto load = [&](u32 n, u32 k) { return eight_of(weight, n, k, columns); };                                    \
+        few<tiles>(batch, kind, input, load, Columns{output, full, 0, outputs}, columns, outputs);                    \
     }
 
 LINEAR_FEW(linear_few_8, 1)
@@ -165,3 +180,56 @@ ENTRY(linear_few_8)
 ENTRY(linear_few_16)
 ENTRY(linear_few_32)
 ENTRY(linear_few_64)
+
+// The same with some rows of a weight in blocks, eight rows of the input together: columns from `first_output` on of rows of
+// `output`, which are `width` wide. Grid (ceil(outputs / 32), ceil(rows / 8)), block 512.
+//   weight  [outputs, columns] of the format
+extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) linear_few_blocks(
+    const u32* batch, u32 kind, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns,
+    u32 outputs, u32 first_output, u32 width) {
+    auto load = [&](u32 n, u32 k) {
+        if (n == NONE || k >= columns) return make_uint4(0, 0, 0, 0);
+        Codes x = eight_of_blocks(weight, format, (u64)n * columns + k);
+        return make_uint4(narrow_pair(x[0], x[1]), narrow_pair(x[2], x[3]), narrow_pair(x[4], x[5]), narrow_pair(x[6], x[7]));
+    };
+    few<1>(batch, kind, input, load, Columns{output, full, first_output, width}, columns, outputs);
+}
+ENTRY(linear_few_blocks)
+
+// output = input weight^T with f32 sums, for rows of longer segments (y) and TILE_COLUMNS rows of a weight in blocks (x), on
+// tensor cores; 128 threads. Arguments as above, but for the kind: rows stand for tokens.
+// Dynamic shared memory: TILE_STAGES of two tiles.
+extern "C" __global__ void __launch_bounds__(128, 2) linear_many_blocks(
+    const u32* batch, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns, u32 outputs,
+    u32 first_output, u32 width) {
+    u32 several = batch[SEVERAL_ROWS], first = blockIdx.y * TILE_ROWS, column = blockIdx.x * TILE_COLUMNS;
+    if (first >= several) return;
+    u32 rows = min(several - first, (u32)TILE_ROWS);
+    const u32* order = batch + batch[AT_ROWS] + first;
+    const bf16* a[TILE_OWN];
+#pragma unroll
+    for (u32 i = 0; i < TILE_OWN; i++) {
+        u32 r = tile_row(i);
+        a[i] = r < rows ? input + (u64)order[r] * columns : nullptr;
+    }
+    StoredRows b[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        u32 n = column + half * (TILE_ROWS / 2);
+        b[half] = {weight, format, (u64)n * columns, n < outputs ? min(outputs - n, TILE_ROWS / 2u) : 0};
+    }
+    TileSums sums;
+    tile_product<false>(sums, (bf16*)dynamic_shared(), a, b, columns, rows);
+    Columns to{output, full, first_output, width};
+    column += threadIdx.x / 32 % 2 * 64 + threadIdx.x % 4 * 2;
+    tile_rows([&](u32 r, u32 i, u32 n) {
+        if (r >= rows) return;
+#pragma unroll
+        for (u32 j = 0; j < 8; j++) {
+            u32 c = column + j * 8;
+            if (c < outputs) to.put(order[r], c, sums[i][j][n]);
+            if (c + 1 < outputs) to.put(order[r], c + 1, sums[i][j][n + 1]);
+        }
+    });
+}
+ENTRY(linear_many_blocks)

@@ -72,7 +72,7 @@ static __device__ __forceinline__ void dots(
     }
 }
 
-// The same where rows are not of whole eights.
+// The same where rows are not of whole eights, or of blocks.
 template <u32 ROWS>
 static __device__ __forceinline__ void dots_any(
     float (&sums)[ROWS], const void* weight, u32 format, u64 row, const bf16* const (&rows)[ROWS], u32 width) {
@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) route_scores(
         sums[t] = 0.0f;
     }
     u64 row = (u64)expert * width;
-    if (width % 8 != 0) {
+    if (width % 8 != 0 || format >= FIRST_OF_BLOCKS) {
         dots_any(sums, weight, format, row, rows, width);
     } else if (format == FORMAT_BF16) {
         dots<FORMAT_BF16, AHEAD_OF_SEVERAL>(sums, weight, row, rows, 0, width);
@@ -152,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(64) route_scores_one(
     const u32* batch, const bf16* input, const void* weight, u32 format, float* scores, u32 width, u32 experts, u32 all) {
     u32 expert = blockIdx.x * 2 + threadIdx.x / 32;
     if (expert >= experts) return;
-    if (width % 8 != 0) {
+    if (width % 8 != 0 || format >= FIRST_OF_BLOCKS) {
         Listed listed(batch, all);
         if (listed.count == 0) return;
         const bf16* rows[1] = {input + (u64)listed.row(0) * width};

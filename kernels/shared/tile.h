@@ -2,6 +2,7 @@
 // Rows come through a function, so that they may be gathered; rows that are not there, and columns past the last, are
 // zero.
 #pragma once
+#include "shared/weight.h"
 
 #define TILE_ROWS 128
 #define TILE_COLUMNS 128
@@ -49,6 +50,33 @@ static __device__ __forceinline__ void tile_load(bf16* tile, const bf16* const (
     }
 }
 
+// 64 rows of a tile out of a weight of any format: `rows` of them are there, from element `first` on.
+struct StoredRows {
+    const void* weight;
+    u32 format;
+    u64 first;
+    u32 rows;
+};
+
+// The same for rows of two weights, or twice of one: widened, and rounded to bf16 where they are stored, so that no copy of the
+// weight is needed. Rows are as wide as the product.
+static __device__ __forceinline__ void tile_load(bf16* tile, const StoredRows (&halves)[2], u32 k, u32 width) {
+    u32 c = threadIdx.x % (TILE_DEPTH / 8) * 8;
+    // Once for all rows: taking blocks apart is long.
+#pragma unroll 1
+    for (u32 i = 0; i < TILE_OWN; i++) {
+        bool second = i >= TILE_OWN / 2;
+        const void* weight = second ? halves[1].weight : halves[0].weight;
+        u32 format = second ? halves[1].format : halves[0].format, rows = second ? halves[1].rows : halves[0].rows;
+        u64 first = second ? halves[1].first : halves[0].first;
+        u32 r = tile_row(i), n = r % (TILE_ROWS / 2);
+        float x[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+        if (n < rows && k + c < width) weights_at(weight, format, first + (u64)n * width + k + c, width, k + c, x);
+        *(uint4*)(tile + r * TILE_STRIDE + c) =
+            make_uint4(narrow_pair(x[0], x[1]), narrow_pair(x[2], x[3]), narrow_pair(x[4], x[5]), narrow_pair(x[6], x[7]));
+    }
+}
+
 // The first of sixteen columns of the tile that are number `j` of a warp's: 64 side by side, or, for a product with two
 // matrices of 64 rows each, 32 of the one and the same 32 of the other.
 template <bool TWO>
@@ -85,10 +113,11 @@ static __device__ __forceinline__ void tile_multiply(TileSums& c, const bf16* a,
     }
 }
 
-// c = a b^T over all of `width`: stages in dynamic shared memory, each TILE_ELEMENTS of a and then of b.
-template <bool TWO>
+// c = a b^T over all of `width`: stages in dynamic shared memory, each TILE_ELEMENTS of a and then of b. The rows of b are
+// bf16, or as a weight has them.
+template <bool TWO, class B>
 static __device__ __forceinline__ void tile_product(
-    TileSums& c, bf16* shared, const bf16* const (&a)[TILE_OWN], const bf16* const (&b)[TILE_OWN], u32 width, u32 rows) {
+    TileSums& c, bf16* shared, const bf16* const (&a)[TILE_OWN], const B& b, u32 width, u32 rows) {
     u32 steps = (width + TILE_DEPTH - 1) / TILE_DEPTH;
     auto load = [&](u32 step) {
         bf16* stage = shared + step % TILE_STAGES * 2 * TILE_ELEMENTS;

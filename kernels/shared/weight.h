@@ -1,24 +1,18 @@
-// Weights as stored: vectors and small matrices keep their checkpoint's dtype and are widened where they are read.
+// Weights as stored: plain elements or blocks, widened where they are read.
 #pragma once
 #include "shared/layout.h"
-
-// f16 -> f32, exact, infinities and NaN included.
-static __device__ __forceinline__ float widen_half(u16 bits) {
-    u32 sign = (u32)(bits & 0x8000) << 16, rest = bits & 0x7fff;
-    if (rest >= 0x7c00) return __uint_as_float(sign | 0x7f800000 | rest << 13);
-    // The exponent's bias moves by a product, which also handles what is subnormal.
-    float magnitude = __uint_as_float(rest << 13) * 5.192296858534828e33f;  // 2^112
-    return __uint_as_float(sign | __float_as_uint(magnitude));
-}
+#include "shared/blocks.h"
 
 // Element `i` of a weight, widened.
 static __device__ __forceinline__ float weight_at(const void* weight, u32 format, u64 i) {
     if (format == FORMAT_F32) return ((const float*)weight)[i];
+    if (format >= FIRST_OF_BLOCKS) return eight_of_blocks(weight, format, i / 8 * 8)[(u32)(i % 8)];
     u16 bits = ((const u16*)weight)[i];
     return format == FORMAT_BF16 ? __uint_as_float((u32)bits << 16) : widen_half(bits);
 }
 
-// `COUNT` elements (1, 2, 4 or 8) as they are stored, from `i` on, a multiple of COUNT: halves in the first words, f32 in all.
+// `COUNT` elements (1, 2, 4 or 8) of a vector or of taps as they are stored, from `i` on, a multiple of COUNT: halves in the
+// first words, f32 in all. Rows of so few elements are never blocks.
 // No branch depends on the format, so that many such loads can be under way before the first is widened. A half alone is
 // read with its neighbour.
 template <u32 COUNT>
@@ -58,6 +52,10 @@ static __device__ __forceinline__ void weights_at(
     if (columns % 8 != 0) {
 #pragma unroll
         for (u32 j = 0; j < 8; j++) x[j] = column + j < columns ? weight_at(weight, format, i + j) : 0.0f;
+    } else if (format >= FIRST_OF_BLOCKS) {
+        Codes codes = eight_of_blocks(weight, format, i);
+#pragma unroll
+        for (u32 j = 0; j < 8; j++) x[j] = codes[j];
     } else if (format == FORMAT_F32) {
         float4 a = *(const float4*)((const float*)weight + i), b = *(const float4*)((const float*)weight + i + 4);
         x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;

@@ -1,6 +1,8 @@
-// Weights as they are stored: packed words, widened exactly. Rows are padded with zeros to a multiple of 8 elements.
+// Weights as they are stored: packed words or blocks, widened exactly. Rows of plain elements are padded with zeros to a
+// multiple of 8 elements, rows of blocks to one of 16 bytes.
 
 // #import shared/halves
+// #import shared/blocks
 
 // How `weight` is stored: a FORMAT_ of the layout.
 override FORMAT: u32 = FORMAT_BF16;
@@ -18,6 +20,9 @@ fn pair(word: u32) -> vec2<f32> {
 
 // Eight elements of `weight`: those from 8 `eighth` on of the row that begins at vector `base`.
 fn eight(base: u32, eighth: u32) -> Eight {
+    if (FORMAT >= FIRST_OF_BLOCKS) {
+        return eight_of_blocks(base, eighth);
+    }
     if (FORMAT == FORMAT_F32) {
         let at = base + 2u * eighth;
         return Eight(bitcast<vec4<f32>>(weight[at]), bitcast<vec4<f32>>(weight[at + 1u]));
@@ -31,6 +36,10 @@ fn eight(base: u32, eighth: u32) -> Eight {
 
 // Element `column` of the row that begins at vector `base`.
 fn element(base: u32, column: u32) -> f32 {
+    if (FORMAT >= FIRST_OF_BLOCKS) {
+        let all = eight_of_blocks(base, column / 8u);
+        return select(all.a, all.b, column % 8u >= 4u)[column % 4u];
+    }
     if (FORMAT == FORMAT_F32) {
         return bitcast<f32>(weight[base + column / 4u][column % 4u]);
     }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{BlockFormat, blocks::REPACKED, ggml::TYPES};
+use super::{BlockFormat, blocks, ggml::TYPES};
 use crate::config::Dtype;
 
 /// How numbers are kept, row by row, little-endian.
@@ -18,8 +18,26 @@ pub enum Format {
     Block(&'static BlockFormat),
 }
 
-/// The formats that shaders and kernels know, in the order of their numbers there.
-pub const FORMATS: [Format; 3] = [Format::F32, Format::BF16, Format::F16];
+/// The formats that shaders and kernels know, in the order of their numbers there, which they rely on: plain elements, blocks of
+/// 32, blocks of 256. The CPU backend reads every format.
+pub const FORMATS: [Format; 16] = [
+    Format::F32,
+    Format::BF16,
+    Format::F16,
+    Format::Block(&blocks::Q8_0),
+    Format::Block(&blocks::Q4_0),
+    Format::Block(&blocks::Q4_1),
+    Format::Block(&blocks::Q5_0),
+    Format::Block(&blocks::Q5_1),
+    Format::Block(&blocks::IQ4_NL),
+    Format::Block(&blocks::MXFP4),
+    Format::Block(&blocks::Q2_K),
+    Format::Block(&blocks::Q3_K),
+    Format::Block(&blocks::Q4_K),
+    Format::Block(&blocks::Q5_K),
+    Format::Block(&blocks::Q6_K),
+    Format::Block(&blocks::IQ4_XS),
+];
 
 impl Format {
     /// IEEE single precision.
@@ -125,7 +143,7 @@ impl TryFrom<String> for Format {
 
     fn try_from(name: String) -> Result<Self, Self::Error> {
         let known = TYPES.iter().filter_map(|known| known.format);
-        let known = known.chain(REPACKED.map(Format::Block));
+        let known = known.chain(blocks::REPACKED.map(Format::Block));
         let mut known = known.filter(|format| format.to_string() == name);
         let found = known.next();
         found.ok_or_else(|| format!("there is no format of weights called {name}"))

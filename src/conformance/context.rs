@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::blocks;
 use super::random::Random;
 use super::tolerance::{
     By, Tolerance, differing, element_error, greatest_error, half_unit, norm_error, row_error,
@@ -179,6 +180,53 @@ impl<'a> CaseContext<'a> {
             stored(part, *format)
         });
         let parts = parts.collect();
+        let shape = [stack, rows, columns];
+        self.hand_over(shape, stored_columns, first_column, parts, &values)
+    }
+
+    /// Hands over some columns of random stored values, nearly normal or in blocks, whose root mean square is about `scale`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn random_parts(
+        &mut self,
+        shape: [usize; 3],
+        stored_columns: usize,
+        first_column: usize,
+        parts: &[(Format, usize)],
+        scale: f32,
+    ) -> Result<Matrix> {
+        let mut all = Vec::new();
+        let mut made = Vec::new();
+        for (format, rows) in parts {
+            let count = rows * stored_columns;
+            let mut values = vec![0.0; count];
+            let part = if let Format::Block(block) = format {
+                let bytes = blocks::random(&mut self.random, block, count / block.length, scale);
+                format.widen(&bytes, &mut values);
+                WeightPart {
+                    format: *format,
+                    bytes: bytes.into(),
+                }
+            } else {
+                values = self.random.normals(count, scale);
+                round(&mut values, *format);
+                stored(&values, *format)
+            };
+            made.push(part);
+            all.extend(values);
+        }
+        self.hand_over(shape, stored_columns, first_column, made, &all)
+    }
+
+    fn hand_over(
+        &mut self,
+        [stack, rows, columns]: [usize; 3],
+        stored_columns: usize,
+        first_column: usize,
+        parts: Vec<WeightPart>,
+        values: &[f32],
+    ) -> Result<Matrix> {
         let weight = self.backend.weight(WeightSource {
             name: "conformance".to_owned(),
             stack,
@@ -202,7 +250,7 @@ impl<'a> CaseContext<'a> {
         })
     }
 
-    /// A matrix of nearly normal numbers times `scale`.
+    /// A matrix of nearly normal numbers times `scale`, or of blocks whose values are about as large.
     ///
     /// # Errors
     /// Those of the backend.
@@ -212,8 +260,8 @@ impl<'a> CaseContext<'a> {
         shape: [usize; 3],
         scale: f32,
     ) -> Result<Matrix> {
-        let values = self.random.normals(shape.iter().product(), scale);
-        self.matrix(format, shape, values)
+        let [stack, rows, columns] = shape;
+        self.random_parts(shape, columns, 0, &[(format, stack * rows)], scale)
     }
 
     /// A norm's weight: numbers about 1.

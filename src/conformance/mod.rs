@@ -6,6 +6,7 @@
 //! Comparisons of whole models with `tests/reference` are not here: those need the files.
 
 pub mod bench;
+mod blocks;
 mod context;
 pub mod floors;
 pub mod list;

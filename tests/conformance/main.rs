@@ -33,6 +33,7 @@ mod rounded;
 mod seeds;
 mod skips;
 mod small;
+mod vectors;
 #[path = "../common/wrapped.rs"]
 mod wrapped;
 
@@ -58,7 +59,10 @@ fn main() {
             trials.push(trial(&bench, case, bound));
         }
         trials.extend(drawn::trials(&bench, seed));
+        trials.push(vectors::trial(&bench));
     }
+    #[cfg(feature = "cuda")]
+    trials.push(vectors::kernels());
     trials.extend(documents::trials());
     trials.extend(halves::trials(|| Box::new(CpuBackend::new())));
     trials.extend(mutants::trials(|| Box::new(CpuBackend::new())));

@@ -3,16 +3,14 @@
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Product};
-use super::step::{CudaStep, Kernel, arguments, suits_library};
+use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments, suits_library};
+use super::weights::Stored;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{Experts, Result, Route, Rows};
+use crate::backend::{Experts, Result, Route, Rows, Weight};
 use crate::error::BackendError;
 
 /// The most experts, and groups of them.
 const EXPERTS: usize = 4096;
-/// Rows and columns of a tile, and bytes of its stages in shared memory: as in `kernels/shared/tile.h`.
-const TILE: usize = 128;
-const STAGES_BYTES: usize = 4 * 2 * 2 * 128 * 40;
 /// Places that a block sorts, and outputs of a block of the path for few: as in `kernels/experts.cu`.
 const SHARE: usize = 2048;
 const FEW: u32 = 32;
@@ -28,9 +26,8 @@ const SCORED_OF_ONE: u32 = 2;
 struct Layer {
     ids: Arc<Buffer>,
     input: Arc<Buffer>,
-    gate: Arc<Buffer>,
-    up: Arc<Buffer>,
-    down: Arc<Buffer>,
+    gate_up: Stacks,
+    down: Stacks,
     hidden: Arc<Buffer>,
     results: Arc<Buffer>,
     width: u32,
@@ -42,7 +39,48 @@ struct Layer {
     experts: u32,
 }
 
+/// Stacks of experts that one kernel takes.
+struct Stacks {
+    /// Whether one is in blocks: then each comes with its format, else in bf16.
+    in_blocks: bool,
+    arguments: Vec<Argument>,
+}
+
+impl Stacks {
+    /// The kernel that takes them.
+    fn entry(&self, dense: &'static str, blocks: &'static str) -> &'static str {
+        if self.in_blocks { blocks } else { dense }
+    }
+}
+
 impl CudaStep {
+    /// As the experts' kernels take them: as they are stored where one is in blocks and each in a single format, else in bf16.
+    fn stacks(&self, weights: &[Weight]) -> Result<Stacks> {
+        let mut in_blocks = false;
+        let mut stored = Vec::new();
+        for weight in weights {
+            let mut memory = self.shared.memory();
+            let ranges = memory.weight(*weight)?.ranges();
+            in_blocks |= ranges.iter().any(Stored::in_blocks);
+            stored.push(ranges.to_vec());
+        }
+        let single = stored.iter().all(|ranges| ranges.len() == 1);
+        let (in_blocks, arguments) = if in_blocks && single {
+            let ranges = stored.iter().flatten();
+            (true, ranges.flat_map(Stored::arguments).collect())
+        } else {
+            let dense = weights.iter().map(|weight| {
+                let matrix = self.matrix(*weight)?;
+                Ok(Argument::from(&matrix))
+            });
+            (false, dense.collect::<Result<_>>()?)
+        };
+        Ok(Stacks {
+            in_blocks,
+            arguments,
+        })
+    }
+
     pub(super) fn encode_route(&mut self, op: Route) -> Result<()> {
         self.name("route");
         let count = op.weight.rows;
@@ -157,9 +195,8 @@ impl CudaStep {
         let layer = Layer {
             ids: self.tensor(op.experts)?,
             input: self.tensor(op.input)?,
-            gate: self.matrix(op.gate)?,
-            up: self.matrix(op.up)?,
-            down: self.matrix(op.down)?,
+            gate_up: self.stacks(&[op.gate, op.up])?,
+            down: self.stacks(&[op.down])?,
             hidden: self.scratch("experts' hidden activations", 2 * places * n)?,
             results: self.scratch("experts' outputs", 4 * places * d)?,
             width,
@@ -214,22 +251,19 @@ impl CudaStep {
             let places = rows * top_k;
             if rows < 2 { places } else { places.min(local) }
         };
-        let few = |entry, from: &Arc<Buffer>, weights: &[&Arc<Buffer>], to: &Arc<Buffer>| {
+        let few = |entry, from: &Arc<Buffer>, stacks: &Stacks, to: &Arc<Buffer>| {
             let mut arguments = arguments![&self.batch, ids, &list, most, from].to_vec();
-            arguments.extend(weights.iter().map(|weight| Argument::from(*weight)));
+            arguments.extend(stacks.arguments.iter().cloned());
             let sizes = [layer.width, layer.hidden_width, choices, first, experts];
             arguments.push(to.into());
             arguments.extend(sizes.map(Argument::from));
             Kernel::new(entry, 256, arguments)
         };
-        let gate_up = [&layer.gate, &layer.up];
-        let kernel = few("experts_few_in", &layer.input, &gate_up, &layer.hidden);
-        let down = few(
-            "experts_few_out",
-            &layer.hidden,
-            &[&layer.down],
-            &layer.results,
-        );
+        let (gate_up, down) = (&layer.gate_up, &layer.down);
+        let entry = gate_up.entry("experts_few_in", "experts_few_in_blocks");
+        let kernel = few(entry, &layer.input, gate_up, &layer.hidden);
+        let entry = down.entry("experts_few_out", "experts_few_out_blocks");
+        let down = few(entry, &layer.hidden, down, &layer.results);
         let outputs = layer.hidden_width.div_ceil(FEW / 2);
         self.launch(kernel, move |metadata| {
             [outputs, chosen(metadata) as u32, 1]
@@ -267,38 +301,22 @@ impl CudaStep {
         self.launch(kernel.shared(40 * local)?, shares);
         let count =
             move |metadata: &BatchMetadata| most_tiles(metadata.several_rows * top_k, local) as u32;
-        let kernel = Kernel::new(
-            "experts_many_in",
-            128,
-            arguments![
-                &groups,
-                tiles,
-                &layer.input,
-                &layer.gate,
-                &layer.up,
-                &layer.hidden,
-                width,
-                hidden_width,
-                choices
-            ],
-        );
+        let many = |entry, from: &Arc<Buffer>, stacks: &Stacks, to: &Arc<Buffer>| {
+            let mut arguments = arguments![&groups, tiles, from].to_vec();
+            arguments.extend(stacks.arguments.iter().cloned());
+            arguments.extend(arguments![to, width, hidden_width]);
+            Kernel::new(entry, 128, arguments)
+        };
+        let (gate_up, down) = (&layer.gate_up, &layer.down);
+        let entry = gate_up.entry("experts_many_in", "experts_many_in_blocks");
+        let mut kernel = many(entry, &layer.input, gate_up, &layer.hidden);
+        kernel.arguments.push(choices.into());
         let columns = hidden_width.div_ceil(TILE as u32 / 2);
         self.launch(kernel.shared(STAGES_BYTES)?, move |metadata| {
             [columns, count(metadata), 1]
         });
-        let kernel = Kernel::new(
-            "experts_many_out",
-            128,
-            arguments![
-                &groups,
-                tiles,
-                &layer.hidden,
-                &layer.down,
-                &layer.results,
-                width,
-                hidden_width
-            ],
-        );
+        let entry = down.entry("experts_many_out", "experts_many_out_blocks");
+        let kernel = many(entry, &layer.hidden, down, &layer.results);
         let columns = width.div_ceil(TILE as u32);
         self.launch(kernel.shared(STAGES_BYTES)?, move |metadata| {
             [columns, count(metadata), 1]

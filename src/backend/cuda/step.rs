@@ -10,6 +10,7 @@ use super::machine::{
     Argument, Buffer, Command, Launch, NO_STEP, Place, Product, Work, blocks, fitting,
 };
 use super::memory;
+use super::weights::Stored;
 use crate::backend::check::Demands;
 use crate::backend::gpu::answers::{Answer, Asked, Submission};
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
@@ -26,6 +27,10 @@ pub(super) const WINDOW: usize = 4096;
 
 /// Rows that a warp of `linear` in `kernels/linear.cu` takes together.
 pub(super) const ANY_TOGETHER: usize = 8;
+
+/// Rows and columns of a tile, and bytes of its stages in shared memory: as in `kernels/shared/tile.h`.
+pub(super) const TILE: usize = 128;
+pub(super) const STAGES_BYTES: usize = 4 * 2 * 2 * 128 * 40;
 
 /// Kernels for few rows, and how many rows each multiplies with one reading of the weight.
 const FEW: [(&str, usize); 4] = [
@@ -246,6 +251,7 @@ impl CudaStep {
         let (from, to) = (self.tensor(input)?, self.tensor(output)?);
         let full = output.element == Element::F32;
         let rows = input.rows;
+        let ranges = self.shared.memory().weight(weight)?.ranges().to_vec();
         if let Some(matrix) = self.bf16(weight)? {
             let product = Product {
                 input: Arc::clone(&from),
@@ -259,15 +265,25 @@ impl CudaStep {
             let even = suits_library(weight.columns, weight.rows);
             match rows {
                 Rows::Tokens if even => self.library(product),
-                Rows::Tokens => self.any(rows, &from, weight, &to, full, |metadata| {
-                    metadata.several_rows > 0
-                })?,
+                Rows::Tokens => {
+                    let wanted = |metadata: &BatchMetadata| metadata.several_rows > 0;
+                    for range in ranges {
+                        self.any(rows, &from, range, &to, full, weight, wanted);
+                    }
+                }
                 Rows::Outputs => {}
             }
             self.few(rows, &from, &matrix, &to, full, weight);
             return Ok(());
         }
-        self.any(rows, &from, weight, &to, full, |_| true)
+        for range in ranges {
+            if range.in_blocks() {
+                self.blocks(rows, &from, &range, &to, full, weight)?;
+            } else {
+                self.any(rows, &from, range, &to, full, weight, |_| true);
+            }
+        }
+        Ok(())
     }
 
     /// Encodes a product of all tokens by the library, for batches with rows of longer segments. What it leaves in rows of
@@ -276,40 +292,77 @@ impl CudaStep {
         self.push_command(Encoded::Product(product));
     }
 
-    /// Encodes `output = input weight^T` by the kernel for weights of any format and shape, for batches that ask for it.
+    /// Encodes `output = input weight^T` for some rows of a weight of any format and shape, for batches that ask for it.
     fn any(
         &mut self,
         rows: Rows,
         from: &Arc<Buffer>,
-        weight: Weight,
+        range: Stored,
         to: &Arc<Buffer>,
         full: bool,
+        weight: Weight,
         wanted: fn(&BatchMetadata) -> bool,
+    ) {
+        let outputs = range.rows.len() as u32;
+        let kernel = any_shape(
+            &self.batch,
+            kind(rows),
+            from,
+            range.arguments(),
+            to,
+            full,
+            weight.columns,
+            range.rows,
+            weight.rows,
+        );
+        self.launch(kernel, move |metadata| {
+            let together = metadata.count(rows).div_ceil(ANY_TOGETHER) as u32;
+            let blocks = if wanted(metadata) {
+                outputs.div_ceil(8)
+            } else {
+                0
+            };
+            [blocks, together, 1]
+        });
+    }
+
+    /// Encodes `output = input weight^T` for some rows of a weight in blocks: rows of longer segments in tiles, all others
+    /// eight at a time.
+    fn blocks(
+        &mut self,
+        rows: Rows,
+        from: &Arc<Buffer>,
+        range: &Stored,
+        to: &Arc<Buffer>,
+        full: bool,
+        weight: Weight,
     ) -> Result<()> {
-        let ranges = self.shared.memory().weight(weight)?.ranges().to_vec();
-        for range in ranges {
-            let outputs = range.rows.len() as u32;
-            let kernel = any_shape(
-                &self.batch,
-                kind(rows),
-                from,
-                [(&range.buffer).into(), range.id.into()],
-                to,
-                full,
-                weight.columns,
-                range.rows,
-                weight.rows,
-            );
-            self.launch(kernel, move |metadata| {
-                let together = metadata.count(rows).div_ceil(ANY_TOGETHER) as u32;
-                let blocks = if wanted(metadata) {
-                    outputs.div_ceil(8)
-                } else {
-                    0
-                };
-                [blocks, together, 1]
+        let [matrix, format] = range.arguments();
+        let outputs = range.rows.len() as u32;
+        let rest = arguments![
+            from,
+            matrix,
+            format,
+            to,
+            u32::from(full),
+            weight.columns,
+            outputs,
+            range.rows.start,
+            weight.rows
+        ];
+        if rows == Rows::Tokens {
+            let many = self.kernel("linear_many_blocks", 128, rest.clone());
+            self.launch(many.shared(STAGES_BYTES)?, move |metadata| {
+                let tiles = metadata.several_rows.div_ceil(TILE) as u32;
+                [outputs.div_ceil(TILE as u32), tiles, 1]
             });
         }
+        let counted = std::iter::once(Argument::from(kind(rows)));
+        let few = self.kernel("linear_few_blocks", 512, counted.chain(rest));
+        self.launch(few, move |metadata| {
+            let together = metadata.few(rows).div_ceil(8) as u32;
+            [outputs.div_ceil(32), together, 1]
+        });
         Ok(())
     }
 

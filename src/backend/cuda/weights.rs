@@ -1,13 +1,15 @@
 //! Weights on the device: ranges of rows without padding, each in the format of the checkpoint, streamed in.
 //!
 //! Vectors, taps, the router and the embedding are read as they are stored, and so is a matrix of another dtype than bf16 in
-//! a product. Experts and the expansion of latents run on tensor cores in bf16: what is stored otherwise gets a copy in
-//! bf16 when an operation is first encoded over it.
+//! a product. Experts and the expansion of latents run on tensor cores in bf16, and so does every product with blocks. Blocks are
+//! widened where a kernel loads them, rounded to bf16 in registers; what is stored otherwise, a stack of experts in several
+//! formats, and what latents are expanded with, gets a copy in bf16 when an operation is first encoded over it.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch, Machine, NO_STEP, Work, blocks};
+use crate::backend::gpu::format_word;
 use crate::backend::weight::StoredRows;
 use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
@@ -28,6 +30,18 @@ pub(super) struct Stored {
     pub(super) rows: Range<usize>,
 }
 
+impl Stored {
+    /// Whether it is in blocks.
+    pub(super) fn in_blocks(&self) -> bool {
+        matches!(self.format, Format::Block(_))
+    }
+
+    /// Its address and the number of its format.
+    pub(super) fn arguments(&self) -> [Argument; 2] {
+        [(&self.buffer).into(), self.id.into()]
+    }
+}
+
 /// A weight on the device.
 pub(super) struct DeviceWeight {
     /// `[stack, rows, columns]`, in the order of the rows.
@@ -35,14 +49,6 @@ pub(super) struct DeviceWeight {
     columns: usize,
     /// The same in bf16, where it is stored otherwise and was asked for.
     narrowed: Option<Arc<Buffer>>,
-}
-
-/// What `FORMAT_*` in the kernels are.
-fn number(name: &str, format: Format) -> Result<u32> {
-    format.id().ok_or_else(|| BackendError::Unsupported {
-        backend: "cuda",
-        what: format!("{name} in {format}"),
-    })
 }
 
 impl DeviceWeight {
@@ -55,8 +61,9 @@ impl DeviceWeight {
                 continue;
             };
             let rows = first.rows.start..last.rows.end;
-            let id = number(&source.name, first.format)?;
-            let bytes = rows.len() * first.columns.len();
+            let id = format_word("cuda", &source.name, first.format)?;
+            // Kernels read blocks by the aligned words that hold their bytes.
+            let bytes = (rows.len() * first.columns.len()).next_multiple_of(16);
             let buffer = Buffer::new(machine, &source.name, bytes as u64)?;
             write(machine, &buffer, run)?;
             ranges.push(Stored {
@@ -76,7 +83,8 @@ impl DeviceWeight {
     /// Has the device make a weight.
     pub(super) fn random(machine: &Arc<dyn Machine>, weight: &RandomWeight) -> Result<Self> {
         weight.check("cuda")?;
-        let (format, id) = (weight.format, number(&weight.name, weight.format)?);
+        let format = weight.format;
+        let id = format_word("cuda", &weight.name, format)?;
         let bytes = weight.elements() * format.block_bytes();
         let buffer = Arc::new(Buffer::new(machine, &weight.name, bytes as u64)?);
         super::fill::fill(machine, &buffer, format, weight.random)?;
@@ -103,7 +111,7 @@ impl DeviceWeight {
     /// A weight in several formats, for an operation that takes it whole.
     pub(super) fn stored(&self) -> Result<[Argument; 2]> {
         match &self.ranges[..] {
-            [range] => Ok([(&range.buffer).into(), range.id.into()]),
+            [range] => Ok(range.arguments()),
             _ => Err(BackendError::Unsupported {
                 backend: "cuda",
                 what: "a weight in several formats in an operation that is no product".to_owned(),

@@ -7,7 +7,25 @@ pub(super) mod memory;
 
 use self::batch_metadata::BatchMetadata;
 use super::{MaybeSend, Result, Ticket};
+use crate::checkpoint::{FORMATS, Format};
 use crate::error::BackendError;
+
+/// What `FORMAT_*` in shaders and kernels is for a weight of this name.
+///
+/// # Errors
+/// A format that they do not know.
+pub(super) fn format_word(backend: &'static str, name: &str, format: Format) -> Result<u32> {
+    format.id().ok_or_else(|| {
+        let known: Vec<String> = FORMATS.iter().map(Format::to_string).collect();
+        BackendError::Unsupported {
+            backend,
+            what: format!(
+                "{name} in {format}; it reads {}, and the CPU backend reads every format",
+                known.join(", ")
+            ),
+        }
+    })
+}
 
 /// Checks that a batch's words fit the buffer that a step has for them.
 ///

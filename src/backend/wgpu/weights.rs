@@ -1,6 +1,7 @@
 //! Weights on the device: rows of packed words, over as many buffers as formats and the binding limit ask for.
 //!
-//! Rows of plain elements are padded with zeros to a multiple of eight, so that shaders read whole vectors. Weights narrower
+//! Rows of plain elements are padded with zeros to a multiple of eight, so that shaders read whole vectors, and rows of blocks
+//! to whole vectors: the blocks are the file's (`shaders/shared/blocks.wgsl` takes them apart). Weights narrower
 //! than a vector's worth (norms, biases, convolution taps) are small and widened to f32 as they come in; all others keep
 //! their format. A stack of experts is cut between experts where an expert fits a buffer, else between rows.
 
@@ -8,6 +9,7 @@ use std::ops::Range;
 
 use super::device::Gpu;
 use super::{Shared, fill};
+use crate::backend::gpu::format_word;
 use crate::backend::weight::StoredRows;
 use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
@@ -16,6 +18,8 @@ use crate::error::BackendError;
 
 /// Narrower rows than this are widened to f32.
 const NARROW: usize = 16;
+/// Bytes of a vector of four words.
+const VECTOR: usize = 16;
 /// The most bytes handed to the queue in one call, and before it is drained.
 const SEGMENT: usize = 16 << 20;
 const DRAIN: usize = 128 << 20;
@@ -137,11 +141,19 @@ impl GpuWeight {
     /// How rows in a format are laid out over buffers.
     fn split(&self, gpu: &Gpu, name: &str, stored: Format, limit: u64) -> Result<BufferSplit> {
         let format = if self.narrow { Format::F32 } else { stored };
-        let (Some(id), Some(row)) = (format.id(), format.bytes(1, self.stride)) else {
-            return Err(BackendError::Unsupported {
-                backend: "wgpu",
-                what: format!("{name} in {format}"),
+        let id = format_word("wgpu", name, format)?;
+        let Some(row) = format.bytes(1, self.stride) else {
+            return Err(BackendError::Weight {
+                name: name.to_owned(),
+                what: "the columns of a row",
+                expected: format!("whole blocks of {} elements ({format})", format.block()),
+                found: self.stride.to_string(),
             });
+        };
+        // Shaders read single columns of f32 by elements, all else by vectors.
+        let row = match format {
+            Format::Dense(_) => row,
+            Format::Block(_) => row.next_multiple_of(VECTOR),
         };
         // What is narrow is small, and shaders want it whole.
         let limit = if self.narrow {
@@ -217,7 +229,7 @@ impl BufferSplit {
         Ok(Part {
             buffer: gpu.buffer(name, bytes.max(16) as u64)?,
             format: self.id,
-            vectors: (self.row / 16) as u32,
+            vectors: (self.row / VECTOR) as u32,
             matrices,
             rows,
         })

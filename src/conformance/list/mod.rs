@@ -15,6 +15,7 @@ mod mla_block;
 mod mla_cases;
 mod moe;
 mod pools;
+mod quantised;
 mod random;
 mod refusals;
 mod rows;
@@ -33,7 +34,7 @@ pub const OPERATIONS: [(&str, &str); 26] = [
     ),
     (
         "linear",
-        "a matrix product with bf16, f16 or f32 weights, their columns perhaps a shard's",
+        "a matrix product with weights in any format, their columns perhaps a shard's",
     ),
     (
         "short_conv",
@@ -113,6 +114,7 @@ pub fn all() -> Vec<Case> {
         kda_properties::cases(),
         mla_cases::cases(),
         moe::cases(),
+        quantised::cases(),
         choice::cases(),
         kda_block::cases(),
         mla_block::cases(),

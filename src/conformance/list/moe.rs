@@ -39,8 +39,8 @@ const ROUTE: RouteCase = RouteCase {
 };
 
 /// Single tokens of several sequences, and such with longer segments around them.
-const SINGLES: Layout = |rows| vec![1; rows];
-const AMONG: Layout = |rows| match rows {
+pub(super) const SINGLES: Layout = |rows| vec![1; rows];
+pub(super) const AMONG: Layout = |rows| match rows {
     0..8 => vec![1; rows],
     _ => vec![1, rows / 2, 1, 1, rows - rows / 2 - 4, 1],
 };
@@ -453,7 +453,8 @@ fn routing(
     )
 }
 
-/// The experts `held` of ids drawn from `chosen`. An expert that no row chose is all NaN, so that it must not be read.
+/// The experts `held` of ids drawn from `chosen`. An expert that no row chose is all NaN, so that it must not be read, unless
+/// some are in blocks.
 pub(super) fn experts(
     ctx: &mut CaseContext<'_>,
     format: Format,
@@ -467,7 +468,7 @@ pub(super) fn experts(
 }
 
 /// The same with experts in these formats in turn.
-fn experts_in(
+pub(super) fn experts_in(
     ctx: &mut CaseContext<'_>,
     formats: &[Format],
     [local, n, d]: [usize; 3],
@@ -486,14 +487,17 @@ fn experts_in(
     let weights: Vec<f32> = (0..tokens * top_k).map(|_| ctx.random.uniform()).collect();
     let stack = |ctx: &mut CaseContext<'_>, rows: usize, columns: usize| {
         let scale = (columns as f32).powf(-0.5);
+        let parts = formats.iter().cycle().take(local);
+        let parts: Vec<_> = parts.map(|format| (*format, rows)).collect();
+        if formats.iter().any(|format| format.block() > 1) {
+            return ctx.random_parts([local, rows, columns], columns, 0, &parts, scale);
+        }
         let mut values = ctx.random.normals(local * rows * columns, scale);
         for (expert, values) in values.chunks_exact_mut(rows * columns).enumerate() {
             if !ids.contains(&((held.start + expert) as u32)) {
                 values.fill(f32::NAN);
             }
         }
-        let parts = formats.iter().cycle().take(local);
-        let parts: Vec<_> = parts.map(|format| (*format, rows)).collect();
         ctx.cut_matrix([local, rows, columns], columns, 0, &parts, values)
     };
     let (gate, up, down) = (stack(ctx, n, d)?, stack(ctx, n, d)?, stack(ctx, d, n)?);

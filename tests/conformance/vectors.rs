@@ -1,0 +1,183 @@
+//! The blocks of `tests/reference/quant-vectors.json`, each a row of an embedding: what backends read is what ggml makes of them.
+
+use std::sync::Arc;
+
+use kimi_linear::backend::{
+    Backend, Batch, Capacity, Element, Embed, Op, Program, Rows, Segment, Shard, Slot, WeightPart,
+    WeightSource,
+};
+use kimi_linear::checkpoint::{FORMATS, Format};
+use kimi_linear::config::Dtype;
+use libtest_mimic::{Failed, Trial};
+
+use crate::backends::Bench;
+
+/// Blocks of one format, and the values of each.
+struct Vectors {
+    format: Format,
+    blocks: Vec<Vec<u8>>,
+    values: Vec<Vec<f32>>,
+}
+
+/// Those of every format of blocks that shaders and kernels know.
+fn vectors() -> Vec<Vectors> {
+    let text = include_str!("../reference/quant-vectors.json");
+    let all: serde_json::Value = serde_json::from_str(text).unwrap();
+    let blocks = FORMATS.into_iter().filter(|format| format.block() > 1);
+    let read = |format: Format| {
+        let name = format.to_string().to_lowercase().replace("_k", "_K");
+        let cases = all["types"][name.as_str()]["cases"].as_array().unwrap();
+        let hex = |text: &str| u32::from_str_radix(text, 16).unwrap();
+        let block = |case: &serde_json::Value| {
+            let text = case["block"].as_str().unwrap();
+            let at = (0..text.len()).step_by(2);
+            at.map(|at| hex(&text[at..at + 2]) as u8).collect()
+        };
+        let values = |case: &serde_json::Value| {
+            let bits = case["f32"].as_array().unwrap().iter();
+            bits.map(|bits| f32::from_bits(hex(bits.as_str().unwrap())))
+                .collect()
+        };
+        Vectors {
+            format,
+            blocks: cases.iter().map(block).collect(),
+            values: cases.iter().map(values).collect(),
+        }
+    };
+    blocks.map(read).collect()
+}
+
+/// Each backend reads all of them.
+pub(crate) fn trial(bench: &Arc<Bench>) -> Trial {
+    let bench = Arc::clone(bench);
+    Trial::test(format!("{}/quant vectors", bench.name), move || {
+        let vectors = vectors();
+        assert_eq!(vectors.len(), 13, "formats of blocks");
+        for vectors in vectors {
+            // Rows of two blocks, so that a block begins at an odd place too.
+            let count = vectors.blocks.len();
+            let pairs: Vec<[usize; 2]> = (0..count).map(|row| [row, (row + 1) % count]).collect();
+            let bytes = pairs.iter().flatten().flat_map(|i| &vectors.blocks[*i]);
+            let bytes: Vec<u8> = bytes.copied().collect();
+            let expected = pairs.iter().flatten().flat_map(|i| &vectors.values[*i]);
+            let columns = 2 * vectors.format.block();
+            let (found, precision) = bench.with(|backend| {
+                let found = embedded(backend, vectors.format, bytes, [count, columns]);
+                (found, backend.device().precision)
+            });
+            let exact = bench.name == "cpu";
+            for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+                let expected = match precision {
+                    Dtype::F32 => *expected,
+                    Dtype::F16 => half::f16::from_f32(*expected).to_f32(),
+                    Dtype::Bf16 => half::bf16::from_f32(*expected).to_f32(),
+                };
+                // A GPU may make zero of a subnormal number, and anything of what is not finite.
+                if (exact || expected.is_normal()) && found.to_bits() != expected.to_bits() {
+                    let format = vectors.format;
+                    return Err(Failed::from(format!(
+                        "{format}, element {i}: {found:e} instead of {expected:e}"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The rows of an embedding `[rows, columns]`, read through `Embed`.
+fn embedded(
+    backend: &mut dyn Backend,
+    format: Format,
+    bytes: Vec<u8>,
+    [rows, columns]: [usize; 2],
+) -> Vec<f32> {
+    let source = WeightSource {
+        name: "vectors".to_owned(),
+        stack: 1,
+        rows,
+        columns,
+        stored_columns: columns,
+        first_column: 0,
+        parts: vec![WeightPart {
+            format,
+            bytes: bytes.into(),
+        }],
+        shard: Shard::WHOLE,
+    };
+    let weight = backend.weight(source).unwrap();
+    let output = backend
+        .tensor(Rows::Tokens, rows, columns, Element::Activation)
+        .unwrap();
+    let capacity = Capacity {
+        tokens: rows,
+        segments: 1,
+        ..Capacity::default()
+    };
+    let program = Program::from_iter([Op::from(Embed { weight, output })]);
+    let batch = Batch {
+        tokens: (0..rows as u32).collect(),
+        segments: vec![Segment {
+            length: rows,
+            position: 0,
+            slot_in: None,
+            slot_out: Slot(0),
+            checkpoints: Vec::new(),
+            blocks: Vec::new(),
+        }],
+        outputs: Vec::new(),
+    };
+    let mut step = backend.compile(&program, capacity).unwrap();
+    step.submit(&batch).unwrap().wait().unwrap();
+    let found = backend.read_tensor(output, rows).wait().unwrap();
+    found.as_f32().unwrap().to_vec()
+}
+
+/// The kernels' own reading, in f32: activations of the CUDA backend have fewer bits.
+#[cfg(feature = "cuda")]
+pub(crate) fn kernels() -> Trial {
+    Trial::test("cuda-emulated/quant vectors in f32", || {
+        for vectors in vectors() {
+            let bytes = vectors.blocks.concat();
+            let expected = vectors.values.concat();
+            let found = widened(vectors.format, &bytes, expected.len());
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let format = vectors.format;
+                if found.to_bits() != expected.to_bits() {
+                    return Err(Failed::from(format!(
+                        "{format}, element {i}: {found:e} instead of {expected:e}"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// `count` elements of a weight, each read alone and in its eight by `tests/emulated/kernels/weights.cu`.
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+fn widened(format: Format, bytes: &[u8], count: usize) -> Vec<f32> {
+    use kimi_linear_emulated::{Allocation, Order, launch};
+
+    let mut weight = Allocation::new(bytes.len().next_multiple_of(16)).unwrap();
+    weight.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+    let output = Allocation::new(2 * 4 * count).unwrap();
+    let (columns, format) = (format.block() as u32, format.id().unwrap());
+    let arguments: [&[u8]; 5] = [
+        &weight.address().to_le_bytes(),
+        &format.to_le_bytes(),
+        &output.address().to_le_bytes(),
+        &columns.to_le_bytes(),
+        &(count as u32).to_le_bytes(),
+    ];
+    // SAFETY: the arguments are those of the kernel, and the addresses those of living allocations.
+    let launched = unsafe { launch("try_weights", [1, 1, 1], 32, 0, &arguments, Order::Forward) };
+    launched.unwrap();
+    let words = output.bytes().as_chunks().0;
+    let all: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+    let (alone, eights) = all.split_at(count);
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(alone), bits(eights), "alone and in eights");
+    alone.to_vec()
+}
