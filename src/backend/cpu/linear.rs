@@ -104,19 +104,23 @@ impl Input<'_> {
             let rows = part.rows.start.max(tile.start)..part.rows.end.min(tile.end);
             let (taken, rest) = output.split_at_mut(rows.len() * count);
             output = rest;
-            let stored = rows.map(|row| part.row(row));
+            let mut stored = rows.map(|row| part.row(row));
             if let (Some(format), Some(input)) = (in_codes(part.format), &self.activations) {
                 let unpacked = &mut scratch.unpacked;
                 let unpacked = unpacked.get_or_insert_with(|| Weights::new(input));
                 quantised::products(format, stored, input, unpacked, taken);
                 continue;
             }
-            scratch.widened.resize(TILE * width, 0.0);
-            let widened = &mut scratch.widened[..taken.len() / count * width];
-            for (row, bytes) in widened.chunks_exact_mut(width).zip(stored) {
-                widen(part.format, bytes, row);
+            // One row meets each weight once: only what a tile of products has, so that f32 copies stay in the nearest cache.
+            let at_once = if count == 1 { 4 } else { TILE };
+            scratch.widened.resize(at_once * width, 0.0);
+            for output in taken.chunks_mut(at_once * count) {
+                let widened = &mut scratch.widened[..output.len() / count * width];
+                for (row, bytes) in widened.chunks_exact_mut(width).zip(stored.by_ref()) {
+                    widen(part.format, bytes, row);
+                }
+                products(width, self.rows, widened, output);
             }
-            products(width, self.rows, widened, taken);
         }
     }
 }

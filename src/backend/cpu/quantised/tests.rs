@@ -3,7 +3,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::super::memory::widen;
 use super::*;
-use crate::checkpoint::blocks::NO_MIN;
+use crate::checkpoint::blocks::{FP4, INT4, INT6, INT8, NO_MIN};
 use crate::checkpoint::ggml::TYPES;
 use crate::checkpoint::{Codes, Format};
 use crate::conformance::{EIGHT_BIT_ACTIVATIONS, differing, greatest_error};
@@ -14,8 +14,9 @@ fn formats() -> Vec<&'static BlockFormat> {
         Some(Format::Block(format)) => applies(format).then_some(format),
         _ => None,
     });
-    let formats: Vec<_> = blocks.collect();
-    assert!(formats.len() >= 18, "{formats:?}");
+    let repacked = [&INT4, &INT6, &INT8, &FP4];
+    let formats: Vec<_> = blocks.chain(repacked).collect();
+    assert!(formats.len() >= 22, "{formats:?}");
     formats
 }
 
@@ -28,12 +29,17 @@ fn stored(
     wild: bool,
 ) -> Vec<u8> {
     let halves: &[usize] = match format.name {
-        "Q4_1" | "Q5_1" | "Q4_K" | "Q5_K" => &[0, 2],
+        "Q4_1" | "Q5_1" | "Q4_K" | "Q5_K" | "INT6" => &[0, 2],
         "Q2_K" => &[80, 82],
         "Q3_K" => &[108],
         "Q6_K" => &[208],
-        "MXFP4" => &[],
+        "MXFP4" | "INT4" | "INT8" | "FP4" => &[],
         _ => &[0],
+    };
+    let singles: &[usize] = match format.name {
+        "INT4" => &[0],
+        "INT8" | "FP4" => &[0, 4],
+        _ => &[],
     };
     let mut bytes = vec![0; rows * width / format.length * format.bytes];
     rng.fill(&mut bytes[..]);
@@ -46,6 +52,15 @@ fn stored(
                 half::f16::from_f32(rng.random_range(-0.01..0.01)).to_bits()
             };
             block[*at..at + 2].copy_from_slice(&bits.to_le_bytes());
+        }
+        for at in singles {
+            let exponent: i16 = if wild { rng.random_range(-30..30) } else { -7 };
+            let scale = rng.random_range(-1.0..1.0_f32) * f32::from(exponent).exp2();
+            block[*at..at + 4].copy_from_slice(&scale.to_le_bytes());
+        }
+        if format.name == "INT4" {
+            // The zero point.
+            block[4] = rng.random_range(0..16);
         }
         if format.name == "MXFP4" {
             block[0] = if wild { rng.random_range(0..=254) } else { 120 };
