@@ -5,7 +5,7 @@
 #   make app     build and open the desktop app
 #   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
-#   make fuzz    headers of weight files with bytes and numbers that no writer wrote, for about 20 minutes each
+#   make fuzz    headers of weight files with bytes and numbers that no writer wrote, four million of each kind
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
 #   make archive lay out a release archive: program, kernels, licences
@@ -99,8 +99,7 @@ test: install-rust-components install-xvfb install-cuda-compiler target/python/m
 	$(CARGO) test $(PROFILE) --locked --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 
-# The properties that `make test` tries a few thousand times: so many cases of each take about 20 minutes for GGUF and as long for
-# safetensors, on one core each.
+# The properties that `make test` tries a few thousand times, with so many cases of each and from each of two seeds.
 FUZZ_CASES := 4000000
 
 fuzz: install-rust-components
