@@ -5,6 +5,7 @@
 #   make app     build and open the desktop app
 #   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
+#   make fuzz    headers of weight files with bytes and numbers that no writer wrote, for about 20 minutes each
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
 #   make archive lay out a release archive: program, kernels, licences
@@ -19,13 +20,13 @@ CARGO := cargo
 PROFILE := --release
 
 SERVE_FLAGS :=
-PYTHON_PACKAGES := openai==3.52.0 matplotlib==3.11.2 numpy==2.4.6 safetensors==0.8.0
+PYTHON_PACKAGES := openai==3.52.0 matplotlib==3.11.2 numpy==2.4.6 safetensors==0.8.0 gguf==0.19.0
 DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?
 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo app app-pictures serve quick test bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: help demo app app-pictures serve quick test fuzz bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb
 
 help:
@@ -67,7 +68,8 @@ serve: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	$(CARGO) run $(PROFILE) --locked --quiet -- serve $(SERVE_FLAGS)
 
-# The server's tests speak to it with the published client, those of snapshots plot one, in a Python of its own.
+# The server's tests speak to it with the published client, those of snapshots plot one, those of GGUF files write them, in a
+# Python of its own.
 target/python/made: Makefile
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3 python3-venv
 	@rm -rf target/python
@@ -96,6 +98,14 @@ test: install-rust-components install-xvfb install-cuda-compiler target/python/m
 	.ci/check-web $(PROFILE)
 	$(CARGO) test $(PROFILE) --locked --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
+
+# The properties that `make test` tries a few thousand times: so many cases of each take about 20 minutes for GGUF and as long for
+# safetensors, on one core each.
+FUZZ_CASES := 4000000
+
+fuzz: install-rust-components
+	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture \
+		checkpoint::gguf::tests::mutated checkpoint::header::tests::mutated
 
 bench: install-rust-components
 	$(CARGO) bench --locked

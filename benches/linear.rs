@@ -1,21 +1,26 @@
-//! The CPU backend's `linear` beside the gemm crate, in one run.
+//! The CPU backend's `linear` in each format of weights, beside the gemm crate and beside reading as many bytes, in one run.
 //!
-//! Ours reads bf16 weights and widens them as it goes; gemm is given weights that were widened beforehand, which costs
-//! twice the memory and is not counted. `cargo bench --bench linear`.
+//! Ours reads weights as they are stored and widens them, or takes them apart into integer codes, as it goes; gemm is given
+//! f32 weights that were widened beforehand, which costs two to seven times the memory and is not counted. One row is
+//! multiplied with weights that no cache holds, one after another. `cargo bench --bench linear`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use divan::counter::ItemsCount;
+use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Backend, Batch, Capacity, Element, Linear, Op, Program, Rows, Segment, Shard, Slot,
+    Backend, Batch, Capacity, Element, Linear, Op, Program, Rows, Segment, Shard, Slot, Step,
     TensorValues, WeightPart, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
+use rayon::prelude::*;
 
 const INPUTS: usize = 2304;
 const OUTPUTS: usize = 4096;
 const ROWS: [usize; 4] = [1, 4, 32, 512];
+/// Weights that one row is multiplied with: no cache holds them all.
+const WEIGHTS: usize = 16;
+const FORMATS: [&str; 6] = ["F32", "BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_0"];
 
 fn main() {
     divan::main();
@@ -26,23 +31,17 @@ fn operations(rows: usize) -> ItemsCount {
     ItemsCount::new(2 * rows * INPUTS * OUTPUTS)
 }
 
-#[divan::bench(args = ROWS)]
-fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
+fn format(name: &str) -> Format {
+    Format::try_from(name.to_owned()).unwrap()
+}
+
+fn stored(name: &str) -> usize {
+    format(name).bytes(OUTPUTS, INPUTS).unwrap()
+}
+
+/// A step of `weights` products of as many weights with the same rows.
+fn products(name: &str, rows: usize, weights: usize) -> (CpuBackend, Box<dyn Step>, Batch) {
     let mut backend = CpuBackend::new();
-    let source = WeightSource {
-        name: "weight".to_owned(),
-        stack: 1,
-        rows: OUTPUTS,
-        columns: INPUTS,
-        stored_columns: INPUTS,
-        first_column: 0,
-        parts: vec![WeightPart {
-            format: Format::BF16,
-            bytes: vec![0x3c; 2 * INPUTS * OUTPUTS].into(),
-        }],
-        shard: Shard::WHOLE,
-    };
-    let weight = backend.weight(source).unwrap();
     let input = backend
         .tensor(Rows::Tokens, rows, INPUTS, Element::Activation)
         .unwrap();
@@ -52,6 +51,28 @@ fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
     backend
         .write_tensor(input, &TensorValues::F32(vec![0.5; rows * INPUTS]))
         .unwrap();
+    let op = |_| {
+        let source = WeightSource {
+            name: "weight".to_owned(),
+            stack: 1,
+            rows: OUTPUTS,
+            columns: INPUTS,
+            stored_columns: INPUTS,
+            first_column: 0,
+            parts: vec![WeightPart {
+                format: format(name),
+                bytes: vec![0x3c; stored(name)].into(),
+            }],
+            shard: Shard::WHOLE,
+        };
+        let weight = backend.weight(source).unwrap();
+        Op::from(Linear {
+            input,
+            weight,
+            output,
+        })
+    };
+    let program: Program = (0..weights).map(op).collect();
     let capacity = Capacity {
         tokens: rows,
         segments: 1,
@@ -59,13 +80,7 @@ fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
         blocks: 0,
         checkpoints: 0,
     };
-    let ops = [Op::from(Linear {
-        input,
-        weight,
-        output,
-    })];
-    let program: Program = ops.into_iter().collect();
-    let mut step = backend.compile(&program, capacity).unwrap();
+    let step = backend.compile(&program, capacity).unwrap();
     let segment = Segment {
         length: rows,
         position: 0,
@@ -79,6 +94,41 @@ fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
         segments: vec![segment],
         outputs: Vec::new(),
     };
+    (backend, step, batch)
+}
+
+#[divan::bench(args = FORMATS)]
+fn one_row(bencher: Bencher<'_, '_>, name: &str) {
+    let (_backend, mut step, batch) = products(name, 1, WEIGHTS);
+    bencher
+        .counter(BytesCount::new(WEIGHTS * stored(name)))
+        .bench_local(|| step.submit(black_box(&batch)).unwrap().wait().unwrap());
+}
+
+/// The floor of one row: as many bytes, read by as many threads.
+#[divan::bench(args = FORMATS)]
+fn one_row_floor(bencher: Bencher<'_, '_>, name: &str) {
+    let words = vec![0x3c_u64; WEIGHTS * stored(name) / 8];
+    let sum = || -> u64 {
+        let parts = words.par_chunks(8192);
+        parts.map(|words| words.iter().sum::<u64>()).sum()
+    };
+    bencher
+        .counter(BytesCount::new(WEIGHTS * stored(name)))
+        .bench_local(|| black_box(sum()));
+}
+
+#[divan::bench(args = FORMATS)]
+fn rows_512(bencher: Bencher<'_, '_>, name: &str) {
+    let (_backend, mut step, batch) = products(name, 512, 1);
+    bencher
+        .counter(operations(512))
+        .bench_local(|| step.submit(black_box(&batch)).unwrap().wait().unwrap());
+}
+
+#[divan::bench(args = ROWS)]
+fn ours_bf16(bencher: Bencher<'_, '_>, rows: usize) {
+    let (_backend, mut step, batch) = products("BF16", rows, 1);
     bencher
         .counter(operations(rows))
         .bench_local(|| step.submit(black_box(&batch)).unwrap().wait().unwrap());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use kimi_linear::backend::{BackendKind, open};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{Engine, EngineOptions, Event, Request, RequestId, Sizes};
+use kimi_linear::engine::{Engine, EngineOptions, EngineSizes, Event, Request, RequestId};
 use kimi_linear::model::{Model, TraceChoice, TraceHead};
 
 const PROMPT: usize = 32;
@@ -39,7 +39,7 @@ fn main() -> anyhow::Result<()> {
         backend.device().name,
         backend.device().backend
     );
-    let limits = Sizes::one(PROMPT + TOKENS + 1).limits(backend.device().cache);
+    let limits = EngineSizes::one(PROMPT + TOKENS + 1).limits(backend.device().cache);
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {})?;
     let mut engine = Engine::new(model, EngineOptions::default());
     let head = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });

@@ -1,7 +1,7 @@
 // Random numbers where weights and caches are kept, for measuring a model without its file. Twin of
 // `src/backend/cpu/fill.rs`; the numbers are `Random::value` of `src/backend/random.rs`, to the bit.
 #include "shared/kernel.h"
-#include "shared/weight.h"
+#include "shared/latents.h"
 
 // Mixes the bits of a word.
 static __device__ __forceinline__ u32 mix(u32 x) {
@@ -10,7 +10,7 @@ static __device__ __forceinline__ u32 mix(u32 x) {
     return x ^ x >> 16;
 }
 
-// 4096 elements a block, 16 a thread; bf16 or f32.
+// 4096 elements a block, 16 a thread.
 //   output  [count] of the format
 extern "C" __global__ void __launch_bounds__(256) fill(void* output, u32 format, u64 count, u32 seed, float mean, float scale) {
     u64 first = (u64)blockIdx.x * 4096 + threadIdx.x;
@@ -22,6 +22,8 @@ extern "C" __global__ void __launch_bounds__(256) fill(void* output, u32 format,
         float value = mean + scale * ((float)(bits >> 8) * 1.1920928955078125e-7f - 1.0f);
         if (format == FORMAT_F32) {
             ((float*)output)[i] = value;
+        } else if (format == FORMAT_F16) {
+            store_latent(((f16*)output)[i], value);
         } else {
             ((bf16*)output)[i] = narrow(value);
         }

@@ -9,7 +9,7 @@
 #include "shared/kernel.h"
 #include "shared/fragment.h"
 #include "shared/mla.h"
-#include "shared/weight.h"
+#include "shared/latents.h"
 
 // Positions whose scores are taken together.
 #define RUN 32
@@ -126,11 +126,12 @@ struct Tiles {
     u32 latent, all, stride;
 };
 
-// A thread's eighth of a row of each run, by copies where tiles are full. `block` is where the row of the next run lies, looked up a run ahead.
+// A thread's eighth of a row of each run, by copies where tiles are full and nothing is to be rounded. `block` is where the row of the next run lies, looked up a run ahead.
+template <typename Latent>
 struct Fetch {
     const Attention& a;
     const Tiles& tiles;
-    const bf16* latents;
+    const Latent* latents;
     const u32* table;
     u32 end, block;
 
@@ -141,13 +142,21 @@ struct Fetch {
     // The row at `position` into `to`; zeros from the end on.
     __device__ __forceinline__ void row(bf16* to, u32 position) {
         bool there = position < end;
-        const bf16* from = latents;
+        const Latent* from = latents;
         if (there) from += ((u64)block * a.block_tokens + position % a.block_tokens) * (a.latent + a.rope);
         u32 first = threadIdx.x % 8 * 8, width = tiles.all * 16;
         if ((a.latent | a.rope) % 16 == 0) {
-            #pragma unroll
-            for (u32 c = 0; c < MOST_LATENT + MOST_ROPE; c += 64) {
-                if (c + first < width) copy_async(to + first + c, from + first + c, there);
+            if constexpr (format_of<Latent>() == FORMAT_BF16) {
+                #pragma unroll
+                for (u32 c = 0; c < MOST_LATENT + MOST_ROPE; c += 64) {
+                    if (c + first < width) copy_async(to + first + c, from + first + c, there);
+                }
+            } else {
+                // Two at a time: as many as are under way without spilling.
+                #pragma unroll 2
+                for (u32 c = first; c < width; c += 64) {
+                    *(uint4*)(to + c) = there ? eight_operands(from + c) : make_uint4(0, 0, 0, 0);
+                }
             }
             return;
         }
@@ -156,15 +165,15 @@ struct Fetch {
         for (u32 c = threadIdx.x % 8; c < width; c += 8) {
             bool key = c >= shared;
             u32 at = key ? c - shared + a.latent : c, last = key ? a.latent + a.rope : a.latent;
-            to[c] = there && at < last ? from[at] : bf16{0};
+            to[c] = there && at < last ? operand(from[at]) : bf16{0};
         }
     }
 };
 
 // Softmax over a span of positions for 32 heads. Widths of PUBLISHED are the published model's, known when it is compiled.
-template <bool PUBLISHED>
+template <bool PUBLISHED, typename Latent>
 static __device__ __forceinline__ void attend(
-    const u32* batch, u32 single, const bf16* query, const float* absorbed, const bf16* latents, float* parts,
+    const u32* batch, u32 single, const bf16* query, const float* absorbed, const Latent* latents, float* parts,
     const Attention& widths) {
     Attention a = widths;
     if (PUBLISHED) {
@@ -199,7 +208,7 @@ static __device__ __forceinline__ void attend(
     float* scores = (float*)(chances + 2 * (RUN / 16) * TILE);  // [PARTS][HEADS][SCORE_STRIDE]
     float* keep = scores + PARTS * HEADS * SCORE_STRIDE;         // [HEADS]
 
-    Fetch fetch{a, tiles, latents, batch + segment_word(batch, segment, BLOCKS), end, 0};
+    Fetch<Latent> fetch{a, tiles, latents, batch + segment_word(batch, segment, BLOCKS), end, 0};
     u32 own_row = thread / 8;
     fetch.look(begin + own_row);
     auto fetch_run = [&](u32 run) {
@@ -368,20 +377,28 @@ static __device__ __forceinline__ void attend(
 //   batch     the batch
 //   query     [T, heads (nope + rope)] bf16
 //   absorbed  [rows, heads, latent] f32
-//   latents   [blocks, block_tokens, latent + rope] bf16, aligned to 16 bytes
+//   latents   [blocks, block_tokens, latent + rope] of the entry's type, aligned to 16 bytes
 //   parts     [spans, heads, 4 ceil(latent / 4) + 4] f32: weighted latent, then greatest score, sum of weights
-#define MLA_ATTEND(name, published)                                                                                   \
+#define MLA_ATTEND(name, published, Latent)                                                                           \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(                                                 \
-        const u32* batch, u32 single, const bf16* query, const float* absorbed, const bf16* latents, float* parts,    \
+        const u32* batch, u32 single, const bf16* query, const float* absorbed, const Latent* latents, float* parts,  \
         u32 heads, u32 latent, u32 nope, u32 rope, u32 value, u32 block_tokens) {                                     \
         Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
         attend<published>(batch, single, query, absorbed, latents, parts, a);                                         \
     }
 
-MLA_ATTEND(mla_attend, false)
-MLA_ATTEND(mla_attend_512, true)
+MLA_ATTEND(mla_attend, false, bf16)
+MLA_ATTEND(mla_attend_f16, false, f16)
+MLA_ATTEND(mla_attend_f32, false, float)
+MLA_ATTEND(mla_attend_512, true, bf16)
+MLA_ATTEND(mla_attend_512_f16, true, f16)
+MLA_ATTEND(mla_attend_512_f32, true, float)
 ENTRY(mla_attend)
+ENTRY(mla_attend_f16)
+ENTRY(mla_attend_f32)
 ENTRY(mla_attend_512)
+ENTRY(mla_attend_512_f16)
+ENTRY(mla_attend_512_f32)
 
 // Warps of a block of `mla_merge`, groups of spans that they add apart, and spans of a group under way.
 #define MERGE_WARPS 16

@@ -13,7 +13,7 @@
 #include "shared/kernel.h"
 #include "shared/fragment.h"
 #include "shared/mla.h"
-#include "shared/weight.h"
+#include "shared/latents.h"
 
 // Positions whose scores are taken together; windows are a multiple of it.
 #define RUN 64
@@ -30,24 +30,37 @@ static __device__ __forceinline__ const u32* window_words(const u32* batch, u32 
     return batch + batch[AT_WINDOWS] + WINDOW_WORDS * number;
 }
 
-// Grid (positions of the window), block 64.
-//   batch     the batch
-//   latents   [blocks, block_tokens, latent + rope] bf16
-//   gathered  [positions, latent] bf16
-extern "C" __global__ void __launch_bounds__(64) mla_gather(
-    const u32* batch, u32 number, const bf16* latents, bf16* gathered, u32 latent, u32 rope, u32 block_tokens) {
+template <typename Latent>
+static __device__ __forceinline__ void gather(
+    const u32* batch, u32 number, const Latent* latents, bf16* gathered, u32 latent, u32 rope, u32 block_tokens) {
     const u32* window = window_words(batch, number);
     if (blockIdx.x >= window[WINDOW_POSITIONS]) return;
     Attention a{0, latent, 0, rope, 0, block_tokens};
-    const bf16* from = latent_row(a, latents, batch + segment_word(batch, window[WINDOW_SEGMENT], BLOCKS), window[WINDOW_FIRST] + blockIdx.x);
+    const Latent* from = latent_row(a, latents, batch + segment_word(batch, window[WINDOW_SEGMENT], BLOCKS), window[WINDOW_FIRST] + blockIdx.x);
     bf16* to = gathered + (u64)blockIdx.x * latent;
     if (latent % 8 == 0 && rope % 8 == 0) {
-        for (u32 i = threadIdx.x; i < latent / 8; i += 64) ((uint4*)to)[i] = ((const uint4*)from)[i];
+        for (u32 i = threadIdx.x; i < latent / 8; i += 64) ((uint4*)to)[i] = eight_operands(from + 8 * i);
     } else {
-        for (u32 i = threadIdx.x; i < latent; i += 64) to[i] = from[i];
+        for (u32 i = threadIdx.x; i < latent; i += 64) to[i] = operand(from[i]);
     }
 }
+
+// Grid (positions of the window), block 64.
+//   batch     the batch
+//   latents   [blocks, block_tokens, latent + rope] of the entry's type
+//   gathered  [positions, latent] bf16
+#define MLA_GATHER(name, Latent)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(64) name(                                                            \
+        const u32* batch, u32 number, const Latent* latents, bf16* gathered, u32 latent, u32 rope, u32 block_tokens) { \
+        gather(batch, number, latents, gathered, latent, rope, block_tokens);                                         \
+    }
+
+MLA_GATHER(mla_gather, bf16)
+MLA_GATHER(mla_gather_f16, f16)
+MLA_GATHER(mla_gather_f32, float)
 ENTRY(mla_gather)
+ENTRY(mla_gather_f16)
+ENTRY(mla_gather_f32)
 
 // Elements of an image of one head's run: tiles of keys [nope | rope] padded to KEY, of values padded to VALUE, sixteen rows
 // after the other; then what keys are to be multiplied with, an f32 and padding.
@@ -67,9 +80,9 @@ static __device__ __forceinline__ float tamed(float greatest, float& undo) {
 }
 
 // Images of the runs of one window; zeros where there is no position or no column.
-template <int KEY, int VALUE>
+template <int KEY, int VALUE, typename Latent>
 static __device__ __forceinline__ void images(
-    const u32* batch, u32 number, const float* rows, const bf16* latents, bf16* images, const Attention& a) {
+    const u32* batch, u32 number, const float* rows, const Latent* latents, bf16* images, const Attention& a) {
     SHARED(float, greatest, 4);
     const u32* window = window_words(batch, number);
     u32 run = blockIdx.x, head = blockIdx.y, first = run * RUN;
@@ -83,7 +96,7 @@ static __device__ __forceinline__ void images(
         bool is_value = c >= KEY, there = n < count;
         if (is_value) c -= KEY;
         const float* row = rows + ((u64)(first + n) * a.heads + head) * (a.nope + a.value);
-        const bf16* shared = there ? latent_row(a, latents, table, window[WINDOW_FIRST] + first + n) + a.latent : nullptr;
+        const Latent* shared = there ? latent_row(a, latents, table, window[WINDOW_FIRST] + first + n) + a.latent : nullptr;
         #pragma unroll
         for (u32 j = 0; j < 8; j++) {
             u32 at = c + j;
@@ -124,12 +137,12 @@ static __device__ __forceinline__ void images(
 // Grid (ceil(positions of the window / 64), heads), block 128.
 //   batch     the batch; `number` is the window's
 //   rows      [positions, heads (nope + value)] f32: the window's latents times kv_b
-//   latents   [blocks, block_tokens, latent + rope] bf16
+//   latents   [blocks, block_tokens, latent + rope] of the entry's type
 //   images    [runs, heads, 64 (P + Q) + 8] halves, aligned to 16 bytes; P and Q are the widths of key and value that the
 //             entry takes at most
-#define MLA_IMAGES(name, key, value_width)                                                                            \
+#define MLA_IMAGES(name, key, value_width, Latent)                                                                    \
     extern "C" __global__ void __launch_bounds__(128) name(                                                           \
-        const u32* batch, u32 number, const float* rows, const bf16* latents, bf16* out, u32 heads, u32 latent,       \
+        const u32* batch, u32 number, const float* rows, const Latent* latents, bf16* out, u32 heads, u32 latent,     \
         u32 nope, u32 rope, u32 value, u32 block_tokens) {                                                            \
         Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
         images<key, value_width>(batch, number, rows, latents, out, a);                                               \
@@ -379,11 +392,19 @@ static __device__ __forceinline__ void attend(
         attend<key, value_width>(batch, number, query, in, output, marks, partial, a);                                \
     }
 
-MLA_IMAGES(mla_images_64, 64, 64)
-MLA_IMAGES(mla_images_192, 192, 128)
+MLA_IMAGES(mla_images_64, 64, 64, bf16)
+MLA_IMAGES(mla_images_64_f16, 64, 64, f16)
+MLA_IMAGES(mla_images_64_f32, 64, 64, float)
+MLA_IMAGES(mla_images_192, 192, 128, bf16)
+MLA_IMAGES(mla_images_192_f16, 192, 128, f16)
+MLA_IMAGES(mla_images_192_f32, 192, 128, float)
 MLA_PREFILL(mla_prefill_64, 64, 64)
 MLA_PREFILL(mla_prefill_192, 192, 128)
 ENTRY(mla_images_64)
+ENTRY(mla_images_64_f16)
+ENTRY(mla_images_64_f32)
 ENTRY(mla_images_192)
+ENTRY(mla_images_192_f16)
+ENTRY(mla_images_192_f32)
 ENTRY(mla_prefill_64)
 ENTRY(mla_prefill_192)

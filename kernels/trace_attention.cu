@@ -1,7 +1,7 @@
 // What one head attends to, of rows of single tokens. Twin of `trace_attention` in src/backend/cpu/trace.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
-#include "shared/weight.h"
+#include "shared/latents.h"
 
 // The head's query in latent space: absorbed = W_UK^T q_nope; a block of 128 threads a row.
 //   batch     the batch
@@ -26,16 +26,10 @@ ENTRY(trace_attention_absorb)
 // Positions a block.
 #define SPAN 128
 
-// The scores of a span (x) of a row (y), their greatest and the sum of their exponentials beside it; a block of 128 threads,
-// a warp a position. Places past the row's own position are left alone; for rows of longer segments there are none.
-//   latents  [blocks, block_tokens, latent + rope] bf16
-//   output   [T, places] f32
-//   spans    [T, ceil(places / SPAN), 2] f32
-extern "C" __global__ void __launch_bounds__(128) trace_attention_score(
-    const u32* batch, const bf16* query, const float* absorbed, const bf16* latents, float* output, float* spans, u32 heads,
-    u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 places) {
-    SHARED(float, scratch, 32);
-    SHARED(float, scores, SPAN);
+template <typename Latent>
+static __device__ __forceinline__ void score_span(
+    const u32* batch, const bf16* query, const float* absorbed, const Latent* latents, float* output, float* spans, u32 heads,
+    u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 places, float* scratch, float* scores) {
     u32 row = blockIdx.y, first = blockIdx.x * SPAN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch[TOKENS] || first >= places) return;
     u32 segment = owner(batch, row);
@@ -50,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(128) trace_attention_score(
         float sum = 0.0f;
         if (position < seen) {
             u64 at = (u64)blocks[position / block_tokens] * block_tokens + position % block_tokens;
-            const bf16* cached = latents + at * (latent + rope);
+            const Latent* cached = latents + at * (latent + rope);
             for (u32 l = lane; l < latent; l += 32) sum += widen(cached[l]) * absorbed[l];
             for (u32 r = lane; r < rope; r += 32) sum += widen(cached[latent + r]) * widen(query[r]);
         }
@@ -72,7 +66,29 @@ extern "C" __global__ void __launch_bounds__(128) trace_attention_score(
         spans[1] = sum;
     }
 }
+
+// The scores of a span (x) of a row (y), their greatest and the sum of their exponentials beside it; a block of 128 threads,
+// a warp a position. Places past the row's own position are left alone; for rows of longer segments there are none.
+//   latents  [blocks, block_tokens, latent + rope] of the entry's type
+//   output   [T, places] f32
+//   spans    [T, ceil(places / SPAN), 2] f32
+#define TRACE_ATTENTION_SCORE(name, Latent)                                                                           \
+    extern "C" __global__ void __launch_bounds__(128) name(                                                           \
+        const u32* batch, const bf16* query, const float* absorbed, const Latent* latents, float* output,             \
+        float* spans, u32 heads, u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 places) {            \
+        SHARED(float, scratch, 32);                                                                                   \
+        SHARED(float, scores, SPAN);                                                                                  \
+        score_span(                                                                                                   \
+            batch, query, absorbed, latents, output, spans, heads, head, nope, rope, latent, block_tokens, places,    \
+            scratch, scores);                                                                                         \
+    }
+
+TRACE_ATTENTION_SCORE(trace_attention_score, bf16)
+TRACE_ATTENTION_SCORE(trace_attention_score_f16, f16)
+TRACE_ATTENTION_SCORE(trace_attention_score_f32, float)
 ENTRY(trace_attention_score)
+ENTRY(trace_attention_score_f16)
+ENTRY(trace_attention_score_f32)
 
 // Scores to weights, with what all spans of the row came to; a block of 128 threads a span (x) of a row (y). What its own
 // span has past the row's position is zero, all of it for rows of longer segments.

@@ -1,6 +1,7 @@
 // Random numbers where weights and caches are kept, for measuring a model without its file. Twin of
 // `src/backend/cpu/fill.rs`; the numbers are `Random::value` of `src/backend/random.rs`, to the bit.
 
+// #import shared/halves
 // #import shared/index
 
 struct Params {
@@ -9,8 +10,8 @@ struct Params {
     element: u32,   // the number of the buffer's first element
     columns: u32,   // of a row
     stride: u32,    // from one row to the next, in elements; what lies beyond the columns is zero
-    narrow: u32,    // whether numbers are rounded to bf16
-    packed: u32,    // whether two of them share a word
+    format: u32,    // what numbers are rounded to: a FORMAT_ of the layout
+    packed: u32,    // whether two of them share a word; else they are widened again
     seed: u32,
     mean: f32,
     scale: f32,
@@ -26,7 +27,7 @@ fn mix_bits(word: u32) -> u32 {
     return x ^ (x >> 16u);
 }
 
-// The bits of the element at this place of the buffer, as f32.
+// The element at this place of the buffer, in the bits of its format.
 fn bits_at(place: u32) -> u32 {
     let column = place % params.stride;
     if (column >= params.columns) {
@@ -37,11 +38,10 @@ fn bits_at(place: u32) -> u32 {
     // 24 bits in -1 .. 1, exactly; the scale is a power of two.
     let unit = f32(bits >> 8u) * 1.1920928955078125e-7 - 1.0;
     let value = bitcast<u32>(params.mean + params.scale * unit);
-    if (params.narrow == 0u) {
+    if (params.format == FORMAT_F32) {
         return value;
     }
-    // To nearest, ties to even.
-    return (value + 0x7fffu + ((value >> 16u) & 1u)) & 0xffff0000u;
+    return narrow_bits(value, params.format);
 }
 
 @compute @workgroup_size(64)
@@ -50,9 +50,11 @@ fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if (word >= params.words) {
         return;
     }
-    if (params.packed == 0u) {
+    if (params.packed == 1u) {
+        output[word] = bits_at(2u * word) | (bits_at(2u * word + 1u) << 16u);
+    } else if (params.format == FORMAT_F32) {
         output[word] = bits_at(word);
     } else {
-        output[word] = (bits_at(2u * word) >> 16u) | bits_at(2u * word + 1u);
+        output[word] = bitcast<u32>(widen_pair(bits_at(word), params.format).x);
     }
 }

@@ -3,6 +3,7 @@
 // #import shared/batch
 // #import shared/weight
 // #import shared/product
+// #import shared/input
 
 struct Params {
     columns: u32,

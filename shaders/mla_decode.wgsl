@@ -15,7 +15,7 @@
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;        // kv_b: [rows, stride]
 @group(0) @binding(4) var<storage, read_write> absorbed_out: array<f32>;  // [n, H, latent]: queries, then contexts
 @group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // the same
-@group(0) @binding(6) var<storage, read> latents: array<f32>;             // [blocks, block_tokens, latent + rope]
+@group(0) @binding(6) var<storage, read> latents: array<u32>;             // [blocks, block_tokens, latent + rope]
 @group(0) @binding(7) var<storage, read_write> parts_out: array<f32>;     // [spans, H, latent + 2]: sum, greatest, total
 @group(0) @binding(8) var<storage, read> parts: array<f32>;               // the same
 @group(0) @binding(9) var<storage, read_write> output: array<f32>;        // [T, H value]
@@ -104,12 +104,12 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
             var sum = vec4<f32>(0.0);
             var i = 0u;
             for (; i + 4u <= width; i += 4u) {
-                let key = vec4<f32>(latents[at + i], latents[at + i + 1u], latents[at + i + 2u], latents[at + i + 3u]);
+                let key = latent_four(at, i);
                 let mine = vec4<f32>(latent_query[i], latent_query[i + 1u], latent_query[i + 2u], latent_query[i + 3u]);
                 sum = fma(key, mine, sum);
             }
             for (; i < width; i++) {
-                sum.x = fma(latents[at + i], latent_query[i], sum.x);
+                sum.x = fma(latent_element(at, i), latent_query[i], sum.x);
             }
             score = ((sum.x + sum.z) + (sum.y + sum.w)) * score_scale();
         }
@@ -126,7 +126,7 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         for (var i = thread; i < params.latent; i += 64u) {
             var sum = mixed[i] * keep;
             for (var n = 0u; n < count; n++) {
-                sum = fma(chances[n], latents[places[n] + i], sum);
+                sum = fma(chances[n], latent_element(places[n], i), sum);
             }
             mixed[i] = sum;
         }

@@ -6,9 +6,26 @@
 // #import shared/product
 // #import shared/product_many
 
-@group(0) @binding(2) var<storage, read> input: array<f32>;            // latents: [blocks, block_tokens, latent + rope]
+@group(0) @binding(2) var<storage, read> latents: array<u32>;          // [blocks, block_tokens, latent + rope]
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;     // kv_b: [rows, stride]
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;     // [window, H (nope + value)]
+
+// Eight elements of the cached row that begins at word `base`, zero from element `columns` on.
+fn input_eight(base: u32, first: u32, columns: u32) -> Eight {
+    if (first + 8u <= columns) {
+        return Eight(latent_four(base, first), latent_four(base, first + 4u));
+    }
+    var values = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
+    for (var i = 0u; i < 4u; i++) {
+        if (first + i < columns) {
+            values.a[i] = latent_element(base, first + i);
+        }
+        if (first + 4u + i < columns) {
+            values.b[i] = latent_element(base, first + 4u + i);
+        }
+    }
+    return values;
+}
 
 // 64 of kv_b's rows (x) by 32 positions (y). `params.begin` is the window's number.
 @compute @workgroup_size(256)

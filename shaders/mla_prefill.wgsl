@@ -10,7 +10,7 @@
 
 @group(0) @binding(2) var<storage, read> query: array<f32>;            // [T, H (nope + rope)]
 @group(0) @binding(3) var<storage, read> expanded: array<f32>;         // [window, H (nope + value)]
-@group(0) @binding(4) var<storage, read> latents: array<f32>;          // [blocks, block_tokens, latent + rope]
+@group(0) @binding(4) var<storage, read> latents: array<u32>;          // [blocks, block_tokens, latent + rope]
 @group(0) @binding(5) var<storage, read_write> softmax: array<f32>;    // [T, H, 2]
 @group(0) @binding(6) var<storage, read_write> output: array<f32>;     // [T, H value]
 
@@ -39,7 +39,7 @@ fn score_tile(first_query: u32, head: u32, q: u32, rows: u32, in_window: u32, p:
         begin[i] = (first_query + min(q + 4u * i, rows - 1u)) * row_width + head * key_width();
         let n = min(p + 16u * i, count - 1u);
         to[i] = expanded_at(in_window + n, head);
-        shared_to[i] = places[n] + params.latent;
+        shared_to[i] = places[n];
     }
     for (var d = 0u; d < params.nope; d++) {
         let k = vec4<f32>(expanded[to.x + d], expanded[to.y + d], expanded[to.z + d], expanded[to.w + d]);
@@ -50,7 +50,13 @@ fn score_tile(first_query: u32, head: u32, q: u32, rows: u32, in_window: u32, p:
     }
     begin += vec4<u32>(params.nope);
     for (var d = 0u; d < params.rope; d++) {
-        let k = vec4<f32>(latents[shared_to.x + d], latents[shared_to.y + d], latents[shared_to.z + d], latents[shared_to.w + d]);
+        let i = params.latent + d;
+        let k = vec4<f32>(
+            latent_element(shared_to.x, i),
+            latent_element(shared_to.y, i),
+            latent_element(shared_to.z, i),
+            latent_element(shared_to.w, i),
+        );
         s[0] = fma(vec4<f32>(query[begin.x + d]), k, s[0]);
         s[1] = fma(vec4<f32>(query[begin.y + d]), k, s[1]);
         s[2] = fma(vec4<f32>(query[begin.z + d]), k, s[2]);

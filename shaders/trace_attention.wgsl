@@ -13,7 +13,7 @@
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;        // kv_b: [rows, stride]
 @group(0) @binding(4) var<storage, read_write> absorbed_out: array<f32>;  // [T, latent]
 @group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // the same
-@group(0) @binding(6) var<storage, read> latents: array<f32>;             // [blocks, block_tokens, latent + rope]
+@group(0) @binding(6) var<storage, read> latents: array<u32>;             // [blocks, block_tokens, latent + rope]
 @group(0) @binding(7) var<storage, read_write> output: array<f32>;        // [T, places]: scores, then weights
 @group(0) @binding(8) var<storage, read_write> spans: array<vec2<f32>>;   // [T, spans]: the greatest score, and the sum
 
@@ -82,11 +82,11 @@ fn score(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
             let at = latent_at(segment, first + i);
             let mine = row * params.latent;
             for (var l = lane; l < params.latent; l += LANES) {
-                sum = fma(latents[at + l], absorbed[mine + l], sum);
+                sum = fma(latent_element(at, l), absorbed[mine + l], sum);
             }
             let shared_query = head_query(row) + params.nope;
             for (var r = lane; r < params.rope; r += LANES) {
-                sum = fma(latents[at + params.latent + r], query[shared_query + r], sum);
+                sum = fma(latent_element(at, params.latent + r), query[shared_query + r], sum);
             }
         }
         scores[i][lane] = sum;

@@ -176,6 +176,7 @@ fn options(by_layer: bool) -> Options {
         seed: 0,
         prefill_chunk: 32,
         by_layer,
+        cache: None,
         effort: Some(Effort::least()),
     }
 }
@@ -355,6 +356,63 @@ fn stdout(output: &Output) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
     String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn the_command_line_times_a_checkpoint_as_llama_bench_does() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/tiny-a");
+    let all = |more: &[&'static str]| {
+        let first = ["model", "--model", model, "--backend", "cpu"];
+        let mut arguments = first.to_vec();
+        arguments.extend(["-p", "20,40", "-n", "3", "-d", "0,17", "-r", "2"]);
+        arguments.extend(more);
+        program(&arguments, "")
+    };
+    let tests = [
+        "pp20",
+        "pp40",
+        "tg3",
+        "pp20 @ d17",
+        "pp40 @ d17",
+        "tg3 @ d17",
+    ];
+    let json: serde_json::Value = serde_json::from_str(&stdout(&all(&["-o", "json"]))).unwrap();
+    let rows = json.as_array().unwrap();
+    let named: Vec<&str> = rows
+        .iter()
+        .map(|row| row["test"].as_str().unwrap())
+        .collect();
+    assert_eq!(named, tests);
+    for row in rows {
+        assert_eq!(
+            (&row["model"], &row["backend"]),
+            (&"tiny-a".into(), &"cpu".into())
+        );
+        assert_eq!(row["samples"].as_array().unwrap().len(), 2);
+        assert!(row["median"].as_f64().unwrap() > 0.0 && row["size"].as_u64().unwrap() > 0);
+    }
+    assert_eq!(
+        (&rows[4]["prompt"], &rows[4]["depth"]),
+        (&40.into(), &17.into())
+    );
+    let table = stdout(&all(&["--prefill-chunk", "16"]));
+    assert_eq!(table.lines().count(), 2 + tests.len());
+    for (line, test) in table.lines().skip(2).zip(tests) {
+        assert!(
+            line.contains(&format!("| {test} |")) && line.contains(" ± "),
+            "{line}"
+        );
+    }
+    for (arguments, told) in [
+        (vec!["-p", "0", "-n", "0"], "nothing to time"),
+        (vec!["-d", "8K"], "expected at most the model's 8192"),
+        (vec!["-n", "many"], "not a number of tokens"),
+    ] {
+        let first = vec!["model", "--model", model, "--backend", "cpu"];
+        let output = program(&[first, arguments].concat(), "");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(told), "{error}");
+    }
 }
 
 #[test]

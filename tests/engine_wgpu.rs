@@ -138,12 +138,7 @@ fn memory_moves_between_the_processor_and_wgpu() {
             let found = answer(&mut second, request(longer.clone(), 16));
             assert_eq!(found.usage.cached_tokens, 38);
             // Token by token, as far as the first whose two best are nearer than the bound.
-            for (i, (a, b)) in expected
-                .likelihoods
-                .iter()
-                .zip(&found.likelihoods)
-                .enumerate()
-            {
+            for (i, (a, b)) in expected.logprobs.iter().zip(&found.logprobs).enumerate() {
                 let (a, b) = (a.as_ref().unwrap(), b.as_ref().unwrap());
                 let margin = a.top[0].1 - a.top[1].1;
                 assert!(

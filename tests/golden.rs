@@ -147,8 +147,13 @@ fn tiny_128_computes_what_it_must() {
 }
 
 #[test]
+fn tiny_256_computes_what_it_must() {
+    check("tiny-256", &[1, 37], 37);
+}
+
+#[test]
 fn planned_activations_are_what_inspect_estimates() {
-    for name in ["tiny-a", "tiny-128"] {
+    for name in ["tiny-a", "tiny-128", "tiny-256"] {
         let model = load(name, 200);
         assert_eq!(
             model.activation_bytes(),

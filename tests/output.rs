@@ -25,7 +25,7 @@ fn token(sample: usize, id: u32) -> Event {
     Event::Token {
         sample,
         id,
-        likelihood: None,
+        logprobs: None,
     }
 }
 

@@ -49,12 +49,19 @@ fn every_shader_is_valid() {
     for name in shaders::names() {
         for subgroups in [false, true] {
             let source = shaders::source(name, subgroups).unwrap();
-            if source.contains("override FORMAT") {
-                for format in FORMATS {
-                    validate(name, subgroups, &[("FORMAT", format.id().unwrap())]);
+            // Weights' formats and caches' dtypes, each with each.
+            let values = |name: &'static str| -> Vec<Option<(&'static str, u32)>> {
+                if !source.contains(&format!("override {name}:")) {
+                    return vec![None];
                 }
-            } else {
-                validate(name, subgroups, &[]);
+                let ids = FORMATS.iter().map(|format| format.id().unwrap());
+                ids.map(|id| Some((name, id))).collect()
+            };
+            for format in values("FORMAT") {
+                for cache in values("CACHE") {
+                    let overrides: Vec<_> = format.into_iter().chain(cache).collect();
+                    validate(name, subgroups, &overrides);
+                }
             }
         }
     }

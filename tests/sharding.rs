@@ -10,7 +10,9 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Backend, BackendKind, Threads, open};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::engine::{Engine, EngineOptions, Event, PromptScores, Request, RequestId, Sizes};
+use kimi_linear::engine::{
+    Engine, EngineOptions, EngineSizes, Event, PromptScores, Request, RequestId,
+};
 use kimi_linear::error::Error;
 use kimi_linear::model::Model;
 
@@ -19,11 +21,11 @@ fn logits(name: &str, tokens: &[u32], backend: Box<dyn Backend>) -> Result<Vec<f
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json"))?;
     let checkpoint = Checkpoint::open(&dir, &config)?;
-    let sizes = Sizes {
+    let sizes = EngineSizes {
         prefill_chunk: 32,
         scored: 32,
         checkpoints: 0,
-        ..Sizes::one(tokens.len())
+        ..EngineSizes::one(tokens.len())
     };
     let model = Model::load(
         &config,

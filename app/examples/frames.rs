@@ -98,11 +98,10 @@ fn facts() -> ModelFacts {
     let context = 2 * LONG;
     ModelFacts {
         name: "Kimi-Linear-48B-A3B".to_owned(),
-        memory: memory(&config, &device, context),
+        memory: memory(&config, &device, context, None),
         config,
         device,
         context,
-        weights: Dtype::Bf16,
     }
 }
 

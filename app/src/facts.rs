@@ -2,7 +2,7 @@
 
 use kimi_linear::backend::Device;
 use kimi_linear::config::{Dtype, Memory, MemoryRequest, ModelConfig};
-use kimi_linear::engine::Sizes;
+use kimi_linear::engine::EngineSizes;
 use kimi_linear::model::{TraceChoice, TraceHead};
 
 /// A loaded model.
@@ -16,8 +16,6 @@ pub struct ModelFacts {
     pub device: Device,
     /// Tokens that a conversation may reach.
     pub context: usize,
-    /// The dtype of its weights.
-    pub weights: Dtype,
     /// What the pools take, in bytes.
     pub memory: Memory,
 }
@@ -40,28 +38,38 @@ const CHECKPOINTS: usize = 6;
 
 /// What the app's engine holds: one conversation at a time, and what others may go on from.
 #[must_use]
-pub fn sizes(context: usize) -> Sizes {
-    Sizes {
+pub fn sizes(context: usize) -> EngineSizes {
+    EngineSizes {
         checkpoints: CHECKPOINTS,
-        ..Sizes::one(context)
+        ..EngineSizes::one(context)
     }
 }
 
-/// What a model takes on a device, before it is loaded, for conversations of so many tokens.
+/// What a model takes on a device, before it is loaded, for conversations of so many tokens. `stored` is the bytes of its
+/// weights where they are there; else they are estimated by the configuration's dtype.
 #[must_use]
-pub fn memory(config: &ModelConfig, device: &Device, context: usize) -> Memory {
+pub fn memory(
+    config: &ModelConfig,
+    device: &Device,
+    context: usize,
+    stored: Option<u64>,
+) -> Memory {
     let sizes = sizes(context.min(config.model_max_length));
     let limits = sizes.limits(device.cache);
-    config.memory(&MemoryRequest {
+    let mut memory = config.memory(&MemoryRequest {
         context: limits.blocks * limits.block_tokens,
         sequences: 1,
         spare_slots: limits.slots - 1,
-        weights: config.dtype.unwrap_or(Dtype::Bf16),
+        weights: config.weight_bytes(config.dtype.unwrap_or(Dtype::Bf16)),
         cache: device.cache,
         conv_states: Dtype::F32,
         block_tokens: limits.block_tokens,
         step_tokens: limits.step.tokens,
-    })
+    });
+    if let Some(stored) = stored {
+        memory.weights = stored;
+    }
+    memory
 }
 
 /// Whether a model will fit on a device.

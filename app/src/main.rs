@@ -31,7 +31,7 @@ const SOFTWARE_SPACING: Duration = Duration::from_millis(200);
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// A folder with config.json, tokenizer files and safetensors weights; by default the last one, at first the demo model.
+    /// A folder with config.json, tokenizer files and safetensors weights, or a GGUF; by default the last one, at first the demo model.
     #[arg(long, value_name = "DIR", conflicts_with = "connect")]
     model: Option<PathBuf>,
     /// Run the demo model, whatever ran last.

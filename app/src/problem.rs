@@ -97,7 +97,7 @@ impl Problem {
             ),
             _ => Self::new(
                 format!(
-                    "{error}. A model is a folder with config.json, tokenizer files and safetensors weights."
+                    "{error}. A model is a folder with config.json, tokenizer files and safetensors weights, or a GGUF file."
                 ),
                 WayOut::ChooseModel,
             ),

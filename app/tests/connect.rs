@@ -13,7 +13,7 @@ use egui_kittest::kittest::Queryable;
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Sizes};
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes};
 use kimi_linear::model::Model;
 use kimi_linear::server::{Parts, Server, ServerOptions};
 use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
@@ -28,7 +28,7 @@ fn parts() -> Parts {
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
     let tokenizer = Arc::new(Tokenizer::from_dir(&dir).unwrap());
-    let limits = Sizes::one(2048).limits(Dtype::F32);
+    let limits = EngineSizes::one(2048).limits(Dtype::F32);
     let backend = Box::new(CpuBackend::new());
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
     let engine = Engine::new(model, EngineOptions::default());

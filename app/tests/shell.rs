@@ -31,11 +31,10 @@ fn facts() -> ModelFacts {
     };
     ModelFacts {
         name: "the demo model".to_owned(),
-        memory: memory(&config, &device, 8192),
+        memory: memory(&config, &device, 8192, None),
         config,
         device,
         context: 8192,
-        weights: Dtype::Bf16,
     }
 }
 
@@ -304,7 +303,7 @@ fn whether_a_model_fits_is_said_before_it_is_loaded() {
         index: 1,
         ..facts.device.clone()
     };
-    let estimate = |device: &Device| (device.clone(), memory(&facts.config, device, context));
+    let estimate = |device: &Device| (device.clone(), memory(&facts.config, device, context, None));
     let result = Ok(Estimate {
         parameters: facts.config.parameters(),
         active: facts.config.active_parameters(),

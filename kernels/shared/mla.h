@@ -12,8 +12,9 @@ struct Attention {
 };
 
 // The cached row [latent | rope] at `position` of a segment's sequence. A million tokens fill more than 32 bits of offset.
-static __device__ __forceinline__ const bf16* latent_row(
-    const Attention& a, const bf16* latents, const u32* table, u32 position) {
+template <typename Latent>
+static __device__ __forceinline__ const Latent* latent_row(
+    const Attention& a, const Latent* latents, const u32* table, u32 position) {
     u32 block = table[position / a.block_tokens];
     return latents + ((u64)block * a.block_tokens + position % a.block_tokens) * (a.latent + a.rope);
 }

@@ -1,5 +1,7 @@
 // What both forms of latent attention share: widths, and where a position's row is cached.
 
+// #import shared/latents
+
 struct Params {
     heads: u32,
     latent: u32,
@@ -30,8 +32,8 @@ fn score_scale() -> f32 {
     return 1.0 / sqrt(f32(params.nope + params.rope));
 }
 
-// The first element of the cached row at `position` of a segment's sequence.
+// The first word of the cached row at `position` of a segment's sequence.
 fn latent_at(segment: u32, position: u32) -> u32 {
     let block = batch[segment_word(segment, BLOCKS) + position / params.block_tokens];
-    return (block * params.block_tokens + position % params.block_tokens) * (params.latent + params.rope);
+    return (block * params.block_tokens + position % params.block_tokens) * latent_words(params.latent + params.rope);
 }

@@ -2,34 +2,14 @@
 //
 // Columns are cut into slices of 64. Lane l of eight takes elements 8 l .. 8 l + 8 of every slice, one after the other;
 // the eight lanes meet in `sum_eight`. Both forms below sum so, hence a row's result does not depend on how many rows
-// there are. The including shader brings `weight`, `input`, FORMAT and THREADS, and says with `Product` what to do.
+// there are. The including shader brings `weight`, FORMAT, THREADS and `input_eight` (`shared/input` where rows are f32), and
+// says with `Product` what to do.
 
 struct Product {
     columns: u32,  // elements summed
     stride: u32,   // vectors from one row of the weight to the next
     base: u32,     // vector where the weight's first row begins
     outputs: u32,  // rows of the weight
-}
-
-// Eight elements of the row of `input` that begins at `base`, zero past the last column.
-fn input_eight(base: u32, first: u32, columns: u32) -> Eight {
-    if (first + 8u <= columns) {
-        let at = base + first;
-        return Eight(
-            vec4<f32>(input[at], input[at + 1u], input[at + 2u], input[at + 3u]),
-            vec4<f32>(input[at + 4u], input[at + 5u], input[at + 6u], input[at + 7u]),
-        );
-    }
-    var values = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
-    for (var i = 0u; i < 4u; i++) {
-        if (first + i < columns) {
-            values.a[i] = input[base + first + i];
-        }
-        if (first + 4u + i < columns) {
-            values.b[i] = input[base + first + 4u + i];
-        }
-    }
-    return values;
 }
 
 // Eight elements of a weight's row, zero past its end.

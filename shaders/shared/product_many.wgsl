@@ -73,8 +73,8 @@ fn meet(sums: Sums, thread: u32) -> vec4<f32> {
     return all[thread % 8u];
 }
 
-// The dot products of row `tile_row` with outputs `first + tile_output` and the seven after it. `row` is where the row of
-// `input` begins that this thread loads (row `thread / 8` of the tile), NO_ROW if none.
+// The dot products of row `tile_row` with outputs `first + tile_output` and the seven after it. `row` is where the row
+// begins that this thread loads with `input_eight` (row `thread / 8` of the tile), NO_ROW if none.
 fn product_many(product: Product, row: u32, first: u32, thread: u32) -> Outputs {
     let lane = thread % 8u;
     let rows = 64u * (thread / 8u % 4u) + lane;

@@ -1,7 +1,7 @@
 // Weights as they are stored: packed words or blocks, widened exactly. Rows of plain elements are padded with zeros to a
 // multiple of 8 elements, rows of blocks to one of 16 bytes.
 
-// #import shared/layout
+// #import shared/halves
 // #import shared/blocks
 
 // How `weight` is stored: a FORMAT_ of the layout.
@@ -15,10 +15,7 @@ struct Eight {
 
 // Two elements of one word, the first in the low half.
 fn pair(word: u32) -> vec2<f32> {
-    if (FORMAT == FORMAT_F16) {
-        return unpack2x16float(word);
-    }
-    return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
+    return widen_pair(word, FORMAT);
 }
 
 // Eight elements of `weight`: those from 8 `eighth` on of the row that begins at vector `base`.

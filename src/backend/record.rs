@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use super::StateLayout;
+use super::{LatentLayout, StateLayout};
 use crate::config::Dtype;
 
 /// Which index of a stored state runs fastest.
@@ -49,11 +49,21 @@ pub struct LatentRecord {
 }
 
 impl LatentRecord {
+    /// Rows as a pool of this layout keeps them.
+    pub(crate) fn new(layout: &LatentLayout, rows: Vec<u8>) -> Self {
+        Self {
+            latent: layout.latent,
+            rope: layout.rope,
+            dtype: layout.dtype,
+            rows,
+        }
+    }
+
     /// Rows `[tokens, latent + rope]` in f32.
     #[must_use]
     pub fn from_f32(latent: usize, rope: usize, rows: &[f32]) -> Self {
         let dtype = Dtype::F32;
-        let rows = dtype.encode(rows);
+        let rows = dtype.narrow(rows);
         Self {
             latent,
             rope,
@@ -65,7 +75,7 @@ impl LatentRecord {
     /// The rows, widened to f32: exact.
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
-        self.dtype.decode(&self.rows)
+        self.dtype.widen(&self.rows)
     }
 
     /// Bytes of one row.
@@ -80,7 +90,7 @@ impl LatentRecord {
         if self.dtype == dtype {
             Cow::Borrowed(&self.rows)
         } else {
-            Cow::Owned(dtype.encode(&self.to_f32()))
+            Cow::Owned(dtype.narrow(&self.to_f32()))
         }
     }
 }

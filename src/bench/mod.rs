@@ -2,7 +2,7 @@
 //!
 //! A shape needs no checkpoint: weights and caches are random numbers that the device makes ([`shape`]). Kernels are timed one by
 //! one and held to f64 code on a sample ([`kernels`]), and the recurrence can take turns with somebody else's ([`interleaved`]).
-//! The floors are those of [`floors`](crate::conformance::floors). It decides nothing about a model that is in use.
+//! A checkpoint's tokens per second are measured as llama-bench does it ([`throughput`]). The floors are those of [`floors`](crate::conformance::floors). It decides nothing about a model that is in use.
 
 pub mod interleaved;
 mod kda;
@@ -13,6 +13,7 @@ mod oracle;
 pub mod profile;
 pub mod report;
 pub mod shape;
+pub mod throughput;
 
 use std::time::{Duration, Instant};
 

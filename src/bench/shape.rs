@@ -49,7 +49,9 @@ pub struct Options {
     pub prefill_chunk: usize,
     /// Measure a layer of each kind and multiply, also where everything fits.
     pub by_layer: bool,
-    /// Repetitions; nothing where no time is to be taken.
+    /// The dtype of the latent cache; `None` is the device's own.
+    pub cache: Option<Dtype>,
+    /// Repetitions; `None` where no time is to be taken.
     pub effort: Option<Effort>,
 }
 
@@ -150,7 +152,8 @@ pub fn measure(
 ) -> Result<Row, Error> {
     let backend = make()?;
     let device = backend.device().clone();
-    let whole = fits(config, work, options, device.cache, device.memory_bytes);
+    let cache = options.cache.unwrap_or(device.cache);
+    let whole = fits(config, work, options, cache, device.memory_bytes);
     let how = if options.by_layer || !whole {
         How::ByLayer
     } else {
@@ -175,14 +178,7 @@ pub fn measure(
         }
     };
     let rates = Rates::of(&device.name);
-    Ok(row(
-        config,
-        work,
-        how,
-        measured,
-        rates.as_ref(),
-        device.cache,
-    ))
+    Ok(row(config, work, how, measured, rates.as_ref(), cache))
 }
 
 /// Whether all layers fit a device of so much memory; one that does not tell how much it has is tried.
@@ -199,7 +195,7 @@ pub fn fits(
         context,
         sequences,
         spare_slots: 0,
-        weights: Dtype::Bf16,
+        weights: config.weight_bytes(Dtype::Bf16),
         cache,
         conv_states: Dtype::F32,
         block_tokens: BLOCK_TOKENS,
@@ -299,7 +295,7 @@ fn run(
         slots: sequences,
         blocks,
         block_tokens: BLOCK_TOKENS,
-        cache: backend.device().cache,
+        cache: options.cache.unwrap_or(backend.device().cache),
     };
     tell(Tell::Making(config.weight_bytes(Dtype::Bf16)));
     let mut model = Model::random(config, options.seed, backend, limits, &mut |bytes| {

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::layer_record::{CacheHeader, LayerRecord, LayerTensor, state_record};
+use super::layer_record::{CacheHeader, LayerRecord, LayerTensor};
 use super::same;
 use crate::backend::{LatentLayout, LatentRecord, Shard, StateLayout, StateRecord};
 use crate::config::Dtype;
@@ -72,8 +72,50 @@ impl Partial {
     }
 }
 
-/// One KDA layer: the four tensors in the order of [`LayerTensor::ALL`].
-type PartialState = [Partial; 4];
+/// The four tensors of one KDA layer.
+struct PartialState {
+    state: Partial,
+    conv_query: Partial,
+    conv_key: Partial,
+    conv_value: Partial,
+}
+
+impl PartialState {
+    fn new(layout: &StateLayout) -> Self {
+        let partial = |tensor| {
+            let (heads, len) = head_len(layout, tensor);
+            Partial::new(heads, Dtype::F32.size() * len)
+        };
+        Self {
+            state: partial(LayerTensor::State),
+            conv_query: partial(LayerTensor::ConvQuery),
+            conv_key: partial(LayerTensor::ConvKey),
+            conv_value: partial(LayerTensor::ConvValue),
+        }
+    }
+
+    /// One of them; `None` for latents, which a KDA layer has not.
+    fn tensor(&mut self, tensor: LayerTensor) -> Option<&mut Partial> {
+        match tensor {
+            LayerTensor::State => Some(&mut self.state),
+            LayerTensor::ConvQuery => Some(&mut self.conv_query),
+            LayerTensor::ConvKey => Some(&mut self.conv_key),
+            LayerTensor::ConvValue => Some(&mut self.conv_value),
+            LayerTensor::Latents => None,
+        }
+    }
+
+    /// The layer's states, once all four are complete.
+    fn complete(&self, layout: &StateLayout) -> Option<StateRecord> {
+        let conv = [&self.conv_query, &self.conv_key, &self.conv_value];
+        if !self.state.is_complete() || !conv.iter().all(|partial| partial.is_complete()) {
+            return None;
+        }
+        let values = |partial: &Partial| Dtype::F32.widen(&partial.bytes);
+        let conv_state = conv.into_iter().flat_map(values).collect();
+        Some(StateRecord::new(layout, values(&self.state), conv_state))
+    }
+}
 
 /// Puts records together.
 pub struct Assembler {
@@ -106,18 +148,7 @@ impl Assembler {
     /// Nothing is there yet of the caches of `header`, which go to pools of this layout.
     #[must_use]
     pub fn new(header: CacheHeader, layout: CacheLayout) -> Self {
-        let partial = |tensor| {
-            let (heads, len) = head_len(&layout.states, tensor);
-            Partial::new(heads, 4 * len)
-        };
-        let state = || {
-            Some([
-                partial(LayerTensor::State),
-                partial(LayerTensor::ConvQuery),
-                partial(LayerTensor::ConvKey),
-                partial(LayerTensor::ConvValue),
-            ])
-        };
+        let state = || Some(PartialState::new(&layout.states));
         let blocks = header.tokens.len().div_ceil(layout.latents.block_tokens);
         let blocks = layout.latents.layers * blocks;
         Self {
@@ -195,19 +226,13 @@ impl Assembler {
             let part = 4 * len;
             let from = (first - record.heads.start) * part;
             let bytes = &record.bytes[from..from + (last - first) * part];
-            state[record.tensor as usize].take(first - own.start, bytes);
+            if let Some(partial) = state.tensor(record.tensor) {
+                partial.take(first - own.start, bytes);
+            }
         }
-        if !state.iter().all(Partial::is_complete) {
+        let Some(record) = state.complete(&layout) else {
             return Ok(None);
-        }
-        let values = |tensor: LayerTensor| Dtype::F32.decode(&state[tensor as usize].bytes);
-        let conv = [
-            LayerTensor::ConvQuery,
-            LayerTensor::ConvKey,
-            LayerTensor::ConvValue,
-        ];
-        let conv_state = conv.into_iter().flat_map(values).collect();
-        let record = state_record(&layout, values(LayerTensor::State), conv_state);
+        };
         self.states[layer] = None;
         Ok(Some(Assembled::State { layer, record }))
     }

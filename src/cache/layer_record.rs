@@ -9,7 +9,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::backend::{LatentRecord, Orientation, Shard, StateLayout, StateRecord};
+use crate::backend::{LatentRecord, Shard, StateLayout, StateRecord};
 use crate::checkpoint::Fingerprint;
 use crate::config::Dtype;
 use crate::error::CacheError;
@@ -53,15 +53,6 @@ pub enum LayerTensor {
 }
 
 impl LayerTensor {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::State,
-        Self::ConvQuery,
-        Self::ConvKey,
-        Self::ConvValue,
-        Self::Latents,
-    ];
-
     /// Its name.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -175,7 +166,7 @@ impl LayerRecord {
                 positions: 0..end,
                 dtype,
                 shape,
-                bytes: dtype.encode(values),
+                bytes: dtype.narrow(values),
                 checksum: 0,
             }
             .sealed()
@@ -211,22 +202,5 @@ impl LayerRecord {
             checksum: 0,
         }
         .sealed()
-    }
-}
-
-/// A KDA layer's state of these numbers, as a backend takes it.
-pub(super) fn state_record(
-    layout: &StateLayout,
-    state: Vec<f32>,
-    conv_state: Vec<f32>,
-) -> StateRecord {
-    StateRecord {
-        orientation: Orientation::KeyValue,
-        heads: layout.value_heads,
-        key_width: layout.key_width,
-        value_width: layout.value_width,
-        state,
-        channels: layout.channels(),
-        conv_state,
     }
 }

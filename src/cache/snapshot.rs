@@ -477,14 +477,14 @@ impl Reader<'_> {
             let record = self.record(tensor, layer, heads)?;
             rank(&record.shape, 2)?;
             channels += record.shape[0];
-            conv_state.extend(record.dtype.decode(&record.bytes));
+            conv_state.extend(record.dtype.widen(&record.bytes));
         }
         Ok(StateRecord {
             orientation: Orientation::KeyValue,
             heads: state.shape[0],
             key_width: state.shape[1],
             value_width: state.shape[2],
-            state: state.dtype.decode(&state.bytes),
+            state: state.dtype.widen(&state.bytes),
             channels,
             conv_state,
         })

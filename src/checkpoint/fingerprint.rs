@@ -33,16 +33,17 @@ impl Fingerprint {
     /// That of stored weights: names, dtypes and shapes of all tensors, and both ends of each one's bytes.
     #[must_use]
     pub fn stored(checkpoint: &Checkpoint) -> Self {
-        let mut tensors: Vec<_> = checkpoint.tensors().collect();
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut tensors: Vec<_> = checkpoint.stored().collect();
+        tensors.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         let mut hash = Xxh3::new();
-        for tensor in tensors {
+        for (tensor, parts) in tensors {
             hash.update(
                 format!("{}\0{}\0{:?}\0", tensor.name, tensor.format, tensor.shape).as_bytes(),
             );
-            let bytes = &tensor.bytes;
-            hash.update(&bytes[..bytes.len().min(SAMPLE)]);
-            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
+            for bytes in parts {
+                hash.update(&bytes[..bytes.len().min(SAMPLE)]);
+                hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
+            }
         }
         Self(hash.digest128())
     }

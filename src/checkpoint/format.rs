@@ -5,8 +5,6 @@
 
 use std::ops::Range;
 
-use half::{f16, slice::HalfFloatSliceExt};
-
 use super::{BlockFormat, blocks, ggml::TYPES};
 use crate::config::Dtype;
 
@@ -109,22 +107,7 @@ impl Format {
     #[inline(always)]
     pub fn widen(self, bytes: &[u8], values: &mut [f32]) {
         match self {
-            Self::Dense(Dtype::F32) => {
-                bytemuck::cast_slice_mut::<f32, u8>(values).copy_from_slice(bytes);
-            }
-            Self::Dense(Dtype::Bf16) => {
-                for (value, bits) in values.iter_mut().zip(bytes.as_chunks().0) {
-                    *value = f32::from_bits(u32::from(u16::from_le_bytes(*bits)) << 16);
-                }
-            }
-            Self::Dense(Dtype::F16) => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
-                Ok(halves) => halves.convert_to_f32_slice(values),
-                Err(_) => {
-                    for (value, bits) in values.iter_mut().zip(bytes.as_chunks().0) {
-                        *value = f16::from_le_bytes(*bits).to_f32();
-                    }
-                }
-            },
+            Self::Dense(dtype) => dtype.widen_into(bytes, values),
             Self::Block(format) => format.widen(bytes, values),
         }
     }
@@ -132,7 +115,7 @@ impl Format {
     /// Values as they are kept, rounded to nearest even; `None` for blocks, whose making is a quantiser's.
     pub fn narrow(self, values: &[f32]) -> Option<Vec<u8>> {
         match self {
-            Self::Dense(dtype) => Some(dtype.encode(values)),
+            Self::Dense(dtype) => Some(dtype.narrow(values)),
             Self::Block(_) => None,
         }
     }
@@ -160,6 +143,7 @@ impl TryFrom<String> for Format {
 
     fn try_from(name: String) -> Result<Self, Self::Error> {
         let known = TYPES.iter().filter_map(|known| known.format);
+        let known = known.chain(blocks::REPACKED.map(Format::Block));
         let mut known = known.filter(|format| format.to_string() == name);
         let found = known.next();
         found.ok_or_else(|| format!("there is no format of weights called {name}"))

@@ -30,6 +30,9 @@ pub(super) struct Tensor {
     pub(super) range: Range<usize>,
 }
 
+/// How a Git LFS pointer begins.
+const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// The tensors of the file, in the order of their bytes.
 pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Tensor>, CheckpointError> {
     let bad = |expected: String, found: String| CheckpointError::Header {
@@ -37,6 +40,14 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Tensor>, CheckpointE
         expected,
         found,
     };
+    if file.starts_with(LFS) {
+        let text = String::from_utf8_lossy(&file[..file.len().min(1024)]).into_owned();
+        let size = text.lines().find_map(|line| line.strip_prefix("size "));
+        return Err(CheckpointError::LfsPointer {
+            file: path.to_owned(),
+            size: size.map_or("a file".to_owned(), |size| format!("{size} bytes")),
+        });
+    }
     let Some(prefix) = file.first_chunk::<PREFIX>() else {
         let found = if file.is_empty() {
             "an empty file".to_owned()
@@ -196,5 +207,73 @@ impl<'de> Deserialize<'de> for Entries {
             }
         }
         deserializer.deserialize_map(Collect)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::seeds::properties;
+    use proptest::prelude::*;
+
+    /// A file of two tensors.
+    fn whole() -> Vec<u8> {
+        let header = concat!(
+            r#"{"__metadata__":{"format":"pt"},"#,
+            r#""a":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]},"#,
+            r#""b":{"dtype":"F32","shape":[2],"data_offsets":[12,20]}}"#
+        );
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.extend([0; 20]);
+        file
+    }
+
+    /// Whatever a header says, it is read or refused with a sentence.
+    fn look(file: &[u8]) {
+        match parse(Path::new("x.safetensors"), file) {
+            Ok(tensors) => assert!(tensors.iter().all(|t| t.range.end <= file.len())),
+            Err(error) => {
+                let message = error.to_string();
+                assert!(message.starts_with("x.safetensors: "), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_whole_is_read() {
+        assert_eq!(parse(Path::new("x"), &whole()).unwrap().len(), 2);
+    }
+
+    properties! { mutated, crate::seeds::fuzz_cases(2000),
+        #[test]
+        fn headers_with_other_bytes_are_read_or_refused(
+            changes in prop::collection::vec((0..200_usize, any::<u8>()), 1..6),
+            cut in 0..400_usize,
+        ) {
+            let mut file = whole();
+            for (at, byte) in changes {
+                let at = at % file.len();
+                file[at] = byte;
+            }
+            file.truncate(cut.max(150));
+            look(&file);
+        }
+
+        #[test]
+        fn headers_with_other_numbers_are_read_or_refused(
+            place in 0..8_usize,
+            number in prop_oneof![any::<u64>(), 0..30_u64, Just(u64::MAX), Just(1 << 63)],
+        ) {
+            // The digits of one of the numbers of the header, replaced.
+            let text = String::from_utf8(whole()[8..].to_vec()).unwrap();
+            let digits: Vec<usize> = text.match_indices(|c: char| c.is_ascii_digit()).map(|it| it.0).collect();
+            let at = digits[place % digits.len()];
+            let text = format!("{}{number}{}", &text[..at], &text[at + 1..]);
+            let mut file = ((text.len() - 20) as u64).to_le_bytes().to_vec();
+            file.extend(text.as_bytes());
+            look(&file);
+        }
     }
 }

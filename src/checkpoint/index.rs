@@ -1,4 +1,5 @@
-//! Which files hold the weights: `model.safetensors.index.json`, or the single `model.safetensors`.
+//! Which files hold the weights: those that `model.safetensors.index.json` names, the single `model.safetensors`, or every
+//! `model-*.safetensors` of a folder that has no index.
 //!
 //! It opens no shard.
 
@@ -13,6 +14,14 @@ use crate::error::CheckpointError;
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The only file of another.
 const SINGLE: &str = "model.safetensors";
+/// How the names of shards begin.
+const SHARD: &str = "model-";
+/// What peft writes: changes to the weights of a base model.
+const ADAPTER: [&str; 3] = [
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "adapter_model.bin",
+];
 
 /// The files of a checkpoint.
 pub(super) struct Files {
@@ -20,6 +29,12 @@ pub(super) struct Files {
     pub(super) shards: Vec<PathBuf>,
     /// Tensor to shard (a place in `shards`), if there is an index.
     pub(super) index: Option<BTreeMap<String, usize>>,
+}
+
+/// Whether the directory says that it has weights in safetensors.
+pub(super) fn has_weights(dir: &Path) -> bool {
+    let shard = |name: &String| name.starts_with(SHARD);
+    dir.join(INDEX).exists() || dir.join(SINGLE).exists() || shards_in(dir).iter().any(shard)
 }
 
 /// Finds the files of the checkpoint in `dir`; each exists.
@@ -30,6 +45,13 @@ pub(super) fn files(dir: &Path) -> Result<Files, CheckpointError> {
             dir: dir.to_owned(),
             found,
         });
+    }
+    if let Some(file) = ADAPTER
+        .map(|name| dir.join(name))
+        .into_iter()
+        .find(|file| file.exists())
+    {
+        return Err(CheckpointError::Adapter { file });
     }
     let (index, single) = (dir.join(INDEX), dir.join(SINGLE));
     if index.exists() {
@@ -44,14 +66,48 @@ pub(super) fn files(dir: &Path) -> Result<Files, CheckpointError> {
             index: None,
         });
     }
-    let found = match shards_in(dir).as_slice() {
-        [] => "neither, nor any other .safetensors file".to_owned(),
-        [first, ..] => format!("only shards such as {first}, without their index"),
-    };
-    Err(CheckpointError::NoWeights {
-        dir: dir.to_owned(),
-        found,
+    let names = shards_in(dir);
+    let shards: Vec<&String> = names.iter().filter(|n| n.starts_with(SHARD)).collect();
+    if shards.is_empty() {
+        let found = match names.first() {
+            None => "no .safetensors file".to_owned(),
+            Some(first) => format!("no such file, only others such as {first}"),
+        };
+        return Err(CheckpointError::NoWeights {
+            dir: dir.to_owned(),
+            found,
+        });
+    }
+    complete(dir, &shards)?;
+    Ok(Files {
+        shards: shards.into_iter().map(|name| dir.join(name)).collect(),
+        index: None,
     })
+}
+
+/// Holds the names of shards without an index against the number of shards that each of them says.
+fn complete(dir: &Path, names: &[&String]) -> Result<(), CheckpointError> {
+    for name in names {
+        let Some((prefix, count)) = numbered(name) else {
+            continue;
+        };
+        let mut expected =
+            (1..=count).map(|i| format!("{prefix}-{i:05}-of-{count:05}.safetensors"));
+        if let Some(missing) = expected.find(|wanted| !names.contains(&wanted)) {
+            return Err(CheckpointError::ShardUnnamed {
+                file: dir.join(missing),
+                other: (*name).clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What stands before the numbers in `PREFIX-00001-of-00003.safetensors`, and the number of shards.
+fn numbered(name: &str) -> Option<(&str, usize)> {
+    let (rest, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (prefix, _) = rest.rsplit_once('-')?;
+    Some((prefix, count.parse().ok()?))
 }
 
 /// The names of the `.safetensors` files of a directory, sorted.

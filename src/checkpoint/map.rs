@@ -2,11 +2,42 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
 
+use super::Shard;
 use crate::error::CheckpointError;
+
+/// Some of a shard's bytes, mapped for as long as they are kept: what the process holds of them goes with them, while what is
+/// touched of the shard's own mapping counts as its memory until the end.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, CheckpointError> {
+    let read = |source| CheckpointError::Read {
+        file: shard.path.clone(),
+        source,
+    };
+    let file = std::fs::File::open(&shard.path).map_err(read)?;
+    let length = file.metadata().map_err(read)?.len();
+    if length != shard.bytes.len() as u64 {
+        return Err(CheckpointError::Length {
+            file: shard.path.clone(),
+            expected: shard.bytes.len() as u64,
+            found: length,
+        });
+    }
+    if range.is_empty() {
+        return Ok(Bytes::new());
+    }
+    mapped(&file, range).map_err(read)
+}
+
+/// Where files are read whole, a slice is all there is.
+#[cfg(target_arch = "wasm32")]
+pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, CheckpointError> {
+    Ok(shard.bytes.slice(range))
+}
 
 /// A browser has no files: what the system says of that.
 #[cfg(target_arch = "wasm32")]
@@ -26,12 +57,23 @@ pub(super) fn map(path: &Path) -> Result<Bytes, CheckpointError> {
         source,
     };
     let file = std::fs::File::open(path).map_err(read)?;
-    if file.metadata().map_err(read)?.len() == 0 {
+    let length = file.metadata().map_err(read)?.len();
+    let length =
+        usize::try_from(length).map_err(|_| read(std::io::ErrorKind::FileTooLarge.into()))?;
+    if length == 0 {
         return Ok(Bytes::new());
     }
+    mapped(&file, 0..length).map_err(read)
+}
+
+/// Bytes of a file that has them.
+#[cfg(not(target_arch = "wasm32"))]
+fn mapped(file: &std::fs::File, range: Range<usize>) -> std::io::Result<Bytes> {
+    let mut options = memmap2::MmapOptions::new();
+    options.offset(range.start as u64).len(range.len());
     // SAFETY: the mapping is read-only and private to this process, and `Bytes` keeps it alive for as long as any slice
     // of it. That nobody shortens or rewrites the file meanwhile cannot be enforced from here: a checkpoint in use must be
     // left alone, as the documentation says. Every bit pattern is a valid u8.
-    let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(read)?;
+    let mapping = unsafe { options.map(file) }?;
     Ok(Bytes::from_owner(mapping))
 }

@@ -1,32 +1,41 @@
-//! Where weights come from: a directory of safetensors shards, mapped and checked against the configuration.
+//! Where weights come from: a directory of safetensors shards or a GGUF, mapped and checked against the configuration.
 //!
 //! Opening maps the files and reads their headers; no weight is copied, and pages are read when somebody touches them.
 //! Every tensor of [`ModelConfig::tensors`] must be there, in an accepted shape and dtype, and no other.
 //!
-//! It converts nothing: dtypes stay as they are on disk, and kernels widen. It is not where weights are sliced or sent to
-//! a device.
+//! Formats stay as they are on disk, and kernels widen; only what a GGUF keeps in another form than the published one
+//! (`A_log`, `kv_b_proj`) is brought back when it is opened. It is not where weights are sliced or sent to a device.
 
 pub mod blocks;
+mod compressed;
+mod contents;
+mod files;
 mod fingerprint;
 mod format;
 pub mod ggml;
+pub mod gguf;
 mod header;
 mod index;
 mod map;
+mod resaved;
 mod tensor;
 mod verify;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 pub use blocks::{BlockFormat, Codes, Unpack};
+pub use contents::FormatUse;
+pub use files::ModelFiles;
 pub use fingerprint::Fingerprint;
 pub use format::{FORMATS, Format};
 pub use tensor::TensorData;
 
+use self::compressed::Repacked;
 use crate::config::{ModelConfig, Role};
 use crate::error::CheckpointError;
 
@@ -43,11 +52,31 @@ pub struct Checkpoint {
     by_name: HashMap<String, usize>,
 }
 
-/// A mapped file.
+/// A mapped file, or a tensor made from one.
 #[derive(Clone, Debug)]
 struct Shard {
     path: PathBuf,
     bytes: Bytes,
+    /// Whether the bytes are not those of the file.
+    derived: bool,
+}
+
+impl Shard {
+    fn mapped(path: PathBuf, bytes: Bytes) -> Self {
+        Self {
+            path,
+            bytes,
+            derived: false,
+        }
+    }
+
+    fn derived(path: PathBuf, bytes: Bytes) -> Self {
+        Self {
+            path,
+            bytes,
+            derived: true,
+        }
+    }
 }
 
 /// Where a tensor lies.
@@ -58,57 +87,100 @@ struct Entry {
     shape: Vec<usize>,
     shard: usize,
     range: Range<usize>,
+    /// How the weight is made, where its bytes are not those of the file: `range` is empty then.
+    repacked: Option<Arc<Repacked>>,
+}
+
+impl Entry {
+    /// Bytes of the tensor as it is handed out.
+    fn bytes(&self) -> u64 {
+        let shape = <[usize; 2]>::try_from(&self.shape[..]);
+        let repacked = match (&self.repacked, shape) {
+            (Some(_), Ok([rows, columns])) => self.format.bytes(rows, columns),
+            _ => None,
+        };
+        repacked.unwrap_or(self.range.len()) as u64
+    }
 }
 
 impl Checkpoint {
-    /// Maps the checkpoint in `dir` and checks it against `config`. `model.safetensors.index.json` is what counts if it is
-    /// there, `model.safetensors` if not.
+    /// Maps the checkpoint at `path` and checks it against `config`: a GGUF, as [`ModelFiles::open`] finds it, or a folder,
+    /// in which `model.safetensors.index.json` is what counts if it is there, else `model.safetensors`, else every
+    /// `model-*.safetensors`.
     ///
     /// # Errors
     /// [`CheckpointError`] names the file, the tensor, what was expected and what was found.
-    pub fn open(dir: &Path, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
+    pub fn open(path: &Path, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
+        ModelFiles::open(path)?.checkpoint(config)
+    }
+
+    /// That of a folder of safetensors shards.
+    fn of_folder(dir: &Path, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
         let (shards, entries) = verify::open(dir, config)?;
+        let tied = config.tie_word_embeddings;
+        Ok(Checkpoint::of(dir.to_owned(), shards, entries, tied))
+    }
+
+    fn of(dir: PathBuf, shards: Vec<Shard>, entries: Vec<Entry>, tied: bool) -> Checkpoint {
         let mut by_name: HashMap<String, usize> = entries
             .iter()
             .enumerate()
             .map(|(i, e)| (e.name.clone(), i))
             .collect();
-        if config.tie_word_embeddings
-            && let Some(&embedding) = by_name.get(Role::Embedding.pattern())
-        {
+        if tied && let Some(&embedding) = by_name.get(Role::Embedding.pattern()) {
             by_name.insert(Role::Head.name(0), embedding);
         }
-        Ok(Checkpoint {
-            dir: dir.to_owned(),
+        Checkpoint {
+            dir,
             shards,
             entries,
             by_name,
-        })
+        }
     }
 
-    /// The directory.
+    /// The directory, or the GGUF.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// A tensor by its published name. The head's is the embedding where the two are tied.
+    /// A tensor by its published name. The head's is the embedding where the two are tied. A quantised one is repacked into
+    /// blocks by this call.
     ///
     /// # Errors
-    /// [`CheckpointError::NoSuchTensor`] if the configuration has no such tensor.
+    /// [`CheckpointError::NoSuchTensor`] if the configuration has no such tensor; for a quantised one whatever keeps its file
+    /// from being read.
     pub fn tensor(&self, name: &str) -> Result<TensorData, CheckpointError> {
-        self.by_name
-            .get(name)
-            .and_then(|i| self.entries.get(*i))
-            .and_then(|e| self.data(e))
-            .ok_or_else(|| CheckpointError::NoSuchTensor {
-                dir: self.dir.clone(),
-                tensor: name.to_owned(),
-            })
+        let entry = self.by_name.get(name).and_then(|i| self.entries.get(*i));
+        let entry = entry.ok_or_else(|| CheckpointError::NoSuchTensor {
+            dir: self.dir.clone(),
+            tensor: name.to_owned(),
+        })?;
+        self.data(entry)
     }
 
     /// Every tensor, in the order of [`ModelConfig::tensors`].
-    pub fn tensors(&self) -> impl Iterator<Item = TensorData> {
-        self.entries.iter().filter_map(|e| self.data(e))
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn tensors(&self) -> impl Iterator<Item = Result<TensorData, CheckpointError>> {
+        self.entries.iter().map(|entry| self.data(entry))
+    }
+
+    /// Every tensor as it is stored: its name, its format, its shape, and its parts; of a quantised one codes and scales.
+    fn stored(&self) -> impl Iterator<Item = (&Entry, Vec<Bytes>)> {
+        let slice = |(shard, range): (usize, Range<usize>)| {
+            let shard = self.shards.get(shard)?;
+            Some(shard.bytes.slice(range))
+        };
+        self.entries.iter().map(move |entry| {
+            let parts = match &entry.repacked {
+                Some(repacked) => repacked.stored().into_iter().filter_map(slice).collect(),
+                None => slice((entry.shard, entry.range.clone()))
+                    .into_iter()
+                    .collect(),
+            };
+            (entry, parts)
+        })
     }
 
     /// Number of tensors.
@@ -121,23 +193,33 @@ impl Checkpoint {
         self.entries.is_empty()
     }
 
-    /// Bytes of all tensors, headers not counted.
+    /// Bytes of all tensors, headers not counted; those of quantised ones as they are repacked, if none of their scales is
+    /// extraordinary.
     pub fn total_bytes(&self) -> u64 {
-        self.entries.iter().map(|e| e.range.len() as u64).sum()
+        self.entries.iter().map(Entry::bytes).sum()
     }
 
-    /// The shards, in the order of their names.
+    /// The files, in the order of their names.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.shards.iter().map(|s| s.path.as_path())
+        let files = self.shards.iter().filter(|shard| !shard.derived);
+        files.map(|shard| shard.path.as_path())
     }
 
-    fn data(&self, entry: &Entry) -> Option<TensorData> {
-        let shard = self.shards.get(entry.shard)?;
-        Some(TensorData {
+    fn data(&self, entry: &Entry) -> Result<TensorData, CheckpointError> {
+        let shard = self.shards.get(entry.shard);
+        let shard = shard.ok_or_else(|| CheckpointError::NoSuchTensor {
+            dir: self.dir.clone(),
+            tensor: entry.name.clone(),
+        })?;
+        let (format, bytes) = match &entry.repacked {
+            Some(repacked) => repacked.make(&self.shards)?,
+            None => (entry.format, shard.bytes.slice(entry.range.clone())),
+        };
+        Ok(TensorData {
             name: entry.name.clone(),
-            format: entry.format,
+            format,
             shape: entry.shape.clone(),
-            bytes: shard.bytes.slice(entry.range.clone()),
+            bytes,
             file: shard.path.clone(),
         })
     }

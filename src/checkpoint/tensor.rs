@@ -1,12 +1,13 @@
 //! One tensor: its bytes as they are on disk, and what they mean.
 //!
-//! It does no arithmetic; [`TensorData::first_non_finite`] only looks.
+//! It does no arithmetic; [`TensorData::first_non_finite`] and [`TensorData::non_finite`] only look.
 
 use std::path::PathBuf;
 
 use bytes::Bytes;
 
 use super::Format;
+use super::blocks::MXFP4;
 
 /// A tensor of a checkpoint. Cloning it copies no weights.
 #[derive(Debug, Clone)]
@@ -31,15 +32,78 @@ impl TensorData {
 
     /// The first number that is not finite, with its flat index.
     pub fn first_non_finite(&self) -> Option<(usize, f32)> {
+        self.runs(|first, values| {
+            let found = values.iter().position(|x| !x.is_finite())?;
+            Some((first + found, values[found]))
+        })
+    }
+
+    /// How many numbers are not finite.
+    pub fn non_finite(&self) -> usize {
+        let mut count = 0;
+        self.runs(|_, values| -> Option<()> {
+            count += values.iter().filter(|x| !x.is_finite()).count();
+            None
+        });
+        count
+    }
+
+    /// Hands over all numbers, widened, a run at a time with the flat index of its first, until there is an answer.
+    fn runs<T>(&self, mut look: impl FnMut(usize, &[f32]) -> Option<T>) -> Option<T> {
         const BLOCKS: usize = 4096;
         let (block, bytes) = (self.format.block(), self.format.block_bytes());
         let mut values = Vec::new();
         let mut runs = self.bytes.chunks(BLOCKS * bytes).enumerate();
-        runs.find_map(|(i, bytes)| {
-            values.resize(self.format.elements(bytes.len()), 0.0);
-            self.format.widen(bytes, &mut values);
-            let found = values.iter().position(|x| !x.is_finite())?;
-            Some((i * BLOCKS * block + found, values[found]))
+        runs.find_map(|(i, run)| {
+            values.resize(self.format.elements(run.len()), 0.0);
+            self.format.widen(run, &mut values);
+            if self.format == Format::Block(&MXFP4) {
+                let blocks = run.chunks(bytes).zip(values.chunks_mut(block));
+                // An exponent of 255 means NaN; ggml reads it as a power of two, under which codes of zero stay zero.
+                let damaged = blocks.filter(|(bytes, _)| bytes[0] == u8::MAX);
+                damaged.for_each(|(_, values)| values.fill(f32::NAN));
+            }
+            look(i * BLOCKS * block, &values)
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::blocks::Q4_K;
+    use super::*;
+
+    fn tensor(format: Format, bytes: Vec<u8>) -> TensorData {
+        TensorData {
+            name: "a".to_owned(),
+            shape: vec![format.elements(bytes.len())],
+            format,
+            bytes: bytes.into(),
+            file: PathBuf::new(),
+        }
+    }
+
+    #[test]
+    fn an_exponent_of_255_is_not_finite_whatever_the_codes() {
+        let mut bytes = vec![0; 3 * 17];
+        bytes[17] = 255;
+        let tensor = tensor(Format::Block(&MXFP4), bytes);
+        assert_eq!(tensor.non_finite(), 32);
+        let (at, value) = tensor.first_non_finite().unwrap();
+        assert_eq!(at, 32);
+        assert!(value.is_nan());
+    }
+
+    #[test]
+    fn scales_and_minimums_that_are_not_finite_are_counted() {
+        for at in [0, 2] {
+            let mut bytes = vec![0x11; 2 * 144];
+            bytes[at..at + 2].copy_from_slice(&0x7c00_u16.to_le_bytes());
+            let damaged = tensor(Format::Block(&Q4_K), bytes);
+            assert_eq!(damaged.non_finite(), 256, "byte {at}");
+        }
+        let whole = tensor(Format::Block(&Q4_K), vec![0x11; 2 * 144]);
+        assert_eq!((whole.non_finite(), whole.first_non_finite()), (0, None));
     }
 }

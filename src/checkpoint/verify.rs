@@ -8,17 +8,44 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
+use super::compressed::{self, Taken};
 use super::index::{self, Files, INDEX};
-use super::{Entry, Format, Shard, header, map};
+use super::{Entry, Format, Shard, header, map, resaved};
 use crate::config::{ModelConfig, Role, TensorSpec};
 use crate::error::CheckpointError;
 
 /// A tensor of a shard, not yet recognised.
-struct Found {
-    shard: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    range: Range<usize>,
+#[derive(Clone)]
+pub(super) struct Found {
+    pub(super) shard: usize,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) range: Range<usize>,
+}
+
+impl Found {
+    /// Equal parts along the first dimension; `None` where it does not divide.
+    pub(super) fn split(&self, parts: usize) -> Option<Vec<Found>> {
+        let (first, rest) = self.shape.split_first()?;
+        if parts == 0 || !first.is_multiple_of(parts) {
+            return None;
+        }
+        let (rows, bytes) = (first / parts, self.range.len() / parts);
+        let part = |i: usize| Found {
+            shape: std::iter::once(rows).chain(rest.iter().copied()).collect(),
+            range: self.range.start + i * bytes..self.range.start + (i + 1) * bytes,
+            ..self.clone()
+        };
+        Some((0..parts).map(part).collect())
+    }
+
+    /// One of a stack, without the dimension that counts the stack.
+    pub(super) fn flat(self) -> Found {
+        Found {
+            shape: self.shape.get(1..).unwrap_or_default().to_vec(),
+            ..self
+        }
+    }
 }
 
 /// Maps the shards and returns the tensors in the order of the configuration's table.
@@ -39,7 +66,7 @@ pub(super) fn open(
         let bytes = map::map(&path)?;
         let tensors = header::parse(&path, &bytes)?;
         let shard = check.shards.len();
-        check.shards.push(Shard { path, bytes });
+        check.shards.push(Shard::mapped(path, bytes));
         for t in tensors {
             let found = Found {
                 shard,
@@ -54,6 +81,7 @@ pub(super) fn open(
     if let Some(index) = &index {
         explained = check.against_index(index);
     }
+    check.published(config);
     let mut specs = config.tensors();
     if config.tie_word_embeddings {
         check.tied_head();
@@ -65,7 +93,11 @@ pub(super) fn open(
         .unwrap_or_default();
     let entries = specs
         .iter()
-        .filter_map(|spec| check.take(spec, &unnamed))
+        .filter_map(|spec| match compressed::take(&mut check, spec, config) {
+            Taken::Plain => check.take(spec, &unnamed),
+            Taken::Quantised(entry) => Some(*entry),
+            Taken::Refused => None,
+        })
         .collect();
     check.surplus();
     if check.problems.is_empty() {
@@ -78,11 +110,11 @@ pub(super) fn open(
     }
 }
 
-struct Check {
-    shards: Vec<Shard>,
+pub(super) struct Check {
+    pub(super) shards: Vec<Shard>,
     /// The tensors of all shards that nobody has claimed.
-    found: BTreeMap<String, Found>,
-    problems: Vec<String>,
+    pub(super) found: BTreeMap<String, Found>,
+    pub(super) problems: Vec<String>,
 }
 
 impl Check {
@@ -136,6 +168,13 @@ impl Check {
             }
         }
         explained
+    }
+
+    /// From here on tensors have their published names.
+    fn published(&mut self, config: &ModelConfig) {
+        let published = resaved::publish(std::mem::take(&mut self.found), config);
+        self.found = published.found;
+        self.problems.extend(published.problems);
     }
 
     /// A tied head that was saved all the same must be the embedding, byte for byte; the embedding stands for it.
@@ -229,6 +268,7 @@ impl Check {
             shape: spec.shape.clone(),
             shard: found.shard,
             range: found.range,
+            repacked: None,
         })
     }
 

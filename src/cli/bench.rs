@@ -13,6 +13,7 @@ mod report;
 #[cfg(feature = "server")]
 mod serve;
 mod shape;
+mod throughput;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -31,6 +32,8 @@ pub(crate) struct Arguments {
 enum What {
     /// Time single kernels and operations at a shape's sizes, beside their floors, and say how exact they are.
     Kernels(kernels::Arguments),
+    /// Time a checkpoint as llama-bench does: prompts (pp512) and generated tokens (tg128), at a depth, repeated.
+    Model(throughput::Arguments),
     /// Run the recurrence when told to on stdin, in turns with another implementation of it.
     Interleaved(interleaved::Arguments),
     /// Put a server under load: requests come when they come, whether or not the ones before are answered.
@@ -41,6 +44,7 @@ enum What {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
         Some(What::Kernels(arguments)) => kernels::run(arguments),
+        Some(What::Model(arguments)) => throughput::run(arguments),
         Some(What::Interleaved(arguments)) => interleaved::run(arguments),
         #[cfg(feature = "server")]
         Some(What::Serve(arguments)) => serve::run(arguments),

@@ -10,8 +10,8 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::cache::Snapshot;
 use kimi_linear::engine::{
-    Engine, EngineHandle, EngineOptions, Event, FinishReason, OutputProcessor, Request, RequestId,
-    Sampling, Sizes, Usage,
+    Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor,
+    Request, RequestId, Sampling, Usage,
 };
 use kimi_linear::tokenizer::{ChatTemplate, Conversation, Tokenizer};
 use rustyline::DefaultEditor;
@@ -19,7 +19,7 @@ use rustyline::error::ReadlineError;
 
 use self::screen::Screen;
 use super::generate::{SamplingOptions, failure};
-use super::options::{DeviceOptions, ModelOptions, load};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, load};
 use super::progress::Progress;
 
 const HELP: &str = "\
@@ -38,6 +38,8 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// What the model is told before the conversation.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -83,14 +85,14 @@ impl Line {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let template = ChatTemplate::from_dir(&arguments.model.folder()?)?;
+    let template = arguments.model.template()?;
     let sampling = arguments.sampling.sampling();
     sampling.check(config.vocab_size)?;
     let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
-    let sizes = Sizes::one(arguments.context.min(config.model_max_length));
+    let sizes = EngineSizes::one(arguments.context.min(config.model_max_length));
     let backend = arguments.device.open()?;
     let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.cache.dtype(device))
     })?;
     let engine = Engine::new(loaded.model, EngineOptions::default());
     let engine = EngineHandle::start(engine)?;
@@ -116,7 +118,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Ok(line) if line.trim().is_empty() => {}
             Ok(line) => {
                 editor.add_history_entry(&line)?;
-                if !chat.obey(Line::parse(line.trim()))? {
+                if !chat.handle_line(Line::parse(line.trim()))? {
                     return Ok(());
                 }
             }
@@ -164,10 +166,10 @@ struct Terminal {
 
 impl Terminal {
     /// Does what a line asks for; returns whether to go on. What fails is told, and the conversation stays as it was.
-    fn obey(&mut self, line: Line) -> Result<bool> {
+    fn handle_line(&mut self, line: Line) -> Result<bool> {
         let done = match line {
             Line::Quit => return Ok(false),
-            Line::Say(text) => self.say(&text),
+            Line::Say(text) => self.ask(&text),
             Line::Help => self.notice(HELP),
             Line::Reset => self.begin("a new conversation"),
             Line::System(text) => {
@@ -196,7 +198,7 @@ impl Terminal {
     }
 
     /// Asks, and shows the answer as it comes.
-    fn say(&mut self, question: &str) -> Result<()> {
+    fn ask(&mut self, question: &str) -> Result<()> {
         let mut ids = self
             .conversation
             .prompt(&self.tokenizer, &self.template, question)?;

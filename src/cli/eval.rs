@@ -9,15 +9,15 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::demo;
 use kimi_linear::engine::{
-    Answer, Engine, EngineHandle, EngineOptions, Event, FinishReason, Output, OutputProcessor,
-    Request, Sizes,
+    Answer, Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, Output,
+    OutputProcessor, Request,
 };
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::generate::failure;
-use super::options::{DeviceOptions, ModelOptions, load, read_text};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, read_text};
 use super::progress::Progress;
 
 /// Tokens that an answer may take beyond the expected one's: enough to see that it is another.
@@ -30,6 +30,8 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// The questions, one JSON object a line: `task`, `length`, `messages` that end in the user's question, and the
     /// exact `answer`; by default the demo model's held-out ones.
     #[arg(long, value_name = "FILE.jsonl")]
@@ -120,7 +122,7 @@ impl Report {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let template = ChatTemplate::from_dir(&arguments.model.folder()?)?;
+    let template = arguments.model.template()?;
     let rows = rows(arguments)?;
     let requests = rows
         .iter()
@@ -130,14 +132,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         request.check(&config)?;
     }
     let longest = requests.iter().map(|r| r.prompt.len() + r.max_tokens).max();
-    let sizes = Sizes {
+    let sizes = EngineSizes {
         sequences: arguments.concurrent,
         checkpoints: 0,
-        ..Sizes::one(longest.unwrap_or(1).min(config.model_max_length))
+        ..EngineSizes::one(longest.unwrap_or(1).min(config.model_max_length))
     };
     let backend = arguments.device.open()?;
     let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.cache.dtype(device))
     })?;
     let mut report = Report {
         backend: loaded.device.backend.to_owned(),

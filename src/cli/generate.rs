@@ -10,14 +10,14 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::engine::{
-    self, Engine, EngineHandle, EngineOptions, Event, FinishReason, OutputProcessor, Request,
-    Sampling, Sizes, Usage,
+    self, Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor,
+    Request, Sampling, Usage,
 };
 use kimi_linear::model::{TraceChoice, TraceHead};
-use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
+use kimi_linear::tokenizer::{Chat, Tokenizer};
 use serde::Serialize;
 
-use super::options::{DeviceOptions, ModelOptions, load, parse_ids, read_text};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, parse_ids, read_text};
 use super::progress::Progress;
 
 /// Options of `generate`.
@@ -27,6 +27,8 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     #[command(flatten)]
     prompt: Prompt,
     /// Make the prompt a user's turn of a chat instead of raw text.
@@ -208,14 +210,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .len()
         .saturating_add(request.max_tokens)
         .min(config.model_max_length);
-    let sizes = Sizes {
+    let sizes = EngineSizes {
         prefill_chunk: request.prompt.len().min(engine::PREFILL_CHUNK),
         checkpoints: 0,
-        ..Sizes::one(context)
+        ..EngineSizes::one(context)
     };
     let backend = arguments.device.open()?;
     let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.cache.dtype(device))
     })?;
     let engine = Engine::new(loaded.model, EngineOptions::default());
     let prompt = request.prompt.clone();
@@ -245,7 +247,7 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
     if let Some(ids) = prompt_tokens {
         return parse_ids(ids).map_err(|reason| anyhow::anyhow!("--prompt-tokens: {reason}"));
     }
-    let template = || anyhow::Ok(ChatTemplate::from_dir(&arguments.model.folder()?)?);
+    let template = || arguments.model.template();
     if let Some(file) = messages {
         let chat = Chat::from_json(&read_text(file)?)?;
         return Ok(tokenizer.encode_chat(&template()?, &chat)?.ids);

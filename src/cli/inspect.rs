@@ -1,6 +1,8 @@
-//! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from config.json alone.
+//! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from its configuration
+//! and, where there are weights, their headers.
 
 mod program;
+mod stored;
 
 use std::io::Write;
 
@@ -13,14 +15,15 @@ use kimi_linear::engine;
 use serde::Serialize;
 
 use self::program::Phase;
-use super::options::{ModelOptions, config_of, parse_tokens};
+use self::stored::Stored;
+use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 
 /// Options of `inspect`.
 #[derive(Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
-    /// A shape in place of a model: 48b (the published model), tiny, or a model's folder or config.json.
+    /// A shape in place of a model: 48b (the published model), tiny, or a model's folder, config.json or GGUF.
     #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
     shape: Option<String>,
     /// Print the program of one step instead: the operations in the order in which they run, one a line, without reading
@@ -39,6 +42,8 @@ pub(crate) struct Arguments {
     /// Sequences at a time.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sequences: usize,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -50,6 +55,7 @@ struct Report {
     parameters: u64,
     active_parameters: u64,
     dtype: Dtype,
+    /// As the files store them; all of `dtype` where there are no files.
     weight_bytes: u64,
     weight_bytes_by_part: Vec<PartBytes>,
     context: usize,
@@ -57,6 +63,9 @@ struct Report {
     /// Published figures: latents and convolution states in bf16.
     published: Cache,
     devices: Vec<OnDevice>,
+    /// The weights that are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<Stored>,
 }
 
 #[derive(Serialize)]
@@ -83,27 +92,37 @@ struct Cache {
 #[derive(Serialize)]
 struct OnDevice {
     device: backend::Device,
+    /// The dtype that latents are counted in.
+    cache: Dtype,
     memory: Memory,
     total_bytes: u64,
-    /// Nothing where the device does not tell its memory.
+    /// `None` where the device does not tell its memory.
     fits: Option<bool>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = match &arguments.shape {
-        Some(shape) => config_of(shape)?,
-        None => arguments.model.config()?,
+    let (config, files) = match &arguments.shape {
+        Some(shape) => (config_of(shape)?, None),
+        None => {
+            let files = arguments.model.files()?;
+            (files.config()?, Some(files))
+        }
     };
     if let Some(phase) = arguments.program {
         let Arguments {
             tokens,
             expand,
             json,
+            cache,
             ..
         } = *arguments;
-        return program::run(&config, phase, tokens, expand, json);
+        return program::run(&config, phase, tokens, cache, expand, json);
     }
-    let report = report(arguments, &config);
+    let stored = match &files {
+        Some(files) => Stored::of(files, &config)?,
+        None => None,
+    };
+    let report = report(arguments, &config, stored);
     if arguments.json {
         super::print_json(&report)
     } else {
@@ -111,18 +130,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
+fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -> Report {
     let dtype = config.dtype.unwrap_or(Dtype::Bf16);
     let context = arguments
         .context
         .unwrap_or(config.model_max_length)
         .min(config.model_max_length);
+    let by_part = match &stored {
+        Some(stored) => stored.bytes_by_part(),
+        None => config.weight_bytes_by_part(dtype),
+    };
+    let weight_bytes = match &stored {
+        Some(stored) => stored.bytes,
+        None => config.weight_bytes(dtype),
+    };
     let estimate = |cache, conv_states| {
         config.memory(&MemoryRequest {
             context,
             sequences: arguments.sequences,
             spare_slots: 0,
-            weights: dtype,
+            weights: weight_bytes,
             cache,
             conv_states,
             block_tokens: engine::BLOCK_TOKENS,
@@ -131,28 +158,30 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
     };
     let published = estimate(Dtype::Bf16, Dtype::Bf16);
     let devices = backend::devices().into_iter().map(|device| {
-        let memory = estimate(device.cache, Dtype::F32);
+        let cache = arguments.cache.dtype(&device);
+        let memory = estimate(cache, Dtype::F32);
         let total_bytes = memory.total();
         OnDevice {
             fits: device.memory_bytes.map(|memory| total_bytes <= memory),
             device,
+            cache,
             memory,
             total_bytes,
         }
     });
-    let by_part = config.weight_bytes_by_part(dtype);
     let parts = Part::ALL.iter().filter_map(|part| {
         Some(PartBytes {
             part: part.name(),
             bytes: *by_part.get(part)?,
         })
     });
+    let devices = devices.collect();
     Report {
         layers: layers(config),
         parameters: config.parameters(),
         active_parameters: config.active_parameters(),
         dtype,
-        weight_bytes: config.weight_bytes(dtype),
+        weight_bytes,
         weight_bytes_by_part: parts.collect(),
         context,
         sequences: arguments.sequences,
@@ -162,7 +191,8 @@ fn report(arguments: &Arguments, config: &ModelConfig) -> Report {
             latent_bytes: published.latents,
             state_bytes: published.states,
         },
-        devices: devices.collect(),
+        devices,
+        stored,
     }
 }
 
@@ -208,14 +238,14 @@ fn print(report: &Report) -> Result<()> {
         "parameters  {} in all, {} active for a token",
         report.parameters, report.active_parameters
     )?;
-    writeln!(
-        out,
-        "weights     {} in {}",
-        bytes(report.weight_bytes),
-        report.dtype
-    )?;
-    for part in &report.weight_bytes_by_part {
-        writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
+    if let Some(stored) = &report.stored {
+        stored.print(&mut out)?;
+    } else {
+        let weights = bytes(report.weight_bytes);
+        writeln!(out, "weights     {weights} in {}", report.dtype)?;
+        for part in &report.weight_bytes_by_part {
+            writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
+        }
     }
     let Cache {
         latent_bytes_per_token,
@@ -241,6 +271,7 @@ fn print(report: &Report) -> Result<()> {
     )?;
     for OnDevice {
         device,
+        cache,
         memory,
         total_bytes,
         fits,
@@ -256,7 +287,7 @@ fn print(report: &Report) -> Result<()> {
             "  weights {}, latents {} ({}), states {}, activations {}: {} {}",
             bytes(memory.weights),
             bytes(memory.latents),
-            device.cache,
+            cache,
             bytes(memory.states),
             bytes(memory.activations),
             bytes(*total_bytes),

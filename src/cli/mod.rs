@@ -17,6 +17,7 @@ mod score;
 #[cfg(feature = "server")]
 mod serve;
 mod tokenize;
+mod verify;
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
@@ -50,8 +51,10 @@ enum Command {
     Eval(eval::Arguments),
     /// Show the token ids of a text or a chat.
     Tokenize(tokenize::Arguments),
-    /// Show what a model is made of and what memory it needs; reads config.json alone.
+    /// Show what a model is made of, what its weights are kept in and what memory it needs; loads nothing.
     Inspect(inspect::Arguments),
+    /// Read every weight once and count the numbers that are not finite.
+    Verify(verify::Arguments),
     /// List the devices that a model can run on.
     Devices(devices::Arguments),
     /// Prove that a device and its driver compute what they should.
@@ -79,6 +82,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),

@@ -5,57 +5,114 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kimi_linear::backend::{self, Backend, BackendKind, Device};
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::ModelConfig;
+use kimi_linear::checkpoint::ModelFiles;
+use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::demo;
+use kimi_linear::error::TokenizerError;
 use kimi_linear::model::{Limits, Model};
-use kimi_linear::tokenizer::Tokenizer;
+use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
 
 use super::progress::Progress;
 
 /// Which model.
 #[derive(Args)]
 pub(crate) struct ModelOptions {
-    /// A folder with config.json, tokenizer files and safetensors weights; by default the demo model.
-    #[arg(long, value_name = "DIR")]
+    /// A folder with config.json, tokenizer files and safetensors weights, or a GGUF: the file, any part of a split one, or
+    /// a folder that holds one. By default the demo model.
+    #[arg(long, value_name = "DIR|FILE")]
     model: Option<PathBuf>,
+    /// Another tokenizer than the model's own: a folder with its files, one of these files, or a GGUF.
+    #[arg(long, value_name = "DIR|FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Another chat template than the model's own: a file of Jinja.
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
 }
 
 impl ModelOptions {
-    /// The folder that was named, or the demo model's.
-    pub(crate) fn folder(&self) -> Result<PathBuf> {
+    /// The folder or GGUF that was named, or the demo model's folder.
+    fn path(&self) -> Result<PathBuf> {
         match &self.model {
-            Some(folder) => Ok(folder.clone()),
+            Some(path) => Ok(path.clone()),
             None => Ok(demo::folder()?),
         }
     }
 
-    /// What to call the model: its folder's name.
-    #[cfg(feature = "server")]
+    /// What is there.
+    pub(crate) fn files(&self) -> Result<ModelFiles> {
+        Ok(ModelFiles::open(&self.path()?)?)
+    }
+
+    /// What to call the model: its folder's name, or its file's without the ending.
     pub(crate) fn name(&self) -> String {
-        let Some(folder) = &self.model else {
+        let Some(path) = &self.model else {
             return "kimi-linear-demo".to_owned();
         };
-        let folder = folder.canonicalize().ok();
-        let name = folder.as_deref().and_then(Path::file_name);
+        let path = path.canonicalize().ok();
+        let name = path.as_deref().and_then(|path| {
+            if path.is_file() {
+                path.file_stem()
+            } else {
+                path.file_name()
+            }
+        });
         name.map_or("kimi-linear".to_owned(), |name| {
             name.to_string_lossy().into_owned()
         })
     }
 
     pub(crate) fn config(&self) -> Result<ModelConfig> {
-        let mut file = self.folder()?;
-        if !file.is_file() {
-            file.push("config.json");
-        }
-        Ok(ModelConfig::from_file(&file)?)
+        Ok(self.files()?.config()?)
     }
 
     /// The tokenizer, which never hands out an id that `config`'s embedding has no row for.
     pub(crate) fn tokenizer(&self, config: &ModelConfig) -> Result<Tokenizer> {
-        let mut tokenizer = Tokenizer::from_dir(&self.folder()?)?;
+        let mut tokenizer = self.whole_tokenizer()?;
         tokenizer.limit_ids(config.vocab_size)?;
         Ok(tokenizer)
+    }
+
+    /// The tokenizer as its files say.
+    pub(crate) fn whole_tokenizer(&self) -> Result<Tokenizer> {
+        Ok(Tokenizer::from_files(&self.tokenizer_files()?)?)
+    }
+
+    /// Where the tokenizer is.
+    fn tokenizer_files(&self) -> Result<ModelFiles> {
+        let Some(path) = &self.tokenizer else {
+            return self.files();
+        };
+        let files = ModelFiles::open(path)?;
+        let ModelFiles::Folder(file) = &files else {
+            return Ok(files);
+        };
+        let known = ["tiktoken.model", "tokenizer.json"];
+        let named = known
+            .iter()
+            .any(|name| file.file_name().is_some_and(|it| it == *name));
+        match file.parent() {
+            Some(folder) if named && file.is_file() => Ok(ModelFiles::Folder(folder.to_owned())),
+            _ => Ok(files),
+        }
+    }
+
+    /// The chat template.
+    pub(crate) fn template(&self) -> Result<ChatTemplate> {
+        let files = self.tokenizer_files()?;
+        match &self.chat_template {
+            Some(file) => {
+                let source = read_text(file)?;
+                let template = ChatTemplate::replaced_in(&files, &source);
+                template.with_context(|| format!("--chat-template {}", file.display()))
+            }
+            // A tokenizer of its own need not bring a template.
+            None => match ChatTemplate::from_files(&files) {
+                Err(TokenizerError::NoTemplate { .. }) if self.tokenizer.is_some() => {
+                    Ok(ChatTemplate::from_files(&self.files()?)?)
+                }
+                template => Ok(template?),
+            },
+        }
     }
 }
 
@@ -110,20 +167,68 @@ impl DeviceOptions {
     }
 }
 
+/// A dtype on the command line; vLLM's longer names are taken too.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DtypeName {
+    /// Of weights the checkpoint's, of caches the device's own.
+    Auto,
+    /// IEEE single precision.
+    #[value(alias = "float32", alias = "float")]
+    F32,
+    /// IEEE half precision.
+    #[value(alias = "float16", alias = "half")]
+    F16,
+    /// bfloat16.
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+impl DtypeName {
+    /// `None` is `auto`.
+    pub(crate) fn named(self) -> Option<Dtype> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(Dtype::F32),
+            Self::F16 => Some(Dtype::F16),
+            Self::Bf16 => Some(Dtype::Bf16),
+        }
+    }
+}
+
+/// How caches are kept.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct CacheOptions {
+    /// The dtype of the latent cache: auto is f32 on cpu and wgpu, bf16 on cuda. KDA states are f32 everywhere.
+    #[arg(long, value_enum, value_name = "DTYPE", default_value = "auto")]
+    kv_cache_dtype: DtypeName,
+}
+
+impl CacheOptions {
+    /// The dtype that was named; `None` is the device's own.
+    pub(crate) fn named(self) -> Option<Dtype> {
+        self.kv_cache_dtype.named()
+    }
+
+    /// The dtype on this device.
+    pub(crate) fn dtype(self, device: &Device) -> Dtype {
+        self.named().unwrap_or(device.cache)
+    }
+}
+
 /// A model on a device.
 pub(crate) struct Loaded {
     pub(crate) model: Model,
     pub(crate) device: Device,
 }
 
-/// Loads weights onto a device, under a progress bar. `limits` sizes the pools for the device's own cache dtype.
+/// Loads weights onto a device, under a progress bar. `limits` sizes the pools for the device.
 pub(crate) fn load(
     options: &ModelOptions,
     config: &ModelConfig,
     backend: Box<dyn Backend>,
     limits: impl FnOnce(&Device) -> Limits,
 ) -> Result<Loaded> {
-    let checkpoint = Checkpoint::open(&options.folder()?, config)?;
+    let checkpoint = options.files()?.checkpoint(config)?;
     let device = backend.device().clone();
     let progress = Progress::bytes("loading", checkpoint.total_bytes());
     let limits = limits(&device);
@@ -135,18 +240,14 @@ pub(crate) fn load(
     Ok(Loaded { model, device })
 }
 
-/// A shape by its name, or that of a model's folder or `config.json`.
+/// A shape by its name, or that of a model.
 pub(crate) fn config_of(shape: &str) -> Result<ModelConfig> {
     match shape {
         "48b" => Ok(ModelConfig::published()?),
         "tiny" => Ok(ModelConfig::tiny()?),
         path => {
-            let mut file = Path::new(path).to_owned();
-            if file.is_dir() {
-                file.push("config.json");
-            }
-            ModelConfig::from_file(&file)
-                .with_context(|| format!("--shape {path}: neither 48b nor tiny nor a model"))
+            let config = || anyhow::Ok(ModelFiles::open(Path::new(path))?.config()?);
+            config().with_context(|| format!("--shape {path}: neither 48b nor tiny nor a model"))
         }
     }
 }

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::engine::{
-    self, Engine, EngineHandle, EngineOptions, Event, PromptScores, Request, Score, Sizes,
+    self, Engine, EngineHandle, EngineOptions, EngineSizes, Event, PromptScores, Request, Score,
 };
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use super::generate::failure;
-use super::options::{DeviceOptions, ModelOptions, load, parse_ids, read_text};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, parse_ids, read_text};
 use super::progress::Progress;
 
 /// Options of `score`.
@@ -22,6 +22,8 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     #[command(flatten)]
     input: Input,
     /// Cut the text into pieces of N tokens; the result differs by rounding alone.
@@ -66,14 +68,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     engine::check_prompt(&config, &tokens)?;
     let prefill_chunk = arguments.prefill_chunk.min(tokens.len());
     let backend = arguments.device.open()?;
-    let sizes = Sizes {
+    let sizes = EngineSizes {
         prefill_chunk,
         scored: prefill_chunk,
         checkpoints: 0,
-        ..Sizes::one(tokens.len())
+        ..EngineSizes::one(tokens.len())
     };
     let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.cache.dtype(device))
     })?;
     let options = EngineOptions {
         cut: prefill_chunk,

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
-use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Sizes, Wanted};
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
+use kimi_linear::error::TokenizerError;
 use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
-use kimi_linear::tokenizer::ChatTemplate;
 
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
@@ -132,19 +131,21 @@ async fn interrupted() {
 /// Loads the model and gives it to the server.
 fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<()> {
     let tokenizer = Arc::new(arguments.model.tokenizer(config)?);
-    let template = match ChatTemplate::from_dir(&arguments.model.folder()?) {
+    let template = match arguments.model.template() {
         Ok(template) => Some(template),
-        Err(error @ kimi_linear::error::TokenizerError::NoTemplate { .. }) => {
-            tracing::warn!("{error}: there will be no chats");
-            None
-        }
-        Err(error) => return Err(error.into()),
+        Err(error) => match error.downcast_ref() {
+            Some(TokenizerError::NoTemplate { .. }) => {
+                tracing::warn!("{error}: there will be no chats");
+                None
+            }
+            _ => return Err(error),
+        },
     };
     let backend = arguments.device.open()?;
-    let weights = Checkpoint::open(&arguments.model.folder()?, config)?.total_bytes();
+    let weights = arguments.model.files()?.checkpoint(config)?.total_bytes();
     let sizes = sizes(arguments, config, backend.device(), weights)?;
     let loaded = load(&arguments.model, config, backend, |device| {
-        sizes.limits(device.cache)
+        sizes.limits(arguments.engine.cache.dtype(device))
     })?;
     let engine = Engine::new(
         loaded.model,
@@ -179,12 +180,12 @@ fn sizes(
     config: &ModelConfig,
     device: &Device,
     weights: u64,
-) -> Result<Sizes> {
+) -> Result<EngineSizes> {
     let engine = &arguments.engine;
-    engine.check_dtypes(config, device.cache)?;
+    engine.check_dtype(config)?;
     let memory = device.memory_bytes;
     let part = |bytes: u64| (bytes as f64 * engine.gpu_memory_utilization) as u64;
-    let wanted = Wanted {
+    let planner = MemoryPlanner {
         sequences: engine.max_num_seqs,
         context: engine.context(config)?,
         prefill_chunk: engine.prefill_chunk()?,
@@ -192,7 +193,7 @@ fn sizes(
         blocks: engine.num_gpu_blocks_override,
         memory: memory.map(part),
         weights,
-        cache: device.cache,
+        cache: engine.cache.dtype(device),
     };
-    Ok(wanted.sizes(config)?)
+    Ok(planner.sizes(config)?)
 }

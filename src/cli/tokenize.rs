@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
+use kimi_linear::tokenizer::Chat;
 use serde::Serialize;
 
 use super::options::{ModelOptions, read_text};
@@ -45,11 +45,10 @@ struct Report {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let directory = &arguments.model.folder()?;
-    let tokenizer = Tokenizer::from_dir(directory)?;
+    let tokenizer = arguments.model.whole_tokenizer()?;
     let (ids, rendered) = if let Some(file) = &arguments.input.messages {
         let chat = Chat::from_json(&read_text(file)?)?;
-        let encoded = tokenizer.encode_chat(&ChatTemplate::from_dir(directory)?, &chat)?;
+        let encoded = tokenizer.encode_chat(&arguments.model.template()?, &chat)?;
         (encoded.ids, Some(encoded.rendered))
     } else {
         let text = match (&arguments.input.text, &arguments.input.file) {

@@ -16,8 +16,8 @@ pub struct MemoryRequest {
     pub sequences: usize,
     /// State slots beyond one a sequence: for checkpoints.
     pub spare_slots: usize,
-    /// Dtype of the model's weights on disk and in memory.
-    pub weights: Dtype,
+    /// Bytes of the weights, as they are stored: on disk and in memory the same.
+    pub weights: u64,
     /// Dtype of the latent cache.
     pub cache: Dtype,
     /// Dtype of the convolution states; the recurrent matrices are f32 everywhere.
@@ -176,7 +176,7 @@ impl ModelConfig {
         let blocks = request.context.div_ceil(request.block_tokens.max(1));
         let slots = request.sequences.saturating_add(request.spare_slots);
         Memory {
-            weights: self.weight_bytes(request.weights),
+            weights: request.weights,
             states: self
                 .kda_state_bytes(request.conv_states)
                 .saturating_mul(slots as u64),

@@ -8,20 +8,24 @@
 //! It is not the tokenizer's configuration, and it knows neither files of weights nor devices.
 
 mod fields;
+pub(crate) mod gguf;
 mod layers;
 mod memory;
 mod names;
+mod quantization;
 mod read;
 mod tensors;
 
 use std::path::Path;
 
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 #[cfg(feature = "server")]
 pub(crate) use fields::kind;
+pub use gguf::GgufLayout;
 pub use memory::{Memory, MemoryRequest};
 pub use names::Role;
+pub use quantization::{Quantization, QuantizedAs};
 pub use tensors::{Part, Storage, TensorSpec};
 
 use crate::error::ConfigError;
@@ -47,35 +51,60 @@ impl Dtype {
         }
     }
 
-    /// These numbers in it, little-endian; rounded to nearest even where it is narrower.
-    #[must_use]
-    pub fn encode(self, values: &[f32]) -> Vec<u8> {
-        let values = values.iter().copied();
+    /// Writes these numbers in it, little-endian, rounded to nearest even where it is narrower; NaN stays NaN. `bytes` has
+    /// [`Dtype::size`] for each of `values`.
+    #[inline(always)]
+    pub fn narrow_into(self, values: &[f32], bytes: &mut [u8]) {
         match self {
-            Dtype::Bf16 => values
-                .flat_map(|value| bf16::from_f32(value).to_le_bytes())
-                .collect(),
-            Dtype::F16 => values
-                .flat_map(|value| f16::from_f32(value).to_le_bytes())
-                .collect(),
-            Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+            Dtype::Bf16 => {
+                for (bits, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+                    *bits = bf16::from_f32(*value).to_le_bytes();
+                }
+            }
+            Dtype::F16 => {
+                for (bits, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+                    *bits = f16::from_f32(*value).to_le_bytes();
+                }
+            }
+            Dtype::F32 => bytes.copy_from_slice(bytemuck::cast_slice(values)),
         }
     }
 
-    /// What these bytes hold, exactly.
+    /// These numbers in it, as [`Dtype::narrow_into`] writes them.
     #[must_use]
-    pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
-        let halves = bytes.chunks_exact(2).map(|two| [two[0], two[1]]);
+    pub fn narrow(self, values: &[f32]) -> Vec<u8> {
+        let mut bytes = vec![0; values.len() * self.size()];
+        self.narrow_into(values, &mut bytes);
+        bytes
+    }
+
+    /// Writes what these bytes hold, exactly. `bytes` has [`Dtype::size`] for each of `values`.
+    #[inline(always)]
+    pub fn widen_into(self, bytes: &[u8], values: &mut [f32]) {
         match self {
-            Dtype::Bf16 => halves
-                .map(|two| bf16::from_le_bytes(two).to_f32())
-                .collect(),
-            Dtype::F16 => halves.map(|two| f16::from_le_bytes(two).to_f32()).collect(),
-            Dtype::F32 => bytes
-                .chunks_exact(4)
-                .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
-                .collect(),
+            Dtype::Bf16 => {
+                for (value, bits) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_bits(u32::from(u16::from_le_bytes(*bits)) << 16);
+                }
+            }
+            Dtype::F16 => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
+                Ok(halves) => halves.convert_to_f32_slice(values),
+                Err(_) => {
+                    for (value, bits) in values.iter_mut().zip(bytes.as_chunks().0) {
+                        *value = f16::from_le_bytes(*bits).to_f32();
+                    }
+                }
+            },
+            Dtype::F32 => bytemuck::cast_slice_mut::<f32, u8>(values).copy_from_slice(bytes),
         }
+    }
+
+    /// What these bytes hold, exactly; bytes beyond the last whole element are left out.
+    #[must_use]
+    pub fn widen(self, bytes: &[u8]) -> Vec<f32> {
+        let mut values = vec![0.0; bytes.len() / self.size()];
+        self.widen_into(&bytes[..values.len() * self.size()], &mut values);
+        values
     }
 }
 
@@ -179,6 +208,8 @@ pub struct ModelConfig {
     pub pad_token_id: Option<u32>,
     /// The dtype in which the file says that the weights are. The checkpoint's own headers are what counts.
     pub dtype: Option<Dtype>,
+    /// What the file says of quantised weights; `None` where it says nothing of any.
+    pub quantization: Option<Quantization>,
 }
 
 impl ModelConfig {

@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use super::fields::{Fields, Names, kind, show, whole, wrong};
+use super::quantization::quantization;
 use super::{Dtype, LayerKind, ModelConfig, layers};
 use crate::error::ConfigError;
 
@@ -78,6 +79,7 @@ pub(super) fn model_config(text: &str) -> Result<ModelConfig, ConfigError> {
         bos_token_id: token(&fields, &["bos_token_id"])?,
         pad_token_id: token(&fields, &["pad_token_id"])?,
         dtype: dtype(&fields)?,
+        quantization: quantization(&fields)?,
     };
     judge(&config, &fields)?;
     Ok(config)
@@ -94,18 +96,7 @@ fn refuse_other_models(fields: &Fields<'_>) -> Result<(), ConfigError> {
     if model_type != "kimi_linear" {
         return Err(unsupported("model_type", "\"kimi_linear\"", model_type));
     }
-    if let Some(other) = fields.at("linear_attn_config").filter(|v| !v.is_object()) {
-        return Err(wrong("linear_attn_config", "an object", other));
-    }
-    if let Some(quantization) = fields.at("quantization_config") {
-        let method = quantization
-            .get("quant_method")
-            .and_then(Value::as_str)
-            .unwrap_or("not named");
-        return Err(ConfigError::Quantised {
-            method: method.to_owned(),
-        });
-    }
+    refuse_other_attention(fields)?;
     if let Some(rank) = fields.at("q_lora_rank") {
         return Err(unsupported(
             "q_lora_rank",
@@ -152,6 +143,41 @@ fn refuse_other_models(fields: &Fields<'_>) -> Result<(), ConfigError> {
         return Err(unsupported("attention_bias", "false", value));
     }
     Ok(())
+}
+
+/// What `linear_attn_config` may say.
+const LINEAR_ATTENTION: [&str; 5] = [
+    "full_attn_layers",
+    "head_dim",
+    "kda_layers",
+    "num_heads",
+    "short_conv_kernel_size",
+];
+
+/// Refuses linear attention other than KDA as published. Kimi K3 and transformers' class have variants (a lower bound of the
+/// decay, an output gate of full rank) that are switched on by a key here or by one of the configuration's own.
+fn refuse_other_attention(fields: &Fields<'_>) -> Result<(), ConfigError> {
+    let off = |value: &Value| value.is_null() || *value == Value::Bool(false);
+    let unsupported = |field: String, value: &Value| ConfigError::Unsupported {
+        field,
+        expected: "linear attention without it",
+        found: show(value),
+    };
+    for field in ["forget_gate_lower_bound", "use_full_rank_output_gate"] {
+        if let Some(value) = fields.at(field).filter(|value| !off(value)) {
+            return Err(unsupported(field.to_owned(), value));
+        }
+    }
+    let keys = match fields.at("linear_attn_config") {
+        None => return Ok(()),
+        Some(Value::Object(keys)) => keys,
+        Some(other) => return Err(wrong("linear_attn_config", "an object", other)),
+    };
+    let known = |key: &String| LINEAR_ATTENTION.contains(&key.as_str());
+    match keys.iter().find(|(key, value)| !known(key) && !off(value)) {
+        None => Ok(()),
+        Some((key, value)) => Err(unsupported(format!("linear_attn_config.{key}"), value)),
+    }
 }
 
 /// Checks the sizes against each other.

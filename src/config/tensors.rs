@@ -95,6 +95,8 @@ pub struct TensorSpec {
     pub role: Role,
     /// The layer that it is in; `None` for the embedding and the head.
     pub layer: Option<usize>,
+    /// The routed expert that it is of.
+    pub expert: Option<usize>,
 }
 
 impl TensorSpec {
@@ -171,6 +173,7 @@ impl ModelConfig {
             part: role.part(),
             role,
             layer,
+            expert,
         }
     }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::blocks;
 use super::random::Random;
 use super::tolerance::{
-    By, Tolerance, differing, element_error, greatest_error, norm_error, row_error,
+    By, Tolerance, differing, element_error, greatest_error, half_unit, norm_error, row_error,
 };
 use crate::backend::{
     Backend, Batch, Capacity, Element, Op, Program, Result, Rows, Segment, Shard, Slot, Step,
@@ -126,15 +126,16 @@ impl<'a> CaseContext<'a> {
         values
     }
 
-    /// Rounds values to what the device's latent cache holds.
+    /// The dtype of a case's latent pool: the device's own where the case names none.
     #[must_use]
-    pub fn cached(&self, mut values: Vec<f32>) -> Vec<f32> {
-        let format = match self.backend.device().cache {
-            Dtype::F32 => Format::F32,
-            Dtype::Bf16 => Format::BF16,
-            Dtype::F16 => Format::F16,
-        };
-        round(&mut values, format);
+    pub fn cache(&self, named: Option<Dtype>) -> Dtype {
+        named.unwrap_or(self.backend.device().cache)
+    }
+
+    /// Rounds values to what a latent pool of this dtype holds.
+    #[must_use]
+    pub fn cached(&self, dtype: Dtype, mut values: Vec<f32>) -> Vec<f32> {
+        round(&mut values, Format::Dense(dtype));
         values
     }
 
@@ -413,6 +414,23 @@ impl<'a> CaseContext<'a> {
         self.close_to(what, by, x, reference, self.tolerance);
     }
 
+    /// The same of values that were then kept in `dtype`. A rounding to nearest moves a number by at most 2^-p of itself, with p
+    /// bits of significand (24, 11, 8 for f32, f16, bf16), hence a row's norms by at most that part of themselves, which is added to the
+    /// bound. What is subnormal in f16 moves by up to 2^-25 instead, which is nothing beside rows whose norm is near 1. Where the
+    /// activations have no more bits than `dtype`, the tolerance counts their own rounding and nothing is added.
+    pub fn close_kept(
+        &mut self,
+        what: impl Into<String>,
+        by: impl Into<By>,
+        x: &[f32],
+        reference: &[f64],
+        dtype: Dtype,
+    ) {
+        let (kept, own) = (half_unit(dtype), half_unit(self.precision()));
+        let more = if kept > own { kept } else { 0.0 };
+        self.close_by(what.into(), by.into(), x, reference, (self.tolerance, more));
+    }
+
     /// The same with a tolerance other than the case's.
     pub fn close_to(
         &mut self,
@@ -422,18 +440,30 @@ impl<'a> CaseContext<'a> {
         reference: &[f64],
         tolerance: Tolerance,
     ) {
-        let (what, by) = (what.into(), by.into());
+        self.close_by(what.into(), by.into(), x, reference, (tolerance, 0.0));
+    }
+
+    /// Compares by rows with a tolerance and what is added to its bounds.
+    fn close_by(
+        &mut self,
+        what: String,
+        by: By,
+        x: &[f32],
+        reference: &[f64],
+        (tolerance, more): (Tolerance, f64),
+    ) {
+        let precision = self.precision();
         if by.is_among() {
             let whole = norm_error(x, reference);
-            self.within(format!("{what}, as a whole"), whole, tolerance);
+            let bound = tolerance.bound(precision) + more;
+            self.found(format!("{what}, as a whole"), whole, bound);
         }
         let [row, element] = by.worst(reference.len());
-        let precision = self.precision();
         let error = greatest_error(x, reference, by);
-        let bound = tolerance.greatest(precision, element);
+        let bound = tolerance.greatest(precision, element) + more;
         self.found(format!("{what}, its greatest element"), error, bound);
         let error = row_error(x, reference, by);
-        self.found(what, error, row * tolerance.bound(precision));
+        self.found(what, error, row * tolerance.bound(precision) + more);
     }
 
     /// Compares each element in proportion to itself, with the case's tolerance.

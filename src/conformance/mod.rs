@@ -20,7 +20,8 @@ use std::sync::Arc;
 pub use context::{CaseContext, Finding, Matrix};
 pub use random::{Gates, Random};
 pub use tolerance::{
-    By, Tolerance, differing, element_error, greatest_error, norm_error, row_error,
+    By, EIGHT_BIT_ACTIVATIONS, Tolerance, differing, element_error, greatest_error, norm_error,
+    row_error,
 };
 
 use crate::backend::{Backend, Result};

@@ -241,6 +241,11 @@ pub fn operations_markdown(cases: &[Case]) -> String {
         let (name, bounds) = (tolerance.name(), bounds.join(" | "));
         let _ = writeln!(text, "| {name} | {} | {bounds} |", tolerance.meaning());
     }
+    text.push_str(
+        "\nLatents are held to an oracle that reads them as their pool rounded them, which leaves the bounds as they are. Only \
+         where appended rows of f32\nactivations are kept in f16 or bf16 are they held to unrounded ones: then half a unit in the \
+         last place, 2^-11 or 2^-8 of a number, is added\n(`CaseContext::close_kept`).\n",
+    );
     text
 }
 

@@ -66,17 +66,12 @@ impl Tolerance {
     /// [`Tolerance::Split`] compares them, are both rounded.
     #[must_use]
     pub const fn greatest(self, precision: Dtype, times: f64) -> f64 {
-        let half_unit = match precision {
-            Dtype::F32 => 1.0 / (1 << 24) as f64,
-            Dtype::F16 => 1.0 / (1 << 11) as f64,
-            Dtype::Bf16 => 1.0 / (1 << 8) as f64,
-        };
         let roundings = match self {
             Self::Recurrence => 1.0,
             Self::Split => 2.0,
             _ => 0.0,
         };
-        times * self.bound(precision) + roundings * half_unit
+        times * self.bound(precision) + roundings * half_unit(precision)
     }
 
     /// What it is for, in tables.
@@ -107,6 +102,27 @@ impl Tolerance {
         }
     }
 }
+
+/// Half a unit in the last place of a number near 1: the most by which rounding to nearest moves a number, as a part of it.
+#[must_use]
+pub(super) const fn half_unit(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => 1.0 / (1 << 24) as f64,
+        Dtype::F16 => 1.0 / (1 << 11) as f64,
+        Dtype::Bf16 => 1.0 / (1 << 8) as f64,
+    }
+}
+
+/// How far products of weights in integer codes with activations of eight bits, as the CPU makes them, may be from those of the
+/// same weights widened: in root mean square of `|x| |w| / sqrt(columns)`, which is what sums of unrelated products are, and
+/// as [`greatest_error`].
+///
+/// A step is the greatest magnitude of 32, over 127; the greatest of 32 normal numbers is about 2.4 of their root mean
+/// square; a rounding is off by a step over `sqrt(12)` in the mean. So an activation is off by `2.4 / (127 sqrt(12))`, 0.55 %,
+/// of their root mean square, and because roundings do not know of weights, so is a sum of products. Errors and results are
+/// both nearly normal, so that the quotient of the greatest ones is 0.55 % too, but of few numbers: it may be twice that and
+/// a half.
+pub const EIGHT_BIT_ACTIVATIONS: [f64; 2] = [6e-3, 1.5e-2];
 
 /// `||x - reference|| / ||reference||` over a tensor; infinite where a number is not finite or lengths differ. Where
 /// the reference is zero, the norm of x itself.

@@ -249,7 +249,7 @@ impl Engine {
         self.next_arrival
     }
 
-    pub(super) fn say(&mut self, id: RequestId, event: Event) {
+    pub(super) fn emit(&mut self, id: RequestId, event: Event) {
         self.events.push_back((id, event));
     }
 
@@ -349,7 +349,7 @@ impl Engine {
             Some(logit - choice.log_normaliser)
         });
         let (id, sample) = (owner.id, owner.sample);
-        self.say(
+        self.emit(
             id,
             Event::Trace {
                 sample,
@@ -403,7 +403,7 @@ impl Engine {
                 reason,
                 usage,
             };
-            self.say(id, event);
+            self.emit(id, event);
         }
     }
 
@@ -426,7 +426,7 @@ impl Engine {
         self.waiting.retain(|sequence| sequence.id != id);
         self.incoming.retain(|incoming| incoming.id != id);
         self.exports.fail(id, error);
-        self.say(id, Event::Failed(Arc::clone(error)));
+        self.emit(id, Event::Failed(Arc::clone(error)));
     }
 
     /// A device failed: what is on it cannot be trusted any more.

@@ -31,7 +31,7 @@ pub struct Usage {
 
 /// How likely a generated token was, by the model's own distribution, before temperature and penalties.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Likelihood {
+pub struct TokenLogprobs {
     /// Its natural log-probability.
     pub logprob: f32,
     /// The likeliest tokens with theirs, best first, as many as were asked for.
@@ -82,7 +82,7 @@ pub enum Event {
         /// The token.
         id: u32,
         /// How likely it was, where that was asked for.
-        likelihood: Option<Likelihood>,
+        logprobs: Option<TokenLogprobs>,
     },
     /// An answer is complete. The last one of a request ends it.
     Finished {

@@ -16,8 +16,11 @@ use crate::error::{EngineError, Error};
 const CAPACITY: usize = 64;
 
 impl Engine {
-    /// Takes a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing. The
-    /// stream has room for `capacity` reads of the device; when some were taken, [`Engine::send_exports`] sends more.
+    /// Takes a request whose caches are sent as they are computed: of all tokens of its prompt. The stream has room for
+    /// `capacity` reads of the device; when some were taken, [`Engine::send_exports`] sends more.
+    ///
+    /// Such a request generates nothing, whatever [`Request::max_tokens`] says: the caches are those of the prompt's end, which the
+    /// first generated token would move on. To answer here as well, submit the prompt again: it goes on from what is kept of it.
     ///
     /// # Errors
     /// Those of [`Engine::submit`].
@@ -167,7 +170,8 @@ impl Drop for ExportStream {
 }
 
 impl EngineHandle {
-    /// Submits a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing.
+    /// Submits a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing, as
+    /// [`Engine::export`] says.
     ///
     /// # Errors
     /// A request that cannot run, or an engine that has stopped.

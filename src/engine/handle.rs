@@ -298,7 +298,7 @@ impl Driver {
             if self.engine.is_idle() || self.engine.is_stalled() {
                 match self.commands.recv() {
                     Ok(command) => {
-                        if !self.obey(command) {
+                        if !self.handle_command(command) {
                             return;
                         }
                     }
@@ -308,7 +308,7 @@ impl Driver {
             loop {
                 match self.commands.try_recv() {
                     Ok(command) => {
-                        if !self.obey(command) {
+                        if !self.handle_command(command) {
                             return;
                         }
                     }
@@ -322,7 +322,7 @@ impl Driver {
     }
 
     /// Does as it is told; returns whether to go on.
-    fn obey(&mut self, command: Command) -> bool {
+    fn handle_command(&mut self, command: Command) -> bool {
         match command {
             Command::Submit {
                 id,

@@ -16,7 +16,6 @@ mod event;
 mod export;
 #[cfg(not(target_arch = "wasm32"))]
 mod export_stream;
-mod fit;
 mod grammar;
 #[cfg(not(target_arch = "wasm32"))]
 mod handle;
@@ -24,6 +23,7 @@ mod import;
 #[cfg(not(target_arch = "wasm32"))]
 mod import_stream;
 mod locate_non_finite;
+mod memory_planner;
 mod options;
 mod output;
 mod process_output;
@@ -39,16 +39,16 @@ mod stop;
 
 pub use self::core::Engine;
 pub use self::schedule::TIMED_OF;
-pub use event::{Event, FinishReason, Likelihood, Scored, Sink, Usage};
+pub use event::{Event, FinishReason, Scored, Sink, TokenLogprobs, Usage};
 #[cfg(not(target_arch = "wasm32"))]
 pub use export_stream::ExportStream;
-pub use fit::Wanted;
 pub use grammar::{Grammar, Guide};
 #[cfg(not(target_arch = "wasm32"))]
 pub use handle::{Answer, EngineHandle};
 #[cfg(not(target_arch = "wasm32"))]
 pub use import_stream::Import;
-pub use options::{BLOCK_TOKENS, EngineOptions, PREFILL_CHUNK, Sizes};
+pub use memory_planner::MemoryPlanner;
+pub use options::{BLOCK_TOKENS, EngineOptions, EngineSizes, PREFILL_CHUNK};
 pub use output::{Output, OutputProcessor};
 pub use request::{PromptScores, Request, RequestId, check_prompt};
 pub use sampling::{Sampler, Sampling};

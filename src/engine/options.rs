@@ -12,7 +12,7 @@ pub const PREFILL_CHUNK: usize = 512;
 
 /// What an engine's model has to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
+pub struct EngineSizes {
     /// Sequences at a time.
     pub sequences: usize,
     /// Tokens that a sequence may reach.
@@ -23,11 +23,11 @@ pub struct Sizes {
     pub scored: usize,
     /// State slots beyond one a sequence: for checkpoints.
     pub checkpoints: usize,
-    /// Blocks of latents, of [`BLOCK_TOKENS`] tokens; nothing is enough for every sequence's context.
+    /// Blocks of latents, of [`BLOCK_TOKENS`] tokens; `None` for enough for every sequence's context.
     pub blocks: Option<usize>,
 }
 
-impl Sizes {
+impl EngineSizes {
     /// One sequence, and a few checkpoints beside it.
     #[must_use]
     pub fn one(context: usize) -> Self {

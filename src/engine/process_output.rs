@@ -101,7 +101,7 @@ impl Engine {
             {
                 self.cache_state(place).await?;
             }
-            self.say(id, Event::Prefill { done: end, cached });
+            self.emit(id, Event::Prefill { done: end, cached });
         }
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Engine {
                 logits,
             };
             let id = sequence.id;
-            self.say(id, Event::Scored(scored));
+            self.emit(id, Event::Scored(scored));
         }
         let sequence = &self.running[place];
         if !sequence.decodes() {
@@ -211,7 +211,7 @@ impl Engine {
         match sequence.take(choice, row, context) {
             Ok((token, reason)) => {
                 if let Some(token) = token {
-                    self.say(id, token);
+                    self.emit(id, token);
                 }
                 match reason {
                     Some(reason) => {

@@ -149,8 +149,8 @@ impl Request {
     }
 
     /// Whether whole rows must be read back.
-    pub(super) fn needs_row(&self) -> bool {
-        self.sampling.needs_row() || self.grammar.is_some()
+    pub(super) fn needs_full_logits(&self) -> bool {
+        self.sampling.needs_full_logits() || self.grammar.is_some()
     }
 }
 

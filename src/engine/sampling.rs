@@ -142,7 +142,7 @@ impl Sampling {
 
     /// Whether whole rows must be read back.
     #[must_use]
-    pub fn needs_row(&self) -> bool {
+    pub fn needs_full_logits(&self) -> bool {
         self.changes_logits()
             || (self.temperature > 0.0 && !(1..=MOST_CANDIDATES).contains(&self.top_k))
     }
@@ -195,7 +195,7 @@ impl Sampler {
         self.complete
     }
 
-    /// The next token, from a row's candidates, or from the whole row where [`Sampling::needs_row`] asked for it or a
+    /// The next token, from a row's candidates, or from the whole row where [`Sampling::needs_full_logits`] asked for it or a
     /// grammar is followed.
     ///
     /// # Errors
@@ -212,7 +212,7 @@ impl Sampler {
                 return Err(EngineError::Grammar { reason });
             }
             self.draw(logits)
-        } else if self.sampling.needs_row() {
+        } else if self.sampling.needs_full_logits() {
             let logits = self.changed(row);
             self.draw(logits)
         } else {

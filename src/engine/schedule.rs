@@ -329,7 +329,8 @@ impl Engine {
             let step_options = &mut planned.step_options;
             step_options.candidates = step_options.candidates.max(request.candidates());
             let scored = request.scores == PromptScores::Logits && start < sequence.prompt();
-            step_options.keep_rows |= scored || (request.needs_row() && request.max_tokens > 0);
+            step_options.keep_rows |=
+                scored || (request.needs_full_logits() && request.max_tokens > 0);
         }
         planned.segments.push(PlannedSegment {
             id: sequence.id,

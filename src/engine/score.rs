@@ -2,7 +2,7 @@
 
 use super::event::Scored;
 
-/// A text's likelihood.
+/// What a text's log-probabilities come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Score {
     /// Tokens that were predicted: all but the first.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::event::{Event, FinishReason, Likelihood, Usage};
+use super::event::{Event, FinishReason, TokenLogprobs, Usage};
 use super::options::EngineOptions;
 use super::request::{Request, RequestId};
 use super::sampling::Sampler;
@@ -142,10 +142,10 @@ impl Sequence {
             return Ok((None, Some(FinishReason::Stop)));
         }
         self.tokens.push(id);
-        let likelihood = self
+        let logprobs = self
             .request
             .logprobs
-            .map(|top| likelihood(choice, row, id, top));
+            .map(|top| logprobs(choice, row, id, top));
         let full = self.tokens.len() - self.prompt() >= self.request.max_tokens
             || self.position >= context;
         let reason = if self.sampler.is_complete() {
@@ -156,18 +156,18 @@ impl Sequence {
         let token = Event::Token {
             sample: self.sample,
             id,
-            likelihood,
+            logprobs,
         };
         Ok((Some(token), reason))
     }
 }
 
-fn likelihood(choice: &Choice, row: &[f32], id: u32, top: usize) -> Likelihood {
+fn logprobs(choice: &Choice, row: &[f32], id: u32, top: usize) -> TokenLogprobs {
     let candidate = choice.candidates.iter().find(|candidate| candidate.0 == id);
     let logit = candidate
         .map(|candidate| candidate.1)
         .or_else(|| row.get(id as usize).copied());
-    Likelihood {
+    TokenLogprobs {
         logprob: logit.map_or(f32::NEG_INFINITY, |logit| logit - choice.log_normaliser),
         top: likeliest(choice, top),
     }

@@ -15,7 +15,7 @@ pub enum CheckpointError {
         found: &'static str,
     },
     /// The directory holds no weights.
-    #[error("{}: no weights: expected model.safetensors.index.json or model.safetensors, found {found}", dir.display())]
+    #[error("{}: no weights: expected model.safetensors.index.json, model.safetensors or model-*.safetensors, found {found}", dir.display())]
     NoWeights {
         /// The directory.
         dir: PathBuf,
@@ -52,6 +52,35 @@ pub enum CheckpointError {
         /// One of them.
         tensor: String,
     },
+    /// There is no index, and the names of the shards say that one is missing.
+    #[error("{}: missing: {other}, which is there, is one of a set of shards that has it", file.display())]
+    ShardUnnamed {
+        /// The shard.
+        file: PathBuf,
+        /// A shard of the same set.
+        other: String,
+    },
+    /// There is an adapter, which would have to be applied to the weights.
+    #[error(
+        "{}: adapters are not applied: expected a model alone; merge it into its base model and save that (peft: \
+         merge_and_unload, save_pretrained), or use a folder without it",
+        file.display()
+    )]
+    Adapter {
+        /// The adapter's file.
+        file: PathBuf,
+    },
+    /// A file is what Git keeps in place of a large one.
+    #[error(
+        "{}: expected the weights, found a Git LFS pointer to {size}: `git lfs pull` in its folder fetches them",
+        file.display()
+    )]
+    LfsPointer {
+        /// The pointer.
+        file: PathBuf,
+        /// The size that the pointer says, in words.
+        size: String,
+    },
     /// A shard is shorter or longer than its header says.
     #[error(
         "{}: {}: the header says {expected} bytes, the file has {found}",
@@ -86,6 +115,28 @@ pub enum CheckpointError {
         /// What belongs there.
         expected: String,
         /// What is there.
+        found: String,
+    },
+    /// A value of a GGUF's metadata is missing or is not what it should be.
+    #[error("{}: {key}: expected {expected}, found {found}", file.display())]
+    Metadata {
+        /// The file.
+        file: PathBuf,
+        /// The key.
+        key: String,
+        /// What belongs there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A GGUF that is no model of ours, or not the whole of one.
+    #[error("{}: expected {expected}, found {found}", file.display())]
+    NotThisModel {
+        /// The file or folder.
+        file: PathBuf,
+        /// What would be read.
+        expected: String,
+        /// What is there, and what to do.
         found: String,
     },
     /// The tensors are not those that the configuration describes.

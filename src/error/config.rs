@@ -84,10 +84,10 @@ pub enum ConfigError {
         /// The value that is there.
         found: String,
     },
-    /// The weights are quantised.
+    /// The weights are quantised in a way that is not read.
     #[error(
-        "quantization_config: quantised checkpoints are not supported yet (this one says quant_method {method}); \
-         expected BF16, F16 or F32 weights"
+        "quantization_config: quant_method {method} is not read: expected compressed-tensors, fp8, modelopt or MLX's \
+         quantization; use such a version of the model, a GGUF, or the one in BF16"
     )]
     Quantised {
         /// The quantisation method that the file names.

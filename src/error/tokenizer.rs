@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::CheckpointError;
+
 /// What can be wrong with the tokenizer, the chat template, or what was given to them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -185,13 +187,16 @@ pub enum TokenizerError {
     },
     /// There is no chat template.
     #[error(
-        "{}: no chat template here: expected `chat_template.jinja`, or `chat_template` in `tokenizer_config.json` (a string, or a list with the name \"default\")",
+        "{}: no chat template here: expected `chat_template.jinja`, or `chat_template` in `tokenizer_config.json` (a string, or a list with the name \"default\"); in a GGUF `tokenizer.chat_template`",
         dir.display()
     )]
     NoTemplate {
-        /// The directory that was searched.
+        /// The directory that was searched, or the GGUF.
         dir: PathBuf,
     },
+    /// The metadata of a GGUF is not that of this tokenizer.
+    #[error(transparent)]
+    Metadata(Box<CheckpointError>),
     /// The chat template cannot be compiled, or refused the chat.
     #[error("chat template, {stage}: {reason}")]
     Template {

@@ -307,9 +307,7 @@ impl Loader<'_> {
             Source::Stored(checkpoint) => *checkpoint,
             Source::Random { .. } => return self.make(names, stack, cut),
         };
-        let first = checkpoint.tensor(&names[0])?;
-        let columns = first.shape.get(1).copied().unwrap_or(1);
-        let mut rows = 0;
+        let (mut rows, mut columns) = (0, None);
         let mut parts = Vec::with_capacity(names.len());
         for name in names {
             let tensor = checkpoint.tensor(name)?;
@@ -320,6 +318,7 @@ impl Loader<'_> {
                 found,
             };
             let width = tensor.shape.get(1).copied().unwrap_or(1);
+            let columns = *columns.get_or_insert(width);
             if width != columns {
                 let what = "the width, since the two are one matrix here,";
                 let expected = format!("{columns} as in {}", names[0]);
@@ -341,6 +340,7 @@ impl Loader<'_> {
             });
             self.done += tensor.bytes.len() as u64;
         }
+        let columns = columns.unwrap_or(1);
         let range = match cut {
             Cut::Columns => share(self.shard, "columns of a weight", columns)?,
             Cut::Whole | Cut::Rows => 0..columns,

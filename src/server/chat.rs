@@ -140,11 +140,11 @@ struct Whole {
 impl Chats {
     /// The log-probability of a part's token, where it is wanted.
     fn logprob(&self, part: &Part) -> Option<Value> {
-        let (id, likelihood) = part.token.as_ref()?;
+        let (id, logprobs) = part.token.as_ref()?;
         Some(logprobs::chat(
             self.service.tokenizer(),
             *id,
-            likelihood.as_ref()?,
+            logprobs.as_ref()?,
         ))
     }
 }

@@ -13,7 +13,7 @@ use super::prompt::{Prompts, check_ids};
 use super::response::{Part, Shape, respond};
 use super::routes::Call;
 use super::service::Service;
-use crate::engine::{Likelihood, PromptScores, Request, Scored};
+use crate::engine::{PromptScores, Request, Scored, TokenLogprobs};
 use crate::tokenizer::ToolCallEvent;
 
 /// Tokens of an answer where nothing is said of that; OpenAI's number.
@@ -121,7 +121,7 @@ struct Texts {
     samples: usize,
     prompts: Vec<Vec<u32>>,
     /// How likely the tokens after the first of each prompt are, where that is wanted.
-    scores: Vec<Vec<Likelihood>>,
+    scores: Vec<Vec<TokenLogprobs>>,
     echo: bool,
     skip_special: bool,
     logprobs: bool,
@@ -142,8 +142,8 @@ impl Texts {
             let shown = piece.filter(|piece| !(self.skip_special && piece.name.is_some()));
             bytes.extend_from_slice(shown.map_or(&[], |piece| piece.bytes));
             if self.logprobs {
-                let likelihood = i.checked_sub(1).and_then(|i| self.scores[prompt].get(i));
-                answer.lists.push(tokenizer, *id, likelihood);
+                let logprobs = i.checked_sub(1).and_then(|i| self.scores[prompt].get(i));
+                answer.lists.push(tokenizer, *id, logprobs);
             }
         }
         answer.text.push_str(&String::from_utf8_lossy(&bytes));
@@ -157,7 +157,7 @@ impl Shape for Texts {
     fn scored(&mut self, prompt: usize, scored: Scored) {
         let logprobs = scored.logprobs.into_iter().zip(scored.top);
         let known = logprobs
-            .filter_map(|(logprob, top)| logprob.map(|logprob| Likelihood { logprob, top }));
+            .filter_map(|(logprob, top)| logprob.map(|logprob| TokenLogprobs { logprob, top }));
         self.scores[prompt].extend(known);
     }
 
@@ -180,11 +180,11 @@ impl Shape for Texts {
                 answer.text.push_str(&text);
             }
         }
-        if let Some((id, likelihood)) = part.token {
+        if let Some((id, logprobs)) = part.token {
             answer.ids.push(id);
             if self.logprobs {
                 let tokenizer = self.service.tokenizer();
-                answer.lists.push(tokenizer, id, likelihood.as_ref());
+                answer.lists.push(tokenizer, id, logprobs.as_ref());
             }
         }
         answer.reason = part.reason;

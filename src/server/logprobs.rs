@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::engine::Likelihood;
+use crate::engine::TokenLogprobs;
 use crate::tokenizer::Tokenizer;
 
 /// JSON has no minus infinity; this is what OpenAI puts for it.
@@ -28,9 +28,9 @@ fn entry(tokenizer: &Tokenizer, id: u32, logprob: f32) -> Map<String, Value> {
 }
 
 /// One token of a chat's answer.
-pub(super) fn chat(tokenizer: &Tokenizer, id: u32, likelihood: &Likelihood) -> Value {
-    let mut token = entry(tokenizer, id, likelihood.logprob);
-    let top = likelihood.top.iter();
+pub(super) fn chat(tokenizer: &Tokenizer, id: u32, logprobs: &TokenLogprobs) -> Value {
+    let mut token = entry(tokenizer, id, logprobs.logprob);
+    let top = logprobs.top.iter();
     let top = top.map(|(id, logprob)| Value::Object(entry(tokenizer, *id, *logprob)));
     token.insert("top_logprobs".to_owned(), top.collect());
     Value::Object(token)
@@ -48,23 +48,28 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// Takes a token. The first one of a prompt has no likelihood.
-    pub(super) fn push(&mut self, tokenizer: &Tokenizer, id: u32, likelihood: Option<&Likelihood>) {
+    /// Takes a token. The first one of a prompt has no logprobs.
+    pub(super) fn push(
+        &mut self,
+        tokenizer: &Tokenizer,
+        id: u32,
+        logprobs: Option<&TokenLogprobs>,
+    ) {
         let text = text(tokenizer, id);
         let length = text.chars().count();
         self.tokens.push(Value::from(text));
         self.logprobs
-            .push(likelihood.map_or(Value::Null, |likelihood| number(likelihood.logprob)));
-        let top = |likelihood: &Likelihood| {
+            .push(logprobs.map_or(Value::Null, |logprobs| number(logprobs.logprob)));
+        let top = |logprobs: &TokenLogprobs| {
             let mut map = Map::new();
-            for (id, logprob) in &likelihood.top {
+            for (id, logprob) in &logprobs.top {
                 // Different tokens may have one text, such as parts of characters: the likelier one counts.
                 map.entry(self::text(tokenizer, *id))
                     .or_insert_with(|| number(*logprob));
             }
             Value::Object(map)
         };
-        self.top.push(likelihood.map_or(Value::Null, top));
+        self.top.push(logprobs.map_or(Value::Null, top));
         self.offsets.push(self.offset);
         self.offset += length;
     }

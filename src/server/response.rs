@@ -16,7 +16,7 @@ use super::routes::{self, Call};
 use super::service::Service;
 use super::stream;
 use super::usage::Total;
-use crate::engine::{Event, FinishReason, Likelihood, Output, OutputProcessor, Request, Scored};
+use crate::engine::{Event, FinishReason, Output, OutputProcessor, Request, Scored, TokenLogprobs};
 use crate::tokenizer::ToolCallEvent;
 
 /// The last event of a stream that came to its end.
@@ -27,7 +27,7 @@ pub(super) struct Part {
     /// Which one: those to the first prompt, those to the second, ...
     pub(super) index: usize,
     pub(super) deltas: Vec<ToolCallEvent>,
-    pub(super) token: Option<(u32, Option<Likelihood>)>,
+    pub(super) token: Option<(u32, Option<TokenLogprobs>)>,
     /// Why the answer ended, in OpenAI's words.
     pub(super) reason: Option<&'static str>,
 }
@@ -129,10 +129,10 @@ impl<S: Shape> Responder<S> {
             Event::Token {
                 sample,
                 id,
-                likelihood,
+                logprobs,
             } => {
                 self.total.token();
-                (sample, Some((id, likelihood)), None)
+                (sample, Some((id, logprobs)), None)
             }
             Event::Finished {
                 sample,

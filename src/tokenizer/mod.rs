@@ -1,6 +1,6 @@
 //! Text to ids and back.
 //!
-//! A [`Tokenizer`] is read from `tiktoken.model` or `tokenizer.json`; [`StreamDecoder`] turns ids into text as they
+//! A [`Tokenizer`] is read from `tiktoken.model`, `tokenizer.json` or a GGUF's metadata; [`StreamDecoder`] turns ids into text as they
 //! come; [`ChatTemplate`] and [`Chat`] make the ids of a conversation, in which nobody's text can act as a control
 //! token; [`Conversation`] keeps the tokens of one as they were; [`ToolCallParser`] finds the tool calls in what the model says. Text is always encoded with special tokens
 //! off: control ids come from a chat template, or from whoever asks for them by name. It knows nothing of the model.
@@ -9,6 +9,7 @@ mod bytes;
 mod chat;
 mod config;
 mod conversation;
+mod gguf;
 mod json_file;
 mod ranks;
 mod special;
@@ -32,6 +33,7 @@ pub use stream::{StreamDecoder, TokenText, Utf8Stream};
 pub use template::ChatTemplate;
 pub use tool_calls::{Marker, ToolCallEvent, ToolCallParser};
 
+use crate::checkpoint::ModelFiles;
 use crate::error::TokenizerError;
 use bytes::Alphabet;
 use config::TokenizerConfig;
@@ -127,17 +129,40 @@ impl Tokenizer {
         };
         let config = config.unwrap_or_default();
         parts.declared.extend(config.added);
+        let mut stops: Vec<&str> = STOP_NAMES.to_vec();
+        stops.extend(config.named.get("eos_token").map(String::as_str));
+        let eos = config::generation_eos(&dir.join("generation_config.json"))?;
+        Self::from_parts(&config_path, parts, alphabet, eos, &stops)
+    }
+
+    /// Reads the tokenizer of a model: of its folder as [`Tokenizer::from_dir`] does, or of its GGUF's metadata, where an
+    /// answer also ends at `[EOT]`.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::from_dir`]; metadata of another tokenizer, by name.
+    pub fn from_files(files: &ModelFiles) -> Result<Tokenizer, TokenizerError> {
+        let gguf = match files {
+            ModelFiles::Folder(dir) => return Self::from_dir(dir),
+            ModelFiles::Gguf(gguf) => gguf,
+        };
+        let (metadata, alphabet) = (gguf.metadata(), Alphabet::new());
+        let parts = gguf::read(metadata, &alphabet)?;
+        let eos = gguf::eos(metadata)?;
+        Self::from_parts(metadata.file(), parts, alphabet, eos, &gguf::STOP_NAMES)
+    }
+
+    /// `path` is where the special tokens are declared, for messages; `stops` are the names of tokens that end an answer.
+    fn from_parts(
+        path: &Path,
+        parts: Parts,
+        alphabet: Alphabet,
+        mut eos: Vec<u32>,
+        stops: &[&str],
+    ) -> Result<Tokenizer, TokenizerError> {
         // Ids are 32 bits wide in every file, so that there are no more tokens than that.
         let ordinary = parts.tokens.len() as u32;
-        let specials = Specials::new(&config_path, ordinary, parts.declared)?;
-        let mut eos = config::generation_eos(&dir.join("generation_config.json"))?;
-        eos.extend(
-            config
-                .named
-                .get("eos_token")
-                .and_then(|name| specials.id(name)),
-        );
-        eos.extend(STOP_NAMES.iter().filter_map(|name| specials.id(name)));
+        let specials = Specials::new(path, ordinary, parts.declared)?;
+        eos.extend(stops.iter().filter_map(|name| specials.id(name)));
         let (tokens, splitter, bpe) = (parts.tokens, parts.splitter, parts.bpe);
         Ok(Tokenizer {
             tokens,
@@ -268,7 +293,15 @@ impl Tokenizer {
 
 /// A byte-pair model from the ranks of `tiktoken.model`.
 fn from_ranks(path: &Path, text: &[u8], alphabet: &Alphabet) -> Result<Parts, TokenizerError> {
-    let tokens = ranks::parse(path, text)?;
+    from_tokens(path, ranks::parse(path, text)?, alphabet)
+}
+
+/// A byte-pair model from tokens by rank; `path` is for messages.
+fn from_tokens(
+    path: &Path,
+    tokens: Vec<Box<[u8]>>,
+    alphabet: &Alphabet,
+) -> Result<Parts, TokenizerError> {
     let index = ranks::index(path, &tokens)?;
     let merges = tokens.iter().filter_map(|token| {
         let (left, right) = token.split_at(ranks::last_join(token, &index)?);

@@ -229,7 +229,8 @@ impl Specials {
     }
 }
 
-fn reserved_name(id: u32) -> String {
+/// What an id without a name of its own is called.
+pub(super) fn reserved_name(id: u32) -> String {
     format!("<|reserved_token_{id}|>")
 }
 

@@ -12,7 +12,9 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::config::{self, TokenizerConfig};
+use super::gguf;
 use super::tojson::{python_float, tojson};
+use crate::checkpoint::ModelFiles;
 use crate::error::TokenizerError;
 
 const NAME: &str = "chat_template";
@@ -48,6 +50,35 @@ impl ChatTemplate {
         };
         let mut template = ChatTemplate::from_source(&source)?;
         template.variables = config.named;
+        Ok(template)
+    }
+
+    /// The template of a model: of its folder, as [`ChatTemplate::from_dir`] reads it, or of its GGUF's metadata
+    /// (`tokenizer.chat_template`).
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::from_dir`].
+    pub fn from_files(files: &ModelFiles) -> Result<ChatTemplate, TokenizerError> {
+        let gguf = match files {
+            ModelFiles::Folder(dir) => return Self::from_dir(dir),
+            ModelFiles::Gguf(gguf) => gguf,
+        };
+        Self::replaced_in(files, &gguf::template(gguf.metadata())?)
+    }
+
+    /// The same variables (`bos_token` and the like) with another source: for a template that somebody chose.
+    ///
+    /// # Errors
+    /// A template that does not compile, with the line.
+    pub fn replaced_in(files: &ModelFiles, source: &str) -> Result<ChatTemplate, TokenizerError> {
+        let mut template = ChatTemplate::from_source(source)?;
+        template.variables = match files {
+            ModelFiles::Folder(dir) => {
+                let config = TokenizerConfig::read(&dir.join("tokenizer_config.json"))?;
+                config.unwrap_or_default().named
+            }
+            ModelFiles::Gguf(gguf) => gguf::variables(gguf.metadata())?,
+        };
         Ok(template)
     }
 

@@ -11,6 +11,8 @@ use std::process::{Command, Output};
 
 use common::{Fixture, close, reference};
 use kimi_linear::backend::Program;
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::ModelConfig;
 use serde_json::{Value, json};
 
 /// The program, with `--model` where a model is given.
@@ -365,11 +367,61 @@ fn inspect_knows_the_published_model_from_its_configuration() {
     assert_eq!(mla, [3, 7, 11, 15, 19, 23, 26]);
     let device = &report["devices"][0];
     assert_eq!(device["device"]["backend"], "cpu");
-    // The processor caches in f32: twice the published figure.
+    // The CPU caches in f32 unless told otherwise: twice the published figure.
     assert_eq!(device["memory"]["latents"], 4_u64 * 1008 * (1 << 20));
+    for (name, dtype) in [("f16", "f16"), ("bf16", "bf16"), ("float16", "f16")] {
+        let arguments = [&arguments[..], &["--kv-cache-dtype", name]].concat();
+        let output = program(&arguments, Some(&config)).output().unwrap();
+        let half: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let half = &half["devices"][0];
+        assert_eq!(half["cache"], dtype);
+        assert_eq!(half["memory"]["latents"], 2_u64 * 1008 * (1 << 20));
+        assert_eq!(half["memory"]["states"], device["memory"]["states"]);
+    }
     let fits = device["total_bytes"].as_u64().unwrap()
         <= device["device"]["memory_bytes"].as_u64().unwrap();
     assert_eq!(device["fits"], fits);
+}
+
+/// Weights that are there are counted as their files store them, which the configuration's dtype need not be.
+#[test]
+fn inspect_counts_weights_as_they_are_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/tiny-a");
+    let text = std::fs::read_to_string(from.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    config["dtype"] = "float32".into();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let inspect = || -> Value {
+        let output = program(&["inspect", "--json"], Some(dir.path()))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let without = inspect();
+    for entry in std::fs::read_dir(&from).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.starts_with("model") {
+            std::fs::copy(entry.path(), dir.path().join(name)).unwrap();
+        }
+    }
+    let with = inspect();
+    let config = ModelConfig::from_file(&dir.path().join("config.json")).unwrap();
+    let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
+    assert_eq!(without["stored"], Value::Null);
+    assert_eq!(with["stored"]["bytes"], with["weight_bytes"]);
+    assert_eq!(with["weight_bytes"], checkpoint.total_bytes());
+    assert!(without["weight_bytes"].as_u64() > with["weight_bytes"].as_u64());
+    assert_eq!(
+        with["devices"][0]["memory"]["weights"],
+        with["weight_bytes"]
+    );
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn round_rows(
 }
 
 /// Rounds the latents of a batch's sequences; those of earlier tokens are rounded already and stay as they are.
-fn round_latents(
+pub fn round_latents(
     backend: &mut dyn Backend,
     append: &MlaAppend,
     batch: &Batch,

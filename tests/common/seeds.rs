@@ -37,6 +37,17 @@ pub fn printed(seed: u64) -> u64 {
     seed
 }
 
+/// The variable that says how many cases to try of what parses files.
+const CASES: &str = "KIMI_LINEAR_FUZZ_CASES";
+
+/// So many cases, or as many as `make fuzz` asks for.
+pub fn fuzz_cases(usual: u32) -> u32 {
+    let asked = std::env::var(CASES).ok();
+    asked.map_or(usual, |cases| {
+        cases.parse().expect("KIMI_LINEAR_FUZZ_CASES is a number")
+    })
+}
+
 /// So many cases of a property, from this seed.
 pub fn config(cases: u32, seed: u64) -> Config {
     Config {

@@ -84,6 +84,9 @@ pub trait Wrap: Clone + Send + 'static {
         Ok(())
     }
 
+    /// Sees the names of a step's operations before it is submitted.
+    fn submitting(&self, _operations: &[&'static str]) {}
+
     /// Changes what comes of a submission.
     fn output(&self, _output: &mut StepOutput) {}
 }
@@ -200,6 +203,7 @@ impl<W: Wrap> Step for WrappedStep<W> {
     }
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
+        self.wrap.submitting(&self.names);
         let mut batch = batch.clone();
         self.wrap.batch(&mut batch)?;
         let mut output = StepOutput::default();

@@ -149,7 +149,7 @@ fn memory_is_the_sum_of_its_pools() {
         context: 32 << 10,
         sequences: 1,
         spare_slots: 0,
-        weights: Dtype::Bf16,
+        weights: c.weight_bytes(Dtype::Bf16),
         cache: Dtype::Bf16,
         conv_states: Dtype::Bf16,
         block_tokens: 64,

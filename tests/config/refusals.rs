@@ -153,18 +153,6 @@ fn other_models_are_refused() {
             json!(true),
             "attention_bias: only false is supported, found true",
         ),
-        (
-            "quantization_config",
-            json!({"quant_method": "compressed-tensors", "bits": 4}),
-            "quantization_config: quantised checkpoints are not supported yet (this one says quant_method \
-             compressed-tensors); expected BF16, F16 or F32 weights",
-        ),
-        (
-            "quantization_config",
-            json!({"bits": 4}),
-            "quantization_config: quantised checkpoints are not supported yet (this one says quant_method not \
-             named); expected BF16, F16 or F32 weights",
-        ),
     ] {
         refused(&[(field, value)], message);
     }
@@ -328,5 +316,131 @@ fn files_are_named() {
     assert_eq!(
         message,
         format!("{}: expected a JSON object, found a list", path.display())
+    );
+}
+
+#[test]
+fn other_linear_attention() {
+    for (field, value) in [
+        ("forget_gate_lower_bound", json!(-5.0)),
+        ("use_full_rank_output_gate", json!(true)),
+        ("linear_attn_config.gate_lower_bound", json!(-5.0)),
+        ("linear_attn_config.use_full_rank_gate", json!(true)),
+        ("linear_attn_config.rank", json!(64)),
+    ] {
+        refused(
+            &[(field, value.clone())],
+            &format!("{field}: only linear attention without it is supported, found {value}"),
+        );
+        // Off is as good as absent.
+        for off in [json!(false), Value::Null] {
+            assert_eq!(tiny_with(&[(field, off)]).unwrap(), tiny_with(&[]).unwrap());
+        }
+    }
+}
+
+#[test]
+fn other_quantisation() {
+    let not_read = |method: &str| {
+        format!(
+            "quantization_config: quant_method {method} is not read: expected compressed-tensors, fp8, modelopt or MLX's \
+             quantization; use such a version of the model, a GGUF, or the one in BF16"
+        )
+    };
+    let field = "quantization_config";
+    for method in ["awq", "gptq", "bitsandbytes", "aqlm", "hqq", "mxfp4"] {
+        refused(
+            &[(field, json!({"quant_method": method, "bits": 4}))],
+            &not_read(method),
+        );
+    }
+    refused(&[(field, json!({"bits": 4}))], &not_read("not named"));
+    refused(
+        &[(field, json!("int4"))],
+        "quantization_config: expected an object, found \"int4\"",
+    );
+    let compressed = |more: Value| {
+        let weights = json!({"num_bits": 4, "type": "int", "symmetric": true});
+        let groups = json!({"group_0": {"targets": ["Linear"], "weights": weights}});
+        let mut config = json!({"quant_method": "compressed-tensors", "config_groups": groups});
+        for (key, value) in more.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        config
+    };
+    let harmless = json!({
+        "transform_config": {},
+        "sparsity_config": {"format": "dense"},
+        "kv_cache_scheme": {"num_bits": 8},
+        "ignore": ["lm_head", "re:.*gate$"],
+    });
+    assert!(tiny_with(&[(field, compressed(harmless))]).is_ok());
+    for (more, message) in [
+        (
+            json!({"transform_config": {"config_groups": {}}}),
+            "quantization_config.transform_config: only none (weights are not rotated) is supported, found {\"config_groups\":{}}",
+        ),
+        (
+            json!({"sparsity_config": {"format": "sparse-24-bitmask"}}),
+            "quantization_config.sparsity_config: only the format dense is supported, found \
+             {\"format\":\"sparse-24-bitmask\"}",
+        ),
+        (
+            json!({"config_groups": []}),
+            "quantization_config.config_groups: expected an object of groups, found []",
+        ),
+        (
+            json!({"ignore": "lm_head"}),
+            "quantization_config.ignore: expected a list of names and patterns, found \"lm_head\"",
+        ),
+        (
+            json!({"config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "nf"}}}}),
+            "quantization_config.config_groups.g.weights.type: expected \"int\" or \"float\", found \"nf\"",
+        ),
+        (
+            json!({"config_groups": {"g": {"targets": ["Linear"], "weights": {"type": "int"}}}}),
+            "quantization_config.config_groups.g.weights.num_bits: expected a whole number of 0 or more, found null",
+        ),
+    ] {
+        refused(&[(field, compressed(more))], message);
+    }
+    let error = tiny_with(&[(field, compressed(json!({"ignore": ["re:("]})))]).unwrap_err();
+    assert!(
+        error.starts_with(
+            "quantization_config.ignore: expected a regular expression after re:, found"
+        ),
+        "{error}"
+    );
+    refused(
+        &[(field, json!({"quant_method": "fp8", "fmt": "e5m2"}))],
+        "quantization_config.fmt: only \"e4m3\" is supported, found \"e5m2\"",
+    );
+    refused(
+        &[(
+            field,
+            json!({"quant_method": "fp8", "weight_block_size": [128, 0]}),
+        )],
+        "quantization_config.weight_block_size: expected two sizes of at least 1, found [128, 0]",
+    );
+    refused(
+        &[(
+            field,
+            json!({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}),
+        )],
+        "quantization_config.quant_algo: only \"NVFP4\" or \"FP8\" is supported, found \"W4A8_AWQ\"",
+    );
+    refused(
+        &[(
+            "quantization",
+            json!({"bits": 4, "group_size": 64, "mode": "nf4"}),
+        )],
+        "quantization.mode: only \"affine\", \"mxfp4\", \"mxfp8\" or \"nvfp4\" is supported, found \"nf4\"",
+    );
+    refused(
+        &[(
+            "quantization",
+            json!({"bits": 4, "group_size": 64, "lm_head": {"bits": 8}}),
+        )],
+        "quantization.lm_head.group_size: expected a whole number of 0 or more, found null",
     );
 }

@@ -41,12 +41,12 @@ impl Bench {
 
 /// Every backend that there is on this machine.
 pub(crate) fn all() -> Vec<Bench> {
-    let mut benches = vec![Bench::new("cpu", || Box::new(CpuBackend::new()))];
+    let benches = [Bench::new("cpu", || Box::new(CpuBackend::new()))];
     #[cfg(feature = "wgpu")]
-    benches.extend(wgpu());
+    let benches = benches.into_iter().chain(wgpu());
     #[cfg(feature = "cuda")]
-    benches.push(cuda_emulated());
-    benches
+    let benches = benches.into_iter().chain([cuda_emulated()]);
+    benches.into_iter().collect()
 }
 
 /// The best adapter, with subgroups and without. A machine without any fails: `make test` installs a software driver.

@@ -20,7 +20,7 @@ use kimi_linear::backend::{Backend, Batch, Block, Capacity, OutputRow, Segment, 
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{
-    Engine, EngineOptions, Event, FinishReason, Likelihood, Request, RequestId, Sampling, Usage,
+    Engine, EngineOptions, Event, FinishReason, Request, RequestId, Sampling, TokenLogprobs, Usage,
 };
 use kimi_linear::model::{Limits, Model, StepOptions};
 
@@ -52,14 +52,17 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     queue: usize::MAX,
 };
 
+/// With latents in the backend's own dtype.
 pub fn load_on(backend: Box<dyn Backend>, name: &str, limits: Limits) -> Model {
+    let cache = backend.device().cache;
+    load_as(backend, name, Limits { cache, ..limits })
+}
+
+/// With these limits, the latents' dtype among them.
+pub fn load_as(backend: Box<dyn Backend>, name: &str, limits: Limits) -> Model {
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir, &config).unwrap();
-    let limits = Limits {
-        cache: backend.device().cache,
-        ..limits
-    };
     Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
 }
 
@@ -76,6 +79,16 @@ pub fn engine_on(
     Engine::new(load_on(backend, name, limits), options)
 }
 
+/// With these limits, the latents' dtype among them.
+pub fn engine_as(
+    backend: Box<dyn Backend>,
+    name: &str,
+    limits: Limits,
+    options: EngineOptions,
+) -> Engine {
+    Engine::new(load_as(backend, name, limits), options)
+}
+
 pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
     engine_on(Box::new(CpuBackend::new()), name, limits, options)
 }
@@ -84,7 +97,7 @@ pub fn engine(name: &str, limits: Limits, options: EngineOptions) -> Engine {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
     pub tokens: Vec<u32>,
-    pub likelihoods: Vec<Option<Likelihood>>,
+    pub logprobs: Vec<Option<TokenLogprobs>>,
     pub reason: Option<FinishReason>,
     pub usage: Usage,
     pub error: Option<String>,
@@ -93,7 +106,7 @@ pub struct Outcome {
 impl Outcome {
     /// What the model said, apart from where its prompt came from.
     pub fn said(&self) -> (&[u32], Vec<u32>, Option<FinishReason>) {
-        let bits = self.likelihoods.iter().flatten();
+        let bits = self.logprobs.iter().flatten();
         let bits =
             bits.flat_map(|l| std::iter::once(l.logprob).chain(l.top.iter().map(|top| top.1)));
         (&self.tokens, bits.map(f32::to_bits).collect(), self.reason)
@@ -114,12 +127,12 @@ pub fn take(events: impl IntoIterator<Item = (RequestId, Event)>, outcomes: &mut
             Event::Token {
                 sample,
                 id: token,
-                likelihood,
+                logprobs,
             } => {
                 let outcome = outcomes.entry((id, sample)).or_default();
                 assert!(outcome.reason.is_none(), "a token after the end");
                 outcome.tokens.push(token);
-                outcome.likelihoods.push(likelihood);
+                outcome.logprobs.push(logprobs);
             }
             Event::Finished {
                 sample,

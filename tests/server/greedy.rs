@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use kimi_linear::engine::{EngineOptions, Event, Request, Sizes};
+use kimi_linear::engine::{EngineOptions, EngineSizes, Event, Request};
 use serde_json::{Value, json};
 
 use super::harness::{Running, Setup, ids_of, model_dir};
@@ -58,8 +58,8 @@ async fn margins(server: &Running, prompt: &[u32]) -> Vec<f32> {
         };
         let (answer, mut margins) = (engine.answer(request), Vec::new());
         while let Some(event) = answer.next() {
-            if let Event::Token { likelihood, .. } = event {
-                let top = likelihood.unwrap().top;
+            if let Event::Token { logprobs, .. } = event {
+                let top = logprobs.unwrap().top;
                 margins.push(top[0].1 - top[1].1);
             }
         }
@@ -150,7 +150,7 @@ async fn answers_are_those_of_generate() {
 
     // A cache that holds four of them at best, so that it evicts all the time; and a third of the clients leave.
     let tight = Setup {
-        sizes: Sizes {
+        sizes: EngineSizes {
             sequences: 4,
             context: 1024,
             prefill_chunk: 128,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kimi_linear::backend::BackendKind;
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Sizes, Status};
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, Status};
 use kimi_linear::model::Model;
 use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
 use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
@@ -23,7 +23,7 @@ pub fn model_dir() -> PathBuf {
 
 /// What a server is made with.
 pub struct Setup {
-    pub sizes: Sizes,
+    pub sizes: EngineSizes,
     pub engine: EngineOptions,
     pub options: ServerOptions,
 }
@@ -31,7 +31,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            sizes: Sizes {
+            sizes: EngineSizes {
                 sequences: 8,
                 context: 2048,
                 prefill_chunk: 256,

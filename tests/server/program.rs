@@ -177,7 +177,7 @@ fn flags_that_cannot_be_are_refused() {
         1,
         "the checkpoint's weights are bf16",
     );
-    refused(&run(&["--kv-cache-dtype", "bfloat16"]), 1, "caches in f32");
+    refused(&run(&["--kv-cache-dtype", "fp8"]), 2, "f32, f16, bf16");
     refused(&run(&["--max-model-len", "9000"]), 1, "8192");
     refused(&run(&["--max-num-batched-tokens", "64"]), 1, "at least");
     refused(

@@ -8,6 +8,7 @@ use kimi_linear::backend::{
     Rows, Segment, Shard, Slot, StateLayout, StateRecord, TensorValues, WeightPart, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
+use kimi_linear::config::Dtype;
 
 use crate::{BACKENDS, close, cpu, numbers};
 
@@ -188,12 +189,15 @@ fn check_state(name: &str, mut backend: Box<dyn Backend>) {
 
 #[test]
 fn attention_is_that_of_naive_code() {
-    BACKENDS
-        .iter()
-        .for_each(|(name, backend)| check_attention(name, backend()));
+    // The rows below are such as all of them hold.
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for (name, backend) in BACKENDS {
+            check_attention(&format!("{name}, {dtype}"), backend(), dtype);
+        }
+    }
 }
 
-fn check_attention(name: &str, mut backend: Box<dyn Backend>) {
+fn check_attention(name: &str, mut backend: Box<dyn Backend>, dtype: Dtype) {
     // More positions than one workgroup takes.
     let (heads, head, latent, rope, nope, value, block, blocks) = (2, 1, 6, 3, 4, 5, 4, 72);
     let layout = LatentLayout {
@@ -202,7 +206,7 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>) {
         rope,
         block_tokens: block,
         blocks,
-        dtype: backend.device().cache,
+        dtype,
     };
     let pool = backend.latent_pool(layout).unwrap();
     let kv_b_values = numbers(1, heads * (nope + value) * latent);

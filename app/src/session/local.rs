@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use kimi_linear::backend::{self, Backend, BackendKind};
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::checkpoint::ModelFiles;
+use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{
     Engine, EngineHandle, EngineOptions, Event, Output, OutputProcessor, Request, RequestId,
 };
@@ -172,12 +172,13 @@ impl Worker {
 
     fn try_load(&mut self, request: &LoadRequest) -> Result<(Loaded, ModelFacts), Error> {
         let folder = &request.folder;
-        let config = ModelConfig::from_file(&folder.join("config.json"))?;
-        let mut tokenizer = Tokenizer::from_dir(folder)?;
+        let files = ModelFiles::open(folder)?;
+        let config = files.config()?;
+        let mut tokenizer = Tokenizer::from_files(&files)?;
         tokenizer.limit_ids(config.vocab_size)?;
         let tokenizer = Arc::new(tokenizer);
-        let template = ChatTemplate::from_dir(folder)?;
-        let checkpoint = Checkpoint::open(folder, &config)?;
+        let template = ChatTemplate::from_files(&files)?;
+        let checkpoint = files.checkpoint(&config)?;
         let backend = (self.open)(request.backend, request.device)?;
         let device = backend.device().clone();
         let sizes = sizes(request.context.min(config.model_max_length));
@@ -200,14 +201,12 @@ impl Worker {
             })
         })?;
         let kda = config.kda_layers().collect();
-        let weights = config.dtype.unwrap_or(Dtype::Bf16);
         let facts = ModelFacts {
             name: request.name.clone(),
-            memory: memory(&config, &device, context),
+            memory: memory(&config, &device, context, Some(total)),
             config,
             device,
             context,
-            weights,
         };
         let loaded = Loaded {
             engine,
@@ -414,22 +413,31 @@ fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Reads a config.json and asks every driver for its devices: that takes as long as it takes.
+/// Reads a configuration and asks every driver for its devices: that takes as long as it takes.
 fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
     let teller = teller.clone();
     aside("estimate", move || {
-        let file = folder.join("config.json");
-        let result = match ModelConfig::from_file(&file) {
-            Ok(config) => Ok(Estimate {
+        let read = || -> Result<(ModelConfig, Option<u64>), Error> {
+            let files = ModelFiles::open(&folder)?;
+            let config = files.config()?;
+            let stored = files.contents(&config)?;
+            let bytes = stored.map(|formats| formats.iter().map(|format| format.bytes).sum());
+            Ok((config, bytes))
+        };
+        let result = match read() {
+            Ok((config, stored)) => Ok(Estimate {
                 parameters: config.parameters(),
                 active: config.active_parameters(),
                 longest: config.model_max_length,
                 devices: backend::devices()
                     .into_iter()
-                    .map(|device| (device.clone(), memory(&config, &device, context)))
+                    .map(|device| {
+                        let memory = memory(&config, &device, context, stored);
+                        (device, memory)
+                    })
                     .collect(),
             }),
-            Err(error) => Err(Problem::of_loading(&Error::from(error))),
+            Err(error) => Err(Problem::of_loading(&error)),
         };
         teller.tell(Update::Estimate { folder, result });
     });
@@ -509,10 +517,10 @@ fn update(output: Output, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
         Event::Prefill { done, cached } => ChatUpdate::Prefill { done, cached },
         Event::Scored(_) => return None,
         Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
-        Event::Token { id, likelihood, .. } => ChatUpdate::Token {
+        Event::Token { id, logprobs, .. } => ChatUpdate::Token {
             token: TokenText {
                 answer: true,
-                logprob: likelihood.map(|likelihood| likelihood.logprob),
+                logprob: logprobs.map(|logprobs| logprobs.logprob),
                 ..token(tokenizer, id)
             },
             text,

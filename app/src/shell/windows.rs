@@ -73,7 +73,7 @@ pub(super) fn model(
         ));
         ui.separator();
     }
-    ui.label("Folder of the model: config.json, tokenizer files, safetensors weights. Empty is the demo model.");
+    ui.label("The model: a folder with config.json, tokenizer files and safetensors weights, or a GGUF file. Empty is the demo model.");
     ui.horizontal(|ui| {
         let width = (ui.available_width() - 90.0).max(60.0);
         let field = ui.add(

@@ -5,7 +5,7 @@ use eframe::egui::Theme;
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Event, Request, Sizes};
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, Event, Request};
 use kimi_linear::model::{Model, TraceChoice, TraceFrame, TraceHead};
 use kimi_linear_app::formulas::recurrence::{Recurrence, recurrence};
 use kimi_linear_app::history::{History, TokenText};
@@ -22,7 +22,7 @@ const PROMPT: [u32; 12] = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100, 
 fn run() -> (Vec<u32>, Vec<TraceFrame>) {
     let config = ModelConfig::from_file(&tiny().join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&tiny(), &config).unwrap();
-    let limits = Sizes::one(256).limits(Dtype::F32);
+    let limits = EngineSizes::one(256).limits(Dtype::F32);
     let backend = Box::new(CpuBackend::new());
     let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
     let engine = Engine::new(model, EngineOptions::default());

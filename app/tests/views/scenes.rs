@@ -68,7 +68,7 @@ pub fn facts() -> ModelFacts {
         context: 8192,
         sequences: 1,
         spare_slots: 3,
-        weights: Dtype::Bf16,
+        weights: config.weight_bytes(Dtype::Bf16),
         cache: Dtype::F32,
         conv_states: Dtype::F32,
         block_tokens: 64,
@@ -86,7 +86,6 @@ pub fn facts() -> ModelFacts {
             cache: Dtype::F32,
         },
         context: 8192,
-        weights: Dtype::Bf16,
         memory,
     }
 }

@@ -1,10 +1,9 @@
 //! Tensors, states and latents on their way in or out: whether the place is there, and whether what comes in fits it.
 
 use crate::backend::{
-    Block, Element, LatentLayout, LatentPool, LatentRecord, Result, Slot, StatePool, StateRecord,
-    Tensor, TensorValues,
+    Block, Element, LatentPool, LatentRecord, Result, Slot, StatePool, StateRecord, Tensor,
+    TensorValues,
 };
-use crate::config::Dtype;
 use crate::error::BackendError;
 
 impl Tensor {
@@ -36,19 +35,6 @@ impl Tensor {
             what: "the number of rows",
             expected: format!("at most {}", self.capacity),
             found: rows.to_string(),
-        })
-    }
-}
-
-impl LatentLayout {
-    /// Checks that rows are cached in the one dtype that a backend caches in.
-    pub(crate) fn check_dtype(&self, backend: &'static str, cache: Dtype) -> Result<()> {
-        if self.dtype == cache {
-            return Ok(());
-        }
-        Err(BackendError::Unsupported {
-            backend,
-            what: format!("a latent cache in {:?}; it caches in {cache:?}", self.dtype),
         })
     }
 }

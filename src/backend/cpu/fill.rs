@@ -4,7 +4,8 @@ use bytes::Bytes;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::memory::{Latents, States, zeroed};
+use super::latents::{Latents, LayerRows};
+use super::memory::{States, zeroed};
 use crate::backend::{Random, RandomWeight, Result, WeightPart, WeightSource};
 use crate::checkpoint::Format;
 
@@ -67,7 +68,12 @@ pub(super) fn states(states: &mut States, random: Random) {
 
 /// Every block.
 pub(super) fn latents(latents: &mut Latents, random: Random) {
-    for (layer, rows) in latents.layers_mut().enumerate() {
-        fill(random.part(layer), rows, |value| value);
-    }
+    latents.each_layer(|layer, rows| match rows {
+        LayerRows::F32(rows) => fill(random.part(layer), rows, |value| value),
+        LayerRows::Half(dtype, rows) => fill(random.part(layer), rows, |value| {
+            let mut bits = [0; 2];
+            dtype.narrow_into(&[value], &mut bits);
+            u16::from_ne_bytes(bits)
+        }),
+    });
 }

@@ -1,14 +1,19 @@
-//! `output = input weight^T`, with the weight widened a few rows at a time.
+//! `output = input weight^T`, with the weight widened, or taken apart into integer codes, a few rows at a time.
 //!
 //! Weights and inputs are both contiguous along the summed dimension, so a tile of dot products needs no packing. Each
 //! dot product has one order of summation, so a row's result does not depend on how many rows there are.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::math::products;
-use super::memory::CpuWeight;
+use super::memory::{CpuWeight, widen};
+use super::quantised::{self, Activations, Weights};
+use crate::backend::weight::StoredRows;
+use crate::checkpoint::{BlockFormat, Format};
 
-/// Weight rows widened together: few enough for their f32 copies to stay in a core's own cache.
+/// Weight rows handled together: few enough for their f32 copies to stay in a core's own cache.
 const TILE: usize = 16;
 
 /// `output[r] = input[r] W^T` with W the `outputs` weight rows from `first_row` on: `[r, columns] -> [r, outputs]`.
@@ -44,17 +49,74 @@ fn transposed(input: &[f32], weight: &CpuWeight, first_row: usize, output: &mut 
     if count == 0 {
         return;
     }
+    let outputs = first_row..first_row + output.len() / count;
+    let quantised = |part: &StoredRows| in_codes(part.format).is_some();
+    let any = weight.parts(outputs).iter().any(quantised);
+    let input = Input {
+        rows: input,
+        activations: any.then(|| Activations::new(input, width)),
+    };
     output
         .par_chunks_mut(TILE * count)
         .enumerate()
-        .for_each_init(
-            || vec![0.0; TILE * width],
-            |rows, (tile, output)| {
-                let rows = &mut rows[..output.len() / count * width];
-                for (i, row) in rows.chunks_exact_mut(width).enumerate() {
-                    weight.row(first_row + tile * TILE + i, row);
-                }
-                products(width, input, rows, output);
-            },
-        );
+        .for_each_init(Scratch::default, |scratch, (tile, output)| {
+            let first = first_row + tile * TILE;
+            let rows = first..first + output.len() / count;
+            input.tile(weight, rows, scratch, output);
+        });
+}
+
+/// The format of weights whose products are of integers.
+fn in_codes(format: Format) -> Option<&'static BlockFormat> {
+    match format {
+        Format::Block(format) if quantised::applies(format) => Some(format),
+        Format::Block(_) | Format::Dense(_) => None,
+    }
+}
+
+/// What a thread keeps from tile to tile.
+#[derive(Default)]
+struct Scratch {
+    widened: Vec<f32>,
+    unpacked: Option<Weights>,
+}
+
+/// The rows that weights are multiplied with.
+struct Input<'a> {
+    /// `[r, columns]`.
+    rows: &'a [f32],
+    /// The same in eight bits, where any weight is in integer codes.
+    activations: Option<Activations>,
+}
+
+impl Input<'_> {
+    /// `output[c][r] = rows[r] . weight[c]` for the weight rows `tile`: `[tile, r]`.
+    fn tile(
+        &self,
+        weight: &CpuWeight,
+        tile: Range<usize>,
+        scratch: &mut Scratch,
+        mut output: &mut [f32],
+    ) {
+        let width = weight.columns();
+        let count = self.rows.len() / width;
+        for part in weight.parts(tile.clone()) {
+            let rows = part.rows.start.max(tile.start)..part.rows.end.min(tile.end);
+            let (taken, rest) = output.split_at_mut(rows.len() * count);
+            output = rest;
+            let stored = rows.map(|row| part.row(row));
+            if let (Some(format), Some(input)) = (in_codes(part.format), &self.activations) {
+                let unpacked = &mut scratch.unpacked;
+                let unpacked = unpacked.get_or_insert_with(|| Weights::new(input));
+                quantised::products(format, stored, input, unpacked, taken);
+                continue;
+            }
+            scratch.widened.resize(TILE * width, 0.0);
+            let widened = &mut scratch.widened[..taken.len() / count * width];
+            for (row, bytes) in widened.chunks_exact_mut(width).zip(stored) {
+                widen(part.format, bytes, row);
+            }
+            products(width, self.rows, widened, taken);
+        }
+    }
 }

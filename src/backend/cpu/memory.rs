@@ -1,11 +1,13 @@
-//! Where the CPU backend keeps what its handles name: weights, activations, states, latents.
+//! Where the CPU backend keeps what its handles name: weights, activations, states. Latents are in `latents`.
 
+use std::ops::Range;
+
+use super::latents::Latents;
 use super::math::vectorised;
 use crate::backend::handles::Handles;
 use crate::backend::weight::StoredRows;
 use crate::backend::{
-    Block, Element, LatentLayout, Result, Rows, Slot, StateLayout, Tensor, TensorValues, Weight,
-    WeightSource,
+    Element, Result, Rows, Slot, StateLayout, Tensor, TensorValues, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::error::BackendError;
@@ -154,11 +156,22 @@ impl CpuWeight {
         self.columns
     }
 
+    /// The parts with any of `rows`, counted through the whole stack.
+    pub(super) fn parts(&self, rows: Range<usize>) -> &[StoredRows] {
+        let first = self
+            .parts
+            .partition_point(|part| part.rows.end <= rows.start);
+        let beyond = self
+            .parts
+            .partition_point(|part| part.rows.start < rows.end);
+        &self.parts[first..beyond.max(first)]
+    }
+
     /// Widens one row, counted through the whole stack, into `row`: `[columns]`.
     pub(super) fn row(&self, index: usize, row: &mut [f32]) {
-        let part = self.parts.partition_point(|part| part.rows.end <= index);
-        let part = &self.parts[part];
-        widen(part.format, part.row(index), row);
+        for part in self.parts(index..index + 1) {
+            widen(part.format, part.row(index), row);
+        }
     }
 
     /// The whole weight, widened: for vectors and other small things.
@@ -179,7 +192,8 @@ impl CpuWeight {
     }
 }
 
-fn widen(format: Format, bytes: &[u8], values: &mut [f32]) {
+/// Widens whole blocks of a row, or of whole rows.
+pub(super) fn widen(format: Format, bytes: &[u8], values: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || format.widen(bytes, values),
@@ -240,63 +254,5 @@ impl States {
     pub(super) fn conv_state_mut(&mut self, layer: usize, slot: Slot) -> &mut [f32] {
         let (place, len) = (self.place(layer, slot), self.layout.conv_state_len());
         &mut self.conv_state[place * len..(place + 1) * len]
-    }
-}
-
-/// MLA latents: `[layers, blocks, block_tokens, latent + rope]`.
-pub(super) struct Latents {
-    layout: LatentLayout,
-    rows: Box<[f32]>,
-}
-
-impl Latents {
-    pub(super) fn new(layout: LatentLayout) -> Result<Self> {
-        Ok(Self {
-            layout,
-            rows: zeroed(
-                &format!("{} blocks of MLA latents", layout.blocks),
-                layout.len(),
-            )?,
-        })
-    }
-
-    /// `[blocks, block_tokens, latent + rope]` of each layer.
-    pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        let len = self.layout.blocks * self.layout.block_tokens * self.layout.width();
-        self.rows.chunks_exact_mut(len.max(1))
-    }
-
-    fn range(&self, layer: usize, block: Block) -> std::ops::Range<usize> {
-        let len = self.layout.block_tokens * self.layout.width();
-        let place = layer * self.layout.blocks + block.0 as usize;
-        place * len..(place + 1) * len
-    }
-
-    /// `[block_tokens, latent + rope]`.
-    pub(super) fn block(&self, layer: usize, block: Block) -> &[f32] {
-        &self.rows[self.range(layer, block)]
-    }
-
-    pub(super) fn block_mut(&mut self, layer: usize, block: Block) -> &mut [f32] {
-        let range = self.range(layer, block);
-        &mut self.rows[range]
-    }
-
-    /// The row of the token at `position` of a sequence with this block table.
-    pub(super) fn row(&self, layer: usize, blocks: &[Block], position: usize) -> &[f32] {
-        let (width, at) = (self.layout.width(), position % self.layout.block_tokens);
-        &self.block(layer, blocks[position / self.layout.block_tokens])
-            [at * width..(at + 1) * width]
-    }
-
-    pub(super) fn row_mut(
-        &mut self,
-        layer: usize,
-        blocks: &[Block],
-        position: usize,
-    ) -> &mut [f32] {
-        let (width, at) = (self.layout.width(), position % self.layout.block_tokens);
-        &mut self.block_mut(layer, blocks[position / self.layout.block_tokens])
-            [at * width..(at + 1) * width]
     }
 }

@@ -1,6 +1,6 @@
 //! The latent cache's way in: normalise the latent, leave the shared key part as it is, append to the blocks.
 
-use super::memory::Latents;
+use super::latents::Latents;
 use super::rms_norm::normalise;
 use crate::backend::Segment;
 
@@ -18,9 +18,10 @@ pub(super) fn mla_append(
     }
     let width = input.len() / segment.length;
     for (t, input) in input.chunks_exact(width).enumerate() {
-        let row = latents.row_mut(layer, &segment.blocks, segment.position + t);
-        let (latent, rope) = row.split_at_mut(weight.len());
-        normalise(&input[..weight.len()], weight, eps, latent);
-        rope.copy_from_slice(&input[weight.len()..]);
+        latents.write_row(layer, &segment.blocks, segment.position + t, |row| {
+            let (latent, rope) = row.split_at_mut(weight.len());
+            normalise(&input[..weight.len()], weight, eps, latent);
+            rope.copy_from_slice(&input[weight.len()..]);
+        });
     }
 }

@@ -3,8 +3,9 @@
 
 use rayon::prelude::*;
 
+use super::latents::Latents;
 use super::math::{add_scaled, dot, products, vectorised};
-use super::memory::{CpuWeight, Latents};
+use super::memory::CpuWeight;
 use super::mla::{Shape, absorb};
 use crate::backend::Segment;
 
@@ -71,15 +72,16 @@ fn attend(
     absorbed.extend_from_slice(&query[shape.nope..]);
     let mut context = vec![0.0; shape.latent];
     let mut softmax = (f32::NEG_INFINITY, 0.0);
-    let (mut scores, mut rows) = (
+    let (mut scores, mut rows, mut wide) = (
         Vec::with_capacity(RUN),
         Vec::with_capacity(RUN * shape.latent),
+        Vec::new(),
     );
     for first in (0..positions).step_by(RUN) {
         scores.clear();
         rows.clear();
         for position in first..positions.min(first + RUN) {
-            let row = latents.row(layer, &segment.blocks, position);
+            let row = latents.row(layer, &segment.blocks, position, &mut wide);
             scores.push(dot(row, &absorbed));
             rows.extend_from_slice(&row[..shape.latent]);
         }

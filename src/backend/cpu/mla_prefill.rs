@@ -5,8 +5,9 @@
 
 use rayon::prelude::*;
 
+use super::latents::Latents;
 use super::math::{products, vectorised};
-use super::memory::{CpuWeight, Latents};
+use super::memory::CpuWeight;
 use super::mla::{Shape, absorb};
 use crate::backend::Segment;
 
@@ -64,7 +65,7 @@ fn attend(
     let mut output = vec![0.0; length * value];
     // Greatest score so far and sum of exponentials, a row.
     let mut softmax = vec![(f32::NEG_INFINITY, 0.0_f32); length];
-    let (mut rows, mut rope) = (Vec::new(), Vec::new());
+    let (mut rows, mut rope, mut wide) = (Vec::new(), Vec::new(), Vec::new());
     let end = segment.position + length;
     for first in (0..end).step_by(RUN) {
         let run = RUN.min(end - first);
@@ -72,7 +73,7 @@ fn attend(
         rope.clear();
         for position in first..first + run {
             let (latent, shared) = latents
-                .row(layer, &segment.blocks, position)
+                .row(layer, &segment.blocks, position, &mut wide)
                 .split_at(shape.latent);
             rows.extend_from_slice(latent);
             rope.extend_from_slice(shared);

@@ -11,6 +11,7 @@ mod kda_chunk;
 mod kda_gates;
 mod kda_recurrence;
 mod kda_step;
+mod latents;
 mod linear;
 mod math;
 mod memory;
@@ -18,6 +19,7 @@ mod mla;
 mod mla_append;
 mod mla_decode;
 mod mla_prefill;
+mod quantised;
 mod rms_norm;
 mod route;
 mod select;
@@ -29,7 +31,8 @@ mod traced;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::memory::{Latents, Memory, States};
+use self::latents::Latents;
+use self::memory::{Memory, States};
 use super::{
     Alone, Backend, Block, Capacity, Collective, Device, Element, LatentLayout, LatentPool,
     LatentRecord, Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool,
@@ -144,7 +147,6 @@ impl Backend for CpuBackend {
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
-        layout.check_dtype("cpu", Dtype::F32)?;
         let (latents, mut memory) = (Latents::new(layout)?, self.memory());
         Ok(memory.latents.add(latents, |id| LatentPool { id, layout }))
     }
@@ -189,11 +191,10 @@ impl Backend for CpuBackend {
     ) -> Ticket<LatentRecord> {
         let read = || {
             pool.check_rows(layer, block, tokens)?;
-            let LatentLayout { latent, rope, .. } = pool.layout;
             let memory = self.memory();
             let latents = memory.latents.get("cpu", *pool)?;
-            let rows = &latents.block(layer, block)[..tokens * (latent + rope)];
-            Ok(LatentRecord::from_f32(latent, rope, rows))
+            let rows = latents.bytes(layer, block, tokens).to_vec();
+            Ok(LatentRecord::new(&pool.layout, rows))
         };
         Ticket::ready(read())
     }
@@ -207,10 +208,10 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let tokens = pool.check_record(record)?;
         pool.check_rows(layer, block, tokens)?;
-        let rows = record.to_f32();
         let mut memory = self.memory();
         let latents = memory.latents.get_mut("cpu", *pool)?;
-        latents.block_mut(layer, block)[..rows.len()].copy_from_slice(&rows);
+        let rows = latents.bytes_mut(layer, block, tokens);
+        rows.copy_from_slice(&record.bytes(pool.layout.dtype));
         Ok(())
     }
 

@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use super::experts::Stacks;
 use super::kda_recurrence::Rows as RecurrenceRows;
-use super::memory::{CpuWeight, Latents, Memory};
+use super::latents::Latents;
+use super::memory::{CpuWeight, Memory};
 use super::mla::Shape;
 use super::{
     embed, experts, gated_norm, kda_gates, kda_recurrence, linear, mla_append, mla_decode,

@@ -5,8 +5,9 @@
 use rayon::prelude::*;
 
 use super::kda_recurrence::Rows;
+use super::latents::Latents;
 use super::math::{add_scaled, dot, exp, sigmoid, vectorised};
-use super::memory::{CpuWeight, Latents, States};
+use super::memory::{CpuWeight, States};
 use super::mla::Shape;
 use crate::backend::trace::{KDA_NUMBERS, kda_row};
 use crate::backend::{KEY_EPS, Segment, StateLayout};
@@ -145,8 +146,10 @@ pub(super) fn trace_attention(
         vectorised(
             #[inline(always)]
             || {
+                let mut wide = Vec::new();
                 for (i, score) in scores.iter_mut().enumerate() {
-                    let row = latents.row(layer, &segment.blocks, number * run + i);
+                    let position = number * run + i;
+                    let row = latents.row(layer, &segment.blocks, position, &mut wide);
                     *score = dot(row, &absorbed) * shape.scale();
                 }
             },

@@ -6,6 +6,7 @@ use super::machine::{Command, Product};
 use super::step::{ANY_TOGETHER, CudaStep, Kernel, WINDOW, any_shape, arguments, suits_library};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{MlaAppend, MlaAttention, Result, Segments};
+use crate::config::Dtype;
 use crate::error::BackendError;
 
 /// Positions whose scores a prefill takes together.
@@ -21,6 +22,15 @@ pub(super) fn with_room(spans: usize) -> usize {
     spans.next_multiple_of((spans / 8).next_power_of_two())
 }
 
+/// Of a kernel's entries for latents in bf16, f16 and f32, the one for a pool of this dtype.
+pub(super) fn of_latents(dtype: Dtype, [bf16, f16, f32]: [&'static str; 3]) -> &'static str {
+    match dtype {
+        Dtype::Bf16 => bf16,
+        Dtype::F16 => f16,
+        Dtype::F32 => f32,
+    }
+}
+
 impl CudaStep {
     pub(super) fn encode_mla_append(&mut self, op: MlaAppend) -> Result<()> {
         self.name("mla_append");
@@ -30,7 +40,10 @@ impl CudaStep {
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
         let (latent, rope, tokens) = (layout.latent, layout.rope, layout.block_tokens);
         let kernel = self.kernel(
-            "mla_append",
+            of_latents(
+                layout.dtype,
+                ["mla_append", "mla_append_f16", "mla_append_f32"],
+            ),
             128,
             arguments![
                 &input, weight, format, &latents, latent, rope, tokens, op.eps
@@ -47,8 +60,14 @@ impl CudaStep {
         let (heads, key) = (op.heads(), op.nope + layout.rope);
         // The widest keys and values that an entry takes.
         let (lay_out, entry, widest, most_value) = match (key, op.value) {
-            (0..=64, 0..=64) => ("mla_images_64", "mla_prefill_64", 64, 64),
-            (0..=192, 0..=128) => ("mla_images_192", "mla_prefill_192", 192, 128),
+            (0..=64, 0..=64) => {
+                let lay_out = ["mla_images_64", "mla_images_64_f16", "mla_images_64_f32"];
+                (lay_out, "mla_prefill_64", 64, 64)
+            }
+            (0..=192, 0..=128) => {
+                let lay_out = ["mla_images_192", "mla_images_192_f16", "mla_images_192_f32"];
+                (lay_out, "mla_prefill_192", 192, 128)
+            }
             _ => {
                 return Err(BackendError::Unsupported {
                     backend: "cuda",
@@ -59,6 +78,9 @@ impl CudaStep {
                 });
             }
         };
+        let lay_out = of_latents(layout.dtype, lay_out);
+        let gather = ["mla_gather", "mla_gather_f16", "mla_gather_f32"];
+        let gather = of_latents(layout.dtype, gather);
         let (query, output) = (self.tensor(op.query)?, self.tensor(op.output)?);
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
         let (weight, stored) = (self.matrix(op.kv_b)?, self.stored(op.kv_b)?);
@@ -93,7 +115,7 @@ impl CudaStep {
             for (number, window) in image.windows[first..last].iter().enumerate() {
                 let number = (first + number) as u32;
                 let gather = Kernel::new(
-                    "mla_gather",
+                    gather,
                     64,
                     arguments![&batch, number, &latents, &gathered, latent, rope, tokens],
                 );
@@ -150,11 +172,11 @@ impl CudaStep {
                         value
                     ],
                 )
-                .shared(2 * image_bytes + 512 * widest);
+                .shared(2 * image_bytes + 512 * widest)?;
                 let blocks = window.tiles.div_ceil(TILES) as u32;
                 commands.push(Command::Launch(attend.over([blocks, h, 1])));
             }
-            commands
+            Ok(commands)
         });
         Ok(())
     }
@@ -203,14 +225,15 @@ impl CudaStep {
         let batch = Arc::clone(&self.batch);
         let tiles = layout.latent.div_ceil(16) + layout.rope.div_ceil(16);
         let entry = match (layout.latent, layout.rope) {
-            (512, 64) => "mla_attend_512",
-            _ => "mla_attend",
+            (512, 64) => ["mla_attend_512", "mla_attend_512_f16", "mla_attend_512_f32"],
+            _ => ["mla_attend", "mla_attend_f16", "mla_attend_f32"],
         };
+        let entry = of_latents(layout.dtype, entry);
         let single = u32::from(single);
         self.each(move |image| {
             let rows = count(image);
             if rows == 0 {
-                return Vec::new();
+                return Ok(Vec::new());
             }
             let (together, number) = (rows.div_ceil(TOGETHER) as u32, rows as u32);
             let absorb = Kernel::new(
@@ -229,7 +252,7 @@ impl CudaStep {
                     value, tokens
                 ],
             )
-            .shared(25216 + 5120 * tiles);
+            .shared(25216 + 5120 * tiles)?;
             let merge = Kernel::new(
                 "mla_merge",
                 512,
@@ -237,11 +260,11 @@ impl CudaStep {
                     &batch, single, number, &parts, weight, format, &output, h, latent, nope, value
                 ],
             );
-            vec![
+            Ok(vec![
                 Command::Launch(absorb.over([latent.div_ceil(128), h, together])),
                 Command::Launch(attend.over([spans(image) as u32, h.div_ceil(32), 1])),
                 Command::Launch(merge.over([h, together, 1])),
-            ]
+            ])
         });
         Ok(())
     }

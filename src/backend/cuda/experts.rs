@@ -109,7 +109,7 @@ impl CudaStep {
             ],
         );
         let shared = 12 * count + 8 * op.groups;
-        self.launch(kernel.shared(shared), |metadata| {
+        self.launch(kernel.shared(shared)?, |metadata| {
             [metadata.tokens as u32, 1, 1]
         });
         Ok(())
@@ -242,7 +242,7 @@ impl CudaStep {
             arguments![ids, &list, most, choices, first, experts],
         );
         // One row alone needs no list: each of its choices is an expert of its own.
-        self.launch(kernel.shared(40 * local), |metadata| {
+        self.launch(kernel.shared(40 * local)?, |metadata| {
             [u32::from(metadata.few(Rows::Tokens) > 1), 1, 1]
         });
         // As many as may have been chosen, whatever was, so that a graph serves every choice.
@@ -292,13 +292,13 @@ impl CudaStep {
             256,
             arguments![ids, &counts, choices, first, experts],
         );
-        self.launch(kernel.shared(4 * local), shares);
+        self.launch(kernel.shared(4 * local)?, shares);
         let kernel = self.kernel(
             "experts_group",
             256,
             arguments![ids, &counts, &groups, tiles, choices, first, experts],
         );
-        self.launch(kernel.shared(40 * local), shares);
+        self.launch(kernel.shared(40 * local)?, shares);
         let count =
             move |metadata: &BatchMetadata| most_tiles(metadata.several_rows * top_k, local) as u32;
         let many = |entry, from: &Arc<Buffer>, stacks: &Stacks, to: &Arc<Buffer>| {
@@ -312,13 +312,13 @@ impl CudaStep {
         let mut kernel = many(entry, &layer.input, gate_up, &layer.hidden);
         kernel.arguments.push(choices.into());
         let columns = hidden_width.div_ceil(TILE as u32 / 2);
-        self.launch(kernel.shared(STAGES_BYTES), move |metadata| {
+        self.launch(kernel.shared(STAGES_BYTES)?, move |metadata| {
             [columns, count(metadata), 1]
         });
         let entry = down.entry("experts_many_out", "experts_many_out_blocks");
         let kernel = many(entry, &layer.hidden, down, &layer.results);
         let columns = width.div_ceil(TILE as u32);
-        self.launch(kernel.shared(STAGES_BYTES), move |metadata| {
+        self.launch(kernel.shared(STAGES_BYTES)?, move |metadata| {
             [columns, count(metadata), 1]
         });
         Ok(())

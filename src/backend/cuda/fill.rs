@@ -27,7 +27,7 @@ pub(super) fn fill(
     ];
     let command = Command::Launch(Launch {
         kernel: "fill",
-        grid: [blocks(count, EACH).max(1), 1, 1],
+        grid: [blocks(count, EACH)?.max(1), 1, 1],
         threads: 256,
         shared: 0,
         arguments: arguments.into(),

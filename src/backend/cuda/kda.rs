@@ -1,6 +1,5 @@
 //! How a KDA layer's operations are encoded: convolution, gates, output gate. The recurrence is in `recurrence`.
 
-use super::machine::blocks;
 use super::step::{CudaStep, Kernel, arguments};
 use crate::backend::{GatedNorm, KdaGates, Result, Rows, ShortConv};
 use crate::error::BackendError;
@@ -42,9 +41,7 @@ impl CudaStep {
                 256,
                 arguments![&input, &conv_states, channels, taps],
             );
-            self.launch(kernel, move |metadata| {
-                [blocks((metadata.segments * channels) as u64, 256), 1, 1]
-            });
+            self.launch_elements(kernel, 256, move |metadata| metadata.segments * channels);
         }
         Ok(())
     }
@@ -78,10 +75,10 @@ impl CudaStep {
     /// The norm where a batch has segments of several tokens: of all rows, for those of single tokens are written later.
     pub(super) fn several_gated_norm(&mut self, op: &GatedNorm) -> Result<()> {
         let (kernel, heads) = (self.gated_norm_kernel(op)?, heads_of(op));
-        self.launch(kernel, move |metadata| {
+        self.launch_elements(kernel, 8, move |metadata| {
             let some = metadata.several_rows > 0;
             let rows = if some { metadata.tokens } else { 0 };
-            [blocks((rows * heads) as u64, 8), 1, 1]
+            rows * heads
         });
         Ok(())
     }

@@ -118,6 +118,8 @@ pub enum Argument {
     Null,
     /// A `u32`.
     Word(u32),
+    /// A `u32` that is a size or a count: refused when it is launched with if it has more bits.
+    Size(usize),
     /// A `u64`.
     Long(u64),
     /// An `f32`.
@@ -128,7 +130,7 @@ impl Argument {
     /// Its bytes as the kernel reads them, and how many they are; `address` says where a buffer is.
     ///
     /// # Errors
-    /// Those of `address`.
+    /// Those of `address`, or a size beyond 32 bits.
     pub fn bytes(&self, address: impl FnOnce(&Buffer) -> Result<u64>) -> Result<([u8; 8], usize)> {
         let long = |value: u64| (value.to_le_bytes(), 8);
         let word = |value: u32| (u64::from(value).to_le_bytes(), 4);
@@ -137,6 +139,7 @@ impl Argument {
             Self::Null => long(0),
             Self::Long(value) => long(*value),
             Self::Word(value) => word(*value),
+            Self::Size(value) => word(fitting("a size", *value as u64)?),
             Self::Number(value) => word(value.to_bits()),
         })
     }
@@ -148,6 +151,7 @@ impl PartialEq for Argument {
             (Self::Buffer(one), Self::Buffer(other)) => Arc::ptr_eq(one, other),
             (Self::Null, Self::Null) => true,
             (Self::Word(one), Self::Word(other)) => one == other,
+            (Self::Size(one), Self::Size(other)) => one == other,
             (Self::Long(one), Self::Long(other)) => one == other,
             (Self::Number(one), Self::Number(other)) => one == other,
             _ => false,
@@ -173,10 +177,9 @@ impl AsArgument for u32 {
     }
 }
 
-/// Sizes and counts: they were checked against memory, and fit a word.
 impl AsArgument for usize {
     fn argument(&self) -> Argument {
-        Argument::Word(u32::try_from(*self).unwrap_or(u32::MAX))
+        Argument::Size(*self)
     }
 }
 
@@ -334,9 +337,25 @@ pub enum Command {
 pub(super) const NO_STEP: u64 = 0;
 
 /// Blocks of `each` for so many elements.
-pub(super) fn blocks(elements: u64, each: u64) -> u32 {
-    // Batches were checked against capacities, and those against memory: it fits.
-    u32::try_from(elements.div_ceil(each)).unwrap_or(u32::MAX)
+///
+/// # Errors
+/// More than 32 bits count.
+pub(super) fn blocks(elements: u64, each: u64) -> Result<u32> {
+    fitting("a grid", elements.div_ceil(each))
+}
+
+/// A number of what a launch is given, as kernels and grids take it.
+///
+/// # Errors
+/// One beyond 32 bits.
+pub(super) fn fitting(what: &str, value: u64) -> Result<u32> {
+    u32::try_from(value).map_err(|_| BackendError::Unsupported {
+        backend: "cuda",
+        what: format!(
+            "{what} of {value}, where kernels count to {}; give the step less capacity",
+            u32::MAX
+        ),
+    })
 }
 
 /// One submission.
@@ -433,6 +452,18 @@ mod tests {
         let buffer = buffer(64);
         assert!(buffer.memory::<Nowhere>().is_some());
         assert!(buffer.memory::<Elsewhere>().is_none());
+    }
+
+    #[test]
+    fn sizes_beyond_a_word_are_refused() {
+        let bytes = |size: usize| Argument::from(size).bytes(|_| Ok(0));
+        let most = u32::MAX as usize;
+        assert_eq!(bytes(most).unwrap(), (0xffff_ffff_u64.to_le_bytes(), 4));
+        let error = bytes(most + 1).unwrap_err().to_string();
+        assert!(error.contains("a size of 4294967296"), "{error}");
+        assert_eq!(blocks(65, 16).unwrap(), 5);
+        assert_eq!(blocks(16 * u64::from(u32::MAX), 16).unwrap(), u32::MAX);
+        assert!(blocks(16 * u64::from(u32::MAX) + 1, 16).is_err());
     }
 
     #[test]

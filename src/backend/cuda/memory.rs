@@ -32,7 +32,7 @@ pub(super) fn size(element: Element) -> u64 {
 /// `values` as the device keeps them in a tensor of such elements.
 pub(super) fn bytes(element: Element, values: &TensorValues) -> Vec<u8> {
     match (values, element) {
-        (TensorValues::F32(values), Element::Activation) => Dtype::Bf16.encode(values),
+        (TensorValues::F32(values), Element::Activation) => Dtype::Bf16.narrow(values),
         (TensorValues::F32(values), _) => bytemuck::cast_slice(values).to_vec(),
         (TensorValues::Index(values), _) => bytemuck::cast_slice(values).to_vec(),
     }
@@ -41,7 +41,7 @@ pub(super) fn bytes(element: Element, values: &TensorValues) -> Vec<u8> {
 /// Bytes of the device as values of `tensor`.
 pub(super) fn values(tensor: Tensor, bytes: &[u8]) -> TensorValues {
     match tensor.element {
-        Element::Activation => TensorValues::F32(Dtype::Bf16.decode(bytes)),
+        Element::Activation => TensorValues::F32(Dtype::Bf16.widen(bytes)),
         Element::F32 => TensorValues::F32(bytemuck::pod_collect_to_vec(bytes)),
         Element::Index => TensorValues::Index(bytemuck::pod_collect_to_vec(bytes)),
     }

@@ -1,6 +1,6 @@
 //! The CUDA backend: every operation as a kernel of `kernels/`, dense products by cuBLASLt, on NVIDIA GPUs.
 //!
-//! bf16 weights, activations and latent cache; f32 sums, states, gates, softmax and router. What runs the kernels is a
+//! bf16 weights and activations, by default a bf16 latent cache; f32 sums, states, gates, softmax and router. What runs the kernels is a
 //! [`Machine`]. A step becomes one list of commands a submission; the driver keeps a graph of it. It
 //! holds one rank only.
 
@@ -31,7 +31,6 @@ use super::{
     Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
-use crate::config::Dtype;
 
 /// What backend and steps share.
 struct Shared {
@@ -130,7 +129,7 @@ impl Backend for CudaBackend {
             fill::fill(
                 &self.shared.machine,
                 &rows,
-                Format::BF16,
+                Format::Dense(pool.layout.dtype),
                 random.part(layer),
             )?;
         }
@@ -173,9 +172,9 @@ impl Backend for CudaBackend {
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
-        layout.check_dtype("cuda", Dtype::Bf16)?;
         let make = memory::make(&self.shared.machine);
-        self.shared.memory().add_latents(&make, layout)
+        let row = layout.width() * layout.dtype.size();
+        self.shared.memory().add_latents(&make, layout, row)
     }
 
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
@@ -220,12 +219,7 @@ impl Backend for CudaBackend {
             pool.check_rows(layer, block, tokens)?;
             self.shared.read(&[self.rows(pool, layer, block, tokens)?])
         };
-        later(read(), move |bytes| LatentRecord {
-            latent: layout.latent,
-            rope: layout.rope,
-            dtype: layout.dtype,
-            rows: bytes,
-        })
+        later(read(), move |bytes| LatentRecord::new(&layout, bytes))
     }
 
     fn write_latents(
@@ -268,7 +262,8 @@ impl CudaBackend {
 
     /// The first rows of a block of one layer.
     fn rows(&self, pool: &LatentPool, layer: usize, block: Block, tokens: usize) -> Result<Place> {
-        let bytes = |tokens: usize| 2 * (tokens * pool.layout.width()) as u64;
+        let row = pool.layout.width() * pool.layout.dtype.size();
+        let bytes = |tokens: usize| (tokens * row) as u64;
         let start = u64::from(block.0) * bytes(pool.layout.block_tokens);
         let memory = self.shared.memory();
         Place::new(memory.latents(pool, layer)?, start, bytes(tokens))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer, Command, Launch};
+use super::machine::{Argument, Buffer, Command, Launch, fitting};
 use super::step::{CudaStep, arguments};
 use crate::backend::gpu::batch_metadata::{MOST_SPLITS, MetadataLayout};
 use crate::backend::gpu::layout::form_word;
@@ -89,20 +89,26 @@ impl Chunkwise {
     }
 
     /// The launch of `kda_scan` or `kda_operators` over a grid.
-    fn over(&self, launch: &Launch, columns: usize, width: usize, scans: usize) -> Command {
-        let word = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-        Command::Launch(Launch {
-            grid: [columns.div_ceil(width), self.heads, scans].map(word),
-            threads: word(32 * width),
-            shared: word(STAGES * (self.common + VALUE_TILE * width)),
+    fn over(&self, launch: &Launch, columns: usize, width: usize, scans: usize) -> Result<Command> {
+        let shared = STAGES * (self.common + VALUE_TILE * width);
+        Ok(Command::Launch(Launch {
+            grid: grid([columns.div_ceil(width), self.heads, scans])?,
+            threads: fitting("a block", 32 * width as u64)?,
+            shared: fitting("shared memory", shared as u64)?,
             ..launch.clone()
-        })
+        }))
     }
 
     /// The most splits that a segment is cut into: as many as fill the device's schedulers with a warp each.
     fn splits(&self) -> usize {
         MOST_SPLITS.min(SCHEDULERS / (self.heads * self.tiles).max(1))
     }
+}
+
+/// Blocks along each axis.
+fn grid([x, y, z]: [usize; 3]) -> Result<[u32; 3]> {
+    let blocks = |count: usize| fitting("a grid", count as u64);
+    Ok([blocks(x)?, blocks(y)?, blocks(z)?])
 }
 
 fn words(layout: &StateLayout) -> [u32; 4] {
@@ -141,7 +147,7 @@ impl CudaStep {
             let workspace = self.images(&shape, layout.value_heads)?;
             let [a, b, c, d] = shape.words;
             let inputs = arguments![&qkv, &gates, &beta, &workspace, a, b, c, d, form];
-            self.prepare(shape.prepare[0], &shape, &layout, op.form, inputs);
+            self.prepare(shape.prepare[0], &shape, &layout, op.form, inputs)?;
             self.scan(&shape, op.form, &workspace, &states, &output, None)?;
         }
         if op.form != Form::Chunk {
@@ -174,11 +180,11 @@ impl CudaStep {
         layout: &StateLayout,
         form: Form,
         inputs: impl IntoIterator<Item = Argument>,
-    ) {
+    ) -> Result<()> {
         let heads = layout.value_heads as u32;
         let kernel = self
             .kernel(entry, 128, inputs)
-            .shared(shape.prepare_shared());
+            .shared(shape.prepare_shared())?;
         self.launch(kernel, move |image| {
             let chunks = match form {
                 Form::Chunk => image.chunks,
@@ -186,6 +192,7 @@ impl CudaStep {
             };
             [chunks as u32, heads, 1]
         });
+        Ok(())
     }
 
     /// `fused`: what went into the convolution, and its convolution states.
@@ -265,14 +272,17 @@ impl CudaStep {
             let launch = || shape.over(&launch, tiles, tiles.min(MOST_TILES), image.splits);
             (image.splits > 0).then(launch).into_iter().collect()
         });
-        let kernel = self.kernel(
-            shape.entries[2],
-            128,
-            arguments![&operators, states, b, c, d],
-        );
-        self.launch(kernel, move |image| {
-            let blocks = [shape.tiles.div_ceil(4), shape.heads, image.cuts];
-            blocks.map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+        let arguments = arguments![&operators, states, b, c, d];
+        let launch = self.kernel(shape.entries[2], 128, arguments).over([0; 3]);
+        self.each(move |image| {
+            let launch = || {
+                let grid = grid([shape.tiles.div_ceil(4), shape.heads, image.cuts])?;
+                Ok(Command::Launch(Launch {
+                    grid,
+                    ..launch.clone()
+                }))
+            };
+            (image.cuts > 0).then(launch).into_iter().collect()
         });
         Ok(Some(operators))
     }
@@ -348,7 +358,7 @@ impl CudaStep {
             d,
             form
         ];
-        self.prepare(shape.prepare[1], &shape, &layout, Form::Auto, inputs);
+        self.prepare(shape.prepare[1], &shape, &layout, Form::Auto, inputs)?;
         let fused = Some((&input, &conv_states));
         self.scan(&shape, Form::Auto, &workspace, &states, &heads, fused)?;
         self.several_gated_norm(norm)?;

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
-use super::machine::{Argument, Buffer, Command, Launch, NO_STEP, Place, Product, Work, blocks};
+use super::machine::{
+    Argument, Buffer, Command, Launch, NO_STEP, Place, Product, Work, blocks, fitting,
+};
 use super::memory;
 use super::weights::Stored;
 use crate::backend::check::Demands;
+use crate::backend::gpu::answers::{Answer, Asked, Submission};
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
-use crate::backend::gpu::{
-    self,
-    answers::{self, Answer},
-};
 use crate::backend::{
     AllGather, Batch, Capacity, Element, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
@@ -44,16 +43,30 @@ const FEW: [(&str, usize); 4] = [
 const FEWEST_READS: usize = 64;
 
 /// The commands of a batch that has a say in how many they are.
-type Listed = Box<dyn Fn(&BatchMetadata) -> Vec<Command> + Send>;
+type Listed = Box<dyn Fn(&BatchMetadata) -> Result<Vec<Command>> + Send>;
+
 /// How many blocks a launch takes for this batch; any 0 leaves it out.
-type Size = Box<dyn Fn(&BatchMetadata) -> [u32; 3] + Send>;
+enum Size {
+    Grid(Box<dyn Fn(&BatchMetadata) -> [u32; 3] + Send>),
+    /// Those for so many elements, and the elements of a block.
+    Elements(Box<dyn Fn(&BatchMetadata) -> usize + Send>, u64),
+}
+
+impl Size {
+    fn grid(&self, metadata: &BatchMetadata) -> Result<[u32; 3]> {
+        Ok(match self {
+            Self::Grid(grid) => grid(metadata),
+            Self::Elements(elements, each) => [blocks(elements(metadata) as u64, *each)?, 1, 1],
+        })
+    }
+}
 
 /// A kernel, its block, its arguments.
 pub(super) struct Kernel {
     pub(super) entry: &'static str,
     pub(super) threads: u32,
     /// Bytes of dynamic shared memory.
-    pub(super) shared: usize,
+    pub(super) shared: u32,
     pub(super) arguments: Vec<Argument>,
 }
 
@@ -77,17 +90,18 @@ impl Kernel {
             kernel: self.entry,
             grid,
             threads: self.threads,
-            shared: u32::try_from(self.shared).unwrap_or(u32::MAX),
+            shared: self.shared,
             arguments: self.arguments.into(),
         }
     }
 
     /// The same with so many bytes of dynamic shared memory.
-    pub(super) fn shared(self, bytes: usize) -> Self {
-        Self {
-            shared: bytes.next_multiple_of(16),
-            ..self
-        }
+    ///
+    /// # Errors
+    /// More than 32 bits count.
+    pub(super) fn shared(self, bytes: usize) -> Result<Self> {
+        let shared = fitting("shared memory", bytes.next_multiple_of(16) as u64)?;
+        Ok(Self { shared, ..self })
     }
 }
 
@@ -203,9 +217,18 @@ impl CudaStep {
 
     /// Encodes a launch whose blocks take `each` of the elements of all rows of this kind, `width` a row.
     pub(super) fn launch_each(&mut self, kernel: Kernel, rows: Rows, width: usize, each: u64) {
-        self.launch(kernel, move |metadata| {
-            [blocks((metadata.count(rows) * width) as u64, each), 1, 1]
-        });
+        self.launch_elements(kernel, each, move |metadata| metadata.count(rows) * width);
+    }
+
+    /// Encodes a launch whose blocks take `each` of so many elements; none leave it out.
+    pub(super) fn launch_elements(
+        &mut self,
+        kernel: Kernel,
+        each: u64,
+        elements: impl Fn(&BatchMetadata) -> usize + Send + 'static,
+    ) {
+        let size = Size::Elements(Box::new(elements), each);
+        self.push_command(Encoded::Launch(kernel.over([0; 3]), size));
     }
 
     fn push_command(&mut self, command: Encoded) {
@@ -219,7 +242,8 @@ impl CudaStep {
         kernel: Kernel,
         size: impl Fn(&BatchMetadata) -> [u32; 3] + Send + 'static,
     ) {
-        self.push_command(Encoded::Launch(kernel.over([0; 3]), Box::new(size)));
+        let size = Size::Grid(Box::new(size));
+        self.push_command(Encoded::Launch(kernel.over([0; 3]), size));
     }
 
     /// Encodes `output = input weight^T`.
@@ -254,7 +278,7 @@ impl CudaStep {
         }
         for range in ranges {
             if range.in_blocks() {
-                self.blocks(rows, &from, &range, &to, full, weight);
+                self.blocks(rows, &from, &range, &to, full, weight)?;
             } else {
                 self.any(rows, &from, range, &to, full, weight, |_| true);
             }
@@ -312,7 +336,7 @@ impl CudaStep {
         to: &Arc<Buffer>,
         full: bool,
         weight: Weight,
-    ) {
+    ) -> Result<()> {
         let [matrix, format] = range.arguments();
         let outputs = range.rows.len() as u32;
         let rest = arguments![
@@ -328,7 +352,7 @@ impl CudaStep {
         ];
         if rows == Rows::Tokens {
             let many = self.kernel("linear_many_blocks", 128, rest.clone());
-            self.launch(many.shared(STAGES_BYTES), move |metadata| {
+            self.launch(many.shared(STAGES_BYTES)?, move |metadata| {
                 let tiles = metadata.several_rows.div_ceil(TILE) as u32;
                 [outputs.div_ceil(TILE as u32), tiles, 1]
             });
@@ -339,6 +363,7 @@ impl CudaStep {
             let together = metadata.few(rows).div_ceil(8) as u32;
             [outputs.div_ceil(32), together, 1]
         });
+        Ok(())
     }
 
     /// Encodes the rows of `output = input weight^T` that are single tokens' or outputs'. Its kernels differ in how many
@@ -409,7 +434,10 @@ impl CudaStep {
     }
 
     /// Encodes commands whose number depends on the batch.
-    pub(super) fn each(&mut self, list: impl Fn(&BatchMetadata) -> Vec<Command> + Send + 'static) {
+    pub(super) fn each(
+        &mut self,
+        list: impl Fn(&BatchMetadata) -> Result<Vec<Command>> + Send + 'static,
+    ) {
         self.push_command(Encoded::Each(Box::new(list)));
     }
 
@@ -428,7 +456,7 @@ impl CudaStep {
         for (operation, encoded) in &self.commands {
             let command = match encoded {
                 Encoded::Launch(launch, size) => {
-                    let grid = size(metadata);
+                    let grid = size.grid(metadata)?;
                     let launch = Launch {
                         grid,
                         ..launch.clone()
@@ -450,7 +478,7 @@ impl CudaStep {
                 }
                 Encoded::Answer(..) => None,
                 Encoded::Each(list) => {
-                    let list = list(metadata);
+                    let list = list(metadata)?;
                     operations.extend(std::iter::repeat_n(*operation, list.len()));
                     commands.extend(list);
                     None
@@ -492,20 +520,29 @@ impl Step for CudaStep {
     }
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
-        self.demands.check(&self.capacity, batch)?;
-        let attends = self.demands.latents.is_some();
-        let metadata = self.metadata_layout.metadata(batch, attends, self.splits)?;
-        gpu::fits(&metadata, self.batch.bytes)?;
-        let (commands, operations) = self.commands(&metadata)?;
+        let asked = Asked {
+            capacity: &self.capacity,
+            demands: &self.demands,
+            layout: &self.metadata_layout,
+            splits: self.splits,
+            metadata_bytes: self.batch.bytes,
+        };
+        let answers = self
+            .commands
+            .iter()
+            .filter_map(|(_, encoded)| match encoded {
+                Encoded::Answer(buffer, answer) => Some((buffer, *answer)),
+                _ => None,
+            });
         let size = |tensor: Tensor| memory::size(tensor.element) as usize;
-        let (mut answers, mut places) = (Vec::new(), Vec::new());
-        for (_, encoded) in &self.commands {
-            if let Encoded::Answer(buffer, answer) = encoded {
-                let bytes = answer.bytes(&metadata, size);
-                answers.push((*answer, bytes));
-                places.push(Place::new(buffer, 0, bytes as u64)?);
-            }
-        }
+        let kinds = answers.clone().map(|(_, answer)| answer);
+        let submission = Submission::new(batch, &asked, kinds, size)?;
+        let places = answers.zip(submission.lengths());
+        let places = places
+            .map(|((buffer, _), bytes)| Place::new(buffer, 0, bytes as u64))
+            .collect::<Result<Vec<_>>>()?;
+        let metadata = &submission.metadata;
+        let (commands, operations) = self.commands(metadata)?;
         let ticket = self.shared.machine.submit(&Work {
             step: self.id,
             upload: Some((&self.batch, bytemuck::cast_slice(&metadata.words))),
@@ -513,15 +550,12 @@ impl Step for CudaStep {
             timed: self.timed.then_some(&operations),
             answers: &places,
         })?;
-        let targets = answers::targets(batch);
         let names = self.names.clone();
         Ok(Ticket::new(async move {
             let came = ticket.await?;
-            let mut output = answers::output(&came.bytes, &answers, &targets, memory::values);
-            for (operation, milliseconds) in came.milliseconds {
-                output.add_time(names[operation], milliseconds);
-            }
-            Ok(output)
+            let times = came.milliseconds.into_iter();
+            let times = times.map(|(operation, milliseconds)| (names[operation], milliseconds));
+            Ok(submission.output(&came.bytes, memory::values, times))
         }))
     }
 }

@@ -1,6 +1,6 @@
 //! How the operations of a trace are encoded; only steps that are traced have them.
 
-use super::attention::with_room;
+use super::attention::{of_latents, with_room};
 use super::machine::blocks;
 use super::step::{CudaStep, arguments};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
@@ -35,7 +35,7 @@ impl CudaStep {
                 layout.layers
             ],
         );
-        self.launch(kernel.shared(8 * key_width), move |metadata| {
+        self.launch(kernel.shared(8 * key_width)?, move |metadata| {
             [metadata.tokens as u32, heads as u32, 1]
         });
         Ok(())
@@ -79,7 +79,7 @@ impl CudaStep {
             256,
             arguments![&states, &output, heads, op.head, size],
         );
-        let groups = blocks(size as u64, 256);
+        let groups = blocks(size as u64, 256)?;
         self.launch(kernel, move |metadata| [groups, metadata.tokens as u32, 1]);
         Ok(())
     }
@@ -111,7 +111,14 @@ impl CudaStep {
         );
         self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
         let kernel = self.kernel(
-            "trace_attention_score",
+            of_latents(
+                layout.dtype,
+                [
+                    "trace_attention_score",
+                    "trace_attention_score_f16",
+                    "trace_attention_score_f32",
+                ],
+            ),
             128,
             arguments![
                 &query, &absorbed, &latents, &output, &spans, heads, head, nope, rope, latent,

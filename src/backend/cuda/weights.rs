@@ -149,15 +149,15 @@ impl DeviceWeight {
                     Argument::Long(elements(range.rows.start)),
                     Argument::Long(count),
                 ];
-                Command::Launch(Launch {
+                Ok(Command::Launch(Launch {
                     kernel: "convert",
-                    grid: [blocks(count, 256).max(1), 1, 1],
+                    grid: [blocks(count, 256)?.max(1), 1, 1],
                     threads: 256,
                     shared: 0,
                     arguments: arguments.into(),
-                })
+                }))
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let ticket = machine.submit(&Work {
             step: NO_STEP,
             upload: None,

@@ -1,7 +1,9 @@
 //! What a submission of a GPU backend gives back: the choice of the next token, whole rows, probes.
 
-use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{Batch, Choice, StepOutput, Tensor, TensorValues};
+use crate::backend::check::Demands;
+use crate::backend::gpu::batch_metadata::{BatchMetadata, MetadataLayout};
+use crate::backend::gpu::fits;
+use crate::backend::{Batch, Capacity, Choice, Result, StepOutput, Tensor, TensorValues};
 
 /// What comes back.
 #[derive(Clone, Copy)]
@@ -15,13 +17,90 @@ pub(in crate::backend) enum Answer {
     },
 }
 
+/// What a step asks of its batches.
+pub(in crate::backend) struct Asked<'a> {
+    pub(in crate::backend) capacity: &'a Capacity,
+    pub(in crate::backend) demands: &'a Demands,
+    pub(in crate::backend) layout: &'a MetadataLayout,
+    /// The most splits of a segment's recurrence.
+    pub(in crate::backend) splits: usize,
+    /// Bytes that the step has for a batch's metadata.
+    pub(in crate::backend) metadata_bytes: u64,
+}
+
+/// One batch on its way: its metadata, and what comes back of it.
+pub(in crate::backend) struct Submission {
+    pub(in crate::backend) metadata: BatchMetadata,
+    /// Each with its bytes.
+    answers: Vec<(Answer, usize)>,
+    targets: Vec<bool>,
+}
+
+impl Submission {
+    /// Checks a batch and lays it out; `size` says how many bytes an element of a tensor has.
+    ///
+    /// # Errors
+    /// A batch that the step does not take.
+    pub(in crate::backend) fn new(
+        batch: &Batch,
+        asked: &Asked<'_>,
+        answers: impl Iterator<Item = Answer>,
+        size: fn(Tensor) -> usize,
+    ) -> Result<Self> {
+        asked.demands.check(asked.capacity, batch)?;
+        let attends = asked.demands.latents.is_some();
+        let metadata = asked.layout.metadata(batch, attends, asked.splits)?;
+        fits(&metadata, asked.metadata_bytes)?;
+        let answers = answers.map(|answer| (answer, answer.bytes(&metadata, size)));
+        let answers = answers.collect();
+        let outputs = batch.outputs.iter();
+        Ok(Self {
+            answers,
+            // Which output rows have a target.
+            targets: outputs.map(|output| output.target.is_some()).collect(),
+            metadata,
+        })
+    }
+
+    /// Bytes of each answer, in their order.
+    pub(in crate::backend) fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
+        self.answers.iter().map(|(_, bytes)| *bytes)
+    }
+
+    /// What a step gives back, of the bytes of all answers, which came one behind the other, and the milliseconds of operations;
+    /// `values` makes a tensor's values of its bytes.
+    pub(in crate::backend) fn output(
+        &self,
+        bytes: &[u8],
+        values: fn(Tensor, &[u8]) -> TensorValues,
+        times: impl Iterator<Item = (&'static str, f64)>,
+    ) -> StepOutput {
+        let mut output = StepOutput::default();
+        let mut rest = bytes;
+        for (answer, len) in &self.answers {
+            let (bytes, others) = rest.split_at(*len);
+            rest = others;
+            match answer {
+                Answer::Probe(tensor) | Answer::Positions(tensor) => {
+                    output.probes.push(values(*tensor, bytes));
+                }
+                Answer::Logits(_) => output.logits = bytemuck::pod_collect_to_vec(bytes),
+                Answer::Choices { candidates } => {
+                    let words: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
+                    let rows = words.chunks_exact(4 + 2 * candidates);
+                    let rows = rows.zip(&self.targets);
+                    output.choices = rows.map(|(words, target)| choice(words, *target)).collect();
+                }
+            }
+        }
+        times.for_each(|(name, milliseconds)| output.add_time(name, milliseconds));
+        output
+    }
+}
+
 impl Answer {
     /// Its bytes; `size` says how many an element of a tensor has.
-    pub(in crate::backend) fn bytes(
-        self,
-        metadata: &BatchMetadata,
-        size: fn(Tensor) -> usize,
-    ) -> usize {
+    fn bytes(self, metadata: &BatchMetadata, size: fn(Tensor) -> usize) -> usize {
         match self {
             Self::Probe(tensor) | Self::Logits(tensor) => {
                 size(tensor) * metadata.count(tensor.rows) * tensor.width
@@ -35,34 +114,6 @@ impl Answer {
     }
 }
 
-/// The bytes of all answers, which came one behind the other, as what a submission gives back; `values` makes a tensor's
-/// values of its bytes.
-pub(in crate::backend) fn output(
-    bytes: &[u8],
-    answers: &[(Answer, usize)],
-    targets: &[bool],
-    values: fn(Tensor, &[u8]) -> TensorValues,
-) -> StepOutput {
-    let mut output = StepOutput::default();
-    let mut rest = bytes;
-    for (answer, len) in answers {
-        let (bytes, others) = rest.split_at(*len);
-        rest = others;
-        match answer {
-            Answer::Probe(tensor) | Answer::Positions(tensor) => {
-                output.probes.push(values(*tensor, bytes));
-            }
-            Answer::Logits(_) => output.logits = bytemuck::pod_collect_to_vec(bytes),
-            Answer::Choices { candidates } => {
-                let words: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
-                let rows = words.chunks_exact(4 + 2 * candidates).zip(targets);
-                output.choices = rows.map(|(words, target)| choice(words, *target)).collect();
-            }
-        }
-    }
-    output
-}
-
 /// One row: log-normaliser, nothing, whether all was finite, the target's logit, then ids and logits.
 fn choice(words: &[u32], target: bool) -> Choice {
     let candidates = words[4..].chunks_exact(2);
@@ -74,10 +125,4 @@ fn choice(words: &[u32], target: bool) -> Choice {
         target_logit: target.then(|| f32::from_bits(words[3])),
         finite: words[2] == 1,
     }
-}
-
-/// Which output rows have a target.
-pub(in crate::backend) fn targets(batch: &Batch) -> Vec<bool> {
-    let outputs = batch.outputs.iter();
-    outputs.map(|output| output.target.is_some()).collect()
 }

@@ -20,7 +20,8 @@ pub(in crate::backend) trait Buffer: Clone {
 type Make<'a, B> = &'a dyn Fn(&str, u64) -> Result<B>;
 
 /// Everything that a backend's handles name: weights `W`, and buffers `B` for the rest. Of states two a layer,
-/// `[slots, H, K, V]` and `[slots, channels, taps - 1]`, f32; of latents one a layer, `[blocks, block_tokens, latent + rope]`.
+/// `[slots, H, K, V]` and `[slots, channels, taps - 1]`, f32; of latents one a layer, `[blocks, block_tokens, latent + rope]` in
+/// their pool's dtype.
 pub(in crate::backend) struct Memory<W, B> {
     handles: Handles<W, B, Vec<(B, B)>, Vec<B>>,
     scratch: HashMap<&'static str, B>,
@@ -83,14 +84,15 @@ impl<W, B: Buffer> Memory<W, B> {
         Ok(states.add(layers, |id| StatePool { id, layout }))
     }
 
+    /// Makes a pool of latents whose rows take so many bytes each.
     pub(in crate::backend) fn add_latents(
         &mut self,
         make: Make<'_, B>,
         layout: LatentLayout,
+        row_bytes: usize,
     ) -> Result<LatentPool> {
         let what = format!("one layer of {} blocks of MLA latents", layout.blocks);
-        let elements = layout.blocks * layout.block_tokens * layout.width();
-        let bytes = (layout.dtype.size() * elements) as u64;
+        let bytes = (layout.blocks * layout.block_tokens * row_bytes) as u64;
         let layers = (0..layout.layers)
             .map(|_| make(&what, bytes))
             .collect::<Result<_>>()?;

@@ -31,7 +31,7 @@ pub(super) fn format_word(backend: &'static str, name: &str, format: Format) -> 
 ///
 /// # Errors
 /// A pool of longer blocks that was made after the step.
-pub(super) fn fits(metadata: &BatchMetadata, bytes: u64) -> Result<()> {
+fn fits(metadata: &BatchMetadata, bytes: u64) -> Result<()> {
     let (most, found) = (bytes / 4, metadata.words.len());
     if found as u64 <= most {
         return Ok(());

@@ -1,5 +1,6 @@
 //! How latent attention is encoded: several dispatches each, and kv_b may span several buffers.
 
+use super::memory::number;
 use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::{Launch, WgpuStep, Windows};
@@ -57,7 +58,7 @@ impl WgpuStep {
         let weight = self.encoder.small("mla_append", op.weight)?;
         let latents = self.latents(&op.pool, op.layer)?;
         self.dispatch(
-            Program::new("mla_append"),
+            Program::new("mla_append").with("CACHE", number(layout.dtype)),
             &params::MlaAppend {
                 latent: layout.latent as u32,
                 rope: layout.rope as u32,
@@ -127,7 +128,9 @@ impl WgpuStep {
             )?;
         }
         self.dispatch(
-            Program::entry("mla_decode", "attend").with("SPAN", span as u32),
+            Program::entry("mla_decode", "attend")
+                .with("SPAN", span as u32)
+                .with("CACHE", number(layout.dtype)),
             &params,
             &[
                 Bind::Read(2, &query),
@@ -161,6 +164,7 @@ impl WgpuStep {
 
     pub(super) fn encode_prefill(&mut self, op: MlaAttention) -> Result<()> {
         let params = mla_params(&op.pool.layout, op.heads(), op.nope, op.value);
+        let cache = number(op.pool.layout.dtype);
         let parts = self.encoder.parts("mla attention", op.kv_b)?;
         self.name("mla_prefill");
         let encoder = &self.encoder;
@@ -198,6 +202,7 @@ impl WgpuStep {
                         encoder.launch(
                             Program::new("mla_expand")
                                 .with("FORMAT", part.format)
+                                .with("CACHE", cache)
                                 .with("THREADS", 256),
                             &params.over(part),
                             &[
@@ -209,7 +214,7 @@ impl WgpuStep {
                     );
                 }
                 launches.push(encoder.launch(
-                    Program::new("mla_prefill"),
+                    Program::new("mla_prefill").with("CACHE", cache),
                     &params,
                     &[
                         Bind::Read(2, &query),

@@ -3,14 +3,16 @@
 use std::sync::PoisonError;
 
 use super::Shared;
+use super::memory::number;
 use super::params::params;
 use super::pipelines::{self, Bind, Parameters, Program};
 use super::step::flat;
 use crate::backend::{Random, Result};
+use crate::config::Dtype;
 
 params! {
     Fill of "fill" {
-        first: u32, words: u32, element: u32, columns: u32, stride: u32, narrow: u32, packed: u32, seed: u32,
+        first: u32, words: u32, element: u32, columns: u32, stride: u32, format: u32, packed: u32, seed: u32,
         mean: f32, scale: f32,
     }
 }
@@ -28,8 +30,9 @@ pub(super) struct Rows {
     pub(super) columns: usize,
     /// Elements from one row to the next; those beyond the columns become zero.
     pub(super) stride: usize,
-    /// Whether numbers are rounded to bf16, and whether two of them then share a word.
-    pub(super) narrow: bool,
+    /// The dtype that numbers are rounded to.
+    pub(super) dtype: Dtype,
+    /// Whether two of 16 bits share a word; else they are widened again.
     pub(super) packed: bool,
 }
 
@@ -41,7 +44,7 @@ impl Rows {
             rows: 1,
             columns: elements,
             stride: elements,
-            narrow: false,
+            dtype: Dtype::F32,
             packed: false,
         }
     }
@@ -80,7 +83,7 @@ pub(super) fn fill(
             element: rows.element as u32,
             columns: rows.columns as u32,
             stride: rows.stride as u32,
-            narrow: u32::from(rows.narrow),
+            format: number(rows.dtype),
             packed: u32::from(rows.packed),
             seed: random.seed,
             mean: random.mean,

@@ -1,9 +1,13 @@
 //! Where the wgpu backend keeps what its handles name.
 
+use std::borrow::Cow;
+
 use super::device::Gpu;
 use super::weights::GpuWeight;
 use crate::backend::gpu::memory::{self, Buffer};
-use crate::backend::{Element, Result, Tensor, TensorValues};
+use crate::backend::{Element, LatentLayout, Result, Tensor, TensorValues};
+use crate::checkpoint::Format;
+use crate::config::Dtype;
 
 pub(super) type Memory = memory::Memory<GpuWeight, wgpu::Buffer>;
 
@@ -16,6 +20,37 @@ impl Buffer for wgpu::Buffer {
 /// How the tables of [`Memory`] get their buffers.
 pub(super) fn make(gpu: &Gpu) -> impl Fn(&str, u64) -> Result<wgpu::Buffer> {
     |what, bytes| gpu.buffer(what, bytes)
+}
+
+/// The number of a dtype in shaders.
+pub(super) fn number(dtype: Dtype) -> u32 {
+    // Every dtype is among the formats that they know.
+    Format::Dense(dtype).id().unwrap_or_default()
+}
+
+/// Bytes of a row of latents: whole words, so that no two rows share one.
+pub(super) fn row_bytes(layout: &LatentLayout) -> usize {
+    (layout.width() * layout.dtype.size()).next_multiple_of(4)
+}
+
+/// Rows of latents as the device keeps them, each padded to whole words.
+pub(super) fn padded<'a>(layout: &LatentLayout, rows: &'a [u8]) -> Cow<'a, [u8]> {
+    let (row, padded) = (layout.width() * layout.dtype.size(), row_bytes(layout));
+    if row == padded {
+        return Cow::Borrowed(rows);
+    }
+    let mut bytes = vec![0; rows.len() / row * padded];
+    for (to, from) in bytes.chunks_exact_mut(padded).zip(rows.chunks_exact(row)) {
+        to[..row].copy_from_slice(from);
+    }
+    Cow::Owned(bytes)
+}
+
+/// The same rows without the padding.
+pub(super) fn unpadded(layout: &LatentLayout, bytes: &[u8]) -> Vec<u8> {
+    let row = layout.width() * layout.dtype.size();
+    let rows = bytes.chunks_exact(row_bytes(layout).max(1));
+    rows.flat_map(|padded| &padded[..row]).copied().collect()
 }
 
 /// Bytes of the device as values of `tensor`.

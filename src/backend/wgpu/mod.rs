@@ -1,6 +1,6 @@
 //! The wgpu backend: every operation as a WGSL shader, on any GPU that Vulkan, Metal or DX12 reaches.
 //!
-//! f32 arithmetic and an f32 latent cache; weights keep their dtype and are widened in the shader. The shaders are in
+//! f32 arithmetic; weights and latents keep their dtype and are widened in the shader. The shaders are in
 //! `shaders/`, each the twin of a file in `src/backend/cpu/`. A step is one submission. It holds one rank only.
 
 mod answers;
@@ -241,7 +241,15 @@ impl Backend for WgpuBackend {
         let layout = pool.layout;
         for layer in 0..layout.layers {
             let buffer = self.shared.memory().latents(pool, layer)?.clone();
-            let rows = fill::Rows::plain(layout.blocks * layout.block_tokens * layout.width());
+            let packed = layout.dtype != Dtype::F32;
+            let rows = fill::Rows {
+                element: 0,
+                rows: layout.blocks * layout.block_tokens,
+                columns: layout.width(),
+                stride: memory::row_bytes(&layout) / layout.dtype.size(),
+                dtype: layout.dtype,
+                packed,
+            };
             fill::fill(&self.shared, &buffer, &rows, random.part(layer))?;
         }
         Ok(())
@@ -282,9 +290,9 @@ impl Backend for WgpuBackend {
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
-        layout.check_dtype("wgpu", Dtype::F32)?;
         let make = memory::make(&self.shared.gpu);
-        self.shared.memory().add_latents(&make, layout)
+        let row = memory::row_bytes(&layout);
+        self.shared.memory().add_latents(&make, layout, row)
     }
 
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
@@ -340,15 +348,13 @@ impl Backend for WgpuBackend {
         let read = || {
             pool.check_rows(layer, block, tokens)?;
             let buffer = self.shared.memory().latents(pool, layer)?.clone();
-            let row = 4 * layout.width() as u64;
+            let row = memory::row_bytes(&layout) as u64;
             let first = u64::from(block.0) * layout.block_tokens as u64 * row;
             self.read(&[(&buffer, first, tokens as u64 * row)])
         };
-        later(read(), move |words| LatentRecord {
-            latent: layout.latent,
-            rope: layout.rope,
-            dtype: layout.dtype,
-            rows: bytemuck::cast_slice(&words).to_vec(),
+        later(read(), move |words| {
+            let rows = memory::unpadded(&layout, bytemuck::cast_slice(&words));
+            LatentRecord::new(&layout, rows)
         })
     }
 
@@ -362,9 +368,11 @@ impl Backend for WgpuBackend {
         let tokens = pool.check_record(record)?;
         pool.check_rows(layer, block, tokens)?;
         let buffer = self.shared.memory().latents(pool, layer)?.clone();
-        let block_len = (pool.layout.block_tokens * pool.layout.width()) as u64;
-        let at = 4 * u64::from(block.0) * block_len;
-        self.write("latents", &buffer, at, &record.bytes(pool.layout.dtype))
+        let layout = &pool.layout;
+        let block_bytes = (layout.block_tokens * memory::row_bytes(layout)) as u64;
+        let at = u64::from(block.0) * block_bytes;
+        let rows = record.bytes(layout.dtype);
+        self.write("latents", &buffer, at, &memory::padded(layout, &rows))
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {

@@ -3,6 +3,7 @@
 //! Every submission is one command buffer: the batch's metadata goes up first, the answers come down last. How each
 //! operation is encoded is in `operations`, `kda`, `attention`, `experts` and `answers`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::NoUninit;
@@ -14,11 +15,8 @@ use super::readback::{self, Spare};
 use super::timing::{self, Clock, Timing};
 use super::weights::Part;
 use crate::backend::check::Demands;
+use crate::backend::gpu::answers::{Answer, Asked, Submission};
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MetadataLayout};
-use crate::backend::gpu::{
-    self,
-    answers::{self, Answer},
-};
 use crate::backend::{
     AllGather, Batch, Capacity, LatentPool, MaybeSend, Result, StatePool, Step, StepOutput, Tensor,
     Ticket, Weight,
@@ -242,12 +240,12 @@ impl WgpuStep {
         Ok(())
     }
 
-    /// Encodes all commands; `answers` says where each answer begins in `back`, and `clock` writes behind them.
+    /// Encodes all commands; `answers` says where each answer lies in `back`, and `clock` writes behind them.
     fn encode(
         &self,
         metadata: &BatchMetadata,
         back: &wgpu::Buffer,
-        answers: &[u64],
+        answers: &[Range<u64>],
         clock: Option<&mut Clock<'_>>,
     ) -> wgpu::CommandEncoder {
         let gpu = &self.encoder.shared.gpu;
@@ -280,11 +278,11 @@ impl WgpuStep {
                         encoder.copy_buffer_to_buffer(source, 0, target, 0, bytes);
                     }
                 }
-                Command::Answer(buffer, answer) => {
+                Command::Answer(buffer, _) => {
                     passes.open = None;
-                    let bytes = answer.bytes(metadata, |_| 4) as u64;
-                    if let (Some(to), true) = (answers.next(), bytes > 0) {
-                        encoder.copy_buffer_to_buffer(buffer, 0, back, *to, bytes);
+                    if let Some(to) = answers.next().filter(|to| !to.is_empty()) {
+                        let bytes = to.end - to.start;
+                        encoder.copy_buffer_to_buffer(buffer, 0, back, to.start, bytes);
                     }
                 }
             }
@@ -360,26 +358,31 @@ impl Step for WgpuStep {
     }
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
-        self.demands.check(&self.encoder.capacity, batch)?;
-        let metadata = self
-            .metadata_layout
-            .metadata(batch, self.demands.latents.is_some(), 1)?;
-        gpu::fits(&metadata, self.encoder.metadata.size())?;
-        let mut answers = Vec::new();
-        for (_, command) in &self.commands {
-            if let Command::Answer(_, answer) = command {
-                answers.push((*answer, answer.bytes(&metadata, |_| 4)));
-            }
-        }
+        let asked = Asked {
+            capacity: &self.encoder.capacity,
+            demands: &self.demands,
+            layout: &self.metadata_layout,
+            splits: 1,
+            metadata_bytes: self.encoder.metadata.size(),
+        };
+        let answers = self
+            .commands
+            .iter()
+            .filter_map(|(_, command)| match command {
+                Command::Answer(_, answer) => Some(*answer),
+                _ => None,
+            });
+        let submission = Submission::new(batch, &asked, answers, |_| 4)?;
+        let metadata = &submission.metadata;
         let mut bytes = 0;
-        let mut places = Vec::with_capacity(answers.len());
-        for (_, len) in &answers {
-            places.push(bytes);
-            bytes += *len as u64;
+        let mut places = Vec::new();
+        for len in submission.lengths() {
+            places.push(bytes..bytes + len as u64);
+            bytes += len as u64;
         }
         let answered = bytes as usize / 4;
         let shared = Arc::clone(&self.encoder.shared);
-        self.make_windows(&metadata)?;
+        self.make_windows(metadata)?;
         // Every command may need a pass of its own.
         let mut timing = self.timing.take();
         let passes = self.commands.len();
@@ -394,28 +397,19 @@ impl Step for WgpuStep {
                 let words = bytemuck::cast_slice(&metadata.words);
                 let queue = &shared.gpu.queue;
                 queue.write_buffer(&self.encoder.metadata, 0, words);
-                self.encode(&metadata, back, &places, clock.as_mut())
+                self.encode(metadata, back, &places, clock.as_mut())
             })?;
             Ok((read, clock.map_or_else(Vec::new, Clock::timed)))
         });
         self.timing = timing;
         let (read, timed) = submitted?;
-        let targets = answers::targets(batch);
         let timed: Vec<_> = timed.into_iter().map(|i| self.names[i]).collect();
         let tick = shared.gpu.tick.unwrap_or_default();
         Ok(Ticket::new(async move {
             let words = read.await?;
             let times = words.get(answered..).unwrap_or_default();
-            let mut output = answers::output(
-                bytemuck::cast_slice(&words),
-                &answers,
-                &targets,
-                memory::values,
-            );
-            for (name, milliseconds) in timed.iter().zip(timing::milliseconds(times, tick)) {
-                output.add_time(name, milliseconds);
-            }
-            Ok(output)
+            let times = timed.into_iter().zip(timing::milliseconds(times, tick));
+            Ok(submission.output(bytemuck::cast_slice(&words), memory::values, times))
         }))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::attention::mla_params;
 use super::kda::{check_width, widths};
+use super::memory::number;
 use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::WgpuStep;
@@ -140,7 +141,7 @@ impl WgpuStep {
             [reached as u32, metadata.tokens as u32, 1]
         };
         self.dispatch(
-            Program::entry("trace_attention", "score"),
+            Program::entry("trace_attention", "score").with("CACHE", number(layout.dtype)),
             &params,
             &[
                 Bind::Read(2, &query),

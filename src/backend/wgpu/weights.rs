@@ -13,6 +13,7 @@ use crate::backend::gpu::format_word;
 use crate::backend::weight::StoredRows;
 use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
+use crate::config::Dtype;
 use crate::error::BackendError;
 
 /// Narrower rows than this are widened to f32.
@@ -111,7 +112,11 @@ impl GpuWeight {
                 rows: part.matrices.len() * part.rows.len(),
                 columns: weight.columns,
                 stride: made.stride,
-                narrow: weight.format == Format::BF16,
+                dtype: if weight.format == Format::BF16 {
+                    Dtype::Bf16
+                } else {
+                    Dtype::F32
+                },
                 packed: split.format == Format::BF16,
             };
             fill::fill(shared, &part.buffer, &numbers, weight.random)?;

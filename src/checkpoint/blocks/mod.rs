@@ -7,10 +7,14 @@ mod grids;
 mod k_quants;
 mod lattice;
 mod of_32;
+mod repacked;
 
 pub use k_quants::{IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
 pub use lattice::{IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
+pub(crate) use of_32::{E2M1_TWICE, half_power};
 pub use of_32::{IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+pub(super) use repacked::{E4M3, REPACKED};
+pub use repacked::{FP4, FP8, INT4, INT6, INT8};
 
 /// The most elements of a block.
 pub const MOST: usize = 256;
@@ -125,7 +129,7 @@ const fn nibbles(byte: u8) -> [u8; 2] {
 }
 
 /// The 16 values of the formats IQ4: nearer to each other about zero.
-const IQ4_VALUES: [i8; 16] = [
+pub(crate) const IQ4_VALUES: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
 

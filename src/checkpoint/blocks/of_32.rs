@@ -93,10 +93,10 @@ pub static MXFP4: BlockFormat = BlockFormat {
 };
 
 /// Twice the value of each four-bit float.
-pub(super) const E2M1_TWICE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const E2M1_TWICE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// `2^(e - 128)`: half of the power of two that an exponent of eight bits means.
-fn half_power(e: u8) -> f32 {
+pub(crate) fn half_power(e: u8) -> f32 {
     f32::from_bits(match e {
         0 => 0x0020_0000,
         1 => 0x0040_0000,
@@ -104,7 +104,7 @@ fn half_power(e: u8) -> f32 {
     })
 }
 
-fn set(to: &mut Codes, scale: f32, min: f32) {
+pub(super) fn set(to: &mut Codes, scale: f32, min: f32) {
     to.scales[0] = scale;
     to.mins[0] = min;
 }
@@ -115,7 +115,7 @@ fn fifth(q: u8, high: u32, i: usize) -> i8 {
 }
 
 /// The codes of 16 bytes: `code` of four bits and the element's number.
-fn four(bytes: &[u8], to: &mut Codes, code: impl Fn(u8, usize) -> i8) {
+pub(super) fn four(bytes: &[u8], to: &mut Codes, code: impl Fn(u8, usize) -> i8) {
     for (j, byte) in bytes.iter().enumerate().take(16) {
         let [low, high] = nibbles(*byte);
         to.codes[j] = code(low, j);

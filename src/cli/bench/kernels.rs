@@ -19,7 +19,7 @@ pub(super) struct Arguments {
     /// Another device, measured as well and shown beside it in the same table: a backend's name, or that and a device's number.
     #[arg(long, value_name = "BACKEND[:N]", value_parser = DeviceOptions::parse)]
     beside: Vec<DeviceOptions>,
-    /// The shape whose sizes kernels run at: 48b, tiny, or a model's folder or config.json.
+    /// The shape whose sizes kernels run at: 48b, tiny, or a model's folder, config.json or GGUF.
     #[arg(long, value_name = "SHAPE", default_value = "48b")]
     shape: String,
     /// Only what has this in its name.

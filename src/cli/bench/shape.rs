@@ -13,13 +13,13 @@ use kimi_linear::bench::shape::{Options, Row, Tell, Work, measure};
 use kimi_linear::config::ModelConfig;
 use kimi_linear_plan::profile::{Decode, Point, Profile};
 
-use super::super::options::{DeviceOptions, parse_tokens};
+use super::super::options::{CacheOptions, DeviceOptions, parse_tokens};
 use super::super::progress::Progress;
 
 /// Options of `bench --shape`.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Measure a model of this shape: 48b (the published model), tiny (for trying this out), or a model's folder or config.json.
+    /// Measure a model of this shape: 48b (the published model), tiny (for trying this out), or a model's folder, config.json or GGUF.
     /// Its weights and caches are random numbers that the device makes, so no weights are read.
     #[arg(long, value_name = "SHAPE", required_unless_present = "profile")]
     shape: Option<String>,
@@ -32,6 +32,8 @@ pub(super) struct Arguments {
     slots: usize,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// Only so many of its layers, the first ones.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     layers: Option<usize>,
@@ -74,6 +76,7 @@ impl Arguments {
             seed: self.seed,
             prefill_chunk: self.prefill_chunk,
             by_layer: self.by_layer,
+            cache: self.cache.named(),
             effort: (!self.dry_run).then(Effort::default),
         }
     }

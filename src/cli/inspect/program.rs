@@ -10,6 +10,8 @@ use kimi_linear::config::ModelConfig;
 use kimi_linear::engine;
 use kimi_linear::model::{Limits, Model, StepOptions};
 
+use super::super::options::CacheOptions;
+
 /// Which step.
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum Phase {
@@ -24,6 +26,7 @@ pub(super) fn run(
     config: &ModelConfig,
     phase: Phase,
     tokens: Option<usize>,
+    cache: CacheOptions,
     expand: bool,
     json: bool,
 ) -> Result<()> {
@@ -31,7 +34,7 @@ pub(super) fn run(
         Phase::Decode => (tokens.unwrap_or(1), 1),
         Phase::Prefill => (1, tokens.unwrap_or(engine::PREFILL_CHUNK)),
     };
-    let mut program = build(config, segments, length)?;
+    let mut program = build(config, segments, length, cache)?;
     if expand {
         // An attention's two forms share the segments of a batch by their length; the form that has none is left out.
         let has_segments = |op: &Op| match op {
@@ -58,7 +61,12 @@ pub(super) fn run(
 }
 
 /// The program of a step over `segments` segments of `length` tokens, checked as every backend checks it.
-fn build(config: &ModelConfig, segments: usize, length: usize) -> Result<Program> {
+fn build(
+    config: &ModelConfig,
+    segments: usize,
+    length: usize,
+    cache: CacheOptions,
+) -> Result<Program> {
     let blocks = segments * length.div_ceil(engine::BLOCK_TOKENS);
     let step = Capacity {
         tokens: segments * length,
@@ -73,7 +81,7 @@ fn build(config: &ModelConfig, segments: usize, length: usize) -> Result<Program
         slots: segments,
         blocks,
         block_tokens: engine::BLOCK_TOKENS,
-        cache: backend.device().cache,
+        cache: cache.dtype(backend.device()),
     };
     let mut model = Model::random(config, 0, Box::new(backend), limits, &mut |_| {})?;
     let step_options = StepOptions {

@@ -9,6 +9,8 @@ use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 use kimi_linear::server::{Origins, ServerOptions};
 
+use super::super::options::{CacheOptions, DtypeName};
+
 /// Where it listens and who may ask.
 #[derive(Args)]
 #[command(next_help_heading = "HTTP")]
@@ -63,33 +65,6 @@ impl Http {
     }
 }
 
-/// A dtype by vLLM's names.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DtypeName {
-    /// What is there.
-    Auto,
-    /// bfloat16.
-    #[value(alias = "bf16")]
-    Bfloat16,
-    /// IEEE half precision.
-    #[value(alias = "half", alias = "f16")]
-    Float16,
-    /// IEEE single precision.
-    #[value(alias = "float", alias = "f32")]
-    Float32,
-}
-
-impl DtypeName {
-    fn dtype(self) -> Option<Dtype> {
-        match self {
-            Self::Auto => None,
-            Self::Bfloat16 => Some(Dtype::Bf16),
-            Self::Float16 => Some(Dtype::F16),
-            Self::Float32 => Some(Dtype::F32),
-        }
-    }
-}
-
 /// How much runs at a time, and in what memory.
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
@@ -116,9 +91,8 @@ pub(super) struct Engines {
     /// The dtype of the weights: they stay as they are in the checkpoint.
     #[arg(long, value_enum, default_value = "auto")]
     dtype: DtypeName,
-    /// The dtype of the latent cache: the backend's own.
-    #[arg(long, value_enum, default_value = "auto")]
-    kv_cache_dtype: DtypeName,
+    #[command(flatten)]
+    pub(super) cache: CacheOptions,
     /// Seeds the requests that bring no seed; without it each differs.
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
@@ -143,30 +117,15 @@ impl Engines {
         self.prefill_chunk().map(|_| ())
     }
 
-    pub(super) fn check_dtypes(&self, config: &ModelConfig, cache: Dtype) -> Result<()> {
-        let of_weights = config.dtype.unwrap_or(Dtype::Bf16);
-        let asked = [
-            (
-                "--dtype",
-                "the checkpoint's weights are",
-                self.dtype,
-                of_weights,
+    /// Weights are not converted.
+    pub(super) fn check_dtype(&self, config: &ModelConfig) -> Result<()> {
+        let stored = config.dtype.unwrap_or(Dtype::Bf16);
+        match self.dtype.named().filter(|wanted| *wanted != stored) {
+            None => Ok(()),
+            Some(wanted) => anyhow::bail!(
+                "--dtype {wanted}: the checkpoint's weights are {stored}, and nothing is converted; leave it at auto"
             ),
-            (
-                "--kv-cache-dtype",
-                "this backend caches in",
-                self.kv_cache_dtype,
-                cache,
-            ),
-        ];
-        for (flag, what, name, is) in asked {
-            if let Some(wanted) = name.dtype().filter(|wanted| *wanted != is) {
-                anyhow::bail!(
-                    "{flag} {wanted}: {what} {is}, and nothing is converted; leave it at auto"
-                );
-            }
         }
-        Ok(())
     }
 
     pub(super) fn context(&self, config: &ModelConfig) -> Result<Option<usize>> {

@@ -7,6 +7,7 @@ use crate::backend::{
     Program, Result, Segment, Segments, Slot, Step, Tensor,
 };
 use crate::checkpoint::Format;
+use crate::config::Dtype;
 use crate::conformance::oracle::{self, Attention, widen};
 use crate::conformance::{CaseContext, Matrix, Tolerance};
 
@@ -28,6 +29,7 @@ impl Cache {
     fn new(
         ctx: &mut CaseContext<'_>,
         [latent, rope, block_tokens]: [usize; 3],
+        dtype: Option<Dtype>,
         spans: &[Span],
     ) -> Result<Self> {
         let mut needed: Vec<usize> = spans
@@ -42,7 +44,7 @@ impl Cache {
             rope,
             block_tokens,
             blocks: free.len(),
-            dtype: ctx.backend.device().cache,
+            dtype: ctx.cache(dtype),
         })?;
         let mut tables = Vec::new();
         for count in &needed[..spans.len()] {
@@ -134,20 +136,71 @@ fn total(spans: &[Span]) -> usize {
     spans.iter().map(|(_, length)| length).sum()
 }
 
+/// Numbers about the borders of f16 and bf16: ties and their neighbours, the greatest and the smallest, and no numbers.
+const BORDERS: [f32; 24] = [
+    1.0 + 1.0 / 2048.0,
+    1.0 + 3.0 / 2048.0,
+    -1.0 - 3.0 / 2048.0 + 1.0 / (1 << 20) as f32,
+    1.0 + 1.0 / 256.0,
+    1.0 + 3.0 / 256.0,
+    -1.0 - 1.0 / 256.0 - 1.0 / (1 << 20) as f32,
+    2.0 - 1.0 / 8192.0,
+    65504.0,
+    65519.996,
+    65520.0,
+    -1e9,
+    3.3e38,
+    f32::MAX,
+    6.103_515_6e-5,
+    6.1e-5,
+    5.960_464_5e-8,
+    8.940_697e-8,
+    2.980_232_2e-8,
+    -2.980_232_6e-8,
+    1e-20,
+    -0.0,
+    f32::INFINITY,
+    f32::NEG_INFINITY,
+    f32::NAN,
+];
+
+/// Numbers at the borders of narrower dtypes are rounded to nearest even, as the shared part of keys, which is not normalised.
+pub(super) fn borders(ctx: &mut CaseContext<'_>, dtype: Dtype) -> Result<()> {
+    let (latent, rope) = (9, BORDERS.len());
+    let mut values = ctx.activations(latent, 1.0);
+    values.extend(ctx.rounded(BORDERS.to_vec()));
+    let shape = [latent, rope, 4];
+    append_rows(ctx, shape, Some(dtype), &[(6, 1)], &values, 1e-6)
+}
+
 /// Appended rows are normalised and in their places, and nothing else has changed.
 pub(super) fn append(
     ctx: &mut CaseContext<'_>,
     shape: [usize; 3],
+    dtype: Option<Dtype>,
     spans: &[Span],
     scale: f32,
     eps: f32,
 ) -> Result<()> {
+    let values = ctx.activations(total(spans) * (shape[0] + shape[1]), scale);
+    append_rows(ctx, shape, dtype, spans, &values, eps)
+}
+
+/// The same for these rows.
+fn append_rows(
+    ctx: &mut CaseContext<'_>,
+    shape: [usize; 3],
+    dtype: Option<Dtype>,
+    spans: &[Span],
+    values: &[f32],
+    eps: f32,
+) -> Result<()> {
     let [latent, rope, _] = shape;
     let width = latent + rope;
-    let cache = Cache::new(ctx, shape, spans)?;
+    let cache = Cache::new(ctx, shape, dtype, spans)?;
+    let dtype = cache.pool.layout.dtype;
     let norm = ctx.norm_weight(Format::BF16, latent)?;
-    let values = ctx.activations(total(spans) * width, scale);
-    let input = ctx.input(width, crate::backend::Element::Activation, &values)?;
+    let input = ctx.input(width, crate::backend::Element::Activation, values)?;
     let append = MlaAppend {
         input,
         weight: norm.weight,
@@ -168,7 +221,7 @@ pub(super) fn append(
         return Ok(());
     }
     let after = [cache.read(ctx, 0)?, cache.read(ctx, LAYER)?];
-    let answer = oracle::append(&widen(&values), &norm.values, rope, eps);
+    let answer = oracle::append(&widen(values), &norm.values, rope, eps);
     // What is now where rows were appended, put back as it was before: then all must be as it was.
     let mut rest = after.clone();
     let mut row = 0;
@@ -177,13 +230,15 @@ pub(super) fn append(
             let found = cache.row(&after[1], sequence, position);
             let answer = &answer[row * width..(row + 1) * width];
             let label = |what: &str| format!("{what} of sequence {sequence} at {position}");
-            ctx.close(
+            ctx.close_kept(
                 label("the latent"),
                 latent,
                 &found[..latent],
                 &answer[..latent],
+                dtype,
             );
-            let shared = ctx.cached(values[row * width + latent..(row + 1) * width].to_vec());
+            let shared = values[row * width + latent..(row + 1) * width].to_vec();
+            let shared = ctx.cached(dtype, shared);
             ctx.same(label("k_pe"), &found[latent..], &shared);
             let tokens = cache.pool.layout.block_tokens;
             let block = cache.tables[sequence][position / tokens].0 as usize;
@@ -210,6 +265,8 @@ pub(super) struct Shape {
     pub(super) attention: Attention,
     pub(super) block_tokens: usize,
     pub(super) format: Format,
+    /// The pool's dtype; `None` is the device's own.
+    pub(super) cache: Option<Dtype>,
     /// How large expanded keys and values are.
     pub(super) size: f32,
 }
@@ -219,7 +276,7 @@ struct Fixture {
     cache: Cache,
     attention: Attention,
     kv_b: Matrix,
-    /// `[position + length, latent + rope]` a sequence.
+    /// `[position + length, latent + rope]` a sequence: the numbers that are cached, as operands of the device's precision.
     latents: Vec<Vec<f32>>,
     /// `[T, heads * (nope + rope)]`.
     queries: Vec<f32>,
@@ -244,7 +301,8 @@ impl Fixture {
             rope,
             value,
         } = attention;
-        let cache = Cache::new(ctx, [latent, rope, shape.block_tokens], spans)?;
+        let widths = [latent, rope, shape.block_tokens];
+        let cache = Cache::new(ctx, widths, shape.cache, spans)?;
         let rows = heads * (nope + value);
         let scale = shape.size * (latent as f32).powf(-0.5);
         let kv_b = ctx.random_matrix(shape.format, [1, rows, latent], scale)?;
@@ -253,9 +311,9 @@ impl Fixture {
             let rows = ctx
                 .random
                 .normals((position + length) * (latent + rope), 1.0);
-            let rows = ctx.cached(rows);
+            let rows = ctx.cached(cache.pool.layout.dtype, rows);
             cache.seed(ctx, i, &rows)?;
-            latents.push(rows);
+            latents.push(ctx.rounded(rows));
         }
         let queries = ctx.activations(total(spans) * heads * (nope + rope), sharp);
         let query = ctx.output(total(spans), heads * (nope + rope))?;

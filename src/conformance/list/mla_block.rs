@@ -45,7 +45,7 @@ impl Fixture {
             rope,
             block_tokens: BLOCK_TOKENS,
             blocks: 16,
-            dtype: ctx.backend.device().cache,
+            dtype: ctx.cache(None),
         })?;
         let values = ctx.activations(tokens * d, 1.0);
         let weights = [
@@ -107,7 +107,7 @@ fn seed(ctx: &mut CaseContext<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
     let mut pasts = Vec::new();
     for (position, _, table) in SEQUENCES {
         let rows = ctx.random.normals(position * width, 1.0);
-        let rows = ctx.cached(rows);
+        let rows = ctx.cached(pool.layout.dtype, rows);
         for (rows, block) in rows.chunks(BLOCK_TOKENS * width).zip(table) {
             ctx.backend
                 .write_latents(pool, LAYER, Block(block), &record(rows))?;

@@ -1,8 +1,9 @@
 //! The cases of latent attention: widths, formats, block sizes, lengths.
 
-use super::mla::{Shape, Span, append, attend, properties, shared};
+use super::mla::{Shape, Span, append, attend, borders, properties, shared};
 use crate::backend::Segments;
 use crate::checkpoint::Format;
+use crate::config::Dtype;
 use crate::conformance::oracle::Attention;
 use crate::conformance::{Case, Tolerance};
 
@@ -28,6 +29,10 @@ const EIGHTS: Attention = attention([2, 40, 16, 8, 24]);
 
 const UNEVEN: Attention = attention([1, 33, 7, 5, 11]);
 
+const ODD_ROWS: Attention = attention([2, 33, 9, 4, 10]);
+
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
 /// All of them.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = append_cases();
@@ -43,6 +48,7 @@ pub(super) fn cases() -> Vec<Case> {
         attention.heads();
         attention.lengths();
         attention.properties();
+        attention.dtypes();
     }
     cases
 }
@@ -52,6 +58,7 @@ const BASE: Shape = Shape {
     attention: ODD,
     block_tokens: 16,
     format: Format::BF16,
+    cache: None,
     size: 1.0,
 };
 
@@ -103,7 +110,7 @@ impl Attentions<'_> {
                 attention,
                 block_tokens,
                 format,
-                size: 1.0,
+                ..BASE
             };
             for (spans_name, spans) in SPANS {
                 // Scores of several tens; at hundreds f32's own rounding of a score would exceed the bound.
@@ -180,6 +187,26 @@ impl Attentions<'_> {
         );
     }
 
+    /// Pools of each dtype: whole eights, rows of an odd number of elements, the published widths.
+    fn dtypes(&mut self) {
+        for cache in DTYPES {
+            for attention in [EVEN, ODD_ROWS, PUBLISHED] {
+                let Attention { latent, rope, .. } = attention;
+                let shape = Shape {
+                    attention,
+                    cache: Some(cache),
+                    ..BASE
+                };
+                let name = format!("a {cache} pool of {latent}+{rope}");
+                let ragged = &[(5, 33), (3, 0), (64, 20), (20, 1)];
+                self.attend(&name, shape, Segments::All, ragged, 2.0);
+                let name = format!("{name}/single tokens after a long context");
+                let single = &[(1000, 1), (3, 1)];
+                self.attend(name, shape, Segments::Single, single, 2.0);
+            }
+        }
+    }
+
     fn properties(&mut self) {
         let form = (self.prefill, Segments::All);
         self.cases.push(Case::new(
@@ -214,10 +241,27 @@ fn append_cases() -> Vec<Case> {
                     "mla_append",
                     name,
                     Tolerance::Close,
-                    move |ctx| append(ctx, shape, spans, scale, 1e-6),
+                    move |ctx| append(ctx, shape, None, spans, scale, 1e-6),
                 ));
             }
         }
+    }
+    for dtype in DTYPES {
+        for shape in [[72, 16, 16], [33, 4, 5]] {
+            let [latent, rope, block] = shape;
+            cases.push(Case::new(
+                "mla_append",
+                format!("a {dtype} pool of {latent}+{rope}/blocks of {block}"),
+                Tolerance::Close,
+                move |ctx| append(ctx, shape, Some(dtype), spans[0], 1.0, 1e-6),
+            ));
+        }
+        cases.push(Case::new(
+            "mla_append",
+            format!("a {dtype} pool/numbers at its borders"),
+            Tolerance::Close,
+            move |ctx| borders(ctx, dtype),
+        ));
     }
     cases
 }

@@ -6,6 +6,7 @@ use crate::backend::{
     StateRecord, TensorValues, WeightSource,
 };
 use crate::checkpoint::Format;
+use crate::config::Dtype;
 use crate::conformance::context::stored;
 use crate::conformance::{Case, CaseContext, Tolerance};
 use crate::error::BackendError;
@@ -154,19 +155,27 @@ fn bad_states(ctx: &mut CaseContext<'_>) -> Result<()> {
     Ok(())
 }
 
-fn latent_layout(ctx: &CaseContext<'_>) -> LatentLayout {
+fn latent_layout(dtype: Dtype) -> LatentLayout {
     LatentLayout {
         layers: 2,
-        latent: 33,
+        latent: 32,
         rope: 5,
         block_tokens: 7,
         blocks: 4,
-        dtype: ctx.backend.device().cache,
+        dtype,
     }
 }
 
+/// Rows of an odd number of elements, so that two of 16 bits do not share a word of the host's.
 fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
-    let layout = latent_layout(ctx);
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        latents_in(ctx, dtype)?;
+    }
+    Ok(())
+}
+
+fn latents_in(ctx: &mut CaseContext<'_>, dtype: Dtype) -> Result<()> {
+    let layout = latent_layout(dtype);
     let pool = ctx.backend.latent_pool(layout)?;
     let mut kept = Vec::new();
     for layer in 0..layout.layers {
@@ -175,7 +184,7 @@ fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
             // A whole block, then its first rows anew, then no rows at all.
             for tokens in [layout.block_tokens, 3, 0] {
                 let rows = ctx.random.normals(tokens * layout.width(), 1.0);
-                let rows = ctx.cached(rows);
+                let rows = ctx.cached(dtype, rows);
                 let record = LatentRecord::from_f32(layout.latent, layout.rope, &rows);
                 ctx.backend
                     .write_latents(&pool, layer, Block(block), &record)?;
@@ -191,7 +200,10 @@ fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
                 .backend
                 .read_latents(&pool, *layer, *block, tokens)
                 .wait()?;
-            let what = format!("{tokens} rows of block {} of layer {layer}", block.0);
+            let what = format!(
+                "{tokens} rows of block {} of layer {layer} in {dtype}",
+                block.0
+            );
             ctx.same(&what, &found.to_f32(), &expected[..tokens * layout.width()]);
             ctx.holds(
                 what,
@@ -204,7 +216,7 @@ fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
 }
 
 fn bad_latents(ctx: &mut CaseContext<'_>) -> Result<()> {
-    let layout = latent_layout(ctx);
+    let layout = latent_layout(ctx.cache(None));
     let pool = ctx.backend.latent_pool(layout)?;
     let record = |latent, rope, len| LatentRecord::from_f32(latent, rope, &vec![1.0; len]);
     let (latent, rope, width) = (layout.latent, layout.rope, layout.width());

@@ -7,6 +7,7 @@ use crate::backend::{
     StateLayout,
 };
 use crate::checkpoint::Format;
+use crate::config::Dtype;
 use crate::conformance::context::plain;
 use crate::conformance::{Case, CaseContext, Tolerance};
 
@@ -138,14 +139,23 @@ fn states(ctx: &mut CaseContext<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Rows of a whole number of words in every dtype, and rows that are padded in some.
 fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        latents_in(ctx, dtype, 16)?;
+        latents_in(ctx, dtype, 7)?;
+    }
+    Ok(())
+}
+
+fn latents_in(ctx: &mut CaseContext<'_>, dtype: Dtype, rope: usize) -> Result<()> {
     let layout = LatentLayout {
         layers: 2,
         latent: 48,
-        rope: 16,
+        rope,
         block_tokens: 5,
         blocks: 4,
-        dtype: ctx.backend.device().cache,
+        dtype,
     };
     let pool = ctx.backend.latent_pool(layout)?;
     let random = Random::named("latents", 1, 0);
@@ -162,8 +172,9 @@ fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
             let rows = (first..first + len)
                 .map(|i| random.value(i as u64))
                 .collect();
-            let rows = ctx.cached(rows);
-            ctx.same("rows", &read.wait()?.to_f32(), &rows);
+            let rows = ctx.cached(dtype, rows);
+            let what = format!("rows of {} in {dtype}", layout.width());
+            ctx.same(what, &read.wait()?.to_f32(), &rows);
         }
     }
     Ok(())

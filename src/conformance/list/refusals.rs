@@ -52,7 +52,7 @@ impl Fixture {
             rope: 4,
             block_tokens: BLOCK_TOKENS,
             blocks: BLOCKS,
-            dtype: ctx.backend.device().cache,
+            dtype: ctx.cache(None),
         })?;
         let table = ctx.random_matrix(Format::F32, [1, VOCABULARY, 12], 1.0)?;
         let conv = ctx.random_matrix(Format::F32, [1, 12, 4], 1.0)?;

@@ -120,13 +120,14 @@ fn attention() -> Vec<Case> {
         attention,
         block_tokens: 64,
         format: Format::BF16,
+        cache: None,
         size: 1.0,
     };
     let (latent, key, value) = (512, 192, 128);
     let kv_b = 2 * HEADS * 256 * latent;
     let mut cases = Vec::new();
     let case = Case::new("mla_append", "512+64/T=256", Tolerance::Close, |ctx| {
-        mla::append(ctx, [512, 64, 64], &[(0, 256)], 1.0, 1e-6)
+        mla::append(ctx, [512, 64, 64], None, &[(0, 256)], 1.0, 1e-6)
     });
     cases.push(case.with_work(8 * 256 * 576, 4 * 256 * latent));
     let t = 256;

@@ -1,12 +1,12 @@
 //! How much an engine can hold in the memory that there is.
 
-use super::options::{BLOCK_TOKENS, Sizes};
+use super::options::{BLOCK_TOKENS, EngineSizes};
 use crate::config::{Dtype, ModelConfig};
 use crate::error::EngineError;
 
-/// What is wanted of an engine; what is left open takes what memory allows.
+/// What an engine is to hold; what is left open takes what memory allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct MemoryPlanner {
     /// Sequences at a time.
     pub sequences: usize,
     /// Tokens that a sequence may reach; by default what the model allows and memory holds.
@@ -17,7 +17,7 @@ pub struct Wanted {
     pub checkpoints: usize,
     /// Blocks of latents; by default enough for every sequence's context, or as many as fit.
     pub blocks: Option<usize>,
-    /// Bytes that everything together may take; nothing is no bound.
+    /// Memory budget in bytes; `None` for no limit.
     pub memory: Option<u64>,
     /// Bytes of the weights.
     pub weights: u64,
@@ -25,15 +25,15 @@ pub struct Wanted {
     pub cache: Dtype,
 }
 
-impl Wanted {
+impl MemoryPlanner {
     /// The sizes of an engine for `config` that holds this.
     ///
     /// # Errors
     /// Too little memory for one sequence of the context beside the weights and the states.
-    pub fn sizes(&self, config: &ModelConfig) -> Result<Sizes, EngineError> {
+    pub fn sizes(&self, config: &ModelConfig) -> Result<EngineSizes, EngineError> {
         let context = self.context.unwrap_or(config.model_max_length);
         let context = context.min(config.model_max_length);
-        let sizes = |context: usize, blocks: usize| Sizes {
+        let sizes = |context: usize, blocks: usize| EngineSizes {
             sequences: self.sequences,
             context,
             prefill_chunk: self.prefill_chunk,
@@ -95,8 +95,8 @@ mod tests {
         ModelConfig::from_file(Path::new("assets/shapes/48b.json")).unwrap()
     }
 
-    fn wanted(memory: u64) -> Wanted {
-        Wanted {
+    fn planner(memory: u64) -> MemoryPlanner {
+        MemoryPlanner {
             sequences: 8,
             context: None,
             prefill_chunk: 512,
@@ -112,7 +112,7 @@ mod tests {
     fn what_is_open_takes_what_is_left() {
         let (config, gib) = (config(), 1 << 30);
         // 16 slots of 42.8 MiB, and activations, leave some 11 of 110 GiB; a token takes 8,064 bytes.
-        let sizes = wanted(110 * gib).sizes(&config).unwrap();
+        let sizes = planner(110 * gib).sizes(&config).unwrap();
         let blocks = sizes.blocks.unwrap();
         let bytes = blocks as u64 * 64 * 8064;
         assert!((10 * gib..12 * gib).contains(&bytes), "{bytes}");
@@ -121,7 +121,7 @@ mod tests {
             config.model_max_length.min((blocks - 1) * 64)
         );
         // With plenty there is enough for all, and no more.
-        let sizes = wanted(1 << 44).sizes(&config).unwrap();
+        let sizes = planner(1 << 44).sizes(&config).unwrap();
         assert_eq!(sizes.context, config.model_max_length);
         assert_eq!(
             sizes.blocks.unwrap(),
@@ -132,21 +132,21 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_its_parts() {
         let config = config();
-        let long = Wanted {
+        let long = MemoryPlanner {
             context: Some(1 << 20),
-            ..wanted(100 << 30)
+            ..planner(100 << 30)
         };
-        for wanted in [wanted(98 << 30), long] {
-            let error = wanted.sizes(&config).unwrap_err().to_string();
+        for planner in [planner(98 << 30), long] {
+            let error = planner.sizes(&config).unwrap_err().to_string();
             assert!(error.contains("weights"), "{error}");
         }
-        let few = Wanted {
+        let few = MemoryPlanner {
             blocks: Some(3),
             context: Some(1000),
-            ..wanted(1 << 44)
+            ..planner(1 << 44)
         };
         assert!(few.sizes(&config).is_err());
-        let few = Wanted {
+        let few = MemoryPlanner {
             context: None,
             ..few
         };

@@ -1,0 +1,301 @@
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::super::memory::widen;
+use super::*;
+use crate::checkpoint::blocks::NO_MIN;
+use crate::checkpoint::ggml::TYPES;
+use crate::checkpoint::{Codes, Format};
+use crate::conformance::{EIGHT_BIT_ACTIVATIONS, differing, greatest_error};
+
+/// Every format whose products are of integers.
+fn formats() -> Vec<&'static BlockFormat> {
+    let blocks = TYPES.iter().filter_map(|known| match known.format {
+        Some(Format::Block(format)) => applies(format).then_some(format),
+        _ => None,
+    });
+    let formats: Vec<_> = blocks.collect();
+    assert!(formats.len() >= 18, "{formats:?}");
+    formats
+}
+
+/// `[rows, width]` random blocks; scales in f16 may be anything but not finite, where `wild`, else about 0.01.
+fn stored(
+    rng: &mut ChaCha8Rng,
+    format: &BlockFormat,
+    rows: usize,
+    width: usize,
+    wild: bool,
+) -> Vec<u8> {
+    let halves: &[usize] = match format.name {
+        "Q4_1" | "Q5_1" | "Q4_K" | "Q5_K" => &[0, 2],
+        "Q2_K" => &[80, 82],
+        "Q3_K" => &[108],
+        "Q6_K" => &[208],
+        "MXFP4" => &[],
+        _ => &[0],
+    };
+    let mut bytes = vec![0; rows * width / format.length * format.bytes];
+    rng.fill(&mut bytes[..]);
+    for block in bytes.chunks_exact_mut(format.bytes) {
+        for at in halves {
+            let bits = if wild {
+                // Any sign, exponents from subnormal to the greatest.
+                rng.random::<u16>() & 0xbfff | rng.random_range(0..15) << 10
+            } else {
+                half::f16::from_f32(rng.random_range(-0.01..0.01)).to_bits()
+            };
+            block[*at..at + 2].copy_from_slice(&bits.to_le_bytes());
+        }
+        if format.name == "MXFP4" {
+            block[0] = if wild { rng.random_range(0..=254) } else { 120 };
+        }
+    }
+    bytes
+}
+
+/// `[rows, width]` normal numbers, nearly.
+fn normal(rng: &mut ChaCha8Rng, len: usize) -> Vec<f32> {
+    let twelve = |_| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
+    (0..len).map(twelve).collect()
+}
+
+/// Rows that codes of eight bits find hard: zeros, one huge number, subnormal ones, the greatest codes, alternating signs.
+fn edges(width: usize) -> Vec<f32> {
+    let mut rows = vec![0.0; width];
+    let mut huge: Vec<f32> = (0..width).map(|i| (i as f32).sin()).collect();
+    huge[width / 2] = 1e30;
+    rows.extend(huge);
+    rows.extend((0..width).map(|i| if i % 2 == 0 { 1e-39 } else { -3e-38 }));
+    rows.extend((0..width).map(|i| if i % 3 == 0 { 127.0 } else { -127.0 }));
+    rows.extend(vec![-1.0; width]);
+    rows
+}
+
+fn path_products(
+    path: Path,
+    format: &'static BlockFormat,
+    bytes: &[u8],
+    input: &[f32],
+    width: usize,
+) -> Vec<f32> {
+    let rows = Activations::new(input, width);
+    let stride = width / format.length * format.bytes;
+    let mut output = vec![0.0; bytes.len() / stride * rows.count()];
+    path.run(Products {
+        layout: Layout::of(format),
+        weights: bytes.chunks_exact(stride),
+        rows: &rows,
+        unpacked: &mut Weights::new(&rows),
+        output: &mut output,
+    });
+    output
+}
+
+/// The definition of the module's head, written down once more, a product at a time.
+fn defined(format: &BlockFormat, bytes: &[u8], input: &[f32], width: usize) -> Vec<f32> {
+    let Unpack::Codes(unpack) = format.unpack else {
+        return Vec::new();
+    };
+    let rows = Activations::new(input, width);
+    let stride = width / format.length * format.bytes;
+    let mut output = Vec::new();
+    for weight in bytes.chunks_exact(stride) {
+        for r in 0..rows.count() {
+            let (mut lanes, mut mins) = ([0.0_f32; 8], [0.0_f32; 8]);
+            let mut symmetric = true;
+            for column in (0..width).step_by(4) {
+                let mut block = Codes::default();
+                let at = column / format.length * format.bytes;
+                unpack(&weight[at..at + format.bytes], &mut block);
+                let (inner, group) = (
+                    column % format.length,
+                    column % format.length / format.group,
+                );
+                let activations = &rows.codes(r)[column / BLOCK];
+                let sum: i32 = (0..4)
+                    .map(|i| {
+                        let activation = activations[column % BLOCK + i];
+                        i32::from(block.codes[inner + i]) * i32::from(activation)
+                    })
+                    .sum();
+                let scale = block.scales[group] * rows.scales(r)[column / BLOCK];
+                let lane = &mut lanes[column % BLOCK / 4];
+                *lane = (sum as f32).mul_add(scale, *lane);
+                if column % GROUP == 0 {
+                    let (g, min) = (column / GROUP, block.mins[group]);
+                    let lane = &mut mins[g % 8];
+                    *lane = min.mul_add(rows.sums(r)[g / 8][g % 8], *lane);
+                    symmetric &= min.to_bits() == (-0.0_f32).to_bits();
+                }
+            }
+            let t: Vec<f32> = (0..8)
+                .map(|l| {
+                    if symmetric {
+                        lanes[l]
+                    } else {
+                        lanes[l] + mins[l]
+                    }
+                })
+                .collect();
+            let halves = [t[0] + t[4], t[1] + t[5], t[2] + t[6], t[3] + t[7]];
+            output.push((halves[0] + halves[2]) + (halves[1] + halves[3]));
+        }
+    }
+    output
+}
+
+/// Widths of whole blocks: one block, several, and such whose minimums do not fill eights.
+fn widths(format: &BlockFormat) -> [usize; 3] {
+    [1, 3, 9].map(|blocks| blocks * format.length)
+}
+
+#[test]
+fn every_instruction_set_gives_the_bits_of_the_definition() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for format in formats() {
+        for width in widths(format) {
+            let bytes = stored(&mut rng, format, 19, width, true);
+            let mut input = normal(&mut rng, 4 * width);
+            input.extend(edges(width));
+            let expected = defined(format, &bytes, &input, width);
+            for path in Path::all() {
+                let found = path_products(path, format, &bytes, &input, width);
+                assert_eq!(
+                    differing(&found, &expected),
+                    0,
+                    "{}, {path:?}, {width}",
+                    format.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_scales_and_minimums_are_those_of_the_format() {
+    struct TakenApart<'a>(&'static BlockFormat, &'a [u8], &'a mut Weights);
+    impl Work for TakenApart<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) {
+            self.2.unpack(isa, &Layout::of(self.0), 0, self.1);
+        }
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    for format in formats() {
+        let Unpack::Codes(unpack) = format.unpack else {
+            panic!("{format:?}");
+        };
+        let width = 256;
+        let rows = Activations::new(&vec![1.0; width], width);
+        for path in Path::all() {
+            let mut weights = Weights::new(&rows);
+            for _ in 0..200 {
+                let bytes = stored(&mut rng, format, 1, width, true);
+                path.run(TakenApart(format, &bytes, &mut weights));
+                for (b, bytes) in bytes.chunks_exact(format.bytes).enumerate() {
+                    let mut block = Codes::default();
+                    unpack(bytes, &mut block);
+                    let first = b * format.length;
+                    let codes = &weights.codes(0).as_flattened()[first..][..format.length];
+                    assert_eq!(codes, &block.codes[..format.length], "{}", format.name);
+                    for g in 0..format.length / GROUP {
+                        let (at, group) = (first / GROUP + g, g * GROUP / format.group);
+                        let scale = weights.scales(0).as_flattened()[at];
+                        assert_eq!(scale.to_bits(), block.scales[group].to_bits());
+                        let min = weights
+                            .mins(0)
+                            .map_or(NO_MIN, |mins| mins.as_flattened()[at]);
+                        assert_eq!(
+                            min.to_bits(),
+                            block.mins[group].to_bits(),
+                            "{}",
+                            format.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_row_is_one_of_many_to_the_bit() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    for format in formats() {
+        let width = 2 * 256;
+        let bytes = stored(&mut rng, format, 21, width, false);
+        let input = normal(&mut rng, 11 * width);
+        let many = path_products(Path::widest(), format, &bytes, &input, width);
+        for (r, row) in input.chunks_exact(width).enumerate() {
+            let one = path_products(Path::widest(), format, &bytes, row, width);
+            let among: Vec<f32> = many.iter().skip(r).step_by(11).copied().collect();
+            assert_eq!(differing(&one, &among), 0, "{}, row {r}", format.name);
+        }
+    }
+}
+
+#[test]
+fn rows_that_are_not_finite_give_no_number_and_harm_no_other_row() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    for format in formats() {
+        let width = 512;
+        let bytes = stored(&mut rng, format, 5, width, false);
+        for damage in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut input = normal(&mut rng, 3 * width);
+            input[width + 300] = damage;
+            for path in Path::all() {
+                let found = path_products(path, format, &bytes, &input, width);
+                for rows in found.chunks_exact(3) {
+                    let finite = [0, 1, 2].map(|r| rows[r].is_finite());
+                    assert_eq!(finite, [true, false, true], "{}, {path:?}", format.name);
+                    assert!(rows[1].is_nan(), "{}, {path:?}: {}", format.name, rows[1]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_within_the_bound_of_eight_bits() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let norm = |values: &[f32]| {
+        values
+            .iter()
+            .map(|x| f64::from(*x).powi(2))
+            .sum::<f64>()
+            .sqrt()
+    };
+    for format in formats() {
+        for width in [256, 2304] {
+            let (outputs, count) = (64, 64);
+            let bytes = stored(&mut rng, format, outputs, width, false);
+            let input = normal(&mut rng, count * width);
+            let mut weights = vec![0.0; outputs * width];
+            widen(Format::Block(format), &bytes, &mut weights);
+            let found = path_products(Path::widest(), format, &bytes, &input, width);
+            let pairs = weights
+                .chunks_exact(width)
+                .flat_map(|weight| input.chunks_exact(width).map(move |row| (weight, row)));
+            let (mut reference, mut squares) = (Vec::new(), 0.0);
+            for ((weight, row), found) in pairs.zip(&found) {
+                let products = weight.iter().zip(row);
+                let expected: f64 = products.map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                let unrelated = norm(weight) * norm(row) / (width as f64).sqrt();
+                squares += ((f64::from(*found) - expected) / unrelated).powi(2);
+                reference.push(expected);
+            }
+            let mean = (squares / reference.len() as f64).sqrt();
+            let greatest = greatest_error(&found, &reference, found.len());
+            let (name, bound) = (format.name, EIGHT_BIT_ACTIVATIONS);
+            assert!(mean < bound[0], "{name}, {width}: {mean:e}");
+            assert!(greatest < bound[1], "{name}, {width}: {greatest:e}");
+            assert!(
+                mean > 1e-3,
+                "{name}, {width}: {mean:e}: eight bits were not used"
+            );
+        }
+    }
+}

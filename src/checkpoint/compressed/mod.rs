@@ -1,0 +1,147 @@
+//! Quantised weights in safetensors files, of compressed-tensors, DeepSeek, ModelOpt and MLX: what is stored, and how it
+//! becomes blocks when it is loaded.
+//!
+//! Which scheme a weight has is decided by the names, dtypes and shapes that are there ([`recognise`]); the configuration is
+//! held against it. A weight is repacked each time that it is asked for ([`repack`]): into blocks whose values are those of the
+//! scheme's formula in f32, to the bit. [`Scheme`] has the formulas.
+
+mod expand;
+mod grid;
+mod recognise;
+mod repack;
+
+use std::ops::Range;
+
+pub(super) use recognise::{Taken, take};
+
+use bytes::Bytes;
+
+use self::expand::Expand;
+use self::grid::{Grid, Number};
+use super::blocks::{FP4, FP8, INT4, INT6, INT8, MXFP4, Q4_0, Q4_1, Q5_1, Q8_0};
+use super::{BlockFormat, Format, Shard};
+use crate::error::CheckpointError;
+
+/// A weight that is made when it is asked for.
+#[derive(Clone, Debug)]
+pub(super) enum Repacked {
+    /// One quantised matrix.
+    Matrix(Packed),
+    /// `kv_b_proj` in two parts.
+    Expand(Expand),
+}
+
+impl Repacked {
+    /// The format that it is repacked to, if no scale is extraordinary.
+    fn format(&self) -> Format {
+        match self {
+            Self::Matrix(packed) => Format::Block(packed.usual()),
+            Self::Expand(_) => Format::F32,
+        }
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`] or [`CheckpointError::Length`] where a shard cannot be read any more.
+    pub(super) fn make(&self, shards: &[Shard]) -> Result<(Format, Bytes), CheckpointError> {
+        match self {
+            Self::Matrix(packed) => packed.repack(shards),
+            Self::Expand(expand) => expand.matrix(shards),
+        }
+    }
+
+    /// Codes and scales, as shards and ranges of them; codes first.
+    pub(super) fn stored(&self) -> Vec<(usize, Range<usize>)> {
+        let parts: Vec<&Stored> = match self {
+            Self::Matrix(packed) => vec![&packed.codes, &packed.scales.stored],
+            Self::Expand(expand) => expand.stored().collect(),
+        };
+        parts
+            .into_iter()
+            .map(|part| (part.shard, part.range.clone()))
+            .collect()
+    }
+}
+
+/// Bytes that are aligned as f32.
+struct Words(Vec<f32>);
+
+impl AsRef<[u8]> for Words {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+/// Bytes of a shard.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    shard: usize,
+    range: Range<usize>,
+}
+
+/// Numbers of a matrix that each count for a part of it.
+#[derive(Clone, Debug)]
+struct Scales {
+    stored: Stored,
+    number: Number,
+    grid: Grid,
+}
+
+/// A quantised matrix as it is stored.
+#[derive(Clone, Debug)]
+pub(super) struct Packed {
+    rows: usize,
+    columns: usize,
+    /// `[rows, row_bytes]`: the codes of a row are a little-endian bit string.
+    codes: Stored,
+    row_bytes: usize,
+    /// Bits of a code.
+    bits: usize,
+    scales: Scales,
+    scheme: Scheme,
+}
+
+/// The value of an element with code `q` and scale `s`, each operation rounded in f32.
+#[derive(Clone, Debug)]
+enum Scheme {
+    /// `(q - z) * s`. Codes are stored as `q + 2^(bits - 1)`, or as they are in I8.
+    Integer { signed: bool, zeros: Option<Zeros> },
+    /// `q * s + b`, `q` without a sign; `biases` lie as the scales do.
+    Affine { biases: Scales },
+    /// `e4m3(q) * s`.
+    Float8,
+    /// `e2m1(q) * s`.
+    Float4,
+    /// `e2m1(q) * (s / global)`, or `e2m1(q) * (s * global)`.
+    Float4Global { global: Stored, divides: bool },
+}
+
+/// The zero points of a matrix, which lie in the grid of its scales.
+#[derive(Clone, Debug)]
+enum Zeros {
+    /// In I32 along the rows: that of row r at bit `r * bits`, stored as the codes are.
+    Packed(Stored),
+    /// In I8.
+    Signed(Stored),
+}
+
+impl Packed {
+    /// The format that it is repacked to, if no scale is extraordinary.
+    fn usual(&self) -> &'static BlockFormat {
+        // Scales in F32 are not such as f16 holds.
+        let halves = self.scales.number != Number::F32;
+        match (&self.scheme, self.bits) {
+            (Scheme::Integer { zeros: None, .. }, 4) if halves => &Q4_0,
+            (Scheme::Integer { zeros: None, .. }, 8) if halves => &Q8_0,
+            (Scheme::Integer { .. }, 4) => &INT4,
+            (Scheme::Affine { .. }, 0..=4) if halves => &Q4_1,
+            (Scheme::Affine { .. }, 5) if halves => &Q5_1,
+            (Scheme::Affine { .. }, 6) if halves => &INT6,
+            (Scheme::Integer { .. } | Scheme::Affine { .. }, _) => &INT8,
+            (Scheme::Float8, _) => &FP8,
+            (Scheme::Float4, _) if self.scales.number == Number::E8m0 => &MXFP4,
+            (Scheme::Float4 | Scheme::Float4Global { .. }, _) => &FP4,
+        }
+    }
+}

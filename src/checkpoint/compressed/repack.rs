@@ -1,0 +1,363 @@
+//! From stored codes and scales to blocks, a row at a time and rows in parallel.
+//!
+//! What is read is mapped for as long as it is read, so that the file's pages and the blocks are not in memory together for
+//! longer than one weight takes.
+
+use bytes::Bytes;
+use half::f16;
+use rayon::prelude::*;
+
+use super::super::blocks::{
+    E4M3, FP4, FP8, INT4, INT6, INT8, MXFP4, NO_MIN, Q4_0, Q4_1, Q5_1, Q8_0,
+};
+use super::super::{BlockFormat, Format, Shard, map};
+use super::{Packed, Scales, Scheme, Stored, Words, Zeros};
+use crate::error::CheckpointError;
+
+/// Rows that a thread repacks at a time.
+const ROWS: usize = 16;
+
+/// What scales a matrix, widened.
+struct Numbers {
+    scales: Vec<f32>,
+    /// Zero points or biases; `None` where the scheme has none.
+    zeros: Option<Vec<i32>>,
+    biases: Option<Vec<f32>>,
+}
+
+impl Packed {
+    /// The matrix in blocks, or in F32 where no block holds its numbers exactly.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`] where a shard cannot be read any more.
+    pub(super) fn repack(&self, shards: &[Shard]) -> Result<(Format, Bytes), CheckpointError> {
+        let numbers = self.numbers(shards)?;
+        let codes = self.codes.window(shards)?;
+        let (scales, grid) = (&numbers.scales, self.scales.grid);
+        let scale = |row, column| scales[grid.at(row, column)];
+        let offset = self.offset();
+        let blocks = |format: &'static BlockFormat,
+                      block: &(dyn Fn([usize; 2], &[i16], &mut [u8]) + Sync)| {
+            let blocks = self.blocks(&codes, format, block);
+            (Format::Block(format), Bytes::from(blocks))
+        };
+        Ok(match (&numbers.zeros, &numbers.biases, &self.scheme) {
+            (None, _, Scheme::Integer { .. }) if self.bits == 4 && halves(scales) => {
+                blocks(&Q4_0, &|[row, column], codes, block| {
+                    put_half(block, 0, scale(row, column));
+                    nibbles(codes, &mut block[2..]);
+                })
+            }
+            (None, _, Scheme::Integer { .. }) if self.bits == 8 && halves(scales) => {
+                blocks(&Q8_0, &|[row, column], codes, block| {
+                    put_half(block, 0, scale(row, column));
+                    bytes_of(codes, offset, &mut block[2..]);
+                })
+            }
+            (zeros, _, Scheme::Integer { .. })
+                if self.bits == 4 && zeros.iter().flatten().all(|zero| (-8..8).contains(zero)) =>
+            {
+                blocks(&INT4, &|[row, column], codes, block| {
+                    let zero = zeros
+                        .as_ref()
+                        .map_or(0, |zeros| zeros[grid.at(row, column)]);
+                    put(block, 0, scale(row, column));
+                    block[4] = (zero + i32::from(offset)) as u8;
+                    nibbles(codes, &mut block[5..]);
+                })
+            }
+            // Products of the zero point are exact, so that the sum of two products is the product of the sum.
+            (zeros, _, Scheme::Integer { .. }) if zeros.is_none() || scales.iter().all(short) => {
+                blocks(&INT8, &|[row, column], codes, block| {
+                    let (at, scale) = (grid.at(row, column), scale(row, column));
+                    let zero = zeros.as_ref().map(|zeros| zeros[at] as f32);
+                    put(block, 0, scale);
+                    put(block, 4, zero.map_or(NO_MIN, |zero| -zero * scale));
+                    bytes_of(codes, offset, &mut block[8..]);
+                })
+            }
+            (_, Some(biases), _) if self.bits < 8 => self.affine(&codes, scales, biases),
+            (_, Some(biases), _) if scales.iter().zip(biases).all(centred) => {
+                blocks(&INT8, &|[row, column], codes, block| {
+                    let (scale, bias) = (scale(row, column), biases[grid.at(row, column)]);
+                    put(block, 0, scale);
+                    put(block, 4, bias + 128.0 * scale);
+                    bytes_of(codes, 128, &mut block[8..]);
+                })
+            }
+            (_, _, Scheme::Float8) => blocks(&FP8, &|[row, column], codes, block| {
+                put(block, 0, scale(row, column));
+                bytes_of(codes, 0, &mut block[4..]);
+            }),
+            (_, _, Scheme::Float4) if std::ptr::eq(self.usual(), &MXFP4) && finite(scales) => {
+                blocks(&MXFP4, &|[row, column], codes, block| {
+                    block[0] = (scale(row, column).to_bits() >> 23) as u8;
+                    nibbles(codes, &mut block[1..]);
+                })
+            }
+            (_, _, Scheme::Float4 | Scheme::Float4Global { .. }) => {
+                blocks(&FP4, &|[row, column], codes, block| {
+                    put(block, 0, scale(row, column));
+                    put(block, 4, scale(row, column + 16));
+                    nibbles(codes, &mut block[8..]);
+                })
+            }
+            _ => (Format::F32, self.widen(&codes, &numbers)),
+        })
+    }
+
+    /// Unsigned codes of less than eight bits with a minimum.
+    fn affine(&self, codes: &[u8], scales: &[f32], biases: &[f32]) -> (Format, Bytes) {
+        let grid = self.scales.grid;
+        let format = if halves(scales) && halves(biases) {
+            self.usual()
+        } else {
+            &INT8
+        };
+        let blocks = self.blocks(codes, format, &|[row, column], codes, block| {
+            let (scale, bias) = (scales[grid.at(row, column)], biases[grid.at(row, column)]);
+            if *format == INT8 {
+                put(block, 0, scale);
+                put(block, 4, bias);
+                return bytes_of(codes, 0, &mut block[8..]);
+            }
+            put_half(block, 0, scale);
+            put_half(block, 2, bias);
+            if *format == Q4_1 {
+                nibbles(codes, &mut block[4..]);
+            } else if *format == Q5_1 {
+                let high = codes.iter().enumerate();
+                let high = high.fold(0, |bits, (i, code)| bits | (*code as u32 >> 4 & 1) << i);
+                block[4..8].copy_from_slice(&high.to_le_bytes());
+                nibbles(codes, &mut block[8..]);
+            } else if *format == INT6 {
+                sixes(codes, &mut block[4..]);
+            }
+        });
+        (Format::Block(format), Bytes::from(blocks))
+    }
+
+    /// What is subtracted from stored codes to have their sign.
+    fn offset(&self) -> i16 {
+        match self.scheme {
+            Scheme::Integer { signed: false, .. } => 1 << (self.bits - 1),
+            _ => 0,
+        }
+    }
+
+    /// Repacks rows in parallel; `block` fills one block of the row and the column where it begins.
+    fn blocks(
+        &self,
+        codes: &[u8],
+        format: &BlockFormat,
+        block: &(dyn Fn([usize; 2], &[i16], &mut [u8]) + Sync),
+    ) -> Vec<u8> {
+        let row_bytes = self.columns / format.length * format.bytes;
+        let mut blocks = vec![0; self.rows * row_bytes];
+        let parts = blocks.par_chunks_mut(ROWS * row_bytes).enumerate();
+        parts.for_each(|(part, rows)| {
+            let mut unpacked = vec![0; self.columns];
+            for (row, blocks) in (part * ROWS..).zip(rows.chunks_exact_mut(row_bytes)) {
+                self.unpack(codes, row, &mut unpacked);
+                let blocks = blocks.chunks_exact_mut(format.bytes);
+                let codes = unpacked.chunks_exact(format.length).enumerate();
+                for ((i, codes), bytes) in codes.zip(blocks) {
+                    block([row, i * format.length], codes, bytes);
+                }
+            }
+        });
+        blocks
+    }
+
+    /// The values by the scheme's formula.
+    fn widen(&self, codes: &[u8], numbers: &Numbers) -> Bytes {
+        let (grid, offset) = (self.scales.grid, self.offset());
+        let mut values = vec![0.0; self.rows * self.columns];
+        let rows = values.par_chunks_exact_mut(self.columns).enumerate();
+        rows.for_each(|(row, values)| {
+            let mut unpacked = vec![0; self.columns];
+            self.unpack(codes, row, &mut unpacked);
+            for (column, (value, code)) in values.iter_mut().zip(&unpacked).enumerate() {
+                let at = grid.at(row, column);
+                let scale = numbers.scales[at];
+                *value = match (&numbers.zeros, &numbers.biases, &self.scheme) {
+                    (_, _, Scheme::Float8) => E4M3[*code as usize & 255] * scale,
+                    (_, _, Scheme::Float4 | Scheme::Float4Global { .. }) => {
+                        FLOAT4[*code as usize & 15] * scale
+                    }
+                    (_, Some(biases), _) => f32::from(*code) * scale + biases[at],
+                    (zeros, None, _) => {
+                        let zero = zeros.as_ref().map_or(0, |zeros| zeros[at]);
+                        (i32::from(*code - offset) - zero) as f32 * scale
+                    }
+                };
+            }
+        });
+        Bytes::from_owner(Words(values))
+    }
+
+    /// The codes of a row as they are stored.
+    fn unpack(&self, codes: &[u8], row: usize, unpacked: &mut [i16]) {
+        let bytes = &codes[row * self.row_bytes..(row + 1) * self.row_bytes];
+        match (self.bits, &self.scheme) {
+            (8, Scheme::Integer { signed: true, .. }) => {
+                for (code, byte) in unpacked.iter_mut().zip(bytes) {
+                    *code = i16::from(*byte as i8);
+                }
+            }
+            (8, _) => {
+                for (code, byte) in unpacked.iter_mut().zip(bytes) {
+                    *code = i16::from(*byte);
+                }
+            }
+            (4, _) => {
+                for (codes, byte) in unpacked.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+                    *codes = [byte & 15, byte >> 4].map(i16::from);
+                }
+            }
+            (bits, _) => {
+                let mask = (1 << bits) - 1;
+                for (i, code) in unpacked.iter_mut().enumerate() {
+                    let at = i * bits;
+                    let high = bytes.get(at / 8 + 1).copied().unwrap_or(0);
+                    let pair = u16::from_le_bytes([bytes[at / 8], high]);
+                    *code = (pair >> (at % 8) & mask) as i16;
+                }
+            }
+        }
+    }
+
+    fn numbers(&self, shards: &[Shard]) -> Result<Numbers, CheckpointError> {
+        let mut numbers = Numbers {
+            scales: self.scales.read(shards)?,
+            zeros: None,
+            biases: None,
+        };
+        match &self.scheme {
+            Scheme::Integer { zeros, .. } => {
+                let zeros = zeros.as_ref().map(|zeros| self.zeros(zeros, shards));
+                numbers.zeros = zeros.transpose()?;
+            }
+            Scheme::Affine { biases } => numbers.biases = Some(biases.read(shards)?),
+            Scheme::Float8 | Scheme::Float4 => {}
+            Scheme::Float4Global { global, divides } => {
+                let bytes = global.window(shards)?;
+                let global = bytes
+                    .first_chunk()
+                    .map_or(f32::NAN, |b| f32::from_le_bytes(*b));
+                for scale in &mut numbers.scales {
+                    *scale = if *divides {
+                        *scale / global
+                    } else {
+                        *scale * global
+                    };
+                }
+            }
+        }
+        Ok(numbers)
+    }
+
+    /// The zero points, as many as there are scales.
+    fn zeros(&self, zeros: &Zeros, shards: &[Shard]) -> Result<Vec<i32>, CheckpointError> {
+        let across = self.scales.grid.across;
+        match zeros {
+            Zeros::Signed(stored) => {
+                let bytes = stored.window(shards)?;
+                Ok(bytes.iter().map(|byte| i32::from(*byte as i8)).collect())
+            }
+            Zeros::Packed(stored) => {
+                let bytes = stored.window(shards)?;
+                let words: &[[u8; 4]] = bytes.as_chunks().0;
+                let (each, mask) = (32 / self.bits, (1_u32 << self.bits) - 1);
+                let zero = |at: usize| {
+                    let (row, group) = (at / across, at % across);
+                    let word = u32::from_le_bytes(words[row / each * across + group]);
+                    (word >> (self.bits * (row % each)) & mask) as i32 - i32::from(self.offset())
+                };
+                Ok((0..self.rows * across).map(zero).collect())
+            }
+        }
+    }
+}
+
+impl Scales {
+    fn read(&self, shards: &[Shard]) -> Result<Vec<f32>, CheckpointError> {
+        Ok(self.number.widen(&self.stored.window(shards)?))
+    }
+}
+
+impl Stored {
+    /// The bytes, for as long as they are kept.
+    pub(super) fn window(&self, shards: &[Shard]) -> Result<Bytes, CheckpointError> {
+        match shards.get(self.shard) {
+            Some(shard) => map::window(shard, self.range.clone()),
+            None => Ok(Bytes::new()),
+        }
+    }
+}
+
+/// The floats of four bits (e2m1).
+const FLOAT4: [f32; 16] = [
+    0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
+];
+
+/// Whether f16 holds every number exactly.
+fn halves(values: &[f32]) -> bool {
+    let exact = |value: &f32| f16::from_f32(*value).to_f32().to_bits() == value.to_bits();
+    values.par_iter().all(exact)
+}
+
+fn finite(values: &[f32]) -> bool {
+    values.iter().all(|value| value.is_finite())
+}
+
+/// Whether a number has at most 16 significant bits, so that f32 holds its products with codes of eight bits.
+fn short(value: &f32) -> bool {
+    value.to_bits() & 0xff == 0
+}
+
+/// Whether `q * scale + bias` is `(q - 128) * scale + (bias + 128 * scale)` to the bit: products and the sum are exact.
+fn centred((scale, bias): (&f32, &f32)) -> bool {
+    let shift = 128.0 * scale;
+    let sum = bias + shift;
+    // The error of the sum (Knuth's two-sum).
+    let part = sum - bias;
+    let error = (bias - (sum - part)) + (shift - part);
+    short(scale) && error == 0.0
+}
+
+fn put(block: &mut [u8], at: usize, value: f32) {
+    block[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+fn put_half(block: &mut [u8], at: usize, value: f32) {
+    block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+}
+
+/// The low four bits of the first half of the codes below those of the second.
+fn nibbles(codes: &[i16], bytes: &mut [u8]) {
+    let (low, high) = codes.split_at(codes.len() / 2);
+    for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+        *byte = (*low & 15) as u8 | ((*high & 15) as u8) << 4;
+    }
+}
+
+/// The codes less `offset`, a byte each.
+fn bytes_of(codes: &[i16], offset: i16, bytes: &mut [u8]) {
+    for (byte, code) in bytes.iter_mut().zip(codes) {
+        *byte = (code - offset) as u8;
+    }
+}
+
+/// Four codes of six bits in three bytes.
+fn sixes(codes: &[i16], bytes: &mut [u8]) {
+    let fours = codes.as_chunks::<4>().0.iter();
+    for (codes, bytes) in fours.zip(bytes.as_chunks_mut::<3>().0) {
+        let bits = codes
+            .iter()
+            .rev()
+            .fold(0, |bits, code| bits << 6 | *code as u32 & 63);
+        let [a, b, c, _] = bits.to_le_bytes();
+        *bytes = [a, b, c];
+    }
+}

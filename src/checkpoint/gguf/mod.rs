@@ -1,0 +1,177 @@
+//! GGUF, the container of llama.cpp: weights, configuration, tokenizer and chat template in one file, or in the parts of
+//! a split one.
+//!
+//! Opening maps the files and reads their headers; of the metadata only what is asked for is looked at. The headers'
+//! numbers are nobody's word: every one is checked against the file before it is used.
+
+mod config;
+mod expand;
+mod files;
+mod header;
+mod metadata;
+mod reader;
+mod tensors;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+pub use header::TensorInfo;
+pub use metadata::Metadata;
+
+use super::{Checkpoint, Shard};
+use crate::config::{ModelConfig, Part, Role};
+use crate::error::{CheckpointError, Error};
+
+/// The only architecture that is read (`general.architecture`).
+const ARCHITECTURE: &str = "kimi-linear";
+
+/// An opened GGUF: one file, or all parts of a split one.
+#[derive(Clone, Debug)]
+pub struct Gguf {
+    /// What was asked for.
+    path: PathBuf,
+    /// The metadata of the first file.
+    metadata: Metadata,
+    files: Vec<Shard>,
+    /// Every tensor of every file, with its place in `files`.
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
+}
+
+impl Gguf {
+    /// Whether `path` is a GGUF: a file whose name or first bytes say so, or a folder that holds one and no weights in
+    /// safetensors.
+    pub(super) fn is_at(path: &Path) -> bool {
+        files::is_gguf(path)
+    }
+
+    /// Opens the file, all parts of the split file of which `path` is one, or the one model of a folder.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] says which file and where: a header that cannot be understood, a part that is missing, a file
+    /// of another kind or of another model.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let parts = files::open(path)?;
+        let metadata = parts.metadata;
+        refuse_other_models(&metadata)?;
+        let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
+        for (shard, infos) in parts.files {
+            let place = files.len();
+            for info in infos {
+                let name = info.name.clone();
+                if tensors.insert(name.clone(), (place, info)).is_some() {
+                    return Err(CheckpointError::Entry {
+                        file: shard.path,
+                        tensor: name,
+                        expected: "each tensor in one part".to_owned(),
+                        found: "it in an earlier part too".to_owned(),
+                    });
+                }
+            }
+            files.push(shard);
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            metadata,
+            files,
+            tensors,
+        })
+    }
+
+    /// What was asked for: a file or a folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The metadata.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The tensors, by their names in the file.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.tensors.values().map(|(_, info)| info)
+    }
+
+    /// The part of the model that a tensor with this name in the file belongs to; `None` for a name of another model.
+    pub fn part(&self, name: &str) -> Option<Part> {
+        let mut words = name.splitn(3, '.');
+        let layer = match (words.next(), words.next()) {
+            (Some("blk"), Some(layer)) => layer.parse::<usize>().ok()?,
+            _ => 0,
+        };
+        let named = |pattern: &str| pattern.replace("{i}", &layer.to_string()) == name;
+        let kda = self.tensors.contains_key(&format!("blk.{layer}.ssm_a"));
+        let found = Role::all().find(|role| {
+            // Both kinds of attention call their query and output projections the same.
+            let possible = match role.part() {
+                Part::Kda => kda,
+                Part::Mla => !kda,
+                _ => true,
+            };
+            let values = *role == Role::MlaExpand && named(crate::config::gguf::VALUES);
+            possible && (values || role.gguf().iter().any(|(pattern, _)| named(pattern)))
+        });
+        found.map(Role::part)
+    }
+
+    /// The configuration that the metadata says, held against the shapes of the tensors.
+    ///
+    /// # Errors
+    /// A key that is missing, of another type or of another model; sizes that do not go together.
+    pub fn config(&self) -> Result<ModelConfig, Error> {
+        config::model_config(self)
+    }
+
+    /// The weights, each accounted for.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Tensors`] lists what is missing, of another shape, of a type that is not read, or too many.
+    pub fn checkpoint(&self, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
+        let (shards, entries) = tensors::entries(self, config)?;
+        Ok(Checkpoint::of(
+            self.path.clone(),
+            shards,
+            entries,
+            config.tie_word_embeddings,
+        ))
+    }
+
+    /// The bytes of a tensor.
+    fn bytes(&self, file: usize, info: &TensorInfo) -> Bytes {
+        let shard = self.files.get(file);
+        shard.map_or_else(Bytes::new, |shard| shard.bytes.slice(info.range.clone()))
+    }
+}
+
+/// Refuses what is a GGUF but not the weights of this model, by what it is.
+fn refuse_other_models(metadata: &Metadata) -> Result<(), CheckpointError> {
+    let refused = |found: String| CheckpointError::NotThisModel {
+        file: metadata.file().to_owned(),
+        expected: format!("a model of architecture {ARCHITECTURE}"),
+        found,
+    };
+    let kind = metadata.text("general.type")?.unwrap_or("model");
+    let architecture = metadata.text("general.architecture")?;
+    let found = match (kind, architecture) {
+        ("model", Some(ARCHITECTURE)) => return Ok(()),
+        ("adapter", _) => "an adapter (LoRA); merge it into its base model first".to_owned(),
+        ("imatrix", _) => {
+            "an importance matrix, which quantisers read; it holds no weights".to_owned()
+        }
+        ("mmproj", _) | (_, Some("clip")) => {
+            "a projector of images (mmproj); this model reads text alone".to_owned()
+        }
+        ("model", Some("kimi-k3")) => {
+            "kimi-k3, whose experts, residual attention and gates are others".to_owned()
+        }
+        ("model", Some(other)) => format!("architecture {other}, which this program does not run"),
+        ("model", None) => "no general.architecture".to_owned(),
+        (other, _) => format!("a GGUF of type {other}"),
+    };
+    Err(refused(found))
+}

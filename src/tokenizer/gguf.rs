@@ -1,0 +1,130 @@
+//! The vocabulary and the chat template of a GGUF's metadata.
+//!
+//! Ordinary tokens are written in the byte-level alphabet, and the id of one is its rank: the merges follow from the ranks,
+//! as those of `tiktoken.model` do, and the file's own list of merges is not read. The keys are llama.cpp's
+//! (`gguf-py/gguf/constants.py`).
+
+use std::collections::BTreeMap;
+
+use super::bytes::Alphabet;
+use super::special::reserved_name;
+use super::{Parts, from_tokens};
+use crate::checkpoint::gguf::Metadata;
+use crate::error::{CheckpointError, TokenizerError};
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const TYPES: &str = "tokenizer.ggml.token_type";
+const TEMPLATE: &str = "tokenizer.chat_template";
+
+/// What ends a turn, by its text: the file's `eos_token_id` alone may be another one than that of `config.json`.
+pub(super) const STOP_NAMES: [&str; 3] = ["[EOS]", "[EOT]", "<|im_end|>"];
+
+/// The types of tokens (`llama_token_type` of llama.cpp).
+mod token_type {
+    pub(super) const NORMAL: u64 = 1;
+    pub(super) const UNKNOWN: u64 = 2;
+    pub(super) const CONTROL: u64 = 3;
+    pub(super) const USER_DEFINED: u64 = 4;
+    pub(super) const UNUSED: u64 = 5;
+}
+
+/// The vocabulary.
+pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, TokenizerError> {
+    for (key, expected) in [
+        ("tokenizer.ggml.model", "gpt2"),
+        ("tokenizer.ggml.pre", "kimi-k2"),
+    ] {
+        if metadata.text(key).map_err(refused)? != Some(expected) {
+            let found = metadata.show(key);
+            let expected = format!("{expected:?}, the tokenizer of Kimi Linear");
+            return Err(refused(metadata.wrong(key, expected, found)));
+        }
+    }
+    let texts = metadata.texts(TOKENS).map_err(refused)?.unwrap_or_default();
+    let types = metadata.wholes(TYPES).map_err(refused)?.unwrap_or_default();
+    if texts.is_empty() || texts.len() != types.len() {
+        let expected = format!("a type for each of the {} tokens", texts.len());
+        let found = format!("{} types", types.len());
+        return Err(refused(metadata.wrong(TYPES, expected, found)));
+    }
+    let mut tokens = Vec::new();
+    let mut declared = BTreeMap::new();
+    for (id, (text, kind)) in (0u32..).zip(texts.iter().zip(types)) {
+        let wrong = |expected: &str, found: String| {
+            refused(metadata.wrong(&format!("{TOKENS}[{id}]"), expected, found))
+        };
+        match kind {
+            token_type::NORMAL if declared.is_empty() => {
+                let bytes = alphabet.read(text);
+                let bytes = bytes.ok_or_else(|| {
+                    wrong(
+                        "characters that stand for bytes, as GPT-2 writes them",
+                        format!("{text:?}"),
+                    )
+                })?;
+                tokens.push(bytes);
+            }
+            token_type::NORMAL => {
+                let found = format!("{text:?}, an ordinary token, after control tokens");
+                return Err(wrong("a control token or an unused id", found));
+            }
+            token_type::UNKNOWN | token_type::CONTROL | token_type::USER_DEFINED => {
+                declared.insert(id, (*text).to_owned());
+            }
+            // The file calls them [PADn]; they are no tokens, so that this text must not become one.
+            token_type::UNUSED => {
+                declared.insert(id, reserved_name(id));
+            }
+            other => {
+                let found = format!("{text:?} of type {other}");
+                return Err(wrong("a token of type 1, 2, 3, 4 or 5", found));
+            }
+        }
+    }
+    let mut parts = from_tokens(metadata.file(), tokens, alphabet)?;
+    parts.declared = declared;
+    Ok(parts)
+}
+
+/// The id that the file itself ends texts with.
+pub(super) fn eos(metadata: &Metadata) -> Result<Vec<u32>, TokenizerError> {
+    const KEY: &str = "tokenizer.ggml.eos_token_id";
+    let id = metadata.whole(KEY).map_err(refused)?;
+    let id = id.map(|id| u32::try_from(id));
+    let id = id
+        .transpose()
+        .map_err(|_| refused(metadata.wrong(KEY, "an id of 32 bits", metadata.show(KEY))))?;
+    Ok(id.into_iter().collect())
+}
+
+/// The source of the chat template.
+pub(super) fn template(metadata: &Metadata) -> Result<String, TokenizerError> {
+    let source = metadata.text(TEMPLATE).map_err(refused)?;
+    let source = source.ok_or_else(|| TokenizerError::NoTemplate {
+        dir: metadata.file().to_owned(),
+    })?;
+    Ok(source.to_owned())
+}
+
+/// What the template's variables `bos_token` and the like stand for.
+pub(super) fn variables(metadata: &Metadata) -> Result<BTreeMap<String, String>, TokenizerError> {
+    let texts = metadata.texts(TOKENS).map_err(refused)?.unwrap_or_default();
+    let mut variables = BTreeMap::new();
+    for (key, variable) in [
+        ("bos", "bos_token"),
+        ("eos", "eos_token"),
+        ("padding", "pad_token"),
+        ("unknown", "unk_token"),
+    ] {
+        let id = metadata.whole(&format!("tokenizer.ggml.{key}_token_id"));
+        let id = id.map_err(refused)?.and_then(|id| usize::try_from(id).ok());
+        if let Some(text) = id.and_then(|id| texts.get(id)) {
+            variables.insert(variable.to_owned(), (*text).to_owned());
+        }
+    }
+    Ok(variables)
+}
+
+fn refused(error: CheckpointError) -> TokenizerError {
+    TokenizerError::Metadata(Box::new(error))
+}

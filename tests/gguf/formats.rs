@@ -1,0 +1,198 @@
+//! Every type: what is loaded means what the package says, and computes what the published checkpoint computes.
+
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot};
+use kimi_linear::checkpoint::{Checkpoint, Fingerprint, Format};
+use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::model::{Limits, Model, StepOptions};
+use serde_json::json;
+
+use super::common::{Fixture, close};
+use super::{FIXTURE, Written, published, same_bits, widened};
+
+/// All logits of the fixture's traced prompt, on the CPU.
+fn logits(config: &ModelConfig, checkpoint: &Checkpoint) -> Vec<f32> {
+    let expected = Fixture::open(&format!("{FIXTURE}/expected.safetensors"));
+    let tokens = expected.ids("prompt.37.tokens");
+    let step = Capacity {
+        tokens: tokens.len(),
+        segments: 1,
+        outputs: tokens.len(),
+        blocks: 4,
+        checkpoints: 0,
+    };
+    let limits = Limits {
+        step,
+        slots: 1,
+        blocks: 4,
+        block_tokens: 16,
+        cache: Dtype::F32,
+    };
+    let backend = Box::new(CpuBackend::new());
+    let mut model = Model::load(config, checkpoint, backend, limits, &mut |_| {}).unwrap();
+    let batch = Batch {
+        segments: vec![Segment {
+            length: tokens.len(),
+            position: 0,
+            slot_in: None,
+            slot_out: Slot(0),
+            checkpoints: Vec::new(),
+            blocks: (0..3).map(Block).collect(),
+        }],
+        outputs: (0..tokens.len())
+            .map(|row| OutputRow { row, target: None })
+            .collect(),
+        tokens,
+    };
+    let options = StepOptions {
+        candidates: 1,
+        keep_rows: true,
+        probe_hidden: false,
+    };
+    let mut compiled = model.step(step, options).unwrap();
+    let output = compiled.submit(&batch).unwrap().wait().unwrap();
+    output.logits
+}
+
+/// A file in a plain dtype is the published checkpoint, but for what a logarithm of an exponential loses.
+fn plain(kind: &str) {
+    let written = Written::new(json!({ "type": kind }));
+    let (config, checkpoint) = written.open();
+    let (published_config, published) = published();
+    assert_eq!(
+        ModelConfig {
+            dtype: None,
+            eos_token_ids: config.eos_token_ids.clone(),
+            ..published_config.clone()
+        },
+        config
+    );
+    assert_eq!(checkpoint.len(), published.len());
+    for tensor in published.tensors() {
+        let loaded = checkpoint.tensor(&tensor.name).unwrap();
+        assert_eq!(loaded.shape, tensor.shape, "{}", tensor.name);
+        if tensor.name.ends_with("A_log") {
+            for (a, b) in widened(&loaded).iter().zip(widened(&tensor)) {
+                assert!((a - b).abs() < 1e-6, "{}: {a} instead of {b}", tensor.name);
+            }
+            continue;
+        }
+        same_bits(&tensor.name, &widened(&loaded), &widened(&tensor));
+        let matrix = tensor.name.ends_with("_proj.weight") || tensor.name.contains("experts");
+        if matrix && kind == "BF16" {
+            assert_eq!(loaded.format, Format::BF16, "{}", tensor.name);
+            assert_eq!(loaded.bytes, tensor.bytes, "{}", tensor.name);
+        }
+    }
+    let found = logits(&config, &checkpoint);
+    let expected = Fixture::open(&format!("{FIXTURE}/expected.safetensors"));
+    close(kind, &found, &logits(&published_config, &published), 1e-6);
+    close(kind, &found, &expected.f32("prompt.37.logits"), 1e-5);
+    assert_ne!(
+        Fingerprint::stored(&checkpoint),
+        Fingerprint::stored(&published),
+        "norms are kept in F32 here"
+    );
+}
+
+#[test]
+fn f32_files_are_the_published_checkpoint() {
+    plain("F32");
+}
+
+#[test]
+fn bf16_files_are_the_published_checkpoint() {
+    plain("BF16");
+}
+
+/// Each tensor of a quantised file, widened, is what the package's dequantize says, bit for bit.
+fn quantised(kind: &str) {
+    let written = Written::new(json!({ "type": kind }));
+    let (_, checkpoint) = written.open();
+    let mut blocks = 0;
+    for tensor in checkpoint.tensors() {
+        let expected = written.expected(&tensor.name);
+        if tensor.name.ends_with("A_log") {
+            close(&tensor.name, &widened(&tensor), &expected, 1e-6);
+        } else {
+            same_bits(&tensor.name, &widened(&tensor), &expected);
+        }
+        blocks += usize::from(matches!(tensor.format, Format::Block(_)));
+        if tensor.name.ends_with("kv_b_proj.weight") {
+            let fits = [Format::F16, Format::F32].contains(&tensor.format);
+            assert!(fits, "{kind}: {}", tensor.format);
+        }
+    }
+    assert_eq!(
+        blocks,
+        2 + 9 + 3 + 3 + 3 + 9,
+        "{kind}: every matrix but router and kv_b"
+    );
+}
+
+macro_rules! quantised {
+    ($($name:ident $kind:literal),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                quantised($kind);
+            }
+        )*
+    };
+}
+
+quantised! {
+    q8_0 "Q8_0",
+    q4_0 "Q4_0",
+    q4_1 "Q4_1",
+    q5_0 "Q5_0",
+    q5_1 "Q5_1",
+    mxfp4 "MXFP4",
+    q2_k "Q2_K",
+    q3_k "Q3_K",
+    q4_k "Q4_K",
+    q5_k "Q5_K",
+    q6_k "Q6_K",
+    iq4_nl "IQ4_NL",
+    iq4_xs "IQ4_XS",
+    iq3_s "IQ3_S",
+    iq3_xxs "IQ3_XXS",
+    iq2_s "IQ2_S",
+    iq2_xs "IQ2_XS",
+    iq2_xxs "IQ2_XXS",
+}
+
+/// The cache's key of a model: the same file twice is one model, another type of one tensor is another.
+#[test]
+fn fingerprints_tell_files_apart() {
+    let of = |types| {
+        let written = Written::new(json!({ "type": "Q8_0", "types": types }));
+        Fingerprint::stored(&written.open().1)
+    };
+    let first = of(json!({}));
+    assert_eq!(first, of(json!({})));
+    assert_ne!(first, of(json!({ "output.weight": "Q5_0" })));
+}
+
+/// Nothing but `A_log` and `kv_b_proj` is copied out of the mapping.
+#[test]
+fn tensors_are_slices_of_the_mapped_file() {
+    let written = Written::new(json!({ "type": "Q4_K" }));
+    let (_, checkpoint) = written.open();
+    let size = std::fs::metadata(written.file()).unwrap().len();
+    let copied: u64 = checkpoint
+        .tensors()
+        .filter(|tensor| tensor.name.ends_with("A_log") || tensor.name.contains("kv_b_proj"))
+        .map(|tensor| tensor.bytes.len() as u64)
+        .sum();
+    assert!(checkpoint.total_bytes() - copied < size);
+    let mut ranges: Vec<(usize, usize)> = checkpoint
+        .tensors()
+        .filter(|tensor| tensor.name.contains("experts.0.") || tensor.name.contains("experts.2."))
+        .map(|tensor| (tensor.bytes.as_ptr() as usize, tensor.bytes.len()))
+        .collect();
+    ranges.sort_unstable();
+    let (first, last) = (ranges[0], ranges[ranges.len() - 1]);
+    assert!(((last.0 + last.1 - first.0) as u64) < size, "one mapping");
+    assert_eq!(checkpoint.files().collect::<Vec<_>>(), [written.file()]);
+}

@@ -1,0 +1,119 @@
+//! GGUF files that the Python package `gguf` writes from a reference checkpoint, against that checkpoint.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/python.rs"]
+mod python;
+
+mod formats;
+mod metadata;
+mod program;
+mod split;
+mod tokenizer;
+mod traps;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::reference;
+use kimi_linear::checkpoint::{Checkpoint, ModelFiles, TensorData};
+use kimi_linear::config::ModelConfig;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The checkpoint that all files are written from.
+const FIXTURE: &str = "tiny-256";
+
+/// A GGUF in a folder of its own.
+struct Written {
+    dir: TempDir,
+}
+
+impl Written {
+    /// Writes one from the fields that `write_gguf.py` describes.
+    fn new(fields: Value) -> Self {
+        Self::called("model.gguf", fields)
+    }
+
+    fn called(name: &str, mut fields: Value) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let written = Self { dir };
+        fields["source"] = json!(reference(FIXTURE));
+        fields["out"] = json!(written.dir.path().join(name));
+        fields["expected"] = json!(written.dir.path().join("expected.safetensors"));
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gguf/write_gguf.py");
+        let output = Command::new(python::interpreter())
+            .arg(script)
+            .arg(fields.to_string())
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        written
+    }
+
+    /// One in BF16 with other keys.
+    fn with_keys(keys: Value) -> Self {
+        Self::new(json!({ "type": "BF16", "keys": keys }))
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("model.gguf")
+    }
+
+    fn open(&self) -> (ModelConfig, Checkpoint) {
+        open(&self.file()).unwrap()
+    }
+
+    /// The message of what refuses it.
+    fn refusal(&self) -> String {
+        match open(&self.file()) {
+            Ok(_) => panic!("it opens"),
+            Err(message) => message,
+        }
+    }
+
+    /// What a tensor means, by the package's own widening.
+    fn expected(&self, name: &str) -> Vec<f32> {
+        let file = std::fs::read(self.dir.path().join("expected.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+        let tensor = tensors.tensor(name).unwrap();
+        let four = tensor.data().chunks_exact(4);
+        four.map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    }
+}
+
+fn open(path: &Path) -> Result<(ModelConfig, Checkpoint), String> {
+    let files = ModelFiles::open(path).map_err(|error| error.to_string())?;
+    let config = files.config().map_err(|error| error.to_string())?;
+    let checkpoint = files
+        .checkpoint(&config)
+        .map_err(|error| error.to_string())?;
+    Ok((config, checkpoint))
+}
+
+/// The checkpoint in safetensors.
+fn published() -> (ModelConfig, Checkpoint) {
+    open(&reference(FIXTURE)).unwrap()
+}
+
+fn widened(tensor: &TensorData) -> Vec<f32> {
+    let mut values = vec![0.0; tensor.elements()];
+    tensor.format.widen(&tensor.bytes, &mut values);
+    values
+}
+
+/// Asserts that two lists hold the same bits.
+#[track_caller]
+fn same_bits(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(
+            a.to_bits(),
+            b.to_bits(),
+            "{what}, element {i}: {a} instead of {b}"
+        );
+    }
+}

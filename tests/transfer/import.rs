@@ -1,0 +1,356 @@
+//! The receiver's side: records in any order, and a continuation that is the uninterrupted run's.
+
+use std::sync::Arc;
+
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::{Shard, Threads};
+use kimi_linear::cache::{Assembler, CacheHeader, LayerRecord, LayerTensor};
+use kimi_linear::checkpoint::Fingerprint;
+use kimi_linear::engine::{EngineHandle, Request};
+use kimi_linear::error::Error;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+
+use crate::engine_harness::{
+    self, OPTIONS, Outcomes, answer, engine_on, limits, request, take, tokens,
+};
+use crate::{
+    BACKENDS, DTYPES, LENGTH, cpu, exported, further, imported, near, on, outcome, prompt, seeds,
+    with_pool,
+};
+
+#[test]
+fn records_in_any_order_continue_to_the_bit() {
+    let seed = seeds::printed(seeds::drawn());
+    let mut rng = SmallRng::seed_from_u64(seed);
+    for name in ["tiny-a", "tiny-128"] {
+        let expected = answer(&mut on(cpu, name), further());
+        let (header, mut records) = exported(on(cpu, name));
+        records.shuffle(&mut rng);
+        // Some twice, some cut in two: by heads or by tokens.
+        let mut sent: Vec<LayerRecord> =
+            records.iter().flat_map(|it| halves(it, &mut rng)).collect();
+        sent.extend(records.iter().take(5).cloned());
+        sent.shuffle(&mut rng);
+        let found = imported(on(cpu, name), &header, &sent);
+        assert_eq!(found.said(), expected.said(), "{name}");
+        assert_eq!(found.usage.cached_tokens, LENGTH);
+    }
+}
+
+/// A record as it is, or in two parts.
+fn halves(record: &LayerRecord, rng: &mut SmallRng) -> Vec<LayerRecord> {
+    let latents = record.tensor == LayerTensor::Latents;
+    let range = if latents {
+        record.positions.clone()
+    } else {
+        record.heads.clone()
+    };
+    if range.len() < 2 || rng.random_range(0..2) == 0 {
+        return vec![record.clone()];
+    }
+    let part = record.bytes.len() / range.len();
+    let middle = rng.random_range(1..range.len());
+    let cut = |from: usize, to: usize| {
+        let mut half = record.clone();
+        let count = record.shape[0] / range.len();
+        half.shape[0] = count * (to - from);
+        half.bytes = record.bytes[from * part..to * part].to_vec();
+        let range = range.start + from..range.start + to;
+        if latents {
+            half.positions = range;
+        } else {
+            half.heads = range;
+        }
+        half.sealed()
+    };
+    vec![cut(0, middle), cut(middle, range.len())]
+}
+
+/// Records of a pool go on in a pool of the same dtype as if they had never left it, to the bit, whatever the dtype and the backend.
+#[test]
+fn a_pool_of_any_dtype_goes_on_in_another_bit_for_bit() {
+    for (name, open) in BACKENDS {
+        for dtype in DTYPES {
+            let engine = || with_pool(*open, "tiny-a", dtype);
+            let expected = answer(&mut engine(), further());
+            let (header, records) = exported(engine());
+            let found = imported(engine(), &header, &records);
+            assert_eq!(found.said(), expected.said(), "{name}, {dtype}");
+            assert_eq!(found.usage.cached_tokens, LENGTH);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_belong_is_refused_and_the_import_goes_on() {
+    let expected = answer(&mut on(cpu, "tiny-a"), further());
+    let (header, records) = exported(on(cpu, "tiny-a"));
+    let handle = EngineHandle::start(on(cpu, "tiny-a")).unwrap();
+    let mut import = handle.import(header.clone(), further()).unwrap();
+    let held = handle.occupancy().unwrap();
+    assert_eq!((held.slots, held.blocks), (1, (LENGTH + 9).div_ceil(16)));
+    let missing = import.missing();
+    for (i, record) in records.iter().enumerate() {
+        let bad = |change: &dyn Fn(&mut LayerRecord)| {
+            let mut bad = record.clone();
+            change(&mut bad);
+            bad
+        };
+        let mut damaged = bad(&|it| it.bytes[7] ^= 1);
+        let error = import.put(&damaged).unwrap_err().to_string();
+        assert!(
+            error.contains("is damaged: its checksum should be"),
+            "{error}"
+        );
+        // Every field is under the checksum, and one that is sealed again is held against the pools.
+        damaged = bad(&|it| it.layer += 100);
+        assert!(import.put(&damaged).is_err());
+        let refused = [
+            (bad(&|it| it.id ^= 1), "model and tokens of a record"),
+            (bad(&|it| it.layer += 100), "layer of a record"),
+            (bad(&|it| it.shape[1] += 1), "bytes of the"),
+            (bad(&|it| it.positions.end += 1000), "positions of the"),
+        ];
+        for (bad, part) in refused {
+            let error = import.put(&bad.sealed()).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        if i == 0 {
+            assert_eq!(import.missing(), missing, "nothing of it was taken");
+        }
+        if i + 1 < records.len() {
+            import.put(record).unwrap();
+        }
+    }
+    assert_eq!(import.missing(), 1);
+    import.put(records.last().unwrap()).unwrap();
+    assert_eq!(outcome(&import.finish().unwrap()).said(), expected.said());
+    // Other models, and prompts that do not begin with the tokens.
+    let other = CacheHeader {
+        model: Fingerprint(1),
+        ..header.clone()
+    };
+    let error = handle.import(other, further()).err().unwrap().to_string();
+    assert!(
+        error.starts_with("the snapshot's model should be "),
+        "{error}"
+    );
+    let error = handle
+        .import(header, request(prompt(), 4))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.starts_with("the snapshot's tokens should be "),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_import_that_is_given_up_leaves_nothing() {
+    let (header, records) = exported(on(cpu, "tiny-a"));
+    let handle = EngineHandle::start(on(cpu, "tiny-a")).unwrap();
+    for count in [0, 1, records.len() / 2, records.len() - 1] {
+        let mut import = handle.import(header.clone(), further()).unwrap();
+        for record in &records[..count] {
+            import.put(record).unwrap();
+        }
+        let error = import.finish().err().unwrap().to_string();
+        assert!(error.ends_with("of the caches are missing"), "{error}");
+        // A status is asked for in the order of the commands; the cancellation takes effect in the step after it.
+        let _ = outcome(&handle.answer(request(tokens(3, 5), 1)));
+        handle.clear_cache().unwrap();
+        let left = handle.occupancy().unwrap();
+        assert_eq!((left.slots, left.blocks), (0, 0), "after {count} records");
+    }
+    // More than there is room for is refused at once.
+    let reserved: Vec<_> =
+        std::iter::from_fn(|| handle.import(header.clone(), further()).ok()).collect();
+    assert_eq!(reserved.len(), 3, "40 blocks hold three prompts of eleven");
+    let error = handle.import(header, further()).err().unwrap().to_string();
+    assert!(
+        error.contains("are free for caches of a prompt of 174 tokens"),
+        "{error}"
+    );
+}
+
+/// Places that are reserved for caches are missed by others, which wait for them and then answer as they would have.
+#[test]
+fn requests_wait_for_what_imports_reserve() {
+    let (header, records) = exported(on(cpu, "tiny-a"));
+    let handle = EngineHandle::start(on(cpu, "tiny-a")).unwrap();
+    let cold = |request| Request {
+        reuse: false,
+        ..request
+    };
+    let others = [
+        (cold(request(tokens(3, 200), 5)), 0),
+        // It fits in the seven blocks that are left, until it has grown by so many tokens.
+        (cold(request(tokens(4, 60), 80)), 53),
+    ];
+    for (other, before) in others {
+        let expected = answer(&mut on(cpu, "tiny-a"), other.clone());
+        let import = || handle.import(header.clone(), further()).unwrap();
+        let mut reserved: Vec<_> = (0..3).map(|_| import()).collect();
+        let found = handle.answer(other);
+        let mut outcomes = Outcomes::new();
+        let mut more = |count: usize| {
+            let said = |all: &Outcomes| all.values().map(|it| it.tokens.len()).sum::<usize>();
+            while said(&outcomes) < count
+                && let Some(event) = found.next()
+            {
+                take([(found.id(), event)], &mut outcomes);
+            }
+            outcomes.clone()
+        };
+        more(before);
+        while handle.status().unwrap().waiting == 0 {}
+        let mut import = reserved.remove(0);
+        for record in &records {
+            import.put(record).unwrap();
+        }
+        let imported = outcome(&import.finish().unwrap());
+        assert_eq!(imported.usage.cached_tokens, LENGTH);
+        drop(reserved);
+        let found = more(usize::MAX);
+        let found = found.values().next().unwrap();
+        assert_eq!(found.said(), expected.said());
+    }
+}
+
+/// A model's caches from one backend to another, through all records, whatever their pools' dtypes: what the receiver goes on from is
+/// what a snapshot of the sender holds, to the bit.
+#[cfg(all(feature = "wgpu", feature = "cuda"))]
+#[test]
+fn caches_move_between_backends() {
+    use kimi_linear::config::Dtype::{Bf16, F16, F32};
+    use pollster::block_on;
+
+    use crate::{cuda, wgpu};
+
+    let routes: [(&str, crate::Open, _, crate::Open, _); 6] = [
+        ("cpu to wgpu", cpu, F32, wgpu, F32),
+        ("wgpu to cpu", wgpu, F32, cpu, F32),
+        ("cpu in f16 to wgpu in bf16", cpu, F16, wgpu, Bf16),
+        ("cuda-emulated to wgpu", cuda, Bf16, wgpu, F32),
+        ("wgpu to cuda-emulated", wgpu, F32, cuda, Bf16),
+        ("wgpu in f16 to cuda-emulated in f16", wgpu, F16, cuda, F16),
+    ];
+    for (what, open_from, from, open_to, to) in routes {
+        let name = "tiny-128";
+        let mut sender = with_pool(open_from, name, from);
+        let _ = answer(&mut sender, request(prompt(), 0));
+        let snapshot = block_on(sender.snapshot(&prompt())).unwrap();
+        let mut receiver = with_pool(open_to, name, to);
+        receiver.restore(snapshot).unwrap();
+        let expected = answer(&mut receiver, further());
+        let (header, records) = exported(with_pool(open_from, name, from));
+        // They are as the sender keeps them.
+        let mut latents = records
+            .iter()
+            .filter(|it| it.tensor == LayerTensor::Latents);
+        assert!(latents.all(|it| it.dtype == from), "{what}");
+        let found = imported(with_pool(open_to, name, to), &header, &records);
+        assert_eq!(found.said(), expected.said(), "{what}");
+        assert_eq!(found.usage.cached_tokens, LENGTH);
+    }
+}
+
+/// What one backend's caches mean to another that computes in f32: caches of either f32 backend are its own but for the order of sums;
+/// those of a bf16 device mean the same to both f32 backends.
+#[cfg(all(feature = "wgpu", feature = "cuda"))]
+#[test]
+fn caches_of_one_backend_mean_the_same_to_another() {
+    use crate::{cuda, wgpu};
+
+    let name = "tiny-128";
+    let (header, records) = exported(on(cpu, name));
+    near(
+        &answer(&mut on(wgpu, name), further()),
+        &imported(on(wgpu, name), &header, &records),
+    );
+    let (header, records) = exported(on(wgpu, name));
+    near(
+        &answer(&mut on(cpu, name), further()),
+        &imported(on(cpu, name), &header, &records),
+    );
+    let (header, records) = exported(on(cuda, name));
+    near(
+        &imported(on(cpu, name), &header, &records),
+        &imported(on(wgpu, name), &header, &records),
+    );
+}
+
+/// Two ranks send their own heads, and one that holds all of them takes both; and the other way round.
+#[test]
+fn heads_are_cut_anew_where_ranks_differ() {
+    let whole = exported(on(cpu, "tiny-a"));
+    let ranks: Vec<_> = std::thread::scope(|scope| {
+        let export = |collective| {
+            let backend = Box::new(CpuBackend::with_collective(Arc::new(collective)));
+            scope.spawn(move || exported(engine_on(backend, "tiny-a", limits(2, 5, 40), OPTIONS)))
+        };
+        let threads: Vec<_> = Threads::new(2).into_iter().map(export).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let both: Vec<LayerRecord> = ranks.iter().flat_map(|rank| rank.1.clone()).collect();
+    assert_eq!(ranks[0].0, whole.0, "the same model and tokens");
+    let expected = answer(&mut on(cpu, "tiny-a"), further());
+    let found = imported(on(cpu, "tiny-a"), &whole.0, &both);
+    near(&expected, &found);
+
+    // Each of two ranks takes its heads of what the whole one sent, and has what it would have sent itself.
+    let layout = on(cpu, "tiny-a").cache_layout();
+    for (rank, sent) in ranks.iter().enumerate() {
+        let mut states = layout.states;
+        states.key_heads /= 2;
+        states.value_heads /= 2;
+        let shard = Shard { rank, ranks: 2 };
+        let own = kimi_linear::cache::CacheLayout {
+            states,
+            shard,
+            ..layout
+        };
+        let parts = |records: &[LayerRecord]| {
+            let mut assembler = Assembler::new(whole.0.clone(), own);
+            let parts = records.iter().flat_map(|it| assembler.put(it).unwrap());
+            let parts: Vec<_> = parts.collect();
+            assert_eq!(assembler.missing(), 0);
+            parts
+        };
+        let (cut, itself) = (parts(&whole.1), parts(&sent.1));
+        assert_eq!(cut.len(), itself.len());
+        for (cut, itself) in cut.iter().zip(&itself) {
+            use kimi_linear::cache::Assembled::{Latents, State};
+            match (cut, itself) {
+                (State { record: a, .. }, State { record: b, .. }) => {
+                    engine_harness::common::close("state", &a.state, &b.state, 1e-5);
+                    engine_harness::common::close("conv", &a.conv_state, &b.conv_state, 1e-5);
+                }
+                (Latents { record: a, .. }, Latents { record: b, .. }) => {
+                    engine_harness::common::close("latents", &a.to_f32(), &b.to_f32(), 1e-5);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// An engine that is gone is said, not waited for.
+#[test]
+fn an_engine_that_stops_ends_streams_and_imports() {
+    let handle = EngineHandle::start(on(cpu, "tiny-a")).unwrap();
+    let (header, _) = exported(on(cpu, "tiny-a"));
+    let import = handle.import(header, further()).unwrap();
+    drop(handle);
+    let error: Error = import.finish().err().unwrap().into();
+    assert!(
+        error.to_string().ends_with("of the caches are missing"),
+        "{error}"
+    );
+}

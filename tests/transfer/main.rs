@@ -1,0 +1,119 @@
+//! Caches that travel: out of one engine layer by layer while a prompt is prefilled, into another in any order.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[cfg(feature = "cuda")]
+#[path = "../common/emulated.rs"]
+mod emulated;
+#[path = "../engine_harness/mod.rs"]
+mod engine_harness;
+mod export;
+mod import;
+#[path = "../common/seeds.rs"]
+mod seeds;
+#[path = "../common/wrapped.rs"]
+mod wrapped;
+
+use engine_harness::{
+    OPTIONS, Outcome, Outcomes, engine_as, engine_on, limits, request, take, tokens,
+};
+use kimi_linear::backend::Backend;
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::cache::{CacheHeader, LayerRecord};
+use kimi_linear::config::Dtype;
+use kimi_linear::engine::{Engine, EngineHandle, Request};
+use kimi_linear::model::Limits;
+
+/// Tokens whose caches travel: of several segments, the last of which ends inside a block.
+const LENGTH: usize = 165;
+
+/// Log-probabilities of one f32 backend against another's.
+const F32: f32 = 1e-4;
+
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+type Open = fn() -> Box<dyn Backend>;
+
+fn cpu() -> Box<dyn Backend> {
+    Box::new(CpuBackend::new())
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu() -> Box<dyn Backend> {
+    let options = kimi_linear::backend::wgpu::Options::default();
+    let backend = kimi_linear::backend::wgpu::WgpuBackend::with_options(options);
+    Box::new(backend.unwrap_or_else(|error| {
+        panic!("{error}. These tests need a Vulkan driver: apt-get install mesa-vulkan-drivers libvulkan1")
+    }))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Box<dyn Backend> {
+    emulated::open(&emulated::ORDERS[..1])
+}
+
+const BACKENDS: &[(&str, Open)] = &[
+    ("cpu", cpu),
+    #[cfg(feature = "wgpu")]
+    ("wgpu", wgpu),
+    #[cfg(feature = "cuda")]
+    ("cuda-emulated", cuda),
+];
+
+fn on(open: Open, name: &str) -> Engine {
+    engine_on(open(), name, limits(2, 5, 40), OPTIONS)
+}
+
+/// The same with latents in this dtype.
+fn with_pool(open: Open, name: &str, cache: Dtype) -> Engine {
+    let limits = Limits {
+        cache,
+        ..limits(2, 5, 40)
+    };
+    engine_as(open(), name, limits, OPTIONS)
+}
+
+fn prompt() -> Vec<u32> {
+    tokens(1, LENGTH)
+}
+
+/// What goes on from the caches, computed where they are: cut where they end, so that it is the same arithmetic.
+fn further() -> Request {
+    Request {
+        turn_ends: vec![LENGTH],
+        ..request([prompt(), tokens(2, 9)].concat(), 8)
+    }
+}
+
+/// All records of an export, and what they are of.
+fn exported(engine: Engine) -> (CacheHeader, Vec<LayerRecord>) {
+    let handle = EngineHandle::start(engine).unwrap();
+    let stream = handle.export(request(prompt(), 0)).unwrap();
+    let header = stream.header().clone();
+    (header, stream.map(|record| record.unwrap()).collect())
+}
+
+fn outcome(answer: &kimi_linear::engine::Answer) -> Outcome {
+    let mut outcomes = Outcomes::new();
+    while let Some(event) = answer.next() {
+        take([(answer.id(), event)], &mut outcomes);
+    }
+    outcomes.remove(&(answer.id(), 0)).unwrap()
+}
+
+/// Imports the records as they are, and answers.
+fn imported(engine: Engine, header: &CacheHeader, records: &[LayerRecord]) -> Outcome {
+    let handle = EngineHandle::start(engine).unwrap();
+    let mut import = handle.import(header.clone(), further()).unwrap();
+    for record in records {
+        import.put(record).unwrap();
+    }
+    outcome(&import.finish().unwrap())
+}
+
+fn near(expected: &Outcome, found: &Outcome) {
+    assert_eq!(expected.tokens, found.tokens);
+    for (a, b) in expected.logprobs.iter().zip(&found.logprobs) {
+        let (a, b) = (a.as_ref().unwrap().logprob, b.as_ref().unwrap().logprob);
+        assert!((a - b).abs() <= F32, "{a} and {b}");
+    }
+}
