@@ -120,14 +120,19 @@ static __device__ __forceinline__ void few_product(FewSums& sums, const FewRows&
     clear(sums);
     for (u32 k = threadIdx.x / 32 * FEW_COLUMNS + threadIdx.x % 4 * 8; k / FEW_COLUMNS * FEW_COLUMNS < columns;
          k += FEW_WARPS * FEW_COLUMNS) {
-        uint4 w[5];
-#pragma unroll
+        uint4 w[5] = {};
+        // Taking blocks apart is long: once for the four rows, whose words are chosen and not indexed, to stay in registers.
+#pragma unroll 1
         for (u32 i = 0; i < 4; i++) {
             float x[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
             const void* weight = i < 2 ? weights.first : weights.second;
             u32 format = i < 2 ? weights.first_format : weights.second_format;
-            if (k < columns) weights_at(weight, format, weights.rows[i] + k, columns, k, x);
-            w[i] = make_uint4(narrow_pair(x[0], x[1]), narrow_pair(x[2], x[3]), narrow_pair(x[4], x[5]), narrow_pair(x[6], x[7]));
+            u64 first = i == 0 ? weights.rows[0] : i == 1 ? weights.rows[1] : i == 2 ? weights.rows[2] : weights.rows[3];
+            if (k < columns) weights_at(weight, format, first + k, columns, k, x);
+            uint4 eight = make_uint4(
+                narrow_pair(x[0], x[1]), narrow_pair(x[2], x[3]), narrow_pair(x[4], x[5]), narrow_pair(x[6], x[7]));
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) w[j] = i == j ? eight : w[j];
         }
         w[4] = k < columns ? eight_of<true>(row + k, k, columns) : make_uint4(0, 0, 0, 0);
         few_multiply(sums, w);

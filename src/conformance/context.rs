@@ -78,6 +78,7 @@ impl<'a> CaseContext<'a> {
         repeats: usize,
         clock: Option<Clock>,
     ) -> Self {
+        let tolerance = tolerance.on(backend.device().backend);
         Self {
             backend,
             random,

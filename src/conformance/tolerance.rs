@@ -27,11 +27,15 @@ pub enum Tolerance {
     Split,
     /// A whole block of operations.
     Block,
+    /// Products with weights in blocks, by whatever arithmetic a backend has for them ([`Tolerance::on`]).
+    Quantised,
+    /// The same where activations are rounded to eight bits.
+    EightBits,
 }
 
 impl Tolerance {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Exact,
         Self::Rounded,
         Self::Close,
@@ -39,7 +43,20 @@ impl Tolerance {
         Self::Recurrence,
         Self::Split,
         Self::Block,
+        Self::Quantised,
+        Self::EightBits,
     ];
+
+    /// What it is on a backend of this name. GPUs multiply the values that blocks say as those of dense weights; the CPU rounds
+    /// activations.
+    #[must_use]
+    pub fn on(self, backend: &str) -> Self {
+        match (self, backend) {
+            (Self::Quantised, "cpu") => Self::EightBits,
+            (Self::Quantised, _) => Self::Close,
+            _ => self,
+        }
+    }
 
     /// The greatest error allowed.
     #[must_use]
@@ -47,7 +64,9 @@ impl Tolerance {
         let [f32, f16, bf16] = match self {
             Self::Exact => [0.0; 3],
             Self::Rounded => [1e-6, 1e-3, 8e-3],
-            Self::Close => [1e-5, 2e-3, 1.6e-2],
+            Self::Close | Self::Quantised => [1e-5, 2e-3, 1.6e-2],
+            // Experts are two products one after the other.
+            Self::EightBits => [2.0 * EIGHT_BIT_ACTIVATIONS[1]; 3],
             Self::Full => [1e-5; 3],
             Self::Recurrence => [1e-5, 1e-3, 5e-3],
             Self::Split => [1e-5, 1e-3, 8e-3],
@@ -85,6 +104,8 @@ impl Tolerance {
             Self::Recurrence => "the recurrence against its definition",
             Self::Split => "one prompt, cut in different places",
             Self::Block => "a whole block of operations",
+            Self::Quantised => "products with weights in blocks",
+            Self::EightBits => "the same on the CPU, with activations of eight bits",
         }
     }
 
@@ -99,6 +120,8 @@ impl Tolerance {
             Self::Recurrence => "recurrence",
             Self::Split => "split",
             Self::Block => "block",
+            Self::Quantised => "quantised",
+            Self::EightBits => "eight bits",
         }
     }
 }

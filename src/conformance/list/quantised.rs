@@ -8,10 +8,6 @@ use crate::checkpoint::blocks::{Q4_K, Q6_K, Q8_0};
 use crate::checkpoint::{FORMATS, Format};
 use crate::conformance::{Case, Tolerance};
 
-/// What products with weights in blocks are held to: what those with dense weights are. The values that blocks say are
-/// exact in f32; where operands are bf16, they are rounded to it as those of any weight are.
-const PRODUCT: Tolerance = Tolerance::Close;
-
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for format in FORMATS.into_iter().filter(|format| format.block() > 1) {
@@ -49,17 +45,27 @@ fn linear_cases(cases: &mut Vec<Case>, format: Format) {
         ([150, narrow], 37),
     ] {
         let name = format!("{format}/[{out},{width}]/T={tokens}");
-        cases.push(definition("linear", name, PRODUCT, move |ctx| {
-            let scale = (width as f32).powf(-0.5);
-            let matrix = ctx.random_matrix(format, [1, out, width], scale)?;
-            linear(ctx, matrix, tokens, Element::Activation)
-        }));
+        cases.push(definition(
+            "linear",
+            name,
+            Tolerance::Quantised,
+            move |ctx| {
+                let scale = (width as f32).powf(-0.5);
+                let matrix = ctx.random_matrix(format, [1, out, width], scale)?;
+                linear(ctx, matrix, tokens, Element::Activation)
+            },
+        ));
     }
     let name = format!("{format}/[70,{narrow}]/T=9, single tokens, to f32");
-    cases.push(definition("linear", name, PRODUCT, move |ctx| {
-        let matrix = ctx.random_matrix(format, [1, 70, narrow], 0.1)?;
-        Ok(linear(ctx, matrix, 9, Element::F32)?.laid_out(SINGLES))
-    }));
+    cases.push(definition(
+        "linear",
+        name,
+        Tolerance::Quantised,
+        move |ctx| {
+            let matrix = ctx.random_matrix(format, [1, 70, narrow], 0.1)?;
+            Ok(linear(ctx, matrix, 9, Element::F32)?.laid_out(SINGLES))
+        },
+    ));
 }
 
 fn experts_cases(cases: &mut Vec<Case>, format: Format) {
@@ -69,9 +75,12 @@ fn experts_cases(cases: &mut Vec<Case>, format: Format) {
     };
     for (tokens, chosen) in [(1, 3), (9, 2)] {
         let name = format!("{format}/3 of [{n},{d}], {chosen} of them chosen/T={tokens}");
-        cases.push(definition("experts", name, PRODUCT, move |ctx| {
-            experts_in(ctx, &[format], [3, n, d], 0..3, 0..chosen, tokens, 2)
-        }));
+        cases.push(definition(
+            "experts",
+            name,
+            Tolerance::Quantised,
+            move |ctx| experts_in(ctx, &[format], [3, n, d], 0..3, 0..chosen, tokens, 2),
+        ));
     }
 }
 
@@ -90,16 +99,24 @@ fn mixed_cases(cases: &mut Vec<Case>) {
                 "{name}/columns {first}..{} of {stored}/T={tokens}",
                 first + 512
             );
-            cases.push(definition("linear", name, PRODUCT, move |ctx| {
-                let matrix = ctx.random_parts([1, 64, 512], stored, first, &parts, 0.05)?;
-                linear(ctx, matrix, tokens, Element::Activation)
-            }));
+            cases.push(definition(
+                "linear",
+                name,
+                Tolerance::Quantised,
+                move |ctx| {
+                    let matrix = ctx.random_parts([1, 64, 512], stored, first, &parts, 0.05)?;
+                    linear(ctx, matrix, tokens, Element::Activation)
+                },
+            ));
         }
     }
     let name = "experts in Q8_0 and BF16 in turn";
-    cases.push(definition("experts", name, PRODUCT, move |ctx| {
-        experts_in(ctx, &[q8, Format::BF16], [3, 32, 64], 0..3, 0..3, 9, 2)
-    }));
+    cases.push(definition(
+        "experts",
+        name,
+        Tolerance::Quantised,
+        move |ctx| experts_in(ctx, &[q8, Format::BF16], [3, 32, 64], 0..3, 0..3, 9, 2),
+    ));
 }
 
 /// Rows do not depend on each other, and repeat themselves, whichever form of a product they take.
