@@ -40,15 +40,16 @@ def read(folder):
 def write(folder, tensors, config):
     """`tensors`: name -> (dtype, array); the array's bytes are what is stored."""
     folder.mkdir(parents=True)
-    header, data = {}, b""
+    header, data, at = {}, [], 0
     # Wide ones first, so that all are aligned.
     for name, (dtype, values) in sorted(tensors.items(), key=lambda item: (-item[1][1].itemsize, item[0])):
         raw = np.ascontiguousarray(values).tobytes()
-        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
+        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [at, at + len(raw)]}
+        data.append(raw)
+        at += len(raw)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data))
     (folder / "config.json").write_text(json.dumps(config))
 
 
