@@ -172,9 +172,15 @@ impl Checkpoint {
             let shard = self.shards.get(shard)?;
             Some(shard.bytes.slice(range))
         };
+        // What is repacked is not read through the shard's own mapping, whose pages would stay beside the blocks.
+        let brief = |(shard, range): (usize, Range<usize>)| {
+            let shard = self.shards.get(shard)?;
+            let window = map::window(shard, range.clone());
+            Some(window.unwrap_or_else(|_| shard.bytes.slice(range)))
+        };
         self.entries.iter().map(move |entry| {
             let parts = match &entry.repacked {
-                Some(repacked) => repacked.stored().into_iter().filter_map(slice).collect(),
+                Some(repacked) => repacked.stored().into_iter().filter_map(brief).collect(),
                 None => slice((entry.shard, entry.range.clone()))
                     .into_iter()
                     .collect(),

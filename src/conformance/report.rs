@@ -220,7 +220,8 @@ pub fn operations_markdown(cases: &[Case]) -> String {
          smaller than that, the bound holds for the tensor as a whole, and for\nits worst row what follows from that \
          (`By::worst` in `src/conformance/tolerance.rs`). Gates and the\nrouter's weights are compared element by \
          element, each in proportion to itself. NaN and infinity fail. A bound belongs to the case and to\nthe precision of a \
-         device's activations, never to a backend; in brackets the bound in the maximum norm, where it is another \
+         device's activations, never to a backend, but for products with weights in blocks, whose activations the CPU \
+         alone\nrounds to eight bits; in brackets the bound in the maximum norm, where it is another \
          one:\n\n| tolerance | what it is for | f32 | f16 | bf16 |\n|---|---|---|---|---|\n",
         cases.len()
     );

@@ -90,7 +90,7 @@ pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, To
 pub(super) fn eos(metadata: &Metadata) -> Result<Vec<u32>, TokenizerError> {
     const KEY: &str = "tokenizer.ggml.eos_token_id";
     let id = metadata.whole(KEY).map_err(refused)?;
-    let id = id.map(|id| u32::try_from(id));
+    let id = id.map(u32::try_from);
     let id = id
         .transpose()
         .map_err(|_| refused(metadata.wrong(KEY, "an id of 32 bits", metadata.show(KEY))))?;

@@ -64,7 +64,7 @@ MUTATIONS = [
     (CPU + "select.rs", ".then(a.0.cmp(&b.0))", ".then(b.0.cmp(&a.0))"),
     (CPU + "select.rs", ".all(|logit| logit.is_finite())", ".all(|logit| !logit.is_nan())"),
     ("src/backend/weight.rs", "&self.bytes[at + self.columns.start..at + self.columns.end]", "&self.bytes[at..at + self.columns.len()]"),
-    (CPU + "memory.rs", "part.rows.end <= index", "part.rows.end < index"),
+    (CPU + "memory.rs", "part.rows.start < rows.end", "part.rows.end < rows.end"),
     (CPU + "rms_norm.rs", "&input[row * d..(row + 1) * d], weight, eps", "&input[row / 2 * d..(row / 2 + 1) * d], weight, eps"),
     ("shaders/shared/blocks.wgsl", "scale = (low & 15u) | byte_at(base, packed + group - 4u)", "scale = (low & 15u) | byte_at(base, packed + group)"),
     ("shaders/shared/blocks.wgsl", "stored_word(base, at + 3u) << (32u - shift)", "stored_word(base, at) << (32u - shift)"),

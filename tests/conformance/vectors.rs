@@ -6,6 +6,9 @@ use kimi_linear::backend::{
     Backend, Batch, Capacity, Element, Embed, Op, Program, Rows, Segment, Shard, Slot, WeightPart,
     WeightSource,
 };
+use kimi_linear::checkpoint::blocks::{
+    FP4, FP8, INT4, INT6, INT8, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS,
+};
 use kimi_linear::checkpoint::{FORMATS, Format};
 use kimi_linear::config::Dtype;
 use libtest_mimic::{Failed, Trial};
@@ -81,18 +84,36 @@ pub(crate) fn trial(bench: &Arc<Bench>) -> Trial {
                 }
             }
         }
+        others(&bench);
         Ok(())
     })
 }
 
-/// The rows of an embedding `[rows, columns]`, read through `Embed`.
-fn embedded(
-    backend: &mut dyn Backend,
-    format: Format,
-    bytes: Vec<u8>,
-    [rows, columns]: [usize; 2],
-) -> Vec<f32> {
-    let source = WeightSource {
+/// The CPU reads the formats that shaders and kernels do not know; GPUs refuse them, and say who reads them.
+fn others(bench: &Bench) {
+    let others = [&IQ2_S, &IQ2_XS, &IQ2_XXS, &IQ3_S, &IQ3_XXS];
+    for block in others.into_iter().chain([&INT4, &INT6, &INT8, &FP8, &FP4]) {
+        let source = source(
+            Format::Block(block),
+            vec![0; block.bytes],
+            [1, block.length],
+        );
+        let name = block.name;
+        match bench.with(|backend| backend.weight(source)) {
+            Ok(_) => assert_eq!(bench.name, "cpu", "{name}"),
+            Err(error) => {
+                assert_ne!(bench.name, "cpu", "{name}");
+                let error = error.to_string();
+                let whole = error.contains(name) && error.contains("the CPU backend reads every");
+                assert!(whole, "{error}");
+            }
+        }
+    }
+}
+
+/// A weight `[rows, columns]` of these blocks.
+fn source(format: Format, bytes: Vec<u8>, [rows, columns]: [usize; 2]) -> WeightSource {
+    WeightSource {
         name: "vectors".to_owned(),
         stack: 1,
         rows,
@@ -104,8 +125,19 @@ fn embedded(
             bytes: bytes.into(),
         }],
         shard: Shard::WHOLE,
-    };
-    let weight = backend.weight(source).unwrap();
+    }
+}
+
+/// The rows of an embedding `[rows, columns]`, read through `Embed`.
+fn embedded(
+    backend: &mut dyn Backend,
+    format: Format,
+    bytes: Vec<u8>,
+    [rows, columns]: [usize; 2],
+) -> Vec<f32> {
+    let weight = backend
+        .weight(source(format, bytes, [rows, columns]))
+        .unwrap();
     let output = backend
         .tensor(Rows::Tokens, rows, columns, Element::Activation)
         .unwrap();

@@ -15,9 +15,12 @@ use crate::engine_harness::{
 use crate::wrapped::{Part, Wrap, Wrapped};
 use crate::{BACKENDS, LENGTH, Limits, cpu, exported, on, prompt, with_pool};
 
-/// Calls a function before each submission, with the names of its operations.
+/// What is told of a submission: the names of its operations.
+type Watcher = dyn FnMut(&[&'static str]) + Send;
+
+/// Calls a function before each submission.
 #[derive(Clone)]
-struct Watched(Arc<Mutex<dyn FnMut(&[&'static str]) + Send>>);
+struct Watched(Arc<Mutex<Watcher>>);
 
 impl Wrap for Watched {
     fn parts(&mut self, op: &Op, _backend: &mut dyn Backend) -> Result<Vec<Part>> {

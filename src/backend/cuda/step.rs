@@ -42,14 +42,16 @@ const FEW: [(&str, usize); 4] = [
 /// The most rows that share a reading.
 const FEWEST_READS: usize = 64;
 
+/// What a batch has a say in.
+type OfBatch<T> = Box<dyn Fn(&BatchMetadata) -> T + Send>;
 /// The commands of a batch that has a say in how many they are.
-type Listed = Box<dyn Fn(&BatchMetadata) -> Result<Vec<Command>> + Send>;
+type Listed = OfBatch<Result<Vec<Command>>>;
 
 /// How many blocks a launch takes for this batch; any 0 leaves it out.
 enum Size {
-    Grid(Box<dyn Fn(&BatchMetadata) -> [u32; 3] + Send>),
+    Grid(OfBatch<[u32; 3]>),
     /// Those for so many elements, and the elements of a block.
-    Elements(Box<dyn Fn(&BatchMetadata) -> usize + Send>, u64),
+    Elements(OfBatch<usize>, u64),
 }
 
 impl Size {

@@ -17,6 +17,9 @@ use crate::error::CheckpointError;
 /// Rows that a thread repacks at a time.
 const ROWS: usize = 16;
 
+/// Writes one block of so many codes, of the row and from the column that are given.
+type FillBlock<'a> = dyn Fn([usize; 2], &[i16], &mut [u8]) + Sync + 'a;
+
 /// What scales a matrix, widened.
 struct Numbers {
     scales: Vec<f32>,
@@ -36,8 +39,7 @@ impl Packed {
         let (scales, grid) = (&numbers.scales, self.scales.grid);
         let scale = |row, column| scales[grid.at(row, column)];
         let offset = self.offset();
-        let blocks = |format: &'static BlockFormat,
-                      block: &(dyn Fn([usize; 2], &[i16], &mut [u8]) + Sync)| {
+        let blocks = |format: &'static BlockFormat, block: &FillBlock<'_>| {
             let blocks = self.blocks(&codes, format, block);
             (Format::Block(format), Bytes::from(blocks))
         };
@@ -146,12 +148,7 @@ impl Packed {
     }
 
     /// Repacks rows in parallel; `block` fills one block of the row and the column where it begins.
-    fn blocks(
-        &self,
-        codes: &[u8],
-        format: &BlockFormat,
-        block: &(dyn Fn([usize; 2], &[i16], &mut [u8]) + Sync),
-    ) -> Vec<u8> {
+    fn blocks(&self, codes: &[u8], format: &BlockFormat, block: &FillBlock<'_>) -> Vec<u8> {
         let row_bytes = self.columns / format.length * format.bytes;
         let mut blocks = vec![0; self.rows * row_bytes];
         let parts = blocks.par_chunks_mut(ROWS * row_bytes).enumerate();
