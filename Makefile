@@ -100,7 +100,7 @@ test: install-rust-components install-xvfb install-cuda-compiler target/python/m
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 
 # The properties that `make test` tries a few thousand times, with so many cases of each and from each of two seeds.
-FUZZ_CASES := 4000000
+FUZZ_CASES := 40000000
 
 fuzz: install-rust-components
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture \

@@ -14,6 +14,7 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot};
 use kimi_linear::checkpoint::{Checkpoint, Fingerprint};
 use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::conformance::EIGHT_BIT_ACTIVATIONS;
 use kimi_linear::model::{Limits, Model, StepOptions};
 use serde_json::json;
 
@@ -34,7 +35,8 @@ fn written(formats: &[&str]) -> tempfile::TempDir {
     python
         .arg(script)
         .arg(reference("tiny-128"))
-        .arg(out.path());
+        .arg(out.path())
+        .arg(EIGHT_BIT_ACTIVATIONS[0].to_string());
     assert!(python.args(formats).status().unwrap().success());
     out
 }
@@ -87,11 +89,8 @@ fn check(formats: &[(&str, &str, &str)]) {
     let names: Vec<&str> = formats.iter().map(|format| format.0).collect();
     let out = written(&names);
     for (name, usual, odd) in formats {
-        let dirs = [
-            out.path().join(name),
-            out.path().join(format!("{name}-dense")),
-        ];
-        let [(config, quantised), (_, dense)] = dirs.each_ref().map(|dir| open(dir).unwrap());
+        let dirs = ["", "-dense", "-noisy"].map(|copy| out.path().join(format!("{name}{copy}")));
+        let [(config, quantised), (_, dense), _] = dirs.each_ref().map(|dir| open(dir).unwrap());
         let format = |tensor: &str| quantised.tensor(tensor).unwrap().format.to_string();
         let layer = "model.layers.0";
         assert_eq!(
@@ -106,7 +105,7 @@ fn check(formats: &[(&str, &str, &str)]) {
         );
         let expert = "model.layers.1.block_sparse_moe.experts.7.w2.weight";
         assert_eq!(format(expert), *usual, "{name}");
-        let (mut blocks, mut bytes) = (0, 0);
+        let (mut blocks, mut bytes, mut expected) = (0, 0, true);
         for spec in config.tensors() {
             let [ours, theirs] = [&quantised, &dense].map(|from| from.tensor(&spec.name).unwrap());
             assert_eq!(ours.shape, theirs.shape);
@@ -127,12 +126,14 @@ fn check(formats: &[(&str, &str, &str)]) {
             }
             blocks += usize::from(ours.format.block() > 1);
             bytes += ours.bytes.len();
+            expected &= ours.format.block() == 1 || ours.format.to_string() == *usual;
         }
         assert!(
             blocks >= 40 || *usual == "F32",
             "{name}: {blocks} tensors in blocks"
         );
-        if usual == odd && *usual != "F32" {
+        // A scale may fit 16 bits by chance; sizes are told before that is known.
+        if expected && *usual != "F32" {
             assert_eq!(quantised.total_bytes(), bytes as u64, "{name}");
         }
         assert_ne!(Fingerprint::stored(&quantised), Fingerprint::stored(&dense));
@@ -140,17 +141,23 @@ fn check(formats: &[(&str, &str, &str)]) {
     }
 }
 
-/// Whole models: products with blocks may round activations to eight bits, so that only the sum of the differences is bounded.
-fn agree(name: &str, dirs: &[std::path::PathBuf; 2]) {
-    let [ours, theirs] = dirs.each_ref().map(|dir| logits(dir));
+/// Whole models: products with blocks round activations to eight bits. How far that may move logits depends on the model, and a
+/// copy whose weights are off at random by as much as such a product may be ([`EIGHT_BIT_ACTIVATIONS`]) says it: errors of
+/// the same size in the same places move them as far, give or take what two draws differ by.
+fn agree(name: &str, dirs: &[std::path::PathBuf; 3]) {
+    let [ours, theirs, noisy] = dirs.each_ref().map(|dir| logits(dir));
     assert_eq!(ours.len(), TOKENS * 512);
     let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
-    let difference = squares(&mut ours.iter().zip(&theirs).map(|(a, b)| f64::from(a - b)));
     let whole = squares(&mut theirs.iter().map(|b| f64::from(*b)));
-    let ratio = (difference / whole).sqrt();
+    let ratio = |some: &[f32]| {
+        let difference = some.iter().zip(&theirs).map(|(a, b)| f64::from(a - b));
+        (squares(&mut { difference }) / whole).sqrt()
+    };
+    let (ratio, yardstick) = (ratio(&ours), ratio(&noisy));
+    println!("{name}: {ratio:.4}, with noise in the weights {yardstick:.4}");
     assert!(
-        ratio < 0.05,
-        "{name}: logits differ by {ratio} of their size"
+        yardstick < 0.15 && ratio < 1.5 * yardstick,
+        "{name}: logits differ by {ratio} of their size, with noise in the weights by {yardstick}"
     );
 }
 

@@ -1,8 +1,9 @@
 """Writes quantised copies of a small checkpoint, and beside each the same numbers in F32 by the format's formula.
 
-    quantised_files.py SOURCE OUT FORMAT...
+    quantised_files.py SOURCE OUT NOISE FORMAT...
 
-OUT/FORMAT is the quantised checkpoint, OUT/FORMAT-dense the other. Formulas are written here from the formats' own
+OUT/FORMAT is the quantised checkpoint, OUT/FORMAT-dense the other, and OUT/FORMAT-noisy the other with each quantised number off
+at random by NOISE of itself. Formulas are written here from the formats' own
 definitions (compressed-tensors, OCP's e2m1, e4m3 and e8m0, MLX), each operation in f32; MLX's were compared with mlx 0.32.
 """
 
@@ -312,22 +313,33 @@ def split_kv_b(name, w, quantise, config):
 
 
 def plain(name):
-    """What is not quantised: the router, whose choice must not depend on rounding, norms, vectors, convolutions."""
+    """What is not quantised: the router, norms, vectors, convolutions."""
     return "conv1d" in name or name.endswith(("block_sparse_moe.gate.weight", "norm.weight")) or not name.endswith(".weight")
+
+
+def fixed_routes(name, biases):
+    """Biases that choose the experts by themselves (scores are below 1), others in each layer: in two copies that compute with
+    other roundings, tokens would else go to other experts here and there, and their logits have nothing in common."""
+    layer = int(name.split(".")[2])
+    order = (3 * np.arange(biases.size) + layer) % biases.size
+    return (2 * order).reshape(biases.shape).astype(f32)
 
 
 def main():
     source, out = map(pathlib.Path, sys.argv[1:3])
+    noise, random = float(sys.argv[3]), np.random.default_rng(7)
     tensors, config = read(source), json.loads((source / "config.json").read_text())
-    for wanted in sys.argv[3:]:
+    for wanted in sys.argv[4:]:
         quantise, extra = FORMATS[wanted]
         is_mlx = wanted.startswith("mlx")
-        stored, dense = {}, {}
+        stored, dense, noisy = {}, {}, {}
         for name, w in tensors.items():
             module = name.removesuffix(".weight")
             left = name.startswith(("lm_head", "model.embed")) and not is_mlx
+            if name.endswith("e_score_correction_bias"):
+                w = fixed_routes(name, w)
             if plain(name) or w.ndim != 2 or left:
-                stored[name] = dense[name] = ("F32", w)
+                stored[name] = dense[name] = noisy[name] = ("F32", w)
                 continue
             if is_mlx and "kv_b_proj" in name:
                 parts, values = split_kv_b(name, w, quantise, config)
@@ -336,10 +348,12 @@ def main():
                 parts, values = quantise(w, "self_attn.q_proj" in name)
                 stored |= {f"{module}.{suffix}": tensor for suffix, tensor in parts.items()}
             dense[name] = ("F32", values.astype(f32))
+            noisy[name] = ("F32", (values * (1 + noise * random.standard_normal(values.shape))).astype(f32))
         if is_mlx:
             stored = sanitise(stored, config)
         write(out / wanted, stored, config | extra)
         write(out / f"{wanted}-dense", dense, config)
+        write(out / f"{wanted}-noisy", noisy, config)
 
 
 main()
