@@ -17,13 +17,16 @@ pub struct Rounded {
 }
 
 impl Rounded {
-    /// Every activation rounded to this precision; pools stay f32.
+    /// Every activation rounded to this precision, in which latents are kept too: the list's oracle takes them for operands
+    /// of the device's precision.
     pub fn activations(inner: Box<dyn Backend>, precision: Dtype) -> Wrapped<Self> {
         let rounded = Self {
             precision,
             as_cuda: false,
         };
-        Wrapped::new(inner, rounded).computing_in(precision)
+        Wrapped::new(inner, rounded)
+            .computing_in(precision)
+            .caching_in(precision)
     }
 
     /// What the CUDA backend stores, rounded to bf16.

@@ -112,6 +112,12 @@ impl<W: Wrap> Wrapped<W> {
         self
     }
 
+    /// Says that latents are kept in this dtype where nobody names another.
+    pub fn caching_in(mut self, cache: Dtype) -> Self {
+        self.device.cache = cache;
+        self
+    }
+
     fn inner(&self) -> MutexGuard<'_, Box<dyn Backend>> {
         self.inner.lock().unwrap()
     }
