@@ -157,7 +157,6 @@ fn agree(name: &str, dirs: &[std::path::PathBuf; 3]) {
         (squares(&mut { difference }) / whole).sqrt()
     };
     let (ratio, yardstick) = (ratio(&ours), ratio(&noisy));
-    println!("{name}: {ratio:.4}, with noise in the weights {yardstick:.4}");
     assert!(
         yardstick < 0.15 && ratio < 2.0 * yardstick,
         "{name}: logits differ by {ratio} of their size, with noise in the weights by {yardstick}"
