@@ -14,7 +14,7 @@ pub enum GgufLayout {
     Stacked,
     /// `-exp(A_log)` in place of `A_log`.
     NegativeExp,
-    /// `kv_b` in two: keys `[heads, latent, nope]`, transposed, here; values `[heads, value, latent]` as [`VALUES`].
+    /// `kv_b` in two: keys `[heads, latent, nope]`, transposed, here; values `[heads, value, latent]` as `VALUES` names them.
     SplitKeys,
 }
 
