@@ -1,6 +1,8 @@
 //! Whole models whose latents are kept in each dtype, on every backend.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "common/backends.rs"]
+mod backends;
 mod common;
 #[cfg(feature = "cuda")]
 #[path = "common/emulated.rs"]
@@ -10,8 +12,8 @@ mod rounded;
 #[path = "common/wrapped.rs"]
 mod wrapped;
 
+use backends::BACKENDS;
 use common::{Fixture, reference};
-use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Backend, Batch, Block, Capacity, Op, OutputRow, Result, Segment, Slot};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
@@ -21,34 +23,6 @@ use wrapped::{Part, Wrap, Wrapped};
 
 const BLOCK_TOKENS: usize = 16;
 const BLOCKS: usize = 32;
-
-type Open = fn() -> Box<dyn Backend>;
-
-fn cpu() -> Box<dyn Backend> {
-    Box::new(CpuBackend::new())
-}
-
-#[cfg(feature = "wgpu")]
-fn wgpu() -> Box<dyn Backend> {
-    let options = kimi_linear::backend::wgpu::Options::default();
-    let backend = kimi_linear::backend::wgpu::WgpuBackend::with_options(options);
-    Box::new(backend.unwrap_or_else(|error| {
-        panic!("{error}. These tests need a Vulkan driver: apt-get install mesa-vulkan-drivers libvulkan1")
-    }))
-}
-
-#[cfg(feature = "cuda")]
-fn cuda() -> Box<dyn Backend> {
-    emulated::open(&emulated::ORDERS[..1])
-}
-
-const BACKENDS: &[(&str, Open)] = &[
-    ("cpu", cpu),
-    #[cfg(feature = "wgpu")]
-    ("wgpu", wgpu),
-    #[cfg(feature = "cuda")]
-    ("cuda-emulated", cuda),
-];
 
 /// Rounds latents after they are appended to a pool that is wider.
 #[derive(Clone)]

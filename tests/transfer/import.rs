@@ -228,7 +228,7 @@ fn caches_move_between_backends() {
     use kimi_linear::config::Dtype::{Bf16, F16, F32};
     use pollster::block_on;
 
-    use crate::{cuda, wgpu};
+    use crate::backends::{cuda, wgpu};
 
     let routes: [(&str, crate::Open, _, crate::Open, _); 6] = [
         ("cpu to wgpu", cpu, F32, wgpu, F32),
@@ -263,7 +263,7 @@ fn caches_move_between_backends() {
 #[cfg(all(feature = "wgpu", feature = "cuda"))]
 #[test]
 fn caches_of_one_backend_mean_the_same_to_another() {
-    use crate::{cuda, wgpu};
+    use crate::backends::{cuda, wgpu};
 
     let name = "tiny-128";
     let (header, records) = exported(on(cpu, name));

@@ -1,6 +1,8 @@
 //! Caches that travel: out of one engine layer by layer while a prompt is prefilled, into another in any order.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "../common/backends.rs"]
+mod backends;
 #[cfg(feature = "cuda")]
 #[path = "../common/emulated.rs"]
 mod emulated;
@@ -13,11 +15,10 @@ mod seeds;
 #[path = "../common/wrapped.rs"]
 mod wrapped;
 
+use backends::{BACKENDS, Open, cpu};
 use engine_harness::{
     OPTIONS, Outcome, Outcomes, engine_as, engine_on, limits, request, take, tokens,
 };
-use kimi_linear::backend::Backend;
-use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::cache::{CacheHeader, LayerRecord};
 use kimi_linear::config::Dtype;
 use kimi_linear::engine::{Engine, EngineHandle, Request};
@@ -30,34 +31,6 @@ const LENGTH: usize = 165;
 const F32: f32 = 1e-4;
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
-
-type Open = fn() -> Box<dyn Backend>;
-
-fn cpu() -> Box<dyn Backend> {
-    Box::new(CpuBackend::new())
-}
-
-#[cfg(feature = "wgpu")]
-fn wgpu() -> Box<dyn Backend> {
-    let options = kimi_linear::backend::wgpu::Options::default();
-    let backend = kimi_linear::backend::wgpu::WgpuBackend::with_options(options);
-    Box::new(backend.unwrap_or_else(|error| {
-        panic!("{error}. These tests need a Vulkan driver: apt-get install mesa-vulkan-drivers libvulkan1")
-    }))
-}
-
-#[cfg(feature = "cuda")]
-fn cuda() -> Box<dyn Backend> {
-    emulated::open(&emulated::ORDERS[..1])
-}
-
-const BACKENDS: &[(&str, Open)] = &[
-    ("cpu", cpu),
-    #[cfg(feature = "wgpu")]
-    ("wgpu", wgpu),
-    #[cfg(feature = "cuda")]
-    ("cuda-emulated", cuda),
-];
 
 fn on(open: Open, name: &str) -> Engine {
     engine_on(open(), name, limits(2, 5, 40), OPTIONS)
