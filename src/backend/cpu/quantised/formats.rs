@@ -10,7 +10,7 @@ mod plain;
 use self::plain::Plain;
 pub(super) use self::plain::plain;
 use super::isa::Isa;
-use super::{BLOCKS, GROUP};
+use super::{BLOCK, BLOCKS, GROUP};
 use crate::checkpoint::BlockFormat;
 use crate::checkpoint::blocks::{
     INT6, INT8, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
@@ -83,6 +83,11 @@ pub(super) struct Unpacked<I: Isa> {
 }
 
 impl<I: Isa> Unpacked<I> {
+    #[inline(always)]
+    pub(super) fn zero(isa: I) -> Self {
+        Self::symmetric(isa, [isa.bytes(&[0; BLOCK]); BLOCKS], isa.splat(0.0))
+    }
+
     /// Groups of 32 without minimums.
     #[inline(always)]
     fn symmetric(isa: I, codes: [I::Bytes; BLOCKS], scales: I::Lanes) -> Self {

@@ -2,6 +2,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::super::memory::widen;
+use super::formats::{Format, WithFormat};
 use super::*;
 use crate::checkpoint::blocks::{FP4, INT4, INT6, INT8, NO_MIN};
 use crate::checkpoint::ggml::TYPES;
@@ -182,6 +183,93 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
                         0,
                         "{name}, {path:?}, {width}, {r}"
                     );
+                }
+            }
+        }
+    }
+}
+
+/// What [`Format::unpack`] makes of 256 columns, in the order of columns and of groups.
+struct TakenApart<'a> {
+    bytes: &'a [u8],
+    /// `[256]`.
+    codes: &'a mut Vec<i32>,
+    /// Of each group: scale and minimum.
+    groups: &'a mut Vec<[f32; 2]>,
+}
+
+impl<I: Isa> WithFormat<I> for TakenApart<'_> {
+    fn run<F: Format<BYTES>, const BYTES: usize>(self, isa: I, format: F) {
+        let Self {
+            bytes,
+            codes,
+            groups,
+        } = self;
+        isa.run(
+            #[inline(always)]
+            || {
+                let unpacked = format.unpack(isa, &bytes.as_chunks().0[0]);
+                for block in unpacked.codes {
+                    let block: [u8; BLOCK] = bytemuck::cast(block);
+                    codes.extend(block.map(|code| match F::CODES {
+                        formats::Codes::Signed => i32::from(code as i8),
+                        formats::Codes::Unsigned { zero, .. } => {
+                            i32::from(code) - zero.map_or(0, |power| 1 << power)
+                        }
+                    }));
+                }
+                let scales = unpacked.scales.map(|lanes| isa.store(lanes));
+                let mins = unpacked.mins.map(|lanes| isa.store(lanes));
+                for g in 0..if F::HALVES { 16 } else { 8 } {
+                    let (step, lane) = match F::HALVES {
+                        true => (g / 8, g / 2 % 4 + 4 * (g % 2)),
+                        false => (0, g),
+                    };
+                    let min = if F::MINS { mins[step][lane] } else { NO_MIN };
+                    groups.push([scales[step][lane], min]);
+                }
+            },
+        );
+    }
+}
+
+#[test]
+fn codes_scales_and_minimums_are_those_of_the_format() {
+    struct In<'a>(Layout, TakenApart<'a>);
+    impl Work for In<'_> {
+        fn run<I: Isa>(self, isa: I) {
+            self.0.with(isa, self.1);
+        }
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    for format in formats() {
+        let Unpack::Codes(unpack) = format.unpack else {
+            panic!("{format:?}");
+        };
+        let layout = Layout::of(format);
+        for path in Path::all() {
+            for _ in 0..200 {
+                let bytes = stored(&mut rng, format, 1, SUPERBLOCK, true);
+                let (mut codes, mut groups) = (Vec::new(), Vec::new());
+                let plain = layout.to_plain().then(|| formats::plain(format, &bytes));
+                let taken_apart = TakenApart {
+                    bytes: plain.as_ref().unwrap_or(&bytes),
+                    codes: &mut codes,
+                    groups: &mut groups,
+                };
+                path.run(In(layout, taken_apart));
+                let bits = |numbers: [f32; 2]| numbers.map(f32::to_bits);
+                let columns = SUPERBLOCK / groups.len();
+                for (b, bytes) in bytes.chunks_exact(format.bytes).enumerate() {
+                    let mut block = Codes::default();
+                    unpack(bytes, &mut block);
+                    for i in 0..format.length {
+                        let (at, group) = (b * format.length + i, i / format.group);
+                        assert_eq!(codes[at], i32::from(block.codes[i]), "{}", format.name);
+                        let expected = [block.scales[group], block.mins[group]];
+                        let found = groups[at / columns];
+                        assert_eq!(bits(found), bits(expected), "{}, {at}", format.name);
+                    }
                 }
             }
         }

@@ -4,6 +4,7 @@
 
 use bytemuck::Zeroable;
 
+use super::super::math::{LINE, prefetch};
 use super::activations::{Activations, Superblock};
 use super::formats::{Codes, Format, Unpacked, WithFormat, eight};
 use super::isa::Isa;
@@ -78,7 +79,7 @@ impl<I: Isa> WithFormat<I> for Pack<'_> {
 }
 
 impl Eight {
-    /// Superblock `s` of each of `rows`; what is fewer than eight of them is filled up with the last.
+    /// Superblock `s` of each of `rows`; rows that there are not are zeros.
     #[inline(always)]
     fn pack<I: Isa, F: Format<BYTES>, const BYTES: usize>(
         &mut self,
@@ -87,18 +88,25 @@ impl Eight {
         s: usize,
         rows: &[&[u8]],
     ) {
-        let unpacked: [Unpacked<I>; EIGHT] = eight(
-            #[inline(always)]
-            |row| {
-                let (whole, rest) = rows[row.min(rows.len() - 1)].as_chunks::<BYTES>();
-                if s < whole.len() {
-                    return format.unpack(isa, &whole[s]);
-                }
-                let mut bytes = [0; BYTES];
-                bytes[..rest.len()].copy_from_slice(rest);
-                format.unpack(isa, &bytes)
-            },
-        );
+        let none = Unpacked::zero(isa);
+        let mut unpacked = [none; EIGHT];
+        for (unpacked, row) in unpacked.iter_mut().zip(rows) {
+            let (whole, rest) = row.as_chunks::<BYTES>();
+            let mut last;
+            let bytes = if s < whole.len() {
+                &whole[s]
+            } else {
+                last = [0; BYTES];
+                last[..rest.len()].copy_from_slice(rest);
+                &last
+            };
+            // Rows follow each other in memory: the same columns of the eight that come next.
+            let next = bytes.as_ptr().wrapping_add(EIGHT * row.len());
+            for at in (0..BYTES).step_by(LINE) {
+                prefetch(next.wrapping_add(at));
+            }
+            *unpacked = format.unpack(isa, bytes);
+        }
         for (b, quads) in self.codes.iter_mut().enumerate() {
             let block = eight(
                 #[inline(always)]
