@@ -2,7 +2,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::super::memory::widen;
-use super::formats::{Format, WithFormat};
+use super::formats::WithFormat;
 use super::*;
 use crate::checkpoint::blocks::{FP4, INT4, INT6, INT8, NO_MIN};
 use crate::checkpoint::ggml::TYPES;
@@ -199,7 +199,7 @@ struct TakenApart<'a> {
 }
 
 impl<I: Isa> WithFormat<I> for TakenApart<'_> {
-    fn run<F: Format<BYTES>, const BYTES: usize>(self, isa: I, format: F) {
+    fn run<F: formats::Format<BYTES>, const BYTES: usize>(self, isa: I, format: F) {
         let Self {
             bytes,
             codes,

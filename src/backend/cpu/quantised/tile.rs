@@ -24,7 +24,7 @@ const QUADS: usize = BLOCK / QUAD;
 pub(super) struct Packed {
     shape: Shape,
     /// `[eights of rows, superblocks]`.
-    superblocks: Vec<Eight>,
+    superblocks: Vec<EightRows>,
 }
 
 /// What [`Format`] says of them.
@@ -37,7 +37,7 @@ struct Shape {
 
 /// 256 columns of eight rows.
 #[derive(Clone, Copy, bytemuck::Zeroable)]
-struct Eight {
+struct EightRows {
     /// `[block, quad, row, column]`.
     codes: [[[u8; BLOCK]; QUADS]; BLOCKS],
     /// Of each group of columns, as [`super::activations::Groups`] has them: `[step, lane, row]`.
@@ -63,7 +63,7 @@ impl<I: Isa> WithFormat<I> for Pack<'_> {
             mins: F::MINS,
         };
         let eights = self.weights.len().div_ceil(EIGHT);
-        superblocks.resize(eights * self.superblocks, Eight::zeroed());
+        superblocks.resize(eights * self.superblocks, EightRows::zeroed());
         isa.run(
             #[inline(always)]
             || {
@@ -78,7 +78,7 @@ impl<I: Isa> WithFormat<I> for Pack<'_> {
     }
 }
 
-impl Eight {
+impl EightRows {
     /// Superblock `s` of each of `rows`; rows that there are not are zeros.
     #[inline(always)]
     fn pack<I: Isa, F: Format<BYTES>, const BYTES: usize>(
@@ -207,7 +207,7 @@ impl Packed {
 fn tile<I: Isa, const HALVES: bool, const SUMS: usize, const R: usize>(
     isa: I,
     shape: Shape,
-    weights: &[Eight],
+    weights: &[EightRows],
     rows: [&[Superblock]; R],
 ) -> [[I::Lanes; 8]; R] {
     // Groups of a block.
