@@ -122,7 +122,7 @@ impl Input<'_> {
                         continue;
                     }
                     Format::Dense(Dtype::F32) => {
-                        one_row(self.rows, stored, |bytes| f32::from_le_bytes(*bytes), taken);
+                        one_row(self.rows, stored, f32_of, taken);
                         continue;
                     }
                     Format::Dense(Dtype::F16) | Format::Block(_) => {}
@@ -140,6 +140,12 @@ impl Input<'_> {
             }
         }
     }
+}
+
+/// The f32 of four bytes.
+#[inline(always)]
+fn f32_of(bytes: &[u8; 4]) -> f32 {
+    f32::from_le_bytes(*bytes)
 }
 
 /// The bf16 of two bytes, widened.
