@@ -40,6 +40,8 @@ struct Cli {
 enum Command {
     /// Continue a prompt, or answer a chat.
     Generate(generate::Arguments),
+    /// Answer one question: `generate --chat`.
+    Run(generate::Arguments),
     /// Talk with the model in the terminal.
     Chat(chat::Arguments),
     /// Serve a model to OpenAI's clients over HTTP.
@@ -75,6 +77,7 @@ pub(crate) fn run() -> ExitCode {
     start_log(&cli.command);
     let result = match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Run(arguments) => generate::run(&arguments.into_chat()),
         Command::Chat(arguments) => chat::run(&arguments),
         #[cfg(feature = "server")]
         Command::Serve(arguments) => serve::run(arguments),
@@ -93,10 +96,22 @@ pub(crate) fn run() -> ExitCode {
         // The reader of a pipe went away: nobody is left to tell.
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "error: {}", sentence(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, each said once: most errors of the library hold their cause's text in their own.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// The log on stderr: warnings, and of a server more, with times; `KIMI_LINEAR_LOG` chooses otherwise.
@@ -106,7 +121,7 @@ fn start_log(command: &Command) {
     };
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && console::colors_enabled_stderr())
         .with_target(false);
     match command {
         #[cfg(feature = "server")]
