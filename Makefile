@@ -1,11 +1,12 @@
 # The front door: every target installs what it lacks, then does its work.
 #
 #   make demo    build in release and ask the demo model a question
+#   make install put the program `kimi-linear` on the PATH, into cargo's bin folder
 #   make serve   serve the demo model to OpenAI's clients on http://127.0.0.1:8000
 #   make app     build and open the desktop app
 #   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
-#   make fuzz    headers of weight files with bytes and numbers that no writer wrote, four million of each kind
+#   make fuzz    headers of weight files with bytes and numbers that no writer wrote, 40 million of each kind
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
 #   make archive lay out a release archive: program, kernels, licences
@@ -26,7 +27,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo app app-pictures serve quick test fuzz bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: help demo install app app-pictures serve quick test fuzz bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb
 
 help:
@@ -61,8 +62,13 @@ install-xvfb: install-window
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	@echo; echo '> $(DEMO_PROMPT)'
-	@$(CARGO) run $(PROFILE) --locked --quiet -- generate --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
-	@echo 'Try `target/release/kimi-linear chat`: who is where and has what, "Reverse: key, lamp, pear.", "Push apple. Push pear. Pop. What is on top?"'
+	@$(CARGO) run $(PROFILE) --locked --quiet -- run '$(DEMO_PROMPT)'
+	@echo '`make install` puts kimi-linear on your PATH. Then try `kimi-linear chat`: who is where and has what, "Reverse: key, lamp, pear.", "Push apple. Push pear. Pop. What is on top?"'
+
+install: install-rust-components
+	$(CARGO) build $(PROFILE) --locked
+	@bin="$${CARGO_HOME:-$$HOME/.cargo}/bin"; mkdir -p "$$bin"; strip -o "$$bin/kimi-linear" target/release/kimi-linear; \
+		echo "installed $$bin/kimi-linear"; command -v kimi-linear >/dev/null || echo "add $$bin to your PATH"
 
 serve: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
