@@ -1,6 +1,6 @@
 //! A runtime for Kimi Linear, Moonshot AI's hybrid linear-attention language model.
 //!
-//! `docs/architecture.md` shows the rooms of this house and the way of a request through them.
+//! `docs/architecture.md` shows the modules, and how a request flows through them.
 
 pub mod backend;
 #[cfg(not(target_arch = "wasm32"))]

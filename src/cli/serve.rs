@@ -78,7 +78,7 @@ async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
     let server = Server::bind((host, port), options)
         .await
         .with_context(|| format!("cannot listen on {host}:{port}"))?;
-    // Whoever started it on port 0 reads here where it is.
+    // With port 0 the user reads here which port it is.
     writeln!(
         std::io::stdout(),
         "listening on http://{}",

@@ -174,8 +174,8 @@ mod tests {
 
     #[test]
     fn no_tokens_are_a_count_too() {
-        assert_eq!(parse_count("0"), Ok(0));
-        assert_eq!(parse_count("4K"), Ok(4096));
-        assert!(parse_count("-1").is_err());
+        assert_eq!(parse_token_limit("0"), Ok(0));
+        assert_eq!(parse_token_limit("4K"), Ok(4096));
+        assert!(parse_token_limit("-1").is_err());
     }
 }
