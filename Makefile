@@ -9,7 +9,10 @@
 #   make fuzz    headers of weight files with bytes and numbers that no writer wrote, 40 million of each kind
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
-#   make archive lay out a release archive: program, kernels, licences
+#   make archive lay out a release archive: program and app, kernels, manual, licences
+#   make features check that the library compiles with each of its features alone
+#   make audit   licences, sources and duplicates of all dependencies (cargo-deny)
+#   make image   a Docker image that serves a model
 #   make clean   remove what was built
 
 SHELL := /bin/bash
@@ -27,7 +30,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo install app app-pictures serve quick test fuzz bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: help demo install app app-pictures serve quick test fuzz bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb
 
 help:
@@ -119,9 +122,27 @@ bench: install-rust-components
 kernels: install-rust-components install-cuda-compiler
 	$(CARGO) test $(PROFILE) --locked --test cuda_kernels
 
-archive: kernels
-	$(CARGO) build $(PROFILE) --locked
+archive: kernels install-window
+	$(CARGO) build $(PROFILE) --locked --workspace --bins
 	.ci/archive
+
+# The library alone and with each feature, and the program without a GPU backend.
+features: install-rust-components
+	$(CARGO) check $(PROFILE) --locked --lib --no-default-features
+	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features server
+	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features wgpu
+	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features cuda
+	$(CARGO) check $(PROFILE) --locked --bins --no-default-features --features cli
+	$(CARGO) check $(PROFILE) --locked --bins --no-default-features --features cli,server
+
+# Duplicate versions, licences and sources of what is depended on, by deny.toml.
+audit: install-rust-components
+	@command -v cargo-deny >/dev/null || $(CARGO) +stable install --locked cargo-deny
+	$(CARGO) deny --locked check bans licenses sources
+
+# The image for `serve`.
+image:
+	docker build --tag kimi-linear .
 
 clean:
 	$(CARGO) clean

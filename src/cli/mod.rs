@@ -10,6 +10,7 @@ mod devices;
 mod eval;
 mod generate;
 mod inspect;
+mod manual;
 mod options;
 mod plan;
 mod progress;
@@ -69,6 +70,10 @@ enum Command {
     /// long prompts to a cluster of its own and ships their caches over an ordinary network. Without options it plans the prompts of
     /// the paper's case study; with `--local-profile 1t-h20` all of it.
     Plan(plan::Arguments),
+    /// Print completions for a shell.
+    Completions(manual::Completions),
+    /// Write the pages of the manual into a folder.
+    Man(manual::Manual),
 }
 
 /// Parses the command line and runs it.
@@ -90,6 +95,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::manual(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

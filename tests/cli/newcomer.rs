@@ -406,3 +406,24 @@ fn an_evaluation_that_is_stopped_keeps_what_it_knows() {
             .starts_with("task ")
     );
 }
+
+#[test]
+fn shells_and_man_know_the_command_line() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let output = program(&["completions", shell], None).output().unwrap();
+        let script = answer(&output);
+        assert!(script.contains("kv-cache-dtype"), "{shell}: {script}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man1");
+    let to = pages.display().to_string();
+    answer(&program(&["man", &to], None).output().unwrap());
+    for page in [
+        "kimi-linear.1",
+        "kimi-linear-run.1",
+        "kimi-linear-bench-model.1",
+    ] {
+        let text = std::fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(".SH SYNOPSIS"), "{page}: {text}");
+    }
+}
