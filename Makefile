@@ -31,7 +31,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
 .PHONY: help demo install app app-pictures serve quick test fuzz bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
-	install-window install-xvfb
+	install-window install-xvfb install-browser
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,6 +61,10 @@ install-window: install-vulkan-driver
 # A display without a screen: a test opens a real window on it.
 install-xvfb: install-window
 	@if [ "$$(uname)" = Linux ]; then command -v Xvfb >/dev/null || .ci/install-packages xvfb; fi
+
+# The chat page of the server is tested in a browser.
+install-browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; .ci/install-packages chromium
 
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
@@ -101,7 +105,7 @@ quick: install-rust-components
 	$(CARGO) test $(PROFILE) --locked --workspace --lib --bins
 	$(CARGO) test $(PROFILE) --locked --workspace --test conformance -- cpu/
 
-test: install-rust-components install-xvfb install-cuda-compiler target/python/made
+test: install-rust-components install-xvfb install-browser install-cuda-compiler target/python/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	.ci/check-web $(PROFILE)
