@@ -14,6 +14,7 @@ mod python;
 mod formats;
 mod logits;
 mod metadata;
+mod overrides;
 mod program;
 mod split;
 mod tokenizer;
