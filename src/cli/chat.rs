@@ -84,6 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         sizes.limits(arguments.cache.dtype(device))
     })?;
     let engine = Engine::new(loaded.model, EngineOptions::default());
+    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
     let engine = EngineHandle::start(engine)?;
     let interrupt = Interrupt::install(engine.clone())?;
     let mut chat = Terminal {

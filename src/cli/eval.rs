@@ -151,6 +151,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         classes: Vec::new(),
     };
     let engine = Engine::new(loaded.model, EngineOptions::default());
+    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
     let engine = EngineHandle::start(engine)?;
     let processor = OutputProcessor::new(&tokenizer);
     let progress = Progress::count("asking", rows.len());

@@ -271,6 +271,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         sizes.limits(arguments.cache.dtype(device))
     })?;
     let engine = Engine::new(loaded.model, EngineOptions::default());
+    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
     let prompt = request.prompt.clone();
     let engine = EngineHandle::start(engine)?;
     let answer = stream(arguments, &engine, request, processor)?;

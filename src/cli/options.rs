@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use kimi_linear::backend::{self, Backend, BackendKind, Device};
 use kimi_linear::checkpoint::ModelFiles;
+use kimi_linear::checkpoint::gguf::MetadataOverride;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::demo;
 use kimi_linear::error::TokenizerError;
@@ -29,6 +30,9 @@ pub(crate) struct ModelOptions {
     /// Another chat template than the model's own: a file of Jinja.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
+    /// Another value for a key of a GGUF's metadata, of type int, float, bool or str; may be given several times.
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    override_kv: Vec<MetadataOverride>,
 }
 
 impl ModelOptions {
@@ -50,7 +54,7 @@ impl ModelOptions {
 
     /// What is there.
     pub(crate) fn files(&self) -> Result<ModelFiles> {
-        Ok(ModelFiles::open(&self.path()?)?)
+        Ok(ModelFiles::open(&self.path()?)?.overridden(&self.override_kv)?)
     }
 
     /// What to call the model: its folder's name, or its file's without the ending.

@@ -170,6 +170,7 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
             ..EngineOptions::default()
         },
     );
+    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
     let context = engine.context().min(sizes.context);
     tracing::info!(
         backend = loaded.device.backend,

@@ -27,6 +27,8 @@ pub struct Engine {
     pub(super) model: Model,
     pub(super) options: EngineOptions,
     pub(super) fingerprint: Fingerprint,
+    /// Tokens that are never drawn, ascending.
+    pub(super) suppressed: Arc<[u32]>,
     pub(super) cache: Cache,
     pub(super) step_cache: StepCache,
     /// Those that wait, in their order of arrival.
@@ -75,6 +77,7 @@ impl Engine {
             model,
             options,
             fingerprint,
+            suppressed: Arc::default(),
             cache,
             step_cache: StepCache::new(options.cached_steps),
             waiting: VecDeque::new(),
@@ -88,6 +91,16 @@ impl Engine {
             cancelled: Vec::new(),
             events: VecDeque::new(),
         }
+    }
+
+    /// Never draws these tokens: ids that the embedding has rows for, and the tokenizer no token. Log-probabilities stay those of
+    /// the whole row.
+    #[must_use]
+    pub fn suppress_tokens(mut self, mut tokens: Vec<u32>) -> Self {
+        tokens.sort_unstable();
+        tokens.dedup();
+        self.suppressed = tokens.into();
+        self
     }
 
     /// Tokens that a sequence may reach.
@@ -206,7 +219,7 @@ impl Engine {
         self.check(id, &request)?;
         let arrival = self.arrival();
         let tokens = self.cache.hash(&request.prompt);
-        let sequence = Sequence::new(id, Arc::new(request), tokens, 0, arrival);
+        let sequence = Sequence::new(id, Arc::new(request), tokens, 0, arrival, &self.suppressed);
         self.events.push_back((
             id,
             Event::Queued {

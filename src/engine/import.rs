@@ -131,7 +131,7 @@ impl Engine {
         let incoming = self.incoming.remove(place);
         let tokens = self.cache.hash(&incoming.request.prompt);
         let (request, arrival) = (incoming.request, incoming.arrival);
-        let mut sequence = Sequence::new(id, request, tokens, 0, arrival);
+        let mut sequence = Sequence::new(id, request, tokens, 0, arrival, &self.suppressed);
         sequence.position = incoming.position;
         sequence.cached = incoming.position;
         sequence.allocation = Some(incoming.allocation);

@@ -193,6 +193,7 @@ impl Worker {
         })?;
         let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
         let engine = Engine::new(model, EngineOptions::default());
+        let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
         let context = engine.context();
         let engine = EngineHandle::start(engine).map_err(|error| {
             Error::Backend(BackendError::Unavailable {
