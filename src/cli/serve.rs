@@ -15,7 +15,7 @@ use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
 
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
-use super::options::{DeviceOptions, ModelOptions, load};
+use super::options::{DeviceOptions, ModelOptions, load_model};
 
 /// Options of `serve`.
 #[derive(Args)]
@@ -159,7 +159,7 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
     let backend = arguments.device.open()?;
     let weights = arguments.model.files()?.checkpoint(config)?.total_bytes();
     let sizes = sizes(arguments, config, backend.device(), weights)?;
-    let loaded = load(&arguments.model, config, backend, |device| {
+    let loaded = load_model(&arguments.model, config, backend, |device| {
         sizes.limits(arguments.engine.cache.dtype(device))
     })?;
     let engine = Engine::new(
