@@ -3,14 +3,15 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::demo;
 use kimi_linear::engine::{
     Answer, Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, Output,
-    OutputProcessor, Request,
+    OutputProcessor, Request, RequestId,
 };
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -36,9 +37,12 @@ pub(crate) struct Arguments {
     /// exact `answer`; by default the demo model's held-out ones.
     #[arg(long, value_name = "FILE.jsonl")]
     data: Option<PathBuf>,
-    /// Ask only the first N questions of each task and length.
-    #[arg(long, value_name = "N")]
-    rows: Option<usize>,
+    /// Ask the first N questions of each task and length.
+    #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "all")]
+    rows: usize,
+    /// Ask all questions. Of the demo model's that is some minutes on two cores.
+    #[arg(long)]
+    all: bool,
     /// Questions under way at a time.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     concurrent: usize,
@@ -153,16 +157,50 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let progress = Progress::count("asking", rows.len());
     let ask = |request| engine.generate(request, processor.clone());
     let answers: Vec<Answer<Output>> = requests.into_iter().map(ask).collect();
-    for (done, (row, answer)) in rows.into_iter().zip(answers).enumerate() {
+    let interrupted = on_ctrl_c(&engine, answers.iter().map(Answer::id).collect())?;
+    let (total, mut asked) = (rows.len(), 0);
+    for (row, answer) in rows.into_iter().zip(answers) {
         let answered = differs(&answer, &row.answer)?;
+        // What was cut short is no answer.
+        if interrupted.load(Ordering::Relaxed) {
+            break;
+        }
         report.count(row, answered, arguments.errors);
-        progress.set(done as u64 + 1);
+        asked += 1;
+        progress.set(asked);
     }
     progress.finish();
     if arguments.json {
-        return super::print_json(&report);
+        super::print_json(&report)?;
+    } else {
+        print(&report)?;
     }
-    print(&report)
+    ensure!(
+        !interrupted.load(Ordering::Relaxed),
+        "stopped after {asked} of {total} questions: the table is of these"
+    );
+    if !arguments.all && !arguments.json {
+        writeln!(
+            std::io::stderr(),
+            "the first {} questions of each task and length; --all asks all of them",
+            arguments.rows
+        )?;
+    }
+    Ok(())
+}
+
+/// On Ctrl-C ends all answers, and says so.
+fn on_ctrl_c(engine: &EngineHandle, answers: Vec<RequestId>) -> Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let (engine, flag) = (engine.clone(), Arc::clone(&interrupted));
+    ctrlc::set_handler(move || {
+        flag.store(true, Ordering::Relaxed);
+        for id in &answers {
+            engine.cancel(*id);
+        }
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(interrupted)
 }
 
 /// The questions that are wanted, in their order.
@@ -176,14 +214,11 @@ fn rows(arguments: &Arguments) -> Result<Vec<Row>> {
         let row: Row =
             serde_json::from_str(line).with_context(|| format!("{name}, line {}", number + 1))?;
         let same = |other: &&Row| other.task == row.task && other.length == row.length;
-        if arguments
-            .rows
-            .is_none_or(|most| rows.iter().filter(same).count() < most)
-        {
+        if arguments.all || rows.iter().filter(same).count() < arguments.rows {
             rows.push(row);
         }
     }
-    anyhow::ensure!(!rows.is_empty(), "{name} holds no question");
+    ensure!(!rows.is_empty(), "{name} holds no question");
     Ok(rows)
 }
 
@@ -200,6 +235,7 @@ fn request(
         add_generation_prompt: true,
     };
     chat.validate()?;
+    chat.check_roles()?;
     let expected = tokenizer.encode_ordinary(&row.answer)?.len();
     Ok(Request {
         stop_ids: tokenizer.stop_ids(eos),

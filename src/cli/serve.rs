@@ -75,15 +75,18 @@ async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
     let options = arguments.server_options();
     let (host, port) = (arguments.http.host.as_str(), arguments.http.port);
     let name = options.model_names.join(", ");
+    let has_key = !options.api_keys.is_empty();
     let server = Server::bind((host, port), options)
         .await
         .with_context(|| format!("cannot listen on {host}:{port}"))?;
-    // Whoever started it on port 0 reads here where it is.
+    // With port 0 the user reads here which port it is.
     writeln!(
         std::io::stdout(),
         "listening on http://{}",
         server.address()
     )?;
+    tracing::info!("loading {name}");
+    let base = format!("http://{}", server.address());
     let opener = server.opener();
     let running = server.run(async {
         interrupted().await;
@@ -99,7 +102,8 @@ async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
     let failed = async {
         match opening.await {
             Ok(Ok(())) => {
-                tracing::info!("serving {name}");
+                tracing::info!("serving {name} at {base}/v1; a chat page at {base}/");
+                tracing::info!("try: {}", example(&base, has_key));
                 std::future::pending().await
             }
             Ok(Err(error)) => error,
@@ -110,6 +114,17 @@ async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
         error = failed => Err(error),
         () = running => Ok(()),
     }
+}
+
+/// A first request for the command line.
+fn example(base: &str, has_key: bool) -> String {
+    let key = if has_key {
+        " -H 'Authorization: Bearer KEY'"
+    } else {
+        ""
+    };
+    let body = r#"{"messages": [{"role": "user", "content": "Hello"}]}"#;
+    format!("curl {base}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 
 /// Ctrl-C, or what a service manager sends.

@@ -27,7 +27,7 @@ use serde_json::Value;
 use tokenizers::Model as _;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-pub use chat::{Chat, EncodedChat};
+pub use chat::{Chat, EncodedChat, ROLES};
 pub use conversation::Conversation;
 pub use stream::{StreamDecoder, TokenText, Utf8Stream};
 pub use template::ChatTemplate;
