@@ -115,6 +115,7 @@ impl LlmFiles {
         let limits = options.sizes.limits(options.cache.unwrap_or(device.cache));
         let model = Model::load_while(&config, &checkpoint, backend, limits, progress)?;
         let engine = Engine::new(model, options.engine);
+        let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
         let context = engine.context().min(options.sizes.context);
         let engine = EngineHandle::start(engine).map_err(|error| EngineError::NoThread {
             reason: error.to_string(),
