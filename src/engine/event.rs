@@ -59,6 +59,11 @@ pub enum Event {
         /// Sequences that wait before it.
         ahead: usize,
     },
+    /// Slot and blocks are reserved for caches that come from elsewhere ([`Engine::import`](super::Engine::import)).
+    Reserved {
+        /// Tokens from the first on whose latents were kept here: they need not come.
+        have: usize,
+    },
     /// So many tokens of the prompt are through.
     Prefill {
         /// Tokens that are through, cached ones included.
