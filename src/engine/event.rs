@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::hand_off::HandOff;
 use crate::error::Error;
 use crate::model::TraceFrame;
 
@@ -89,6 +90,9 @@ pub enum Event {
         /// How likely it was, where that was asked for.
         logprobs: Option<TokenLogprobs>,
     },
+    /// The first token of each answer of an export is drawn ([`Engine::export`](super::Engine::export)): what the engine that
+    /// goes on needs beside the caches.
+    HandOff(Box<HandOff>),
     /// An answer is complete. The last one of a request ends it.
     Finished {
         /// Which of the request's answers.

@@ -258,24 +258,23 @@ impl Exports {
         self.send(model);
     }
 
-    /// The first token of an answer was drawn; `None` where none is wanted.
+    /// The first token of an answer was drawn; `None` where none is wanted. The hand-off, once it has all of them.
     pub(super) fn drawn(
         &mut self,
         model: &mut Model,
         id: RequestId,
         sample: usize,
         token: Option<&DrawnToken>,
-    ) {
-        let Some(export) = self.0.iter_mut().find(|export| export.id == id) else {
-            return;
-        };
-        if let Some(first) = export.hand_off.first.get_mut(sample) {
-            *first = token.cloned();
-            export.undrawn = export.undrawn.saturating_sub(1);
+    ) -> Option<Box<HandOff>> {
+        let export = self.0.iter_mut().find(|export| export.id == id)?;
+        *export.hand_off.first.get_mut(sample)? = token.cloned();
+        export.undrawn = export.undrawn.saturating_sub(1);
+        if export.undrawn > 0 {
+            return None;
         }
-        if export.undrawn == 0 {
-            self.send(model);
-        }
+        let hand_off = Box::new(export.hand_off.clone());
+        self.send(model);
+        Some(hand_off)
     }
 
     /// Sends what there is room for.

@@ -186,6 +186,19 @@ impl Engine {
         suspended
     }
 
+    /// Ends a request whose caches do not come, with the reason.
+    ///
+    /// # Errors
+    /// A request that does not wait for caches.
+    pub fn fail_import(&mut self, id: RequestId, error: Error) -> Result<(), EngineError> {
+        let mut importing = self.waiting.iter().chain(&self.incoming);
+        if !importing.any(|sequence| sequence.id == id && sequence.import.is_some()) {
+            return Err(EngineError::UnknownImport { id: id.0 });
+        }
+        self.fail(id, &Arc::new(error));
+        Ok(())
+    }
+
     /// Gives up caches that do not come: the request runs its prompt here, in its order of arrival.
     ///
     /// # Errors

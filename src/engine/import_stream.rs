@@ -7,7 +7,7 @@ use super::hand_off::HandOff;
 use super::handle::{Answer, EngineHandle, events};
 use super::request::{Request, RequestId};
 use crate::backend::block_on;
-use crate::cache::{Assembler, CacheHeader, CacheLayout, LayerRecord};
+use crate::cache::{Assembled, Assembler, CacheHeader, CacheLayout, LayerRecord};
 use crate::error::{EngineError, Error};
 
 /// Writes caches to the slot and blocks that are reserved for a request, which [`Event::Reserved`] told of.
@@ -24,7 +24,31 @@ impl ImportWriter {
     /// A record that is damaged, of other caches or of another shape: nothing of it is taken, and another may still come in
     /// its place. A request that was given up, a device that fails, or an engine that has stopped.
     pub fn put(&mut self, record: &LayerRecord) -> Result<(), Error> {
-        let parts = self.assembler.put(record)?;
+        self.put_all(std::slice::from_ref(record))
+    }
+
+    /// Takes several records at once. The engine writes what became complete with them between two of its steps, and is
+    /// waited for once.
+    ///
+    /// # Errors
+    /// Those of [`ImportWriter::put`]; what came before the record that was refused is taken.
+    pub fn put_all(&mut self, records: &[LayerRecord]) -> Result<(), Error> {
+        let (mut parts, mut refused) = (Vec::new(), None);
+        for record in records {
+            match self.assembler.put(record) {
+                Ok(complete) => parts.extend(complete),
+                Err(error) => {
+                    refused = Some(error);
+                    break;
+                }
+            }
+        }
+        self.load(parts)?;
+        refused.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Has the engine write parts that are complete.
+    fn load(&self, parts: Vec<Assembled>) -> Result<(), Error> {
         if parts.is_empty() {
             return Ok(());
         }
@@ -188,6 +212,14 @@ impl EngineHandle {
             assembler: Assembler::new(header, layout).with_latents(have),
             engine: self.clone(),
         })
+    }
+
+    /// Ends a request whose caches do not come, with the reason.
+    ///
+    /// # Errors
+    /// A request that does not wait for caches, or an engine that has stopped.
+    pub fn fail_import(&self, id: RequestId, error: Error) -> Result<(), EngineError> {
+        self.ask(move |engine| engine.fail_import(id, error))?
     }
 
     /// Gives up caches that do not come: the request runs its prompt here.

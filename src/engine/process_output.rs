@@ -220,8 +220,11 @@ impl Engine {
     ) -> Result<Option<Sequence>, Error> {
         let drawn = sequence.draw(choice, row)?;
         let (id, sample) = (sequence.id, sequence.sample);
-        self.exports
-            .drawn(&mut self.model, id, sample, drawn.as_ref());
+        let exports = &mut self.exports;
+        let hand_off = exports.drawn(&mut self.model, id, sample, drawn.as_ref());
+        if let Some(hand_off) = hand_off {
+            self.emit(id, Event::HandOff(hand_off));
+        }
         Ok(self.accept(sequence, drawn))
     }
 

@@ -149,6 +149,7 @@ pub fn take(events: impl IntoIterator<Item = (RequestId, Event)>, outcomes: &mut
             }
             Event::Queued { .. }
             | Event::Reserved { .. }
+            | Event::HandOff(_)
             | Event::Prefill { .. }
             | Event::Scored(_)
             | Event::Trace { .. } => {}
