@@ -84,10 +84,10 @@ pub struct ExportStream {
 }
 
 impl ExportStream {
-    /// The request's name; `None` without an [`EngineHandle`].
+    /// The engine, and the request's name; `None` without an [`EngineHandle`].
     #[must_use]
-    pub fn request(&self) -> Option<RequestId> {
-        self.engine.as_ref().map(|(_, id)| *id)
+    pub fn engine(&self) -> Option<(EngineHandle, RequestId)> {
+        self.engine.clone()
     }
 
     /// What the records are of.

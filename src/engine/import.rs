@@ -27,6 +27,12 @@ impl Engine {
         }
     }
 
+    /// The formats of the model's weights, by name.
+    #[must_use]
+    pub fn weight_formats(&self) -> String {
+        self.model.weight_formats()
+    }
+
     /// What caches of a prompt computed here are of.
     #[must_use]
     pub fn cache_header(&self, tokens: Vec<u32>) -> CacheHeader {

@@ -160,6 +160,14 @@ impl EngineHandle {
         self.ask(move |engine| engine.cache_header(tokens))
     }
 
+    /// The formats of the model's weights, by name.
+    ///
+    /// # Errors
+    /// An engine that has stopped.
+    pub fn weight_formats(&self) -> Result<String, EngineError> {
+        self.ask(|engine| engine.weight_formats())
+    }
+
     /// The pools that caches are loaded into.
     ///
     /// # Errors
