@@ -25,4 +25,5 @@ mod load;
 #[cfg(unix)]
 mod program;
 mod protocol;
+mod transfer;
 mod turns;
