@@ -285,10 +285,8 @@ impl Peer {
         match frame {
             Frame::Accepted => {
                 let mut state = locked(&self.state);
-                if let Some(transfer) = state.transfers.get_mut(&number)
-                    && !std::mem::replace(&mut transfer.fetch.accepted, true)
-                {
-                    let _ = transfer.events.send(Event::Accepted);
+                if let Some(transfer) = state.transfers.get_mut(&number) {
+                    transfer.accept();
                 }
             }
             Frame::Record { sequence, record } => {
@@ -301,6 +299,7 @@ impl Peer {
                     over(&state, connection, number);
                     return Ok(());
                 };
+                transfer.accept();
                 if transfer.hand_off.replace(connection).is_none() {
                     let _ = transfer.events.send(Event::HandOff(records, bytes));
                 }
@@ -350,6 +349,7 @@ impl Peer {
             }
             return Err(error);
         }
+        transfer.accept();
         match transfer.arrive(sequence, connection, record.bytes.len())? {
             Arrival::New => {
                 let _ = transfer.events.send(Event::Record(sequence, record));
