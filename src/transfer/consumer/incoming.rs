@@ -44,13 +44,8 @@ impl Incoming {
 
     /// Waits until the producer has accepted.
     pub(super) async fn accepted(&mut self) -> Result<(), TransferError> {
-        match self.event().await? {
-            Event::Accepted => Ok(()),
-            // Not before it has accepted.
-            Event::Record(..) | Event::HandOff(..) | Event::Failed(_) => {
-                Err(self.fail(TransferError::frame("kind", "accepted", "a record")))
-            }
-        }
+        // It is the first event, unless the transfer fails.
+        self.event().await.map(|_| ())
     }
 
     fn fail(&mut self, error: TransferError) -> TransferError {

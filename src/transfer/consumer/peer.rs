@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::receiving::{Arrival, Event, Receiving};
 use crate::cache::LayerRecord;
-use crate::error::TransferError;
+use crate::error::{Refusal, TransferError};
 use crate::transfer::connection::{self, NoItems, Outbox};
 use crate::transfer::frame::{Fetch, Frame};
 use crate::transfer::handshake::{Link, Local, connect, random, unexpected};
@@ -23,6 +23,8 @@ use crate::transfer::stats::Ended;
 
 /// Pauses between two attempts to connect.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+/// Connections in a row that may end with a frame that is wrong before the producer is given up.
+const MAX_BROKEN: u32 = 16;
 /// Transfers whose end is said again after a loss.
 const REMEMBERED: usize = 256;
 
@@ -36,6 +38,8 @@ struct State {
     last: u32,
     /// How transfers ended lately.
     ended: VecDeque<(u32, Frame)>,
+    /// Connections that ended with a frame that is wrong since the engine took a record.
+    broken: u32,
     /// Why there are no connections any more and none will be.
     over: Option<TransferError>,
 }
@@ -134,6 +138,7 @@ impl Peer {
     pub(super) fn taken(&self, number: u32, sequence: u64) {
         self.local.counters.records.fetch_add(1, Relaxed);
         let mut state = locked(&self.state);
+        state.broken = 0;
         let transfer = state.transfers.get_mut(&number);
         if let Some(connection) = transfer.and_then(|it| it.take(sequence))
             && let Some(outbox) = state.connections.get(&connection)
@@ -202,8 +207,28 @@ impl Peer {
         if let Some(error) = end {
             self.local.counters.lost.fetch_add(1, Relaxed);
             tracing::info!("a transfer connection to {} ended: {error}", self.address);
+            self.count_broken(&error);
         }
         self.detach(connection)
+    }
+
+    /// A producer that sends what is wrong again and again is given up.
+    fn count_broken(&self, error: &TransferError) {
+        let network = matches!(
+            error,
+            TransferError::Io { .. } | TransferError::Timeout { .. }
+        );
+        if network || error.refusal() != Refusal::Protocol {
+            return;
+        }
+        let broken = {
+            let mut state = locked(&self.state);
+            state.broken += 1;
+            state.broken
+        };
+        if broken > MAX_BROKEN {
+            self.fail(error);
+        }
     }
 
     fn attach(&self, outbox: Outbox) -> Option<u64> {
@@ -260,10 +285,8 @@ impl Peer {
         match frame {
             Frame::Accepted => {
                 let mut state = locked(&self.state);
-                if let Some(transfer) = state.transfers.get_mut(&number)
-                    && !std::mem::replace(&mut transfer.fetch.accepted, true)
-                {
-                    let _ = transfer.events.send(Event::Accepted);
+                if let Some(transfer) = state.transfers.get_mut(&number) {
+                    transfer.accept();
                 }
             }
             Frame::Record { sequence, record } => {
@@ -276,6 +299,7 @@ impl Peer {
                     over(&state, connection, number);
                     return Ok(());
                 };
+                transfer.accept();
                 if transfer.hand_off.replace(connection).is_none() {
                     let _ = transfer.events.send(Event::HandOff(records, bytes));
                 }
@@ -325,6 +349,7 @@ impl Peer {
             }
             return Err(error);
         }
+        transfer.accept();
         match transfer.arrive(sequence, connection, record.bytes.len())? {
             Arrival::New => {
                 let _ = transfer.events.send(Event::Record(sequence, record));

@@ -67,6 +67,14 @@ impl Receiving {
         }
     }
 
+    /// The producer sends it: it says so, or something of the transfer comes, over a connection that was faster.
+    pub(super) fn accept(&mut self) {
+        if !std::mem::replace(&mut self.fetch.accepted, true) {
+            // A fetch that was dropped has nobody to tell.
+            let _ = self.events.send(Event::Accepted);
+        }
+    }
+
     /// Notes a record of `bytes` bytes.
     ///
     /// # Errors
