@@ -4,6 +4,8 @@ mod drawn;
 mod equal;
 mod faults;
 mod protocol;
+#[cfg(unix)]
+mod proxy;
 mod relay;
 
 use std::path::PathBuf;
