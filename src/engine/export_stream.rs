@@ -11,7 +11,7 @@ use super::hand_off::HandOff;
 use super::handle::EngineHandle;
 use super::request::{PromptScores, Request, RequestId};
 use crate::backend::{LatentRecord, Shard, StateLayout};
-use crate::cache::{CacheHeader, LayerRecord, LayerTensor};
+use crate::cache::{CacheHeader, LayerRecord};
 use crate::error::{EngineError, Error};
 
 /// Reads of the device that a stream of an engine in a thread has room for.
@@ -113,14 +113,12 @@ impl ExportStream {
         self.outcome.get()?.as_ref().ok()
     }
 
-    /// Leaves out the latents of the first `have` tokens, which the receiver has; of those that were read before, too.
-    /// Without an [`EngineHandle`] the engine itself is told by [`Engine::skip_latents`].
+    /// Leaves out the latents of the first `have` tokens, which the receiver has, from all records that are still to come. Without an [`EngineHandle`] the engine itself is told by [`Engine::skip_latents`].
     pub fn skip_latents(&mut self, have: usize) {
         self.skipped = self.skipped.max(have);
         if let Some((engine, id)) = &self.engine {
             engine.skip_latents(*id, have);
         }
-        self.ready.retain(|record| wanted(record, self.skipped));
     }
 
     fn fail<T>(&mut self, error: Arc<Error>) -> Option<Result<T, Arc<Error>>> {
@@ -159,18 +157,21 @@ impl ExportStream {
                         }
                     }
                 }
-                let record = joined.map(|it| LayerRecord::of_latents(self.id, layer, start, it));
-                let record = record.filter(|record| wanted(record, self.skipped));
+                // What was read before the receiver said what it has is cut here.
+                let record = joined.and_then(|mut rows| {
+                    let first = start.max(self.skipped);
+                    let before = (first - start) * rows.row_bytes();
+                    if before >= rows.rows.len() {
+                        return None;
+                    }
+                    rows.rows.drain(..before);
+                    Some(LayerRecord::of_latents(self.id, layer, first, rows))
+                });
                 self.ready.extend(record);
             }
         }
         Ok(())
     }
-}
-
-/// Whether a record is for a receiver that has the latents of the first `have` tokens.
-fn wanted(record: &LayerRecord, have: usize) -> bool {
-    record.tensor != LayerTensor::Latents || record.positions.end > have
 }
 
 impl Iterator for ExportStream {

