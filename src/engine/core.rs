@@ -32,9 +32,9 @@ pub struct Engine {
     pub(super) waiting: VecDeque<Sequence>,
     /// Those that run, in the order of their admission.
     pub(super) running: Vec<Sequence>,
-    /// Those that have their places and whose caches are still to come: they neither wait nor run.
+    /// Those that have slot and blocks and whose caches are still to come: they neither wait nor run.
     pub(super) incoming: Vec<Sequence>,
-    /// Whether all that is left waits for places which are reserved for caches that are still to come.
+    /// Whether all that is left waits for slots and blocks which are reserved for caches that are still to come.
     pub(super) stalled: bool,
     /// Those whose caches go out.
     pub(super) exports: Exports,

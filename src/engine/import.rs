@@ -1,9 +1,9 @@
 //! Caches on their way in: the request waits for slot and blocks as any does, layers come in any order, and the sequence runs
-//! when all are there. Until then nobody waits for it, and where it is given up nothing of it stays.
+//! when all are there. Until then no step waits for it, and where it is given up nothing of it stays.
 //!
 //! What comes are the states at the end of the header's tokens, and latents; leading whole blocks of latents that are kept here
-//! need not come. What is reserved depends on nobody: an import that has its places needs no others until its sequence runs, so
-//! that those which wait for them wait for the sender alone.
+//! need not come. An import that has its slot and blocks needs no more of them until its sequence runs: a request that waits for
+//! what is reserved waits for the sender alone.
 
 use std::sync::Arc;
 
@@ -74,25 +74,25 @@ impl Engine {
         Ok(())
     }
 
-    /// A sequence whose caches come from elsewhere has its places.
+    /// A sequence whose caches come from elsewhere has its slot and blocks.
     pub(super) fn reserved(&mut self, sequence: Sequence) {
         let have = sequence.cached;
         self.emit(sequence.id, Event::Reserved { have });
         self.incoming.push(sequence);
     }
 
-    /// Writes a layer's part of caches that come in to the places reserved for them.
+    /// Writes a layer's part of caches that come in to the slot and blocks reserved for them.
     ///
     /// # Errors
     /// A request that was given up, or a device that fails.
     pub fn load_layer(&mut self, id: RequestId, part: &Assembled) -> Result<(), Error> {
         let incoming = self.incoming.iter().find(|incoming| incoming.id == id);
-        let places = incoming.and_then(|incoming| incoming.allocation.as_ref());
-        let places = places.ok_or(EngineError::UnknownImport { id: id.0 })?;
+        let held = incoming.and_then(|incoming| incoming.allocation.as_ref());
+        let held = held.ok_or(EngineError::UnknownImport { id: id.0 })?;
         let pools = pools(&mut self.model);
         match part {
             Assembled::State { layer, record } => {
-                let slot = places.slot.get();
+                let slot = held.slot.get();
                 pools
                     .backend
                     .write_state(&pools.states, *layer, slot, record)?;
@@ -102,7 +102,7 @@ impl Engine {
                 block,
                 record,
             } => {
-                let block = places.blocks[*block].get();
+                let block = held.blocks[*block].get();
                 pools
                     .backend
                     .write_latents(&pools.latents, *layer, block, record)?;
@@ -111,9 +111,9 @@ impl Engine {
         Ok(())
     }
 
-    /// All layers are there: the sequence runs, or waits for its turn. Where they are of the whole prompt, each answer begins
-    /// with its token of `hand_off`, as if it had been drawn here, and goes on with the hand-off's sampling. The prompt's state
-    /// is kept for later requests as after a prefill.
+    /// All layers are there: the sequence runs, or waits where as many run as can. Where they are of the whole prompt, each answer
+    /// begins with its token of `hand_off`, as if it had been drawn here, and goes on with the hand-off's sampling. The prompt's
+    /// state is kept for later requests as after a prefill.
     ///
     /// # Errors
     /// A request that was given up, a hand-off that does not fit the request, or is missing or too many; or a device that fails.
@@ -139,7 +139,7 @@ impl Engine {
             hand_off.check(request, self.model.config().vocab_size)?;
         }
         let incoming = self.incoming.remove(place);
-        let mut sequence = landed(incoming, tokens, hand_off);
+        let mut sequence = ready_sequence(incoming, tokens, hand_off);
         let (done, cached) = (tokens, tokens);
         self.emit(id, Event::Prefill { done, cached });
         if sequence.checkpoint_here(&self.options, self.model.limits().block_tokens)
@@ -181,7 +181,7 @@ impl Engine {
         Ok(self.accept(sequence, token))
     }
 
-    /// A sequence that has its places runs, or waits where as many run as can.
+    /// A sequence that has its slot and blocks runs, or waits where as many run as can.
     async fn run_or_wait(&mut self, mut sequence: Sequence) -> Result<(), Error> {
         if self.running.len() < self.model.limits().step.segments {
             self.running.push(sequence);
@@ -227,7 +227,7 @@ impl Engine {
 }
 
 /// The sequence of an import whose caches, of so many tokens, are there.
-fn landed(incoming: Sequence, tokens: usize, hand_off: Option<&HandOff>) -> Sequence {
+fn ready_sequence(incoming: Sequence, tokens: usize, hand_off: Option<&HandOff>) -> Sequence {
     let request = match hand_off {
         Some(hand_off) => Arc::new(Request {
             sampling: hand_off.sampling.clone(),

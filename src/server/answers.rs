@@ -9,8 +9,8 @@ use tokio::task::AbortHandle;
 
 use super::error::{ApiError, Result};
 use super::gate::Inside;
-use super::kv_export::{self, Handing};
-use super::kv_import::{self, Reserving};
+use super::kv_export::{self, HandOffSender};
+use super::kv_import::{self, ReservedSender};
 use super::kv_params::Remote;
 use super::metrics::Watch;
 use super::service::Service;
@@ -30,7 +30,7 @@ pub(super) struct Answers {
     /// Caches that go out: they stay when all answers are there.
     offer: Option<Offer>,
     /// Where the caches are, for the client to pass on.
-    passed_on: Option<Value>,
+    kv_transfer_params: Option<Value>,
     /// What fetches caches.
     fetching: Option<AbortHandle>,
     /// A shutdown waits for it.
@@ -53,23 +53,23 @@ impl Drop for Answers {
 }
 
 /// What sees a request's events on their way to its client.
-struct Seen {
+struct RequestSink {
     index: usize,
     watch: Watch,
-    handing: Option<Handing>,
-    reserving: Option<Reserving>,
+    hand_off: Option<HandOffSender>,
+    on_reserved: Option<ReservedSender>,
     sender: UnboundedSender<(usize, Output)>,
 }
 
-impl Seen {
+impl RequestSink {
     fn sink(mut self, processor: &OutputProcessor) -> Sink {
         processor.clone().sink(move |output| {
             self.watch.see(&output.event);
-            if let Some(handing) = &mut self.handing {
-                handing.see(&output.event);
+            if let Some(hand_off) = &mut self.hand_off {
+                hand_off.see(&output.event);
             }
-            if let Some(reserving) = &mut self.reserving {
-                reserving.see(&output.event);
+            if let Some(on_reserved) = &mut self.on_reserved {
+                on_reserved.see(&output.event);
             }
             // Nobody may be listening any more; the request is cancelled then.
             let _ = self.sender.send((self.index, output));
@@ -101,17 +101,17 @@ impl Answers {
             early: VecDeque::new(),
             left: requests.iter().map(|request| request.samples).sum(),
             offer: None,
-            passed_on: None,
+            kv_transfer_params: None,
             fetching: None,
             _inside: inside,
         };
         let mut untaken = requests.len();
         for (index, request) in requests.into_iter().enumerate() {
-            let seen = Seen {
+            let seen = RequestSink {
                 index,
                 watch: Watch::new(Arc::clone(&service.metrics), &request, log.clone()),
-                handing: None,
-                reserving: None,
+                hand_off: None,
+                on_reserved: None,
                 sender: sender.clone(),
             };
             match remote {
@@ -143,7 +143,7 @@ impl Answers {
         &mut self,
         service: &Service,
         request: Request,
-        mut seen: Seen,
+        mut seen: RequestSink,
         processor: &OutputProcessor,
         remote: &Remote,
     ) -> Result<()> {
@@ -151,20 +151,20 @@ impl Answers {
         match remote {
             Remote::Decode { id } => {
                 let id = id.clone().unwrap_or_else(|| transfers.next_id());
-                let (handing, handed) = kv_export::handing();
-                seen.handing = Some(handing);
+                let (hand_off, handed) = kv_export::hand_off_channel();
+                seen.hand_off = Some(hand_off);
                 let sink = seen.sink(processor);
                 let exported = kv_export::export(service, request, sink, handed, &id).await;
                 let (request, offer) = exported?;
                 self.ids.push(request);
                 self.offer = Some(offer);
-                self.passed_on = Some(transfers.answer(&id));
+                self.kv_transfer_params = Some(transfers.answer(&id));
             }
             Remote::Prefill { id, address } => {
                 let address = transfers.address(address.as_ref());
                 let address = address.ok_or_else(kv_import::no_address)?;
-                let (reserving, reserved) = kv_import::reserving();
-                seen.reserving = Some(reserving);
+                let (on_reserved, reserved) = kv_import::reserved_channel();
+                seen.on_reserved = Some(on_reserved);
                 let (sink, from) = (seen.sink(processor), (address, id.clone()));
                 let imported = kv_import::import(service, request, sink, reserved, from).await;
                 let (request, fetching) = imported?;
@@ -188,8 +188,8 @@ impl Answers {
     }
 
     /// Where the prompt's caches are, where they go elsewhere (`kv_transfer_params`).
-    pub(super) fn passed_on(&self) -> Option<&Value> {
-        self.passed_on.as_ref()
+    pub(super) fn kv_transfer_params(&self) -> Option<&Value> {
+        self.kv_transfer_params.as_ref()
     }
 }
 

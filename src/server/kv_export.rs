@@ -31,9 +31,9 @@ impl RecordSource for ExportStream {
 type HandOff = std::result::Result<Vec<u8>, String>;
 
 /// Sees an export's events on their way to its client, and passes the hand-off on.
-pub(super) struct Handing(Option<oneshot::Sender<HandOff>>);
+pub(super) struct HandOffSender(Option<oneshot::Sender<HandOff>>);
 
-impl Handing {
+impl HandOffSender {
     pub(super) fn see(&mut self, event: &Event) {
         let hand_off = match event {
             Event::HandOff(hand_off) => {
@@ -50,9 +50,9 @@ impl Handing {
 }
 
 /// Where the hand-off of a request that is still to be submitted is seen, and where it comes out.
-pub(super) fn handing() -> (Handing, oneshot::Receiver<HandOff>) {
+pub(super) fn hand_off_channel() -> (HandOffSender, oneshot::Receiver<HandOff>) {
     let (sender, receiver) = oneshot::channel();
-    (Handing(Some(sender)), receiver)
+    (HandOffSender(Some(sender)), receiver)
 }
 
 /// Submits a request whose caches go out under the name `id`.

@@ -17,9 +17,9 @@ use crate::error::{EngineError, Error, TransferError};
 const RECORDS: usize = 32;
 
 /// Sees an import's events on their way to its client: when there is room for the caches.
-pub(super) struct Reserving(Option<oneshot::Sender<usize>>);
+pub(super) struct ReservedSender(Option<oneshot::Sender<usize>>);
 
-impl Reserving {
+impl ReservedSender {
     pub(super) fn see(&mut self, event: &Event) {
         if let Event::Reserved { have } = event
             && let Some(sender) = self.0.take()
@@ -31,9 +31,9 @@ impl Reserving {
 }
 
 /// Where a request that is still to be submitted says that there is room, and where that is heard.
-pub(super) fn reserving() -> (Reserving, oneshot::Receiver<usize>) {
+pub(super) fn reserved_channel() -> (ReservedSender, oneshot::Receiver<usize>) {
     let (sender, receiver) = oneshot::channel();
-    (Reserving(Some(sender)), receiver)
+    (ReservedSender(Some(sender)), receiver)
 }
 
 /// Submits a request whose caches come from `address` under the name `id`, and begins to fetch them when there is room. The

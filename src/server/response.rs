@@ -251,8 +251,8 @@ impl<S: Shape> Responder<S> {
             "model": self.service.name(),
             "choices": choices,
         });
-        if let Some(passed_on) = self.answers.passed_on() {
-            body["kv_transfer_params"] = passed_on.clone();
+        if let Some(kv_transfer_params) = self.answers.kv_transfer_params() {
+            body["kv_transfer_params"] = kv_transfer_params.clone();
         }
         body
     }
