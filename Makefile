@@ -6,7 +6,7 @@
 #   make app     build and open the desktop app
 #   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
-#   make fuzz    headers of weight files with bytes and numbers that no writer wrote, 40 million of each kind
+#   make fuzz    headers of weight files and frames of transfers with bytes and numbers that no writer wrote, forty million of each kind
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
 #   make archive lay out a release archive: program and app, kernels, manual, licences
@@ -118,6 +118,7 @@ FUZZ_CASES := 40000000
 fuzz: install-rust-components
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture \
 		checkpoint::gguf::tests::mutated checkpoint::header::tests::mutated
+	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --test wire -- --nocapture fuzz::received
 
 bench: install-rust-components
 	$(CARGO) bench --locked

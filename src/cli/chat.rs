@@ -282,6 +282,8 @@ impl Terminal {
             text.push_str(&piece);
             match output.event {
                 Event::Queued { .. } | Event::Scored(_) | Event::Trace { .. } => {}
+                // Of requests whose caches travel.
+                Event::Reserved { .. } | Event::HandOff(_) => {}
                 Event::Prefill { done, .. } if done < ids.len() => progress.set(done as u64),
                 Event::Prefill { .. } => progress.finish(),
                 Event::Token { id, .. } => {

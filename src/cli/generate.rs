@@ -366,6 +366,8 @@ fn stream(
         let piece = output.text();
         match output.event {
             Event::Queued { .. } | Event::Scored(_) => {}
+            // Of requests whose caches travel.
+            Event::Reserved { .. } | Event::HandOff(_) => {}
             Event::Trace { frame, .. } => {
                 if let Some(trace) = &mut trace {
                     serde_json::to_writer(&mut *trace, &frame)?;

@@ -1,6 +1,7 @@
 //! `kimi-linear serve`: an HTTP server for OpenAI's clients.
 
 mod flags;
+mod kv_transfer;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -11,10 +12,11 @@ use kimi_linear::backend::Device;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
 use kimi_linear::error::TokenizerError;
-use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
+use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Parts, Server, ServerOptions};
 
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
+use self::kv_transfer::KvFlags;
 use super::options::{DeviceOptions, ModelOptions, load_model};
 
 /// Options of `serve`.
@@ -31,6 +33,8 @@ pub(crate) struct Arguments {
     engine: Engines,
     #[command(flatten)]
     caching: Caching,
+    #[command(flatten)]
+    transfers: KvFlags,
     #[command(flatten)]
     logs: Logs,
 }
@@ -59,19 +63,24 @@ impl Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     arguments.engine.check()?;
+    let transfers = arguments.transfers.config()?;
     // Each client is an open file.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
-    let done = runtime.block_on(serve(Arc::new(arguments), config));
+    let done = runtime.block_on(serve(Arc::new(arguments), config, transfers));
     // A model that is still being loaded is not waited for.
     runtime.shutdown_background();
     done
 }
 
-async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
+async fn serve(
+    arguments: Arc<Arguments>,
+    config: ModelConfig,
+    transfers: Option<KvTransfer>,
+) -> Result<()> {
     let options = arguments.server_options();
     let (host, port) = (arguments.http.host.as_str(), arguments.http.port);
     let name = options.model_names.join(", ");
@@ -97,7 +106,7 @@ async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
     });
     let opening = {
         let arguments = Arc::clone(&arguments);
-        tokio::task::spawn_blocking(move || open(&arguments, &config, &opener))
+        tokio::task::spawn_blocking(move || open(&arguments, &config, transfers, &opener))
     };
     let failed = async {
         match opening.await {
@@ -144,7 +153,12 @@ async fn interrupted() {
 }
 
 /// Loads the model and gives it to the server.
-fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<()> {
+fn open(
+    arguments: &Arguments,
+    config: &ModelConfig,
+    transfers: Option<KvTransfer>,
+    opener: &Opener,
+) -> Result<()> {
     let tokenizer = Arc::new(arguments.model.tokenizer(config)?);
     let template = match arguments.model.template() {
         Ok(template) => Some(template),
@@ -180,14 +194,27 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
         blocks = sizes.blocks,
         "ready"
     );
+    let engine = EngineHandle::start(engine)?;
+    let transfers = transfers.map(|transfers| start(&engine, transfers));
     opener.open(Parts {
-        engine: EngineHandle::start(engine)?,
+        transfers: transfers.transpose()?,
+        engine,
         tokenizer,
         template,
         config: config.clone(),
         context,
     })?;
     Ok(())
+}
+
+/// Takes part in transfers of the engine's caches.
+fn start(engine: &EngineHandle, config: KvTransfer) -> Result<KvTransfers> {
+    let runtime = tokio::runtime::Handle::current();
+    let transfers = runtime.block_on(KvTransfers::start(engine, config))?;
+    if let Some(port) = transfers.port() {
+        tracing::info!(port, "sending caches to decode servers");
+    }
+    Ok(transfers)
 }
 
 /// How much the engine holds on this device.

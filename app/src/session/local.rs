@@ -502,6 +502,8 @@ fn update(output: Output, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
         Event::Queued { ahead } => ChatUpdate::Queued { ahead },
         Event::Prefill { done, cached } => ChatUpdate::Prefill { done, cached },
         Event::Scored(_) => return None,
+        // Of requests whose caches travel.
+        Event::Reserved { .. } | Event::HandOff(_) => return None,
         Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
         Event::Token { id, logprobs, .. } => ChatUpdate::Token {
             token: TokenText {
