@@ -155,7 +155,10 @@ fn suppressed_tokens_are_never_drawn() {
         logit_bias: vec![(1, 50.0)],
         ..Sampling::GREEDY
     };
-    let top_k = |top_k| Sampling { top_k, ..drawn };
+    let top_k = |top_k| Sampling {
+        top_k,
+        ..drawn.clone()
+    };
     let (top_1, top_2) = (top_k(1), top_k(2));
     let guide = || Box::new(Steps(vec![vec![0, 1, 3]; 2_000])) as Box<dyn Guide>;
     // LOGITS are 0, 2, 1, -1; 1 and 2 are suppressed.
