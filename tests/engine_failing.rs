@@ -311,12 +311,11 @@ fn random_schedules(seed: u64) {
         while submitted.len() < 8 || !engine.is_idle() {
             if submitted.len() < 8 && rng.random_range(0..2) == 0 {
                 let kind = rng.random_range(0..requests().len());
-                let mut request = requests().swap_remove(kind);
+                let request = requests().swap_remove(kind);
                 let id = RequestId(submitted.len() as u64);
                 if rng.random_range(0..3) == 0 {
                     let room = rng.random_range(1..6);
                     streams.push(engine.export(id, request.clone(), room).unwrap());
-                    request.samples = 1;
                 } else {
                     engine.submit(id, request.clone()).unwrap();
                 }

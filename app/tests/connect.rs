@@ -38,6 +38,7 @@ fn parts() -> Parts {
         tokenizer,
         template: Some(ChatTemplate::from_dir(&dir).unwrap()),
         config,
+        transfers: None,
     }
 }
 

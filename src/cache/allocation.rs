@@ -10,7 +10,8 @@ use crate::backend::{Block, Slot};
 pub struct PrefixHandle {
     /// Tokens that are through.
     pub position: usize,
-    /// The KDA states at `position`; `None` at the start of a sequence. A slot may be shared: it is only read.
+    /// The KDA states at `position`; `None` at the start of a sequence, and where they come from elsewhere. A slot may be
+    /// shared: it is only read.
     pub state: Option<StateResidency>,
     /// The latents of each block. Blocks on the device are whole and may be shared; a partial one is in host memory.
     pub rows: Vec<RowsResidency>,

@@ -1,6 +1,7 @@
 //! `kimi-linear serve`: an HTTP server for OpenAI's clients.
 
 mod flags;
+mod kv_transfer;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -11,11 +12,12 @@ use kimi_linear::backend::Device;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
 use kimi_linear::error::TokenizerError;
-use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
+use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Parts, Server, ServerOptions};
 
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
-use super::options::{DeviceOptions, ModelOptions, load};
+use self::kv_transfer::KvFlags;
+use super::options::{DeviceOptions, ModelOptions, load_model};
 
 /// Options of `serve`.
 #[derive(Args)]
@@ -31,6 +33,8 @@ pub(crate) struct Arguments {
     engine: Engines,
     #[command(flatten)]
     caching: Caching,
+    #[command(flatten)]
+    transfers: KvFlags,
     #[command(flatten)]
     logs: Logs,
 }
@@ -59,31 +63,39 @@ impl Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     arguments.engine.check()?;
+    let transfers = arguments.transfers.config()?;
     // Each client is an open file.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
-    let done = runtime.block_on(serve(Arc::new(arguments), config));
+    let done = runtime.block_on(serve(Arc::new(arguments), config, transfers));
     // A model that is still being loaded is not waited for.
     runtime.shutdown_background();
     done
 }
 
-async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
+async fn serve(
+    arguments: Arc<Arguments>,
+    config: ModelConfig,
+    transfers: Option<KvTransfer>,
+) -> Result<()> {
     let options = arguments.server_options();
     let (host, port) = (arguments.http.host.as_str(), arguments.http.port);
     let name = options.model_names.join(", ");
+    let has_key = !options.api_keys.is_empty();
     let server = Server::bind((host, port), options)
         .await
         .with_context(|| format!("cannot listen on {host}:{port}"))?;
-    // Whoever started it on port 0 reads here where it is.
+    // With port 0 the user reads here which port it is.
     writeln!(
         std::io::stdout(),
         "listening on http://{}",
         server.address()
     )?;
+    tracing::info!("loading {name}");
+    let base = format!("http://{}", server.address());
     let opener = server.opener();
     let running = server.run(async {
         interrupted().await;
@@ -94,12 +106,13 @@ async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
     });
     let opening = {
         let arguments = Arc::clone(&arguments);
-        tokio::task::spawn_blocking(move || open(&arguments, &config, &opener))
+        tokio::task::spawn_blocking(move || open(&arguments, &config, transfers, &opener))
     };
     let failed = async {
         match opening.await {
             Ok(Ok(())) => {
-                tracing::info!("serving {name}");
+                tracing::info!("serving {name} at {base}/v1; a chat page at {base}/");
+                tracing::info!("try: {}", example(&base, has_key));
                 std::future::pending().await
             }
             Ok(Err(error)) => error,
@@ -110,6 +123,17 @@ async fn serve(arguments: Arc<Arguments>, config: ModelConfig) -> Result<()> {
         error = failed => Err(error),
         () = running => Ok(()),
     }
+}
+
+/// A first request for the command line.
+fn example(base: &str, has_key: bool) -> String {
+    let key = if has_key {
+        " -H 'Authorization: Bearer KEY'"
+    } else {
+        ""
+    };
+    let body = r#"{"messages": [{"role": "user", "content": "Hello"}]}"#;
+    format!("curl {base}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 
 /// Ctrl-C, or what a service manager sends.
@@ -129,7 +153,12 @@ async fn interrupted() {
 }
 
 /// Loads the model and gives it to the server.
-fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<()> {
+fn open(
+    arguments: &Arguments,
+    config: &ModelConfig,
+    transfers: Option<KvTransfer>,
+    opener: &Opener,
+) -> Result<()> {
     let tokenizer = Arc::new(arguments.model.tokenizer(config)?);
     let template = match arguments.model.template() {
         Ok(template) => Some(template),
@@ -144,7 +173,7 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
     let backend = arguments.device.open()?;
     let weights = arguments.model.files()?.checkpoint(config)?.total_bytes();
     let sizes = sizes(arguments, config, backend.device(), weights)?;
-    let loaded = load(&arguments.model, config, backend, |device| {
+    let loaded = load_model(&arguments.model, config, backend, |device| {
         sizes.limits(arguments.engine.cache.dtype(device))
     })?;
     let engine = Engine::new(
@@ -155,6 +184,7 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
             ..EngineOptions::default()
         },
     );
+    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
     let context = engine.context().min(sizes.context);
     tracing::info!(
         backend = loaded.device.backend,
@@ -164,14 +194,27 @@ fn open(arguments: &Arguments, config: &ModelConfig, opener: &Opener) -> Result<
         blocks = sizes.blocks,
         "ready"
     );
+    let engine = EngineHandle::start(engine)?;
+    let transfers = transfers.map(|transfers| start(&engine, transfers));
     opener.open(Parts {
-        engine: EngineHandle::start(engine)?,
+        transfers: transfers.transpose()?,
+        engine,
         tokenizer,
         template,
         config: config.clone(),
         context,
     })?;
     Ok(())
+}
+
+/// Takes part in transfers of the engine's caches.
+fn start(engine: &EngineHandle, config: KvTransfer) -> Result<KvTransfers> {
+    let runtime = tokio::runtime::Handle::current();
+    let transfers = runtime.block_on(KvTransfers::start(engine, config))?;
+    if let Some(port) = transfers.port() {
+        tracing::info!(port, "sending caches to decode servers");
+    }
+    Ok(transfers)
 }
 
 /// How much the engine holds on this device.

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::hand_off::HandOff;
 use crate::error::Error;
 use crate::model::TraceFrame;
 
@@ -59,6 +60,11 @@ pub enum Event {
         /// Sequences that wait before it.
         ahead: usize,
     },
+    /// Slot and blocks are reserved for caches that come from elsewhere ([`Engine::import`](super::Engine::import)).
+    Reserved {
+        /// Tokens from the first on whose latents were kept here: they need not come.
+        have: usize,
+    },
     /// So many tokens of the prompt are through.
     Prefill {
         /// Tokens that are through, cached ones included.
@@ -84,6 +90,9 @@ pub enum Event {
         /// How likely it was, where that was asked for.
         logprobs: Option<TokenLogprobs>,
     },
+    /// The first token of each answer of an export is drawn ([`Engine::export`](super::Engine::export)): what the engine that
+    /// goes on needs beside the caches.
+    HandOff(Box<HandOff>),
     /// An answer is complete. The last one of a request ends it.
     Finished {
         /// Which of the request's answers.

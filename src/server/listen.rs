@@ -113,6 +113,10 @@ impl Server {
             self.shared.gate.close();
             tracing::info!("shutting down: finishing the answers that are under way");
             self.shared.gate.empty().await;
+            let service = self.shared.service.get();
+            if let Some(transfers) = service.and_then(|service| service.transfers()) {
+                transfers.shutdown().await;
+            }
         };
         tokio::select! {
             () = accept => {}

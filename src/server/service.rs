@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use super::error::{ApiError, Result};
 use super::fields::shorten;
 use super::grammar::Grammars;
+use super::kv_transfer::KvTransfers;
 use super::metrics::Metrics;
 use super::options::ServerOptions;
 use crate::config::ModelConfig;
@@ -28,6 +29,7 @@ pub(super) struct Service {
     /// Prompts that are rendered and encoded at a time: that is the processor's work, beside the engine's.
     encoders: Semaphore,
     seeds: Option<Mutex<ChaCha8Rng>>,
+    transfers: Option<Arc<KvTransfers>>,
     /// Seconds since 1970 when it was made.
     pub(super) created: u64,
     pub(super) options: Arc<ServerOptions>,
@@ -53,6 +55,7 @@ impl Service {
             template,
             config,
             context,
+            transfers,
         } = parts;
         let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -68,6 +71,7 @@ impl Service {
             seeds: options
                 .seed
                 .map(|seed| Mutex::new(ChaCha8Rng::seed_from_u64(seed))),
+            transfers: transfers.map(Arc::new),
             created: now.map_or(0, |since| since.as_secs()),
             options,
             metrics,
@@ -76,6 +80,11 @@ impl Service {
 
     pub(super) fn engine(&self) -> &EngineHandle {
         &self.engine
+    }
+
+    /// Its part in transfers of caches, where it takes one.
+    pub(super) fn transfers(&self) -> Option<&Arc<KvTransfers>> {
+        self.transfers.as_ref()
     }
 
     pub(super) fn tokenizer(&self) -> &Arc<Tokenizer> {
@@ -174,4 +183,6 @@ pub struct Parts {
     pub config: ModelConfig,
     /// Tokens that prompt and answer may have together; at most [`crate::engine::Engine::context`].
     pub context: usize,
+    /// Its part in transfers of caches, where it takes one.
+    pub transfers: Option<KvTransfers>,
 }
