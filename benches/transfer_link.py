@@ -12,7 +12,7 @@ server, and a relay here gives each direction of a transfer its latency (netem i
     after       read by the prefill server, then fetched by the decode server,
     overlapped  given to both at once.
 
-The three take turns; medians. The predictions have the local time, the bytes that the decode server counted, rate and latency in them
+All three are measured in each round; medians. The predictions have the local time, the bytes that the decode server counted, rate and latency in them
 and nothing else: `after` adds all bytes and the way there and back to the local time; overlapped, latents go while the prompt is read and states
 when it has been: max(local, latents / rate) + states / rate + one way.
 """
