@@ -181,10 +181,11 @@ async fn hold(
         }
         tokio::time::sleep(shared.local.options.hold_timeout).await;
     };
+    let mut closing = shared.closing.subscribe();
     let cancelled = async {
         let outcome = ending.wait().await;
-        if matches!(outcome, TransferOutcome::Failed { .. }) && !*shared.closing.borrow() {
-            std::future::pending::<()>().await;
+        if matches!(outcome, TransferOutcome::Failed { .. }) {
+            let _ = closing.wait_for(|closing| *closing).await;
         }
     };
     tokio::select! {
