@@ -3,7 +3,7 @@
 //!     cargo bench --locked --bench transfer
 //!
 //! Each round sends 128 recurrent states of 2 MiB, from the fetch until the hand-off is there; the plain copy writes one buffer of 2 MiB
-//! again and again and reads into another. The kinds take turns; medians of the rounds.
+//! again and again and reads into another. Both are measured in each round; medians of the rounds.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::sync::Arc;

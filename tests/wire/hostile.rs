@@ -314,7 +314,7 @@ fn ten_thousand_connections() {
         let (refusal, sentence) = first.refused().await;
         assert_eq!(refusal, Refusal::Busy);
         assert!(sentence.contains("too many connections"), "{sentence}");
-        // Who knows the secret comes in all the same.
+        // A consumer that knows the secret is taken all the same.
         let header = header(20, 1);
         let sent = records(&header, &SMALL, 2);
         let offered = outgoing(&header, Listed::new(sent.clone()));

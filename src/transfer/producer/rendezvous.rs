@@ -11,7 +11,7 @@ use crate::error::{Refusal, TransferError};
 use crate::transfer::frame::{Fetch, Frame};
 use crate::transfer::locked;
 
-/// A transfer that nobody has asked for yet.
+/// A transfer that no consumer has asked for yet.
 pub(super) struct Offered {
     /// [`crate::cache::CacheHeader::id`] of the caches.
     caches: u128,
@@ -92,9 +92,9 @@ enum Entry {
 
 /// All transfers by name.
 #[derive(Default)]
-pub(super) struct Desk(Mutex<HashMap<String, Entry>>);
+pub(super) struct Rendezvous(Mutex<HashMap<String, Entry>>);
 
-impl Desk {
+impl Rendezvous {
     /// Takes an offer: it stays here, or its consumer is here already and gets it.
     pub(super) fn offer(
         &self,
@@ -160,7 +160,7 @@ impl Desk {
         }
     }
 
-    /// Forgets an offer that nobody has asked for; whether it was here.
+    /// Forgets an offer that no consumer has asked for; whether it was here.
     pub(super) fn withdraw(&self, id: &str, ending: &Arc<Ending>) -> bool {
         let mut entries = locked(&self.0);
         let is =
