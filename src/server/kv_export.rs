@@ -1,7 +1,5 @@
 //! A prefill server's side of a request: the engine exports, and the transfer is offered to the decode server.
 
-use std::sync::Arc;
-
 use tokio::sync::oneshot;
 
 use super::error::{ApiError, Result};
