@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A chat in a pseudo-terminal.
 struct Chat {
     _pair: PtyPair,
+    /// The user's data folder.
+    data: tempfile::TempDir,
     child: Box<dyn Child + Send + Sync>,
     writer: Box<dyn Write + Send>,
     output: Receiver<Vec<u8>>,
@@ -34,6 +36,11 @@ struct Summary {
 
 impl Chat {
     fn start(options: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), options)
+    }
+
+    /// Starts it with a data folder of earlier conversations.
+    fn start_in(data: tempfile::TempDir, options: &[&str]) -> Self {
         let size = PtySize {
             rows: 24,
             cols: 100,
@@ -46,6 +53,7 @@ impl Chat {
         command.arg(reference("tiny-a"));
         command.args(options);
         command.env("TERM", "xterm-256color");
+        command.env("XDG_DATA_HOME", data.path());
         let child = pair.slave.spawn_command(command).unwrap();
         let mut reader = pair.master.try_clone_reader().unwrap();
         let writer = pair.master.take_writer().unwrap();
@@ -60,6 +68,7 @@ impl Chat {
         });
         let mut chat = Self {
             _pair: pair,
+            data,
             child,
             writer,
             output,
@@ -112,9 +121,10 @@ impl Chat {
         self.summary()
     }
 
-    fn leave(mut self) {
+    fn leave(mut self) -> tempfile::TempDir {
         self.type_line("/quit");
         assert!(self.child.wait().unwrap().success());
+        self.data
     }
 }
 
@@ -189,7 +199,7 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     chat.writer.write_all(b"\x03").unwrap();
     chat.until("Ctrl-D or /quit leaves");
     chat.type_line("/help");
-    chat.until("/save FILE");
+    chat.until("/save [NAME|FILE]");
     chat.type_line("/nonsense");
     chat.until("there is no /nonsense");
     chat.type_line("hello again");
@@ -200,5 +210,79 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
         next.read < stopped.prompt + 30,
         "what was written before is not read again: {next:?}"
     );
+    chat.leave();
+}
+
+#[test]
+fn what_is_typed_while_an_answer_comes_is_asked_next() {
+    let mut chat = Chat::start(&["--max-tokens", "40"]);
+    chat.writer
+        .write_all(b"hello 00\rhello 01\rhello 02\r")
+        .unwrap();
+    let first = chat.summary();
+    let second = chat.summary();
+    let third = chat.summary();
+    assert!(first.prompt < second.prompt && second.prompt < third.prompt);
+    // Typed in the middle of an answer, before its end is seen.
+    chat.type_line("hello 03");
+    chat.until("tokens/s");
+    chat.type_line("hello 04");
+    let fourth = chat.summary();
+    let fifth = chat.summary();
+    assert!(third.prompt < fourth.prompt && fourth.prompt < fifth.prompt);
+    chat.leave();
+}
+
+#[test]
+fn a_conversation_is_changed_saved_under_a_name_and_found_again() {
+    let mut chat = Chat::start(&["--max-tokens", "9"]);
+    let first = chat.ask("hello 00");
+    let second = chat.ask("hello 01");
+    chat.type_line("/undo");
+    chat.until("taken back: hello 01");
+    let again = chat.ask("hello 01");
+    assert_eq!(
+        (again.prompt, again.written),
+        (second.prompt, second.written)
+    );
+    chat.type_line("/regen");
+    let again = chat.summary();
+    assert_eq!(
+        (again.prompt, again.written),
+        (second.prompt, second.written)
+    );
+    chat.type_line("/set max_tokens 2");
+    chat.until("set\r\n");
+    chat.type_line("/set");
+    chat.until("max_tokens          2");
+    chat.type_line("/set warmth 3");
+    chat.until("there is no parameter `warmth`");
+    let short = chat.ask("hello 02");
+    assert_eq!(short.written, 2);
+    chat.type_line("/save");
+    chat.until("a name is needed");
+    chat.type_line("/save boxes");
+    chat.until("saved ");
+    chat.type_line("/reset");
+    chat.until("a new conversation");
+    assert_eq!(chat.ask("hello 00").prompt, first.prompt);
+    // Another conversation's file is not overwritten.
+    chat.type_line("/save boxes");
+    chat.until("is there already");
+    let mut chat = Chat::start_in(chat.leave(), &["--max-tokens", "9"]);
+    chat.type_line("/load");
+    chat.until("boxes");
+    chat.type_line("/load boxes");
+    chat.until("> hello 00");
+    chat.until("> hello 02");
+    chat.until("loaded 3 turns");
+    let next = chat.ask("hello 03");
+    assert!(next.prompt > short.prompt);
+    chat.type_line("/save");
+    chat.until("saved ");
+    // The line history is that of both conversations: the third line back is the question.
+    chat.writer.write_all(b"\x1b[A\x1b[A\x1b[A\x1b[A").unwrap();
+    chat.until("/load");
+    chat.writer.write_all(b"\x15").unwrap();
     chat.leave();
 }

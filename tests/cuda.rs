@@ -1,4 +1,4 @@
-//! The CUDA backend over whole models, its kernels on the processor: with the f32 run's experts in place of its own within
+//! The CUDA backend over whole models, its kernels on the CPU: with the f32 run's experts in place of its own within
 //! the bound of bf16, and with its own experts the same greedy tokens until one flips.
 #![cfg(feature = "cuda")]
 #![allow(

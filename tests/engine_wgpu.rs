@@ -1,4 +1,4 @@
-//! The engine on wgpu: what holds on the processor holds there, and memory moves between the two.
+//! The engine on wgpu: what holds on the CPU holds there, and memory moves between the two.
 #![cfg(feature = "wgpu")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 

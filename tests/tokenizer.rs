@@ -110,6 +110,12 @@ fn ids_past_the_embedding_are_no_tokens() {
     assert_eq!((tokenizer.vocab_size(), tokenizer.eos_ids()), (256, vec![]));
     tokenizer.limit_ids(600).unwrap();
     assert_eq!(tokenizer.special_id("<|reserved_token_599|>"), Some(599));
+    assert_eq!(tokenizer.unused_ids(), (256..600).collect::<Vec<u32>>());
+
+    let mut tokenizer = Tokenizer::from_dir(&reference("tiny-a")).unwrap();
+    assert_eq!(tokenizer.unused_ids(), &[] as &[u32]);
+    tokenizer.limit_ids(600).unwrap();
+    assert_eq!(tokenizer.unused_ids(), (514..600).collect::<Vec<u32>>());
 }
 
 fn shared_between_threads<T: Send + Sync + 'static>(_: &T) {}

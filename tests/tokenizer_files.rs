@@ -349,6 +349,12 @@ fn a_tokenizer_json_gives_the_same_ids() {
         .collect();
     assert_eq!(specials, expected);
     assert_eq!(tokenizer.eos_ids(), [3841, 3842]);
+    // Such a file names every token that there is.
+    let reserved = expected
+        .iter()
+        .filter(|(_, name)| name.contains("reserved"));
+    let reserved: Vec<u32> = reserved.map(|(id, _)| *id).collect();
+    assert_eq!(tokenizer.unused_ids(), reserved);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Samples of what a kernel should have come to, in f64, from the numbers that a device was told to make.
 //!
-//! At the published sizes nobody computes a whole answer on a processor: a few rows, heads and columns stand for it.
+//! At the published sizes nobody computes a whole answer on a CPU: a few rows, heads and columns stand for it.
 
 use half::bf16;
 use rayon::prelude::*;

@@ -17,7 +17,7 @@ use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Parts, Server, Server
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
 use self::kv_transfer::KvFlags;
-use super::options::{DeviceOptions, ModelOptions, load};
+use super::options::{DeviceOptions, ModelOptions, load_model};
 
 /// Options of `serve`.
 #[derive(Args)]
@@ -84,15 +84,18 @@ async fn serve(
     let options = arguments.server_options();
     let (host, port) = (arguments.http.host.as_str(), arguments.http.port);
     let name = options.model_names.join(", ");
+    let has_key = !options.api_keys.is_empty();
     let server = Server::bind((host, port), options)
         .await
         .with_context(|| format!("cannot listen on {host}:{port}"))?;
-    // Whoever started it on port 0 reads here where it is.
+    // With port 0 the user reads here which port it is.
     writeln!(
         std::io::stdout(),
         "listening on http://{}",
         server.address()
     )?;
+    tracing::info!("loading {name}");
+    let base = format!("http://{}", server.address());
     let opener = server.opener();
     let running = server.run(async {
         interrupted().await;
@@ -108,7 +111,8 @@ async fn serve(
     let failed = async {
         match opening.await {
             Ok(Ok(())) => {
-                tracing::info!("serving {name}");
+                tracing::info!("serving {name} at {base}/v1; a chat page at {base}/");
+                tracing::info!("try: {}", example(&base, has_key));
                 std::future::pending().await
             }
             Ok(Err(error)) => error,
@@ -119,6 +123,17 @@ async fn serve(
         error = failed => Err(error),
         () = running => Ok(()),
     }
+}
+
+/// A first request for the command line.
+fn example(base: &str, has_key: bool) -> String {
+    let key = if has_key {
+        " -H 'Authorization: Bearer KEY'"
+    } else {
+        ""
+    };
+    let body = r#"{"messages": [{"role": "user", "content": "Hello"}]}"#;
+    format!("curl {base}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 
 /// Ctrl-C, or what a service manager sends.
@@ -158,7 +173,7 @@ fn open(
     let backend = arguments.device.open()?;
     let weights = arguments.model.files()?.checkpoint(config)?.total_bytes();
     let sizes = sizes(arguments, config, backend.device(), weights)?;
-    let loaded = load(&arguments.model, config, backend, |device| {
+    let loaded = load_model(&arguments.model, config, backend, |device| {
         sizes.limits(arguments.engine.cache.dtype(device))
     })?;
     let engine = Engine::new(
@@ -169,6 +184,7 @@ fn open(
             ..EngineOptions::default()
         },
     );
+    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
     let context = engine.context().min(sizes.context);
     tracing::info!(
         backend = loaded.device.backend,

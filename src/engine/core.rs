@@ -26,6 +26,8 @@ pub struct Engine {
     pub(super) model: Model,
     pub(super) options: EngineOptions,
     pub(super) fingerprint: Fingerprint,
+    /// Tokens that are never drawn, ascending.
+    pub(super) suppressed: Arc<[u32]>,
     pub(super) cache: Cache,
     pub(super) step_cache: StepCache,
     /// Those that wait, in their order of arrival.
@@ -74,6 +76,7 @@ impl Engine {
             model,
             options,
             fingerprint,
+            suppressed: Arc::default(),
             cache,
             step_cache: StepCache::new(options.cached_steps),
             waiting: VecDeque::new(),
@@ -87,6 +90,16 @@ impl Engine {
             cancelled: Vec::new(),
             events: VecDeque::new(),
         }
+    }
+
+    /// Never draws these tokens: ids that the embedding has rows for, and the tokenizer no token. Log-probabilities stay those of
+    /// the whole row.
+    #[must_use]
+    pub fn suppress_tokens(mut self, mut tokens: Vec<u32>) -> Self {
+        tokens.sort_unstable();
+        tokens.dedup();
+        self.suppressed = tokens.into();
+        self
     }
 
     /// Tokens that a sequence may reach.
@@ -211,7 +224,8 @@ impl Engine {
     pub(super) fn enqueue_new(&mut self, id: RequestId, request: Request, import: Option<usize>) {
         let arrival = self.arrival();
         let tokens = self.cache.hash(&request.prompt);
-        let mut sequence = Sequence::new(id, Arc::new(request), tokens, 0, arrival);
+        let mut sequence =
+            Sequence::new(id, Arc::new(request), tokens, 0, arrival, &self.suppressed);
         sequence.import = import;
         let ahead = self.waiting.len();
         self.emit(id, Event::Queued { ahead });

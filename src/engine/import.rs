@@ -141,7 +141,7 @@ impl Engine {
         let incoming = self.incoming.remove(place);
         // Of what did not run here, these were in the cache here.
         let (done, cached) = (tokens, incoming.cached);
-        let mut sequence = ready_sequence(incoming, tokens, hand_off);
+        let mut sequence = ready_sequence(incoming, tokens, hand_off, &self.suppressed);
         self.emit(id, Event::Prefill { done, cached });
         if sequence.checkpoint_here(&self.options, self.model.limits().block_tokens)
             && let Err(error) = cache_state(&mut self.cache, &mut self.model, &mut sequence).await
@@ -228,7 +228,12 @@ impl Engine {
 }
 
 /// The sequence of an import whose caches, of so many tokens, are there.
-fn ready_sequence(incoming: Sequence, tokens: usize, hand_off: Option<&HandOff>) -> Sequence {
+fn ready_sequence(
+    incoming: Sequence,
+    tokens: usize,
+    hand_off: Option<&HandOff>,
+    suppressed: &Arc<[u32]>,
+) -> Sequence {
     let request = match hand_off {
         Some(hand_off) => Arc::new(Request {
             sampling: hand_off.sampling.clone(),
@@ -236,7 +241,8 @@ fn ready_sequence(incoming: Sequence, tokens: usize, hand_off: Option<&HandOff>)
         }),
         None => incoming.request,
     };
-    let mut sequence = Sequence::new(incoming.id, request, incoming.tokens, 0, incoming.arrival);
+    let (id, arrival) = (incoming.id, incoming.arrival);
+    let mut sequence = Sequence::new(id, request, incoming.tokens, 0, arrival, suppressed);
     sequence.position = tokens;
     sequence.cached = tokens;
     sequence.allocation = incoming.allocation;

@@ -193,7 +193,8 @@ impl Engine {
         let request = Arc::clone(&sequence.request);
         for sample in (0..request.samples).rev() {
             let (request, tokens) = (Arc::clone(&request), sequence.tokens.clone());
-            let mut answer = Sequence::new(sequence.id, request, tokens, sample, sequence.arrival);
+            let (id, arrival) = (sequence.id, sequence.arrival);
+            let mut answer = Sequence::new(id, request, tokens, sample, arrival, &self.suppressed);
             answer.single = true;
             answer.position = sequence.position;
             answer.cached = sequence.cached;

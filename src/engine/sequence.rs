@@ -48,6 +48,7 @@ impl Sequence {
         tokens: HashedTokens,
         sample: usize,
         arrival: u64,
+        suppressed: &Arc<[u32]>,
     ) -> Self {
         Self {
             id,
@@ -64,6 +65,7 @@ impl Sequence {
             prefix: PrefixHandle::default(),
             allocation: None,
             sampler: Sampler::new(&request.sampling, sample, &request.prompt)
+                .suppressing(Arc::clone(suppressed))
                 .guided(request.grammar.as_ref().map(|grammar| grammar.guide())),
             request,
         }

@@ -161,6 +161,12 @@ pub enum EngineError {
     /// The engine's thread is gone.
     #[error("the engine has stopped")]
     Stopped,
+    /// The system gives the engine no thread.
+    #[error("the system gives no thread for the engine: {reason}")]
+    NoThread {
+        /// What it said.
+        reason: String,
+    },
     /// The model computed something that is no number.
     #[error("the model computed numbers that are not finite: first seen in {place}, {blame}")]
     NonFinite {

@@ -1,6 +1,6 @@
 //! Every way in which the library can refuse, as types.
 //!
-//! One enum a room, one file an enum; [`Error`] is their union. A message says what was expected, what was found and
+//! One enum a module, one file an enum; [`Error`] is their union. A message says what was expected, what was found and
 //! where (file, tensor, field). Programs print it and exit with 1. It is not a place for recovery: an error is handled
 //! once, by the caller that can do something about it.
 
@@ -53,7 +53,10 @@ pub enum Error {
     #[cfg(feature = "transfer")]
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// Whoever loaded a model stopped it.
+    /// A request failed in the engine, which others may have been told as well.
+    #[error(transparent)]
+    Failed(std::sync::Arc<Error>),
+    /// Loading a model was stopped by its caller.
     #[error("loading the model was stopped")]
     LoadStopped,
 }
@@ -64,6 +67,7 @@ impl Error {
     pub fn scope(&self) -> Scope {
         match self {
             Self::Backend(error) | Self::Engine(EngineError::Trace(error)) => error.scope(),
+            Self::Failed(error) => error.scope(),
             _ => Scope::Request,
         }
     }

@@ -25,6 +25,7 @@ mod listen;
 mod logprobs;
 mod metrics;
 mod options;
+mod page;
 mod parameters;
 mod prompt;
 mod request_id;

@@ -217,6 +217,8 @@ pub(super) struct Taken {
     writer: FrameWriter,
     binding: Binding,
     tcp: Option<TcpInfo>,
+    /// Whether this side's opening is sent, which comes before any frame.
+    opened: bool,
 }
 
 /// Does TLS's part of taking a connection.
@@ -240,17 +242,21 @@ pub(super) async fn take(socket: TcpStream, local: &Local) -> Result<Taken, Tran
         writer,
         binding,
         tcp,
+        opened: false,
     })
 }
 
 impl Taken {
+    async fn open(&mut self, nonce: &Nonce) -> Result<(), TransferError> {
+        self.opened = true;
+        self.writer.opening(&frame::opening(VERSION, nonce)).await
+    }
+
     /// The handshake: the number of the consumer's pool of connections. On an error, [`Taken::refuse`] tells the peer.
     pub(super) async fn authenticate(&mut self, local: &Local) -> Result<u128, TransferError> {
         let opening = self.reader.opening().await?;
         let nonce = random()?;
-        self.writer
-            .opening(&frame::opening(VERSION, &nonce))
-            .await?;
+        self.open(&nonce).await?;
         let transcript = Transcript {
             consumer: frame::parse_opening(&opening)?,
             producer: nonce,
@@ -280,15 +286,13 @@ impl Taken {
         Ok(pool)
     }
 
-    /// Tells the peer why, waits a moment for it to read that, and closes.
-    pub(super) async fn refuse(self, error: &TransferError) {
-        let last = Some((0, refused(error)));
-        self.writer.close(Some(self.reader), last).await;
-    }
-
-    /// Tells the peer why, and closes at once.
-    pub(super) async fn refuse_at_once(self, error: &TransferError) {
-        self.writer.close(None, Some((0, refused(error)))).await;
+    /// Tells the peer why and closes: `patiently` after a moment in which it can read that, or at once.
+    pub(super) async fn refuse(mut self, error: &TransferError, patiently: bool) {
+        // A peer that takes no opening takes no refusal either.
+        if self.opened || self.open(&[0; 32]).await.is_ok() {
+            let reader = patiently.then_some(self.reader);
+            self.writer.close(reader, Some((0, refused(error)))).await;
+        }
     }
 
     /// The connection, after the handshake.

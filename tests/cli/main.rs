@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod newcomer;
 mod refusals;
 
 use std::path::Path;

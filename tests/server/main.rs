@@ -23,6 +23,8 @@ mod greedy;
 mod harness;
 mod load;
 #[cfg(unix)]
+mod page;
+#[cfg(unix)]
 mod program;
 mod protocol;
 mod transfer;

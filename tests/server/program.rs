@@ -18,9 +18,9 @@ fn program() -> Command {
 }
 
 /// A server in a process of its own.
-struct Process {
+pub struct Process {
     child: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Drop for Process {
@@ -32,7 +32,7 @@ impl Drop for Process {
 
 impl Process {
     /// Starts it on a free port and waits until it is ready.
-    fn start(more: &[&str]) -> Self {
+    pub fn start(more: &[&str]) -> Self {
         let mut command = program();
         command.args([
             "serve",
@@ -72,7 +72,7 @@ impl Process {
         panic!("it does not become ready");
     }
 
-    fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
         runtime().block_on(async {
             let response = client()
                 .get(format!("{}{path}", self.url))
@@ -80,6 +80,16 @@ impl Process {
                 .await
                 .ok()?;
             Some((response.status().as_u16(), response.text().await.ok()?))
+        })
+    }
+
+    /// A header of the answer to a GET.
+    pub fn header(&self, path: &str, name: &str) -> String {
+        runtime().block_on(async {
+            let url = format!("{}{path}", self.url);
+            let response = client().get(url).send().await.unwrap();
+            let value = response.headers().get(name).map(|value| value.to_str());
+            value.transpose().unwrap().unwrap_or_default().to_owned()
         })
     }
 

@@ -4,276 +4,22 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kimi_linear::backend::Shard;
-use kimi_linear::cache::{CacheHeader, CacheLayout, LayerRecord};
-use kimi_linear::checkpoint::Fingerprint;
-use kimi_linear::config::Dtype;
+use kimi_linear::cache::{CacheHeader, LayerRecord};
 use kimi_linear::error::{Refusal, TransferError};
 use kimi_linear::transfer::frame::{self, Fetch, Frame};
-use kimi_linear::transfer::{
-    Consumer, Identity, Incoming, Offer, Producer, Secret, TransferOptions,
-};
+use kimi_linear::transfer::{Secret, TransferOptions};
 use tokio::net::TcpListener;
 
-use crate::peers::{
-    consumer, fetch, identity_of, options, outgoing, producer, run, take_all, until,
-};
-use crate::raw::{Raw, announced, refusal};
+use crate::bystander::Bystander;
+use crate::peers::{consumer, fetch, identity_of, options, outgoing, producer, run, until};
+use crate::raw::{Raw, announced};
 use crate::records::{Listed, SMALL, assert_same, header, records};
-
-/// A transfer that is under way while peers try what they like.
-struct Other {
-    _consumer: Consumer,
-    incoming: Incoming,
-    _offer: Offer,
-    sent: Vec<LayerRecord>,
-    first: LayerRecord,
-}
-
-impl Other {
-    async fn begin(producer: &Producer, secret: &Secret) -> Self {
-        let small = TransferOptions {
-            window_bytes: 10_000,
-            secret: secret.clone(),
-            ..options()
-        };
-        let consumer = consumer(small);
-        let header = header(300, 5);
-        let sent = records(&header, &SMALL, 6);
-        let offered = outgoing(&header, Listed::new(sent.clone()));
-        let offer = producer.offer("other".into(), offered).unwrap();
-        let address = producer.local_addr().to_string();
-        let mut incoming = consumer.fetch(&address, "other", 0, &header).await.unwrap();
-        let first = incoming.next().await.unwrap().unwrap();
-        Self {
-            _consumer: consumer,
-            incoming,
-            _offer: offer,
-            sent,
-            first,
-        }
-    }
-
-    /// It arrives as if nothing had been.
-    async fn arrives(self) {
-        let mut came = vec![self.first];
-        came.extend(take_all(self.incoming).await.unwrap());
-        assert_same(&self.sent, &came);
-    }
-}
-
-fn secret(text: &str) -> Secret {
-    Secret::new(text.as_bytes()).unwrap()
-}
-
-#[test]
-fn who_does_not_know_the_secret() {
-    run(async {
-        let right = secret("the right secret, long enough");
-        let with = |secret: &Secret| TransferOptions {
-            secret: secret.clone(),
-            ..options()
-        };
-        let producer = producer(with(&right)).await;
-        let other = Other::begin(&producer, &right).await;
-        let header = header(20, 1);
-        let offered = outgoing(&header, Listed::new(records(&header, &SMALL, 2)));
-        let _offer = producer.offer("x".into(), offered).unwrap();
-        for wrong in [secret("another secret, long enough"), Secret::none()] {
-            let wrong = consumer(with(&wrong));
-            let error = fetch(&wrong, producer.local_addr(), "x", &header)
-                .await
-                .unwrap_err();
-            assert_eq!(refusal(&error), Refusal::Secret);
-            assert!(error.to_string().contains("the same secret"), "{error}");
-        }
-        let known = consumer(with(&right));
-        fetch(&known, producer.local_addr(), "x", &header)
-            .await
-            .unwrap();
-        let error = Secret::new(b"short").unwrap_err().to_string();
-        assert!(error.contains("at least 16 bytes, but has 5"), "{error}");
-        other.arrives().await;
-    });
-}
-
-#[test]
-fn a_producer_that_does_not_know_the_secret() {
-    run(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            let mut raw = Raw(listener.accept().await.unwrap().0);
-            let opening = raw.opening().await;
-            let nonce = frame::parse_opening(&opening).unwrap();
-            // The consumer's own nonce and proof, sent back to it.
-            raw.send(&frame::opening(frame::VERSION, &nonce)).await;
-            let Some((
-                _,
-                Frame::Prove {
-                    proof, identity, ..
-                },
-            )) = raw.next().await
-            else {
-                panic!("the consumer proves nothing");
-            };
-            raw.frame(0, &Frame::Welcome { proof, identity }).await;
-            raw.next().await;
-        });
-        let known = TransferOptions {
-            secret: secret("a secret, long enough"),
-            ..options()
-        };
-        let error = fetch(&consumer(known), address, "x", &header(20, 1))
-            .await
-            .unwrap_err();
-        assert!(matches!(error, TransferError::Secret), "{error}");
-    });
-}
-
-#[test]
-fn whose_caches_are_others() {
-    let with = |change: fn(&mut CacheLayout)| {
-        let mut layout = SMALL;
-        change(&mut layout);
-        identity_of(&layout)
-    };
-    let others = [
-        (
-            Identity::of(Fingerprint(8), &SMALL, "bf16"),
-            "model fingerprint",
-            "00007",
-            "00008",
-        ),
-        (
-            Identity::of(Fingerprint(7), &SMALL, "q4_0"),
-            "weight format",
-            "bf16",
-            "q4_0",
-        ),
-        (
-            with(|it| it.latents.dtype = Dtype::Bf16),
-            "cache dtype",
-            "f32",
-            "bf16",
-        ),
-        (
-            with(|it| it.states.layers = 4),
-            "number of KDA layers",
-            "3",
-            "4",
-        ),
-        (
-            with(|it| it.states.value_heads = 4),
-            "number of value heads",
-            "2",
-            "4",
-        ),
-        (
-            with(|it| it.states.key_width = 32),
-            "width of a key",
-            "16",
-            "32",
-        ),
-        (
-            with(|it| it.states.taps = 3),
-            "taps of the convolution",
-            "4",
-            "3",
-        ),
-        (
-            with(|it| it.latents.layers = 1),
-            "number of MLA layers",
-            "2",
-            "1",
-        ),
-        (
-            with(|it| it.latents.latent = 32),
-            "width of a latent",
-            "16",
-            "32",
-        ),
-        (
-            with(|it| it.latents.rope = 8),
-            "width of the shared key",
-            "4",
-            "8",
-        ),
-        (
-            with(|it| {
-                it.shard = Shard { rank: 1, ranks: 2 };
-                (it.states.key_heads, it.states.value_heads) = (1, 1);
-            }),
-            "head range",
-            "rank 0 of 1",
-            "rank 1 of 2",
-        ),
-    ];
-    run(async move {
-        let producer = producer(options()).await;
-        let other = Other::begin(&producer, &Secret::none()).await;
-        for (identity, what, ours, theirs) in others {
-            let foreign = Consumer::new(identity, options());
-            let error = fetch(&foreign, producer.local_addr(), "x", &header(20, 1)).await;
-            let error = error.unwrap_err();
-            assert_eq!(refusal(&error), Refusal::Identity);
-            let message = error.to_string();
-            for part in [what, ours, theirs] {
-                assert!(message.contains(part), "no {part:?} in: {message}");
-            }
-        }
-        // Sizes of pools and of blocks are each side's own.
-        let mut layout = SMALL;
-        (
-            layout.states.slots,
-            layout.latents.blocks,
-            layout.latents.block_tokens,
-        ) = (9, 9, 16);
-        let header = header(20, 1);
-        let offered = outgoing(&header, Listed::new(records(&header, &SMALL, 2)));
-        let _offer = producer.offer("x".into(), offered).unwrap();
-        let consumer = Consumer::new(identity_of(&layout), options());
-        fetch(&consumer, producer.local_addr(), "x", &header)
-            .await
-            .unwrap();
-        other.arrives().await;
-    });
-}
-
-#[test]
-fn a_consumer_compares_too() {
-    run(async {
-        // A producer that takes anybody: the consumer must see that its caches are others.
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            let mut raw = Raw(listener.accept().await.unwrap().0);
-            raw.opening().await;
-            raw.send(&frame::opening(3, &[0; 32])).await;
-            raw.next().await;
-        });
-        let error = fetch(&consumer(options()), address, "x", &header(20, 1))
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, TransferError::Version { ours: 1, theirs: 3 }),
-            "{error}"
-        );
-        let (ours, theirs) = (
-            identity_of(&SMALL),
-            Identity::of(Fingerprint(8), &SMALL, "bf16"),
-        );
-        let message = ours.check(&theirs).unwrap_err().to_string();
-        assert!(message.contains("model fingerprint"), "{message}");
-        ours.check(&ours).unwrap();
-    });
-}
 
 #[test]
 fn what_is_not_the_protocol() {
     run(async {
         let producer = producer(options()).await;
-        let other = Other::begin(&producer, &Secret::none()).await;
+        let other = Bystander::begin(&producer, &Secret::none()).await;
         let opening = |version| frame::opening(version, &[1; 32]).to_vec();
         let after = |bytes: &[u8]| [&opening(1)[..], bytes].concat();
         let head = frame::MAX_HEAD as u32;
@@ -344,12 +90,13 @@ fn who_writes_slowly() {
             ..options()
         };
         let producer = producer(hurried).await;
-        let other = Other::begin(&producer, &Secret::none()).await;
+        let other = Bystander::begin(&producer, &Secret::none()).await;
         let mut raw = Raw::to(producer.local_addr()).await;
         for byte in frame::opening(1, &[1; 32]) {
             raw.send(&[byte]).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        raw.opening().await;
         // Forty bytes at that pace take twice as long as the handshake may; what came first is the refusal.
         let (refusal, sentence) = raw.refused().await;
         assert_eq!(refusal, Refusal::Protocol);
@@ -365,7 +112,7 @@ fn who_writes_slowly() {
 fn consumers_that_know_the_secret_and_err() {
     run(async {
         let producer = producer(options()).await;
-        let other = Other::begin(&producer, &Secret::none()).await;
+        let other = Bystander::begin(&producer, &Secret::none()).await;
         let identity = identity_of(&SMALL);
         let ask = Fetch {
             id: "y".into(),
@@ -549,7 +296,7 @@ fn ten_thousand_connections() {
             ..options()
         };
         let producer = producer(limited).await;
-        let other = Other::begin(&producer, &Secret::none()).await;
+        let other = Bystander::begin(&producer, &Secret::none()).await;
         let mut open = VecDeque::new();
         for _ in 0..ALL {
             if open.len() == at_once {

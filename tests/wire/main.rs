@@ -7,6 +7,7 @@
     unreachable_pub
 )]
 
+mod bystander;
 mod fuzz;
 mod hostile;
 mod losses;
@@ -16,5 +17,6 @@ mod records;
 mod relay;
 #[path = "../common/seeds.rs"]
 mod seeds;
+mod strangers;
 mod tls;
 mod transfers;

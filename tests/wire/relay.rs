@@ -50,7 +50,8 @@ impl Relay {
         tokio::spawn(async move {
             loop {
                 let (near, _) = listener.accept().await.unwrap();
-                if shared.weather.borrow().down {
+                let Weather { cut, down, .. } = *shared.weather.borrow();
+                if down {
                     continue;
                 }
                 let Ok(far) = TcpStream::connect(target).await else {
@@ -59,8 +60,8 @@ impl Relay {
                 let (near_read, near_write) = near.into_split();
                 let (far_read, far_write) = far.into_split();
                 let state = || Arc::clone(&shared);
-                tokio::spawn(pass(state(), near_read, far_write, false));
-                tokio::spawn(pass(state(), far_read, near_write, true));
+                tokio::spawn(pass(state(), near_read, far_write, cut, false));
+                tokio::spawn(pass(state(), far_read, near_write, cut, true));
             }
         });
         Self { address, state }
@@ -125,10 +126,10 @@ async fn pass(
     state: Arc<State>,
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
+    born: u64,
     from_producer: bool,
 ) {
     let mut weather = state.weather.subscribe();
-    let born = weather.borrow().cut;
     let mut buffer = vec![0; 16 << 10];
     loop {
         let count = tokio::select! {

@@ -2,7 +2,7 @@
 
 use kimi_linear::error::TransferError;
 use kimi_linear::transfer::{Secret, Tls, TlsPem, TransferOptions};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use crate::peers::{consumer, fetch, options, outgoing, producer, run};
 use crate::raw::Raw;
@@ -14,8 +14,9 @@ struct Ca {
 }
 
 impl Ca {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
@@ -67,7 +68,7 @@ async fn transfer(ours: Option<Tls>, theirs: Option<Tls>) -> Result<(), Transfer
 #[test]
 fn encrypted() {
     run(async {
-        let ca = Ca::new();
+        let ca = Ca::new("ours");
         let own = ca.certificate("127.0.0.1");
         transfer(
             Some(tls(Some(&own), None, None)),
@@ -91,7 +92,7 @@ fn encrypted() {
 #[test]
 fn of_another_ca() {
     run(async {
-        let (ca, other) = (Ca::new(), Ca::new());
+        let (ca, other) = (Ca::new("ours"), Ca::new("another"));
         let own = ca.certificate("127.0.0.1");
         let ours = Some(tls(Some(&own), None, None));
         let error = transfer(ours, Some(tls(None, Some(&other), None)))
@@ -105,21 +106,20 @@ fn of_another_ca() {
 #[test]
 fn mutual() {
     run(async {
-        let (ca, other) = (Ca::new(), Ca::new());
+        let (ca, other) = (Ca::new("ours"), Ca::new("another"));
         let (own, client) = (ca.certificate("127.0.0.1"), ca.certificate("decode"));
         let ours = || Some(tls(Some(&own), Some(&ca), None));
         transfer(ours(), Some(tls(Some(&client), Some(&ca), None)))
             .await
             .unwrap();
         let stranger = other.certificate("decode");
-        for client in [None, Some(&stranger)] {
-            let error = transfer(ours(), Some(tls(client, Some(&ca), None)))
-                .await
-                .unwrap_err();
-            assert!(
-                error.to_string().to_lowercase().contains("certificate"),
-                "{error}"
-            );
+        for (client, part) in [
+            (None, "CertificateRequired"),
+            (Some(&stranger), "UnknownCA"),
+        ] {
+            let theirs = Some(tls(client, Some(&ca), None));
+            let error = transfer(ours(), theirs).await.unwrap_err().to_string();
+            assert!(error.contains(part), "no {part:?} in: {error}");
         }
     });
 }
@@ -127,7 +127,7 @@ fn mutual() {
 #[test]
 fn one_side_without() {
     run(async {
-        let ca = Ca::new();
+        let ca = Ca::new("ours");
         let own = ca.certificate("127.0.0.1");
         transfer(Some(tls(Some(&own), None, None)), None)
             .await
@@ -149,7 +149,7 @@ fn one_side_without() {
 
 #[test]
 fn what_tls_cannot_use() {
-    let ca = Ca::new();
+    let ca = Ca::new("ours");
     let (certificate, key) = ca.certificate("a");
     let (_, other) = ca.certificate("b");
     let pem = TlsPem::default();
@@ -212,7 +212,7 @@ fn what_tls_cannot_use() {
         .to_string();
     assert!(error.contains("/nowhere/ca.pem"), "{error}");
     run(async {
-        let ca = Ca::new();
+        let ca = Ca::new("ours");
         let only_ca = with(Some(tls(None, Some(&ca), None)));
         let identity = crate::peers::identity_of(&SMALL);
         let listening = kimi_linear::transfer::Producer::listen("127.0.0.1:0", identity, only_ca);

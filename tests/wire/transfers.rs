@@ -7,7 +7,9 @@ use std::time::Duration;
 use kimi_linear::cache::LayerTensor;
 use kimi_linear::config::Dtype;
 use kimi_linear::error::{Refusal, TransferError};
-use kimi_linear::transfer::{Consumer, Outgoing, Producer, TransferOptions, TransferOutcome};
+use kimi_linear::transfer::{
+    Consumer, Outgoing, Producer, TransferOptions, TransferOutcome, TransferStats,
+};
 use tokio::sync::oneshot;
 
 use crate::peers::{
@@ -36,6 +38,7 @@ fn what_comes_is_what_was_sent() {
                 assert_same(&sent, &came);
                 assert_eq!(offer.unwrap().finished().await, TransferOutcome::Completed);
             }
+            until("they are forgotten", || producer.stats().active == 0).await;
             let (sent, came) = (producer.stats(), consumer.stats());
             assert_eq!((sent.completed, came.completed), (3, 3));
             assert_eq!(sent.records_sent, came.records_received);
@@ -272,9 +275,12 @@ fn either_side_cancels() {
             TransferOutcome::Cancelled { .. }
         ));
         until("the source is dropped", || Arc::strong_count(&there) == 1).await;
-        for stats in [producer.stats(), consumer.stats()] {
-            assert_eq!((stats.active, stats.waiting, stats.held_bytes), (0, 0, 0));
-        }
+        let stats = || [producer.stats(), consumer.stats()];
+        until("nothing is held", || {
+            let free = |it: &TransferStats| (it.active, it.waiting, it.held_bytes) == (0, 0, 0);
+            stats().iter().all(free)
+        })
+        .await;
     });
 }
 

@@ -131,7 +131,7 @@ async fn handshake(
         _ = &mut *replaced => {
             let error = busy("in their handshake");
             refuse(&error);
-            taken.refuse_at_once(&error).await;
+            taken.refuse(&error, false).await;
             return None;
         }
     };
@@ -141,7 +141,7 @@ async fn handshake(
             refuse(&error);
             // One that waits for its sentence to be read gives its place up like the others.
             tokio::select! {
-                () = taken.refuse(&error) => {}
+                () = taken.refuse(&error, true) => {}
                 _ = &mut *replaced => {}
             }
             None
@@ -160,9 +160,8 @@ async fn run_connection(
     let Ok(_place) = Arc::clone(&shared.room).try_acquire_owned() else {
         let limit = shared.local.options.max_connections;
         shared.counters.refused.fetch_add(1, Relaxed);
-        taken
-            .refuse_at_once(&busy(&format!("(the limit is {limit})")))
-            .await;
+        let error = busy(&format!("(the limit is {limit})"));
+        taken.refuse(&error, false).await;
         return;
     };
     let (outbox, queued) = mpsc::unbounded_channel();
