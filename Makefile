@@ -1,14 +1,18 @@
 # The front door: every target installs what it lacks, then does its work.
 #
 #   make demo    build in release and ask the demo model a question
+#   make install put the program `kimi-linear` on the PATH, into cargo's bin folder
 #   make serve   serve the demo model to OpenAI's clients on http://127.0.0.1:8000
 #   make app     build and open the desktop app
 #   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
-#   make fuzz    headers of weight files with bytes and numbers that no writer wrote, four million of each kind
+#   make fuzz    headers of weight files and frames of transfers with bytes and numbers that no writer wrote, forty million of each kind
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
-#   make archive lay out a release archive: program, kernels, licences
+#   make archive lay out a release archive: program and app, kernels, manual, licences
+#   make features check that the library compiles with each of its features alone
+#   make audit   licences, sources and duplicates of all dependencies (cargo-deny)
+#   make image   a Docker image that serves a model
 #   make clean   remove what was built
 
 SHELL := /bin/bash
@@ -26,8 +30,8 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo app app-pictures serve quick test fuzz bench kernels archive clean install-rust-components install-vulkan-driver install-cuda-compiler \
-	install-window install-xvfb
+.PHONY: help demo install app app-pictures serve quick test fuzz bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
+	install-window install-xvfb install-browser
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,11 +62,20 @@ install-window: install-vulkan-driver
 install-xvfb: install-window
 	@if [ "$$(uname)" = Linux ]; then command -v Xvfb >/dev/null || .ci/install-packages xvfb; fi
 
+# The chat page of the server is tested in a browser.
+install-browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; .ci/install-packages chromium
+
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	@echo; echo '> $(DEMO_PROMPT)'
-	@$(CARGO) run $(PROFILE) --locked --quiet -- generate --chat --prompt '$(DEMO_PROMPT)' --max-tokens 64
-	@echo 'Try `target/release/kimi-linear chat`: who is where and has what, "Reverse: key, lamp, pear.", "Push apple. Push pear. Pop. What is on top?"'
+	@$(CARGO) run $(PROFILE) --locked --quiet -- run '$(DEMO_PROMPT)'
+	@echo '`make install` puts kimi-linear on your PATH. Then try `kimi-linear chat`: who is where and has what, "Reverse: key, lamp, pear.", "Push apple. Push pear. Pop. What is on top?"'
+
+install: install-rust-components
+	$(CARGO) build $(PROFILE) --locked
+	@bin="$${CARGO_HOME:-$$HOME/.cargo}/bin"; mkdir -p "$$bin"; strip -o "$$bin/kimi-linear" target/release/kimi-linear; \
+		echo "installed $$bin/kimi-linear"; command -v kimi-linear >/dev/null || echo "add $$bin to your PATH"
 
 serve: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
@@ -81,9 +94,11 @@ app: install-rust-components install-window
 	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
 
 # The pictures of README and docs/app.md: the script types, looks and saves; oxipng makes them small where it is there.
-app-pictures: install-rust-components install-xvfb
+app-pictures: install-rust-components install-xvfb target/python/made
 	$(CARGO) build $(PROFILE) --locked --package kimi-linear-app
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
+	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/moving.script --out target/frames
+	target/python/bin/python docs/app/moving.py target/frames docs/app/memory.gif
 	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
 
 quick: install-rust-components
@@ -92,7 +107,7 @@ quick: install-rust-components
 	$(CARGO) test $(PROFILE) --locked --workspace --lib --bins
 	$(CARGO) test $(PROFILE) --locked --workspace --test conformance -- cpu/
 
-test: install-rust-components install-xvfb install-cuda-compiler target/python/made
+test: install-rust-components install-xvfb install-browser install-cuda-compiler target/python/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	.ci/check-web $(PROFILE)
@@ -105,6 +120,7 @@ FUZZ_CASES := 40000000
 fuzz: install-rust-components
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture \
 		checkpoint::gguf::tests::mutated checkpoint::header::tests::mutated
+	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --test wire -- --nocapture fuzz::received
 
 bench: install-rust-components
 	$(CARGO) bench --locked
@@ -113,9 +129,27 @@ bench: install-rust-components
 kernels: install-rust-components install-cuda-compiler
 	$(CARGO) test $(PROFILE) --locked --test cuda_kernels
 
-archive: kernels
-	$(CARGO) build $(PROFILE) --locked
+archive: kernels install-window
+	$(CARGO) build $(PROFILE) --locked --workspace --bins
 	.ci/archive
+
+# The library alone and with each feature, and the program without a GPU backend.
+features: install-rust-components
+	$(CARGO) check $(PROFILE) --locked --lib --no-default-features
+	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features server
+	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features wgpu
+	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features cuda
+	$(CARGO) check $(PROFILE) --locked --bins --no-default-features --features cli
+	$(CARGO) check $(PROFILE) --locked --bins --no-default-features --features cli,server
+
+# Duplicate versions, licences and sources of what is depended on, by deny.toml.
+audit: install-rust-components
+	@command -v cargo-deny >/dev/null || $(CARGO) +stable install --locked cargo-deny
+	$(CARGO) deny --locked check bans licenses sources
+
+# The image for `serve`.
+image:
+	docker build --tag kimi-linear .
 
 clean:
 	$(CARGO) clean

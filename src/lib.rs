@@ -1,6 +1,19 @@
 //! A runtime for Kimi Linear, Moonshot AI's hybrid linear-attention language model.
 //!
-//! `docs/architecture.md` shows the rooms of this house and the way of a request through them.
+//! Three Kimi Delta Attention (KDA) layers, whose memory is a fixed matrix edited by a gated delta rule, alternate with one latent-attention
+//! (MLA) layer without positional encoding, over a mixture of experts.
+//!
+//! [`Llm`] is where to begin: a model that is loaded and answers. Beneath it are:
+//!
+//! - [`engine`]: requests and events, continuous batching, prefix reuse, sampling.
+//! - [`model`]: weights, and the forward pass as a program of operations.
+//! - [`backend`]: the trait that a device implements, and the CPU, WGSL and CUDA backends.
+//! - [`cache`]: the memory of sequences: slots, blocks, the prefix tree, snapshots.
+//! - [`checkpoint`], [`config`], [`tokenizer`]: what is in a model's files.
+//! - [`conformance`]: the list of cases that every backend is held to.
+//!
+//! Features: `cli` (the program), `server`, `wgpu` and `cuda`, all on by default; without any there is the CPU backend alone.
+//! `docs/architecture.md` in the repository shows the modules, and how a request flows through them.
 
 pub mod backend;
 #[cfg(not(target_arch = "wasm32"))]
@@ -14,16 +27,22 @@ pub mod conformance;
 pub mod demo;
 pub mod engine;
 pub mod error;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod llm;
 pub mod model;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod tokenizer;
+#[cfg(feature = "transfer")]
+pub mod transfer;
 
 #[cfg(test)]
 #[path = "../tests/common/seeds.rs"]
 mod seeds;
 
 pub use error::Error;
+#[cfg(not(target_arch = "wasm32"))]
+pub use llm::Llm;
 
 /// The README's examples are compiled with the documentation's.
 #[cfg(doctest)]

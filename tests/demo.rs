@@ -148,7 +148,10 @@ fn card() -> Scores {
 #[test]
 fn it_is_as_good_as_its_card_says() {
     let home = tempfile::tempdir().unwrap();
-    let output = program(home.path(), &["eval", "--backend", "cpu", "--json"]);
+    let output = program(
+        home.path(),
+        &["eval", "--all", "--backend", "cpu", "--json"],
+    );
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let card = card();
     let classes = report["classes"].as_array().unwrap();

@@ -159,10 +159,15 @@ def fp8(w, strategy, kind, name="weight_scale"):
         greatest = np.array([[np.abs(w[128 * i : 128 * i + 128, 128 * j : 128 * j + 128]).max() for j in range(shape[1])] for i in range(shape[0])])
     elif strategy == "channel":
         greatest = np.abs(w).max(1, keepdims=True)
+    elif strategy == "group":
+        greatest = np.abs(w.reshape(rows, -1, min(64, columns))).max(-1)
     else:
         greatest = np.array([[np.abs(w).max()]])
     stored, scale = KINDS[kind](np.maximum(greatest / 448, 1e-9))
-    full = np.repeat(np.repeat(scale, 128, 0), 128, 1)[:rows, :columns] if strategy == "block" else np.broadcast_to(scale, w.shape)
+    if strategy == "block":
+        full = np.repeat(np.repeat(scale, 128, 0), 128, 1)[:rows, :columns]
+    else:
+        full = np.broadcast_to(scale if strategy != "group" else spread(scale, columns), w.shape)
     q = nearest(E4M3, w / full)
     if strategy == "tensor":
         stored = stored.reshape(1)
@@ -243,7 +248,7 @@ def compressed(weights, **more):
 
 def mlx_config(bits, size=64, mode="affine"):
     # Layers whose rows are narrower than a group have groups of their own.
-    own = {"group_size": 32, "bits": bits, "mode": mode}
+    own = {"group_size": min(size, 32), "bits": bits, "mode": mode}
     return {"quantization": {"group_size": size, "bits": bits, "mode": mode, "model.layers.1.mlp.switch_mlp.down_proj": own, "model.layers.2.mlp.gate": False}}
 
 
@@ -251,6 +256,7 @@ FORMATS = {
     "int4-g32": (lambda w, odd: integers(w, 4, 32, True, "BF16", odd=odd), compressed(group(4, symmetric=True, group_size=32))),
     "int4-g64-f16": (lambda w, odd: integers(w, 4, 64, True, "F16"), compressed(group(4, symmetric=True, strategy="group"))),
     "int4-g32-zero": (lambda w, odd: integers(w, 4, 32, False, "BF16"), compressed(group(4, symmetric=False, group_size=32))),
+    "int4-g64-zero": (lambda w, odd: integers(w, 4, 64, False, "BF16"), compressed(group(4, symmetric=False))),
     "int4-channel-zero-i8": (lambda w, odd: integers(w, 4, None, False, "F32", packed_zeros=False), compressed(group(4, symmetric=False, group_size=-1))),
     "int4-tensor": (lambda w, odd: one_scale(w), compressed(group(4, symmetric=True, strategy="tensor"))),
     "int8-g32": (lambda w, odd: integers(w, 8, 32, True, "BF16", odd=odd), compressed(group(8, symmetric=True, group_size=32))),
@@ -260,6 +266,7 @@ FORMATS = {
     "fp8-tensor": (lambda w, odd: fp8(w, "tensor", "F32"), compressed(group(8, "float", strategy="tensor"))),
     "fp8-channel": (lambda w, odd: fp8(w, "channel", "BF16"), compressed(group(8, "float", strategy="channel"))),
     "fp8-block": (lambda w, odd: fp8(w, "block", "F32"), compressed(group(8, "float", block_structure=[128, 128]))),
+    "fp8-g64": (lambda w, odd: fp8(w, "group", "F32"), compressed(group(8, "float", strategy="group"))),
     "fp8-deepseek": (
         lambda w, odd: fp8(w, "block", "F32", "weight_scale_inv"),
         {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}},
@@ -270,10 +277,33 @@ FORMATS = {
     **{f"mlx-{bits}": (lambda w, odd, bits=bits: mlx(w, bits, odd=odd), mlx_config(bits)) for bits in (2, 3, 4, 5, 6, 8)},
     "mlx-4-f16": (lambda w, odd: mlx(w, 4, "F16"), mlx_config(4)),
     "mlx-8-f32": (lambda w, odd: mlx(w, 8, "F32"), mlx_config(8)),
+    "mlx-mixed": (None, None),
     "mlx-mxfp4": (lambda w, odd: mlx_float(w, "mxfp4"), mlx_config(4, 32, "mxfp4")),
     "mlx-nvfp4": (lambda w, odd: mlx_float(w, "nvfp4"), mlx_config(4, 16, "nvfp4")),
     "mlx-mxfp8": (lambda w, odd: mlx_float(w, "mxfp8"), mlx_config(8, 32, "mxfp8")),
 }
+
+
+
+def mixed_bits(name):
+    """Bits of a module of mlx-mixed: others in each layer."""
+    layers = {"0": 4, "1": 6, "2": 8}
+    return layers.get(name.split(".")[2], 5) if name.startswith("model.layers.") else 6
+
+
+def mixed_config(stored):
+    """What MLX writes of modules whose bits or groups are not the whole's."""
+    modules = {}
+    for name in stored:
+        if name.endswith(".scales"):
+            module = name.removesuffix(".scales")
+            scales, codes = stored[name][1], stored[f"{module}.weight"][1]
+            columns = codes.shape[-1] * 32 // mixed_bits(name)
+            own = {"group_size": columns // scales.shape[-1], "bits": mixed_bits(name)}
+            if own != {"group_size": 64, "bits": 4}:
+                modules[module] = own
+    return {"quantization": {"group_size": 64, "bits": 4, "mode": "affine", **modules}}
+
 
 MLX_EXPERT = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
@@ -335,6 +365,8 @@ def main():
         stored, dense, noisy = {}, {}, {}
         for name, w in tensors.items():
             module = name.removesuffix(".weight")
+            if wanted == "mlx-mixed":
+                quantise = lambda w, odd, name=name: mlx(w, mixed_bits(name))
             left = name.startswith(("lm_head", "model.embed")) and not is_mlx
             if name.endswith("e_score_correction_bias"):
                 w = fixed_routes(name, w)
@@ -351,6 +383,8 @@ def main():
             noisy[name] = ("F32", (values * (1 + noise * random.standard_normal(values.shape))).astype(f32))
         if is_mlx:
             stored = sanitise(stored, config)
+        if wanted == "mlx-mixed":
+            extra = mixed_config(stored)
         write(out / wanted, stored, config | extra)
         write(out / f"{wanted}-dense", dense, config)
         write(out / f"{wanted}-noisy", noisy, config)

@@ -54,7 +54,7 @@ smoke() {
         NVRTC) folder= ;;
         esac
         export KIMI_LINEAR_KERNELS=$folder
-        if step "smoke: $way" 60 "$work/smoke-$way" "${ours[@]}" conformance --backend "$backend" --filter add/; then
+        if step "smoke: $way" 60 "$work/smoke-$way" "${ours[@]}" conformance --verbose --backend "$backend" --filter add/; then
             echo "$folder" >"$work/kernels"
             step "devices" 20 "$work/devices" "${ours[@]}" devices
             return 0
@@ -73,7 +73,7 @@ conformance() {
     # What failed or was not reached, alone: does it fail by itself, or was it broken by another?
     python3 "$gpu/summary.py" todo "$work" "$pack" >"$work/alone.names"
     cases alone 45 "$case_limit" --backend "$backend"
-    step "bits repeated" 45 "$work/again" "${ours[@]}" conformance --backend "$backend" --filter again --repeats "$repeats"
+    step "bits repeated" 45 "$work/again" "${ours[@]}" conformance --verbose --backend "$backend" --filter again --repeats "$repeats"
 }
 
 # Whole models beside the CPU: the engine's own thread, graphs captured and replayed, batches, sampling.

@@ -40,7 +40,7 @@ cp "$root"/target/cuda/kernels/*.cubin "$folder/kernels/"
 (cd "$root/target/cuda/kernels" && tar -cf - -- *.ptx) | gzip -9 -n >"$folder/ptx.tar.gz"
 
 # What is to be computed, as the CPU does it: a list that did not hold here would say nothing there.
-"$program" conformance --backend cpu >"$work/list" || die "the conformance list does not hold on this machine's CPU"
+"$program" conformance --verbose --backend cpu >"$work/list" || die "the conformance list does not hold on this machine's CPU"
 sed -nE 's/^(ok|skip) +//p' "$work/list" | sed -E 's/  .*//' >"$folder/names.txt"
 
 for model in tiny-a tiny-128; do

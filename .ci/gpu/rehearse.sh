@@ -44,7 +44,7 @@ stop() {
 trap end EXIT
 trap stop TERM INT HUP
 
-"$KIMI_LINEAR" conformance --backend cpu | sed -nE 's/^(ok|skip|FAIL) +//p' | sed -E 's/  .*//' >"$PACK/names.txt"
+"$KIMI_LINEAR" conformance --verbose --backend cpu | sed -nE 's/^(ok|skip|FAIL) +//p' | sed -E 's/  .*//' >"$PACK/names.txt"
 
 wrong=0
 for call in first second; do

@@ -24,7 +24,7 @@ attempts() {
     local number
     for number in "${!failed[@]}"; do
         step "$1: ${failed[number]}" "$case_limit" "$work/tries/$1-$number" env "$2" \
-            "${ours[@]}" conformance --backend "$backend" --filter "${failed[number]}"
+            "${ours[@]}" conformance --verbose --backend "$backend" --filter "${failed[number]}"
     done
 }
 

@@ -151,7 +151,7 @@ cases() {
     each=$(($(nproc) / jobs))
     step "$group" "$limit" "$work/$group.out" env "RAYON_NUM_THREADS=$((each > 1 ? each : 1))" \
         xargs -d '\n' -a "$work/$group.names" -P "$jobs" -I '{}' \
-        bash "$gpu/cases.sh" "$work/$group.list" "$work/$group" "$one" '{}' "${ours[@]}" conformance "$@"
+        bash "$gpu/cases.sh" "$work/$group.list" "$work/$group" "$one" '{}' "${ours[@]}" conformance --verbose "$@"
 }
 
 # tool NAME: where one of the toolkit's programs is; fails where there is none.
@@ -187,7 +187,7 @@ sanitized() {
     local checker=$1 name=$2 case=$3 sanitizer
     sanitizer=$(tool compute-sanitizer) || return 0
     step "$checker: $case" "$check_limit" "$work/sanitizer/$checker-$name" env "LD_LIBRARY_PATH=$libraries" \
-        "$sanitizer" --tool "$checker" --error-exitcode 9 "$program" conformance --backend "$backend" --filter "$case"
+        "$sanitizer" --tool "$checker" --error-exitcode 9 "$program" conformance --verbose --backend "$backend" --filter "$case"
 }
 
 # small_case OPERATION: one of its cases that is quick under a checker.

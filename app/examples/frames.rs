@@ -5,7 +5,7 @@
 //! The app runs as in a window of 1280 x 800 with all panels side by side; a session that this program plays tells it what a
 //! model of published size would (`assets/shapes/48b.json`: 20 KDA layers of 32 heads of 128 x 128). A frame
 //! is everything up to the triangles that a GPU is given: updates, layout, accessibility, tessellation. The GPU's part is not in
-//! it, and neither is a model that takes the processor's cores meanwhile: the script's step `frames` has both.
+//! it, and neither is a model that takes the CPU's cores meanwhile: the script's step `frames` has both.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

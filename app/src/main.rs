@@ -24,7 +24,7 @@ const ID: &str = "kimi-linear";
 /// How long what the model says may wait to be drawn: a fast model has several tokens in a frame then, and the window takes
 /// less of what the model runs on ..
 const SPACING: Duration = Duration::from_millis(33);
-/// .. which is much where a processor plays the GPU: it takes a tenth of a second of a core for a window of 1280 x 800.
+/// .. which is much where a CPU plays the GPU: it takes a tenth of a second of a core for a window of 1280 x 800.
 const SOFTWARE_SPACING: Duration = Duration::from_millis(200);
 
 /// Chat with a Kimi Linear model, and watch its memory at work.

@@ -52,7 +52,7 @@ pub enum Step {
     View(String),
     /// All panels side by side, or as at first.
     Panels(bool),
-    /// Select a token by its place; nothing is the newest.
+    /// Select a token by its position; `None` is the newest.
     Token(Option<usize>),
     /// Select the last token of the questions that reads so.
     Find(String),
@@ -189,7 +189,7 @@ fn wait(rest: &str) -> Result<Until, String> {
     }
 }
 
-/// How a script ended, for whoever started it.
+/// How a script ended.
 pub type Ending = Arc<Mutex<Option<Result<(), String>>>>;
 
 /// A script that is being played.

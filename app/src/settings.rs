@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendName {
-    /// A GPU if there is one, else the processor.
+    /// A GPU if there is one, else the CPU.
     #[default]
     Auto,
     /// The processor.
@@ -49,11 +49,11 @@ impl BackendName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelChoice {
-    /// The model's folder; nothing is the demo model.
+    /// The model's folder; `None` is the demo model.
     pub folder: Option<PathBuf>,
     /// The backend.
     pub backend: BackendName,
-    /// The device's number; nothing is the best.
+    /// The device's number; `None` is the best.
     pub device: Option<usize>,
     /// Tokens that a conversation may reach.
     pub context: usize,
@@ -88,7 +88,7 @@ pub struct SamplingChoice {
     pub presence_penalty: f64,
     /// 0 is none.
     pub frequency_penalty: f64,
-    /// Seeds the draws; nothing is another one each time.
+    /// Random seed; `None` is another one each time.
     pub seed: Option<u64>,
     /// The most tokens of one answer.
     pub max_tokens: usize,
@@ -152,7 +152,7 @@ pub struct Settings {
     pub trace: bool,
     /// Tokens of a prompt that are traced, counted from its end.
     pub traced_prompt: usize,
-    /// Dark, light, or nothing for what the system says.
+    /// Dark or light; `None` is what the system says.
     pub dark: Option<bool>,
     /// Whether the list of chats is shown.
     pub sidebar: bool,

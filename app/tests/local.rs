@@ -1,4 +1,4 @@
-//! The app with a real model on the processor: answers, memory in files, and bad days.
+//! The app with a real model on the CPU: answers, memory in files, and bad days.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;

@@ -24,7 +24,7 @@ fn facts() -> ModelFacts {
     let device = Device {
         backend: "cpu",
         index: 0,
-        name: "a processor".to_owned(),
+        name: "a CPU".to_owned(),
         memory_bytes: Some(8 << 30),
         precision: Dtype::F32,
         cache: Dtype::F32,

@@ -11,12 +11,12 @@ use crate::error::BackendError;
 /// A backend by name, or the best there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendKind {
-    /// A real GPU if there is one, through CUDA if that can be, else the processor. Never a GPU that is the processor in
+    /// A real GPU if there is one, through CUDA if that can be, else the CPU. Never a GPU that is the CPU in
     /// disguise.
     Auto,
     /// The plain reference.
     Cpu,
-    /// WGSL on any GPU; one that runs on the processor if there is no other.
+    /// WGSL on any GPU; one that runs on the CPU if there is no other.
     Wgpu,
     /// CUDA on NVIDIA GPUs.
     Cuda,

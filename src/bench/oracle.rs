@@ -1,6 +1,6 @@
 //! Samples of what a kernel should have come to, in f64, from the numbers that a device was told to make.
 //!
-//! At the published sizes nobody computes a whole answer on a processor: a few rows, heads and columns stand for it.
+//! At the published sizes nobody computes a whole answer on a CPU: a few rows, heads and columns stand for it.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -155,7 +155,7 @@ pub(super) struct Inputs<'a> {
     pub(super) gates: &'a [f32],
     /// `[T, heads]`.
     pub(super) beta: &'a [f32],
-    /// `[sequences, heads, K, V]`; nothing where sequences start from zero.
+    /// `[sequences, heads, K, V]`; `None` where sequences start from zero.
     pub(super) initial: Option<&'a [f32]>,
 }
 

@@ -29,7 +29,8 @@ fn percent(value: Option<f64>) -> String {
 #[must_use]
 pub fn kernels(reports: &[Report]) -> String {
     let mut text = String::new();
-    let Some(first) = reports.first() else {
+    // A filter may leave operations alone, which have a table of their own.
+    let Some(first) = reports.first().filter(|report| !report.rows.is_empty()) else {
         return text;
     };
     // Writing to a String cannot fail.
@@ -148,6 +149,15 @@ pub fn shape(rows: &[Row]) -> String {
             percent(row.of_weights()),
             bytes_name(row.state_bytes),
             bytes_name(row.latent_bytes),
+        );
+    }
+    if rows
+        .iter()
+        .any(|row| row.of_floor().is_some() || row.of_weights().is_some())
+    {
+        text.push_str(
+            "\nfloor: the least time that this device's bandwidth and arithmetic allow; of the floor's speed: 100 % would be that fast.\n\
+             of their speed alone: beside reading the weights once and nothing else.\n",
         );
     }
     compared(rows, &mut text);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Checkpoint;
-use super::gguf::Gguf;
+use super::gguf::{Gguf, MetadataOverride};
 use crate::config::ModelConfig;
 use crate::error::{CheckpointError, Error};
 
@@ -28,6 +28,25 @@ impl ModelFiles {
             return Ok(Self::Gguf(Box::new(Gguf::open(path)?)));
         }
         Ok(Self::Folder(path.to_owned()))
+    }
+
+    /// Reads these values in place of a GGUF's metadata.
+    ///
+    /// # Errors
+    /// A folder in the published form, which has no metadata.
+    pub fn overridden(mut self, overrides: &[MetadataOverride]) -> Result<Self, CheckpointError> {
+        match (&mut self, overrides.first()) {
+            (Self::Gguf(gguf), _) => gguf.overrule(overrides),
+            (Self::Folder(_), None) => {}
+            (Self::Folder(dir), Some(first)) => {
+                return Err(CheckpointError::Override {
+                    given: first.key().to_owned(),
+                    expected: "a GGUF, whose metadata is overridden".to_owned(),
+                    found: format!("{}; change its config.json", dir.display()),
+                });
+            }
+        }
+        Ok(self)
     }
 
     /// The path.

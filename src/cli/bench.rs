@@ -20,7 +20,11 @@ use clap::{Args, Subcommand};
 
 /// Options of `bench`.
 #[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "For a first look: `kimi-linear bench --shape tiny`, or `kimi-linear bench model` for the demo model."
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     what: Option<What>,

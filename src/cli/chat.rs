@@ -1,35 +1,41 @@
 //! `kimi-linear chat`: a conversation in the terminal, in which nothing is read twice.
+//!
+//! Answers go to stdout, all else to stderr.
 
+mod line;
+mod saved;
 mod screen;
+mod settings;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use clap::builder::RangedU64ValueParser;
 use kimi_linear::cache::Snapshot;
-use kimi_linear::engine::{
-    Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor,
-    Request, RequestId, Sampling, Usage,
-};
-use kimi_linear::tokenizer::{ChatTemplate, Conversation, Tokenizer};
-use rustyline::DefaultEditor;
+use kimi_linear::engine::{EngineHandle, Event, FinishReason, RequestId, Usage};
+use kimi_linear::llm::{CONTEXT, Generation, Llm, LlmOptions};
+use kimi_linear::tokenizer::Conversation;
 use rustyline::error::ReadlineError;
+use rustyline::history::DefaultHistory;
+use rustyline::{Config, Editor};
 
+use self::line::{Commands, HELP, Line};
 use self::screen::Screen;
-use super::generate::{SamplingOptions, failure};
-use super::options::{CacheOptions, DeviceOptions, ModelOptions, load};
+use super::generate::{SamplingOptions, counted, failure};
+use super::options::{
+    CacheOptions, DeviceOptions, ModelOptions, load, parse_token_limit, parse_tokens,
+};
 use super::progress::Progress;
+use super::sentence;
 
-const HELP: &str = "\
-/help         show this
-/reset        begin anew, under the same system text
-/system TEXT  begin anew, under this system text
-/save FILE    write the conversation, with the model's memory of it
-/load FILE    go on from there
-/quit         leave; so does Ctrl-D
-Ctrl-C stops an answer; what was said of it stays.";
+/// What the demo model answers, shown where somebody begins to talk with it.
+const DEMO: &str = "\
+It is the demo model: small, and trained on boxes that hold things, people who carry things about, lists and a stack.
+It knows nothing of the world. Try:
+  The red box holds 7. Now the red box holds 3.
+  What does the red box hold?
+  What should I try?";
 
 /// Options of `chat`.
 #[derive(Args)]
@@ -40,92 +46,95 @@ pub(crate) struct Arguments {
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
-    /// What the model is told before the conversation.
+    /// The system prompt.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Tokens that the conversation may reach.
-    #[arg(long, value_name = "N", default_value_t = 32_768, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    context: usize,
-    /// The most tokens of one answer.
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    /// Maximum number of tokens of the conversation: `32768`, `128K`; by default 32K, or what the model allows.
+    #[arg(short, long, value_name = "N", value_parser = parse_tokens, alias = "ctx-size")]
+    context: Option<usize>,
+    /// Maximum number of tokens per answer.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 4096, value_parser = parse_token_limit, alias = "n-predict")]
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingOptions,
 }
 
-/// What the prompt's line asks for.
-enum Line {
-    Say(String),
-    Help,
-    Reset,
-    System(String),
-    Save(String),
-    Load(String),
-    Quit,
-    Unknown(String),
-}
-
-impl Line {
-    fn parse(line: &str) -> Self {
-        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        let rest = rest.trim().to_owned();
-        match command {
-            "/help" => Self::Help,
-            "/reset" => Self::Reset,
-            "/system" => Self::System(rest),
-            "/save" if !rest.is_empty() => Self::Save(rest),
-            "/load" if !rest.is_empty() => Self::Load(rest),
-            "/quit" | "/exit" => Self::Quit,
-            _ if command.starts_with('/') => Self::Unknown(command.to_owned()),
-            _ => Self::Say(line.to_owned()),
-        }
-    }
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = arguments.model.config()?;
-    let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let template = arguments.model.template()?;
-    let sampling = arguments.sampling.sampling();
-    sampling.check(config.vocab_size)?;
-    let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
-    let sizes = EngineSizes::one(arguments.context.min(config.model_max_length));
-    let backend = arguments.device.open()?;
-    let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(arguments.cache.dtype(device))
-    })?;
-    let engine = Engine::new(loaded.model, EngineOptions::default());
-    let engine = EngineHandle::start(engine)?;
-    let interrupt = Interrupt::install(engine.clone())?;
+    let files = arguments.model.llm(Some(arguments.model.template()?))?;
+    let generation = Generation {
+        max_tokens: arguments.max_tokens,
+        sampling: arguments.sampling.sampling(),
+        ..Generation::default()
+    };
+    generation.sampling.check(files.config.vocab_size)?;
+    let longest = files.config.model_max_length;
+    let context = arguments.context.unwrap_or(CONTEXT).min(longest);
+    let options = LlmOptions {
+        cache: arguments.cache.named(),
+        ..LlmOptions::one(context)
+    };
+    let llm = load(files, arguments.device.open()?, &options)?;
+    let interrupt = Interrupt::install(llm.engine().clone())?;
+    let device = llm.device();
     let mut chat = Terminal {
-        engine,
-        tokenizer,
-        template,
         conversation: Conversation::new(arguments.system.as_deref()),
         system: arguments.system.clone(),
-        sampling,
-        stop_ids,
-        max_tokens: arguments.max_tokens,
+        generation,
         interrupt,
+        file: None,
+        model: format!(
+            "{} on {} {}, up to {context} tokens",
+            arguments.model.name(),
+            device.backend,
+            device.name
+        ),
+        llm,
     };
-    chat.notice(&format!(
-        "{} on {}; /help lists the commands",
-        loaded.device.backend, loaded.device.name
-    ))?;
-    let mut editor = DefaultEditor::new()?;
-    loop {
-        match editor.readline("> ") {
-            Ok(line) if line.trim().is_empty() => {}
-            Ok(line) => {
-                editor.add_history_entry(&line)?;
-                if !chat.handle_line(Line::parse(line.trim()))? {
-                    return Ok(());
-                }
-            }
-            Err(ReadlineError::Interrupted) => chat.notice("Ctrl-D or /quit leaves")?,
-            Err(ReadlineError::Eof) => return Ok(()),
-            Err(error) => return Err(error.into()),
+    if arguments.context.is_some_and(|asked| asked > longest) {
+        notice(&format!("the model's context ends at {longest} tokens"))?;
+    }
+    notice(&chat.model)?;
+    if arguments.model.is_demo() {
+        notice(DEMO)?;
+    }
+    notice("/help lists the commands")?;
+    chat.talk()
+}
+
+/// A line to the user, beside what the model says.
+fn notice(text: &str) -> Result<()> {
+    Ok(console::Term::stderr().write_line(text)?)
+}
+
+/// The editor of lines, with what was typed in earlier conversations.
+struct Input {
+    editor: Editor<Commands, DefaultHistory>,
+    /// Where the lines are kept; `None` where they cannot be.
+    history: Option<PathBuf>,
+}
+
+impl Input {
+    fn new() -> Result<Self> {
+        let config = Config::builder().auto_add_history(true).build();
+        let mut editor = Editor::with_config(config)?;
+        editor.set_helper(Some(Commands));
+        let folder = saved::folder().ok();
+        let folder = folder.filter(|folder| std::fs::create_dir_all(folder).is_ok());
+        let history = folder.map(|folder| folder.join("history"));
+        if let Some(file) = &history {
+            // There is none before the first conversation, and a damaged one is no reason not to talk.
+            let _ = editor.load_history(file);
         }
+        Ok(Self { editor, history })
+    }
+
+    fn read(&mut self) -> Result<String, ReadlineError> {
+        let line = self.editor.readline("> ")?;
+        if let Some(file) = &self.history {
+            // A full disk costs the history, not the conversation.
+            let _ = self.editor.append_history(file);
+        }
+        Ok(line)
     }
 }
 
@@ -153,65 +162,117 @@ impl Interrupt {
 }
 
 struct Terminal {
-    engine: EngineHandle,
-    tokenizer: Arc<Tokenizer>,
-    template: ChatTemplate,
+    llm: Llm,
     conversation: Conversation,
     system: Option<String>,
-    sampling: Sampling,
-    stop_ids: Vec<u32>,
-    max_tokens: usize,
+    generation: Generation,
     interrupt: Interrupt,
+    /// What the conversation was saved to, or loaded from.
+    file: Option<PathBuf>,
+    /// The model and the device in words.
+    model: String,
 }
 
 impl Terminal {
+    /// Reads lines and does what they ask for, until the user leaves.
+    fn talk(&mut self) -> Result<()> {
+        let mut input = Input::new()?;
+        loop {
+            match input.read() {
+                Ok(line) if line.trim().is_empty() => {}
+                Ok(line) => {
+                    if !self.handle_line(Line::parse(line.trim()))? {
+                        return Ok(());
+                    }
+                }
+                Err(ReadlineError::Interrupted) => notice("Ctrl-D or /quit leaves")?,
+                Err(ReadlineError::Eof) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Does what a line asks for; returns whether to go on. What fails is told, and the conversation stays as it was.
     fn handle_line(&mut self, line: Line) -> Result<bool> {
         let done = match line {
             Line::Quit => return Ok(false),
             Line::Say(text) => self.ask(&text),
-            Line::Help => self.notice(HELP),
+            Line::Help => notice(HELP),
+            Line::Regenerate => self.regenerate(),
+            Line::Undo => self.undo(),
             Line::Reset => self.begin("a new conversation"),
+            Line::System(text) if text.is_empty() => {
+                self.system = None;
+                self.begin("a new conversation, without a system prompt")
+            }
             Line::System(text) => {
                 self.system = Some(text);
-                self.begin("a new conversation, under that system text")
+                self.begin("a new conversation, with that system prompt")
             }
-            Line::Save(file) => self.save(Path::new(&file)),
-            Line::Load(file) => self.load(Path::new(&file)),
+            Line::Set(text) if text.is_empty() => notice(&settings::show(&self.generation)),
+            Line::Set(text) => {
+                let vocabulary = self.llm.files().config.vocab_size;
+                settings::set(&mut self.generation, vocabulary, &text).and_then(|()| notice("set"))
+            }
+            Line::Model => notice(&self.model),
+            Line::Save(name) => self.save(&name),
+            Line::Load(name) if name.is_empty() => list(),
+            Line::Load(name) => self.load(&name),
             Line::Unknown(command) => {
-                self.notice(&format!("there is no {command}; /help lists the commands"))
+                notice(&format!("there is no {command}; /help lists the commands"))
             }
         };
         if let Err(error) = done {
-            self.notice(&format!("error: {error:#}"))?;
+            notice(&format!("error: {}", sentence(&error)))?;
         }
         Ok(true)
     }
 
-    fn notice(&self, text: &str) -> Result<()> {
-        Ok(console::Term::stdout().write_line(text)?)
+    fn begin(&mut self, text: &str) -> Result<()> {
+        self.conversation = Conversation::new(self.system.as_deref());
+        self.file = None;
+        notice(text)
     }
 
-    fn begin(&mut self, notice: &str) -> Result<()> {
-        self.conversation = Conversation::new(self.system.as_deref());
-        self.notice(notice)
+    /// The last question, if there is one.
+    fn last_question(&self) -> Result<String> {
+        let messages = self.conversation.messages().iter().rev();
+        let question = messages
+            .filter(|message| message["role"] == "user")
+            .find_map(|message| message["content"].as_str());
+        Ok(question.context("nothing has been asked yet")?.to_owned())
+    }
+
+    /// Answers the last question again; the old answer stays where that fails.
+    fn regenerate(&mut self) -> Result<()> {
+        let question = self.last_question()?;
+        let before = self.conversation.clone();
+        let seed = self.generation.sampling.seed;
+        self.conversation.truncate(before.turns() - 1);
+        self.generation.sampling.seed = seed.wrapping_add(1);
+        let asked = self.ask(&question);
+        if self.conversation.turns() < before.turns() {
+            self.conversation = before;
+        }
+        asked
+    }
+
+    fn undo(&mut self) -> Result<()> {
+        let question = self.last_question()?;
+        self.conversation.truncate(self.conversation.turns() - 1);
+        notice(&format!("taken back: {question}"))
     }
 
     /// Asks, and shows the answer as it comes.
     fn ask(&mut self, question: &str) -> Result<()> {
-        let mut ids = self
-            .conversation
-            .prompt(&self.tokenizer, &self.template, question)?;
-        let request = Request {
-            stop_ids: self.stop_ids.clone(),
-            sampling: self.sampling.clone(),
-            ..Request::new(ids.clone(), self.max_tokens)
-        };
+        let files = self.llm.files();
+        let (tokenizer, template) = (&files.tokenizer, files.template()?);
+        let mut ids = self.conversation.prompt(tokenizer, template, question)?;
+        let (request, processor) = files.request(ids.clone(), &self.generation)?;
         let prompt = ids.len();
         let progress = Progress::tokens("reading", prompt);
         let (mut screen, mut text) = (Screen::new(), String::new());
-        let processor = OutputProcessor::new(&self.tokenizer);
-        let answer = self.engine.generate(request, processor);
+        let answer = self.llm.engine().generate(request, processor);
         self.interrupt.set(Some(answer.id()));
         let end = loop {
             let Some(output) = answer.next() else {
@@ -221,6 +282,8 @@ impl Terminal {
             text.push_str(&piece);
             match output.event {
                 Event::Queued { .. } | Event::Scored(_) | Event::Trace { .. } => {}
+                // Of requests whose caches travel.
+                Event::Reserved { .. } | Event::HandOff(_) => {}
                 Event::Prefill { done, .. } if done < ids.len() => progress.set(done as u64),
                 Event::Prefill { .. } => progress.finish(),
                 Event::Token { id, .. } => {
@@ -248,23 +311,38 @@ impl Terminal {
         Ok(())
     }
 
-    fn save(&self, file: &Path) -> Result<()> {
+    fn save(&mut self, name: &str) -> Result<()> {
         anyhow::ensure!(
             self.conversation.turns() > 0,
             "there is nothing to save yet"
         );
-        let mut snapshot = self.engine.snapshot(self.conversation.ids().to_vec())?;
-        snapshot.note = serde_json::to_string(&self.conversation)?;
-        snapshot.save(file)?;
-        self.notice(&format!(
-            "saved {} tokens to {}",
-            snapshot.tokens.len(),
+        let file = match (name, &self.file) {
+            ("", Some(file)) => file.clone(),
+            ("", None) => anyhow::bail!("a name is needed: /save NAME"),
+            (name, _) => saved::file(name)?,
+        };
+        // What another conversation was saved to is not lost to a name that comes to mind twice.
+        anyhow::ensure!(
+            self.file.as_ref() == Some(&file) || !file.exists(),
+            "{} is there already: choose another name, or delete it first",
             file.display()
-        ))
+        );
+        saved::make_folder(&file)?;
+        let mut snapshot = self.llm.snapshot(self.conversation.ids().to_vec())?;
+        snapshot.note = serde_json::to_string(&self.conversation)?;
+        snapshot.save(&file)?;
+        notice(&format!(
+            "saved {} to {}",
+            counted(snapshot.tokens.len(), "token"),
+            file.display()
+        ))?;
+        self.file = Some(file);
+        Ok(())
     }
 
-    fn load(&mut self, file: &Path) -> Result<()> {
-        let snapshot = Snapshot::load(file)?;
+    fn load(&mut self, name: &str) -> Result<()> {
+        let file = saved::file(name)?;
+        let snapshot = Snapshot::load(&file)?;
         let conversation: Conversation = serde_json::from_str(&snapshot.note)
             .context("the snapshot holds no conversation of this program")?;
         anyhow::ensure!(
@@ -273,13 +351,31 @@ impl Terminal {
             file.display()
         );
         let tokens = snapshot.tokens.len();
-        self.engine
+        self.llm
             .restore(snapshot)
             .with_context(|| file.display().to_string())?;
         self.conversation = conversation;
-        let turns = self.conversation.turns();
-        self.notice(&format!("loaded {turns} turns, {tokens} tokens"))
+        self.file = Some(file);
+        for message in self.conversation.messages() {
+            let text = message["content"].as_str().unwrap_or_default();
+            match message["role"].as_str() {
+                Some("user") => notice(&format!("> {text}"))?,
+                Some("system") => notice(&format!("system: {text}"))?,
+                _ => notice(text)?,
+            }
+        }
+        let turns = counted(self.conversation.turns(), "turn");
+        notice(&format!("loaded {turns}, {}", counted(tokens, "token")))
     }
+}
+
+/// The conversations that were saved under a name.
+fn list() -> Result<()> {
+    let names = saved::names()?;
+    if names.is_empty() {
+        return notice("no conversation was saved under a name yet; /load FILE takes a file");
+    }
+    notice(&names.join("\n"))
 }
 
 /// One line about an answer.
@@ -296,5 +392,6 @@ fn summary(reason: FinishReason, usage: Usage, rate: Option<f64>) -> String {
         generated_tokens,
     } = usage;
     let read = prompt_tokens - cached_tokens;
-    format!("[{read} of {prompt_tokens} tokens read, {generated_tokens} written{rate}{ended}]")
+    let of = counted(prompt_tokens, "token");
+    format!("[{read} of {of} read, {generated_tokens} written{rate}{ended}]")
 }

@@ -4,9 +4,12 @@ use std::io::Write;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use kimi_linear::conformance::{Options, report};
+use kimi_linear::conformance::report::Report;
+use kimi_linear::conformance::{Case, Options, Verdict, cases, report};
 
+use super::generate::counted;
 use super::options::DeviceOptions;
+use super::progress::Progress;
 
 /// Options of `conformance`.
 #[derive(Args)]
@@ -19,6 +22,9 @@ pub(crate) struct Arguments {
     /// How often what must repeat bit by bit is repeated.
     #[arg(long, value_name = "N", default_value_t = Options::default().repeats)]
     repeats: usize,
+    /// Print a line for every case, not for those alone that failed.
+    #[arg(short, long)]
+    verbose: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -29,38 +35,56 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         repeats: arguments.repeats,
         ..Options::default()
     };
-    let mut failure = None;
+    let filter = arguments.filter.as_deref();
+    let wanted = |case: &&Case| filter.is_none_or(|filter| case.name.contains(filter));
+    let wanted = cases().iter().filter(wanted).count();
+    if wanted == 0 {
+        bail!("no case's name contains `{}`", filter.unwrap_or_default());
+    }
+    let progress = Progress::count("checking", wanted);
+    let (mut failure, mut done) = (None, 0);
     let report = report::run_all(
         &mut || arguments.device.open(),
-        arguments.filter.as_deref(),
+        filter,
         options,
         &mut |result| {
-            if !arguments.json && failure.is_none() {
-                failure = writeln!(std::io::stdout(), "{}", result.line()).err();
+            done += 1;
+            progress.set(done);
+            let shown = arguments.verbose
+                || matches!(result.outcome.verdict, Verdict::Failed | Verdict::Lost);
+            if shown && !arguments.json && failure.is_none() {
+                let print = || writeln!(std::io::stdout(), "{}", result.line());
+                failure = progress.beside(print).err();
             }
         },
     )?;
+    progress.finish();
     if let Some(error) = failure {
         return Err(error.into());
     }
     if arguments.json {
         super::print_json(&report)?;
     } else {
-        write!(std::io::stdout(), "\n{}", report.table())?;
+        print(&report)?;
     }
-    if !report.not_reached.is_empty() && !arguments.json {
-        let mut stdout = std::io::stdout();
+    judge(&report, arguments.json)
+}
+
+/// The table, and what was not reached.
+fn print(report: &Report) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    write!(stdout, "\n{}", report.table())?;
+    if !report.not_reached.is_empty() {
         writeln!(stdout, "\nnot reached:")?;
         for name in &report.not_reached {
             writeln!(stdout, "never {name}")?;
         }
     }
-    if report.cases.is_empty() {
-        bail!(
-            "no case's name contains `{}`",
-            arguments.filter.as_deref().unwrap_or_default()
-        );
-    }
+    Ok(())
+}
+
+/// The verdict: a last line, or an error.
+fn judge(report: &Report, json: bool) -> Result<()> {
     if let (Some(last), false) = (report.cases.last(), report.not_reached.is_empty()) {
         bail!(
             "the device was lost in {}, and {} cases were not reached; --filter runs a part of the list in a process of its own",
@@ -68,13 +92,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             report.not_reached.len()
         );
     }
+    let (cases, device) = (report.cases.len(), &report.device);
     if !report.holds() {
         bail!(
-            "{} of {} cases failed on {}",
+            "{} of {cases} cases failed on {}",
             report.failed,
-            report.cases.len(),
-            report.device.name
+            device.name
         );
+    }
+    if !json {
+        let skipped = match report.skipped {
+            0 => String::new(),
+            skipped => format!(", {skipped} skipped (this backend does not have what they test)"),
+        };
+        let cases = counted(cases, "case");
+        let (backend, name) = (device.backend, &device.name);
+        writeln!(
+            std::io::stdout(),
+            "\n{cases}{skipped}, none failed: {backend} on {name} computes what it should."
+        )?;
     }
     Ok(())
 }

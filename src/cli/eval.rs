@@ -3,16 +3,18 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::demo;
 use kimi_linear::engine::{
-    Answer, Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, Output,
-    OutputProcessor, Request,
+    Answer, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, Output, OutputProcessor,
+    Request, RequestId,
 };
-use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
+use kimi_linear::llm::{Generation, LlmFiles, LlmOptions};
+use kimi_linear::tokenizer::Chat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,9 +38,12 @@ pub(crate) struct Arguments {
     /// exact `answer`; by default the demo model's held-out ones.
     #[arg(long, value_name = "FILE.jsonl")]
     data: Option<PathBuf>,
-    /// Ask only the first N questions of each task and length.
-    #[arg(long, value_name = "N")]
-    rows: Option<usize>,
+    /// Ask the first N questions of each task and length.
+    #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "all")]
+    rows: usize,
+    /// Ask all questions. Of the demo model's that is some minutes on two cores.
+    #[arg(long)]
+    all: bool,
     /// Questions under way at a time.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     concurrent: usize,
@@ -120,48 +125,77 @@ impl Report {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = arguments.model.config()?;
-    let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let template = arguments.model.template()?;
+    let files = arguments.model.llm(Some(arguments.model.template()?))?;
     let rows = rows(arguments)?;
-    let requests = rows
-        .iter()
-        .map(|row| request(row, &tokenizer, &template, &config.eos_token_ids))
-        .collect::<Result<Vec<_>>>()?;
-    for request in &requests {
-        request.check(&config)?;
-    }
-    let longest = requests.iter().map(|r| r.prompt.len() + r.max_tokens).max();
-    let sizes = EngineSizes {
-        sequences: arguments.concurrent,
-        checkpoints: 0,
-        ..EngineSizes::one(longest.unwrap_or(1).min(config.model_max_length))
+    let requests = rows.iter().map(|row| request(row, &files));
+    let requests = requests.collect::<Result<Vec<_>>>()?;
+    let longest = requests.iter().map(|(r, _)| r.prompt.len() + r.max_tokens);
+    let context = longest
+        .max()
+        .unwrap_or(1)
+        .min(files.config.model_max_length);
+    let options = LlmOptions {
+        sizes: EngineSizes {
+            sequences: arguments.concurrent,
+            checkpoints: 0,
+            ..EngineSizes::one(context)
+        },
+        cache: arguments.cache.named(),
+        engine: EngineOptions::default(),
     };
-    let backend = arguments.device.open()?;
-    let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(arguments.cache.dtype(device))
-    })?;
+    let llm = load(files, arguments.device.open()?, &options)?;
     let mut report = Report {
-        backend: loaded.device.backend.to_owned(),
-        device: loaded.device.name.clone(),
+        backend: llm.device().backend.to_owned(),
+        device: llm.device().name.clone(),
         classes: Vec::new(),
     };
-    let engine = Engine::new(loaded.model, EngineOptions::default());
-    let engine = EngineHandle::start(engine)?;
-    let processor = OutputProcessor::new(&tokenizer);
     let progress = Progress::count("asking", rows.len());
-    let ask = |request| engine.generate(request, processor.clone());
+    let ask = |(request, processor)| llm.engine().generate(request, processor);
     let answers: Vec<Answer<Output>> = requests.into_iter().map(ask).collect();
-    for (done, (row, answer)) in rows.into_iter().zip(answers).enumerate() {
+    let interrupted = on_ctrl_c(llm.engine(), answers.iter().map(Answer::id).collect())?;
+    let (total, mut asked) = (rows.len(), 0);
+    for (row, answer) in rows.into_iter().zip(answers) {
         let answered = differs(&answer, &row.answer)?;
+        // What was cut short is no answer.
+        if interrupted.load(Ordering::Relaxed) {
+            break;
+        }
         report.count(row, answered, arguments.errors);
-        progress.set(done as u64 + 1);
+        asked += 1;
+        progress.set(asked);
     }
     progress.finish();
     if arguments.json {
-        return super::print_json(&report);
+        super::print_json(&report)?;
+    } else {
+        print(&report)?;
     }
-    print(&report)
+    ensure!(
+        !interrupted.load(Ordering::Relaxed),
+        "stopped after {asked} of {total} questions: the table is of these"
+    );
+    if !arguments.all && !arguments.json {
+        writeln!(
+            std::io::stderr(),
+            "the first {} questions of each task and length; --all asks all of them",
+            arguments.rows
+        )?;
+    }
+    Ok(())
+}
+
+/// On Ctrl-C ends all answers, and says so.
+fn on_ctrl_c(engine: &EngineHandle, answers: Vec<RequestId>) -> Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let (engine, flag) = (engine.clone(), Arc::clone(&interrupted));
+    ctrlc::set_handler(move || {
+        flag.store(true, Ordering::Relaxed);
+        for id in &answers {
+            engine.cancel(*id);
+        }
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(interrupted)
 }
 
 /// The questions that are wanted, in their order.
@@ -175,40 +209,34 @@ fn rows(arguments: &Arguments) -> Result<Vec<Row>> {
         let row: Row =
             serde_json::from_str(line).with_context(|| format!("{name}, line {}", number + 1))?;
         let same = |other: &&Row| other.task == row.task && other.length == row.length;
-        if arguments
-            .rows
-            .is_none_or(|most| rows.iter().filter(same).count() < most)
-        {
+        if arguments.all || rows.iter().filter(same).count() < arguments.rows {
             rows.push(row);
         }
     }
-    anyhow::ensure!(!rows.is_empty(), "{name} holds no question");
+    ensure!(!rows.is_empty(), "{name} holds no question");
     Ok(rows)
 }
 
 /// A greedy answer to a row's question.
-fn request(
-    row: &Row,
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-    eos: &[u32],
-) -> Result<Request> {
+fn request(row: &Row, files: &LlmFiles) -> Result<(Request, OutputProcessor)> {
     let chat = Chat {
         messages: row.messages.clone(),
         tools: None,
         add_generation_prompt: true,
     };
     chat.validate()?;
-    let expected = tokenizer.encode_ordinary(&row.answer)?.len();
-    Ok(Request {
-        stop_ids: tokenizer.stop_ids(eos),
-        // Each question is asked on its own.
+    chat.check_roles()?;
+    let generation = Generation {
+        max_tokens: files.tokenizer.encode_ordinary(&row.answer)?.len() + SLACK,
+        ..Generation::default()
+    };
+    let (request, processor) = files.request(chat, &generation)?;
+    // Each question is asked on its own.
+    let request = Request {
         reuse: false,
-        ..Request::new(
-            tokenizer.encode_chat(template, &chat)?.ids,
-            expected + SLACK,
-        )
-    })
+        ..request
+    };
+    Ok((request, processor))
 }
 
 /// What was answered, if it is not exactly what was expected, end included.

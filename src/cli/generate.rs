@@ -1,7 +1,7 @@
 //! `kimi-linear generate`: continue a prompt, or answer a chat, printing text as it comes.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,14 +10,18 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::engine::{
-    self, Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor,
-    Request, Sampling, Usage,
+    self, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor, Request,
+    Sampling, Usage,
 };
+use kimi_linear::llm::{Generation, LlmFiles, LlmOptions};
 use kimi_linear::model::{TraceChoice, TraceHead};
-use kimi_linear::tokenizer::{Chat, Tokenizer};
+use kimi_linear::tokenizer::{Chat, Conversation};
 use serde::Serialize;
 
-use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, parse_ids, read_text};
+use super::options::{
+    CacheOptions, DeviceOptions, ModelOptions, as_prompt, load, parse_ids, parse_token_limit,
+    read_text,
+};
 use super::progress::Progress;
 
 /// Options of `generate`.
@@ -31,11 +35,14 @@ pub(crate) struct Arguments {
     cache: CacheOptions,
     #[command(flatten)]
     prompt: Prompt,
-    /// Make the prompt a user's turn of a chat instead of raw text.
+    /// Make the prompt a user's message of a chat instead of raw text; `kimi-linear run` does so by itself.
     #[arg(long, conflicts_with_all = ["messages", "prompt_tokens"])]
     chat: bool,
-    /// The most tokens to generate.
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    /// The system prompt of the chat.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["messages", "prompt_tokens"])]
+    system: Option<String>,
+    /// Maximum number of tokens to generate: `512`, `4K`.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 512, value_parser = parse_token_limit, alias = "n-predict")]
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingOptions,
@@ -62,25 +69,46 @@ pub(crate) struct Arguments {
 /// How tokens are drawn.
 #[derive(Args)]
 pub(crate) struct SamplingOptions {
-    /// Divides the logits before a token is drawn; 0 always takes the best.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    /// Sampling temperature; 0 is greedy: always the likeliest token.
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        alias = "temp"
+    )]
     temperature: f64,
-    /// Draw from the best K tokens only; 0 is all.
+    /// Sample from the K likeliest tokens only; 0 is all.
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Draw from the best tokens whose probabilities together reach P.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    /// Sample from the likeliest tokens whose probabilities together reach P (nucleus sampling).
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     top_p: f64,
-    /// Draw from tokens at least P times as likely as the best.
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    /// Sample from tokens at least P times as likely as the likeliest.
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     min_p: f64,
-    /// Seeds the draws; without it each run differs.
-    #[arg(long, value_name = "N")]
+    /// Random seed: with it a run can be repeated. Without it, or with -1, each run differs.
+    #[arg(short, long, value_name = "N", value_parser = parse_seed, allow_negative_numbers = true)]
     seed: Option<u64>,
-    /// Divide the logits of tokens that came before by R (multiply negative ones); 1 is none.
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    /// Repetition penalty: divides the logits of tokens of prompt and answer by R (multiplies negative ones); 1 is none.
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     repetition_penalty: f64,
-    /// Take P off the logits of tokens that are in the answer.
+    /// Presence penalty: subtracted from the logit of every token that is in the answer.
     #[arg(
         long,
         value_name = "P",
@@ -88,7 +116,7 @@ pub(crate) struct SamplingOptions {
         allow_negative_numbers = true
     )]
     presence_penalty: f64,
-    /// Take P off them for each time that they are.
+    /// Frequency penalty: subtracted from a token's logit once for each time that it is in the answer.
     #[arg(
         long,
         value_name = "P",
@@ -99,6 +127,19 @@ pub(crate) struct SamplingOptions {
     /// Add a number to one token's logit; may be given several times.
     #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
     logit_bias: Vec<(u32, f64)>,
+}
+
+/// A seed; -1 draws one, as it does in llama.cpp.
+fn parse_seed(text: &str) -> Result<u64, String> {
+    if text == "-1" {
+        return Ok(rand::random());
+    }
+    text.parse().map_err(|_| {
+        format!(
+            "`{text}` is not a seed: a whole number from 0 to {}, or -1 for a random one",
+            u64::MAX
+        )
+    })
 }
 
 impl SamplingOptions {
@@ -143,14 +184,18 @@ fn parse_bias(text: &str) -> Result<(u32, f64), String> {
     Ok((id, bias))
 }
 
+/// Where the prompt comes from; without any of these, from stdin where that is no terminal.
 #[derive(Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct Prompt {
-    /// The prompt itself.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    /// The prompt.
+    #[arg(value_name = "PROMPT")]
+    text: Option<String>,
+    /// The prompt, which may begin with a hyphen here.
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// A file that holds the prompt.
-    #[arg(long, value_name = "FILE")]
+    /// A file that holds the prompt; the end of its last line is no part of it.
+    #[arg(short = 'f', long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// The prompt as token ids.
     #[arg(long, value_name = "1,2,3")]
@@ -176,53 +221,43 @@ struct Timings {
     decode_tokens_per_s: Option<f64>,
 }
 
+impl Arguments {
+    /// The same with the prompt as a chat: that is `kimi-linear run`.
+    pub(crate) fn into_chat(self) -> Self {
+        Self { chat: true, ..self }
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = arguments.model.config()?;
-    let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let prompt = prompt_ids(arguments, &tokenizer)?;
-    let stop_ids = if arguments.ignore_eos {
-        Vec::new()
-    } else {
-        tokenizer.stop_ids(&config.eos_token_ids)
-    };
-    let request = Request {
-        stop_ids,
+    let is_chat = arguments.chat || arguments.prompt.messages.is_some();
+    let template = is_chat.then(|| arguments.model.template()).transpose()?;
+    let files = arguments.model.llm(template)?;
+    let generation = Generation {
+        max_tokens: arguments.max_tokens,
         sampling: arguments.sampling.sampling(),
-        trace: arguments.trace.as_ref().map(|_| {
-            let first = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });
-            TraceChoice {
-                kda: arguments
-                    .trace_kda
-                    .or_else(|| first(config.kda_layers().next())),
-                mla: arguments
-                    .trace_mla
-                    .or_else(|| first(config.mla_layers().next())),
-            }
-        }),
+        stop: arguments.stop.clone(),
+        ignore_eos: arguments.ignore_eos,
+    };
+    let (request, processor) = files.request(prompt_ids(arguments, &files)?, &generation)?;
+    let request = Request {
+        trace: arguments.trace.as_ref().map(|_| traced(arguments, &files)),
         // Nothing comes before it, and nothing after.
         reuse: false,
-        ..Request::new(prompt, arguments.max_tokens)
+        ..request
     };
-    request.check(&config)?;
-    let processor = OutputProcessor::new(&tokenizer).stop_strings(&arguments.stop)?;
-    let context = request
-        .prompt
-        .len()
-        .saturating_add(request.max_tokens)
-        .min(config.model_max_length);
-    let sizes = EngineSizes {
-        prefill_chunk: request.prompt.len().min(engine::PREFILL_CHUNK),
-        checkpoints: 0,
-        ..EngineSizes::one(context)
-    };
-    let backend = arguments.device.open()?;
-    let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(arguments.cache.dtype(device))
-    })?;
-    let engine = Engine::new(loaded.model, EngineOptions::default());
     let prompt = request.prompt.clone();
-    let engine = EngineHandle::start(engine)?;
-    let answer = stream(arguments, &engine, request, processor)?;
+    let context = prompt.len().saturating_add(request.max_tokens);
+    let options = LlmOptions {
+        sizes: EngineSizes {
+            prefill_chunk: prompt.len().min(engine::PREFILL_CHUNK),
+            checkpoints: 0,
+            ..EngineSizes::one(context.min(files.config.model_max_length))
+        },
+        cache: arguments.cache.named(),
+        engine: EngineOptions::default(),
+    };
+    let llm = load(files, arguments.device.open()?, &options)?;
+    let answer = stream(arguments, llm.engine(), request, processor)?;
     if arguments.json {
         return super::print_json(&Report {
             prompt_tokens: &prompt,
@@ -233,12 +268,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         });
     }
     writeln!(std::io::stdout())?;
-    writeln!(std::io::stderr(), "{}", summary(&answer, &loaded.device))?;
+    writeln!(std::io::stderr(), "{}", summary(&answer, llm.device()))?;
     Ok(())
 }
 
-fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+/// The heads whose trace is written: those that were named, or the first of each kind.
+fn traced(arguments: &Arguments, files: &LlmFiles) -> TraceChoice {
+    let first = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });
+    let config = &files.config;
+    TraceChoice {
+        kda: arguments
+            .trace_kda
+            .or_else(|| first(config.kda_layers().next())),
+        mla: arguments
+            .trace_mla
+            .or_else(|| first(config.mla_layers().next())),
+    }
+}
+
+fn prompt_ids(arguments: &Arguments, files: &LlmFiles) -> Result<Vec<u32>> {
     let Prompt {
+        text,
         prompt,
         prompt_file,
         prompt_tokens,
@@ -247,20 +297,34 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
     if let Some(ids) = prompt_tokens {
         return parse_ids(ids).map_err(|reason| anyhow::anyhow!("--prompt-tokens: {reason}"));
     }
-    let template = || arguments.model.template();
     if let Some(file) = messages {
-        let chat = Chat::from_json(&read_text(file)?)?;
-        return Ok(tokenizer.encode_chat(&template()?, &chat)?.ids);
+        return Ok(files.tokens(Chat::from_json(&read_text(file)?)?)?);
     }
-    let text = match (prompt, prompt_file) {
+    let text = match (text.as_ref().or(prompt.as_ref()), prompt_file) {
         (Some(text), _) => text.clone(),
-        (None, Some(file)) => read_text(file)?,
-        (None, None) => String::new(),
+        (None, Some(file)) => as_prompt(&read_text(file)?),
+        (None, None) => from_stdin()?,
     };
     if arguments.chat {
-        return Ok(tokenizer.encode_chat(&template()?, &Chat::user(&text))?.ids);
+        let conversation = Conversation::new(arguments.system.as_deref());
+        return Ok(conversation.prompt(&files.tokenizer, files.template()?, &text)?);
     }
-    Ok(tokenizer.encode_ordinary(&text)?)
+    anyhow::ensure!(
+        arguments.system.is_none(),
+        "--system is of a chat: add --chat, or use `kimi-linear run`"
+    );
+    Ok(files.tokens(text)?)
+}
+
+/// The prompt that comes through a pipe.
+fn from_stdin() -> Result<String> {
+    let stdin = std::io::stdin();
+    anyhow::ensure!(
+        !stdin.is_terminal(),
+        "there is no prompt: give one, as in `kimi-linear run \"Hello\"`; `kimi-linear chat` is a conversation"
+    );
+    let text = std::io::read_to_string(stdin).context("cannot read the prompt from stdin")?;
+    Ok(as_prompt(text.strip_prefix('\u{feff}').unwrap_or(&text)))
 }
 
 /// A whole answer.
@@ -302,6 +366,8 @@ fn stream(
         let piece = output.text();
         match output.event {
             Event::Queued { .. } | Event::Scored(_) => {}
+            // Of requests whose caches travel.
+            Event::Reserved { .. } | Event::HandOff(_) => {}
             Event::Trace { frame, .. } => {
                 if let Some(trace) = &mut trace {
                     serde_json::to_writer(&mut *trace, &frame)?;
@@ -356,6 +422,12 @@ pub(crate) fn failure(error: &Arc<kimi_linear::Error>) -> anyhow::Error {
     anyhow::Error::new(Arc::clone(error))
 }
 
+/// `1 token`, `2 tokens`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 /// One line of figures for people.
 fn summary(answer: &Answer, device: &Device) -> String {
     let decode = answer
@@ -363,8 +435,8 @@ fn summary(answer: &Answer, device: &Device) -> String {
         .decode_tokens_per_s
         .map_or_else(String::new, |rate| format!(", decode {rate:.1} tokens/s"));
     format!(
-        "{} prompt tokens, {} generated; time to first token {:.0} ms, prefill {:.1} tokens/s{decode}; {} on {}",
-        answer.usage.prompt_tokens,
+        "{}, {} generated; time to first token {:.0} ms, prefill {:.1} tokens/s{decode}; {} on {}",
+        counted(answer.usage.prompt_tokens, "prompt token"),
         answer.tokens.len(),
         answer.timings.ttft_s * 1e3,
         answer.timings.prefill_tokens_per_s,

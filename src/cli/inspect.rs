@@ -9,6 +9,7 @@ use std::io::Write;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
+use indicatif::{DecimalBytes, HumanCount};
 use kimi_linear::backend;
 use kimi_linear::config::{Attention, Dtype, Ffn, Memory, MemoryRequest, ModelConfig, Part};
 use kimi_linear::engine;
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use self::program::Phase;
 use self::stored::Stored;
+use super::generate::counted;
 use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 
 /// Options of `inspect`.
@@ -36,8 +38,8 @@ pub(crate) struct Arguments {
     /// With --program: print each block's parts in place of the block, attention in the form that runs in this phase.
     #[arg(long, requires = "program")]
     expand: bool,
-    /// Tokens of context that each sequence may reach; by default all that the model allows.
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    /// Tokens of context that each sequence may reach, such as 8192 or 128K; by default all that the model allows.
+    #[arg(short, long, value_name = "N", value_parser = parse_tokens, alias = "ctx-size")]
     context: Option<usize>,
     /// Sequences at a time.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
@@ -122,6 +124,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Some(files) => Stored::of(files, &config)?,
         None => None,
     };
+    let longest = config.model_max_length;
+    if let Some(asked) = arguments.context.filter(|asked| *asked > longest) {
+        writeln!(
+            std::io::stderr(),
+            "--context {asked}: this model's context ends at {longest} tokens, which is what is counted"
+        )?;
+    }
     let report = report(arguments, &config, stored);
     if arguments.json {
         super::print_json(&report)
@@ -236,17 +245,32 @@ fn print(report: &Report) -> Result<()> {
     writeln!(
         out,
         "parameters  {} in all, {} active for a token",
-        report.parameters, report.active_parameters
+        HumanCount(report.parameters),
+        HumanCount(report.active_parameters)
     )?;
     if let Some(stored) = &report.stored {
         stored.print(&mut out)?;
     } else {
-        let weights = bytes(report.weight_bytes);
-        writeln!(out, "weights     {weights} in {}", report.dtype)?;
+        writeln!(
+            out,
+            "weights     {} in {} ({})",
+            bytes(report.weight_bytes),
+            report.dtype,
+            DecimalBytes(report.weight_bytes)
+        )?;
         for part in &report.weight_bytes_by_part {
             writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
         }
     }
+    print_cache(report, &mut out)?;
+    for device in &report.devices {
+        print_device(device, &mut out)?;
+    }
+    Ok(())
+}
+
+/// What sequences take, in the dtypes of the published figures.
+fn print_cache(report: &Report, out: &mut impl Write) -> Result<()> {
     let Cache {
         latent_bytes_per_token,
         state_bytes_per_sequence,
@@ -255,8 +279,9 @@ fn print(report: &Report) -> Result<()> {
     } = &report.published;
     writeln!(
         out,
-        "cache       for {} sequence(s) of {} tokens, in bf16",
-        report.sequences, report.context
+        "cache       for {} of {}, in bf16",
+        counted(report.sequences, "sequence"),
+        counted(report.context, "token")
     )?;
     writeln!(
         out,
@@ -269,35 +294,38 @@ fn print(report: &Report) -> Result<()> {
         bytes(*state_bytes),
         bytes(*state_bytes_per_sequence)
     )?;
-    for OnDevice {
+    Ok(())
+}
+
+/// What all of it takes on a device, and whether that fits.
+fn print_device(on: &OnDevice, out: &mut impl Write) -> Result<()> {
+    let OnDevice {
         device,
         cache,
         memory,
         total_bytes,
         fits,
-    } in &report.devices
-    {
-        writeln!(
-            out,
-            "on {} {}: {}",
-            device.backend, device.index, device.name
-        )?;
-        writeln!(
-            out,
-            "  weights {}, latents {} ({}), states {}, activations {}: {} {}",
-            bytes(memory.weights),
-            bytes(memory.latents),
-            cache,
-            bytes(memory.states),
-            bytes(memory.activations),
-            bytes(*total_bytes),
-            match (device.memory_bytes, fits) {
-                (Some(memory), Some(true)) => format!("of {}: fits", bytes(memory)),
-                (Some(memory), _) => format!("of {}: does not fit", bytes(memory)),
-                (None, _) => "in all; the device does not tell how much it has".to_owned(),
-            },
-        )?;
-    }
+    } = on;
+    writeln!(
+        out,
+        "on {} {}: {}",
+        device.backend, device.index, device.name
+    )?;
+    writeln!(
+        out,
+        "  weights {}, latents {} ({}), states {}, activations {}: {} {}",
+        bytes(memory.weights),
+        bytes(memory.latents),
+        cache,
+        bytes(memory.states),
+        bytes(memory.activations),
+        bytes(*total_bytes),
+        match (device.memory_bytes, fits) {
+            (Some(memory), Some(true)) => format!("of {}: fits", bytes(memory)),
+            (Some(memory), _) => format!("of {}: does not fit", bytes(memory)),
+            (None, _) => "in all; the device does not tell how much it has".to_owned(),
+        },
+    )?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand, each a small client of the library.
+//! The command line: one file per subcommand, each a small client of the library.
 //!
 //! Results go to stdout, all else to stderr; `--json` prints one JSON object and nothing else. Errors are one line and
 //! exit with 1; a command line that cannot be understood exits with 2, as clap does.
@@ -10,6 +10,7 @@ mod devices;
 mod eval;
 mod generate;
 mod inspect;
+mod manual;
 mod options;
 mod plan;
 mod progress;
@@ -40,6 +41,8 @@ struct Cli {
 enum Command {
     /// Continue a prompt, or answer a chat.
     Generate(generate::Arguments),
+    /// Answer one question: `generate --chat`.
+    Run(generate::Arguments),
     /// Talk with the model in the terminal.
     Chat(chat::Arguments),
     /// Serve a model to OpenAI's clients over HTTP.
@@ -67,6 +70,10 @@ enum Command {
     /// long prompts to a cluster of its own and ships their caches over an ordinary network. Without options it plans the prompts of
     /// the paper's case study; with `--local-profile 1t-h20` all of it.
     Plan(plan::Arguments),
+    /// Print completions for a shell.
+    Completions(manual::Completions),
+    /// Write the pages of the manual into a folder.
+    Man(manual::Manual),
 }
 
 /// Parses the command line and runs it.
@@ -75,6 +82,7 @@ pub(crate) fn run() -> ExitCode {
     start_log(&cli.command);
     let result = match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Run(arguments) => generate::run(&arguments.into_chat()),
         Command::Chat(arguments) => chat::run(&arguments),
         #[cfg(feature = "server")]
         Command::Serve(arguments) => serve::run(arguments),
@@ -87,16 +95,30 @@ pub(crate) fn run() -> ExitCode {
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::manual(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe went away: nobody is left to tell.
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "error: {}", sentence(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, each said once: most errors of the library hold their cause's text in their own.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// The log on stderr: warnings, and of a server more, with times; `KIMI_LINEAR_LOG` chooses otherwise.
@@ -106,7 +128,7 @@ fn start_log(command: &Command) {
     };
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && console::colors_enabled_stderr())
         .with_target(false);
     match command {
         #[cfg(feature = "server")]

@@ -1,14 +1,20 @@
 //! Options that several subcommands share, and what they open.
 
+use std::fs::File;
+use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use kimi_linear::backend::{self, Backend, BackendKind, Device};
 use kimi_linear::checkpoint::ModelFiles;
+use kimi_linear::checkpoint::gguf::MetadataOverride;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::demo;
 use kimi_linear::error::TokenizerError;
+use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 use kimi_linear::model::{Limits, Model};
 use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
 
@@ -19,7 +25,7 @@ use super::progress::Progress;
 pub(crate) struct ModelOptions {
     /// A folder with config.json, tokenizer files and safetensors weights, or a GGUF: the file, any part of a split one, or
     /// a folder that holds one. By default the demo model.
-    #[arg(long, value_name = "DIR|FILE")]
+    #[arg(short, long, value_name = "DIR|FILE")]
     model: Option<PathBuf>,
     /// Another tokenizer than the model's own: a folder with its files, one of these files, or a GGUF.
     #[arg(long, value_name = "DIR|FILE")]
@@ -27,20 +33,31 @@ pub(crate) struct ModelOptions {
     /// Another chat template than the model's own: a file of Jinja.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
+    /// Another value for a key of a GGUF's metadata, of type int, float, bool or str; may be given several times.
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    override_kv: Vec<MetadataOverride>,
 }
 
 impl ModelOptions {
     /// The folder or GGUF that was named, or the demo model's folder.
     fn path(&self) -> Result<PathBuf> {
         match &self.model {
-            Some(path) => Ok(path.clone()),
+            Some(path) => {
+                check_path(path)?;
+                Ok(path.clone())
+            }
             None => Ok(demo::folder()?),
         }
     }
 
+    /// Whether it is the demo model.
+    pub(crate) fn is_demo(&self) -> bool {
+        self.model.is_none()
+    }
+
     /// What is there.
     pub(crate) fn files(&self) -> Result<ModelFiles> {
-        Ok(ModelFiles::open(&self.path()?)?)
+        Ok(ModelFiles::open(&self.path()?)?.overridden(&self.override_kv)?)
     }
 
     /// What to call the model: its folder's name, or its file's without the ending.
@@ -96,6 +113,19 @@ impl ModelOptions {
         }
     }
 
+    /// Configuration and tokenizer, and the chat template where it is wanted.
+    pub(crate) fn llm(&self, template: Option<ChatTemplate>) -> Result<LlmFiles> {
+        let files = self.files()?;
+        let config = files.config()?;
+        let tokenizer = Arc::new(self.tokenizer(&config)?);
+        Ok(LlmFiles {
+            files,
+            config,
+            tokenizer,
+            template,
+        })
+    }
+
     /// The chat template.
     pub(crate) fn template(&self) -> Result<ChatTemplate> {
         let files = self.tokenizer_files()?;
@@ -116,16 +146,90 @@ impl ModelOptions {
     }
 }
 
+/// Says what to do about a path that leads to no model.
+fn check_path(path: &Path) -> Result<()> {
+    let name = path.display().to_string();
+    if !path.exists() {
+        bail!("{}", absent(&name));
+    }
+    if path.is_dir() {
+        return Ok(());
+    }
+    let mut first = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(64).read_to_end(&mut first));
+    file.with_context(|| format!("cannot read {name}"))?;
+    if first.starts_with(b"version https://git-lfs") {
+        bail!(
+            "{name} is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`, or download it again"
+        );
+    }
+    if path
+        .extension()
+        .is_some_and(|ending| ending == "safetensors")
+    {
+        bail!("{name} holds weights alone: --model takes the folder that it is in");
+    }
+    Ok(())
+}
+
+/// What to say of a model that is not there.
+fn absent(name: &str) -> String {
+    let word = |text: &str| {
+        let allowed = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+        !text.is_empty() && text.chars().all(allowed) && !text.starts_with('.')
+    };
+    let download = |hub: &str| {
+        let folder = hub.rsplit('/').next().unwrap_or(hub);
+        format!("`hf download {hub} --local-dir {folder}`, then --model {folder}")
+    };
+    if let Some((_, rest)) = name.split_once("://") {
+        let parts: Vec<&str> = rest.split('/').skip(1).take(2).collect();
+        let [owner, model] = parts[..] else {
+            return format!("{name} is a URL: download the model, then --model FOLDER");
+        };
+        return format!(
+            "{name} is a URL: get the model with {}",
+            download(&format!("{owner}/{model}"))
+        );
+    }
+    match name {
+        "demo" => "there is no `demo` here; the demo model is what runs without --model".to_owned(),
+        "48b" => format!(
+            "there is no `48b` here; for its shape alone there is --shape 48b (inspect, bench). The model is 98 GB in bf16: get it with {}",
+            download("moonshotai/Kimi-Linear-48B-A3B-Instruct")
+        ),
+        _ => {
+            let (hub, file) = name.split_once(':').unwrap_or((name, ""));
+            let parts: Vec<&str> = hub.split('/').collect();
+            let is_hub = parts.len() == 2 && parts.iter().all(|part| word(part));
+            if !is_hub || Path::new(parts[0]).exists() {
+                return format!("there is no file or folder `{name}`");
+            }
+            let one = if file.is_empty() {
+                String::new()
+            } else {
+                format!(", where --include '*{file}*' takes that file alone")
+            };
+            format!(
+                "there is no folder `{name}`. It looks like a name on the Hugging Face hub: get it with {}{one} (the 48B model is 98 GB in bf16)",
+                download(hub)
+            )
+        }
+    }
+}
+
 /// A backend's name on the command line.
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum BackendName {
-    /// A GPU if there is one, else the processor.
+    /// A GPU if there is one, else the CPU.
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// Any GPU, through Vulkan, Metal or DX12.
+    #[value(aliases = ["gpu", "vulkan", "metal", "dx12"])]
     Wgpu,
     /// An NVIDIA GPU, through CUDA.
+    #[value(alias = "nvidia")]
     Cuda,
 }
 
@@ -133,11 +237,22 @@ pub(crate) enum BackendName {
 #[derive(Args, Clone)]
 pub(crate) struct DeviceOptions {
     /// What to run on.
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, ignore_case = true, default_value = "auto")]
     backend: BackendName,
     /// The device's number, as `kimi-linear devices` lists them; by default the backend's best.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_device)]
     device: Option<usize>,
+}
+
+/// A device's number.
+fn parse_device(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| {
+        let number = "`kimi-linear devices` lists the devices by backend and number";
+        match BackendName::from_str(text, true) {
+            Ok(_) => format!("`{text}` names a backend: did you mean --backend {text}? {number}"),
+            Err(_) => format!("`{text}` is not the number of a device; {number}"),
+        }
+    })
 }
 
 impl DeviceOptions {
@@ -215,14 +330,14 @@ impl CacheOptions {
     }
 }
 
-/// A model on a device.
+/// A model's weights on a device, without an engine.
 pub(crate) struct Loaded {
     pub(crate) model: Model,
     pub(crate) device: Device,
 }
 
-/// Loads weights onto a device, under a progress bar. `limits` sizes the pools for the device.
-pub(crate) fn load(
+/// Loads weights alone, for token ids: no tokenizer need be there.
+pub(crate) fn load_model(
     options: &ModelOptions,
     config: &ModelConfig,
     backend: Box<dyn Backend>,
@@ -240,6 +355,24 @@ pub(crate) fn load(
     Ok(Loaded { model, device })
 }
 
+/// Loads a model and starts its engine, under a progress bar.
+pub(crate) fn load(
+    files: LlmFiles,
+    backend: Box<dyn Backend>,
+    options: &LlmOptions,
+) -> Result<Llm> {
+    let mut progress = None;
+    let llm = files.load(backend, options, &mut |done, total| {
+        let bar = progress.get_or_insert_with(|| Progress::bytes("loading", total));
+        bar.set(done);
+        ControlFlow::Continue(())
+    })?;
+    progress.iter().for_each(Progress::finish);
+    let device = llm.device();
+    tracing::info!(backend = device.backend, device = device.name, "loaded");
+    Ok(llm)
+}
+
 /// A shape by its name, or that of a model.
 pub(crate) fn config_of(shape: &str) -> Result<ModelConfig> {
     match shape {
@@ -247,25 +380,48 @@ pub(crate) fn config_of(shape: &str) -> Result<ModelConfig> {
         "tiny" => Ok(ModelConfig::tiny()?),
         path => {
             let config = || anyhow::Ok(ModelFiles::open(Path::new(path))?.config()?);
-            config().with_context(|| format!("--shape {path}: neither 48b nor tiny nor a model"))
+            check_path(Path::new(path))
+                .and_then(|()| config())
+                .with_context(|| format!("--shape {path}: neither 48b nor tiny nor a model"))
         }
     }
 }
 
-/// A text file, read whole.
+/// A text file, read whole, without the byte-order mark that some editors put before the text.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    let text = std::fs::read_to_string(path);
+    let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
 }
 
-/// A number of tokens: `8192`, `128K`, `1M`.
+/// A prompt that was kept in a file or came through a pipe: its lines end in LF alone, and the end of its last line, which
+/// editors and `echo` write, is no part of it.
+pub(crate) fn as_prompt(text: &str) -> String {
+    let text = text.replace("\r\n", "\n");
+    text.strip_suffix('\n').unwrap_or(&text).to_owned()
+}
+
+/// A number of tokens, one or more: `8192`, `128K`, `1M`.
 pub(crate) fn parse_tokens(text: &str) -> Result<usize, String> {
+    let count = parse_token_limit(text)?;
+    if count == 0 {
+        return Err("it must be 1 or more".to_owned());
+    }
+    Ok(count)
+}
+
+/// A number of tokens that may be none.
+pub(crate) fn parse_token_limit(text: &str) -> Result<usize, String> {
     let text = text.trim();
     let (digits, unit) = match text.char_indices().last() {
         Some((end, 'k' | 'K')) => (&text[..end], 1 << 10),
         Some((end, 'm' | 'M')) => (&text[..end], 1 << 20),
         _ => (text, 1),
     };
-    let count: Option<usize> = digits.parse().ok().filter(|count| *count > 0);
+    let count: Option<usize> = digits.parse().ok();
     count
         .and_then(|count| count.checked_mul(unit))
         .ok_or_else(|| format!("`{text}` is not a number of tokens such as 8192, 128K or 1M"))

@@ -52,6 +52,11 @@ impl Progress {
         self.0.set_position(done);
     }
 
+    /// Prints something while the bar is out of the way.
+    pub(crate) fn beside<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
+    }
+
     pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }

@@ -72,8 +72,32 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return super::print_json(&report);
     }
     let mut stdout = std::io::stdout().lock();
-    for (id, piece) in report.ids.iter().zip(&report.pieces) {
-        writeln!(stdout, "{id:>7}  {piece:?}")?;
+    for id in &report.ids {
+        let bytes = tokenizer.piece(*id).map_or(&[][..], |piece| piece.bytes);
+        writeln!(stdout, "{id:>7}  {}", shown(bytes))?;
     }
     Ok(())
+}
+
+/// A token's bytes for people: a quoted text, in which bytes that are no whole character are written `\\xE6`.
+fn shown(bytes: &[u8]) -> String {
+    let mut text = String::from("\"");
+    for chunk in bytes.utf8_chunks() {
+        text.extend(chunk.valid().escape_debug());
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02X}")));
+    }
+    text.push('"');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_characters_are_shown_as_bytes() {
+        assert_eq!(shown("a \"b\"\n".as_bytes()), r#""a \"b\"\n""#);
+        assert_eq!(shown("日".as_bytes()), "\"日\"");
+        assert_eq!(shown(&[b'x', 0xE6, 0x97]), r#""x\xE6\x97""#);
+    }
 }

@@ -1,6 +1,8 @@
 //! `quantization_config`: what a file says of how its weights are quantised. What is in the file of weights decides; this is
 //! held against it.
 
+use std::collections::BTreeMap;
+
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
@@ -13,6 +15,8 @@ pub struct Quantization {
     groups: Vec<Group>,
     ignore: Vec<Target>,
     block: Option<[usize; 2]>,
+    /// What MLX says of single modules, by its names for them: how they are quantised, or `None` where they are not.
+    modules: BTreeMap<String, Option<Group>>,
 }
 
 /// How a weight was found to be stored.
@@ -107,6 +111,14 @@ impl Quantization {
     pub(crate) fn agrees(&self, module: &str, stored: &QuantizedAs) -> Result<(), String> {
         if self.ignore.iter().any(|target| target.matches(module)) {
             return Err("quantised, though quantization_config's ignore names it".to_owned());
+        }
+        match self.modules.get(&mlx_name(module)) {
+            Some(Some(own)) if own.describes(stored) => return Ok(()),
+            Some(Some(own)) => {
+                return Err(format!("quantization says {own} for it, found {stored}"));
+            }
+            Some(None) => return Err("quantised, though quantization says false".to_owned()),
+            None => {}
         }
         let targeted = |group: &&Group| group.targets.iter().any(|target| target.matches(module));
         let groups: Vec<&Group> = self.groups.iter().filter(targeted).collect();
@@ -249,6 +261,7 @@ fn compressed_tensors(
         groups: Vec::new(),
         ignore: Target::list(&format!("{name}.ignore"), config.get("ignore"))?,
         block: None,
+        modules: BTreeMap::new(),
     };
     for (key, group) in groups {
         let activations = ["input_activations", "output_activations"];
@@ -331,11 +344,28 @@ fn modelopt(name: &str, config: &Map<String, Value>) -> Result<Quantization, Con
     }
 }
 
-/// MLX: one scheme, and others for single modules, whose names are MLX's own: each weight must be in one of them.
+/// What MLX calls a module: experts are stacked, and all that is in a layer's feed-forward part is `mlp`
+/// (`mlx_lm/models/kimi_linear.py`).
+fn mlx_name(module: &str) -> String {
+    let Some((layer, rest)) = module.split_once(".block_sparse_moe.") else {
+        return module.to_owned();
+    };
+    let expert = rest.strip_prefix("experts.");
+    let projection = expert.and_then(|rest| match rest.split_once('.')?.1 {
+        "w1" => Some("gate_proj"),
+        "w3" => Some("up_proj"),
+        "w2" => Some("down_proj"),
+        _ => None,
+    });
+    match projection {
+        Some(projection) => format!("{layer}.mlp.switch_mlp.{projection}"),
+        None => format!("{layer}.mlp.{rest}"),
+    }
+}
+
+/// MLX: one scheme, and others for single modules.
 fn mlx(name: &str, config: &Map<String, Value>) -> Result<Quantization, ConfigError> {
-    let mut quantization = of_everything(0, None, None, None);
-    quantization.groups.clear();
-    let mut add = |at: &str, scheme: &Map<String, Value>| {
+    let scheme_of = |at: &str, scheme: &Map<String, Value>| {
         let number = |key: &str, most| {
             whole(
                 &format!("{at}.{key}"),
@@ -355,16 +385,19 @@ fn mlx(name: &str, config: &Map<String, Value>) -> Result<Quantization, ConfigEr
                 });
             }
         };
-        quantization
-            .groups
-            .extend(of_everything(bits, Some(float), Some(group), None).groups);
-        Ok(())
+        Ok(of_everything(bits, Some(float), Some(group), None))
     };
-    add(name, config)?;
+    let mut quantization = scheme_of(name, config)?;
     for (module, scheme) in config {
         match scheme {
-            Value::Object(scheme) => add(&format!("{name}.{module}"), scheme)?,
-            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Null => {}
+            Value::Object(scheme) => {
+                let own = scheme_of(&format!("{name}.{module}"), scheme)?.groups.pop();
+                quantization.modules.insert(module.clone(), own);
+            }
+            Value::Bool(false) => {
+                quantization.modules.insert(module.clone(), None);
+            }
+            Value::Bool(true) | Value::Number(_) | Value::String(_) | Value::Null => {}
             Value::Array(_) => {
                 return Err(ConfigError::Invalid {
                     field: format!("{name}.{module}"),
@@ -395,6 +428,7 @@ fn of_everything(
         }],
         ignore: Vec::new(),
         block,
+        modules: BTreeMap::new(),
     }
 }
 

@@ -142,16 +142,6 @@ impl Request {
             _ => self.prompt.len(),
         }
     }
-
-    /// Candidates that must be read back for each token.
-    pub(super) fn candidates(&self) -> usize {
-        self.sampling.candidates().max(self.logprobs.unwrap_or(0))
-    }
-
-    /// Whether whole rows must be read back.
-    pub(super) fn needs_full_logits(&self) -> bool {
-        self.sampling.needs_full_logits() || self.grammar.is_some()
-    }
 }
 
 /// Checks a prompt before any of it runs, or a model is loaded for it.

@@ -1,7 +1,8 @@
-//! Which token comes next: greedy, or drawn. Penalties and biases change the logits first, and a grammar leaves out what it
-//! does not allow; then come temperature, top-k, top-p and min-p, in that order.
+//! Which token comes next: greedy, or drawn. Penalties and biases change the logits first, suppressed tokens and what a grammar
+//! does not allow are left out; then come temperature, top-k, top-p and min-p, in that order.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -130,21 +131,13 @@ impl Sampling {
             || !self.logit_bias.is_empty()
     }
 
-    /// Candidates that must be read back for each token.
-    #[must_use]
-    pub fn candidates(&self) -> usize {
-        if self.temperature > 0.0 && self.top_k <= MOST_CANDIDATES {
-            self.top_k.max(1)
-        } else {
-            1
+    /// The best tokens that a token is drawn from; `None` for all of them.
+    fn best(&self) -> Option<usize> {
+        match (self.temperature > 0.0, self.top_k) {
+            (false, _) => Some(1),
+            (true, 0) => None,
+            (true, top_k) => Some(top_k),
         }
-    }
-
-    /// Whether whole rows must be read back.
-    #[must_use]
-    pub fn needs_full_logits(&self) -> bool {
-        self.changes_logits()
-            || (self.temperature > 0.0 && !(1..=MOST_CANDIDATES).contains(&self.top_k))
     }
 }
 
@@ -157,6 +150,8 @@ pub struct Sampler {
     /// How often each token is in the answer.
     generated: HashMap<u32, u32>,
     guide: Option<Box<dyn Guide>>,
+    /// Tokens that are never drawn, ascending.
+    suppressed: Arc<[u32]>,
     /// Whether the grammar allows nothing more.
     complete: bool,
 }
@@ -178,8 +173,16 @@ impl Sampler {
             seen,
             generated: HashMap::new(),
             guide: None,
+            suppressed: Arc::default(),
             complete: false,
         }
+    }
+
+    /// Never draws these tokens, which are ascending.
+    #[must_use]
+    pub fn suppressing(mut self, tokens: Arc<[u32]>) -> Self {
+        self.suppressed = tokens;
+        self
     }
 
     /// Holds the tokens to a grammar. Whole rows are needed then.
@@ -189,14 +192,34 @@ impl Sampler {
         self
     }
 
+    /// Candidates that suffice where every suppressed token is among the best; `None` where only the whole row does.
+    fn enough_candidates(&self) -> Option<usize> {
+        if self.guide.is_some() || self.sampling.changes_logits() {
+            return None;
+        }
+        let wanted = self.sampling.best()?.saturating_add(self.suppressed.len());
+        (wanted <= MOST_CANDIDATES).then_some(wanted)
+    }
+
+    /// Candidates that must be read back for each token.
+    #[must_use]
+    pub fn candidates(&self) -> usize {
+        self.enough_candidates().unwrap_or(1)
+    }
+
+    /// Whether whole rows must be read back.
+    #[must_use]
+    pub fn needs_full_logits(&self) -> bool {
+        self.enough_candidates().is_none()
+    }
+
     /// Whether the grammar allows nothing after the tokens so far.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The next token, from a row's candidates, or from the whole row where [`Sampling::needs_full_logits`] asked for it or a
-    /// grammar is followed.
+    /// The next token, from a row's candidates, or from the whole row where [`Sampler::needs_full_logits`] asked for it.
     ///
     /// # Errors
     /// A grammar that cannot be followed any further.
@@ -212,17 +235,38 @@ impl Sampler {
                 return Err(EngineError::Grammar { reason });
             }
             self.draw(logits)
-        } else if self.sampling.needs_full_logits() {
+        } else if self.needs_full_logits() {
             let logits = self.changed(row);
             self.draw(logits)
         } else {
             let candidates = choice.candidates.iter();
-            self.draw(
-                candidates
-                    .map(|(token, logit)| (*token, f64::from(*logit)))
-                    .collect(),
-            )
+            let candidates = candidates.filter(|(token, _)| !self.is_suppressed(*token));
+            let candidates = candidates.map(|(token, logit)| (*token, f64::from(*logit)));
+            self.draw(candidates.collect())
         };
+        self.record(token)?;
+        Ok(token)
+    }
+
+    /// Takes a token over that another sampler drew, of the same parameters, answer and prompt, whose random stream has come to
+    /// `random_position` with it: this one goes on as that one would.
+    ///
+    /// # Errors
+    /// A token that the grammar does not allow.
+    pub fn take_over(&mut self, token: u32, random_position: u64) -> Result<(), EngineError> {
+        self.random.set_word_pos(u128::from(random_position));
+        self.record(token)
+    }
+
+    /// Where the random stream is: the number of 32-bit words that were drawn from it.
+    #[must_use]
+    pub fn random_position(&self) -> u64 {
+        // 2^64 words would take centuries.
+        u64::try_from(self.random.get_word_pos()).unwrap_or(u64::MAX)
+    }
+
+    /// A token is part of the answer: penalties count it, and the grammar goes on after it.
+    fn record(&mut self, token: u32) -> Result<(), EngineError> {
         if self.sampling.changes_logits() {
             if self.sampling.repetition_penalty != 1.0 {
                 self.seen.insert(token);
@@ -234,10 +278,14 @@ impl Sampler {
                 .take(token)
                 .map_err(|reason| EngineError::Grammar { reason })?;
         }
-        Ok(token)
+        Ok(())
     }
 
-    /// The row after penalties and biases.
+    fn is_suppressed(&self, token: u32) -> bool {
+        self.suppressed.binary_search(&token).is_ok()
+    }
+
+    /// The row after penalties and biases, without suppressed tokens.
     fn changed(&self, row: &[f32]) -> Vec<(u32, f64)> {
         let mut logits: Vec<(u32, f64)> = (0..).zip(row.iter().copied().map(f64::from)).collect();
         for token in &self.seen {
@@ -260,6 +308,9 @@ impl Sampler {
             if let Some((_, logit)) = logits.get_mut(*token as usize) {
                 *logit += bias;
             }
+        }
+        if !self.suppressed.is_empty() {
+            logits.retain(|(token, _)| !self.is_suppressed(*token));
         }
         logits
     }
@@ -314,242 +365,4 @@ impl Sampler {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn choice(logits: &[f32]) -> Choice {
-        let mut candidates: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-        candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
-        Choice {
-            candidates,
-            log_normaliser: 0.0,
-            target_logit: None,
-            finite: true,
-        }
-    }
-
-    fn draws(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
-        let (mut sampler, mut counts) = (Sampler::new(&sampling, 0, &[]), vec![0; logits.len()]);
-        for _ in 0..20_000 {
-            counts[sampler.choose(&choice(logits), logits).unwrap() as usize] += 1;
-        }
-        counts
-    }
-
-    const LOGITS: [f32; 4] = [0.0, 2.0, 1.0, -1.0];
-
-    #[test]
-    fn greedy_takes_the_best() {
-        assert_eq!(draws(Sampling::GREEDY, &LOGITS), [0, 20_000, 0, 0]);
-    }
-
-    #[test]
-    fn draws_follow_the_softmax() {
-        let temperature = 0.7;
-        let counts = draws(
-            Sampling {
-                temperature,
-                ..Sampling::GREEDY
-            },
-            &LOGITS,
-        );
-        let weights = LOGITS.map(|logit| (f64::from(logit) / temperature).exp());
-        let total: f64 = weights.iter().sum();
-        for (count, weight) in counts.iter().zip(weights) {
-            let (p, seen) = (weight / total, *count as f64 / 20_000.0);
-            // Five standard deviations.
-            assert!(
-                (seen - p).abs() < 5.0 * (p * (1.0 - p) / 20_000.0).sqrt(),
-                "{seen} against {p}"
-            );
-        }
-    }
-
-    #[test]
-    fn cuts_leave_out_what_they_say() {
-        let at = || Sampling {
-            temperature: 1.0,
-            ..Sampling::GREEDY
-        };
-        let zero = |counts: &[usize]| counts.iter().map(|count| *count == 0).collect::<Vec<_>>();
-        assert_eq!(
-            zero(&draws(Sampling { top_k: 2, ..at() }, &LOGITS)),
-            [true, false, false, true]
-        );
-        // Probabilities 0.64, 0.24, 0.09, 0.03.
-        assert_eq!(
-            zero(&draws(Sampling { top_p: 0.6, ..at() }, &LOGITS)),
-            [true, false, true, true]
-        );
-        assert_eq!(
-            zero(&draws(Sampling { top_p: 0.9, ..at() }, &LOGITS)),
-            [false, false, false, true]
-        );
-        assert_eq!(
-            zero(&draws(Sampling { min_p: 0.3, ..at() }, &LOGITS)),
-            [true, false, false, true]
-        );
-    }
-
-    #[test]
-    fn a_seed_repeats_and_another_differs() {
-        let at = |seed| {
-            draws(
-                Sampling {
-                    temperature: 1.0,
-                    seed,
-                    ..Sampling::GREEDY
-                },
-                &LOGITS,
-            )
-        };
-        assert_eq!(at(1), at(1));
-        assert_ne!(at(1), at(2));
-    }
-
-    #[test]
-    fn samples_of_one_seed_differ() {
-        let sampling = Sampling {
-            temperature: 1.0,
-            ..Sampling::GREEDY
-        };
-        let draws = |sample| {
-            let mut sampler = Sampler::new(&sampling, sample, &[]);
-            (0..32)
-                .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS).unwrap())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(draws(1), draws(1));
-        assert_ne!(draws(0), draws(1));
-    }
-
-    /// The greedy tokens of four steps over the same row.
-    fn greedy(sampling: Sampling, prompt: &[u32]) -> Vec<u32> {
-        let mut sampler = Sampler::new(&sampling, 0, prompt);
-        (0..4)
-            .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS).unwrap())
-            .collect()
-    }
-
-    #[test]
-    fn penalties_and_biases_change_the_logits() {
-        // LOGITS are 0, 2, 1, -1.
-        let with = |change: &dyn Fn(&mut Sampling)| {
-            let mut sampling = Sampling::GREEDY;
-            change(&mut sampling);
-            sampling
-        };
-        assert_eq!(
-            greedy(with(&|s| s.presence_penalty = 1.5), &[]),
-            [1, 2, 1, 1]
-        );
-        assert_eq!(
-            greedy(with(&|s| s.frequency_penalty = 0.8), &[]),
-            [1, 1, 2, 1]
-        );
-        // 2 / 4 = 0.5 for the token of the prompt.
-        assert_eq!(
-            greedy(with(&|s| s.repetition_penalty = 4.0), &[1]),
-            [2, 1, 1, 1]
-        );
-        assert_eq!(
-            greedy(with(&|s| s.logit_bias = vec![(1, -100.0), (3, 3.0)]), &[]),
-            [3, 3, 3, 3]
-        );
-        assert!(with(&|s| s.logit_bias = vec![(4, 1.0)]).check(4).is_err());
-    }
-
-    /// Allows exactly these tokens, one step after the other.
-    struct Steps(Vec<Vec<u32>>);
-
-    impl Guide for Steps {
-        fn allowed(&mut self) -> Result<Vec<u32>, String> {
-            Ok(vec![self.0[0].iter().fold(0, |bits, id| bits | 1 << id)])
-        }
-
-        fn take(&mut self, token: u32) -> Result<bool, String> {
-            assert!(self.0.remove(0).contains(&token));
-            Ok(self.0.is_empty())
-        }
-    }
-
-    #[test]
-    fn a_grammar_leaves_out_what_it_does_not_allow() {
-        let steps =
-            || Some(Box::new(Steps(vec![vec![0, 3], vec![2, 3], vec![1]])) as Box<dyn Guide>);
-        // LOGITS are 0, 2, 1, -1.
-        let mut sampler = Sampler::new(&Sampling::GREEDY, 0, &[]).guided(steps());
-        for expected in [0, 2, 1] {
-            assert!(!sampler.is_complete());
-            assert_eq!(sampler.choose(&choice(&LOGITS), &LOGITS), Ok(expected));
-        }
-        assert!(sampler.is_complete());
-        // A bias counts among what is allowed; it cannot bring back what is not.
-        let logit_bias = vec![(1, 50.0), (3, 3.0)];
-        let sampling = Sampling {
-            logit_bias,
-            ..Sampling::GREEDY
-        };
-        let mut sampler = Sampler::new(&sampling, 0, &[]).guided(steps());
-        assert_eq!(sampler.choose(&choice(&LOGITS), &LOGITS), Ok(3));
-        // Draws follow the softmax over what is allowed alone.
-        let drawn = Sampling {
-            temperature: 1.0,
-            ..Sampling::GREEDY
-        };
-        let mut counts = [0; 4];
-        for sample in 0..2_000 {
-            let mut sampler = Sampler::new(&drawn, sample, &[]).guided(steps());
-            counts[sampler.choose(&choice(&LOGITS), &LOGITS).unwrap() as usize] += 1;
-        }
-        assert_eq!((counts[1], counts[2]), (0, 0));
-        let p = 1.0 / (1.0 + (-1.0_f64).exp());
-        assert!(
-            (f64::from(counts[0]) / 2_000.0 - p).abs() < 5.0 * (p * (1.0 - p) / 2_000.0).sqrt()
-        );
-    }
-
-    #[test]
-    fn a_grammar_without_a_token_is_an_error() {
-        let mut sampler =
-            Sampler::new(&Sampling::GREEDY, 0, &[]).guided(Some(Box::new(Steps(vec![vec![]]))));
-        let error = sampler.choose(&choice(&LOGITS), &LOGITS).unwrap_err();
-        assert!(error.to_string().contains("no token"), "{error}");
-    }
-
-    #[test]
-    fn parameters_outside_their_range_are_named() {
-        for (sampling, name) in [
-            (
-                Sampling {
-                    temperature: -1.0,
-                    ..Sampling::GREEDY
-                },
-                "temperature",
-            ),
-            (
-                Sampling {
-                    temperature: f64::NAN,
-                    ..Sampling::GREEDY
-                },
-                "temperature",
-            ),
-            (
-                Sampling {
-                    top_p: 0.0,
-                    ..Sampling::GREEDY
-                },
-                "top_p",
-            ),
-            (
-                Sampling {
-                    min_p: 1.5,
-                    ..Sampling::GREEDY
-                },
-                "min_p",
-            ),
-        ] {
-            assert!(sampling.check(4).unwrap_err().to_string().starts_with(name));
-        }
-    }
-}
+mod tests;

@@ -326,11 +326,12 @@ impl Engine {
             });
         }
         if planned.batch.outputs.len() > outputs {
-            let step_options = &mut planned.step_options;
-            step_options.candidates = step_options.candidates.max(request.candidates());
+            let (step_options, sampler) = (&mut planned.step_options, &sequence.sampler);
+            let candidates = sampler.candidates().max(request.logprobs.unwrap_or(0));
+            step_options.candidates = step_options.candidates.max(candidates);
             let scored = request.scores == PromptScores::Logits && start < sequence.prompt();
             step_options.keep_rows |=
-                scored || (request.needs_full_logits() && request.max_tokens > 0);
+                scored || (sampler.needs_full_logits() && request.max_tokens > 0);
         }
         planned.segments.push(PlannedSegment {
             id: sequence.id,

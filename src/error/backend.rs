@@ -38,6 +38,16 @@ pub enum BackendError {
         /// What was given.
         found: String,
     },
+    /// A head that is to be traced is not there.
+    #[error("trace: the {what} should be {expected}, but is {found}")]
+    TraceChoice {
+        /// Layer or head.
+        what: &'static str,
+        /// Those that are there.
+        expected: String,
+        /// The one that was chosen.
+        found: usize,
+    },
     /// A token id without a row in the embedding.
     #[error(
         "token id {token} at position {position} is outside the vocabulary: ids run from 0 to {last}"
@@ -146,7 +156,9 @@ impl BackendError {
     #[must_use]
     pub fn scope(&self) -> Scope {
         match self {
-            Self::TokenOutOfRange { .. } | Self::Record { .. } => Scope::Request,
+            Self::TokenOutOfRange { .. } | Self::TraceChoice { .. } | Self::Record { .. } => {
+                Scope::Request
+            }
             Self::Shape { .. }
             | Self::Weight { .. }
             | Self::Batch { .. }

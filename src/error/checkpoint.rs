@@ -129,6 +129,16 @@ pub enum CheckpointError {
         /// What is there.
         found: String,
     },
+    /// A value that is to be read in place of one of a GGUF's metadata cannot be.
+    #[error("override {given}: expected {expected}, found {found}")]
+    Override {
+        /// The override as it was given, or its key.
+        given: String,
+        /// What belongs there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// A GGUF that is no model of ours, or not the whole of one.
     #[error("{}: expected {expected}, found {found}", file.display())]
     NotThisModel {

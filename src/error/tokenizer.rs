@@ -206,7 +206,7 @@ pub enum TokenizerError {
         reason: String,
     },
     /// The chat is not JSON of the expected shape.
-    #[error("the chat is not the JSON that was expected")]
+    #[error("a chat should be {{\"messages\": [..]}} or a list of messages, but {source}")]
     ChatJson {
         /// Where and why.
         #[from]

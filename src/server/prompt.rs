@@ -7,7 +7,7 @@ use super::error::{ApiError, Result};
 use super::fields::shorten;
 use super::service::Service;
 use crate::config::kind;
-use crate::tokenizer::Chat;
+use crate::tokenizer::{Chat, ROLES};
 
 /// A prompt that is ready to run.
 #[derive(Clone, Debug)]
@@ -19,8 +19,6 @@ pub(super) struct Prompt {
 
 /// Turn ends before the last question that are kept beside the first.
 const LAST_TURNS: usize = 3;
-
-const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 /// Fields of a message; `true` where only null is understood.
 const MESSAGE_FIELDS: [(&str, bool); 10] = [

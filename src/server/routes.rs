@@ -21,7 +21,7 @@ use super::metrics::{Metrics, Refused};
 use super::options::{Origins, ServerOptions};
 use super::request_id::{self, Id};
 use super::service::Service;
-use super::{auth, chat, completions, tokens};
+use super::{auth, chat, completions, page, tokens};
 use crate::engine::Request as EngineRequest;
 
 /// What all handlers share.
@@ -53,6 +53,9 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/models/{*name}", get(model))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/", get(page::index))
+        .route("/page/chat.css", get(page::style))
+        .route("/page/chat.js", get(page::script))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/version", get(version))
@@ -252,7 +255,11 @@ async fn health(State(shared): Server) -> Result<Response> {
 }
 
 async fn metrics(State(shared): Server) -> Result<Response> {
-    let engine = shared.service.get().map(|service| service.engine().clone());
+    let service = shared.service.get();
+    if let Some(transfers) = service.and_then(|service| service.transfers()) {
+        shared.metrics.transfers(transfers);
+    }
+    let engine = service.map(|service| service.engine().clone());
     // The engine answers between two steps.
     let status = match engine {
         Some(engine) => tokio::task::spawn_blocking(move || engine.status().ok())

@@ -13,6 +13,9 @@ use super::special::show;
 use super::{ChatTemplate, Tokenizer};
 use crate::error::TokenizerError;
 
+/// The roles of a chat's messages.
+pub const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
 /// A conversation, as clients send it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,24 +44,54 @@ pub struct EncodedChat {
 }
 
 impl Chat {
-    /// Reads `{"messages": [..], "tools": [..], "add_generation_prompt": true}` and checks it.
+    /// Reads `{"messages": [..], "tools": [..], "add_generation_prompt": true}`, or the list of messages alone, and checks it.
     ///
     /// # Errors
-    /// Text that is not such JSON, an unknown field, or what [`Chat::validate`] refuses.
+    /// Text that is not such JSON, an unknown field, what [`Chat::validate`] refuses, or a role that chats do not have: a
+    /// template would write it out, and a model cannot read it.
     pub fn from_json(text: &str) -> Result<Chat, TokenizerError> {
-        let chat: Chat = serde_json::from_str(text)?;
+        let chat = if text.trim_start().starts_with('[') {
+            Self::of(serde_json::from_str(text)?)
+        } else {
+            serde_json::from_str::<Chat>(text)?
+        };
         chat.validate()?;
+        chat.check_roles()?;
         Ok(chat)
     }
 
-    /// One turn of a user, to be answered.
-    pub fn user(text: &str) -> Chat {
-        let messages = vec![serde_json::json!({ "role": "user", "content": text })];
+    /// Messages that are to be answered, without tools.
+    fn of(messages: Vec<Value>) -> Chat {
         Chat {
             messages,
             tools: None,
             add_generation_prompt: true,
         }
+    }
+
+    /// One turn of a user, to be answered.
+    pub fn user(text: &str) -> Chat {
+        Self::of(vec![serde_json::json!({ "role": "user", "content": text })])
+    }
+
+    /// Checks that every role is one that chats have.
+    ///
+    /// # Errors
+    /// The first message of another role, with its place.
+    pub fn check_roles(&self) -> Result<(), TokenizerError> {
+        for (i, message) in self.messages.iter().enumerate() {
+            if !message["role"]
+                .as_str()
+                .is_some_and(|role| ROLES.contains(&role))
+            {
+                return Err(TokenizerError::Chat {
+                    at: format!("messages[{i}].role"),
+                    expected: "system, developer, user, assistant or tool",
+                    found: message["role"].to_string(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Checks what every template relies on.

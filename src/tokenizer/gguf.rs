@@ -47,7 +47,7 @@ pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, To
         let found = format!("{} types", types.len());
         return Err(refused(metadata.wrong(TYPES, expected, found)));
     }
-    let mut tokens = Vec::new();
+    let (mut tokens, mut unused) = (Vec::new(), Vec::new());
     let mut declared = BTreeMap::new();
     for (id, (text, kind)) in (0u32..).zip(texts.iter().zip(types)) {
         let wrong = |expected: &str, found: String| {
@@ -73,6 +73,7 @@ pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, To
             }
             // The file calls them [PADn]; they are no tokens, so that this text must not become one.
             token_type::UNUSED => {
+                unused.push(id);
                 declared.insert(id, reserved_name(id));
             }
             other => {
@@ -83,6 +84,8 @@ pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, To
     }
     let mut parts = from_tokens(metadata.file(), tokens, alphabet)?;
     parts.declared = declared;
+    parts.unused = unused;
+    parts.reserves = false;
     Ok(parts)
 }
 

@@ -48,6 +48,8 @@ pub(super) fn read(path: &Path, alphabet: &Alphabet) -> Result<Option<Parts>, To
         bpe,
         splitter,
         declared,
+        unused: Vec::new(),
+        reserves: false,
     }))
 }
 

@@ -20,14 +20,14 @@ mod tojson;
 mod tool_calls;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::Model as _;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-pub use chat::{Chat, EncodedChat};
+pub use chat::{Chat, EncodedChat, ROLES};
 pub use conversation::Conversation;
 pub use stream::{StreamDecoder, TokenText, Utf8Stream};
 pub use template::ChatTemplate;
@@ -51,6 +51,11 @@ struct Parts {
     splitter: Splitter,
     /// The special tokens that the file names.
     declared: BTreeMap<u32, String>,
+    /// Of those ids the ones that are no tokens.
+    unused: Vec<u32>,
+    /// Whether an id that the file does not name is a token all the same, as the published tokenizer has those after its ordinary
+    /// tokens (`tokenization_kimi.py`).
+    reserves: bool,
 }
 
 /// A byte-level byte-pair tokenizer with its special tokens.
@@ -62,6 +67,8 @@ pub struct Tokenizer {
     bpe: BPE,
     /// The ids at which the tokenizer's own files say to stop.
     eos: Vec<u32>,
+    /// Special ids that are no tokens, ascending.
+    unused: Vec<u32>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -161,7 +168,13 @@ impl Tokenizer {
     ) -> Result<Tokenizer, TokenizerError> {
         // Ids are 32 bits wide in every file, so that there are no more tokens than that.
         let ordinary = parts.tokens.len() as u32;
+        let mut unused = parts.unused;
+        let declared: BTreeSet<u32> = parts.declared.keys().copied().collect();
         let specials = Specials::new(path, ordinary, parts.declared)?;
+        if !parts.reserves {
+            unused.extend((ordinary..specials.end()).filter(|id| !declared.contains(id)));
+        }
+        unused.sort_unstable();
         eos.extend(stops.iter().filter_map(|name| specials.id(name)));
         let (tokens, splitter, bpe) = (parts.tokens, parts.splitter, parts.bpe);
         Ok(Tokenizer {
@@ -171,17 +184,22 @@ impl Tokenizer {
             splitter,
             bpe,
             eos,
+            unused,
         })
     }
 
     /// Fits the tokenizer to an embedding of `rows` rows. Special tokens past the last row lose their ids: their names
-    /// become ordinary text, and they are no longer tokens. Rows past the last token become reserved tokens.
+    /// become ordinary text, and they are no longer tokens. Rows past the last token get reserved names, and are unused.
     ///
     /// # Errors
     /// Fewer rows than ordinary tokens.
     pub fn limit_ids(&mut self, rows: usize) -> Result<(), TokenizerError> {
         match u32::try_from(rows) {
-            Ok(limit) if rows >= self.tokens.len() => self.specials.limit(limit),
+            Ok(limit) if rows >= self.tokens.len() => {
+                self.unused.retain(|id| *id < limit);
+                self.unused.extend(self.specials.end()..limit);
+                self.specials.limit(limit)
+            }
             _ => Err(TokenizerError::EmbeddingTooSmall {
                 rows,
                 ordinary: self.tokens.len(),
@@ -275,6 +293,12 @@ impl Tokenizer {
         self.specials.iter()
     }
 
+    /// Ids that only the embedding has rows for: those that a GGUF marks as unused (`[PADn]`), that no file names, or that follow
+    /// the last token. They must never be drawn. Ascending.
+    pub fn unused_ids(&self) -> &[u32] {
+        &self.unused
+    }
+
     /// The ids at which an answer ends, as far as the tokenizer's own files say: `eos_token_id` of
     /// `generation_config.json`, `eos_token` of `tokenizer_config.json`, `[EOS]` and `<|im_end|>`. Ascending.
     pub fn eos_ids(&self) -> Vec<u32> {
@@ -322,6 +346,8 @@ fn from_tokens(
         bpe,
         splitter: Splitter::new([split::PATTERN])?,
         declared: BTreeMap::new(),
+        unused: Vec::new(),
+        reserves: true,
     })
 }
 

@@ -2,8 +2,10 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod chat;
 #[path = "../common/mod.rs"]
 mod common;
+mod newcomer;
 mod refusals;
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! `cuda-emulated`: the CUDA backend over a machine that runs the same kernels on the processor.
+//! `cuda-emulated`: the CUDA backend over a machine that runs the same kernels on the CPU.
 #![allow(dead_code, unsafe_code, unreachable_pub)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,7 +58,7 @@ impl Emulated {
         let device = Device {
             backend: "cuda-emulated",
             index: 0,
-            name: "the processor in a GPU's place".to_owned(),
+            name: "the CPU in a GPU's place".to_owned(),
             memory_bytes: None,
             precision: Dtype::Bf16,
             cache: Dtype::Bf16,

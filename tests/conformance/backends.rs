@@ -56,7 +56,7 @@ fn wgpu() -> Vec<Bench> {
 
     fn open(options: Options) -> Box<dyn Backend> {
         Box::new(WgpuBackend::with_options(options).unwrap_or_else(|error| {
-            panic!("{error}. Or install one that runs on the processor: apt-get install mesa-vulkan-drivers libvulkan1")
+            panic!("{error}. Or install one that runs on the CPU: apt-get install mesa-vulkan-drivers libvulkan1")
         }))
     }
     vec![
@@ -73,7 +73,7 @@ fn wgpu() -> Vec<Bench> {
     ]
 }
 
-/// The CUDA kernels on the processor, each launch with its threads in three orders that must leave the same bits.
+/// The CUDA kernels on the CPU, each launch with its threads in three orders that must leave the same bits.
 #[cfg(feature = "cuda")]
 fn cuda_emulated() -> Bench {
     use crate::emulated::{ORDERS, open};

@@ -324,7 +324,7 @@ def main():
             text = source.read_text()
             source.write_text(text.replace(old, new))
             # A header's bug is in every kernel that includes it; those that the cases run are enough.
-            stems = {"select": ["select.cu"], "linear": ["linear.cu"], "experts": ["experts.cu"], "rms_norm": ["rms_norm.cu"], "kda_gates": ["kda_gates.cu"],
+            stems = {"select": ["select.cu"], "embed": ["embed.cu"], "linear": ["linear.cu"], "experts": ["experts.cu"], "rms_norm": ["rms_norm.cu"], "kda_gates": ["kda_gates.cu"],
                      "kda_chunk": ["kda_chunk.cu", "kda_scan.cu"],
                      "kda_block": ["kda_chunk.cu", "kda_scan.cu", "kda_step.cu"], "mla_prefill": ["mla_prefill.cu"],
                      "mla_decode": ["mla_decode.cu"], "route": ["route.cu"]}

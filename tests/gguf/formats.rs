@@ -1,58 +1,13 @@
-//! Every type: what is loaded means what the package says, and computes what the published checkpoint computes.
+//! Every type: what is loaded means what the package says; plain ones compute what the published checkpoint computes.
 
-use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot};
-use kimi_linear::checkpoint::{Checkpoint, Fingerprint, Format};
-use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::model::{Limits, Model, StepOptions};
+use kimi_linear::checkpoint::{Fingerprint, Format};
+use kimi_linear::config::ModelConfig;
 use serde_json::json;
 
+use super::backends::cpu;
 use super::common::{Fixture, close};
+use super::logits::logits;
 use super::{FIXTURE, Written, published, same_bits, widened};
-
-/// All logits of the fixture's traced prompt, on the CPU.
-fn logits(config: &ModelConfig, checkpoint: &Checkpoint) -> Vec<f32> {
-    let expected = Fixture::open(&format!("{FIXTURE}/expected.safetensors"));
-    let tokens = expected.ids("prompt.37.tokens");
-    let step = Capacity {
-        tokens: tokens.len(),
-        segments: 1,
-        outputs: tokens.len(),
-        blocks: 4,
-        checkpoints: 0,
-    };
-    let limits = Limits {
-        step,
-        slots: 1,
-        blocks: 4,
-        block_tokens: 16,
-        cache: Dtype::F32,
-    };
-    let backend = Box::new(CpuBackend::new());
-    let mut model = Model::load(config, checkpoint, backend, limits, &mut |_| {}).unwrap();
-    let batch = Batch {
-        segments: vec![Segment {
-            length: tokens.len(),
-            position: 0,
-            slot_in: None,
-            slot_out: Slot(0),
-            checkpoints: Vec::new(),
-            blocks: (0..3).map(Block).collect(),
-        }],
-        outputs: (0..tokens.len())
-            .map(|row| OutputRow { row, target: None })
-            .collect(),
-        tokens,
-    };
-    let options = StepOptions {
-        candidates: 1,
-        keep_rows: true,
-        probe_hidden: false,
-    };
-    let mut compiled = model.step(step, options).unwrap();
-    let output = compiled.submit(&batch).unwrap().wait().unwrap();
-    output.logits
-}
 
 /// A file in a plain dtype is the published checkpoint, but for what a logarithm of an exponential loses.
 fn plain(kind: &str) {
@@ -84,9 +39,10 @@ fn plain(kind: &str) {
             assert_eq!(loaded.bytes, tensor.bytes, "{}", tensor.name);
         }
     }
-    let found = logits(&config, &checkpoint);
+    let found = logits(&config, &checkpoint, cpu());
     let expected = Fixture::open(&format!("{FIXTURE}/expected.safetensors"));
-    close(kind, &found, &logits(&published_config, &published), 1e-6);
+    let expected_here = logits(&published_config, &published, cpu());
+    close(kind, &found, &expected_here, 1e-6);
     close(kind, &found, &expected.f32("prompt.37.logits"), 1e-5);
     assert_ne!(
         Fingerprint::stored(&checkpoint),

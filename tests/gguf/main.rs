@@ -1,17 +1,25 @@
 //! GGUF files that the Python package `gguf` writes from a reference checkpoint, against that checkpoint.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "../common/backends.rs"]
+mod backends;
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "cuda")]
+#[path = "../common/emulated.rs"]
+mod emulated;
 #[path = "../common/python.rs"]
 mod python;
 
 mod formats;
+mod logits;
 mod metadata;
+mod overrides;
 mod program;
 mod split;
 mod tokenizer;
 mod traps;
+mod unused;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,7 +49,16 @@ impl Written {
         let written = Self { dir };
         fields["source"] = json!(reference(FIXTURE));
         fields["out"] = json!(written.dir.path().join(name));
-        fields["expected"] = json!(written.dir.path().join("expected.safetensors"));
+        for copy in ["expected", "noisy"] {
+            let folder = written.dir.path().join(copy);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::copy(
+                reference(FIXTURE).join("config.json"),
+                folder.join("config.json"),
+            )
+            .unwrap();
+            fields[copy] = json!(folder.join("model.safetensors"));
+        }
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gguf/write_gguf.py");
         let output = Command::new(python::interpreter())
             .arg(script)
@@ -76,7 +93,7 @@ impl Written {
 
     /// What a tensor means, by the package's own widening.
     fn expected(&self, name: &str) -> Vec<f32> {
-        let file = std::fs::read(self.dir.path().join("expected.safetensors")).unwrap();
+        let file = std::fs::read(self.dir.path().join("expected/model.safetensors")).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
         let tensor = tensors.tensor(name).unwrap();
         let four = tensor.data().chunks_exact(4);

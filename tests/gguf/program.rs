@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use super::common::reference;
 use super::{FIXTURE, Written};
 
-fn program(model: &Path, arguments: &[&str]) -> Output {
+pub(super) fn program(model: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kimi-linear"));
     command.args(arguments).env_remove("KIMI_LINEAR_LOG");
     command.arg("--model").arg(model).output().unwrap()
 }
 
-fn object(model: &Path, arguments: &[&str]) -> Value {
+pub(super) fn object(model: &Path, arguments: &[&str]) -> Value {
     let output = program(model, &[arguments, &["--json"]].concat());
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");

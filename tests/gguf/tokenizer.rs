@@ -66,6 +66,7 @@ fn unused_ids_are_no_tokens() {
         tokenizer.piece(511).unwrap().name,
         Some("<|reserved_token_511|>")
     );
+    assert_eq!(tokenizer.unused_ids(), (456..514).collect::<Vec<u32>>());
 }
 
 #[test]

@@ -14,6 +14,9 @@ Further fields of the JSON object:
     leave     names of tensors to leave out
     add       {name: [sizes, type]} tensors of zeros to add
     expected  a safetensors file: what every tensor is once widened (f32), under its published name
+    noise     how far the numbers of `noisy` are from those, at random, as a part of each
+    noisy     a safetensors file as `expected`, with noise in the matrices that stay in blocks
+    fixed_routes  biases that choose the experts by themselves
 
 Types that `gguf` cannot quantise get blocks of random codes with small scales. Rows that are no whole blocks get the type
 that llama.cpp falls back to.
@@ -69,6 +72,19 @@ def published(folder):
             values = np.frombuffer(raw, np.float32)
         tensors[name] = values.reshape(entry["shape"])
     return tensors
+
+
+def fixed_routes(name, biases):
+    """Biases that choose the experts by themselves (scores are below 1): of two copies that round otherwise, tokens would else
+    go to other experts here and there, and their logits have nothing in common."""
+    layer = int(name.split(".")[2])
+    return (2 * ((np.arange(biases.size) + layer) % biases.size)).reshape(biases.shape).astype(np.float32)
+
+
+def multiplied(name):
+    """A matrix that products read in blocks: embeddings are looked up, the router is F32, and kv_b is widened when it is loaded."""
+    matrix = name.endswith(("_proj.weight", "_with_mqa.weight", "lm_head.weight")) or ".experts." in name
+    return matrix and not name.endswith("kv_b_proj.weight")
 
 
 class Writer:
@@ -141,6 +157,10 @@ class Writer:
                 types.append(1)
             elif str(i) in added:
                 tokens.append(added[str(i)]["content"])
+                types.append(3)
+            elif i < len(ranks) + 258:
+                # The published tokenizer has so many tokens after its ordinary ones, named or not.
+                tokens.append(f"<|reserved_token_{i}|>")
                 types.append(3)
             else:
                 tokens.append(f"[PAD{i}]")
@@ -246,6 +266,8 @@ class Writer:
 
     def tensors(self):
         tensors = published(self.folder)
+        if self.spec.get("fixed_routes"):
+            tensors |= {name: fixed_routes(name, values) for name, values in tensors.items() if "e_score" in name}
         for name, other in (("model.embed_tokens.weight", "token_embd.weight"), ("lm_head.weight", "output.weight"),
                             ("model.norm.weight", "output_norm.weight")):
             self.expected[name] = self.tensor(other, tensors[name])
@@ -261,6 +283,8 @@ class Writer:
             self.file.add_tensor(name, zeros, raw_dtype=T[kind])
         missing = set(tensors) - set(self.expected)
         assert not missing, missing
+        self.expected = {name: np.ascontiguousarray(values, np.float32).reshape(tensors[name].shape)
+                         for name, values in self.expected.items()}
 
     def write(self):
         self.metadata()
@@ -270,8 +294,12 @@ class Writer:
         self.file.write_tensors_to_file()
         self.file.close()
         if "expected" in self.spec:
-            arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in self.expected.items()}
-            save_file(arrays, self.spec["expected"])
+            save_file(self.expected, self.spec["expected"])
+        if "noise" in self.spec:
+            for name in filter(multiplied, self.expected):
+                factors = 1 + self.spec["noise"] * self.random.standard_normal(self.expected[name].shape)
+                self.expected[name] = (self.expected[name] * factors).astype(np.float32)
+            save_file(self.expected, self.spec["noisy"])
 
 
 if __name__ == "__main__":

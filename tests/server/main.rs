@@ -23,6 +23,9 @@ mod greedy;
 mod harness;
 mod load;
 #[cfg(unix)]
+mod page;
+#[cfg(unix)]
 mod program;
 mod protocol;
+mod transfer;
 mod turns;

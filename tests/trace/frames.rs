@@ -424,19 +424,19 @@ fn heads_that_are_not_there_are_refused() {
     let refusals = [
         (
             choice((3, 0), (3, 0)),
-            "batch: a trace's KDA layer should be one of [0, 1, 2, 4], but is 3",
+            "trace: the KDA layer should be one of [0, 1, 2, 4], but is 3",
         ),
         (
             choice((0, 2), (3, 0)),
-            "batch: a trace's KDA head should be below 2, but is 2",
+            "trace: the KDA head should be below 2, but is 2",
         ),
         (
             choice((0, 0), (9, 0)),
-            "batch: a trace's MLA layer should be one of [3], but is 9",
+            "trace: the MLA layer should be one of [3], but is 9",
         ),
         (
             choice((0, 0), (3, 7)),
-            "batch: a trace's MLA head should be below 2, but is 7",
+            "trace: the MLA head should be below 2, but is 7",
         ),
     ];
     for (trace, message) in refusals {

@@ -42,7 +42,7 @@ const WHOLE: &[(&str, Make)] = &[
     (EMULATED, || emulated::open(&emulated::ORDERS[..1])),
 ];
 
-/// The CUDA kernels on the processor. An untraced step has kernels that do several operations at once and round less on
+/// The CUDA kernels on the CPU. An untraced step has kernels that do several operations at once and round less on
 /// the way, so that a trace may change the last bits of bf16.
 const EMULATED: &str = "cuda-emulated";
 

@@ -36,7 +36,7 @@ pub struct LoadRequest {
     pub name: String,
     /// The backend.
     pub backend: BackendKind,
-    /// The device's number among that backend's; nothing is the best.
+    /// The device's number among that backend's; `None` is the best.
     pub device: Option<usize>,
     /// Tokens that a conversation may reach, if the model allows as many.
     pub context: usize,

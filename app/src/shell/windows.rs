@@ -152,7 +152,7 @@ fn devices(ui: &mut Ui, colours: &Colours, choice: &mut ModelChoice, estimate: &
             let auto = choice.backend == BackendName::Auto;
             if ui
                 .radio(auto, "auto")
-                .on_hover_text("A GPU if there is one, else the processor")
+                .on_hover_text("A GPU if there is one, else the CPU")
                 .clicked()
             {
                 (choice.backend, choice.device) = (BackendName::Auto, None);

@@ -61,7 +61,7 @@ pub fn tiny() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/reference/tiny-a")
 }
 
-/// A model of this shape on the processor.
+/// A model of this shape on the CPU.
 pub fn facts() -> ModelFacts {
     let config = ModelConfig::from_file(&tiny().join("config.json")).unwrap();
     let memory = config.memory(&MemoryRequest {

@@ -1,4 +1,4 @@
-//! What the backend asks of whoever runs its kernels: memory, copies, and lists of launches in order.
+//! What the backend asks of what runs its kernels: memory, copies, and lists of launches in order.
 //!
 //! The driver is one such machine. Another compiles the same kernels for the CPU, and is for tests. Everything above
 //! this trait is the same for both: shapes, grids, arguments, workspaces. Device memory is named by the [`Buffer`] that owns
@@ -382,7 +382,7 @@ pub struct Answers {
     pub milliseconds: Vec<(usize, f64)>,
 }
 
-/// A device, or what plays one. Buffers that another machine made are refused.
+/// A CUDA device, or its emulator. Buffers that another machine made are refused.
 pub trait Machine: Send + Sync {
     /// The device.
     fn device(&self) -> &Device;

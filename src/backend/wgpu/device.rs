@@ -15,7 +15,7 @@ use crate::backend::{Device, MaybeSend, Result, host};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// An adapter as a person sees it.
+/// Human-readable description of an adapter.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct AdapterDescription {
     /// Its place in this list, the `N` of `--device N`.
@@ -24,7 +24,7 @@ pub struct AdapterDescription {
     pub name: String,
     /// What it is: `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `other`.
     pub kind: &'static str,
-    /// Whether it is a real GPU and not the processor in disguise.
+    /// Whether it is a real GPU and not the CPU in disguise.
     pub gpu: bool,
     /// What wgpu drives it through: `vulkan`, `metal`, `dx12`.
     pub api: String,
@@ -58,7 +58,7 @@ impl AdapterDescription {
     }
 }
 
-/// Every adapter, best first: discrete GPUs, integrated ones, virtual ones, others, and last what runs on the processor.
+/// Every adapter, best first: discrete GPUs, integrated ones, virtual ones, others, and last what runs on the CPU.
 #[cfg(not(target_arch = "wasm32"))]
 #[must_use]
 pub fn adapters() -> Vec<AdapterDescription> {
@@ -92,7 +92,7 @@ async fn enumerate() -> Vec<wgpu::Adapter> {
         | wgpu::Backends::METAL
         | wgpu::Backends::DX12
         | wgpu::Backends::BROWSER_WEBGPU;
-    // Validation layers are for whoever works on this crate, by the environment.
+    // Validation layers are turned on by the environment, for work on this crate.
     descriptor.flags = wgpu::InstanceFlags::empty().with_env();
     let instance = wgpu::Instance::new(descriptor);
     let mut list = instance.enumerate_adapters(wgpu::Backends::all()).await;
@@ -193,7 +193,7 @@ pub(super) struct Gpu {
     pub(super) subgroups: bool,
     /// Nanoseconds a tick of its clock, where passes can be timed.
     pub(super) tick: Option<f32>,
-    /// Whether the processor plays GPU.
+    /// Whether the CPU plays GPU.
     pub(super) software: bool,
     fault: Arc<Mutex<Option<BackendError>>>,
     /// Error scopes that have not answered yet.
@@ -242,7 +242,7 @@ impl Gpu {
         if list.is_empty() {
             return Err(unavailable(
                 "no graphics adapter was found; install a Vulkan driver (the package mesa-vulkan-drivers has one that \
-                 runs on the processor), or use --backend cpu"
+                 runs on the CPU), or use --backend cpu"
                     .to_owned(),
             ));
         }

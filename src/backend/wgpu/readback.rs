@@ -1,6 +1,6 @@
 //! The way back from the device: copies into a buffer that the host may map, and the ticket that waits for it.
 //!
-//! Natively whoever awaits the ticket drives the device meanwhile (`backend::ticket`); in a browser the event loop does.
+//! Natively the thread that awaits the ticket drives the device meanwhile (`backend::ticket`); in a browser the event loop does.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -46,7 +46,7 @@ struct Mapping {
     waker: Option<Waker>,
 }
 
-/// Keeps what came of a mapping, unless something came of it before, and wakes whoever waits.
+/// Keeps what came of a mapping, unless something came of it before, and wakes the waiting thread.
 fn tell(mapping: &Mutex<Mapping>, result: std::result::Result<(), String>) {
     let waker = {
         let mut mapping = lock(mapping);
@@ -143,7 +143,7 @@ impl Read {
         Ok(words)
     }
 
-    /// Has whoever awaits this block until the submission is done, which calls what [`submit`] left with it.
+    /// Makes a thread that awaits this block until the submission is done, which calls what [`submit`] left with it.
     fn drive(&mut self, cx: &Context<'_>) -> Result<()> {
         if std::mem::replace(&mut self.driven, true) {
             return Ok(());

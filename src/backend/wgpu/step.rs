@@ -119,7 +119,7 @@ impl Encoder {
         self.with_memory(|memory| Ok(memory.weight(weight)?.matrix(operation)?.to_vec()))
     }
 
-    /// Rows at most that the form for few rows takes: on a GPU it reads weights again for each, and a processor that
+    /// Rows at most that the form for few rows takes: on a GPU it reads weights again for each, and a CPU that
     /// plays GPU pays for every row of a tile, wanted or not.
     pub(super) fn few(&self) -> usize {
         if self.shared.gpu.software { 10 } else { 4 }

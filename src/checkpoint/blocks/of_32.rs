@@ -104,7 +104,7 @@ pub(crate) fn half_power(e: u8) -> f32 {
     })
 }
 
-pub(super) fn set(to: &mut Codes, scale: f32, min: f32) {
+fn set(to: &mut Codes, scale: f32, min: f32) {
     to.scales[0] = scale;
     to.mins[0] = min;
 }
@@ -115,7 +115,7 @@ fn fifth(q: u8, high: u32, i: usize) -> i8 {
 }
 
 /// The codes of 16 bytes: `code` of four bits and the element's number.
-pub(super) fn four(bytes: &[u8], to: &mut Codes, code: impl Fn(u8, usize) -> i8) {
+fn four(bytes: &[u8], to: &mut Codes, code: impl Fn(u8, usize) -> i8) {
     for (j, byte) in bytes.iter().enumerate().take(16) {
         let [low, high] = nibbles(*byte);
         to.codes[j] = code(low, j);

@@ -18,7 +18,10 @@ use bytes::Bytes;
 
 use self::expand::Expand;
 use self::grid::{Grid, Number};
-use super::blocks::{FP4, FP8, INT4, INT6, INT8, MXFP4, Q4_0, Q4_1, Q5_1, Q8_0};
+use super::blocks::{
+    FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT6_64, INT8,
+    INT8_64, INT8_128, MXFP4, Q4_0, Q4_1, Q5_1, Q8_0,
+};
 use super::{BlockFormat, Format, Shard};
 use crate::error::CheckpointError;
 
@@ -134,14 +137,41 @@ impl Packed {
         match (&self.scheme, self.bits) {
             (Scheme::Integer { zeros: None, .. }, 4) if halves => &Q4_0,
             (Scheme::Integer { zeros: None, .. }, 8) if halves => &Q8_0,
-            (Scheme::Integer { .. }, 4) => &INT4,
+            (Scheme::Integer { .. }, 4) => self.int4(self.scales.number == Number::Bf16),
             (Scheme::Affine { .. }, 0..=4) if halves => &Q4_1,
             (Scheme::Affine { .. }, 5) if halves => &Q5_1,
-            (Scheme::Affine { .. }, 6) if halves => &INT6,
-            (Scheme::Integer { .. } | Scheme::Affine { .. }, _) => &INT8,
-            (Scheme::Float8, _) => &FP8,
+            (Scheme::Affine { .. }, 6) if halves => self.longest(&[&INT6_64]).unwrap_or(&INT6),
+            (Scheme::Integer { .. } | Scheme::Affine { .. }, _) => self.int8(),
+            (Scheme::Float8, _) => self.longest(&[&FP8_128, &FP8_64]).unwrap_or(&FP8),
             (Scheme::Float4, _) if self.scales.number == Number::E8m0 => &MXFP4,
-            (Scheme::Float4 | Scheme::Float4Global { .. }, _) => &FP4,
+            (Scheme::Float4 | Scheme::Float4Global { .. }, _) => self.fp4(),
         }
+    }
+
+    /// Four bits with zero points, or scales that f16 does not hold; `brief` scales are those that bf16 holds.
+    fn int4(&self, brief: bool) -> &'static BlockFormat {
+        let short = if brief { &INT4_BF16 } else { &INT4 };
+        self.longest(&[&INT4_128, &INT4_64]).unwrap_or(short)
+    }
+
+    fn int8(&self) -> &'static BlockFormat {
+        self.longest(&[&INT8_128, &INT8_64]).unwrap_or(&INT8)
+    }
+
+    /// Four-bit floats with a scale for each 16 columns.
+    fn fp4(&self) -> &'static BlockFormat {
+        match self.columns.is_multiple_of(FP4_128.length) {
+            true => &FP4_128,
+            false => &FP4,
+        }
+    }
+
+    /// The first of these that rows are whole blocks of and none of whose blocks has two scales.
+    fn longest(&self, formats: &[&'static BlockFormat]) -> Option<&'static BlockFormat> {
+        let fits = |format: &&&BlockFormat| {
+            let length = format.length;
+            self.columns.is_multiple_of(length) && self.scales.grid.covers(length, self.columns)
+        };
+        formats.iter().find(fits).copied()
     }
 }

@@ -7,10 +7,9 @@ use bytes::Bytes;
 use half::f16;
 use rayon::prelude::*;
 
-use super::super::blocks::{
-    E4M3, FP4, FP8, INT4, INT6, INT8, MXFP4, NO_MIN, Q4_0, Q4_1, Q5_1, Q8_0,
-};
+use super::super::blocks::{E4M3, FP4, FP4_128, INT4_BF16, MXFP4, NO_MIN, Q4_0, Q4_1, Q5_1, Q8_0};
 use super::super::{BlockFormat, Format, Shard, map};
+use super::grid::Number;
 use super::{Packed, Scales, Scheme, Stored, Words, Zeros};
 use crate::error::CheckpointError;
 
@@ -59,18 +58,27 @@ impl Packed {
             (zeros, _, Scheme::Integer { .. })
                 if self.bits == 4 && zeros.iter().flatten().all(|zero| (-8..8).contains(zero)) =>
             {
-                blocks(&INT4, &|[row, column], codes, block| {
+                let format = self.int4(scales.iter().all(brief));
+                blocks(format, &|[row, column], codes, block| {
                     let zero = zeros
                         .as_ref()
                         .map_or(0, |zeros| zeros[grid.at(row, column)]);
-                    put(block, 0, scale(row, column));
-                    block[4] = (zero + i32::from(offset)) as u8;
-                    nibbles(codes, &mut block[5..]);
+                    let (bits, bytes) = (scale(row, column).to_le_bytes(), codes.len() / 2);
+                    // Of a scale in bf16 the low half is zero.
+                    let kept = if *format == INT4_BF16 {
+                        &bits[2..]
+                    } else {
+                        &bits
+                    };
+                    let (before, packed) = block.split_at_mut(block.len() - bytes);
+                    before[..kept.len()].copy_from_slice(kept);
+                    before[kept.len()] = (zero + i32::from(offset)) as u8;
+                    nibbles(codes, packed);
                 })
             }
             // Products of the zero point are exact, so that the sum of two products is the product of the sum.
             (zeros, _, Scheme::Integer { .. }) if zeros.is_none() || scales.iter().all(short) => {
-                blocks(&INT8, &|[row, column], codes, block| {
+                blocks(self.int8(), &|[row, column], codes, block| {
                     let (at, scale) = (grid.at(row, column), scale(row, column));
                     let zero = zeros.as_ref().map(|zeros| zeros[at] as f32);
                     put(block, 0, scale);
@@ -80,14 +88,14 @@ impl Packed {
             }
             (_, Some(biases), _) if self.bits < 8 => self.affine(&codes, scales, biases),
             (_, Some(biases), _) if scales.iter().zip(biases).all(centred) => {
-                blocks(&INT8, &|[row, column], codes, block| {
+                blocks(self.int8(), &|[row, column], codes, block| {
                     let (scale, bias) = (scale(row, column), biases[grid.at(row, column)]);
                     put(block, 0, scale);
                     put(block, 4, bias + 128.0 * scale);
                     bytes_of(codes, 128, &mut block[8..]);
                 })
             }
-            (_, _, Scheme::Float8) => blocks(&FP8, &|[row, column], codes, block| {
+            (_, _, Scheme::Float8) => blocks(self.usual(), &|[row, column], codes, block| {
                 put(block, 0, scale(row, column));
                 bytes_of(codes, 0, &mut block[4..]);
             }),
@@ -95,6 +103,19 @@ impl Packed {
                 blocks(&MXFP4, &|[row, column], codes, block| {
                     block[0] = (scale(row, column).to_bits() >> 23) as u8;
                     nibbles(codes, &mut block[1..]);
+                })
+            }
+            (_, _, Scheme::Float4 | Scheme::Float4Global { .. })
+                if *self.fp4() == FP4_128 && self.scales.number == Number::E4m3 =>
+            {
+                let stored = self.scales.stored.window(shards)?;
+                let (whole, divides) = self.whole(shards)?;
+                blocks(&FP4_128, &|[row, column], codes, block| {
+                    let (first, across) = (grid.at(row, column), codes.len() / 16);
+                    put(block, 0, whole);
+                    block[4] = u8::from(divides);
+                    block[5..13].copy_from_slice(&stored[first..first + across]);
+                    nibbles(codes, &mut block[13..]);
                 })
             }
             (_, _, Scheme::Float4 | Scheme::Float4Global { .. }) => {
@@ -114,11 +135,11 @@ impl Packed {
         let format = if halves(scales) && halves(biases) {
             self.usual()
         } else {
-            &INT8
+            self.int8()
         };
         let blocks = self.blocks(codes, format, &|[row, column], codes, block| {
             let (scale, bias) = (scales[grid.at(row, column)], biases[grid.at(row, column)]);
-            if *format == INT8 {
+            if format == self.int8() {
                 put(block, 0, scale);
                 put(block, 4, bias);
                 return bytes_of(codes, 0, &mut block[8..]);
@@ -132,7 +153,7 @@ impl Packed {
                 let high = high.fold(0, |bits, (i, code)| bits | (*code as u32 >> 4 & 1) << i);
                 block[4..8].copy_from_slice(&high.to_le_bytes());
                 nibbles(codes, &mut block[8..]);
-            } else if *format == INT6 {
+            } else {
                 sixes(codes, &mut block[4..]);
             }
         });
@@ -237,13 +258,10 @@ impl Packed {
             }
             Scheme::Affine { biases } => numbers.biases = Some(biases.read(shards)?),
             Scheme::Float8 | Scheme::Float4 => {}
-            Scheme::Float4Global { global, divides } => {
-                let bytes = global.window(shards)?;
-                let global = bytes
-                    .first_chunk()
-                    .map_or(f32::NAN, |b| f32::from_le_bytes(*b));
+            Scheme::Float4Global { .. } => {
+                let (global, divides) = self.whole(shards)?;
                 for scale in &mut numbers.scales {
-                    *scale = if *divides {
+                    *scale = if divides {
                         *scale / global
                     } else {
                         *scale * global
@@ -252,6 +270,16 @@ impl Packed {
             }
         }
         Ok(numbers)
+    }
+
+    /// The scale of the whole weight, and whether others are divided by it; 1 where there is none.
+    fn whole(&self, shards: &[Shard]) -> Result<(f32, bool), CheckpointError> {
+        let Scheme::Float4Global { global, divides } = &self.scheme else {
+            return Ok((1.0, false));
+        };
+        let bytes = global.window(shards)?;
+        let whole = bytes.first_chunk();
+        Ok((whole.map_or(f32::NAN, |b| f32::from_le_bytes(*b)), *divides))
     }
 
     /// The zero points, as many as there are scales.
@@ -313,6 +341,11 @@ fn short(value: &f32) -> bool {
     value.to_bits() & 0xff == 0
 }
 
+/// Whether bf16 holds a number exactly.
+fn brief(value: &f32) -> bool {
+    value.to_bits() & 0xffff == 0
+}
+
 /// Whether `q * scale + bias` is `(q - 128) * scale + (bias + 128 * scale)` to the bit: products and the sum are exact.
 fn centred((scale, bias): (&f32, &f32)) -> bool {
     let shift = 128.0 * scale;
@@ -331,11 +364,13 @@ fn put_half(block: &mut [u8], at: usize, value: f32) {
     block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
 }
 
-/// The low four bits of the first half of the codes below those of the second.
+/// The low four bits of the first half of each 32 codes below those of the second.
 fn nibbles(codes: &[i16], bytes: &mut [u8]) {
-    let (low, high) = codes.split_at(codes.len() / 2);
-    for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
-        *byte = (*low & 15) as u8 | ((*high & 15) as u8) << 4;
+    for (codes, bytes) in codes.chunks_exact(32).zip(bytes.chunks_exact_mut(16)) {
+        let (low, high) = codes.split_at(16);
+        for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+            *byte = (*low & 15) as u8 | ((*high & 15) as u8) << 4;
+        }
     }
 }
 

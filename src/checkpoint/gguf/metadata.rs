@@ -1,11 +1,12 @@
 //! The metadata of a GGUF: typed values by key. Strings and lists stay in the mapped file until somebody asks for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::overrides::MetadataOverride;
 use super::reader::Reader;
 use crate::error::CheckpointError;
 
@@ -20,17 +21,21 @@ pub struct Metadata {
     file: PathBuf,
     bytes: Bytes,
     values: BTreeMap<String, Value>,
+    /// The keys whose values are not the file's.
+    overridden: BTreeSet<String>,
 }
 
 /// A value, or where it lies in the file.
 #[derive(Clone, Debug)]
-enum Value {
+pub(super) enum Value {
     Whole(i128),
     F32(f32),
     F64(f64),
     Flag(bool),
     /// Its bytes.
     Text(Range<usize>),
+    /// Text that is not the file's.
+    Given(String),
     /// The elements, without type and count.
     List {
         of: ValueType,
@@ -41,7 +46,7 @@ enum Value {
 
 /// The types of values, by their numbers in files (`gguf_type` of ggml's `gguf.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ValueType {
+pub(super) enum ValueType {
     U8,
     I8,
     U16,
@@ -150,7 +155,16 @@ impl Metadata {
             file: reader.file.to_owned(),
             bytes: bytes.clone(),
             values,
+            overridden: BTreeSet::new(),
         })
+    }
+
+    /// Puts these values in place of the file's; of one key the last counts.
+    pub(super) fn overrule(&mut self, overrides: &[MetadataOverride]) {
+        for MetadataOverride { key, value } in overrides {
+            self.values.insert(key.clone(), value.clone());
+            self.overridden.insert(key.clone());
+        }
     }
 
     /// The most pairs that [`Metadata::read`] is asked for.
@@ -173,11 +187,15 @@ impl Metadata {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> CheckpointError {
+        let mut found = found.into();
+        if self.overridden.contains(key) {
+            found.push_str(", which overrides the file's value");
+        }
         CheckpointError::Metadata {
             file: self.file.clone(),
             key: key.to_owned(),
             expected: expected.into(),
-            found: found.into(),
+            found,
         }
     }
 
@@ -196,12 +214,9 @@ impl Metadata {
             Some(Value::Flag(flag)) => flag.to_string(),
             Some(Value::Text(range)) => {
                 let bytes = self.bytes.get(range.clone()).unwrap_or_default();
-                let text = String::from_utf8_lossy(bytes.get(..400).unwrap_or(bytes));
-                match text.char_indices().nth(80) {
-                    Some((end, _)) => format!("{:?}...", &text[..end]),
-                    None => format!("{text:?}"),
-                }
+                shortened(&String::from_utf8_lossy(bytes.get(..400).unwrap_or(bytes)))
             }
+            Some(Value::Given(text)) => shortened(text),
             Some(Value::List { of, count, .. }) => format!("a list of {count} {}", of.name()),
         }
     }
@@ -260,6 +275,7 @@ impl Metadata {
                 .utf8(range.clone())
                 .map(Some)
                 .ok_or_else(|| self.unlike(key, "UTF-8 text")),
+            Some(Value::Given(text)) => Ok(Some(text)),
             Some(_) => Err(self.unlike(key, "a string")),
         }
     }
@@ -317,6 +333,14 @@ impl Metadata {
 
     fn utf8(&self, range: Range<usize>) -> Option<&str> {
         std::str::from_utf8(self.bytes.get(range)?).ok()
+    }
+}
+
+/// The first 80 characters, quoted.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+        None => format!("{text:?}"),
     }
 }
 

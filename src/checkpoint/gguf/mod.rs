@@ -9,6 +9,7 @@ mod expand;
 mod files;
 mod header;
 mod metadata;
+mod overrides;
 mod reader;
 mod tensors;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use bytes::Bytes;
 
 pub use header::TensorInfo;
 pub use metadata::Metadata;
+pub use overrides::MetadataOverride;
 
 use super::{Checkpoint, Shard};
 use crate::config::{ModelConfig, Part, Role};
@@ -90,6 +92,11 @@ impl Gguf {
     /// The metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
+    }
+
+    /// Puts these values in place of the file's metadata.
+    pub(super) fn overrule(&mut self, overrides: &[MetadataOverride]) {
+        self.metadata.overrule(overrides);
     }
 
     /// The tensors, by their names in the file.

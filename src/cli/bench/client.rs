@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use futures_util::StreamExt;
 use reqwest::Client;
 use serde_json::{Value, json};
 
+use super::super::sentence;
 use super::load::Planned;
 
 /// How requests are put.
@@ -50,10 +51,14 @@ impl Target {
         if let Some(key) = key {
             request = request.bearer_auth(key);
         }
-        let response = request
-            .send()
-            .await
-            .with_context(|| format!("cannot reach {url}"))?;
+        let response = request.send().await.map_err(|error| {
+            if error.is_connect() {
+                let first = root(&error);
+                anyhow!("cannot reach {url}: {first}; `kimi-linear serve` starts a server, --url names another")
+            } else {
+                anyhow::Error::new(error).context(format!("cannot reach {url}"))
+            }
+        })?;
         ensure!(
             response.status().is_success(),
             "{url}/v1/models: {}",
@@ -105,7 +110,7 @@ impl Target {
         let start = Instant::now();
         let read = self.read(planned, start, &mut outcome).await;
         outcome.end = start.elapsed();
-        outcome.error = read.err().map(|error| format!("{error:#}"));
+        outcome.error = read.err().map(|error| sentence(&error));
         outcome
     }
 
@@ -140,6 +145,15 @@ impl Target {
         ensure!(done, "the answer broke off");
         Ok(())
     }
+}
+
+/// The first cause of an error, below what each layer of a client says of it.
+fn root(error: &dyn std::error::Error) -> &dyn std::error::Error {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause
 }
 
 impl Outcome {

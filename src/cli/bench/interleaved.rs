@@ -109,7 +109,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A line that whoever steers waits for.
+/// A line that the steering process waits for.
 fn answer(value: &Value) -> Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{value}")?;

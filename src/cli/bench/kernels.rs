@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use kimi_linear::bench::kernels::{Options, Report, run as run_kernels};
 use kimi_linear::bench::{Effort, report};
@@ -75,6 +75,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             operations.push(bench_ops(make, filter, &mut |_| {})?);
         }
     }
+    let nothing = reports.iter().all(|report| report.rows.is_empty())
+        && operations.iter().all(|report| report.rows.is_empty());
+    ensure!(
+        !nothing,
+        "no kernel's and no operation's name contains `{}`",
+        arguments.filter.as_deref().unwrap_or_default()
+    );
     if arguments.json {
         let all = serde_json::json!({ "kernels": reports, "operations": operations });
         return super::super::print_json(&all);

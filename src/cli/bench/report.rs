@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::client::Outcome;
 
-/// What is good enough, in milliseconds; nothing is anything.
+/// Latency targets in milliseconds; `None` is no target.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Slo {
     pub(super) ttft_ms: Option<f64>,

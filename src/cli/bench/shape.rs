@@ -21,7 +21,7 @@ use super::super::progress::Progress;
 pub(super) struct Arguments {
     /// Measure a model of this shape: 48b (the published model), tiny (for trying this out), or a model's folder, config.json or GGUF.
     /// Its weights and caches are random numbers that the device makes, so no weights are read.
-    #[arg(long, value_name = "SHAPE", required_unless_present = "profile")]
+    #[arg(long, value_name = "SHAPE")]
     shape: Option<String>,
     /// Write a profile for `plan`: seconds of prompts of 1K, 8K, 32K and 128K tokens (or of --prefill's), bytes of their caches, and a decode
     /// step, of this device as one instance. Its shape is 48b unless --shape says otherwise.
@@ -82,7 +82,7 @@ impl Arguments {
     }
 }
 
-/// Shows what is reporter on the way.
+/// Shows on the way what is being measured.
 #[derive(Default)]
 struct Reporter {
     bar: Option<Progress>,
@@ -103,6 +103,11 @@ impl Reporter {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(
+        arguments.shape.is_some() || arguments.profile.is_some(),
+        "what is to be measured? `bench --shape tiny` is a first look, `bench --shape 48b` the published shape, `bench model` a \
+         checkpoint, `bench kernels` single kernels, `bench serve` a running server"
+    );
     let shape = arguments.shape.as_deref().unwrap_or("48b");
     let mut config = super::super::options::config_of(shape)?;
     if let Some(layers) = arguments.layers {

@@ -8,7 +8,9 @@ use clap::{Args, ValueEnum};
 use kimi_linear::bench::throughput::{Test, Throughput, limits, measure};
 use serde::Serialize;
 
-use super::super::options::{CacheOptions, DeviceOptions, ModelOptions, load, parse_tokens};
+use super::super::options::{
+    CacheOptions, DeviceOptions, ModelOptions, load_model, parse_token_limit, parse_tokens,
+};
 use super::super::progress::Progress;
 
 /// How results are printed.
@@ -30,13 +32,13 @@ pub(super) struct Arguments {
     #[command(flatten)]
     cache: CacheOptions,
     /// Time prompts of so many tokens; 0 for none.
-    #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', default_value = "512", value_parser = parse_count)]
+    #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', default_value = "512", value_parser = parse_token_limit)]
     prompt: Vec<usize>,
     /// Time so many tokens generated one after another; 0 for none.
-    #[arg(short = 'n', long, value_name = "N,..", value_delimiter = ',', default_value = "128", value_parser = parse_count)]
+    #[arg(short = 'n', long, value_name = "N,..", value_delimiter = ',', default_value = "128", value_parser = parse_token_limit)]
     generate: Vec<usize>,
     /// Do so behind so many tokens, whose reading is not timed.
-    #[arg(short = 'd', long, value_name = "N,..", value_delimiter = ',', default_value = "0", value_parser = parse_count)]
+    #[arg(short = 'd', long, value_name = "N,..", value_delimiter = ',', default_value = "0", value_parser = parse_token_limit)]
     depth: Vec<usize>,
     /// Repeat each test so often, after one run that is not counted.
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
@@ -47,14 +49,6 @@ pub(super) struct Arguments {
     /// Print this.
     #[arg(short = 'o', long, value_enum, default_value = "md")]
     output: Output,
-}
-
-/// A number of tokens, which may be zero.
-fn parse_count(text: &str) -> Result<usize, String> {
-    match text.trim() {
-        "0" => Ok(0),
-        other => parse_tokens(other),
-    }
 }
 
 /// One line of the table.
@@ -89,7 +83,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         config.model_max_length
     );
     let size = arguments.model.files()?.checkpoint(&config)?.total_bytes();
-    let mut loaded = load(
+    let mut loaded = load_model(
         &arguments.model,
         &config,
         arguments.device.open()?,
@@ -180,8 +174,8 @@ mod tests {
 
     #[test]
     fn no_tokens_are_a_count_too() {
-        assert_eq!(parse_count("0"), Ok(0));
-        assert_eq!(parse_count("4K"), Ok(4096));
-        assert!(parse_count("-1").is_err());
+        assert_eq!(parse_token_limit("0"), Ok(0));
+        assert_eq!(parse_token_limit("4K"), Ok(4096));
+        assert!(parse_token_limit("-1").is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! An answer on the terminal as it streams: Markdown kept as it was written, with its headings, emphasis and code set off,
 //! and the rate beside the text that is being written.
 //!
-//! Where stdout is no terminal the text passes unchanged.
+//! Where stdout is no terminal the text passes unchanged; with NO_COLOR, or on a terminal that has no escapes, there are none.
 
 use std::io::{Result, Write};
 use std::time::Instant;
@@ -86,6 +86,8 @@ impl Markdown {
 pub(super) struct Screen {
     term: Term,
     terminal: bool,
+    /// Whether escapes are written.
+    styled: bool,
     markdown: Markdown,
     column: usize,
     first: Option<Instant>,
@@ -99,6 +101,7 @@ impl Screen {
         Self {
             term,
             terminal,
+            styled: terminal && console::colors_enabled(),
             markdown: Markdown::default(),
             column: 0,
             first: None,
@@ -122,6 +125,10 @@ impl Screen {
         // What the model says must not steer the terminal.
         let harmless = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
         let text: String = text.chars().filter(harmless).collect();
+        if !self.styled {
+            self.term.write_all(text.as_bytes())?;
+            return self.term.flush();
+        }
         let width = usize::from(self.term.size().1).max(1);
         for (i, line) in text.split('\n').enumerate() {
             self.column = if i > 0 { 0 } else { self.column };
@@ -147,15 +154,20 @@ impl Screen {
         Some((self.tokens - 1) as f64 / first.elapsed().as_secs_f64())
     }
 
-    /// Ends the answer, with a line about it.
+    /// Ends the answer, with a line about it on stderr.
     pub(super) fn finish(&mut self, summary: &str) -> Result<()> {
-        if self.terminal {
-            self.term
-                .write_all(format!("\x1b[K{PLAIN}\n{DIM}{summary}{PLAIN}\n").as_bytes())?;
+        let end = if self.styled {
+            format!("\x1b[K{PLAIN}\n")
         } else {
-            self.term.write_all(format!("\n{summary}\n").as_bytes())?;
+            "\n".to_owned()
+        };
+        self.term.write_all(end.as_bytes())?;
+        self.term.flush()?;
+        let notes = Term::stderr();
+        if notes.is_term() && console::colors_enabled_stderr() {
+            return notes.write_line(&format!("{DIM}{summary}{PLAIN}"));
         }
-        self.term.flush()
+        notes.write_line(summary)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::Result;
+use indicatif::DecimalBytes;
 use kimi_linear::checkpoint::{FormatUse, ModelFiles};
 use kimi_linear::config::{ModelConfig, Part};
 use serde::Serialize;
@@ -66,8 +67,9 @@ impl Stored {
     pub(super) fn print(&self, out: &mut impl Write) -> Result<()> {
         writeln!(
             out,
-            "weights     {} as stored, {:.2} bits a weight; one token reads {} at batch 1",
+            "weights     {} as stored ({}), {:.2} bits a weight; one token reads {} at batch 1",
             bytes(self.bytes),
+            DecimalBytes(self.bytes),
             self.bits_per_weight,
             bytes(self.active_bytes)
         )?;

@@ -194,7 +194,7 @@ impl Sizes {
         }
     }
 
-    /// So small that a processor runs them at once: for trying the tools out.
+    /// So small that a CPU runs them at once: for trying the tools out.
     #[must_use]
     pub fn small() -> Self {
         Self {

@@ -106,7 +106,7 @@ pub fn timed() -> Vec<Case> {
 /// Every case there is.
 #[must_use]
 pub fn all() -> Vec<Case> {
-    let rooms = [
+    let parts = [
         dense::cases(),
         conv::cases(),
         gates::cases(),
@@ -123,5 +123,5 @@ pub fn all() -> Vec<Case> {
         random::cases(),
         refusals::cases(),
     ];
-    rooms.into_iter().flatten().collect()
+    parts.into_iter().flatten().collect()
 }

@@ -141,9 +141,8 @@ impl Model {
     /// # Errors
     /// One that is not, with those that are.
     pub fn check_choice(&self, choice: &TraceChoice) -> Result<(), BackendError> {
-        let refuse = |what: &str, expected: String, found: usize| {
-            let (what, found) = (format!("a trace's {what}"), found.to_string());
-            Err(BackendError::Batch {
+        let refuse = |what, expected, found| {
+            Err(BackendError::TraceChoice {
                 what,
                 expected,
                 found,

@@ -128,7 +128,7 @@ fn count() -> Result<usize> {
 pub fn devices() -> Vec<Device> {
     let count = count().unwrap_or_else(|error| {
         if Library::Driver.present() {
-            // There is a driver and it does not do: whoever wonders why no GPU is used should read of it.
+            // There is a driver and it does not do: a user who wonders why no GPU is used should read of it.
             tracing::warn!("{error}");
         }
         0

@@ -1,6 +1,6 @@
 //! The scheduler of both timescales (arXiv 2604.15039, section 3.4.3), for production and for the replay alike.
 //!
-//! Whoever runs it passes the time and counters in ([`Scheduler::observe`]), asks where each request goes
+//! Its caller passes the time and counters in ([`Scheduler::observe`]), asks where each request goes
 //! ([`Scheduler::route`]) and carries out the conversions of nodes that it answers with. It owns no clock, thread or socket.
 //!
 //! - Short: egress use, queues, loss and retransmission are watched, and `t` is searched again over the recent uncached lengths so that

@@ -1,0 +1,239 @@
+//! A model in three lines: open its files, load it onto a device, ask.
+//!
+//! [`Llm`] is what programs use: an engine in a thread of its own, with the tokenizer and the chat template that belong to it. What it
+//! does not offer (events, traces, batches) is a step away: [`Llm::engine`] is the engine itself, and takes any number of requests at a
+//! time.
+
+mod generation;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use generation::{Completion, Generation, Piece, Prompt, Stream};
+
+use crate::backend::{self, Backend, BackendKind, Device};
+use crate::cache::Snapshot;
+use crate::checkpoint::ModelFiles;
+use crate::config::{Dtype, ModelConfig};
+use crate::demo;
+use crate::engine::{
+    Engine, EngineHandle, EngineOptions, EngineSizes, Event, PromptScores, Request, Score,
+};
+use crate::error::{EngineError, Error, TokenizerError};
+use crate::model::Model;
+use crate::tokenizer::{ChatTemplate, Tokenizer};
+
+/// Tokens of context where nothing else is asked for.
+pub const CONTEXT: usize = 32_768;
+
+/// The files of a model, opened and checked. No weights have been read.
+pub struct LlmFiles {
+    /// Where they are.
+    pub files: ModelFiles,
+    /// The configuration.
+    pub config: ModelConfig,
+    /// The tokenizer, which hands out no id that the model has no row for.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The chat template; `None` where the model brings none, and there are no chats.
+    pub template: Option<ChatTemplate>,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LlmOptions {
+    /// What the engine holds: sequences at a time, tokens of context, checkpoints.
+    pub sizes: EngineSizes,
+    /// The dtype of the latent cache; `None` is the device's own.
+    pub cache: Option<Dtype>,
+    /// How the engine behaves.
+    pub engine: EngineOptions,
+}
+
+impl LlmOptions {
+    /// One sequence at a time, of up to `context` tokens.
+    #[must_use]
+    pub fn one(context: usize) -> Self {
+        Self {
+            sizes: EngineSizes::one(context),
+            cache: None,
+            engine: EngineOptions::default(),
+        }
+    }
+}
+
+impl LlmFiles {
+    /// Opens a folder with `config.json`, the tokenizer's files and safetensors weights, or a GGUF.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged, or of another model.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let files = ModelFiles::open(path)?;
+        let config = files.config()?;
+        let mut tokenizer = Tokenizer::from_files(&files)?;
+        tokenizer.limit_ids(config.vocab_size)?;
+        let template = match ChatTemplate::from_files(&files) {
+            Ok(template) => Some(template),
+            Err(TokenizerError::NoTemplate { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self {
+            files,
+            config,
+            tokenizer: Arc::new(tokenizer),
+            template,
+        })
+    }
+
+    /// The demo model, which is part of the library.
+    ///
+    /// # Errors
+    /// A system without a folder to unpack it in.
+    pub fn demo() -> Result<Self, Error> {
+        Self::open(&demo::folder()?)
+    }
+
+    /// Tokens that end an answer.
+    #[must_use]
+    pub fn stop_ids(&self) -> Vec<u32> {
+        self.tokenizer.stop_ids(&self.config.eos_token_ids)
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// A model that brings none.
+    pub fn template(&self) -> Result<&ChatTemplate, Error> {
+        self.template.as_ref().ok_or_else(|| {
+            let dir = self.files.path().to_owned();
+            TokenizerError::NoTemplate { dir }.into()
+        })
+    }
+
+    /// Loads the weights onto a device and starts the engine. `progress` is told how many bytes are through, and of how many; it stops
+    /// the loading by breaking.
+    ///
+    /// # Errors
+    /// Weights that are damaged, a device without enough memory, or loading that was stopped.
+    pub fn load(
+        self,
+        backend: Box<dyn Backend>,
+        options: &LlmOptions,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Llm, Error> {
+        let checkpoint = self.files.checkpoint(&self.config)?;
+        let device = backend.device().clone();
+        let limits = options.sizes.limits(options.cache.unwrap_or(device.cache));
+        let total = checkpoint.total_bytes();
+        let mut progress = |done| progress(done, total);
+        let model = Model::load_while(&self.config, &checkpoint, backend, limits, &mut progress)?;
+        let engine = Engine::new(model, options.engine)
+            .suppress_tokens(self.tokenizer.unused_ids().to_vec());
+        let context = engine.context().min(options.sizes.context);
+        let engine = EngineHandle::start(engine).map_err(|error| EngineError::NoThread {
+            reason: error.to_string(),
+        })?;
+        Ok(Llm {
+            files: self,
+            engine,
+            device,
+            context,
+        })
+    }
+}
+
+/// A model that is loaded and answers.
+///
+/// Dropping it ends what is under way.
+pub struct Llm {
+    files: LlmFiles,
+    engine: EngineHandle,
+    device: Device,
+    context: usize,
+}
+
+impl Llm {
+    /// Opens a folder or a GGUF and loads it: onto a GPU if there is one, else the CPU, for one sequence of up to 32K tokens at a time.
+    /// [`LlmFiles::load`] chooses otherwise.
+    ///
+    /// # Errors
+    /// Those of [`LlmFiles::open`] and [`LlmFiles::load`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::of(LlmFiles::open(path.as_ref())?)
+    }
+
+    /// The demo model, opened likewise.
+    ///
+    /// # Errors
+    /// Those of [`LlmFiles::demo`] and [`LlmFiles::load`].
+    pub fn demo() -> Result<Self, Error> {
+        Self::of(LlmFiles::demo()?)
+    }
+
+    fn of(files: LlmFiles) -> Result<Self, Error> {
+        let backend = backend::open(BackendKind::Auto, None)?;
+        let options = LlmOptions::one(CONTEXT.min(files.config.model_max_length));
+        files.load(backend, &options, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// The engine: requests, events, traces.
+    #[must_use]
+    pub fn engine(&self) -> &EngineHandle {
+        &self.engine
+    }
+
+    /// Its configuration, tokenizer and chat template.
+    #[must_use]
+    pub fn files(&self) -> &LlmFiles {
+        &self.files
+    }
+
+    /// The device that it runs on.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Tokens that a prompt and its answer may have together.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// How likely a text is: the sum of the negative log-likelihoods of its tokens after the first, in nats.
+    ///
+    /// # Errors
+    /// A text without a token or longer than the context, or a device that fails.
+    pub fn score(&self, text: &str) -> Result<Score, Error> {
+        let answer = self.engine.answer(Request {
+            scores: PromptScores::Likelihoods,
+            ..Request::new(self.files.tokenizer.encode_ordinary(text)?, 0)
+        });
+        let mut score = Score::default();
+        while let Some(event) = answer.next() {
+            match event {
+                Event::Scored(scored) => score.add(&scored),
+                Event::Failed(error) => return Err(Error::Failed(error)),
+                Event::Finished { .. } => return Ok(score),
+                _ => {}
+            }
+        }
+        Err(EngineError::Stopped.into())
+    }
+
+    /// The model's memory of these tokens, to be kept in a file or taken up by another process ([`Snapshot::save`], [`Snapshot::load`]).
+    ///
+    /// # Errors
+    /// Tokens of which nothing is kept, or a device that fails.
+    pub fn snapshot(&self, tokens: Vec<u32>) -> Result<Snapshot, Error> {
+        self.engine.snapshot(tokens)
+    }
+
+    /// Takes a snapshot in: prompts that begin with its tokens go on from there.
+    ///
+    /// # Errors
+    /// A snapshot of another model, no room for it, or a device that fails.
+    pub fn restore(&self, snapshot: Snapshot) -> Result<(), Error> {
+        self.engine.restore(snapshot)
+    }
+}

@@ -1,0 +1,35 @@
+//! A chat for people who open the server's address in a browser: three static files over the API that all other clients use.
+
+use axum::http::{HeaderName, header};
+use axum::response::{IntoResponse, Response};
+
+/// Scripts and styles of this server alone, and no frame of another page around it.
+const POLICY: &str = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
+
+fn file(kind: &'static str, text: &'static str) -> Response {
+    let headers: [(HeaderName, &str); 4] = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text).into_response()
+}
+
+/// The page.
+pub(super) async fn index() -> Response {
+    file("text/html; charset=utf-8", include_str!("page/index.html"))
+}
+
+/// Its looks.
+pub(super) async fn style() -> Response {
+    file("text/css; charset=utf-8", include_str!("page/chat.css"))
+}
+
+/// What it does.
+pub(super) async fn script() -> Response {
+    file(
+        "text/javascript; charset=utf-8",
+        include_str!("page/chat.js"),
+    )
+}

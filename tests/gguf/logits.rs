@@ -1,0 +1,137 @@
+//! Whole models in each type, against the same numbers in F32.
+
+use kimi_linear::backend::{Backend, Batch, Block, Capacity, OutputRow, Segment, Slot};
+use kimi_linear::checkpoint::{Checkpoint, FORMATS};
+use kimi_linear::config::ModelConfig;
+use kimi_linear::conformance::EIGHT_BIT_ACTIVATIONS;
+use kimi_linear::model::{Limits, Model, StepOptions};
+use serde_json::json;
+
+use super::backends::{self, BACKENDS};
+use super::common::{Fixture, close, error};
+use super::{FIXTURE, Written, open};
+
+/// All logits of the fixture's traced prompt, `[37, 512]`.
+pub(super) fn logits(
+    config: &ModelConfig,
+    checkpoint: &Checkpoint,
+    backend: Box<dyn Backend>,
+) -> Vec<f32> {
+    let expected = Fixture::open(&format!("{FIXTURE}/expected.safetensors"));
+    let tokens = expected.ids("prompt.37.tokens");
+    let step = Capacity {
+        tokens: tokens.len(),
+        segments: 1,
+        outputs: tokens.len(),
+        blocks: 4,
+        checkpoints: 0,
+    };
+    let limits = Limits {
+        step,
+        slots: 1,
+        blocks: 4,
+        block_tokens: 16,
+        cache: backend.device().cache,
+    };
+    let mut model = Model::load(config, checkpoint, backend, limits, &mut |_| {}).unwrap();
+    let batch = Batch {
+        segments: vec![Segment {
+            length: tokens.len(),
+            position: 0,
+            slot_in: None,
+            slot_out: Slot(0),
+            checkpoints: Vec::new(),
+            blocks: (0..3).map(Block).collect(),
+        }],
+        outputs: (0..tokens.len())
+            .map(|row| OutputRow { row, target: None })
+            .collect(),
+        tokens,
+    };
+    let options = StepOptions {
+        candidates: 1,
+        keep_rows: true,
+        probe_hidden: false,
+    };
+    let mut compiled = model.step(step, options).unwrap();
+    let output = compiled.submit(&batch).unwrap().wait().unwrap();
+    output.logits
+}
+
+/// What the backend's own arithmetic may do to logits beside what is measured in the same run: nothing but f32 roundings.
+const SINGLE: f64 = 1e-5;
+
+/// Errors of two runs whose roundings have one size differ by what two draws of them do.
+const DRAWS: f64 = 2.0;
+
+/// A quantised file's logits are those of its numbers in F32 on every backend that has its type, but for how its products round;
+/// over all positions of the prompt, of which one with other logits would be a sixth of the whole.
+///
+/// On wgpu they are those of F32. On the CPU products with blocks round activations to eight bits: noise of that size in the
+/// weights moves the logits as far ([`EIGHT_BIT_ACTIVATIONS`]). CUDA rounds activations to bf16 whatever the weights are, and
+/// blocks as well: errors of one size on both sides of a product, where F32 weights have one of them, are the root of two
+/// of its errors. Experts are fixed by their biases: no rounding sends a token elsewhere.
+fn agrees(kind: &str) {
+    let written = Written::new(json!({
+        "type": kind,
+        "fixed_routes": true,
+        "noise": EIGHT_BIT_ACTIVATIONS[0],
+    }));
+    let (config, checkpoint) = written.open();
+    let folder = |name: &str| open(&written.dir.path().join(name)).unwrap();
+    let (dense_config, dense) = folder("expected");
+    let (noisy_config, noisy) = folder("noisy");
+    let reference = logits(&dense_config, &dense, backends::cpu());
+    let noisy = logits(&noisy_config, &noisy, backends::cpu());
+    let format = checkpoint.tensor("lm_head.weight").unwrap().format;
+    assert_eq!(format.to_string(), kind);
+    for (name, backend) in BACKENDS {
+        if *name != "cpu" && !FORMATS.contains(&format) {
+            continue;
+        }
+        let found = logits(&config, &checkpoint, backend());
+        let yardstick = match *name {
+            "cpu" => error(&noisy, &reference),
+            "wgpu" => SINGLE / DRAWS,
+            _ => error(&logits(&dense_config, &dense, backend()), &reference),
+        };
+        close(
+            &format!("{kind} on {name}"),
+            &found,
+            &reference,
+            DRAWS * yardstick,
+        );
+    }
+}
+
+macro_rules! agree {
+    ($($name:ident $kind:literal),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                agrees($kind);
+            }
+        )*
+    };
+}
+
+agree! {
+    q8_0 "Q8_0",
+    q4_0 "Q4_0",
+    q4_1 "Q4_1",
+    q5_0 "Q5_0",
+    q5_1 "Q5_1",
+    mxfp4 "MXFP4",
+    q2_k "Q2_K",
+    q3_k "Q3_K",
+    q4_k "Q4_K",
+    q5_k "Q5_K",
+    q6_k "Q6_K",
+    iq4_nl "IQ4_NL",
+    iq4_xs "IQ4_XS",
+    iq3_s "IQ3_S",
+    iq3_xxs "IQ3_XXS",
+    iq2_s "IQ2_S",
+    iq2_xs "IQ2_XS",
+    iq2_xxs "IQ2_XXS",
+}
