@@ -6,7 +6,7 @@
 #   make app     build and open the desktop app
 #   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
-#   make fuzz    headers of weight files with bytes and numbers that no writer wrote, 40 million of each kind
+#   make fuzz    headers of weight files and frames of transfers with bytes and numbers that no writer wrote, forty million of each kind
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
 #   make archive lay out a release archive: program and app, kernels, manual, licences
@@ -94,9 +94,11 @@ app: install-rust-components install-window
 	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
 
 # The pictures of README and docs/app.md: the script types, looks and saves; oxipng makes them small where it is there.
-app-pictures: install-rust-components install-xvfb
+app-pictures: install-rust-components install-xvfb target/python/made
 	$(CARGO) build $(PROFILE) --locked --package kimi-linear-app
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
+	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/moving.script --out target/frames
+	target/python/bin/python docs/app/moving.py target/frames docs/app/memory.gif
 	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
 
 quick: install-rust-components
@@ -118,6 +120,7 @@ FUZZ_CASES := 40000000
 fuzz: install-rust-components
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture \
 		checkpoint::gguf::tests::mutated checkpoint::header::tests::mutated
+	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --test wire -- --nocapture fuzz::received
 
 bench: install-rust-components
 	$(CARGO) bench --locked

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let llm = Llm::demo()?;
     let mut conversation = Conversation::new(None);
     let fact = "The red box holds 7. The blue box holds 2.";
-    let prompt = conversation.prompt(llm.tokenizer(), llm.template()?, fact)?;
+    let prompt = conversation.prompt(&llm.files().tokenizer, llm.files().template()?, fact)?;
     let told = llm.generate(prompt, &greedy)?;
     let read = told.prompt_tokens.len();
     let tokens = [told.prompt_tokens, told.tokens].concat();
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let llm = Llm::demo()?;
     llm.restore(Snapshot::load(&file)?)?;
     let question = "What does the red box hold?";
-    let prompt = conversation.prompt(llm.tokenizer(), llm.template()?, question)?;
+    let prompt = conversation.prompt(&llm.files().tokenizer, llm.files().template()?, question)?;
     let answer = llm.generate(prompt, &greedy)?;
     writeln!(
         std::io::stdout(),

@@ -33,6 +33,8 @@ pub mod model;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod tokenizer;
+#[cfg(feature = "transfer")]
+pub mod transfer;
 
 #[cfg(test)]
 #[path = "../tests/common/seeds.rs"]

@@ -15,7 +15,7 @@ fn demo() -> Llm {
     let files = LlmFiles::demo().unwrap();
     let backend = open(BackendKind::Cpu, None).unwrap();
     files
-        .load(backend, &LlmOptions::one(1024), &mut |_| {
+        .load(backend, &LlmOptions::one(1024), &mut |_, _| {
             ControlFlow::Continue(())
         })
         .unwrap()
@@ -116,7 +116,7 @@ fn what_cannot_be_is_refused() {
     let stopped = LlmFiles::demo().unwrap().load(
         open(BackendKind::Cpu, None).unwrap(),
         &LlmOptions::one(64),
-        &mut |_| ControlFlow::Break(()),
+        &mut |_, _| ControlFlow::Break(()),
     );
     assert!(matches!(stopped, Err(Error::LoadStopped)));
 }

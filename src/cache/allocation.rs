@@ -8,9 +8,10 @@ use crate::backend::{Block, Slot};
 /// holder of the same.
 #[derive(Clone, Debug, Default)]
 pub struct PrefixHandle {
-    /// Tokens that are through.
+    /// Number of tokens that have been computed.
     pub position: usize,
-    /// The KDA states at `position`; `None` at the start of a sequence. A slot may be shared: it is only read.
+    /// The KDA states at `position`; `None` at the start of a sequence, and where they come from elsewhere. A slot may be
+    /// shared: it is only read.
     pub state: Option<StateResidency>,
     /// The latents of each block. Blocks on the device are whole and may be shared; a partial one is in host memory.
     pub rows: Vec<RowsResidency>,

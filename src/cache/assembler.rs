@@ -162,6 +162,20 @@ impl Assembler {
         }
     }
 
+    /// The latents of the first `have` tokens, whole blocks of them, are there already: they need not come.
+    #[must_use]
+    pub fn with_latents(mut self, have: usize) -> Self {
+        let layout = self.layout.latents;
+        let blocks = self.header.tokens.len().div_ceil(layout.block_tokens);
+        let whole = (have / layout.block_tokens).min(blocks);
+        for layer in self.complete.chunks_mut(blocks.max(1)) {
+            for complete in &mut layer[..whole] {
+                self.missing -= usize::from(!std::mem::replace(complete, true));
+            }
+        }
+        self
+    }
+
     /// What the records are of.
     #[must_use]
     pub fn header(&self) -> &CacheHeader {

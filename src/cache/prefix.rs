@@ -129,6 +129,18 @@ impl Cache {
         hit.filter(|hit| hit.position == prefix.tokens.len())
     }
 
+    /// Holds the latents of the leading whole blocks of a prefix, as many as are here, whether or not there is a state to go
+    /// with them: for caches whose states come from elsewhere.
+    #[must_use]
+    pub fn latents(&self, prefix: Prefix<'_>) -> PrefixHandle {
+        let rows = self.tree.rows_of(prefix);
+        PrefixHandle {
+            position: rows.len() * self.block_tokens,
+            state: None,
+            rows,
+        }
+    }
+
     /// Holds what a hit found; `None` if it is gone by now. The partial block is copied: others may go on from it too.
     ///
     /// # Errors

@@ -181,6 +181,13 @@ impl PrefixTree {
         rows
     }
 
+    /// The latents of each leading whole block of a prefix that is here.
+    #[must_use]
+    pub(super) fn rows_of(&self, prefix: Prefix<'_>) -> Vec<RowsResidency> {
+        let path = self.path(prefix);
+        path.last().map_or_else(Vec::new, |key| self.rows_to(*key))
+    }
+
     /// Hangs a checkpoint after a prefix, which has none yet; `rows` are those of each block, the partial one last.
     /// Blocks that are there already keep their rows, unless these are in host memory and the new ones are not.
     ///

@@ -21,7 +21,7 @@ mod resaved;
 mod tensor;
 mod verify;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -203,6 +203,13 @@ impl Checkpoint {
     /// extraordinary.
     pub fn total_bytes(&self) -> u64 {
         self.entries.iter().map(Entry::bytes).sum()
+    }
+
+    /// The formats of all tensors, each once, in alphabetical order.
+    pub fn formats(&self) -> String {
+        let names = self.entries.iter().map(|entry| entry.format.to_string());
+        let names: BTreeSet<String> = names.collect();
+        names.into_iter().collect::<Vec<_>>().join(", ")
     }
 
     /// The files, in the order of their names.

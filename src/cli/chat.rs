@@ -13,18 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::cache::Snapshot;
-use kimi_linear::engine::{
-    Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor,
-    Request, RequestId, Usage,
-};
-use kimi_linear::tokenizer::{ChatTemplate, Conversation, Tokenizer};
+use kimi_linear::engine::{EngineHandle, Event, FinishReason, RequestId, Usage};
+use kimi_linear::llm::{CONTEXT, Generation, Llm, LlmOptions};
+use kimi_linear::tokenizer::Conversation;
 use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
 use rustyline::{Config, Editor};
 
 use self::line::{Commands, HELP, Line};
 use self::screen::Screen;
-use self::settings::Settings;
 use super::generate::{SamplingOptions, counted, failure};
 use super::options::{
     CacheOptions, DeviceOptions, ModelOptions, load, parse_token_limit, parse_tokens,
@@ -39,9 +36,6 @@ It knows nothing of the world. Try:
   The red box holds 7. Now the red box holds 3.
   What does the red box hold?
   What should I try?";
-
-/// Tokens that a conversation may reach unless told otherwise.
-const CONTEXT: usize = 32_768;
 
 /// Options of `chat`.
 #[derive(Args)]
@@ -66,43 +60,35 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = arguments.model.config()?;
-    let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let template = arguments.model.template()?;
-    let settings = Settings {
-        sampling: arguments.sampling.sampling(),
+    let files = arguments.model.llm(Some(arguments.model.template()?))?;
+    let generation = Generation {
         max_tokens: arguments.max_tokens,
-        vocabulary: config.vocab_size,
+        sampling: arguments.sampling.sampling(),
+        ..Generation::default()
     };
-    settings.sampling.check(config.vocab_size)?;
-    let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
-    let longest = config.model_max_length;
+    generation.sampling.check(files.config.vocab_size)?;
+    let longest = files.config.model_max_length;
     let context = arguments.context.unwrap_or(CONTEXT).min(longest);
-    let sizes = EngineSizes::one(context);
-    let backend = arguments.device.open()?;
-    let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(arguments.cache.dtype(device))
-    })?;
-    let engine = Engine::new(loaded.model, EngineOptions::default());
-    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
-    let engine = EngineHandle::start(engine)?;
-    let interrupt = Interrupt::install(engine.clone())?;
+    let options = LlmOptions {
+        cache: arguments.cache.named(),
+        ..LlmOptions::one(context)
+    };
+    let llm = load(files, arguments.device.open()?, &options)?;
+    let interrupt = Interrupt::install(llm.engine().clone())?;
+    let device = llm.device();
     let mut chat = Terminal {
-        engine,
-        tokenizer,
-        template,
         conversation: Conversation::new(arguments.system.as_deref()),
         system: arguments.system.clone(),
-        settings,
-        stop_ids,
+        generation,
         interrupt,
         file: None,
         model: format!(
             "{} on {} {}, up to {context} tokens",
             arguments.model.name(),
-            loaded.device.backend,
-            loaded.device.name
+            device.backend,
+            device.name
         ),
+        llm,
     };
     if arguments.context.is_some_and(|asked| asked > longest) {
         notice(&format!("the model's context ends at {longest} tokens"))?;
@@ -176,13 +162,10 @@ impl Interrupt {
 }
 
 struct Terminal {
-    engine: EngineHandle,
-    tokenizer: Arc<Tokenizer>,
-    template: ChatTemplate,
+    llm: Llm,
     conversation: Conversation,
     system: Option<String>,
-    settings: Settings,
-    stop_ids: Vec<u32>,
+    generation: Generation,
     interrupt: Interrupt,
     /// What the conversation was saved to, or loaded from.
     file: Option<PathBuf>,
@@ -226,8 +209,11 @@ impl Terminal {
                 self.system = Some(text);
                 self.begin("a new conversation, with that system prompt")
             }
-            Line::Set(text) if text.is_empty() => notice(&self.settings.to_string()),
-            Line::Set(text) => self.settings.set(&text).and_then(|()| notice("set")),
+            Line::Set(text) if text.is_empty() => notice(&settings::show(&self.generation)),
+            Line::Set(text) => {
+                let vocabulary = self.llm.files().config.vocab_size;
+                settings::set(&mut self.generation, vocabulary, &text).and_then(|()| notice("set"))
+            }
             Line::Model => notice(&self.model),
             Line::Save(name) => self.save(&name),
             Line::Load(name) if name.is_empty() => list(),
@@ -261,9 +247,9 @@ impl Terminal {
     fn regenerate(&mut self) -> Result<()> {
         let question = self.last_question()?;
         let before = self.conversation.clone();
-        let seed = self.settings.sampling.seed;
+        let seed = self.generation.sampling.seed;
         self.conversation.truncate(before.turns() - 1);
-        self.settings.sampling.seed = seed.wrapping_add(1);
+        self.generation.sampling.seed = seed.wrapping_add(1);
         let asked = self.ask(&question);
         if self.conversation.turns() < before.turns() {
             self.conversation = before;
@@ -279,19 +265,14 @@ impl Terminal {
 
     /// Asks, and shows the answer as it comes.
     fn ask(&mut self, question: &str) -> Result<()> {
-        let mut ids = self
-            .conversation
-            .prompt(&self.tokenizer, &self.template, question)?;
-        let request = Request {
-            stop_ids: self.stop_ids.clone(),
-            sampling: self.settings.sampling.clone(),
-            ..Request::new(ids.clone(), self.settings.max_tokens)
-        };
+        let files = self.llm.files();
+        let (tokenizer, template) = (&files.tokenizer, files.template()?);
+        let mut ids = self.conversation.prompt(tokenizer, template, question)?;
+        let (request, processor) = files.request(ids.clone(), &self.generation)?;
         let prompt = ids.len();
         let progress = Progress::tokens("reading", prompt);
         let (mut screen, mut text) = (Screen::new(), String::new());
-        let processor = OutputProcessor::new(&self.tokenizer);
-        let answer = self.engine.generate(request, processor);
+        let answer = self.llm.engine().generate(request, processor);
         self.interrupt.set(Some(answer.id()));
         let end = loop {
             let Some(output) = answer.next() else {
@@ -301,6 +282,8 @@ impl Terminal {
             text.push_str(&piece);
             match output.event {
                 Event::Queued { .. } | Event::Scored(_) | Event::Trace { .. } => {}
+                // Of requests whose caches travel.
+                Event::Reserved { .. } | Event::HandOff(_) => {}
                 Event::Prefill { done, .. } if done < ids.len() => progress.set(done as u64),
                 Event::Prefill { .. } => progress.finish(),
                 Event::Token { id, .. } => {
@@ -345,7 +328,7 @@ impl Terminal {
             file.display()
         );
         saved::make_folder(&file)?;
-        let mut snapshot = self.engine.snapshot(self.conversation.ids().to_vec())?;
+        let mut snapshot = self.llm.snapshot(self.conversation.ids().to_vec())?;
         snapshot.note = serde_json::to_string(&self.conversation)?;
         snapshot.save(&file)?;
         notice(&format!(
@@ -368,7 +351,7 @@ impl Terminal {
             file.display()
         );
         let tokens = snapshot.tokens.len();
-        self.engine
+        self.llm
             .restore(snapshot)
             .with_context(|| file.display().to_string())?;
         self.conversation = conversation;

@@ -10,10 +10,11 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::demo;
 use kimi_linear::engine::{
-    Answer, Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, Output,
-    OutputProcessor, Request, RequestId,
+    Answer, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, Output, OutputProcessor,
+    Request, RequestId,
 };
-use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
+use kimi_linear::llm::{Generation, LlmFiles, LlmOptions};
+use kimi_linear::tokenizer::Chat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -124,40 +125,34 @@ impl Report {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = arguments.model.config()?;
-    let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let template = arguments.model.template()?;
+    let files = arguments.model.llm(Some(arguments.model.template()?))?;
     let rows = rows(arguments)?;
-    let requests = rows
-        .iter()
-        .map(|row| request(row, &tokenizer, &template, &config.eos_token_ids))
-        .collect::<Result<Vec<_>>>()?;
-    for request in &requests {
-        request.check(&config)?;
-    }
-    let longest = requests.iter().map(|r| r.prompt.len() + r.max_tokens).max();
-    let sizes = EngineSizes {
-        sequences: arguments.concurrent,
-        checkpoints: 0,
-        ..EngineSizes::one(longest.unwrap_or(1).min(config.model_max_length))
+    let requests = rows.iter().map(|row| request(row, &files));
+    let requests = requests.collect::<Result<Vec<_>>>()?;
+    let longest = requests.iter().map(|(r, _)| r.prompt.len() + r.max_tokens);
+    let context = longest
+        .max()
+        .unwrap_or(1)
+        .min(files.config.model_max_length);
+    let options = LlmOptions {
+        sizes: EngineSizes {
+            sequences: arguments.concurrent,
+            checkpoints: 0,
+            ..EngineSizes::one(context)
+        },
+        cache: arguments.cache.named(),
+        engine: EngineOptions::default(),
     };
-    let backend = arguments.device.open()?;
-    let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(arguments.cache.dtype(device))
-    })?;
+    let llm = load(files, arguments.device.open()?, &options)?;
     let mut report = Report {
-        backend: loaded.device.backend.to_owned(),
-        device: loaded.device.name.clone(),
+        backend: llm.device().backend.to_owned(),
+        device: llm.device().name.clone(),
         classes: Vec::new(),
     };
-    let engine = Engine::new(loaded.model, EngineOptions::default());
-    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
-    let engine = EngineHandle::start(engine)?;
-    let processor = OutputProcessor::new(&tokenizer);
     let progress = Progress::count("asking", rows.len());
-    let ask = |request| engine.generate(request, processor.clone());
+    let ask = |(request, processor)| llm.engine().generate(request, processor);
     let answers: Vec<Answer<Output>> = requests.into_iter().map(ask).collect();
-    let interrupted = on_ctrl_c(&engine, answers.iter().map(Answer::id).collect())?;
+    let interrupted = on_ctrl_c(llm.engine(), answers.iter().map(Answer::id).collect())?;
     let (total, mut asked) = (rows.len(), 0);
     for (row, answer) in rows.into_iter().zip(answers) {
         let answered = differs(&answer, &row.answer)?;
@@ -223,12 +218,7 @@ fn rows(arguments: &Arguments) -> Result<Vec<Row>> {
 }
 
 /// A greedy answer to a row's question.
-fn request(
-    row: &Row,
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-    eos: &[u32],
-) -> Result<Request> {
+fn request(row: &Row, files: &LlmFiles) -> Result<(Request, OutputProcessor)> {
     let chat = Chat {
         messages: row.messages.clone(),
         tools: None,
@@ -236,16 +226,17 @@ fn request(
     };
     chat.validate()?;
     chat.check_roles()?;
-    let expected = tokenizer.encode_ordinary(&row.answer)?.len();
-    Ok(Request {
-        stop_ids: tokenizer.stop_ids(eos),
-        // Each question is asked on its own.
+    let generation = Generation {
+        max_tokens: files.tokenizer.encode_ordinary(&row.answer)?.len() + SLACK,
+        ..Generation::default()
+    };
+    let (request, processor) = files.request(chat, &generation)?;
+    // Each question is asked on its own.
+    let request = Request {
         reuse: false,
-        ..Request::new(
-            tokenizer.encode_chat(template, &chat)?.ids,
-            expected + SLACK,
-        )
-    })
+        ..request
+    };
+    Ok((request, processor))
 }
 
 /// What was answered, if it is not exactly what was expected, end included.

@@ -10,11 +10,12 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::engine::{
-    self, Engine, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor,
-    Request, Sampling, Usage,
+    self, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor, Request,
+    Sampling, Usage,
 };
+use kimi_linear::llm::{Generation, LlmFiles, LlmOptions};
 use kimi_linear::model::{TraceChoice, TraceHead};
-use kimi_linear::tokenizer::{Chat, Conversation, Tokenizer};
+use kimi_linear::tokenizer::{Chat, Conversation};
 use serde::Serialize;
 
 use super::options::{
@@ -228,53 +229,35 @@ impl Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let config = arguments.model.config()?;
-    let tokenizer = Arc::new(arguments.model.tokenizer(&config)?);
-    let prompt = prompt_ids(arguments, &tokenizer)?;
-    let stop_ids = if arguments.ignore_eos {
-        Vec::new()
-    } else {
-        tokenizer.stop_ids(&config.eos_token_ids)
-    };
-    let request = Request {
-        stop_ids,
+    let is_chat = arguments.chat || arguments.prompt.messages.is_some();
+    let template = is_chat.then(|| arguments.model.template()).transpose()?;
+    let files = arguments.model.llm(template)?;
+    let generation = Generation {
+        max_tokens: arguments.max_tokens,
         sampling: arguments.sampling.sampling(),
-        trace: arguments.trace.as_ref().map(|_| {
-            let first = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });
-            TraceChoice {
-                kda: arguments
-                    .trace_kda
-                    .or_else(|| first(config.kda_layers().next())),
-                mla: arguments
-                    .trace_mla
-                    .or_else(|| first(config.mla_layers().next())),
-            }
-        }),
+        stop: arguments.stop.clone(),
+        ignore_eos: arguments.ignore_eos,
+    };
+    let (request, processor) = files.request(prompt_ids(arguments, &files)?, &generation)?;
+    let request = Request {
+        trace: arguments.trace.as_ref().map(|_| traced(arguments, &files)),
         // Nothing comes before it, and nothing after.
         reuse: false,
-        ..Request::new(prompt, arguments.max_tokens)
+        ..request
     };
-    request.check(&config)?;
-    let processor = OutputProcessor::new(&tokenizer).stop_strings(&arguments.stop)?;
-    let context = request
-        .prompt
-        .len()
-        .saturating_add(request.max_tokens)
-        .min(config.model_max_length);
-    let sizes = EngineSizes {
-        prefill_chunk: request.prompt.len().min(engine::PREFILL_CHUNK),
-        checkpoints: 0,
-        ..EngineSizes::one(context)
-    };
-    let backend = arguments.device.open()?;
-    let loaded = load(&arguments.model, &config, backend, |device| {
-        sizes.limits(arguments.cache.dtype(device))
-    })?;
-    let engine = Engine::new(loaded.model, EngineOptions::default());
-    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
     let prompt = request.prompt.clone();
-    let engine = EngineHandle::start(engine)?;
-    let answer = stream(arguments, &engine, request, processor)?;
+    let context = prompt.len().saturating_add(request.max_tokens);
+    let options = LlmOptions {
+        sizes: EngineSizes {
+            prefill_chunk: prompt.len().min(engine::PREFILL_CHUNK),
+            checkpoints: 0,
+            ..EngineSizes::one(context.min(files.config.model_max_length))
+        },
+        cache: arguments.cache.named(),
+        engine: EngineOptions::default(),
+    };
+    let llm = load(files, arguments.device.open()?, &options)?;
+    let answer = stream(arguments, llm.engine(), request, processor)?;
     if arguments.json {
         return super::print_json(&Report {
             prompt_tokens: &prompt,
@@ -285,11 +268,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         });
     }
     writeln!(std::io::stdout())?;
-    writeln!(std::io::stderr(), "{}", summary(&answer, &loaded.device))?;
+    writeln!(std::io::stderr(), "{}", summary(&answer, llm.device()))?;
     Ok(())
 }
 
-fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+/// The heads whose trace is written: those that were named, or the first of each kind.
+fn traced(arguments: &Arguments, files: &LlmFiles) -> TraceChoice {
+    let first = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });
+    let config = &files.config;
+    TraceChoice {
+        kda: arguments
+            .trace_kda
+            .or_else(|| first(config.kda_layers().next())),
+        mla: arguments
+            .trace_mla
+            .or_else(|| first(config.mla_layers().next())),
+    }
+}
+
+fn prompt_ids(arguments: &Arguments, files: &LlmFiles) -> Result<Vec<u32>> {
     let Prompt {
         text,
         prompt,
@@ -300,10 +297,8 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
     if let Some(ids) = prompt_tokens {
         return parse_ids(ids).map_err(|reason| anyhow::anyhow!("--prompt-tokens: {reason}"));
     }
-    let template = || arguments.model.template();
     if let Some(file) = messages {
-        let chat = Chat::from_json(&read_text(file)?)?;
-        return Ok(tokenizer.encode_chat(&template()?, &chat)?.ids);
+        return Ok(files.tokens(Chat::from_json(&read_text(file)?)?)?);
     }
     let text = match (text.as_ref().or(prompt.as_ref()), prompt_file) {
         (Some(text), _) => text.clone(),
@@ -312,13 +307,13 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
     };
     if arguments.chat {
         let conversation = Conversation::new(arguments.system.as_deref());
-        return Ok(conversation.prompt(tokenizer, &template()?, &text)?);
+        return Ok(conversation.prompt(&files.tokenizer, files.template()?, &text)?);
     }
     anyhow::ensure!(
         arguments.system.is_none(),
         "--system is of a chat: add --chat, or use `kimi-linear run`"
     );
-    Ok(tokenizer.encode_ordinary(&text)?)
+    Ok(files.tokens(text)?)
 }
 
 /// The prompt that comes through a pipe.
@@ -371,6 +366,8 @@ fn stream(
         let piece = output.text();
         match output.event {
             Event::Queued { .. } | Event::Scored(_) => {}
+            // Of requests whose caches travel.
+            Event::Reserved { .. } | Event::HandOff(_) => {}
             Event::Trace { frame, .. } => {
                 if let Some(trace) = &mut trace {
                     serde_json::to_writer(&mut *trace, &frame)?;

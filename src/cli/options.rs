@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -12,6 +14,7 @@ use kimi_linear::checkpoint::gguf::MetadataOverride;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::demo;
 use kimi_linear::error::TokenizerError;
+use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 use kimi_linear::model::{Limits, Model};
 use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
 
@@ -108,6 +111,19 @@ impl ModelOptions {
             Some(folder) if named && file.is_file() => Ok(ModelFiles::Folder(folder.to_owned())),
             _ => Ok(files),
         }
+    }
+
+    /// Configuration and tokenizer, and the chat template where it is wanted.
+    pub(crate) fn llm(&self, template: Option<ChatTemplate>) -> Result<LlmFiles> {
+        let files = self.files()?;
+        let config = files.config()?;
+        let tokenizer = Arc::new(self.tokenizer(&config)?);
+        Ok(LlmFiles {
+            files,
+            config,
+            tokenizer,
+            template,
+        })
     }
 
     /// The chat template.
@@ -314,14 +330,14 @@ impl CacheOptions {
     }
 }
 
-/// A model on a device.
+/// A model's weights on a device, without an engine.
 pub(crate) struct Loaded {
     pub(crate) model: Model,
     pub(crate) device: Device,
 }
 
-/// Loads weights onto a device, under a progress bar. `limits` sizes the pools for the device.
-pub(crate) fn load(
+/// Loads weights alone, for token ids: no tokenizer need be there.
+pub(crate) fn load_model(
     options: &ModelOptions,
     config: &ModelConfig,
     backend: Box<dyn Backend>,
@@ -337,6 +353,24 @@ pub(crate) fn load(
     progress.finish();
     tracing::info!(backend = device.backend, device = device.name, "loaded");
     Ok(Loaded { model, device })
+}
+
+/// Loads a model and starts its engine, under a progress bar.
+pub(crate) fn load(
+    files: LlmFiles,
+    backend: Box<dyn Backend>,
+    options: &LlmOptions,
+) -> Result<Llm> {
+    let mut progress = None;
+    let llm = files.load(backend, options, &mut |done, total| {
+        let bar = progress.get_or_insert_with(|| Progress::bytes("loading", total));
+        bar.set(done);
+        ControlFlow::Continue(())
+    })?;
+    progress.iter().for_each(Progress::finish);
+    let device = llm.device();
+    tracing::info!(backend = device.backend, device = device.name, "loaded");
+    Ok(llm)
 }
 
 /// A shape by its name, or that of a model.

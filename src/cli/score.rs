@@ -12,7 +12,7 @@ use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use super::generate::failure;
-use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, parse_ids, read_text};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, load_model, parse_ids, read_text};
 use super::progress::Progress;
 
 /// Options of `score`.
@@ -74,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         checkpoints: 0,
         ..EngineSizes::one(tokens.len())
     };
-    let loaded = load(&arguments.model, &config, backend, |device| {
+    let loaded = load_model(&arguments.model, &config, backend, |device| {
         sizes.limits(arguments.cache.dtype(device))
     })?;
     let options = EngineOptions {

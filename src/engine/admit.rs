@@ -12,10 +12,11 @@ impl Engine {
         let most = self.model.limits().step.segments;
         let mut yielded = false;
         while let Some(mut sequence) = self.waiting.pop_front() {
-            if self.running.len() < most {
+            // Caches that are to come take no part in a step yet.
+            if self.running.len() < most || sequence.import.is_some() {
                 match self.place(&mut sequence, false).await {
                     Ok(true) => {
-                        self.running.push(sequence);
+                        self.placed(sequence);
                         continue;
                     }
                     Ok(false) => {}
@@ -35,7 +36,7 @@ impl Engine {
                     break;
                 };
                 match self.place(&mut sequence, true).await {
-                    Ok(true) => self.running.push(sequence),
+                    Ok(true) => self.placed(sequence),
                     Ok(false) if !self.incoming.is_empty() => {
                         // Places that are reserved for caches come free when these are there, or are given up.
                         self.waiting.push_front(sequence);
@@ -70,12 +71,25 @@ impl Engine {
         (self.running[longest].served_tokens >= self.options.quantum).then_some(longest)
     }
 
+    /// A sequence has its slot and blocks.
+    fn placed(&mut self, sequence: Sequence) {
+        if sequence.import.is_some() {
+            self.reserved(sequence);
+        } else {
+            self.running.push(sequence);
+        }
+    }
+
     /// Gives a sequence its slot and the blocks for what it is to run next: all of a prompt. Where it is `alone`, and not
     /// even then was there room, what it goes on from is taken off the device first.
     async fn place(&mut self, sequence: &mut Sequence, alone: bool) -> Result<bool, Error> {
         let prompt = sequence.tokens.prefix(sequence.request.reusable());
         let fresh = sequence.position == 0;
-        if fresh && sequence.request.prefix_caching_enabled() {
+        let caching = fresh && sequence.request.prefix_caching_enabled();
+        if let Some(tokens) = sequence.import.filter(|_| caching) {
+            sequence.prefix = self.cache.latents(sequence.tokens.prefix(tokens));
+            sequence.cached = sequence.prefix.position;
+        } else if caching {
             while let Some(hit) = self.cache.lookup(prompt) {
                 // Between finding and holding it may have gone: the next deepest is looked for then.
                 if let Some(prefix) = self
@@ -106,7 +120,7 @@ impl Engine {
             // It holds nothing while it waits.
             sequence.release();
             sequence.position = 0;
-        } else if fresh {
+        } else if fresh && sequence.import.is_none() {
             sequence.cached = sequence.position;
         }
         sequence.served_tokens = 0;

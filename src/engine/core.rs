@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use super::event::{Event, FinishReason};
 use super::export::Exports;
-use super::import::Incoming;
 use super::options::{EngineOptions, context};
 use super::request::{PromptScores, Request, RequestId};
 use super::schedule::Planned;
@@ -35,9 +34,9 @@ pub struct Engine {
     pub(super) waiting: VecDeque<Sequence>,
     /// Those that run, in the order of their admission.
     pub(super) running: Vec<Sequence>,
-    /// Those whose caches are still to come, which neither wait nor run.
-    pub(super) incoming: Vec<Incoming>,
-    /// Whether all that is left waits for places which are reserved for caches that are still to come.
+    /// Those that have slot and blocks and whose caches are still to come: they neither wait nor run.
+    pub(super) incoming: Vec<Sequence>,
+    /// Whether all that is left waits for slots and blocks which are reserved for caches that are still to come.
     pub(super) stalled: bool,
     /// Those whose caches go out.
     pub(super) exports: Exports,
@@ -120,7 +119,7 @@ impl Engine {
     #[must_use]
     pub fn held(&self) -> (usize, usize) {
         let (mut slots, mut blocks) = (HashSet::new(), HashSet::new());
-        for sequence in self.running.iter().chain(&self.waiting) {
+        for sequence in self.sequences() {
             let prefix = &sequence.prefix;
             slots.extend(
                 prefix
@@ -145,10 +144,6 @@ impl Engine {
                 blocks.extend(allocation.blocks.iter().map(BlockRef::get));
             }
         }
-        for incoming in &self.incoming {
-            slots.insert(incoming.allocation.slot.get());
-            blocks.extend(incoming.allocation.blocks.iter().map(BlockRef::get));
-        }
         self.exports.held(&mut slots, &mut blocks);
         (slots.len(), blocks.len())
     }
@@ -161,9 +156,15 @@ impl Engine {
 
     /// Answers that are under way or wait, those included that a prompt is still to be divided into.
     fn answers(&self) -> usize {
-        let sequences = self.running.iter().chain(&self.waiting);
-        let incoming = self.incoming.iter().map(Incoming::answers);
-        sequences.map(Sequence::answers).chain(incoming).sum()
+        self.sequences().map(Sequence::answers).sum()
+    }
+
+    /// All sequences: those that run, that wait, and whose caches are on their way.
+    fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.running
+            .iter()
+            .chain(&self.waiting)
+            .chain(&self.incoming)
     }
 
     /// How often a sequence had to make room so far.
@@ -191,9 +192,7 @@ impl Engine {
             let (expected, found) = (self.options.cut, self.model.limits().step.outputs);
             return Err(EngineError::NoRoomToScore { expected, found });
         }
-        let sequences = self.running.iter().chain(&self.waiting);
-        let ids = sequences.map(|sequence| sequence.id);
-        let ids = ids.chain(self.incoming.iter().map(|incoming| incoming.id));
+        let ids = self.sequences().map(|sequence| sequence.id);
         if ids.chain(self.exports.ids()).any(|other| other == id) {
             return Err(EngineError::DuplicateRequest { id: id.0 });
         }
@@ -217,17 +216,20 @@ impl Engine {
     /// A request that cannot run, with the reason; nothing of it is kept.
     pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), EngineError> {
         self.check(id, &request)?;
+        self.enqueue_new(id, request, None);
+        Ok(())
+    }
+
+    /// Puts a request that was checked behind those that wait; where its caches come from elsewhere, of so many tokens.
+    pub(super) fn enqueue_new(&mut self, id: RequestId, request: Request, import: Option<usize>) {
         let arrival = self.arrival();
         let tokens = self.cache.hash(&request.prompt);
-        let sequence = Sequence::new(id, Arc::new(request), tokens, 0, arrival, &self.suppressed);
-        self.events.push_back((
-            id,
-            Event::Queued {
-                ahead: self.waiting.len(),
-            },
-        ));
+        let mut sequence =
+            Sequence::new(id, Arc::new(request), tokens, 0, arrival, &self.suppressed);
+        sequence.import = import;
+        let ahead = self.waiting.len();
+        self.emit(id, Event::Queued { ahead });
         self.waiting.push_back(sequence);
-        Ok(())
     }
 
     /// Ends a request. At the next step everything it holds is free; its answers finish as cancelled.
@@ -314,8 +316,7 @@ impl Engine {
         ids.dedup();
         for id in ids {
             // Another of its answers may have failed before.
-            let mut sequences = self.running.iter().chain(&self.waiting);
-            if sequences.any(|sequence| sequence.id == id) {
+            if self.sequences().any(|sequence| sequence.id == id) {
                 self.fail(id, &error);
             }
         }
@@ -382,7 +383,6 @@ impl Engine {
 
     fn drop_cancelled(&mut self) {
         for id in std::mem::take(&mut self.cancelled) {
-            self.incoming.retain(|incoming| incoming.id != id);
             let cancelled = Arc::new(Error::from(EngineError::TransferCancelled));
             self.exports.fail(id, &cancelled);
             self.finish_all(|sequence| sequence.id == id, FinishReason::Cancelled);
@@ -398,6 +398,10 @@ impl Engine {
             if let Some(sequence) = self.waiting.remove(place) {
                 self.finish(sequence, reason);
             }
+        }
+        while let Some(place) = self.incoming.iter().position(&wanted) {
+            let sequence = self.incoming.remove(place);
+            self.finish(sequence, reason);
         }
     }
 
@@ -446,9 +450,7 @@ impl Engine {
     fn fail_all(&mut self, error: Error) {
         let error = Arc::new(error);
         self.step_cache.clear();
-        let sequences = self.running.iter().chain(&self.waiting);
-        let mut ids: Vec<RequestId> = sequences.map(|sequence| sequence.id).collect();
-        ids.extend(self.incoming.iter().map(|incoming| incoming.id));
+        let mut ids: Vec<RequestId> = self.sequences().map(|sequence| sequence.id).collect();
         ids.extend(self.exports.ids());
         ids.sort_unstable();
         ids.dedup();

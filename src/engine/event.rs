@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::hand_off::HandOff;
 use crate::error::Error;
 use crate::model::TraceFrame;
 
@@ -43,7 +44,7 @@ pub struct TokenLogprobs {
 pub struct Scored {
     /// The place of the first of them in the prompt.
     pub first: usize,
-    /// At each place the log-probability of the prompt's next token; nothing at its end.
+    /// At each place the log-probability of the prompt's next token; `None` at its end.
     pub logprobs: Vec<Option<f32>>,
     /// At each place the likeliest next tokens with their log-probabilities, best first, as many as the request asked for.
     pub top: Vec<Vec<(u32, f32)>>,
@@ -58,6 +59,11 @@ pub enum Event {
     Queued {
         /// Sequences that wait before it.
         ahead: usize,
+    },
+    /// Slot and blocks are reserved for caches that come from elsewhere ([`Engine::import`](super::Engine::import)).
+    Reserved {
+        /// Tokens from the first on whose latents were kept here: they need not come.
+        have: usize,
     },
     /// So many tokens of the prompt are through.
     Prefill {
@@ -84,6 +90,9 @@ pub enum Event {
         /// How likely it was, where that was asked for.
         logprobs: Option<TokenLogprobs>,
     },
+    /// The first token of each answer of an export is drawn ([`Engine::export`](super::Engine::export)): what the engine that
+    /// goes on needs beside the caches.
+    HandOff(Box<HandOff>),
     /// An answer is complete. The last one of a request ends it.
     Finished {
         /// Which of the request's answers.

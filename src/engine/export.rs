@@ -10,7 +10,8 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, OnceLock};
 
 use super::core::{Engine, pools};
-use super::request::RequestId;
+use super::hand_off::{DrawnToken, HandOff};
+use super::request::{Request, RequestId};
 use super::schedule::Planned;
 use crate::backend::{Block, LatentRecord, Slot, StateRecord, Ticket};
 use crate::cache::{Allocation, BlockRef, Pools, SlotRef};
@@ -81,8 +82,8 @@ impl Due {
     }
 }
 
-/// How an export ended.
-pub(super) type Outcome = Arc<OnceLock<Result<(), Arc<Error>>>>;
+/// How an export ended: with the first tokens of the answers, or an error.
+pub(super) type Outcome = Arc<OnceLock<Result<HandOff, Arc<Error>>>>;
 
 /// A request whose caches go out.
 pub(super) struct Export {
@@ -95,6 +96,12 @@ pub(super) struct Export {
     last: Option<(SlotRef, Vec<BlockRef>)>,
     /// Whether everything is due, read or gone.
     complete: bool,
+    /// Tokens from the first on whose latents the receiver has.
+    skipped: usize,
+    /// The first tokens of the answers, as they are drawn.
+    hand_off: HandOff,
+    /// Answers whose first token is still to be drawn.
+    undrawn: usize,
     due: VecDeque<Due>,
     /// What was read and found no room in the stream.
     read: VecDeque<Read>,
@@ -103,19 +110,25 @@ pub(super) struct Export {
 }
 
 impl Export {
-    /// One of a prompt of `end` tokens, whose parts go to `stream`.
+    /// One of a request's prompt, whose parts go to `stream`.
     pub(super) fn new(
         id: RequestId,
-        end: usize,
+        request: &Request,
         stream: SyncSender<Read>,
         outcome: Outcome,
     ) -> Self {
         Self {
             id,
-            end,
+            end: request.prompt.len(),
             position: 0,
             last: None,
             complete: false,
+            skipped: 0,
+            hand_off: HandOff {
+                sampling: request.sampling.clone(),
+                first: vec![None; request.samples],
+            },
+            undrawn: request.samples,
             due: VecDeque::new(),
             read: VecDeque::new(),
             stream,
@@ -125,7 +138,7 @@ impl Export {
 
     /// Latents of a layer up to `end` are complete.
     fn latents(&mut self, layer: usize, end: usize, blocks: &[BlockRef], block_tokens: usize) {
-        let mut at = self.position;
+        let mut at = self.position.max(self.skipped);
         while at < end {
             let first = at / block_tokens;
             let until = end.min((first + RECORD_BLOCKS) * block_tokens);
@@ -162,11 +175,30 @@ impl Export {
                 Err(TrySendError::Disconnected(_)) => return false,
             }
         }
-        if self.complete {
-            // Nobody else sets it: the export is over.
-            let _ = self.outcome.set(Ok(()));
+        if !self.complete || self.undrawn > 0 {
+            return true;
         }
-        !self.complete
+        // Nobody else sets it: the export is over.
+        let _ = self.outcome.set(Ok(self.hand_off.clone()));
+        false
+    }
+
+    /// Latents of the first `have` tokens are not sent, where they have not been yet.
+    fn skip_latents(&mut self, have: usize, block_tokens: usize) {
+        self.skipped = self.skipped.max(have);
+        self.due.retain_mut(|due| {
+            let Due::Latents {
+                positions, blocks, ..
+            } = due
+            else {
+                return true;
+            };
+            let start = positions.start.max(have.min(positions.end));
+            blocks
+                .drain(..(start / block_tokens - positions.start / block_tokens).min(blocks.len()));
+            positions.start = start;
+            positions.start < positions.end
+        });
     }
 }
 
@@ -226,6 +258,25 @@ impl Exports {
         self.send(model);
     }
 
+    /// The first token of an answer was drawn; `None` where none is wanted. The hand-off, once it has all of them.
+    pub(super) fn drawn(
+        &mut self,
+        model: &mut Model,
+        id: RequestId,
+        sample: usize,
+        token: Option<&DrawnToken>,
+    ) -> Option<Box<HandOff>> {
+        let export = self.0.iter_mut().find(|export| export.id == id)?;
+        *export.hand_off.first.get_mut(sample)? = token.cloned();
+        export.undrawn = export.undrawn.saturating_sub(1);
+        if export.undrawn > 0 {
+            return None;
+        }
+        let hand_off = Box::new(export.hand_off.clone());
+        self.send(model);
+        Some(hand_off)
+    }
+
     /// Sends what there is room for.
     fn send(&mut self, model: &mut Model) {
         let mut pools = pools(model);
@@ -277,6 +328,16 @@ impl Engine {
     /// Sends what streams have room for, whose readers have taken something.
     pub fn send_exports(&mut self) {
         self.exports.send(&mut self.model);
+    }
+
+    /// Leaves out the latents of the first `have` tokens of an export, which its receiver has; what was read of them by now is
+    /// left out by the stream ([`ExportStream::skip_latents`](super::ExportStream::skip_latents)).
+    pub fn skip_latents(&mut self, id: RequestId, have: usize) {
+        let block_tokens = self.model.limits().block_tokens;
+        let mut exports = self.exports.0.iter_mut();
+        if let Some(export) = exports.find(|export| export.id == id) {
+            export.skip_latents(have, block_tokens);
+        }
     }
 
     /// Whether a batch ends the prompt of a request whose caches go out: it is then computed in parts of a layer each.

@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
 use super::core::Engine;
+use super::event::Sink;
 use super::export::{Export, Outcome, Read};
+use super::hand_off::HandOff;
 use super::handle::EngineHandle;
 use super::request::{PromptScores, Request, RequestId};
 use crate::backend::{LatentRecord, Shard, StateLayout};
 use crate::cache::{CacheHeader, LayerRecord};
 use crate::error::{EngineError, Error};
+#[cfg(feature = "transfer")]
+use crate::transfer::RecordSource;
 
 /// Reads of the device that a stream of an engine in a thread has room for.
 const CAPACITY: usize = 64;
@@ -19,8 +23,10 @@ impl Engine {
     /// Takes a request whose caches are sent as they are computed: of all tokens of its prompt. The stream has room for
     /// `capacity` reads of the device; when some were taken, [`Engine::send_exports`] sends more.
     ///
-    /// Such a request generates nothing, whatever [`Request::max_tokens`] says: the caches are those of the prompt's end, which the
-    /// first generated token would move on. To answer here as well, submit the prompt again: it goes on from what is kept of it.
+    /// Of each answer the first token is drawn here, and nothing more, whatever [`Request::max_tokens`] says: the caches are those
+    /// of the prompt's end, which holds no logits. The tokens are events, and [`ExportStream::hand_off`] has them for the engine
+    /// that goes on; with `max_tokens` 0 none are drawn. To answer here as well, submit the prompt again: it goes on from what is
+    /// kept of it.
     ///
     /// # Errors
     /// Those of [`Engine::submit`].
@@ -34,18 +40,16 @@ impl Engine {
             model: self.fingerprint,
             tokens: request.prompt.clone(),
         };
-        let end = request.prompt.len();
         let request = Request {
-            max_tokens: 0,
-            samples: 1,
+            max_tokens: request.max_tokens.min(1),
             trace: None,
             scores: PromptScores::None,
             ..request
         };
-        self.submit(id, request)?;
         let (stream, reads) = mpsc::sync_channel(capacity);
         let outcome = Outcome::default();
-        let export = Export::new(id, end, stream, Arc::clone(&outcome));
+        let export = Export::new(id, &request, stream, Arc::clone(&outcome));
+        self.submit(id, request)?;
         self.exports.add(export);
         Ok(ExportStream {
             id: header.id(),
@@ -54,6 +58,7 @@ impl Engine {
             shard: self.model.shard(),
             reads,
             ready: VecDeque::new(),
+            skipped: 0,
             outcome,
             failed: false,
             engine: None,
@@ -71,6 +76,8 @@ pub struct ExportStream {
     shard: Shard,
     reads: Receiver<Read>,
     ready: VecDeque<LayerRecord>,
+    /// Tokens from the first on whose latents the receiver has.
+    skipped: usize,
     outcome: Outcome,
     /// Whether an error has come, after which nothing does.
     failed: bool,
@@ -79,6 +86,12 @@ pub struct ExportStream {
 }
 
 impl ExportStream {
+    /// The request's name; `None` without an [`EngineHandle`].
+    #[must_use]
+    pub fn request(&self) -> Option<RequestId> {
+        self.engine.as_ref().map(|(_, id)| *id)
+    }
+
     /// What the records are of.
     #[must_use]
     pub fn header(&self) -> &CacheHeader {
@@ -94,6 +107,20 @@ impl ExportStream {
             }
         }
         self.ready.pop_front().map(Ok)
+    }
+
+    /// The first tokens of the answers, once all records have come.
+    #[must_use]
+    pub fn hand_off(&self) -> Option<&HandOff> {
+        self.outcome.get()?.as_ref().ok()
+    }
+
+    /// Leaves out the latents of the first `have` tokens, which the receiver has, from all records that are still to come. Without an [`EngineHandle`] the engine itself is told by [`Engine::skip_latents`].
+    pub fn skip_latents(&mut self, have: usize) {
+        self.skipped = self.skipped.max(have);
+        if let Some((engine, id)) = &self.engine {
+            engine.skip_latents(*id, have);
+        }
     }
 
     fn fail<T>(&mut self, error: Arc<Error>) -> Option<Result<T, Arc<Error>>> {
@@ -132,7 +159,16 @@ impl ExportStream {
                         }
                     }
                 }
-                let record = joined.map(|it| LayerRecord::of_latents(self.id, layer, start, it));
+                // What was read before the receiver said what it has is cut here.
+                let record = joined.and_then(|mut rows| {
+                    let first = start.max(self.skipped);
+                    let before = (first - start) * rows.row_bytes();
+                    if before >= rows.rows.len() {
+                        return None;
+                    }
+                    rows.rows.drain(..before);
+                    Some(LayerRecord::of_latents(self.id, layer, first, rows))
+                });
                 self.ready.extend(record);
             }
         }
@@ -148,7 +184,7 @@ impl Iterator for ExportStream {
         while self.ready.is_empty() && !self.failed {
             let Ok(read) = self.reads.recv() else {
                 return match self.outcome.get().cloned() {
-                    Some(Ok(())) => None,
+                    Some(Ok(_)) => None,
                     Some(Err(error)) => self.fail(error),
                     None => self.fail(Arc::new(Error::from(EngineError::Stopped))),
                 };
@@ -161,6 +197,22 @@ impl Iterator for ExportStream {
     }
 }
 
+#[cfg(feature = "transfer")]
+impl RecordSource for ExportStream {
+    fn skip_latents(&mut self, tokens: usize) {
+        Self::skip_latents(self, tokens);
+    }
+
+    fn next_record(&mut self) -> Option<Result<LayerRecord, Arc<Error>>> {
+        self.next()
+    }
+
+    fn stopper(&self) -> Option<Box<dyn FnOnce() + Send>> {
+        let (engine, id) = self.engine.clone()?;
+        Some(Box::new(move || engine.cancel(id)))
+    }
+}
+
 impl Drop for ExportStream {
     fn drop(&mut self) {
         if let Some((engine, id)) = &self.engine {
@@ -170,14 +222,14 @@ impl Drop for ExportStream {
 }
 
 impl EngineHandle {
-    /// Submits a request whose caches are sent as they are computed: of all tokens of its prompt. It generates nothing, as
-    /// [`Engine::export`] says.
+    /// Submits a request whose caches are sent as they are computed: of all tokens of its prompt. `sink` is given its events,
+    /// among them the first token of each answer; nothing more is generated, as [`Engine::export`] says.
     ///
     /// # Errors
     /// A request that cannot run, or an engine that has stopped.
-    pub fn export(&self, request: Request) -> Result<ExportStream, EngineError> {
+    pub fn export(&self, request: Request, sink: Sink) -> Result<ExportStream, EngineError> {
         let id = self.next_id();
-        let mut stream = self.ask(move |engine| engine.export(id, request, CAPACITY))??;
+        let mut stream = self.submit_export(id, request, sink, CAPACITY)?;
         stream.engine = Some((self.clone(), id));
         Ok(stream)
     }

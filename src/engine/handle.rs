@@ -10,11 +10,12 @@ use std::collections::HashMap;
 
 use super::core::Engine;
 use super::event::{Event, Sink};
+use super::export_stream::ExportStream;
 use super::output::{Output, OutputProcessor};
 use super::request::{Request, RequestId};
 use super::status::Status;
 use crate::backend::block_on;
-use crate::cache::{CacheHeader, CacheLayout, Occupancy, Snapshot};
+use crate::cache::{CacheHeader, Occupancy, Snapshot};
 use crate::error::{EngineError, Error};
 
 enum Command {
@@ -28,7 +29,13 @@ enum Command {
         request: Box<Request>,
         header: CacheHeader,
         sink: Sink,
-        reserved: Sender<Result<CacheLayout, Error>>,
+    },
+    Export {
+        id: RequestId,
+        request: Box<Request>,
+        capacity: usize,
+        sink: Sink,
+        stream: Sender<Result<ExportStream, EngineError>>,
     },
     Cancel(RequestId),
     Ask(Box<dyn FnOnce(&mut Engine) + Send>),
@@ -185,27 +192,52 @@ impl EngineHandle {
         (answer, sink(Box::new(send)))
     }
 
-    /// Reserves places for a request whose caches are still to come; where they are to be put together.
-    pub(super) fn reserve(
+    /// Submits a request whose caches are still to come.
+    pub(super) fn submit_import(
         &self,
         id: RequestId,
         request: Request,
         header: CacheHeader,
         sink: Sink,
-    ) -> Result<CacheLayout, Error> {
-        let (reserved, layout) = mpsc::channel();
+    ) {
         let command = Command::Import {
             id,
             request: Box::new(request),
             header,
             sink,
-            reserved,
         };
-        let stopped = EngineError::Stopped;
-        if self.0.commands.send(command).is_err() {
-            return Err(stopped.into());
+        if let Err(mpsc::SendError(Command::Import { sink: mut lost, .. })) =
+            self.0.commands.send(command)
+        {
+            let _ = lost(Event::Failed(Arc::new(Error::from(EngineError::Stopped))));
         }
-        layout.recv().unwrap_or(Err(stopped.into()))
+    }
+
+    /// Submits a request whose caches are sent.
+    pub(super) fn submit_export(
+        &self,
+        id: RequestId,
+        request: Request,
+        sink: Sink,
+        capacity: usize,
+    ) -> Result<ExportStream, EngineError> {
+        let (stream, received) = mpsc::channel();
+        let command = Command::Export {
+            id,
+            request: Box::new(request),
+            capacity,
+            sink,
+            stream,
+        };
+        let stopped = |_| EngineError::Stopped;
+        self.0.commands.send(command).map_err(stopped)?;
+        received.recv().unwrap_or(Err(EngineError::Stopped))
+    }
+
+    /// The receiver of an export has the latents of the first `have` tokens; an engine that has stopped needs not know.
+    pub(super) fn skip_latents(&self, id: RequestId, have: usize) {
+        let skip = move |engine: &mut Engine| engine.skip_latents(id, have);
+        let _ = self.0.commands.send(Command::Ask(Box::new(skip)));
     }
 
     /// A stream of caches has room again; an engine that has stopped needs not know.
@@ -324,44 +356,60 @@ impl Driver {
     /// Does as it is told; returns whether to go on.
     fn handle_command(&mut self, command: Command) -> bool {
         match command {
-            Command::Submit {
-                id,
-                request,
-                mut sink,
-            } => {
+            Command::Submit { id, request, sink } => {
                 let answers = request.samples;
-                match self.engine.submit(id, *request) {
-                    Ok(()) => {
-                        self.sinks.insert(id, (sink, answers));
-                    }
-                    Err(error) => {
-                        let _ = sink(Event::Failed(Arc::new(Error::from(error))));
-                    }
-                }
-                self.deliver();
+                let submitted = self.engine.submit(id, *request);
+                self.submitted(id, answers, sink, submitted.map_err(Error::from));
             }
             Command::Import {
                 id,
                 request,
                 header,
                 sink,
-                reserved,
             } => {
                 let answers = request.samples;
-                let engine = &mut self.engine;
-                let imported = block_on(engine.import(id, *request, &header));
-                let layout = imported.map(|()| engine.cache_layout());
-                if layout.is_ok() {
-                    self.sinks.insert(id, (sink, answers));
+                let imported = self.engine.import(id, *request, &header);
+                self.submitted(id, answers, sink, imported);
+            }
+            Command::Export {
+                id,
+                request,
+                capacity,
+                sink,
+                stream,
+            } => {
+                let answers = request.samples;
+                let exported = self.engine.export(id, *request, capacity);
+                if exported.is_ok() {
+                    self.submitted(id, answers, sink, Ok(()));
                 }
-                // Who asked waits for it.
-                let _ = reserved.send(layout);
+                // Who asked waits for it, and drops it where it does not wait any more.
+                let _ = stream.send(exported);
             }
             Command::Cancel(id) => self.engine.cancel(id),
             Command::Ask(question) => question(&mut self.engine),
             Command::Stop => return false,
         }
         true
+    }
+
+    /// A request was taken, or refused: its sink is told.
+    fn submitted(
+        &mut self,
+        id: RequestId,
+        answers: usize,
+        mut sink: Sink,
+        submitted: Result<(), Error>,
+    ) {
+        match submitted {
+            Ok(()) => {
+                self.sinks.insert(id, (sink, answers));
+            }
+            Err(error) => {
+                let _ = sink(Event::Failed(Arc::new(error)));
+            }
+        }
+        self.deliver();
     }
 
     fn deliver(&mut self) {

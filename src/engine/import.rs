@@ -1,30 +1,20 @@
-//! Caches on their way in: slot and blocks are reserved first, layers come in any order, and the sequence runs when all are
-//! there. Until then nobody waits for it, and where it is given up nothing of it stays.
+//! Caches on their way in: the request waits for slot and blocks as any does, layers come in any order, and the sequence runs
+//! when all are there. Until then no step waits for it, and where it is given up nothing of it stays.
+//!
+//! What comes are the states at the end of the header's tokens, and latents; leading whole blocks of latents that are kept here
+//! need not come. An import that has its slot and blocks needs no more of them until its sequence runs: a request that waits for
+//! what is reserved waits for the sender alone.
 
 use std::sync::Arc;
 
 use super::core::{Engine, pools};
+use super::event::Event;
+use super::hand_off::HandOff;
+use super::process_output::cache_state;
 use super::request::{Request, RequestId};
 use super::sequence::Sequence;
-use crate::cache::{Allocation, Assembled, CacheHeader, CacheLayout, StateSource};
+use crate::cache::{Assembled, CacheHeader, CacheLayout, StateSource};
 use crate::error::{CacheError, EngineError, Error};
-
-/// A request whose caches are still to come.
-pub(super) struct Incoming {
-    pub(super) id: RequestId,
-    request: Arc<Request>,
-    /// Tokens that are through when its caches are there.
-    position: usize,
-    arrival: u64,
-    pub(super) allocation: Allocation,
-}
-
-impl Incoming {
-    /// Answers that are to come of it.
-    pub(super) fn answers(&self) -> usize {
-        self.request.samples
-    }
-}
 
 impl Engine {
     /// The pools that caches are loaded into.
@@ -37,12 +27,28 @@ impl Engine {
         }
     }
 
-    /// Reserves a slot, and blocks for the whole prompt, for a request that goes on from caches which are still to come. Its
-    /// prompt begins with the tokens of `header` and has one more at least.
+    /// The formats of the model's weights, by name.
+    #[must_use]
+    pub fn weight_formats(&self) -> String {
+        self.model.weight_formats()
+    }
+
+    /// What caches of a prompt computed here are of.
+    #[must_use]
+    pub fn cache_header(&self, tokens: Vec<u32>) -> CacheHeader {
+        CacheHeader {
+            model: self.fingerprint,
+            tokens,
+        }
+    }
+
+    /// Takes a request that goes on from caches which are still to come into the queue. Its prompt begins with the tokens of
+    /// `header`. It waits for a slot and blocks for the whole prompt in its order of arrival; [`Event::Reserved`] says that it
+    /// has them, and from which token on latents are wanted. Then come [`Engine::load_layer`] and [`Engine::start_import`].
     ///
     /// # Errors
-    /// A request that cannot run, caches of another model or of other tokens, or no room.
-    pub async fn import(
+    /// A request that cannot run, or caches of another model or of other tokens.
+    pub fn import(
         &mut self,
         id: RequestId,
         request: Request,
@@ -59,50 +65,34 @@ impl Engine {
             return Err(mismatch("model", expected, found).into());
         }
         let (prompt, position) = (&request.prompt, header.tokens.len());
-        if position == 0 || position >= prompt.len() || !prompt.starts_with(&header.tokens) {
-            let expected = format!("the first of the prompt's {}, and not all", prompt.len());
+        if position == 0 || !prompt.starts_with(&header.tokens) {
+            let expected = format!("the first of the prompt's {}", prompt.len());
             let found = format!("{position} tokens");
             return Err(mismatch("tokens", expected, found).into());
         }
-        let blocks = prompt.len().div_ceil(self.model.limits().block_tokens);
-        let none = EngineError::NoRoomToImport {
-            tokens: prompt.len(),
-        };
-        let mut pools = pools(&mut self.model);
-        let Some(slot) = self.cache.slot(&mut pools).await? else {
-            return Err(none.into());
-        };
-        let Some(blocks) = self.cache.blocks(&mut pools, blocks).await? else {
-            return Err(none.into());
-        };
-        let arrival = self.arrival();
-        self.incoming.push(Incoming {
-            id,
-            request: Arc::new(request),
-            position,
-            arrival,
-            allocation: Allocation {
-                slot,
-                state: StateSource::Own,
-                blocks,
-            },
-        });
+        self.enqueue_new(id, request, Some(position));
         Ok(())
     }
 
-    /// Writes a layer's part of caches that come in to the places reserved for them.
+    /// A sequence whose caches come from elsewhere has its slot and blocks.
+    pub(super) fn reserved(&mut self, sequence: Sequence) {
+        let have = sequence.cached;
+        self.emit(sequence.id, Event::Reserved { have });
+        self.incoming.push(sequence);
+    }
+
+    /// Writes a layer's part of caches that come in to the slot and blocks reserved for them.
     ///
     /// # Errors
     /// A request that was given up, or a device that fails.
     pub fn load_layer(&mut self, id: RequestId, part: &Assembled) -> Result<(), Error> {
         let incoming = self.incoming.iter().find(|incoming| incoming.id == id);
-        let places = &incoming
-            .ok_or(EngineError::UnknownImport { id: id.0 })?
-            .allocation;
+        let held = incoming.and_then(|incoming| incoming.allocation.as_ref());
+        let held = held.ok_or(EngineError::UnknownImport { id: id.0 })?;
         let pools = pools(&mut self.model);
         match part {
             Assembled::State { layer, record } => {
-                let slot = places.slot.get();
+                let slot = held.slot.get();
                 pools
                     .backend
                     .write_state(&pools.states, *layer, slot, record)?;
@@ -112,7 +102,7 @@ impl Engine {
                 block,
                 record,
             } => {
-                let block = places.blocks[*block].get();
+                let block = held.blocks[*block].get();
                 pools
                     .backend
                     .write_latents(&pools.latents, *layer, block, record)?;
@@ -121,26 +111,143 @@ impl Engine {
         Ok(())
     }
 
-    /// All layers are there: the sequence runs, or waits for its turn.
+    /// All layers are there: the sequence runs, or waits where as many run as can. Where they are of the whole prompt, each answer
+    /// begins with its token of `hand_off`, as if it had been drawn here, and goes on with the hand-off's sampling. The prompt's
+    /// state is kept for later requests as after a prefill.
     ///
     /// # Errors
-    /// A request that was given up, or a device that fails.
-    pub async fn start_import(&mut self, id: RequestId) -> Result<(), Error> {
+    /// A request that was given up, a hand-off that does not fit the request, or is missing or too many; or a device that fails.
+    pub async fn start_import(
+        &mut self,
+        id: RequestId,
+        hand_off: Option<&HandOff>,
+    ) -> Result<(), Error> {
         let place = self.incoming.iter().position(|incoming| incoming.id == id);
         let place = place.ok_or(EngineError::UnknownImport { id: id.0 })?;
+        let (request, tokens) = (&self.incoming[place].request, self.incoming[place].import);
+        let (tokens, prompt) = (tokens.unwrap_or(0), request.prompt.len());
+        if hand_off.is_some() != (tokens == prompt) {
+            let handed = hand_off.is_some();
+            return Err(EngineError::HandOffMisplaced {
+                tokens,
+                prompt,
+                handed,
+            }
+            .into());
+        }
+        if let Some(hand_off) = hand_off {
+            hand_off.check(request, self.model.config().vocab_size)?;
+        }
         let incoming = self.incoming.remove(place);
-        let tokens = self.cache.hash(&incoming.request.prompt);
-        let (request, arrival) = (incoming.request, incoming.arrival);
-        let mut sequence = Sequence::new(id, request, tokens, 0, arrival, &self.suppressed);
-        sequence.position = incoming.position;
-        sequence.cached = incoming.position;
-        sequence.allocation = Some(incoming.allocation);
+        // Of what did not run here, these were in the cache here.
+        let (done, cached) = (tokens, incoming.cached);
+        let mut sequence = ready_sequence(incoming, tokens, hand_off, &self.suppressed);
+        self.emit(id, Event::Prefill { done, cached });
+        if sequence.checkpoint_here(&self.options, self.model.limits().block_tokens)
+            && let Err(error) = cache_state(&mut self.cache, &mut self.model, &mut sequence).await
+        {
+            self.enqueue(sequence);
+            return Err(error);
+        }
+        let Some(hand_off) = hand_off else {
+            return self.run_or_wait(sequence).await;
+        };
+        if !sequence.single {
+            let first = |engine: &mut Self, answer| engine.begin(answer, hand_off);
+            return self.fork(sequence, first).await;
+        }
+        match self.begin(sequence, hand_off) {
+            Ok(Some(sequence)) => self.run_or_wait(sequence).await,
+            Ok(None) => Ok(()),
+            Err(error) => {
+                self.fail(id, &Arc::new(error));
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins an answer with the token that was drawn for it elsewhere.
+    fn begin(
+        &mut self,
+        mut sequence: Sequence,
+        hand_off: &HandOff,
+    ) -> Result<Option<Sequence>, Error> {
+        let token = hand_off.first.get(sequence.sample).cloned().flatten();
+        let token = token.filter(|_| sequence.request.max_tokens > 0);
+        if let Some(token) = &token {
+            sequence
+                .sampler
+                .take_over(token.id, token.random_position)?;
+        }
+        Ok(self.accept(sequence, token))
+    }
+
+    /// A sequence that has its slot and blocks runs, or waits where as many run as can.
+    async fn run_or_wait(&mut self, mut sequence: Sequence) -> Result<(), Error> {
         if self.running.len() < self.model.limits().step.segments {
             self.running.push(sequence);
-        } else {
-            self.suspend(&mut sequence).await?;
-            self.enqueue(sequence);
+            return Ok(());
         }
+        let suspended = self.suspend(&mut sequence).await;
+        self.enqueue(sequence);
+        suspended
+    }
+
+    /// Ends a request whose caches do not come, with the reason.
+    ///
+    /// # Errors
+    /// A request that does not wait for caches.
+    pub fn fail_import(&mut self, id: RequestId, error: Error) -> Result<(), EngineError> {
+        let mut importing = self.waiting.iter().chain(&self.incoming);
+        if !importing.any(|sequence| sequence.id == id && sequence.import.is_some()) {
+            return Err(EngineError::UnknownImport { id: id.0 });
+        }
+        self.fail(id, &Arc::new(error));
         Ok(())
     }
+
+    /// Gives up caches that do not come: the request runs its prompt here, in its order of arrival.
+    ///
+    /// # Errors
+    /// A request that does not wait for caches.
+    pub fn recompute_import(&mut self, id: RequestId) -> Result<(), EngineError> {
+        let wanted = |sequence: &Sequence| sequence.id == id && sequence.import.is_some();
+        if let Some(waiting) = self.waiting.iter_mut().find(|sequence| wanted(sequence)) {
+            waiting.import = None;
+            return Ok(());
+        }
+        let place = self.incoming.iter().position(wanted);
+        let place = place.ok_or(EngineError::UnknownImport { id: id.0 })?;
+        let mut sequence = self.incoming.remove(place);
+        sequence.release();
+        sequence.import = None;
+        sequence.cached = 0;
+        self.enqueue(sequence);
+        Ok(())
+    }
+}
+
+/// The sequence of an import whose caches, of so many tokens, are there.
+fn ready_sequence(
+    incoming: Sequence,
+    tokens: usize,
+    hand_off: Option<&HandOff>,
+    suppressed: &Arc<[u32]>,
+) -> Sequence {
+    let request = match hand_off {
+        Some(hand_off) => Arc::new(Request {
+            sampling: hand_off.sampling.clone(),
+            ..(*incoming.request).clone()
+        }),
+        None => incoming.request,
+    };
+    let (id, arrival) = (incoming.id, incoming.arrival);
+    let mut sequence = Sequence::new(id, request, incoming.tokens, 0, arrival, suppressed);
+    sequence.position = tokens;
+    sequence.cached = tokens;
+    sequence.allocation = incoming.allocation;
+    if let Some(allocation) = &mut sequence.allocation {
+        allocation.state = StateSource::Own;
+    }
+    sequence
 }

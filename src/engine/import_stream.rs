@@ -1,39 +1,62 @@
 //! The side of an import that writes: whoever has the records puts them in, and the request runs when all are there.
 
+use std::sync::Arc;
+
+use super::event::{Event, Sink};
+use super::hand_off::HandOff;
 use super::handle::{Answer, EngineHandle, events};
-use super::request::Request;
+use super::request::{Request, RequestId};
 use crate::backend::block_on;
-use crate::cache::{Assembler, CacheHeader, LayerRecord};
+use crate::cache::{Assembled, Assembler, CacheHeader, CacheLayout, LayerRecord};
 use crate::error::{EngineError, Error};
 
-/// A request that goes on from caches which come in layer by layer. Dropping it gives back what was reserved for it.
-pub struct Import {
-    answer: Answer,
+/// Writes caches to the slot and blocks that are reserved for a request, which [`Event::Reserved`] told of.
+pub struct ImportWriter {
+    id: RequestId,
     assembler: Assembler,
     engine: EngineHandle,
 }
 
-impl Import {
-    /// Takes a record, in any order. With the last one that is missing the request begins to run. Heads of other ranks, and
-    /// what is there already, are ignored.
+impl ImportWriter {
+    /// Takes a record, in any order. Heads of other ranks, and what is there already, are ignored.
     ///
     /// # Errors
     /// A record that is damaged, of other caches or of another shape: nothing of it is taken, and another may still come in
-    /// its place. A device that fails, or an engine that has stopped.
+    /// its place. A request that was given up, a device that fails, or an engine that has stopped.
     pub fn put(&mut self, record: &LayerRecord) -> Result<(), Error> {
-        let parts = self.assembler.put(record)?;
+        self.put_all(std::slice::from_ref(record))
+    }
+
+    /// Takes several records at once. The engine writes what became complete with them between two of its steps, and is
+    /// waited for once.
+    ///
+    /// # Errors
+    /// Those of [`ImportWriter::put`]; what came before the record that was refused is taken.
+    pub fn put_all(&mut self, records: &[LayerRecord]) -> Result<(), Error> {
+        let (mut parts, mut refused) = (Vec::new(), None);
+        for record in records {
+            match self.assembler.put(record) {
+                Ok(complete) => parts.extend(complete),
+                Err(error) => {
+                    refused = Some(error);
+                    break;
+                }
+            }
+        }
+        self.load(parts)?;
+        refused.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Has the engine write parts that are complete.
+    fn load(&self, parts: Vec<Assembled>) -> Result<(), Error> {
         if parts.is_empty() {
             return Ok(());
         }
-        let (id, complete) = (self.answer.id(), self.missing() == 0);
+        let id = self.id;
         self.engine.ask(move |engine| {
-            for part in &parts {
-                engine.load_layer(id, part)?;
-            }
-            if complete {
-                block_on(engine.start_import(id))?;
-            }
-            Ok(())
+            parts
+                .iter()
+                .try_for_each(|part| engine.load_layer(id, part))
         })?
     }
 
@@ -43,31 +66,175 @@ impl Import {
         self.assembler.missing()
     }
 
-    /// The request's events.
+    /// The request begins to run, as [`Engine::start_import`](super::Engine::start_import) says.
     ///
     /// # Errors
-    /// Caches of which something is missing: what was reserved is given back.
-    pub fn finish(self) -> Result<Answer, EngineError> {
-        match self.missing() {
-            0 => Ok(self.answer),
-            missing => Err(EngineError::ImportIncomplete { missing }),
+    /// Caches of which something is missing, and what `start_import` refuses.
+    pub fn start(self, hand_off: Option<HandOff>) -> Result<(), Error> {
+        let (id, missing) = (self.id, self.missing());
+        if missing > 0 {
+            return Err(EngineError::ImportIncomplete { missing }.into());
         }
+        self.engine
+            .ask(move |engine| block_on(engine.start_import(id, hand_off.as_ref())))?
+    }
+}
+
+/// A request that goes on from caches which come in layer by layer. Dropping it gives back what was reserved for it.
+pub struct Import {
+    answer: Answer,
+    header: CacheHeader,
+    engine: EngineHandle,
+    /// There once slot and blocks are.
+    writer: Option<ImportWriter>,
+}
+
+impl Import {
+    /// Waits for slot and blocks; the number of tokens from the first on whose latents were kept here and need not come.
+    ///
+    /// # Errors
+    /// A request that failed while it waited, or an engine that has stopped.
+    pub fn reserved(&mut self) -> Result<usize, Arc<Error>> {
+        loop {
+            match self.answer.next() {
+                Some(Event::Reserved { have }) => {
+                    let (id, header) = (self.answer.id(), self.header.clone());
+                    let writer = self.engine.import_writer(id, header, have);
+                    self.writer = Some(writer.map_err(Error::from)?);
+                    return Ok(have);
+                }
+                Some(Event::Failed(error)) => return Err(error),
+                Some(Event::Finished { .. }) => {
+                    return Err(Arc::new(EngineError::TransferCancelled.into()));
+                }
+                Some(_) => {}
+                None => return Err(Arc::new(EngineError::Stopped.into())),
+            }
+        }
+    }
+
+    /// The writer, which waits for slot and blocks where it has to.
+    fn writer(&mut self) -> Result<&mut ImportWriter, Arc<Error>> {
+        if self.writer.is_none() {
+            self.reserved()?;
+        }
+        let stopped = || Arc::new(EngineError::Stopped.into());
+        self.writer.as_mut().ok_or_else(stopped)
+    }
+
+    /// Takes a record, as [`ImportWriter::put`] does, once there is room.
+    ///
+    /// # Errors
+    /// Those of [`ImportWriter::put`] and [`Import::reserved`].
+    pub fn put(&mut self, record: &LayerRecord) -> Result<(), Arc<Error>> {
+        Ok(self.writer()?.put(record)?)
+    }
+
+    /// Number of KDA layers and of blocks of MLA layers that are still to come, once there is room.
+    ///
+    /// # Errors
+    /// Those of [`Import::reserved`].
+    pub fn missing(&mut self) -> Result<usize, Arc<Error>> {
+        Ok(self.writer()?.missing())
+    }
+
+    /// The request begins to run; its events. Caches of a whole prompt need the `hand_off` that came with them.
+    ///
+    /// # Errors
+    /// Those of [`ImportWriter::start`] and [`Import::reserved`]: what was reserved is given back.
+    pub fn finish(mut self, hand_off: Option<HandOff>) -> Result<Answer, Arc<Error>> {
+        self.writer()?;
+        if let Some(writer) = self.writer {
+            writer.start(hand_off)?;
+        }
+        Ok(self.answer)
     }
 }
 
 impl EngineHandle {
-    /// Reserves a slot and blocks for a request that goes on from caches which are still to come. Its prompt begins with the
-    /// tokens of `header` and has one more at least.
+    /// What caches of these tokens are of, as this engine computes them.
     ///
     /// # Errors
-    /// A request that cannot run, caches of another model or of other tokens, no room, or an engine that has stopped.
-    pub fn import(&self, header: CacheHeader, request: Request) -> Result<Import, Error> {
+    /// An engine that has stopped.
+    pub fn cache_header(&self, tokens: Vec<u32>) -> Result<CacheHeader, EngineError> {
+        self.ask(move |engine| engine.cache_header(tokens))
+    }
+
+    /// The formats of the model's weights, by name.
+    ///
+    /// # Errors
+    /// An engine that has stopped.
+    pub fn weight_formats(&self) -> Result<String, EngineError> {
+        self.ask(|engine| engine.weight_formats())
+    }
+
+    /// The pools that caches are loaded into.
+    ///
+    /// # Errors
+    /// An engine that has stopped.
+    pub fn cache_layout(&self) -> Result<CacheLayout, EngineError> {
+        self.ask(|engine| engine.cache_layout())
+    }
+
+    /// Submits a request that goes on from caches which are still to come. Its prompt begins with the tokens of `header`. It
+    /// waits for slot and blocks in its order of arrival.
+    ///
+    /// # Errors
+    /// A request that cannot run, caches of another model or of other tokens, or an engine that has stopped.
+    pub fn import(&self, header: CacheHeader, request: Request) -> Result<Import, Arc<Error>> {
         let (answer, sink) = self.open(events);
-        let layout = self.reserve(answer.id(), request, header.clone(), sink)?;
-        Ok(Import {
-            answer,
-            assembler: Assembler::new(header, layout),
+        self.submit_import(answer.id(), request, header.clone(), sink);
+        match answer.next() {
+            Some(Event::Failed(error)) => Err(error),
+            None => Err(Arc::new(EngineError::Stopped.into())),
+            Some(_) => Ok(Import {
+                answer,
+                header,
+                engine: self.clone(),
+                writer: None,
+            }),
+        }
+    }
+
+    /// The same, with a sink for the events. After [`Event::Reserved`] an [`EngineHandle::import_writer`] takes the records. A
+    /// request that cannot run fails by an event.
+    pub fn import_to(&self, header: CacheHeader, request: Request, sink: Sink) -> RequestId {
+        let id = self.next_id();
+        self.submit_import(id, request, header, sink);
+        id
+    }
+
+    /// Where the records of a request go that has its slot and blocks, and the latents of the first `have` tokens.
+    ///
+    /// # Errors
+    /// An engine that has stopped.
+    pub fn import_writer(
+        &self,
+        id: RequestId,
+        header: CacheHeader,
+        have: usize,
+    ) -> Result<ImportWriter, EngineError> {
+        let layout = self.cache_layout()?;
+        Ok(ImportWriter {
+            id,
+            assembler: Assembler::new(header, layout).with_latents(have),
             engine: self.clone(),
         })
+    }
+
+    /// Ends a request whose caches do not come, with the reason.
+    ///
+    /// # Errors
+    /// A request that does not wait for caches, or an engine that has stopped.
+    pub fn fail_import(&self, id: RequestId, error: Error) -> Result<(), EngineError> {
+        self.ask(move |engine| engine.fail_import(id, error))?
+    }
+
+    /// Gives up caches that do not come: the request runs its prompt here.
+    ///
+    /// # Errors
+    /// A request that does not wait for caches, or an engine that has stopped.
+    pub fn recompute_import(&self, id: RequestId) -> Result<(), EngineError> {
+        self.ask(move |engine| engine.recompute_import(id))?
     }
 }

@@ -17,6 +17,7 @@ mod export;
 #[cfg(not(target_arch = "wasm32"))]
 mod export_stream;
 mod grammar;
+mod hand_off;
 #[cfg(not(target_arch = "wasm32"))]
 mod handle;
 mod import;
@@ -43,10 +44,11 @@ pub use event::{Event, FinishReason, Scored, Sink, TokenLogprobs, Usage};
 #[cfg(not(target_arch = "wasm32"))]
 pub use export_stream::ExportStream;
 pub use grammar::{Grammar, Guide};
+pub use hand_off::{DrawnToken, HandOff};
 #[cfg(not(target_arch = "wasm32"))]
 pub use handle::{Answer, EngineHandle};
 #[cfg(not(target_arch = "wasm32"))]
-pub use import_stream::Import;
+pub use import_stream::{Import, ImportWriter};
 pub use memory_planner::MemoryPlanner;
 pub use options::{BLOCK_TOKENS, EngineOptions, EngineSizes, PREFILL_CHUNK};
 pub use output::{Output, OutputProcessor};

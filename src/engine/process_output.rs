@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use super::core::{Engine, pools};
 use super::event::{Event, Scored};
+use super::hand_off::DrawnToken;
 use super::request::PromptScores;
 use super::schedule::{Planned, PlannedSegment};
 use super::sequence::{Sequence, likeliest};
 use crate::backend::{Choice, StepOutput};
-use crate::cache::StateSource;
+use crate::cache::{Cache, StateSource};
 use crate::error::Error;
+use crate::model::Model;
 
 /// The output rows of one segment.
 struct Rows<'a> {
@@ -26,6 +28,28 @@ impl<'a> Rows<'a> {
         }
         &self.logits[index * self.vocabulary..(index + 1) * self.vocabulary]
     }
+}
+
+/// Keeps a sequence's state: its slot becomes the checkpoint's, and it goes on in another, if there is one.
+pub(super) async fn cache_state(
+    cache: &mut Cache,
+    model: &mut Model,
+    sequence: &mut Sequence,
+) -> Result<(), Error> {
+    let tokens = sequence.tokens.prefix(sequence.position);
+    if cache.find(tokens).is_some() {
+        return Ok(());
+    }
+    let Some(fresh) = cache.slot(&mut pools(model)).await? else {
+        return Ok(());
+    };
+    let Some(allocation) = &mut sequence.allocation else {
+        return Ok(());
+    };
+    if cache.store(tokens, &allocation.blocks, &allocation.slot) {
+        allocation.state = StateSource::Shared(std::mem::replace(&mut allocation.slot, fresh));
+    }
+    Ok(())
 }
 
 impl Engine {
@@ -99,33 +123,10 @@ impl Engine {
                 && self.running[place]
                     .checkpoint_here(&self.options, self.model.limits().block_tokens)
             {
-                self.cache_state(place).await?;
+                let sequence = &mut self.running[place];
+                cache_state(&mut self.cache, &mut self.model, sequence).await?;
             }
             self.emit(id, Event::Prefill { done: end, cached });
-        }
-        Ok(())
-    }
-
-    /// Keeps the sequence's state: its slot becomes the checkpoint's, and it goes on in another, if there is one.
-    async fn cache_state(&mut self, place: usize) -> Result<(), Error> {
-        let sequence = &self.running[place];
-        let tokens = sequence.tokens.prefix(sequence.position);
-        if self.cache.find(tokens).is_some() {
-            return Ok(());
-        }
-        let Some(fresh) = self.cache.slot(&mut pools(&mut self.model)).await? else {
-            return Ok(());
-        };
-        let sequence = &mut self.running[place];
-        let Some(allocation) = &mut sequence.allocation else {
-            return Ok(());
-        };
-        let tokens = sequence.tokens.prefix(sequence.position);
-        if self
-            .cache
-            .store(tokens, &allocation.blocks, &allocation.slot)
-        {
-            allocation.state = StateSource::Shared(std::mem::replace(&mut allocation.slot, fresh));
         }
         Ok(())
     }
@@ -166,20 +167,24 @@ impl Engine {
         let (choice, row) = (&rows.choices[last], rows.row(last));
         let sequence = self.running.remove(place);
         if !sequence.single {
-            return self.fork(sequence, choice, row).await;
+            let first = |engine: &mut Self, answer| engine.take_token(answer, choice, row);
+            return self.fork(sequence, first).await;
         }
-        if let Some(sequence) = self.take_token(sequence, choice, row) {
-            self.running.insert(place.min(self.running.len()), sequence);
+        let id = sequence.id;
+        match self.take_token(sequence, choice, row) {
+            Ok(Some(sequence)) => self.running.insert(place.min(self.running.len()), sequence),
+            Ok(None) => {}
+            Err(error) => self.fail(id, &Arc::new(error)),
         }
         Ok(())
     }
 
-    /// Several answers to one prompt: each goes on from the prompt's state, which they share, in a slot of its own.
-    async fn fork(
+    /// Several answers to one prompt: each goes on from the prompt's state, which they share, in a slot of its own. `first`
+    /// gives each its first token, and does not give back one that is complete; where it fails, the request does.
+    pub(super) async fn fork(
         &mut self,
         mut sequence: Sequence,
-        choice: &Choice,
-        row: &[f32],
+        mut first: impl FnMut(&mut Self, Sequence) -> Result<Option<Sequence>, Error>,
     ) -> Result<(), Error> {
         if let Err(error) = self.suspend(&mut sequence).await {
             self.enqueue(sequence);
@@ -194,8 +199,14 @@ impl Engine {
             answer.position = sequence.position;
             answer.cached = sequence.cached;
             answer.prefix = sequence.prefix.clone();
-            if let Some(answer) = self.take_token(answer, choice, row) {
-                self.enqueue(answer);
+            match first(self, answer) {
+                Ok(Some(answer)) => self.enqueue(answer),
+                Ok(None) => {}
+                // One answer's error ends the request: the others do not begin.
+                Err(error) => {
+                    self.fail(sequence.id, &Arc::new(error));
+                    break;
+                }
             }
         }
         Ok(())
@@ -207,26 +218,33 @@ impl Engine {
         mut sequence: Sequence,
         choice: &Choice,
         row: &[f32],
+    ) -> Result<Option<Sequence>, Error> {
+        let drawn = sequence.draw(choice, row)?;
+        let (id, sample) = (sequence.id, sequence.sample);
+        let exports = &mut self.exports;
+        let hand_off = exports.drawn(&mut self.model, id, sample, drawn.as_ref());
+        if let Some(hand_off) = hand_off {
+            self.emit(id, Event::HandOff(hand_off));
+        }
+        Ok(self.accept(sequence, drawn))
+    }
+
+    /// A sequence goes on with a token; one that is complete is not given back.
+    pub(super) fn accept(
+        &mut self,
+        mut sequence: Sequence,
+        token: Option<DrawnToken>,
     ) -> Option<Sequence> {
-        let (id, context) = (sequence.id, self.context());
-        match sequence.take(choice, row, context) {
-            Ok((token, reason)) => {
-                if let Some(token) = token {
-                    self.emit(id, token);
-                }
-                match reason {
-                    Some(reason) => {
-                        self.finish(sequence, reason);
-                        None
-                    }
-                    None => Some(sequence),
-                }
-            }
-            Err(error) => {
-                drop(sequence);
-                self.fail(id, &Arc::new(error));
+        let (event, reason) = sequence.take(token, self.context());
+        if let Some(event) = event {
+            self.emit(sequence.id, event);
+        }
+        match reason {
+            Some(reason) => {
+                self.finish(sequence, reason);
                 None
             }
+            None => Some(sequence),
         }
     }
 }

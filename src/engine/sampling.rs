@@ -244,6 +244,29 @@ impl Sampler {
             let candidates = candidates.map(|(token, logit)| (*token, f64::from(*logit)));
             self.draw(candidates.collect())
         };
+        self.record(token)?;
+        Ok(token)
+    }
+
+    /// Takes a token over that another sampler drew, of the same parameters, answer and prompt, whose random stream has come to
+    /// `random_position` with it: this one goes on as that one would.
+    ///
+    /// # Errors
+    /// A token that the grammar does not allow.
+    pub fn take_over(&mut self, token: u32, random_position: u64) -> Result<(), EngineError> {
+        self.random.set_word_pos(u128::from(random_position));
+        self.record(token)
+    }
+
+    /// Where the random stream is: the number of 32-bit words that were drawn from it.
+    #[must_use]
+    pub fn random_position(&self) -> u64 {
+        // 2^64 words would take centuries.
+        u64::try_from(self.random.get_word_pos()).unwrap_or(u64::MAX)
+    }
+
+    /// A token is part of the answer: penalties count it, and the grammar goes on after it.
+    fn record(&mut self, token: u32) -> Result<(), EngineError> {
         if self.sampling.changes_logits() {
             if self.sampling.repetition_penalty != 1.0 {
                 self.seen.insert(token);
@@ -255,7 +278,7 @@ impl Sampler {
                 .take(token)
                 .map_err(|reason| EngineError::Grammar { reason })?;
         }
-        Ok(token)
+        Ok(())
     }
 
     fn is_suppressed(&self, token: u32) -> bool {

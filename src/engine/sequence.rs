@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::event::{Event, FinishReason, TokenLogprobs, Usage};
+use super::hand_off::DrawnToken;
 use super::options::EngineOptions;
 use super::request::{Request, RequestId};
 use super::sampling::Sampler;
@@ -27,6 +28,8 @@ pub(super) struct Sequence {
     cuts: Vec<usize>,
     /// Tokens that came from the cache.
     pub(super) cached: usize,
+    /// Where its caches come from elsewhere: the tokens whose caches these are. It runs when they are there.
+    pub(super) import: Option<usize>,
     /// Tokens generated since it was placed.
     pub(super) served_tokens: usize,
     /// Tokens that were traced.
@@ -56,6 +59,7 @@ impl Sequence {
             single: request.samples == 1,
             cuts: request.cuts(),
             cached: 0,
+            import: None,
             served_tokens: 0,
             frames: 0,
             prefix: PrefixHandle::default(),
@@ -128,26 +132,38 @@ impl Sequence {
         }
     }
 
-    /// Takes the token that a row came to: the event that tells of it, and whether the answer ends there.
-    pub(super) fn take(
+    /// Draws the token that follows from a row; `None` where no tokens are wanted.
+    pub(super) fn draw(
         &mut self,
         choice: &Choice,
         row: &[f32],
-        context: usize,
-    ) -> Result<(Option<Event>, Option<FinishReason>), Error> {
+    ) -> Result<Option<DrawnToken>, Error> {
         if self.request.max_tokens == 0 {
-            return Ok((None, Some(FinishReason::Length)));
+            return Ok(None);
         }
         let id = self.sampler.choose(choice, row)?;
+        let top = self.request.logprobs;
+        Ok(Some(DrawnToken {
+            id,
+            logprobs: top.map(|top| logprobs(choice, row, id, top)),
+            random_position: self.sampler.random_position(),
+        }))
+    }
+
+    /// Takes a token that was drawn: the event that tells of it, and whether the answer ends there.
+    pub(super) fn take(
+        &mut self,
+        drawn: Option<DrawnToken>,
+        context: usize,
+    ) -> (Option<Event>, Option<FinishReason>) {
+        let Some(DrawnToken { id, logprobs, .. }) = drawn else {
+            return (None, Some(FinishReason::Length));
+        };
         self.served_tokens += 1;
         if self.request.stop_ids.contains(&id) {
-            return Ok((None, Some(FinishReason::Stop)));
+            return (None, Some(FinishReason::Stop));
         }
         self.tokens.push(id);
-        let logprobs = self
-            .request
-            .logprobs
-            .map(|top| logprobs(choice, row, id, top));
         let full = self.tokens.len() - self.prompt() >= self.request.max_tokens
             || self.position >= context;
         let reason = if self.sampler.is_complete() {
@@ -160,7 +176,7 @@ impl Sequence {
             id,
             logprobs,
         };
-        Ok((Some(token), reason))
+        (Some(token), reason)
     }
 }
 

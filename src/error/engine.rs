@@ -120,11 +120,28 @@ pub enum EngineError {
         /// The number of the request.
         id: u64,
     },
-    /// An import of caches for which nothing is free.
-    #[error("no slot, or too few blocks, are free for caches of a prompt of {tokens} tokens")]
-    NoRoomToImport {
-        /// Tokens of the prompt.
+    /// The first tokens of answers that do not fit the request that goes on from them.
+    #[error("the {what} of a hand-off should be {expected}, but is {found}")]
+    HandOff {
+        /// What does not fit.
+        what: &'static str,
+        /// What the request needs.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// Caches of a part of a prompt that came with first tokens, or of a whole one that came without.
+    #[error(
+        "caches of {tokens} tokens of a prompt of {prompt} came {}: the first tokens of the answers belong to caches of the whole prompt, and to no others",
+        if *handed { "with first tokens" } else { "without first tokens" }
+    )]
+    HandOffMisplaced {
+        /// Tokens that the caches are of.
         tokens: usize,
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Whether first tokens came.
+        handed: bool,
     },
     /// A part of caches for a request that was given up.
     #[error("request {id} does not wait for caches")]

@@ -1,6 +1,6 @@
 //! Every way in which the library can refuse, as types.
 //!
-//! One enum a module, one file an enum; [`Error`] is their union. A message says what was expected, what was found and
+//! One enum per module, one file per enum; [`Error`] is their union. A message says what was expected, what was found and
 //! where (file, tensor, field). Programs print it and exit with 1. It is not a place for recovery: an error is handled
 //! once, by the caller that can do something about it.
 
@@ -11,6 +11,8 @@ mod config;
 mod demo;
 mod engine;
 mod tokenizer;
+#[cfg(feature = "transfer")]
+mod transfer;
 
 pub use backend::{BackendError, Scope};
 pub use cache::CacheError;
@@ -19,6 +21,8 @@ pub use config::ConfigError;
 pub use demo::DemoError;
 pub use engine::EngineError;
 pub use tokenizer::TokenizerError;
+#[cfg(feature = "transfer")]
+pub use transfer::{Refusal, TransferError};
 
 /// Any error of the library.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,10 @@ pub enum Error {
     /// A request, or what the model made of it.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Caches that came from another process, or went to one.
+    #[cfg(feature = "transfer")]
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// A request failed in the engine, which others may have been told as well.
     #[error(transparent)]
     Failed(std::sync::Arc<Error>),

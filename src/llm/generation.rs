@@ -1,8 +1,6 @@
 //! Text from a prompt: whole, or as it comes.
 
-use std::sync::Arc;
-
-use super::Llm;
+use super::{Llm, LlmFiles};
 use crate::engine::{
     Answer, Event, FinishReason, Output, OutputProcessor, Request, Sampling, Usage,
 };
@@ -189,23 +187,23 @@ impl Drop for Stream {
     }
 }
 
-impl Llm {
+impl LlmFiles {
     /// The tokens of a prompt.
     ///
     /// # Errors
-    /// Text that cannot be encoded, or a chat that the template refuses.
+    /// Text that cannot be encoded, a chat that the template refuses, or a chat where there is no template.
     pub fn tokens(&self, prompt: impl Into<Prompt>) -> Result<Vec<u32>, Error> {
         Ok(match prompt.into() {
-            Prompt::Text(text) => self.tokenizer().encode_ordinary(&text)?,
-            Prompt::Chat(chat) => self.tokenizer().encode_chat(self.template()?, &chat)?.ids,
+            Prompt::Text(text) => self.tokenizer.encode_ordinary(&text)?,
+            Prompt::Chat(chat) => self.tokenizer.encode_chat(self.template()?, &chat)?.ids,
             Prompt::Tokens(tokens) => tokens,
         })
     }
 
-    /// The request for an answer to `prompt`, and the processor that makes text of it: for [`Llm::engine`].
+    /// The request for an answer to `prompt`, and the processor that makes text of it: for an [`EngineHandle`](crate::engine::EngineHandle).
     ///
     /// # Errors
-    /// As for [`Llm::tokens`]; parameters out of range.
+    /// As for [`LlmFiles::tokens`]; parameters out of range.
     pub fn request(
         &self,
         prompt: impl Into<Prompt>,
@@ -214,28 +212,30 @@ impl Llm {
         let stop_ids = if generation.ignore_eos {
             Vec::new()
         } else {
-            self.stop_ids().to_vec()
+            self.stop_ids()
         };
         let request = Request {
             stop_ids,
             sampling: generation.sampling.clone(),
             ..Request::new(self.tokens(prompt)?, generation.max_tokens)
         };
-        request.check(self.config())?;
-        let processor = OutputProcessor::new(&Arc::clone(self.tokenizer()));
+        request.check(&self.config)?;
+        let processor = OutputProcessor::new(&self.tokenizer);
         Ok((request, processor.stop_strings(&generation.stop)?))
     }
+}
 
+impl Llm {
     /// Continues a prompt, or answers a chat, token by token.
     ///
     /// # Errors
-    /// As for [`Llm::request`].
+    /// As for [`LlmFiles::request`].
     pub fn stream(
         &self,
         prompt: impl Into<Prompt>,
         generation: &Generation,
     ) -> Result<Stream, Error> {
-        let (request, processor) = self.request(prompt, generation)?;
+        let (request, processor) = self.files().request(prompt, generation)?;
         let prompt = request.prompt.clone();
         Ok(Stream {
             answer: self.engine().generate(request, processor),
@@ -259,7 +259,7 @@ impl Llm {
     /// Answers one question, under the model's chat template.
     ///
     /// # Errors
-    /// As for [`Llm::generate`]; a model without a chat template.
+    /// As for [`Llm::generate`].
     pub fn chat(&self, question: &str, generation: &Generation) -> Result<Completion, Error> {
         self.generate(Chat::user(question), generation)
     }

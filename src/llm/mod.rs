@@ -7,7 +7,7 @@
 mod generation;
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 pub use generation::{Completion, Generation, Piece, Prompt, Stream};
@@ -93,7 +93,24 @@ impl LlmFiles {
         Self::open(&demo::folder()?)
     }
 
-    /// Loads the weights onto a device and starts the engine. `progress` is told how many bytes are through, and stops
+    /// Tokens that end an answer.
+    #[must_use]
+    pub fn stop_ids(&self) -> Vec<u32> {
+        self.tokenizer.stop_ids(&self.config.eos_token_ids)
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// A model that brings none.
+    pub fn template(&self) -> Result<&ChatTemplate, Error> {
+        self.template.as_ref().ok_or_else(|| {
+            let dir = self.files.path().to_owned();
+            TokenizerError::NoTemplate { dir }.into()
+        })
+    }
+
+    /// Loads the weights onto a device and starts the engine. `progress` is told how many bytes are through, and of how many; it stops
     /// the loading by breaking.
     ///
     /// # Errors
@@ -102,34 +119,25 @@ impl LlmFiles {
         self,
         backend: Box<dyn Backend>,
         options: &LlmOptions,
-        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Llm, Error> {
-        let Self {
-            files,
-            config,
-            tokenizer,
-            template,
-        } = self;
-        let checkpoint = files.checkpoint(&config)?;
+        let checkpoint = self.files.checkpoint(&self.config)?;
         let device = backend.device().clone();
         let limits = options.sizes.limits(options.cache.unwrap_or(device.cache));
-        let model = Model::load_while(&config, &checkpoint, backend, limits, progress)?;
-        let engine = Engine::new(model, options.engine);
-        let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
+        let total = checkpoint.total_bytes();
+        let mut progress = |done| progress(done, total);
+        let model = Model::load_while(&self.config, &checkpoint, backend, limits, &mut progress)?;
+        let engine = Engine::new(model, options.engine)
+            .suppress_tokens(self.tokenizer.unused_ids().to_vec());
         let context = engine.context().min(options.sizes.context);
         let engine = EngineHandle::start(engine).map_err(|error| EngineError::NoThread {
             reason: error.to_string(),
         })?;
-        let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
         Ok(Llm {
+            files: self,
             engine,
-            tokenizer,
-            template,
-            config,
             device,
             context,
-            stop_ids,
-            path: files.path().to_owned(),
         })
     }
 }
@@ -138,15 +146,10 @@ impl LlmFiles {
 ///
 /// Dropping it ends what is under way.
 pub struct Llm {
+    files: LlmFiles,
     engine: EngineHandle,
-    tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
-    config: ModelConfig,
     device: Device,
     context: usize,
-    stop_ids: Vec<u32>,
-    /// Where its files are.
-    path: PathBuf,
 }
 
 impl Llm {
@@ -170,7 +173,7 @@ impl Llm {
     fn of(files: LlmFiles) -> Result<Self, Error> {
         let backend = backend::open(BackendKind::Auto, None)?;
         let options = LlmOptions::one(CONTEXT.min(files.config.model_max_length));
-        files.load(backend, &options, &mut |_| ControlFlow::Continue(()))
+        files.load(backend, &options, &mut |_, _| ControlFlow::Continue(()))
     }
 
     /// The engine: requests, events, traces.
@@ -179,16 +182,10 @@ impl Llm {
         &self.engine
     }
 
-    /// The tokenizer.
+    /// Its configuration, tokenizer and chat template.
     #[must_use]
-    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
-        &self.tokenizer
-    }
-
-    /// The configuration.
-    #[must_use]
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
+    pub fn files(&self) -> &LlmFiles {
+        &self.files
     }
 
     /// The device that it runs on.
@@ -203,25 +200,6 @@ impl Llm {
         self.context
     }
 
-    /// Tokens that end an answer.
-    #[must_use]
-    pub fn stop_ids(&self) -> &[u32] {
-        &self.stop_ids
-    }
-
-    /// The chat template.
-    ///
-    /// # Errors
-    /// A model that brings none.
-    pub fn template(&self) -> Result<&ChatTemplate, Error> {
-        self.template.as_ref().ok_or_else(|| {
-            TokenizerError::NoTemplate {
-                dir: self.path.clone(),
-            }
-            .into()
-        })
-    }
-
     /// How likely a text is: the sum of the negative log-likelihoods of its tokens after the first, in nats.
     ///
     /// # Errors
@@ -229,7 +207,7 @@ impl Llm {
     pub fn score(&self, text: &str) -> Result<Score, Error> {
         let answer = self.engine.answer(Request {
             scores: PromptScores::Likelihoods,
-            ..Request::new(self.tokenizer.encode_ordinary(text)?, 0)
+            ..Request::new(self.files.tokenizer.encode_ordinary(text)?, 0)
         });
         let mut score = Score::default();
         while let Some(event) = answer.next() {

@@ -53,6 +53,15 @@ impl Model {
         }
     }
 
+    /// The formats that its weights are stored in, each once, in alphabetical order.
+    #[must_use]
+    pub fn weight_formats(&self) -> String {
+        match &self.origin {
+            Origin::Stored(checkpoint) => checkpoint.formats(),
+            Origin::Random(_) => "random".to_owned(),
+        }
+    }
+
     /// The part that the probe with this index is of.
     #[must_use]
     pub fn part(&self, probe: usize) -> ModelPart {

@@ -3,14 +3,20 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tokio::sync::mpsc::{self, UnboundedReceiver};
+use serde_json::Value;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::AbortHandle;
 
 use super::error::{ApiError, Result};
 use super::gate::Inside;
+use super::kv_export::{self, HandOffSender};
+use super::kv_import::{self, ReservedSender};
+use super::kv_params::Remote;
 use super::metrics::Watch;
 use super::service::Service;
-use crate::engine::{EngineHandle, Event, Output, OutputProcessor, Request, RequestId};
+use crate::engine::{EngineHandle, Event, Output, OutputProcessor, Request, RequestId, Sink};
 use crate::error::{EngineError, Error};
+use crate::transfer::Offer;
 
 /// The outputs of the requests that one call makes. Dropping it cancels them: a client that went away frees what it held.
 pub(super) struct Answers {
@@ -19,19 +25,62 @@ pub(super) struct Answers {
     outputs: UnboundedReceiver<(usize, Output)>,
     /// Outputs that came before all requests had been taken.
     early: VecDeque<(usize, Output)>,
+    /// Answers that are still to finish.
+    left: usize,
+    /// Caches that go out: they stay when all answers are there.
+    offer: Option<Offer>,
+    /// Where the caches are, for the client to pass on.
+    kv_transfer_params: Option<Value>,
+    /// What fetches caches.
+    fetching: Option<AbortHandle>,
     /// A shutdown waits for it.
     _inside: Arc<Inside>,
 }
 
 impl Drop for Answers {
     fn drop(&mut self) {
+        if let Some(fetching) = &self.fetching {
+            fetching.abort();
+        }
+        match &self.offer {
+            // The other server fetches it by now, or will.
+            Some(_) if self.left == 0 => return,
+            Some(offer) => offer.cancel("the prefill server's client went away"),
+            None => {}
+        }
         self.ids.iter().for_each(|id| self.engine.cancel(*id));
     }
 }
 
+/// What sees a request's events on their way to its client.
+struct RequestSink {
+    index: usize,
+    watch: Watch,
+    hand_off: Option<HandOffSender>,
+    on_reserved: Option<ReservedSender>,
+    sender: UnboundedSender<(usize, Output)>,
+}
+
+impl RequestSink {
+    fn sink(mut self, processor: &OutputProcessor) -> Sink {
+        processor.clone().sink(move |output| {
+            self.watch.see(&output.event);
+            if let Some(hand_off) = &mut self.hand_off {
+                hand_off.see(&output.event);
+            }
+            if let Some(on_reserved) = &mut self.on_reserved {
+                on_reserved.see(&output.event);
+            }
+            // Nobody may be listening any more; the request is cancelled then.
+            let _ = self.sender.send((self.index, output));
+        })
+    }
+}
+
 impl Answers {
-    /// Gives requests to the engine and waits until it has taken them. The channel has no bound: it holds at most their
-    /// answers, and the engine must never wait for a client.
+    /// Gives requests to the engine and waits until it has taken them. Where their caches go elsewhere or come from there,
+    /// `remote` says so; there is one request then. The channel has no bound: it holds at most their answers, and the engine
+    /// must never wait for a client.
     ///
     /// # Errors
     /// A request that cannot run, or one too many: then none of them does.
@@ -41,6 +90,7 @@ impl Answers {
         processor: &OutputProcessor,
         inside: Arc<Inside>,
         log: Option<String>,
+        remote: Option<&Remote>,
     ) -> Result<Self> {
         let (sender, outputs) = mpsc::unbounded_channel();
         let engine = service.engine().clone();
@@ -49,19 +99,32 @@ impl Answers {
             engine,
             outputs,
             early: VecDeque::new(),
+            left: requests.iter().map(|request| request.samples).sum(),
+            offer: None,
+            kv_transfer_params: None,
+            fetching: None,
             _inside: inside,
         };
         let mut untaken = requests.len();
         for (index, request) in requests.into_iter().enumerate() {
-            let sender = sender.clone();
-            let mut watch = Watch::new(Arc::clone(&service.metrics), &request, log.clone());
-            let sink = processor.clone().sink(move |output| {
-                watch.see(&output.event);
-                // Nobody may be listening any more; the request is cancelled then.
-                let _ = sender.send((index, output));
-            });
-            let id = answers.engine.submit(request, sink);
-            answers.ids.push(id);
+            let seen = RequestSink {
+                index,
+                watch: Watch::new(Arc::clone(&service.metrics), &request, log.clone()),
+                hand_off: None,
+                on_reserved: None,
+                sender: sender.clone(),
+            };
+            match remote {
+                None => {
+                    let id = answers.engine.submit(request, seen.sink(processor));
+                    answers.ids.push(id);
+                }
+                Some(remote) => {
+                    answers
+                        .begin(service, request, seen, processor, remote)
+                        .await?
+                }
+            }
         }
         drop(sender);
         while untaken > 0 {
@@ -75,16 +138,63 @@ impl Answers {
         Ok(answers)
     }
 
+    /// Submits a request whose caches go elsewhere, or come from there.
+    async fn begin(
+        &mut self,
+        service: &Service,
+        request: Request,
+        mut seen: RequestSink,
+        processor: &OutputProcessor,
+        remote: &Remote,
+    ) -> Result<()> {
+        let transfers = service.transfers().ok_or_else(kv_import::no_transfers)?;
+        match remote {
+            Remote::Decode { id } => {
+                let id = id.clone().unwrap_or_else(|| transfers.next_id());
+                let (hand_off, handed) = kv_export::hand_off_channel();
+                seen.hand_off = Some(hand_off);
+                let sink = seen.sink(processor);
+                let exported = kv_export::export(service, request, sink, handed, &id).await;
+                let (request, offer) = exported?;
+                self.ids.push(request);
+                self.offer = Some(offer);
+                self.kv_transfer_params = Some(transfers.answer(&id));
+            }
+            Remote::Prefill { id, address } => {
+                let address = transfers.address(address.as_ref());
+                let address = address.ok_or_else(kv_import::no_address)?;
+                let (on_reserved, reserved) = kv_import::reserved_channel();
+                seen.on_reserved = Some(on_reserved);
+                let (sink, from) = (seen.sink(processor), (address, id.clone()));
+                let imported = kv_import::import(service, request, sink, reserved, from).await;
+                let (request, fetching) = imported?;
+                self.ids.push(request);
+                self.fetching = Some(fetching);
+            }
+        }
+        Ok(())
+    }
+
     /// The next output, and whose of the requests it is; `None` after the last.
     pub(super) async fn next(&mut self) -> Option<(usize, Output)> {
-        match self.early.pop_front() {
-            Some(output) => Some(output),
-            None => self.outputs.recv().await,
+        let next = match self.early.pop_front() {
+            Some(output) => output,
+            None => self.outputs.recv().await?,
+        };
+        if matches!(next.1.event, Event::Finished { .. }) {
+            self.left = self.left.saturating_sub(1);
         }
+        Some(next)
+    }
+
+    /// Where the prompt's caches are, where they go elsewhere (`kv_transfer_params`).
+    pub(super) fn kv_transfer_params(&self) -> Option<&Value> {
+        self.kv_transfer_params.as_ref()
     }
 }
 
-fn refusal(service: &Service, error: &Error) -> ApiError {
+/// What a client is told of a request that the engine did not take.
+pub(super) fn refusal(service: &Service, error: &Error) -> ApiError {
     match error {
         Error::Engine(EngineError::QueueFull { .. }) => {
             ApiError::overloaded(error.to_string(), service.metrics.retry_after())

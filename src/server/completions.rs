@@ -55,6 +55,10 @@ fn read(mut fields: Fields, service: &Service) -> Result<(Asked, Vec<Request>)> 
         let message = format!("`prompt` must be from 1 to {MOST_PROMPTS} prompts");
         return Err(ApiError::field("prompt", message).code("invalid_value"));
     }
+    if parameters.remote.is_some() && (prompts.len() > 1 || (echo && logprobs.is_some())) {
+        let message = "`kv_transfer_params` is for one prompt, whose own tokens are not scored (`echo` with `logprobs`)";
+        return Err(ApiError::field("kv_transfer_params", message).code("unsupported_value"));
+    }
     let asked = Asked {
         parameters,
         echo,

@@ -94,6 +94,12 @@ impl ApiError {
         error
     }
 
+    /// Caches that did not come from another server.
+    pub(super) fn transfer(message: impl Into<String>) -> Self {
+        let status = StatusCode::BAD_GATEWAY;
+        Self::new(status, "kv_transfer_error", message).code("kv_load_failed")
+    }
+
     pub(super) fn internal(message: impl Into<String>) -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Self::new(status, "internal_server_error", message)
@@ -177,6 +183,7 @@ impl From<&Error> for ApiError {
     fn from(error: &Error) -> Self {
         match error {
             Error::Engine(error) => Self::from(error),
+            Error::Transfer(error) => Self::transfer(error.to_string()),
             other => Self::internal(other.to_string()),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Times are taken where the engine says what happened, so that a client that reads slowly does not show in them.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,8 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use super::kv_metrics::KvMetrics;
+use super::kv_transfer::KvTransfers;
 use crate::engine::{Event, FinishReason, Status, Usage};
 
 const SECONDS: [f64; 20] = [
@@ -25,7 +28,10 @@ const METADATA: Metadata<'static> =
 
 /// Everything that is counted.
 pub(super) struct Metrics {
+    make: Maker,
     handle: PrometheusHandle,
+    /// There once the server takes part in transfers of caches.
+    transfers: OnceLock<KvMetrics>,
     running: Gauge,
     waiting: Gauge,
     cache_usage: Gauge,
@@ -62,23 +68,29 @@ pub(super) enum Refused {
     Unavailable,
 }
 
-struct Maker {
+/// Makes series, each with the model's name among its labels.
+pub(super) struct Maker {
     recorder: PrometheusRecorder,
     model: String,
 }
 
 impl Maker {
-    fn key(&self, name: &'static str, label: Option<(&'static str, &'static str)>) -> Key {
+    fn key(
+        &self,
+        name: &'static str,
+        labels: impl IntoIterator<Item = (&'static str, &'static str)>,
+    ) -> Key {
         let model = Label::new("model_name", self.model.clone());
-        let more = label.map(|(name, value)| Label::new(name, value));
+        let more = labels.into_iter();
+        let more = more.map(|(name, value)| Label::new(name, value));
         Key::from_parts(name, [model].into_iter().chain(more).collect::<Vec<_>>())
     }
 
-    fn counter(
+    pub(super) fn counter(
         &self,
         name: &'static str,
         what: &'static str,
-        label: Option<(&'static str, &'static str)>,
+        label: impl IntoIterator<Item = (&'static str, &'static str)>,
     ) -> Counter {
         self.recorder
             .describe_counter(name.into(), None, what.into());
@@ -86,11 +98,11 @@ impl Maker {
             .register_counter(&self.key(name, label), &METADATA)
     }
 
-    fn gauge(
+    pub(super) fn gauge(
         &self,
         name: &'static str,
         what: &'static str,
-        label: Option<(&'static str, &'static str)>,
+        label: impl IntoIterator<Item = (&'static str, &'static str)>,
     ) -> Gauge {
         self.recorder.describe_gauge(name.into(), None, what.into());
         self.recorder
@@ -141,6 +153,7 @@ impl Metrics {
             make.gauge("kimi_linear:checkpoints", what, Some(("place", place)))
         };
         Self {
+            transfers: OnceLock::new(),
             handle: make.recorder.handle(),
             running: make.gauge("vllm:num_requests_running", "Answers that run.", None),
             waiting: make.gauge("vllm:num_requests_waiting", "Answers that wait.", None),
@@ -221,7 +234,18 @@ impl Metrics {
             prompt_sizes: make.histogram("vllm:request_prompt_tokens", "Tokens of a prompt."),
             answer_sizes: make.histogram("vllm:request_generation_tokens", "Tokens of an answer."),
             wait_micros: AtomicU64::new(0),
+            make,
         }
+    }
+
+    /// Takes over what transfers of caches have counted.
+    pub(super) fn transfers(&self, transfers: &KvTransfers) {
+        let (roles, recomputed) = transfers.stats();
+        let names: Vec<_> = roles.iter().map(|(role, _)| *role).collect();
+        let metrics = self
+            .transfers
+            .get_or_init(|| KvMetrics::new(&self.make, &names));
+        metrics.set(&roles, recomputed);
     }
 
     /// The text that Prometheus reads; without a status, while loading, the pools are as they were.

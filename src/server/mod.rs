@@ -4,6 +4,8 @@
 //! outputs are turned into an answer or a stream of server-sent events (`response.rs`), in the JSON of `chat.rs` or
 //! `completions.rs`. Who runs and who waits is the
 //! engine's decision; here it is only told (`answers.rs`). TLS is a proxy's work, not done here.
+//!
+//! Where the prompt is read in one server and answered in another, the caches go between them by `kv_transfer.rs`.
 
 mod answers;
 mod auth;
@@ -13,6 +15,12 @@ mod error;
 mod fields;
 mod gate;
 mod grammar;
+mod kv_config;
+mod kv_export;
+mod kv_import;
+mod kv_metrics;
+mod kv_params;
+mod kv_transfer;
 mod listen;
 mod logprobs;
 mod metrics;
@@ -29,6 +37,7 @@ mod tokens;
 mod tools;
 mod usage;
 
+pub use kv_config::KvConfigError;
+pub use kv_transfer::{KvTransfer, KvTransfers, LoadFailure};
 pub use listen::{Opener, Server};
 pub use options::{Origins, ServerOptions};
-pub use service::Parts;

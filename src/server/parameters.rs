@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
 use super::fields::Fields;
+use super::kv_params::{self, Remote};
 use super::service::Service;
 use crate::config::kind;
 use crate::engine::{OutputProcessor, Request, Sampling};
@@ -33,6 +34,8 @@ pub(super) struct Parameters {
     pub(super) skip_special: bool,
     /// The ids of prompt and answer are sent too.
     pub(super) return_ids: bool,
+    /// Where the prompt's caches go or come from.
+    pub(super) remote: Option<Remote>,
 }
 
 /// What of the usage a stream tells.
@@ -83,6 +86,7 @@ impl Parameters {
             stream_usage: StreamUsage::default(),
             skip_special: fields.take("skip_special_tokens")?.unwrap_or(true),
             return_ids: fields.take("return_token_ids")?.unwrap_or(false),
+            remote: kv_params::take(fields)?,
         };
         let stream_usage: Option<StreamUsage> = fields.take("stream_options")?;
         if stream_usage.is_some() && !parameters.stream {

@@ -101,9 +101,10 @@ pub(super) async fn respond<S: Shape>(
     let mut total = Total::default();
     requests.iter().for_each(|r| total.prompt(r.prompt.len()));
     let left = requests.len() * parameters.samples;
+    let remote = parameters.remote.as_ref();
     let responder = Responder {
         shape,
-        answers: Answers::submit(&service, requests, processor, inside, log).await?,
+        answers: Answers::submit(&service, requests, processor, inside, log, remote).await?,
         service,
         id,
         created: routes::now(),
@@ -243,12 +244,16 @@ impl<S: Shape> Responder<S> {
 
     /// What every body and chunk begins with, and its choices.
     fn body(&self, object: &str, choices: Value) -> Value {
-        json!({
+        let mut body = json!({
             "id": format!("{}-{}", S::ID, self.id),
             "object": object,
             "created": self.created,
             "model": self.service.name(),
             "choices": choices,
-        })
+        });
+        if let Some(kv_transfer_params) = self.answers.kv_transfer_params() {
+            body["kv_transfer_params"] = kv_transfer_params.clone();
+        }
+        body
     }
 }

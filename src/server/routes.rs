@@ -255,7 +255,11 @@ async fn health(State(shared): Server) -> Result<Response> {
 }
 
 async fn metrics(State(shared): Server) -> Result<Response> {
-    let engine = shared.service.get().map(|service| service.engine().clone());
+    let service = shared.service.get();
+    if let Some(transfers) = service.and_then(|service| service.transfers()) {
+        shared.metrics.transfers(transfers);
+    }
+    let engine = service.map(|service| service.engine().clone());
     // The engine answers between two steps.
     let status = match engine {
         Some(engine) => tokio::task::spawn_blocking(move || engine.status().ok())

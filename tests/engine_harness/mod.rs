@@ -148,6 +148,8 @@ pub fn take(events: impl IntoIterator<Item = (RequestId, Event)>, outcomes: &mut
                 outcomes.entry((id, 0)).or_default().error = Some(error.to_string())
             }
             Event::Queued { .. }
+            | Event::Reserved { .. }
+            | Event::HandOff(_)
             | Event::Prefill { .. }
             | Event::Scored(_)
             | Event::Trace { .. } => {}

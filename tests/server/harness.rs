@@ -1,16 +1,15 @@
 //! A server inside the test, and a client for it.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kimi_linear::backend::BackendKind;
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, Status};
-use kimi_linear::model::Model;
-use kimi_linear::server::{Opener, Parts, Server, ServerOptions};
-use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
+use kimi_linear::engine::{EngineHandle, EngineOptions, EngineSizes, Status};
+use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
+use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions};
+use kimi_linear::tokenizer::Tokenizer;
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -26,6 +25,10 @@ pub struct Setup {
     pub sizes: EngineSizes,
     pub engine: EngineOptions,
     pub options: ServerOptions,
+    /// The folder of the model.
+    pub model: PathBuf,
+    /// Its part in transfers of caches.
+    pub transfers: Option<KvTransfer>,
 }
 
 impl Default for Setup {
@@ -44,6 +47,8 @@ impl Default for Setup {
                 ..EngineOptions::default()
             },
             options: ServerOptions::new("model"),
+            model: model_dir(),
+            transfers: None,
         }
     }
 }
@@ -59,29 +64,26 @@ impl Setup {
         self
     }
 
-    fn parts(&self) -> Parts {
-        let dir = model_dir();
-        let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-        let checkpoint = Checkpoint::open(&dir, &config).unwrap();
-        let mut tokenizer = Tokenizer::from_dir(&dir).unwrap();
-        tokenizer.limit_ids(config.vocab_size).unwrap();
-        let tokenizer = Arc::new(tokenizer);
+    fn llm(&self) -> Llm {
+        let options = LlmOptions {
+            sizes: self.sizes,
+            cache: None,
+            engine: self.engine,
+        };
         let backend = kimi_linear::backend::open(BackendKind::Cpu, None).unwrap();
-        let limits = self.sizes.limits(backend.device().cache);
-        let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
-        let engine = Engine::new(model, self.engine);
-        Parts {
-            context: engine.context().min(self.sizes.context),
-            engine: EngineHandle::start(engine).unwrap(),
-            tokenizer,
-            template: Some(ChatTemplate::from_dir(&dir).unwrap()),
-            config,
-        }
+        let files = LlmFiles::open(&self.model).unwrap();
+        let load = files.load(backend, &options, &mut |_, _| ControlFlow::Continue(()));
+        load.unwrap()
     }
 
     /// Starts a server that is still loading, and what makes it ready.
-    pub async fn listen(self) -> (Running, Opener, Parts) {
-        let parts = self.parts();
+    pub async fn listen(self) -> (Running, Opener, Llm, Option<KvTransfers>) {
+        let llm = self.llm();
+        let mut transfers = None;
+        if let Some(config) = self.transfers {
+            transfers = Some(KvTransfers::start(llm.engine(), config).await.unwrap());
+        }
+        let transfer_port = transfers.as_ref().and_then(KvTransfers::port);
         let server = Server::bind(("127.0.0.1", 0), self.options).await.unwrap();
         let opener = server.opener();
         let (stop, stopped) = oneshot::channel();
@@ -91,18 +93,32 @@ impl Setup {
         }));
         let running = Running {
             url,
-            engine: parts.engine.clone(),
-            tokenizer: Arc::clone(&parts.tokenizer),
+            transfer_port,
+            engine: llm.engine().clone(),
+            tokenizer: Arc::clone(&llm.files().tokenizer),
+            apart: Apart::default(),
             stop: Some(stop),
             task,
             client: Client::builder().no_proxy().build().unwrap(),
         };
-        (running, opener, parts)
+        (running, opener, llm, transfers)
+    }
+
+    /// Starts a server whose tasks run apart from the test's, so that it can be killed.
+    pub async fn start_apart(self) -> Running {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut running = runtime.spawn(self.start()).await.unwrap();
+        running.apart = Apart(Mutex::new(Some(runtime)));
+        running
     }
 
     pub async fn start(self) -> Running {
-        let (running, opener, parts) = self.listen().await;
-        opener.open(parts).unwrap();
+        let (running, opener, llm, transfers) = self.listen().await;
+        opener.open(llm, transfers).unwrap();
         running
     }
 }
@@ -114,11 +130,32 @@ pub async fn start() -> Running {
 /// A server that runs.
 pub struct Running {
     pub url: String,
+    /// Where it sends caches from.
+    pub transfer_port: Option<u16>,
     pub engine: EngineHandle,
     pub tokenizer: Arc<Tokenizer>,
     pub client: Client,
+    apart: Apart,
     stop: Option<oneshot::Sender<()>>,
     pub task: JoinHandle<()>,
+}
+
+/// A server's own runtime.
+#[derive(Default)]
+struct Apart(Mutex<Option<tokio::runtime::Runtime>>);
+
+impl Apart {
+    fn end(&self) {
+        if let Some(runtime) = self.0.lock().unwrap().take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 /// A stream's chunks.
@@ -179,6 +216,25 @@ impl Running {
 
     pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         json_of(self.send(path, &body).await).await
+    }
+
+    /// The answer; `None` where the server is gone.
+    pub async fn try_post(&self, path: &str, body: &Value) -> Option<(u16, Value)> {
+        let request = self.client.post(format!("{}{path}", self.url));
+        let response = request.json(body).send().await.ok()?;
+        let status = response.status().as_u16();
+        let text = response.text().await.ok()?;
+        Some((status, serde_json::from_str(&text).unwrap()))
+    }
+
+    /// Ends it as a killed process ends: nothing is finished, and nobody is told.
+    pub fn kill(&self) {
+        self.apart.end();
+    }
+
+    pub async fn get_text(&self, path: &str) -> String {
+        let response = self.client.get(format!("{}{path}", self.url)).send().await;
+        response.unwrap().text().await.unwrap()
     }
 
     pub async fn raw(&self, path: &str, body: impl Into<reqwest::Body>) -> (u16, Value) {

@@ -27,4 +27,5 @@ mod page;
 #[cfg(unix)]
 mod program;
 mod protocol;
+mod transfer;
 mod turns;

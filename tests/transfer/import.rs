@@ -7,7 +7,6 @@ use kimi_linear::backend::{Shard, Threads};
 use kimi_linear::cache::{Assembler, CacheHeader, LayerRecord, LayerTensor};
 use kimi_linear::checkpoint::Fingerprint;
 use kimi_linear::engine::{EngineHandle, Request};
-use kimi_linear::error::Error;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -89,9 +88,10 @@ fn what_does_not_belong_is_refused_and_the_import_goes_on() {
     let (header, records) = exported(on(cpu, "tiny-a"));
     let handle = EngineHandle::start(on(cpu, "tiny-a")).unwrap();
     let mut import = handle.import(header.clone(), further()).unwrap();
+    assert_eq!(import.reserved().unwrap(), 0);
     let held = handle.occupancy().unwrap();
     assert_eq!((held.slots, held.blocks), (1, (LENGTH + 9).div_ceil(16)));
-    let missing = import.missing();
+    let missing = import.missing().unwrap();
     for (i, record) in records.iter().enumerate() {
         let bad = |change: &dyn Fn(&mut LayerRecord)| {
             let mut bad = record.clone();
@@ -118,15 +118,22 @@ fn what_does_not_belong_is_refused_and_the_import_goes_on() {
             assert!(error.contains(part), "{error}");
         }
         if i == 0 {
-            assert_eq!(import.missing(), missing, "nothing of it was taken");
+            assert_eq!(
+                import.missing().unwrap(),
+                missing,
+                "nothing of it was taken"
+            );
         }
         if i + 1 < records.len() {
             import.put(record).unwrap();
         }
     }
-    assert_eq!(import.missing(), 1);
+    assert_eq!(import.missing().unwrap(), 1);
     import.put(records.last().unwrap()).unwrap();
-    assert_eq!(outcome(&import.finish().unwrap()).said(), expected.said());
+    assert_eq!(
+        outcome(&import.finish(None).unwrap()).said(),
+        expected.said()
+    );
     // Other models, and prompts that do not begin with the tokens.
     let other = CacheHeader {
         model: Fingerprint(1),
@@ -137,15 +144,23 @@ fn what_does_not_belong_is_refused_and_the_import_goes_on() {
         error.starts_with("the snapshot's model should be "),
         "{error}"
     );
-    let error = handle
-        .import(header, request(prompt(), 4))
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        error.starts_with("the snapshot's tokens should be "),
-        "{error}"
-    );
+    let short = prompt()[..LENGTH - 1].to_vec();
+    let none = CacheHeader {
+        tokens: Vec::new(),
+        ..header.clone()
+    };
+    for (header, prompt) in [
+        (&header, tokens(2, LENGTH + 9)),
+        (&header, short),
+        (&none, prompt()),
+    ] {
+        let error = handle.import(header.clone(), request(prompt, 4));
+        let error = error.err().unwrap().to_string();
+        assert!(
+            error.starts_with("the snapshot's tokens should be "),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -157,7 +172,7 @@ fn an_import_that_is_given_up_leaves_nothing() {
         for record in &records[..count] {
             import.put(record).unwrap();
         }
-        let error = import.finish().err().unwrap().to_string();
+        let error = import.finish(None).err().unwrap().to_string();
         assert!(error.ends_with("of the caches are missing"), "{error}");
         // A status is asked for in the order of the commands; the cancellation takes effect in the step after it.
         let _ = outcome(&handle.answer(request(tokens(3, 5), 1)));
@@ -165,15 +180,55 @@ fn an_import_that_is_given_up_leaves_nothing() {
         let left = handle.occupancy().unwrap();
         assert_eq!((left.slots, left.blocks), (0, 0), "after {count} records");
     }
-    // More than there is room for is refused at once.
-    let reserved: Vec<_> =
-        std::iter::from_fn(|| handle.import(header.clone(), further()).ok()).collect();
-    assert_eq!(reserved.len(), 3, "40 blocks hold three prompts of eleven");
-    let error = handle.import(header, further()).err().unwrap().to_string();
-    assert!(
-        error.contains("are free for caches of a prompt of 174 tokens"),
-        "{error}"
+}
+
+/// Imports wait for room in their order of arrival, and each that is given up makes room for the next.
+#[test]
+fn an_import_waits_for_room() {
+    let expected = answer(&mut on(cpu, "tiny-a"), further());
+    let (header, records) = exported(on(cpu, "tiny-a"));
+    let handle = EngineHandle::start(on(cpu, "tiny-a")).unwrap();
+    let mut imports: Vec<_> = (0..5)
+        .map(|_| handle.import(header.clone(), further()).unwrap())
+        .collect();
+    for import in &mut imports[..3] {
+        import.reserved().unwrap();
+    }
+    let status = handle.status().unwrap();
+    assert_eq!(status.waiting, 2, "40 blocks hold three prompts of eleven");
+    drop(imports.remove(0));
+    let mut fourth = imports.remove(2);
+    fourth.reserved().unwrap();
+    assert_eq!(handle.status().unwrap().waiting, 1);
+    // The last waits until all others are given up or through.
+    let mut last = imports.remove(2);
+    for record in &records {
+        fourth.put(record).unwrap();
+    }
+    assert_eq!(
+        outcome(&fourth.finish(None).unwrap()).said(),
+        expected.said()
     );
+    for record in &records {
+        last.put(record).unwrap();
+    }
+    drop(imports);
+    assert_eq!(outcome(&last.finish(None).unwrap()).said(), expected.said());
+    handle.clear_cache().unwrap();
+    let left = handle.occupancy().unwrap();
+    assert_eq!((left.slots, left.blocks, left.host_bytes), (0, 0, 0));
+}
+
+/// What could never fit is refused at once, and does not wait.
+#[test]
+fn an_import_that_could_never_fit_is_refused() {
+    let long = tokens(7, 41 * engine_harness::BLOCK);
+    let engine = on(cpu, "tiny-a");
+    let header = engine.cache_header(long[..100].to_vec());
+    let handle = EngineHandle::start(engine).unwrap();
+    let error = handle.import(header, request(long, 4)).err().unwrap();
+    let expected = "the prompt has 656 tokens, but the context holds 640";
+    assert_eq!(error.to_string(), expected);
 }
 
 /// Places that are reserved for caches are missed by others, which wait for them and then answer as they would have.
@@ -194,6 +249,9 @@ fn requests_wait_for_what_imports_reserve() {
         let expected = answer(&mut on(cpu, "tiny-a"), other.clone());
         let import = || handle.import(header.clone(), further()).unwrap();
         let mut reserved: Vec<_> = (0..3).map(|_| import()).collect();
+        for import in &mut reserved {
+            import.reserved().unwrap();
+        }
         let found = handle.answer(other);
         let mut outcomes = Outcomes::new();
         let mut more = |count: usize| {
@@ -211,7 +269,7 @@ fn requests_wait_for_what_imports_reserve() {
         for record in &records {
             import.put(record).unwrap();
         }
-        let imported = outcome(&import.finish().unwrap());
+        let imported = outcome(&import.finish(None).unwrap());
         assert_eq!(imported.usage.cached_tokens, LENGTH);
         drop(reserved);
         let found = more(usize::MAX);
@@ -348,7 +406,7 @@ fn an_engine_that_stops_ends_streams_and_imports() {
     let (header, _) = exported(on(cpu, "tiny-a"));
     let import = handle.import(header, further()).unwrap();
     drop(handle);
-    let error: Error = import.finish().err().unwrap().into();
+    let error = import.finish(None).err().unwrap();
     assert!(
         error.to_string().ends_with("of the caches are missing"),
         "{error}"

@@ -9,11 +9,14 @@ mod emulated;
 #[path = "../engine_harness/mod.rs"]
 mod engine_harness;
 mod export;
+mod hand_off;
 mod import;
 #[path = "../common/seeds.rs"]
 mod seeds;
 #[path = "../common/wrapped.rs"]
 mod wrapped;
+
+use std::ops::ControlFlow;
 
 use backends::{BACKENDS, Open, cpu};
 use engine_harness::{
@@ -21,7 +24,7 @@ use engine_harness::{
 };
 use kimi_linear::cache::{CacheHeader, LayerRecord};
 use kimi_linear::config::Dtype;
-use kimi_linear::engine::{Engine, EngineHandle, Request};
+use kimi_linear::engine::{Engine, EngineHandle, HandOff, Request, Sink};
 use kimi_linear::model::Limits;
 
 /// Tokens whose caches travel: of several segments, the last of which ends inside a block.
@@ -60,9 +63,21 @@ fn further() -> Request {
 /// All records of an export, and what they are of.
 fn exported(engine: Engine) -> (CacheHeader, Vec<LayerRecord>) {
     let handle = EngineHandle::start(engine).unwrap();
-    let stream = handle.export(request(prompt(), 0)).unwrap();
+    let (header, records, _) = sent(&handle, request(prompt(), 0));
+    (header, records)
+}
+
+/// What an export sends: what its records are of, all of them, and the hand-off.
+fn sent(handle: &EngineHandle, request: Request) -> (CacheHeader, Vec<LayerRecord>, HandOff) {
+    let mut stream = handle.export(request, unheard()).unwrap();
     let header = stream.header().clone();
-    (header, stream.map(|record| record.unwrap()).collect())
+    let records = stream.by_ref().map(|record| record.unwrap()).collect();
+    (header, records, stream.hand_off().unwrap().clone())
+}
+
+/// A sink of events that nobody listens to.
+fn unheard() -> Sink {
+    Box::new(|_| ControlFlow::Continue(()))
 }
 
 fn outcome(answer: &kimi_linear::engine::Answer) -> Outcome {
@@ -80,7 +95,7 @@ fn imported(engine: Engine, header: &CacheHeader, records: &[LayerRecord]) -> Ou
     for record in records {
         import.put(record).unwrap();
     }
-    outcome(&import.finish().unwrap())
+    outcome(&import.finish(None).unwrap())
 }
 
 fn near(expected: &Outcome, found: &Outcome) {

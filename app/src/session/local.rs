@@ -15,11 +15,12 @@ use kimi_linear::backend::{self, Backend, BackendKind};
 use kimi_linear::checkpoint::ModelFiles;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{
-    Engine, EngineHandle, EngineOptions, Event, Output, OutputProcessor, Request, RequestId,
+    EngineHandle, EngineOptions, Event, Output, OutputProcessor, Request, RequestId,
 };
-use kimi_linear::error::{BackendError, Error};
-use kimi_linear::model::{Model, TraceChoice};
-use kimi_linear::tokenizer::{ChatTemplate, Conversation, Tokenizer};
+use kimi_linear::error::Error;
+use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
+use kimi_linear::model::TraceChoice;
+use kimi_linear::tokenizer::{Conversation, Tokenizer};
 
 use super::{
     Ask, ChatId, ChatUpdate, Command, Estimate, LoadRequest, Session, Teller, Update, Wake, files,
@@ -84,10 +85,7 @@ struct Worker {
 }
 
 struct Loaded {
-    engine: EngineHandle,
-    tokenizer: Arc<Tokenizer>,
-    template: ChatTemplate,
-    stop_ids: Vec<u32>,
+    llm: Llm,
     /// The KDA layers.
     kda: Vec<usize>,
 }
@@ -145,7 +143,8 @@ impl Worker {
         // What the old model holds is free before the new one asks for memory: an answer under way would keep it.
         if let Some(loaded) = self.loaded.take() {
             let jobs = std::mem::take(&mut *self.jobs());
-            jobs.values().for_each(|job| loaded.engine.cancel(job.id));
+            jobs.values()
+                .for_each(|job| loaded.llm.engine().cancel(job.id));
         }
         match self.try_load(request) {
             Ok((loaded, facts)) => {
@@ -172,50 +171,33 @@ impl Worker {
 
     fn try_load(&mut self, request: &LoadRequest) -> Result<(Loaded, ModelFacts), Error> {
         let folder = &request.folder;
-        let files = ModelFiles::open(folder)?;
-        let config = files.config()?;
-        let mut tokenizer = Tokenizer::from_files(&files)?;
-        tokenizer.limit_ids(config.vocab_size)?;
-        let tokenizer = Arc::new(tokenizer);
-        let template = ChatTemplate::from_files(&files)?;
-        let checkpoint = files.checkpoint(&config)?;
+        let files = LlmFiles::open(folder)?;
+        // A chat is all that the app has for a model.
+        files.template()?;
+        let config = files.config.clone();
         let backend = (self.open)(request.backend, request.device)?;
-        let device = backend.device().clone();
-        let sizes = sizes(request.context.min(config.model_max_length));
-        let total = checkpoint.total_bytes();
-        let teller = self.teller.clone();
-        teller.tell(Update::Loading { done: 0, total });
-        let limits = sizes.limits(device.cache);
-        let (commands, later) = (&self.commands, &mut self.later);
-        let model = Model::load_while(&config, &checkpoint, backend, limits, &mut |done| {
+        let options = LlmOptions {
+            sizes: sizes(request.context.min(config.model_max_length)),
+            cache: None,
+            engine: EngineOptions::default(),
+        };
+        let (teller, commands) = (self.teller.clone(), &self.commands);
+        let (later, mut weights) = (&mut self.later, 0);
+        let llm = files.load(backend, &options, &mut |done, total| {
+            weights = total;
             teller.tell(Update::Loading { done, total });
             Self::goes_on(commands, later)
         })?;
-        let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
-        let engine = Engine::new(model, EngineOptions::default());
-        let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
-        let context = engine.context();
-        let engine = EngineHandle::start(engine).map_err(|error| {
-            Error::Backend(BackendError::Unavailable {
-                backend: device.backend,
-                reason: format!("the system gives no thread: {error}"),
-            })
-        })?;
+        let device = llm.device().clone();
         let kda = config.kda_layers().collect();
         let facts = ModelFacts {
             name: request.name.clone(),
-            memory: memory(&config, &device, context, Some(total)),
+            memory: memory(&config, &device, llm.context(), Some(weights)),
             config,
+            context: llm.context(),
             device,
-            context,
         };
-        let loaded = Loaded {
-            engine,
-            tokenizer,
-            template,
-            stop_ids,
-            kda,
-        };
+        let loaded = Loaded { llm, kda };
         Ok((loaded, facts))
     }
 
@@ -230,9 +212,12 @@ impl Worker {
             self.teller.chat(chat, ChatUpdate::Failed(problem));
             return;
         };
-        let prompt = loaded
-            .tokenizer_prompt(&ask)
-            .map(|prompt| (tiles(&loaded.tokenizer, &prompt, &ask.conversation), prompt));
+        let prompt = loaded.tokenizer_prompt(&ask).map(|prompt| {
+            (
+                tiles(&loaded.llm.files().tokenizer, &prompt, &ask.conversation),
+                prompt,
+            )
+        });
         let (tokens, prompt) = match prompt {
             Ok(prompt) => prompt,
             Err(error) => {
@@ -252,7 +237,7 @@ impl Worker {
         };
         let from = old.max(prompt.len().saturating_sub(ask.traced_prompt));
         let request = Request {
-            stop_ids: loaded.stop_ids.clone(),
+            stop_ids: loaded.llm.files().stop_ids(),
             sampling: ask.sampling,
             logprobs: ask.trace.map(|_| 0),
             trace: ask.trace,
@@ -260,13 +245,13 @@ impl Worker {
             ..Request::new(prompt.clone(), ask.max_tokens)
         };
         let teller = self.teller.clone();
-        let tokenizer = Arc::clone(&loaded.tokenizer);
-        let (engine, jobs) = (loaded.engine.clone(), Arc::clone(&self.running));
+        let tokenizer = Arc::clone(&loaded.llm.files().tokenizer);
+        let (engine, jobs) = (loaded.llm.engine().clone(), Arc::clone(&self.running));
         let (mut ids, traced) = (prompt, ask.trace.is_some());
         let kda = loaded.kda.clone();
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
-        let sink = OutputProcessor::new(&loaded.tokenizer).sink(move |output| {
+        let sink = OutputProcessor::new(&loaded.llm.files().tokenizer).sink(move |output| {
             if let Event::Token { id, .. } = &output.event {
                 ids.push(*id);
             }
@@ -285,7 +270,7 @@ impl Worker {
                 rank(&engine, &teller, chat, std::mem::take(&mut ids), &kda);
             }
         });
-        let id = loaded.engine.submit(request, sink);
+        let id = loaded.llm.engine().submit(request, sink);
         self.note(chat, id, false, &over);
     }
 
@@ -300,7 +285,7 @@ impl Worker {
     fn stop(&self, chat: ChatId) {
         let id = self.jobs().get(&chat).map(|running| running.id);
         if let (Some(loaded), Some(id)) = (&self.loaded, id) {
-            loaded.engine.cancel(id);
+            loaded.llm.engine().cancel(id);
         }
     }
 
@@ -309,7 +294,7 @@ impl Worker {
         let mut jobs = self.jobs();
         jobs.retain(|_, running| {
             if running.retrace {
-                loaded.engine.cancel(running.id);
+                loaded.llm.engine().cancel(running.id);
             }
             !running.retrace
         });
@@ -326,7 +311,7 @@ impl Worker {
         let (teller, jobs) = (self.teller.clone(), Arc::clone(&self.running));
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
-        let id = loaded.engine.submit(
+        let id = loaded.llm.engine().submit(
             request,
             Box::new(move |event| {
                 let update = match event {
@@ -363,7 +348,7 @@ impl Worker {
             self.teller.chat(chat, ChatUpdate::FileFailed(problem));
             return;
         };
-        let (engine, teller) = (loaded.engine.clone(), self.teller.clone());
+        let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
         // The answer's last token is the next question's first: a memory that has it already is of no use there.
         let mut ids = conversation.ids().to_vec();
         ids.pop();
@@ -392,8 +377,8 @@ impl Worker {
             self.teller.chat(chat, ChatUpdate::FileFailed(problem));
             return;
         };
-        let (engine, teller) = (loaded.engine.clone(), self.teller.clone());
-        let (tokenizer, path) = (Arc::clone(&loaded.tokenizer), path.to_owned());
+        let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
+        let (tokenizer, path) = (Arc::clone(&loaded.llm.files().tokenizer), path.to_owned());
         aside("open", move || {
             let update = match read(&engine, &tokenizer, &path) {
                 Ok(update) => update,
@@ -483,8 +468,8 @@ fn read(engine: &EngineHandle, tokenizer: &Tokenizer, path: &Path) -> Result<Cha
 
 impl Loaded {
     fn tokenizer_prompt(&self, ask: &Ask) -> Result<Vec<u32>, Error> {
-        let conversation = &ask.conversation;
-        Ok(conversation.prompt(&self.tokenizer, &self.template, &ask.question)?)
+        let (files, conversation) = (self.llm.files(), &ask.conversation);
+        Ok(conversation.prompt(&files.tokenizer, files.template()?, &ask.question)?)
     }
 }
 
@@ -517,6 +502,8 @@ fn update(output: Output, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
         Event::Queued { ahead } => ChatUpdate::Queued { ahead },
         Event::Prefill { done, cached } => ChatUpdate::Prefill { done, cached },
         Event::Scored(_) => return None,
+        // Of requests whose caches travel.
+        Event::Reserved { .. } | Event::HandOff(_) => return None,
         Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
         Event::Token { id, logprobs, .. } => ChatUpdate::Token {
             token: TokenText {

@@ -64,7 +64,7 @@ pub(super) struct Rows<'a> {
     pub(super) beta: &'a [f32],
 }
 
-/// What one head came to: its outputs `[length, V]`, and its states `[K, V]` at each checkpoint and at the end.
+/// What one head came to beside its last state: its outputs `[length, V]`, and its states `[K, V]` at each checkpoint.
 struct Head {
     output: Vec<f32>,
     states: Vec<Vec<f32>>,
@@ -90,14 +90,21 @@ pub(super) fn kda_recurrence(
         layout.value_width,
         layout.key_width * layout.value_width,
     );
-    let before = segment.slot_in.map(|slot| states.state(layer, slot));
-    let results: Vec<Head> = (0..heads)
-        .into_par_iter()
-        .map(|head| {
-            let state = before.map_or_else(
-                || vec![0.0; len],
-                |state| state[head * len..(head + 1) * len].to_vec(),
-            );
+    // The states are edited where they end up.
+    match segment.slot_in {
+        Some(slot) if slot == segment.slot_out => {}
+        Some(slot) => {
+            let before = states.state(layer, slot).to_vec();
+            let after = states.state_mut(layer, segment.slot_out);
+            after.copy_from_slice(&before);
+        }
+        None => states.state_mut(layer, segment.slot_out).fill(0.0),
+    }
+    let results: Vec<Head> = states
+        .state_mut(layer, segment.slot_out)
+        .par_chunks_exact_mut(len)
+        .enumerate()
+        .map(|(head, state)| {
             vectorised(
                 #[inline(always)]
                 || run_head(rows, chunked, layout, head, segment, state),
@@ -111,11 +118,7 @@ pub(super) fn kda_recurrence(
         {
             output[head * v..(head + 1) * v].copy_from_slice(row);
         }
-        let slots = segment
-            .checkpoints
-            .iter()
-            .map(|checkpoint| checkpoint.slot)
-            .chain([segment.slot_out]);
+        let slots = segment.checkpoints.iter().map(|checkpoint| checkpoint.slot);
         for (slot, state) in slots.zip(&result.states) {
             states.state_mut(layer, slot)[head * len..(head + 1) * len].copy_from_slice(state);
         }
@@ -129,7 +132,7 @@ fn run_head(
     layout: &StateLayout,
     head: usize,
     segment: &Segment,
-    mut state: Vec<f32>,
+    state: &mut [f32],
 ) -> Head {
     let StateLayout {
         key_heads,
@@ -165,22 +168,23 @@ fn run_head(
         beta: &beta,
     };
     let mut output = vec![0.0; segment.length * v];
-    let mut states = Vec::with_capacity(segment.checkpoints.len() + 1);
+    let mut states = Vec::with_capacity(segment.checkpoints.len());
     let mut first = 0;
     // Chunks start anew at a checkpoint, so that a sequence resumed there repeats the very operations.
-    for last in segment
+    let checkpoints = segment
         .checkpoints
         .iter()
-        .map(|checkpoint| checkpoint.after)
-        .chain([segment.length])
-    {
+        .map(|checkpoint| checkpoint.after);
+    for (i, last) in checkpoints.chain([segment.length]).enumerate() {
         let (tokens, output) = (tokens.range(first..last), &mut output[first * v..last * v]);
         if chunked {
-            kda_chunk(&tokens, &mut state, output);
+            kda_chunk(&tokens, state, output);
         } else {
-            kda_step(&tokens, &mut state, output);
+            kda_step(&tokens, state, output);
         }
-        states.push(state.clone());
+        if i < segment.checkpoints.len() {
+            states.push(state.to_vec());
+        }
         first = last;
     }
     Head { output, states }

@@ -7,11 +7,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::math::products;
+use super::math::{one_row, products};
 use super::memory::{CpuWeight, widen};
-use super::quantised::{self, Activations, Weights};
+use super::quantised::{self, Activations};
 use crate::backend::weight::StoredRows;
 use crate::checkpoint::{BlockFormat, Format};
+use crate::config::Dtype;
 
 /// Weight rows handled together: few enough for their f32 copies to stay in a core's own cache.
 const TILE: usize = 16;
@@ -32,13 +33,16 @@ pub(super) fn linear(
     }
     let mut columns = vec![0.0; count * outputs];
     transposed(input, weight, first_row, &mut columns);
+    // Sixteen rows at a time: as many numbers of a column lie together in a line of the cache.
     output
-        .par_chunks_exact_mut(outputs)
+        .par_chunks_mut(16 * outputs)
         .enumerate()
-        .for_each(|(r, row)| {
-            row.iter_mut()
-                .zip(columns.chunks_exact(count))
-                .for_each(|(value, column)| *value = column[r]);
+        .for_each(|(i, rows)| {
+            for (o, column) in columns.chunks_exact(count).enumerate() {
+                let column = column[16 * i..].iter();
+                let rows = rows.chunks_exact_mut(outputs);
+                rows.zip(column).for_each(|(row, value)| row[o] = *value);
+            }
         });
 }
 
@@ -56,11 +60,13 @@ fn transposed(input: &[f32], weight: &CpuWeight, first_row: usize, output: &mut 
         rows: input,
         activations: any.then(|| Activations::new(input, width)),
     };
+    // One row keeps no widened weights, and passes by more of them in as much time.
+    let rows_at_once = if count == 1 { 4 * TILE } else { TILE };
     output
-        .par_chunks_mut(TILE * count)
+        .par_chunks_mut(rows_at_once * count)
         .enumerate()
         .for_each_init(Scratch::default, |scratch, (tile, output)| {
-            let first = first_row + tile * TILE;
+            let first = first_row + tile * rows_at_once;
             let rows = first..first + output.len() / count;
             input.tile(weight, rows, scratch, output);
         });
@@ -78,7 +84,7 @@ fn in_codes(format: Format) -> Option<&'static BlockFormat> {
 #[derive(Default)]
 struct Scratch {
     widened: Vec<f32>,
-    unpacked: Option<Weights>,
+    quantised: quantised::Scratch,
 }
 
 /// The rows that weights are multiplied with.
@@ -106,10 +112,21 @@ impl Input<'_> {
             output = rest;
             let mut stored = rows.map(|row| part.row(row));
             if let (Some(format), Some(input)) = (in_codes(part.format), &self.activations) {
-                let unpacked = &mut scratch.unpacked;
-                let unpacked = unpacked.get_or_insert_with(|| Weights::new(input));
-                quantised::products(format, stored, input, unpacked, taken);
+                quantised::products(format, stored, input, &mut scratch.quantised, taken);
                 continue;
+            }
+            if count == 1 {
+                match part.format {
+                    Format::Dense(Dtype::Bf16) => {
+                        one_row(self.rows, stored, bf16, taken);
+                        continue;
+                    }
+                    Format::Dense(Dtype::F32) => {
+                        one_row(self.rows, stored, |bytes| f32::from_le_bytes(*bytes), taken);
+                        continue;
+                    }
+                    Format::Dense(Dtype::F16) | Format::Block(_) => {}
+                }
             }
             // One row meets each weight once: only what a tile of products has, so that f32 copies stay in the nearest cache.
             let at_once = if count == 1 { 4 } else { TILE };
@@ -123,4 +140,10 @@ impl Input<'_> {
             }
         }
     }
+}
+
+/// The bf16 of two bytes, widened.
+#[inline(always)]
+fn bf16(bytes: &[u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16)
 }

@@ -109,6 +109,147 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     }
 }
 
+/// `output[c] = row . weights[c]` for stored rows of numbers of `BYTES` bytes, which `widen` makes f32: to the bit what
+/// [`products`] makes of widened rows. Each number meets one other, so that it stays in a register from the file to the sum.
+/// `widen` must be inlined.
+pub(super) fn one_row<'a, const BYTES: usize>(
+    row: &[f32],
+    weights: impl Iterator<Item = &'a [u8]>,
+    widen: impl Fn(&[u8; BYTES]) -> f32,
+    output: &mut [f32],
+) {
+    Arch::new().dispatch(OneRow {
+        row,
+        weights,
+        widen,
+        output,
+    });
+}
+
+struct OneRow<'a, W, F, const BYTES: usize> {
+    /// `[width]`.
+    row: &'a [f32],
+    weights: W,
+    widen: F,
+    output: &'a mut [f32],
+}
+
+impl<'w, W, F, const BYTES: usize> WithSimd for OneRow<'_, W, F, BYTES>
+where
+    W: Iterator<Item = &'w [u8]>,
+    F: Fn(&[u8; BYTES]) -> f32,
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.in_lanes::<S, 16>(simd),
+            8 => self.in_lanes::<S, 8>(simd),
+            4 => self.in_lanes::<S, 4>(simd),
+            _ => self.in_lanes::<S, 1>(simd),
+        }
+    }
+}
+
+impl<'w, W, F, const BYTES: usize> OneRow<'_, W, F, BYTES>
+where
+    W: Iterator<Item = &'w [u8]>,
+    F: Fn(&[u8; BYTES]) -> f32,
+{
+    /// With vectors of `LANES` numbers, four rows of the weight at a time.
+    #[inline(always)]
+    fn in_lanes<S: Simd, const LANES: usize>(mut self, simd: S) {
+        for output in self.output.chunks_mut(4) {
+            let mut rows: [&[[u8; BYTES]]; 4] = [&[]; 4];
+            let mut taken = 0;
+            for (to, bytes) in rows
+                .iter_mut()
+                .zip(self.weights.by_ref().take(output.len()))
+            {
+                *to = bytes.as_chunks().0;
+                taken += 1;
+            }
+            if taken == 4 {
+                let sums = dots::<S, F, 4, LANES, BYTES>(simd, self.row, rows, &self.widen);
+                output.copy_from_slice(&sums);
+                continue;
+            }
+            for (output, row) in output.iter_mut().zip(rows) {
+                [*output] = dots::<S, F, 1, LANES, BYTES>(simd, self.row, [row], &self.widen);
+            }
+        }
+    }
+}
+
+/// `C` dot products of one row: one vector of partial sums each, as in [`tile`], then its reduction.
+#[inline(always)]
+fn dots<
+    S: Simd,
+    F: Fn(&[u8; BYTES]) -> f32,
+    const C: usize,
+    const LANES: usize,
+    const BYTES: usize,
+>(
+    simd: S,
+    row: &[f32],
+    weights: [&[[u8; BYTES]]; C],
+    widen: &F,
+) -> [f32; C] {
+    let (row, rest) = S::as_simd_f32s(row);
+    let mut whole: [&[[[u8; BYTES]; LANES]]; C] = [&[]; C];
+    let mut tails: [&[[u8; BYTES]]; C] = [&[]; C];
+    for c in 0..C {
+        let (vectors, tail) = weights[c].as_chunks::<LANES>();
+        (whole[c], tails[c]) = (&vectors[..row.len()], &tail[..rest.len()]);
+    }
+    let mut sums = [simd.splat_f32s(0.0); C];
+    for (i, x) in row.iter().enumerate() {
+        for c in 0..C {
+            if i * BYTES * LANES % LINE == 0 {
+                // The rows that come next, as far into them.
+                let next = C * BYTES * weights[c].len();
+                prefetch(whole[c][i].as_ptr().cast::<u8>().wrapping_add(next));
+            }
+            let mut w = [0.0; LANES];
+            for lane in 0..LANES {
+                w[lane] = widen(&whole[c][i][lane]);
+            }
+            sums[c] = simd.mul_add_f32s(*x, S::as_simd_f32s(&w).0[0], sums[c]);
+        }
+    }
+    let mut products = [0.0; C];
+    for c in 0..C {
+        if !rest.is_empty() {
+            let mut w = [0.0; LANES];
+            for (w, bytes) in w.iter_mut().zip(tails[c]) {
+                *w = widen(bytes);
+            }
+            let (x, w) = (
+                simd.partial_load_f32s(rest),
+                simd.partial_load_f32s(&w[..rest.len()]),
+            );
+            sums[c] = simd.mul_add_f32s(x, w, sums[c]);
+        }
+        products[c] = simd.reduce_sum_f32s(sums[c]);
+    }
+    products
+}
+
+/// Bytes that come from memory together.
+pub(super) const LINE: usize = 64;
+
+/// Says that the line of `address` will be read soon. The address may lie outside what is mapped.
+#[inline(always)]
+pub(super) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(sse) = pulp::core_arch::x86::Sse::try_new() {
+        sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// `sum a b`, in sixteen interleaved partial sums.
 #[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -196,6 +337,24 @@ pub(super) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_row_has_the_bits_of_products() {
+        for width in [1, 7, 16, 61, 96, 1023] {
+            let number = |i: usize| ((i * 37 % 101) as f32 - 50.0) * 0.37;
+            let row: Vec<f32> = (0..width).map(number).collect();
+            for count in [1, 3, 4, 9] {
+                let weights: Vec<f32> = (0..count * width).map(|i| number(i + 5)).collect();
+                let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let (mut found, mut expected) = (vec![0.0; count], vec![0.0; count]);
+                products(width, &row, &weights, &mut expected);
+                let rows = bytes.chunks_exact(4 * width);
+                one_row(&row, rows, |bytes| f32::from_le_bytes(*bytes), &mut found);
+                let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&found), bits(&expected), "{count} x {width}");
+            }
+        }
+    }
 
     #[test]
     fn exp_is_within_two_units_in_the_last_place() {

@@ -13,7 +13,7 @@ struct Inputs<'a> {
     segment: &'a [f32],
     /// Inputs kept in a convolution state, `taps - 1`.
     kept: usize,
-    /// `[channels, kept]`, oldest first; nothing where the sequence starts.
+    /// `[channels, kept]`, oldest first; `None` where the sequence starts.
     conv_state: Option<&'a [f32]>,
 }
 
@@ -25,6 +25,21 @@ impl Inputs<'_> {
             (Some(t), _) => self.segment[t * self.channels + c],
             (None, Some(conv_state)) => conv_state[c * self.kept + self.kept + t - back],
             (None, None) => 0.0,
+        }
+    }
+
+    /// `output[c] += taps[c] x[c]` with the inputs `back` tokens before token `t`.
+    #[inline(always)]
+    fn add_tap(&self, t: usize, back: usize, taps: &[f32], output: &mut [f32]) {
+        if let Some(t) = t.checked_sub(back) {
+            let input = &self.segment[t * self.channels..][..self.channels];
+            for ((output, tap), x) in output.iter_mut().zip(taps).zip(input) {
+                *output += tap * x;
+            }
+            return;
+        }
+        for (c, (output, tap)) in output.iter_mut().zip(taps).enumerate() {
+            *output += tap * self.at(t, back, c);
         }
     }
 }
@@ -50,6 +65,12 @@ pub(super) fn short_conv(
         kept,
         conv_state: conv_state.as_deref(),
     };
+    // `[taps, channels]`: channels are what lies together.
+    let taps = layout.taps;
+    let mut by_tap = vec![0.0; taps * channels];
+    for (i, tap) in weight.iter().enumerate() {
+        by_tap[i % taps * channels + i / taps] = *tap;
+    }
     output
         .par_chunks_exact_mut(channels)
         .enumerate()
@@ -57,17 +78,11 @@ pub(super) fn short_conv(
             vectorised(
                 #[inline(always)]
                 || {
-                    for (c, (output, taps)) in output
-                        .iter_mut()
-                        .zip(weight.chunks_exact(kept + 1))
-                        .enumerate()
-                    {
-                        let mut sum = 0.0;
-                        for (j, tap) in taps.iter().enumerate() {
-                            sum += tap * inputs.at(t, kept - j, c);
-                        }
-                        *output = silu(sum);
+                    output.fill(0.0);
+                    for (j, taps) in by_tap.chunks_exact(channels).enumerate() {
+                        inputs.add_tap(t, kept - j, taps, output);
                     }
+                    output.iter_mut().for_each(|value| *value = silu(*value));
                 },
             );
         });

@@ -9,7 +9,7 @@ use kimi_linear::bench::throughput::{Test, Throughput, limits, measure};
 use serde::Serialize;
 
 use super::super::options::{
-    CacheOptions, DeviceOptions, ModelOptions, load, parse_token_limit, parse_tokens,
+    CacheOptions, DeviceOptions, ModelOptions, load_model, parse_token_limit, parse_tokens,
 };
 use super::super::progress::Progress;
 
@@ -83,7 +83,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         config.model_max_length
     );
     let size = arguments.model.files()?.checkpoint(&config)?.total_bytes();
-    let mut loaded = load(
+    let mut loaded = load_model(
         &arguments.model,
         &config,
         arguments.device.open()?,

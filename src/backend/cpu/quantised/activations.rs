@@ -1,9 +1,10 @@
 //! Rows of activations in eight bits.
 
+use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::super::math::vectorised;
-use super::{BLOCK, GROUP};
+use super::{BLOCK, BLOCKS, GROUP, SUPERBLOCK};
 
 /// Below this, the quotient that makes codes is not finite: a block whose greatest magnitude is smaller counts as zero.
 const SMALLEST: f32 = 1e-36;
@@ -13,38 +14,63 @@ const SMALLEST: f32 = 1e-36;
 /// makes every product with it NaN.
 pub(in super::super) struct Activations {
     count: usize,
-    blocks: usize,
-    /// `[count, blocks]`.
-    codes: Vec<[i8; BLOCK]>,
-    /// `[count, blocks]`.
-    scales: Vec<f32>,
-    /// `scale * sum of codes` of each 16 columns: `[count, blocks * 2]`, each row padded with zeros to eights.
-    sums: Vec<[f32; 8]>,
+    /// `[count, superblocks]`, each row filled up with zeros.
+    superblocks: Vec<Superblock>,
+}
+
+/// 256 columns of a row.
+#[derive(Clone, Copy, bytemuck::Zeroable)]
+pub(super) struct Superblock {
+    pub(super) codes: [[i8; BLOCK]; BLOCKS],
+    /// Of each block.
+    pub(super) scales: [f32; BLOCKS],
+    /// Of the columns that share a scale of the weights: sums of codes.
+    pub(super) totals: Groups<i32>,
+    /// The same times the scale: what minimums are multiplied with.
+    pub(super) sums: Groups<f32>,
+}
+
+/// A number for each group of columns, as lanes have them.
+#[derive(Clone, Copy, bytemuck::Zeroable)]
+pub(super) struct Groups<T> {
+    /// Groups of 32: one a block.
+    pub(super) blocks: [T; BLOCKS],
+    /// Groups of 16: half h of block b is `halves[b / 4][b % 4 + 4 h]`.
+    pub(super) halves: [[T; 8]; 2],
+}
+
+impl<T> Groups<T> {
+    /// Of each step of a superblock, groups being halves of blocks or blocks: the numbers of its lanes.
+    #[inline(always)]
+    pub(super) fn steps(&self, halves: bool) -> &[[T; 8]] {
+        if halves {
+            &self.halves
+        } else {
+            std::slice::from_ref(&self.blocks)
+        }
+    }
 }
 
 impl Activations {
     /// `input` `[count, width]`, at least one row of a multiple of 32 columns.
     pub(in super::super) fn new(input: &[f32], width: usize) -> Self {
-        let (count, blocks) = (input.len() / width, width / BLOCK);
-        let eights = (blocks * BLOCK / GROUP).div_ceil(8);
+        let (count, superblocks) = (input.len() / width, width.div_ceil(SUPERBLOCK));
         let mut rows = Self {
             count,
-            blocks,
-            codes: vec![[0; BLOCK]; count * blocks],
-            scales: vec![0.0; count * blocks],
-            sums: vec![[0.0; 8]; count * eights],
+            superblocks: vec![Superblock::zeroed(); count * superblocks],
         };
-        let places = rows
-            .codes
-            .par_chunks_exact_mut(blocks)
-            .zip(rows.scales.par_chunks_exact_mut(blocks))
-            .zip(rows.sums.par_chunks_exact_mut(eights));
-        places
+        rows.superblocks
+            .par_chunks_exact_mut(superblocks)
             .zip(input.par_chunks_exact(width))
-            .for_each(|(((codes, scales), sums), input)| {
+            .for_each(|(row, input)| {
                 vectorised(
                     #[inline(always)]
-                    || quantise_row(input, codes, scales, sums.as_flattened_mut()),
+                    || {
+                        for (to, input) in row.iter_mut().zip(input.chunks(SUPERBLOCK)) {
+                            let blocks = input.as_chunks::<BLOCK>().0.iter();
+                            blocks.enumerate().for_each(|(b, x)| to.quantise(b, x));
+                        }
+                    },
                 );
             });
         rows
@@ -54,39 +80,25 @@ impl Activations {
         self.count
     }
 
-    /// Blocks of a row.
-    pub(super) fn blocks(&self) -> usize {
-        self.blocks
+    /// Superblocks of a row.
+    pub(super) fn superblocks(&self) -> usize {
+        self.superblocks.len() / self.count
     }
 
-    /// `[blocks]` of row `r`.
+    /// `[superblocks]` of row `r`.
     #[inline(always)]
-    pub(super) fn codes(&self, r: usize) -> &[[i8; BLOCK]] {
-        &self.codes[r * self.blocks..][..self.blocks]
-    }
-
-    /// `[blocks]` of row `r`.
-    #[inline(always)]
-    pub(super) fn scales(&self, r: usize) -> &[f32] {
-        &self.scales[r * self.blocks..][..self.blocks]
-    }
-
-    /// What the minimums of row `r` are multiplied with, in eights.
-    #[inline(always)]
-    pub(super) fn sums(&self, r: usize) -> &[[f32; 8]] {
-        let eights = self.sums.len() / self.count;
-        &self.sums[r * eights..][..eights]
+    pub(super) fn row(&self, r: usize) -> &[Superblock] {
+        let superblocks = self.superblocks();
+        &self.superblocks[r * superblocks..][..superblocks]
     }
 }
 
-/// One row: `[blocks * 32]` to `[blocks]`, `[blocks]` and `[blocks * 2]`.
-#[inline(always)]
-fn quantise_row(input: &[f32], codes: &mut [[i8; BLOCK]], scales: &mut [f32], sums: &mut [f32]) {
-    // Adding 1.5 * 2^23 rounds to an integer, to nearest even, and leaves it in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    let blocks = input.as_chunks::<BLOCK>().0.iter().zip(codes).zip(scales);
-    let sums = sums.as_chunks_mut::<{ BLOCK / GROUP }>().0;
-    for (((input, codes), scale), sums) in blocks.zip(sums) {
+impl Superblock {
+    /// Sets block `b`, which was zeros.
+    #[inline(always)]
+    fn quantise(&mut self, b: usize, input: &[f32; BLOCK]) {
+        // Adding 1.5 * 2^23 rounds to an integer, to nearest even, and leaves it in the low bits.
+        const ROUND: f32 = 12_582_912.0;
         let (mut greatest, mut zero) = ([0.0_f32; 8], [0.0_f32; 8]);
         for input in input.as_chunks::<8>().0 {
             for lane in 0..8 {
@@ -101,23 +113,29 @@ fn quantise_row(input: &[f32], codes: &mut [[i8; BLOCK]], scales: &mut [f32], su
             }
         }
         let greatest = greatest.into_iter().fold(0.0, f32::max);
-        if zero.into_iter().sum::<f32>().is_nan() {
-            (*scale, *codes, *sums) = (f32::NAN, [0; BLOCK], [f32::NAN; BLOCK / GROUP]);
-            continue;
+        let finite = !zero.into_iter().sum::<f32>().is_nan();
+        if finite && greatest < SMALLEST {
+            return;
         }
-        if greatest < SMALLEST {
-            (*scale, *codes, *sums) = (0.0, [0; BLOCK], [0.0; BLOCK / GROUP]);
-            continue;
+        let scale = if finite { greatest / 127.0 } else { f32::NAN };
+        if finite {
+            let inverse = 127.0 / greatest;
+            for (code, x) in self.codes[b].iter_mut().zip(input) {
+                *code = (x * inverse + ROUND).to_bits() as i8;
+            }
         }
-        *scale = greatest / 127.0;
-        let inverse = 127.0 / greatest;
-        for (code, x) in codes.iter_mut().zip(input) {
-            *code = (x * inverse + ROUND).to_bits() as i8;
+        self.scales[b] = scale;
+        let halves = self.codes[b].as_chunks::<GROUP>().0.iter();
+        let mut total = 0;
+        for (h, codes) in halves.enumerate() {
+            let half: i32 = codes.iter().map(|code| i32::from(*code)).sum();
+            let (step, lane) = (b / 4, b % 4 + 4 * h);
+            self.totals.halves[step][lane] = half;
+            self.sums.halves[step][lane] = scale * half as f32;
+            total += half;
         }
-        for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<GROUP>().0) {
-            let total: i32 = codes.iter().map(|code| i32::from(*code)).sum();
-            *sum = *scale * total as f32;
-        }
+        self.totals.blocks[b] = total;
+        self.sums.blocks[b] = scale * total as f32;
     }
 }
 
@@ -127,8 +145,9 @@ mod tests {
 
     fn one_block(values: [f32; BLOCK]) -> ([i8; BLOCK], f32, [f32; 2]) {
         let rows = Activations::new(&values, BLOCK);
-        let sums = rows.sums(0)[0];
-        (rows.codes(0)[0], rows.scales(0)[0], [sums[0], sums[1]])
+        let first = &rows.row(0)[0];
+        let sums = first.sums.halves[0];
+        (first.codes[0], first.scales[0], [sums[0], sums[4]])
     }
 
     #[test]
@@ -156,6 +175,34 @@ mod tests {
             assert_eq!(codes, [0; BLOCK]);
             assert!(scale.is_nan() && sums.iter().all(|sum| sum.is_nan()));
         }
+    }
+
+    #[test]
+    fn sums_are_of_the_groups_that_lanes_have() {
+        // The step of every block is 1.
+        let value = |i: usize| if i % 32 == 5 { 127.0 } else { (i / 16) as f32 };
+        let input: Vec<f32> = (0..288).map(value).collect();
+        let rows = Activations::new(&input, 288);
+        assert_eq!(rows.superblocks(), 2);
+        for b in 0..9 {
+            let row = &rows.row(0)[b / 8];
+            let halves = [0, 1].map(|h| 16 * (2 * b + h) as i32);
+            let halves = [halves[0] - 2 * b as i32 + 127, halves[1]];
+            for (h, half) in halves.into_iter().enumerate() {
+                let (step, lane) = (b % 8 / 4, b % 4 + 4 * h);
+                assert_eq!(row.totals.halves[step][lane], half, "{b}, {h}");
+                assert_eq!(row.sums.halves[step][lane], half as f32, "{b}, {h}");
+            }
+            let total = halves[0] + halves[1];
+            assert_eq!(row.totals.blocks[b % 8], total, "{b}");
+            assert_eq!(row.sums.blocks[b % 8], total as f32, "{b}");
+        }
+        let filled = &rows.row(0)[1];
+        assert_eq!(filled.codes[1..], [[0; BLOCK]; 7]);
+        assert_eq!(
+            (&filled.scales[1..], &filled.sums.blocks[1..]),
+            (&[0.0; 7][..], &[0.0; 7][..])
+        );
     }
 
     #[test]

@@ -1,53 +1,109 @@
 //! What a product with integer codes asks of an instruction set, and which ones this machine has.
 
 use super::BLOCK;
+use super::scalar::Scalar;
 
 /// An instruction set that this machine was found to have. Methods are inlined into what [`Isa::run`] compiles for it.
 pub(super) trait Isa: Copy {
     /// Eight numbers in f32.
-    type Lanes: Copy;
-    /// 32 codes of a weight, ready for products with several rows.
-    type Codes: Copy;
-    /// 32 bytes.
-    type Bytes: Copy;
+    type Lanes: bytemuck::Pod;
+    /// Eight integers of 32 bits.
+    type Ints: Copy;
+    /// 32 bytes, signed or not.
+    type Bytes: bytemuck::Pod;
+    /// Sums of a few products of unsigned codes.
+    type Partial: Copy;
 
     /// Runs `f`, which must be inlined, compiled for this instruction set.
     fn run<R>(self, f: impl FnOnce() -> R) -> R;
 
-    fn load(self, lanes: &[f32; 8]) -> Self::Lanes;
-    fn store(self, lanes: Self::Lanes) -> [f32; 8];
-    /// The first number in lanes 0 .. 4, the second in the others.
-    fn halves(self, halves: [f32; 2]) -> Self::Lanes;
-    /// Each lane times `factor`.
-    fn scale(self, lanes: Self::Lanes, factor: f32) -> Self::Lanes;
+    #[inline(always)]
+    fn load(self, lanes: &[f32; 8]) -> Self::Lanes {
+        bytemuck::cast(*lanes)
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::Lanes) -> [f32; 8] {
+        bytemuck::cast(lanes)
+    }
+
+    fn splat(self, value: f32) -> Self::Lanes;
+    /// Four numbers, and the same again.
+    fn twice(self, four: &[f32; 4]) -> Self::Lanes;
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
     fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// Eight f16, widened.
+    fn halves(self, bits: [u16; 8]) -> Self::Lanes;
+    /// Eight signed bytes, the first the lowest.
+    fn small(self, bytes: u64) -> Self::Lanes;
 
-    fn codes(self, codes: &[i8; BLOCK]) -> Self::Codes;
-    /// Lane l: the sum over columns 4l .. 4l + 3 of the products of codes, which f32 holds exactly. No activation is -128.
-    fn dot(self, codes: Self::Codes, activations: &[i8; BLOCK]) -> Self::Lanes;
+    fn load_ints(self, ints: &[i32; 8]) -> Self::Ints;
+    fn splat_ints(self, value: i32) -> Self::Ints;
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    fn sub_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    fn shl_ints(self, ints: Self::Ints, by: u32) -> Self::Ints;
+    /// Integers that f32 holds.
+    fn to_lanes(self, ints: Self::Ints) -> Self::Lanes;
 
-    fn bytes(self, bytes: &[u8; BLOCK]) -> Self::Bytes;
+    /// No products.
+    fn partial(self) -> Self::Partial;
+    /// Adds to lane l the products of unsigned codes below 128 with activations of columns 4l .. 4l + 4. No activation is
+    /// -128, and the greatest sum of two columns in `sums` must not pass 16 bits: see [`super::formats::Codes::Unsigned`].
+    fn unsigned(
+        self,
+        sums: Self::Partial,
+        codes: Self::Bytes,
+        activations: Self::Bytes,
+    ) -> Self::Partial;
+    fn total(self, sums: Self::Partial) -> Self::Ints;
+    /// Lane l: the sum over columns 4l .. 4l + 4 of the products of signed codes with activations. No activation is -128.
+    fn signed(self, codes: Self::Bytes, activations: Self::Bytes) -> Self::Ints;
+    /// Lane b: the sum of all of `blocks[b]`.
+    fn sums(self, blocks: [Self::Ints; 8]) -> Self::Ints;
+    /// Lane `b + 4 h`: the sum of the h-th half of `blocks[b]`.
+    fn sums_of_halves(self, blocks: [Self::Ints; 4]) -> Self::Ints;
+
+    #[inline(always)]
+    fn bytes(self, bytes: &[u8; BLOCK]) -> Self::Bytes {
+        bytemuck::cast(*bytes)
+    }
+
+    #[inline(always)]
+    fn signed_bytes(self, bytes: &[i8; BLOCK]) -> Self::Bytes {
+        bytemuck::cast(*bytes)
+    }
+
+    /// Four bytes, eight times.
+    fn quads(self, quad: [i8; 4]) -> Self::Bytes;
     /// The low four bits of 16 bytes, then their high ones.
     fn nibbles(self, bytes: &[u8; 16]) -> Self::Bytes;
     /// `byte >> by & mask` of each byte; `mask` has at most the `8 - by` lowest bits.
-    fn shifted(self, bytes: Self::Bytes, by: usize, mask: u8) -> Self::Bytes;
+    fn right(self, bytes: Self::Bytes, by: usize, mask: u8) -> Self::Bytes;
+    /// `byte << by & mask` of each byte; `mask` has at most the `8 - by` highest bits.
+    fn left(self, bytes: Self::Bytes, by: usize, mask: u8) -> Self::Bytes;
     /// `value` where a byte of `flags` has all the bits of its mask, one in number, else 0.
     fn flagged(self, flags: Self::Bytes, masks: Self::Bytes, value: u8) -> Self::Bytes;
     fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
-    /// Each byte less `zero`.
-    fn less(self, bytes: Self::Bytes, zero: u8) -> [i8; BLOCK];
     /// `table[index]` of each index below 16.
-    fn lookup(self, table: &[i8; 16], indices: Self::Bytes) -> [i8; BLOCK];
+    fn lookup(self, table: &[i8; 16], indices: Self::Bytes) -> Self::Bytes;
+
+    /// Four bytes at a time, `[8, 8]` transposed.
+    #[inline(always)]
+    fn transpose(self, rows: [Self::Bytes; 8]) -> [Self::Bytes; 8] {
+        let rows: [[u32; 8]; 8] = bytemuck::cast(rows);
+        let mut columns = [[0; 8]; 8];
+        for i in 0..64 {
+            columns[i % 8][i / 8] = rows[i / 8][i % 8];
+        }
+        bytemuck::cast(columns)
+    }
 }
 
-/// What is done in whichever instruction set there is.
+/// What is done in whichever instruction set there is; [`Isa::run`] compiles it.
 pub(super) trait Work {
-    type Output;
-
-    /// Must be inlined.
-    fn run<I: Isa>(self, isa: I) -> Self::Output;
+    fn run<I: Isa>(self, isa: I);
 }
 
 /// The instruction sets with code of their own.
@@ -90,118 +146,17 @@ impl Path {
     }
 
     /// `work` in this instruction set.
-    pub(super) fn run<W: Work>(self, work: W) -> W::Output {
+    pub(super) fn run(self, work: impl Work) {
         match self {
-            Self::Scalar(isa) => run_in(isa, work),
+            Self::Scalar(isa) => work.run(isa),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(isa) => run_in(isa, work),
+            Self::Avx2(isa) => work.run(isa),
             #[cfg(target_arch = "x86_64")]
-            Self::AvxVnni(isa) => run_in(isa, work),
+            Self::AvxVnni(isa) => work.run(isa),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni(isa) => run_in(isa, work),
+            Self::Avx512Vnni(isa) => work.run(isa),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(isa) => run_in(isa, work),
+            Self::Neon(isa) => work.run(isa),
         }
-    }
-}
-
-fn run_in<I: Isa, W: Work>(isa: I, work: W) -> W::Output {
-    isa.run(
-        #[inline(always)]
-        || work.run(isa),
-    )
-}
-
-/// Plain Rust, which defines the numbers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Scalar;
-
-impl Isa for Scalar {
-    type Lanes = [f32; 8];
-    type Codes = [i8; BLOCK];
-    type Bytes = [u8; BLOCK];
-
-    #[inline(always)]
-    fn run<R>(self, f: impl FnOnce() -> R) -> R {
-        f()
-    }
-
-    #[inline(always)]
-    fn load(self, lanes: &[f32; 8]) -> [f32; 8] {
-        *lanes
-    }
-
-    #[inline(always)]
-    fn store(self, lanes: [f32; 8]) -> [f32; 8] {
-        lanes
-    }
-
-    #[inline(always)]
-    fn halves(self, [low, high]: [f32; 2]) -> [f32; 8] {
-        [low, low, low, low, high, high, high, high]
-    }
-
-    #[inline(always)]
-    fn scale(self, lanes: [f32; 8], factor: f32) -> [f32; 8] {
-        lanes.map(|lane| lane * factor)
-    }
-
-    #[inline(always)]
-    fn mul_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
-        std::array::from_fn(|lane| a[lane].mul_add(b[lane], c[lane]))
-    }
-
-    #[inline(always)]
-    fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
-        std::array::from_fn(|lane| a[lane] + b[lane])
-    }
-
-    #[inline(always)]
-    fn codes(self, codes: &[i8; BLOCK]) -> [i8; BLOCK] {
-        *codes
-    }
-
-    #[inline(always)]
-    fn dot(self, codes: [i8; BLOCK], activations: &[i8; BLOCK]) -> [f32; 8] {
-        std::array::from_fn(|lane| {
-            let columns = 4 * lane..4 * lane + 4;
-            let products = columns.map(|i| i32::from(codes[i]) * i32::from(activations[i]));
-            products.sum::<i32>() as f32
-        })
-    }
-
-    #[inline(always)]
-    fn bytes(self, bytes: &[u8; BLOCK]) -> [u8; BLOCK] {
-        *bytes
-    }
-
-    #[inline(always)]
-    fn nibbles(self, bytes: &[u8; 16]) -> [u8; BLOCK] {
-        std::array::from_fn(|i| bytes[i % 16] >> (4 * (i / 16)) & 15)
-    }
-
-    #[inline(always)]
-    fn shifted(self, bytes: [u8; BLOCK], by: usize, mask: u8) -> [u8; BLOCK] {
-        bytes.map(|byte| byte >> by & mask)
-    }
-
-    #[inline(always)]
-    fn flagged(self, flags: [u8; BLOCK], masks: [u8; BLOCK], value: u8) -> [u8; BLOCK] {
-        std::array::from_fn(|i| if flags[i] & masks[i] == 0 { 0 } else { value })
-    }
-
-    #[inline(always)]
-    fn or(self, a: [u8; BLOCK], b: [u8; BLOCK]) -> [u8; BLOCK] {
-        std::array::from_fn(|i| a[i] | b[i])
-    }
-
-    #[inline(always)]
-    fn less(self, bytes: [u8; BLOCK], zero: u8) -> [i8; BLOCK] {
-        bytes.map(|byte| byte.wrapping_sub(zero) as i8)
-    }
-
-    #[inline(always)]
-    fn lookup(self, table: &[i8; 16], indices: [u8; BLOCK]) -> [i8; BLOCK] {
-        indices.map(|index| table[usize::from(index & 15)])
     }
 }

@@ -1,35 +1,45 @@
 //! Products of weights in integer codes with activations in eight bits.
 //!
 //! The numbers are defined once, for every instruction set and for any number of rows. Each 32 activations of a row become
-//! codes of eight bits and one scale ([`activations`]); each 32 codes of a weight row have two scales and two minimums, of 16
-//! columns each ([`unpack`]). Eight lanes in f32 are summed over the blocks of 32 columns in order: lane l takes the exact
-//! integer sum of the products of the codes of columns 4l .. 4l + 3, converted to f32, times the product of the two scales,
-//! in one fused multiplication and addition. The minimums are a product of their own, over sums of 16 activations, of which
-//! the g-th goes to lane g mod 8. Lanes are folded at the end in one order ([`tile`]).
+//! codes of eight bits and one scale ([`activations`]); the codes of a weight row have one scale, and in some formats one
+//! minimum, for each group of 32 or of 16 columns ([`formats`]). A row is taken in superblocks of 256 columns, the last one
+//! filled up with zeros. Eight lanes in f32 are summed over the superblocks in order. Groups of 32: the b-th block of 32
+//! columns of a superblock goes to lane b. Groups of 16: its h-th half goes to lane b mod 4 + 4 h, blocks in order. What goes
+//! to a lane is the exact integer sum of the group's products of codes, converted to f32, times the product of the two
+//! scales, in one fused multiplication and addition; then, where the format has minimums, the group's minimum times the
+//! scale of the activations times the sum of their codes, in another. Lanes are folded at the end in one order ([`fold`]).
+//!
+//! One row is multiplied straight from the stored bytes, whose codes stay in registers ([`row`]); more rows share weights
+//! that were taken apart, eight rows interleaved ([`tile`]).
 //!
 //! The error is that of the activations, at most half a step of the 127 in the greatest of 32:
 //! [`crate::conformance::EIGHT_BIT_ACTIVATIONS`] says what that leaves of a product.
 
 mod activations;
+mod formats;
 mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod row;
+mod scalar;
 mod tile;
-mod unpack;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use self::formats::Layout;
 use self::isa::{Isa, Path, Work};
-use self::unpack::Layout;
 use crate::checkpoint::{BlockFormat, Unpack};
 
 pub(super) use self::activations::Activations;
-pub(super) use self::unpack::Weights;
 
 /// Columns that share a scale of the activations.
 const BLOCK: usize = 32;
-/// Columns of a weight that share a scale and a minimum.
+/// The fewest columns of a weight that share a scale and a minimum.
 const GROUP: usize = 16;
+/// Blocks of a superblock.
+const BLOCKS: usize = 8;
+/// Columns of a superblock.
+const SUPERBLOCK: usize = BLOCK * BLOCKS;
 
 /// Whether products with weights of this format are those of this module: blocks of integer codes that fit its 32 and 16
 /// columns. Other weights are widened.
@@ -38,54 +48,105 @@ pub(super) fn applies(format: &BlockFormat) -> bool {
     codes && format.length.is_multiple_of(BLOCK) && format.group.is_multiple_of(GROUP)
 }
 
-/// `output[c][r] = rows[r] . weights[c]`: `weights` stored rows of `format`, `output` `[weights, rows]`; `unpacked` is
-/// memory that calls may share.
+/// `output[c][r] = rows[r] . weights[c]`: `weights` stored rows of `format`, `output` `[weights, rows]`; `scratch` is memory
+/// that calls may share.
 pub(super) fn products<'a>(
     format: &'static BlockFormat,
     weights: impl Iterator<Item = &'a [u8]>,
     rows: &Activations,
-    unpacked: &mut Weights,
+    scratch: &mut Scratch,
     output: &mut [f32],
 ) {
-    Path::widest().run(Products {
-        layout: Layout::of(format),
-        weights,
+    products_in(Path::widest(), format, weights, rows, scratch, output);
+}
+
+/// [`products`] in the instruction set `path`.
+fn products_in<'a>(
+    path: Path,
+    format: &'static BlockFormat,
+    weights: impl Iterator<Item = &'a [u8]>,
+    rows: &Activations,
+    scratch: &mut Scratch,
+    output: &mut [f32],
+) {
+    let layout = Layout::of(format);
+    let plain;
+    let weights: Vec<&[u8]> = if layout.to_plain() {
+        plain = weights
+            .map(|bytes| formats::plain(format, bytes))
+            .collect::<Vec<Vec<u8>>>();
+        plain.iter().map(Vec::as_slice).collect()
+    } else {
+        weights.collect()
+    };
+    path.run(Products {
+        layout,
+        weights: &weights,
         rows,
-        unpacked,
+        packed: &mut scratch.packed,
         output,
     });
 }
 
-struct Products<'a, W> {
+/// What a thread keeps from call to call.
+#[derive(Default)]
+pub(super) struct Scratch {
+    packed: tile::Packed,
+}
+
+struct Products<'a> {
     layout: Layout,
-    weights: W,
+    /// As the layout has them.
+    weights: &'a [&'a [u8]],
     rows: &'a Activations,
-    unpacked: &'a mut Weights,
+    packed: &'a mut tile::Packed,
     /// `[weights, rows]`.
     output: &'a mut [f32],
 }
 
-impl<'w, W: Iterator<Item = &'w [u8]>> Work for Products<'_, W> {
-    type Output = ();
-
-    #[inline(always)]
+impl Work for Products<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Self {
             layout,
-            mut weights,
+            weights,
             rows,
-            unpacked,
+            packed,
             output,
         } = self;
-        let (count, at_once) = (rows.count(), unpacked.rows());
-        for output in output.chunks_mut(at_once * count) {
-            let taken = output.len() / count;
-            for (i, bytes) in weights.by_ref().take(taken).enumerate() {
-                unpacked.unpack(isa, &layout, i, bytes);
-            }
-            tile::tiles(isa, rows, unpacked, output);
+        let count = rows.count();
+        if count == 1 {
+            let row = rows.row(0);
+            layout.with(
+                isa,
+                row::OneRow {
+                    weights,
+                    row,
+                    output,
+                },
+            );
+            return;
+        }
+        let superblocks = rows.superblocks();
+        let outputs = output.chunks_mut(tile::ROWS * count);
+        for (weights, output) in weights.chunks(tile::ROWS).zip(outputs) {
+            layout.with(
+                isa,
+                tile::Pack {
+                    weights,
+                    superblocks,
+                    packed,
+                },
+            );
+            packed.products(isa, rows, output);
         }
     }
+}
+
+/// The sum of eight lanes: halves onto each other.
+#[inline(always)]
+fn fold<T: Copy>(lanes: [T; 8], add: impl Fn(T, T) -> T) -> T {
+    let [a, b, c, d, e, f, g, h] = lanes;
+    add(add(add(a, e), add(c, g)), add(add(b, f), add(d, h)))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::super::memory::widen;
+use super::formats::WithFormat;
 use super::*;
 use crate::checkpoint::blocks::{FP4, INT4, INT6, INT8, NO_MIN};
 use crate::checkpoint::ggml::TYPES;
@@ -97,62 +98,57 @@ fn path_products(
     let rows = Activations::new(input, width);
     let stride = width / format.length * format.bytes;
     let mut output = vec![0.0; bytes.len() / stride * rows.count()];
-    path.run(Products {
-        layout: Layout::of(format),
-        weights: bytes.chunks_exact(stride),
-        rows: &rows,
-        unpacked: &mut Weights::new(&rows),
-        output: &mut output,
-    });
+    let weights = bytes.chunks_exact(stride);
+    let mut scratch = Scratch::default();
+    products_in(path, format, weights, &rows, &mut scratch, &mut output);
     output
 }
 
-/// The definition of the module's head, written down once more, a product at a time.
+/// The definition of the module's head, written down once more, a group of columns at a time.
 fn defined(format: &BlockFormat, bytes: &[u8], input: &[f32], width: usize) -> Vec<f32> {
     let Unpack::Codes(unpack) = format.unpack else {
         return Vec::new();
     };
+    let group = if format.group == GROUP { GROUP } else { BLOCK };
+    let minimums = matches!(
+        format.name,
+        "Q4_1" | "Q5_1" | "Q2_K" | "Q4_K" | "Q5_K" | "INT6" | "INT8"
+    );
     let rows = Activations::new(input, width);
     let stride = width / format.length * format.bytes;
     let mut output = Vec::new();
     for weight in bytes.chunks_exact(stride) {
         for r in 0..rows.count() {
-            let (mut lanes, mut mins) = ([0.0_f32; 8], [0.0_f32; 8]);
-            let mut symmetric = true;
-            for column in (0..width).step_by(4) {
+            let mut t = [0.0_f32; 8];
+            for column in (0..width.next_multiple_of(SUPERBLOCK)).step_by(group) {
+                let (b, h) = (column % SUPERBLOCK / BLOCK, column % BLOCK / GROUP);
+                let lane = if group == BLOCK { b } else { b % 4 + 4 * h };
+                let lane = &mut t[lane];
+                if column >= width {
+                    // Zeros fill up the last superblock, so that a lane of -0 becomes 0.
+                    *lane += 0.0;
+                    continue;
+                }
                 let mut block = Codes::default();
                 let at = column / format.length * format.bytes;
                 unpack(&weight[at..at + format.bytes], &mut block);
-                let (inner, group) = (
-                    column % format.length,
-                    column % format.length / format.group,
-                );
-                let activations = &rows.codes(r)[column / BLOCK];
-                let sum: i32 = (0..4)
-                    .map(|i| {
-                        let activation = activations[column % BLOCK + i];
-                        i32::from(block.codes[inner + i]) * i32::from(activation)
-                    })
-                    .sum();
-                let scale = block.scales[group] * rows.scales(r)[column / BLOCK];
-                let lane = &mut lanes[column % BLOCK / 4];
+                let inner = column % format.length;
+                let x = &rows.row(r)[column / SUPERBLOCK];
+                let activations = &x.codes[b][column % BLOCK..][..group];
+                let (mut sum, mut total) = (0, 0);
+                for (code, activation) in block.codes[inner..].iter().zip(activations) {
+                    sum += i32::from(*code) * i32::from(*activation);
+                    total += i32::from(*activation);
+                }
+                let scale = block.scales[inner / format.group] * x.scales[b];
                 *lane = (sum as f32).mul_add(scale, *lane);
-                if column % GROUP == 0 {
-                    let (g, min) = (column / GROUP, block.mins[group]);
-                    let lane = &mut mins[g % 8];
-                    *lane = min.mul_add(rows.sums(r)[g / 8][g % 8], *lane);
-                    symmetric &= min.to_bits() == (-0.0_f32).to_bits();
+                let min = block.mins[inner / format.group];
+                if minimums {
+                    *lane = min.mul_add(x.scales[b] * total as f32, *lane);
+                } else {
+                    assert_eq!(min.to_bits(), NO_MIN.to_bits(), "{}", format.name);
                 }
             }
-            let t: Vec<f32> = (0..8)
-                .map(|l| {
-                    if symmetric {
-                        lanes[l]
-                    } else {
-                        lanes[l] + mins[l]
-                    }
-                })
-                .collect();
             let halves = [t[0] + t[4], t[1] + t[5], t[2] + t[6], t[3] + t[7]];
             output.push((halves[0] + halves[2]) + (halves[1] + halves[3]));
         }
@@ -160,7 +156,7 @@ fn defined(format: &BlockFormat, bytes: &[u8], input: &[f32], width: usize) -> V
     output
 }
 
-/// Widths of whole blocks: one block, several, and such whose minimums do not fill eights.
+/// Widths of whole blocks: one block, several, and such as do not fill superblocks.
 fn widths(format: &BlockFormat) -> [usize; 3] {
     [1, 3, 9].map(|blocks| blocks * format.length)
 }
@@ -176,26 +172,73 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
             let expected = defined(format, &bytes, &input, width);
             for path in Path::all() {
                 let found = path_products(path, format, &bytes, &input, width);
-                assert_eq!(
-                    differing(&found, &expected),
-                    0,
-                    "{}, {path:?}, {width}",
-                    format.name
-                );
+                let name = format.name;
+                assert_eq!(differing(&found, &expected), 0, "{name}, {path:?}, {width}");
+                // One row, which has code of its own.
+                for (r, row) in input.chunks_exact(width).enumerate() {
+                    let found = path_products(path, format, &bytes, row, width);
+                    let expected: Vec<f32> = expected.iter().skip(r).step_by(9).copied().collect();
+                    assert_eq!(
+                        differing(&found, &expected),
+                        0,
+                        "{name}, {path:?}, {width}, {r}"
+                    );
+                }
             }
         }
     }
 }
 
+/// What [`Format::unpack`] makes of 256 columns, in the order of columns and of groups.
+struct TakenApart<'a> {
+    bytes: &'a [u8],
+    /// `[256]`.
+    codes: &'a mut Vec<i32>,
+    /// Of each group: scale and minimum.
+    groups: &'a mut Vec<[f32; 2]>,
+}
+
+impl<I: Isa> WithFormat<I> for TakenApart<'_> {
+    fn run<F: formats::Format<BYTES>, const BYTES: usize>(self, isa: I, format: F) {
+        let Self {
+            bytes,
+            codes,
+            groups,
+        } = self;
+        isa.run(
+            #[inline(always)]
+            || {
+                let unpacked = format.unpack(isa, &bytes.as_chunks().0[0]);
+                for block in unpacked.codes {
+                    let block: [u8; BLOCK] = bytemuck::cast(block);
+                    codes.extend(block.map(|code| match F::CODES {
+                        formats::Codes::Signed => i32::from(code as i8),
+                        formats::Codes::Unsigned { zero, .. } => {
+                            i32::from(code) - zero.map_or(0, |power| 1 << power)
+                        }
+                    }));
+                }
+                let scales = unpacked.scales.map(|lanes| isa.store(lanes));
+                let mins = unpacked.mins.map(|lanes| isa.store(lanes));
+                for g in 0..if F::HALVES { 16 } else { 8 } {
+                    let (step, lane) = match F::HALVES {
+                        true => (g / 8, g / 2 % 4 + 4 * (g % 2)),
+                        false => (0, g),
+                    };
+                    let min = if F::MINS { mins[step][lane] } else { NO_MIN };
+                    groups.push([scales[step][lane], min]);
+                }
+            },
+        );
+    }
+}
+
 #[test]
 fn codes_scales_and_minimums_are_those_of_the_format() {
-    struct TakenApart<'a>(&'static BlockFormat, &'a [u8], &'a mut Weights);
-    impl Work for TakenApart<'_> {
-        type Output = ();
-
-        #[inline(always)]
+    struct In<'a>(Layout, TakenApart<'a>);
+    impl Work for In<'_> {
         fn run<I: Isa>(self, isa: I) {
-            self.2.unpack(isa, &Layout::of(self.0), 0, self.1);
+            self.0.with(isa, self.1);
         }
     }
     let mut rng = ChaCha8Rng::seed_from_u64(2);
@@ -203,32 +246,29 @@ fn codes_scales_and_minimums_are_those_of_the_format() {
         let Unpack::Codes(unpack) = format.unpack else {
             panic!("{format:?}");
         };
-        let width = 256;
-        let rows = Activations::new(&vec![1.0; width], width);
+        let layout = Layout::of(format);
         for path in Path::all() {
-            let mut weights = Weights::new(&rows);
             for _ in 0..200 {
-                let bytes = stored(&mut rng, format, 1, width, true);
-                path.run(TakenApart(format, &bytes, &mut weights));
+                let bytes = stored(&mut rng, format, 1, SUPERBLOCK, true);
+                let (mut codes, mut groups) = (Vec::new(), Vec::new());
+                let plain = layout.to_plain().then(|| formats::plain(format, &bytes));
+                let taken_apart = TakenApart {
+                    bytes: plain.as_ref().unwrap_or(&bytes),
+                    codes: &mut codes,
+                    groups: &mut groups,
+                };
+                path.run(In(layout, taken_apart));
+                let bits = |numbers: [f32; 2]| numbers.map(f32::to_bits);
+                let columns = SUPERBLOCK / groups.len();
                 for (b, bytes) in bytes.chunks_exact(format.bytes).enumerate() {
                     let mut block = Codes::default();
                     unpack(bytes, &mut block);
-                    let first = b * format.length;
-                    let codes = &weights.codes(0).as_flattened()[first..][..format.length];
-                    assert_eq!(codes, &block.codes[..format.length], "{}", format.name);
-                    for g in 0..format.length / GROUP {
-                        let (at, group) = (first / GROUP + g, g * GROUP / format.group);
-                        let scale = weights.scales(0).as_flattened()[at];
-                        assert_eq!(scale.to_bits(), block.scales[group].to_bits());
-                        let min = weights
-                            .mins(0)
-                            .map_or(NO_MIN, |mins| mins.as_flattened()[at]);
-                        assert_eq!(
-                            min.to_bits(),
-                            block.mins[group].to_bits(),
-                            "{}",
-                            format.name
-                        );
+                    for i in 0..format.length {
+                        let (at, group) = (b * format.length + i, i / format.group);
+                        assert_eq!(codes[at], i32::from(block.codes[i]), "{}", format.name);
+                        let expected = [block.scales[group], block.mins[group]];
+                        let found = groups[at / columns];
+                        assert_eq!(bits(found), bits(expected), "{}, {at}", format.name);
                     }
                 }
             }

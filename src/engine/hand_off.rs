@@ -1,0 +1,208 @@
+//! What goes from the engine that read a prompt to the one that writes its answers, beside the caches: how tokens are drawn,
+//! and the first token of each answer.
+//!
+//! The caches are those of the prompt's end and hold no logits; so the first tokens are drawn where the prompt was read. A
+//! sampler that has taken one over goes on as the one that drew it: its random stream, penalties and grammar are where they
+//! would be after one draw. Rules that end an answer (stop tokens, the most tokens) are applied where it is written.
+
+use serde::{Deserialize, Serialize};
+
+use super::event::TokenLogprobs;
+use super::request::Request;
+use super::sampling::Sampling;
+use crate::error::EngineError;
+
+/// The first tokens of a request's answers, and how the next ones are drawn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "Exact", from = "Exact")]
+pub struct HandOff {
+    /// How the tokens were drawn, with the seed that was really used.
+    pub sampling: Sampling,
+    /// One an answer, in their order; `None` where the request asked for no tokens.
+    pub first: Vec<Option<DrawnToken>>,
+}
+
+/// A token that was drawn, and where its sampler is since.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrawnToken {
+    /// The token, which may be one that ends the answer.
+    pub id: u32,
+    /// How likely it was, where that was asked for.
+    pub logprobs: Option<TokenLogprobs>,
+    /// Where the sampler's random stream is after the draw ([`Sampler::random_position`](super::Sampler::random_position)).
+    pub random_position: u64,
+}
+
+impl HandOff {
+    /// Checks that answers to `request` can go on from it.
+    ///
+    /// # Errors
+    /// Another number of answers, no tokens where the request asks for some, or ids and parameters outside their range.
+    pub fn check(&self, request: &Request, vocabulary: usize) -> Result<(), EngineError> {
+        let mismatch = |what, expected: String, found: String| {
+            Err(EngineError::HandOff {
+                what,
+                expected,
+                found,
+            })
+        };
+        let (wanted, found) = (request.samples, self.first.len());
+        if wanted != found {
+            return mismatch("number of answers", wanted.to_string(), found.to_string());
+        }
+        for first in &self.first {
+            match first {
+                None if request.max_tokens > 0 => {
+                    let found = "none: the prompt was sent with max_tokens 0".to_owned();
+                    return mismatch("first token of each answer", "one".to_owned(), found);
+                }
+                Some(first) if first.id as usize >= vocabulary => {
+                    let expected = format!("below {vocabulary}");
+                    return mismatch("id of a first token", expected, first.id.to_string());
+                }
+                _ => {}
+            }
+        }
+        self.sampling.check(vocabulary)
+    }
+}
+
+/// A [`HandOff`] in text or bytes: floating-point numbers by their bits, which no format rounds and among which infinities are.
+#[derive(Serialize, Deserialize)]
+struct Exact {
+    temperature: u64,
+    top_k: u64,
+    top_p: u64,
+    min_p: u64,
+    repetition_penalty: u64,
+    presence_penalty: u64,
+    frequency_penalty: u64,
+    logit_bias: Vec<(u32, u64)>,
+    seed: u64,
+    first: Vec<Option<ExactToken>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ExactToken {
+    id: u32,
+    logprob: Option<u32>,
+    top: Vec<(u32, u32)>,
+    random_position: u64,
+}
+
+impl From<HandOff> for Exact {
+    fn from(hand_off: HandOff) -> Self {
+        let HandOff { sampling, first } = hand_off;
+        let bias = sampling.logit_bias.into_iter();
+        let first = first.into_iter().map(|first| {
+            let first = first?;
+            let (logprob, top) = match first.logprobs {
+                Some(logprobs) => (Some(logprobs.logprob.to_bits()), logprobs.top),
+                None => (None, Vec::new()),
+            };
+            Some(ExactToken {
+                id: first.id,
+                logprob,
+                top: top.into_iter().map(|(id, it)| (id, it.to_bits())).collect(),
+                random_position: first.random_position,
+            })
+        });
+        Self {
+            temperature: sampling.temperature.to_bits(),
+            top_k: sampling.top_k as u64,
+            top_p: sampling.top_p.to_bits(),
+            min_p: sampling.min_p.to_bits(),
+            repetition_penalty: sampling.repetition_penalty.to_bits(),
+            presence_penalty: sampling.presence_penalty.to_bits(),
+            frequency_penalty: sampling.frequency_penalty.to_bits(),
+            logit_bias: bias.map(|(id, bias)| (id, bias.to_bits())).collect(),
+            seed: sampling.seed,
+            first: first.collect(),
+        }
+    }
+}
+
+impl From<Exact> for HandOff {
+    fn from(exact: Exact) -> Self {
+        let bias = exact.logit_bias.into_iter();
+        let first = exact.first.into_iter().map(|first| {
+            let first = first?;
+            let top = first.top.into_iter();
+            let top = top.map(|(id, bits)| (id, f32::from_bits(bits))).collect();
+            Some(DrawnToken {
+                id: first.id,
+                logprobs: first.logprob.map(|bits| TokenLogprobs {
+                    logprob: f32::from_bits(bits),
+                    top,
+                }),
+                random_position: first.random_position,
+            })
+        });
+        let sampling = Sampling {
+            temperature: f64::from_bits(exact.temperature),
+            top_k: usize::try_from(exact.top_k).unwrap_or(usize::MAX),
+            top_p: f64::from_bits(exact.top_p),
+            min_p: f64::from_bits(exact.min_p),
+            repetition_penalty: f64::from_bits(exact.repetition_penalty),
+            presence_penalty: f64::from_bits(exact.presence_penalty),
+            frequency_penalty: f64::from_bits(exact.frequency_penalty),
+            logit_bias: bias.map(|(id, bits)| (id, f64::from_bits(bits))).collect(),
+            seed: exact.seed,
+        };
+        Self {
+            sampling,
+            first: first.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hand_off() -> HandOff {
+        HandOff {
+            sampling: Sampling {
+                temperature: 0.1 + 0.2,
+                logit_bias: vec![(3, -1e9 / 7.0)],
+                seed: u64::MAX,
+                ..Sampling::GREEDY
+            },
+            first: vec![
+                None,
+                Some(DrawnToken {
+                    id: 5,
+                    logprobs: Some(TokenLogprobs {
+                        logprob: f32::NEG_INFINITY,
+                        top: vec![(1, -0.1_f32 / 3.0)],
+                    }),
+                    random_position: 2,
+                }),
+            ],
+        }
+    }
+
+    #[test]
+    fn text_keeps_every_bit() {
+        let text = serde_json::to_vec(&hand_off()).unwrap();
+        let back: HandOff = serde_json::from_slice(&text).unwrap();
+        assert_eq!(back, hand_off());
+    }
+
+    #[test]
+    fn what_does_not_fit_a_request_is_named() {
+        let request = |samples, max_tokens| Request {
+            samples,
+            ..Request::new(vec![1], max_tokens)
+        };
+        let said = |request: Request, vocabulary| {
+            let error = hand_off().check(&request, vocabulary).unwrap_err();
+            error.to_string()
+        };
+        assert!(hand_off().check(&request(2, 0), 6).is_ok());
+        assert!(said(request(1, 0), 6).contains("number of answers of a hand-off should be 1"));
+        assert!(said(request(2, 4), 6).contains("max_tokens 0"));
+        assert!(said(request(2, 0), 5).contains("id of a first token"));
+        assert!(said(request(2, 0), 6 - 3).contains("below 3"));
+    }
+}

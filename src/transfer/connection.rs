@@ -1,0 +1,138 @@
+//! A connection after its handshake, the same on both sides: frames in, frames out, heartbeats.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::frame::Frame;
+use super::framed::{FrameReader, FrameWriter};
+use super::handshake::{Link, refused};
+use super::stats::Counters;
+use super::tcp_info::TcpInfo;
+use crate::error::{Refusal, TransferError};
+
+/// Frames of a transfer that go out over one connection and no other.
+pub(super) type Outbox = UnboundedSender<(u32, Frame)>;
+
+/// Where a connection gets frames that any other could send as well.
+pub(super) trait Items: Send {
+    /// The next one. Dropping the future loses none.
+    fn next(&self) -> impl Future<Output = (u32, Frame)> + Send;
+}
+
+/// None, on a consumer.
+pub(super) struct NoItems;
+
+impl Items for NoItems {
+    async fn next(&self) -> (u32, Frame) {
+        std::future::pending().await
+    }
+}
+
+/// Runs a connection to its end: until the peer or the network ends it, a frame is wrong, or the outbox is closed and empty
+/// (`None`).
+pub(super) async fn run(
+    link: Link,
+    outbox: UnboundedReceiver<(u32, Frame)>,
+    items: impl Items,
+    heartbeat: Duration,
+    counters: Arc<Counters>,
+    take: impl FnMut(u32, Frame) -> Result<(), TransferError> + Send,
+) -> Option<TransferError> {
+    let Link {
+        mut reader,
+        mut writer,
+        tcp,
+    } = link;
+    counters.connections.fetch_add(1, Relaxed);
+    let mut sampler = Sampler {
+        tcp,
+        last: 0,
+        counters: Arc::clone(&counters),
+    };
+    let end = tokio::select! {
+        error = read(&mut reader, take) => Some(error),
+        end = write(&mut writer, outbox, items, heartbeat) => end.err(),
+        () = sampler.run(heartbeat) => None,
+    };
+    sampler.sample();
+    counters.connections.fetch_sub(1, Relaxed);
+    // A peer that sent what it should not is told so; one that refused knows.
+    let last = end.as_ref().filter(|error| {
+        !matches!(error, TransferError::Refused { .. }) && error.refusal() == Refusal::Protocol
+    });
+    let reader = last.is_some().then_some(reader);
+    writer
+        .close(reader, last.map(|error| (0, refused(error))))
+        .await;
+    end
+}
+
+async fn read(
+    reader: &mut FrameReader,
+    mut take: impl FnMut(u32, Frame) -> Result<(), TransferError>,
+) -> TransferError {
+    loop {
+        let taken = match reader.next().await {
+            Ok((_, Frame::Ping)) => Ok(()),
+            Ok((0, Frame::Refused { refusal, sentence })) => {
+                Err(TransferError::Refused { refusal, sentence })
+            }
+            Ok((transfer, frame)) => take(transfer, frame),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken {
+            return error;
+        }
+    }
+}
+
+async fn write(
+    writer: &mut FrameWriter,
+    mut outbox: UnboundedReceiver<(u32, Frame)>,
+    items: impl Items,
+    heartbeat: Duration,
+) -> Result<(), TransferError> {
+    loop {
+        let (transfer, frame) = tokio::select! {
+            biased;
+            frame = outbox.recv() => match frame {
+                Some(frame) => frame,
+                None => return Ok(()),
+            },
+            item = items.next() => item,
+            () = sleep(heartbeat) => (0, Frame::Ping),
+        };
+        writer.write(transfer, &frame).await?;
+    }
+}
+
+/// Asks the system now and then what it had to send again.
+struct Sampler {
+    tcp: Option<TcpInfo>,
+    last: u64,
+    counters: Arc<Counters>,
+}
+
+impl Sampler {
+    async fn run(&mut self, every: Duration) {
+        let mut ticks = interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.sample();
+        }
+    }
+
+    fn sample(&mut self) {
+        let Some(all) = self.tcp.as_ref().and_then(TcpInfo::retransmissions) else {
+            return;
+        };
+        let more = all.saturating_sub(self.last);
+        self.counters.retransmissions.fetch_add(more, Relaxed);
+        self.last = all;
+    }
+}

@@ -1,0 +1,244 @@
+//! What goes to one consumer: its connections, and the records that any of them may send.
+//!
+//! A record is in its transfer's queue, or in flight on the connection that sent it, until the consumer acknowledges it. What was
+//! in flight on a connection that was lost is first in the queue again.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+
+use super::offer::{Ending, TransferOutcome};
+use crate::transfer::connection::{Items, Outbox};
+use crate::transfer::frame::Frame;
+use crate::transfer::locked;
+use crate::transfer::stats::Counters;
+
+/// The number of a hand-off among a transfer's records.
+pub(super) const HAND_OFF: u64 = u64::MAX;
+
+/// A transfer that was accepted.
+pub(super) struct Sending {
+    ending: Arc<Ending>,
+    /// Bytes of `queue` and `flight`.
+    held: usize,
+    queue: VecDeque<(u64, Frame)>,
+    /// By number: the frame, and the connection that it was sent over.
+    flight: HashMap<u64, (Frame, u64)>,
+    /// Told when `held` becomes less.
+    room: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    connections: HashMap<u64, Outbox>,
+    transfers: BTreeMap<u32, Sending>,
+    /// The transfer that sent last: the next one sends next.
+    last: u32,
+    /// Grows with each connection, so that a timer knows whether one came meanwhile.
+    epoch: u64,
+}
+
+/// A consumer.
+pub(super) struct Session {
+    /// The number that it gave its connections.
+    pub(super) pool: u128,
+    counters: Arc<Counters>,
+    state: Mutex<State>,
+    /// Told when something is in a queue.
+    ready: Notify,
+}
+
+impl Session {
+    pub(super) fn new(pool: u128, counters: Arc<Counters>) -> Self {
+        Self {
+            pool,
+            counters,
+            state: Mutex::default(),
+            ready: Notify::new(),
+        }
+    }
+
+    /// A connection more.
+    pub(super) fn attach(&self, connection: u64, outbox: Outbox) {
+        let mut state = locked(&self.state);
+        state.connections.insert(connection, outbox);
+        state.epoch += 1;
+        drop(state);
+        self.ready.notify_one();
+    }
+
+    /// A connection less: what it had in flight is sent again. The epoch, if it was the last one.
+    pub(super) fn detach(&self, connection: u64) -> Option<u64> {
+        let mut state = locked(&self.state);
+        state.connections.remove(&connection);
+        let mut resent = 0;
+        for transfer in state.transfers.values_mut() {
+            let lost = transfer.flight.iter();
+            let lost = lost.filter(|(_, (_, carrier))| *carrier == connection);
+            let mut lost: Vec<u64> = lost.map(|(sequence, _)| *sequence).collect();
+            lost.sort_unstable();
+            resent += lost.len() as u64;
+            for sequence in lost.into_iter().rev() {
+                if let Some((frame, _)) = transfer.flight.remove(&sequence) {
+                    transfer.queue.push_front((sequence, frame));
+                }
+            }
+        }
+        let last = state.connections.is_empty().then_some(state.epoch);
+        drop(state);
+        self.counters.resent.fetch_add(resent, Relaxed);
+        self.ready.notify_one();
+        last
+    }
+
+    /// Whether no connection came since this epoch.
+    pub(super) fn is_lost_since(&self, epoch: u64) -> bool {
+        let state = locked(&self.state);
+        state.connections.is_empty() && state.epoch == epoch
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        !locked(&self.state).connections.is_empty()
+    }
+
+    /// Sends a frame over a connection, or over any if that one is gone. The consumer asks again where it is lost.
+    pub(super) fn send(&self, connection: Option<u64>, transfer: u32, frame: Frame) {
+        let state = locked(&self.state);
+        let own = connection.and_then(|connection| state.connections.get(&connection));
+        if let Some(outbox) = own.or_else(|| state.connections.values().next()) {
+            // A connection that is just ending takes nothing more, and is as good as lost.
+            let _ = outbox.send((transfer, frame));
+        }
+    }
+
+    /// Ends all connections when what was sent to them is written.
+    pub(super) fn disconnect(&self) {
+        locked(&self.state).connections.clear();
+    }
+
+    pub(super) fn has(&self, number: u32) -> bool {
+        locked(&self.state).transfers.contains_key(&number)
+    }
+
+    /// Transfers and the bytes that they hold.
+    pub(super) fn load(&self) -> (usize, usize) {
+        let state = locked(&self.state);
+        let held = state.transfers.values().map(|transfer| transfer.held);
+        (state.transfers.len(), held.sum())
+    }
+
+    /// Begins a transfer; what is told when there is room for more of it.
+    pub(super) fn begin(&self, number: u32, ending: Arc<Ending>) -> Arc<Notify> {
+        let room = Arc::new(Notify::new());
+        let sending = Sending {
+            ending,
+            held: 0,
+            queue: VecDeque::new(),
+            flight: HashMap::new(),
+            room: Arc::clone(&room),
+        };
+        locked(&self.state).transfers.insert(number, sending);
+        room
+    }
+
+    /// Forgets a transfer and what it holds.
+    pub(super) fn forget(&self, number: u32) {
+        locked(&self.state).transfers.remove(&number);
+    }
+
+    /// Bytes that a transfer holds.
+    pub(super) fn held(&self, number: u32) -> usize {
+        let state = locked(&self.state);
+        state.transfers.get(&number).map_or(0, |it| it.held)
+    }
+
+    /// Puts a record or the hand-off in a transfer's queue.
+    pub(super) fn push(&self, number: u32, sequence: u64, frame: Frame) {
+        let mut state = locked(&self.state);
+        if let Some(transfer) = state.transfers.get_mut(&number) {
+            transfer.held += frame.body().len();
+            transfer.queue.push_back((sequence, frame));
+        }
+        drop(state);
+        self.ready.notify_one();
+    }
+
+    /// The consumer's engine has taken a record.
+    pub(super) fn acknowledge(&self, number: u32, sequence: u64) {
+        let mut state = locked(&self.state);
+        if let Some(transfer) = state.transfers.get_mut(&number)
+            && let Some((frame, _)) = transfer.flight.remove(&sequence)
+        {
+            transfer.held -= frame.body().len();
+            transfer.room.notify_one();
+        }
+    }
+
+    /// Ends a transfer as the consumer says.
+    pub(super) fn end(&self, number: u32, outcome: TransferOutcome) {
+        let ending = {
+            let state = locked(&self.state);
+            let transfer = state.transfers.get(&number);
+            transfer.map(|transfer| Arc::clone(&transfer.ending))
+        };
+        if let Some(ending) = ending {
+            ending.set(outcome);
+        }
+    }
+
+    /// Ends all transfers.
+    pub(super) fn end_all(&self, outcome: &TransferOutcome) {
+        let endings: Vec<_> = {
+            let state = locked(&self.state);
+            let transfers = state.transfers.values();
+            transfers.map(|it| Arc::clone(&it.ending)).collect()
+        };
+        for ending in endings {
+            ending.set(outcome.clone());
+        }
+    }
+
+    /// The next frame for a connection, round robin over the transfers.
+    fn take(&self, connection: u64) -> Option<(u32, Frame)> {
+        let mut state = locked(&self.state);
+        let after = (Bound::Excluded(state.last), Bound::Unbounded);
+        let waiting =
+            |(number, transfer): (&u32, &Sending)| (!transfer.queue.is_empty()).then_some(*number);
+        let mut rest = state.transfers.range(after);
+        let next = rest.find_map(waiting);
+        let number = next.or_else(|| state.transfers.range(..=state.last).find_map(waiting))?;
+        state.last = number;
+        let transfer = state.transfers.get_mut(&number)?;
+        let (sequence, frame) = transfer.queue.pop_front()?;
+        transfer
+            .flight
+            .insert(sequence, (frame.clone(), connection));
+        let more = state.transfers.values().any(|it| !it.queue.is_empty());
+        drop(state);
+        if more {
+            // Another connection may be waiting.
+            self.ready.notify_one();
+        }
+        Some((number, frame))
+    }
+}
+
+/// What a connection of the session sends.
+pub(super) struct SessionItems {
+    pub(super) session: Arc<Session>,
+    pub(super) connection: u64,
+}
+
+impl Items for SessionItems {
+    async fn next(&self) -> (u32, Frame) {
+        loop {
+            if let Some(item) = self.session.take(self.connection) {
+                return item;
+            }
+            self.session.ready.notified().await;
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Random schedules on pools that are far too small: nothing leaks, and answers stay what they are.
+//!
+//! From a fixed seed and from a drawn one, which stands in the message of a run that fails; `KIMI_LINEAR_TEST_SEED` sets it.
+
+use std::collections::BTreeMap;
+
+use crate::engine_harness::{
+    OPTIONS, Outcomes, answer, answers, collect, drawn, engine, finish, limits, request, tokens,
+};
+use kimi_linear::engine::{EngineOptions, FinishReason, Request, RequestId, Sampling};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+/// Cancellations, evictions and preemptions of one run.
+const EVENTS: u64 = 500;
+
+/// A request out of a small family, so that prefixes are shared and answers can be known beforehand.
+fn random(rng: &mut SmallRng) -> (u64, Request) {
+    let kind = rng.random_range(0..24_u64);
+    let common = tokens(kind % 3 + 1, 16 * (kind % 4 + 1) as usize);
+    let own = tokens(100 + kind, 1 + (kind * 7 % 40) as usize);
+    let prompt = [common, own].concat();
+    let sampling = if kind % 2 == 0 {
+        Sampling::GREEDY
+    } else {
+        drawn(kind)
+    };
+    let samples = if kind % 5 == 0 { 3 } else { 1 };
+    let turn_ends = if kind % 7 == 0 {
+        vec![prompt.len() / 2]
+    } else {
+        Vec::new()
+    };
+    let request = request(prompt, 3 + (kind * 5 % 30) as usize);
+    (
+        kind,
+        Request {
+            sampling,
+            samples,
+            turn_ends,
+            ..request
+        },
+    )
+}
+
+#[test]
+fn schedules_of_the_fixed_seed_leave_nothing_behind() {
+    nothing_left_behind(crate::seeds::FIXED);
+}
+
+#[test]
+fn schedules_of_the_drawn_seed_leave_nothing_behind() {
+    nothing_left_behind(crate::seeds::drawn());
+}
+
+fn nothing_left_behind(seed: u64) {
+    crate::seeds::printed(seed);
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut alone = engine("tiny-a", limits(4, 8, 64), OPTIONS);
+    let mut expected = BTreeMap::new();
+    let (mut cancellations, mut checked) = (0, 0);
+    let (mut evictions, mut preemptions) = (0, 0);
+    while cancellations < EVENTS / 4
+        || evictions < EVENTS / 4
+        || preemptions < EVENTS / 4
+        || cancellations + evictions + preemptions < EVENTS
+    {
+        let options = EngineOptions {
+            host_bytes: [0, 200_000, 64 << 20][rng.random_range(0..3)],
+            quantum: [4, 1 << 20][rng.random_range(0..2)],
+            cached_steps: rng.random_range(1..8),
+            ..OPTIONS
+        };
+        let (sequences, slots) = (rng.random_range(1..6), rng.random_range(1..7));
+        let mut engine = engine(
+            "tiny-a",
+            limits(sequences, slots, rng.random_range(9..24)),
+            options,
+        );
+        let mut submitted: BTreeMap<RequestId, (u64, Request)> = BTreeMap::new();
+        let mut outcomes = Outcomes::new();
+        for id in 0..40 {
+            let (kind, mut request) = random(&mut rng);
+            // Those that stay out of the cache are cut alike in every run: their answers must be equal bit by bit.
+            request.reuse = rng.random_range(0..3) > 0;
+            if !request.reuse {
+                let cold = || Request {
+                    reuse: false,
+                    ..request.clone()
+                };
+                expected
+                    .entry(kind)
+                    .or_insert_with(|| answers(&mut alone, cold()));
+            }
+            engine.submit(RequestId(id), request.clone()).unwrap();
+            submitted.insert(RequestId(id), (kind, request));
+            for _ in 0..rng.random_range(0..4) {
+                pollster::block_on(engine.step());
+                collect(&mut engine, &mut outcomes);
+            }
+            if rng.random_range(0..4) == 0 {
+                engine.cancel(RequestId(rng.random_range(0..=id)));
+                cancellations += 1;
+            }
+            if rng.random_range(0..16) == 0 {
+                engine.clear_cache();
+            }
+        }
+        finish(&mut engine, &mut outcomes);
+        for (id, (kind, request)) in &submitted {
+            for sample in 0..request.samples {
+                let outcome = outcomes
+                    .get(&(*id, sample))
+                    .unwrap_or_else(|| panic!("seed {seed}: {id:?} has no end"));
+                assert_eq!(outcome.error, None, "seed {seed}: {id:?}");
+                let reason = outcome
+                    .reason
+                    .unwrap_or_else(|| panic!("seed {seed}: {id:?} does not end"));
+                if !request.reuse && reason != FinishReason::Cancelled {
+                    let expected = &expected[kind][sample];
+                    assert_eq!(
+                        outcome.said(),
+                        expected.said(),
+                        "seed {seed}: {id:?}, sample {sample}"
+                    );
+                    checked += 1;
+                }
+            }
+        }
+        evictions += engine.occupancy().evictions;
+        preemptions += engine.preemptions();
+        // What comes next is right, and nothing is held but what the cache may let go.
+        let (kind, next) = random(&mut rng);
+        let cold = || Request {
+            reuse: false,
+            samples: 1,
+            ..next.clone()
+        };
+        assert_eq!(
+            answer(&mut engine, cold()).said(),
+            answer(&mut alone, cold()).said(),
+            "seed {seed}: kind {kind}"
+        );
+        engine.clear_cache();
+        let left = engine.occupancy();
+        assert_eq!(
+            (left.slots, left.blocks, left.host_bytes),
+            (0, 0, 0),
+            "seed {seed}"
+        );
+    }
+    println!(
+        "{cancellations} cancellations, {evictions} evictions, {preemptions} preemptions; {checked} answers compared"
+    );
+    assert!(
+        checked > 100,
+        "seed {seed}: only {checked} answers could be compared"
+    );
+}

@@ -1,0 +1,160 @@
+//! The reference checkpoints against what another implementation computed from them.
+
+use crate::common::caches::check_caches;
+use crate::common::{Fixture, close, reference};
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot, StepOutput};
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::model::{Limits, Model, StepOptions};
+
+/// f32 results against the oracle, which agrees with itself to 2e-6.
+const BOUND: f64 = 1e-5;
+
+const BLOCK_TOKENS: usize = 16;
+
+fn load(name: &str, tokens: usize) -> Model {
+    let dir = reference(name);
+    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
+    let blocks = 64;
+    let step = Capacity {
+        tokens,
+        segments: 1,
+        outputs: tokens,
+        blocks,
+        checkpoints: 0,
+    };
+    let limits = Limits {
+        step,
+        slots: 2,
+        blocks,
+        block_tokens: BLOCK_TOKENS,
+        cache: Dtype::F32,
+    };
+    Model::load(
+        &config,
+        &checkpoint,
+        Box::new(CpuBackend::new()),
+        limits,
+        &mut |_| {},
+    )
+    .unwrap()
+}
+
+/// One segment of the only sequence, its logits wanted at every position.
+fn batch(tokens: &[u32], position: usize) -> Batch {
+    let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
+    Batch {
+        tokens: tokens.to_vec(),
+        segments: vec![Segment {
+            length: tokens.len(),
+            position,
+            slot_in: (position > 0).then_some(Slot(1)),
+            slot_out: Slot(1),
+            checkpoints: Vec::new(),
+            blocks: (0..blocks).map(|i| Block(63 - i)).collect(),
+        }],
+        outputs: (0..tokens.len())
+            .map(|row| OutputRow { row, target: None })
+            .collect(),
+    }
+}
+
+const ALL: StepOptions = StepOptions {
+    candidates: 1,
+    keep_rows: true,
+    probe_hidden: true,
+};
+
+/// Logits at every position, with the prompt cut into segments of at most `segment` tokens.
+fn prefill(model: &mut Model, tokens: &[u32], segment: usize) -> (Vec<f32>, StepOutput) {
+    let mut step = model.step(model.limits().step, ALL).unwrap();
+    let (mut logits, mut last) = (Vec::new(), StepOutput::default());
+    for (i, tokens) in tokens.chunks(segment).enumerate() {
+        last = step
+            .submit(&batch(tokens, i * segment))
+            .unwrap()
+            .wait()
+            .unwrap();
+        logits.extend_from_slice(&last.logits);
+    }
+    (logits, last)
+}
+
+fn check(name: &str, lengths: &[usize], traced: usize) {
+    let expected = Fixture::open(&format!("{name}/expected.safetensors"));
+    let mut model = load(name, 200);
+    for n in lengths {
+        let of = |what: &str| format!("prompt.{n}.{what}");
+        let tokens = expected.ids(&of("tokens"));
+        for segment in [200, 1, 7, 16, 64] {
+            let (logits, output) = prefill(&mut model, &tokens, segment);
+            let label = |what: &str| format!("{name}, {what} of {n} tokens by {segment}");
+            close(
+                &label("logits"),
+                &logits,
+                &expected.f32(&of("logits")),
+                BOUND,
+            );
+            if *n == traced {
+                let blocks = batch(&vec![0; *n], 0).segments.remove(0).blocks;
+                check_caches(&mut model, &expected, *n, Slot(1), &blocks, BOUND, &label);
+                if segment >= *n {
+                    for i in 0..model.config().layers.len() {
+                        let hidden = output.probes[i + 1].as_f32().unwrap();
+                        close(
+                            &label("hidden"),
+                            hidden,
+                            &expected.f32(&of(&format!("hidden.{i}"))),
+                            BOUND,
+                        );
+                    }
+                }
+            }
+            let mut greedy = vec![output.choices.last().unwrap().candidates[0].0];
+            let mut step = model.step(model.limits().step, ALL).unwrap();
+            while greedy.len() < 24 {
+                let last = &greedy[greedy.len() - 1..];
+                let output = step
+                    .submit(&batch(last, n + greedy.len() - 1))
+                    .unwrap()
+                    .wait()
+                    .unwrap();
+                greedy.push(output.choices[0].candidates[0].0);
+            }
+            assert_eq!(
+                greedy,
+                expected.ids(&of("greedy")),
+                "{}",
+                label("greedy tokens")
+            );
+        }
+    }
+}
+
+#[test]
+fn tiny_a_computes_what_it_must() {
+    check("tiny-a", &[1, 7, 64, 65, 200], 65);
+}
+
+#[test]
+fn tiny_128_computes_what_it_must() {
+    check("tiny-128", &[5, 130], 130);
+}
+
+#[test]
+fn tiny_256_computes_what_it_must() {
+    check("tiny-256", &[1, 37], 37);
+}
+
+#[test]
+fn planned_activations_are_what_inspect_estimates() {
+    for name in ["tiny-a", "tiny-128", "tiny-256"] {
+        let model = load(name, 200);
+        assert_eq!(
+            model.activation_bytes(),
+            model.config().activation_bytes(200, 200)
+        );
+    }
+}
