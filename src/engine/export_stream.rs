@@ -13,6 +13,8 @@ use super::request::{PromptScores, Request, RequestId};
 use crate::backend::{LatentRecord, Shard, StateLayout};
 use crate::cache::{CacheHeader, LayerRecord};
 use crate::error::{EngineError, Error};
+#[cfg(feature = "transfer")]
+use crate::transfer::RecordSource;
 
 /// Reads of the device that a stream of an engine in a thread has room for.
 const CAPACITY: usize = 64;
@@ -84,10 +86,10 @@ pub struct ExportStream {
 }
 
 impl ExportStream {
-    /// The engine, and the request's name; `None` without an [`EngineHandle`].
+    /// The request's name; `None` without an [`EngineHandle`].
     #[must_use]
-    pub fn engine(&self) -> Option<(EngineHandle, RequestId)> {
-        self.engine.clone()
+    pub fn request(&self) -> Option<RequestId> {
+        self.engine.as_ref().map(|(_, id)| *id)
     }
 
     /// What the records are of.
@@ -192,6 +194,22 @@ impl Iterator for ExportStream {
             }
         }
         self.ready.pop_front().map(Ok)
+    }
+}
+
+#[cfg(feature = "transfer")]
+impl RecordSource for ExportStream {
+    fn skip_latents(&mut self, tokens: usize) {
+        Self::skip_latents(self, tokens);
+    }
+
+    fn next_record(&mut self) -> Option<Result<LayerRecord, Arc<Error>>> {
+        self.next()
+    }
+
+    fn stopper(&self) -> Option<Box<dyn FnOnce() + Send>> {
+        let (engine, id) = self.engine.clone()?;
+        Some(Box::new(move || engine.cancel(id)))
     }
 }
 

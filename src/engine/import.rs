@@ -139,8 +139,9 @@ impl Engine {
             hand_off.check(request, self.model.config().vocab_size)?;
         }
         let incoming = self.incoming.remove(place);
+        // Of what did not run here, these were in the cache here.
+        let (done, cached) = (tokens, incoming.cached);
         let mut sequence = ready_sequence(incoming, tokens, hand_off, &self.suppressed);
-        let (done, cached) = (tokens, tokens);
         self.emit(id, Event::Prefill { done, cached });
         if sequence.checkpoint_here(&self.options, self.model.limits().block_tokens)
             && let Err(error) = cache_state(&mut self.cache, &mut self.model, &mut sequence).await

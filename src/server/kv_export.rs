@@ -1,31 +1,13 @@
 //! A prefill server's side of a request: the engine exports, and the transfer is offered to the decode server.
 
-use std::sync::Arc;
-
 use tokio::sync::oneshot;
 
 use super::error::{ApiError, Result};
 use super::kv_import::wrong_role;
 use super::service::Service;
-use crate::cache::LayerRecord;
-use crate::engine::{Event, ExportStream, Request, RequestId, Sink};
-use crate::error::{EngineError, Error, TransferError};
-use crate::transfer::{Offer, Outgoing, RecordSource};
-
-impl RecordSource for ExportStream {
-    fn skip_latents(&mut self, tokens: usize) {
-        Self::skip_latents(self, tokens);
-    }
-
-    fn next_record(&mut self) -> Option<std::result::Result<LayerRecord, Arc<Error>>> {
-        self.next()
-    }
-
-    fn stopper(&self) -> Option<Box<dyn FnOnce() + Send>> {
-        let (engine, id) = self.engine()?;
-        Some(Box::new(move || engine.cancel(id)))
-    }
-}
+use crate::engine::{Event, Request, RequestId, Sink};
+use crate::error::{EngineError, TransferError};
+use crate::transfer::{Offer, Outgoing};
 
 /// The hand-off of a request, or why there is none.
 type HandOff = std::result::Result<Vec<u8>, String>;
@@ -72,7 +54,7 @@ pub(super) async fn export(
     let exported = tokio::task::spawn_blocking(move || engine.export(request, sink)).await;
     let stream = exported.unwrap_or(Err(EngineError::Stopped));
     let stream = stream.map_err(|error| super::answers::refusal(service, &error.into()))?;
-    let (header, request) = (stream.header().clone(), stream.engine().map(|(_, id)| id));
+    let (header, request) = (stream.header().clone(), stream.request());
     let outgoing = Outgoing {
         header,
         records: Box::new(stream),

@@ -6,10 +6,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::engine::EngineHandle;
 use crate::error::{Error, TransferError};
 use crate::transfer::{Consumer, Identity, Producer, TransferOptions, TransferStats};
+
+/// How often a shutdown looks whether transfers are under way.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a decode server does when caches do not come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,9 +135,13 @@ impl KvTransfers {
         (roles.collect(), self.recomputed.load(Ordering::Relaxed))
     }
 
-    /// Tells the other sides that this one ends.
+    /// Finishes what is being sent; what was not asked for by now is told that this side ends.
     pub(super) async fn shutdown(&self) {
         if let Some(producer) = &self.producer {
+            // Each ends by itself: with its last acknowledgement, or when its consumer stays away.
+            while producer.stats().active > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
             producer.shutdown().await;
         }
     }

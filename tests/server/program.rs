@@ -12,6 +12,7 @@ fn program() -> Command {
     command
         .env_remove("KIMI_LINEAR_LOG")
         .env_remove("KIMI_LINEAR_API_KEY")
+        .env_remove("KIMI_LINEAR_KV_SECRET")
         .env_remove("OPENAI_API_KEY");
     command
 }
@@ -196,6 +197,19 @@ fn flags_that_cannot_be_are_refused() {
         "latents",
     );
     refused(&run(&["--max-num-seqs", "0"]), 2, "max-num-seqs");
+    let role = r#"{"kv_role": "kv_producer", "secret": "x"}"#;
+    for (flags, wrong) in [
+        (["--kv-transfer", "sideways:h:1"], "listen:HOST:PORT"),
+        (
+            ["--kv-transfer", "listen:10.0.0.1:1"],
+            "KIMI_LINEAR_KV_SECRET",
+        ),
+        (["--kv-transfer-config", role], "unknown field `secret`"),
+    ] {
+        refused(&run(&flags), 1, wrong);
+    }
+    let both = ["--kv-transfer", "listen:h:1", "--kv-transfer-config", "{}"];
+    refused(&run(&both), 2, "cannot be used with");
     refused(
         &run(&["--host", "no.such.host.invalid"]),
         1,
@@ -469,4 +483,50 @@ fn the_openai_client_works_unchanged() {
             "{part}: {stdout}"
         );
     }
+}
+
+/// One program reads the prompt and another answers it; when the first is killed, the other does both.
+#[test]
+fn two_programs_share_a_request() {
+    let listen = r#"{"kv_role": "kv_producer", "kv_port": 0, "engine_id": "first"}"#;
+    let prefill = Process::start(&["--kv-transfer-config", listen]);
+    let connect = r#"{"kv_role": "kv_consumer", "kv_load_failure_policy": "recompute"}"#;
+    let decode = Process::start(&["--kv-transfer-config", connect]);
+    let path = "/v1/completions";
+    let body =
+        json!({ "prompt": "Once upon a time", "max_tokens": 12, "temperature": 1, "seed": 7 });
+    let with = |params: &Value| {
+        let mut body = body.clone();
+        body["kv_transfer_params"] = params.clone();
+        body
+    };
+    let expected = decode.post(path, &body).1["choices"].clone();
+    let read = prefill.post(path, &with(&json!({ "do_remote_decode": true })));
+    assert_eq!(read.0, 200, "{}", read.1);
+    let params = &read.1["kv_transfer_params"];
+    assert_eq!(params["remote_engine_id"], "first");
+    let answered = decode.post(path, &with(params));
+    assert_eq!((answered.0, &answered.1["choices"]), (200, &expected));
+    let completed = |process: &Process| {
+        let text = process.get("/metrics").unwrap().1;
+        let mut lines = text.lines();
+        let line = lines
+            .find(|line| line.contains("outcome=\"completed\""))
+            .unwrap();
+        line.rsplit_once(' ').unwrap().1.to_owned()
+    };
+    assert_eq!(
+        (completed(&prefill), completed(&decode)),
+        ("1".to_owned(), "1".to_owned())
+    );
+    // It is killed with the caches of another request.
+    let read = prefill.post(path, &with(&json!({ "do_remote_decode": true })));
+    drop(prefill);
+    let answered = decode.post(path, &with(&read.1["kv_transfer_params"]));
+    assert_eq!((answered.0, &answered.1["choices"]), (200, &expected));
+    let text = decode.get("/metrics").unwrap().1;
+    assert_eq!(
+        metric(&text, "kimi_linear:kv_transfer_recomputed_total"),
+        1.0
+    );
 }

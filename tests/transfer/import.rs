@@ -144,15 +144,23 @@ fn what_does_not_belong_is_refused_and_the_import_goes_on() {
         error.starts_with("the snapshot's model should be "),
         "{error}"
     );
-    let error = handle
-        .import(header, request(prompt(), 4))
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        error.starts_with("the snapshot's tokens should be "),
-        "{error}"
-    );
+    let short = prompt()[..LENGTH - 1].to_vec();
+    let none = CacheHeader {
+        tokens: Vec::new(),
+        ..header.clone()
+    };
+    for (header, prompt) in [
+        (&header, tokens(2, LENGTH + 9)),
+        (&header, short),
+        (&none, prompt()),
+    ] {
+        let error = handle.import(header.clone(), request(prompt, 4));
+        let error = error.err().unwrap().to_string();
+        assert!(
+            error.starts_with("the snapshot's tokens should be "),
+            "{error}"
+        );
+    }
 }
 
 #[test]
