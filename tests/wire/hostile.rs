@@ -335,7 +335,6 @@ fn ten_thousand_connections() {
             let Some((0, Frame::Welcome { .. })) = raw.next().await else {
                 panic!("no welcome");
             };
-            raw.frame(0, &Frame::Ping).await;
             tokio::select! {
                 next = raw.next() => match next {
                     Some((0, Frame::Refused { refusal, sentence })) => break (refusal, sentence),

@@ -161,7 +161,7 @@ async fn run_connection(
         let limit = shared.local.options.max_connections;
         shared.counters.refused.fetch_add(1, Relaxed);
         let error = busy(&format!("(the limit is {limit})"));
-        taken.refuse(&error, false).await;
+        taken.refuse(&error, true).await;
         return;
     };
     let (outbox, queued) = mpsc::unbounded_channel();

@@ -21,7 +21,7 @@ use self::accept::Handshakes;
 use self::offer::Ending;
 pub use self::offer::{Offer, TransferOutcome};
 pub use self::outgoing::{HandOffFuture, Outgoing, RecordSource};
-use self::rendezvous::{Asked, Offered, Rendezvous};
+use self::rendezvous::{Asked, Asking, Offered, Rendezvous};
 use self::sending::Transfer;
 use self::session::Session;
 use super::connection::Outbox;
@@ -262,12 +262,10 @@ impl Shared {
             asked.refuse(Some(connection), Refusal::Busy, sentence);
             return;
         }
-        match self.rendezvous.ask(asked) {
-            Ok(Some((asked, offered))) => self.start(Some(connection), asked, offered),
-            Ok(None) => self.wait_for_offer(id, session, number),
-            Err((asked, refusal, sentence)) => {
-                asked.refuse(Some(connection), refusal, sentence);
-            }
+        match self.rendezvous.ask(connection, asked) {
+            Asking::Starts(asked, offered) => self.start(Some(connection), asked, offered),
+            Asking::Waits => self.wait_for_offer(id, session, number),
+            Asking::WaitsAlready | Asking::Refused => {}
         }
     }
 

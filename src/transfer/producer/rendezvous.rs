@@ -84,6 +84,18 @@ impl Asked {
     }
 }
 
+/// What comes of a question.
+pub(super) enum Asking {
+    /// The transfer is there.
+    Starts(Asked, Offered),
+    /// The consumer waits from now on.
+    Waits,
+    /// It waits since it asked before.
+    WaitsAlready,
+    /// It has been told why not.
+    Refused,
+}
+
 enum Entry {
     Offered(Offered),
     Asked(Asked),
@@ -125,37 +137,36 @@ impl Rendezvous {
         }
     }
 
-    /// Takes what a consumer asks for: what it gets, or `None` if it waits from now on.
-    pub(super) fn ask(
-        &self,
-        asked: Asked,
-    ) -> Result<Option<(Asked, Offered)>, (Asked, Refusal, String)> {
+    /// Takes what a consumer asks for over a connection.
+    pub(super) fn ask(&self, connection: u64, asked: Asked) -> Asking {
         let mut entries = locked(&self.0);
         let id = asked.fetch.id.clone();
         match entries.remove(&id) {
             None => {
                 entries.insert(id, Entry::Asked(asked));
-                Ok(None)
+                Asking::Waits
             }
             Some(Entry::Offered(offered)) => match offered.check(&asked.fetch) {
                 Ok(()) => {
                     entries.insert(id, Entry::Running);
-                    Ok(Some((asked, offered)))
+                    Asking::Starts(asked, offered)
                 }
                 Err((refusal, sentence)) => {
                     entries.insert(id, Entry::Offered(offered));
-                    Err((asked, refusal, sentence))
+                    asked.refuse(Some(connection), refusal, sentence);
+                    Asking::Refused
                 }
             },
-            // It asks again, because a connection was lost.
+            // It asks again, because a connection was lost: the first time is what counts for how long it waits.
             Some(Entry::Asked(before)) if before.is(&asked.session, asked.number) => {
-                entries.insert(id, Entry::Asked(asked));
-                Ok(None)
+                entries.insert(id, Entry::Asked(before));
+                Asking::WaitsAlready
             }
             Some(entry) => {
                 let sentence = format!("transfer {id:?} is fetched by another consumer");
                 entries.insert(id, entry);
-                Err((asked, Refusal::Taken, sentence))
+                asked.refuse(Some(connection), Refusal::Taken, sentence);
+                Asking::Refused
             }
         }
     }
