@@ -227,7 +227,12 @@ fn many_at_once_over_one_pool() {
 #[test]
 fn either_side_cancels() {
     run(async {
-        let (producer, consumer) = (producer(options()).await, consumer(options()));
+        // So little at a time that no transfer is over before it is cancelled.
+        let small = || TransferOptions {
+            window_bytes: 10_000,
+            ..options()
+        };
+        let (producer, consumer) = (producer(small()).await, consumer(small()));
         let (header, address) = (header(400, 1), producer.local_addr().to_string());
         let source = || {
             let source = Listed::new(records(&header, &SMALL, 2));
