@@ -293,6 +293,8 @@ fn ten_thousand_connections() {
         let limited = TransferOptions {
             max_connections: 16,
             max_handshakes: 8,
+            // Consumers by hand send no heartbeats.
+            dead_after: Duration::from_secs(60),
             ..options()
         };
         let producer = producer(limited).await;
