@@ -94,9 +94,11 @@ app: install-rust-components install-window
 	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
 
 # The pictures of README and docs/app.md: the script types, looks and saves; oxipng makes them small where it is there.
-app-pictures: install-rust-components install-xvfb
+app-pictures: install-rust-components install-xvfb target/python/made
 	$(CARGO) build $(PROFILE) --locked --package kimi-linear-app
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
+	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/moving.script --out target/frames
+	target/python/bin/python docs/app/moving.py target/frames docs/app/memory.gif
 	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
 
 quick: install-rust-components

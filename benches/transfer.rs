@@ -3,7 +3,8 @@
 //!     cargo bench --locked --bench transfer
 //!
 //! Each round sends 128 recurrent states of 2 MiB, from the fetch until the hand-off is there; the plain copy writes one buffer of 2 MiB
-//! again and again and reads into another. The kinds take turns; medians of the rounds.
+//! again and again and reads into another. A second copy does what any receiver of records must: it reads each 2 MiB into memory
+//! of their own and hashes them. All are measured in each round; medians of the rounds.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Heads, K and V of a recurrent state.
 const SHAPE: [usize; 3] = [32, 128, 128];
@@ -217,8 +219,8 @@ async fn sockets(
     Ok(all)
 }
 
-/// Copies as many bytes as the records have.
-async fn copy(sockets: &mut Vec<[Box<dyn Socket>; 2]>) -> Result<Duration> {
+/// Copies as many bytes as the records have; `keeps` reads each record into memory of its own and hashes it.
+async fn copy(sockets: &mut Vec<[Box<dyn Socket>; 2]>, keeps: bool) -> Result<Duration> {
     let records = RECORDS / sockets.len();
     let start = Instant::now();
     let mut tasks = JoinSet::new();
@@ -234,7 +236,16 @@ async fn copy(sockets: &mut Vec<[Box<dyn Socket>; 2]>) -> Result<Duration> {
         tasks.spawn(async move {
             let mut bytes = vec![0; BYTES];
             for _ in 0..records {
-                near.read_exact(&mut bytes).await?;
+                if keeps {
+                    bytes = Vec::with_capacity(BYTES);
+                    let mut record = (&mut near).take(BYTES as u64);
+                    while record.limit() > 0 {
+                        record.read_buf(&mut bytes).await?;
+                    }
+                    std::hint::black_box(xxh3_64(&bytes));
+                } else {
+                    near.read_exact(&mut bytes).await?;
+                }
             }
             Ok::<_, std::io::Error>([near, write.await??])
         });
@@ -252,27 +263,35 @@ fn rate(times: &mut [Duration]) -> f64 {
 
 async fn measure() -> Result<()> {
     let certificate = Certificate::new()?;
-    println!("| connections | TLS | transfer GB/s | plain copy GB/s | ratio |");
-    println!("|---:|---|---:|---:|---:|");
+    println!(
+        "| connections | TLS | transfer GB/s | plain copy GB/s | ratio | copy that keeps GB/s | ratio |"
+    );
+    println!("|---:|---|---:|---:|---:|---:|---:|");
     for tls in [None, Some(&certificate)] {
         for connections in CONNECTIONS {
             let pair = Pair::new(connections, tls).await?;
             let mut sockets = sockets(connections, tls).await?;
-            let mut times = [Vec::new(), Vec::new()];
+            let mut times = [Vec::new(), Vec::new(), Vec::new()];
             for round in 0..=ROUNDS {
-                let both = [pair.send().await?, copy(&mut sockets).await?];
+                let all = [
+                    pair.send().await?,
+                    copy(&mut sockets, false).await?,
+                    copy(&mut sockets, true).await?,
+                ];
                 // The first connects and warms up.
                 if round > 0 {
                     times
                         .iter_mut()
-                        .zip(both)
+                        .zip(all)
                         .for_each(|(all, time)| all.push(time));
                 }
             }
-            let [transfer, plain] = times.each_mut().map(|times| rate(times));
+            let [transfer, plain, keeps] = times.each_mut().map(|times| rate(times));
             let tls = if tls.is_some() { "1.3" } else { "" };
-            let ratio = transfer / plain;
-            println!("| {connections} | {tls} | {transfer:.2} | {plain:.2} | {ratio:.2} |");
+            let [first, second] = [transfer / plain, transfer / keeps];
+            println!(
+                "| {connections} | {tls} | {transfer:.2} | {plain:.2} | {first:.2} | {keeps:.2} | {second:.2} |"
+            );
         }
     }
     Ok(())

@@ -248,7 +248,7 @@ def compressed(weights, **more):
 
 def mlx_config(bits, size=64, mode="affine"):
     # Layers whose rows are narrower than a group have groups of their own.
-    own = {"group_size": 32, "bits": bits, "mode": mode}
+    own = {"group_size": min(size, 32), "bits": bits, "mode": mode}
     return {"quantization": {"group_size": size, "bits": bits, "mode": mode, "model.layers.1.mlp.switch_mlp.down_proj": own, "model.layers.2.mlp.gate": False}}
 
 

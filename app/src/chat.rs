@@ -47,7 +47,7 @@ pub enum Stage {
     },
     /// The prompt is being read.
     Reading {
-        /// Tokens that are through.
+        /// Number of tokens that have been computed.
         done: usize,
         /// Those of them that were cached.
         cached: usize,
@@ -90,7 +90,7 @@ pub struct Chat {
     traced: bool,
 }
 
-/// What an update asks of whoever holds the chat.
+/// What an update asks of the chat's owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing.

@@ -264,7 +264,7 @@ impl History {
         self.first..self.first + self.frames.len()
     }
 
-    /// The position that views show: the selected token, or the newest one that was traced; nothing where there are no
+    /// The position that views show: the selected token, or the newest one that was traced; `None` where there are no
     /// tokens.
     #[must_use]
     pub fn shown(&self, selected: Option<usize>) -> Option<usize> {
@@ -283,7 +283,7 @@ impl History {
         ((state.layer, state.head) == (head.layer, head.head)).then_some(state)
     }
 
-    /// A head's state before a token, `[K, V]`: that of the token before it, zero at the sequence's start; nothing where
+    /// A head's state before a token, `[K, V]`: that of the token before it, zero at the sequence's start; `None` where
     /// it is not held.
     #[must_use]
     pub fn before(&self, position: usize, head: TraceHead) -> Option<std::borrow::Cow<'_, [f32]>> {

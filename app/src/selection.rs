@@ -5,7 +5,7 @@ use kimi_linear::model::{TraceChoice, TraceHead};
 /// What every view shows. A view that is clicked changes it; all others follow at the next frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// A token's place in its sequence; nothing follows the newest one.
+    /// A token's position in its sequence; `None` follows the newest one.
     pub token: Option<usize>,
     /// The KDA head.
     pub kda: Option<TraceHead>,

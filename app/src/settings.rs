@@ -152,7 +152,7 @@ pub struct Settings {
     pub trace: bool,
     /// Tokens of a prompt that are traced, counted from its end.
     pub traced_prompt: usize,
-    /// Dark, light, or nothing for what the system says.
+    /// Dark or light; `None` is what the system says.
     pub dark: Option<bool>,
     /// Whether the list of chats is shown.
     pub sidebar: bool,

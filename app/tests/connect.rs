@@ -3,43 +3,29 @@
 
 mod common;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::ops::ControlFlow;
+use std::path::Path;
 
 use common::{harness, start, until, wake};
 use eframe::egui;
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes};
-use kimi_linear::model::Model;
-use kimi_linear::server::{Parts, Server, ServerOptions};
-use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
+use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
+use kimi_linear::server::{Server, ServerOptions};
 use kimi_linear_app::session::remote;
 use kimi_linear_app::settings::Settings;
 use kimi_linear_app::shell::App;
 use kimi_linear_app::shell::action::Action;
 
-/// What `kimi-linear serve` makes of the demo model.
-fn parts() -> Parts {
-    let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/demo"));
-    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
-    let tokenizer = Arc::new(Tokenizer::from_dir(&dir).unwrap());
-    let limits = EngineSizes::one(2048).limits(Dtype::F32);
+/// The demo model, as `kimi-linear serve` loads it.
+fn demo() -> Llm {
+    let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/demo"));
+    let files = LlmFiles::open(dir).unwrap();
     let backend = Box::new(CpuBackend::new());
-    let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
-    let engine = Engine::new(model, EngineOptions::default());
-    Parts {
-        context: engine.context(),
-        engine: EngineHandle::start(engine).unwrap(),
-        tokenizer,
-        template: Some(ChatTemplate::from_dir(&dir).unwrap()),
-        config,
-        transfers: None,
-    }
+    let options = LlmOptions::one(2048);
+    let load = files.load(backend, &options, &mut |_, _| ControlFlow::Continue(()));
+    load.unwrap()
 }
 
 /// A server that answers until the runtime goes.
@@ -51,7 +37,7 @@ fn serve() -> (tokio::runtime::Runtime, String) {
         .unwrap();
     let bound = Server::bind(("127.0.0.1", 0), ServerOptions::new("demo"));
     let server = runtime.block_on(bound).unwrap();
-    server.opener().open(parts()).unwrap();
+    server.opener().open(demo(), None).unwrap();
     let url = format!("http://{}/v1", server.address());
     runtime.spawn(server.run(std::future::pending()));
     (runtime, url)

@@ -57,7 +57,7 @@ use crate::error::BackendError;
 /// The result of compiling or submitting.
 pub type Result<T> = std::result::Result<T, BackendError>;
 
-/// A device as a person sees it.
+/// Human-readable description of a device.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Device {
     /// The backend that drives it: `cpu`, `wgpu` or `cuda`.

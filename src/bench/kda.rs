@@ -25,7 +25,7 @@ pub(crate) struct Numbers {
     pub(crate) gates: Vec<f32>,
     /// `[T, heads]`.
     pub(crate) beta: Vec<f32>,
-    /// `[sequences, heads, K, V]`; nothing where sequences start from zero.
+    /// `[sequences, heads, K, V]`; `None` where sequences start from zero.
     pub(crate) initial: Option<Vec<f32>>,
 }
 

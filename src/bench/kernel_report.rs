@@ -16,7 +16,7 @@ pub struct Options {
     pub config: ModelConfig,
     /// Sizes of the table.
     pub sizes: Sizes,
-    /// Repetitions; nothing where no time is to be taken.
+    /// Repetitions; `None` where no time is to be taken.
     pub effort: Option<Effort>,
     /// Only kernels whose name contains this.
     pub filter: Option<String>,

@@ -155,7 +155,7 @@ pub(super) struct Inputs<'a> {
     pub(super) gates: &'a [f32],
     /// `[T, heads]`.
     pub(super) beta: &'a [f32],
-    /// `[sequences, heads, K, V]`; nothing where sequences start from zero.
+    /// `[sequences, heads, K, V]`; `None` where sequences start from zero.
     pub(super) initial: Option<&'a [f32]>,
 }
 

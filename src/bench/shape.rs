@@ -79,7 +79,7 @@ pub struct Row {
     pub how: How,
     /// Segments of the prompt that ran, and all of them; 1 of 1 for a decode.
     pub segments: [usize; 2],
-    /// Seconds of one step or one prompt, each submission waited for; nothing where no time was taken.
+    /// Seconds of one step or one prompt, each submission waited for; `None` where no time was taken.
     pub seconds: Option<f64>,
     /// Seconds of a decode where submissions follow each other without waiting: what the device is busy for.
     pub busy_seconds: Option<f64>,
@@ -104,7 +104,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// The part of the speed at which the weights alone could be read; nothing of a prompt, which is not bound by that.
+    /// The part of the speed at which the weights alone could be read; `None` of a prompt, which is not bound by that.
     #[must_use]
     pub fn of_weights(&self) -> Option<f64> {
         let decode = matches!(self.work, Work::Decode { .. });

@@ -8,7 +8,7 @@ use crate::backend::{Block, Slot};
 /// holder of the same.
 #[derive(Clone, Debug, Default)]
 pub struct PrefixHandle {
-    /// Tokens that are through.
+    /// Number of tokens that have been computed.
     pub position: usize,
     /// The KDA states at `position`; `None` at the start of a sequence, and where they come from elsewhere. A slot may be
     /// shared: it is only read.

@@ -410,7 +410,7 @@ struct Reader<'a> {
     file: &'a SafeTensors<'a>,
     checksums: HashMap<String, String>,
     id: u128,
-    /// Tokens that are through.
+    /// Number of tokens that have been computed.
     end: usize,
 }
 

@@ -262,6 +262,15 @@ fn print(report: &Report) -> Result<()> {
             writeln!(out, "  {:<16} {:>12}", part.part, bytes(part.bytes))?;
         }
     }
+    print_cache(report, &mut out)?;
+    for device in &report.devices {
+        print_device(device, &mut out)?;
+    }
+    Ok(())
+}
+
+/// What sequences take, in the dtypes of the published figures.
+fn print_cache(report: &Report, out: &mut impl Write) -> Result<()> {
     let Cache {
         latent_bytes_per_token,
         state_bytes_per_sequence,
@@ -285,35 +294,38 @@ fn print(report: &Report) -> Result<()> {
         bytes(*state_bytes),
         bytes(*state_bytes_per_sequence)
     )?;
-    for OnDevice {
+    Ok(())
+}
+
+/// What all of it takes on a device, and whether that fits.
+fn print_device(on: &OnDevice, out: &mut impl Write) -> Result<()> {
+    let OnDevice {
         device,
         cache,
         memory,
         total_bytes,
         fits,
-    } in &report.devices
-    {
-        writeln!(
-            out,
-            "on {} {}: {}",
-            device.backend, device.index, device.name
-        )?;
-        writeln!(
-            out,
-            "  weights {}, latents {} ({}), states {}, activations {}: {} {}",
-            bytes(memory.weights),
-            bytes(memory.latents),
-            cache,
-            bytes(memory.states),
-            bytes(memory.activations),
-            bytes(*total_bytes),
-            match (device.memory_bytes, fits) {
-                (Some(memory), Some(true)) => format!("of {}: fits", bytes(memory)),
-                (Some(memory), _) => format!("of {}: does not fit", bytes(memory)),
-                (None, _) => "in all; the device does not tell how much it has".to_owned(),
-            },
-        )?;
-    }
+    } = on;
+    writeln!(
+        out,
+        "on {} {}: {}",
+        device.backend, device.index, device.name
+    )?;
+    writeln!(
+        out,
+        "  weights {}, latents {} ({}), states {}, activations {}: {} {}",
+        bytes(memory.weights),
+        bytes(memory.latents),
+        cache,
+        bytes(memory.states),
+        bytes(memory.activations),
+        bytes(*total_bytes),
+        match (device.memory_bytes, fits) {
+            (Some(memory), Some(true)) => format!("of {}: fits", bytes(memory)),
+            (Some(memory), _) => format!("of {}: does not fit", bytes(memory)),
+            (None, _) => "in all; the device does not tell how much it has".to_owned(),
+        },
+    )?;
     Ok(())
 }
 

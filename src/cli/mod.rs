@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand, each a small client of the library.
+//! The command line: one file per subcommand, each a small client of the library.
 //!
 //! Results go to stdout, all else to stderr; `--json` prints one JSON object and nothing else. Errors are one line and
 //! exit with 1; a command line that cannot be understood exits with 2, as clap does.

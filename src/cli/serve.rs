@@ -10,14 +10,15 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
+use kimi_linear::engine::{EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
 use kimi_linear::error::TokenizerError;
-use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Parts, Server, ServerOptions};
+use kimi_linear::llm::LlmOptions;
+use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions};
 
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
 use self::kv_transfer::KvFlags;
-use super::options::{DeviceOptions, ModelOptions, load_model};
+use super::options::{DeviceOptions, ModelOptions, load};
 
 /// Options of `serve`.
 #[derive(Args)]
@@ -61,7 +62,8 @@ impl Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
-    let config = arguments.model.config()?;
+    // What is wrong with the model's files is told before anything listens.
+    arguments.model.config()?;
     arguments.engine.check()?;
     let transfers = arguments.transfers.config()?;
     // Each client is an open file.
@@ -70,17 +72,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
-    let done = runtime.block_on(serve(Arc::new(arguments), config, transfers));
+    let done = runtime.block_on(serve(Arc::new(arguments), transfers));
     // A model that is still being loaded is not waited for.
     runtime.shutdown_background();
     done
 }
 
-async fn serve(
-    arguments: Arc<Arguments>,
-    config: ModelConfig,
-    transfers: Option<KvTransfer>,
-) -> Result<()> {
+async fn serve(arguments: Arc<Arguments>, transfers: Option<KvTransfer>) -> Result<()> {
     let options = arguments.server_options();
     let (host, port) = (arguments.http.host.as_str(), arguments.http.port);
     let name = options.model_names.join(", ");
@@ -106,7 +104,7 @@ async fn serve(
     });
     let opening = {
         let arguments = Arc::clone(&arguments);
-        tokio::task::spawn_blocking(move || open(&arguments, &config, transfers, &opener))
+        tokio::task::spawn_blocking(move || open(&arguments, transfers, &opener))
     };
     let failed = async {
         match opening.await {
@@ -153,13 +151,7 @@ async fn interrupted() {
 }
 
 /// Loads the model and gives it to the server.
-fn open(
-    arguments: &Arguments,
-    config: &ModelConfig,
-    transfers: Option<KvTransfer>,
-    opener: &Opener,
-) -> Result<()> {
-    let tokenizer = Arc::new(arguments.model.tokenizer(config)?);
+fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -> Result<()> {
     let template = match arguments.model.template() {
         Ok(template) => Some(template),
         Err(error) => match error.downcast_ref() {
@@ -170,40 +162,30 @@ fn open(
             _ => return Err(error),
         },
     };
+    let files = arguments.model.llm(template)?;
     let backend = arguments.device.open()?;
-    let weights = arguments.model.files()?.checkpoint(config)?.total_bytes();
-    let sizes = sizes(arguments, config, backend.device(), weights)?;
-    let loaded = load_model(&arguments.model, config, backend, |device| {
-        sizes.limits(arguments.engine.cache.dtype(device))
-    })?;
-    let engine = Engine::new(
-        loaded.model,
-        EngineOptions {
+    let weights = files.files.checkpoint(&files.config)?.total_bytes();
+    let sizes = sizes(arguments, &files.config, backend.device(), weights)?;
+    let options = LlmOptions {
+        sizes,
+        cache: arguments.engine.cache.named(),
+        engine: EngineOptions {
             host_bytes: arguments.caching.host_bytes(),
             queue: arguments.engine.max_queue,
             ..EngineOptions::default()
         },
-    );
-    let engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
-    let context = engine.context().min(sizes.context);
+    };
+    let llm = load(files, backend, &options)?;
     tracing::info!(
-        backend = loaded.device.backend,
-        device = loaded.device.name,
-        context,
+        backend = llm.device().backend,
+        device = llm.device().name,
+        context = llm.context(),
         sequences = sizes.sequences,
         blocks = sizes.blocks,
         "ready"
     );
-    let engine = EngineHandle::start(engine)?;
-    let transfers = transfers.map(|transfers| start(&engine, transfers));
-    opener.open(Parts {
-        transfers: transfers.transpose()?,
-        engine,
-        tokenizer,
-        template,
-        config: config.clone(),
-        context,
-    })?;
+    let transfers = transfers.map(|transfers| start(llm.engine(), transfers));
+    opener.open(llm, transfers.transpose()?)?;
     Ok(())
 }
 

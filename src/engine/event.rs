@@ -44,7 +44,7 @@ pub struct TokenLogprobs {
 pub struct Scored {
     /// The place of the first of them in the prompt.
     pub first: usize,
-    /// At each place the log-probability of the prompt's next token; nothing at its end.
+    /// At each place the log-probability of the prompt's next token; `None` at its end.
     pub logprobs: Vec<Option<f32>>,
     /// At each place the likeliest next tokens with their log-probabilities, best first, as many as the request asked for.
     pub top: Vec<Vec<(u32, f32)>>,

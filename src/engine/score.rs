@@ -20,7 +20,7 @@ impl Score {
         }
     }
 
-    /// `exp` of the mean negative log-likelihood; nothing where nothing was predicted.
+    /// `exp` of the mean negative log-likelihood; `None` where nothing was predicted.
     #[must_use]
     pub fn perplexity(&self) -> Option<f64> {
         (self.predicted > 0).then(|| (self.negative_log_likelihood / self.predicted as f64).exp())

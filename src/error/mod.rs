@@ -1,6 +1,6 @@
 //! Every way in which the library can refuse, as types.
 //!
-//! One enum a module, one file an enum; [`Error`] is their union. A message says what was expected, what was found and
+//! One enum per module, one file per enum; [`Error`] is their union. A message says what was expected, what was found and
 //! where (file, tensor, field). Programs print it and exit with 1. It is not a place for recovery: an error is handled
 //! once, by the caller that can do something about it.
 

@@ -29,7 +29,7 @@ impl Fields {
         }
     }
 
-    /// Takes a field; nothing where it is missing or null.
+    /// Takes a field; `None` where it is missing or null.
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
         let value = self.0.shift_remove(name).filter(|value| !value.is_null());
         value.map(|value| typed(name, value)).transpose()

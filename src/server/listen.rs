@@ -12,11 +12,13 @@ use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio_io_timeout::TimeoutStream;
 
 use super::gate::Gate;
+use super::kv_transfer::KvTransfers;
 use super::metrics::Metrics;
 use super::options::ServerOptions;
 use super::routes::{Shared, router};
-use super::service::{Parts, Service};
+use super::service::Service;
 use crate::error::TokenizerError;
+use crate::llm::Llm;
 
 /// How often measurements are put in order, whether or not anybody reads them.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -36,13 +38,14 @@ pub struct Server {
 pub struct Opener(Arc<Shared>);
 
 impl Opener {
-    /// From now on the server answers with this model. A second one is not taken.
+    /// From now on the server answers with this model, and takes part in transfers of its caches where `transfers` is there. A second
+    /// model is not taken.
     ///
     /// # Errors
     /// A vocabulary that grammars cannot be compiled for.
-    pub fn open(&self, parts: Parts) -> Result<(), TokenizerError> {
+    pub fn open(&self, llm: Llm, transfers: Option<KvTransfers>) -> Result<(), TokenizerError> {
         let (options, metrics) = (Arc::clone(&self.0.options), Arc::clone(&self.0.metrics));
-        let service = Service::new(parts, options, metrics)?;
+        let service = Service::new(llm, transfers, options, metrics)?;
         let _ = self.0.service.set(Arc::new(service));
         Ok(())
     }

@@ -41,4 +41,3 @@ pub use kv_config::KvConfigError;
 pub use kv_transfer::{KvTransfer, KvTransfers, LoadFailure};
 pub use listen::{Opener, Server};
 pub use options::{Origins, ServerOptions};
-pub use service::Parts;

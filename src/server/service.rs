@@ -12,21 +12,17 @@ use super::grammar::Grammars;
 use super::kv_transfer::KvTransfers;
 use super::metrics::Metrics;
 use super::options::ServerOptions;
-use crate::config::ModelConfig;
 use crate::engine::{EngineHandle, Request};
 use crate::error::TokenizerError;
+use crate::llm::Llm;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
 /// A running engine with what turns text into its ids and back.
 pub(super) struct Service {
-    engine: EngineHandle,
-    tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
-    config: ModelConfig,
-    context: usize,
+    llm: Llm,
     stop_ids: Vec<u32>,
     grammars: Grammars,
-    /// Prompts that are rendered and encoded at a time: that is the processor's work, beside the engine's.
+    /// Prompts that are rendered and encoded at a time: that is the CPU's work, beside the engine's.
     encoders: Semaphore,
     seeds: Option<Mutex<ChaCha8Rng>>,
     transfers: Option<Arc<KvTransfers>>,
@@ -40,32 +36,22 @@ pub(super) struct Service {
 const ENCODERS: usize = 4;
 
 impl Service {
-    /// A service over an engine that sequences of `context` tokens fit into. Without a template there are no chats.
+    /// A service over a model, and its part in transfers of caches where it takes one. Without a template there are no chats.
     ///
     /// # Errors
     /// A vocabulary that grammars cannot be compiled for.
     pub(super) fn new(
-        parts: Parts,
+        llm: Llm,
+        transfers: Option<KvTransfers>,
         options: Arc<ServerOptions>,
         metrics: Arc<Metrics>,
     ) -> std::result::Result<Self, TokenizerError> {
-        let Parts {
-            engine,
-            tokenizer,
-            template,
-            config,
-            context,
-            transfers,
-        } = parts;
-        let stop_ids = tokenizer.stop_ids(&config.eos_token_ids);
+        let files = llm.files();
+        let stop_ids = files.stop_ids();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Ok(Self {
-            engine,
-            grammars: Grammars::new(&tokenizer, config.vocab_size, &stop_ids)?,
-            tokenizer,
-            template,
-            config,
-            context,
+            grammars: Grammars::new(&files.tokenizer, files.config.vocab_size, &stop_ids)?,
+            llm,
             stop_ids,
             encoders: Semaphore::new(ENCODERS),
             seeds: options
@@ -79,7 +65,7 @@ impl Service {
     }
 
     pub(super) fn engine(&self) -> &EngineHandle {
-        &self.engine
+        self.llm.engine()
     }
 
     /// Its part in transfers of caches, where it takes one.
@@ -88,7 +74,7 @@ impl Service {
     }
 
     pub(super) fn tokenizer(&self) -> &Arc<Tokenizer> {
-        &self.tokenizer
+        &self.llm.files().tokenizer
     }
 
     pub(super) fn template(&self) -> Result<&ChatTemplate> {
@@ -96,16 +82,16 @@ impl Service {
             ApiError::invalid("this model has no chat template; use /v1/completions")
                 .code("no_chat_template")
         };
-        self.template.as_ref().ok_or_else(none)
+        self.llm.files().template.as_ref().ok_or_else(none)
     }
 
     /// Tokens that prompt and answer may have together.
     pub(super) fn context(&self) -> usize {
-        self.context
+        self.llm.context()
     }
 
     pub(super) fn vocabulary(&self) -> usize {
-        self.config.vocab_size
+        self.llm.files().config.vocab_size
     }
 
     pub(super) fn stop_ids(&self) -> &[u32] {
@@ -157,7 +143,7 @@ impl Service {
         }
     }
 
-    /// Does work of the processor's away from the threads that serve connections, a few at a time.
+    /// Does work of the CPU's away from the threads that serve connections, a few at a time.
     pub(super) async fn compute<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
@@ -169,20 +155,4 @@ impl Service {
         drop(permit);
         done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read")))
     }
-}
-
-/// What a service is made of.
-pub struct Parts {
-    /// The engine.
-    pub engine: EngineHandle,
-    /// Its tokenizer, fitted to the model's embedding.
-    pub tokenizer: Arc<Tokenizer>,
-    /// The checkpoint's chat template.
-    pub template: Option<ChatTemplate>,
-    /// The model's configuration.
-    pub config: ModelConfig,
-    /// Tokens that prompt and answer may have together; at most [`crate::engine::Engine::context`].
-    pub context: usize,
-    /// Its part in transfers of caches, where it takes one.
-    pub transfers: Option<KvTransfers>,
 }

@@ -17,8 +17,8 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// The secret with these bytes, which should be random: anyone who overhears a handshake without TLS can try secrets
-    /// against it.
+    /// The secret with these bytes, which should be random: from a handshake that was overheard without TLS, secrets can be
+    /// tried.
     ///
     /// # Errors
     /// [`TransferError::ShortSecret`] below 16 bytes.
@@ -34,7 +34,7 @@ impl Secret {
         })
     }
 
-    /// No secret: anyone who reaches the port and serves the same model can fetch what is offered. For tests, and for networks
+    /// No secret: any process that reaches the port and serves the same model can fetch what is offered. For tests, and for networks
     /// that are closed by other means.
     #[must_use]
     pub fn none() -> Self {
@@ -62,7 +62,7 @@ pub struct TransferOptions {
     pub max_record_bytes: usize,
     /// What both sides prove that they know.
     pub secret: Secret,
-    /// Encryption, and who may be spoken to. Without it everything but the secret can be read on the way.
+    /// Encryption, and the certificates that each side asks for. Without it everything but the secret can be read on the way.
     pub tls: Option<Tls>,
     /// How often each side of a connection sends something.
     pub heartbeat: Duration,

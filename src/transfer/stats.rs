@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 /// Over how much time a rate is taken.
 const RATE_SPAN: Duration = Duration::from_secs(1);
 
-/// Counts of a producer or a consumer since it was made. Whoever exports them to Prometheus makes counters of what only grows,
-/// and gauges of the rest.
+/// Counts of a producer or a consumer since it was made. For Prometheus, fields that are called gauges here are gauges, and all
+/// others are counters.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct TransferStats {

@@ -1,4 +1,4 @@
-//! What the system knows of a TCP connection: the one place of transfers where `unsafe` stands.
+//! What the system knows of a TCP connection: the only file of this module with `unsafe`.
 
 #![cfg_attr(target_os = "linux", allow(unsafe_code))]
 

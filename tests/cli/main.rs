@@ -2,6 +2,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod chat;
 #[path = "../common/mod.rs"]
 mod common;
 mod newcomer;

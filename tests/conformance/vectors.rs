@@ -7,8 +7,8 @@ use kimi_linear::backend::{
     WeightSource,
 };
 use kimi_linear::checkpoint::blocks::{
-    FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT8, INT8_64,
-    INT8_128, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS,
+    FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT6_64, INT8,
+    INT8_64, INT8_128, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS,
 };
 use kimi_linear::checkpoint::{FORMATS, Format};
 use kimi_linear::config::Dtype;
@@ -94,8 +94,8 @@ pub(crate) fn trial(bench: &Arc<Bench>) -> Trial {
 fn others(bench: &Bench) {
     let others = [&IQ2_S, &IQ2_XS, &IQ2_XXS, &IQ3_S, &IQ3_XXS];
     let repacked = [
-        &INT4, &INT4_64, &INT4_128, &INT4_BF16, &INT6, &INT8, &INT8_64, &INT8_128, &FP8, &FP8_64,
-        &FP8_128, &FP4, &FP4_128,
+        &INT4, &INT4_64, &INT4_128, &INT4_BF16, &INT6, &INT6_64, &INT8, &INT8_64, &INT8_128, &FP8,
+        &FP8_64, &FP8_128, &FP4, &FP4_128,
     ];
     for block in others.into_iter().chain(repacked) {
         let source = source(

@@ -160,7 +160,11 @@ fn programs_take_them() {
     }
     let template = "tokenizer.chat_template=int:2";
     let chat = written.dir.path().join("chat.json");
-    std::fs::write(&chat, r#"{"messages": []}"#).unwrap();
+    std::fs::write(
+        &chat,
+        r#"{"messages": [{"role": "user", "content": "Hi"}]}"#,
+    )
+    .unwrap();
     let tokenize = ["tokenize", "--messages", chat.to_str().unwrap()];
     refused(
         &[&tokenize[..], &["--override-kv", template]].concat(),

@@ -26,7 +26,7 @@ fn written(unused: std::ops::Range<u32>) -> Written {
     let bytes: Vec<u8> = head.iter().flat_map(|x| x.to_le_bytes()).collect();
     let found = file.windows(64).position(|window| window == &bytes[..64]);
     let row = head.len() / 512;
-    for (id, factor) in PADDING.into_iter().zip([100.0, -100.0]) {
+    for (id, factor) in PADDING.into_iter().zip([1e6, -1e6]) {
         let values = head[..row].iter().flat_map(|x| (x * factor).to_le_bytes());
         let at = found.unwrap() + id as usize * row * 4;
         file[at..at + row * 4].copy_from_slice(&values.collect::<Vec<u8>>());

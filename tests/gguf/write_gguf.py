@@ -158,6 +158,10 @@ class Writer:
             elif str(i) in added:
                 tokens.append(added[str(i)]["content"])
                 types.append(3)
+            elif i < len(ranks) + 258:
+                # The published tokenizer has so many tokens after its ordinary ones, named or not.
+                tokens.append(f"<|reserved_token_{i}|>")
+                types.append(3)
             else:
                 tokens.append(f"[PAD{i}]")
                 types.append(5)

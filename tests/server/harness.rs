@@ -1,16 +1,15 @@
 //! A server inside the test, and a client for it.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kimi_linear::backend::BackendKind;
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, EngineSizes, Status};
-use kimi_linear::model::Model;
-use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Parts, Server, ServerOptions};
-use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
+use kimi_linear::engine::{EngineHandle, EngineOptions, EngineSizes, Status};
+use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
+use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions};
+use kimi_linear::tokenizer::Tokenizer;
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -65,36 +64,26 @@ impl Setup {
         self
     }
 
-    fn parts(&self) -> Parts {
-        let dir = &self.model;
-        let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-        let checkpoint = Checkpoint::open(dir, &config).unwrap();
-        let mut tokenizer = Tokenizer::from_dir(dir).unwrap();
-        tokenizer.limit_ids(config.vocab_size).unwrap();
-        let tokenizer = Arc::new(tokenizer);
+    fn llm(&self) -> Llm {
+        let options = LlmOptions {
+            sizes: self.sizes,
+            cache: None,
+            engine: self.engine,
+        };
         let backend = kimi_linear::backend::open(BackendKind::Cpu, None).unwrap();
-        let limits = self.sizes.limits(backend.device().cache);
-        let model = Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap();
-        let engine = Engine::new(model, self.engine);
-        Parts {
-            context: engine.context().min(self.sizes.context),
-            engine: EngineHandle::start(engine).unwrap(),
-            tokenizer,
-            template: Some(ChatTemplate::from_dir(dir).unwrap()),
-            config,
-            transfers: None,
-        }
+        let files = LlmFiles::open(&self.model).unwrap();
+        let load = files.load(backend, &options, &mut |_, _| ControlFlow::Continue(()));
+        load.unwrap()
     }
 
     /// Starts a server that is still loading, and what makes it ready.
-    pub async fn listen(self) -> (Running, Opener, Parts) {
-        let mut parts = self.parts();
-        let mut transfer_port = None;
-        if let Some(transfers) = self.transfers {
-            let transfers = KvTransfers::start(&parts.engine, transfers).await.unwrap();
-            transfer_port = transfers.port();
-            parts.transfers = Some(transfers);
+    pub async fn listen(self) -> (Running, Opener, Llm, Option<KvTransfers>) {
+        let llm = self.llm();
+        let mut transfers = None;
+        if let Some(config) = self.transfers {
+            transfers = Some(KvTransfers::start(llm.engine(), config).await.unwrap());
         }
+        let transfer_port = transfers.as_ref().and_then(KvTransfers::port);
         let server = Server::bind(("127.0.0.1", 0), self.options).await.unwrap();
         let opener = server.opener();
         let (stop, stopped) = oneshot::channel();
@@ -105,14 +94,14 @@ impl Setup {
         let running = Running {
             url,
             transfer_port,
-            engine: parts.engine.clone(),
-            tokenizer: Arc::clone(&parts.tokenizer),
+            engine: llm.engine().clone(),
+            tokenizer: Arc::clone(&llm.files().tokenizer),
             apart: Apart::default(),
             stop: Some(stop),
             task,
             client: Client::builder().no_proxy().build().unwrap(),
         };
-        (running, opener, parts)
+        (running, opener, llm, transfers)
     }
 
     /// Starts a server whose tasks run apart from the test's, so that it can be killed.
@@ -128,8 +117,8 @@ impl Setup {
     }
 
     pub async fn start(self) -> Running {
-        let (running, opener, parts) = self.listen().await;
-        opener.open(parts).unwrap();
+        let (running, opener, llm, transfers) = self.listen().await;
+        opener.open(llm, transfers).unwrap();
         running
     }
 }

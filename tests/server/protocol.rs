@@ -7,7 +7,7 @@ use super::harness::{Setup, ids_of, refusal, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_that_it_is_loading_until_it_is_not() {
-    let (server, opener, parts) = Setup::default().listen().await;
+    let (server, opener, llm, transfers) = Setup::default().listen().await;
     for (path, expected) in [("/health", 503), ("/v1/models", 503), ("/version", 200)] {
         assert_eq!(server.get(path).await.0, expected, "{path}");
     }
@@ -17,7 +17,7 @@ async fn it_says_that_it_is_loading_until_it_is_not() {
     assert!(response.headers().contains_key("retry-after"));
     // There before there is a model.
     assert_eq!(server.metric("vllm:num_requests_running").await, 0.0);
-    opener.open(parts).unwrap();
+    opener.open(llm, transfers).unwrap();
     assert_eq!(
         server.get("/health").await,
         (200, json!({ "status": "ok" }))

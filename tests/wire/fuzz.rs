@@ -180,7 +180,7 @@ fn kept_inputs_are_refused() {
     }
 }
 
-properties! { received, fuzz_cases(100_000),
+properties! { received, fuzz_cases(500_000),
     #[test]
     fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Some(opening) = bytes.first_chunk::<OPENING>() {

@@ -189,7 +189,7 @@ fn connections_that_freeze() {
         let mut way = way(400, small).await;
         let came = vec![way.incoming.next().await.unwrap().unwrap()];
         way.relay.set_frozen(true);
-        // Nobody is told: both sides must find out.
+        // Neither side is told: both must find out.
         until("both give them up", || {
             way.producer.stats().connections + way.consumer.stats().connections == 0
         })
@@ -258,7 +258,7 @@ fn a_consumer_that_vanishes_frees_its_producer() {
             ..small(options)
         };
         let way = way(400, soon).await;
-        // As where its process is killed: connections end, and nobody says goodbye.
+        // As where its process is killed: connections end without a last frame.
         way.relay.set_down(true);
         drop(way.consumer);
         assert!(matches!(

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 struct Weather {
     /// Connections of an earlier number are cut.
     cut: u64,
-    /// Nothing goes through, and nobody is told.
+    /// Nothing goes through, and neither side is told.
     frozen: bool,
     /// New connections are closed.
     down: bool,

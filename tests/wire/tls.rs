@@ -136,7 +136,7 @@ fn one_side_without() {
             .await
             .unwrap_err();
         assert!(error.to_string().contains("TLS"), "{error}");
-        // Bytes that are no TLS disturb nobody.
+        // Bytes that are no TLS are refused.
         let producer = producer(with(Some(tls(Some(&own), None, None)))).await;
         let mut raw = Raw::to(producer.local_addr()).await;
         raw.send(b"GET / HTTP/1.1\r\n\r\n").await;

@@ -41,7 +41,7 @@ pub fn histogram(gates: &[f32]) -> [u32; BINS] {
     counts
 }
 
-/// The median half-life, of an even number the longer of the two in the middle; nothing of no channels.
+/// The median half-life, of an even number the longer of the two in the middle; `None` of no channels.
 #[must_use]
 pub fn median_half_life(gates: &[f32]) -> Option<f64> {
     let mut lives: Vec<f64> = gates.iter().map(|gate| half_life(*gate)).collect();

@@ -25,7 +25,7 @@ impl<R: Read> Events<R> {
         Self(BufReader::new(body))
     }
 
-    /// The pieces of the next event; nothing after the last.
+    /// The pieces of the next event; `None` after the last.
     ///
     /// # Errors
     /// A connection that breaks off, or an event that is no JSON.

@@ -51,7 +51,7 @@ impl Tint {
         }
     }
 
-    /// The number of one token; nothing where it was not traced, or its likelihood is not known. Surprise is `-ln p` of
+    /// The number of one token; `None` where it was not traced, or its likelihood is not known. Surprise is `-ln p` of
     /// the token given all before it; the others are the selected head's numbers in the frame.
     #[must_use]
     pub(super) fn value(

@@ -33,15 +33,20 @@ pub(super) fn linear(
     }
     let mut columns = vec![0.0; count * outputs];
     transposed(input, weight, first_row, &mut columns);
-    // Sixteen rows at a time: as many numbers of a column lie together in a line of the cache.
+    // Sixteen by sixteen: as many numbers lie together in a line of the cache, on both sides.
+    const LINE: usize = 16;
     output
-        .par_chunks_mut(16 * outputs)
+        .par_chunks_mut(LINE * outputs)
         .enumerate()
         .for_each(|(i, rows)| {
-            for (o, column) in columns.chunks_exact(count).enumerate() {
-                let column = column[16 * i..].iter();
-                let rows = rows.chunks_exact_mut(outputs);
-                rows.zip(column).for_each(|(row, value)| row[o] = *value);
+            for first in (0..outputs).step_by(LINE) {
+                let columns = &columns[first * count..];
+                for (r, row) in rows.chunks_exact_mut(outputs).enumerate() {
+                    let values = row[first..].iter_mut().take(LINE);
+                    values
+                        .zip(columns.chunks_exact(count))
+                        .for_each(|(value, column)| *value = column[LINE * i + r]);
+                }
             }
         });
 }
@@ -122,7 +127,7 @@ impl Input<'_> {
                         continue;
                     }
                     Format::Dense(Dtype::F32) => {
-                        one_row(self.rows, stored, |bytes| f32::from_le_bytes(*bytes), taken);
+                        one_row(self.rows, stored, f32_of, taken);
                         continue;
                     }
                     Format::Dense(Dtype::F16) | Format::Block(_) => {}
@@ -140,6 +145,12 @@ impl Input<'_> {
             }
         }
     }
+}
+
+/// The f32 of four bytes.
+#[inline(always)]
+fn f32_of(bytes: &[u8; 4]) -> f32 {
+    f32::from_le_bytes(*bytes)
 }
 
 /// The bf16 of two bytes, widened.

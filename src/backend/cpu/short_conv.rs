@@ -13,7 +13,7 @@ struct Inputs<'a> {
     segment: &'a [f32],
     /// Inputs kept in a convolution state, `taps - 1`.
     kept: usize,
-    /// `[channels, kept]`, oldest first; nothing where the sequence starts.
+    /// `[channels, kept]`, oldest first; `None` where the sequence starts.
     conv_state: Option<&'a [f32]>,
 }
 

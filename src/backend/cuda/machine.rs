@@ -382,7 +382,7 @@ pub struct Answers {
     pub milliseconds: Vec<(usize, f64)>,
 }
 
-/// A device, or what plays one. Buffers that another machine made are refused.
+/// A CUDA device, or its emulator. Buffers that another machine made are refused.
 pub trait Machine: Send + Sync {
     /// The device.
     fn device(&self) -> &Device;

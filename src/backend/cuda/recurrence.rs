@@ -21,7 +21,7 @@ const STAGES: usize = 5;
 /// Multiprocessors of the device that widths are chosen for, and the schedulers of all of them.
 const MULTIPROCESSORS: usize = 132;
 const SCHEDULERS: usize = 512;
-/// Tiles of sixteen columns that a block of `kda_scan` has, at most: where blocks are few, and else.
+/// Tiles of sixteen columns that a block of `kda_scan` has, at most: `FEW_TILES` where the grid is small, else `MOST_TILES`.
 const FEW_TILES: usize = 4;
 const MOST_TILES: usize = 8;
 

@@ -15,7 +15,7 @@ use crate::backend::{Device, MaybeSend, Result, host};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// An adapter as a person sees it.
+/// Human-readable description of an adapter.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct AdapterDescription {
     /// Its place in this list, the `N` of `--device N`.

@@ -42,21 +42,27 @@ pub static INT4_BF16: BlockFormat = BlockFormat {
     }),
 };
 
-/// Six bits with an f16 scale and an f16 minimum: code i at bits 6i .. 6i + 6 of 24 bytes, little-endian.
-pub static INT6: BlockFormat = BlockFormat {
-    name: "INT6",
-    length: 32,
-    bytes: 28,
-    group: 32,
-    unpack: Unpack::Codes(|block, to| {
-        set::<32>(to, half(block, 0), half(block, 2));
-        let codes = to.codes.as_chunks_mut::<4>().0;
-        for (codes, bytes) in codes.iter_mut().zip(block[4..28].as_chunks::<3>().0) {
-            let bits = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
-            *codes = [0, 6, 12, 18].map(|shift| (bits >> shift & 63) as i8);
-        }
-    }),
-};
+/// Six bits with an f16 scale and an f16 minimum: code i at bits 6i .. 6i + 6 of the bytes after them, little-endian.
+pub static INT6: BlockFormat = int6::<32>("INT6");
+/// The same in blocks of 64.
+pub static INT6_64: BlockFormat = int6::<64>("INT6_64");
+
+const fn int6<const LENGTH: usize>(name: &'static str) -> BlockFormat {
+    BlockFormat {
+        name,
+        length: LENGTH,
+        bytes: 4 + LENGTH / 4 * 3,
+        group: 32,
+        unpack: Unpack::Codes(|block, to| {
+            set::<LENGTH>(to, half(block, 0), half(block, 2));
+            let bytes = block[4..4 + LENGTH / 4 * 3].as_chunks::<3>().0;
+            for (codes, bytes) in to.codes.as_chunks_mut::<4>().0.iter_mut().zip(bytes) {
+                let bits = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
+                *codes = [0, 6, 12, 18].map(|shift| (bits >> shift & 63) as i8);
+            }
+        }),
+    }
+}
 
 /// Eight bits with their sign: an f32 scale and an f32 minimum, then the codes.
 pub static INT8: BlockFormat = int8::<32>("INT8");
@@ -141,9 +147,9 @@ pub static FP4_128: BlockFormat = BlockFormat {
 };
 
 /// All of them.
-pub(in crate::checkpoint) static REPACKED: [&BlockFormat; 13] = [
-    &INT4, &INT4_64, &INT4_128, &INT4_BF16, &INT6, &INT8, &INT8_64, &INT8_128, &FP8, &FP8_64,
-    &FP8_128, &FP4, &FP4_128,
+pub(in crate::checkpoint) static REPACKED: [&BlockFormat; 14] = [
+    &INT4, &INT4_64, &INT4_128, &INT4_BF16, &INT6, &INT6_64, &INT8, &INT8_64, &INT8_128, &FP8,
+    &FP8_64, &FP8_128, &FP4, &FP4_128,
 ];
 
 /// One scale and one minimum for all `LENGTH` elements.

@@ -19,8 +19,8 @@ use bytes::Bytes;
 use self::expand::Expand;
 use self::grid::{Grid, Number};
 use super::blocks::{
-    FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT8, INT8_64,
-    INT8_128, MXFP4, Q4_0, Q4_1, Q5_1, Q8_0,
+    FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT6_64, INT8,
+    INT8_64, INT8_128, MXFP4, Q4_0, Q4_1, Q5_1, Q8_0,
 };
 use super::{BlockFormat, Format, Shard};
 use crate::error::CheckpointError;
@@ -140,9 +140,9 @@ impl Packed {
             (Scheme::Integer { .. }, 4) => self.int4(self.scales.number == Number::Bf16),
             (Scheme::Affine { .. }, 0..=4) if halves => &Q4_1,
             (Scheme::Affine { .. }, 5) if halves => &Q5_1,
-            (Scheme::Affine { .. }, 6) if halves => &INT6,
+            (Scheme::Affine { .. }, 6) if halves => self.longest(&[&INT6_64]).unwrap_or(&INT6),
             (Scheme::Integer { .. } | Scheme::Affine { .. }, _) => self.int8(),
-            (Scheme::Float8, _) => self.longest([&FP8_128, &FP8_64, &FP8]),
+            (Scheme::Float8, _) => self.longest(&[&FP8_128, &FP8_64]).unwrap_or(&FP8),
             (Scheme::Float4, _) if self.scales.number == Number::E8m0 => &MXFP4,
             (Scheme::Float4 | Scheme::Float4Global { .. }, _) => self.fp4(),
         }
@@ -151,11 +151,11 @@ impl Packed {
     /// Four bits with zero points, or scales that f16 does not hold; `brief` scales are those that bf16 holds.
     fn int4(&self, brief: bool) -> &'static BlockFormat {
         let short = if brief { &INT4_BF16 } else { &INT4 };
-        self.longest([&INT4_128, &INT4_64, short])
+        self.longest(&[&INT4_128, &INT4_64]).unwrap_or(short)
     }
 
     fn int8(&self) -> &'static BlockFormat {
-        self.longest([&INT8_128, &INT8_64, &INT8])
+        self.longest(&[&INT8_128, &INT8_64]).unwrap_or(&INT8)
     }
 
     /// Four-bit floats with a scale for each 16 columns.
@@ -166,13 +166,12 @@ impl Packed {
         }
     }
 
-    /// The first of these, the last at the latest, that rows are whole blocks of and none of whose blocks has two scales.
-    fn longest(&self, formats: [&'static BlockFormat; 3]) -> &'static BlockFormat {
-        let fits = |format: &&BlockFormat| {
+    /// The first of these that rows are whole blocks of and none of whose blocks has two scales.
+    fn longest(&self, formats: &[&'static BlockFormat]) -> Option<&'static BlockFormat> {
+        let fits = |format: &&&BlockFormat| {
             let length = format.length;
             self.columns.is_multiple_of(length) && self.scales.grid.covers(length, self.columns)
         };
-        let [.., last] = formats;
-        formats.into_iter().find(fits).unwrap_or(last)
+        formats.iter().find(fits).copied()
     }
 }

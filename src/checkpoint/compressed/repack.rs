@@ -7,9 +7,7 @@ use bytes::Bytes;
 use half::f16;
 use rayon::prelude::*;
 
-use super::super::blocks::{
-    E4M3, FP4, FP4_128, INT4_BF16, INT6, MXFP4, NO_MIN, Q4_0, Q4_1, Q5_1, Q8_0,
-};
+use super::super::blocks::{E4M3, FP4, FP4_128, INT4_BF16, MXFP4, NO_MIN, Q4_0, Q4_1, Q5_1, Q8_0};
 use super::super::{BlockFormat, Format, Shard, map};
 use super::grid::Number;
 use super::{Packed, Scales, Scheme, Stored, Words, Zeros};
@@ -155,7 +153,7 @@ impl Packed {
                 let high = high.fold(0, |bits, (i, code)| bits | (*code as u32 >> 4 & 1) << i);
                 block[4..8].copy_from_slice(&high.to_le_bytes());
                 nibbles(codes, &mut block[8..]);
-            } else if *format == INT6 {
+            } else {
                 sixes(codes, &mut block[4..]);
             }
         });

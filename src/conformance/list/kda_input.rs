@@ -24,9 +24,9 @@ pub struct KdaCase {
     pub gates: Vec<f32>,
     /// `[T, value_heads]`.
     pub beta: Vec<f32>,
-    /// `[sequences, value_heads, K, V]`; nothing where sequences start from zero.
+    /// `[sequences, value_heads, K, V]`; `None` where sequences start from zero.
     pub initial: Option<Vec<f32>>,
-    /// The answers; nothing where the oracle gives them.
+    /// The answers; `None` where the oracle gives them.
     pub expected: Option<KdaExpected>,
 }
 

@@ -64,8 +64,8 @@ impl Incoming {
         }
     }
 
-    /// The next record, in any order; `None` when all have come. Taking it is what lets the producer send another: who takes none
-    /// for a while stops the sending engine, and nothing else. Dropping the future loses none.
+    /// The next record, in any order; `None` when all have come. Taking it is what lets the producer send another: while
+    /// none is taken, the sending engine waits, and other transfers go on. Dropping the future loses none.
     ///
     /// # Errors
     /// A transfer that the producer has given up, or whose peer was lost. What came before is of no use then.

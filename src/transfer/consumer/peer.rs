@@ -184,7 +184,7 @@ impl Peer {
                 _ => Ended::Failed,
             };
             self.local.counters.ended(how);
-            // A fetch that was dropped has nobody to tell.
+            // Fails where the fetch was dropped.
             let _ = transfer.events.send(Event::Failed(error));
         }
     }
@@ -379,7 +379,7 @@ async fn first(peer: Arc<Peer>) {
             Ok(link) => break link,
             Err(error) => error,
         };
-        // A producer that is busy may soon have room; who is not there, or refuses for good, will not be waited for.
+        // A producer that is busy may soon have room; one that does not listen, or refuses for good, is not waited for.
         let waits = matches!(
             error,
             TransferError::Io { .. } | TransferError::Refused { .. }

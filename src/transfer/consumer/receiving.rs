@@ -70,7 +70,7 @@ impl Receiving {
     /// The producer sends it: it says so, or something of the transfer comes, over a connection that was faster.
     pub(super) fn accept(&mut self) {
         if !std::mem::replace(&mut self.fetch.accepted, true) {
-            // A fetch that was dropped has nobody to tell.
+            // Fails where the fetch was dropped.
             let _ = self.events.send(Event::Accepted);
         }
     }

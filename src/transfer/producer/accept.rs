@@ -20,7 +20,7 @@ use crate::transfer::locked;
 /// How long to wait when the system gives no connection, as where all file descriptors are taken.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Connections in their handshake, oldest first. Who comes when there are too many takes the oldest one's place: peers that do
+/// Connections in their handshake, oldest first. Where there are too many, a new one replaces the oldest: peers that do
 /// nothing do not keep others out.
 pub(super) struct Handshakes {
     limit: usize,
@@ -37,7 +37,7 @@ impl Handshakes {
         }
     }
 
-    /// One more: its number, and what says that another takes its place.
+    /// One more: its number, and what says that another replaces it.
     fn enter(&self) -> (u64, oneshot::Receiver<()>) {
         let number = self.next.fetch_add(1, Relaxed);
         let (sender, replaced) = oneshot::channel();
@@ -139,7 +139,7 @@ async fn handshake(
         Ok(pool) => Some((taken, pool)),
         Err(error) => {
             refuse(&error);
-            // One that waits for its sentence to be read gives its place up like the others.
+            // One that waits for its sentence to be read is replaced like the others.
             tokio::select! {
                 () = taken.refuse(&error, true) => {}
                 _ = &mut *replaced => {}
@@ -161,7 +161,7 @@ async fn run_connection(
         let limit = shared.local.options.max_connections;
         shared.counters.refused.fetch_add(1, Relaxed);
         let error = busy(&format!("(the limit is {limit})"));
-        taken.refuse(&error, false).await;
+        taken.refuse(&error, true).await;
         return;
     };
     let (outbox, queued) = mpsc::unbounded_channel();

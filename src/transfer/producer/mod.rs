@@ -1,9 +1,9 @@
 //! The side that prefills and gives its caches away (vLLM's `kv_producer`).
 
 mod accept;
-mod desk;
 mod offer;
 mod outgoing;
+mod rendezvous;
 mod sending;
 mod session;
 
@@ -18,10 +18,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use self::accept::Handshakes;
-use self::desk::{Asked, Desk, Offered};
 use self::offer::Ending;
 pub use self::offer::{Offer, TransferOutcome};
 pub use self::outgoing::{HandOffFuture, Outgoing, RecordSource};
+use self::rendezvous::{Asked, Asking, Offered, Rendezvous};
 use self::sending::Transfer;
 use self::session::Session;
 use super::connection::Outbox;
@@ -46,7 +46,7 @@ pub struct Producer {
 struct Shared {
     local: Local,
     counters: Arc<Counters>,
-    desk: Desk,
+    rendezvous: Rendezvous,
     sessions: Mutex<HashMap<u128, Arc<Session>>>,
     handshakes: Handshakes,
     /// Connections past their handshake.
@@ -86,7 +86,7 @@ impl Producer {
                 counters: Arc::clone(&counters),
             },
             counters,
-            desk: Desk::default(),
+            rendezvous: Rendezvous::default(),
             sessions: Mutex::default(),
             closing: watch::Sender::new(false),
             tasks: Mutex::default(),
@@ -124,7 +124,7 @@ impl Producer {
         let ending = Ending::new(Arc::clone(&shared.counters));
         let offered = Offered::new(&shared.runtime, outgoing, Arc::clone(&ending));
         let waiter = offered.hand_off.waiter();
-        match shared.desk.offer(&id, offered)? {
+        match shared.rendezvous.offer(&id, offered)? {
             Some((asked, offered)) => shared.start(None, asked, offered),
             None => {
                 let held = hold(Arc::clone(shared), id.clone(), Arc::clone(&ending), waiter);
@@ -144,7 +144,7 @@ impl Producer {
         TransferStats {
             records_sent: self.shared.counters.records(),
             held_bytes: held as u64,
-            waiting: self.shared.desk.waiting(None) as u64,
+            waiting: self.shared.rendezvous.waiting(None) as u64,
             active: active as u64,
             ..counts
         }
@@ -181,17 +181,18 @@ async fn hold(
         }
         tokio::time::sleep(shared.local.options.hold_timeout).await;
     };
+    let mut closing = shared.closing.subscribe();
     let cancelled = async {
         let outcome = ending.wait().await;
-        if matches!(outcome, TransferOutcome::Failed { .. }) && !*shared.closing.borrow() {
-            std::future::pending::<()>().await;
+        if matches!(outcome, TransferOutcome::Failed { .. }) {
+            let _ = closing.wait_for(|closing| *closing).await;
         }
     };
     tokio::select! {
         () = unfetched => {}
         () = cancelled => {}
     }
-    if shared.desk.withdraw(&id, &ending) {
+    if shared.rendezvous.withdraw(&id, &ending) {
         ending.set(TransferOutcome::Expired);
     }
 }
@@ -235,7 +236,7 @@ impl Shared {
             Frame::Ack { sequence } => session.acknowledge(number, sequence),
             Frame::Complete => session.end(number, TransferOutcome::Completed),
             Frame::Cancel { reason } => {
-                self.desk.leave_all(session, Some(number));
+                self.rendezvous.leave_all(session, Some(number));
                 session.end(number, TransferOutcome::Cancelled { reason });
             }
             other => return Err(unexpected("what a consumer sends", &other)),
@@ -256,21 +257,19 @@ impl Shared {
             return;
         }
         let limit = self.local.options.max_transfers;
-        if session.load().0 + self.desk.waiting(Some(&session)) >= limit {
+        if session.load().0 + self.rendezvous.waiting(Some(&session)) >= limit {
             let sentence = format!("this consumer has {limit} transfers already");
             asked.refuse(Some(connection), Refusal::Busy, sentence);
             return;
         }
-        match self.desk.ask(asked) {
-            Ok(Some((asked, offered))) => self.start(Some(connection), asked, offered),
-            Ok(None) => self.wait_for_offer(id, session, number),
-            Err((asked, refusal, sentence)) => {
-                asked.refuse(Some(connection), refusal, sentence);
-            }
+        match self.rendezvous.ask(connection, asked) {
+            Asking::Starts(asked, offered) => self.start(Some(connection), asked, offered),
+            Asking::Waits => self.wait_for_offer(id, session, number),
+            Asking::WaitsAlready | Asking::Refused => {}
         }
     }
 
-    /// Lets a consumer wait, but not for ever.
+    /// Lets a consumer wait for an offer, for `hold_timeout` at most.
     fn wait_for_offer(self: &Arc<Self>, id: String, session: Arc<Session>, number: u32) {
         let shared = Arc::clone(self);
         let limit = self.local.options.hold_timeout;
@@ -280,7 +279,7 @@ impl Shared {
                 () = tokio::time::sleep(limit) => {}
                 _ = closing.wait_for(|closing| *closing) => {}
             }
-            if let Some(asked) = shared.desk.leave(&id, &session, number) {
+            if let Some(asked) = shared.rendezvous.leave(&id, &session, number) {
                 let sentence = format!("no transfer {id:?} was offered within {limit:?}");
                 asked.refuse(None, Refusal::Unknown, sentence);
             }
@@ -311,7 +310,7 @@ impl Shared {
         let shared = Arc::clone(self);
         self.spawn(async move {
             let outcome = transfer.run(room).await;
-            shared.desk.done(&fetch.id);
+            shared.rendezvous.done(&fetch.id);
             if outcome != TransferOutcome::Completed {
                 let reason = outcome.reason().to_owned();
                 session.send(None, number, Frame::Cancel { reason });
@@ -329,8 +328,9 @@ impl Shared {
         let Some(epoch) = session.detach(connection) else {
             return;
         };
-        let idle =
-            |session: &Arc<Session>| session.load().0 == 0 && self.desk.waiting(Some(session)) == 0;
+        let idle = |session: &Arc<Session>| {
+            session.load().0 == 0 && self.rendezvous.waiting(Some(session)) == 0
+        };
         if idle(session) {
             self.remove(session);
             return;
@@ -345,7 +345,7 @@ impl Shared {
             }
             if session.is_lost_since(epoch) {
                 let reason = format!("its consumer was not connected for {limit:?}");
-                shared.desk.leave_all(&session, None);
+                shared.rendezvous.leave_all(&session, None);
                 session.end_all(&TransferOutcome::Failed { reason });
                 shared.remove(&session);
             }
@@ -366,7 +366,7 @@ impl Shared {
         let outcome = TransferOutcome::Failed {
             reason: "the producer was shut down".to_owned(),
         };
-        self.desk.clear(&outcome);
+        self.rendezvous.clear(&outcome);
         let sessions: Vec<_> = locked(&self.sessions).drain().collect();
         for (_, session) in sessions {
             session.end_all(&outcome);

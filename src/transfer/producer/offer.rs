@@ -1,4 +1,4 @@
-//! How an offered transfer ends, and who waits for that.
+//! How an offered transfer ends, and waiting for it.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub enum TransferOutcome {
         /// Why.
         reason: String,
     },
-    /// Nobody fetched it in time.
+    /// No consumer fetched it in time.
     Expired,
     /// The request or its consumer was lost.
     Failed {

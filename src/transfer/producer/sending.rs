@@ -93,7 +93,7 @@ impl Transfer {
         }
     }
 
-    /// Sends everything, then waits for ever; what failed. The source is dropped with the future, when the transfer has ended: the
+    /// Sends everything, then stays pending; what failed. The source is dropped with the future, when the transfer has ended: the
     /// request behind it may end with it.
     async fn send(self, room: &Notify) -> String {
         let Self {

@@ -201,7 +201,7 @@ impl Session {
         }
     }
 
-    /// The next frame for a connection: transfers take turns.
+    /// The next frame for a connection, round robin over the transfers.
     fn take(&self, connection: u64) -> Option<(u32, Frame)> {
         let mut state = locked(&self.state);
         let after = (Bound::Excluded(state.last), Bound::Unbounded);

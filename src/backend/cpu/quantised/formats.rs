@@ -13,7 +13,8 @@ use super::isa::Isa;
 use super::{BLOCK, BLOCKS, GROUP};
 use crate::checkpoint::BlockFormat;
 use crate::checkpoint::blocks::{
-    INT6, INT8, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    INT6, INT6_64, INT8, INT8_64, INT8_128, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K,
+    Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
 
 /// A format whose superblocks have `BYTES` bytes.
@@ -151,7 +152,10 @@ impl Layout {
             (&Q6_K, Self::Q6K),
             (&IQ4_XS, Self::Iq4Xs),
             (&INT6, Self::BlocksWithMins),
+            (&INT6_64, Self::BlocksWithMins),
             (&INT8, Self::BlocksWithMins),
+            (&INT8_64, Self::BlocksWithMins),
+            (&INT8_128, Self::BlocksWithMins),
         ];
         let found = known.into_iter().find(|(known, _)| *known == format);
         let other = if format.group == GROUP {

@@ -4,7 +4,9 @@ use rand_chacha::ChaCha8Rng;
 use super::super::memory::widen;
 use super::formats::WithFormat;
 use super::*;
-use crate::checkpoint::blocks::{FP4, INT4, INT6, INT8, NO_MIN};
+use crate::checkpoint::blocks::{
+    FP4, INT4, INT4_64, INT4_128, INT6, INT6_64, INT8, INT8_64, INT8_128, NO_MIN,
+};
 use crate::checkpoint::ggml::TYPES;
 use crate::checkpoint::{Codes, Format};
 use crate::conformance::{EIGHT_BIT_ACTIVATIONS, differing, greatest_error};
@@ -15,9 +17,11 @@ fn formats() -> Vec<&'static BlockFormat> {
         Some(Format::Block(format)) => applies(format).then_some(format),
         _ => None,
     });
-    let repacked = [&INT4, &INT6, &INT8, &FP4];
+    let repacked = [
+        &INT4, &INT4_64, &INT4_128, &INT6, &INT6_64, &INT8, &INT8_64, &INT8_128, &FP4,
+    ];
     let formats: Vec<_> = blocks.chain(repacked).collect();
-    assert!(formats.len() >= 22, "{formats:?}");
+    assert!(formats.len() >= 27, "{formats:?}");
     formats
 }
 
@@ -29,7 +33,14 @@ fn stored(
     width: usize,
     wild: bool,
 ) -> Vec<u8> {
-    let halves: &[usize] = match format.name {
+    // INT4_64 is an INT4 of other length.
+    let name = format
+        .name
+        .split('_')
+        .next()
+        .filter(|name| name.starts_with("INT"));
+    let name = name.unwrap_or(format.name);
+    let halves: &[usize] = match name {
         "Q4_1" | "Q5_1" | "Q4_K" | "Q5_K" | "INT6" => &[0, 2],
         "Q2_K" => &[80, 82],
         "Q3_K" => &[108],
@@ -37,7 +48,7 @@ fn stored(
         "MXFP4" | "INT4" | "INT8" | "FP4" => &[],
         _ => &[0],
     };
-    let singles: &[usize] = match format.name {
+    let singles: &[usize] = match name {
         "INT4" => &[0],
         "INT8" | "FP4" => &[0, 4],
         _ => &[],
@@ -59,7 +70,7 @@ fn stored(
             let scale = rng.random_range(-1.0..1.0_f32) * f32::from(exponent).exp2();
             block[*at..at + 4].copy_from_slice(&scale.to_le_bytes());
         }
-        if format.name == "INT4" {
+        if name == "INT4" {
             // The zero point.
             block[4] = rng.random_range(0..16);
         }
@@ -110,10 +121,11 @@ fn defined(format: &BlockFormat, bytes: &[u8], input: &[f32], width: usize) -> V
         return Vec::new();
     };
     let group = if format.group == GROUP { GROUP } else { BLOCK };
-    let minimums = matches!(
-        format.name,
-        "Q4_1" | "Q5_1" | "Q2_K" | "Q4_K" | "Q5_K" | "INT6" | "INT8"
-    );
+    let minimums = matches!(format.name, "Q4_1" | "Q5_1" | "Q2_K" | "Q4_K" | "Q5_K");
+    let minimums = minimums
+        || ["INT6", "INT8"]
+            .iter()
+            .any(|name| format.name.starts_with(name));
     let rows = Activations::new(input, width);
     let stride = width / format.length * format.bytes;
     let mut output = Vec::new();

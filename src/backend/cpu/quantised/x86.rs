@@ -15,16 +15,11 @@ use pulp::x86::V3;
 
 use super::isa::Isa;
 
-/// `dot` of integers: what the instruction sets here differ in.
+/// Products of bytes: what the instruction sets here, which all have AVX2, FMA and F16C, differ in.
 trait Products: Copy {
     fn v3(self) -> V3;
 
     fn vectorised<R>(self, f: impl FnOnce() -> R) -> R;
-
-    /// Eight f16, widened.
-    fn widened(self, halves: __m128i) -> __m256;
-
-    fn none(self) -> __m256i;
 
     /// Adds products of unsigned and signed bytes.
     fn products(self, sums: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i;
@@ -72,7 +67,8 @@ impl<P: Products> Isa for P {
 
     #[inline(always)]
     fn halves(self, bits: [u16; 8]) -> __m256 {
-        self.widened(bytemuck::cast(bits))
+        // SAFETY: every token here exists only where its `detect` found F16C.
+        unsafe { _mm256_cvtph_ps(bytemuck::cast(bits)) }
     }
 
     #[inline(always)]
@@ -117,7 +113,7 @@ impl<P: Products> Isa for P {
 
     #[inline(always)]
     fn partial(self) -> __m256i {
-        self.none()
+        self.v3().avx._mm256_setzero_si256()
     }
 
     #[inline(always)]
@@ -134,7 +130,7 @@ impl<P: Products> Isa for P {
     fn signed(self, codes: __m256i, activations: __m256i) -> __m256i {
         let avx2 = self.v3().avx2;
         let signed = avx2._mm256_sign_epi8(activations, codes);
-        let sums = self.products(self.none(), avx2._mm256_abs_epi8(codes), signed);
+        let sums = self.products(self.partial(), avx2._mm256_abs_epi8(codes), signed);
         Products::sums(self, sums)
     }
 
@@ -289,17 +285,6 @@ impl Products for Avx2 {
     }
 
     #[inline(always)]
-    fn widened(self, halves: __m128i) -> __m256 {
-        // SAFETY: the token exists only where `detect` found F16C.
-        unsafe { _mm256_cvtph_ps(halves) }
-    }
-
-    #[inline(always)]
-    fn none(self) -> __m256i {
-        self.0.avx._mm256_setzero_si256()
-    }
-
-    #[inline(always)]
     fn products(self, sums: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
         let avx2 = self.0.avx2;
         avx2._mm256_add_epi16(sums, avx2._mm256_maddubs_epi16(unsigned, signed))
@@ -339,17 +324,6 @@ impl Products for AvxVnni {
     fn vectorised<R>(self, f: impl FnOnce() -> R) -> R {
         // SAFETY: the token exists only where `detect` found all four features.
         unsafe { with_avx_vnni(f) }
-    }
-
-    #[inline(always)]
-    fn widened(self, halves: __m128i) -> __m256 {
-        // SAFETY: the token exists only where `detect` found F16C.
-        unsafe { _mm256_cvtph_ps(halves) }
-    }
-
-    #[inline(always)]
-    fn none(self) -> __m256i {
-        self.0.avx._mm256_setzero_si256()
     }
 
     #[inline(always)]
@@ -393,17 +367,6 @@ impl Products for Avx512Vnni {
     fn vectorised<R>(self, f: impl FnOnce() -> R) -> R {
         // SAFETY: the token exists only where `detect` found all five features.
         unsafe { with_avx512_vnni(f) }
-    }
-
-    #[inline(always)]
-    fn widened(self, halves: __m128i) -> __m256 {
-        // SAFETY: the token exists only where `detect` found F16C.
-        unsafe { _mm256_cvtph_ps(halves) }
-    }
-
-    #[inline(always)]
-    fn none(self) -> __m256i {
-        self.0.avx._mm256_setzero_si256()
     }
 
     #[inline(always)]

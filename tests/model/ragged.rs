@@ -1,9 +1,6 @@
 //! The whole model over ragged batches, arbitrary cuts, checkpoints and other people's slots.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod common;
-
-use common::{Fixture, close, reference};
+use crate::common::{Fixture, close, reference};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
     Batch, Block, Capacity, LatentRecord, OutputRow, Segment, Slot, StateCheckpoint, StateRecord,

@@ -1,5 +1,4 @@
 //! Tool calls as they stream out of the model, whole, malformed and cut off.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
 

@@ -1,25 +1,13 @@
 //! Whole models whose latents are kept in each dtype, on every backend.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-#[path = "common/backends.rs"]
-mod backends;
-mod common;
-#[cfg(feature = "cuda")]
-#[path = "common/emulated.rs"]
-mod emulated;
-#[path = "common/rounded.rs"]
-mod rounded;
-#[path = "common/wrapped.rs"]
-mod wrapped;
-
-use backends::BACKENDS;
-use common::{Fixture, reference};
+use crate::backends::BACKENDS;
+use crate::common::{Fixture, reference};
+use crate::rounded::round_latents;
+use crate::wrapped::{Part, Wrap, Wrapped};
 use kimi_linear::backend::{Backend, Batch, Block, Capacity, Op, OutputRow, Result, Segment, Slot};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::model::{Limits, Model, StepOptions};
-use rounded::round_latents;
-use wrapped::{Part, Wrap, Wrapped};
 
 const BLOCK_TOKENS: usize = 16;
 const BLOCKS: usize = 32;

@@ -1,14 +1,10 @@
 //! `kimi-linear chat` in a pseudo-terminal: each turn reads only what is new.
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
-
-mod common;
 
 use std::io::{Read, Write};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use common::reference;
+use crate::common::reference;
 use portable_pty::{Child, CommandBuilder, PtyPair, PtySize, native_pty_system};
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,11 +1,7 @@
 //! The wgpu backend against the reference checkpoints, on whatever adapter this machine has.
-#![cfg(feature = "wgpu")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod common;
-
-use common::caches::check_caches;
-use common::{Fixture, close, reference};
+use crate::common::caches::check_caches;
+use crate::common::{Fixture, close, reference};
 use kimi_linear::backend::wgpu::{Options, WgpuBackend};
 use kimi_linear::backend::{
     Add, Backend, Batch, Block, Capacity, Element, Op, OutputRow, Program, Rows, Segment, Slot,

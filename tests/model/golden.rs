@@ -1,10 +1,7 @@
 //! The reference checkpoints against what another implementation computed from them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod common;
-
-use common::caches::check_caches;
-use common::{Fixture, close, reference};
+use crate::common::caches::check_caches;
+use crate::common::{Fixture, close, reference};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot, StepOutput};
 use kimi_linear::checkpoint::Checkpoint;

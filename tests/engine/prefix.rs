@@ -1,9 +1,6 @@
 //! Prefix reuse: a hit gives what a run cut at the same places gives, bit for bit, and only where a state is kept.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod engine_harness;
-
-use engine_harness::{
+use crate::engine_harness::{
     BLOCK, OPTIONS, Outcome, answer, answers, engine, limits, load, request, tokens, without_engine,
 };
 use kimi_linear::engine::{Engine, EngineOptions, Request};

@@ -1,12 +1,9 @@
 //! The engine in its thread: events in order, several clients at once, cancellation from anywhere.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
-
-mod engine_harness;
 
 use std::sync::Arc;
 
-use engine_harness::common::reference;
-use engine_harness::{OPTIONS, answer, drawn, engine, limits, request, tokens};
+use crate::engine_harness::common::reference;
+use crate::engine_harness::{OPTIONS, answer, drawn, engine, limits, request, tokens};
 use kimi_linear::engine::{
     Answer, EngineHandle, Event, FinishReason, Output, OutputProcessor, Request, Sampling, Usage,
 };

@@ -1,12 +1,9 @@
 //! The tokenizer's files: damaged ones, each with its error, and `tokenizer.json` beside `tiktoken.model`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::collections::HashMap;
 
-use common::reference;
-use common::tokenizer::{check_texts, expected, known};
+use crate::common::reference;
+use crate::common::tokenizer::{check_texts, expected, known};
 use kimi_linear::error::TokenizerError;
 use kimi_linear::tokenizer::Tokenizer;
 use serde_json::{Value, json};

@@ -1,26 +1,11 @@
 //! Both GPU backends with each call of their device failing in turn, while a model is loaded and while the engine runs: a
 //! typed error with its scope, no panic, no hang, and the next request is served where the device lives.
-#![cfg(all(feature = "cuda", feature = "wgpu"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    missing_docs
-)]
-
-#[path = "common/emulated.rs"]
-mod emulated;
-#[path = "common/faulty_machine.rs"]
-mod faulty_machine;
-
-mod engine_harness;
 
 use std::sync::Arc;
 
-use engine_harness::common::reference;
-use engine_harness::{BLOCK, OPTIONS, Outcome, answer, limits, request, tokens};
-use faulty_machine::FaultyMachine;
+use crate::engine_harness::common::reference;
+use crate::engine_harness::{BLOCK, OPTIONS, Outcome, answer, limits, request, tokens};
+use crate::faulty_machine::FaultyMachine;
 use kimi_linear::backend::cuda::CudaBackend;
 use kimi_linear::backend::wgpu::{Fault, Faults, WgpuBackend};
 use kimi_linear::backend::{Backend, block_on};
@@ -54,7 +39,7 @@ fn open(kind: Kind) -> (Box<dyn Backend>, Arc<Faults>) {
         }
         Kind::Cuda => {
             let faults = Arc::<Faults>::default();
-            let machine = FaultyMachine::new(emulated::machine(&[Order::Forward]), &faults);
+            let machine = FaultyMachine::new(crate::emulated::machine(&[Order::Forward]), &faults);
             (Box::new(CudaBackend::over(Arc::new(machine))), faults)
         }
     }

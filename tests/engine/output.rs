@@ -1,5 +1,4 @@
 //! What an output processor makes of the engine's events: text, stop strings, tool calls.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::ops::ControlFlow;
 use std::path::Path;

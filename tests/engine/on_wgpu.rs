@@ -1,10 +1,6 @@
 //! The engine on wgpu: what holds on the CPU holds there, and memory moves between the two.
-#![cfg(feature = "wgpu")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod engine_harness;
-
-use engine_harness::{
+use crate::engine_harness::{
     BLOCK, OPTIONS, Outcomes, answer, collect, drawn, engine, engine_on, finish, limits, load_on,
     request, tokens, without_engine,
 };

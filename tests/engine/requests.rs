@@ -1,9 +1,6 @@
 //! Many requests at a time: each answer is the one that it would have been alone.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod engine_harness;
-
-use engine_harness::{
+use crate::engine_harness::{
     BLOCK, OPTIONS, Outcomes, answer, answers, collect, drawn, engine, finish, limits, request,
     tokens,
 };
@@ -182,7 +179,7 @@ fn a_long_answer_makes_room_for_those_that_wait() {
         "the long one is not"
     );
     finish(&mut engine, &mut outcomes);
-    let mut alone = engine_harness::engine("tiny-a", limits(1, 2, 32), OPTIONS);
+    let mut alone = crate::engine_harness::engine("tiny-a", limits(1, 2, 32), OPTIONS);
     let expected = answer(&mut alone, request(tokens(1, 20), 60));
     assert_eq!(outcomes[&(RequestId(1), 0)].said(), expected.said());
 }
@@ -310,9 +307,10 @@ fn requests_that_cannot_run_are_refused() {
 /// An engine over weights that the backend makes: no checkpoint is needed for one.
 #[test]
 fn an_engine_over_random_weights_serves_requests() {
-    let config =
-        ModelConfig::from_file(&engine_harness::common::reference("tiny-a").join("config.json"))
-            .unwrap();
+    let config = ModelConfig::from_file(
+        &crate::engine_harness::common::reference("tiny-a").join("config.json"),
+    )
+    .unwrap();
     let random = |seed| {
         let backend = Box::new(CpuBackend::new());
         let model = Model::random(&config, seed, backend, limits(2, 4, 16), &mut |_| {}).unwrap();

@@ -1,25 +1,10 @@
 //! The CUDA backend over whole models, its kernels on the CPU: with the f32 run's experts in place of its own within
 //! the bound of bf16, and with its own experts the same greedy tokens until one flips.
-#![cfg(feature = "cuda")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    missing_docs
-)]
-
-mod common;
-#[path = "common/emulated.rs"]
-mod emulated;
-#[path = "common/replay.rs"]
-mod replay;
-#[path = "common/wrapped.rs"]
-mod wrapped;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Fixture, error, reference};
+use crate::common::{Fixture, error, reference};
+use crate::replay::{Log, Mode, Replay};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
     Backend, Batch, Block, Capacity, Element, Form, KdaRecurrence, Op, OutputRow, Program, Rows,
@@ -29,7 +14,6 @@ use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::model::{Limits, Model, StepOptions};
 use kimi_linear_emulated::Order;
-use replay::{Log, Mode, Replay};
 
 /// A whole model in bf16 against f32, experts replayed (the error is over all logits of a prompt).
 const BOUND: f64 = 3e-2;
@@ -124,12 +108,12 @@ fn known(name: &str, prompt: usize) -> Known {
 }
 
 fn on_cuda(name: &str, known: &Known, mode: Mode, orders: &'static [Order]) -> Model {
-    let backend = Replay::around(emulated::open(orders), mode, &known.log);
+    let backend = Replay::around(crate::emulated::open(orders), mode, &known.log);
     load(name, Box::new(backend), known.tokens.len())
 }
 
 /// Reports the flips since the last call.
-fn flips(known: &Known, name: &str) -> Vec<replay::Flip> {
+fn flips(known: &Known, name: &str) -> Vec<crate::replay::Flip> {
     let flips = std::mem::take(&mut known.log.lock().unwrap().flips);
     let choices = known.log.lock().unwrap().choices.len();
     let widest = flips.iter().map(|flip| flip.gap).fold(0.0, f32::max);
@@ -166,7 +150,7 @@ fn replayed(name: &str, prompt: usize) {
     assert!(found <= BOUND, "{name}: {found:.3e}");
 
     // The same with every launch in several orders of its threads: to the bit.
-    let mut model = on_cuda(name, &known, Mode::Replace, emulated::ORDERS);
+    let mut model = on_cuda(name, &known, Mode::Replace, crate::emulated::ORDERS);
     let again = run(&mut *record(&mut model), &known.tokens, 0);
     assert!(again.logits == whole.logits, "{name}: in other orders");
 }
@@ -239,7 +223,7 @@ fn a_prompt_may_be_cut_at_every_position() {
 
 /// Runs segments of one recurrence of 2 heads, 32 x 128; gives the outputs and final state of the one named.
 fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
-    let mut backend = emulated::open(&[Order::Forward]);
+    let mut backend = crate::emulated::open(&[Order::Forward]);
     let layout = StateLayout {
         layers: 1,
         key_heads: 2,

@@ -1,21 +1,10 @@
 //! Random schedules on pools that are far too small: nothing leaks, and answers stay what they are.
 //!
 //! From a fixed seed and from a drawn one, which stands in the message of a run that fails; `KIMI_LINEAR_TEST_SEED` sets it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    missing_docs
-)]
-
-mod engine_harness;
-#[path = "common/seeds.rs"]
-mod seeds;
 
 use std::collections::BTreeMap;
 
-use engine_harness::{
+use crate::engine_harness::{
     OPTIONS, Outcomes, answer, answers, collect, drawn, engine, finish, limits, request, tokens,
 };
 use kimi_linear::engine::{EngineOptions, FinishReason, Request, RequestId, Sampling};
@@ -56,16 +45,16 @@ fn random(rng: &mut SmallRng) -> (u64, Request) {
 
 #[test]
 fn schedules_of_the_fixed_seed_leave_nothing_behind() {
-    nothing_left_behind(seeds::FIXED);
+    nothing_left_behind(crate::seeds::FIXED);
 }
 
 #[test]
 fn schedules_of_the_drawn_seed_leave_nothing_behind() {
-    nothing_left_behind(seeds::drawn());
+    nothing_left_behind(crate::seeds::drawn());
 }
 
 fn nothing_left_behind(seed: u64) {
-    seeds::printed(seed);
+    crate::seeds::printed(seed);
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut alone = engine("tiny-a", limits(4, 8, 64), OPTIONS);
     let mut expected = BTreeMap::new();

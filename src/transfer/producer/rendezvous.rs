@@ -11,7 +11,7 @@ use crate::error::{Refusal, TransferError};
 use crate::transfer::frame::{Fetch, Frame};
 use crate::transfer::locked;
 
-/// A transfer that nobody has asked for yet.
+/// A transfer that no consumer has asked for yet.
 pub(super) struct Offered {
     /// [`crate::cache::CacheHeader::id`] of the caches.
     caches: u128,
@@ -84,6 +84,18 @@ impl Asked {
     }
 }
 
+/// What comes of a question.
+pub(super) enum Asking {
+    /// The transfer is there.
+    Starts(Asked, Offered),
+    /// The consumer waits from now on.
+    Waits,
+    /// It waits since it asked before.
+    WaitsAlready,
+    /// It has been told why not.
+    Refused,
+}
+
 enum Entry {
     Offered(Offered),
     Asked(Asked),
@@ -92,9 +104,9 @@ enum Entry {
 
 /// All transfers by name.
 #[derive(Default)]
-pub(super) struct Desk(Mutex<HashMap<String, Entry>>);
+pub(super) struct Rendezvous(Mutex<HashMap<String, Entry>>);
 
-impl Desk {
+impl Rendezvous {
     /// Takes an offer: it stays here, or its consumer is here already and gets it.
     pub(super) fn offer(
         &self,
@@ -125,42 +137,41 @@ impl Desk {
         }
     }
 
-    /// Takes what a consumer asks for: what it gets, or `None` if it waits from now on.
-    pub(super) fn ask(
-        &self,
-        asked: Asked,
-    ) -> Result<Option<(Asked, Offered)>, (Asked, Refusal, String)> {
+    /// Takes what a consumer asks for over a connection.
+    pub(super) fn ask(&self, connection: u64, asked: Asked) -> Asking {
         let mut entries = locked(&self.0);
         let id = asked.fetch.id.clone();
         match entries.remove(&id) {
             None => {
                 entries.insert(id, Entry::Asked(asked));
-                Ok(None)
+                Asking::Waits
             }
             Some(Entry::Offered(offered)) => match offered.check(&asked.fetch) {
                 Ok(()) => {
                     entries.insert(id, Entry::Running);
-                    Ok(Some((asked, offered)))
+                    Asking::Starts(asked, offered)
                 }
                 Err((refusal, sentence)) => {
                     entries.insert(id, Entry::Offered(offered));
-                    Err((asked, refusal, sentence))
+                    asked.refuse(Some(connection), refusal, sentence);
+                    Asking::Refused
                 }
             },
-            // It asks again, because a connection was lost.
+            // It asks again, because a connection was lost: the first time is what counts for how long it waits.
             Some(Entry::Asked(before)) if before.is(&asked.session, asked.number) => {
-                entries.insert(id, Entry::Asked(asked));
-                Ok(None)
+                entries.insert(id, Entry::Asked(before));
+                Asking::WaitsAlready
             }
             Some(entry) => {
                 let sentence = format!("transfer {id:?} is fetched by another consumer");
                 entries.insert(id, entry);
-                Err((asked, Refusal::Taken, sentence))
+                asked.refuse(Some(connection), Refusal::Taken, sentence);
+                Asking::Refused
             }
         }
     }
 
-    /// Forgets an offer that nobody has asked for; whether it was here.
+    /// Forgets an offer that no consumer has asked for; whether it was here.
     pub(super) fn withdraw(&self, id: &str, ending: &Arc<Ending>) -> bool {
         let mut entries = locked(&self.0);
         let is =

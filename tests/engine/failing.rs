@@ -1,28 +1,14 @@
 //! A device that fails at each of its calls in turn: no panic, no hang, every request ends with an event, no slot and no
 //! block is lost, and the engine serves the next request where the device lives.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    missing_docs
-)]
-
-#[path = "common/faulty.rs"]
-mod faulty;
-
-mod engine_harness;
-#[path = "common/seeds.rs"]
-mod seeds;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use engine_harness::{
+use crate::engine_harness::{
     BLOCK, OPTIONS, Outcome, Outcomes, answer, answers, drawn, engine, engine_on, limits, request,
     take, tokens,
 };
-use faulty::{Fault, Faulty, Plan, Shared};
+use crate::faulty::{Fault, Faulty, Plan, Shared};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::engine::{Engine, EngineOptions, Event, Request, RequestId};
 use kimi_linear::error::{EngineError, Error};
@@ -282,16 +268,16 @@ const SCHEDULES: usize = 250;
 
 #[test]
 fn random_schedules_of_the_fixed_seed_leak_nothing() {
-    random_schedules(seeds::FIXED);
+    random_schedules(crate::seeds::FIXED);
 }
 
 #[test]
 fn random_schedules_of_the_drawn_seed_leak_nothing() {
-    random_schedules(seeds::drawn());
+    random_schedules(crate::seeds::drawn());
 }
 
 fn random_schedules(seed: u64) {
-    seeds::printed(seed);
+    crate::seeds::printed(seed);
     let mut rng = SmallRng::seed_from_u64(seed);
     let (mut failed, mut finished, mut evictions, mut preemptions) = (0, 0, 0, 0);
     for schedule in 0..SCHEDULES {

@@ -1,11 +1,8 @@
 //! Heads, experts and vocabulary cut over several ranks against the answers of the whole model.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::{Fixture, close, reference};
+use crate::common::{Fixture, close, reference};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Backend, BackendKind, Threads, open};
 use kimi_linear::checkpoint::Checkpoint;

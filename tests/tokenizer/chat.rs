@@ -1,15 +1,11 @@
 //! Chats against the known answers of `tests/reference/tokenizer`, and forged control tokens.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-#[path = "common/seeds.rs"]
-mod seeds;
 
 use std::path::{Path, PathBuf};
 
+use crate::seeds::properties;
 use kimi_linear::error::TokenizerError;
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Conversation, EncodedChat, Tokenizer};
 use proptest::prelude::*;
-use seeds::properties;
 use serde_json::{Value, json};
 
 fn reference() -> PathBuf {

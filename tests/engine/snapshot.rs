@@ -1,11 +1,6 @@
 //! Snapshots: what goes out comes back bit for bit, and whatever does not match is refused with both values.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod engine_harness;
-#[path = "common/python.rs"]
-mod python;
-
-use engine_harness::{OPTIONS, answer, engine, limits, request, tokens};
+use crate::engine_harness::{OPTIONS, answer, engine, limits, request, tokens};
 use kimi_linear::backend::{Orientation, StateRecord};
 use kimi_linear::cache::{SNAPSHOT_VERSION, Snapshot};
 use kimi_linear::engine::{Engine, EngineOptions};
@@ -252,7 +247,7 @@ fn python_plots_a_head() {
     );
     let (snapshot, _) = taken(&mut small("tiny-a"));
     snapshot.save(&path).unwrap();
-    let output = std::process::Command::new(python::interpreter())
+    let output = std::process::Command::new(crate::python::interpreter())
         .arg("examples/plot_snapshot.py")
         .args([path.as_os_str(), plot.as_os_str()])
         .args(["1", "0"])

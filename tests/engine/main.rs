@@ -1,0 +1,35 @@
+//! The engine as its callers meet it: answers, events, prefix reuse, preemption, devices that fail, memory that moves.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
+
+#[cfg(all(feature = "cuda", feature = "wgpu"))]
+#[path = "../common/emulated.rs"]
+mod emulated;
+#[path = "../engine_harness/mod.rs"]
+mod engine_harness;
+#[path = "../common/faulty.rs"]
+mod faulty;
+#[cfg(all(feature = "cuda", feature = "wgpu"))]
+#[path = "../common/faulty_machine.rs"]
+mod faulty_machine;
+#[path = "../common/python.rs"]
+mod python;
+#[path = "../common/seeds.rs"]
+mod seeds;
+
+mod failing;
+#[cfg(all(feature = "cuda", feature = "wgpu"))]
+mod gpu_failing;
+mod handle;
+#[cfg(feature = "wgpu")]
+mod on_wgpu;
+mod output;
+mod prefix;
+mod random;
+mod requests;
+mod snapshot;

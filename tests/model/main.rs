@@ -1,0 +1,32 @@
+//! Whole models against known answers: on every backend, in pieces, in ragged batches, on shards, with narrow caches.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
+
+#[path = "../common/backends.rs"]
+mod backends;
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(feature = "cuda")]
+#[path = "../common/emulated.rs"]
+mod emulated;
+#[cfg(feature = "cuda")]
+#[path = "../common/replay.rs"]
+mod replay;
+#[path = "../common/rounded.rs"]
+mod rounded;
+#[path = "../common/wrapped.rs"]
+mod wrapped;
+
+mod cache_dtype;
+mod golden;
+#[cfg(feature = "cuda")]
+mod on_cuda;
+#[cfg(feature = "wgpu")]
+mod on_wgpu;
+mod ragged;
+mod sharding;
