@@ -48,7 +48,7 @@ class Prefill(threading.Thread):
         if self.status != 200 and self.waits is not None:
             try:
                 self.waits.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
+            except (AttributeError, OSError):
                 pass  # It has ended by itself.
 
 

@@ -49,13 +49,12 @@ pub(super) async fn import(
     let transfers = transfers.ok_or_else(|| wrong_role("do_remote_prefill", "kv_consumer"))?;
     let transfers = Arc::clone(transfers);
     let engine = service.engine().clone();
-    let asking = engine.clone();
-    let submitted = spawn_blocking(move || {
-        let header = asking.cache_header(request.prompt.clone())?;
-        Ok((asking.import_to(header.clone(), request, sink), header))
-    });
-    let submitted = submitted.await.unwrap_or(Err(EngineError::Stopped));
-    let (request, header) = submitted.map_err(|error: EngineError| ApiError::from(&error))?;
+    let (asking, prompt) = (engine.clone(), request.prompt.clone());
+    let header = spawn_blocking(move || asking.cache_header(prompt)).await;
+    let header = header.unwrap_or(Err(EngineError::Stopped));
+    let header = header.map_err(|error| ApiError::from(&error))?;
+    // Nothing is awaited from here on: a client that goes away while something is would leave a request that nobody cancels.
+    let request = engine.import_to(header.clone(), request, sink);
     let fetching = Fetching {
         transfers,
         engine,
