@@ -419,10 +419,13 @@ fn bytes_of_the_published_shape() {
                 .await
                 .unwrap();
             assert_same(&sent, &came);
-            let stats = producer.stats();
             let hand_off = b"the hand-off".len();
             let payload = tokens * a_token + states + hand_off;
-            assert_eq!(stats.payload_sent, payload as u64);
+            until("all bytes are counted", || {
+                producer.stats().payload_sent == payload as u64
+            })
+            .await;
+            let stats = producer.stats();
             assert_eq!(consumer.stats().payload_received, payload as u64);
             // 24 bytes of header and at most 115 of head a record, and a few frames of control.
             assert!(
