@@ -68,11 +68,13 @@ pub enum KvConfigError {
 
 /// vLLM's roles.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
 enum Role {
-    KvProducer,
-    KvConsumer,
-    KvBoth,
+    #[serde(rename = "kv_producer")]
+    Producer,
+    #[serde(rename = "kv_consumer")]
+    Consumer,
+    #[serde(rename = "kv_both")]
+    Both,
 }
 
 #[derive(Debug, Deserialize)]
@@ -150,8 +152,8 @@ impl KvTransfer {
         let (role, address) = short.split_once(':').ok_or_else(none)?;
         let (host, port) = address.rsplit_once(':').ok_or_else(none)?;
         let kv_role = match role {
-            "listen" => Role::KvProducer,
-            "connect" => Role::KvConsumer,
+            "listen" => Role::Producer,
+            "connect" => Role::Consumer,
             _ => return Err(none()),
         };
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -176,8 +178,8 @@ impl KvTransfer {
         }
         let extra = config.kv_connector_extra_config;
         let (sends, fetches) = (
-            config.kv_role != Role::KvConsumer,
-            config.kv_role != Role::KvProducer,
+            config.kv_role != Role::Consumer,
+            config.kv_role != Role::Producer,
         );
         let secret = match &extra.secret_file {
             Some(path) => Some(std::fs::read(path).map_err(|source| {

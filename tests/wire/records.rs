@@ -206,7 +206,9 @@ impl RecordSource for Stuck {
     fn stopper(&self) -> Option<Box<dyn FnOnce() + Send>> {
         let stop = self.stop.clone();
         // Fails where the source was dropped before it was asked for a record.
-        Some(Box::new(move || drop(stop.send(()))))
+        Some(Box::new(move || {
+            let _ = stop.send(());
+        }))
     }
 }
 

@@ -206,7 +206,7 @@ fn dots<
     let mut sums = [simd.splat_f32s(0.0); C];
     for (i, x) in row.iter().enumerate() {
         for c in 0..C {
-            if i * BYTES * LANES % LINE == 0 {
+            if (i * BYTES * LANES).is_multiple_of(LINE) {
                 // The rows that come next, as far into them.
                 let next = C * BYTES * weights[c].len();
                 prefetch(whole[c][i].as_ptr().cast::<u8>().wrapping_add(next));

@@ -38,7 +38,7 @@ fn fault(rng: &mut SmallRng, round: usize) -> Fault {
     let pause = |rng: &mut SmallRng| Duration::from_millis(rng.random_range(0..600));
     match round % 5 {
         // A lost producer is waited for; where that takes long, it is lost less often.
-        0 if round % 10 == 5 || round % 20 == 0 => Fault::ProducerKilled,
+        0 if round % 10 == 5 || round.is_multiple_of(20) => Fault::ProducerKilled,
         1 => Fault::ConsumerKilled,
         // Longer than the link is thought dead after.
         2 if round == 2 || round == 52 => Fault::Cut(Duration::from_secs(5)),

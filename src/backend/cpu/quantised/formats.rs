@@ -188,7 +188,7 @@ impl Layout {
         }
     }
 
-    /// Whether rows must first be brought into the form of [`plain`].
+    /// Whether rows must first be brought into the form of `plain`.
     pub(super) fn to_plain(self) -> bool {
         matches!(self, Self::Blocks | Self::BlocksWithMins | Self::Halves)
     }
