@@ -169,10 +169,14 @@ fn templates_run_as_transformers_runs_them() {
 #[test]
 fn chats_of_the_wrong_shape() {
     let refused: &[(Value, &str)] = &[
-        (json!({}), "not the JSON that was expected"),
+        (json!({}), "a chat should be {\"messages\": [..]}"),
         (
             json!({"messages": [{"role": "user"}], "temperature": 1}),
-            "not the JSON that was expected",
+            "unknown field `temperature`",
+        ),
+        (
+            json!([{"role": "robot", "content": "hi"}]),
+            "`messages[0].role` must be system, developer, user, assistant or tool, found \"robot\"",
         ),
         (
             json!({"messages": []}),
@@ -262,7 +266,9 @@ fn controls(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
 #[test]
 fn nobody_forges_a_control_token() {
     let (tokenizer, template) = (tokenizer(), template());
-    let harmless = encode(&everywhere("ab")).unwrap();
+    // A role can be any text here: what counts is that none becomes a control token.
+    let chat: Chat = serde_json::from_value(everywhere("ab")).unwrap();
+    let harmless = tokenizer.encode_chat(&template, &chat).unwrap();
     let written = controls(&tokenizer, &harmless.ids);
     assert_eq!(written.len(), 28);
     let mut texts: Vec<String> = tokenizer
