@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::cache::Snapshot;
-use kimi_linear::engine::{EngineHandle, Event, FinishReason, RequestId, Usage};
+use kimi_linear::engine::{
+    EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, RequestId, Usage,
+};
 use kimi_linear::llm::{CONTEXT, Generation, Llm, LlmOptions};
 use kimi_linear::tokenizer::Conversation;
 use rustyline::error::ReadlineError;
@@ -70,8 +72,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let longest = files.config.model_max_length;
     let context = arguments.context.unwrap_or(CONTEXT).min(longest);
     let options = LlmOptions {
+        sizes: EngineSizes::one(context),
         cache: arguments.cache.named(),
-        ..LlmOptions::one(context)
+        engine: EngineOptions::default(),
     };
     let llm = load(files, arguments.device.open()?, &options)?;
     let interrupt = Interrupt::install(llm.engine().clone())?;

@@ -18,7 +18,8 @@ use crate::checkpoint::ModelFiles;
 use crate::config::{Dtype, ModelConfig};
 use crate::demo;
 use crate::engine::{
-    Engine, EngineHandle, EngineOptions, EngineSizes, Event, PromptScores, Request, Score,
+    BLOCK_TOKENS, Engine, EngineHandle, EngineOptions, EngineSizes, Event, PromptScores, Request,
+    Score,
 };
 use crate::error::{EngineError, Error, TokenizerError};
 use crate::model::Model;
@@ -51,11 +52,14 @@ pub struct LlmOptions {
 }
 
 impl LlmOptions {
-    /// One sequence at a time, of up to `context` tokens.
+    /// One sequence at a time, of up to `context` tokens, which can be scored ([`Llm::score`]).
     #[must_use]
     pub fn one(context: usize) -> Self {
         Self {
-            sizes: EngineSizes::one(context),
+            sizes: EngineSizes {
+                scored: BLOCK_TOKENS,
+                ..EngineSizes::one(context)
+            },
             cache: None,
             engine: EngineOptions::default(),
         }
