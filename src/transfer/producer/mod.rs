@@ -34,7 +34,7 @@ use super::stats::{Counters, TransferStats};
 use crate::error::{Refusal, TransferError};
 
 /// How long a shutdown waits for what is being written.
-const SHUTDOWN: Duration = Duration::from_secs(2);
+const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Takes consumers' connections and sends them what is offered. Dropping it ends everything; [`Producer::shutdown`] also waits until
 /// consumers have been told.
