@@ -64,7 +64,8 @@ pub(super) async fn run(
     let last = end.as_ref().filter(|error| {
         !matches!(error, TransferError::Refused { .. }) && error.refusal() == Refusal::Protocol
     });
-    let reader = last.is_some().then_some(reader);
+    // What ends on this side has said something last, which the peer must be able to read.
+    let reader = (end.is_none() || last.is_some()).then_some(reader);
     writer
         .close(reader, last.map(|error| (0, refused(error))))
         .await;

@@ -235,7 +235,7 @@ fn chats_of_the_wrong_shape() {
         let error = Chat::from_json(&chat.to_string()).unwrap_err().to_string();
         assert!(error.contains(message), "{chat}: {error}");
     }
-    Chat::from_json(r#"{"messages": [{"role": "x", "content": null, "name": null, "tool_calls": null}], "tools": null}"#)
+    Chat::from_json(r#"{"messages": [{"role": "user", "content": null, "name": null, "tool_calls": null}], "tools": null}"#)
         .unwrap();
 }
 
