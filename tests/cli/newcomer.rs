@@ -1,6 +1,6 @@
 //! What somebody tries who has never seen the program.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 
 use super::*;
@@ -379,32 +379,31 @@ fn a_quick_evaluation_says_that_it_is_one() {
 
 #[test]
 fn an_evaluation_that_is_stopped_keeps_what_it_knows() {
-    let mut child = program(
-        &["eval", "--backend", "cpu", "--all", "--concurrent", "1"],
-        None,
-    )
-    .stdout(Stdio::piped())
-    .stderr(Stdio::piped())
-    .spawn()
-    .unwrap();
-    std::thread::sleep(std::time::Duration::from_secs(4));
+    let arguments = ["eval", "--backend", "cpu", "--all", "--concurrent", "1"];
+    let mut child = program(&arguments, None)
+        .env("KIMI_LINEAR_LOG", "info")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Once the model is there it takes requests, and the program Ctrl-C; all questions take minutes.
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("loaded") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended early");
+    }
+    std::thread::sleep(std::time::Duration::from_secs(2));
     let pid = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
-    assert!(child.wait().unwrap().code().is_some(), "it ended by itself");
+    let sent = Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert!(sent.success());
+    let mut said = String::new();
+    stderr.read_to_string(&mut said).unwrap();
     let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("error: stopped after "), "{stderr}");
-    assert!(
-        String::from_utf8(output.stdout)
-            .unwrap()
-            .starts_with("task ")
-    );
+    assert_eq!(output.status.code(), Some(1), "it ends by itself: {said}");
+    assert!(said.contains("error: stopped after "), "{said}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.starts_with("task "), "{table}");
 }
 
 #[test]
