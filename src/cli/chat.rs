@@ -24,12 +24,12 @@ use rustyline::{Config, Editor};
 
 use self::line::{Commands, HELP, Line};
 use self::screen::Screen;
-use super::generate::{SamplingOptions, counted, failure};
+use super::generate::SamplingOptions;
 use super::options::{
     CacheOptions, DeviceOptions, ModelOptions, load, parse_token_limit, parse_tokens,
 };
 use super::progress::Progress;
-use super::sentence;
+use super::{counted, failure, sentence};
 
 /// What the demo model answers, shown where somebody begins to talk with it.
 const DEMO: &str = "\

@@ -7,7 +7,7 @@ use clap::Args;
 use kimi_linear::conformance::report::Report;
 use kimi_linear::conformance::{Case, Options, Verdict, cases, report};
 
-use super::generate::counted;
+use super::counted;
 use super::options::DeviceOptions;
 use super::progress::Progress;
 

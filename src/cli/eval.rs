@@ -18,7 +18,7 @@ use kimi_linear::tokenizer::Chat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::generate::failure;
+use super::failure;
 use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, read_text};
 use super::progress::Progress;
 

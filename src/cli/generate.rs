@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -23,6 +22,7 @@ use super::options::{
     read_text,
 };
 use super::progress::Progress;
+use super::{counted, failure};
 
 /// Options of `generate`.
 #[derive(Args)]
@@ -415,17 +415,6 @@ fn stream(
 fn create(path: &Path) -> Result<BufWriter<File>> {
     let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(BufWriter::new(file))
-}
-
-/// An engine's error as this program reports it.
-pub(crate) fn failure(error: &Arc<kimi_linear::Error>) -> anyhow::Error {
-    anyhow::Error::new(Arc::clone(error))
-}
-
-/// `1 token`, `2 tokens`.
-pub(crate) fn counted(count: usize, what: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {what}{plural}")
 }
 
 /// One line of figures for people.

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use self::program::Phase;
 use self::stored::Stored;
-use super::generate::counted;
+use super::counted;
 use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 
 /// Options of `inspect`.

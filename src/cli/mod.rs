@@ -22,6 +22,7 @@ mod verify;
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -119,6 +120,17 @@ fn sentence(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// An engine's error as this program reports it.
+fn failure(error: &Arc<kimi_linear::Error>) -> anyhow::Error {
+    anyhow::Error::new(Arc::clone(error))
+}
+
+/// `1 token`, `2 tokens`.
+fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 /// The log on stderr: warnings, and of a server more, with times; `KIMI_LINEAR_LOG` chooses otherwise.

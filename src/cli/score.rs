@@ -11,7 +11,7 @@ use kimi_linear::engine::{
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use super::generate::failure;
+use super::failure;
 use super::options::{CacheOptions, DeviceOptions, ModelOptions, load_model, parse_ids, read_text};
 use super::progress::Progress;
 

@@ -11,6 +11,40 @@ mod emulated;
 #[path = "../common/python.rs"]
 mod python;
 
+/// A test for each type of blocks that the CPU reads: `check` with the type's name.
+macro_rules! each_type {
+    ($check:ident) => {
+        each_type! { $check:
+            q8_0 "Q8_0",
+            q4_0 "Q4_0",
+            q4_1 "Q4_1",
+            q5_0 "Q5_0",
+            q5_1 "Q5_1",
+            mxfp4 "MXFP4",
+            q2_k "Q2_K",
+            q3_k "Q3_K",
+            q4_k "Q4_K",
+            q5_k "Q5_K",
+            q6_k "Q6_K",
+            iq4_nl "IQ4_NL",
+            iq4_xs "IQ4_XS",
+            iq3_s "IQ3_S",
+            iq3_xxs "IQ3_XXS",
+            iq2_s "IQ2_S",
+            iq2_xs "IQ2_XS",
+            iq2_xxs "IQ2_XXS",
+        }
+    };
+    ($check:ident: $($name:ident $kind:literal),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                $check($kind);
+            }
+        )*
+    };
+}
+
 mod formats;
 mod logits;
 mod metadata;

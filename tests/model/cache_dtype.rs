@@ -1,15 +1,14 @@
 //! Whole models whose latents are kept in each dtype, on every backend.
 
 use crate::backends::BACKENDS;
-use crate::common::{Fixture, reference};
+use crate::common::Fixture;
+use crate::harness;
 use crate::rounded::round_latents;
 use crate::wrapped::{Part, Wrap, Wrapped};
-use kimi_linear::backend::{Backend, Batch, Block, Capacity, Op, OutputRow, Result, Segment, Slot};
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::model::{Limits, Model, StepOptions};
+use kimi_linear::backend::{Backend, Op, Result};
+use kimi_linear::config::Dtype;
+use kimi_linear::model::{Model, StepOptions};
 
-const BLOCK_TOKENS: usize = 16;
 const BLOCKS: usize = 32;
 
 /// Rounds latents after they are appended to a pool that is wider.
@@ -38,23 +37,7 @@ impl Wrap for RoundedLatents {
 }
 
 fn load(name: &str, backend: Box<dyn Backend>, cache: Dtype) -> Model {
-    let dir = reference(name);
-    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
-    let limits = Limits {
-        step: Capacity {
-            tokens: 200,
-            segments: 1,
-            outputs: 200,
-            blocks: BLOCKS,
-            checkpoints: 0,
-        },
-        slots: 2,
-        blocks: BLOCKS,
-        block_tokens: BLOCK_TOKENS,
-        cache,
-    };
-    Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
+    harness::load(name, backend, harness::limits(200, BLOCKS, cache))
 }
 
 /// Logits at every position: a prompt in one segment, then the tokens after it one by one.
@@ -66,21 +49,7 @@ fn logits(model: &mut Model, tokens: &[u32], prompt: usize) -> Vec<f32> {
     };
     let mut step = model.step(model.limits().step, step_options).unwrap();
     let mut run = |tokens: &[u32], position: usize| {
-        let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
-        let batch = Batch {
-            tokens: tokens.to_vec(),
-            segments: vec![Segment {
-                length: tokens.len(),
-                position,
-                slot_in: (position > 0).then_some(Slot(1)),
-                slot_out: Slot(1),
-                checkpoints: Vec::new(),
-                blocks: (0..blocks).map(|i| Block(BLOCKS as u32 - 1 - i)).collect(),
-            }],
-            outputs: (0..tokens.len())
-                .map(|row| OutputRow { row, target: None })
-                .collect(),
-        };
+        let batch = harness::batch(tokens, position, BLOCKS);
         step.submit(&batch).unwrap().wait().unwrap().logits
     };
     let mut logits = run(&tokens[..prompt], 0);

@@ -1,64 +1,21 @@
 //! The reference checkpoints against what another implementation computed from them.
 
 use crate::common::caches::check_caches;
-use crate::common::{Fixture, close, reference};
+use crate::common::{Fixture, close};
+use crate::harness;
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot, StepOutput};
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::{Dtype, ModelConfig};
-use kimi_linear::model::{Limits, Model, StepOptions};
+use kimi_linear::backend::{Slot, StepOutput};
+use kimi_linear::config::Dtype;
+use kimi_linear::model::{Model, StepOptions};
 
 /// f32 results against the oracle, which agrees with itself to 2e-6.
 const BOUND: f64 = 1e-5;
 
-const BLOCK_TOKENS: usize = 16;
+const BLOCKS: usize = 64;
 
 fn load(name: &str, tokens: usize) -> Model {
-    let dir = reference(name);
-    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
-    let blocks = 64;
-    let step = Capacity {
-        tokens,
-        segments: 1,
-        outputs: tokens,
-        blocks,
-        checkpoints: 0,
-    };
-    let limits = Limits {
-        step,
-        slots: 2,
-        blocks,
-        block_tokens: BLOCK_TOKENS,
-        cache: Dtype::F32,
-    };
-    Model::load(
-        &config,
-        &checkpoint,
-        Box::new(CpuBackend::new()),
-        limits,
-        &mut |_| {},
-    )
-    .unwrap()
-}
-
-/// One segment of the only sequence, its logits wanted at every position.
-fn batch(tokens: &[u32], position: usize) -> Batch {
-    let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
-    Batch {
-        tokens: tokens.to_vec(),
-        segments: vec![Segment {
-            length: tokens.len(),
-            position,
-            slot_in: (position > 0).then_some(Slot(1)),
-            slot_out: Slot(1),
-            checkpoints: Vec::new(),
-            blocks: (0..blocks).map(|i| Block(63 - i)).collect(),
-        }],
-        outputs: (0..tokens.len())
-            .map(|row| OutputRow { row, target: None })
-            .collect(),
-    }
+    let limits = harness::limits(tokens, BLOCKS, Dtype::F32);
+    harness::load(name, Box::new(CpuBackend::new()), limits)
 }
 
 const ALL: StepOptions = StepOptions {
@@ -73,7 +30,7 @@ fn prefill(model: &mut Model, tokens: &[u32], segment: usize) -> (Vec<f32>, Step
     let (mut logits, mut last) = (Vec::new(), StepOutput::default());
     for (i, tokens) in tokens.chunks(segment).enumerate() {
         last = step
-            .submit(&batch(tokens, i * segment))
+            .submit(&harness::batch(tokens, i * segment, BLOCKS))
             .unwrap()
             .wait()
             .unwrap();
@@ -98,7 +55,10 @@ fn check(name: &str, lengths: &[usize], traced: usize) {
                 BOUND,
             );
             if *n == traced {
-                let blocks = batch(&vec![0; *n], 0).segments.remove(0).blocks;
+                let blocks = harness::batch(&vec![0; *n], 0, BLOCKS)
+                    .segments
+                    .remove(0)
+                    .blocks;
                 check_caches(&mut model, &expected, *n, Slot(1), &blocks, BOUND, &label);
                 if segment >= *n {
                     for i in 0..model.config().layers.len() {
@@ -117,7 +77,7 @@ fn check(name: &str, lengths: &[usize], traced: usize) {
             while greedy.len() < 24 {
                 let last = &greedy[greedy.len() - 1..];
                 let output = step
-                    .submit(&batch(last, n + greedy.len() - 1))
+                    .submit(&harness::batch(last, n + greedy.len() - 1, BLOCKS))
                     .unwrap()
                     .wait()
                     .unwrap();

@@ -25,6 +25,7 @@ mod wrapped;
 
 mod cache_dtype;
 mod golden;
+mod harness;
 #[cfg(feature = "cuda")]
 mod on_cuda;
 #[cfg(feature = "wgpu")]

@@ -3,60 +3,24 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::common::{Fixture, error, reference};
+use crate::common::{Fixture, error};
+use crate::harness;
 use crate::replay::{Log, Mode, Replay};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Element, Form, KdaRecurrence, Op, OutputRow, Program, Rows,
-    Segment, Slot, StateLayout, Step, StepOutput, TensorValues,
+    Backend, Batch, Capacity, Element, Form, KdaRecurrence, Op, Program, Rows, Segment, Slot,
+    StateLayout, Step, StepOutput, TensorValues,
 };
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::ModelConfig;
-use kimi_linear::model::{Limits, Model, StepOptions};
+use kimi_linear::model::{Model, StepOptions};
 use kimi_linear_emulated::Order;
 
 /// A whole model in bf16 against f32, experts replayed (the error is over all logits of a prompt).
 const BOUND: f64 = 3e-2;
-const BLOCK_TOKENS: usize = 16;
 const BLOCKS: usize = 32;
 
 fn load(name: &str, backend: Box<dyn Backend>, tokens: usize) -> Model {
-    let dir = reference(name);
-    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
-    let limits = Limits {
-        step: Capacity {
-            tokens,
-            segments: 1,
-            outputs: tokens,
-            blocks: BLOCKS,
-            checkpoints: 0,
-        },
-        slots: 2,
-        blocks: BLOCKS,
-        block_tokens: BLOCK_TOKENS,
-        cache: backend.device().cache,
-    };
-    Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
-}
-
-/// One segment of the only sequence, its logits wanted at every position.
-fn batch(tokens: &[u32], position: usize) -> Batch {
-    let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
-    Batch {
-        tokens: tokens.to_vec(),
-        segments: vec![Segment {
-            length: tokens.len(),
-            position,
-            slot_in: (position > 0).then_some(Slot(1)),
-            slot_out: Slot(1),
-            checkpoints: Vec::new(),
-            blocks: (0..blocks).map(|i| Block(BLOCKS as u32 - 1 - i)).collect(),
-        }],
-        outputs: (0..tokens.len())
-            .map(|row| OutputRow { row, target: None })
-            .collect(),
-    }
+    let limits = harness::limits(tokens, BLOCKS, backend.device().cache);
+    harness::load(name, backend, limits)
 }
 
 fn record(model: &mut Model) -> Box<dyn Step> {
@@ -69,7 +33,7 @@ fn record(model: &mut Model) -> Box<dyn Step> {
 }
 
 fn run(step: &mut dyn Step, tokens: &[u32], position: usize) -> StepOutput {
-    step.submit(&batch(tokens, position))
+    step.submit(&harness::batch(tokens, position, BLOCKS))
         .unwrap()
         .wait()
         .unwrap()

@@ -1,14 +1,14 @@
 //! The wgpu backend against the reference checkpoints, on whatever adapter this machine has.
 
 use crate::common::caches::check_caches;
-use crate::common::{Fixture, close, reference};
+use crate::common::{Fixture, close};
+use crate::harness;
 use kimi_linear::backend::wgpu::{Options, WgpuBackend};
 use kimi_linear::backend::{
     Add, Backend, Batch, Block, Capacity, Element, Op, OutputRow, Program, Rows, Segment, Slot,
     StateLayout, StepOutput, TensorValues,
 };
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::config::Dtype;
 use kimi_linear::error::BackendError;
 use kimi_linear::model::{Limits, Model, StepOptions};
 
@@ -28,9 +28,6 @@ fn backend(options: Options) -> WgpuBackend {
 }
 
 fn load(name: &str, options: Options) -> Model {
-    let dir = reference(name);
-    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
     let limits = Limits {
         step: Capacity {
             tokens: 200,
@@ -44,8 +41,7 @@ fn load(name: &str, options: Options) -> Model {
         block_tokens: BLOCK_TOKENS,
         cache: Dtype::F32,
     };
-    let backend = Box::new(backend(options));
-    Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
+    harness::load(name, Box::new(backend(options)), limits)
 }
 
 /// One segment of the sequence number `sequence` of at most four, its logits wanted at every position.

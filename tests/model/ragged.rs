@@ -1,13 +1,13 @@
 //! The whole model over ragged batches, arbitrary cuts, checkpoints and other people's slots.
 
-use crate::common::{Fixture, close, reference};
+use crate::common::{Fixture, close};
+use crate::harness;
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
     Batch, Block, Capacity, LatentRecord, OutputRow, Segment, Slot, StateCheckpoint, StateRecord,
     Step, StepOutput,
 };
-use kimi_linear::checkpoint::Checkpoint;
-use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::config::Dtype;
 use kimi_linear::model::{Limits, Model, StepOptions};
 
 const BLOCK_TOKENS: usize = 8;
@@ -15,9 +15,6 @@ const BLOCKS: usize = 96;
 const SLOTS: usize = 12;
 
 fn load(name: &str) -> Model {
-    let dir = reference(name);
-    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
     let step = Capacity {
         tokens: 256,
         segments: 8,
@@ -32,14 +29,7 @@ fn load(name: &str) -> Model {
         block_tokens: BLOCK_TOKENS,
         cache: Dtype::F32,
     };
-    Model::load(
-        &config,
-        &checkpoint,
-        Box::new(CpuBackend::new()),
-        limits,
-        &mut |_| {},
-    )
-    .unwrap()
+    harness::load(name, Box::new(CpuBackend::new()), limits)
 }
 
 fn step(model: &mut Model) -> Box<dyn Step> {
