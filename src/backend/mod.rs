@@ -54,6 +54,12 @@ pub use weight::{Weight, WeightPart, WeightSource};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
+/// The memory that the program may have on the host, in bytes: the machine's, or what control groups leave it of that.
+#[must_use]
+pub fn host_memory() -> Option<u64> {
+    host::memory()
+}
+
 /// The result of compiling or submitting.
 pub type Result<T> = std::result::Result<T, BackendError>;
 

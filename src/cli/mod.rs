@@ -140,6 +140,8 @@ fn start_log(command: &Command) {
     };
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        // What cannot be written is lost: telling of it on the same stderr would panic, in the engine's thread too.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal() && console::colors_enabled_stderr())
         .with_target(false);
     match command {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use kimi_linear::backend::Device;
+use kimi_linear::backend::{Device, host_memory};
 use kimi_linear::config::ModelConfig;
-use kimi_linear::engine::{EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
+use kimi_linear::engine::{EngineHandle, EngineOptions, MemoryPlanner};
 use kimi_linear::error::TokenizerError;
 use kimi_linear::llm::LlmOptions;
 use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions};
@@ -50,14 +50,14 @@ impl Arguments {
         self.logs.log_format
     }
 
-    fn server_options(&self) -> ServerOptions {
-        ServerOptions {
+    fn server_options(&self) -> Result<ServerOptions> {
+        Ok(ServerOptions {
             seed: self.engine.seed,
             prefix_caching: self.caching.prefix_caching(),
             log_requests: self.logs.enable_log_requests,
             log_content: self.logs.log_content,
-            ..self.http.options(&self.model.name())
-        }
+            ..self.http.options(&self.model.name())?
+        })
     }
 }
 
@@ -68,7 +68,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let transfers = arguments.transfers.config()?;
     // Each client is an open file.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
+    // Threads are called after the one that starts them where they have no names: the pool's would all be the engine's.
+    let pool = rayon::ThreadPoolBuilder::new().thread_name(|index| format!("cpu-{index}"));
+    pool.build_global()
+        .context("cannot start the threads that compute")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("http")
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
@@ -79,21 +84,26 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
 }
 
 async fn serve(arguments: Arc<Arguments>, transfers: Option<KvTransfer>) -> Result<()> {
-    let options = arguments.server_options();
+    let options = arguments.server_options()?;
     let (host, port) = (arguments.http.host.as_str(), arguments.http.port);
     let name = options.model_names.join(", ");
     let has_key = !options.api_keys.is_empty();
     let server = Server::bind((host, port), options)
         .await
         .with_context(|| format!("cannot listen on {host}:{port}"))?;
-    // With port 0 the user reads here which port it is.
-    writeln!(
-        std::io::stdout(),
-        "listening on http://{}",
-        server.address()
-    )?;
+    // With port 0 the user reads here which port it is. A server that cannot say it serves all the same.
+    let listening = format!("listening on http://{}", server.address());
+    if let Err(error) = writeln!(std::io::stdout(), "{listening}") {
+        tracing::warn!("{listening} (stdout cannot be written: {error})");
+    }
     tracing::info!("loading {name}");
     let base = format!("http://{}", server.address());
+    if !has_key && !server.address().ip().is_loopback() {
+        tracing::warn!(
+            "whoever reaches {} may use this server: give it a key (--api-key, KIMI_LINEAR_API_KEY), or --host 127.0.0.1",
+            server.address()
+        );
+    }
     let opener = server.opener();
     let running = server.run(async {
         interrupted().await;
@@ -165,12 +175,18 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
     let files = arguments.model.llm(template)?;
     let backend = arguments.device.open()?;
     let weights = files.files.checkpoint(&files.config)?.total_bytes();
-    let sizes = sizes(arguments, &files.config, backend.device(), weights)?;
+    let planner = planner(arguments, &files.config, backend.device(), weights)?;
+    let sizes = planner.sizes(&files.config)?;
+    // The host's memory is what a CPU has beside the model, and whole for a GPU.
+    let left = match backend.device().backend {
+        "cpu" => planner.left(&files.config, &sizes),
+        _ => host_memory().map(|memory| arguments.engine.part(memory)),
+    };
     let options = LlmOptions {
         sizes,
         cache: arguments.engine.cache.named(),
         engine: EngineOptions {
-            host_bytes: arguments.caching.host_bytes(),
+            host_bytes: arguments.caching.host_bytes(left),
             queue: arguments.engine.max_queue,
             ..EngineOptions::default()
         },
@@ -199,26 +215,23 @@ fn start(engine: &EngineHandle, config: KvTransfer) -> Result<KvTransfers> {
     Ok(transfers)
 }
 
-/// How much the engine holds on this device.
-fn sizes(
+/// How much the engine is to hold on this device.
+fn planner(
     arguments: &Arguments,
     config: &ModelConfig,
     device: &Device,
     weights: u64,
-) -> Result<EngineSizes> {
+) -> Result<MemoryPlanner> {
     let engine = &arguments.engine;
     engine.check_dtype(config)?;
-    let memory = device.memory_bytes;
-    let part = |bytes: u64| (bytes as f64 * engine.gpu_memory_utilization) as u64;
-    let planner = MemoryPlanner {
+    Ok(MemoryPlanner {
         sequences: engine.max_num_seqs,
         context: engine.context(config)?,
         prefill_chunk: engine.prefill_chunk()?,
         checkpoints: arguments.caching.checkpoints(engine.max_num_seqs),
         blocks: engine.num_gpu_blocks_override,
-        memory: memory.map(part),
+        memory: device.memory_bytes.map(|bytes| engine.part(bytes)),
         weights,
         cache: engine.cache.dtype(device),
-    };
-    Ok(planner.sizes(config)?)
+    })
 }

@@ -196,14 +196,20 @@ impl Engine {
         if ids.chain(self.exports.ids()).any(|other| other == id) {
             return Err(EngineError::DuplicateRequest { id: id.0 });
         }
-        if self.answers()
-            >= self
-                .model
-                .limits()
-                .step
-                .segments
-                .saturating_add(self.options.queue)
-        {
+        self.check_room(&[request.samples])
+    }
+
+    /// Checks that requests for so many answers each can be taken together: the last of them has to begin where there is
+    /// room.
+    pub(super) fn check_room(&self, samples: &[usize]) -> Result<(), EngineError> {
+        let segments = self.model.limits().step.segments;
+        let most = segments.saturating_add(self.options.queue);
+        let answers: usize = samples.iter().sum();
+        let before = answers - samples.last().copied().unwrap_or_default();
+        if before >= most {
+            return Err(EngineError::BatchTooLarge { answers, most });
+        }
+        if self.answers() + before >= most {
             let waiting = self.waiting.len();
             return Err(EngineError::QueueFull { waiting });
         }

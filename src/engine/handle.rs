@@ -24,6 +24,7 @@ enum Command {
         request: Box<Request>,
         sink: Sink,
     },
+    SubmitAll(Vec<(RequestId, Request, Sink)>),
     Import {
         id: RequestId,
         request: Box<Request>,
@@ -137,6 +138,20 @@ impl EngineHandle {
         let id = self.next_id();
         self.submit_as(id, request, sink);
         id
+    }
+
+    /// Submits requests that are taken together or not at all: where there is no room for all of them, each fails by an event
+    /// and none has been in anybody's way.
+    pub fn submit_all(&self, requests: Vec<(Request, Sink)>) -> Vec<RequestId> {
+        let named = requests.into_iter();
+        let named = named.map(|(request, sink)| (self.next_id(), request, sink));
+        let named: Vec<_> = named.collect();
+        let ids = named.iter().map(|(id, ..)| *id).collect();
+        let sent = self.0.commands.send(Command::SubmitAll(named));
+        if let Err(mpsc::SendError(Command::SubmitAll(lost))) = sent {
+            refuse_all(lost, EngineError::Stopped);
+        }
+        ids
     }
 
     /// The name of the next request.
@@ -317,6 +332,14 @@ impl EngineHandle {
     }
 }
 
+/// Tells each of these requests that it was not taken.
+fn refuse_all(requests: Vec<(RequestId, Request, Sink)>, error: EngineError) {
+    let error = Arc::new(Error::from(error));
+    for (_, _, mut sink) in requests {
+        let _ = sink(Event::Failed(Arc::clone(&error)));
+    }
+}
+
 struct Driver {
     engine: Engine,
     commands: Receiver<Command>,
@@ -360,6 +383,19 @@ impl Driver {
                 let answers = request.samples;
                 let submitted = self.engine.submit(id, *request);
                 self.submitted(id, answers, sink, submitted.map_err(Error::from));
+            }
+            Command::SubmitAll(requests) => {
+                let samples: Vec<usize> = requests.iter().map(|(_, it, _)| it.samples).collect();
+                match self.engine.check_room(&samples) {
+                    Err(error) => refuse_all(requests, error),
+                    Ok(()) => {
+                        for (id, request, sink) in requests {
+                            let answers = request.samples;
+                            let submitted = self.engine.submit(id, request);
+                            self.submitted(id, answers, sink, submitted.map_err(Error::from));
+                        }
+                    }
+                }
             }
             Command::Import {
                 id,

@@ -49,16 +49,10 @@ impl MemoryPlanner {
             let blocks = self.blocks.unwrap_or(most);
             return Ok(sizes(self.fitting(context, blocks), blocks));
         };
-        let slots = (self.sequences + self.checkpoints) as u64;
-        let states = config.kda_state_bytes(Dtype::F32).saturating_mul(slots);
-        let (rows, outputs) = (
-            self.prefill_chunk + self.sequences,
-            self.sequences + BLOCK_TOKENS,
-        );
-        let activations = config.activation_bytes(rows, outputs);
+        let [states, activations] = self.states_and_activations(config);
         let fixed = [self.weights, states, activations];
         let fixed = fixed.into_iter().fold(0, u64::saturating_add);
-        let block = config.latent_bytes_per_token(self.cache) * BLOCK_TOKENS as u64;
+        let block = self.block_bytes(config);
         let room = memory.saturating_sub(fixed) / block.max(1);
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         let blocks = self.blocks.unwrap_or(most.min(room));
@@ -78,6 +72,31 @@ impl MemoryPlanner {
             });
         }
         Ok(sizes(self.fitting(context, blocks), blocks))
+    }
+
+    /// Bytes of the budget that an engine of these sizes leaves; `None` where there is no limit.
+    #[must_use]
+    pub fn left(&self, config: &ModelConfig, sizes: &EngineSizes) -> Option<u64> {
+        let blocks = sizes.blocks.unwrap_or_default() as u64;
+        let [states, activations] = self.states_and_activations(config);
+        let latents = blocks.saturating_mul(self.block_bytes(config));
+        let held = [self.weights, states, activations, latents];
+        let held = held.into_iter().fold(0, u64::saturating_add);
+        self.memory.map(|memory| memory.saturating_sub(held))
+    }
+
+    fn states_and_activations(&self, config: &ModelConfig) -> [u64; 2] {
+        let slots = (self.sequences + self.checkpoints) as u64;
+        let states = config.kda_state_bytes(Dtype::F32).saturating_mul(slots);
+        let (rows, outputs) = (
+            self.prefill_chunk + self.sequences,
+            self.sequences + BLOCK_TOKENS,
+        );
+        [states, config.activation_bytes(rows, outputs)]
+    }
+
+    fn block_bytes(&self, config: &ModelConfig) -> u64 {
+        config.latent_bytes_per_token(self.cache) * BLOCK_TOKENS as u64
     }
 
     /// The context, or what so many blocks hold of it.
@@ -120,6 +139,9 @@ mod tests {
             sizes.context,
             config.model_max_length.min((blocks - 1) * 64)
         );
+        // What is left is less than a block.
+        let left = planner(110 * gib).left(&config, &sizes).unwrap();
+        assert!(left < 64 * 8064, "{left}");
         // With plenty there is enough for all, and no more.
         let sizes = planner(1 << 44).sizes(&config).unwrap();
         assert_eq!(sizes.context, config.model_max_length);

@@ -179,7 +179,8 @@ impl AnswerText {
             *reason = FinishReason::Stop;
             usage.generated_tokens = self.tokens;
         } else {
-            text = self.stops.finish(&self.decoder.finish());
+            // A character whose end never came is no text.
+            text = self.stops.finish("");
         }
         match &mut self.parser {
             Some(parser) => parser.finish(&text),

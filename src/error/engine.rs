@@ -114,6 +114,16 @@ pub enum EngineError {
         /// Sequences that wait.
         waiting: usize,
     },
+    /// Requests that come together, and more of them than the engine ever takes at a time.
+    #[error(
+        "{answers} answers are asked for together, but at most {most} run and wait at a time: ask for fewer at once"
+    )]
+    BatchTooLarge {
+        /// Answers that are asked for.
+        answers: usize,
+        /// Answers that may run and wait.
+        most: usize,
+    },
     /// Two requests with one name.
     #[error("request {id} is under way already")]
     DuplicateRequest {

@@ -177,6 +177,12 @@ pub enum TokenizerError {
         /// The number of ordinary tokens.
         ordinary: usize,
     },
+    /// A text of more tokens than there is room for; it was not encoded to its end.
+    #[error("the text has more than {most} tokens")]
+    TooManyTokens {
+        /// The most that there may be.
+        most: usize,
+    },
     /// There is no token with this id.
     #[error("there is no token {id}: ids run from 0 to {last}")]
     UnknownId {

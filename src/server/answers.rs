@@ -106,7 +106,7 @@ impl Answers {
             _inside: inside,
         };
         let mut untaken = requests.len();
-        for (index, request) in requests.into_iter().enumerate() {
+        let see = |(index, request): (usize, Request)| {
             let seen = RequestSink {
                 index,
                 watch: Watch::new(Arc::clone(&service.metrics), &request, log.clone()),
@@ -114,15 +114,19 @@ impl Answers {
                 on_reserved: None,
                 sender: sender.clone(),
             };
-            match remote {
-                None => {
-                    let id = answers.engine.submit(request, seen.sink(processor));
-                    answers.ids.push(id);
-                }
-                Some(remote) => {
+            (request, seen)
+        };
+        let seen = requests.into_iter().enumerate().map(see);
+        match remote {
+            None => {
+                let requests = seen.map(|(request, seen)| (request, seen.sink(processor)));
+                answers.ids = answers.engine.submit_all(requests.collect());
+            }
+            Some(remote) => {
+                for (request, seen) in seen {
                     answers
                         .begin(service, request, seen, processor, remote)
-                        .await?
+                        .await?;
                 }
             }
         }

@@ -27,7 +27,11 @@ struct Asked {
 
 /// Reads a chat's messages, tools and what they are rendered with.
 pub(super) fn chat_of(fields: &mut Fields, form: &Form) -> Result<Chat> {
-    let messages = prompt::messages(fields.need("messages")?)?;
+    let messages: Vec<Value> = fields.need("messages")?;
+    if fields.is_strict() {
+        prompt::check_strict(&messages)?;
+    }
+    let messages = prompt::messages(messages)?;
     Ok(Chat {
         messages,
         tools: (!form.tools.is_empty()).then(|| form.tools.clone()),
@@ -95,6 +99,7 @@ fn request(service: &Service, asked: &Asked) -> Result<Request> {
 
 /// Answers a chat.
 pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> {
+    let alone = call.service.alone(fields.size()).await?;
     let (asked, request) = call
         .service
         .compute(|service| {
@@ -103,6 +108,7 @@ pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> 
             Ok((asked, request))
         })
         .await?;
+    drop(alone);
     let chats = Chats {
         service: Arc::clone(&call.service),
         id: call.id.clone(),

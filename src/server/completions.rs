@@ -9,7 +9,7 @@ use super::error::{ApiError, Result};
 use super::fields::Fields;
 use super::logprobs::Lists;
 use super::parameters::{MOST_LOGPROBS, Parameters};
-use super::prompt::{Prompts, check_ids};
+use super::prompt::{Prompts, check_ids, take_parse_special};
 use super::response::{Part, Shape, respond};
 use super::routes::Call;
 use super::service::Service;
@@ -32,6 +32,7 @@ struct Asked {
 fn read(mut fields: Fields, service: &Service) -> Result<(Asked, Vec<Request>)> {
     let parameters = Parameters::take(&mut fields, service, &["max_tokens"], 0)?;
     let prompts: Prompts = fields.need("prompt")?;
+    let parse_special = take_parse_special(&mut fields, service)?;
     let echo = fields.take("echo")?.unwrap_or(false);
     let logprobs = fields.count("logprobs", 0, MOST_LOGPROBS)?;
     if let Some(best_of) = fields.count("best_of", 1, usize::MAX)?
@@ -50,7 +51,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<(Asked, Vec<Request>)> 
         let message = "`max_tokens` must be 1 or more, unless the prompt is to come back (`echo`)";
         return Err(ApiError::field("max_tokens", message).code("invalid_value"));
     }
-    let prompts = prompts.encode(service)?;
+    let prompts = prompts.encode(service, parse_special)?;
     if !(1..=MOST_PROMPTS).contains(&prompts.len()) {
         let message = format!("`prompt` must be from 1 to {MOST_PROMPTS} prompts");
         return Err(ApiError::field("prompt", message).code("invalid_value"));
@@ -83,7 +84,9 @@ fn request(service: &Service, asked: &Asked, ids: Vec<u32>) -> Result<Request> {
 /// Continues prompts.
 pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> {
     let service = Arc::clone(&call.service);
+    let alone = service.alone(fields.size()).await?;
     let (asked, requests) = service.compute(|service| read(fields, service)).await?;
+    drop(alone);
     let processor = asked.parameters.processor(&service)?;
     let prompts: Vec<Vec<u32>> = requests.iter().map(|r| r.prompt.clone()).collect();
     let Parameters {
@@ -147,7 +150,8 @@ impl Texts {
             bytes.extend_from_slice(shown.map_or(&[], |piece| piece.bytes));
             if self.logprobs {
                 let logprobs = i.checked_sub(1).and_then(|i| self.scores[prompt].get(i));
-                answer.lists.push(tokenizer, *id, logprobs);
+                let shown = shown.map_or(&[][..], |piece| piece.bytes);
+                answer.lists.push(tokenizer, *id, logprobs, shown);
             }
         }
         answer.text.push_str(&String::from_utf8_lossy(&bytes));
@@ -188,7 +192,10 @@ impl Shape for Texts {
             answer.ids.push(id);
             if self.logprobs {
                 let tokenizer = self.service.tokenizer();
-                answer.lists.push(tokenizer, id, logprobs.as_ref());
+                let piece = tokenizer.piece(id);
+                let shown = piece.filter(|piece| !(self.skip_special && piece.name.is_some()));
+                let shown = shown.map_or(&[][..], |piece| piece.bytes);
+                answer.lists.push(tokenizer, id, logprobs.as_ref(), shown);
             }
         }
         answer.reason = part.reason;

@@ -45,11 +45,23 @@ impl ApiError {
 
     /// A prompt with which the context is full.
     pub(super) fn context(context: usize, prompt: usize, wanted: Option<usize>) -> Self {
-        let asked = wanted.map_or_else(String::new, |wanted| {
-            format!(" and {wanted} more were asked for")
-        });
+        // Clients look for OpenAI's words.
+        let message = match wanted {
+            Some(wanted) => format!(
+                "This model's maximum context length is {context} tokens. However, you requested {} tokens ({prompt} in the messages, {wanted} in the completion). Please reduce the length of the messages or completion.",
+                prompt.saturating_add(wanted)
+            ),
+            None => format!(
+                "This model's maximum context length is {context} tokens. However, your messages resulted in {prompt} tokens. Please reduce the length of the messages."
+            ),
+        };
+        Self::invalid(message).code("context_length_exceeded")
+    }
+
+    /// A prompt that was not encoded to its end, because it cannot fit the context.
+    fn past_context(context: usize) -> Self {
         let message = format!(
-            "this model's context holds {context} tokens, but the prompt has {prompt}{asked}"
+            "This model's maximum context length is {context} tokens. However, your messages resulted in more than that. Please reduce the length of the messages."
         );
         Self::invalid(message).code("context_length_exceeded")
     }
@@ -71,6 +83,17 @@ impl ApiError {
         let message = format!("the body is larger than {limit} bytes, which is the most");
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         Self::new(status, "invalid_request_error", message).code("request_too_large")
+    }
+
+    /// What nobody may do from there.
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+    }
+
+    /// A body that is not said to be JSON.
+    pub(super) fn media_type(message: impl Into<String>) -> Self {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        Self::new(status, "invalid_request_error", message).code("unsupported_media_type")
     }
 
     pub(super) fn timeout(message: impl Into<String>) -> Self {
@@ -158,6 +181,9 @@ impl From<&EngineError> for ApiError {
             EngineError::EmptyStop => Self::field("stop", message),
             EngineError::Grammar { .. } => Self::field("response_format", message),
             EngineError::QueueFull { .. } => Self::overloaded(message, 1),
+            EngineError::BatchTooLarge { .. } => {
+                Self::field("prompt", format!("`prompt`: {message}")).code("invalid_value")
+            }
             EngineError::Stopped => Self::unavailable(message),
             _ => Self::internal(message),
         }
@@ -172,6 +198,7 @@ impl From<TokenizerError> for ApiError {
             | TokenizerError::UnsupportedPart { .. }
             | TokenizerError::AssembledControl { .. }
             | TokenizerError::Template { .. } => Self::field("messages", message),
+            TokenizerError::TooManyTokens { most } => Self::past_context(most),
             TokenizerError::UnknownId { .. } => Self::field("tokens", message),
             TokenizerError::Split { .. } => Self::invalid(message),
             _ => Self::internal(message),

@@ -1,7 +1,6 @@
 //! Counts the requests that are being answered, and closes behind the last: a shutdown finishes or refuses, it never cuts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
@@ -11,7 +10,9 @@ use super::error::{ApiError, Result};
 #[derive(Debug)]
 pub(super) struct Gate {
     inside: watch::Sender<usize>,
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
+    /// Whether connections are to end, whatever is on its way over them.
+    over: watch::Sender<bool>,
 }
 
 /// A request that is being answered, until it is dropped.
@@ -28,7 +29,8 @@ impl Gate {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             inside: watch::Sender::new(0),
-            closed: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
+            over: watch::Sender::new(false),
         })
     }
 
@@ -44,11 +46,26 @@ impl Gate {
     }
 
     pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.closed.send_replace(true);
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
+        *self.closed.borrow()
+    }
+
+    /// Waits until it is closed.
+    pub(super) async fn closing(&self) {
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+
+    /// Ends connections.
+    pub(super) fn end(&self) {
+        self.over.send_replace(true);
+    }
+
+    /// Waits until connections are to end.
+    pub(super) async fn ending(&self) {
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
     }
 
     /// Waits until nobody is inside.

@@ -9,10 +9,11 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::error::{ApiError, Result};
 use super::fields::shorten;
+use super::schema;
 use crate::engine::{Grammar, Guide};
 use crate::error::TokenizerError;
 use crate::tokenizer::Tokenizer;
@@ -49,21 +50,41 @@ impl Grammars {
         })
     }
 
-    /// Compiles a grammar; `field` is the request's field that asked for it.
-    pub(super) fn compile(&self, lark: String, field: &str) -> Result<Arc<dyn Grammar>> {
+    /// Compiles a grammar; where it cannot be, says why.
+    ///
+    /// # Errors
+    /// A model whose answers of a given form could not end.
+    pub(super) fn compile(
+        &self,
+        lark: String,
+    ) -> Result<std::result::Result<Arc<dyn Grammar>, String>> {
         let Some(factory) = &self.factory else {
             let message = "this model has no stop token, so that no answer of a given form can end";
-            return Err(ApiError::field(field, message));
+            return Err(ApiError::invalid(message));
         };
         let matcher = Matcher::new(factory.create_parser(TopLevelGrammar::from_lark(lark)));
-        match matcher.get_error() {
-            Some(error) => {
-                let message = format!("`{field}`: {}", shorten(&error));
-                Err(ApiError::field(field, message).code("invalid_value"))
-            }
+        Ok(match matcher.get_error() {
+            Some(error) => Err(first_line(&error)),
             None => Ok(Arc::new(Compiled(Mutex::new(matcher)))),
-        }
+        })
     }
+
+    /// Where in a schema the part is that cannot be held, and why; `None` where all can.
+    pub(super) fn locate(&self, schema: &Value) -> Option<(String, String)> {
+        let factory = self.factory.as_ref()?;
+        let refused = |schema: &Value| {
+            let grammar = TopLevelGrammar::from_json_schema(schema.clone());
+            let matcher = Matcher::new(factory.create_parser(grammar));
+            matcher.get_error().map(|error| first_line(&error))
+        };
+        schema::locate(schema, &refused)
+    }
+}
+
+/// What llguidance says of a grammar, without the grammar.
+fn first_line(error: &str) -> String {
+    let line = error.lines().find(|line| !line.trim().is_empty());
+    shorten(line.unwrap_or_default().trim())
 }
 
 /// A token as llguidance knows it: control tokens are marked by a byte that is in no text.
@@ -78,17 +99,9 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     }
 }
 
-/// A JSON schema as part of a grammar. White space between values is a space, or a line break and its indentation: a model
-/// that has lost its way must not fill the context with it.
+/// A JSON schema as part of a grammar.
 pub(super) fn json_rule(schema: &Value) -> String {
-    let mut schema = match schema {
-        Value::Object(map) => Value::Object(map.clone()),
-        // `true` allows everything; llguidance takes its options from an object alone.
-        Value::Bool(true) => json!({}),
-        other => return format!("%json {other}"),
-    };
-    schema["x-guidance"] = json!({ "whitespace_pattern": r" |\n {0,40}" });
-    format!("%json {schema}")
+    format!("%json {}", schema::held(schema))
 }
 
 /// A text in a grammar.

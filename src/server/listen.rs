@@ -26,6 +26,10 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// How long no connection is taken after one could not be: there are too many files open.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long connections may take to end once all answers are made: to read the last of them, or to send the rest of a request
+/// that will not be answered.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// A server that listens. Until it is given a model it says that it is loading.
 pub struct Server {
     listener: TcpListener,
@@ -63,13 +67,15 @@ impl Server {
         let listener = TcpListener::bind(address).await?;
         let name = options.model_names.first();
         let metrics = Metrics::new(name.map_or("kimi-linear", String::as_str));
+        let address = listener.local_addr()?;
         Ok(Self {
-            address: listener.local_addr()?,
+            address,
             listener,
             shared: Arc::new(Shared {
                 options: Arc::new(options),
                 metrics: Arc::new(metrics),
                 gate: Gate::new(),
+                local: address.ip().is_loopback(),
                 service: OnceLock::new(),
             }),
         })
@@ -96,7 +102,7 @@ impl Server {
                 match self.listener.accept().await {
                     Ok((stream, _)) => {
                         let service = TowerToHyperService::new(routes.clone());
-                        serve(stream, service, &self.shared.options, &connections);
+                        serve(stream, service, &self.shared, &connections);
                     }
                     Err(error) => {
                         tracing::warn!("a connection could not be taken: {error}");
@@ -115,7 +121,14 @@ impl Server {
             shutdown.await;
             self.shared.gate.close();
             tracing::info!("shutting down: finishing the answers that are under way");
-            self.shared.gate.empty().await;
+            let empty = self.shared.gate.empty();
+            let most = self.shared.options.shutdown_timeout;
+            if tokio::time::timeout(most.unwrap_or(Duration::MAX), empty)
+                .await
+                .is_err()
+            {
+                tracing::warn!("the time to finish is over: what is still under way is cut");
+            }
             let service = self.shared.service.get();
             if let Some(transfers) = service.and_then(|service| service.transfers()) {
                 transfers.shutdown().await;
@@ -128,7 +141,12 @@ impl Server {
         }
         drop(self.listener);
         // Those that still send an answer's end finish; those that are idle are closed.
-        connections.shutdown().await;
+        if tokio::time::timeout(LINGER, connections.shutdown())
+            .await
+            .is_err()
+        {
+            self.shared.gate.end();
+        }
     }
 }
 
@@ -136,9 +154,10 @@ impl Server {
 fn serve(
     stream: TcpStream,
     service: TowerToHyperService<axum::Router>,
-    options: &ServerOptions,
+    shared: &Arc<Shared>,
     connections: &GracefulShutdown,
 ) {
+    let options = &shared.options;
     // Without it a token would wait for the one after it.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
@@ -148,9 +167,13 @@ fn serve(
         .header_read_timeout(options.read_timeout)
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
     let connection = connections.watch(connection);
+    let gate = Arc::clone(&shared.gate);
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!("a connection broke off: {error}");
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!("a connection broke off: {error}");
+            },
+            () = gate.ending() => {}
         }
     });
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::engine::TokenLogprobs;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, Utf8Stream};
 
 /// JSON has no minus infinity; this is what OpenAI puts for it.
 const LEAST: f32 = -9999.0;
@@ -45,19 +45,21 @@ pub(super) struct Lists {
     offsets: Vec<usize>,
     /// Characters so far.
     offset: usize,
+    /// The beginning of a character whose other bytes come with the next tokens.
+    utf8: Utf8Stream,
 }
 
 impl Lists {
-    /// Takes a token. The first one of a prompt has no logprobs.
+    /// Takes a token and the bytes of it that are shown. The first one of a prompt has no logprobs.
     pub(super) fn push(
         &mut self,
         tokenizer: &Tokenizer,
         id: u32,
         logprobs: Option<&TokenLogprobs>,
+        shown: &[u8],
     ) {
         let text = text(tokenizer, id);
-        let length = text.chars().count();
-        self.tokens.push(Value::from(text));
+        self.tokens.push(Value::from(text.as_str()));
         self.logprobs
             .push(logprobs.map_or(Value::Null, |logprobs| number(logprobs.logprob)));
         let top = |logprobs: &TokenLogprobs| {
@@ -67,11 +69,14 @@ impl Lists {
                 map.entry(self::text(tokenizer, *id))
                     .or_insert_with(|| number(*logprob));
             }
+            // OpenAI's list has the chosen token beside the likeliest.
+            map.entry(text.as_str())
+                .or_insert_with(|| number(logprobs.logprob));
             Value::Object(map)
         };
         self.top.push(logprobs.map_or(Value::Null, top));
         self.offsets.push(self.offset);
-        self.offset += length;
+        self.offset += self.utf8.push(shown).chars().count();
     }
 
     /// What was taken since the last time.

@@ -300,6 +300,8 @@ pub(super) struct Watch {
     arrived: Instant,
     prompt_tokens: usize,
     looks_up: bool,
+    /// Whether the engine has taken it.
+    taken: bool,
     placed: bool,
     /// When each of its answers had its last token.
     last: Vec<Option<Instant>>,
@@ -318,6 +320,7 @@ impl Watch {
             arrived: Instant::now(),
             prompt_tokens: request.prompt.len(),
             looks_up: request.reuse,
+            taken: false,
             placed: false,
             last: vec![None; request.samples],
             log,
@@ -354,7 +357,10 @@ impl Watch {
                 }
                 self.metrics.generation_tokens.increment(1);
             }
+            Event::Queued { .. } => self.taken = true,
             Event::Finished { reason, usage, .. } => self.finished(now, *reason, *usage),
+            // What was refused is counted as that, by its status.
+            Event::Failed(_) if !self.taken => {}
             Event::Failed(error) => {
                 self.metrics.finished[3].increment(1);
                 if let Some(id) = &self.log {

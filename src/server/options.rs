@@ -29,6 +29,16 @@ pub struct ServerOptions {
     pub read_timeout: Duration,
     /// How long a client may read nothing of what was sent to it.
     pub write_timeout: Duration,
+    /// How long a shutdown waits for answers that are under way; `None` for as long as they take.
+    pub shutdown_timeout: Option<Duration>,
+    /// Names under which the server may be asked for (`Host`) beside the machine's own, where it listens on this machine alone
+    /// and has no keys; `*` is any.
+    pub hosts: Vec<String>,
+    /// Whether fields that change nothing are refused where this server does not know them.
+    pub strict_fields: bool,
+    /// Whether control tokens that a text spells are read as such in `/v1/completions` and `/tokenize`, where a request does not
+    /// say (`parse_special`).
+    pub parse_special: bool,
     /// Seeds the requests that come without a seed; without it each differs.
     pub seed: Option<u64>,
     /// Whether cached prefixes are used.
@@ -50,6 +60,10 @@ impl ServerOptions {
             body_bytes: 8 << 20,
             read_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
+            shutdown_timeout: None,
+            hosts: Vec::new(),
+            strict_fields: false,
+            parse_special: false,
             seed: None,
             prefix_caching: true,
             log_requests: false,

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, Result};
-use super::fields::shorten;
+use super::fields::{Fields, shorten};
 use super::service::Service;
 use crate::config::kind;
 use crate::tokenizer::{Chat, ROLES};
@@ -34,6 +34,101 @@ const MESSAGE_FIELDS: [(&str, bool); 10] = [
     ("function_call", true),
 ];
 
+/// Fields of a message that change nothing: what clients, their routers and other servers keep with it.
+const MESSAGE_BOOKKEEPING: [&str; 28] = [
+    "id",
+    "type",
+    "status",
+    "index",
+    "model",
+    "created",
+    "created_at",
+    "timestamp",
+    "finish_reason",
+    "stop_reason",
+    "usage",
+    "metadata",
+    "phase",
+    "citations",
+    "parsed",
+    "padding",
+    "cache_control",
+    "copilot_cache_control",
+    "provider_specific_fields",
+    "reasoning_details",
+    "reasoning_opaque",
+    "reasoning_id",
+    "encrypted_content",
+    "cot_id",
+    "cot_summary",
+    "signature",
+    "token_ids",
+    "images",
+];
+
+/// Where clients keep what an answer's reasoning was.
+const REASONING: [&str; 5] = [
+    "reasoning_content",
+    "reasoning",
+    "reasoning_text",
+    "thinking",
+    "thinking_blocks",
+];
+
+/// Refuses messages with fields that are let through otherwise.
+pub(super) fn check_strict(messages: &[Value]) -> Result<()> {
+    for (i, message) in messages.iter().enumerate() {
+        for (name, value) in message.as_object().into_iter().flatten() {
+            if !value.is_null() && !MESSAGE_FIELDS.iter().any(|(known, _)| known == name) {
+                return Err(unknown_field(&format!("messages[{i}]"), name));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unknown_field(at: &str, name: &str) -> ApiError {
+    let path = format!("{at}.{}", shorten(name));
+    let text = format!("`{path}` is not a field of a message");
+    ApiError::field(&path, text).code("unknown_parameter")
+}
+
+/// The reasoning that a message keeps, taken out of it: `reasoning_content` (vLLM, DeepSeek), `reasoning` (OpenRouter),
+/// `thinking_blocks` (litellm), and parts of its content of type `thinking` (Anthropic). Templates know the first.
+fn take_reasoning(fields: &mut Map<String, Value>) -> Option<String> {
+    let mut found = Vec::new();
+    for name in REASONING {
+        let value = fields.shift_remove(name);
+        let text = match value {
+            Some(Value::String(text)) => Some(text),
+            Some(Value::Array(blocks)) => Some(blocks.iter().filter_map(thought).collect()),
+            _ => None,
+        };
+        // One of them repeats what another says.
+        found.extend(text.filter(|text: &String| !text.is_empty()));
+    }
+    if let Some(Value::Array(parts)) = fields.get_mut("content") {
+        let is_thought = |part: &Value| {
+            let kind = part["type"].as_str();
+            kind.is_some_and(|kind| ["thinking", "redacted_thinking", "reasoning"].contains(&kind))
+        };
+        let thoughts: String = parts.iter().filter_map(thought).collect();
+        parts.retain(|part| !is_thought(part));
+        found.extend(Some(thoughts).filter(|text| !text.is_empty()));
+    }
+    found.into_iter().next()
+}
+
+/// The text of a block of reasoning.
+fn thought(block: &Value) -> Option<&str> {
+    let text = match block["type"].as_str() {
+        Some("thinking") => &block["thinking"],
+        Some("reasoning") => &block["text"],
+        _ => return None,
+    };
+    text.as_str()
+}
+
 /// Checks messages as clients send them, and makes them what templates know.
 pub(super) fn messages(messages: Vec<Value>) -> Result<Vec<Value>> {
     if messages.is_empty() {
@@ -50,12 +145,14 @@ fn message(at: &str, value: Value) -> Result<Value> {
         let path = format!("{at}{field}");
         ApiError::field(&path, format!("`{path}` must be {expected}")).code("invalid_value")
     };
-    let Value::Object(fields) = value else {
+    let Value::Object(mut fields) = value else {
         return Err(wrong("", "an object with a `role` and a `content`"));
     };
+    let reasoning = take_reasoning(&mut fields);
     let mut message = Map::new();
     for (name, value) in fields {
-        if value.is_null() && name != "content" {
+        let is_kept = !MESSAGE_BOOKKEEPING.contains(&name.as_str());
+        if name != "content" && (value.is_null() || !is_kept) {
             continue;
         }
         match MESSAGE_FIELDS.iter().find(|(known, _)| *known == name) {
@@ -66,12 +163,11 @@ fn message(at: &str, value: Value) -> Result<Value> {
                     "null: it is not understood here",
                 ));
             }
-            None => {
-                let path = format!("{at}.{}", shorten(&name));
-                let text = format!("`{path}` is not a field of a message");
-                return Err(ApiError::field(&path, text).code("unknown_parameter"));
-            }
+            None => return Err(unknown_field(at, &name)),
         };
+    }
+    if let Some(reasoning) = reasoning {
+        message.insert("reasoning_content".to_owned(), Value::from(reasoning));
     }
     let role = message
         .get("role")
@@ -129,12 +225,11 @@ fn check_call(at: &str, call: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Renders and encodes a chat.
+/// Renders and encodes a chat, which must fit the context.
 pub(super) fn encode_chat(service: &Service, chat: &Chat) -> Result<Prompt> {
-    let ids = service
-        .tokenizer()
-        .encode_chat(service.template()?, chat)?
-        .ids;
+    let (template, context) = (service.template()?, service.context());
+    let tokenizer = service.tokenizer();
+    let ids = tokenizer.encode_chat_at_most(template, chat, context)?.ids;
     let turn_ends = turn_ends(&ids, service.stop_ids());
     Ok(Prompt { ids, turn_ends })
 }
@@ -158,10 +253,7 @@ fn turn_ends(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
 
 /// Prompts of a plain completion.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(
-    untagged,
-    expecting = "expected a string, a list of token ids, or a list of either"
-)]
+#[serde(try_from = "Value")]
 pub(super) enum Prompts {
     Text(String),
     Ids(Vec<u32>),
@@ -169,10 +261,56 @@ pub(super) enum Prompts {
     Several(Vec<Vec<u32>>),
 }
 
+impl TryFrom<Value> for Prompts {
+    type Error = &'static str;
+
+    fn try_from(value: Value) -> std::result::Result<Self, Self::Error> {
+        const EXPECTED: &str = "expected a string, a list of token ids, or a list of either";
+        let list = match value {
+            Value::String(text) => return Ok(Self::Text(text)),
+            Value::Array(list) => list,
+            _ => return Err(EXPECTED),
+        };
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = |list: &[Value]| list.iter().map(id).collect::<Option<Vec<u32>>>();
+        let all = match list.first() {
+            None => Some(Self::Ids(Vec::new())),
+            Some(Value::String(_)) => {
+                let texts = list.into_iter().map(|text| match text {
+                    Value::String(text) => Some(text),
+                    _ => None,
+                });
+                texts.collect::<Option<_>>().map(Self::Texts)
+            }
+            Some(Value::Array(_)) => {
+                let each = list.iter().map(|prompt| ids(prompt.as_array()?));
+                each.collect::<Option<_>>().map(Self::Several)
+            }
+            Some(_) => ids(&list).map(Self::Ids),
+        };
+        all.ok_or(EXPECTED)
+    }
+}
+
+/// The ids of a text that must fit the context; where `parse_special` is set, control tokens that it spells are read as such.
+pub(super) fn encode_text(service: &Service, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+    let (tokenizer, context) = (service.tokenizer(), service.context());
+    Ok(match parse_special {
+        true => tokenizer.encode_with_special(text, context)?,
+        false => tokenizer.encode_at_most(text, context)?,
+    })
+}
+
+/// Takes the field that says whether control tokens are read in a text, of llama.cpp's name.
+pub(super) fn take_parse_special(fields: &mut Fields, service: &Service) -> Result<bool> {
+    let own = service.options.parse_special;
+    Ok(fields.take("parse_special")?.unwrap_or(own))
+}
+
 impl Prompts {
     /// The ids of each.
-    pub(super) fn encode(self, service: &Service) -> Result<Vec<Prompt>> {
-        let encode = |text: String| Ok(service.tokenizer().encode_ordinary(&text)?);
+    pub(super) fn encode(self, service: &Service, parse_special: bool) -> Result<Vec<Prompt>> {
+        let encode = |text: String| encode_text(service, &text, parse_special);
         let all: Vec<Vec<u32>> = match self {
             Self::Text(text) => vec![encode(text)?],
             Self::Ids(ids) => vec![ids],

@@ -156,8 +156,11 @@ impl<S: Shape> Responder<S> {
         let index = prompt * self.samples + sample;
         let begins = |delta: &ToolCallEvent| matches!(delta, ToolCallEvent::CallBegin { .. });
         self.called[index] |= deltas.iter().any(begins);
+        // A stop text may end an answer inside a call: nobody should run that one.
+        let cuts = |delta: &ToolCallEvent| matches!(delta, ToolCallEvent::CallEnd { complete, .. } if !complete);
+        let cut = deltas.iter().any(cuts);
         let reason = reason.map(|reason| match reason {
-            FinishReason::Stop if self.called[index] => "tool_calls",
+            FinishReason::Stop if self.called[index] && !cut => "tool_calls",
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::Cancelled => "abort",

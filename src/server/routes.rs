@@ -1,24 +1,23 @@
 //! Which path does what, and what every request goes through on its way there.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::error::{ApiError, Result};
 use super::fields::Fields;
 use super::gate::{Gate, Inside};
 use super::metrics::{Metrics, Refused};
-use super::options::{Origins, ServerOptions};
+use super::options::ServerOptions;
+use super::origin;
 use super::request_id::{self, Id};
 use super::service::Service;
 use super::{auth, chat, completions, page, tokens};
@@ -29,6 +28,8 @@ pub(super) struct Shared {
     pub(super) options: Arc<ServerOptions>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) gate: Arc<Gate>,
+    /// Whether it listens on this machine alone.
+    pub(super) local: bool,
     /// There once the model is loaded.
     pub(super) service: OnceLock<Arc<Service>>,
 }
@@ -42,9 +43,9 @@ pub(super) struct Call {
 
 type Server = State<Arc<Shared>>;
 
-/// The routes, and around them from the outside: CORS, ids, counts.
+/// The routes, and around them from the outside: CORS, ids, counts, and which pages may ask.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    let cors = cors(&shared.options.origins);
+    let cors = origin::cors(&shared.options.origins);
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(plain_completions))
@@ -61,45 +62,14 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/version", get(version))
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&shared),
+            origin::guard,
+        ))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), count))
         .layer(middleware::from_fn(request_id::name))
         .layer(cors)
         .with_state(shared)
-}
-
-fn cors(origins: &Origins) -> CorsLayer {
-    let allowed = match origins {
-        Origins::Any => AllowOrigin::any(),
-        Origins::Local => AllowOrigin::predicate(|origin, _| is_local(origin)),
-        Origins::These(these) => {
-            let these = these
-                .iter()
-                .filter_map(|origin| HeaderValue::from_str(origin).ok());
-            AllowOrigin::list(these)
-        }
-    };
-    CorsLayer::new()
-        .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
-        .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([request_id::HEADER, header::RETRY_AFTER])
-        .max_age(Duration::from_secs(600))
-}
-
-/// Whether an origin is a page of this machine.
-fn is_local(origin: &HeaderValue) -> bool {
-    let Some((_, authority)) = origin.to_str().ok().and_then(|text| text.split_once("://")) else {
-        return false;
-    };
-    let host = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => authority,
-    };
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || address
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
 }
 
 /// Counts what was refused.
@@ -132,11 +102,16 @@ impl Shared {
         let service = self.service()?;
         let reading = read(request.into_body(), self.options.body_bytes);
         let late = |_| ApiError::timeout("the body did not come in time");
-        let body = tokio::time::timeout(self.options.read_timeout, reading)
-            .await
-            .map_err(late)??;
+        let body = tokio::select! {
+            body = tokio::time::timeout(self.options.read_timeout, reading) => body.map_err(late)??,
+            // A shutdown waits for no client that is still sending.
+            () = self.gate.closing() => return Err(ApiError::unavailable("the server is shutting down")),
+        };
         let inside = Arc::new(self.gate.enter()?);
+        let alone = service.alone(body.len()).await?;
         let fields = service.compute(move |_| Fields::read(&body)).await?;
+        drop(alone);
+        let fields = fields.strict(self.options.strict_fields);
         let call = Call {
             service,
             id: id.0,
@@ -323,32 +298,4 @@ pub(super) fn log_request(service: &Service, id: &str, request: &EngineRequest) 
         tracing::info!(request = id, prompt = prompt.unwrap_or_default(), "prompt");
     }
     Some(id.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_of_this_machine_are_known() {
-        let local = |origin: &str| is_local(&HeaderValue::from_str(origin).unwrap());
-        for origin in [
-            "http://localhost",
-            "http://localhost:3000",
-            "https://127.0.0.1:8443",
-            "http://[::1]:80",
-            "http://[::1]",
-        ] {
-            assert!(local(origin), "{origin}");
-        }
-        for origin in [
-            "null",
-            "http://localhost.example.org",
-            "http://example.org",
-            "http://10.0.0.1",
-            "http://127.0.0.1.example.org",
-        ] {
-            assert!(!local(origin), "{origin}");
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::{ApiError, Result};
 use super::fields::shorten;
@@ -24,6 +24,8 @@ pub(super) struct Service {
     grammars: Grammars,
     /// Prompts that are rendered and encoded at a time: that is the CPU's work, beside the engine's.
     encoders: Semaphore,
+    /// Large bodies that are read or encoded at a time: they must leave the others room, and memory.
+    large: Semaphore,
     seeds: Option<Mutex<ChaCha8Rng>>,
     transfers: Option<Arc<KvTransfers>>,
     /// Seconds since 1970 when it was made.
@@ -34,6 +36,9 @@ pub(super) struct Service {
 
 /// Prompts that are encoded at a time.
 const ENCODERS: usize = 4;
+
+/// Bytes from which on a body is large.
+const LARGE: usize = 256 << 10;
 
 impl Service {
     /// A service over a model, and its part in transfers of caches where it takes one. Without a template there are no chats.
@@ -54,6 +59,7 @@ impl Service {
             llm,
             stop_ids,
             encoders: Semaphore::new(ENCODERS),
+            large: Semaphore::new(1),
             seeds: options
                 .seed
                 .map(|seed| Mutex::new(ChaCha8Rng::seed_from_u64(seed))),
@@ -143,6 +149,16 @@ impl Service {
         }
     }
 
+    /// Waits until no other large body is read or encoded, where a body of so many bytes is one; until the permit is dropped it
+    /// is the only one.
+    pub(super) async fn alone(&self, bytes: usize) -> Result<Option<SemaphorePermit<'_>>> {
+        let stopped = |_| ApiError::internal("the server is stopping");
+        match bytes > LARGE {
+            true => self.large.acquire().await.map(Some).map_err(stopped),
+            false => Ok(None),
+        }
+    }
+
     /// Does work of the CPU's away from the threads that serve connections, a few at a time.
     pub(super) async fn compute<T: Send + 'static>(
         self: &Arc<Self>,
@@ -153,6 +169,11 @@ impl Service {
         let service = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&service)).await;
         drop(permit);
-        done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read")))
+        match done {
+            Ok(done) => done,
+            // The program ends: whoever waits for this is dropped with it.
+            Err(error) if error.is_cancelled() => std::future::pending().await,
+            Err(_) => Err(ApiError::internal("the request could not be read")),
+        }
     }
 }

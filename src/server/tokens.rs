@@ -9,12 +9,13 @@ use serde_json::json;
 use super::error::{ApiError, Result};
 use super::fields::Fields;
 use super::parameters::check_model;
-use super::prompt::encode_chat;
+use super::prompt::{encode_chat, take_parse_special};
 use super::service::Service;
 use super::tools::Form;
 
 /// A text's ids, or a chat's.
 pub(super) async fn tokenize(service: Arc<Service>, fields: Fields) -> Result<Response> {
+    let _alone = service.alone(fields.size()).await?;
     service
         .compute(|service| {
             let mut fields = fields;
@@ -25,7 +26,13 @@ pub(super) async fn tokenize(service: Arc<Service>, fields: Fields) -> Result<Re
                 Some(prompt) => {
                     // There are none to add: a chat's come from its template.
                     fields.ignore(&["add_special_tokens"]);
-                    service.tokenizer().encode_ordinary(&prompt)?
+                    let parse_special = take_parse_special(&mut fields, service)?;
+                    match parse_special {
+                        true => service
+                            .tokenizer()
+                            .encode_with_special(&prompt, usize::MAX)?,
+                        false => service.tokenizer().encode_ordinary(&prompt)?,
+                    }
                 }
                 None => {
                     let generation: Option<bool> = fields.take("add_generation_prompt")?;
@@ -59,6 +66,7 @@ pub(super) async fn tokenize(service: Arc<Service>, fields: Fields) -> Result<Re
 
 /// Ids' text.
 pub(super) async fn detokenize(service: Arc<Service>, fields: Fields) -> Result<Response> {
+    let _alone = service.alone(fields.size()).await?;
     service
         .compute(|service| {
             let mut fields = fields;

@@ -8,10 +8,19 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
-use super::fields::{Fields, shorten, typed};
+use super::fields::{Fields, shorten, typed, without_bookkeeping};
 use super::grammar::{Grammars, json_rule, literal};
 use crate::engine::Grammar;
 use crate::tokenizer::{Marker, Tokenizer};
+
+/// Fields of a tool, and of its function, that change nothing.
+const TOOL_BOOKKEEPING: [&str; 5] = [
+    "id",
+    "cache_control",
+    "copilot_cache_control",
+    "metadata",
+    "provider_specific_fields",
+];
 
 /// Characters of a function's name.
 const NAME_CHARACTERS: usize = 256;
@@ -107,7 +116,16 @@ struct JsonSchema {
 impl Form {
     /// Takes the fields that say it.
     pub(super) fn take(fields: &mut Fields) -> Result<Self> {
-        let tools: Vec<Value> = fields.take("tools")?.unwrap_or_default();
+        let mut tools: Vec<Value> = fields.take("tools")?.unwrap_or_default();
+        if !fields.is_strict() {
+            for tool in &mut tools {
+                without_bookkeeping(tool, &TOOL_BOOKKEEPING);
+                let function = tool.get_mut("function");
+                function
+                    .into_iter()
+                    .for_each(|it| without_bookkeeping(it, &TOOL_BOOKKEEPING));
+            }
+        }
         let functions: Vec<Function> = tools
             .iter()
             .enumerate()
@@ -150,31 +168,70 @@ impl Form {
         let forced = matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_));
         let calls =
             self.calls() && (forced || strict || self.format != Format::Text || !self.parallel);
-        let lark = match (&self.format, calls) {
-            (Format::Text, false) => return Ok(None),
+        if self.format == Format::Text && !calls {
+            return Ok(None);
+        }
+        let mut schemas = self.schemas();
+        let compile = |schemas: &[Value]| grammars.compile(self.lark(calls, tokenizer, schemas)?);
+        if let Ok(grammar) = compile(&schemas)? {
+            return Ok(Some(grammar));
+        }
+        // One of the schemas is at fault: a tool's is let go unless it has to be held.
+        if let Format::Json(schema) = &self.format
+            && (!forced || !calls)
+            && let Some((path, reason)) = grammars.locate(schema)
+        {
+            return Err(refused("response_format", "", &path, &reason));
+        }
+        for (i, function) in self.functions.iter().enumerate() {
+            let Some((path, reason)) = grammars.locate(&schemas[i]) else {
+                continue;
+            };
+            if function.strict == Some(true) {
+                let at = format!("tools[{i}].function.parameters");
+                return Err(refused(&at, &function.name, &path, &reason));
+            }
+            let name = &function.name;
+            tracing::debug!("the schema of `{name}` is not held, at `{path}`: {reason}");
+            schemas[i] = json!({ "type": "object" });
+        }
+        let grammar = compile(&schemas)?;
+        let field = if calls { "tools" } else { "response_format" };
+        grammar
+            .map(Some)
+            .map_err(|reason| refused(field, "", "", &reason))
+    }
+
+    /// The schemas of the functions' arguments.
+    fn schemas(&self) -> Vec<Value> {
+        let schema = |function: &Function| match &function.parameters {
+            Some(parameters) => Value::Object(parameters.clone()),
+            None => json!({ "type": "object" }),
+        };
+        self.functions.iter().map(schema).collect()
+    }
+
+    /// The grammar's source, with these schemas of the functions' arguments.
+    fn lark(&self, calls: bool, tokenizer: &Tokenizer, schemas: &[Value]) -> Result<String> {
+        let forced = matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_));
+        Ok(match (&self.format, calls) {
             (Format::Json(schema), false) => {
                 format!("start: answer\nanswer: {}\n", json_rule(schema))
             }
-            (_, true) if forced => format!("start: section\n{}", self.section(tokenizer)?),
-            (Format::Text, true) => {
-                let section = self.section(tokenizer)?;
-                format!("start: TEXT section?\nTEXT: /(.|\\n)*/\n{section}")
-            }
+            (_, true) if forced => format!("start: section\n{}", self.section(tokenizer, schemas)?),
             (Format::Json(schema), true) => {
-                let (section, json) = (self.section(tokenizer)?, json_rule(schema));
+                let (section, json) = (self.section(tokenizer, schemas)?, json_rule(schema));
                 format!("start: answer | section\nanswer: {json}\n{section}")
             }
-        };
-        let field = if matches!(self.format, Format::Json(_)) {
-            "response_format"
-        } else {
-            "tools"
-        };
-        grammars.compile(lark, field).map(Some)
+            (Format::Text, _) => {
+                let section = self.section(tokenizer, schemas)?;
+                format!("start: TEXT section?\nTEXT: /(.|\\n)*/\n{section}")
+            }
+        })
     }
 
     /// The rules of a section of calls: `functions.NAME:INDEX` and arguments by the function's schema.
-    fn section(&self, tokenizer: &Tokenizer) -> Result<String> {
+    fn section(&self, tokenizer: &Tokenizer, schemas: &[Value]) -> Result<String> {
         let control = |marker: Marker| {
             let name = marker.name();
             let none = || {
@@ -190,19 +247,16 @@ impl Form {
         let call_end = control(Marker::CallEnd)?;
         let one = !self.parallel || matches!(self.choice, ToolChoice::Named(_));
         let calls = if one { "call" } else { "call+" };
-        let allowed = self.functions.iter().filter(|function| match &self.choice {
+        let all = self.functions.iter().zip(schemas);
+        let allowed = all.filter(|(function, _)| match &self.choice {
             ToolChoice::Named(name) => *name == function.name,
             _ => true,
         });
         let (mut names, mut rules) = (Vec::new(), String::new());
-        for (i, function) in allowed.enumerate() {
-            let schema = match &function.parameters {
-                Some(parameters) => Value::Object(parameters.clone()),
-                None => json!({ "type": "object" }),
-            };
+        for (i, (function, schema)) in allowed.enumerate() {
             let (name, json) = (
                 literal(&format!("functions.{}:", function.name)),
-                json_rule(&schema),
+                json_rule(schema),
             );
             names.push(format!("f{i}"));
             // Writing to a string does not fail.
@@ -213,6 +267,20 @@ impl Form {
             names.join(" | ")
         ))
     }
+}
+
+/// A schema that cannot be held: whose, where in it, and why.
+fn refused(field: &str, function: &str, path: &str, reason: &str) -> ApiError {
+    let whose = match function {
+        "" => String::new(),
+        name => format!(" of the function `{name}`"),
+    };
+    let place = match path {
+        "" => String::new(),
+        path => format!(" at `{}`", shorten(path)),
+    };
+    let message = format!("`{field}`: the schema{whose} cannot be held{place}: {reason}");
+    ApiError::field(field, message).code("invalid_value")
 }
 
 fn function(at: &str, tool: &Value) -> Result<Function> {

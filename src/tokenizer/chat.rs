@@ -4,6 +4,9 @@
 //! before (`special.rs`), so that the control tokens left in the rendered text are the template's; these become ids, and
 //! the text between is brought back and encoded with special tokens off. A control token counts only if the template
 //! spells it out: one that came about in another way is an error, never an id.
+//!
+//! A template may compare texts. Where something was hidden, it is rendered without hiding too, and what it renders with
+//! hiding should show the same; if not, its literals are hidden as well (`template_source.rs`).
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -194,19 +197,30 @@ impl Tokenizer {
         template: &ChatTemplate,
         chat: &Chat,
     ) -> Result<EncodedChat, TokenizerError> {
+        self.encode_chat_at_most(template, chat, usize::MAX)
+    }
+
+    /// The same, given up as soon as there are certain to be more than `most` ids.
+    ///
+    /// # Errors
+    /// [`TokenizerError::TooManyTokens`], and as for [`Tokenizer::encode_chat`].
+    pub fn encode_chat_at_most(
+        &self,
+        template: &ChatTemplate,
+        chat: &Chat,
+        most: usize,
+    ) -> Result<EncodedChat, TokenizerError> {
         chat.validate()?;
-        let messages = chat
-            .messages
-            .iter()
-            .map(|message| self.hidden(message, false))
-            .collect();
-        let tools = chat
-            .tools
-            .iter()
-            .flatten()
-            .map(|tool| self.hidden(tool, true))
-            .collect();
-        let text = template.render(messages, tools, chat.add_generation_prompt)?;
+        let text = self.render(template, chat)?;
+        let encode = |ids: &mut Vec<u32>, text: &str| {
+            let left = most.saturating_sub(ids.len());
+            let more = self.encode_at_most(&show(text), left);
+            ids.extend(more.map_err(|error| match error {
+                TokenizerError::TooManyTokens { .. } => TokenizerError::TooManyTokens { most },
+                other => other,
+            })?);
+            Ok::<_, TokenizerError>(())
+        };
         let mut ids = Vec::new();
         let mut done = 0;
         while let Some((start, end, id)) = self.specials.find(&text, done)? {
@@ -216,43 +230,75 @@ impl Tokenizer {
                     name: name.to_owned(),
                 });
             }
-            ids.extend(self.encode_ordinary(&show(&text[done..start]))?);
+            encode(&mut ids, &text[done..start])?;
             ids.push(id);
             done = end;
         }
-        ids.extend(self.encode_ordinary(&show(&text[done..]))?);
+        encode(&mut ids, &text[done..])?;
         Ok(EncodedChat {
             rendered: show(&text),
             ids,
         })
     }
 
-    /// The value as templates see it: every text in it hidden, keys included, every object's keys sorted if `sorted`.
-    fn hidden(&self, value: &Value, sorted: bool) -> minijinja::Value {
-        use minijinja::Value as Seen;
-        match value {
-            Value::Null => Seen::from(()),
-            Value::Bool(flag) => Seen::from(*flag),
-            Value::Number(number) => match (number.as_i64(), number.as_u64()) {
-                (Some(number), _) => Seen::from(number),
-                (_, Some(number)) => Seen::from(number),
-                _ => Seen::from(number.as_f64().unwrap_or(f64::NAN)),
-            },
-            Value::String(text) => Seen::from(self.specials.hide(text)),
-            Value::Array(list) => list
-                .iter()
-                .map(|value| self.hidden(value, sorted))
-                .collect(),
-            Value::Object(object) => {
-                let mut entries: Vec<_> = object.iter().collect();
-                if sorted {
-                    entries.sort_unstable_by_key(|(key, _)| *key);
-                }
-                let hide = |(key, value): (&String, &Value)| {
-                    (self.specials.hide(key), self.hidden(value, sorted))
-                };
-                Seen::from_pairs(entries.into_iter().map(hide))
+    /// What the template renders, with what is hidden in it.
+    fn render(&self, template: &ChatTemplate, chat: &Chat) -> Result<String, TokenizerError> {
+        let hide = |text: &str| self.specials.hide(text);
+        let render = |template: &ChatTemplate, seen: &dyn Fn(&str) -> String| {
+            let messages = chat.messages.iter();
+            let tools = chat.tools.iter().flatten();
+            template.render(
+                messages
+                    .map(|message| value(message, false, seen))
+                    .collect(),
+                tools.map(|tool| value(tool, true, seen)).collect(),
+                chat.add_generation_prompt,
+            )
+        };
+        let any_hidden = std::cell::Cell::new(false);
+        let hidden = render(template, &|text| {
+            let hidden = hide(text);
+            any_hidden.set(any_hidden.get() || hidden != text);
+            hidden
+        });
+        if !any_hidden.get() {
+            return hidden;
+        }
+        let plain = render(template, &str::to_owned)?;
+        match hidden {
+            Ok(hidden) if show(&hidden) == plain => Ok(hidden),
+            hidden => {
+                let spells = |text: &str| matches!(self.specials.find(text, 0), Ok(Some(_)));
+                let comparing = render(&template.comparing(&hide, &spells)?, &hide);
+                comparing
+                    .ok()
+                    .filter(|text| show(text) == plain)
+                    .map_or(hidden, Ok)
             }
+        }
+    }
+}
+
+/// A JSON value as templates see it, each text in it as `seen` has it, keys included, every object's keys sorted if `sorted`.
+fn value(json: &Value, sorted: bool, seen: &dyn Fn(&str) -> String) -> minijinja::Value {
+    use minijinja::Value as Seen;
+    match json {
+        Value::Null => Seen::from(()),
+        Value::Bool(flag) => Seen::from(*flag),
+        Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Seen::from(number),
+            (_, Some(number)) => Seen::from(number),
+            _ => Seen::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => Seen::from(seen(text)),
+        Value::Array(list) => list.iter().map(|item| value(item, sorted, seen)).collect(),
+        Value::Object(object) => {
+            let mut entries: Vec<_> = object.iter().collect();
+            if sorted {
+                entries.sort_unstable_by_key(|(key, _)| *key);
+            }
+            let entry = |(key, item): (&String, &Value)| (seen(key), value(item, sorted, seen));
+            Seen::from_pairs(entries.into_iter().map(entry))
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Only the fields that this runtime reads; the others are anyone's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -14,6 +14,8 @@ use crate::error::TokenizerError;
 pub(super) struct TokenizerConfig {
     /// `added_tokens_decoder`: the special tokens by id.
     pub(super) added: BTreeMap<u32, String>,
+    /// Those of them that are declared as not special.
+    pub(super) text: BTreeSet<u32>,
     /// `bos_token`, `eos_token` and the like, as chat templates name them.
     pub(super) named: BTreeMap<String, String>,
     /// `chat_template`, of a list the one named `default`.
@@ -49,6 +51,9 @@ impl TokenizerConfig {
                 let content =
                     content.ok_or_else(|| field(path, &at, "an object with a `content`", token))?;
                 config.added.insert(id, content.to_owned());
+                if token.get("special") == Some(&Value::Bool(false)) {
+                    config.text.insert(id);
+                }
             }
         }
         for (name, value) in json

@@ -4,7 +4,7 @@
 //! as those of `tiktoken.model` do, and the file's own list of merges is not read. The keys are llama.cpp's
 //! (`gguf-py/gguf/constants.py`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bytes::Alphabet;
 use super::special::reserved_name;
@@ -48,7 +48,7 @@ pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, To
         return Err(refused(metadata.wrong(TYPES, expected, found)));
     }
     let (mut tokens, mut unused) = (Vec::new(), Vec::new());
-    let mut declared = BTreeMap::new();
+    let (mut declared, mut plain) = (BTreeMap::new(), BTreeSet::new());
     for (id, (text, kind)) in (0u32..).zip(texts.iter().zip(types)) {
         let wrong = |expected: &str, found: String| {
             refused(metadata.wrong(&format!("{TOKENS}[{id}]"), expected, found))
@@ -68,8 +68,13 @@ pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, To
                 let found = format!("{text:?}, an ordinary token, after control tokens");
                 return Err(wrong("a control token or an unused id", found));
             }
-            token_type::UNKNOWN | token_type::CONTROL | token_type::USER_DEFINED => {
+            token_type::UNKNOWN | token_type::CONTROL => {
                 declared.insert(id, (*text).to_owned());
+            }
+            // What tokenizer.json calls not special.
+            token_type::USER_DEFINED => {
+                declared.insert(id, (*text).to_owned());
+                plain.insert(id);
             }
             // The file calls them [PADn]; they are no tokens, so that this text must not become one.
             token_type::UNUSED => {
@@ -83,7 +88,7 @@ pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, To
         }
     }
     let mut parts = from_tokens(metadata.file(), tokens, alphabet)?;
-    parts.declared = declared;
+    (parts.declared, parts.text) = (declared, plain);
     parts.unused = unused;
     parts.reserves = false;
     Ok(parts)

@@ -4,7 +4,7 @@
 //! special tokens off, always. Anything that is not byte-level BPE behind split patterns is refused by name, because
 //! text could not be encoded byte for byte with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -24,7 +24,7 @@ pub(super) fn read(path: &Path, alphabet: &Alphabet) -> Result<Option<Parts>, To
     let Some(mut json) = read_json(path)? else {
         return Ok(None);
     };
-    let declared = added_tokens(path, &json["added_tokens"])?;
+    let (declared, text) = added_tokens(path, &json["added_tokens"])?;
     if !json["normalizer"].is_null() {
         return Err(field(path, "normalizer", "null", &json["normalizer"]));
     }
@@ -48,13 +48,18 @@ pub(super) fn read(path: &Path, alphabet: &Alphabet) -> Result<Option<Parts>, To
         bpe,
         splitter,
         declared,
+        text,
         unused: Vec::new(),
         reserves: false,
     }))
 }
 
-fn added_tokens(path: &Path, added: &Value) -> Result<BTreeMap<u32, String>, TokenizerError> {
-    let mut declared = BTreeMap::new();
+/// The added tokens by id, and the ids of those that are declared as not special.
+fn added_tokens(
+    path: &Path,
+    added: &Value,
+) -> Result<(BTreeMap<u32, String>, BTreeSet<u32>), TokenizerError> {
+    let (mut declared, mut text) = (BTreeMap::new(), BTreeSet::new());
     for token in added.as_array().into_iter().flatten() {
         let id = token["id"].as_u64().and_then(|id| u32::try_from(id).ok());
         let (Some(id), Some(content)) = (id, token["content"].as_str().filter(|c| !c.is_empty()))
@@ -67,8 +72,11 @@ fn added_tokens(path: &Path, added: &Value) -> Result<BTreeMap<u32, String>, Tok
             ));
         };
         declared.insert(id, content.to_owned());
+        if token["special"] == false {
+            text.insert(id);
+        }
     }
-    Ok(declared)
+    Ok((declared, text))
 }
 
 fn check_model(path: &Path, model: &Value) -> Result<(), TokenizerError> {

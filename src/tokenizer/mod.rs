@@ -2,8 +2,8 @@
 //!
 //! A [`Tokenizer`] is read from `tiktoken.model`, `tokenizer.json` or a GGUF's metadata; [`StreamDecoder`] turns ids into text as they
 //! come; [`ChatTemplate`] and [`Chat`] make the ids of a conversation, in which nobody's text can act as a control
-//! token; [`Conversation`] keeps the tokens of one as they were; [`ToolCallParser`] finds the tool calls in what the model says. Text is always encoded with special tokens
-//! off: control ids come from a chat template, or from whoever asks for them by name. It knows nothing of the model.
+//! token; [`Conversation`] keeps the tokens of one as they were; [`ToolCallParser`] finds the tool calls in what the model says. Text is encoded with special tokens
+//! off unless asked otherwise: control ids come from a chat template, or are asked for by name. It knows nothing of the model.
 
 mod bytes;
 mod chat;
@@ -11,11 +11,13 @@ mod config;
 mod conversation;
 mod gguf;
 mod json_file;
+mod python_text;
 mod ranks;
 mod special;
 mod split;
 mod stream;
 mod template;
+mod template_source;
 mod tojson;
 mod tool_calls;
 
@@ -51,6 +53,8 @@ struct Parts {
     splitter: Splitter,
     /// The special tokens that the file names.
     declared: BTreeMap<u32, String>,
+    /// Of those ids the ones that are declared as not special.
+    text: BTreeSet<u32>,
     /// Of those ids the ones that are no tokens.
     unused: Vec<u32>,
     /// Whether an id that the file does not name is a token all the same, as the published tokenizer has those after its ordinary
@@ -65,6 +69,8 @@ pub struct Tokenizer {
     alphabet: Alphabet,
     splitter: Splitter,
     bpe: BPE,
+    /// Bytes of the longest ordinary token.
+    longest: usize,
     /// The ids at which the tokenizer's own files say to stop.
     eos: Vec<u32>,
     /// Special ids that are no tokens, ascending.
@@ -81,7 +87,7 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// One token: its bytes, and its name if it is a special one (the bytes are then the name's).
+/// One token: its bytes, and its name if it is a control token (the bytes are then the name's).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece<'a> {
     /// The token's bytes, which need not be whole characters.
@@ -135,6 +141,9 @@ impl Tokenizer {
             })?,
         };
         let config = config.unwrap_or_default();
+        // Where both declare a token, the configuration counts.
+        parts.text.retain(|id| !config.added.contains_key(id));
+        parts.text.extend(config.text);
         parts.declared.extend(config.added);
         let mut stops: Vec<&str> = STOP_NAMES.to_vec();
         stops.extend(config.named.get("eos_token").map(String::as_str));
@@ -170,7 +179,7 @@ impl Tokenizer {
         let ordinary = parts.tokens.len() as u32;
         let mut unused = parts.unused;
         let declared: BTreeSet<u32> = parts.declared.keys().copied().collect();
-        let specials = Specials::new(path, ordinary, parts.declared)?;
+        let specials = Specials::new(path, ordinary, parts.declared, &parts.text)?;
         if !parts.reserves {
             unused.extend((ordinary..specials.end()).filter(|id| !declared.contains(id)));
         }
@@ -178,6 +187,12 @@ impl Tokenizer {
         eos.extend(stops.iter().filter_map(|name| specials.id(name)));
         let (tokens, splitter, bpe) = (parts.tokens, parts.splitter, parts.bpe);
         Ok(Tokenizer {
+            longest: tokens
+                .iter()
+                .map(|token| token.len())
+                .max()
+                .unwrap_or(1)
+                .max(1),
             tokens,
             specials,
             alphabet,
@@ -207,14 +222,65 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of a text in which nothing is special: no control token can come out, whatever the text spells.
+    /// The ids of a text in which nothing is special: no control token can come out, whatever the text spells. Added tokens
+    /// that are declared as not special are text, and are found in it.
     ///
     /// # Errors
     /// A split pattern (other than the published one) that gives up on the text.
     pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
+        self.encode_at_most(text, usize::MAX)
+    }
+
+    /// The ids of a text as [`Tokenizer::encode_ordinary`] has them, given up as soon as they are certain to be more than
+    /// `most`: a text that cannot fit a context is not encoded to its end.
+    ///
+    /// # Errors
+    /// [`TokenizerError::TooManyTokens`], and as for [`Tokenizer::encode_ordinary`].
+    pub fn encode_at_most(&self, text: &str, most: usize) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::with_capacity((text.len() / 3).min(most.saturating_add(1)));
+        let mut done = 0;
+        while let Some((start, end, id)) = self.specials.find_text(text, done)? {
+            self.encode_plain(&text[done..start], most, &mut ids)?;
+            ids.push(id);
+            done = end;
+        }
+        self.encode_plain(&text[done..], most, &mut ids)?;
+        match ids.len() > most {
+            true => Err(TokenizerError::TooManyTokens { most }),
+            false => Ok(ids),
+        }
+    }
+
+    /// The ids of a text, control tokens that it spells among them.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::encode_at_most`].
+    pub fn encode_with_special(&self, text: &str, most: usize) -> Result<Vec<u32>, TokenizerError> {
+        let (mut ids, mut done) = (Vec::new(), 0);
+        while let Some((start, end, id)) = self.specials.find(text, done)? {
+            let left = most.saturating_sub(ids.len());
+            ids.extend(self.encode_at_most(&text[done..start], left)?);
+            ids.push(id);
+            done = end;
+        }
+        let left = most.saturating_sub(ids.len());
+        ids.extend(self.encode_at_most(&text[done..], left)?);
+        Ok(ids)
+    }
+
+    /// Adds the ids of a text without any added token.
+    fn encode_plain(
+        &self,
+        text: &str,
+        most: usize,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
         let mut chars = String::new();
         self.splitter.split(text, &mut |piece| {
+            // No token has more bytes than the longest one.
+            if ids.len() + piece.len() / self.longest > most {
+                return Err(TokenizerError::TooManyTokens { most });
+            }
             chars.clear();
             self.alphabet.write(piece.as_bytes(), &mut chars);
             let tokens = self
@@ -223,8 +289,7 @@ impl Tokenizer {
                 .map_err(|e| model_error("a piece of text", &*e))?;
             ids.extend(tokens.iter().map(|token| token.id));
             Ok(())
-        })?;
-        Ok(ids)
+        })
     }
 
     /// The bytes of these tokens, one after the other; a special token's bytes are its name's.
@@ -254,7 +319,7 @@ impl Tokenizer {
         }
         self.specials.name(id).map(|name| Piece {
             bytes: name.as_bytes(),
-            name: Some(name),
+            name: (!self.specials.is_text(id)).then_some(name),
         })
     }
 
@@ -283,12 +348,12 @@ impl Tokenizer {
         self.specials.id(name)
     }
 
-    /// Whether this id is a special token's.
+    /// Whether this id is a control token's: an added token that is declared as not special is text.
     pub fn is_special(&self, id: u32) -> bool {
-        self.specials.name(id).is_some()
+        self.specials.name(id).is_some() && !self.specials.is_text(id)
     }
 
-    /// The special tokens, reserved ones included, by id.
+    /// The special tokens, reserved ones and those that are text included, by id.
     pub fn special_tokens(&self) -> impl Iterator<Item = (u32, &str)> {
         self.specials.iter()
     }
@@ -346,6 +411,7 @@ fn from_tokens(
         bpe,
         splitter: Splitter::new([split::PATTERN])?,
         declared: BTreeMap::new(),
+        text: BTreeSet::new(),
         unused: Vec::new(),
         reserves: true,
     })

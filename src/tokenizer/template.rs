@@ -1,8 +1,9 @@
 //! The checkpoint's own chat template.
 //!
-//! It is a Jinja template as transformers runs it: blocks trimmed, Python's methods on strings and objects, `tojson` as
-//! Python's `json.dumps`, `raise_exception`, and the configuration's `bos_token` and the like as variables. It renders
-//! text; which of that text becomes control tokens is decided in `chat.rs`.
+//! It is a Jinja template as transformers runs it: blocks trimmed, `{% generation %}` (`template_source.rs`), Python's methods
+//! on strings and objects (`python_text.rs`), `tojson` as Python's `json.dumps`, `raise_exception`, `strftime_now`, and the
+//! configuration's `bos_token` and the like as variables. It renders text; which of that text becomes control tokens is decided
+//! in `chat.rs`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,6 +14,8 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::config::{self, TokenizerConfig};
 use super::gguf;
+use super::python_text;
+use super::template_source::{hide_compared, prepare};
 use super::tojson::{python_float, tojson};
 use crate::checkpoint::ModelFiles;
 use crate::error::TokenizerError;
@@ -20,7 +23,7 @@ use crate::error::TokenizerError;
 const NAME: &str = "chat_template";
 
 /// A chat template, compiled.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ChatTemplate {
     env: Environment<'static>,
     source: String,
@@ -87,6 +90,22 @@ impl ChatTemplate {
     /// # Errors
     /// A template that does not compile, with the line.
     pub fn from_source(source: &str) -> Result<ChatTemplate, TokenizerError> {
+        Self::compile(prepare(source))
+    }
+
+    /// The same template with the literals hidden that it compares texts with; those that `spells` a control token are
+    /// hidden only where they cannot be written.
+    pub(super) fn comparing(
+        &self,
+        hide: &dyn Fn(&str) -> String,
+        spells: &dyn Fn(&str) -> bool,
+    ) -> Result<ChatTemplate, TokenizerError> {
+        let mut template = Self::compile(hide_compared(&self.source, hide, spells))?;
+        template.variables = self.variables.clone();
+        Ok(template)
+    }
+
+    fn compile(source: String) -> Result<ChatTemplate, TokenizerError> {
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -94,7 +113,7 @@ impl ChatTemplate {
             .build();
         env.set_syntax(syntax.map_err(|e| refused("setting the syntax", &e))?);
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(python_text::method);
         env.set_formatter(|out, state, value| match value.kind() {
             ValueKind::None => Ok(out.write_str("None")?),
             ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
@@ -104,17 +123,24 @@ impl ChatTemplate {
             _ => minijinja::escape_formatter(out, state, value),
         });
         env.add_filter("tojson", tojson);
+        env.add_filter("replace", python_text::replace);
+        env.add_filter("title", python_text::title);
+        env.add_filter("trim", python_text::trim);
+        env.add_filter("wordcount", python_text::wordcount);
+        env.add_function("cycler", minijinja_contrib::globals::cycler);
+        env.add_function("joiner", minijinja_contrib::globals::joiner);
+        env.add_function("strftime_now", strftime_now);
         env.add_function(
             "raise_exception",
             |message: String| -> Result<Value, Error> {
                 Err(Error::new(ErrorKind::InvalidOperation, message))
             },
         );
-        env.add_template_owned(NAME, source.to_owned())
+        env.add_template_owned(NAME, source.clone())
             .map_err(|e| refused("compiling", &e))?;
         Ok(ChatTemplate {
             env,
-            source: source.to_owned(),
+            source,
             variables: BTreeMap::new(),
         })
     }
@@ -154,6 +180,26 @@ impl ChatTemplate {
             .render(Value::from_pairs(variables.chain(chat)))
             .map_err(|e| refused("rendering", &e))
     }
+}
+
+/// The local time as `datetime.strftime` writes it.
+#[cfg(not(target_arch = "wasm32"))]
+fn strftime_now(format: &str) -> Result<String, Error> {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let wrong = |_| {
+        let message = format!("strftime_now: `{format}` is not a format of times");
+        Error::new(ErrorKind::InvalidOperation, message)
+    };
+    write!(text, "{}", chrono::Local::now().format(format)).map_err(wrong)?;
+    Ok(text)
+}
+
+/// A browser's library has no clock.
+#[cfg(target_arch = "wasm32")]
+fn strftime_now(_: &str) -> Result<String, Error> {
+    let message = "strftime_now: there is no clock here";
+    Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
 fn refused(stage: &'static str, error: &Error) -> TokenizerError {

@@ -3,7 +3,8 @@
 //! `<|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:IDX<|tool_call_argument_begin|>JSON<|tool_call_end|>...
 //! <|tool_calls_section_end|>`. Text that spells a control token is text ([`TokenText`] tells them apart). Arguments
 //! are passed on as they come, whatever their length and whether or not they are JSON; nothing is checked against the
-//! tools that were offered.
+//! tools that were offered. A call is told once its id is whole: of one that is cut before, nothing is. What stands where the
+//! arguments of a call without a name would be is text.
 
 use super::TokenText;
 
@@ -16,12 +17,13 @@ pub enum ToolCallEvent {
     CallBegin {
         /// Which call of this answer, counted from 0.
         index: usize,
-        /// The call's id as the model wrote it, without white space around it: `functions.NAME:IDX` when well formed.
+        /// The call's id as the model wrote it, without white space around it: `functions.NAME:IDX` when well formed. Where an
+        /// earlier call of the answer has it, one of that form with the next index that is free.
         id: String,
         /// The name in the id, which may hold dots; of a malformed id, what is left of it.
         name: String,
     },
-    /// Further text of a call's arguments.
+    /// Further text of a call's arguments; `{}` where a call ends without any.
     ArgumentsDelta {
         /// Which call.
         index: usize,
@@ -45,7 +47,14 @@ enum State {
     Between(String),
     /// In a call's id, as far as it has come.
     Id(String),
-    Arguments,
+    Arguments {
+        /// White space that came before anything else.
+        space: String,
+        /// Whether anything else has come.
+        begun: bool,
+    },
+    /// Where the arguments of a call without a name would be.
+    Nameless,
 }
 
 /// The control tokens around tool calls.
@@ -98,6 +107,8 @@ pub struct ToolCallParser {
     state: State,
     /// How many calls have begun.
     calls: usize,
+    /// Their ids.
+    ids: Vec<String>,
 }
 
 impl ToolCallParser {
@@ -128,7 +139,7 @@ impl ToolCallParser {
             return;
         }
         match &mut self.state {
-            State::Text => events.push(ToolCallEvent::Text(text.to_owned())),
+            State::Text | State::Nameless => events.push(ToolCallEvent::Text(text.to_owned())),
             State::Between(held) => {
                 held.push_str(text);
                 let space = held.split_off(held.trim_end().len());
@@ -138,11 +149,15 @@ impl ToolCallParser {
                 }
             }
             State::Id(id) => id.push_str(text),
-            State::Arguments => {
-                events.push(ToolCallEvent::ArgumentsDelta {
-                    index: self.calls - 1,
-                    text: text.to_owned(),
-                });
+            State::Arguments { space, begun } => {
+                space.push_str(text);
+                *begun |= !space.trim_start().is_empty();
+                if *begun {
+                    events.push(ToolCallEvent::ArgumentsDelta {
+                        index: self.calls - 1,
+                        text: std::mem::take(space),
+                    });
+                }
             }
         }
     }
@@ -166,13 +181,15 @@ impl ToolCallParser {
                 if let State::Id(id) = &mut self.state {
                     let id = std::mem::take(id);
                     self.begin_call(&id, events);
-                    self.state = State::Arguments;
                 }
             }
             Marker::CallEnd => {
-                let complete = self.state == State::Arguments;
-                if matches!(self.state, State::Id(_) | State::Arguments) {
-                    self.end_call(complete, events);
+                if let State::Id(id) = &mut self.state {
+                    let id = std::mem::take(id);
+                    self.begin_call(&id, events);
+                }
+                if matches!(self.state, State::Nameless | State::Arguments { .. }) {
+                    self.end_call(true, events);
                     self.state = State::Between(String::new());
                 }
             }
@@ -181,26 +198,43 @@ impl ToolCallParser {
 
     fn begin_call(&mut self, id: &str, events: &mut Vec<ToolCallEvent>) {
         let id = id.trim();
+        let name = name_in(id);
+        if name.is_empty() {
+            self.state = State::Nameless;
+            return;
+        }
+        let mut own = id.to_owned();
+        let mut index = self.calls;
+        while self.ids.contains(&own) {
+            own = format!("functions.{name}:{index}");
+            index += 1;
+        }
+        self.ids.push(own.clone());
         events.push(ToolCallEvent::CallBegin {
             index: self.calls,
-            id: id.to_owned(),
-            name: name_in(id).to_owned(),
+            id: own,
+            name: name.to_owned(),
         });
         self.calls += 1;
+        self.state = State::Arguments {
+            space: String::new(),
+            begun: false,
+        };
     }
 
-    /// Ends the call that is open, if one is; one of which only the id has come begins first.
+    /// Ends the call that is open, if one is. One of which the id has not come whole is no call.
     fn end_call(&mut self, complete: bool, events: &mut Vec<ToolCallEvent>) {
-        match std::mem::replace(&mut self.state, State::Text) {
-            State::Text | State::Between(_) => return,
-            State::Id(id) if id.trim().is_empty() => return,
-            State::Id(id) => self.begin_call(&id, events),
-            State::Arguments => {}
+        let State::Arguments { begun, .. } = std::mem::replace(&mut self.state, State::Text) else {
+            return;
+        };
+        let index = self.calls - 1;
+        if complete && !begun {
+            events.push(ToolCallEvent::ArgumentsDelta {
+                index,
+                text: "{}".to_owned(),
+            });
         }
-        events.push(ToolCallEvent::CallEnd {
-            index: self.calls - 1,
-            complete,
-        });
+        events.push(ToolCallEvent::CallEnd { index, complete });
     }
 }
 
@@ -212,7 +246,7 @@ fn name_in(id: &str) -> &str {
         }
         _ => id,
     };
-    name.strip_prefix("functions.").unwrap_or(name)
+    name.strip_prefix("functions.").unwrap_or(name).trim()
 }
 
 #[cfg(test)]
@@ -229,6 +263,7 @@ mod tests {
             ("f:", "f:"),
             ("f", "f"),
             ("functions.:0", ""),
+            ("functions. :0", ""),
             ("", ""),
         ];
         for (id, name) in known {

@@ -231,22 +231,10 @@ fn a_stop_string_may_lie_in_a_tool_call() {
     assert_eq!(called(&told), ("{\"a\": \"one ".to_owned(), false));
     assert_eq!(told.end.unwrap().0, FinishReason::Stop);
     assert!(told.tokens < ids.len() && told.broke == Some(told.tokens));
-    // In the call's id: what came of it is told as a call that is not complete.
+    // In the call's id: what came of it names no function, and is told as no call.
     let told = tell(calls(stops(&tokenizer, &["ions"])), &ids);
-    assert_eq!(
-        told.deltas[told.deltas.len() - 2..],
-        [
-            ToolCallEvent::CallBegin {
-                index: 0,
-                id: "funct".to_owned(),
-                name: "funct".to_owned(),
-            },
-            ToolCallEvent::CallEnd {
-                index: 0,
-                complete: false,
-            },
-        ]
-    );
+    let is_text = |delta: &ToolCallEvent| matches!(delta, ToolCallEvent::Text(_));
+    assert!(told.deltas.iter().all(is_text), "{:?}", told.deltas);
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod python;
 mod seeds;
 
 mod abuse;
+mod faults;
 mod forms;
 mod fuzz;
 mod greedy;
@@ -27,6 +28,8 @@ mod load;
 mod page;
 #[cfg(unix)]
 mod program;
+#[cfg(unix)]
+mod program_faults;
 mod protocol;
 mod transfer;
 mod turns;

@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 
 use super::harness::{metric, model_dir};
 
-fn program() -> Command {
+pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kimi-linear"));
     command
         .env_remove("KIMI_LINEAR_LOG")
         .env_remove("KIMI_LINEAR_API_KEY")
+        .env_remove("VLLM_API_KEY")
         .env_remove("KIMI_LINEAR_KV_SECRET")
         .env_remove("OPENAI_API_KEY");
     command
@@ -154,7 +155,7 @@ fn chat(text: &str) -> Value {
 }
 
 #[track_caller]
-fn refused(output: &Output, code: i32, wrong: &str) {
+pub fn refused(output: &Output, code: i32, wrong: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{stderr}");
     assert!(

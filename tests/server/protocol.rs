@@ -174,8 +174,15 @@ async fn an_echo_tells_how_likely_the_prompt_was() {
         let (a, b) = (generated.as_f64().unwrap(), echoed.as_f64().unwrap());
         assert!((a - b).abs() < 1e-3, "{a} against {b}");
     }
-    for top in &list(echoed, "top_logprobs")[1..] {
-        assert!((1..=3).contains(&top.as_object().unwrap().len()));
+    // The three likeliest, and the token itself where it is none of them.
+    for (token, top) in list(echoed, "tokens")
+        .iter()
+        .zip(list(echoed, "top_logprobs"))
+        .skip(1)
+    {
+        let top = top.as_object().unwrap();
+        assert!((1..=4).contains(&top.len()), "{top:?}");
+        assert!(top.contains_key(token.as_str().unwrap()), "{token} {top:?}");
     }
     let stream = server.stream("/v1/completions", body).await;
     assert_eq!(echoed["text"], stream.text(0));

@@ -9,10 +9,15 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(unix)]
+#[path = "../common/python.rs"]
+mod python;
 #[path = "../common/seeds.rs"]
 mod seeds;
 
 mod chat;
 mod files;
+#[cfg(unix)]
+mod jinja;
 mod text;
 mod tool_calls;

@@ -118,7 +118,7 @@ fn calls_as_the_model_writes_them() {
     let expected = [
         vec![text("Let me see 🙂 <|tool_call_begin|>.\n")],
         call(0, "functions.web.search:3", "web.search", &arguments, true),
-        call(1, "functions.g:4", "g", "", true),
+        call(1, "functions.g:4", "g", "{}", true),
         vec![text(" done")],
     ];
     assert_eq!(parse(&tokenizer, &ids), expected.concat());
@@ -177,16 +177,79 @@ fn malformed_and_truncated_calls() {
         ),
         (
             vec![Text("functions.f:0"), Token(CALL_END)],
-            call(0, "functions.f:0", "f", "", false),
+            call(0, "functions.f:0", "f", "{}", true),
         ),
         (
-            vec![Text("functions.f")],
-            call(0, "functions.f", "f", "", false),
+            vec![Text("functions.f:0"), Token(ARGUMENT), Token(CALL_END)],
+            call(0, "functions.f:0", "f", "{}", true),
+        ),
+        (
+            vec![Text("f:0"), Token(ARGUMENT), Text(" \n"), Token(CALL_END)],
+            call(0, "f:0", "f", "{}", true),
+        ),
+        (
+            vec![
+                Text("f:0"),
+                Token(ARGUMENT),
+                Text(" "),
+                Text("{"),
+                Token(CALL_END),
+            ],
+            call(0, "f:0", "f", " {", true),
+        ),
+        (
+            vec![Text("functions.f:0"), Token(ARGUMENT)],
+            vec![
+                ToolCallEvent::CallBegin {
+                    index: 0,
+                    id: "functions.f:0".to_owned(),
+                    name: "f".to_owned(),
+                },
+                ToolCallEvent::CallEnd {
+                    index: 0,
+                    complete: false,
+                },
+            ],
+        ),
+        // A header that was cut names a function that nobody has.
+        (vec![Text("functions.f")], vec![]),
+        (
+            vec![Text("fun"), Token(SECTION_END), Text("t")],
+            vec![text("t")],
         ),
         (vec![Text("  ")], vec![]),
+        // Nobody can be called without a name.
         (
             vec![Token(ARGUMENT), Text("{}"), Token(CALL_END)],
-            call(0, "", "", "{}", true),
+            vec![text("{}")],
+        ),
+        (
+            vec![
+                Text("functions.:0"),
+                Token(ARGUMENT),
+                Text("{}"),
+                Token(CALL_END),
+            ],
+            vec![text("{}")],
+        ),
+        // Each call has an id of its own.
+        (
+            vec![
+                Text("functions.f:0"),
+                Token(ARGUMENT),
+                Text("1"),
+                Token(CALL_END),
+                Token(CALL),
+                Text("functions.f:0"),
+                Token(ARGUMENT),
+                Text("2"),
+                Token(CALL_END),
+            ],
+            [
+                call(0, "functions.f:0", "f", "1", true),
+                call(1, "functions.f:1", "f", "2", true),
+            ]
+            .concat(),
         ),
         (
             vec![

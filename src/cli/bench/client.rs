@@ -23,6 +23,17 @@ pub(super) struct Target {
     pub(super) ignore_eos: bool,
 }
 
+/// Why a request was not answered, in one cause.
+fn unanswered(url: &str, error: reqwest::Error) -> anyhow::Error {
+    let first = root(&error);
+    match error.is_connect() {
+        true => anyhow!(
+            "cannot reach {url}: {first}; `kimi-linear serve` starts a server, --url names another"
+        ),
+        false => anyhow!("{url} did not answer: {first}"),
+    }
+}
+
 /// What came of one request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcome {
@@ -51,14 +62,10 @@ impl Target {
         if let Some(key) = key {
             request = request.bearer_auth(key);
         }
-        let response = request.send().await.map_err(|error| {
-            if error.is_connect() {
-                let first = root(&error);
-                anyhow!("cannot reach {url}: {first}; `kimi-linear serve` starts a server, --url names another")
-            } else {
-                anyhow::Error::new(error).context(format!("cannot reach {url}"))
-            }
-        })?;
+        let response = request
+            .send()
+            .await
+            .map_err(|error| unanswered(url, error))?;
         ensure!(
             response.status().is_success(),
             "{url}/v1/models: {}",
@@ -124,7 +131,8 @@ impl Target {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key);
         }
-        let response = request.json(&self.body(planned)).send().await?;
+        let sent = request.json(&self.body(planned)).send().await;
+        let response = sent.map_err(|error| unanswered(&self.url, error))?;
         let status = response.status();
         if !status.is_success() {
             let body: Value = response.json().await.unwrap_or_default();

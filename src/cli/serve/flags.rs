@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use kimi_linear::config::{Dtype, ModelConfig};
@@ -21,47 +21,93 @@ pub(super) struct Http {
     /// The port to listen on; 0 is any that is free.
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     pub(super) port: u16,
-    /// A key that clients must send; may be given several times. KIMI_LINEAR_API_KEY holds one too, and is in no list of
-    /// processes.
+    /// A key that clients must send; may be given several times. KIMI_LINEAR_API_KEY or VLLM_API_KEY holds one too, and is in no
+    /// list of processes.
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
     /// The names that the model answers to; by default its folder's.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     served_model_name: Vec<String>,
-    /// A web page's origin whose scripts may read answers; `*` is any. By default those of this machine.
+    /// A web page's origin whose scripts may ask and read answers; `*` is any. By default those of this machine. A list in JSON, as
+    /// vLLM takes it, is read too.
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     allowed_origins: Vec<String>,
+    /// A name under which browsers may ask for this server (`Host`), beside this machine's own, where it listens on this machine
+    /// alone and has no keys; `*` is any.
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    allowed_hosts: Vec<String>,
     /// The most bytes of a request.
     #[arg(long, value_name = "N", default_value_t = 8 << 20)]
     max_body_bytes: usize,
     /// Seconds that a client may take to send a request, or to read what was sent to it.
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     client_timeout: u64,
+    /// Seconds that a shutdown waits for answers that are under way; by default as long as they take.
+    #[arg(long, value_name = "S")]
+    shutdown_timeout: Option<u64>,
+    /// Refuse every field that this server does not know, those too that change no answer.
+    #[arg(long)]
+    strict_fields: bool,
+    /// Read control tokens that texts spell in /v1/completions and /tokenize, as vLLM does; a request's `parse_special` says
+    /// otherwise.
+    #[arg(long)]
+    parse_special: bool,
 }
 
 impl Http {
-    pub(super) fn options(&self, model: &str) -> ServerOptions {
-        let mut api_keys = self.api_key.clone();
-        api_keys.extend(std::env::var("KIMI_LINEAR_API_KEY").ok());
-        api_keys.retain(|key| !key.is_empty());
+    /// The keys. An empty one, as an unset variable leaves it on a command line, would open the server to all.
+    fn keys(&self) -> Result<Vec<String>> {
+        let mut keys: Vec<(&str, String)> = Vec::new();
+        keys.extend(self.api_key.iter().map(|key| ("--api-key", key.clone())));
+        for name in ["KIMI_LINEAR_API_KEY", "VLLM_API_KEY"] {
+            keys.extend(std::env::var(name).ok().map(|key| (name, key)));
+        }
+        if let Some((name, _)) = keys.iter().find(|(_, key)| key.trim().is_empty()) {
+            bail!(
+                "{name} holds an empty key: give a key, or leave it out for a server without any"
+            );
+        }
+        Ok(keys.into_iter().map(|(_, key)| key).collect())
+    }
+
+    fn origins(&self) -> Result<Origins> {
+        let mut origins = Vec::new();
+        for given in &self.allowed_origins {
+            match given.trim_start().starts_with('[') {
+                true => origins.extend(serde_json::from_str::<Vec<String>>(given).with_context(
+                    || format!("--allowed-origins {given}: a list in JSON should hold texts"),
+                )?),
+                false => origins.push(given.clone()),
+            }
+        }
+        Ok(match origins.as_slice() {
+            [] => Origins::Local,
+            these if these.iter().any(|origin| origin == "*") => Origins::Any,
+            _ => Origins::These(origins),
+        })
+    }
+
+    pub(super) fn options(&self, model: &str) -> Result<ServerOptions> {
+        let mut hosts = self.allowed_hosts.clone();
+        hosts.push(self.host.clone());
         let timeout = Duration::from_secs(self.client_timeout);
         let options = ServerOptions::new(model);
-        ServerOptions {
+        Ok(ServerOptions {
             model_names: match self.served_model_name.is_empty() {
                 true => options.model_names,
                 false => self.served_model_name.clone(),
             },
-            api_keys,
-            origins: match self.allowed_origins.as_slice() {
-                [] => Origins::Local,
-                these if these.iter().any(|origin| origin == "*") => Origins::Any,
-                these => Origins::These(these.to_vec()),
-            },
+            api_keys: self.keys()?,
+            origins: self.origins()?,
+            hosts,
+            strict_fields: self.strict_fields,
+            parse_special: self.parse_special,
+            shutdown_timeout: self.shutdown_timeout.map(Duration::from_secs),
             body_bytes: self.max_body_bytes,
             read_timeout: timeout,
             write_timeout: timeout,
             ..options
-        }
+        })
     }
 }
 
@@ -117,6 +163,11 @@ impl Engines {
         self.prefill_chunk().map(|_| ())
     }
 
+    /// The part of this memory that may be taken.
+    pub(super) fn part(&self, bytes: u64) -> u64 {
+        (bytes as f64 * self.gpu_memory_utilization) as u64
+    }
+
     /// Weights are not converted.
     pub(super) fn check_dtype(&self, config: &ModelConfig) -> Result<()> {
         let stored = config.dtype.unwrap_or(Dtype::Bf16);
@@ -169,7 +220,7 @@ pub(super) struct Caching {
     #[arg(long, value_name = "N")]
     prefix_checkpoints: Option<usize>,
     /// GiB of host memory for what has to leave the device.
-    #[arg(long, value_name = "GIB", default_value_t = 4.0)]
+    #[arg(long, value_name = "GIB", default_value_t = 4.0, value_parser = gibibytes)]
     swap_space: f64,
 }
 
@@ -187,9 +238,28 @@ impl Caching {
         self.prefix_checkpoints.unwrap_or(default)
     }
 
-    pub(super) fn host_bytes(&self) -> u64 {
-        (self.swap_space.max(0.0) * f64::from(1 << 30)) as u64
+    /// Bytes of host memory for what leaves the device, of those that are left.
+    pub(super) fn host_bytes(&self, left: Option<u64>) -> u64 {
+        let wanted = (self.swap_space * f64::from(1 << 30)) as u64;
+        let bytes = left.map_or(wanted, |left| wanted.min(left));
+        if bytes < wanted {
+            tracing::warn!(
+                "--swap-space {}: {} MiB are left beside the model, and no more are taken",
+                self.swap_space,
+                bytes >> 20
+            );
+        }
+        bytes
     }
+}
+
+/// A number of GiB.
+fn gibibytes(text: &str) -> Result<f64, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (0.0..=1e9).contains(number));
+    number.ok_or_else(|| "it should be a number of GiB, 0 or more".to_owned())
 }
 
 /// How the log is written.

@@ -1,0 +1,260 @@
+//! `kimi-linear serve` where its output cannot be written, and its flags where they were not heeded.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::harness::model_dir;
+use super::program::{program, refused};
+
+fn serve(more: &[&str]) -> Command {
+    let mut command = program();
+    command
+        .args([
+            "serve",
+            "--backend",
+            "cpu",
+            "--port",
+            "0",
+            "--served-model-name",
+            "model",
+            "--model",
+        ])
+        .arg(model_dir())
+        .args(more);
+    command
+}
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until it is ready, asks it, and ends it: it has to answer and to end well.
+fn lives(mut server: Server) {
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let url = line
+        .trim()
+        .strip_prefix("listening on ")
+        .unwrap_or_else(|| panic!("{line:?}"))
+        .to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let ready = async || {
+            client
+                .get(format!("{url}/health"))
+                .send()
+                .await
+                .is_ok_and(|it| it.status() == 200)
+        };
+        for _ in 0..1200 {
+            if ready().await {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        let body = json!({ "prompt": "Hi", "max_tokens": 2 });
+        for _ in 0..3 {
+            let answer = client
+                .post(format!("{url}/v1/completions"))
+                .json(&body)
+                .send()
+                .await
+                .unwrap();
+            assert_eq!(answer.status(), 200);
+            let answer: Value = answer.json().await.unwrap();
+            assert!(answer["choices"][0]["finish_reason"].is_string());
+        }
+    });
+    let killed = Command::new("kill")
+        .args(["-TERM", &server.0.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    assert!(server.0.wait().unwrap().success());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_under_stderr_stops_nothing() {
+    for flags in [
+        &[][..],
+        &["--enable-log-requests"],
+        &["--log-format", "json", "--log-content"],
+    ] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = serve(flags);
+        lives(Server(
+            command.stdout(Stdio::piped()).stderr(full).spawn().unwrap(),
+        ));
+    }
+}
+
+#[test]
+fn a_stderr_that_was_closed_stops_nothing() {
+    let mut command = serve(&["--enable-log-requests"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    lives(Server(child));
+}
+
+#[test]
+fn flags_that_would_open_the_server_are_refused() {
+    for key in ["", " "] {
+        refused(
+            &serve(&["--api-key", key]).output().unwrap(),
+            1,
+            "empty key",
+        );
+    }
+    for name in ["KIMI_LINEAR_API_KEY", "VLLM_API_KEY"] {
+        refused(&serve(&[]).env(name, "").output().unwrap(), 1, name);
+    }
+    for space in ["nan", "-1", "inf", "much"] {
+        let flag = format!("--swap-space={space}");
+        refused(&serve(&[&flag]).output().unwrap(), 2, "GiB");
+    }
+    refused(
+        &serve(&["--allowed-origins", "[1]"]).output().unwrap(),
+        1,
+        "list in JSON",
+    );
+}
+
+/// The first lines that it logs, up to one that is looked for.
+fn logs(more: &[&str], wanted: &str) -> bool {
+    let mut server = Server(
+        serve(more)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let lines = BufReader::new(server.0.stderr.take().unwrap()).lines();
+    for line in lines.map_while(Result::ok) {
+        if line.contains(wanted) {
+            return true;
+        }
+        // Everything there is to warn of was said before.
+        if line.contains("serving model") {
+            return false;
+        }
+    }
+    panic!("it ended")
+}
+
+#[test]
+fn a_server_that_everybody_reaches_says_so() {
+    let warning = "may use this server";
+    assert!(logs(&["--host", "0.0.0.0"], warning));
+    assert!(!logs(&["--host", "0.0.0.0", "--api-key", "k"], warning));
+    assert!(!logs(&[], warning));
+}
+
+#[test]
+fn origins_are_read_as_vllm_writes_them() {
+    let mut server = Server(
+        serve(&[
+            "--allowed-origins",
+            r#"["https://one.example", "https://two.example"]"#,
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap(),
+    );
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let url = line
+        .trim()
+        .strip_prefix("listening on ")
+        .unwrap()
+        .to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let allowed = runtime.block_on(async {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let request = client
+            .get(format!("{url}/version"))
+            .header("origin", "https://two.example");
+        let answer = request.send().await.unwrap();
+        answer.headers().get("access-control-allow-origin").cloned()
+    });
+    assert_eq!(allowed.unwrap(), "https://two.example");
+}
+
+#[test]
+fn a_load_without_a_server_says_one_thing() {
+    let output = program()
+        .args([
+            "bench",
+            "serve",
+            "--url",
+            "http://127.0.0.1:9",
+            "--model",
+            "x",
+            "--num-requests",
+            "2",
+            "--rate",
+            "100",
+        ])
+        .output()
+        .unwrap();
+    refused(&output, 1, "no request was answered");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("cannot reach http://127.0.0.1:9"), "{table}");
+    for nested in ["error sending request", "client error", "tcp connect error"] {
+        assert!(!table.contains(nested), "{table}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_are_called_what_they_are() {
+    let mut server = Server(
+        serve(&[])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let lines = BufReader::new(server.0.stderr.take().unwrap()).lines();
+    assert!(
+        lines
+            .map_while(Result::ok)
+            .any(|line| line.contains("serving model"))
+    );
+    let mut names = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{}/task", server.0.id())).unwrap() {
+        let name = std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default();
+        names.push(name.trim().to_owned());
+    }
+    let count = |name: &str| names.iter().filter(|it| it.as_str() == name).count();
+    assert_eq!(count("engine"), 1, "{names:?}");
+    assert!(
+        names.iter().any(|name| name.starts_with("cpu-")),
+        "{names:?}"
+    );
+    assert!(count("http") > 0, "{names:?}");
+}
