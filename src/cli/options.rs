@@ -50,6 +50,14 @@ impl ModelOptions {
         }
     }
 
+    /// The same options for the model that is there.
+    pub(crate) fn of(self, path: PathBuf) -> Self {
+        Self {
+            model: Some(path),
+            ..self
+        }
+    }
+
     /// Whether it is the demo model.
     pub(crate) fn is_demo(&self) -> bool {
         self.model.is_none()

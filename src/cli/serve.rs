@@ -2,8 +2,10 @@
 
 mod flags;
 mod kv_transfer;
+mod vllm;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -18,12 +20,16 @@ use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
 use self::kv_transfer::KvFlags;
+use self::vllm::Vllm;
 use super::options::{DeviceOptions, ModelOptions, load};
 
 /// Options of `serve`.
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
+    /// The model, as --model names it.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    model_path: Option<PathBuf>,
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
@@ -38,6 +44,8 @@ pub(crate) struct Arguments {
     transfers: KvFlags,
     #[command(flatten)]
     logs: Logs,
+    #[command(flatten)]
+    vllm: Vllm,
 }
 
 const AFTER_HELP: &str = "\
@@ -61,7 +69,11 @@ impl Arguments {
     }
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<()> {
+pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
+    arguments.vllm.check()?;
+    if let Some(path) = arguments.model_path.take() {
+        arguments.model = arguments.model.of(path);
+    }
     // What is wrong with the model's files is told before anything listens.
     arguments.model.config()?;
     arguments.engine.check()?;
@@ -97,6 +109,7 @@ async fn serve(arguments: Arc<Arguments>, transfers: Option<KvTransfer>) -> Resu
         tracing::warn!("{listening} (stdout cannot be written: {error})");
     }
     tracing::info!("loading {name}");
+    arguments.vllm.tell();
     let base = format!("http://{}", server.address());
     if !has_key && !server.address().ip().is_loopback() {
         tracing::warn!(

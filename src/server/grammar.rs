@@ -4,6 +4,7 @@
 //! What it accepts ends with a stop token of the model.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::earley::SlicedBiasComputer;
@@ -17,6 +18,9 @@ use super::schema;
 use crate::engine::{Grammar, Guide};
 use crate::error::TokenizerError;
 use crate::tokenizer::Tokenizer;
+
+/// How long it is looked for what is wrong with a schema.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What grammars are compiled against.
 pub(super) struct Grammars {
@@ -72,7 +76,11 @@ impl Grammars {
     /// Where in a schema the part is that cannot be held, and why; `None` where all can.
     pub(super) fn locate(&self, schema: &Value) -> Option<(String, String)> {
         let factory = self.factory.as_ref()?;
+        let begun = Instant::now();
         let refused = |schema: &Value| {
+            if begun.elapsed() > PATIENCE {
+                return None;
+            }
             let grammar = TopLevelGrammar::from_json_schema(schema.clone());
             let matcher = Matcher::new(factory.create_parser(grammar));
             matcher.get_error().map(|error| first_line(&error))

@@ -128,6 +128,29 @@ fn looks_around(pattern: &str) -> bool {
     around.iter().any(|around| pattern.contains(around)) || back.any(|pair| pair[1] != b'0')
 }
 
+/// How heavy schemas may be that are compiled for one request: it keeps that to a second or two of a CPU.
+pub(super) const HEAVIEST: usize = 20_000;
+
+/// How heavy a schema is to compile: its parts, patterns and formats more than others. Each pattern for keys is compared with
+/// all others of its object.
+pub(super) fn weight(schema: &Value) -> usize {
+    match schema {
+        Value::Object(map) => {
+            let patterns = map.get("patternProperties").and_then(Value::as_object);
+            let pairs = patterns.map_or(0, |patterns| {
+                patterns.len().saturating_mul(patterns.len()) / 2
+            });
+            let regexes = ["pattern", "format"]
+                .iter()
+                .filter(|name| map.contains_key(**name));
+            let own = 1 + 2 * regexes.count() + pairs;
+            map.values().map(weight).fold(own, usize::saturating_add)
+        }
+        Value::Array(list) => list.iter().map(weight).fold(0, usize::saturating_add),
+        _ => 0,
+    }
+}
+
 /// Schemas that are tried at most to find the one that is wrong.
 const TRIED: usize = 200;
 
@@ -227,6 +250,20 @@ mod tests {
             let held = hold_of(json!({ "items": { "type": "string", "pattern": pattern } }));
             assert_eq!(held["items"].get("pattern").is_some(), kept, "{pattern}");
         }
+    }
+
+    #[test]
+    fn patterns_for_keys_weigh_by_pairs() {
+        let patterns = |count: usize| {
+            let each = (0..count).map(|i| (format!("^a{i}"), json!({})));
+            json!({ "patternProperties": Value::Object(each.collect()) })
+        };
+        assert!(weight(&patterns(100)) < HEAVIEST && weight(&patterns(400)) > HEAVIEST);
+        assert_eq!(
+            weight(&json!({ "properties": { "a": { "format": "date" } }, "required": ["a"] })),
+            5
+        );
+        assert_eq!(weight(&json!(true)), 0);
     }
 
     #[test]

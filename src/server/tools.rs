@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::error::{ApiError, Result};
 use super::fields::{Fields, shorten, typed, without_bookkeeping};
 use super::grammar::{Grammars, json_rule, literal};
+use super::schema;
 use crate::engine::Grammar;
 use crate::tokenizer::{Marker, Tokenizer};
 
@@ -172,6 +173,7 @@ impl Form {
             return Ok(None);
         }
         let mut schemas = self.schemas();
+        self.let_heavy_go(calls, &mut schemas)?;
         let compile = |schemas: &[Value]| grammars.compile(self.lark(calls, tokenizer, schemas)?);
         if let Ok(grammar) = compile(&schemas)? {
             return Ok(Some(grammar));
@@ -183,23 +185,62 @@ impl Form {
         {
             return Err(refused("response_format", "", &path, &reason));
         }
-        for (i, function) in self.functions.iter().enumerate() {
-            let Some((path, reason)) = grammars.locate(&schemas[i]) else {
+        if calls {
+            self.let_wrong_go(grammars, &mut schemas)?;
+        }
+        if let Ok(grammar) = compile(&schemas)? {
+            return Ok(Some(grammar));
+        }
+        // Together they are too much.
+        for (function, schema) in self.functions.iter().zip(&mut schemas) {
+            if function.strict != Some(true) {
+                *schema = json!({ "type": "object" });
+            }
+        }
+        let grammar = compile(&schemas)?.map(Some);
+        let field = if calls { "tools" } else { "response_format" };
+        grammar.map_err(|reason| refused(field, "", "", &reason))
+    }
+
+    /// Lets the schemas of tools go that cannot be compiled.
+    fn let_wrong_go(&self, grammars: &Grammars, schemas: &mut [Value]) -> Result<()> {
+        for (i, (function, schema)) in self.functions.iter().zip(schemas).enumerate() {
+            let Some((path, reason)) = grammars.locate(schema) else {
                 continue;
             };
+            let name = &function.name;
             if function.strict == Some(true) {
                 let at = format!("tools[{i}].function.parameters");
-                return Err(refused(&at, &function.name, &path, &reason));
+                return Err(refused(&at, name, &path, &reason));
             }
-            let name = &function.name;
             tracing::debug!("the schema of `{name}` is not held, at `{path}`: {reason}");
-            schemas[i] = json!({ "type": "object" });
+            *schema = json!({ "type": "object" });
         }
-        let grammar = compile(&schemas)?;
-        let field = if calls { "tools" } else { "response_format" };
-        grammar
-            .map(Some)
-            .map_err(|reason| refused(field, "", "", &reason))
+        Ok(())
+    }
+
+    /// Lets the schemas of tools go that would take too long to compile, with those before them.
+    fn let_heavy_go(&self, calls: bool, schemas: &mut [Value]) -> Result<()> {
+        let reason = "it has too many parts, patterns or formats";
+        let mut left = schema::HEAVIEST;
+        if let Format::Json(schema) = &self.format {
+            let rest = left.checked_sub(schema::weight(schema));
+            left = rest.ok_or_else(|| refused("response_format", "", "", reason))?;
+        }
+        if !calls {
+            return Ok(());
+        }
+        for (i, (function, schema)) in self.functions.iter().zip(schemas).enumerate() {
+            match left.checked_sub(schema::weight(schema)) {
+                Some(rest) => left = rest,
+                None if function.strict == Some(true) => {
+                    let at = format!("tools[{i}].function.parameters");
+                    return Err(refused(&at, &function.name, "", reason));
+                }
+                None => *schema = json!({ "type": "object" }),
+            }
+        }
+        Ok(())
     }
 
     /// The schemas of the functions' arguments.

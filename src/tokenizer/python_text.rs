@@ -148,6 +148,13 @@ fn text_method(text: &Text, name: &str, args: &[Value]) -> Result<Option<Value>,
             let (what,): (Value,) = from_args(args)?;
             Value::from(text.without(&one(&what)?, name == "removeprefix"))
         }
+        _ => return plain_method(text, name, args),
+    }))
+}
+
+/// A method that compares nothing, and that minijinja lacks or has otherwise; `None` for another.
+fn plain_method(text: &Text, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    Ok(Some(match name {
         "splitlines" => {
             let (ends, named): (Option<bool>, Kwargs) = from_args(args)?;
             let ends = ends.map_or_else(|| named.get("keepends"), |ends| Ok(Some(ends)))?;

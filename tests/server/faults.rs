@@ -116,6 +116,25 @@ async fn schemas_are_held_as_far_as_they_can_be() {
     server.assert_empty().await;
 }
 
+/// Four hundred patterns for keys are compared pair by pair, which took twenty seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_that_compile_for_long_are_not_compiled() {
+    let server = start().await;
+    let patterns = (0..400).map(|i| (format!("^a{i}[a-z]{{1,50}}$"), json!({ "type": "string" })));
+    let heavy = json!({ "type": "object", "patternProperties": Value::Object(patterns.collect()) });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": heavy } });
+    let found = server
+        .post(CHAT, chat(json!({ "response_format": format })))
+        .await;
+    assert!(refusal(&found, 400, Some("response_format")).contains("too many"));
+    let mut heavy = tool("heavy", heavy);
+    let body = |tool: &Value| chat(json!({ "tools": [tool], "tool_choice": "required" }));
+    server.ok(CHAT, body(&heavy)).await;
+    heavy["function"]["strict"] = json!(true);
+    let found = server.post(CHAT, body(&heavy)).await;
+    assert!(refusal(&found, 400, Some("tools[0].function.parameters")).contains("`heavy`"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_has_the_properties_that_its_schema_lists() {
     let server = start().await;

@@ -63,6 +63,17 @@ fn anything() -> impl Strategy<Value = Value> {
             "x-guidance",
             "minimum",
             "maxLength",
+            "additionalProperties",
+            "patternProperties",
+            "allOf",
+            "oneOf",
+            "not",
+            "format",
+            "prefixItems",
+            "$defs",
+            "reasoning",
+            "thinking_blocks",
+            "cache_control",
         ]);
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
@@ -76,7 +87,9 @@ fn anything() -> impl Strategy<Value = Value> {
     })
 }
 
-const FIELDS: [&str; 30] = [
+const FIELDS: [&str; 32] = [
+    "parse_special",
+    "litellm_call_id",
     "messages",
     "prompt",
     "model",
@@ -158,8 +171,12 @@ fn request() -> impl Strategy<Value = (&'static str, Value)> {
         prop::collection::vec(prop_oneof![4 => right().boxed(), 1 => wrong.boxed()], 0..4);
     let schema = prop::option::weighted(0.3, anything());
     (bases, changes, schema).prop_map(|((path, mut body), changes, schema)| {
-        if let (Some(schema), true) = (schema, body.get("response_format").is_some()) {
-            body["response_format"]["json_schema"]["schema"] = schema;
+        if let Some(schema) = schema {
+            if body.get("response_format").is_some() {
+                body["response_format"]["json_schema"]["schema"] = schema;
+            } else if body.get("tools").is_some() && schema.is_object() {
+                body["tools"][0]["function"]["parameters"] = schema;
+            }
         }
         for (name, value) in changes {
             body[name] = value;
@@ -284,6 +301,11 @@ properties! { answers, 400,
                 "['content']", ".role", " | tojson", " | length", "}}", "{{ messages[0] }}", "{{ raise_exception('no') }}",
                 "{% set x = 1 %}", "{% macro m(a) %}", "{% endmacro %}", "{{ m(1) }}", "<|im_end|>", "{{ '<|im' ~ '_end|>' }}",
                 "{#", "#}", "{{ add_generation_prompt }}", "{{ x.y.z }}", "{{ 1 / 0 }}", "{{ messages.pop() }}",
+                "{% generation %}", "{% endgeneration %}", "{{ '%s' % x }}", "{{ '%s|%s' % (messages[0].content, 1) }}",
+                "{% if messages[0].content == '<|im_end|>' %}", "{{ messages[0].content.split('|')", "[0] }}",
+                "{{ messages[0].content.partition('<|')[1]", "{{ 'a' if '|' in messages[0].content }}",
+                "{% set s = '|' %}", "{{ messages[0].content.rsplit(s, 1) }}", "{{ messages[0].content[2:] }}",
+                "{{ messages[0].content | replace('|', '[') | title | trim('[') }}", "\r\n", "{% raw %}", "{% endraw %}", "{{ '", "'",
             ]).prop_map(str::to_owned),
             text(),
         ], 0..12),

@@ -138,6 +138,79 @@ fn flags_that_would_open_the_server_are_refused() {
     );
 }
 
+#[test]
+fn command_lines_of_vllm_are_taken_or_refused_with_a_sentence() {
+    for (flags, wrong) in [
+        (["--tool-call-parser", "hermes"], "kimi_k2"),
+        (["--reasoning-parser", "deepseek_r1"], "--reasoning-parser"),
+        (["--ssl-certfile", "x"], "no TLS"),
+        (["--uds", "/tmp/x"], "--uds"),
+        (["--root-path", "/x"], "--root-path"),
+        (["--config", "x.yaml"], "--config"),
+        (["--generation-config", "auto"], "--generation-config"),
+    ] {
+        refused(&serve(&flags).output().unwrap(), 1, wrong);
+    }
+    let model = model_dir();
+    let both = ["x", "--model", model.to_str().unwrap()];
+    refused(
+        &program().arg("serve").args(both).output().unwrap(),
+        2,
+        "cannot be used with",
+    );
+    // The model as an argument, and what changes nothing.
+    let mut command = program();
+    command.arg("serve").arg(model_dir()).args([
+        "--backend",
+        "cpu",
+        "--port",
+        "0",
+        "--max-model-len",
+        "1k",
+    ]);
+    command.args([
+        "--trust-remote-code",
+        "--enable-auto-tool-choice",
+        "--enforce-eager",
+    ]);
+    command.args([
+        "--tool-call-parser",
+        "kimi_k2",
+        "--generation-config",
+        "vllm",
+    ]);
+    let mut server = Server(
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut told = Vec::new();
+    for line in BufReader::new(server.0.stderr.take().unwrap())
+        .lines()
+        .map_while(Result::ok)
+    {
+        let ready = line.contains("serving");
+        told.push(line);
+        if ready {
+            break;
+        }
+    }
+    for flag in [
+        "trust-remote-code",
+        "enable-auto-tool-choice",
+        "enforce-eager",
+    ] {
+        let line = format!("--{flag} has no effect here");
+        assert!(told.iter().any(|it| it.contains(&line)), "{told:?}");
+    }
+    assert!(
+        told.iter().any(|line| line.contains("context=1000")),
+        "{told:?}"
+    );
+}
+
 /// The first lines that it logs, up to one that is looked for.
 fn logs(more: &[&str], wanted: &str) -> bool {
     let mut server = Server(

@@ -10,6 +10,7 @@ use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 use kimi_linear::server::{Origins, ServerOptions};
 
 use super::super::options::{CacheOptions, DtypeName};
+use super::vllm::token_count;
 
 /// Where it listens and who may ask.
 #[derive(Args)]
@@ -115,8 +116,9 @@ impl Http {
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct Engines {
-    /// Tokens that prompt and answer may have together; by default what the model allows and memory holds.
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
+    /// Tokens that prompt and answer may have together, such as 4096, 4k (4000) or 4K (4096); by default what the model allows and
+    /// memory holds.
+    #[arg(long, value_name = "N", value_parser = token_count)]
     max_model_len: Option<usize>,
     /// Answers at a time.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
