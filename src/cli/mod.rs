@@ -10,6 +10,7 @@ mod devices;
 mod eval;
 mod generate;
 mod inspect;
+mod log;
 mod manual;
 mod options;
 mod plan;
@@ -20,12 +21,13 @@ mod serve;
 mod tokenize;
 mod verify;
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+
+use self::log::Log;
 
 #[derive(Parser)]
 #[command(
@@ -80,7 +82,7 @@ enum Command {
 /// Parses the command line and runs it.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
-    start_log(&cli.command);
+    let log = start_log(&cli.command);
     let result = match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Run(arguments) => generate::run(&arguments.into_chat()),
@@ -99,6 +101,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Completions(arguments) => manual::completions(&arguments),
         Command::Man(arguments) => manual::manual(&arguments),
     };
+    log.finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe went away: nobody is left to tell.
@@ -133,27 +136,12 @@ fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{plural}")
 }
 
-/// The log on stderr: warnings, and of a server more, with times; `KIMI_LINEAR_LOG` chooses otherwise.
-fn start_log(command: &Command) {
-    let chosen = |default: &str| {
-        EnvFilter::try_from_env("KIMI_LINEAR_LOG").unwrap_or_else(|_| EnvFilter::new(default))
-    };
-    let log = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        // What cannot be written is lost: telling of it on the same stderr would panic, in the engine's thread too.
-        .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal() && console::colors_enabled_stderr())
-        .with_target(false);
+/// Starts the log on stderr.
+fn start_log(command: &Command) -> Log {
     match command {
         #[cfg(feature = "server")]
-        Command::Serve(arguments) => {
-            let log = log.with_env_filter(chosen("info"));
-            match arguments.log_format() {
-                serve::LogFormat::Text => log.init(),
-                serve::LogFormat::Json => log.json().flatten_event(true).init(),
-            }
-        }
-        _ => log.with_env_filter(chosen("warn")).without_time().init(),
+        Command::Serve(arguments) => Log::of_a_server(arguments.log_format()),
+        _ => Log::of_a_command(),
     }
 }
 

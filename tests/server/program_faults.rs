@@ -37,7 +37,7 @@ impl Drop for Server {
 }
 
 /// Waits until it is ready, asks it, and ends it: it has to answer and to end well.
-fn lives(mut server: Server) {
+fn lives(mut server: Server, requests: usize) {
     let mut line = String::new();
     BufReader::new(server.0.stdout.take().unwrap())
         .read_line(&mut line)
@@ -66,8 +66,8 @@ fn lives(mut server: Server) {
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-        let body = json!({ "prompt": "Hi", "max_tokens": 2 });
-        for _ in 0..3 {
+        let body = json!({ "prompt": "Hi there, ".repeat(200), "max_tokens": 2 });
+        for _ in 0..requests {
             let answer = client
                 .post(format!("{url}/v1/completions"))
                 .json(&body)
@@ -97,9 +97,8 @@ fn a_full_disk_under_stderr_stops_nothing() {
     ] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut command = serve(flags);
-        lives(Server(
-            command.stdout(Stdio::piped()).stderr(full).spawn().unwrap(),
-        ));
+        let child = command.stdout(Stdio::piped()).stderr(full).spawn();
+        lives(Server(child.unwrap()), 3);
     }
 }
 
@@ -112,7 +111,21 @@ fn a_stderr_that_was_closed_stops_nothing() {
         .spawn()
         .unwrap();
     drop(child.stderr.take());
-    lives(Server(child));
+    lives(Server(child), 3);
+}
+
+/// A pipe holds 64 KB: what is logged past them has to go nowhere.
+#[test]
+fn a_stderr_that_nobody_reads_stops_nothing() {
+    let mut command = serve(&["--log-content"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let unread = child.stderr.take();
+    lives(Server(child), 60);
+    drop(unread);
 }
 
 #[test]
