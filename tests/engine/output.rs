@@ -148,7 +148,8 @@ fn text_comes_in_whole_characters() {
     // What a control token or the end leaves incomplete is no character.
     let cut = [&bytes[..3], &[control], &bytes[..3]].concat();
     let told = tell(OutputProcessor::new(&tokenizer), &cut);
-    assert_eq!(told.text(), "a\u{fffd}<|im_middle|>a\u{fffd}");
+    // At the answer's end the character's rest never comes.
+    assert_eq!(told.text(), "a\u{fffd}<|im_middle|>a");
     // Half a character in the token that completes a stop string is after it.
     let half = of_bytes(&tokenizer, b" \xd0");
     let told = tell(stops(&tokenizer, &[" "]), &[bytes[0], half, bytes[0]]);
