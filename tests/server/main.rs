@@ -18,6 +18,8 @@ mod python;
 mod seeds;
 
 mod abuse;
+#[cfg(unix)]
+mod browser;
 mod forms;
 mod fuzz;
 mod greedy;
