@@ -103,7 +103,15 @@ impl LayerRecord {
         self
     }
 
-    fn hash(&self) -> u64 {
+    /// The checksum of what it holds now.
+    pub(crate) fn hash(&self) -> u64 {
+        let mut hash = self.hasher();
+        hash.update(&self.bytes);
+        hash.digest()
+    }
+
+    /// What the numbers are to be added to for the checksum: it has all else.
+    pub(crate) fn hasher(&self) -> Xxh3 {
         let mut hash = Xxh3::new();
         hash.update(&self.id.to_le_bytes());
         let (tensor, layer, dtype) = (self.tensor, self.layer, self.dtype);
@@ -111,8 +119,7 @@ impl LayerRecord {
         hash.update(
             format!("{tensor} {layer} {heads:?} {positions:?} {dtype} {shape:?}\0").as_bytes(),
         );
-        hash.update(&self.bytes);
-        hash.digest()
+        hash
     }
 
     /// How messages call it: `state of layer 3`.
@@ -126,7 +133,11 @@ impl LayerRecord {
     /// # Errors
     /// [`CacheError::Checksum`] or [`CacheError::Mismatch`], with both values.
     pub fn check(&self, id: u128) -> Result<(), CacheError> {
-        let found = self.hash();
+        self.check_hash(id, self.hash())
+    }
+
+    /// [`LayerRecord::check`] with the hash of what is there.
+    pub(crate) fn check_hash(&self, id: u128, found: u64) -> Result<(), CacheError> {
         if found != self.checksum {
             return Err(CacheError::Checksum {
                 record: self.name(),

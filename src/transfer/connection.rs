@@ -8,7 +8,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::frame::Frame;
-use super::framed::{FrameReader, FrameWriter};
+use super::framed::{FrameReader, FrameWriter, Received};
 use super::handshake::{Link, refused};
 use super::stats::Counters;
 use super::tcp_info::TcpInfo;
@@ -40,7 +40,7 @@ pub(super) async fn run(
     items: impl Items,
     heartbeat: Duration,
     counters: Arc<Counters>,
-    take: impl FnMut(u32, Frame) -> Result<(), TransferError> + Send,
+    take: impl FnMut(Received) -> Result<(), TransferError> + Send,
 ) -> Option<TransferError> {
     let Link {
         mut reader,
@@ -74,16 +74,19 @@ pub(super) async fn run(
 
 async fn read(
     reader: &mut FrameReader,
-    mut take: impl FnMut(u32, Frame) -> Result<(), TransferError>,
+    mut take: impl FnMut(Received) -> Result<(), TransferError>,
 ) -> TransferError {
     loop {
-        let taken = match reader.next().await {
-            Ok((_, Frame::Ping)) => Ok(()),
-            Ok((0, Frame::Refused { refusal, sentence })) => {
+        let received = match reader.next().await {
+            Ok(received) => received,
+            Err(error) => return error,
+        };
+        let taken = match received.frame {
+            Frame::Ping => Ok(()),
+            Frame::Refused { refusal, sentence } if received.transfer == 0 => {
                 Err(TransferError::Refused { refusal, sentence })
             }
-            Ok((transfer, frame)) => take(transfer, frame),
-            Err(error) => Err(error),
+            _ => take(received),
         };
         if let Err(error) = taken {
             return error;

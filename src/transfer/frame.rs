@@ -401,10 +401,12 @@ impl Frame {
                 id: fields.text("transfer_id", MAX_ID)?,
             }),
             Kind::Accepted => Self::Accepted,
-            Kind::Record => Self::Record {
-                sequence: fields.u64("sequence")?,
-                record: Arc::new(record_head::take(&mut fields, body)?),
-            },
+            Kind::Record => {
+                let (sequence, mut record) = record_head::take(&mut fields, body.len())?;
+                record.bytes = body;
+                let record = Arc::new(record);
+                Self::Record { sequence, record }
+            }
             Kind::HandOff => hand_off(&mut fields, body)?,
             Kind::Ack => Self::Ack {
                 sequence: fields.u64("sequence")?,

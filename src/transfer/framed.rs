@@ -7,12 +7,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::timeout;
+use xxhash_rust::xxh3::Xxh3;
 
-use super::frame::{Frame, HEADER, Header, OPENING};
+use super::frame::{Frame, HEADER, Header, Kind, OPENING};
+use super::record_head;
 use super::stats::Counters;
 use crate::error::TransferError;
+
+/// Bytes of a body that are read and hashed together: few enough to be hashed where reading has left them, in a core's own cache.
+const PIECE: usize = 256 << 10;
 
 /// Bytes read ahead: several small frames, or the beginning of a large one.
 const BUFFER: usize = 16 << 10;
@@ -54,18 +60,25 @@ impl FrameReader {
         Ok(bytes)
     }
 
-    /// The next frame and its transfer.
-    pub(super) async fn next(&mut self) -> Result<(u32, Frame), TransferError> {
+    /// The next frame, and its transfer.
+    pub(super) async fn next(&mut self) -> Result<Received, TransferError> {
         let mut header = [0; HEADER];
         self.fill(&mut header).await?;
         let header = Header::parse(&header, self.max_body)?;
         let mut head = vec![0; header.head];
         self.fill(&mut head).await?;
         header.check(&head)?;
-        let body = self.body(header.body).await?;
+        let mut hash = match header.kind {
+            Kind::Record => Some(record_head::hasher(&head, header.body)?),
+            _ => None,
+        };
+        let body = self.body(header.body, hash.as_mut()).await?;
         self.counters.received(HEADER + header.head, header.body);
-        let frame = Frame::decode(&header, &head, body)?;
-        Ok((header.transfer, frame))
+        Ok(Received {
+            transfer: header.transfer,
+            frame: Frame::decode(&header, &head, body)?,
+            hash: hash.map(|hash| hash.digest()),
+        })
     }
 
     async fn fill(&mut self, bytes: &mut [u8]) -> Result<(), TransferError> {
@@ -78,17 +91,33 @@ impl FrameReader {
     }
 
     /// A body, read to where it stays.
-    async fn body(&mut self, length: usize) -> Result<Vec<u8>, TransferError> {
+    async fn body(
+        &mut self,
+        length: usize,
+        mut hash: Option<&mut Xxh3>,
+    ) -> Result<Vec<u8>, TransferError> {
         let mut body = Vec::new();
         let reserved = body.try_reserve_exact(length);
         reserved.map_err(|error| TransferError::frame("body", "what memory holds", error))?;
         let mut rest = (&mut self.inner).take(length as u64);
         while rest.limit() > 0 {
-            let read = timeout(self.patience, rest.read_buf(&mut body)).await;
-            read_bytes(read, self.patience)?;
+            let mut piece = (&mut body).limit(PIECE);
+            let read = timeout(self.patience, rest.read_buf(&mut piece)).await;
+            let read = read_bytes(read, self.patience)?;
+            if let Some(hash) = &mut hash {
+                hash.update(&body[body.len() - read..]);
+            }
         }
         Ok(body)
     }
+}
+
+/// A frame that came.
+pub(super) struct Received {
+    pub(super) transfer: u32,
+    pub(super) frame: Frame,
+    /// Of a record: the hash of what came, to be held against its checksum ([`crate::cache::LayerRecord::check`]).
+    pub(super) hash: Option<u64>,
 }
 
 /// How many bytes came of a read.

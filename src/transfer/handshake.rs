@@ -187,16 +187,16 @@ async fn connect_unlimited(
     };
     // A producer that refuses before it reads this closes the connection, and its sentence is worth more than the error here.
     let written = writer.write(0, &prove).await;
-    match reader.next().await? {
-        (_, Frame::Welcome { proof, identity }) => {
+    match reader.next().await?.frame {
+        Frame::Welcome { proof, identity } => {
             written?;
             transcript.check(key, PRODUCER, pool, &identity, &proof)?;
             local.identity.check(&identity)?;
         }
-        (_, Frame::Refused { refusal, sentence }) => {
+        Frame::Refused { refusal, sentence } => {
             return Err(TransferError::Refused { refusal, sentence });
         }
-        (_, other) => return Err(unexpected("welcome", &other)),
+        other => return Err(unexpected("welcome", &other)),
     }
     reader.allow_bodies(local.options.max_record_bytes);
     Ok(Link {
@@ -263,19 +263,16 @@ impl Taken {
             binding: self.binding,
         };
         let key = &local.options.secret.key;
-        let (pool, theirs) = match self.reader.next().await? {
-            (
-                _,
-                Frame::Prove {
-                    proof,
-                    pool,
-                    identity,
-                },
-            ) => {
+        let (pool, theirs) = match self.reader.next().await?.frame {
+            Frame::Prove {
+                proof,
+                pool,
+                identity,
+            } => {
                 transcript.check(key, CONSUMER, pool, &identity, &proof)?;
                 (pool, identity)
             }
-            (_, other) => return Err(unexpected("prove", &other)),
+            other => return Err(unexpected("prove", &other)),
         };
         local.identity.check(&theirs)?;
         let identity = local.identity.clone();

@@ -17,6 +17,7 @@ use crate::cache::LayerRecord;
 use crate::error::{Refusal, TransferError};
 use crate::transfer::connection::{self, NoItems, Outbox};
 use crate::transfer::frame::{Fetch, Frame};
+use crate::transfer::framed::Received;
 use crate::transfer::handshake::{Link, Local, connect, random, unexpected};
 use crate::transfer::locked;
 use crate::transfer::stats::Ended;
@@ -201,7 +202,7 @@ impl Peer {
             NoItems,
             self.local.options.heartbeat,
             Arc::clone(&self.local.counters),
-            |number, frame| self.take(connection, number, frame),
+            |received| self.take(connection, received),
         )
         .await;
         if let Some(error) = end {
@@ -281,8 +282,9 @@ impl Peer {
     }
 
     /// Takes a frame of the producer.
-    fn take(&self, connection: u64, number: u32, frame: Frame) -> Result<(), TransferError> {
-        match frame {
+    fn take(&self, connection: u64, received: Received) -> Result<(), TransferError> {
+        let number = received.transfer;
+        match received.frame {
             Frame::Accepted => {
                 let mut state = locked(&self.state);
                 if let Some(transfer) = state.transfers.get_mut(&number) {
@@ -291,7 +293,8 @@ impl Peer {
             }
             Frame::Record { sequence, record } => {
                 let record = Arc::unwrap_or_clone(record);
-                return self.take_record(connection, number, sequence, record);
+                let hash = received.hash.unwrap_or_else(|| record.hash());
+                return self.take_record(connection, number, sequence, (record, hash));
             }
             Frame::HandOff { records, bytes } => {
                 let mut state = locked(&self.state);
@@ -323,24 +326,14 @@ impl Peer {
         connection: u64,
         number: u32,
         sequence: u64,
-        record: LayerRecord,
+        (record, hash): (LayerRecord, u64),
     ) -> Result<(), TransferError> {
-        let caches = {
-            let state = locked(&self.state);
-            let Some(transfer) = state.transfers.get(&number) else {
-                over(&state, connection, number);
-                return Ok(());
-            };
-            transfer.fetch.caches
-        };
-        // All numbers are read here, so not with the lock.
-        let checked = record.check(caches);
         let mut state = locked(&self.state);
         let Some(transfer) = state.transfers.get_mut(&number) else {
             over(&state, connection, number);
             return Ok(());
         };
-        if let Err(error) = checked {
+        if let Err(error) = record.check_hash(transfer.fetch.caches, hash) {
             let error = TransferError::Record(Arc::new(error));
             if transfer.damage() {
                 self.fail_one(&mut state, number, error.clone());

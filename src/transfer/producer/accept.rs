@@ -179,7 +179,7 @@ async fn run_connection(
         items,
         shared.local.options.heartbeat,
         Arc::clone(&shared.counters),
-        |transfer, frame| shared.take(&session, number, transfer, frame),
+        |received| shared.take(&session, number, received.transfer, received.frame),
     )
     .await;
     if let Some(error) = end {
