@@ -19,8 +19,8 @@ pub enum Format {
 }
 
 /// The formats that shaders and kernels know, in the order of their numbers there, which they rely on: plain elements, blocks of
-/// 32, blocks of 256. The CPU backend reads every format.
-pub const FORMATS: [Format; 16] = [
+/// 32, of 64 and of 256. The CPU backend reads every format.
+pub const FORMATS: [Format; 17] = [
     Format::F32,
     Format::BF16,
     Format::F16,
@@ -31,6 +31,7 @@ pub const FORMATS: [Format; 16] = [
     Format::Block(&blocks::Q5_1),
     Format::Block(&blocks::IQ4_NL),
     Format::Block(&blocks::MXFP4),
+    Format::Block(&blocks::Q4_1_64),
     Format::Block(&blocks::Q2_K),
     Format::Block(&blocks::Q3_K),
     Format::Block(&blocks::Q4_K),

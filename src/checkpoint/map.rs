@@ -1,4 +1,4 @@
-//! Mapping a file into memory: the one place of this room where `unsafe` stands.
+//! Mapping a file into memory: the one file of this module with `unsafe`.
 
 #![allow(unsafe_code)]
 

@@ -39,6 +39,10 @@ use self::compressed::Repacked;
 use crate::config::{ModelConfig, Role};
 use crate::error::CheckpointError;
 
+/// Tensors of at most so many bytes are copied out of files with others that are repacked: the pages around a small tensor, which
+/// the system maps with it, would stay in memory beside the blocks.
+const COPIED: usize = 1 << 20;
+
 /// An opened checkpoint: every tensor is there.
 ///
 /// The files are mapped, not read: they must neither be rewritten nor shortened while the checkpoint, or any
@@ -49,6 +53,8 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     /// In the order of [`ModelConfig::tensors`].
     entries: Vec<Entry>,
+    /// Whether any tensor is repacked.
+    repacks: bool,
     by_name: HashMap<String, usize>,
 }
 
@@ -131,6 +137,7 @@ impl Checkpoint {
             by_name.insert(Role::Head.name(0), embedding);
         }
         Checkpoint {
+            repacks: entries.iter().any(|entry| entry.repacked.is_some()),
             dir,
             shards,
             entries,
@@ -226,6 +233,10 @@ impl Checkpoint {
         })?;
         let (format, bytes) = match &entry.repacked {
             Some(repacked) => repacked.make(&self.shards)?,
+            None if self.repacks && entry.range.len() <= COPIED => {
+                let window = map::window(shard, entry.range.clone())?;
+                (entry.format, compressed::copied(&window))
+            }
             None => (entry.format, shard.bytes.slice(entry.range.clone())),
         };
         Ok(TensorData {

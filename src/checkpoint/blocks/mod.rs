@@ -16,7 +16,7 @@ pub use of_32::{IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(super) use repacked::{E4M3, REPACKED};
 pub use repacked::{
     FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT6_64, INT8,
-    INT8_64, INT8_128,
+    INT8_64, INT8_128, Q4_1_64,
 };
 
 /// The most elements of a block.

@@ -20,7 +20,7 @@ use self::expand::Expand;
 use self::grid::{Grid, Number};
 use super::blocks::{
     FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT6_64, INT8,
-    INT8_64, INT8_128, MXFP4, Q4_0, Q4_1, Q5_1, Q8_0,
+    INT8_64, INT8_128, MXFP4, Q4_0, Q4_1, Q4_1_64, Q5_1, Q8_0,
 };
 use super::{BlockFormat, Format, Shard};
 use crate::error::CheckpointError;
@@ -74,6 +74,13 @@ impl AsRef<[u8]> for Words {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
+}
+
+/// A copy of these bytes, aligned for every dtype.
+pub(super) fn copied(bytes: &[u8]) -> Bytes {
+    let mut words = vec![0.0_f32; bytes.len().div_ceil(4)];
+    bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    Bytes::from_owner(Words(words)).slice(..bytes.len())
 }
 
 /// Bytes of a shard.
@@ -138,7 +145,7 @@ impl Packed {
             (Scheme::Integer { zeros: None, .. }, 4) if halves => &Q4_0,
             (Scheme::Integer { zeros: None, .. }, 8) if halves => &Q8_0,
             (Scheme::Integer { .. }, 4) => self.int4(self.scales.number == Number::Bf16),
-            (Scheme::Affine { .. }, 0..=4) if halves => &Q4_1,
+            (Scheme::Affine { .. }, 0..=4) if halves => self.longest(&[&Q4_1_64]).unwrap_or(&Q4_1),
             (Scheme::Affine { .. }, 5) if halves => &Q5_1,
             (Scheme::Affine { .. }, 6) if halves => self.longest(&[&INT6_64]).unwrap_or(&INT6),
             (Scheme::Integer { .. } | Scheme::Affine { .. }, _) => self.int8(),

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use half::f16;
 use rayon::prelude::*;
 
-use super::super::blocks::{E4M3, FP4, FP4_128, INT4_BF16, MXFP4, NO_MIN, Q4_0, Q4_1, Q5_1, Q8_0};
+use super::super::blocks::{
+    E4M3, FP4, FP4_128, INT4_BF16, MXFP4, NO_MIN, Q4_0, Q4_1, Q4_1_64, Q5_1, Q8_0,
+};
 use super::super::{BlockFormat, Format, Shard, map};
 use super::grid::Number;
 use super::{Packed, Scales, Scheme, Stored, Words, Zeros};
@@ -146,7 +148,7 @@ impl Packed {
             }
             put_half(block, 0, scale);
             put_half(block, 2, bias);
-            if *format == Q4_1 {
+            if *format == Q4_1 || *format == Q4_1_64 {
                 nibbles(codes, &mut block[4..]);
             } else if *format == Q5_1 {
                 let high = codes.iter().enumerate();
