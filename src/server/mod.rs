@@ -8,11 +8,15 @@
 //! Where the prompt is read in one server and answered in another, the caches go between them by `kv_transfer.rs`.
 
 mod answers;
+mod anthropic;
 mod auth;
 mod chat;
+mod chat_request;
+mod choices;
 mod completions;
 mod error;
 mod fields;
+mod format;
 mod gate;
 mod grammar;
 mod kv_config;
@@ -30,9 +34,12 @@ mod parameters;
 mod prompt;
 mod request_id;
 mod response;
+mod responses;
 mod routes;
 mod service;
+mod status;
 mod stream;
+mod text_or;
 mod tokens;
 mod tools;
 mod usage;

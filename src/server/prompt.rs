@@ -1,7 +1,7 @@
 //! From a request's words to ids: messages through the chat template, texts through the tokenizer, or ids as they are.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
 use super::fields::shorten;
@@ -110,6 +110,17 @@ fn message(at: &str, value: Value) -> Result<Value> {
         Some(_) => return Err(wrong(".tool_calls", "a list")),
     }
     Ok(Value::Object(message))
+}
+
+/// A message's content: one text as a string, several as a list of parts.
+pub(super) fn content_of(mut texts: Vec<String>) -> Value {
+    if texts.len() == 1 {
+        return Value::from(texts.remove(0));
+    }
+    let parts = texts.into_iter();
+    parts
+        .map(|text| json!({ "type": "text", "text": text }))
+        .collect()
 }
 
 fn check_call(at: &str, call: &Value) -> Result<()> {

@@ -28,14 +28,12 @@ pub(super) async fn tokenize(service: Arc<Service>, fields: Fields) -> Result<Re
                     service.tokenizer().encode_ordinary(&prompt)?
                 }
                 None => {
-                    let generation: Option<bool> = fields.take("add_generation_prompt")?;
                     let form = Form::take(&mut fields)?;
                     if !fields.has("messages") {
                         let message = "either `prompt` or `messages` must be there";
                         return Err(ApiError::invalid(message).code("missing_required_parameter"));
                     }
-                    let mut chat = super::chat::chat_of(&mut fields, &form)?;
-                    chat.add_generation_prompt = generation.unwrap_or(true);
+                    let chat = super::chat::chat_of(&mut fields, &form)?;
                     encode_chat(service, &chat)?.ids
                 }
             };

@@ -313,7 +313,7 @@ properties! { answers, 400,
                 json!({ "role": role, "content": said(content), "name": said(&format!("n{name}")), "tool_call_id": said(name) })
             }).collect(),
             tools: tool.as_ref().map(|(name, parameters)| vec![json!({ "type": "function", "function": { "name": said(name), "parameters": parameters } })]),
-            add_generation_prompt: true,
+            ..Chat::default()
         };
         let controls = |chat: &Chat| -> Vec<u32> {
             let ids = tokenizer.encode_chat(&template, chat).unwrap().ids;

@@ -18,6 +18,8 @@ mod python;
 mod seeds;
 
 mod abuse;
+mod anthropic;
+mod events;
 mod forms;
 mod fuzz;
 mod greedy;
@@ -28,5 +30,6 @@ mod page;
 #[cfg(unix)]
 mod program;
 mod protocol;
+mod responses;
 mod transfer;
 mod turns;
