@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -21,7 +22,8 @@ use crate::engine::{Scored, TokenLogprobs};
 use crate::tokenizer::{Chat, ToolCallEvent};
 
 /// The fields of a chat beside those that are about tools, format, or shared with other protocols.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Chat")]
 pub(super) struct ChatFields {
     /// The most tokens of the answer.
     max_completion_tokens: Option<Whole>,
@@ -34,9 +36,11 @@ pub(super) struct ChatFields {
 }
 
 /// The fields that say a prompt of messages.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ChatMessages")]
 pub(super) struct MessagesFields {
     /// Objects with a `role` and a `content`.
+    #[schemars(required)]
     messages: Option<Vec<Value>>,
     /// Whether the prompt ends where the assistant is to answer; it does unless this is false.
     add_generation_prompt: Option<bool>,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -27,9 +28,11 @@ const DEFAULT_TOKENS: usize = 16;
 const MOST_PROMPTS: usize = 1024;
 
 /// The fields of a completion beside those that are about format, or shared with other protocols.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Completion")]
 pub(super) struct CompletionFields {
     /// A text, token ids, or a list of either.
+    #[schemars(required)]
     prompt: Option<Prompts>,
     /// The most tokens of each answer; 16 unless given.
     max_tokens: Option<Whole>,

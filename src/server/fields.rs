@@ -1,6 +1,9 @@
 //! A JSON body, field by field: each is taken by name and type, and one that nobody takes is refused by name.
 
+use std::borrow::Cow;
+
 use axum::body::Bytes;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error, Unexpected, Visitor};
 use serde_json::{Map, Value};
 
@@ -55,11 +58,6 @@ impl Fields {
         self.0.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// Takes a field that has to be there.
-    pub(super) fn need<T: DeserializeOwned>(&mut self, name: &str) -> Result<T> {
-        needed(name, self.take(name)?)
-    }
-
     /// Refuses a field that this server has no use for unless it has one of these values, or is missing.
     pub(super) fn only(&mut self, name: &str, values: &[Value], why: &str) -> Result<()> {
         match self.take::<Value>(name)? {
@@ -96,6 +94,20 @@ pub(super) struct Whole(pub(super) i128);
 impl<'de> Deserialize<'de> for Whole {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         deserializer.deserialize_any(WholeVisitor)
+    }
+}
+
+impl JsonSchema for Whole {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Whole".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer" })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What an answer's text may be: `response_format` of OpenAI's, `structured_outputs` and `guided_*` of vLLM's.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,7 +23,8 @@ pub(super) enum Format {
 }
 
 /// The fields of chats and completions that say it; at most one of them.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Format")]
 pub(super) struct FormatFields {
     response_format: Option<ResponseFormat>,
     structured_outputs: Option<StructuredOutputs>,
@@ -36,19 +38,19 @@ pub(super) struct FormatFields {
     guided_grammar: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ResponseFormat {
     /// `text`, `json_object` or `json_schema`.
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
-    json_schema: Option<JsonSchema>,
+    json_schema: Option<NamedSchema>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct JsonSchema {
+struct NamedSchema {
     #[serde(default, rename = "name")]
     _name: Option<String>,
     #[serde(default, rename = "description")]
@@ -59,7 +61,7 @@ struct JsonSchema {
 }
 
 /// One of the forms, as vLLM names them.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct StructuredOutputs {
     /// A JSON schema, or its text.
@@ -181,7 +183,7 @@ fn response_format(format: ResponseFormat) -> Result<Format> {
     match (format.kind.as_str(), format.json_schema) {
         ("text", None) => Ok(Format::Text),
         ("json_object", None) => Ok(Format::Json(json!({ "type": "object" }))),
-        ("json_schema", Some(JsonSchema { schema, .. }))
+        ("json_schema", Some(NamedSchema { schema, .. }))
             if schema.is_object() || schema.is_boolean() =>
         {
             Ok(Format::Json(schema))

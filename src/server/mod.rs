@@ -28,6 +28,7 @@ mod kv_transfer;
 mod listen;
 mod logprobs;
 mod metrics;
+mod openapi;
 mod options;
 mod page;
 mod parameters;

@@ -1,5 +1,6 @@
 //! The fields that chat and plain completions share: how tokens are drawn, how many, and how the answer is sent.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -59,8 +60,9 @@ pub(super) struct Parameters {
 }
 
 /// What of the usage a stream tells.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "StreamOptions")]
 pub(super) struct StreamUsage {
     /// A last chunk that holds it.
     #[serde(default)]
@@ -74,7 +76,8 @@ pub(super) struct StreamUsage {
 }
 
 /// The fields of a body that all protocols for answers share, under the same names.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Shared")]
 pub(super) struct SharedFields {
     /// The model's name; any where there is none.
     model: Option<String>,
@@ -121,7 +124,7 @@ pub(super) struct SharedFields {
     cache_salt: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of strings")]
 enum Stop {
     One(String),

@@ -1,5 +1,6 @@
 //! From a request's words to ids: messages through the chat template, texts through the tokenizer, or ids as they are.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -168,7 +169,7 @@ fn turn_ends(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
 }
 
 /// Prompts of a plain completion.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected a string, a list of token ids, or a list of either"

@@ -21,7 +21,7 @@ use super::metrics::{Metrics, Refused};
 use super::options::{Origins, ServerOptions};
 use super::request_id::{self, Id};
 use super::service::Service;
-use super::{anthropic, auth, chat, completions, page, responses, status, tokens};
+use super::{anthropic, auth, chat, completions, openapi, page, responses, status, tokens};
 use crate::engine::Request as EngineRequest;
 
 /// What all handlers share.
@@ -60,6 +60,9 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/models/{*name}", get(model))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(page::docs))
+        .route("/page/docs.js", get(page::docs_script))
         .route("/", get(page::index))
         .route("/page/chat.css", get(page::style))
         .route("/page/chat.js", get(page::script))
@@ -261,8 +264,9 @@ fn entry(service: &Service, name: &str) -> Value {
 async fn nothing_here(request: Request) -> ApiError {
     let path = super::fields::shorten(request.uri().path());
     let message = format!(
-        "there is nothing at {} {path}; there are /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics and /version",
-        request.method()
+        "there is nothing at {} {path}; there are {}",
+        request.method(),
+        openapi::paths().join(", ")
     );
     ApiError::not_found(message).code("unknown_url")
 }

@@ -1,8 +1,10 @@
 //! A field that is a text or a list of typed parts. Unlike an untagged enum it keeps the path to what is wrong in the list.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 
 /// A text, or a list.
@@ -15,6 +17,39 @@ pub(super) enum TextOr<T> {
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Either(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for TextOr<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("TextOrListOf{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let list = generator.subschema_for::<Vec<T>>();
+        json_schema!({ "anyOf": [{ "type": "string" }, list] })
+    }
+}
+
+/// A word or an object, where a schema is to say so of a field that is read as any JSON first.
+pub(super) struct WordOr<T>(PhantomData<T>);
+
+impl<T: JsonSchema> JsonSchema for WordOr<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("WordOr{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let object = generator.subschema_for::<T>();
+        json_schema!({ "anyOf": [{ "type": "string" }, object] })
     }
 }
 

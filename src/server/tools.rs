@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -47,7 +48,8 @@ pub(super) struct Form {
 }
 
 /// The fields of a chat that are about tools.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ChatTools")]
 pub(super) struct ToolFields {
     /// The functions that the model may call.
     tools: Option<Vec<Value>>,
@@ -107,7 +109,7 @@ struct Allowed {
     tools: Vec<Named>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Mode {
     Auto,

@@ -17,6 +17,7 @@ use axum::{Extension, Json};
 use serde_json::json;
 
 use self::answer::Answer;
+pub(super) use self::request::MessagesRequest;
 use super::chat_request::prepare;
 use super::error::{ApiError, Result};
 use super::fields::shorten;

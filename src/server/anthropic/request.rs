@@ -1,6 +1,7 @@
 //! The body of a request of Anthropic's Messages API, as types. What a block, tool or message has beside these fields
 //! (`cache_control`, `citations`, `signature`, ...) is bookkeeping and is not read.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -8,11 +9,14 @@ use super::super::fields::Whole;
 use super::super::text_or::TextOr;
 
 /// The fields of a request, beside those that all protocols share (`model`, `temperature`, `top_p`, `top_k`, `stream`).
-#[derive(Debug, Deserialize)]
-pub(super) struct MessagesRequest {
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicMessages")]
+pub(in crate::server) struct MessagesRequest {
     /// The most tokens of the answer.
+    #[schemars(required)]
     pub(super) max_tokens: Option<Whole>,
     /// The conversation.
+    #[schemars(required)]
     pub(super) messages: Option<Vec<Message>>,
     /// What the model is told before the conversation.
     pub(super) system: Option<TextOr<TextBlock>>,
@@ -33,14 +37,16 @@ pub(super) struct MessagesRequest {
 }
 
 /// One message.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicMessage")]
 pub(super) struct Message {
     pub(super) role: Role,
     pub(super) content: TextOr<Block>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "AnthropicRole")]
 pub(super) enum Role {
     User,
     Assistant,
@@ -48,8 +54,9 @@ pub(super) enum Role {
 }
 
 /// A text of the system, or of a tool's result.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "AnthropicTextBlock")]
 pub(super) enum TextBlock {
     Text { text: String },
     Image,
@@ -58,8 +65,9 @@ pub(super) enum TextBlock {
 }
 
 /// A block of a message.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "AnthropicBlock")]
 pub(super) enum Block {
     Text {
         text: String,
@@ -93,7 +101,8 @@ pub(super) enum Block {
 }
 
 /// A tool of the client's.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicTool")]
 pub(super) struct Tool {
     /// `custom`, or nothing; tools that Anthropic runs are not there.
     #[serde(rename = "type")]
@@ -106,8 +115,9 @@ pub(super) struct Tool {
     pub(super) strict: Option<bool>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "AnthropicToolChoice")]
 pub(super) enum ToolChoice {
     /// As the model likes.
     Auto {
@@ -126,8 +136,9 @@ pub(super) enum ToolChoice {
     None,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "AnthropicThinking")]
 pub(super) enum Thinking {
     Enabled {
         #[serde(rename = "budget_tokens")]
@@ -137,7 +148,8 @@ pub(super) enum Thinking {
     Disabled,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicOutputConfig")]
 pub(super) struct OutputConfig {
     /// How much the model thinks; there is one way to answer.
     #[serde(rename = "effort")]
@@ -145,15 +157,17 @@ pub(super) struct OutputConfig {
     pub(super) format: Option<OutputFormat>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "AnthropicOutputFormat")]
 pub(super) enum OutputFormat {
     /// JSON by a schema.
     JsonSchema { schema: Map<String, Value> },
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "AnthropicServiceTier")]
 pub(super) enum ServiceTier {
     Auto,
     StandardOnly,

@@ -17,7 +17,8 @@ use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
 
 use self::answer::Answer;
-use self::request::{Include, Named, ResponsesRequest, TextFormat, Tool, ToolChoice};
+pub(super) use self::request::ResponsesRequest;
+use self::request::{Include, Named, TextFormat, Tool, ToolChoice};
 pub(super) use self::store::Store;
 use super::auth;
 use super::chat_request::{ChatRequest, prepare};

@@ -1,19 +1,22 @@
 //! The body of a request of OpenAI's Responses API, as types. What an item, part or tool has beside these fields (`id`,
 //! `status`, `annotations`, ...) is bookkeeping and is not read.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::super::fields::Whole;
-use super::super::text_or::TextOr;
+use super::super::text_or::{TextOr, WordOr};
 use super::super::tools::Mode;
 
 /// The fields of a request, beside those that all protocols share (`model`, `temperature`, `top_p`, `stream`).
-#[derive(Debug, Deserialize)]
-pub(super) struct ResponsesRequest {
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Responses")]
+pub(in crate::server) struct ResponsesRequest {
     /// The most tokens of the answer.
     pub(super) max_output_tokens: Option<Whole>,
     /// A text of the user's, or items ([`Item`]); an item without a `type` is a message.
+    #[schemars(with = "TextOr<Item>")]
     pub(super) input: Option<Value>,
     /// What the model is told before the conversation. It is not taken over from the previous response.
     pub(super) instructions: Option<String>,
@@ -24,6 +27,7 @@ pub(super) struct ResponsesRequest {
     /// The functions that the model may call.
     pub(super) tools: Option<Vec<Tool>>,
     /// Whether it calls them: a word, or a [`ToolChoice`].
+    #[schemars(with = "Option<WordOr<ToolChoice>>")]
     pub(super) tool_choice: Option<Value>,
     /// Whether one answer may have several calls.
     pub(super) parallel_tool_calls: Option<bool>,
@@ -38,8 +42,9 @@ pub(super) struct ResponsesRequest {
 }
 
 /// One item of the input.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ResponseItem")]
 pub(super) enum Item {
     Message {
         role: Role,
@@ -62,8 +67,9 @@ pub(super) enum Item {
     },
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "ResponseRole")]
 pub(super) enum Role {
     User,
     Assistant,
@@ -83,8 +89,9 @@ impl Role {
 }
 
 /// A part of an item.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ResponsePart")]
 pub(super) enum Part {
     InputText { text: String },
     OutputText { text: String },
@@ -96,8 +103,9 @@ pub(super) enum Part {
 }
 
 /// A tool of the client's; those that OpenAI runs are not there.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ResponseTool")]
 pub(super) enum Tool {
     Function {
         name: String,
@@ -109,8 +117,9 @@ pub(super) enum Tool {
     },
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ResponseToolChoice")]
 pub(super) enum ToolChoice {
     /// This function is called.
     Function { name: String },
@@ -118,13 +127,15 @@ pub(super) enum ToolChoice {
     AllowedTools { mode: Mode, tools: Vec<Named> },
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ResponseNamed")]
 pub(super) enum Named {
     Function { name: String },
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ResponseText")]
 pub(super) struct Text {
     pub(super) format: Option<TextFormat>,
     /// There is one way to answer.
@@ -132,8 +143,9 @@ pub(super) struct Text {
     pub(super) _verbosity: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ResponseTextFormat")]
 pub(super) enum TextFormat {
     Text,
     /// Any JSON object.
@@ -145,13 +157,15 @@ pub(super) enum TextFormat {
     },
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ResponseReasoning")]
 pub(super) struct Reasoning {
     /// What the template makes of it is the template's.
     pub(super) effort: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, JsonSchema)]
+#[schemars(rename = "ResponseInclude")]
 pub(super) enum Include {
     #[serde(rename = "message.output_text.logprobs")]
     Logprobs,
