@@ -76,7 +76,12 @@ pub(super) fn chat_of(fields: &mut Fields, form: &Form) -> Result<Chat> {
 
 fn read(mut fields: Fields, service: &Service) -> Result<ChatRequest> {
     let own: ChatFields = fields.part()?;
-    let newer = count("max_completion_tokens", own.max_completion_tokens, 1, usize::MAX)?;
+    let newer = count(
+        "max_completion_tokens",
+        own.max_completion_tokens,
+        1,
+        usize::MAX,
+    )?;
     let older = count("max_tokens", own.max_tokens, 1, usize::MAX)?;
     let parameters = Parameters::take(&mut fields, service, newer.or(older))?;
     let form = Form::take(&mut fields)?;

@@ -7,9 +7,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::chat_request::endless_form;
 use super::choices::{Choices, Shape};
 use super::error::{ApiError, Result};
-use super::chat_request::endless_form;
 use super::fields::{Fields, Whole, count, needed};
 use super::logprobs::{self, Lists};
 use super::parameters::{MOST_LOGPROBS, Parameters};

@@ -165,9 +165,8 @@ pub(super) fn count(
 
 /// A field that has to be there.
 pub(super) fn needed<T>(name: &str, value: Option<T>) -> Result<T> {
-    let missing = || {
-        ApiError::field(name, format!("`{name}` is missing")).code("missing_required_parameter")
-    };
+    let missing =
+        || ApiError::field(name, format!("`{name}` is missing")).code("missing_required_parameter");
     value.ok_or_else(missing)
 }
 
@@ -185,10 +184,7 @@ struct Names<'a>(&'a mut &'static [&'static str]);
 impl<'de> Deserializer<'de> for Names<'_> {
     type Error = serde::de::value::Error;
 
-    fn deserialize_any<V: Visitor<'de>>(
-        self,
-        _: V,
-    ) -> std::result::Result<V::Value, Self::Error> {
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> std::result::Result<V::Value, Self::Error> {
         Err(Error::custom("not a struct"))
     }
 

@@ -94,7 +94,12 @@ impl Format {
             .into_iter()
             .map(|format| (format, "response_format"))
             .collect();
-        const GUIDED: [&str; 4] = ["guided_json", "guided_regex", "guided_choice", "guided_grammar"];
+        const GUIDED: [&str; 4] = [
+            "guided_json",
+            "guided_regex",
+            "guided_choice",
+            "guided_grammar",
+        ];
         all.extend(guided.formats(GUIDED)?);
         all.extend(wanted.formats(["structured_outputs"; 4])?);
         if let [(_, first), (_, second), ..] = all.as_slice() {
@@ -217,8 +222,16 @@ mod tests {
         for (new, old, format) in [
             ("json", "guided_json", Format::Json(schema.clone())),
             ("regex", "guided_regex", Format::Regex("a/b".to_owned())),
-            ("choice", "guided_choice", Format::Choice(vec!["a".to_owned()])),
-            ("grammar", "guided_grammar", Format::Lark("start: \"a\"".to_owned())),
+            (
+                "choice",
+                "guided_choice",
+                Format::Choice(vec!["a".to_owned()]),
+            ),
+            (
+                "grammar",
+                "guided_grammar",
+                Format::Lark("start: \"a\"".to_owned()),
+            ),
         ] {
             let value = match &format {
                 Format::Json(schema) => Value::from(schema.to_string()),

@@ -28,12 +28,7 @@ fn entry(tokenizer: &Tokenizer, id: u32, logprob: f32) -> Map<String, Value> {
 }
 
 /// One token of a chat's answer, with at most `most` of the likeliest.
-pub(super) fn chat(
-    tokenizer: &Tokenizer,
-    id: u32,
-    logprobs: &TokenLogprobs,
-    most: usize,
-) -> Value {
+pub(super) fn chat(tokenizer: &Tokenizer, id: u32, logprobs: &TokenLogprobs, most: usize) -> Value {
     let mut token = entry(tokenizer, id, logprobs.logprob);
     let top = logprobs.top.iter().take(most);
     let top = top.map(|(id, logprob)| Value::Object(entry(tokenizer, *id, *logprob)));

@@ -78,8 +78,16 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
 
 const ROUTES: [Route; 27] = [
     Route::post("/v1/chat/completions", "Answers a chat", |g| {
-        let tools = [of::<MessagesFields>(g), of::<ChatFields>(g), of::<ToolFields>(g)];
-        let shared = [of::<FormatFields>(g), of::<SharedFields>(g), of::<KvFields>(g)];
+        let tools = [
+            of::<MessagesFields>(g),
+            of::<ChatFields>(g),
+            of::<ToolFields>(g),
+        ];
+        let shared = [
+            of::<FormatFields>(g),
+            of::<SharedFields>(g),
+            of::<KvFields>(g),
+        ];
         tools.into_iter().chain(shared).collect()
     })
     .answers(Answers::JsonOrEvents),
@@ -92,26 +100,32 @@ const ROUTES: [Route; 27] = [
         ]
     })
     .answers(Answers::JsonOrEvents),
-    Route::post("/v1/responses", "Answers in the form of OpenAI's responses", |g| {
-        vec![of::<ResponsesRequest>(g), of::<SharedFields>(g)]
-    })
+    Route::post(
+        "/v1/responses",
+        "Answers in the form of OpenAI's responses",
+        |g| vec![of::<ResponsesRequest>(g), of::<SharedFields>(g)],
+    )
     .answers(Answers::JsonOrEvents),
     Route::get("/v1/responses/{id}", "A response that was kept").with_key(),
     Route::get("/v1/responses/{id}", "Forgets a response that was kept")
         .with_key()
         .method("delete"),
-    Route::post("/v1/messages", "Answers in the form of Anthropic's messages", |g| {
-        vec![of::<MessagesRequest>(g), of::<SharedFields>(g)]
-    })
+    Route::post(
+        "/v1/messages",
+        "Answers in the form of Anthropic's messages",
+        |g| vec![of::<MessagesRequest>(g), of::<SharedFields>(g)],
+    )
     .answers(Answers::JsonOrEvents),
     Route::post(
         "/v1/messages/count_tokens",
         "Counts the tokens of such a request's prompt",
         |g| vec![of::<MessagesRequest>(g)],
     ),
-    Route::post("/v1/embeddings", "Refused: this model makes no embeddings", |_| {
-        Vec::new()
-    }),
+    Route::post(
+        "/v1/embeddings",
+        "Refused: this model makes no embeddings",
+        |_| Vec::new(),
+    ),
     Route::get("/v1/models", "What is served").with_key(),
     Route::get("/v1/models/{name}", "What is served under a name").with_key(),
     Route::post("/tokenize", "The ids of a text or a chat", |g| {
@@ -206,7 +220,9 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
     }
     let names = route.path.split('/').filter_map(|part| {
         let name = part.strip_prefix('{')?.strip_suffix('}')?;
-        Some(json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+        Some(
+            json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }),
+        )
     });
     let names: Vec<Value> = names.collect();
     if !names.is_empty() {

@@ -162,7 +162,11 @@ impl Parameters {
         ]);
         let tiers = [json!("auto"), json!("default")];
         fields.only("service_tier", &tiers, "there is one tier only")?;
-        fields.only("priority", &[json!(0)], "requests run in the order in which they come")?;
+        fields.only(
+            "priority",
+            &[json!(0)],
+            "requests run in the order in which they come",
+        )?;
         Ok(Self {
             sampling: sampling(&shared, service)?,
             samples: count("n", shared.n, 1, MOST_ANSWERS)?.unwrap_or(1),
@@ -292,7 +296,12 @@ fn sampling(shared: &SharedFields, service: &Service) -> Result<Sampling> {
             "`top_p` must be above 0 and at most 1; `temperature: 0` takes the best token";
         return Err(ApiError::field("top_p", message).code("invalid_value"));
     }
-    let penalty = number("repetition_penalty", shared.repetition_penalty, 0.0, f64::MAX)?;
+    let penalty = number(
+        "repetition_penalty",
+        shared.repetition_penalty,
+        0.0,
+        f64::MAX,
+    )?;
     if penalty == Some(0.0) {
         let message = "`repetition_penalty` must be above 0; 1 is none";
         return Err(ApiError::field("repetition_penalty", message).code("invalid_value"));
@@ -351,10 +360,7 @@ fn top_k(top_k: Option<Whole>) -> Result<usize> {
     }
 }
 
-fn logit_bias(
-    map: Option<&Map<String, Value>>,
-    service: &Service,
-) -> Result<Vec<(u32, f64)>> {
+fn logit_bias(map: Option<&Map<String, Value>>, service: &Service) -> Result<Vec<(u32, f64)>> {
     let last = service.vocabulary() - 1;
     let bias = |(token, bias): (&String, &Value)| {
         let refused =

@@ -194,7 +194,8 @@ impl Form {
             (Format::Lark(source), false) => source.clone(),
             (Format::Lark(_), true) => {
                 let field = self.format_field;
-                let message = format!("`{field}`: a grammar says nothing of `tools`; send one of the two");
+                let message =
+                    format!("`{field}`: a grammar says nothing of `tools`; send one of the two");
                 return Err(ApiError::field(field, message).code("unsupported_value"));
             }
             (format, false) => {
@@ -321,7 +322,9 @@ fn check_choice(choice: &ToolChoice, functions: &[Function]) -> Result<()> {
     let names = match choice {
         ToolChoice::Named(name) => std::slice::from_ref(name),
         ToolChoice::Allowed { names, .. } if names.is_empty() => {
-            return Err(no_choice("`tool_choice`: no tool is allowed; that is `none`"));
+            return Err(no_choice(
+                "`tool_choice`: no tool is allowed; that is `none`",
+            ));
         }
         ToolChoice::Allowed { names, .. } => names,
         ToolChoice::Required if functions.is_empty() => {

@@ -258,7 +258,9 @@ impl Tokenizer {
         messages: &[Value],
         rendered: &str,
     ) -> Result<usize, TokenizerError> {
-        let content = messages.last().map_or(&Value::Null, |last| &last["content"]);
+        let content = messages
+            .last()
+            .map_or(&Value::Null, |last| &last["content"]);
         let last_part = || content.as_array()?.last()?["text"].as_str();
         let said = content.as_str().or_else(last_part).unwrap_or_default();
         let said = self.specials.hide(said);

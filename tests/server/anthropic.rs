@@ -96,7 +96,10 @@ async fn a_stream_has_anthropics_events_and_says_what_a_whole_answer_says() {
     assert_eq!(whole["content"][0]["text"], text);
     let end = &events[events.len() - 2].1;
     assert_eq!(end["delta"]["stop_reason"], whole["stop_reason"]);
-    assert_eq!(end["usage"]["output_tokens"], whole["usage"]["output_tokens"]);
+    assert_eq!(
+        end["usage"]["output_tokens"],
+        whole["usage"]["output_tokens"]
+    );
     // The second time the prompt comes from the cache.
     let read = end["usage"]["cache_read_input_tokens"].as_u64().unwrap();
     assert_eq!(
@@ -108,7 +111,9 @@ async fn a_stream_has_anthropics_events_and_says_what_a_whole_answer_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_sequence_is_told() {
     let server = start().await;
-    let long = hello(json!({ "max_tokens": 60, "messages": [{ "role": "user", "content": "Reverse: key, lamp, pear." }] }));
+    let long = hello(
+        json!({ "max_tokens": 60, "messages": [{ "role": "user", "content": "Reverse: key, lamp, pear." }] }),
+    );
     let whole = server.ok(PATH, long.clone()).await;
     let text = whole["content"][0]["text"].as_str().unwrap();
     let stop: String = text.chars().skip(2).take(2).collect();
@@ -118,7 +123,10 @@ async fn a_stop_sequence_is_told() {
     assert_eq!(cut["stop_reason"], "stop_sequence");
     assert_eq!(cut["stop_sequence"], *stop);
     let before = text.split(&stop).next().unwrap();
-    assert_eq!(cut["content"][0]["text"].as_str().unwrap_or_default(), before);
+    assert_eq!(
+        cut["content"][0]["text"].as_str().unwrap_or_default(),
+        before
+    );
     let events = named(&server, PATH, body).await;
     let end = &events[events.len() - 2].1["delta"];
     assert_eq!(end["stop_sequence"], *stop);
@@ -237,23 +245,41 @@ async fn what_is_not_there_is_refused_by_name() {
     for (more, named) in [
         (said(image), "messages[0].content[1]"),
         (said(json!([{ "type": "hologram" }])), "hologram"),
-        (said(json!([{ "type": "thinking", "thinking": "x" }])), "messages[0].content[0]"),
+        (
+            said(json!([{ "type": "thinking", "thinking": "x" }])),
+            "messages[0].content[0]",
+        ),
         (said(json!([])), "messages[0].content"),
         (said(json!(5)), "messages[0].content"),
         (json!({ "messages": [] }), "messages"),
-        (json!({ "messages": [{ "role": "tool", "content": "x" }] }), "messages[0].role"),
+        (
+            json!({ "messages": [{ "role": "tool", "content": "x" }] }),
+            "messages[0].role",
+        ),
         (json!({ "max_tokens": 0 }), "max_tokens"),
         (json!({ "max_tokens": null }), "max_tokens"),
         (json!({ "temperature": 3 }), "temperature"),
         (json!({ "stop_sequences": [""] }), "stop_sequences"),
         (json!({ "n": 2 }), "n"),
-        (json!({ "tools": [{ "type": "web_search_20250305", "name": "web_search" }] }), "web_search_20250305"),
-        (json!({ "tools": [{ "name": "f" }] }), "tools[0].input_schema"),
+        (
+            json!({ "tools": [{ "type": "web_search_20250305", "name": "web_search" }] }),
+            "web_search_20250305",
+        ),
+        (
+            json!({ "tools": [{ "name": "f" }] }),
+            "tools[0].input_schema",
+        ),
         (json!({ "tool_choice": { "type": "any" } }), "tool_choice"),
-        (json!({ "tool_choice": { "type": "tool", "name": "f" } }), "tool_choice"),
+        (
+            json!({ "tool_choice": { "type": "tool", "name": "f" } }),
+            "tool_choice",
+        ),
         (json!({ "mcp_servers": [{}] }), "mcp_servers"),
         (json!({ "container": "x" }), "container"),
-        (json!({ "context_management": { "edits": [{ "type": "clear_tool_uses_20250919" }] } }), "clear_tool_uses"),
+        (
+            json!({ "context_management": { "edits": [{ "type": "clear_tool_uses_20250919" }] } }),
+            "clear_tool_uses",
+        ),
         (json!({ "no_field": 1 }), "no_field"),
     ] {
         let message = refused(&server, more.clone()).await;

@@ -33,3 +33,4 @@ mod protocol;
 mod responses;
 mod transfer;
 mod turns;
+mod vllm;

@@ -8,7 +8,8 @@ use super::harness::{Setup, merge, refusal, start};
 const PATH: &str = "/v1/responses";
 
 fn hello(more: Value) -> Value {
-    let mut body = json!({ "model": "model", "max_output_tokens": 8, "temperature": 0, "input": "Hello" });
+    let mut body =
+        json!({ "model": "model", "max_output_tokens": 8, "temperature": 0, "input": "Hello" });
     merge(&mut body, more);
     body
 }
@@ -36,13 +37,18 @@ fn weather() -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_is_the_one_that_a_chat_gets() {
     let server = start().await;
-    let response = server.ok(PATH, hello(json!({ "metadata": { "a": "b" } }))).await;
+    let response = server
+        .ok(PATH, hello(json!({ "metadata": { "a": "b" } })))
+        .await;
     let chat = server.chat("Hello", json!({})).await;
     assert_eq!(response["object"], "response");
     assert!(response["id"].as_str().unwrap().starts_with("resp_"));
     assert_eq!(text(&response), chat["choices"][0]["message"]["content"]);
     let cut = chat["choices"][0]["finish_reason"] == "length";
-    assert_eq!(response["status"], if cut { "incomplete" } else { "completed" });
+    assert_eq!(
+        response["status"],
+        if cut { "incomplete" } else { "completed" }
+    );
     let details = cut.then(|| json!({ "reason": "max_output_tokens" }));
     assert_eq!(response["incomplete_details"], json!(details));
     for (ours, theirs) in [
@@ -90,21 +96,39 @@ async fn a_stream_has_numbered_events_and_says_what_a_whole_answer_says() {
         &last,
     ];
     assert_eq!(names[names.len() - 4..], end);
-    let deltas: Vec<&Value> = events[4..events.len() - 4].iter().map(|(_, event)| event).collect();
-    assert!(names[4..names.len() - 4].iter().all(|name| *name == "response.output_text.delta"));
-    let said: String = deltas.iter().map(|delta| delta["delta"].as_str().unwrap()).collect();
+    let deltas: Vec<&Value> = events[4..events.len() - 4]
+        .iter()
+        .map(|(_, event)| event)
+        .collect();
+    assert!(
+        names[4..names.len() - 4]
+            .iter()
+            .all(|name| *name == "response.output_text.delta")
+    );
+    let said: String = deltas
+        .iter()
+        .map(|delta| delta["delta"].as_str().unwrap())
+        .collect();
     assert_eq!(said, text(&whole));
     let done = &events[events.len() - 4].1;
     assert_eq!(done["text"], *said);
-    let entries = whole["output"][0]["content"][0]["logprobs"].as_array().unwrap();
-    assert_eq!(entries.len() as u64, whole["usage"]["output_tokens"].as_u64().unwrap());
+    let entries = whole["output"][0]["content"][0]["logprobs"]
+        .as_array()
+        .unwrap();
+    assert_eq!(
+        entries.len() as u64,
+        whole["usage"]["output_tokens"].as_u64().unwrap()
+    );
     assert_eq!(entries[0]["top_logprobs"].as_array().unwrap().len(), 2);
     assert_eq!(done["logprobs"], json!(entries));
     let item = &events[events.len() - 2].1["item"];
     assert_eq!(item["content"], whole["output"][0]["content"]);
     let response = &events.last().unwrap().1["response"];
     assert_eq!(response["output"], json!([item]));
-    assert_eq!(response["usage"]["output_tokens"], whole["usage"]["output_tokens"]);
+    assert_eq!(
+        response["usage"]["output_tokens"],
+        whole["usage"]["output_tokens"]
+    );
     let ids = |event: &Value| event["item_id"].clone();
     assert!(deltas.iter().all(|delta| ids(delta) == item["id"]));
 }
@@ -123,10 +147,16 @@ async fn functions_are_called_and_their_outputs_taken() {
     let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
     assert!(["Paris", "Rome"].contains(&arguments["city"].as_str().unwrap()));
     let events = named(&server, PATH, asked.clone()).await;
-    let pieces = events.iter().filter(|(name, _)| name == "response.function_call_arguments.delta");
-    let pieces: String = pieces.map(|(_, event)| event["delta"].as_str().unwrap()).collect();
+    let pieces = events
+        .iter()
+        .filter(|(name, _)| name == "response.function_call_arguments.delta");
+    let pieces: String = pieces
+        .map(|(_, event)| event["delta"].as_str().unwrap())
+        .collect();
     assert_eq!(pieces, call["arguments"].as_str().unwrap());
-    let done = events.iter().find(|(name, _)| name == "response.function_call_arguments.done");
+    let done = events
+        .iter()
+        .find(|(name, _)| name == "response.function_call_arguments.done");
     assert_eq!(done.unwrap().1["arguments"], *pieces);
     // A function by name, and those that are allowed.
     let clock = json!({ "type": "function", "name": "clock", "parameters": { "type": "object", "properties": {}, "additionalProperties": false } });
@@ -140,8 +170,11 @@ async fn functions_are_called_and_their_outputs_taken() {
         assert_eq!(response["output"][0]["name"], "clock", "{response}");
     }
     // What goes on from the call, with what is kept and without.
-    let output = json!({ "type": "function_call_output", "call_id": call["call_id"], "output": "Sunny" });
-    let kept = hello(json!({ "previous_response_id": response["id"], "input": [output], "tools": [weather()], "tool_choice": "none" }));
+    let output =
+        json!({ "type": "function_call_output", "call_id": call["call_id"], "output": "Sunny" });
+    let kept = hello(
+        json!({ "previous_response_id": response["id"], "input": [output], "tools": [weather()], "tool_choice": "none" }),
+    );
     let told = hello(json!({
         "input": [{ "role": "user", "content": "Hello" }, call, output], "tools": [weather()], "tool_choice": "none",
     }));
@@ -153,7 +186,9 @@ async fn functions_are_called_and_their_outputs_taken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn responses_are_kept_gone_on_from_and_forgotten() {
     let server = start().await;
-    let first = server.ok(PATH, hello(json!({ "instructions": "Be brief." }))).await;
+    let first = server
+        .ok(PATH, hello(json!({ "instructions": "Be brief." })))
+        .await;
     let id = first["id"].as_str().unwrap();
     let kept = format!("{PATH}/{id}");
     assert_eq!(server.get(&kept).await, (200, first.clone()));
@@ -175,9 +210,20 @@ async fn responses_are_kept_gone_on_from_and_forgotten() {
     assert_eq!(server.get(&id_of(&streamed)).await, (200, streamed));
     let unkept = server.ok(PATH, hello(json!({ "store": false }))).await;
     refusal(&server.get(&id_of(&unkept)).await, 404, Some("response_id"));
-    let deleted = server.client.delete(format!("{}{kept}", server.url)).send().await.unwrap();
+    let deleted = server
+        .client
+        .delete(format!("{}{kept}", server.url))
+        .send()
+        .await
+        .unwrap();
     let deleted = super::harness::json_of(deleted).await;
-    assert_eq!(deleted, (200, json!({ "id": id, "object": "response", "deleted": true })));
+    assert_eq!(
+        deleted,
+        (
+            200,
+            json!({ "id": id, "object": "response", "deleted": true })
+        )
+    );
     refusal(&server.get(&kept).await, 404, Some("response_id"));
     let found = server.post(PATH, next).await;
     refusal(&found, 400, Some("previous_response_id"));
@@ -188,13 +234,22 @@ async fn responses_are_kept_gone_on_from_and_forgotten() {
 async fn text_has_the_form_that_is_asked_for() {
     let server = Setup::default().context(256).start().await;
     let format = json!({ "type": "json_schema", "name": "it", "strict": true, "schema": { "enum": ["yes", "no"] } });
-    let response = server.ok(PATH, hello(json!({ "text": { "format": format, "verbosity": "low" } }))).await;
+    let response = server
+        .ok(
+            PATH,
+            hello(json!({ "text": { "format": format, "verbosity": "low" } })),
+        )
+        .await;
     assert!(["\"yes\"", "\"no\""].contains(&text(&response).trim()));
     let format = json!({ "type": "json_object" });
-    let response = server.ok(PATH, hello(json!({ "text": { "format": format } }))).await;
+    let response = server
+        .ok(PATH, hello(json!({ "text": { "format": format } })))
+        .await;
     assert!(text(&response).trim_start().starts_with('{'));
     // More than there is room for is a bound.
-    server.ok(PATH, hello(json!({ "max_output_tokens": 100_000 }))).await;
+    server
+        .ok(PATH, hello(json!({ "max_output_tokens": 100_000 })))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,18 +257,30 @@ async fn what_is_not_there_is_refused_by_name() {
     let server = start().await;
     let said = |content: Value| json!({ "input": [{ "role": "user", "content": content }] });
     for (more, param) in [
-        (said(json!([{ "type": "input_image", "image_url": "x" }])), "input[0].content[0]"),
-        (json!({ "input": [{ "type": "item_reference", "id": "x" }] }), "input[0]"),
+        (
+            said(json!([{ "type": "input_image", "image_url": "x" }])),
+            "input[0].content[0]",
+        ),
+        (
+            json!({ "input": [{ "type": "item_reference", "id": "x" }] }),
+            "input[0]",
+        ),
         (json!({ "input": null }), "input"),
         (json!({ "input": 5 }), "input"),
         (json!({ "tools": [{ "type": "web_search" }] }), "tools[0]"),
         (json!({ "tool_choice": "required" }), "tool_choice"),
-        (json!({ "tool_choice": { "type": "function", "name": "f" } }), "tool_choice"),
+        (
+            json!({ "tool_choice": { "type": "function", "name": "f" } }),
+            "tool_choice",
+        ),
         (json!({ "background": true }), "background"),
         (json!({ "truncation": "auto" }), "truncation"),
         (json!({ "conversation": "x" }), "conversation"),
         (json!({ "prompt": { "id": "x" } }), "prompt"),
-        (json!({ "include": ["file_search_call.results"] }), "include[0]"),
+        (
+            json!({ "include": ["file_search_call.results"] }),
+            "include[0]",
+        ),
         (json!({ "top_logprobs": 2 }), "top_logprobs"),
         (json!({ "max_output_tokens": 0 }), "max_output_tokens"),
         (json!({ "temperature": -1 }), "temperature"),

@@ -83,7 +83,10 @@ impl Answer {
 
     fn delta(&self, delta: Value) -> Data {
         let index = self.blocks.len().saturating_sub(1);
-        Data::named("content_block_delta", json!({ "index": index, "delta": delta }))
+        Data::named(
+            "content_block_delta",
+            json!({ "index": index, "delta": delta }),
+        )
     }
 
     fn take(&mut self, event: ToolCallEvent, data: &mut Vec<Data>) {

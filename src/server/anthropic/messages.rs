@@ -35,7 +35,11 @@ fn read_chat(fields: &mut Fields, service: &Service) -> Result<ChatRequest> {
     let request: MessagesRequest = fields.part()?;
     context_management(fields)?;
     fields.only("container", &[], "there are no containers here")?;
-    fields.only("mcp_servers", &[], "tools of MCP servers are not called here")?;
+    fields.only(
+        "mcp_servers",
+        &[],
+        "tools of MCP servers are not called here",
+    )?;
     fields.only("speed", &[json!("standard")], "there is one speed only")?;
     fields.ignore(&[
         "cache_control",
@@ -82,7 +86,10 @@ fn context_management(fields: &mut Fields) -> Result<()> {
     for edit in edits.into_iter().flatten() {
         let kind = edit["type"].as_str().unwrap_or_default();
         if !kind.starts_with("clear_thinking_") {
-            let message = format!("`{NAME}`: edits of type `{}` are not done here", shorten(kind));
+            let message = format!(
+                "`{NAME}`: edits of type `{}` are not done here",
+                shorten(kind)
+            );
             return Err(ApiError::field(NAME, message).code("unsupported_value"));
         }
     }
@@ -145,10 +152,7 @@ fn function(at: &str, tool: Tool) -> Result<Value> {
 }
 
 /// The messages as templates know them.
-fn conversation(
-    system: Option<TextOr<TextBlock>>,
-    messages: Vec<Message>,
-) -> Result<Vec<Value>> {
+fn conversation(system: Option<TextOr<TextBlock>>, messages: Vec<Message>) -> Result<Vec<Value>> {
     if messages.is_empty() {
         let message = "`messages` must hold at least one message";
         return Err(ApiError::field("messages", message).code("invalid_value"));
@@ -185,7 +189,8 @@ fn texts(at: &str, content: TextOr<TextBlock>) -> Result<Value> {
 }
 
 fn unread(at: &str, kind: &str) -> ApiError {
-    let message = format!("`{at}`: blocks of type `{kind}` are not read here; this model reads text");
+    let message =
+        format!("`{at}`: blocks of type `{kind}` are not read here; this model reads text");
     ApiError::field(at, message).code("unsupported_value")
 }
 

@@ -145,7 +145,8 @@ fn text(at: &str, part: Part) -> Result<String> {
 }
 
 fn unread(at: &str, kind: &str) -> ApiError {
-    let message = format!("`{at}`: parts of type `{kind}` are not read here; this model reads text");
+    let message =
+        format!("`{at}`: parts of type `{kind}` are not read here; this model reads text");
     ApiError::field(at, message).code("unsupported_value")
 }
 
@@ -190,9 +191,11 @@ mod tests {
             let body = messages(input).unwrap_err().body();
             body["error"]["param"].as_str().unwrap().to_owned()
         };
-        let image = json!([{ "role": "user", "content": [{ "type": "input_image", "image_url": "x" }] }]);
+        let image =
+            json!([{ "role": "user", "content": [{ "type": "input_image", "image_url": "x" }] }]);
         assert_eq!(param(image), "input[0].content[0]");
-        let reference = json!([{ "role": "user", "content": "a" }, { "type": "item_reference", "id": "x" }]);
+        let reference =
+            json!([{ "role": "user", "content": "a" }, { "type": "item_reference", "id": "x" }]);
         assert_eq!(param(reference), "input[1]");
     }
 }

@@ -85,11 +85,22 @@ fn nothing(id: &str) -> ApiError {
 
 /// Reads a request: the chat, and what becomes of its answer.
 fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, Answer)> {
-    let raw = ["tools", "tool_choice", "metadata", "user", "prompt_cache_key"];
+    let raw = [
+        "tools",
+        "tool_choice",
+        "metadata",
+        "user",
+        "prompt_cache_key",
+    ];
     let raw = raw.map(|name| (name, fields.get(name).clone()));
     let request: ResponsesRequest = fields.part()?;
     refuse_what_is_not_there(&mut fields)?;
-    let max_tokens = count("max_output_tokens", request.max_output_tokens, 1, usize::MAX)?;
+    let max_tokens = count(
+        "max_output_tokens",
+        request.max_output_tokens,
+        1,
+        usize::MAX,
+    )?;
     let parameters = Parameters::take_for_one(&mut fields, service, max_tokens)?;
     fields.finish()?;
     let previous = request.previous_response_id.as_deref();
@@ -104,7 +115,9 @@ fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, Answer)> 
         told(&request, &parameters, logprobs, raw),
         store.then(|| messages.clone()),
     );
-    let instructions = request.instructions.map(|text| json!({ "role": "system", "content": text }));
+    let instructions = request
+        .instructions
+        .map(|text| json!({ "role": "system", "content": text }));
     let parallel = request.parallel_tool_calls.unwrap_or(true);
     let form = form(
         request.tools.unwrap_or_default(),
@@ -161,7 +174,8 @@ fn logprobs(request: &ResponsesRequest) -> Result<Option<usize>> {
     let wanted = included.contains(&Include::Logprobs);
     let top = count("top_logprobs", request.top_logprobs, 0, MOST_LOGPROBS)?.unwrap_or(0);
     if top > 0 && !wanted {
-        let message = "`top_logprobs` is for requests that `include` `message.output_text.logprobs`";
+        let message =
+            "`top_logprobs` is for requests that `include` `message.output_text.logprobs`";
         return Err(ApiError::field("top_logprobs", message).code("invalid_value"));
     }
     Ok(wanted.then_some(top))
@@ -221,7 +235,10 @@ fn form(
         Some(object) => match typed("tool_choice", object)? {
             ToolChoice::Function { name } => tools::ToolChoice::Named(name),
             ToolChoice::AllowedTools { mode, tools } => tools::ToolChoice::Allowed {
-                names: tools.into_iter().map(|Named::Function { name }| name).collect(),
+                names: tools
+                    .into_iter()
+                    .map(|Named::Function { name }| name)
+                    .collect(),
                 required: mode == Mode::Required,
             },
         },
