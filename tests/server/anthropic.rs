@@ -315,6 +315,7 @@ async fn keys_and_versions_are_anthropics() {
     refusal(&json_of(found).await, 401, "authentication_error");
     let found = json_of(send("secret", "2023-01-01").await).await;
     assert!(refusal(&found, 400, "invalid_request_error").contains("2023-06-01"));
+    assert_eq!(send("secret", "2026-10-21").await.status(), 200);
     let answered = send("secret", "2023-06-01").await;
     assert_eq!(answered.status(), 200);
     let id = answered.headers()["request-id"].clone();

@@ -10,11 +10,13 @@ from anthropic import Anthropic
 
 client = Anthropic(max_retries=0)
 MODEL = os.environ["MODEL"]
+# The package has no parameter for it.
+GREEDY = {"temperature": 0}
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def messages():
-    answer = client.messages.create(model=MODEL, max_tokens=8, messages=HELLO, temperature=0)
+    answer = client.messages.create(model=MODEL, max_tokens=8, messages=HELLO, extra_body=GREEDY)
     assert answer.role == "assistant" and answer.stop_reason in ("end_turn", "max_tokens")
     assert answer._request_id
     counted = client.messages.count_tokens(model=MODEL, messages=HELLO)
@@ -29,7 +31,7 @@ def messages():
 
 
 def stream():
-    asked = dict(model=MODEL, max_tokens=8, messages=HELLO, temperature=0)
+    asked = dict(model=MODEL, max_tokens=8, messages=HELLO, extra_body=GREEDY)
     whole = client.messages.create(**asked)
     with client.messages.stream(**asked) as events:
         text = "".join(events.text_stream)
@@ -53,7 +55,7 @@ WEATHER = {
 
 def tools():
     asked = dict(
-        model=MODEL, max_tokens=300, messages=HELLO, tools=[WEATHER], temperature=0, tool_choice={"type": "tool", "name": "get_weather"}
+        model=MODEL, max_tokens=300, messages=HELLO, tools=[WEATHER], extra_body=GREEDY, tool_choice={"type": "tool", "name": "get_weather"}
     )
     answer = client.messages.create(**asked)
     assert answer.stop_reason == "tool_use", answer

@@ -263,11 +263,14 @@ async fn what_is_not_there_is_refused_by_name() {
         ),
         (
             json!({ "input": [{ "type": "item_reference", "id": "x" }] }),
-            "input[0]",
+            "input[0].type",
         ),
         (json!({ "input": null }), "input"),
         (json!({ "input": 5 }), "input"),
-        (json!({ "tools": [{ "type": "web_search" }] }), "tools[0]"),
+        (
+            json!({ "tools": [{ "type": "web_search" }] }),
+            "tools[0].type",
+        ),
         (json!({ "tool_choice": "required" }), "tool_choice"),
         (
             json!({ "tool_choice": { "type": "function", "name": "f" } }),

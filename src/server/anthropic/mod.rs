@@ -25,8 +25,9 @@ use super::prompt::encode_chat;
 use super::request_id::Id;
 use super::routes::{Server, Shared};
 
-/// The version of the protocol that is spoken; requests name it in `anthropic-version`, or no version.
-const VERSION: &str = "2023-06-01";
+/// The versions of the protocol that are spoken; requests name one in `anthropic-version`, or none. The later one has no sampling
+/// parameters, which are taken here all the same: no model of Anthropic's is asked.
+const VERSIONS: [&str; 2] = ["2023-06-01", "2026-10-21"];
 
 /// Where Anthropic's clients look for a request's id.
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
@@ -87,10 +88,11 @@ fn check_version(headers: &HeaderMap) -> Result<()> {
     let Some(version) = headers.get("anthropic-version") else {
         return Ok(());
     };
-    if version == VERSION {
+    if VERSIONS.iter().any(|known| version == known) {
         return Ok(());
     }
     let found = shorten(&String::from_utf8_lossy(version.as_bytes()));
-    let message = format!("`anthropic-version` must be {VERSION}, found `{found}`");
+    let known = VERSIONS.join(" or ");
+    let message = format!("`anthropic-version` must be {known}, found `{found}`");
     Err(ApiError::field("anthropic-version", message).code("invalid_value"))
 }

@@ -196,6 +196,6 @@ mod tests {
         assert_eq!(param(image), "input[0].content[0]");
         let reference =
             json!([{ "role": "user", "content": "a" }, { "type": "item_reference", "id": "x" }]);
-        assert_eq!(param(reference), "input[1]");
+        assert_eq!(param(reference), "input[1].type");
     }
 }
