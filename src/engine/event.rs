@@ -53,7 +53,7 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// How likely each token of the prompt after the first of these places was; the prompt's end has none.
+    /// How likely each token of the prompt after the first scored position was; the prompt's end has none.
     pub fn token_logprobs(self) -> impl Iterator<Item = TokenLogprobs> {
         let each = self.logprobs.into_iter().zip(self.top);
         each.filter_map(|(logprob, top)| logprob.map(|logprob| TokenLogprobs { logprob, top }))

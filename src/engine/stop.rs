@@ -6,7 +6,7 @@ pub(super) struct StopStrings {
     stops: Vec<String>,
     /// The end of the text that may be the beginning of a stop.
     held: String,
-    /// Which stop came, by its place in the list.
+    /// Which stop came, by its index.
     found: Option<usize>,
     /// Whether the text ends after the stop, and not before it.
     included: bool,

@@ -52,11 +52,11 @@ pub(super) fn prompt(
         let top = || score.top.iter().take(most).enumerate();
         let mut all = Map::new();
         let rank = top().find(|(_, (other, _))| other == id);
-        let rank = rank.map(|(place, _)| place + 1);
+        let rank = rank.map(|(index, _)| index + 1);
         all.insert(id.to_string(), entry(*id, score.logprob, rank));
-        for (place, (other, logprob)) in top() {
+        for (index, (other, logprob)) in top() {
             all.entry(other.to_string())
-                .or_insert_with(|| entry(*other, *logprob, Some(place + 1)));
+                .or_insert_with(|| entry(*other, *logprob, Some(index + 1)));
         }
         Value::Object(all)
     });

@@ -157,7 +157,7 @@ const ROUTES: [Route; 27] = [
     Route::get("/page/docs.js", "A part of the page").answers(Answers::Page),
 ];
 
-/// All paths, each once, for whoever asks for another.
+/// All paths, each once: what the refusal of an unknown path lists.
 pub(super) fn paths() -> Vec<&'static str> {
     let mut paths: Vec<&str> = ROUTES.iter().map(|route| route.path).collect();
     paths.dedup();

@@ -26,8 +26,8 @@ const PROMPT_LOGPROBS: &str = "prompt_logprobs";
 enum Keep {
     /// So many.
     Tokens(usize),
-    /// What the context has room for beside the answer.
-    Room,
+    /// What fits the context beside the answer.
+    Fitting,
 }
 
 /// What is asked of every answer.
@@ -36,8 +36,8 @@ pub(super) struct Parameters {
     pub(super) sampling: Sampling,
     pub(super) samples: usize,
     pub(super) max_tokens: Option<usize>,
-    /// Where `max_tokens` is more than the context has room for, the answer may have what there is room for.
-    pub(super) at_most_room: bool,
+    /// `max_tokens` is an upper bound: where the context ends before, so does the answer.
+    pub(super) clamped: bool,
     pub(super) stop_strings: Vec<String>,
     pub(super) stop_ids: Vec<u32>,
     pub(super) ignore_eos: bool,
@@ -116,7 +116,7 @@ pub(super) struct SharedFields {
     include_stop_str_in_output: Option<bool>,
     /// Whether the ids of prompt and answer are sent too.
     return_token_ids: Option<bool>,
-    /// So many of the prompt's last tokens are kept; -1 keeps what the context has room for.
+    /// So many of the prompt's last tokens are kept; -1 keeps what fits the context.
     truncate_prompt_tokens: Option<Whole>,
     /// How likely the prompt's tokens are is told, with so many of the likeliest beside each, at most 20.
     prompt_logprobs: Option<Whole>,
@@ -171,7 +171,7 @@ impl Parameters {
             sampling: sampling(&shared, service)?,
             samples: count("n", shared.n, 1, MOST_ANSWERS)?.unwrap_or(1),
             max_tokens,
-            at_most_room: false,
+            clamped: false,
             stop_strings: stop(shared.stop)?,
             stop_ids: stop_ids(shared.stop_token_ids, service)?,
             ignore_eos: shared.ignore_eos.unwrap_or(false),
@@ -195,15 +195,15 @@ impl Parameters {
         max_tokens: Option<usize>,
     ) -> Result<Self> {
         fields.only("n", &[json!(1)], "there is one answer")?;
-        let ids = "an answer has no place for token ids";
+        let ids = "answers of this protocol hold no token ids";
         fields.only("return_token_ids", &[json!(false)], ids)?;
         let caches = "caches travel with chat completions and completions alone";
         fields.only("kv_transfer_params", &[], caches)?;
-        let scores = "an answer has no place for the prompt's log-probabilities";
+        let scores = "answers of this protocol hold no log-probabilities of the prompt";
         fields.only(PROMPT_LOGPROBS, &[], scores)?;
         let parameters = Self::take(fields, service, max_tokens)?;
         Ok(Self {
-            at_most_room: true,
+            clamped: true,
             ..parameters
         })
     }
@@ -241,7 +241,7 @@ impl Parameters {
         let kept = match self.keep {
             None => return 0,
             Some(Keep::Tokens(tokens)) => tokens,
-            Some(Keep::Room) => {
+            Some(Keep::Fitting) => {
                 let answer = self.max_tokens.unwrap_or(1);
                 service.context().saturating_sub(answer).max(1)
             }
@@ -270,7 +270,7 @@ impl Parameters {
         let context = service.context();
         let room = context.saturating_sub(prompt);
         match self.max_tokens {
-            Some(wanted) if self.at_most_room && room > 0 => Ok(wanted.min(room)),
+            Some(wanted) if self.clamped && room > 0 => Ok(wanted.min(room)),
             Some(wanted) if wanted > room => Err(ApiError::context(context, prompt, Some(wanted))),
             Some(wanted) => Ok(wanted),
             None if room == 0 => Err(ApiError::context(context, prompt, None)),
@@ -325,14 +325,14 @@ fn sampling(shared: &SharedFields, service: &Service) -> Result<Sampling> {
 fn keep(tokens: Option<Whole>) -> Result<Option<Keep>> {
     match tokens {
         None => Ok(None),
-        Some(Whole(-1)) => Ok(Some(Keep::Room)),
+        Some(Whole(-1)) => Ok(Some(Keep::Fitting)),
         Some(Whole(tokens)) if tokens >= 1 => {
             let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
             Ok(Some(Keep::Tokens(tokens)))
         }
         Some(_) => {
             const NAME: &str = "truncate_prompt_tokens";
-            let message = format!("`{NAME}` must be 1 or more, or -1 for what there is room for");
+            let message = format!("`{NAME}` must be 1 or more, or -1 for what fits the context");
             Err(ApiError::field(NAME, message).code("invalid_value"))
         }
     }

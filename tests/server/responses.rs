@@ -246,7 +246,7 @@ async fn text_has_the_form_that_is_asked_for() {
         .ok(PATH, hello(json!({ "text": { "format": format } })))
         .await;
     assert!(text(&response).trim_start().starts_with('{'));
-    // More than there is room for is a bound.
+    // More than the context holds is a bound.
     server
         .ok(PATH, hello(json!({ "max_output_tokens": 100_000 })))
         .await;

@@ -273,8 +273,8 @@ async fn a_long_prompt_keeps_its_end() {
         json!(ids[ids.len() - 10..])
     );
     assert_eq!(kept["usage"]["prompt_tokens"], 10);
-    let room = server.ok(TEXT, body(-1)).await;
-    assert_eq!(room["usage"]["prompt_tokens"], 60);
+    let fitting = server.ok(TEXT, body(-1)).await;
+    assert_eq!(fitting["usage"]["prompt_tokens"], 60);
     refusal(
         &server.post(TEXT, body(0)).await,
         400,

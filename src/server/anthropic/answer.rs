@@ -47,18 +47,18 @@ pub(super) struct Answer {
     blocks: Vec<Block>,
     /// Whether the last block may still grow.
     open: bool,
-    /// Whether the answer's length is what the context had room for, and not what was asked for.
-    cut_to_room: bool,
+    /// Whether the context ends before the length that was asked for.
+    context_limited: bool,
     reason: Option<&'static str>,
     stop: Option<String>,
 }
 
 impl Answer {
-    pub(super) fn new(cut_to_room: bool) -> Self {
+    pub(super) fn new(context_limited: bool) -> Self {
         Self {
             blocks: Vec::new(),
             open: false,
-            cut_to_room,
+            context_limited,
             reason: None,
             stop: None,
         }
@@ -123,7 +123,7 @@ impl Answer {
     fn stop_reason(&self) -> Option<&'static str> {
         self.reason.map(|reason| match reason {
             "tool_calls" => "tool_use",
-            "length" if self.cut_to_room => "model_context_window_exceeded",
+            "length" if self.context_limited => "model_context_window_exceeded",
             "length" => "max_tokens",
             _ if self.stop.is_some() => "stop_sequence",
             _ => "end_turn",

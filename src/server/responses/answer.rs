@@ -81,7 +81,7 @@ fn text_part(text: &str, logprobs: &[Value]) -> Value {
     json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": logprobs })
 }
 
-/// An id that nobody can guess.
+/// An id that cannot be guessed.
 pub(super) fn random_id(kind: &str) -> String {
     format!("{kind}_{:032x}", rand::random::<u128>())
 }

@@ -60,7 +60,7 @@ pub(super) async fn retrieve(
         let message = "`stream`: a response that was kept is not streamed again";
         return Err(ApiError::field("stream", message).code("unsupported_value"));
     }
-    let found = service.responses.get(&id).ok_or_else(|| nothing(&id))?;
+    let found = service.responses.get(&id).ok_or_else(|| not_stored(&id))?;
     Ok(Json(found.body).into_response())
 }
 
@@ -73,12 +73,12 @@ pub(super) async fn delete(
     auth::check(&shared.options.api_keys, request.headers())?;
     let service = shared.service()?;
     if !service.responses.remove(&id) {
-        return Err(nothing(&id));
+        return Err(not_stored(&id));
     }
     Ok(Json(json!({ "id": id, "object": "response", "deleted": true })).into_response())
 }
 
-fn nothing(id: &str) -> ApiError {
+fn not_stored(id: &str) -> ApiError {
     let message = format!("there is no response `{}` here", shorten(id));
     ApiError::not_found(message).param("response_id")
 }
@@ -146,7 +146,7 @@ fn history(service: &Service, id: &str) -> Result<Vec<Value>> {
     let found = service.responses.get(id).map(|stored| stored.messages);
     found.ok_or_else(|| {
         let message = format!(
-            "there is no response `{}` to go on from: it was not kept, or it had to make room for others",
+            "there is no response `{}` to go on from: it was not stored, or was evicted for later ones",
             shorten(id)
         );
         ApiError::field("previous_response_id", message).code("previous_response_not_found")

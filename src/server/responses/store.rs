@@ -43,7 +43,7 @@ impl Store {
         kept.responses.get(id).map(|(stored, _)| stored.clone())
     }
 
-    /// Keeps a response, in place of the oldest ones where there is no room. One that is larger than all the room is not kept.
+    /// Keeps a response; the oldest are evicted where that is needed. One that is larger than the whole store is not kept.
     pub(super) fn insert(&self, id: String, stored: Stored) {
         let messages = stored.messages.iter();
         let bytes = messages.map(|message| message.to_string().len());
