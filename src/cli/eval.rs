@@ -221,8 +221,7 @@ fn rows(arguments: &Arguments) -> Result<Vec<Row>> {
 fn request(row: &Row, files: &LlmFiles) -> Result<(Request, OutputProcessor)> {
     let chat = Chat {
         messages: row.messages.clone(),
-        tools: None,
-        add_generation_prompt: true,
+        ..Chat::default()
     };
     chat.validate()?;
     chat.check_roles()?;

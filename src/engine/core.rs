@@ -418,6 +418,7 @@ impl Engine {
             let event = Event::Finished {
                 sample,
                 reason,
+                stop_token: sequence.stop_token,
                 usage,
             };
             self.emit(id, event);

@@ -52,6 +52,14 @@ pub struct Scored {
     pub logits: Vec<f32>,
 }
 
+impl Scored {
+    /// How likely each token of the prompt after the first scored position was; the prompt's end has none.
+    pub fn token_logprobs(self) -> impl Iterator<Item = TokenLogprobs> {
+        let each = self.logprobs.into_iter().zip(self.top);
+        each.filter_map(|(logprob, top)| logprob.map(|logprob| TokenLogprobs { logprob, top }))
+    }
+}
+
 /// What the engine says of a request.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -99,6 +107,8 @@ pub enum Event {
         sample: usize,
         /// Why.
         reason: FinishReason,
+        /// The stop token that ended it.
+        stop_token: Option<u32>,
         /// What it took.
         usage: Usage,
     },

@@ -19,6 +19,8 @@ pub struct Output {
     /// What became certain with a token or an answer's end: whole characters that are no part of a stop string, and tool
     /// calls, where they are looked for.
     pub deltas: Vec<ToolCallEvent>,
+    /// The stop string that ended the answer, with the event that it is complete.
+    pub stop: Option<String>,
 }
 
 impl Output {
@@ -75,6 +77,14 @@ impl OutputProcessor {
         Ok(self)
     }
 
+    /// Whether an answer's text ends after the stop string that came, and not before it. To be called after
+    /// [`OutputProcessor::stop_strings`].
+    #[must_use]
+    pub fn include_stop(mut self, include: bool) -> Self {
+        self.fresh.stops = self.fresh.stops.included(include);
+        self
+    }
+
     /// Whether control tokens are left out of the text.
     #[must_use]
     pub fn skip_special_tokens(mut self, skip: bool) -> Self {
@@ -93,7 +103,7 @@ impl OutputProcessor {
     /// complete, or the token is none, and the request fails. What the engine computed of an answer after its stop string
     /// is left out, and not counted.
     pub fn process(&mut self, mut event: Event, client: &mut dyn FnMut(Output)) -> ControlFlow<()> {
-        let mut stopped = false;
+        let (mut stopped, mut stop) = (false, None);
         let deltas = match &mut event {
             _ if self.failed => return ControlFlow::Break(()),
             Event::Token { sample, id, .. } => {
@@ -109,7 +119,17 @@ impl OutputProcessor {
                 sample,
                 reason,
                 usage,
-            } => Ok(self.answer(*sample).finish(reason, usage)),
+                ..
+            } => {
+                let answer = self.answer(*sample);
+                let deltas = answer.finish(reason, usage);
+                let found = answer
+                    .stops
+                    .found()
+                    .filter(|_| *reason == FinishReason::Stop);
+                stop = found.map(str::to_owned);
+                Ok(deltas)
+            }
             _ => Ok(Vec::new()),
         };
         let deltas = deltas.unwrap_or_else(|error| {
@@ -117,7 +137,11 @@ impl OutputProcessor {
             event = Event::Failed(Arc::new(Error::from(error)));
             Vec::new()
         });
-        client(Output { event, deltas });
+        client(Output {
+            event,
+            deltas,
+            stop,
+        });
         if stopped || self.failed {
             return ControlFlow::Break(());
         }

@@ -30,6 +30,8 @@ pub(super) struct Sequence {
     pub(super) cached: usize,
     /// Where its caches come from elsewhere: the tokens whose caches these are. It runs when they are there.
     pub(super) import: Option<usize>,
+    /// The stop token that ended it.
+    pub(super) stop_token: Option<u32>,
     /// Tokens generated since it was placed.
     pub(super) served_tokens: usize,
     /// Tokens that were traced.
@@ -60,6 +62,7 @@ impl Sequence {
             cuts: request.cuts(),
             cached: 0,
             import: None,
+            stop_token: None,
             served_tokens: 0,
             frames: 0,
             prefix: PrefixHandle::default(),
@@ -161,6 +164,7 @@ impl Sequence {
         };
         self.served_tokens += 1;
         if self.request.stop_ids.contains(&id) {
+            self.stop_token = Some(id);
             return (None, Some(FinishReason::Stop));
         }
         self.tokens.push(id);

@@ -6,29 +6,50 @@ pub(super) struct StopStrings {
     stops: Vec<String>,
     /// The end of the text that may be the beginning of a stop.
     held: String,
+    /// Which stop came, by its index.
+    found: Option<usize>,
+    /// Whether the text ends after the stop, and not before it.
+    included: bool,
 }
 
 impl StopStrings {
     pub(super) fn new(stops: &[String]) -> Self {
         Self {
             stops: stops.to_vec(),
-            held: String::new(),
+            ..Self::default()
         }
     }
 
-    /// Takes further text; returns what is certain, and whether a stop came: the text then ends before it.
+    /// The same stops, with the one that comes as the end of the text.
+    pub(super) fn included(mut self, included: bool) -> Self {
+        self.included = included;
+        self
+    }
+
+    /// The stop that came.
+    pub(super) fn found(&self) -> Option<&str> {
+        self.found.map(|stop| self.stops[stop].as_str())
+    }
+
+    /// Takes further text; returns what is certain, and whether a stop came: the text then ends before it, or after it where
+    /// it is included.
     pub(super) fn push(&mut self, text: &str) -> (String, bool) {
         if self.stops.is_empty() {
             return (text.to_owned(), false);
         }
         self.held.push_str(text);
-        let found = self
-            .stops
-            .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()))
+        let stops = self.stops.iter().enumerate();
+        let found = stops
+            .filter_map(|(stop, text)| Some((self.held.find(text.as_str())?, stop)))
             .min();
-        if let Some(found) = found {
-            self.held.truncate(found);
+        if let Some((at, stop)) = found {
+            self.found = Some(stop);
+            let kept = if self.included {
+                self.stops[stop].len()
+            } else {
+                0
+            };
+            self.held.truncate(at + kept);
             return (std::mem::take(&mut self.held), true);
         }
         let begins = |rest: &str| self.stops.iter().any(|stop| stop.starts_with(rest));
@@ -77,6 +98,19 @@ mod tests {
         assert_eq!(text.push("a EN"), ("a ".to_owned(), false));
         assert_eq!(text.pass("D END"), "END END");
         assert_eq!(text.push("END"), (String::new(), true));
+    }
+
+    #[test]
+    fn the_stop_that_came_is_told_and_kept_where_that_is_wanted() {
+        let stops = ["END".to_owned(), "\n\n".to_owned()];
+        let mut text = StopStrings::new(&stops);
+        assert_eq!(text.found(), None);
+        assert_eq!(text.push("a\n\nEND"), ("a".to_owned(), true));
+        assert_eq!(text.found(), Some("\n\n"));
+        let mut text = StopStrings::new(&stops).included(true);
+        assert_eq!(text.push("a E"), ("a ".to_owned(), false));
+        assert_eq!(text.push("ND b"), ("END".to_owned(), true));
+        assert_eq!(text.found(), Some("END"));
     }
 
     #[test]

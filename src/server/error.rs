@@ -115,6 +115,14 @@ impl ApiError {
         self
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The body.
     pub(super) fn body(&self) -> Value {
         json!({ "error": {

@@ -1,5 +1,6 @@
 //! `kv_transfer_params` of a request, with vLLM's names: whether its prompt's caches go out, come in, or stay.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,8 +23,9 @@ pub(super) enum Remote {
 }
 
 /// The fields as they stand in a body. Those that other connectors send and that change nothing here are taken and not read.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "KvTransferParams")]
 struct Fielded {
     do_remote_decode: Option<bool>,
     do_remote_prefill: Option<bool>,
@@ -44,9 +46,17 @@ struct Fielded {
 
 const NAME: &str = "kv_transfer_params";
 
+/// The field of chats and completions.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "KvTransfer")]
+pub(super) struct KvFields {
+    kv_transfer_params: Option<Fielded>,
+}
+
 /// Takes the field; `None` where the request is answered here alone.
 pub(super) fn take(fields: &mut Fields) -> Result<Option<Remote>> {
-    let found: Fielded = fields.take(NAME)?.unwrap_or_default();
+    let found: KvFields = fields.part()?;
+    let found = found.kv_transfer_params.unwrap_or_default();
     let refused = |name: &str, message: &str| {
         Err(ApiError::field(&format!("{NAME}.{name}"), message).code("invalid_value"))
     };

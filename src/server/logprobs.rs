@@ -27,13 +27,40 @@ fn entry(tokenizer: &Tokenizer, id: u32, logprob: f32) -> Map<String, Value> {
     entry
 }
 
-/// One token of a chat's answer.
-pub(super) fn chat(tokenizer: &Tokenizer, id: u32, logprobs: &TokenLogprobs) -> Value {
+/// One token of a chat's answer, with at most `most` of the likeliest.
+pub(super) fn chat(tokenizer: &Tokenizer, id: u32, logprobs: &TokenLogprobs, most: usize) -> Value {
     let mut token = entry(tokenizer, id, logprobs.logprob);
-    let top = logprobs.top.iter();
+    let top = logprobs.top.iter().take(most);
     let top = top.map(|(id, logprob)| Value::Object(entry(tokenizer, *id, *logprob)));
     token.insert("top_logprobs".to_owned(), top.collect());
     Value::Object(token)
+}
+
+/// A prompt's tokens as vLLM tells them: null for the first, then for each its own log-probability and those of at most `most` of
+/// the likeliest, by id. The rank of a token that is not among the likeliest is not known: it is null.
+pub(super) fn prompt(
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    scores: &[TokenLogprobs],
+    most: usize,
+) -> Value {
+    let entry = |id: u32, logprob: f32, rank: Option<usize>| {
+        let decoded = text(tokenizer, id);
+        json!({ "logprob": number(logprob), "rank": rank, "decoded_token": decoded })
+    };
+    let each = ids.iter().skip(1).zip(scores).map(|(id, score)| {
+        let top = || score.top.iter().take(most).enumerate();
+        let mut all = Map::new();
+        let rank = top().find(|(_, (other, _))| other == id);
+        let rank = rank.map(|(index, _)| index + 1);
+        all.insert(id.to_string(), entry(*id, score.logprob, rank));
+        for (index, (other, logprob)) in top() {
+            all.entry(other.to_string())
+                .or_insert_with(|| entry(*other, *logprob, Some(index + 1)));
+        }
+        Value::Object(all)
+    });
+    std::iter::once(Value::Null).chain(each).collect()
 }
 
 /// The four lists of a plain completion.
@@ -48,12 +75,13 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// Takes a token. The first one of a prompt has no logprobs.
+    /// Takes a token, with at most `most` of the likeliest. The first one of a prompt has no logprobs.
     pub(super) fn push(
         &mut self,
         tokenizer: &Tokenizer,
         id: u32,
         logprobs: Option<&TokenLogprobs>,
+        most: usize,
     ) {
         let text = text(tokenizer, id);
         let length = text.chars().count();
@@ -62,7 +90,7 @@ impl Lists {
             .push(logprobs.map_or(Value::Null, |logprobs| number(logprobs.logprob)));
         let top = |logprobs: &TokenLogprobs| {
             let mut map = Map::new();
-            for (id, logprob) in &logprobs.top {
+            for (id, logprob) in logprobs.top.iter().take(most) {
                 // Different tokens may have one text, such as parts of characters: the likelier one counts.
                 map.entry(self::text(tokenizer, *id))
                     .or_insert_with(|| number(*logprob));

@@ -1,4 +1,5 @@
-//! A chat for people who open the server's address in a browser: three static files over the API that all other clients use.
+//! Pages for people who open the server's address in a browser: a chat, three static files over the API that all other clients
+//! use, and the OpenAPI document in a readable form.
 
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
@@ -24,6 +25,19 @@ pub(super) async fn index() -> Response {
 /// Its looks.
 pub(super) async fn style() -> Response {
     file("text/css; charset=utf-8", include_str!("page/chat.css"))
+}
+
+/// The page that shows the OpenAPI document.
+pub(super) async fn docs() -> Response {
+    file("text/html; charset=utf-8", include_str!("page/docs.html"))
+}
+
+/// What that page does.
+pub(super) async fn docs_script() -> Response {
+    file(
+        "text/javascript; charset=utf-8",
+        include_str!("page/docs.js"),
+    )
 }
 
 /// What it does.

@@ -1,7 +1,8 @@
 //! From a request's words to ids: messages through the chat template, texts through the tokenizer, or ids as they are.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
 use super::fields::shorten;
@@ -112,6 +113,17 @@ fn message(at: &str, value: Value) -> Result<Value> {
     Ok(Value::Object(message))
 }
 
+/// A message's content: one text as a string, several as a list of parts.
+pub(super) fn content_of(mut texts: Vec<String>) -> Value {
+    if texts.len() == 1 {
+        return Value::from(texts.remove(0));
+    }
+    let parts = texts.into_iter();
+    parts
+        .map(|text| json!({ "type": "text", "text": text }))
+        .collect()
+}
+
 fn check_call(at: &str, call: &Value) -> Result<()> {
     let function = &call["function"];
     let strings = [
@@ -157,7 +169,7 @@ fn turn_ends(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
 }
 
 /// Prompts of a plain completion.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected a string, a list of token ids, or a list of either"

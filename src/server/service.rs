@@ -12,6 +12,8 @@ use super::grammar::Grammars;
 use super::kv_transfer::KvTransfers;
 use super::metrics::Metrics;
 use super::options::ServerOptions;
+use super::responses::Store;
+use crate::backend::Device;
 use crate::engine::{EngineHandle, Request};
 use crate::error::TokenizerError;
 use crate::llm::Llm;
@@ -26,6 +28,8 @@ pub(super) struct Service {
     encoders: Semaphore,
     seeds: Option<Mutex<ChaCha8Rng>>,
     transfers: Option<Arc<KvTransfers>>,
+    /// Responses that later requests may go on from.
+    pub(super) responses: Store,
     /// Seconds since 1970 when it was made.
     pub(super) created: u64,
     pub(super) options: Arc<ServerOptions>,
@@ -58,6 +62,7 @@ impl Service {
                 .seed
                 .map(|seed| Mutex::new(ChaCha8Rng::seed_from_u64(seed))),
             transfers: transfers.map(Arc::new),
+            responses: Store::default(),
             created: now.map_or(0, |since| since.as_secs()),
             options,
             metrics,
@@ -66,6 +71,11 @@ impl Service {
 
     pub(super) fn engine(&self) -> &EngineHandle {
         self.llm.engine()
+    }
+
+    /// The device that it runs on.
+    pub(super) fn device(&self) -> &Device {
+        self.llm.device()
     }
 
     /// Its part in transfers of caches, where it takes one.
@@ -135,10 +145,10 @@ impl Service {
         }
     }
 
-    /// A request with this server's settings.
-    pub(super) fn request(&self, prompt: Vec<u32>, max_tokens: usize) -> Request {
+    /// A request with this server's settings, which may share cached prefixes or not.
+    pub(super) fn request(&self, prompt: Vec<u32>, max_tokens: usize, share: bool) -> Request {
         Request {
-            reuse: self.options.prefix_caching,
+            reuse: self.options.prefix_caching && share,
             ..Request::new(prompt, max_tokens)
         }
     }

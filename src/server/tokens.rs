@@ -4,14 +4,36 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::json;
 
 use super::error::{ApiError, Result};
-use super::fields::Fields;
+use super::fields::{Fields, needed};
 use super::parameters::check_model;
 use super::prompt::encode_chat;
 use super::service::Service;
 use super::tools::Form;
+
+/// What is tokenized: a text, or else a chat's messages and tools.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Tokenize")]
+pub(super) struct TokenizeFields {
+    prompt: Option<String>,
+    /// Whether each token's text comes beside its id.
+    return_token_strs: Option<bool>,
+    /// There are none to add: a chat's come from its template.
+    #[serde(rename = "add_special_tokens")]
+    _add_special_tokens: Option<bool>,
+}
+
+/// Ids whose text is wanted.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Detokenize")]
+pub(super) struct DetokenizeFields {
+    #[schemars(required)]
+    tokens: Option<Vec<u32>>,
+}
 
 /// A text's ids, or a chat's.
 pub(super) async fn tokenize(service: Arc<Service>, fields: Fields) -> Result<Response> {
@@ -19,23 +41,17 @@ pub(super) async fn tokenize(service: Arc<Service>, fields: Fields) -> Result<Re
         .compute(|service| {
             let mut fields = fields;
             check_model(&mut fields, service)?;
-            let strings = fields.take("return_token_strs")?.unwrap_or(false);
-            let prompt: Option<String> = fields.take("prompt")?;
-            let ids = match prompt {
-                Some(prompt) => {
-                    // There are none to add: a chat's come from its template.
-                    fields.ignore(&["add_special_tokens"]);
-                    service.tokenizer().encode_ordinary(&prompt)?
-                }
+            let own: TokenizeFields = fields.part()?;
+            let strings = own.return_token_strs.unwrap_or(false);
+            let ids = match own.prompt {
+                Some(prompt) => service.tokenizer().encode_ordinary(&prompt)?,
                 None => {
-                    let generation: Option<bool> = fields.take("add_generation_prompt")?;
                     let form = Form::take(&mut fields)?;
                     if !fields.has("messages") {
                         let message = "either `prompt` or `messages` must be there";
                         return Err(ApiError::invalid(message).code("missing_required_parameter"));
                     }
-                    let mut chat = super::chat::chat_of(&mut fields, &form)?;
-                    chat.add_generation_prompt = generation.unwrap_or(true);
+                    let chat = super::chat::chat_of(&mut fields, &form)?;
                     encode_chat(service, &chat)?.ids
                 }
             };
@@ -63,7 +79,8 @@ pub(super) async fn detokenize(service: Arc<Service>, fields: Fields) -> Result<
         .compute(|service| {
             let mut fields = fields;
             check_model(&mut fields, service)?;
-            let ids: Vec<u32> = fields.need("tokens")?;
+            let own: DetokenizeFields = fields.part()?;
+            let ids = needed("tokens", own.tokens)?;
             fields.finish()?;
             let text = service.tokenizer().decode(&ids)?;
             Ok(Json(json!({ "prompt": text })).into_response())

@@ -6,7 +6,7 @@
 //! spells it out: one that came about in another way is an error, never an id.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::config::describe;
 use super::special::show;
@@ -28,6 +28,26 @@ pub struct Chat {
     /// Whether the rendering ends where the assistant is to answer.
     #[serde(default = "yes")]
     pub add_generation_prompt: bool,
+    /// Whether the rendering ends with the last message's text, so that the model goes on with it; in place of a prompt to
+    /// answer.
+    #[serde(default)]
+    pub continue_final_message: bool,
+    /// What the template is given beside messages and tools.
+    #[serde(default)]
+    pub chat_template_kwargs: Map<String, Value>,
+}
+
+impl Default for Chat {
+    /// No messages, to be answered.
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            tools: None,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            chat_template_kwargs: Map::new(),
+        }
+    }
 }
 
 fn yes() -> bool {
@@ -64,8 +84,7 @@ impl Chat {
     fn of(messages: Vec<Value>) -> Chat {
         Chat {
             messages,
-            tools: None,
-            add_generation_prompt: true,
+            ..Self::default()
         }
     }
 
@@ -206,7 +225,13 @@ impl Tokenizer {
             .flatten()
             .map(|tool| self.hidden(tool, true))
             .collect();
-        let text = template.render(messages, tools, chat.add_generation_prompt)?;
+        let kwargs = chat.chat_template_kwargs.iter();
+        let kwargs = kwargs.map(|(name, value)| (name.as_str(), self.hidden(value, false)));
+        let prompt = chat.add_generation_prompt && !chat.continue_final_message;
+        let mut text = template.render(messages, tools, prompt, kwargs)?;
+        if chat.continue_final_message {
+            text.truncate(self.end_of_final_message(&chat.messages, &text)?);
+        }
         let mut ids = Vec::new();
         let mut done = 0;
         while let Some((start, end, id)) = self.specials.find(&text, done)? {
@@ -224,6 +249,32 @@ impl Tokenizer {
         Ok(EncodedChat {
             rendered: show(&text),
             ids,
+        })
+    }
+
+    /// Where the last message's text ends in the rendering of the chat.
+    fn end_of_final_message(
+        &self,
+        messages: &[Value],
+        rendered: &str,
+    ) -> Result<usize, TokenizerError> {
+        let content = messages
+            .last()
+            .map_or(&Value::Null, |last| &last["content"]);
+        let last_part = || content.as_array()?.last()?["text"].as_str();
+        let said = content.as_str().or_else(last_part).unwrap_or_default();
+        let said = self.specials.hide(said);
+        // Templates may write a text without the white space around it.
+        let end = [said.as_str(), said.trim()].into_iter().find_map(|said| {
+            let at = rendered.rfind(said).filter(|_| !said.is_empty())?;
+            Some(at + said.len())
+        });
+        end.ok_or_else(|| {
+            wrong(
+                format!("messages[{}].content", messages.len().saturating_sub(1)),
+                "a text that the template writes, so that it can be gone on with",
+                content,
+            )
         })
     }
 

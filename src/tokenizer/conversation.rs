@@ -96,8 +96,7 @@ impl Conversation {
         let encode = |messages: Vec<Value>| -> Result<Vec<u32>, TokenizerError> {
             let chat = Chat {
                 messages,
-                tools: None,
-                add_generation_prompt: true,
+                ..Chat::default()
             };
             Ok(tokenizer.encode_chat(template, &chat)?.ids)
         };

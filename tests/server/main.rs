@@ -18,8 +18,10 @@ mod python;
 mod seeds;
 
 mod abuse;
+mod anthropic;
 #[cfg(unix)]
 mod browser;
+mod events;
 mod forms;
 mod fuzz;
 mod greedy;
@@ -30,5 +32,7 @@ mod page;
 #[cfg(unix)]
 mod program;
 mod protocol;
+mod responses;
 mod transfer;
 mod turns;
+mod vllm;
