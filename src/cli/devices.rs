@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// Options of `devices`.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }

@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     input: Input,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -25,13 +25,13 @@ pub(crate) struct Arguments {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Input {
-    /// The text itself; control tokens spelt out in it stay text.
+    /// Text to tokenize; names of control tokens in it are encoded as ordinary text.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     text: Option<String>,
-    /// A file that holds the text.
+    /// Text file to tokenize.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// A JSON file with `{"messages": [..], "tools": [..], "add_generation_prompt": true}`.
+    /// JSON file with a chat: `{"messages": [..], "tools": [..], "add_generation_prompt": true}` or the list of messages alone.
     #[arg(long, value_name = "FILE")]
     messages: Option<PathBuf>,
 }

@@ -15,7 +15,7 @@ use super::progress::Progress;
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }

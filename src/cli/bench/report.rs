@@ -191,7 +191,7 @@ impl Report {
         // Writing to a string does not fail.
         let _ = writeln!(
             out,
-            "{} of {} requests answered in {:.2} s: {:.2} requests/s, {:.1} tokens/s written, {:.1} tokens/s in all",
+            "{} of {} requests answered in {:.2} s: {:.2} requests/s, {:.1} output tokens/s, {:.1} total tokens/s",
             self.completed,
             self.requests,
             self.duration_s,
@@ -201,7 +201,7 @@ impl Report {
         );
         let _ = writeln!(
             out,
-            "{} tokens of prompts, {} of them cached; {} tokens written",
+            "{} prompt tokens, {} of them cached; {} output tokens",
             self.prompt_tokens, self.cached_tokens, self.output_tokens
         );
         let _ = writeln!(
@@ -210,10 +210,10 @@ impl Report {
             "milliseconds", "mean", "p50", "p90", "p95", "p99", "max"
         );
         for (name, spread) in [
-            ("to the first token", self.ttft_ms),
-            ("between pieces", self.itl_ms),
-            ("a token, per request", self.tpot_ms),
-            ("to the end", self.e2e_ms),
+            ("time to first token", self.ttft_ms),
+            ("inter-token latency", self.itl_ms),
+            ("time per output token", self.tpot_ms),
+            ("end-to-end latency", self.e2e_ms),
         ] {
             let Some(spread) = spread else { continue };
             let _ = write!(out, "{name:<22}");
