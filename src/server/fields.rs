@@ -1,4 +1,4 @@
-//! A JSON body, field by field: each is taken by name and type, and one that nobody takes is refused by name.
+//! A JSON body, field by field: each is taken by name and type, and fields that remain are refused by name.
 
 use axum::body::Bytes;
 use serde::de::DeserializeOwned;
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::error::{ApiError, Result};
 use crate::config::kind;
 
-/// The fields of a body that nobody has taken yet.
+/// The fields of a body that have not been taken.
 #[derive(Debug)]
 pub(super) struct Fields(Map<String, Value>);
 
@@ -29,18 +29,18 @@ impl Fields {
         }
     }
 
-    /// Takes a field; `None` where it is missing or null.
+    /// Takes a field; `None` if it is missing or null.
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
         let value = self.0.shift_remove(name).filter(|value| !value.is_null());
         value.map(|value| typed(name, value)).transpose()
     }
 
-    /// Whether a field is there and not null.
+    /// Whether a field exists and is not null.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// Takes a field that has to be there.
+    /// Takes a required field.
     pub(super) fn need<T: DeserializeOwned>(&mut self, name: &str) -> Result<T> {
         let missing = || {
             ApiError::field(name, format!("`{name}` is missing")).code("missing_required_parameter")
@@ -48,7 +48,7 @@ impl Fields {
         self.take(name)?.ok_or_else(missing)
     }
 
-    /// Takes a number that must be inside `from..=to`.
+    /// Takes a number in `from..=to`.
     pub(super) fn number(&mut self, name: &str, from: f64, to: f64) -> Result<Option<f64>> {
         let number: Option<f64> = self.take(name)?;
         number
@@ -59,7 +59,7 @@ impl Fields {
             .transpose()
     }
 
-    /// Takes a whole number that must be inside `from..=to`.
+    /// Takes an integer in `from..=to`.
     pub(super) fn count(&mut self, name: &str, from: usize, to: usize) -> Result<Option<usize>> {
         let Some(value) = self.take::<Value>(name)? else {
             return Ok(None);
@@ -78,7 +78,7 @@ impl Fields {
         }
     }
 
-    /// Refuses a field that this server has no use for unless it has one of these values, or is missing.
+    /// Refuses a field that this server does not support, unless it is missing or has one of these values.
     pub(super) fn only(&mut self, name: &str, values: &[Value], why: &str) -> Result<()> {
         match self.take::<Value>(name)? {
             Some(value) if !values.contains(&value) => {
@@ -88,14 +88,14 @@ impl Fields {
         }
     }
 
-    /// Takes fields that make no difference here.
+    /// Takes fields that have no effect here.
     pub(super) fn ignore(&mut self, names: &[&str]) {
         for name in names {
             self.0.shift_remove(*name);
         }
     }
 
-    /// Refuses what nobody took.
+    /// Refuses the fields that remain.
     pub(super) fn finish(self) -> Result<()> {
         match self.0.keys().next() {
             None => Ok(()),
@@ -117,7 +117,7 @@ fn out_of_range(
     ApiError::field(name, message).code("invalid_value")
 }
 
-/// Reads a value as a type; what is wrong is told with the path to it.
+/// Reads a value as a type; errors have the path to it.
 pub(super) fn typed<T: DeserializeOwned>(name: &str, value: Value) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let inner = error.path().to_string();
@@ -126,13 +126,13 @@ pub(super) fn typed<T: DeserializeOwned>(name: &str, value: Value) -> Result<T> 
             list if list.starts_with('[') => format!("{name}{list}"),
             _ => format!("{name}.{inner}"),
         };
-        // The found value may be of any length.
+        // The value may be of any length.
         let reason = shorten(&error.inner().to_string());
         ApiError::field(&path, format!("`{path}`: {reason}")).code("invalid_type")
     })
 }
 
-/// The beginning of a text that a client may have made of any length.
+/// The beginning of a text from a client, which may be of any length.
 pub(super) fn shorten(text: &str) -> String {
     const MOST: usize = 200;
     match text.char_indices().nth(MOST) {

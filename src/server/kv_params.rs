@@ -1,4 +1,4 @@
-//! `kv_transfer_params` of a request, with vLLM's names: whether its prompt's caches go out, come in, or stay.
+//! `kv_transfer_params` of a request, with vLLM's names: whether its prompt's caches are exported, imported, or neither.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -6,22 +6,22 @@ use serde_json::{Value, json};
 use super::error::{ApiError, Result};
 use super::fields::Fields;
 
-/// The most bytes of a transfer's name.
+/// Maximum length of a transfer's name in bytes.
 const LONGEST_ID: usize = 256;
 
-/// Where the other side of a request is.
+/// The transfer of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Remote {
-    /// The prompt is read here and answered elsewhere; without a name the transfer gets one.
+    /// The prompt is prefilled here and answered elsewhere; without a name the transfer gets one.
     Decode { id: Option<String> },
-    /// The prompt is read elsewhere; without an address at the producer that the server was given.
+    /// The prompt is prefilled elsewhere; without an address by the producer in the server's configuration.
     Prefill {
         id: String,
         address: Option<(String, u16)>,
     },
 }
 
-/// The fields as they stand in a body. Those that other connectors send and that change nothing here are taken and not read.
+/// The fields of the body. Fields of other connectors that have no effect here are accepted and ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fielded {
@@ -44,7 +44,7 @@ struct Fielded {
 
 const NAME: &str = "kv_transfer_params";
 
-/// Takes the field; `None` where the request is answered here alone.
+/// Takes the field; `None` for a request without a transfer.
 pub(super) fn take(fields: &mut Fields) -> Result<Option<Remote>> {
     let found: Fielded = fields.take(NAME)?.unwrap_or_default();
     let refused = |name: &str, message: &str| {
@@ -87,7 +87,7 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Remote>> {
     }
 }
 
-/// What a prefill server's answer carries: it is passed on to the decode server as it is.
+/// The field in a prefill server's answer, which is passed on to the decode server unchanged.
 pub(super) fn answer(id: &str, host: &str, port: u16, engine_id: &str) -> Value {
     json!({
         "do_remote_prefill": true,

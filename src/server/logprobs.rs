@@ -1,11 +1,11 @@
-//! Log-probabilities as chats and as plain completions tell them.
+//! Log-probabilities in the formats of chat and of plain completions.
 
 use serde_json::{Map, Value, json};
 
 use crate::engine::TokenLogprobs;
 use crate::tokenizer::Tokenizer;
 
-/// JSON has no minus infinity; this is what OpenAI puts for it.
+/// JSON has no minus infinity; OpenAI sends this value for it.
 const LEAST: f32 = -9999.0;
 
 fn number(logprob: f32) -> Value {
@@ -43,12 +43,12 @@ pub(super) struct Lists {
     logprobs: Vec<Value>,
     top: Vec<Value>,
     offsets: Vec<usize>,
-    /// Characters so far.
+    /// Number of characters so far.
     offset: usize,
 }
 
 impl Lists {
-    /// Takes a token. The first one of a prompt has no logprobs.
+    /// Adds a token. The first token of a prompt has no log-probability.
     pub(super) fn push(
         &mut self,
         tokenizer: &Tokenizer,
@@ -63,7 +63,7 @@ impl Lists {
         let top = |logprobs: &TokenLogprobs| {
             let mut map = Map::new();
             for (id, logprob) in &logprobs.top {
-                // Different tokens may have one text, such as parts of characters: the likelier one counts.
+                // Different tokens may have the same text, such as parts of characters: the more likely one is kept.
                 map.entry(self::text(tokenizer, *id))
                     .or_insert_with(|| number(*logprob));
             }
@@ -74,7 +74,7 @@ impl Lists {
         self.offset += length;
     }
 
-    /// What was taken since the last time.
+    /// Returns and clears what was added since the last call.
     pub(super) fn take(&mut self) -> Value {
         json!({
             "tokens": std::mem::take(&mut self.tokens),

@@ -1,11 +1,11 @@
-//! An HTTP server that OpenAI's clients understand: one more client of the engine.
+//! An HTTP server for OpenAI's clients, built on the engine.
 //!
-//! A request is checked (`fields.rs`, `parameters.rs`), turned into ids (`prompt.rs`), given to the engine, and the
-//! outputs are turned into an answer or a stream of server-sent events (`response.rs`), in the JSON of `chat.rs` or
-//! `completions.rs`. Who runs and who waits is the
-//! engine's decision; here it is only told (`answers.rs`). TLS is a proxy's work, not done here.
+//! A request is checked (`fields.rs`, `parameters.rs`), converted to ids (`prompt.rs`), submitted to the engine, and its
+//! outputs are converted to a response or a stream of server-sent events (`response.rs`), in the JSON of `chat.rs` or
+//! `completions.rs`. The engine decides which requests run; `answers.rs` submits and cancels them. TLS is left to a reverse
+//! proxy.
 //!
-//! Where the prompt is read in one server and answered in another, the caches go between them by `kv_transfer.rs`.
+//! If one server prefills a prompt and another answers it, `kv_transfer.rs` moves the caches between them.
 
 mod answers;
 mod auth;

@@ -1,4 +1,4 @@
-//! The fields that chat and plain completions share: how tokens are drawn, how many, and how the answer is sent.
+//! The fields that chat and plain completions share: sampling, lengths, and the form of the response.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -10,16 +10,16 @@ use super::service::Service;
 use crate::config::kind;
 use crate::engine::{OutputProcessor, Request, Sampling};
 
-/// The most answers to one prompt.
+/// Maximum number of answers to one prompt.
 const MOST_ANSWERS: usize = 128;
 
-/// The most likely tokens that are told of each place.
+/// Maximum number of most likely tokens reported per position.
 pub(super) const MOST_LOGPROBS: usize = 20;
 
-/// The most texts that end an answer, and how many characters each may have.
+/// Maximum number of stop strings, and of characters in each.
 const MOST_STOPS: (usize, usize) = (16, 1000);
 
-/// What is asked of every answer.
+/// Parameters of every answer.
 #[derive(Debug)]
 pub(super) struct Parameters {
     pub(super) sampling: Sampling,
@@ -32,23 +32,23 @@ pub(super) struct Parameters {
     pub(super) stream_usage: StreamUsage,
     /// Control tokens have no text.
     pub(super) skip_special: bool,
-    /// The ids of prompt and answer are sent too.
+    /// The ids of prompt and answer are returned too.
     pub(super) return_ids: bool,
-    /// Where the prompt's caches go or come from.
+    /// The transfer of the prompt's caches.
     pub(super) remote: Option<Remote>,
 }
 
-/// What of the usage a stream tells.
+/// The usage in a stream.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StreamUsage {
-    /// A last chunk that holds it.
+    /// In a last chunk.
     #[serde(default)]
     pub(super) include_usage: bool,
     /// In every chunk.
     #[serde(default)]
     pub(super) continuous_usage_stats: bool,
-    /// Padding against eavesdroppers on the network; there is none.
+    /// Random padding against traffic analysis, which is not supported.
     #[serde(default)]
     include_obfuscation: bool,
 }
@@ -61,8 +61,8 @@ enum Stop {
 }
 
 impl Parameters {
-    /// Takes them out of a body. `max_names` are the fields for the most tokens, the first that is there counts; `least` is
-    /// the fewest that may be asked for.
+    /// Takes them from a body. `max_names` are the fields for the maximum number of tokens, of which the first that exists
+    /// counts; `least` is the minimum value.
     pub(super) fn take(
         fields: &mut Fields,
         service: &Service,
@@ -93,7 +93,7 @@ impl Parameters {
             let message = "`stream_options` is for requests with `stream: true`";
             return Err(ApiError::field("stream_options", message).code("invalid_value"));
         }
-        // Whoever sends these means the client's bookkeeping; the answer does not change with them.
+        // These fields are for the client's bookkeeping and do not change the answer.
         fields.ignore(&[
             "user",
             "safety_identifier",
@@ -109,10 +109,10 @@ impl Parameters {
         })
     }
 
-    /// The request for answers to a prompt, where `default` is what is meant by no number of tokens.
+    /// The request for answers to a prompt; `default` is the number of tokens if none is given.
     ///
     /// # Errors
-    /// A prompt and an answer that together are longer than the context.
+    /// A prompt and an answer that together exceed the context.
     pub(super) fn request(
         &self,
         service: &Service,
@@ -132,7 +132,7 @@ impl Parameters {
         })
     }
 
-    /// What makes text of the answers.
+    /// The processor that turns the answers into text.
     pub(super) fn processor(&self, service: &Service) -> Result<OutputProcessor> {
         let processor = OutputProcessor::new(service.tokenizer());
         let processor = processor.skip_special_tokens(self.skip_special);
@@ -140,7 +140,7 @@ impl Parameters {
         processor.map_err(|error| ApiError::from(&error))
     }
 
-    /// The most tokens of an answer to a prompt of so many, where `default` is what is meant by none given.
+    /// Maximum tokens of an answer to a prompt of this length; `default` is the number if none is given.
     fn most_tokens(&self, service: &Service, prompt: usize, default: usize) -> Result<usize> {
         let context = service.context();
         let room = context.saturating_sub(prompt);
@@ -153,7 +153,7 @@ impl Parameters {
     }
 }
 
-/// Takes the model's name, which must be one that it answers to; none is any.
+/// Takes the model's name, which must be one that the server answers to; it may be missing.
 pub(super) fn check_model(fields: &mut Fields, service: &Service) -> Result<()> {
     let name: Option<String> = fields.take("model")?;
     name.map_or(Ok(()), |name| service.check_model(&name))
@@ -165,7 +165,7 @@ fn sampling(fields: &mut Fields, service: &Service) -> Result<Sampling> {
         None => None,
         Some(value) => match (value.as_u64(), value.as_i64()) {
             (Some(seed), _) => Some(seed),
-            // Negative seeds are seeds too.
+            // Negative seeds are valid.
             (None, Some(seed)) => Some(seed.cast_unsigned()),
             (None, None) => {
                 let message = format!(
@@ -202,7 +202,7 @@ fn sampling(fields: &mut Fields, service: &Service) -> Result<Sampling> {
     })
 }
 
-/// `-1` and `0` both mean all.
+/// `-1` and `0` both mean no limit.
 fn top_k(fields: &mut Fields) -> Result<usize> {
     let value: Option<Value> = fields.take("top_k")?;
     let Some(value) = value else { return Ok(0) };
