@@ -37,7 +37,8 @@ pub fn kernels(reports: &[Report]) -> String {
     for report in reports {
         let source = match &report.rates {
             Some(rates) => format!("floors from {}", rates.source),
-            None => "bandwidth and arithmetic are not known, so there are no floors in seconds".to_owned(),
+            None => "bandwidth and arithmetic are not known, so there are no floors in seconds"
+                .to_owned(),
         };
         let (backend, name) = (report.device.backend, &report.device.name);
         let _ = writeln!(text, "{backend}: {name}; {source}.");

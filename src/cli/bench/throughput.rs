@@ -47,7 +47,13 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value = "512", value_parser = parse_tokens)]
     prefill_chunk: usize,
     /// Output format.
-    #[arg(short = 'o', long, value_enum, value_name = "FORMAT", default_value = "md")]
+    #[arg(
+        short = 'o',
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "md"
+    )]
     output: Output,
 }
 

@@ -68,9 +68,7 @@ pub(super) fn bits(text: &str) -> Result<f64, String> {
         .find_map(|(unit, factor)| Some((text.strip_suffix(*unit)?, *factor)));
     unit.and_then(|(digits, factor)| Some(digits.parse::<f64>().ok()? * factor))
         .filter(|bits| bits.is_finite() && *bits > 0.0)
-        .ok_or_else(|| {
-            format!("`{text}` is not a bandwidth in bit/s such as 100G or 250M")
-        })
+        .ok_or_else(|| format!("`{text}` is not a bandwidth in bit/s such as 100G or 250M"))
 }
 
 /// A rate per second, above 0.
