@@ -112,7 +112,7 @@ pub(super) fn open(
 
 pub(super) struct Check {
     pub(super) shards: Vec<Shard>,
-    /// The tensors of all shards that nobody has claimed.
+    /// The tensors of all shards that have not been claimed.
     pub(super) found: BTreeMap<String, Found>,
     pub(super) problems: Vec<String>,
 }

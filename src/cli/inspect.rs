@@ -329,7 +329,7 @@ fn print_device(on: &OnDevice, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// Bytes for people, in binary units.
+/// A size in binary units.
 fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }

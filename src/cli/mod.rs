@@ -113,7 +113,7 @@ pub(crate) fn run() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of a pipe went away: nobody is left to tell.
+        // The reader of the pipe has closed it: a message would not be read.
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {}", sentence(&error));

@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A token's bytes for people: a quoted text, in which bytes that are no whole character are written `\\xE6`.
+/// A token's bytes as quoted text, in which bytes of incomplete characters are written as `\\xE6`.
 fn shown(bytes: &[u8]) -> String {
     let mut text = String::from("\"");
     for chunk in bytes.utf8_chunks() {

@@ -59,15 +59,15 @@ impl MemoryPlanner {
         let fixed = [self.weights, states, activations];
         let fixed = fixed.into_iter().fold(0, u64::saturating_add);
         let block = config.latent_bytes_per_token(self.cache) * BLOCK_TOKENS as u64;
-        let room = memory.saturating_sub(fixed) / block.max(1);
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
-        let blocks = self.blocks.unwrap_or(most.min(room));
+        let fitting_blocks = memory.saturating_sub(fixed) / block.max(1);
+        let fitting_blocks = usize::try_from(fitting_blocks).unwrap_or(usize::MAX);
+        let blocks = self.blocks.unwrap_or(most.min(fitting_blocks));
         // Without a given context, the context is what a single sequence can have.
         let least = match self.context {
             Some(_) => enough(context),
             None => enough(1),
         };
-        if fixed > memory || blocks > room || blocks < least {
+        if fixed > memory || blocks > fitting_blocks || blocks < least {
             let latents = blocks.max(least) as u64 * block;
             return Err(EngineError::TooLittleMemory {
                 memory,

@@ -110,8 +110,8 @@ impl Engine {
                 .iter()
                 .map(|segment| segment.checkpoints.len())
                 .sum();
-            let room = most.checkpoints - taken;
-            match self.mid_chunk_checkpoints(index, end, room).await {
+            let left = most.checkpoints - taken;
+            match self.mid_chunk_checkpoints(index, end, left).await {
                 Ok((end, checkpoints)) => self.add(&mut planned, index, end, checkpoints),
                 Err(error) => {
                     // The set of running sequences has changed: the next step builds another batch.
@@ -213,19 +213,19 @@ impl Engine {
         segment_end(sequence.position, end, budget, self.options.cut)
     }
 
-    /// The checkpoints inside a segment, at most `room`, and the earlier end of the segment if a required one does not fit.
+    /// The checkpoints inside a segment, at most `left`, and the earlier end of the segment if a required one does not fit.
     async fn mid_chunk_checkpoints(
         &mut self,
         index: usize,
         end: usize,
-        room: usize,
+        left: usize,
     ) -> Result<(usize, Vec<MidChunkCheckpoint>), Error> {
         let start = self.running[index].position;
         let mut taken = Vec::new();
         let mut end = end;
         if let Some(border) = restart(start, end, self.options.cut) {
             // A single token runs in the decode form; inside a longer segment it would not.
-            let slot = if border == start + 1 || room == 0 {
+            let slot = if border == start + 1 || left == 0 {
                 None
             } else {
                 self.cache.free_slot()
@@ -242,7 +242,7 @@ impl Engine {
         for at in self.wanted(index, end).into_iter().rev() {
             if let Some(inside) = taken.iter_mut().find(|inside| inside.at == at) {
                 inside.keep = true;
-            } else if taken.len() < room
+            } else if taken.len() < left
                 && let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await?
             {
                 taken.push(MidChunkCheckpoint {

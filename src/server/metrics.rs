@@ -174,11 +174,7 @@ impl Metrics {
                 "Bytes of host memory that hold states and latents.",
                 None,
             ),
-            preemptions: make.counter(
-                "vllm:num_preemptions_total",
-                "How often an answer had to make room for others.",
-                None,
-            ),
+            preemptions: make.counter("vllm:num_preemptions_total", "Number of preemptions.", None),
             evictions: make.counter(
                 "kimi_linear:evictions_total",
                 "States and blocks that had to leave the device, or the cache.",

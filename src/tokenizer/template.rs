@@ -66,7 +66,7 @@ impl ChatTemplate {
         Self::replaced_in(files, &gguf::template(gguf.metadata())?)
     }
 
-    /// The same variables (`bos_token` and the like) with another source: for a template that somebody chose.
+    /// The same variables (`bos_token` and so on) with another template source, given by the user.
     ///
     /// # Errors
     /// A template that does not compile, with the line.
@@ -119,7 +119,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Whether the template writes this control token itself: spelt out, or by a variable that holds it.
+    /// Whether the template contains this control token, literally or through a variable that holds it.
     pub(super) fn writes(&self, name: &str) -> bool {
         let mut variables = self.variables.iter().filter(|(_, text)| *text == name);
         self.source.contains(name) || variables.any(|(variable, _)| self.source.contains(variable))

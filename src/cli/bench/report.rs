@@ -185,7 +185,7 @@ impl Report {
         self.completed
     }
 
-    /// A table for people.
+    /// The report as a table.
     pub(super) fn table(&self) -> String {
         let mut out = String::new();
         // Writing to a string does not fail.

@@ -124,7 +124,7 @@ impl Engines {
         match self.dtype.named().filter(|wanted| *wanted != stored) {
             None => Ok(()),
             Some(wanted) => anyhow::bail!(
-                "--dtype {wanted}: the checkpoint's weights are {stored}, and nothing is converted; leave it at auto"
+                "--dtype {wanted}: the checkpoint's weights are {stored}, and weights are not converted; use --dtype auto"
             ),
         }
     }
@@ -133,7 +133,7 @@ impl Engines {
         if let Some(length) = self.max_model_len {
             ensure!(
                 length >= 2,
-                "--max-model-len {length}: at least 2 are needed, one token of a prompt and one of an answer"
+                "--max-model-len {length}: at least 2 are needed, one prompt token and one generated token"
             );
             ensure!(
                 length <= config.model_max_length,
@@ -221,4 +221,30 @@ pub(super) struct Logs {
     /// Format of the log on stderr.
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
     pub(super) log_format: LogFormat,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        engine: Engines,
+    }
+
+    fn engine(arguments: &[&str]) -> Engines {
+        Cli::parse_from([&["serve"], arguments].concat()).engine
+    }
+
+    #[test]
+    fn token_counts_may_have_a_unit() {
+        let config = ModelConfig::published().unwrap();
+        let long = engine(&["--max-model-len", "128K", "--max-num-batched-tokens", "4K"]);
+        assert_eq!(long.context(&config).unwrap(), Some(128 << 10));
+        assert_eq!(long.prefill_chunk().unwrap(), 4096 - 32);
+        let short = engine(&["--max-model-len", "1"]).context(&config);
+        assert!(short.unwrap_err().to_string().contains("at least 2"));
+    }
 }

@@ -1,4 +1,4 @@
-//! The cases, a file a room of the model.
+//! The cases, one file per part of the model.
 
 mod blocks;
 mod choice;

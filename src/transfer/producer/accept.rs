@@ -157,7 +157,7 @@ async fn run_connection(
     peer: SocketAddr,
     number: u64,
 ) {
-    let Ok(_place) = Arc::clone(&shared.room).try_acquire_owned() else {
+    let Ok(_permit) = Arc::clone(&shared.capacity).try_acquire_owned() else {
         let limit = shared.local.options.max_connections;
         shared.counters.refused.fetch_add(1, Relaxed);
         let error = busy(&format!("(the limit is {limit})"));

@@ -50,7 +50,7 @@ struct Shared {
     sessions: Mutex<HashMap<u128, Arc<Session>>>,
     handshakes: Handshakes,
     /// Connections after their handshake.
-    room: Arc<Semaphore>,
+    capacity: Arc<Semaphore>,
     closing: watch::Sender<bool>,
     /// Connections and transfers.
     tasks: Mutex<JoinSet<()>>,
@@ -79,7 +79,7 @@ impl Producer {
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
             handshakes: Handshakes::new(options.max_handshakes),
-            room: Arc::new(Semaphore::new(options.max_connections)),
+            capacity: Arc::new(Semaphore::new(options.max_connections)),
             local: Local {
                 identity,
                 options,
@@ -295,7 +295,7 @@ impl Shared {
             fetch,
         } = asked;
         let ending = Arc::clone(&offered.ending);
-        let room = session.begin(number, Arc::clone(&ending));
+        let space = session.begin(number, Arc::clone(&ending));
         session.send(connection, number, Frame::Accepted);
         let window = usize::try_from(fetch.window).unwrap_or(usize::MAX);
         let transfer = Transfer {
@@ -310,7 +310,7 @@ impl Shared {
         };
         let shared = Arc::clone(self);
         self.spawn(async move {
-            let outcome = transfer.run(room).await;
+            let outcome = transfer.run(space).await;
             shared.rendezvous.done(&fetch.id);
             if outcome != TransferOutcome::Completed {
                 let reason = outcome.reason().to_owned();

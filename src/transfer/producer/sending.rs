@@ -76,7 +76,7 @@ pub(super) struct Transfer {
 
 impl Transfer {
     /// Runs it and returns how it ended. The session registers the transfer before and removes it after.
-    pub(super) async fn run(self, room: Arc<Notify>) -> TransferOutcome {
+    pub(super) async fn run(self, space: Arc<Notify>) -> TransferOutcome {
         let stop = self.records.stopper();
         let ending = Arc::clone(&self.ending);
         tokio::select! {
@@ -86,7 +86,7 @@ impl Transfer {
                 }
                 outcome
             }
-            reason = self.send(&room) => {
+            reason = self.send(&space) => {
                 ending.set(TransferOutcome::Failed { reason });
                 ending.wait().await
             }
@@ -95,7 +95,7 @@ impl Transfer {
 
     /// Sends everything, then stays pending; returns only on failure. The source is dropped with the future, when the
     /// transfer has ended: the request behind it may end with it.
-    async fn send(self, room: &Notify) -> String {
+    async fn send(self, space: &Notify) -> String {
         let Self {
             session,
             number,
@@ -108,7 +108,7 @@ impl Transfer {
         } = self;
         let mut sequence = 0;
         loop {
-            wait(&session, number, room, &counters, |held| held < window).await;
+            wait(&session, number, space, &counters, |held| held < window).await;
             let taken = spawn_blocking(move || {
                 if sequence == 0 && have > 0 {
                     records.skip_latents(have);
@@ -128,7 +128,7 @@ impl Transfer {
             };
             let length = record.bytes.len();
             let fits = |held: usize| held == 0 || held + length <= window;
-            wait(&session, number, room, &counters, fits).await;
+            wait(&session, number, space, &counters, fits).await;
             session.push(number, sequence, Frame::Record { sequence, record });
             sequence += 1;
             counters.records.fetch_add(1, Relaxed);
@@ -148,14 +148,14 @@ impl Transfer {
 async fn wait(
     session: &Session,
     number: u32,
-    room: &Notify,
+    space: &Notify,
     counters: &Counters,
     enough: impl Fn(usize) -> bool,
 ) {
     let mut since = None;
     while !enough(session.held(number)) {
         since.get_or_insert_with(Instant::now);
-        room.notified().await;
+        space.notified().await;
     }
     if let Some(since) = since {
         counters.stalled_for_window(since.elapsed());

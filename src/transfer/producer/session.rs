@@ -28,7 +28,7 @@ pub(super) struct Sending {
     /// By number: the frame, and the connection that it was sent over.
     flight: HashMap<u64, (Frame, u64)>,
     /// Notified when `held` decreases.
-    room: Arc<Notify>,
+    space: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -133,16 +133,16 @@ impl Session {
 
     /// Starts a transfer; returns a signal for free space in its window.
     pub(super) fn begin(&self, number: u32, ending: Arc<Ending>) -> Arc<Notify> {
-        let room = Arc::new(Notify::new());
+        let space = Arc::new(Notify::new());
         let sending = Sending {
             ending,
             held: 0,
             queue: VecDeque::new(),
             flight: HashMap::new(),
-            room: Arc::clone(&room),
+            space: Arc::clone(&space),
         };
         locked(&self.state).transfers.insert(number, sending);
-        room
+        space
     }
 
     /// Removes a transfer and what it holds.
@@ -174,7 +174,7 @@ impl Session {
             && let Some((frame, _)) = transfer.flight.remove(&sequence)
         {
             transfer.held -= frame.body().len();
-            transfer.room.notify_one();
+            transfer.space.notify_one();
         }
     }
 
