@@ -1,4 +1,4 @@
-//! `kimi-linear verify`: reads every weight once and counts the numbers that are not finite, by format.
+//! `kimi-linear verify`: reads every weight once and counts NaN and infinite values, by format.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -25,7 +25,7 @@ struct Report {
     tensors: usize,
     bytes: u64,
     formats: Vec<Format>,
-    /// Each tensor with numbers that are not finite.
+    /// Each tensor with non-finite values.
     damaged: Vec<Damaged>,
 }
 
@@ -42,7 +42,7 @@ struct Damaged {
     tensor: String,
     format: String,
     non_finite: usize,
-    /// The flat index of the first.
+    /// The flat index of the first one.
     first: usize,
     value: String,
 }

@@ -1,4 +1,4 @@
-//! `kimi-linear bench --shape`: a model's shape with random weights that the device makes.
+//! `kimi-linear bench --shape`: a model's shape with random weights generated on the device.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -82,7 +82,7 @@ impl Arguments {
     }
 }
 
-/// Shows on the way what is being measured.
+/// Shows the progress of the measurements.
 #[derive(Default)]
 struct Reporter {
     bar: Option<Progress>,
@@ -105,8 +105,8 @@ impl Reporter {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(
         arguments.shape.is_some() || arguments.profile.is_some(),
-        "what is to be measured? `bench --shape tiny` is a first look, `bench --shape 48b` the published shape, `bench model` a \
-         checkpoint, `bench kernels` single kernels, `bench serve` a running server"
+        "nothing to measure: use `bench --shape tiny` for a quick trial, `bench --shape 48b` for the published shape, `bench model` for a \
+         checkpoint, `bench kernels` for single kernels, or `bench serve` for a running server"
     );
     let shape = arguments.shape.as_deref().unwrap_or("48b");
     let mut config = super::super::options::config_of(shape)?;
