@@ -244,7 +244,7 @@ fn print(report: &Report) -> Result<()> {
     }
     writeln!(
         out,
-        "parameters  {} in all, {} active for a token",
+        "parameters  {} total, {} active per token",
         HumanCount(report.parameters),
         HumanCount(report.active_parameters)
     )?;
@@ -285,12 +285,12 @@ fn print_cache(report: &Report, out: &mut impl Write) -> Result<()> {
     )?;
     writeln!(
         out,
-        "  MLA latents      {:>12}  ({latent_bytes_per_token} bytes a token)",
+        "  MLA latents      {:>12}  ({latent_bytes_per_token} bytes per token)",
         bytes(*latent_bytes)
     )?;
     writeln!(
         out,
-        "  KDA states       {:>12}  ({} a sequence, whatever its length)",
+        "  KDA states       {:>12}  ({} per sequence, at any length)",
         bytes(*state_bytes),
         bytes(*state_bytes_per_sequence)
     )?;
@@ -323,7 +323,7 @@ fn print_device(on: &OnDevice, out: &mut impl Write) -> Result<()> {
         match (device.memory_bytes, fits) {
             (Some(memory), Some(true)) => format!("of {}: fits", bytes(memory)),
             (Some(memory), _) => format!("of {}: does not fit", bytes(memory)),
-            (None, _) => "in all; the device does not tell how much it has".to_owned(),
+            (None, _) => "in total; the device does not report its memory".to_owned(),
         },
     )?;
     Ok(())

@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     match report.damaged.len() {
         0 => Ok(()),
-        damaged => bail!("numbers that are not finite in {damaged} tensor(s)"),
+        damaged => bail!("NaN or infinite values in {damaged} tensor(s)"),
     }
 }
 

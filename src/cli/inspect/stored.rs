@@ -67,7 +67,7 @@ impl Stored {
     pub(super) fn print(&self, out: &mut impl Write) -> Result<()> {
         writeln!(
             out,
-            "weights     {} as stored ({}), {:.2} bits a weight; one token reads {} at batch 1",
+            "weights     {} as stored ({}), {:.2} bits per weight; one token reads {} at batch 1",
             bytes(self.bytes),
             DecimalBytes(self.bytes),
             self.bits_per_weight,
@@ -75,10 +75,10 @@ impl Stored {
         )?;
         for format in &self.formats {
             let part = format.part.map_or("unknown", Part::name);
-            let note = if format.is_read { "" } else { "  (not read)" };
+            let note = if format.is_read { "" } else { "  (not supported)" };
             writeln!(
                 out,
-                "  {part:<16} {:<8} {:>6} {:>12}  {:>12} a token{note}",
+                "  {part:<16} {:<8} {:>6} {:>12}  {:>12} per token{note}",
                 format.format,
                 format.tensors,
                 bytes(format.bytes),
@@ -87,7 +87,7 @@ impl Stored {
         }
         if !self.unread.is_empty() {
             let unread = self.unread.join(", ");
-            writeln!(out, "  does not run: this program does not read {unread}")?;
+            writeln!(out, "  cannot run: unsupported formats {unread}")?;
         }
         for (title, keys) in [("general", &self.general), ("imatrix", &self.imatrix)] {
             for (key, value) in keys {
