@@ -231,7 +231,7 @@ impl Chat {
                 let notice = match tokens {
                     0 => format!("Saved to {}", path.display()),
                     _ => format!(
-                        "Saved to {}, with the memory of {tokens} tokens",
+                        "Saved to {}, with the state of {tokens} tokens",
                         path.display()
                     ),
                 };
@@ -250,7 +250,8 @@ impl Chat {
                 }
                 let turns = self.turns.len();
                 return Outcome::Notice(format!(
-                    "Opened {turns} turns, with the memory of {remembered} tokens: nothing has to be read again"
+                    "Opened {turns} {}, with the state of {remembered} tokens",
+                    if turns == 1 { "turn" } else { "turns" }
                 ));
             }
             ChatUpdate::FileFailed(problem) | ChatUpdate::RetraceFailed(problem) => {

@@ -85,7 +85,7 @@ impl Problem {
         match error {
             Error::Backend(BackendError::OutOfMemory { .. } | BackendError::TooLarge { .. }) => {
                 Self::new(
-                    format!("{error}. Another device, or a shorter context, may have room for it."),
+                    format!("{error}. Choose another device or a shorter context."),
                     WayOut::ChooseDevice,
                 )
             }

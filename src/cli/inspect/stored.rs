@@ -75,7 +75,11 @@ impl Stored {
         )?;
         for format in &self.formats {
             let part = format.part.map_or("unknown", Part::name);
-            let note = if format.is_read { "" } else { "  (not supported)" };
+            let note = if format.is_read {
+                ""
+            } else {
+                "  (not supported)"
+            };
             writeln!(
                 out,
                 "  {part:<16} {:<8} {:>6} {:>12}  {:>12} per token{note}",
