@@ -125,7 +125,7 @@ fn a_generated_trace_is_replayed_and_drawn() {
     assert!(svg.contains("time to the first token") && svg.contains("the link"));
     let table = text(&arguments);
     assert!(
-        table.contains("| served, req/s |") && table.contains("best of the sweep"),
+        table.contains("| simulated throughput, req/s |") && table.contains("best of the sweep"),
         "{table}"
     );
 }

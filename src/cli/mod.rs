@@ -29,7 +29,7 @@ use tracing_subscriber::EnvFilter;
 
 const AFTER_HELP: &str = "\
 Examples:
-  kimi-linear run \"Hello\"                      one answer of the built-in demo model
+  kimi-linear run \"Hello\"                        one answer of the built-in demo model
   kimi-linear chat --model Kimi-Linear           a chat with a model in a folder (or a GGUF file)
   kimi-linear inspect --model Kimi-Linear        will it fit on this machine?
   kimi-linear serve --model Kimi-Linear          an OpenAI-compatible server on port 8000

@@ -20,7 +20,7 @@ use super::super::progress::Progress;
 #[derive(Args)]
 pub(super) struct Arguments {
     /// Shape to measure: 48b (the published model), tiny (a quick trial), or the path of a model's folder, config.json or GGUF. Weights
-    /// and caches are random numbers generated on the device; no weights are read.
+    /// and caches are random numbers generated on the device; no weights are read. Required, except with --profile.
     #[arg(long, value_name = "SHAPE")]
     shape: Option<String>,
     /// Write a profile of this device for `plan`: prefill seconds and cache bytes of prompts of 1K, 8K, 32K and 128K tokens (or those of
