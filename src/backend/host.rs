@@ -1,4 +1,4 @@
-//! What there is to know of the machine that the program runs on; a browser tells nothing of its own.
+//! Facts about the machine that the program runs on; a browser reports none.
 
 /// The machine's memory, in bytes.
 #[cfg(not(target_arch = "wasm32"))]

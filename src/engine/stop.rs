@@ -1,10 +1,10 @@
-//! Stop strings in an answer as it streams: nothing that may turn out to be part of one is let through.
+//! Stop strings in a streamed answer: text that may become part of one is held back.
 
-/// The text of one answer, on its way to the client.
+/// Searches the text of one answer for stop strings.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StopStrings {
     stops: Vec<String>,
-    /// The end of the text that may be the beginning of a stop.
+    /// The end of the text so far, which may be the beginning of a stop string.
     held: String,
     /// Which stop came, by its index.
     found: Option<usize>,
@@ -62,14 +62,14 @@ impl StopStrings {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
-    /// Takes text in which no stop is looked for; what was held back before it was none.
+    /// Adds text in which no stop string is searched; what was held back before it is final.
     pub(super) fn pass(&mut self, text: &str) -> String {
         let mut certain = std::mem::take(&mut self.held);
         certain.push_str(text);
         certain
     }
 
-    /// The end of the answer, with its last text: what was held back was no stop, unless that completes one.
+    /// Ends the answer with its last text: what was held back is final, unless it completes a stop string.
     pub(super) fn finish(&mut self, last: &str) -> String {
         let (text, _) = self.push(last);
         text + &std::mem::take(&mut self.held)
@@ -139,7 +139,7 @@ mod tests {
             if !stopped {
                 shown.push_str(&stream.finish(""));
             }
-            // The stop that is complete first ends the text, where it begins.
+            // The stop string that is completed first ends the text, where it begins.
             let ends = stops.iter().filter_map(|stop| whole.find(stop.as_str()).map(|at| (at + stop.len(), at)));
             match ends.min() {
                 None => prop_assert_eq!(shown, whole),

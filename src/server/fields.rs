@@ -1,4 +1,4 @@
-//! A JSON body, field by field: each is taken by name and type, and one that nobody takes is refused by name.
+//! A JSON body, field by field: each is taken by name and type, and fields that remain are refused by name.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::error::{ApiError, Result};
 use crate::config::kind;
 
-/// The fields of a body that nobody has taken yet.
+/// The fields of a body that have not been taken.
 #[derive(Debug)]
 pub(super) struct Fields(Map<String, Value>);
 
@@ -32,7 +32,7 @@ impl Fields {
         }
     }
 
-    /// Takes a field; `None` where it is missing or null.
+    /// Takes a field; `None` if it is missing or null.
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
         let value = self.0.shift_remove(name).filter(|value| !value.is_null());
         value.map(|value| typed(name, value)).transpose()
@@ -68,14 +68,14 @@ impl Fields {
         }
     }
 
-    /// Takes fields that make no difference here.
+    /// Takes fields that have no effect here.
     pub(super) fn ignore(&mut self, names: &[&str]) {
         for name in names {
             self.0.shift_remove(*name);
         }
     }
 
-    /// Refuses what nobody took.
+    /// Refuses the fields that remain.
     pub(super) fn finish(self) -> Result<()> {
         match self.0.keys().next() {
             None => Ok(()),
@@ -224,13 +224,13 @@ pub(super) fn typed<T: DeserializeOwned>(name: &str, value: Value) -> Result<T> 
             list if list.starts_with('[') => format!("{name}{list}"),
             _ => format!("{name}.{inner}"),
         };
-        // The found value may be of any length.
+        // The value may be of any length.
         let reason = shorten(&error.inner().to_string());
         ApiError::field(&path, format!("`{path}`: {reason}")).code("invalid_type")
     })
 }
 
-/// The beginning of a text that a client may have made of any length.
+/// The beginning of a text from a client, which may be of any length.
 pub(super) fn shorten(text: &str) -> String {
     const MOST: usize = 200;
     match text.char_indices().nth(MOST) {

@@ -1,11 +1,11 @@
-//! Log-probabilities as chats and as plain completions tell them.
+//! Log-probabilities in the formats of chat and of plain completions.
 
 use serde_json::{Map, Value, json};
 
 use crate::engine::TokenLogprobs;
 use crate::tokenizer::Tokenizer;
 
-/// JSON has no minus infinity; this is what OpenAI puts for it.
+/// JSON has no minus infinity; OpenAI sends this value for it.
 const LEAST: f32 = -9999.0;
 
 fn number(logprob: f32) -> Value {
@@ -70,7 +70,7 @@ pub(super) struct Lists {
     logprobs: Vec<Value>,
     top: Vec<Value>,
     offsets: Vec<usize>,
-    /// Characters so far.
+    /// Number of characters so far.
     offset: usize,
 }
 
@@ -102,7 +102,7 @@ impl Lists {
         self.offset += length;
     }
 
-    /// What was taken since the last time.
+    /// Returns and clears what was added since the last call.
     pub(super) fn take(&mut self) -> Value {
         json!({
             "tokens": std::mem::take(&mut self.tokens),

@@ -5,7 +5,7 @@
 //! `completions.rs`, `responses/` or `anthropic/`. Who runs and who waits is the engine's decision; here it is only told
 //! (`answers.rs`). TLS is a proxy's work, not done here.
 //!
-//! Where the prompt is read in one server and answered in another, the caches go between them by `kv_transfer.rs`.
+//! If one server prefills a prompt and another answers it, `kv_transfer.rs` moves the caches between them.
 
 mod answers;
 mod anthropic;

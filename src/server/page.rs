@@ -4,7 +4,7 @@
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 
-/// Scripts and styles of this server alone, and no frame of another page around it.
+/// Content security policy: scripts and styles from this server only, and no embedding in frames of other pages.
 const POLICY: &str = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
 
 fn file(kind: &'static str, text: &'static str) -> Response {
@@ -17,12 +17,12 @@ fn file(kind: &'static str, text: &'static str) -> Response {
     (headers, text).into_response()
 }
 
-/// The page.
+/// The HTML.
 pub(super) async fn index() -> Response {
     file("text/html; charset=utf-8", include_str!("page/index.html"))
 }
 
-/// Its looks.
+/// The CSS.
 pub(super) async fn style() -> Response {
     file("text/css; charset=utf-8", include_str!("page/chat.css"))
 }

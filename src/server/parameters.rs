@@ -1,4 +1,4 @@
-//! The fields that chat and plain completions share: how tokens are drawn, how many, and how the answer is sent.
+//! The fields that chat and plain completions share: sampling, lengths, and the form of the response.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -10,13 +10,13 @@ use super::kv_params::{self, Remote};
 use super::service::Service;
 use crate::engine::{OutputProcessor, PromptScores, Request, Sampling};
 
-/// The most answers to one prompt.
+/// Maximum number of answers to one prompt.
 const MOST_ANSWERS: usize = 128;
 
-/// The most likely tokens that are told of each place.
+/// Maximum number of most likely tokens reported per position.
 pub(super) const MOST_LOGPROBS: usize = 20;
 
-/// The most texts that end an answer, and how many characters each may have.
+/// Maximum number of stop strings, and of characters in each.
 const MOST_STOPS: (usize, usize) = (16, 1000);
 
 const PROMPT_LOGPROBS: &str = "prompt_logprobs";
@@ -64,13 +64,13 @@ pub(super) struct Parameters {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "StreamOptions")]
 pub(super) struct StreamUsage {
-    /// A last chunk that holds it.
+    /// In a last chunk.
     #[serde(default)]
     pub(super) include_usage: bool,
     /// In every chunk.
     #[serde(default)]
     pub(super) continuous_usage_stats: bool,
-    /// Padding against eavesdroppers on the network; there is none.
+    /// Random padding against traffic analysis, which is not supported.
     #[serde(default)]
     include_obfuscation: bool,
 }
@@ -208,10 +208,10 @@ impl Parameters {
         })
     }
 
-    /// The request for answers to a prompt, where `default` is what is meant by no number of tokens.
+    /// The request for answers to a prompt; `default` is the number of tokens if none is given.
     ///
     /// # Errors
-    /// A prompt and an answer that together are longer than the context.
+    /// A prompt and an answer that together exceed the context.
     pub(super) fn request(
         &self,
         service: &Service,
@@ -265,7 +265,7 @@ impl Parameters {
         Ok(processor.include_stop(self.include_stop))
     }
 
-    /// The most tokens of an answer to a prompt of so many, where `default` is what is meant by none given.
+    /// Maximum tokens of an answer to a prompt of this length; `default` is the number if none is given.
     fn most_tokens(&self, service: &Service, prompt: usize, default: usize) -> Result<usize> {
         let context = service.context();
         let room = context.saturating_sub(prompt);
@@ -279,7 +279,7 @@ impl Parameters {
     }
 }
 
-/// Takes the model's name, which must be one that it answers to; none is any.
+/// Takes the model's name, which must be one that the server answers to; it may be missing.
 pub(super) fn check_model(fields: &mut Fields, service: &Service) -> Result<()> {
     let name: Option<String> = fields.take("model")?;
     check_name(name.as_deref(), service)

@@ -1,4 +1,4 @@
-//! From a request's words to ids: messages through the chat template, texts through the tokenizer, or ids as they are.
+//! Converts prompts to ids: messages through the chat template, text through the tokenizer, or ids unchanged.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -10,18 +10,18 @@ use super::service::Service;
 use crate::config::kind;
 use crate::tokenizer::{Chat, ROLES};
 
-/// A prompt that is ready to run.
+/// A prompt as token ids.
 #[derive(Clone, Debug)]
 pub(super) struct Prompt {
     pub(super) ids: Vec<u32>,
-    /// Where turns end.
+    /// Positions where turns end.
     pub(super) turn_ends: Vec<usize>,
 }
 
-/// Turn ends before the last question that are kept beside the first.
+/// Number of turn ends before the last question that are kept, besides the first.
 const LAST_TURNS: usize = 3;
 
-/// Fields of a message; `true` where only null is understood.
+/// Fields of a message; `true` for those that must be null.
 const MESSAGE_FIELDS: [(&str, bool); 10] = [
     ("role", false),
     ("content", false),
@@ -35,7 +35,7 @@ const MESSAGE_FIELDS: [(&str, bool); 10] = [
     ("function_call", true),
 ];
 
-/// Checks messages as clients send them, and makes them what templates know.
+/// Checks messages and converts them to the form that templates expect.
 pub(super) fn messages(messages: Vec<Value>) -> Result<Vec<Value>> {
     if messages.is_empty() {
         let message = "`messages` must hold at least one message";
@@ -141,7 +141,7 @@ fn check_call(at: &str, call: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Renders and encodes a chat.
+/// Renders a chat and encodes it.
 pub(super) fn encode_chat(service: &Service, chat: &Chat) -> Result<Prompt> {
     let ids = service
         .tokenizer()
@@ -151,8 +151,8 @@ pub(super) fn encode_chat(service: &Service, chat: &Chat) -> Result<Prompt> {
     Ok(Prompt { ids, turn_ends })
 }
 
-/// Where a later prompt may part from this one: after the first message (a system text and tools are shared by many
-/// conversations) and after the last few, but not after the last of all: the prompt's own end is near.
+/// Positions from which a later prompt may differ: after the first message (many conversations share the system prompt and
+/// tools) and after the last few, but not after the very last: the prompt's own end is near.
 fn turn_ends(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
     let ends = ids
         .iter()
@@ -182,7 +182,7 @@ pub(super) enum Prompts {
 }
 
 impl Prompts {
-    /// The ids of each.
+    /// The ids of each prompt.
     pub(super) fn encode(self, service: &Service) -> Result<Vec<Prompt>> {
         let encode = |text: String| Ok(service.tokenizer().encode_ordinary(&text)?);
         let all: Vec<Vec<u32>> = match self {
@@ -199,7 +199,7 @@ impl Prompts {
     }
 }
 
-/// Refuses ids that are no tokens, a prompt that is empty, or one with which the context is full before anything is said.
+/// Refuses invalid ids, an empty prompt, or one that fills the context, before the response begins.
 pub(super) fn check_ids(service: &Service, ids: &[u32]) -> Result<()> {
     if ids.is_empty() {
         let message = "`prompt` is empty: at least one token is needed";

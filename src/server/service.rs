@@ -1,4 +1,4 @@
-//! A model that is loaded and running, as the handlers see it.
+//! The loaded model, as request handlers use it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,12 +19,12 @@ use crate::error::TokenizerError;
 use crate::llm::Llm;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
-/// A running engine with what turns text into its ids and back.
+/// A running engine with its tokenizer and chat template.
 pub(super) struct Service {
     llm: Llm,
     stop_ids: Vec<u32>,
     grammars: Grammars,
-    /// Prompts that are rendered and encoded at a time: that is the CPU's work, beside the engine's.
+    /// Limits how many prompts are rendered and encoded at the same time, which takes CPU time from the engine.
     encoders: Semaphore,
     seeds: Option<Mutex<ChaCha8Rng>>,
     transfers: Option<Arc<KvTransfers>>,
@@ -36,11 +36,11 @@ pub(super) struct Service {
     pub(super) metrics: Arc<Metrics>,
 }
 
-/// Prompts that are encoded at a time.
+/// Maximum number of prompts that are encoded at the same time.
 const ENCODERS: usize = 4;
 
 impl Service {
-    /// A service over a model, and its part in transfers of caches where it takes one. Without a template there are no chats.
+    /// A service for a model, with its cache transfers if configured. Without a template chats are refused.
     ///
     /// # Errors
     /// A vocabulary that grammars cannot be compiled for.
@@ -95,7 +95,7 @@ impl Service {
         self.llm.files().template.as_ref().ok_or_else(none)
     }
 
-    /// Tokens that prompt and answer may have together.
+    /// Maximum tokens of a prompt and its answer together.
     pub(super) fn context(&self) -> usize {
         self.llm.context()
     }
@@ -112,7 +112,7 @@ impl Service {
         &self.grammars
     }
 
-    /// The name that the model goes by.
+    /// The model's own name.
     pub(super) fn name(&self) -> &str {
         self.options
             .model_names
@@ -134,7 +134,7 @@ impl Service {
             .code("model_not_found"))
     }
 
-    /// A seed for a request that brings none.
+    /// A seed for a request without one.
     pub(super) fn next_seed(&self) -> u64 {
         match &self.seeds {
             Some(seeds) => seeds
@@ -153,7 +153,7 @@ impl Service {
         }
     }
 
-    /// Does work of the CPU's away from the threads that serve connections, a few at a time.
+    /// Runs CPU-bound work outside of the threads that serve connections, a few tasks at a time.
     pub(super) async fn compute<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,

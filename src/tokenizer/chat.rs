@@ -1,9 +1,9 @@
 //! A conversation, and its ids.
 //!
-//! The template renders one text. What came from outside (every text of the messages and tools, keys included) is hidden
-//! before (`special.rs`), so that the control tokens left in the rendered text are the template's; these become ids, and
-//! the text between is brought back and encoded with special tokens off. A control token counts only if the template
-//! spells it out: one that came about in another way is an error, never an id.
+//! The template renders one text. All external text (every text of the messages and tools, including keys) is hidden before
+//! (`special.rs`), so that control tokens in the rendered text come from the template; these become ids, and the text between
+//! them is restored and encoded with special tokens off. A control token is accepted only if the template contains it
+//! literally: one that was composed in another way is an error, never an id.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -25,7 +25,7 @@ pub struct Chat {
     /// The tools that the model may call, as JSON objects.
     #[serde(default)]
     pub tools: Option<Vec<Value>>,
-    /// Whether the rendering ends where the assistant is to answer.
+    /// Whether the rendering ends where the assistant's answer begins.
     #[serde(default = "yes")]
     pub add_generation_prompt: bool,
     /// Whether the rendering ends with the last message's text, so that the model goes on with it; in place of a prompt to
@@ -54,10 +54,10 @@ fn yes() -> bool {
     true
 }
 
-/// A conversation as the model reads it.
+/// A conversation as the model's input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedChat {
-    /// What the template rendered. Text and control tokens look alike in it; only `ids` tells them apart.
+    /// The template's output. Text and control tokens look alike in it; only `ids` distinguishes them.
     pub rendered: String,
     /// The ids.
     pub ids: Vec<u32>,
@@ -67,8 +67,8 @@ impl Chat {
     /// Reads `{"messages": [..], "tools": [..], "add_generation_prompt": true}`, or the list of messages alone, and checks it.
     ///
     /// # Errors
-    /// Text that is not such JSON, an unknown field, what [`Chat::validate`] refuses, or a role that chats do not have: a
-    /// template would write it out, and a model cannot read it.
+    /// Text that is not such JSON, an unknown field, what [`Chat::validate`] refuses, or a role that chats do not have, which
+    /// a template would render as text that the model was not trained on.
     pub fn from_json(text: &str) -> Result<Chat, TokenizerError> {
         let chat = if text.trim_start().starts_with('[') {
             Self::of(serde_json::from_str(text)?)
@@ -80,7 +80,7 @@ impl Chat {
         Ok(chat)
     }
 
-    /// Messages that are to be answered, without tools.
+    /// Messages that end with the user's, without tools.
     fn of(messages: Vec<Value>) -> Chat {
         Chat {
             messages,
@@ -88,7 +88,7 @@ impl Chat {
         }
     }
 
-    /// One turn of a user, to be answered.
+    /// A single user message.
     pub fn user(text: &str) -> Chat {
         Self::of(vec![serde_json::json!({ "role": "user", "content": text })])
     }
@@ -96,7 +96,7 @@ impl Chat {
     /// Checks that every role is one that chats have.
     ///
     /// # Errors
-    /// The first message of another role, with its place.
+    /// The first message with another role, with its index.
     pub fn check_roles(&self) -> Result<(), TokenizerError> {
         for (i, message) in self.messages.iter().enumerate() {
             if !message["role"]
@@ -113,11 +113,11 @@ impl Chat {
         Ok(())
     }
 
-    /// Checks what every template relies on.
+    /// Checks the structure that every template relies on.
     ///
     /// # Errors
     /// No message; a message without a role; content that is neither text, nor null, nor a list of text parts; a name,
-    /// tool call or tool of the wrong type. The place is named.
+    /// tool call or tool of the wrong type. The error has the path.
     pub fn validate(&self) -> Result<(), TokenizerError> {
         if self.messages.is_empty() {
             return Err(wrong(
@@ -203,7 +203,7 @@ fn wrong(at: String, expected: &'static str, found: &Value) -> TokenizerError {
 }
 
 impl Tokenizer {
-    /// Renders a conversation and encodes it; nobody's text acts as a control token.
+    /// Renders a conversation and encodes it; user text is never encoded as a control token.
     ///
     /// # Errors
     /// What [`Chat::validate`] refuses; a template that fails or refuses the chat; a control token that the template does

@@ -1,9 +1,9 @@
-//! The special tokens: their names, their ids, and how a text written by anyone is kept from spelling one.
+//! The special tokens: their names, their ids, and how text is kept from containing one.
 //!
-//! [`Specials::hide`] puts a few characters of a text behind private-use ones, so that no special token can be found in
-//! it, nor in any concatenation of such texts, nor in one with a template's own text unless the template writes the
-//! token's punctuation around it. [`show`] brings the text back. Which tokens a rendered text may then hold, and what
-//! becomes of them, is `chat.rs`'s business.
+//! [`Specials::hide`] replaces a few characters of a text by private-use sequences, so that no special token can be found in
+//! it, nor in any concatenation of such texts, nor in one with a template's own text unless the template writes the token's
+//! punctuation around it. [`show`] restores the text. `chat.rs` decides which tokens a rendered text may contain, and encodes
+//! them.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
@@ -99,7 +99,7 @@ impl Specials {
             .next_back()
             .map_or(0, |&last| last.saturating_add(1))
             .max(first + RESERVED);
-        // A damaged file may declare an id of four thousand million; names for everything below it help nobody.
+        // A damaged file may declare an id of four thousand million, for which no names are reserved below it.
         if end - first > (1 << 20) {
             return Err(TokenizerError::Field {
                 path: path.to_owned(),
@@ -229,13 +229,13 @@ impl Specials {
     }
 }
 
-/// What an id without a name of its own is called.
+/// The name of an id without a declared name.
 pub(super) fn reserved_name(id: u32) -> String {
     format!("<|reserved_token_{id}|>")
 }
 
-/// The characters by which a name is told from text: its punctuation; of `<|name|>` only the bars, as templates look for
-/// such things as `</think>` in a message.
+/// The characters that distinguish a name from text: its punctuation; for `<|name|>` only the bars, since templates search
+/// messages for names such as `</think>`.
 fn guards_of(name: &str) -> Vec<char> {
     let all: Vec<char> = name
         .chars()

@@ -66,7 +66,7 @@ impl ChatTemplate {
         Self::replaced_in(files, &gguf::template(gguf.metadata())?)
     }
 
-    /// The same variables (`bos_token` and the like) with another source: for a template that somebody chose.
+    /// The same variables (`bos_token` and so on) with another template source, given by the user.
     ///
     /// # Errors
     /// A template that does not compile, with the line.

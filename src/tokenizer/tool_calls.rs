@@ -1,16 +1,16 @@
-//! Finds the tool calls in what the model says, as it says it.
+//! Finds tool calls in an answer as it streams.
 //!
 //! `<|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:IDX<|tool_call_argument_begin|>JSON<|tool_call_end|>...
-//! <|tool_calls_section_end|>`. Text that spells a control token is text ([`TokenText`] tells them apart). Arguments
-//! are passed on as they come, whatever their length and whether or not they are JSON; nothing is checked against the
-//! tools that were offered.
+//! <|tool_calls_section_end|>`. Text that looks like a control token is text ([`TokenText`] distinguishes them). Arguments
+//! are passed on as they come, whatever their length and whether or not they are JSON; they are not checked against the
+//! offered tools.
 
 use super::TokenText;
 
-/// What has become known of the model's answer.
+/// An event of the parsed answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToolCallEvent {
-    /// Text that is no part of a call.
+    /// Text outside of calls.
     Text(String),
     /// A call begins: its id is known.
     CallBegin {
@@ -18,7 +18,7 @@ pub enum ToolCallEvent {
         index: usize,
         /// The call's id as the model wrote it, without white space around it: `functions.NAME:IDX` when well formed.
         id: String,
-        /// The name in the id, which may hold dots; of a malformed id, what is left of it.
+        /// The name in the id, which may contain dots; for a malformed id, the rest of it.
         name: String,
     },
     /// Further text of a call's arguments.
@@ -32,7 +32,7 @@ pub enum ToolCallEvent {
     CallEnd {
         /// Which call.
         index: usize,
-        /// Whether the model wrote all of it; if not, it was cut off or malformed.
+        /// Whether the call is complete; otherwise it was cut off or malformed.
         complete: bool,
     },
 }
@@ -43,7 +43,7 @@ enum State {
     Text,
     /// In a section, between calls, with the white space that came last: it is dropped unless text follows.
     Between(String),
-    /// In a call's id, as far as it has come.
+    /// In a call's id, with its text so far.
     Id(String),
     Arguments,
 }

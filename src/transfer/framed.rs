@@ -1,4 +1,4 @@
-//! Frames over a socket: reading and writing one, with limits of time and memory.
+//! Frames over a socket: reading and writing, with limits of time and memory.
 
 use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};
@@ -33,7 +33,7 @@ type Write = Box<dyn AsyncWrite + Send + Unpin>;
 pub(super) struct FrameReader {
     inner: BufReader<Read>,
     max_body: usize,
-    /// How long to wait for each byte.
+    /// Maximum time to wait for each byte.
     patience: Duration,
     counters: Arc<Counters>,
 }
@@ -48,12 +48,12 @@ impl FrameReader {
         }
     }
 
-    /// From now on frames may have bodies of so many bytes.
+    /// Sets the maximum size of a body from now on.
     pub(super) fn allow_bodies(&mut self, max_body: usize) {
         self.max_body = max_body;
     }
 
-    /// What the other side begins with.
+    /// Reads the other side's opening bytes.
     pub(super) async fn opening(&mut self) -> Result<[u8; OPENING], TransferError> {
         let mut bytes = [0; OPENING];
         self.fill(&mut bytes).await?;
@@ -138,7 +138,7 @@ fn read_bytes(
 pub(super) struct FrameWriter {
     inner: Write,
     patience: Duration,
-    /// Whether a frame is written in part: nothing may follow then.
+    /// Whether a frame has been written in part: no other frame may follow then.
     within: bool,
     counters: Arc<Counters>,
 }
@@ -157,7 +157,7 @@ impl FrameWriter {
         self.all(bytes, &[]).await
     }
 
-    /// Writes a frame; its body from where it lies.
+    /// Writes a frame; its body is not copied.
     pub(super) async fn write(
         &mut self,
         transfer: u32,
@@ -169,9 +169,9 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Writes a last frame, if none is written in part, and ends this direction of the connection. With the other direction's
-    /// `reader` it waits, no longer than a second, until the peer has ended that: what is closed with bytes unread is reset, and
-    /// the last frame with it.
+    /// Writes a last frame, unless another is written in part, and closes this direction of the connection. With the other
+    /// direction's `reader` it waits at most a second until the peer has closed that: a socket that is closed with unread
+    /// bytes is reset, and the last frame would be lost with it.
     pub(super) async fn close(mut self, reader: Option<FrameReader>, last: Option<(u32, Frame)>) {
         let limit = self.patience.min(LAST_FRAME);
         let end = async {
@@ -190,7 +190,7 @@ impl FrameWriter {
         };
         match timeout(limit, end).await {
             Ok(Ok(())) => {}
-            // The peer is gone, which is why the connection ends.
+            // The peer has closed the connection, which is why it ends.
             Ok(Err(error)) => tracing::debug!("{error}"),
             Err(_) => tracing::debug!("the peer did not close its side of a connection in time"),
         }
@@ -214,7 +214,7 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Writes what the socket takes, and counts how long it took nothing.
+    /// Writes as much as the socket accepts, and counts the time during which it accepted none.
     async fn some(&mut self, parts: &[IoSlice<'_>]) -> Result<usize, TransferError> {
         let mut since = None;
         let inner = &mut self.inner;

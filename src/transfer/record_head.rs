@@ -1,4 +1,4 @@
-//! A layer record in a frame: what it is in the head, its numbers in the body.
+//! A layer record in a frame: its description in the head, its elements in the body.
 
 use bytes::BufMut;
 use xxhash_rust::xxh3::Xxh3;
@@ -16,10 +16,10 @@ const TENSORS: [LayerTensor; 5] = [
     LayerTensor::Latents,
 ];
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
-/// The most dimensions of a record's shape.
+/// Maximum number of dimensions of a record's shape.
 const MAX_RANK: usize = 4;
 
-/// The number of `one` in a list, from 1; 0, which no reader takes, if it is not there.
+/// The number of `one` in a list, from 1; 0, which readers refuse, if it is not in the list.
 fn code<T: PartialEq>(list: &[T], one: &T) -> u8 {
     let index = list.iter().position(|other| other == one);
     index.map_or(0, |index| index as u8 + 1)
@@ -37,7 +37,7 @@ fn of_code<T: Copy>(
     found.ok_or_else(|| TransferError::frame(what, expected(), code))
 }
 
-/// Appends all of a record but its numbers.
+/// Appends all fields of a record except its elements.
 pub(super) fn put(head: &mut Vec<u8>, record: &LayerRecord) {
     head.put_u128_le(record.id);
     head.put_u64_le(record.checksum);
@@ -84,7 +84,7 @@ pub(super) fn take(
     for _ in 0..rank {
         shape.push(fields.size("shape of a record")?);
     }
-    // The product of sizes that no record has would overflow where the record is checked.
+    // A product of sizes that no record has would overflow in the check of the record.
     let size = shape
         .iter()
         .try_fold(dtype.size(), |product, size| product.checked_mul(*size));

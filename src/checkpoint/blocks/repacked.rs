@@ -1,8 +1,8 @@
 //! Blocks that quantised safetensors files are repacked to where none of ggml's holds their numbers exactly, or as briefly. No file
 //! has them.
 //!
-//! What scales a block is in f32, as the schemes' formulas want it: where a scale counts for 64 or 128 columns, blocks are
-//! as long, so that a weight takes hardly more memory than its file.
+//! Scales are in f32, as in the schemes' formulas. Where a scale applies to 64 or 128 columns, blocks have that length, so
+//! that a weight takes hardly more memory than its file.
 
 use super::of_32::E2M1_TWICE;
 use super::{BlockFormat, Codes, NO_MIN, Unpack, half, nibbles, word};
