@@ -24,7 +24,7 @@ CARGO := cargo
 PROFILE := --release
 
 SERVE_FLAGS :=
-PYTHON_PACKAGES := openai==3.52.0 matplotlib==3.11.2 numpy==2.4.6 safetensors==0.8.0 gguf==0.19.0 jinja2==3.1.6
+PYTHON_PACKAGES := openai==3.52.0 anthropic==2.14.0 matplotlib==3.11.2 numpy==2.4.6 safetensors==0.8.0 gguf==0.19.0 jinja2==3.1.6
 DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?
 
 # Mesa's software driver complains on every start where this is unset, as in containers.
@@ -83,7 +83,7 @@ serve: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	$(CARGO) run $(PROFILE) --locked --quiet -- serve $(SERVE_FLAGS)
 
-# The server's tests speak to it with the published client, those of snapshots plot one, those of GGUF files write them, in a
+# The server's tests speak to it with the published clients (openai, anthropic), those of snapshots plot one, those of GGUF files write them, in a
 # Python of its own.
 target/python/made: Makefile
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3 python3-venv

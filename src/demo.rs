@@ -1,7 +1,8 @@
-//! The demo model: a small Kimi Linear of our own, in the program itself, so that a first minute needs no download.
+//! The demo model: a small Kimi Linear trained for this project and embedded in the program, so that the first run needs no
+//! download.
 //!
-//! [`folder`] writes its files where the system keeps caches, once, and gives that folder: from there it takes the same
-//! road as any checkpoint. What it is, how it was trained and what it can do stands in `assets/demo/MODEL_CARD.md`.
+//! [`folder`] writes its files to the user's cache folder, once, and returns that folder, which is then loaded like any
+//! checkpoint. `assets/demo/MODEL_CARD.md` describes the model, its training and its abilities.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

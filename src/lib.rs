@@ -3,14 +3,14 @@
 //! Three Kimi Delta Attention (KDA) layers, whose memory is a fixed matrix edited by a gated delta rule, alternate with one latent-attention
 //! (MLA) layer without positional encoding, over a mixture of experts.
 //!
-//! [`Llm`] is where to begin: a model that is loaded and answers. Beneath it are:
+//! Start with [`Llm`]: a loaded model that generates text. The modules below it are:
 //!
 //! - [`engine`]: requests and events, continuous batching, prefix reuse, sampling.
 //! - [`model`]: weights, and the forward pass as a program of operations.
 //! - [`backend`]: the trait that a device implements, and the CPU, WGSL and CUDA backends.
-//! - [`cache`]: the memory of sequences: slots, blocks, the prefix tree, snapshots.
-//! - [`checkpoint`], [`config`], [`tokenizer`]: what is in a model's files.
-//! - [`conformance`]: the list of cases that every backend is held to.
+//! - [`cache`]: the cache of sequences: slots, blocks, the prefix tree, snapshots.
+//! - [`checkpoint`], [`config`], [`tokenizer`]: the contents of a model's files.
+//! - [`conformance`]: the list of cases that every backend is tested against.
 //!
 //! Features: `cli` (the program), `server`, `wgpu` and `cuda`, all on by default; without any there is the CPU backend alone.
 //! `docs/architecture.md` in the repository shows the modules, and how a request flows through them.

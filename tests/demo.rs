@@ -201,8 +201,7 @@ fn answers(kind: BackendKind) -> Vec<Vec<u32>> {
         }
         let chat = Chat {
             messages: row["messages"].as_array().unwrap().clone(),
-            tools: None,
-            add_generation_prompt: true,
+            ..Chat::default()
         };
         let request = Request {
             stop_ids: tokenizer.stop_ids(&[]),

@@ -70,7 +70,10 @@ fn the_case_study_is_planned_in_all_three_forms() {
     assert_eq!(columns[2]["stages"]["limit"], "prfaas_prefill");
 
     let table = text(&CASE_STUDY);
-    assert!(table.starts_with("A model's output"), "{table}");
+    assert!(
+        table.starts_with("Computed from profiles; not measured"),
+        "{table}"
+    );
     for part in [
         "| PrfaaS-PD | homogeneous | naive split |",
         "4 / 3 / 5",
@@ -122,7 +125,7 @@ fn a_generated_trace_is_replayed_and_drawn() {
     assert!(svg.contains("time to the first token") && svg.contains("the link"));
     let table = text(&arguments);
     assert!(
-        table.contains("| served, req/s |") && table.contains("best of the sweep"),
+        table.contains("| simulated throughput, req/s |") && table.contains("best of the sweep"),
         "{table}"
     );
 }

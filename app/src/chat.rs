@@ -1,6 +1,6 @@
-//! A chat: what was said, what of it the model has as tokens, and how its answer comes along.
+//! A chat: its turns, its tokens, and the progress of its answer.
 //!
-//! It draws nothing. Updates of the session go in; the shell reads it.
+//! It draws nothing. It handles the session's updates, and the shell reads it.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -14,75 +14,75 @@ use crate::measure::{AnswerMeasure, Measures};
 use crate::problem::Problem;
 use crate::session::{ChatId, ChatUpdate};
 
-/// The title of a chat in which nothing has been said.
+/// The title of an empty chat.
 pub const NEW_TITLE: &str = "New chat";
 
 /// One question and its answer.
 #[derive(Clone, Debug, Default)]
 pub struct Turn {
-    /// What was asked.
+    /// The question.
     pub question: String,
-    /// The answer as it was written.
+    /// The answer as text.
     pub answer: String,
-    /// The same, to be drawn.
+    /// The answer as Markdown for drawing.
     pub markdown: Markdown,
-    /// One line about it, once it has ended.
+    /// A summary line, once the answer has ended.
     pub footer: Option<String>,
     /// Why there is no answer.
     pub problem: Option<Problem>,
-    /// Its height when it was drawn last, and the width that it had.
+    /// The width and height of the last drawing.
     pub drawn: Option<(f32, f32)>,
 }
 
-/// How far an answer is.
+/// The progress of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stage {
-    /// There is none under way.
+    /// No answer is in progress.
     #[default]
     Idle,
-    /// It was asked for; others run before it.
+    /// It is queued behind other requests.
     Waiting {
-        /// How many.
+        /// Number of requests before it.
         ahead: usize,
     },
     /// The prompt is being read.
     Reading {
         /// Number of tokens that have been computed.
         done: usize,
-        /// Those of them that were cached.
+        /// Prompt tokens that were cached.
         cached: usize,
-        /// All of them.
+        /// Number of prompt tokens.
         total: usize,
     },
-    /// Tokens come.
+    /// Tokens are generated.
     Answering,
 }
 
 /// A chat.
 pub struct Chat {
-    /// Its name in this run.
+    /// Its id in this run.
     pub id: ChatId,
     /// Its title in the list.
     pub title: String,
-    /// What the model is told first; it counts until the first question.
+    /// The system prompt; it can change until the first question.
     pub system: String,
-    /// What was said and answered.
+    /// Its turns.
     pub turns: Vec<Turn>,
-    /// What is being typed.
+    /// The text in the input field.
     pub draft: String,
     /// The turn whose question is being edited: sending takes the conversation back to it.
     pub editing: Option<usize>,
-    /// How far the answer is.
+    /// The progress of the answer.
     pub stage: Stage,
     /// Its tokens and frames.
     pub history: History,
-    /// What its answers took.
+    /// The timings of its answers.
     pub measures: Measures,
     /// The file it was saved to or opened from.
     pub file: Option<PathBuf>,
-    /// What was said, as the model has it: all turns that were answered.
+    /// The conversation as the model has it: all answered turns.
     pub conversation: Conversation,
-    /// Tokens of the prompt and the answer under way.
+    /// Number of tokens of the prompt and the answer in progress.
     ids: Vec<u32>,
     prompt: usize,
     asked: Option<Instant>,
@@ -90,16 +90,16 @@ pub struct Chat {
     traced: bool,
 }
 
-/// What an update asks of the chat's owner.
+/// What an update requires of the chat's owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing.
     Nothing,
     /// The answer has ended.
     Ended,
-    /// Something to say.
+    /// A notice to show.
     Notice(String),
-    /// Something went wrong beside the answer.
+    /// A problem apart from the answer.
     Problem(Problem),
 }
 
@@ -127,24 +127,24 @@ impl Chat {
         }
     }
 
-    /// Whether an answer is under way.
+    /// Whether an answer is in progress.
     #[must_use]
     pub fn busy(&self) -> bool {
         self.stage != Stage::Idle
     }
 
-    /// Whether anything was said.
+    /// Whether the chat is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.turns.is_empty()
     }
 
-    /// Begins a turn; the conversation so far is what the session is to be given with it.
+    /// Starts a turn; returns the conversation so far, for the session.
     pub fn ask(&mut self, question: &str, traced: bool) -> Conversation {
         self.stage = Stage::Waiting { ahead: 0 };
         self.editing = None;
         self.traced = traced;
-        // A turn that failed has no part in the conversation, and none on the screen once another is asked.
+        // A failed turn is not part of the conversation, and is removed when another question is asked.
         self.turns.truncate(self.conversation.turns());
         if self.turns.is_empty() {
             self.title = title(question);
@@ -164,7 +164,7 @@ impl Chat {
         self.conversation.clone()
     }
 
-    /// Goes back to before a turn, and gives its question.
+    /// Removes a turn and all after it, and returns its question.
     pub fn back_to(&mut self, turn: usize) -> Option<String> {
         let question = self.turns.get(turn)?.question.clone();
         self.turns.truncate(turn);
@@ -172,8 +172,8 @@ impl Chat {
         Some(question)
     }
 
-    /// A model was loaded: nothing of this chat is in its memory. Frames are of the model that made them, and tokens of
-    /// another one mean nothing to it.
+    /// A model was loaded: it has no state of this chat. Frames belong to the model that made them, and tokens of another
+    /// model are meaningless to it.
     pub fn reread(&mut self, other: bool) {
         self.history = History::default();
         self.measures.context_used = 0;
@@ -187,7 +187,7 @@ impl Chat {
         }
     }
 
-    /// Takes what the session tells of this chat.
+    /// Handles an update of this chat.
     pub fn take(&mut self, update: ChatUpdate) -> Outcome {
         match update {
             ChatUpdate::Queued { ahead } => self.stage = Stage::Waiting { ahead },
@@ -231,7 +231,7 @@ impl Chat {
                 let notice = match tokens {
                     0 => format!("Saved to {}", path.display()),
                     _ => format!(
-                        "Saved to {}, with the memory of {tokens} tokens",
+                        "Saved to {}, with the state of {tokens} tokens",
                         path.display()
                     ),
                 };
@@ -250,7 +250,8 @@ impl Chat {
                 }
                 let turns = self.turns.len();
                 return Outcome::Notice(format!(
-                    "Opened {turns} turns, with the memory of {remembered} tokens: nothing has to be read again"
+                    "Opened {turns} {}, with the state of {remembered} tokens",
+                    if turns == 1 { "turn" } else { "turns" }
                 ));
             }
             ChatUpdate::FileFailed(problem) | ChatUpdate::RetraceFailed(problem) => {
@@ -324,7 +325,7 @@ impl Chat {
         turn.footer = Some(footer);
         turn.drawn = None;
         if reason == FinishReason::Cancelled && turn.answer.is_empty() {
-            // It was stopped before it began: the question can be asked again, or another in its place.
+            // It was stopped before its first token: the question can be asked again, or another instead.
             return;
         }
         let (question, answer) = (turn.question.clone(), turn.answer.clone());
@@ -386,7 +387,7 @@ fn title(question: &str) -> String {
     format!("{}…", &cut[..end])
 }
 
-/// One line about an answer.
+/// A summary line of an answer.
 fn footer(reason: FinishReason, answer: &AnswerMeasure) -> String {
     let mut words = vec![format!(
         "{} tokens",
@@ -412,7 +413,7 @@ fn footer(reason: FinishReason, answer: &AnswerMeasure) -> String {
     words.join(" · ")
 }
 
-/// A duration for people.
+/// A duration for display.
 #[must_use]
 pub fn milliseconds(count: f64) -> String {
     if count < 10.0 {

@@ -1,16 +1,16 @@
-//! The model that runs when nobody has chosen one: the library's demo model.
+//! The default model: the library's demo model.
 
 use std::path::PathBuf;
 
 use crate::problem::{Problem, WayOut};
 
-/// What people call it.
+/// Its display name.
 pub const NAME: &str = "the demo model";
 
-/// Its folder, written first if it is not there.
+/// Its folder, which is written first if it does not exist.
 ///
 /// # Errors
-/// A place that cannot be written.
+/// A folder that cannot be written.
 pub fn folder() -> Result<PathBuf, Problem> {
     kimi_linear::demo::folder().map_err(|error| {
         let sentence = format!("{error}. Any folder with a Kimi Linear checkpoint runs instead.");

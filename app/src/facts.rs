@@ -1,4 +1,4 @@
-//! What is known of the model that runs: its shape, its device, the size of its pools.
+//! Facts about the loaded model: its shape, its device, the size of its pools.
 
 use kimi_linear::backend::Device;
 use kimi_linear::config::{Dtype, Memory, MemoryRequest, ModelConfig};
@@ -8,20 +8,20 @@ use kimi_linear::model::{TraceChoice, TraceHead};
 /// A loaded model.
 #[derive(Clone, Debug)]
 pub struct ModelFacts {
-    /// A name for people: the folder's, or the demo's.
+    /// Its display name: that of the folder, or of the demo model.
     pub name: String,
     /// Its shape.
     pub config: ModelConfig,
-    /// What it runs on.
+    /// The device that it runs on.
     pub device: Device,
-    /// Tokens that a conversation may reach.
+    /// Maximum tokens of a conversation.
     pub context: usize,
-    /// What the pools take, in bytes.
+    /// Size of the pools in bytes.
     pub memory: Memory,
 }
 
 impl ModelFacts {
-    /// The heads that are shown before anyone has chosen: the first of the middle KDA layer and of the last MLA layer.
+    /// The initially selected heads: the first of the middle KDA layer and of the last MLA layer.
     #[must_use]
     pub fn first_choice(&self) -> TraceChoice {
         let kda: Vec<usize> = self.config.kda_layers().collect();
@@ -33,10 +33,10 @@ impl ModelFacts {
     }
 }
 
-/// State slots beyond the running one: checkpoints of what was read, of several chats.
+/// State slots in addition to the running one, for checkpoints of several chats.
 const CHECKPOINTS: usize = 6;
 
-/// What the app's engine holds: one conversation at a time, and what others may go on from.
+/// The sizes of the app's engine: one running sequence, and checkpoints for the others.
 #[must_use]
 pub fn sizes(context: usize) -> EngineSizes {
     EngineSizes {
@@ -45,8 +45,8 @@ pub fn sizes(context: usize) -> EngineSizes {
     }
 }
 
-/// What a model takes on a device, before it is loaded, for conversations of so many tokens. `stored` is the bytes of its
-/// weights where they are there; else they are estimated by the configuration's dtype.
+/// The memory that a model needs on a device, before it is loaded, for conversations of this length. `stored` is the size of
+/// its weights if they exist; otherwise they are estimated from the configuration's dtype.
 #[must_use]
 pub fn memory(
     config: &ModelConfig,
@@ -75,18 +75,18 @@ pub fn memory(
 /// Whether a model will fit on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// It will, with room to spare.
+    /// It fits, with memory to spare.
     Fits,
-    /// It takes more than nine tenths of what there is: others on the device may be in the way.
+    /// It takes more than nine tenths of the memory: other programs on the device may prevent it.
     Tight,
-    /// It will not.
+    /// It does not fit.
     TooLarge,
-    /// The device does not say how much it has.
+    /// The device does not report its memory.
     Unknown,
 }
 
 impl Fit {
-    /// Holds an estimate against what a device says it has.
+    /// Compares an estimate with the memory that a device reports.
     #[must_use]
     pub fn of(memory: &Memory, device: &Device) -> Self {
         let Some(there) = device.memory_bytes else {
@@ -103,7 +103,7 @@ impl Fit {
     }
 }
 
-/// Bytes for people, in binary units.
+/// A size in binary units for display.
 #[must_use]
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -1,7 +1,7 @@
-//! Fonts of the system, for the scripts that the built-in ones lack: Chinese, Japanese, Korean, Arabic and so on.
+//! System fonts for the scripts that the built-in fonts lack: Chinese, Japanese, Korean, Arabic and so on.
 //!
-//! Nothing waits for them. A character that no font has goes to a thread, which looks through the system's fonts and adds
-//! the one that has it; until then, and where there is none, a box stands in the character's place.
+//! They are loaded in the background. A thread searches the system's fonts for a character that no loaded font has, and adds
+//! the font that has it; until then, and if there is none, a box is drawn.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use eframe::egui::{self, FontData, FontFamily, FontInsert, FontPriority, FontTwe
 use fontdb::{Database, FaceInfo, Style};
 use skrifa::{FontRef, MetadataProvider};
 
-/// Has the context ask the system's fonts for what its own lack.
+/// Makes the context search the system's fonts for characters that its own lack.
 pub fn follow(ctx: &egui::Context) {
     let (missing, asked) = mpsc::channel();
     let there = ctx.clone();
@@ -24,20 +24,20 @@ pub fn follow(ctx: &egui::Context) {
     }
 }
 
-/// Takes note of characters; it has no fonts itself.
+/// Collects missing characters; it has no fonts itself.
 struct Missing(Sender<char>);
 
 impl egui::FontProvider for Missing {
     fn font_for(&self, request: &egui::FallbackRequest<'_>) -> Option<FontInsert> {
         if let Some(character) = request.cluster.chars().next() {
-            // The thread goes when the window does.
+            // The thread ends with the window.
             let _ = self.0.send(character);
         }
         None
     }
 }
 
-/// Finds a font for each character that is asked for, once.
+/// Finds a font for each requested character, once.
 fn serve(ctx: &egui::Context, asked: &Receiver<char>) {
     let mut seen = BTreeSet::new();
     let mut fonts = None;
@@ -47,7 +47,7 @@ fn serve(ctx: &egui::Context, asked: &Receiver<char>) {
         if wanted.is_empty() {
             continue;
         }
-        // The folders are read when the first character needs them.
+        // The font folders are scanned for the first missing character.
         let fonts = fonts.get_or_insert_with(Fonts::of_the_system);
         while let Some(character) = wanted.pop_first() {
             let Some(found) = fonts.find(character) else {
@@ -74,7 +74,7 @@ fn serve(ctx: &egui::Context, asked: &Receiver<char>) {
     }
 }
 
-/// Whether a face can draw a character: fonts of pictures have no outlines.
+/// Whether a face can draw a character: picture fonts have no outlines.
 fn has(data: &[u8], index: u32, character: char) -> bool {
     let Ok(font) = FontRef::from_index(data, index) else {
         return false;
@@ -89,7 +89,7 @@ struct Found {
     font: FontData,
 }
 
-/// The fonts of the system, those first that suit the interface.
+/// The fonts of the system, those that suit the interface first.
 struct Fonts {
     database: Database,
     order: Vec<fontdb::ID>,
@@ -113,7 +113,7 @@ impl Fonts {
         Self { database, order }
     }
 
-    /// The first face that has a character.
+    /// The first face with a character.
     fn find(&self, character: char) -> Option<Found> {
         let has = |id: &&fontdb::ID| {
             let found = self
@@ -132,7 +132,7 @@ impl Fonts {
     }
 }
 
-/// The form of Chinese characters that a language writes, as names of fonts have it.
+/// The variant of Chinese characters for a language, as it appears in names of fonts.
 fn han(language: &str) -> &'static str {
     let forms = [("ja", "JP"), ("ko", "KR"), ("zh_TW", "TC"), ("zh_HK", "HK")];
     let form = forms
@@ -141,8 +141,7 @@ fn han(language: &str) -> &'static str {
     form.map_or("SC", |(_, form)| form)
 }
 
-/// Where a face stands in the order of preference: upright, of ordinary weight and width, without serifs, and among the
-/// forms of one font that of the language.
+/// The rank of a face: upright, of regular weight and width, without serifs, and of the language's variant first.
 fn rank(face: &FaceInfo, form: &str) -> impl Ord + use<> {
     let name = face.families.first().map_or("", |(name, _)| name.as_str());
     let serif = ["Serif", "Ming", "Song", "Mincho", "Batang"]
@@ -178,7 +177,7 @@ mod tests {
     #[test]
     fn a_font_is_found_by_what_it_has() {
         let fonts = fonts();
-        // Box drawing is in the font for code alone, a schwa in the other one.
+        // Box drawing is only in the font for code, a schwa only in the other one.
         assert!(fonts.find('╬').unwrap().name.contains("Hack"));
         assert!(fonts.find('Ə').unwrap().name.contains("Ubuntu"));
         assert!(fonts.find('中').is_none());

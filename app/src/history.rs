@@ -1,17 +1,17 @@
-//! The tokens of the conversation that is shown, and the trace frames of those that were traced.
+//! The tokens of the shown conversation, and the trace frames of those that were traced.
 //!
-//! Tokens stay, all of them. Frames are held within a budget of bytes: first the oldest lose what is large (the matrix,
-//! the attention row, every channel's decay), then they go.
+//! All tokens are kept. Frames are kept within a budget of bytes: the oldest frames first lose their large parts (the matrix,
+//! the attention row, every channel's decay), then they are dropped.
 
 use std::collections::VecDeque;
 
 use kimi_linear::engine::TIMED_OF;
 use kimi_linear::model::{StateTrace, TraceFrame, TraceHead};
 
-/// Bytes of the large parts of frames.
+/// Budget in bytes for the large parts of frames.
 const LARGE_BYTES: usize = 320 << 20;
 
-/// Bytes of what is left of frames without them.
+/// Budget in bytes for frames without their large parts.
 const SMALL_BYTES: usize = 256 << 20;
 
 /// One token of the sequence.
@@ -21,22 +21,22 @@ pub struct TokenText {
     pub id: u32,
     /// Its text.
     pub text: String,
-    /// Whether it is the model's own.
+    /// Whether the model generated it.
     pub answer: bool,
-    /// Its natural log-probability, where it is known.
+    /// Its natural log-probability, if it is known.
     pub logprob: Option<f32>,
 }
 
-/// A statistic of every KDA head's whole state at one token, taken when an answer has ended.
+/// A statistic of every KDA head's full state at one token, computed when an answer has ended.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HeadRanks {
-    /// Tokens that the states have seen.
+    /// Number of tokens in the states.
     pub position: usize,
     /// `(layer, effective rank of each head)`: `(sum s^2)^2 / sum s^4` over the state's singular values s.
     pub layers: Vec<(usize, Vec<f32>)>,
 }
 
-/// A frame with what it takes.
+/// A frame with its size.
 #[derive(Clone, Debug)]
 struct Held {
     frame: TraceFrame,
@@ -44,14 +44,14 @@ struct Held {
     small: usize,
 }
 
-/// What the views read.
+/// The data that the views read.
 #[derive(Clone, Debug)]
 pub struct History {
     tokens: Vec<TokenText>,
-    /// By position; `first` is that of the front.
+    /// By position; `first` is the position of the first frame.
     frames: VecDeque<Option<Box<Held>>>,
     first: usize,
-    /// Frames before this position have lost what is large.
+    /// Frames before this position have lost their large parts.
     whole_from: usize,
     large: usize,
     small: usize,
@@ -67,7 +67,7 @@ impl Default for History {
     }
 }
 
-/// Bytes of a frame: of its large parts, and of all else.
+/// Size of a frame in bytes: of its large parts, and of the rest.
 fn bytes(frame: &TraceFrame) -> (usize, usize) {
     let state = frame.state.as_ref();
     let large = state.map_or(0, |state| state.state.len())
@@ -95,7 +95,7 @@ fn bytes(frame: &TraceFrame) -> (usize, usize) {
 }
 
 impl History {
-    /// One that holds so many bytes of large parts of frames and of small ones; tokens are not counted.
+    /// A history with these budgets in bytes, for large parts of frames and for the rest; tokens are not counted.
     #[must_use]
     pub fn with_budget(large: usize, small: usize) -> Self {
         Self {
@@ -112,7 +112,7 @@ impl History {
         }
     }
 
-    /// Takes the tokens of a prompt: what they share with the sequence so far stays, with its frames; the rest goes.
+    /// Sets the tokens of a prompt: the prefix shared with the present sequence keeps its frames; the rest is dropped.
     pub fn set_tokens(&mut self, mut tokens: Vec<TokenText>) {
         let same = self
             .tokens
@@ -120,7 +120,7 @@ impl History {
             .zip(&tokens)
             .take_while(|(old, new)| old.id == new.id)
             .count();
-        // What is known of a token stays known.
+        // Known log-probabilities of tokens are kept.
         for (new, old) in tokens.iter_mut().zip(&self.tokens[..same]) {
             new.logprob = new.logprob.or(old.logprob);
             new.answer |= old.answer;
@@ -144,14 +144,14 @@ impl History {
         self.revision += 1;
     }
 
-    /// Takes the next token of the answer.
+    /// Appends the next token of the answer.
     pub fn push_token(&mut self, token: TokenText) {
         self.tokens.push(token);
         self.revision += 1;
     }
 
-    /// Takes a frame: in place of the one of its position, if there is one. Its `next` is the log-probability of the
-    /// token after it, where that is the prompt's.
+    /// Adds a frame, or replaces the one of its position. Its `next` is the log-probability of the token after it, if that is
+    /// a prompt token.
     pub fn push_frame(&mut self, frame: TraceFrame) {
         self.revision += 1;
         let position = frame.position;
@@ -161,7 +161,7 @@ impl History {
         if self.frames.is_empty() {
             (self.first, self.whole_from) = (position, position);
         }
-        // Frames come in ascending order, or again for tokens that have one: a gap is not worth more than an empty place.
+        // Frames come in ascending order, or again for tokens that have one; a gap in the positions gets empty entries.
         while position < self.first {
             self.frames.push_front(None);
             self.first -= 1;
@@ -220,7 +220,7 @@ impl History {
         }
     }
 
-    /// Takes the statistic of the whole states.
+    /// Sets the statistic of the full states.
     pub fn set_ranks(&mut self, ranks: HeadRanks) {
         self.ranks = Some(ranks);
         self.revision += 1;
@@ -232,7 +232,7 @@ impl History {
         &self.tokens
     }
 
-    /// The statistic of the whole states.
+    /// The statistic of the full states.
     #[must_use]
     pub fn ranks(&self) -> Option<&HeadRanks> {
         self.ranks.as_ref()
@@ -245,8 +245,8 @@ impl History {
         held.as_ref().map(|held| &held.frame)
     }
 
-    /// The timed token that is next to the one at `position`, with its frame: the last one before it, or else the first after.
-    /// Every run of traced tokens begins with one.
+    /// The timed token nearest to the one at `position`, with its frame: the last one before it, or else the first after.
+    /// Every run of traced tokens begins with a timed token.
     #[must_use]
     pub fn timed(&self, position: usize) -> Option<(usize, &TraceFrame)> {
         let near = position.saturating_sub(TIMED_OF)..position + TIMED_OF + 1;
@@ -258,14 +258,13 @@ impl History {
         before.rev().chain(after).find_map(timed)
     }
 
-    /// Positions that frames may be at: from the oldest one held to the newest.
+    /// Positions that may have frames: from the oldest to the newest.
     #[must_use]
     pub fn traced(&self) -> std::ops::Range<usize> {
         self.first..self.first + self.frames.len()
     }
 
-    /// The position that views show: the selected token, or the newest one that was traced; `None` where there are no
-    /// tokens.
+    /// The position that views show: the selected token, or the newest traced one; `None` if there are no tokens.
     #[must_use]
     pub fn shown(&self, selected: Option<usize>) -> Option<usize> {
         let last = self.tokens.len().checked_sub(1)?;
@@ -276,15 +275,15 @@ impl History {
         Some(selected.or(newest).unwrap_or(last).min(last))
     }
 
-    /// What a token did to a head, where its frame shows that head.
+    /// What a token did to a head, if its frame has that head.
     #[must_use]
     pub fn head(&self, position: usize, head: TraceHead) -> Option<&StateTrace> {
         let state = self.frame(position)?.state.as_ref()?;
         ((state.layer, state.head) == (head.layer, head.head)).then_some(state)
     }
 
-    /// A head's state before a token, `[K, V]`: that of the token before it, zero at the sequence's start; `None` where
-    /// it is not held.
+    /// A head's state before a token, `[K, V]`: that after the previous token, zero at the start of the sequence; `None` if
+    /// it is not kept.
     #[must_use]
     pub fn before(&self, position: usize, head: TraceHead) -> Option<std::borrow::Cow<'_, [f32]>> {
         if position == 0 {
@@ -295,19 +294,19 @@ impl History {
         (!state.is_empty()).then(|| state.into())
     }
 
-    /// Changes with every change: what is computed from the history is stale when it is another.
+    /// Incremented by every change: results computed from the history are stale when it differs.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Changes when tokens are replaced; while it is the same, tokens are only appended.
+    /// Incremented when tokens are replaced; while it is the same, tokens are only appended.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Bytes of the frames that are held.
+    /// Size of all frames in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.large + self.small
@@ -412,7 +411,7 @@ mod tests {
         history.set_tokens((0..most).map(text).collect());
         for position in 0..most as usize {
             let mut frame = frame(position);
-            // A row of attention would be as long as its position.
+            // A row of attention has the length of its position.
             frame.attention.as_mut().unwrap().weights.truncate(64);
             history.push_frame(frame);
             assert!(history.bytes() <= large + small);

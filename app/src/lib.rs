@@ -1,7 +1,7 @@
-//! The desktop app: chat with a model, and views of what its memory does with each token.
+//! The desktop app: chat with a model, and views of its state at each token.
 //!
-//! The interface never waits: the model runs behind a [`session`], which takes commands and gives updates. The views read
-//! what the updates brought ([`history`], [`measure`], [`facts`]) and share one [`selection`].
+//! The interface never blocks: the model runs behind a [`session`], which takes commands and sends updates. The views read
+//! the data of the updates ([`history`], [`measure`], [`facts`]) and share one [`selection`].
 
 pub mod chat;
 pub mod demo;

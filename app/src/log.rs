@@ -1,4 +1,4 @@
-//! The log as the log panel shows it: the last lines of everything that goes through `tracing`.
+//! The log of the log panel: the last lines of `tracing` events.
 
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// Lines that are kept.
+/// Number of lines to keep.
 const MOST_LINES: usize = 2000;
 
 /// One line.
@@ -18,13 +18,13 @@ const MOST_LINES: usize = 2000;
 pub struct Line {
     /// Milliseconds since the program began.
     pub milliseconds: u128,
-    /// How much it matters.
+    /// Its level.
     pub level: Level,
-    /// Where it comes from, what it says, and its fields.
+    /// Its target, message and fields.
     pub text: String,
 }
 
-/// The last lines; clones show the same ones.
+/// The last lines; clones share them.
 #[derive(Clone)]
 pub struct Log {
     lines: Arc<Mutex<VecDeque<Line>>>,
@@ -48,7 +48,7 @@ impl Log {
         lines.iter().cloned().collect()
     }
 
-    /// Forgets them.
+    /// Removes all lines.
     pub fn clear(&self) {
         self.lines
             .lock()

@@ -18,42 +18,44 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-/// The name under which the system keeps what is kept between runs.
+/// The name under which the system stores settings and layout.
 const ID: &str = "kimi-linear";
 
-/// How long what the model says may wait to be drawn: a fast model has several tokens in a frame then, and the window takes
-/// less of what the model runs on ..
+/// Interval at which new text is drawn: a fast model has several tokens in a frame then, and drawing takes less of the time
+/// that the model needs.
 const SPACING: Duration = Duration::from_millis(33);
-/// .. which is much where a CPU plays the GPU: it takes a tenth of a second of a core for a window of 1280 x 800.
+/// The same on a software renderer, where a frame of 1280 x 800 takes a tenth of a second of a CPU core.
 const SOFTWARE_SPACING: Duration = Duration::from_millis(200);
 
-/// Chat with a Kimi Linear model, and watch its memory at work.
+/// Chat with a Kimi Linear model and watch its memory.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// A folder with config.json, tokenizer files and safetensors weights, or a GGUF; by default the last one, at first the demo model.
-    #[arg(long, value_name = "DIR", conflicts_with = "connect")]
+    /// Model: a folder with config.json, tokenizer files and safetensors weights, or a GGUF. Default: the last model, at
+    /// first the built-in demo model.
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "connect")]
     model: Option<PathBuf>,
-    /// Run the demo model, whatever ran last.
+    /// Run the demo model instead of the last one.
     #[arg(long, conflicts_with_all = ["model", "connect"])]
     demo: bool,
-    /// What to run on.
+    /// Backend to run on. Default: that of the last run, at first a GPU if there is one, otherwise the CPU.
     #[arg(long, value_enum, conflicts_with = "connect")]
     backend: Option<BackendName>,
-    /// The device's number, as `kimi-linear devices` lists them; by default the backend's best.
+    /// Device number, as listed by `kimi-linear devices`. Default: the backend's best device.
     #[arg(long, value_name = "N", requires = "backend")]
     device: Option<usize>,
-    /// Tokens that a conversation may reach.
+    /// Maximum length of a conversation in tokens.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
-    /// Chat with the model of a running `kimi-linear serve`; the views that need its state are left out. The environment's
-    /// OPENAI_API_KEY is sent along.
+    /// Chat with the model of a running server, such as `kimi-linear serve`, without the views of its state. OPENAI_API_KEY
+    /// is sent if it is set.
     #[arg(long, value_name = "URL")]
     connect: Option<String>,
-    /// Play a script: a conversation that types itself and saves screenshots. Nothing is kept of such a run.
+    /// Run a script that types a conversation and saves screenshots, and exit; docs/app.md lists the steps. Nothing is kept
+    /// of such a run.
     #[arg(long, value_name = "FILE")]
     demo_script: Option<PathBuf>,
-    /// Where the script's files go.
+    /// Folder for the script's files.
     #[arg(
         long,
         value_name = "DIR",
@@ -71,17 +73,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             use std::io::Write;
-            // If even stderr is gone, the exit status still tells.
+            // If stderr is closed too, the exit status still shows the failure.
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// The panel has what is worth knowing; the terminal only what `KIMI_LINEAR_LOG` asks for.
+/// The log panel shows messages of interest to users; the terminal only what `KIMI_LINEAR_LOG` asks for.
 fn begin_log(log: &Log) {
     let panel = EnvFilter::new("info,wgpu=warn,wgpu_core=warn,wgpu_hal=warn,naga=warn,zbus=warn");
-    // Of winit nothing: when a window has closed it complains of every event that was still on its way there.
+    // No messages of winit: after a window has closed it warns of every event that was still queued.
     let asked = std::env::var("KIMI_LINEAR_LOG").unwrap_or_else(|_| "error,winit=off".to_owned());
     let terminal = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
@@ -168,7 +170,7 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
     }
 }
 
-/// What the command line says goes before what was kept.
+/// The command line takes precedence over stored settings.
 fn heed(settings: &mut Settings, arguments: &Arguments) {
     let model = &mut settings.model;
     if arguments.model.is_some() || arguments.demo {

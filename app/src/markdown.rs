@@ -1,22 +1,22 @@
-//! A text of Markdown that is drawn in blocks, so that of a long one only what is in sight costs anything.
+//! Markdown text that is drawn in blocks, so that only the visible part of a long text is laid out.
 
 use eframe::egui::{Rect, Ui, vec2};
 use egui_commonmark::{CommonMarkCache, CommonMarkViewer};
 
-/// A block is closed at the first empty line after so many bytes,
+/// Length in bytes after which a block ends at the next empty line.
 const SOFT: usize = 2_000;
-/// at the first line's end after so many, a fence of code being closed and opened again,
+/// Length in bytes after which a block ends at the next line end; a code fence is closed and opened again.
 const HARD: usize = 8_000;
-/// or where it is, after so many.
+/// Maximum length of a block in bytes.
 const MOST: usize = 16_000;
 
-/// A text, perhaps still growing.
+/// A text, which may still grow.
 #[derive(Clone, Debug, Default)]
 pub struct Markdown {
     blocks: Vec<Block>,
-    /// The line that opened the fence in which the last block stands, or nothing outside of one.
+    /// The line that opened the code fence of the last block; empty outside of a fence.
     fence: Option<String>,
-    /// How much of the last block has been looked at for lines.
+    /// Number of bytes of the last block that have been searched for lines.
     seen: usize,
     width: f32,
 }
@@ -24,12 +24,12 @@ pub struct Markdown {
 #[derive(Clone, Debug, Default)]
 struct Block {
     text: String,
-    /// Its height when it was drawn last, at the text's width.
+    /// Its height at the last drawing, at the text's width.
     height: Option<f32>,
 }
 
 impl Markdown {
-    /// A text that is there already.
+    /// A complete text.
     #[must_use]
     pub fn new(text: &str) -> Self {
         let mut markdown = Self::default();
@@ -39,7 +39,7 @@ impl Markdown {
         markdown
     }
 
-    /// Takes more of it.
+    /// Appends text.
     pub fn push(&mut self, text: &str) {
         if self.blocks.is_empty() {
             self.blocks.push(Block::default());
@@ -51,7 +51,7 @@ impl Markdown {
         self.close();
     }
 
-    /// How many blocks there are.
+    /// Number of blocks.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.blocks.len()
@@ -105,7 +105,7 @@ impl Markdown {
         self.close();
     }
 
-    /// Draws what of it is in sight.
+    /// Draws the visible part.
     pub fn ui(&mut self, ui: &mut Ui, cache: &mut CommonMarkCache) {
         let width = ui.available_width();
         if (self.width - width).abs() > 0.5 {

@@ -1,13 +1,13 @@
-//! What answers took: by the session's clock, for the status line and the view of throughput.
+//! Timings of answers, by the session's clock, for the status line and the throughput view.
 
-/// What one answer took.
+/// The timings of one answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AnswerMeasure {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them that were cached.
+    /// Prompt tokens that were cached.
     pub cached_tokens: usize,
-    /// Milliseconds from the request to the first token, once it is there.
+    /// Milliseconds from the request to the first token, once it has come.
     pub first_token: Option<f64>,
     /// Milliseconds from each token to the next.
     pub intervals: Vec<f32>,
@@ -27,7 +27,7 @@ impl AnswerMeasure {
     }
 }
 
-/// The answers of this run, the last one perhaps under way.
+/// The answers of this run; the last one may be in progress.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Measures {
     /// Oldest first.
@@ -36,19 +36,19 @@ pub struct Measures {
     pub context_used: usize,
 }
 
-/// What the interface's thread took for its frames.
+/// Frame times of the interface's thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct FrameTimes {
-    /// How many there were.
+    /// Number of frames.
     pub count: usize,
-    /// Milliseconds of the longest.
+    /// Milliseconds of the longest frame.
     pub longest: f64,
-    /// Milliseconds of all of them.
+    /// Milliseconds of all frames.
     pub sum: f64,
 }
 
 impl FrameTimes {
-    /// Takes another, of so many milliseconds.
+    /// Adds a frame.
     pub fn take(&mut self, milliseconds: f64) {
         self.count += 1;
         self.sum += milliseconds;

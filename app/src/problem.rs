@@ -1,26 +1,26 @@
-//! What went wrong, as a sentence, and what a person can do about it.
+//! Problems, each as a sentence and a remedy.
 
 use kimi_linear::error::{BackendError, CacheError, EngineError, Error};
 
-/// What helps.
+/// A remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WayOut {
-    /// Choosing another folder.
+    /// Choose another folder.
     ChooseModel,
-    /// Choosing another device, or a shorter context.
+    /// Choose another device, or a shorter context.
     ChooseDevice,
-    /// Loading the same model again.
+    /// Load the same model again.
     LoadAgain,
-    /// Beginning another conversation.
+    /// Start another chat.
     NewChat,
-    /// Asking the same again.
+    /// Ask again.
     AskAgain,
-    /// Nothing but reading it.
+    /// No remedy but to read the message.
     Dismiss,
 }
 
 impl WayOut {
-    /// What the button says.
+    /// The text of its button.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -34,23 +34,23 @@ impl WayOut {
     }
 }
 
-/// Something that went wrong.
+/// A problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What, in a sentence or two.
+    /// Its description, in a sentence or two.
     pub sentence: String,
-    /// What helps.
+    /// Its remedy.
     pub way_out: WayOut,
 }
 
 impl Problem {
-    /// A problem in words.
+    /// A problem from a text.
     pub fn new(sentence: impl Into<String>, way_out: WayOut) -> Self {
         let (sentence, way_out) = (sentence.into(), way_out);
         Self { sentence, way_out }
     }
 
-    /// What a request came to. The conversation is as it was before it.
+    /// The problem of a failed request. The conversation is unchanged.
     #[must_use]
     pub fn of_answer(error: &Error) -> Self {
         match error {
@@ -79,19 +79,19 @@ impl Problem {
         }
     }
 
-    /// What loading a model came to.
+    /// The problem of a failed load.
     #[must_use]
     pub fn of_loading(error: &Error) -> Self {
         match error {
             Error::Backend(BackendError::OutOfMemory { .. } | BackendError::TooLarge { .. }) => {
                 Self::new(
-                    format!("{error}. Another device, or a shorter context, may have room for it."),
+                    format!("{error}. Choose another device or a shorter context."),
                     WayOut::ChooseDevice,
                 )
             }
             Error::Backend(_) => Self::new(
                 format!(
-                    "{error}. The processor runs any model that fits into its memory: choose the device \"cpu\"."
+                    "{error}. The CPU runs any model that fits in its memory: choose the device \"cpu\"."
                 ),
                 WayOut::ChooseDevice,
             ),
@@ -104,7 +104,7 @@ impl Problem {
         }
     }
 
-    /// What saving or opening a chat came to.
+    /// The problem of a failed save or open.
     #[must_use]
     pub fn of_file(error: &Error) -> Self {
         match error {

@@ -1,4 +1,4 @@
-//! Scripts: a conversation that types itself and saves screenshots. One step a line; `docs/app.md` lists them.
+//! Scripts that type a conversation and save screenshots, one step per line; `docs/app.md` lists the steps.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use crate::shell::action::Window;
 use crate::try_these::EXAMPLES;
 use crate::views;
 
-/// How long a step may be waited for.
+/// Timeout of a step.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// What is waited for.
+/// A condition to wait for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Until {
-    /// A model or a server that can answer.
+    /// A model or a server is ready.
     Ready,
     /// The end of the answer.
     Answer,
-    /// So many tokens of the answer under way.
+    /// Number of tokens of the answer in progress.
     Tokens(usize),
     /// The selected heads' frames.
     Traced,
-    /// The clock.
+    /// A number of seconds.
     Seconds(f64),
 }
 
@@ -40,27 +40,27 @@ pub enum Step {
     Wait(Until),
     /// Type a question, and send it.
     Say(String),
-    /// Ask for an example.
+    /// Send an example.
     Try(usize),
     /// Stop the answer.
     Stop,
     /// Answer the last question again.
     Regenerate,
-    /// Begin a chat.
+    /// Start a chat.
     New,
     /// Bring a view to the front.
     View(String),
-    /// All panels side by side, or as at first.
+    /// Show all panels side by side, or the initial layout.
     Panels(bool),
     /// Select a token by its position; `None` is the newest.
     Token(Option<usize>),
-    /// Select the last token of the questions that reads so.
+    /// Select the last token of the questions with this text.
     Find(String),
     /// Select a KDA head.
     Kda(usize, usize),
     /// Select an MLA head.
     Mla(usize, usize),
-    /// Trace, or do not.
+    /// Turn tracing on or off.
     Trace(bool),
     /// Open or close a window.
     Window(Window),
@@ -68,18 +68,18 @@ pub enum Step {
     Shot(PathBuf),
     /// Save the turns, and the tokens with the selected head's numbers.
     Dump(PathBuf),
-    /// Add the last answer's tokens a second to `rates.txt`, under a name.
+    /// Append the last answer's tokens per second to `rates.txt`, under a name.
     Rate(String),
-    /// Add what frames took since the last such step to `frames.txt`, under a name.
+    /// Append frame times since the last such step to `frames.txt`, under a name.
     Frames(String),
-    /// Leave.
+    /// Quit.
     Quit,
 }
 
-/// Reads a script.
+/// Parses a script.
 ///
 /// # Errors
-/// The first line that is no step, with its number.
+/// The first invalid line, with its number.
 pub fn parse(text: &str) -> Result<Vec<Step>, String> {
     let lines = text.lines().enumerate();
     let lines = lines.filter(|(_, line)| !line.trim().is_empty() && !line.trim().starts_with('#'));
@@ -189,10 +189,10 @@ fn wait(rest: &str) -> Result<Until, String> {
     }
 }
 
-/// How a script ended.
+/// The result of a script.
 pub type Ending = Arc<Mutex<Option<Result<(), String>>>>;
 
-/// A script that is being played.
+/// A running script.
 pub struct Player {
     steps: VecDeque<Step>,
     /// Where files are written.
@@ -205,7 +205,7 @@ pub struct Player {
 }
 
 impl Player {
-    /// A script, and where its files go.
+    /// A script, and the folder for its files.
     #[must_use]
     pub fn new(steps: Vec<Step>, out: &Path, ending: Ending) -> Self {
         Self {
@@ -218,7 +218,7 @@ impl Player {
         }
     }
 
-    /// The step to be done, how long it has been that, and for how many frames.
+    /// The current step, the time since it began, and the number of frames since.
     pub fn current(&mut self) -> Option<(Step, Duration, usize)> {
         let step = self.steps.front()?.clone();
         let (since, frames) = self.since.get_or_insert_with(|| (Instant::now(), 0));
@@ -226,14 +226,14 @@ impl Player {
         Some((step, since.elapsed(), *frames))
     }
 
-    /// The step is done.
+    /// Goes on to the next step.
     pub fn next(&mut self) {
         self.steps.pop_front();
         self.since = None;
         self.asked = false;
     }
 
-    /// Whether the step has taken too long.
+    /// Whether the step has timed out.
     #[must_use]
     pub fn late(&self, elapsed: Duration) -> bool {
         elapsed > PATIENCE
@@ -245,7 +245,7 @@ impl Player {
         *self.ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(how);
     }
 
-    /// A screenshot of the window: nothing until it is there.
+    /// A screenshot of the window; `None` until it has been taken.
     pub fn screenshot(&mut self, ctx: &egui::Context) -> Option<Arc<egui::ColorImage>> {
         if !self.asked {
             self.asked = true;

@@ -2,7 +2,7 @@
 
 use kimi_linear::model::{TraceChoice, TraceHead};
 
-/// What every view shows. A view that is clicked changes it; all others follow at the next frame.
+/// The selection that every view shows. A click in a view changes it; all others follow at the next frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// A token's position in its sequence; `None` follows the newest one.
@@ -14,8 +14,8 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The selected heads, as a request names them. When they change, the app has the engine run the conversation's last
-    /// tokens again, traced for the new heads; the frames come into the history in place of the old ones.
+    /// The selected heads, as part of a request. When they change, the app runs the conversation's last tokens again, traced
+    /// for the new heads; their frames replace the old ones.
     #[must_use]
     pub fn choice(&self) -> TraceChoice {
         TraceChoice {

@@ -1,4 +1,4 @@
-//! What is kept between runs, apart from chats and the arrangement of the panels.
+//! Settings that are stored between runs, apart from chats and the layout of the panels.
 
 use std::path::PathBuf;
 
@@ -6,18 +6,18 @@ use kimi_linear::backend::BackendKind;
 use kimi_linear::engine::Sampling;
 use serde::{Deserialize, Serialize};
 
-/// A backend by the name that the command line has for it.
+/// A backend, with the command line's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendName {
-    /// A GPU if there is one, else the CPU.
+    /// A GPU if there is one, otherwise the CPU.
     #[default]
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// Any GPU, through Vulkan, Metal or DX12.
     Wgpu,
-    /// An NVIDIA GPU, through CUDA.
+    /// An NVIDIA GPU of compute capability 9.0 (Hopper) or newer, through CUDA.
     Cuda,
 }
 
@@ -33,7 +33,7 @@ impl BackendName {
         }
     }
 
-    /// The one that a device of the library belongs to.
+    /// The backend of a device.
     #[must_use]
     pub fn of(backend: &str) -> Self {
         match backend {
@@ -45,17 +45,17 @@ impl BackendName {
     }
 }
 
-/// Which model to run, and on what.
+/// The model, and the device to run it on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelChoice {
-    /// The model's folder; `None` is the demo model.
+    /// The model's folder; `None` for the demo model.
     pub folder: Option<PathBuf>,
     /// The backend.
     pub backend: BackendName,
-    /// The device's number; `None` is the best.
+    /// The device's number; `None` for the best.
     pub device: Option<usize>,
-    /// Tokens that a conversation may reach.
+    /// Maximum tokens of a conversation.
     pub context: usize,
 }
 
@@ -70,27 +70,27 @@ impl Default for ModelChoice {
     }
 }
 
-/// How answers are drawn, as the sampling panel sets it.
+/// The sampling parameters of the sampling window.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingChoice {
-    /// Divides the logits; 0 is greedy.
+    /// Temperature; 0 is greedy.
     pub temperature: f64,
-    /// 0 is all.
+    /// 0 turns this off.
     pub top_k: usize,
-    /// 1 is all.
+    /// 1 turns this off.
     pub top_p: f64,
-    /// 0 is all.
+    /// 0 turns this off.
     pub min_p: f64,
-    /// 1 is none.
+    /// 1 turns this off.
     pub repetition_penalty: f64,
-    /// 0 is none.
+    /// 0 turns this off.
     pub presence_penalty: f64,
-    /// 0 is none.
+    /// 0 turns this off.
     pub frequency_penalty: f64,
-    /// Random seed; `None` is another one each time.
+    /// Random seed; `None` for a new one each time.
     pub seed: Option<u64>,
-    /// The most tokens of one answer.
+    /// Maximum tokens per answer.
     pub max_tokens: usize,
 }
 
@@ -121,7 +121,7 @@ impl Default for SamplingChoice {
 }
 
 impl SamplingChoice {
-    /// The engine's form of it; `fresh` seeds where no seed is set.
+    /// The engine's parameters; `fresh` is the seed if none is set.
     #[must_use]
     pub fn sampling(&self, fresh: u64) -> Sampling {
         Sampling {
@@ -138,7 +138,7 @@ impl SamplingChoice {
     }
 }
 
-/// All of it.
+/// All settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Settings {
@@ -146,13 +146,13 @@ pub struct Settings {
     pub model: ModelChoice,
     /// The sampling.
     pub sampling: SamplingChoice,
-    /// What new chats tell the model first.
+    /// The system prompt of new chats.
     pub system: String,
-    /// Whether the views are fed.
+    /// Whether tokens are traced for the views.
     pub trace: bool,
-    /// Tokens of a prompt that are traced, counted from its end.
+    /// Number of prompt tokens to trace, counted from its end.
     pub traced_prompt: usize,
-    /// Dark or light; `None` is what the system says.
+    /// Dark or light; `None` for the system's setting.
     pub dark: Option<bool>,
     /// Whether the list of chats is shown.
     pub sidebar: bool,

@@ -1,4 +1,4 @@
-//! Colours that mean something, for light and dark; the widgets' own colours are egui's.
+//! The app's own colours, for light and dark; the widgets' other colours are egui's.
 
 use eframe::egui::{self, Color32};
 
@@ -7,23 +7,23 @@ use eframe::egui::{self, Color32};
 pub struct Colours {
     /// Whether the background is dark.
     pub dark: bool,
-    /// What is new, chosen, or under the cursor.
+    /// New, selected or hovered items.
     pub accent: Color32,
-    /// KDA, wherever the two kinds of layers stand side by side.
+    /// KDA, wherever both kinds of layers are shown.
     pub kda: Color32,
     /// MLA.
     pub mla: Color32,
-    /// What full attention would need.
+    /// Full attention, for comparison.
     pub full: Color32,
-    /// Text of second rank.
+    /// Secondary text.
     pub faint: Color32,
-    /// What went wrong.
+    /// Problems.
     pub error: Color32,
 }
 
 impl Colours {
-    /// The colours for a dark or a light background: blue, orange, green and vermilion of Okabe and Ito, which people
-    /// with any kind of colour blindness tell apart.
+    /// The colours for a dark or a light background: blue, orange, green and vermilion of Okabe and Ito, which are distinct
+    /// with any kind of colour blindness.
     #[must_use]
     pub fn new(dark: bool) -> Self {
         let pick = |on_dark: (u8, u8, u8), on_light: (u8, u8, u8)| {
@@ -42,10 +42,10 @@ impl Colours {
     }
 }
 
-/// The widgets' own look: text that can be read in a bright room, fields with an edge, panels that differ from what lies
-/// between them.
+/// The style of the widgets: text with enough contrast for bright surroundings, fields with an outline, panels that differ
+/// from the gaps between them.
 pub fn apply(ctx: &egui::Context) {
-    // Ubuntu has neither arrows nor the signs of steps; Hack, which is there for code, has.
+    // Ubuntu has neither arrows nor the signs of steps; Hack, the font for code, has both.
     let mut fonts = egui::FontDefinitions::default();
     if let Some(family) = fonts.families.get_mut(&egui::FontFamily::Proportional) {
         family.push("Hack".to_owned());

@@ -1,23 +1,23 @@
-//! Things to try with the demo model, each with what to look at.
+//! Examples for the demo model, each with what to look at.
 
 use kimi_linear::demo::SUGGESTIONS;
 
-/// One of them.
+/// An example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Example {
     /// Its name, on its button.
     pub name: &'static str,
-    /// What is sent.
+    /// The message that is sent.
     pub prompt: &'static str,
     /// What to look at, and in which view.
     pub look_at: &'static str,
-    /// The view that is brought to the front.
+    /// The view to bring to the front.
     pub view: &'static str,
-    /// A KDA layer and head of the demo model that show it, where they were looked for.
+    /// A KDA layer and head of the demo model that shows it, if one was found.
     pub kda: Option<[usize; 2]>,
 }
 
-/// The row of them: the demo model's own suggestions.
+/// All examples, in the order of their buttons.
 pub const EXAMPLES: [Example; 4] = [
     Example {
         name: SUGGESTIONS[0].0,

@@ -77,8 +77,8 @@ static __device__ __forceinline__ float half_power(u32 e) {
     return __uint_as_float(e == 0 ? 0x00200000u : e == 1 ? 0x00400000u : (e - 1) << 23);
 }
 
-// Eight elements from `i` on of a block of 32.
-static __device__ __forceinline__ Codes eight_of_32(const u8* at, u32 format, u32 i) {
+// Eight elements from `i` on of a block of 32, or of 64.
+static __device__ __forceinline__ Codes eight_of_32_or_64(const u8* at, u32 format, u32 i) {
     uint2 codes;
     switch (format) {
         case FORMAT_Q4_0:
@@ -86,6 +86,9 @@ static __device__ __forceinline__ Codes eight_of_32(const u8* at, u32 format, u3
             return {codes.x, codes.y, 8, half_from(at)};
         case FORMAT_Q4_1:
             codes = nibbles_of_32(at + 4, i);
+            return {codes.x, codes.y, 0, half_from(at), half_from(at + 2)};
+        case FORMAT_Q4_1_64:
+            codes = nibbles_of_32(at + 4 + i / 32 * 16, i % 32);
             return {codes.x, codes.y, 0, half_from(at), half_from(at + 2)};
         case FORMAT_Q5_0: {
             codes = nibbles_of_32(at + 6, i);
@@ -168,6 +171,7 @@ static __device__ __forceinline__ u32 block_bytes(u32 format) {
         case FORMAT_IQ4_NL: return 18;
         case FORMAT_Q4_1: return 20;
         case FORMAT_Q5_0: return 22;
+        case FORMAT_Q4_1_64: return 36;
         case FORMAT_Q5_1: return 24;
         case FORMAT_Q8_0: return 34;
         case FORMAT_Q2_K: return 84;
@@ -185,5 +189,6 @@ static __device__ __forceinline__ Codes eight_of_blocks(const void* weight, u32 
     const u8* blocks = (const u8*)weight;
     u32 bytes = block_bytes(format);
     if (format >= FIRST_OF_256) return eight_of_256(blocks + i / 256 * bytes, format, (u32)(i % 256));
-    return eight_of_32(blocks + i / 32 * bytes, format, (u32)(i % 32));
+    u32 length = format == FORMAT_Q4_1_64 ? 64 : 32;
+    return eight_of_32_or_64(blocks + i / length * bytes, format, (u32)(i % length));
 }

@@ -101,13 +101,17 @@ fn nibbles_of_32(base: u32, at: u32, i: u32) -> vec2<u32> {
     return eight_fields(base, at + i % 16u, i / 16u * 4u, 0x0f0f0f0fu);
 }
 
-// Eight elements from `i` on of the block of 32 elements at byte `at`.
-fn eight_of_32(base: u32, at: u32, i: u32) -> Eight {
+// Eight elements from `i` on of the block of 32 elements at byte `at`, or of 64.
+fn eight_of_32_or_64(base: u32, at: u32, i: u32) -> Eight {
     if (FORMAT == FORMAT_Q4_0) {
         return times(half_at(base, at), codes_about(nibbles_of_32(base, at + 2u, i), 8));
     }
     if (FORMAT == FORMAT_Q4_1) {
         let values = times(half_at(base, at), codes_about(nibbles_of_32(base, at + 4u, i), 0));
+        return plus(values, half_at(base, at + 2u));
+    }
+    if (FORMAT == FORMAT_Q4_1_64) {
+        let values = times(half_at(base, at), codes_about(nibbles_of_32(base, at + 4u + i / 32u * 16u, i % 32u), 0));
         return plus(values, half_at(base, at + 2u));
     }
     if (FORMAT == FORMAT_Q5_0) {
@@ -211,6 +215,7 @@ fn block_bytes() -> u32 {
         case FORMAT_Q4_0, FORMAT_IQ4_NL: { return 18u; }
         case FORMAT_Q4_1: { return 20u; }
         case FORMAT_Q5_0: { return 22u; }
+        case FORMAT_Q4_1_64: { return 36u; }
         case FORMAT_Q5_1: { return 24u; }
         case FORMAT_Q8_0: { return 34u; }
         case FORMAT_Q2_K: { return 84u; }
@@ -227,5 +232,8 @@ fn eight_of_blocks(base: u32, eighth: u32) -> Eight {
     if (FORMAT >= FIRST_OF_256) {
         return eight_of_256(base, eighth / 32u * block_bytes(), eighth % 32u * 8u);
     }
-    return eight_of_32(base, eighth / 4u * block_bytes(), eighth % 4u * 8u);
+    if (FORMAT == FORMAT_Q4_1_64) {
+        return eight_of_32_or_64(base, eighth / 8u * block_bytes(), eighth % 8u * 8u);
+    }
+    return eight_of_32_or_64(base, eighth / 4u * block_bytes(), eighth % 4u * 8u);
 }

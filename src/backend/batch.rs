@@ -1,18 +1,18 @@
 //! What differs between two submissions of one step: tokens, lengths, slots, block tables.
 //!
-//! A batch is ragged: segments of several sequences laid end to end, a 500-token segment of a prompt beside thirty
-//! single-token decodes. It holds numbers only; which slot or block belongs to whom was settled before.
+//! A batch is ragged: a concatenation of segments of several sequences, such as a 500-token segment of a prompt beside thirty
+//! single-token decodes. It contains only numbers; the engine has assigned slots and blocks before.
 
 use super::{Block, Slot};
 
-/// The most that a step's batches may hold; buffers and grids are planned for it.
+/// Maximum sizes of a step's batches; buffers and grids are planned for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Capacity {
     /// Tokens, over all segments.
     pub tokens: usize,
     /// Segments.
     pub segments: usize,
-    /// Rows whose logits are wanted.
+    /// Rows whose logits are requested.
     pub outputs: usize,
     /// Entries of all block tables together.
     pub blocks: usize,
@@ -21,7 +21,7 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// The first size that is beyond `most`: what it counts, the most there may be, and what was found.
+    /// The first size above `most`: its name, the maximum, and the value.
     pub(crate) fn beyond(&self, most: &Self) -> Option<(&'static str, usize, usize)> {
         [
             ("tokens", most.tokens, self.tokens),
@@ -35,14 +35,14 @@ impl Capacity {
     }
 }
 
-/// One submission: the tokens of all segments end to end, and what they belong to.
+/// One submission: the tokens of all segments, and the slots and blocks of their sequences.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Token ids, `sum of segment lengths` of them.
     pub tokens: Vec<u32>,
     /// The segments, in the order of their tokens.
     pub segments: Vec<Segment>,
-    /// The rows whose logits are wanted, ascending.
+    /// The rows whose logits are requested, ascending.
     pub outputs: Vec<OutputRow>,
 }
 
@@ -57,8 +57,8 @@ pub struct Segment {
     pub slot_in: Option<Slot>,
     /// The slot that takes the state after the segment; it may be `slot_in`.
     pub slot_out: Slot,
-    /// Places inside the segment whose state is kept as well, ascending. A chunk of the recurrence ends at each, so that
-    /// a sequence resumed there repeats the very operations.
+    /// Positions inside the segment whose state is also stored, ascending. A chunk of the recurrence ends at each, so that a
+    /// sequence resumed there repeats the same operations.
     pub checkpoints: Vec<StateCheckpoint>,
     /// The sequence's block table, from its first token to the last of this segment.
     pub blocks: Vec<Block>,
@@ -73,17 +73,17 @@ pub struct StateCheckpoint {
     pub slot: Slot,
 }
 
-/// A row of the batch whose logits are wanted.
+/// A row of the batch whose logits are requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutputRow {
-    /// The token's place in [`Batch::tokens`].
+    /// The token's index in [`Batch::tokens`].
     pub row: usize,
-    /// A token whose logit is reported beside the candidates (the next one of a text that is scored).
+    /// A token whose logit is reported in addition to the candidates (the next token of a scored text).
     pub target: Option<u32>,
 }
 
 impl Batch {
-    /// What this batch holds: the least capacity that it fits.
+    /// The smallest capacity that holds this batch.
     #[must_use]
     pub fn size(&self) -> Capacity {
         Capacity {
@@ -103,7 +103,7 @@ impl Batch {
         }
     }
 
-    /// The place of each segment's first token in [`Batch::tokens`].
+    /// The index of each segment's first token in [`Batch::tokens`].
     pub fn starts(&self) -> impl Iterator<Item = usize> + '_ {
         self.segments.iter().scan(0, |at, segment| {
             let start = *at;

@@ -1,17 +1,17 @@
-//! What a backend keeps under its handles: one table for each kind of them.
+//! The tables behind a backend's handles, one for each kind.
 //!
-//! A handle of another backend is refused where it can be seen: by a number that is not there, or a shape that is not the
-//! one under its number.
+//! A handle of another backend is refused if it can be detected: by an unknown number, or by a shape that differs from the
+//! entry's.
 
 use super::{LatentPool, Program, Result, StatePool, Tensor, Weight};
 use crate::error::BackendError;
 
-/// A handle that a backend gives out.
+/// A handle of a backend.
 pub(super) trait Handle: Copy + PartialEq {
-    /// What it names, for messages.
+    /// Its kind, for messages.
     const WHAT: &'static str;
 
-    /// Its place in the table.
+    /// Its index in the table.
     fn id(&self) -> usize;
 }
 
@@ -33,7 +33,7 @@ handles!(
     LatentPool = "the latent pool"
 );
 
-/// What is kept under handles of one kind.
+/// The entries behind handles of one kind.
 pub(super) struct Table<H, V>(Vec<(H, V)>);
 
 impl<H, V> Default for Table<H, V> {
@@ -43,14 +43,14 @@ impl<H, V> Default for Table<H, V> {
 }
 
 impl<H: Handle, V> Table<H, V> {
-    /// Keeps `value` under the handle that `make` makes of its number.
+    /// Adds `value`, with the handle that `make` creates from its number.
     pub(super) fn add(&mut self, value: V, make: impl FnOnce(usize) -> H) -> H {
         let handle = make(self.0.len());
         self.0.push((handle, value));
         handle
     }
 
-    /// Fails unless this table gave the handle out.
+    /// Fails unless this table created the handle.
     pub(super) fn check(&self, backend: &'static str, handle: H) -> Result<()> {
         match self.0.get(handle.id()) {
             Some((known, _)) if *known == handle => Ok(()),
@@ -63,32 +63,32 @@ impl<H: Handle, V> Table<H, V> {
         }
     }
 
-    /// What is under a handle.
+    /// The entry of a handle.
     ///
     /// # Errors
-    /// A handle that this table did not give out.
+    /// A handle that this table did not create.
     pub(super) fn get(&self, backend: &'static str, handle: H) -> Result<&V> {
         self.check(backend, handle)?;
         Ok(self.known(handle))
     }
 
-    /// The same, to be changed.
+    /// Mutable access to the entry of a handle.
     pub(super) fn get_mut(&mut self, backend: &'static str, handle: H) -> Result<&mut V> {
         self.check(backend, handle)?;
         Ok(self.known_mut(handle))
     }
 
-    /// What is under a handle that was checked before.
+    /// The entry of a handle that was checked before.
     pub(super) fn known(&self, handle: H) -> &V {
         &self.0[handle.id()].1
     }
 
-    /// The same, to be changed.
+    /// Mutable access to the entry of a handle that was checked before.
     pub(super) fn known_mut(&mut self, handle: H) -> &mut V {
         &mut self.0[handle.id()].1
     }
 
-    /// The handles given out.
+    /// All handles of the table.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     pub(super) fn handles(&self) -> impl Iterator<Item = &H> {
         self.0.iter().map(|(handle, _)| handle)
@@ -105,7 +105,7 @@ pub(super) struct Handles<W, T, S, L> {
 }
 
 impl<W, T, S, L> Handles<W, T, S, L> {
-    /// Those of a backend of this name, empty.
+    /// Empty tables for a backend of this name.
     pub(super) fn new(backend: &'static str) -> Self {
         Self {
             backend,

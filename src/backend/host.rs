@@ -1,4 +1,4 @@
-//! What there is to know of the machine that the program runs on; a browser tells nothing of its own.
+//! Facts about the machine that the program runs on; a browser reports none.
 
 /// The memory that the program may have, in bytes: the machine's, or what its control groups leave it of that.
 #[cfg(not(target_arch = "wasm32"))]

@@ -1,13 +1,13 @@
-//! The trait between the model and a device, and the types that cross it.
+//! The trait between the model and a device, with its types.
 //!
 //! A backend owns memory (weights, activations, two pools) and runs steps. A [`Program`] is a list of operations ([`Op`])
-//! over tensors planned beforehand; a backend **compiles** it once into a [`Step`], and the step is **submitted** many
-//! times, each time with another [`Batch`]: a CUDA graph, one wgpu submission and a browser's promise all have that form.
-//! Nothing that differs between two submissions (token ids, lengths, slots, block tables) is in a program; it travels in
-//! the batch.
+//! over tensors planned in advance; a backend **compiles** it once into a [`Step`], and the step is **submitted** many times,
+//! each time with another [`Batch`]: a CUDA graph, one wgpu submission and a promise in a browser all have that form.
+//! Everything that differs between two submissions (token ids, lengths, slots, block tables) is in the batch, not in the
+//! program.
 //!
-//! The grain is that of the paper's blocks (Kimi Linear, arXiv 2510.26692), cut where a fixture can enter. It is not a
-//! tensor library: no broadcasting, no autograd, no views.
+//! Operations have the granularity of the paper's blocks (Kimi Linear, arXiv 2510.26692), split where tests need to observe a
+//! value. It is not a tensor library: no broadcasting, no autograd, no views.
 
 mod batch;
 mod block;
@@ -68,11 +68,11 @@ pub type Result<T> = std::result::Result<T, BackendError>;
 pub struct Device {
     /// The backend that drives it: `cpu`, `wgpu` or `cuda`.
     pub backend: &'static str,
-    /// Its place in that backend's list, the `N` of `--device N`.
+    /// Its index in that backend's list, the `N` of `--device N`.
     pub index: usize,
     /// The device's own name.
     pub name: String,
-    /// Memory that weights, states and caches share, in bytes, where the device tells it.
+    /// Memory for weights, states and caches in bytes, if the device reports it.
     pub memory_bytes: Option<u64>,
     /// The dtype of its activations; accumulation, states, gates, softmax and router are f32 on all of them.
     pub precision: Dtype,
@@ -82,42 +82,42 @@ pub struct Device {
 
 /// Memory and steps of one device (or of one rank of several).
 ///
-/// Handles ([`Weight`], [`Tensor`], [`StatePool`], [`LatentPool`]) belong to the backend that made them; using them
-/// with another is refused where it can be seen.
+/// Handles ([`Weight`], [`Tensor`], [`StatePool`], [`LatentPool`]) belong to the backend that created them; their use with
+/// another backend is refused if it can be detected.
 pub trait Backend: MaybeSend {
     /// The device that this backend drives.
     fn device(&self) -> &Device;
 
-    /// Which part of heads, experts and vocabulary this backend holds; [`Shard::WHOLE`] on one device.
+    /// The part of heads, experts and vocabulary on this backend; [`Shard::WHOLE`] on one device.
     fn shard(&self) -> Shard;
 
-    /// Takes a weight. The bytes stay where they are if the device can read them there, else they are streamed in.
+    /// Loads a weight. Bytes that the device can read in place are not copied; others are streamed to it.
     ///
     /// # Errors
     /// A source whose parts do not add up to its shape, or too little memory.
     fn weight(&mut self, source: WeightSource) -> Result<Weight>;
 
-    /// Makes a weight of random numbers where weights are kept: nothing of it passes through the host.
+    /// Generates a weight of random numbers on the device, without a transfer from the host.
     ///
     /// # Errors
-    /// Too little memory, a format that it does not make, or a backend that makes none.
+    /// Too little memory, an unsupported format, or a backend that generates no random numbers.
     fn random_weight(&mut self, _weight: RandomWeight) -> Result<Weight> {
         Err(unmade("weights"))
     }
 
-    /// Fills every slot of a pool with random numbers likewise: the states of a layer in their order in the pool (slots,
+    /// Fills every slot of a pool with random numbers on the device: the states of a layer in their order in the pool (slots,
     /// heads, K, V), and its convolution states (slots, channels, taps).
     ///
     /// # Errors
-    /// A device that was lost, or a backend that makes none.
+    /// A device that was lost, or a backend that generates no random numbers.
     fn fill_states(&mut self, _pool: &StatePool, _random: Random) -> Result<()> {
         Err(unmade("states"))
     }
 
-    /// Fills every block of a pool with random numbers likewise: the rows of a layer in their order in the pool.
+    /// Fills every block of a pool with random numbers on the device: the rows of a layer in their order in the pool.
     ///
     /// # Errors
-    /// A device that was lost, or a backend that makes none.
+    /// A device that was lost, or a backend that generates no random numbers.
     fn fill_latents(&mut self, _pool: &LatentPool, _random: Random) -> Result<()> {
         Err(unmade("latents"))
     }
@@ -146,19 +146,20 @@ pub trait Backend: MaybeSend {
     /// More rows than the tensor holds, or a device that was lost.
     fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues>;
 
-    /// Makes the pool of KDA states. Slots hold nothing defined until a step or [`Backend::write_state`] writes them.
+    /// Creates the pool of KDA states. The contents of a slot are undefined until a step or [`Backend::write_state`] writes
+    /// it.
     ///
     /// # Errors
     /// A layout that the device cannot hold.
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool>;
 
-    /// Makes the pool of MLA latents.
+    /// Creates the pool of MLA latents.
     ///
     /// # Errors
     /// A layout that the device cannot hold, or a dtype that it does not cache in.
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool>;
 
-    /// Copies one KDA layer of one slot out.
+    /// Reads one KDA layer of one slot.
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord>;
 
     /// Overwrites one KDA layer of one slot.
@@ -173,7 +174,7 @@ pub trait Backend: MaybeSend {
         record: &StateRecord,
     ) -> Result<()>;
 
-    /// Copies the first `tokens` latent rows of one block and layer out.
+    /// Reads the first `tokens` latent rows of one block and layer.
     fn read_latents(
         &mut self,
         pool: &LatentPool,
@@ -194,26 +195,25 @@ pub trait Backend: MaybeSend {
         record: &LatentRecord,
     ) -> Result<()>;
 
-    /// Makes a step of a program, for batches of at most `capacity`. The shapes of all operations are checked first, in
-    /// the same words for every backend; nothing runs before [`Step::submit`].
+    /// Compiles a program to a step for batches of at most `capacity`. The shapes of all operations are checked first, with
+    /// the same messages for every backend; nothing is executed before [`Step::submit`].
     ///
     /// # Errors
-    /// [`BackendError::Shape`] where shapes do not fit, [`BackendError::Unsupported`] for an operation that the backend does
-    /// not do, or too little memory for the step's own buffers.
+    /// [`BackendError::Shape`] for shapes that do not fit, [`BackendError::Unsupported`] for an operation that the backend
+    /// does not support, or too little memory for the step's own buffers.
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>>;
 }
 
-/// A compiled program, run each time it is submitted. A row's arithmetic never depends on which other rows are in the
-/// batch.
+/// A compiled program, executed by each submission. A row's arithmetic never depends on the other rows of the batch.
 pub trait Step: MaybeSend {
-    /// The names of what is run, in order; a block that the backend took whole is one of them.
+    /// The names of the executed operations, in order; a block that the backend implements as a whole is one of them.
     fn operations(&self) -> &[&'static str];
 
-    /// Whether submissions from now on return what their operations took, in [`StepOutput::milliseconds`]. At first they do
-    /// not: each operation is then waited for by itself, which takes longer.
+    /// Turns timing on or off for the following submissions; times are in [`StepOutput::milliseconds`]. It is off at first,
+    /// because timing waits for each operation separately, which is slower.
     ///
     /// # Errors
-    /// A backend that cannot tell.
+    /// A backend that cannot time operations.
     fn time(&mut self, on: bool) -> Result<()>;
 
     /// Runs the step over `batch`. Steps submitted to one backend run in the order of their submission.
@@ -231,7 +231,7 @@ fn unmade(what: &str) -> BackendError {
     }
 }
 
-/// What the tokens of one output row came to.
+/// The result for one output row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
     /// The best candidates with their logits, best first; of equal logits the lower id comes first.
@@ -240,25 +240,25 @@ pub struct Choice {
     pub log_normaliser: f32,
     /// The logit of the row's [`OutputRow::target`].
     pub target_logit: Option<f32>,
-    /// Whether every logit was finite. Where false, the other fields mean nothing.
+    /// Whether every logit is finite. If not, the other fields are meaningless.
     pub finite: bool,
 }
 
-/// What a submission gives back.
+/// The result of a submission.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepOutput {
-    /// One choice an output row, in the batch's order.
+    /// One choice per output row, in the batch's order.
     pub choices: Vec<Choice>,
-    /// The logits of the output rows, `[outputs, vocabulary]`, where [`Select::keep_rows`] asked for them.
+    /// The logits of the output rows, `[outputs, vocabulary]`, if [`Select::keep_rows`] is set.
     pub logits: Vec<f32>,
     /// The probed tensors, in the order of step_options.
     pub probes: Vec<TensorValues>,
-    /// What each kind of operation took, in the order of their first appearance, where [`Step::time`] asked for it.
+    /// Time per kind of operation, in the order of their first appearance, if [`Step::time`] is on.
     pub milliseconds: Vec<(&'static str, f64)>,
 }
 
 impl StepOutput {
-    /// Adds what one operation took to the sum of its kind.
+    /// Adds the time of one operation to the sum of its kind.
     pub(crate) fn add_time(&mut self, name: &'static str, milliseconds: f64) {
         let mut kinds = self.milliseconds.iter_mut();
         match kinds.find(|(found, _)| *found == name) {

@@ -60,36 +60,36 @@ ops! {
     MlaPrefill(MlaAttention) = "mla_prefill";
     /// The same attention in the absorbed form, over the latents themselves: for few queries.
     MlaDecode(MlaAttention) = "mla_decode";
-    /// The router: which experts, and with what weights. Where a biased score is not finite, all weights of the row are
-    /// NaN: a damaged expert that is never chosen must not go unseen.
+    /// The router: the chosen experts and their weights. If a biased score is not finite, all weights of the row are NaN, so
+    /// that a damaged expert which is never chosen does not go unnoticed.
     Route(Route) = "route", Route;
-    /// The routed experts held here: `output[t] = sum_e w_e down_e(silu(gate_e x) * up_e x)`.
+    /// The routed experts of this rank: `output[t] = sum_e w_e down_e(silu(gate_e x) * up_e x)`.
     Experts(Experts) = "experts", Experts;
     /// `output = silu(input[..n]) * input[n..]`.
     Swiglu(Swiglu) = "swiglu", Swiglu;
     /// `target += source`.
     Add(Add) = "add", Add;
-    /// Sums a tensor over all ranks, in rank order; nothing at one rank.
+    /// Sums a tensor over all ranks, in rank order; no effect with one rank.
     AllReduce(AllReduce) = "all_reduce", AllReduce;
-    /// Lays the ranks' columns side by side, in rank order; a copy at one rank.
+    /// Concatenates the ranks' columns, in rank order; a copy with one rank.
     AllGather(AllGather) = "all_gather", AllGather;
     /// The next token of each output row: its best candidates and log-normaliser.
     Select(Select) = "select", Select;
-    /// Has every submission return this tensor's rows in [`StepOutput::probes`](super::StepOutput::probes), as they are at
-    /// this place.
+    /// Returns this tensor's rows, with their values at this point of the program, in
+    /// [`StepOutput::probes`](super::StepOutput::probes) of every submission.
     Probe(Tensor) = "probe";
-    /// Probes a tensor of one row that has a place for each position: no more need come back than the batch reaches. No
-    /// operation after this one may write the tensor.
+    /// Probes a tensor of one row with an element per position; only as many elements are read back as the batch has
+    /// positions. No later operation may write the tensor.
     ProbePositions(Tensor) = "probe";
-    /// What a KDA layer is about to do to its states, in numbers; in front of the recurrence that it describes.
+    /// Statistics of what a KDA layer will write to its states; placed before the recurrence that they describe.
     TraceKda(TraceKda) = "trace_kda", TraceKda;
-    /// How far each head's output gate is open.
+    /// The mean output gate of each head.
     TraceGate(TraceGate) = "trace_gate", TraceGate;
-    /// Which experts a layer chose.
+    /// The experts that a layer chose.
     TraceRoute(TraceRoute) = "trace_route", TraceRoute;
-    /// What a KDA layer has left in one head's state, to be probed.
+    /// One head's state after a KDA layer, for a probe.
     TraceState(TraceState) = "trace_state", TraceState;
-    /// What one head attends to.
+    /// The attention weights of one head.
     TraceAttention(TraceAttention) = "trace_attention", TraceAttention;
     /// One KDA layer's attention half.
     KdaBlock(Box<KdaBlock>) = "kda_block", KdaBlock;
@@ -102,7 +102,7 @@ ops! {
 }
 
 impl Op {
-    /// The parts of a block, of which some may be blocks again; `None` for an operation that has none.
+    /// The parts of a block, some of which may be blocks; `None` for an operation without parts.
     #[must_use]
     pub fn parts(&self) -> Option<Vec<Op>> {
         match self {
@@ -124,7 +124,7 @@ pub enum Pool {
     Latents(LatentPool),
 }
 
-/// What an operation reads and writes, for printing and for checks that are the same for all.
+/// The operands of an operation, for printing and for common checks.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Operands {
     /// Tensors that it reads.
@@ -147,13 +147,13 @@ impl Operands {
         }
     }
 
-    /// The same, of an operation on a layer of the states.
+    /// The same, for an operation on a layer of the states.
     fn on_states(self, pool: StatePool, layer: usize) -> Self {
         let pool = Some((Pool::States(pool), layer));
         Self { pool, ..self }
     }
 
-    /// The same, of an operation on a layer of the latents.
+    /// The same, for an operation on a layer of the latents.
     fn on_latents(self, pool: LatentPool, layer: usize) -> Self {
         let pool = Some((Pool::Latents(pool), layer));
         Self { pool, ..self }
@@ -161,7 +161,7 @@ impl Operands {
 }
 
 impl Op {
-    /// What it reads and writes. A block's are those that come in and go out; its scratch tensors are left out.
+    /// Its operands. Those of a block are its inputs and outputs, without its scratch tensors.
     #[must_use]
     pub fn operands(&self) -> Operands {
         let of = Operands::new;
@@ -215,8 +215,8 @@ impl Op {
     }
 }
 
-/// One line: name, what is read, what is written. `t3[T,2304]` is a tensor with a row a token, `[O,..]` one with a row an
-/// output, `w12[12288,2304]` a weight.
+/// One line: name, inputs, outputs. `t3[T,2304]` is a tensor with one row per token, `[O,..]` has one row per output,
+/// `w12[12288,2304]` is a weight.
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Operands {
@@ -454,7 +454,7 @@ pub struct Experts {
     pub up: Weight,
     /// `[local experts, d, n]` (w2 on disk).
     pub down: Weight,
-    /// The id of the first expert held here; others add nothing.
+    /// The id of the first expert of this rank; other experts add nothing.
     pub first_expert: usize,
     /// `[T, d]`, summed in the order of the row's choices.
     pub output: Tensor,

@@ -1,10 +1,11 @@
-//! The two pools: slots of KDA states, which have a fixed size, and blocks of MLA latents, which a sequence gathers.
+//! The two pools: slots of KDA states, which have a fixed size, and blocks of MLA latents, of which a sequence has a growing
+//! number.
 //!
-//! A pool is memory with numbers on it. Who owns which slot or block is the business of the cache, not of the backend.
+//! A pool is numbered memory. The cache assigns slots and blocks to sequences, not the backend.
 
 use crate::config::Dtype;
 
-/// One place in a [`StatePool`]: the recurrent matrices and convolution states of all KDA layers of one sequence.
+/// A slot of a [`StatePool`]: the recurrent matrices and convolution states of all KDA layers of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
@@ -76,7 +77,7 @@ pub struct LatentLayout {
     pub latent: usize,
     /// Width of the key part shared by all heads, k_pe.
     pub rope: usize,
-    /// Tokens a block.
+    /// Tokens per block.
     pub block_tokens: usize,
     /// Blocks in the pool.
     pub blocks: usize,
@@ -97,7 +98,7 @@ impl LatentLayout {
         self.layers * self.blocks * self.block_tokens * self.width()
     }
 
-    /// Whether the pool holds nothing (a model without MLA layers).
+    /// Whether the pool is empty (for a model without MLA layers).
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

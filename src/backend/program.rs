@@ -1,9 +1,9 @@
 //! A forward pass as data: the operations of a step, in the order in which they run.
 //!
-//! The model builds a [`Program`] from handles alone; a backend compiles it ([`Backend::compile`](super::Backend::compile)).
-//! What differs between two submissions is in the [`Batch`](super::Batch). Tracing, probing and collectives are operations
-//! in the list. A block of the paper ([`Op::KdaBlock`] and others) is one operation that a backend takes as a fused kernel or
-//! has expanded into its parts.
+//! The model builds a [`Program`] from handles; a backend compiles it ([`Backend::compile`](super::Backend::compile)). What
+//! differs between two submissions is in the [`Batch`](super::Batch). Tracing, probing and collectives are operations in the
+//! list. A block of the paper ([`Op::KdaBlock`] and others) is one operation, which a backend either implements as fused
+//! kernels or gets expanded into its parts.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// An empty one.
+    /// An empty program.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -32,13 +32,13 @@ impl Program {
         self.ops.push(op.into());
     }
 
-    /// Names what is appended from here on.
+    /// Starts a named section.
     pub fn section(&mut self, name: impl Into<String>) {
         self.sections.push((self.ops.len(), name.into()));
     }
 
-    /// The program with `rewrite` in place of each operation: none, one or several others. Sections stay with what they
-    /// name.
+    /// The program with each operation replaced by the result of `rewrite`: none, one or several operations. Sections keep
+    /// their operations.
     #[must_use]
     pub fn rewritten(&self, mut rewrite: impl FnMut(&Op) -> Vec<Op>) -> Self {
         let mut sections = self.sections.iter().peekable();
@@ -55,7 +55,7 @@ impl Program {
         program
     }
 
-    /// The program with every block expanded that a backend does not take whole.
+    /// The program with every block expanded that a backend does not implement as a whole.
     #[must_use]
     pub fn expanded(&self, takes: impl Fn(&Op) -> bool) -> Self {
         fn parts(op: &Op, takes: &dyn Fn(&Op) -> bool) -> Vec<Op> {

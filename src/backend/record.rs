@@ -1,18 +1,18 @@
-//! States and latents on their way out of a device or into one, a layer at a time.
+//! States and latents that are read from or written to a device, one layer at a time.
 //!
-//! Only the numbers and what they mean; headers, checksums and files are the cache's.
+//! Only the numbers with their layout; the cache has headers, checksums and files.
 
 use std::borrow::Cow;
 
 use super::{LatentLayout, StateLayout};
 use crate::config::Dtype;
 
-/// Which index of a stored state runs fastest.
+/// The fastest-varying index of a stored state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Orientation {
-    /// `[heads, K, V]`: the value index runs fastest.
+    /// `[heads, K, V]`: the value index varies fastest.
     KeyValue,
-    /// `[heads, V, K]`: the key index runs fastest.
+    /// `[heads, V, K]`: the key index varies fastest.
     ValueKey,
 }
 

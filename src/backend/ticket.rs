@@ -1,9 +1,9 @@
-//! The promise of a device's answer, and how a thread waits for one.
+//! The pending result of a submission, and how a thread waits for it.
 //!
-//! A ticket is a future whose `poll` never blocks. Who wakes it depends on who polls it:
+//! A ticket is a future whose `poll` never blocks. What wakes it depends on its executor:
 //!
-//! - [`block_on`] and [`Ticket::wait`] wait for the device themselves, on the thread that asked: one blocking call of the
-//!   driver, no other thread.
+//! - [`block_on`] and [`Ticket::wait`] wait for the device themselves, with one blocking call of the driver on the calling
+//! thread, and no other thread.
 //! - Under any other executor a thread is started that makes this call and then wakes the task.
 //! - In a browser the event loop wakes the task, and nothing may block.
 
@@ -16,22 +16,24 @@ use super::Result;
 #[cfg(not(target_arch = "wasm32"))]
 pub use self::native::block_on;
 
-/// [`Send`] natively, and no demand in a browser: handles of WebGPU belong to the thread that made them.
+/// [`Send`] on native targets, and no requirement in a browser, where handles of WebGPU belong to the thread that created
+/// them.
 #[cfg(not(target_arch = "wasm32"))]
 pub trait MaybeSend: Send {}
 #[cfg(not(target_arch = "wasm32"))]
 impl<T: Send + ?Sized> MaybeSend for T {}
-/// [`Send`] natively, and no demand in a browser: handles of WebGPU belong to the thread that made them.
+/// [`Send`] on native targets, and no requirement in a browser, where handles of WebGPU belong to the thread that created
+/// them.
 #[cfg(target_arch = "wasm32")]
 pub trait MaybeSend {}
 #[cfg(target_arch = "wasm32")]
 impl<T: ?Sized> MaybeSend for T {}
 
-/// What a ticket holds. A trait of its own, because only auto traits may stand beside [`Future`] in a box.
+/// The future in a ticket. A trait of its own, because a box may only combine [`Future`] with auto traits.
 trait Answer<T>: Future<Output = Result<T>> + MaybeSend {}
 impl<T, F: Future<Output = Result<T>> + MaybeSend> Answer<T> for F {}
 
-/// A promise of a device's answer. Polling it never blocks, and dropping it does not wait for the device.
+/// The pending result of a submission. Polling it never blocks, and dropping it does not wait for the device.
 pub struct Ticket<T>(Pin<Box<dyn Answer<T>>>);
 
 impl<T: MaybeSend + 'static> Ticket<T> {
@@ -40,14 +42,14 @@ impl<T: MaybeSend + 'static> Ticket<T> {
         Self(Box::pin(future))
     }
 
-    /// A ticket whose answer is there already.
+    /// A ticket with a result.
     pub fn ready(answer: Result<T>) -> Self {
         Self::new(std::future::ready(answer))
     }
 }
 
 impl<T> Ticket<T> {
-    /// Blocks the thread until the answer is there. In a browser, await it instead.
+    /// Blocks the thread until the result is ready. In a browser, await it instead.
     ///
     /// # Errors
     /// Those of the work itself.
@@ -65,12 +67,12 @@ impl<T> Future for Ticket<T> {
     }
 }
 
-/// For the `poll` of a future that found its device busy: has `cx` woken when `waiter` has returned, which blocks until the
-/// device is done or lost. Under [`block_on`] it runs on this thread, else on one that is started for it; a browser needs
-/// none. A future asks once for each thing that it waits for. `backend` is for the message.
+/// For the `poll` of a future whose device is busy: wakes `cx` when `waiter` has returned, which blocks until the device has
+/// finished or is lost. Under [`block_on`] the waiter runs on this thread, otherwise on a thread that is started for it; a
+/// browser needs none. A future calls this once for each wait. `backend` is for the message.
 ///
 /// # Errors
-/// A system that gives no thread.
+/// If no thread can be started.
 #[cfg_attr(target_arch = "wasm32", allow(unused_variables))]
 pub fn await_device(
     cx: &Context<'_>,
@@ -94,11 +96,11 @@ mod native {
     use crate::backend::Result;
     use crate::error::BackendError;
 
-    /// Blocks until the device has done what a ticket waits for, or is lost.
+    /// Blocks until the device has finished the work of a ticket, or is lost.
     type Waiter = Box<dyn FnOnce() + Send>;
 
     thread_local! {
-        /// What [`block_on`] on this thread is to wait for; `None` outside of it.
+        /// The waiters of [`block_on`] on this thread; `None` outside of it.
         static BLOCKING: RefCell<Option<Vec<Waiter>>> = const { RefCell::new(None) };
     }
 
@@ -131,7 +133,7 @@ mod native {
         })
     }
 
-    /// Collects waiters, and afterwards leaves the thread as it was: one [`block_on`] may run inside another.
+    /// Collects waiters, and restores the thread's previous state afterwards: one [`block_on`] may run inside another.
     struct Collecting(Option<Vec<Waiter>>);
 
     impl Collecting {
@@ -154,8 +156,8 @@ mod native {
         }
     }
 
-    /// Runs a future to its end on this thread. Where it awaits a [`Ticket`](super::Ticket), the thread waits for the
-    /// device; where it awaits anything else, the thread sleeps until it is woken.
+    /// Runs a future to completion on this thread. While it awaits a [`Ticket`](super::Ticket), the thread waits for the
+    /// device; while it awaits anything else, the thread sleeps until it is woken.
     pub fn block_on<T>(future: impl Future<Output = T>) -> T {
         let mut future = pin!(future);
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
@@ -187,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    /// A device that is done as soon as somebody waits for it; who did.
+    /// A device that finishes when it is waited for, and records which thread waited.
     #[derive(Default)]
     struct Device {
         waited: Mutex<Vec<ThreadId>>,

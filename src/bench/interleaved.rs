@@ -1,4 +1,4 @@
-//! The recurrence in turns with somebody else's: inputs in a file that both read, runs when they are asked for, and the errors of both
+//! The recurrence alternating with another implementation: inputs in a file that both read, runs when they are asked for, and the errors of both
 //! against the same f64 recurrence.
 //!
 //! The caller decides which of the two runs when, so that what a device does over time (clocks, heat) weighs on both alike.

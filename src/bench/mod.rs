@@ -1,7 +1,7 @@
 //! How fast a device runs a model's shape and its single kernels, beside the least that they could take.
 //!
 //! A shape needs no checkpoint: weights and caches are random numbers that the device makes ([`shape`]). Kernels are timed one by
-//! one and held to f64 code on a sample ([`kernels`]), and the recurrence can take turns with somebody else's ([`interleaved`]).
+//! one and held to f64 code on a sample ([`kernels`]), and the recurrence can alternate with another implementation ([`interleaved`]).
 //! A checkpoint's tokens per second are measured as llama-bench does it ([`throughput`]). The floors are those of [`floors`](crate::conformance::floors). It decides nothing about a model that is in use.
 
 pub mod interleaved;

@@ -1,4 +1,4 @@
-//! Measurements as tables: Markdown that people read in a terminal and commit as it is.
+//! Measurements as Markdown tables.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use super::shape::{How, Row, Work};
 use crate::conformance::bench::BenchReport;
 use crate::conformance::floors::{bytes_name, flops_name, seconds_name, tokens_name};
 
-/// What stands where nothing was measured.
+/// Shown for what was not measured.
 const NONE: &str = "-";
 
 fn ratio(value: Option<f64>) -> String {
@@ -25,7 +25,7 @@ fn percent(value: Option<f64>) -> String {
     )
 }
 
-/// The kernels of one device, or of several beside each other, a line a kernel.
+/// The kernels of one device, or of several side by side, one line per kernel.
 #[must_use]
 pub fn kernels(reports: &[Report]) -> String {
     let mut text = String::new();
@@ -37,7 +37,8 @@ pub fn kernels(reports: &[Report]) -> String {
     for report in reports {
         let source = match &report.rates {
             Some(rates) => format!("floors from {}", rates.source),
-            None => "its rates are not known, so there are no floors in seconds".to_owned(),
+            None => "bandwidth and arithmetic are not known, so there are no floors in seconds"
+                .to_owned(),
         };
         let (backend, name) = (report.device.backend, &report.device.name);
         let _ = writeln!(text, "{backend}: {name}; {source}.");
@@ -120,7 +121,7 @@ fn cells(row: Option<&kernels::Row>) -> String {
     .join(" | ")
 }
 
-/// A shape's measurements, and where both variants ran, one held against the other.
+/// A shape's measurements; if both variants ran, also their ratio.
 #[must_use]
 pub fn shape(rows: &[Row]) -> String {
     let mut text = String::new();
@@ -128,7 +129,7 @@ pub fn shape(rows: &[Row]) -> String {
         text.push_str("No timings were taken.\n\n");
     }
     text.push_str(
-        "| shape | work | how | step or prompt | tokens/s | floor | of the floor's speed | weights read | of their speed alone | states | latents |\n\
+        "| shape | work | how | step or prompt | tokens/s | floor | % of floor speed | weights read | % of weights-only speed | states | latents |\n\
          |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for row in rows {
@@ -156,8 +157,8 @@ pub fn shape(rows: &[Row]) -> String {
         .any(|row| row.of_floor().is_some() || row.of_weights().is_some())
     {
         text.push_str(
-            "\nfloor: the least time that this device's bandwidth and arithmetic allow; of the floor's speed: 100 % would be that fast.\n\
-             of their speed alone: beside reading the weights once and nothing else.\n",
+            "\nfloor: the least time that this device's bandwidth and arithmetic allow; % of floor speed: floor over measured time.\n\
+             % of weights-only speed: time to read the weights once, over measured time.\n",
         );
     }
     compared(rows, &mut text);
@@ -219,13 +220,17 @@ fn compared(rows: &[Row], text: &mut String) {
         return;
     }
     text.push_str(
-        "\n| work | hybrid | all MLA | all MLA / hybrid | ceiling of the floors | of the ceiling | latents alone | latents and states kept |\n\
+        "\n| work | hybrid | all MLA | all MLA / hybrid | expected | % of expected | latents | latents and states |\n\
          |---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     text.push_str(&lines);
+    text.push_str(
+        "\nexpected: the ratio of the two floors, or of the bytes read where the device's rates are not known.\n\
+         latents, latents and states: the cache bytes of the all-MLA shape over those of the hybrid.\n",
+    );
 }
 
-/// Where the time went, by the device's clock.
+/// The time of each operation, by the device's clock.
 fn spent(rows: &[Row], text: &mut String) {
     for row in rows.iter().filter(|row| !row.operations.is_empty()) {
         let sum: f64 = row.operations.iter().map(|(_, ms)| ms).sum();
@@ -272,7 +277,7 @@ pub fn operations(reports: &[BenchReport]) -> String {
     let mut rule = "|---|---:|---:|".to_owned();
     for report in reports {
         let backend = report.device.backend;
-        let _ = write!(text, " {backend} | of its copy | of its product |");
+        let _ = write!(text, " {backend} | % of copy speed | % of product speed |");
         rule.push_str("---:|---:|---:|");
     }
     let _ = writeln!(text, "\n{rule}");

@@ -1,17 +1,17 @@
-//! A sequence's place to go on from, while it is not running: after a hit, a fork, or a preemption.
+//! What a sequence holds in the pools: while it runs an [`Allocation`], before and between a [`PrefixHandle`] to continue from
+//! after a cache hit, a fork or a preemption.
 
 use super::node::{RowsResidency, StateResidency};
 use super::pool::{BlockRef, SlotRef};
 use crate::backend::{Block, Slot};
 
-/// States and latents of a sequence's first tokens. It holds what it names, in pools or in host memory; a clone is one more
-/// holder of the same.
+/// References to the states and latents of a sequence's first tokens, in pools or in host memory.
 #[derive(Clone, Debug, Default)]
 pub struct PrefixHandle {
     /// Number of tokens that have been computed.
     pub position: usize,
-    /// The KDA states at `position`; `None` at the start of a sequence, and where they come from elsewhere. A slot may be
-    /// shared: it is only read.
+    /// The KDA states at `position`; `None` at the start of a sequence, and where they are imported. A slot may be shared, since it
+    /// is only read.
     pub state: Option<StateResidency>,
     /// The latents of each block. Blocks on the device are whole and may be shared; a partial one is in host memory.
     pub rows: Vec<RowsResidency>,
@@ -29,14 +29,14 @@ impl PrefixHandle {
     }
 }
 
-/// A running sequence's places.
+/// The slot and blocks of a running sequence.
 #[derive(Debug)]
 pub struct Allocation {
-    /// The slot to write: this sequence's alone.
+    /// The slot that its states are written to; no other sequence uses it.
     pub slot: SlotRef,
-    /// Where the state is now.
+    /// The slot that holds its present state.
     pub state: StateSource,
-    /// Its blocks, from the first token on; those past `position` are its own.
+    /// Its blocks, from the first token on; those past `position` are not shared.
     pub blocks: Vec<BlockRef>,
 }
 
@@ -61,10 +61,10 @@ impl Allocation {
 /// Where a running sequence's state is.
 #[derive(Debug)]
 pub enum StateSource {
-    /// Nowhere yet: the zero state that starts a sequence.
+    /// The zero state that starts a sequence; no slot holds it.
     Zero,
     /// In its own slot.
     Own,
-    /// In a slot that others read as well.
+    /// In a shared slot.
     Shared(SlotRef),
 }

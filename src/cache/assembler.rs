@@ -1,6 +1,7 @@
-//! From records in any order, of whatever heads and tokens, to the states and blocks that a pool takes.
+//! Puts records, which come in any order and may hold any heads and tokens, together into the states and blocks that a pool
+//! stores.
 //!
-//! It holds what is not complete yet and nothing else; where things are written is the caller's business.
+//! It keeps incomplete layers and blocks only; the caller writes complete ones to a pool.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -38,15 +39,15 @@ pub enum Assembled {
         layer: usize,
         /// The block, counted in the sequence.
         block: usize,
-        /// Its rows, in the pool's dtype; the last block has as many as there are tokens.
+        /// Its rows, in the pool's dtype; the last block may have fewer rows than a whole one.
         record: LatentRecord,
     },
 }
 
-/// A tensor that is being put together, in parts of equal size: heads of a state, or tokens of a block.
+/// An incomplete tensor, in parts of equal size: the heads of a state, or the tokens of a block.
 struct Partial {
     bytes: Vec<u8>,
-    /// Which parts are there.
+    /// Which parts have come.
     there: Vec<bool>,
 }
 
@@ -58,7 +59,7 @@ impl Partial {
         }
     }
 
-    /// Takes parts, the first of which is `first` here.
+    /// Copies parts in, beginning at part `first` of this tensor.
     fn take(&mut self, first: usize, bytes: &[u8]) {
         let part = self.bytes.len() / self.there.len();
         for (i, bytes) in bytes.chunks_exact(part).enumerate() {
@@ -94,7 +95,7 @@ impl PartialState {
         }
     }
 
-    /// One of them; `None` for latents, which a KDA layer has not.
+    /// One of the four; `None` for latents, which a KDA layer does not have.
     fn tensor(&mut self, tensor: LayerTensor) -> Option<&mut Partial> {
         match tensor {
             LayerTensor::State => Some(&mut self.state),
@@ -117,21 +118,21 @@ impl PartialState {
     }
 }
 
-/// Puts records together.
+/// Puts the records of one sequence together.
 pub struct Assembler {
     header: CacheHeader,
     id: u128,
     layout: CacheLayout,
     /// `None` where a layer is complete.
     states: Vec<Option<PartialState>>,
-    /// Blocks of which something is there, by layer and block.
+    /// Incomplete blocks of which a part has come, by layer and block.
     blocks: HashMap<(usize, usize), Partial>,
     /// Which blocks are complete, `[layers, blocks]`.
     complete: Vec<bool>,
     missing: usize,
 }
 
-/// How many heads of a tensor a rank has, and numbers in each.
+/// Number of heads of a tensor on a rank, and of elements per head.
 fn head_len(layout: &StateLayout, tensor: LayerTensor) -> (usize, usize) {
     let taps = layout.taps - 1;
     match tensor {
@@ -145,7 +146,7 @@ fn head_len(layout: &StateLayout, tensor: LayerTensor) -> (usize, usize) {
 }
 
 impl Assembler {
-    /// Nothing is there yet of the caches of `header`, which go to pools of this layout.
+    /// An assembler for the caches of `header`, for pools of this layout, before the first record.
     #[must_use]
     pub fn new(header: CacheHeader, layout: CacheLayout) -> Self {
         let state = || Some(PartialState::new(&layout.states));
@@ -162,7 +163,7 @@ impl Assembler {
         }
     }
 
-    /// The latents of the first `have` tokens, whole blocks of them, are there already: they need not come.
+    /// Marks the latents of the first `have` tokens, in whole blocks, as present: they are not expected as records.
     #[must_use]
     pub fn with_latents(mut self, have: usize) -> Self {
         let layout = self.layout.latents;
@@ -176,7 +177,7 @@ impl Assembler {
         self
     }
 
-    /// What the records are of.
+    /// The model and tokens that the records belong to.
     #[must_use]
     pub fn header(&self) -> &CacheHeader {
         &self.header
@@ -188,10 +189,10 @@ impl Assembler {
         self.missing
     }
 
-    /// Takes a record; what has become complete with it. Heads of other ranks and parts that are there already are ignored.
+    /// Takes a record and returns what it completes. Heads of other ranks and parts that came before are ignored.
     ///
     /// # Errors
-    /// A record that is damaged, of other caches, or of another shape, with both values. Nothing of it is taken.
+    /// A record that is damaged, belongs to other caches, or has another shape, with both values. No part of it is stored then.
     pub fn put(&mut self, record: &LayerRecord) -> Result<Vec<Assembled>, CacheError> {
         record.check(self.id)?;
         let ready = if record.tensor == LayerTensor::Latents {
@@ -230,7 +231,7 @@ impl Assembler {
         let Some(state) = &mut self.states[layer] else {
             return Ok(None);
         };
-        // This rank's part of what came.
+        // The heads of the record that belong to this rank.
         let own = shard.rank * heads..(shard.rank + 1) * heads;
         let (first, last) = (
             own.start.max(record.heads.start),

@@ -1,17 +1,16 @@
-//! What cached bytes mean: the model they belong to, their layout, and the hash of the tokens they stand for.
+//! The keys of cached blocks: a hash of the model, of the layout of its pools, and of the tokens up to the end of the block.
 
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::backend::{LatentLayout, StateLayout};
 use crate::checkpoint::Fingerprint;
 
-/// The key of a block: a hash of its tokens, of its parent's key, and so of all tokens before it and of what the bytes
-/// mean.
+/// The key of a block: a hash of its tokens and of its parent's key, and so of all tokens before it, the model and the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockHash(u128);
 
 impl BlockHash {
-    /// The key that all sequences of one model and layout begin with.
+    /// The parent key of the first block of every sequence of one model and layout.
     #[must_use]
     pub fn root(model: Fingerprint, states: &StateLayout, latents: &LatentLayout) -> Self {
         let StateLayout {

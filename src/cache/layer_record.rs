@@ -1,8 +1,8 @@
-//! What travels of a sequence's caches: one tensor of one layer at a time, which says what it is and whose.
+//! The unit in which caches are transferred: one tensor of one layer, with a header that says which and of which tokens.
 //!
 //! A KDA layer has four: the recurrent state and the three convolution states; an MLA layer has its latents. Each is cut by
-//! heads or by tokens wherever its sender likes, so that ranks which hold other heads than the receiver can send it. Bytes
-//! are as the sender's pool keeps them.
+//! heads or by tokens, as the sender chooses, so that sender and receiver may split heads over ranks differently. The bytes are
+//! those of the sender's pool.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use crate::checkpoint::Fingerprint;
 use crate::config::Dtype;
 use crate::error::CacheError;
 
-/// What caches are of: a model, and the tokens that are through it.
+/// The model and the tokens that caches belong to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheHeader {
     /// The model.
@@ -24,7 +24,7 @@ pub struct CacheHeader {
 }
 
 impl CacheHeader {
-    /// Names these caches: a hash of the model and the tokens.
+    /// The id of these caches: a hash of the model and the tokens.
     #[must_use]
     pub fn id(&self) -> u128 {
         let mut hash = Xxh3::new();
@@ -44,9 +44,9 @@ pub enum LayerTensor {
     State,
     /// The convolution state of its queries, `[key heads * K, taps - 1]`, oldest input first, f32.
     ConvQuery,
-    /// That of its keys, likewise.
+    /// The convolution state of its keys, of the same shape as that of the queries.
     ConvKey,
-    /// That of its values, `[value heads * V, taps - 1]`, f32.
+    /// The convolution state of its values, `[value heads * V, taps - 1]`, f32.
     ConvValue,
     /// The latents of an MLA layer, `[tokens, latent + rope]`, in the dtype of the pool.
     Latents,
@@ -81,29 +81,37 @@ pub struct LayerRecord {
     pub tensor: LayerTensor,
     /// The layer, counted from 0 among those of its kind, KDA or MLA.
     pub layer: usize,
-    /// Which of the model's heads; latents, which all heads share, have `0..1`.
+    /// Heads of the model that the record holds; `0..1` for latents, which all heads share.
     pub heads: Range<usize>,
-    /// Latents: the tokens whose rows these are. Others: the tokens that the state comes of, from 0 on.
+    /// Token positions: for latents those of the rows, for states `0..n` with n the tokens that were computed.
     pub positions: Range<usize>,
     /// The dtype of `bytes`.
     pub dtype: Dtype,
     /// The shape, as [`LayerTensor`] says, for these heads or tokens.
     pub shape: Vec<usize>,
-    /// The numbers, little-endian.
+    /// The elements, little-endian.
     pub bytes: Vec<u8>,
-    /// XXH3-64 of all the above.
+    /// XXH3-64 of all fields above.
     pub checksum: u64,
 }
 
 impl LayerRecord {
-    /// The record with the checksum of what it holds now.
+    /// The record with its checksum computed.
     #[must_use]
     pub fn sealed(mut self) -> Self {
         self.checksum = self.hash();
         self
     }
 
-    fn hash(&self) -> u64 {
+    /// The checksum of what it holds now.
+    pub(crate) fn hash(&self) -> u64 {
+        let mut hash = self.hasher();
+        hash.update(&self.bytes);
+        hash.digest()
+    }
+
+    /// What the numbers are to be added to for the checksum: it has all else.
+    pub(crate) fn hasher(&self) -> Xxh3 {
         let mut hash = Xxh3::new();
         hash.update(&self.id.to_le_bytes());
         let (tensor, layer, dtype) = (self.tensor, self.layer, self.dtype);
@@ -111,22 +119,25 @@ impl LayerRecord {
         hash.update(
             format!("{tensor} {layer} {heads:?} {positions:?} {dtype} {shape:?}\0").as_bytes(),
         );
-        hash.update(&self.bytes);
-        hash.digest()
+        hash
     }
 
-    /// How messages call it: `state of layer 3`.
+    /// Its name in messages: `state of layer 3`.
     #[must_use]
     pub fn name(&self) -> String {
         format!("{} of layer {}", self.tensor, self.layer)
     }
 
-    /// Checks that it is whole, and that it belongs to the caches with this id.
+    /// Checks its checksum, and that it belongs to the caches with this id.
     ///
     /// # Errors
     /// [`CacheError::Checksum`] or [`CacheError::Mismatch`], with both values.
     pub fn check(&self, id: u128) -> Result<(), CacheError> {
-        let found = self.hash();
+        self.check_hash(id, self.hash())
+    }
+
+    /// [`LayerRecord::check`] with the hash of what is there.
+    pub(crate) fn check_hash(&self, id: u128, found: u64) -> Result<(), CacheError> {
         if found != self.checksum {
             return Err(CacheError::Checksum {
                 record: self.name(),

@@ -1,9 +1,9 @@
-//! What sequences own between steps and after their end: slots for KDA states, blocks for MLA latents, and the tree of
-//! prefixes that can be taken up again.
+//! The cache of sequences: slots for KDA states, blocks for MLA latents, and the tree of prefixes that later sequences can
+//! continue from.
 //!
 //! A KDA state is valid only at the token where it was taken; latents are valid at any prefix. So a prefix is reused from
-//! a checkpoint of the state, with the latents before it. Everything here is bookkeeping and copying: which sequence runs
-//! is the engine's decision.
+//! a checkpoint of the state, with the latents before it. This module only allocates and copies; the engine decides which
+//! sequence runs.
 
 mod allocation;
 mod assembler;

@@ -1,4 +1,4 @@
-//! What the prefix tree is made of: nodes, one a block, the checkpoints that hang on them, and the order in which they go.
+//! The parts of the prefix tree: nodes, one per block, their checkpoints, and the eviction order of both.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -8,25 +8,25 @@ use super::pool::{PoolIndex, PoolRef};
 use super::saved::{SavedRows, SavedState};
 use crate::backend::{Block, Slot};
 
-/// Something kept on the device or in host memory.
+/// A cached state or block, on the device or in host memory.
 #[derive(Clone, Debug)]
 pub enum Residency<T: PoolIndex, S> {
-    /// In a place of a pool.
+    /// In a pool on the device.
     Device(PoolRef<T>),
     /// In host memory.
     Host(Arc<S>),
 }
 
 impl<T: PoolIndex, S> Residency<T, S> {
-    /// The place on the device, if it is there.
+    /// The reference into the pool, if it is on the device.
     pub fn device(&self) -> Option<&PoolRef<T>> {
         match self {
-            Self::Device(place) => Some(place),
+            Self::Device(held) => Some(held),
             Self::Host(_) => None,
         }
     }
 
-    /// The copy in host memory, if it is there.
+    /// The copy in host memory, if it is not on the device.
     pub fn host(&self) -> Option<Arc<S>> {
         match self {
             Self::Device(_) => None,
@@ -34,10 +34,10 @@ impl<T: PoolIndex, S> Residency<T, S> {
         }
     }
 
-    /// The same, held by the tree.
+    /// The same as a reference of the tree.
     pub(super) fn cached(&self) -> Self {
         match self {
-            Self::Device(place) => Self::Device(place.cached()),
+            Self::Device(held) => Self::Device(held.cached()),
             Self::Host(saved) => Self::Host(Arc::clone(saved)),
         }
     }
@@ -49,7 +49,7 @@ pub type RowsResidency = Residency<Block, SavedRows>;
 /// The state at one token.
 pub type StateResidency = Residency<Slot, SavedState>;
 
-/// A state that a sequence can be taken up from.
+/// A saved state that a sequence can continue from.
 #[derive(Debug)]
 pub(super) struct Checkpoint {
     /// A number that is never used again.
@@ -62,26 +62,26 @@ pub(super) struct Checkpoint {
     pub(super) state: StateResidency,
     pub(super) cost: u64,
     pub(super) priority: u64,
-    /// When it was used last, among all uses.
+    /// Sequence number of its last use.
     pub(super) used: u64,
 }
 
 impl Checkpoint {
-    /// The checkpoint of least priority goes first, and of equal ones that used longest ago.
+    /// Its position in the eviction order: lowest priority first, and of equal ones the least recently used.
     pub(super) fn order(&self) -> StateOrder {
         (self.priority, self.used)
     }
 }
 
-/// In which order states go: by the checkpoint's priority and its last use.
+/// The eviction order of states: by the checkpoint's priority, then by its last use.
 pub(super) type StateOrder = (u64, u64);
 
-/// In which order rows go: a block has the highest priority of a checkpoint at or below it, of equal ones the deepest goes
-/// first, and a checkpoint's partial block before any whole one.
+/// The eviction order of rows. A block inherits the highest priority of any checkpoint at or below it; of equal blocks the deepest
+/// is evicted first, and a checkpoint's partial block before any whole block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RowsOrder {
     pub(super) priority: u64,
-    /// Of a whole block: tokens up to its end.
+    /// For a whole block: tokens up to its end.
     pub(super) whole: Option<usize>,
     /// Tokens up to the end of the node.
     pub(super) end: usize,
@@ -143,12 +143,12 @@ impl Node {
     }
 }
 
-/// Where a checkpoint hangs.
+/// Identifies a checkpoint in the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct CheckpointId {
     /// The node.
     pub(super) node: BlockHash,
-    /// The checkpoint's number.
+    /// The checkpoint's id.
     pub(super) id: u64,
 }
 
@@ -177,7 +177,7 @@ pub(super) fn rows_order(nodes: &Nodes, at: RowsId) -> Option<RowsOrder> {
     }
 }
 
-/// Whether these are in host memory.
+/// Whether the rows are in host memory.
 pub(super) fn on_host(rows: Option<&RowsResidency>) -> bool {
     matches!(rows, Some(Residency::Host(_)))
 }
@@ -185,7 +185,7 @@ pub(super) fn on_host(rows: Option<&RowsResidency>) -> bool {
 #[cfg(not(test))]
 pub(super) fn visit() {}
 
-/// Counts a comparison in the order of rows, or a node or checkpoint that is looked at.
+/// Test counter of comparisons in the eviction order and of visited nodes and checkpoints.
 #[cfg(test)]
 pub(super) fn visit() {
     super::tree::tests::VISITS.with(|visits| visits.set(visits.get() + 1));

@@ -1,8 +1,7 @@
-//! Numbered places with a count of their holders: which slots and blocks are free.
+//! Reference-counted slots and blocks: which entries of a pool are free.
 //!
-//! It hands out numbers; what is in a place is the backend's business. Whoever holds a place holds a [`PoolRef`], which gives
-//! it back when it is dropped: no error path can leak one. A place that was given back is not cleared: its next holder writes
-//! it before anything reads it.
+//! A pool hands out indices; the contents belong to the backend. An entry in use is held through a [`PoolRef`], which frees it
+//! when dropped, so that no error path can leak one. A freed entry is not cleared: its next owner writes it before it is read.
 
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -10,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::{Block, Slot};
 
-/// A number that names a place in a pool.
+/// The index of an entry in a pool: a slot or a block.
 pub trait PoolIndex: Copy + Eq + Hash + Debug {
-    /// The place with this number.
+    /// The entry with this index.
     fn new(number: u32) -> Self;
-    /// Its number.
+    /// Its index.
     fn index(self) -> usize;
 }
 
@@ -36,17 +35,17 @@ impl PoolIndex for Block {
     }
 }
 
-/// A held slot.
+/// A slot in use.
 pub type SlotRef = PoolRef<Slot>;
 
-/// A held block.
+/// A block in use.
 pub type BlockRef = PoolRef<Block>;
 
-/// The holders of one place.
+/// The reference counts of one entry.
 #[derive(Clone, Copy, Debug, Default)]
 struct Holders {
     all: u32,
-    /// Those of them that are the prefix tree.
+    /// References of the prefix tree, included in `all`.
     cached: u32,
     /// Whether it is in [`Shared::changed`].
     changed: bool,
@@ -63,14 +62,14 @@ struct Shared<T> {
     holders: Vec<Holders>,
     free: Vec<T>,
     idle: usize,
-    /// Places that have become idle, or are so no longer, since this was asked last; each once.
+    /// Entries whose idle flag has changed since the last [`RefCountedPool::take_changed`], each once.
     changed: Vec<T>,
 }
 
 impl<T: PoolIndex> Shared<T> {
-    /// So many holders more or fewer; the last one frees the place.
-    fn change(&mut self, place: T, all: i32, cached: i32) {
-        let holders = &mut self.holders[place.index()];
+    /// Adds to both reference counts; at zero references the entry is free.
+    fn change(&mut self, entry: T, all: i32, cached: i32) {
+        let holders = &mut self.holders[entry.index()];
         let was = holders.idle();
         holders.all = holders.all.saturating_add_signed(all);
         holders.cached = holders.cached.saturating_add_signed(cached);
@@ -78,11 +77,11 @@ impl<T: PoolIndex> Shared<T> {
         if was != is {
             self.idle = if is { self.idle + 1 } else { self.idle - 1 };
             if !std::mem::replace(&mut holders.changed, true) {
-                self.changed.push(place);
+                self.changed.push(entry);
             }
         }
         if holders.all == 0 {
-            self.free.push(place);
+            self.free.push(entry);
         }
     }
 }
@@ -91,12 +90,12 @@ fn lock<T>(shared: &Mutex<Shared<T>>) -> MutexGuard<'_, Shared<T>> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The places of one pool, each with its number of holders; a place is free when nobody holds it.
+/// The entries of one pool with their reference counts; an entry without references is free.
 #[derive(Debug)]
 pub struct RefCountedPool<T>(Arc<Mutex<Shared<T>>>);
 
 impl<T: PoolIndex> RefCountedPool<T> {
-    /// A pool of `count` places, all free; low numbers are handed out first.
+    /// A pool of `count` free entries; low indices are handed out first.
     #[must_use]
     pub fn new(count: usize) -> Self {
         let last = u32::try_from(count).unwrap_or(u32::MAX);
@@ -108,85 +107,85 @@ impl<T: PoolIndex> RefCountedPool<T> {
         })))
     }
 
-    /// A free place, now held once.
+    /// Takes a free entry, which then has one reference; `None` if all are in use.
     #[must_use]
     pub fn take(&self) -> Option<PoolRef<T>> {
         let mut shared = lock(&self.0);
-        let place = shared.free.pop()?;
-        shared.change(place, 1, 0);
+        let entry = shared.free.pop()?;
+        shared.change(entry, 1, 0);
         Some(PoolRef {
-            place,
+            entry,
             cached: false,
             pool: Arc::clone(&self.0),
         })
     }
 
-    /// Number of places that nobody holds.
+    /// Number of free entries.
     #[must_use]
     pub fn free(&self) -> usize {
         lock(&self.0).free.len()
     }
 
-    /// Number of places that the prefix tree alone holds.
+    /// Number of entries that only the prefix tree references.
     #[must_use]
     pub fn idle(&self) -> usize {
         lock(&self.0).idle
     }
 
-    /// Number of all places.
+    /// Number of entries, free or not.
     #[must_use]
     pub fn len(&self) -> usize {
         lock(&self.0).holders.len()
     }
 
-    /// Whether the pool has no place at all.
+    /// Whether the pool has no entries at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Places that may have become idle, or may be so no longer, since this was asked last; and whether they are.
+    /// Entries whose idle flag may have changed since the last call, with the present flag.
     pub(super) fn take_changed(&self) -> Vec<(T, bool)> {
         let mut shared = lock(&self.0);
         let changed = std::mem::take(&mut shared.changed);
-        let now = changed.into_iter().map(|place| {
-            let holders = &mut shared.holders[place.index()];
+        let now = changed.into_iter().map(|entry| {
+            let holders = &mut shared.holders[entry.index()];
             holders.changed = false;
-            (place, holders.idle())
+            (entry, holders.idle())
         });
         now.collect()
     }
 }
 
-/// A place that is held. A clone is one holder more; dropping it is one fewer, and the last one frees the place.
+/// A reference to an entry. Cloning adds a reference, dropping removes one, and the last one frees the entry.
 #[derive(Debug)]
 pub struct PoolRef<T: PoolIndex> {
-    place: T,
+    entry: T,
     cached: bool,
     pool: Arc<Mutex<Shared<T>>>,
 }
 
 impl<T: PoolIndex> PoolRef<T> {
-    /// The place.
+    /// The entry.
     #[must_use]
     pub fn get(&self) -> T {
-        self.place
+        self.entry
     }
 
-    /// A hold of the prefix tree's: a place that has no others is idle, and may be evicted.
+    /// A reference of the prefix tree. An entry with no other references is idle and may be evicted.
     pub(super) fn cached(&self) -> Self {
         self.hold(true)
     }
 
-    /// Whether the prefix tree alone holds it.
+    /// Whether only the prefix tree references it.
     pub(super) fn is_idle(&self) -> bool {
-        lock(&self.pool).holders[self.place.index()].idle()
+        lock(&self.pool).holders[self.entry.index()].idle()
     }
 
     fn hold(&self, cached: bool) -> Self {
-        lock(&self.pool).change(self.place, 1, i32::from(cached));
+        lock(&self.pool).change(self.entry, 1, i32::from(cached));
         Self {
-            place: self.place,
+            entry: self.entry,
             cached,
             pool: Arc::clone(&self.pool),
         }
@@ -201,6 +200,6 @@ impl<T: PoolIndex> Clone for PoolRef<T> {
 
 impl<T: PoolIndex> Drop for PoolRef<T> {
     fn drop(&mut self) {
-        lock(&self.pool).change(self.place, -1, -i32::from(self.cached));
+        lock(&self.pool).change(self.entry, -1, -i32::from(self.cached));
     }
 }

@@ -1,8 +1,8 @@
 //! The cache: both pools, the prefix tree over them, and the host memory behind them.
 //!
 //! Prefix reuse in a hybrid model: a hit is the deepest KDA checkpoint that the tokens begin with, whose latents are all
-//! there; latents without a state are no hit. When slots or blocks run out, what is needed least leaves the device for
-//! host memory, and host memory for nothing. It neither runs the model nor decides who runs.
+//! there; latents without a state are no hit. When slots or blocks run out, the entries of lowest priority move from the device
+//! to host memory, and are dropped when that is full. The cache neither runs the model nor schedules sequences.
 
 use std::sync::Arc;
 
@@ -16,28 +16,28 @@ use super::tree::PrefixTree;
 use crate::backend::{Block, Result, Slot};
 use crate::error::CacheError;
 
-/// A checkpoint that a prompt begins with. It is not held: it may be gone when it is to be used.
+/// A checkpoint of a prefix of a prompt. It is not a reference: the checkpoint may be evicted before it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
     at: CheckpointId,
-    /// Tokens that need not run.
+    /// Number of tokens that need not be computed.
     pub position: usize,
 }
 
-/// How much of the pools is in use, and by whom.
+/// How much of the pools and of host memory is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Occupancy {
-    /// Slots that somebody holds.
+    /// Slots in use.
     pub slots: usize,
     /// All slots.
     pub all_slots: usize,
-    /// Blocks that somebody holds.
+    /// Blocks in use.
     pub blocks: usize,
     /// All blocks.
     pub all_blocks: usize,
-    /// Slots that checkpoints alone hold: they are given up when somebody needs them.
+    /// Slots that only checkpoints use, which are evicted when a sequence needs them.
     pub idle_slots: usize,
-    /// Blocks that checkpoints alone hold.
+    /// Blocks that only checkpoints use.
     pub idle_blocks: usize,
     /// Checkpoints whose state is on the device.
     pub device_checkpoints: usize,
@@ -45,7 +45,7 @@ pub struct Occupancy {
     pub host_checkpoints: usize,
     /// Bytes of host memory that states and latents take.
     pub host_bytes: u64,
-    /// States and blocks that have had to leave the device, or the cache, so far.
+    /// Number of states and blocks evicted from the device or from the cache so far.
     pub evictions: u64,
 }
 
@@ -61,7 +61,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache. `root` says what its bytes mean; at most `host_limit` bytes of host memory are used.
+    /// An empty cache. `root` is the key of model and layout; at most `host_limit` bytes of host memory are used.
     #[must_use]
     pub fn new(
         root: BlockHash,
@@ -129,8 +129,8 @@ impl Cache {
         hit.filter(|hit| hit.position == prefix.tokens.len())
     }
 
-    /// Holds the latents of the leading whole blocks of a prefix, as many as are here, whether or not there is a state to go
-    /// with them: for caches whose states come from elsewhere.
+    /// References to the latents of the cached leading whole blocks of a prefix, with or without a state: for imports, whose states
+    /// come from another engine.
     #[must_use]
     pub fn latents(&self, prefix: Prefix<'_>) -> PrefixHandle {
         let rows = self.tree.rows_of(prefix);
@@ -141,7 +141,8 @@ impl Cache {
         }
     }
 
-    /// Holds what a hit found; `None` if it is gone by now. The partial block is copied: others may go on from it too.
+    /// References to what a hit found; `None` if it was evicted since. The partial block is copied, since other sequences may continue
+    /// from it too.
     ///
     /// # Errors
     /// A device that fails.
@@ -202,8 +203,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Gives a prefix handle a slot and `blocks` blocks in all, and brings what is in host memory back to the device. Where there is
-    /// no room or the device fails, it stays as it was.
+    /// Allocates a slot and `blocks` blocks in total for a prefix handle, and copies what is in host memory to the device. `None` if
+    /// there are too few free slots or blocks; then, and if the device fails, the handle is unchanged.
     ///
     /// # Errors
     /// A device that fails.
@@ -232,7 +233,7 @@ impl Cache {
         self.slots.take()
     }
 
-    /// A free slot; if there is none the checkpoint needed least leaves the device. `None` if all are in use.
+    /// A free slot; if there is none the checkpoint of lowest priority is evicted. `None` if sequences use all slots.
     ///
     /// # Errors
     /// A device that fails.
@@ -265,8 +266,7 @@ impl Cache {
         Ok(())
     }
 
-    /// `count` free blocks; if there are too few, rows needed least leave the device. `None` if even that would not be
-    /// enough.
+    /// `count` free blocks; if there are too few, rows of lowest priority are evicted. `None` if even that is not enough.
     ///
     /// # Errors
     /// A device that fails.
@@ -325,8 +325,8 @@ impl Cache {
         }
     }
 
-    /// Keeps a checkpoint after a prefix, whose state is in `slot` and whose latents are in `blocks`. Returns whether the
-    /// cache now holds the slot too, so that it must not be written any more.
+    /// Stores a checkpoint after a prefix, whose state is in `slot` and whose latents are in `blocks`. Returns whether the cache now
+    /// references the slot, which must not be written any more then.
     pub fn store(&mut self, prefix: Prefix<'_>, blocks: &[BlockRef], slot: &SlotRef) -> bool {
         let count = prefix.tokens.len().div_ceil(self.block_tokens);
         let rows: Vec<RowsResidency> = blocks[..count]
@@ -338,7 +338,7 @@ impl Cache {
             .insert(prefix, &rows, &Residency::Device(slot.clone()))
     }
 
-    /// Keeps a checkpoint that is in host memory; where there is one already, that one stays.
+    /// Stores a checkpoint that is in host memory; an existing one is kept instead.
     ///
     /// # Errors
     /// One larger than the host memory allowed.
@@ -362,7 +362,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Reads a checkpoint out, to host memory.
+    /// Copies a checkpoint to host memory.
     ///
     /// # Errors
     /// A device that fails.
@@ -380,14 +380,14 @@ impl Cache {
         Ok(state.map(|state| (rows, state)))
     }
 
-    /// Forgets every prefix.
+    /// Removes every prefix.
     pub fn clear(&mut self) {
         self.tree.clear();
     }
 }
 
-/// Writes what a prefix handle has in host memory to `slot` and to the last of the `fresh` blocks, and lays out the places of all
-/// its tokens and of those to come.
+/// Copies what a prefix handle has in host memory to `slot` and to the last of the `fresh` blocks, and returns the slot and blocks
+/// of all its tokens and of those to come.
 fn write_back(
     pools: &mut Pools<'_>,
     prefix: &PrefixHandle,

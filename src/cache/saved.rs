@@ -1,4 +1,4 @@
-//! States and latents in host memory, and the way there and back.
+//! States and latents in host memory, and the copies from and to the pools.
 //!
 //! Copies are exact: what is written back is what was read, bit for bit, in the dtypes that pools keep.
 
@@ -9,12 +9,12 @@ use crate::backend::{
 /// One slot: every KDA layer's state at one token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SavedState {
-    /// One record a KDA layer.
+    /// One record per KDA layer.
     pub layers: Vec<StateRecord>,
 }
 
 impl SavedState {
-    /// Bytes of its numbers.
+    /// Size in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let floats: usize = self
@@ -29,12 +29,12 @@ impl SavedState {
 /// One block, or the first rows of one: every MLA layer's latents of the same tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SavedRows {
-    /// One record an MLA layer.
+    /// One record per MLA layer.
     pub layers: Vec<LatentRecord>,
 }
 
 impl SavedRows {
-    /// Bytes of its numbers.
+    /// Size in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let bytes: usize = self.layers.iter().map(|layer| layer.rows.len()).sum();
@@ -53,12 +53,12 @@ pub struct Pools<'a> {
 }
 
 impl Pools<'_> {
-    /// Copies a slot out.
+    /// Copies a slot to host memory.
     ///
     /// # Errors
     /// A device that fails.
     pub async fn read_slot(&mut self, slot: Slot) -> Result<SavedState> {
-        // All reads are asked for before the first is awaited.
+        // All reads are started before the first is awaited.
         let tickets: Vec<_> = (0..self.states.layout.layers)
             .map(|layer| self.backend.read_state(&self.states, layer, slot))
             .collect();
@@ -81,7 +81,7 @@ impl Pools<'_> {
         Ok(())
     }
 
-    /// Copies the first `tokens` rows of each block out.
+    /// Copies the first `tokens` rows of each block to host memory.
     ///
     /// # Errors
     /// A device that fails.

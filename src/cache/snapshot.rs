@@ -1,9 +1,9 @@
-//! A sequence's caches in a file: taken on one backend, resumed on another, opened by Python.
+//! A sequence's caches in a file: written on one backend, resumed on another, readable from Python.
 //!
 //! The file is in safetensors' format. Each [`LayerRecord`] is a tensor of its own, with all heads and all tokens: `state.0`,
 //! `conv_query.0`, `conv_key.0`, `conv_value.0` of the first KDA layer, `latents.0` of the first MLA layer, and so on; `tokens`
 //! are the ids. The metadata are texts: `format`, `version`, the `model`'s fingerprint, the `checksums` of the tensors as a
-//! JSON object, the `latent_width` (the rest of a row is k_pe), and a `note` of the client's. A reader refuses whatever does not match, with both values.
+//! JSON object, the `latent_width` (the rest of a row is k_pe), and a `note` of the client's. A reader refuses what does not match, with both values.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -21,14 +21,14 @@ use crate::checkpoint::Fingerprint;
 use crate::config::Dtype;
 use crate::error::CacheError;
 
-/// The version of the format that is written and read. Version 1 was a format of our own.
+/// The version of the format that is written and read. Version 1 was not safetensors.
 pub const SNAPSHOT_VERSION: u32 = 2;
 
-/// What the metadata's `format` says.
+/// The value of `format` in the metadata.
 const FORMAT: &str = "kimi-linear snapshot";
-/// What files of version 1 begin with; the version follows as a u32.
+/// The first bytes of files of version 1; the version follows as a u32.
 const MAGIC_1: &[u8; 8] = b"KLRECORD";
-/// The most bytes that a header may have.
+/// Maximum size of a header in bytes.
 const MOST_HEADER: u64 = 100_000_000;
 
 type Result<T> = std::result::Result<T, CacheError>;
@@ -38,18 +38,18 @@ type Result<T> = std::result::Result<T, CacheError>;
 pub struct Snapshot {
     /// The model that they belong to.
     pub model: Fingerprint,
-    /// The tokens that are through.
+    /// The tokens that were computed.
     pub tokens: Vec<u32>,
-    /// The KDA states after the last of them, a layer each.
+    /// The KDA states after the last token, one record per layer.
     pub states: Vec<StateRecord>,
-    /// The latents of all of them, a layer each.
+    /// The latents of all tokens, one record per layer.
     pub latents: Vec<LatentRecord>,
-    /// Whatever a client keeps with it.
+    /// Text of the client's, such as the conversation.
     pub note: String,
 }
 
 impl Snapshot {
-    /// Puts together what a cache gave out.
+    /// A snapshot of a checkpoint that was copied out of the cache.
     #[must_use]
     pub fn new(
         model: Fingerprint,
@@ -182,7 +182,7 @@ impl Snapshot {
     /// The snapshot as the bytes of a file.
     ///
     /// # Errors
-    /// Records whose shapes are not those of their numbers.
+    /// Records whose shapes do not match their number of bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let records = self.records();
         let tokens: Vec<u8> = self.tokens.iter().flat_map(|it| it.to_le_bytes()).collect();
@@ -313,7 +313,7 @@ impl Snapshot {
             std::fs::rename(&partial, path)
         };
         write().map_err(|source| {
-            // The half-written file is of no use; that it cannot be removed either changes nothing.
+            // Removes the incomplete file. If that fails too, the first error is the one to report.
             let _ = std::fs::remove_file(&partial);
             failed(source)
         })
@@ -336,7 +336,7 @@ impl Snapshot {
     }
 }
 
-/// A KDA layer's shape, as its record has it.
+/// The shape of a KDA layer's state, from its record.
 fn layout(record: &StateRecord) -> StateLayout {
     let (k, v) = (record.key_width.max(1), record.value_width);
     StateLayout {
@@ -374,7 +374,7 @@ fn version(found: u32) -> Result<()> {
     Err(CacheError::Version { expected, found })
 }
 
-/// The header of a file, which has the length that the header says.
+/// The header of a file, whose length is checked against the header.
 fn header(bytes: &[u8]) -> Result<(usize, Metadata)> {
     let word = |at: usize| bytes.get(at..at + 8).and_then(|it| it.try_into().ok());
     if bytes.starts_with(MAGIC_1) {
@@ -415,7 +415,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// A tensor of so many heads, checked.
+    /// A tensor with this number of heads, checked.
     fn record(
         &self,
         tensor: LayerTensor,

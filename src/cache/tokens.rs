@@ -1,4 +1,4 @@
-//! Tokens with the hashes of their blocks: hashed once, as they come.
+//! Tokens with the hashes of their blocks, each computed once.
 
 use std::ops::Deref;
 
@@ -9,7 +9,7 @@ use super::block_hash::BlockHash;
 pub struct HashedTokens {
     tokens: Vec<u32>,
     root: BlockHash,
-    /// One a whole block.
+    /// One per whole block.
     hashes: Vec<BlockHash>,
     block_tokens: usize,
 }
@@ -34,7 +34,7 @@ impl HashedTokens {
         self.hash();
     }
 
-    /// The hashes of blocks that have become whole.
+    /// Computes the hashes of blocks that have become whole.
     fn hash(&mut self) {
         let done = self.hashes.len() * self.block_tokens;
         for block in self.tokens[done..].chunks_exact(self.block_tokens) {
@@ -72,7 +72,7 @@ impl Deref for HashedTokens {
 pub struct Prefix<'a> {
     /// The tokens.
     pub tokens: &'a [u32],
-    /// One a whole block.
+    /// One per whole block.
     pub hashes: &'a [BlockHash],
 }
 

@@ -1,11 +1,11 @@
-//! The prefix tree: blocks of tokens whose latents are kept, and the checkpoints of KDA states that hang on them.
+//! The prefix tree: blocks of tokens whose latents are cached, and the checkpoints of KDA states at them.
 //!
-//! A prefix can be taken up again only where a checkpoint is, so a block is kept only as long as a checkpoint at or
-//! below it is. A checkpoint inside a block hangs on the block before, with the tokens of the partial block and rows of
-//! its own. The tree counts nobody's holds and moves no bytes: it says what should go, [`Cache`](super::Cache) does it.
+//! A sequence can continue only from a checkpoint, so a block is kept only as long as a checkpoint at or below it is. A
+//! checkpoint inside a block belongs to the node of the block before, with the tokens of the partial block and rows of its own.
+//! The tree counts no references and moves no bytes: it chooses victims, and [`Cache`](super::Cache) evicts them.
 //!
-//! Eviction is GreedyDual (Young, 1991): a checkpoint's priority is its cost, the tokens that its loss would have
-//! prefilled again, on top of the priority of what was evicted last; use renews it. So both recency and cost count.
+//! Eviction is GreedyDual (Young, 1991): a checkpoint's priority is its cost, which is the number of tokens to prefill again
+//! without it, plus the priority of the last victim; each use computes it again. So both recency and cost count.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -28,19 +28,19 @@ pub(super) struct PrefixTree {
     block_tokens: usize,
     nodes: Nodes,
     next: u64,
-    /// The priority of what was evicted last.
+    /// The priority of the last victim.
     floor: u64,
     states: Victims<Slot, CheckpointId, StateOrder>,
     rows: Victims<Block, RowsId, RowsOrder>,
-    /// The checkpoints that need host memory, or did when this was looked at last: for their state, their partial block,
-    /// or a block before it. The next to go comes first.
+    /// The checkpoints that needed host memory when this was last updated: for their state, their partial block, or a block before
+    /// it. The next victim comes first.
     host: BTreeSet<(StateOrder, CheckpointId)>,
     host_bytes: u64,
     checkpoints: usize,
 }
 
 impl PrefixTree {
-    /// An empty tree for blocks of so many tokens; `root` says what its bytes mean.
+    /// An empty tree for blocks of `block_tokens` tokens; `root` is the key of model and layout.
     #[must_use]
     pub(super) fn new(root: BlockHash, block_tokens: usize) -> Self {
         Self {
@@ -64,11 +64,11 @@ impl PrefixTree {
 
     /// Number of checkpoints whose state is on the device, and in host memory.
     pub(super) fn checkpoints(&self) -> (usize, usize) {
-        let device = self.states.places();
+        let device = self.states.entries();
         (device, self.checkpoints - device)
     }
 
-    /// The key that all sequences begin with.
+    /// The parent key of the first block of every sequence.
     pub(super) fn root(&self) -> BlockHash {
         self.root
     }
@@ -79,7 +79,7 @@ impl PrefixTree {
         let blocks = prefix.tokens.chunks_exact(self.block_tokens);
         for (block, key) in blocks.zip(prefix.hashes) {
             match self.nodes.get(key) {
-                // Tokens are compared too, so that no collision of hashes can pass for a hit.
+                // Tokens are compared too, so that a hash collision is never a hit.
                 Some(node) if *node.tokens == *block => path.push(*key),
                 _ => break,
             }
@@ -145,7 +145,7 @@ impl PrefixTree {
         self.update_priority(at.node);
     }
 
-    /// Computes a node's priority again after a change at it, and those of the nodes before it as far as that changes them.
+    /// Updates a node's priority after a change at it, and those of the nodes before it as far as they change.
     fn update_priority(&mut self, mut key: BlockHash) {
         while let Some(node) = self.nodes.get_mut(&key) {
             visit();
@@ -181,17 +181,17 @@ impl PrefixTree {
         rows
     }
 
-    /// The latents of each leading whole block of a prefix that is here.
+    /// The latents of each leading whole block of a prefix that is cached.
     #[must_use]
     pub(super) fn rows_of(&self, prefix: Prefix<'_>) -> Vec<RowsResidency> {
         let path = self.path(prefix);
         path.last().map_or_else(Vec::new, |key| self.rows_to(*key))
     }
 
-    /// Hangs a checkpoint after a prefix, which has none yet; `rows` are those of each block, the partial one last.
-    /// Blocks that are there already keep their rows, unless these are in host memory and the new ones are not.
+    /// Adds a checkpoint after a prefix; `rows` are those of each block, the partial one last. Cached blocks keep their rows, unless
+    /// these are in host memory and the new ones are on the device.
     ///
-    /// Returns false, and does not take the state, where there is a checkpoint already: it is renewed.
+    /// Returns false and drops the state if there is a checkpoint already, whose last use is renewed.
     pub(super) fn insert(
         &mut self,
         prefix: Prefix<'_>,
@@ -278,7 +278,7 @@ impl PrefixTree {
         self.take_rows(RowsId::Node(key));
     }
 
-    /// Takes a checkpoint's state up where it is now.
+    /// Adds a checkpoint's state to the eviction order of where it is now.
     fn take_state(&mut self, at: CheckpointId) {
         match find(&self.nodes, at).map(|checkpoint| (&checkpoint.state, checkpoint.order())) {
             Some((Residency::Device(slot), order)) => self.states.insert(slot, at, order),
@@ -287,7 +287,7 @@ impl PrefixTree {
         }
     }
 
-    /// It is there no longer.
+    /// Removes a checkpoint's state from the eviction order.
     fn leave_state(&mut self, at: CheckpointId, state: &StateResidency, order: StateOrder) {
         match state {
             Residency::Device(slot) => self.states.remove(slot.get(), at, order),
@@ -295,7 +295,7 @@ impl PrefixTree {
         }
     }
 
-    /// Takes rows up where they are now.
+    /// Adds rows to the eviction order of where they are now.
     fn take_rows(&mut self, at: RowsId) {
         let order = rows_order(&self.nodes, at);
         match (self.rows(at), order) {
@@ -308,7 +308,7 @@ impl PrefixTree {
         }
     }
 
-    /// They are there no longer.
+    /// Removes rows from the eviction order.
     fn leave_rows(&mut self, at: RowsId, rows: &RowsResidency, order: RowsOrder) {
         match rows {
             Residency::Device(block) => self.rows.remove(block.get(), at, order),
@@ -329,7 +329,7 @@ impl PrefixTree {
         self.host.insert((order, at));
     }
 
-    /// Puts rows elsewhere.
+    /// Replaces rows by a copy elsewhere.
     pub(super) fn move_rows(&mut self, at: RowsId, to: &RowsResidency) {
         let Some(order) = rows_order(&self.nodes, at) else {
             return;
@@ -352,7 +352,7 @@ impl PrefixTree {
         }
     }
 
-    /// Every checkpoint at or below a node needs host memory now. Below a child in host memory all do so already.
+    /// Notes that every checkpoint at or below a node needs host memory now. Below a child in host memory all do so already.
     fn needs_host_below(&mut self, key: BlockHash) {
         let mut open = vec![key];
         while let Some(key) = open.pop() {
@@ -386,7 +386,7 @@ impl PrefixTree {
         }
     }
 
-    /// Takes a checkpoint away, and every block that no checkpoint needs any more.
+    /// Removes a checkpoint, and every block that no checkpoint needs any more.
     pub(super) fn remove(&mut self, at: CheckpointId) {
         let Some(node) = self.nodes.get_mut(&at.node) else {
             return;
@@ -423,7 +423,7 @@ impl PrefixTree {
         self.update_priority(key);
     }
 
-    /// Takes all checkpoints away.
+    /// Removes all checkpoints.
     pub(super) fn clear(&mut self) {
         let priority = self.nodes.get(&self.root).map_or(0, |root| root.priority);
         *self = Self {
@@ -433,7 +433,7 @@ impl PrefixTree {
         };
     }
 
-    /// Brings the order of victims up to date with who holds what.
+    /// Updates the eviction orders with the reference counts that have changed.
     fn settle(&mut self, slots: &RefCountedPool<Slot>, blocks: &RefCountedPool<Block>) {
         let nodes = &self.nodes;
         for (slot, idle) in slots.take_changed() {
@@ -446,7 +446,7 @@ impl PrefixTree {
         }
     }
 
-    /// The checkpoint of least priority among those whose slot nobody else holds; of equal ones that used longest ago.
+    /// The checkpoint of lowest priority among those whose slot no sequence uses; of equal ones the least recently used.
     #[must_use]
     pub(super) fn state_victim(
         &mut self,
@@ -457,7 +457,7 @@ impl PrefixTree {
         self.states.first()
     }
 
-    /// The rows on the device that are needed least among those whose block nobody else holds ([`RowsOrder`]).
+    /// The first rows in eviction order ([`RowsOrder`]) among those on the device whose block no sequence uses.
     #[must_use]
     pub(super) fn rows_victim(
         &mut self,
@@ -468,7 +468,7 @@ impl PrefixTree {
         self.rows.first()
     }
 
-    /// The checkpoint of least priority among those that need host memory.
+    /// The checkpoint of lowest priority among those that need host memory.
     #[must_use]
     pub(super) fn host_victim(&mut self) -> Option<CheckpointId> {
         while let Some(first) = self.host.first().copied() {
@@ -499,7 +499,7 @@ impl PrefixTree {
         false
     }
 
-    /// The checkpoint of least priority at or below a node.
+    /// The checkpoint of lowest priority at or below a node.
     #[must_use]
     pub(super) fn victim_below(&self, key: BlockHash) -> Option<CheckpointId> {
         let (mut best, mut open) = (None, vec![key]);

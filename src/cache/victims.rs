@@ -1,11 +1,11 @@
-//! What of the prefix tree may leave a pool, in the order in which it should: an ordered index, so that finding the next
-//! victim costs the logarithm of the tree's size.
+//! The eviction order of one pool: an ordered index over what the prefix tree keeps there, so that finding the next victim
+//! costs the logarithm of the tree's size.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::pool::{PoolIndex, PoolRef};
 
-/// The contents of one pool that the tree keeps, by their place. Those whose place nobody else holds are ordered by `O`.
+/// What the tree keeps in one pool, by slot or block. Entries that only the tree references are victims, ordered by `O`.
 #[derive(Debug)]
 pub(super) struct Victims<T, I, O> {
     /// A block is kept as a whole one and by each checkpoint inside it.
@@ -23,7 +23,7 @@ impl<T, I, O> Default for Victims<T, I, O> {
 }
 
 impl<T: PoolIndex, I: Copy + Ord, O: Ord> Victims<T, I, O> {
-    /// Takes up what is kept in `held`.
+    /// Adds the item `id`, which is kept in `held`.
     pub(super) fn insert(&mut self, held: &PoolRef<T>, id: I, order: O) {
         self.kept.entry(held.get()).or_default().push(id);
         if held.is_idle() {
@@ -31,27 +31,27 @@ impl<T: PoolIndex, I: Copy + Ord, O: Ord> Victims<T, I, O> {
         }
     }
 
-    /// It is kept in `place` no longer.
-    pub(super) fn remove(&mut self, place: T, id: I, order: O) {
+    /// Removes the item `id`, which was kept in `entry`.
+    pub(super) fn remove(&mut self, entry: T, id: I, order: O) {
         self.idle.remove(&(order, id));
-        if let Some(kept) = self.kept.get_mut(&place) {
+        if let Some(kept) = self.kept.get_mut(&entry) {
             kept.retain(|other| *other != id);
             if kept.is_empty() {
-                self.kept.remove(&place);
+                self.kept.remove(&entry);
             }
         }
     }
 
-    /// Its order has changed.
+    /// Updates the order of an item.
     pub(super) fn reorder(&mut self, id: I, from: O, to: O) {
         if self.idle.remove(&(from, id)) {
             self.idle.insert((to, id));
         }
     }
 
-    /// Somebody beside the tree holds `place` now, or nobody does any more.
-    pub(super) fn set_idle(&mut self, place: T, idle: bool, order: impl Fn(I) -> Option<O>) {
-        for id in self.kept.get(&place).into_iter().flatten() {
+    /// Adds the items of `entry` to the victims if only the tree references it now, and removes them otherwise.
+    pub(super) fn set_idle(&mut self, entry: T, idle: bool, order: impl Fn(I) -> Option<O>) {
+        for id in self.kept.get(&entry).into_iter().flatten() {
             if let Some(order) = order(*id) {
                 if idle {
                     self.idle.insert((order, *id));
@@ -62,13 +62,13 @@ impl<T: PoolIndex, I: Copy + Ord, O: Ord> Victims<T, I, O> {
         }
     }
 
-    /// What should go first.
+    /// The next victim.
     pub(super) fn first(&self) -> Option<I> {
         self.idle.first().map(|(_, id)| *id)
     }
 
-    /// Number of places that something is kept in.
-    pub(super) fn places(&self) -> usize {
+    /// Number of slots or blocks that the tree keeps something in.
+    pub(super) fn entries(&self) -> usize {
         self.kept.len()
     }
 }

@@ -1,4 +1,4 @@
-//! What a model's weights are kept in, by part of the model: from headers alone, before anything is loaded.
+//! The formats of a model's weights, by part of the model, from headers alone.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,21 @@ use crate::error::CheckpointError;
 /// The tensors of one part of the model in one format.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct FormatUse {
-    /// The part; `None` for tensors that no part has.
+    /// The part; `None` for tensors of no part.
     #[serde(serialize_with = "part_name")]
     pub part: Option<Part>,
     /// The format's name.
     pub format: String,
-    /// Whether this program reads the format.
+    /// Whether this program supports the format.
     pub is_read: bool,
     /// Number of tensors.
     pub tensors: usize,
     /// Number of weights.
     pub weights: u64,
-    /// Bytes as stored; 0 where the format is not read.
+    /// Size in bytes as stored; 0 for an unsupported format.
     pub bytes: u64,
-    /// Bytes of them that one token reads at batch 1: the experts that it visits, one row of the embedding, all of the rest.
+    /// Bytes of it that one token reads at batch 1: the experts that it is routed to, one row of the embedding, all other
+    /// weights.
     pub active_bytes: u64,
 }
 
@@ -41,7 +42,7 @@ struct Stored {
 }
 
 impl ModelFiles {
-    /// The formats of the weights, by part; `None` for a folder that has no weights in it.
+    /// The formats of the weights, by part; `None` for a folder without weights.
     ///
     /// # Errors
     /// Weights in safetensors that are not those of `config`.
@@ -77,17 +78,17 @@ impl ModelFiles {
             let (read, of) = read_of(total.part, config);
             total.active_bytes = total.bytes / of as u64 * read as u64;
         }
-        // Parts in the model's order, those of no part last; of each the largest first.
+        // Parts in the model's order, tensors of no part last; within a part the largest format first.
         uses.sort_by_key(|a| (a.part.is_none(), a.part, std::cmp::Reverse(a.bytes)));
         Ok(Some(uses))
     }
 }
 
-/// Which share of a part one token reads: so many of so many.
+/// The share of a part that one token reads, as a fraction.
 fn read_of(part: Option<Part>, config: &ModelConfig) -> (usize, usize) {
     match part {
         Some(Part::Experts) => (config.num_experts_per_token, config.num_experts),
-        // Tied, it is the head too, which reads all of it.
+        // A tied embedding is also the output head, which reads all of it.
         Some(Part::Embedding) if !config.tie_word_embeddings => (1, config.vocab_size),
         _ => (1, 1),
     }
@@ -104,7 +105,7 @@ fn of_gguf(gguf: &Gguf) -> Vec<Stored> {
     stored.collect()
 }
 
-/// Quantised ones are counted as they are repacked; none is repacked for it.
+/// Quantised weights are counted by their repacked size; none is repacked for this.
 fn of_folder(checkpoint: &Checkpoint, config: &ModelConfig) -> Vec<Stored> {
     let stored = config.tensors().into_iter().zip(&checkpoint.entries);
     let stored = stored.map(|(spec, entry)| Stored {

@@ -1,4 +1,4 @@
-//! What a path leads to: a folder in the published form, or a GGUF, which has everything in one file.
+//! The files of a model at a path: a folder in the published format, or a GGUF, which has everything in one file.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use super::gguf::{Gguf, MetadataOverride};
 use crate::config::ModelConfig;
 use crate::error::{CheckpointError, Error};
 
-/// The files of a model: where its configuration and its weights, tokenizer and chat template come from.
+/// The files of a model: the source of its configuration, weights, tokenizer and chat template.
 #[derive(Clone, Debug)]
 pub enum ModelFiles {
     /// A folder with `config.json`, safetensors weights and the tokenizer's files.
@@ -17,9 +17,9 @@ pub enum ModelFiles {
 }
 
 impl ModelFiles {
-    /// Looks at what is there. A GGUF is named by its file, by any part of a split one, or by a folder that holds one model
-    /// in GGUF and no weights in safetensors; anything else counts as a folder in the published form. Only a GGUF's header
-    /// is read.
+    /// Detects the files at a path. A GGUF is given by its file, by any part of a split one, or by a folder with one model in
+    /// GGUF and no safetensors weights; anything else is taken as a folder in the published format. Only a GGUF's header is
+    /// read.
     ///
     /// # Errors
     /// A GGUF that cannot be opened, is damaged, or is of another model.
@@ -30,10 +30,10 @@ impl ModelFiles {
         Ok(Self::Folder(path.to_owned()))
     }
 
-    /// Reads these values in place of a GGUF's metadata.
+    /// Overrides values of a GGUF's metadata.
     ///
     /// # Errors
-    /// A folder in the published form, which has no metadata.
+    /// A folder in the published format, which has no metadata.
     pub fn overridden(mut self, overrides: &[MetadataOverride]) -> Result<Self, CheckpointError> {
         match (&mut self, overrides.first()) {
             (Self::Gguf(gguf), _) => gguf.overrule(overrides),
@@ -57,10 +57,10 @@ impl ModelFiles {
         }
     }
 
-    /// The configuration: of `config.json` (which the path may name itself), or of the GGUF's metadata.
+    /// The configuration: from `config.json` (which may be the path itself), or from the GGUF's metadata.
     ///
     /// # Errors
-    /// A configuration that cannot be read, or is not that of this model.
+    /// A configuration that cannot be read, or is for another model.
     pub fn config(&self) -> Result<ModelConfig, Error> {
         match self {
             Self::Folder(file) if file.is_file() => Ok(ModelConfig::from_file(file)?),

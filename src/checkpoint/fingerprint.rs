@@ -1,14 +1,14 @@
-//! Which model: a hash of its weights, for the keys of caches and the headers of what travels of them.
+//! The fingerprint of a model: a hash of its weights, for the keys of caches and the headers of transferred caches.
 
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Checkpoint;
 use crate::config::ModelConfig;
 
-/// Bytes of each end of a tensor that enter the fingerprint; reading all of them would take as long as loading.
+/// Bytes at each end of a tensor that are hashed; reading all bytes would take as long as loading.
 const SAMPLE: usize = 256;
 
-/// Which model, as far as states and latents depend on it: the same on every backend.
+/// Identifies a model as far as states and latents depend on it: the same on every backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Fingerprint(pub u128);
 
@@ -19,7 +19,7 @@ impl std::fmt::Display for Fingerprint {
 }
 
 impl Fingerprint {
-    /// That of a model with random weights: the seed, and the names and shapes of all tensors.
+    /// The fingerprint of a model with random weights: the seed, and the names and shapes of all tensors.
     #[must_use]
     pub fn random(config: &ModelConfig, seed: u32) -> Self {
         let mut hash = Xxh3::new();
@@ -30,7 +30,7 @@ impl Fingerprint {
         Self(hash.digest128())
     }
 
-    /// That of stored weights: names, dtypes and shapes of all tensors, and both ends of each one's bytes.
+    /// The fingerprint of stored weights: names, dtypes and shapes of all tensors, and both ends of each one's bytes.
     #[must_use]
     pub fn stored(checkpoint: &Checkpoint) -> Self {
         let mut tensors: Vec<_> = checkpoint.stored().collect();

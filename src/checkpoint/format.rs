@@ -1,26 +1,26 @@
-//! How a weight's numbers are kept: plain elements, or blocks of elements that share what scales them.
+//! Storage formats of weights: plain elements, or blocks of elements that share scales.
 //!
-//! Everything that has to do with the size of a stored row is here. A format of blocks is added in `blocks`, and, where
-//! shaders and kernels know it, in [`FORMATS`].
+//! All sizes of stored rows are computed here. A block format is added in `blocks` and, if shaders and kernels support it, in
+//! [`FORMATS`].
 
 use std::ops::Range;
 
 use super::{BlockFormat, blocks, ggml::TYPES};
 use crate::config::Dtype;
 
-/// How numbers are kept, row by row, little-endian.
+/// The format of a weight's elements, stored by rows, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Format {
-    /// Each element by itself.
+    /// Single elements.
     Dense(Dtype),
     /// Blocks of elements.
     Block(&'static BlockFormat),
 }
 
 /// The formats that shaders and kernels know, in the order of their numbers there, which they rely on: plain elements, blocks of
-/// 32, blocks of 256. The CPU backend reads every format.
-pub const FORMATS: [Format; 16] = [
+/// 32, of 64 and of 256. The CPU backend reads every format.
+pub const FORMATS: [Format; 17] = [
     Format::F32,
     Format::BF16,
     Format::F16,
@@ -31,6 +31,7 @@ pub const FORMATS: [Format; 16] = [
     Format::Block(&blocks::Q5_1),
     Format::Block(&blocks::IQ4_NL),
     Format::Block(&blocks::MXFP4),
+    Format::Block(&blocks::Q4_1_64),
     Format::Block(&blocks::Q2_K),
     Format::Block(&blocks::Q3_K),
     Format::Block(&blocks::Q4_K),
@@ -47,13 +48,13 @@ impl Format {
     /// IEEE half precision.
     pub const F16: Self = Self::Dense(Dtype::F16);
 
-    /// Its number in shaders and kernels; `None` where they do not know it.
+    /// Its number in shaders and kernels; `None` if they do not support it.
     pub fn id(self) -> Option<u32> {
         let found = FORMATS.iter().position(|format| *format == self)?;
         u32::try_from(found).ok()
     }
 
-    /// Elements of a block; 1 where each stands by itself.
+    /// Number of elements in a block; 1 for plain elements.
     pub const fn block(self) -> usize {
         match self {
             Self::Dense(_) => 1,
@@ -69,7 +70,7 @@ impl Format {
         }
     }
 
-    /// The alignment that stored bytes are promised to have.
+    /// The guaranteed alignment of stored bytes.
     pub const fn alignment(self) -> usize {
         match self {
             Self::Dense(dtype) => dtype.size(),
@@ -77,18 +78,18 @@ impl Format {
         }
     }
 
-    /// Bytes of `rows` rows of `columns` elements; `None` where a row is not whole blocks, or the number does not fit.
+    /// Size of `rows` rows of `columns` elements in bytes; `None` if a row is not a whole number of blocks, or on overflow.
     pub fn bytes(self, rows: usize, columns: usize) -> Option<usize> {
         let row = self.split_columns(0..columns)?.end;
         rows.checked_mul(row)
     }
 
-    /// Where rows `rows` of `columns` elements lie in stored bytes; `None` as for [`Format::bytes`].
+    /// The byte range of rows `rows` of `columns` elements; `None` as for [`Format::bytes`].
     pub fn split_rows(self, rows: Range<usize>, columns: usize) -> Option<Range<usize>> {
         Some(self.bytes(rows.start, columns)?..self.bytes(rows.end, columns)?)
     }
 
-    /// Where columns `columns` lie in a stored row; `None` where a border is inside a block.
+    /// The byte range of columns `columns` in a stored row; `None` if a boundary is inside a block.
     pub fn split_columns(self, columns: Range<usize>) -> Option<Range<usize>> {
         let at = |column: usize| {
             let blocks = column / self.block();
@@ -98,12 +99,12 @@ impl Format {
         Some(at(columns.start)?..at(columns.end)?)
     }
 
-    /// Elements in so many bytes.
+    /// Number of elements in this many bytes.
     pub const fn elements(self, bytes: usize) -> usize {
         bytes / self.block_bytes() * self.block()
     }
 
-    /// Widens whole blocks to f32; exact where each element stands by itself.
+    /// Widens whole blocks to f32; exact for plain elements.
     #[inline(always)]
     pub fn widen(self, bytes: &[u8], values: &mut [f32]) {
         match self {
@@ -112,7 +113,7 @@ impl Format {
         }
     }
 
-    /// Values as they are kept, rounded to nearest even; `None` for blocks, whose making is a quantiser's.
+    /// Encodes values, rounded to nearest even; `None` for block formats, which only quantisers write.
     pub fn narrow(self, values: &[f32]) -> Option<Vec<u8>> {
         match self {
             Self::Dense(dtype) => Some(dtype.narrow(values)),

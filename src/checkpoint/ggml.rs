@@ -1,4 +1,4 @@
-//! The types of ggml's tensors: their numbers in GGUF files, their names, and how we keep them.
+//! The types of ggml's tensors: their numbers in GGUF files, their names, and our formats for them.
 
 use super::blocks::{
     IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K,
@@ -6,14 +6,14 @@ use super::blocks::{
 };
 use super::{BlockFormat, Format};
 
-/// A type that GGUF files may have.
+/// A tensor type of GGUF files.
 #[derive(Debug, Clone, Copy)]
 pub struct GgmlType {
     /// Its number.
     pub number: u32,
     /// Its name.
     pub name: &'static str,
-    /// How we keep it; `None` where we do not read it.
+    /// Our format; `None` for unsupported types.
     pub format: Option<Format>,
 }
 
@@ -41,7 +41,7 @@ const fn unread(number: u32, name: &'static str) -> GgmlType {
     }
 }
 
-/// Every type that `ggml.h` names and that files may have, by number.
+/// Every type of `ggml.h` that files may have, by number.
 pub static TYPES: &[GgmlType] = &[
     dense(0, "F32", Format::F32),
     dense(1, "F16", Format::F16),
@@ -79,7 +79,7 @@ pub static TYPES: &[GgmlType] = &[
 ];
 
 impl GgmlType {
-    /// The type of this number; `None` where files cannot have it.
+    /// The type with this number; `None` if files cannot have it.
     pub fn numbered(number: u32) -> Option<&'static Self> {
         TYPES.iter().find(|known| known.number == number)
     }

@@ -1,7 +1,7 @@
-//! The header of one safetensors file: which tensors lie where.
+//! The header of one safetensors file: names, shapes and positions of its tensors.
 //!
-//! The safetensors crate parses and is the judge; where it refuses, [`diagnose`] looks again to say which tensor, what was
-//! expected and what was found. Nothing here knows the model.
+//! The safetensors crate parses the header and decides; if it refuses, [`diagnose`] reads it again to say which tensor, what
+//! was expected and what was found. Nothing here depends on the model.
 
 use std::fmt;
 use std::ops::Range;
@@ -13,11 +13,11 @@ use serde_json::Value;
 
 use crate::error::CheckpointError;
 
-/// Bytes of the header's length, which stands first.
+/// Size of the header's length field, which comes first.
 const PREFIX: usize = 8;
-/// The longest header that the format allows.
+/// Maximum header length of the format.
 const LONGEST: u64 = 100_000_000;
-/// What is accepted, for messages.
+/// Accepted dtypes, for messages.
 pub(super) const DTYPES: &str = "dtype BF16, F16 or F32";
 
 /// One entry of a header.
@@ -30,7 +30,7 @@ pub(super) struct Tensor {
     pub(super) range: Range<usize>,
 }
 
-/// How a Git LFS pointer begins.
+/// The first bytes of a Git LFS pointer.
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// The tensors of the file, in the order of their bytes.
@@ -92,7 +92,7 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Tensor>, CheckpointE
     Ok(tensors)
 }
 
-/// Why a header was refused; `reason` is the parser's word, for what is not recognised here.
+/// Why a header was refused; `reason` is the parser's message, for cases that are not recognised here.
 fn diagnose(path: &Path, header: &[u8], file_length: usize, reason: &str) -> CheckpointError {
     let bad = |expected: &str, found: String| CheckpointError::Header {
         file: path.to_owned(),
@@ -185,7 +185,7 @@ fn diagnose(path: &Path, header: &[u8], file_length: usize, reason: &str) -> Che
     }
 }
 
-/// A JSON object's entries in order, repeated names included.
+/// A JSON object's entries in order, with repeated names.
 struct Entries(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -230,7 +230,7 @@ mod tests {
         file
     }
 
-    /// Whatever a header says, it is read or refused with a sentence.
+    /// Any header is read or refused with an error.
     fn look(file: &[u8]) {
         match parse(Path::new("x.safetensors"), file) {
             Ok(tensors) => assert!(tensors.iter().all(|t| t.range.end <= file.len())),

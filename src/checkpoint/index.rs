@@ -1,5 +1,5 @@
-//! Which files hold the weights: those that `model.safetensors.index.json` names, the single `model.safetensors`, or every
-//! `model-*.safetensors` of a folder that has no index.
+//! Finds the files of a checkpoint: those in `model.safetensors.index.json`, the single `model.safetensors`, or every
+//! `model-*.safetensors` of a folder without an index.
 //!
 //! It opens no shard.
 
@@ -12,11 +12,11 @@ use crate::error::CheckpointError;
 
 /// The index of a sharded checkpoint.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
-/// The only file of another.
+/// The only file of a checkpoint that is not sharded.
 const SINGLE: &str = "model.safetensors";
-/// How the names of shards begin.
+/// The prefix of shard names.
 const SHARD: &str = "model-";
-/// What peft writes: changes to the weights of a base model.
+/// The file name of peft adapters: changes to the weights of a base model.
 const ADAPTER: [&str; 3] = [
     "adapter_model.safetensors",
     "adapter_config.json",
@@ -27,11 +27,11 @@ const ADAPTER: [&str; 3] = [
 pub(super) struct Files {
     /// The shards, sorted by name.
     pub(super) shards: Vec<PathBuf>,
-    /// Tensor to shard (a place in `shards`), if there is an index.
+    /// Tensor to shard (an index in `shards`), if there is an index file.
     pub(super) index: Option<BTreeMap<String, usize>>,
 }
 
-/// Whether the directory says that it has weights in safetensors.
+/// Whether the directory has safetensors weights.
 pub(super) fn has_weights(dir: &Path) -> bool {
     let shard = |name: &String| name.starts_with(SHARD);
     dir.join(INDEX).exists() || dir.join(SINGLE).exists() || shards_in(dir).iter().any(shard)
@@ -85,7 +85,7 @@ pub(super) fn files(dir: &Path) -> Result<Files, CheckpointError> {
     })
 }
 
-/// Holds the names of shards without an index against the number of shards that each of them says.
+/// Checks the names of shards without an index against the number of shards in each name.
 fn complete(dir: &Path, names: &[&String]) -> Result<(), CheckpointError> {
     for name in names {
         let Some((prefix, count)) = numbered(name) else {
@@ -103,7 +103,7 @@ fn complete(dir: &Path, names: &[&String]) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// What stands before the numbers in `PREFIX-00001-of-00003.safetensors`, and the number of shards.
+/// The part before the numbers in `PREFIX-00001-of-00003.safetensors`, and the number of shards.
 fn numbered(name: &str) -> Option<(&str, usize)> {
     let (rest, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
     let (prefix, _) = rest.rsplit_once('-')?;

@@ -1,4 +1,4 @@
-//! Mapping a file into memory: the one place of this room where `unsafe` stands.
+//! Mapping a file into memory: the one file of this module with `unsafe`.
 
 #![allow(unsafe_code)]
 
@@ -10,8 +10,8 @@ use bytes::Bytes;
 use super::Shard;
 use crate::error::CheckpointError;
 
-/// Some of a shard's bytes, mapped for as long as they are kept: what the process holds of them goes with them, while what is
-/// touched of the shard's own mapping counts as its memory until the end.
+/// A byte range of a shard, mapped for as long as it lives: its pages are released with it, while pages of the shard's own
+/// mapping count as memory of the process until that ends.
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, CheckpointError> {
     let read = |source| CheckpointError::Read {
@@ -33,13 +33,13 @@ pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, Checkp
     mapped(&file, range).map_err(read)
 }
 
-/// Where files are read whole, a slice is all there is.
+/// On systems where files are read whole, it is a slice of them.
 #[cfg(target_arch = "wasm32")]
 pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, CheckpointError> {
     Ok(shard.bytes.slice(range))
 }
 
-/// A browser has no files: what the system says of that.
+/// The error in browsers, which have no files.
 #[cfg(target_arch = "wasm32")]
 pub(super) fn map(path: &Path) -> Result<Bytes, CheckpointError> {
     let read = |source| CheckpointError::Read {
@@ -66,14 +66,14 @@ pub(super) fn map(path: &Path) -> Result<Bytes, CheckpointError> {
     mapped(&file, 0..length).map_err(read)
 }
 
-/// Bytes of a file that has them.
+/// Maps a file that is not empty.
 #[cfg(not(target_arch = "wasm32"))]
 fn mapped(file: &std::fs::File, range: Range<usize>) -> std::io::Result<Bytes> {
     let mut options = memmap2::MmapOptions::new();
     options.offset(range.start as u64).len(range.len());
-    // SAFETY: the mapping is read-only and private to this process, and `Bytes` keeps it alive for as long as any slice
-    // of it. That nobody shortens or rewrites the file meanwhile cannot be enforced from here: a checkpoint in use must be
-    // left alone, as the documentation says. Every bit pattern is a valid u8.
+    // SAFETY: the mapping is read-only and private to this process, and `Bytes` keeps it alive for as long as any slice of
+    // it. That no other process shortens or rewrites the file meanwhile cannot be enforced here: the documentation requires
+    // that a checkpoint in use is not modified. Every bit pattern is a valid u8.
     let mapping = unsafe { options.map(file) }?;
     Ok(Bytes::from_owner(mapping))
 }

@@ -1,10 +1,10 @@
-//! Where weights come from: a directory of safetensors shards or a GGUF, mapped and checked against the configuration.
+//! Model weights: a directory of safetensors shards or a GGUF, mapped and checked against the configuration.
 //!
-//! Opening maps the files and reads their headers; no weight is copied, and pages are read when somebody touches them.
-//! Every tensor of [`ModelConfig::tensors`] must be there, in an accepted shape and dtype, and no other.
+//! Opening maps the files and reads their headers; no weight is copied, and pages are read when they are first accessed.
+//! Every tensor of [`ModelConfig::tensors`] must exist, with an accepted shape and dtype, and no other.
 //!
-//! Formats stay as they are on disk, and kernels widen; only what a GGUF keeps in another form than the published one
-//! (`A_log`, `kv_b_proj`) is brought back when it is opened. It is not where weights are sliced or sent to a device.
+//! Formats stay as on disk, and kernels widen them; only tensors that a GGUF stores in another form than the published one
+//! (`A_log`, `kv_b_proj`) are converted when it is opened. Slicing weights and copying them to a device is done elsewhere.
 
 pub mod blocks;
 mod compressed;
@@ -39,6 +39,10 @@ use self::compressed::Repacked;
 use crate::config::{ModelConfig, Role};
 use crate::error::CheckpointError;
 
+/// Tensors of at most so many bytes are copied out of files with others that are repacked: the pages around a small tensor, which
+/// the system maps with it, would stay in memory beside the blocks.
+const COPIED: usize = 1 << 20;
+
 /// An opened checkpoint: every tensor is there.
 ///
 /// The files are mapped, not read: they must neither be rewritten nor shortened while the checkpoint, or any
@@ -49,6 +53,8 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     /// In the order of [`ModelConfig::tensors`].
     entries: Vec<Entry>,
+    /// Whether any tensor is repacked.
+    repacks: bool,
     by_name: HashMap<String, usize>,
 }
 
@@ -79,7 +85,7 @@ impl Shard {
     }
 }
 
-/// Where a tensor lies.
+/// The position of a tensor.
 #[derive(Clone, Debug)]
 struct Entry {
     name: String,
@@ -87,12 +93,12 @@ struct Entry {
     shape: Vec<usize>,
     shard: usize,
     range: Range<usize>,
-    /// How the weight is made, where its bytes are not those of the file: `range` is empty then.
+    /// How the weight is computed, if its bytes are not in the file: `range` is empty then.
     repacked: Option<Arc<Repacked>>,
 }
 
 impl Entry {
-    /// Bytes of the tensor as it is handed out.
+    /// Size of the tensor in bytes as it is returned.
     fn bytes(&self) -> u64 {
         let shape = <[usize; 2]>::try_from(&self.shape[..]);
         let repacked = match (&self.repacked, shape) {
@@ -105,7 +111,7 @@ impl Entry {
 
 impl Checkpoint {
     /// Maps the checkpoint at `path` and checks it against `config`: a GGUF, as [`ModelFiles::open`] finds it, or a folder,
-    /// in which `model.safetensors.index.json` is what counts if it is there, else `model.safetensors`, else every
+    /// in which `model.safetensors.index.json` is used if it exists, else `model.safetensors`, else every
     /// `model-*.safetensors`.
     ///
     /// # Errors
@@ -114,7 +120,7 @@ impl Checkpoint {
         ModelFiles::open(path)?.checkpoint(config)
     }
 
-    /// That of a folder of safetensors shards.
+    /// A checkpoint in a folder of safetensors shards.
     fn of_folder(dir: &Path, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
         let (shards, entries) = verify::open(dir, config)?;
         let tied = config.tie_word_embeddings;
@@ -131,6 +137,7 @@ impl Checkpoint {
             by_name.insert(Role::Head.name(0), embedding);
         }
         Checkpoint {
+            repacks: entries.iter().any(|entry| entry.repacked.is_some()),
             dir,
             shards,
             entries,
@@ -143,12 +150,12 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// A tensor by its published name. The head's is the embedding where the two are tied. A quantised one is repacked into
-    /// blocks by this call.
+    /// A tensor by its published name. A tied output head is the embedding. A quantised tensor is repacked into blocks by
+    /// this call.
     ///
     /// # Errors
-    /// [`CheckpointError::NoSuchTensor`] if the configuration has no such tensor; for a quantised one whatever keeps its file
-    /// from being read.
+    /// [`CheckpointError::NoSuchTensor`] if the configuration has no such tensor; for a quantised one also errors of reading
+    /// its file.
     pub fn tensor(&self, name: &str) -> Result<TensorData, CheckpointError> {
         let entry = self.by_name.get(name).and_then(|i| self.entries.get(*i));
         let entry = entry.ok_or_else(|| CheckpointError::NoSuchTensor {
@@ -166,13 +173,14 @@ impl Checkpoint {
         self.entries.iter().map(|entry| self.data(entry))
     }
 
-    /// Every tensor as it is stored: its name, its format, its shape, and its parts; of a quantised one codes and scales.
+    /// Every tensor as stored: its name, format, shape and parts; for a quantised one codes and scales.
     fn stored(&self) -> impl Iterator<Item = (&Entry, Vec<Bytes>)> {
         let slice = |(shard, range): (usize, Range<usize>)| {
             let shard = self.shards.get(shard)?;
             Some(shard.bytes.slice(range))
         };
-        // What is repacked is not read through the shard's own mapping, whose pages would stay beside the blocks.
+        // Tensors that are repacked are not read through the shard's own mapping, whose pages would stay in memory beside the
+        // blocks.
         let brief = |(shard, range): (usize, Range<usize>)| {
             let shard = self.shards.get(shard)?;
             let window = map::window(shard, range.clone());
@@ -199,8 +207,8 @@ impl Checkpoint {
         self.entries.is_empty()
     }
 
-    /// Bytes of all tensors, headers not counted; those of quantised ones as they are repacked, if none of their scales is
-    /// extraordinary.
+    /// Size of all tensors in bytes, without headers; quantised ones count by their repacked size, unless a scale does not
+    /// fit its format.
     pub fn total_bytes(&self) -> u64 {
         self.entries.iter().map(Entry::bytes).sum()
     }
@@ -226,6 +234,10 @@ impl Checkpoint {
         })?;
         let (format, bytes) = match &entry.repacked {
             Some(repacked) => repacked.make(&self.shards)?,
+            None if self.repacks && entry.range.len() <= COPIED => {
+                let window = map::window(shard, entry.range.clone())?;
+                (entry.format, compressed::copied(&window))
+            }
             None => (entry.format, shard.bytes.slice(entry.range.clone())),
         };
         Ok(TensorData {

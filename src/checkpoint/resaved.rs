@@ -1,22 +1,22 @@
-//! Checkpoints saved anew under other names: each tensor gets its published name, and stacks are taken apart.
+//! Checkpoints that were saved again under other names: each tensor gets its published name, and stacks are split.
 //!
 //! transformers keeps the experts of a layer as two stacks (`experts.gate_up_proj` `[experts, 2 * width, hidden]` and
 //! `experts.down_proj` `[experts, hidden, width]`) and the three short convolutions as one; MLX keeps three stacks
-//! (`switch_mlp`). Both call what is in a layer's feed-forward part `mlp`. Slices are of the file's own bytes: nothing is
-//! copied.
+//! (`switch_mlp`). Both use the name `mlp` for a layer's feed-forward part. Split tensors are slices of the file: no bytes
+//! are copied.
 
 use std::collections::BTreeMap;
 
 use super::verify::Found;
 use crate::config::{Attention, Ffn, ModelConfig, Role};
 
-/// The tensors of a checkpoint under their published names, and what is wrong with those that have others.
+/// The tensors of a checkpoint under their published names, and problems with re-saved ones.
 pub(super) struct Published {
     pub(super) found: BTreeMap<String, Found>,
     pub(super) problems: Vec<String>,
 }
 
-/// Gives each tensor its published name. What is not recognised keeps its own.
+/// Gives each tensor its published name. Tensors that are not recognised keep their own.
 pub(super) fn publish(stored: BTreeMap<String, Found>, config: &ModelConfig) -> Published {
     let mut published = Published {
         found: BTreeMap::new(),
@@ -36,13 +36,13 @@ fn layer(name: &str) -> Option<(usize, &str)> {
     Some((i.parse().ok()?, rest))
 }
 
-/// The published name of a role's companion: `weight` gives the role's own.
+/// The published name of a tensor that belongs to a role; `weight` gives that of the role's own weight.
 fn companion(name: &str, suffix: &str) -> String {
     let module = name.strip_suffix("weight").unwrap_or(name);
     format!("{module}{suffix}")
 }
 
-/// The role of an expert's matrix that others call `gate_proj`, `up_proj` or `down_proj`.
+/// The role of an expert's matrix that other formats call `gate_proj`, `up_proj` or `down_proj`.
 fn expert(projection: &str) -> Option<Role> {
     match projection {
         "gate_proj" => Some(Role::ExpertGate),
@@ -63,7 +63,7 @@ impl Published {
         self.found.insert(name, found);
     }
 
-    /// `None` where the name is not that of a re-saved tensor of a layer.
+    /// `None` if the name is not that of a re-saved tensor of a layer.
     fn in_layer(&mut self, name: &str, found: &Found, config: &ModelConfig) -> Option<()> {
         let (i, rest) = layer(name)?;
         let kind = config.layers.get(i)?;
@@ -99,7 +99,7 @@ impl Published {
         Some(())
     }
 
-    /// Short convolutions: all three as one, or each as a module in a module.
+    /// Short convolutions: all three in one tensor, or each in a nested module.
     fn convolution(&mut self, name: &str, found: &Found, i: usize, rest: &str) -> Option<()> {
         let roles = [Role::KdaQueryConv, Role::KdaKeyConv, Role::KdaValueConv];
         if rest == "conv1d.weight" {

@@ -1,6 +1,6 @@
-//! One tensor: its bytes as they are on disk, and what they mean.
+//! One tensor: its bytes as stored, with their format and shape.
 //!
-//! It does no arithmetic; [`TensorData::first_non_finite`] and [`TensorData::non_finite`] only look.
+//! It does no arithmetic, except that [`TensorData::first_non_finite`] and [`TensorData::non_finite`] read the values.
 
 use std::path::PathBuf;
 
@@ -14,13 +14,13 @@ use super::blocks::MXFP4;
 pub struct TensorData {
     /// The published name.
     pub name: String,
-    /// How the numbers are kept.
+    /// The format of its elements.
     pub format: Format,
     /// The shape as in [`crate::config::TensorSpec::shape`]: `[heads]` for `A_log`, `[channels, taps]` for convolutions.
     pub shape: Vec<usize>,
-    /// The numbers, as mapped from the file, aligned as [`Format::alignment`] says.
+    /// The elements, as mapped from the file, aligned as [`Format::alignment`] says.
     pub bytes: Bytes,
-    /// The file they are in.
+    /// The file that they are in.
     pub file: PathBuf,
 }
 
@@ -30,7 +30,7 @@ impl TensorData {
         self.format.elements(self.bytes.len())
     }
 
-    /// The first number that is not finite, with its flat index.
+    /// The first value that is not finite, with its flat index.
     pub fn first_non_finite(&self) -> Option<(usize, f32)> {
         self.runs(|first, values| {
             let found = values.iter().position(|x| !x.is_finite())?;
@@ -38,7 +38,7 @@ impl TensorData {
         })
     }
 
-    /// How many numbers are not finite.
+    /// Number of values that are not finite.
     pub fn non_finite(&self) -> usize {
         let mut count = 0;
         self.runs(|_, values| -> Option<()> {
@@ -48,7 +48,7 @@ impl TensorData {
         count
     }
 
-    /// Hands over all numbers, widened, a run at a time with the flat index of its first, until there is an answer.
+    /// Passes all values, widened, to a function, in runs with the flat index of their first, until it returns a result.
     fn runs<T>(&self, mut look: impl FnMut(usize, &[f32]) -> Option<T>) -> Option<T> {
         const BLOCKS: usize = 4096;
         let (block, bytes) = (self.format.block(), self.format.block_bytes());
@@ -59,7 +59,7 @@ impl TensorData {
             self.format.widen(run, &mut values);
             if self.format == Format::Block(&MXFP4) {
                 let blocks = run.chunks(bytes).zip(values.chunks_mut(block));
-                // An exponent of 255 means NaN; ggml reads it as a power of two, under which codes of zero stay zero.
+                // An exponent of 255 means NaN; ggml reads it as a power of two, with which codes of zero stay zero.
                 let damaged = blocks.filter(|(bytes, _)| bytes[0] == u8::MAX);
                 damaged.for_each(|(_, values)| values.fill(f32::NAN));
             }

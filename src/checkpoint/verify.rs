@@ -1,6 +1,6 @@
-//! From the files of a checkpoint to the tensors that the configuration describes, each accounted for.
+//! Matches the tensors of a checkpoint with those that the configuration describes, so that each is accounted for.
 //!
-//! Damaged files are errors at once; what is wrong with single tensors is collected, so that one message tells all.
+//! Damaged files are errors at once; problems of single tensors are collected, so that one message lists all.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,7 +24,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Equal parts along the first dimension; `None` where it does not divide.
+    /// Equal parts along the first dimension; `None` if it cannot be divided.
     pub(super) fn split(&self, parts: usize) -> Option<Vec<Found>> {
         let (first, rest) = self.shape.split_first()?;
         if parts == 0 || !first.is_multiple_of(parts) {
@@ -39,7 +39,7 @@ impl Found {
         Some((0..parts).map(part).collect())
     }
 
-    /// One of a stack, without the dimension that counts the stack.
+    /// One tensor of a stack, without the stack's dimension.
     pub(super) fn flat(self) -> Found {
         Found {
             shape: self.shape.get(1..).unwrap_or_default().to_vec(),
@@ -112,7 +112,7 @@ pub(super) fn open(
 
 pub(super) struct Check {
     pub(super) shards: Vec<Shard>,
-    /// The tensors of all shards that nobody has claimed.
+    /// The tensors of all shards that have not been claimed.
     pub(super) found: BTreeMap<String, Found>,
     pub(super) problems: Vec<String>,
 }
@@ -139,7 +139,7 @@ impl Check {
         }
     }
 
-    /// Holds the shards against the index; returns the tensors that are missing and said to be so.
+    /// Checks the shards against the index; returns the missing tensors, which have been reported.
     fn against_index(&mut self, index: &BTreeMap<String, usize>) -> Vec<String> {
         let mut explained = Vec::new();
         for (name, &place) in index {
@@ -177,7 +177,7 @@ impl Check {
         self.problems.extend(published.problems);
     }
 
-    /// A tied head that was saved all the same must be the embedding, byte for byte; the embedding stands for it.
+    /// A tied head that was saved anyway must equal the embedding, byte for byte; the embedding is used for it.
     fn tied_head(&mut self) {
         let bytes = |found: &Found| {
             self.shards
@@ -198,7 +198,7 @@ impl Check {
         }
     }
 
-    /// The files of the directory that look like shards and that the index does not name, for messages.
+    /// Files of the directory that look like shards and are not in the index, for messages.
     fn unnamed_shards(&self, dir: &Path) -> String {
         let known: Vec<String> = (0..self.shards.len()).map(|i| self.file(i)).collect();
         let mut names = index::shards_in(dir);
@@ -212,7 +212,7 @@ impl Check {
         }
     }
 
-    /// Claims the tensor of `spec`; `None`, and a problem, if it is not there or not right.
+    /// Claims the tensor of `spec`; `None` and a problem if it is missing or invalid.
     fn take(&mut self, spec: &TensorSpec, unnamed: &str) -> Option<Entry> {
         let name = &spec.name;
         let named = self.found.remove(name);
@@ -252,7 +252,7 @@ impl Check {
             ));
             return None;
         };
-        // Mappings start at a page, so an offset's alignment in the file is that of the address.
+        // Mappings start at a page boundary, so an offset is aligned in memory as it is in the file.
         let size = format.alignment();
         if !found.range.start.is_multiple_of(size) {
             let at = found.range.start;
@@ -272,7 +272,7 @@ impl Check {
         })
     }
 
-    /// What is left belongs to no layer.
+    /// Reports the remaining tensors, which belong to no layer.
     fn surplus(&mut self) {
         for (name, found) in std::mem::take(&mut self.found) {
             let (shape, file) = (&found.shape, self.file(found.shard));

@@ -1,4 +1,4 @@
-//! `kimi-linear bench`: how fast things are, beside what this machine could do.
+//! `kimi-linear bench`: speed, beside what this machine's bandwidth and arithmetic allow.
 
 #[cfg(feature = "server")]
 mod client;
@@ -18,12 +18,21 @@ mod throughput;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+const AFTER_HELP: &str = "\
+Examples:
+  kimi-linear bench --shape tiny                      a quick trial of a random model
+  kimi-linear bench --shape 48b --context 4K,128K     decode speed at the published size, without its weights
+  kimi-linear bench model --model Kimi-Linear         a checkpoint (without --model: the demo model)
+  kimi-linear bench serve --rate 4                    load on a running `kimi-linear serve`
+
+The floor of a measurement is the least time that the device's memory bandwidth and arithmetic allow.";
+
 /// Options of `bench`.
 #[derive(Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "For a first look: `kimi-linear bench --shape tiny`, or `kimi-linear bench model` for the demo model."
+    after_help = AFTER_HELP
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -34,13 +43,17 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Time single kernels and operations at a shape's sizes, beside their floors, and say how exact they are.
+    /// Time single kernels and operations beside their floors, and check their results.
     Kernels(kernels::Arguments),
-    /// Time a checkpoint as llama-bench does: prompts (pp512) and generated tokens (tg128), at a depth, repeated.
+    /// Time a checkpoint as llama-bench does: prompt processing (pp512) and token generation (tg128).
     Model(throughput::Arguments),
-    /// Run the recurrence when told to on stdin, in turns with another implementation of it.
+    /// Time the KDA recurrence on commands from stdin, to alternate with another implementation in one benchmark.
+    ///
+    /// Commands, one per line: `run N` runs N times and prints the seconds; `errors` compares the last run with an f64 recurrence; `errors
+    /// FILE` compares results in a safetensors file (`o` [T, H, V] and `state` [N, H, K, V], F32) with it; `quit` exits. Each answer is one
+    /// line of JSON.
     Interleaved(interleaved::Arguments),
-    /// Put a server under load: requests come when they come, whether or not the ones before are answered.
+    /// Load-test an OpenAI-compatible server: requests are sent on schedule, whether or not earlier ones have finished.
     #[cfg(feature = "server")]
     Serve(serve::Arguments),
 }

@@ -1,6 +1,6 @@
-//! `kimi-linear chat`: a conversation in the terminal, in which nothing is read twice.
+//! `kimi-linear chat`: a conversation in the terminal. Each message prefills its own tokens only; earlier ones are cached.
 //!
-//! Answers go to stdout, all else to stderr.
+//! Answers go to stdout, everything else to stderr.
 
 mod line;
 mod saved;
@@ -31,7 +31,7 @@ use super::options::{
 use super::progress::Progress;
 use super::{counted, failure, sentence};
 
-/// What the demo model answers, shown where somebody begins to talk with it.
+/// What the demo model can answer, printed when a chat with it starts.
 const DEMO: &str = "\
 It is the demo model: small, and trained on boxes that hold things, people who carry things about, lists and a stack.
 It knows nothing of the world. Try:
@@ -48,10 +48,10 @@ pub(crate) struct Arguments {
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
-    /// The system prompt.
+    /// System prompt.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Maximum number of tokens of the conversation: `32768`, `128K`; by default 32K, or what the model allows.
+    /// Maximum length of the conversation in tokens, such as 32768 or 128K. Default: 32K, or the model's maximum if that is less.
     #[arg(short, long, value_name = "N", value_parser = parse_tokens, alias = "ctx-size")]
     context: Option<usize>,
     /// Maximum number of tokens per answer.
@@ -104,12 +104,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     chat.talk()
 }
 
-/// A line to the user, beside what the model says.
+/// Writes a line of the program's own to stderr.
 fn notice(text: &str) -> Result<()> {
     Ok(console::Term::stderr().write_line(text)?)
 }
 
-/// The editor of lines, with what was typed in earlier conversations.
+/// The line editor, with the history of earlier conversations.
 struct Input {
     editor: Editor<Commands, DefaultHistory>,
     /// Where the lines are kept; `None` where they cannot be.
@@ -125,7 +125,7 @@ impl Input {
         let folder = folder.filter(|folder| std::fs::create_dir_all(folder).is_ok());
         let history = folder.map(|folder| folder.join("history"));
         if let Some(file) = &history {
-            // There is none before the first conversation, and a damaged one is no reason not to talk.
+            // The first conversation has no history file yet, and a damaged one must not prevent a chat.
             let _ = editor.load_history(file);
         }
         Ok(Self { editor, history })
@@ -177,7 +177,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Reads lines and does what they ask for, until the user leaves.
+    /// Reads and executes lines until the user quits.
     fn talk(&mut self) -> Result<()> {
         let mut input = Input::new()?;
         loop {
@@ -195,7 +195,7 @@ impl Terminal {
         }
     }
 
-    /// Does what a line asks for; returns whether to go on. What fails is told, and the conversation stays as it was.
+    /// Executes a line; returns whether to go on. Where it fails the error is printed and the conversation stays as it was.
     fn handle_line(&mut self, line: Line) -> Result<bool> {
         let done = match line {
             Line::Quit => return Ok(false),
@@ -285,7 +285,7 @@ impl Terminal {
             text.push_str(&piece);
             match output.event {
                 Event::Queued { .. } | Event::Scored(_) | Event::Trace { .. } => {}
-                // Of requests whose caches travel.
+                // Only sent for requests whose caches are transferred.
                 Event::Reserved { .. } | Event::HandOff(_) => {}
                 Event::Prefill { done, .. } if done < ids.len() => progress.set(done as u64),
                 Event::Prefill { .. } => progress.finish(),
@@ -324,7 +324,7 @@ impl Terminal {
             ("", None) => anyhow::bail!("a name is needed: /save NAME"),
             (name, _) => saved::file(name)?,
         };
-        // What another conversation was saved to is not lost to a name that comes to mind twice.
+        // A name that was used before must not overwrite another conversation.
         anyhow::ensure!(
             self.file.as_ref() == Some(&file) || !file.exists(),
             "{} is there already: choose another name, or delete it first",

@@ -1,4 +1,4 @@
-//! `kimi-linear conformance`: proof that this machine's devices and drivers compute the right thing.
+//! `kimi-linear conformance`: tests that this machine's devices and drivers compute correct results.
 
 use std::io::Write;
 
@@ -16,16 +16,16 @@ use super::progress::Progress;
 pub(crate) struct Arguments {
     #[command(flatten)]
     device: DeviceOptions,
-    /// Run only cases whose name contains this, such as `kda_chunk` or `mla`.
-    #[arg(long, value_name = "S")]
+    /// Run only cases whose name contains TEXT, such as `kda_chunk` or `mla`.
+    #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// How often what must repeat bit by bit is repeated.
+    /// Number of runs of an operation whose results must be identical to the bit.
     #[arg(long, value_name = "N", default_value_t = Options::default().repeats)]
     repeats: usize,
-    /// Print a line for every case, not for those alone that failed.
+    /// Print a line for every case, not only for failed ones.
     #[arg(short, long)]
     verbose: bool,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }

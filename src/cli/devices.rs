@@ -1,4 +1,4 @@
-//! `kimi-linear devices`: what a model can run on, and where a CUDA device's kernels come from.
+//! `kimi-linear devices`: the devices, and the source of a CUDA device's kernels.
 
 use std::io::Write;
 
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 /// Options of `devices`.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
 
-/// Where a device's kernels come from, or why it cannot be used; `None` for those that bring their own with the program.
+/// The source of a CUDA device's kernels, or why it cannot be used; `None` for other backends, whose kernels are in the program.
 #[cfg(feature = "cuda")]
 fn kernels(device: &Device) -> Option<Result<backend::cuda::driver::Found, String>> {
     let found = || backend::cuda::driver::kernels_of(device.index);

@@ -34,23 +34,23 @@ pub(crate) struct Arguments {
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
-    /// The questions, one JSON object a line: `task`, `length`, `messages` that end in the user's question, and the
-    /// exact `answer`; by default the demo model's held-out ones.
+    /// Questions, one JSON object per line: `task`, `length`, `messages` (the last is the user's question) and the exact `answer`.
+    /// Default: 1,600 held-out questions for the demo model.
     #[arg(long, value_name = "FILE.jsonl")]
     data: Option<PathBuf>,
-    /// Ask the first N questions of each task and length.
+    /// Number of questions to ask per task and length.
     #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "all")]
     rows: usize,
-    /// Ask all questions. Of the demo model's that is some minutes on two cores.
+    /// Ask all questions; with the demo model this takes some minutes on two cores.
     #[arg(long)]
     all: bool,
-    /// Questions under way at a time.
+    /// Number of questions that run at the same time.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     concurrent: usize,
-    /// Show up to N wrong answers of each task and length.
+    /// Print up to N wrong answers per task and length.
     #[arg(long, value_name = "N", default_value_t = 0)]
     errors: usize,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -156,7 +156,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (total, mut asked) = (rows.len(), 0);
     for (row, answer) in rows.into_iter().zip(answers) {
         let answered = differs(&answer, &row.answer)?;
-        // What was cut short is no answer.
+        // A cancelled answer is not counted.
         if interrupted.load(Ordering::Relaxed) {
             break;
         }
@@ -184,7 +184,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// On Ctrl-C ends all answers, and says so.
+/// On Ctrl-C cancels all requests and sets the returned flag.
 fn on_ctrl_c(engine: &EngineHandle, answers: Vec<RequestId>) -> Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let (engine, flag) = (engine.clone(), Arc::clone(&interrupted));
@@ -198,7 +198,7 @@ fn on_ctrl_c(engine: &EngineHandle, answers: Vec<RequestId>) -> Result<Arc<Atomi
     Ok(interrupted)
 }
 
-/// The questions that are wanted, in their order.
+/// The selected questions, in file order.
 fn rows(arguments: &Arguments) -> Result<Vec<Row>> {
     let (name, text) = match &arguments.data {
         Some(file) => (file.display().to_string(), read_text(file)?),
@@ -221,8 +221,7 @@ fn rows(arguments: &Arguments) -> Result<Vec<Row>> {
 fn request(row: &Row, files: &LlmFiles) -> Result<(Request, OutputProcessor)> {
     let chat = Chat {
         messages: row.messages.clone(),
-        tools: None,
-        add_generation_prompt: true,
+        ..Chat::default()
     };
     chat.validate()?;
     chat.check_roles()?;
@@ -261,7 +260,7 @@ fn print(report: &Report) -> Result<()> {
     writeln!(
         stdout,
         "{:14} {:8} {:>11} {:>8}",
-        "task", "length", "exact", "share"
+        "task", "length", "exact", "accuracy"
     )?;
     for class in &report.classes {
         writeln!(

@@ -35,41 +35,41 @@ pub(crate) struct Arguments {
     cache: CacheOptions,
     #[command(flatten)]
     prompt: Prompt,
-    /// Make the prompt a user's message of a chat instead of raw text; `kimi-linear run` does so by itself.
+    /// Apply the chat template to the prompt, as a user message; always on in `kimi-linear run`.
     #[arg(long, conflicts_with_all = ["messages", "prompt_tokens"])]
     chat: bool,
-    /// The system prompt of the chat.
+    /// System prompt; needs --chat or `kimi-linear run`.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["messages", "prompt_tokens"])]
     system: Option<String>,
-    /// Maximum number of tokens to generate: `512`, `4K`.
+    /// Maximum number of tokens to generate, such as 512 or 4K.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 512, value_parser = parse_token_limit, alias = "n-predict")]
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingOptions,
-    /// End the answer before this text; may be given several times.
+    /// Stop sequence: the answer ends before this text. Can be repeated.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Go on past the tokens that end an answer.
+    /// Do not stop at end-of-sequence tokens.
     #[arg(long)]
     ignore_eos: bool,
-    /// Write what the model does with each token of the answer there, one JSON object a line.
+    /// Write a trace to this file: for each generated token one line of JSON with states, gates, attention and experts.
     #[arg(long, value_name = "OUT.jsonl")]
     trace: Option<PathBuf>,
-    /// The KDA head whose state is traced whole, layers and heads counted from 0; by default the first.
+    /// KDA head whose full state is in the trace; layers and heads count from 0. Default: head 0 of the first KDA layer.
     #[arg(long, value_name = "LAYER,HEAD", value_parser = parse_head, requires = "trace")]
     trace_kda: Option<TraceHead>,
-    /// The MLA head whose attention is traced; by default the first.
+    /// MLA head whose attention weights are in the trace. Default: head 0 of the first MLA layer.
     #[arg(long, value_name = "LAYER,HEAD", value_parser = parse_head, requires = "trace")]
     trace_mla: Option<TraceHead>,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
 
-/// How tokens are drawn.
+/// Sampling parameters.
 #[derive(Args)]
 pub(crate) struct SamplingOptions {
-    /// Sampling temperature; 0 is greedy: always the likeliest token.
+    /// Sampling temperature; 0 is greedy decoding.
     #[arg(
         long,
         value_name = "T",
@@ -78,10 +78,10 @@ pub(crate) struct SamplingOptions {
         alias = "temp"
     )]
     temperature: f64,
-    /// Sample from the K likeliest tokens only; 0 is all.
+    /// Sample from the K most likely tokens; 0 turns this off.
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Sample from the likeliest tokens whose probabilities together reach P (nucleus sampling).
+    /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P; 1 turns this off.
     #[arg(
         long,
         value_name = "P",
@@ -89,7 +89,7 @@ pub(crate) struct SamplingOptions {
         allow_negative_numbers = true
     )]
     top_p: f64,
-    /// Sample from tokens at least P times as likely as the likeliest.
+    /// Sample from tokens with at least P times the probability of the most likely token; 0 turns this off.
     #[arg(
         long,
         value_name = "P",
@@ -97,10 +97,11 @@ pub(crate) struct SamplingOptions {
         allow_negative_numbers = true
     )]
     min_p: f64,
-    /// Random seed: with it a run can be repeated. Without it, or with -1, each run differs.
+    /// Random seed, for repeatable sampling. Default, and with -1: a new seed for each run.
     #[arg(short, long, value_name = "N", value_parser = parse_seed, allow_negative_numbers = true)]
     seed: Option<u64>,
-    /// Repetition penalty: divides the logits of tokens of prompt and answer by R (multiplies negative ones); 1 is none.
+    /// Repetition penalty: positive logits of tokens in the prompt or answer are divided by R, negative ones multiplied; 1 turns
+    /// this off.
     #[arg(
         long,
         value_name = "R",
@@ -108,7 +109,7 @@ pub(crate) struct SamplingOptions {
         allow_negative_numbers = true
     )]
     repetition_penalty: f64,
-    /// Presence penalty: subtracted from the logit of every token that is in the answer.
+    /// Presence penalty: P is subtracted from the logit of each token that occurs in the answer; 0 turns this off.
     #[arg(
         long,
         value_name = "P",
@@ -116,7 +117,7 @@ pub(crate) struct SamplingOptions {
         allow_negative_numbers = true
     )]
     presence_penalty: f64,
-    /// Frequency penalty: subtracted from a token's logit once for each time that it is in the answer.
+    /// Frequency penalty: P is subtracted from a token's logit for each time it occurs in the answer; 0 turns this off.
     #[arg(
         long,
         value_name = "P",
@@ -124,7 +125,7 @@ pub(crate) struct SamplingOptions {
         allow_negative_numbers = true
     )]
     frequency_penalty: f64,
-    /// Add a number to one token's logit; may be given several times.
+    /// Add BIAS to the logit of token ID. Can be repeated.
     #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
     logit_bias: Vec<(u32, f64)>,
 }
@@ -184,23 +185,23 @@ fn parse_bias(text: &str) -> Result<(u32, f64), String> {
     Ok((id, bias))
 }
 
-/// Where the prompt comes from; without any of these, from stdin where that is no terminal.
+/// Where the prompt comes from; without any of these, from stdin unless that is a terminal.
 #[derive(Args)]
 #[group(multiple = false)]
 struct Prompt {
-    /// The prompt.
+    /// Prompt. Without a prompt option it is read from stdin.
     #[arg(value_name = "PROMPT")]
     text: Option<String>,
-    /// The prompt, which may begin with a hyphen here.
+    /// Prompt that may begin with a hyphen.
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// A file that holds the prompt; the end of its last line is no part of it.
+    /// Read the prompt from a text file, without the line break at its end.
     #[arg(short = 'f', long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
-    /// The prompt as token ids.
+    /// Prompt as token ids.
     #[arg(long, value_name = "1,2,3")]
     prompt_tokens: Option<String>,
-    /// A JSON file with `{"messages": [..], "tools": [..], "add_generation_prompt": true}`.
+    /// JSON file with a chat: `{"messages": [..], "tools": [..], "add_generation_prompt": true}` or the list of messages alone.
     #[arg(long, value_name = "FILE")]
     messages: Option<PathBuf>,
 }
@@ -241,7 +242,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (request, processor) = files.request(prompt_ids(arguments, &files)?, &generation)?;
     let request = Request {
         trace: arguments.trace.as_ref().map(|_| traced(arguments, &files)),
-        // Nothing comes before it, and nothing after.
+        // The process runs one request: there is no prefix to reuse and no later request to keep one for.
         reuse: false,
         ..request
     };
@@ -272,7 +273,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The heads whose trace is written: those that were named, or the first of each kind.
+/// The traced heads: those given, or head 0 of the first layer of each kind.
 fn traced(arguments: &Arguments, files: &LlmFiles) -> TraceChoice {
     let first = |layer: Option<usize>| layer.map(|layer| TraceHead { layer, head: 0 });
     let config = &files.config;
@@ -311,7 +312,7 @@ fn prompt_ids(arguments: &Arguments, files: &LlmFiles) -> Result<Vec<u32>> {
     }
     anyhow::ensure!(
         arguments.system.is_none(),
-        "--system is of a chat: add --chat, or use `kimi-linear run`"
+        "--system needs a chat: add --chat, or use `kimi-linear run`"
     );
     Ok(files.tokens(text)?)
 }
@@ -366,7 +367,7 @@ fn stream(
         let piece = output.text();
         match output.event {
             Event::Queued { .. } | Event::Scored(_) => {}
-            // Of requests whose caches travel.
+            // Only sent for requests whose caches are transferred.
             Event::Reserved { .. } | Event::HandOff(_) => {}
             Event::Trace { frame, .. } => {
                 if let Some(trace) = &mut trace {
@@ -417,7 +418,7 @@ fn create(path: &Path) -> Result<BufWriter<File>> {
     Ok(BufWriter::new(file))
 }
 
-/// One line of figures for people.
+/// The timings of a run in one line.
 fn summary(answer: &Answer, device: &Device) -> String {
     let decode = answer
         .timings

@@ -25,28 +25,28 @@ use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
-    /// A shape in place of a model: 48b (the published model), tiny, or a model's folder, config.json or GGUF.
+    /// Inspect a shape instead of a model: 48b (the published model), tiny, or the path of a model's folder, config.json or GGUF.
     #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
     shape: Option<String>,
-    /// Print the program of one step instead: the operations in the order in which they run, one a line, without reading
-    /// weights or opening a device. `t1[T,64]` is a tensor with a row a token, `[O,..]` one with a row an output, `w2[64,32]` a weight.
+    /// Print the operations of one engine step instead, one per line, in execution order; reads no weights and opens no device.
+    /// `t1[T,64]` is a tensor with one row per token, `[O,..]` has one row per output, `w2[64,32]` is a weight.
     #[arg(long, value_enum, value_name = "PHASE")]
     program: Option<Phase>,
-    /// With --program: sequences of a decode (by default 1), or tokens of a prefill (by default a step of the engine's).
+    /// With --program: number of sequences of a decode step (default 1), or of prompt tokens of a prefill step (default 512).
     #[arg(long, value_name = "N", value_parser = parse_tokens, requires = "program")]
     tokens: Option<usize>,
-    /// With --program: print each block's parts in place of the block, attention in the form that runs in this phase.
+    /// With --program: print the single operations of each block, and only the form of attention that runs in this phase.
     #[arg(long, requires = "program")]
     expand: bool,
-    /// Tokens of context that each sequence may reach, such as 8192 or 128K; by default all that the model allows.
+    /// Context length of each sequence in tokens, such as 8192 or 128K. Default: the model's maximum.
     #[arg(short, long, value_name = "N", value_parser = parse_tokens, alias = "ctx-size")]
     context: Option<usize>,
-    /// Sequences at a time.
+    /// Number of sequences that run at the same time.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sequences: usize,
     #[command(flatten)]
     cache: CacheOptions,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -244,7 +244,7 @@ fn print(report: &Report) -> Result<()> {
     }
     writeln!(
         out,
-        "parameters  {} in all, {} active for a token",
+        "parameters  {} total, {} active per token",
         HumanCount(report.parameters),
         HumanCount(report.active_parameters)
     )?;
@@ -285,12 +285,12 @@ fn print_cache(report: &Report, out: &mut impl Write) -> Result<()> {
     )?;
     writeln!(
         out,
-        "  MLA latents      {:>12}  ({latent_bytes_per_token} bytes a token)",
+        "  MLA latents      {:>12}  ({latent_bytes_per_token} bytes per token)",
         bytes(*latent_bytes)
     )?;
     writeln!(
         out,
-        "  KDA states       {:>12}  ({} a sequence, whatever its length)",
+        "  KDA states       {:>12}  ({} per sequence, at any length)",
         bytes(*state_bytes),
         bytes(*state_bytes_per_sequence)
     )?;
@@ -323,13 +323,13 @@ fn print_device(on: &OnDevice, out: &mut impl Write) -> Result<()> {
         match (device.memory_bytes, fits) {
             (Some(memory), Some(true)) => format!("of {}: fits", bytes(memory)),
             (Some(memory), _) => format!("of {}: does not fit", bytes(memory)),
-            (None, _) => "in all; the device does not tell how much it has".to_owned(),
+            (None, _) => "in total; the device does not report its memory".to_owned(),
         },
     )?;
     Ok(())
 }
 
-/// Bytes for people, in binary units.
+/// A size in binary units.
 fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }

@@ -1,4 +1,4 @@
-//! `kimi-linear completions` and `kimi-linear man`: what shells and `man` know of the command line, made from it.
+//! `kimi-linear completions` and `kimi-linear man`: completion scripts and man pages, generated from the command line's definition.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,19 +12,19 @@ use super::Cli;
 /// Options of `completions`.
 #[derive(Args)]
 #[command(
-    after_help = "bash: kimi-linear completions bash >~/.local/share/bash-completion/completions/kimi-linear"
+    after_help = "Example:\n  kimi-linear completions bash >~/.local/share/bash-completion/completions/kimi-linear"
 )]
 pub(crate) struct Completions {
-    /// The shell.
+    /// Shell to write completions for.
     #[arg(value_enum)]
     shell: Shell,
 }
 
 /// Options of `man`.
 #[derive(Args)]
-#[command(after_help = "To read one at once: kimi-linear man . && man ./kimi-linear-serve.1")]
+#[command(after_help = "Example:\n  kimi-linear man . && man ./kimi-linear-serve.1")]
 pub(crate) struct Manual {
-    /// The folder to write into; it is made where it is not there.
+    /// Folder to write to; it is created if it does not exist.
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
 }

@@ -29,11 +29,22 @@ use clap::{Parser, Subcommand};
 
 use self::log::Log;
 
+const AFTER_HELP: &str = "\
+Examples:
+  kimi-linear run \"Hello\"                        one answer of the built-in demo model
+  kimi-linear chat --model Kimi-Linear           a chat with a model in a folder (or a GGUF file)
+  kimi-linear inspect --model Kimi-Linear        will it fit on this machine?
+  kimi-linear serve --model Kimi-Linear          an OpenAI-compatible server on port 8000
+
+Results go to stdout, messages to stderr. Exit status: 0 success, 1 failure, 2 wrong usage.
+KIMI_LINEAR_LOG=info (or debug) shows progress messages. NO_COLOR=1 turns colours off.";
+
 #[derive(Parser)]
 #[command(
     name = "kimi-linear",
     version,
-    about = "Run Kimi Linear, the hybrid linear-attention language model"
+    about = "Run Kimi Linear, the hybrid linear-attention language model",
+    after_help = AFTER_HELP
 )]
 struct Cli {
     #[command(subcommand)]
@@ -42,40 +53,41 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Continue a prompt, or answer a chat.
-    Generate(generate::Arguments),
-    /// Answer one question: `generate --chat`.
+    /// Answer one message with the chat template and exit; the same as `generate --chat`.
     Run(generate::Arguments),
-    /// Talk with the model in the terminal.
+    /// Chat with a model in the terminal.
     Chat(chat::Arguments),
-    /// Serve a model to OpenAI's clients over HTTP.
+    /// Continue a prompt, or answer a chat from a JSON file.
+    Generate(generate::Arguments),
+    /// Start an OpenAI-compatible HTTP server.
     #[cfg(feature = "server")]
     Serve(serve::Arguments),
-    /// Measure how likely a text is: negative log-likelihood, perplexity, logits.
-    Score(score::Arguments),
-    /// Ask questions whose answers are known, and count the exact ones.
-    Eval(eval::Arguments),
-    /// Show the token ids of a text or a chat.
-    Tokenize(tokenize::Arguments),
-    /// Show what a model is made of, what its weights are kept in and what memory it needs; loads nothing.
+    /// Print a model's layers, parameters, weight formats and memory use; reads headers, not weights.
     Inspect(inspect::Arguments),
-    /// Read every weight once and count the numbers that are not finite.
-    Verify(verify::Arguments),
-    /// List the devices that a model can run on.
+    /// List the backends and devices of this machine.
     Devices(devices::Arguments),
-    /// Prove that a device and its driver compute what they should.
+    /// Print the token ids of a text or a chat.
+    Tokenize(tokenize::Arguments),
+    /// Compute negative log-likelihood and perplexity of a text, and optionally write its logits.
+    Score(score::Arguments),
+    /// Ask questions with known answers and print the exact-match accuracy per task.
+    Eval(eval::Arguments),
+    /// Read every weight once and count NaN and infinite values.
+    Verify(verify::Arguments),
+    /// Test every operation of a backend against f64 reference code on this machine.
     Conformance(conformance::Arguments),
-    /// Measure speed.
+    /// Measure speed: of a model shape, a checkpoint, single kernels or a server.
     Bench(bench::Arguments),
-    /// Plan a prefill cluster beside a local one (Prefill-as-a-Service), or replay a trace on both.
+    /// Plan a remote prefill cluster (Prefill-as-a-Service) beside a local cluster, or simulate both on a request trace.
     ///
-    /// A model of two clusters, fed with profiles: the equations of Prefill-as-a-Service (arXiv 2604.15039), which offloads the prefill of
-    /// long prompts to a cluster of its own and ships their caches over an ordinary network. Without options it plans the prompts of
-    /// the paper's case study; with `--local-profile 1t-h20` all of it.
+    /// Evaluates the equations of Prefill-as-a-Service (PrfaaS, arXiv 2604.15039): long prompts are prefilled in a cluster of their own, and
+    /// their caches are sent over an ordinary network to the local cluster, which prefills short prompts and decodes everything. Inputs are
+    /// profiles: prefill and decode times of one instance. The result is the prompt length above which a prompt is offloaded, the split of local
+    /// nodes between prefill and decode, and the throughput. No GPU is needed. `--local-profile 1t-h20` gives the paper's case study.
     Plan(plan::Arguments),
-    /// Print completions for a shell.
+    /// Print a shell completion script.
     Completions(manual::Completions),
-    /// Write the pages of the manual into a folder.
+    /// Write man pages to a folder.
     Man(manual::Manual),
 }
 
@@ -104,7 +116,7 @@ pub(crate) fn run() -> ExitCode {
     log.finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of a pipe went away: nobody is left to tell.
+        // The reader of the pipe has closed it: a message would not be read.
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {}", sentence(&error));

@@ -20,20 +20,20 @@ use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
 
 use super::progress::Progress;
 
-/// Which model.
+/// The model and its tokenizer.
 #[derive(Args)]
 pub(crate) struct ModelOptions {
-    /// A folder with config.json, tokenizer files and safetensors weights, or a GGUF: the file, any part of a split one, or
-    /// a folder that holds one. By default the demo model.
+    /// Model: a folder with config.json, tokenizer files and safetensors weights, or a GGUF (the file, any part of a split GGUF,
+    /// or a folder with one GGUF). Default: the built-in demo model.
     #[arg(short, long, value_name = "DIR|FILE")]
     model: Option<PathBuf>,
-    /// Another tokenizer than the model's own: a folder with its files, one of these files, or a GGUF.
+    /// Tokenizer to use instead of the model's: a folder with tokenizer files, one of these files, or a GGUF.
     #[arg(long, value_name = "DIR|FILE")]
     tokenizer: Option<PathBuf>,
-    /// Another chat template than the model's own: a file of Jinja.
+    /// Chat template to use instead of the model's: a Jinja file.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// Another value for a key of a GGUF's metadata, of type int, float, bool or str; may be given several times.
+    /// Override a metadata value of a GGUF; TYPE is int, float, bool or str. Can be repeated.
     #[arg(long, value_name = "KEY=TYPE:VALUE")]
     override_kv: Vec<MetadataOverride>,
 }
@@ -63,12 +63,12 @@ impl ModelOptions {
         self.model.is_none()
     }
 
-    /// What is there.
+    /// The model's files, with --override-kv applied.
     pub(crate) fn files(&self) -> Result<ModelFiles> {
         Ok(ModelFiles::open(&self.path()?)?.overridden(&self.override_kv)?)
     }
 
-    /// What to call the model: its folder's name, or its file's without the ending.
+    /// The model's name: that of its folder, or of its file without the extension.
     pub(crate) fn name(&self) -> String {
         let Some(path) = &self.model else {
             return "kimi-linear-demo".to_owned();
@@ -102,7 +102,7 @@ impl ModelOptions {
         Ok(Tokenizer::from_files(&self.tokenizer_files()?)?)
     }
 
-    /// Where the tokenizer is.
+    /// The files that hold the tokenizer.
     fn tokenizer_files(&self) -> Result<ModelFiles> {
         let Some(path) = &self.tokenizer else {
             return self.files();
@@ -154,7 +154,7 @@ impl ModelOptions {
     }
 }
 
-/// Says what to do about a path that leads to no model.
+/// Refuses a path that is no model, with what to do about it.
 fn check_path(path: &Path) -> Result<()> {
     let name = path.display().to_string();
     if !path.exists() {
@@ -180,7 +180,7 @@ fn check_path(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What to say of a model that is not there.
+/// The error text for a path that does not exist: hub names and URLs get the command that downloads them.
 fn absent(name: &str) -> String {
     let word = |text: &str| {
         let allowed = |c: char| c.is_alphanumeric() || "-_.".contains(c);
@@ -229,25 +229,25 @@ fn absent(name: &str) -> String {
 /// A backend's name on the command line.
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum BackendName {
-    /// A GPU if there is one, else the CPU.
+    /// A GPU if there is one, otherwise the CPU.
     Auto,
     /// The CPU.
     Cpu,
     /// Any GPU, through Vulkan, Metal or DX12.
     #[value(aliases = ["gpu", "vulkan", "metal", "dx12"])]
     Wgpu,
-    /// An NVIDIA GPU, through CUDA.
+    /// An NVIDIA GPU of compute capability 9.0 (Hopper) or newer, through CUDA.
     #[value(alias = "nvidia")]
     Cuda,
 }
 
-/// Which device.
+/// The backend and the device.
 #[derive(Args, Clone)]
 pub(crate) struct DeviceOptions {
-    /// What to run on.
+    /// Backend to run on.
     #[arg(long, value_enum, ignore_case = true, default_value = "auto")]
     backend: BackendName,
-    /// The device's number, as `kimi-linear devices` lists them; by default the backend's best.
+    /// Device number, as listed by `kimi-linear devices`. Default: the backend's best device.
     #[arg(long, value_name = "N", value_parser = parse_device)]
     device: Option<usize>,
 }
@@ -293,7 +293,7 @@ impl DeviceOptions {
 /// A dtype on the command line; vLLM's longer names are taken too.
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum DtypeName {
-    /// Of weights the checkpoint's, of caches the device's own.
+    /// For weights the checkpoint's dtype, for caches the device's default.
     Auto,
     /// IEEE single precision.
     #[value(alias = "float32", alias = "float")]
@@ -321,7 +321,7 @@ impl DtypeName {
 /// How caches are kept.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct CacheOptions {
-    /// The dtype of the latent cache: auto is f32 on cpu and wgpu, bf16 on cuda. KDA states are f32 everywhere.
+    /// Data type of the MLA latent cache; `auto` is f32 on cpu and wgpu, bf16 on cuda. KDA states are always f32.
     #[arg(long, value_enum, value_name = "DTYPE", default_value = "auto")]
     kv_cache_dtype: DtypeName,
 }
@@ -344,7 +344,7 @@ pub(crate) struct Loaded {
     pub(crate) device: Device,
 }
 
-/// Loads weights alone, for token ids: no tokenizer need be there.
+/// Loads the weights without a tokenizer, for commands that work on token ids.
 pub(crate) fn load_model(
     options: &ModelOptions,
     config: &ModelConfig,
@@ -381,7 +381,7 @@ pub(crate) fn load(
     Ok(llm)
 }
 
-/// A shape by its name, or that of a model.
+/// The configuration of a named shape, or of the model at a path.
 pub(crate) fn config_of(shape: &str) -> Result<ModelConfig> {
     match shape {
         "48b" => Ok(ModelConfig::published()?),
@@ -405,8 +405,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-/// A prompt that was kept in a file or came through a pipe: its lines end in LF alone, and the end of its last line, which
-/// editors and `echo` write, is no part of it.
+/// A prompt from a file or a pipe: CRLF becomes LF, and one line break at the end, which editors and `echo` add, is dropped.
 pub(crate) fn as_prompt(text: &str) -> String {
     let text = text.replace("\r\n", "\n");
     text.strip_suffix('\n').unwrap_or(&text).to_owned()
@@ -421,7 +420,7 @@ pub(crate) fn parse_tokens(text: &str) -> Result<usize, String> {
     Ok(count)
 }
 
-/// A number of tokens that may be none.
+/// A number of tokens, which may be 0.
 pub(crate) fn parse_token_limit(text: &str) -> Result<usize, String> {
     let text = text.trim();
     let (digits, unit) = match text.char_indices().last() {

@@ -1,4 +1,4 @@
-//! `kimi-linear plan`: two clusters and a link, which prompts cross it, and how many nodes do what.
+//! `kimi-linear plan`: two clusters and a link; which prompts are offloaded, and how many nodes prefill and decode.
 
 mod burst;
 mod clusters;
@@ -32,10 +32,11 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Replay a trace of requests in virtual time: PrfaaS, one homogeneous cluster, and a naive split, side by side.
+    /// Simulate a request trace in virtual time on PrfaaS, on one homogeneous cluster and on a naive split, side by side.
     ///
-    /// Each way is planned for the trace's uncached lengths first (`plan --averages work`). PrfaaS then runs under the scheduler, the other two
-    /// as planned. With --burst, replicas of one model whose duplicated parameters make room for caches.
+    /// Each of the three is first planned for the trace's uncached prompt lengths (as `plan --averages work` does). PrfaaS then runs under the
+    /// scheduler, the other two as planned. With --burst, replicas of one model are simulated instead, which drop duplicated parameters
+    /// to free memory for caches.
     Replay(Box<replay::Arguments>),
 }
 
@@ -43,25 +44,25 @@ enum What {
 struct PlanArguments {
     #[command(flatten)]
     clusters: Clusters,
-    /// Prompts: lognormal:MU,SIGMA,LOW,HIGH in tokens, or a trace's file, of which the tokens count that no earlier prompt has cached.
-    #[arg(long, value_name = "D", default_value = "lognormal:9.90,1.00,128,128000", value_parser = Requests::parse)]
+    /// Prompt lengths: lognormal:MU,SIGMA,LOW,HIGH in tokens, or a trace file, of which only tokens count that no earlier prompt has cached.
+    #[arg(long, value_name = "LENGTHS", default_value = "lognormal:9.90,1.00,128,128000", value_parser = Requests::parse)]
     requests: Requests,
-    /// Mean tokens of an answer; by default 1024, or a trace's own.
+    /// Mean number of output tokens per request. Default: 1024, or the mean of the trace.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     output_tokens: Option<u32>,
-    /// How a stage's mean work follows from the lengths; by default the paper's way for a distribution, the exact one for a trace.
+    /// How the mean work of a stage is computed. Default: `lengths` for a distribution, `work` for a trace.
     #[arg(long, value_enum)]
     averages: Option<AveragesName>,
-    /// Requests a second for the time to the first token under load; by default nine tenths of what the weakest way serves.
-    #[arg(long, value_name = "R", value_parser = parse::rate)]
+    /// Requests per second for the time to first token under load. Default: 0.9 times the throughput of the slowest deployment.
+    #[arg(long, value_name = "RATE", value_parser = parse::rate)]
     rate: Option<f64>,
-    /// Seeds the requests of that load.
+    /// Random seed of the requests of that load.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Draw the bounds that the search saw, as SVG.
+    /// Write a plot of the throughput bounds that the search compared.
     #[arg(long, value_name = "OUT.svg")]
     svg: Option<PathBuf>,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -69,13 +70,13 @@ struct PlanArguments {
 /// How a stage's mean work follows from the lengths.
 #[derive(Clone, Copy, ValueEnum)]
 enum AveragesName {
-    /// What a prompt of the mean length takes, as in the paper's equations.
+    /// The work of a prompt of mean length, as in the paper's equations.
     Lengths,
-    /// The mean of what the prompts take, which is more where a few are very long.
+    /// The mean work of all prompts; more than `lengths` if a few prompts are very long.
     Work,
 }
 
-/// Tokens of an answer where nothing tells: the paper's case study.
+/// Default output tokens per request, as in the paper's case study.
 const OUTPUT_TOKENS: u32 = 1024;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {

@@ -1,12 +1,12 @@
-//! Progress bars on stderr, where that is a terminal; nothing elsewhere.
+//! Progress bars on stderr, if it is a terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar that disappears when it is done.
+/// A bar that disappears when it is finished.
 pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
-    /// Over bytes.
+    /// A bar for bytes.
     pub(crate) fn bytes(what: &'static str, total: u64) -> Self {
         Self::new(
             what,
@@ -15,7 +15,7 @@ impl Progress {
         )
     }
 
-    /// Over tokens.
+    /// A bar for tokens.
     pub(crate) fn tokens(what: &'static str, total: usize) -> Self {
         Self::new(
             what,
@@ -24,7 +24,7 @@ impl Progress {
         )
     }
 
-    /// Over questions, or requests.
+    /// A bar for questions or requests.
     pub(crate) fn count(what: &'static str, total: usize) -> Self {
         Self::new(
             what,
@@ -42,7 +42,7 @@ impl Progress {
         Self(bar)
     }
 
-    /// One more is done.
+    /// Advances by one.
     #[cfg(feature = "server")]
     pub(crate) fn add_one(&self) {
         self.0.inc(1);
@@ -52,7 +52,7 @@ impl Progress {
         self.0.set_position(done);
     }
 
-    /// Prints something while the bar is out of the way.
+    /// Prints something while the bar is hidden.
     pub(crate) fn beside<T>(&self, print: impl FnOnce() -> T) -> T {
         self.0.suspend(print)
     }

@@ -26,13 +26,13 @@ pub(crate) struct Arguments {
     cache: CacheOptions,
     #[command(flatten)]
     input: Input,
-    /// Cut the text into pieces of N tokens; the result differs by rounding alone.
+    /// Maximum tokens per step; it changes results by rounding only.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     prefill_chunk: usize,
-    /// Write the logits there, `logits`: f32 [tokens, vocabulary], one row a position.
+    /// Write the logits to this file, as tensor `logits`: f32 [tokens, vocabulary], one row per position.
     #[arg(long, value_name = "OUT.safetensors")]
     logits: Option<PathBuf>,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -40,10 +40,10 @@ pub(crate) struct Arguments {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Input {
-    /// The text as token ids.
+    /// Text to score, as token ids.
     #[arg(long, value_name = "1,2,3")]
     tokens: Option<String>,
-    /// A file that holds the text.
+    /// Text file to score.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 }
@@ -142,7 +142,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// A safetensors file whose only tensor is written row by row: a million rows of logits do not fit in memory.
 ///
-/// It grows beside its place and is moved there when it is whole; what is left unfinished is removed.
+/// It is written to a temporary file in the same folder and renamed when complete; an incomplete file is removed.
 struct LogitsFile {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,

@@ -49,8 +49,11 @@ pub(crate) struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-Flags that vLLM has too mean the same here. There is no TLS: put a proxy that has it in front. Ctrl-C or SIGTERM finishes the \
-answers that are under way and refuses new ones; a second one ends at once.";
+Example:
+  kimi-linear serve --model Kimi-Linear --port 8000 --max-model-len 128K --api-key KEY
+
+Flags with vLLM's names have vLLM's meaning. There is no TLS: put a reverse proxy such as Caddy or nginx in front. Ctrl-C or SIGTERM \
+finishes running answers and refuses new requests; a second signal exits at once.";
 
 impl Arguments {
     /// How the log is written.
@@ -74,7 +77,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     if let Some(path) = arguments.model_path.take() {
         arguments.model = arguments.model.of(path);
     }
-    // What is wrong with the model's files is told before anything listens.
+    // Errors in the model's files are reported before the port is opened.
     arguments.model.config()?;
     arguments.engine.check()?;
     let transfers = arguments.transfers.config()?;

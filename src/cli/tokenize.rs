@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     model: ModelOptions,
     #[command(flatten)]
     input: Input,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -25,13 +25,13 @@ pub(crate) struct Arguments {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Input {
-    /// The text itself; control tokens spelt out in it stay text.
+    /// Text to tokenize; names of control tokens in it are encoded as ordinary text.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     text: Option<String>,
-    /// A file that holds the text.
+    /// Text file to tokenize.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// A JSON file with `{"messages": [..], "tools": [..], "add_generation_prompt": true}`.
+    /// JSON file with a chat: `{"messages": [..], "tools": [..], "add_generation_prompt": true}` or the list of messages alone.
     #[arg(long, value_name = "FILE")]
     messages: Option<PathBuf>,
 }
@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A token's bytes for people: a quoted text, in which bytes that are no whole character are written `\\xE6`.
+/// A token's bytes as quoted text, in which bytes of incomplete characters are written as `\\xE6`.
 fn shown(bytes: &[u8]) -> String {
     let mut text = String::from("\"");
     for chunk in bytes.utf8_chunks() {

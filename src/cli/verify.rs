@@ -1,4 +1,4 @@
-//! `kimi-linear verify`: reads every weight once and counts the numbers that are not finite, by format.
+//! `kimi-linear verify`: reads every weight once and counts NaN and infinite values, by format.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -15,7 +15,7 @@ use super::progress::Progress;
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -25,7 +25,7 @@ struct Report {
     tensors: usize,
     bytes: u64,
     formats: Vec<Format>,
-    /// Each tensor with numbers that are not finite.
+    /// Each tensor with non-finite values.
     damaged: Vec<Damaged>,
 }
 
@@ -42,7 +42,7 @@ struct Damaged {
     tensor: String,
     format: String,
     non_finite: usize,
-    /// The flat index of the first.
+    /// The flat index of the first one.
     first: usize,
     value: String,
 }
@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     match report.damaged.len() {
         0 => Ok(()),
-        damaged => bail!("numbers that are not finite in {damaged} tensor(s)"),
+        damaged => bail!("NaN or infinite values in {damaged} tensor(s)"),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::checkpoint::blocks::MXFP4;
 /// Where a block's f16 scale is, and its f16 minimum with the share of the scale that puts values about zero.
 fn scales(format: &BlockFormat) -> (usize, Option<(usize, f32)>) {
     match format.name {
-        "Q4_1" => (0, Some((2, -7.5))),
+        "Q4_1" | "Q4_1_64" => (0, Some((2, -7.5))),
         "Q5_1" => (0, Some((2, -15.5))),
         "Q4_K" => (0, Some((2, 7.5))),
         "Q5_K" => (0, Some((2, 15.5))),

@@ -190,11 +190,11 @@ impl Report {
 #[must_use]
 pub fn operations_markdown(cases: &[Case]) -> String {
     let mut text = String::from(
-        "# Operations, and what each is held to\n\n\
-         Generated from the conformance list (`src/conformance`); `KIMI_BLESS=1 cargo test --release --test conformance` \
-         writes it anew.\nEvery backend is held to all of it: `kimi-linear conformance` runs the list on a device and \
-         prints each error beside its bound.\n\n\
-         | operation | what it computes | cases | held to |\n|---|---|---:|---|\n",
+        "# Operations and their tolerances\n\n\
+         Generated from the conformance list (`src/conformance`) by `KIMI_BLESS=1 cargo test --release --test conformance`.\n\
+         Every backend must pass all cases: `kimi-linear conformance` runs the list on a device and \
+         prints each error with its bound.\n\n\
+         | operation | what it computes | cases | tolerances |\n|---|---|---:|---|\n",
     );
     for (operation, meaning) in OPERATIONS {
         let held: Vec<String> = Tolerance::ALL
@@ -216,13 +216,13 @@ pub fn operations_markdown(cases: &[Case]) -> String {
         text,
         "\n{} cases. Results are compared by rows, in the Euclidean norm, `||x - reference|| / ||reference||`, and in the \
          maximum norm,\n`max |x - reference| / max |reference|`; the worst row counts. Outputs and states of the recurrence \
-         are differences of larger terms: their\nrows are held against the root mean square of all rows where a row is \
-         smaller than that, the bound holds for the tensor as a whole, and for\nits worst row what follows from that \
-         (`By::worst` in `src/conformance/tolerance.rs`). Gates and the\nrouter's weights are compared element by \
-         element, each in proportion to itself. NaN and infinity fail. A bound belongs to the case and to\nthe precision of a \
-         device's activations, never to a backend, but for products with weights in blocks, whose activations the CPU \
-         alone\nrounds to eight bits; in brackets the bound in the maximum norm, where it is another \
-         one:\n\n| tolerance | what it is for | f32 | f16 | bf16 |\n|---|---|---|---|---|\n",
+         are differences of larger terms:\nrows that are smaller than the root mean square of all rows are compared relative to \
+         that. The bound then applies to the whole tensor, and a bound for\nthe worst row follows from it \
+         (`By::worst` in `src/conformance/tolerance.rs`). Gates and router weights are compared by relative error of each \
+         element.\nNaN and infinity fail. A bound depends on the case and on the precision of a device's activations, not on the \
+         backend. The exception is products with\nquantised weights, for which only the CPU rounds activations to eight bits. A \
+         bound in the maximum norm that differs is in \
+         brackets:\n\n| tolerance | used for | f32 | f16 | bf16 |\n|---|---|---|---|---|\n",
         cases.len()
     );
     for tolerance in Tolerance::ALL {
@@ -243,9 +243,9 @@ pub fn operations_markdown(cases: &[Case]) -> String {
         let _ = writeln!(text, "| {name} | {} | {bounds} |", tolerance.meaning());
     }
     text.push_str(
-        "\nLatents are held to an oracle that reads them as their pool rounded them, which leaves the bounds as they are. Only \
-         where appended rows of f32\nactivations are kept in f16 or bf16 are they held to unrounded ones: then half a unit in the \
-         last place, 2^-11 or 2^-8 of a number, is added\n(`CaseContext::close_kept`).\n",
+        "\nLatents are compared with a reference that reads rows as rounded in their pool, with the same bounds. Only \
+         appended rows of f32 activations that are\nstored in f16 or bf16 are compared with unrounded ones: there half a unit in \
+         the last place, a relative 2^-11 or 2^-8, is added\n(`CaseContext::close_kept`).\n",
     );
     text
 }

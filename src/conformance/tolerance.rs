@@ -97,14 +97,14 @@ impl Tolerance {
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         match self {
-            Self::Exact => "the very bits, or the very answer",
+            Self::Exact => "identical bits, or the identical choice",
             Self::Rounded => "one or two roundings of a result",
             Self::Close => "sums and exponentials of activations",
             Self::Full => "results that are f32 on every backend",
             Self::Recurrence => "the recurrence against its definition",
-            Self::Split => "one prompt, cut in different places",
+            Self::Split => "one prompt, cut at different positions",
             Self::Block => "a whole block of operations",
-            Self::Quantised => "products with weights in blocks",
+            Self::Quantised => "products with quantised weights",
             Self::EightBits => "the same on the CPU, with activations of eight bits",
         }
     }

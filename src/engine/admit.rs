@@ -1,18 +1,18 @@
-//! Who runs: first come, first served, as long as there are slots and blocks; and who makes room when there are not.
+//! Admission: first come, first served, as long as there are slots and blocks; and preemption when there are none.
 //!
-//! A sequence that makes room goes to host memory whole and comes back as it was, bit for bit.
+//! A preempted sequence is copied to host memory whole and resumes with the same bits.
 
 use super::core::{Engine, pools};
 use super::sequence::Sequence;
 use crate::error::{EngineError, Error};
 
 impl Engine {
-    /// Lets waiting sequences in, in their order of arrival, until the next one does not fit.
+    /// Admits waiting sequences in order of arrival, until the next one does not fit.
     pub(super) async fn admit(&mut self) -> Result<(), Error> {
         let most = self.model.limits().step.segments;
         let mut yielded = false;
         while let Some(mut sequence) = self.waiting.pop_front() {
-            // Caches that are to come take no part in a step yet.
+            // Imports take no part in a step yet.
             if self.running.len() < most || sequence.import.is_some() {
                 match self.place(&mut sequence, false).await {
                     Ok(true) => {
@@ -30,7 +30,7 @@ impl Engine {
             }
             self.waiting.push_front(sequence);
             if self.running.is_empty() {
-                // What those that wait hold on the device is all that can be in the way.
+                // If no sequence runs, only what waiting sequences hold on the device can occupy it.
                 self.waiting_to_host().await?;
                 let Some(mut sequence) = self.waiting.pop_front() else {
                     break;
@@ -38,7 +38,7 @@ impl Engine {
                 match self.place(&mut sequence, true).await {
                     Ok(true) => self.placed(sequence),
                     Ok(false) if !self.incoming.is_empty() => {
-                        // Places that are reserved for caches come free when these are there, or are given up.
+                        // Slots and blocks that are reserved for imports become free when these have run, or are given up.
                         self.waiting.push_front(sequence);
                         self.stalled = true;
                         break;
@@ -52,11 +52,11 @@ impl Engine {
                         self.refuse(vec![id], error)?;
                     }
                 }
-            } else if !yielded && let Some(place) = self.longest() {
+            } else if !yielded && let Some(index) = self.longest() {
                 yielded = true;
                 let arrival = self.arrival();
-                self.running[place].arrival = arrival;
-                self.preempt(place).await?;
+                self.running[index].arrival = arrival;
+                self.preempt(index).await?;
             } else {
                 break;
             }
@@ -64,14 +64,14 @@ impl Engine {
         Ok(())
     }
 
-    /// The sequence that has generated most since it was placed, if it has had its share.
+    /// The sequence that has generated the most tokens since its admission, if it has had its share.
     fn longest(&self) -> Option<usize> {
         let longest =
-            (0..self.running.len()).max_by_key(|place| self.running[*place].served_tokens)?;
+            (0..self.running.len()).max_by_key(|index| self.running[*index].served_tokens)?;
         (self.running[longest].served_tokens >= self.options.quantum).then_some(longest)
     }
 
-    /// A sequence has its slot and blocks.
+    /// Starts a sequence that has its slot and blocks.
     fn placed(&mut self, sequence: Sequence) {
         if sequence.import.is_some() {
             self.reserved(sequence);
@@ -80,8 +80,8 @@ impl Engine {
         }
     }
 
-    /// Gives a sequence its slot and the blocks for what it is to run next: all of a prompt. Where it is `alone`, and not
-    /// even then was there room, what it goes on from is taken off the device first.
+    /// Allocates a sequence its slot and the blocks for the whole prompt. If nothing else runs (`alone`) and there are still
+    /// too few, the prefix that it would continue from is moved off the device first.
     async fn place(&mut self, sequence: &mut Sequence, alone: bool) -> Result<bool, Error> {
         let prompt = sequence.tokens.prefix(sequence.request.reusable());
         let fresh = sequence.position == 0;
@@ -91,7 +91,7 @@ impl Engine {
             sequence.cached = sequence.prefix.position;
         } else if caching {
             while let Some(hit) = self.cache.lookup(prompt) {
-                // Between finding and holding it may have gone: the next deepest is looked for then.
+                // The checkpoint may be evicted between the lookup and the reference; then the next deepest is looked up.
                 if let Some(prefix) = self
                     .cache
                     .acquire(&mut pools(&mut self.model), &hit)
@@ -117,7 +117,7 @@ impl Engine {
             .place(&mut pools(&mut self.model), &mut sequence.prefix, blocks)
             .await?;
         if allocation.is_none() && fresh {
-            // It holds nothing while it waits.
+            // A waiting sequence holds nothing.
             sequence.release();
             sequence.position = 0;
         } else if fresh && sequence.import.is_none() {
@@ -128,7 +128,7 @@ impl Engine {
         Ok(sequence.allocation.is_some())
     }
 
-    /// Takes what those that wait hold off the device, and what is held for streams of caches.
+    /// Moves off the device what waiting sequences hold there, and what is held for export streams.
     async fn waiting_to_host(&mut self) -> Result<(), Error> {
         self.exports.offload(&mut self.model);
         let mut refused = Vec::new();
@@ -141,9 +141,9 @@ impl Engine {
         refused.try_for_each(|(id, error)| self.refuse(vec![id], error))
     }
 
-    /// Takes a running sequence off the device; it waits in its order of arrival.
-    pub(super) async fn preempt(&mut self, place: usize) -> Result<(), Error> {
-        let mut sequence = self.running.remove(place);
+    /// Preempts a running sequence: it leaves the device and waits in its order of arrival.
+    pub(super) async fn preempt(&mut self, index: usize) -> Result<(), Error> {
+        let mut sequence = self.running.remove(index);
         let mut suspended = self.suspend(&mut sequence).await;
         if suspended.is_ok() {
             let mut pools = pools(&mut self.model);
@@ -159,11 +159,11 @@ impl Engine {
         suspended.or_else(|error| self.refuse(vec![id], error))
     }
 
-    /// Sees to it that the sequence at `place` has a block for its next token. Returns whether it still runs.
-    pub(super) async fn grow(&mut self, place: usize) -> Result<Grown, Error> {
+    /// Makes sure that the sequence at `index` has a block for its next token. Returns whether it still runs.
+    pub(super) async fn grow(&mut self, index: usize) -> Result<Grown, Error> {
         let block_tokens = self.model.limits().block_tokens;
-        let needed = (self.running[place].position + 1).div_ceil(block_tokens);
-        let has = self.running[place]
+        let needed = (self.running[index].position + 1).div_ceil(block_tokens);
+        let has = self.running[index]
             .allocation
             .as_ref()
             .map_or(0, |allocation| allocation.blocks.len());
@@ -175,20 +175,20 @@ impl Engine {
             let fresh = match self.cache.blocks(&mut pools, needed - has).await {
                 Ok(fresh) => fresh,
                 Err(error) => {
-                    self.refuse(vec![self.running[place].id], error)?;
+                    self.refuse(vec![self.running[index].id], error)?;
                     return Ok(Grown::Again);
                 }
             };
             if let Some(mut fresh) = fresh {
-                if let Some(allocation) = &mut self.running[place].allocation {
+                if let Some(allocation) = &mut self.running[index].allocation {
                     allocation.blocks.append(&mut fresh);
                 }
                 return Ok(Grown::Ready);
             }
-            // The last to arrive makes room, be it this one.
+            // The last sequence to arrive is preempted, even if it is this one.
             let last = (0..self.running.len())
-                .max_by_key(|place| self.running[*place].arrival)
-                .unwrap_or(place);
+                .max_by_key(|index| self.running[*index].arrival)
+                .unwrap_or(index);
             if self.running.len() > 1 {
                 self.preempt(last).await?;
                 return Ok(Grown::Again);
@@ -200,7 +200,7 @@ impl Engine {
                 if self.incoming.is_empty() {
                     return Ok(Grown::Never);
                 }
-                self.preempt(place).await?;
+                self.preempt(index).await?;
                 return Ok(Grown::Again);
             }
             self.waiting_to_host().await?;
@@ -208,12 +208,12 @@ impl Engine {
     }
 }
 
-/// What became of a sequence that needs a block.
+/// The result of a request for a block.
 pub(super) enum Grown {
-    /// It has it.
+    /// The sequence has the block.
     Ready,
-    /// Another was taken off the device, or it was itself, or it failed: look again at who runs.
+    /// A sequence was preempted, this one or another, or this one failed: the set of running sequences has changed.
     Again,
-    /// The pool is too small for it.
+    /// The pool is too small for the sequence.
     Never,
 }

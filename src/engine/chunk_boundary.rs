@@ -1,18 +1,19 @@
-//! Where a prompt is cut: at multiples of the block size, counted from its start, and at its cuts, whatever else runs.
+//! Where prompts are cut: at multiples of the block size, counted from the start, and at their cuts, independent of the rest
+//! of the batch.
 //!
-//! The recurrence runs in chunks counted from where a segment begins, and anew from each checkpoint inside it. So between
+//! The recurrence runs in chunks counted from the start of a segment, and restarts at each checkpoint inside it. So between
 //! two multiples of the block size a row's arithmetic does not depend on where its segment begins or ends, with two
-//! exceptions. A prompt that goes on inside a block (after a hit, or at a cut) starts anew at the next multiple, always
-//! ([`restart`]). And a segment of a single token runs in the form for decoding, so it must come about from the prompt
-//! alone, never from what else is in the step ([`segment_end`]).
+//! exceptions. A prompt that continues inside a block (after a hit, or at a cut) always restarts at the next multiple
+//! ([`restart`]). And a segment of a single token runs in the decode form, so it must follow from the prompt alone, never
+//! from the rest of the step ([`segment_end`]).
 
-/// Where the recurrence starts anew inside the segment from `start` to `end`, since `start` is inside a block.
+/// Where the recurrence restarts inside the segment from `start` to `end`, if `start` is inside a block.
 pub(super) fn restart(start: usize, end: usize, unit: usize) -> Option<usize> {
     let border = start.next_multiple_of(unit);
     (start < border && border < end).then_some(border)
 }
 
-/// The end of the next segment of a prompt, or nothing if `budget` tokens are too few for one.
+/// The end of the next segment of a prompt; `None` if `budget` tokens are too few for one.
 ///
 /// The segment begins at `start`; `end` is the next cut or the prompt's end; segments end at multiples of `unit` or at `end`.
 pub(super) fn segment_end(start: usize, end: usize, budget: usize, unit: usize) -> Option<usize> {
@@ -58,7 +59,7 @@ mod tests {
         ) {
             let unit = 16;
             let mut budgets = budgets;
-            // One budget that always gets on.
+            // A budget that always makes progress.
             budgets.push(unit + 1);
             let single = |segments: &[(usize, usize)]| -> Vec<usize> {
                 segments.iter().filter(|(from, to)| to - from == 1).map(|(from, _)| *from).collect()

@@ -1,7 +1,7 @@
 //! The engine: a state machine that takes requests and, step by step, turns them into events.
 //!
-//! [`Engine::step`] lets waiting sequences in (`admit.rs`), lays out one batch (`schedule.rs`), runs it, and takes what came
-//! of it (`process_output.rs`). It awaits the device and nothing else: threads, clocks and channels are its driver's.
+//! [`Engine::step`] admits waiting sequences (`admit.rs`), builds one batch (`schedule.rs`), runs it, and processes its
+//! output (`process_output.rs`). It awaits only the device: threads, clocks and channels belong to the code that drives it.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -26,29 +26,29 @@ pub struct Engine {
     pub(super) model: Model,
     pub(super) options: EngineOptions,
     pub(super) fingerprint: Fingerprint,
-    /// Tokens that are never drawn, ascending.
+    /// Tokens that are never sampled, ascending.
     pub(super) suppressed: Arc<[u32]>,
     pub(super) cache: Cache,
     pub(super) step_cache: StepCache,
-    /// Those that wait, in their order of arrival.
+    /// Waiting sequences, in order of arrival.
     pub(super) waiting: VecDeque<Sequence>,
-    /// Those that run, in the order of their admission.
+    /// Running sequences, in order of admission.
     pub(super) running: Vec<Sequence>,
-    /// Those that have slot and blocks and whose caches are still to come: they neither wait nor run.
+    /// Imports that have a slot and blocks but whose caches have not all come: they neither wait nor run.
     pub(super) incoming: Vec<Sequence>,
-    /// Whether all that is left waits for slots and blocks which are reserved for caches that are still to come.
+    /// Whether all remaining work waits for slots and blocks that are reserved for such imports.
     pub(super) stalled: bool,
-    /// Those whose caches go out.
+    /// Requests whose caches are exported.
     pub(super) exports: Exports,
     pub(super) next_arrival: u64,
     pub(super) preemptions: u64,
-    /// Traced sequences that have had their token since the others had theirs.
+    /// Traced sequences that have run a token since the other sequences last ran.
     pub(super) traced: usize,
     cancelled: Vec<RequestId>,
     pub(super) events: VecDeque<(RequestId, Event)>,
 }
 
-/// The pools of a model, to be read and written.
+/// Mutable access to the pools of a model.
 pub(super) fn pools(model: &mut Model) -> Pools<'_> {
     let (states, latents) = (model.states(), model.latents());
     Pools {
@@ -92,8 +92,8 @@ impl Engine {
         }
     }
 
-    /// Never draws these tokens: ids that the embedding has rows for, and the tokenizer no token. Log-probabilities stay those of
-    /// the whole row.
+    /// Suppresses tokens: ids that have a row in the embedding and no token in the tokenizer are never sampled.
+    /// Log-probabilities stay those of the whole row.
     #[must_use]
     pub fn suppress_tokens(mut self, mut tokens: Vec<u32>) -> Self {
         tokens.sort_unstable();
@@ -102,20 +102,19 @@ impl Engine {
         self
     }
 
-    /// Tokens that a sequence may reach.
+    /// Maximum number of tokens of a sequence.
     #[must_use]
     pub fn context(&self) -> usize {
         context(self.model.config(), self.model.limits())
     }
 
-    /// What of the pools is in use.
+    /// Usage of the pools.
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
         self.cache.occupancy()
     }
 
-    /// Number of slots and of blocks that sequences hold, and caches on their way in or out; each counted once however many
-    /// hold it.
+    /// Number of slots and of blocks that sequences, exports and imports use; each is counted once, however many share it.
     #[must_use]
     pub fn held(&self) -> (usize, usize) {
         let (mut slots, mut blocks) = (HashSet::new(), HashSet::new());
@@ -148,18 +147,18 @@ impl Engine {
         (slots.len(), blocks.len())
     }
 
-    /// Sequences that run and that wait.
+    /// Number of running and of waiting sequences.
     #[must_use]
     pub fn load(&self) -> (usize, usize) {
         (self.running.len(), self.waiting.len())
     }
 
-    /// Answers that are under way or wait, those included that a prompt is still to be divided into.
+    /// Number of answers that run or wait, including those that a prompt has yet to be forked into.
     fn answers(&self) -> usize {
         self.sequences().map(Sequence::answers).sum()
     }
 
-    /// All sequences: those that run, that wait, and whose caches are on their way.
+    /// All sequences: running, waiting, and imports.
     fn sequences(&self) -> impl Iterator<Item = &Sequence> {
         self.running
             .iter()
@@ -167,13 +166,13 @@ impl Engine {
             .chain(&self.incoming)
     }
 
-    /// How often a sequence had to make room so far.
+    /// Number of preemptions so far.
     #[must_use]
     pub fn preemptions(&self) -> u64 {
         self.preemptions
     }
 
-    /// Checks a request before anything of it is kept.
+    /// Checks a request before any of it is stored.
     pub(super) fn check(&self, id: RequestId, request: &Request) -> Result<(), EngineError> {
         request.check(self.model.config())?;
         let context = self.context();
@@ -219,14 +218,14 @@ impl Engine {
     /// Takes a request into the queue.
     ///
     /// # Errors
-    /// A request that cannot run, with the reason; nothing of it is kept.
+    /// A request that cannot run, with the reason; it is not queued then.
     pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), EngineError> {
         self.check(id, &request)?;
         self.enqueue_new(id, request, None);
         Ok(())
     }
 
-    /// Puts a request that was checked behind those that wait; where its caches come from elsewhere, of so many tokens.
+    /// Queues a checked request; `import` is the number of tokens whose caches are imported, if any.
     pub(super) fn enqueue_new(&mut self, id: RequestId, request: Request, import: Option<usize>) {
         let arrival = self.arrival();
         let tokens = self.cache.hash(&request.prompt);
@@ -238,29 +237,29 @@ impl Engine {
         self.waiting.push_back(sequence);
     }
 
-    /// Ends a request. At the next step everything it holds is free; its answers finish as cancelled.
+    /// Cancels a request. At the next step all that it holds is freed; its answers finish as cancelled.
     pub fn cancel(&mut self, id: RequestId) {
         self.cancelled.push(id);
     }
 
-    /// What has happened since this was asked last, in order.
+    /// The events since the last call, in order.
     pub fn take_events(&mut self) -> impl Iterator<Item = (RequestId, Event)> + '_ {
         self.events.drain(..)
     }
 
-    /// Whether anything is left to do.
+    /// Whether any work is left.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Whether what is left can go on only when caches that are on their way have come, or are given up.
+    /// Whether the remaining work can continue only when imports have come or are given up.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
         self.stalled
     }
 
-    /// Forgets every cached prefix.
+    /// Removes every cached prefix.
     pub fn clear_cache(&mut self) {
         self.cache.clear();
     }
@@ -274,8 +273,8 @@ impl Engine {
         self.events.push_back((id, event));
     }
 
-    /// One step: a batch of whatever can run. Returns whether anything is left that can be done. An error ends the requests
-    /// that it must, each with an event: those of a step that was refused, and all of them where the device is lost.
+    /// One step: a batch of whatever can run. Returns whether work is left that can be done. An error ends the requests that
+    /// it concerns, each with an event: those of a refused step, or all of them if the device is lost.
     pub async fn step(&mut self) -> bool {
         self.drop_cancelled();
         self.stalled = false;
@@ -297,17 +296,17 @@ impl Engine {
         match ran {
             Ok(output) => self.process_output(planned, output).await,
             Err(error) => {
-                // A step that failed is not trusted again, and where memory ran out others give theirs back.
+                // A step that failed is not reused; if memory ran out, dropping the others frees theirs.
                 self.step_cache.clear();
                 self.refuse(planned.owners(&error), error)
             }
         }
     }
 
-    /// Ends requests with an error that is theirs alone.
+    /// Ends requests with an error that concerns only them.
     ///
     /// # Errors
-    /// The same error where the device failed: it is everybody's.
+    /// The same error if the device failed: then it concerns all requests.
     pub(super) fn refuse(
         &mut self,
         mut ids: Vec<RequestId>,
@@ -321,7 +320,7 @@ impl Engine {
         ids.sort_unstable();
         ids.dedup();
         for id in ids {
-            // Another of its answers may have failed before.
+            // Another answer of the same request may have failed before.
             if self.sequences().any(|sequence| sequence.id == id) {
                 self.fail(id, &error);
             }
@@ -342,7 +341,7 @@ impl Engine {
                 self.exports.layer_done(&mut self.model, layer);
             }
         }
-        // Of parts the last one has the output; that the others are through is known then.
+        // If the step runs in parts, the last part has the output; the other parts have completed by then.
         let mut output = StepOutput::default();
         for ticket in tickets {
             output = ticket.await?;
@@ -350,7 +349,7 @@ impl Engine {
         Ok(output)
     }
 
-    /// Runs one traced token, and tells what the model did with it.
+    /// Runs one traced token and emits its trace.
     async fn run_traced(
         &mut self,
         planned: &Planned,
@@ -379,8 +378,8 @@ impl Engine {
         Ok(output)
     }
 
-    /// Ends one answer of a request, whose last token completed a stop string: nothing more of it is computed. Its state
-    /// is kept as that of any answer.
+    /// Ends one answer of a request, whose last token completed a stop string: no more of it is computed. Its state is cached
+    /// like that of any answer.
     pub fn stop(&mut self, id: RequestId, sample: usize) {
         let wanted =
             |sequence: &Sequence| sequence.single && (sequence.id, sequence.sample) == (id, sample);
@@ -396,26 +395,26 @@ impl Engine {
     }
 
     fn finish_all(&mut self, wanted: impl Fn(&Sequence) -> bool, reason: FinishReason) {
-        while let Some(place) = self.running.iter().position(&wanted) {
-            let sequence = self.running.remove(place);
+        while let Some(index) = self.running.iter().position(&wanted) {
+            let sequence = self.running.remove(index);
             self.finish(sequence, reason);
         }
-        while let Some(place) = self.waiting.iter().position(&wanted) {
-            if let Some(sequence) = self.waiting.remove(place) {
+        while let Some(index) = self.waiting.iter().position(&wanted) {
+            if let Some(sequence) = self.waiting.remove(index) {
                 self.finish(sequence, reason);
             }
         }
-        while let Some(place) = self.incoming.iter().position(&wanted) {
-            let sequence = self.incoming.remove(place);
+        while let Some(index) = self.incoming.iter().position(&wanted) {
+            let sequence = self.incoming.remove(index);
             self.finish(sequence, reason);
         }
     }
 
-    /// Ends an answer: its state is kept for whoever goes on from there, all else it held is free.
+    /// Ends an answer: its state is cached for later requests, everything else it held is freed.
     pub(super) fn finish(&mut self, sequence: Sequence, reason: FinishReason) {
         self.keep_end(&sequence);
         let (id, usage) = (sequence.id, sequence.usage());
-        // Where it ends before its prompt does, so do the answers that were to share it.
+        // If it ends during its prompt, the answers that would have been forked from it end too.
         let samples = match sequence.single {
             true => sequence.sample..sequence.sample + 1,
             false => 0..sequence.request.samples,
@@ -424,13 +423,14 @@ impl Engine {
             let event = Event::Finished {
                 sample,
                 reason,
+                stop_token: sequence.stop_token,
                 usage,
             };
             self.emit(id, event);
         }
     }
 
-    /// Keeps the state that an answer ends with.
+    /// Caches the final state of an answer.
     fn keep_end(&mut self, sequence: &Sequence) {
         if let Some(allocation) = &sequence.allocation
             && matches!(allocation.state, StateSource::Own)
@@ -452,7 +452,7 @@ impl Engine {
         self.emit(id, Event::Failed(Arc::clone(error)));
     }
 
-    /// A device failed: what is on it cannot be trusted any more.
+    /// A device failed: its contents cannot be trusted any more.
     fn fail_all(&mut self, error: Error) {
         let error = Arc::new(error);
         self.step_cache.clear();
@@ -466,16 +466,17 @@ impl Engine {
         self.cache.clear();
     }
 
-    /// Puts a sequence among those that wait, in its order of arrival.
+    /// Inserts a sequence into the waiting queue by its order of arrival.
     pub(super) fn enqueue(&mut self, sequence: Sequence) {
         let order = |sequence: &Sequence| (sequence.arrival, sequence.sample);
-        let place = self
+        let index = self
             .waiting
             .partition_point(|other| order(other) <= order(&sequence));
-        self.waiting.insert(place, sequence);
+        self.waiting.insert(index, sequence);
     }
 
-    /// A running sequence's places as a prefix handle on the device, but for its partial block, which is copied.
+    /// The slot and blocks of a running sequence as a prefix handle on the device, except for its partial block, which is
+    /// copied.
     ///
     /// # Errors
     /// A device that fails.
@@ -485,7 +486,7 @@ impl Engine {
             sequence.position / block_tokens,
             sequence.position % block_tokens,
         );
-        // Read before anything is given back: where the device fails, the sequence holds what it held.
+        // Read before anything is freed: if the device fails, the sequence still holds what it held.
         let partial = match &sequence.allocation {
             Some(allocation) if partial_tokens > 0 => {
                 let wanted = [(allocation.blocks[whole].get(), partial_tokens)];

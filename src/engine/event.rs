@@ -1,4 +1,4 @@
-//! What the engine says of a request, in order. It speaks token ids: text is made of them by an output processor.
+//! The engine's events of a request, in order. They carry token ids; an output processor turns these into text.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -15,70 +15,79 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context was reached.
     Length,
-    /// The client wanted no more.
+    /// The client cancelled it.
     Cancelled,
 }
 
-/// What one answer took.
+/// Token counts of one answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them that came from the cache and did not run.
+    /// Prompt tokens that came from the cache and were not computed.
     pub cached_tokens: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
 }
 
-/// How likely a generated token was, by the model's own distribution, before temperature and penalties.
+/// The probability of a generated token by the model's own distribution, before temperature and penalties.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// Its natural log-probability.
     pub logprob: f32,
-    /// The likeliest tokens with theirs, best first, as many as were asked for.
+    /// The most likely tokens with their log-probabilities, best first, as many as were requested.
     pub top: Vec<(u32, f32)>,
 }
 
 /// Scores of consecutive tokens of a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
-    /// The place of the first of them in the prompt.
+    /// The position of the first of them in the prompt.
     pub first: usize,
-    /// At each place the log-probability of the prompt's next token; `None` at its end.
+    /// For each position the log-probability of the prompt's next token; `None` at its end.
     pub logprobs: Vec<Option<f32>>,
-    /// At each place the likeliest next tokens with their log-probabilities, best first, as many as the request asked for.
+    /// For each position the most likely next tokens with their log-probabilities, best first, as many as the request asked
+    /// for.
     pub top: Vec<Vec<(u32, f32)>>,
-    /// The logits at each place, `[tokens, vocabulary]`, where they were asked for.
+    /// The logits of each position, `[tokens, vocabulary]`, if they were requested.
     pub logits: Vec<f32>,
+}
+
+impl Scored {
+    /// How likely each token of the prompt after the first scored position was; the prompt's end has none.
+    pub fn token_logprobs(self) -> impl Iterator<Item = TokenLogprobs> {
+        let each = self.logprobs.into_iter().zip(self.top);
+        each.filter_map(|(logprob, top)| logprob.map(|logprob| TokenLogprobs { logprob, top }))
+    }
 }
 
 /// What the engine says of a request.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// It waits, behind so many others.
+    /// The request was queued.
     Queued {
-        /// Sequences that wait before it.
+        /// Number of sequences that wait before it.
         ahead: usize,
     },
-    /// Slot and blocks are reserved for caches that come from elsewhere ([`Engine::import`](super::Engine::import)).
+    /// A slot and blocks are reserved for caches that are imported ([`Engine::import`](super::Engine::import)).
     Reserved {
-        /// Tokens from the first on whose latents were kept here: they need not come.
+        /// Number of leading tokens whose latents are cached here, so that they need not be sent.
         have: usize,
     },
-    /// So many tokens of the prompt are through.
+    /// Progress of the prompt.
     Prefill {
-        /// Tokens that are through, cached ones included.
+        /// Prompt tokens that have been computed, cached ones included.
         done: usize,
-        /// Those that came from the cache.
+        /// Prompt tokens that came from the cache.
         cached: usize,
     },
     /// Scores of a segment of the prompt.
     Scored(Scored),
-    /// What the model did with a token of an answer; it comes before the token that it led to.
+    /// The trace of a token of an answer. It comes before the token that was sampled from it.
     Trace {
         /// Which of the request's answers.
         sample: usize,
-        /// What it did.
+        /// The trace.
         frame: Box<TraceFrame>,
     },
     /// The next token of an answer.
@@ -87,11 +96,11 @@ pub enum Event {
         sample: usize,
         /// The token.
         id: u32,
-        /// How likely it was, where that was asked for.
+        /// Its log-probability, if that was requested.
         logprobs: Option<TokenLogprobs>,
     },
-    /// The first token of each answer of an export is drawn ([`Engine::export`](super::Engine::export)): what the engine that
-    /// goes on needs beside the caches.
+    /// The first token of each answer of an export has been sampled ([`Engine::export`](super::Engine::export)): what the
+    /// engine that continues needs in addition to the caches.
     HandOff(Box<HandOff>),
     /// An answer is complete. The last one of a request ends it.
     Finished {
@@ -99,13 +108,15 @@ pub enum Event {
         sample: usize,
         /// Why.
         reason: FinishReason,
+        /// The stop token that ended it.
+        stop_token: Option<u32>,
         /// What it took.
         usage: Usage,
     },
-    /// The request failed: nothing more comes.
+    /// The request failed; no event follows.
     Failed(Arc<Error>),
 }
 
-/// Where a request's events go. It is called in the engine's thread between two steps and must not wait. Where it breaks
-/// at a token, the answer ends there: see [`Engine::stop`](super::Engine::stop).
+/// Receives a request's events. It is called in the engine's thread between two steps and must not block. If it breaks at a
+/// token, the answer ends there: see [`Engine::stop`](super::Engine::stop).
 pub type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;

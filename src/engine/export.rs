@@ -1,8 +1,9 @@
-//! Caches on their way out while a prompt is prefilled: each layer as soon as it is complete, off the engine's thread.
+//! Sends caches while a prompt is prefilled: each layer as soon as it is complete, without blocking the engine's thread.
 //!
-//! The engine asks the device for a copy and hands over the ticket; whoever reads the stream waits for it. The stream has
-//! room for so many tickets. What finds no room stays on the device and is held there, or goes to host memory where others
-//! need the place: a slow reader costs memory, but no time of anybody's. A stream that is dropped gives all of it back.
+//! The engine starts a copy on the device and passes the ticket on; the reader of the stream waits for it. The stream has a
+//! limited capacity for tickets. Parts beyond it stay on the device, with a reference to their slot and blocks, or are copied
+//! to host memory when other sequences need these: a slow reader costs memory, but delays no other request. Dropping a stream
+//! frees all of it.
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
@@ -18,10 +19,10 @@ use crate::cache::{Allocation, BlockRef, Pools, SlotRef};
 use crate::error::Error;
 use crate::model::{LayerCache, Model};
 
-/// The most blocks of latents in one record.
+/// Maximum number of latent blocks in one record.
 const RECORD_BLOCKS: usize = 8;
 
-/// A part of the caches that is complete on the device and not read yet.
+/// A part of the caches that is complete on the device and has not been read yet.
 enum Due {
     State {
         layer: usize,
@@ -30,12 +31,12 @@ enum Due {
     Latents {
         layer: usize,
         positions: Range<usize>,
-        /// From the block that the first position is in.
+        /// Blocks from the one with the first position on.
         blocks: Vec<BlockRef>,
     },
 }
 
-/// A part that the device was asked for.
+/// A part whose copy from the device was started.
 pub(super) enum Read {
     State {
         layer: usize,
@@ -85,32 +86,32 @@ impl Due {
 /// How an export ended: with the first tokens of the answers, or an error.
 pub(super) type Outcome = Arc<OnceLock<Result<HandOff, Arc<Error>>>>;
 
-/// A request whose caches go out.
+/// An exported request.
 pub(super) struct Export {
     id: RequestId,
     /// Tokens of the prompt.
     end: usize,
-    /// Tokens whose latents are due, read or gone.
+    /// Number of tokens whose latents are complete, whether sent yet or not.
     position: usize,
-    /// Its places, while the segment that ends the prompt is computed.
+    /// Its slot and blocks, while the segment that ends the prompt is computed.
     last: Option<(SlotRef, Vec<BlockRef>)>,
-    /// Whether everything is due, read or gone.
+    /// Whether all parts are complete, whether sent yet or not.
     complete: bool,
-    /// Tokens from the first on whose latents the receiver has.
+    /// Number of leading tokens whose latents the receiver has.
     skipped: usize,
-    /// The first tokens of the answers, as they are drawn.
+    /// The first tokens of the answers sampled so far.
     hand_off: HandOff,
-    /// Answers whose first token is still to be drawn.
+    /// Number of answers whose first token is still to be sampled.
     undrawn: usize,
     due: VecDeque<Due>,
-    /// What was read and found no room in the stream.
+    /// Parts that were read but found the stream full.
     read: VecDeque<Read>,
     stream: SyncSender<Read>,
     outcome: Outcome,
 }
 
 impl Export {
-    /// One of a request's prompt, whose parts go to `stream`.
+    /// An export of a request's prompt, whose parts go to `stream`.
     pub(super) fn new(
         id: RequestId,
         request: &Request,
@@ -160,7 +161,7 @@ impl Export {
         self.position = end;
     }
 
-    /// Sends what there is room for. Returns whether it goes on.
+    /// Sends as much as the stream has capacity for. Returns whether the export continues.
     fn send(&mut self, pools: &mut Pools<'_>) -> bool {
         loop {
             let next = self.read.pop_front();
@@ -178,12 +179,12 @@ impl Export {
         if !self.complete || self.undrawn > 0 {
             return true;
         }
-        // Nobody else sets it: the export is over.
+        // Nothing else sets the result: the export is over.
         let _ = self.outcome.set(Ok(self.hand_off.clone()));
         false
     }
 
-    /// Latents of the first `have` tokens are not sent, where they have not been yet.
+    /// Leaves out the latents of the first `have` tokens, as far as they have not been sent.
     fn skip_latents(&mut self, have: usize, block_tokens: usize) {
         self.skipped = self.skipped.max(have);
         self.due.retain_mut(|due| {
@@ -202,7 +203,7 @@ impl Export {
     }
 }
 
-/// All requests whose caches go out.
+/// All exported requests.
 #[derive(Default)]
 pub(super) struct Exports(Vec<Export>);
 
@@ -241,7 +242,7 @@ impl Exports {
         self.send(model);
     }
 
-    /// A sequence has come to `position`.
+    /// A sequence has reached `position`.
     pub(super) fn moved(
         &mut self,
         model: &mut Model,
@@ -258,7 +259,8 @@ impl Exports {
         self.send(model);
     }
 
-    /// The first token of an answer was drawn; `None` where none is wanted. The hand-off, once it has all of them.
+    /// The first token of an answer was sampled; `None` if the request wants none. Returns the hand-off once all answers have
+    /// theirs.
     pub(super) fn drawn(
         &mut self,
         model: &mut Model,
@@ -277,13 +279,13 @@ impl Exports {
         Some(hand_off)
     }
 
-    /// Sends what there is room for.
+    /// Sends as much as the streams have capacity for.
     fn send(&mut self, model: &mut Model) {
         let mut pools = pools(model);
         self.0.retain_mut(|export| export.send(&mut pools));
     }
 
-    /// Takes all that is held on the device to host memory.
+    /// Copies all that is held on the device to host memory.
     pub(super) fn offload(&mut self, model: &mut Model) {
         let mut pools = pools(model);
         for export in &mut self.0 {
@@ -292,12 +294,12 @@ impl Exports {
         }
     }
 
-    /// Whether anything is held on the device for want of room in a stream.
+    /// Whether anything is held on the device because a stream is full.
     pub(super) fn is_on_device(&self) -> bool {
         self.0.iter().any(|export| !export.due.is_empty())
     }
 
-    /// The slots and blocks that are held.
+    /// The slots and blocks in use by exports.
     pub(super) fn held(&self, slots: &mut HashSet<Slot>, blocks: &mut HashSet<Block>) {
         for due in self.0.iter().flat_map(|export| &export.due) {
             match due {
@@ -311,27 +313,27 @@ impl Exports {
     pub(super) fn fail(&mut self, id: RequestId, error: &Arc<Error>) {
         self.0.retain(|export| {
             if export.id == id {
-                // It is unset: an export that has one is in the list no more.
+                // It is not set yet: an export with a result is no longer in the list.
                 let _ = export.outcome.set(Err(Arc::clone(error)));
             }
             export.id != id
         });
     }
 
-    /// The requests whose caches are still to be sent.
+    /// The requests whose caches are not completely sent.
     pub(super) fn ids(&self) -> impl Iterator<Item = RequestId> + '_ {
         self.0.iter().map(|export| export.id)
     }
 }
 
 impl Engine {
-    /// Sends what streams have room for, whose readers have taken something.
+    /// Sends to streams whose readers have taken parts.
     pub fn send_exports(&mut self) {
         self.exports.send(&mut self.model);
     }
 
-    /// Leaves out the latents of the first `have` tokens of an export, which its receiver has; what was read of them by now is
-    /// left out by the stream ([`ExportStream::skip_latents`](super::ExportStream::skip_latents)).
+    /// Leaves out the latents of the first `have` tokens of an export, which its receiver has; the stream leaves out what was
+    /// read of them before ([`ExportStream::skip_latents`](super::ExportStream::skip_latents)).
     pub fn skip_latents(&mut self, id: RequestId, have: usize) {
         let block_tokens = self.model.limits().block_tokens;
         let mut exports = self.exports.0.iter_mut();
@@ -340,7 +342,7 @@ impl Engine {
         }
     }
 
-    /// Whether a batch ends the prompt of a request whose caches go out: it is then computed in parts of a layer each.
+    /// Whether a batch ends the prompt of an exported request: it is then computed in parts of one layer each.
     pub(super) fn exports_end(&mut self, planned: &Planned) -> bool {
         let mut ends = false;
         for segment in &planned.segments {
@@ -357,7 +359,7 @@ impl Engine {
                 sequence.and_then(|it| Some((it, it.allocation.as_ref()?)))
             {
                 let pools = pools(&mut self.model);
-                // What came from the cache.
+                // The part that came from the prefix cache.
                 export.all_latents(sequence.position, &allocation.blocks, &pools);
                 export.last = Some((allocation.slot.clone(), allocation.blocks.clone()));
                 ends = true;

@@ -1,4 +1,4 @@
-//! The side of an export that reads: a stream of records, which waits for the device in the reader's thread.
+//! The reading side of an export: a stream of records, which waits for the device in the reader's thread.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::error::{EngineError, Error};
 #[cfg(feature = "transfer")]
 use crate::transfer::RecordSource;
 
-/// Reads of the device that a stream of an engine in a thread has room for.
+/// Capacity of a stream of an engine in a thread, in reads of the device.
 const CAPACITY: usize = 64;
 
 impl Engine {
-    /// Takes a request whose caches are sent as they are computed: of all tokens of its prompt. The stream has room for
-    /// `capacity` reads of the device; when some were taken, [`Engine::send_exports`] sends more.
+    /// Submits a request whose caches, of all tokens of its prompt, are sent as they are computed. The stream has capacity
+    /// for `capacity` reads of the device; after some were taken, [`Engine::send_exports`] sends more.
     ///
-    /// Of each answer the first token is drawn here, and nothing more, whatever [`Request::max_tokens`] says: the caches are those
-    /// of the prompt's end, which holds no logits. The tokens are events, and [`ExportStream::hand_off`] has them for the engine
-    /// that goes on; with `max_tokens` 0 none are drawn. To answer here as well, submit the prompt again: it goes on from what is
-    /// kept of it.
+    /// Only the first token of each answer is sampled here, whatever [`Request::max_tokens`] says: the caches are those of
+    /// the prompt's end, which hold no logits. The tokens are events, and [`ExportStream::hand_off`] passes them to the
+    /// engine that continues; with `max_tokens` 0 none are sampled. To answer here as well, submit the prompt again: it
+    /// continues from the cached prefix.
     ///
     /// # Errors
     /// Those of [`Engine::submit`].
@@ -66,9 +66,9 @@ impl Engine {
     }
 }
 
-/// The caches of a request, a tensor of a layer at a time, as they are computed. Dropping it ends the request.
+/// The caches of a request, one tensor of one layer at a time, as they are computed. Dropping it ends the request.
 ///
-/// An item is an error where the request or the device failed; nothing comes after it, and what came before is of no use.
+/// An item is an error if the request or the device failed; no item follows, and the items before are of no use.
 pub struct ExportStream {
     header: CacheHeader,
     id: u128,
@@ -76,29 +76,29 @@ pub struct ExportStream {
     shard: Shard,
     reads: Receiver<Read>,
     ready: VecDeque<LayerRecord>,
-    /// Tokens from the first on whose latents the receiver has.
+    /// Number of leading tokens whose latents the receiver has.
     skipped: usize,
     outcome: Outcome,
-    /// Whether an error has come, after which nothing does.
+    /// Whether an error was returned, which ends the stream.
     failed: bool,
-    /// The engine in a thread of its own, which is told of every record that was taken.
+    /// The engine in a thread of its own, which is notified of every record that was taken.
     engine: Option<(EngineHandle, RequestId)>,
 }
 
 impl ExportStream {
-    /// The request's name; `None` without an [`EngineHandle`].
+    /// The request's id; `None` without an [`EngineHandle`].
     #[must_use]
     pub fn request(&self) -> Option<RequestId> {
         self.engine.as_ref().map(|(_, id)| *id)
     }
 
-    /// What the records are of.
+    /// The model and tokens that the records belong to.
     #[must_use]
     pub fn header(&self) -> &CacheHeader {
         &self.header
     }
 
-    /// The next record, if it has been sent by now.
+    /// The next record, if one is ready.
     pub fn try_next(&mut self) -> Option<Result<LayerRecord, Arc<Error>>> {
         while self.ready.is_empty() && !self.failed {
             let read = self.reads.try_recv().ok()?;
@@ -115,7 +115,8 @@ impl ExportStream {
         self.outcome.get()?.as_ref().ok()
     }
 
-    /// Leaves out the latents of the first `have` tokens, which the receiver has, from all records that are still to come. Without an [`EngineHandle`] the engine itself is told by [`Engine::skip_latents`].
+    /// Leaves out the latents of the first `have` tokens, which the receiver has, from all further records. Without an
+    /// [`EngineHandle`] the engine itself is told by [`Engine::skip_latents`].
     pub fn skip_latents(&mut self, have: usize) {
         self.skipped = self.skipped.max(have);
         if let Some((engine, id)) = &self.engine {
@@ -128,7 +129,7 @@ impl ExportStream {
         Some(Err(error))
     }
 
-    /// Waits for a part and makes records of it.
+    /// Waits for a part and splits it into records.
     fn take(&mut self, read: Read) -> Result<(), Error> {
         if let Some((engine, _)) = &self.engine {
             engine.room_in_stream();
@@ -159,7 +160,7 @@ impl ExportStream {
                         }
                     }
                 }
-                // What was read before the receiver said what it has is cut here.
+                // Cuts what was read before the receiver sent its `have`.
                 let record = joined.and_then(|mut rows| {
                     let first = start.max(self.skipped);
                     let before = (first - start) * rows.row_bytes();
@@ -179,7 +180,7 @@ impl ExportStream {
 impl Iterator for ExportStream {
     type Item = Result<LayerRecord, Arc<Error>>;
 
-    /// Waits for the next record; `None` when all have come.
+    /// Waits for the next record; `None` after the last.
     fn next(&mut self) -> Option<Self::Item> {
         while self.ready.is_empty() && !self.failed {
             let Ok(read) = self.reads.recv() else {
@@ -222,8 +223,8 @@ impl Drop for ExportStream {
 }
 
 impl EngineHandle {
-    /// Submits a request whose caches are sent as they are computed: of all tokens of its prompt. `sink` is given its events,
-    /// among them the first token of each answer; nothing more is generated, as [`Engine::export`] says.
+    /// Submits a request whose caches, of all tokens of its prompt, are sent as they are computed. `sink` receives its
+    /// events, among them the first token of each answer; no more tokens are generated, as [`Engine::export`] says.
     ///
     /// # Errors
     /// A request that cannot run, or an engine that has stopped.

@@ -1,9 +1,10 @@
 //! What goes from the engine that read a prompt to the one that writes its answers, beside the caches: how tokens are drawn,
 //! and the first token of each answer.
 //!
-//! The caches are those of the prompt's end and hold no logits; so the first tokens are drawn where the prompt was read. A
-//! sampler that has taken one over goes on as the one that drew it: its random stream, penalties and grammar are where they
-//! would be after one draw. Rules that end an answer (stop tokens, the most tokens) are applied where it is written.
+//! The caches are those of the prompt's end and hold no logits, so the engine that prefills the prompt samples the first
+//! tokens. A sampler that takes such a token over continues as the one that sampled it would: its random stream, penalties
+//! and grammar are in the state after one draw. Rules that end an answer (stop tokens, `max_tokens`) are applied by the
+//! engine that generates the rest.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,32 +13,33 @@ use super::request::Request;
 use super::sampling::Sampling;
 use crate::error::EngineError;
 
-/// The first tokens of a request's answers, and how the next ones are drawn.
+/// The first tokens of a request's answers, and how to sample the next ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "Exact", from = "Exact")]
 pub struct HandOff {
-    /// How the tokens were drawn, with the seed that was really used.
+    /// The sampling parameters, with the seed that was used.
     pub sampling: Sampling,
-    /// One an answer, in their order; `None` where the request asked for no tokens.
+    /// One per answer, in order; `None` if the request asked for no tokens.
     pub first: Vec<Option<DrawnToken>>,
 }
 
-/// A token that was drawn, and where its sampler is since.
+/// A sampled token, and the position of its sampler after it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DrawnToken {
-    /// The token, which may be one that ends the answer.
+    /// The token, which may be a stop token.
     pub id: u32,
-    /// How likely it was, where that was asked for.
+    /// Its log-probability, if that was requested.
     pub logprobs: Option<TokenLogprobs>,
-    /// Where the sampler's random stream is after the draw ([`Sampler::random_position`](super::Sampler::random_position)).
+    /// Position of the sampler's random stream after the draw
+    /// ([`Sampler::random_position`](super::Sampler::random_position)).
     pub random_position: u64,
 }
 
 impl HandOff {
-    /// Checks that answers to `request` can go on from it.
+    /// Checks that answers to `request` can continue from it.
     ///
     /// # Errors
-    /// Another number of answers, no tokens where the request asks for some, or ids and parameters outside their range.
+    /// Another number of answers, no tokens although the request asks for some, or ids and parameters out of range.
     pub fn check(&self, request: &Request, vocabulary: usize) -> Result<(), EngineError> {
         let mismatch = |what, expected: String, found: String| {
             Err(EngineError::HandOff {
@@ -67,7 +69,8 @@ impl HandOff {
     }
 }
 
-/// A [`HandOff`] in text or bytes: floating-point numbers by their bits, which no format rounds and among which infinities are.
+/// A [`HandOff`] for serialisation: floating-point numbers by their bits, since text formats round them and have no
+/// infinities.
 #[derive(Serialize, Deserialize)]
 struct Exact {
     temperature: u64,

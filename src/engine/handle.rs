@@ -1,4 +1,4 @@
-//! An engine in a thread of its own, spoken to in messages.
+//! An engine in a thread of its own, driven by messages.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +43,7 @@ enum Command {
     Stop,
 }
 
-/// A running engine. Clones speak to the same one; it ends with the last of them.
+/// A running engine. Clones share it; it stops when the last of them is dropped.
 #[derive(Clone)]
 pub struct EngineHandle(Arc<Shared>);
 
@@ -61,7 +61,7 @@ impl Drop for Shared {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        // A sink may hold the last handle, and is dropped in the engine's own thread.
+        // A sink may hold the last handle, and is dropped in the engine's own thread, which cannot join itself.
         let elsewhere =
             |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
         if let Some(thread) = thread.filter(elsewhere) {
@@ -70,7 +70,7 @@ impl Drop for Shared {
     }
 }
 
-/// What comes of a request, as it comes: [`Event`]s or [`Output`]s. Dropping it cancels the request.
+/// The [`Event`]s or [`Output`]s of a request, as they come. Dropping it cancels the request.
 pub struct Answer<T = Event> {
     id: RequestId,
     received: Receiver<T>,
@@ -78,19 +78,19 @@ pub struct Answer<T = Event> {
 }
 
 impl<T> Answer<T> {
-    /// The next event, waiting for it; `None` after the last.
+    /// Waits for the next event; `None` after the last.
     #[must_use]
     pub fn next(&self) -> Option<T> {
         self.received.recv().ok()
     }
 
-    /// The request's name, to cancel it from elsewhere.
+    /// The request's id, with which other threads can cancel it.
     #[must_use]
     pub fn id(&self) -> RequestId {
         self.id
     }
 
-    /// Ends the request; its last events still come.
+    /// Cancels the request; its last events still come.
     pub fn cancel(&self) {
         self.engine.cancel(self.id);
     }
@@ -102,7 +102,7 @@ impl<T> Drop for Answer<T> {
     }
 }
 
-/// A sink of events as they are.
+/// A sink for events without text.
 pub(super) fn events(mut send: Box<dyn FnMut(Event) + Send>) -> Sink {
     Box::new(move |event| {
         send(event);
@@ -114,7 +114,7 @@ impl EngineHandle {
     /// Starts a thread that drives `engine`.
     ///
     /// # Errors
-    /// A system that gives no thread.
+    /// If no thread can be started.
     pub fn start(engine: Engine) -> std::io::Result<Self> {
         let (commands, received) = mpsc::channel();
         let driver = Driver {
@@ -133,7 +133,7 @@ impl EngineHandle {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// Submits a request; `sink` is given its events. A request that cannot run fails by an event.
+    /// Submits a request; `sink` receives its events. A request that cannot run fails with an event.
     pub fn submit(&self, request: Request, sink: Sink) -> RequestId {
         let id = self.next_id();
         self.submit_as(id, request, sink);
@@ -154,7 +154,7 @@ impl EngineHandle {
         ids
     }
 
-    /// The name of the next request.
+    /// The id of the next request.
     pub(super) fn next_id(&self) -> RequestId {
         RequestId(self.0.next.fetch_add(1, Ordering::Relaxed))
     }
@@ -173,7 +173,7 @@ impl EngineHandle {
         }
     }
 
-    /// Submits a request whose events are read one after the other.
+    /// Submits a request whose events are read from the returned receiver.
     #[must_use]
     pub fn answer(&self, request: Request) -> Answer {
         let (answer, sink) = self.open(events);
@@ -189,14 +189,14 @@ impl EngineHandle {
         answer
     }
 
-    /// What is read of a request that is still to be submitted, and where its events go.
+    /// The receiver of a request that is still to be submitted, and the sink for its events.
     pub(super) fn open<T: Send + 'static>(
         &self,
         sink: impl FnOnce(Box<dyn FnMut(T) + Send>) -> Sink,
     ) -> (Answer<T>, Sink) {
         let (sender, received) = mpsc::channel();
         let send = move |item| {
-            // Nobody may be listening any more: the request is cancelled then.
+            // The receiver may have been dropped: the request is cancelled then.
             let _ = sender.send(item);
         };
         let answer = Answer {
@@ -207,7 +207,7 @@ impl EngineHandle {
         (answer, sink(Box::new(send)))
     }
 
-    /// Submits a request whose caches are still to come.
+    /// Submits a request whose caches are imported.
     pub(super) fn submit_import(
         &self,
         id: RequestId,
@@ -228,7 +228,7 @@ impl EngineHandle {
         }
     }
 
-    /// Submits a request whose caches are sent.
+    /// Submits a request whose caches are exported.
     pub(super) fn submit_export(
         &self,
         id: RequestId,
@@ -249,13 +249,14 @@ impl EngineHandle {
         received.recv().unwrap_or(Err(EngineError::Stopped))
     }
 
-    /// The receiver of an export has the latents of the first `have` tokens; an engine that has stopped needs not know.
+    /// Tells the engine that the receiver of an export has the latents of the first `have` tokens; a stopped engine need not
+    /// know.
     pub(super) fn skip_latents(&self, id: RequestId, have: usize) {
         let skip = move |engine: &mut Engine| engine.skip_latents(id, have);
         let _ = self.0.commands.send(Command::Ask(Box::new(skip)));
     }
 
-    /// A stream of caches has room again; an engine that has stopped needs not know.
+    /// Tells the engine that an export stream has capacity again; a stopped engine need not know.
     pub(super) fn room_in_stream(&self) {
         let _ = self
             .0
@@ -263,19 +264,19 @@ impl EngineHandle {
             .send(Command::Ask(Box::new(Engine::send_exports)));
     }
 
-    /// Whether its thread is still there.
+    /// Whether the engine's thread is running.
     #[must_use]
     pub fn is_running(&self) -> bool {
         let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner);
         thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
-    /// Ends a request.
+    /// Cancels a request.
     pub fn cancel(&self, id: RequestId) {
         let _ = self.0.commands.send(Command::Cancel(id));
     }
 
-    /// What of the pools is in use.
+    /// Usage of the pools.
     ///
     /// # Errors
     /// An engine that has stopped.
@@ -283,7 +284,7 @@ impl EngineHandle {
         self.ask(|engine| engine.occupancy())
     }
 
-    /// What runs, what waits, and what of the pools is in use.
+    /// Running and waiting sequences, and usage of the pools.
     ///
     /// # Errors
     /// An engine that has stopped.
@@ -291,7 +292,7 @@ impl EngineHandle {
         self.ask(|engine| engine.status())
     }
 
-    /// Forgets every cached prefix.
+    /// Removes every cached prefix.
     ///
     /// # Errors
     /// An engine that has stopped.
@@ -299,15 +300,15 @@ impl EngineHandle {
         self.ask(Engine::clear_cache)
     }
 
-    /// Copies out what is kept of `tokens`: the deepest checkpoint within them.
+    /// Copies the deepest cached checkpoint within `tokens` to host memory.
     ///
     /// # Errors
-    /// Nothing kept, a device that fails, or an engine that has stopped.
+    /// No checkpoint within `tokens`, a device that fails, or an engine that has stopped.
     pub fn snapshot(&self, tokens: Vec<u32>) -> Result<Snapshot, Error> {
         self.ask(move |engine| block_on(engine.snapshot(&tokens)))?
     }
 
-    /// Keeps a snapshot: a prompt that begins with its tokens goes on from it.
+    /// Caches a snapshot: a prompt that begins with its tokens continues from it.
     ///
     /// # Errors
     /// A snapshot of another model, one too large, or an engine that has stopped.
@@ -315,7 +316,7 @@ impl EngineHandle {
         Ok(self.ask(move |engine| engine.restore(snapshot))??)
     }
 
-    /// Has something done between two steps, and waits for what comes of it.
+    /// Has a function called between two steps, and waits for its result.
     pub(super) fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Engine) -> T + Send + 'static,
@@ -343,7 +344,7 @@ fn refuse_all(requests: Vec<(RequestId, Request, Sink)>, error: EngineError) {
 struct Driver {
     engine: Engine,
     commands: Receiver<Command>,
-    /// Where events go, and answers that are still to finish.
+    /// The sinks of requests, with the number of answers that are unfinished.
     sinks: HashMap<RequestId, (Sink, usize)>,
 }
 
@@ -376,7 +377,7 @@ impl Driver {
         }
     }
 
-    /// Does as it is told; returns whether to go on.
+    /// Executes a command; returns whether to go on.
     fn handle_command(&mut self, command: Command) -> bool {
         match command {
             Command::Submit { id, request, sink } => {
@@ -419,7 +420,7 @@ impl Driver {
                 if exported.is_ok() {
                     self.submitted(id, answers, sink, Ok(()));
                 }
-                // Who asked waits for it, and drops it where it does not wait any more.
+                // If the caller no longer waits, its receiver is gone and the result is dropped.
                 let _ = stream.send(exported);
             }
             Command::Cancel(id) => self.engine.cancel(id),
@@ -429,7 +430,7 @@ impl Driver {
         true
     }
 
-    /// A request was taken, or refused: its sink is told.
+    /// Notifies the sink of a request that was queued or refused.
     fn submitted(
         &mut self,
         id: RequestId,

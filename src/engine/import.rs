@@ -1,9 +1,9 @@
-//! Caches on their way in: the request waits for slot and blocks as any does, layers come in any order, and the sequence runs
-//! when all are there. Until then no step waits for it, and where it is given up nothing of it stays.
+//! Receives caches: the request waits for a slot and blocks like any other, layers come in any order, and the sequence runs
+//! when all have come. Until then no step waits for it, and if it is given up everything is freed.
 //!
-//! What comes are the states at the end of the header's tokens, and latents; leading whole blocks of latents that are kept here
-//! need not come. An import that has its slot and blocks needs no more of them until its sequence runs: a request that waits for
-//! what is reserved waits for the sender alone.
+//! The caches are the states at the end of the header's tokens, and the latents; leading whole blocks of latents that are
+//! cached here need not be sent. An import that has its slot and blocks needs no more of them until its sequence runs, so a
+//! request that waits for reserved blocks waits only for the sender.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl Engine {
         self.model.weight_formats()
     }
 
-    /// What caches of a prompt computed here are of.
+    /// The model and tokens of a prompt's caches, as this engine computes them.
     #[must_use]
     pub fn cache_header(&self, tokens: Vec<u32>) -> CacheHeader {
         CacheHeader {
@@ -42,9 +42,9 @@ impl Engine {
         }
     }
 
-    /// Takes a request that goes on from caches which are still to come into the queue. Its prompt begins with the tokens of
-    /// `header`. It waits for a slot and blocks for the whole prompt in its order of arrival; [`Event::Reserved`] says that it
-    /// has them, and from which token on latents are wanted. Then come [`Engine::load_layer`] and [`Engine::start_import`].
+    /// Queues a request that continues from caches which another engine sends. Its prompt begins with the tokens of `header`.
+    /// It waits for a slot and blocks for the whole prompt in order of arrival; [`Event::Reserved`] reports these, and from
+    /// which token on latents are needed. Then call [`Engine::load_layer`] for each layer and [`Engine::start_import`].
     ///
     /// # Errors
     /// A request that cannot run, or caches of another model or of other tokens.
@@ -74,14 +74,14 @@ impl Engine {
         Ok(())
     }
 
-    /// A sequence whose caches come from elsewhere has its slot and blocks.
+    /// An import has its slot and blocks.
     pub(super) fn reserved(&mut self, sequence: Sequence) {
         let have = sequence.cached;
         self.emit(sequence.id, Event::Reserved { have });
         self.incoming.push(sequence);
     }
 
-    /// Writes a layer's part of caches that come in to the slot and blocks reserved for them.
+    /// Writes one layer of imported caches to the slot and blocks reserved for them.
     ///
     /// # Errors
     /// A request that was given up, or a device that fails.
@@ -111,20 +111,21 @@ impl Engine {
         Ok(())
     }
 
-    /// All layers are there: the sequence runs, or waits where as many run as can. Where they are of the whole prompt, each answer
-    /// begins with its token of `hand_off`, as if it had been drawn here, and goes on with the hand-off's sampling. The prompt's
-    /// state is kept for later requests as after a prefill.
+    /// Starts the sequence once all layers have come; it waits if the maximum number of sequences runs. If the caches are
+    /// those of the whole prompt, each answer begins with its token of `hand_off`, as if it had been sampled here, and
+    /// continues with the hand-off's sampling. The prompt's state is cached as after a prefill.
     ///
     /// # Errors
-    /// A request that was given up, a hand-off that does not fit the request, or is missing or too many; or a device that fails.
+    /// A request that was given up; a hand-off that does not fit the request, is missing, or is not expected; or a device
+    /// that fails.
     pub async fn start_import(
         &mut self,
         id: RequestId,
         hand_off: Option<&HandOff>,
     ) -> Result<(), Error> {
-        let place = self.incoming.iter().position(|incoming| incoming.id == id);
-        let place = place.ok_or(EngineError::UnknownImport { id: id.0 })?;
-        let (request, tokens) = (&self.incoming[place].request, self.incoming[place].import);
+        let index = self.incoming.iter().position(|incoming| incoming.id == id);
+        let index = index.ok_or(EngineError::UnknownImport { id: id.0 })?;
+        let (request, tokens) = (&self.incoming[index].request, self.incoming[index].import);
         let (tokens, prompt) = (tokens.unwrap_or(0), request.prompt.len());
         if hand_off.is_some() != (tokens == prompt) {
             let handed = hand_off.is_some();
@@ -138,8 +139,8 @@ impl Engine {
         if let Some(hand_off) = hand_off {
             hand_off.check(request, self.model.config().vocab_size)?;
         }
-        let incoming = self.incoming.remove(place);
-        // Of what did not run here, these were in the cache here.
+        let incoming = self.incoming.remove(index);
+        // Tokens that were not computed here but cached here.
         let (done, cached) = (tokens, incoming.cached);
         let mut sequence = ready_sequence(incoming, tokens, hand_off, &self.suppressed);
         self.emit(id, Event::Prefill { done, cached });
@@ -166,7 +167,7 @@ impl Engine {
         }
     }
 
-    /// Begins an answer with the token that was drawn for it elsewhere.
+    /// Starts an answer with the token that another engine sampled for it.
     fn begin(
         &mut self,
         mut sequence: Sequence,
@@ -182,7 +183,7 @@ impl Engine {
         Ok(self.accept(sequence, token))
     }
 
-    /// A sequence that has its slot and blocks runs, or waits where as many run as can.
+    /// Runs a sequence that has its slot and blocks, or queues it if the maximum number of sequences runs.
     async fn run_or_wait(&mut self, mut sequence: Sequence) -> Result<(), Error> {
         if self.running.len() < self.model.limits().step.segments {
             self.running.push(sequence);
@@ -193,7 +194,7 @@ impl Engine {
         suspended
     }
 
-    /// Ends a request whose caches do not come, with the reason.
+    /// Ends an import with the reason why its caches do not come.
     ///
     /// # Errors
     /// A request that does not wait for caches.
@@ -206,7 +207,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives up caches that do not come: the request runs its prompt here, in its order of arrival.
+    /// Gives up an import: the request prefills its prompt here, in its order of arrival.
     ///
     /// # Errors
     /// A request that does not wait for caches.
@@ -216,9 +217,9 @@ impl Engine {
             waiting.import = None;
             return Ok(());
         }
-        let place = self.incoming.iter().position(wanted);
-        let place = place.ok_or(EngineError::UnknownImport { id: id.0 })?;
-        let mut sequence = self.incoming.remove(place);
+        let index = self.incoming.iter().position(wanted);
+        let index = index.ok_or(EngineError::UnknownImport { id: id.0 })?;
+        let mut sequence = self.incoming.remove(index);
         sequence.release();
         sequence.import = None;
         sequence.cached = 0;
@@ -227,7 +228,7 @@ impl Engine {
     }
 }
 
-/// The sequence of an import whose caches, of so many tokens, are there.
+/// Turns an import whose caches of `tokens` tokens have come into a sequence.
 fn ready_sequence(
     incoming: Sequence,
     tokens: usize,

@@ -1,4 +1,4 @@
-//! The side of an import that writes: whoever has the records puts them in, and the request runs when all are there.
+//! The writing side of an import: the receiver of the records writes them, and the request runs when all have come.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::backend::block_on;
 use crate::cache::{Assembled, Assembler, CacheHeader, CacheLayout, LayerRecord};
 use crate::error::{EngineError, Error};
 
-/// Writes caches to the slot and blocks that are reserved for a request, which [`Event::Reserved`] told of.
+/// Writes caches to the slot and blocks that are reserved for a request ([`Event::Reserved`]).
 pub struct ImportWriter {
     id: RequestId,
     assembler: Assembler,
@@ -18,20 +18,19 @@ pub struct ImportWriter {
 }
 
 impl ImportWriter {
-    /// Takes a record, in any order. Heads of other ranks, and what is there already, are ignored.
+    /// Takes a record, in any order. Heads of other ranks and parts that came before are ignored.
     ///
     /// # Errors
-    /// A record that is damaged, of other caches or of another shape: nothing of it is taken, and another may still come in
-    /// its place. A request that was given up, a device that fails, or an engine that has stopped.
+    /// A record that is damaged, belongs to other caches or has another shape: no part of it is stored, and a correct copy
+    /// may still follow. Also a request that was given up, a device that fails, or an engine that has stopped.
     pub fn put(&mut self, record: &LayerRecord) -> Result<(), Error> {
         self.put_all(std::slice::from_ref(record))
     }
 
-    /// Takes several records at once. The engine writes what became complete with them between two of its steps, and is
-    /// waited for once.
+    /// Takes several records. The engine writes what they complete between two of its steps, in one call.
     ///
     /// # Errors
-    /// Those of [`ImportWriter::put`]; what came before the record that was refused is taken.
+    /// Those of [`ImportWriter::put`]; records before the refused one are stored.
     pub fn put_all(&mut self, records: &[LayerRecord]) -> Result<(), Error> {
         let (mut parts, mut refused) = (Vec::new(), None);
         for record in records {
@@ -47,7 +46,7 @@ impl ImportWriter {
         refused.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Has the engine write parts that are complete.
+    /// Makes the engine write complete parts.
     fn load(&self, parts: Vec<Assembled>) -> Result<(), Error> {
         if parts.is_empty() {
             return Ok(());
@@ -60,16 +59,16 @@ impl ImportWriter {
         })?
     }
 
-    /// Number of KDA layers and of blocks of MLA layers that are still to come.
+    /// Number of KDA layers and of blocks of MLA layers that have not come.
     #[must_use]
     pub fn missing(&self) -> usize {
         self.assembler.missing()
     }
 
-    /// The request begins to run, as [`Engine::start_import`](super::Engine::start_import) says.
+    /// Starts the request, as [`Engine::start_import`](super::Engine::start_import) says.
     ///
     /// # Errors
-    /// Caches of which something is missing, and what `start_import` refuses.
+    /// Incomplete caches, and what `start_import` refuses.
     pub fn start(self, hand_off: Option<HandOff>) -> Result<(), Error> {
         let (id, missing) = (self.id, self.missing());
         if missing > 0 {
@@ -80,17 +79,17 @@ impl ImportWriter {
     }
 }
 
-/// A request that goes on from caches which come in layer by layer. Dropping it gives back what was reserved for it.
+/// A request that continues from caches which come layer by layer. Dropping it frees what was reserved for it.
 pub struct Import {
     answer: Answer,
     header: CacheHeader,
     engine: EngineHandle,
-    /// There once slot and blocks are.
+    /// Set once the slot and blocks are reserved.
     writer: Option<ImportWriter>,
 }
 
 impl Import {
-    /// Waits for slot and blocks; the number of tokens from the first on whose latents were kept here and need not come.
+    /// Waits for a slot and blocks. Returns the number of leading tokens whose latents are cached here and need not be sent.
     ///
     /// # Errors
     /// A request that failed while it waited, or an engine that has stopped.
@@ -113,7 +112,7 @@ impl Import {
         }
     }
 
-    /// The writer, which waits for slot and blocks where it has to.
+    /// The writer; waits for a slot and blocks if necessary.
     fn writer(&mut self) -> Result<&mut ImportWriter, Arc<Error>> {
         if self.writer.is_none() {
             self.reserved()?;
@@ -122,7 +121,7 @@ impl Import {
         self.writer.as_mut().ok_or_else(stopped)
     }
 
-    /// Takes a record, as [`ImportWriter::put`] does, once there is room.
+    /// Takes a record, as [`ImportWriter::put`] does, once the slot and blocks are reserved.
     ///
     /// # Errors
     /// Those of [`ImportWriter::put`] and [`Import::reserved`].
@@ -130,7 +129,7 @@ impl Import {
         Ok(self.writer()?.put(record)?)
     }
 
-    /// Number of KDA layers and of blocks of MLA layers that are still to come, once there is room.
+    /// Number of KDA layers and of blocks of MLA layers that have not come, once the slot and blocks are reserved.
     ///
     /// # Errors
     /// Those of [`Import::reserved`].
@@ -138,10 +137,10 @@ impl Import {
         Ok(self.writer()?.missing())
     }
 
-    /// The request begins to run; its events. Caches of a whole prompt need the `hand_off` that came with them.
+    /// Starts the request and returns its events. Caches of a whole prompt need the `hand_off` that came with them.
     ///
     /// # Errors
-    /// Those of [`ImportWriter::start`] and [`Import::reserved`]: what was reserved is given back.
+    /// Those of [`ImportWriter::start`] and [`Import::reserved`]; what was reserved is freed then.
     pub fn finish(mut self, hand_off: Option<HandOff>) -> Result<Answer, Arc<Error>> {
         self.writer()?;
         if let Some(writer) = self.writer {
@@ -152,7 +151,7 @@ impl Import {
 }
 
 impl EngineHandle {
-    /// What caches of these tokens are of, as this engine computes them.
+    /// The model and tokens of a prompt's caches, as this engine computes them.
     ///
     /// # Errors
     /// An engine that has stopped.
@@ -176,8 +175,8 @@ impl EngineHandle {
         self.ask(|engine| engine.cache_layout())
     }
 
-    /// Submits a request that goes on from caches which are still to come. Its prompt begins with the tokens of `header`. It
-    /// waits for slot and blocks in its order of arrival.
+    /// Submits a request that continues from caches which another engine sends. Its prompt begins with the tokens of
+    /// `header`. It waits for a slot and blocks in order of arrival.
     ///
     /// # Errors
     /// A request that cannot run, caches of another model or of other tokens, or an engine that has stopped.
@@ -196,15 +195,15 @@ impl EngineHandle {
         }
     }
 
-    /// The same, with a sink for the events. After [`Event::Reserved`] an [`EngineHandle::import_writer`] takes the records. A
-    /// request that cannot run fails by an event.
+    /// The same, with a sink for the events. After [`Event::Reserved`], [`EngineHandle::import_writer`] takes the records. A
+    /// request that cannot run fails with an event.
     pub fn import_to(&self, header: CacheHeader, request: Request, sink: Sink) -> RequestId {
         let id = self.next_id();
         self.submit_import(id, request, header, sink);
         id
     }
 
-    /// Where the records of a request go that has its slot and blocks, and the latents of the first `have` tokens.
+    /// The writer for the records of a request that has its slot and blocks, and the latents of the first `have` tokens.
     ///
     /// # Errors
     /// An engine that has stopped.
@@ -222,18 +221,18 @@ impl EngineHandle {
         })
     }
 
-    /// Ends a request whose caches do not come, with the reason.
+    /// Ends an import with the reason why its caches do not come.
     ///
     /// # Errors
-    /// A request that does not wait for caches, or an engine that has stopped.
+    /// A request that is not a waiting import, or an engine that has stopped.
     pub fn fail_import(&self, id: RequestId, error: Error) -> Result<(), EngineError> {
         self.ask(move |engine| engine.fail_import(id, error))?
     }
 
-    /// Gives up caches that do not come: the request runs its prompt here.
+    /// Gives up an import: the request prefills its prompt here.
     ///
     /// # Errors
-    /// A request that does not wait for caches, or an engine that has stopped.
+    /// A request that is not a waiting import, or an engine that has stopped.
     pub fn recompute_import(&self, id: RequestId) -> Result<(), EngineError> {
         self.ask(move |engine| engine.recompute_import(id))?
     }

@@ -1,7 +1,7 @@
-//! The second pass over tokens whose logits were not finite: which layer, and which weight.
+//! A second pass over tokens whose logits were not finite, to find the layer and the weight.
 //!
-//! The first pass only checks a flag when a token is chosen; this one runs the sequence again from its start, alone on
-//! the device, and reads every layer's residual stream back.
+//! The first pass only checks a flag when a token is sampled. This one runs the sequence again from its start, alone on the
+//! device, and reads back every layer's residual stream.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ use crate::error::{EngineError, Error};
 use crate::model::StepOptions;
 
 impl Engine {
-    /// Ends a request whose numbers are not finite, with the first place where one was seen.
+    /// Ends a request whose logits are not finite, with an error that names the first layer where that happens.
     pub(super) async fn locate_non_finite(&mut self, id: RequestId) -> Result<(), Error> {
-        let Some(place) = self.running.iter().position(|sequence| sequence.id == id) else {
+        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else {
             return Ok(());
         };
-        let mut sequence = self.running.remove(place);
+        let mut sequence = self.running.remove(index);
         sequence.release();
         let first = self
             .alone_again(&sequence.tokens[..sequence.position])
@@ -40,7 +40,7 @@ impl Engine {
         }
     }
 
-    /// Takes everything else off the device, then looks for the place.
+    /// Frees the device, then finds the layer.
     async fn alone_again(&mut self, tokens: &[u32]) -> Result<usize, Error> {
         while !self.running.is_empty() {
             self.preempt(0).await?;
@@ -50,12 +50,12 @@ impl Engine {
                 .to_host(&mut pools(&mut self.model), &mut waiting.prefix)
                 .await?;
         }
-        // What was kept may have come of the same damage.
+        // Cached prefixes may come from the same damaged computation.
         self.cache.clear();
         self.first_not_finite(tokens).await
     }
 
-    /// The embedding, then each layer, then the head: the first of them where a number is not finite.
+    /// Finds the first non-finite value: in the embedding, then each layer, then the head.
     async fn first_not_finite(&mut self, tokens: &[u32]) -> Result<usize, Error> {
         let head = self.model.config().layers.len() + 1;
         let blocks = tokens.len().div_ceil(self.model.limits().block_tokens);
@@ -69,11 +69,11 @@ impl Engine {
         else {
             return Ok(head);
         };
-        let places: Vec<Block> = blocks.iter().map(BlockRef::get).collect();
-        self.run_probed(tokens, slot.get(), &places).await
+        let blocks: Vec<Block> = blocks.iter().map(BlockRef::get).collect();
+        self.run_probed(tokens, slot.get(), &blocks).await
     }
 
-    /// Runs the tokens from the zero state in these places, with every layer's residual stream read back.
+    /// Runs the tokens from the zero state in this slot and these blocks, with every layer's residual stream read back.
     async fn run_probed(
         &mut self,
         tokens: &[u32],

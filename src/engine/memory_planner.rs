@@ -1,21 +1,21 @@
-//! How much an engine can hold in the memory that there is.
+//! Computes the sizes of an engine from the memory of its device.
 
 use super::options::{BLOCK_TOKENS, EngineSizes};
 use crate::config::{Dtype, ModelConfig};
 use crate::error::EngineError;
 
-/// What an engine is to hold; what is left open takes what memory allows.
+/// What an engine must hold; what is `None` is sized by the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlanner {
-    /// Sequences at a time.
+    /// Maximum number of running sequences.
     pub sequences: usize,
-    /// Tokens that a sequence may reach; by default what the model allows and memory holds.
+    /// Maximum tokens of a sequence; `None` for what the model allows and memory holds.
     pub context: Option<usize>,
-    /// Tokens of prompts in one step.
+    /// Maximum prompt tokens of a step.
     pub prefill_chunk: usize,
     /// State slots for checkpoints.
     pub checkpoints: usize,
-    /// Blocks of latents; by default enough for every sequence's context, or as many as fit.
+    /// Blocks of latents; `None` for enough for every sequence's context, or as many as fit.
     pub blocks: Option<usize>,
     /// Memory budget in bytes; `None` for no limit.
     pub memory: Option<u64>,
@@ -26,10 +26,10 @@ pub struct MemoryPlanner {
 }
 
 impl MemoryPlanner {
-    /// The sizes of an engine for `config` that holds this.
+    /// The sizes of an engine for `config` within this memory.
     ///
     /// # Errors
-    /// Too little memory for one sequence of the context beside the weights and the states.
+    /// Too little memory for one sequence of the context in addition to the weights and the states.
     pub fn sizes(&self, config: &ModelConfig) -> Result<EngineSizes, EngineError> {
         let context = self.context.unwrap_or(config.model_max_length);
         let context = context.min(config.model_max_length);
@@ -37,12 +37,12 @@ impl MemoryPlanner {
             sequences: self.sequences,
             context,
             prefill_chunk: self.prefill_chunk,
-            // A prompt's own logits are wanted where it is to come back with its log-probabilities.
+            // A prompt's own logits are read back for requests that ask for its log-probabilities.
             scored: BLOCK_TOKENS,
             checkpoints: self.checkpoints,
             blocks: Some(blocks),
         };
-        // One more each: a prefix that ends inside a block is continued in a copy of it.
+        // One block more per sequence: a prefix that ends inside a block is continued in a copy of the block.
         let enough = |context: usize| context.div_ceil(BLOCK_TOKENS) + 1;
         let most = self.sequences.saturating_mul(enough(context));
         let Some(memory) = self.memory else {
@@ -53,15 +53,15 @@ impl MemoryPlanner {
         let fixed = [self.weights, states, activations];
         let fixed = fixed.into_iter().fold(0, u64::saturating_add);
         let block = self.block_bytes(config);
-        let room = memory.saturating_sub(fixed) / block.max(1);
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
-        let blocks = self.blocks.unwrap_or(most.min(room));
-        // Without a wish the context is what one sequence alone can have.
+        let fitting_blocks = memory.saturating_sub(fixed) / block.max(1);
+        let fitting_blocks = usize::try_from(fitting_blocks).unwrap_or(usize::MAX);
+        let blocks = self.blocks.unwrap_or(most.min(fitting_blocks));
+        // Without a given context, the context is what a single sequence can have.
         let least = match self.context {
             Some(_) => enough(context),
             None => enough(1),
         };
-        if fixed > memory || blocks > room || blocks < least {
+        if fixed > memory || blocks > fitting_blocks || blocks < least {
             let latents = blocks.max(least) as u64 * block;
             return Err(EngineError::TooLittleMemory {
                 memory,
@@ -99,7 +99,7 @@ impl MemoryPlanner {
         config.latent_bytes_per_token(self.cache) * BLOCK_TOKENS as u64
     }
 
-    /// The context, or what so many blocks hold of it.
+    /// The context, limited to what this number of blocks holds.
     fn fitting(&self, context: usize, blocks: usize) -> usize {
         context.min(blocks.saturating_sub(1).max(1).saturating_mul(BLOCK_TOKENS))
     }
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn what_is_open_takes_what_is_left() {
         let (config, gib) = (config(), 1 << 30);
-        // 16 slots of 42.8 MiB, and activations, leave some 11 of 110 GiB; a token takes 8,064 bytes.
+        // 16 slots of 42.8 MiB, and activations, leave about 11 of 110 GiB; a token takes 8,064 bytes.
         let sizes = planner(110 * gib).sizes(&config).unwrap();
         let blocks = sizes.blocks.unwrap();
         let bytes = blocks as u64 * 64 * 8064;
@@ -142,7 +142,7 @@ mod tests {
         // What is left is less than a block.
         let left = planner(110 * gib).left(&config, &sizes).unwrap();
         assert!(left < 64 * 8064, "{left}");
-        // With plenty there is enough for all, and no more.
+        // With ample memory there are enough blocks for all sequences, and no more.
         let sizes = planner(1 << 44).sizes(&config).unwrap();
         assert_eq!(sizes.context, config.model_max_length);
         assert_eq!(

@@ -1,13 +1,13 @@
 //! From requests to events: continuous batching over one model.
 //!
-//! An [`Engine`] is a state machine with an asynchronous step; an [`EngineHandle`] is one in a thread of its own. The
-//! terminal, the server and the app are clients of it: none has a path of its own to the model.
+//! An [`Engine`] is a state machine with an asynchronous step; an [`EngineHandle`] is one in a thread of its own. Terminal,
+//! server and app are its clients: none runs the model in any other way.
 //!
-//! A request waits in the queue (`admit.rs`), is given a slot and blocks, goes on from a cached prefix if there is one,
-//! runs its prompt in segments beside the others' tokens (`schedule.rs`,
-//! `chunk_boundary.rs`), and draws token after token (`process_output.rs`,
-//! `sampling.rs`) until it finishes. What of it can be taken up again stays in the cache. The engine speaks token ids; an
-//! [`OutputProcessor`] (`output.rs`, `stop.rs`) makes text of them for a client, and ends answers at stop strings.
+//! A request waits in the queue (`admit.rs`), gets a slot and blocks, continues from a cached prefix if there is one, runs
+//! its prompt in segments beside the tokens of other sequences (`schedule.rs`, `chunk_boundary.rs`), and samples token after
+//! token (`process_output.rs`, `sampling.rs`) until it finishes. Its reusable states and blocks stay in the cache. The engine
+//! speaks token ids; an [`OutputProcessor`] (`output.rs`, `stop.rs`) turns them into text for a client, and ends answers at
+//! stop strings.
 
 mod admit;
 mod chunk_boundary;

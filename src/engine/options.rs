@@ -1,4 +1,4 @@
-//! How much an engine holds, and how it behaves when that is not enough.
+//! Sizes of an engine, and its behaviour at their limits.
 
 use crate::backend::Capacity;
 use crate::config::{Dtype, ModelConfig};
@@ -7,28 +7,28 @@ use crate::model::Limits;
 /// Tokens in a block of latents.
 pub const BLOCK_TOKENS: usize = 64;
 
-/// The longest segment of a prompt in one step. A multiple of [`BLOCK_TOKENS`], so that cuts fall on block borders.
+/// Maximum length of a prompt segment in one step. A multiple of [`BLOCK_TOKENS`], so that cuts fall on block boundaries.
 pub const PREFILL_CHUNK: usize = 512;
 
-/// What an engine's model has to hold.
+/// Sizes that an engine's model is loaded with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineSizes {
-    /// Sequences at a time.
+    /// Maximum number of running sequences.
     pub sequences: usize,
-    /// Tokens that a sequence may reach.
+    /// Maximum tokens of a sequence.
     pub context: usize,
-    /// Tokens of prompts in one step.
+    /// Maximum prompt tokens of a step.
     pub prefill_chunk: usize,
-    /// Tokens of a prompt whose own logits are wanted, in one step.
+    /// Maximum prompt tokens of a step whose own logits are read back.
     pub scored: usize,
-    /// State slots beyond one a sequence: for checkpoints.
+    /// State slots for checkpoints, in addition to one per sequence.
     pub checkpoints: usize,
-    /// Blocks of latents, of [`BLOCK_TOKENS`] tokens; `None` for enough for every sequence's context.
+    /// Number of latent blocks of [`BLOCK_TOKENS`] tokens; `None` for enough for every sequence's context.
     pub blocks: Option<usize>,
 }
 
 impl EngineSizes {
-    /// One sequence, and a few checkpoints beside it.
+    /// One sequence, with slots for a few checkpoints.
     #[must_use]
     pub fn one(context: usize) -> Self {
         Self {
@@ -41,7 +41,7 @@ impl EngineSizes {
         }
     }
 
-    /// The pools and steps of a model that holds this much.
+    /// The limits of pools and steps for a model of these sizes.
     #[must_use]
     pub fn limits(&self, cache: Dtype) -> Limits {
         let table = self.context.div_ceil(BLOCK_TOKENS);
@@ -55,7 +55,7 @@ impl EngineSizes {
         Limits {
             step,
             slots: self.sequences + self.checkpoints,
-            // One block more a sequence: a prefix that ends inside a block is continued in a copy of it.
+            // One block more per sequence: a prefix that ends inside a block is continued in a copy of the block.
             blocks: self.blocks.unwrap_or(self.sequences * (table + 1)),
             block_tokens: BLOCK_TOKENS,
             cache,
@@ -63,20 +63,20 @@ impl EngineSizes {
     }
 }
 
-/// How an engine behaves.
+/// Options of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Prompts are cut at multiples of so many tokens, and segments are as long as one step allows.
+    /// Prompts are cut at multiples of this number of tokens; segments are as long as a step allows.
     pub cut: usize,
-    /// A checkpoint every so many blocks of a prompt.
+    /// Distance between checkpoints in a prompt, in blocks.
     pub checkpoint_blocks: usize,
-    /// Bytes of host memory for checkpoints and latents that have left the device.
+    /// Bytes of host memory for checkpoints and latents that were evicted from the device.
     pub host_bytes: u64,
-    /// Tokens that a sequence may generate while others wait, before it makes room for them.
+    /// Tokens that a sequence may generate while others wait, before it may be preempted for them.
     pub quantum: usize,
-    /// Compiled steps that are kept.
+    /// Number of compiled steps to keep.
     pub cached_steps: usize,
-    /// Answers that may wait beyond those that there is room for in one step; a request past them is refused.
+    /// Maximum number of waiting answers, in addition to those that fit into one step; further requests are refused.
     pub queue: usize,
 }
 
@@ -93,7 +93,7 @@ impl Default for EngineOptions {
     }
 }
 
-/// Tokens that a sequence may reach: what the model allows and one sequence can hold.
+/// Maximum tokens of a sequence: what the model allows and one sequence can hold.
 pub(super) fn context(config: &ModelConfig, limits: &Limits) -> usize {
     let most = limits.blocks.min(limits.step.blocks);
     config.model_max_length.min(most * limits.block_tokens)

@@ -1,4 +1,4 @@
-//! What clients see of the engine's events: text, without what a stop string hides, and the tool calls in it.
+//! The client's view of the engine's events: text up to a stop string, and the tool calls in it.
 //!
 //! An [`OutputProcessor`] stands between the engine, which speaks token ids, and the client of one request. It runs in the
 //! engine's thread between two steps, so that nothing of an answer is computed after its stop string.
@@ -11,18 +11,21 @@ use super::stop::StopStrings;
 use crate::error::{EngineError, Error, TokenizerError};
 use crate::tokenizer::{Marker, StreamDecoder, Tokenizer, ToolCallEvent, ToolCallParser};
 
-/// An event, and what it adds to an answer's text.
+/// An event, and the text that it adds to an answer.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// The event.
     pub event: Event,
-    /// What became certain with a token or an answer's end: whole characters that are no part of a stop string, and tool
+    /// The text that is final after this event, as whole characters that cannot be part of a stop string, and tool calls if
+    /// these are parsed.
     /// calls, where they are looked for.
     pub deltas: Vec<ToolCallEvent>,
+    /// The stop string that ended the answer, with the event that it is complete.
+    pub stop: Option<String>,
 }
 
 impl Output {
-    /// The text among the deltas.
+    /// The text of the deltas.
     #[must_use]
     pub fn text(&self) -> String {
         let text = |delta: &ToolCallEvent| match delta {
@@ -33,19 +36,19 @@ impl Output {
     }
 }
 
-/// Makes text of the answers to one request.
+/// Turns the tokens of a request's answers into text.
 #[derive(Clone, Debug)]
 pub struct OutputProcessor {
-    /// An answer of which nothing has come.
+    /// The initial state of an answer.
     fresh: AnswerText,
     /// The request's answers.
     answers: Vec<AnswerText>,
-    /// Whether a token came that is none; the request's end has been told then.
+    /// Whether an invalid token was generated; the request's failure has been reported then.
     failed: bool,
 }
 
 impl OutputProcessor {
-    /// A processor that shows every token, control tokens by their names, and looks for neither stop strings nor tool calls.
+    /// A processor that shows every token, control tokens by their names, without stop strings and tool calls.
     #[must_use]
     pub fn new(tokenizer: &Arc<Tokenizer>) -> Self {
         Self {
@@ -62,17 +65,25 @@ impl OutputProcessor {
         }
     }
 
-    /// Ends each answer where one of these strings comes; the answer's text ends before it. A control token's name is no
+    /// Ends each answer at the first of these strings; its text ends before the string. The name of a control token is not
     /// text: no stop string is found in it or across it.
     ///
     /// # Errors
-    /// A string without a character.
+    /// An empty string.
     pub fn stop_strings(mut self, stops: &[String]) -> Result<Self, EngineError> {
         if stops.iter().any(String::is_empty) {
             return Err(EngineError::EmptyStop);
         }
         self.fresh.stops = StopStrings::new(stops);
         Ok(self)
+    }
+
+    /// Whether an answer's text ends after the stop string that came, and not before it. To be called after
+    /// [`OutputProcessor::stop_strings`].
+    #[must_use]
+    pub fn include_stop(mut self, include: bool) -> Self {
+        self.fresh.stops = self.fresh.stops.included(include);
+        self
     }
 
     /// Whether control tokens are left out of the text.
@@ -82,18 +93,18 @@ impl OutputProcessor {
         self
     }
 
-    /// Whether tool calls are looked for; where they are not, what is in them is text.
+    /// Whether tool calls are parsed; otherwise they stay text.
     #[must_use]
     pub fn tool_calls(mut self, wanted: bool) -> Self {
         self.fresh.parser = wanted.then(ToolCallParser::default);
         self
     }
 
-    /// Gives an event to the client with what it adds to the text. Breaks at a token that ends its answer: a stop string is
-    /// complete, or the token is none, and the request fails. What the engine computed of an answer after its stop string
-    /// is left out, and not counted.
+    /// Passes an event to the client with the text that it adds. Breaks at a token that ends its answer, because a stop
+    /// string is complete, or because the token is invalid and the request fails. What the engine computed of an answer after
+    /// its stop string is dropped, and not counted.
     pub fn process(&mut self, mut event: Event, client: &mut dyn FnMut(Output)) -> ControlFlow<()> {
-        let mut stopped = false;
+        let (mut stopped, mut stop) = (false, None);
         let deltas = match &mut event {
             _ if self.failed => return ControlFlow::Break(()),
             Event::Token { sample, id, .. } => {
@@ -109,7 +120,17 @@ impl OutputProcessor {
                 sample,
                 reason,
                 usage,
-            } => Ok(self.answer(*sample).finish(reason, usage)),
+                ..
+            } => {
+                let answer = self.answer(*sample);
+                let deltas = answer.finish(reason, usage);
+                let found = answer
+                    .stops
+                    .found()
+                    .filter(|_| *reason == FinishReason::Stop);
+                stop = found.map(str::to_owned);
+                Ok(deltas)
+            }
             _ => Ok(Vec::new()),
         };
         let deltas = deltas.unwrap_or_else(|error| {
@@ -117,14 +138,18 @@ impl OutputProcessor {
             event = Event::Failed(Arc::new(Error::from(error)));
             Vec::new()
         });
-        client(Output { event, deltas });
+        client(Output {
+            event,
+            deltas,
+            stop,
+        });
         if stopped || self.failed {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     }
 
-    /// A sink for the engine that gives its events to `client` by this processor.
+    /// A sink for the engine that passes its events to `client` through this processor.
     #[must_use]
     pub fn sink(mut self, mut client: impl FnMut(Output) + Send + 'static) -> Sink {
         Box::new(move |event| self.process(event, &mut client))
@@ -171,11 +196,11 @@ impl AnswerText {
         })
     }
 
-    /// The answer's end: what was held back, which a stop string that becomes complete only now still ends.
+    /// Ends the answer: text that was held back becomes final, unless it completes a stop string.
     fn finish(&mut self, reason: &mut FinishReason, usage: &mut Usage) -> Vec<ToolCallEvent> {
         let mut text = String::new();
         if self.stopped {
-            // Whatever else ended it in the same step, or later.
+            // A stop string takes precedence over any other reason to end in the same step, or later.
             *reason = FinishReason::Stop;
             usage.generated_tokens = self.tokens;
         } else {

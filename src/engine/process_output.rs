@@ -1,4 +1,4 @@
-//! What came of a step: positions, checkpoints, tokens, and answers that are complete.
+//! Processes the output of a step: positions, checkpoints, tokens, and complete answers.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::model::Model;
 /// The output rows of one segment.
 struct Rows<'a> {
     choices: &'a [Choice],
-    /// `[rows, vocabulary]`, or nothing.
+    /// `[rows, vocabulary]`; empty if no logits were read back.
     logits: &'a [f32],
     vocabulary: usize,
 }
@@ -30,7 +30,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Keeps a sequence's state: its slot becomes the checkpoint's, and it goes on in another, if there is one.
+/// Caches a sequence's state: its slot becomes the checkpoint's, and the sequence continues in another slot, if one is free.
 pub(super) async fn cache_state(
     cache: &mut Cache,
     model: &mut Model,
@@ -74,15 +74,15 @@ impl Engine {
             let wanted = |sequence: &Sequence| {
                 (sequence.id, sequence.sample) == (segment.id, segment.sample)
             };
-            let Some(place) = self.running.iter().position(wanted) else {
+            let Some(index) = self.running.iter().position(wanted) else {
                 continue;
             };
             let finite = rows.choices.iter().all(|choice| choice.finite);
-            let mut taken = self.moved(place, segment, finite).await;
+            let mut taken = self.moved(index, segment, finite).await;
             if !finite {
                 damaged = Some(id);
             } else if taken.is_ok() {
-                taken = self.take_rows(place, &rows).await;
+                taken = self.take_rows(index, &rows).await;
             }
             taken.or_else(|error| self.refuse(vec![id], error))?;
         }
@@ -95,14 +95,14 @@ impl Engine {
         }
     }
 
-    /// The sequence has come to the segment's end: its state is in its own slot, and checkpoints are where they were wanted.
+    /// Moves the sequence to the segment's end: its state is in its own slot, and the wanted checkpoints are cached.
     async fn moved(
         &mut self,
-        place: usize,
+        index: usize,
         segment: PlannedSegment,
         keep: bool,
     ) -> Result<(), Error> {
-        let sequence = &mut self.running[place];
+        let sequence = &mut self.running[index];
         let (start, end) = (sequence.position, segment.end);
         sequence.position = end;
         let Some(allocation) = &mut sequence.allocation else {
@@ -120,10 +120,10 @@ impl Engine {
         if start < sequence.prompt() {
             let (id, cached) = (sequence.id, sequence.cached);
             if keep
-                && self.running[place]
+                && self.running[index]
                     .checkpoint_here(&self.options, self.model.limits().block_tokens)
             {
-                let sequence = &mut self.running[place];
+                let sequence = &mut self.running[index];
                 cache_state(&mut self.cache, &mut self.model, sequence).await?;
             }
             self.emit(id, Event::Prefill { done: end, cached });
@@ -131,8 +131,8 @@ impl Engine {
         Ok(())
     }
 
-    async fn take_rows(&mut self, place: usize, rows: &Rows<'_>) -> Result<(), Error> {
-        let sequence = &self.running[place];
+    async fn take_rows(&mut self, index: usize, rows: &Rows<'_>) -> Result<(), Error> {
+        let sequence = &self.running[index];
         if rows.choices.is_empty() {
             return Ok(());
         }
@@ -159,28 +159,28 @@ impl Engine {
             let id = sequence.id;
             self.emit(id, Event::Scored(scored));
         }
-        let sequence = &self.running[place];
+        let sequence = &self.running[index];
         if !sequence.decodes() {
             return Ok(());
         }
         let last = rows.choices.len() - 1;
         let (choice, row) = (&rows.choices[last], rows.row(last));
-        let sequence = self.running.remove(place);
+        let sequence = self.running.remove(index);
         if !sequence.single {
             let first = |engine: &mut Self, answer| engine.take_token(answer, choice, row);
             return self.fork(sequence, first).await;
         }
         let id = sequence.id;
         match self.take_token(sequence, choice, row) {
-            Ok(Some(sequence)) => self.running.insert(place.min(self.running.len()), sequence),
+            Ok(Some(sequence)) => self.running.insert(index.min(self.running.len()), sequence),
             Ok(None) => {}
             Err(error) => self.fail(id, &Arc::new(error)),
         }
         Ok(())
     }
 
-    /// Several answers to one prompt: each goes on from the prompt's state, which they share, in a slot of its own. `first`
-    /// gives each its first token, and does not give back one that is complete; where it fails, the request does.
+    /// Forks several answers from one prompt: each continues from the prompt's shared state in a slot of its own. `first`
+    /// gives each its first token, and returns `None` for an answer that is complete; if it fails, the request fails.
     pub(super) async fn fork(
         &mut self,
         mut sequence: Sequence,
@@ -202,7 +202,7 @@ impl Engine {
             match first(self, answer) {
                 Ok(Some(answer)) => self.enqueue(answer),
                 Ok(None) => {}
-                // One answer's error ends the request: the others do not begin.
+                // One answer's error ends the request: the others are not started.
                 Err(error) => {
                     self.fail(sequence.id, &Arc::new(error));
                     break;
@@ -212,7 +212,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Draws the next token; an answer that is complete is not given back.
+    /// Samples the next token; `None` if the answer is complete.
     fn take_token(
         &mut self,
         mut sequence: Sequence,
@@ -229,7 +229,7 @@ impl Engine {
         Ok(self.accept(sequence, drawn))
     }
 
-    /// A sequence goes on with a token; one that is complete is not given back.
+    /// Appends a token to a sequence; `None` if the answer is complete.
     pub(super) fn accept(
         &mut self,
         mut sequence: Sequence,

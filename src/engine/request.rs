@@ -1,4 +1,4 @@
-//! What is asked of the engine.
+//! A request to the engine.
 
 use std::sync::Arc;
 
@@ -8,56 +8,56 @@ use crate::config::ModelConfig;
 use crate::error::EngineError;
 use crate::model::TraceChoice;
 
-/// Names a request; whoever submits it chooses the number, and no two that are under way may have the same.
+/// Identifies a request. The caller chooses the number, which must be unique among unfinished requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// What is reported of the prompt itself.
+/// What is reported about the prompt itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PromptScores {
     /// Nothing.
     #[default]
     None,
-    /// How likely each token after the first is.
+    /// The log-probability of each token after the first.
     Likelihoods,
-    /// That, and the logits at every position.
+    /// The same, and the logits of every position.
     Logits,
 }
 
-/// A prompt and what is to follow it.
+/// A prompt and what to generate after it.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The prompt's token ids.
     pub prompt: Vec<u32>,
-    /// The most tokens to generate; the context may end before. With 0 the prompt runs and nothing follows.
+    /// Maximum number of tokens to generate; the context may end before. With 0 only the prompt is computed.
     pub max_tokens: usize,
     /// Tokens that end the answer; they are not part of it.
     pub stop_ids: Vec<u32>,
-    /// How tokens are drawn.
+    /// The sampling parameters.
     pub sampling: Sampling,
-    /// What every answer must follow; nothing is anything.
+    /// Grammar that constrains the answers; `None` for no constraint.
     pub grammar: Option<Arc<dyn Grammar>>,
-    /// Answers to one prompt, drawn independently.
+    /// Number of answers to the prompt, sampled independently.
     pub samples: usize,
-    /// Reports each token's log-probability, and those of so many of the likeliest tokens.
+    /// Number of most likely tokens to report with their log-probabilities, in addition to each token's own; `None` reports
+    /// none.
     pub logprobs: Option<usize>,
-    /// Places in the prompt where a turn ends: a later prompt may part from this one there. The last few become cuts of
-    /// the prompt, with a checkpoint at each.
+    /// Positions in the prompt where a turn ends: a later prompt may differ from this one from there on. The last few become
+    /// cuts of the prompt, with a checkpoint at each.
     pub turn_ends: Vec<usize>,
-    /// Whether cached prefixes are used, and this one's kept. Against a run that was cut at other places the result
+    /// Whether to use cached prefixes and to cache this one. Compared with a run that was cut at other positions the result
     /// differs by rounding.
     pub reuse: bool,
-    /// Reports what the model did with each token of the answer, and the memory of the chosen heads whole. Such a token
-    /// takes a step of its own.
+    /// Traces each token of the answer, with the full state of the chosen heads. Such a token takes a step of its own.
     pub trace: Option<TraceChoice>,
-    /// With [`Request::trace`], traces the prompt's tokens from this place on too; they run one by one, in the form for
-    /// decoding, and nothing after this place comes from the cache.
+    /// With [`Request::trace`], also traces the prompt's tokens from this position on. They run one by one, in the decode
+    /// form, and no cached prefix beyond this position is used.
     pub trace_from: Option<usize>,
-    /// What is reported of the prompt itself; it is then never taken from the cache.
+    /// What is reported about the prompt itself; unless it is nothing, the prompt is not taken from the cache.
     pub scores: PromptScores,
 }
 
-/// Turn ends that become cuts, the last ones: each costs a step of its own.
+/// Number of turn ends that become cuts, the last ones: each cut costs a step of its own.
 const MOST_TURN_CUTS: usize = 4;
 
 impl Request {
@@ -80,10 +80,10 @@ impl Request {
         }
     }
 
-    /// Checks what can be checked before anything runs, or a model is loaded.
+    /// Checks what can be checked before any computation, or before a model is loaded.
     ///
     /// # Errors
-    /// A prompt that cannot run, or a parameter outside its range.
+    /// A prompt that cannot run, or a parameter out of range.
     pub fn check(&self, config: &ModelConfig) -> Result<(), EngineError> {
         check_prompt(config, &self.prompt)?;
         self.sampling.check(config.vocab_size)?;
@@ -114,12 +114,12 @@ impl Request {
         Ok(())
     }
 
-    /// Whether the prompt may go on from a cached prefix, and leave one.
+    /// Whether the prompt may continue from a cached prefix, and be cached.
     pub(super) fn prefix_caching_enabled(&self) -> bool {
         self.reuse && self.scores == PromptScores::None
     }
 
-    /// Places inside the prompt where a segment always ends, ascending, whatever else runs.
+    /// Positions inside the prompt where a segment always ends, ascending, independent of the rest of the batch.
     pub(super) fn cuts(&self) -> Vec<usize> {
         if !self.prefix_caching_enabled() {
             return Vec::new();
@@ -135,7 +135,7 @@ impl Request {
         cuts.split_off(cuts.len().saturating_sub(MOST_TURN_CUTS))
     }
 
-    /// Number of tokens of the prompt before which a cached prefix may end.
+    /// Number of leading tokens of the prompt within which a cached prefix may end.
     pub(super) fn reusable(&self) -> usize {
         match (self.trace, self.trace_from) {
             (Some(_), Some(from)) => self.prompt.len().min(from.saturating_add(1)),
@@ -144,7 +144,7 @@ impl Request {
     }
 }
 
-/// Checks a prompt before any of it runs, or a model is loaded for it.
+/// Checks a prompt before any computation, or before a model is loaded for it.
 ///
 /// # Errors
 /// An empty prompt, one longer than the context, or an id outside the vocabulary.

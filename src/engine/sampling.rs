@@ -1,5 +1,5 @@
-//! Which token comes next: greedy, or drawn. Penalties and biases change the logits first, suppressed tokens and what a grammar
-//! does not allow are left out; then come temperature, top-k, top-p and min-p, in that order.
+//! Sampling of the next token. Penalties and biases change the logits first; suppressed tokens and tokens that a grammar does
+//! not allow are removed; then temperature, top-k, top-p and min-p are applied, in that order.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -11,34 +11,35 @@ use super::grammar::{Guide, allows};
 use crate::backend::Choice;
 use crate::error::EngineError;
 
-/// The most candidates that are read back for a top-k; above it whole rows are.
+/// Largest number of candidates that is read back for a top-k; above it whole rows are read.
 const MOST_CANDIDATES: usize = 64;
 
-/// How tokens are drawn.
+/// Sampling parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 is greedy.
+    /// Temperature, which divides the logits; 0 is greedy.
     pub temperature: f64,
-    /// Only the best `top_k` are drawn from; 0 is all.
+    /// Sample from the `top_k` most likely tokens; 0 turns this off.
     pub top_k: usize,
-    /// Only the best are drawn from whose probabilities together reach this; 1 is all.
+    /// Sample from the most likely tokens whose probabilities add up to this (nucleus sampling); 1 turns this off.
     pub top_p: f64,
-    /// Only those are drawn from whose probability is at least this part of the best one's; 0 is all.
+    /// Sample from tokens with at least this fraction of the highest probability; 0 turns this off.
     pub min_p: f64,
-    /// Divides the positive logits of tokens that were in prompt or answer, and multiplies negative ones; 1 is none.
+    /// Repetition penalty: divides positive logits of tokens in the prompt or answer, and multiplies negative ones; 1 turns
+    /// this off.
     pub repetition_penalty: f64,
-    /// Taken off the logit of each token that is in the answer.
+    /// Presence penalty: subtracted from the logit of each token that occurs in the answer.
     pub presence_penalty: f64,
-    /// Taken off it for each time that it is.
+    /// Frequency penalty: subtracted once for each occurrence.
     pub frequency_penalty: f64,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f64)>,
-    /// Seeds the draws: one seed and one prompt give the same tokens.
+    /// Random seed: the same seed and prompt give the same tokens.
     pub seed: u64,
 }
 
 impl Sampling {
-    /// The best token each time.
+    /// Greedy: the most likely token each time.
     pub const GREEDY: Self = Self {
         temperature: 0.0,
         top_k: 0,
@@ -51,10 +52,10 @@ impl Sampling {
         seed: 0,
     };
 
-    /// Checks every parameter's range, for a vocabulary of so many tokens.
+    /// Checks the range of every parameter, for a vocabulary of this size.
     ///
     /// # Errors
-    /// The first that is outside it.
+    /// The first parameter that is out of range.
     pub fn check(&self, vocabulary: usize) -> Result<(), EngineError> {
         let finite = |value: f64| value.is_finite();
         let rules = [
@@ -123,7 +124,7 @@ impl Sampling {
         Ok(())
     }
 
-    /// Whether logits are changed before a token is chosen.
+    /// Whether logits are changed before sampling.
     fn changes_logits(&self) -> bool {
         self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0
@@ -131,7 +132,7 @@ impl Sampling {
             || !self.logit_bias.is_empty()
     }
 
-    /// The best tokens that a token is drawn from; `None` for all of them.
+    /// Number of most likely tokens that suffice for sampling; `None` for all of them.
     fn best(&self) -> Option<usize> {
         match (self.temperature > 0.0, self.top_k) {
             (false, _) => Some(1),
@@ -141,23 +142,23 @@ impl Sampling {
     }
 }
 
-/// Draws one sequence's tokens.
+/// Samples the tokens of one sequence.
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
-    /// Tokens of prompt and answer, where the repetition penalty asks.
+    /// Tokens of prompt and answer, for the repetition penalty.
     seen: HashSet<u32>,
-    /// How often each token is in the answer.
+    /// Number of occurrences of each token in the answer.
     generated: HashMap<u32, u32>,
     guide: Option<Box<dyn Guide>>,
-    /// Tokens that are never drawn, ascending.
+    /// Tokens that are never sampled, ascending.
     suppressed: Arc<[u32]>,
-    /// Whether the grammar allows nothing more.
+    /// Whether the grammar allows no further token.
     complete: bool,
 }
 
 impl Sampler {
-    /// A sampler at the start of its seed's stream; the samples of one prompt have streams of their own.
+    /// A sampler at the start of its seed's random stream; the answers to one prompt have streams of their own.
     #[must_use]
     pub fn new(sampling: &Sampling, sample: usize, prompt: &[u32]) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
@@ -178,21 +179,21 @@ impl Sampler {
         }
     }
 
-    /// Never draws these tokens, which are ascending.
+    /// Suppresses these tokens, which are ascending.
     #[must_use]
     pub fn suppressing(mut self, tokens: Arc<[u32]>) -> Self {
         self.suppressed = tokens;
         self
     }
 
-    /// Holds the tokens to a grammar. Whole rows are needed then.
+    /// Constrains the tokens by a grammar. Sampling needs whole rows then.
     #[must_use]
     pub fn guided(mut self, guide: Option<Box<dyn Guide>>) -> Self {
         self.guide = guide;
         self
     }
 
-    /// Candidates that suffice where every suppressed token is among the best; `None` where only the whole row does.
+    /// Number of candidates that suffice even if every suppressed token is among them; `None` if the whole row is needed.
     fn enough_candidates(&self) -> Option<usize> {
         if self.guide.is_some() || self.sampling.changes_logits() {
             return None;
@@ -201,7 +202,7 @@ impl Sampler {
         (wanted <= MOST_CANDIDATES).then_some(wanted)
     }
 
-    /// Candidates that must be read back for each token.
+    /// Number of candidates to read back for each token.
     #[must_use]
     pub fn candidates(&self) -> usize {
         self.enough_candidates().unwrap_or(1)
@@ -213,16 +214,16 @@ impl Sampler {
         self.enough_candidates().is_none()
     }
 
-    /// Whether the grammar allows nothing after the tokens so far.
+    /// Whether the grammar allows no further token.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The next token, from a row's candidates, or from the whole row where [`Sampler::needs_full_logits`] asked for it.
+    /// Samples the next token from a row's candidates, or from the whole row if [`Sampler::needs_full_logits`].
     ///
     /// # Errors
-    /// A grammar that cannot be followed any further.
+    /// A grammar that cannot be followed further.
     pub fn choose(&mut self, choice: &Choice, row: &[f32]) -> Result<u32, EngineError> {
         let token = if let Some(guide) = &mut self.guide {
             let bits = guide
@@ -248,8 +249,8 @@ impl Sampler {
         Ok(token)
     }
 
-    /// Takes a token over that another sampler drew, of the same parameters, answer and prompt, whose random stream has come to
-    /// `random_position` with it: this one goes on as that one would.
+    /// Takes over a token that another sampler with the same parameters, answer and prompt sampled, whose random stream is at
+    /// `random_position` after it: this sampler continues as that one would.
     ///
     /// # Errors
     /// A token that the grammar does not allow.
@@ -258,14 +259,14 @@ impl Sampler {
         self.record(token)
     }
 
-    /// Where the random stream is: the number of 32-bit words that were drawn from it.
+    /// Position of the random stream: the number of 32-bit words drawn from it.
     #[must_use]
     pub fn random_position(&self) -> u64 {
         // 2^64 words would take centuries.
         u64::try_from(self.random.get_word_pos()).unwrap_or(u64::MAX)
     }
 
-    /// A token is part of the answer: penalties count it, and the grammar goes on after it.
+    /// Adds a token to the answer: penalties count it, and the grammar advances by it.
     fn record(&mut self, token: u32) -> Result<(), EngineError> {
         if self.sampling.changes_logits() {
             if self.sampling.repetition_penalty != 1.0 {
@@ -316,7 +317,7 @@ impl Sampler {
     }
 
     fn draw(&mut self, mut candidates: Vec<(u32, f64)>) -> u32 {
-        // Of equal logits the lower id first.
+        // Of equal logits the lower id comes first.
         let better = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         let Sampling {
             temperature,
@@ -335,13 +336,13 @@ impl Sampler {
             candidates.select_nth_unstable_by(top_k, better);
             candidates.truncate(top_k);
         }
-        // From logits to probabilities that need not sum to 1: the best one's is 1.
+        // Logits become probabilities that need not sum to 1: the highest one is 1.
         for candidate in &mut candidates {
             candidate.1 = ((candidate.1 - greatest) / temperature).exp();
         }
         let total: f64 = candidates.iter().map(|candidate| candidate.1).sum();
         candidates.retain(|candidate| candidate.1 >= min_p);
-        // Draws must not depend on the order in which candidates came; whole rows come in the order of ids.
+        // Draws must not depend on the order of candidates; whole rows come in the order of ids.
         if top_p < 1.0 || top_k > 0 {
             candidates.sort_unstable_by(better);
         }

@@ -1,4 +1,4 @@
-//! One step's batch: a token of every sequence that decodes, and beside them segments of prompts, in turn.
+//! Builds one step's batch: a token of every decoding sequence, and segments of prompts beside them.
 
 use super::admit::Grown;
 use super::chunk_boundary::{restart, segment_end};
@@ -11,17 +11,17 @@ use crate::cache::SlotRef;
 use crate::error::{BackendError, EngineError, Error};
 use crate::model::{StepOptions, TraceChoice};
 
-/// A batch, and whose its segments are.
+/// A batch, and the sequence of each of its segments.
 pub(super) struct Planned {
     pub(super) batch: Batch,
     pub(super) step_options: StepOptions,
     pub(super) segments: Vec<PlannedSegment>,
-    /// What is traced: then the batch is one token of one sequence. Some of these are timed too.
+    /// The trace to write; the batch is then one token of one sequence. Some of these are timed too.
     pub(super) trace: Option<(TraceChoice, bool)>,
 }
 
 impl Planned {
-    /// The requests that an error of this batch is of: the one whose token was refused, or all.
+    /// The requests that an error of this batch concerns: the one whose token was refused, or all.
     pub(super) fn owners(&self, error: &Error) -> Vec<RequestId> {
         let refused = match error {
             Error::Backend(BackendError::TokenOutOfRange { position, .. }) => Some(*position),
@@ -40,17 +40,17 @@ impl Planned {
     }
 }
 
-/// Of so many traced tokens of a sequence one is timed. A device tells what operations take by waiting for each of them by
-/// itself, and a graph of launches cannot be used: on every token it would slow the answer down that it measures.
+/// One of this many traced tokens of a sequence is timed. A device times operations by waiting for each one, without a graph
+/// of launches: on every token that would slow down the answer that it measures.
 pub const TIMED_OF: usize = 16;
 
 /// One segment of the batch.
 pub(super) struct PlannedSegment {
     pub(super) id: RequestId,
     pub(super) sample: usize,
-    /// The sequence's position after it.
+    /// The sequence's position after the segment.
     pub(super) end: usize,
-    /// Output rows of the batch that are its own: the first, and how many.
+    /// Its output rows in the batch: the first, and their number.
     pub(super) outputs: (usize, usize),
     /// Checkpoints inside it, ascending.
     pub(super) checkpoints: Vec<MidChunkCheckpoint>,
@@ -60,14 +60,14 @@ pub(super) struct PlannedSegment {
 pub(super) struct MidChunkCheckpoint {
     /// Its position in the sequence.
     pub(super) at: usize,
-    /// The slot that takes the state.
+    /// The slot that the state is written to.
     pub(super) slot: SlotRef,
-    /// Whether it is kept; else it is there to start the recurrence anew.
+    /// Whether it is cached; otherwise it only restarts the recurrence.
     pub(super) keep: bool,
 }
 
 impl Engine {
-    /// Lays out the next batch, or none if nothing runs.
+    /// Builds the next batch; `None` if nothing runs.
     pub(super) async fn plan(&mut self) -> Result<Option<Planned>, Error> {
         self.grow_all().await?;
         let mut planned = Planned {
@@ -80,29 +80,29 @@ impl Engine {
             segments: Vec::new(),
             trace: None,
         };
-        if let Some(place) = self.next_traced() {
-            let sequence = &mut self.running[place];
+        if let Some(index) = self.next_traced() {
+            let sequence = &mut self.running[index];
             let timed = sequence.frames.is_multiple_of(TIMED_OF);
             sequence.frames += 1;
             planned.trace = sequence.request.trace.map(|choice| (choice, timed));
             let end = sequence.position + 1;
-            self.add(&mut planned, place, end, Vec::new());
+            self.add(&mut planned, index, end, Vec::new());
             return Ok(Some(planned));
         }
         let most = self.model.limits().step;
-        for place in 0..self.running.len() {
-            let sequence = &self.running[place];
+        for index in 0..self.running.len() {
+            let sequence = &self.running[index];
             if sequence.decodes() && !sequence.traced() {
-                let end = self.running[place].position + 1;
-                self.add(&mut planned, place, end, Vec::new());
+                let end = self.running[index].position + 1;
+                self.add(&mut planned, index, end, Vec::new());
             }
         }
         let mut prefills: Vec<usize> = (0..self.running.len())
-            .filter(|place| !self.running[*place].decodes() && !self.running[*place].traced())
+            .filter(|index| !self.running[*index].decodes() && !self.running[*index].traced())
             .collect();
-        prefills.sort_by_key(|place| self.running[*place].arrival);
-        for place in prefills {
-            let Some(end) = self.next_chunk_boundary(&planned, place, &most) else {
+        prefills.sort_by_key(|index| self.running[*index].arrival);
+        for index in prefills {
+            let Some(end) = self.next_chunk_boundary(&planned, index, &most) else {
                 continue;
             };
             let taken: usize = planned
@@ -110,12 +110,12 @@ impl Engine {
                 .iter()
                 .map(|segment| segment.checkpoints.len())
                 .sum();
-            let room = most.checkpoints - taken;
-            match self.mid_chunk_checkpoints(place, end, room).await {
-                Ok((end, checkpoints)) => self.add(&mut planned, place, end, checkpoints),
+            let left = most.checkpoints - taken;
+            match self.mid_chunk_checkpoints(index, end, left).await {
+                Ok((end, checkpoints)) => self.add(&mut planned, index, end, checkpoints),
                 Err(error) => {
-                    // Who runs has changed: the next step lays out another batch.
-                    self.refuse(vec![self.running[place].id], error)?;
+                    // The set of running sequences has changed: the next step builds another batch.
+                    self.refuse(vec![self.running[index].id], error)?;
                     return Ok(None);
                 }
             }
@@ -130,7 +130,7 @@ impl Engine {
         Ok((!planned.segments.is_empty()).then_some(planned))
     }
 
-    /// The traced sequence whose token runs next, alone: traced ones take turns with all the others.
+    /// The traced sequence whose token runs next, alone: traced sequences alternate with all others.
     fn next_traced(&mut self) -> Option<usize> {
         let traced = Sequence::traced;
         let others = self.running.iter().any(|sequence| !traced(sequence));
@@ -139,30 +139,30 @@ impl Engine {
             .iter()
             .filter(|sequence| traced(sequence))
             .count();
-        // After the last of the traced ones all the others have a step.
+        // After the last traced sequence all others have a step.
         if count == 0 || (others && self.traced >= count) {
             self.traced = 0;
             return None;
         }
-        let place = self.traced % count;
-        self.traced = place + 1;
+        let index = self.traced % count;
+        self.traced = index + 1;
         (0..self.running.len())
             .filter(|at| traced(&self.running[*at]))
-            .nth(place)
+            .nth(index)
     }
 
-    /// Sees to it that all that decode have a block for their next token; some may have to make room for others.
+    /// Makes sure that all decoding sequences have a block for their next token; some may be preempted.
     async fn grow_all(&mut self) -> Result<(), Error> {
         'again: loop {
-            for place in 0..self.running.len() {
-                if !self.running[place].decodes() {
+            for index in 0..self.running.len() {
+                if !self.running[index].decodes() {
                     continue;
                 }
-                match self.grow(place).await? {
+                match self.grow(index).await? {
                     Grown::Ready => {}
                     Grown::Again => continue 'again,
                     Grown::Never => {
-                        let sequence = self.running.remove(place);
+                        let sequence = self.running.remove(index);
                         self.finish(sequence, FinishReason::Length);
                         continue 'again;
                     }
@@ -172,14 +172,14 @@ impl Engine {
         }
     }
 
-    /// The end of the next segment of a prompt, if there is room for one in this step.
+    /// The end of the next segment of a prompt, if the step has capacity for one.
     fn next_chunk_boundary(
         &self,
         planned: &Planned,
-        place: usize,
+        index: usize,
         most: &Capacity,
     ) -> Option<usize> {
-        let sequence = &self.running[place];
+        let sequence = &self.running[index];
         let end = sequence.next_stop();
         let table: usize = planned
             .batch
@@ -191,7 +191,7 @@ impl Engine {
         if table + blocks > most.blocks {
             return None;
         }
-        // Decodes have room of their own beside a whole segment.
+        // A step has capacity for a whole segment in addition to all decodes.
         let prefilled: usize = planned
             .batch
             .segments
@@ -213,19 +213,19 @@ impl Engine {
         segment_end(sequence.position, end, budget, self.options.cut)
     }
 
-    /// The checkpoints inside a segment, at most `room`, and where the segment ends for want of one that has to be.
+    /// The checkpoints inside a segment, at most `left`, and the earlier end of the segment if a required one does not fit.
     async fn mid_chunk_checkpoints(
         &mut self,
-        place: usize,
+        index: usize,
         end: usize,
-        room: usize,
+        left: usize,
     ) -> Result<(usize, Vec<MidChunkCheckpoint>), Error> {
-        let start = self.running[place].position;
+        let start = self.running[index].position;
         let mut taken = Vec::new();
         let mut end = end;
         if let Some(border) = restart(start, end, self.options.cut) {
-            // A single token runs in the form for decoding, inside a longer segment it would not.
-            let slot = if border == start + 1 || room == 0 {
+            // A single token runs in the decode form; inside a longer segment it would not.
+            let slot = if border == start + 1 || left == 0 {
                 None
             } else {
                 self.cache.free_slot()
@@ -239,10 +239,10 @@ impl Engine {
                 None => end = border,
             }
         }
-        for at in self.wanted(place, end).into_iter().rev() {
+        for at in self.wanted(index, end).into_iter().rev() {
             if let Some(inside) = taken.iter_mut().find(|inside| inside.at == at) {
                 inside.keep = true;
-            } else if taken.len() < room
+            } else if taken.len() < left
                 && let Some(slot) = self.cache.slot(&mut pools(&mut self.model)).await?
             {
                 taken.push(MidChunkCheckpoint {
@@ -256,10 +256,10 @@ impl Engine {
         Ok((end, taken))
     }
 
-    /// Where checkpoints are wanted inside a segment: at every so many blocks, and at the last block border of the prompt,
-    /// so that the same prompt again need not run whole. There may be no slots for them; nothing depends on them.
-    fn wanted(&self, place: usize, end: usize) -> Vec<usize> {
-        let sequence = &self.running[place];
+    /// Optional checkpoints inside a segment: every few blocks, and at the last block boundary of the prompt, so that the
+    /// same prompt need not be prefilled whole again. They are dropped if there are no slots for them.
+    fn wanted(&self, index: usize, end: usize) -> Vec<usize> {
+        let sequence = &self.running[index];
         if !sequence.request.prefix_caching_enabled() {
             return Vec::new();
         }
@@ -282,11 +282,11 @@ impl Engine {
     fn add(
         &self,
         planned: &mut Planned,
-        place: usize,
+        index: usize,
         end: usize,
         checkpoints: Vec<MidChunkCheckpoint>,
     ) {
-        let sequence = &self.running[place];
+        let sequence = &self.running[index];
         let Some(allocation) = &sequence.allocation else {
             return;
         };

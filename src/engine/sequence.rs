@@ -1,4 +1,4 @@
-//! One answer under way: its tokens, and how far it has come.
+//! One answer in progress: its tokens and its position.
 
 use std::sync::Arc;
 
@@ -16,23 +16,25 @@ pub(super) struct Sequence {
     pub(super) id: RequestId,
     pub(super) sample: usize,
     pub(super) request: Arc<Request>,
-    /// Its place among those that wait: lower ones first.
+    /// Its order in the waiting queue: lower values first.
     pub(super) arrival: u64,
     /// Prompt and answer.
     pub(super) tokens: HashedTokens,
-    /// Tokens that are through the model.
+    /// Number of tokens that have been computed.
     pub(super) position: usize,
-    /// Whether it is one answer and no other can still come of it.
+    /// Whether it is a single answer and no other will be forked from it.
     pub(super) single: bool,
-    /// Places in the prompt where a segment always ends.
+    /// Positions in the prompt where a segment always ends.
     cuts: Vec<usize>,
     /// Tokens that came from the cache.
     pub(super) cached: usize,
-    /// Where its caches come from elsewhere: the tokens whose caches these are. It runs when they are there.
+    /// For an import: the tokens whose caches come from another engine. It runs when all have come.
     pub(super) import: Option<usize>,
+    /// The stop token that ended it.
+    pub(super) stop_token: Option<u32>,
     /// Tokens generated since it was placed.
     pub(super) served_tokens: usize,
-    /// Tokens that were traced.
+    /// Number of tokens that were traced.
     pub(super) frames: usize,
     /// What it holds while it waits.
     pub(super) prefix: PrefixHandle,
@@ -60,6 +62,7 @@ impl Sequence {
             cuts: request.cuts(),
             cached: 0,
             import: None,
+            stop_token: None,
             served_tokens: 0,
             frames: 0,
             prefix: PrefixHandle::default(),
@@ -71,13 +74,13 @@ impl Sequence {
         }
     }
 
-    /// Gives back all that it holds.
+    /// Frees all that it holds.
     pub(super) fn release(&mut self) {
         self.allocation = None;
         self.prefix = PrefixHandle::default();
     }
 
-    /// Answers that are to come of it.
+    /// Number of answers that will be forked from it.
     pub(super) fn answers(&self) -> usize {
         if self.single { 1 } else { self.request.samples }
     }
@@ -87,7 +90,7 @@ impl Sequence {
         self.request.prompt.len()
     }
 
-    /// Whether the prompt is through.
+    /// Whether the prompt has been computed.
     pub(super) fn decodes(&self) -> bool {
         self.position >= self.prompt()
     }
@@ -98,7 +101,7 @@ impl Sequence {
         self.request.trace.is_some() && (self.decodes() || self.position >= from)
     }
 
-    /// Where its next segment ends at the latest: the next cut, where its trace begins, or the prompt's end.
+    /// The latest end of its next segment: the next cut, the start of its trace, or the prompt's end.
     pub(super) fn next_stop(&self) -> usize {
         let from = self
             .request
@@ -112,8 +115,8 @@ impl Sequence {
             .fold(self.prompt(), usize::min)
     }
 
-    /// Whether a checkpoint is wanted where it is now: at a cut, every so many blocks, at the last whole block of the
-    /// prompt, and at its end.
+    /// Whether to checkpoint its present position: at a cut, every few blocks, at the last whole block of the prompt, and at
+    /// its end.
     pub(super) fn checkpoint_here(&self, options: &EngineOptions, block_tokens: usize) -> bool {
         let at = self.position;
         let last = (self.prompt() - 1) / block_tokens * block_tokens;
@@ -132,7 +135,7 @@ impl Sequence {
         }
     }
 
-    /// Draws the token that follows from a row; `None` where no tokens are wanted.
+    /// Samples the next token from a row; `None` if the request wants no tokens.
     pub(super) fn draw(
         &mut self,
         choice: &Choice,
@@ -150,7 +153,7 @@ impl Sequence {
         }))
     }
 
-    /// Takes a token that was drawn: the event that tells of it, and whether the answer ends there.
+    /// Appends a sampled token. Returns its event, and whether the answer ends there.
     pub(super) fn take(
         &mut self,
         drawn: Option<DrawnToken>,
@@ -161,6 +164,7 @@ impl Sequence {
         };
         self.served_tokens += 1;
         if self.request.stop_ids.contains(&id) {
+            self.stop_token = Some(id);
             return (None, Some(FinishReason::Stop));
         }
         self.tokens.push(id);

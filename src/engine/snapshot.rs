@@ -1,14 +1,14 @@
-//! A sequence's memory on its way out of the engine and back in.
+//! Snapshots of a sequence's caches, taken from the engine and restored into it.
 
 use super::core::{Engine, pools};
 use crate::cache::Snapshot;
 use crate::error::{CacheError, Error};
 
 impl Engine {
-    /// Copies out what is kept of `tokens`: the deepest checkpoint within them.
+    /// Copies the deepest cached checkpoint within `tokens` to host memory.
     ///
     /// # Errors
-    /// Nothing kept, or a device that fails.
+    /// No checkpoint within `tokens`, or a device that fails.
     pub async fn snapshot(&mut self, tokens: &[u32]) -> Result<Snapshot, Error> {
         let nothing = || CacheError::NothingKept {
             tokens: tokens.len(),
@@ -28,7 +28,7 @@ impl Engine {
         ))
     }
 
-    /// Keeps a snapshot among the cached prefixes, in host memory: a prompt that begins with its tokens goes on from it.
+    /// Caches a snapshot in host memory: a prompt that begins with its tokens continues from it.
     ///
     /// # Errors
     /// A snapshot of another model, or one too large.

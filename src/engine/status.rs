@@ -1,23 +1,23 @@
-//! An engine at one moment, as its watchers see it.
+//! The state of an engine at one moment, for monitoring.
 
 use super::core::Engine;
 use crate::cache::Occupancy;
 
-/// What runs, what waits, and what is in use.
+/// Numbers of sequences, and usage of the pools.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Status {
-    /// Sequences that run.
+    /// Number of running sequences.
     pub running: usize,
-    /// Sequences that wait.
+    /// Number of waiting sequences.
     pub waiting: usize,
-    /// How often a sequence had to make room so far.
+    /// Number of preemptions so far.
     pub preemptions: u64,
     /// The pools.
     pub occupancy: Occupancy,
 }
 
 impl Engine {
-    /// What runs, what waits, and what of the pools is in use.
+    /// Running and waiting sequences, and usage of the pools.
     #[must_use]
     pub fn status(&self) -> Status {
         let (running, waiting) = self.load();

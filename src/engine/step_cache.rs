@@ -1,5 +1,4 @@
-//! Compiled steps, one for each size of step that comes up: sizes are rounded up to powers of two, and only so many
-//! are kept.
+//! Compiled steps, one for each size in use: sizes are rounded up to powers of two, and a limited number of steps is kept.
 
 use crate::backend::{Batch, Capacity, Step};
 use crate::error::BackendError;
@@ -8,7 +7,7 @@ use crate::model::{Model, StepOptions, TraceChoice, TracedStep};
 struct CachedStep {
     capacity: Capacity,
     step_options: StepOptions,
-    /// Whether `steps` are one a layer; else they are one.
+    /// Whether `steps` has one step per layer; otherwise it has one for the whole model.
     by_layer: bool,
     steps: Vec<Box<dyn Step>>,
     used: u64,
@@ -19,7 +18,7 @@ pub(super) struct StepCache {
     most: usize,
     steps: Vec<CachedStep>,
     clock: u64,
-    /// The one for traced tokens.
+    /// The step for traced tokens.
     traced: Option<(TraceChoice, StepOptions, TracedStep)>,
 }
 
@@ -33,7 +32,7 @@ impl StepCache {
         }
     }
 
-    /// Steps that hold `batch`, to be submitted one after the other: one, or one a layer.
+    /// Steps with capacity for `batch`, to be submitted one after the other: one, or one per layer.
     pub(super) fn steps(
         &mut self,
         model: &mut Model,
@@ -50,7 +49,7 @@ impl StepCache {
             blocks: most.blocks,
             checkpoints: most.checkpoints,
         };
-        // Read-backs are rounded up too, so that requests do not each need a step of their own.
+        // Numbers of read-back rows are rounded up too, so that requests do not each need a step of their own.
         let step_options = StepOptions {
             candidates: step_options.candidates.next_power_of_two(),
             ..step_options
@@ -59,11 +58,11 @@ impl StepCache {
         let found = self.steps.iter().position(|step| {
             (step.capacity, step.step_options, step.by_layer) == (capacity, step_options, by_layer)
         });
-        let place = match found {
-            Some(place) => place,
+        let index = match found {
+            Some(index) => index,
             None => {
                 if self.steps.len() >= self.most {
-                    let oldest = (0..self.steps.len()).min_by_key(|place| self.steps[*place].used);
+                    let oldest = (0..self.steps.len()).min_by_key(|index| self.steps[*index].used);
                     self.steps.swap_remove(oldest.unwrap_or(0));
                 }
                 let steps = if by_layer {
@@ -81,7 +80,7 @@ impl StepCache {
                 self.steps.len() - 1
             }
         };
-        let cached = &mut self.steps[place];
+        let cached = &mut self.steps[index];
         cached.used = self.clock;
         Ok(&mut cached.steps)
     }
@@ -108,7 +107,7 @@ impl StepCache {
         Ok(&mut self.traced.insert(traced).2)
     }
 
-    /// Lets all of them go.
+    /// Drops all steps.
     pub(super) fn clear(&mut self) {
         self.traced = None;
         self.steps.clear();

@@ -55,7 +55,7 @@ pub enum BackendError {
     TokenOutOfRange {
         /// The id.
         token: u32,
-        /// Its place in the batch.
+        /// Its position in the batch.
         position: usize,
         /// The last id there is.
         last: usize,
@@ -130,7 +130,7 @@ pub enum BackendError {
         /// What it said.
         reason: String,
     },
-    /// The device went away; what it held is gone, and the model must be loaded anew.
+    /// The device was lost with its contents, and the model must be loaded again.
     #[error("the {backend} device was lost: {reason}")]
     Lost {
         /// The backend's name.
@@ -140,14 +140,14 @@ pub enum BackendError {
     },
 }
 
-/// How much an error takes along.
+/// What an error makes fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// One request: what it asked for cannot be done, and others are not concerned.
+    /// One request: it cannot be executed, and others are not affected.
     Request,
-    /// One step or call: whoever was in it, and the device lives.
+    /// One step or call: all requests in it fail, and the device can still be used.
     Step,
-    /// The device: what it held is gone.
+    /// The device: its contents are lost.
     Device,
 }
 

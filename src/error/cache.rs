@@ -78,7 +78,7 @@ pub enum CacheError {
         found: String,
     },
     /// There is no state for these tokens.
-    #[error("nothing is kept of these {tokens} tokens: no checkpoint lies within them")]
+    #[error("no checkpoint is cached within these {tokens} tokens")]
     NothingKept {
         /// Tokens that were asked for.
         tokens: usize,

@@ -7,7 +7,7 @@ pub enum EngineError {
     /// A prompt without a token.
     #[error("the prompt is empty: at least one token is needed to predict the next")]
     EmptyPrompt,
-    /// A prompt that leaves no room.
+    /// A prompt that fills the context.
     #[error("the prompt has {tokens} tokens, but the context holds {context}")]
     PromptTooLong {
         /// Tokens of the prompt.
@@ -22,7 +22,7 @@ pub enum EngineError {
     TokenOutOfRange {
         /// The id.
         token: u32,
-        /// Its place in the prompt.
+        /// Its position in the prompt.
         position: usize,
         /// The last id there is.
         last: usize,
@@ -91,25 +91,25 @@ pub enum EngineError {
     },
     /// Steps that are too short for a segment of a prompt.
     #[error(
-        "steps should have room for {expected} tokens of a prompt beside one of each sequence, but have for {found}"
+        "a step should hold {expected} tokens of a prompt in addition to one of each sequence, but holds {found}"
     )]
     StepTooSmall {
         /// Tokens of a block, and one.
         expected: usize,
-        /// Tokens that there is room for.
+        /// Prompt tokens that a step holds.
         found: usize,
     },
     /// A trace of a head that is not there.
     #[error(transparent)]
     Trace(#[from] crate::error::BackendError),
     /// A grammar that an answer cannot follow any further.
-    #[error("the answer cannot go on by its grammar: {reason}")]
+    #[error("the answer cannot continue by its grammar: {reason}")]
     Grammar {
         /// Why.
         reason: String,
     },
-    /// As many requests as the engine takes.
-    #[error("{waiting} requests are waiting already, which is as many as may")]
+    /// The queue is full.
+    #[error("the queue is full: {waiting} requests are waiting")]
     QueueFull {
         /// Sequences that wait.
         waiting: usize,
@@ -124,8 +124,8 @@ pub enum EngineError {
         /// Answers that may run and wait.
         most: usize,
     },
-    /// Two requests with one name.
-    #[error("request {id} is under way already")]
+    /// Two requests with the same id.
+    #[error("request {id} is already running")]
     DuplicateRequest {
         /// The number of the request.
         id: u64,
@@ -172,7 +172,7 @@ pub enum EngineError {
     #[error("the engine has stopped")]
     Stopped,
     /// The system gives the engine no thread.
-    #[error("the system gives no thread for the engine: {reason}")]
+    #[error("the engine's thread cannot be started: {reason}")]
     NoThread {
         /// What it said.
         reason: String,
@@ -180,7 +180,7 @@ pub enum EngineError {
     /// The model computed something that is no number.
     #[error("the model computed numbers that are not finite: first seen in {place}, {blame}")]
     NonFinite {
-        /// The first place where one was seen.
+        /// The first layer where that happens.
         place: String,
         /// The damaged weight, or that all of them are whole.
         blame: String,

@@ -202,7 +202,7 @@ impl Refusal {
 }
 
 impl TransferError {
-    /// What a peer is told of it.
+    /// The reason that is sent to a peer.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         match self {

@@ -1,4 +1,4 @@
-//! Text from a prompt: whole, or as it comes.
+//! Generation of text from a prompt, whole or streamed.
 
 use super::{Llm, LlmFiles};
 use crate::engine::{
@@ -7,10 +7,10 @@ use crate::engine::{
 use crate::error::{EngineError, Error};
 use crate::tokenizer::Chat;
 
-/// What is to be continued or answered.
+/// A prompt to continue or to answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// A text, which goes on as it is. Control tokens spelt out in it stay text.
+    /// A text to continue. Names of control tokens in it stay text.
     Text(String),
     /// A chat, rendered by the model's template.
     Chat(Chat),
@@ -47,11 +47,11 @@ impl From<Vec<u32>> for Prompt {
 pub struct Generation {
     /// Maximum number of tokens.
     pub max_tokens: usize,
-    /// How tokens are drawn.
+    /// Sampling parameters.
     pub sampling: Sampling,
-    /// Texts before which the answer ends.
+    /// Stop strings, before which the answer ends.
     pub stop: Vec<String>,
-    /// Whether it goes on past the tokens that end an answer.
+    /// Whether to go on past stop tokens.
     pub ignore_eos: bool,
 }
 
@@ -78,32 +78,32 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
-    /// What it took.
+    /// Its token counts.
     pub usage: Usage,
 }
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Piece {
-    /// Further text, which may be empty: a token can be part of a character.
+    /// Further text, which may be empty, since a token can be part of a character.
     Text {
         /// The token.
         token: u32,
-        /// What became certain with it.
+        /// The text that is final after it.
         text: String,
     },
     /// The end.
     End {
-        /// Text that had been held back, as it could have begun a stop text.
+        /// Text that had been held back because it could have begun a stop string.
         text: String,
         /// Why it ended.
         reason: FinishReason,
-        /// What it took.
+        /// Its token counts.
         usage: Usage,
     },
 }
 
-/// An answer as it comes: an iterator, which waits. Dropping it ends the answer.
+/// A streamed answer: an iterator that waits for each piece. Dropping it cancels the answer.
 pub struct Stream {
     answer: Answer<Output>,
     prompt: Vec<u32>,
@@ -120,7 +120,7 @@ impl Stream {
     /// Waits for the rest of the answer.
     ///
     /// # Errors
-    /// A request that fails, or a device that does.
+    /// A request or a device that fails.
     pub fn complete(self) -> Result<Completion, Error> {
         let (mut text, mut tokens) = (String::new(), Vec::new());
         let prompt_tokens = self.prompt.clone();
@@ -191,7 +191,7 @@ impl LlmFiles {
     /// The tokens of a prompt.
     ///
     /// # Errors
-    /// Text that cannot be encoded, a chat that the template refuses, or a chat where there is no template.
+    /// Text that cannot be encoded, a chat that the template refuses, or a chat for a model without a template.
     pub fn tokens(&self, prompt: impl Into<Prompt>) -> Result<Vec<u32>, Error> {
         Ok(match prompt.into() {
             Prompt::Text(text) => self.tokenizer.encode_ordinary(&text)?,
@@ -200,7 +200,8 @@ impl LlmFiles {
         })
     }
 
-    /// The request for an answer to `prompt`, and the processor that makes text of it: for an [`EngineHandle`](crate::engine::EngineHandle).
+    /// The request for an answer to `prompt`, and the processor that turns its tokens into text, for an
+    /// [`EngineHandle`](crate::engine::EngineHandle).
     ///
     /// # Errors
     /// As for [`LlmFiles::tokens`]; parameters out of range.
@@ -256,7 +257,7 @@ impl Llm {
         self.stream(prompt, generation)?.complete()
     }
 
-    /// Answers one question, under the model's chat template.
+    /// Answers one user message with the model's chat template.
     ///
     /// # Errors
     /// As for [`Llm::generate`].

@@ -1,8 +1,7 @@
-//! A model in three lines: open its files, load it onto a device, ask.
+//! The library's main interface: open a model's files, load it onto a device, generate.
 //!
-//! [`Llm`] is what programs use: an engine in a thread of its own, with the tokenizer and the chat template that belong to it. What it
-//! does not offer (events, traces, batches) is a step away: [`Llm::engine`] is the engine itself, and takes any number of requests at a
-//! time.
+//! [`Llm`] is an engine in a thread of its own, with its tokenizer and chat template. [`Llm::engine`] gives access to the
+//! engine itself, for events, traces and concurrent requests.
 
 mod generation;
 
@@ -25,29 +24,29 @@ use crate::error::{EngineError, Error, TokenizerError};
 use crate::model::Model;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
-/// Tokens of context where nothing else is asked for.
+/// Default context length in tokens.
 pub const CONTEXT: usize = 32_768;
 
 /// The files of a model, opened and checked. No weights have been read.
 pub struct LlmFiles {
-    /// Where they are.
+    /// The files.
     pub files: ModelFiles,
     /// The configuration.
     pub config: ModelConfig,
-    /// The tokenizer, which hands out no id that the model has no row for.
+    /// The tokenizer, limited to ids that the model has a row for.
     pub tokenizer: Arc<Tokenizer>,
-    /// The chat template; `None` where the model brings none, and there are no chats.
+    /// The chat template; `None` if the model has none, so that chats are refused.
     pub template: Option<ChatTemplate>,
 }
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct LlmOptions {
-    /// What the engine holds: sequences at a time, tokens of context, checkpoints.
+    /// Sizes of the engine: running sequences, context, checkpoints.
     pub sizes: EngineSizes,
-    /// The dtype of the latent cache; `None` is the device's own.
+    /// The dtype of the latent cache; `None` for the device's default.
     pub cache: Option<Dtype>,
-    /// How the engine behaves.
+    /// Options of the engine.
     pub engine: EngineOptions,
 }
 
@@ -89,10 +88,10 @@ impl LlmFiles {
         })
     }
 
-    /// The demo model, which is part of the library.
+    /// Opens the demo model, which is part of the library.
     ///
     /// # Errors
-    /// A system without a folder to unpack it in.
+    /// A system without a folder to unpack it to.
     pub fn demo() -> Result<Self, Error> {
         Self::open(&demo::folder()?)
     }
@@ -106,7 +105,7 @@ impl LlmFiles {
     /// The chat template.
     ///
     /// # Errors
-    /// A model that brings none.
+    /// A model without one.
     pub fn template(&self) -> Result<&ChatTemplate, Error> {
         self.template.as_ref().ok_or_else(|| {
             let dir = self.files.path().to_owned();
@@ -114,11 +113,11 @@ impl LlmFiles {
         })
     }
 
-    /// Loads the weights onto a device and starts the engine. `progress` is told how many bytes are through, and of how many; it stops
-    /// the loading by breaking.
+    /// Loads the weights onto a device and starts the engine. `progress` receives the number of bytes loaded so far and in
+    /// total; it cancels loading by breaking.
     ///
     /// # Errors
-    /// Weights that are damaged, a device without enough memory, or loading that was stopped.
+    /// Damaged weights, a device without enough memory, or cancelled loading.
     pub fn load(
         self,
         backend: Box<dyn Backend>,
@@ -146,9 +145,9 @@ impl LlmFiles {
     }
 }
 
-/// A model that is loaded and answers.
+/// A loaded model with its engine.
 ///
-/// Dropping it ends what is under way.
+/// Dropping it cancels its requests.
 pub struct Llm {
     files: LlmFiles,
     engine: EngineHandle,
@@ -157,8 +156,8 @@ pub struct Llm {
 }
 
 impl Llm {
-    /// Opens a folder or a GGUF and loads it: onto a GPU if there is one, else the CPU, for one sequence of up to 32K tokens at a time.
-    /// [`LlmFiles::load`] chooses otherwise.
+    /// Opens a folder or a GGUF and loads it: onto a GPU if there is one, otherwise the CPU, for one sequence of up to 32K
+    /// tokens at a time. Use [`LlmFiles::load`] for other options.
     ///
     /// # Errors
     /// Those of [`LlmFiles::open`] and [`LlmFiles::load`].
@@ -166,7 +165,7 @@ impl Llm {
         Self::of(LlmFiles::open(path.as_ref())?)
     }
 
-    /// The demo model, opened likewise.
+    /// Opens and loads the demo model.
     ///
     /// # Errors
     /// Those of [`LlmFiles::demo`] and [`LlmFiles::load`].
@@ -198,16 +197,16 @@ impl Llm {
         &self.device
     }
 
-    /// Tokens that a prompt and its answer may have together.
+    /// Maximum tokens of a prompt and its answer together.
     #[must_use]
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// How likely a text is: the sum of the negative log-likelihoods of its tokens after the first, in nats.
+    /// Scores a text: the sum of the negative log-likelihoods of its tokens after the first, in nats.
     ///
     /// # Errors
-    /// A text without a token or longer than the context, or a device that fails.
+    /// An empty text or one longer than the context, or a device that fails.
     pub fn score(&self, text: &str) -> Result<Score, Error> {
         let answer = self.engine.answer(Request {
             scores: PromptScores::Likelihoods,
@@ -225,18 +224,19 @@ impl Llm {
         Err(EngineError::Stopped.into())
     }
 
-    /// The model's memory of these tokens, to be kept in a file or taken up by another process ([`Snapshot::save`], [`Snapshot::load`]).
+    /// Takes a snapshot of the caches of these tokens, to save in a file or pass to another process ([`Snapshot::save`],
+    /// [`Snapshot::load`]).
     ///
     /// # Errors
-    /// Tokens of which nothing is kept, or a device that fails.
+    /// Tokens without a cached checkpoint, or a device that fails.
     pub fn snapshot(&self, tokens: Vec<u32>) -> Result<Snapshot, Error> {
         self.engine.snapshot(tokens)
     }
 
-    /// Takes a snapshot in: prompts that begin with its tokens go on from there.
+    /// Restores a snapshot: prompts that begin with its tokens continue from it.
     ///
     /// # Errors
-    /// A snapshot of another model, no room for it, or a device that fails.
+    /// A snapshot of another model or larger than the host memory allowed, or a device that fails.
     pub fn restore(&self, snapshot: Snapshot) -> Result<(), Error> {
         self.engine.restore(snapshot)
     }

@@ -1,4 +1,4 @@
-//! From a checkpoint to a model: which tensors make up which weight, and this rank's part of each.
+//! Loads a checkpoint into a model: which tensors make up each weight, and this rank's part of each.
 
 use std::ops::{ControlFlow, Range};
 
@@ -13,14 +13,14 @@ use crate::backend::{
 use crate::config::{Attention, Ffn, ModelConfig, Role};
 use crate::error::{BackendError, Error};
 
-/// Which part of a stored matrix this rank takes.
+/// The part of a stored matrix that this rank loads.
 #[derive(Clone, Copy)]
 enum Cut {
-    /// All of it.
+    /// The whole matrix.
     Whole,
     /// Its share of the rows: outputs by head, hidden unit or token.
     Rows,
-    /// Its share of the columns: inputs likewise.
+    /// Its share of the columns: inputs by head, hidden unit or token.
     Columns,
 }
 
@@ -153,7 +153,7 @@ struct MlpScratch {
 struct MoeScratch {
     experts: Tensor,
     weights: Tensor,
-    /// The shared experts' hidden activations and their output, where there are any.
+    /// Hidden activations and output of the shared experts, if the model has any.
     shared: Option<(MlpScratch, Tensor)>,
 }
 
@@ -176,7 +176,7 @@ impl Planner<'_> {
         self.backend.tensor(rows, capacity, width, element)
     }
 
-    /// One row a token.
+    /// One row per token.
     fn tokens(&mut self, width: usize, element: Element) -> Result<Tensor, BackendError> {
         self.plan(Rows::Tokens, width, element)
     }
@@ -281,7 +281,7 @@ impl Activations {
     }
 }
 
-/// An activation that `Activations::plan` made because the configuration has such a layer.
+/// An activation that `Activations::plan` creates if the configuration has a layer that needs it.
 fn planned<'a, T>(scratch: Option<&'a T>, what: &'static str) -> Result<&'a T, BackendError> {
     scratch.ok_or_else(|| BackendError::Shape {
         operation: "loading",
@@ -301,7 +301,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// Hands over the named tensors, laid one below the other as a stack of `stack` matrices, each cut alike.
+    /// Loads the named tensors, concatenated by rows into a stack of `stack` matrices, each cut for this rank.
     fn weight(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
         let checkpoint = match &self.source {
             Source::Stored(checkpoint) => *checkpoint,
@@ -359,7 +359,7 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// Has the backend make what those tensors would have been.
+    /// Has the backend generate random weights of the same shape as these tensors.
     fn make(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
         let made = self.source.made(names)?;
         let (mut rows, mut columns) = (0, made.columns);
@@ -385,7 +385,7 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// So many bytes more are done.
+    /// Adds to the number of loaded bytes.
     fn report(&mut self, bytes: u64) -> Result<(), Error> {
         self.done += bytes;
         match (self.progress)(self.done) {

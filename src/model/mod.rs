@@ -1,7 +1,7 @@
-//! The forward pass of Kimi Linear, once, over the backend trait.
+//! The forward pass of Kimi Linear, written once for all backends.
 //!
 //! A [`Model`] owns a backend with the weights, the two pools and the activations in it, and builds the programs that the
-//! backend compiles. It holds no sequences: which slot and which blocks belong to whom is decided above.
+//! backend compiles. It holds no sequences: the engine assigns slots and blocks to them.
 
 mod load;
 mod origin;
@@ -28,38 +28,38 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Attention, Dtype, ModelConfig};
 use crate::error::{BackendError, Error};
 
-/// How much a model is made to hold: the sizes of its activations and pools.
+/// The sizes of a model's activations and pools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The most that one step may hold.
+    /// Maximum sizes of one step.
     pub step: Capacity,
-    /// KDA state slots, one a sequence or checkpoint.
+    /// Number of KDA state slots, one per sequence or checkpoint.
     pub slots: usize,
-    /// Blocks of MLA latents.
+    /// Number of MLA latent blocks.
     pub blocks: usize,
-    /// Tokens a block.
+    /// Tokens per block.
     pub block_tokens: usize,
     /// The dtype of cached latents.
     pub cache: Dtype,
 }
 
-/// What a step is to give back.
+/// What a step returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepOptions {
-    /// Candidates for each output row, at least 1.
+    /// Number of candidates for each output row, at least 1.
     pub candidates: usize,
-    /// Whether whole rows of logits come back.
+    /// Whether whole rows of logits are returned.
     pub keep_rows: bool,
-    /// Whether the residual stream comes back: the embedding, then after each layer, then the logits.
+    /// Whether the residual stream is returned: the embedding, then the stream after each layer, then the logits.
     pub probe_hidden: bool,
 }
 
-/// Where the caches of a layer are.
+/// Where the caches of a layer are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerCache {
-    /// In the pool of states, at this layer.
+    /// In the pool of states, at this layer index.
     State(usize),
-    /// In the pool of latents, at this layer.
+    /// In the pool of latents, at this layer index.
     Latents(usize),
 }
 
@@ -86,9 +86,9 @@ enum FfnBlock {
 struct Stream {
     /// The residual stream, `[T, d]`.
     hidden: Tensor,
-    /// The normed stream, a block's input, `[T, d]`.
+    /// The normalised stream, the input of a block, `[T, d]`.
     normed: Tensor,
-    /// A block's contribution, `[T, d]`.
+    /// The output of a block, `[T, d]`.
     output: Tensor,
 }
 
@@ -99,7 +99,7 @@ struct Head {
     normed: Tensor,
     /// `[O, local vocabulary]`, f32.
     local_logits: Tensor,
-    /// `[O, vocabulary]`, f32; the same tensor where one rank holds the whole vocabulary.
+    /// `[O, vocabulary]`, f32; the same tensor if one rank holds the whole vocabulary.
     logits: Tensor,
 }
 
@@ -118,16 +118,16 @@ pub struct Model {
     stream: Stream,
     head: Head,
     activation_bytes: u64,
-    /// What traced steps write; planned with the first of them.
+    /// The outputs of traced steps, planned when the first one is compiled.
     trace: Option<trace::TraceTensors>,
 }
 
 impl Model {
-    /// Hands the weights of `checkpoint` to `backend` and plans pools and activations. `progress` is told the bytes
-    /// handed over so far, of [`Checkpoint::total_bytes`].
+    /// Loads the weights of `checkpoint` into `backend` and plans pools and activations. `progress` receives the number of
+    /// bytes loaded so far, of [`Checkpoint::total_bytes`].
     ///
     /// # Errors
-    /// Too little memory, or heads, experts or a vocabulary that do not divide among the backend's ranks.
+    /// Too little memory, or heads, experts or a vocabulary that cannot be divided among the backend's ranks.
     pub fn load(
         config: &ModelConfig,
         checkpoint: &Checkpoint,
@@ -142,7 +142,7 @@ impl Model {
         Self::load_while(config, checkpoint, backend, limits, progress)
     }
 
-    /// The same, for as long as `progress` says to go on.
+    /// The same; `progress` can cancel loading by breaking.
     ///
     /// # Errors
     /// Those of [`Model::load`], and [`Error::LoadStopped`].
@@ -162,13 +162,14 @@ impl Model {
         )
     }
 
-    /// A model of this shape with random weights that the backend makes where it keeps them, in bf16 (`A_log` and `dt_bias` in
-    /// f32): for measuring a shape without its files. Weights are scaled by their number of inputs, norms are about 1, and gates
-    /// are those of a freshly initialised model, so that activations stay finite. The same seed gives the same model on every
-    /// backend; ranks do not share one. `progress` is told the bytes made so far, of [`ModelConfig::weight_bytes`].
+    /// A model of this shape with random weights that are generated on the device, in bf16 (`A_log` and `dt_bias` in f32), to
+    /// measure a shape without its files. Weights are scaled by their number of inputs, norms are about 1, and gates are
+    /// those of a freshly initialised model, so that activations stay finite. The same seed gives the same model on every
+    /// backend; the ranks of a model do not share one set of weights. `progress` receives the number of bytes generated so
+    /// far, of [`ModelConfig::weight_bytes`].
     ///
     /// # Errors
-    /// Too little memory, a backend that makes no random numbers, or sizes that do not divide among its ranks.
+    /// Too little memory, a backend that generates no random numbers, or sizes that cannot be divided among its ranks.
     pub fn random(
         config: &ModelConfig,
         seed: u32,
@@ -184,12 +185,12 @@ impl Model {
         load::load(config, source, backend, limits, progress)
     }
 
-    /// Fills every slot and every block with random numbers that the backend makes: what a sequence of any length would have
-    /// left there, for measuring what comes after it. States are small (their entries of a long prompt's size), latents are
-    /// about as large as normed ones.
+    /// Fills every slot and every block with random numbers that are generated on the device, in place of the caches of a
+    /// long context, to measure steps at that context. States have small entries, like those of a long prompt; latents are
+    /// about as large as normalised ones.
     ///
     /// # Errors
-    /// A device that was lost, or a backend that makes no random numbers.
+    /// A device that was lost, or a backend that generates no random numbers.
     pub fn fill_caches(&mut self, seed: u32) -> Result<(), BackendError> {
         let states = Random::named("states", seed, -3);
         let latents = Random::named("latents", seed, 0);
@@ -203,7 +204,7 @@ impl Model {
         &self.config
     }
 
-    /// What the model was made to hold.
+    /// The sizes that the model was made for.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
@@ -227,7 +228,7 @@ impl Model {
         self.latents
     }
 
-    /// The backend, to read and write its pools.
+    /// The backend, for access to its pools.
     pub fn backend(&mut self) -> &mut dyn Backend {
         &mut *self.backend
     }
@@ -245,7 +246,7 @@ impl Model {
     }
 
     /// Compiles the forward pass in parts of one layer each ([`Model::program_of`]), so that each layer's caches can be
-    /// read while later ones are computed. The last part alone has output.
+    /// read while later layers are computed. Only the last part has output.
     ///
     /// # Errors
     /// Those of [`Model::step`].
@@ -262,7 +263,7 @@ impl Model {
         layers.map(part).collect()
     }
 
-    /// The caches of a layer: their place among those of their kind.
+    /// The pool of a layer's caches, with its index among the layers of its kind.
     #[must_use]
     pub fn layer_cache(&self, layer: usize) -> LayerCache {
         let kind = self.config.layers[layer].attention;
@@ -299,7 +300,7 @@ impl Model {
     }
 }
 
-/// This rank's share of `len` things, or an error that names them.
+/// This rank's share of `len` items, or an error that names them.
 fn share(
     shard: Shard,
     what: &'static str,

@@ -1,15 +1,15 @@
-//! What a loaded model tells of its weights: which model they make, and which of them is damaged.
+//! The source of a loaded model's weights: its fingerprint, and the search for damaged weights.
 
 use super::Model;
 use super::source::Source;
 use crate::checkpoint::{Checkpoint, Fingerprint};
 use crate::config::{Role, TensorSpec};
 
-/// Where the weights of a loaded model came from.
+/// The source of the weights of a loaded model.
 pub(super) enum Origin {
     /// Files, which stay mapped.
     Stored(Checkpoint),
-    /// Random numbers of this seed.
+    /// Random numbers from this seed.
     Random(u32),
 }
 
@@ -44,7 +44,7 @@ impl std::fmt::Display for ModelPart {
 }
 
 impl Model {
-    /// Which model it is: the same on every backend and on every rank.
+    /// The model's fingerprint: the same on every backend and on every rank.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         match &self.origin {
@@ -53,7 +53,7 @@ impl Model {
         }
     }
 
-    /// The formats that its weights are stored in, each once, in alphabetical order.
+    /// The formats in which its weights are stored, each once, in alphabetical order.
     #[must_use]
     pub fn weight_formats(&self) -> String {
         match &self.origin {
@@ -62,7 +62,7 @@ impl Model {
         }
     }
 
-    /// The part that the probe with this index is of.
+    /// The part that the probe with this index belongs to.
     #[must_use]
     pub fn part(&self, probe: usize) -> ModelPart {
         match probe.checked_sub(1) {
@@ -72,8 +72,8 @@ impl Model {
         }
     }
 
-    /// What is to be said of the weights of a part whose numbers are not finite: the first damaged one, or that there is
-    /// none.
+    /// Describes the weights of a part whose values are not finite, for an error: the first damaged weight, or that all are
+    /// finite.
     #[must_use]
     pub fn damaged_weight(&self, part: ModelPart) -> String {
         let Origin::Stored(checkpoint) = &self.origin else {

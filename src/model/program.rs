@@ -1,4 +1,4 @@
-//! The forward pass as a program: embedding, layers, head. What a layer's blocks are made of is in `backend::block`.
+//! The forward pass as a program: embedding, layers, head. The operations of a layer's blocks are in `backend::block`.
 
 use std::ops::Range;
 
@@ -6,15 +6,15 @@ use super::{AttentionBlock, FfnBlock, Layer, Model, StepOptions};
 use crate::backend::{Add, AllGather, Embed, Linear, Op, Program, RmsNorm, Select};
 
 impl Model {
-    /// The operations of a forward pass. It asks nothing of the device.
+    /// The operations of a forward pass. No device is used.
     #[must_use]
     pub fn program(&self, step_options: StepOptions) -> Program {
         self.program_of(0..self.layers.len(), step_options)
     }
 
-    /// The operations of a range of layers: with the embedding before the first layer, with the head after the last. The
-    /// parts of a forward pass, submitted one after the other with the same batch, are the forward pass, bit for bit; the
-    /// caches of a part's layers are complete when it is.
+    /// The operations of a range of layers, with the embedding before the first layer and the head after the last. Submitting
+    /// the parts of a forward pass one after the other with the same batch gives the same bits as the whole. When a part has
+    /// completed, so have the caches of its layers.
     #[must_use]
     pub fn program_of(&self, layers: Range<usize>, step_options: StepOptions) -> Program {
         let mut program = Program::new();
@@ -76,7 +76,7 @@ impl Model {
         program.push(residual);
     }
 
-    /// Logits of the rows that are wanted, and what is chosen of them.
+    /// Logits of the requested rows, and their candidates.
     fn output(&self, program: &mut Program, step_options: StepOptions) {
         let head = self.head;
         program.push(RmsNorm {
@@ -107,7 +107,7 @@ impl Model {
     }
 }
 
-/// `KDA, MoE` and the like.
+/// `KDA, MoE` and so on.
 impl std::fmt::Display for Layer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let attention = match self.attention {

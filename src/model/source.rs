@@ -1,4 +1,4 @@
-//! Where a model's weights come from: files, or random numbers that the backend makes where it keeps them.
+//! The source of a model's weights: files, or random numbers generated on the device.
 
 use std::collections::HashMap;
 
@@ -7,20 +7,20 @@ use crate::checkpoint::{Checkpoint, Format};
 use crate::config::{Dtype, ModelConfig, Role, Storage, TensorSpec};
 use crate::error::BackendError;
 
-/// Where weights come from.
+/// The source of weights.
 pub(super) enum Source<'a> {
     /// Files.
     Stored(&'a Checkpoint),
-    /// The backend makes them.
+    /// Random numbers from the backend.
     Random {
-        /// Tells one model from another.
+        /// The seed.
         seed: u32,
-        /// By name; how they would be stored.
+        /// The dtype of each weight, by name.
         shapes: HashMap<String, TensorSpec>,
     },
 }
 
-/// What a weight would have been made of, and its numbers.
+/// The shape of a random weight, and the distribution of its numbers.
 pub(super) struct Made {
     pub(super) format: Format,
     /// Rows of each tensor.
@@ -33,7 +33,7 @@ pub(super) struct Made {
 
 impl Source<'_> {
     pub(super) fn random(config: &ModelConfig, seed: u32) -> Self {
-        // Tied models have no head of their own in their files; here it is another matrix all the same.
+        // Tied models have no output head in their files; a random model gets one of its own.
         let untied = ModelConfig {
             tie_word_embeddings: false,
             ..config.clone()
@@ -45,7 +45,7 @@ impl Source<'_> {
         }
     }
 
-    /// The weight that these tensors would have been laid together to.
+    /// The random weight in place of these tensors concatenated.
     pub(super) fn made(&self, names: &[String]) -> Result<Made, BackendError> {
         let Self::Random { seed, shapes } = self else {
             return Err(missing(&names[0]));
@@ -66,7 +66,7 @@ impl Source<'_> {
     }
 }
 
-/// The numbers of a weight with so many inputs: sums of products are about as large as what they are made of.
+/// The distribution of a weight with this number of inputs: sums of products are about as large as their terms.
 fn numbers(spec: &TensorSpec, seed: u32, inputs: usize) -> Random {
     let random = |exponent| Random::named(&spec.name, seed, exponent);
     match spec.role {
@@ -77,7 +77,7 @@ fn numbers(spec: &TensorSpec, seed: u32, inputs: usize) -> Random {
         Role::RouterBias => random(-7),
         _ if inputs == 1 => random(-2).about(1.0),
         _ => {
-            // A uniform number's variance is a third of its square bound.
+            // The variance of a uniform number is a third of the square of its bound.
             let bound = (3.0 / inputs.max(1) as f32).sqrt();
             random(bound.log2().floor() as i32)
         }

@@ -1,4 +1,4 @@
-//! Requests on their way through the engine: their outputs as they come, and their end when nobody waits for them.
+//! Requests of one call in the engine: their outputs as they come, and their cancellation when the client has disconnected.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,22 +18,22 @@ use crate::engine::{EngineHandle, Event, Output, OutputProcessor, Request, Reque
 use crate::error::{EngineError, Error};
 use crate::transfer::Offer;
 
-/// The outputs of the requests that one call makes. Dropping it cancels them: a client that went away frees what it held.
+/// The outputs of the requests of one call. Dropping it cancels them: a client that disconnects frees what it held.
 pub(super) struct Answers {
     ids: Vec<RequestId>,
     engine: EngineHandle,
     outputs: UnboundedReceiver<(usize, Output)>,
-    /// Outputs that came before all requests had been taken.
+    /// Outputs that came before all requests had been accepted.
     early: VecDeque<(usize, Output)>,
-    /// Answers that are still to finish.
+    /// Number of unfinished answers.
     left: usize,
-    /// Caches that go out: they stay when all answers are there.
+    /// Exported caches: they are kept after all answers are complete.
     offer: Option<Offer>,
-    /// Where the caches are, for the client to pass on.
+    /// The location of the caches, for the client to pass on.
     kv_transfer_params: Option<Value>,
-    /// What fetches caches.
+    /// The task that fetches caches.
     fetching: Option<AbortHandle>,
-    /// A shutdown waits for it.
+    /// Keeps a shutdown waiting.
     _inside: Arc<Inside>,
 }
 
@@ -43,7 +43,7 @@ impl Drop for Answers {
             fetching.abort();
         }
         match &self.offer {
-            // The other server fetches it by now, or will.
+            // The other server fetches them now or later.
             Some(_) if self.left == 0 => return,
             Some(offer) => offer.cancel("the prefill server's client went away"),
             None => {}
@@ -52,7 +52,7 @@ impl Drop for Answers {
     }
 }
 
-/// What sees a request's events on their way to its client.
+/// Observes a request's events before its client gets them.
 struct RequestSink {
     index: usize,
     watch: Watch,
@@ -71,19 +71,19 @@ impl RequestSink {
             if let Some(on_reserved) = &mut self.on_reserved {
                 on_reserved.see(&output.event);
             }
-            // Nobody may be listening any more; the request is cancelled then.
+            // The client may have disconnected; the request is cancelled then.
             let _ = self.sender.send((self.index, output));
         })
     }
 }
 
 impl Answers {
-    /// Gives requests to the engine and waits until it has taken them. Where their caches go elsewhere or come from there,
-    /// `remote` says so; there is one request then. The channel has no bound: it holds at most their answers, and the engine
-    /// must never wait for a client.
+    /// Submits requests to the engine and waits until it has accepted them. `remote` is set if the caches are exported or
+    /// imported; there is one request then. The channel is unbounded: it holds at most the answers of these requests, and the
+    /// engine must never wait for a client.
     ///
     /// # Errors
-    /// A request that cannot run, or one too many: then none of them does.
+    /// A request that cannot run, or one too many: then none of them runs.
     pub(super) async fn submit(
         service: &Service,
         requests: Vec<Request>,
@@ -142,7 +142,7 @@ impl Answers {
         Ok(answers)
     }
 
-    /// Submits a request whose caches go elsewhere, or come from there.
+    /// Submits a request whose caches are exported or imported.
     async fn begin(
         &mut self,
         service: &Service,
@@ -179,7 +179,7 @@ impl Answers {
         Ok(())
     }
 
-    /// The next output, and whose of the requests it is; `None` after the last.
+    /// The next output, with the index of its request; `None` after the last.
     pub(super) async fn next(&mut self) -> Option<(usize, Output)> {
         let next = match self.early.pop_front() {
             Some(output) => output,
@@ -191,13 +191,13 @@ impl Answers {
         Some(next)
     }
 
-    /// Where the prompt's caches are, where they go elsewhere (`kv_transfer_params`).
+    /// The location of the prompt's caches, if they are exported (`kv_transfer_params`).
     pub(super) fn kv_transfer_params(&self) -> Option<&Value> {
         self.kv_transfer_params.as_ref()
     }
 }
 
-/// What a client is told of a request that the engine did not take.
+/// The error for a client whose request the engine refused.
 pub(super) fn refusal(service: &Service, error: &Error) -> ApiError {
     match error {
         Error::Engine(EngineError::QueueFull { .. }) => {
@@ -207,7 +207,7 @@ pub(super) fn refusal(service: &Service, error: &Error) -> ApiError {
     }
 }
 
-/// The engine went away in the middle.
+/// The error for an engine that has stopped during an answer.
 pub(super) fn stopped() -> ApiError {
     ApiError::internal("the engine has stopped")
 }

@@ -1,27 +1,34 @@
-//! Keys: where the server has some, a request must bring one as `Authorization: Bearer KEY`.
+//! Keys: where the server has some, a request must bring one as `Authorization: Bearer KEY`, or as `x-api-key: KEY`, which
+//! is Anthropic's way.
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::error::{ApiError, Result};
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Refuses a request without one of these keys; without keys everybody may.
 pub(super) fn check(keys: &[String], headers: &HeaderMap) -> Result<()> {
     if keys.is_empty() {
         return Ok(());
     }
-    let Some(given) = headers.get(header::AUTHORIZATION) else {
-        let message = "a key is needed: send it as `Authorization: Bearer KEY`";
+    let bearer = headers.get(header::AUTHORIZATION);
+    let bare = headers.get(API_KEY);
+    if bearer.is_none() && bare.is_none() {
+        let message = "a key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`";
         return Err(ApiError::unauthorized(message));
-    };
-    let bearer = given
-        .as_bytes()
-        .split_at_checked(7)
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
+    }
+    let bearer = bearer
+        .and_then(|given| given.as_bytes().split_at_checked(7))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
+        .map(|(_, given)| given);
     // All keys are compared, whichever fits.
-    let fits = bearer.is_some_and(|(_, given)| {
-        keys.iter()
-            .fold(false, |fits, key| same(key.as_bytes(), given) | fits)
-    });
+    let given = [bearer, bare.map(HeaderValue::as_bytes)]
+        .into_iter()
+        .flatten();
+    let fits = given
+        .flat_map(|given| keys.iter().map(move |key| same(key.as_bytes(), given)))
+        .fold(false, |fits, same| fits | same);
     if fits {
         return Ok(());
     }
@@ -66,6 +73,11 @@ mod tests {
         ] {
             assert!(check(&keys, &with(bad)).is_err(), "{bad}");
         }
+        let mut bare = HeaderMap::new();
+        bare.insert(API_KEY, HeaderValue::from_static("another"));
+        assert!(check(&keys, &bare).is_ok());
+        bare.insert(API_KEY, HeaderValue::from_static("Bearer another"));
+        assert!(check(&keys, &bare).is_err());
         assert!(check(&keys, &HeaderMap::new()).is_err());
         assert!(check(&[], &HeaderMap::new()).is_ok());
     }

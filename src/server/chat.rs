@@ -3,49 +3,95 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
+use super::chat_request::{ChatRequest, prepare};
+use super::choices::{Choices, Shape};
 use super::error::{ApiError, Result};
-use super::fields::Fields;
+use super::fields::{Fields, Whole, count, needed};
 use super::logprobs;
 use super::parameters::{MOST_LOGPROBS, Parameters};
-use super::prompt::{self, Prompt};
-use super::response::{Part, Shape, respond};
+use super::prompt;
+use super::response::Part;
 use super::routes::Call;
 use super::service::Service;
 use super::tools::Form;
-use crate::engine::Request;
+use crate::engine::{Scored, TokenLogprobs};
 use crate::tokenizer::{Chat, ToolCallEvent};
 
-/// A chat as it was asked for.
-struct Asked {
-    chat: Chat,
-    parameters: Parameters,
-    form: Form,
-    logprobs: Option<usize>,
+/// The fields of a chat beside those that are about tools, format, or shared with other protocols.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Chat")]
+pub(super) struct ChatFields {
+    /// The most tokens of the answer.
+    max_completion_tokens: Option<Whole>,
+    /// The same, under its older name.
+    max_tokens: Option<Whole>,
+    /// Whether the log-probabilities of the answer's tokens are told.
+    logprobs: Option<bool>,
+    /// The likeliest tokens that are told beside each one, at most 20.
+    top_logprobs: Option<Whole>,
+}
+
+/// The fields that say a prompt of messages.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ChatMessages")]
+pub(super) struct MessagesFields {
+    /// Objects with a `role` and a `content`.
+    #[schemars(required)]
+    messages: Option<Vec<Value>>,
+    /// Whether the prompt ends where the assistant is to answer; it does unless this is false.
+    add_generation_prompt: Option<bool>,
+    /// Whether the answer goes on with the last message.
+    continue_final_message: Option<bool>,
+    /// Further variables of the chat template.
+    chat_template_kwargs: Option<Map<String, Value>>,
+    /// One of them, under OpenAI's name: the template decides what it makes of it.
+    reasoning_effort: Option<String>,
 }
 
 /// Reads a chat's messages, tools and what they are rendered with.
 pub(super) fn chat_of(fields: &mut Fields, form: &Form) -> Result<Chat> {
-    let messages: Vec<Value> = fields.need("messages")?;
+    let found: MessagesFields = fields.part()?;
+    let messages = needed("messages", found.messages)?;
     if fields.is_strict() {
         prompt::check_strict(&messages)?;
     }
     let messages = prompt::messages(messages)?;
+    let continued = found.continue_final_message.unwrap_or(false);
+    if continued && found.add_generation_prompt == Some(true) {
+        let message = "`continue_final_message` goes on with the last message; `add_generation_prompt` begins a new one";
+        return Err(ApiError::field("continue_final_message", message).code("invalid_value"));
+    }
+    let mut kwargs = found.chat_template_kwargs.unwrap_or_default();
+    if let Some(effort) = found.reasoning_effort {
+        kwargs.insert("reasoning_effort".to_owned(), Value::from(effort));
+    }
     Ok(Chat {
         messages,
         tools: (!form.tools.is_empty()).then(|| form.tools.clone()),
-        add_generation_prompt: true,
+        add_generation_prompt: found.add_generation_prompt.unwrap_or(true),
+        continue_final_message: continued,
+        chat_template_kwargs: kwargs,
     })
 }
 
-fn read(mut fields: Fields, service: &Service) -> Result<Asked> {
-    let names = ["max_completion_tokens", "max_tokens"];
-    let parameters = Parameters::take(&mut fields, service, &names, 1)?;
+fn read(mut fields: Fields, service: &Service) -> Result<ChatRequest> {
+    let own: ChatFields = fields.part()?;
+    let newer = count(
+        "max_completion_tokens",
+        own.max_completion_tokens,
+        1,
+        usize::MAX,
+    )?;
+    let older = count("max_tokens", own.max_tokens, 1, usize::MAX)?;
+    let parameters = Parameters::take(&mut fields, service, newer.or(older))?;
     let form = Form::take(&mut fields)?;
     let chat = chat_of(&mut fields, &form)?;
-    let wanted = fields.take("logprobs")?.unwrap_or(false);
-    let top = fields.count("top_logprobs", 0, MOST_LOGPROBS)?;
+    let wanted = own.logprobs.unwrap_or(false);
+    let top = count("top_logprobs", own.top_logprobs, 0, MOST_LOGPROBS)?;
     if top.is_some_and(|top| top > 0) && !wanted {
         let message = "`top_logprobs` is for requests with `logprobs: true`";
         return Err(ApiError::field("top_logprobs", message).code("invalid_value"));
@@ -56,12 +102,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<Asked> {
         "this model writes text alone",
     )?;
     fields.only("store", &[json!(false)], "nothing is stored here")?;
-    for name in [
-        "audio",
-        "web_search_options",
-        "reasoning_effort",
-        "verbosity",
-    ] {
+    for name in ["audio", "web_search_options", "verbosity"] {
         fields.only(name, &[], "this model has nothing of the kind")?;
     }
     for name in ["functions", "function_call"] {
@@ -70,7 +111,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<Asked> {
     // A guess of the answer makes it come faster elsewhere, not different.
     fields.ignore(&["prediction"]);
     fields.finish()?;
-    Ok(Asked {
+    Ok(ChatRequest {
         chat,
         parameters,
         form,
@@ -78,48 +119,25 @@ fn read(mut fields: Fields, service: &Service) -> Result<Asked> {
     })
 }
 
-/// The engine's request for a chat.
-fn request(service: &Service, asked: &Asked) -> Result<Request> {
-    let Prompt { ids, turn_ends } = prompt::encode_chat(service, &asked.chat)?;
-    let parameters = &asked.parameters;
-    let mut request = parameters.request(service, ids, usize::MAX)?;
-    let (tokenizer, grammars) = (service.tokenizer(), service.grammars());
-    request.grammar = asked.form.grammar(tokenizer, grammars)?;
-    if request.grammar.is_some() && parameters.ignore_eos {
-        let message = "`ignore_eos` and an answer of a given form contradict each other";
-        return Err(ApiError::field("ignore_eos", message).code("invalid_value"));
-    }
-    // Far below any logit.
-    let never = asked.form.forbidden(tokenizer).map(|id| (id, -1e9));
-    request.sampling.logit_bias.extend(never);
-    request.logprobs = asked.logprobs;
-    request.turn_ends = turn_ends;
-    Ok(request)
-}
-
 /// Answers a chat.
 pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> {
-    let alone = call.service.alone(fields.size()).await?;
-    let (asked, request) = call
-        .service
-        .compute(|service| {
-            let asked = read(fields, service)?;
-            let request = request(service, &asked)?;
-            Ok((asked, request))
-        })
-        .await?;
+    let service = Arc::clone(&call.service);
+    let alone = service.alone(fields.size()).await?;
+    let prepared = prepare(&service, move |service| read(fields, service)).await?;
     drop(alone);
+    let parameters = &prepared.asked.parameters;
     let chats = Chats {
-        service: Arc::clone(&call.service),
+        service,
         id: call.id.clone(),
-        answers: vec![Whole::default(); asked.parameters.samples],
-        logprobs: asked.logprobs.is_some(),
-        return_ids: asked.parameters.return_ids,
-        prompt_ids: request.prompt.clone(),
+        answers: vec![Said::default(); parameters.samples],
+        logprobs: prepared.asked.logprobs,
+        prompt_logprobs: parameters.prompt_logprobs,
+        scores: Vec::new(),
+        return_ids: parameters.return_ids,
+        prompt_ids: prepared.request.prompt.clone(),
     };
-    let processor = asked.parameters.processor(&call.service)?;
-    let processor = processor.tool_calls(asked.form.calls());
-    respond(call, &asked.parameters, &processor, vec![request], chats).await
+    let protocol = Choices::new(chats, parameters);
+    prepared.respond(call, protocol).await
 }
 
 /// Answers to a chat.
@@ -127,31 +145,34 @@ struct Chats {
     service: Arc<Service>,
     /// The call's, for the log.
     id: String,
-    answers: Vec<Whole>,
-    logprobs: bool,
+    answers: Vec<Said>,
+    /// The likeliest tokens that are told of each one; `None` where nothing is told.
+    logprobs: Option<usize>,
+    /// The same of the prompt's tokens.
+    prompt_logprobs: Option<usize>,
+    /// How likely the prompt's tokens after the first are, where that is told.
+    scores: Vec<TokenLogprobs>,
     return_ids: bool,
     prompt_ids: Vec<u32>,
 }
 
 /// One answer that is sent whole.
 #[derive(Clone, Default)]
-struct Whole {
+struct Said {
     content: String,
     calls: Vec<[String; 3]>,
     logprobs: Vec<Value>,
     ids: Vec<u32>,
     reason: Option<&'static str>,
+    stop: Option<Value>,
 }
 
 impl Chats {
     /// The log-probability of a part's token, where it is wanted.
     fn logprob(&self, part: &Part) -> Option<Value> {
-        let (id, logprobs) = part.token.as_ref()?;
-        Some(logprobs::chat(
-            self.service.tokenizer(),
-            *id,
-            logprobs.as_ref()?,
-        ))
+        let (id, found) = part.token.as_ref()?;
+        let (tokenizer, most) = (self.service.tokenizer(), self.logprobs?);
+        Some(logprobs::chat(tokenizer, *id, found.as_ref()?, most))
     }
 }
 
@@ -163,6 +184,17 @@ impl Shape for Chats {
         self.return_ids.then_some(&self.prompt_ids)
     }
 
+    fn scored(&mut self, _prompt: usize, scored: Scored) {
+        self.scores.extend(scored.token_logprobs());
+    }
+
+    fn more(&self) -> Option<(&'static str, Value)> {
+        let tokenizer = self.service.tokenizer();
+        let most = self.prompt_logprobs?;
+        let told = logprobs::prompt(tokenizer, &self.prompt_ids, &self.scores, most);
+        Some(("prompt_logprobs", told))
+    }
+
     fn opening(&self, index: usize) -> Option<Value> {
         let delta = json!({ "role": "assistant", "content": "" });
         Some(json!({ "index": index, "delta": delta, "finish_reason": null }))
@@ -172,7 +204,7 @@ impl Shape for Chats {
     fn chunks(&mut self, part: Part) -> Vec<Value> {
         let mut deltas: Vec<Value> = part.deltas.iter().filter_map(delta).collect();
         let ends = part.reason.is_some();
-        if ends || (deltas.is_empty() && (self.logprobs || self.return_ids)) {
+        if ends || (deltas.is_empty() && (self.logprobs.is_some() || self.return_ids)) {
             deltas.push(json!({}));
         }
         let with = if ends { deltas.len() - 1 } else { 0 };
@@ -182,7 +214,10 @@ impl Shape for Chats {
                 return choice;
             }
             choice["finish_reason"] = json!(part.reason);
-            if self.logprobs && part.token.is_some() {
+            if ends {
+                choice["stop_reason"] = json!(part.stop);
+            }
+            if self.logprobs.is_some() && part.token.is_some() {
                 let content: Vec<Value> = self.logprob(&part).into_iter().collect();
                 choice["logprobs"] = json!({ "content": content });
             }
@@ -200,6 +235,7 @@ impl Shape for Chats {
         whole.ids.extend(part.token.map(|token| token.0));
         whole.logprobs.extend(logprob);
         whole.reason = whole.reason.or(part.reason);
+        whole.stop = whole.stop.take().or(part.stop);
         for delta in part.deltas {
             match delta {
                 ToolCallEvent::Text(text) => whole.content.push_str(&text),
@@ -241,8 +277,9 @@ impl Shape for Chats {
         let mut choice = json!({
             "index": index,
             "message": message,
-            "logprobs": self.logprobs.then_some(logprobs),
+            "logprobs": self.logprobs.map(|_| logprobs),
             "finish_reason": whole.reason,
+            "stop_reason": whole.stop,
         });
         if self.return_ids {
             choice["token_ids"] = json!(whole.ids);

@@ -1,4 +1,4 @@
-//! What is refused, as OpenAI's clients expect it: a status, and `{"error": {message, type, param, code}}`.
+//! Errors as OpenAI's clients expect them: a status, and `{"error": {message, type, param, code}}`.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -9,7 +9,7 @@ use crate::error::{EngineError, Error, TokenizerError};
 
 pub(super) type Result<T> = std::result::Result<T, ApiError>;
 
-/// A refusal.
+/// An error response.
 #[derive(Clone, Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -17,7 +17,7 @@ pub(super) struct ApiError {
     code: Option<&'static str>,
     param: Option<String>,
     message: String,
-    /// Seconds after which it may be worth trying again.
+    /// Seconds after which to retry.
     retry_after: Option<u64>,
 }
 
@@ -33,17 +33,17 @@ impl ApiError {
         }
     }
 
-    /// A request that cannot be meant.
+    /// An invalid request.
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
-    /// A field with a value that it may not have.
+    /// A field with an invalid value.
     pub(super) fn field(name: &str, message: impl Into<String>) -> Self {
         Self::invalid(message).param(name)
     }
 
-    /// A prompt with which the context is full.
+    /// A prompt that fills the context.
     pub(super) fn context(context: usize, prompt: usize, wanted: Option<usize>) -> Self {
         // Clients look for OpenAI's words.
         let message = match wanted {
@@ -101,7 +101,7 @@ impl ApiError {
         Self::new(status, "invalid_request_error", message)
     }
 
-    /// As many requests as may wait.
+    /// The queue is full.
     pub(super) fn overloaded(message: impl Into<String>, retry_after: u64) -> Self {
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
             .code("rate_limit_exceeded");
@@ -109,7 +109,7 @@ impl ApiError {
         error
     }
 
-    /// Not now: still loading, or shutting down.
+    /// Unavailable: still loading, or shutting down.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let mut error = Self::new(status, "service_unavailable_error", message);
@@ -136,6 +136,14 @@ impl ApiError {
     pub(super) fn code(mut self, code: &'static str) -> Self {
         self.code = Some(code);
         self
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn message(&self) -> &str {
+        &self.message
     }
 
     /// The body.

@@ -1,7 +1,10 @@
-//! A JSON body, field by field: each is taken by name and type, and one that nobody takes is refused by name.
+//! A JSON body, field by field: each is taken by name and type, and fields that remain are refused by name.
+
+use std::borrow::Cow;
 
 use axum::body::Bytes;
-use serde::de::DeserializeOwned;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error, Unexpected, Visitor};
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, Result};
@@ -41,7 +44,7 @@ const BOOKKEEPING: [&str; 30] = [
     "vllm_xargs",
 ];
 
-/// The fields of a body that nobody has taken yet.
+/// The fields of a body that have not been taken.
 #[derive(Debug)]
 pub(super) struct Fields {
     map: Map<String, Value>,
@@ -98,61 +101,33 @@ impl Fields {
         self.strict
     }
 
-    /// Takes a field; `None` where it is missing or null.
+    /// Takes a field; `None` if it is missing or null.
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
         let value = self.map.shift_remove(name).filter(|value| !value.is_null());
         value.map(|value| typed(name, value)).transpose()
     }
 
+    /// Takes all fields that a struct has; null is as if they were missing.
+    pub(super) fn part<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let mut part = Map::new();
+        for name in field_names::<T>() {
+            let value = self
+                .map
+                .shift_remove(*name)
+                .filter(|value| !value.is_null());
+            part.extend(value.map(|value| ((*name).to_owned(), value)));
+        }
+        typed("", Value::Object(part))
+    }
+
+    /// A field that stays where it is; null where it is missing.
+    pub(super) fn get(&self, name: &str) -> &Value {
+        self.map.get(name).unwrap_or(&Value::Null)
+    }
+
     /// Whether a field is there and not null.
     pub(super) fn has(&self, name: &str) -> bool {
         self.map.get(name).is_some_and(|value| !value.is_null())
-    }
-
-    /// Takes a field that has to be there.
-    pub(super) fn need<T: DeserializeOwned>(&mut self, name: &str) -> Result<T> {
-        let missing = || {
-            ApiError::field(name, format!("`{name}` is missing")).code("missing_required_parameter")
-        };
-        self.take(name)?.ok_or_else(missing)
-    }
-
-    /// Takes a number that must be inside `from..=to`.
-    pub(super) fn number(&mut self, name: &str, from: f64, to: f64) -> Result<Option<f64>> {
-        let number: Option<f64> = self.take(name)?;
-        number
-            .map(|number| match (from..=to).contains(&number) {
-                true => Ok(number),
-                false => Err(out_of_range(name, from, to, number)),
-            })
-            .transpose()
-    }
-
-    /// Takes a whole number that must be inside `from..=to`.
-    pub(super) fn count(&mut self, name: &str, from: usize, to: usize) -> Result<Option<usize>> {
-        let Some(value) = self.take::<Value>(name)? else {
-            return Ok(None);
-        };
-        let found = match (value.as_u64(), value.as_i64()) {
-            (Some(number), _) => usize::try_from(number).unwrap_or(usize::MAX),
-            (None, Some(negative)) => return Err(out_of_range(name, from, to, negative)),
-            // A whole number that JavaScript or Python wrote as a float.
-            (None, None) if value.as_f64().is_some_and(is_whole) => {
-                let number = value.as_f64().unwrap_or_default();
-                if number < 0.0 {
-                    return Err(out_of_range(name, from, to, number));
-                }
-                number as usize
-            }
-            (None, None) => {
-                let message = format!("`{name}` must be a whole number, found {}", kind(&value));
-                return Err(ApiError::field(name, message).code("invalid_type"));
-            }
-        };
-        match (from..=to).contains(&found) {
-            true => Ok(Some(found)),
-            false => Err(out_of_range(name, from, to, found)),
-        }
     }
 
     /// Refuses a field that this server has no use for unless it has one of these values, or is missing.
@@ -165,14 +140,14 @@ impl Fields {
         }
     }
 
-    /// Takes fields that make no difference here.
+    /// Takes fields that have no effect here.
     pub(super) fn ignore(&mut self, names: &[&str]) {
         for name in names {
             self.map.shift_remove(*name);
         }
     }
 
-    /// Refuses what nobody took, unless it changes nothing.
+    /// Refuses the fields that remain, unless they change nothing.
     pub(super) fn finish(self) -> Result<()> {
         let harmless = |name: &str, value: &Value| {
             !self.strict && (value.is_null() || BOOKKEEPING.contains(&name))
@@ -188,15 +163,127 @@ impl Fields {
     }
 }
 
-/// Whether a float is a whole number that floats tell from its neighbours.
-pub(super) fn is_whole(number: f64) -> bool {
-    number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0
-}
-
 /// An object without the fields that change nothing: those of these names, and those that are null.
 pub(super) fn without_bookkeeping(value: &mut Value, names: &[&str]) {
     if let Value::Object(map) = value {
         map.retain(|name, value| !value.is_null() && !names.contains(&name.as_str()));
+    }
+}
+
+/// A whole number. Clients that have no integers write it with a fraction of zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Whole(pub(super) i128);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(WholeVisitor)
+    }
+}
+
+impl JsonSchema for Whole {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Whole".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer" })
+    }
+}
+
+struct WholeVisitor;
+
+impl Visitor<'_> for WholeVisitor {
+    type Value = Whole;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a whole number")
+    }
+
+    fn visit_u64<E>(self, number: u64) -> std::result::Result<Whole, E> {
+        Ok(Whole(i128::from(number)))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> std::result::Result<Whole, E> {
+        Ok(Whole(i128::from(number)))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> std::result::Result<Whole, E> {
+        // Beyond this a float does not say which whole number is meant.
+        const EXACT: f64 = (1_u64 << 53) as f64;
+        if number.fract() != 0.0 || number.abs() > EXACT {
+            return Err(E::invalid_value(Unexpected::Float(number), &self));
+        }
+        Ok(Whole(number as i128))
+    }
+}
+
+/// A number that must be inside `from..=to`.
+pub(super) fn number(name: &str, number: Option<f64>, from: f64, to: f64) -> Result<Option<f64>> {
+    match number.filter(|number| !(from..=to).contains(number)) {
+        None => Ok(number),
+        Some(outside) => Err(out_of_range(name, from, to, outside)),
+    }
+}
+
+/// A whole number that must be inside `from..=to`.
+pub(super) fn count(
+    name: &str,
+    number: Option<Whole>,
+    from: usize,
+    to: usize,
+) -> Result<Option<usize>> {
+    let Some(Whole(number)) = number else {
+        return Ok(None);
+    };
+    let inside = usize::try_from(number).ok();
+    match inside.filter(|number| (from..=to).contains(number)) {
+        Some(inside) => Ok(Some(inside)),
+        None => Err(out_of_range(name, from, to, number)),
+    }
+}
+
+/// A field that has to be there.
+pub(super) fn needed<T>(name: &str, value: Option<T>) -> Result<T> {
+    let missing =
+        || ApiError::field(name, format!("`{name}` is missing")).code("missing_required_parameter");
+    value.ok_or_else(missing)
+}
+
+/// The names of a struct's fields, as its JSON has them.
+fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
+    let mut names: &'static [&'static str] = &[];
+    // It ends with an error where the names are known: nothing is made of them.
+    let _ = T::deserialize(Names(&mut names));
+    names
+}
+
+/// Takes a struct's names where it asks for its fields.
+struct Names<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Names<'_> {
+    type Error = serde::de::value::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> std::result::Result<V::Value, Self::Error> {
+        Err(Error::custom("not a struct"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        _: V,
+    ) -> std::result::Result<V::Value, Self::Error> {
+        *self.0 = fields;
+        Err(Error::custom("names alone"))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
     }
 }
 
@@ -210,22 +297,23 @@ fn out_of_range(
     ApiError::field(name, message).code("invalid_value")
 }
 
-/// Reads a value as a type; what is wrong is told with the path to it.
+/// Reads a value as a type; what is wrong is told with the path to it, which begins with `name` unless that is empty.
 pub(super) fn typed<T: DeserializeOwned>(name: &str, value: Value) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let inner = error.path().to_string();
         let path = match inner.as_str() {
             "." => name.to_owned(),
+            _ if name.is_empty() => inner,
             list if list.starts_with('[') => format!("{name}{list}"),
             _ => format!("{name}.{inner}"),
         };
-        // The found value may be of any length.
+        // The value may be of any length.
         let reason = shorten(&error.inner().to_string());
         ApiError::field(&path, format!("`{path}`: {reason}")).code("invalid_type")
     })
 }
 
-/// The beginning of a text that a client may have made of any length.
+/// The beginning of a text from a client, which may be of any length.
 pub(super) fn shorten(text: &str) -> String {
     const MOST: usize = 200;
     match text.char_indices().nth(MOST) {
@@ -251,24 +339,59 @@ mod tests {
     #[test]
     fn a_field_is_taken_once_and_null_is_none() {
         let mut fields = fields(r#"{"a": 1.5, "b": null, "n": 3}"#);
-        assert_eq!(fields.number("a", 0.0, 2.0).unwrap(), Some(1.5));
+        assert_eq!(fields.take::<f64>("a").unwrap(), Some(1.5));
         assert_eq!(fields.take::<String>("b").unwrap(), None);
-        assert_eq!(fields.count("n", 1, 3).unwrap(), Some(3));
+        assert_eq!(fields.take("n").unwrap(), Some(Whole(3)));
         fields.finish().unwrap();
+    }
+
+    #[test]
+    fn numbers_are_whole_and_inside_their_bounds() {
+        assert_eq!(number("t", Some(1.5), 0.0, 2.0).unwrap(), Some(1.5));
+        let error = number("t", Some(2.5), 0.0, 2.0).unwrap_err();
+        assert_eq!(
+            message(&error),
+            ("t".into(), "`t` must be from 0 to 2, found 2.5".into())
+        );
+        assert_eq!(count("n", Some(Whole(3)), 1, 3).unwrap(), Some(3));
+        assert_eq!(count("n", None, 1, 3).unwrap(), None);
+        for outside in [-1, 4, i128::from(u64::MAX) + 1] {
+            let error = count("n", Some(Whole(outside)), 1, 3).unwrap_err();
+            let expected = format!("`n` must be from 1 to 3, found {outside}");
+            assert_eq!(message(&error).1, expected);
+        }
+        let read = |text: &str| fields(text).take::<Whole>("n");
+        assert_eq!(read(r#"{"n": 100.0}"#).unwrap(), Some(Whole(100)));
+        assert_eq!(read(r#"{"n": -7}"#).unwrap(), Some(Whole(-7)));
+        for text in [r#"{"n": 1.5}"#, r#"{"n": "1"}"#, r#"{"n": 1e300}"#] {
+            let error = read(text).unwrap_err();
+            assert!(message(&error).1.contains("a whole number"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_struct_takes_its_own_fields_and_leaves_the_others() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Part {
+            a: Option<u32>,
+            #[serde(rename = "type")]
+            kind: Option<String>,
+            inner: Option<Vec<u8>>,
+        }
+        let mut fields = fields(r#"{"a": null, "other": 1, "type": "x", "inner": [1]}"#);
+        let part: Part = fields.part().unwrap();
+        assert_eq!((part.a, part.kind.as_deref()), (None, Some("x")));
+        assert_eq!(part.inner, Some(vec![1]));
+        assert_eq!(message(&fields.finish().unwrap_err()).0, "other");
+        let error = super::tests::fields(r#"{"inner": [1, 256]}"#)
+            .part::<Part>()
+            .unwrap_err();
+        assert_eq!(message(&error).0, "inner[1]");
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         let found = |error: ApiError| message(&error);
-        let error = fields(r#"{"t": 2.5}"#).number("t", 0.0, 2.0).unwrap_err();
-        assert_eq!(
-            found(error),
-            ("t".into(), "`t` must be from 0 to 2, found 2.5".into())
-        );
-        let error = fields(r#"{"n": -1}"#).count("n", 1, 3).unwrap_err();
-        assert_eq!(found(error).1, "`n` must be from 1 to 3, found -1");
-        let error = fields(r#"{"n": 1.5}"#).count("n", 1, 3).unwrap_err();
-        assert_eq!(found(error).1, "`n` must be a whole number, found a number");
         let error = fields(r#"{"l": [1, "x"]}"#)
             .take::<Vec<u32>>("l")
             .unwrap_err();

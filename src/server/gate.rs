@@ -45,6 +45,11 @@ impl Gate {
         Ok(inside)
     }
 
+    /// How many are inside.
+    pub(super) fn count(&self) -> usize {
+        *self.inside.borrow()
+    }
+
     pub(super) fn close(&self) {
         self.closed.send_replace(true);
     }

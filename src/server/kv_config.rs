@@ -1,4 +1,4 @@
-//! `--kv-transfer-config`: vLLM's JSON for transfers of caches, and the short form of it.
+//! `--kv-transfer-config`: vLLM's JSON for cache transfers, and its short form `--kv-transfer`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -13,22 +13,22 @@ use crate::transfer::{Secret, Tls, TransferOptions};
 /// vLLM's port for transfers.
 const DEFAULT_PORT: u16 = 14579;
 
-/// The one way in which caches travel here.
+/// The supported connector.
 const CONNECTOR: &str = "KimiLinearConnector";
 
-/// What can be wrong with a configuration of transfers.
+/// Errors in a configuration of transfers.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvConfigError {
     /// JSON of another form.
     #[error("kv-transfer-config: {0}")]
     Json(#[from] serde_json::Error),
-    /// A short form that is none.
+    /// An invalid short form.
     #[error(
         "kv-transfer should be listen:HOST:PORT (send caches) or connect:HOST:PORT (fetch them), but is `{0}`"
     )]
     Short(String),
-    /// Another way of transfer.
+    /// Another connector.
     #[error(
         "kv_connector should be `{CONNECTOR}` or left out, but is `{0}`: servers of other programs speak other protocols"
     )]
@@ -44,7 +44,7 @@ pub enum KvConfigError {
     /// A secret or TLS files that cannot be used.
     #[error("kv_connector_extra_config: {0}")]
     Options(#[from] TransferError),
-    /// A number outside its range.
+    /// A number out of range.
     #[error("kv_connector_extra_config.{name} should be {expected}, but is {found}")]
     Range {
         /// Which.
@@ -54,7 +54,7 @@ pub enum KvConfigError {
         /// What was given.
         found: f64,
     },
-    /// A port for anyone.
+    /// A port that anyone could fetch from.
     #[error(
         "kv_ip {0} is reachable from other machines: give a secret (secret_file, or KIMI_LINEAR_KV_SECRET), or a tls_ca that clients' certificates must come from"
     )]
@@ -104,20 +104,20 @@ enum Policy {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Extra {
-    /// A file that holds the secret of both sides.
+    /// A file with the shared secret.
     secret_file: Option<PathBuf>,
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     tls_ca: Option<PathBuf>,
     /// The name in the producer's certificate.
     tls_server_name: Option<String>,
-    /// The host that decode servers are told.
+    /// The host that decode servers connect to.
     advertised_host: Option<String>,
-    /// TCP connections to a producer.
+    /// Number of TCP connections to a producer.
     connections: Option<usize>,
-    /// Bytes of a transfer on their way.
+    /// Maximum bytes of a transfer in flight.
     window: Option<usize>,
-    /// Connections that a producer takes.
+    /// Maximum number of connections to a producer.
     max_connections: Option<usize>,
     /// Seconds.
     heartbeat: Option<f64>,
@@ -138,12 +138,12 @@ impl KvTransfer {
     /// Reads vLLM's JSON. `secret` is the shared secret where the JSON names no file.
     ///
     /// # Errors
-    /// A key or a value that is none, named; files that cannot be read; a port that anyone could fetch from.
+    /// An unknown key or an invalid value, with its name; files that cannot be read; a port that anyone could fetch from.
     pub fn from_json(json: &str, secret: Option<&[u8]>) -> Result<Self, KvConfigError> {
         Self::of(serde_json::from_str(json)?, secret)
     }
 
-    /// Reads the short form, `listen:HOST:PORT` or `connect:HOST:PORT`; all else is by default.
+    /// Reads the short form, `listen:HOST:PORT` or `connect:HOST:PORT`; everything else has its default.
     ///
     /// # Errors
     /// Another form, or a port that anyone could fetch from.
@@ -201,7 +201,7 @@ impl KvTransfer {
         }
         let own = (host, config.kv_port);
         Ok(Self {
-            // A server in both roles listens; where it fetches from, requests say.
+            // A server in both roles listens; requests name the producer that it fetches from.
             producer: (!sends).then(|| own.clone()),
             listen: sends.then_some(own),
             fetch: fetches,
@@ -216,12 +216,12 @@ impl KvTransfer {
     }
 }
 
-/// How transfers are done, with the library's numbers where nothing is said.
+/// Options of transfers, with the library's defaults.
 fn options(extra: &Extra, secret: Option<&[u8]>) -> Result<TransferOptions, KvConfigError> {
     let default = TransferOptions::default();
     let seconds = |name, given: Option<f64>, default| match given {
         None => Ok(default),
-        // A year is far beyond any use, and within what clocks can add.
+        // A year is far beyond any use, and small enough to be added to a clock.
         Some(given) if given > 0.0 && given <= 31_536_000.0 => Ok(Duration::from_secs_f64(given)),
         Some(found) => Err(KvConfigError::Range {
             name,

@@ -9,10 +9,10 @@ use crate::engine::{Event, Request, RequestId, Sink};
 use crate::error::{EngineError, TransferError};
 use crate::transfer::{Offer, Outgoing};
 
-/// The hand-off of a request, or why there is none.
+/// The hand-off of a request, or the reason why there is none.
 type HandOff = std::result::Result<Vec<u8>, String>;
 
-/// Sees an export's events on their way to its client, and passes the hand-off on.
+/// Observes an export's events before its client gets them, and passes the hand-off on.
 pub(super) struct HandOffSender(Option<oneshot::Sender<HandOff>>);
 
 impl HandOffSender {
@@ -25,19 +25,19 @@ impl HandOffSender {
             _ => return,
         };
         if let Some(sender) = self.0.take() {
-            // The transfer may have been given up.
+            // The transfer may have been cancelled.
             let _ = sender.send(hand_off);
         }
     }
 }
 
-/// Where the hand-off of a request that is still to be submitted is seen, and where it comes out.
+/// The observer and the receiver of the hand-off of a request that is still to be submitted.
 pub(super) fn hand_off_channel() -> (HandOffSender, oneshot::Receiver<HandOff>) {
     let (sender, receiver) = oneshot::channel();
     (HandOffSender(Some(sender)), receiver)
 }
 
-/// Submits a request whose caches go out under the name `id`.
+/// Submits a request whose caches are exported under the name `id`.
 ///
 /// # Errors
 /// A request that cannot run, or a name that is in use.

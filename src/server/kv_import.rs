@@ -1,5 +1,5 @@
-//! A decode server's side of a request: its caches are fetched once the engine has room for them, and where they do not come the
-//! prompt is read here, or the request fails.
+//! A decode server's side of a request: its caches are fetched once the engine has reserved a slot and blocks; if they do not
+//! come, the prompt is prefilled here, or the request fails.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::cache::{CacheHeader, LayerRecord};
 use crate::engine::{EngineHandle, Event, HandOff, ImportWriter, Request, RequestId, Sink};
 use crate::error::{EngineError, Error, TransferError};
 
-/// Records that wait for the engine, which takes them all at once between two steps.
+/// Records queued for the engine, which takes them all at once between two steps.
 const RECORDS: usize = 32;
 
-/// Sees an import's events on their way to its client: when there is room for the caches.
+/// Observes an import's events before its client gets them: when the slot and blocks are reserved.
 pub(super) struct ReservedSender(Option<oneshot::Sender<usize>>);
 
 impl ReservedSender {
@@ -24,20 +24,20 @@ impl ReservedSender {
         if let Event::Reserved { have } = event
             && let Some(sender) = self.0.take()
         {
-            // Nobody fetches any more where the request was given up.
+            // No task fetches any more if the request was cancelled.
             let _ = sender.send(*have);
         }
     }
 }
 
-/// Where a request that is still to be submitted says that there is room, and where that is heard.
+/// The sender and the receiver of that notice, for a request that is still to be submitted.
 pub(super) fn reserved_channel() -> (ReservedSender, oneshot::Receiver<usize>) {
     let (sender, receiver) = oneshot::channel();
     (ReservedSender(Some(sender)), receiver)
 }
 
-/// Submits a request whose caches come from `address` under the name `id`, and begins to fetch them when there is room. The
-/// handle ends the fetching.
+/// Submits a request whose caches come from `address` under the name `id`, and starts to fetch them when the slot and blocks
+/// are reserved. Dropping the handle stops fetching.
 pub(super) async fn import(
     service: &Service,
     request: Request,
@@ -53,7 +53,7 @@ pub(super) async fn import(
     let header = spawn_blocking(move || asking.cache_header(prompt)).await;
     let header = header.unwrap_or(Err(EngineError::Stopped));
     let header = header.map_err(|error| ApiError::from(&error))?;
-    // Nothing is awaited from here on: a client that goes away while something is would leave a request that nobody cancels.
+    // No await from here on: if a client disconnected during one, its request would never be cancelled.
     let request = engine.import_to(header.clone(), request, sink);
     let fetching = Fetching {
         transfers,
@@ -64,7 +64,7 @@ pub(super) async fn import(
         id,
     };
     let task = tokio::spawn(async move {
-        // Where there is never room, the request has ended by itself.
+        // If the slot and blocks are never reserved, the request has ended by itself.
         if let Ok(have) = reserved.await {
             fetching.run(have).await;
         }
@@ -72,26 +72,26 @@ pub(super) async fn import(
     Ok((request, task.abort_handle()))
 }
 
-/// A request for transfers to a server that takes part in none.
+/// The error for a transfer on a server without transfers.
 pub(super) fn no_transfers() -> ApiError {
     let message = "`kv_transfer_params`: this server takes no part in transfers of caches; it is started with --kv-transfer for that";
     ApiError::field("kv_transfer_params", message).code("unsupported_value")
 }
 
-/// An import that does not say where from.
+/// The error for an import without an address.
 pub(super) fn no_address() -> ApiError {
     let message = "`remote_host` and `remote_port` are missing, and this server was given no producer (--kv-transfer connect:HOST:PORT)";
     ApiError::field("kv_transfer_params.remote_host", message).code("missing_required_parameter")
 }
 
-/// A request for the other role.
+/// The error for a request for the other role.
 pub(super) fn wrong_role(field: &str, role: &str) -> ApiError {
     let field = format!("kv_transfer_params.{field}");
     let message = format!("`{field}`: this server is no {role}");
     ApiError::field(&field, message).code("unsupported_value")
 }
 
-/// One import on its way.
+/// An import that is being fetched.
 struct Fetching {
     transfers: Arc<KvTransfers>,
     engine: EngineHandle,
@@ -118,13 +118,13 @@ impl Fetching {
             true => engine.recompute_import(request),
             false => engine.fail_import(request, error),
         });
-        // A request that has ended waits for nothing, and one whose engine has stopped hears of that.
+        // A request that has ended waits for nothing, and a stopped engine reports that itself.
         if recompute && matches!(given_up.await, Ok(Ok(()))) {
             self.transfers.recomputed();
         }
     }
 
-    /// Fetches the caches, and has the engine write them and begin.
+    /// Fetches the caches, has the engine write them, and starts the request.
     async fn load(&self, have: usize) -> std::result::Result<(), Error> {
         let consumer = self.transfers.consumer.as_ref();
         let consumer = consumer.ok_or(TransferError::Closed)?;
@@ -135,7 +135,7 @@ impl Fetching {
         let writing =
             spawn_blocking(move || write(engine.import_writer(request, header, have)?, receiver));
         while let Some(record) = incoming.next().await? {
-            // The writer has given up: why is heard below.
+            // The writer has given up; its error is returned below.
             if sender.send(record).await.is_err() {
                 break;
             }
@@ -152,7 +152,7 @@ impl Fetching {
     }
 }
 
-/// Writes what comes, all that is there at a time, until no more does.
+/// Writes records as they come, all that are queued at a time, until the last.
 fn write(
     mut writer: ImportWriter,
     mut records: mpsc::Receiver<LayerRecord>,

@@ -1,4 +1,4 @@
-//! What Prometheus reads of transfers of caches: a series for each role that the server has.
+//! Prometheus metrics of cache transfers: series for each role of the server.
 
 use metrics::{Counter, Gauge};
 
@@ -29,7 +29,7 @@ pub(super) struct KvMetrics {
 }
 
 impl KvMetrics {
-    /// Nothing counted yet, for these roles.
+    /// All series at zero, for these roles.
     pub(super) fn new(make: &Maker, roles: &[&'static str]) -> Self {
         Self {
             roles: roles.iter().map(|role| Role::new(make, role)).collect(),
@@ -41,7 +41,7 @@ impl KvMetrics {
         }
     }
 
-    /// Takes over what was counted, in the order of the roles.
+    /// Updates the series from counters, in the order of the roles.
     pub(super) fn set(&self, stats: &[(&'static str, TransferStats)], recomputed: u64) {
         for (role, (_, stats)) in self.roles.iter().zip(stats) {
             role.set(stats);

@@ -1,20 +1,21 @@
-//! `kv_transfer_params` of a request, with vLLM's names: whether its prompt's caches go out, come in, or stay.
+//! `kv_transfer_params` of a request, with vLLM's names: whether its prompt's caches are exported, imported, or neither.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Result};
 use super::fields::Fields;
 
-/// The most bytes of a transfer's name.
+/// Maximum length of a transfer's name in bytes.
 const LONGEST_ID: usize = 256;
 
-/// Where the other side of a request is.
+/// The transfer of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Remote {
-    /// The prompt is read here and answered elsewhere; without a name the transfer gets one.
+    /// The prompt is prefilled here and answered elsewhere; without a name the transfer gets one.
     Decode { id: Option<String> },
-    /// The prompt is read elsewhere; without an address at the producer that the server was given.
+    /// The prompt is prefilled elsewhere; without an address by the producer in the server's configuration.
     Prefill {
         id: String,
         address: Option<(String, u16)>,
@@ -22,8 +23,9 @@ pub(super) enum Remote {
 }
 
 /// The fields as they stand in a body. Those that other connectors send and that change nothing here are taken and not read.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "KvTransferParams")]
 struct Fielded {
     do_remote_decode: Option<bool>,
     do_remote_prefill: Option<bool>,
@@ -44,9 +46,17 @@ struct Fielded {
 
 const NAME: &str = "kv_transfer_params";
 
+/// The field of chats and completions.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "KvTransfer")]
+pub(super) struct KvFields {
+    kv_transfer_params: Option<Fielded>,
+}
+
 /// Takes the field; `None` where the request is answered here alone.
 pub(super) fn take(fields: &mut Fields) -> Result<Option<Remote>> {
-    let found: Fielded = fields.take(NAME)?.unwrap_or_default();
+    let found: KvFields = fields.part()?;
+    let found = found.kv_transfer_params.unwrap_or_default();
     let refused = |name: &str, message: &str| {
         Err(ApiError::field(&format!("{NAME}.{name}"), message).code("invalid_value"))
     };
@@ -87,7 +97,7 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Remote>> {
     }
 }
 
-/// What a prefill server's answer carries: it is passed on to the decode server as it is.
+/// The field in a prefill server's answer, which is passed on to the decode server unchanged.
 pub(super) fn answer(id: &str, host: &str, port: u16, engine_id: &str) -> Value {
     json!({
         "do_remote_prefill": true,

@@ -1,7 +1,7 @@
-//! Prompts that are read in one server and answered in another: this server's side, or both.
+//! Disaggregated prefill: one server prefills a prompt, another decodes the answer. This is one server's side, or both.
 //!
-//! A prefill server offers what its engine exports (`kv_export.rs`), a decode server fetches it and has its engine import it
-//! (`kv_import.rs`). What travels and how is the library's business ([`crate::transfer`]).
+//! A prefill server offers what its engine exports (`kv_export.rs`); a decode server fetches it, and its engine imports it
+//! (`kv_import.rs`). The protocol is in the library ([`crate::transfer`]).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,39 +12,39 @@ use crate::engine::EngineHandle;
 use crate::error::{Error, TransferError};
 use crate::transfer::{Consumer, Identity, Producer, TransferOptions, TransferStats};
 
-/// How often a shutdown looks whether transfers are under way.
+/// Interval at which a shutdown checks for active transfers.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a decode server does when caches do not come.
+/// The decode server's policy if caches do not come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoadFailure {
-    /// It reads the prompt itself.
+    /// Prefill the prompt here.
     #[default]
     Recompute,
-    /// The request fails with the reason.
+    /// Fail the request with the reason.
     Fail,
 }
 
-/// How a server takes part in transfers of caches.
+/// Configuration of a server's cache transfers.
 #[derive(Clone, Debug)]
 pub struct KvTransfer {
-    /// The address to listen on for decode servers; `None` where prompts are not sent.
+    /// The address to listen on for decode servers; `None` if caches are not sent.
     pub listen: Option<(String, u16)>,
     /// Whether caches are fetched.
     pub fetch: bool,
-    /// The host that decode servers are told to connect to; `None` for the one that is listened on.
+    /// The host that decode servers connect to; `None` for that of the listening address.
     pub advertised_host: Option<String>,
     /// The producer of requests that name none.
     pub producer: Option<(String, u16)>,
-    /// What is done when caches do not come.
+    /// The policy if caches do not come.
     pub load_failure: LoadFailure,
-    /// This server's name in answers; `None` for one that is drawn.
+    /// This server's name in answers; `None` for a random one.
     pub engine_id: Option<String>,
-    /// How transfers are done.
+    /// Options of transfers.
     pub options: TransferOptions,
 }
 
-/// A server's side of transfers, while it runs.
+/// A server's running transfers.
 pub struct KvTransfers {
     pub(super) producer: Option<Producer>,
     pub(super) consumer: Option<Arc<Consumer>>,
@@ -55,10 +55,10 @@ pub struct KvTransfers {
 }
 
 impl KvTransfers {
-    /// Takes part in transfers of `engine`'s caches, as `config` says.
+    /// Starts transfers of `engine`'s caches, as configured.
     ///
     /// # Errors
-    /// An address that cannot be listened on or told to others, TLS without what its role needs, or an engine that has stopped.
+    /// An address that cannot be bound or announced, TLS without what its role needs, or an engine that has stopped.
     pub async fn start(engine: &EngineHandle, config: KvTransfer) -> Result<Self, Error> {
         let asked = engine.clone();
         let identity = tokio::task::spawn_blocking(move || identity(&asked)).await;
@@ -85,7 +85,7 @@ impl KvTransfers {
         })
     }
 
-    /// The port that decode servers connect to, where this one sends.
+    /// The port that decode servers connect to, if this server sends caches.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.producer
@@ -93,13 +93,13 @@ impl KvTransfers {
             .map(|producer| producer.local_addr().port())
     }
 
-    /// A name for a transfer that brought none.
+    /// A name for a transfer without one.
     pub(super) fn next_id(&self) -> String {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         format!("{}-{number}", self.engine_id)
     }
 
-    /// What an answer says of where its caches are.
+    /// The location of the caches, for an answer.
     pub(super) fn answer(&self, id: &str) -> serde_json::Value {
         let listened = || self.config.listen.as_ref().map(|(host, _)| host.clone());
         let host = self.config.advertised_host.clone().or_else(listened);
@@ -124,7 +124,8 @@ impl KvTransfers {
         self.recomputed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What each role has done, by vLLM's name of the role, and prompts that were read here because their caches did not come.
+    /// Counters of each role, by vLLM's name of the role, and of prompts that were prefilled here because their caches did
+    /// not come.
     pub(super) fn stats(&self) -> (Vec<(&'static str, TransferStats)>, u64) {
         let sent = self.producer.as_ref();
         let fetched = self.consumer.as_ref();
@@ -135,10 +136,10 @@ impl KvTransfers {
         (roles.collect(), self.recomputed.load(Ordering::Relaxed))
     }
 
-    /// Finishes what is being sent; what was not asked for by now is told that this side ends.
+    /// Finishes active transfers; offers that were not fetched are ended, and later requests for them refused.
     pub(super) async fn shutdown(&self) {
         if let Some(producer) = &self.producer {
-            // Each ends by itself: with its last acknowledgement, or when its consumer stays away.
+            // Each ends by itself: with its last acknowledgement, or when its consumer does not return.
             while producer.stats().active > 0 {
                 tokio::time::sleep(PAUSE).await;
             }
@@ -147,7 +148,7 @@ impl KvTransfers {
     }
 }
 
-/// Whose caches an engine's are.
+/// The identity of an engine's caches.
 fn identity(engine: &EngineHandle) -> Result<Identity, Error> {
     let (model, layout) = (
         engine.cache_header(Vec::new())?.model,

@@ -1,6 +1,6 @@
-//! What Prometheus reads: vLLM's names where vLLM has the same thing, `kimi_linear:` before the others.
+//! Prometheus metrics: vLLM's names where vLLM has the metric, `kimi_linear:` as the prefix of the others.
 //!
-//! Times are taken where the engine says what happened, so that a client that reads slowly does not show in them.
+//! Times are measured at the engine's events, so that slow clients do not affect them.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,11 +26,11 @@ const TOKENS: [f64; 14] = [
 const METADATA: Metadata<'static> =
     Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
 
-/// Everything that is counted.
+/// All metrics.
 pub(super) struct Metrics {
     make: Maker,
     handle: PrometheusHandle,
-    /// There once the server takes part in transfers of caches.
+    /// Set once the server takes part in cache transfers.
     transfers: OnceLock<KvMetrics>,
     running: Gauge,
     waiting: Gauge,
@@ -53,22 +53,22 @@ pub(super) struct Metrics {
     queued: Histogram,
     prompt_sizes: Histogram,
     answer_sizes: Histogram,
-    /// How long requests have had to wait of late, in microseconds.
+    /// Recent queueing time of requests, in microseconds.
     wait_micros: AtomicU64,
 }
 
-/// Why a request was not let in.
+/// Why a request was refused.
 #[derive(Clone, Copy)]
 pub(super) enum Refused {
-    /// It cannot be meant: any status from 400 on that is not one of the others.
+    /// Invalid: any status from 400 on except the others.
     Invalid,
-    /// Too many wait.
+    /// The queue is full.
     Overloaded,
     /// Loading, or shutting down.
     Unavailable,
 }
 
-/// Makes series, each with the model's name among its labels.
+/// Creates series, each with the model's name as a label.
 pub(super) struct Maker {
     recorder: PrometheusRecorder,
     model: String,
@@ -118,9 +118,9 @@ impl Maker {
 }
 
 impl Metrics {
-    /// Nothing counted yet.
+    /// All series at zero.
     pub(super) fn new(model: &str) -> Self {
-        // Buckets are never empty, which is all that can be wrong with them.
+        // Buckets are never empty, which is the only possible error.
         let builder = PrometheusBuilder::new();
         let builder = builder
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
@@ -174,11 +174,7 @@ impl Metrics {
                 "Bytes of host memory that hold states and latents.",
                 None,
             ),
-            preemptions: make.counter(
-                "vllm:num_preemptions_total",
-                "How often an answer had to make room for others.",
-                None,
-            ),
+            preemptions: make.counter("vllm:num_preemptions_total", "Number of preemptions.", None),
             evictions: make.counter(
                 "kimi_linear:evictions_total",
                 "States and blocks that had to leave the device, or the cache.",
@@ -238,7 +234,7 @@ impl Metrics {
         }
     }
 
-    /// Takes over what transfers of caches have counted.
+    /// Updates the series of cache transfers.
     pub(super) fn transfers(&self, transfers: &KvTransfers) {
         let (roles, recomputed) = transfers.stats();
         let names: Vec<_> = roles.iter().map(|(role, _)| *role).collect();
@@ -248,7 +244,7 @@ impl Metrics {
         metrics.set(&roles, recomputed);
     }
 
-    /// The text that Prometheus reads; without a status, while loading, the pools are as they were.
+    /// The text for Prometheus; without a status, while loading, the pool metrics are unchanged.
     pub(super) fn render(&self, status: Option<Status>) -> String {
         if let Some(status) = status {
             let pools = status.occupancy;
@@ -268,7 +264,7 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Makes room for what is measured next; to be done every few seconds.
+    /// Compacts the recorded values; must be called every few seconds.
     pub(super) fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -277,7 +273,7 @@ impl Metrics {
         self.refused[why as usize].increment(1);
     }
 
-    /// Seconds after which a refused request may find room: about as long as the last ones had to wait.
+    /// Seconds after which to retry a refused request: about as long as recent requests had to wait.
     pub(super) fn retry_after(&self) -> u64 {
         let wait = Duration::from_micros(self.wait_micros.load(Ordering::Relaxed));
         wait.as_secs().clamp(1, 60)
@@ -294,7 +290,7 @@ impl Metrics {
     }
 }
 
-/// Sees one request's events and counts them.
+/// Counts the events of one request.
 pub(super) struct Watch {
     metrics: std::sync::Arc<Metrics>,
     arrived: Instant,
@@ -303,9 +299,9 @@ pub(super) struct Watch {
     /// Whether the engine has taken it.
     taken: bool,
     placed: bool,
-    /// When each of its answers had its last token.
+    /// The time of each answer's last token.
     last: Vec<Option<Instant>>,
-    /// Named in the log, where requests are logged.
+    /// The id for the log, if requests are logged.
     log: Option<String>,
 }
 

@@ -1,18 +1,22 @@
-//! An HTTP server that OpenAI's clients understand: one more client of the engine.
+//! An HTTP server that OpenAI's and Anthropic's clients understand: one more client of the engine.
 //!
-//! A request is checked (`fields.rs`, `parameters.rs`), turned into ids (`prompt.rs`), given to the engine, and the
-//! outputs are turned into an answer or a stream of server-sent events (`response.rs`), in the JSON of `chat.rs` or
-//! `completions.rs`. Who runs and who waits is the
-//! engine's decision; here it is only told (`answers.rs`). TLS is a proxy's work, not done here.
+//! A request is read into types and checked (`fields.rs`, `parameters.rs`), turned into ids (`prompt.rs`), given to the engine,
+//! and the outputs are turned into an answer or a stream of server-sent events (`response.rs`), in the JSON of `chat.rs`,
+//! `completions.rs`, `responses/` or `anthropic/`. Who runs and who waits is the engine's decision; here it is only told
+//! (`answers.rs`). TLS is a proxy's work, not done here.
 //!
-//! Where the prompt is read in one server and answered in another, the caches go between them by `kv_transfer.rs`.
+//! If one server prefills a prompt and another answers it, `kv_transfer.rs` moves the caches between them.
 
 mod answers;
+mod anthropic;
 mod auth;
 mod chat;
+mod chat_request;
+mod choices;
 mod completions;
 mod error;
 mod fields;
+mod format;
 mod gate;
 mod grammar;
 mod kv_config;
@@ -24,6 +28,7 @@ mod kv_transfer;
 mod listen;
 mod logprobs;
 mod metrics;
+mod openapi;
 mod options;
 mod origin;
 mod page;
@@ -31,10 +36,13 @@ mod parameters;
 mod prompt;
 mod request_id;
 mod response;
+mod responses;
 mod routes;
 mod schema;
 mod service;
+mod status;
 mod stream;
+mod text_or;
 mod tokens;
 mod tools;
 mod usage;

@@ -1,8 +1,8 @@
-//! How a server behaves, apart from the model that it serves.
+//! Options of a server, apart from the model that it serves.
 
 use std::time::Duration;
 
-/// Which web pages' scripts may read answers (CORS).
+/// Origins whose web pages may read responses (CORS).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Origins {
     /// Pages of this machine: `http://localhost` and loopback addresses, any port.
@@ -14,20 +14,20 @@ pub enum Origins {
     These(Vec<String>),
 }
 
-/// How a server behaves.
+/// Options of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Names that the model answers to; the first is its own.
+    /// Names that requests may use for the model; the first is its own.
     pub model_names: Vec<String>,
-    /// Keys of which one must come with a request; none is needed where there are none.
+    /// API keys, one of which each request must have; empty for no authentication.
     pub api_keys: Vec<String>,
-    /// Which web pages may read answers.
+    /// Origins whose web pages may read responses.
     pub origins: Origins,
-    /// Bytes that a request's body may have.
+    /// Maximum size of a request body in bytes.
     pub body_bytes: usize,
-    /// How long a request's headers, or its body, may take to come, and a connection may be idle.
+    /// Maximum time for a request's headers, for its body, and between requests on a connection.
     pub read_timeout: Duration,
-    /// How long a client may read nothing of what was sent to it.
+    /// Maximum time for which a client may read no part of a response.
     pub write_timeout: Duration,
     /// How long a shutdown waits for answers that are under way; `None` for as long as they take.
     pub shutdown_timeout: Option<Duration>,
@@ -39,18 +39,18 @@ pub struct ServerOptions {
     /// Whether control tokens that a text spells are read as such in `/v1/completions` and `/tokenize`, where a request does not
     /// say (`parse_special`).
     pub parse_special: bool,
-    /// Seeds the requests that come without a seed; without it each differs.
+    /// Seed for requests without one; `None` for a random seed each.
     pub seed: Option<u64>,
-    /// Whether cached prefixes are used.
+    /// Whether to use cached prefixes.
     pub prefix_caching: bool,
-    /// Logs each request: its sizes and parameters.
+    /// Whether to log each request's sizes and parameters.
     pub log_requests: bool,
-    /// Logs each request's prompt and answer too.
+    /// Whether to log each request's prompt and answer too.
     pub log_content: bool,
 }
 
 impl ServerOptions {
-    /// A model under one name, open to all on this machine.
+    /// A model under one name, without keys, for pages of this machine.
     #[must_use]
     pub fn new(model_name: &str) -> Self {
         Self {

@@ -34,7 +34,7 @@ pub(super) fn cors(origins: &Origins) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([request_id::HEADER, header::RETRY_AFTER])
         .max_age(Duration::from_secs(600))
@@ -52,7 +52,7 @@ pub(super) async fn guard(
         if shared.local {
             check_host(host(&request), &options.hosts)?;
         }
-        if request.method() == Method::POST {
+        if [Method::POST, Method::DELETE].contains(request.method()) {
             check_origin(headers, host(&request), &options.origins)?;
         }
     }

@@ -1,23 +1,34 @@
-//! The fields that chat and plain completions share: how tokens are drawn, how many, and how the answer is sent.
+//! The fields that chat and plain completions share: sampling, lengths, and the form of the response.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
-use super::fields::Fields;
+use super::fields::{Fields, Whole, count, number, shorten};
 use super::kv_params::{self, Remote};
 use super::service::Service;
-use crate::config::kind;
-use crate::engine::{OutputProcessor, Request, Sampling};
+use crate::engine::{OutputProcessor, PromptScores, Request, Sampling};
 
-/// The most answers to one prompt.
+/// Maximum number of answers to one prompt.
 const MOST_ANSWERS: usize = 128;
 
-/// The most likely tokens that are told of each place.
+/// Maximum number of most likely tokens reported per position.
 pub(super) const MOST_LOGPROBS: usize = 20;
 
-/// The most texts that end an answer, and how many characters each may have.
+/// Maximum number of stop strings, and of characters in each.
 const MOST_STOPS: (usize, usize) = (16, 1000);
+
+const PROMPT_LOGPROBS: &str = "prompt_logprobs";
+
+/// What of a prompt is kept where it is longer: its last tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    /// So many.
+    Tokens(usize),
+    /// What fits the context beside the answer.
+    Fitting,
+}
 
 /// What is asked of every answer.
 #[derive(Debug)]
@@ -25,6 +36,8 @@ pub(super) struct Parameters {
     pub(super) sampling: Sampling,
     pub(super) samples: usize,
     pub(super) max_tokens: Option<usize>,
+    /// `max_tokens` is an upper bound: where the context ends before, so does the answer.
+    pub(super) clamped: bool,
     pub(super) stop_strings: Vec<String>,
     pub(super) stop_ids: Vec<u32>,
     pub(super) ignore_eos: bool,
@@ -32,28 +45,86 @@ pub(super) struct Parameters {
     pub(super) stream_usage: StreamUsage,
     /// Control tokens have no text.
     pub(super) skip_special: bool,
+    /// The stop string that ends an answer is its end, and not what comes after it.
+    pub(super) include_stop: bool,
     /// The ids of prompt and answer are sent too.
     pub(super) return_ids: bool,
+    /// The prompt shares no cached prefix with other requests.
+    pub(super) salted: bool,
+    /// What of a prompt is kept where it is longer.
+    keep: Option<Keep>,
+    /// The likeliest tokens that are told of each of the prompt's; `None` where nothing of it is told.
+    pub(super) prompt_logprobs: Option<usize>,
     /// Where the prompt's caches go or come from.
     pub(super) remote: Option<Remote>,
 }
 
 /// What of the usage a stream tells.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "StreamOptions")]
 pub(super) struct StreamUsage {
-    /// A last chunk that holds it.
+    /// In a last chunk.
     #[serde(default)]
     pub(super) include_usage: bool,
     /// In every chunk.
     #[serde(default)]
     pub(super) continuous_usage_stats: bool,
-    /// Padding against eavesdroppers on the network; there is none.
+    /// Random padding against traffic analysis, which is not supported.
     #[serde(default)]
     include_obfuscation: bool,
 }
 
-#[derive(Deserialize)]
+/// The fields of a body that all protocols for answers share, under the same names.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Shared")]
+pub(super) struct SharedFields {
+    /// The model's name; any where there is none.
+    model: Option<String>,
+    /// Answers to each prompt, at most 128.
+    n: Option<Whole>,
+    /// Whether the answer is sent as it comes, as server-sent events.
+    stream: Option<bool>,
+    stream_options: Option<StreamUsage>,
+    /// From 0, which takes the likeliest token, to 2; 1 unless given.
+    temperature: Option<f64>,
+    /// The likeliest tokens that together have this probability are drawn from.
+    top_p: Option<f64>,
+    /// So many of the likeliest tokens are drawn from; 0 and -1 are all.
+    top_k: Option<Whole>,
+    /// Tokens at least this likely against the likeliest are drawn from.
+    min_p: Option<f64>,
+    /// Above 1: tokens that came are less likely.
+    repetition_penalty: Option<f64>,
+    /// From -2 to 2: taken from the logit of tokens that came.
+    presence_penalty: Option<f64>,
+    /// From -2 to 2: taken from the logit of tokens for each time that they came.
+    frequency_penalty: Option<f64>,
+    /// Added to the logits of tokens, by id.
+    logit_bias: Option<Map<String, Value>>,
+    /// The same seed draws the same answer.
+    seed: Option<Whole>,
+    /// Texts that end the answer.
+    stop: Option<Stop>,
+    /// Tokens that end the answer.
+    stop_token_ids: Option<Vec<u32>>,
+    /// Whether the answer goes on after the model's own stop tokens.
+    ignore_eos: Option<bool>,
+    /// Whether control tokens have no text; they have none unless this is false.
+    skip_special_tokens: Option<bool>,
+    /// Whether the stop text that came is part of the answer.
+    include_stop_str_in_output: Option<bool>,
+    /// Whether the ids of prompt and answer are sent too.
+    return_token_ids: Option<bool>,
+    /// So many of the prompt's last tokens are kept; -1 keeps what fits the context.
+    truncate_prompt_tokens: Option<Whole>,
+    /// How likely the prompt's tokens are is told, with so many of the likeliest beside each, at most 20.
+    prompt_logprobs: Option<Whole>,
+    /// Where there is one, the prompt shares no cached prefix with other requests.
+    cache_salt: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of strings")]
 enum Stop {
     One(String),
@@ -61,37 +132,24 @@ enum Stop {
 }
 
 impl Parameters {
-    /// Takes them out of a body. `max_names` are the fields for the most tokens, the first that is there counts; `least` is
-    /// the fewest that may be asked for.
+    /// Takes them out of a body, whose own fields say `max_tokens`.
     pub(super) fn take(
         fields: &mut Fields,
         service: &Service,
-        max_names: &[&str],
-        least: usize,
+        max_tokens: Option<usize>,
     ) -> Result<Self> {
-        check_model(fields, service)?;
-        let mut max_tokens = None;
-        for name in max_names {
-            let found = fields.count(name, least, usize::MAX)?;
-            max_tokens = max_tokens.or(found);
-        }
-        let parameters = Self {
-            sampling: sampling(fields, service)?,
-            samples: fields.count("n", 1, MOST_ANSWERS)?.unwrap_or(1),
-            max_tokens,
-            stop_strings: stop(fields)?,
-            stop_ids: stop_ids(fields, service)?,
-            ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
-            stream: fields.take("stream")?.unwrap_or(false),
-            stream_usage: StreamUsage::default(),
-            skip_special: fields.take("skip_special_tokens")?.unwrap_or(true),
-            return_ids: fields.take("return_token_ids")?.unwrap_or(false),
-            remote: kv_params::take(fields)?,
-        };
-        let stream_usage: Option<StreamUsage> = fields.take("stream_options")?;
-        if stream_usage.is_some() && !parameters.stream {
+        let shared: SharedFields = fields.part()?;
+        check_name(shared.model.as_deref(), service)?;
+        let stream = shared.stream.unwrap_or(false);
+        if shared.stream_options.is_some() && !stream {
             let message = "`stream_options` is for requests with `stream: true`";
             return Err(ApiError::field("stream_options", message).code("invalid_value"));
+        }
+        let remote = kv_params::take(fields)?;
+        let prompt_logprobs = count(PROMPT_LOGPROBS, shared.prompt_logprobs, 0, MOST_LOGPROBS)?;
+        if prompt_logprobs.is_some() && (stream || remote.is_some()) {
+            let message = "`prompt_logprobs` is for whole answers of one server: neither `stream` nor `kv_transfer_params` goes with it";
+            return Err(ApiError::field(PROMPT_LOGPROBS, message).code("unsupported_value"));
         }
         // Whoever sends these means the client's bookkeeping; the answer does not change with them.
         fields.ignore(&[
@@ -100,19 +158,60 @@ impl Parameters {
             "prompt_cache_key",
             "prompt_cache_retention",
             "metadata",
+            "request_id",
         ]);
         let tiers = [json!("auto"), json!("default")];
         fields.only("service_tier", &tiers, "there is one tier only")?;
+        fields.only(
+            "priority",
+            &[json!(0)],
+            "requests run in the order in which they come",
+        )?;
         Ok(Self {
-            stream_usage: stream_usage.unwrap_or_default(),
+            sampling: sampling(&shared, service)?,
+            samples: count("n", shared.n, 1, MOST_ANSWERS)?.unwrap_or(1),
+            max_tokens,
+            clamped: false,
+            stop_strings: stop(shared.stop)?,
+            stop_ids: stop_ids(shared.stop_token_ids, service)?,
+            ignore_eos: shared.ignore_eos.unwrap_or(false),
+            stream,
+            stream_usage: shared.stream_options.unwrap_or_default(),
+            skip_special: shared.skip_special_tokens.unwrap_or(true),
+            include_stop: shared.include_stop_str_in_output.unwrap_or(false),
+            return_ids: shared.return_token_ids.unwrap_or(false),
+            keep: keep(shared.truncate_prompt_tokens)?,
+            prompt_logprobs,
+            salted: shared.cache_salt.is_some_and(|salt| !salt.is_empty()),
+            remote,
+        })
+    }
+
+    /// Takes them out of the body of a protocol that answers with one message: what such an answer cannot hold is refused.
+    /// There `max_tokens` is a bound and no wish.
+    pub(super) fn take_for_one(
+        fields: &mut Fields,
+        service: &Service,
+        max_tokens: Option<usize>,
+    ) -> Result<Self> {
+        fields.only("n", &[json!(1)], "there is one answer")?;
+        let ids = "answers of this protocol hold no token ids";
+        fields.only("return_token_ids", &[json!(false)], ids)?;
+        let caches = "caches travel with chat completions and completions alone";
+        fields.only("kv_transfer_params", &[], caches)?;
+        let scores = "answers of this protocol hold no log-probabilities of the prompt";
+        fields.only(PROMPT_LOGPROBS, &[], scores)?;
+        let parameters = Self::take(fields, service, max_tokens)?;
+        Ok(Self {
+            clamped: true,
             ..parameters
         })
     }
 
-    /// The request for answers to a prompt, where `default` is what is meant by no number of tokens.
+    /// The request for answers to a prompt; `default` is the number of tokens if none is given.
     ///
     /// # Errors
-    /// A prompt and an answer that together are longer than the context.
+    /// A prompt and an answer that together exceed the context.
     pub(super) fn request(
         &self,
         service: &Service,
@@ -124,12 +223,45 @@ impl Parameters {
         if !self.ignore_eos {
             stop_ids.extend_from_slice(service.stop_ids());
         }
+        let scores = match self.prompt_logprobs {
+            Some(_) => PromptScores::Likelihoods,
+            None => PromptScores::None,
+        };
         Ok(Request {
             stop_ids,
+            scores,
             sampling: self.sampling.clone(),
             samples: self.samples,
-            ..service.request(ids, max_tokens)
+            ..service.request(ids, max_tokens, !self.salted)
         })
+    }
+
+    /// Tokens that a prompt may have before it is truncated.
+    pub(super) fn longest_prompt(&self, service: &Service) -> usize {
+        match self.keep {
+            None => service.context(),
+            Some(_) => usize::MAX,
+        }
+    }
+
+    /// Cuts a prompt's beginning off where that is asked for; the number of tokens that went.
+    pub(super) fn truncate(&self, service: &Service, ids: &mut Vec<u32>) -> usize {
+        let kept = match self.keep {
+            None => return 0,
+            Some(Keep::Tokens(tokens)) => tokens,
+            Some(Keep::Fitting) => {
+                let answer = self.max_tokens.unwrap_or(1);
+                service.context().saturating_sub(answer).max(1)
+            }
+        };
+        let cut = ids.len().saturating_sub(kept);
+        ids.drain(..cut);
+        cut
+    }
+
+    /// The likeliest tokens that the engine is to tell of each one, where `answer` are told of an answer's.
+    pub(super) fn most_logprobs(&self, answer: Option<usize>) -> Option<usize> {
+        self.prompt_logprobs.max(answer)
     }
 
     /// What makes text of the answers.
@@ -137,14 +269,16 @@ impl Parameters {
         let processor = OutputProcessor::new(service.tokenizer());
         let processor = processor.skip_special_tokens(self.skip_special);
         let processor = processor.stop_strings(&self.stop_strings);
-        processor.map_err(|error| ApiError::from(&error))
+        let processor = processor.map_err(|error| ApiError::from(&error))?;
+        Ok(processor.include_stop(self.include_stop))
     }
 
-    /// The most tokens of an answer to a prompt of so many, where `default` is what is meant by none given.
+    /// Maximum tokens of an answer to a prompt of this length; `default` is the number if none is given.
     fn most_tokens(&self, service: &Service, prompt: usize, default: usize) -> Result<usize> {
         let context = service.context();
         let room = context.saturating_sub(prompt);
         match self.max_tokens {
+            Some(wanted) if self.clamped && room > 0 => Ok(wanted.min(room)),
             Some(wanted) if wanted > room => Err(ApiError::context(context, prompt, Some(wanted))),
             Some(wanted) => Ok(wanted),
             None if room == 0 => Err(ApiError::context(context, prompt, None)),
@@ -153,78 +287,95 @@ impl Parameters {
     }
 }
 
-/// Takes the model's name, which must be one that it answers to; none is any.
+/// Takes the model's name, which must be one that the server answers to; it may be missing.
 pub(super) fn check_model(fields: &mut Fields, service: &Service) -> Result<()> {
     let name: Option<String> = fields.take("model")?;
-    name.map_or(Ok(()), |name| service.check_model(&name))
+    check_name(name.as_deref(), service)
 }
 
-fn sampling(fields: &mut Fields, service: &Service) -> Result<Sampling> {
-    let seed: Option<Value> = fields.take("seed")?;
-    let seed = match seed {
-        None => None,
-        Some(value) => match (value.as_u64(), value.as_i64()) {
-            (Some(seed), _) => Some(seed),
-            // Negative seeds are seeds too.
-            (None, Some(seed)) => Some(seed.cast_unsigned()),
-            (None, None) => {
-                let message = format!(
-                    "`seed` must be a whole number of 64 bits, found {}",
-                    kind(&value)
-                );
-                return Err(ApiError::field("seed", message).code("invalid_type"));
-            }
-        },
-    };
-    let top_p = fields.number("top_p", 0.0, 1.0)?;
+fn check_name(name: Option<&str>, service: &Service) -> Result<()> {
+    name.map_or(Ok(()), |name| service.check_model(name))
+}
+
+fn sampling(shared: &SharedFields, service: &Service) -> Result<Sampling> {
+    let top_p = number("top_p", shared.top_p, 0.0, 1.0)?;
     if top_p == Some(0.0) {
         let message =
             "`top_p` must be above 0 and at most 1; `temperature: 0` takes the best token";
         return Err(ApiError::field("top_p", message).code("invalid_value"));
     }
-    let repetition_penalty = fields.number("repetition_penalty", 0.0, f64::MAX)?;
-    if repetition_penalty == Some(0.0) {
+    let penalty = number(
+        "repetition_penalty",
+        shared.repetition_penalty,
+        0.0,
+        f64::MAX,
+    )?;
+    if penalty == Some(0.0) {
         let message = "`repetition_penalty` must be above 0; 1 is none";
         return Err(ApiError::field("repetition_penalty", message).code("invalid_value"));
     }
+    let presence = number("presence_penalty", shared.presence_penalty, -2.0, 2.0)?;
+    let frequency = number("frequency_penalty", shared.frequency_penalty, -2.0, 2.0)?;
+    let seed = shared.seed.map(seed).transpose()?;
     Ok(Sampling {
-        temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0),
-        top_k: top_k(fields)?,
+        temperature: number("temperature", shared.temperature, 0.0, 2.0)?.unwrap_or(1.0),
+        top_k: top_k(shared.top_k)?,
         top_p: top_p.unwrap_or(1.0),
-        min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(0.0),
-        repetition_penalty: repetition_penalty.unwrap_or(1.0),
-        presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
-        frequency_penalty: fields
-            .number("frequency_penalty", -2.0, 2.0)?
-            .unwrap_or(0.0),
-        logit_bias: logit_bias(fields, service)?,
+        min_p: number("min_p", shared.min_p, 0.0, 1.0)?.unwrap_or(0.0),
+        repetition_penalty: penalty.unwrap_or(1.0),
+        presence_penalty: presence.unwrap_or(0.0),
+        frequency_penalty: frequency.unwrap_or(0.0),
+        logit_bias: logit_bias(shared.logit_bias.as_ref(), service)?,
         seed: seed.unwrap_or_else(|| service.next_seed()),
     })
 }
 
+fn keep(tokens: Option<Whole>) -> Result<Option<Keep>> {
+    match tokens {
+        None => Ok(None),
+        Some(Whole(-1)) => Ok(Some(Keep::Fitting)),
+        Some(Whole(tokens)) if tokens >= 1 => {
+            let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+            Ok(Some(Keep::Tokens(tokens)))
+        }
+        Some(_) => {
+            const NAME: &str = "truncate_prompt_tokens";
+            let message = format!("`{NAME}` must be 1 or more, or -1 for what fits the context");
+            Err(ApiError::field(NAME, message).code("invalid_value"))
+        }
+    }
+}
+
+/// Negative seeds are seeds too.
+fn seed(Whole(seed): Whole) -> Result<u64> {
+    let signed = || i64::try_from(seed).map(i64::cast_unsigned);
+    let seed = u64::try_from(seed).or_else(|_| signed());
+    seed.map_err(|_| {
+        let message = "`seed` must be a whole number of 64 bits";
+        ApiError::field("seed", message).code("invalid_value")
+    })
+}
+
 /// `-1` and `0` both mean all.
-fn top_k(fields: &mut Fields) -> Result<usize> {
-    let value: Option<Value> = fields.take("top_k")?;
-    let Some(value) = value else { return Ok(0) };
-    match (value.as_i64(), value.as_u64()) {
-        (Some(-1), _) => Ok(0),
-        (_, Some(k)) => Ok(usize::try_from(k).unwrap_or(usize::MAX)),
-        _ => {
+fn top_k(top_k: Option<Whole>) -> Result<usize> {
+    match top_k {
+        None | Some(Whole(-1)) => Ok(0),
+        Some(Whole(k)) if k >= 0 => Ok(usize::try_from(k).unwrap_or(usize::MAX)),
+        Some(_) => {
             let message = "`top_k` must be a whole number, 1 or more; 0 and -1 are all tokens";
             Err(ApiError::field("top_k", message).code("invalid_value"))
         }
     }
 }
 
-fn logit_bias(fields: &mut Fields, service: &Service) -> Result<Vec<(u32, f64)>> {
-    let map: Map<String, Value> = fields.take("logit_bias")?.unwrap_or_default();
+fn logit_bias(map: Option<&Map<String, Value>>, service: &Service) -> Result<Vec<(u32, f64)>> {
     let last = service.vocabulary() - 1;
-    let bias = |(token, bias): (String, Value)| {
+    let bias = |(token, bias): (&String, &Value)| {
         let refused =
             |message: String| ApiError::field("logit_bias", message).code("invalid_value");
         let id: Option<u32> = token.parse().ok().filter(|id| *id as usize <= last);
         let id = id.ok_or_else(|| {
-            let token = super::fields::shorten(&token);
+            let token = shorten(token);
             refused(format!(
                 "`logit_bias`: `{token}` is not a token id; they run from 0 to {last}"
             ))
@@ -237,27 +388,32 @@ fn logit_bias(fields: &mut Fields, service: &Service) -> Result<Vec<(u32, f64)>>
         })?;
         Ok((id, bias))
     };
-    map.into_iter().map(bias).collect()
+    map.into_iter().flatten().map(bias).collect()
 }
 
-fn stop(fields: &mut Fields) -> Result<Vec<String>> {
-    let stops = match fields.take("stop")? {
+fn stop(stop: Option<Stop>) -> Result<Vec<String>> {
+    let stops = match stop {
         None => Vec::new(),
         Some(Stop::One(text)) => vec![text],
         Some(Stop::Several(texts)) => texts,
     };
+    check_stops("stop", stops)
+}
+
+/// Refuses texts that cannot end an answer; `name` is the field that holds them.
+pub(super) fn check_stops(name: &str, stops: Vec<String>) -> Result<Vec<String>> {
     let (count, length) = MOST_STOPS;
     let long = stops.iter().any(|stop| stop.chars().count() > length);
     if stops.len() > count || long || stops.iter().any(String::is_empty) {
         let message =
-            format!("`stop` must be at most {count} texts, each of 1 to {length} characters");
-        return Err(ApiError::field("stop", message).code("invalid_value"));
+            format!("`{name}` must be at most {count} texts, each of 1 to {length} characters");
+        return Err(ApiError::field(name, message).code("invalid_value"));
     }
     Ok(stops)
 }
 
-fn stop_ids(fields: &mut Fields, service: &Service) -> Result<Vec<u32>> {
-    let ids: Vec<u32> = fields.take("stop_token_ids")?.unwrap_or_default();
+fn stop_ids(ids: Option<Vec<u32>>, service: &Service) -> Result<Vec<u32>> {
+    let ids = ids.unwrap_or_default();
     if let Some(id) = ids.iter().find(|id| **id as usize >= service.vocabulary()) {
         let last = service.vocabulary() - 1;
         let message =

@@ -1,26 +1,27 @@
-//! From a request's words to ids: messages through the chat template, texts through the tokenizer, or ids as they are.
+//! Converts prompts to ids: messages through the chat template, text through the tokenizer, or ids unchanged.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
-use super::fields::{Fields, shorten};
+use super::fields::shorten;
 use super::service::Service;
 use crate::config::kind;
 use crate::tokenizer::{Chat, ROLES};
 
-/// A prompt that is ready to run.
+/// A prompt as token ids.
 #[derive(Clone, Debug)]
 pub(super) struct Prompt {
     pub(super) ids: Vec<u32>,
-    /// Where turns end.
+    /// Positions where turns end.
     pub(super) turn_ends: Vec<usize>,
 }
 
-/// Turn ends before the last question that are kept beside the first.
+/// Number of turn ends before the last question that are kept, besides the first.
 const LAST_TURNS: usize = 3;
 
-/// Fields of a message; `true` where only null is understood.
+/// Fields of a message; `true` for those that must be null.
 const MESSAGE_FIELDS: [(&str, bool); 10] = [
     ("role", false),
     ("content", false),
@@ -129,7 +130,7 @@ fn thought(block: &Value) -> Option<&str> {
     text.as_str()
 }
 
-/// Checks messages as clients send them, and makes them what templates know.
+/// Checks messages and converts them to the form that templates expect.
 pub(super) fn messages(messages: Vec<Value>) -> Result<Vec<Value>> {
     if messages.is_empty() {
         let message = "`messages` must hold at least one message";
@@ -208,6 +209,17 @@ fn message(at: &str, value: Value) -> Result<Value> {
     Ok(Value::Object(message))
 }
 
+/// A message's content: one text as a string, several as a list of parts.
+pub(super) fn content_of(mut texts: Vec<String>) -> Value {
+    if texts.len() == 1 {
+        return Value::from(texts.remove(0));
+    }
+    let parts = texts.into_iter();
+    parts
+        .map(|text| json!({ "type": "text", "text": text }))
+        .collect()
+}
+
 fn check_call(at: &str, call: &Value) -> Result<()> {
     let function = &call["function"];
     let strings = [
@@ -225,17 +237,21 @@ fn check_call(at: &str, call: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Renders and encodes a chat, which must fit the context.
+/// Renders a chat and encodes it.
 pub(super) fn encode_chat(service: &Service, chat: &Chat) -> Result<Prompt> {
-    let (template, context) = (service.template()?, service.context());
-    let tokenizer = service.tokenizer();
-    let ids = tokenizer.encode_chat_at_most(template, chat, context)?.ids;
+    encode_chat_at_most(service, chat, usize::MAX)
+}
+
+/// The same, of at most `most` tokens.
+pub(super) fn encode_chat_at_most(service: &Service, chat: &Chat, most: usize) -> Result<Prompt> {
+    let (template, tokenizer) = (service.template()?, service.tokenizer());
+    let ids = tokenizer.encode_chat_at_most(template, chat, most)?.ids;
     let turn_ends = turn_ends(&ids, service.stop_ids());
     Ok(Prompt { ids, turn_ends })
 }
 
-/// Where a later prompt may part from this one: after the first message (a system text and tools are shared by many
-/// conversations) and after the last few, but not after the last of all: the prompt's own end is near.
+/// Positions from which a later prompt may differ: after the first message (many conversations share the system prompt and
+/// tools) and after the last few, but not after the very last: the prompt's own end is near.
 fn turn_ends(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
     let ends = ids
         .iter()
@@ -252,8 +268,11 @@ fn turn_ends(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
 }
 
 /// Prompts of a plain completion.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(try_from = "Value")]
+#[derive(Clone, Debug, Deserialize, PartialEq, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a string, a list of token ids, or a list of either"
+)]
 pub(super) enum Prompts {
     Text(String),
     Ids(Vec<u32>),
@@ -261,56 +280,29 @@ pub(super) enum Prompts {
     Several(Vec<Vec<u32>>),
 }
 
-impl TryFrom<Value> for Prompts {
-    type Error = &'static str;
-
-    fn try_from(value: Value) -> std::result::Result<Self, Self::Error> {
-        const EXPECTED: &str = "expected a string, a list of token ids, or a list of either";
-        let list = match value {
-            Value::String(text) => return Ok(Self::Text(text)),
-            Value::Array(list) => list,
-            _ => return Err(EXPECTED),
-        };
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = |list: &[Value]| list.iter().map(id).collect::<Option<Vec<u32>>>();
-        let all = match list.first() {
-            None => Some(Self::Ids(Vec::new())),
-            Some(Value::String(_)) => {
-                let texts = list.into_iter().map(|text| match text {
-                    Value::String(text) => Some(text),
-                    _ => None,
-                });
-                texts.collect::<Option<_>>().map(Self::Texts)
-            }
-            Some(Value::Array(_)) => {
-                let each = list.iter().map(|prompt| ids(prompt.as_array()?));
-                each.collect::<Option<_>>().map(Self::Several)
-            }
-            Some(_) => ids(&list).map(Self::Ids),
-        };
-        all.ok_or(EXPECTED)
-    }
-}
-
-/// The ids of a text that must fit the context; where `parse_special` is set, control tokens that it spells are read as such.
-pub(super) fn encode_text(service: &Service, text: &str, parse_special: bool) -> Result<Vec<u32>> {
-    let (tokenizer, context) = (service.tokenizer(), service.context());
+/// The ids of a text of at most `most` tokens; where `parse_special` is set, control tokens that it spells are read as such.
+pub(super) fn encode_text(
+    service: &Service,
+    text: &str,
+    parse_special: bool,
+    most: usize,
+) -> Result<Vec<u32>> {
+    let tokenizer = service.tokenizer();
     Ok(match parse_special {
-        true => tokenizer.encode_with_special(text, context)?,
-        false => tokenizer.encode_at_most(text, context)?,
+        true => tokenizer.encode_with_special(text, most)?,
+        false => tokenizer.encode_at_most(text, most)?,
     })
 }
 
-/// Takes the field that says whether control tokens are read in a text, of llama.cpp's name.
-pub(super) fn take_parse_special(fields: &mut Fields, service: &Service) -> Result<bool> {
-    let own = service.options.parse_special;
-    Ok(fields.take("parse_special")?.unwrap_or(own))
-}
-
 impl Prompts {
-    /// The ids of each.
-    pub(super) fn encode(self, service: &Service, parse_special: bool) -> Result<Vec<Prompt>> {
-        let encode = |text: String| encode_text(service, &text, parse_special);
+    /// The ids of each prompt, of at most `most` tokens.
+    pub(super) fn encode(
+        self,
+        service: &Service,
+        parse_special: bool,
+        most: usize,
+    ) -> Result<Vec<Prompt>> {
+        let encode = |text: String| encode_text(service, &text, parse_special, most);
         let all: Vec<Vec<u32>> = match self {
             Self::Text(text) => vec![encode(text)?],
             Self::Ids(ids) => vec![ids],
@@ -325,7 +317,7 @@ impl Prompts {
     }
 }
 
-/// Refuses ids that are no tokens, a prompt that is empty, or one with which the context is full before anything is said.
+/// Refuses invalid ids, an empty prompt, or one that fills the context, before the response begins.
 pub(super) fn check_ids(service: &Service, ids: &[u32]) -> Result<()> {
     if ids.is_empty() {
         let message = "`prompt` is empty: at least one token is needed";

@@ -1,5 +1,5 @@
-//! Every request has an id: the client's own from `x-request-id`, or a new one. It comes back in the same header, and is in
-//! the ids of answers and in the log.
+//! Request ids: the client's own from `x-request-id`, or a new one. It is returned in the same header, and is part of the ids
+//! of answers and of log lines.
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue};
@@ -8,14 +8,14 @@ use axum::response::Response;
 
 pub(super) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Characters that an id may have.
+/// Maximum length of an id in characters.
 const LENGTH: usize = 128;
 
 /// A request's id.
 #[derive(Clone, Debug)]
 pub(super) struct Id(pub(super) String);
 
-/// Gives every request an id.
+/// Assigns an id to every request.
 pub(super) async fn name(mut request: Request, next: Next) -> Response {
     let own = request.headers().get(HEADER);
     let own = own.and_then(|id| id.to_str().ok()).filter(|id| {

@@ -1,26 +1,24 @@
-//! Answers to one call, sent whole or as they come: the way from the engine's outputs to bodies and chunks, which is one
-//! for chats and plain completions. They differ in the JSON of a choice, which is a [`Shape`].
+//! Answers to one call, sent whole or as they come: the way from the engine's outputs to bodies and streams, which is one
+//! for all protocols. They differ in what they send, which is a [`Protocol`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::response::sse::KeepAlive;
 use axum::response::{IntoResponse, Response};
 use futures_util::Stream;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::answers::{Answers, stopped};
 use super::error::{ApiError, Result};
-use super::parameters::{Parameters, StreamUsage};
+use super::parameters::Parameters;
 use super::routes::{self, Call};
 use super::service::Service;
-use super::stream;
+use super::stream::{self, Data};
 use super::usage::Total;
 use crate::engine::{Event, FinishReason, Output, OutputProcessor, Request, Scored, TokenLogprobs};
 use crate::tokenizer::ToolCallEvent;
-
-/// The last event of a stream that came to its end.
-const DONE: &str = "[DONE]";
 
 /// What became known of one answer.
 pub(super) struct Part {
@@ -30,44 +28,57 @@ pub(super) struct Part {
     pub(super) token: Option<(u32, Option<TokenLogprobs>)>,
     /// Why the answer ended, in OpenAI's words.
     pub(super) reason: Option<&'static str>,
+    /// The request's own stop that ended it: a string, or a token's id.
+    pub(super) stop: Option<Value>,
 }
 
-/// The JSON of an endpoint's answers.
-pub(super) trait Shape: Send + 'static {
-    /// What ids begin with.
-    const ID: &'static str;
-    /// The kinds of object that a body and a chunk are.
-    const OBJECTS: [&'static str; 2];
-
-    /// The prompt's ids, where they stand in a body beside the choices, and in a chunk before any answer.
-    fn prompt_token_ids(&self) -> Option<&[u32]> {
-        None
-    }
-
-    /// The choice of the chunk that an answer begins with, before anything of it is known.
-    fn opening(&self, _index: usize) -> Option<Value> {
-        None
+/// What a protocol sends of the answers to one call. It is told everything in order, and asked for a stream's data on the
+/// way or for a body at the end.
+pub(super) trait Protocol: Send + 'static {
+    /// What a stream begins with, before anything of an answer is known.
+    fn begin(&mut self, _so_far: &SoFar) -> Vec<Data> {
+        Vec::new()
     }
 
     /// Takes scores of a prompt, counted from 0.
     fn scored(&mut self, _prompt: usize, _scored: Scored) {}
 
-    /// The choices of the chunks that tell a part, one a chunk.
-    fn chunks(&mut self, part: Part) -> Vec<Value>;
+    /// Takes a part of an answer; gives what a stream tells of it.
+    fn part(&mut self, part: Part, so_far: &SoFar) -> Vec<Data>;
 
-    /// Takes a part of an answer that is sent whole.
-    fn take(&mut self, part: Part);
+    /// What a stream ends with, after all answers.
+    fn end(&mut self, so_far: &SoFar) -> Vec<Data>;
 
-    /// The choice of an answer, of all that was taken.
-    fn choice(&mut self, index: usize) -> Value;
+    /// What a stream ends with where the request failed.
+    fn failed(&mut self, error: &ApiError, so_far: &SoFar) -> Vec<Data>;
+
+    /// The body of answers that are sent whole, after all of them.
+    fn body(&mut self, so_far: &SoFar) -> Value;
+
+    /// What a stream sends where nothing has come for a while, so that proxies keep the connection.
+    fn keep_alive() -> KeepAlive {
+        KeepAlive::new()
+    }
+}
+
+/// What all protocols tell of a call and of its answers so far.
+pub(super) struct SoFar {
+    pub(super) service: Arc<Service>,
+    /// The call's id.
+    pub(super) id: String,
+    /// Seconds since 1970 when it came.
+    pub(super) created: u64,
+    pub(super) total: Total,
+    /// How many answers there are.
+    pub(super) answers: usize,
+    /// Where the prompt's caches are, where they go elsewhere.
+    pub(super) kv_transfer_params: Option<Value>,
 }
 
 /// All answers to one call.
-struct Responder<S> {
-    shape: S,
-    service: Arc<Service>,
-    id: String,
-    created: u64,
+struct Responder<P> {
+    protocol: P,
+    so_far: SoFar,
     answers: Answers,
     /// Of each answer, whether it has begun a tool call.
     called: Vec<bool>,
@@ -75,22 +86,20 @@ struct Responder<S> {
     samples: usize,
     /// Answers that are still to finish.
     left: usize,
-    total: Total,
-    usage: StreamUsage,
-    /// Chunks that are to be sent.
-    ready: VecDeque<String>,
+    /// What is to be sent.
+    ready: VecDeque<Data>,
 }
 
 /// Has the requests answered, and the answers sent as `parameters` ask.
 ///
 /// # Errors
 /// A request that cannot run, or fails before anything of it was sent.
-pub(super) async fn respond<S: Shape>(
+pub(super) async fn respond<P: Protocol>(
     call: Call,
     parameters: &Parameters,
     processor: &OutputProcessor,
     requests: Vec<Request>,
-    shape: S,
+    protocol: P,
 ) -> Result<Response> {
     let Call {
         service,
@@ -102,52 +111,67 @@ pub(super) async fn respond<S: Shape>(
     requests.iter().for_each(|r| total.prompt(r.prompt.len()));
     let left = requests.len() * parameters.samples;
     let remote = parameters.remote.as_ref();
+    let answers = Answers::submit(&service, requests, processor, inside, log, remote).await?;
     let responder = Responder {
-        shape,
-        answers: Answers::submit(&service, requests, processor, inside, log, remote).await?,
-        service,
-        id,
-        created: routes::now(),
+        protocol,
+        so_far: SoFar {
+            service,
+            id,
+            created: routes::now(),
+            total,
+            answers: left,
+            kv_transfer_params: answers.kv_transfer_params().cloned(),
+        },
+        answers,
         called: vec![false; left],
         samples: parameters.samples,
         left,
-        total,
-        usage: parameters.stream_usage,
         ready: VecDeque::new(),
     };
     if parameters.stream {
-        Ok(stream::respond(responder.chunks()))
+        Ok(stream::respond(responder.data(), P::keep_alive()))
     } else {
         responder.whole().await
     }
 }
 
-impl<S: Shape> Responder<S> {
+impl<P: Protocol> Responder<P> {
     /// Waits for the next output; returns what it tells of an answer.
     async fn part(&mut self) -> Result<Option<Part>> {
-        let (prompt, Output { event, deltas }) = self.answers.next().await.ok_or_else(stopped)?;
+        let (
+            prompt,
+            Output {
+                event,
+                deltas,
+                stop,
+            },
+        ) = self.answers.next().await.ok_or_else(stopped)?;
+        let mut stop = stop.map(Value::from);
         let (sample, token, reason) = match event {
             Event::Token {
                 sample,
                 id,
                 logprobs,
             } => {
-                self.total.token();
+                self.so_far.total.token();
                 (sample, Some((id, logprobs)), None)
             }
             Event::Finished {
                 sample,
                 reason,
+                stop_token,
                 usage,
             } => {
+                let own = |id: &u32| !self.so_far.service.stop_ids().contains(id);
+                stop = stop.or(stop_token.filter(own).map(Value::from));
                 self.left -= 1;
                 if sample == 0 {
-                    self.total.cached(usage);
+                    self.so_far.total.cached(usage);
                 }
                 (sample, None, Some(reason))
             }
             Event::Scored(scored) => {
-                self.shape.scored(prompt, scored);
+                self.protocol.scored(prompt, scored);
                 return Ok(None);
             }
             Event::Failed(error) => return Err(ApiError::from(&*error)),
@@ -170,93 +194,45 @@ impl<S: Shape> Responder<S> {
             deltas,
             token,
             reason,
+            stop,
         }))
     }
 
     async fn whole(mut self) -> Result<Response> {
         while self.left > 0 {
             if let Some(part) = self.part().await? {
-                self.shape.take(part);
+                self.protocol.part(part, &self.so_far);
             }
         }
-        let choices = (0..self.called.len()).map(|index| self.shape.choice(index));
-        let choices = choices.collect();
-        let mut body = self.body(S::OBJECTS[0], choices);
-        body["usage"] = self.total.json();
-        if let Some(ids) = self.shape.prompt_token_ids() {
-            body["prompt_token_ids"] = json!(ids);
-        }
-        Ok(Json(body).into_response())
+        Ok(Json(self.protocol.body(&self.so_far)).into_response())
     }
 
     /// The data of a stream.
-    fn chunks(mut self) -> impl Stream<Item = String> {
-        for index in 0..self.called.len() {
-            let opening = self.shape.opening(index);
-            opening.into_iter().for_each(|choice| self.chunk(choice));
-        }
-        if let Some(ids) = self.shape.prompt_token_ids() {
-            let mut body = self.body(S::OBJECTS[1], json!([]));
-            body["prompt_token_ids"] = json!(ids);
-            self.ready.push_back(body.to_string());
-        }
+    fn data(mut self) -> impl Stream<Item = Data> {
+        self.ready.extend(self.protocol.begin(&self.so_far));
         futures_util::stream::unfold(self, |mut responder| async {
             Some((responder.next().await?, responder))
         })
     }
 
     /// The next data, `None` after the last.
-    async fn next(&mut self) -> Option<String> {
+    async fn next(&mut self) -> Option<Data> {
         while self.ready.is_empty() && self.left > 0 {
             match self.part().await {
                 Ok(Some(part)) => {
-                    let choices = self.shape.chunks(part);
-                    choices.into_iter().for_each(|choice| self.chunk(choice));
+                    self.ready.extend(self.protocol.part(part, &self.so_far));
                     if self.left == 0 {
-                        self.end();
+                        self.ready.extend(self.protocol.end(&self.so_far));
                     }
                 }
                 Ok(None) => {}
                 Err(error) => {
                     self.left = 0;
-                    self.ready.push_back(error.body().to_string());
+                    self.ready
+                        .extend(self.protocol.failed(&error, &self.so_far));
                 }
             }
         }
         self.ready.pop_front()
-    }
-
-    fn chunk(&mut self, choice: Value) {
-        let mut body = self.body(S::OBJECTS[1], json!([choice]));
-        if self.usage.continuous_usage_stats {
-            body["usage"] = self.total.json();
-        } else if self.usage.include_usage {
-            body["usage"] = Value::Null;
-        }
-        self.ready.push_back(body.to_string());
-    }
-
-    fn end(&mut self) {
-        if self.usage.include_usage {
-            let mut body = self.body(S::OBJECTS[1], json!([]));
-            body["usage"] = self.total.json();
-            self.ready.push_back(body.to_string());
-        }
-        self.ready.push_back(DONE.to_owned());
-    }
-
-    /// What every body and chunk begins with, and its choices.
-    fn body(&self, object: &str, choices: Value) -> Value {
-        let mut body = json!({
-            "id": format!("{}-{}", S::ID, self.id),
-            "object": object,
-            "created": self.created,
-            "model": self.service.name(),
-            "choices": choices,
-        });
-        if let Some(kv_transfer_params) = self.answers.kv_transfer_params() {
-            body["kv_transfer_params"] = kv_transfer_params.clone();
-        }
-        body
     }
 }

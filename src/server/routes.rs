@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -20,7 +20,7 @@ use super::options::ServerOptions;
 use super::origin;
 use super::request_id::{self, Id};
 use super::service::Service;
-use super::{auth, chat, completions, page, tokens};
+use super::{anthropic, auth, chat, completions, openapi, page, responses, status, tokens};
 use crate::engine::Request as EngineRequest;
 
 /// What all handlers share.
@@ -41,7 +41,7 @@ pub(super) struct Call {
     pub(super) inside: Arc<Inside>,
 }
 
-type Server = State<Arc<Shared>>;
+pub(super) type Server = State<Arc<Shared>>;
 
 /// The routes, and around them from the outside: CORS, ids, counts, and which pages may ask.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
@@ -49,17 +49,32 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(plain_completions))
+        .route("/v1/responses", post(responses::create))
+        .route(
+            "/v1/responses/{id}",
+            get(responses::retrieve).delete(responses::delete),
+        )
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/embeddings", post(embeddings))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(page::docs))
+        .route("/page/docs.js", get(page::docs_script))
         .route("/", get(page::index))
         .route("/page/chat.css", get(page::style))
         .route("/page/chat.js", get(page::script))
-        .route("/health", get(health))
-        .route("/metrics", get(metrics))
-        .route("/version", get(version))
+        .route("/health", get(status::health))
+        .route("/ping", get(status::health).post(status::health))
+        .route("/load", get(status::load))
+        .route("/metrics", get(status::metrics))
+        .route("/version", get(status::version))
+        .route("/server_info", get(status::server_info))
+        .route("/tokenizer_info", get(status::tokenizer_info))
+        .route("/reset_prefix_cache", post(status::reset_prefix_cache))
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(
@@ -88,7 +103,7 @@ async fn count(State(shared): Server, request: Request, next: Next) -> Response 
 }
 
 impl Shared {
-    fn service(&self) -> Result<Arc<Service>> {
+    pub(super) fn service(&self) -> Result<Arc<Service>> {
         if self.gate.is_closed() {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
@@ -97,7 +112,7 @@ impl Shared {
     }
 
     /// Reads a request that has a body: whether it may, whether it can, and what it says.
-    async fn open(&self, id: Id, request: Request) -> Result<(Call, Fields)> {
+    pub(super) async fn open(&self, id: Id, request: Request) -> Result<(Call, Fields)> {
         auth::check(&self.options.api_keys, request.headers())?;
         let service = self.service()?;
         let reading = read(request.into_body(), self.options.body_bytes);
@@ -221,44 +236,12 @@ fn entry(service: &Service, name: &str) -> Value {
     })
 }
 
-async fn health(State(shared): Server) -> Result<Response> {
-    let service = shared.service()?;
-    if !service.engine().is_running() {
-        return Err(ApiError::unavailable("the engine has stopped"));
-    }
-    Ok(Json(json!({ "status": "ok" })).into_response())
-}
-
-async fn metrics(State(shared): Server) -> Result<Response> {
-    let service = shared.service.get();
-    if let Some(transfers) = service.and_then(|service| service.transfers()) {
-        shared.metrics.transfers(transfers);
-    }
-    let engine = service.map(|service| service.engine().clone());
-    // The engine answers between two steps.
-    let status = match engine {
-        Some(engine) => tokio::task::spawn_blocking(move || engine.status().ok())
-            .await
-            .ok()
-            .flatten(),
-        None => None,
-    };
-    const TYPE: (HeaderName, &str) = (
-        header::CONTENT_TYPE,
-        "text/plain; version=0.0.4; charset=utf-8",
-    );
-    Ok(([TYPE], shared.metrics.render(status)).into_response())
-}
-
-async fn version() -> Json<Value> {
-    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
-}
-
 async fn nothing_here(request: Request) -> ApiError {
     let path = super::fields::shorten(request.uri().path());
     let message = format!(
-        "there is nothing at {} {path}; there are /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics and /version",
-        request.method()
+        "there is nothing at {} {path}; there are {}",
+        request.method(),
+        openapi::paths().join(", ")
     );
     ApiError::not_found(message).code("unknown_url")
 }

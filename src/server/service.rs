@@ -1,4 +1,4 @@
-//! A model that is loaded and running, as the handlers see it.
+//! The loaded model, as request handlers use it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,36 +12,40 @@ use super::grammar::Grammars;
 use super::kv_transfer::KvTransfers;
 use super::metrics::Metrics;
 use super::options::ServerOptions;
+use super::responses::Store;
+use crate::backend::Device;
 use crate::engine::{EngineHandle, Request};
 use crate::error::TokenizerError;
 use crate::llm::Llm;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
-/// A running engine with what turns text into its ids and back.
+/// A running engine with its tokenizer and chat template.
 pub(super) struct Service {
     llm: Llm,
     stop_ids: Vec<u32>,
     grammars: Grammars,
-    /// Prompts that are rendered and encoded at a time: that is the CPU's work, beside the engine's.
+    /// Limits how many prompts are rendered and encoded at the same time, which takes CPU time from the engine.
     encoders: Semaphore,
     /// Large bodies that are read or encoded at a time: they must leave the others room, and memory.
     large: Semaphore,
     seeds: Option<Mutex<ChaCha8Rng>>,
     transfers: Option<Arc<KvTransfers>>,
+    /// Responses that later requests may go on from.
+    pub(super) responses: Store,
     /// Seconds since 1970 when it was made.
     pub(super) created: u64,
     pub(super) options: Arc<ServerOptions>,
     pub(super) metrics: Arc<Metrics>,
 }
 
-/// Prompts that are encoded at a time.
+/// Maximum number of prompts that are encoded at the same time.
 const ENCODERS: usize = 4;
 
 /// Bytes from which on a body is large.
 const LARGE: usize = 256 << 10;
 
 impl Service {
-    /// A service over a model, and its part in transfers of caches where it takes one. Without a template there are no chats.
+    /// A service for a model, with its cache transfers if configured. Without a template chats are refused.
     ///
     /// # Errors
     /// A vocabulary that grammars cannot be compiled for.
@@ -64,6 +68,7 @@ impl Service {
                 .seed
                 .map(|seed| Mutex::new(ChaCha8Rng::seed_from_u64(seed))),
             transfers: transfers.map(Arc::new),
+            responses: Store::default(),
             created: now.map_or(0, |since| since.as_secs()),
             options,
             metrics,
@@ -72,6 +77,11 @@ impl Service {
 
     pub(super) fn engine(&self) -> &EngineHandle {
         self.llm.engine()
+    }
+
+    /// The device that it runs on.
+    pub(super) fn device(&self) -> &Device {
+        self.llm.device()
     }
 
     /// Its part in transfers of caches, where it takes one.
@@ -91,7 +101,7 @@ impl Service {
         self.llm.files().template.as_ref().ok_or_else(none)
     }
 
-    /// Tokens that prompt and answer may have together.
+    /// Maximum tokens of a prompt and its answer together.
     pub(super) fn context(&self) -> usize {
         self.llm.context()
     }
@@ -108,7 +118,7 @@ impl Service {
         &self.grammars
     }
 
-    /// The name that the model goes by.
+    /// The model's own name.
     pub(super) fn name(&self) -> &str {
         self.options
             .model_names
@@ -130,7 +140,7 @@ impl Service {
             .code("model_not_found"))
     }
 
-    /// A seed for a request that brings none.
+    /// A seed for a request without one.
     pub(super) fn next_seed(&self) -> u64 {
         match &self.seeds {
             Some(seeds) => seeds
@@ -141,10 +151,10 @@ impl Service {
         }
     }
 
-    /// A request with this server's settings.
-    pub(super) fn request(&self, prompt: Vec<u32>, max_tokens: usize) -> Request {
+    /// A request with this server's settings, which may share cached prefixes or not.
+    pub(super) fn request(&self, prompt: Vec<u32>, max_tokens: usize, share: bool) -> Request {
         Request {
-            reuse: self.options.prefix_caching,
+            reuse: self.options.prefix_caching && share,
             ..Request::new(prompt, max_tokens)
         }
     }
@@ -159,7 +169,7 @@ impl Service {
         }
     }
 
-    /// Does work of the CPU's away from the threads that serve connections, a few at a time.
+    /// Runs CPU-bound work outside of the threads that serve connections, a few tasks at a time.
     pub(super) async fn compute<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,

@@ -4,14 +4,38 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::json;
 
 use super::error::{ApiError, Result};
-use super::fields::Fields;
+use super::fields::{Fields, needed};
 use super::parameters::check_model;
-use super::prompt::{encode_chat, take_parse_special};
+use super::prompt::{encode_chat, encode_text};
 use super::service::Service;
 use super::tools::Form;
+
+/// What is tokenized: a text, or else a chat's messages and tools.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Tokenize")]
+pub(super) struct TokenizeFields {
+    prompt: Option<String>,
+    /// Whether control tokens that the text spells are read as such.
+    parse_special: Option<bool>,
+    /// Whether each token's text comes beside its id.
+    return_token_strs: Option<bool>,
+    /// There are none to add: a chat's come from its template.
+    #[serde(rename = "add_special_tokens")]
+    _add_special_tokens: Option<bool>,
+}
+
+/// Ids whose text is wanted.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Detokenize")]
+pub(super) struct DetokenizeFields {
+    #[schemars(required)]
+    tokens: Option<Vec<u32>>,
+}
 
 /// A text's ids, or a chat's.
 pub(super) async fn tokenize(service: Arc<Service>, fields: Fields) -> Result<Response> {
@@ -20,29 +44,22 @@ pub(super) async fn tokenize(service: Arc<Service>, fields: Fields) -> Result<Re
         .compute(|service| {
             let mut fields = fields;
             check_model(&mut fields, service)?;
-            let strings = fields.take("return_token_strs")?.unwrap_or(false);
-            let prompt: Option<String> = fields.take("prompt")?;
-            let ids = match prompt {
+            let own: TokenizeFields = fields.part()?;
+            let strings = own.return_token_strs.unwrap_or(false);
+            let own_parse_special = own.parse_special;
+            let ids = match own.prompt {
                 Some(prompt) => {
-                    // There are none to add: a chat's come from its template.
-                    fields.ignore(&["add_special_tokens"]);
-                    let parse_special = take_parse_special(&mut fields, service)?;
-                    match parse_special {
-                        true => service
-                            .tokenizer()
-                            .encode_with_special(&prompt, usize::MAX)?,
-                        false => service.tokenizer().encode_ordinary(&prompt)?,
-                    }
+                    let own = service.options.parse_special;
+                    let parse_special = own_parse_special.unwrap_or(own);
+                    encode_text(service, &prompt, parse_special, usize::MAX)?
                 }
                 None => {
-                    let generation: Option<bool> = fields.take("add_generation_prompt")?;
                     let form = Form::take(&mut fields)?;
                     if !fields.has("messages") {
                         let message = "either `prompt` or `messages` must be there";
                         return Err(ApiError::invalid(message).code("missing_required_parameter"));
                     }
-                    let mut chat = super::chat::chat_of(&mut fields, &form)?;
-                    chat.add_generation_prompt = generation.unwrap_or(true);
+                    let chat = super::chat::chat_of(&mut fields, &form)?;
                     encode_chat(service, &chat)?.ids
                 }
             };
@@ -71,7 +88,8 @@ pub(super) async fn detokenize(service: Arc<Service>, fields: Fields) -> Result<
         .compute(|service| {
             let mut fields = fields;
             check_model(&mut fields, service)?;
-            let ids: Vec<u32> = fields.need("tokens")?;
+            let own: DetokenizeFields = fields.part()?;
+            let ids = needed("tokens", own.tokens)?;
             fields.finish()?;
             let text = service.tokenizer().decode(&ids)?;
             Ok(Json(json!({ "prompt": text })).into_response())

@@ -1,14 +1,16 @@
-//! Tools, `tool_choice` and `response_format`: what a chat's answer may be, and the grammar that holds it to that.
+//! Tools, `tool_choice` and the format of the text: what an answer may be, and the grammar that holds it to that.
 
 use std::collections::HashSet;
 use std::fmt::Write;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
 use super::fields::{Fields, shorten, typed, without_bookkeeping};
+use super::format::Format;
 use super::grammar::{Grammars, json_rule, literal};
 use super::schema;
 use crate::engine::Grammar;
@@ -28,7 +30,7 @@ const NAME_CHARACTERS: usize = 256;
 
 /// Whether tools are called.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum ToolChoice {
+pub(super) enum ToolChoice {
     /// As the model likes.
     Auto,
     /// No.
@@ -37,13 +39,8 @@ enum ToolChoice {
     Required,
     /// This one is.
     Named(String),
-}
-
-/// What an answer's text may be.
-#[derive(Clone, Debug, PartialEq)]
-enum Format {
-    Text,
-    Json(Value),
+    /// These alone may be, and at least one is where it is required.
+    Allowed { names: Vec<String>, required: bool },
 }
 
 /// What an answer may be.
@@ -56,6 +53,20 @@ pub(super) struct Form {
     /// More than one call in an answer.
     parallel: bool,
     format: Format,
+    /// The request's field that says the format.
+    format_field: &'static str,
+}
+
+/// The fields of a chat that are about tools.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ChatTools")]
+pub(super) struct ToolFields {
+    /// The functions that the model may call.
+    tools: Option<Vec<Value>>,
+    /// `auto`, `none`, `required`, a function, or `allowed_tools`.
+    tool_choice: Option<Value>,
+    /// Whether one answer may have several calls.
+    parallel_tool_calls: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -95,38 +106,59 @@ struct NamedFunction {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ResponseFormat {
+struct AllowedTools {
     #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    json_schema: Option<JsonSchema>,
+    _kind: String,
+    allowed_tools: Allowed,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct JsonSchema {
-    #[serde(default, rename = "name")]
-    _name: Option<String>,
-    #[serde(default, rename = "description")]
-    _description: Option<String>,
-    schema: Value,
-    #[serde(default, rename = "strict")]
-    _strict: Option<bool>,
+struct Allowed {
+    mode: Mode,
+    tools: Vec<Named>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Mode {
+    Auto,
+    Required,
 }
 
 impl Form {
     /// Takes the fields that say it.
     pub(super) fn take(fields: &mut Fields) -> Result<Self> {
-        let mut tools: Vec<Value> = fields.take("tools")?.unwrap_or_default();
+        let found: ToolFields = fields.part()?;
+        let choice = choice(found.tool_choice)?;
+        let parallel = found.parallel_tool_calls.unwrap_or(true);
+        let mut tools = found.tools.unwrap_or_default();
         if !fields.is_strict() {
             for tool in &mut tools {
                 without_bookkeeping(tool, &TOOL_BOOKKEEPING);
-                let function = tool.get_mut("function");
-                function
-                    .into_iter()
-                    .for_each(|it| without_bookkeeping(it, &TOOL_BOOKKEEPING));
+                if let Some(function) = tool.get_mut("function") {
+                    without_bookkeeping(function, &TOOL_BOOKKEEPING);
+                }
             }
         }
+        Self::new(tools, choice, parallel, Format::take(fields)?)
+    }
+
+    /// Takes the fields of a completion, which has no tools.
+    pub(super) fn take_format(fields: &mut Fields) -> Result<Self> {
+        Self::new(Vec::new(), ToolChoice::Auto, true, Format::take(fields)?)
+    }
+
+    /// A form of these parts; the format has the name of the request's field that says it.
+    ///
+    /// # Errors
+    /// A tool that is none, two of one name, or a choice of one that is not there.
+    pub(super) fn new(
+        tools: Vec<Value>,
+        choice: ToolChoice,
+        parallel: bool,
+        (format, format_field): (Format, &'static str),
+    ) -> Result<Self> {
         let functions: Vec<Function> = tools
             .iter()
             .enumerate()
@@ -137,13 +169,14 @@ impl Form {
             let message = format!("`tools`: two functions are named `{}`", twice.name);
             return Err(ApiError::field("tools", message).code("invalid_value"));
         }
-        let choice = choice(fields, &functions)?;
+        check_choice(&choice, &functions)?;
         Ok(Self {
-            parallel: fields.take("parallel_tool_calls")?.unwrap_or(true),
-            format: format(fields)?,
             tools,
             functions,
             choice,
+            parallel,
+            format,
+            format_field,
         })
     }
 
@@ -166,40 +199,64 @@ impl Form {
         grammars: &Grammars,
     ) -> Result<Option<Arc<dyn Grammar>>> {
         let strict = self.functions.iter().any(|f| f.strict == Some(true));
-        let forced = matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_));
-        let calls =
-            self.calls() && (forced || strict || self.format != Format::Text || !self.parallel);
+        let some = matches!(self.choice, ToolChoice::Allowed { .. });
+        let calls = self.calls()
+            && (self.forced() || some || strict || self.format != Format::Text || !self.parallel);
         if self.format == Format::Text && !calls {
             return Ok(None);
         }
         let mut schemas = self.schemas();
         self.let_heavy_go(calls, &mut schemas)?;
         let compile = |schemas: &[Value]| grammars.compile(self.lark(calls, tokenizer, schemas)?);
-        if let Ok(grammar) = compile(&schemas)? {
-            return Ok(Some(grammar));
+        let first = compile(&schemas)?;
+        if !calls || first.is_ok() {
+            return match (first, &self.format) {
+                (Ok(grammar), _) => Ok(Some(grammar)),
+                (Err(reason), Format::Json(schema)) => {
+                    let (path, reason) = grammars.locate(schema).unwrap_or((String::new(), reason));
+                    Err(refused(self.format_field, "", &path, &reason))
+                }
+                (Err(reason), _) => Err(self.wrong_format(&reason)),
+            };
         }
-        // One of the schemas is at fault: a tool's is let go unless it has to be held.
+        // One of the schemas is at fault: a tool's is dropped unless it has to be held.
         if let Format::Json(schema) = &self.format
-            && (!forced || !calls)
+            && !self.forced()
             && let Some((path, reason)) = grammars.locate(schema)
         {
-            return Err(refused("response_format", "", &path, &reason));
+            return Err(refused(self.format_field, "", &path, &reason));
         }
-        if calls {
-            self.let_wrong_go(grammars, &mut schemas)?;
-        }
+        self.let_wrong_go(grammars, &mut schemas)?;
         if let Ok(grammar) = compile(&schemas)? {
             return Ok(Some(grammar));
         }
-        // Together they are too much.
+        // Together they are too large.
         for (function, schema) in self.functions.iter().zip(&mut schemas) {
             if function.strict != Some(true) {
                 *schema = json!({ "type": "object" });
             }
         }
-        let grammar = compile(&schemas)?.map(Some);
-        let field = if calls { "tools" } else { "response_format" };
-        grammar.map_err(|reason| refused(field, "", "", &reason))
+        compile(&schemas)?
+            .map(Some)
+            .map_err(|reason| match &self.format {
+                Format::Text | Format::Json(_) => refused("tools", "", "", &reason),
+                _ => self.wrong_format(&reason),
+            })
+    }
+
+    /// Whether the answer has to hold a call.
+    fn forced(&self) -> bool {
+        match &self.choice {
+            ToolChoice::Required | ToolChoice::Named(_) => true,
+            ToolChoice::Allowed { required, .. } => *required,
+            ToolChoice::Auto | ToolChoice::None => false,
+        }
+    }
+
+    /// A form other than JSON that cannot be compiled.
+    fn wrong_format(&self, reason: &str) -> ApiError {
+        let field = self.format_field;
+        ApiError::field(field, format!("`{field}`: {reason}")).code("invalid_value")
     }
 
     /// Lets the schemas of tools go that cannot be compiled.
@@ -225,7 +282,7 @@ impl Form {
         let mut left = schema::HEAVIEST;
         if let Format::Json(schema) = &self.format {
             let rest = left.checked_sub(schema::weight(schema));
-            left = rest.ok_or_else(|| refused("response_format", "", "", reason))?;
+            left = rest.ok_or_else(|| refused(self.format_field, "", "", reason))?;
         }
         if !calls {
             return Ok(());
@@ -254,19 +311,28 @@ impl Form {
 
     /// The grammar's source, with these schemas of the functions' arguments.
     fn lark(&self, calls: bool, tokenizer: &Tokenizer, schemas: &[Value]) -> Result<String> {
-        let forced = matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_));
         Ok(match (&self.format, calls) {
-            (Format::Json(schema), false) => {
-                format!("start: answer\nanswer: {}\n", json_rule(schema))
+            (Format::Lark(source), false) => source.clone(),
+            (Format::Lark(_), true) => {
+                let field = self.format_field;
+                let message =
+                    format!("`{field}`: a grammar says nothing of `tools`; send one of the two");
+                return Err(ApiError::field(field, message).code("unsupported_value"));
             }
-            (_, true) if forced => format!("start: section\n{}", self.section(tokenizer, schemas)?),
-            (Format::Json(schema), true) => {
-                let (section, json) = (self.section(tokenizer, schemas)?, json_rule(schema));
-                format!("start: answer | section\nanswer: {json}\n{section}")
+            (format, false) => {
+                format!("start: answer\n{}", format.rule().unwrap_or_default())
             }
-            (Format::Text, _) => {
+            (_, true) if self.forced() => {
+                format!("start: section\n{}", self.section(tokenizer, schemas)?)
+            }
+            (Format::Text, true) => {
                 let section = self.section(tokenizer, schemas)?;
                 format!("start: TEXT section?\nTEXT: /(.|\\n)*/\n{section}")
+            }
+            (format, true) => {
+                let (section, rule) = (self.section(tokenizer, schemas)?, format.rule());
+                let rule = rule.unwrap_or_default();
+                format!("start: answer | section\n{rule}{section}")
             }
         })
     }
@@ -291,7 +357,8 @@ impl Form {
         let all = self.functions.iter().zip(schemas);
         let allowed = all.filter(|(function, _)| match &self.choice {
             ToolChoice::Named(name) => *name == function.name,
-            _ => true,
+            ToolChoice::Allowed { names, .. } => names.contains(&function.name),
+            ToolChoice::Auto | ToolChoice::None | ToolChoice::Required => true,
         });
         let (mut names, mut rules) = (Vec::new(), String::new());
         for (i, (function, schema)) in allowed.enumerate() {
@@ -341,62 +408,68 @@ fn function(at: &str, tool: &Value) -> Result<Function> {
     Ok(function)
 }
 
-fn choice(fields: &mut Fields, functions: &[Function]) -> Result<ToolChoice> {
-    let refused = |message: String| ApiError::field("tool_choice", message).code("invalid_value");
-    let choice = match fields.take::<Value>("tool_choice")? {
-        None => return Ok(ToolChoice::Auto),
-        Some(Value::String(word)) => match word.as_str() {
-            "auto" => ToolChoice::Auto,
-            "none" => ToolChoice::None,
-            "required" => ToolChoice::Required,
-            _ => {
-                let message = "`tool_choice` must be `auto`, `none`, `required` or a function";
-                return Err(refused(message.to_owned()));
-            }
-        },
-        Some(object) => {
-            let named: Named = typed("tool_choice", object)?;
-            if named.kind != "function" {
-                let message = "`tool_choice.type` must be `function`";
-                return Err(refused(message.to_owned()));
-            }
-            ToolChoice::Named(named.function.name)
-        }
-    };
-    match &choice {
-        ToolChoice::Named(name) if !functions.iter().any(|function| function.name == *name) => {
-            let name = shorten(name);
-            Err(refused(format!(
-                "`tool_choice`: there is no function `{name}` in `tools`"
-            )))
-        }
-        ToolChoice::Required if functions.is_empty() => Err(refused(
-            "`tool_choice` is `required`, but there are no `tools`".to_owned(),
+fn no_choice(message: impl Into<String>) -> ApiError {
+    ApiError::field("tool_choice", message).code("invalid_value")
+}
+
+/// The choice that is one word.
+pub(super) fn choice_of_word(word: &str) -> Result<ToolChoice> {
+    match word {
+        "auto" => Ok(ToolChoice::Auto),
+        "none" => Ok(ToolChoice::None),
+        "required" => Ok(ToolChoice::Required),
+        _ => Err(no_choice(
+            "`tool_choice` must be `auto`, `none`, `required`, a function or `allowed_tools`",
         )),
-        _ => Ok(choice),
     }
 }
 
-fn format(fields: &mut Fields) -> Result<Format> {
-    const NAME: &str = "response_format";
-    let Some(format) = fields.take::<ResponseFormat>(NAME)? else {
-        return Ok(Format::Text);
+fn choice(found: Option<Value>) -> Result<ToolChoice> {
+    let name = |named: Named| {
+        if named.kind != "function" {
+            return Err(no_choice("`tool_choice`: the type must be `function`"));
+        }
+        Ok(named.function.name)
     };
-    match (format.kind.as_str(), format.json_schema) {
-        ("text", None) => Ok(Format::Text),
-        ("json_object", None) => Ok(Format::Json(json!({ "type": "object" }))),
-        ("json_schema", Some(JsonSchema { schema, .. }))
-            if schema.is_object() || schema.is_boolean() =>
-        {
-            Ok(Format::Json(schema))
+    match found {
+        None => Ok(ToolChoice::Auto),
+        Some(Value::String(word)) => choice_of_word(&word),
+        Some(object) if object["type"] == "allowed_tools" => {
+            let AllowedTools { allowed_tools, .. } = typed("tool_choice", object)?;
+            let names = allowed_tools.tools.into_iter().map(name);
+            Ok(ToolChoice::Allowed {
+                names: names.collect::<Result<_>>()?,
+                required: allowed_tools.mode == Mode::Required,
+            })
         }
-        ("json_schema", _) => {
-            let message = "`response_format.json_schema.schema` must be a JSON schema";
-            Err(ApiError::field("response_format.json_schema", message).code("invalid_value"))
+        Some(object) => Ok(ToolChoice::Named(name(typed("tool_choice", object)?)?)),
+    }
+}
+
+/// Refuses a choice of tools that are not there.
+fn check_choice(choice: &ToolChoice, functions: &[Function]) -> Result<()> {
+    let names = match choice {
+        ToolChoice::Named(name) => std::slice::from_ref(name),
+        ToolChoice::Allowed { names, .. } if names.is_empty() => {
+            return Err(no_choice(
+                "`tool_choice`: no tool is allowed; that is `none`",
+            ));
         }
-        _ => {
-            let message = "`response_format.type` must be `text`, `json_object`, or `json_schema` with a `json_schema`";
-            Err(ApiError::field(NAME, message).code("invalid_value"))
+        ToolChoice::Allowed { names, .. } => names,
+        ToolChoice::Required if functions.is_empty() => {
+            let message = "`tool_choice` asks for a call, but there are no `tools`";
+            return Err(no_choice(message));
+        }
+        ToolChoice::Auto | ToolChoice::None | ToolChoice::Required => return Ok(()),
+    };
+    let there = |name: &String| functions.iter().any(|function| function.name == *name);
+    match names.iter().find(|name| !there(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let name = shorten(name);
+            Err(no_choice(format!(
+                "`tool_choice`: there is no function `{name}` in `tools`"
+            )))
         }
     }
 }

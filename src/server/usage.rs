@@ -7,9 +7,12 @@ use crate::engine::Usage;
 /// The tokens of all answers of a request; each prompt counts once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Total {
-    prompt: usize,
-    cached: usize,
-    generated: usize,
+    /// Tokens of the prompts.
+    pub(super) prompt: usize,
+    /// Those of them that came from the cache.
+    pub(super) cached: usize,
+    /// Tokens generated.
+    pub(super) generated: usize,
 }
 
 impl Total {

@@ -1,15 +1,15 @@
 //! A conversation, and its ids.
 //!
-//! The template renders one text. What came from outside (every text of the messages and tools, keys included) is hidden
-//! before (`special.rs`), so that the control tokens left in the rendered text are the template's; these become ids, and
-//! the text between is brought back and encoded with special tokens off. A control token counts only if the template
-//! spells it out: one that came about in another way is an error, never an id.
+//! The template renders one text. All external text (every text of the messages and tools, including keys) is hidden before
+//! (`special.rs`), so that control tokens in the rendered text come from the template; these become ids, and the text between
+//! them is restored and encoded with special tokens off. A control token is accepted only if the template contains it
+//! literally: one that was composed in another way is an error, never an id.
 //!
 //! A template may compare texts. Where something was hidden, it is rendered without hiding too, and what it renders with
 //! hiding should show the same; if not, its literals are hidden as well (`template_source.rs`).
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::config::describe;
 use super::special::show;
@@ -28,19 +28,39 @@ pub struct Chat {
     /// The tools that the model may call, as JSON objects.
     #[serde(default)]
     pub tools: Option<Vec<Value>>,
-    /// Whether the rendering ends where the assistant is to answer.
+    /// Whether the rendering ends where the assistant's answer begins.
     #[serde(default = "yes")]
     pub add_generation_prompt: bool,
+    /// Whether the rendering ends with the last message's text, so that the model goes on with it; in place of a prompt to
+    /// answer.
+    #[serde(default)]
+    pub continue_final_message: bool,
+    /// What the template is given beside messages and tools.
+    #[serde(default)]
+    pub chat_template_kwargs: Map<String, Value>,
+}
+
+impl Default for Chat {
+    /// No messages, to be answered.
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            tools: None,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            chat_template_kwargs: Map::new(),
+        }
+    }
 }
 
 fn yes() -> bool {
     true
 }
 
-/// A conversation as the model reads it.
+/// A conversation as the model's input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedChat {
-    /// What the template rendered. Text and control tokens look alike in it; only `ids` tells them apart.
+    /// The template's output. Text and control tokens look alike in it; only `ids` distinguishes them.
     pub rendered: String,
     /// The ids.
     pub ids: Vec<u32>,
@@ -50,8 +70,8 @@ impl Chat {
     /// Reads `{"messages": [..], "tools": [..], "add_generation_prompt": true}`, or the list of messages alone, and checks it.
     ///
     /// # Errors
-    /// Text that is not such JSON, an unknown field, what [`Chat::validate`] refuses, or a role that chats do not have: a
-    /// template would write it out, and a model cannot read it.
+    /// Text that is not such JSON, an unknown field, what [`Chat::validate`] refuses, or a role that chats do not have, which
+    /// a template would render as text that the model was not trained on.
     pub fn from_json(text: &str) -> Result<Chat, TokenizerError> {
         let chat = if text.trim_start().starts_with('[') {
             Self::of(serde_json::from_str(text)?)
@@ -63,16 +83,15 @@ impl Chat {
         Ok(chat)
     }
 
-    /// Messages that are to be answered, without tools.
+    /// Messages that end with the user's, without tools.
     fn of(messages: Vec<Value>) -> Chat {
         Chat {
             messages,
-            tools: None,
-            add_generation_prompt: true,
+            ..Self::default()
         }
     }
 
-    /// One turn of a user, to be answered.
+    /// A single user message.
     pub fn user(text: &str) -> Chat {
         Self::of(vec![serde_json::json!({ "role": "user", "content": text })])
     }
@@ -80,7 +99,7 @@ impl Chat {
     /// Checks that every role is one that chats have.
     ///
     /// # Errors
-    /// The first message of another role, with its place.
+    /// The first message with another role, with its index.
     pub fn check_roles(&self) -> Result<(), TokenizerError> {
         for (i, message) in self.messages.iter().enumerate() {
             if !message["role"]
@@ -97,11 +116,11 @@ impl Chat {
         Ok(())
     }
 
-    /// Checks what every template relies on.
+    /// Checks the structure that every template relies on.
     ///
     /// # Errors
     /// No message; a message without a role; content that is neither text, nor null, nor a list of text parts; a name,
-    /// tool call or tool of the wrong type. The place is named.
+    /// tool call or tool of the wrong type. The error has the path.
     pub fn validate(&self) -> Result<(), TokenizerError> {
         if self.messages.is_empty() {
             return Err(wrong(
@@ -187,7 +206,7 @@ fn wrong(at: String, expected: &'static str, found: &Value) -> TokenizerError {
 }
 
 impl Tokenizer {
-    /// Renders a conversation and encodes it; nobody's text acts as a control token.
+    /// Renders a conversation and encodes it; user text is never encoded as a control token.
     ///
     /// # Errors
     /// What [`Chat::validate`] refuses; a template that fails or refuses the chat; a control token that the template does
@@ -211,7 +230,10 @@ impl Tokenizer {
         most: usize,
     ) -> Result<EncodedChat, TokenizerError> {
         chat.validate()?;
-        let text = self.render(template, chat)?;
+        let mut text = self.render(template, chat)?;
+        if chat.continue_final_message {
+            text.truncate(self.end_of_final_message(&chat.messages, &text)?);
+        }
         let encode = |ids: &mut Vec<u32>, text: &str| {
             let left = most.saturating_sub(ids.len());
             let more = self.encode_at_most(&show(text), left);
@@ -241,18 +263,47 @@ impl Tokenizer {
         })
     }
 
+    /// Where the last message's text ends in the rendering of the chat.
+    fn end_of_final_message(
+        &self,
+        messages: &[Value],
+        rendered: &str,
+    ) -> Result<usize, TokenizerError> {
+        let content = messages
+            .last()
+            .map_or(&Value::Null, |last| &last["content"]);
+        let last_part = || content.as_array()?.last()?["text"].as_str();
+        let said = content.as_str().or_else(last_part).unwrap_or_default();
+        let said = self.specials.hide(said);
+        // Templates may write a text without the white space around it.
+        let end = [said.as_str(), said.trim()].into_iter().find_map(|said| {
+            let at = rendered.rfind(said).filter(|_| !said.is_empty())?;
+            Some(at + said.len())
+        });
+        end.ok_or_else(|| {
+            wrong(
+                format!("messages[{}].content", messages.len().saturating_sub(1)),
+                "a text that the template writes, so that it can be gone on with",
+                content,
+            )
+        })
+    }
+
     /// What the template renders, with what is hidden in it.
     fn render(&self, template: &ChatTemplate, chat: &Chat) -> Result<String, TokenizerError> {
         let hide = |text: &str| self.specials.hide(text);
         let render = |template: &ChatTemplate, seen: &dyn Fn(&str) -> String| {
             let messages = chat.messages.iter();
             let tools = chat.tools.iter().flatten();
+            let kwargs = chat.chat_template_kwargs.iter();
+            let kwargs = kwargs.map(|(name, it)| (name.as_str(), value(it, false, seen)));
             template.render(
                 messages
                     .map(|message| value(message, false, seen))
                     .collect(),
                 tools.map(|tool| value(tool, true, seen)).collect(),
-                chat.add_generation_prompt,
+                chat.add_generation_prompt && !chat.continue_final_message,
+                kwargs,
             )
         };
         let any_hidden = std::cell::Cell::new(false);

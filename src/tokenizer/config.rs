@@ -1,6 +1,6 @@
-//! What the JSON files beside the vocabulary say: `tokenizer_config.json` and `generation_config.json`.
+//! The JSON files beside the vocabulary: `tokenizer_config.json` and `generation_config.json`.
 //!
-//! Only the fields that this runtime reads; the others are anyone's.
+//! Only the fields that this runtime uses are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -84,10 +84,10 @@ impl TokenizerConfig {
     }
 }
 
-/// `eos_token_id` of `generation_config.json`: one id or several; none where there is no such file or field.
+/// `eos_token_id` of `generation_config.json`: one id or several; empty without the file or the field.
 ///
 /// # Errors
-/// A file that cannot be read or is not JSON; ids that are no ids.
+/// A file that cannot be read or is not JSON; invalid ids.
 pub(super) fn generation_eos(path: &Path) -> Result<Vec<u32>, TokenizerError> {
     let json = read_json(path)?.unwrap_or_default();
     let value = &json["eos_token_id"];
@@ -143,7 +143,7 @@ pub(super) fn field(
     }
 }
 
-/// A JSON value in a few words.
+/// Describes a JSON value in a few words.
 pub(super) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),

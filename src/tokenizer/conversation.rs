@@ -1,8 +1,8 @@
-//! A conversation as messages and as the very tokens that the model has read and written.
+//! A conversation as messages, and as the exact tokens that the model has read and generated.
 //!
-//! The answers' tokens are kept as they were generated, not encoded anew from their text, so that each prompt begins with
-//! all that came before and nothing of it has to be read again. Each answer's place among the tokens is kept too, so that
-//! a conversation can go back to any question and take another way from there.
+//! The answers' tokens are kept as they were generated, not encoded again from their text, so that each prompt begins with
+//! all earlier tokens, which are cached. Each answer's position among the tokens is kept too, so that a conversation can
+//! return to any question and continue from there.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,15 +14,15 @@ use crate::error::TokenizerError;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Conversation {
     messages: Vec<Value>,
-    /// The last prompt and its answer; nothing before the first turn.
+    /// The last prompt and its answer; empty before the first turn.
     ids: Vec<u32>,
-    /// Where each answer's prompt ends among the ids, and where the answer does.
+    /// For each answer the end of its prompt among the ids, and its own end.
     #[serde(default)]
     answers: Vec<(usize, usize)>,
 }
 
 impl Conversation {
-    /// An empty conversation, under a system text if there is one.
+    /// An empty conversation, with a system prompt if there is one.
     #[must_use]
     pub fn new(system: Option<&str>) -> Self {
         let system = system.filter(|text| !text.is_empty());
@@ -33,7 +33,7 @@ impl Conversation {
         }
     }
 
-    /// The messages: a system text perhaps, then questions and answers in turn.
+    /// The messages: an optional system prompt, then questions and answers alternating.
     #[must_use]
     pub fn messages(&self) -> &[Value] {
         &self.messages
@@ -45,7 +45,7 @@ impl Conversation {
         &self.ids
     }
 
-    /// Where each answer begins and ends among the tokens; nothing where that is not known of all.
+    /// The range of each answer among the tokens; empty if that is not known for all.
     #[must_use]
     pub fn answers(&self) -> &[(usize, usize)] {
         &self.answers
@@ -64,8 +64,8 @@ impl Conversation {
             .map(|(at, _)| at)
     }
 
-    /// Takes back the turn counted from 0, and all after it. Where a turn's place among the tokens is not known, what is
-    /// left of the conversation is read anew.
+    /// Removes the turn with this index, and all after it. If a turn's position among the tokens is not known, the rest of
+    /// the conversation will be prefilled again.
     pub fn truncate(&mut self, turn: usize) {
         let Some(at) = self.questions().nth(turn) else {
             return;
@@ -77,13 +77,13 @@ impl Conversation {
         self.ids.truncate(if known { end } else { 0 });
     }
 
-    /// Forgets the tokens, not what was said: for a model with another tokenizer, which reads all of it anew.
+    /// Removes the tokens but not the messages: for a model with another tokenizer, which prefills all of it again.
     pub fn forget_tokens(&mut self) {
         self.ids.clear();
         self.answers.clear();
     }
 
-    /// The prompt in which the user says `text`: the tokens so far, and what the template puts after them.
+    /// The prompt in which the user says `text`: the tokens so far, and the template's text after them.
     ///
     /// # Errors
     /// A template that refuses the messages, or a text that cannot be encoded.
@@ -96,8 +96,7 @@ impl Conversation {
         let encode = |messages: Vec<Value>| -> Result<Vec<u32>, TokenizerError> {
             let chat = Chat {
                 messages,
-                tools: None,
-                add_generation_prompt: true,
+                ..Chat::default()
             };
             Ok(tokenizer.encode_chat(template, &chat)?.ids)
         };
@@ -110,17 +109,18 @@ impl Conversation {
         else {
             return encode(with(&self.messages));
         };
-        // What follows an answer, whatever it is: the rendering with an empty one, less the prompt it answers.
+        // The template's text after any answer: the rendering with an empty answer, without its prompt.
         let hollow = [before, &[json!({ "role": answer["role"], "content": "" })]].concat();
         let (asked, next) = (encode(before.to_vec())?, encode(with(&hollow))?);
         match next.strip_prefix(asked.as_slice()) {
             Some(rest) => Ok([self.ids.as_slice(), rest].concat()),
-            // A template that tells the past otherwise: all of it is read again.
+            // A template that renders earlier messages differently: all of it is prefilled again.
             None => encode(with(&self.messages)),
         }
     }
 
-    /// Takes a question and its answer: `ids` are the prompt's and the answer's tokens, `prompt` of them the prompt's.
+    /// Adds a question and its answer: `ids` are the tokens of the prompt and the answer, the first `prompt` of them the
+    /// prompt's.
     pub fn take(&mut self, question: &str, answer: &str, ids: Vec<u32>, prompt: usize) {
         let known = self.answers.len() == self.turns();
         self.messages

@@ -16,7 +16,7 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const TEMPLATE: &str = "tokenizer.chat_template";
 
-/// What ends a turn, by its text: the file's `eos_token_id` alone may be another one than that of `config.json`.
+/// The texts of the tokens that end a turn: the file's `eos_token_id` may differ from that of `config.json`.
 pub(super) const STOP_NAMES: [&str; 3] = ["[EOS]", "[EOT]", "<|im_end|>"];
 
 /// The types of tokens (`llama_token_type` of llama.cpp).
@@ -76,7 +76,7 @@ pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, To
                 declared.insert(id, (*text).to_owned());
                 plain.insert(id);
             }
-            // The file calls them [PADn]; they are no tokens, so that this text must not become one.
+            // The file names them [PADn]; they are not tokens, so this text must not be encoded as one.
             token_type::UNUSED => {
                 unused.push(id);
                 declared.insert(id, reserved_name(id));
@@ -114,7 +114,7 @@ pub(super) fn template(metadata: &Metadata) -> Result<String, TokenizerError> {
     Ok(source.to_owned())
 }
 
-/// What the template's variables `bos_token` and the like stand for.
+/// The values of the template's variables `bos_token` and so on.
 pub(super) fn variables(metadata: &Metadata) -> Result<BTreeMap<String, String>, TokenizerError> {
     let texts = metadata.texts(TOKENS).map_err(refused)?.unwrap_or_default();
     let mut variables = BTreeMap::new();

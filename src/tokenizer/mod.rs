@@ -1,9 +1,10 @@
 //! Text to ids and back.
 //!
-//! A [`Tokenizer`] is read from `tiktoken.model`, `tokenizer.json` or a GGUF's metadata; [`StreamDecoder`] turns ids into text as they
-//! come; [`ChatTemplate`] and [`Chat`] make the ids of a conversation, in which nobody's text can act as a control
-//! token; [`Conversation`] keeps the tokens of one as they were; [`ToolCallParser`] finds the tool calls in what the model says. Text is encoded with special tokens
-//! off unless asked otherwise: control ids come from a chat template, or are asked for by name. It knows nothing of the model.
+//! A [`Tokenizer`] is read from `tiktoken.model`, `tokenizer.json` or a GGUF's metadata. [`StreamDecoder`] decodes ids to
+//! text one by one; [`ChatTemplate`] and [`Chat`] encode a conversation, in which user text is never encoded as a control
+//! token; [`Conversation`] keeps the tokens of one; [`ToolCallParser`] finds tool calls in an answer. Text is encoded
+//! with special tokens off unless asked otherwise: control ids come from a chat template, or from a lookup by name. This module does not depend
+//! on the model.
 
 mod bytes;
 mod chat;
@@ -42,10 +43,10 @@ use config::TokenizerConfig;
 use special::Specials;
 use split::Splitter;
 
-/// The names of the tokens at which an answer ends, whatever the configuration says.
+/// The names of the tokens that end an answer in any configuration.
 const STOP_NAMES: [&str; 2] = ["[EOS]", "<|im_end|>"];
 
-/// What a vocabulary file holds.
+/// The contents of a vocabulary file.
 struct Parts {
     /// The bytes of the ordinary tokens; the index is the id.
     tokens: Vec<Box<[u8]>>,
@@ -55,10 +56,10 @@ struct Parts {
     declared: BTreeMap<u32, String>,
     /// Of those ids the ones that are declared as not special.
     text: BTreeSet<u32>,
-    /// Of those ids the ones that are no tokens.
+    /// Those of the ids that are not tokens.
     unused: Vec<u32>,
-    /// Whether an id that the file does not name is a token all the same, as the published tokenizer has those after its ordinary
-    /// tokens (`tokenization_kimi.py`).
+    /// Whether ids without a name in the file are tokens, as in the published tokenizer after its ordinary tokens
+    /// (`tokenization_kimi.py`).
     reserves: bool,
 }
 
@@ -73,7 +74,7 @@ pub struct Tokenizer {
     longest: usize,
     /// The ids at which the tokenizer's own files say to stop.
     eos: Vec<u32>,
-    /// Special ids that are no tokens, ascending.
+    /// Special ids that are not tokens, ascending.
     unused: Vec<u32>,
 }
 
@@ -106,7 +107,7 @@ impl<'a> Piece<'a> {
 impl Tokenizer {
     /// Reads the tokenizer of a checkpoint: `tiktoken.model`, or else `tokenizer.json`. `tokenizer_config.json` names
     /// the special tokens; beside a `tiktoken.model` without it they are those of the published model, with a warning.
-    /// The stop ids of `generation_config.json` are heeded where it exists.
+    /// The stop ids of `generation_config.json` are used if it exists.
     ///
     /// # Errors
     /// A file that is missing, cannot be read or is damaged, each by name and with the line or field.
@@ -222,8 +223,8 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of a text in which nothing is special: no control token can come out, whatever the text spells. Added tokens
-    /// that are declared as not special are text, and are found in it.
+    /// The ids of a text without special tokens: the result has no control token, whatever the text contains. Added tokens
+    /// that are declared as not special are text, and are encoded as their ids.
     ///
     /// # Errors
     /// A split pattern (other than the published one) that gives up on the text.
@@ -295,7 +296,7 @@ impl Tokenizer {
     /// The bytes of these tokens, one after the other; a special token's bytes are its name's.
     ///
     /// # Errors
-    /// An id that is no token.
+    /// An id that is not a token.
     pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, TokenizerError> {
         let mut out = Vec::with_capacity(ids.len() * 4);
         for &id in ids {
@@ -307,7 +308,7 @@ impl Tokenizer {
     /// The text of these tokens, U+FFFD for bytes that are no character.
     ///
     /// # Errors
-    /// An id that is no token.
+    /// An id that is not a token.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         Ok(String::from_utf8_lossy(&self.decode_bytes(ids)?).into_owned())
     }
@@ -358,8 +359,8 @@ impl Tokenizer {
         self.specials.iter()
     }
 
-    /// Ids that only the embedding has rows for: those that a GGUF marks as unused (`[PADn]`), that no file names, or that follow
-    /// the last token. They must never be drawn. Ascending.
+    /// Ids that only the embedding has rows for: those that a GGUF marks as unused (`[PADn]`), that no file names, or that
+    /// follow the last token. They must never be sampled. Ascending.
     pub fn unused_ids(&self) -> &[u32] {
         &self.unused
     }

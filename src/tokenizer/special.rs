@@ -1,4 +1,4 @@
-//! The special tokens: their names, their ids, and how a text written by anyone is kept from spelling one.
+//! The special tokens: their names, their ids, and how text is kept from containing one.
 //!
 //! [`Specials::hide`] puts a private-use character in place of a few characters of a text, one for one, so that no control
 //! token can be found in it, nor in any concatenation of such texts, nor in one with a template's own text unless the
@@ -116,7 +116,7 @@ impl Specials {
             .next_back()
             .map_or(0, |&last| last.saturating_add(1))
             .max(first + RESERVED);
-        // A damaged file may declare an id of four thousand million; names for everything below it help nobody.
+        // A damaged file may declare an id of four thousand million, for which no names are reserved below it.
         if end - first > (1 << 20) {
             return Err(TokenizerError::Field {
                 path: path.to_owned(),
@@ -287,13 +287,13 @@ fn finder(mut names: Vec<&str>) -> Result<Option<Regex>, TokenizerError> {
     }
 }
 
-/// What an id without a name of its own is called.
+/// The name of an id without a declared name.
 pub(super) fn reserved_name(id: u32) -> String {
     format!("<|reserved_token_{id}|>")
 }
 
-/// The characters by which a name is told from text: its punctuation; of `<|name|>` only the bars, as templates look for
-/// such things as `</think>` in a message.
+/// The characters that distinguish a name from text: its punctuation; for `<|name|>` only the bars, since templates search
+/// messages for names such as `</think>`.
 fn guards_of(name: &str) -> Vec<char> {
     let all: Vec<char> = name
         .chars()

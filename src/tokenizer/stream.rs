@@ -1,8 +1,8 @@
-//! Text from tokens as they come, byte-exact.
+//! Decodes tokens to text one by one, byte-exact.
 //!
-//! A token may hold half a character. What has not become a character yet is held back (three bytes at most); bytes that
-//! never become one turn into U+FFFD exactly as `String::from_utf8_lossy` of the whole would have it. It decodes; it does
-//! not decide when to stop or what to hide.
+//! A token may contain half a character. An incomplete character is held back (three bytes at most); invalid bytes become
+//! U+FFFD exactly as in `String::from_utf8_lossy` of the whole. This only decodes; stopping and hiding text are done
+//! elsewhere.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,15 +10,15 @@ use std::ops::Deref;
 use super::Tokenizer;
 use crate::error::TokenizerError;
 
-/// UTF-8 in pieces cut anywhere.
+/// UTF-8 in pieces split anywhere.
 #[derive(Debug, Default, Clone)]
 pub struct Utf8Stream {
-    /// The beginning of a character whose end has not come.
+    /// The beginning of an incomplete character.
     pending: Vec<u8>,
 }
 
 impl Utf8Stream {
-    /// Takes further bytes and returns the text that has become complete.
+    /// Adds bytes and returns the text that has become complete.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut out = String::with_capacity(self.pending.len());
@@ -44,7 +44,7 @@ impl Utf8Stream {
         out
     }
 
-    /// The end: what was held back can no longer become a character. The stream is then as new.
+    /// Ends the stream: what was held back can no longer become a character. The decoder is then as new.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();
@@ -52,12 +52,12 @@ impl Utf8Stream {
     }
 }
 
-/// What a token adds to a text.
+/// The text of a token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenText {
-    /// The text that became complete with it, which may be none.
+    /// The text that became complete with it, which may be empty.
     pub text: String,
-    /// The name of a control token. It is no text; where it is to be shown, it comes after `text`.
+    /// The name of a control token, which is not text; if it is shown, it comes after `text`.
     pub special: Option<String>,
 }
 
@@ -69,7 +69,7 @@ impl fmt::Display for TokenText {
     }
 }
 
-/// Text from the ids of one sequence, as they come. `T` is a reference or an `Arc` to the tokenizer.
+/// Decodes the ids of one sequence. `T` is a reference or an `Arc` to the tokenizer.
 #[derive(Debug, Clone)]
 pub struct StreamDecoder<T: Deref<Target = Tokenizer>> {
     tokenizer: T,
@@ -85,11 +85,10 @@ impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
         }
     }
 
-    /// Takes the next id and returns what it adds to the text. A character that a control token leaves incomplete becomes
-    /// U+FFFD.
+    /// Adds the next id and returns its text. A character that a control token leaves incomplete becomes U+FFFD.
     ///
     /// # Errors
-    /// An id that is no token; the decoder is then as before.
+    /// An id that is not a token; the decoder is unchanged.
     pub fn push(&mut self, id: u32) -> Result<TokenText, TokenizerError> {
         let piece = self.tokenizer.known(id)?;
         Ok(TokenText {
@@ -101,7 +100,7 @@ impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
         })
     }
 
-    /// The end of the sequence: U+FFFD for a character that was left incomplete. The decoder is then as new.
+    /// Ends the sequence: U+FFFD for an incomplete character. The decoder is then as new.
     pub fn finish(&mut self) -> String {
         self.utf8.finish()
     }

@@ -69,7 +69,7 @@ impl ChatTemplate {
         Self::replaced_in(files, &gguf::template(gguf.metadata())?)
     }
 
-    /// The same variables (`bos_token` and the like) with another source: for a template that somebody chose.
+    /// The same variables (`bos_token` and so on) with another template source, given by the user.
     ///
     /// # Errors
     /// A template that does not compile, with the line.
@@ -145,18 +145,32 @@ impl ChatTemplate {
         })
     }
 
+    /// The template's text.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// `bos_token` and the like by name, as the template is given them.
+    #[must_use]
+    pub fn variables(&self) -> &BTreeMap<String, String> {
+        &self.variables
+    }
+
     /// Whether the template writes this control token itself: spelt out, or by a variable that holds it.
     pub(super) fn writes(&self, name: &str) -> bool {
         let mut variables = self.variables.iter().filter(|(_, text)| *text == name);
         self.source.contains(name) || variables.any(|(variable, _)| self.source.contains(variable))
     }
 
-    /// Renders a chat. An empty list of tools is none.
-    pub(super) fn render(
-        &self,
+    /// Renders a chat. An empty list of tools is none. `kwargs` are further variables of the template's; they cannot take the
+    /// names that others have.
+    pub(super) fn render<'a>(
+        &'a self,
         messages: Vec<Value>,
         tools: Vec<Value>,
         add_generation_prompt: bool,
+        kwargs: impl Iterator<Item = (&'a str, Value)>,
     ) -> Result<String, TokenizerError> {
         let variables = self
             .variables
@@ -177,7 +191,7 @@ impl ChatTemplate {
             .get_template(NAME)
             .map_err(|e| refused("finding", &e))?;
         template
-            .render(Value::from_pairs(variables.chain(chat)))
+            .render(Value::from_pairs(kwargs.chain(variables).chain(chat)))
             .map_err(|e| refused("rendering", &e))
     }
 }

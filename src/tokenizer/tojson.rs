@@ -278,11 +278,11 @@ mod tests {
 
     #[test]
     fn hidden_characters_stay_hidden() {
-        let hidden = "\u{e000}124\u{e001}";
+        let hidden = "\u{10ff7c}";
         let value =
-            value(&serde_json::json!({ hidden: 1, "z": "\u{e000}57344\u{e001}é", "a": hidden }));
+            value(&serde_json::json!({ hidden: 1, "z": "\u{10ff80}\u{10fe7c}é", "a": hidden }));
         let expected =
-            format!("{{\"a\": \"{hidden}\", \"z\": \"\\ue000\\u00e9\", \"{hidden}\": 1}}");
+            format!("{{\"a\": \"{hidden}\", \"z\": \"\\udbff\\udf7c\\u00e9\", \"{hidden}\": 1}}");
         assert_eq!(
             render("sort_keys=true, ensure_ascii=true", &value).expect("render"),
             expected

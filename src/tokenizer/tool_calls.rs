@@ -1,17 +1,17 @@
-//! Finds the tool calls in what the model says, as it says it.
+//! Finds tool calls in an answer as it streams.
 //!
 //! `<|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:IDX<|tool_call_argument_begin|>JSON<|tool_call_end|>...
-//! <|tool_calls_section_end|>`. Text that spells a control token is text ([`TokenText`] tells them apart). Arguments
-//! are passed on as they come, whatever their length and whether or not they are JSON; nothing is checked against the
-//! tools that were offered. A call is told once its id is whole: of one that is cut before, nothing is. What stands where the
-//! arguments of a call without a name would be is text.
+//! <|tool_calls_section_end|>`. Text that looks like a control token is text ([`TokenText`] distinguishes them). Arguments
+//! are passed on as they come, whatever their length and whether or not they are JSON; they are not checked against the
+//! offered tools. A call is reported once its id is complete, and not at all if it is cut before. Text in place of the
+//! arguments of a call without a name is text.
 
 use super::TokenText;
 
-/// What has become known of the model's answer.
+/// An event of the parsed answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToolCallEvent {
-    /// Text that is no part of a call.
+    /// Text outside of calls.
     Text(String),
     /// A call begins: its id is known.
     CallBegin {
@@ -20,7 +20,7 @@ pub enum ToolCallEvent {
         /// The call's id as the model wrote it, without white space around it: `functions.NAME:IDX` when well formed. Where an
         /// earlier call of the answer has it, one of that form with the next index that is free.
         id: String,
-        /// The name in the id, which may hold dots; of a malformed id, what is left of it.
+        /// The name in the id, which may contain dots; for a malformed id, the rest of it.
         name: String,
     },
     /// Further text of a call's arguments; `{}` where a call ends without any.
@@ -34,7 +34,7 @@ pub enum ToolCallEvent {
     CallEnd {
         /// Which call.
         index: usize,
-        /// Whether the model wrote all of it; if not, it was cut off or malformed.
+        /// Whether the call is complete; otherwise it was cut off or malformed.
         complete: bool,
     },
 }
@@ -45,7 +45,7 @@ enum State {
     Text,
     /// In a section, between calls, with the white space that came last: it is dropped unless text follows.
     Between(String),
-    /// In a call's id, as far as it has come.
+    /// In a call's id, with its text so far.
     Id(String),
     Arguments {
         /// White space that came before anything else.

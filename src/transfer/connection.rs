@@ -8,22 +8,22 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::frame::Frame;
-use super::framed::{FrameReader, FrameWriter};
+use super::framed::{FrameReader, FrameWriter, Received};
 use super::handshake::{Link, refused};
 use super::stats::Counters;
 use super::tcp_info::TcpInfo;
 use crate::error::{Refusal, TransferError};
 
-/// Frames of a transfer that go out over one connection and no other.
+/// Frames of a transfer that must be sent over one particular connection.
 pub(super) type Outbox = UnboundedSender<(u32, Frame)>;
 
-/// Where a connection gets frames that any other could send as well.
+/// The source of frames that any connection may send.
 pub(super) trait Items: Send {
-    /// The next one. Dropping the future loses none.
+    /// The next frame. Dropping the future loses none.
     fn next(&self) -> impl Future<Output = (u32, Frame)> + Send;
 }
 
-/// None, on a consumer.
+/// No such frames, on a consumer.
 pub(super) struct NoItems;
 
 impl Items for NoItems {
@@ -32,15 +32,15 @@ impl Items for NoItems {
     }
 }
 
-/// Runs a connection to its end: until the peer or the network ends it, a frame is wrong, or the outbox is closed and empty
-/// (`None`).
+/// Runs a connection to its end: until the peer or the network closes it, a frame is invalid, or the outbox is closed and
+/// empty (`None`).
 pub(super) async fn run(
     link: Link,
     outbox: UnboundedReceiver<(u32, Frame)>,
     items: impl Items,
     heartbeat: Duration,
     counters: Arc<Counters>,
-    take: impl FnMut(u32, Frame) -> Result<(), TransferError> + Send,
+    take: impl FnMut(Received) -> Result<(), TransferError> + Send,
 ) -> Option<TransferError> {
     let Link {
         mut reader,
@@ -60,11 +60,11 @@ pub(super) async fn run(
     };
     sampler.sample();
     counters.connections.fetch_sub(1, Relaxed);
-    // A peer that sent what it should not is told so; one that refused knows.
+    // A peer that sent an invalid frame is told so; one that refused knows.
     let last = end.as_ref().filter(|error| {
         !matches!(error, TransferError::Refused { .. }) && error.refusal() == Refusal::Protocol
     });
-    // What ends on this side has said something last, which the peer must be able to read.
+    // If this side ends the connection, the peer must be able to read its last frame.
     let reader = (end.is_none() || last.is_some()).then_some(reader);
     writer
         .close(reader, last.map(|error| (0, refused(error))))
@@ -74,16 +74,19 @@ pub(super) async fn run(
 
 async fn read(
     reader: &mut FrameReader,
-    mut take: impl FnMut(u32, Frame) -> Result<(), TransferError>,
+    mut take: impl FnMut(Received) -> Result<(), TransferError>,
 ) -> TransferError {
     loop {
-        let taken = match reader.next().await {
-            Ok((_, Frame::Ping)) => Ok(()),
-            Ok((0, Frame::Refused { refusal, sentence })) => {
+        let received = match reader.next().await {
+            Ok(received) => received,
+            Err(error) => return error,
+        };
+        let taken = match received.frame {
+            Frame::Ping => Ok(()),
+            Frame::Refused { refusal, sentence } if received.transfer == 0 => {
                 Err(TransferError::Refused { refusal, sentence })
             }
-            Ok((transfer, frame)) => take(transfer, frame),
-            Err(error) => Err(error),
+            _ => take(received),
         };
         if let Err(error) = taken {
             return error;
@@ -111,7 +114,7 @@ async fn write(
     }
 }
 
-/// Asks the system now and then what it had to send again.
+/// Regularly reads the number of retransmitted segments from the system.
 struct Sampler {
     tcp: Option<TcpInfo>,
     last: u64,

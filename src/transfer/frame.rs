@@ -1,7 +1,8 @@
-//! The bytes of the protocol: what opens a connection, and the frames after it. No sockets.
+//! The protocol's bytes: the opening of a connection, and its frames. No sockets.
 //!
-//! `docs/transfer.md` has the tables. All numbers are little-endian. A frame is a header of 24 bytes, a head of as many bytes as
-//! it says, which is read into memory at once, and a body: the numbers of a record, or a hand-off, which has checksums of its own.
+//! `docs/transfer.md` has the tables. All integers are little-endian. A frame is a header of 24 bytes, a head whose length is
+//! in the header, which is read into memory at once, and a body: the elements of a record, or a hand-off, which has checksums
+//! of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,29 +16,29 @@ use super::record_head;
 use crate::cache::LayerRecord;
 use crate::error::{Refusal, TransferError};
 
-/// What a connection begins with, on both sides.
+/// The first bytes of a connection, on both sides.
 pub const MAGIC: [u8; 4] = *b"KLKV";
 /// The version of the protocol.
 pub const VERSION: u16 = 1;
-/// Bytes of what a connection begins with.
+/// Length of the opening in bytes.
 pub const OPENING: usize = 40;
-/// Bytes of a frame's header.
+/// Length of a frame's header in bytes.
 pub const HEADER: usize = 24;
-/// The most bytes of a head.
+/// Maximum length of a head in bytes.
 pub const MAX_HEAD: usize = 16 << 10;
-/// The most bytes of a transfer's name.
+/// Maximum length of a transfer's name in bytes.
 pub const MAX_ID: usize = 1 << 10;
-/// The most bytes of a sentence.
+/// Maximum length of a message text in bytes.
 const MAX_SENTENCE: usize = 4 << 10;
-/// The most properties of an identity.
+/// Maximum number of properties of an identity.
 const MAX_FIELDS: usize = 64;
 
-/// A random number of one side, which the other side's proof is of.
+/// A random number of one side, which the other side's proof covers.
 pub type Nonce = [u8; 32];
 /// A proof of the shared secret, HMAC-SHA-256.
 pub type Proof = [u8; 32];
 
-/// What a connection begins with.
+/// The opening of a connection.
 #[must_use]
 pub fn opening(version: u16, nonce: &Nonce) -> [u8; OPENING] {
     let mut bytes = [0; OPENING];
@@ -47,7 +48,7 @@ pub fn opening(version: u16, nonce: &Nonce) -> [u8; OPENING] {
     bytes
 }
 
-/// The other side's nonce.
+/// Reads the other side's nonce from its opening.
 ///
 /// # Errors
 /// Bytes of another protocol, or of another version of this one.
@@ -71,7 +72,7 @@ pub fn parse_opening(bytes: &[u8; OPENING]) -> Result<Nonce, TransferError> {
     Ok(nonce)
 }
 
-/// Which frame it is.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -115,26 +116,26 @@ impl Kind {
     ];
 }
 
-/// The first bytes of a frame.
+/// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Which frame.
+    /// The kind of frame.
     pub kind: Kind,
-    /// The transfer, as the consumer numbers it on these connections; 0 is none.
+    /// The transfer, as the consumer numbers it on these connections; 0 for none.
     pub transfer: u32,
-    /// Bytes of the head.
+    /// Length of the head in bytes.
     pub head: usize,
-    /// Bytes of the body.
+    /// Length of the body in bytes.
     pub body: usize,
-    /// XXH3-64 of the bytes before it, then of the head.
+    /// XXH3-64 of the header fields above and of the head.
     checksum: u64,
 }
 
 impl Header {
-    /// Reads one. No memory is taken for what it announces.
+    /// Reads a header. No memory is allocated for the lengths in it.
     ///
     /// # Errors
-    /// An unknown kind, a head or a body of more bytes than allowed (`max_body`), or a body where there is none.
+    /// An unknown kind, a head or a body above the limit (`max_body`), or a body for a kind without one.
     pub fn parse(bytes: &[u8; HEADER], max_body: usize) -> Result<Self, TransferError> {
         let number = |at: usize| {
             let bytes = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
@@ -179,7 +180,7 @@ impl Header {
         bytes
     }
 
-    /// XXH3-64 of the header's own fields and of the head after it.
+    /// XXH3-64 of the header's own fields and of the head.
     fn sum(&self, head: &[u8]) -> u64 {
         let bytes = self.bytes();
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
@@ -188,7 +189,7 @@ impl Header {
         hash.digest()
     }
 
-    /// Checks that header and head are as they were written.
+    /// Checks header and head against the checksum.
     ///
     /// # Errors
     /// [`TransferError::Frame`] with both checksums.
@@ -206,7 +207,7 @@ impl Header {
     }
 }
 
-/// What a consumer asks for.
+/// A consumer's request for a transfer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
     /// The transfer's name.
@@ -215,58 +216,58 @@ pub struct Fetch {
     pub caches: u128,
     /// Their tokens.
     pub tokens: u64,
-    /// Leading tokens whose latents the consumer has.
+    /// Number of leading tokens whose latents the consumer has.
     pub have: u64,
-    /// Bytes that the consumer lets be on their way.
+    /// The consumer's window: maximum bytes in flight.
     pub window: u64,
-    /// Whether the producer has accepted it before: it goes on where it was, or is gone.
+    /// Whether the producer has accepted it before: the transfer continues, or no longer exists.
     pub accepted: bool,
 }
 
 /// A frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// Consumer, first: that it knows the secret, which pool of connections this one belongs to, and whose caches it takes.
+    /// Consumer, first: proof of the secret, the pool of this connection, and the consumer's identity.
     Prove {
         /// HMAC of both nonces and the identity.
         proof: Proof,
-        /// A random number of the consumer's for all its connections to this producer.
+        /// A random number of the consumer, the same for all its connections to this producer.
         pool: u128,
-        /// Whose caches it takes.
+        /// The consumer's identity.
         identity: Identity,
     },
-    /// Producer, then: likewise. After it either side sends any of the others.
+    /// Producer, second: proof and identity. After it either side sends any other frame.
     Welcome {
         /// HMAC of both nonces and the identity.
         proof: Proof,
-        /// Whose caches it sends.
+        /// The producer's identity.
         identity: Identity,
     },
-    /// Of a transfer, or of the connection (transfer 0), which is closed after it.
+    /// Refuses a transfer, or the connection (transfer 0), which is closed after it.
     Refused {
-        /// Why, as a number.
+        /// The reason as a number.
         refusal: Refusal,
-        /// Why, in words.
+        /// The reason as text.
         sentence: String,
     },
-    /// That this side is there.
+    /// Heartbeat.
     Ping,
-    /// Consumer: asks for a transfer, and says again what it waits for after a connection was lost.
+    /// Consumer: requests a transfer, and repeats the request after a connection was lost.
     Fetch(Fetch),
-    /// Producer: the records will come.
+    /// Producer: accepts a transfer; records follow.
     Accepted,
     /// Producer: a record.
     Record {
         /// Its number in the transfer, from 0 on.
         sequence: u64,
-        /// It.
+        /// The record.
         record: Arc<LayerRecord>,
     },
-    /// Producer: what the receiving engine goes on with, when the first tokens are drawn.
+    /// Producer: what the receiving engine needs to continue, once the first tokens are sampled.
     HandOff {
-        /// Records of the transfer.
+        /// Number of records of the transfer.
         records: u64,
-        /// What the two engines say to each other.
+        /// The hand-off, in the engines' own format.
         bytes: Bytes,
     },
     /// Consumer: its engine has taken a record. Sent over the connection that the record came by.
@@ -276,15 +277,15 @@ pub enum Frame {
     },
     /// Consumer: it has all records and the hand-off. Sent over the connection that the hand-off came by.
     Complete,
-    /// Either: it gives the transfer up.
+    /// Either side: cancels the transfer.
     Cancel {
-        /// Why, in words.
+        /// The reason as text.
         reason: String,
     },
 }
 
 impl Frame {
-    /// Which frame it is.
+    /// The kind of the frame.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
@@ -302,7 +303,7 @@ impl Frame {
         }
     }
 
-    /// What is sent after the head, from where it lies.
+    /// The body, which is sent after the head without a copy.
     #[must_use]
     pub fn body(&self) -> &[u8] {
         match self {
@@ -312,7 +313,7 @@ impl Frame {
         }
     }
 
-    /// Header and head.
+    /// Encodes header and head.
     #[must_use]
     pub fn encode(&self, transfer: u32) -> Vec<u8> {
         let mut bytes = vec![0; HEADER];
@@ -370,11 +371,11 @@ impl Frame {
         }
     }
 
-    /// The frame of these parts, whose header was checked against the head.
+    /// Decodes a frame from a header that was checked against the head.
     ///
     /// # Errors
-    /// A head that is too short or too long, or has a value that cannot be; a hand-off that is damaged. A record's own checksum is
-    /// for [`LayerRecord::check`].
+    /// A head that is too short or too long, or has an invalid value; a hand-off that is damaged. A record's own checksum is
+    /// checked by [`LayerRecord::check`].
     pub fn decode(header: &Header, head: &[u8], body: Vec<u8>) -> Result<Self, TransferError> {
         let mut fields = Fields::new(head);
         let frame = match header.kind {
@@ -401,10 +402,12 @@ impl Frame {
                 id: fields.text("transfer_id", MAX_ID)?,
             }),
             Kind::Accepted => Self::Accepted,
-            Kind::Record => Self::Record {
-                sequence: fields.u64("sequence")?,
-                record: Arc::new(record_head::take(&mut fields, body)?),
-            },
+            Kind::Record => {
+                let (sequence, mut record) = record_head::take(&mut fields, body.len())?;
+                record.bytes = body;
+                let record = Arc::new(record);
+                Self::Record { sequence, record }
+            }
             Kind::HandOff => hand_off(&mut fields, body)?,
             Kind::Ack => Self::Ack {
                 sequence: fields.u64("sequence")?,

@@ -1,10 +1,10 @@
-//! The numbers and texts in a frame's head, one after the other.
+//! The integers and texts in a frame's head.
 
 use bytes::{Buf, BufMut, TryGetError};
 
 use crate::error::TransferError;
 
-/// Appends a text and its length; what is beyond `limit` bytes is left out.
+/// Appends a text with its length; bytes beyond `limit` are cut off.
 pub(super) fn put_text(head: &mut Vec<u8>, text: &str, limit: usize) {
     let text = &text[..text.floor_char_boundary(limit)];
     head.put_u16_le(text.len() as u16);
@@ -37,7 +37,7 @@ impl<'a> Fields<'a> {
             .map_err(|error| short(what, &error))
     }
 
-    /// A number of something that is counted in memory.
+    /// A count of items in memory.
     pub(super) fn size(&mut self, what: &'static str) -> Result<usize, TransferError> {
         let number = self.u64(what)?;
         usize::try_from(number).map_err(|_| TransferError::frame(what, "a size", number))
@@ -82,7 +82,7 @@ impl<'a> Fields<'a> {
         Ok(text.to_owned())
     }
 
-    /// That nothing is left.
+    /// Checks that all bytes were read.
     pub(super) fn end(self) -> Result<(), TransferError> {
         if self.0.is_empty() {
             return Ok(());

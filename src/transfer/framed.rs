@@ -1,4 +1,4 @@
-//! Frames over a socket: reading and writing one, with limits of time and memory.
+//! Frames over a socket: reading and writing, with limits of time and memory.
 
 use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};
@@ -7,12 +7,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::timeout;
+use xxhash_rust::xxh3::Xxh3;
 
-use super::frame::{Frame, HEADER, Header, OPENING};
+use super::frame::{Frame, HEADER, Header, Kind, OPENING};
+use super::record_head;
 use super::stats::Counters;
 use crate::error::TransferError;
+
+/// Bytes of a body that are read and hashed together: few enough to be hashed where reading has left them, in a core's own cache.
+const PIECE: usize = 256 << 10;
 
 /// Bytes read ahead: several small frames, or the beginning of a large one.
 const BUFFER: usize = 16 << 10;
@@ -27,7 +33,7 @@ type Write = Box<dyn AsyncWrite + Send + Unpin>;
 pub(super) struct FrameReader {
     inner: BufReader<Read>,
     max_body: usize,
-    /// How long to wait for each byte.
+    /// Maximum time to wait for each byte.
     patience: Duration,
     counters: Arc<Counters>,
 }
@@ -42,30 +48,37 @@ impl FrameReader {
         }
     }
 
-    /// From now on frames may have bodies of so many bytes.
+    /// Sets the maximum size of a body from now on.
     pub(super) fn allow_bodies(&mut self, max_body: usize) {
         self.max_body = max_body;
     }
 
-    /// What the other side begins with.
+    /// Reads the other side's opening bytes.
     pub(super) async fn opening(&mut self) -> Result<[u8; OPENING], TransferError> {
         let mut bytes = [0; OPENING];
         self.fill(&mut bytes).await?;
         Ok(bytes)
     }
 
-    /// The next frame and its transfer.
-    pub(super) async fn next(&mut self) -> Result<(u32, Frame), TransferError> {
+    /// The next frame, and its transfer.
+    pub(super) async fn next(&mut self) -> Result<Received, TransferError> {
         let mut header = [0; HEADER];
         self.fill(&mut header).await?;
         let header = Header::parse(&header, self.max_body)?;
         let mut head = vec![0; header.head];
         self.fill(&mut head).await?;
         header.check(&head)?;
-        let body = self.body(header.body).await?;
+        let mut hash = match header.kind {
+            Kind::Record => Some(record_head::hasher(&head, header.body)?),
+            _ => None,
+        };
+        let body = self.body(header.body, hash.as_mut()).await?;
         self.counters.received(HEADER + header.head, header.body);
-        let frame = Frame::decode(&header, &head, body)?;
-        Ok((header.transfer, frame))
+        Ok(Received {
+            transfer: header.transfer,
+            frame: Frame::decode(&header, &head, body)?,
+            hash: hash.map(|hash| hash.digest()),
+        })
     }
 
     async fn fill(&mut self, bytes: &mut [u8]) -> Result<(), TransferError> {
@@ -78,17 +91,33 @@ impl FrameReader {
     }
 
     /// A body, read to where it stays.
-    async fn body(&mut self, length: usize) -> Result<Vec<u8>, TransferError> {
+    async fn body(
+        &mut self,
+        length: usize,
+        mut hash: Option<&mut Xxh3>,
+    ) -> Result<Vec<u8>, TransferError> {
         let mut body = Vec::new();
         let reserved = body.try_reserve_exact(length);
         reserved.map_err(|error| TransferError::frame("body", "what memory holds", error))?;
         let mut rest = (&mut self.inner).take(length as u64);
         while rest.limit() > 0 {
-            let read = timeout(self.patience, rest.read_buf(&mut body)).await;
-            read_bytes(read, self.patience)?;
+            let mut piece = (&mut body).limit(PIECE);
+            let read = timeout(self.patience, rest.read_buf(&mut piece)).await;
+            let read = read_bytes(read, self.patience)?;
+            if let Some(hash) = &mut hash {
+                hash.update(&body[body.len() - read..]);
+            }
         }
         Ok(body)
     }
+}
+
+/// A frame that came.
+pub(super) struct Received {
+    pub(super) transfer: u32,
+    pub(super) frame: Frame,
+    /// Of a record: the hash of what came, to be held against its checksum ([`crate::cache::LayerRecord::check`]).
+    pub(super) hash: Option<u64>,
 }
 
 /// How many bytes came of a read.
@@ -109,7 +138,7 @@ fn read_bytes(
 pub(super) struct FrameWriter {
     inner: Write,
     patience: Duration,
-    /// Whether a frame is written in part: nothing may follow then.
+    /// Whether a frame has been written in part: no other frame may follow then.
     within: bool,
     counters: Arc<Counters>,
 }
@@ -128,7 +157,7 @@ impl FrameWriter {
         self.all(bytes, &[]).await
     }
 
-    /// Writes a frame; its body from where it lies.
+    /// Writes a frame; its body is not copied.
     pub(super) async fn write(
         &mut self,
         transfer: u32,
@@ -140,9 +169,9 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Writes a last frame, if none is written in part, and ends this direction of the connection. With the other direction's
-    /// `reader` it waits, no longer than a second, until the peer has ended that: what is closed with bytes unread is reset, and
-    /// the last frame with it.
+    /// Writes a last frame, unless another is written in part, and closes this direction of the connection. With the other
+    /// direction's `reader` it waits at most a second until the peer has closed that: a socket that is closed with unread
+    /// bytes is reset, and the last frame would be lost with it.
     pub(super) async fn close(mut self, reader: Option<FrameReader>, last: Option<(u32, Frame)>) {
         let limit = self.patience.min(LAST_FRAME);
         let end = async {
@@ -161,7 +190,7 @@ impl FrameWriter {
         };
         match timeout(limit, end).await {
             Ok(Ok(())) => {}
-            // The peer is gone, which is why the connection ends.
+            // The peer has closed the connection, which is why it ends.
             Ok(Err(error)) => tracing::debug!("{error}"),
             Err(_) => tracing::debug!("the peer did not close its side of a connection in time"),
         }
@@ -185,7 +214,7 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Writes what the socket takes, and counts how long it took nothing.
+    /// Writes as much as the socket accepts, and counts the time during which it accepted none.
     async fn some(&mut self, parts: &[IoSlice<'_>]) -> Result<usize, TransferError> {
         let mut since = None;
         let inner = &mut self.inner;

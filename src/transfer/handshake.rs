@@ -1,6 +1,6 @@
-//! How a connection begins: TLS where it is asked for, versions, proofs of the shared secret, and whose caches each side has.
+//! The start of a connection: TLS if it is configured, versions, proofs of the shared secret, and the identity of each side.
 //!
-//! Nothing of this side but its version is told before the peer has proved that it knows the secret.
+//! This side reveals only its version before the peer has proved that it knows the secret.
 
 use std::sync::Arc;
 
@@ -18,25 +18,25 @@ use super::stats::Counters;
 use super::tcp_info::TcpInfo;
 use crate::error::TransferError;
 
-/// Bytes of TLS's own key that the proofs are bound to, so that they are of no use on another connection.
+/// Bytes exported from TLS's key, which the proofs are bound to, so that they are of no use on another connection.
 type Binding = [u8; 32];
 const BINDING_LABEL: &[u8] = b"EXPORTER-kimi-linear-transfer";
 
-/// A connection whose handshake is done.
+/// A connection after its handshake.
 pub(super) struct Link {
     pub(super) reader: FrameReader,
     pub(super) writer: FrameWriter,
     pub(super) tcp: Option<TcpInfo>,
 }
 
-/// One side's part of what handshakes take.
+/// One side's inputs to handshakes.
 pub(super) struct Local {
     pub(super) identity: Identity,
     pub(super) options: TransferOptions,
     pub(super) counters: Arc<Counters>,
 }
 
-/// Random bytes of the system.
+/// Random bytes from the system.
 pub(super) fn random<const N: usize>() -> Result<[u8; N], TransferError> {
     let mut bytes = [0; N];
     let filled = SystemRandom::new().fill(&mut bytes);
@@ -49,7 +49,7 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], TransferError> {
     Ok(bytes)
 }
 
-/// What the proofs of one connection are of.
+/// The data that the proofs of one connection cover.
 struct Transcript {
     consumer: Nonce,
     producer: Nonce,
@@ -57,7 +57,7 @@ struct Transcript {
 }
 
 impl Transcript {
-    /// The bytes that one side proves: its role comes first, so that a proof cannot be sent back.
+    /// The bytes that one side proves: they begin with its role, so that a proof cannot be sent back.
     fn message(&self, role: &[u8], pool: u128, identity: &Identity) -> Vec<u8> {
         let mut message = role.to_vec();
         for part in [&self.consumer, &self.producer, &self.binding] {
@@ -125,14 +125,14 @@ fn exporter<T>(connection: &rustls::ConnectionCommon<T>) -> Result<Binding, Tran
     })
 }
 
-/// A socket whose bytes go out at once.
+/// A socket that sends without delay.
 fn prepare(socket: &TcpStream) -> Result<Option<TcpInfo>, TransferError> {
     let set = socket.set_nodelay(true);
     set.map_err(|error| TransferError::io("setting TCP_NODELAY", error))?;
     Ok(TcpInfo::of(socket))
 }
 
-/// Opens a connection to the producer at `address`, as one of the pool with this number.
+/// Opens a connection to the producer at `address`, as part of the pool with this number.
 pub(super) async fn connect(
     address: &str,
     pool: u128,
@@ -185,18 +185,18 @@ async fn connect_unlimited(
         pool,
         identity,
     };
-    // A producer that refuses before it reads this closes the connection, and its sentence is worth more than the error here.
+    // A producer that refuses before it reads this closes the connection, and its message is more useful than the error here.
     let written = writer.write(0, &prove).await;
-    match reader.next().await? {
-        (_, Frame::Welcome { proof, identity }) => {
+    match reader.next().await?.frame {
+        Frame::Welcome { proof, identity } => {
             written?;
             transcript.check(key, PRODUCER, pool, &identity, &proof)?;
             local.identity.check(&identity)?;
         }
-        (_, Frame::Refused { refusal, sentence }) => {
+        Frame::Refused { refusal, sentence } => {
             return Err(TransferError::Refused { refusal, sentence });
         }
-        (_, other) => return Err(unexpected("welcome", &other)),
+        other => return Err(unexpected("welcome", &other)),
     }
     reader.allow_bodies(local.options.max_record_bytes);
     Ok(Link {
@@ -206,22 +206,22 @@ async fn connect_unlimited(
     })
 }
 
-/// A frame that does not belong here.
+/// The error for a frame that is not expected here.
 pub(super) fn unexpected(expected: &'static str, found: &Frame) -> TransferError {
     TransferError::frame("kind", expected, format!("{:?}", found.kind()))
 }
 
-/// A connection that was taken, before its handshake.
+/// An accepted connection before its handshake.
 pub(super) struct Taken {
     reader: FrameReader,
     writer: FrameWriter,
     binding: Binding,
     tcp: Option<TcpInfo>,
-    /// Whether this side's opening is sent, which comes before any frame.
+    /// Whether this side's opening bytes are sent, which precede any frame.
     opened: bool,
 }
 
-/// Does TLS's part of taking a connection.
+/// Performs the TLS handshake of an accepted connection.
 pub(super) async fn take(socket: TcpStream, local: &Local) -> Result<Taken, TransferError> {
     let tcp = prepare(&socket)?;
     let (binding, (reader, writer)) = match &local.options.tls {
@@ -252,7 +252,8 @@ impl Taken {
         self.writer.opening(&frame::opening(VERSION, nonce)).await
     }
 
-    /// The handshake: the number of the consumer's pool of connections. On an error, [`Taken::refuse`] tells the peer.
+    /// Performs the handshake; returns the number of the consumer's pool of connections. On an error, [`Taken::refuse`] tells
+    /// the peer.
     pub(super) async fn authenticate(&mut self, local: &Local) -> Result<u128, TransferError> {
         let opening = self.reader.opening().await?;
         let nonce = random()?;
@@ -263,19 +264,16 @@ impl Taken {
             binding: self.binding,
         };
         let key = &local.options.secret.key;
-        let (pool, theirs) = match self.reader.next().await? {
-            (
-                _,
-                Frame::Prove {
-                    proof,
-                    pool,
-                    identity,
-                },
-            ) => {
+        let (pool, theirs) = match self.reader.next().await?.frame {
+            Frame::Prove {
+                proof,
+                pool,
+                identity,
+            } => {
                 transcript.check(key, CONSUMER, pool, &identity, &proof)?;
                 (pool, identity)
             }
-            (_, other) => return Err(unexpected("prove", &other)),
+            other => return Err(unexpected("prove", &other)),
         };
         local.identity.check(&theirs)?;
         let identity = local.identity.clone();
@@ -286,9 +284,10 @@ impl Taken {
         Ok(pool)
     }
 
-    /// Tells the peer why and closes: `patiently` after a moment in which it can read that, or at once.
+    /// Sends the reason to the peer and closes: with `patiently` after a moment in which the peer can read it, otherwise at
+    /// once.
     pub(super) async fn refuse(mut self, error: &TransferError, patiently: bool) {
-        // A peer that takes no opening takes no refusal either.
+        // A peer that did not accept the opening bytes does not accept a refusal either.
         if self.opened || self.open(&[0; 32]).await.is_ok() {
             let reader = patiently.then_some(self.reader);
             self.writer.close(reader, Some((0, refused(error)))).await;
@@ -305,7 +304,7 @@ impl Taken {
     }
 }
 
-/// What the peer is told of an error.
+/// The error text that is sent to the peer.
 pub(super) fn refused(error: &TransferError) -> Frame {
     Frame::Refused {
         refusal: error.refusal(),

@@ -7,16 +7,16 @@ use crate::cache::CacheLayout;
 use crate::checkpoint::Fingerprint;
 use crate::error::TransferError;
 
-/// Whose caches a side sends or takes. Both sides compare it in the handshake, before a record is sent.
+/// Describes the caches that a side sends or receives. Both sides compare it in the handshake, before any record is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     fields: BTreeMap<String, String>,
 }
 
 impl Identity {
-    /// That of a model with pools of this layout. Sizes of the pools and tokens a block need not agree, so they are left out.
+    /// The identity of a model with pools of this layout. The sizes of pools and blocks may differ, so they are left out.
     ///
-    /// `weight_format` names the formats that the weights are computed with, such as `bf16` or `q4_0`.
+    /// `weight_format` names the formats of the weights, such as `bf16` or `q4_0`.
     #[must_use]
     pub fn of(model: Fingerprint, layout: &CacheLayout, weight_format: &str) -> Self {
         let StateLayout {
@@ -58,13 +58,13 @@ impl Identity {
         }
     }
 
-    /// Names and values, as they stand in a frame.
+    /// Names and values, as in a frame.
     pub(super) fn fields(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         let fields = self.fields.iter();
         fields.map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// One that came in a frame.
+    /// The identity in a frame.
     pub(super) fn received(fields: BTreeMap<String, String>) -> Self {
         Self { fields }
     }
@@ -74,7 +74,7 @@ impl Identity {
     /// # Errors
     /// [`TransferError::Mismatch`] with the first property that differs, and both values.
     pub fn check(&self, peer: &Self) -> Result<(), TransferError> {
-        // What matters most is named first; the rest in alphabetical order.
+        // The most important properties are compared first, the rest in alphabetical order.
         let first = ["model fingerprint", "weight format", "cache dtype"].map(str::to_owned);
         let names = first.iter().chain(self.fields.keys());
         let value = |side: &Self, name| side.fields.get(name).cloned();

@@ -1,10 +1,10 @@
-//! Caches on the wire: layer records from one process to another over TCP, as a prefill makes them.
+//! Transfer of caches: layer records from one process to another over TCP, as they are computed by a prefill.
 //!
 //! A [`Producer`] offers what its engine computes; a [`Consumer`] connects to it and fetches a transfer by name, over several
-//! connections at once. Both compare whose caches they are and prove a shared secret before a record is sent. A transfer outlives
-//! lost connections, and either side can end it. `docs/transfer.md` has the protocol, frame by frame.
+//! connections at once. Both compare their identities and prove a shared secret before any record is sent. A transfer
+//! survives lost connections, and either side can cancel it. `docs/transfer.md` specifies the protocol, frame by frame.
 //!
-//! This module knows records and bytes: which request they are of, and what a hand-off says, is the engines' business.
+//! This module handles records and bytes; the engines know which request they belong to, and the content of a hand-off.
 
 mod connection;
 mod consumer;
@@ -29,7 +29,7 @@ pub use producer::{HandOffFuture, Offer, Outgoing, Producer, RecordSource, Trans
 pub use stats::TransferStats;
 pub use tls::{Tls, TlsPem};
 
-/// Takes a lock. What a thread that panicked left in it is whole: no method stops halfway.
+/// Takes a lock. After a panic in another thread the data is still consistent, since no method stops halfway.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

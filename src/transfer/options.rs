@@ -1,4 +1,4 @@
-//! What both sides of a transfer are told: limits, times, and how they know each other.
+//! Options of both sides of a transfer: limits, timeouts, and authentication.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use ring::hmac;
 use super::tls::Tls;
 use crate::error::TransferError;
 
-/// The least bytes of a shared secret: what is shorter can be found by trying, from a handshake that was overheard.
+/// Minimum length of a shared secret in bytes: a shorter one can be found by trial from an overheard handshake.
 const LEAST_SECRET: usize = 16;
 
 /// A secret that both sides know. It is never sent: each side proves that it knows it.
@@ -17,8 +17,8 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// The secret with these bytes, which should be random: from a handshake that was overheard without TLS, secrets can be
-    /// tried.
+    /// A secret of these bytes, which should be random: secrets can be tried against a handshake that was overheard without
+    /// TLS.
     ///
     /// # Errors
     /// [`TransferError::ShortSecret`] below 16 bytes.
@@ -34,8 +34,8 @@ impl Secret {
         })
     }
 
-    /// No secret: any process that reaches the port and serves the same model can fetch what is offered. For tests, and for networks
-    /// that are closed by other means.
+    /// No secret: any process that reaches the port and serves the same model can fetch offered caches. For tests, and for
+    /// networks that are protected by other means.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -50,35 +50,35 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// How transfers are done. The two sides may differ in all but the secret and whether there is TLS.
+/// Options of transfers. The two sides may differ in all of them except the secret and the use of TLS.
 #[derive(Clone, Debug)]
 pub struct TransferOptions {
-    /// TCP connections that a consumer opens to a producer.
+    /// Number of TCP connections that a consumer opens to a producer.
     pub connections: usize,
-    /// Bytes of a transfer that may be on their way: taken from the sending engine and not yet taken by the receiving one. The
-    /// smaller of both sides' counts. One record more is held where it does not fit.
+    /// Maximum bytes of a transfer in flight: taken from the sending engine and not yet taken by the receiving one. The
+    /// smaller value of both sides counts. One record more may be held that does not fit.
     pub window_bytes: usize,
-    /// The most bytes of a record or a hand-off. A frame that says more is refused before memory is taken for it.
+    /// Maximum size of a record or a hand-off in bytes. A larger frame is refused before memory is allocated for it.
     pub max_record_bytes: usize,
-    /// What both sides prove that they know.
+    /// The shared secret.
     pub secret: Secret,
-    /// Encryption, and the certificates that each side asks for. Without it everything but the secret can be read on the way.
+    /// TLS, and the certificates that each side requires. Without it everything but the secret can be read on the network.
     pub tls: Option<Tls>,
-    /// How often each side of a connection sends something.
+    /// Maximum time between two frames that a side sends.
     pub heartbeat: Duration,
-    /// After how long without a byte a connection is given up.
+    /// Time without a byte after which a connection is lost.
     pub dead_after: Duration,
-    /// How long a connection may take from the first byte to the end of the handshake.
+    /// Maximum time from the first byte of a connection to the end of its handshake.
     pub handshake_timeout: Duration,
-    /// How long both sides keep a transfer when all connections are lost.
+    /// Time for which both sides keep a transfer without any connection.
     pub resume_timeout: Duration,
-    /// How long a producer keeps what is complete and not fetched, and lets a fetch wait for its offer.
+    /// Time for which a producer keeps complete caches that are not fetched, and a fetch waits for its offer.
     pub hold_timeout: Duration,
-    /// Connections that a producer holds at once, with those in their handshake.
+    /// Maximum number of connections of a producer, including those in their handshake.
     pub max_connections: usize,
-    /// Those in their handshake; when there are more, the oldest is refused.
+    /// Maximum number of connections in their handshake; beyond it the oldest is refused.
     pub max_handshakes: usize,
-    /// Transfers of one consumer, waiting and running.
+    /// Maximum number of transfers of one consumer, waiting and active.
     pub max_transfers: usize,
 }
 

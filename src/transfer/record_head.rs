@@ -1,6 +1,7 @@
-//! A layer record in a frame: what it is in the head, its numbers in the body.
+//! A layer record in a frame: its description in the head, its elements in the body.
 
 use bytes::BufMut;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::frame_fields::Fields;
 use crate::cache::{LayerRecord, LayerTensor};
@@ -15,10 +16,10 @@ const TENSORS: [LayerTensor; 5] = [
     LayerTensor::Latents,
 ];
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
-/// The most dimensions of a record's shape.
+/// Maximum number of dimensions of a record's shape.
 const MAX_RANK: usize = 4;
 
-/// The number of `one` in a list, from 1; 0, which no reader takes, if it is not there.
+/// The number of `one` in a list, from 1; 0, which readers refuse, if it is not in the list.
 fn code<T: PartialEq>(list: &[T], one: &T) -> u8 {
     let index = list.iter().position(|other| other == one);
     index.map_or(0, |index| index as u8 + 1)
@@ -36,7 +37,7 @@ fn of_code<T: Copy>(
     found.ok_or_else(|| TransferError::frame(what, expected(), code))
 }
 
-/// Appends all of a record but its numbers.
+/// Appends all fields of a record except its elements.
 pub(super) fn put(head: &mut Vec<u8>, record: &LayerRecord) {
     head.put_u128_le(record.id);
     head.put_u64_le(record.checksum);
@@ -55,8 +56,18 @@ pub(super) fn put(head: &mut Vec<u8>, record: &LayerRecord) {
     }
 }
 
-/// The record of a head, and of the numbers after it.
-pub(super) fn take(fields: &mut Fields<'_>, bytes: Vec<u8>) -> Result<LayerRecord, TransferError> {
+/// What the numbers of a record, `body` bytes after this head, are to be added to for its checksum.
+pub(super) fn hasher(head: &[u8], body: usize) -> Result<Xxh3, TransferError> {
+    let (_, record) = take(&mut Fields::new(head), body)?;
+    Ok(record.hasher())
+}
+
+/// The number and the record of a head, without its numbers, of which `body` bytes follow.
+pub(super) fn take(
+    fields: &mut Fields<'_>,
+    body: usize,
+) -> Result<(u64, LayerRecord), TransferError> {
+    let sequence = fields.u64("sequence")?;
     let id = fields.u128("id of a record")?;
     let checksum = fields.u64("checksum of a record")?;
     let tensor = of_code(&TENSORS, "tensor of a record", fields)?;
@@ -73,16 +84,16 @@ pub(super) fn take(fields: &mut Fields<'_>, bytes: Vec<u8>) -> Result<LayerRecor
     for _ in 0..rank {
         shape.push(fields.size("shape of a record")?);
     }
-    // The product of sizes that no record has would overflow where the record is checked.
+    // A product of sizes that no record has would overflow in the check of the record.
     let size = shape
         .iter()
         .try_fold(dtype.size(), |product, size| product.checked_mul(*size));
-    if size != Some(bytes.len()) {
-        let expected = format!("{} of the shape {shape:?} in {dtype}", bytes.len());
+    if size != Some(body) {
+        let expected = format!("{body} of the shape {shape:?} in {dtype}");
         let found = size.map_or("more than memory holds".to_owned(), |size| size.to_string());
         return Err(TransferError::frame("bytes of a record", expected, found));
     }
-    Ok(LayerRecord {
+    let record = LayerRecord {
         id,
         tensor,
         layer,
@@ -90,7 +101,8 @@ pub(super) fn take(fields: &mut Fields<'_>, bytes: Vec<u8>) -> Result<LayerRecor
         positions,
         dtype,
         shape,
-        bytes,
+        bytes: Vec::new(),
         checksum,
-    })
+    };
+    Ok((sequence, record))
 }

@@ -1,62 +1,62 @@
-//! What transfers are counted by.
+//! Counters of transfers.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Over how much time a rate is taken.
+/// Minimum time over which a rate is computed.
 const RATE_SPAN: Duration = Duration::from_secs(1);
 
-/// Counts of a producer or a consumer since it was made. For Prometheus, fields that are called gauges here are gauges, and all
-/// others are counters.
+/// Counters of a producer or a consumer since it was created. In Prometheus terms, fields marked as gauges are gauges, and
+/// all others are counters.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct TransferStats {
-    /// Bytes of records and hand-offs sent, with those that were sent again.
+    /// Bytes of records and hand-offs sent, including those sent again.
     pub payload_sent: u64,
-    /// Likewise received.
+    /// Bytes of records and hand-offs received.
     pub payload_received: u64,
     /// Bytes of headers and heads sent, and of all other frames.
     pub framing_sent: u64,
-    /// Likewise received.
+    /// Bytes of headers and heads received, and of all other frames.
     pub framing_received: u64,
-    /// Payload bytes a second, both ways, over the last second or more. Gauge.
+    /// Payload bytes per second in both directions, over the last second or more. Gauge.
     pub rate: f64,
     /// Records taken from sending engines.
     pub records_sent: u64,
-    /// Records given to receiving engines.
+    /// Records passed to receiving engines.
     pub records_received: u64,
     /// Records and hand-offs that were sent again because their connection was lost.
     pub resent: u64,
-    /// Time that transfers with records to come waited because the window was full.
+    /// Time that transfers with further records waited because the window was full.
     pub stalled_for_window: Duration,
-    /// Time that connections with something to send waited because the socket took nothing.
+    /// Time that connections with data to send waited because the socket accepted none.
     pub stalled_for_socket: Duration,
-    /// TCP segments sent again, by `TCP_INFO`; 0 where the system does not tell (all but Linux).
+    /// TCP segments sent again, from `TCP_INFO`; 0 on systems without it (all but Linux).
     pub tcp_retransmissions: u64,
-    /// Bytes taken from sending engines, or received, which no receiving engine has taken yet. Gauge.
+    /// Bytes taken from sending engines, or received, that no receiving engine has taken yet. Gauge.
     pub held_bytes: u64,
-    /// Connections past their handshake. Gauge.
+    /// Connections after their handshake. Gauge.
     pub connections: u64,
     /// Connections that were lost.
     pub connections_lost: u64,
     /// Connections refused in their handshake.
     pub connections_refused: u64,
-    /// Transfers offered and not fetched, or asked for and not offered. Gauge.
+    /// Transfers offered and not fetched, or fetched and not offered. Gauge.
     pub waiting: u64,
-    /// Transfers under way. Gauge.
+    /// Active transfers. Gauge.
     pub active: u64,
-    /// Transfers that arrived whole.
+    /// Completed transfers.
     pub completed: u64,
-    /// Transfers that either side gave up.
+    /// Transfers that either side cancelled.
     pub cancelled: u64,
-    /// Transfers that were offered and not fetched in time.
+    /// Transfers that expired: offered and not fetched in time.
     pub expired: u64,
-    /// Transfers that failed: a request, a lost peer.
+    /// Transfers that failed, with their request or because a peer was lost.
     pub failed: u64,
 }
 
-/// How a transfer ended, for counting.
+/// How a transfer ended.
 #[derive(Clone, Copy)]
 pub(super) enum Ended {
     Completed,
@@ -85,7 +85,7 @@ pub(super) struct Counters {
 
 #[derive(Default)]
 struct Rate {
-    /// When the span began, and the payload by then.
+    /// The start of the span, and the payload until then.
     since: Option<(Instant, u64)>,
     last: f64,
 }
@@ -111,7 +111,7 @@ impl Counters {
             .fetch_add(time.as_micros() as u64, Relaxed);
     }
 
-    /// Records taken from sending engines, or given to receiving ones.
+    /// Records taken from sending engines, or passed to receiving ones.
     pub(super) fn records(&self) -> u64 {
         self.records.load(Relaxed)
     }
@@ -135,7 +135,7 @@ impl Counters {
         rate.last
     }
 
-    /// The counts; gauges of transfers are the caller's.
+    /// The counters; the caller adds the gauges of transfers.
     pub(super) fn snapshot(&self) -> TransferStats {
         let load = |counter: &AtomicU64| counter.load(Relaxed);
         let (sent, received) = (load(&self.payload_sent), load(&self.payload_received));

@@ -1,4 +1,4 @@
-//! TLS 1.3 for transfers: certificates in, connectors out.
+//! TLS 1.3 for transfers, from PEM certificates.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,22 +13,22 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::TransferError;
 
-/// What TLS is made of, as PEM.
+/// Certificates and keys as PEM.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TlsPem<'a> {
-    /// This side's certificate, with those between it and the CA. A producer needs one; a consumer needs one where the producer
-    /// asks for it.
+    /// This side's certificate, with the chain up to the CA. A producer needs one; a consumer needs one if the producer
+    /// requires it.
     pub certificate: Option<&'a [u8]>,
     /// The certificate's private key.
     pub key: Option<&'a [u8]>,
-    /// The CA that the other side's certificate must come from. A consumer needs one; a producer with one asks consumers for a
-    /// certificate (mutual TLS).
+    /// The CA of the other side's certificate. A consumer needs one; a producer with one requires certificates of consumers
+    /// (mutual TLS).
     pub ca: Option<&'a [u8]>,
-    /// The name in the producer's certificate, where it is not the host that is connected to.
+    /// The name in the producer's certificate, if it differs from the host name.
     pub server_name: Option<&'a str>,
 }
 
-/// TLS for both roles: with a certificate it can take connections, with a CA it can open them.
+/// TLS for both roles: it can accept connections with a certificate, and open them with a CA.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: Option<TlsAcceptor>,
@@ -62,10 +62,10 @@ fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 impl Tls {
-    /// TLS from what is given. See [`TlsPem`] for what each role needs.
+    /// TLS from PEM texts. See [`TlsPem`] for what each role needs.
     ///
     /// # Errors
-    /// [`TransferError::Tls`]: PEM without the part that is looked for, a key that is not the certificate's, or neither a
+    /// [`TransferError::Tls`]: PEM without the expected item, a key that does not match the certificate, or neither a
     /// certificate nor a CA.
     pub fn new(pem: TlsPem<'_>) -> Result<Self, TransferError> {
         let own = match (pem.certificate, pem.key) {
@@ -104,7 +104,7 @@ impl Tls {
     /// TLS from PEM files.
     ///
     /// # Errors
-    /// Those of [`Tls::new`], and a file that cannot be read, by its path.
+    /// Those of [`Tls::new`], and a file that cannot be read, with its path.
     pub fn from_files(
         certificate: Option<&Path>,
         key: Option<&Path>,
@@ -126,7 +126,7 @@ impl Tls {
         })
     }
 
-    /// What takes connections.
+    /// The acceptor for connections.
     pub(super) fn acceptor(&self) -> Result<&TlsAcceptor, TransferError> {
         let absent = || {
             tls(
@@ -137,7 +137,7 @@ impl Tls {
         self.acceptor.as_ref().ok_or_else(absent)
     }
 
-    /// What opens connections, and the name that the certificate of `host` must have.
+    /// The connector, and the name that the certificate of `host` must have.
     pub(super) fn connector(
         &self,
         host: &str,

@@ -33,6 +33,7 @@ fn end(sample: usize, generated_tokens: usize) -> Event {
     Event::Finished {
         sample,
         reason: FinishReason::Length,
+        stop_token: None,
         usage: Usage {
             prompt_tokens: 7,
             cached_tokens: 0,

@@ -231,10 +231,7 @@ fn without_a_checkpoint_there_is_no_snapshot() {
     let error = block_on(small("tiny-a").snapshot(&[1, 2, 3]))
         .unwrap_err()
         .to_string();
-    assert_eq!(
-        error,
-        "nothing is kept of these 3 tokens: no checkpoint lies within them"
-    );
+    assert_eq!(error, "no checkpoint is cached within these 3 tokens");
 }
 
 /// Python opens a snapshot and plots a head's state.

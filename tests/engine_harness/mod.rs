@@ -138,6 +138,7 @@ pub fn take(events: impl IntoIterator<Item = (RequestId, Event)>, outcomes: &mut
                 sample,
                 reason,
                 usage,
+                ..
             } => {
                 let outcome = outcomes.entry((id, sample)).or_default();
                 assert!(outcome.reason.is_none(), "finished twice");

@@ -141,7 +141,7 @@ fn inspect_says_what_a_file_is_made_of() {
     let text = program(&written.file(), &["inspect"]).stdout;
     let text = String::from_utf8(text).unwrap();
     for part in [
-        "bits a weight",
+        "bits per weight",
         "experts          Q4_K",
         "general     name = A small one",
         "imatrix     entries_count = 100",

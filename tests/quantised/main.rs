@@ -229,6 +229,7 @@ fn blocks_are_as_long_as_a_scale_counts_for() {
         ("int4-channel-zero-i8", "INT4_128", 5 + 64),
         ("int4-g64-zero", "INT4_64", 2 * (5 + 32)),
         ("int8-channel", "INT8_128", 8 + 128),
+        ("mlx-4", "Q4_1_64", 2 * (4 + 32)),
         ("mlx-6", "INT6_64", 2 * (4 + 48)),
         ("mlx-8", "INT8_64", 2 * (8 + 64)),
         ("fp8-block", "FP8_128", 4 + 128),
@@ -256,7 +257,7 @@ fn mlx_bits_by_module() {
     let [(config, quantised), (_, dense), _] = dirs.each_ref().map(|dir| open(dir).unwrap());
     same_values("mlx-mixed", &config, &quantised, &dense);
     for (tensor, format) in [
-        ("0.mlp.up_proj", "Q4_1"),
+        ("0.mlp.up_proj", "Q4_1_64"),
         ("1.block_sparse_moe.experts.7.w2", "INT6"),
         ("1.block_sparse_moe.shared_experts.up_proj", "INT6_64"),
         ("2.block_sparse_moe.experts.3.w1", "INT8_64"),

@@ -123,7 +123,7 @@ async fn fields_that_are_unknown_or_of_the_wrong_type() {
         (json!({ "store": true }), "store"),
         (json!({ "modalities": ["audio"] }), "modalities"),
         (json!({ "service_tier": "flex" }), "service_tier"),
-        (json!({ "reasoning_effort": "high" }), "reasoning_effort"),
+        (json!({ "reasoning_effort": 5 }), "reasoning_effort"),
     ] {
         let found = server.post(CHAT, chat(more.clone())).await;
         assert_eq!(found.0, 400, "{more}: {}", found.1);
@@ -154,7 +154,7 @@ async fn fields_that_are_unknown_or_of_the_wrong_type() {
     let harmless = json!({
         "user": "someone", "metadata": { "a": "b" }, "store": false, "service_tier": "auto", "parallel_tool_calls": true,
         "modalities": ["text"], "safety_identifier": "x", "prompt_cache_key": "y", "prediction": null, "tools": [],
-        "tool_choice": "auto", "response_format": { "type": "text" }, "logit_bias": {}, "stop": null, "n": null,
+        "tool_choice": "auto", "reasoning_effort": "high", "response_format": { "type": "text" }, "logit_bias": {}, "stop": null, "n": null,
     });
     server.ok(CHAT, chat(harmless)).await;
     server.assert_empty().await;

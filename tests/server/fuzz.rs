@@ -68,12 +68,18 @@ fn anything() -> impl Strategy<Value = Value> {
             "allOf",
             "oneOf",
             "not",
-            "format",
             "prefixItems",
             "$defs",
             "reasoning",
             "thinking_blocks",
             "cache_control",
+            "input_schema",
+            "tool_use_id",
+            "call_id",
+            "output",
+            "format",
+            "regex",
+            "grammar",
         ]);
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
@@ -87,7 +93,7 @@ fn anything() -> impl Strategy<Value = Value> {
     })
 }
 
-const FIELDS: [&str; 32] = [
+const FIELDS: [&str; 50] = [
     "parse_special",
     "litellm_call_id",
     "messages",
@@ -120,6 +126,24 @@ const FIELDS: [&str; 32] = [
     "best_of",
     "user",
     "whatever",
+    "system",
+    "input",
+    "instructions",
+    "previous_response_id",
+    "text",
+    "include",
+    "reasoning",
+    "thinking",
+    "output_config",
+    "stop_sequences",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_grammar",
+    "truncate_prompt_tokens",
+    "prompt_logprobs",
+    "continue_final_message",
+    "chat_template_kwargs",
 ];
 
 /// A field as it should be.
@@ -162,6 +186,28 @@ fn request() -> impl Strategy<Value = (&'static str, Value)> {
         (
             "/v1/completions",
             json!({ "prompt": "Hi", "max_tokens": 2 }),
+        ),
+        (
+            "/v1/messages",
+            json!({
+                "messages": [
+                    { "role": "user", "content": [{ "type": "text", "text": "Hi" }] },
+                    { "role": "assistant", "content": [{ "type": "tool_use", "id": "f:0", "name": "f", "input": {} }] },
+                    { "role": "user", "content": [{ "type": "tool_result", "tool_use_id": "f:0", "content": "1" }] },
+                ],
+                "max_tokens": 2, "tools": [{ "name": "f", "input_schema": { "type": "object" } }],
+            }),
+        ),
+        (
+            "/v1/responses",
+            json!({
+                "input": [
+                    { "role": "user", "content": [{ "type": "input_text", "text": "Hi" }] },
+                    { "type": "function_call", "call_id": "f:0", "name": "f", "arguments": "{}" },
+                    { "type": "function_call_output", "call_id": "f:0", "output": "1" },
+                ],
+                "max_output_tokens": 2, "tools": [{ "type": "function", "name": "f", "parameters": { "type": "object" } }],
+            }),
         ),
         ("/tokenize", json!({ "prompt": "Hi" })),
         ("/detokenize", json!({ "tokens": [1, 2] })),
@@ -335,7 +381,7 @@ properties! { answers, 400,
                 json!({ "role": role, "content": said(content), "name": said(&format!("n{name}")), "tool_call_id": said(name) })
             }).collect(),
             tools: tool.as_ref().map(|(name, parameters)| vec![json!({ "type": "function", "function": { "name": said(name), "parameters": parameters } })]),
-            add_generation_prompt: true,
+            ..Chat::default()
         };
         let controls = |chat: &Chat| -> Vec<u32> {
             let ids = tokenizer.encode_chat(&template, chat).unwrap().ids;

@@ -18,6 +18,10 @@ mod python;
 mod seeds;
 
 mod abuse;
+mod anthropic;
+#[cfg(unix)]
+mod browser;
+mod events;
 mod faults;
 mod forms;
 mod fuzz;
@@ -31,5 +35,7 @@ mod program;
 #[cfg(unix)]
 mod program_faults;
 mod protocol;
+mod responses;
 mod transfer;
 mod turns;
+mod vllm;

@@ -4,6 +4,7 @@ The model's words do not matter here: they may be those of random weights.
 """
 
 import json
+from typing import Literal
 
 import openai
 from openai import OpenAI
@@ -125,11 +126,58 @@ def completions():
     assert "The red box" + text == answer.choices[0].text
 
 
+def responses():
+    asked = dict(model=MODEL, input="Hello", temperature=0, max_output_tokens=8)
+    first = client.responses.create(**asked)
+    assert first.status in ("completed", "incomplete") and first._request_id
+    with client.responses.stream(**asked) as events:
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == first.output_text
+    second = client.responses.create(model=MODEL, previous_response_id=first.id, input="And?", max_output_tokens=2)
+    assert second.usage.input_tokens > first.usage.input_tokens
+    stateless = client.responses.create(
+        model=MODEL,
+        input=[{"role": "user", "content": "Hello"}, *first.output, {"role": "user", "content": "And?"}],
+        max_output_tokens=2,
+        store=False,
+    )
+    assert stateless.usage.input_tokens == second.usage.input_tokens
+    assert client.responses.retrieve(first.id).output_text == first.output_text
+    client.responses.delete(first.id)
+    functions(asked)
+    box = client.responses.parse(model=MODEL, input="Hello", temperature=0, max_output_tokens=200, text_format=Choice).output_parsed
+    assert box.colour in ("red", "blue")
+
+
+class Choice(BaseModel):
+    colour: Literal["red", "blue"]
+
+
+def functions(asked):
+    function = {"type": "function", "strict": True, **WEATHER["function"]}
+    asked = {**asked, "max_output_tokens": 300, "tools": [function], "tool_choice": "required", "parallel_tool_calls": False}
+    answer = client.responses.create(**asked)
+    (call,) = answer.output
+    assert call.type == "function_call" and json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    with client.responses.stream(**asked) as events:
+        for event in events:
+            pass
+        final = events.get_final_response()
+    assert final.output[0].arguments == call.arguments and final.output[0].call_id == call.call_id
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny"}
+    answered = client.responses.create(
+        model=MODEL, previous_response_id=answer.id, input=[output], tools=[function], tool_choice="none", max_output_tokens=8
+    )
+    assert all(item.type == "message" for item in answered.output)
+
+
 def errors():
     for wrong, kind in [
         (lambda: client.embeddings.create(model=MODEL, input="text"), openai.BadRequestError),
         (lambda: client.chat.completions.create(model="nobody", messages=HELLO), openai.NotFoundError),
         (lambda: client.chat.completions.create(model=MODEL, messages=HELLO, temperature=3), openai.BadRequestError),
+        (lambda: client.responses.create(model=MODEL, input="Hi", previous_response_id="resp_0"), openai.BadRequestError),
+        (lambda: client.responses.retrieve("resp_0"), openai.NotFoundError),
         (lambda: client.with_options(api_key="wrong").models.list(), openai.AuthenticationError),
     ]:
         try:
@@ -144,6 +192,6 @@ said = chat()
 print("chat ok")
 stream(said)
 print("stream ok")
-for part in (tools, schema, logprobs, completions, errors):
+for part in (tools, schema, logprobs, completions, responses, errors):
     part()
     print(f"{part.__name__} ok")

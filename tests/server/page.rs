@@ -1,79 +1,48 @@
 //! The chat page at `/`, in a browser.
 
-use std::path::Path;
-use std::process::Command;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::json;
 
+use super::browser::Browser;
 use super::program::Process;
 
 const QUESTION: &str = "?ask=The%20red%20box%20holds%207.%20Now%20the%20red%20box%20holds%203.%20What%20does%20the%20red%20box%20hold%3F";
 
-/// Chromium, which `make test` installs; `None` where that could not be done and left word of it.
-fn chromium() -> Option<Command> {
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let program = std::env::split_paths(&path)
-        .flat_map(|folder| names.map(|name| folder.join(name)))
-        .find(|program| program.is_file());
-    let none = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/no-browser");
-    if program.is_none() && none.exists() {
-        println!("skipped: the chat page in a browser: Chromium cannot be installed");
-        return None;
-    }
-    let program = program.expect("there is no Chromium: make install-browser");
-    Some(Command::new(program))
-}
-
-/// Opens an address, waits until the page has nothing more to do, and does with it what `options` say.
-fn browse(mut chromium: Command, url: &str, options: &[&str]) -> String {
-    let profile = tempfile::tempdir().unwrap();
-    let output = chromium
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-        ])
-        .args(["--no-first-run", "--window-size=900,700"])
-        // The page's clock stands still while a request is under way.
-        .arg("--virtual-time-budget=20000")
-        .arg(format!("--user-data-dir={}", profile.path().display()))
-        .args(options)
-        .arg(url)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
+const IDLE: &str = "document.body.dataset.state === 'idle'";
+const TEXTS: &str = "Array.from(document.querySelectorAll('#chat .message'), (one) => `${one.dataset.role}: ${one.textContent}`)";
 
 #[test]
 fn the_page_chats() {
-    let (Some(looks), Some(shoots)) = (chromium(), chromium()) else {
+    let server = Process::start(&[]);
+    let Some(mut page) = Browser::open(&format!("{}/{QUESTION}", server.url)) else {
         return;
     };
-    let server = Process::start(&[]);
-    let page = browse(
-        looks,
-        &format!("{}/{QUESTION}", server.url),
-        &["--dump-dom"],
-    );
-    let answer = r#"data-role="assistant">The red box holds 3.</div>"#;
-    assert!(page.contains(answer), "{page}");
-    assert!(page.contains(r#"<h1 id="model">model</h1>"#), "{page}");
-    assert!(page.contains(r#"data-state="idle""#), "{page}");
-    // The rate itself is of a clock that stands still here.
-    assert!(page.contains("prompt tokens, 7 generated"), "{page}");
-    let folder = tempfile::tempdir().unwrap();
-    let picture = folder.path().join("page.png");
-    let to = format!("--screenshot={}", picture.display());
-    browse(shoots, &format!("{}/{QUESTION}", server.url), &[&to]);
-    assert!(std::fs::metadata(&picture).unwrap().len() > 5_000);
+    page.wait_for(&format!("{IDLE} && {TEXTS}.length === 2"));
+    let asked = "user: The red box holds 7. Now the red box holds 3. What does the red box hold?";
+    let first = json!([asked, "assistant: The red box holds 3."]);
+    assert_eq!(page.evaluate(TEXTS), first);
+    assert_eq!(page.evaluate("document.title"), json!("model"));
+    let tokens = page.evaluate("document.getElementById('speed').title");
+    let tokens = tokens.as_str().unwrap();
+    assert!(tokens.ends_with("prompt tokens, 7 generated"), "{tokens}");
+    let rate = page.evaluate("document.getElementById('speed').textContent");
+    assert!(rate.as_str().unwrap().ends_with(" tokens/s"), "{rate}");
+
+    // The keyboard, as a user uses it; the second question is asked of the same chat.
+    page.type_and_enter("What does the red box hold?");
+    page.wait_for(&format!("{IDLE} && {TEXTS}.length === 4"));
+    let second = page.evaluate(TEXTS);
+    assert_eq!(second[2], json!("user: What does the red box hold?"));
+    assert_eq!(second[3], json!("assistant: The red box holds 3."));
+    let picture = BASE64_STANDARD.decode(page.screenshot()).unwrap();
+    assert!(picture.starts_with(b"\x89PNG"));
     if let Some(kept) = std::env::var_os("KIMI_LINEAR_PAGE_PICTURE") {
-        std::fs::copy(&picture, Path::new(&kept)).unwrap();
+        std::fs::write(kept, picture).unwrap();
     }
+
+    page.evaluate("document.getElementById('new').click()");
+    assert_eq!(page.evaluate(TEXTS), json!([]));
 }
 
 #[test]
@@ -81,17 +50,18 @@ fn a_refusal_is_shown_on_the_page() {
     let server = Process::start(&["--api-key", "secret"]);
     let (status, _) = server.get("/").unwrap();
     assert_eq!(status, 200, "the page itself holds nothing to protect");
-    let Some(looks) = chromium() else {
+    let Some(mut page) = Browser::open(&format!("{}/{QUESTION}", server.url)) else {
         return;
     };
-    let page = browse(
-        looks,
-        &format!("{}/{QUESTION}", server.url),
-        &["--dump-dom"],
+    page.wait_for("document.querySelector('.message.error') !== null");
+    let texts = page.evaluate(TEXTS);
+    let error = texts[1].as_str().unwrap();
+    assert!(
+        error.starts_with("error: ") && error.contains("API key"),
+        "{texts}"
     );
-    assert!(page.contains(r#"class="message error""#), "{page}");
-    assert!(page.contains("API key"), "{page}");
-    assert!(!page.contains(r#"data-role="assistant""#), "{page}");
+    page.wait_for(IDLE);
+    assert!(!page.evaluate(TEXTS).to_string().contains("assistant:"));
 }
 
 #[test]

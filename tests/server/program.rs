@@ -452,15 +452,12 @@ fn load_is_measured_told_and_drawn() {
     refused(&output, 1, "TLS");
 }
 
-#[test]
-fn the_openai_client_works_unchanged() {
-    let process = Process::start(&["--api-key", "a key"]);
-    let script =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/server/openai_client.py");
+/// Runs a script of the tests against a server; each of these parts of it says that it came to its end.
+fn client_works(script: &str, environment: &[(&str, &str)], parts: &[&str]) {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/server");
     let output = Command::new(crate::python::interpreter())
-        .arg(script)
-        .env("OPENAI_BASE_URL", format!("{}/v1", process.url))
-        .env("OPENAI_API_KEY", "a key")
+        .arg(folder.join(script))
+        .envs(environment.iter().copied())
         .env("NO_PROXY", "*")
         .output()
         .unwrap();
@@ -469,21 +466,42 @@ fn the_openai_client_works_unchanged() {
         String::from_utf8_lossy(&output.stderr),
     );
     assert!(output.status.success(), "{stdout}{stderr}");
-    // Each part says that it came to its end.
-    for part in [
+    for part in parts {
+        assert!(
+            stdout.lines().any(|line| line == format!("{part} ok")),
+            "{part}: {stdout}"
+        );
+    }
+}
+
+#[test]
+fn the_openai_client_works_unchanged() {
+    let process = Process::start(&["--api-key", "a key"]);
+    let base = format!("{}/v1", process.url);
+    let environment = [("OPENAI_BASE_URL", &*base), ("OPENAI_API_KEY", "a key")];
+    let parts = [
         "chat",
         "stream",
         "tools",
         "schema",
         "logprobs",
         "completions",
+        "responses",
         "errors",
-    ] {
-        assert!(
-            stdout.lines().any(|line| line == format!("{part} ok")),
-            "{part}: {stdout}"
-        );
-    }
+    ];
+    client_works("openai_client.py", &environment, &parts);
+}
+
+#[test]
+fn the_anthropic_client_works_unchanged() {
+    let process = Process::start(&["--api-key", "a key"]);
+    let environment = [
+        ("ANTHROPIC_BASE_URL", &*process.url),
+        ("ANTHROPIC_API_KEY", "a key"),
+        ("MODEL", "model"),
+    ];
+    let parts = ["messages", "stream", "tools", "errors"];
+    client_works("anthropic_client.py", &environment, &parts);
 }
 
 /// One program reads the prompt and another answers it; when the first is killed, the other does both.

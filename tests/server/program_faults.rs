@@ -219,7 +219,7 @@ fn command_lines_of_vllm_are_taken_or_refused_with_a_sentence() {
         assert!(told.iter().any(|it| it.contains(&line)), "{told:?}");
     }
     assert!(
-        told.iter().any(|line| line.contains("context=1000")),
+        told.iter().any(|line| line.contains("context=1024")),
         "{told:?}"
     );
 }

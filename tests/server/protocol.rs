@@ -42,7 +42,8 @@ async fn what_is_not_there_is_said_in_openais_form() {
         )
         .await;
     assert!(refusal(&found, 400, None).contains("embeddings"));
-    refusal(&server.post("/v1/responses", json!({})).await, 404, None);
+    let found = server.post("/v1/audio/speech", json!({})).await;
+    refusal(&found, 404, None);
     refusal(&server.get("/v1/chat/completions").await, 405, None);
     let body = json!({ "model": "gpt-9", "prompt": "Hi" });
     let found = server.post("/v1/completions", body).await;

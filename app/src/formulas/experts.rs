@@ -1,7 +1,7 @@
-//! How evenly tokens are spread over experts.
+//! The balance of tokens over experts.
 
-/// The busiest expert's share, as a multiple of an even share: `max n / (sum n / E)`; 1 is even, E is all on one. Nothing
-/// where nothing was counted.
+/// The busiest expert's share, as a multiple of an even share: `max n / (sum n / E)`; 1 is even, E is all tokens on one
+/// expert. `None` without tokens.
 #[must_use]
 pub fn imbalance(counts: &[u32]) -> Option<f64> {
     let sum: u64 = counts.iter().map(|count| u64::from(*count)).sum();

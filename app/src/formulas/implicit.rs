@@ -1,9 +1,9 @@
-//! The attention that a recurrence amounts to: how much each earlier value counts in this token's output.
+//! The attention that a recurrence is equivalent to: the weight of each earlier value in this token's output.
 
 /// What a token did to the state of one head.
 #[derive(Clone, Copy, Debug)]
 pub struct Write<'a> {
-    /// `[K]`: what each row was multiplied with.
+    /// `[K]`: the decay of each row.
     pub decay: &'a [f32],
     /// `[K]`: the key, normalised.
     pub key: &'a [f32],
@@ -20,11 +20,11 @@ pub struct Write<'a> {
 /// w_j = b_j (k_j . r_j)        r_(j-1) = diag(a_j) (r_j - w_j k_j)
 /// ```
 ///
-/// the output is `o_t = sum_j w_j v_j + S^T r` with S the state before the first write. A weight says what is left of a
-/// write for this query after all decay and erasure since; it may be negative, and weights need not sum to one.
+/// the output is `o_t = sum_j w_j v_j + S^T r` with S the state before the first write. A weight is what remains of a write
+/// for this query after all decay and erasure since; it may be negative, and weights need not sum to one.
 ///
-/// `writes` come newest first, the query's own token being the first. Returns the weights in that order, and the `r`
-/// that is left for what was there before.
+/// `writes` come newest first, beginning with the query's own token. Returns the weights in that order, and the `r` that
+/// remains for the state before them.
 #[must_use]
 pub fn implicit_attention<'a>(
     query: &[f32],
@@ -92,7 +92,7 @@ mod tests {
         let mut output = Vec::new();
         for token in &tokens {
             let lines = recurrence(&state, token).unwrap();
-            // The naive recurrence in double precision, but for this rounding of the state between two tokens.
+            // The naive recurrence in double precision, apart from this rounding of the state between two tokens.
             state = lines.after.iter().map(|x| *x as f32).collect();
             output = lines.output;
         }

@@ -1,4 +1,4 @@
-//! What a sequence's memory takes: the flat KDA state, the rising MLA cache, and what attention in every layer would need.
+//! The memory of one sequence: the constant KDA state, the growing MLA cache, and what attention in every layer would need.
 
 use kimi_linear::config::{Dtype, ModelConfig};
 
@@ -7,14 +7,14 @@ use kimi_linear::config::{Dtype, ModelConfig};
 pub struct SequenceBytes {
     /// The KDA states with their convolution states: the same at any length.
     pub state: u64,
-    /// What each token adds to the latent cache of the MLA layers.
+    /// Bytes that each token adds to the latent cache of the MLA layers.
     pub latents: u64,
-    /// What each token would add if every layer were an MLA layer.
+    /// Bytes that each token would add if every layer were an MLA layer.
     pub full: u64,
 }
 
 impl SequenceBytes {
-    /// Of a model with latents cached in `cache`; convolution states are f32, as they are on every backend of this runtime.
+    /// For a model with latents cached in `cache`; convolution states are f32, as on every backend of this runtime.
     #[must_use]
     pub fn of(config: &ModelConfig, cache: Dtype) -> Self {
         let row = (config.latent_width() * cache.size()) as u64;
@@ -25,14 +25,14 @@ impl SequenceBytes {
         }
     }
 
-    /// The whole memory of a sequence of so many tokens: state and latents.
+    /// Bytes of a sequence of this length: state and latents.
     #[must_use]
     pub fn hybrid_at(&self, tokens: u64) -> u64 {
         self.state
             .saturating_add(self.latents.saturating_mul(tokens))
     }
 
-    /// What attention in every layer would need.
+    /// Bytes that attention in every layer would need.
     #[must_use]
     pub fn full_at(&self, tokens: u64) -> u64 {
         self.full.saturating_mul(tokens)

@@ -1,6 +1,6 @@
-//! What views compute from a trace's numbers: pure functions, each with its formula, tested against naive code.
+//! Computations of the views on trace data: pure functions, each with its formula, tested against naive code.
 //!
-//! All arithmetic is in double precision; nothing here knows a window.
+//! All arithmetic is in double precision; nothing here depends on the interface.
 
 pub mod experts;
 pub mod implicit;

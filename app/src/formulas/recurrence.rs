@@ -1,17 +1,17 @@
-//! The five lines of the gated delta rule at one token of one head, from what the trace tells of it.
+//! The five lines of the gated delta rule at one token of one head, computed from its trace.
 
 use kimi_linear::model::StateTrace;
 
-/// What each line of the recurrence came to. Matrices are `[K, V]`, row by row.
+/// The result of each line of the recurrence. Matrices are `[K, V]`, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recurrence {
     /// Width V of a row.
     pub width: usize,
     /// The state before the token.
     pub before: Vec<f64>,
-    /// `diag(a) S`: what is left of it after forgetting.
+    /// `diag(a) S`: the state after decay.
     pub decayed: Vec<f64>,
-    /// `[V]`: `r = S^T k`, what the memory answers for the key.
+    /// `[V]`: `r = S^T k`, the value read for the key.
     pub read: Vec<f64>,
     /// `[V]`: `e = v - r`.
     pub error: Vec<f64>,
@@ -19,7 +19,7 @@ pub struct Recurrence {
     pub write: Vec<f64>,
     /// The state after the token.
     pub after: Vec<f64>,
-    /// `[V]`: `o = S^T q`, what the query reads of the new state.
+    /// `[V]`: `o = S^T q`, the value read for the query from the new state.
     pub output: Vec<f64>,
 }
 
@@ -29,7 +29,7 @@ pub struct Recurrence {
 /// S <- diag(a) S;   r = S^T k;   e = v - r;   S <- S + b k e^T;   o = S^T q
 /// ```
 ///
-/// Nothing where lengths do not fit each other.
+/// `None` if the lengths do not match.
 #[must_use]
 pub fn recurrence(before: &[f32], token: &StateTrace) -> Option<Recurrence> {
     let (k, v) = (token.decay.len(), token.width);
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn what_was_written_whole_is_read_back() {
-        // With b = 1 and a key of length one the memory answers the key with exactly its new value.
+        // With b = 1 and a key of length one the state returns exactly the new value for the key.
         let mut token = token();
         token.beta = 1.0;
         token.query.clone_from(&token.key);

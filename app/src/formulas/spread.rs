@@ -2,7 +2,7 @@
 
 use std::f64::consts::LN_2;
 
-/// Tokens after which a channel holds half of what it held: `ln 2 / -g` of its log decay g; infinite where it keeps all.
+/// Tokens after which a channel holds half of its content: `ln 2 / -g` of its log decay g; infinite without decay.
 #[must_use]
 pub fn half_life(gate: f32) -> f64 {
     let forgets = -f64::from(gate);
@@ -16,11 +16,11 @@ pub fn half_life(gate: f32) -> f64 {
 /// Edges of the histogram: powers of ten of tokens.
 pub const DECADES: (i32, i32) = (-2, 6);
 
-/// Bins a decade.
+/// Number of bins per decade.
 pub const PER_DECADE: usize = 4;
 
-/// Bins of a histogram of half-lives. What is shorter than the first edge counts in the first, what is longer than the
-/// last (or infinite) in the last.
+/// Number of bins of a histogram of half-lives. Values below the first edge count in the first bin, values above the last
+/// edge (or infinite) in the last.
 pub const BINS: usize = (DECADES.1 - DECADES.0) as usize * PER_DECADE;
 
 /// The bin of a half-life.
@@ -31,7 +31,7 @@ pub fn bin(half_life: f64) -> usize {
     (at.floor().max(0.0) as usize).min(BINS - 1)
 }
 
-/// How many channels have a half-life in each bin.
+/// Number of channels with a half-life in each bin.
 #[must_use]
 pub fn histogram(gates: &[f32]) -> [u32; BINS] {
     let mut counts = [0; BINS];
@@ -41,7 +41,7 @@ pub fn histogram(gates: &[f32]) -> [u32; BINS] {
     counts
 }
 
-/// The median half-life, of an even number the longer of the two in the middle; `None` of no channels.
+/// The median half-life, for an even number the longer of the two in the middle; `None` without channels.
 #[must_use]
 pub fn median_half_life(gates: &[f32]) -> Option<f64> {
     let mut lives: Vec<f64> = gates.iter().map(|gate| half_life(*gate)).collect();

@@ -1,6 +1,6 @@
-//! Chats in files: a snapshot of the model's memory with the chat as its note, or the chat alone as JSON.
+//! Saved chats: a snapshot of the model's state with the chat as its note, or the chat alone as JSON.
 //!
-//! The snapshots are those of `kimi-linear chat`: what one saves the other opens.
+//! The snapshots are those of `kimi-linear chat`: either program opens the other's files.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use kimi_linear::tokenizer::Conversation;
 
 use crate::problem::{Problem, WayOut};
 
-/// Reads either form.
+/// Reads either format.
 pub(super) fn read(path: &Path) -> Result<(Conversation, Option<Snapshot>), Problem> {
     let bytes = std::fs::read(path).map_err(|error| {
         Problem::new(
@@ -40,7 +40,7 @@ pub(super) fn read(path: &Path) -> Result<(Conversation, Option<Snapshot>), Prob
     Ok((conversation, Some(snapshot)))
 }
 
-/// Writes a chat without a memory.
+/// Writes a chat without a snapshot.
 pub(super) fn write(conversation: &Conversation, path: &Path) -> Result<(), Problem> {
     let written = serde_json::to_vec_pretty(conversation)
         .map_err(std::io::Error::other)

@@ -1,7 +1,7 @@
 //! A session with a model in this process.
 //!
-//! One thread loads and takes commands; the engine has its own. Events of the engine become updates in the engine's
-//! thread, so that their times are right, and nothing in them waits.
+//! One thread loads and handles commands; the engine has its own. Engine events become updates in the engine's thread, so
+//! that their times are right; none of that blocks.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -30,24 +30,24 @@ use crate::facts::{ModelFacts, memory, sizes};
 use crate::history::TokenText;
 use crate::problem::{Problem, WayOut};
 
-/// The longest conversation whose heads' ranks are worked out: the whole memory is read back for them.
+/// Maximum length of a conversation whose heads' ranks are computed, for which the whole state is read back.
 const MOST_RANKED: usize = 8192;
 
-/// Opens devices; tests put in one that fails.
+/// Opens devices; tests substitute one that fails.
 pub type Open = Box<dyn Fn(BackendKind, Option<usize>) -> backend::Result<Box<dyn Backend>> + Send>;
 
 /// Starts a session on this machine's devices.
 ///
 /// # Errors
-/// A system that gives no thread.
+/// If no thread can be started.
 pub fn start(wake: Wake) -> std::io::Result<Session> {
     start_with(wake, Box::new(backend::open))
 }
 
-/// Starts a session on whatever `open` opens.
+/// Starts a session with `open` as its way to open devices.
 ///
 /// # Errors
-/// A system that gives no thread.
+/// If no thread can be started.
 pub fn start_with(wake: Wake, open: Open) -> std::io::Result<Session> {
     let (commands, received) = mpsc::channel();
     let (updates, told) = mpsc::channel();
@@ -65,13 +65,13 @@ pub fn start_with(wake: Wake, open: Open) -> std::io::Result<Session> {
     Ok(Session::new(commands, told, false))
 }
 
-/// A request that is under way. A retrace gives way to whatever its chat does next.
+/// A running request. A retrace is cancelled by the next request of its chat.
 struct Running {
     id: RequestId,
     retrace: bool,
 }
 
-/// What runs, by chat. The engine's thread takes out what has ended.
+/// Running requests, by chat. The engine's thread removes those that have ended.
 type Jobs = Arc<Mutex<HashMap<ChatId, Running>>>;
 
 struct Worker {
@@ -96,7 +96,7 @@ impl Worker {
             match command {
                 Command::Estimate { folder, context } => estimate(&self.teller, folder, context),
                 Command::Load(request) => self.load(&request),
-                // It is loaded already, or was given up.
+                // It has been loaded already, or was cancelled.
                 Command::StopLoading => {}
                 Command::Ask(ask) => self.ask(*ask),
                 Command::Stop(chat) => self.stop(chat),
@@ -120,7 +120,7 @@ impl Worker {
         self.later.pop_front().or_else(|| self.commands.recv().ok())
     }
 
-    /// Looks at what came while a model loads: whether that is to go on. The rest has its turn afterwards.
+    /// Checks commands that come while a model loads: whether to cancel loading. The others are handled afterwards.
     fn goes_on(commands: &Receiver<Command>, later: &mut VecDeque<Command>) -> ControlFlow<()> {
         for command in commands.try_iter() {
             match command {
@@ -140,7 +140,7 @@ impl Worker {
     }
 
     fn load(&mut self, request: &LoadRequest) {
-        // What the old model holds is free before the new one asks for memory: an answer under way would keep it.
+        // The old model is dropped before the new one allocates memory: a running answer would keep it.
         if let Some(loaded) = self.loaded.take() {
             let jobs = std::mem::take(&mut *self.jobs());
             jobs.values()
@@ -172,7 +172,7 @@ impl Worker {
     fn try_load(&mut self, request: &LoadRequest) -> Result<(Loaded, ModelFacts), Error> {
         let folder = &request.folder;
         let files = LlmFiles::open(folder)?;
-        // A chat is all that the app has for a model.
+        // The app can only chat with a model.
         files.template()?;
         let config = files.config.clone();
         let backend = (self.open)(request.backend, request.device)?;
@@ -228,7 +228,7 @@ impl Worker {
         };
         let at = Instant::now();
         self.teller.chat(chat, ChatUpdate::Prompt { tokens, at });
-        // The last token of an answer has not been through the model yet: it is the first of what is new.
+        // The last token of an answer has not been computed yet: it is the first of the new tokens.
         let known = ask.conversation.ids();
         let old = if prompt.starts_with(known) {
             known.len().saturating_sub(1)
@@ -274,7 +274,7 @@ impl Worker {
         self.note(chat, id, false, &over);
     }
 
-    /// Remembers a request so that it can be stopped, unless it has ended already.
+    /// Registers a request so that it can be cancelled, unless it has ended already.
     fn note(&self, chat: ChatId, id: RequestId, retrace: bool, over: &AtomicBool) {
         let mut jobs = self.jobs();
         if !over.load(Ordering::SeqCst) {
@@ -338,7 +338,7 @@ impl Worker {
         self.note(chat, id, true, &over);
     }
 
-    /// Saves in a thread of its own: a long chat's memory is large, and the next command should not wait for a disk.
+    /// Saves in a thread of its own: the state of a long chat is large, and the next command should not wait for a disk.
     fn save(&self, chat: ChatId, conversation: &Conversation, path: &Path) {
         let Some(loaded) = &self.loaded else {
             let problem = Problem::new(
@@ -349,7 +349,7 @@ impl Worker {
             return;
         };
         let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
-        // The answer's last token is the next question's first: a memory that has it already is of no use there.
+        // The answer's last token is the next question's first: a snapshot that includes it could not be continued from.
         let mut ids = conversation.ids().to_vec();
         ids.pop();
         let path = path.to_owned();
@@ -389,7 +389,7 @@ impl Worker {
     }
 }
 
-/// Does something that may take a while beside the session.
+/// Runs a slow function in a thread of its own.
 fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
     let spawned = std::thread::Builder::new()
         .name(name.to_owned())
@@ -399,7 +399,7 @@ fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Reads a configuration and asks every driver for its devices: that takes as long as it takes.
+/// Reads a configuration and asks every driver for its devices, which may be slow.
 fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
     let teller = teller.clone();
     aside("estimate", move || {
@@ -473,7 +473,7 @@ impl Loaded {
     }
 }
 
-/// Tokens as text; `known` is what is known of them, the answers' places among others.
+/// Tokens with their text; `known` has log-probabilities and the positions of answers.
 fn tiles(tokenizer: &Tokenizer, ids: &[u32], known: &Conversation) -> Vec<TokenText> {
     let mut tokens: Vec<TokenText> = ids.iter().map(|id| token(tokenizer, *id)).collect();
     for (start, end) in known.answers() {
@@ -495,14 +495,14 @@ fn token(tokenizer: &Tokenizer, id: u32) -> TokenText {
     }
 }
 
-/// What the interface is told of an output.
+/// The update for the interface from an output.
 fn update(output: Output, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
     let text = output.text();
     Some(match output.event {
         Event::Queued { ahead } => ChatUpdate::Queued { ahead },
         Event::Prefill { done, cached } => ChatUpdate::Prefill { done, cached },
         Event::Scored(_) => return None,
-        // Of requests whose caches travel.
+        // Only sent for requests whose caches are transferred.
         Event::Reserved { .. } | Event::HandOff(_) => return None,
         Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
         Event::Token { id, logprobs, .. } => ChatUpdate::Token {

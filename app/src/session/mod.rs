@@ -1,6 +1,6 @@
-//! What answers: a thread that takes commands and gives updates, so that the interface never waits.
+//! A session with a model: a thread that takes commands and sends updates, so that the interface never blocks.
 //!
-//! [`local`] runs a model in this process, [`remote`] asks a server. The app sees neither: it sees a [`Session`].
+//! [`local`] runs a model in this process, [`remote`] calls a server. The app uses both through [`Session`].
 
 mod files;
 pub mod local;
@@ -23,22 +23,22 @@ use crate::facts::ModelFacts;
 use crate::history::{HeadRanks, TokenText};
 use crate::problem::Problem;
 
-/// Names a chat of this run.
+/// Identifies a chat of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChatId(pub u64);
 
-/// Which model, and what to run it on.
+/// A model, and the device to run it on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadRequest {
     /// The model's folder.
     pub folder: PathBuf,
-    /// What people call it.
+    /// Its display name.
     pub name: String,
     /// The backend.
     pub backend: BackendKind,
-    /// The device's number among that backend's; `None` is the best.
+    /// The device's number in that backend; `None` for the best.
     pub device: Option<usize>,
-    /// Tokens that a conversation may reach, if the model allows as many.
+    /// Maximum tokens of a conversation, limited by the model's own maximum.
     pub context: usize,
 }
 
@@ -47,37 +47,37 @@ pub struct LoadRequest {
 pub struct Ask {
     /// The chat that asks.
     pub chat: ChatId,
-    /// What was said before.
+    /// The conversation so far.
     pub conversation: Conversation,
     /// The question.
     pub question: String,
-    /// How tokens are drawn.
+    /// The sampling parameters.
     pub sampling: Sampling,
-    /// The most tokens of the answer.
+    /// Maximum tokens of the answer.
     pub max_tokens: usize,
-    /// The heads that are shown whole; nothing runs untraced.
+    /// The heads that are traced in full; `None` to run without a trace.
     pub trace: Option<TraceChoice>,
-    /// Tokens of the prompt that are traced, counted from its end.
+    /// Number of prompt tokens to trace, counted from its end.
     pub traced_prompt: usize,
 }
 
-/// What a session is told.
+/// A command to a session.
 #[derive(Debug)]
 pub enum Command {
-    /// Tell what a model would take on every device there is.
+    /// Estimate the memory of a model on every device.
     Estimate {
         /// The model's folder.
         folder: PathBuf,
-        /// Tokens that a conversation may reach.
+        /// Maximum tokens of a conversation.
         context: usize,
     },
-    /// Load a model, in place of the one there is.
+    /// Load a model instead of the present one.
     Load(Box<LoadRequest>),
-    /// Stop loading; no model runs then.
+    /// Cancel loading; no model runs then.
     StopLoading,
-    /// Ask the model.
+    /// Answer a question.
     Ask(Box<Ask>),
-    /// End a chat's answer; what was said of it stays.
+    /// Stop a chat's answer; the part already written is kept.
     Stop(ChatId),
     /// Run tokens again, the last of them traced for other heads.
     Retrace {
@@ -90,103 +90,103 @@ pub enum Command {
         /// The first token to be traced.
         from: usize,
     },
-    /// Write a chat with the model's memory of it.
+    /// Save a chat with the model's state.
     Save {
         /// The chat.
         chat: ChatId,
-        /// What it says.
+        /// The chat's content.
         conversation: Conversation,
         /// The file.
         path: PathBuf,
     },
-    /// Read a chat, with the model's memory of it.
+    /// Open a chat with the model's state.
     Open {
-        /// The chat that takes it.
+        /// The chat that receives it.
         chat: ChatId,
         /// The file.
         path: PathBuf,
     },
 }
 
-/// A model as its config.json describes it, and what it would take.
+/// A model as described by its config.json, and the memory it needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Estimate {
-    /// All parameters.
+    /// Number of parameters.
     pub parameters: u64,
-    /// Those that one token reads.
+    /// Number of parameters that one token uses.
     pub active: u64,
-    /// The longest context that the model allows.
+    /// The model's maximum context.
     pub longest: usize,
-    /// Every device, with the memory that the model would take there.
+    /// Every device, with the memory that the model needs there.
     pub devices: Vec<(Device, Memory)>,
 }
 
-/// What a session tells.
+/// An update from a session.
 #[derive(Clone, Debug)]
 pub enum Update {
-    /// What a model would take, or why that cannot be told.
+    /// The memory that a model needs, or why that is not known.
     Estimate {
         /// The model's folder.
         folder: PathBuf,
-        /// What was found.
+        /// The result.
         result: Result<Estimate, Problem>,
     },
-    /// So many bytes of the weights are loaded.
+    /// Progress of loading weights.
     Loading {
         /// Bytes so far.
         done: u64,
-        /// All of them.
+        /// Bytes in total.
         total: u64,
     },
-    /// The model is there.
+    /// The model is loaded.
     Loaded(Box<ModelFacts>),
-    /// It is not.
+    /// Loading failed.
     LoadFailed(Problem),
     /// A server answered.
     Connected {
         /// Its model's name.
         model: String,
-        /// The context it allows, where it says so.
+        /// Its maximum context, if it reports one.
         context: Option<usize>,
     },
-    /// Something about a chat.
+    /// An update of a chat.
     Chat(ChatId, ChatUpdate),
 }
 
-/// What a session tells of a chat.
+/// An update of a chat.
 #[derive(Clone, Debug)]
 pub enum ChatUpdate {
-    /// It waits behind so many others.
+    /// The request is queued.
     Queued {
-        /// How many.
+        /// Number of requests before it.
         ahead: usize,
     },
-    /// The prompt, whole.
+    /// The whole prompt.
     Prompt {
         /// Its tokens.
         tokens: Vec<TokenText>,
         /// When the request was sent.
         at: Instant,
     },
-    /// So many of its tokens are read.
+    /// Progress of the prompt.
     Prefill {
-        /// Tokens that are through, cached ones included.
+        /// Prompt tokens that have been computed, cached ones included.
         done: usize,
-        /// Those that came from the cache.
+        /// Prompt tokens that came from the cache.
         cached: usize,
     },
     /// The answer's next token.
     Token {
         /// The token by itself.
         token: TokenText,
-        /// Text of the answer that has become certain with it.
+        /// Text of the answer that is final with it.
         text: String,
         /// When it came.
         at: Instant,
     },
-    /// What the model did with a token.
+    /// The trace of a token.
     Frame(Box<TraceFrame>),
-    /// The effective rank of every head's memory, some time after an answer.
+    /// The effective rank of every head's state, some time after an answer.
     Ranks(HeadRanks),
     /// The answer is complete.
     Finished {
@@ -194,41 +194,41 @@ pub enum ChatUpdate {
         reason: FinishReason,
         /// Text that had been held back.
         text: String,
-        /// What it took.
+        /// Its token counts.
         usage: Usage,
     },
-    /// The tokens have run again.
+    /// The tokens have been traced again.
     Retraced,
-    /// They have not.
+    /// Tracing again failed.
     RetraceFailed(Problem),
-    /// It failed; the conversation is as it was.
+    /// The request failed; the conversation is unchanged.
     Failed(Problem),
-    /// The chat is in a file.
+    /// The chat was saved.
     Saved {
         /// The file.
         path: PathBuf,
-        /// Tokens of the memory that went with it.
+        /// Number of tokens in the saved state.
         tokens: usize,
     },
-    /// A chat from a file.
+    /// A chat was opened.
     Opened {
-        /// What it says.
+        /// Its content.
         conversation: Conversation,
-        /// Its tokens as text.
+        /// Its tokens with their text.
         tokens: Vec<TokenText>,
-        /// Tokens whose memory came with it.
+        /// Number of tokens whose state was restored.
         remembered: usize,
-        /// Why the memory is not that of its tokens, where it is not.
+        /// Why the state was not restored, if it was not.
         problem: Option<Problem>,
     },
-    /// Saving or opening failed; the chat is as it was.
+    /// Saving or opening failed; the chat is unchanged.
     FileFailed(Problem),
 }
 
-/// Has the interface look at its updates. Called from other threads; does not wait.
+/// Wakes the interface to handle updates. Called from other threads; does not block.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
-/// Where updates go.
+/// The sender of updates.
 #[derive(Clone)]
 pub struct Teller {
     updates: Sender<Update>,
@@ -236,13 +236,13 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// Updates go to `updates`, each followed by a `wake`.
+    /// Sends updates to `updates`, each followed by a `wake`.
     pub fn new(updates: Sender<Update>, wake: Wake) -> Self {
         Self { updates, wake }
     }
 
     fn tell(&self, update: Update) {
-        // Nobody listens any more only when the program ends.
+        // The receiver is gone only when the program ends.
         let _ = self.updates.send(update);
         (self.wake)();
     }
@@ -252,7 +252,7 @@ impl Teller {
     }
 }
 
-/// The app's end of a session.
+/// The app's side of a session.
 pub struct Session {
     commands: Sender<Command>,
     updates: Receiver<Update>,
@@ -260,7 +260,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session of channels: what takes the commands is at their other ends.
+    /// A session from channels, whose other ends belong to its thread.
     #[must_use]
     pub fn new(commands: Sender<Command>, updates: Receiver<Update>, remote: bool) -> Self {
         Self {
@@ -270,13 +270,13 @@ impl Session {
         }
     }
 
-    /// Whether a server answers: then there are no models to load, and no frames.
+    /// Whether it is a server: then there are no models to load, and no frames.
     #[must_use]
     pub fn remote(&self) -> bool {
         self.remote
     }
 
-    /// Tells it something. A session that is gone says nothing: its last update said why.
+    /// Sends a command. A session that has ended ignores it; its last update gave the reason.
     pub fn send(&self, command: Command) {
         if self.commands.send(command).is_err() {
             tracing::error!("the session has ended");

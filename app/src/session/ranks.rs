@@ -1,4 +1,4 @@
-//! How many directions each head's memory really uses.
+//! The effective rank of each head's state.
 
 use kimi_linear::cache::Snapshot;
 

@@ -1,7 +1,7 @@
 //! A session with a server that speaks OpenAI's chat completions, `kimi-linear serve` among them.
 //!
-//! It gives text, times and usage; what a memory does with it stays with the server. A thread reads each answer, so that
-//! stopping one, or a server that says nothing, holds up nobody.
+//! It provides text, times and token counts; the model's state stays on the server. A thread reads each answer, so that
+//! stopping one, or a server that does not respond, blocks nothing else.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -17,14 +17,13 @@ use super::{Ask, ChatId, ChatUpdate, Command, Session, Teller, Update, Wake, fil
 use crate::history::TokenText;
 use crate::problem::{Problem, WayOut};
 
-/// How long a connection may take to come about.
+/// Timeout for connecting.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Starts a session with the server at `url`, with or without `/v1` at its end. The environment's `OPENAI_API_KEY` is
-/// sent along where it is set.
+/// Starts a session with the server at `url`, with or without `/v1` at its end. `OPENAI_API_KEY` is sent if it is set.
 ///
 /// # Errors
-/// A system that gives no thread.
+/// If no thread can be started.
 pub fn start(url: &str, wake: Wake) -> std::io::Result<Session> {
     let (commands, received) = mpsc::channel();
     let (updates, told) = mpsc::channel();
@@ -64,21 +63,21 @@ struct Server {
     key: Option<String>,
 }
 
-/// What the server counted of each chat: turns, and the tokens that they are.
+/// The server's counts for each chat: turns, and their tokens.
 type Counted = Arc<Mutex<HashMap<ChatId, (usize, usize)>>>;
 
 struct Worker {
     teller: Teller,
     server: Arc<Server>,
     model: Option<String>,
-    /// Tokens that its context holds, where it says so.
+    /// Its maximum context, if it reports one.
     context: Option<usize>,
     counted: Counted,
     running: HashMap<ChatId, Arc<Open>>,
 }
 
-/// Whether an answer is still being told of. Its thread and the one that stops it tell under one lock, so that nothing
-/// comes after its end.
+/// Whether an answer is still in progress. Its thread and the one that stops it send updates under one lock, so that no
+/// update follows the last.
 #[derive(Default)]
 struct Open {
     ended: Mutex<bool>,
@@ -89,7 +88,7 @@ impl Open {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells something, unless the answer has ended.
+    /// Sends an update, unless the answer has ended.
     fn tell(&self, tell: impl FnOnce()) {
         let ended = self.ended();
         if !*ended {
@@ -97,7 +96,7 @@ impl Open {
         }
     }
 
-    /// Tells the end, unless it has been told.
+    /// Sends the last update, unless it has been sent.
     fn end(&self, tell: impl FnOnce()) {
         let mut ended = self.ended();
         if !std::mem::replace(&mut *ended, true) {
@@ -189,8 +188,8 @@ impl Worker {
 }
 
 impl Worker {
-    /// The most tokens of an answer: a server refuses a prompt that has no room for as many as it is asked for, and of a
-    /// prompt's length only this is known, what the server counted of the chat before and the bytes that are new.
+    /// Maximum tokens of an answer. A server refuses a request whose prompt and maximum exceed its context; the length of the
+    /// prompt is estimated from the server's count for the chat so far and the number of new bytes.
     fn most(&self, ask: &Ask) -> usize {
         /// Control tokens around a message.
         const AROUND: usize = 32;
@@ -209,7 +208,7 @@ impl Worker {
             }
         };
         let prompt = said + ask.question.len() + 2 * AROUND;
-        // Where no room can be told of the server is to judge: an answer of one token at least.
+        // If no token seems to fit, the server decides: an answer of at least one token.
         ask.max_tokens.min(context.saturating_sub(prompt).max(1))
     }
 }
@@ -281,7 +280,7 @@ fn body(model: &str, ask: &Ask, most: usize) -> Value {
     })
 }
 
-/// Reads one answer to its end, or until nobody wants it any more.
+/// Reads one answer to its end, or until it is cancelled.
 fn answer(
     server: &Server,
     model: &str,

@@ -1,17 +1,17 @@
-//! Server-sent events, as far as a stream of chat completions uses them.
+//! Server-sent events, as used by streams of chat completions.
 
 use std::io::{BufRead, BufReader, Read};
 
 use serde_json::Value;
 
-/// What a line of the stream says.
+/// A part of an event.
 #[derive(Debug, PartialEq)]
 pub(super) enum Piece {
     /// Text of the answer.
     Text(String),
     /// Why it ended: `stop` or `length`.
     Ended(String),
-    /// Tokens of prompt, cache and answer.
+    /// Token counts of prompt, cache and answer.
     Usage(usize, usize, usize),
     /// The server's own error.
     Error(String),
@@ -25,10 +25,10 @@ impl<R: Read> Events<R> {
         Self(BufReader::new(body))
     }
 
-    /// The pieces of the next event; `None` after the last.
+    /// The parts of the next event; `None` after the last.
     ///
     /// # Errors
-    /// A connection that breaks off, or an event that is no JSON.
+    /// A connection that ends early, or an event that is not JSON.
     pub(super) fn next(&mut self) -> std::io::Result<Option<Vec<Piece>>> {
         let mut line = String::new();
         loop {
@@ -79,7 +79,7 @@ fn pieces(event: &Value) -> Vec<Piece> {
     pieces
 }
 
-/// What an error of the API says.
+/// The message of an API error.
 pub(super) fn error(body: &Value) -> Option<String> {
     let error = body.get("error")?;
     let message = error.as_str().or_else(|| error["message"].as_str());

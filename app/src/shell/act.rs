@@ -1,4 +1,4 @@
-//! What actions do.
+//! Execution of actions.
 
 use std::path::PathBuf;
 
@@ -13,11 +13,11 @@ use crate::problem::{Problem, WayOut};
 use crate::session::{Ask, ChatId, Command, LoadRequest};
 use crate::try_these::EXAMPLES;
 
-/// What saved chats are called.
+/// The file extension of saved chats.
 const EXTENSION: &str = "klchat";
 
 impl App {
-    /// Does one thing.
+    /// Executes an action.
     pub fn act(&mut self, ctx: &egui::Context, action: Action) {
         match action {
             Action::Send => {
@@ -81,7 +81,7 @@ impl App {
         }
     }
 
-    /// Asks in the current chat; returns whether it could.
+    /// Sends a message in the current chat; returns whether that was possible.
     fn ask(&mut self, question: &str) -> bool {
         if let Err(reason) = self.ready() {
             self.tell(format!("{reason}."));
@@ -116,7 +116,7 @@ impl App {
         true
     }
 
-    /// A seed that no answer of this run had yet.
+    /// A seed that no other answer of this run has used.
     fn next_seed(&mut self) -> u64 {
         self.seed = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.seed
@@ -144,7 +144,7 @@ impl App {
         self.focus = true;
     }
 
-    /// Begins a chat, or shows the one that is empty.
+    /// Starts a chat, or shows an existing empty one.
     fn new_chat(&mut self) {
         let empty = self
             .chats
@@ -226,7 +226,7 @@ impl App {
         files
     }
 
-    /// Where the current chat was saved, or a file named for what it is about.
+    /// The file of the current chat, or a file name from its title.
     fn file_name(&self) -> PathBuf {
         if let Some(file) = &self.chat().file {
             return file.clone();
@@ -284,7 +284,7 @@ impl App {
         self.session.send(Command::Open { chat, path });
     }
 
-    /// The system's dialog, in a thread of its own; where there is none, paths can be typed.
+    /// Opens the system's file dialog in a thread of its own; on systems without one, paths can be typed.
     fn pick(&self, ctx: &egui::Context, pick: Pick) {
         let dialog = rfd::AsyncFileDialog::new();
         let suggested = self.file_name();
@@ -355,7 +355,7 @@ impl App {
         })));
     }
 
-    /// Has the model's folder looked at, once for each folder and context.
+    /// Requests a description of the model in the settings, once for each folder and context.
     pub(super) fn inspect(&mut self) {
         let folder = match &self.settings.model.folder {
             Some(folder) => folder.clone(),
@@ -430,7 +430,7 @@ impl App {
         }
     }
 
-    /// The keys of an action, in words.
+    /// The keys of an action, as text.
     pub(super) fn key_of(&self, action: &Action) -> String {
         let key = self.keys.iter().find(|key| key.action == *action);
         key.map_or_else(String::new, |key| {

@@ -1,52 +1,52 @@
-//! What a person can ask of the app, wherever they ask it: a button, a key, a script.
+//! User actions, whether from a button, a key or a script.
 
 use std::path::PathBuf;
 
 use crate::problem::WayOut;
 use crate::session::ChatId;
 
-/// One such thing. Panels push them while they are drawn; the app does them afterwards.
+/// An action. Panels push actions while they are drawn; the app executes them afterwards.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Send what is in the current chat's draft.
+    /// Send the current chat's draft.
     Send,
-    /// Ask this in the current chat.
+    /// Send this message in the current chat.
     Ask(String),
-    /// End the current chat's answer.
+    /// Stop the current chat's answer.
     Stop,
     /// Answer the last question again.
     Regenerate,
-    /// Take a turn's question back into the draft.
+    /// Edit a turn's question in the draft.
     Edit(usize),
-    /// Leave the turn as it is.
+    /// Cancel editing a turn.
     CancelEdit,
-    /// Begin a chat.
+    /// Start a chat.
     NewChat,
     /// Show a chat.
     Show(ChatId),
     /// Show the chat after the current one.
     NextChat,
-    /// Forget a chat.
+    /// Delete a chat.
     Close(ChatId),
-    /// Ask for one of the examples, and bring its view to the front.
+    /// Send one of the examples, and bring its view to the front.
     Try(usize),
     /// Open or close a window.
     Toggle(Window),
-    /// Write the current chat.
+    /// Save the current chat.
     Save(PathBuf),
-    /// Read a chat into a new one.
+    /// Open a saved chat as a new one.
     Open(PathBuf),
-    /// Let the system's dialog choose.
+    /// Open the system's file dialog.
     Pick(Pick),
     /// Load the model of the settings.
     Load,
-    /// Stop loading it.
+    /// Cancel loading.
     StopLoading,
     /// Bring a view to the front.
     View(String),
-    /// Lay out the panels as at first.
+    /// Reset the layout of the panels.
     Arrange,
-    /// Lay out all panels side by side.
+    /// Show all panels side by side.
     Spread,
     /// Switch between dark and light.
     Theme,
@@ -64,24 +64,24 @@ pub enum Action {
     Head(Step),
     /// Run the chat's last tokens again, traced.
     Trace,
-    /// Do what helps against a problem.
+    /// Apply the remedy of a problem.
     WayOut(WayOut),
 }
 
 /// The windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Window {
-    /// Which model, and what to run it on.
+    /// Model and device.
     Model,
-    /// How answers are drawn.
+    /// Sampling.
     Sampling,
     /// Saving and opening.
     Files,
-    /// Keys, and what the views are.
+    /// Keys, and explanations of the views.
     Help,
 }
 
-/// What the system's dialog is to choose.
+/// What the system's file dialog is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pick {
     /// A model's folder.
@@ -92,21 +92,21 @@ pub enum Pick {
     Save,
 }
 
-/// A move along a row.
+/// A move in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// To the first.
+    /// To the first item.
     First,
-    /// To the one before.
+    /// To the previous item.
     Back,
-    /// To the next.
+    /// To the next item.
     On,
-    /// To the last, or the newest.
+    /// To the last or newest item.
     Last,
 }
 
 impl Step {
-    /// Where it leads from `at`, in a row of `count`.
+    /// The new index for a move from `at` in a list of `count`.
     #[must_use]
     pub fn from(self, at: usize, count: usize) -> usize {
         let last = count.saturating_sub(1);

@@ -1,4 +1,4 @@
-//! How the panels lie: tiles that can be dragged, tabbed and split, and are found again at the next start.
+//! The layout of the panels: tiles that can be dragged, tabbed and split, and are restored at the next start.
 
 use eframe::egui;
 use egui_tiles::{Container, Linear, LinearDir, Tile, TileId, Tiles, Tree};
@@ -15,7 +15,7 @@ pub enum Pane {
     View(String),
 }
 
-/// Views of the upper tabs at first; all others are below.
+/// Views in the upper tabs initially; all others are below.
 const ABOVE: [&str; 3] = ["State", "Layers and heads", "Half-lives"];
 
 fn all(remote: bool) -> Vec<Pane> {
@@ -27,7 +27,7 @@ fn all(remote: bool) -> Vec<Pane> {
     panes
 }
 
-/// The arrangement at the first start: the chat to the left, the views in two rows of tabs beside it.
+/// The initial layout: the chat on the left, the views in two rows of tabs beside it.
 #[must_use]
 pub fn first(remote: bool) -> Tree<Pane> {
     let mut tiles = Tiles::default();
@@ -60,10 +60,10 @@ pub fn first(remote: bool) -> Tree<Pane> {
     Tree::new(egui::Id::unique("panels"), root, tiles)
 }
 
-/// Views a row where all are in sight; the last row has the rest, which are wider.
+/// Views per row if all are visible; the last row has the rest, which are wider.
 const ROW: usize = 3;
 
-/// Every panel in sight at once: the chat to the left, the views in rows beside it.
+/// The layout with every panel visible: the chat on the left, the views in rows beside it.
 #[must_use]
 pub fn side_by_side(remote: bool) -> Tree<Pane> {
     let mut tiles = Tiles::default();
@@ -85,7 +85,7 @@ pub fn side_by_side(remote: bool) -> Tree<Pane> {
     Tree::new(egui::Id::unique("panels"), root, tiles)
 }
 
-/// A saved arrangement, if it holds every panel exactly once: another version's does not.
+/// A saved layout, if it has every panel exactly once; that of another version may not.
 #[must_use]
 pub fn restore(saved: Option<Tree<Pane>>, remote: bool) -> Tree<Pane> {
     let wanted = {
@@ -108,7 +108,7 @@ pub fn restore(saved: Option<Tree<Pane>>, remote: bool) -> Tree<Pane> {
     saved.filter(whole).unwrap_or_else(|| first(remote))
 }
 
-/// Whether a panel is in sight: one behind another tab costs nothing.
+/// Whether a panel is visible: one behind another tab is not computed.
 #[must_use]
 pub fn visible(tree: &Tree<Pane>, pane: &Pane) -> bool {
     tree.tiles
@@ -121,15 +121,15 @@ pub fn show(tree: &mut Tree<Pane>, pane: &Pane) {
     tree.make_active(|_, tile| matches!(tile, Tile::Pane(other) if other == pane));
 }
 
-/// What draws the panels.
+/// Draws the panels.
 pub trait Draw {
-    /// Draws one.
+    /// Draws a panel.
     fn pane(&mut self, ui: &mut egui::Ui, pane: &Pane);
-    /// What is at the right of a row of tabs: the active panel's help.
+    /// Draws the right end of a row of tabs: the active panel's help.
     fn beside(&mut self, ui: &mut egui::Ui, active: &Pane);
 }
 
-/// Lets egui_tiles draw them.
+/// Adapter for egui_tiles.
 pub struct Behavior<'a>(pub &'a mut dyn Draw);
 
 impl egui_tiles::Behavior<Pane> for Behavior<'_> {

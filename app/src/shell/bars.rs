@@ -1,4 +1,4 @@
-//! What frames the panels: tools above, the state of things below, the list of chats, the log.
+//! The bars around the panels: tools above, status below, the list of chats, the log.
 
 use eframe::egui::{self, Align, Layout, RichText, ScrollArea, Ui};
 use tracing::Level;
@@ -11,7 +11,7 @@ use crate::session::ChatId;
 use crate::theme::Colours;
 use crate::views;
 
-/// The tools.
+/// The tool bar.
 pub(super) fn top(
     ui: &mut Ui,
     colours: &Colours,
@@ -93,7 +93,7 @@ pub(super) fn top(
     });
 }
 
-/// The state of things.
+/// The status bar.
 pub(super) fn status(
     ui: &mut Ui,
     colours: &Colours,
@@ -164,7 +164,7 @@ pub(super) fn status(
     });
 }
 
-/// The chats.
+/// The list of chats.
 pub(super) fn chats(ui: &mut Ui, chats: &[Chat], current: ChatId, actions: &mut Vec<Action>) {
     ui.add_space(4.0);
     ui.horizontal(|ui| {

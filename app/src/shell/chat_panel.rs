@@ -1,4 +1,4 @@
-//! The chat: what was said, the answer as it comes, and where the next question is typed.
+//! The chat panel: questions, streamed answers, and the input field.
 
 use eframe::egui::{
     self, Align, Color32, Key, Layout, Modifiers, RichText, ScrollArea, TextEdit, Ui, vec2,
@@ -11,21 +11,21 @@ use crate::problem::Problem;
 use crate::theme::Colours;
 use crate::try_these::EXAMPLES;
 
-/// What the chat is drawn from.
+/// The data of the chat panel.
 pub(super) struct ChatPanel<'a> {
     /// The chat.
     pub(super) chat: &'a mut Chat,
-    /// Laid-out Markdown.
+    /// The layout cache of Markdown.
     pub(super) markdown: &'a mut CommonMarkCache,
     /// The colours.
     pub(super) colours: &'a Colours,
-    /// Whether a question can be answered now; else why not.
+    /// Whether a question can be answered now; otherwise the reason why not.
     pub(super) ready: Result<(), &'a str>,
-    /// Whether the examples are offered: the demo model runs.
+    /// Whether to offer the examples, which are for the demo model.
     pub(super) examples: bool,
-    /// The example that was tried last in this chat.
+    /// The example that was last used in this chat.
     pub(super) tried: Option<usize>,
-    /// Whether the text field is to take the keyboard.
+    /// Whether the text field should get the keyboard focus.
     pub(super) focus: &'a mut bool,
 }
 
@@ -59,7 +59,7 @@ impl ChatPanel<'_> {
         let stage = self.chat.stage;
         for (at, turn) in self.chat.turns.iter_mut().enumerate() {
             let live = at == last && stage != Stage::Idle;
-            // Of a long chat only what is in sight is laid out.
+            // Only the visible part of a long chat is laid out.
             if let Some((drawn, height)) = turn.drawn
                 && (drawn - width).abs() < 0.5
                 && !live
@@ -165,7 +165,7 @@ impl ChatPanel<'_> {
         ui.horizontal(|ui| {
             let width = (ui.available_width() - 74.0).max(40.0);
             let id = egui::Id::unique("message");
-            // Enter is taken before the text field sees it; with Shift it makes a new line.
+            // Enter is handled before the text field gets it; with Shift it inserts a new line.
             let enter = ui.memory(|memory| memory.has_focus(id))
                 && ui.input_mut(|input| {
                     !input.modifiers.shift && input.consume_key(Modifiers::NONE, Key::Enter)
@@ -256,7 +256,7 @@ fn question(
     ui.add_space(4.0);
 }
 
-/// A text as it is; one that is very long is shown in part, since all of it is laid out at once.
+/// Plain text; a very long one is shown in part, since all of it is laid out at once.
 fn long(ui: &mut Ui, text: &str) {
     const MOST: usize = 20_000;
     if text.len() <= MOST {
@@ -334,7 +334,7 @@ fn under(ui: &mut Ui, colours: &Colours, turn: &Turn, last: bool, actions: &mut 
     });
 }
 
-/// A problem with what helps.
+/// A problem with its remedy.
 pub(super) fn problem_ui(
     ui: &mut Ui,
     colours: &Colours,

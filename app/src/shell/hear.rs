@@ -1,4 +1,4 @@
-//! What the session tells, and what follows from it without anyone asking.
+//! Handles the session's updates, and what follows from them without user input.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,18 @@ use super::{App, NOTICE, Running};
 use crate::chat::Outcome;
 use crate::session::{ChatUpdate, Command, Update};
 
-/// How much of a frame may go into updates: a fast model tells of many tokens at once.
+/// Maximum time per frame for updates: a fast model sends many tokens at once.
 const MOST: Duration = Duration::from_millis(12);
 
-/// How long the selected heads must rest before they are traced.
+/// Time after which a changed selection of heads is traced.
 const REST: Duration = Duration::from_millis(150);
 
-/// Chats beyond so many tokens are traced only when someone asks for it: what lies between the nearest checkpoint and
-/// the tokens in question has to be read again.
+/// Chats of more tokens are traced only on request: the tokens between the nearest checkpoint and the traced ones have to be
+/// computed again.
 const MOST_UNASKED: usize = 4096;
 
 impl App {
-    /// Takes what the session told, as much as a frame has time for.
+    /// Handles the session's updates, as many as a frame has time for.
     pub(super) fn hear(&mut self, ctx: &egui::Context) {
         let began = Instant::now();
         while let Some(update) = self.session.next() {
@@ -117,12 +117,12 @@ impl App {
         }
     }
 
-    /// Says something in passing.
+    /// Shows a short notice.
     pub(super) fn tell(&mut self, notice: String) {
         self.notice = Some((notice, Instant::now() + NOTICE));
     }
 
-    /// Has the frames follow the selected heads.
+    /// Requests frames of the selected heads when the selection changes.
     pub(super) fn follow(&mut self, ctx: &egui::Context) {
         let now = (self.current, self.selection.choice());
         let idle = !self.chat().busy();

@@ -1,15 +1,15 @@
-//! The keyboard: one table, which the help window shows and the app obeys.
+//! Keyboard shortcuts: one table for the help window and for input.
 
 use eframe::egui::{Key, KeyboardShortcut, Modifiers, Ui};
 
 use super::action::{Action, Step, Window};
 use crate::views;
 
-/// A shortcut, what it does in words, and what it does.
+/// A shortcut.
 pub struct Shortcut {
     /// The keys.
     pub keys: KeyboardShortcut,
-    /// In words.
+    /// Its description.
     pub words: String,
     /// The action.
     pub action: Action,
@@ -18,7 +18,7 @@ pub struct Shortcut {
 const COMMAND: Modifiers = Modifiers::COMMAND;
 const ALT: Modifiers = Modifiers::ALT;
 
-/// All of them but Enter and Shift+Enter, which are the text field's own, and Escape, which stops an answer or a load.
+/// All shortcuts except Enter and Shift+Enter, which the text field handles, and Escape, which stops an answer or a load.
 #[must_use]
 pub fn shortcuts() -> Vec<Shortcut> {
     let of = |modifiers: Modifiers, key: Key, words: &str, action: Action| Shortcut {
@@ -136,7 +136,7 @@ pub fn shortcuts() -> Vec<Shortcut> {
     all
 }
 
-/// The actions of the keys that were pressed; `escape` is what can be stopped now.
+/// The actions of the pressed keys; `escape` is what can be stopped at the moment.
 pub fn pressed(ui: &Ui, table: &[Shortcut], escape: Option<Action>, actions: &mut Vec<Action>) {
     ui.input_mut(|input| {
         for shortcut in table {

@@ -1,6 +1,6 @@
-//! The app: what it holds, and one frame of it.
+//! The app's state, and one frame of it.
 //!
-//! Panels draw and push actions; `act` does them; `hear` takes what the session told. Nothing here waits.
+//! Panels draw and push actions; `act` executes them; `hear` handles the session's updates. Nothing here blocks.
 
 mod act;
 pub mod action;
@@ -38,68 +38,68 @@ use crate::theme::{self, Colours};
 use crate::views::{self, View, ViewContext};
 use kimi_linear::model::TraceChoice;
 
-/// How long a notice stays.
+/// Time for which a notice is shown.
 const NOTICE: Duration = Duration::from_secs(6);
 
-/// What the app begins with.
+/// The initial data of the app.
 pub struct Start {
-    /// What answers.
+    /// The session with the model or server.
     pub session: Session,
-    /// What was kept from the last run, or given on the command line.
+    /// The settings of the last run, or from the command line.
     pub settings: Settings,
-    /// How the panels lay.
+    /// The layout of the panels.
     pub arrangement: Option<Tree<Pane>>,
     /// The log.
     pub log: Log,
-    /// Where chats are saved unless told otherwise.
+    /// The default folder of saved chats.
     pub folder: Option<PathBuf>,
-    /// A script to play.
+    /// A script to run.
     pub script: Option<Player>,
-    /// Whether anything is kept of this run.
+    /// Whether settings and layout are saved.
     pub kept: bool,
 }
 
-/// What is known of what answers.
+/// The state of the model or server.
 enum Running {
-    /// Nothing yet.
+    /// Nothing is known yet.
     Nothing,
-    /// Weights are on their way.
+    /// A model is being loaded.
     Loading { name: String, done: u64, total: u64 },
     /// A model in this process.
     Model(Box<ModelFacts>),
-    /// A server's.
+    /// A server's model.
     Server {
         model: String,
         context: Option<usize>,
     },
 }
 
-/// What the system's dialog chose, and what for.
+/// The result of the system's file dialog, with its purpose.
 type Picked = (Pick, PathBuf);
 
 /// The app.
 pub struct App {
     session: Session,
-    /// What is kept.
+    /// The settings.
     settings: Settings,
     running: Running,
-    /// The folder of the model that runs or loads, and of the one whose tokens the chats have.
+    /// The folder of the running or loading model, and of the one whose tokens the chats have.
     folders: (Option<PathBuf>, Option<PathBuf>),
-    /// Whether it is the demo model that runs, or loads.
+    /// Whether the running or loading model is the demo model.
     demo: bool,
     chats: Vec<Chat>,
     current: ChatId,
     next: u64,
     tried: Vec<(ChatId, usize)>,
     selection: Selection,
-    /// The heads that the frames of the current chat show.
+    /// The heads in the frames of the current chat.
     traced: Option<(ChatId, TraceChoice)>,
-    /// The heads that are selected, as they were seen last.
+    /// The selected heads at the last frame.
     wanted: Option<(ChatId, TraceChoice)>,
-    /// Whether tokens run again for them.
+    /// Whether tokens are being traced again for them.
     retracing: bool,
     seed: u64,
-    /// When the selected heads changed last: a key held down should not have every head traced on the way.
+    /// When the selected heads last changed: a key held down should not trace every head on the way.
     changed: Option<Instant>,
     problem: Option<Problem>,
     notice: Option<(String, Instant)>,
@@ -119,12 +119,12 @@ pub struct App {
     script: Option<Player>,
     kept: bool,
     styled: bool,
-    /// What frames took since a script asked last.
+    /// Frame times since a script last asked.
     frames: FrameTimes,
 }
 
 impl App {
-    /// An app that has begun to load the model of its settings.
+    /// An app that has started to load the model of its settings.
     #[must_use]
     pub fn new(start: Start) -> Self {
         let first = Chat::new(ChatId(1), &start.settings.system);
@@ -199,7 +199,7 @@ impl App {
         }
     }
 
-    /// Whether a question can be answered; else why not.
+    /// Whether a question can be answered; otherwise the reason why not.
     ///
     /// # Errors
     /// The reason, in words.
@@ -212,13 +212,13 @@ impl App {
         }
     }
 
-    /// What is selected.
+    /// The selection.
     #[must_use]
     pub fn selection(&self) -> &Selection {
         &self.selection
     }
 
-    /// Selects something, as a click in a view would.
+    /// Sets the selection, as a click in a view would.
     pub fn select(&mut self, selection: Selection) {
         self.selection = selection;
     }
@@ -233,7 +233,7 @@ impl App {
         traced && self.changed.is_none() && !self.retracing
     }
 
-    /// What went wrong last, apart from answers.
+    /// The last problem, except those of answers.
     #[must_use]
     pub fn problem(&self) -> Option<&Problem> {
         self.problem.as_ref()
@@ -262,7 +262,7 @@ impl App {
             None
         };
         keys::pressed(ui, &self.keys, escape, &mut actions);
-        // A window that has been drawn together to nothing has nothing to show.
+        // A window of no size has nothing to draw.
         if ui.available_width() >= 40.0 && ui.available_height() >= 40.0 {
             self.draw(ui, &mut actions);
         }
@@ -325,7 +325,7 @@ impl App {
                 .size_range(100.0..=320.0)
                 .show(ui, |ui| bars::chats(ui, &self.chats, self.current, actions));
         }
-        // What lies between the panels has their colour: a window's own background is dark in either appearance.
+        // The gaps between panels have the panels' colour: a window's own background is dark in either appearance.
         let ground = egui::Frame::new().fill(ui.visuals().panel_fill);
         egui::CentralPanel::no_frame()
             .frame(ground)
@@ -408,7 +408,7 @@ impl App {
         }
     }
 
-    /// What runs, in a few words.
+    /// A short description of the running model.
     fn name(&self) -> String {
         match &self.running {
             Running::Nothing => "none".to_owned(),
@@ -418,7 +418,7 @@ impl App {
         }
     }
 
-    /// Keeps what is kept between runs.
+    /// Saves settings and layout.
     pub fn keep(&self, storage: &mut dyn eframe::Storage) {
         if !self.kept {
             return;
@@ -430,14 +430,14 @@ impl App {
     }
 }
 
-/// Where the settings are kept.
+/// The storage key of the settings.
 pub const SETTINGS: &str = "settings";
-/// Where the arrangement is kept.
+/// The storage key of the layout.
 pub const ARRANGEMENT: &str = "arrangement";
 
 impl eframe::App for App {
     fn ui(&mut self, ui: &mut Ui, frame: &mut eframe::Frame) {
-        // What the frame before took of this thread, drawing included; not the wait for the display.
+        // Time of the last frame in this thread, drawing included; not the wait for the display.
         if let Some(seconds) = frame.info().cpu_usage {
             self.frames.take(f64::from(seconds) * 1000.0);
         }
@@ -449,7 +449,7 @@ impl eframe::App for App {
     }
 }
 
-/// What the panels are drawn from.
+/// The data for drawing the panels.
 struct Panels<'a> {
     chat: &'a mut Chat,
     markdown: &'a mut CommonMarkCache,
@@ -466,7 +466,7 @@ struct Panels<'a> {
 
 impl arrange::Draw for Panels<'_> {
     fn pane(&mut self, ui: &mut Ui, pane: &Pane) {
-        // Neither text nor plots can be laid out in less.
+        // Neither text nor plots can be laid out in a smaller size.
         if ui.available_width() < 24.0 || ui.available_height() < 24.0 {
             return;
         }

@@ -1,4 +1,4 @@
-//! Plays a script: each frame, the step that is due.
+//! Runs a script: in each frame, the current step.
 
 use std::io::Write;
 use std::path::Path;
@@ -15,13 +15,13 @@ use crate::history::{History, TokenText};
 use crate::script::{Player, Step, Until};
 use kimi_linear::model::TraceHead;
 
-/// Frames for everything to come to rest before a screenshot: layouts settle, animations end.
+/// Number of frames before a screenshot, for layouts to settle and animations to end.
 const SETTLE: usize = 12;
 
-/// How often a script that waits for the clock looks at it.
+/// Interval at which a script that waits for the clock checks it.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How often one that waits for anything else looks whether it has waited too long; what it waits for is told.
+/// Interval at which a script that waits for anything else checks for its timeout; what it waits for arrives as an update.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl App {
@@ -30,7 +30,7 @@ impl App {
             return;
         };
         if let Some((step, elapsed, frames)) = player.current() {
-            // A window that waits is drawn when there is something new, as it is for a person.
+            // A waiting window is drawn when there is an update, as for a user.
             match step {
                 Step::Wait(Until::Seconds(_)) => ctx.request_repaint_after(LOOK),
                 Step::Wait(_) => ctx.request_repaint_after(PATIENCE),
@@ -53,7 +53,7 @@ impl App {
         self.script = Some(player);
     }
 
-    /// Does a step, or a part of it; returns whether it is done.
+    /// Executes a step, or a part of it; returns whether it is done.
     fn step(
         &mut self,
         ctx: &egui::Context,
@@ -74,7 +74,7 @@ impl App {
                 if busy {
                     return Err(format!("`say {text}`: an answer is under way: wait for it"));
                 }
-                // A few letters a frame, as if someone typed.
+                // A few letters per frame, like typing.
                 let typed: String = text.chars().take(frames * 3).collect();
                 let whole = typed.len() == text.len();
                 self.chat_mut().draft = typed;
@@ -150,7 +150,7 @@ impl App {
         Ok(true)
     }
 
-    /// What the chat and the selected KDA head come to, for a test to read.
+    /// The content of the chat and of the selected KDA head, for tests.
     fn dump(&self) -> Value {
         let chat = self.chat();
         let turn = |turn: &Turn| json!({ "question": turn.question, "answer": turn.answer, "footer": turn.footer });
@@ -202,7 +202,7 @@ fn add_line(path: &Path, line: &str) -> Result<(), String> {
     written.map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// A head's numbers at a token, and how far its state is from what decay alone would have left of it.
+/// A head's statistics at a token, and the distance of its state from the decayed previous one.
 fn numbers(history: &History, position: usize, head: TraceHead, told: &mut Value) {
     let Some(frame) = history.frame(position) else {
         return;

@@ -13,12 +13,12 @@ use crate::settings::{BackendName, ModelChoice, SamplingChoice, Settings};
 use crate::theme::Colours;
 use crate::views;
 
-/// What of a model's folder is known before it is loaded.
+/// What is known of a model's folder before it is loaded.
 #[derive(Default)]
 pub(super) struct Inspected {
-    /// The folder and the context that were asked about last.
+    /// The folder and the context of the last request.
     pub(super) asked: Option<(PathBuf, usize)>,
-    /// What came of it.
+    /// Its result.
     pub(super) result: Option<Result<Estimate, Problem>>,
 }
 
@@ -35,7 +35,7 @@ pub(super) fn window(
     }
     let mut stays = true;
     let room = ui.ctx().content_rect().size();
-    // All keys are to be seen at once.
+    // All keys should be visible at once.
     let height = match which {
         Window::Help => (room.y - 140.0).max(60.0),
         _ => 420.0_f32.min(room.y),
@@ -54,7 +54,7 @@ pub(super) fn window(
     }
 }
 
-/// Which model, what it runs on, and whether it will fit.
+/// The window for model and device, with the estimate of memory.
 pub(super) fn model(
     ui: &mut Ui,
     colours: &Colours,
@@ -193,7 +193,7 @@ fn devices(ui: &mut Ui, colours: &Colours, choice: &mut ModelChoice, estimate: &
         });
 }
 
-/// A count for people.
+/// A count for display.
 fn count(number: u64) -> String {
     let value = number as f64;
     match number {
@@ -203,7 +203,7 @@ fn count(number: u64) -> String {
     }
 }
 
-/// How answers are drawn, and what the model is told first.
+/// The window for sampling and the system prompt.
 pub(super) fn sampling(
     ui: &mut Ui,
     settings: &mut Settings,
@@ -293,7 +293,7 @@ pub(super) fn sampling(
     });
 }
 
-/// Saving and opening.
+/// The window for saving and opening.
 pub(super) fn files(
     ui: &mut Ui,
     path: &mut String,
@@ -347,7 +347,7 @@ pub(super) fn files(
     });
 }
 
-/// Keys, and what the views are.
+/// The window for keys and explanations of the views.
 pub(super) fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool) {
     ui.label(RichText::new("Keys").strong());
     ui.columns(2, |columns| {
@@ -389,7 +389,7 @@ pub(super) fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool) {
     }
 }
 
-/// What a view says of itself.
+/// A view's explanation.
 pub(super) fn help_ui(ui: &mut Ui, help: &views::Help) {
     ui.label(help.shows);
     ui.label(RichText::new(help.formula).monospace());

@@ -1,4 +1,4 @@
-//! What a token's output is made of: the implicit attention of a KDA head beside the true attention row of an MLA head.
+//! The composition of a token's output: the implicit attention of a KDA head beside the attention row of an MLA head.
 
 use eframe::egui::{Rect, ScrollArea, Sense, Ui, Vec2};
 use kimi_linear::model::TraceHead;
@@ -12,7 +12,7 @@ use crate::formulas::implicit::{Write, implicit_attention};
 use crate::formulas::recurrence::norm;
 use crate::history::{History, TokenText};
 
-/// Tokens that are followed back: what was written before them is shown as one number.
+/// Number of tokens that are followed back; the part written before them is shown as one number.
 const MOST: usize = 32_768;
 
 /// The implicit attention of one token.
@@ -20,13 +20,13 @@ const MOST: usize = 32_768;
 pub(super) struct Implicit {
     /// The position of the first weight.
     pub(super) first: usize,
-    /// How much each token's value counts, from `first` to the token's own.
+    /// The weight of each token's value, from `first` to the token's own.
     pub(super) weights: Vec<f32>,
-    /// The length of what comes from before `first`, where the state there is known.
+    /// The length of the part from before `first`, if the state there is known.
     pub(super) earlier: Option<f64>,
 }
 
-/// The implicit attention of the token at a position, over all tokens before it that were traced with this head.
+/// The implicit attention of the token at a position, over all earlier tokens that were traced with this head.
 #[must_use]
 pub(super) fn implicit(history: &History, position: usize, head: TraceHead) -> Option<Implicit> {
     let query = &history.head(position, head)?.query;
@@ -230,7 +230,7 @@ fn show(
     response.on_hover_text_at_pointer(format!("{} {value}", token(tokens, at)));
 }
 
-/// The tokens that count most.
+/// The tokens with the largest weights.
 fn chips(
     ui: &mut Ui,
     first: usize,

@@ -1,4 +1,4 @@
-//! A number for each token as bars along the sequence; where tokens are more than pixels, a bar is the largest of several.
+//! A value per token as bars along the sequence; if there are more tokens than pixels, a bar is the maximum of several.
 
 use eframe::egui::{
     self, Color32, Mesh, Rect, Response, Role, Sense, Shape, Stroke, Ui, WidgetInfo, pos2,
@@ -6,28 +6,28 @@ use eframe::egui::{
 
 /// Bars from the first token to the last.
 pub(super) struct Bars<'a> {
-    /// What they are, for those who cannot see them.
+    /// Their description for screen readers.
     pub(super) label: &'a str,
-    /// The position of the first number.
+    /// The position of the first value.
     pub(super) first: usize,
-    /// One number a token.
+    /// One value per token.
     pub(super) values: &'a [f32],
-    /// Tokens along the whole width.
+    /// Number of tokens over the whole width.
     pub(super) tokens: usize,
-    /// The number of a full bar.
+    /// The value of a full bar.
     pub(super) scale: f32,
-    /// Whether bars go down too.
+    /// Whether bars also go down.
     pub(super) signed: bool,
-    /// Colours of positive and negative numbers.
+    /// Colours of positive and negative values.
     pub(super) colours: [Color32; 2],
-    /// A token that is marked.
+    /// A marked token.
     pub(super) marked: Option<usize>,
     /// The mark's colour.
     pub(super) mark: Color32,
 }
 
 impl Bars<'_> {
-    /// Draws them into `rect`; tells which token the pointer is at.
+    /// Draws the bars into `rect`; returns the token under the pointer.
     pub(super) fn show(&self, ui: &Ui, rect: Rect, id: egui::Id) -> (Response, Option<usize>) {
         let response = ui.interact(rect, id, Sense::click_and_drag());
         response.widget_info(|| WidgetInfo::labeled(Role::Image, true, self.label));

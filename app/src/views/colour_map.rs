@@ -1,17 +1,17 @@
-//! Colours for numbers: cividis for magnitudes, blue to orange for signed numbers, neutral at zero.
+//! Colour maps: cividis for magnitudes, blue to orange for signed values, neutral at zero.
 //!
-//! Both are told apart with any kind of colour blindness: lightness alone gives the order of magnitudes.
+//! Both work with any kind of colour blindness: lightness alone gives the order of magnitudes.
 
 use eframe::egui::Color32;
 
-/// What a number's colour says.
+/// A kind of colour map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Map {
     /// From 0 to 1: small to large.
     Magnitude,
     /// From -1 to 1: negative is blue, positive orange.
     Signed {
-        /// Zero is dark, else light.
+        /// Whether zero is dark; otherwise it is light.
         dark: bool,
     },
 }
@@ -48,7 +48,7 @@ const ON_LIGHT: [[u8; 3]; 5] = [
 ];
 
 impl Map {
-    /// The colour of a number; what is beyond the ends has the ends' colour, what is no number is grey.
+    /// The colour of a value; values outside the range have the colour of its end, NaN is grey.
     #[must_use]
     pub fn colour(self, x: f32) -> Color32 {
         if x.is_nan() {
@@ -75,10 +75,10 @@ fn between(anchors: &[[u8; 3]], x: f32) -> Color32 {
     Color32::from_rgb(mix(0), mix(1), mix(2))
 }
 
-/// Black or white, whichever is read better on a colour.
+/// Black or white, whichever has more contrast with a colour.
 #[must_use]
 pub fn text_on(colour: Color32) -> Color32 {
-    // Where contrast with black equals that with white, 4.58 both.
+    // The luminance at which the contrast with black equals that with white, 4.58 each.
     if lightness(colour) > 0.179 {
         Color32::BLACK
     } else {

@@ -1,4 +1,4 @@
-//! Which experts tokens are sent to: occupancy by layer, this token's lanes, and how even the load is.
+//! The routing of tokens to experts: occupancy by layer, this token's experts, and the balance of the load.
 
 use eframe::egui::{
     Align2, FontId, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind, Ui, Vec2, WidgetInfo, pos2,
@@ -12,7 +12,7 @@ use super::{Help, View, ViewContext, no_room, placeholder};
 use crate::formulas::experts::{effective_experts, imbalance};
 use crate::history::History;
 
-/// Tokens that are counted: the shown one and those before it.
+/// Number of tokens that are counted: the shown one and those before it.
 const WINDOW: usize = 512;
 
 /// How often each expert was chosen.
@@ -20,9 +20,9 @@ const WINDOW: usize = 512;
 pub(super) struct Occupancy {
     /// Layers with experts, from the first.
     pub(super) layers: Vec<usize>,
-    /// Experts a layer.
+    /// Experts per layer.
     pub(super) experts: usize,
-    /// Tokens that were counted.
+    /// Number of counted tokens.
     pub(super) tokens: usize,
     /// `[layers, experts]`.
     pub(super) counts: Vec<u32>,

@@ -1,4 +1,4 @@
-//! Numbers and names as views write them.
+//! Formatting of numbers and names in views.
 
 use crate::history::TokenText;
 
@@ -24,7 +24,7 @@ pub fn short(x: f64) -> String {
     }
 }
 
-/// Bytes for people: `1.50 MiB`.
+/// A size for display: `1.50 MiB`.
 #[must_use]
 pub fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -37,7 +37,7 @@ pub fn bytes(count: u64) -> String {
     format!("{} {}", short(size), units[unit])
 }
 
-/// A whole number with its thousands apart: `1 234 567`.
+/// An integer with separated thousands: `1 234 567`.
 #[must_use]
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -51,7 +51,7 @@ pub fn count(number: u64) -> String {
     text
 }
 
-/// A token's text on a tile: what cannot be seen is made visible.
+/// A token's text on a tile, with invisible characters made visible.
 #[must_use]
 pub fn visible(text: &str) -> String {
     if text.is_empty() {
@@ -69,7 +69,7 @@ pub fn visible(text: &str) -> String {
     shown
 }
 
-/// A token in a sentence: its place and its text.
+/// A token in a sentence: its position and its text.
 #[must_use]
 pub fn token(tokens: &[TokenText], position: usize) -> String {
     match tokens.get(position) {

@@ -1,4 +1,4 @@
-//! How long the channels of the memory hold what is in them: a histogram of half-lives at one token.
+//! How long channels of the state keep their content: a histogram of half-lives at one token.
 
 use eframe::egui::{self, Color32, Rangef, Sense, Ui, Vec2};
 use egui_plot::{AxisHints, Bar, BarChart, GridInput, GridMark, Plot};
@@ -8,7 +8,7 @@ use super::format::{short, token};
 use super::{Help, View, ViewContext, no_room, placeholder};
 use crate::formulas::spread::{BINS, DECADES, PER_DECADE, half_life, histogram, median_half_life};
 
-/// What the selected head is shown against.
+/// What the selected head is compared with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Against {
     #[default]
@@ -21,7 +21,7 @@ enum Against {
 struct Group {
     shares: [f64; BINS],
     median: f64,
-    /// Shares of channels with a half-life below one token, and above a thousand.
+    /// Fractions of channels with a half-life below one token, and above a thousand.
     ends: (f64, f64),
 }
 
@@ -146,7 +146,7 @@ impl View for HalfLives {
         };
         let colours = context.colours;
         let grey = colours.faint.gamma_multiply(0.45);
-        // The legend: one within the plot would lie over the bars where the panel is small.
+        // The legend: inside the plot it would cover the bars of a small panel.
         let mut legend = |colour: Color32, text: String| {
             ui.horizontal(|ui| {
                 ui.spacing_mut().item_spacing.x = 6.0;
@@ -218,7 +218,7 @@ fn decade(exponent: f64) -> String {
     }
 }
 
-/// With a capital first letter, to begin a sentence.
+/// With a capital first letter, for the start of a sentence.
 pub(super) fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| {

@@ -1,4 +1,4 @@
-//! The map of all heads: KDA layers by one statistic of their states, MLA layers in their place.
+//! The map of all heads: KDA layers coloured by one statistic of their states, with the MLA layers between them.
 
 use eframe::egui::{
     self, Align2, CornerRadius, FontId, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind, Ui,
@@ -15,12 +15,12 @@ use super::{Help, View, ViewContext, no_room, placeholder};
 use crate::formulas::spread::median_half_life;
 use crate::history::HeadRanks;
 
-/// What a head's colour tells.
+/// The statistic of a head's colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Statistic {
     /// The Frobenius norm of the state.
     Norm,
-    /// What is written against what is there.
+    /// The norm of the write relative to that of the state.
     Change,
     /// The median half-life of its channels.
     HalfLife,
@@ -43,8 +43,8 @@ impl Statistic {
         }
     }
 
-    /// The numbers of a layer's heads. Norm, change and half-life are those of the frame's token; ranks were taken of the
-    /// whole states when an answer ended.
+    /// The values of a layer's heads. Norm, change and half-life are those of the frame's token; ranks are those of the full
+    /// states at the end of an answer.
     #[must_use]
     pub(super) fn of(
         self,
@@ -79,7 +79,7 @@ impl Statistic {
         }
     }
 
-    /// A number's place between the ends of the colours; half-lives are spread by their logarithm.
+    /// A value's position between the ends of the colour map; half-lives are on a logarithmic scale.
     fn place(self, x: f32, (low, high): (f32, f32)) -> f32 {
         let by = |x: f32| {
             if self == Self::HalfLife {
@@ -101,7 +101,7 @@ impl Statistic {
 pub(super) struct Heads {
     statistic: Statistic,
     key: Option<(u64, usize, Statistic)>,
-    /// By layer; nothing of MLA layers.
+    /// By layer; empty for MLA layers.
     numbers: Vec<Vec<f32>>,
     scale: (f32, f32),
 }
@@ -313,7 +313,7 @@ impl Heads {
                         }
                     }
                 }
-                // A number under a column, or under every so many where they are narrow.
+                // Numbers below the columns, or below every few if they are narrow.
                 let each = (18.0 / wide).ceil().max(1.0) as usize;
                 for head in (0..columns).step_by(each) {
                     let x = whole.left() + labels + (head as f32 + 0.5) * wide;

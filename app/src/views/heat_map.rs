@@ -1,4 +1,4 @@
-//! A matrix as a texture, made again only when it has changed, and the legend of its colours.
+//! A matrix as a texture, which is updated only when it has changed, and the legend of its colours.
 
 use eframe::egui::{
     self, Color32, ColorImage, Pos2, Rect, Response, Role, Sense, TextStyle, TextureHandle,
@@ -14,7 +14,7 @@ pub(super) struct HeatMap {
     key: Option<Key>,
 }
 
-/// What a texture was made of; the caller's `version` stands for the numbers.
+/// The inputs of a texture; the caller's `version` stands for the values.
 #[derive(Clone, Copy, PartialEq)]
 struct Key {
     version: u64,
@@ -24,19 +24,19 @@ struct Key {
     map: Map,
 }
 
-/// A matrix to be shown.
+/// A matrix to show.
 pub(super) struct Cells<'a> {
-    /// What it is, for those who cannot see it.
+    /// Its description for screen readers.
     pub(super) label: &'a str,
-    /// Changes whenever the numbers do.
+    /// Differs whenever the values do.
     pub(super) version: u64,
-    /// Columns; rows follow from it.
+    /// Number of columns; the number of rows follows.
     pub(super) columns: usize,
-    /// Numbers, row by row.
+    /// The values, row by row.
     pub(super) values: &'a dyn Fn() -> Vec<f32>,
-    /// How many numbers there are.
+    /// Number of values.
     pub(super) count: usize,
-    /// The numbers at the lower and the upper end of the colours; of signed colours those for -1 and 1.
+    /// The values at the lower and the upper end of the colour map; for signed colours those of -1 and 1.
     pub(super) scale: (f32, f32),
     /// The colours.
     pub(super) map: Map,
@@ -52,7 +52,7 @@ pub(super) struct Cell {
 }
 
 impl HeatMap {
-    /// Draws the cells into `rect`; tells of the cell under the pointer.
+    /// Draws the cells into `rect`; returns the cell under the pointer.
     pub(super) fn show(
         &mut self,
         ui: &Ui,
@@ -121,7 +121,7 @@ impl HeatMap {
     }
 }
 
-/// The colours of a scale with the numbers at its ends: one widget, so that a row of them wraps.
+/// The colour map with the values at its ends: one widget, so that a row of them wraps.
 pub(super) fn legend(ui: &mut Ui, map: Map, low: &str, high: &str) {
     const BAR: f32 = 72.0;
     const GAP: f32 = 4.0;

@@ -1,6 +1,6 @@
-//! The views: each a panel that can be placed anywhere, all showing one selection.
+//! The views: panels that can be placed anywhere, which all show one selection.
 //!
-//! A view draws what is in its context and changes nothing but the selection and its own settings.
+//! A view draws the data of its context and changes only the selection and its own settings.
 
 mod attention;
 mod bars;
@@ -22,7 +22,7 @@ use crate::measure::Measures;
 use crate::selection::Selection;
 use crate::theme::Colours;
 
-/// What a view says of itself, behind its question mark.
+/// A view's explanation, behind its question mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Help {
     /// What it shows.
@@ -33,15 +33,15 @@ pub struct Help {
     pub look_for: &'static str,
 }
 
-/// What views draw from.
+/// The data that views draw.
 pub struct ViewContext<'a> {
     /// The model, once one is loaded.
     pub model: Option<&'a ModelFacts>,
     /// Tokens and frames of the conversation that is shown.
     pub history: &'a History,
-    /// What answers took.
+    /// The timings of answers.
     pub measures: &'a Measures,
-    /// What is selected.
+    /// The selection.
     pub selection: &'a mut Selection,
     /// The colours of the appearance.
     pub colours: &'a Colours,
@@ -49,13 +49,13 @@ pub struct ViewContext<'a> {
 
 /// A panel.
 pub trait View {
-    /// Its name, on its tab: it is also how a saved arrangement finds it again.
+    /// Its name, on its tab, which also identifies it in a saved layout.
     fn name(&self) -> &'static str;
 
-    /// What it shows, and how to read it.
+    /// Its explanation.
     fn help(&self) -> Help;
 
-    /// Draws it into whatever room it has, which may be none.
+    /// Draws it into the available area, which may be empty.
     fn ui(&mut self, ui: &mut egui::Ui, context: &mut ViewContext<'_>);
 }
 
@@ -73,7 +73,7 @@ pub fn all() -> Vec<Box<dyn View>> {
     ]
 }
 
-/// Whether a panel is too small for anything to be seen in it.
+/// Whether a panel is too small to show anything.
 fn no_room(ui: &egui::Ui) -> bool {
     let room = ui.available_size();
     room.x < 60.0 || room.y < 40.0

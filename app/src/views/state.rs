@@ -14,15 +14,15 @@ use crate::history::History;
 /// A line of the recurrence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    /// Forgetting.
+    /// Decay.
     Decay,
-    /// What the memory answers for the key.
+    /// The value read for the key.
     Read,
-    /// What is wrong about it.
+    /// The error of that value.
     Error,
-    /// Its correction.
+    /// The write.
     Write,
-    /// What the query reads.
+    /// The value read for the query.
     Output,
 }
 
@@ -35,7 +35,7 @@ impl Line {
         Self::Output,
     ];
 
-    /// The line with its numbers, all from the trace and [`recurrence`].
+    /// The line with its values, all from the trace and [`recurrence`].
     #[must_use]
     pub(super) fn text(self, lines: &Recurrence, token: &StateTrace) -> String {
         let size = |values: &[f64]| short(norm(values));
@@ -72,7 +72,7 @@ impl Line {
     }
 }
 
-/// What the pictures were made of.
+/// The inputs of the pictures.
 #[derive(Clone, Copy, PartialEq)]
 struct Shown {
     revision: u64,
@@ -80,27 +80,27 @@ struct Shown {
     head: TraceHead,
 }
 
-/// The version that numbers were picked of, the line they are shown at, and the numbers.
+/// The version of the history that the values belong to, their line, and the values.
 type Picked = (u64, Option<Line>, Vec<f32>, Vec<f32>);
 
 /// The view.
 #[derive(Default)]
 pub(super) struct State {
     line: Option<Line>,
-    /// In slow motion, when the next line comes.
+    /// In slow motion, the time of the next line.
     next: Option<f64>,
     /// The scales of state and change, while they are locked.
     locked: Option<(f32, f32)>,
     scale: (f32, f32),
     shown: Option<Shown>,
     lines: Option<Recurrence>,
-    /// Counts what was computed, for the textures.
+    /// Incremented by each computation, for the textures.
     version: u64,
     picked: Option<Picked>,
     maps: [HeatMap; 11],
 }
 
-/// Seconds that slow motion stays at a line.
+/// Seconds per line in slow motion.
 const PAUSE: f64 = 1.5;
 
 impl View for State {
@@ -207,7 +207,7 @@ impl State {
         self.picked = Some((self.version, self.line, left, right));
     }
 
-    /// The matrix at the selected line, and what the line does with it.
+    /// The matrix at the selected line, and the line's change to it.
     fn matrices(&self, trace: &StateTrace) -> (Vec<f32>, Vec<f32>) {
         let Some(lines) = &self.lines else {
             return (trace.state.clone(), Vec::new());
@@ -254,7 +254,7 @@ impl State {
         }
     }
 
-    /// Slow motion: a line after the other, then the next token.
+    /// Slow motion: one line after the other, then the next token.
     fn play(&mut self, ui: &Ui, context: &mut ViewContext<'_>, position: usize) {
         let Some(next) = self.next else {
             return;
@@ -311,7 +311,7 @@ impl State {
         let version = version * 8 + self.line.map_or(0, |line| line as u64 + 1);
         let (state_scale, change_scale) = self.locked.unwrap_or(self.scale);
         let room = ui.available_width();
-        // Labels of the strips below, then the three strips beside.
+        // Labels of the strips below, then the three strips beside the matrix.
         let (labels, beside, strip, gap) = (34.0, 42.0, 11.0, 14.0);
         let two = room >= 430.0;
         let wide = if two {
@@ -548,7 +548,7 @@ impl State {
             }
         });
         ui.style_mut().wrap_mode = Some(egui::TextWrapMode::Extend);
-        // All five are to be seen below the pictures of a panel of half a window.
+        // All five should be visible below the pictures in a panel of half a window.
         let spacing = ui.spacing_mut();
         spacing.interact_size.y = 16.0;
         spacing.button_padding.y = 0.0;

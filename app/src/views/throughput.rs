@@ -1,4 +1,4 @@
-//! How fast it runs, where the time goes, and what the memory of the conversation takes.
+//! Tokens per second, time per operation, and the memory of the conversation.
 
 use eframe::egui::{self, Grid, Rangef, Rect, Role, ScrollArea, Sense, Ui, Vec2, WidgetInfo};
 use egui_plot::{AxisHints, Legend, Line, LineStyle, Plot, PlotPoints, Points, Text, VLine};
@@ -10,10 +10,10 @@ use super::{Help, View, ViewContext, no_room};
 use crate::formulas::memory::SequenceBytes;
 use crate::measure::AnswerMeasure;
 
-/// Intervals that the rate of now is taken of.
+/// Number of intervals for the current rate.
 const RATE: usize = 16;
 
-/// Operations that are shown one by one.
+/// Number of operations that are shown separately.
 const OPERATIONS: usize = 10;
 
 /// The view.
@@ -118,7 +118,7 @@ fn numbers(ui: &mut Ui, answer: Option<&AnswerMeasure>, context: &ViewContext<'_
         });
 }
 
-/// A plot that only shows.
+/// A plot without interaction.
 fn plot(name: &str) -> Plot<'_> {
     Plot::new(name.to_owned())
         .allow_zoom(false)
@@ -129,10 +129,10 @@ fn plot(name: &str) -> Plot<'_> {
         .show_crosshair(false)
 }
 
-/// The lowest plot with a legend.
+/// Minimum height of a plot with a legend.
 const LEGEND: f32 = 240.0;
 
-/// Points of a curve: more would not be seen.
+/// Number of points of a curve: more would not be visible.
 const POINTS: usize = 512;
 
 fn intervals(ui: &mut Ui, answer: &AnswerMeasure, context: &ViewContext<'_>) {
@@ -298,7 +298,7 @@ fn curves(
     ];
     let low = log(sizes.latents as f64).min(log(sizes.state as f64)) - 0.3;
     let mut plot = plot("memory").height(height);
-    // In a low plot it would hide the lines, whose colours the table above has too.
+    // In a low plot it would hide the lines, whose colours are in the table above too.
     if height >= LEGEND {
         plot = plot.legend(Legend::default().position(egui_plot::Corner::LeftTop));
     }
@@ -331,7 +331,7 @@ fn curves(
         });
 }
 
-/// A power of ten as a number, where it is a whole one.
+/// A power of ten as a number, if the exponent is an integer.
 fn power(exponent: f64, name: &dyn Fn(u64) -> String) -> String {
     if !(0.0..=18.0).contains(&exponent) || exponent.fract().abs() > 1e-6 {
         return String::new();

@@ -1,4 +1,4 @@
-//! The text as tiles, tinted by what the selected head does with each token.
+//! The text as tiles, coloured by what the selected head does with each token.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use super::heat_map::legend;
 use super::{Help, View, ViewContext, no_room, placeholder};
 use crate::history::History;
 
-/// What a tile's colour tells.
+/// The value of a tile's colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tint {
     /// How unlikely the token was.
@@ -51,8 +51,8 @@ impl Tint {
         }
     }
 
-    /// The number of one token; `None` where it was not traced, or its likelihood is not known. Surprise is `-ln p` of
-    /// the token given all before it; the others are the selected head's numbers in the frame.
+    /// The value of one token; `None` if it was not traced, or its likelihood is not known. Surprise is `-ln p` of the token
+    /// given all before it; the others are the selected head's values in the frame.
     #[must_use]
     pub(super) fn value(
         self,
@@ -78,7 +78,7 @@ impl Tint {
         })
     }
 
-    /// The ends of the colours over these numbers.
+    /// The range of the colour map over these values.
     fn scale(self, values: impl Iterator<Item = f32>) -> (f32, f32) {
         if self == Self::Beta {
             return (0.0, 1.0);
@@ -95,7 +95,7 @@ impl Tint {
     }
 }
 
-/// What texts are wide, in one font at one scale: of a long conversation most have been met before.
+/// Widths of texts, in one font at one scale; most texts of a long conversation repeat.
 #[derive(Default)]
 struct Widths {
     scale: f32,
@@ -104,7 +104,7 @@ struct Widths {
 }
 
 impl Widths {
-    /// Forgets all where a font has come, or another scale.
+    /// Clears it when a font is added, or the scale changes.
     fn update(&mut self, ui: &Ui) -> bool {
         let scale = ui.ctx().pixels_per_point();
         let fonts = ui.fonts(|fonts| fonts.definitions().font_data.len());
@@ -129,7 +129,7 @@ impl Widths {
     }
 }
 
-/// Where tiles are: made anew when the width or the sequence changes, and longer when tokens are appended.
+/// Positions of the tiles: computed again when the width or the sequence changes, and extended when tokens are appended.
 #[derive(Default)]
 struct Layout {
     epoch: u64,
@@ -195,7 +195,7 @@ pub(super) struct Tokens {
     tint: Tint,
     layout: Layout,
     widths: Widths,
-    /// The scale, and what it was taken of.
+    /// The range of the colours, and the data that it belongs to.
     scale: (f32, f32),
     scaled: Option<(u64, Tint, Option<TraceHead>)>,
     last_shown: Option<usize>,
@@ -404,7 +404,7 @@ impl Tokens {
     }
 }
 
-/// All numbers of one token.
+/// All values of one token.
 fn hover(ui: &mut Ui, history: &History, position: usize, head: Option<TraceHead>) {
     if let Some(token) = history.tokens().get(position) {
         ui.label(format!(

@@ -4,22 +4,24 @@ use rayon::prelude::*;
 
 use super::math::{sigmoid, softplus};
 
+/// Heads that a thread takes together.
+const HEADS: usize = 4;
+
 /// `gates = -exp(A_log[h]) softplus(decay + dt_bias)`: `[T, H * K]`. No lower bound: a decay may underflow to 0.
 pub(super) fn log_decay(decay: &[f32], a_log: &[f32], dt_bias: &[f32], gates: &mut [f32]) {
-    let (channels, width) = (dt_bias.len(), dt_bias.len() / a_log.len());
+    let width = dt_bias.len() / a_log.len();
+    let heads = a_log.len();
     gates
-        .par_chunks_exact_mut(channels)
-        .zip(decay.par_chunks_exact(channels))
-        .for_each(|(gates, decay)| {
-            let heads = gates
-                .chunks_exact_mut(width)
-                .zip(decay.chunks_exact(width))
-                .zip(dt_bias.chunks_exact(width));
-            for (((gates, decay), dt_bias), a_log) in heads.zip(a_log) {
-                let rate = -a_log.exp();
-                for ((gate, decay), dt_bias) in gates.iter_mut().zip(decay).zip(dt_bias) {
-                    *gate = rate * softplus(decay + dt_bias);
-                }
+        .par_chunks_exact_mut(width)
+        .zip(decay.par_chunks_exact(width))
+        .enumerate()
+        .with_min_len(HEADS)
+        .for_each(|(i, (gates, decay))| {
+            let head = i % heads;
+            let rate = -a_log[head].exp();
+            let dt_bias = &dt_bias[head * width..(head + 1) * width];
+            for ((gate, decay), dt_bias) in gates.iter_mut().zip(decay).zip(dt_bias) {
+                *gate = rate * softplus(decay + dt_bias);
             }
         });
 }

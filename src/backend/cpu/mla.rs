@@ -36,13 +36,19 @@ impl Shape {
         (self.key() as f32).sqrt().recip()
     }
 
-    /// One head's rows of kv_b_proj, widened: `[nope + value, latent]`.
-    pub(super) fn expansion(&self, kv_b: &CpuWeight, head: usize) -> Vec<f32> {
-        let count = self.nope + self.value;
-        let mut rows = vec![0.0; count * self.latent];
+    /// One head's rows of kv_b_proj from `first` on, widened, as many as `rows` has room for: `[.., latent]`. A head has `nope`
+    /// rows for keys, then `value` for values.
+    pub(super) fn expansion(&self, kv_b: &CpuWeight, head: usize, first: usize, rows: &mut [f32]) {
+        let first = head * (self.nope + self.value) + first;
         for (i, row) in rows.chunks_exact_mut(self.latent).enumerate() {
-            kv_b.row(head * count + i, row);
+            kv_b.row(first + i, row);
         }
+    }
+
+    /// All of one head's: `[nope + value, latent]`.
+    pub(super) fn whole_expansion(&self, kv_b: &CpuWeight, head: usize) -> Vec<f32> {
+        let mut rows = vec![0.0; (self.nope + self.value) * self.latent];
+        self.expansion(kv_b, head, 0, &mut rows);
         rows
     }
 }

@@ -11,6 +11,8 @@ use crate::backend::Segment;
 
 /// Positions whose scores are taken together.
 const RUN: usize = 64;
+/// Rows of the expansion that are widened together, so that they stay in a core's nearest cache.
+const ROWS: usize = 8;
 
 /// One segment: `query` `[length, H * (nope + rope)]` to `output` `[length, H * value]`.
 pub(super) fn mla_decode(
@@ -26,22 +28,19 @@ pub(super) fn mla_decode(
     let results: Vec<Vec<f32>> = (0..heads)
         .into_par_iter()
         .map(|head| {
-            let expansion = shape.expansion(kv_b, head);
-            let mut result = vec![0.0; segment.length * value];
-            for (t, result) in result.chunks_exact_mut(value).enumerate() {
-                let query =
-                    &query[(t * heads + head) * shape.key()..(t * heads + head + 1) * shape.key()];
+            let queries = query.chunks_exact(shape.key()).skip(head).step_by(heads);
+            let absorbed = absorbed(queries, kv_b, shape, head, segment.length);
+            let mut contexts = vec![0.0; segment.length * shape.latent];
+            let rows = absorbed.chunks_exact(shape.latent + shape.rope);
+            let each = rows.zip(contexts.chunks_exact_mut(shape.latent));
+            for (t, (absorbed, context)) in each.enumerate() {
                 let positions = segment.position + t + 1;
                 vectorised(
                     #[inline(always)]
-                    || {
-                        attend(
-                            query, &expansion, shape, latents, layer, segment, positions, result,
-                        )
-                    },
+                    || attend(absorbed, shape, latents, layer, segment, positions, context),
                 );
             }
-            result
+            values(&contexts, kv_b, shape, head)
         })
         .collect();
     for (t, output) in output.chunks_exact_mut(heads * value).enumerate() {
@@ -51,26 +50,65 @@ pub(super) fn mla_decode(
     }
 }
 
-/// One query of one head over the first `positions` latents: `[value]`.
+/// `q_lat = W_UK^T q_nope` of one head, and beside it the part of the query that meets k_pe: `[length, latent + rope]`.
+fn absorbed<'a>(
+    queries: impl Iterator<Item = &'a [f32]> + Clone,
+    kv_b: &CpuWeight,
+    shape: &Shape,
+    head: usize,
+    length: usize,
+) -> Vec<f32> {
+    let (latent, width) = (shape.latent, shape.latent + shape.rope);
+    let mut absorbed = vec![0.0; length * width];
+    let mut widened = vec![0.0; ROWS * latent];
+    for first in (0..shape.nope).step_by(ROWS) {
+        let rows = &mut widened[..ROWS.min(shape.nope - first) * latent];
+        shape.expansion(kv_b, head, first, rows);
+        for (query, absorbed) in queries.clone().zip(absorbed.chunks_exact_mut(width)) {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (query, row) in query[first..].iter().zip(rows.chunks_exact(latent)) {
+                        add_scaled(&mut absorbed[..latent], *query, row);
+                    }
+                },
+            );
+        }
+    }
+    for (query, absorbed) in queries.zip(absorbed.chunks_exact_mut(width)) {
+        absorbed[latent..].copy_from_slice(&query[shape.nope..]);
+    }
+    absorbed
+}
+
+/// `W_UV context` of one head: `[length, latent] -> [length, value]`.
+fn values(contexts: &[f32], kv_b: &CpuWeight, shape: &Shape, head: usize) -> Vec<f32> {
+    let (latent, value) = (shape.latent, shape.value);
+    let mut results = vec![0.0; contexts.len() / latent * value];
+    let mut widened = vec![0.0; ROWS * latent];
+    for first in (0..value).step_by(ROWS) {
+        let count = ROWS.min(value - first);
+        let rows = &mut widened[..count * latent];
+        shape.expansion(kv_b, head, shape.nope + first, rows);
+        let each = contexts.chunks_exact(latent);
+        for (context, result) in each.zip(results.chunks_exact_mut(value)) {
+            products(latent, context, rows, &mut result[first..first + count]);
+        }
+    }
+    results
+}
+
+/// What one absorbed query reads of the first `positions` latents: `[latent]`, zeros before.
 #[inline(always)]
 fn attend(
-    query: &[f32],
-    expansion: &[f32],
+    absorbed: &[f32],
     shape: &Shape,
     latents: &Latents,
     layer: usize,
     segment: &Segment,
     positions: usize,
-    output: &mut [f32],
+    context: &mut [f32],
 ) {
-    let (key_rows, value_rows) = expansion.split_at(shape.nope * shape.latent);
-    // q_lat = W_UK^T q_nope, and beside it the part of the query that meets k_pe.
-    let mut absorbed = vec![0.0; shape.latent];
-    for (query, row) in query.iter().zip(key_rows.chunks_exact(shape.latent)) {
-        add_scaled(&mut absorbed, *query, row);
-    }
-    absorbed.extend_from_slice(&query[shape.nope..]);
-    let mut context = vec![0.0; shape.latent];
     let mut softmax = (f32::NEG_INFINITY, 0.0);
     let (mut scores, mut rows, mut wide) = (
         Vec::with_capacity(RUN),
@@ -82,17 +120,10 @@ fn attend(
         rows.clear();
         for position in first..positions.min(first + RUN) {
             let row = latents.row(layer, &segment.blocks, position, &mut wide);
-            scores.push(dot(row, &absorbed));
+            scores.push(dot(row, absorbed));
             rows.extend_from_slice(&row[..shape.latent]);
         }
-        absorb(
-            &mut scores,
-            shape.scale(),
-            &rows,
-            &mut context,
-            &mut softmax,
-        );
+        absorb(&mut scores, shape.scale(), &rows, context, &mut softmax);
     }
     context.iter_mut().for_each(|value| *value /= softmax.1);
-    products(shape.latent, &context, value_rows, output);
 }

@@ -34,7 +34,7 @@ pub(super) fn mla_prefill(
             }
             attend(
                 &queries,
-                &shape.expansion(kv_b, head),
+                &shape.whole_expansion(kv_b, head),
                 shape,
                 latents,
                 layer,

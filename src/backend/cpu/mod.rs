@@ -77,7 +77,7 @@ impl Default for CpuBackend {
     }
 }
 
-/// The processor's name, its threads and the machine's memory.
+/// The CPU's name, its threads and the machine's memory.
 #[must_use]
 pub fn describe() -> Device {
     let brand = host::cpu();

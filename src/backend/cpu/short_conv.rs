@@ -6,6 +6,9 @@ use super::math::{silu, vectorised};
 use super::memory::States;
 use crate::backend::{Segment, StateLayout};
 
+/// Channels that a thread takes together: a single token has no other parallelism.
+const CHANNELS: usize = 1024;
+
 /// The inputs of one segment, and those before it.
 struct Inputs<'a> {
     channels: usize,
@@ -28,18 +31,18 @@ impl Inputs<'_> {
         }
     }
 
-    /// `output[c] += taps[c] x[c]` with the inputs `back` tokens before token `t`.
+    /// `output[c] += taps[c] x[first + c]` with the inputs `back` tokens before token `t`.
     #[inline(always)]
-    fn add_tap(&self, t: usize, back: usize, taps: &[f32], output: &mut [f32]) {
+    fn add_tap(&self, t: usize, back: usize, first: usize, taps: &[f32], output: &mut [f32]) {
         if let Some(t) = t.checked_sub(back) {
-            let input = &self.segment[t * self.channels..][..self.channels];
+            let input = &self.segment[t * self.channels + first..];
             for ((output, tap), x) in output.iter_mut().zip(taps).zip(input) {
                 *output += tap * x;
             }
             return;
         }
         for (c, (output, tap)) in output.iter_mut().zip(taps).enumerate() {
-            *output += tap * self.at(t, back, c);
+            *output += tap * self.at(t, back, first + c);
         }
     }
 }
@@ -68,31 +71,39 @@ pub(super) fn short_conv(
     // `[taps, channels]`: channels are what lies together.
     let taps = layout.taps;
     let mut by_tap = vec![0.0; taps * channels];
-    for (i, tap) in weight.iter().enumerate() {
-        by_tap[i % taps * channels + i / taps] = *tap;
+    for (c, weight) in weight.chunks_exact(taps).enumerate() {
+        for (j, tap) in weight.iter().enumerate() {
+            by_tap[j * channels + c] = *tap;
+        }
     }
-    output
-        .par_chunks_exact_mut(channels)
-        .enumerate()
-        .for_each(|(t, output)| {
+    let tokens = output.par_chunks_exact_mut(channels).enumerate();
+    tokens.for_each(|(t, output)| {
+        let parts = output.par_chunks_mut(CHANNELS).enumerate();
+        parts.for_each(|(part, output)| {
+            let first = part * CHANNELS;
             vectorised(
                 #[inline(always)]
                 || {
                     output.fill(0.0);
                     for (j, taps) in by_tap.chunks_exact(channels).enumerate() {
-                        inputs.add_tap(t, kept - j, taps, output);
+                        inputs.add_tap(t, kept - j, first, &taps[first..], output);
                     }
                     output.iter_mut().for_each(|value| *value = silu(*value));
                 },
             );
         });
+    });
     let places = segment
         .checkpoints
         .iter()
         .map(|checkpoint| (checkpoint.after, checkpoint.slot));
     for (after, slot) in places.chain([(segment.length, segment.slot_out)]) {
-        for (i, value) in states.conv_state_mut(layer, slot).iter_mut().enumerate() {
-            *value = inputs.at(after, kept - i % kept, i / kept);
+        let conv_state = states.conv_state_mut(layer, slot);
+        // Of no taps but the present one nothing is kept.
+        for (c, values) in conv_state.chunks_exact_mut(kept.max(1)).enumerate() {
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = inputs.at(after, kept - i, c);
+            }
         }
     }
 }

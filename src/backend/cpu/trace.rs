@@ -126,7 +126,7 @@ pub(super) fn trace_attention(
     segment: &Segment,
     output: &mut [f32],
 ) {
-    let expansion = shape.expansion(kv_b, head);
+    let expansion = shape.whole_expansion(kv_b, head);
     let key_rows = &expansion[..shape.nope * shape.latent];
     let positions = (segment.position + 1).min(output.len());
     let output = &mut output[..positions];

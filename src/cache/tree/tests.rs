@@ -19,7 +19,7 @@ thread_local! {
 
 const BLOCK: usize = 4;
 
-/// A tree with its pools, and what others hold of them.
+/// A tree with its pools, and the references of other holders.
 struct Forest {
     tree: PrefixTree,
     slots: RefCountedPool<Slot>,
@@ -247,7 +247,7 @@ fn cost(nodes: usize, to_host: bool) -> f64 {
         }
     }
     assert_eq!(forest.tree.nodes.len(), nodes / 64 * 64 + 1);
-    // The first one takes up all that has come.
+    // The first call updates the order with all changes so far.
     let _ = forest.tree.rows_victim(&forest.slots, &forest.blocks);
     VISITS.with(|visits| visits.set(0));
     let free = forest.blocks.free();

@@ -1,7 +1,7 @@
-//! Formats of blocks: integer codes, and what scales them, of consecutive elements of a row.
+//! Block formats: integer codes with scales, for consecutive elements of a row.
 //!
-//! Each format says how a block becomes [`Codes`]; its values, and every product with 8-bit activations, follow from
-//! them. The layouts are ggml's (`ggml-common.h`, `dequantize_row_*` of `ggml-quants.c`); the values are ggml's to the bit.
+//! Each format defines how a block is decoded to [`Codes`]; its values, and every product with 8-bit activations, follow from
+//! these. The layouts are ggml's (`ggml-common.h`, `dequantize_row_*` of `ggml-quants.c`); the values are ggml's to the bit.
 
 mod grids;
 mod k_quants;
@@ -16,20 +16,20 @@ pub use of_32::{IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(super) use repacked::{E4M3, REPACKED};
 pub use repacked::{
     FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT6_64, INT8,
-    INT8_64, INT8_128,
+    INT8_64, INT8_128, Q4_1_64,
 };
 
-/// The most elements of a block.
+/// Maximum number of elements in a block.
 pub const MOST: usize = 256;
-/// The fewest elements that share a scale.
+/// Minimum number of elements that share a scale.
 const FEWEST: usize = 16;
-/// The minimum of symmetric formats: what changes no number that it is added to, -0 neither.
+/// The minimum of symmetric formats: adding it changes no number, not even -0.
 pub const NO_MIN: f32 = -0.0;
 
 /// A format of blocks: `length` consecutive elements of a row in `bytes` bytes. A row is whole blocks.
 #[derive(Debug)]
 pub struct BlockFormat {
-    /// Its name in files, listings and messages; no two have the same.
+    /// Its name in files, listings and messages, which is unique.
     pub name: &'static str,
     /// Elements of a block, at most [`MOST`].
     pub length: usize,
@@ -37,27 +37,27 @@ pub struct BlockFormat {
     pub bytes: usize,
     /// Consecutive elements that share a scale and a minimum: 16 or 32, or the whole of a shorter block.
     pub group: usize,
-    /// What a block says.
+    /// The decoder of a block.
     pub unpack: Unpack,
 }
 
-/// How one block is taken apart.
+/// Decodes one block.
 #[derive(Debug, Clone, Copy)]
 pub enum Unpack {
-    /// `bytes` bytes to integers and what scales them: `length` codes, `length / group` scales and minimums.
+    /// From `bytes` bytes to integers and scales: `length` codes, `length / group` scales and minimums.
     Codes(fn(&[u8], &mut Codes)),
-    /// `bytes` bytes to `length` values, where elements are floats of few bits, which no integers of eight bits are.
+    /// From `bytes` bytes to `length` values, for small floats that 8-bit integers cannot represent.
     Values(fn(&[u8], &mut [f32])),
 }
 
-/// One block taken apart: element i is `scales[i / group] * codes[i] + mins[i / group]`, two roundings in f32.
+/// A decoded block: element i is `scales[i / group] * codes[i] + mins[i / group]`, two roundings in f32.
 #[derive(Debug, Clone)]
 pub struct Codes {
     /// `[length]`.
     pub codes: [i8; MOST],
     /// `[length / group]`.
     pub scales: [f32; MOST / FEWEST],
-    /// `[length / group]`: what is added; [`NO_MIN`] in symmetric formats.
+    /// `[length / group]`, added to the product; [`NO_MIN`] in symmetric formats.
     pub mins: [f32; MOST / FEWEST],
 }
 

@@ -1,10 +1,23 @@
-//! Blocks that quantised safetensors files are repacked to where none of ggml's holds their numbers exactly. No file has them.
+//! Blocks that quantised safetensors files are repacked to where none of ggml's holds their numbers exactly, or as briefly. No file
+//! has them.
 //!
-//! What scales a block is in f32, as the schemes' formulas want it: where a scale counts for 64 or 128 columns, blocks are
-//! as long, so that a weight takes hardly more memory than its file.
+//! Scales are in f32, as in the schemes' formulas. Where a scale applies to 64 or 128 columns, blocks have that length, so
+//! that a weight takes hardly more memory than its file.
 
 use super::of_32::E2M1_TWICE;
 use super::{BlockFormat, Codes, NO_MIN, Unpack, half, nibbles, word};
+
+/// As Q4_1 in blocks of 64: four bits, an f16 scale and an f16 minimum, then codes whose nibbles lie in each 16 bytes as in Q4_1.
+pub static Q4_1_64: BlockFormat = BlockFormat {
+    name: "Q4_1_64",
+    length: 64,
+    bytes: 36,
+    group: 32,
+    unpack: Unpack::Codes(|block, to| {
+        set::<64>(to, half(block, 0), half(block, 2));
+        four(&block[4..36], to, |q| q as i8);
+    }),
+};
 
 /// Four bits about a zero point: an f32 scale, the zero point as i8, then codes of four bits, whose nibbles lie in each 16 bytes as
 /// in Q4_0.
@@ -147,9 +160,9 @@ pub static FP4_128: BlockFormat = BlockFormat {
 };
 
 /// All of them.
-pub(in crate::checkpoint) static REPACKED: [&BlockFormat; 14] = [
-    &INT4, &INT4_64, &INT4_128, &INT4_BF16, &INT6, &INT6_64, &INT8, &INT8_64, &INT8_128, &FP8,
-    &FP8_64, &FP8_128, &FP4, &FP4_128,
+pub(in crate::checkpoint) static REPACKED: [&BlockFormat; 15] = [
+    &Q4_1_64, &INT4, &INT4_64, &INT4_128, &INT4_BF16, &INT6, &INT6_64, &INT8, &INT8_64, &INT8_128,
+    &FP8, &FP8_64, &FP8_128, &FP4, &FP4_128,
 ];
 
 /// One scale and one minimum for all `LENGTH` elements.

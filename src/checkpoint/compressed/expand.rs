@@ -1,7 +1,8 @@
-//! `kv_b_proj` as MLX keeps it: for each head the keys' part transposed (`embed_q` `[heads, rank, nope]`) and the values' part
-//! (`unembed_out` `[heads, value, rank]`), each a stack that may be quantised.
+//! `kv_b_proj` as MLX stores it: for each head the keys' part transposed (`embed_q` `[heads, rank, nope]`) and the values'
+//! part (`unembed_out` `[heads, value, rank]`), each a stack that may be quantised.
 //!
-//! Groups of the keys' part run along what becomes rows, so that no block holds them: the matrix is made in F32.
+//! After the transposition, the groups of the keys' part run along rows instead of columns, so that no block format fits: the
+//! matrix is computed in F32.
 
 use bytes::Bytes;
 use safetensors::Dtype;
@@ -31,7 +32,7 @@ enum Part {
 }
 
 impl Expand {
-    /// Takes both parts of a layer; `None` where it has none.
+    /// Takes both parts of a layer; `None` if it has none.
     pub(super) fn take(
         check: &mut Check,
         layer: usize,
@@ -59,7 +60,7 @@ impl Expand {
         }))
     }
 
-    /// Where a message or a fingerprint looks for it.
+    /// The part that messages and fingerprints refer to.
     pub(super) fn stored(&self) -> impl Iterator<Item = &Stored> {
         [&self.keys, &self.values]
             .into_iter()
@@ -95,7 +96,7 @@ impl Part {
     }
 }
 
-/// One of the two: a stack `[heads, rows, columns]`, looked at as `[heads * rows, columns]`.
+/// One of the two parts: a stack `[heads, rows, columns]`, read as `[heads * rows, columns]`.
 fn part(
     check: &mut Check,
     module: String,
@@ -107,7 +108,7 @@ fn part(
         if let Some(found) = check.found.get_mut(&format!("{module}.{suffix}"))
             && let [stack, rows, across] = found.shape[..]
         {
-            // What is no such stack keeps its shape, and the message names it.
+            // Any other tensor keeps its shape, and the message names it.
             if stack == heads {
                 found.shape = vec![stack * rows, across];
             }

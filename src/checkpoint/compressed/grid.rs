@@ -1,4 +1,4 @@
-//! Numbers that scale a quantised matrix, and where in the matrix each of them counts.
+//! The scales of a quantised matrix, and the elements that each applies to.
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -17,7 +17,7 @@ pub(in super::super) enum Number {
 }
 
 impl Number {
-    /// How a scale of this dtype is stored; U8 may be either of two, which the caller knows.
+    /// The format of scales of this dtype; U8 may be either of two formats, which the caller knows.
     pub(super) fn of(dtype: Dtype, byte: Option<Number>) -> Option<Self> {
         match dtype {
             Dtype::BF16 => Some(Self::Bf16),
@@ -30,7 +30,7 @@ impl Number {
         }
     }
 
-    /// The numbers, widened exactly.
+    /// The scales, widened exactly.
     pub(super) fn widen(self, bytes: &[u8]) -> Vec<f32> {
         let pairs = || bytes.as_chunks::<2>().0.iter();
         match self {
@@ -55,18 +55,18 @@ fn power(e: u8) -> f32 {
     }
 }
 
-/// One number for each `rows` x `columns` elements of a matrix, at the right and lower edge for as many as there are.
+/// One scale for each `rows` x `columns` elements of a matrix; at the right and lower edge for fewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct Grid {
     pub(super) rows: usize,
     pub(super) columns: usize,
-    /// Numbers in a row of them.
+    /// Number of scales in a row of the grid.
     pub(super) across: usize,
 }
 
 impl Grid {
-    /// What the shape of the scales of a `[rows, columns]` matrix means: one for all, one a row, one for each group of a row's
-    /// columns, or one for each block of the size `block`.
+    /// Interprets the shape of the scales of a `[rows, columns]` matrix: one for the whole matrix, one per row, one for each
+    /// group of a row's columns, or one for each block of size `block`.
     pub(super) fn of(
         shape: &[usize],
         [rows, columns]: [usize; 2],
@@ -97,12 +97,12 @@ impl Grid {
         }
     }
 
-    /// Which number counts for an element.
+    /// The index of the scale of an element.
     pub(super) fn at(self, row: usize, column: usize) -> usize {
         row / self.rows * self.across + column / self.columns
     }
 
-    /// Whether no run of so many columns has two numbers.
+    /// Whether each run of this many columns has a single scale.
     pub(super) fn covers(self, run: usize, columns: usize) -> bool {
         self.columns >= columns || self.columns.is_multiple_of(run)
     }

@@ -1,9 +1,9 @@
-//! Quantised weights in safetensors files, of compressed-tensors, DeepSeek, ModelOpt and MLX: what is stored, and how it
-//! becomes blocks when it is loaded.
+//! Quantised weights in safetensors files of compressed-tensors, DeepSeek, ModelOpt and MLX: their storage, and the blocks
+//! that they are loaded as.
 //!
-//! Which scheme a weight has is decided by the names, dtypes and shapes that are there ([`recognise`]); the configuration is
-//! held against it. A weight is repacked each time that it is asked for ([`repack`]): into blocks whose values are those of the
-//! scheme's formula in f32, to the bit. [`Scheme`] has the formulas.
+//! The scheme of a weight is recognised from names, dtypes and shapes ([`recognise`]), and checked against the configuration.
+//! A weight is repacked each time that it is requested ([`repack`]): into blocks whose values are those of the scheme's
+//! formula in f32, to the bit. [`Scheme`] has the formulas.
 
 mod expand;
 mod grid;
@@ -20,12 +20,12 @@ use self::expand::Expand;
 use self::grid::{Grid, Number};
 use super::blocks::{
     FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT6_64, INT8,
-    INT8_64, INT8_128, MXFP4, Q4_0, Q4_1, Q5_1, Q8_0,
+    INT8_64, INT8_128, MXFP4, Q4_0, Q4_1, Q4_1_64, Q5_1, Q8_0,
 };
 use super::{BlockFormat, Format, Shard};
 use crate::error::CheckpointError;
 
-/// A weight that is made when it is asked for.
+/// A weight that is computed when it is requested.
 #[derive(Clone, Debug)]
 pub(super) enum Repacked {
     /// One quantised matrix.
@@ -35,7 +35,7 @@ pub(super) enum Repacked {
 }
 
 impl Repacked {
-    /// The format that it is repacked to, if no scale is extraordinary.
+    /// The format that it is repacked to, unless a scale does not fit that format.
     fn format(&self) -> Format {
         match self {
             Self::Matrix(packed) => Format::Block(packed.usual()),
@@ -43,10 +43,10 @@ impl Repacked {
         }
     }
 
-    /// Makes it.
+    /// Computes the weight.
     ///
     /// # Errors
-    /// [`CheckpointError::Read`] or [`CheckpointError::Length`] where a shard cannot be read any more.
+    /// [`CheckpointError::Read`] or [`CheckpointError::Length`] if a shard cannot be read any more.
     pub(super) fn make(&self, shards: &[Shard]) -> Result<(Format, Bytes), CheckpointError> {
         match self {
             Self::Matrix(packed) => packed.repack(shards),
@@ -54,7 +54,7 @@ impl Repacked {
         }
     }
 
-    /// Codes and scales, as shards and ranges of them; codes first.
+    /// Codes and scales as byte ranges of shards; codes first.
     pub(super) fn stored(&self) -> Vec<(usize, Range<usize>)> {
         let parts: Vec<&Stored> = match self {
             Self::Matrix(packed) => vec![&packed.codes, &packed.scales.stored],
@@ -76,6 +76,13 @@ impl AsRef<[u8]> for Words {
     }
 }
 
+/// A copy of these bytes, aligned for every dtype.
+pub(super) fn copied(bytes: &[u8]) -> Bytes {
+    let mut words = vec![0.0_f32; bytes.len().div_ceil(4)];
+    bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    Bytes::from_owner(Words(words)).slice(..bytes.len())
+}
+
 /// Bytes of a shard.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
@@ -83,7 +90,7 @@ pub(super) struct Stored {
     range: Range<usize>,
 }
 
-/// Numbers of a matrix that each count for a part of it.
+/// Scales or zero points of a matrix, each of which applies to a part of it.
 #[derive(Clone, Debug)]
 struct Scales {
     stored: Stored,
@@ -110,7 +117,7 @@ pub(super) struct Packed {
 enum Scheme {
     /// `(q - z) * s`. Codes are stored as `q + 2^(bits - 1)`, or as they are in I8.
     Integer { signed: bool, zeros: Option<Zeros> },
-    /// `q * s + b`, `q` without a sign; `biases` lie as the scales do.
+    /// `q * s + b` with unsigned `q`; `biases` have the layout of the scales.
     Affine { biases: Scales },
     /// `e4m3(q) * s`.
     Float8,
@@ -120,25 +127,25 @@ enum Scheme {
     Float4Global { global: Stored, divides: bool },
 }
 
-/// The zero points of a matrix, which lie in the grid of its scales.
+/// The zero points of a matrix, in the grid of its scales.
 #[derive(Clone, Debug)]
 enum Zeros {
-    /// In I32 along the rows: that of row r at bit `r * bits`, stored as the codes are.
+    /// Packed in I32 along the rows: that of row r at bit `r * bits`, encoded like the codes.
     Packed(Stored),
     /// In I8.
     Signed(Stored),
 }
 
 impl Packed {
-    /// The format that it is repacked to, if no scale is extraordinary.
+    /// The format that it is repacked to, unless a scale does not fit that format.
     fn usual(&self) -> &'static BlockFormat {
-        // Scales in F32 are not such as f16 holds.
+        // Scales in F32 do not fit f16.
         let halves = self.scales.number != Number::F32;
         match (&self.scheme, self.bits) {
             (Scheme::Integer { zeros: None, .. }, 4) if halves => &Q4_0,
             (Scheme::Integer { zeros: None, .. }, 8) if halves => &Q8_0,
             (Scheme::Integer { .. }, 4) => self.int4(self.scales.number == Number::Bf16),
-            (Scheme::Affine { .. }, 0..=4) if halves => &Q4_1,
+            (Scheme::Affine { .. }, 0..=4) if halves => self.longest(&[&Q4_1_64]).unwrap_or(&Q4_1),
             (Scheme::Affine { .. }, 5) if halves => &Q5_1,
             (Scheme::Affine { .. }, 6) if halves => self.longest(&[&INT6_64]).unwrap_or(&INT6),
             (Scheme::Integer { .. } | Scheme::Affine { .. }, _) => self.int8(),
@@ -148,7 +155,7 @@ impl Packed {
         }
     }
 
-    /// Four bits with zero points, or scales that f16 does not hold; `brief` scales are those that bf16 holds.
+    /// Four bits with zero points, or with scales that f16 does not hold; `brief` for scales that bf16 holds.
     fn int4(&self, brief: bool) -> &'static BlockFormat {
         let short = if brief { &INT4_BF16 } else { &INT4 };
         self.longest(&[&INT4_128, &INT4_64]).unwrap_or(short)
@@ -158,7 +165,7 @@ impl Packed {
         self.longest(&[&INT8_128, &INT8_64]).unwrap_or(&INT8)
     }
 
-    /// Four-bit floats with a scale for each 16 columns.
+    /// Four-bit floats with a scale for every 16 columns.
     fn fp4(&self) -> &'static BlockFormat {
         match self.columns.is_multiple_of(FP4_128.length) {
             true => &FP4_128,
@@ -166,7 +173,7 @@ impl Packed {
         }
     }
 
-    /// The first of these that rows are whole blocks of and none of whose blocks has two scales.
+    /// The first of these formats whose blocks divide the rows, with a single scale in each block.
     fn longest(&self, formats: &[&'static BlockFormat]) -> Option<&'static BlockFormat> {
         let fits = |format: &&&BlockFormat| {
             let length = format.length;

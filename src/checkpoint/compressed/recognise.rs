@@ -1,4 +1,4 @@
-//! Which scheme a weight is stored in: decided by the names and dtypes that are there, then held against the configuration.
+//! Recognises the scheme of a stored weight from names and dtypes, then checks it against the configuration.
 //!
 //! Layouts are those of compressed-tensors (`pack_quantized`, `naive_quantized`, `nvfp4_quantized`, `mxfp4_quantized`), of
 //! DeepSeek's and ModelOpt's files, and of MLX (`mlx.core.quantize`).
@@ -12,24 +12,24 @@ use super::grid::{Grid, Number};
 use super::{Packed, Repacked, Scales, Scheme, Stored, Zeros};
 use crate::config::{ModelConfig, Quantization, QuantizedAs, Role, TensorSpec};
 
-/// What became of a weight.
+/// The result for a weight.
 pub(in super::super) enum Taken {
-    /// It is not quantised.
+    /// The weight is not quantised.
     Plain,
-    /// It is, and this is it.
+    /// The quantised weight.
     Quantised(Box<Entry>),
-    /// It is, and something is wrong with it, which is among the problems now.
+    /// The weight is quantised but invalid; the reason has been added to the problems.
     Refused,
 }
 
-/// The size of the blocks of FP8 scales where the configuration says none.
+/// The size of the blocks of FP8 scales if the configuration has none.
 const BLOCK: [usize; 2] = [128, 128];
 /// Columns of the blocks that weights are repacked into.
 const COLUMNS: usize = 32;
-/// Names that go with a quantised weight and say nothing of its values.
+/// Names of tensors beside a quantised weight that do not affect its values.
 const UNUSED: [&str; 3] = ["input_scale", "input_global_scale", "weight_shape"];
 
-/// Takes the matrix of `spec` and what goes with it, if it is quantised.
+/// Takes the matrix of `spec` and its scales, if it is quantised.
 pub(in super::super) fn take(check: &mut Check, spec: &TensorSpec, config: &ModelConfig) -> Taken {
     if spec.role == Role::MlaExpand
         && let Some(expand) = Expand::take(check, spec.layer.unwrap_or_default(), config)
@@ -79,7 +79,7 @@ fn taken(check: &mut Check, spec: &TensorSpec, repacked: Result<Repacked, String
     }
 }
 
-/// A quantised weight that is being looked at.
+/// A quantised weight that is being recognised.
 pub(super) struct Weight<'a> {
     pub(super) check: &'a mut Check,
     /// The name without `.weight`.
@@ -107,7 +107,7 @@ impl Weight<'_> {
             .ok_or_else(|| self.wrong(suffix, expected, "nothing"))
     }
 
-    /// Takes everything of the weight, so that nothing of it is a surplus, whether it is right or not.
+    /// Claims all tensors of the weight, valid or not, so that none of them is reported as unexpected.
     pub(super) fn packed(&mut self) -> Result<Packed, String> {
         let packed = self.scheme();
         for suffix in UNUSED {
@@ -156,7 +156,7 @@ impl Weight<'_> {
         }
     }
 
-    /// Codes in rows of so many bytes; checks the shape against it.
+    /// Codes in rows of this many bytes; the shape is checked against it.
     fn codes(
         &self,
         suffix: &str,
@@ -172,7 +172,7 @@ impl Weight<'_> {
         Ok(Stored::from(found))
     }
 
-    /// The bits of codes that fill `across` words of 32 bits a row.
+    /// The bits per code, if the codes of a row fill `across` words of 32 bits.
     fn bits(&self, suffix: &str, found: &Found, accepted: &[usize]) -> Result<usize, String> {
         let across = found.shape.get(1).copied().unwrap_or(0);
         let fits = |bits: &&usize| {
@@ -191,7 +191,7 @@ impl Weight<'_> {
         })
     }
 
-    /// The scales of the weight. `run` is how many columns must share one at the least; `byte` says what U8 means.
+    /// The scales of the weight. At least `run` columns must share one; `byte` gives the meaning of U8.
     fn scales(&mut self, suffix: &str, byte: Option<Number>, run: usize) -> Result<Scales, String> {
         let found = self.need(suffix, "the scales of the weight beside it")?;
         let Some(number) = Number::of(found.dtype, byte) else {
@@ -309,7 +309,8 @@ impl Weight<'_> {
         }
     }
 
-    /// FP8 of compressed-tensors (`weight_scale`) and of DeepSeek (`weight_scale_inv`, which is a factor all the same).
+    /// FP8 of compressed-tensors (`weight_scale`) and of DeepSeek (`weight_scale_inv`, which is a factor in spite of its
+    /// name).
     fn eight_bit_floats(&mut self, found: Found) -> Result<(Packed, QuantizedAs), String> {
         let codes = self.codes("weight", found, (8, self.columns))?;
         let inverse = self
@@ -326,7 +327,7 @@ impl Weight<'_> {
         Ok((self.matrix(codes, 8, scales, Scheme::Float8), stored))
     }
 
-    /// NVFP4 and MXFP4 of compressed-tensors, and NVFP4 of ModelOpt: two in a byte.
+    /// NVFP4 and MXFP4 of compressed-tensors, and NVFP4 of ModelOpt: two codes per byte.
     fn four_bit_floats(
         &mut self,
         suffix: &str,
@@ -429,7 +430,7 @@ impl Weight<'_> {
 
     /// A short list of whole numbers.
     fn whole(&self, found: &Found) -> Result<Vec<i64>, String> {
-        // Not through the shard's own mapping, which would hold what is around each of thousands of such lists.
+        // Not through the shard's own mapping, which would keep the pages around each of thousands of such lists in memory.
         let bytes = Stored::from(found.clone()).window(&self.check.shards);
         let bytes = bytes.map_err(|error| error.to_string())?;
         Ok(match found.dtype {

@@ -1,37 +1,39 @@
-//! From stored codes and scales to blocks, a row at a time and rows in parallel.
+//! Repacks stored codes and scales into blocks, rows in parallel.
 //!
-//! What is read is mapped for as long as it is read, so that the file's pages and the blocks are not in memory together for
-//! longer than one weight takes.
+//! The stored bytes are mapped only while they are read, so that the file's pages and the blocks are in memory together for
+//! one weight at a time.
 
 use bytes::Bytes;
 use half::f16;
 use rayon::prelude::*;
 
-use super::super::blocks::{E4M3, FP4, FP4_128, INT4_BF16, MXFP4, NO_MIN, Q4_0, Q4_1, Q5_1, Q8_0};
+use super::super::blocks::{
+    E4M3, FP4, FP4_128, INT4_BF16, MXFP4, NO_MIN, Q4_0, Q4_1, Q4_1_64, Q5_1, Q8_0,
+};
 use super::super::{BlockFormat, Format, Shard, map};
 use super::grid::Number;
 use super::{Packed, Scales, Scheme, Stored, Words, Zeros};
 use crate::error::CheckpointError;
 
-/// Rows that a thread repacks at a time.
+/// Number of rows that a thread repacks at a time.
 const ROWS: usize = 16;
 
-/// Writes one block of so many codes, of the row and from the column that are given.
+/// Writes one block of codes, for the given row and first column.
 type FillBlock<'a> = dyn Fn([usize; 2], &[i16], &mut [u8]) + Sync + 'a;
 
-/// What scales a matrix, widened.
+/// The scales of a matrix, widened.
 struct Numbers {
     scales: Vec<f32>,
-    /// Zero points or biases; `None` where the scheme has none.
+    /// Zero points or biases; `None` if the scheme has none.
     zeros: Option<Vec<i32>>,
     biases: Option<Vec<f32>>,
 }
 
 impl Packed {
-    /// The matrix in blocks, or in F32 where no block holds its numbers exactly.
+    /// The matrix in blocks, or in F32 if no block holds its numbers exactly.
     ///
     /// # Errors
-    /// [`CheckpointError::Read`] where a shard cannot be read any more.
+    /// [`CheckpointError::Read`] if a shard cannot be read any more.
     pub(super) fn repack(&self, shards: &[Shard]) -> Result<(Format, Bytes), CheckpointError> {
         let numbers = self.numbers(shards)?;
         let codes = self.codes.window(shards)?;
@@ -64,7 +66,7 @@ impl Packed {
                         .as_ref()
                         .map_or(0, |zeros| zeros[grid.at(row, column)]);
                     let (bits, bytes) = (scale(row, column).to_le_bytes(), codes.len() / 2);
-                    // Of a scale in bf16 the low half is zero.
+                    // The low half of a scale in bf16 is zero.
                     let kept = if *format == INT4_BF16 {
                         &bits[2..]
                     } else {
@@ -76,7 +78,7 @@ impl Packed {
                     nibbles(codes, packed);
                 })
             }
-            // Products of the zero point are exact, so that the sum of two products is the product of the sum.
+            // Products of the zero point are exact, so that the difference of the products is the product of the difference.
             (zeros, _, Scheme::Integer { .. }) if zeros.is_none() || scales.iter().all(short) => {
                 blocks(self.int8(), &|[row, column], codes, block| {
                     let (at, scale) = (grid.at(row, column), scale(row, column));
@@ -146,7 +148,7 @@ impl Packed {
             }
             put_half(block, 0, scale);
             put_half(block, 2, bias);
-            if *format == Q4_1 {
+            if *format == Q4_1 || *format == Q4_1_64 {
                 nibbles(codes, &mut block[4..]);
             } else if *format == Q5_1 {
                 let high = codes.iter().enumerate();
@@ -160,7 +162,7 @@ impl Packed {
         (Format::Block(format), Bytes::from(blocks))
     }
 
-    /// What is subtracted from stored codes to have their sign.
+    /// The offset that is subtracted from stored codes to make them signed.
     fn offset(&self) -> i16 {
         match self.scheme {
             Scheme::Integer { signed: false, .. } => 1 << (self.bits - 1),
@@ -168,7 +170,7 @@ impl Packed {
         }
     }
 
-    /// Repacks rows in parallel; `block` fills one block of the row and the column where it begins.
+    /// Repacks rows in parallel; `block` fills the block at a row and a first column.
     fn blocks(&self, codes: &[u8], format: &BlockFormat, block: &FillBlock<'_>) -> Vec<u8> {
         let row_bytes = self.columns / format.length * format.bytes;
         let mut blocks = vec![0; self.rows * row_bytes];
@@ -272,7 +274,7 @@ impl Packed {
         Ok(numbers)
     }
 
-    /// The scale of the whole weight, and whether others are divided by it; 1 where there is none.
+    /// The scale of the whole weight, and whether other scales are divided by it; 1 if there is none.
     fn whole(&self, shards: &[Shard]) -> Result<(f32, bool), CheckpointError> {
         let Scheme::Float4Global { global, divides } = &self.scheme else {
             return Ok((1.0, false));
@@ -312,7 +314,7 @@ impl Scales {
 }
 
 impl Stored {
-    /// The bytes, for as long as they are kept.
+    /// Maps the bytes for as long as the result lives.
     pub(super) fn window(&self, shards: &[Shard]) -> Result<Bytes, CheckpointError> {
         match shards.get(self.shard) {
             Some(shard) => map::window(shard, self.range.clone()),

@@ -1,7 +1,8 @@
-//! A GGUF's metadata as a [`ModelConfig`]: turned into the fields of `config.json`, so that one place judges both.
+//! A GGUF's metadata as a [`ModelConfig`]: it is converted to the fields of `config.json`, so that a single check covers
+//! both.
 //!
-//! The keys are llama.cpp's (`conversion/kimi_linear.py`). Where files are known to be wrong about a size, the shapes of
-//! the tensors decide.
+//! The keys are llama.cpp's (`conversion/kimi_linear.py`). Where files are known to have a wrong size, the shapes of the
+//! tensors are used.
 
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ pub(super) fn model_config(gguf: &Gguf) -> Result<ModelConfig, Error> {
     })
 }
 
-/// The fields of a `config.json` that says the same.
+/// The fields of an equivalent `config.json`.
 fn fields(gguf: &Gguf) -> Result<Value, CheckpointError> {
     let keys = Keys(&gguf.metadata);
     let layers = keys.whole("block_count")?;
@@ -52,7 +53,7 @@ fn fields(gguf: &Gguf) -> Result<Value, CheckpointError> {
         "num_shared_experts": keys.whole("expert_shared_count")?,
         "first_k_dense_replace": dense,
         "moe_layer_freq": 1,
-        // Absent in most files; llama.cpp divides by the sum for this architecture all the same.
+        // Most files do not have this key; llama.cpp divides by the sum for this architecture regardless.
         "moe_renormalize": gguf.metadata.flag(&keys.name("expert_weights_norm"))?.unwrap_or(true),
         "moe_router_activation_func": "sigmoid",
         "routed_scaling_factor": keys.number("expert_weights_scale")?,
@@ -112,7 +113,7 @@ impl Keys<'_> {
         list.ok_or_else(|| self.missing(key, "a whole number, or one a layer"))
     }
 
-    /// A number that is written once, or the same for every layer.
+    /// A number that is stored once, or as a list with the same value for every layer.
     fn same(&self, key: &str) -> Result<u64, CheckpointError> {
         let list = self.list(key)?;
         match list.first() {
@@ -125,14 +126,14 @@ impl Keys<'_> {
         }
     }
 
-    /// A number that is written once, or for every layer, and the same in these.
+    /// A number that is stored once, or as a list with the same value for these layers.
     fn one_of(&self, key: &str, layers: std::ops::Range<u64>) -> Result<u64, CheckpointError> {
         let list = self.list(key)?;
         if let [only] = list[..] {
             return Ok(only);
         }
         let range = layers.start as usize..layers.end as usize;
-        // Without such layers the number counts for nothing; the first one is as good as any.
+        // Without such layers the number has no effect; the first one is used.
         let here = list.get(range).filter(|here| !here.is_empty());
         let here = here.unwrap_or_else(|| list.get(..1).unwrap_or_default());
         match here.first() {
@@ -168,7 +169,7 @@ fn numbers(kinds: &[bool], mla: bool) -> Vec<usize> {
         .collect()
 }
 
-/// What would make the model compute something else.
+/// Refuses settings with which the model would compute something else.
 fn refuse_other_arithmetic(keys: &Keys<'_>) -> Result<(), CheckpointError> {
     let name = |key: &str| keys.name(key);
     if keys.0.has(&name("attention.q_lora_rank")) {
@@ -193,7 +194,7 @@ fn refuse_other_arithmetic(keys: &Keys<'_>) -> Result<(), CheckpointError> {
     }
 }
 
-/// Rows of the embedding: by its shape, which the metadata must not contradict.
+/// Number of rows of the embedding, from its shape, which the metadata must not contradict.
 fn vocabulary(gguf: &Gguf, keys: &Keys<'_>) -> Result<u64, CheckpointError> {
     const EMBEDDING: &str = "token_embd.weight";
     let rows = gguf
@@ -222,8 +223,8 @@ struct Widths {
 }
 
 impl Widths {
-    /// By the shapes of an MLA layer's tensors where there are any. Early files say 72 for `rope.dimension_count` and
-    /// `attention.value_length`, which come from a field of `config.json` that means nothing; the shapes are right.
+    /// From the shapes of an MLA layer's tensors if there are any. Early files have 72 for `rope.dimension_count` and
+    /// `attention.value_length`, from a field of `config.json` that has no meaning; the shapes are right.
     fn of(
         gguf: &Gguf,
         keys: &Keys<'_>,
@@ -270,7 +271,7 @@ impl Widths {
     }
 }
 
-/// A width that a key says and a tensor's shape has.
+/// A width that is both in a key and in a tensor's shape.
 fn agreed(
     keys: &Keys<'_>,
     key: &str,

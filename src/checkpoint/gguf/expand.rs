@@ -1,17 +1,17 @@
-//! The two tensors that a GGUF keeps in another form than the published one, brought back: `A_log` and `kv_b_proj`.
+//! The two tensors that a GGUF stores in another form than the published one, converted back: `A_log` and `kv_b_proj`.
 
 use half::f16;
 
 use super::super::Format;
 use crate::config::Dtype;
 
-/// `ln(-x)` of each, since files keep `-exp(A_log)`: f32 to f32. The first value that no `A_log` has made is the error,
-/// with its place.
+/// `ln(-x)` of each value, since files store `-exp(A_log)`: f32 to f32. The error is the first value that no `A_log` gives,
+/// with its index.
 pub(super) fn a_log(stored: &[f32]) -> Result<Vec<u8>, (usize, f32)> {
     let wrong = |x: f32| !x.is_finite() || x >= 0.0;
     match stored.iter().position(|x| wrong(*x)) {
         Some(i) => Err((i, stored[i])),
-        // In f64, so that what comes back is the number that was written wherever its exponential lost nothing.
+        // In f64, so that the original number is restored wherever its exponential lost no precision.
         None => {
             let logarithm = |x: &f32| (-f64::from(*x)).ln() as f32;
             Ok(Dtype::F32.narrow(&stored.iter().map(logarithm).collect::<Vec<_>>()))
@@ -45,8 +45,8 @@ impl Half<'_> {
 /// `kv_b_proj` from keys `[heads, latent, nope]` and values `[heads, value, latent]`: per head the keys' rows, transposed,
 /// and the values' rows below them.
 ///
-/// Halves in one plain dtype keep their bits. Blocks run along the other axis and have to be widened: the result is in
-/// f16, or in f32 where f16 would not hold the numbers.
+/// Halves in one plain dtype keep their bits. Blocks run along the other axis and are widened: the result is in f16, or in
+/// f32 if f16 does not hold the numbers.
 pub(super) fn kv_b(keys: &Half<'_>, values: &Half<'_>, shape: KvShape) -> (Format, Vec<u8>) {
     if let (Format::Dense(dtype), true) = (keys.format, keys.format == values.format) {
         let size = dtype.size();
@@ -80,7 +80,7 @@ pub(super) fn whole(stored: &Half<'_>) -> (Format, Vec<u8>) {
     narrowed(&stored.widened(), false)
 }
 
-/// In f16, or in f32 where that is asked for or f16 would not hold the numbers.
+/// In f16, or in f32 if that is requested or f16 does not hold the numbers.
 fn narrowed(values: &[f32], exact: bool) -> (Format, Vec<u8>) {
     let fits = |x: &f32| f16::from_f32(*x).is_finite() || !x.is_finite();
     let dtype = if !exact && values.iter().all(fits) {
@@ -96,7 +96,7 @@ fn bytes_of(bytes: &[u8], at: usize, size: usize) -> &[u8] {
 }
 
 impl KvShape {
-    /// Hands over the elements of `kv_b_proj` in order: keys one by one, values row by row.
+    /// Passes on the elements of `kv_b_proj` in order: keys one by one, values row by row.
     fn lay<'a, T: ?Sized + 'a>(
         self,
         key: impl Fn(usize) -> &'a T,
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn keys_are_transposed_and_values_are_not() {
-        // keys[h][latent][nope] and values[h][value][latent] that say where they are.
+        // keys[h][latent][nope] and values[h][value][latent] whose values encode their indices.
         let keys: Vec<f32> = (0..12).map(|i| i as f32).collect();
         let values: Vec<f32> = (100..106).map(|i| i as f32).collect();
         let (keys, values) = (Dtype::F32.narrow(&keys), Dtype::F32.narrow(&values));

@@ -1,4 +1,4 @@
-//! Which files make up a GGUF: one, the parts of a split one (`PREFIX-00001-of-00003.gguf`), or what a folder holds.
+//! Finds the files of a GGUF: a single file, the parts of a split one (`PREFIX-00001-of-00003.gguf`), or those in a folder.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -12,7 +12,7 @@ use crate::error::CheckpointError;
 const COUNT: &str = "split.count";
 const NUMBER: &str = "split.no";
 
-/// Whether the path leads to a GGUF.
+/// Whether the path is a GGUF.
 pub(super) fn is_gguf(path: &Path) -> bool {
     if path.is_dir() {
         return !index::has_weights(path) && !files_in(path).is_empty();
@@ -33,13 +33,13 @@ fn has_extension(path: &Path) -> bool {
 
 /// The opened files of a model.
 pub(super) struct Parts {
-    /// That of the first file.
+    /// The metadata of the first file.
     pub(super) metadata: Metadata,
     /// The files in order, and the tensors of each.
     pub(super) files: Vec<(Shard, Vec<TensorInfo>)>,
 }
 
-/// Opens what `path` names.
+/// Opens the GGUF at `path`.
 pub(super) fn open(path: &Path) -> Result<Parts, CheckpointError> {
     let file = if path.is_dir() {
         model_in(path)?
@@ -72,7 +72,7 @@ fn files_in(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The one model of a folder: its file, or the first part of it.
+/// The single model of a folder: its file, or its first part.
 fn model_in(dir: &Path) -> Result<PathBuf, CheckpointError> {
     let mut files = files_in(dir);
     let all = files.len();
@@ -104,7 +104,7 @@ fn name(file: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// What the name of a part says.
+/// The numbers in the name of a part.
 struct Part<'a> {
     prefix: &'a str,
     /// Counted from 1.
@@ -112,7 +112,7 @@ struct Part<'a> {
     count: u64,
 }
 
-/// Takes `PREFIX-00001-of-00003.gguf` apart.
+/// Parses `PREFIX-00001-of-00003.gguf`.
 fn part(name: &str) -> Option<Part<'_>> {
     let digits = |text: &str| {
         let five = text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());

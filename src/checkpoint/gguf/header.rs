@@ -1,4 +1,4 @@
-//! The header of one GGUF file: its metadata, and which tensors lie where. Nothing here knows the model.
+//! The header of one GGUF file: its metadata, and the names and positions of its tensors. It does not depend on the model.
 //!
 //! The layout is ggml's (`gguf.h`, `gguf.cpp`): magic, version, counts, pairs of key and value, tensor infos, padding,
 //! data. Versions 2 and 3 differ in byte order alone, and only little-endian files are read.
@@ -14,15 +14,15 @@ use super::reader::Reader;
 use crate::checkpoint::ggml::GgmlType;
 use crate::error::CheckpointError;
 
-/// What every GGUF begins with.
+/// The first bytes of every GGUF.
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
-/// The most tensors.
+/// Maximum number of tensors.
 const MOST_TENSORS: u64 = 1_000_000;
-/// The longest name of a tensor; ggml keeps 64 bytes with a zero at the end.
+/// Maximum length of a tensor's name; ggml stores 64 bytes with a zero at the end.
 const LONGEST_NAME: usize = 63;
-/// The most dimensions of a tensor.
+/// Maximum number of dimensions of a tensor.
 const MOST_DIMENSIONS: u32 = 4;
-/// Data begins at a multiple of this many bytes where `general.alignment` does not say another.
+/// Default alignment of the data in bytes, without `general.alignment`.
 const ALIGNMENT: u64 = 32;
 
 /// A tensor of a file.
@@ -34,7 +34,7 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Its type.
     pub ggml_type: &'static GgmlType,
-    /// Where its bytes lie, from the start of the file; for a type that is not read, an empty range at the first byte.
+    /// The range of its bytes in the file; for a type that is not supported, an empty range at the first byte.
     pub range: Range<usize>,
 }
 
@@ -105,7 +105,7 @@ struct Info {
     name: String,
     shape: Vec<usize>,
     ggml_type: &'static GgmlType,
-    /// Bytes; `None` for a type that is not read.
+    /// Size in bytes; `None` for a type that is not supported.
     bytes: Option<usize>,
     /// From the start of the data.
     offset: u64,
@@ -157,7 +157,7 @@ impl Info {
         Ok(info)
     }
 
-    /// Bytes of the tensor; `None` for a type that is not read.
+    /// Size of the tensor in bytes; `None` for a type that is not supported.
     fn size(&self, file: &Path) -> Result<Option<usize>, CheckpointError> {
         let Some(format) = self.ggml_type.format else {
             return Ok(None);
@@ -175,7 +175,7 @@ impl Info {
         Ok(Some(bytes))
     }
 
-    /// Holds the offset against the file of `length` bytes, whose data begins at `start`.
+    /// Checks the offset against the file of `length` bytes, whose data begins at `start`.
     fn placed(
         self,
         file: &Path,

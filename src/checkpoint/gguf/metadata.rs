@@ -1,4 +1,4 @@
-//! The metadata of a GGUF: typed values by key. Strings and lists stay in the mapped file until somebody asks for them.
+//! The metadata of a GGUF: typed values by key. Strings and lists stay in the mapped file until they are requested.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -10,9 +10,9 @@ use super::overrides::MetadataOverride;
 use super::reader::Reader;
 use crate::error::CheckpointError;
 
-/// The longest key.
+/// Maximum length of a key in bytes.
 const LONGEST_KEY: usize = 65_535;
-/// The most keys; published files have about 50.
+/// Maximum number of keys; published files have about 50.
 const MOST_KEYS: u64 = 100_000;
 
 /// The metadata of a file.
@@ -21,11 +21,11 @@ pub struct Metadata {
     file: PathBuf,
     bytes: Bytes,
     values: BTreeMap<String, Value>,
-    /// The keys whose values are not the file's.
+    /// The keys with an overridden value.
     overridden: BTreeSet<String>,
 }
 
-/// A value, or where it lies in the file.
+/// A value, or its position in the file.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     Whole(i128),
@@ -34,9 +34,9 @@ pub(super) enum Value {
     Flag(bool),
     /// Its bytes.
     Text(Range<usize>),
-    /// Text that is not the file's.
+    /// Overridden text.
     Given(String),
-    /// The elements, without type and count.
+    /// The elements, after type and count.
     List {
         of: ValueType,
         count: usize,
@@ -90,7 +90,7 @@ impl ValueType {
         })
     }
 
-    /// Bytes of a value; `None` where they are not the same for all.
+    /// Size of a value in bytes; `None` for types of variable size.
     const fn size(self) -> Option<usize> {
         match self {
             Self::U8 | Self::I8 | Self::Flag => Some(1),
@@ -115,7 +115,7 @@ impl ValueType {
 
 /// A value of fixed size from its bytes.
 fn scalar(of: ValueType, bytes: &[u8]) -> Option<Value> {
-    // Little-endian and filled with zeros, the bytes of each type are a prefix of the widest.
+    // Little-endian and padded with zeros, the bytes of each type are a prefix of the widest.
     let mut wide = [0; 8];
     wide.get_mut(..bytes.len())?.copy_from_slice(bytes);
     let bits = u64::from_le_bytes(wide);
@@ -159,7 +159,7 @@ impl Metadata {
         })
     }
 
-    /// Puts these values in place of the file's; of one key the last counts.
+    /// Overrides values of the file; for a repeated key the last value counts.
     pub(super) fn overrule(&mut self, overrides: &[MetadataOverride]) {
         for MetadataOverride { key, value } in overrides {
             self.values.insert(key.clone(), value.clone());
@@ -167,7 +167,7 @@ impl Metadata {
         }
     }
 
-    /// The most pairs that [`Metadata::read`] is asked for.
+    /// Maximum number of pairs for [`Metadata::read`].
     pub(super) const MOST: u64 = MOST_KEYS;
 
     /// The file.
@@ -180,7 +180,7 @@ impl Metadata {
         self.values.keys().map(String::as_str)
     }
 
-    /// The error for a key's value.
+    /// The error for an invalid value of a key.
     pub(crate) fn wrong(
         &self,
         key: &str,
@@ -199,12 +199,12 @@ impl Metadata {
         }
     }
 
-    /// Like [`Metadata::wrong`], with the value that is there.
+    /// Like [`Metadata::wrong`], with the present value.
     fn unlike(&self, key: &str, expected: &str) -> CheckpointError {
         self.wrong(key, expected, self.show(key))
     }
 
-    /// A value in a few words.
+    /// Describes a value in a few words.
     pub fn show(&self, key: &str) -> String {
         match self.values.get(key) {
             None => "none".to_owned(),
@@ -221,12 +221,12 @@ impl Metadata {
         }
     }
 
-    /// Whether the key is there.
+    /// Whether the key exists.
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
     }
 
-    /// A whole number of 0 or more.
+    /// An integer of 0 or more.
     ///
     /// # Errors
     /// A value of another type, or below 0.
@@ -252,7 +252,7 @@ impl Metadata {
         }
     }
 
-    /// true or false.
+    /// A boolean.
     ///
     /// # Errors
     /// A value of another type.
@@ -280,7 +280,7 @@ impl Metadata {
         }
     }
 
-    /// A list of whole numbers of 0 or more; a single number is a list of one.
+    /// A list of integers of 0 or more; a single integer is a list of one.
     ///
     /// # Errors
     /// A value of another type, or a number below 0.
@@ -303,7 +303,7 @@ impl Metadata {
     /// A list of strings.
     ///
     /// # Errors
-    /// A value of another type, or text that is not UTF-8, with its place.
+    /// A value of another type, or text that is not UTF-8, with its index.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, CheckpointError> {
         let (count, range) = match self.values.get(key) {
             None => return Ok(None),
@@ -316,7 +316,7 @@ impl Metadata {
         };
         let all = self.bytes.get(..range.end).unwrap_or_default();
         let mut at = range.start;
-        // Each string was walked over when the header was read, so that there are at least as many bytes as strings.
+        // The strings were checked when the header was read, so there are at least as many bytes as strings.
         let mut texts = Vec::with_capacity(count);
         for i in 0..count {
             let length = all.get(at..).and_then(|rest| rest.first_chunk::<8>());
@@ -383,7 +383,7 @@ fn list(reader: &mut Reader<'_>, key: &str) -> Result<Value, CheckpointError> {
             start..reader.at()
         }
     };
-    // No more elements than bytes of a mapped file.
+    // At most as many elements as bytes of a mapped file.
     let count = length as usize;
     Ok(Value::List { of, count, range })
 }

@@ -1,8 +1,8 @@
 //! GGUF, the container of llama.cpp: weights, configuration, tokenizer and chat template in one file, or in the parts of
 //! a split one.
 //!
-//! Opening maps the files and reads their headers; of the metadata only what is asked for is looked at. The headers'
-//! numbers are nobody's word: every one is checked against the file before it is used.
+//! Opening maps the files and reads their headers; metadata values are read when they are requested. No number of a header is
+//! trusted: each is checked against the file before it is used.
 
 mod config;
 mod expand;
@@ -29,24 +29,24 @@ use super::{Checkpoint, Shard};
 use crate::config::{ModelConfig, Part, Role};
 use crate::error::{CheckpointError, Error};
 
-/// The only architecture that is read (`general.architecture`).
+/// The supported architecture (`general.architecture`).
 const ARCHITECTURE: &str = "kimi-linear";
 
 /// An opened GGUF: one file, or all parts of a split one.
 #[derive(Clone, Debug)]
 pub struct Gguf {
-    /// What was asked for.
+    /// The path that was opened.
     path: PathBuf,
     /// The metadata of the first file.
     metadata: Metadata,
     files: Vec<Shard>,
-    /// Every tensor of every file, with its place in `files`.
+    /// Every tensor of every file, with its index in `files`.
     tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
 impl Gguf {
-    /// Whether `path` is a GGUF: a file whose name or first bytes say so, or a folder that holds one and no weights in
-    /// safetensors.
+    /// Whether `path` is a GGUF: a file whose name or first bytes say so, or a folder with one and without safetensors
+    /// weights.
     pub(super) fn is_at(path: &Path) -> bool {
         files::is_gguf(path)
     }
@@ -54,7 +54,7 @@ impl Gguf {
     /// Opens the file, all parts of the split file of which `path` is one, or the one model of a folder.
     ///
     /// # Errors
-    /// [`CheckpointError`] says which file and where: a header that cannot be understood, a part that is missing, a file
+    /// [`CheckpointError`] says which file and where: an invalid header, a missing part, a file
     /// of another kind or of another model.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let parts = files::open(path)?;
@@ -84,7 +84,7 @@ impl Gguf {
         })
     }
 
-    /// What was asked for: a file or a folder.
+    /// The path that was opened: a file or a folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -94,7 +94,7 @@ impl Gguf {
         &self.metadata
     }
 
-    /// Puts these values in place of the file's metadata.
+    /// Overrides values of the file's metadata.
     pub(super) fn overrule(&mut self, overrides: &[MetadataOverride]) {
         self.metadata.overrule(overrides);
     }
@@ -114,7 +114,7 @@ impl Gguf {
         let named = |pattern: &str| pattern.replace("{i}", &layer.to_string()) == name;
         let kda = self.tensors.contains_key(&format!("blk.{layer}.ssm_a"));
         let found = Role::all().find(|role| {
-            // Both kinds of attention call their query and output projections the same.
+            // Both kinds of attention use the same names for their query and output projections.
             let possible = match role.part() {
                 Part::Kda => kda,
                 Part::Mla => !kda,
@@ -126,10 +126,10 @@ impl Gguf {
         found.map(Role::part)
     }
 
-    /// The configuration that the metadata says, held against the shapes of the tensors.
+    /// The configuration from the metadata, checked against the shapes of the tensors.
     ///
     /// # Errors
-    /// A key that is missing, of another type or of another model; sizes that do not go together.
+    /// A key that is missing, of another type or of another model; sizes that contradict each other.
     pub fn config(&self) -> Result<ModelConfig, Error> {
         config::model_config(self)
     }
@@ -137,7 +137,8 @@ impl Gguf {
     /// The weights, each accounted for.
     ///
     /// # Errors
-    /// [`CheckpointError::Tensors`] lists what is missing, of another shape, of a type that is not read, or too many.
+    /// [`CheckpointError::Tensors`] lists tensors that are missing, have another shape or an unsupported type, or are
+    /// unexpected.
     pub fn checkpoint(&self, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
         let (shards, entries) = tensors::entries(self, config)?;
         Ok(Checkpoint::of(
@@ -155,7 +156,7 @@ impl Gguf {
     }
 }
 
-/// Refuses what is a GGUF but not the weights of this model, by what it is.
+/// Refuses a GGUF that does not hold the weights of this model, with what it is.
 fn refuse_other_models(metadata: &Metadata) -> Result<(), CheckpointError> {
     let refused = |found: String| CheckpointError::NotThisModel {
         file: metadata.file().to_owned(),

@@ -1,4 +1,4 @@
-//! Values in place of a file's metadata, written as for llama.cpp's `--override-kv`.
+//! Overrides of a file's metadata, written as for llama.cpp's `--override-kv`.
 
 use std::str::FromStr;
 
@@ -6,8 +6,8 @@ use super::ARCHITECTURE;
 use super::metadata::Value;
 use crate::error::CheckpointError;
 
-/// The keys of the architecture that are read, without its name before them, but for the kinds of layers, which are a list.
-/// A number stands for a list of the same number for every layer.
+/// The keys of the architecture that are read, without the name of the architecture before them, except for the kinds of
+/// layers, which are a list. A number stands for a list of the same number for every layer.
 const SIZES: [&str; 23] = [
     "block_count",
     "context_length",
@@ -34,7 +34,7 @@ const SIZES: [&str; 23] = [
     "vocab_size",
 ];
 
-/// The other keys that are read and hold one value.
+/// The other keys that are read and have a single value.
 const TOKENIZER: [&str; 7] = [
     "tokenizer.ggml.model",
     "tokenizer.ggml.pre",
@@ -45,8 +45,7 @@ const TOKENIZER: [&str; 7] = [
     "tokenizer.chat_template",
 ];
 
-/// A key of a GGUF's metadata and the value to read in place of the file's: `KEY=TYPE:VALUE`, of type `int`, `float`, `bool` or
-/// `str`.
+/// A key of a GGUF's metadata with an overriding value: `KEY=TYPE:VALUE`, of type `int`, `float`, `bool` or `str`.
 #[derive(Clone, Debug)]
 pub struct MetadataOverride {
     pub(super) key: String,
@@ -54,8 +53,8 @@ pub struct MetadataOverride {
 }
 
 impl MetadataOverride {
-    /// The keys that may be overridden: all that the configuration, the tokenizer and the template are read from and that
-    /// hold one value.
+    /// The keys that can be overridden: all with a single value that the configuration, the tokenizer and the template are
+    /// read from.
     pub fn keys() -> impl Iterator<Item = String> {
         let sizes = SIZES.iter().map(|key| format!("{ARCHITECTURE}.{key}"));
         sizes.chain(TOKENIZER.iter().map(|key| (*key).to_owned()))

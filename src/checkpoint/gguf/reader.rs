@@ -1,14 +1,14 @@
-//! Reading a GGUF header byte by byte, from numbers that nobody vouches for.
+//! Reads a GGUF header byte by byte, without trusting its numbers.
 
 use std::ops::Range;
 use std::path::Path;
 
 use crate::error::CheckpointError;
 
-/// The longest header that is read: metadata and tensor infos. The published vocabulary takes about 10 MB.
+/// Maximum length of the header: metadata and tensor infos. The published vocabulary takes about 10 MB.
 const LONGEST: usize = 256 << 20;
 
-/// A place in the header of a file; every step is checked against the end of the file.
+/// A read position in the header of a file; every read is checked against the end of the file.
 pub(super) struct Reader<'a> {
     pub(super) file: &'a Path,
     bytes: &'a [u8],
@@ -25,7 +25,7 @@ impl<'a> Reader<'a> {
         self.at
     }
 
-    /// The error for what was read last.
+    /// The error for the last read.
     pub(super) fn wrong(&self, expected: String, found: String) -> CheckpointError {
         CheckpointError::Header {
             file: self.file.to_owned(),
@@ -34,7 +34,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Where the next `count` items of `size` bytes lie.
+    /// The byte range of the next `count` items of `size` bytes.
     pub(super) fn range(
         &mut self,
         count: u64,
@@ -78,7 +78,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
-    /// A number of things, from 0 to `most`.
+    /// A count, from 0 to `most`.
     pub(super) fn count(&mut self, what: &str, most: u64) -> Result<u64, CheckpointError> {
         let at = self.at;
         let count = i64::from_le_bytes(self.array(what)?);
@@ -89,7 +89,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Where the bytes of the next string lie: a length of 8 bytes, and that many bytes.
+    /// The byte range of the next string: a length of 8 bytes, and that many bytes.
     pub(super) fn string(&mut self, what: &str) -> Result<Range<usize>, CheckpointError> {
         let length = self.u64(what)?;
         self.range(length, 1, what)

@@ -1,7 +1,7 @@
-//! From the tensors of a GGUF to those that the configuration describes, each accounted for.
+//! Matches the tensors of a GGUF with those that the configuration describes, so that each is accounted for.
 //!
-//! A tensor is a slice of the mapped file but where the file keeps another form of it: see `expand`. What is wrong is
-//! collected, so that one message tells all.
+//! A tensor is a slice of the mapped file unless the file stores it in another form: see `expand`. Problems are collected, so
+//! that one message lists all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,11 +15,11 @@ use crate::config::gguf::VALUES;
 use crate::config::{GgufLayout, ModelConfig, Part, Role, TensorSpec};
 use crate::error::CheckpointError;
 
-/// The types that are read, for messages.
+/// The supported types, for messages.
 const READ: &str =
     "F32, F16, BF16, Q8_0, Q4_0 to Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, and IQ2 and IQ3";
 
-/// The bytes that tensors are slices of, and the tensors in the order of the configuration's table.
+/// The bytes that tensors are slices of, and the tensors in the order of the configuration.
 pub(super) fn entries(
     gguf: &Gguf,
     config: &ModelConfig,
@@ -48,14 +48,14 @@ pub(super) fn entries(
 struct Check<'a> {
     gguf: &'a Gguf,
     config: &'a ModelConfig,
-    /// The files, and then what was brought into another form.
+    /// The files, then tensors converted from another form.
     shards: Vec<Shard>,
-    /// The file's tensors that are part of the model, or whose problem has been told.
+    /// The file's tensors that belong to the model, or whose problem has been reported.
     claimed: BTreeSet<String>,
     problems: Vec<String>,
 }
 
-/// A stored tensor that was found right.
+/// A stored tensor that was accepted.
 #[derive(Clone)]
 struct Found {
     file: usize,
@@ -64,7 +64,7 @@ struct Found {
 }
 
 impl Check<'_> {
-    /// Every type that is not read, with the tensors that have it: a line a type.
+    /// Every unsupported type, with the tensors that have it, one line per type.
     fn unread_types(&mut self) {
         let mut by_type: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for info in self.gguf.tensors() {
@@ -89,7 +89,7 @@ impl Check<'_> {
         }
     }
 
-    /// Claims the tensor of `spec`; `None`, and a problem unless it has been told, if it is not there or not right.
+    /// Claims the tensor of `spec`; `None` if it is missing or invalid, with a problem unless it was reported before.
     fn take(&mut self, spec: &TensorSpec) -> Option<Entry> {
         let layer = spec.layer.unwrap_or_default();
         let names = spec
@@ -136,7 +136,7 @@ impl Check<'_> {
         }
     }
 
-    /// The stored tensor of this name if it has this shape, whatever dimensions of 1 it has beside, and bytes that can be read.
+    /// The stored tensor of this name if it has this shape, apart from dimensions of 1, and a supported type.
     fn find(&mut self, spec: &TensorSpec, name: &str, shape: &[usize]) -> Option<Found> {
         let told = !self.claimed.insert(name.to_owned());
         let (file, info) = match self.gguf.tensors.get(name) {
@@ -149,7 +149,7 @@ impl Check<'_> {
                 return None;
             }
         };
-        // Without a format, `unread_types` has told it.
+        // A tensor without a format was reported by `unread_types`.
         let format = info.ggml_type.format?;
         let wide = |shape: &[usize]| {
             shape
@@ -177,7 +177,7 @@ impl Check<'_> {
         } else {
             return Some(Found { file, info, format });
         };
-        // A stack or a fused matrix is looked at by each of its parts, and told once.
+        // A stack or a fused matrix is checked for each of its parts, and reported once.
         if !told {
             self.problems.push(format!(
                 "{} ({name}): expected {expected}, found {found}",
@@ -211,13 +211,13 @@ impl Check<'_> {
         Some(self.entry(spec, found.format, found.file, found.info.range))
     }
 
-    /// One of three matrices of the same rows, one below the other.
+    /// One of three matrices with the same number of rows, concatenated by rows.
     fn fused(&mut self, spec: &TensorSpec, name: &str, part: usize) -> Option<Entry> {
         let (rows, columns) = (spec.shape.first()?, spec.shape.get(1)?);
         self.slice(spec, name, &[3 * rows, *columns], part)
     }
 
-    /// One of as many matrices as there are experts.
+    /// One matrix per expert.
     fn stacked(&mut self, spec: &TensorSpec, name: &str) -> Option<Entry> {
         let (rows, columns) = (spec.shape.first()?, spec.shape.get(1)?);
         let shape = [self.config.num_experts, *rows, *columns];
@@ -283,7 +283,7 @@ impl Check<'_> {
         Some(self.derived(spec, format, bytes, key.file))
     }
 
-    /// A tensor that no bytes of a file are: made from those of `file`.
+    /// A tensor that is computed from those of `file`.
     fn derived(&mut self, spec: &TensorSpec, format: Format, bytes: Vec<u8>, file: usize) -> Entry {
         let path = self.gguf.files.get(file).map(|file| file.path.clone());
         let range = 0..bytes.len();
@@ -293,7 +293,7 @@ impl Check<'_> {
         self.entry(spec, format, shard, range)
     }
 
-    /// What is left belongs to no layer.
+    /// Reports the remaining tensors, which belong to no layer.
     fn surplus(&mut self) {
         for (name, (file, info)) in &self.gguf.tensors {
             if self.claimed.contains(name) {
@@ -312,7 +312,7 @@ impl Check<'_> {
     }
 }
 
-/// Whether blocks of elements are expected: in matrices, not in vectors and convolutions.
+/// Whether block formats are accepted: for matrices, not for vectors and convolutions.
 fn may_be_blocks(spec: &TensorSpec) -> bool {
     let convolution = matches!(
         spec.role,

@@ -1,4 +1,4 @@
-//! One streamed request to a server, and when its tokens came.
+//! One streamed request to a server, and the times of its tokens.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::super::sentence;
 use super::load::Planned;
 
-/// How requests are put.
+/// The server and the form of requests.
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) client: Client,
@@ -18,7 +18,7 @@ pub(super) struct Target {
     pub(super) url: String,
     pub(super) key: Option<String>,
     pub(super) model: String,
-    /// Chats instead of plain completions.
+    /// Whether to call the chat API instead of plain completions.
     pub(super) chat: bool,
     pub(super) ignore_eos: bool,
 }
@@ -34,16 +34,16 @@ fn unanswered(url: &str, error: reqwest::Error) -> anyhow::Error {
     }
 }
 
-/// What came of one request.
+/// The result of one request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcome {
-    /// When it was sent, from the beginning on.
+    /// When it was sent, relative to the start of the run.
     pub(super) sent: Duration,
-    /// How long after it should have been.
+    /// How late it was sent.
     pub(super) late: Duration,
-    /// When each piece of the answer came, from when it was sent.
+    /// The time of each piece of the answer, relative to sending.
     pub(super) pieces: Vec<Duration>,
-    /// When all had come.
+    /// The time of the end of the answer, relative to sending.
     pub(super) end: Duration,
     pub(super) prompt_tokens: usize,
     pub(super) cached_tokens: usize,
@@ -88,7 +88,7 @@ impl Target {
             "stream_options": { "include_usage": true },
         });
         if self.chat {
-            // A letter and a space are a token or two in any vocabulary; how many is the server's to tell.
+            // A letter and a space are one or two tokens in any vocabulary; the server reports the number.
             let letter = |id: &u32| char::from(b'a' + (id % 26) as u8);
             let words: Vec<String> = planned
                 .prompt
@@ -105,7 +105,7 @@ impl Target {
         body
     }
 
-    /// Sends a request at its time, and reads the answer to its end.
+    /// Sends a request at its scheduled time, and reads the whole answer.
     pub(super) async fn run(&self, planned: &Planned, begin: Instant) -> Outcome {
         tokio::time::sleep_until((begin + planned.at).into()).await;
         let sent = begin.elapsed();
@@ -155,7 +155,7 @@ impl Target {
     }
 }
 
-/// The first cause of an error, below what each layer of a client says of it.
+/// The root cause of an error.
 fn root(error: &dyn std::error::Error) -> &dyn std::error::Error {
     let mut cause = error;
     while let Some(next) = cause.source() {
@@ -165,7 +165,7 @@ fn root(error: &dyn std::error::Error) -> &dyn std::error::Error {
 }
 
 impl Outcome {
-    /// Takes the data of one event; returns whether it is the last.
+    /// Handles the data of one event; returns whether it is the last.
     fn take(&mut self, data: &str, now: Duration) -> Result<bool> {
         if data == "[DONE]" {
             return Ok(true);

@@ -1,4 +1,4 @@
-//! `kimi-linear bench interleaved`: the recurrence, run when a line on stdin says so. A line of JSON on stdout answers each.
+//! `kimi-linear bench interleaved`: the recurrence, run by commands on stdin; each is answered by a line of JSON on stdout.
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -13,43 +13,40 @@ use serde_json::{Value, json};
 
 use super::super::options::{DeviceOptions, parse_tokens};
 
-/// How fast a state forgets.
+/// How fast a state decays.
 #[derive(Clone, Copy, ValueEnum)]
 enum GateKind {
-    /// As in a freshly initialised model: within tens of tokens.
+    /// As in a freshly initialised model: states decay within tens of tokens.
     Fresh,
-    /// Over many thousands of tokens.
+    /// States decay over many thousands of tokens.
     Slow,
 }
 
 /// Options of `bench interleaved`.
-///
-/// Lines of stdin: `run N` runs N times, `errors` compares the last run with the f64 recurrence, `errors FILE` does so with the
-/// answers in a safetensors file (`o` [T, H, V] and `state` [N, H, K, V], F32), `quit` ends.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     device: DeviceOptions,
-    /// Write the inputs there: q, k, v [T, H, K] BF16, not normalised; g [T, H, K] (log decay) and beta [T, H] F32; cu_seqlens; for
-    /// a decode initial [N, H, K, V] F32.
+    /// Write the inputs to this file: q, k, v [T, H, K] BF16, not normalised; g [T, H, K] (log decay) and beta [T, H] F32; cu_seqlens;
+    /// with --decode also initial [N, H, K, V] F32.
     #[arg(long, value_name = "OUT.safetensors")]
     inputs: PathBuf,
-    /// Heads.
+    /// Number of heads.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     heads: usize,
-    /// Width of a key and of a value.
+    /// Width of a key and of a value, in elements.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     width: usize,
-    /// Tokens of all prompts together.
+    /// Total number of prompt tokens.
     #[arg(long, value_name = "N", default_value = "8K", value_parser = parse_tokens)]
     tokens: usize,
-    /// Sequences, of equal length.
+    /// Number of sequences, of equal length.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sequences: usize,
-    /// One token of each sequence, from a state.
+    /// Run one token per sequence from an initial state, instead of prompts.
     #[arg(long, conflicts_with = "tokens")]
     decode: bool,
-    /// How fast states forget.
+    /// How fast states decay.
     #[arg(long, value_enum, default_value = "fresh")]
     gates: GateKind,
 }

@@ -16,25 +16,25 @@ use super::super::options::DeviceOptions;
 pub(super) struct Arguments {
     #[command(flatten)]
     device: DeviceOptions,
-    /// Another device, measured as well and shown beside it in the same table: a backend's name, or that and a device's number.
+    /// Measure this device too and show it in the same table, such as wgpu or cuda:1. Can be repeated.
     #[arg(long, value_name = "BACKEND[:N]", value_parser = DeviceOptions::parse)]
     beside: Vec<DeviceOptions>,
-    /// The shape whose sizes kernels run at: 48b, tiny, or a model's folder, config.json or GGUF.
+    /// Shape that gives the kernels' sizes: 48b, tiny, or the path of a model's folder, config.json or GGUF.
     #[arg(long, value_name = "SHAPE", default_value = "48b")]
     shape: String,
-    /// Only what has this in its name.
-    #[arg(long, value_name = "S")]
+    /// Run only kernels and operations whose name contains TEXT.
+    #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Short prompts, contexts and batches, for trying this out.
+    /// Use short prompts, contexts and batches (a quick trial).
     #[arg(long)]
     small: bool,
-    /// Leave out the short list of every other operation at the published sizes.
+    /// Skip the table of all other operations at the published sizes.
     #[arg(long)]
     no_operations: bool,
-    /// Run and check everything once and take no timings.
+    /// Run and check everything once without timing it.
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }

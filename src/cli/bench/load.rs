@@ -1,7 +1,7 @@
-//! Requests and when they come: by a Poisson process, or as a trace in Mooncake's form tells.
+//! The requests of a load test: a Poisson process, or a trace in Mooncake's format.
 //!
-//! Prompts are token ids without meaning. A trace's `hash_ids` name blocks of 512 tokens: equal ids become equal tokens, so
-//! that a server finds the prefixes that were shared when the trace was taken.
+//! Prompts are random token ids. A trace's `hash_ids` identify blocks of 512 tokens: equal ids become equal tokens, so
+//! that requests share the same prefixes as when the trace was recorded.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,21 +11,21 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
-/// Tokens of a block in a trace.
+/// Tokens per block of a trace.
 const TRACE_BLOCK: usize = 512;
 
-/// A request that is to be sent.
+/// A scheduled request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Planned {
-    /// When, from the beginning on.
+    /// When to send it, relative to the start of the run.
     pub(super) at: Duration,
-    /// Ids below the vocabulary that was asked for.
+    /// Token ids below --vocabulary.
     pub(super) prompt: Vec<u32>,
-    /// Tokens of the answer.
+    /// Maximum tokens of the answer.
     pub(super) output: usize,
 }
 
-/// `count` requests at `rate` a second on average, their gaps drawn from the exponential distribution.
+/// `count` requests at a mean of `rate` per second, with exponentially distributed gaps.
 pub(super) fn poisson(
     rate: f64,
     count: usize,
@@ -61,7 +61,7 @@ struct Line {
     hash_ids: Vec<u64>,
 }
 
-/// The first `most` requests of a trace, `speed` times as fast as it was taken.
+/// The first `most` requests of a trace, replayed `speed` times faster.
 pub(super) fn trace(
     file: &Path,
     most: Option<usize>,
@@ -111,7 +111,7 @@ pub(super) fn trace(
     Ok(planned.collect())
 }
 
-/// A prompt of the blocks that a line names; without names it is like no other.
+/// A prompt of the blocks that a line identifies; without ids it shares no block with another.
 fn prompt(line: &Line, number: u64, vocabulary: u32, seed: u64) -> Vec<u32> {
     let mut ids = Vec::with_capacity(line.input_length);
     for block in 0..line.input_length.div_ceil(TRACE_BLOCK) {

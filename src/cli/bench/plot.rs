@@ -1,4 +1,4 @@
-//! A run as a picture: how times are spread, and how the time to the first token went as the load came.
+//! A plot of a run: the distributions of latencies, and the time to first token over the run.
 
 use std::path::Path;
 
@@ -34,8 +34,8 @@ fn render(text: &mut String, outcomes: &[Outcome], slo: Slo) -> Result<()> {
     let drawn = (|| {
         root.fill(&WHITE)?;
         let panels = root.split_evenly((1, 3));
-        spread(&panels[0], "time to the first token", first, slo.ttft_ms)?;
-        spread(&panels[1], "time between pieces", between, slo.tpot_ms)?;
+        spread(&panels[0], "time to first token", first, slo.ttft_ms)?;
+        spread(&panels[1], "inter-token latency", between, slo.tpot_ms)?;
         course(&panels[2], &over)?;
         root.present()
     })();
@@ -46,7 +46,7 @@ type Drawn<'a> =
     std::result::Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// Which part of the values is at most so long.
+/// The cumulative distribution of the values.
 fn spread<'a>(area: &Area<'a>, title: &str, mut values: Vec<f64>, limit: Option<f64>) -> Drawn<'a> {
     values.sort_by(f64::total_cmp);
     let last = values
@@ -63,7 +63,7 @@ fn spread<'a>(area: &Area<'a>, title: &str, mut values: Vec<f64>, limit: Option<
     chart
         .configure_mesh()
         .x_desc("milliseconds")
-        .y_desc("% of them, at most")
+        .y_desc("% of values")
         .x_labels(6)
         .draw()?;
     let count = values.len() as f64;
@@ -81,18 +81,18 @@ fn spread<'a>(area: &Area<'a>, title: &str, mut values: Vec<f64>, limit: Option<
     Ok(())
 }
 
-/// Each request's time to its first token, by when it was sent.
+/// Each request's time to first token, by the time of sending.
 fn course<'a>(area: &Area<'a>, points: &[(f64, f64)]) -> Drawn<'a> {
     let most = |of: &dyn Fn(&(f64, f64)) -> f64| points.iter().map(of).fold(1e-3, f64::max) * 1.05;
     let mut chart = ChartBuilder::on(area)
-        .caption("first token, as the load came", ("sans-serif", 16))
+        .caption("time to first token over the run", ("sans-serif", 16))
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(60)
         .build_cartesian_2d(0.0..most(&|point| point.0), 0.0..most(&|point| point.1))?;
     chart
         .configure_mesh()
-        .x_desc("sent at, seconds")
+        .x_desc("time of sending, seconds")
         .y_desc("milliseconds")
         .x_labels(6)
         .draw()?;
@@ -127,7 +127,7 @@ mod tests {
             let mut text = String::new();
             render(&mut text, &outcomes, slo).unwrap();
             assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
-            assert!(text.contains("time to the first token") && text.contains("milliseconds"));
+            assert!(text.contains("time to first token") && text.contains("milliseconds"));
             let circles = text.matches("<circle").count();
             assert_eq!(
                 circles,

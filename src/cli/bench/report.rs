@@ -1,4 +1,4 @@
-//! What a server did under load, in numbers.
+//! The results of a load test.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::super::counted;
 use super::client::Outcome;
 
 /// Latency targets in milliseconds; `None` is no target.
@@ -15,7 +16,7 @@ pub(super) struct Slo {
     pub(super) tpot_ms: Option<f64>,
 }
 
-/// How times are spread, in milliseconds.
+/// The distribution of a latency, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Spread {
     mean: f64,
@@ -30,7 +31,7 @@ impl Spread {
     fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let last = *values.last()?;
-        // The least value that at least so many percent are not above.
+        // The smallest value that is not below `percent` of the values.
         let percentile = |percent: usize| {
             let rank = (values.len() * percent).div_ceil(100).max(1);
             values[rank - 1]
@@ -46,12 +47,12 @@ impl Spread {
     }
 }
 
-/// Requests that were good enough.
+/// Requests that met the latency targets.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Goodput {
     slo: Slo,
     requests: usize,
-    /// Of all that were sent.
+    /// Fraction of all requests.
     part: f64,
     requests_per_s: f64,
 }
@@ -62,7 +63,7 @@ pub(super) struct Report {
     requests: usize,
     completed: usize,
     failed: usize,
-    /// What was said where it failed, and how often.
+    /// Error messages, with their number.
     errors: BTreeMap<String, usize>,
     /// From the first request to the last answer's end.
     duration_s: f64,
@@ -72,16 +73,16 @@ pub(super) struct Report {
     requests_per_s: f64,
     output_tokens_per_s: f64,
     total_tokens_per_s: f64,
-    /// To the first piece of text.
+    /// Time to the first piece of text.
     ttft_ms: Option<Spread>,
-    /// From one piece of text to the next.
+    /// Time from one piece of text to the next.
     itl_ms: Option<Spread>,
-    /// The mean time of a request's tokens after the first.
+    /// Mean time per output token of a request, after the first.
     tpot_ms: Option<Spread>,
-    /// To the end.
+    /// Time to the end of the answer.
     e2e_ms: Option<Spread>,
     goodput: Option<Goodput>,
-    /// How late this program itself sent a request at most: load that did not come when it should have.
+    /// Maximum delay with which this program sent a request: the load was then lower than intended.
     latest_send_ms: f64,
 }
 
@@ -99,7 +100,7 @@ pub(super) fn gaps(outcome: &Outcome) -> impl Iterator<Item = f64> + '_ {
     outcome.pieces.windows(2).map(|pair| ms(pair[1] - pair[0]))
 }
 
-/// Tokens of an answer; a server that does not count them sends about one a piece.
+/// Number of tokens in an answer; a server that does not report it sends about one per piece.
 fn tokens(outcome: &Outcome) -> usize {
     if outcome.tokens > 0 {
         outcome.tokens
@@ -185,13 +186,13 @@ impl Report {
         self.completed
     }
 
-    /// A table for people.
+    /// The report as a table.
     pub(super) fn table(&self) -> String {
         let mut out = String::new();
         // Writing to a string does not fail.
         let _ = writeln!(
             out,
-            "{} of {} requests answered in {:.2} s: {:.2} requests/s, {:.1} tokens/s written, {:.1} tokens/s in all",
+            "{} of {} requests answered in {:.2} s: {:.2} requests/s, {:.1} output tokens/s, {:.1} total tokens/s",
             self.completed,
             self.requests,
             self.duration_s,
@@ -201,7 +202,7 @@ impl Report {
         );
         let _ = writeln!(
             out,
-            "{} tokens of prompts, {} of them cached; {} tokens written",
+            "{} prompt tokens, {} of them cached; {} output tokens",
             self.prompt_tokens, self.cached_tokens, self.output_tokens
         );
         let _ = writeln!(
@@ -210,10 +211,10 @@ impl Report {
             "milliseconds", "mean", "p50", "p90", "p95", "p99", "max"
         );
         for (name, spread) in [
-            ("to the first token", self.ttft_ms),
-            ("between pieces", self.itl_ms),
-            ("a token, per request", self.tpot_ms),
-            ("to the end", self.e2e_ms),
+            ("time to first token", self.ttft_ms),
+            ("inter-token latency", self.itl_ms),
+            ("time per output token", self.tpot_ms),
+            ("end-to-end latency", self.e2e_ms),
         ] {
             let Some(spread) = spread else { continue };
             let _ = write!(out, "{name:<22}");
@@ -239,12 +240,13 @@ impl Report {
             );
         }
         for (error, count) in &self.errors {
-            let _ = writeln!(out, "\nfailed, {count} times: {error}");
+            let requests = counted(*count, "request");
+            let _ = writeln!(out, "\n{requests} failed: {error}");
         }
         if self.latest_send_ms > 100.0 {
             let _ = writeln!(
                 out,
-                "\nthis machine was too busy to send in time: {:.0} ms late at worst",
+                "\nthis machine was too busy to send all requests in time: up to {:.0} ms late",
                 self.latest_send_ms
             );
         }
@@ -310,7 +312,7 @@ mod tests {
         assert_eq!((report.prompt_tokens, report.cached_tokens), (30, 12));
         assert_eq!(report.itl_ms.unwrap().max, 50.0);
         assert_eq!(report.errors["429: full"], 1);
-        assert!(report.table().contains("failed, 1 times: 429: full"));
+        assert!(report.table().contains("1 request failed: 429: full"));
         assert!(Report::new(&outcomes, Slo::default()).goodput.is_none());
     }
 }

@@ -9,80 +9,80 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 
+use super::super::options::parse_tokens;
 use super::super::progress::Progress;
 use super::client::Target;
 use super::load::{self, Planned};
 use super::plot;
 use super::report::{Report, Slo};
 
-/// Which of the server's ways to ask.
+/// The server's API that is called.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Api {
-    /// /v1/completions with token ids: prompts have exactly the lengths that are asked for.
+    /// /v1/completions with token ids: prompts have exactly the requested length.
     Completions,
-    /// /v1/chat/completions with as many one-letter words: lengths are about those.
+    /// /v1/chat/completions with one-letter words: prompt lengths are approximate.
     Chat,
 }
 
 /// Options of `bench serve`.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The server.
+    /// Base URL of the server.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     url: String,
-    /// The model to ask for; by default the server's first.
+    /// Model name to request. Default: the first model that the server lists.
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// The key to send; by default the one in OPENAI_API_KEY, if there is one.
+    /// API key. Default: OPENAI_API_KEY, if it is set.
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// How to ask.
+    /// API to call.
     #[arg(long, value_enum, default_value = "completions")]
     api: Api,
-    /// Requests a second on average, at random times (a Poisson process).
+    /// Mean number of requests per second; arrivals are a Poisson process.
     #[arg(
         long,
-        value_name = "R",
+        value_name = "RATE",
         default_value_t = 1.0,
         conflicts_with = "trace"
     )]
     rate: f64,
-    /// Requests as a trace has them: JSON lines in Mooncake's form, `timestamp` in ms, `input_length`, `output_length`,
-    /// and `hash_ids`, which name blocks of 512 tokens.
+    /// Replay a trace in Mooncake's format: JSON Lines with `timestamp` (ms), `input_length`, `output_length` and `hash_ids`, one for
+    /// each block of 512 prompt tokens.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["input_length", "output_length"])]
     trace: Option<PathBuf>,
-    /// Runs a trace so many times as fast.
-    #[arg(long, value_name = "X", default_value_t = 1.0, requires = "trace")]
+    /// Replay the trace this many times faster.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, requires = "trace")]
     speed: f64,
-    /// Requests in all; by default 100, or the whole trace.
+    /// Number of requests. Default: 100, or all of the trace.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     num_requests: Option<usize>,
-    /// Tokens of each prompt.
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    /// Prompt length in tokens.
+    #[arg(long, value_name = "N", default_value = "256", value_parser = parse_tokens)]
     input_length: usize,
-    /// Tokens of each answer.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    /// Maximum answer length in tokens.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = parse_tokens)]
     output_length: usize,
-    /// Have answers go on past the tokens that end them, so that they are as long as asked for (vLLM's field
-    /// `ignore_eos`; servers without it refuse).
+    /// Send vLLM's `ignore_eos`, so that every answer has --output-length tokens; servers without this field may refuse it.
     #[arg(long)]
     ignore_eos: bool,
-    /// Prompts are of token ids below N; the first 256 are in every byte-level vocabulary.
+    /// Draw prompt token ids from 0 to N - 1; ids below 256 exist in every byte-level vocabulary.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     vocabulary: u32,
-    /// Seeds arrivals and prompts.
+    /// Random seed of arrival times and prompts.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Goodput: an answer is good if its first token came within so many milliseconds.
+    /// Goodput target: maximum time to first token in milliseconds.
     #[arg(long, value_name = "MS")]
     slo_ttft_ms: Option<f64>,
-    /// Goodput: and if its other tokens took so many milliseconds each on average.
+    /// Goodput target: maximum mean time per output token, after the first, in milliseconds.
     #[arg(long, value_name = "MS")]
     slo_tpot_ms: Option<f64>,
-    /// Write a plot there.
+    /// Write a plot of the latencies to this file.
     #[arg(long, value_name = "OUT.svg")]
     plot: Option<PathBuf>,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }

@@ -1,4 +1,4 @@
-//! `kimi-linear bench --shape`: a model's shape with random weights that the device makes.
+//! `kimi-linear bench --shape`: a model's shape with random weights generated on the device.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,53 +19,53 @@ use super::super::progress::Progress;
 /// Options of `bench --shape`.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Measure a model of this shape: 48b (the published model), tiny (for trying this out), or a model's folder, config.json or GGUF.
-    /// Its weights and caches are random numbers that the device makes, so no weights are read.
+    /// Shape to measure: 48b (the published model), tiny (a quick trial), or the path of a model's folder, config.json or GGUF. Weights
+    /// and caches are random numbers generated on the device; no weights are read. Required, except with --profile.
     #[arg(long, value_name = "SHAPE")]
     shape: Option<String>,
-    /// Write a profile for `plan`: seconds of prompts of 1K, 8K, 32K and 128K tokens (or of --prefill's), bytes of their caches, and a decode
-    /// step, of this device as one instance. Its shape is 48b unless --shape says otherwise.
+    /// Write a profile of this device for `plan`: prefill seconds and cache bytes of prompts of 1K, 8K, 32K and 128K tokens (or those of
+    /// --prefill), and the seconds of a decode step. The default shape is 48b.
     #[arg(long, value_name = "OUT.json", conflicts_with_all = ["compare", "context", "batch", "dry_run"])]
     profile: Option<PathBuf>,
-    /// Sequences that such an instance decodes at a time.
+    /// With --profile: number of sequences in the decode step.
     #[arg(long, value_name = "N", default_value_t = 20, requires = "profile", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     slots: usize,
     #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
-    /// Only so many of its layers, the first ones.
+    /// Measure only the first N layers.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     layers: Option<usize>,
-    /// The same shape with latent attention in every layer.
+    /// Replace every KDA layer by an MLA layer.
     #[arg(long, conflicts_with = "compare")]
     mla_only: bool,
-    /// Both, one held against the other, beside what their bytes allow.
+    /// Measure both the hybrid shape and its all-MLA version, and print the ratio beside the one that their bytes predict.
     #[arg(long)]
     compare: bool,
-    /// Decode over contexts of so many tokens, such as 4K,128K,512K,1M; they are there from the start, nothing is prefilled. By
-    /// default 4K, to compare 4K,128K,512K,1M, and none where there are prompts.
+    /// Context lengths to decode at, such as 4K,128K,512K,1M; caches are filled with random numbers, not prefilled. Default: 4K; with
+    /// --compare 4K,128K,512K,1M; with --prefill none.
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = parse_tokens)]
     context: Vec<usize>,
-    /// Decode so many sequences at a time.
+    /// Batch sizes to decode with, in sequences.
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     batch: Vec<usize>,
-    /// Prefill prompts of so many tokens.
+    /// Prompt lengths to prefill, in tokens.
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = parse_tokens)]
     prefill: Vec<usize>,
-    /// The most tokens of a prompt in one step.
+    /// Maximum prompt tokens per step.
     #[arg(long, value_name = "N", default_value = "8K", value_parser = parse_tokens)]
     prefill_chunk: usize,
-    /// Measure one layer of each kind and multiply by their number. Done anyway where all layers do not fit the device.
+    /// Measure one layer of each kind and multiply by the number of layers. This is automatic if the layers do not fit on the device.
     #[arg(long)]
     by_layer: bool,
-    /// Seeds weights and caches.
+    /// Random seed of weights and caches.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u32,
-    /// Run everything once and take no timings.
+    /// Run everything once without timing it.
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -82,7 +82,7 @@ impl Arguments {
     }
 }
 
-/// Shows on the way what is being measured.
+/// Shows the progress of the measurements.
 #[derive(Default)]
 struct Reporter {
     bar: Option<Progress>,
@@ -105,8 +105,8 @@ impl Reporter {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(
         arguments.shape.is_some() || arguments.profile.is_some(),
-        "what is to be measured? `bench --shape tiny` is a first look, `bench --shape 48b` the published shape, `bench model` a \
-         checkpoint, `bench kernels` single kernels, `bench serve` a running server"
+        "nothing to measure: use `bench --shape tiny` for a quick trial, `bench --shape 48b` for the published shape, `bench model` for a \
+         checkpoint, `bench kernels` for single kernels, or `bench serve` for a running server"
     );
     let shape = arguments.shape.as_deref().unwrap_or("48b");
     let mut config = super::super::options::config_of(shape)?;

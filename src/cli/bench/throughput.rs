@@ -18,7 +18,7 @@ use super::super::progress::Progress;
 enum Output {
     /// A table in Markdown.
     Md,
-    /// A list of objects.
+    /// A JSON array with one object per test.
     Json,
 }
 
@@ -31,23 +31,29 @@ pub(super) struct Arguments {
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
-    /// Time prompts of so many tokens; 0 for none.
+    /// Prompt lengths to time, in tokens; 0 for none.
     #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', default_value = "512", value_parser = parse_token_limit)]
     prompt: Vec<usize>,
-    /// Time so many tokens generated one after another; 0 for none.
+    /// Numbers of generated tokens to time; 0 for none.
     #[arg(short = 'n', long, value_name = "N,..", value_delimiter = ',', default_value = "128", value_parser = parse_token_limit)]
     generate: Vec<usize>,
-    /// Do so behind so many tokens, whose reading is not timed.
+    /// Context lengths at which each test begins, in tokens; filling the context is not timed.
     #[arg(short = 'd', long, value_name = "N,..", value_delimiter = ',', default_value = "0", value_parser = parse_token_limit)]
     depth: Vec<usize>,
-    /// Repeat each test so often, after one run that is not counted.
+    /// Number of timed runs per test, after one warm-up run.
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     repetitions: usize,
-    /// The most tokens of a prompt in one step.
+    /// Maximum prompt tokens per step.
     #[arg(long, value_name = "N", default_value = "512", value_parser = parse_tokens)]
     prefill_chunk: usize,
-    /// Print this.
-    #[arg(short = 'o', long, value_enum, default_value = "md")]
+    /// Output format.
+    #[arg(
+        short = 'o',
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "md"
+    )]
     output: Output,
 }
 

@@ -1,4 +1,4 @@
-//! What a line of input asks for, and the completion of commands.
+//! Parsing of input lines into commands and text, and the completion of commands.
 
 use rustyline::completion::Completer;
 use rustyline::highlight::Highlighter;
@@ -9,24 +9,24 @@ use rustyline::{Context, Helper, Result};
 /// The commands, as `/help` lists them.
 pub(super) const HELP: &str = "\
 /help              show this
-/regen             answer the last question again, with other random numbers
-/undo              take back the last question and its answer
-/reset             start over, keep the system prompt
-/system [TEXT]     start over with this system prompt, or with none
-/set [NAME VALUE]  change a sampling parameter; alone: show them
+/regen             answer the last question again with another seed
+/undo              remove the last question and its answer
+/reset             start over with the same system prompt
+/system [TEXT]     start over with this system prompt; without TEXT: with none
+/set [NAME VALUE]  change a sampling parameter; without NAME: show them all
 /model             show the model and the device
-/save [NAME|FILE]  save the conversation with the model's memory of it
-/load [NAME|FILE]  continue a saved conversation; alone: list them
-/quit              leave; so do exit, quit and Ctrl-D
+/save [NAME|FILE]  save the conversation and the model's state
+/load [NAME|FILE]  continue a saved conversation; without NAME: list them
+/quit              quit; so do exit, quit and Ctrl-D
 Ctrl-C stops an answer; the part already written is kept.
-What is typed while an answer comes is asked next.";
+Lines typed during an answer are sent when it ends.";
 
 const COMMANDS: [&str; 11] = [
     "/exit", "/help", "/load", "/model", "/quit", "/regen", "/reset", "/save", "/set", "/system",
     "/undo",
 ];
 
-/// What a line asks for.
+/// A parsed line of input.
 #[derive(Debug, PartialEq)]
 pub(super) enum Line {
     Say(String),
@@ -44,7 +44,7 @@ pub(super) enum Line {
 }
 
 impl Line {
-    /// A line without the white space around it.
+    /// Parses a line that has been trimmed.
     pub(super) fn parse(line: &str) -> Self {
         let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let rest = rest.trim().to_owned();

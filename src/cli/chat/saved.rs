@@ -16,7 +16,7 @@ fn chats() -> Result<PathBuf> {
     Ok(folder()?.join("chats"))
 }
 
-/// The file that NAME or FILE stands for: what has a folder or an ending in it is a file, `~` is the home folder.
+/// The path of NAME or FILE: text with a folder or an extension is a path, `~/` is the home folder, anything else a name.
 pub(super) fn file(text: &str) -> Result<PathBuf> {
     if let Some(rest) = text.strip_prefix("~/") {
         let home = dirs::home_dir().context("this system names no home folder")?;
@@ -29,7 +29,7 @@ pub(super) fn file(text: &str) -> Result<PathBuf> {
     Ok(chats()?.join(text).with_extension(ENDING))
 }
 
-/// Makes the folder of conversations that have a name, where `file` is one of these.
+/// Creates the folder of named conversations if `file` is in it.
 pub(super) fn make_folder(file: &Path) -> Result<()> {
     let folder = chats()?;
     if file.starts_with(&folder) {

@@ -1,7 +1,7 @@
-//! An answer on the terminal as it streams: Markdown kept as it was written, with its headings, emphasis and code set off,
-//! and the rate beside the text that is being written.
+//! Shows a streamed answer on the terminal: the Markdown text unchanged, with headings, emphasis and code highlighted, and
+//! tokens per second after the text.
 //!
-//! Where stdout is no terminal the text passes unchanged; with NO_COLOR, or on a terminal that has no escapes, there are none.
+//! If stdout is not a terminal the text passes unchanged; with NO_COLOR, or on a terminal without escapes, none are written.
 
 use std::io::{Result, Write};
 use std::time::Instant;
@@ -13,7 +13,7 @@ const BOLD: &str = "\x1b[1m";
 const DIM: &str = "\x1b[2m";
 const CODE: &str = "\x1b[36m";
 
-/// What of Markdown is open at some place of a text.
+/// The Markdown styles that are open at a position of the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Style {
     heading: bool,
@@ -116,13 +116,13 @@ impl Screen {
         self.text(text)
     }
 
-    /// Shows further text, and the rate after it where there is room.
+    /// Shows further text, and the rate after it if the line is wide enough.
     pub(super) fn text(&mut self, text: &str) -> Result<()> {
         if !self.terminal {
             self.term.write_all(text.as_bytes())?;
             return self.term.flush();
         }
-        // What the model says must not steer the terminal.
+        // The model's text must not contain escape sequences that control the terminal.
         let harmless = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
         let text: String = text.chars().filter(harmless).collect();
         if !self.styled {

@@ -9,7 +9,7 @@ use kimi_linear::llm::Generation;
 
 use super::super::options::parse_token_limit;
 
-/// Changes one parameter: `temperature 0.7`. Nothing changes where the value is refused.
+/// Changes one parameter: `temperature 0.7`. A refused value changes no parameter.
 pub(super) fn set(generation: &mut Generation, vocabulary: usize, text: &str) -> Result<()> {
     let (name, value) = text
         .split_once(|c: char| c.is_whitespace() || c == '=')

@@ -15,9 +15,9 @@ use super::super::options::CacheOptions;
 /// Which step.
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum Phase {
-    /// One new token of each sequence; `--tokens N` makes it N sequences, 1 by default.
+    /// One new token per sequence; --tokens sets the number of sequences (default 1).
     Decode,
-    /// Several tokens of one prompt; `--tokens N` says how many, by default as many as the engine computes in one step.
+    /// Several tokens of one prompt; --tokens sets how many (default 512, the engine's prefill step).
     Prefill,
 }
 

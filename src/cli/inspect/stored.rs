@@ -1,4 +1,4 @@
-//! What `kimi-linear inspect` says of the weights that are there: formats by part, sizes as stored, where they come from.
+//! The stored weights in `kimi-linear inspect`: formats by part, sizes, and where the model comes from.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -15,22 +15,22 @@ use super::bytes;
 /// The weights of a model, from headers alone.
 #[derive(Serialize)]
 pub(super) struct Stored {
-    /// Bytes of all weights that this program reads.
+    /// Size in bytes of all supported weights.
     pub(super) bytes: u64,
     bits_per_weight: f64,
     /// Bytes of weights that one token reads at batch 1.
     active_bytes: u64,
     formats: Vec<FormatUse>,
-    /// Formats that this program does not read: a model that has any does not run.
+    /// Unsupported formats: a model with any of them does not run.
     unread: Vec<String>,
-    /// `general.*` of a GGUF, but for what describes the file.
+    /// `general.*` of a GGUF.
     general: Map<String, Value>,
     /// `quantize.imatrix.*` of a GGUF: the importance matrix that it was quantised with.
     imatrix: Map<String, Value>,
 }
 
 impl Stored {
-    /// `None` where there are no weights.
+    /// `None` without weights.
     pub(super) fn of(files: &ModelFiles, config: &ModelConfig) -> Result<Option<Self>> {
         let Some(formats) = files.contents(config)? else {
             return Ok(None);
@@ -53,7 +53,7 @@ impl Stored {
         }))
     }
 
-    /// Bytes of the tensors of each part; those that are of no part are left out.
+    /// Size in bytes of each part; tensors of no part are left out.
     pub(super) fn bytes_by_part(&self) -> BTreeMap<Part, u64> {
         let mut parts = BTreeMap::new();
         for format in &self.formats {
@@ -67,7 +67,7 @@ impl Stored {
     pub(super) fn print(&self, out: &mut impl Write) -> Result<()> {
         writeln!(
             out,
-            "weights     {} as stored ({}), {:.2} bits a weight; one token reads {} at batch 1",
+            "weights     {} as stored ({}), {:.2} bits per weight; one token reads {} at batch 1",
             bytes(self.bytes),
             DecimalBytes(self.bytes),
             self.bits_per_weight,
@@ -75,10 +75,14 @@ impl Stored {
         )?;
         for format in &self.formats {
             let part = format.part.map_or("unknown", Part::name);
-            let note = if format.is_read { "" } else { "  (not read)" };
+            let note = if format.is_read {
+                ""
+            } else {
+                "  (not supported)"
+            };
             writeln!(
                 out,
-                "  {part:<16} {:<8} {:>6} {:>12}  {:>12} a token{note}",
+                "  {part:<16} {:<8} {:>6} {:>12}  {:>12} per token{note}",
                 format.format,
                 format.tensors,
                 bytes(format.bytes),
@@ -87,7 +91,7 @@ impl Stored {
         }
         if !self.unread.is_empty() {
             let unread = self.unread.join(", ");
-            writeln!(out, "  does not run: this program does not read {unread}")?;
+            writeln!(out, "  cannot run: unsupported formats {unread}")?;
         }
         for (title, keys) in [("general", &self.general), ("imatrix", &self.imatrix)] {
             for (key, value) in keys {
@@ -99,7 +103,7 @@ impl Stored {
     }
 }
 
-/// The keys of a GGUF's metadata with this prefix, which is left off.
+/// The metadata keys of a GGUF with this prefix, without the prefix.
 fn keys(files: &ModelFiles, prefix: &str) -> Map<String, Value> {
     let ModelFiles::Gguf(gguf) = files else {
         return Map::new();

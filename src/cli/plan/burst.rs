@@ -1,4 +1,4 @@
-//! `kimi-linear plan replay --burst`: duplicated parameters make room for caches.
+//! `kimi-linear plan replay --burst`: replicas that drop duplicated parameters to free memory for caches.
 
 use std::io::Write;
 use std::path::Path;
@@ -21,92 +21,93 @@ use super::parse;
 #[derive(Args)]
 #[command(next_help_heading = "Bursts")]
 pub(super) struct BurstOptions {
-    /// Replay on replicas of one model whose duplicated parameters are dropped in bursts (KunServe, arXiv 2412.18169), beside what others
-    /// do when memory does not suffice. The options of clusters, link and scheduler say nothing here; prefixes are not cached.
+    /// Simulate replicas of one model that drop duplicated parameters during load bursts (KunServe, arXiv 2412.18169), beside other
+    /// policies for full memory. Options of clusters, link and scheduler have no effect, and prefixes are not cached.
     #[arg(long)]
     burst: bool,
-    /// An instance: qwen2.5-14b-a800, qwen2.5-72b-h800 (the paper's), kimi-linear-48b-h200, or a file with the same fields.
-    #[arg(long, value_name = "I", default_value = "qwen2.5-14b-a800")]
+    /// Instance type: qwen2.5-14b-a800 or qwen2.5-72b-h800 (the paper's), kimi-linear-48b-h200, or a JSON file with the same fields.
+    #[arg(long, value_name = "INSTANCE", default_value = "qwen2.5-14b-a800")]
     instance: String,
-    /// How many there are; the paper has eight of the 14B model, four of the 72B one.
+    /// Number of instances; the paper has eight of the 14B model and four of the 72B model.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = RangedU64ValueParser::<u32>::new().range(1..=256))]
     instances: u32,
-    /// What is dropped: layers, so that a group is a pipeline, or experts, so that its members exchange tokens; by default what the
-    /// instance has first.
-    #[arg(long, value_enum, value_name = "WHAT")]
+    /// Which parameters the instances of a group drop. Default: the first kind that the instance type lists.
+    #[arg(long, value_enum, value_name = "KIND")]
     drop: Option<FormName>,
-    /// What is done when memory does not suffice; several, side by side.
+    /// Policies for full memory to compare, separated by commas.
     #[arg(long, value_enum, value_name = "POLICY", value_delimiter = ',', default_values_t = PolicyName::value_variants().to_vec())]
     policies: Vec<PolicyName>,
-    /// Scale arrivals until requests need this part of the memory for caches in the mean, if memory had no limit; the paper has under 0.6.
-    #[arg(long, value_name = "PART", conflicts_with = "rate", value_parser = parse::part)]
+    /// Scale the arrival rate so that the mean cache demand, if memory had no limit, is this fraction of the cache memory; the paper has
+    /// under 0.6.
+    #[arg(long, value_name = "FRACTION", conflicts_with = "rate", value_parser = parse::part)]
     demand: Option<f64>,
-    /// Draw the prompts' lengths instead of the trace's: lognormal:MU,SIGMA,LOW,HIGH. Arrivals stay.
-    #[arg(long, value_name = "D", value_parser = parse::lognormal)]
+    /// Draw prompt lengths from lognormal:MU,SIGMA,LOW,HIGH instead of the trace, with the trace's arrival times.
+    #[arg(long, value_name = "LENGTHS", value_parser = parse::lognormal)]
     prompts: Option<LogNormal>,
-    /// The same for the answers'.
-    #[arg(long, value_name = "D", value_parser = parse::lognormal)]
+    /// Draw answer lengths from lognormal:MU,SIGMA,LOW,HIGH instead of the trace.
+    #[arg(long, value_name = "LENGTHS", value_parser = parse::lognormal)]
     answers: Option<LogNormal>,
-    /// Prompt tokens of a step: 1,024 of a 14B model take an A800 about the 221 ms that the paper has for a prefill's step.
+    /// Maximum prompt tokens per step. 1,024 of the 14B model take an A800 about 221 ms, the paper's figure for a prefill step.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     step_tokens: u32,
-    /// Time between looks at the demand, as in the paper.
+    /// Time between checks of the cache demand; the default is the paper's.
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = parse::time)]
     poll: Duration,
-    /// Looks in a row that must see too much demand: a single one may fall between a request's end and the next one's admission.
+    /// Number of consecutive checks that must find too much demand; a single one may fall between the end of a request and the admission of
+    /// the next.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     agree: u32,
-    /// Count all queued requests as demand, as the paper does. By default they count where the first of them does not fit: memory does not
-    /// help those that wait for computation.
+    /// Count all queued requests as demand, as the paper does. By default they count only if the first of them does not fit in memory,
+    /// since more memory does not help requests that wait for computation.
     #[arg(long)]
     count_all: bool,
-    /// Time that it takes to drop; the paper's with CUDA's virtual memory.
+    /// Time that dropping takes; the default is the paper's, with CUDA's virtual memory.
     #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = parse::time)]
     drop_time: Duration,
-    /// The most instances of a group: each more frees less beside what is there, and adds a stage to each token's way.
+    /// Maximum number of instances in a group. Each further one frees less memory and adds a pipeline stage to every token.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     group: u32,
-    /// Restore where caches take less than this part of the memory for them before the drop, as in the paper.
-    #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = parse::part)]
+    /// Restore parameters when caches use less than this fraction of the cache memory before the drop; the default is the paper's.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.5, value_parser = parse::part)]
     restore_below: f64,
-    /// Do not restore.
+    /// Never restore dropped parameters.
     #[arg(long)]
     no_restore: bool,
-    /// Fill micro-batches by tokens, without looking ahead at their cost.
+    /// Split micro-batches by token count instead of by predicted cost.
     #[arg(long)]
     equal_tokens: bool,
-    /// Send caches that change hands in one go, before the activations.
+    /// Send caches that move between instances all at once before the activations, instead of in chunks behind them.
     #[arg(long)]
     uncoordinated: bool,
-    /// GiB of host memory for swapped caches, of an instance: more than a GPU has, so that the way there decides.
+    /// GiB of host memory per instance for swapped caches. The default is more than a GPU has, so that the transfer is the limit.
     #[arg(long, value_name = "GIB", default_value_t = 128)]
     host_memory: u64,
-    /// Let an instance (from 0) fail at a time and not come back, such as 10m=3; may be given several times.
+    /// Let instance N, counted from 0, fail for good at TIME, such as 10m=3. Can be repeated.
     #[arg(long, value_name = "TIME=N", value_parser = parse::failure)]
     fail: Vec<Failure>,
 }
 
-/// What is dropped.
+/// Which parameters are dropped.
 #[derive(Clone, Copy, ValueEnum)]
 enum FormName {
-    /// Layers.
+    /// Layers: the instances of a group form a pipeline.
     Layers,
-    /// Experts.
+    /// Experts: the instances of a group exchange tokens.
     Experts,
 }
 
-/// What is done.
+/// A policy for full memory.
 #[derive(Clone, Copy, ValueEnum)]
 enum PolicyName {
-    /// The last request gives up its cache and is prefilled again (vLLM).
+    /// Preempt the last request and prefill it again later (vLLM).
     Recompute,
-    /// Its cache goes to host memory and comes back.
+    /// Preempt the last request and move its cache to host memory.
     Swap,
-    /// Caches move to the instance with most room (after Llumnix).
+    /// Move caches to the instance with the most free memory (after Llumnix).
     Migrate,
-    /// Pipelines of two all the time.
+    /// Run pipelines of two instances all the time.
     Pipeline,
-    /// Duplicated parameters are dropped and restored (KunServe).
+    /// Drop duplicated parameters and restore them later (KunServe).
     Drop,
 }
 
@@ -122,7 +123,7 @@ impl From<PolicyName> for Policy {
     }
 }
 
-/// How a replay is put out.
+/// Where a replay's results go.
 pub(super) struct Output<'a> {
     /// The trace's name.
     pub(super) name: &'a str,
@@ -131,7 +132,7 @@ pub(super) struct Output<'a> {
 }
 
 impl BurstOptions {
-    /// Whether this replay is asked for.
+    /// Whether --burst was given.
     pub(super) fn asked(&self) -> bool {
         self.burst
     }

@@ -11,39 +11,43 @@ use kimi_linear_plan::replay::LinkOptions;
 
 use super::parse;
 
-/// What there is.
+/// The clusters and their link.
 #[derive(Args)]
 pub(super) struct Clusters {
-    /// Profile of an instance of the PrfaaS cluster: a file of `bench --profile`, or 1t-h200, 1t-h20 (the model of the paper's case study)
-    /// or 48b-h200 (Kimi Linear 48B).
-    #[arg(long, value_name = "P", default_value = "1t-h200")]
+    /// Profile of one instance of the PrfaaS (remote prefill) cluster: a file written by `bench --profile`, or a built-in one: 1t-h200 and
+    /// 1t-h20 (the 1T model of the paper's case study), 48b-h200 (Kimi Linear 48B). None of the built-in ones was measured here; their field
+    /// `source` says where the numbers come from.
+    #[arg(long, value_name = "PROFILE", default_value = "1t-h200")]
     profile: String,
-    /// Profile of an instance of the local cluster; by default the same.
-    #[arg(long, value_name = "P")]
+    /// Profile of one instance of the local cluster. Default: that of --profile.
+    #[arg(long, value_name = "PROFILE")]
     local_profile: Option<String>,
-    /// Instances of the PrfaaS cluster; 0 for none.
+    /// Number of instances in the PrfaaS cluster; 0 for no such cluster.
     #[arg(long, value_name = "N", default_value_t = 4)]
     prfaas_nodes: u32,
-    /// Instances of the local cluster, for prefill and decode together.
+    /// Number of instances in the local cluster, for prefill and decode together.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     nodes: u32,
-    /// Local instances that the same money would buy without a PrfaaS cluster; by default as many as there are in both.
+    /// Number of local instances in the baseline without a PrfaaS cluster, such as what the same money buys. Default: --nodes plus
+    /// --prfaas-nodes.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(2..))]
     homogeneous_nodes: Option<u32>,
-    /// Rate of the link between the clusters, in bits a second, each way.
+    /// Bandwidth of the link between the clusters in bit/s in each direction, such as 100G.
     #[arg(long, value_name = "RATE", default_value = "100G", value_parser = parse::bits)]
     link: f64,
-    /// Its latency, one way.
+    /// One-way latency of the link, such as 1ms.
     #[arg(long, value_name = "TIME", default_value = "1ms", value_parser = parse::time)]
     latency: Duration,
-    /// The part of TCP segments that it loses. They are sent again, and each connection is held to the rate of Mathis et al. (1997).
-    #[arg(long, value_name = "PART", default_value_t = 0.0, value_parser = parse::part)]
+    /// Fraction of TCP segments that the link loses. They are sent again, and each connection is limited to the rate of Mathis et al.
+    /// (1997).
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.0, value_parser = parse::part)]
     loss: f64,
-    /// TCP connections over it. One is held back by loss and latency; 64 of them fill 100 Gbit/s over 1 ms up to a loss of about 1 in 10,000.
+    /// Number of TCP connections over the link. Loss and latency limit each one; 64 fill 100 Gbit/s at 1 ms up to a loss of about 1 in
+    /// 10,000.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     connections: u32,
-    /// Pieces that a cache is sent in, layers by layers, while its prefill runs; 1 sends it afterwards. The last one is what a first token
-    /// waits for; finer than a few layers it would be lost in the latency.
+    /// Number of pieces, of some layers each, in which a cache is sent during its prefill; 1 sends all of it afterwards. The first token
+    /// waits for the last piece. Pieces of less than a few layers gain nothing over the latency.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = RangedU64ValueParser::<u32>::new().range(1..=1024))]
     pieces: u32,
 }

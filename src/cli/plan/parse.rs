@@ -50,7 +50,7 @@ pub(super) fn lognormal(text: &str) -> Result<LogNormal, String> {
     })
 }
 
-/// `AT=INSTANCE`: then it fails.
+/// `TIME=INSTANCE`: when which instance fails.
 pub(super) fn failure(text: &str) -> Result<Failure, String> {
     let wrong = || format!("`{text}`: expected TIME=INSTANCE, such as 10m=3");
     let (at, instance) = text.split_once('=').ok_or_else(wrong)?;
@@ -60,7 +60,7 @@ pub(super) fn failure(text: &str) -> Result<Failure, String> {
     })
 }
 
-/// Bits a second: `100G`, `250M`.
+/// Bits per second: `100G`, `250M`.
 pub(super) fn bits(text: &str) -> Result<f64, String> {
     let units = [('K', 1e3), ('M', 1e6), ('G', 1e9), ('T', 1e12)];
     let unit = units
@@ -68,12 +68,10 @@ pub(super) fn bits(text: &str) -> Result<f64, String> {
         .find_map(|(unit, factor)| Some((text.strip_suffix(*unit)?, *factor)));
     unit.and_then(|(digits, factor)| Some(digits.parse::<f64>().ok()? * factor))
         .filter(|bits| bits.is_finite() && *bits > 0.0)
-        .ok_or_else(|| {
-            format!("`{text}` is not a link's rate such as 100G or 250M, in bits a second")
-        })
+        .ok_or_else(|| format!("`{text}` is not a bandwidth in bit/s such as 100G or 250M"))
 }
 
-/// Something a second, above 0.
+/// A rate per second, above 0.
 pub(super) fn rate(text: &str) -> Result<f64, String> {
     text.parse::<f64>()
         .ok()
@@ -81,12 +79,12 @@ pub(super) fn rate(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("`{text}` is not a number above 0"))
 }
 
-/// A part, 0 to 1.
+/// A fraction, 0 to 1.
 pub(super) fn part(text: &str) -> Result<f64, String> {
     text.parse::<f64>()
         .ok()
         .filter(|part| (0.0..=1.0).contains(part))
-        .ok_or_else(|| format!("`{text}` is not a part from 0 to 1"))
+        .ok_or_else(|| format!("`{text}` is not a fraction from 0 to 1"))
 }
 
 /// A time: `10s`, `5m`, `250ms`.
@@ -95,22 +93,22 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
         .map_err(|_| format!("`{text}` is not a time such as 250ms, 10s or 5m"))
 }
 
-/// `AT=PART`: from then on the link carries that part of its rate.
+/// `TIME=FRACTION`: from then on the link has that fraction of its bandwidth.
 pub(super) fn link_change(text: &str) -> Result<LinkChange, String> {
     let (at, factor) = text
         .split_once('=')
-        .ok_or_else(|| format!("`{text}`: expected TIME=PART, such as 10m=0.2"))?;
+        .ok_or_else(|| format!("`{text}`: expected TIME=FRACTION, such as 10m=0.2"))?;
     Ok(LinkChange {
         at: time(at)?,
         factor: part(factor)?,
     })
 }
 
-/// `steady`, `bursts:FACTOR,EVERY,LASTING` or `diurnal:AMPLITUDE,PERIOD`.
+/// `steady`, `bursts:FACTOR,EVERY,DURATION` or `diurnal:AMPLITUDE,PERIOD`.
 pub(super) fn shape(text: &str) -> Result<Shape, String> {
     let wrong = || {
         format!(
-            "`{text}`: expected steady, bursts:FACTOR,EVERY,LASTING such as bursts:3,10m,1m, or diurnal:AMPLITUDE,PERIOD such as diurnal:0.5,24h"
+            "`{text}`: expected steady, bursts:FACTOR,EVERY,DURATION such as bursts:3,10m,1m, or diurnal:AMPLITUDE,PERIOD such as diurnal:0.5,24h"
         )
     };
     let (name, numbers) = text.split_once(':').unwrap_or((text, ""));

@@ -24,52 +24,55 @@ use super::scheduler::SchedulerOptions;
 /// Options of `plan replay`.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A file of Mooncake (JSON lines with hash_ids, whose prefixes are shared), Azure or BurstGPT (CSV), or
-    /// lognormal:MU,SIGMA,LOW,HIGH to generate one.
+    /// Trace file of Mooncake (JSON Lines, whose hash_ids tell shared prefixes), Azure or BurstGPT (CSV), or lognormal:MU,SIGMA,LOW,HIGH to
+    /// generate a trace.
     #[arg(value_name = "TRACE", value_parser = Requests::parse)]
     trace: Requests,
     #[command(flatten)]
     clusters: Clusters,
-    /// Requests to generate.
+    /// Number of requests to generate.
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     count: usize,
-    /// Mean arrivals a second: of a generated trace, by default 1.9; a file's own rate is changed to it.
-    #[arg(long, value_name = "R", value_parser = parse::rate)]
+    /// Mean number of requests per second. Default: 1.9 for a generated trace, the file's own rate otherwise.
+    #[arg(long, value_name = "RATE", value_parser = parse::rate)]
     rate: Option<f64>,
-    /// How the rate of a generated trace goes: steady, bursts:FACTOR,EVERY,LASTING or diurnal:AMPLITUDE,PERIOD. Its mean is kept.
+    /// How the rate of a generated trace varies around its mean: steady, bursts:FACTOR,EVERY,DURATION (such as bursts:3,10m,1m) or
+    /// diurnal:AMPLITUDE,PERIOD (such as diurnal:0.5,24h).
     #[arg(long, value_name = "SHAPE", default_value = "steady", value_parser = parse::shape)]
     shape: Shape,
-    /// Tokens of each generated answer.
+    /// Output tokens of each generated request.
     #[arg(long, value_name = "N", default_value_t = super::OUTPUT_TOKENS, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     output_tokens: u32,
-    /// Seeds a generated trace.
+    /// Random seed of a generated trace.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Keep so many requests in the system instead of letting them come in their own time: what is served then is the capacity.
+    /// Keep N requests in the system at all times instead of following the trace's arrival times; the throughput is then the capacity.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     saturate: Option<usize>,
-    /// From TIME on the link carries PART of its rate, such as 10m=0.2; may be given several times.
-    #[arg(long, value_name = "TIME=PART", value_parser = parse::link_change)]
+    /// From TIME on the link has this fraction of its bandwidth, such as 10m=0.2. Can be repeated.
+    #[arg(long, value_name = "TIME=FRACTION", value_parser = parse::link_change)]
     link_change: Vec<LinkChange>,
-    /// Blocks of 512 tokens that each cluster's prefix cache holds; by default any number, since host memory and disks hold days of them.
+    /// Capacity of each cluster's prefix cache in blocks of 512 tokens. Default: no limit, since host memory and disks hold days of traffic.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     cache_blocks: Option<usize>,
-    /// Time that a node needs to take up its new role once its work is done: its weights stay, its memory is laid out anew.
+    /// Time that an idle node needs to change between prefill and decode: weights stay, caches are laid out again.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse::time)]
     convert: Duration,
-    /// Hold what was found against every split with so many fixed thresholds, at capacity (120 requests in the system, or --saturate's).
+    /// Also simulate every split of the local nodes with N fixed thresholds at capacity (120 requests in the system, or those of
+    /// --saturate), and compare the plan with the best of them.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     sweep: Option<u32>,
+    /// Write a plot of the simulation over time.
+    #[arg(long, value_name = "OUT.svg")]
+    svg: Option<PathBuf>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+    // Options with a help heading come last: clap puts what follows them under the same heading.
     #[command(flatten)]
     scheduler: SchedulerOptions,
     #[command(flatten)]
     burst: BurstOptions,
-    /// Draw the course as SVG.
-    #[arg(long, value_name = "OUT.svg")]
-    svg: Option<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Arrivals a second of a generated trace: nine tenths of what the case study's homogeneous cluster serves.

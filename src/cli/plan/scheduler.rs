@@ -1,4 +1,4 @@
-//! The scheduler's options. The paper gives no values; each of ours says why it is what it is.
+//! The scheduler's options. The paper gives no values; each option's help gives the reason for its default.
 
 use std::time::Duration;
 
@@ -8,61 +8,63 @@ use kimi_linear_plan::scheduler::Options;
 
 use super::parse;
 
-/// When the scheduler acts.
+/// Triggers and intervals of the scheduler.
 #[derive(Args)]
 #[command(next_help_heading = "Scheduler")]
 pub(super) struct SchedulerOptions {
-    /// Recent requests that the threshold is searched over: 2,048 tell the offloaded share within 1.1 points and are minutes of traffic.
+    /// Number of recent requests that a threshold search uses. 2,048 give the offloaded share within 1.1 percentage points and span
+    /// minutes of traffic.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     window: usize,
-    /// Requests to see before the planned threshold is touched: 256 tell the share within 3 points.
+    /// Number of requests to observe before the planned threshold may change. 256 give the offloaded share within 3 percentage points.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     settle: usize,
-    /// Time between searches while nothing presses: traffic changes over minutes.
+    /// Time between threshold searches in normal operation; traffic changes over minutes.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse::time)]
     search_every: Duration,
-    /// The least time between searches while something does: a decision takes seconds to show in the counters.
+    /// Minimum time between searches after a trigger; a decision takes seconds to show in the counters.
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse::time)]
     search_soonest: Duration,
-    /// Time within which a backlog should be gone: shorter and the threshold swings, longer and queues stay.
+    /// Time in which a backlog should be worked off. If it is shorter the threshold oscillates, if longer queues persist.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse::time)]
     horizon: Duration,
-    /// A threshold that is worse than the best by no more than this part is kept: the window's noise is as large.
-    #[arg(long, value_name = "PART", default_value_t = 0.02, value_parser = parse::part)]
+    /// Keep the threshold if the best one is better by no more than this fraction, which is the noise of the window.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.02, value_parser = parse::part)]
     deadband: f64,
-    /// Search at once above this use of the link: beyond it queues grow steeply.
-    #[arg(long, value_name = "PART", default_value_t = 0.8, value_parser = parse::part)]
+    /// Link utilisation that triggers a search; above it queues grow steeply.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.8, value_parser = parse::part)]
     use_trigger: f64,
-    /// Search at once where so much work waits at the link or before a node: about one long prefill.
+    /// Queued work at the link or at a node that triggers a search: about one long prefill.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse::time)]
     drain_trigger: Duration,
-    /// Search at once where more than this part is sent again: TCP's rate has collapsed by then, and no queue shows it yet.
-    #[arg(long, value_name = "PART", default_value_t = 0.01, value_parser = parse::part)]
+    /// Fraction of retransmitted bytes that triggers a search; TCP's rate has collapsed by then, before a queue shows it.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.01, value_parser = parse::part)]
     loss_trigger: f64,
-    /// Stop copying prefixes above this use of the link: what is left is the threshold's ...
-    #[arg(long, value_name = "PART", default_value_t = 0.7, value_parser = parse::part)]
+    /// Link utilisation above which cached prefixes are no longer copied between clusters, so that offloaded prompts get the bandwidth.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.7, value_parser = parse::part)]
     scarce_above: f64,
-    /// ... and start again below this one, apart from the other so that it does not flap.
-    #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = parse::part)]
+    /// Link utilisation below which copying starts again; lower than --scarce-above, so that it does not flap.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.5, value_parser = parse::part)]
     ample_below: f64,
-    /// How much faster the link is thought each second without a backlog, after it was slow: 0.02 believes in it again after a
-    /// minute and a half.
-    #[arg(long, value_name = "PART", default_value_t = 0.02, value_parser = parse::part)]
+    /// Fraction by which the estimate of a slow link's bandwidth grows per second without a backlog. With 0.02 a drop by 80 % is forgotten
+    /// after a minute and a half.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.02, value_parser = parse::part)]
     probe: f64,
-    /// Time between looks at the split: a conversion takes a node away for a minute, so looks are rarer.
+    /// Time between reviews of the split between prefill and decode; a conversion costs a node for a minute, so reviews are rarer than
+    /// searches.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse::time)]
     replan_every: Duration,
-    /// The gain in throughput that a conversion must promise: less would not pay for the minute.
-    #[arg(long, value_name = "PART", default_value_t = 0.05, value_parser = parse::part)]
+    /// Minimum predicted gain in throughput for a conversion; a smaller one does not pay for that minute.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.05, value_parser = parse::part)]
     convert_gain: f64,
-    /// Looks in a row that must promise it: one burst is not a trend.
+    /// Number of consecutive reviews that must predict this gain, since one burst is not a trend.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     convert_agree: u32,
-    /// Time between two conversions: the first must show before the next.
+    /// Minimum time between two conversions, so that the first shows its effect before the next.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse::time)]
     convert_pause: Duration,
-    /// The part of the present throughput that must be asked for before a node is turned: an idle cluster needs none.
-    #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = parse::part)]
+    /// Minimum load for a conversion, as a fraction of the present throughput; an idle cluster needs none.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.5, value_parser = parse::part)]
     convert_busy: f64,
 }
 

@@ -1,4 +1,4 @@
-//! The flags of `serve`, by what they are about. Those that vLLM has too have its names.
+//! The flags of `serve`, grouped by topic, with vLLM's names where vLLM has the flag.
 
 use std::time::Duration;
 
@@ -9,39 +9,37 @@ use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 use kimi_linear::server::{Origins, ServerOptions};
 
-use super::super::options::{CacheOptions, DtypeName};
-use super::vllm::token_count;
+use super::super::options::{CacheOptions, DtypeName, parse_tokens};
 
-/// Where it listens and who may ask.
+/// The address to listen on, and who may send requests.
 #[derive(Args)]
 #[command(next_help_heading = "HTTP")]
 pub(super) struct Http {
-    /// The address to listen on; 0.0.0.0 is every one of this machine.
+    /// Address to listen on; 0.0.0.0 is all interfaces.
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub(super) host: String,
-    /// The port to listen on; 0 is any that is free.
+    /// Port to listen on; 0 picks a free port, which is printed.
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     pub(super) port: u16,
-    /// A key that clients must send; may be given several times. KIMI_LINEAR_API_KEY or VLLM_API_KEY holds one too, and is in no
-    /// list of processes.
+    /// API key that clients must send as a bearer token. Can be repeated. A key in KIMI_LINEAR_API_KEY or VLLM_API_KEY is accepted too, and does not
+    /// show in the process list. Default: no key is needed.
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
-    /// The names that the model answers to; by default its folder's.
+    /// Model names that requests may use. Default: the name of the model's folder or file.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     served_model_name: Vec<String>,
-    /// A web page's origin whose scripts may ask and read answers; `*` is any. By default those of this machine. A list in JSON, as
-    /// vLLM takes it, is read too.
+    /// Origins whose web pages may call this server (CORS), also as a list in JSON; `*` allows all. Default: localhost on any port.
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     allowed_origins: Vec<String>,
-    /// A name under which browsers may ask for this server (`Host`), beside this machine's own, where it listens on this machine
-    /// alone and has no keys; `*` is any.
+    /// Host names, beside this machine's own, under which requests are accepted if the server listens on this machine only and has no
+    /// API key; `*` allows all.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     allowed_hosts: Vec<String>,
-    /// The most bytes of a request.
-    #[arg(long, value_name = "N", default_value_t = 8 << 20)]
+    /// Maximum size of a request body in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20)]
     max_body_bytes: usize,
-    /// Seconds that a client may take to send a request, or to read what was sent to it.
-    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Seconds after which a connection is closed whose client does not complete a request, or does not read the response.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     client_timeout: u64,
     /// Seconds that a shutdown waits for answers that are under way; by default as long as they take.
     #[arg(long, value_name = "S")]
@@ -112,45 +110,45 @@ impl Http {
     }
 }
 
-/// How much runs at a time, and in what memory.
+/// Batch sizes and memory.
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct Engines {
-    /// Tokens that prompt and answer may have together, such as 4096, 4k (4000) or 4K (4096); by default what the model allows and
-    /// memory holds.
-    #[arg(long, value_name = "N", value_parser = token_count)]
+    /// Maximum tokens of prompt and answer together, such as 8192 or 128K. Default: the model's maximum, or what fits in memory if that is less.
+    #[arg(long, value_name = "N", value_parser = parse_tokens)]
     max_model_len: Option<usize>,
-    /// Answers at a time.
+    /// Maximum number of sequences that run at the same time.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub(super) max_num_seqs: usize,
-    /// Tokens of one step; by default 512 of prompts and one of each answer. Fewer let answers go on more evenly while a
-    /// long prompt is read.
-    #[arg(long, value_name = "N")]
+    /// Maximum tokens per engine step. Default: 512 prompt tokens plus one for each of --max-num-seqs. A smaller value shortens the
+    /// pauses of running answers while a long prompt is prefilled.
+    #[arg(long, value_name = "N", value_parser = parse_tokens)]
     max_num_batched_tokens: Option<usize>,
-    /// Requests that may wait beyond those that run; past them comes 429.
+    /// Maximum number of waiting requests; further ones are refused with HTTP 429.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(super) max_queue: usize,
-    /// The part of the device's memory that may be taken, the weights included.
-    #[arg(long, value_name = "P", default_value_t = 0.9)]
+    /// Fraction of the device's memory to use for weights, caches and activations.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.9)]
     pub(super) gpu_memory_utilization: f64,
-    /// Blocks of 64 tokens in the latent cache; by default enough for all, or as many as memory holds.
+    /// Number of 64-token blocks in the latent cache. Default: enough for --max-num-seqs sequences of --max-model-len tokens, or as
+    /// many as fit in memory.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(super) num_gpu_blocks_override: Option<usize>,
-    /// The dtype of the weights: they stay as they are in the checkpoint.
+    /// Data type of the weights. They are not converted: only `auto` and the checkpoint's own dtype are accepted.
     #[arg(long, value_enum, default_value = "auto")]
     dtype: DtypeName,
     #[command(flatten)]
     pub(super) cache: CacheOptions,
-    /// Seeds the requests that bring no seed; without it each differs.
+    /// Seed for requests that do not set one. Default: a new seed for each request.
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
-    /// Devices that share the model: one, for now.
+    /// Number of devices that share the model; only 1 is supported.
     #[arg(long, value_name = "N", default_value_t = 1)]
     tensor_parallel_size: usize,
 }
 
 impl Engines {
-    /// What can be refused before anything is loaded.
+    /// Refuses invalid values before anything is loaded.
     pub(super) fn check(&self) -> Result<()> {
         ensure!(
             self.tensor_parallel_size == 1,
@@ -176,13 +174,17 @@ impl Engines {
         match self.dtype.named().filter(|wanted| *wanted != stored) {
             None => Ok(()),
             Some(wanted) => anyhow::bail!(
-                "--dtype {wanted}: the checkpoint's weights are {stored}, and nothing is converted; leave it at auto"
+                "--dtype {wanted}: the checkpoint's weights are {stored}, and weights are not converted; use --dtype auto"
             ),
         }
     }
 
     pub(super) fn context(&self, config: &ModelConfig) -> Result<Option<usize>> {
         if let Some(length) = self.max_model_len {
+            ensure!(
+                length >= 2,
+                "--max-model-len {length}: at least 2 are needed, one prompt token and one generated token"
+            );
             ensure!(
                 length <= config.model_max_length,
                 "--max-model-len {length}: the model was made for {} tokens",
@@ -208,20 +210,21 @@ impl Engines {
     }
 }
 
-/// What is kept of prompts.
+/// The prefix cache.
 #[derive(Args)]
 #[command(next_help_heading = "Cache")]
 pub(super) struct Caching {
-    /// Go on from prefixes that were read before; this is the default.
+    /// Reuse the caches of prompt prefixes that were computed before (the default).
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
     enable_prefix_caching: bool,
-    /// Read every prompt whole.
+    /// Compute every prompt from its first token.
     #[arg(long, overrides_with = "enable_prefix_caching")]
     no_enable_prefix_caching: bool,
-    /// State slots for prefixes, beside one for each answer; by default as many as answers, and at least 8.
+    /// Number of KDA state slots for cached prefixes, in addition to one for each running sequence. Default: --max-num-seqs, at least
+    /// 8; 0 without prefix caching.
     #[arg(long, value_name = "N")]
     prefix_checkpoints: Option<usize>,
-    /// GiB of host memory for what has to leave the device.
+    /// GiB of host memory for states and latents that are moved off the device.
     #[arg(long, value_name = "GIB", default_value_t = 4.0, value_parser = gibibytes)]
     swap_space: f64,
 }
@@ -267,10 +270,10 @@ fn gibibytes(text: &str) -> Result<f64, String> {
 /// How the log is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// Lines for people.
+    /// Plain text lines.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -278,13 +281,39 @@ pub(crate) enum LogFormat {
 #[derive(Args)]
 #[command(next_help_heading = "Log")]
 pub(super) struct Logs {
-    /// Log each request: its sizes, its parameters, how long it took; not what it says.
+    /// Log size, parameters and duration of each request, without its content.
     #[arg(long)]
     pub(super) enable_log_requests: bool,
-    /// Log what requests and answers say, too.
+    /// Log each request with its prompt and answer.
     #[arg(long)]
     pub(super) log_content: bool,
-    /// How the log on stderr is written.
-    #[arg(long, value_enum, default_value = "text")]
+    /// Format of the log on stderr.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
     pub(super) log_format: LogFormat,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        engine: Engines,
+    }
+
+    fn engine(arguments: &[&str]) -> Engines {
+        Cli::parse_from([&["serve"], arguments].concat()).engine
+    }
+
+    #[test]
+    fn token_counts_may_have_a_unit() {
+        let config = ModelConfig::published().unwrap();
+        let long = engine(&["--max-model-len", "128K", "--max-num-batched-tokens", "4K"]);
+        assert_eq!(long.context(&config).unwrap(), Some(128 << 10));
+        assert_eq!(long.prefill_chunk().unwrap(), 4096 - 32);
+        let short = engine(&["--max-model-len", "1"]).context(&config);
+        assert!(short.unwrap_err().to_string().contains("at least 2"));
+    }
 }

@@ -1,4 +1,4 @@
-//! The flags of `serve` for prompts that are read in one server and answered in another.
+//! The flags of `serve` for disaggregated prefill: one server prefills a prompt, another decodes the answer.
 
 use anyhow::Result;
 use clap::Args;
@@ -7,19 +7,19 @@ use kimi_linear::server::KvTransfer;
 /// The variable that holds the secret of both sides: a flag would be in every list of processes.
 const SECRET: &str = "KIMI_LINEAR_KV_SECRET";
 
-/// Transfers of caches.
+/// KV cache transfer.
 #[derive(Args)]
-#[command(next_help_heading = "Transfers of caches")]
+#[command(next_help_heading = "KV cache transfer")]
 pub(crate) struct KvFlags {
-    /// Read prompts for other servers (listen:HOST:PORT), or have prompts read by the one that listens there
-    /// (connect:HOST:PORT). KIMI_LINEAR_KV_SECRET holds the secret that both sides share.
+    /// Disaggregated prefill: with listen:HOST:PORT this server prefills prompts for decode servers, with connect:HOST:PORT its prompts
+    /// may be prefilled by the server at that address. KIMI_LINEAR_KV_SECRET sets the secret that both servers share.
     #[arg(
         long,
         value_name = "listen|connect:HOST:PORT",
         conflicts_with = "kv_transfer_config"
     )]
     kv_transfer: Option<String>,
-    /// The same as JSON with vLLM's names: kv_role (kv_producer, kv_consumer, kv_both), kv_ip, kv_port,
+    /// The same as JSON, with vLLM's keys: kv_role (kv_producer, kv_consumer, kv_both), kv_ip, kv_port,
     /// kv_load_failure_policy (recompute, fail), kv_connector_extra_config.
     #[arg(long, value_name = "JSON")]
     kv_transfer_config: Option<String>,

@@ -1,4 +1,4 @@
-//! The cases, a file a room of the model.
+//! The cases, one file per part of the model.
 
 mod blocks;
 mod choice;
@@ -30,17 +30,20 @@ pub const OPERATIONS: [(&str, &str); 26] = [
     ("embed", "the embedding's rows of the tokens"),
     (
         "rms_norm",
-        "root mean square norm, of all rows or of those whose logits are wanted",
+        "root mean square norm, of all rows or of those whose logits are requested",
     ),
     (
         "linear",
-        "a matrix product with weights in any format, their columns perhaps a shard's",
+        "a matrix product with weights in any format, also of a shard's columns",
     ),
     (
         "short_conv",
         "the causal depthwise convolution and SiLU, with its convolution state",
     ),
-    ("kda_gates", "log decay by channel, write strength by head"),
+    (
+        "kda_gates",
+        "log decay per channel, write strength per head",
+    ),
     (
         "kda_chunk",
         "the gated delta rule by chunks, gates unbounded",
@@ -48,9 +51,9 @@ pub const OPERATIONS: [(&str, &str); 26] = [
     ("kda_step", "the gated delta rule token by token"),
     (
         "kda_recurrence",
-        "whichever of the two forms suits the segment",
+        "the form that the segment's length selects",
     ),
-    ("gated_norm", "a norm a head, times a sigmoid gate"),
+    ("gated_norm", "a norm per head, times a sigmoid gate"),
     (
         "mla_append",
         "the latent normalised and appended to its blocks",
@@ -65,35 +68,41 @@ pub const OPERATIONS: [(&str, &str); 26] = [
     ),
     (
         "route",
-        "the router: biased scores choose, plain scores weigh",
+        "the router: experts chosen by biased scores, weighted by plain scores",
     ),
-    ("experts", "the routed experts held here"),
+    ("experts", "the routed experts of this rank"),
     ("swiglu", "the gated activation of an MLP"),
     ("add", "the residual sum"),
     ("all_reduce", "the sum over ranks, of one rank"),
     ("all_gather", "the columns of all ranks, of one rank"),
     (
         "select",
-        "best candidates, log-normaliser, target's logit, whether all was finite",
+        "best candidates, log-normaliser, logit of the target, whether all logits are finite",
     ),
-    ("probe", "a tensor as it was at its place in the step"),
+    ("probe", "a tensor's value at that point of the step"),
     (
         "kda_block",
-        "a KDA layer's attention half against its composition",
+        "a KDA layer's attention half, compared with the separate operations",
     ),
     (
         "mla_block",
-        "an MLA layer's attention half against its composition",
+        "an MLA layer's attention half, compared with the separate operations",
     ),
-    ("mlp_block", "a gated MLP against its composition"),
+    (
+        "mlp_block",
+        "a gated MLP, compared with the separate operations",
+    ),
     (
         "moe_block",
-        "router, routed and shared experts against their composition",
+        "router, routed and shared experts, compared with the separate operations",
     ),
-    ("pools", "states, latents, tensors and weights in and out"),
+    (
+        "pools",
+        "reads and writes of states, latents, tensors and weights",
+    ),
     (
         "refusals",
-        "batches and shapes that do not fit, refused by type",
+        "invalid batches and shapes, refused with the right error",
     ),
 ];
 

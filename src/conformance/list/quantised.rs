@@ -24,6 +24,7 @@ pub(super) fn cases() -> Vec<Case> {
 fn columns(format: Format) -> [usize; 2] {
     match format.block() {
         32 => [128, 288],
+        64 => [128, 320],
         block => [block, 3 * block],
     }
 }

@@ -1,4 +1,4 @@
-//! How tokens are chosen from rows of four logits.
+//! Sampling from rows of four logits.
 
 use super::*;
 
@@ -144,7 +144,7 @@ fn penalties_and_biases_change_the_logits() {
     assert!(with(&|s| s.logit_bias = vec![(4, 1.0)]).check(4).is_err());
 }
 
-/// However a token is chosen, and whatever a bias or a grammar says, a suppressed one is left out.
+/// A suppressed token is never sampled, however tokens are sampled, and whatever a bias or a grammar says.
 #[test]
 fn suppressed_tokens_are_never_drawn() {
     let drawn = Sampling {
@@ -174,7 +174,7 @@ fn suppressed_tokens_are_never_drawn() {
         if guided {
             sampler = sampler.guided(Some(guide()));
         }
-        // No more is read back than was asked for.
+        // Only as much is read back as was asked for.
         let mut read = choice(&LOGITS);
         read.candidates.truncate(sampler.candidates());
         let row = if sampler.needs_full_logits() {
@@ -191,7 +191,7 @@ fn suppressed_tokens_are_never_drawn() {
     }
 }
 
-/// Beyond what is read back of a row's best, whole rows are read.
+/// Beyond the candidates that are read back, whole rows are read.
 #[test]
 fn many_suppressed_tokens_take_whole_rows() {
     let read = |top_k, suppressed: u32| {
@@ -235,7 +235,7 @@ fn a_grammar_leaves_out_what_it_does_not_allow() {
         assert_eq!(sampler.choose(&choice(&LOGITS), &LOGITS), Ok(expected));
     }
     assert!(sampler.is_complete());
-    // A bias counts among what is allowed; it cannot bring back what is not.
+    // A bias counts among allowed tokens; it cannot bring back others.
     let logit_bias = vec![(1, 50.0), (3, 3.0)];
     let sampling = Sampling {
         logit_bias,
@@ -243,7 +243,7 @@ fn a_grammar_leaves_out_what_it_does_not_allow() {
     };
     let mut sampler = Sampler::new(&sampling, 0, &[]).guided(steps());
     assert_eq!(sampler.choose(&choice(&LOGITS), &LOGITS), Ok(3));
-    // Draws follow the softmax over what is allowed alone.
+    // Draws follow the softmax over the allowed tokens alone.
     let drawn = Sampling {
         temperature: 1.0,
         ..Sampling::GREEDY

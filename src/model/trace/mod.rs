@@ -1,5 +1,5 @@
-//! What the model tells of one token: what each KDA head's memory holds and takes, which experts are chosen, what one head
-//! attends to, and what the operations took. How it is asked is in `step`.
+//! The trace of one token: what each KDA head's state holds and receives, the chosen experts, the attention of one head, and
+//! the time of each operation. The traced step is compiled in `step`.
 
 mod step;
 
@@ -20,12 +20,12 @@ pub struct TraceHead {
     pub head: usize,
 }
 
-/// What is shown whole; all else is shown of every layer.
+/// The heads that are traced in full; statistics are traced for all heads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TraceChoice {
-    /// The KDA head whose state and decay are shown.
+    /// The KDA head whose state and decay are traced.
     pub kda: Option<TraceHead>,
-    /// The MLA head whose attention is shown.
+    /// The MLA head whose attention is traced.
     pub mla: Option<TraceHead>,
 }
 
@@ -34,11 +34,11 @@ pub struct TraceChoice {
 pub struct KdaHeadTrace {
     /// The Frobenius norm of the state after the token.
     pub state: f32,
-    /// That of what was written: `beta k (v - S^T k)^T`.
+    /// The Frobenius norm of what was written: `beta k (v - S^T k)^T`.
     pub write: f32,
-    /// The length of the error that it corrects: `v - S^T k`.
+    /// The length of the error that the write corrects: `v - S^T k`.
     pub error: f32,
-    /// The mean decay of the state's rows, 1 where all is kept.
+    /// The mean decay of the state's rows; 1 keeps everything.
     pub decay: f32,
     /// The write strength.
     pub beta: f32,
@@ -69,7 +69,7 @@ pub struct ExpertTrace {
     pub weights: Vec<f32>,
 }
 
-/// The memory of the chosen KDA head after one token, and what the token did to it.
+/// The state of the chosen KDA head after one token, and what the token changed in it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StateTrace {
     /// The layer, counted from 0.
@@ -80,21 +80,21 @@ pub struct StateTrace {
     pub state: Vec<f32>,
     /// Width V of a row.
     pub width: usize,
-    /// `[K]`: what each row was multiplied with.
+    /// `[K]`: the decay by which each row was multiplied.
     pub decay: Vec<f32>,
-    /// `[K]`: the query that the state answered, of length K^-1/2.
+    /// `[K]`: the query that the state was read with, of length K^-1/2.
     pub query: Vec<f32>,
     /// `[K]`: the key under which it was written, of length 1.
     pub key: Vec<f32>,
-    /// `[V]`: the value that was to be found under the key.
+    /// `[V]`: the value to be stored under the key.
     pub value: Vec<f32>,
     /// The write strength.
     pub beta: f32,
-    /// `[V]`: how far the output gate was open.
+    /// `[V]`: the output gate, from 0 to 1.
     pub gate: Vec<f32>,
 }
 
-/// What the chosen MLA head attended to.
+/// The attention of the chosen MLA head.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AttentionTrace {
     /// The layer, counted from 0.
@@ -105,7 +105,7 @@ pub struct AttentionTrace {
     pub weights: Vec<f32>,
 }
 
-/// What an operation took, over all its uses in the step.
+/// The time of an operation, over all its uses in the step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OperationTime {
     /// The operation.
@@ -114,14 +114,14 @@ pub struct OperationTime {
     pub milliseconds: f64,
 }
 
-/// One token on its way through the model.
+/// The trace of one token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TraceFrame {
-    /// The token's place in its sequence.
+    /// The token's position in its sequence.
     pub position: usize,
     /// The token.
     pub token: u32,
-    /// The natural log-probability of the token after it, where that is the prompt's own.
+    /// The natural log-probability of the token after it, if that is a prompt token.
     pub next: Option<f32>,
     /// Every KDA layer.
     pub kda: Vec<KdaTrace>,
@@ -131,15 +131,15 @@ pub struct TraceFrame {
     pub state: Option<StateTrace>,
     /// The chosen MLA head.
     pub attention: Option<AttentionTrace>,
-    /// What the step's operations took, of the tokens that are timed: telling takes a while itself, so few are.
+    /// The time of the step's operations, for timed tokens: timing itself takes time, so few tokens are timed.
     pub operations: Vec<OperationTime>,
 }
 
 impl Model {
-    /// Checks that the chosen heads are there.
+    /// Checks that the chosen heads exist.
     ///
     /// # Errors
-    /// One that is not, with those that are.
+    /// A head that does not exist, with those that do.
     pub fn check_choice(&self, choice: &TraceChoice) -> Result<(), BackendError> {
         let refuse = |what, expected, found| {
             Err(BackendError::TraceChoice {

@@ -1,8 +1,8 @@
-//! A step that tells: the model's own operations for one token of one sequence, and a few beside them.
+//! A traced step: the model's own operations for one token of one sequence, with trace operations inserted.
 //!
-//! It has buffers of its own, planned when the first one is compiled: a model that is not traced has none of this, neither
-//! operations nor memory. What is told of every layer is gathered in one tensor for all of them and read at the end, so that
-//! a traced step is not taken apart by copies.
+//! It has buffers of its own, planned when the first one is compiled: a model that is not traced has neither these operations
+//! nor their memory. Trace data of all layers is collected in one tensor and read at the end, so that a traced step is not
+//! interrupted by copies.
 
 use super::{
     AttentionTrace, ExpertTrace, KdaHeadTrace, KdaTrace, OperationTime, StateTrace, TraceChoice,
@@ -21,17 +21,17 @@ use crate::model::{AttentionBlock, FfnBlock, Layer, Model, StepOptions};
 /// The tensors that traced operations write, of one row.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct TraceTensors {
-    /// Of all KDA layers.
+    /// For all KDA layers.
     kda: Option<Tensor>,
     gate: Option<Tensor>,
-    /// Of all layers with experts.
+    /// For all layers with experts.
     route: Option<Tensor>,
-    /// Of the chosen heads.
+    /// For the chosen heads.
     state: Option<Tensor>,
     attention: Option<Tensor>,
 }
 
-/// The places of what is told among a step's probes.
+/// The indices of trace data among a step's probes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Probes {
     count: usize,
@@ -46,7 +46,7 @@ struct Probes {
 }
 
 impl Probes {
-    /// The place of the next one.
+    /// The index of the next probe.
     fn next(&mut self) -> Option<usize> {
         self.count += 1;
         Some(self.count - 1)
@@ -66,7 +66,7 @@ pub struct TracedStep {
 }
 
 impl TracedStep {
-    /// Whether the submissions that follow tell what their operations took; on a device that cannot tell they never do.
+    /// Turns timing of operations on or off for the following submissions; devices that cannot time them never do.
     ///
     /// # Errors
     /// A device that was lost.
@@ -77,7 +77,7 @@ impl TracedStep {
         }
     }
 
-    /// The frame of a submission.
+    /// The trace frame of a submission.
     #[must_use]
     pub fn frame(&self, output: &StepOutput, position: usize, token: u32) -> TraceFrame {
         let probe = |place: Option<usize>| {
@@ -164,8 +164,8 @@ impl TracedStep {
     }
 }
 
-/// What is told of the chosen head: its layer's numbers, its `state` `[K, V]`, its layer's `qkv` `[channels]` and output gates
-/// `open` `[H * V]`, before the sigmoid.
+/// Trace data of the chosen head: its layer's statistics, its `state` `[K, V]`, its layer's `qkv` `[channels]` and output
+/// gates `open` `[H * V]`, before the sigmoid.
 fn state_of(
     layout: &StateLayout,
     chosen: TraceHead,
@@ -198,21 +198,21 @@ fn state_of(
     }
 }
 
-/// What is inserted into the model's own program.
+/// Inserts trace operations into the model's own program.
 struct Tracer {
     choice: TraceChoice,
     tensors: TraceTensors,
     probes: Probes,
-    /// Layers seen so far.
+    /// Number of layers so far.
     layers: usize,
     kda_layers: Vec<usize>,
     routed_layers: Vec<usize>,
-    /// How many layers with experts the model has.
+    /// Number of layers with experts in the model.
     routed: usize,
 }
 
 impl Tracer {
-    /// The program with what is told of it, and what was gathered probed at its end.
+    /// The program with trace operations, and probes of their results at its end.
     fn insert(&mut self, program: &Program) -> Program {
         let mut traced = program.rewritten(|op| match op {
             Op::KdaBlock(block) => {
@@ -231,7 +231,7 @@ impl Tracer {
         traced
     }
 
-    /// A KDA block's parts with what is told of it: before the recurrence, and once the output gate is there.
+    /// The parts of a KDA block with trace operations: before the recurrence, and after the output gate.
     fn kda(&mut self, block: &KdaBlock) -> Vec<Op> {
         let layer = self.layers - 1;
         self.kda_layers.push(layer);
@@ -282,7 +282,7 @@ impl Tracer {
         ops
     }
 
-    /// An MLA block, taken apart where its attention is told of.
+    /// The parts of an MLA block, if its attention is traced.
     fn mla(&self, block: &MlaBlock) -> Vec<Op> {
         let layer = self.layers - 1;
         let chosen = self.choice.mla.filter(|chosen| chosen.layer == layer);
@@ -308,7 +308,7 @@ impl Tracer {
         ops
     }
 
-    /// A block of experts, and those that it chose.
+    /// A block of experts, with a trace of the chosen experts.
     fn moe(&mut self, block: &MoeBlock) -> Vec<Op> {
         let mut ops = vec![Op::from(*block)];
         if let Some(output) = self.tensors.route {
@@ -324,7 +324,7 @@ impl Tracer {
         ops
     }
 
-    /// Has what was gathered come back.
+    /// Adds probes of the collected trace data.
     fn finish(&mut self, program: &mut Program) {
         let (probes, tensors) = (&mut self.probes, &self.tensors);
         if let Some(kda) = tensors.kda {
@@ -354,7 +354,7 @@ impl Model {
     /// Compiles the forward pass for one token of one sequence, traced.
     ///
     /// # Errors
-    /// A choice of a head that is not there, too little memory, or a backend that does not trace.
+    /// A chosen head that does not exist, too little memory, or a backend that cannot trace.
     pub fn traced_step(
         &mut self,
         choice: TraceChoice,
@@ -404,7 +404,7 @@ impl Model {
     }
 }
 
-/// How many experts each layer that has some gives a token.
+/// Number of experts that each layer with experts assigns to a token.
 fn routed(layers: &[Layer]) -> impl Iterator<Item = usize> {
     layers.iter().filter_map(|layer| match &layer.ffn {
         FfnBlock::Moe(block) => Some(block.route.experts.width),
@@ -412,7 +412,7 @@ fn routed(layers: &[Layer]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Plans the tensors of traced steps, one row each.
+/// Plans the tensors of traced steps, of one row each.
 fn plan(
     backend: &mut dyn Backend,
     layers: &[Layer],

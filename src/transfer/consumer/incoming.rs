@@ -1,4 +1,4 @@
-//! The side of a fetched transfer that the receiving engine sees.
+//! The receiving engine's side of a fetched transfer.
 
 use std::sync::Arc;
 
@@ -11,23 +11,23 @@ use crate::cache::LayerRecord;
 use crate::error::TransferError;
 use crate::transfer::frame::Fetch;
 
-/// A transfer that a producer sends. Dropping it before [`Incoming::hand_off`] cancels it on both sides.
+/// A transfer from a producer. Dropping it before [`Incoming::hand_off`] cancels it on both sides.
 pub struct Incoming {
     peer: Arc<Peer>,
     number: u32,
     events: UnboundedReceiver<Event>,
-    /// Records that were taken.
+    /// Number of records taken.
     taken: u64,
-    /// How many there are, and the hand-off, once that has come.
+    /// The number of records and the hand-off, once that has come.
     last: Option<(u64, Bytes)>,
-    /// Why nothing more comes.
+    /// Why no more records come.
     failed: Option<TransferError>,
-    /// What the producer is told when this is dropped.
+    /// The reason that the producer receives when this is dropped.
     reason: String,
 }
 
 impl Incoming {
-    /// Asks a peer for a transfer; `None` if the peer is over.
+    /// Requests a transfer from a peer; `None` if the peer has been given up.
     pub(super) fn begin(peer: &Arc<Peer>, fetch: Fetch) -> Option<Self> {
         let (sender, events) = unbounded_channel();
         let number = peer.begin(fetch, sender)?;
@@ -42,7 +42,7 @@ impl Incoming {
         })
     }
 
-    /// Waits until the producer has accepted.
+    /// Waits until the producer has accepted the transfer.
     pub(super) async fn accepted(&mut self) -> Result<(), TransferError> {
         // It is the first event, unless the transfer fails.
         self.event().await.map(|_| ())
@@ -64,11 +64,11 @@ impl Incoming {
         }
     }
 
-    /// The next record, in any order; `None` when all have come. Taking it is what lets the producer send another: while
-    /// none is taken, the sending engine waits, and other transfers go on. Dropping the future loses none.
+    /// The next record, in any order; `None` after the last. Taking a record lets the producer send another: while none is
+    /// taken, the sending engine waits, and other transfers continue. Dropping the future loses no record.
     ///
     /// # Errors
-    /// A transfer that the producer has given up, or whose peer was lost. What came before is of no use then.
+    /// A transfer that the producer cancelled, or whose peer was lost. The records before are of no use then.
     pub async fn next(&mut self) -> Result<Option<LayerRecord>, TransferError> {
         loop {
             if self
@@ -91,8 +91,8 @@ impl Incoming {
         }
     }
 
-    /// What the producer's engine hands over, once the first tokens are drawn there. Records that were not taken are dropped. After
-    /// it nothing depends on the producer.
+    /// Waits for the hand-off, which the producer's engine sends when it has sampled the first tokens. Records that were not
+    /// taken are dropped. Afterwards the transfer does not depend on the producer any more.
     ///
     /// # Errors
     /// Those of [`Incoming::next`].
@@ -103,7 +103,7 @@ impl Incoming {
         Ok(bytes.map(Vec::from).unwrap_or_default())
     }
 
-    /// Gives it up, and tells the producer why.
+    /// Cancels the transfer, with a reason for the producer.
     pub fn cancel(mut self, reason: &str) {
         reason.clone_into(&mut self.reason);
     }

@@ -1,4 +1,4 @@
-//! The side that takes caches and decodes (vLLM's `kv_consumer`).
+//! The side that receives caches and decodes (vLLM's `kv_consumer`).
 
 mod incoming;
 mod peer;
@@ -18,8 +18,8 @@ use super::stats::{Counters, TransferStats};
 use crate::cache::CacheHeader;
 use crate::error::TransferError;
 
-/// Fetches transfers from producers. To each it keeps a pool of connections, made with the first fetch, which all transfers use.
-/// Dropping it fails what is under way.
+/// Fetches transfers from producers. It keeps a pool of connections to each, opened with the first fetch and shared by all
+/// transfers. Dropping it fails active transfers.
 pub struct Consumer {
     local: Arc<Local>,
     counters: Arc<Counters>,
@@ -27,7 +27,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// A consumer of such caches. Nothing is connected yet.
+    /// A consumer of caches with this identity. It does not connect yet.
     #[must_use]
     pub fn new(identity: Identity, options: TransferOptions) -> Self {
         let counters = Arc::new(Counters::default());
@@ -42,9 +42,9 @@ impl Consumer {
         }
     }
 
-    /// Asks the producer at `address` (`host:port`) for a transfer and waits until it has accepted, which it does when the transfer
-    /// is offered there. `have` leading tokens are here already: their latents are left out. States always come. Dropping the
-    /// future takes the question back.
+    /// Requests a transfer from the producer at `address` (`host:port`) and waits until the producer accepts, which it does
+    /// when the transfer is offered there. The latents of the `have` leading tokens are cached here and not sent; states are
+    /// always sent. Dropping the future cancels the request.
     ///
     /// # Errors
     /// A name that is empty or too long; a producer that cannot be reached, or refuses the connection or the transfer.
@@ -69,7 +69,7 @@ impl Consumer {
             window: self.local.options.window_bytes as u64,
             accepted: false,
         };
-        // A pool that ended just now is replaced.
+        // A pool that has just ended is replaced.
         let mut incoming = loop {
             let peer = self.peer(address)?;
             if let Some(incoming) = Incoming::begin(&peer, fetch.clone()) {
@@ -92,7 +92,7 @@ impl Consumer {
         Ok(peer)
     }
 
-    /// Counts since it was made.
+    /// Counters since it was created.
     #[must_use]
     pub fn stats(&self) -> TransferStats {
         let counts = self.counters.snapshot();

@@ -1,8 +1,8 @@
-//! A pool of connections to one producer, and the transfers that come over them.
+//! A pool of connections to one producer, and the transfers over them.
 //!
-//! What a consumer sends is said again where a connection that may have carried it was lost: what it waits for, and what it has
-//! ended lately. A record is acknowledged over the connection that it came by, so that a lost acknowledgement is a lost
-//! connection, after which the producer sends the record again and is told again.
+//! When a connection is lost, the consumer repeats what it may have carried: what the consumer waits for, and how recent
+//! transfers ended. A record is acknowledged over the connection that it came by, so that a lost acknowledgement is a lost
+//! connection, after which the producer sends the record again and it is acknowledged again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,44 +17,45 @@ use crate::cache::LayerRecord;
 use crate::error::{Refusal, TransferError};
 use crate::transfer::connection::{self, NoItems, Outbox};
 use crate::transfer::frame::{Fetch, Frame};
+use crate::transfer::framed::Received;
 use crate::transfer::handshake::{Link, Local, connect, random, unexpected};
 use crate::transfer::locked;
 use crate::transfer::stats::Ended;
 
 /// Pauses between two attempts to connect.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
-/// Connections in a row that may end with a frame that is wrong before the producer is given up.
+/// Number of consecutive connections that may end with an invalid frame before the producer is given up.
 const MAX_BROKEN: u32 = 16;
-/// Transfers whose end is said again after a loss.
+/// Number of ended transfers whose end is repeated after a lost connection.
 const REMEMBERED: usize = 256;
 
 #[derive(Default)]
 struct State {
     connections: HashMap<u64, Outbox>,
-    /// Connections that there were, which numbers them.
+    /// Number of connections opened so far, which numbers them.
     connected: u64,
     transfers: HashMap<u32, Receiving>,
-    /// The last transfer's number.
+    /// The number of the last transfer.
     last: u32,
-    /// How transfers ended lately.
+    /// How recent transfers ended.
     ended: VecDeque<(u32, Frame)>,
-    /// Connections that ended with a frame that is wrong since the engine took a record.
+    /// Number of connections that ended with an invalid frame since the engine last took a record.
     broken: u32,
-    /// Why there are no connections any more and none will be.
+    /// Why the peer has been given up.
     over: Option<TransferError>,
 }
 
 impl State {
-    /// Sends a frame over a connection, or over any if that one is gone.
+    /// Sends a frame over a connection, or over any other if that one is closed.
     fn send(&self, connection: Option<u64>, transfer: u32, frame: Frame) {
         let own = connection.and_then(|connection| self.connections.get(&connection));
         if let Some(outbox) = own.or_else(|| self.connections.values().next()) {
-            // A connection that is just ending takes nothing more, and is as good as lost.
+            // A connection that is just ending accepts no frame, and counts as lost.
             let _ = outbox.send((transfer, frame));
         }
     }
 
-    /// Says again, over any connection, what a lost one may have carried.
+    /// Repeats, over any connection, what a lost one may have carried.
     fn repeat(&self) {
         for (number, transfer) in &self.transfers {
             self.send(None, *number, Frame::Fetch(transfer.fetch.clone()));
@@ -73,7 +74,7 @@ impl State {
     }
 }
 
-/// How much a peer has to do.
+/// The work of a peer.
 #[derive(Default)]
 pub(super) struct Load {
     pub(super) waiting: u64,
@@ -84,14 +85,14 @@ pub(super) struct Load {
 /// A producer.
 pub(super) struct Peer {
     address: String,
-    /// The number that says which connections are of one pool.
+    /// The number that identifies the connections of one pool.
     pool: u128,
     local: Arc<Local>,
     state: Mutex<State>,
 }
 
 impl Peer {
-    /// Begins to connect.
+    /// Starts to connect.
     pub(super) fn open(address: String, local: Arc<Local>) -> Result<Arc<Self>, TransferError> {
         let peer = Arc::new(Self {
             address,
@@ -119,13 +120,13 @@ impl Peer {
             })
     }
 
-    /// Asks for a transfer; its number, or `None` if the peer is over.
+    /// Requests a transfer; returns its number, or `None` if the peer has been given up.
     pub(super) fn begin(&self, fetch: Fetch, events: UnboundedSender<Event>) -> Option<u32> {
         let mut state = locked(&self.state);
         if state.over.is_some() {
             return None;
         }
-        // 0 is the connection itself.
+        // Number 0 is the connection itself.
         state.last = state.last.checked_add(1)?;
         let number = state.last;
         state.send(None, number, Frame::Fetch(fetch.clone()));
@@ -134,7 +135,7 @@ impl Peer {
         Some(number)
     }
 
-    /// The engine has taken a record.
+    /// Acknowledges a record that the engine has taken.
     pub(super) fn taken(&self, number: u32, sequence: u64) {
         self.local.counters.records.fetch_add(1, Relaxed);
         let mut state = locked(&self.state);
@@ -143,12 +144,12 @@ impl Peer {
         if let Some(connection) = transfer.and_then(|it| it.take(sequence))
             && let Some(outbox) = state.connections.get(&connection)
         {
-            // No other connection will do: see the head of this file.
+            // No other connection can be used: see the head of this file.
             let _ = outbox.send((number, Frame::Ack { sequence }));
         }
     }
 
-    /// The engine has everything.
+    /// Completes a transfer that the engine has received.
     pub(super) fn complete(&self, number: u32) {
         let mut state = locked(&self.state);
         if let Some(transfer) = state.transfers.remove(&number) {
@@ -157,7 +158,7 @@ impl Peer {
         }
     }
 
-    /// The engine wants no more of it.
+    /// Cancels a transfer that the engine does not want any more.
     pub(super) fn cancel(&self, number: u32, reason: String) {
         let mut state = locked(&self.state);
         if state.transfers.remove(&number).is_some() {
@@ -166,7 +167,7 @@ impl Peer {
         }
     }
 
-    /// Ends all of it.
+    /// Ends all transfers and connections.
     pub(super) fn fail(&self, error: &TransferError) {
         let mut state = locked(&self.state);
         state.over.get_or_insert_with(|| error.clone());
@@ -184,12 +185,12 @@ impl Peer {
                 _ => Ended::Failed,
             };
             self.local.counters.ended(how);
-            // Fails where the fetch was dropped.
+            // Fails if the fetch was dropped.
             let _ = transfer.events.send(Event::Failed(error));
         }
     }
 
-    /// Runs a connection to its end; whether another is wanted.
+    /// Runs a connection until it ends; returns whether to reconnect.
     async fn run(self: &Arc<Self>, link: Link) -> bool {
         let (outbox, queued) = mpsc::unbounded_channel();
         let Some(connection) = self.attach(outbox) else {
@@ -201,7 +202,7 @@ impl Peer {
             NoItems,
             self.local.options.heartbeat,
             Arc::clone(&self.local.counters),
-            |number, frame| self.take(connection, number, frame),
+            |received| self.take(connection, received),
         )
         .await;
         if let Some(error) = end {
@@ -212,7 +213,7 @@ impl Peer {
         self.detach(connection)
     }
 
-    /// A producer that sends what is wrong again and again is given up.
+    /// Gives up a producer that repeatedly sends invalid frames.
     fn count_broken(&self, error: &TransferError) {
         let network = matches!(
             error,
@@ -246,7 +247,7 @@ impl Peer {
         Some(connection)
     }
 
-    /// A connection less; whether another is wanted.
+    /// Removes a connection; returns whether to reconnect.
     fn detach(self: &Arc<Self>, connection: u64) -> bool {
         let mut state = locked(&self.state);
         state.connections.remove(&connection);
@@ -258,7 +259,7 @@ impl Peer {
             return true;
         }
         if state.transfers.is_empty() {
-            // The next fetch connects anew.
+            // The next fetch connects again.
             state.over = Some(TransferError::Closed);
             return false;
         }
@@ -281,8 +282,9 @@ impl Peer {
     }
 
     /// Takes a frame of the producer.
-    fn take(&self, connection: u64, number: u32, frame: Frame) -> Result<(), TransferError> {
-        match frame {
+    fn take(&self, connection: u64, received: Received) -> Result<(), TransferError> {
+        let number = received.transfer;
+        match received.frame {
             Frame::Accepted => {
                 let mut state = locked(&self.state);
                 if let Some(transfer) = state.transfers.get_mut(&number) {
@@ -291,7 +293,8 @@ impl Peer {
             }
             Frame::Record { sequence, record } => {
                 let record = Arc::unwrap_or_clone(record);
-                return self.take_record(connection, number, sequence, record);
+                let hash = received.hash.unwrap_or_else(|| record.hash());
+                return self.take_record(connection, number, sequence, (record, hash));
             }
             Frame::HandOff { records, bytes } => {
                 let mut state = locked(&self.state);
@@ -323,24 +326,14 @@ impl Peer {
         connection: u64,
         number: u32,
         sequence: u64,
-        record: LayerRecord,
+        (record, hash): (LayerRecord, u64),
     ) -> Result<(), TransferError> {
-        let caches = {
-            let state = locked(&self.state);
-            let Some(transfer) = state.transfers.get(&number) else {
-                over(&state, connection, number);
-                return Ok(());
-            };
-            transfer.fetch.caches
-        };
-        // All numbers are read here, so not with the lock.
-        let checked = record.check(caches);
         let mut state = locked(&self.state);
         let Some(transfer) = state.transfers.get_mut(&number) else {
             over(&state, connection, number);
             return Ok(());
         };
-        if let Err(error) = checked {
+        if let Err(error) = record.check_hash(transfer.fetch.caches, hash) {
             let error = TransferError::Record(Arc::new(error));
             if transfer.damage() {
                 self.fail_one(&mut state, number, error.clone());
@@ -361,7 +354,7 @@ impl Peer {
     }
 }
 
-/// Something came of a transfer that has ended here: the producer is told again how.
+/// A frame came for a transfer that has ended here: the producer is told again how it ended.
 fn over(state: &State, connection: u64, number: u32) {
     let ended = state.ended.iter().find(|(other, _)| *other == number);
     let frame = ended.map(|(_, frame)| frame.clone());
@@ -370,7 +363,7 @@ fn over(state: &State, connection: u64, number: u32) {
     state.send(Some(connection), number, frame);
 }
 
-/// Opens the first connection, and the others once it is there.
+/// Opens the first connection, and the others when it is established.
 async fn first(peer: Arc<Peer>) {
     let limit = peer.local.options.handshake_timeout;
     let (start, mut pause) = (Instant::now(), PAUSES[0]);
@@ -379,7 +372,7 @@ async fn first(peer: Arc<Peer>) {
             Ok(link) => break link,
             Err(error) => error,
         };
-        // A producer that is busy may soon have room; one that does not listen, or refuses for good, is not waited for.
+        // A busy producer may soon have capacity; one that does not listen, or refuses permanently, is not retried.
         let waits = matches!(
             error,
             TransferError::Io { .. } | TransferError::Refused { .. }
@@ -397,7 +390,7 @@ async fn first(peer: Arc<Peer>) {
     keep(peer, Some(link)).await;
 }
 
-/// Keeps one connection of the pool: opens it again when it is lost, as long as the pool is wanted.
+/// Maintains one connection of the pool: reconnects when it is lost, as long as the pool is needed.
 async fn keep(peer: Arc<Peer>, mut link: Option<Link>) {
     let mut pause = PAUSES[0];
     loop {

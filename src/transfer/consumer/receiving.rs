@@ -1,4 +1,4 @@
-//! What a consumer knows of one transfer: which records have come, and which of them its engine has not taken yet.
+//! A consumer's state of one transfer: which records have come, and which of them its engine has not taken yet.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -9,31 +9,31 @@ use crate::cache::LayerRecord;
 use crate::error::TransferError;
 use crate::transfer::frame::Fetch;
 
-/// How far ahead of the first missing record another may be.
+/// Maximum distance of a record's number from the first missing one.
 const MAX_AHEAD: u64 = 1 << 20;
-/// How often a record may come damaged before the transfer fails: its producer's memory may be what damages it.
+/// Number of times that a record may come damaged before the transfer fails: the producer's memory may be faulty.
 const MAX_DAMAGED: u32 = 3;
 
-/// What has come of a transfer.
+/// An event of a transfer.
 pub(super) enum Event {
-    /// The producer sends it.
+    /// The producer accepted it.
     Accepted,
     /// A record and its number.
     Record(u64, LayerRecord),
-    /// The hand-off, and how many records there are.
+    /// The hand-off, and the number of records.
     HandOff(u64, Bytes),
-    /// Nothing more comes.
+    /// The end; no more events follow.
     Failed(TransferError),
 }
 
-/// What is to be done with a record that came.
+/// What to do with a record that came.
 #[derive(Debug, PartialEq)]
 pub(super) enum Arrival {
-    /// It goes to the engine.
+    /// Pass it to the engine.
     New,
-    /// The engine has it: the producer is told again.
+    /// The engine has it: acknowledge it again.
     Taken,
-    /// It waits for the engine already.
+    /// It is already queued for the engine.
     Waiting,
 }
 
@@ -41,14 +41,14 @@ pub(super) enum Arrival {
 pub(super) struct Receiving {
     pub(super) fetch: Fetch,
     pub(super) events: UnboundedSender<Event>,
-    /// All records below it have come.
+    /// All records below this number have come.
     low: u64,
-    /// Those above that have come.
+    /// Records above it that have come.
     ahead: BTreeSet<u64>,
-    /// Records that wait for the engine: the connection that they came by last, and their bytes.
+    /// Records queued for the engine: the connection that they last came by, and their bytes.
     waiting: HashMap<u64, (u64, usize)>,
     pub(super) held: usize,
-    /// The connection that the hand-off came by last.
+    /// The connection that the hand-off last came by.
     pub(super) hand_off: Option<u64>,
     damaged: u32,
 }
@@ -67,18 +67,18 @@ impl Receiving {
         }
     }
 
-    /// The producer sends it: it says so, or something of the transfer comes, over a connection that was faster.
+    /// The producer accepted the transfer: it says so, or a record comes first over a faster connection.
     pub(super) fn accept(&mut self) {
         if !std::mem::replace(&mut self.fetch.accepted, true) {
-            // Fails where the fetch was dropped.
+            // Fails if the fetch was dropped.
             let _ = self.events.send(Event::Accepted);
         }
     }
 
-    /// Notes a record of `bytes` bytes.
+    /// Registers a record of `bytes` bytes.
     ///
     /// # Errors
-    /// A number that is too far ahead, or more bytes than the window lets be on their way.
+    /// A number that is too far ahead, or more bytes in flight than the window allows.
     pub(super) fn arrive(
         &mut self,
         sequence: u64,
@@ -111,14 +111,14 @@ impl Receiving {
         Ok(Arrival::New)
     }
 
-    /// The engine takes a record: the connection that it came by.
+    /// The engine takes a record; returns the connection that it came by.
     pub(super) fn take(&mut self, sequence: u64) -> Option<u64> {
         let (connection, bytes) = self.waiting.remove(&sequence)?;
         self.held -= bytes;
         Some(connection)
     }
 
-    /// Notes a damaged record; whether there were too many.
+    /// Counts a damaged record; returns whether there were too many.
     pub(super) fn damage(&mut self) -> bool {
         self.damaged += 1;
         self.damaged > MAX_DAMAGED

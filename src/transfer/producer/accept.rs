@@ -1,4 +1,4 @@
-//! Taking connections: limits, handshakes, and what a consumer's connection does after it.
+//! Accepting connections: limits, handshakes, and the frames of a consumer's connection.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,11 +17,11 @@ use crate::transfer::connection;
 use crate::transfer::handshake::{Taken, take};
 use crate::transfer::locked;
 
-/// How long to wait when the system gives no connection, as where all file descriptors are taken.
+/// Time to wait when the system accepts no connection, for example because all file descriptors are in use.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Connections in their handshake, oldest first. Where there are too many, a new one replaces the oldest: peers that do
-/// nothing do not keep others out.
+/// Connections in their handshake, oldest first. Beyond the limit a new one replaces the oldest, so that idle peers do not
+/// keep others out.
 pub(super) struct Handshakes {
     limit: usize,
     next: AtomicU64,
@@ -37,7 +37,7 @@ impl Handshakes {
         }
     }
 
-    /// One more: its number, and what says that another replaces it.
+    /// Adds a connection: its number, and a signal that another replaces it.
     fn enter(&self) -> (u64, oneshot::Receiver<()>) {
         let number = self.next.fetch_add(1, Relaxed);
         let (sender, replaced) = oneshot::channel();
@@ -54,7 +54,7 @@ impl Handshakes {
     }
 }
 
-/// Takes connections until the producer is closed.
+/// Accepts connections until the producer is closed.
 pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
     let mut closing = shared.closing.subscribe();
     loop {
@@ -98,7 +98,7 @@ async fn serve(
     }
 }
 
-/// The handshake; what is refused is told and closed here.
+/// Performs the handshake; a refused peer is told why, and closed.
 async fn handshake(
     shared: &Shared,
     socket: TcpStream,
@@ -139,7 +139,7 @@ async fn handshake(
         Ok(pool) => Some((taken, pool)),
         Err(error) => {
             refuse(&error);
-            // One that waits for its sentence to be read is replaced like the others.
+            // A connection that waits for its refusal to be read is replaced like the others.
             tokio::select! {
                 () = taken.refuse(&error, true) => {}
                 _ = &mut *replaced => {}
@@ -157,7 +157,7 @@ async fn run_connection(
     peer: SocketAddr,
     number: u64,
 ) {
-    let Ok(_place) = Arc::clone(&shared.room).try_acquire_owned() else {
+    let Ok(_permit) = Arc::clone(&shared.capacity).try_acquire_owned() else {
         let limit = shared.local.options.max_connections;
         shared.counters.refused.fetch_add(1, Relaxed);
         let error = busy(&format!("(the limit is {limit})"));
@@ -179,7 +179,7 @@ async fn run_connection(
         items,
         shared.local.options.heartbeat,
         Arc::clone(&shared.counters),
-        |transfer, frame| shared.take(&session, number, transfer, frame),
+        |received| shared.take(&session, number, received.transfer, received.frame),
     )
     .await;
     if let Some(error) = end {

@@ -1,4 +1,4 @@
-//! The side that prefills and gives its caches away (vLLM's `kv_producer`).
+//! The side that prefills and sends its caches (vLLM's `kv_producer`).
 
 mod accept;
 mod offer;
@@ -33,11 +33,11 @@ use super::options::TransferOptions;
 use super::stats::{Counters, TransferStats};
 use crate::error::{Refusal, TransferError};
 
-/// How long a shutdown waits for what is being written.
+/// Time that a shutdown waits for pending writes.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
-/// Takes consumers' connections and sends them what is offered. Dropping it ends everything; [`Producer::shutdown`] also waits until
-/// consumers have been told.
+/// Accepts consumers' connections and sends them offered transfers. Dropping it ends everything; [`Producer::shutdown`] also
+/// waits until consumers have been notified.
 pub struct Producer {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -49,8 +49,8 @@ struct Shared {
     rendezvous: Rendezvous,
     sessions: Mutex<HashMap<u128, Arc<Session>>>,
     handshakes: Handshakes,
-    /// Connections past their handshake.
-    room: Arc<Semaphore>,
+    /// Connections after their handshake.
+    capacity: Arc<Semaphore>,
     closing: watch::Sender<bool>,
     /// Connections and transfers.
     tasks: Mutex<JoinSet<()>>,
@@ -58,10 +58,10 @@ struct Shared {
 }
 
 impl Producer {
-    /// Listens for consumers of the same caches.
+    /// Listens for consumers of caches with the same identity.
     ///
     /// # Errors
-    /// An address that cannot be listened on, or TLS without a certificate.
+    /// An address that cannot be bound, or TLS without a certificate.
     pub async fn listen(
         address: impl ToSocketAddrs + std::fmt::Debug,
         identity: Identity,
@@ -79,7 +79,7 @@ impl Producer {
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
             handshakes: Handshakes::new(options.max_handshakes),
-            room: Arc::new(Semaphore::new(options.max_connections)),
+            capacity: Arc::new(Semaphore::new(options.max_connections)),
             local: Local {
                 identity,
                 options,
@@ -100,16 +100,17 @@ impl Producer {
         })
     }
 
-    /// The address that is listened on.
+    /// The address that it listens on.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Offers a transfer under a name that its consumer knows. It may have asked before. Can be called from any thread.
+    /// Offers a transfer under a name that its consumer knows; the consumer may have requested it before. Can be called from
+    /// any thread.
     ///
     /// # Errors
-    /// A name that is taken, empty or too long, or a producer that is shut down. The source is dropped then.
+    /// A name that is in use, empty or too long, or a producer that is shut down. The source is dropped then.
     pub fn offer(&self, id: String, outgoing: Outgoing) -> Result<Offer, TransferError> {
         if id.is_empty() || id.len() > MAX_ID {
             return Err(TransferError::IdLength {
@@ -134,7 +135,7 @@ impl Producer {
         Ok(Offer::new(id, ending))
     }
 
-    /// Counts since it was made.
+    /// Counters since it was created.
     #[must_use]
     pub fn stats(&self) -> TransferStats {
         let counts = self.shared.counters.snapshot();
@@ -150,7 +151,7 @@ impl Producer {
         }
     }
 
-    /// Ends all transfers, tells their consumers, and closes the port.
+    /// Ends all transfers, notifies their consumers, and closes the port.
     pub async fn shutdown(&self) {
         self.shared.close();
         let mut tasks = std::mem::take(&mut *locked(&self.shared.tasks));
@@ -167,7 +168,7 @@ impl Drop for Producer {
     }
 }
 
-/// Keeps an offer until it is fetched, ended, or complete and not fetched in time.
+/// Keeps an offer until it is fetched, ended, or expired after completion.
 async fn hold(
     shared: Arc<Shared>,
     id: String,
@@ -176,7 +177,7 @@ async fn hold(
 ) {
     let unfetched = async {
         if let Err(reason) = sending::came(waiter).await {
-            // The consumer may ask later, and is told.
+            // The consumer may ask later, and is told then.
             ending.set(TransferOutcome::Failed { reason });
         }
         tokio::time::sleep(shared.local.options.hold_timeout).await;
@@ -205,17 +206,17 @@ impl Shared {
         tasks.spawn_on(task, &self.runtime);
     }
 
-    /// Puts a connection in its consumer's session, which is made with the first one.
+    /// Adds a connection to its consumer's session, which is created with the first one.
     fn attach(&self, pool: u128, connection: u64, outbox: Outbox) -> Arc<Session> {
         let mut sessions = locked(&self.sessions);
         let made = || Arc::new(Session::new(pool, Arc::clone(&self.counters)));
         let session = Arc::clone(sessions.entry(pool).or_insert_with(made));
-        // With the lock, so that the session is not forgotten as one without connections.
+        // Under the lock, so that the session is not removed as one without connections.
         session.attach(connection, outbox);
         session
     }
 
-    /// Takes a frame of a consumer.
+    /// Handles a frame from a consumer.
     fn take(
         self: &Arc<Self>,
         session: &Arc<Session>,
@@ -286,7 +287,7 @@ impl Shared {
         });
     }
 
-    /// Begins a transfer that both sides want.
+    /// Starts a transfer that is offered and fetched.
     fn start(self: &Arc<Self>, connection: Option<u64>, asked: Asked, offered: Offered) {
         let Asked {
             session,
@@ -294,7 +295,7 @@ impl Shared {
             fetch,
         } = asked;
         let ending = Arc::clone(&offered.ending);
-        let room = session.begin(number, Arc::clone(&ending));
+        let space = session.begin(number, Arc::clone(&ending));
         session.send(connection, number, Frame::Accepted);
         let window = usize::try_from(fetch.window).unwrap_or(usize::MAX);
         let transfer = Transfer {
@@ -309,21 +310,21 @@ impl Shared {
         };
         let shared = Arc::clone(self);
         self.spawn(async move {
-            let outcome = transfer.run(room).await;
+            let outcome = transfer.run(space).await;
             shared.rendezvous.done(&fetch.id);
             if outcome != TransferOutcome::Completed {
                 let reason = outcome.reason().to_owned();
                 session.send(None, number, Frame::Cancel { reason });
             }
             session.forget(number);
-            // The last transfer of a session has told its consumer, like all before it.
+            // The last transfer of a session has notified its consumer, like all before it.
             if *shared.closing.borrow() && session.load().0 == 0 {
                 session.disconnect();
             }
         });
     }
 
-    /// A connection was lost: waits for another, if anything depends on it.
+    /// A connection was lost: waits for another, if transfers depend on it.
     fn detach(self: &Arc<Self>, session: &Arc<Session>, connection: u64) {
         let Some(epoch) = session.detach(connection) else {
             return;
@@ -352,7 +353,7 @@ impl Shared {
         });
     }
 
-    /// Forgets a session, unless it is connected again.
+    /// Removes a session, unless it has connections again.
     fn remove(&self, session: &Arc<Session>) {
         let mut sessions = locked(&self.sessions);
         if !session.is_connected() {
@@ -360,7 +361,7 @@ impl Shared {
         }
     }
 
-    /// Ends everything: tasks see it and end by themselves.
+    /// Ends everything: tasks notice it and return.
     fn close(&self) {
         self.closing.send_replace(true);
         let outcome = TransferOutcome::Failed {

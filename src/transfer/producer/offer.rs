@@ -1,4 +1,4 @@
-//! How an offered transfer ends, and waiting for it.
+//! How an offered transfer ends, and waiting for that.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use tokio::sync::watch;
 
 use crate::transfer::stats::{Counters, Ended};
 
-/// How a transfer ended, for the producer.
+/// The result of a transfer on the producer's side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TransferOutcome {
-    /// The consumer has everything.
+    /// The consumer has received everything.
     Completed,
-    /// One of the sides gave it up.
+    /// One of the sides cancelled it.
     Cancelled {
         /// Why.
         reason: String,
@@ -26,7 +26,7 @@ pub enum TransferOutcome {
 }
 
 impl TransferOutcome {
-    /// Why there is no transfer any more, for the consumer.
+    /// The reason for the consumer why the transfer no longer exists.
     pub(super) fn reason(&self) -> &str {
         match self {
             Self::Completed => "everything was acknowledged",
@@ -36,7 +36,7 @@ impl TransferOutcome {
     }
 }
 
-/// The end of one transfer: the first that is set stays.
+/// The result of one transfer: the first that is set is kept.
 pub(super) struct Ending {
     outcome: watch::Sender<Option<TransferOutcome>>,
     counters: Arc<Counters>,
@@ -83,7 +83,7 @@ impl Ending {
     }
 }
 
-/// A transfer that is offered. Dropping it changes nothing: the transfer is kept until it is fetched or its time is over.
+/// An offered transfer. Dropping this has no effect: the transfer is kept until it is fetched or expires.
 #[must_use]
 #[derive(Clone)]
 pub struct Offer {
@@ -102,12 +102,12 @@ impl Offer {
         &self.id
     }
 
-    /// Waits until it has ended.
+    /// Waits for the result.
     pub async fn finished(&self) -> TransferOutcome {
         self.ending.wait().await
     }
 
-    /// Gives it up, whether it is fetched or not: the consumer is told the reason, and the source is dropped.
+    /// Cancels the transfer, whether it has been fetched or not: the consumer receives the reason, and the source is dropped.
     pub fn cancel(&self, reason: &str) {
         let reason = reason.to_owned();
         self.ending.set(TransferOutcome::Cancelled { reason });

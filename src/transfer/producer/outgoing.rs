@@ -1,4 +1,4 @@
-//! What an engine gives away: its caches, record by record, and what the other engine goes on with.
+//! What an engine sends: its caches, record by record, and the hand-off for the other engine.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,30 +6,31 @@ use std::sync::Arc;
 use crate::cache::{CacheHeader, LayerRecord};
 use crate::error::Error;
 
-/// Caches as they are computed, a record at a time. It is used by one thread after the other, and may wait for the device.
+/// Caches as they are computed, one record at a time. It is used by one thread at a time, and may wait for the device.
 pub trait RecordSource: Send {
-    /// Leaves out latents of the first `tokens` tokens, which the consumer has. Called once at most, before the first record.
+    /// Leaves out latents of the first `tokens` tokens, which the consumer has. Called at most once, before the first record.
     fn skip_latents(&mut self, tokens: usize);
 
-    /// Waits for the next record; `None` when all have come. After an error nothing comes.
+    /// Waits for the next record; `None` after the last. No record follows an error.
     fn next_record(&mut self) -> Option<Result<LayerRecord, Arc<Error>>>;
 
-    /// What makes a [`RecordSource::next_record`] that waits in another thread give up, when the transfer is cancelled. Without it the
-    /// source is dropped after the record that it waits for.
+    /// A function that makes a [`RecordSource::next_record`] waiting in another thread return when the transfer is cancelled.
+    /// Without it the source is dropped after the record that it waits for.
     fn stopper(&self) -> Option<Box<dyn FnOnce() + Send>> {
         None
     }
 }
 
-/// What the receiving engine goes on with, once the first tokens are drawn; an error says why there is none.
+/// What the receiving engine needs to continue, once the first tokens are sampled; an error gives the reason why there is
+/// none.
 pub type HandOffFuture = Pin<Box<dyn Future<Output = Result<Vec<u8>, String>> + Send>>;
 
-/// What is offered to a consumer.
+/// A transfer to offer to a consumer.
 pub struct Outgoing {
-    /// What the caches are of. A consumer that asks for others is refused.
+    /// The model and tokens of the caches. A consumer that requests others is refused.
     pub header: CacheHeader,
-    /// The caches. Nothing is taken before a consumer asks.
+    /// The caches. No record is taken before a consumer fetches them.
     pub records: Box<dyn RecordSource>,
-    /// What comes after them.
+    /// The hand-off that follows them.
     pub hand_off: HandOffFuture,
 }

@@ -1,4 +1,4 @@
-//! Where offers and the consumers that ask for them meet, whichever comes first.
+//! Matches offers with the consumers that request them, whichever comes first.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use crate::error::{Refusal, TransferError};
 use crate::transfer::frame::{Fetch, Frame};
 use crate::transfer::locked;
 
-/// A transfer that no consumer has asked for yet.
+/// An offered transfer that no consumer has requested yet.
 pub(super) struct Offered {
     /// [`crate::cache::CacheHeader::id`] of the caches.
     caches: u128,
@@ -41,7 +41,7 @@ impl Offered {
         }
     }
 
-    /// Checks that a consumer asks for these caches.
+    /// Checks that a consumer requests these caches.
     fn check(&self, fetch: &Fetch) -> Result<(), (Refusal, String)> {
         if let Some(reason) = self.hand_off.failure() {
             return Err((Refusal::Failed, format!("the request failed: {reason}")));
@@ -65,7 +65,7 @@ impl Offered {
     }
 }
 
-/// A consumer that asks for a transfer.
+/// A consumer that requests a transfer.
 pub(super) struct Asked {
     pub(super) session: Arc<Session>,
     pub(super) number: u32,
@@ -84,15 +84,15 @@ impl Asked {
     }
 }
 
-/// What comes of a question.
+/// The result of a request.
 pub(super) enum Asking {
-    /// The transfer is there.
+    /// The transfer is offered.
     Starts(Asked, Offered),
-    /// The consumer waits from now on.
+    /// The consumer begins to wait.
     Waits,
-    /// It waits since it asked before.
+    /// It already waits, since an earlier request.
     WaitsAlready,
-    /// It has been told why not.
+    /// It was refused.
     Refused,
 }
 
@@ -107,7 +107,7 @@ enum Entry {
 pub(super) struct Rendezvous(Mutex<HashMap<String, Entry>>);
 
 impl Rendezvous {
-    /// Takes an offer: it stays here, or its consumer is here already and gets it.
+    /// Adds an offer: it is kept, or its waiting consumer gets it.
     pub(super) fn offer(
         &self,
         id: &str,
@@ -137,7 +137,7 @@ impl Rendezvous {
         }
     }
 
-    /// Takes what a consumer asks for over a connection.
+    /// Handles a consumer's request over a connection.
     pub(super) fn ask(&self, connection: u64, asked: Asked) -> Asking {
         let mut entries = locked(&self.0);
         let id = asked.fetch.id.clone();
@@ -157,7 +157,7 @@ impl Rendezvous {
                     Asking::Refused
                 }
             },
-            // It asks again, because a connection was lost: the first time is what counts for how long it waits.
+            // It requests again because a connection was lost: its waiting time counts from the first request.
             Some(Entry::Asked(before)) if before.is(&asked.session, asked.number) => {
                 entries.insert(id, Entry::Asked(before));
                 Asking::WaitsAlready
@@ -171,7 +171,7 @@ impl Rendezvous {
         }
     }
 
-    /// Forgets an offer that no consumer has asked for; whether it was here.
+    /// Removes an offer that no consumer has requested; returns whether it existed.
     pub(super) fn withdraw(&self, id: &str, ending: &Arc<Ending>) -> bool {
         let mut entries = locked(&self.0);
         let is =
@@ -179,12 +179,12 @@ impl Rendezvous {
         let there = entries.get(id).is_some_and(is);
         let withdrawn = there.then(|| entries.remove(id));
         drop(entries);
-        // The source may have much to give back, and is dropped with the lock open.
+        // The source may take long to drop, so it is dropped after the lock is released.
         drop(withdrawn);
         there
     }
 
-    /// Forgets a consumer that still waits, if it is this one.
+    /// Removes a consumer that still waits, if it is this one.
     pub(super) fn leave(&self, id: &str, session: &Arc<Session>, number: u32) -> Option<Asked> {
         let mut entries = locked(&self.0);
         let is = |entry: &Entry| matches!(entry, Entry::Asked(it) if it.is(session, number));
@@ -197,7 +197,7 @@ impl Rendezvous {
         }
     }
 
-    /// Forgets what a consumer waits for by its number of the transfer, or all that it waits for.
+    /// Removes one request of a consumer by its transfer number, or all of its requests.
     pub(super) fn leave_all(&self, session: &Arc<Session>, number: Option<u32>) {
         locked(&self.0).retain(|_, entry| {
             let Entry::Asked(asked) = entry else {
@@ -208,12 +208,12 @@ impl Rendezvous {
         });
     }
 
-    /// A transfer that was under way is over.
+    /// Removes an active transfer that is over.
     pub(super) fn done(&self, id: &str) {
         locked(&self.0).remove(id);
     }
 
-    /// How many wait on either side, and how many of those are consumers of this session.
+    /// Number of waiting entries on either side, and of those that are consumers of this session.
     pub(super) fn waiting(&self, session: Option<&Arc<Session>>) -> usize {
         let entries = locked(&self.0);
         let waits = |entry: &&Entry| match (entry, session) {
@@ -224,7 +224,7 @@ impl Rendezvous {
         entries.values().filter(waits).count()
     }
 
-    /// Forgets everything: offers end so, and consumers that wait are refused.
+    /// Removes everything: offers end, and waiting consumers are refused.
     pub(super) fn clear(&self, outcome: &TransferOutcome) {
         let entries = std::mem::take(&mut *locked(&self.0));
         for entry in entries.into_values() {

@@ -1,4 +1,4 @@
-//! One transfer on its way: records from the source to the session's queue, as fast as the window lets them.
+//! One active transfer: moves records from the source to the session's queue, as fast as the window allows.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,10 +14,10 @@ use super::session::{HAND_OFF, Session};
 use crate::transfer::frame::Frame;
 use crate::transfer::stats::Counters;
 
-/// A hand-off that came, or why there is none.
+/// A hand-off, or the reason why there is none.
 type Came = Option<Result<Bytes, String>>;
 
-/// A hand-off that is waited for from the offer on, so that it is known when the producer's request is done.
+/// A hand-off that is awaited from the offer on, so that the end of the producer's request is noticed.
 pub(super) struct HandOff {
     came: watch::Receiver<Came>,
     task: AbortHandle,
@@ -36,12 +36,12 @@ impl HandOff {
         }
     }
 
-    /// What waits for it apart from this.
+    /// The task that waits for it.
     pub(super) fn waiter(&self) -> watch::Receiver<Came> {
         self.came.clone()
     }
 
-    /// Why there will be none, if that is known by now.
+    /// The reason why there will be no hand-off, if it is known.
     pub(super) fn failure(&self) -> Option<String> {
         let came = self.came.borrow();
         came.as_ref().and_then(|came| came.as_ref().err().cloned())
@@ -61,7 +61,7 @@ impl Drop for HandOff {
     }
 }
 
-/// What is sent to one consumer.
+/// A transfer to one consumer.
 pub(super) struct Transfer {
     pub(super) session: Arc<Session>,
     pub(super) number: u32,
@@ -75,8 +75,8 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    /// Sends it to its end, which it gives back. The session knows the transfer before, and forgets it after.
-    pub(super) async fn run(self, room: Arc<Notify>) -> TransferOutcome {
+    /// Runs it and returns how it ended. The session registers the transfer before and removes it after.
+    pub(super) async fn run(self, space: Arc<Notify>) -> TransferOutcome {
         let stop = self.records.stopper();
         let ending = Arc::clone(&self.ending);
         tokio::select! {
@@ -86,16 +86,16 @@ impl Transfer {
                 }
                 outcome
             }
-            reason = self.send(&room) => {
+            reason = self.send(&space) => {
                 ending.set(TransferOutcome::Failed { reason });
                 ending.wait().await
             }
         }
     }
 
-    /// Sends everything, then stays pending; what failed. The source is dropped with the future, when the transfer has ended: the
-    /// request behind it may end with it.
-    async fn send(self, room: &Notify) -> String {
+    /// Sends everything, then stays pending; returns only on failure. The source is dropped with the future, when the
+    /// transfer has ended: the request behind it may end with it.
+    async fn send(self, space: &Notify) -> String {
         let Self {
             session,
             number,
@@ -108,7 +108,7 @@ impl Transfer {
         } = self;
         let mut sequence = 0;
         loop {
-            wait(&session, number, room, &counters, |held| held < window).await;
+            wait(&session, number, space, &counters, |held| held < window).await;
             let taken = spawn_blocking(move || {
                 if sequence == 0 && have > 0 {
                     records.skip_latents(have);
@@ -128,7 +128,7 @@ impl Transfer {
             };
             let length = record.bytes.len();
             let fits = |held: usize| held == 0 || held + length <= window;
-            wait(&session, number, room, &counters, fits).await;
+            wait(&session, number, space, &counters, fits).await;
             session.push(number, sequence, Frame::Record { sequence, record });
             sequence += 1;
             counters.records.fetch_add(1, Relaxed);
@@ -144,18 +144,18 @@ impl Transfer {
     }
 }
 
-/// Waits until a transfer holds so little.
+/// Waits until a transfer holds at most this many bytes.
 async fn wait(
     session: &Session,
     number: u32,
-    room: &Notify,
+    space: &Notify,
     counters: &Counters,
     enough: impl Fn(usize) -> bool,
 ) {
     let mut since = None;
     while !enough(session.held(number)) {
         since.get_or_insert_with(Instant::now);
-        room.notified().await;
+        space.notified().await;
     }
     if let Some(since) = since {
         counters.stalled_for_window(since.elapsed());

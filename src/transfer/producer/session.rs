@@ -1,7 +1,7 @@
-//! What goes to one consumer: its connections, and the records that any of them may send.
+//! The sending side for one consumer: its connections, and the records that any of them may send.
 //!
-//! A record is in its transfer's queue, or in flight on the connection that sent it, until the consumer acknowledges it. What was
-//! in flight on a connection that was lost is first in the queue again.
+//! A record is in its transfer's queue, or in flight on the connection that sent it, until the consumer acknowledges it.
+//! Records in flight on a connection that was lost return to the front of the queue.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
@@ -19,7 +19,7 @@ use crate::transfer::stats::Counters;
 /// The number of a hand-off among a transfer's records.
 pub(super) const HAND_OFF: u64 = u64::MAX;
 
-/// A transfer that was accepted.
+/// An accepted transfer.
 pub(super) struct Sending {
     ending: Arc<Ending>,
     /// Bytes of `queue` and `flight`.
@@ -27,27 +27,27 @@ pub(super) struct Sending {
     queue: VecDeque<(u64, Frame)>,
     /// By number: the frame, and the connection that it was sent over.
     flight: HashMap<u64, (Frame, u64)>,
-    /// Told when `held` becomes less.
-    room: Arc<Notify>,
+    /// Notified when `held` decreases.
+    space: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct State {
     connections: HashMap<u64, Outbox>,
     transfers: BTreeMap<u32, Sending>,
-    /// The transfer that sent last: the next one sends next.
+    /// The transfer that sent last: the next one is served next.
     last: u32,
-    /// Grows with each connection, so that a timer knows whether one came meanwhile.
+    /// Incremented by each connection, so that a timer can tell whether one came meanwhile.
     epoch: u64,
 }
 
 /// A consumer.
 pub(super) struct Session {
-    /// The number that it gave its connections.
+    /// The number of its pool of connections.
     pub(super) pool: u128,
     counters: Arc<Counters>,
     state: Mutex<State>,
-    /// Told when something is in a queue.
+    /// Notified when a queue is not empty.
     ready: Notify,
 }
 
@@ -61,7 +61,7 @@ impl Session {
         }
     }
 
-    /// A connection more.
+    /// Adds a connection.
     pub(super) fn attach(&self, connection: u64, outbox: Outbox) {
         let mut state = locked(&self.state);
         state.connections.insert(connection, outbox);
@@ -70,7 +70,7 @@ impl Session {
         self.ready.notify_one();
     }
 
-    /// A connection less: what it had in flight is sent again. The epoch, if it was the last one.
+    /// Removes a connection: what it had in flight is sent again. Returns the epoch, if it was the last one.
     pub(super) fn detach(&self, connection: u64) -> Option<u64> {
         let mut state = locked(&self.state);
         state.connections.remove(&connection);
@@ -94,7 +94,7 @@ impl Session {
         last
     }
 
-    /// Whether no connection came since this epoch.
+    /// Whether no connection was added since this epoch.
     pub(super) fn is_lost_since(&self, epoch: u64) -> bool {
         let state = locked(&self.state);
         state.connections.is_empty() && state.epoch == epoch
@@ -104,17 +104,18 @@ impl Session {
         !locked(&self.state).connections.is_empty()
     }
 
-    /// Sends a frame over a connection, or over any if that one is gone. The consumer asks again where it is lost.
+    /// Sends a frame over a connection, or over any other if that one is closed. If the frame is lost, the consumer requests
+    /// again.
     pub(super) fn send(&self, connection: Option<u64>, transfer: u32, frame: Frame) {
         let state = locked(&self.state);
         let own = connection.and_then(|connection| state.connections.get(&connection));
         if let Some(outbox) = own.or_else(|| state.connections.values().next()) {
-            // A connection that is just ending takes nothing more, and is as good as lost.
+            // A connection that is just ending accepts no frame, and counts as lost.
             let _ = outbox.send((transfer, frame));
         }
     }
 
-    /// Ends all connections when what was sent to them is written.
+    /// Ends all connections once everything sent to them is written.
     pub(super) fn disconnect(&self) {
         locked(&self.state).connections.clear();
     }
@@ -123,28 +124,28 @@ impl Session {
         locked(&self.state).transfers.contains_key(&number)
     }
 
-    /// Transfers and the bytes that they hold.
+    /// Number of transfers, and the bytes that they hold.
     pub(super) fn load(&self) -> (usize, usize) {
         let state = locked(&self.state);
         let held = state.transfers.values().map(|transfer| transfer.held);
         (state.transfers.len(), held.sum())
     }
 
-    /// Begins a transfer; what is told when there is room for more of it.
+    /// Starts a transfer; returns a signal for free space in its window.
     pub(super) fn begin(&self, number: u32, ending: Arc<Ending>) -> Arc<Notify> {
-        let room = Arc::new(Notify::new());
+        let space = Arc::new(Notify::new());
         let sending = Sending {
             ending,
             held: 0,
             queue: VecDeque::new(),
             flight: HashMap::new(),
-            room: Arc::clone(&room),
+            space: Arc::clone(&space),
         };
         locked(&self.state).transfers.insert(number, sending);
-        room
+        space
     }
 
-    /// Forgets a transfer and what it holds.
+    /// Removes a transfer and what it holds.
     pub(super) fn forget(&self, number: u32) {
         locked(&self.state).transfers.remove(&number);
     }
@@ -155,7 +156,7 @@ impl Session {
         state.transfers.get(&number).map_or(0, |it| it.held)
     }
 
-    /// Puts a record or the hand-off in a transfer's queue.
+    /// Adds a record or the hand-off to a transfer's queue.
     pub(super) fn push(&self, number: u32, sequence: u64, frame: Frame) {
         let mut state = locked(&self.state);
         if let Some(transfer) = state.transfers.get_mut(&number) {
@@ -166,18 +167,18 @@ impl Session {
         self.ready.notify_one();
     }
 
-    /// The consumer's engine has taken a record.
+    /// Handles the acknowledgement of a record.
     pub(super) fn acknowledge(&self, number: u32, sequence: u64) {
         let mut state = locked(&self.state);
         if let Some(transfer) = state.transfers.get_mut(&number)
             && let Some((frame, _)) = transfer.flight.remove(&sequence)
         {
             transfer.held -= frame.body().len();
-            transfer.room.notify_one();
+            transfer.space.notify_one();
         }
     }
 
-    /// Ends a transfer as the consumer says.
+    /// Ends a transfer as the consumer requests.
     pub(super) fn end(&self, number: u32, outcome: TransferOutcome) {
         let ending = {
             let state = locked(&self.state);
@@ -226,7 +227,7 @@ impl Session {
     }
 }
 
-/// What a connection of the session sends.
+/// The source of a connection's frames in a session.
 pub(super) struct SessionItems {
     pub(super) session: Arc<Session>,
     pub(super) connection: u64,

@@ -13,8 +13,8 @@ use super::isa::Isa;
 use super::{BLOCK, BLOCKS, GROUP};
 use crate::checkpoint::BlockFormat;
 use crate::checkpoint::blocks::{
-    INT6, INT6_64, INT8, INT8_64, INT8_128, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K,
-    Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    INT6, INT6_64, INT8, INT8_64, INT8_128, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_1_64,
+    Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
 
 /// A format whose superblocks have `BYTES` bytes.
@@ -117,6 +117,7 @@ pub(super) enum Layout {
     Q8_0,
     Q4_0,
     Q4_1,
+    Q4_1Of64,
     Q5_0,
     Q5_1,
     Iq4Nl,
@@ -141,6 +142,7 @@ impl Layout {
             (&Q8_0, Self::Q8_0),
             (&Q4_0, Self::Q4_0),
             (&Q4_1, Self::Q4_1),
+            (&Q4_1_64, Self::Q4_1Of64),
             (&Q5_0, Self::Q5_0),
             (&Q5_1, Self::Q5_1),
             (&IQ4_NL, Self::Iq4Nl),
@@ -172,6 +174,7 @@ impl Layout {
             Self::Q8_0 => work.run(isa, of_32::Q8_0),
             Self::Q4_0 => work.run(isa, of_32::Q4_0),
             Self::Q4_1 => work.run(isa, of_32::Q4_1),
+            Self::Q4_1Of64 => work.run(isa, of_32::Q4_1Of64),
             Self::Q5_0 => work.run(isa, of_32::Q5_0),
             Self::Q5_1 => work.run(isa, of_32::Q5_1),
             Self::Iq4Nl => work.run(isa, of_32::Iq4Nl),

@@ -70,22 +70,25 @@ fn products_in<'a>(
     output: &mut [f32],
 ) {
     let layout = Layout::of(format);
-    let plain;
-    let weights: Vec<&[u8]> = if layout.to_plain() {
-        plain = weights
-            .map(|bytes| formats::plain(format, bytes))
-            .collect::<Vec<Vec<u8>>>();
-        plain.iter().map(Vec::as_slice).collect()
+    let packed = &mut scratch.packed;
+    if layout.to_plain() {
+        let plain: Vec<Vec<u8>> = weights.map(|bytes| formats::plain(format, bytes)).collect();
+        path.run(Products {
+            layout,
+            weights: plain.iter().map(Vec::as_slice),
+            rows,
+            packed,
+            output,
+        });
     } else {
-        weights.collect()
-    };
-    path.run(Products {
-        layout,
-        weights: &weights,
-        rows,
-        packed: &mut scratch.packed,
-        output,
-    });
+        path.run(Products {
+            layout,
+            weights,
+            rows,
+            packed,
+            output,
+        });
+    }
 }
 
 /// What a thread keeps from call to call.
@@ -94,21 +97,21 @@ pub(super) struct Scratch {
     packed: tile::Packed,
 }
 
-struct Products<'a> {
+struct Products<'a, W> {
     layout: Layout,
     /// As the layout has them.
-    weights: &'a [&'a [u8]],
+    weights: W,
     rows: &'a Activations,
     packed: &'a mut tile::Packed,
     /// `[weights, rows]`.
     output: &'a mut [f32],
 }
 
-impl Work for Products<'_> {
+impl<'w, W: Iterator<Item = &'w [u8]>> Work for Products<'_, W> {
     fn run<I: Isa>(self, isa: I) {
         let Self {
             layout,
-            weights,
+            mut weights,
             rows,
             packed,
             output,
@@ -128,11 +131,16 @@ impl Work for Products<'_> {
         }
         let superblocks = rows.superblocks();
         let outputs = output.chunks_mut(tile::ROWS * count);
-        for (weights, output) in weights.chunks(tile::ROWS).zip(outputs) {
+        for output in outputs {
+            let mut taken: [&[u8]; tile::ROWS] = [&[]; tile::ROWS];
+            let wanted = output.len() / count;
+            for (to, weight) in taken.iter_mut().zip(weights.by_ref().take(wanted)) {
+                *to = weight;
+            }
             layout.with(
                 isa,
                 tile::Pack {
-                    weights,
+                    weights: &taken[..wanted],
                     superblocks,
                     packed,
                 },

@@ -11,13 +11,13 @@ use super::isa::Isa;
 const AHEAD: usize = 1024;
 
 /// `output[c] = row . weights[c]`.
-pub(super) struct OneRow<'a> {
-    pub(super) weights: &'a [&'a [u8]],
+pub(super) struct OneRow<'a, W> {
+    pub(super) weights: W,
     pub(super) row: &'a [Superblock],
     pub(super) output: &'a mut [f32],
 }
 
-impl<I: Isa> WithFormat<I> for OneRow<'_> {
+impl<'w, I: Isa, W: Iterator<Item = &'w [u8]>> WithFormat<I> for OneRow<'_, W> {
     fn run<F: Format<BYTES>, const BYTES: usize>(self, isa: I, format: F) {
         isa.run(
             #[inline(always)]

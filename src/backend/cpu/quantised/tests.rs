@@ -5,7 +5,7 @@ use super::super::memory::widen;
 use super::formats::WithFormat;
 use super::*;
 use crate::checkpoint::blocks::{
-    FP4, INT4, INT4_64, INT4_128, INT6, INT6_64, INT8, INT8_64, INT8_128, NO_MIN,
+    FP4, INT4, INT4_64, INT4_128, INT6, INT6_64, INT8, INT8_64, INT8_128, NO_MIN, Q4_1_64,
 };
 use crate::checkpoint::ggml::TYPES;
 use crate::checkpoint::{Codes, Format};
@@ -18,10 +18,10 @@ fn formats() -> Vec<&'static BlockFormat> {
         _ => None,
     });
     let repacked = [
-        &INT4, &INT4_64, &INT4_128, &INT6, &INT6_64, &INT8, &INT8_64, &INT8_128, &FP4,
+        &Q4_1_64, &INT4, &INT4_64, &INT4_128, &INT6, &INT6_64, &INT8, &INT8_64, &INT8_128, &FP4,
     ];
     let formats: Vec<_> = blocks.chain(repacked).collect();
-    assert!(formats.len() >= 27, "{formats:?}");
+    assert!(formats.len() >= 28, "{formats:?}");
     formats
 }
 
@@ -41,7 +41,7 @@ fn stored(
         .filter(|name| name.starts_with("INT"));
     let name = name.unwrap_or(format.name);
     let halves: &[usize] = match name {
-        "Q4_1" | "Q5_1" | "Q4_K" | "Q5_K" | "INT6" => &[0, 2],
+        "Q4_1" | "Q4_1_64" | "Q5_1" | "Q4_K" | "Q5_K" | "INT6" => &[0, 2],
         "Q2_K" => &[80, 82],
         "Q3_K" => &[108],
         "Q6_K" => &[208],
@@ -121,7 +121,10 @@ fn defined(format: &BlockFormat, bytes: &[u8], input: &[f32], width: usize) -> V
         return Vec::new();
     };
     let group = if format.group == GROUP { GROUP } else { BLOCK };
-    let minimums = matches!(format.name, "Q4_1" | "Q5_1" | "Q2_K" | "Q4_K" | "Q5_K");
+    let minimums = matches!(
+        format.name,
+        "Q4_1" | "Q4_1_64" | "Q5_1" | "Q2_K" | "Q4_K" | "Q5_K"
+    );
     let minimums = minimums
         || ["INT6", "INT8"]
             .iter()

@@ -1,4 +1,4 @@
-//! Bursts for people: a table in Markdown.
+//! The results of burst simulations as a Markdown table.
 
 use std::fmt::Write;
 
@@ -7,9 +7,8 @@ use crate::burst::cost::Costs;
 use crate::burst::instance::Instance;
 use crate::burst::outcome::{Outcome, Spread};
 
-/// What every table says of itself.
-const SIMULATION: &str = "A simulation in virtual time, fed with an instance's sizes and steps; nothing of it was \
-    measured on a running cluster.";
+/// The first line of every table.
+const SIMULATION: &str = "A simulation in virtual time, from the sizes and step times of an instance; not measured on a running cluster.";
 
 /// Percentiles, in seconds times `unit`.
 fn spread(spread: &Spread, unit: f64, digits: usize) -> String {
@@ -22,11 +21,11 @@ fn giga(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / 1e9)
 }
 
-/// What the steps cost, as it was fitted.
+/// The fitted costs of steps.
 fn costs(instance: &Instance, costs: &Costs) -> String {
     format!(
-        "{} ({} GPU an instance): parameters {} GB, caches {} GB. A step takes {:.3e} s for a pair of a prompt's tokens, {:.1} us \
-         for one of its tokens, {:.1} us for a decoded one and {:.2} us for 1,000 tokens that it reads, and at least {:.1} ms; fitted \
+        "{} ({} GPU per instance): parameters {} GB, cache memory {} GB. A step takes {:.3e} s per pair of prompt tokens, {:.1} us \
+         per prompt token, {:.1} us per decoded token and {:.2} us per 1,000 tokens of its context, and at least {:.1} ms; the fit is \
          within {:.1} % of the points for prefill, {:.0} % for decode.",
         instance.name(),
         instance.gpus(),
@@ -74,7 +73,7 @@ pub fn replay(
     );
     line(
         &mut text,
-        "TTFT over 5 / 10 times the least P50",
+        "TTFT over 5 / 10 times the lowest P50",
         outcomes,
         |one| {
             one.late
@@ -84,7 +83,7 @@ pub fn replay(
     );
     line(
         &mut text,
-        "demand of the memory for caches, mean; caches at most",
+        "mean demand of cache memory; maximum used",
         outcomes,
         |one| {
             format!(
@@ -131,12 +130,12 @@ pub fn replay(
     line(&mut text, "parameters read again, GB", outcomes, |one| {
         giga(one.counts.restored_bytes)
     });
-    line(&mut text, "pipelines stand still", outcomes, |one| {
+    line(&mut text, "pipeline idle", outcomes, |one| {
         format!("{:.1} %", 100.0 * one.bubbles)
     });
     line(
         &mut text,
-        "seconds until all is answered",
+        "seconds until all requests are answered",
         outcomes,
         |one| format!("{:.0}", one.seconds),
     );

@@ -7,9 +7,8 @@ use crate::plan::{Column, Plan};
 use crate::replay::Percentiles;
 use crate::scheduler::Role;
 
-/// What every table says of itself.
-const MODEL: &str =
-    "A model's output, fed with a profile; nothing of it was measured on running clusters.";
+/// The first line of every table.
+const MODEL: &str = "Computed from profiles; not measured on running clusters.";
 
 fn threshold(threshold: Option<u32>) -> String {
     threshold.map_or_else(|| "-".into(), |tokens| tokens.to_string())
@@ -109,15 +108,18 @@ pub fn plan(plan: &Plan) -> String {
             .map_or_else(String::new, |ratio| format!(" = {ratio:.2}x"));
         format!("{:.2}{ratio}", c.stages.throughput)
     });
-    line(&mut text, "what limits", columns, |c| {
+    line(&mut text, "bottleneck", columns, |c| {
         c.stages.limit.name().into()
-    });
-    line(&mut text, "egress at that, Gbit/s", columns, |c| {
-        gbit(c.stages.egress_bits_per_second)
     });
     line(
         &mut text,
-        "TTFT of a lone request, s: mean / P50 / P90 / P99",
+        "egress at that throughput, Gbit/s",
+        columns,
+        |c| gbit(c.stages.egress_bits_per_second),
+    );
+    line(
+        &mut text,
+        "TTFT without load, s: mean / P50 / P90 / P99",
         columns,
         |c| spread(&c.bare_ttft),
     );
@@ -125,9 +127,9 @@ pub fn plan(plan: &Plan) -> String {
     line(&mut text, &name, columns, |c| {
         c.loaded_ttft
             .as_ref()
-            .map_or_else(|| "more than it serves".into(), spread)
+            .map_or_else(|| "above its capacity".into(), spread)
     });
-    text.push_str("\n| what more would bring | throughput, req/s | gain | threshold | prefill / decode |\n|---|---:|---:|---:|---:|\n");
+    text.push_str("\n| adding | throughput, req/s | gain | threshold | prefill / decode |\n|---|---:|---:|---:|---:|\n");
     for more in &plan.more {
         let _ = writeln!(
             text,
@@ -184,7 +186,7 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
     line(&mut text, "planned throughput, req/s", replayed, |one| {
         format!("{:.2}", one.planned_throughput)
     });
-    line(&mut text, "served, req/s", replayed, |one| {
+    line(&mut text, "simulated throughput, req/s", replayed, |one| {
         format!("{:.2}", one.outcome.throughput)
     });
     line(
@@ -199,7 +201,7 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
     });
     line(
         &mut text,
-        "prompt tokens that caches spared",
+        "prompt tokens found in prefix caches",
         replayed,
         |one| {
             let share = one.outcome.cached_tokens as f64 / one.outcome.prompt_tokens.max(1) as f64;
@@ -211,7 +213,7 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
     });
     line(
         &mut text,
-        "prefixes copied, GB: home / out",
+        "prefixes copied, GB: to local / to PrfaaS",
         replayed,
         |one| {
             let gb = |bytes: u64| bytes as f64 / 1e9;
@@ -224,7 +226,7 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
     );
     line(
         &mut text,
-        "busy: PrfaaS / link / local prefill / decode",
+        "utilisation: PrfaaS / link / local prefill / decode",
         replayed,
         |one| {
             let used = &one.outcome.used;
@@ -281,12 +283,12 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
 #[must_use]
 pub fn sweep(sweep: &Sweep) -> String {
     let mut text = String::from(
-        "\n| at capacity | threshold | prefill / decode | req/s | of the best |\n|---|---:|---:|---:|---:|\n",
+        "\n| at capacity | threshold | prefill / decode | req/s | % of best |\n|---|---:|---:|---:|---:|\n",
     );
     let best = sweep.best.throughput;
     for (name, tried) in [
-        ("as found, held fixed", &sweep.found),
-        ("as found, under the scheduler", &sweep.scheduled),
+        ("the plan, unchanged", &sweep.found),
+        ("the plan, with the scheduler", &sweep.scheduled),
         ("best of the sweep", &sweep.best),
     ] {
         let _ = writeln!(

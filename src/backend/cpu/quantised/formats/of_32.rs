@@ -1,4 +1,4 @@
-//! Formats whose blocks have 32 columns: a superblock is eight of them.
+//! Formats whose blocks have 32 columns, a superblock being eight of them, or 64.
 
 use super::super::isa::Isa;
 use super::{Codes, Format, Unpacked, bits, eight};
@@ -10,6 +10,8 @@ pub(in super::super) struct Q8_0;
 pub(in super::super) struct Q4_0;
 #[derive(Clone, Copy)]
 pub(in super::super) struct Q4_1;
+#[derive(Clone, Copy)]
+pub(in super::super) struct Q4_1Of64;
 #[derive(Clone, Copy)]
 pub(in super::super) struct Q5_0;
 #[derive(Clone, Copy)]
@@ -73,6 +75,30 @@ impl Format<160> for Q4_1 {
             },
         );
         Unpacked::of_blocks(codes, halves(isa, blocks, 0), halves(isa, blocks, 2))
+    }
+}
+
+impl Format<144> for Q4_1Of64 {
+    const CODES: Codes = Codes::unsigned(4, None);
+    const HALVES: bool = false;
+    const MINS: bool = true;
+
+    #[inline(always)]
+    fn unpack<I: Isa>(self, isa: I, bytes: &[u8; 144]) -> Unpacked<I> {
+        let blocks = &bytes.as_chunks::<36>().0[..4];
+        let codes = eight(
+            #[inline(always)]
+            |b| {
+                let [_, _, _, _, codes @ ..] = &blocks[b / 2];
+                isa.nibbles(&codes.as_chunks().0[b % 2])
+            },
+        );
+        // Both halves of a block have its scale.
+        let pairs = eight(
+            #[inline(always)]
+            |b| blocks[b / 2],
+        );
+        Unpacked::of_blocks(codes, halves(isa, &pairs, 0), halves(isa, &pairs, 2))
     }
 }
 

@@ -1,0 +1,121 @@
+//! Paths for those who look after a server: whether it works, what it is, how much it does. They have vLLM's names.
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use super::auth;
+use super::error::{ApiError, Result};
+use super::routes::Server;
+
+/// Whether it can answer.
+pub(super) async fn health(State(shared): Server) -> Result<Response> {
+    let service = shared.service()?;
+    if !service.engine().is_running() {
+        return Err(ApiError::unavailable("the engine has stopped"));
+    }
+    Ok(Json(json!({ "status": "ok" })).into_response())
+}
+
+/// What Prometheus reads.
+pub(super) async fn metrics(State(shared): Server) -> Result<Response> {
+    let service = shared.service.get();
+    if let Some(transfers) = service.and_then(|service| service.transfers()) {
+        shared.metrics.transfers(transfers);
+    }
+    let engine = service.map(|service| service.engine().clone());
+    // The engine answers between two steps.
+    let status = match engine {
+        Some(engine) => tokio::task::spawn_blocking(move || engine.status().ok())
+            .await
+            .ok()
+            .flatten(),
+        None => None,
+    };
+    const TYPE: (HeaderName, &str) = (
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    );
+    Ok(([TYPE], shared.metrics.render(status)).into_response())
+}
+
+/// The program's version.
+pub(super) async fn version() -> Json<Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// How many requests are being answered, those that wait included.
+pub(super) async fn load(State(shared): Server) -> Json<Value> {
+    Json(json!({ "server_load": shared.gate.count() }))
+}
+
+/// Forgets all cached prefixes that nothing runs on.
+pub(super) async fn reset_prefix_cache(
+    State(shared): Server,
+    request: Request,
+) -> Result<StatusCode> {
+    auth::check(&shared.options.api_keys, request.headers())?;
+    let engine = shared.service()?.engine().clone();
+    let stopped = || ApiError::unavailable("the engine has stopped");
+    tokio::task::spawn_blocking(move || engine.clear_cache())
+        .await
+        .map_err(|_| stopped())?
+        .map_err(|_| stopped())?;
+    Ok(StatusCode::OK)
+}
+
+/// What is served and with what, in the words of vLLM's configuration.
+pub(super) async fn server_info(State(shared): Server, request: Request) -> Result<Response> {
+    auth::check(&shared.options.api_keys, request.headers())?;
+    let service = shared.service()?;
+    let engine = service.engine().clone();
+    let pools = tokio::task::spawn_blocking(move || engine.occupancy().ok())
+        .await
+        .ok()
+        .flatten();
+    let device = service.device();
+    let info = json!({
+        "model_config": {
+            "model": service.name(),
+            "served_model_name": shared.options.model_names,
+            "max_model_len": service.context(),
+            "vocab_size": service.vocabulary(),
+            "seed": shared.options.seed,
+        },
+        "cache_config": {
+            "enable_prefix_caching": shared.options.prefix_caching,
+            "num_gpu_blocks": pools.map(|pools| pools.all_blocks),
+            "num_state_slots": pools.map(|pools| pools.all_slots),
+        },
+        "device_config": { "device": device.backend, "name": device.name },
+    });
+    let version = env!("CARGO_PKG_VERSION");
+    Ok(Json(json!({ "version": version, "vllm_config": info })).into_response())
+}
+
+/// The tokenizer's configuration, as transformers' `tokenizer_config.json` has it.
+pub(super) async fn tokenizer_info(State(shared): Server, request: Request) -> Result<Response> {
+    auth::check(&shared.options.api_keys, request.headers())?;
+    let service = shared.service()?;
+    let tokenizer = service.tokenizer();
+    let added = tokenizer.special_tokens().map(|(id, name)| {
+        let token = json!({ "content": name, "special": true });
+        (id.to_string(), token)
+    });
+    let mut info = json!({
+        "tokenizer_class": "TikTokenTokenizer",
+        "model_max_length": service.context(),
+        "vocab_size": tokenizer.vocab_size(),
+        "added_tokens_decoder": added.collect::<Map<_, _>>(),
+    });
+    // A model without a template has no chats, and is served all the same.
+    if let Ok(template) = service.template() {
+        info["chat_template"] = Value::from(template.source());
+        for (name, token) in template.variables() {
+            info[name] = Value::from(token.as_str());
+        }
+    }
+    Ok(Json(info).into_response())
+}
