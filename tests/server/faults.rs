@@ -116,11 +116,11 @@ async fn schemas_are_held_as_far_as_they_can_be() {
     server.assert_empty().await;
 }
 
-/// Four hundred patterns for keys are compared pair by pair, which took twenty seconds.
+/// Patterns for keys are compared pair by pair: four hundred longer ones took twenty seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn schemas_that_compile_for_long_are_not_compiled() {
-    let server = start().await;
-    let patterns = (0..400).map(|i| (format!("^a{i}[a-z]{{1,50}}$"), json!({ "type": "string" })));
+    let server = Setup::default().context(8000).start().await;
+    let patterns = (0..250).map(|i| (format!("^a{i}$"), json!({})));
     let heavy = json!({ "type": "object", "patternProperties": Value::Object(patterns.collect()) });
     let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": heavy } });
     let found = server
