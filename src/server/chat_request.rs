@@ -1,4 +1,4 @@
-//! A chat that is to be answered: what the request of every protocol for chats becomes, whatever its JSON.
+//! The internal chat request, to which the requests of every chat protocol are converted.
 
 use std::sync::Arc;
 
@@ -14,22 +14,22 @@ use super::tools::Form;
 use crate::engine::Request;
 use crate::tokenizer::Chat;
 
-/// A chat as it was asked for.
+/// A chat request.
 pub(super) struct ChatRequest {
     pub(super) chat: Chat,
     pub(super) parameters: Parameters,
     pub(super) form: Form,
-    /// The likeliest tokens that are told of each one of the answer; `None` where nothing is told.
+    /// Number of most likely tokens reported for each token of the answer; `None` without log-probabilities.
     pub(super) logprobs: Option<usize>,
 }
 
-/// A chat with the engine's request for it.
+/// A chat request with the engine's request for it.
 pub(super) struct Prepared {
     pub(super) asked: ChatRequest,
     pub(super) request: Request,
 }
 
-/// Reads a request and encodes its prompt.
+/// Parses a request and encodes its prompt.
 pub(super) async fn prepare(
     service: &Arc<Service>,
     read: impl FnOnce(&Service) -> Result<ChatRequest> + Send + 'static,
@@ -42,7 +42,7 @@ pub(super) async fn prepare(
     prepared.await
 }
 
-/// An answer of a given form ends with it.
+/// A constrained answer ends when its format is complete.
 pub(super) fn endless_form() -> ApiError {
     let message = "`ignore_eos` and an answer of a given form contradict each other";
     ApiError::field("ignore_eos", message).code("invalid_value")
@@ -73,7 +73,7 @@ impl ChatRequest {
 }
 
 impl Prepared {
-    /// Has it answered in a protocol.
+    /// Submits it and responds in a protocol.
     pub(super) async fn respond(self, call: Call, protocol: impl Protocol) -> Result<Response> {
         let parameters = &self.asked.parameters;
         let processor = parameters.processor(&call.service)?;

@@ -1,5 +1,5 @@
-//! Bodies and chunks of chats and of plain completions: lists of choices, and `[DONE]` at a stream's end. The two differ
-//! in the JSON of a choice, which is a [`Shape`].
+//! Bodies and chunks of chats and of completions: lists of choices, and `[DONE]` at the end of a stream. The two differ in
+//! the JSON of a choice, which is a [`Shape`].
 
 use serde_json::{Value, json};
 
@@ -9,45 +9,45 @@ use super::response::{Part, Protocol, SoFar};
 use super::stream::Data;
 use crate::engine::Scored;
 
-/// The last event of a stream that came to its end.
+/// The last event of a complete stream.
 const DONE: &str = "[DONE]";
 
 /// The JSON of an endpoint's answers.
 pub(super) trait Shape: Send + 'static {
-    /// What ids begin with.
+    /// The prefix of ids.
     const ID: &'static str;
-    /// The kinds of object that a body and a chunk are.
+    /// The `object` of a body and of a chunk.
     const OBJECTS: [&'static str; 2];
 
-    /// The prompt's ids, where they stand in a body beside the choices, and in a chunk before any answer.
+    /// The prompt's ids, if they are sent: in a body beside the choices, in a stream in a chunk before the answers.
     fn prompt_token_ids(&self) -> Option<&[u32]> {
         None
     }
 
-    /// A further field of the body of answers that are sent whole.
+    /// An additional field of a body that is not streamed.
     fn more(&self) -> Option<(&'static str, Value)> {
         None
     }
 
-    /// The choice of the chunk that an answer begins with, before anything of it is known.
+    /// The choice of the chunk that opens an answer, before any of its text.
     fn opening(&self, _index: usize) -> Option<Value> {
         None
     }
 
-    /// Takes scores of a prompt, counted from 0.
+    /// Takes the scores of a prompt; prompts are counted from 0.
     fn scored(&mut self, _prompt: usize, _scored: Scored) {}
 
-    /// The choices of the chunks that tell a part, one a chunk.
+    /// The choices of the chunks for a part, one per chunk.
     fn chunks(&mut self, part: Part) -> Vec<Value>;
 
-    /// Takes a part of an answer that is sent whole.
+    /// Takes a part of an answer that is not streamed.
     fn take(&mut self, part: Part);
 
-    /// The choice of an answer, of all that was taken.
+    /// The choice of an answer, with all parts that were taken.
     fn choice(&mut self, index: usize) -> Value;
 }
 
-/// The protocol of chats and of plain completions.
+/// The protocol of chats and of completions.
 pub(super) struct Choices<S> {
     shape: S,
     stream: bool,
@@ -63,7 +63,7 @@ impl<S: Shape> Choices<S> {
         }
     }
 
-    /// What every body and chunk begins with, and its choices.
+    /// The common fields of bodies and chunks, with these choices.
     fn object(object: &str, choices: Value, so_far: &SoFar) -> Value {
         let mut body = json!({
             "id": format!("{}-{}", S::ID, so_far.id),

@@ -1,4 +1,4 @@
-//! What an answer's text may be: `response_format` of OpenAI's, `structured_outputs` and `guided_*` of vLLM's.
+//! The format of an answer's text: OpenAI's `response_format`, vLLM's `structured_outputs` and `guided_*`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,21 +8,21 @@ use super::error::{ApiError, Result};
 use super::fields::Fields;
 use super::grammar::{json_rule, literal};
 
-/// The form of a text.
+/// The format of a text.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Format {
     Text,
     /// JSON by this schema.
     Json(Value),
-    /// What a regular expression accepts as a whole.
+    /// Text that this regular expression matches as a whole.
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
-    /// What a grammar in llguidance's Lark accepts.
+    /// Text that this grammar in llguidance's Lark accepts.
     Lark(String),
 }
 
-/// The fields of chats and completions that say it; at most one of them.
+/// The fields of chats and completions that set the format; at most one of them may be present.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "Format")]
 pub(super) struct FormatFields {
@@ -60,15 +60,15 @@ struct NamedSchema {
     _strict: Option<bool>,
 }
 
-/// One of the forms, as vLLM names them.
+/// One of the formats, with vLLM's names.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct StructuredOutputs {
-    /// A JSON schema, or its text.
+    /// A JSON schema, as an object or as text.
     json: Option<Value>,
     /// A regular expression that the whole text matches.
     regex: Option<String>,
-    /// Texts of which the answer is one.
+    /// The texts of which the answer must be one.
     choice: Option<Vec<String>>,
     /// A grammar in llguidance's Lark.
     grammar: Option<String>,
@@ -77,7 +77,7 @@ struct StructuredOutputs {
 }
 
 impl Format {
-    /// Takes the fields that say it; gives the name of the one that does too.
+    /// Takes these fields; returns the format with the name of the field that set it.
     pub(super) fn take(fields: &mut Fields) -> Result<(Self, &'static str)> {
         let found: FormatFields = fields.part()?;
         let guided = StructuredOutputs {
@@ -109,7 +109,7 @@ impl Format {
         Ok(all.pop().unwrap_or((Self::Text, "response_format")))
     }
 
-    /// The Lark rule `answer`; `None` where anything goes, or where the form is a whole grammar.
+    /// The Lark rule `answer`; `None` for free text, and for a format that is a whole grammar.
     pub(super) fn rule(&self) -> Option<String> {
         let body = match self {
             Self::Text | Self::Lark(_) => return None,
@@ -124,7 +124,7 @@ impl Format {
     }
 }
 
-/// A regular expression between the slashes that Lark has around it.
+/// A regular expression between slashes, as Lark writes it.
 fn delimited(regex: &str) -> String {
     let (mut out, mut escaped) = (String::from("/"), false);
     for c in regex.chars() {
@@ -140,7 +140,7 @@ fn delimited(regex: &str) -> String {
 }
 
 impl StructuredOutputs {
-    /// What of it is there; `names` are the fields of JSON, regular expression, choice and grammar.
+    /// The formats that are present; `names` are the fields of JSON, regular expression, choice and grammar.
     fn formats(self, names: [&'static str; 4]) -> Result<Vec<(Format, &'static str)>> {
         let mut all = Vec::new();
         if let Some(schema) = self.json {
@@ -171,7 +171,7 @@ impl StructuredOutputs {
     }
 }
 
-/// A schema as it stands, or as text.
+/// A schema given as an object or as text.
 fn schema_of(name: &str, schema: Value) -> Result<Value> {
     let parsed = match &schema {
         Value::String(text) => serde_json::from_str(text).unwrap_or(Value::Null),

@@ -1,4 +1,4 @@
-//! `/openapi.json`: the routes, and what each takes, made of the types that requests are read into; `/docs` shows it.
+//! `/openapi.json`: the routes and their fields, generated from the types that requests are parsed into. `/docs` shows it.
 
 use axum::Json;
 use schemars::generate::SchemaSettings;
@@ -15,17 +15,17 @@ use super::responses::ResponsesRequest;
 use super::tokens::{DetokenizeFields, TokenizeFields};
 use super::tools::ToolFields;
 
-/// What a route answers with.
+/// The content type of a route's response.
 #[derive(Clone, Copy)]
 enum Answers {
     Json,
-    /// JSON, or a stream of events where the body asks for one.
+    /// JSON, or a stream of events if the body asks for one.
     JsonOrEvents,
     Text,
     Page,
 }
 
-/// The types whose fields together are a body.
+/// The types whose fields together make up a body.
 type Body = fn(&mut SchemaGenerator) -> Vec<Value>;
 
 struct Route {
@@ -34,7 +34,7 @@ struct Route {
     summary: &'static str,
     body: Option<Body>,
     answers: Answers,
-    /// Whether it asks for a key where the server has some.
+    /// Whether it needs the API key, if the server has one.
     key: bool,
 }
 
@@ -91,73 +91,80 @@ const ROUTES: [Route; 27] = [
         tools.into_iter().chain(shared).collect()
     })
     .answers(Answers::JsonOrEvents),
-    Route::post("/v1/completions", "Continues texts or token ids", |g| {
-        vec![
-            of::<CompletionFields>(g),
-            of::<FormatFields>(g),
-            of::<SharedFields>(g),
-            of::<KvFields>(g),
-        ]
-    })
+    Route::post(
+        "/v1/completions",
+        "Continues prompts given as text or token ids",
+        |g| {
+            vec![
+                of::<CompletionFields>(g),
+                of::<FormatFields>(g),
+                of::<SharedFields>(g),
+                of::<KvFields>(g),
+            ]
+        },
+    )
     .answers(Answers::JsonOrEvents),
     Route::post(
         "/v1/responses",
-        "Answers in the form of OpenAI's responses",
+        "Answers in the format of OpenAI's responses",
         |g| vec![of::<ResponsesRequest>(g), of::<SharedFields>(g)],
     )
     .answers(Answers::JsonOrEvents),
-    Route::get("/v1/responses/{id}", "A response that was kept").with_key(),
-    Route::get("/v1/responses/{id}", "Forgets a response that was kept")
+    Route::get("/v1/responses/{id}", "Returns a stored response").with_key(),
+    Route::get("/v1/responses/{id}", "Deletes a stored response")
         .with_key()
         .method("delete"),
     Route::post(
         "/v1/messages",
-        "Answers in the form of Anthropic's messages",
+        "Answers in the format of Anthropic's messages",
         |g| vec![of::<MessagesRequest>(g), of::<SharedFields>(g)],
     )
     .answers(Answers::JsonOrEvents),
     Route::post(
         "/v1/messages/count_tokens",
-        "Counts the tokens of such a request's prompt",
+        "Counts the prompt tokens of such a request",
         |g| vec![of::<MessagesRequest>(g)],
     ),
     Route::post(
         "/v1/embeddings",
-        "Refused: this model makes no embeddings",
+        "An error: this model has no embeddings",
         |_| Vec::new(),
     ),
-    Route::get("/v1/models", "What is served").with_key(),
-    Route::get("/v1/models/{name}", "What is served under a name").with_key(),
-    Route::post("/tokenize", "The ids of a text or a chat", |g| {
+    Route::get("/v1/models", "The served models").with_key(),
+    Route::get("/v1/models/{name}", "The model with this name").with_key(),
+    Route::post("/tokenize", "Token ids of a text or a chat", |g| {
         vec![
             of::<TokenizeFields>(g),
             of::<MessagesFields>(g),
             of::<ToolFields>(g),
         ]
     }),
-    Route::post("/detokenize", "The text of ids", |g| {
+    Route::post("/detokenize", "Text of token ids", |g| {
         vec![of::<DetokenizeFields>(g)]
     }),
     Route::get("/tokenizer_info", "The tokenizer's configuration").with_key(),
-    Route::get("/health", "Whether it can answer"),
-    Route::get("/ping", "Whether it can answer"),
-    Route::get("/ping", "Whether it can answer").method("post"),
-    Route::get("/load", "How many requests are being answered"),
-    Route::get("/metrics", "What Prometheus reads").answers(Answers::Text),
+    Route::get("/health", "Whether the server can answer"),
+    Route::get("/ping", "Whether the server can answer"),
+    Route::get("/ping", "Whether the server can answer").method("post"),
+    Route::get("/load", "Number of requests in progress"),
+    Route::get("/metrics", "Prometheus metrics").answers(Answers::Text),
     Route::get("/version", "The program's version"),
-    Route::get("/server_info", "What is served and with what").with_key(),
-    Route::get("/reset_prefix_cache", "Forgets cached prefixes")
-        .with_key()
-        .method("post"),
+    Route::get("/server_info", "The model and the server's configuration").with_key(),
+    Route::get(
+        "/reset_prefix_cache",
+        "Drops cached prefixes that no request uses",
+    )
+    .with_key()
+    .method("post"),
     Route::get("/openapi.json", "This document"),
     Route::get("/docs", "This document as a page").answers(Answers::Page),
     Route::get("/", "A chat page").answers(Answers::Page),
-    Route::get("/page/chat.css", "A part of the page").answers(Answers::Page),
-    Route::get("/page/chat.js", "A part of the page").answers(Answers::Page),
-    Route::get("/page/docs.js", "A part of the page").answers(Answers::Page),
+    Route::get("/page/chat.css", "A file of the page").answers(Answers::Page),
+    Route::get("/page/chat.js", "A file of the page").answers(Answers::Page),
+    Route::get("/page/docs.js", "A file of the page").answers(Answers::Page),
 ];
 
-/// All paths, each once: what the refusal of an unknown path lists.
+/// All paths, each once, for the error about an unknown path.
 pub(super) fn paths() -> Vec<&'static str> {
     let mut paths: Vec<&str> = ROUTES.iter().map(|route| route.path).collect();
     paths.dedup();
@@ -240,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    /// The paths in the text of the router.
+    /// The paths in the source of the router.
     fn routed() -> BTreeSet<String> {
         let text = include_str!("routes.rs");
         let text = &text[..text.find("#[cfg(test)]").unwrap()];

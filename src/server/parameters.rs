@@ -21,22 +21,22 @@ const MOST_STOPS: (usize, usize) = (16, 1000);
 
 const PROMPT_LOGPROBS: &str = "prompt_logprobs";
 
-/// What of a prompt is kept where it is longer: its last tokens.
+/// How many of the last tokens of a longer prompt are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Keep {
-    /// So many.
+    /// This number.
     Tokens(usize),
-    /// What fits the context beside the answer.
+    /// As many as fit the context together with the answer.
     Fitting,
 }
 
-/// What is asked of every answer.
+/// The parameters common to all answers.
 #[derive(Debug)]
 pub(super) struct Parameters {
     pub(super) sampling: Sampling,
     pub(super) samples: usize,
     pub(super) max_tokens: Option<usize>,
-    /// `max_tokens` is an upper bound: where the context ends before, so does the answer.
+    /// `max_tokens` is an upper bound: if the context ends earlier, so does the answer.
     pub(super) clamped: bool,
     pub(super) stop_strings: Vec<String>,
     pub(super) stop_ids: Vec<u32>,
@@ -45,21 +45,21 @@ pub(super) struct Parameters {
     pub(super) stream_usage: StreamUsage,
     /// Control tokens have no text.
     pub(super) skip_special: bool,
-    /// The stop string that ends an answer is its end, and not what comes after it.
+    /// The stop string is part of the answer.
     pub(super) include_stop: bool,
     /// The ids of prompt and answer are sent too.
     pub(super) return_ids: bool,
     /// The prompt shares no cached prefix with other requests.
     pub(super) salted: bool,
-    /// What of a prompt is kept where it is longer.
+    /// Truncation of a longer prompt.
     keep: Option<Keep>,
-    /// The likeliest tokens that are told of each of the prompt's; `None` where nothing of it is told.
+    /// Number of most likely tokens reported per prompt token; `None` if the prompt is not scored.
     pub(super) prompt_logprobs: Option<usize>,
-    /// Where the prompt's caches go or come from.
+    /// Where the prompt's caches are sent or received.
     pub(super) remote: Option<Remote>,
 }
 
-/// What of the usage a stream tells.
+/// The usage that a stream reports.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "StreamOptions")]
@@ -75,52 +75,52 @@ pub(super) struct StreamUsage {
     include_obfuscation: bool,
 }
 
-/// The fields of a body that all protocols for answers share, under the same names.
+/// The fields of a body that are common to all protocols.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "Shared")]
 pub(super) struct SharedFields {
-    /// The model's name; any where there is none.
+    /// The model's name; optional.
     model: Option<String>,
-    /// Answers to each prompt, at most 128.
+    /// Number of answers to each prompt, at most 128.
     n: Option<Whole>,
-    /// Whether the answer is sent as it comes, as server-sent events.
+    /// Whether the answer is streamed as server-sent events.
     stream: Option<bool>,
     stream_options: Option<StreamUsage>,
-    /// From 0, which takes the likeliest token, to 2; 1 unless given.
+    /// From 0 (greedy) to 2; default 1.
     temperature: Option<f64>,
-    /// The likeliest tokens that together have this probability are drawn from.
+    /// Samples from the most likely tokens whose probabilities sum to this.
     top_p: Option<f64>,
-    /// So many of the likeliest tokens are drawn from; 0 and -1 are all.
+    /// Samples from this many of the most likely tokens; 0 and -1 mean all.
     top_k: Option<Whole>,
-    /// Tokens at least this likely against the likeliest are drawn from.
+    /// Samples from tokens at least this likely, relative to the most likely one.
     min_p: Option<f64>,
-    /// Above 1: tokens that came are less likely.
+    /// Above 1: tokens that have occurred become less likely.
     repetition_penalty: Option<f64>,
-    /// From -2 to 2: taken from the logit of tokens that came.
+    /// From -2 to 2: subtracted from the logits of tokens that have occurred.
     presence_penalty: Option<f64>,
-    /// From -2 to 2: taken from the logit of tokens for each time that they came.
+    /// From -2 to 2: subtracted from the logits of tokens, once for each occurrence.
     frequency_penalty: Option<f64>,
     /// Added to the logits of tokens, by id.
     logit_bias: Option<Map<String, Value>>,
-    /// The same seed draws the same answer.
+    /// The same seed gives the same answer.
     seed: Option<Whole>,
-    /// Texts that end the answer.
+    /// Stop strings.
     stop: Option<Stop>,
-    /// Tokens that end the answer.
+    /// Ids of additional stop tokens.
     stop_token_ids: Option<Vec<u32>>,
-    /// Whether the answer goes on after the model's own stop tokens.
+    /// Whether the answer continues after the model's own stop tokens.
     ignore_eos: Option<bool>,
-    /// Whether control tokens have no text; they have none unless this is false.
+    /// Whether control tokens are left out of the text; the default is true.
     skip_special_tokens: Option<bool>,
-    /// Whether the stop text that came is part of the answer.
+    /// Whether the stop string is part of the answer.
     include_stop_str_in_output: Option<bool>,
     /// Whether the ids of prompt and answer are sent too.
     return_token_ids: Option<bool>,
-    /// So many of the prompt's last tokens are kept; -1 keeps what fits the context.
+    /// Number of last tokens of the prompt to keep; -1 keeps as many as fit the context.
     truncate_prompt_tokens: Option<Whole>,
-    /// How likely the prompt's tokens are is told, with so many of the likeliest beside each, at most 20.
+    /// Reports the log-probability of each prompt token, and this many of the most likely tokens beside it; at most 20.
     prompt_logprobs: Option<Whole>,
-    /// Where there is one, the prompt shares no cached prefix with other requests.
+    /// If set, the prompt shares no cached prefixes with other requests.
     cache_salt: Option<String>,
 }
 
@@ -132,7 +132,7 @@ enum Stop {
 }
 
 impl Parameters {
-    /// Takes them out of a body, whose own fields say `max_tokens`.
+    /// Takes them out of a body, whose own fields give `max_tokens`.
     pub(super) fn take(
         fields: &mut Fields,
         service: &Service,
@@ -151,7 +151,7 @@ impl Parameters {
             let message = "`prompt_logprobs` is for whole answers of one server: neither `stream` nor `kv_transfer_params` goes with it";
             return Err(ApiError::field(PROMPT_LOGPROBS, message).code("unsupported_value"));
         }
-        // Whoever sends these means the client's bookkeeping; the answer does not change with them.
+        // These fields are the client's bookkeeping; they do not change the answer.
         fields.ignore(&[
             "user",
             "safety_identifier",
@@ -187,8 +187,8 @@ impl Parameters {
         })
     }
 
-    /// Takes them out of the body of a protocol that answers with one message: what such an answer cannot hold is refused.
-    /// There `max_tokens` is a bound and no wish.
+    /// Takes them out of the body of a protocol that answers with one message; fields that such an answer cannot express are
+    /// rejected. `max_tokens` is an upper bound there.
     pub(super) fn take_for_one(
         fields: &mut Fields,
         service: &Service,
@@ -244,7 +244,7 @@ impl Parameters {
         }
     }
 
-    /// Cuts a prompt's beginning off where that is asked for; the number of tokens that went.
+    /// Truncates a prompt if requested; returns the number of tokens removed.
     pub(super) fn truncate(&self, service: &Service, ids: &mut Vec<u32>) -> usize {
         let kept = match self.keep {
             None => return 0,
@@ -259,12 +259,12 @@ impl Parameters {
         cut
     }
 
-    /// The likeliest tokens that the engine is to tell of each one, where `answer` are told of an answer's.
+    /// Number of most likely tokens that the engine reports per token, if the answer needs `answer`.
     pub(super) fn most_logprobs(&self, answer: Option<usize>) -> Option<usize> {
         self.prompt_logprobs.max(answer)
     }
 
-    /// What makes text of the answers.
+    /// Converts the answers to text.
     pub(super) fn processor(&self, service: &Service) -> Result<OutputProcessor> {
         let processor = OutputProcessor::new(service.tokenizer());
         let processor = processor.skip_special_tokens(self.skip_special);
@@ -273,7 +273,7 @@ impl Parameters {
         Ok(processor.include_stop(self.include_stop))
     }
 
-    /// Maximum tokens of an answer to a prompt of this length; `default` is the number if none is given.
+    /// Maximum number of tokens of an answer to a prompt of this length; `default` is the number if none is given.
     fn most_tokens(&self, service: &Service, prompt: usize, default: usize) -> Result<usize> {
         let context = service.context();
         let room = context.saturating_sub(prompt);
@@ -287,7 +287,7 @@ impl Parameters {
     }
 }
 
-/// Takes the model's name, which must be one that the server answers to; it may be missing.
+/// Takes the model's name, which must be one of the server's names; it may be absent.
 pub(super) fn check_model(fields: &mut Fields, service: &Service) -> Result<()> {
     let name: Option<String> = fields.take("model")?;
     check_name(name.as_deref(), service)
@@ -346,7 +346,7 @@ fn keep(tokens: Option<Whole>) -> Result<Option<Keep>> {
     }
 }
 
-/// Negative seeds are seeds too.
+/// Negative seeds are valid.
 fn seed(Whole(seed): Whole) -> Result<u64> {
     let signed = || i64::try_from(seed).map(i64::cast_unsigned);
     let seed = u64::try_from(seed).or_else(|_| signed());
@@ -400,7 +400,7 @@ fn stop(stop: Option<Stop>) -> Result<Vec<String>> {
     check_stops("stop", stops)
 }
 
-/// Refuses texts that cannot end an answer; `name` is the field that holds them.
+/// Rejects stop strings that are too many, too long or empty; `name` is the field that holds them.
 pub(super) fn check_stops(name: &str, stops: Vec<String>) -> Result<Vec<String>> {
     let (count, length) = MOST_STOPS;
     let long = stops.iter().any(|stop| stop.chars().count() > length);

@@ -1,4 +1,4 @@
-//! Paths for those who look after a server: whether it works, what it is, how much it does. They have vLLM's names.
+//! Paths for operators: health, the model and its configuration, the number of requests. They have vLLM's names.
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -10,7 +10,7 @@ use super::auth;
 use super::error::{ApiError, Result};
 use super::routes::Server;
 
-/// Whether it can answer.
+/// Whether the server can answer.
 pub(super) async fn health(State(shared): Server) -> Result<Response> {
     let service = shared.service()?;
     if !service.engine().is_running() {
@@ -19,14 +19,14 @@ pub(super) async fn health(State(shared): Server) -> Result<Response> {
     Ok(Json(json!({ "status": "ok" })).into_response())
 }
 
-/// What Prometheus reads.
+/// The Prometheus metrics.
 pub(super) async fn metrics(State(shared): Server) -> Result<Response> {
     let service = shared.service.get();
     if let Some(transfers) = service.and_then(|service| service.transfers()) {
         shared.metrics.transfers(transfers);
     }
     let engine = service.map(|service| service.engine().clone());
-    // The engine answers between two steps.
+    // The engine replies between two steps.
     let status = match engine {
         Some(engine) => tokio::task::spawn_blocking(move || engine.status().ok())
             .await
@@ -46,12 +46,12 @@ pub(super) async fn version() -> Json<Value> {
     Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
 }
 
-/// How many requests are being answered, those that wait included.
+/// The number of requests in progress, including those that wait.
 pub(super) async fn load(State(shared): Server) -> Json<Value> {
     Json(json!({ "server_load": shared.gate.count() }))
 }
 
-/// Forgets all cached prefixes that nothing runs on.
+/// Drops all cached prefixes that no request uses.
 pub(super) async fn reset_prefix_cache(
     State(shared): Server,
     request: Request,
@@ -66,7 +66,7 @@ pub(super) async fn reset_prefix_cache(
     Ok(StatusCode::OK)
 }
 
-/// What is served and with what, in the words of vLLM's configuration.
+/// The model and the server's configuration, with the keys of vLLM's configuration.
 pub(super) async fn server_info(State(shared): Server, request: Request) -> Result<Response> {
     auth::check(&shared.options.api_keys, request.headers())?;
     let service = shared.service()?;
@@ -110,7 +110,7 @@ pub(super) async fn tokenizer_info(State(shared): Server, request: Request) -> R
         "vocab_size": tokenizer.vocab_size(),
         "added_tokens_decoder": added.collect::<Map<_, _>>(),
     });
-    // A model without a template has no chats, and is served all the same.
+    // A model without a template is served too; only its chats are rejected.
     if let Ok(template) = service.template() {
         info["chat_template"] = Value::from(template.source());
         for (name, token) in template.variables() {

@@ -1,4 +1,4 @@
-//! A field that is a text or a list of typed parts. Unlike an untagged enum it keeps the path to what is wrong in the list.
+//! A field that is a text or a list of typed parts. Unlike an untagged enum, an error in the list keeps its path.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 
-/// A text, or a list.
+/// A text or a list.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum TextOr<T> {
     Text(String),
@@ -35,7 +35,7 @@ impl<T: JsonSchema> JsonSchema for TextOr<T> {
     }
 }
 
-/// A word or an object, where a schema is to say so of a field that is read as any JSON first.
+/// A word or an object: the schema of a field that is first parsed as any JSON.
 pub(super) struct WordOr<T>(PhantomData<T>);
 
 impl<T: JsonSchema> JsonSchema for WordOr<T> {

@@ -1,4 +1,4 @@
-//! One answer in the form of Anthropic's messages: content blocks, whole or as a stream of named events.
+//! An answer in the format of Anthropic's messages: content blocks, whole or as a stream of named events.
 
 use axum::response::sse::KeepAlive;
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use super::super::stream::Data;
 use super::error;
 use crate::tokenizer::ToolCallEvent;
 
-/// A block of the answer, as far as it has come.
+/// A block of the answer so far.
 enum Block {
     Text(String),
     ToolUse {
@@ -32,8 +32,8 @@ impl Block {
     }
 }
 
-/// A call's arguments as an object. What is no object, such as arguments that were cut off, stands in one under the name that
-/// Anthropic's documentation gives it.
+/// A call's arguments as an object. Arguments that are not an object, for example because the answer was cut off, become the
+/// value of the key that Anthropic's documentation gives.
 fn input(arguments: &str) -> Value {
     if arguments.trim().is_empty() {
         return json!({});
@@ -45,9 +45,9 @@ fn input(arguments: &str) -> Value {
 /// The answer to a request.
 pub(super) struct Answer {
     blocks: Vec<Block>,
-    /// Whether the last block may still grow.
+    /// Whether text may still be added to the last block.
     open: bool,
-    /// Whether the context ends before the length that was asked for.
+    /// Whether the context ends before the requested length.
     context_limited: bool,
     reason: Option<&'static str>,
     stop: Option<String>,
@@ -64,7 +64,7 @@ impl Answer {
         }
     }
 
-    /// Ends the block that may still grow.
+    /// Ends the open block.
     fn close(&mut self, data: &mut Vec<Data>) {
         if std::mem::take(&mut self.open) {
             let index = self.blocks.len() - 1;
@@ -119,7 +119,7 @@ impl Answer {
         }
     }
 
-    /// Why the answer ended, in Anthropic's words.
+    /// The stop reason, in Anthropic's terms.
     fn stop_reason(&self) -> Option<&'static str> {
         self.reason.map(|reason| match reason {
             "tool_calls" => "tool_use",
@@ -145,7 +145,7 @@ impl Answer {
     }
 }
 
-/// Tokens read from the cache are told apart from the others of the prompt.
+/// Prompt tokens from the cache are counted separately.
 fn usage(so_far: &SoFar) -> Value {
     let total = &so_far.total;
     json!({

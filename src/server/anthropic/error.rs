@@ -1,4 +1,4 @@
-//! What is refused, in Anthropic's form: `{"type": "error", "error": {type, message}, "request_id"}`.
+//! Errors in Anthropic's format: `{"type": "error", "error": {type, message}, "request_id"}`.
 
 use axum::body::Body;
 use axum::http::StatusCode;
@@ -16,7 +16,7 @@ pub(super) fn body(error: &ApiError, id: &str) -> Value {
     })
 }
 
-/// The response, with the status and headers that the refusal has in every protocol.
+/// The response, with the status and headers that the error has in every protocol.
 pub(super) fn respond(error: ApiError, id: &str) -> Response {
     let body = body(&error, id).to_string();
     let (parts, _) = error.into_response().into_parts();

@@ -1,4 +1,4 @@
-//! From a request of Anthropic's to a chat: its messages, tools and form in the words that templates know.
+//! Converts Anthropic's request to a chat: its messages, tools and format as templates expect them.
 
 use serde_json::{Map, Value, json};
 
@@ -16,7 +16,7 @@ use super::request::{
 };
 use crate::tokenizer::Chat;
 
-/// Reads a request for an answer.
+/// Parses a request for an answer.
 pub(super) fn read(mut fields: Fields, service: &Service) -> Result<ChatRequest> {
     let asked = read_chat(&mut fields, service)?;
     fields.finish()?;
@@ -24,7 +24,7 @@ pub(super) fn read(mut fields: Fields, service: &Service) -> Result<ChatRequest>
     Ok(asked)
 }
 
-/// Reads a request whose prompt's tokens are to be counted.
+/// Parses a request to count the prompt's tokens.
 pub(super) fn read_for_count(mut fields: Fields, service: &Service) -> Result<Chat> {
     let asked = read_chat(&mut fields, service)?;
     fields.finish()?;
@@ -59,7 +59,7 @@ fn read_chat(fields: &mut Fields, service: &Service) -> Result<ChatRequest> {
         request.output_config.and_then(|config| config.format),
     )?;
     let messages = needed("messages", request.messages)?;
-    // An answer that the client has begun is gone on with.
+    // The answer continues a last message of the assistant.
     let begun = messages
         .last()
         .is_some_and(|message| message.role == Role::Assistant);
@@ -77,8 +77,8 @@ fn read_chat(fields: &mut Fields, service: &Service) -> Result<ChatRequest> {
     })
 }
 
-/// Edits of the conversation by the server: thinking is never in a prompt twice, so clearing it is nothing; other edits are
-/// not done here.
+/// Edits of the conversation by the server. Clearing thinking has no effect, since earlier thinking is never in a prompt
+/// twice; other edits are not supported.
 fn context_management(fields: &mut Fields) -> Result<()> {
     const NAME: &str = "context_management";
     let found: Option<Map<String, Value>> = fields.take(NAME)?;
@@ -130,7 +130,7 @@ fn form(
     Form::new(tools, choice, parallel, (format, "output_config.format"))
 }
 
-/// A tool as templates know it.
+/// A tool in the format of templates.
 fn function(at: &str, tool: Tool) -> Result<Value> {
     if let Some(kind) = tool.kind.filter(|kind| kind != "custom") {
         let message = format!(
@@ -151,7 +151,7 @@ fn function(at: &str, tool: Tool) -> Result<Value> {
     Ok(json!({ "type": "function", "function": function }))
 }
 
-/// The messages as templates know them.
+/// The messages in the format of templates.
 fn conversation(system: Option<TextOr<TextBlock>>, messages: Vec<Message>) -> Result<Vec<Value>> {
     if messages.is_empty() {
         let message = "`messages` must hold at least one message";
@@ -199,7 +199,7 @@ fn misplaced(at: &str, kind: &str, role: &str) -> ApiError {
     ApiError::field(at, message).code("invalid_value")
 }
 
-/// A block that no message may have.
+/// The error for a block that is not allowed in this message.
 fn refused(at: &str, block: &Block, role: &str) -> ApiError {
     match block {
         Block::Text { .. } => misplaced(at, "text", role),
@@ -218,7 +218,7 @@ fn refused(at: &str, block: &Block, role: &str) -> ApiError {
     }
 }
 
-/// A message of the user or the system: results of calls become messages of their own, in the order of the blocks.
+/// A message of the user or the system: tool results become messages of their own, in the order of the blocks.
 fn user(at: &str, role: &str, content: TextOr<Block>, all: &mut Vec<Value>) -> Result<()> {
     let blocks = match content {
         TextOr::Text(text) => {
@@ -257,7 +257,7 @@ fn user(at: &str, role: &str, content: TextOr<Block>, all: &mut Vec<Value>) -> R
     Ok(())
 }
 
-/// What a call gave; a failure is told to the model as one.
+/// A tool result; the model is told when the call failed.
 fn result(
     at: &str,
     id: &str,
@@ -279,7 +279,7 @@ fn result(
     Ok(json!({ "role": "tool", "tool_call_id": id, "content": content }))
 }
 
-/// A message of the assistant: its texts, what it thought, and its calls.
+/// A message of the assistant: its text, its thinking and its calls.
 fn assistant(at: &str, content: TextOr<Block>) -> Result<Value> {
     let blocks = match content {
         TextOr::Text(text) => return Ok(json!({ "role": "assistant", "content": text })),

@@ -1,7 +1,7 @@
 //! Anthropic's Messages API: `/v1/messages` and `/v1/messages/count_tokens`.
 //!
-//! A request is read as types (`request.rs`) and becomes the chat that other protocols' requests become (`messages.rs`);
-//! the answer is told in content blocks (`answer.rs`), and what is refused in Anthropic's form (`error.rs`).
+//! A request is parsed into types (`request.rs`) and converted to the internal chat request (`messages.rs`); the answer is
+//! sent as content blocks (`answer.rs`), and errors have Anthropic's format (`error.rs`).
 
 mod answer;
 mod error;
@@ -25,11 +25,11 @@ use super::prompt::encode_chat;
 use super::request_id::Id;
 use super::routes::{Server, Shared};
 
-/// The versions of the protocol that are spoken; requests name one in `anthropic-version`, or none. The later one has no sampling
-/// parameters, which are taken here all the same: no model of Anthropic's is asked.
+/// The supported versions of the protocol. `anthropic-version` names one or is absent. The later version has no sampling
+/// parameters; they are accepted here anyway, since the model is not Anthropic's.
 const VERSIONS: [&str; 2] = ["2023-06-01", "2026-10-21"];
 
-/// Where Anthropic's clients look for a request's id.
+/// The header in which Anthropic's clients expect the request id.
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// Answers a conversation.
@@ -75,7 +75,7 @@ async fn counted(shared: &Shared, id: Id, request: Request) -> Result<Response> 
     Ok(Json(json!({ "input_tokens": count.await? })).into_response())
 }
 
-/// The answer, or the refusal in Anthropic's form, with the request's id in Anthropic's header.
+/// The answer, or the error in Anthropic's format, with the request id in Anthropic's header.
 fn named(done: Result<Response>, id: &Id) -> Response {
     let mut response = done.unwrap_or_else(|error| error::respond(error, &id.0));
     if let Ok(value) = HeaderValue::from_str(&id.0) {

@@ -1,5 +1,5 @@
-//! The body of a request of Anthropic's Messages API, as types. What a block, tool or message has beside these fields
-//! (`cache_control`, `citations`, `signature`, ...) is bookkeeping and is not read.
+//! The body of a request of Anthropic's Messages API, as types. Other fields of a block, tool or message (`cache_control`,
+//! `citations`, `signature`, ...) do not change the answer and are ignored.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,30 +8,30 @@ use serde_json::{Map, Value};
 use super::super::fields::Whole;
 use super::super::text_or::TextOr;
 
-/// The fields of a request, beside those that all protocols share (`model`, `temperature`, `top_p`, `top_k`, `stream`).
+/// The fields of a request that are not common to all protocols (as `model`, `temperature`, `top_p`, `top_k`, `stream` are).
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "AnthropicMessages")]
 pub(in crate::server) struct MessagesRequest {
-    /// The most tokens of the answer.
+    /// Maximum number of tokens in the answer.
     #[schemars(required)]
     pub(super) max_tokens: Option<Whole>,
     /// The conversation.
     #[schemars(required)]
     pub(super) messages: Option<Vec<Message>>,
-    /// What the model is told before the conversation.
+    /// The system prompt.
     pub(super) system: Option<TextOr<TextBlock>>,
     /// The tools that the model may call.
     pub(super) tools: Option<Vec<Tool>>,
-    /// Whether it calls them.
+    /// Whether the model calls tools.
     pub(super) tool_choice: Option<ToolChoice>,
-    /// Texts that end the answer.
+    /// Stop strings.
     pub(super) stop_sequences: Option<Vec<String>>,
-    /// Whether the model thinks before it answers. This one does not; the answer has no thinking in it.
+    /// Accepted without effect: this model answers without thinking.
     #[serde(rename = "thinking")]
     pub(super) _thinking: Option<Thinking>,
-    /// The form of the answer.
+    /// The format of the answer.
     pub(super) output_config: Option<OutputConfig>,
-    /// There is one tier.
+    /// Accepted without effect: there is one service tier.
     #[serde(rename = "service_tier")]
     pub(super) _service_tier: Option<ServiceTier>,
 }
@@ -53,7 +53,7 @@ pub(super) enum Role {
     System,
 }
 
-/// A text of the system, or of a tool's result.
+/// A text of the system prompt, or of a tool result.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "AnthropicTextBlock")]
@@ -72,19 +72,19 @@ pub(super) enum Block {
     Text {
         text: String,
     },
-    /// What the model thought before it answered.
+    /// Thinking of the model before an earlier answer.
     Thinking {
         thinking: String,
     },
-    /// The same, encrypted: it cannot be read here and is left out.
+    /// The same, encrypted; it cannot be decrypted here and is left out of the prompt.
     RedactedThinking,
-    /// The model's call of a tool.
+    /// A tool call of the model.
     ToolUse {
         id: String,
         name: String,
         input: Map<String, Value>,
     },
-    /// What a call gave.
+    /// The result of a tool call.
     ToolResult {
         tool_use_id: String,
         content: Option<TextOr<TextBlock>>,
@@ -100,18 +100,18 @@ pub(super) enum Block {
     ContainerUpload,
 }
 
-/// A tool of the client's.
+/// A tool that the client runs.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "AnthropicTool")]
 pub(super) struct Tool {
-    /// `custom`, or nothing; tools that Anthropic runs are not there.
+    /// `custom` or absent; tools that Anthropic runs are not supported.
     #[serde(rename = "type")]
     pub(super) kind: Option<String>,
     pub(super) name: String,
     pub(super) description: Option<String>,
     /// The JSON schema of its arguments.
     pub(super) input_schema: Option<Map<String, Value>>,
-    /// Whether arguments are always held to the schema.
+    /// Whether the arguments are always constrained by the schema.
     pub(super) strict: Option<bool>,
 }
 
@@ -119,20 +119,20 @@ pub(super) struct Tool {
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "AnthropicToolChoice")]
 pub(super) enum ToolChoice {
-    /// As the model likes.
+    /// The model decides.
     Auto {
         disable_parallel_tool_use: Option<bool>,
     },
-    /// At least one tool is called.
+    /// The model calls at least one tool.
     Any {
         disable_parallel_tool_use: Option<bool>,
     },
-    /// This tool is called.
+    /// The model calls this tool.
     Tool {
         name: String,
         disable_parallel_tool_use: Option<bool>,
     },
-    /// No tool is called.
+    /// The model calls no tool.
     None,
 }
 
@@ -151,7 +151,7 @@ pub(super) enum Thinking {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "AnthropicOutputConfig")]
 pub(super) struct OutputConfig {
-    /// How much the model thinks; there is one way to answer.
+    /// Accepted without effect: the effort of thinking.
     #[serde(rename = "effort")]
     pub(super) _effort: Option<String>,
     pub(super) format: Option<OutputFormat>,
@@ -161,7 +161,7 @@ pub(super) struct OutputConfig {
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "AnthropicOutputFormat")]
 pub(super) enum OutputFormat {
-    /// JSON by a schema.
+    /// JSON that follows a schema.
     JsonSchema { schema: Map<String, Value> },
 }
 

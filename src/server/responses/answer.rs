@@ -1,4 +1,4 @@
-//! One answer in the form of OpenAI's responses: output items, whole or as a stream of named and numbered events.
+//! An answer in the format of OpenAI's responses: output items, whole or as a stream of named and numbered events.
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,7 @@ use super::super::stream::Data;
 use super::store::Stored;
 use crate::tokenizer::ToolCallEvent;
 
-/// An item of the output, as far as it has come.
+/// An item of the output so far.
 struct Item {
     id: String,
     kind: Kind,
@@ -81,23 +81,23 @@ fn text_part(text: &str, logprobs: &[Value]) -> Value {
     json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": logprobs })
 }
 
-/// An id that cannot be guessed.
+/// A random id that cannot be guessed.
 pub(super) fn random_id(kind: &str) -> String {
     format!("{kind}_{:032x}", rand::random::<u128>())
 }
 
 /// The answer to a request.
 pub(super) struct Answer {
-    /// The response's own id, with which others can go on from it.
+    /// The response's id, by which later requests continue it.
     id: String,
-    /// What of the request is told again in the response.
+    /// Fields of the request that the response repeats.
     told: Map<String, Value>,
-    /// The messages that are answered, where the response is to be kept.
+    /// The messages that are answered, if the response is to be stored.
     store: Option<Vec<Value>>,
     items: Vec<Item>,
-    /// Whether the last item may still grow.
+    /// Whether text may still be added to the last item.
     open: bool,
-    /// Log-probabilities of tokens whose text has not come yet.
+    /// Log-probabilities of tokens whose text is not complete yet.
     untold: Vec<Value>,
     reason: Option<&'static str>,
     /// The number of the next event.
@@ -158,7 +158,7 @@ impl Answer {
         }
     }
 
-    /// Ends the item that may still grow.
+    /// Ends the open item.
     fn close(&mut self, status: &'static str, data: &mut Vec<Data>) {
         if !std::mem::take(&mut self.open) {
             return;
@@ -216,7 +216,7 @@ impl Answer {
             }
             ToolCallEvent::CallBegin { id, name, .. } => {
                 self.begin_item(Item::call(id, name), data);
-                // What is told is how likely a message's tokens are.
+                // Only messages have log-probabilities.
                 self.untold.clear();
             }
             ToolCallEvent::ArgumentsDelta { text, .. } => {
@@ -238,7 +238,7 @@ impl Answer {
         }
     }
 
-    /// The response as it is now.
+    /// The response so far.
     fn response(&self, status: &str, so_far: &SoFar, error: Value) -> Value {
         let cut = status == "incomplete";
         let output: Vec<Value> = self.items.iter().map(Item::json).collect();
@@ -260,7 +260,7 @@ impl Answer {
         response
     }
 
-    /// Ends the output; the response's status, and its body, which is kept where that is wanted.
+    /// Ends the output. Returns the response's status and body, after storing it if requested.
     fn finish(&mut self, so_far: &SoFar, data: &mut Vec<Data>) -> (&'static str, Value) {
         let status = match self.reason {
             Some("length") => "incomplete",

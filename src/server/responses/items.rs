@@ -1,4 +1,4 @@
-//! From a request's items to the messages that templates know.
+//! Converts a request's items to messages as templates expect them.
 
 use serde_json::{Map, Value, json};
 
@@ -22,7 +22,7 @@ pub(super) fn messages(input: Value) -> Result<Vec<Value>> {
     Ok(messages.finish())
 }
 
-/// The input with the type of its messages said, which clients may leave out.
+/// Adds the type of messages to the input, which clients may leave out.
 fn with_types(mut input: Value) -> Value {
     for item in input.as_array_mut().into_iter().flatten() {
         if let Value::Object(item) = item
@@ -35,11 +35,11 @@ fn with_types(mut input: Value) -> Value {
     input
 }
 
-/// Messages so far. What the model said, thought and called in one go is several items, but one message.
+/// The messages so far. The model's text, thinking and calls of one answer are several items, but one message.
 #[derive(Default)]
 struct Messages {
     all: Vec<Value>,
-    /// The assistant's message that further items may belong to.
+    /// The message of the assistant that further items are added to.
     open: Option<Map<String, Value>>,
 }
 
@@ -53,7 +53,7 @@ impl Messages {
         self.all
     }
 
-    /// The assistant's message that is open; a new one where there is none, or where it has one of these fields already.
+    /// The open message of the assistant; a new one if none is open, or if it has one of these fields already.
     fn assistant(&mut self, but: &[&str]) -> &mut Map<String, Value> {
         let full = |open: &Map<String, Value>| {
             but.iter()

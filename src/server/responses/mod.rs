@@ -1,8 +1,7 @@
-//! OpenAI's Responses API: `/v1/responses`, and responses that are kept under `/v1/responses/{id}`.
+//! OpenAI's Responses API: `/v1/responses`, and stored responses under `/v1/responses/{id}`.
 //!
-//! A request is read as types (`request.rs`), its items become messages (`items.rs`), and those the chat that other
-//! protocols' requests become; the answer is told in items (`answer.rs`). What a later request may go on from is kept in
-//! memory (`store.rs`).
+//! A request is parsed into types (`request.rs`), its items become messages (`items.rs`) and then the internal chat request;
+//! the answer is sent as items (`answer.rs`). Responses that later requests continue are stored in memory (`store.rs`).
 
 mod answer;
 mod items;
@@ -32,7 +31,7 @@ use super::service::Service;
 use super::tools::{self, Form, Mode, choice_of_word};
 use crate::tokenizer::Chat;
 
-/// Answers.
+/// Creates a response.
 pub(super) async fn create(
     State(shared): Server,
     Extension(id): Extension<Id>,
@@ -47,7 +46,7 @@ pub(super) async fn create(
     prepared.respond(call, answer).await
 }
 
-/// A response that was kept.
+/// Returns a stored response.
 pub(super) async fn retrieve(
     State(shared): Server,
     Path(id): Path<String>,
@@ -64,7 +63,7 @@ pub(super) async fn retrieve(
     Ok(Json(found.body).into_response())
 }
 
-/// Forgets a response that was kept.
+/// Deletes a stored response.
 pub(super) async fn delete(
     State(shared): Server,
     Path(id): Path<String>,
@@ -83,7 +82,7 @@ fn not_stored(id: &str) -> ApiError {
     ApiError::not_found(message).param("response_id")
 }
 
-/// Reads a request: the chat, and what becomes of its answer.
+/// Parses a request: the chat, and its answer, which is still empty.
 fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, Answer)> {
     let raw = [
         "tools",
@@ -141,7 +140,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, Answer)> 
     Ok((asked, answer))
 }
 
-/// The messages of a response that this one goes on from.
+/// The messages of the previous response.
 fn history(service: &Service, id: &str) -> Result<Vec<Value>> {
     let found = service.responses.get(id).map(|stored| stored.messages);
     found.ok_or_else(|| {
@@ -163,12 +162,12 @@ fn refuse_what_is_not_there(fields: &mut Fields) -> Result<()> {
     for name in ["conversation", "context_management", "moderation", "prompt"] {
         fields.only(name, &[], "there is nothing of the kind here")?;
     }
-    // The most calls of tools that the server runs itself, of which there are none.
+    // A limit on calls of tools that the server runs itself, of which there are none.
     fields.ignore(&["max_tool_calls", "prompt_cache_options"]);
     Ok(())
 }
 
-/// The likeliest tokens that are told of each one; `None` where nothing is told.
+/// Number of most likely tokens reported per token; `None` without log-probabilities.
 fn logprobs(request: &ResponsesRequest) -> Result<Option<usize>> {
     let included = request.include.as_deref().unwrap_or_default();
     let wanted = included.contains(&Include::Logprobs);
@@ -181,7 +180,7 @@ fn logprobs(request: &ResponsesRequest) -> Result<Option<usize>> {
     Ok(wanted.then_some(top))
 }
 
-/// What a response tells again of its request.
+/// Fields of the request that the response repeats.
 fn told<const N: usize>(
     request: &ResponsesRequest,
     parameters: &Parameters,
@@ -252,7 +251,7 @@ fn form(
     Form::new(tools, choice, parallel, (format, "text.format"))
 }
 
-/// A function as templates know it.
+/// A function in the format of templates.
 fn function(tool: Tool) -> Value {
     let Tool::Function {
         name,

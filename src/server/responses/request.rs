@@ -1,5 +1,5 @@
-//! The body of a request of OpenAI's Responses API, as types. What an item, part or tool has beside these fields (`id`,
-//! `status`, `annotations`, ...) is bookkeeping and is not read.
+//! The body of a request of OpenAI's Responses API, as types. Other fields of an item, part or tool (`id`, `status`,
+//! `annotations`, ...) do not change the answer and are ignored.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -9,35 +9,35 @@ use super::super::fields::Whole;
 use super::super::text_or::{TextOr, WordOr};
 use super::super::tools::Mode;
 
-/// The fields of a request, beside those that all protocols share (`model`, `temperature`, `top_p`, `stream`).
+/// The fields of a request that are not common to all protocols (as `model`, `temperature`, `top_p`, `stream` are).
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "Responses")]
 pub(in crate::server) struct ResponsesRequest {
-    /// The most tokens of the answer.
+    /// Maximum number of tokens in the answer.
     pub(super) max_output_tokens: Option<Whole>,
-    /// A text of the user's, or items ([`Item`]); an item without a `type` is a message.
+    /// The user's text, or items ([`Item`]); an item without a `type` is a message.
     #[schemars(with = "TextOr<Item>")]
     pub(super) input: Option<Value>,
-    /// What the model is told before the conversation. It is not taken over from the previous response.
+    /// The system prompt. It is not carried over from the previous response.
     pub(super) instructions: Option<String>,
-    /// The response that this one goes on from.
+    /// The response that this one continues.
     pub(super) previous_response_id: Option<String>,
-    /// Whether the response is kept, so that others can go on from it.
+    /// Whether the response is stored, so that later requests can continue it.
     pub(super) store: Option<bool>,
     /// The functions that the model may call.
     pub(super) tools: Option<Vec<Tool>>,
-    /// Whether it calls them: a word, or a [`ToolChoice`].
+    /// Whether the model calls them: a word, or a [`ToolChoice`].
     #[schemars(with = "Option<WordOr<ToolChoice>>")]
     pub(super) tool_choice: Option<Value>,
-    /// Whether one answer may have several calls.
+    /// Whether one answer may contain several calls.
     pub(super) parallel_tool_calls: Option<bool>,
-    /// The form of the text.
+    /// The format of the text.
     pub(super) text: Option<Text>,
     /// How the model thinks before it answers.
     pub(super) reasoning: Option<Reasoning>,
-    /// What is told beside the answer.
+    /// Additional output.
     pub(super) include: Option<Vec<Include>>,
-    /// The likeliest tokens that are told of each one, where `include` asks for log-probabilities.
+    /// Number of most likely tokens reported per token, if `include` asks for log-probabilities.
     pub(super) top_logprobs: Option<Whole>,
 }
 
@@ -50,18 +50,18 @@ pub(super) enum Item {
         role: Role,
         content: TextOr<Part>,
     },
-    /// The model's call of a function.
+    /// A function call of the model.
     FunctionCall {
         call_id: String,
         name: String,
         arguments: String,
     },
-    /// What a call gave.
+    /// The result of a call.
     FunctionCallOutput {
         call_id: String,
         output: TextOr<Part>,
     },
-    /// What the model thought before it answered.
+    /// Thinking of the model before an earlier answer.
     Reasoning {
         content: Option<Vec<Part>>,
     },
@@ -78,7 +78,7 @@ pub(super) enum Role {
 }
 
 impl Role {
-    /// The role as templates know it.
+    /// The role in the format of templates.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -102,7 +102,7 @@ pub(super) enum Part {
     InputAudio,
 }
 
-/// A tool of the client's; those that OpenAI runs are not there.
+/// A tool that the client runs; tools that OpenAI runs are not supported.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "ResponseTool")]
@@ -112,7 +112,7 @@ pub(super) enum Tool {
         description: Option<String>,
         /// The JSON schema of its arguments.
         parameters: Option<Map<String, Value>>,
-        /// Whether arguments are always held to the schema.
+        /// Whether the arguments are always constrained by the schema.
         strict: Option<bool>,
     },
 }
@@ -121,9 +121,9 @@ pub(super) enum Tool {
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "ResponseToolChoice")]
 pub(super) enum ToolChoice {
-    /// This function is called.
+    /// The model calls this function.
     Function { name: String },
-    /// These alone may be called.
+    /// Only these may be called.
     AllowedTools { mode: Mode, tools: Vec<Named> },
 }
 
@@ -138,7 +138,7 @@ pub(super) enum Named {
 #[schemars(rename = "ResponseText")]
 pub(super) struct Text {
     pub(super) format: Option<TextFormat>,
-    /// There is one way to answer.
+    /// Accepted without effect: the verbosity of the answer.
     #[serde(rename = "verbosity")]
     pub(super) _verbosity: Option<String>,
 }
@@ -150,7 +150,7 @@ pub(super) enum TextFormat {
     Text,
     /// Any JSON object.
     JsonObject,
-    /// JSON by a schema.
+    /// JSON that follows a schema.
     JsonSchema {
         name: Option<String>,
         schema: Map<String, Value>,
@@ -160,7 +160,7 @@ pub(super) enum TextFormat {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ResponseReasoning")]
 pub(super) struct Reasoning {
-    /// What the template makes of it is the template's.
+    /// The effort of thinking, passed to the template.
     pub(super) effort: Option<String>,
 }
 
@@ -169,7 +169,7 @@ pub(super) struct Reasoning {
 pub(super) enum Include {
     #[serde(rename = "message.output_text.logprobs")]
     Logprobs,
-    /// There is nothing encrypted to tell.
+    /// Encrypted thinking, which no answer has.
     #[serde(rename = "reasoning.encrypted_content")]
     EncryptedReasoning,
 }

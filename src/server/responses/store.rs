@@ -1,34 +1,35 @@
-//! Responses that others can go on from, kept in memory: the oldest go when there are too many, and all with the server.
+//! Stored responses that later requests can continue, in memory: the oldest are evicted when the limits are reached, and all
+//! are lost when the server stops.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
-/// The most responses that are kept.
+/// Maximum number of stored responses.
 const MOST_RESPONSES: usize = 1024;
 
-/// The most bytes that they may take, as JSON.
+/// Maximum size of all stored responses as JSON, in bytes.
 const MOST_BYTES: usize = 64 << 20;
 
-/// A response with what led to it.
+/// A response with the messages before it.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
-    /// Its body.
+    /// The response's body.
     pub(super) body: Value,
     /// The messages that it answers, without instructions, and its own.
     pub(super) messages: Vec<Value>,
 }
 
-/// All that are kept.
+/// The stored responses.
 #[derive(Debug, Default)]
 pub(in crate::server) struct Store(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// With the bytes that each takes.
+    /// By id, with the size of each in bytes.
     responses: HashMap<String, (Stored, usize)>,
-    /// Ids, the oldest first; those of deleted ones are gone.
+    /// Ids from oldest to newest, without deleted ones.
     order: VecDeque<String>,
     bytes: usize,
 }
@@ -43,7 +44,7 @@ impl Store {
         kept.responses.get(id).map(|(stored, _)| stored.clone())
     }
 
-    /// Keeps a response; the oldest are evicted where that is needed. One that is larger than the whole store is not kept.
+    /// Stores a response, evicting the oldest ones if necessary. A response larger than the whole store is not stored.
     pub(super) fn insert(&self, id: String, stored: Stored) {
         let messages = stored.messages.iter();
         let bytes = messages.map(|message| message.to_string().len());
@@ -63,7 +64,7 @@ impl Store {
         kept.responses.insert(id, (stored, bytes));
     }
 
-    /// Forgets a response; whether there was one.
+    /// Deletes a response; returns whether it existed.
     pub(super) fn remove(&self, id: &str) -> bool {
         let mut kept = self.kept();
         kept.order.retain(|other| other != id);
