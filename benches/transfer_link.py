@@ -2,7 +2,7 @@
 """Time to the first token over a slow link: the caches sent while the prompt is read, after it, and the prompt read here.
 
     cargo build --release --locked
-    benches/transfer_link.py [--tokens N] [--rates MBIT MBIT MBIT] [--latency MS] [--repeats N] [--program PATH]
+    benches/transfer_link.py [--tokens N] [--rates MBIT MBIT MBIT] [--chunk N] [--latency MS] [--repeats N] [--program PATH]
 
 Two servers of the demo model on the CPU, in two network namespaces that a veth pair joins; `tc tbf` shapes what leaves the prefill
 server, and a relay here gives each direction of a transfer its latency (netem is absent from many kernels). It takes
@@ -12,9 +12,10 @@ server, and a relay here gives each direction of a transfer its latency (netem i
     after       read by the prefill server, then fetched by the decode server,
     overlapped  given to both at once.
 
-All three are measured in each round; medians. The predictions have the local time, the bytes that the decode server counted, rate and latency in them
-and nothing else: `after` adds all bytes and the way there and back to the local time; overlapped, latents go while the prompt is read and states
-when it has been: max(local, latents / rate) + states / rate + one way.
+All three are measured in each round; medians. The predictions have the local time, the bytes that the decode server counted, rate, latency and the
+size of a prefill chunk in them and nothing else. `after` adds all bytes and the way there and back to the local time. Overlapped, a chunk's latents
+can leave when the chunk is computed (an equal share of the local time each) and those before it have left, and the states when everything is
+computed: the last of them arrives one way later.
 """
 import argparse
 import asyncio
@@ -41,6 +42,7 @@ def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--rates", type=float, nargs=3, default=[5, 20, 200])
+    parser.add_argument("--chunk", type=int, default=128)
     parser.add_argument("--latency", type=float, default=5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--program", default=str(ROOT / "target/release/kimi-linear"))
@@ -111,10 +113,11 @@ def relay(latency):
     threading.Thread(target=lambda: asyncio.run(serve()), daemon=True).start()
 
 
-def server(program, prefix, host, port, role):
+def server(options, prefix, host, port, role):
     """A server that is ready."""
     environment = dict(os.environ, KIMI_LINEAR_KV_SECRET=SECRET)
-    command = [*prefix, program, "serve", "--backend", "cpu", "--host", host, "--port", str(port), "--kv-transfer-config", json.dumps(role)]
+    command = [*prefix, options.program, "serve", "--backend", "cpu", "--host", host, "--port", str(port)]
+    command += ["--max-num-batched-tokens", str(options.chunk), "--kv-transfer-config", json.dumps(role)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     for _ in range(600):
         try:
@@ -202,6 +205,16 @@ def count_bytes(tokens):
     return a_token * tokens, counts[1] - a_token * tokens
 
 
+def overlapped_time(options, local, latents, states, each):
+    """What the first token takes if only computing and sending take time; `each` seconds a byte."""
+    chunks, sent = -(-options.tokens // options.chunk), 0.0
+    for chunk in range(chunks):
+        done = min(1, (chunk + 1) * options.chunk / options.tokens)
+        share = done - chunk * options.chunk / options.tokens
+        sent = max(sent, local * done) + latents * share * each
+    return sent + states * each + options.latency / 1000
+
+
 def measure(options, link):
     tokens, way = options.tokens, options.latency / 1000
     for how in HOWS:
@@ -219,7 +232,7 @@ def measure(options, link):
         local, after, overlapped = (statistics.median(times[how]) for how in HOWS)
         each = 8 / (rate * 1e6)
         both = local + (latents + states) * each + 2 * way
-        hidden = max(local, latents * each) + states * each + way
+        hidden = overlapped_time(options, local, latents, states, each)
         print(f"| {rate:g} | {local:.3f} | {after:.3f} | {both:.3f} | {overlapped:.3f} | {hidden:.3f} |", flush=True)
 
 
@@ -238,8 +251,8 @@ def main():
     processes = [link.keeper]
     try:
         link.shape(1000)
-        processes.append(server(options.program, link.far(), FAR, PREFILL, producer))
-        processes.append(server(options.program, [], NEAR, DECODE, consumer))
+        processes.append(server(options, link.far(), FAR, PREFILL, producer))
+        processes.append(server(options, [], NEAR, DECODE, consumer))
         measure(options, link)
     finally:
         for process in reversed(processes):

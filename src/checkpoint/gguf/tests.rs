@@ -300,7 +300,7 @@ fn look(bytes: Vec<u8>) {
     }
 }
 
-properties! { mutated, crate::seeds::fuzz_cases(2000),
+properties! { mutated, crate::seeds::fuzz_cases(200_000),
     #[test]
     fn headers_with_other_bytes_are_read_or_refused(
         changes in prop::collection::vec((0..640_usize, any::<u8>()), 1..12),
