@@ -27,7 +27,7 @@ use super::options::{DeviceOptions, ModelOptions, load};
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The model, as --model names it.
+    /// The model, as with --model.
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     model_path: Option<PathBuf>,
     #[command(flatten)]
@@ -83,7 +83,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     let transfers = arguments.transfers.config()?;
     // Each client is an open file.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    // Threads are called after the one that starts them where they have no names: the pool's would all be the engine's.
+    // Threads without a name inherit that of the thread that starts them: those of the pool would have the engine's.
     let pool = rayon::ThreadPoolBuilder::new().thread_name(|index| format!("cpu-{index}"));
     pool.build_global()
         .context("cannot start the threads that compute")?;
@@ -116,7 +116,7 @@ async fn serve(arguments: Arc<Arguments>, transfers: Option<KvTransfer>) -> Resu
     let base = format!("http://{}", server.address());
     if !has_key && !server.address().ip().is_loopback() {
         tracing::warn!(
-            "whoever reaches {} may use this server: give it a key (--api-key, KIMI_LINEAR_API_KEY), or --host 127.0.0.1",
+            "without an API key anyone who can reach {} may use this server: set --api-key or KIMI_LINEAR_API_KEY, or use --host 127.0.0.1",
             server.address()
         );
     }
@@ -193,7 +193,7 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
     let weights = files.files.checkpoint(&files.config)?.total_bytes();
     let planner = planner(arguments, &files.config, backend.device(), weights)?;
     let sizes = planner.sizes(&files.config)?;
-    // The host's memory is what a CPU has beside the model, and whole for a GPU.
+    // On a CPU the model and the swap space share the host's memory; with a GPU the swap space has all of it.
     let left = match backend.device().backend {
         "cpu" => planner.left(&files.config, &sizes),
         _ => host_memory().map(|memory| arguments.engine.part(memory)),
@@ -231,7 +231,7 @@ fn start(engine: &EngineHandle, config: KvTransfer) -> Result<KvTransfers> {
     Ok(transfers)
 }
 
-/// How much the engine is to hold on this device.
+/// The planner of the engine's memory on this device.
 fn planner(
     arguments: &Arguments,
     config: &ModelConfig,

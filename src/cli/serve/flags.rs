@@ -21,18 +21,18 @@ pub(super) struct Http {
     /// Port to listen on; 0 picks a free port, which is printed.
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     pub(super) port: u16,
-    /// API key that clients must send as a bearer token. Can be repeated. A key in KIMI_LINEAR_API_KEY or VLLM_API_KEY is accepted too, and does not
-    /// show in the process list. Default: no key is needed.
+    /// API key that clients must send as a bearer token. Can be repeated. A key in KIMI_LINEAR_API_KEY or VLLM_API_KEY is accepted
+    /// too, and does not show in the process list. Default: no key is needed.
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
     /// Model names that requests may use. Default: the name of the model's folder or file.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     served_model_name: Vec<String>,
-    /// Origins whose web pages may call this server (CORS), also as a list in JSON; `*` allows all. Default: localhost on any port.
+    /// Origins whose web pages may call this server (CORS), or a JSON list of them; `*` allows all. Default: localhost on any port.
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     allowed_origins: Vec<String>,
-    /// Host names, beside this machine's own, under which requests are accepted if the server listens on this machine only and has no
-    /// API key; `*` allows all.
+    /// Additional values of the Host header that are accepted. The header is checked only if the server has no API key and listens on
+    /// the loopback interface; by default it must then name this machine. `*` accepts all.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     allowed_hosts: Vec<String>,
     /// Maximum size of a request body in bytes.
@@ -41,20 +41,20 @@ pub(super) struct Http {
     /// Seconds after which a connection is closed whose client does not complete a request, or does not read the response.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     client_timeout: u64,
-    /// Seconds that a shutdown waits for answers that are under way; by default as long as they take.
-    #[arg(long, value_name = "S")]
+    /// Seconds that a shutdown waits for running requests. Default: until they have finished.
+    #[arg(long, value_name = "SECONDS")]
     shutdown_timeout: Option<u64>,
-    /// Refuse every field that this server does not know, those too that change no answer.
+    /// Reject every unknown field of a request, including those known to have no effect on the answer.
     #[arg(long)]
     strict_fields: bool,
-    /// Read control tokens that texts spell in /v1/completions and /tokenize, as vLLM does; a request's `parse_special` says
-    /// otherwise.
+    /// Parse names of control tokens in the text of /v1/completions and /tokenize as control tokens, as vLLM does. A request's field
+    /// `parse_special` overrides it.
     #[arg(long)]
     parse_special: bool,
 }
 
 impl Http {
-    /// The keys. An empty one, as an unset variable leaves it on a command line, would open the server to all.
+    /// The API keys. An empty key is rejected: an unset shell variable leaves one, and it would give everybody access.
     fn keys(&self) -> Result<Vec<String>> {
         let mut keys: Vec<(&str, String)> = Vec::new();
         keys.extend(self.api_key.iter().map(|key| ("--api-key", key.clone())));
@@ -163,7 +163,7 @@ impl Engines {
         self.prefill_chunk().map(|_| ())
     }
 
-    /// The part of this memory that may be taken.
+    /// The fraction of this memory that may be used.
     pub(super) fn part(&self, bytes: u64) -> u64 {
         (bytes as f64 * self.gpu_memory_utilization) as u64
     }
@@ -243,7 +243,7 @@ impl Caching {
         self.prefix_checkpoints.unwrap_or(default)
     }
 
-    /// Bytes of host memory for what leaves the device, of those that are left.
+    /// Bytes of host memory for states and latents that are moved off the device, at most those that are `left`.
     pub(super) fn host_bytes(&self, left: Option<u64>) -> u64 {
         let wanted = (self.swap_space * f64::from(1 << 30)) as u64;
         let bytes = left.map_or(wanted, |left| wanted.min(left));

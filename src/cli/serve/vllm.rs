@@ -1,25 +1,25 @@
-//! What else stands on vLLM's command lines: taken where it changes nothing, refused with a sentence where it would.
+//! Other flags of vLLM: accepted if ignoring them changes no result, otherwise rejected with an error that says what to do.
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 
-/// Flags of vLLM's that this server has no use for, or does not have.
+/// Flags of vLLM that have no effect here or are not supported.
 #[derive(Args)]
-#[command(next_help_heading = "For vLLM's command lines")]
+#[command(next_help_heading = "Compatibility with vLLM")]
 pub(super) struct Vllm {
-    /// Taken, and without effect: no code of a checkpoint is run.
+    /// No effect: a checkpoint's code is never run.
     #[arg(long)]
     trust_remote_code: bool,
-    /// Taken, and without effect: tools are called where a request brings some.
+    /// No effect: the model may always call the tools of a request.
     #[arg(long)]
     enable_auto_tool_choice: bool,
-    /// Taken, and without effect: nothing that is computed differs by it.
+    /// No effect on results.
     #[arg(long)]
     enforce_eager: bool,
-    /// How the model writes calls: kimi_k2, the only way that it has.
+    /// Format of the model's tool calls. Only kimi_k2 is supported.
     #[arg(long, value_name = "NAME")]
     tool_call_parser: Option<String>,
-    /// Where sampling defaults come from: vllm, which is to say that there are none but OpenAI's.
+    /// Source of the sampling defaults. Only vllm is supported: OpenAI's defaults, and none from the checkpoint.
     #[arg(long, value_name = "NAME")]
     generation_config: Option<String>,
     #[arg(long, value_name = "NAME", hide = true)]
@@ -39,39 +39,43 @@ pub(super) struct Vllm {
 }
 
 impl Vllm {
-    /// Refuses what would change an answer, or its safety, and is not there.
+    /// Rejects flags that would change results or security and are not supported.
     pub(super) fn check(&self) -> Result<()> {
         let absent = [
             (
                 &self.reasoning_parser,
                 "reasoning-parser",
-                "what a model reasons stays in its text here",
+                "reasoning is not separated from the text of an answer; leave the flag out",
             ),
-            (&self.uds, "uds", "it listens on --host and --port alone"),
+            (
+                &self.uds,
+                "uds",
+                "Unix sockets are not supported; use --host and --port",
+            ),
             (
                 &self.ssl_keyfile,
                 "ssl-keyfile",
-                "there is no TLS for clients: put a proxy that has it in front",
+                "TLS for clients is not supported; put a proxy with TLS in front",
             ),
             (
                 &self.ssl_certfile,
                 "ssl-certfile",
-                "there is no TLS for clients: put a proxy that has it in front",
+                "TLS for clients is not supported; put a proxy with TLS in front",
             ),
             (
                 &self.ssl_ca_certs,
                 "ssl-ca-certs",
-                "there is no TLS for clients: put a proxy that has it in front",
+                "TLS for clients is not supported; put a proxy with TLS in front",
             ),
             (
                 &self.root_path,
                 "root-path",
-                "paths begin at / here: have the proxy in front take the prefix off",
+                "path prefixes are not supported; have the proxy remove the prefix",
             ),
             (
                 &self.config,
                 "config",
-                "flags are read from the command line alone",
+                "configuration files are not supported; give the flags on the command line",
             ),
         ];
         for (value, name, why) in absent {
@@ -82,19 +86,19 @@ impl Vllm {
         if let Some(parser) = &self.tool_call_parser {
             ensure!(
                 parser == "kimi_k2",
-                "--tool-call-parser {parser}: this model writes calls in one way, which is called kimi_k2"
+                "--tool-call-parser {parser}: only kimi_k2 is supported, the format of this model's tool calls"
             );
         }
         if let Some(from) = &self.generation_config {
             ensure!(
                 from == "vllm",
-                "--generation-config {from}: sampling defaults are not read from files; `vllm` says so"
+                "--generation-config {from}: sampling defaults are not read from files; use `vllm` or leave the flag out"
             );
         }
         Ok(())
     }
 
-    /// Says of what was taken that it has no effect.
+    /// Logs which of the given flags have no effect.
     pub(super) fn tell(&self) {
         let taken = [
             (self.trust_remote_code, "trust-remote-code"),
