@@ -15,7 +15,8 @@ pub(super) fn check(keys: &[String], headers: &HeaderMap) -> Result<()> {
     let bearer = headers.get(header::AUTHORIZATION);
     let bare = headers.get(API_KEY);
     if bearer.is_none() && bare.is_none() {
-        let message = "a key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`";
+        let message =
+            "an API key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`";
         return Err(ApiError::unauthorized(message));
     }
     let bearer = bearer
