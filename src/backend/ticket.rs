@@ -3,7 +3,7 @@
 //! A ticket is a future whose `poll` never blocks. What wakes it depends on its executor:
 //!
 //! - [`block_on`] and [`Ticket::wait`] wait for the device themselves, with one blocking call of the driver on the calling
-//! thread, and no other thread.
+//!   thread, and no other thread.
 //! - Under any other executor a thread is started that makes this call and then wakes the task.
 //! - In a browser the event loop wakes the task, and nothing may block.
 
