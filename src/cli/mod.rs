@@ -61,7 +61,7 @@ enum Command {
     Generate(generate::Arguments),
     /// Start an OpenAI-compatible HTTP server.
     #[cfg(feature = "server")]
-    Serve(serve::Arguments),
+    Serve(Box<serve::Arguments>),
     /// Print a model's layers, parameters, weight formats and memory use; reads headers, not weights.
     Inspect(inspect::Arguments),
     /// List the backends and devices of this machine.
@@ -100,7 +100,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Run(arguments) => generate::run(&arguments.into_chat()),
         Command::Chat(arguments) => chat::run(&arguments),
         #[cfg(feature = "server")]
-        Command::Serve(arguments) => serve::run(arguments),
+        Command::Serve(arguments) => serve::run(*arguments),
         Command::Score(arguments) => score::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
