@@ -139,6 +139,7 @@ archive: kernels install-window
 features: install-rust-components
 	$(CARGO) check $(PROFILE) --locked --lib --no-default-features
 	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features server
+	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features transfer
 	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features wgpu
 	$(CARGO) check $(PROFILE) --locked --lib --no-default-features --features cuda
 	$(CARGO) check $(PROFILE) --locked --bins --no-default-features --features cli
