@@ -73,8 +73,8 @@ impl Browser {
         Some(browser)
     }
 
-    /// The result of a method of the protocol, of the page once there is one.
-    fn call(&mut self, method: &str, params: Value) -> Value {
+    /// The result of a method of the protocol, of the page once there is one; the protocol's error otherwise.
+    fn try_call(&mut self, method: &str, params: Value) -> Result<Value, Value> {
         self.messages += 1;
         let mut message = json!({ "id": self.messages, "method": method, "params": params });
         if let Some(page) = &self.page {
@@ -88,24 +88,39 @@ impl Browser {
             assert_ne!(read, 0, "the browser ended during {method}");
             let answer: Value = serde_json::from_slice(&bytes[..bytes.len() - 1]).unwrap();
             if answer["id"] == json!(self.messages) {
-                assert!(answer.get("error").is_none(), "{method}: {answer}");
-                return answer["result"].clone();
+                return match answer.get("error") {
+                    Some(error) => Err(error.clone()),
+                    None => Ok(answer["result"].clone()),
+                };
             }
+        }
+    }
+
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        let result = self.try_call(method, params);
+        result.unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    /// The value of a JavaScript expression in the page; what went wrong otherwise, as while the page is still being opened.
+    fn try_evaluate(&mut self, expression: &str) -> Result<Value, Value> {
+        let params = json!({ "expression": expression, "returnByValue": true });
+        let value = self.try_call("Runtime.evaluate", params)?;
+        match value.get("exceptionDetails") {
+            Some(exception) => Err(exception.clone()),
+            None => Ok(value["result"]["value"].clone()),
         }
     }
 
     /// The value of a JavaScript expression in the page.
     pub fn evaluate(&mut self, expression: &str) -> Value {
-        let params = json!({ "expression": expression, "returnByValue": true });
-        let value = self.call("Runtime.evaluate", params);
-        assert!(value.get("exceptionDetails").is_none(), "{value}");
-        value["result"]["value"].clone()
+        let value = self.try_evaluate(expression);
+        value.unwrap_or_else(|error| panic!("{expression}: {error}"))
     }
 
     /// Waits until a JavaScript expression is true; two minutes are the end of a page that hangs.
     pub fn wait_for(&mut self, expression: &str) {
         for _ in 0..1200 {
-            if self.evaluate(expression) == json!(true) {
+            if self.try_evaluate(expression) == Ok(json!(true)) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(100));

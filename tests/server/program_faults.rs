@@ -156,7 +156,7 @@ fn command_lines_of_vllm_are_taken_or_refused_with_a_sentence() {
     for (flags, wrong) in [
         (["--tool-call-parser", "hermes"], "kimi_k2"),
         (["--reasoning-parser", "deepseek_r1"], "--reasoning-parser"),
-        (["--ssl-certfile", "x"], "no TLS"),
+        (["--ssl-certfile", "x"], "TLS for clients is not supported"),
         (["--uds", "/tmp/x"], "--uds"),
         (["--root-path", "/x"], "--root-path"),
         (["--config", "x.yaml"], "--config"),
