@@ -23,8 +23,8 @@ from mutation_rows import unmatched
 CPU = "src/backend/cpu/"
 MUTATIONS = [
     # file, from, to
-    (CPU + "kda_gates.rs", "let rate = -a_log.exp();", "let rate = a_log.exp();"),
-    (CPU + "kda_gates.rs", "heads.zip(a_log)", "heads.zip(a_log.iter().rev())"),
+    (CPU + "kda_gates.rs", "let rate = -a_log[head].exp();", "let rate = a_log[head].exp();"),
+    (CPU + "kda_gates.rs", "a_log[head]", "a_log[heads - 1 - head]"),
     (CPU + "math.rs", "x.exp().ln_1p()", "(1.0 + x.exp()).ln()"),
     (CPU + "math.rs", "if x > 20.0", "if x > 8.0"),
     (CPU + "math.rs", "1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()", "1.0 / ((dot(x, x) / x.len() as f32).sqrt() + eps)"),
@@ -44,8 +44,9 @@ MUTATIONS = [
     (CPU + "kda_recurrence.rs", "head / (value_heads / key_heads))", "head % key_heads)"),
     (CPU + "kda_recurrence.rs", "(k as f32).sqrt()", "(v as f32).sqrt()"),
     (CPU + "mod.rs", "let state = record.key_value();", "let state = std::borrow::Cow::Borrowed(&record.state[..]);"),
-    (CPU + "short_conv.rs", "inputs.add_tap(t, kept - j, taps, output);", "inputs.add_tap(t, j, taps, output);"),
-    (CPU + "short_conv.rs", "inputs.at(after, kept - i % kept, i / kept)", "inputs.at(after, 1 + i % kept, i / kept)"),
+    (CPU + "short_conv.rs", "inputs.add_tap(t, kept - j, first, &taps[first..], output);", "inputs.add_tap(t, j, first, &taps[first..], output);"),
+    (CPU + "short_conv.rs", "inputs.at(after, kept - i, c)", "inputs.at(after, 1 + i, c)"),
+    (CPU + "short_conv.rs", "let first = part * CHANNELS;", "let first = 0 * part;"),
     (CPU + "short_conv.rs", "|value| *value = silu(*value)", "|value| *value *= 1.0"),
     (CPU + "gated_norm.rs", "weight[i] * sigmoid(gate[i])", "weight[i] * gate[i] * sigmoid(gate[i])"),
     (CPU + "mla_append.rs", "rope.copy_from_slice", "rope[1..].copy_from_slice(&input[weight.len()..input.len() - 1]); let _ = |rope: &mut [f32]| rope.copy_from_slice"),

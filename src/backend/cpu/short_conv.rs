@@ -7,7 +7,7 @@ use super::memory::States;
 use crate::backend::{Segment, StateLayout};
 
 /// Channels that a thread takes together: a single token has no other parallelism.
-const CHANNELS: usize = 1024;
+const CHANNELS: usize = 256;
 
 /// The inputs of one segment, and those before it.
 struct Inputs<'a> {
