@@ -116,7 +116,7 @@ test: install-rust-components install-xvfb install-browser install-cuda-compiler
 	$(CARGO) test $(PROFILE) --locked --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 
-# The properties that `make test` tries a few thousand times, with so many cases of each and from each of two seeds.
+# The properties that `make test` tries 200,000 times (frames 500,000), with so many cases of each and from each of two seeds.
 FUZZ_CASES := 40000000
 
 fuzz: install-rust-components
