@@ -209,5 +209,8 @@ fn verify_counts_by_format() {
     assert_eq!(report["damaged"][0]["tensor"], "lm_head.weight");
     assert_eq!(report["damaged"][0]["first"], 0);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(errors.contains("NaN or infinite values in 1 tensor(s)"), "{errors}");
+    assert!(
+        errors.contains("NaN or infinite values in 1 tensor(s)"),
+        "{errors}"
+    );
 }
