@@ -111,10 +111,15 @@ impl Shared {
         self.service.get().cloned().ok_or_else(loading)
     }
 
+    /// The service, for a request whose key is right.
+    pub(super) fn service_for(&self, request: &Request) -> Result<Arc<Service>> {
+        auth::check(&self.options.api_keys, request.headers())?;
+        self.service()
+    }
+
     /// Reads a request that has a body: whether it may, whether it can, and what it says.
     pub(super) async fn open(&self, id: Id, request: Request) -> Result<(Call, Fields)> {
-        auth::check(&self.options.api_keys, request.headers())?;
-        let service = self.service()?;
+        let service = self.service_for(&request)?;
         let reading = read(request.into_body(), self.options.body_bytes);
         let late = |_| ApiError::timeout("the body did not come in time");
         let body = tokio::select! {
@@ -206,8 +211,7 @@ async fn embeddings(State(shared): Server, request: Request) -> Result<Response>
 }
 
 async fn models(State(shared): Server, request: Request) -> Result<Response> {
-    auth::check(&shared.options.api_keys, request.headers())?;
-    let service = shared.service()?;
+    let service = shared.service_for(&request)?;
     let names = &shared.options.model_names;
     let data: Vec<Value> = names.iter().map(|name| entry(&service, name)).collect();
     Ok(Json(json!({ "object": "list", "data": data })).into_response())
@@ -218,8 +222,7 @@ async fn model(
     Path(name): Path<String>,
     request: Request,
 ) -> Result<Response> {
-    auth::check(&shared.options.api_keys, request.headers())?;
-    let service = shared.service()?;
+    let service = shared.service_for(&request)?;
     service.check_model(&name)?;
     Ok(Json(entry(&service, &name)).into_response())
 }

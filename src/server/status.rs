@@ -6,7 +6,6 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::auth;
 use super::error::{ApiError, Result};
 use super::routes::Server;
 
@@ -56,8 +55,7 @@ pub(super) async fn reset_prefix_cache(
     State(shared): Server,
     request: Request,
 ) -> Result<StatusCode> {
-    auth::check(&shared.options.api_keys, request.headers())?;
-    let engine = shared.service()?.engine().clone();
+    let engine = shared.service_for(&request)?.engine().clone();
     let stopped = || ApiError::unavailable("the engine has stopped");
     tokio::task::spawn_blocking(move || engine.clear_cache())
         .await
@@ -68,8 +66,7 @@ pub(super) async fn reset_prefix_cache(
 
 /// The model and the server's configuration, with the keys of vLLM's configuration.
 pub(super) async fn server_info(State(shared): Server, request: Request) -> Result<Response> {
-    auth::check(&shared.options.api_keys, request.headers())?;
-    let service = shared.service()?;
+    let service = shared.service_for(&request)?;
     let engine = service.engine().clone();
     let pools = tokio::task::spawn_blocking(move || engine.occupancy().ok())
         .await
@@ -97,8 +94,7 @@ pub(super) async fn server_info(State(shared): Server, request: Request) -> Resu
 
 /// The tokenizer's configuration, as transformers' `tokenizer_config.json` has it.
 pub(super) async fn tokenizer_info(State(shared): Server, request: Request) -> Result<Response> {
-    auth::check(&shared.options.api_keys, request.headers())?;
-    let service = shared.service()?;
+    let service = shared.service_for(&request)?;
     let tokenizer = service.tokenizer();
     let added = tokenizer.special_tokens().map(|(id, name)| {
         let token = json!({ "content": name, "special": true });

@@ -170,7 +170,7 @@ async fn a_batch_is_taken_whole_or_not_at_all() {
     assert!(!response.headers().contains_key("retry-after"));
     let message = refusal(&json_of(response).await, 400, Some("prompt"));
     assert!(message.contains("at most 4"), "{message}");
-    // More than there is room for now: nothing of it is in anybody's way.
+    // More than the queue takes beside a running request: none of it is queued.
     let long = json!({ "prompt": "Once", "max_tokens": 1500, "ignore_eos": true, "stream": true });
     let mut first = server.send(TEXT, &long).await;
     assert!(first.chunk().await.unwrap().is_some());

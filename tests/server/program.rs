@@ -18,6 +18,15 @@ pub fn program() -> Command {
     command
 }
 
+/// The program as a server of the tests' model on a free port.
+pub fn serve(more: &[&str]) -> Command {
+    let mut command = program();
+    command.args(["serve", "--backend", "cpu", "--port", "0"]);
+    command.args(["--served-model-name", "model", "--model"]);
+    command.arg(model_dir()).args(more);
+    command
+}
+
 /// A server in a process of its own.
 pub struct Process {
     child: Child,
@@ -34,23 +43,13 @@ impl Drop for Process {
 impl Process {
     /// Starts it on a free port and waits until it is ready.
     pub fn start(more: &[&str]) -> Self {
-        let mut command = program();
-        command.args([
-            "serve",
-            "--backend",
-            "cpu",
-            "--port",
-            "0",
-            "--served-model-name",
-            "model",
-            "--model",
-        ]);
-        command.arg(model_dir()).args(more);
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = serve(more);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::of(command.spawn().unwrap())
+    }
+
+    /// One that was started, with a pipe for what it writes to stdout; waits until it is ready.
+    pub fn of(mut child: Child) -> Self {
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap())
             .read_line(&mut line)
@@ -61,7 +60,7 @@ impl Process {
             .unwrap_or_else(|| panic!("{line:?}"))
             .to_owned();
         let process = Self { child, url };
-        for _ in 0..600 {
+        for _ in 0..1200 {
             if process
                 .get("/health")
                 .is_some_and(|(status, _)| status == 200)
@@ -94,7 +93,7 @@ impl Process {
         })
     }
 
-    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         runtime().block_on(async {
             let response = client()
                 .post(format!("{}{path}", self.url))
@@ -114,10 +113,15 @@ impl Process {
         assert!(sent.success());
     }
 
-    /// Ends it by a signal; its exit and what it wrote to stderr.
-    fn end(mut self) -> (bool, String) {
+    /// Ends it by a signal; whether it ended well.
+    pub fn stop(&mut self) -> bool {
         self.signal("-TERM");
-        let status = self.child.wait().unwrap();
+        self.child.wait().unwrap().success()
+    }
+
+    /// Ends it by a signal; whether it ended well, and what it wrote to stderr.
+    fn end(mut self) -> (bool, String) {
+        let well = self.stop();
         let mut log = String::new();
         self.child
             .stderr
@@ -125,7 +129,7 @@ impl Process {
             .unwrap()
             .read_to_string(&mut log)
             .unwrap();
-        (status.success(), log)
+        (well, log)
     }
 
     /// Kilobytes that it holds.

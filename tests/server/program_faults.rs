@@ -2,30 +2,12 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::harness::model_dir;
-use super::program::{program, refused};
-
-fn serve(more: &[&str]) -> Command {
-    let mut command = program();
-    command
-        .args([
-            "serve",
-            "--backend",
-            "cpu",
-            "--port",
-            "0",
-            "--served-model-name",
-            "model",
-            "--model",
-        ])
-        .arg(model_dir())
-        .args(more);
-    command
-}
+use super::program::{Process, program, refused, serve};
 
 struct Server(Child);
 
@@ -37,54 +19,15 @@ impl Drop for Server {
 }
 
 /// Waits until it is ready, asks it, and ends it: it has to answer and to end well.
-fn lives(mut server: Server, requests: usize) {
-    let mut line = String::new();
-    BufReader::new(server.0.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let url = line
-        .trim()
-        .strip_prefix("listening on ")
-        .unwrap_or_else(|| panic!("{line:?}"))
-        .to_owned();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let ready = async || {
-            client
-                .get(format!("{url}/health"))
-                .send()
-                .await
-                .is_ok_and(|it| it.status() == 200)
-        };
-        for _ in 0..1200 {
-            if ready().await {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-        let body = json!({ "prompt": "Hi there, ".repeat(200), "max_tokens": 2 });
-        for _ in 0..requests {
-            let answer = client
-                .post(format!("{url}/v1/completions"))
-                .json(&body)
-                .send()
-                .await
-                .unwrap();
-            assert_eq!(answer.status(), 200);
-            let answer: Value = answer.json().await.unwrap();
-            assert!(answer["choices"][0]["finish_reason"].is_string());
-        }
-    });
-    let killed = Command::new("kill")
-        .args(["-TERM", &server.0.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(killed.success());
-    assert!(server.0.wait().unwrap().success());
+fn lives(child: Child, requests: usize) {
+    let mut process = Process::of(child);
+    let body = json!({ "prompt": "Hi there, ".repeat(200), "max_tokens": 2 });
+    for _ in 0..requests {
+        let (status, answer) = process.post("/v1/completions", &body);
+        assert_eq!(status, 200);
+        assert!(answer["choices"][0]["finish_reason"].is_string());
+    }
+    assert!(process.stop());
 }
 
 #[test]
@@ -98,7 +41,7 @@ fn a_full_disk_under_stderr_stops_nothing() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut command = serve(flags);
         let child = command.stdout(Stdio::piped()).stderr(full).spawn();
-        lives(Server(child.unwrap()), 3);
+        lives(child.unwrap(), 3);
     }
 }
 
@@ -111,7 +54,7 @@ fn a_stderr_that_was_closed_stops_nothing() {
         .spawn()
         .unwrap();
     drop(child.stderr.take());
-    lives(Server(child), 3);
+    lives(child, 3);
 }
 
 /// A pipe holds 64 KB: what is logged past them has to go nowhere.
@@ -124,7 +67,7 @@ fn a_stderr_that_nobody_reads_stops_nothing() {
         .spawn()
         .unwrap();
     let unread = child.stderr.take();
-    lives(Server(child), 60);
+    lives(child, 60);
     drop(unread);
 }
 
@@ -157,7 +100,7 @@ fn command_lines_of_vllm_are_taken_or_refused_with_a_sentence() {
         (["--tool-call-parser", "hermes"], "kimi_k2"),
         (["--reasoning-parser", "deepseek_r1"], "--reasoning-parser"),
         (["--ssl-certfile", "x"], "TLS for clients is not supported"),
-        (["--uds", "/tmp/x"], "--uds"),
+        (["--uds", "x.sock"], "--uds"),
         (["--root-path", "/x"], "--root-path"),
         (["--config", "x.yaml"], "--config"),
         (["--generation-config", "auto"], "--generation-config"),

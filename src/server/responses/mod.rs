@@ -19,7 +19,6 @@ use self::answer::Answer;
 pub(super) use self::request::ResponsesRequest;
 use self::request::{Include, Named, TextFormat, Tool, ToolChoice};
 pub(super) use self::store::Store;
-use super::auth;
 use super::chat_request::{ChatRequest, prepare};
 use super::error::{ApiError, Result};
 use super::fields::{Fields, count, needed, shorten, typed};
@@ -52,8 +51,7 @@ pub(super) async fn retrieve(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response> {
-    auth::check(&shared.options.api_keys, request.headers())?;
-    let service = shared.service()?;
+    let service = shared.service_for(&request)?;
     let query = request.uri().query().unwrap_or_default();
     if query.split('&').any(|pair| pair == "stream=true") {
         let message = "`stream`: a response that was kept is not streamed again";
@@ -69,8 +67,7 @@ pub(super) async fn delete(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response> {
-    auth::check(&shared.options.api_keys, request.headers())?;
-    let service = shared.service()?;
+    let service = shared.service_for(&request)?;
     if !service.responses.remove(&id) {
         return Err(not_stored(&id));
     }
