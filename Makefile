@@ -31,7 +31,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
 .PHONY: help demo install app app-pictures serve quick test fuzz bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
-	install-window install-xvfb install-browser
+	install-window install-xvfb install-browser install-node
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -68,6 +68,11 @@ install-browser:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 		.ci/install-packages chromium || touch target/no-browser
 
+# The npm clients are tested with Node. Where it cannot be had, a file says so to their tests, which are skipped aloud.
+install-node:
+	@mkdir -p target; rm -f target/no-node
+	@{ command -v node && command -v npm; } >/dev/null || .ci/install-packages nodejs npm || touch target/no-node
+
 demo: install-rust-components
 	$(CARGO) build $(PROFILE) --locked
 	@echo; echo '> $(DEMO_PROMPT)'
@@ -92,6 +97,12 @@ target/python/made: Makefile
 	@target/python/bin/python -m pip install --quiet --disable-pip-version-check $(PYTHON_PACKAGES)
 	@touch $@
 
+# The npm clients, in the versions of the lock file. No script of a package runs.
+target/npm/made: tests/clients/npm/package.json tests/clients/npm/package-lock.json | install-node
+	@rm -rf target/npm; mkdir -p target/npm; cp tests/clients/npm/package*.json target/npm
+	@[ -e target/no-node ] || npm ci --prefix target/npm --silent --no-audit --no-fund --ignore-scripts
+	@[ -e target/no-node ] || touch $@
+
 app: install-rust-components install-window
 	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
 
@@ -109,7 +120,7 @@ quick: install-rust-components
 	$(CARGO) test $(PROFILE) --locked --workspace --lib --bins
 	$(CARGO) test $(PROFILE) --locked --workspace --test conformance -- cpu/
 
-test: install-rust-components install-xvfb install-browser install-cuda-compiler target/python/made
+test: install-rust-components install-xvfb install-browser install-cuda-compiler target/python/made target/npm/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	.ci/check-web $(PROFILE)

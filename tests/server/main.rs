@@ -29,6 +29,8 @@ mod greedy;
 mod harness;
 mod load;
 #[cfg(unix)]
+mod npm;
+#[cfg(unix)]
 mod page;
 #[cfg(unix)]
 mod program;
