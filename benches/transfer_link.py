@@ -12,8 +12,8 @@ server, and a relay here gives each direction of a transfer its latency (netem i
     after       read by the prefill server, then fetched by the decode server,
     overlapped  given to both at once.
 
-All three are measured in each round; medians. The predictions have the local time, the bytes that the decode server counted, rate, latency and the
-size of a prefill chunk in them and nothing else. `after` adds all bytes and the way there and back to the local time. Overlapped, a chunk's latents
+All three are measured in each round. The predictions have the round's local time, the bytes that the decode server counted, rate, latency and the
+size of a prefill chunk in them and nothing else. The table has medians of times and predictions, and the median over the rounds of time / prediction. `after` adds all bytes and the way there and back to the local time. Overlapped, a chunk's latents
 can leave when the chunk is computed (an equal share of the local time each) and those before it have left, and the states when everything is
 computed: the last of them arrives one way later.
 """
@@ -221,19 +221,22 @@ def measure(options, link):
         ask(body(tokens), how)
     latents, states = count_bytes(tokens)
     print(f"{tokens} tokens: {latents:,.0f} bytes of latents, {states:,.0f} of states and hand-off; {options.latency} ms each way")
-    print("| Mbit/s | local, s | after, s | predicted | overlapped, s | predicted |")
-    print("|---:|---:|---:|---:|---:|---:|")
+    print("| Mbit/s | local, s | after, s | predicted | time / prediction | overlapped, s | predicted | time / prediction |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for rate in options.rates:
         link.shape(rate)
-        times = {how: [] for how in HOWS}
-        for _ in range(options.repeats):
-            for how in HOWS:
-                times[how].append(ask(body(tokens), how))
-        local, after, overlapped = (statistics.median(times[how]) for how in HOWS)
+        rounds = [{how: ask(body(tokens), how) for how in HOWS} for _ in range(options.repeats)]
         each = 8 / (rate * 1e6)
-        both = local + (latents + states) * each + 2 * way
-        hidden = overlapped_time(options, local, latents, states, each)
-        print(f"| {rate:g} | {local:.3f} | {after:.3f} | {both:.3f} | {overlapped:.3f} | {hidden:.3f} |", flush=True)
+        predictions = {
+            "after": [one["local"] + (latents + states) * each + 2 * way for one in rounds],
+            "overlapped": [overlapped_time(options, one["local"], latents, states, each) for one in rounds],
+        }
+        cells = [f"{rate:g}", f"{statistics.median(one['local'] for one in rounds):.3f}"]
+        for how, predicted in predictions.items():
+            times = [one[how] for one in rounds]
+            ratio = statistics.median(time / prediction for time, prediction in zip(times, predicted))
+            cells += [f"{statistics.median(times):.3f}", f"{statistics.median(predicted):.3f}", f"{ratio:.2f}"]
+        print("|", " | ".join(cells), "|", flush=True)
 
 
 def main():
