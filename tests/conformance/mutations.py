@@ -25,7 +25,7 @@ MUTATIONS = [
     # file, from, to
     (CPU + "kda_gates.rs", "let rate = -a_log[head].exp();", "let rate = a_log[head].exp();"),
     (CPU + "kda_gates.rs", "a_log[head]", "a_log[heads - 1 - head]"),
-    (CPU + "math.rs", "x.exp().ln_1p()", "(1.0 + x.exp()).ln()"),
+    (CPU + "math.rs", "ln(sum) * (power / rounded)", "ln(sum)"),
     (CPU + "math.rs", "if x > 20.0", "if x > 8.0"),
     (CPU + "math.rs", "1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()", "1.0 / ((dot(x, x) / x.len() as f32).sqrt() + eps)"),
     (CPU + "kda_step.rs", "let decay = exp(gates[d]);", "let decay = exp(gates[d]).max(0.0067);"),

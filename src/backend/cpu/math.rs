@@ -322,10 +322,48 @@ pub(super) fn silu(x: f32) -> f32 {
     x * sigmoid(x)
 }
 
-/// `ln(1 + e^x)`, which is x above 20.
+/// `ln(1 + e^x)`, which is x above 20, with a relative error below 2.5e-7. Without a branch, so that loops over it become vectors.
+///
+/// `1 + u` rounds away the low bits of `u = e^x`; multiplying `ln(1 + u)` by `u / ((1 + u) - 1)` makes up for them (after Kahan).
 #[inline(always)]
 pub(super) fn softplus(x: f32) -> f32 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
+    let power = exp(x);
+    let sum = 1.0 + power;
+    let rounded = sum - 1.0;
+    let log = if rounded == 0.0 {
+        power
+    } else {
+        ln(sum) * (power / rounded)
+    };
+    if x > 20.0 { x } else { log }
+}
+
+/// `ln(x)` of a normal positive number, to a unit in the last place (after Cephes' logf), without a branch.
+#[inline(always)]
+fn ln(x: f32) -> f32 {
+    const ROOT_HALF: u32 = std::f32::consts::FRAC_1_SQRT_2.to_bits();
+    const SERIES: [f32; 9] = [
+        7.037_683_6e-2,
+        -1.151_461e-1,
+        1.167_699_9e-1,
+        -1.242_014_1e-1,
+        1.424_932_3e-1,
+        -1.666_805_8e-1,
+        2.000_071_5e-1,
+        -2.5e-1,
+        3.333_333_1e-1,
+    ];
+    // x = 2^n (1 + r), with 1 + r between the square roots of 1/2 and 2.
+    let shifted = x.to_bits().wrapping_sub(ROOT_HALF);
+    let n = (shifted.cast_signed() >> 23) as f32;
+    let r = f32::from_bits((shifted & 0x007f_ffff).wrapping_add(ROOT_HALF)) - 1.0;
+    let mut series = 0.0;
+    for factor in SERIES {
+        series = series * r + factor;
+    }
+    let square = r * r;
+    // ln 2 in two parts, as in `exp`.
+    r + (r * square * series + n * -2.121_944_4e-4 - 0.5 * square) + n * 0.693_359_4
 }
 
 /// `1 / sqrt(mean(x^2) + eps)`.
@@ -370,6 +408,24 @@ mod tests {
         assert_eq!([-87.5, -1000.0, f32::NEG_INFINITY].map(exp), [0.0; 3]);
         assert_eq!([100.0, f32::INFINITY].map(exp), [exp(88.0); 2]);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn softplus_keeps_its_digits_where_it_is_small() {
+        for i in -870_000..210_000 {
+            let x = i as f32 * 1e-4;
+            let (found, expected) = (f64::from(softplus(x)), f64::from(x).exp().ln_1p());
+            assert!(
+                (found / expected - 1.0).abs() < 2.5e-7,
+                "ln(1 + e^{x}): {found:e} instead of {expected:e}"
+            );
+        }
+        assert_eq!([-100.0, f32::NEG_INFINITY].map(softplus), [0.0; 2]);
+        assert_eq!(
+            [25.0, 3e38, f32::INFINITY].map(softplus),
+            [25.0, 3e38, f32::INFINITY]
+        );
+        assert!(softplus(f32::NAN).is_nan());
     }
 
     #[test]
