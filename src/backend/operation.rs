@@ -1,6 +1,6 @@
 //! Every operation: its name, its arguments, what it reads and writes. Shapes are checked in `check`.
 //!
-//! In shapes T stands for tokens, O for output rows, H for heads, K and V for the widths of a key and a value, d for the
+//! In shapes, T is the number of tokens, O of output rows, H of heads, K and V are the widths of a key and a value, d is the
 //! model's width.
 
 use std::fmt;
@@ -42,7 +42,7 @@ ops! {
     /// `output[t] = weight[token[t]]`: the token embedding.
     Embed(Embed) = "embed", Embed;
     /// `output = input / sqrt(mean(input^2) + eps) * weight`, a row at a time. Where the output has one row an
-    /// [`OutputRow`](super::OutputRow) and the input one a token, only the rows wanted are read.
+    /// [`OutputRow`](super::OutputRow) perd the input one a token, only the rows wanted are read.
     RmsNorm(RmsNorm) = "rms_norm", RmsNorm;
     /// `output = input weight^T`; no bias anywhere in this model.
     Linear(Linear) = "linear", Linear;
@@ -311,9 +311,9 @@ pub struct KdaGates {
 pub enum Form {
     /// Token by token for single tokens, by chunks for longer segments.
     Auto,
-    /// By chunks, whatever the length.
+    /// By chunks, for any length.
     Chunk,
-    /// Token by token, whatever the length.
+    /// Token by token, for any length.
     Step,
 }
 

@@ -29,7 +29,7 @@ impl Fault {
             Self::Refused | Self::Ticket => BackendError::Driver {
                 backend: "cpu",
                 what: "a call".to_owned(),
-                reason: "it was chosen to fail".to_owned(),
+                reason: "a test injected this failure".to_owned(),
             },
             Self::Memory => BackendError::OutOfMemory {
                 what: "a call".to_owned(),

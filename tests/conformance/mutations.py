@@ -60,7 +60,7 @@ MUTATIONS = [
     (CPU + "route.rs", "op.scale / sum", "1.0 / sum"),
     (CPU + "route.rs", "order.sort_by(|a, b|", "order.reverse();\n    order.sort_by(|a, b|"),
     (CPU + "experts.rs", ".checked_sub(stacks.first)", ".checked_sub(0)"),
-    (CPU + "experts.rs", "*output += weights[place] * value", "*output += value"),
+    (CPU + "experts.rs", "*output += weights[assignment] * value", "*output += value"),
     (CPU + "swiglu.rs", "*output = silu(*gate) * up", "*output = *gate * silu(*up)"),
     (CPU + "select.rs", ".then(a.0.cmp(&b.0))", ".then(b.0.cmp(&a.0))"),
     (CPU + "select.rs", ".all(|logit| logit.is_finite())", ".all(|logit| !logit.is_nan())"),

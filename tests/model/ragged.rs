@@ -384,7 +384,7 @@ fn batches_that_do_not_fit_are_refused_and_change_nothing() {
         (
             vec![1, 1],
             vec![next(0, 1), next(1, 2)],
-            "slot 1 read by segment 1 should be written by no other",
+            "slot 1 read by segment 1 should be written by no other segment",
         ),
         (
             vec![1],

@@ -1,4 +1,4 @@
-//! How latent attention is encoded: the cache's way in, prefill, decode.
+//! Encodes latent attention: append to the cache, prefill, decode.
 
 use std::sync::Arc;
 
@@ -9,20 +9,20 @@ use crate::backend::{MlaAppend, MlaAttention, Result, Segments};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// Positions whose scores a prefill takes together.
+/// Positions whose scores a prefill computes together.
 const RUN: usize = 64;
-/// Tiles of queries of a block of `mla_prefill`.
+/// Query tiles per block of `mla_prefill`.
 const TILES: usize = 16;
-/// Rows that share one reading of kv_b in a decode.
+/// Rows for which kv_b is read once in a decode.
 const TOGETHER: usize = 4;
 
-/// Blocks for so many spans: up to an eighth more, which return at once, so that the graph of a step's commands serves many
-/// tokens and not only until some row begins another span.
+/// Number of blocks for this number of spans: up to an eighth more, which return at once, so that a graph of a step's
+/// commands can be reused for many tokens and not only until a row begins another span.
 pub(super) fn with_room(spans: usize) -> usize {
     spans.next_multiple_of((spans / 8).next_power_of_two())
 }
 
-/// Of a kernel's entries for latents in bf16, f16 and f32, the one for a pool of this dtype.
+/// The kernel entry for a pool of this dtype, from those for latents in bf16, f16 and f32.
 pub(super) fn of_latents(dtype: Dtype, [bf16, f16, f32]: [&'static str; 3]) -> &'static str {
     match dtype {
         Dtype::Bf16 => bf16,
@@ -53,12 +53,13 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Window by window: latents laid end to end, expanded by one dense product, laid out for the tensor cores, attended to.
+    /// For each window: gathers its latents, expands them with one dense product, lays them out for the tensor cores, and
+    /// attends to them.
     pub(super) fn encode_prefill(&mut self, op: MlaAttention) -> Result<()> {
         let layout = op.pool.layout;
         self.name("mla_prefill");
         let (heads, key) = (op.heads(), op.nope + layout.rope);
-        // The widest keys and values that an entry takes.
+        // Maximum widths of keys and values of each entry.
         let (lay_out, entry, widest, most_value) = match (key, op.value) {
             (0..=64, 0..=64) => {
                 let lay_out = ["mla_images_64", "mla_images_64_f16", "mla_images_64_f32"];
@@ -72,7 +73,7 @@ impl CudaStep {
                 return Err(BackendError::Unsupported {
                     backend: "cuda",
                     what: format!(
-                        "keys {key} and values {} wide; the widest are 192 and 128",
+                        "keys of width {key} and values of width {}; the maxima are 192 and 128",
                         op.value
                     ),
                 });
@@ -90,11 +91,11 @@ impl CudaStep {
         let even = suits_library(layout.latent, outputs);
         let gathered = self.scratch("a window of latents", 2 * positions * layout.latent)?;
         let rows = self.scratch("expanded keys and values", 4 * positions * outputs)?;
-        // Bytes of a run's image: keys, values, what keys are multiplied with.
+        // Bytes per image of a run: keys, values, and the factors of keys.
         let image_bytes = 2 * RUN * (widest + most_value) + 16;
         let most = positions.div_ceil(RUN) * heads;
         let images = self.scratch("runs of an attention", most * image_bytes)?;
-        // What waits from one window to the next.
+        // Number of rows of the state that is carried from one window to the next.
         let waiting = if longest > WINDOW {
             self.capacity.tokens * heads
         } else {
@@ -181,7 +182,7 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Absorbed: the query of the latents, a softmax over each span of them, the spans put together and expanded.
+    /// Absorbed form: the absorbed query, a softmax over each span of latents, the spans merged and expanded.
     pub(super) fn encode_decode(&mut self, op: MlaAttention) -> Result<()> {
         let layout = op.pool.layout;
         self.name("mla_decode");
@@ -193,7 +194,7 @@ impl CudaStep {
             if found > widest {
                 return Err(BackendError::Unsupported {
                     backend: "cuda",
-                    what: format!("{what} {found} wide; the widest are {widest}"),
+                    what: format!("{what} of width {found}; the maximum is {widest}"),
                 });
             }
         }
@@ -270,7 +271,7 @@ impl CudaStep {
     }
 }
 
-/// Heads, latent, nope, rope, value and tokens a block, as kernels take them.
+/// Heads, latent, nope, rope, value and tokens per block, as the kernels' arguments.
 fn widths_of(op: &MlaAttention, heads: usize) -> [u32; 6] {
     let layout = op.pool.layout;
     [

@@ -1,4 +1,4 @@
-//! How the operations of a trace are encoded; only steps that are traced have them.
+//! Encodes the operations of a trace, which only traced steps contain.
 
 use super::attention::{of_latents, with_room};
 use super::machine::blocks;
@@ -7,7 +7,7 @@ use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{Result, Rows};
 
-/// Positions a block, as in `kernels/trace_attention.cu`.
+/// Positions per block, as in `kernels/trace_attention.cu`.
 const SPAN: usize = 128;
 
 impl CudaStep {

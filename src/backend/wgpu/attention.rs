@@ -1,4 +1,4 @@
-//! How latent attention is encoded: several dispatches each, and kv_b may span several buffers.
+//! Encodes latent attention: several dispatches each; kv_b may span several buffers.
 
 use super::memory::number;
 use super::params::params;
@@ -17,10 +17,10 @@ params! {
     }
 }
 
-/// The widest cached row that `mla_decode` holds in workgroup memory.
+/// Maximum width of a cached row, which `mla_decode` keeps in workgroup memory.
 const WIDEST: usize = 1024;
 
-/// The parameters that all dispatches of an attention share; the rows of kv_b and the window are set for each.
+/// The parameters that all dispatches of an attention share; the rows of kv_b and the window are set separately.
 pub(super) fn mla_params(
     layout: &LatentLayout,
     heads: usize,
@@ -81,7 +81,10 @@ impl WgpuStep {
         if layout.width() > WIDEST {
             return Err(BackendError::Unsupported {
                 backend: "wgpu",
-                what: format!("latents {} wide; the widest are {WIDEST}", layout.width()),
+                what: format!(
+                    "latents of width {}; the maximum is {WIDEST}",
+                    layout.width()
+                ),
             });
         }
         let encoder = &self.encoder;

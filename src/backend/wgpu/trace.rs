@@ -1,4 +1,4 @@
-//! How the operations of a trace are encoded; only steps that are traced have them.
+//! Encodes the operations of a trace, which only traced steps contain.
 
 use super::attention::mla_params;
 use super::kda::{check_width, widths};
@@ -16,7 +16,7 @@ params! {
     TraceState of "trace_state" { heads: u32, head: u32, size: u32 }
 }
 
-/// Positions a workgroup, as in `shaders/trace_attention.wgsl`.
+/// Positions per workgroup, as in `shaders/trace_attention.wgsl`.
 const SPAN: usize = 128;
 
 impl WgpuStep {
