@@ -1,4 +1,4 @@
-// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between segments. Twin of
+// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between segments. Counterpart of
 // src/backend/cpu/short_conv.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"

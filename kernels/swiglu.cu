@@ -1,4 +1,4 @@
-// The gated activation of an MLP (Shazeer, arXiv 2002.05202). Twin of src/backend/cpu/swiglu.rs.
+// The gated activation of an MLP (Shazeer, arXiv 2002.05202). Counterpart of src/backend/cpu/swiglu.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 

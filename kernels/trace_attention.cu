@@ -1,4 +1,4 @@
-// What one head attends to, of rows of single tokens. Twin of `trace_attention` in src/backend/cpu/trace.rs.
+// What one head attends to, of rows of single tokens. Counterpart of `trace_attention` in src/backend/cpu/trace.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/latents.h"

@@ -1,4 +1,4 @@
-// How far each head's output gate is open, of rows of single tokens. Twin of `trace_gate` in src/backend/cpu/trace.rs.
+// How far each head's output gate is open, of rows of single tokens. Counterpart of `trace_gate` in src/backend/cpu/trace.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 

@@ -1,4 +1,4 @@
-// What a KDA layer is about to do to its states, in numbers, of rows of single tokens. Twin of `trace_kda` in
+// What a KDA layer is about to do to its states, in numbers, of rows of single tokens. Counterpart of `trace_kda` in
 // src/backend/cpu/trace.rs. It runs before the recurrence that it describes.
 #include "shared/kernel.h"
 #include "shared/batch.h"

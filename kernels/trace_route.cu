@@ -1,4 +1,4 @@
-// Which experts a layer chose, of rows of single tokens. Twin of `trace_route` in src/backend/cpu/trace.rs.
+// Which experts a layer chose, of rows of single tokens. Counterpart of `trace_route` in src/backend/cpu/trace.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 

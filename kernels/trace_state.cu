@@ -1,4 +1,4 @@
-// One head's state as a single token left it. Twin of `trace_state` in src/backend/cpu/traced.rs. It runs after the
+// One head's state as a single token left it. Counterpart of `trace_state` in src/backend/cpu/traced.rs. It runs after the
 // recurrence, and copies what else would have to be read back with all other heads of the layer.
 #include "shared/kernel.h"
 #include "shared/batch.h"

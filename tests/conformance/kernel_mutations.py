@@ -103,7 +103,7 @@ MUTATIONS = [
     ("experts.cu", "n < list[0] ? entry[2] : 0", "n <= list[0] ? entry[2] : 0", "experts/single tokens"),
     ("experts.cu", "list + 1 + 3 * (u64)most + entry[1], NONE}", "list + 1 + 3 * (u64)most, NONE}", "experts/single tokens"),
     ("experts.cu", "return {expert, expert < experts ? 1u : 0u, nullptr, assignment};", "return {expert, 1u, nullptr, assignment};", "experts/one token"),
-    ("experts.cu", "first < chosen.count; first += FEW_PLACES) {", "first < min(chosen.count, (u32)FEW_PLACES); first += FEW_PLACES) {", "experts/many single"),
+    ("experts.cu", "first < chosen.count; first += FEW_ASSIGNMENTS) {", "first < min(chosen.count, (u32)FEW_ASSIGNMENTS); first += FEW_ASSIGNMENTS) {", "experts/many single"),
     ("experts.cu", "chosen.assignment(min(first + g, chosen.count - 1))", "chosen.assignment(first)", "experts/single tokens"),
     ("experts.cu", "first + warp < chosen.count ? chosen.assignment(first + warp) : NONE", "first + warp + 1 < chosen.count ? chosen.assignment(first + warp) : NONE", "experts/single tokens"),
     ("experts.cu", "        if (first > 0) __syncthreads();\n", "", "experts/many single"),

@@ -236,14 +236,14 @@ fn faults_are_told_and_the_machine_goes_on() {
         64,
         0,
         &[&out],
-        "waits for ever at a named barrier",
+        "waits forever at a named barrier",
     );
     reported(
         "fault_parted",
         32,
         0,
         &[&out],
-        "meet at different instructions",
+        "wait at different instructions",
     );
     reported("fault_misaligned", 32, 0, &[&out, &out], "misaligned");
     reported("fault_beyond", 32, 128, &[&out], "access outside");
@@ -252,24 +252,24 @@ fn faults_are_told_and_the_machine_goes_on() {
         32,
         128,
         &[&out],
-        "beside an array in shared memory",
+        "outside of an array in shared memory",
     );
     reported(
         "fault_beside",
         32,
         0,
         &[&out],
-        "beside an array in shared memory",
+        "outside of an array in shared memory",
     );
     let bulk = |kernel, what| reported(kernel, 32, 128, &[&out], what);
     bulk(
         "fault_bulk_short",
-        "waits for ever at the phase of an mbarrier",
+        "waits forever at the phase of an mbarrier",
     );
     bulk("fault_bulk_odd", "a misaligned bulk copy");
     bulk("fault_bulk_beyond", "outside of shared memory");
-    bulk("fault_bulk_left", "ends with bulk copies under way");
-    bulk("fault_unmade", "an mbarrier that nobody made");
+    bulk("fault_bulk_left", "ends with bulk copies in flight");
+    bulk("fault_unmade", "an mbarrier that was not initialised");
     reported("no_kernel", 32, 0, &[&out], "no such kernel");
     reported("fault_race", 64, 0, &[], "0 arguments for 1");
     reported("fault_race", 33, 0, &[&out], "a block of a wrong size");
