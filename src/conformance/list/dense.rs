@@ -47,7 +47,7 @@ pub(super) fn embed(
     let mut ids: Vec<u32> = (0..tokens)
         .map(|_| ctx.random.below(vocabulary) as u32)
         .collect();
-    // The first and the last row are always among them.
+    // The first and the last row are always included.
     ids[0] = vocabulary as u32 - 1;
     if let Some(last) = ids.get_mut(1) {
         *last = 0;
@@ -123,7 +123,7 @@ pub(super) fn rms_norm(
     ))
 }
 
-/// The head's way: one row a token goes in, one row an output comes out; then a linear map over those.
+/// The head's form: one input row per token, one output row per output; then a linear map over those.
 fn rms_norm_of_outputs(ctx: &mut CaseContext<'_>, rows: &[usize]) -> Result<()> {
     let (tokens, d, vocabulary, eps) = (9, 36, 21, 1e-5);
     let norm = ctx.norm_weight(Format::BF16, d)?;
@@ -199,7 +199,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
                 linear(ctx, matrix, tokens, Element::Activation)
             }));
         }
-        // Columns cut out of stored rows, on even and odd places, and rows in parts of uneven size.
+        // Columns cut out of stored rows, at even and odd offsets, and rows in parts of different sizes.
         for (stored, first, columns) in [(40, 8, 24), (45, 7, 21), (66, 33, 33)] {
             let name = format!("{format}/columns {first}..{} of {stored}", first + columns);
             cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
@@ -218,7 +218,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
             linear(ctx, matrix, 6, Element::Activation)
         }));
     }
-    // Ranges of rows in a format each, as where queries, keys and values are stored apart; columns whole and cut.
+    // Ranges of rows with a format each, as when queries, keys and values are stored separately; all columns, and cut ones.
     let (bf16, f16, f32) = (Format::BF16, Format::F16, Format::F32);
     for (name, parts) in [
         ("BF16 over F32", [(bf16, 30), (bf16, 10), (f32, 24)]),
@@ -246,7 +246,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
             linear(ctx, matrix, 5, Element::F32)
         },
     ));
-    // Beyond 1 MiB, the binding limit that tests force.
+    // More than 1 MiB, the binding limit that tests set.
     cases.push(definition(
         "linear",
         "BF16/[1100,500]/T=2",
@@ -265,7 +265,8 @@ fn linear_cases(cases: &mut Vec<Case>) {
             linear(ctx, matrix, 0, Element::Activation)
         },
     ));
-    // Rows of single tokens may be multiplied otherwise than those of longer segments, which lie between them here.
+    // Backends may multiply rows of single tokens with other kernels than those of longer segments, which are between them
+    // here.
     let single = |operation: Operation| {
         operation.laid_out(|rows| {
             let lengths = (0..).map(|i| if i % 10 == 4 { 2 } else { 1 });
@@ -304,7 +305,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
         },
     ));
     for (name, question) in [
-        ("single tokens are alone beside pairs", Question::Alone),
+        ("single tokens alone beside pairs", Question::Alone),
         ("single tokens and pairs again", Question::Again),
     ] {
         cases.push(Case::new("linear", name, Tolerance::Exact, move |ctx| {
@@ -411,7 +412,7 @@ pub(super) fn add(ctx: &mut CaseContext<'_>, tokens: usize, d: usize) -> Result<
     ))
 }
 
-/// One rank by itself: a sum over ranks changes nothing, a gathering is a copy.
+/// A single rank: a sum over ranks changes nothing, a gather is a copy.
 fn collective_cases(cases: &mut Vec<Case>) {
     let single = |ctx: &CaseContext<'_>| {
         if ctx.backend.shard().ranks == 1 {

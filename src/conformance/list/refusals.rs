@@ -1,4 +1,4 @@
-//! Batches and cached_steps that must be refused, by the same typed error on every backend, before anything has run.
+//! Batches and programs that every backend must refuse, with the same typed error, before anything runs.
 
 use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
@@ -28,7 +28,7 @@ const SLOTS: usize = 6;
 const BLOCKS: usize = 5;
 const BLOCK_TOKENS: usize = 4;
 
-/// A step that looks at tokens, slots and blocks.
+/// A step that reads tokens, slots and blocks.
 struct Fixture {
     step: Box<dyn Step>,
     states: StatePool,
@@ -156,7 +156,7 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
         slot: Slot(slot),
     };
     type Spoil = Box<dyn Fn(&mut Batch)>;
-    // Two ids past the vocabulary, as a tokenizer may know more than an embedding does.
+    // Two ids past the vocabulary, because a tokenizer may have more tokens than the embedding.
     let tokens: [(u32, usize); 3] = [(11, 0), (12, 4), (u32::MAX, 2)];
     for (id, position) in tokens {
         let mut batch = good();
@@ -332,7 +332,7 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
         "latents after refusals",
         record.to_f32().iter().all(|x| x.is_finite()),
     );
-    // The step is as good as before.
+    // The step still works.
     fixture.step.submit(&good())?.wait()?;
     Ok(())
 }
@@ -348,7 +348,7 @@ fn shapes(ctx: &mut CaseContext<'_>) -> Result<()> {
     let indices = ctx.blank(Rows::Tokens, 4, 8, Element::Index)?;
     let [four, four_by_six] = [ctx.output(4, 4)?, ctx.output(4, 6)?];
     let states = Fixture::new(ctx)?.states;
-    // A good operation before it does not help, and what is good by itself is taken.
+    // An invalid operation is refused after a valid one, and the valid one alone compiles.
     let batch = crate::conformance::context::plain(4);
     let good = Op::from(Add {
         source: six,
@@ -478,7 +478,7 @@ fn shapes(ctx: &mut CaseContext<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A step tells what it runs, in order.
+/// A step lists the operations that it runs, in order.
 fn names(ctx: &mut CaseContext<'_>) -> Result<()> {
     let fixture = Fixture::new(ctx)?;
     let expected = ["embed", "short_conv", "mla_append", "probe"];
