@@ -41,7 +41,7 @@ fn costs(instance: &Instance, costs: &Costs) -> String {
     )
 }
 
-/// A trace under several policies, on so many bytes for caches while nothing is dropped.
+/// A trace under several policies, with this number of bytes for caches while nothing is dropped.
 #[must_use]
 pub fn replay(
     what: &str,

@@ -1,4 +1,4 @@
-//! Tables in Markdown, as the documents have them.
+//! Markdown tables, as used in the documents.
 
 use std::fmt::Write;
 
@@ -24,7 +24,7 @@ fn nodes(prfaas: u32, prefill: u32, decode: u32) -> String {
 
 fn gbit(bits: f64) -> String {
     let gbit = bits / 1e9;
-    // Three digits that mean something, whether the link is 100 Gbit/s or 20 Mbit/s.
+    // Three significant digits, for links from 20 Mbit/s to 100 Gbit/s.
     let digits = if gbit >= 10.0 {
         1
     } else if gbit >= 0.1 || gbit == 0.0 {
@@ -162,7 +162,7 @@ fn stage_rates(column: &Column) -> String {
     )
 }
 
-/// A trace, replayed in several ways.
+/// A trace, replayed in several configurations.
 #[must_use]
 pub fn replay(what: &str, replayed: &[Replayed]) -> String {
     let mut text = String::new();
