@@ -75,7 +75,7 @@ pub struct Demand<'a> {
     pub lengths: &'a Lengths,
     /// Mean tokens of an answer, `L_out`.
     pub output_tokens: f64,
-    /// How a stage's mean work follows from the lengths.
+    /// How a stage's mean work is computed from the lengths.
     pub averages: Averages,
 }
 

@@ -219,7 +219,9 @@ fn what_cannot_be_is_refused() {
     };
     assert!(message(&|s| s.instances = 0).contains("no instance"));
     assert!(message(&|s| s.failures = vec![fail(2)]).contains("instance 2 fails"));
-    assert!(message(&|s| s.failures = vec![fail(0), fail(1)]).contains("at least one without failure"));
+    assert!(
+        message(&|s| s.failures = vec![fail(0), fail(1)]).contains("at least one without failure")
+    );
     assert!(message(&|s| s.options.poll = Duration::ZERO).contains("above 0"));
     let setup = setup(small(), 2, Form::Layers, Policy::Drop);
     let long = run(&trace_of(&[(0, 400, 150)]), &setup, &mut |_| {}).unwrap_err();

@@ -112,7 +112,9 @@ impl Setup {
         }
         let away = self.deployment.prfaas_nodes > 0 && self.threshold < u32::MAX;
         if prefill == 0 && !(away && self.threshold == 0) {
-            return refuse("there is no local prefill node, but not every prompt is offloaded".into());
+            return refuse(
+                "there is no local prefill node, but not every prompt is offloaded".into(),
+            );
         }
         if self.deployment.prfaas_nodes == 0 && self.threshold < u32::MAX {
             return refuse("prompts are offloaded, but there is no PrfaaS node".into());
@@ -140,9 +142,7 @@ impl Setup {
             ));
         }
         if self.changes.last().is_some_and(|last| last.factor == 0.0) {
-            return refuse(
-                "the link never runs again; its last change must be above 0".into(),
-            );
+            return refuse("the link never runs again; its last change must be above 0".into());
         }
         if matches!(self.arrivals, Arrivals::Saturated { in_flight: 0 }) {
             return refuse("there are 0 requests in flight; expected at least 1".into());
