@@ -138,7 +138,6 @@ static __device__ __forceinline__ void images(
 //   batch     the batch; `number` is the window's index
 //   rows      [positions, heads (nope + value)] f32: the window's latents times kv_b
 //   latents   [blocks, block_tokens, latent + rope] of the entry's type
-
 //   images    [runs, heads, 64 (P + Q) + 8] halves, aligned to 16 bytes; P and Q are the entry's maximum widths of key and
 //             value
 #define MLA_IMAGES(name, key, value_width, Latent)                                                                    \

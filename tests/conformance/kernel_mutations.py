@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Plant bugs in the CUDA kernels, one after the other, and see that the tests on cuda-emulated catch each.
+"""Plant bugs in the CUDA kernels, one after the other; the tests on cuda-emulated must detect each.
 
     tests/conformance/kernel_mutations.py [SUBSTRING]
     tests/conformance/kernel_mutations.py --check
 
-The kernels are compiled into a library once; a mutant takes one file, compiled anew, and the test that is built already, which
-loads the library in place of its own kernels. The repository is left alone. Each row of MUTATIONS is a file of kernels/, a segment
-of it that occurs once, what stands there instead, and which cases of the conformance list are to catch it, or, after "trace:",
-which tests of the trace. A row whose text is not found or that does not compile is an error of this script, not a catch. `--check` compiles nothing: it
-says which rows no longer match their text, and runs with every test.
+The kernels are compiled into a library once. A mutant compiles one file again and runs the test that is built already, which loads the
+library instead of its own kernels. The repository is not changed. Each row of MUTATIONS is a file of kernels/, a part of it that occurs
+once, its replacement, and the cases of the conformance list that must detect it, or, after "trace:", the tests of the trace. A row whose
+text is not found or that does not compile is an error of this script, not a detected bug. `--check` compiles nothing: it prints the rows
+that no longer match their text, and is part of every test run.
 """
 import json
 import os
