@@ -13,7 +13,9 @@ use kimi_linear::tokenizer::Chat;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let question = arguments.next().ok_or("the first argument must be a question")?;
+    let question = arguments
+        .next()
+        .ok_or("the first argument must be a question")?;
     let llm = match arguments.next() {
         Some(path) => Llm::open(path)?,
         None => Llm::demo()?,

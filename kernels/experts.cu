@@ -249,7 +249,7 @@ static __device__ __forceinline__ void few_out(
     });
 }
 
-// results = down hidden for single rows, as above. Grid (ceil(width / 32), maximum number of chosen experts), block 256.
+// results = down hidden for single rows; batch, ids and list as above. Grid (ceil(width / 32), maximum number of chosen experts), block 256.
 //   hidden   [T, top_k, hidden_width] bf16
 //   down     [experts, width, hidden_width] bf16
 //   results  [T, top_k, width] f32

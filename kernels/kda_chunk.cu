@@ -423,7 +423,7 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
 // change them: `kda_scan` writes them. K and V are even and at most 128.
 //   input      [T, channels] bf16, before the convolution
 //   weight     [channels, 4] of the format
-//   convolution states      [slots, channels, 3] f32
+//   conv_states  [slots, channels, 3] f32
 //   decay      [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log      [heads] of its format                 dt_bias  [heads K] of its format
 #define KDA_PREPARE(plain_name, fused_name, padded)                                                                    \

@@ -337,7 +337,7 @@ static __device__ __forceinline__ void scan(
 //   output     [T, heads V] bf16, aligned to 16 bytes
 //   input      [T, channels] bf16, before the convolution, if `kda_prepare_fused` ran: then the convolution states of the segments'
 //              slots are written as well; else null
-//   convolution states      [slots, channels, 3] f32, or null
+//   conv_states  [slots, channels, 3] f32, or null
 #define KDA_SCAN(name, padded)                                                                                        \
     extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) name(                                            \
         const u32* batch, const u8* workspace, const float* operators, float* states, bf16* output,                   \
@@ -439,6 +439,7 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
 // `kda_operators`: the affine maps of all splits. Grid (ceil((ceil(V / 16) + P / 16) / W), heads, splits), block and shared
 // memory as for `kda_scan`. `kda_seeds`: the entry states of splits, which replace B. Grid (ceil(V / 64), heads, cuts), block
 // 128. Grids may be larger than the batch requires.
+//   batch, workspace  as above
 //   operators  [splits, heads, 16 ceil(V / 16) + P, P] f32: columns of B, then of M
 //   states     [slots, heads, K, V] f32
 #define KDA_SPLITS(operators_name, seeds_name, padded)                                                              \

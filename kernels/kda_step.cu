@@ -334,7 +334,7 @@ ENTRY(kda_step)
 // state and writes it.
 //   input    [T, channels] bf16, before the convolution
 //   weight   [channels, 4] of the format
-//   convolution states    [slots, channels, 3] f32
+//   conv_states  [slots, channels, 3] f32
 //   decay    [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log    [heads] of its format                 dt_bias  [heads K] of its format
 //   gate     [T, heads V] bf16, before the sigmoid

@@ -18,7 +18,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read_write> output: array<u32>;
+@group(0) @binding(2) var<storage, read_write> output: array<u32>;   // [rows, stride] of `format`, in words
 
 // Mixes the bits of a word.
 fn mix_bits(word: u32) -> u32 {

@@ -16,7 +16,7 @@
 @group(0) @binding(3) var<storage, read> gates: array<f32>;           // [T, H K]
 @group(0) @binding(4) var<storage, read> beta: array<f32>;            // [T, H]
 @group(0) @binding(5) var<storage, read> prepared: array<f32>;        // [chunks, H, workspace()]
-@group(0) @binding(6) var<storage, read_write> workspace_out: array<f32>;
+@group(0) @binding(6) var<storage, read_write> workspace_out: array<f32>;   // [chunks, H, workspace()]
 @group(0) @binding(7) var<storage, read_write> states: array<f32>;    // [slots, H, K, V]
 @group(0) @binding(8) var<storage, read_write> output: array<f32>;    // [T, H V]
 

@@ -14,10 +14,10 @@
 @group(0) @binding(2) var<storage, read> query: array<f32>;               // [T, H (nope + rope)]
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;        // kv_b: [rows, stride]
 @group(0) @binding(4) var<storage, read_write> absorbed_out: array<f32>;  // [n, H, latent]: queries, then contexts
-@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // the same
+@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // [n, H, latent]
 @group(0) @binding(6) var<storage, read> latents: array<u32>;             // [blocks, block_tokens, latent + rope]
 @group(0) @binding(7) var<storage, read_write> parts_out: array<f32>;     // [spans, H, latent + 2]: weighted sum, greatest score, sum of exponentials
-@group(0) @binding(8) var<storage, read> parts: array<f32>;               // the same
+@group(0) @binding(8) var<storage, read> parts: array<f32>;               // [spans, H, latent + 2]
 @group(0) @binding(9) var<storage, read_write> output: array<f32>;        // [T, H value]
 
 
@@ -63,7 +63,7 @@ fn absorb(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
 var<workgroup> latent_query: array<f32, WIDTH>;   // [latent + rope]
 var<workgroup> mixed: array<f32, WIDTH>;          // [latent]: the weighted latent so far
 var<workgroup> chances: array<f32, RUN>;          // exp(score - greatest) of a run
-var<workgroup> places: array<u32, RUN>;           // the offset of each row of a run
+var<workgroup> offsets: array<u32, RUN>;           // the offset of each row of a run
 
 // Softmax over the positions of a span, a run at a time: one workgroup per head (y) of a span (x).
 @compute @workgroup_size(64)
@@ -100,7 +100,7 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         let position = begin + thread;
         if (position < positions) {
             let at = latent_at(segment, position);
-            places[thread] = at;
+            offsets[thread] = at;
             var sum = vec4<f32>(0.0);
             var i = 0u;
             for (; i + 4u <= width; i += 4u) {
@@ -126,7 +126,7 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         for (var i = thread; i < params.latent; i += 64u) {
             var sum = mixed[i] * keep;
             for (var n = 0u; n < count; n++) {
-                sum = fma(chances[n], latent_element(places[n], i), sum);
+                sum = fma(chances[n], latent_element(offsets[n], i), sum);
             }
             mixed[i] = sum;
         }

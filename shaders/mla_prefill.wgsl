@@ -19,7 +19,7 @@ const QUERIES: u32 = 16u;
 const RUN: u32 = 64u;
 
 var<workgroup> scores: array<f32, 1024>;     // [QUERIES, RUN]
-var<workgroup> places: array<u32, RUN>;      // the offset of each row of a run
+var<workgroup> offsets: array<u32, RUN>;      // the offset of each row of a run
 var<workgroup> marks: array<vec4<f32>, 64>;  // [QUERIES, 4]: greatest score so far, sum, factor of the earlier output
 var<workgroup> parts: array<f32, 64>;        // [QUERIES, 4]
 
@@ -39,7 +39,7 @@ fn score_tile(first_query: u32, head: u32, q: u32, rows: u32, in_window: u32, p:
         begin[i] = (first_query + min(q + 4u * i, rows - 1u)) * row_width + head * key_width();
         let n = min(p + 16u * i, count - 1u);
         to[i] = expanded_at(in_window + n, head);
-        shared_to[i] = places[n];
+        shared_to[i] = offsets[n];
     }
     for (var d = 0u; d < params.nope; d++) {
         let k = vec4<f32>(expanded[to.x + d], expanded[to.y + d], expanded[to.z + d], expanded[to.w + d]);
@@ -100,7 +100,7 @@ fn mla_prefill(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
         let count = min(RUN, end - begin);
         workgroupBarrier();
         if (thread < count) {
-            places[thread] = latent_at(segment, begin + thread);
+            offsets[thread] = latent_at(segment, begin + thread);
         }
         workgroupBarrier();
         score_tile(first_query, head, thread / 16u, rows, begin - first, thread % 16u, count);

@@ -18,7 +18,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(2) var<storage, read> logits: array<u32>;            // [O, vocabulary], the bits of f32
 @group(0) @binding(3) var<storage, read_write> slices_out: array<u32>;  // [O, slices, 4 + 2 candidates]
-@group(0) @binding(4) var<storage, read> slices: array<u32>;            // the same
+@group(0) @binding(4) var<storage, read> slices: array<u32>;            // [O, slices, 4 + 2 candidates]
 @group(0) @binding(5) var<storage, read_write> choices: array<u32>;     // [O, 4 + 2 candidates]
 
 // Logits per slice.

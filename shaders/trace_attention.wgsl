@@ -12,9 +12,9 @@
 @group(0) @binding(2) var<storage, read> query: array<f32>;               // [T, H (nope + rope)]
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;        // kv_b: [rows, stride]
 @group(0) @binding(4) var<storage, read_write> absorbed_out: array<f32>;  // [T, latent]
-@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // the same
+@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // [T, latent]
 @group(0) @binding(6) var<storage, read> latents: array<u32>;             // [blocks, block_tokens, latent + rope]
-@group(0) @binding(7) var<storage, read_write> output: array<f32>;        // [T, places]: scores, then weights
+@group(0) @binding(7) var<storage, read_write> output: array<f32>;        // [T, positions]: scores, then weights
 @group(0) @binding(8) var<storage, read_write> spans: array<vec2<f32>>;   // [T, spans]: the greatest score, and the sum
 
 // The first element of the head's query in row `row`.
@@ -28,12 +28,12 @@ fn filled(row: u32) -> u32 {
     if (segment_word(segment, LENGTH) != 1u) {
         return 0u;
     }
-    return min(segment_word(segment, POSITION) + 1u, params.places);
+    return min(segment_word(segment, POSITION) + 1u, params.positions);
 }
 
 // Spans per row.
 fn span_count() -> u32 {
-    return (params.places + SPAN - 1u) / SPAN;
+    return (params.positions + SPAN - 1u) / SPAN;
 }
 
 // q_lat = W_UK^T q_nope: one thread per element (x) of a row (y).
@@ -103,7 +103,7 @@ fn score(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
                 sum += scores[i][l];
             }
             mine[j] = sum * score_scale();
-            output[row * params.places + first + i] = mine[j];
+            output[row * params.positions + first + i] = mine[j];
         }
         greatest = max(greatest, mine[j]);
     }
@@ -137,12 +137,12 @@ fn normalise(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         total = fma(span.y, exp(span.x - greatest), total);
     }
     total = sum_all(total, thread);
-    let end = min((group.x + 1u) * SPAN, params.places);
+    let end = min((group.x + 1u) * SPAN, params.positions);
     for (var i = group.x * SPAN + thread; i < end; i += 64u) {
         var chance = 0.0;
         if (i < positions) {
-            chance = exp(output[row * params.places + i] - greatest) / total;
+            chance = exp(output[row * params.positions + i] - greatest) / total;
         }
-        output[row * params.places + i] = chance;
+        output[row * params.positions + i] = chance;
     }
 }

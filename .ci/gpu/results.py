@@ -138,7 +138,7 @@ class Visit:
         """Of every case, from its operation's process, and where that does not tell, from its own."""
         of_operations = {}
         for process in self.processes("operations"):
-            # A filter may meet other operations' names too; those have processes of their own.
+            # A filter may match names of other operations too, which have processes of their own.
             own = {name: verdict for name, verdict in process.cases().items() if name.startswith(process.filter)}
             of_operations.update(own)
         alone = {process.filter: process for process in self.processes("alone")}

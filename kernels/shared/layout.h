@@ -77,22 +77,22 @@ enum : u32 {
     TILE_WORDS = 2u,                        // A tile of queries of a prefill.
     WINDOW_SEGMENT = 0u,                    // their segment
     WINDOW_FIRST = 1u,                      // the first of them
-    WINDOW_POSITIONS = 2u,                  // how many
+    WINDOW_POSITIONS = 2u,                  // number of positions
     WINDOW_TILE = 3u,                       // the first tile of the segment
     WINDOW_WORDS = 4u,                      // Positions that a prefill expands together.
     SPAN_ROW = 0u,                          // number of the single row
     SPAN_FIRST = 1u,                        // the first position
     SPAN_WORDS = 2u,                        // Positions that a decode attends to separately from others.
     SPANNED_FIRST = 0u,                     // the first span
-    SPANNED_COUNT = 1u,                     // how many
+    SPANNED_COUNT = 1u,                     // number of spans
     SPANNED_WORDS = 2u,                     // A single row's spans.
     SCAN_SEGMENT = 0u,                      // their segment
     SCAN_CHUNK = 1u,                        // the first of them
-    SCAN_CHUNKS = 2u,                       // how many
+    SCAN_CHUNKS = 2u,                       // number of chunks
     SCAN_SPLIT = 3u,                        // number of the split, or NONE for a whole segment
     SCAN_WORDS = 4u,                        // Chunks that are scanned one after the other.
     CUT_SEGMENT = 0u,                       // the segment
     CUT_SPLIT = 1u,                         // number of its first split
-    CUT_SPLITS = 2u,                        // how many
+    CUT_SPLITS = 2u,                        // number of splits
     CUT_WORDS = 3u,                         // A segment that is cut into splits.
 };

@@ -69,8 +69,8 @@ static __device__ __forceinline__ void weights_at(
     }
 }
 
-// Eight elements of a row. Where `BF16`, the weight is that, and rows lie at multiples of 16 bytes: they stay as they are stored
-// until they are used, so that many are under way. Else any format and width, widened at once.
+// Eight elements of a row. If BF16, the weight is bf16 with rows at multiples of 16 bytes: elements are kept as stored until
+// they are used, so that many loads are in flight. Otherwise any format and width, widened when they are loaded.
 template <bool BF16>
 struct Eight {
     static constexpr u32 WORDS = BF16 ? 4 : 8;

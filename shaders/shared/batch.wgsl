@@ -4,7 +4,7 @@
 
 // #import shared/layout
 
-@group(0) @binding(1) var<storage, read> batch: array<u32>;
+@group(0) @binding(1) var<storage, read> batch: array<u32>;   // [words]: the header, then the lists
 
 // Word `field` of segment `segment`.
 fn segment_word(segment: u32, field: u32) -> u32 {

@@ -14,7 +14,7 @@ struct Params {
     stride: u32,      // vectors per row of kv_b
     begin: u32,       // the window of a prefill; in `mla_decode` 1 to process only single tokens
     head: u32,        // in `trace_attention`: the traced head
-    places: u32,      // in `trace_attention`: positions per row of its output
+    positions: u32,   // in `trace_attention`: positions per row of its output
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

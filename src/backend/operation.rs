@@ -41,8 +41,8 @@ macro_rules! ops {
 ops! {
     /// `output[t] = weight[token[t]]`: the token embedding.
     Embed(Embed) = "embed", Embed;
-    /// `output = input / sqrt(mean(input^2) + eps) * weight`, a row at a time. Where the output has one row an
-    /// [`OutputRow`](super::OutputRow) perd the input one a token, only the rows wanted are read.
+    /// `output = input / sqrt(mean(input^2) + eps) * weight`, row by row. If the output has one row per
+    /// [`OutputRow`](super::OutputRow) and the input one per token, only the requested rows are read.
     RmsNorm(RmsNorm) = "rms_norm", RmsNorm;
     /// `output = input weight^T`; no bias anywhere in this model.
     Linear(Linear) = "linear", Linear;
@@ -259,7 +259,7 @@ pub struct RmsNorm {
     pub weight: Weight,
     /// Added to the mean of squares.
     pub eps: f32,
-    /// `[T, d]`, or `[O, d]` for the wanted rows alone.
+    /// `[T, d]`, or `[O, d]` for the requested rows only.
     pub output: Tensor,
 }
 

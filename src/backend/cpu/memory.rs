@@ -209,13 +209,13 @@ pub(super) struct States {
 
 impl States {
     pub(super) fn new(layout: StateLayout) -> Result<Self> {
-        let places = layout.layers * layout.slots;
+        let slots = layout.layers * layout.slots;
         let what = format!("{} slots of KDA states", layout.slots);
-        let state = zeroed(&what, places * layout.state_len())?;
+        let state = zeroed(&what, slots * layout.state_len())?;
         Ok(Self {
             layout,
             state,
-            conv_state: zeroed(&what, places * layout.conv_state_len())?,
+            conv_state: zeroed(&what, slots * layout.conv_state_len())?,
         })
     }
 

@@ -121,9 +121,9 @@ impl CpuStep {
         let heads = op.query.width / (op.nope + op.pool.layout.rope);
         let shape = Shape::new(&op.pool.layout, heads, op.nope, op.value);
         self.record_rows("trace_attention", op.output, move |memory, run, output| {
-            let places = op.output.width;
-            let reached = run.reached().min(places);
-            for row in output.chunks_exact_mut(places) {
+            let positions = op.output.width;
+            let reached = run.reached().min(positions);
+            for row in output.chunks_exact_mut(positions) {
                 row[..reached].fill(0.0);
             }
             let query = memory.f32(op.query, run.rows(Rows::Tokens));

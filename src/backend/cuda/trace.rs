@@ -92,8 +92,8 @@ impl CudaStep {
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
         let bytes = 4 * self.capacity.tokens * layout.latent;
         let absorbed = self.scratch("a traced head's queries", bytes)?;
-        let places = op.output.width;
-        let most = places.div_ceil(SPAN);
+        let positions = op.output.width;
+        let most = positions.div_ceil(SPAN);
         let spans = self.scratch("a traced head's spans", 8 * self.capacity.tokens * most)?;
         let each_span = move |metadata: &BatchMetadata| {
             let reached = with_room(metadata.reached.div_ceil(SPAN)).min(most);
@@ -122,14 +122,14 @@ impl CudaStep {
             128,
             arguments![
                 &query, &absorbed, &latents, &output, &spans, heads, head, nope, rope, latent,
-                tokens, places
+                tokens, positions
             ],
         );
         self.launch(kernel, each_span);
         let kernel = self.kernel(
             "trace_attention_weigh",
             128,
-            arguments![&output, &spans, places],
+            arguments![&output, &spans, positions],
         );
         self.launch(kernel, each_span);
         Ok(())

@@ -133,7 +133,7 @@ record!("Tile", "TileWords", TileWords, "A tile of queries of a prefill.", {
 record!("Window", "WindowWords", WindowWords, "Positions that a prefill expands together.", {
     segment = "their segment",
     first = "the first of them",
-    positions = "how many",
+    positions = "number of positions",
     tile = "the first tile of the segment",
 });
 
@@ -144,20 +144,20 @@ record!("Span", "SpanWords", SpanWords, "Positions that a decode attends to sepa
 
 record!("Spanned", "SpannedWords", SpannedWords, "A single row's spans.", {
     first = "the first span",
-    count = "how many",
+    count = "number of spans",
 });
 
 record!("Scan", "ScanWords", ScanWords, "Chunks that are scanned one after the other.", {
     segment = "their segment",
     chunk = "the first of them",
-    chunks = "how many",
+    chunks = "number of chunks",
     split = "number of the split, or NONE for a whole segment",
 });
 
 record!("Cut", "CutWords", CutWords, "A segment that is cut into splits.", {
     segment = "the segment",
     split = "number of its first split",
-    splits = "how many",
+    splits = "number of splits",
 });
 
 /// No slot, no target, no split.

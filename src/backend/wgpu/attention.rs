@@ -13,7 +13,7 @@ params! {
     MlaAppend of "mla_append" { latent: u32, rope: u32, block_tokens: u32, eps: f32 }
     Mla of "mla_decode", "mla_expand", "mla_prefill", "trace_attention" {
         heads: u32, latent: u32, nope: u32, rope: u32, value: u32, block_tokens: u32, first_row: u32,
-        rows: u32, stride: u32, begin: u32, head: u32, places: u32,
+        rows: u32, stride: u32, begin: u32, head: u32, positions: u32,
     }
 }
 

@@ -376,9 +376,9 @@ impl Step for WgpuStep {
         let submission = Submission::new(batch, &asked, answers, |_| 4)?;
         let metadata = &submission.metadata;
         let mut bytes = 0;
-        let mut places = Vec::new();
+        let mut ranges = Vec::new();
         for len in submission.lengths() {
-            places.push(bytes..bytes + len as u64);
+            ranges.push(bytes..bytes + len as u64);
             bytes += len as u64;
         }
         let answered = bytes as usize / 4;
@@ -398,7 +398,7 @@ impl Step for WgpuStep {
                 let words = bytemuck::cast_slice(&metadata.words);
                 let queue = &shared.gpu.queue;
                 queue.write_buffer(&self.encoder.metadata, 0, words);
-                self.encode(metadata, back, &places, clock.as_mut())
+                self.encode(metadata, back, &ranges, clock.as_mut())
             })?;
             Ok((read, clock.map_or_else(Vec::new, Clock::timed)))
         });
