@@ -4,7 +4,7 @@
 
 OUT/FORMAT is the quantised checkpoint, OUT/FORMAT-dense the other, and OUT/FORMAT-noisy the other with a random relative error of
 size NOISE in each quantised number. The formulas follow the formats' own definitions
- (compressed-tensors, OCP's e2m1, e4m3 and e8m0, MLX), each operation in f32; MLX's were compared with mlx 0.32.
+(compressed-tensors, OCP's e2m1, e4m3 and e8m0, MLX), each operation in f32; MLX's were compared with mlx 0.32.
 """
 
 import json

@@ -94,11 +94,11 @@ pub(super) fn short_conv(
             );
         });
     });
-    let states = segment
+    let stored = segment
         .checkpoints
         .iter()
         .map(|checkpoint| (checkpoint.after, checkpoint.slot));
-    for (after, slot) in states.chain([(segment.length, segment.slot_out)]) {
+    for (after, slot) in stored.chain([(segment.length, segment.slot_out)]) {
         let conv_state = states.conv_state_mut(layer, slot);
         // With a single tap no inputs are stored.
         for (c, values) in conv_state.chunks_exact_mut(kept.max(1)).enumerate() {

@@ -170,16 +170,18 @@ fn rms_norm_of_outputs(ctx: &mut CaseContext<'_>, rows: &[usize]) -> Result<()> 
     Ok(())
 }
 
+/// A random matrix of this shape, as a function of its format.
+fn matrix_of(shape: [usize; 2]) -> impl Fn(&mut CaseContext<'_>, Format) -> Result<Matrix> {
+    move |ctx, format| {
+        ctx.random_matrix(
+            format,
+            [1, shape[0], shape[1]],
+            (shape[1] as f32).powf(-0.5),
+        )
+    }
+}
+
 fn linear_cases(cases: &mut Vec<Case>) {
-    let plain = |shape: [usize; 2]| {
-        move |ctx: &mut CaseContext<'_>, format| {
-            ctx.random_matrix(
-                format,
-                [1, shape[0], shape[1]],
-                (shape[1] as f32).powf(-0.5),
-            )
-        }
-    };
     for format in FORMATS {
         for (shape, tokens) in [
             ([64, 64], 1),
@@ -195,7 +197,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
             let [out, width] = shape;
             let name = format!("{format}/[{out},{width}]/T={tokens}");
             cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
-                let matrix = plain(shape)(ctx, format)?;
+                let matrix = matrix_of(shape)(ctx, format)?;
                 linear(ctx, matrix, tokens, Element::Activation)
             }));
         }
@@ -218,7 +220,17 @@ fn linear_cases(cases: &mut Vec<Case>) {
             linear(ctx, matrix, 6, Element::Activation)
         }));
     }
-    // Ranges of rows with a format each, as when queries, keys and values are stored separately; all columns, and cut ones.
+    linear_mixed_cases(cases);
+    linear_single_cases(cases);
+    cases.extend(properties("linear", move |ctx| {
+        let matrix = matrix_of([70, 100])(ctx, Format::BF16)?;
+        linear(ctx, matrix, 37, Element::Activation)
+    }));
+}
+
+/// Ranges of rows with a format each, as when queries, keys and values are stored separately; all columns, and cut ones. Then
+/// special shapes.
+fn linear_mixed_cases(cases: &mut Vec<Case>) {
     let (bf16, f16, f32) = (Format::BF16, Format::F16, Format::F32);
     for (name, parts) in [
         ("BF16 over F32", [(bf16, 30), (bf16, 10), (f32, 24)]),
@@ -242,7 +254,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "to f32",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([70, 36])(ctx, Format::BF16)?;
+            let matrix = matrix_of([70, 36])(ctx, Format::BF16)?;
             linear(ctx, matrix, 5, Element::F32)
         },
     ));
@@ -252,7 +264,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "BF16/[1100,500]/T=2",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([1100, 500])(ctx, Format::BF16)?;
+            let matrix = matrix_of([1100, 500])(ctx, Format::BF16)?;
             linear(ctx, matrix, 2, Element::Activation)
         },
     ));
@@ -261,12 +273,14 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "no tokens",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([8, 8])(ctx, Format::F32)?;
+            let matrix = matrix_of([8, 8])(ctx, Format::F32)?;
             linear(ctx, matrix, 0, Element::Activation)
         },
     ));
-    // Backends may multiply rows of single tokens with other kernels than those of longer segments, which are between them
-    // here.
+}
+
+/// Backends may multiply rows of single tokens with other kernels than those of longer segments, which are between them here.
+fn linear_single_cases(cases: &mut Vec<Case>) {
     let single = |operation: Operation| {
         operation.laid_out(|rows| {
             let lengths = (0..).map(|i| if i % 10 == 4 { 2 } else { 1 });
@@ -291,7 +305,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
         let [out, width] = shape;
         let name = format!("BF16/[{out},{width}]/T={tokens}, single tokens and pairs");
         cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
-            let matrix = plain(shape)(ctx, Format::BF16)?;
+            let matrix = matrix_of(shape)(ctx, Format::BF16)?;
             linear(ctx, matrix, tokens, Element::Activation).map(single)
         }));
     }
@@ -300,7 +314,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "to f32, single tokens and pairs",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([70, 36])(ctx, Format::BF16)?;
+            let matrix = matrix_of([70, 36])(ctx, Format::BF16)?;
             linear(ctx, matrix, 15, Element::F32).map(single)
         },
     ));
@@ -309,15 +323,11 @@ fn linear_cases(cases: &mut Vec<Case>) {
         ("single tokens and pairs again", Question::Again),
     ] {
         cases.push(Case::new("linear", name, Tolerance::Exact, move |ctx| {
-            let matrix = plain([70, 100])(ctx, Format::BF16)?;
+            let matrix = matrix_of([70, 100])(ctx, Format::BF16)?;
             let operation = linear(ctx, matrix, 70, Element::F32)?;
             ask(ctx, question, single(operation))
         }));
     }
-    cases.extend(properties("linear", move |ctx| {
-        let matrix = plain([70, 100])(ctx, Format::BF16)?;
-        linear(ctx, matrix, 37, Element::Activation)
-    }));
 }
 
 pub(super) fn linear(

@@ -108,7 +108,15 @@ fn route_layouts() -> Vec<Case> {
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let grouped = |experts, groups, top_groups, top_k| RouteCase {
+    route_cases(&mut cases);
+    cases.extend(route_layouts());
+    experts_cases(&mut cases);
+    experts_layouts(&mut cases);
+    cases
+}
+
+const fn grouped(experts: usize, groups: usize, top_groups: usize, top_k: usize) -> RouteCase {
+    RouteCase {
         router: Router {
             top_k,
             groups,
@@ -117,8 +125,12 @@ pub(super) fn cases() -> Vec<Case> {
         },
         experts,
         ..ROUTE
-    };
-    for (name, case) in [
+    }
+}
+
+/// Routers by name, each of which is tested with and without renormalised weights.
+const fn routers() -> [(&'static str, RouteCase); 15] {
+    [
         ("8 choose 2", ROUTE),
         (
             "256 choose 8",
@@ -187,7 +199,11 @@ pub(super) fn cases() -> Vec<Case> {
                 ..grouped(64, 1, 1, 8)
             },
         ),
-    ] {
+    ]
+}
+
+fn route_cases(cases: &mut Vec<Case>) {
+    for (name, case) in routers() {
         cases.push(definition("route", name, Tolerance::Full, move |ctx| {
             route(ctx, case)
         }));
@@ -222,8 +238,9 @@ pub(super) fn cases() -> Vec<Case> {
             },
         )
     }));
-    cases.extend(route_layouts());
+}
 
+fn experts_cases(cases: &mut Vec<Case>) {
     for format in FORMATS {
         for (shape, tokens, top_k) in [
             ([8, 20, 33], 17, 2),
@@ -271,7 +288,10 @@ pub(super) fn cases() -> Vec<Case> {
         Tolerance::Close,
         |ctx| experts(ctx, Format::BF16, [3, 8, 16], 0..3, 0..3, 1300, 2),
     ));
-    // Several single tokens of a batch choose the same expert.
+}
+
+/// Experts in batches with single tokens, several of which choose the same expert.
+fn experts_layouts(cases: &mut Vec<Case>) {
     for (name, layout, shape, held, tokens, top_k) in [
         ("single tokens", SINGLES, [4, 24, 40], 0..4, 9, 2),
         (
@@ -349,7 +369,6 @@ pub(super) fn cases() -> Vec<Case> {
             ..case
         }),
     );
-    cases
 }
 
 /// Rows with clear choices: no two candidates are so near that rounding decides.

@@ -142,37 +142,19 @@ fn good() -> Batch {
     }
 }
 
-fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
-    let mut fixture = Fixture::new(ctx)?;
-    fixture.step.submit(&good())?.wait()?;
-    let before = fixture.conv_states(ctx)?;
-    let token = |token, position| BackendError::TokenOutOfRange {
-        token,
-        position,
-        last: VOCABULARY - 1,
-    };
-    let checkpoint = |after, slot| StateCheckpoint {
+/// Makes a valid batch invalid.
+type Spoil = Box<dyn Fn(&mut Batch)>;
+
+const fn checkpoint(after: usize, slot: u32) -> StateCheckpoint {
+    StateCheckpoint {
         after,
         slot: Slot(slot),
-    };
-    type Spoil = Box<dyn Fn(&mut Batch)>;
-    // Two ids past the vocabulary, because a tokenizer may have more tokens than the embedding.
-    let tokens: [(u32, usize); 3] = [(11, 0), (12, 4), (u32::MAX, 2)];
-    for (id, position) in tokens {
-        let mut batch = good();
-        batch.tokens[position] = id;
-        let found = fixture.step.submit(&batch).err();
-        let what = format!("token {id} is refused by type and place");
-        ctx.holds(what, found == Some(token(id, position)));
     }
-    let mut batch = good();
-    batch.outputs[1].target = Some(11);
-    let found = fixture.step.submit(&batch).err();
-    ctx.holds(
-        "a target past the vocabulary is refused",
-        found == Some(token(11, 4)),
-    );
-    let spoiled: Vec<(&str, Spoil)> = vec![
+}
+
+/// Batches with wrong tokens, segments, outputs or sizes.
+fn spoiled_rows() -> Vec<(&'static str, Spoil)> {
+    vec![
         (
             "more tokens than the capacity",
             Box::new(|batch| {
@@ -222,6 +204,12 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
                 batch.segments[0].blocks = [2, 1, 3, 2, 2].map(Block).to_vec();
             }),
         ),
+    ]
+}
+
+/// Batches with wrong checkpoints.
+fn spoiled_checkpoints() -> Vec<(&'static str, Spoil)> {
+    vec![
         (
             "more checkpoints than the capacity",
             Box::new(move |batch| {
@@ -247,6 +235,12 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
                 batch.segments[0].checkpoints = vec![checkpoint(2, 2), checkpoint(1, 3)];
             }),
         ),
+    ]
+}
+
+/// Batches with wrong slots.
+fn spoiled_slots() -> Vec<(&'static str, Spoil)> {
+    vec![
         (
             "a slot to write that does not exist",
             Box::new(|batch| {
@@ -288,6 +282,12 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
                 batch.segments[1].checkpoints = vec![checkpoint(1, 1)];
             }),
         ),
+    ]
+}
+
+/// Batches with wrong block tables.
+fn spoiled_blocks() -> Vec<(&'static str, Spoil)> {
+    vec![
         (
             "a block table too short",
             Box::new(|batch| {
@@ -315,7 +315,39 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
                 batch.segments[1].blocks = vec![Block(2), Block(4)];
             }),
         ),
-    ];
+    ]
+}
+
+fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let mut fixture = Fixture::new(ctx)?;
+    fixture.step.submit(&good())?.wait()?;
+    let before = fixture.conv_states(ctx)?;
+    let token = |token, position| BackendError::TokenOutOfRange {
+        token,
+        position,
+        last: VOCABULARY - 1,
+    };
+    // Two ids past the vocabulary, because a tokenizer may have more tokens than the embedding.
+    let tokens: [(u32, usize); 3] = [(11, 0), (12, 4), (u32::MAX, 2)];
+    for (id, position) in tokens {
+        let mut batch = good();
+        batch.tokens[position] = id;
+        let found = fixture.step.submit(&batch).err();
+        let what = format!("token {id} is refused by type and place");
+        ctx.holds(what, found == Some(token(id, position)));
+    }
+    let mut batch = good();
+    batch.outputs[1].target = Some(11);
+    let found = fixture.step.submit(&batch).err();
+    ctx.holds(
+        "a target past the vocabulary is refused",
+        found == Some(token(11, 4)),
+    );
+    let spoiled = spoiled_rows()
+        .into_iter()
+        .chain(spoiled_checkpoints())
+        .chain(spoiled_slots())
+        .chain(spoiled_blocks());
     for (what, spoil) in spoiled {
         let mut batch = good();
         spoil(&mut batch);
