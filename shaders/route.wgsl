@@ -30,7 +30,7 @@ var<workgroup> scores: array<f32, EXPERTS>;    // unbiased
 var<workgroup> worth: array<u32, GROUPS>;      // the sum of a group's two best scores, as a key; 0 once it is chosen
 var<workgroup> open: array<u32, GROUPS>;       // whether a group may be chosen from
 
-var<workgroup> damaged: atomic<u32>;           // 1 if a logit or a bias is not finite
+var<workgroup> damaged: atomic<u32>;           // 1 if a logit is NaN or a bias is not finite
 
 // The sign and the exponent of a float's bits. All exponent bits set is an infinity, or NaN with any further bit.
 const SIGN: u32 = 0x80000000u;

@@ -94,7 +94,7 @@ impl Operation {
         self.wrong(what, expected.to_string(), found.to_string())
     }
 
-    /// Fails unless a tensor has this width, its rows and this element type.
+    /// Fails unless a tensor has this width and element type.
     fn tensor(
         self,
         what: &'static str,
@@ -142,8 +142,8 @@ impl Operation {
         self.tensor("beta", beta, layout.value_heads, F32)
     }
 
-    /// Checks that all tensors of an operation have as many rows as a step may have, that those with a row per token have
-    /// one, and that a tensor that is written is not also read or written as another operand.
+    /// Checks an operation's tensors: those that need a row per token have one, all have the capacity for the step's rows,
+    /// and a tensor that is written is not also read or written as another operand.
     fn operands(self, op: &Op, capacity: &Capacity) -> Result<()> {
         use Op::{Add, AllGather, Linear, RmsNorm, Select, Swiglu};
         let Operands { reads, writes, .. } = op.operands();
@@ -433,7 +433,7 @@ impl Select {
         op.rows("the logits", Rows::Outputs, self.logits)?;
         op.tensor("the logits", self.logits, self.logits.width, F32)?;
         op.same(
-            "whether at least one candidate is wanted",
+            "whether at least one candidate is requested",
             true,
             self.candidates > 0,
         )

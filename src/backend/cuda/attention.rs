@@ -186,18 +186,7 @@ impl CudaStep {
     pub(super) fn encode_decode(&mut self, op: MlaAttention) -> Result<()> {
         let layout = op.pool.layout;
         self.name("mla_decode");
-        for (what, found, widest) in [
-            ("latents", layout.latent, 512),
-            ("shared keys", layout.rope, 64),
-            ("expanded keys", op.nope, 256),
-        ] {
-            if found > widest {
-                return Err(BackendError::Unsupported {
-                    backend: "cuda",
-                    what: format!("{what} of width {found}; the maximum is {widest}"),
-                });
-            }
-        }
+        check_decode(&op)?;
         let heads = op.heads();
         let single = op.segments == Segments::Single;
         let (most, most_spans) = if single {
@@ -269,6 +258,24 @@ impl CudaStep {
         });
         Ok(())
     }
+}
+
+/// Fails for widths that `mla_absorb`, `mla_attend` and `mla_merge` do not support.
+fn check_decode(op: &MlaAttention) -> Result<()> {
+    let layout = op.pool.layout;
+    for (what, found, widest) in [
+        ("latents", layout.latent, 512),
+        ("shared keys", layout.rope, 64),
+        ("expanded keys", op.nope, 256),
+    ] {
+        if found > widest {
+            return Err(BackendError::Unsupported {
+                backend: "cuda",
+                what: format!("{what} of width {found}; the maximum is {widest}"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Heads, latent, nope, rope, value and tokens per block, as the kernels' arguments.

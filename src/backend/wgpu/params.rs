@@ -45,7 +45,7 @@ mod tests {
         let (_, params) =
             variables.find(|(_, variable)| variable.name.as_deref() == Some("params"))?;
         let naga::TypeInner::Struct { members, .. } = &module.types[params.ty].inner else {
-            panic!("{shader}: params is no struct");
+            panic!("{shader}: params is not a struct");
         };
         let field = |member: &naga::StructMember| {
             let kind = match module.types[member.ty].inner {

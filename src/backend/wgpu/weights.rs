@@ -2,9 +2,8 @@
 //!
 //! Rows of plain elements are padded with zeros to a multiple of eight, so that shaders read whole vectors, and rows of
 //! blocks to whole vectors: the blocks are those of the file (`shaders/shared/blocks.wgsl` decodes them). Weights whose rows
-//! are shorter than two vectors of 16 bits (norms, biases, convolution taps) are small and widened to f32 when they are
-//! loaded; all others keep their format. A stack of experts is cut between experts if an expert fits in a buffer, otherwise
-//! between rows.
+//! have fewer than 16 elements (norms, biases, convolution taps) are small and widened to f32 when they are loaded; all
+//! others keep their format. A stack of experts is cut between experts if an expert fits in a buffer, otherwise between rows.
 
 use std::ops::Range;
 

@@ -132,6 +132,28 @@ impl Fixture {
         ctx.submit(&mut *self.step, &batch)?;
         ctx.read(self.output, tokens)
     }
+
+    /// Compares all states with those `before`, layer by layer, except those that were `written`.
+    fn untouched(
+        &self,
+        ctx: &mut CaseContext<'_>,
+        slots: usize,
+        before: &[Vec<f32>],
+        written: &[Slot],
+    ) -> Result<()> {
+        for (index, before) in before.iter().enumerate() {
+            let (layer, slot) = (index / slots, Slot((index % slots) as u32));
+            if layer != LAYER || !written.contains(&slot) {
+                let after = self.conv_state(ctx, layer, slot)?;
+                let what = format!(
+                    "the convolution state in slot {} of layer {layer}, not named",
+                    slot.0
+                );
+                ctx.same(what, &after, before);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A ragged batch, with checkpoints inside its segments.
@@ -210,18 +232,7 @@ pub(super) fn against_definition(
             written.push(slot);
         }
     }
-    for (place, before) in before.iter().enumerate() {
-        let (layer, slot) = (place / slots, Slot((place % slots) as u32));
-        if layer != LAYER || !written.contains(&slot) {
-            let after = fixture.conv_state(ctx, layer, slot)?;
-            let what = format!(
-                "the convolution state in slot {} of layer {layer}, not named",
-                slot.0
-            );
-            ctx.same(what, &after, before);
-        }
-    }
-    Ok(())
+    fixture.untouched(ctx, slots, &before, &written)
 }
 
 /// A prompt cut in two has the same results as in one call, and so does one resumed from a checkpoint.

@@ -202,6 +202,12 @@ pub(super) fn cases() -> Vec<Case> {
             }
         }
     }
+    ragged(&mut cases);
+    cases
+}
+
+/// Segments of several sequences in one batch.
+fn ragged(cases: &mut Vec<Case>) {
     for form in [Form::Chunk, Form::Step, Form::Auto] {
         for (name, lengths) in [
             ("[1,33,0,100,7]", vec![1, 33, 0, 100, 7]),
@@ -216,5 +222,4 @@ pub(super) fn cases() -> Vec<Case> {
             }
         }
     }
-    cases
 }

@@ -4,7 +4,7 @@ use super::blocks::{BlockFixture, COMPOSED, OWN, both_ways, projection};
 use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
     Capacity, Element, KdaBlock, Op, Result, Rows, Segment, Slot, StateCheckpoint, StateLayout,
-    StatePool,
+    StatePool, Tensor,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Recurrence, widen};
@@ -73,6 +73,22 @@ fn weights(ctx: &mut CaseContext<'_>, shape: Shape) -> Result<Weights> {
     })
 }
 
+/// The scratch tensors of a block.
+fn scratch_of(block: &KdaBlock) -> Vec<Tensor> {
+    vec![
+        block.qkv,
+        block.qkv_conv,
+        block.gate_rank,
+        block.decay,
+        block.gates,
+        block.write,
+        block.beta,
+        block.heads,
+        block.gate,
+        block.normed,
+    ]
+}
+
 impl Fixture {
     /// Plans the block for `tokens` tokens; slots contain NaN.
     fn new(ctx: &mut CaseContext<'_>, shape: Shape, tokens: usize, slots: usize) -> Result<Self> {
@@ -134,23 +150,11 @@ impl Fixture {
             checkpoints: slots,
         };
         let steps = both_ways(ctx, Op::from(block), capacity)?;
-        let scratch = vec![
-            block.qkv,
-            block.qkv_conv,
-            block.gate_rank,
-            block.decay,
-            block.gates,
-            block.write,
-            block.beta,
-            block.heads,
-            block.gate,
-            block.normed,
-        ];
         let block = BlockFixture {
             input: block.input,
             output: block.output,
             values,
-            scratch,
+            scratch: scratch_of(&block),
             steps,
         };
         Ok(Self {

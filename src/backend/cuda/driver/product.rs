@@ -32,7 +32,7 @@ fn said<T>(what: &str, result: std::result::Result<T, CublasError>) -> Result<T>
     result.map_err(|error| BackendError::Driver {
         backend: "cuda",
         what: what.to_owned(),
-        reason: format!("cuBLASLt says {:?}", error.0),
+        reason: format!("cuBLASLt returned {:?}", error.0),
     })
 }
 

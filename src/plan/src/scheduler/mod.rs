@@ -52,8 +52,8 @@ pub struct Options {
     pub scarce_above: f64,
     /// Use below which they start again: lower, so that the state does not oscillate.
     pub ample_below: f64,
-    /// Fraction of the nominal rate by which the estimate recovers per second without a backlog: after a drop by 80 % it is
-    /// complete in a minute and a half.
+    /// Fraction by which the estimate of the rate grows per second without a backlog: after a drop by 80 % it has recovered
+    /// in a minute and a half.
     pub probe: f64,
     /// Time between evaluations of the split: a conversion takes a node out of service for about a minute, so they are rarer
     /// by an order of magnitude.
