@@ -4,7 +4,7 @@ use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
     Add, Batch, Block, Capacity, Element, Embed, GatedNorm, LatentLayout, LatentPool, Linear,
     MlaAppend, Op, OutputRow, Program, Result, RmsNorm, Rows, Segment, Select, ShortConv, Slot,
-    StateCheckpoint, StateLayout, StatePool, Step, Swiglu,
+    StateCheckpoint, StateLayout, StatePool, Step, Swiglu, Tensor, Weight,
 };
 use crate::checkpoint::Format;
 use crate::conformance::{Case, CaseContext, Tolerance};
@@ -369,145 +369,168 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Handles for operations whose shapes do not fit; tensors are named by their width or element.
+struct Handles {
+    matrix: Weight,
+    vector: Weight,
+    eight: Tensor,
+    six: Tensor,
+    seven: Tensor,
+    four: Tensor,
+    gates: Tensor,
+    outputs: Tensor,
+    logits: Tensor,
+    small: Tensor,
+    indices: Tensor,
+    states: StatePool,
+}
+
 fn shapes(ctx: &mut CaseContext<'_>) -> Result<()> {
-    let matrix = ctx.random_matrix(Format::F32, [1, 6, 8], 1.0)?.weight;
-    let vector = ctx.norm_weight(Format::F32, 8)?.weight;
-    let [eight, six, seven] = [ctx.output(4, 8)?, ctx.output(4, 6)?, ctx.output(4, 7)?];
-    let gates = ctx.blank(Rows::Tokens, 4, 8, Element::F32)?;
-    let outputs = ctx.blank(Rows::Outputs, 4, 6, Element::Activation)?;
-    let logits = ctx.blank(Rows::Outputs, 4, 6, Element::F32)?;
-    let small = ctx.blank(Rows::Tokens, 3, 6, Element::Activation)?;
-    let indices = ctx.blank(Rows::Tokens, 4, 8, Element::Index)?;
-    let [four, four_by_six] = [ctx.output(4, 4)?, ctx.output(4, 6)?];
-    let states = Fixture::new(ctx)?.states;
+    let handles = Handles {
+        matrix: ctx.random_matrix(Format::F32, [1, 6, 8], 1.0)?.weight,
+        vector: ctx.norm_weight(Format::F32, 8)?.weight,
+        eight: ctx.output(4, 8)?,
+        six: ctx.output(4, 6)?,
+        seven: ctx.output(4, 7)?,
+        four: ctx.output(4, 4)?,
+        gates: ctx.blank(Rows::Tokens, 4, 8, Element::F32)?,
+        outputs: ctx.blank(Rows::Outputs, 4, 6, Element::Activation)?,
+        logits: ctx.blank(Rows::Outputs, 4, 6, Element::F32)?,
+        small: ctx.blank(Rows::Tokens, 3, 6, Element::Activation)?,
+        indices: ctx.blank(Rows::Tokens, 4, 8, Element::Index)?,
+        states: Fixture::new(ctx)?.states,
+    };
     // An invalid operation is refused after a valid one, and the valid one alone compiles.
     let batch = crate::conformance::context::plain(4);
     let good = Op::from(Add {
-        source: six,
-        target: four_by_six,
+        source: handles.six,
+        target: ctx.output(4, 6)?,
     });
     ctx.compile(&batch, [good.clone()])?;
-    let mut refused = |what: &str, op: Op| {
+    let invalid = invalid_products(&handles)
+        .into_iter()
+        .chain(invalid_elementwise(&handles))
+        .chain(invalid_others(&handles));
+    for (what, op) in invalid {
         let result = ctx.compile(&batch, [good.clone(), op]);
         let refused = matches!(result, Err(BackendError::Shape { .. }));
         ctx.holds(format!("{what}: refused"), refused);
+    }
+    Ok(())
+}
+
+/// Products, norms and embeddings with shapes that do not fit.
+fn invalid_products(handles: &Handles) -> Vec<(&'static str, Op)> {
+    let Handles {
+        matrix,
+        vector,
+        eight,
+        six,
+        outputs,
+        ..
+    } = *handles;
+    let linear = |input, output| {
+        Op::from(Linear {
+            input,
+            weight: matrix,
+            output,
+        })
     };
-    let linear = |input, output| Linear {
-        input,
-        weight: matrix,
-        output,
-    };
-    refused("linear, another input width", Op::from(linear(six, six)));
-    refused(
-        "linear, another output width",
-        Op::from(linear(eight, eight)),
-    );
-    refused(
-        "linear, tokens to outputs",
-        Op::from(linear(eight, outputs)),
-    );
     let norm = |input, output| RmsNorm {
         input,
         weight: vector,
         eps: 1e-5,
         output,
     };
-    refused("rms_norm, another input width", Op::from(norm(six, six)));
-    refused("rms_norm, another output width", Op::from(norm(eight, six)));
-    refused(
-        "rms_norm, a matrix for a vector",
-        Op::from(RmsNorm {
-            weight: matrix,
-            ..norm(eight, eight)
-        }),
-    );
-    refused(
-        "embed, another width",
-        Op::from(Embed {
-            weight: matrix,
-            output: six,
-        }),
-    );
-    refused(
-        "swiglu, an odd width",
-        Op::from(Swiglu {
-            input: seven,
-            output: six,
-        }),
-    );
-    refused(
-        "add, a tensor to itself",
-        Op::from(Add {
-            source: six,
-            target: six,
-        }),
-    );
-    refused(
-        "add, tensors for fewer rows than the step's",
-        Op::from(Add {
-            source: six,
-            target: small,
-        }),
-    );
-    refused(
-        "swiglu, indices",
-        Op::from(Swiglu {
-            input: indices,
-            output: four,
-        }),
-    );
-    refused(
-        "short_conv, rows of outputs",
-        Op::from(ShortConv {
-            input: outputs,
-            weight: matrix,
-            pool: states,
-            layer: 0,
-            output: six,
-        }),
-    );
-    refused(
-        "add, another width",
-        Op::from(Add {
-            source: six,
-            target: eight,
-        }),
-    );
-    refused(
-        "add, another element",
-        Op::from(Add {
-            source: eight,
-            target: gates,
-        }),
-    );
-    refused(
-        "gated_norm, not whole heads",
-        Op::from(GatedNorm {
-            input: six,
-            gate: six,
-            weight: vector,
-            eps: 1e-5,
-            output: six,
-        }),
-    );
-    refused(
-        "short_conv, another width",
-        Op::from(ShortConv {
-            input: eight,
-            weight: matrix,
-            pool: states,
-            layer: 0,
-            output: eight,
-        }),
-    );
-    let select = |logits, candidates| Select {
-        logits,
-        candidates,
-        keep_rows: false,
+    let matrix_norm = RmsNorm {
+        weight: matrix,
+        ..norm(eight, eight)
     };
-    refused("select, rows of tokens", Op::from(select(gates, 1)));
-    refused("select, no candidates", Op::from(select(logits, 0)));
-    Ok(())
+    let embed = Embed {
+        weight: matrix,
+        output: six,
+    };
+    vec![
+        ("linear, another input width", linear(six, six)),
+        ("linear, another output width", linear(eight, eight)),
+        ("linear, tokens to outputs", linear(eight, outputs)),
+        ("rms_norm, another input width", Op::from(norm(six, six))),
+        ("rms_norm, another output width", Op::from(norm(eight, six))),
+        ("rms_norm, a matrix for a vector", Op::from(matrix_norm)),
+        ("embed, another width", Op::from(embed)),
+    ]
+}
+
+/// Elementwise operations with shapes that do not fit.
+fn invalid_elementwise(handles: &Handles) -> Vec<(&'static str, Op)> {
+    let Handles {
+        eight,
+        six,
+        seven,
+        four,
+        gates,
+        small,
+        indices,
+        ..
+    } = *handles;
+    let add = |source, target| Op::from(Add { source, target });
+    let swiglu = |input, output| Op::from(Swiglu { input, output });
+    vec![
+        ("swiglu, an odd width", swiglu(seven, six)),
+        ("add, a tensor to itself", add(six, six)),
+        (
+            "add, tensors for fewer rows than the step's",
+            add(six, small),
+        ),
+        ("swiglu, indices", swiglu(indices, four)),
+        ("add, another width", add(six, eight)),
+        ("add, another element", add(eight, gates)),
+    ]
+}
+
+/// Operations of KDA layers and the selection of tokens with shapes that do not fit.
+fn invalid_others(handles: &Handles) -> Vec<(&'static str, Op)> {
+    let Handles {
+        matrix,
+        vector,
+        eight,
+        six,
+        gates,
+        outputs,
+        logits,
+        states,
+        ..
+    } = *handles;
+    let conv = |input, output| {
+        Op::from(ShortConv {
+            input,
+            weight: matrix,
+            pool: states,
+            layer: 0,
+            output,
+        })
+    };
+    let gated_norm = GatedNorm {
+        input: six,
+        gate: six,
+        weight: vector,
+        eps: 1e-5,
+        output: six,
+    };
+    let select = |logits, candidates| {
+        Op::from(Select {
+            logits,
+            candidates,
+            keep_rows: false,
+        })
+    };
+    vec![
+        ("short_conv, rows of outputs", conv(outputs, six)),
+        ("gated_norm, not whole heads", Op::from(gated_norm)),
+        ("short_conv, another width", conv(eight, eight)),
+        ("select, rows of tokens", select(gates, 1)),
+        ("select, no candidates", select(logits, 0)),
+    ]
 }
 
 /// A step lists the operations that it runs, in order.
