@@ -332,7 +332,7 @@ static __device__ __forceinline__ void scan(
 // is copied.
 //   batch      the batch; its scans are those of segments that run by chunks (`form`)
 //   workspace  [chunks, heads, image_bytes], written by `kda_prepare`
-//   operators  written by `kda_seeds`, or null if no segment is cut into splits
+//   operators  [splits, heads, 16 ceil(V / 16) + P, P] f32, written by `kda_seeds`, or null if no segment is cut into splits
 //   states     [slots, heads, K, V] f32
 //   output     [T, heads V] bf16, aligned to 16 bytes
 //   input      [T, channels] bf16, before the convolution, if `kda_prepare_fused` ran: then the convolution states of the segments'
