@@ -7,13 +7,16 @@
 Two servers of the demo model on the CPU, in two network namespaces joined by a veth pair; `tc tbf` limits the rate of the prefill server's
 output, and a relay here adds the latency to each direction of a transfer (many kernels lack netem). It requires `unshare -Urn`, or root.
 For each rate a prompt of N tokens, a new one each time, is
+
     local       prefilled and answered by the decode server,
     after       prefilled by the prefill server, then fetched by the decode server,
     overlapped  sent to both at the same time.
-All three are measured in each round; results are medians. The predictions use only the local time, the bytes that the decode server counted,
-rate, latency and the size of a prefill chunk. `after` adds the time of all bytes and a round trip to the local time. Overlapped, a chunk's
-latents can be sent when the chunk is computed (in an equal share of the local time each) and the earlier ones have been sent, and the states
-when everything is computed: the last of them arrives one latency later.
+
+All three are measured in each round. The predictions use only the round's local time, the bytes that the decode server counted, rate,
+latency and the size of a prefill chunk. The table has medians of times and predictions, and the median over the rounds of
+time / prediction. `after` adds the time of all bytes and a round trip to the local time. Overlapped, a chunk's latents can be sent when
+the chunk is computed (in an equal share of the local time each) and the earlier ones have been sent, and the states when everything is
+computed: the last of them arrives one latency later.
 """
 import argparse
 import asyncio
@@ -219,19 +222,22 @@ def measure(options, link):
         ask(body(tokens), how)
     latents, states = count_bytes(tokens)
     print(f"{tokens} tokens: {latents:,.0f} bytes of latents, {states:,.0f} of states and hand-off; {options.latency} ms each way")
-    print("| Mbit/s | local, s | after, s | predicted | overlapped, s | predicted |")
-    print("|---:|---:|---:|---:|---:|---:|")
+    print("| Mbit/s | local, s | after, s | predicted | time / prediction | overlapped, s | predicted | time / prediction |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for rate in options.rates:
         link.shape(rate)
-        times = {how: [] for how in HOWS}
-        for _ in range(options.repeats):
-            for how in HOWS:
-                times[how].append(ask(body(tokens), how))
-        local, after, overlapped = (statistics.median(times[how]) for how in HOWS)
+        rounds = [{how: ask(body(tokens), how) for how in HOWS} for _ in range(options.repeats)]
         each = 8 / (rate * 1e6)
-        both = local + (latents + states) * each + 2 * way
-        hidden = overlapped_time(options, local, latents, states, each)
-        print(f"| {rate:g} | {local:.3f} | {after:.3f} | {both:.3f} | {overlapped:.3f} | {hidden:.3f} |", flush=True)
+        predictions = {
+            "after": [one["local"] + (latents + states) * each + 2 * way for one in rounds],
+            "overlapped": [overlapped_time(options, one["local"], latents, states, each) for one in rounds],
+        }
+        cells = [f"{rate:g}", f"{statistics.median(one['local'] for one in rounds):.3f}"]
+        for how, predicted in predictions.items():
+            times = [one[how] for one in rounds]
+            ratio = statistics.median(time / prediction for time, prediction in zip(times, predicted))
+            cells += [f"{statistics.median(times):.3f}", f"{statistics.median(predicted):.3f}", f"{ratio:.2f}"]
+        print("|", " | ".join(cells), "|", flush=True)
 
 
 def main():
