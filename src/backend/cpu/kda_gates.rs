@@ -1,10 +1,10 @@
-//! The gates of a KDA layer: log decay by channel and write strength by head.
+//! The gates of a KDA layer: log decay per channel and write strength per head.
 
 use rayon::prelude::*;
 
 use super::math::{sigmoid, softplus, vectorised};
 
-/// Heads that a thread takes together.
+/// Heads that a thread computes together.
 const HEADS: usize = 4;
 
 /// `gates = -exp(A_log[h]) softplus(decay + dt_bias)`: `[T, H * K]`. No lower bound: a decay may underflow to 0.

@@ -1,12 +1,11 @@
 //! The arithmetic that several operations share: dot products in one fixed order, and the model's activations.
 //!
-//! A row's result must not depend on how many rows are computed beside it, so every sum below has one order, whatever
-//! the tile around it.
+//! A row's result must not depend on the number of rows computed with it, so every sum below has one order, for every tile.
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// Runs `f` compiled for the widest vectors that this processor has. What is called inside must be inlined, the closure
-/// itself with `#[inline(always)]` too: else it is compiled for the oldest processor there is.
+/// Runs `f`, compiled for the widest vectors of this CPU. Functions that it calls must be inlined, and the closure too, with
+/// `#[inline(always)]`: otherwise they are compiled for the baseline CPU of the target.
 pub(super) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(f)
 }
@@ -43,7 +42,7 @@ impl WithSimd for Products<'_> {
             output,
         } = self;
         let count = rows.len() / width;
-        // A few rows stay in the nearest cache while all weights of the tile pass by.
+        // A few rows stay in the L1 cache while all weights of the tile are read.
         for (r, rows) in rows.chunks(4 * width).enumerate() {
             for (c, weights) in weights.chunks(4 * width).enumerate() {
                 let output = &mut output[4 * c * count + 4 * r..];
@@ -109,9 +108,9 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     }
 }
 
-/// `output[c] = row . weights[c]` for stored rows of numbers of `BYTES` bytes, which `widen` makes f32: to the bit what
-/// [`products`] makes of widened rows. Each number meets one other, so that it stays in a register from the file to the sum.
-/// `widen` must be inlined.
+/// `output[c] = row . weights[c]` for stored rows of numbers of `BYTES` bytes, which `widen` converts to f32. The bits are
+/// those of [`products`] with widened rows. Each number is used once, so that it stays in a register from the load to the
+/// sum. `widen` must be inlined.
 pub(super) fn one_row<'a, const BYTES: usize>(
     row: &[f32],
     weights: impl Iterator<Item = &'a [u8]>,
@@ -207,7 +206,7 @@ fn dots<
     for (i, x) in row.iter().enumerate() {
         for c in 0..C {
             if (i * BYTES * LANES).is_multiple_of(LINE) {
-                // The rows that come next, as far into them.
+                // The same offset in the next rows.
                 let next = C * BYTES * weights[c].len();
                 prefetch(whole[c][i].as_ptr().cast::<u8>().wrapping_add(next));
             }
@@ -236,10 +235,10 @@ fn dots<
     products
 }
 
-/// Bytes that come from memory together.
+/// Bytes per cache line.
 pub(super) const LINE: usize = 64;
 
-/// Says that the line of `address` will be read soon. The address may lie outside what is mapped.
+/// Prefetches the cache line of `address`. The address may lie outside of mapped memory.
 #[inline(always)]
 pub(super) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -280,10 +279,10 @@ pub(super) fn add_scaled(target: &mut [f32], factor: f32, source: &[f32]) {
     }
 }
 
-/// `e^x` to two units in the last place (after Cephes' expf), without a branch, so that loops over it become vectors.
+/// `e^x` to two units in the last place (after Cephes' expf), without a branch, so that loops over it are vectorised.
 ///
-/// What would be subnormal is 0: arithmetic on subnormal numbers is a hundred times slower, and hard gates make many.
-/// Above 88 it stays at e^88.
+/// Subnormal results are 0: arithmetic on subnormal numbers is a hundred times slower, and strong decay produces many. Above
+/// 88 the result is e^88.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
@@ -304,7 +303,7 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { scaled }
 }
 
-/// The number, or 0 where it is subnormal: for results that meet many others.
+/// The number, or 0 if it is subnormal: for results that are multiplied many times.
 #[inline(always)]
 pub(super) fn normal(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { 0.0 } else { x }
