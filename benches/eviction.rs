@@ -1,9 +1,9 @@
-//! What it costs to take a block from a full prefix cache, against how many blocks its tree has.
+//! The cost of taking a block from a full prefix cache, by the number of blocks in its tree.
 //!
 //!     cargo bench --locked --bench eviction
 //!
-//! Each tree holds prompts of eight blocks that begin with different tokens, each with a state behind it, in pools without a free block.
-//! Blocks are then asked for one at a time and kept, so that each evicts one. The sizes take turns.
+//! Each tree contains prompts of eight blocks that begin with different tokens, each with a state at its end, in pools
+//! without a free block. Blocks are then requested one at a time and kept, so that each evicts one. The sizes alternate.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::time::{Duration, Instant};
@@ -28,13 +28,13 @@ fn main() -> Result<()> {
     for round in 0..=ROUNDS {
         for (size, times) in SIZES.into_iter().zip(&mut times) {
             let time = evict(size)?;
-            // The first warms up.
+            // The first round warms up.
             if round > 0 {
                 times.push(time);
             }
         }
     }
-    println!("| blocks in the tree | ns a block, median | fastest | slowest |");
+    println!("| blocks in the tree | ns per block, median | fastest | slowest |");
     println!("|---:|---:|---:|---:|");
     for (size, times) in SIZES.into_iter().zip(&mut times) {
         times.sort();
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// How long it takes to take the blocks from a tree of `size` blocks.
+/// Time to take the blocks from a tree of `size` blocks.
 fn evict(size: usize) -> Result<Duration> {
     let prompts = size / PROMPT_BLOCKS;
     let mut backend = CpuBackend::new();
@@ -86,7 +86,7 @@ fn evict(size: usize) -> Result<Duration> {
         cache.store(cache.hash(&tokens).whole(), &blocks, &slot);
     }
     let mut taken = Vec::with_capacity(TAKEN + 1);
-    // Blocks that became idle are put in order when somebody asks next, each once: that is their release's cost.
+    // Blocks that became idle are sorted at the next request, each once: that cost belongs to their release.
     taken.push(block_on(cache.blocks(&mut pools, 1))?.context("nothing to evict")?);
     let start = Instant::now();
     for _ in 0..TAKEN {

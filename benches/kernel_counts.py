@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Count what the inner loops of the CUDA kernels consist of on sm_90a, and predict times from that, without a GPU.
+"""Count the instructions in the inner loops of the CUDA kernels on sm_90a, and predict times from them, without a GPU.
 
     cargo test --release --locked --test cuda_kernels      # leaves the kernels' PTX in target/cuda/kernels
     benches/kernel_counts.py [--all | --write]
 
-PTX is assembled by ptxas (`make install-cuda-compiler`) and disassembled by nvdisasm, which is fetched from PyPI into
-target/disassembler where it is not there. What is in a loop within a loop counts there alone. Both sides of a branch count,
-taken or not. Printed are the loops that hold tensor-core products,
-of other kernels the one with most memory and arithmetic, of kernels without a loop all of it; with --all every loop.
---write puts the tables into docs/performance/hopper.md between its marks.
+PTX is assembled by ptxas (`make install-cuda-compiler`) and disassembled by nvdisasm, which is downloaded from PyPI to
+target/disassembler if it is not there. Instructions of an inner loop are counted only there. Both sides of a branch are counted, taken
+or not. Printed are the loops with tensor-core products, of other kernels the loop with most memory accesses and arithmetic, of kernels
+without a loop the whole kernel; with --all every loop. --write puts the tables into docs/performance/hopper.md between its marks.
 
-The times are estimates: the largest of bytes, tensor cores, shared memory and issue slots, as constants below say, plus
-launches. They are there to be held against measurements.
+The times are estimates: the largest of bytes, tensor cores, shared memory and issue slots, with the constants below, plus launches. They
+are for comparison with measurements.
 """
 import pathlib
 import re
@@ -26,29 +25,29 @@ DISASSEMBLER = ROOT / "target/disassembler"
 PAGE = ROOT / "docs/performance/hopper.md"
 MARKS = ("<!-- counts: benches/kernel_counts.py --write -->\n", "<!-- end of counts -->\n")
 
-# An H200: multiprocessors, clocks a microsecond, bytes a microsecond of a copy, clocks of a quarter for one HMMA 16x8x16
-# (0.63 of wgmma's rate, arXiv 2402.13499), microseconds of a launch in a graph and until a block's first bytes are there.
+# An H200: multiprocessors, clocks per microsecond, bytes per microsecond of a copy, clocks per HMMA 16x8x16 of a quarter
+# (0.63 of wgmma's rate, arXiv 2402.13499), microseconds per launch in a graph and until a block's first bytes arrive.
 SMS, CLOCK, COPY, HMMA, LAUNCH, LATENCY = 132, 1700.0, 4.3e6, 6.4, 1.5, 1.5
-# Bytes a microsecond that one multiprocessor takes in when the others are idle.
+# Bytes per microsecond that one multiprocessor loads if the others are idle.
 ALONE = 80e3
-# Microseconds of a load that the next step waits for: from memory, and from L2, where the batch's words and what the kernel
-# before left are.
+# Microseconds of a load that the next step waits for: from memory, and from L2, which has the batch's words and the previous
+# kernel's results.
 WAIT, NEAR = 0.7, 0.3
-# Of its issue slots, what a kernel takes whose few warps meet at barriers.
+# The fraction of its issue slots that a kernel uses if its few warps wait at barriers.
 ISSUED = 0.63
-# Instructions of a warp along the way that nearly all chunks, tokens or rows take: a chunk that is full, anchored in its middle and
-# not the first of its segment; bf16 weights; one row. Counted by hand in the listing, whose branches and loops hold more.
+# Instructions of a warp on the path of nearly all chunks, tokens or rows: a full chunk, anchored in its middle and not the
+# first of its segment; bf16 weights; one row. Counted by hand in the listing, whose branches and loops contain more.
 ALONG = {"kda_prepare_fused_128": 2870, "kda_decode": 1170, "mla_absorb": 760, "mla_merge": 850, "mla_merge, four rows": 1800}
-# Clocks of a scanned chunk, of which 430 are products: docs/performance/hopper.md, "KDA prefill".
+# Clocks per scanned chunk, of which 430 are products: docs/performance/hopper.md, "KDA prefill".
 SCANNED = 680
-# Instructions of a warp along the way of whole eights and bf16 weights, counted by hand in the listing: five turns of two runs of 256
-# columns for an expert and eight rows; one token's choice of 8 of 256.
+# Instructions of a warp on the path for multiples of eight and bf16 weights, counted by hand in the listing: five iterations
+# of two groups of 256 columns for an expert and eight rows; one token's choice of 8 of 256.
 ALONG_ROUTE = {"route_scores": 2220, "route_choose": 1450}
-# Microseconds of a warp alone: 72 products one after the other and five shuffles; the ranks of 256 experts, then eight times the best
-# of them, two reductions and a pass of shared memory each; a list of 512 places by expert.
+# Microseconds of a single warp: 72 dependent products and five shuffles; the ranks of 256 experts, then eight times the best
+# of them, two reductions and a pass of shared memory each; a list of 512 assignments by expert.
 DOT, CHOICE, LIST = 0.25, 1.2, 2.0
-# Operations a microsecond: what mma.sync makes of tiles of experts (FA2 has 350e6 of it), and a large product of so few tiles
-# that half of the multiprocessors have one.
+# Operations per microsecond: the rate of mma.sync for tiles of experts (FA2 reaches 350e6), and of a large product of so few
+# tiles that half of the multiprocessors have one.
 TILES, FEW_TILES = 400e6, 400e6
 
 KINDS = ["HMMA", "LDSM", "LDS", "STS", "LDG", "LDGSTS", "UBLKCP", "STG", "MUFU", "FFMA", "BAR"]
@@ -72,7 +71,7 @@ def disassembler():
 
 
 def wavefronts(name, rest):
-    """How often shared memory moves 128 bytes for a warp, without conflicts."""
+    """Number of 128-byte accesses of shared memory for a warp, without conflicts."""
     if name.startswith("LDSM"):
         return 4 if ".4" in name else 2 if ".2" in name else 1
     if name.startswith("LDGSTS") or ".128" in name:
@@ -118,7 +117,7 @@ class Loop:
 
 
 def natural_loops(words, labels):
-    """Blocks of words, and the loops among them: a way back to what is on every way there (Aho, Lam, Sethi, Ullman, 9.6)."""
+    """Blocks of words, and the loops among them: an edge back to a block that is on every path there (Aho, Lam, Sethi, Ullman, 9.6)."""
     place = {at: i for i, (at, *_) in enumerate(words)}
     targets = {}
     for i, (at, guard, op, rest) in enumerate(words):
@@ -193,7 +192,7 @@ def kernels_of(text):
             for i in blocks[n]:
                 _, guard, op, rest = words[i]
                 if op != "NOP":
-                    # What never runs only takes a slot.
+                    # An instruction that never runs only uses an issue slot.
                     loop.count.add("other" if guard == "@!PT" else op, rest)
         for loop in loops[1:]:
             loop.depth = sum(loop.blocks <= other.blocks for other in loops) - 1
@@ -219,23 +218,24 @@ def main_loop(name, loops):
     return loop, count
 
 
-# What a warp does in one turn of the loop that holds most products, the HMMAs that it takes if nothing comes in two parts, and
-# those that it does take at the published widths, where a branch leaves some out. How often a loop within it turns.
+# The work of a warp in one iteration of the loop with most products, the number of HMMAs without pairs of a bf16 and its
+# rounding error, and the actual number at the published widths, where a branch skips some. Number of iterations of an inner
+# loop.
 TRIPS = {"mla_prefill_192": 3, "mla_prefill_64": 1}
 UNITS = {
     "mla_attend_512": ("32 positions, 16 heads by a quarter of the columns, then 32 heads by 64", 36 + 32, 104),
     "mla_prefill_192": ("32 queries by 32 positions: softmax and values, keys below", 96 + 64, 160),
-    "experts_many_in": ("64 places by 2 x 32 columns, 32 deep", 64, 64),
-    "experts_many_out": ("64 places by 64 columns, 32 deep", 64, 64),
+    "experts_many_in": ("64 assignments by 2 x 32 columns, 32 deep", 64, 64),
+    "experts_many_out": ("64 assignments by 64 columns, 32 deep", 64, 64),
 }
 
 
 def model(found):
-    """Rows: what, times by bytes, tensor cores, shared memory, issue; predicted, the floor. Microseconds, one layer."""
+    """Rows: the work, times by bytes, tensor cores, shared memory, issue; predicted, the floor. Microseconds, one layer."""
     rows = []
 
     def row(what, kernel, turns, warps, volume, floor, launches=1, alone=0):
-        """`turns` of a loop on the multiprocessor that has most of them, by blocks of so many warps;
+        """`turns` iterations of a loop on the multiprocessor with most of them, by blocks of this number of warps;
         `volume` bytes of the device, `alone` of that multiprocessor."""
         parts = [0, 0, 0]
         if kernel in found:
@@ -246,14 +246,14 @@ def model(found):
         elif kernel:
             return 0, 0, 0
         by_bytes = max(volume / COPY, alone / ALONE)
-        # The kinds overlap where enough warps are there; a tenth more for what does not.
+        # These overlap if there are enough warps; a tenth is added for the part that does not.
         predicted = 1.1 * max(by_bytes, *parts) + launches * LAUNCH + LATENCY
         rows.append((what, by_bytes, *parts, predicted, floor))
         return by_bytes, parts[2], predicted
 
     def launch(waits=0.0, volume=0.0, single=0.0, instructions=0, warps=0, issued=1.0, more=1.1):
-        """Bytes, issue and prediction of one kernel: what it waits for, then the longer of bytes (of the device; `single` of the
-        multiprocessor that has most) and of the issue slots of that multiprocessor, and a tenth where that is not in them."""
+        """Bytes, issue and prediction of one kernel: its dependent loads, then the longer of bytes (of the device; `single` of the
+        multiprocessor with most) and of the issue slots of that multiprocessor, and a tenth if that is not in them."""
         by_bytes, by_issue = max(volume / COPY, single / ALONE), instructions * warps / 4 / CLOCK / issued
         return by_bytes, by_issue, LAUNCH + waits + more * max(by_bytes, by_issue)
 
@@ -266,7 +266,7 @@ def model(found):
     images = chunks * heads * (33 * 512 + 512 + 8 * 528)
     prepare = launch(0, 4 * key + images, 0, ALONG["kda_prepare_fused_128"], 4 * chunks * heads / SMS, ISSUED, 1)
     scan = launch(0, images + key, 0, SCANNED * chunks, 4, 1, 1)
-    # Two bytes an access: three fifths of a copy's rate.
+    # Two bytes per access: three fifths of a copy's rate.
     norm = launch(0, 3 * key / 0.6, more=1)
     together("KDA prefill, 8K tokens: prepare, from before the convolution", (4 * key + images) / 4.8e6, prepare)
     together(".. scan", (images + key) / 4.8e6, scan)
@@ -283,7 +283,7 @@ def model(found):
         volume = positions * 1152 + spans * 32 * 516 * 4
         attend = row(f"MLA decode, one row after {name}: attend", "mla_attend_512", span / 32, 8, volume, positions * 1152 / 4.8e6,
                      alone=span * 1152 + 32 * 516 * 8)
-        # Rows, query; then spans' words, their parts, what they are worth.
+        # Rows, query; then spans' words, their parts, their weights.
         absorb = launch(3 * NEAR, kv_b / 2, 0, ALONG["mla_absorb"], 8)
         merge = launch(4 * NEAR, 0, spans * 516 * 4 + kv_b / 64, ALONG["mla_merge"] + 110 * (spans // 32), 16)
         together(".. with absorb and merge", (positions * 1152 + kv_b) / 4.8e6, absorb, attend, merge)
@@ -294,23 +294,23 @@ def model(found):
     merge = launch(4 * NEAR, 64 * 16 * 32 * 516 * 4 + kv_b / 2, 0, ALONG["mla_merge, four rows"], 16 * 4)
     together(".. with absorb and merge", (64 * 4096 * 1152 + kv_b) / 4.8e6, absorb, attend, merge)
     for tokens in (8192, 131072):
-        # Causal, in turns of 32 by 32 of eight warps.
+        # Causal, in iterations of 32 by 32 of eight warps.
         turns = 32 * (tokens / 32) * (tokens / 32 + 1) / 2 / 8 / SMS
         row(f"MLA prefill, {tokens // 1024}K tokens: attention alone", "mla_prefill_192", turns, 8, tokens * 2e4, 10240 * tokens**2 / 790e6)
     places, width, hidden = 65536, 2304, 1024
-    # Latents gathered, expanded in f32 by a dense product, laid out as images: read and written by each.
+    # Latents are gathered, expanded in f32 by a dense product, laid out as images: each step reads and writes them.
     row("MLA prefill, 8K tokens: gather, expansion, images", None, 0, 0, 8192 * (1152 + 2 * 1024 + 2 * 32768 + 32 * 57344 / 64), 0, 6)
     def tiles(what, kernel, turns, volume, operations):
-        """A product of tiles on mma.sync, at the rate that such have been seen to reach, not at what the listing allows."""
+        """A product of tiles on mma.sync, at the rate that such products have reached, not at that of the listing."""
         row(what, kernel, turns, 4, volume, operations / 790e6)
         if rows[-1][0] == what:
             rows[-1] = (*rows[-1][:5], operations / TILES + LAUNCH + LATENCY, rows[-1][6])
 
-    tiles("experts, 8,192 tokens, 256 places each: gate and up", "experts_many_in", 512 * hidden / 64 * width / 32 / SMS,
+    tiles("experts, 8,192 tokens, 256 assignments each: gate and up", "experts_many_in", 512 * hidden / 64 * width / 32 / SMS,
           256 * 4 * width * hidden + places * 2 * (width + hidden), 4 * places * width * hidden)
     tiles(".. down", "experts_many_out", 512 * width / 128 * hidden / 32 / SMS,
           256 * 2 * width * hidden + places * (2 * hidden + 4 * width), 2 * places * width * hidden)
-    # Places are read three times, in rounds of eight dependent loads.
+    # Assignments are read three times, in rounds of eight dependent loads.
     combined = places * 4 * width + 8192 * 2 * width
     together(".. count, sort, combine", 0, launch(8 * NEAR), launch(3 * 8 * NEAR), launch(NEAR, combined))
     for count, experts in ((1, 8), (64, 222)):
@@ -344,22 +344,22 @@ def tables(everything):
             sh(TOOLS / "ptxas", "-arch=sm_90a", "-o", cubin, source)
             found.update(kernels_of(sh(disassembler(), "-c", cubin)))
     version = re.search(r"V([\d.]+)", sh(TOOLS / "ptxas", "--version")).group(1)
-    lines = [f"Counted by `benches/kernel_counts.py --write` in what ptxas {version} made for sm_90a, read by nvdisasm {NVDISASM}: instructions a warp",
-             "and turn of a loop, loops within it apart. Both sides of a branch count, so rows of odd widths show as well (`STS`, `LDG`). `FFMA` is",
-             "with `FADD` and `FMUL`; `waves` are 128 bytes of shared memory moved, without conflicts; `least` is `HMMA` if nothing came in two parts.",
+    lines = [f"Counted by `benches/kernel_counts.py --write` in the code of ptxas {version} for sm_90a, disassembled by nvdisasm {NVDISASM}: instructions per warp",
+             "and iteration of a loop, inner loops separately. Both sides of a branch count, so code for odd widths is included (`STS`, `LDG`). `FFMA` is",
+             "with `FADD` and `FMUL`; `waves` are accesses of 128 bytes of shared memory, without conflicts; `least` is `HMMA` without pairs of a bf16 and its rounding error.",
              "", "| kernel | loop | " + " | ".join(KINDS) + " | all | waves | least |",
              "|---|---|" + "---:|" * (len(KINDS) + 3)]
     for name, loops in sorted(found.items()):
         for loop in loops if everything else chosen(loops):
-            what = "what is in no loop" if loop is loops[0] else f"depth {loop.depth}, {loop.begin:#x}"
+            what = "outside of loops" if loop is loops[0] else f"depth {loop.depth}, {loop.begin:#x}"
             least = ""
             if name in UNITS and loop is main_loop(name, loops)[0]:
                 what, least = f"{UNITS[name][0]}", str(UNITS[name][1])
             counts = " | ".join(str(loop.count.kinds[kind] or "") for kind in KINDS)
             lines.append(f"| `{name}` | {what} | {counts} | {loop.count.all} | {loop.count.wavefronts or ''} | {least} |")
-    lines += ["", f"**Predictions, not measurements.** {SMS} multiprocessors at {CLOCK / 1000} GHz, {COPY / 1e6} TB/s ({ALONE / 1e3:.0f} GB/s for one of them alone), {HMMA} clocks of",
-              "a quarter for an `HMMA`, 128 bytes of shared memory and four instructions a clock; the largest of these and a tenth, 1.5 us a launch and",
-              "1.5 us until the first bytes are there. Microseconds; floors by 4.8 TB/s or 790 TFLOP/s.", "",
+    lines += ["", f"**Predictions, not measurements.** {SMS} multiprocessors at {CLOCK / 1000} GHz, {COPY / 1e6} TB/s ({ALONE / 1e3:.0f} GB/s for a single one), {HMMA} clocks of",
+              "a quarter for an `HMMA`, 128 bytes of shared memory and four instructions per clock; the largest of these and a tenth, 1.5 us per launch and",
+              "1.5 us until the first bytes arrive. Microseconds; floors by 4.8 TB/s or 790 TFLOP/s.", "",
               "| work, one layer | bytes | tensor cores | shared memory | issue | predicted | floor | ratio |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
     short = lambda x: f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
     for what, *times, time, floor in model(found):

@@ -1,8 +1,9 @@
-//! The CPU backend's `linear` in each format of weights, beside the gemm crate and beside reading as many bytes, in one run.
+//! The CPU backend's `linear` in each weight format, compared with the gemm crate and with reading the same number of bytes,
+//! in one run.
 //!
-//! Ours reads weights as they are stored and widens them, or takes them apart into integer codes, as it goes; gemm is given
-//! f32 weights that were widened beforehand, which costs two to seven times the memory and is not counted. One row is
-//! multiplied with weights that no cache holds, one after another. `cargo bench --bench linear`.
+//! Our kernel reads weights as they are stored and widens them or decodes them to integer codes; gemm is given f32 weights
+//! that were widened before, which need two to seven times the memory; the widening is not counted. One row is multiplied
+//! with weights that do not fit in any cache, one after another. `cargo bench --bench linear`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use divan::counter::{BytesCount, ItemsCount};
@@ -18,7 +19,7 @@ use rayon::prelude::*;
 const INPUTS: usize = 2304;
 const OUTPUTS: usize = 4096;
 const ROWS: [usize; 4] = [1, 4, 32, 512];
-/// Weights that one row is multiplied with: no cache holds them all.
+/// Number of weights that one row is multiplied with: together they exceed every cache.
 const WEIGHTS: usize = 16;
 const FORMATS: [&str; 6] = ["F32", "BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_0"];
 
@@ -39,7 +40,7 @@ fn stored(name: &str) -> usize {
     format(name).bytes(OUTPUTS, INPUTS).unwrap()
 }
 
-/// A step of `weights` products of as many weights with the same rows.
+/// A step of `weights` products with different weights and the same rows.
 fn products(name: &str, rows: usize, weights: usize) -> (CpuBackend, Box<dyn Step>, Batch) {
     let mut backend = CpuBackend::new();
     let input = backend
@@ -105,7 +106,7 @@ fn one_row(bencher: Bencher<'_, '_>, name: &str) {
         .bench_local(|| step.submit(black_box(&batch)).unwrap().wait().unwrap());
 }
 
-/// The floor of one row: as many bytes, read by as many threads.
+/// The floor of one row: reading the same number of bytes with the same number of threads.
 #[divan::bench(args = FORMATS)]
 fn one_row_floor(bencher: Bencher<'_, '_>, name: &str) {
     let words = vec![0x3c_u64; WEIGHTS * stored(name) / 8];

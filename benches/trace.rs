@@ -1,9 +1,10 @@
-//! What a trace costs: decode speed of one sequence with every number of the trace read back, against the same without.
+//! The cost of a trace: decode speed of one sequence with every number of the trace read back, compared with decoding without
+//! a trace.
 //!
 //!     cargo bench --locked --bench trace -- [MODEL FOLDER] [cpu|wgpu]
 //!
-//! Answers with and without a trace take turns, so that what else the machine does weighs on both alike. Chosen are the
-//! heads whose state and attention are read back whole, as the desktop app does with every view open.
+//! Answers with and without a trace alternate, so that other load on the machine affects both alike. The state and the
+//! attention of the selected heads are read back as a whole, as the desktop app does with every view open.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::path::PathBuf;
@@ -56,7 +57,7 @@ fn main() -> anyhow::Result<()> {
             ..Request::new((0..PROMPT as u32).collect(), TOKENS)
         };
         let time = decode(&mut engine, RequestId(round as u64), request)?;
-        // The first of each records its steps.
+        // The first of each compiles its steps.
         if round > 1 {
             times[usize::from(traced)].push(time);
         }
@@ -66,7 +67,7 @@ fn main() -> anyhow::Result<()> {
         times[times.len() / 2].as_secs_f64() * 1000.0 / (TOKENS - 1) as f64
     });
     println!(
-        "{plain:.3} ms a token, {traced:.3} traced: {:.3} x (medians of {ROUNDS})",
+        "{plain:.3} ms per token, {traced:.3} traced: {:.3} x (medians of {ROUNDS})",
         traced / plain
     );
     Ok(())

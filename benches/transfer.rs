@@ -1,10 +1,12 @@
-//! Layer records over loopback, against a plain copy of the same bytes over as many sockets of the same kind in the same run.
+//! Layer records over loopback, compared with a plain copy of the same bytes over the same number of sockets of the same kind
+//! in one run.
 //!
 //!     cargo bench --locked --bench transfer
 //!
-//! Each round sends 128 recurrent states of 2 MiB, from the fetch until the hand-off is there. The plain copy writes the same records'
-//! bytes and reads each record into memory of its own. The second copy writes one buffer of 2 MiB again and again and reads into
-//! another, so that nothing but the sockets costs time. All are measured in each round; medians of the rounds.
+//! Each round sends 128 recurrent states of 2 MiB, from the fetch until the hand-off has arrived. The plain copy writes the
+//! same records' bytes and reads each record into memory of its own. The second copy writes one buffer of 2 MiB repeatedly
+//! and reads into another, so that only the sockets cost time. All are measured in each round; results are medians of the
+//! rounds.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::sync::Arc;
@@ -55,7 +57,7 @@ const LAYOUT: CacheLayout = CacheLayout {
     shard: Shard::WHOLE,
 };
 
-/// Records that are there already, the last first.
+/// Records that exist already, the last first.
 struct Ready(Vec<LayerRecord>);
 
 impl RecordSource for Ready {
@@ -181,7 +183,7 @@ impl Pair {
         let time = start.elapsed();
         anyhow::ensure!(count == RECORDS, "{count} records came");
         offer.finished().await;
-        // The name is free once the producer has forgotten the transfer.
+        // The name can be used again once the producer has dropped the transfer.
         while self.producer.stats().active > 0 {
             tokio::task::yield_now().await;
         }
@@ -218,7 +220,8 @@ async fn sockets(
     Ok(all)
 }
 
-/// Copies as many bytes as the records have: the records' own, each to memory of its own, or of one buffer to another.
+/// Copies the same number of bytes as the records have: the records' own, each to memory of its own, or from one buffer to
+/// another.
 async fn copy(
     sockets: &mut Vec<[Box<dyn Socket>; 2]>,
     mut records: Option<Vec<LayerRecord>>,
@@ -288,7 +291,7 @@ async fn measure() -> Result<()> {
                     copy(&mut sockets, Some(records(&pair.header))).await?,
                     copy(&mut sockets, None).await?,
                 ];
-                // The first connects and warms up.
+                // The first round connects and warms up.
                 if round > 0 {
                     times
                         .iter_mut()

@@ -1,21 +1,22 @@
 #!/usr/bin/env python3
-"""Time to the first token over a slow link: the caches sent while the prompt is read, after it, and the prompt read here.
+"""Time to the first token over a slow link: caches sent during the prefill, after it, and a local prefill.
 
     cargo build --release --locked
     benches/transfer_link.py [--tokens N] [--rates MBIT MBIT MBIT] [--chunk N] [--latency MS] [--repeats N] [--program PATH]
 
-Two servers of the demo model on the CPU, in two network namespaces that a veth pair joins; `tc tbf` shapes what leaves the prefill
-server, and a relay here gives each direction of a transfer its latency (netem is absent from many kernels). It takes
-`unshare -Urn`, or root. For each rate a prompt of N tokens, new each time, is
+Two servers of the demo model on the CPU, in two network namespaces joined by a veth pair; `tc tbf` limits the rate of the prefill server's
+output, and a relay here adds the latency to each direction of a transfer (many kernels lack netem). It requires `unshare -Urn`, or root.
+For each rate a prompt of N tokens, a new one each time, is
 
-    local       read and answered by the decode server,
-    after       read by the prefill server, then fetched by the decode server,
-    overlapped  given to both at once.
+    local       prefilled and answered by the decode server,
+    after       prefilled by the prefill server, then fetched by the decode server,
+    overlapped  sent to both at the same time.
 
-All three are measured in each round; medians. The predictions have the local time, the bytes that the decode server counted, rate, latency and the
-size of a prefill chunk in them and nothing else. `after` adds all bytes and the way there and back to the local time. Overlapped, a chunk's latents
-can leave when the chunk is computed (an equal share of the local time each) and those before it have left, and the states when everything is
-computed: the last of them arrives one way later.
+All three are measured in each round. The predictions use only the round's local time, the bytes that the decode server counted, rate,
+latency and the size of a prefill chunk. The table has medians of times and predictions, and the median over the rounds of
+time / prediction. `after` adds the time of all bytes and a round trip to the local time. Overlapped, a chunk's latents can be sent when
+the chunk is computed (in an equal share of the local time each) and the earlier ones have been sent, and the states when everything is
+computed: the last of them arrives one latency later.
 """
 import argparse
 import asyncio
@@ -51,7 +52,7 @@ def arguments():
 
 
 class Link:
-    """The far namespace, which lives as long as a process in it, and the pair of interfaces."""
+    """The second namespace, which exists as long as a process in it, and the pair of interfaces."""
 
     def __init__(self):
         self.keeper = subprocess.Popen(["unshare", "-n", "sleep", "infinity"])
@@ -70,7 +71,7 @@ class Link:
         return ["nsenter", "-t", str(self.keeper.pid), "-n", *command]
 
     def shape(self, mbit):
-        # A bucket of ten milliseconds, as tbf needs for its timer, and no less than a few packets.
+        # A bucket of ten milliseconds, as tbf requires for its timer, and at least a few packets.
         burst = max(16_000, int(mbit * 1e6 / 8 / 100))
         run(*self.far("tc", "qdisc", "replace", "dev", "klfar", "root", "tbf", "rate", f"{mbit}mbit", "burst", str(burst), "latency", "100ms"))
 
@@ -137,7 +138,7 @@ def request(host, port, method, path, body=None):
 
 
 def first_token(body):
-    """Asks the decode server for a stream and waits for its first token."""
+    """Requests a stream from the decode server and waits for its first token."""
     connection = http.client.HTTPConnection(NEAR, DECODE, timeout=120)
     connection.request("POST", "/v1/completions", json.dumps(body | {"stream": True}), {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -186,7 +187,7 @@ def received():
 
 
 def prompt(tokens):
-    """Ids of that many tokens, such as no prompt before had."""
+    """Random ids of that many tokens, so that no earlier prompt has the same prefix."""
     return [random.randrange(10, 200) for _ in range(tokens)]
 
 
@@ -195,7 +196,7 @@ def body(tokens):
 
 
 def count_bytes(tokens):
-    """Bytes of the latents of so many tokens, and of the states."""
+    """Bytes of the latents of this number of tokens, and of the states."""
     counts = []
     for length in (tokens // 2, tokens):
         before = received()
@@ -206,7 +207,7 @@ def count_bytes(tokens):
 
 
 def overlapped_time(options, local, latents, states, each):
-    """What the first token takes if only computing and sending take time; `each` seconds a byte."""
+    """Seconds to the first token if only computing and sending take time; `each` is seconds per byte."""
     chunks, sent = -(-options.tokens // options.chunk), 0.0
     for chunk in range(chunks):
         done = min(1, (chunk + 1) * options.chunk / options.tokens)
@@ -221,19 +222,22 @@ def measure(options, link):
         ask(body(tokens), how)
     latents, states = count_bytes(tokens)
     print(f"{tokens} tokens: {latents:,.0f} bytes of latents, {states:,.0f} of states and hand-off; {options.latency} ms each way")
-    print("| Mbit/s | local, s | after, s | predicted | overlapped, s | predicted |")
-    print("|---:|---:|---:|---:|---:|---:|")
+    print("| Mbit/s | local, s | after, s | predicted | time / prediction | overlapped, s | predicted | time / prediction |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for rate in options.rates:
         link.shape(rate)
-        times = {how: [] for how in HOWS}
-        for _ in range(options.repeats):
-            for how in HOWS:
-                times[how].append(ask(body(tokens), how))
-        local, after, overlapped = (statistics.median(times[how]) for how in HOWS)
+        rounds = [{how: ask(body(tokens), how) for how in HOWS} for _ in range(options.repeats)]
         each = 8 / (rate * 1e6)
-        both = local + (latents + states) * each + 2 * way
-        hidden = overlapped_time(options, local, latents, states, each)
-        print(f"| {rate:g} | {local:.3f} | {after:.3f} | {both:.3f} | {overlapped:.3f} | {hidden:.3f} |", flush=True)
+        predictions = {
+            "after": [one["local"] + (latents + states) * each + 2 * way for one in rounds],
+            "overlapped": [overlapped_time(options, one["local"], latents, states, each) for one in rounds],
+        }
+        cells = [f"{rate:g}", f"{statistics.median(one['local'] for one in rounds):.3f}"]
+        for how, predicted in predictions.items():
+            times = [one[how] for one in rounds]
+            ratio = statistics.median(time / prediction for time, prediction in zip(times, predicted))
+            cells += [f"{statistics.median(times):.3f}", f"{statistics.median(predicted):.3f}", f"{ratio:.2f}"]
+        print("|", " | ".join(cells), "|", flush=True)
 
 
 def main():

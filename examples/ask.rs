@@ -1,4 +1,4 @@
-//! Asks the model in a folder or GGUF, or the demo model, one question, and prints the answer as it comes:
+//! Asks the model in a folder or GGUF, or the demo model, one question, and streams the answer:
 //!
 //! ```sh
 //! cargo run --release --example ask -- "The red box holds 7. What does the red box hold?"
@@ -13,7 +13,9 @@ use kimi_linear::tokenizer::Chat;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let question = arguments.next().ok_or("a question is needed")?;
+    let question = arguments
+        .next()
+        .ok_or("the first argument must be a question")?;
     let llm = match arguments.next() {
         Some(path) => Llm::open(path)?,
         None => Llm::demo()?,

@@ -1,12 +1,12 @@
-"""Has prompts read by one server and answered by another, behind one address for OpenAI's clients.
+"""Prefills prompts on one server and decodes on another, behind one address for OpenAI's clients.
 
     kimi-linear serve --model MODEL --port 8100 --kv-transfer listen:127.0.0.1:14579
     kimi-linear serve --model MODEL --port 8200 --kv-transfer connect:127.0.0.1:14579
     python3 examples/disaggregated_proxy.py --port 8000 --prefill 127.0.0.1:8100 --decode 127.0.0.1:8200
 
 Both servers get the request at once, under one `transfer_id`: the decode server fetches caches while the prefill server still computes
-them. With --sequential the decode server is asked when the prefill server has answered, as vLLM's proxies do, and its answer says where
-the caches are. Python's standard library is enough.
+them. With --sequential the decode server gets the request after the prefill server has answered, as in vLLM's proxies; that answer contains
+the address of the caches. It needs only Python's standard library.
 """
 import argparse
 import http.client
@@ -20,20 +20,20 @@ GENERATES = ("/v1/completions", "/v1/chat/completions")
 
 
 def send(address, method, path, body, headers):
-    """Sends a request; its connection. The answer is not waited for."""
+    """Sends a request and returns its connection, without waiting for the answer."""
     connection = http.client.HTTPConnection(address, timeout=600)
     connection.request(method, path, body, headers)
     return connection
 
 
 class Prefill(threading.Thread):
-    """The prompt's way through the prefill server, whose answer is the first token and where the caches are."""
+    """The request to the prefill server, whose answer has the first token and the address of the caches."""
 
     def __init__(self, address, path, body, headers):
         super().__init__(daemon=True)
         self.request = (address, "POST", path, json.dumps(body).encode(), headers)
         self.status, self.answer = None, b""
-        # The decode server's connection: it would wait for caches that a refused request does not make.
+        # The decode server's connection, closed if the prefill server refuses: otherwise it would wait for caches.
         self.waits = None
 
     def run(self):
@@ -44,12 +44,12 @@ class Prefill(threading.Thread):
             sentence = f"the prefill server at {self.request[0]} cannot be reached: {error}"
             self.status = 502
             self.answer = json.dumps({"error": {"message": sentence, "type": "proxy_error", "param": None, "code": None}}).encode()
-            return  # The decode server sees that too, and follows its kv_load_failure_policy.
+            return  # The decode server notices this too, and follows its kv_load_failure_policy.
         if self.status != 200 and self.waits is not None:
             try:
                 self.waits.sock.shutdown(socket.SHUT_RDWR)
             except (AttributeError, OSError):
-                pass  # It has ended by itself.
+                pass  # It has already ended.
 
 
 class Proxy(BaseHTTPRequestHandler):
@@ -65,7 +65,7 @@ class Proxy(BaseHTTPRequestHandler):
         return {name: self.headers[name] for name in names if name in self.headers}
 
     def relay(self, connection):
-        """Sends a server's answer to the client as it comes."""
+        """Sends a server's answer to the client as a stream."""
         response = connection.getresponse()
         self.send_response(response.status)
         self.send_header("content-type", response.getheader("content-type", "application/json"))
@@ -118,7 +118,7 @@ class Proxy(BaseHTTPRequestHandler):
         try:
             self.relay(decode)
         except (OSError, http.client.HTTPException):
-            # Where it was the prefill server that failed, its answer says why.
+            # If the prefill server failed, its answer has the reason.
             if prefill.status in (None, 200):
                 raise
             self.refuse(prefill.status, prefill.answer)
@@ -129,7 +129,7 @@ def main():
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--prefill", required=True, metavar="HOST:PORT")
     parser.add_argument("--decode", required=True, metavar="HOST:PORT")
-    parser.add_argument("--sequential", action="store_true", help="ask the decode server when the prefill server has answered")
+    parser.add_argument("--sequential", action="store_true", help="send the request to the decode server after the prefill server has answered")
     Proxy.servers = parser.parse_args()
     server = ThreadingHTTPServer(("127.0.0.1", Proxy.servers.port), Proxy)
     print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)

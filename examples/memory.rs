@@ -1,4 +1,5 @@
-//! Saves what the demo model remembers of a text to a file, and goes on from it in another engine, which does not read the text again:
+//! Saves the demo model's state after a text to a file, and continues from it in another engine, which does not process the
+//! text again:
 //!
 //! ```sh
 //! cargo run --release --example memory

@@ -1,10 +1,10 @@
-// target += source. Twin of the sum in src/backend/cpu/step.rs.
+// target += source. Counterpart of the sum in src/backend/cpu/step.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// Over rows of bf16, 256 elements a block.
+// Over rows of bf16, 256 elements per block.
 //   batch   the batch
-//   kind    TOKENS or OUTPUTS: what a row stands for
+//   kind    TOKENS or OUTPUTS: the kind of the rows
 //   source  [.., width] bf16
 //   target  [.., width] bf16
 extern "C" __global__ void __launch_bounds__(256) add(

@@ -1,10 +1,10 @@
-// Weights that are not stored in bf16, once, for products on tensor cores.
+// Converts weights that are not stored in bf16, once, for products on tensor cores.
 #include "shared/kernel.h"
 #include "shared/weight.h"
 
-// 256 elements a block.
+// 256 elements per block.
 //   weight  [count] of the format
-//   output  bf16: those from element `first` on are written
+//   output  [..] bf16; elements `first` to `first + count` are written
 extern "C" __global__ void __launch_bounds__(256) convert(
     const void* weight, u32 format, bf16* output, u64 first, u64 count) {
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;

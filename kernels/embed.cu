@@ -1,9 +1,9 @@
-// The token embedding: one row of the weight a token. Twin of src/backend/cpu/embed.rs.
+// The token embedding: one row of the weight per token. Counterpart of src/backend/cpu/embed.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/weight.h"
 
-// output[t] = weight[tokens[t]]; a block of 128 threads a token.
+// output[t] = weight[tokens[t]]; one block of 128 threads per token.
 //   batch   the batch
 //   weight  [vocabulary, width] of the format
 //   output  [T, width] bf16

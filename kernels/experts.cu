@@ -1,58 +1,59 @@
-// The routed experts. Twin of src/backend/cpu/experts.rs.
+// The routed experts. Counterpart of src/backend/cpu/experts.rs.
 //
-// Rows of segments of a single token take the path for few: a block has some rows of one chosen expert's weights, and
-// multiplies them with every row that chose the expert. Rows of longer segments are grouped by expert and multiplied in tiles.
-// Which path a row takes depends on its segment alone, and its sums on itself, so its arithmetic does not depend on what else
-// is in the batch. A "place" is a token's choice of an expert: token * top_k + choice.
+// Rows of segments of a single token use the form for few rows: a block has some rows of one chosen expert's weights, and
+// multiplies them with every row that chose the expert. Rows of longer segments are grouped by expert and multiplied in
+// tiles. Which form a row uses depends on its segment alone, and its sums on the row alone, so its arithmetic does not depend
+// on the rest of the batch. An "assignment" is a token's choice of an expert: token * top_k + choice.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/eights.h"
 #include "shared/tile.h"
 
-// Place number `i` of single rows, and of longer segments.
-static __device__ __forceinline__ u32 single_place(const u32* batch, u32 top_k, u32 i) {
+// Assignment number `i` of single rows, and of longer segments.
+static __device__ __forceinline__ u32 single_assignment(const u32* batch, u32 top_k, u32 i) {
     return batch[batch[AT_ROWS] + batch[SEVERAL_ROWS] + i / top_k] * top_k + i % top_k;
 }
-static __device__ __forceinline__ u32 several_place(const u32* batch, u32 top_k, u32 i) {
+static __device__ __forceinline__ u32 several_assignment(const u32* batch, u32 top_k, u32 i) {
     return batch[batch[AT_ROWS] + i / top_k] * top_k + i % top_k;
 }
 
-// Outputs that a block of the path for few has: two tiles of 16. Its warps take turns along the columns, eight columns a lane
-// in one access, which a fragment calls its own (as `linear_few` does); their sums are added in the warps' order.
+// Outputs per block in the form for few rows: two tiles of 16. Its warps alternate along the columns; a lane reads eight
+// columns in one access, which are the fragment's columns of that lane (as in `linear_few`); the warps' sums are added in the
+// warps' order.
 #define FEW_OUTPUTS 32
 #define FEW_WARPS 8
 #define FEW_COLUMNS 32
-// Places that share a reading of the weights, the columns of a fragment; more take another.
-#define FEW_PLACES 8
-// Sums of one place lie so far from the next one's in shared memory that a fragment meets no bank twice.
+// Assignments for which the weights are read once: the columns of a fragment. More assignments read the weights again.
+#define FEW_ASSIGNMENTS 8
+// Floats from one assignment's sums to the next's in shared memory, without bank conflicts for a fragment.
 #define FEW_STRIDE 36
 
-// What a block of the path for few works for: number `blockIdx.y` of the chosen experts, and who chose it.
+// The work of a block in the form for few rows: chosen expert number `blockIdx.y`, and the assignments to it.
 struct Chosen {
     u32 expert, count;
-    // Where they are listed, or null for the only one.
-    const u32* places;
+    // The list of assignments, or null if there is only one.
+    const u32* assignments;
     u32 only;
 
-    __device__ __forceinline__ u32 place(u32 i) const { return places == nullptr ? only : places[i]; }
+    __device__ __forceinline__ u32 assignment(u32 i) const { return assignments == nullptr ? only : assignments[i]; }
 };
 
-// Looks it up; `count` is 0 where there is none. The choices of a row that is the only single one need no list: each is
-// another expert's.
+// Reads it from the list; `count` is 0 if there is no such expert. The choices of the only single row need no list: each is a
+// different expert.
 static __device__ __forceinline__ Chosen chosen(
     const u32* batch, const u32* ids, const u32* list, u32 most, u32 top_k, u32 first, u32 experts) {
     u32 rows = batch[TOKENS] - batch[SEVERAL_ROWS], single = batch[AT_ROWS] + batch[SEVERAL_ROWS], n = blockIdx.y;
     if (rows < 2) {
         if (n >= rows * top_k) return {NONE, 0, nullptr, NONE};
-        u32 place = batch[single] * top_k + n, expert = ids[place] - first;
-        return {expert, expert < experts ? 1u : 0u, nullptr, place};
+        u32 assignment = batch[single] * top_k + n, expert = ids[assignment] - first;
+        return {expert, expert < experts ? 1u : 0u, nullptr, assignment};
     }
     const u32* entry = list + 1 + 3 * (u64)n;
     return {entry[0], n < list[0] ? entry[2] : 0, list + 1 + 3 * (u64)most + entry[1], NONE};
 }
 
-// sums[i] = 16 outputs, number `i` of two such tiles, times eight rows. A lane has rows lane / 4 and the eighth after of each
-// tile's weights, and row lane / 4 of the input. A row's sums are the same instructions whatever the other rows are.
+// sums[i] = 16 outputs, tile `i` of two, times eight rows. A lane has rows lane / 4 and lane / 4 + 8 of each tile's weights,
+// and row lane / 4 of the input. A row's sums use the same instructions for any other rows.
 typedef float FewSums[2][4];
 
 static __device__ __forceinline__ void clear(FewSums& sums) {
@@ -76,12 +77,12 @@ static __device__ __forceinline__ void few_multiply(FewSums& sums, const uint4 (
     }
 }
 
-// Over this warp's turns, with weights in bf16.
+// Over this warp's columns, with weights in bf16.
 template <bool WHOLE>
 static __device__ __forceinline__ void few_product(
     FewSums& sums, const bf16* const (&weights)[4], const bf16* row, u32 columns) {
     clear(sums);
-    // This warp's place, then a turn further each time: pointers, since they cost less to move than to find anew.
+    // This warp's first columns, then its next ones: pointers, which cost less to advance than to compute again.
     u32 k = threadIdx.x / 32 * FEW_COLUMNS + threadIdx.x % 4 * 8, first = k / FEW_COLUMNS * FEW_COLUMNS;
     const bf16* from[5] = {weights[0] + k, weights[1] + k, weights[2] + k, weights[3] + k, row + k};
     uint4 now[5], next[5];
@@ -93,8 +94,7 @@ static __device__ __forceinline__ void few_product(
         }
         k += FEW_WARPS * FEW_COLUMNS;
     };
-    // The next turn's loads are under way while this one's are multiplied; element by element they would take too many
-    // registers.
+    // The next loads are in flight while these are multiplied; element by element they would need too many registers.
     if (WHOLE) load(next);
     for (; first < columns; first += FEW_WARPS * FEW_COLUMNS) {
         if (WHOLE) {
@@ -108,20 +108,21 @@ static __device__ __forceinline__ void few_product(
     }
 }
 
-// A lane's four rows of weights of any format, two of each stack: the elements that they begin at.
+// A lane's four rows of weights of any format, two of each stack: the index of each row's first element.
 struct FewRows {
     const void *first, *second;
     u32 first_format, second_format;
     u64 rows[4];
 };
 
-// The same, widened and rounded to bf16 where they are loaded.
+// The same, widened and rounded to bf16 when they are loaded.
 static __device__ __forceinline__ void few_product(FewSums& sums, const FewRows& weights, const bf16* row, u32 columns) {
     clear(sums);
     for (u32 k = threadIdx.x / 32 * FEW_COLUMNS + threadIdx.x % 4 * 8; k / FEW_COLUMNS * FEW_COLUMNS < columns;
          k += FEW_WARPS * FEW_COLUMNS) {
         uint4 w[5] = {};
-        // Taking blocks apart is long: once for the four rows, whose words are chosen and not indexed, to stay in registers.
+        // Decoding blocks is long code: one loop for the four rows, whose words are selected, not indexed, so that they stay
+        // in registers.
 #pragma unroll 1
         for (u32 i = 0; i < 4; i++) {
             float x[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
@@ -139,36 +140,37 @@ static __device__ __forceinline__ void few_product(FewSums& sums, const FewRows&
     }
 }
 
-// Multiplies FEW_OUTPUTS rows of weights with the rows of all places that chose the expert, which `product(sums, row)` does for
-// eight of them, and calls `store(place, n, sum)` in every thread for each: output number threadIdx.x % 32 of a place, or of NONE.
+// Multiplies FEW_OUTPUTS rows of weights with the rows of all assignments to the expert, eight at a time with
+// `product(sums, row)`, and calls `store(assignment, n, sum)` in every thread for each: output number threadIdx.x % 32 of an
+// assignment, or of NONE.
 template <class P, class R, class S>
 static __device__ __forceinline__ void few(const Chosen& chosen, P product, R row_of, S store) {
-    SHARED(float, parts, FEW_WARPS * FEW_PLACES * FEW_STRIDE);
+    SHARED(float, parts, FEW_WARPS * FEW_ASSIGNMENTS * FEW_STRIDE);
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    for (u32 first = 0; first < chosen.count; first += FEW_PLACES) {
-        // Where fewer rows are left, the last is multiplied again and not stored.
-        const bf16* row = row_of(chosen.place(min(first + g, chosen.count - 1)));
-        u32 place = first + warp < chosen.count ? chosen.place(first + warp) : NONE;
+    for (u32 first = 0; first < chosen.count; first += FEW_ASSIGNMENTS) {
+        // If fewer rows are left, the last is multiplied again and not stored.
+        const bf16* row = row_of(chosen.assignment(min(first + g, chosen.count - 1)));
+        u32 assignment = first + warp < chosen.count ? chosen.assignment(first + warp) : NONE;
         FewSums sums;
         product(sums, row);
-        // What the places before left was read before this barrier.
+        // The sums of the previous assignments were read before this barrier.
         if (first > 0) __syncthreads();
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
 #pragma unroll
             for (u32 n = 0; n < 4; n++) {
-                parts[(warp * FEW_PLACES + 2 * t + n % 2) * FEW_STRIDE + 16 * i + g + n / 2 * 8] = sums[i][n];
+                parts[(warp * FEW_ASSIGNMENTS + 2 * t + n % 2) * FEW_STRIDE + 16 * i + g + n / 2 * 8] = sums[i][n];
             }
         }
         __syncthreads();
         float sum = 0.0f;
 #pragma unroll
-        for (u32 from = 0; from < FEW_WARPS; from++) sum += parts[(from * FEW_PLACES + warp) * FEW_STRIDE + lane];
-        store(place, lane, sum);
+        for (u32 from = 0; from < FEW_WARPS; from++) sum += parts[(from * FEW_ASSIGNMENTS + warp) * FEW_STRIDE + lane];
+        store(assignment, lane, sum);
     }
 }
 
-// The product with weights in bf16, whatever their width.
+// The product with weights in bf16 of any width.
 struct FewDense {
     const bf16* weights[4];
     u32 columns;
@@ -182,22 +184,23 @@ struct FewDense {
     }
 };
 
-// What the kernels for single rows do with a product whose outputs are those of gate from `unit` on, then those of up.
+// The common part of the input kernels for single rows: the product's outputs are those of gate from `unit` on, then those of
+// up.
 template <class P>
 static __device__ __forceinline__ void few_in(
     const Chosen& own, P product, const bf16* input, bf16* hidden, u32 unit, u32 width, u32 hidden_width, u32 top_k) {
-    auto row_of = [&](u32 place) { return input + (u64)(place / top_k) * width; };
-    few(own, product, row_of, [&](u32 place, u32 n, float sum) {
+    auto row_of = [&](u32 assignment) { return input + (u64)(assignment / top_k) * width; };
+    few(own, product, row_of, [&](u32 assignment, u32 n, float sum) {
         float other = __shfl_down_sync(EVERY_LANE, sum, FEW_OUTPUTS / 2);
-        if (n >= FEW_OUTPUTS / 2 || place == NONE || unit + n >= hidden_width) return;
-        hidden[(u64)place * hidden_width + unit + n] = narrow(silu(sum) * other);
+        if (n >= FEW_OUTPUTS / 2 || assignment == NONE || unit + n >= hidden_width) return;
+        hidden[(u64)assignment * hidden_width + unit + n] = narrow(silu(sum) * other);
     });
 }
 
-// hidden = silu(gate x) * (up x) for single rows. Grid (ceil(hidden_width / 16), experts that they may have chosen), block 256.
+// hidden = silu(gate x) * (up x) for single rows. Grid (ceil(hidden_width / 16), maximum number of chosen experts), block 256.
 //   batch    the batch
 //   ids      [T, top_k] u32
-//   list     from `experts_list`, where there are several single rows
+//   list     from `experts_list`, if there are several single rows
 //   input    [T, width] bf16
 //   gate     [experts, hidden_width, width] bf16
 //   up       [experts, hidden_width, width] bf16
@@ -218,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) experts_few_in(
 }
 ENTRY(experts_few_in)
 
-// The same where a stack is in blocks: each of its format, rows of whole blocks.
+// The same if a stack is in blocks: each has its own format, rows are whole blocks.
 extern "C" __global__ void __launch_bounds__(256, 2) experts_few_in_blocks(
     const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* input, const void* gate, u32 gate_format,
     const void* up, u32 up_format, bf16* hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
@@ -236,17 +239,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_few_in_blocks(
 }
 ENTRY(experts_few_in_blocks)
 
-// What they do with a product whose outputs are those of down from `output` on.
+// The common part of the output kernels for single rows: the product's outputs are those of down from `output` on.
 template <class P>
 static __device__ __forceinline__ void few_out(
     const Chosen& own, P product, const bf16* hidden, float* results, u32 output, u32 width, u32 hidden_width) {
-    auto row_of = [&](u32 place) { return hidden + (u64)place * hidden_width; };
-    few(own, product, row_of, [&](u32 place, u32 n, float sum) {
-        if (place != NONE && output + n < width) results[(u64)place * width + output + n] = sum;
+    auto row_of = [&](u32 assignment) { return hidden + (u64)assignment * hidden_width; };
+    few(own, product, row_of, [&](u32 assignment, u32 n, float sum) {
+        if (assignment != NONE && output + n < width) results[(u64)assignment * width + output + n] = sum;
     });
 }
 
-// results = down hidden for single rows, as above. Grid (ceil(width / 32), experts that they may have chosen), block 256.
+// results = down hidden for single rows; batch, ids and list as above. Grid (ceil(width / 32), maximum number of chosen experts), block 256.
 //   hidden   [T, top_k, hidden_width] bf16
 //   down     [experts, width, hidden_width] bf16
 //   results  [T, top_k, width] f32
@@ -284,23 +287,24 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_few_out_blocks(
 }
 ENTRY(experts_few_out_blocks)
 
-// Places of longer segments that a block counts and lists.
+// Assignments of longer segments that a block counts and lists.
 #define SHARE 2048
 
-// How often each share of the places of longer segments chose each expert. Grid (ceil(places / 2048)), block 256.
+// The number of assignments to each expert in each share of longer segments' assignments. Grid (ceil(assignments / 2048)),
+// block 256.
 //   batch    the batch
 //   ids      [T, top_k] u32
 //   counts   [shares, experts] u32
-// Dynamic shared memory: 4 bytes an expert.
+// Dynamic shared memory: 4 bytes per expert.
 extern "C" __global__ void __launch_bounds__(256) experts_count(
     const u32* batch, const u32* ids, u32* counts, u32 top_k, u32 first, u32 experts) {
     u32* own = (u32*)dynamic_shared();
-    u32 places = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE;
-    if (start >= places) return;
+    u32 assignments = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE;
+    if (start >= assignments) return;
     for (u32 e = threadIdx.x; e < experts; e += 256) own[e] = 0;
     __syncthreads();
-    for (u32 i = start + threadIdx.x; i < min(start + SHARE, places); i += 256) {
-        u32 expert = ids[several_place(batch, top_k, i)] - first;
+    for (u32 i = start + threadIdx.x; i < min(start + SHARE, assignments); i += 256) {
+        u32 expert = ids[several_assignment(batch, top_k, i)] - first;
         if (expert < experts) atomicAdd(own + expert, 1u);
     }
     __syncthreads();
@@ -308,26 +312,26 @@ extern "C" __global__ void __launch_bounds__(256) experts_count(
 }
 ENTRY(experts_count)
 
-// Sorts places by expert, in the batch's order within one, with 256 threads: a block has those from `start` to `end` of
-// `places`, which `place_of` names. `groups` is words: how many runs; then [most, 3]: expert, first place in the list, places
-// (at most `run`); then the list of places. What other blocks have comes from `counts`, null for the only block.
-// Dynamic shared memory: 40 bytes an expert.
+// Sorts assignments by expert, and within an expert in the batch's order, with 256 threads: a block sorts those from `start`
+// to `end` of `assignments`, which `assignment_of` returns. `groups` is words: the number of runs; then [most, 3]: expert,
+// index of the first assignment in the list, number of assignments (at most `run`); then the list of assignments. `counts`
+// has the counts of other blocks; null for a single block. Dynamic shared memory: 40 bytes per expert.
 template <class P>
-static __device__ __forceinline__ void sort_places(
+static __device__ __forceinline__ void sort_assignments(
     const u32* ids, const u32* counts, u32* groups, u32 most, u32 run, u32 first, u32 experts, u32 start, u32 end,
-    u32 places, P place_of) {
-    u32* starts = (u32*)dynamic_shared();  // how many chose an expert, then where its places begin
-    u32* runs = starts + experts;          // its first run
-    u32* next = runs + experts;            // [8, experts]: where a warp's next place of an expert goes
+    u32 assignments, P assignment_of) {
+    u32* starts = (u32*)dynamic_shared();  // [experts]: number of assignments, then the index of the first one
+    u32* runs = starts + experts;          // [experts]: an expert's first run
+    u32* next = runs + experts;            // [8, experts]: index of a warp's next assignment to an expert
     u32* list = groups + 1 + 3 * (u64)most;
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, shares = (places + SHARE - 1) / SHARE;
+    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, shares = (assignments + SHARE - 1) / SHARE;
     for (u32 i = threadIdx.x; i < 8 * experts; i += 256) next[i] = 0;
     __syncthreads();
-    // What each warp has of each expert, and what all shares have, those before this one apart.
+    // Counts of each warp per expert, and of all shares, with those before this one separate.
     u32 share = (end - start + 255) / 256 * 32, begin = min(start + warp * share, end);
     end = min(begin + share, end);
     for (u32 i = begin + lane; i < end; i += 32) {
-        u32 expert = ids[place_of(i)] - first;
+        u32 expert = ids[assignment_of(i)] - first;
         if (expert < experts) atomicAdd(next + warp * experts + expert, 1u);
     }
     __syncthreads();
@@ -349,7 +353,7 @@ static __device__ __forceinline__ void sort_places(
         starts[e] = counts != nullptr ? all : before;
     }
     __syncthreads();
-    // Counts become sums of those before; the first block writes runs while it is at it.
+    // Counts become prefix sums; the first block also writes the runs.
     if (warp == 0) {
         u32 at = 0, number = 0;
         for (u32 base = 0; base < experts; base += 32) {
@@ -380,51 +384,51 @@ static __device__ __forceinline__ void sort_places(
     }
     __syncthreads();
     for (u32 base = begin; base < end; base += 32) {
-        u32 i = base + lane, place = i < end ? place_of(i) : 0;
-        u32 expert = i < end ? ids[place] - first : NONE;
+        u32 i = base + lane, assignment = i < end ? assignment_of(i) : 0;
+        u32 expert = i < end ? ids[assignment] - first : NONE;
         u32 peers = __match_any_sync(EVERY_LANE, expert), rank = (u32)__popc(peers & ((1u << lane) - 1));
         u32* to = next + warp * experts + expert;
-        if (expert < experts) list[starts[expert] + *to + rank] = place;
+        if (expert < experts) list[starts[expert] + *to + rank] = assignment;
         __syncwarp();
         if (expert < experts && rank == 0) *to += (u32)__popc(peers);
         __syncwarp();
     }
 }
 
-// Places of longer segments in tiles, sorted by expert. Grid (ceil(places / 2048)), block 256.
+// Assignments of longer segments in tiles, sorted by expert. Grid (ceil(assignments / 2048)), block 256.
 //   batch    the batch
 //   ids      [T, top_k] u32
 //   counts   from `experts_count`
-//   groups   as above, each run a tile
-// Dynamic shared memory: 40 bytes an expert.
+//   groups   as above, a run per tile
+// Dynamic shared memory: 40 bytes per expert.
 extern "C" __global__ void __launch_bounds__(256) experts_group(
     const u32* batch, const u32* ids, const u32* counts, u32* groups, u32 most_tiles, u32 top_k, u32 first, u32 experts) {
-    u32 places = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE;
-    if (start >= places) return;
-    auto place_of = [&](u32 i) { return several_place(batch, top_k, i); };
-    sort_places(ids, counts, groups, most_tiles, TILE_ROWS, first, experts, start, min(start + SHARE, places), places, place_of);
+    u32 assignments = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE;
+    if (start >= assignments) return;
+    auto assignment_of = [&](u32 i) { return several_assignment(batch, top_k, i); };
+    sort_assignments(ids, counts, groups, most_tiles, TILE_ROWS, first, experts, start, min(start + SHARE, assignments), assignments, assignment_of);
 }
 ENTRY(experts_group)
 
-// Places of single rows, sorted by expert, each expert's a run. One block of 256.
+// Assignments of single rows, sorted by expert, one run per expert. One block of 256.
 //   batch    the batch
 //   ids      [T, top_k] u32
 //   list     as above
-// Dynamic shared memory: 40 bytes an expert.
+// Dynamic shared memory: 40 bytes per expert.
 extern "C" __global__ void __launch_bounds__(256) experts_list(
     const u32* batch, const u32* ids, u32* list, u32 most, u32 top_k, u32 first, u32 experts) {
-    u32 places = (batch[TOKENS] - batch[SEVERAL_ROWS]) * top_k;
-    auto place_of = [&](u32 i) { return single_place(batch, top_k, i); };
-    sort_places(ids, nullptr, list, most, max(places, 1u), first, experts, 0, places, places, place_of);
+    u32 assignments = (batch[TOKENS] - batch[SEVERAL_ROWS]) * top_k;
+    auto assignment_of = [&](u32 i) { return single_assignment(batch, top_k, i); };
+    sort_assignments(ids, nullptr, list, most, max(assignments, 1u), first, experts, 0, assignments, assignments, assignment_of);
 }
 ENTRY(experts_list)
 
-// What the kernels for tiles do with the rows of gate and up from `column` on.
+// The common part of the input kernels for tiles: rows of gate and up from `column` on.
 template <class B>
 static __device__ __forceinline__ void many_in(
     const bf16* const (&a)[TILE_OWN], const B& b, const u32* list, bf16* hidden, u32 rows, u32 column, u32 width,
     u32 hidden_width) {
-    // Columns 0 to 31 of a warp's are of the gate, the others the same of up.
+    // A warp's columns 0 to 31 are those of the gate, the others the same columns of up.
     TileSums sums;
     tile_product<true>(sums, (bf16*)dynamic_shared(), a, b, width, rows);
     column += threadIdx.x / 32 % 2 * 32 + threadIdx.x % 4 * 2;
@@ -445,7 +449,7 @@ static __device__ __forceinline__ void many_in(
     });
 }
 
-// hidden = silu(gate x) * (up x) for a tile of places (y) and 64 columns (x), on tensor cores; 128 threads.
+// hidden = silu(gate x) * (up x) for a tile of assignments (y) and 64 columns (x), on tensor cores; 128 threads.
 //   groups   from `experts_group`
 //   input    [T, width] bf16
 //   gate     [experts, hidden_width, width] bf16
@@ -471,7 +475,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in(
 }
 ENTRY(experts_many_in)
 
-// The same where a stack is in blocks: each of its format, rows of whole blocks.
+// The same if a stack is in blocks: each has its own format, rows are whole blocks.
 extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in_blocks(
     const u32* groups, u32 most_tiles, const bf16* input, const void* gate, u32 gate_format, const void* up, u32 up_format,
     bf16* hidden, u32 width, u32 hidden_width, u32 top_k) {
@@ -492,7 +496,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in_blocks(
 }
 ENTRY(experts_many_in_blocks)
 
-// What they do with the rows of down from `column` on.
+// The common part of the output kernels for tiles: rows of down from `column` on.
 template <class B>
 static __device__ __forceinline__ void many_out(
     const bf16* const (&a)[TILE_OWN], const B& b, const u32* list, float* results, u32 rows, u32 column, u32 width,
@@ -516,7 +520,7 @@ static __device__ __forceinline__ void many_out(
     });
 }
 
-// results = down hidden for a tile of places (y) and TILE_COLUMNS columns (x), on tensor cores; 128 threads.
+// results = down hidden for a tile of assignments (y) and TILE_COLUMNS columns (x), on tensor cores; 128 threads.
 //   groups   from `experts_group`
 //   hidden   [T, top_k, hidden_width] bf16
 //   down     [experts, width, hidden_width] bf16
@@ -565,10 +569,10 @@ extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out_blocks(
 }
 ENTRY(experts_many_out_blocks)
 
-// Choices whose results are under way together.
+// Choices whose results are loaded at the same time.
 #define COMBINED 8
 
-// Four columns of a row's output. WHOLE: rows are of whole fours.
+// Four columns of a row's output. WHOLE: rows have a multiple of four columns.
 template <bool WHOLE>
 static __device__ __forceinline__ void combine(
     const u32* ids, const float* weights, const float* results, bf16* output, u32 column, u32 width, u32 top_k, u32 first,

@@ -1,5 +1,5 @@
-// Random numbers where weights and caches are kept, for measuring a model without its file. Twin of
-// `src/backend/cpu/fill.rs`; the numbers are `Random::value` of `src/backend/random.rs`, to the bit.
+// Generates random numbers in weights and caches, to measure a model without its files. Counterpart of `src/backend/cpu/fill.rs`;
+// the numbers are `Random::value` of `src/backend/random.rs`, to the bit.
 #include "shared/kernel.h"
 #include "shared/latents.h"
 
@@ -10,7 +10,7 @@ static __device__ __forceinline__ u32 mix(u32 x) {
     return x ^ x >> 16;
 }
 
-// 4096 elements a block, 16 a thread.
+// 4096 elements per block, 16 per thread.
 //   output  [count] of the format
 extern "C" __global__ void __launch_bounds__(256) fill(void* output, u32 format, u64 count, u32 seed, float mean, float scale) {
     u64 first = (u64)blockIdx.x * 4096 + threadIdx.x;

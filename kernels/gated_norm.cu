@@ -1,9 +1,9 @@
-// The output gate of a KDA layer: a norm over each head, times a sigmoid gate. Twin of src/backend/cpu/gated_norm.rs.
+// The output gate of a KDA layer: a norm over each head, times a sigmoid gate. Counterpart of src/backend/cpu/gated_norm.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/weight.h"
 
-// output = input / sqrt(mean over a head(input^2) + eps) * weight * sigmoid(gate); a warp a head, eight a block.
+// output = input / sqrt(mean over a head(input^2) + eps) * weight * sigmoid(gate); one warp per head, eight per block.
 //   batch   the batch
 //   input   [T, heads * width] bf16
 //   gate    [T, heads * width] bf16, before the sigmoid

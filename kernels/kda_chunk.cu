@@ -1,32 +1,33 @@
 // The gated delta rule in chunks of sixteen tokens, the chunkwise form of Kimi Linear (section 3.2), for prefill, on tensor
-// cores: what does not depend on the state. Twin of src/backend/cpu/kda_chunk.rs.
+// cores: the part that does not depend on the state. Counterpart of src/backend/cpu/kda_chunk.rs.
 //
-// `kda_prepare` works on all chunks at once and leaves an image for each chunk and head (`shared/kda_image.h`); `kda_scan.cu`
-// walks through them.
+// `kda_prepare` processes all chunks in parallel and writes an image for each chunk and head (`shared/kda_image.h`);
+// `kda_scan.cu` processes them in order.
 //
 // With G the inclusive sum of gates in a chunk, S the state before it:
 //
 //   A_kk[i][j] = beta_i k_i . (k_j exp(G_i - G_j))  i > j        A_qk[i][j] = q_i . (k_j exp(G_i - G_j))  i >= j
 //   U = (I + A_kk)^-1 beta (V - (K exp(G)) S)       O = (Q exp(G)) S + A_qk U       S' = exp(G_16) S + Kr^T U
 //
-// The inverse is multiplied into K exp(G) and V here, so that the scan has one product less in its chain.
+// The inverse is multiplied with K exp(G) and V here, so that the scan's dependent chain has one product less.
 //
-// Gates have no lower bound, so exp(G_i - G_j) is never split as exp(G_i) exp(-G_j). Where the sums of both halves of a
-// chunk are small, the anchor is its middle: one product. Elsewhere each block of the matrices has an anchor between its
-// rows and columns (dyadic anchors): four products, and every factor is at most 1.
+// Gates have no lower bound, so exp(G_i - G_j) is never computed as exp(G_i) exp(-G_j). If the sums of both halves of a chunk
+// are small, the anchor is its middle: one product. Otherwise each block of the matrices has an anchor between its rows and
+// columns (dyadic anchors): four products, and every factor is at most 1.
 //
-// Operands are bf16. Those whose rounding would show (both matrices' factors, the inverse and what it multiplies, Kr) come
-// as two, a part and the rest of it: docs/performance/hopper.md has what each is worth.
+// Operands are bf16. Those whose rounding would exceed the error bounds (both matrices' factors, the inverse and what it
+// multiplies, Kr) are pairs of a bf16 and its rounding error: docs/performance/hopper.md has the effect of each.
 #include "shared/kernel.h"
 #include "shared/kda_image.h"
 #include "shared/kda_input.h"
 
 #define PREPARE_THREADS 128
 #define PREPARE_WARPS 4
-// Greatest sum of half a chunk's gates for the anchor in the middle: exp(60) times a rest of a bf16 keeps its digits.
+// Greatest sum of half a chunk's gates for the anchor in the middle: exp(60) times the rounding error of a bf16 keeps its
+// digits.
 #define MIDDLE_LIMIT 60.0f
 
-// Factors of rows and columns with the anchor in the chunk's middle. `forward` are products of exp(gate) from the thread's
+// Factors of rows and columns with the anchor in the chunk's middle. `forward` has products of exp(gate) from the thread's
 // first token on, `backward` those of the tokens after: outwards from the middle, and their reciprocals on the other side.
 static __device__ __forceinline__ void anchor_middle(Own& row, Own& column, const Own& forward, const Own& backward, u32 half) {
     #pragma unroll
@@ -41,7 +42,7 @@ static __device__ __forceinline__ void anchor_middle(Own& row, Own& column, cons
 }
 
 // Factors for a dyadic level, of blocks of `span` by `span` tokens: products of exp(gate) outwards from the anchor before a
-// block's rows, zeros where a token is not a row (a column) of the level.
+// block's rows, zeros if a token is not a row (a column) of the level.
 static __device__ __forceinline__ void anchor_level(Own& row, Own& column, const Own& kept, u32 half, u32 span) {
     #pragma unroll
     for (u32 j = 0; j < PAIR; j++) {
@@ -60,8 +61,8 @@ static __device__ __forceinline__ void anchor_level(Own& row, Own& column, const
     }
 }
 
-// Six matrices [16, K] between phases: rows (k, then q) and columns (k) of the products, each a part and its rest. The last
-// lies where W will.
+// Six matrices [16, K] between phases: rows (k, then q) and columns (k) of the products, each a bf16 and its rounding error.
+// The last one shares its memory with W.
 template <int PADDED>
 struct Operands {
     static constexpr u32 TILES = PADDED / 16;
@@ -69,8 +70,8 @@ struct Operands {
     __device__ __forceinline__ bf16* operator[](u32 set) const { return set == 5 ? image : more + set * TILES * TILE; }
 };
 
-// Both products of rows with columns, by all threads. Warps 0 and 1 get 16 rows by 8 columns each of A_kk, 2 and 3 of A_qk;
-// of those, `found` takes the places below the diagonal whose rows and columns part at bit `span`: all for 16.
+// Both products of rows with columns, by all threads. Warps 0 and 1 compute 16 rows by 8 columns each of A_kk, 2 and 3 of
+// A_qk; `found` gets the elements below the diagonal whose row and column first differ at bit `span`: all elements for 16.
 template <int PADDED>
 static __device__ __forceinline__ void multiply_anchored(
     float (&found)[4], const Operands<PADDED>& operands, const Own& query, const Own& key, const Own& row, const Own& column,
@@ -97,7 +98,7 @@ static __device__ __forceinline__ void multiply_anchored(
     const bf16* rows = operands[warp / 2 * 2];
     const bf16 *columns = operands[4], *columns_rest = operands[5];
     u32 across = unit_across(lane), eight = unit_at(0, warp % 2 * 8 + lane % 8, lane / 8 % 2);
-    // Chains of their own, so that they run side by side.
+    // Independent sums, so that their instructions overlap.
     float left[4] = {}, right[4] = {}, both[4] = {};
     #pragma unroll
     for (u32 tile = 0; tile < Operands<PADDED>::TILES; tile++) {
@@ -113,14 +114,14 @@ static __device__ __forceinline__ void multiply_anchored(
     #pragma unroll
     for (u32 n = 0; n < 4; n++) {
         u32 i = lane / 4 + n / 2 * 8, j = warp % 2 * 8 + lane % 4 * 2 + n % 2;
-        // A select: what is not of this level may be infinite or NaN.
+        // A select, because elements of other levels may be infinite or NaN.
         bool mine = i > j && (span == 16 || ((i ^ j) >= span && (i ^ j) < 2 * span));
         if (mine) found[n] = left[n] + right[n] + both[n];
     }
 }
 
-// Sums over sixteen lanes of eight numbers each: number `lane % 8` is left in lane `lane`. Each step halves what a lane
-// still has to do.
+// Sums over sixteen lanes of eight numbers each: number `lane % 8` is the result of lane `lane`. Each step halves the
+// remaining work of a lane.
 static __device__ __forceinline__ float sum_eight(float (&x)[OWN], u32 lane) {
     #pragma unroll
     for (u32 step = 4; step > 0; step /= 2) {
@@ -133,8 +134,8 @@ static __device__ __forceinline__ float sum_eight(float (&x)[OWN], u32 lane) {
     return x[0] + __shfl_xor_sync(EVERY_LANE, x[0], 8);
 }
 
-// (I + A)^-1 of a strictly lower triangular A [16, 17], by one warp: both halves by forward substitution, then what is
-// below them, [A 0; B D]^-1 = [A^-1 0; -D^-1 B A^-1, D^-1].
+// (I + A)^-1 of a strictly lower triangular A [16, 17], by one warp: both halves by forward substitution, then the part below
+// them, [A 0; B D]^-1 = [A^-1 0; -D^-1 B A^-1, D^-1].
 static __device__ __forceinline__ void invert(float* inverse, float* matrix, u32 lane) {
     constexpr u32 STRIDE = CHUNK + 1;
     u32 c = lane % 8;
@@ -152,7 +153,7 @@ static __device__ __forceinline__ void invert(float* inverse, float* matrix, u32
         }
     }
     __syncwarp();
-    // B A^-1 goes where the matrix has nothing.
+    // B A^-1 is written to the matrix's unused upper part.
     #pragma unroll
     for (u32 i = lane / 8; i < 8; i += 4) {
         float sum = 0.0f;
@@ -172,7 +173,7 @@ static __device__ __forceinline__ void invert(float* inverse, float* matrix, u32
     __syncwarp();
 }
 
-// A tile of (I + A_kk)^-1 beta V in the place of V's: f16 with a scale that brings the greatest below 2^15.
+// Replaces a tile of V by (I + A_kk)^-1 beta V: f16 with a scale that brings the greatest below 2^15.
 static __device__ __forceinline__ void solve_values(
     bf16* tile, const u32 (&inverse)[4], const u32 (&inverse_rest)[4], u32 lane) {
     u32 b[4];
@@ -197,13 +198,13 @@ static __device__ __forceinline__ void solve_values(
 
 template <int PADDED, class From>
 static __device__ __forceinline__ void prepare(const From& from, const u32* batch, u8* workspace, const Heads& h, u32 form) {
-    SHARED(float, sums, 3 * CHUNK * PREPARE_WARPS);  // of q^2, k^2, q k, a token each, by warps
+    SHARED(float, sums, 3 * CHUNK * PREPARE_WARPS);  // [warps, 3, tokens]: sums of q^2, k^2, q k
     SHARED(float, scales, 2 * CHUNK);                // of q and k
     SHARED(float, diagonal, CHUNK);
     SHARED(float, beta, CHUNK);
     SHARED(float, square, CHUNK * (CHUNK + 1));      // A_kk
     SHARED(float, inverse, CHUNK * (CHUNK + 1));
-    SHARED(float, early, PADDED);                    // decay over the first half, where W has still to be scaled by it
+    SHARED(float, early, PADDED);                    // decay over the first half, if W must still be scaled by it
     SHARED(u32, safe, PREPARE_WARPS);
     constexpr u32 TILES = PADDED / 16;
     u32 chunk = blockIdx.x, head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -221,11 +222,11 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     u32 bytes = image_bytes(PADDED, h.value_width);
     Operands<PADDED> operands{image, (bf16*)(dynamic_shared() + bytes)};
 
-    // Lanes 0 to 15 of a warp have the chunk's first eight tokens of 32 channels, lanes 16 to 31 the others.
+    // Lanes 0 to 15 of a warp have the chunk's first eight tokens of 32 channels, lanes 16 to 31 the other eight.
     u32 half = lane / 16, t = half * OWN, d = warp * 32 + lane % 16 * 2;
     bool mine = d < PADDED;
     u32 own = pair_at(half, d);
-    // All loads are under way before the first of them is used.
+    // All loads are issued before the first of them is used.
     u32 query_c = query_channel(h, head), key_c = query_c + h.key_heads * h.key_width, value_c = value_channel(h, head);
     typename From::Channels queries_read, keys_read, values_read;
     typename From::Decays decays_read;
@@ -263,7 +264,7 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     if (lane / 8 % 2 == 0) {
         for (u32 i = 0; i < 3; i++) sums[(i * CHUNK + t + lane % 8) * PREPARE_WARPS + warp] = parts[i];
     }
-    // Sums of half a chunk decide on the anchor; a NaN is not small.
+    // The sums of half a chunk decide on the anchor; a NaN is not small.
     float total[PAIR] = {0.0f, 0.0f};
     #pragma unroll
     for (u32 i = 0; i < OWN; i++) {
@@ -312,7 +313,7 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     }
     bool middle = safe[0] & safe[1] & safe[2] & safe[3];
     if (mine) {
-        // What is multiplied up over thousands of chunks is one exponential of a sum.
+        // The factor that is multiplied over thousands of chunks is a single exponential of a sum.
         if (half == 0) {
             *(float2*)(decay + d) = make_float2(expf(total[0]), expf(total[1]));
         } else {
@@ -341,8 +342,8 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
             anchor_level(row, column, kept, half, span);
             multiply_anchored(found, operands, query, key, row, column, span);
         }
-        // W wants K exp(G). It is what the middle's rows were multiplied by, times the decay over the first half, by which W
-        // is scaled; here it takes the place of rows that had other anchors.
+        // W needs K exp(G): the factors of the middle's rows, times the decay over the first half, which W is multiplied by
+        // later; with other anchors the rows are replaced here.
         __syncthreads();
         if (mine) {
             #pragma unroll
@@ -376,7 +377,7 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
         for (u32 n = lane; n < CHUNK * CHUNK / 2; n += 32) {
             u32 i = n / 8, j = n % 8 * 2, part, rest;
             const float* row = inverse + i * (CHUNK + 1) + j;
-            // What it multiplies has beta taken out.
+            // The factor without beta.
             split_pair(row[0] * beta[j], row[1] * beta[j + 1], part, rest);
             put_pair(solver, i, j, part);
             put_pair(solver + TILE, i, j, rest);
@@ -411,18 +412,18 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     for (u32 i = thread; i < bytes / 16; i += PREPARE_THREADS) to[i] = finished[i];
 }
 
-// `kda_prepare`: images of chunks, from what the convolution and the gates left. Grid (chunks, heads), block 128; dynamic
-// shared memory image_bytes + 160 P, with P the padded K. A grid may hold more chunks than the batch.
+// `kda_prepare`: images of chunks, from the outputs of the convolution and the gates. Grid (chunks, heads), block 128;
+// dynamic shared memory image_bytes + 160 P, with P the padded K. A grid may be larger than the number of chunks.
 //   batch      the batch; its chunks are those of segments that run by chunks (`form`)
 //   qkv        [T, channels] bf16, after the convolution
 //   gates      [T, heads K] f32: log decay           beta  [T, heads] f32
 //   workspace  [chunks, heads, image_bytes], aligned to 16 bytes
 //
-// `kda_prepare_fused`: the same from what goes into the convolution and the gates. Reads convolution states and leaves them: `kda_scan`
-// writes them. K and V are even and at most 128.
+// `kda_prepare_fused`: the same from the inputs of the convolution and the gates. Reads convolution states and does not
+// change them: `kda_scan` writes them. K and V are even and at most 128.
 //   input      [T, channels] bf16, before the convolution
 //   weight     [channels, 4] of the format
-//   convolution states      [slots, channels, 3] f32
+//   conv_states  [slots, channels, 3] f32
 //   decay      [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log      [heads] of its format                 dt_bias  [heads K] of its format
 #define KDA_PREPARE(plain_name, fused_name, padded)                                                                    \

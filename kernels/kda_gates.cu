@@ -1,9 +1,9 @@
-// The gates of a KDA layer: log decay by channel and write strength by head. Twin of src/backend/cpu/kda_gates.rs.
+// The gates of a KDA layer: log decay per channel and write strength per head. Counterpart of src/backend/cpu/kda_gates.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/weight.h"
 
-// gates = -exp(a_log[h]) softplus(decay + dt_bias), no lower bound; beta = sigmoid(write). 256 channels a block.
+// gates = -exp(a_log[h]) softplus(decay + dt_bias), no lower bound; beta = sigmoid(write). 256 channels per block.
 //   batch    the batch
 //   decay    [T, heads * key_width] bf16
 //   write    [T, heads] bf16

@@ -1,25 +1,25 @@
-// The gated delta rule in chunks of sixteen tokens: the way of the state through the images that `kda_prepare` left
+// The gated delta rule in chunks of sixteen tokens: the scan of the state over the images that `kda_prepare` wrote
 // (`kda_chunk.cu`, `shared/kda_image.h`).
 //
-// `kda_scan` walks through a run of chunks. A warp has sixteen columns of one head's state, which stay in f32 in its
-// registers, transposed, so that what one product leaves is an operand of the next; a block has as many warps as the
-// launch gives it, which share an image's common part. Columns are independent: how many a block has changes no bit.
+// `kda_scan` processes a run of chunks in order. A warp has sixteen columns of one head's state, which stay in f32 in its
+// registers, transposed, so that the result of one product is an operand of the next; a block has as many warps as the launch
+// requests, which share an image's common part. Columns are independent: the number of warps per block changes no bit.
 //
-// A long segment of few heads is cut into splits, each an affine map of its entry state, S_out = M S_in + B.
-// `kda_operators` finds B, the scan from the zero state, and M, the scan from the identity with nothing written, of all
-// splits at once; `kda_seeds` makes of them the state that each split truly starts from; `kda_scan` runs them all.
+// A long segment of few heads is cut into splits, each an affine map of its entry state, S_out = M S_in + B. `kda_operators`
+// computes B, the scan from the zero state, and M, the scan from the identity without writes, of all splits in parallel;
+// `kda_seeds` computes from them the entry state of each split; `kda_scan` runs all splits.
 //
-// Images come in by the copy engine: common part and values, two copies a chunk.
+// Images are loaded by the copy engine: common part and values, two copies per chunk.
 #include "shared/kernel.h"
 #include "shared/kda_image.h"
 
-// Warps of a block at most, of 16 columns each.
+// Maximum number of warps per block, with 16 columns each.
 #define MOST_WARPS 8
-// Images in shared memory, and those under way beyond the one in use.
+// Images in shared memory, and those in flight besides the current one.
 #define STAGES 5
 #define AHEAD 3
 
-// A state, transposed: sixteen columns v by K keys, as the sums of mma: of eight keys each.
+// A state, transposed: sixteen columns v by K keys, in the layout of mma's sums: tiles of eight keys.
 template <int PADDED>
 struct State {
     float at[PADDED / 8][4];
@@ -62,7 +62,7 @@ static __device__ __forceinline__ u64 operator_at(const Heads& h, u32 split, u32
     return (((u64)split * h.heads + head) * (value_tiles(h.value_width) * 16 + PADDED) + column) * PADDED;
 }
 
-// Sixteen columns of an operator from `at` on: where a lane has its pair of keys of column lane / 4.
+// Sixteen columns of an operator from `at` on: the offset of a lane's pair of keys of column lane / 4.
 template <int PADDED>
 static __device__ __forceinline__ void load_columns(State<PADDED>& state, const float* at) {
     u32 lane = threadIdx.x % 32;
@@ -100,8 +100,8 @@ static __device__ __forceinline__ void operand_of(u32 (&a)[4], const State<PADDE
 }
 
 // One chunk through sixteen columns of the state, all transposed: U, O and the next state. `image` is the common part,
-// `values` the warp's tile of the image's values, or null where nothing is written; `output` takes O [16 tokens,
-// 16 columns] in bf16, where it is wanted.
+// `values` the warp's tile of the image's values, or null without writes; `output` receives O [16 tokens, 16 columns] in bf16
+// if OUTPUT.
 template <int PADDED, bool OUTPUT>
 static __device__ __forceinline__ void advance(
     State<PADDED>& state, const bf16* image, const bf16* values, bf16* output) {
@@ -110,7 +110,7 @@ static __device__ __forceinline__ void advance(
     const bf16* queries = image + 4 * TILES * TILE;
     const float* decay = (const float*)(queries + TILE);
 
-    // U = (I + A_kk)^-1 beta V - W S, in two chains that run side by side.
+    // U = (I + A_kk)^-1 beta V - W S, in two independent sums whose instructions overlap.
     float write[2][4] = {}, more[2][4] = {};
     if (values != nullptr) {
         u32 v[4];
@@ -131,7 +131,7 @@ static __device__ __forceinline__ void advance(
         ldmatrix(b, image + in_tile(tile, down));
         multiply_halves(tile % 2 == 0 ? write : more, a, b);
     }
-    // While U is on its way: the first part of O = (Q exp(G)) S + A_qk U, and of S' = exp(G_16) S + Kr^T U.
+    // While U is computed: the first part of O = (Q exp(G)) S + A_qk U, and of S' = exp(G_16) S + Kr^T U.
     float result[2][4] = {};
     #pragma unroll
     for (u32 tile = 0; tile < TILES; tile++) {
@@ -183,15 +183,15 @@ static __device__ __forceinline__ void advance(
     }
 }
 
-// The images of a run of chunks, on their way into shared memory: whole copies, `AHEAD` of them under way.
+// The images of a run of chunks that are copied into shared memory: whole copies, `AHEAD` of them in flight.
 struct Images {
     u64 *full, *empty;
     u8* stages;
     const u8* source;
-    u64 pitch;                              // from one chunk's image to the next
-    u32 count, common, values, skip, stage; // chunks; bytes of a share and of a stage; bytes before the block's values
+    u64 pitch;                              // bytes from one chunk's image to the next
+    u32 count, common, values, skip, stage; // chunks; bytes per part and per stage; bytes before the block's values
 
-    // By one thread: chunk `n`, once the stage that it takes is free.
+    // By one thread: fetches chunk `n`, once its stage is free.
     __device__ __forceinline__ void fetch(u32 n) const {
         if (n >= count) return;
         u32 at = n % STAGES;
@@ -211,7 +211,7 @@ struct Images {
     __device__ __forceinline__ void done(u32 n) const { phase_arrive(empty + n % STAGES); }
 };
 
-// A run of chunks as the batch lists it.
+// A run of chunks from the batch's list.
 struct Run {
     u32 segment, chunk, count, split;
 };
@@ -220,7 +220,7 @@ static __device__ __forceinline__ Run run_of(const u32* batch, u32 n) {
     return Run{words[SCAN_SEGMENT], words[SCAN_CHUNK], words[SCAN_CHUNKS], words[SCAN_SPLIT]};
 }
 
-// What the batch says of a chunk: its first row, its tokens, and the slot of the checkpoint at its end or NONE.
+// A chunk in the batch: its first row, its tokens, and the slot of the checkpoint at its end or NONE.
 struct Chunk {
     u32 first, length, slot;
 };
@@ -252,7 +252,7 @@ static __device__ __forceinline__ Images begin_images(
     return images;
 }
 
-// Tails of the convolution, where `kda_prepare_fused` read them: the block's channels of V, one block's of a key head.
+// The convolution states, if `kda_prepare_fused` read them: the block's channels of V; one block writes those of a key head.
 static __device__ __forceinline__ void keep_block_conv_states(
     const Conv& conv, const u32* batch, const Heads& h, u32 segment, u32 head, u32 first_column) {
     u32 channels = channels_of(h), threads = blockDim.x;
@@ -284,7 +284,7 @@ static __device__ __forceinline__ void scan(
     u32 end = segment_word(batch, run.segment, CHUNKS) + segment_word(batch, run.segment, CHUNK_COUNT);
     const u32* chunks = batch + batch[AT_CHUNKS] + CHUNK_WORDS * run.chunk;
     if (warp < tiles) {
-        // Words of a chunk are asked for while the one before it is worked on.
+        // Words of a chunk are loaded while the previous chunk is processed.
         Chunk next = {0, 0, NONE};
         if (run.count > 0) next = chunk_of(chunks, 0);
         State<PADDED> state;
@@ -327,17 +327,17 @@ static __device__ __forceinline__ void scan(
     }
 }
 
-// Runs of chunks, those of each in their order. Grid (ceil(V / 16 W), heads, scans), block 32 W, W at most 8; dynamic
-// shared memory 5 (512 (P/4 + 1) + 4 P + 528 W). K is at most P. A grid may hold more scans than the batch; a run of no
-// chunks has its state copied.
+// Runs of chunks, each in order. Grid (ceil(V / 16 W), heads, scans), block 32 W, W at most 8; dynamic shared memory 5 (512
+// (P/4 + 1) + 4 P + 528 W). K is at most P. A grid may be larger than the number of scans; for a run of no chunks the state
+// is copied.
 //   batch      the batch; its scans are those of segments that run by chunks (`form`)
-//   workspace  what `kda_prepare` left
-//   operators  what `kda_seeds` left, or null where no segment is cut into splits
+//   workspace  [chunks, heads, image_bytes], written by `kda_prepare`
+//   operators  [splits, heads, 16 ceil(V / 16) + P, P] f32, written by `kda_seeds`, or null if no segment is cut into splits
 //   states     [slots, heads, K, V] f32
 //   output     [T, heads V] bf16, aligned to 16 bytes
-//   input      [T, channels] bf16, before the convolution, where `kda_prepare_fused` ran: then the convolution states of the segments'
+//   input      [T, channels] bf16, before the convolution, if `kda_prepare_fused` ran: then the convolution states of the segments'
 //              slots are written as well; else null
-//   convolution states      [slots, channels, 3] f32, or null
+//   conv_states  [slots, channels, 3] f32, or null
 #define KDA_SCAN(name, padded)                                                                                        \
     extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) name(                                            \
         const u32* batch, const u8* workspace, const float* operators, float* states, bf16* output,                   \
@@ -360,7 +360,7 @@ static __device__ __forceinline__ void find_operators(
     SHARED(u64, empty, STAGES);
     u32 head = blockIdx.y, thread = threadIdx.x, warp = thread / 32, lane = thread % 32, warps = blockDim.x / 32;
     if (blockIdx.z >= batch[SPLIT_TOTAL]) return;
-    // Splits are the first of the list.
+    // Splits are first in the list.
     Run run = run_of(batch, blockIdx.z);
     u32 first = blockIdx.x * warps, written = value_tiles(h.value_width), every = written + PADDED / 16;
     u32 tiles = first < written ? min(warps, written - first) : 0, active = min(warps, every - first);
@@ -400,13 +400,13 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
     State<PADDED> state;
     load_state(state, states, h, segment_word(batch, words[CUT_SEGMENT], SLOT_IN), head, column);
     for (u32 n = 0; n < splits; n++) {
-        // The entry state takes the place of B.
+        // The entry state replaces B.
         float* at = operators + operator_at<PADDED>(h, split + n, head, column);
         State<PADDED> next;
         load_columns(next, at);
         store_columns(state, at);
         if (n + 1 == splits) break;
-        // M S + B: parts and rests of both.
+        // M S + B, with operands that are pairs of a bf16 and its rounding error.
         u32 part[TILES][4], rest[TILES][4];
         #pragma unroll
         for (u32 tile = 0; tile < TILES; tile++) {
@@ -436,10 +436,10 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
     }
 }
 
-// `kda_operators`: the affine maps of all splits. Grid (ceil((ceil(V / 16) + P / 16) / W), heads, splits), block and
-// shared memory as for `kda_scan`.
-// `kda_seeds`: the states that they start from, in the place of B. Grid (ceil(V / 64), heads, cuts), block 128.
-// Grids may hold more than the batch.
+// `kda_operators`: the affine maps of all splits. Grid (ceil((ceil(V / 16) + P / 16) / W), heads, splits), block and shared
+// memory as for `kda_scan`. `kda_seeds`: the entry states of splits, which replace B. Grid (ceil(V / 64), heads, cuts), block
+// 128. Grids may be larger than the batch requires.
+//   batch, workspace  as above
 //   operators  [splits, heads, 16 ceil(V / 16) + P, P] f32: columns of B, then of M
 //   states     [slots, heads, K, V] f32
 #define KDA_SPLITS(operators_name, seeds_name, padded)                                                              \

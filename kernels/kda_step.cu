@@ -1,22 +1,22 @@
-// The gated delta rule one token at a time: the definition, in f32. Twin of src/backend/cpu/kda_step.rs.
+// The gated delta rule one token at a time: the definition, in f32. Counterpart of src/backend/cpu/kda_step.rs.
 //
-// A block has one head's state, K and V up to 128, in the registers of its 256 threads: a lane four columns, a warp every
-// eighth row. It is read once and written once, whatever the number of tokens.
+// A block has one head's state, K and V up to 128, in the registers of its 256 threads: four columns per lane, every eighth
+// row per warp. The state is read once and written once, for any number of tokens.
 #include "shared/kernel.h"
 #include "shared/kda.h"
 
 #define STEP_THREADS 256
 #define STEP_WARPS 8
-// The widest key and value.
+// Maximum width of a key and a value.
 #define WIDEST 128
 #define STEP_ROWS (WIDEST / STEP_WARPS)
 
-// What a thread has of a token: the lower half of a block a key channel each, of query and key, the upper half a channel of
-// the value, which is read twice. Threads past the widths read the last and leave it out.
+// A thread's part of a token: the lower half of a block has one key channel per thread, of query and key, the upper half one
+// channel of the value, which is read twice. Threads past the widths read the last channel and ignore it.
 struct Share {
     u32 d;
     bool key, value;
-    u32 first, second;  // among the channels of a row
+    u32 first, second;  // channels within a row
 };
 static __device__ __forceinline__ Share share_of(const Heads& h, u32 head) {
     u32 d = threadIdx.x % WIDEST;
@@ -27,12 +27,13 @@ static __device__ __forceinline__ Share share_of(const Heads& h, u32 head) {
     u32 c = query_channel(h, head) + min(d, h.key_width - 1);
     return Share{d, d < h.key_width, false, c, c + h.key_heads * h.key_width};
 }
-// The two inputs, or the value twice; the decay; how strongly is written.
+// The two inputs, or the value twice; the decay; the write strength.
 struct Numbers {
     float first, second, kept, beta;
 };
 
-// Where a token's numbers come from and its output goes: after the convolution and the gates, before the gated norm ..
+// The source of a token's numbers and the destination of its output: after the convolution and the gates, before the gated
+// norm.
 struct PlainStep {
     // Whether segments may have more than one token.
     static constexpr bool SEVERAL = true;
@@ -45,7 +46,7 @@ struct PlainStep {
         float gate, beta;
     };
 };
-// .. or before the former and after the latter.
+// The same before the convolution and the gates, and after the gated norm.
 struct FusedStep {
     static constexpr bool SEVERAL = false;
     Conv conv;
@@ -54,11 +55,11 @@ struct FusedStep {
     const void* norm;  // [V] of the format
     u32 norm_format;
     float eps;
-    // As they are stored: what depends on the head alone, and is on its way before anything is known of the batch ..
+    // As they are stored: weights that depend on the head alone, and are loaded before the batch is read.
     struct Weights {
         u32 first[TAPS], second[TAPS], a_log[1], dt_bias[1], norm[1];
     };
-    // .. and what comes with the token. Inputs before a sequence's first are whatever its slot held.
+    // Inputs of a token. For positions before a sequence's start, the slot's stale contents are loaded.
     struct Inputs {
         float first[LEAD], second[LEAD];
         bf16 last_first, last_second, decay, write, gate;
@@ -79,7 +80,7 @@ static __device__ __forceinline__ void load_weights(
     load_stored(x.norm, from.norm, from.norm_format, min(share.d, h.value_width - 1));
 }
 
-// Of row `row` of the batch; `slot` is one that no other segment writes.
+// Loads those of row `row` of the batch; no other segment writes `slot`.
 static __device__ __forceinline__ void load_inputs(
     PlainStep::Inputs& x, const PlainStep& from, const Heads& h, u32 row, u32, u32 head, const Share& share) {
     const bf16* at = from.qkv + (u64)row * channels_of(h);
@@ -129,7 +130,7 @@ static __device__ __forceinline__ Numbers numbers_of(
                    sigmoid(widen(x.write))};
 }
 
-// Leaves the convolution states of a segment of at most one token in a slot.
+// Writes the convolution states of a segment of at most one token to a slot.
 static __device__ __forceinline__ void keep_conv_state_of(
     const FusedStep::Inputs& x, const FusedStep& from, const Heads& h, u32 length, bool past, u32 slot, const Share& share) {
     u32 channels = channels_of(h);
@@ -145,7 +146,7 @@ static __device__ __forceinline__ void keep_conv_state_of(
         if (share.key) second[i] = right;
     }
 }
-// At its checkpoints, and at its end.
+// At the segment's checkpoints, and at its end.
 static __device__ __forceinline__ void keep_conv_states_of(
     const PlainStep::Inputs&, const PlainStep&, const Heads&, u32, u32, u32, const u32*, u32, const Share&) {}
 static __device__ __forceinline__ void keep_conv_states_of(
@@ -158,7 +159,7 @@ static __device__ __forceinline__ void keep_conv_states_of(
     keep_conv_state_of(x, from, h, length, slot != NONE, out, share);
 }
 
-// What column `e` of a head comes to; `scratch` as for `block_sum`. Every thread comes, those past the columns with 0.
+// The output of column `e` of a head; `scratch` as for `block_sum`. Every thread must call it, those past the columns with 0.
 static __device__ __forceinline__ float finish(
     const PlainStep::Inputs&, const PlainStep::Weights&, const PlainStep&, const Heads&, u32, float x, float*) {
     return x;
@@ -171,7 +172,7 @@ static __device__ __forceinline__ float finish(
     return x * scale * norm[0] * sigmoid(widen(inputs.gate));
 }
 
-// Reads a thread's rows: all loads under way before the first is used. Zeros where there is no state.
+// Reads a thread's rows: all loads are issued before the first is used. Zeros if there is no state.
 static __device__ __forceinline__ void load_rows(float4 (&state)[STEP_ROWS], const float* from, const Heads& h, bool there) {
     u32 warp = threadIdx.x / 32, e = threadIdx.x % 32 * 4;
     from += warp * h.value_width + e;
@@ -191,7 +192,7 @@ static __device__ __forceinline__ void load_rows(float4 (&state)[STEP_ROWS], con
     }
 }
 
-// Writes a thread's rows; their place moves on, so that no list of addresses is kept in registers.
+// Writes a thread's rows; the address is advanced, so that no list of addresses is kept in registers.
 static __device__ __forceinline__ void store_rows(const float4 (&state)[STEP_ROWS], float* to, const Heads& h) {
     u32 warp = threadIdx.x / 32, e = threadIdx.x % 32 * 4;
     to += warp * h.value_width + e;
@@ -229,7 +230,7 @@ static __device__ __forceinline__ void step(
     Share share = share_of(h, head);
     typename From::Weights weights;
     load_weights(weights, from, h, head, share);
-    // Two waits until the state's place is known: the header, the segment.
+    // Two dependent loads until the state's address is known: the header, the segment.
     Words header = words_at(batch, HEADER);
     u32 segments = header[SEGMENTS];
     Words words = words_at(batch + header[AT_SEGMENTS] + min(segment, max(segments, 1u) - 1) * SEGMENT, SEGMENT);
@@ -238,7 +239,7 @@ static __device__ __forceinline__ void step(
     const u32* checkpoint = batch + words[CHECKPOINTS];
     if (segment >= segments || by_chunks(form, length)) return;
 
-    // The state first, what goes into the token under it.
+    // The state is loaded first; the token's inputs are loaded meanwhile.
     float4 state[STEP_ROWS];
     u32 read = slot == NONE ? out : slot;
     load_rows(state, states + state_at(h, read, head), h, slot != NONE);
@@ -267,7 +268,8 @@ static __device__ __forceinline__ void step(
         }
         __syncthreads();
 
-        // The memory decays, then answers for this key. Rows past the key's width are zero, and so is what they meet.
+        // The state decays, then is multiplied with the key: its prediction of the value. Rows past the key's width are zero,
+        // and so are their products.
         float4 answer = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         #pragma unroll
         for (u32 r = 0; r < STEP_ROWS; r++) {
@@ -279,7 +281,7 @@ static __device__ __forceinline__ void step(
         float4* part = (float4*)parts + warp * (WIDEST / 4) + lane;
         *part = answer;
         __syncthreads();
-        // What it answered wrongly is what gets written.
+        // The prediction's error, times beta, is written.
         if (share.value) {
             float sum = 0.0f;
             for (u32 w = 0; w < STEP_WARPS; w++) sum += parts[w * WIDEST + d];
@@ -313,8 +315,8 @@ static __device__ __forceinline__ void step(
     store_rows(state, states + state_at(h, out, head), h);
 }
 
-// Grid (heads, segments), block 256. K and V are at most 128. Grids may hold more segments than the batch; segments that run by
-// chunks (`form`) are left alone, one of no tokens has its state copied.
+// Grid (heads, segments), block 256. K and V are at most 128. Grids may be larger than the number of segments; segments that
+// run by chunks (`form`) are skipped, and for a segment of no tokens the state is copied.
 //   batch   the batch
 //   qkv     [T, channels] bf16, after the convolution
 //   gates   [T, heads K] f32: log decay           beta  [T, heads] f32
@@ -327,11 +329,12 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_step(
 }
 ENTRY(kda_step)
 
-// A decode in one kernel, of segments of a single token: convolution and its convolution states, gates, recurrence, gated norm. Grid and
-// block as above. As many heads of keys as of values: a thread reads a channel of a convolution state and writes it.
+// A decode in one kernel, for segments of a single token: convolution and its convolution states, gates, recurrence, gated
+// norm. Grid and block as above. There must be as many heads of keys as of values: a thread reads a channel of a convolution
+// state and writes it.
 //   input    [T, channels] bf16, before the convolution
 //   weight   [channels, 4] of the format
-//   convolution states    [slots, channels, 3] f32
+//   conv_states  [slots, channels, 3] f32
 //   decay    [T, heads K] bf16                     write    [T, heads] bf16
 //   a_log    [heads] of its format                 dt_bias  [heads K] of its format
 //   gate     [T, heads V] bf16, before the sigmoid

@@ -1,17 +1,17 @@
-// Products with few rows: those of single tokens and of outputs with weights in bf16 or in blocks, and all rows with weights of
-// another dtype. Rows of longer segments are cuBLASLt's where weights are bf16, and multiplied in tiles where they are blocks.
-// Blocks are widened where they are loaded and rounded to bf16, the operands of tensor cores. Twin of
-// src/backend/cpu/linear.rs.
+// Products with few rows: those of single tokens and of outputs with weights in bf16 or in blocks, and all rows with weights
+// of another dtype. Rows of longer segments use cuBLASLt if weights are bf16, and tiles if they are blocks. Blocks are
+// widened when they are loaded and rounded to bf16, the operands of tensor cores. Counterpart of src/backend/cpu/linear.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/eights.h"
 #include "shared/tile.h"
 #include "shared/weight.h"
 
-// Rows a warp takes together, so that each weight is read once for all of them.
+// Rows that a warp computes together, so that each weight is read once for all of them.
 #define TOGETHER 8
 
-// Some columns of output = input weight^T with f32 sums; a warp an output, eight a block; blockIdx.y counts eights of rows.
+// Some columns of output = input weight^T with f32 sums; one warp per output, eight per block; blockIdx.y counts groups of
+// eight rows.
 //   batch   the batch
 //   counted the word of the batch that counts the rows: TOKENS, OUTPUTS, or the positions of a window
 //   input   [.., columns] bf16
@@ -47,21 +47,21 @@ extern "C" __global__ void __launch_bounds__(256) linear(
 }
 ENTRY(linear)
 
-// Outputs a block of `linear_few`: two tiles of 16, which share what is read of the input.
+// Outputs per block of `linear_few`: two tiles of 16, which share the loads of the input.
 #define FEW_OUTPUTS 32
-// Its warps take turns along the columns; their sums are added in the warps' order.
+// Its warps alternate along the columns; their sums are added in the warps' order.
 #define FEW_WARPS 16
-// Columns of a turn: eight a lane, in one access.
+// Columns per iteration: eight per lane, in one access.
 #define FEW_COLUMNS 32
 
-// Eight elements of row `r` of a matrix from column `k` on; zeros where there is no row (NONE) or no column.
+// Eight elements of row `r` of a matrix from column `k` on; zeros without a row (NONE) or a column.
 static __device__ __forceinline__ uint4 eight_of(const bf16* matrix, u32 r, u32 k, u32 columns) {
     if (r == NONE || k >= columns) return make_uint4(0, 0, 0, 0);
     const bf16* at = matrix + (u64)r * columns + k;
     return columns % 8 == 0 ? eight_of<true>(at, k, columns) : eight_of<false>(at, k, columns);
 }
 
-// Where rows of output are written: columns from `first` on of rows of `width`, f32 if `full`, else bf16.
+// The destination in rows of output: columns from `first` on of rows of `width`, f32 if `full`, else bf16.
 struct Columns {
     void* output;
     u32 full, first, width;
@@ -76,9 +76,9 @@ struct Columns {
     }
 };
 
-// `load(n, k)` is eight elements of the weight's row `n`, or of NONE, from column `k` on, in bf16.
-// Sums of products do not mind the order of the columns: a lane takes eight that lie together, and calls them the columns
-// of a fragment, in the weight and in the input alike. What a row's sum is made of does not depend on other rows.
+// `load(n, k)` returns eight elements of the weight's row `n`, or of NONE, from column `k` on, in bf16. The order of columns
+// in a sum of products is free: a lane reads eight consecutive columns, and uses them as the columns of a fragment, in the
+// weight and in the input alike. A row's sum does not depend on other rows.
 template <int TILES, class W>
 static __device__ __forceinline__ void few(
     const u32* batch, u32 kind, const bf16* input, W load, const Columns& to, u32 columns, u32 outputs) {
@@ -109,7 +109,7 @@ static __device__ __forceinline__ void few(
             for (u32 n = 0; n < 4; n++) sums[i][j][n] = 0.0f;
         }
     }
-    // The weight of the next turn is under way while this one is multiplied, where registers are left for it.
+    // The weight of the next iteration is loaded while this one is multiplied, if enough registers are left.
     constexpr bool ahead = TILES < 8;
     uint4 next[4];
     u32 k = warp * FEW_COLUMNS + 8 * t;
@@ -157,10 +157,10 @@ static __device__ __forceinline__ void few(
     }
 }
 
-// output = input weight^T with f32 sums, for rows of single tokens or of outputs, each weight read once for up to so many
-// rows as the name says. Grid (ceil(outputs / 32), ceil(rows / that)), block 512.
+// output = input weight^T with f32 sums, for rows of single tokens or of outputs. Each weight is read once for the number of
+// rows in the kernel's name. Grid (ceil(outputs / 32), ceil(rows / that)), block 512.
 //   batch   the batch
-//   kind    TOKENS or OUTPUTS: what a row stands for
+//   kind    TOKENS or OUTPUTS: the kind of the rows
 //   input   [.., columns] bf16
 //   weight  [outputs, columns] bf16; both aligned to 16 bytes
 //   output  [.., outputs], f32 if `full`, else bf16
@@ -181,8 +181,8 @@ ENTRY(linear_few_16)
 ENTRY(linear_few_32)
 ENTRY(linear_few_64)
 
-// The same with some rows of a weight in blocks, eight rows of the input together: columns from `first_output` on of rows of
-// `output`, which are `width` wide. Grid (ceil(outputs / 32), ceil(rows / 8)), block 512.
+// The same for some rows of a weight in blocks, eight rows of the input at a time: columns from `first_output` on of rows of
+// `output`, which have `width` columns. Grid (ceil(outputs / 32), ceil(rows / 8)), block 512.
 //   weight  [outputs, columns] of the format
 extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) linear_few_blocks(
     const u32* batch, u32 kind, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns,
@@ -197,8 +197,8 @@ extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) linear_few_block
 ENTRY(linear_few_blocks)
 
 // output = input weight^T with f32 sums, for rows of longer segments (y) and TILE_COLUMNS rows of a weight in blocks (x), on
-// tensor cores; 128 threads. Arguments as above, but for the kind: rows stand for tokens.
-// Dynamic shared memory: TILE_STAGES of two tiles.
+// tensor cores; 128 threads. Arguments as above without the kind: rows are those of tokens. Dynamic shared memory:
+// TILE_STAGES of two tiles.
 extern "C" __global__ void __launch_bounds__(128, 2) linear_many_blocks(
     const u32* batch, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns, u32 outputs,
     u32 first_output, u32 width) {

@@ -1,5 +1,5 @@
-// The latent cache's way in: normalise the latent, leave the shared key part as it is, append to the blocks. Twin of
-// src/backend/cpu/mla_append.rs.
+// Writes to the latent cache: normalises the latent, copies the shared key part, and appends both to the sequence's blocks.
+// Counterpart of src/backend/cpu/mla_append.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/latents.h"
@@ -27,7 +27,7 @@ static __device__ __forceinline__ void append(
     for (u32 i = latent + threadIdx.x; i < width; i += blockDim.x) store_latent(output[i], widen(input[i]));
 }
 
-// A block of 128 threads a token.
+// One block of 128 threads per token.
 //   batch    the batch
 //   input    [T, latent + rope] bf16
 //   weight   [latent] of the format

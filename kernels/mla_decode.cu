@@ -1,49 +1,49 @@
 // Latent attention for few queries, on tensor cores: the expansion is absorbed into query and output (DeepSeek-V2, arXiv
-// 2405.04434, section 2.1.2), so that each cached row is read once, for all heads, and never expanded. Twin of
+// 2405.04434, section 2.1.2), so that each cached row is read once, for all heads, and never expanded. Counterpart of
 // src/backend/cpu/mla_decode.rs.
 //
-// Three kernels: `mla_absorb` makes the query of the latents, `mla_attend` runs a softmax over a span of them for 32 heads
-// at once, `mla_merge` puts the spans of a row together and turns the weighted latent into a value. Spans are counted
-// from the sequence's start and as long as the row's position says, so a row's arithmetic depends on that alone. What each
-// kernel's time must be is in docs/performance/hopper.md.
+// Three kernels: `mla_absorb` computes the absorbed query, `mla_attend` runs a softmax over a span of positions for 32 heads
+// at a time, `mla_merge` merges the spans of a row and expands the weighted latent to a value. Spans are counted from the
+// sequence's start, and their length depends on the row's position only, so a row's arithmetic depends on that alone. The
+// least time of each kernel is in docs/performance/hopper.md.
 #include "shared/kernel.h"
 #include "shared/fragment.h"
 #include "shared/mla.h"
 #include "shared/latents.h"
 
-// Positions whose scores are taken together.
+// Positions whose scores are computed together.
 #define RUN 32
-// Runs in shared memory: one whose values are summed, one whose scores are taken, others under way.
+// Runs in shared memory: one whose values are summed, one whose scores are computed, others in flight.
 #define STAGES 5
-// Heads of a block of `mla_attend`: two tiles' rows.
+// Heads per block of `mla_attend`: two tiles' rows.
 #define HEADS 32
 #define WARPS 8
-// Columns of latents that a block has at most, and what a warp has of them, in tiles.
+// Maximum number of columns of latents per block, and a warp's part of them, in tiles.
 #define MOST_LATENT 512
 #define MOST_ROPE 64
 #define WARP_TILES (MOST_LATENT / 16 / WARPS)
-// Warps share a row's columns in four parts for scores; tiles of one.
+// Warps divide a row's columns into four parts for scores; tiles per part.
 #define PARTS 4
 #define PART_TILES ((MOST_LATENT + MOST_ROPE) / 16 / PARTS)
-// Floats from head to head among scores, so that neither writing nor reading meets a bank twice.
+// Floats from head to head among scores, without bank conflicts for writes and reads.
 #define SCORE_STRIDE (RUN + 8)
-// Rows of the batch that share one reading of the weight.
+// Rows of the batch for which the weight is read once.
 #define ROWS 4
-// Spans of a row at most: as in src/backend/cuda/step.rs.
+// Maximum number of spans of a row, as in src/backend/cuda/step.rs.
 #define MOST_SPANS 132
 
-// The row of the batch that is number `n` of those worked on: all, or those of single tokens (`single`).
+// The row of the batch that has index `n` among the processed rows: all, or those of single tokens (`single`).
 static __device__ __forceinline__ u32 row_of(const u32* batch, u32 single, u32 n) {
     return batch[batch[AT_ROWS] + (single ? batch[SEVERAL_ROWS] : 0) + n];
 }
 
-// Floats of what a span leaves of a head: the weighted latent, from `mark_at` on greatest score and sum of weights.
+// Floats that a span writes per head: the weighted latent, and from `mark_at` on the greatest score and the sum of weights.
 static __device__ __forceinline__ u32 mark_at(u32 latent) { return (latent + 3) / 4 * 4; }
 static __device__ __forceinline__ u32 part_stride(u32 latent) { return mark_at(latent) + 4; }
 
-// Rows of a head's expansion that are read at once in `mla_absorb`.
+// Rows of a head's expansion that are read at the same time in `mla_absorb`.
 #define ABSORB_GROUPS 16
-// Widest part of a query without a position.
+// Maximum width of the part of a query without position.
 #define MOST_NOPE 256
 
 template <bool BF16>
@@ -51,11 +51,11 @@ static __device__ __forceinline__ void absorb(
     const u32* batch, u32 single, u32 rows, const bf16* query, const void* kv_b, u32 format, float* absorbed, u32 heads,
     u32 latent, u32 nope, u32 rope, u32 value, float* q, float* sums) {
     u32 head = blockIdx.y, first = blockIdx.z * ROWS, count = min((u32)ROWS, rows - first), thread = threadIdx.x;
-    // Rows of a thread that are under way.
+    // Rows of a thread that are in flight.
     constexpr u32 AHEAD = BF16 ? 8 : 1;
     u32 group = thread / 16, columns = thread % 16 * 8, l = min(blockIdx.x * 128 + columns, (latent - 1) / 8 * 8);
     Eight<BF16> weights[AHEAD];
-    // The weights first; rows past the last are the last, times zero.
+    // The weights first; rows past the last one are the last, times zero.
     auto load = [&](u32 n) {
         #pragma unroll
         for (u32 i = 0; i < AHEAD; i++) {
@@ -102,8 +102,8 @@ static __device__ __forceinline__ void absorb(
 }
 
 // q_lat = W_UK^T q_nope. Grid (ceil(latent / 128), heads, ceil(rows / 4)), block 256: sixteen groups of rows of the weight,
-// each with eight columns a thread.
-//   batch     the batch; `rows` says on how many of its rows to work
+// each with eight columns per thread.
+//   batch     the batch; `rows` is the number of its rows to process
 //   query     [T, heads (nope + rope)] bf16; nope is at most 256
 //   kv_b      [heads (nope + value), latent] of the format
 //   absorbed  [rows, heads, latent] f32
@@ -120,13 +120,14 @@ extern "C" __global__ void __launch_bounds__(256) mla_absorb(
 }
 ENTRY(mla_absorb)
 
-// Where a row of latents lies in shared memory, in tiles of sixteen columns: the latent padded to tiles, then the shared key
-// padded to tiles. Rows are 16 bytes apart from a multiple of 32, so that ldmatrix meets no bank twice.
+// The layout of a row of latents in shared memory, in tiles of sixteen columns: the latent padded to tiles, then the shared
+// key padded to tiles. The stride is 16 bytes more than a multiple of 32, so that ldmatrix has no bank conflicts.
 struct Tiles {
     u32 latent, all, stride;
 };
 
-// A thread's eighth of a row of each run, by copies where tiles are full and nothing is to be rounded. `block` is where the row of the next run lies, looked up a run ahead.
+// A thread's eighth of a row of each run, by asynchronous copies if tiles are full and nothing must be rounded. `block` is the
+// block of the next run's row, read one run ahead.
 template <typename Latent>
 struct Fetch {
     const Attention& a;
@@ -139,7 +140,7 @@ struct Fetch {
         if (position < end) block = table[position / a.block_tokens];
     }
 
-    // The row at `position` into `to`; zeros from the end on.
+    // Copies the row at `position` to `to`; zeros from the end on.
     __device__ __forceinline__ void row(bf16* to, u32 position) {
         bool there = position < end;
         const Latent* from = latents;
@@ -152,7 +153,7 @@ struct Fetch {
                     if (c + first < width) copy_async(to + first + c, from + first + c, there);
                 }
             } else {
-                // Two at a time: as many as are under way without spilling.
+                // Two at a time: more in flight would spill registers.
                 #pragma unroll 2
                 for (u32 c = first; c < width; c += 64) {
                     *(uint4*)(to + c) = there ? eight_operands(from + c) : make_uint4(0, 0, 0, 0);
@@ -170,7 +171,8 @@ struct Fetch {
     }
 };
 
-// Softmax over a span of positions for 32 heads. Widths of PUBLISHED are the published model's, known when it is compiled.
+// Softmax over a span of positions for 32 heads. PUBLISHED: the widths are those of the published model, known at compile
+// time.
 template <bool PUBLISHED, typename Latent>
 static __device__ __forceinline__ void attend(
     const u32* batch, u32 single, const bf16* query, const float* absorbed, const Latent* latents, float* parts,
@@ -192,7 +194,7 @@ static __device__ __forceinline__ void attend(
         const u32* spans = batch + batch[AT_SPANS];
         number = spans[SPAN_WORDS * blockIdx.x + SPAN_ROW];
         begin = spans[SPAN_WORDS * blockIdx.x + SPAN_FIRST];
-        // A row's spans are as long as its second begins.
+        // A row's spans have the length at which its second one begins.
         const u32* own = batch + batch[AT_SPANNED] + SPANNED_WORDS * number;
         if (own[SPANNED_COUNT] > 1) span = spans[SPAN_WORDS * (own[SPANNED_FIRST] + 1) + SPAN_FIRST];
     }
@@ -202,7 +204,7 @@ static __device__ __forceinline__ void attend(
     u32 first_head = blockIdx.y * HEADS, own_heads = min((u32)HEADS, heads - first_head);
     u32 runs = (end - begin + RUN - 1) / RUN;
 
-    // Latents [STAGES][RUN][stride], weights [2][RUN / 16] tiles, scores of the parts, what is kept.
+    // Latents [STAGES][RUN][stride], weights [2][RUN / 16] tiles, scores of the parts, factors of the earlier sums.
     bf16* stages = (bf16*)dynamic_shared();
     bf16* chances = stages + STAGES * RUN * tiles.stride;
     float* scores = (float*)(chances + 2 * (RUN / 16) * TILE);  // [PARTS][HEADS][SCORE_STRIDE]
@@ -219,8 +221,8 @@ static __device__ __forceinline__ void attend(
     };
     for (u32 n = 0; n + 2 < STAGES; n++) fetch_run(n);
 
-    // A warp scores sixteen heads over a part of the columns, whose queries it keeps. A thread has four positions of a head's
-    // softmax; a warp has every eighth tile of the weighted latents' columns.
+    // A warp computes the scores of sixteen heads over a part of the columns, whose queries it keeps. A thread has four
+    // positions of a head's softmax; a warp has every eighth tile of the weighted latents' columns.
     u32 score_rows = warp / PARTS, score_part = warp % PARTS;
     u32 part_tiles = (tiles.all + PARTS - 1) / PARTS, first_tile = score_part * part_tiles;
     u32 part[PART_TILES][4], rest[PART_TILES][4];
@@ -257,7 +259,7 @@ static __device__ __forceinline__ void attend(
     }
     for (u32 turn = 0; turn <= runs; turn++) {
         copy_async_wait<STAGES - 3>();
-        // The stage that is filled next and the scores were read before this barrier, the weights written.
+        // Before this barrier the scores and the stage that is filled next were read, and the weights written.
         __syncthreads();
         fetch_run(turn + STAGES - 2);
         if (turn < runs && score_rows * 16 < own_heads) {
@@ -359,7 +361,7 @@ static __device__ __forceinline__ void attend(
             #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 u32 head = m * 16 + g + i % 4 / 2 * 8, l = (n * WARPS + warp) * 16 + i / 4 * 8 + 2 * t + i % 2;
-                // Whoever merges the parts reads them four by four.
+                // `mla_merge` reads the parts in groups of four.
                 if (head < own_heads && l < mark_at(latent)) parts[head * stride + l] = l < latent ? sum[m][n][i / 4][i % 4] : 0.0f;
             }
         }
@@ -372,8 +374,8 @@ static __device__ __forceinline__ void attend(
 }
 
 // Grid (spans, ceil(heads / 32)), block 256; dynamic shared memory 25216 + 5120 (ceil(latent / 16) + ceil(rope / 16)). The
-// latent is at most 512 wide, the shared key 64; `mla_attend_512` takes just these. Where `single`, spans are the batch's;
-// else each row has one.
+// latent has at most 512 columns, the shared key 64; `mla_attend_512` requires exactly these widths. If `single`, spans are
+// the batch's; otherwise each row has one.
 //   batch     the batch
 //   query     [T, heads (nope + rope)] bf16
 //   absorbed  [rows, heads, latent] f32
@@ -400,13 +402,13 @@ ENTRY(mla_attend_512)
 ENTRY(mla_attend_512_f16)
 ENTRY(mla_attend_512_f32)
 
-// Warps of a block of `mla_merge`, groups of spans that they add apart, and spans of a group under way.
+// Warps per block of `mla_merge`, groups of spans that are added separately, and spans of a group in flight.
 #define MERGE_WARPS 16
 #define MERGE_GROUPS 4
 #define MERGE_AHEAD 8
-// What a warp reads of a latent in one access of eight columns a lane, at most.
+// The most that a warp reads of a latent in one access of eight columns per lane.
 #define LATENT_HALVES (MOST_LATENT / 256)
-// A lane's spans of a row, at most.
+// Maximum number of spans of a row per lane.
 #define LANE_SPANS ((MOST_SPANS + 31) / 32)
 
 // Spans of one row, for one head.
@@ -415,7 +417,7 @@ struct Spans {
     u32 count;
 };
 
-// A warp has a row's factors: what each span's sum is multiplied with.
+// A warp computes a row's factors, by which the sums of spans are multiplied.
 static __device__ __forceinline__ void weigh_spans(float* factors, const Spans& spans, u64 stride, u32 latent) {
     u32 lane = threadIdx.x % 32;
     float greatest[LANE_SPANS], sum[LANE_SPANS], most = LOWEST, total = 0.0f;
@@ -440,7 +442,7 @@ static __device__ __forceinline__ void weigh_spans(float* factors, const Spans& 
     }
 }
 
-// Four columns of every fourth span from `group` on, `MERGE_AHEAD` of them under way: spans past the last are the last.
+// Four columns of every fourth span from `group` on, `MERGE_AHEAD` of them in flight: spans past the last one are the last.
 struct Parts {
     float4 at[MERGE_AHEAD];
     __device__ __forceinline__ void load(const Spans& spans, u64 stride, u32 l, u32 first) {
@@ -451,7 +453,7 @@ struct Parts {
     }
 };
 
-// Rows `first` to `first + count` of those worked on, for one head, as `mla_merge` writes them.
+// Rows `first` to `first + count` of the processed rows, for one head, as `mla_merge` writes them.
 struct Merged {
     const u32* batch;
     u32 single, first, count, heads, head, value;
@@ -466,7 +468,7 @@ static __device__ __forceinline__ void expand(
     float sum[OUTPUTS][COUNT] = {};
     #pragma unroll
     for (u32 n = 0; n < 2 * LATENT_HALVES; n++) {
-        // Columns past the latent are zero here.
+        // Columns past the latent are zero.
         float x[COUNT][4];
         #pragma unroll
         for (u32 r = 0; r < COUNT; r++) {
@@ -501,7 +503,7 @@ template <bool BF16>
 static __device__ __forceinline__ void merge(
     const u32* batch, u32 single, u32 rows, const float* parts, const void* kv_b, u32 format, bf16* output, u32 heads,
     u32 latent, u32 nope, u32 value, float* factors, float* sums, float* context) {
-    // Outputs of a warp whose rows of the expansion are asked for at once, in sets.
+    // Outputs of a warp whose rows of the expansion are loaded at the same time, in sets.
     constexpr u32 AHEAD = BF16 ? 4 : 1, SETS = BF16 ? 2 : 1;
     u32 head = blockIdx.x, first = blockIdx.y * ROWS, count = min((u32)ROWS, rows - first);
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -518,7 +520,7 @@ static __device__ __forceinline__ void merge(
             }
         }
     };
-    // They wait for nothing: the first set is on its way from here on, the last once the parts are there.
+    // These loads depend on no result: the first set is loaded from here on, the last one after the parts.
     load(0, warp);
     auto spans_of = [&](u32 r) {
         u32 span = first + r, spans = 1;
@@ -529,7 +531,7 @@ static __device__ __forceinline__ void merge(
         }
         return Spans{parts + ((u64)span * heads + head) * part_stride(latent), spans};
     };
-    // A warp has a quarter of the columns, four a lane, and every fourth span.
+    // A warp has a quarter of the columns, four per lane, and every fourth span.
     u32 group = warp / (MERGE_WARPS / MERGE_GROUPS), l = (warp % (MERGE_WARPS / MERGE_GROUPS) * 32 + lane) * 4;
     u32 near = min(l, mark_at(latent) - 4);
     Parts ahead;
@@ -563,7 +565,7 @@ static __device__ __forceinline__ void merge(
     for (u32 i = threadIdx.x; i < count * MOST_LATENT; i += MERGE_WARPS * 32) {
         const float* from = sums + i / MOST_LATENT * MERGE_GROUPS * MOST_LATENT + i % MOST_LATENT;
         float whole = from[0] + from[MOST_LATENT] + (from[2 * MOST_LATENT] + from[3 * MOST_LATENT]);
-        // Past the latent a part holds nothing.
+        // Past the latent a part is undefined.
         context[i] = i % MOST_LATENT < latent ? whole : 0.0f;
     }
     __syncthreads();
@@ -582,10 +584,10 @@ static __device__ __forceinline__ void merge(
     }
 }
 
-// The spans of each row, then W_UV times the weighted latent. Grid (heads, ceil(rows / 4)), block 512; the latent is at most
-// 512 wide, a row has at most MOST_SPANS spans.
+// Merges the spans of each row, then W_UV times the weighted latent. Grid (heads, ceil(rows / 4)), block 512; the latent has
+// at most 512 columns, a row has at most MOST_SPANS spans.
 //   batch   the batch
-//   parts   what `mla_attend` left
+//   parts   [spans, heads, 4 ceil(latent / 4) + 4] f32, written by `mla_attend`
 //   kv_b    [heads (nope + value), latent] of the format
 //   output  [T, heads value] bf16
 extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32) mla_merge(

@@ -1,25 +1,25 @@
 // Latent attention for many queries, on tensor cores: keys and values are expanded from the latents, a window of positions
-// at a time, and softmax runs online over them (Milakov and Gimelshein, arXiv 1805.02867). Twin of
+// at a time, and softmax runs online over them (Milakov and Gimelshein, arXiv 1805.02867). Counterpart of
 // src/backend/cpu/mla_prefill.rs.
 //
-// For each window of the batch `mla_gather` lays its latents end to end, one dense product with kv_b expands them in f32,
-// `mla_images` makes of each run of them what `mla_prefill` needs in shared memory, and that attends to them. Runs of
-// positions are counted from the sequence's start, so a row's arithmetic depends on its position alone. What a row has
-// when its sequence goes on in another window waits in f32.
+// For each window of the batch `mla_gather` copies its latents to consecutive rows, one dense product with kv_b expands them
+// in f32, `mla_images` converts each run of them to the form that `mla_prefill` needs in shared memory, and `mla_prefill`
+// attends to them. Runs of positions are counted from the sequence's start, so a row's arithmetic depends on its position
+// alone. If a sequence continues in another window, a row's unfinished output is kept in f32.
 //
-// Weights of positions and values are bf16. Queries and keys are f16 times a power of two, of a row's greatest and of a run's:
-// bf16 queries lose nothing by it, and an expanded key is rounded eight times as finely as to bf16, which moves a weight by
-// two per cent where scores reach several tens.
+// Weights of positions and values are bf16. Queries and keys are f16 times a power of two, which follows from a row's and a
+// run's greatest: bf16 queries lose nothing, and an expanded key is rounded eight times as finely as to bf16, which would
+// change a weight by two per cent if scores reach several tens.
 #include "shared/kernel.h"
 #include "shared/fragment.h"
 #include "shared/mla.h"
 #include "shared/latents.h"
 
-// Positions whose scores are taken together; windows are a multiple of it.
+// Positions whose scores are computed together; windows are a multiple of it.
 #define RUN 64
-// Those of a run whose scores are in registers at once.
+// Positions of a run whose scores are in registers at the same time.
 #define PART 32
-// Warps of a block, two tiles of sixteen queries each, so that what is read of an image serves both.
+// Warps per block, with two tiles of sixteen queries each, so that each read of an image is used for both.
 #define WARPS 8
 #define TILES 2
 #define QUERIES (16 * TILES)
@@ -63,14 +63,14 @@ ENTRY(mla_gather_f16)
 ENTRY(mla_gather_f32)
 
 // Elements of an image of one head's run: tiles of keys [nope | rope] padded to KEY, of values padded to VALUE, sixteen rows
-// after the other; then what keys are to be multiplied with, an f32 and padding.
+// after the other; then the factor of the keys, an f32 and padding.
 #define IMAGE_END 8
 template <int KEY, int VALUE>
 static __device__ __forceinline__ u32 image_elements() {
     return (KEY + VALUE) * RUN + IMAGE_END;
 }
 
-// A power of two that brings a greatest magnitude to 1 or a little more, and what undoes it; 1 for what is no number.
+// A power of two that brings the greatest magnitude to 1 or a little more, and its inverse; 1 if it is not finite.
 static __device__ __forceinline__ float tamed(float greatest, float& undo) {
     u32 exponent = __float_as_uint(greatest) & 0x7f800000u;
     if (exponent == 0 || exponent == 0x7f800000u) exponent = 0x3f800000u;
@@ -79,7 +79,7 @@ static __device__ __forceinline__ float tamed(float greatest, float& undo) {
     return __uint_as_float(0x7f000000u - exponent);
 }
 
-// Images of the runs of one window; zeros where there is no position or no column.
+// Images of the runs of one window; zeros without a position or a column.
 template <int KEY, int VALUE, typename Latent>
 static __device__ __forceinline__ void images(
     const u32* batch, u32 number, const float* rows, const Latent* latents, bf16* images, const Attention& a) {
@@ -91,7 +91,7 @@ static __device__ __forceinline__ void images(
     const u32* table = batch + segment_word(batch, window[WINDOW_SEGMENT], BLOCKS);
     bf16* image = images + ((u64)run * a.heads + head) * image_elements<KEY, VALUE>();
     bf16* values = image + KEY * RUN;
-    // Eight columns of a key or a value at a position, zeros where there are none.
+    // Eight columns of a key or a value at a position, zeros if there are none.
     auto load = [&](u32 n, u32 c, float (&x)[8]) {
         bool is_value = c >= KEY, there = n < count;
         if (is_value) c -= KEY;
@@ -135,11 +135,11 @@ static __device__ __forceinline__ void images(
 }
 
 // Grid (ceil(positions of the window / 64), heads), block 128.
-//   batch     the batch; `number` is the window's
+//   batch     the batch; `number` is the window's index
 //   rows      [positions, heads (nope + value)] f32: the window's latents times kv_b
 //   latents   [blocks, block_tokens, latent + rope] of the entry's type
-//   images    [runs, heads, 64 (P + Q) + 8] halves, aligned to 16 bytes; P and Q are the widths of key and value that the
-//             entry takes at most
+//   images    [runs, heads, 64 (P + Q) + 8] halves, aligned to 16 bytes; P and Q are the entry's maximum widths of key and
+//             value
 #define MLA_IMAGES(name, key, value_width, Latent)                                                                    \
     extern "C" __global__ void __launch_bounds__(128) name(                                                           \
         const u32* batch, u32 number, const float* rows, const Latent* latents, bf16* out, u32 heads, u32 latent,     \
@@ -148,8 +148,8 @@ static __device__ __forceinline__ void images(
         images<key, value_width>(batch, number, rows, latents, out, a);                                               \
     }
 
-// One window for some tiles of queries of one head. Keys are at most KEY wide, values VALUE. Scores are in units of log2, so
-// that a weight is one power of two.
+// One window for some tiles of queries of one head. Keys have at most KEY columns, values VALUE. Scores are in units of log2,
+// so that a weight is a power of two.
 template <int KEY, int VALUE>
 static __device__ __forceinline__ void attend(
     const u32* batch, u32 number, const bf16* query, const bf16* images, bf16* output, float* marks, float* partial,
@@ -161,7 +161,7 @@ static __device__ __forceinline__ void attend(
     u32 segment = window[WINDOW_SEGMENT], first = window[WINDOW_FIRST], window_end = first + window[WINDOW_POSITIONS];
     u32 position = segment_word(batch, segment, POSITION), length = segment_word(batch, segment, LENGTH);
     u32 start = segment_word(batch, segment, START);
-    // This block's tokens of the segment, and this warp's. What takes longest comes first.
+    // This block's tokens of the segment, and this warp's. The longest work comes first.
     u32 block_token = (gridDim.x - 1 - blockIdx.x) * WARPS * QUERIES;
     if (block_token >= length) return;
     u32 end = min(window_end, position + min(block_token + WARPS * QUERIES, length));
@@ -177,7 +177,7 @@ static __device__ __forceinline__ void attend(
         for (u32 i = threadIdx.x * 8; i < stage_elements; i += WARPS * 32 * 8) copy_async(to + i, from + i);
         copy_async_commit();
     };
-    // A warp's queries, [TILES][KEY / 16] tiles of f16: a lane brings one row, divided by a power of two.
+    // A warp's queries, [TILES][KEY / 16] tiles of f16: a lane loads one row, divided by a power of two.
     bf16* own_queries = stages + 2 * stage_elements + warp * QUERIES * KEY;
     float query_scale;
     {
@@ -207,7 +207,7 @@ static __device__ __forceinline__ void attend(
     // A lane has the rows g and g + 8 of each tile.
     u32 first_own = token + g;
     auto own = [&](u32 m, u32 r) { return position + first_own + m * 16 + 8 * r; };
-    // A row whose own position came before this window is done.
+    // A row whose own position is before this window is finished.
     auto mine = [&](u32 m, u32 r) { return first_own + m * 16 + 8 * r < length && own(m, r) >= first; };
     float greatest[TILES][2], total[TILES][2];
     float sum[TILES][VALUE / 8][4];
@@ -218,7 +218,7 @@ static __device__ __forceinline__ void attend(
             u64 row = (u64)(start + first_own + m * 16 + 8 * r) * a.heads + head;
             bool before = first > 0 && mine(m, r);
             greatest[m][r] = before ? marks[2 * row] : LOWEST;
-            // Lanes of a row share the total; only one brings what was there.
+            // The lanes of a row share the total; only one adds the earlier total.
             total[m][r] = before && t == 0 ? marks[2 * row + 1] : 0.0f;
             #pragma unroll
             for (u32 e = 0; e < VALUE / 8; e++) {
@@ -231,7 +231,7 @@ static __device__ __forceinline__ void attend(
         }
     }
 
-    // What the scores of a lane's own row are multiplied with beside their run's factor.
+    // The factor of the scores of a lane's own row, besides their run's factor.
     query_scale *= score_scale(a) * LOG2_E;
     u32 turn = 0;
     for (u32 begin = first; begin < end; begin += RUN, turn ^= 1) {
@@ -256,7 +256,7 @@ static __device__ __forceinline__ void attend(
                     for (u32 i = 0; i < 8; i++) scores[m][j][i / 4][i % 4] = 0.0f;
                 }
             }
-            // Not all at once: what is then loaded ahead spills.
+            // A partial unroll, because a full one loads ahead and spills registers.
             #pragma unroll 4
             for (u32 n = 0; n < KEY / 16; n++) {
                 u32 q[TILES][4];
@@ -274,7 +274,8 @@ static __device__ __forceinline__ void attend(
                     }
                 }
             }
-            // Causal; what lies past the window's end is past every row that sees it. Most runs are seen whole.
+            // Causal: positions past the window's end are past every row that attends to them. In most runs every position is
+            // visible.
             bool edge = first_position + PART > position + token + 1 || first_position + PART > window_end;
             #pragma unroll
             for (u32 m = 0; m < TILES; m++) {
@@ -322,7 +323,8 @@ static __device__ __forceinline__ void attend(
                     for (u32 i = 0; i < 4; i++) {
                         float (&half)[4] = scores[m][j][i / 2];
                         u32 r = i % 2;
-                        // 0 for what is not seen: every row of a window that works on sees its first position.
+                        // 0 for positions that are not visible: every row that is processed in a window attends to the
+                        // window's first position.
                         float x = exp2f(half[2 * r] - greatest[m][r]), y = exp2f(half[2 * r + 1] - greatest[m][r]);
                         total[m][r] += x;
                         total[m][r] += y;
@@ -376,14 +378,14 @@ static __device__ __forceinline__ void attend(
     }
 }
 
-// Grid (ceil(tokens of the window's segment / 256), heads), block 256; dynamic shared memory 256 (P + Q) + 32 + 512 P
-// bytes, with P and Q the widths of key and value that the entry takes at most.
-//   batch     the batch; `number` is the window's
+// Grid (ceil(tokens of the window's segment / 256), heads), block 256; dynamic shared memory 256 (P + Q) + 32 + 512 P bytes,
+// with P and Q the entry's maximum widths of key and value.
+//   batch     the batch; `number` is the window's index
 //   query     [T, heads (nope + rope)] bf16, aligned to 16 bytes
-//   images    what `mla_images` left of the window
+//   images    [runs, heads, 64 (P + Q) + 8] halves, written by `mla_images` for the window
 //   output    [T, heads value] bf16
 //   marks     [T, heads, 2] f32 and
-//   partial   [T, heads, value] f32: what waits for the next window; not touched where no sequence has more than one
+//   partial   [T, heads, value] f32: state for the next window; unused if no sequence has more than one window
 #define MLA_PREFILL(name, key, value_width)                                                                           \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(                                                 \
         const u32* batch, u32 number, const bf16* query, const bf16* in, bf16* output, float* marks, float* partial,  \

@@ -1,12 +1,12 @@
-// Root mean square normalisation of rows. Twin of src/backend/cpu/rms_norm.rs.
+// Root mean square normalisation of rows. Counterpart of src/backend/cpu/rms_norm.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/weight.h"
 
-// output[r] = input / sqrt(mean(input^2) + eps) * weight; a block of 256 threads a row.
+// output[r] = input / sqrt(mean(input^2) + eps) * weight; one block of 256 threads per row.
 //   batch   the batch
-//   kind    TOKENS or OUTPUTS: what an output's row stands for
-//   gather  1: the input has a row a token and the output one an output row; 0: row r is row r
+//   kind    TOKENS or OUTPUTS: the kind of the output's rows
+//   gather  1: the input has a row per token and the output one per output row; 0: row r is read from row r
 //   input   [.., width] bf16
 //   weight  [width] of the format
 //   output  [.., width] bf16

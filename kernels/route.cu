@@ -1,18 +1,18 @@
-// The router (DeepSeek-V3, arXiv 2412.19437, section 2.1.2): sigmoid scores, a bias that steers the choice and nothing
-// else, and choice limited to the best groups of experts. Twin of src/backend/cpu/route.rs.
+// The router (DeepSeek-V3, arXiv 2412.19437, section 2.1.2): sigmoid scores, a bias that affects only the choice, and choice
+// limited to the best groups of experts. Counterpart of src/backend/cpu/route.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/best.h"
 #include "shared/eights.h"
 #include "shared/weight.h"
 
-// Rows that a warp takes together, so that each weight is read once for all of them; a warp has one expert.
+// Rows that a warp computes together, so that each weight is read once for all of them; a warp has one expert.
 #define TOGETHER 8
-// Runs of 256 columns whose loads are under way together: nine are a row of the published width.
+// Groups of 256 columns whose loads are in flight at the same time: nine are a row of the published width.
 #define AHEAD_OF_ONE 9
 #define AHEAD_OF_SEVERAL 2
 
-// Where a kernel finds its rows: in the batch's list from `first` on, the last of them again for those beyond.
+// The rows of a kernel: those of the batch's list from `first` on; indices beyond the end repeat the last row.
 struct Listed {
     const u32* order;
     u32 count;
@@ -26,15 +26,15 @@ struct Listed {
     __device__ __forceinline__ u32 row(u32 n) const { return order[min(n, count - 1)]; }
 };
 
-// One run of loads of an expert's weights, from column `k` on.
+// A group of loads of an expert's weights, from column `k` on.
 template <u32 FORMAT, u32 AHEAD>
 static __device__ __forceinline__ void load_run(Stored<FORMAT> (&w)[AHEAD], const void* weight, u64 row, u32 k, u32 width) {
 #pragma unroll
     for (u32 a = 0; a < AHEAD; a++) w[a].load(weight, row + k + 256 * a, k + 256 * a < width);
 }
 
-// sums[t] += a run of the expert's weights times row t. Zeros beyond a row's end change no sum, so that its bits depend
-// neither on AHEAD nor on ROWS.
+// sums[t] += a group of the expert's weights times row t. Zeros beyond a row's end change no sum, so its bits depend neither
+// on AHEAD nor on ROWS.
 template <u32 FORMAT, u32 AHEAD, u32 ROWS>
 static __device__ __forceinline__ void add_run(
     float (&sums)[ROWS], const Stored<FORMAT> (&w)[AHEAD], const bf16* const (&rows)[ROWS], u32 k, u32 width) {
@@ -72,7 +72,7 @@ static __device__ __forceinline__ void dots(
     }
 }
 
-// The same where rows are not of whole eights, or of blocks.
+// The same for rows that are not a multiple of eight columns, or for blocks.
 template <u32 ROWS>
 static __device__ __forceinline__ void dots_any(
     float (&sums)[ROWS], const void* weight, u32 format, u64 row, const bf16* const (&rows)[ROWS], u32 width) {
@@ -83,7 +83,7 @@ static __device__ __forceinline__ void dots_any(
     }
 }
 
-// What one warp leaves of ROWS rows: the sums of all lanes.
+// Writes a warp's results for ROWS rows: the sums of all lanes.
 template <u32 ROWS>
 static __device__ __forceinline__ void store_scores(
     const float (&sums)[ROWS], const Listed& listed, u32 first, float* scores, u32 expert, u32 experts) {
@@ -97,7 +97,8 @@ static __device__ __forceinline__ void store_scores(
     if (lane < ROWS && first + lane < listed.count) scores[(u64)listed.row(first + lane) * experts + expert] = own;
 }
 
-// scores = weight input in f32 for one row; two experts a block. Weights do not depend on the batch, so their loads come first.
+// scores = weight input in f32 for one row; two experts per block. Weights do not depend on the batch, so their loads come
+// first.
 template <u32 FORMAT>
 static __device__ __forceinline__ void scores_of_one(
     const u32* batch, const bf16* input, const void* weight, float* scores, u32 width, u32 experts, u32 all, u32 expert) {
@@ -115,8 +116,8 @@ static __device__ __forceinline__ void scores_of_one(
     store_scores(sums, listed, 0, scores, expert, experts);
 }
 
-// The scores before the sigmoid, of rows that no product of the library has: of single tokens, or of all where `all`.
-// Grid (ceil(experts / warps of a block), ceil(rows / TOGETHER)); a warp has one expert.
+// The scores before the sigmoid, for rows that cuBLASLt does not compute: of single tokens, or all if `all`. Grid
+// (ceil(experts / warps per block), ceil(rows / TOGETHER)); a warp has one expert.
 //   batch   the batch
 //   input   [T, width] bf16
 //   weight  [experts, width] of the format
@@ -169,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(64) route_scores_one(
 }
 ENTRY(route_scores_one)
 
-// Scores and biased ranks of one token's experts, eight of a lane's under way together; whether one is not finite.
+// Scores and biased ranks of one token's experts, with eight loads per lane in flight; whether any is not finite.
 template <u32 FORMAT>
 static __device__ __forceinline__ int rank_experts(
     const float* scores, const void* bias, u32 experts, float* plain, u64* biased) {
@@ -195,14 +196,14 @@ static __device__ __forceinline__ int rank_experts(
     return damaged;
 }
 
-// Which experts, and with what weights; a warp a token.
+// Selects experts and their weights; one warp per token.
 //   batch    the batch
 //   scores   [T, experts] f32, before the sigmoid
 //   bias     [experts] of the format
 //   ids      [T, top_k] u32: best biased score first
 //   weights  [T, top_k] f32: sigmoids without the bias, divided by their sum + 1e-20 if `renormalize`, times `scale`;
-//            all NaN where a biased score is not finite
-// Dynamic shared memory: 12 bytes an expert, 8 a group.
+//            all NaN if a biased score is not finite
+// Dynamic shared memory: 12 bytes per expert, 8 per group.
 extern "C" __global__ void __launch_bounds__(32) route_choose(
     const u32* batch, const float* scores, const void* bias, u32 format, u32* ids, float* weights, u32 experts, u32 top_k,
     u32 groups, u32 top_groups, u32 renormalize, float scale) {
@@ -238,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(32) route_choose(
                     second = rank;
                 }
             }
-            // Groups count by the sum of their two best biased scores.
+            // Groups are compared by the sum of their two best biased scores.
             float sum = ranked_score(best);
             if (second != 0) sum += ranked_score(second);
             worth[g] = ranked(sum, g);
@@ -248,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(32) route_choose(
             u64 best = 0;
             for (u32 g = lane; g < groups; g += 32) best = max(best, worth[g]);
             best = warp_best(best);
-            // Chosen: no rank has the value 1.
+            // Marks it as chosen: no rank has the value 1.
             if (lane == 0) worth[ranked_id(best)] = 1;
             __syncwarp();
         }

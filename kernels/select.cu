@@ -1,8 +1,8 @@
-// The next token of a row: its best candidates, its log-normaliser, and whether all of it was finite. Twin of
+// The next token of a row: its best candidates, its log-normaliser, and whether all logits are finite. Counterpart of
 // src/backend/cpu/select.rs.
 //
-// Two kernels: `select_slices` cuts a row into slices of 1024 logits and leaves each one's candidates and partial sums;
-// `select_merge` puts the slices of a row together.
+// Two kernels: `select_slices` cuts a row into slices of 1024 logits and writes each slice's candidates and partial sums;
+// `select_merge` merges the slices of a row.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/best.h"
@@ -11,11 +11,11 @@
 #define SELECT_THREADS 256
 #define OWN (SLICE / SELECT_THREADS)
 
-// A block of 256 threads a slice (x) of a row (y).
+// One block of 256 threads per slice (x) of a row (y).
 //   batch     the batch
 //   logits    [O, vocabulary] f32
-//   ranks     [O, slices, candidates] u64: score and id, see `best.h`; 0 where a slice has no more
-//   sums      [O, slices, 4] f32: greatest, sum of exponentials, 1 if all was finite, nothing
+//   ranks     [O, slices, candidates] u64: score and id, see `best.h`; 0 if a slice has no more
+//   sums      [O, slices, 4] f32: greatest, sum of exponentials, 1 if all are finite, unused
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_slices(
     const u32* batch, const float* logits, u64* ranks, float* sums, u32 vocabulary, u32 candidates) {
     SHARED(float, scratch, 32);
@@ -64,12 +64,12 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_slices(
 }
 ENTRY(select_slices)
 
-// A block of 256 threads a row.
+// One block of 256 threads per row.
 //   batch     the batch
 //   logits    [O, vocabulary] f32
-//   ranks     [O, slices, candidates] u64, edited
+//   ranks     [O, slices, candidates] u64, overwritten
 //   sums      [O, slices, 4] f32
-//   choices   [O, 4 + 2 candidates] words: log-normaliser, 0, whether all was finite, the target's logit; then id, logit
+//   choices   [O, 4 + 2 candidates] words: log-normaliser, 0, whether all are finite, the target's logit; then id, logit
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_merge(
     const u32* batch, const float* logits, u64* ranks, const float* sums, u32* choices, u32 vocabulary, u32 candidates,
     u32 slices) {
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_merge(
     for (u32 c = 0; c < candidates; c++) {
         u64 best = 0;
         u32 from = 0;
-        // A slice's candidates are in order: its first that is left is its best.
+        // A slice's candidates are in order: the first one that is left is its best.
         for (u32 s = threadIdx.x; s < slices; s += SELECT_THREADS) {
             for (u32 n = 0; n < candidates; n++) {
                 u64 rank = ranks[(u64)s * candidates + n];

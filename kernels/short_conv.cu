@@ -1,11 +1,11 @@
-// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between segments. Twin of
-// src/backend/cpu/short_conv.rs.
+// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its state carried between segments.
+// Counterpart of src/backend/cpu/short_conv.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/weight.h"
 
-// The input of channel `c`, `back` tokens before token `t` of a segment, back < taps; from the convolution state before the segment, and
-// zero before the sequence.
+// The input of channel `c`, `back` tokens before token `t` of a segment, back < taps; before the segment from the
+// convolution state, and zero before the sequence.
 static __device__ __forceinline__ float before(
     const bf16* input, const float* conv_states, u32 start, u32 slot, u32 channels, u32 taps, u32 t, u32 back, u32 c) {
     if (back <= t) return widen(input[(u64)(start + t - back) * channels + c]);
@@ -13,12 +13,12 @@ static __device__ __forceinline__ float before(
     return conv_states[((u64)slot * channels + c) * (taps - 1) + taps - 1 + t - back];
 }
 
-// output_t[c] = silu(sum_j weight[c, j] x_{t - taps + 1 + j}[c]); 256 elements a block. Writes no convolution states: blocks of other
-// tokens still read them.
+// output_t[c] = silu(sum_j weight[c, j] x_{t - taps + 1 + j}[c]); 256 elements per block. Writes no convolution
+// states, because blocks of other tokens still read them.
 //   batch   the batch
 //   input   [T, channels] bf16
 //   weight  [channels, taps] of the format; the last tap multiplies the current token
-//   convolution states   [slots, channels, taps - 1] f32, oldest input first
+//   conv_states  [slots, channels, taps - 1] f32, oldest input first
 //   output  [T, channels] bf16
 extern "C" __global__ void __launch_bounds__(256) short_conv(
     const u32* batch, const bf16* input, const void* weight, u32 format, const float* conv_states, bf16* output, u32 channels,
@@ -37,14 +37,14 @@ extern "C" __global__ void __launch_bounds__(256) short_conv(
 }
 ENTRY(short_conv)
 
-// The most inputs that a convolution state keeps.
+// Maximum number of inputs in a convolution state.
 #define MOST_KEPT 15
 
-// Tails at each checkpoint and at the end of every segment; a thread a channel of a segment. The segment's own convolution state is read
-// before it may be overwritten: a slot may be read and written by the same segment.
+// Convolution states at each checkpoint and at the end of every segment; one thread per channel of a segment. The segment's
+// own state is read before it is overwritten, because a segment may read and write the same slot.
 //   batch   the batch
 //   input   [T, channels] bf16
-//   convolution states   [slots, channels, taps - 1] f32
+//   conv_states  [slots, channels, taps - 1] f32
 extern "C" __global__ void __launch_bounds__(256) short_conv_states(
     const u32* batch, const bf16* input, float* conv_states, u32 channels, u32 taps) {
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;

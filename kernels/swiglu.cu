@@ -1,10 +1,10 @@
-// The gated activation of an MLP (Shazeer, arXiv 2002.05202). Twin of src/backend/cpu/swiglu.rs.
+// The gated activation of an MLP (Shazeer, arXiv 2002.05202). Counterpart of src/backend/cpu/swiglu.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// output = silu(gate) * up, where a row of the input is gate, then up; 256 elements a block.
+// output = silu(gate) * up, where a row of the input is gate, then up; 256 elements per block.
 //   batch   the batch
-//   kind    TOKENS or OUTPUTS: what a row stands for
+//   kind    TOKENS or OUTPUTS: the kind of the rows
 //   input   [.., 2 width] bf16
 //   output  [.., width] bf16
 extern "C" __global__ void __launch_bounds__(256) swiglu(

@@ -1,9 +1,9 @@
-// What one head attends to, of rows of single tokens. Twin of `trace_attention` in src/backend/cpu/trace.rs.
+// The attention weights of one head, for rows of single tokens. Counterpart of `trace_attention` in src/backend/cpu/trace.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/latents.h"
 
-// The head's query in latent space: absorbed = W_UK^T q_nope; a block of 128 threads a row.
+// The head's query in latent space: absorbed = W_UK^T q_nope; one block of 128 threads per row.
 //   batch     the batch
 //   query     [T, heads * (nope + rope)] bf16
 //   kv_b      [heads * (nope + value), latent] of the format
@@ -23,18 +23,18 @@ extern "C" __global__ void __launch_bounds__(128) trace_attention_absorb(
 }
 ENTRY(trace_attention_absorb)
 
-// Positions a block.
+// Positions per block.
 #define SPAN 128
 
 template <typename Latent>
 static __device__ __forceinline__ void score_span(
     const u32* batch, const bf16* query, const float* absorbed, const Latent* latents, float* output, float* spans, u32 heads,
-    u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 places, float* scratch, float* scores) {
+    u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 positions, float* scratch, float* scores) {
     u32 row = blockIdx.y, first = blockIdx.x * SPAN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (row >= batch[TOKENS] || first >= places) return;
+    if (row >= batch[TOKENS] || first >= positions) return;
     u32 segment = owner(batch, row);
     if (segment_word(batch, segment, LENGTH) != 1) return;
-    u32 seen = min(segment_word(batch, segment, POSITION) + 1, places);
+    u32 seen = min(segment_word(batch, segment, POSITION) + 1, positions);
     if (first >= seen) return;
     const u32* blocks = batch + segment_word(batch, segment, BLOCKS);
     query += ((u64)row * heads + head) * (nope + rope) + nope;
@@ -59,27 +59,30 @@ static __device__ __forceinline__ void score_span(
     greatest = fmaxf(fmaxf(scratch[0], scratch[1]), fmaxf(scratch[2], scratch[3]));
     __syncthreads();
     float sum = block_sum(expf(score - greatest), scratch);
-    if (first + threadIdx.x < seen) output[(u64)row * places + first + threadIdx.x] = score;
+    if (first + threadIdx.x < seen) output[(u64)row * positions + first + threadIdx.x] = score;
     if (threadIdx.x == 0) {
-        spans += 2 * ((u64)row * ((places + SPAN - 1) / SPAN) + blockIdx.x);
+        spans += 2 * ((u64)row * ((positions + SPAN - 1) / SPAN) + blockIdx.x);
         spans[0] = greatest;
         spans[1] = sum;
     }
 }
 
-// The scores of a span (x) of a row (y), their greatest and the sum of their exponentials beside it; a block of 128 threads,
-// a warp a position. Places past the row's own position are left alone; for rows of longer segments there are none.
+// The scores of a span (x) of a row (y), with their maximum and the sum of their exponentials; one block of 128 threads, one
+// warp per position. Positions after the row's own are not written; rows of longer segments have none.
+//   batch    the batch
+//   query    [T, heads * (nope + rope)] bf16
+//   absorbed [T, latent] f32, from `trace_attention_absorb`
 //   latents  [blocks, block_tokens, latent + rope] of the entry's type
-//   output   [T, places] f32
-//   spans    [T, ceil(places / SPAN), 2] f32
+//   output   [T, positions] f32
+//   spans    [T, ceil(positions / SPAN), 2] f32
 #define TRACE_ATTENTION_SCORE(name, Latent)                                                                           \
     extern "C" __global__ void __launch_bounds__(128) name(                                                           \
         const u32* batch, const bf16* query, const float* absorbed, const Latent* latents, float* output,             \
-        float* spans, u32 heads, u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 places) {            \
+        float* spans, u32 heads, u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 positions) {            \
         SHARED(float, scratch, 32);                                                                                   \
         SHARED(float, scores, SPAN);                                                                                  \
         score_span(                                                                                                   \
-            batch, query, absorbed, latents, output, spans, heads, head, nope, rope, latent, block_tokens, places,    \
+            batch, query, absorbed, latents, output, spans, heads, head, nope, rope, latent, block_tokens, positions,    \
             scratch, scores);                                                                                         \
     }
 
@@ -90,18 +93,19 @@ ENTRY(trace_attention_score)
 ENTRY(trace_attention_score_f16)
 ENTRY(trace_attention_score_f32)
 
-// Scores to weights, with what all spans of the row came to; a block of 128 threads a span (x) of a row (y). What its own
-// span has past the row's position is zero, all of it for rows of longer segments.
-//   output  [T, places] f32
-//   spans   [T, ceil(places / SPAN), 2] f32
+// Converts scores to weights, with the maximum and sum over all spans of the row; one block of 128 threads per span (x) of a
+// row (y). Positions after the row's own are zero, and all positions for rows of longer segments.
+//   batch   the batch
+//   output  [T, positions] f32
+//   spans   [T, ceil(positions / SPAN), 2] f32
 extern "C" __global__ void __launch_bounds__(128) trace_attention_weigh(
-    const u32* batch, float* output, const float* spans, u32 places) {
+    const u32* batch, float* output, const float* spans, u32 positions) {
     SHARED(float, scratch, 32);
     u32 row = blockIdx.y, position = blockIdx.x * SPAN + threadIdx.x;
     if (row >= batch[TOKENS]) return;
     u32 segment = owner(batch, row), seen = 0;
-    if (segment_word(batch, segment, LENGTH) == 1) seen = min(segment_word(batch, segment, POSITION) + 1, places);
-    spans += 2 * (u64)row * ((places + SPAN - 1) / SPAN);
+    if (segment_word(batch, segment, LENGTH) == 1) seen = min(segment_word(batch, segment, POSITION) + 1, positions);
+    spans += 2 * (u64)row * ((positions + SPAN - 1) / SPAN);
     u32 count = (seen + SPAN - 1) / SPAN;
     float greatest = -INFINITE;
     for (u32 i = threadIdx.x; i < count; i += blockDim.x) greatest = fmaxf(greatest, spans[2 * i]);
@@ -113,8 +117,8 @@ extern "C" __global__ void __launch_bounds__(128) trace_attention_weigh(
     float sum = 0.0f;
     for (u32 i = threadIdx.x; i < count; i += blockDim.x) sum += spans[2 * i + 1] * expf(spans[2 * i] - greatest);
     sum = block_sum(sum, scratch);
-    if (position >= places) return;
-    float* weight = output + (u64)row * places + position;
+    if (position >= positions) return;
+    float* weight = output + (u64)row * positions + position;
     *weight = position < seen ? expf(*weight - greatest) / sum : 0.0f;
 }
 ENTRY(trace_attention_weigh)

@@ -1,9 +1,9 @@
-// How far each head's output gate is open, of rows of single tokens. Twin of `trace_gate` in src/backend/cpu/trace.rs.
+// The mean output gate of each head, for rows of single tokens. Counterpart of `trace_gate` in src/backend/cpu/trace.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// output = mean over a head of sigmoid(gate), 0 for rows of longer segments; a warp a head, eight a block. Of `layers` the
-// part of `layer` is written.
+// output = mean over a head of sigmoid(gate), 0 for rows of longer segments; one warp per head, eight per block.
+// Writes the part of `layer`.
 //   batch   the batch
 //   gate    [T, heads * width] bf16
 //   output  [T, layers, heads] f32

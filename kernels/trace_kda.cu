@@ -1,20 +1,20 @@
-// What a KDA layer is about to do to its states, in numbers, of rows of single tokens. Twin of `trace_kda` in
+// Statistics of what a KDA layer will write to its states, for rows of single tokens. Counterpart of `trace_kda` in
 // src/backend/cpu/trace.rs. It runs before the recurrence that it describes.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// Numbers at the head of a record, in this order: the state's norm after the token, that of what is written, the size of the
-// error that it corrects, the mean decay, the write strength. Then come the log decays.
+// Numbers at the start of a record, in this order: the norms of the state after the token, of what is written and of the
+// error that it corrects, the mean decay, the write strength. They are followed by the log decays.
 #define NUMBERS 5
 
-// A block of 128 threads a row (x) and head (y); rows of longer segments are zero. Of `layers` the part of `layer` is written.
+// One block of 128 threads per row (x) and head (y); rows of longer segments are zero. Writes the part of `layer`.
 //   batch   the batch
 //   qkv     [T, channels] bf16, channels = 2 key_heads key_width + heads value_width
 //   gates   [T, heads * key_width] f32
 //   beta    [T, heads] f32
 //   states  [slots, heads, key_width, value_width] f32
 //   output  [T, layers, heads, NUMBERS + key_width] f32
-// Dynamic shared memory: 8 bytes a key channel.
+// Dynamic shared memory: 8 bytes per key channel.
 extern "C" __global__ void __launch_bounds__(128) trace_kda(
     const u32* batch, const bf16* qkv, const float* gates, const float* beta, const float* states, float* output,
     u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 layer, u32 layers) {

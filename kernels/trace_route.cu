@@ -1,8 +1,8 @@
-// Which experts a layer chose, of rows of single tokens. Twin of `trace_route` in src/backend/cpu/trace.rs.
+// The experts that a layer chose, for rows of single tokens. Counterpart of `trace_route` in src/backend/cpu/trace.rs.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// A block of 32 threads a row; rows of longer segments are zero. Of `layers` the part of `layer` is written.
+// One block of 32 threads per row; rows of longer segments are zero. Writes the part of `layer`.
 //   batch    the batch
 //   experts  [T, top] u32
 //   weights  [T, top] f32

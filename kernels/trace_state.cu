@@ -1,9 +1,9 @@
-// One head's state as a single token left it. Twin of `trace_state` in src/backend/cpu/traced.rs. It runs after the
-// recurrence, and copies what else would have to be read back with all other heads of the layer.
+// One head's state after a single token. Counterpart of `trace_state` in src/backend/cpu/traced.rs. It runs after the
+// recurrence; without the copy, the states of all heads of the layer would have to be read back.
 #include "shared/kernel.h"
 #include "shared/batch.h"
 
-// A thread an element (x) of a row (y), 256 a block; rows of longer segments are zero.
+// One thread per element (x) of a row (y), 256 per block; rows of longer segments are zero.
 //   batch   the batch
 //   states  [slots, heads, size] f32, size = key_width * value_width
 //   output  [T, size] f32

@@ -5,7 +5,7 @@
 
 struct Params {
     width: u32,
-    rows: u32,  // which word of the header counts the rows
+    rows: u32,  // the header word with the number of rows
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,4 +1,4 @@
-// The token embedding: one row of the weight a token. Twin of `src/backend/cpu/embed.rs`.
+// The token embedding: one row of the weight per token. Counterpart of `src/backend/cpu/embed.rs`.
 
 // #import shared/batch
 // #import shared/index
@@ -6,8 +6,8 @@
 
 struct Params {
     width: u32,
-    stride: u32,     // vectors a row of `weight`
-    first_row: u32,  // the vocabulary's rows in this buffer
+    stride: u32,     // vectors per row of `weight`
+    first_row: u32,  // the first row of the vocabulary in this buffer
     rows: u32,
 }
 

@@ -7,17 +7,17 @@
 struct Params {
     width: u32,         // d, or n in `experts_activate`
     top_k: u32,
-    first_expert: u32,  // the id of the first expert held here
-    experts: u32,       // experts held here
+    first_expert: u32,  // the id of the first local expert
+    experts: u32,       // number of local experts
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(2) var<storage, read> ids: array<u32>;            // [T, top_k]
 @group(0) @binding(3) var<storage, read> weights: array<f32>;        // [T, top_k]
-@group(0) @binding(4) var<storage, read> results: array<f32>;        // [places, d]
+@group(0) @binding(4) var<storage, read> results: array<f32>;        // [assignments, d]
 @group(0) @binding(5) var<storage, read_write> output: array<f32>;   // [T, d]
-@group(0) @binding(6) var<storage, read> up: array<f32>;             // [places, n]
-@group(0) @binding(7) var<storage, read_write> gate: array<f32>;     // [places, n]: becomes silu(gate) up
+@group(0) @binding(6) var<storage, read> up: array<f32>;             // [assignments, n]
+@group(0) @binding(7) var<storage, read_write> gate: array<f32>;     // [assignments, n]: becomes silu(gate) up
 
 @compute @workgroup_size(64)
 fn experts_combine(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -29,20 +29,20 @@ fn experts_combine(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     }
     var sum = 0.0;
     for (var n = 0u; n < params.top_k; n++) {
-        let place = row * params.top_k + n;
-        if (ids[place] - params.first_expert < params.experts) {
-            sum = fma(weights[place], results[place * params.width + c], sum);
+        let assignment = row * params.top_k + n;
+        if (ids[assignment] - params.first_expert < params.experts) {
+            sum = fma(weights[assignment], results[assignment * params.width + c], sum);
         }
     }
     output[i] = sum;
 }
 
-// Places of experts held elsewhere are left alone: nothing reads them.
+// Assignments to experts of other ranks are left undefined: no operation reads them.
 @compute @workgroup_size(64)
 fn experts_activate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let i = flat(group, groups, thread);
-    let place = i / params.width;
-    if (place >= batch[TOKENS] * params.top_k || ids[place] - params.first_expert >= params.experts) {
+    let assignment = i / params.width;
+    if (assignment >= batch[TOKENS] * params.top_k || ids[assignment] - params.first_expert >= params.experts) {
         return;
     }
     gate[i] = silu(gate[i]) * up[i];

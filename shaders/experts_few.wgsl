@@ -1,4 +1,4 @@
-// `experts` where a tile is a single place: 32 outputs (x) of tile y.
+// `experts` if a tile is a single assignment: 32 outputs (x) of tile y.
 
 // #import experts
 // #import shared/product_few
@@ -9,7 +9,7 @@ fn experts_few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     if (group.y >= groups[0] || expert - params.first_expert >= params.experts) {
         return;
     }
-    let mine = place(groups[2u + 3u * group.y]);
+    let mine = assignment(groups[2u + 3u * group.y]);
     let first = group.x * OUTPUTS_A_GROUP + 4u * (thread / 8u);
     let sums = product_few(product(expert), source(mine), first, thread);
     if (thread % 8u == 0u) {

@@ -1,4 +1,4 @@
-// `experts` where a tile is up to 32 places of one expert: 64 outputs (x) of tile y.
+// `experts` if a tile is up to 32 assignments of one expert: 64 outputs (x) of tile y.
 
 // #import experts
 // #import shared/product_many
@@ -14,12 +14,12 @@ fn experts_many(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     let first = group.x * OUTPUTS_A_TILE;
     var row = NO_ROW;
     if (begin + thread / 8u < end) {
-        row = source(place(begin + thread / 8u));
+        row = source(assignment(begin + thread / 8u));
     }
     let made = product_many(product(expert), row, first, thread);
     let at = begin + tile_row(thread);
     if (at < end) {
-        put(place(at), first + tile_output(thread), made.a);
-        put(place(at), first + tile_output(thread) + 4u, made.b);
+        put(assignment(at), first + tile_output(thread), made.a);
+        put(assignment(at), first + tile_output(thread) + 4u, made.b);
     }
 }

@@ -1,4 +1,4 @@
-// Random numbers where weights and caches are kept, for measuring a model without its file. Twin of
+// Generates random numbers in weights and caches, to measure a model without its files. Counterpart of
 // `src/backend/cpu/fill.rs`; the numbers are `Random::value` of `src/backend/random.rs`, to the bit.
 
 // #import shared/halves
@@ -6,19 +6,19 @@
 
 struct Params {
     first: u32,     // the first word of this dispatch
-    words: u32,     // one past its last
-    element: u32,   // the number of the buffer's first element
-    columns: u32,   // of a row
-    stride: u32,    // from one row to the next, in elements; what lies beyond the columns is zero
-    format: u32,    // what numbers are rounded to: a FORMAT_ of the layout
-    packed: u32,    // whether two of them share a word; else they are widened again
+    words: u32,     // the end of its words
+    element: u32,   // the index of the buffer's first element
+    columns: u32,   // per row
+    stride: u32,    // elements from one row to the next; padding is zero
+    format: u32,    // the dtype that numbers are rounded to: a FORMAT_ of the layout
+    packed: u32,    // whether two numbers of 16 bits share a word; otherwise they are widened to f32
     seed: u32,
     mean: f32,
     scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read_write> output: array<u32>;
+@group(0) @binding(2) var<storage, read_write> output: array<u32>;   // [rows, stride] of `format`, in words
 
 // Mixes the bits of a word.
 fn mix_bits(word: u32) -> u32 {
@@ -27,7 +27,7 @@ fn mix_bits(word: u32) -> u32 {
     return x ^ (x >> 16u);
 }
 
-// The element at this place of the buffer, in the bits of its format.
+// The element at this index of the buffer, in the bits of its format.
 fn bits_at(place: u32) -> u32 {
     let column = place % params.stride;
     if (column >= params.columns) {

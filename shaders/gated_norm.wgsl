@@ -1,4 +1,4 @@
-// The output gate of a KDA layer: a norm over each head, times a sigmoid gate. Twin of `src/backend/cpu/gated_norm.rs`.
+// The output gate of a KDA layer: a norm over each head, times a sigmoid gate. Counterpart of `src/backend/cpu/gated_norm.rs`.
 
 // #import shared/sums
 // #import shared/activations
@@ -15,7 +15,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> weight: array<f32>;         // [V]
 @group(0) @binding(5) var<storage, read_write> output: array<f32>;   // [T, H V]
 
-// A workgroup a token (x) and head (y).
+// One workgroup per token (x) and head (y).
 @compute @workgroup_size(64)
 fn gated_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let first = (group.x * params.heads + group.y) * params.width;

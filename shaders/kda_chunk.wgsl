@@ -1,12 +1,13 @@
-// The gated delta rule in chunks of sixteen tokens, the chunkwise form of Kimi Linear (section 3.2), for prefill. Twin of
-// `src/backend/cpu/kda_chunk.rs`.
+// The gated delta rule in chunks of sixteen tokens, the chunkwise form of Kimi Linear (section 3.2), for prefill. Counterpart
+// of `src/backend/cpu/kda_chunk.rs`.
 //
-// Two dispatches: `prepare` works on all chunks at once, on whatever does not depend on the state; `scan` walks through
-// the chunks of a segment, a workgroup for sixteen columns of one head's state, held in workgroup memory.
+// Two dispatches: `prepare` computes, for all chunks in parallel, everything that does not depend on the state; `scan`
+// processes the chunks of a segment in order, with a workgroup per sixteen columns of one head's state, which is in workgroup
+// memory.
 //
-// Gates have no lower bound, so `exp(G_i - G_j)` is never split as `exp(G_i) exp(-G_j)`, which overflows. Each block
-// of the two C x C matrices gets an anchor between its rows and its columns instead (dyadic anchors): both factors are
-// then exponentials of sums of gates, at most 1, and underflow is the right answer.
+// Gates have no lower bound, so `exp(G_i - G_j)` is never computed as `exp(G_i) exp(-G_j)`, which overflows. Each block of
+// the two C x C matrices has an anchor between its rows and its columns instead (dyadic anchors): both factors are then
+// exponentials of sums of gates, at most 1, and an underflow to 0 is the correct result.
 
 // #import shared/batch
 // #import shared/kda
@@ -15,20 +16,20 @@
 @group(0) @binding(3) var<storage, read> gates: array<f32>;           // [T, H K]
 @group(0) @binding(4) var<storage, read> beta: array<f32>;            // [T, H]
 @group(0) @binding(5) var<storage, read> prepared: array<f32>;        // [chunks, H, workspace()]
-@group(0) @binding(6) var<storage, read_write> workspace_out: array<f32>;
+@group(0) @binding(6) var<storage, read_write> workspace_out: array<f32>;   // [chunks, H, workspace()]
 @group(0) @binding(7) var<storage, read_write> states: array<f32>;    // [slots, H, K, V]
 @group(0) @binding(8) var<storage, read_write> output: array<f32>;    // [T, H V]
 
-// Tokens a chunk.
+// Tokens per chunk.
 const C: u32 = 16u;
-// Key channels a slice of `prepare`.
+// Key channels per slice of `prepare`.
 const SLICE: u32 = 16u;
-// Columns of the state a workgroup of `scan`.
+// Columns of the state per workgroup of `scan`.
 const COLUMNS: u32 = 16u;
-// The widest key: `[KEY_WIDTH, COLUMNS]` f32 and the rest of `scan` fit 16 KiB of workgroup memory.
+// Maximum width of a key: `[KEY_WIDTH, COLUMNS]` f32 and the other arrays of `scan` fit in 16 KiB of workgroup memory.
 override KEY_WIDTH: u32 = 128u;
 
-// Elements that `prepare` leaves for one chunk and head: K exp(G), Q exp(G) and Kr `[C, K]`, exp(G_C) `[K]`, A_kk and A_qk
+// Elements that `prepare` writes for one chunk and head: K exp(G), Q exp(G) and Kr `[C, K]`, exp(G_C) `[K]`, A_kk and A_qk
 // `[C, C]`.
 fn workspace() -> u32 {
     return 3u * C * params.key_width + params.key_width + 2u * C * C;
@@ -43,7 +44,7 @@ fn chunk_word(chunk: u32, field: u32) -> u32 {
     return batch[batch[AT_CHUNKS] + CHUNK_WORDS * chunk + field];
 }
 
-var<workgroup> norms: array<f32, 32>;                 // [2, C]: what queries, then keys, are divided by
+var<workgroup> norms: array<f32, 32>;                 // [2, C]: the divisors of queries, then of keys
 var<workgroup> halves: array<f32, 64>;
 var<workgroup> query: array<f32, 256>;                // [C, SLICE], normalised and scaled
 var<workgroup> key: array<f32, 256>;                  // [C, SLICE], normalised
@@ -51,7 +52,7 @@ var<workgroup> gate: array<f32, 256>;                 // [C, SLICE]
 var<workgroup> key_decayed: array<f32, 1024>;         // [4 levels, C, SLICE]
 var<workgroup> query_decayed: array<f32, 1024>;       // [4 levels, C, SLICE]
 
-// Norms of the chunk's queries and keys: two threads a row.
+// Norms of the chunk's queries and keys: two threads per row.
 fn measure(first: u32, length: u32, head: u32, thread: u32) {
     let k = params.key_width;
     let t = thread / 2u % C;
@@ -73,7 +74,7 @@ fn measure(first: u32, length: u32, head: u32, thread: u32) {
     workgroupBarrier();
 }
 
-// One workgroup of 64 a chunk (x) and head (y).
+// One workgroup of 64 per chunk (x) and head (y).
 @compute @workgroup_size(64)
 fn prepare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let chunk = group.x;
@@ -84,7 +85,7 @@ fn prepare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     measure(first, length, head, thread);
     let base = workspace_at(chunk, head);
 
-    // What a thread owns of the C x C matrices: column `thread % 16`, every fourth row.
+    // A thread's elements of the C x C matrices: column `thread % 16`, every fourth row.
     let j = thread % C;
     var a_kk = vec4<f32>(0.0);
     var a_qk = vec4<f32>(0.0);
@@ -116,7 +117,7 @@ fn prepare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
                     a_qk[n] = fma(query[i * SLICE + d], key[i * SLICE + d], a_qk[n]);
                 }
             } else if (i > j) {
-                // The level at which the two part: the highest bit in which they differ.
+                // The level of the anchor between the two: the highest bit in which they differ.
                 let level = firstLeadingBit(i ^ j);
                 let row = (level * C + i) * SLICE;
                 let column = (level * C + j) * SLICE;
@@ -140,20 +141,20 @@ fn prepare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
 }
 
-// Keys and queries of one slice, decayed towards the anchors of each of the four levels; a thread a level and channel.
+// Keys and queries of one slice, decayed to the anchors of each of the four levels; one thread per level and channel.
 fn decay_slice(thread: u32) {
     let level = thread / SLICE;
     let d = thread % SLICE;
     let half = 1u << level;
     for (var anchor = half; anchor < C; anchor += 2u * half) {
-        // Columns decay from just after themselves up to the anchor, summed outwards from it.
+        // Columns decay from the position after them up to the anchor, summed outwards from it.
         var sum = 0.0;
         for (var back = 1u; back <= half; back++) {
             let t = anchor - back;
             key_decayed[(level * C + t) * SLICE + d] = key[t * SLICE + d] * exp(sum);
             sum += gate[t * SLICE + d];
         }
-        // Rows decay from the anchor up to and with themselves.
+        // Rows decay from the anchor to their own position, inclusive.
         sum = 0.0;
         for (var t = anchor; t < anchor + half; t++) {
             sum += gate[t * SLICE + d];
@@ -164,7 +165,7 @@ fn decay_slice(thread: u32) {
     }
 }
 
-// Leaves channel `d` of K exp(G), Q exp(G), Kr and exp(G_C): `at` is its place in the slice. Past the chunk's last token
+// Writes channel `d` of K exp(G), Q exp(G), Kr and exp(G_C); `at` is its index in the slice. After the chunk's last token
 // keys, queries and gates are 0.
 fn leave(base: u32, d: u32, at: u32, length: u32) {
     let k = params.key_width;
@@ -175,7 +176,7 @@ fn leave(base: u32, d: u32, at: u32, length: u32) {
         workspace_out[base + t * k + d] = key[t * SLICE + at] * factor;
         workspace_out[base + (C + t) * k + d] = query[t * SLICE + at] * factor;
     }
-    // Summed from the chunk's end backwards: a difference of sums from the start would lose what hard gates leave.
+    // Summed backwards from the chunk's end: a difference of sums from the start would cancel under strong decay.
     sum = 0.0;
     for (var t = C; t > 0u; t--) {
         workspace_out[base + (2u * C + t - 1u) * k + d] = key[(t - 1u) * SLICE + at] * exp(sum);
@@ -185,7 +186,7 @@ fn leave(base: u32, d: u32, at: u32, length: u32) {
 }
 
 var<workgroup> state: array<f32, KEY_WIDTH * COLUMNS>;   // [K, COLUMNS]
-var<workgroup> write: array<f32, 256>;                   // [C, COLUMNS]: U, what each token writes
+var<workgroup> write: array<f32, 256>;                   // [C, COLUMNS]: U, the values that each token writes
 var<workgroup> a: array<f32, 512>;                       // [2, C, C]: A_kk, A_qk
 
 // One workgroup of 64 for COLUMNS columns (x) of a head (y) of a segment (z).
@@ -231,7 +232,7 @@ fn scan(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         write[(i + 8u) * COLUMNS + c + 8u] = answer.w;
         workgroupBarrier();
 
-        // U = (I + A_kk)^-1 [beta (V - (K exp(G)) S)], by forward substitution; a thread a column.
+        // U = (I + A_kk)^-1 [beta (V - (K exp(G)) S)], by forward substitution; one thread per column.
         if (thread < COLUMNS) {
             for (var t = 0u; t < C; t++) {
                 var u = 0.0;

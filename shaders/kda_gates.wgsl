@@ -1,4 +1,4 @@
-// The gates of a KDA layer: log decay by channel and write strength by head. Twin of `src/backend/cpu/kda_gates.rs`.
+// The gates of a KDA layer: log decay per channel and write strength per head. Counterpart of `src/backend/cpu/kda_gates.rs`.
 
 // #import shared/batch
 // #import shared/index
@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> gates: array<f32>;   // [T, H K]
 @group(0) @binding(7) var<storage, read_write> beta: array<f32>;    // [T, H]
 
-// g = -exp(A_log[h]) softplus(decay + dt_bias), unbounded below; beta = sigmoid(write). A thread a channel and token.
+// g = -exp(A_log[h]) softplus(decay + dt_bias), unbounded below; beta = sigmoid(write). One thread per channel and token.
 @compute @workgroup_size(64)
 fn kda_gates(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let i = flat(group, groups, thread);

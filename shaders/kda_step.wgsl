@@ -1,7 +1,7 @@
-// The gated delta rule one token at a time: the definition. Twin of `src/backend/cpu/kda_step.rs`.
+// The gated delta rule one token at a time: the definition. Counterpart of `src/backend/cpu/kda_step.rs`.
 //
-// A workgroup owns eight columns of one head's state in one segment; eight threads share a column, each every eighth key
-// channel, and nobody else touches those elements. The state stays in the pool: no thread holds a column.
+// A workgroup processes eight columns of one head's state in one segment; eight threads share a column, each every eighth key
+// channel, and no other thread accesses those elements. The state stays in the pool: no thread keeps a column.
 
 // #import shared/batch
 // #import shared/sums
@@ -13,7 +13,7 @@
 @group(0) @binding(5) var<storage, read_write> states: array<f32>;    // [slots, H, K, V]
 @group(0) @binding(6) var<storage, read_write> output: array<f32>;    // [T, H V]
 
-// Columns a workgroup.
+// Columns per workgroup.
 const COLUMNS: u32 = 8u;
 
 @compute @workgroup_size(64)
@@ -26,7 +26,7 @@ fn kda_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     }
     let k = params.key_width;
     let v = params.value_width;
-    // The lanes of a column are neighbours, so that their sum is over eight neighbours.
+    // The lanes of a column are adjacent, so that their sum is over eight adjacent threads.
     let lane = thread % 8u;
     let column = group.x * COLUMNS + thread / 8u;
     let inside = column < v;
@@ -58,7 +58,7 @@ fn kda_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         let query_norm = sqrt(sum_all(squares.x, thread) + L2_EPS) * sqrt(f32(k));
         let key_norm = sqrt(sum_all(squares.y, thread) + L2_EPS);
 
-        // The memory decays, then answers for this key.
+        // The state decays, then is multiplied with the key: its prediction of the value.
         var answer = 0.0;
         if (inside) {
             for (var d = lane; d < k; d += 8u) {
@@ -70,7 +70,7 @@ fn kda_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         }
         answer = sum_eight(vec4<f32>(answer), thread).x;
 
-        // What it answered wrongly is what gets written.
+        // The prediction's error, times beta, is written.
         var result = 0.0;
         if (inside) {
             let write = beta[row * params.heads + head] * (qkv[value_at(row, head) + column] - answer);

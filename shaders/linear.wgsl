@@ -1,4 +1,4 @@
-// `output = input weight^T`. Twin of `src/backend/cpu/linear.rs`.
+// `output = input weight^T`. Counterpart of `src/backend/cpu/linear.rs`.
 
 // #import shared/batch
 // #import shared/weight
@@ -7,11 +7,11 @@
 
 struct Params {
     columns: u32,
-    stride: u32,   // vectors a row of `weight`
+    stride: u32,   // vectors per row of `weight`
     outputs: u32,  // rows of `weight` in this buffer
-    first: u32,    // the output that the first of them makes
+    first: u32,    // the output of the first of these rows
     width: u32,    // outputs of the whole weight
-    rows: u32,     // which word of the header counts the rows
+    rows: u32,     // the header word with the number of rows
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,4 +1,4 @@
-// `linear` for few rows: the workgroup (x, y) makes 32 outputs of row y.
+// `linear` for few rows: the workgroup (x, y) computes 32 outputs of row y.
 
 // #import linear
 // #import shared/product_few

@@ -1,4 +1,4 @@
-// `linear` for many rows: the workgroup (x, y) makes 64 outputs of rows 32 y .. 32 y + 32.
+// `linear` for many rows: the workgroup (x, y) computes 64 outputs of rows 32 y .. 32 y + 32.
 
 // #import linear
 // #import shared/product_many

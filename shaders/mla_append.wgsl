@@ -1,5 +1,5 @@
-// The latent cache's way in: normalise the latent, leave the shared key part as it is, append to the blocks. Twin of
-// `src/backend/cpu/mla_append.rs`.
+// Writes to the latent cache: normalises the latent, copies the shared key part, and appends both to the sequence's blocks.
+// Counterpart of `src/backend/cpu/mla_append.rs`.
 
 // #import shared/batch
 // #import shared/latents
@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> weight: array<f32>;          // [latent]
 @group(0) @binding(4) var<storage, read_write> latents: array<u32>;   // [blocks, block_tokens, latent + rope]
 
-// Element `i` of row `row`, as it is cached but for its dtype; zero past the row's end.
+// Element `i` of row `row`, as it is cached except for its dtype; zero past the row's end.
 fn appended(row: u32, i: u32, scale: f32) -> f32 {
     let width = params.latent + params.rope;
     if (i >= width) {
@@ -30,7 +30,7 @@ fn appended(row: u32, i: u32, scale: f32) -> f32 {
     return x;
 }
 
-// A workgroup a token.
+// One workgroup per token.
 @compute @workgroup_size(64)
 fn mla_append(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;

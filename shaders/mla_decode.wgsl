@@ -1,10 +1,10 @@
-// Latent attention for few queries: the expansion is absorbed into query and output, so that each cached row is read as
-// it is. Twin of `src/backend/cpu/mla_decode.rs`.
+// Latent attention for few queries: the expansion is absorbed into query and output, so that cached rows are not expanded.
+// Counterpart of `src/backend/cpu/mla_decode.rs`.
 //
-// Four dispatches: `absorb` makes the query of the latents, `attend` runs a softmax over a span of them, `combine` puts the
-// spans of a row together, `expand` turns the weighted latent into a value. Spans are counted from the sequence's start,
-// so a row's arithmetic depends on its position alone. Where kv_b lies in several buffers, the first dispatch and the last
-// run once for each.
+// Four dispatches: `absorb` computes the absorbed query, `attend` runs a softmax over a span of positions, `combine` merges
+// the spans of a row, `expand` expands the weighted latent to a value. Spans are counted from the sequence's start, so a
+// row's arithmetic depends on its position alone. If kv_b is in several buffers, the first and the last dispatch run once for
+// each.
 
 // #import shared/batch
 // #import shared/mla
@@ -14,28 +14,28 @@
 @group(0) @binding(2) var<storage, read> query: array<f32>;               // [T, H (nope + rope)]
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;        // kv_b: [rows, stride]
 @group(0) @binding(4) var<storage, read_write> absorbed_out: array<f32>;  // [n, H, latent]: queries, then contexts
-@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // the same
+@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // [n, H, latent]
 @group(0) @binding(6) var<storage, read> latents: array<u32>;             // [blocks, block_tokens, latent + rope]
-@group(0) @binding(7) var<storage, read_write> parts_out: array<f32>;     // [spans, H, latent + 2]: sum, greatest, total
-@group(0) @binding(8) var<storage, read> parts: array<f32>;               // the same
+@group(0) @binding(7) var<storage, read_write> parts_out: array<f32>;     // [spans, H, latent + 2]: weighted sum, greatest score, sum of exponentials
+@group(0) @binding(8) var<storage, read> parts: array<f32>;               // [spans, H, latent + 2]
 @group(0) @binding(9) var<storage, read_write> output: array<f32>;        // [T, H value]
 
 
-// The widest cached row.
+// Maximum width of a cached row.
 const WIDTH: u32 = 1024u;
 
-// Positions whose scores are taken together.
+// Positions whose scores are computed together.
 const RUN: u32 = 64u;
 
-// Positions a span, where single tokens are worked on; all others have one span each.
+// Positions per span of single tokens; all other rows have one span each.
 override SPAN: u32 = 512u;
 
-// The row of the batch that is number `n` of those that this dispatch works on.
+// The row of the batch that has index `n` among those of this dispatch.
 fn row_of(n: u32) -> u32 {
     return batch[batch[AT_ROWS] + params.begin * batch[SEVERAL_ROWS] + n];
 }
 
-// q_lat = W_UK^T q_nope: a thread an element (x) of a head (y) of a row (z).
+// q_lat = W_UK^T q_nope: one thread per element (x) of a head (y) of a row (z).
 @compute @workgroup_size(64)
 fn absorb(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let l = group.x * 64u + thread;
@@ -46,7 +46,7 @@ fn absorb(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     let at = (group.z * params.heads + head) * params.latent + l;
     let first_query = row_of(group.z) * params.heads * key_width() + head * key_width();
     let first = head * (params.nope + params.value);
-    // Rows of other buffers were added before or will be, in their order.
+    // Other dispatches add the rows of other buffers, in their order.
     var sum = 0.0;
     if (first < params.first_row) {
         sum = absorbed_out[at];
@@ -63,9 +63,9 @@ fn absorb(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
 var<workgroup> latent_query: array<f32, WIDTH>;   // [latent + rope]
 var<workgroup> mixed: array<f32, WIDTH>;          // [latent]: the weighted latent so far
 var<workgroup> chances: array<f32, RUN>;          // exp(score - greatest) of a run
-var<workgroup> places: array<u32, RUN>;           // where the rows of a run begin
+var<workgroup> offsets: array<u32, RUN>;           // the offset of each row of a run
 
-// Softmax over the positions of a span, a run at a time: a workgroup a head (y) of a span (x).
+// Softmax over the positions of a span, a run at a time: one workgroup per head (y) of a span (x).
 @compute @workgroup_size(64)
 fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     var number = group.x;
@@ -100,7 +100,7 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         let position = begin + thread;
         if (position < positions) {
             let at = latent_at(segment, position);
-            places[thread] = at;
+            offsets[thread] = at;
             var sum = vec4<f32>(0.0);
             var i = 0u;
             for (; i + 4u <= width; i += 4u) {
@@ -126,7 +126,7 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         for (var i = thread; i < params.latent; i += 64u) {
             var sum = mixed[i] * keep;
             for (var n = 0u; n < count; n++) {
-                sum = fma(chances[n], latent_element(places[n], i), sum);
+                sum = fma(chances[n], latent_element(offsets[n], i), sum);
             }
             mixed[i] = sum;
         }
@@ -141,13 +141,13 @@ fn attend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     }
 }
 
-// Where a span's part begins.
+// The offset of a span's part.
 fn part_at(span: u32, head: u32) -> u32 {
     return (span * params.heads + head) * (params.latent + 2u);
 }
 
-// The weighted latent of a row from its spans, in their order; it takes the place of the absorbed query. A thread an
-// element (x) of a head (y) of a row (z).
+// The weighted latent of a row from its spans, in their order; it overwrites the absorbed query. One thread per element (x)
+// of a head (y) of a row (z).
 @compute @workgroup_size(64)
 fn combine(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let l = group.x * 64u + thread;
@@ -176,7 +176,7 @@ fn combine(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     absorbed_out[(group.z * params.heads + head) * params.latent + l] = sum / total;
 }
 
-// W_UV times the weighted latent: eight threads an element of the output (x), of a head (y) of a row (z).
+// W_UV times the weighted latent: eight threads per element of the output (x), of a head (y) of a row (z).
 @compute @workgroup_size(64)
 fn expand(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let e = group.x * 8u + thread / 8u;

@@ -27,7 +27,7 @@ fn input_eight(base: u32, first: u32, columns: u32) -> Eight {
     return values;
 }
 
-// 64 of kv_b's rows (x) by 32 positions (y). `params.begin` is the window's number.
+// 64 of kv_b's rows (x) by 32 positions (y). `params.begin` is the window's index.
 @compute @workgroup_size(256)
 fn mla_expand(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let window = batch[AT_WINDOWS] + WINDOW_WORDS * params.begin;

@@ -1,9 +1,9 @@
 // Latent attention for many queries over keys and values expanded from the latents, a window of positions at a time.
-// Twin of `src/backend/cpu/mla_prefill.rs`.
+// Counterpart of `src/backend/cpu/mla_prefill.rs`.
 //
-// Softmax runs online (Milakov and Gimelshein, arXiv 1805.02867) over runs of 64 positions counted from the sequence's
-// start, so a row's arithmetic depends on its position alone, not on how the prompt was cut. Between windows a row's
-// unfinished output lies in `output`, its greatest score and sum in `softmax`. The expansion is `mla_expand`.
+// Softmax runs online (Milakov and Gimelshein, arXiv 1805.02867) over runs of 64 positions counted from the sequence's start,
+// so a row's arithmetic depends on its position alone, not on how the prompt was cut. Between windows a row's unfinished
+// output is in `output`, its greatest score and sum in `softmax`. The expansion is `mla_expand`.
 
 // #import shared/batch
 // #import shared/mla
@@ -14,13 +14,13 @@
 @group(0) @binding(5) var<storage, read_write> softmax: array<f32>;    // [T, H, 2]
 @group(0) @binding(6) var<storage, read_write> output: array<f32>;     // [T, H value]
 
-// Queries a tile, positions a run.
+// Queries per tile, positions per run.
 const QUERIES: u32 = 16u;
 const RUN: u32 = 64u;
 
 var<workgroup> scores: array<f32, 1024>;     // [QUERIES, RUN]
-var<workgroup> places: array<u32, RUN>;      // where the rows of a run begin
-var<workgroup> marks: array<vec4<f32>, 64>;  // [QUERIES, 4]: greatest score so far, sum, what is kept of both
+var<workgroup> offsets: array<u32, RUN>;      // the offset of each row of a run
+var<workgroup> marks: array<vec4<f32>, 64>;  // [QUERIES, 4]: greatest score so far, sum, factor of the earlier output
 var<workgroup> parts: array<f32, 64>;        // [QUERIES, 4]
 
 fn expanded_at(n: u32, head: u32) -> u32 {
@@ -31,7 +31,7 @@ fn expanded_at(n: u32, head: u32) -> u32 {
 fn score_tile(first_query: u32, head: u32, q: u32, rows: u32, in_window: u32, p: u32, count: u32) {
     let row_width = params.heads * key_width();
     var s = array<vec4<f32>, 4>(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-    // Places past the end repeat the last one; their scores are not used.
+    // Positions past the end repeat the last one; their scores are not used.
     var begin = vec4<u32>(0u);
     var to = vec4<u32>(0u);
     var shared_to = vec4<u32>(0u);
@@ -39,7 +39,7 @@ fn score_tile(first_query: u32, head: u32, q: u32, rows: u32, in_window: u32, p:
         begin[i] = (first_query + min(q + 4u * i, rows - 1u)) * row_width + head * key_width();
         let n = min(p + 16u * i, count - 1u);
         to[i] = expanded_at(in_window + n, head);
-        shared_to[i] = places[n];
+        shared_to[i] = offsets[n];
     }
     for (var d = 0u; d < params.nope; d++) {
         let k = vec4<f32>(expanded[to.x + d], expanded[to.y + d], expanded[to.z + d], expanded[to.w + d]);
@@ -69,7 +69,7 @@ fn score_tile(first_query: u32, head: u32, q: u32, rows: u32, in_window: u32, p:
     }
 }
 
-// One window for one tile (x) of queries of a head (y). `params.begin` is the window's number.
+// One window for one tile (x) of queries of a head (y). `params.begin` is the window's index.
 @compute @workgroup_size(64)
 fn mla_prefill(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let window = batch[AT_WINDOWS] + WINDOW_WORDS * params.begin;
@@ -81,7 +81,7 @@ fn mla_prefill(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     let position = segment_word(segment, POSITION) + batch[tile + TILE_FIRST];  // of the tile's first query
     let first_query = segment_word(segment, START) + batch[tile + TILE_FIRST];
     let rows = min(QUERIES, segment_word(segment, LENGTH) - batch[tile + TILE_FIRST]);
-    let end = min(window_end, position + rows);  // one past the last position that the tile sees
+    let end = min(window_end, position + rows);  // the end of the positions that the tile attends to
     if (first >= end) {
         return;
     }
@@ -100,13 +100,13 @@ fn mla_prefill(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
         let count = min(RUN, end - begin);
         workgroupBarrier();
         if (thread < count) {
-            places[thread] = latent_at(segment, begin + thread);
+            offsets[thread] = latent_at(segment, begin + thread);
         }
         workgroupBarrier();
         score_tile(first_query, head, thread / 16u, rows, begin - first, thread % 16u, count);
         workgroupBarrier();
 
-        // Causal: query `mine` sees the run's first `seen` positions.
+        // Causal: query `mine` attends to the run's first `seen` positions.
         var seen = 0u;
         if (mine < rows && position + mine + 1u > begin) {
             seen = min(count, position + mine + 1u - begin);
@@ -140,7 +140,7 @@ fn mla_prefill(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
         }
         workgroupBarrier();
 
-        // Four queries by one column of the values a thread and turn.
+        // Four queries by one column of the values per thread and iteration.
         let row_width = params.heads * value;
         for (var at = thread; at < 4u * value; at += 64u) {
             let e = at % value;
@@ -165,7 +165,7 @@ fn mla_prefill(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             }
             for (var i = 0u; i < 4u; i++) {
                 if (q + i < rows) {
-                    // A row ends where it sees itself: there its output is divided by the sum.
+                    // A row is complete when it has attended to its own position: then its output is divided by the sum.
                     let own = position + q + i;
                     let divisor = select(1.0, marks[q + i].y, own >= begin && own < begin + RUN);
                     if (own >= begin) {

@@ -1,4 +1,4 @@
-// Root mean square normalisation, a row a workgroup. Twin of `src/backend/cpu/rms_norm.rs`.
+// Root mean square normalisation, one workgroup per row. Counterpart of `src/backend/cpu/rms_norm.rs`.
 
 // #import shared/batch
 // #import shared/sums
@@ -6,8 +6,8 @@
 struct Params {
     width: u32,
     eps: f32,
-    rows: u32,    // which word of the header counts the rows
-    gather: u32,  // 1 where output row i reads the input row of the batch's output i
+    rows: u32,    // the header word with the number of rows
+    gather: u32,  // 1 if output row i reads the input row of the batch's output i
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

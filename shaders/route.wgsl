@@ -1,5 +1,5 @@
-// The router's choice: sigmoid scores, a bias that steers the choice and nothing else, and choice limited to the best
-// groups of experts. Twin of `src/backend/cpu/route.rs`. The logits come from `linear`.
+// The router's choice: sigmoid scores, a bias that affects only the choice, and choice limited to the best groups of experts.
+// Counterpart of `src/backend/cpu/route.rs`. The logits are computed by `linear`.
 
 // #import shared/batch
 // #import shared/activations
@@ -12,31 +12,31 @@ struct Params {
     top_groups: u32,
     renormalize: u32,
     scale: f32,
-    not_a_number: u32,  // its bits: what the weights of a damaged row become
+    not_a_number: u32,  // the bits of NaN, which the weights of a damaged row become
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(2) var<storage, read> logits: array<u32>;           // [T, experts], the bits of f32
-@group(0) @binding(3) var<storage, read> bias: array<u32>;             // [experts], likewise
+@group(0) @binding(3) var<storage, read> bias: array<u32>;             // [experts], the bits of f32
 @group(0) @binding(4) var<storage, read_write> experts: array<u32>;    // [T, top_k]
 @group(0) @binding(5) var<storage, read_write> weights: array<u32>;    // [T, top_k], the bits of f32
 
-// The most experts and groups that there may be.
+// Maximum number of experts and of groups.
 const EXPERTS: u32 = 1024u;
 const GROUPS: u32 = 256u;
 
-var<workgroup> keys: array<u32, EXPERTS>;      // order_key of the biased score; 0 where not to be chosen
+var<workgroup> keys: array<u32, EXPERTS>;      // order_key of the biased score; 0 if not to be chosen
 var<workgroup> scores: array<f32, EXPERTS>;    // unbiased
-var<workgroup> worth: array<u32, GROUPS>;      // of each group, as a key; 0 once it is chosen
+var<workgroup> worth: array<u32, GROUPS>;      // the sum of a group's two best scores, as a key; 0 once it is chosen
 var<workgroup> open: array<u32, GROUPS>;       // whether a group may be chosen from
 
-var<workgroup> damaged: atomic<u32>;           // 1 where a logit or a bias is not a number that can be compared
+var<workgroup> damaged: atomic<u32>;           // 1 if a logit is NaN or a bias is not finite
 
-// The sign and the exponent of a float's bits: all of the exponent set is an infinity, and more than that NaN.
+// The sign and the exponent of a float's bits. All exponent bits set is an infinity, or NaN with any further bit.
 const SIGN: u32 = 0x80000000u;
 const EXPONENT: u32 = 0x7f800000u;
 
-// A workgroup a token.
+// One workgroup per token.
 @compute @workgroup_size(64)
 fn route(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;
@@ -83,7 +83,7 @@ fn route(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         if (params.renormalize == 1u) {
             factor = params.scale / (sum + 1e-20);
         }
-        // A damaged expert might never be chosen: the damage must show all the same.
+        // A damaged expert might never be chosen; with NaN weights the damage is noticed.
         let damage = atomicLoad(&damaged) == 1u;
         for (var n = 0u; n < params.top_k; n++) {
             let at = row * params.top_k + n;
@@ -93,7 +93,7 @@ fn route(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     }
 }
 
-// Closes all groups but the best: a group's worth is the sum of its two best biased scores.
+// Marks the best groups as open: groups are compared by the sum of their two best biased scores.
 fn choose_groups(thread: u32) {
     let size = params.experts / params.groups;
     for (var g = thread; g < params.groups; g += 64u) {

@@ -1,9 +1,9 @@
-// The next token of a row: its best candidates, its log-normaliser, and whether all of it was finite. Twin of
+// The next token of a row: its best candidates, its log-normaliser, and whether all logits are finite. Counterpart of
 // `src/backend/cpu/select.rs`.
 //
-// Two dispatches: `select_slices` cuts a row into slices of 1024 logits and leaves each one's candidates and partial
-// sums; `select_merge` puts the slices of a row together. Logits are read as bits: infinities and NaN are found by their
-// exponent, never by comparing floats.
+// Two dispatches: `select_slices` cuts a row into slices of 1024 logits and writes each slice's candidates and partial sums;
+// `select_merge` merges the slices of a row. Logits are read as bits: infinities and NaN are detected by their exponent,
+// never by comparing floats.
 
 // #import shared/batch
 // #import shared/sums
@@ -18,21 +18,21 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(2) var<storage, read> logits: array<u32>;            // [O, vocabulary], the bits of f32
 @group(0) @binding(3) var<storage, read_write> slices_out: array<u32>;  // [O, slices, 4 + 2 candidates]
-@group(0) @binding(4) var<storage, read> slices: array<u32>;            // the same
+@group(0) @binding(4) var<storage, read> slices: array<u32>;            // [O, slices, 4 + 2 candidates]
 @group(0) @binding(5) var<storage, read_write> choices: array<u32>;     // [O, 4 + 2 candidates]
 
-// Logits a slice.
+// Logits per slice.
 const SLICE: u32 = 1024u;
 
-// A record: for a slice its greatest logit, for a row the log-normaliser; a slice's sum of exponentials; whether all of
-// it was finite; for a row the target's logit. Then the candidates: id, logit.
+// A record: for a slice its greatest logit, for a row the log-normaliser; a slice's sum of exponentials; whether all logits
+// are finite; for a row the target's logit. Then the candidates: id, logit.
 fn record() -> u32 {
     return 4u + 2u * params.candidates;
 }
 
 const EXPONENT: u32 = 0x7f800000u;
 
-// A workgroup a slice (x) of a row (y).
+// One workgroup per slice (x) of a row (y).
 @compute @workgroup_size(64)
 fn select_slices(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.y * params.vocabulary;
@@ -49,7 +49,7 @@ fn select_slices(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     var last = Rival(0xffffffffu, 0u);
     var greatest = 0.0;
     for (var n = 0u; n < params.candidates; n++) {
-        // The best of those that come after the one chosen last.
+        // The best of the candidates after the one chosen last.
         var mine = NOBODY;
         for (var i = first + thread; i < end; i += 64u) {
             let rival = Rival(order_key(logits[row + i]), i);
@@ -83,7 +83,7 @@ fn select_slices(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     }
 }
 
-// A workgroup a row.
+// One workgroup per row.
 @compute @workgroup_size(64)
 fn select_merge(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let begin = group.x * params.slices * record();
@@ -118,7 +118,7 @@ fn select_merge(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     for (var n = 0u; n < params.candidates; n++) {
         var mine = NOBODY;
         for (var s = thread; s < params.slices; s += 64u) {
-            // A slice's candidates are in order: its first that comes after the last one chosen is its best.
+            // A slice's candidates are in order: the first one after the one chosen last is its best.
             for (var c = 0u; c < params.candidates; c++) {
                 let at = begin + s * record() + 4u + 2u * c;
                 if (slices[at] == NONE) {

@@ -1,5 +1,6 @@
-// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between segments.
-// Twin of `src/backend/cpu/short_conv.rs`. Outputs come first, in one dispatch; convolution states are written in a second.
+// The short convolution of a KDA layer: causal, depthwise, followed by SiLU, with its convolution state carried between
+// segments. Counterpart of `src/backend/cpu/short_conv.rs`. One dispatch computes the outputs, a second one writes the
+// convolution states.
 
 // #import shared/batch
 // #import shared/index
@@ -8,7 +9,7 @@
 struct Params {
     channels: u32,
     taps: u32,
-    stride: u32,  // elements a row of `weight`
+    stride: u32,  // elements per row of `weight`
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -17,7 +18,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> conv_states: array<f32>;    // [slots, channels, taps - 1], oldest first
 @group(0) @binding(5) var<storage, read_write> output: array<f32>;   // [T, channels]
 
-// Where channel `c` of a slot's convolution state begins.
+// The offset of channel `c` of a slot's convolution state.
 fn conv_state(slot: u32, c: u32) -> u32 {
     return (slot * params.channels + c) * (params.taps - 1u);
 }
@@ -33,7 +34,7 @@ fn input_at(start: u32, t: u32, back: u32, slot: u32, c: u32) -> f32 {
     return conv_states[conv_state(slot, c) + params.taps - 1u + t - back];
 }
 
-// y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c]); a thread an element.
+// y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c]); one thread per element.
 @compute @workgroup_size(64)
 fn convolve(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let i = flat(group, groups, thread);
@@ -53,8 +54,8 @@ fn convolve(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     output[i] = silu(sum);
 }
 
-// Writes the convolution state of channel `c` after `after` tokens. Oldest first, so that a slot may be read and written at once:
-// what is written at i was read from i or later.
+// Writes the convolution state of channel `c` after `after` tokens. Oldest first, so that a slot may be read and written at
+// the same time: the value written at i was read from i or later.
 fn keep(segment: u32, after: u32, slot: u32, c: u32) {
     let start = segment_word(segment, START);
     let slot_in = segment_word(segment, SLOT_IN);
@@ -63,7 +64,7 @@ fn keep(segment: u32, after: u32, slot: u32, c: u32) {
     }
 }
 
-// The convolution states at a segment's checkpoints, then at its end; a thread a segment and channel.
+// The convolution states at a segment's checkpoints, then at its end; one thread per segment and channel.
 @compute @workgroup_size(64)
 fn keep_conv_states(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let i = flat(group, groups, thread);

@@ -1,4 +1,4 @@
-// The gated activation of an MLP. Twin of `src/backend/cpu/swiglu.rs`.
+// The gated activation of an MLP. Counterpart of `src/backend/cpu/swiglu.rs`.
 
 // #import shared/batch
 // #import shared/index
@@ -6,7 +6,7 @@
 
 struct Params {
     width: u32,
-    rows: u32,  // which word of the header counts the rows
+    rows: u32,  // the header word with the number of rows
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,8 +1,8 @@
-// What one head attends to: its weight of every position. Twin of `trace_attention` in `src/backend/cpu/trace.rs`.
+// The attention weights of one head, for every position. Counterpart of `trace_attention` in `src/backend/cpu/trace.rs`.
 //
-// Three dispatches: `absorb_head` makes the query of the latents (once for each buffer of kv_b), `score` takes it against
-// every cached row, `normalise` makes a softmax of the scores. Rows of segments that are not single tokens are zero, and so
-// are places past the token's own; those in spans that no row reaches are left alone.
+// Three dispatches: `absorb_head` computes the absorbed query (once for each buffer of kv_b), `score` multiplies it with
+// every cached row, `normalise` computes a softmax of the scores. Rows of segments that are not single tokens are zero, and
+// so are positions after the token's own; those in spans that no row reaches are left undefined.
 
 // #import shared/batch
 // #import shared/mla
@@ -12,9 +12,9 @@
 @group(0) @binding(2) var<storage, read> query: array<f32>;               // [T, H (nope + rope)]
 @group(0) @binding(3) var<storage, read> weight: array<vec4<u32>>;        // kv_b: [rows, stride]
 @group(0) @binding(4) var<storage, read_write> absorbed_out: array<f32>;  // [T, latent]
-@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // the same
+@group(0) @binding(5) var<storage, read> absorbed: array<f32>;            // [T, latent]
 @group(0) @binding(6) var<storage, read> latents: array<u32>;             // [blocks, block_tokens, latent + rope]
-@group(0) @binding(7) var<storage, read_write> output: array<f32>;        // [T, places]: scores, then weights
+@group(0) @binding(7) var<storage, read_write> output: array<f32>;        // [T, positions]: scores, then weights
 @group(0) @binding(8) var<storage, read_write> spans: array<vec2<f32>>;   // [T, spans]: the greatest score, and the sum
 
 // The first element of the head's query in row `row`.
@@ -22,21 +22,21 @@ fn head_query(row: u32) -> u32 {
     return (row * params.heads + params.head) * key_width();
 }
 
-// How many places of row `row` are filled.
+// Number of positions of row `row` with a weight.
 fn filled(row: u32) -> u32 {
     let segment = owner(row);
     if (segment_word(segment, LENGTH) != 1u) {
         return 0u;
     }
-    return min(segment_word(segment, POSITION) + 1u, params.places);
+    return min(segment_word(segment, POSITION) + 1u, params.positions);
 }
 
-// Spans of a row of places.
+// Spans per row.
 fn span_count() -> u32 {
-    return (params.places + SPAN - 1u) / SPAN;
+    return (params.positions + SPAN - 1u) / SPAN;
 }
 
-// q_lat = W_UK^T q_nope: a thread an element (x) of a row (y).
+// q_lat = W_UK^T q_nope: one thread per element (x) of a row (y).
 @compute @workgroup_size(64)
 fn absorb_head(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let l = group.x * 64u + thread;
@@ -45,7 +45,7 @@ fn absorb_head(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     }
     let at = group.y * params.latent + l;
     let first = params.head * (params.nope + params.value);
-    // Rows of other buffers were added before or will be, in their order.
+    // Other dispatches add the rows of other buffers, in their order.
     var sum = 0.0;
     if (first < params.first_row) {
         sum = absorbed_out[at];
@@ -59,15 +59,15 @@ fn absorb_head(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     absorbed_out[at] = sum;
 }
 
-// Positions a workgroup, and threads that share one.
+// Positions per workgroup, and threads per position.
 const SPAN: u32 = 128u;
 const LANES: u32 = 16u;
-// Positions that the 64 threads take at once.
+// Positions that the 64 threads process at a time.
 const TOGETHER: u32 = 4u;
 
 var<workgroup> scores: array<array<f32, LANES>, SPAN>;
 
-// The scores of a span (x) of a row (y), their greatest and the sum of their exponentials beside it.
+// The scores of a span (x) of a row (y), with their maximum and the sum of their exponentials.
 @compute @workgroup_size(64)
 fn score(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.y;
@@ -78,7 +78,7 @@ fn score(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     for (var i = thread / LANES; i < SPAN; i += TOGETHER) {
         var sum = 0.0;
         if (first + i < positions) {
-            // Neighbours read neighbours.
+            // Adjacent threads read adjacent elements.
             let at = latent_at(segment, first + i);
             let mine = row * params.latent;
             for (var l = lane; l < params.latent; l += LANES) {
@@ -103,7 +103,7 @@ fn score(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
                 sum += scores[i][l];
             }
             mine[j] = sum * score_scale();
-            output[row * params.places + first + i] = mine[j];
+            output[row * params.positions + first + i] = mine[j];
         }
         greatest = max(greatest, mine[j]);
     }
@@ -120,7 +120,7 @@ fn score(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     }
 }
 
-// A span (x) of a row (y): its scores to weights, with what all spans of the row came to.
+// A span (x) of a row (y): converts its scores to weights, with the maximum and sum over all spans of the row.
 @compute @workgroup_size(64)
 fn normalise(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.y;
@@ -137,12 +137,12 @@ fn normalise(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         total = fma(span.y, exp(span.x - greatest), total);
     }
     total = sum_all(total, thread);
-    let end = min((group.x + 1u) * SPAN, params.places);
+    let end = min((group.x + 1u) * SPAN, params.positions);
     for (var i = group.x * SPAN + thread; i < end; i += 64u) {
         var chance = 0.0;
         if (i < positions) {
-            chance = exp(output[row * params.places + i] - greatest) / total;
+            chance = exp(output[row * params.positions + i] - greatest) / total;
         }
-        output[row * params.places + i] = chance;
+        output[row * params.positions + i] = chance;
     }
 }

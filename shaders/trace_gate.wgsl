@@ -1,4 +1,4 @@
-// How far each head's output gate is open. Twin of `trace_gate` in `src/backend/cpu/trace.rs`.
+// The mean output gate of each head. Counterpart of `trace_gate` in `src/backend/cpu/trace.rs`.
 //
 // Rows of segments that are not single tokens are zero.
 
@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> gate: array<f32>;           // [T, H V], before the sigmoid
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;   // [T, layers, H]
 
-// A workgroup a token (x) and head (y).
+// One workgroup per token (x) and head (y).
 @compute @workgroup_size(64)
 fn trace_gate(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let at = group.x * params.heads + group.y;

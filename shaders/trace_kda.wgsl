@@ -1,7 +1,7 @@
-// What a KDA layer is about to do to its states, in numbers. Twin of `trace_kda` in `src/backend/cpu/trace.rs`.
+// Statistics of what a KDA layer will write to its states. Counterpart of `trace_kda` in `src/backend/cpu/trace.rs`.
 //
-// Runs before the recurrence and reads the state that it is about to edit. Rows of segments that are not single tokens are
-// zero. The arithmetic is that of `kda_step`, a column a thread.
+// Runs before the recurrence and reads the state that it will update. Rows of segments that are not single tokens are zero.
+// The arithmetic is that of `kda_step`, with one thread per column.
 
 // #import shared/batch
 // #import shared/sums
@@ -13,15 +13,15 @@
 @group(0) @binding(5) var<storage, read> states: array<f32>;          // [slots, H, K, V]
 @group(0) @binding(6) var<storage, read_write> output: array<f32>;    // [T, layers, H, NUMBERS + K]
 
-// Numbers at the head of a record: the norm of the state after the token, of the write, of the error, the mean decay, the
-// write strength. Then come the log decays.
+// Numbers at the start of a record: the norms of the state after the token, of the write and of the error, the mean decay,
+// the write strength. They are followed by the log decays.
 const NUMBERS: u32 = 5u;
 override KEY_WIDTH: u32 = 128u;
 
 var<workgroup> keys: array<f32, KEY_WIDTH>;    // of length 1
 var<workgroup> decays: array<f32, KEY_WIDTH>;
 
-// A workgroup a token (x) and head (y).
+// One workgroup per token (x) and head (y).
 @compute @workgroup_size(64)
 fn trace_kda(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;
@@ -83,7 +83,7 @@ fn trace_kda(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     after = sqrt(sum_all(after, thread));
     if (thread == 0u) {
         output[at] = after;
-        // A key's own length is not quite 1: its root has an epsilon.
+        // The length of a normalised key is not exactly 1, because of the epsilon under its root.
         output[at + 1u] = sqrt(squares) / norm * strength * wrong;
         output[at + 2u] = wrong;
         output[at + 3u] = kept / f32(k);

@@ -1,4 +1,4 @@
-// Which experts a layer chose. Twin of `trace_route` in `src/backend/cpu/trace.rs`.
+// The experts that a layer chose. Counterpart of `trace_route` in `src/backend/cpu/trace.rs`.
 //
 // Rows of segments that are not single tokens are zero.
 
@@ -15,7 +15,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> weights: array<f32>;         // [T, top]
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;    // [T, layers, 2, top]: experts, then weights
 
-// A workgroup a row (x).
+// One workgroup per row (x).
 @compute @workgroup_size(64)
 fn trace_route(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;

@@ -1,6 +1,6 @@
-// One head's state as a single token left it. Twin of `trace_state` in `src/backend/cpu/trace.rs`.
+// One head's state after a single token. Counterpart of `trace_state` in `src/backend/cpu/trace.rs`.
 //
-// Runs after the recurrence, and copies what else would have to be read back with all other heads of the layer. Rows of
+// Runs after the recurrence; without the copy, the states of all heads of the layer would have to be read back. Rows of
 // segments that are not single tokens are zero.
 
 // #import shared/batch
@@ -15,7 +15,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> states: array<f32>;          // [slots, H, K, V]
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;    // [T, K V]
 
-// A thread an element (x) of a row (y).
+// One thread per element (x) of a row (y).
 @compute @workgroup_size(64)
 fn trace_state(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let at = group.x * 64u + thread;

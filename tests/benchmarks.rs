@@ -1,4 +1,4 @@
-//! The benchmarks without their clock: random models are the same on every backend, and what is measured is computed rightly.
+//! The benchmarks without their clock: random models are the same on every backend, and the figures are computed correctly.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -34,7 +34,7 @@ use kimi_linear::model::{Limits, Model, StepOptions};
 use replay::{Log, Mode, Replay};
 use rounded::Rounded;
 
-/// How far apart the weights of an expert and the one chosen in its place may be.
+/// Maximum difference between the weights of an expert and the one chosen in its place.
 const NEAR: f32 = 1e-1;
 
 type Make = fn() -> Result<Box<dyn Backend>>;
@@ -112,7 +112,7 @@ fn logits(backend: Box<dyn Backend>, seed: u32) -> Vec<f32> {
 /// Vocabulary of the tiny model: the width of a row of logits.
 const VOCABULARY: usize = 256;
 
-/// The relative error of all logits, and of the row that is furthest off.
+/// The relative error of all logits, and of the row with the largest error.
 fn distance(a: &[f32], b: &[f32]) -> [f64; 2] {
     let reference: Vec<f64> = b.iter().map(|x| f64::from(*x)).collect();
     [
@@ -121,16 +121,16 @@ fn distance(a: &[f32], b: &[f32]) -> [f64; 2] {
     ]
 }
 
-/// How far a bf16 device may be from an oracle that rounds where it does: what a block of operations may be, and what follows
-/// from that for the worst row.
+/// Maximum error of a bf16 device, compared with an oracle that rounds at the same points: that of a block of operations, and
+/// the bound for the worst row that follows from it.
 fn bf16_bounds(len: usize) -> [f64; 2] {
     let bound = Tolerance::Block.bound(Dtype::Bf16);
     let [row, _] = By::among(VOCABULARY).worst(len);
     [bound, row * bound]
 }
 
-/// The logits of a bf16 device beside those of the oracle that rounds where it does, the oracle's experts in place of its
-/// own: one flipped expert moves a tiny model's logits by tens of percent.
+/// The logits of a bf16 device compared with those of the oracle that rounds at the same points, with the oracle's experts:
+/// one different expert changes a tiny model's logits by tens of percent.
 fn beside_its_oracle(make: Make, seed: u32) -> ([f64; 2], Vec<replay::Flip>) {
     let log = Arc::<Mutex<Log>>::default();
     let oracle = Rounded::as_cuda(cpu().unwrap());
@@ -317,7 +317,7 @@ fn turns_hold_both_sides_to_one_reference() {
         let tokens: usize = lengths.iter().sum();
         assert_eq!(tensors.tensor("q").unwrap().shape(), [tokens, 5, 16]);
         assert_eq!(tensors.tensor("initial").is_ok(), lengths[0] == 1);
-        // Somebody who answers zero is off by all there is.
+        // Answers of zero have an error of 100 %.
         let zeros = |shape: &[usize]| vec![0_u8; 4 * shape.iter().product::<usize>()];
         let shapes = [vec![tokens, 5, 16], vec![lengths.len(), 5, 16, 16]];
         let data = [zeros(&shapes[0]), zeros(&shapes[1])];
@@ -347,7 +347,7 @@ fn program(arguments: &[&str], input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A program that refuses its arguments reads nothing.
+    // A program that refuses its arguments does not read stdin.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }

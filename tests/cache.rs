@@ -1,4 +1,4 @@
-//! The cache alone: what is found, what is evicted, and what happens in between.
+//! The cache alone: hits, evictions, and races between them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use kimi_linear::backend::cpu::CpuBackend;
@@ -80,7 +80,7 @@ impl Device {
         }
     }
 
-    /// Puts a checkpoint after `tokens` into the cache, its state filled with one number.
+    /// Inserts a checkpoint after `tokens` into the cache, its state filled with one number.
     fn checkpoint(&mut self, cache: &mut Cache, tokens: &[u32], value: f32) {
         let slot = block_on(cache.slot(&mut self.pools())).unwrap().unwrap();
         let count = tokens.len().div_ceil(BLOCK);
@@ -129,7 +129,7 @@ fn a_checkpoint_evicted_between_lookup_and_use_is_gone() {
     let mut cache = device.cache(0);
     device.checkpoint(&mut cache, &numbers(0, 6), 1.0);
     let hit = lookup(&cache, &numbers(0, 9)).unwrap();
-    // All slots are taken: the checkpoint has to go.
+    // All slots are in use: the checkpoint has to be evicted.
     let slots: Vec<SlotRef> = (0..2)
         .map(|_| block_on(cache.slot(&mut device.pools())).unwrap().unwrap())
         .collect();
@@ -219,7 +219,7 @@ fn what_is_cheap_to_compute_again_goes_first_and_use_renews() {
         find(&cache, &first(1, 6)).is_none(),
         "six tokens cost least"
     );
-    // Of two that cost the same, that which was used longer ago.
+    // Of two entries with the same cost, the least recently used one.
     let hit = find(&cache, &first(2, 30)).unwrap();
     let prefix = block_on(cache.acquire(&mut device.pools(), &hit))
         .unwrap()
@@ -228,7 +228,7 @@ fn what_is_cheap_to_compute_again_goes_first_and_use_renews() {
     device.checkpoint(&mut cache, &first(4, 35), 4.0);
     assert!(find(&cache, &first(3, 30)).is_none());
     assert!(find(&cache, &first(2, 30)).is_some());
-    // Cost does not keep what nobody uses for ever.
+    // A high cost does not keep an unused entry forever.
     for i in 5..9 {
         device.checkpoint(&mut cache, &first(i, 30), 5.0);
     }

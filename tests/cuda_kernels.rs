@@ -1,8 +1,8 @@
-//! Every CUDA kernel compiles for a GPU that need not be there: by NVRTC to PTX, as at run time, then by ptxas to machine
-//! code (cubin) of sm_90a. What each takes of the device is in `docs/kernels.md`, and nothing spills.
+//! Every CUDA kernel compiles without a GPU: with NVRTC to PTX, as at run time, then with ptxas to machine code (cubin) for
+//! sm_90a. The resources of each are in `docs/kernels.md`, and no kernel may spill registers.
 //!
-//! `make install-cuda-compiler` fetches NVRTC and ptxas; `KIMI_BLESS=1` writes the table anew. PTX and cubins stay in
-//! `target/cuda/kernels`, named as the program looks for them; `make kernels` is this test.
+//! `make install-cuda-compiler` downloads NVRTC and ptxas; `KIMI_BLESS=1` writes the table again. PTX and cubins are kept in
+//! `target/cuda/kernels`, with the names that the program looks for; `make kernels` runs this test.
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -13,9 +13,9 @@ use std::process::Command;
 use kimi_linear::backend::cuda::driver::compile::{architecture, ptx};
 use kimi_linear::backend::cuda::kernels::{KERNELS, entries};
 
-/// H200's.
+/// The H200's.
 const CAPABILITY: (i32, i32) = (9, 0);
-/// What a 64 Ki register file leaves to each of a multiprocessor's threads when a block of 256 runs alone.
+/// The part of a register file of 64 Ki for each thread if a block of 256 runs alone.
 const MOST_REGISTERS: u32 = 255;
 
 fn root() -> &'static Path {
@@ -31,7 +31,7 @@ fn tools() -> PathBuf {
     tools
 }
 
-/// What one entry point takes.
+/// The resources of one entry point.
 #[derive(Debug, PartialEq)]
 struct Entry {
     file: &'static str,
@@ -42,7 +42,7 @@ struct Entry {
     spilled: u32,
 }
 
-/// The number before `unit` in a line of ptxas, 0 where there is none.
+/// The number before `unit` in a line of ptxas, 0 if there is none.
 fn number(line: &str, unit: &str) -> u32 {
     let before = line.split(unit).next().filter(|before| *before != line);
     let digits = before.and_then(|before| before.split_whitespace().last());
@@ -92,7 +92,7 @@ fn assembled(file: &'static str, code: &Path) -> Vec<Entry> {
 
 fn compiled() -> Vec<Entry> {
     let folder = root().join("target/cuda/kernels");
-    // What other sources came to is of no use.
+    // Results of other sources are removed.
     if folder.exists() {
         std::fs::remove_dir_all(&folder).unwrap();
     }
@@ -124,7 +124,7 @@ fn table(entries: &[Entry]) -> String {
     text
 }
 
-/// The libraries' folder must be known before a process starts, so the work is done by a second one.
+/// The libraries' folder must be known before a process starts, so a second process does the work.
 #[test]
 fn every_kernel_compiles_for_hopper_and_spills_nothing() {
     if std::env::var_os("KIMI_KERNELS_WORKER").is_some() {

@@ -1,6 +1,6 @@
-//! What a step of the published shape puts on a CUDA stream, counted from its commands: no GPU is needed, and nothing runs.
+//! The launches of a step of the published shape, counted from its commands: no GPU is needed, and nothing runs.
 //!
-//! The counts stand in `docs/performance/hopper.md`; `KIMI_BLESS=1` writes them anew.
+//! The counts are in `docs/performance/hopper.md`; `KIMI_BLESS=1` writes them again.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -22,13 +22,13 @@ const CONTEXT: usize = 4096;
 const PROMPT: usize = 8192;
 const SEQUENCES: usize = 64;
 
-/// A device that writes down the last submission's commands and does nothing.
+/// A device that records the last submission's commands and does nothing.
 struct Ledger {
     device: Device,
     last: Mutex<Vec<String>>,
 }
 
-/// Memory that nothing reads.
+/// Memory that is never read.
 struct Nowhere;
 
 impl Memory for Nowhere {}

@@ -1,4 +1,4 @@
-//! The demo model: found without being named, as good as its card says, and the same on every backend.
+//! The demo model: found without a path, with the scores of its card, and the same on every backend.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo");
 
-/// The program in a home of its own, so that no earlier run's files are found.
+/// The program with a home folder of its own, without files of earlier runs.
 fn program(home: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_kimi-linear"))
         .args(arguments)
@@ -162,7 +162,7 @@ fn it_is_as_good_as_its_card_says() {
         let key = (text("task"), text("length"));
         let (right, total) = card[&key];
         assert_eq!(count("total"), total, "{key:?}");
-        // Another processor rounds differently, and a close call may fall the other way.
+        // Another CPU rounds differently, and close choices may differ.
         assert!(
             count("right").abs_diff(right) <= 2,
             "{key:?}: {class}, card {right}/{total}"

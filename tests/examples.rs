@@ -1,10 +1,10 @@
-//! The examples, run as a reader runs them.
+//! Runs the examples as a reader would.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What an example prints. `cargo test` builds examples beside the tests.
+/// The output of an example. `cargo test` builds examples with the tests.
 fn run(name: &str, arguments: &[&str]) -> String {
     let tests = std::env::current_exe().unwrap();
     let release = tests.parent().and_then(|deps| deps.parent()).unwrap();

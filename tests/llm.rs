@@ -1,4 +1,4 @@
-//! The library's front: a model in three lines gives what the engine gives.
+//! The library's front: a model in three lines has the engine's results.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::ops::ControlFlow;
@@ -88,7 +88,7 @@ fn texts_are_scored_and_memories_move() {
     let snapshot = llm.snapshot(told.prompt_tokens.clone()).unwrap();
     let other = demo();
     other.restore(snapshot).unwrap();
-    // A token more than the snapshot has: something must be left to compute.
+    // One token more than the snapshot has: something must be left to compute.
     let longer = [told.prompt_tokens.clone(), told.tokens[..1].to_vec()].concat();
     let again = other.generate(longer, &Generation::default()).unwrap();
     assert_eq!(again.tokens, told.tokens[1..]);

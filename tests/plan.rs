@@ -1,4 +1,4 @@
-//! `plan` and `bench --profile` as a user meets them, and the published profile held against the program's own sizes.
+//! `plan` and `bench --profile` from a user's view, and the published profile compared with the program's own sizes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::process::{Command, Output};
@@ -26,7 +26,7 @@ fn object(arguments: &[&str]) -> Value {
     serde_json::from_str(&text(&[arguments, &["--json"]].concat())).unwrap()
 }
 
-/// Asserts that a command fails with `code` and says something on stderr alone; returns that.
+/// Asserts that a command fails with `code` and prints only on stderr; returns that.
 #[track_caller]
 fn refusal(arguments: &[&str], code: i32) -> String {
     let output = run(arguments);
@@ -64,7 +64,7 @@ fn the_case_study_is_planned_in_all_three_forms() {
         ),
         (Some(3), Some(5))
     );
-    // Within a token of what the tests of the model hold against the paper.
+    // Within a token of the result in the model's tests.
     assert!((columns[0]["threshold"].as_f64().unwrap() - 19_068.0).abs() < 60.0);
     assert!(columns[1]["threshold"].is_null());
     assert_eq!(columns[2]["stages"]["limit"], "prfaas_prefill");
@@ -144,7 +144,7 @@ fn a_trace_file_is_replayed_with_its_prefixes() {
     let file = file.to_str().unwrap();
     let report = object(&["plan", "replay", file]);
     let spared = &report["ways"][1]["outcome"];
-    // Each turn of three conversations goes on from the one before.
+    // Each turn of three conversations continues from the one before.
     assert!(
         spared["cached_tokens"].as_f64().unwrap() > 0.7 * spared["prompt_tokens"].as_f64().unwrap()
     );
@@ -299,7 +299,7 @@ fn bursts_are_replayed_under_every_policy_and_in_all_three_forms() {
     assert!(refusal(&with(&["--demand=0.4"]), 2).contains("cannot be used with"));
 }
 
-/// The bytes of the built-in 48B profile are what `inspect` says of the published model in bf16.
+/// The bytes of the built-in 48B profile are those that `inspect` prints for the published model in bf16.
 #[test]
 fn the_published_profile_has_this_programs_sizes() {
     let config = ModelConfig::published().unwrap();

@@ -1,10 +1,10 @@
-"""Writes quantised copies of a small checkpoint, and beside each the same numbers in F32 by the format's formula.
+"""Writes quantised copies of a small checkpoint, each with a copy of the same numbers in F32 by the format's formula.
 
     quantised_files.py SOURCE OUT NOISE FORMAT...
 
-OUT/FORMAT is the quantised checkpoint, OUT/FORMAT-dense the other, and OUT/FORMAT-noisy the other with each quantised number off
-at random by NOISE of itself. Formulas are written here from the formats' own
-definitions (compressed-tensors, OCP's e2m1, e4m3 and e8m0, MLX), each operation in f32; MLX's were compared with mlx 0.32.
+OUT/FORMAT is the quantised checkpoint, OUT/FORMAT-dense the other, and OUT/FORMAT-noisy the other with a random relative error of
+size NOISE in each quantised number. The formulas follow the formats' own definitions
+(compressed-tensors, OCP's e2m1, e4m3 and e8m0, MLX), each operation in f32; MLX's were compared with mlx 0.32.
 """
 
 import json
@@ -343,13 +343,13 @@ def split_kv_b(name, w, quantise, config):
 
 
 def plain(name):
-    """What is not quantised: the router, norms, vectors, convolutions."""
+    """Whether a tensor is not quantised: the router, norms, vectors, convolutions."""
     return "conv1d" in name or name.endswith(("block_sparse_moe.gate.weight", "norm.weight")) or not name.endswith(".weight")
 
 
 def fixed_routes(name, biases):
-    """Biases that choose the experts by themselves (scores are below 1), others in each layer: in two copies that compute with
-    other roundings, tokens would else go to other experts here and there, and their logits have nothing in common."""
+    """Biases that alone determine the choice of experts (scores are below 1), different in each layer: otherwise different
+    rounding in two copies would choose different experts for some tokens, and their logits could not be compared."""
     layer = int(name.split(".")[2])
     order = (3 * np.arange(biases.size) + layer) % biases.size
     return (2 * order).reshape(biases.shape).astype(f32)

@@ -1,4 +1,4 @@
-//! Every shader is WGSL that naga accepts, in every composition that a pipeline may ask for. No device is needed.
+//! Every shader is WGSL that naga accepts, in every composition that a pipeline may use. No device is needed.
 #![cfg(feature = "wgpu")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -10,10 +10,10 @@ use kimi_linear::checkpoint::FORMATS;
 use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
-/// What every WebGPU implementation can do: `unpack2x16float` counts as a capability.
+/// Capabilities of every WebGPU implementation: `unpack2x16float` counts as one.
 const CAPABILITIES: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
-/// Parses and validates one composition, with these values in place of its overrides' defaults.
+/// Parses and validates one composition, with these values for its overrides.
 fn validate(
     name: &str,
     subgroups: bool,
@@ -49,7 +49,7 @@ fn every_shader_is_valid() {
     for name in shaders::names() {
         for subgroups in [false, true] {
             let source = shaders::source(name, subgroups).unwrap();
-            // Weights' formats and caches' dtypes, each with each.
+            // All combinations of weights' formats and caches' dtypes.
             let values = |name: &'static str| -> Vec<Option<(&'static str, u32)>> {
                 if !source.contains(&format!("override {name}:")) {
                     return vec![None];
@@ -128,7 +128,7 @@ fn no_shader_asks_for_more_than_a_browser_has() {
     }
 }
 
-/// Metal and DX12 take other languages: every composition can be written in both, with no such device at hand.
+/// Metal and DX12 use other languages: every composition can be translated to both, without such a device.
 #[test]
 fn every_shader_translates_for_metal_and_dx12() {
     for name in shaders::names() {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# cases.sh LIST FOLDER LIMIT FILTER COMMAND..: runs COMMAND --filter FILTER within LIMIT seconds, its output in a file of FOLDER,
-# and adds to LIST how it ended: exit code, seconds, limit, file, filter.
+# cases.sh LIST FOLDER LIMIT FILTER COMMAND..: runs COMMAND --filter FILTER within LIMIT seconds, with its output in a file of
+# FOLDER, and adds its end to LIST: exit code, seconds, limit, file, filter.
 #
-# In the foreground of its group, so that a signal to the whole stage reaches it. It always exits with 0: xargs goes on.
+# It runs in the foreground of its group, so that a signal to the whole stage reaches it. It always exits with 0, so that
+# xargs continues.
 set -u
 
 list=$1 folder=$2 limit=$3 filter=$4

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# first.sh [SECONDS]: the first call on a GPU. Correctness first, then the headlines, then what explains them; by worth, since what
-# comes last is what is lost when time is short.
+# first.sh [SECONDS]: the first call on a GPU. Correctness first, then the headlines, then explanations of them; in order of
+# importance, because the last stages are lost if time is short.
 set -u
 
 call=first seconds=${1:-505}
 # shellcheck source=.ci/gpu/visit.sh
 . "$(dirname "${BASH_SOURCE[0]}")/visit.sh"
 
-# A state folder of an earlier visit is emptied, any other is left alone.
+# A state folder of an earlier visit is emptied; another folder is not touched.
 if [ -d "$work" ] && [ -n "$(ls -A "$work")" ]; then
     [ -e "$work/steps" ] || die "$work is not empty and no visit's: VISIT_WORK names another folder"
     rm -rf "$work"
@@ -26,7 +26,7 @@ unpack() {
     find_program
 }
 
-# The machine, and in the background what clocks and power do, for every number that follows.
+# The machine, and in the background clocks and power, which all later numbers depend on.
 facts() {
     local name path folders
     {
@@ -60,23 +60,23 @@ smoke() {
             return 0
         fi
     done
-    # Is it us, or the machine?
+    # Is the cause the program or the machine?
     step "devices" 20 "$work/devices" "${ours[@]}" devices
     step "torch" 40 "$work/torch" python3 -c 'import torch; a = torch.ones(4, device="cuda"); print(torch.__version__, (a + a).sum().item())'
     return 1
 }
 
-# A process an operation, so that a fault stays in its own.
+# One process per operation, so that a fault does not affect other operations.
 conformance() {
     operations >"$work/operations.names"
     cases operations 150 "$operation_limit" --backend "$backend"
-    # What failed or was not reached, alone: does it fail by itself, or was it broken by another?
+    # Cases that failed or were not reached, one by one: do they fail alone, or because of another case?
     python3 "$gpu/summary.py" todo "$work" "$pack" >"$work/alone.names"
     cases alone 45 "$case_limit" --backend "$backend"
     step "bits repeated" 45 "$work/again" "${ours[@]}" conformance --verbose --backend "$backend" --filter again --repeats "$repeats"
 }
 
-# Whole models beside the CPU: the engine's own thread, graphs captured and replayed, batches, sampling.
+# Whole models, compared with the CPU: the engine's own thread, graphs captured and replayed, batches, sampling.
 models() {
     local on model ids
     ids=$(seq -s, 1 200)
@@ -91,7 +91,7 @@ models() {
     done
 }
 
-# The published shape: all layers where they fit the GPU's memory, else a layer of each kind.
+# The published shape: all layers if they fit in the GPU's memory, else a layer of each kind.
 headlines() {
     headline decode-4k 60 --backend "$backend" --context "$short"
     headline prefill-8k 45 --backend "$backend" --prefill "$prompt"
@@ -99,7 +99,7 @@ headlines() {
     headline decode-128k 45 --backend "$backend" --context "$long"
 }
 
-# Times of kernels inside the model where Nsight Compute works, and single ones beside their floors.
+# Times of kernels inside the model if Nsight Compute works, and of single ones with their floors.
 kernels() {
     local metrics=(--csv --print-units base --metrics "gpu__time_duration.sum,dram__bytes.sum")
     profiled decode 40 decode.csv "${metrics[@]}" -- --context "$short"

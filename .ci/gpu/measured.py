@@ -11,14 +11,14 @@ from collections import defaultdict
 from results import LINE, ended_without, read
 
 HEADLINES = ("decode-4k", "batch64-4k", "decode-128k", "prefill-8k", "prefill-128k", "prefill-128k-again", "wgpu-decode-4k")
-# Kernels of a profile that are shown, the dearest first.
+# Maximum number of kernels of a profile that are shown, the slowest first.
 SHOWN = 10
-# Findings that are to be trusted: this compute-sanitizer (2025.3) follows bulk copies and their barriers in part alone.
+# Checkers whose findings can be trusted: this compute-sanitizer (2025.3) only partly tracks bulk copies and their barriers.
 TRUSTED = ("memcheck", "synccheck")
 
 
 def in_units(value):
-    """Seconds in the unit that suits them."""
+    """Seconds with a unit."""
     if value is None:
         return "-"
     for factor, unit in ((1e6, "us"), (1e3, "ms")):
@@ -32,7 +32,7 @@ def times(value, other):
 
 
 def headlines(visit):
-    """Measured beside prediction and floor, whether all layers ran, and the dearest operations."""
+    """The measured time with prediction and floor, whether all layers ran, and the slowest operations."""
     predicted = json.loads(read(os.path.join(os.path.dirname(__file__), "predicted.json")))
     lines = []
     for name in HEADLINES:
@@ -82,7 +82,7 @@ def tables(visit):
 
 
 def profile(path):
-    """Launches, median microseconds and bytes a second by kernel, from Nsight Compute's CSV in base units."""
+    """Launches, median microseconds and bytes per second by kernel, from Nsight Compute's CSV in base units."""
     rows = [line for line in read(path).splitlines() if line.startswith('"')]
     measured = defaultdict(lambda: defaultdict(list))
     for row in csv.DictReader(io.StringIO("\n".join(rows))):
@@ -97,7 +97,7 @@ def profile(path):
     for name, metrics in measured.items():
         durations = next((values for metric, values in metrics.items() if "time" in metric), [])
         moved = next((values for metric, values in metrics.items() if "bytes" in metric), [])
-        # The kernels that make random weights are no part of a model.
+        # The kernels that generate random weights are not part of a model.
         if durations and not name.startswith("fill"):
             kernels.append((sum(durations), name, len(durations), middle(durations), middle(moved) if moved else None))
     return sorted(kernels, reverse=True)
@@ -124,7 +124,7 @@ def profiles(visit):
 
 
 def finding(path):
-    """What a checker says at its end, and whether it found anything; nothing said is no finding and no pass."""
+    """The summary of a checker, and whether it found anything; without a summary neither is known."""
     text = read(path)
     said = [line.strip("= ") for line in text.splitlines() if "SUMMARY" in line or "not supported" in line]
     if not said:
@@ -134,7 +134,7 @@ def finding(path):
 
 
 def checkers(visit):
-    """Each run of a checker; with it whether one that is to be trusted found something."""
+    """Each run of a checker, and whether a trusted one found something."""
     lines, faults = [], 0
     for step in visit.steps:
         tool = step.name.split(": ")[0]
@@ -153,7 +153,7 @@ def checkers(visit):
 
 
 def attempts(visit):
-    """What became of each failed case that the second call tried in other ways."""
+    """The results of each failed case that the second call ran in other ways."""
     ways = ("graphs-off", "blocking", "PTX")
     of_cases = defaultdict(list)
     for step in visit.steps:

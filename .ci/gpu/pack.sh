@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# pack.sh [FOLDER]: lays out what a machine with a GPU and without Rust or a network needs. FOLDER is .gpu by default, which git
-# ignores.
+# pack.sh [FOLDER]: collects what a machine with a GPU and without Rust or a network needs. FOLDER is .gpu by default, which
+# git ignores.
 #
 # Needs what `make kernels` needs. Wheels and the Vulkan loader's packages are for the second call and may be missing.
 set -euo pipefail
@@ -18,7 +18,7 @@ die() {
 
 [ -e "$root/Cargo.toml" ] || die "only a checkout can be packed, and $root is none"
 folder=${1:-$root/.gpu}
-# Only a folder of ours is emptied.
+# Only a folder of an earlier pack is emptied.
 if [ -d "$folder" ] && [ -n "$(ls -A "$folder")" ] && [ ! -e "$folder/commit" ]; then
     die "$folder is neither empty nor a pack; name another folder"
 fi
@@ -35,11 +35,11 @@ program=${CARGO_TARGET_DIR:-$root/target}/release/kimi-linear
 strip -o "$work/kimi-linear" "$program"
 gzip -9 -n <"$work/kimi-linear" >"$folder/kimi-linear.gz"
 
-# Cubins as they are loaded; PTX, the second try, in one file.
+# Cubins as files; PTX, the second try, in one archive.
 cp "$root"/target/cuda/kernels/*.cubin "$folder/kernels/"
 (cd "$root/target/cuda/kernels" && tar -cf - -- *.ptx) | gzip -9 -n >"$folder/ptx.tar.gz"
 
-# What is to be computed, as the CPU does it: a list that did not hold here would say nothing there.
+# The cases to run, checked on the CPU: a list that fails here would prove nothing on the GPU.
 "$program" conformance --verbose --backend cpu >"$work/list" || die "the conformance list does not hold on this machine's CPU"
 sed -nE 's/^(ok|skip) +//p' "$work/list" | sed -E 's/  .*//' >"$folder/names.txt"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# rehearse.sh OUT: both calls on the CPU backend, in tiny shapes, without timings, by the program that was built here or that
-# KIMI_LINEAR names. What only a GPU has (Nsight Compute, compute-sanitizer) is used if the PATH has it.
+# rehearse.sh OUT: both calls on the CPU backend, with tiny shapes, without timings, with the program that was built here or
+# that is in KIMI_LINEAR. Tools for GPUs (Nsight Compute, compute-sanitizer) are used if they are in the PATH.
 # shellcheck disable=SC2317 # what traps call is reached
 set -u
 
@@ -14,7 +14,7 @@ KIMI_LINEAR=${KIMI_LINEAR:-${CARGO_TARGET_DIR:-$root/target}/release/kimi-linear
 temporary=$(mktemp -d)
 child=''
 
-# What `pack` would lay out.
+# The contents that `pack` would create.
 PACK=$temporary/pack
 mkdir -p "$PACK/kernels" "$PACK/wheels" "$PACK/loader"
 ln -s "$root/tests/reference" "$PACK/models"
@@ -26,7 +26,7 @@ export VISIT_WORK=${VISIT_WORK:-$temporary/work} VISIT_BACKEND=cpu VISIT_SHAPE=t
 export VISIT_SHORT=64 VISIT_LONG=128 VISIT_BATCH=2 VISIT_PROMPT=40 VISIT_LONG_PROMPT=80
 export VISIT_JOBS=2 VISIT_REPEATS=3
 export VISIT_OPERATION_LIMIT=12 VISIT_CASE_LIMIT=5 VISIT_CHECK_LIMIT=5
-# Any adapter will do, one that runs on the CPU included.
+# Any adapter will do, including a software adapter.
 export VISIT_ADAPTER=. VISIT_ON_VULKAN='route|select'
 
 end() {

@@ -1,4 +1,4 @@
-"""What a visit left behind, read: its commands and how they ended, the cases and their verdicts."""
+"""Reads the results of a visit: its commands and how they ended, the cases and their verdicts."""
 
 import os
 import re
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 # A line of `kimi-linear conformance`: names have single spaces, two end them.
 LINE = re.compile(r"^(ok|skip|FAIL)\s+(.*?)  (.*)$")
 GOOD = ("ok", "skip")
-# How many cases of an operation are tried alone, and how many in all.
+# Maximum number of cases that are run alone: per operation, and in all.
 ALONE = (5, 40)
-# How many failed cases the second call looks into, one an operation.
+# Maximum number of failed cases that the second call examines: per operation, and in all.
 LOOKED_INTO = (1, 6)
 
 
 def read(path, most=None):
-    """A file's text or its end; nothing where there is none."""
+    """A file's text or its end; empty if it does not exist."""
     try:
         with open(path, errors="replace") as file:
             text = file.read()
@@ -59,7 +59,7 @@ def ending(code, seconds, limit):
     number = int(code)
     if number == 0:
         return "ok"
-    # `timeout` says 137 where it had to kill, but so does a process that something else killed.
+    # `timeout` returns 137 if it had to kill, but so does a process that something else killed.
     if number == 124 or (number == 137 and seconds >= limit):
         return f"HANG: not done within {limit} s"
     if number > 128:
@@ -97,12 +97,12 @@ class Process:
         return {match[2]: Verdict(match[1], match[3]) for match in map(LINE.match, read(self.file).splitlines()) if match}
 
     def verdict(self, name):
-        """Of a case that ran alone: what was said of it, else how the process ended."""
+        """The verdict on a case that ran alone, else how the process ended."""
         return self.cases().get(name) or ended_without(self.end, self.file + ".err")
 
 
 def ended_without(end, errors):
-    """The verdict on a case of which a process that ended so said nothing."""
+    """The verdict on a case that a process with this end did not report."""
     word, detail = ("HANG", end) if end.startswith("HANG") else ("DIED", end)
     said = last_line(errors)
     detail = detail.removeprefix(f"{word}: ")
@@ -138,7 +138,7 @@ class Visit:
         """Of every case, from its operation's process, and where that does not tell, from its own."""
         of_operations = {}
         for process in self.processes("operations"):
-            # A filter may meet other operations' names too; those have processes of their own.
+            # A filter may match names of other operations too, which have processes of their own.
             own = {name: verdict for name, verdict in process.cases().items() if name.startswith(process.filter)}
             of_operations.update(own)
         alone = {process.filter: process for process in self.processes("alone")}
@@ -157,7 +157,7 @@ class Visit:
         return verdicts
 
     def bad(self, per_operation, all_together, passed_over=GOOD):
-        """The cases that did not hold, so many of each operation; verdicts that are passed over do not count."""
+        """The cases that failed, at most this number per operation and in all; skipped verdicts do not count."""
         count, chosen = defaultdict(int), []
         for name, verdict in self.verdicts().items():
             operation = name.split("/")[0]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# second.sh [SECONDS]: the second call, on the machine of the first and while it still is there. What failed is looked into; then why
-# kernels are as slow as they are, races, the same GPU through Vulkan, and fla's kernels in turns with ours.
+# second.sh [SECONDS]: the second call, on the machine of the first, with its state. It examines failed cases; then why
+# kernels are slow, races, the same GPU through Vulkan, and fla's kernels alternating with ours.
 set -u
 
 call=second seconds=${1:-205}
@@ -9,7 +9,7 @@ call=second seconds=${1:-205}
 
 [ -e "$work/steps" ] || die "no first call left its state in $work: on a fresh machine, gpu-check first"
 begin
-# A second call once more is told instead of the one before.
+# A repeated second call replaces the one before in the summary.
 sed -i '/^second\t/d' "$work/steps"
 mkdir -p "$work"/{tries,loader}
 find_libraries
@@ -19,7 +19,7 @@ if [ -e "$work/kernels" ]; then
     export KIMI_LINEAR_KERNELS
 fi
 
-# attempts WAY SETTING: the failed cases in one other way, which a variable of the environment sets.
+# attempts WAY SETTING: the failed cases in one other way, which an environment variable sets.
 attempts() {
     local number
     for number in "${!failed[@]}"; do
@@ -28,8 +28,8 @@ attempts() {
     done
 }
 
-# One failed case of each operation, six at most: without graphs, with each launch waited for, with code that the driver makes of
-# PTX instead of ptxas's, and under the checkers.
+# One failed case of each operation, six at most: without graphs, waiting for each launch, with code that the driver compiles
+# from PTX instead of ptxas's, and with the checkers.
 isolate() {
     local failed=() number checker
     within 110
@@ -45,7 +45,7 @@ isolate() {
     within "$seconds"
 }
 
-# What bounds the kernels of a prefill and of a decode.
+# What limits the kernels of a prefill and of a decode.
 sections() {
     local common=(--page details --section SpeedOfLight --section Occupancy --section WarpStateStats --section MemoryWorkloadAnalysis)
     profiled "prefill, sections" 50 prefill.txt "${common[@]}" -k 'regex:kda_prepare|kda_scan|mla_prefill|experts_many|route_scores' \
@@ -53,14 +53,14 @@ sections() {
     profiled "decode, sections" 40 decode.txt "${common[@]}" -k 'regex:kda_decode|experts_few|mla_|linear_few' -c 14 -- --context "$short"
 }
 
-# number: the GPU's among wgpu's adapters, with these settings of the environment; empty where it is not among them.
+# number: the index of the GPU among wgpu's adapters, with these environment variables; empty if it is not found.
 find_adapter() {
     step "adapters" 20 "$work/adapters" env "$@" "$program" devices
     number=$(sed -nE "s/^--backend wgpu --device ([0-9]+) .*($adapter).*/\1/p" "$work/adapters" | head -1)
     [ -n "$number" ]
 }
 
-# The same GPU through its Vulkan driver. The loader may have to be brought along, and told where the driver is.
+# The same GPU through its Vulkan driver. The loader may have to come from the pack, and be given the driver's path.
 vulkan() {
     local number='' found='' settings=("LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}") file
     if ! PATH="$PATH:/sbin" ldconfig -p | grep -q 'libvulkan\.so\.1'; then
@@ -86,13 +86,13 @@ vulkan() {
     ours=(env "LD_LIBRARY_PATH=$libraries" "$program")
 }
 
-# Our recurrence and fla's Triton kernels in turns: one case, since Triton tunes its kernels at the first call.
+# Our recurrence and fla's Triton kernels alternating: one case, because Triton tunes its kernels at the first call.
 turns() {
     local wheel site=$work/site wrapper=$work/kimi-linear-with-libraries
     for wheel in "$pack"/wheels/*.whl; do
         [ ! -e "$wheel" ] || python3 -m zipfile -e "$wheel" "$site"
     done
-    # PyTorch must not see the toolkit's libraries, and the program that it starts must.
+    # PyTorch must not find the toolkit's libraries, and the program that it starts must.
     printf '#!/bin/sh\nexport LD_LIBRARY_PATH="%s"\nexec "%s" "$@"\n' "$libraries" "$program" >"$wrapper"
     chmod +x "$wrapper"
     step "turns with fla" "${VISIT_TURNS_LIMIT:-70}" "$work/turns" \

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A visit's summary on stdout, its most important lines last, and its files, eight at most.
 
-    summary.py files WORK PACK OUT    write OUT, print the summary; exit with 1 where something was wrong
-    summary.py todo WORK PACK         the cases to try alone, a line each
-    summary.py failed WORK PACK       the cases that the second call looks into
+    summary.py files WORK PACK OUT    write OUT, print the summary; exit with 1 if something was wrong
+    summary.py todo WORK PACK         the cases to run alone, one per line
+    summary.py failed WORK PACK       the cases that the second call examines
 """
 
 import glob
@@ -17,21 +17,21 @@ from collections import Counter, defaultdict
 import measured
 from results import ALONE, GOOD, LINE, LOOKED_INTO, Visit, last_line, read
 
-# Characters of the summary on stdout; what is cut is its beginning, and summary.md has all of it.
+# Maximum characters of the summary on stdout; its beginning is cut, and summary.md has all of it.
 PRINTED = 11_000
 WIDTH = 190
-# Failed cases that are shown: of an operation, and in all.
+# Maximum number of failed cases that are shown: per operation, and in all.
 SHOWN = (4, 24)
-# How far a model's negative log-likelihood may be from the CPU's: bf16 against f32.
+# Maximum difference of a model's negative log-likelihood from the CPU's: bf16 against f32.
 LIKELIHOOD = 0.01
-# Commands that are judged by how they end; what others showed is judged where it is told.
+# Commands that are judged by their exit codes; others are judged in their sections.
 OWED = ("smoke: ", "bench ", "kernels: ", "wgpu", "turns ", "devices")
-# The part of the CPU's right answers that a device must give: near-ties fall otherwise in bf16.
+# The fraction of the CPU's right answers that a device must give: near-ties may differ in bf16.
 ANSWERS = 0.9
 
 
 class Summary:
-    """Lines by section, and what was wrong."""
+    """Lines by section, and the faults that were found."""
 
     def __init__(self, visit):
         self.visit = visit
@@ -40,7 +40,7 @@ class Summary:
         self.verdicts = visit.verdicts()
 
     def section(self, title, make):
-        """A section that cannot be read says so: the others are still wanted."""
+        """A section that cannot be read contains the error; the others are not affected."""
         try:
             lines = make()
         except Exception as error:
@@ -50,7 +50,7 @@ class Summary:
             self.lines += ["", f"# {title}", *(line[:WIDTH] for line in lines)]
 
     def clock(self):
-        """What did not end well, a line each; of the rest how long it took."""
+        """Commands that failed, one per line; for the others only their times."""
         lines = []
         for call in ("first", "second"):
             steps = [step for step in self.visit.steps if step.call == call]
@@ -72,7 +72,7 @@ class Summary:
         return lines
 
     def warnings(self):
-        """What the program did otherwise than it should have liked to: code refused, a graph not captured."""
+        """The program's warnings: code refused, a graph not captured."""
         paths = glob.glob(self.visit.path("**", "*.err"), recursive=True)
         said = Counter(line.strip() for path in paths for line in read(path).splitlines() if line.lstrip().startswith("WARN"))
         return [f"{count} times: {line}" for line, count in said.most_common(6)]
@@ -135,7 +135,7 @@ class Summary:
             said = Counter(match[1] for match in map(LINE.match, read(again.file).splitlines()) if match)
             lines.append(f"bits repeated: {counted(said)}, {again.end}")
             self.wrong += [] if again.end in ("ok", "no time left") else ["bits repeated"]
-        # The first of each operation, so that one that fails throughout does not hide the rest.
+        # The first of each operation, so that an operation in which everything fails does not hide the rest.
         for name in self.visit.bad(*SHOWN, passed_over=(*GOOD, "never")):
             lines.append(f"{self.verdicts[name].word} {name}: {self.verdicts[name].detail}")
         return lines
@@ -153,7 +153,7 @@ class Summary:
         return lines, bool(bad or self.wrong or not self.verdicts)
 
     def text(self):
-        """The whole summary, and whether something was wrong."""
+        """Returns the whole summary, and whether something was wrong."""
         visit = self.visit
         self.section("Profiles", lambda: measured.profiles(visit))
         self.section("Kernels", lambda: measured.tables(visit))
@@ -180,14 +180,14 @@ def counted(count):
 
 
 def likelihoods(cpu, device):
-    """Of the same tokens of a model with random weights."""
+    """Compares likelihoods of the same tokens with random weights."""
     numbers = [json.loads(text)["negative_log_likelihood"] for text in (cpu, device)]
     apart = abs(numbers[1] - numbers[0]) / abs(numbers[0])
     return f"{numbers[0]:.6g} | {numbers[1]:.6g}, {apart:.1e} apart, {LIKELIHOOD} allowed", apart <= LIKELIHOOD
 
 
 def texts(cpu, device):
-    """A greedy text may turn elsewhere at a near-tie, so that it need not be the same; it must be one."""
+    """A greedy text may differ after a near-tie, so it need not be the same, but it must not be empty."""
     same = len(os.path.commonprefix([cpu, device]))
     told = "same text" if cpu == device else f"the same for {same} of {len(cpu)} characters, then {device[same : same + 40]!r}"
     return told, bool(device.strip())
@@ -200,12 +200,12 @@ def answers(cpu, device):
 
 
 def together(paths, most):
-    """Files that say something, one below the other."""
+    """Files that are not empty, concatenated."""
     return "".join(f"== {os.path.basename(path)}\n{text}\n" for path in sorted(paths) if (text := read(path, most)).strip())
 
 
 def write(visit, verdicts, text, out):
-    """Eight files, none over some megabytes."""
+    """Eight files of at most a few megabytes."""
     at = lambda pattern: glob.glob(visit.path(*pattern.split("/")), recursive=True)
     files = {
         "summary.md": text,

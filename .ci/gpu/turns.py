@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Our recurrence and fla's Triton kernels in turns, on the same inputs, each held to the recurrence in float64.
+"""Our recurrence and fla's Triton kernels alternating, on the same inputs, each compared with the recurrence in float64.
 
     turns.py PROGRAM OUT.md [--backend cuda] [--case N] [--dry-run]
 
-PROGRAM is `kimi-linear`: its `bench interleaved` makes the inputs, computes the reference, runs when it is told to, and says how far
-answers are from the reference, its own and those of a file. Rounds alternate, so that what the device does over time weighs on both
-alike; a table gives the medians. Both sides run as CUDA graphs where they can be captured; the table says where fla's could not.
+PROGRAM is `kimi-linear`: its `bench interleaved` makes the inputs, computes the reference, runs on request, and returns the errors of
+its own answers and of those in a file. Rounds alternate, so that changes of the device over time affect both alike; a table gives the
+medians. Both sides run as CUDA graphs if they can be captured; the table notes if fla's could not.
 
-A dry run takes no timings: tiny shapes, and in place of fla's kernels its reference in PyTorch, if that can be imported.
+A dry run takes no timings: tiny shapes, and instead of fla's kernels its reference in PyTorch, if that can be imported.
 """
 
 import argparse
@@ -19,10 +19,10 @@ import sys
 import tempfile
 
 ROUNDS = 9
-# Seconds of one side of a round.
+# Seconds per side of a round.
 TURN = 0.03
 
-# What it is called, tokens of all sequences (none for a decode), sequences, gates.
+# Name, tokens of all sequences (none for a decode), sequences, gates.
 CASES = [
     ("prefill, T=8192, 1 sequence, fresh gates", 8192, 1, "fresh"),
     ("prefill, T=8192, 1 sequence, slow gates", 8192, 1, "slow"),
@@ -39,7 +39,7 @@ DRY_CASES = [
 
 
 class Ours:
-    """The program, one line to it, one line of JSON from it."""
+    """The program: a line of input, and a line of JSON as the answer."""
 
     def __init__(self, program, backend, case, inputs, shape):
         _, tokens, sequences, gates = case
@@ -84,7 +84,7 @@ class Fla:
         _, tokens, sequences, _ = case
         self.device = "cpu" if dry else "cuda"
         stored = {name: tensor.to(self.device) for name, tensor in load_file(inputs).items()}
-        # Sequences are of equal length: a batch, without a list of where each begins.
+        # Sequences have equal lengths: a batch, without a list of their starts.
         each = 1 if tokens is None else tokens // sequences
         rows = sequences * each
         batch = {
@@ -119,7 +119,7 @@ class Fla:
                 self.capture()
 
     def capture(self):
-        """Warms up, then a graph of one call; where that cannot be captured, calls are queued one by one."""
+        """Warms up, then captures a graph of one call; if that fails, calls are queued one by one."""
         torch = self.torch
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -133,7 +133,7 @@ class Fla:
             with torch.cuda.graph(graph):
                 self.output, self.state = self.call()
             self.graph = graph
-        except Exception as error:  # whatever of it cannot be captured
+        except Exception as error:  # any error of the capture
             print(f"{self.name}: no graph: {error}", file=sys.stderr)
             torch.cuda.synchronize()
 
@@ -189,7 +189,7 @@ def measure(arguments, case, folder):
     try:
         fla = Fla(inputs, case, arguments.dry_run)
         row["fla"] = fla.name
-    except Exception as error:  # ours is measured all the same, and the table says why it stands alone
+    except Exception as error:  # ours is measured nevertheless, and the table gives the reason
         fla = None
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         row["why"] = f"fla did not run: {first}"
@@ -267,7 +267,7 @@ def main():
     with open(arguments.out, "w") as out:
         out.write(table(rows, arguments.dry_run))
     worst = max(row["our_error"] for row in rows)
-    # As the conformance list holds the recurrence in bf16; f32 backends are far below.
+    # The conformance list's bound on the recurrence in bf16; errors of f32 backends are far below.
     if not worst <= 5e-3:
         raise SystemExit(f"error: our answers are off by {worst:.1e}, and 5e-3 is the bound")
 

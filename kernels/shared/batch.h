@@ -1,8 +1,8 @@
-// The batch of one submission, as `src/backend/gpu/batch_metadata.rs` lays it out: a list of words on the device. A header, then
-// lists; the header says where each list begins. Segments of several tokens come first in the lists of rows, chunks, tiles and
-// windows, then those of a single token.
+// The batch of one submission, as laid out in `src/backend/gpu/batch_metadata.rs`: a list of words on the device. A header,
+// then lists; the header has the offset of each list. Segments of several tokens come first in the lists of rows, chunks,
+// tiles and windows, then those of a single token.
 //
-// Grids may be larger than the batch, so that one CUDA graph serves many: a block beyond the last returns.
+// Grids may be larger than the batch, so that one CUDA graph can be reused: a block beyond the last one returns.
 #pragma once
 #include "shared/layout.h"
 
@@ -11,7 +11,7 @@ static __device__ __forceinline__ u32 segment_word(const u32* batch, u32 segment
     return batch[batch[AT_SEGMENTS] + segment * SEGMENT + field];
 }
 
-// A run of at most 32 words that a warp reads at once, a lane each: one wait for all of them. Every lane comes, for each word.
+// At most 32 consecutive words that a warp reads at the same time, one per lane. Every lane must call it for each word.
 struct Words {
     u32 own;
     __device__ __forceinline__ u32 operator[](u32 i) const { return __shfl_sync(EVERY_LANE, own, (int)i); }

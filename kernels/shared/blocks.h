@@ -1,13 +1,13 @@
-// Weights in blocks, as files have them: integer codes and what scales them, widened to the values of src/checkpoint/blocks,
-// which says what each format's bytes are. Blocks follow each other without padding and begin at any byte; a buffer ends at
-// a multiple of 16 bytes.
+// Weights in blocks, as in files: integer codes with scales, widened to the values of src/checkpoint/blocks, which defines
+// each format's bytes. Blocks follow each other without padding and begin at any byte; a buffer ends at a multiple of 16
+// bytes.
 //
 // A scale (an f16 times an integer of at most 8 bits), its product with a code, and a minimum have at most 24 bits each, so
 // all of them are exact in f32, and only the sum with the minimum rounds: fused or not, the bits are those of the CPU.
 #pragma once
 #include "shared/layout.h"
 
-// The layout names blocks after plain elements, and of those the ones of 256 elements last.
+// In the layout, formats in blocks come after plain dtypes, and those with blocks of 256 elements last.
 #define FIRST_OF_BLOCKS FORMAT_Q8_0
 #define FIRST_OF_256 FORMAT_Q2_K
 
@@ -15,12 +15,12 @@
 static __device__ __forceinline__ float widen_half(u16 bits) {
     u32 sign = (u32)(bits & 0x8000) << 16, rest = bits & 0x7fff;
     if (rest >= 0x7c00) return __uint_as_float(sign | 0x7f800000 | rest << 13);
-    // The exponent's bias moves by a product, which also handles what is subnormal.
+    // The exponent's bias is changed by a product, which also handles subnormal numbers.
     float magnitude = __uint_as_float(rest << 13) * 5.192296858534828e33f;  // 2^112
     return __uint_as_float(sign | __float_as_uint(magnitude));
 }
 
-// Eight elements: `scale * (code - zero) + minimum`, a code a byte. What is symmetric adds -0, which changes nothing.
+// Eight elements: `scale * (code - zero) + minimum`, one code per byte. Symmetric formats add -0, which changes nothing.
 struct Codes {
     u32 low, high;
     int zero;
@@ -32,7 +32,7 @@ struct Codes {
     }
 };
 
-// Four bytes from any place on, out of the aligned words that hold them.
+// Four bytes from any address on, from the aligned words that contain them.
 static __device__ __forceinline__ u32 word_from(const u8* at) {
     u32 shift = 8 * (u32)((u64)at % 4);
     u32 low = *(const u32*)(at - (u64)at % 4) >> shift;
@@ -48,7 +48,7 @@ static __device__ __forceinline__ uint2 fields(const u8* at, u32 shift, u32 mask
 // Four bits, each in a byte of its own.
 static __device__ __forceinline__ u32 spread(u32 bits) { return (bits | bits << 7 | bits << 14 | bits << 21) & 0x01010101u; }
 
-// Entries of a table of 16 signed bytes, eight in each of two words; as codes about 128.
+// Entries of a table of 16 signed bytes, eight in each of two words; as codes around 128.
 static __device__ __forceinline__ u32 look_up(u32 codes, u64 first, u64 second) {
     u32 found = 0;
 #pragma unroll
@@ -62,7 +62,7 @@ static __device__ __forceinline__ u32 look_up(u32 codes, u64 first, u64 second) 
 // Element j of 32 in the low four bits of byte j, element j + 16 in the high ones: eight from element `i` on.
 static __device__ __forceinline__ uint2 nibbles_of_32(const u8* at, u32 i) { return fields(at + i % 16, i / 16 * 4, 0x0f0f0f0fu); }
 
-// Where four bits index a table: the 16 values of the formats IQ4, and twice the four-bit floats of MXFP4.
+// Four bits that index a table: the 16 values of the IQ4 formats, or twice the four-bit floats of MXFP4.
 static __device__ __forceinline__ Codes codes_of_iq4(uint2 codes, float scale) {
     const u64 first = 0xf6eaddcfbfad9881ull, second = 0x7159453526190d01ull;
     return {look_up(codes.x, first, second), look_up(codes.y, first, second), 128, scale};
@@ -72,7 +72,7 @@ static __device__ __forceinline__ Codes codes_of_e2m1(uint2 codes, float scale) 
     return {look_up(codes.x, first, second), look_up(codes.y, first, second), 128, scale};
 }
 
-// 2^(e - 128): half of the power of two that an exponent of eight bits means.
+// 2^(e - 128): half of the power of two with the biased exponent `e`.
 static __device__ __forceinline__ float half_power(u32 e) {
     return __uint_as_float(e == 0 ? 0x00200000u : e == 1 ? 0x00400000u : (e - 1) << 23);
 }
@@ -107,7 +107,7 @@ static __device__ __forceinline__ Codes eight_of_32_or_64(const u8* at, u32 form
     }
 }
 
-// Two bits an element, four elements that are 32 apart in a byte; four bits, two of them; one bit, eight of them.
+// Two bits per element, four elements that are 32 apart in a byte; four bits, two of them; one bit, eight of them.
 static __device__ __forceinline__ uint2 two_bits(const u8* at, u32 i) {
     return fields(at + 32 * (i / 128) + i % 32, i % 128 / 32 * 2, 0x03030303u);
 }
@@ -140,7 +140,7 @@ static __device__ __forceinline__ Codes eight_of_256(const u8* at, u32 format, u
         case FORMAT_Q3_K: {
             u32 of_16 = i / 16;
             u32 low = at[96 + of_16 % 8] >> of_16 / 8 * 4 & 15, top = at[104 + of_16 % 4] >> of_16 / 4 * 2 & 3;
-            // The third bit counts four where it is set, and all is counted from four.
+            // The third bit adds four if it is set, and the zero point is four.
             codes = two_bits(at + 32, i), more = one_bit(at, i);
             return {codes.x | more.x << 2, codes.y | more.y << 2, 4, half_from(at + 108) * (float)((int)(low | top << 4) - 32)};
         }
@@ -163,7 +163,7 @@ static __device__ __forceinline__ Codes eight_of_256(const u8* at, u32 format, u
     }
 }
 
-// Bytes of a block.
+// Bytes per block.
 static __device__ __forceinline__ u32 block_bytes(u32 format) {
     switch (format) {
         case FORMAT_MXFP4: return 17;
@@ -183,8 +183,8 @@ static __device__ __forceinline__ u32 block_bytes(u32 format) {
     }
 }
 
-// Eight elements of a weight in blocks from `i` on, a multiple of eight. Rows are whole blocks, so blocks are counted through
-// all of them.
+// Eight elements of a weight in blocks from `i` on, a multiple of eight. Rows are whole blocks, so block indices count
+// through all rows.
 static __device__ __forceinline__ Codes eight_of_blocks(const void* weight, u32 format, u64 i) {
     const u8* blocks = (const u8*)weight;
     u32 bytes = block_bytes(format);

@@ -1,4 +1,4 @@
-// The instructions that CUDA C++ has no name for (PTX ISA 8.0 and later, sm_90 and later). Their meaning on a CPU, with
+// Instructions for which CUDA C++ has no function (PTX ISA 8.0 and later, sm_90 and later). Their emulation on a CPU, with
 // the layouts of fragments, is in `host.h`.
 #pragma once
 
@@ -61,7 +61,8 @@ static __device__ __forceinline__ void mma_tf32(float (&c)[4], const u32 (&a)[4]
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four (two) matrices of 8 x 8 halves from shared memory: lanes 8i..8i+8 name the rows of matrix i, 16 bytes each.
+// Four (two) matrices of 8 x 8 halves from shared memory: lanes 8i..8i+8 pass the addresses of the rows of matrix i, 16 bytes
+// each.
 static __device__ __forceinline__ void ldmatrix(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -87,7 +88,7 @@ static __device__ __forceinline__ void ldmatrix_transposed(u32 (&r)[2], const vo
                  : "memory");
 }
 
-// 16 bytes from global to shared memory, both aligned to 16; zeros where not `valid`. There after the wait.
+// 16 bytes from global to shared memory, both aligned to 16; zeros if not `valid`. Complete after the wait.
 static __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
@@ -96,7 +97,7 @@ static __device__ __forceinline__ void copy_async(void* shared, const void* glob
 }
 // Ends a group of this thread's copies.
 static __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most `left` of this thread's newest groups are under way. Other threads' copies need a barrier too.
+// Waits until at most `left` of this thread's newest groups are in flight. Other threads' copies need a barrier too.
 template <int left>
 static __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
@@ -107,15 +108,15 @@ static __device__ __forceinline__ void named_barrier(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
-// Four matrices of 8 x 8 halves to shared memory, each turned: what `ldmatrix_transposed` would give to these lanes.
+// Four matrices of 8 x 8 halves to shared memory, each transposed: the inverse of `ldmatrix_transposed`.
 static __device__ __forceinline__ void stmatrix_transposed(void* row, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)),
                  "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                  : "memory");
 }
 
-// A word, two, or two f32, of memory that nobody writes meanwhile; zeros where not `there`. A predicate, not a branch. `volatile`
-// keeps loads in the order in which they are written; NVRTC moves plain ones towards their use, behind other waits.
+// One word, two words, or two f32, of memory that is not written meanwhile; zeros if not `there`. A predicate, not a branch.
+// `volatile` keeps loads in source order; NVRTC moves plain ones towards their use, after other waits.
 static __device__ __forceinline__ u32 load_word(const void* at, bool there) {
     u32 x;
     asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.nc.u32 %0, [%1];}"
@@ -148,8 +149,8 @@ static __device__ __forceinline__ float4 load_four(const float* at, bool there) 
     return x;
 }
 
-// Sixteen bytes, aligned; zeros where they are not there. A compiler moves loads to where they are used, to save registers, and
-// then one is under way instead of many. These stay before the next barrier of the warp, which none of the others do.
+// Sixteen bytes, aligned; zeros if not `there`. The compiler moves loads to their uses, to save registers, and then one is in
+// flight instead of many. These stay before the next barrier of the warp, unlike the others.
 static __device__ __forceinline__ uint4 load_sixteen(const void* at, bool there) {
     uint4 x;
     asm volatile(
@@ -161,7 +162,7 @@ static __device__ __forceinline__ uint4 load_sixteen(const void* at, bool there)
     return x;
 }
 
-// exp(x) and 1 / x in two instructions, to about 2 in 10^7 (exp: times |x|); what is below the normal numbers is 0.
+// exp(x) and 1 / x in two instructions, to about 2 in 10^7 (exp: times |x|); subnormal results are 0.
 static __device__ __forceinline__ float exp_near(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
@@ -185,25 +186,25 @@ static __device__ __forceinline__ float2 widen_pair_f16(u32 pair) {
     return y;
 }
 
-// The copy engine (sm_90): whole runs of bytes into shared memory, whose arrival an mbarrier counts. No GPU has run
-// these. A phase of a barrier is over when all threads that it was made for have arrived and all bytes that they
-// announced are there; then the next begins. Phases are told apart by their parity, 0 for the first.
+// The copy engine (sm_90): copies bytes to shared memory and counts their arrival on an mbarrier. It has not been run on a
+// GPU. A phase of a barrier is complete when all threads that it was initialised for have arrived and all announced bytes
+// have been copied; then the next phase begins. Phases are distinguished by their parity, 0 for the first.
 //
-// Shared memory that ordinary stores wrote must not be a destination: that would take a fence between the two proxies.
+// Shared memory that ordinary stores wrote must not be a destination: that would require a fence between the two proxies.
 static __device__ __forceinline__ void phase_init(u64* barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
-// After a thread has made barriers, before the block's own barrier: the copy engine sees them.
+// After a thread has initialised barriers, before the block's own barrier: makes them visible to the copy engine.
 static __device__ __forceinline__ void phase_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 static __device__ __forceinline__ void phase_arrive(u64* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
-// Arrives, and announces so many bytes.
+// Arrives, and announces this number of bytes.
 static __device__ __forceinline__ void phase_expect(u64* barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
 }
-// Waits until a phase of this parity is over.
+// Waits until a phase of this parity is complete.
 static __device__ __forceinline__ void phase_wait(u64* barrier, u32 parity) {
     u32 over = 0;
     while (over == 0) {

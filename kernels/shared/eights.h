@@ -1,10 +1,10 @@
-// Eight elements of a row in one or two loads. What is known before a loop (how a weight is stored, whether rows are of whole
-// eights) is a parameter of a template: a branch within the loop would leave each of its loads to wait for the one before.
+// Eight elements of a row in one or two loads. Properties that are known before a loop (a weight's format, whether rows are a
+// multiple of eight) are template parameters: with a branch in the loop each load would wait for the one before.
 #pragma once
 #include "weight.h"
 
-// Eight elements of a row, of which `at` is that of column `k`, the first; zeros for columns past the last. WHOLE: rows are of
-// whole eights, aligned to 16 bytes.
+// Eight elements of a row, of which `at` points to column `k`, the first; zeros for columns past the last. WHOLE: rows have a
+// multiple of eight columns, aligned to 16 bytes.
 template <bool WHOLE>
 static __device__ __forceinline__ uint4 eight_of(const bf16* at, u32 k, u32 columns) {
     if constexpr (WHOLE) {
@@ -20,13 +20,13 @@ static __device__ __forceinline__ uint4 eight_of(const bf16* at, u32 k, u32 colu
     }
 }
 
-// Eight elements as a weight of this format keeps them, aligned to 16 bytes.
+// Eight elements as stored in a weight of this format, aligned to 16 bytes.
 template <u32 FORMAT>
 struct Stored {
     static constexpr u32 WORDS = FORMAT == FORMAT_F32 ? 2 : 1;
     uint4 words[WORDS];
 
-    // Those from element `i` on; zeros where they are not there.
+    // Those from element `i` on; zeros if not `there`.
     __device__ __forceinline__ void load(const void* weight, u64 i, bool there) {
         const u8* from = (const u8*)weight + i * (FORMAT == FORMAT_F32 ? 4 : 2);
 #pragma unroll

@@ -1,5 +1,5 @@
-// The machine behind `host.h`: fibers, barriers, the matrix instructions, guarded memory, and the launch. One launch at a
-// time on a thread of the operating system; several such threads do not disturb each other.
+// The emulated machine of `host.h`: fibers, barriers, the matrix instructions, guarded memory, and the launch. One launch at
+// a time per thread of the operating system; several such threads are independent.
 #include "kernel.h"
 #include "weight.h"
 
@@ -31,7 +31,7 @@ __thread Fiber* running;
 __thread Block block;
 
 #if defined(__x86_64__)
-// Saves the callee's registers and the stack pointer, takes up another stack. The C library's swapcontext asks the
+// Saves the callee's registers and the stack pointer, and switches to another stack. The C library's swapcontext queries the
 // kernel for the signal mask each time, which is a hundred times slower.
 asm(R"(
 .text
@@ -67,7 +67,7 @@ static void prepare(void** stack_pointer, u8* stack, void (*start)()) {
     *stack_pointer = top;
 }
 #else
-// Elsewhere the C library's contexts: slow and right. A "stack pointer" is a context.
+// Elsewhere the C library's contexts: slow but portable. A "stack pointer" is a context.
 static thread_local ucontext_t contexts[MOST_THREADS + 1];
 static thread_local u32 contexts_used;
 
@@ -94,7 +94,7 @@ static size_t page() {
 
 static size_t rounded(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
-// Pages followed by one that nothing may touch.
+// Pages followed by a guard page.
 static u8* guarded_pages(size_t bytes) {
     void* at = mmap(nullptr, bytes + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) return nullptr;
@@ -116,7 +116,8 @@ struct Bulk {
     u32 bytes;
 };
 
-// An mbarrier: the phase that is under way, who is missing in it, bytes announced and copies begun.
+// An mbarrier: the current phase, the number of missing arrivals, the bytes that were announced and the copies that were
+// started.
 struct Phases {
     u32 arrivals, missing, phase;
     u64 announced, begun;
@@ -147,7 +148,7 @@ struct Machine {
     std::string message;
 };
 
-// Never freed: fibers may be left in the middle of a kernel, and threads of the operating system are few.
+// Never freed: fibers may remain in the middle of a kernel, and threads of the operating system are few.
 static thread_local Machine* own;
 
 static Entry*& entries() {
@@ -175,7 +176,7 @@ static void caught(int number, siginfo_t* info, void*) {
         fail(number == SIGSEGV || number == SIGBUS ? "access outside of shared memory, an allocation or the stack"
                                                    : "misaligned access, index outside of an array, or division by zero");
     }
-    // Not of a kernel: as it was, and again.
+    // Not from a kernel: restores the previous handler and raises the signal again.
     for (int i = 0; i < 4; i++) {
         if (SIGNALS[i] == number) sigaction(number, &before[i], nullptr);
     }
@@ -218,13 +219,13 @@ static void first_step() {
 
 bool meet(const char* what, u32 mask, const void* in, void* out, Meeting** meeting) {
     u32 lane = running->lane;
-    if (mask == 0 || !(mask >> lane & 1)) fail("a lane meets others with a mask that leaves it out");
+    if (mask == 0 || !(mask >> lane & 1)) fail("a lane executes an instruction with a mask that excludes it");
     Meeting& m = own->meetings[running->warp][__builtin_ctz(mask)];
     if (m.arrived == 0) {
         m.what = what;
         m.mask = mask;
     } else if (m.mask != mask || strcmp(m.what, what) != 0) {
-        fail("lanes of a warp meet at different instructions");
+        fail("lanes of a warp wait at different instructions");
     }
     m.in[lane] = in;
     m.out[lane] = out;
@@ -254,7 +255,7 @@ void barrier(int number, u32 threads, const char* what) {
 u8* dynamic_memory() { return own->shared + rounded(SHARED_LIMIT, page()) - own->shared_bytes; }
 
 void* static_memory(int site, size_t bytes) {
-    if (site >= STATIC_SITES) fail("more shared arrays than the machine keeps");
+    if (site >= STATIC_SITES) fail("more shared arrays than the machine supports");
     auto& place = own->sites[site];
     if (place.at == nullptr) {
         place.at = own->statics + own->statics_used;
@@ -309,11 +310,11 @@ static bool in_shared(const void* at, size_t bytes) {
 
 static Phases& phases_of(const u64* barrier) {
     auto found = own->phases.find(barrier);
-    if (found == own->phases.end()) fail("an mbarrier that nobody made");
+    if (found == own->phases.end()) fail("an mbarrier that was not initialised");
     return found->second;
 }
 
-// Ends the phase if all is there: copies land, those who wait go on.
+// Completes the phase if all arrivals and bytes are there: copies become visible, waiting threads continue.
 static bool settle(Phases& b) {
     if (b.missing != 0 || b.announced != b.begun) return false;
     for (const Bulk& copy : b.copies) memcpy(copy.to, copy.from, copy.bytes);
@@ -327,14 +328,14 @@ static bool settle(Phases& b) {
 }
 
 void phase_init(u64* barrier, u32 arrivals) {
-    if ((u64)barrier % 8 != 0 || !in_shared(barrier, 8) || arrivals == 0) fail("an mbarrier of a wrong place or size");
+    if ((u64)barrier % 8 != 0 || !in_shared(barrier, 8) || arrivals == 0) fail("an mbarrier with a wrong address or number of arrivals");
     own->phases[barrier] = {arrivals, arrivals, 0, 0, 0, {}, {}};
 }
 
 void phase_arrive(u64* barrier, u32 bytes) {
     Phases& b = phases_of(barrier);
-    // A phase that nobody has waited for yet is over when the next begins.
-    if (b.missing == 0 && !settle(b)) fail("more arrivals at an mbarrier than it was made for");
+    // A phase that no thread has waited for so far is complete when the next begins.
+    if (b.missing == 0 && !settle(b)) fail("more arrivals at an mbarrier than it was initialised for");
     b.missing--;
     b.announced += bytes;
     if (!b.waiting.empty()) settle(b);
@@ -462,7 +463,7 @@ void store_matrices(Meeting& m) {
     }
 }
 
-// Lets the threads of full barriers go on; false if there are none.
+// Releases the threads of full barriers; false if there are none.
 static bool release(u32 threads) {
     bool released = false;
     for (int number = 0; number < 16; number++) {
@@ -495,7 +496,7 @@ static void check_canaries() {
         if (site.at == nullptr) continue;
         for (size_t i = site.bytes; i < rounded(site.bytes, 16) + CANARY; i++) whole &= site.at[i] == CANARY_BYTE;
     }
-    if (!whole) fail("a write beside an array in shared memory");
+    if (!whole) fail("a write outside of an array in shared memory");
 }
 
 static void run_block(u32 threads) {
@@ -532,7 +533,7 @@ static void run_block(u32 threads) {
             }
         }
         if (release(threads)) continue;
-        // A warp's arrival may have let another go on that had its turn.
+        // A warp's arrival may have released another one that was visited before it.
         bool ready = false;
         for (u32 i = 0; i < threads; i++) ready |= !m.fibers[i].ended && m.fibers[i].waits == nullptr;
         if (ready) continue;
@@ -540,13 +541,13 @@ static void run_block(u32 threads) {
             if (m.fibers[i].ended) continue;
             running = &m.fibers[i];
             char text[200];
-            snprintf(text, sizeof text, "waits for ever at %s", running->waits);
+            snprintf(text, sizeof text, "waits forever at %s", running->waits);
             fail(text);
         }
         break;
     }
     for (const auto& [at, phases] : m.phases) {
-        if (!phases.copies.empty()) fail("the block ends with bulk copies under way");
+        if (!phases.copies.empty()) fail("the block ends with bulk copies in flight");
     }
     check_canaries();
 }
@@ -558,7 +559,7 @@ static void ready(u32 threads) {
         own->statics = guarded_pages(STATIC_LIMIT + page());
     }
     while (own->stacks.size() < threads) {
-        // Stacks grow downwards: the page that nothing may touch lies below.
+        // Stacks grow downwards: the guard page is below.
         u8* at = static_cast<u8*>(mmap(nullptr, STACK + page(), PROT_READ | PROT_WRITE,
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
         mprotect(at, page(), PROT_NONE);
@@ -570,7 +571,7 @@ static void ready(u32 threads) {
 
 using namespace machine;
 
-// Memory of the machine, poisoned, with a page behind it that nothing may touch. Null where there is none left.
+// Memory of the machine, poisoned, followed by a guard page. Null if there is not enough memory.
 extern "C" void* emulated_allocate(u64 bytes) {
     size_t whole = rounded(rounded(bytes, 16), page());
     u8* at = guarded_pages(whole);

@@ -1,10 +1,10 @@
-// The meaning of the device's instructions on a CPU, so that the same kernels run without a GPU. It checks logic, not
-// speed: one block at a time, its threads as fibers that run until they must wait for others.
+// Emulates the device's instructions on a CPU, so that the same kernels run without a GPU. It checks logic, not speed: one
+// block at a time, its threads as fibers that run until they must wait for others.
 //
-// What it finds beyond wrong results: threads that wait for ever or at different places; reads and writes outside of
-// shared memory or of an allocation (guard pages); misaligned vector accesses (traps of the compiler's sanitizers);
-// shared memory and copies that are read too early (poisoned with NaN); arguments of other sizes than the launch's. By
-// running threads in another order (forward, reverse, seeded): results that depend on it.
+// Errors that it finds besides wrong results: threads that wait forever or at different barriers; reads and writes outside of
+// shared memory or of an allocation (guard pages); misaligned vector accesses (traps of the compiler's sanitizers); shared
+// memory and copies that are read too early (poisoned with NaN); arguments of other sizes than the launch's. Threads also run
+// in other orders (forward, reverse, seeded), which finds results that depend on the order.
 #pragma once
 
 #include <cmath>
@@ -38,13 +38,13 @@ struct Fiber {
     void* stack_pointer;
     Place thread;
     u32 lane, warp;
-    // What it waits for, for messages; null while it can run.
+    // The barrier that it waits for, for messages; null while it can run.
     const char* waits;
     int barrier;
     bool ended;
 };
 
-// Lanes that come together at one instruction. They leave pointers to their operands, which live on their stacks.
+// Lanes that execute one instruction together. They store pointers to their operands, which are on their stacks.
 struct Meeting {
     const char* what;
     u32 mask, arrived;
@@ -52,18 +52,19 @@ struct Meeting {
     void* out[32];
 };
 
-// The thread that runs, the block it is of.
+// The current thread, and its block.
 extern __thread Fiber* running;
 struct Block { Place index, size, grid; };
 extern __thread Block block;
 
-// Leaves the launch with this message.
+// Ends the launch with this message.
 [[noreturn]] void fail(const char* message);
-// The meeting of these lanes, this lane's pointers noted; true for the last to come, which then does the work.
+// The meeting of these lanes, with this lane's pointers; true for the last one to arrive, which then executes the
+// instruction.
 bool meet(const char* what, u32 mask, const void* in, void* out, Meeting** meeting);
-// Called by the last: the others may go on.
+// Called by the last lane: the others may continue.
 void dismiss(Meeting& meeting);
-// Called by the others: until dismissed.
+// Called by the others: waits until dismissed.
 void wait();
 void barrier(int number, u32 threads, const char* what);
 u8* dynamic_memory();
@@ -76,7 +77,7 @@ void phase_arrive(u64* barrier, u32 bytes);
 void phase_wait(u64* barrier, u32 parity);
 void copy_bulk(void* shared, const void* global, u32 bytes, u64* barrier);
 
-// Runs `work(in, out)` once for all lanes of the mask; each lane gives `in` and gets `out`.
+// Runs `work(in, out)` once for all lanes of the mask; each lane passes `in` and receives `out`.
 template <class In, class Out, class Work>
 inline void together(const char* what, u32 mask, const In& in, Out& out, Work work) {
     Meeting* meeting;
@@ -99,7 +100,7 @@ inline T shuffle(const char* what, u32 mask, T value, u32 from) {
         for (u32 lane = 0; lane < 32; lane++) {
             if (!(m.mask >> lane & 1)) continue;
             u32 source = static_cast<const Sent<T>*>(m.in[lane])->from;
-            // A lane outside of the mask has nothing to give: poison.
+            // A lane outside of the mask has no value: poison.
             if (m.mask >> source & 1) {
                 *static_cast<T*>(m.out[lane]) = static_cast<const Sent<T>*>(m.in[source])->value;
             } else {
@@ -120,7 +121,7 @@ void load_matrices(Meeting& meeting);
 struct Stored { void* row; const u32* words; };
 void store_matrices(Meeting& meeting);
 
-// Entry points by name, called with pointers to arguments as the driver's launch is.
+// Entry points by name, called with pointers to arguments, as in the driver's launch.
 using Call = void (*)(void** arguments);
 struct Entry {
     const char* name;
@@ -271,7 +272,7 @@ inline u32 __reduce_max_sync(u32 mask, u32 value) {
 inline int __any_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) != 0; }
 inline int __all_sync(u32 mask, int yes) { return __ballot_sync(mask, yes) == mask; }
 
-// Threads run one at a time, so atomics are what they say.
+// Threads run one at a time, so plain operations are atomic.
 template <class T>
 inline T atomicAdd(T* at, T x) {
     static_assert(std::is_integral_v<T>, "floating-point atomics depend on the order of threads");
@@ -309,7 +310,7 @@ inline void mma_tf32(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     machine::Operands in{a, b};
     machine::together("mma_tf32", EVERY_LANE, in, c, machine::multiply_tf32);
 }
-// Lane l gets of each matrix the halves 2(l%4), 2(l%4)+1 of row l/4; transposed: of column l/4.
+// Lane l receives from each matrix the halves 2(l%4), 2(l%4)+1 of row l/4; transposed: of column l/4.
 template <int matrices>
 inline void ldmatrix(u32 (&r)[matrices], const void* row) {
     machine::Rows in{row, matrices, false};
@@ -348,8 +349,8 @@ inline float4 load_four(const float* at, bool there) {
 inline uint4 load_sixteen(const void* at, bool there) {
     return there ? *static_cast<const uint4*>(at) : make_uint4(0, 0, 0, 0);
 }
-// What is below the normal numbers is 0, before and after. The instructions' own error, two units in the last place, is not
-// here; that of an exponential's argument is.
+// Subnormal numbers are 0, before and after. The instructions' own error, two units in the last place, is not emulated; that
+// of an exponential's argument is.
 inline float flushed(float x) { return fabsf(x) < 1.17549435e-38f ? x * 0.0f : x; }
 inline float exp_near(float x) { return flushed(exp2f(flushed(x * 1.44269504f))); }
 inline float reciprocal_near(float x) { return flushed(1.0f / flushed(x)); }
@@ -366,8 +367,8 @@ inline float2 widen_pair_f16(u32 pair) {
     return {(float)halves[0], (float)halves[1]};
 }
 
-// Bytes of a bulk copy are there once a thread has waited for the phase that they belong to, and poison before. A block
-// must not end with any under way. The order between ordinary stores and the copy engine is not modelled.
+// Bytes of a bulk copy are visible once a thread has waited for the phase that they belong to, and poison before. A block
+// must not end with any in flight. The order between ordinary stores and the copy engine is not modelled.
 inline void phase_init(u64* barrier, u32 arrivals) { machine::phase_init(barrier, arrivals); }
 inline void phase_fence() {}
 inline void phase_arrive(u64* barrier) { machine::phase_arrive(barrier, 0); }

@@ -1,4 +1,4 @@
-// What the kernels of Kimi Delta Attention share: where a head's numbers are, the short convolution, the gates.
+// Definitions for the kernels of Kimi Delta Attention: offsets of a head's numbers, the short convolution, the gates.
 #pragma once
 
 #include "batch.h"
@@ -12,7 +12,7 @@ struct Heads {
     u32 key_heads, heads, key_width, value_width;
 };
 
-// Elements a row of queries, keys and values side by side.
+// Elements per row of queries, keys and values side by side.
 static __device__ __forceinline__ u32 channels_of(const Heads& h) {
     return 2 * h.key_heads * h.key_width + h.heads * h.value_width;
 }
@@ -32,12 +32,12 @@ static __device__ __forceinline__ bool by_chunks(u32 form, u32 length) {
     return form == ALL_CHUNKS || (form == BY_LENGTH && length > 1);
 }
 
-// Taps of a short convolution that is done where its result is used, and the tokens before one that it takes.
+// Taps of a short convolution that is fused with its consumer, and the number of earlier tokens that it reads.
 #define TAPS 4
 #define LEAD (TAPS - 1)
 
-// The input of a short convolution: [T, channels] bf16, what came before a segment in the convolution states [slots, channels, LEAD] f32,
-// oldest first, the weight [channels, TAPS].
+// The input of a short convolution: [T, channels] bf16, the inputs before a segment in the convolution states [slots,
+// channels, LEAD] f32, oldest first, the weight [channels, TAPS].
 struct Conv {
     const bf16* input;
     const void* weight;
@@ -45,7 +45,7 @@ struct Conv {
     float* conv_states;
 };
 
-// Where channel `c` of a slot's convolution state begins.
+// The address of channel `c` of a slot's convolution state.
 static __device__ __forceinline__ float* conv_state_of(const Conv& conv, u32 channels, u32 slot, u32 c) {
     return conv.conv_states + ((u64)slot * channels + c) * LEAD;
 }
@@ -58,8 +58,8 @@ static __device__ __forceinline__ float convolved(const float (&taps)[TAPS], con
     return silu(sum);
 }
 
-// Writes channel `c` of the convolution state after `after` tokens of a segment. Oldest first, so that a slot may be read and written at
-// once: what is written at i was read from i or later.
+// Writes channel `c` of the convolution state after `after` tokens of a segment. Oldest first, so that a slot may be read and
+// written at the same time: the value written at i was read from i or later.
 static __device__ __forceinline__ void keep_conv_state(
     const Conv& conv, u32 channels, u32 start, u32 slot_in, u32 slot, u32 c, u32 after) {
     float* conv_state = conv_state_of(conv, channels, slot, c);
@@ -72,7 +72,7 @@ static __device__ __forceinline__ void keep_conv_state(
     }
 }
 
-// Channel `c` of all convolution states that a segment leaves: at its checkpoints, then at its end.
+// Channel `c` of all convolution states that a segment writes: at its checkpoints, then at its end.
 static __device__ __forceinline__ void keep_conv_states(const Conv& conv, u32 channels, const u32* batch, u32 segment, u32 c) {
     u32 start = segment_word(batch, segment, START), slot_in = segment_word(batch, segment, SLOT_IN);
     const u32* checkpoint = batch + segment_word(batch, segment, CHECKPOINTS);
@@ -82,7 +82,7 @@ static __device__ __forceinline__ void keep_conv_states(const Conv& conv, u32 ch
     keep_conv_state(conv, channels, start, slot_in, segment_word(batch, segment, SLOT_OUT), c, segment_word(batch, segment, LENGTH));
 }
 
-// What gates are made of: [T, heads K] bf16, [T, heads] bf16, [heads], [heads K].
+// The inputs of gates: [T, heads K] bf16, [T, heads] bf16, [heads], [heads K].
 struct Gates {
     const bf16* decay;
     const bf16* write;
@@ -91,7 +91,7 @@ struct Gates {
     u32 a_log_format, dt_bias_format;
 };
 
-// The rate of a head, of its `a_log`.
+// The rate of a head, from its `a_log`.
 static __device__ __forceinline__ float rate_of(const Gates& gates, const u32 (&a_log)[1], u32 head) {
     float x[1];
     widen_stored(x, a_log, gates.a_log_format, head);

@@ -1,30 +1,30 @@
-// What a thread of `kda_prepare` works on: two channels of eight tokens of a chunk, from after the convolution and the gates, or
-// from before them.
+// The part of a thread of `kda_prepare`: two channels of eight tokens of a chunk, from after the convolution and the gates,
+// or from before them.
 #pragma once
 
 #include "kda.h"
 
-// Tokens and channels of a thread.
+// Tokens and channels per thread.
 #define OWN 8
 #define PAIR 2
 
 // A thread's numbers: two channels of eight tokens.
 typedef float Own[OWN][PAIR];
 
-// Where a chunk lies.
+// The position of a chunk in the batch.
 struct Place {
     u32 first, length, start, slot;  // first row, tokens, first row of its segment, the slot that the segment starts from
 };
 
-// Tokens of a thread from token `t` of a chunk on that are there.
+// Number of a thread's tokens from token `t` of a chunk on, at most those of the chunk.
 static __device__ __forceinline__ u32 rows_from(const Place& place, u32 t) {
     return place.length < t ? 0 : place.length - t;
 }
-// The pair of channels from `d` on, or where that is past `width` channels, the last; both are even.
+// The pair of channels from `d` on, or the last pair if `d` is past `width` channels; both are even.
 static __device__ __forceinline__ u32 near_pair(u32 d, u32 width) { return min(d, width - PAIR); }
 
-// Where a chunk's numbers come from: after the convolution and the gates, or before them. What a thread reads is loaded
-// first, all of it, and made into numbers then: `Channels` are two channels of its tokens, `Decays` what its gates are.
+// The source of a chunk's numbers: after the convolution and the gates, or before them. Everything that a thread reads is
+// loaded first, and converted then: `Channels` are two channels of its tokens, `Decays` the inputs of its gates.
 struct Plain {
     // Whether a head may have more value channels than a block has threads.
     static constexpr bool WIDE = true;
@@ -50,8 +50,8 @@ struct Fused {
     typedef bf16 Write;
 };
 
-// A pair of channels of consecutive rows from row `first` on, `pitch` channels each. For rows before the first of all and after
-// `last` the nearest are read, so that nothing branches around a load; whoever uses them leaves those out.
+// A pair of channels of consecutive rows from row `first` on, `pitch` channels each. For rows before the first one and after
+// `last` the nearest are read, so that no load depends on a branch; the caller ignores them.
 template <u32 COUNT>
 static __device__ __forceinline__ void load_pairs(u32 (&pair)[COUNT], const bf16* at, u32 pitch, int first, u32 last) {
     #pragma unroll
@@ -105,7 +105,7 @@ static __device__ __forceinline__ void make_channels(
     }
     u32 before = place.first - place.start + t;
     if (before < LEAD) {
-        // Few chunks: what came before the segment.
+        // Few chunks: inputs from before the segment.
         #pragma unroll
         for (u32 j = 0; j < PAIR; j++) {
             const float* conv_state = conv_state_of(from.conv, channels, place.slot, c + near_pair(d, width) + j);
@@ -120,8 +120,8 @@ static __device__ __forceinline__ void make_channels(
     #pragma unroll
     for (u32 j = 0; j < PAIR; j++) {
         float taps[TAPS];
-        // Channels past the width are zero. Tokens past the chunk's end are not: what they write counts for nothing, as their
-        // beta is zero, and nobody asks for their output.
+        // Channels past the width are zero. Tokens past the chunk's end are not: they write nothing, because their beta is
+        // zero, and their output is not read.
         #pragma unroll
         for (u32 n = 0; n < TAPS; n++) taps[n] = d < width ? both[j * TAPS + n] : 0.0f;
         #pragma unroll

@@ -1,10 +1,10 @@
-// What every kernel includes: CUDA C++ with a few names for what needs PTX, compiled by NVRTC or, for checking, by a
-// host C++ compiler. `device.h` holds the instructions, `host.h` their meaning on a CPU.
+// The header that every kernel includes: CUDA C++ with a few names for instructions that need PTX, compiled by NVRTC or, for
+// tests, by a host C++ compiler. `device.h` defines the instructions, `host.h` emulates them on a CPU.
 //
-// Rules that both compilers hold kernels to:
+// Rules for kernels with both compilers:
 //   - no other headers: NVRTC has none of the host's;
 //   - blocks are one-dimensional, of a multiple of 32 threads;
-//   - shared memory is `SHARED(type, name, count)` or `dynamic_shared()`, whose bytes the launch names; none of it is
+//   - shared memory is `SHARED(type, name, count)` or `dynamic_shared()`, whose size is set by the launch; none of it is
 //     defined before it is written, and no thread sees another's writes before a barrier;
 //   - no result may depend on the order in which threads run between barriers: no floating-point atomics;
 //   - each entry point is `extern "C" __global__` and named at the file's end by `ENTRY(name)`.
@@ -43,7 +43,7 @@ static __device__ __forceinline__ float high(u32 pair) { return __uint_as_float(
 // `narrow_pair` are instructions.
 static __device__ __forceinline__ u32 pair_of(bf16 a, bf16 b) { return (u32)a.bits | (u32)b.bits << 16; }
 
-// Sum and largest over a warp, the same bits in every lane: a butterfly adds in the same tree everywhere.
+// Sum and maximum over a warp, the same bits in every lane: a butterfly adds in the same tree in every lane.
 static __device__ __forceinline__ float warp_sum(float x) {
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(EVERY_LANE, x, step);
     return x;
@@ -53,7 +53,7 @@ static __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// Sum over a block; `scratch` is 32 floats of shared memory, free again when this returns. Every thread must come.
+// Sum over a block; `scratch` is 32 floats of shared memory, free again when this returns. Every thread must call it.
 static __device__ __forceinline__ float block_sum(float x, float* scratch) {
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
@@ -64,9 +64,9 @@ static __device__ __forceinline__ float block_sum(float x, float* scratch) {
     return all;
 }
 
-// By approximate instructions. With e = 2^-22 for one of them and |x| / 2^24 for the rounding of an exponential's argument:
-// within 2 e + |x| / 2^24 of the result for sigmoid and silu; softplus has no more, below zero, where it is e^x, and less above.
-// `tests/emulated` holds them to 1e-6 + |x| / 2^23.
+// Uses approximate instructions. With e = 2^-22 for one of them and |x| / 2^24 for the rounding of an exponential's argument,
+// the error is within 2 e + |x| / 2^24 of the result for sigmoid and silu; it is not greater for softplus below zero, where
+// it is e^x, and smaller above. `tests/emulated` checks them to 1e-6 + |x| / 2^23.
 static __device__ __forceinline__ float sigmoid(float x) { return reciprocal_near(1.0f + exp_near(-x)); }
 static __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 // ln(1 + e^x), without overflow: with y = e^-|x| and s = y / (2 + y), ln(1 + y) = 2 artanh(s), whose even part is a

@@ -1,7 +1,7 @@
-// What a latent cache may be kept in: bf16, f16 or f32, and how an element comes in and out.
+// The dtypes of a latent cache: bf16, f16 or f32, and how an element is written and read.
 //
-// Tensor cores multiply bf16 here, so that cached numbers of the other types are rounded to it where they become operands:
-// what their pools keep more of is there for scores of a trace and for caches that travel, not for products.
+// Tensor cores multiply bf16 here, so that cached numbers of the other types are rounded to it when they become operands: the
+// additional precision of their pools is for the scores of a trace and for caches that are transferred, not for products.
 #pragma once
 #include "shared/weight.h"
 
@@ -13,7 +13,7 @@ struct f16 {
 static __device__ __forceinline__ float widen(f16 x) { return widen_half(x.bits); }
 static __device__ __forceinline__ float widen(float x) { return x; }
 
-// The number of an element type among formats.
+// The id of an element type among formats.
 template <typename Latent>
 static __device__ __forceinline__ constexpr u32 format_of();
 template <>
@@ -23,12 +23,12 @@ __device__ __forceinline__ constexpr u32 format_of<f16>() { return FORMAT_F16; }
 template <>
 __device__ __forceinline__ constexpr u32 format_of<float>() { return FORMAT_F32; }
 
-// Into the cache: to nearest, ties to even.
+// Writes to the cache: to nearest, ties to even.
 static __device__ __forceinline__ void store_latent(bf16& to, float x) { to = narrow(x); }
 static __device__ __forceinline__ void store_latent(f16& to, float x) { to.bits = (u16)narrow_pair_f16(x, 0.0f); }
 static __device__ __forceinline__ void store_latent(float& to, float x) { to = x; }
 
-// Out of the cache, as an operand.
+// Reads from the cache, as an operand.
 static __device__ __forceinline__ bf16 operand(bf16 x) { return x; }
 template <typename Latent>
 static __device__ __forceinline__ bf16 operand(Latent x) { return narrow(widen(x)); }

@@ -1,21 +1,20 @@
 // Products of tiles on tensor cores: c[128, 128] += a[128, 32] b[128, 32]^T with 128 threads, each warp a quarter of 64 x 64.
-// Rows come through a function, so that they may be gathered; rows that are not there, and columns past the last, are
-// zero.
+// Rows are passed as a function, so that they may be gathered; missing rows, and columns past the last, are zero.
 #pragma once
 #include "shared/weight.h"
 
 #define TILE_ROWS 128
 #define TILE_COLUMNS 128
 #define TILE_DEPTH 32
-// Rows are 8 elements apart from a power of two, so that ldmatrix meets no bank twice.
+// Row stride: 8 elements more than a power of two, so that ldmatrix has no bank conflicts.
 #define TILE_STRIDE 40
 #define TILE_ELEMENTS (TILE_ROWS * TILE_STRIDE)
-// Steps in shared memory: one that is multiplied, others under way.
+// Steps in shared memory: one that is multiplied, others in flight.
 #define TILE_STAGES 4
-// Rows of each operand that a thread brings in, a quarter of a row's depth each.
+// Rows of each operand that a thread loads, a quarter of a row's depth each.
 #define TILE_OWN (TILE_ROWS * TILE_DEPTH / 8 / 128)
 
-// Sums of a warp's quarter: four sixteens of rows by eight eights of columns.
+// Sums of a warp's quarter: four groups of sixteen rows by eight groups of eight columns.
 typedef float TileSums[4][8][4];
 
 static __device__ __forceinline__ void clear(TileSums& sums) {
@@ -29,11 +28,11 @@ static __device__ __forceinline__ void clear(TileSums& sums) {
     }
 }
 
-// The row of the tile that a thread's row number `i` is.
+// The row of the tile for a thread's row number `i`.
 static __device__ __forceinline__ u32 tile_row(u32 i) { return threadIdx.x / (TILE_DEPTH / 8) + i * (TILE_ROWS / TILE_OWN); }
 
-// A thread's rows from column `k` on into a tile; those of null are zero. Copies of 16 bytes where rows of `width` elements
-// are aligned to them, else element by element.
+// Copies a thread's rows from column `k` on into a tile; null rows are zero. Copies of 16 bytes if rows of `width` elements
+// are aligned to them, otherwise element by element.
 static __device__ __forceinline__ void tile_load(bf16* tile, const bf16* const (&rows)[TILE_OWN], u32 k, u32 width) {
     u32 c = threadIdx.x % (TILE_DEPTH / 8) * 8;
 #pragma unroll
@@ -50,7 +49,7 @@ static __device__ __forceinline__ void tile_load(bf16* tile, const bf16* const (
     }
 }
 
-// 64 rows of a tile out of a weight of any format: `rows` of them are there, from element `first` on.
+// 64 rows of a tile from a weight of any format: `rows` of them exist, from element `first` on.
 struct StoredRows {
     const void* weight;
     u32 format;
@@ -58,11 +57,11 @@ struct StoredRows {
     u32 rows;
 };
 
-// The same for rows of two weights, or twice of one: widened, and rounded to bf16 where they are stored, so that no copy of the
-// weight is needed. Rows are as wide as the product.
+// The same for rows of two weights, or twice of one: widened, and rounded to bf16 when they are written to the tile, so that
+// no copy of the weight is needed. Rows have the width of the product.
 static __device__ __forceinline__ void tile_load(bf16* tile, const StoredRows (&halves)[2], u32 k, u32 width) {
     u32 c = threadIdx.x % (TILE_DEPTH / 8) * 8;
-    // Once for all rows: taking blocks apart is long.
+    // One loop for all rows: decoding blocks is long code.
 #pragma unroll 1
     for (u32 i = 0; i < TILE_OWN; i++) {
         bool second = i >= TILE_OWN / 2;
@@ -77,8 +76,8 @@ static __device__ __forceinline__ void tile_load(bf16* tile, const StoredRows (&
     }
 }
 
-// The first of sixteen columns of the tile that are number `j` of a warp's: 64 side by side, or, for a product with two
-// matrices of 64 rows each, 32 of the one and the same 32 of the other.
+// The first column in the tile of a warp's group `j` of sixteen: its columns are 64 consecutive ones, or, for a product with
+// two matrices of 64 rows each, 32 of the first and the same 32 of the second.
 template <bool TWO>
 static __device__ __forceinline__ u32 tile_column(u32 j) {
     u32 half = threadIdx.x / 32 % 2;
@@ -87,7 +86,7 @@ static __device__ __forceinline__ u32 tile_column(u32 j) {
 // The first of a warp's rows.
 static __device__ __forceinline__ u32 tile_first_row() { return threadIdx.x / 64 * 64; }
 
-// c += a b^T over tiles in shared memory; of a's rows the first `rows` are there.
+// c += a b^T over tiles in shared memory; the first `rows` of a's rows exist.
 template <bool TWO>
 static __device__ __forceinline__ void tile_multiply(TileSums& c, const bf16* a, const bf16* b, u32 rows) {
     u32 lane = threadIdx.x % 32, first = tile_first_row();
@@ -114,7 +113,7 @@ static __device__ __forceinline__ void tile_multiply(TileSums& c, const bf16* a,
 }
 
 // c = a b^T over all of `width`: stages in dynamic shared memory, each TILE_ELEMENTS of a and then of b. The rows of b are
-// bf16, or as a weight has them.
+// bf16, or rows of a weight.
 template <bool TWO, class B>
 static __device__ __forceinline__ void tile_product(
     TileSums& c, bf16* shared, const bf16* const (&a)[TILE_OWN], const B& b, u32 width, u32 rows) {

@@ -1,4 +1,4 @@
-// Weights as stored: plain elements or blocks, widened where they are read.
+// Weights as stored: plain elements or blocks, widened when they are read.
 #pragma once
 #include "shared/layout.h"
 #include "shared/blocks.h"
@@ -12,9 +12,8 @@ static __device__ __forceinline__ float weight_at(const void* weight, u32 format
 }
 
 // `COUNT` elements (1, 2, 4 or 8) of a vector or of taps as they are stored, from `i` on, a multiple of COUNT: halves in the
-// first words, f32 in all. Rows of so few elements are never blocks.
-// No branch depends on the format, so that many such loads can be under way before the first is widened. A half alone is
-// read with its neighbour.
+// first words, f32 in all words. Rows of so few elements are never blocks. No branch depends on the format, so that many such
+// loads can be in flight before the first is widened. A single half is read with its neighbour.
 template <u32 COUNT>
 static __device__ __forceinline__ void load_stored(u32 (&words)[COUNT], const void* weight, u32 format, u64 i) {
     bool wide = format == FORMAT_F32;
@@ -29,7 +28,7 @@ static __device__ __forceinline__ void load_stored(u32 (&words)[COUNT], const vo
         }
     }
 }
-// The same, widened: the format is asked once for all of them.
+// The same, widened: with a single branch on the format for all of them.
 template <u32 COUNT>
 static __device__ __forceinline__ void widen_stored(float (&x)[COUNT], const u32 (&words)[COUNT], u32 format, u64 i) {
     u32 first = COUNT == 1 && i % 2 != 0 ? 1 : 0;
@@ -45,8 +44,8 @@ static __device__ __forceinline__ void widen_stored(float (&x)[COUNT], const u32
     }
 }
 
-// Eight elements of a row from `i` on, which is its column `column`; zeros from column `columns` on. One or two loads where
-// rows are aligned to 16 bytes.
+// Eight elements of a row from `i` on, which is its column `column`; zeros from column `columns` on. One or two loads if rows
+// are aligned to 16 bytes.
 static __device__ __forceinline__ void weights_at(
     const void* weight, u32 format, u64 i, u32 columns, u32 column, float (&x)[8]) {
     if (columns % 8 != 0) {
@@ -70,8 +69,8 @@ static __device__ __forceinline__ void weights_at(
     }
 }
 
-// Eight elements of a row. Where `BF16`, the weight is that, and rows lie at multiples of 16 bytes: they stay as they are stored
-// until they are used, so that many are under way. Else any format and width, widened at once.
+// Eight elements of a row. If BF16, the weight is bf16 with rows at multiples of 16 bytes: elements are kept as stored until
+// they are used, so that many loads are in flight. Otherwise any format and width, widened when they are loaded.
 template <bool BF16>
 struct Eight {
     static constexpr u32 WORDS = BF16 ? 4 : 8;

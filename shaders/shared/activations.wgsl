@@ -1,6 +1,6 @@
 // The model's activations.
 
-// `1 / (1 + e^-x)`, with no exponential above 1: nothing here may overflow.
+// `1 / (1 + e^-x)`, without an exponential above 1, so that it cannot overflow.
 fn sigmoid(x: f32) -> f32 {
     let e = exp(-abs(x));
     return select(e, 1.0, x >= 0.0) / (1.0 + e);
@@ -11,7 +11,7 @@ fn silu(x: f32) -> f32 {
     return x * sigmoid(x);
 }
 
-// `ln(1 + e^x)`: x itself above 20, and a series where e^x is small, for `log(1 + e^x)` would lose it.
+// `ln(1 + e^x)`: x itself above 20, and a series if e^x is small, because `log(1 + e^x)` would lose it.
 fn softplus(x: f32) -> f32 {
     if (x > 20.0) {
         return x;

@@ -1,10 +1,10 @@
-// The batch of one submission: a header, then lists, as `src/backend/gpu/batch_metadata.rs` lays them out. Not a place for
-// activations. The header says where each list begins. Segments of several tokens come first in the lists of rows, chunks,
+// The batch of one submission: a header, then lists, as laid out in `src/backend/gpu/batch_metadata.rs`. It contains no
+// activations. The header has the offset of each list. Segments of several tokens come first in the lists of rows, chunks,
 // tiles and windows, then those of a single token.
 
 // #import shared/layout
 
-@group(0) @binding(1) var<storage, read> batch: array<u32>;
+@group(0) @binding(1) var<storage, read> batch: array<u32>;   // [words]: the header, then the lists
 
 // Word `field` of segment `segment`.
 fn segment_word(segment: u32, field: u32) -> u32 {

@@ -1,7 +1,7 @@
-// The best of a workgroup's candidates: greatest value, and of equal ones the lower id. Values are compared by keys,
-// whole numbers in the order of the floats they stand for, so that nothing depends on how a driver treats NaN.
+// The best of a workgroup's candidates: the greatest value, and of equal values the lower id. Values are compared as keys,
+// integers in the order of the floats, so that results do not depend on a driver's treatment of NaN.
 
-// Threads that bring a candidate each: the whole workgroup.
+// Number of threads with a candidate each: the whole workgroup.
 const RIVALS: u32 = 64u;
 
 // A candidate.
@@ -10,12 +10,12 @@ struct Rival {
     id: u32,
 }
 
-// Below every candidate.
+// Less than every candidate.
 const NOBODY: Rival = Rival(0u, 0xffffffffu);
 
 var<workgroup> rivals: array<Rival, RIVALS>;
 
-// A float's place in the total order of all floats.
+// An integer key in the total order of all floats.
 fn order_key(bits: u32) -> u32 {
     return bits ^ select(0x80000000u, 0xffffffffu, bits >> 31u == 1u);
 }
@@ -30,7 +30,7 @@ fn before(a: Rival, b: Rival) -> bool {
     return a.key > b.key || (a.key == b.key && a.id < b.id);
 }
 
-// The best of all threads' candidates, given to all of them.
+// The best of all threads' candidates, returned to all of them.
 fn best_of(mine: Rival, thread: u32) -> Rival {
     workgroupBarrier();
     rivals[thread] = mine;

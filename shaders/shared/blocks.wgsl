@@ -1,12 +1,11 @@
-// Weights in blocks, as files have them: integer codes and what scales them, widened to the values of
-// `src/checkpoint/blocks`, which says what each format's bytes are. Rows are whole blocks, padded to 16 bytes; a block
-// begins at any byte of a row.
+// Weights in blocks, as in files: integer codes with scales, widened to the values of `src/checkpoint/blocks`, which defines
+// each format's bytes. Rows are whole blocks, padded to 16 bytes; a block may begin at any byte of a row.
 //
-// A scale (an f16 times an integer of at most 8 bits), its product with a code, and a minimum have at most 24 bits each,
-// so all of them are exact in f32, and only the sum with the minimum rounds: a device that contracts it to a fused
-// multiply-add gives the same bits. Values below the smallest normal number, which MXFP4 alone has, may become zero.
+// A scale (an f16 times an integer of at most 8 bits), its product with a code, and a minimum have at most 24 bits each, so
+// all of them are exact in f32, and only the sum with the minimum rounds: a device that contracts it to a fused multiply-add
+// gives the same bits. Values below the smallest normal number, which only MXFP4 has, may become zero.
 
-// The layout names blocks after plain elements, and of those the ones of 256 elements last.
+// In the layout, formats in blocks come after plain dtypes, and those with blocks of 256 elements last.
 const FIRST_OF_BLOCKS: u32 = FORMAT_Q8_0;
 const FIRST_OF_256: u32 = FORMAT_Q2_K;
 
@@ -16,11 +15,11 @@ struct Codes {
     b: vec4<i32>,
 }
 
-// The 16 values of the formats IQ4, and twice the four-bit floats of MXFP4, as signed bytes.
+// The 16 values of the IQ4 formats, and twice the four-bit floats of MXFP4, as signed bytes.
 const IQ4_VALUES = vec4<u32>(0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u);
 const E2M1_TWICE = vec4<u32>(0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu);
 
-// The word that holds byte `at` of the row that begins at vector `base`.
+// The word that contains byte `at` of the row that begins at vector `base`.
 fn stored_word(base: u32, at: u32) -> u32 {
     return weight[base + at / 16u][at / 4u % 4u];
 }
@@ -29,12 +28,12 @@ fn byte_at(base: u32, at: u32) -> u32 {
     return stored_word(base, at) >> (8u * (at % 4u)) & 0xffu;
 }
 
-// The two bytes from `at` on, an even place.
+// The two bytes from `at` on, which is even.
 fn half_word_at(base: u32, at: u32) -> u32 {
     return stored_word(base, at) >> (8u * (at % 4u)) & 0xffffu;
 }
 
-// The four bytes from `at` on, wherever that is.
+// The four bytes from `at` on, at any alignment.
 fn word_at(base: u32, at: u32) -> u32 {
     let shift = 8u * (at % 4u);
     let low = stored_word(base, at) >> shift;
@@ -59,7 +58,7 @@ fn eight_bits(bits: u32) -> vec2<u32> {
     return (four | four << vec2<u32>(7u) | four << vec2<u32>(14u) | four << vec2<u32>(21u)) & vec2<u32>(0x01010101u);
 }
 
-// The f16 at byte `at`, an even place, widened without a device's own conversion, which may make a subnormal zero.
+// The f16 at byte `at`, which is even, widened without the device's own conversion, which may flush subnormals to zero.
 fn half_at(base: u32, at: u32) -> f32 {
     let bits = half_word_at(base, at);
     let rest = bits & 0x7fffu;
@@ -72,7 +71,7 @@ fn half_at(base: u32, at: u32) -> f32 {
     return bitcast<f32>((bits & 0x8000u) << 16u | magnitude);
 }
 
-// Eight codes without a sign, counted from `zero`.
+// Eight unsigned codes minus `zero`.
 fn codes_about(bytes: vec2<u32>, zero: i32) -> Codes {
     return Codes(vec4<i32>(unpack4xU8(bytes.x)) - zero, vec4<i32>(unpack4xU8(bytes.y)) - zero);
 }
@@ -127,7 +126,7 @@ fn eight_of_32_or_64(base: u32, at: u32, i: u32) -> Eight {
         return times(half_at(base, at), codes_of(IQ4_VALUES, nibbles_of_32(base, at + 2u, i)));
     }
     if (FORMAT == FORMAT_MXFP4) {
-        // 2^(e - 128) is subnormal for the smallest e: then it is taken 2^64 times as large, and the codes as much smaller.
+        // 2^(e - 128) is subnormal for the smallest e: then the scale is multiplied by 2^64, and the codes are divided by it.
         let e = byte_at(base, at);
         let small = e < 64u;
         let scale = bitcast<f32>(select(e - 1u, e + 63u, small) << 23u);
@@ -139,17 +138,17 @@ fn eight_of_32_or_64(base: u32, at: u32, i: u32) -> Eight {
     return times(half_at(base, at), Codes(unpack4xI8(bytes.x), unpack4xI8(bytes.y)));
 }
 
-// Two bits an element: four elements that are 32 apart share a byte.
+// Two bits per element: four elements that are 32 apart share a byte.
 fn two_bits(base: u32, at: u32, i: u32) -> vec2<u32> {
     return eight_fields(base, at + 32u * (i / 128u) + i % 32u, i % 128u / 32u * 2u, 0x03030303u);
 }
 
-// Four bits an element: two elements that are 32 apart share a byte.
+// Four bits per element: two elements that are 32 apart share a byte.
 fn four_bits(base: u32, at: u32, i: u32) -> vec2<u32> {
     return eight_fields(base, at + 32u * (i / 64u) + i % 32u, i % 64u / 32u * 4u, 0x0f0f0f0fu);
 }
 
-// One bit an element: eight elements that are 32 apart share a byte.
+// One bit per element: eight elements that are 32 apart share a byte.
 fn one_bit(base: u32, at: u32, i: u32) -> vec2<u32> {
     return eight_fields(base, at + i % 32u, i / 32u, 0x01010101u);
 }
@@ -181,7 +180,7 @@ fn eight_of_256(base: u32, at: u32, i: u32) -> Eight {
         let low = byte_at(base, at + 96u + group % 8u) >> (group / 8u * 4u) & 15u;
         let top = byte_at(base, at + 104u + group % 4u) >> (group / 4u * 2u) & 3u;
         let scale = half_at(base, at + 108u) * f32(i32(low | top << 4u) - 32);
-        // The third bit counts four where it is set, and all is counted from four.
+        // The third bit adds four if it is set, and the zero point is four.
         let third = one_bit(base, at, i) << vec2<u32>(2u);
         return times(scale, codes_about(two_bits(base, at + 32u, i) | third, 4));
     }
@@ -208,7 +207,7 @@ fn eight_of_256(base: u32, at: u32, i: u32) -> Eight {
     return times(half_at(base, at + 208u) * f32(scale), codes_about(low | top << vec2<u32>(4u), 32));
 }
 
-// Bytes of a block.
+// Bytes per block.
 fn block_bytes() -> u32 {
     switch (FORMAT) {
         case FORMAT_MXFP4: { return 17u; }

@@ -5,7 +5,7 @@ override THREADS: u32 = 64u;
 
 var<workgroup> lanes: array<vec4<f32>, THREADS>;
 
-// The sum over eight threads `8 n .. 8 n + 8`, given to all of them. Called by every thread.
+// The sum over eight threads `8 n .. 8 n + 8`, returned to all of them. Called by every thread.
 fn sum_eight(value: vec4<f32>, thread: u32) -> vec4<f32> {
     workgroupBarrier();
     lanes[thread] = value;
@@ -15,7 +15,7 @@ fn sum_eight(value: vec4<f32>, thread: u32) -> vec4<f32> {
         + ((lanes[first + 1u] + lanes[first + 5u]) + (lanes[first + 3u] + lanes[first + 7u]));
 }
 
-// The greatest of eight threads' values, likewise.
+// The greatest of eight threads' values, returned to all of them.
 fn max_eight(value: f32, thread: u32) -> f32 {
     workgroupBarrier();
     lanes[thread].x = value;

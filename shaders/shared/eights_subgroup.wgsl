@@ -3,7 +3,7 @@
 
 override THREADS: u32 = 64u;
 
-// The sum over eight threads `8 n .. 8 n + 8`, given to all of them. Called by every thread.
+// The sum over eight threads `8 n .. 8 n + 8`, returned to all of them. Called by every thread.
 fn sum_eight(value: vec4<f32>, thread: u32) -> vec4<f32> {
     var sum = value;
     sum += subgroupShuffleXor(sum, 4u);
@@ -12,7 +12,7 @@ fn sum_eight(value: vec4<f32>, thread: u32) -> vec4<f32> {
     return sum;
 }
 
-// The greatest of eight threads' values, likewise.
+// The greatest of eight threads' values, returned to all of them.
 fn max_eight(value: f32, thread: u32) -> f32 {
     var most = value;
     most = max(most, subgroupShuffleXor(most, 4u));

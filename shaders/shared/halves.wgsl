@@ -10,8 +10,8 @@ fn widen_pair(word: u32, format: u32) -> vec2<f32> {
     return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
 }
 
-// An f32, given as its bits, in 16 bits: to nearest, ties to even; NaN stays NaN, and what is beyond the range is infinite.
-// On bits alone, because a device may round as it likes in `pack2x16float`.
+// An f32, given as its bits, rounded to 16 bits: to nearest, ties to even; NaN stays NaN, and values beyond the range become
+// infinite. Computed on the bits, because the rounding of `pack2x16float` depends on the device.
 fn narrow_bits(bits: u32, format: u32) -> u32 {
     let sign = (bits >> 16u) & 0x8000u;
     let magnitude = bits & 0x7fffffffu;
@@ -24,7 +24,7 @@ fn narrow_bits(bits: u32, format: u32) -> u32 {
     if (magnitude > 0x7f800000u) {
         return sign | 0x7e00u | ((magnitude >> 13u) & 0x3ffu);
     }
-    // From halfway between f16's greatest number and the next power of two on.
+    // From halfway between f16's greatest number and the next power of two.
     if (magnitude >= 0x477ff000u) {
         return sign | 0x7c00u;
     }

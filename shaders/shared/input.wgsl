@@ -1,4 +1,4 @@
-// The rows that `shared/product` multiplies a weight with, where they are f32. The including shader brings `input`.
+// The f32 rows that `shared/product` multiplies with a weight. The including shader declares `input`.
 
 // Eight elements of the row of `input` that begins at `base`, zero past the last column.
 fn input_eight(base: u32, first: u32, columns: u32) -> Eight {

@@ -1,4 +1,4 @@
-// What both forms of the gated delta rule share: where a head's queries, keys, values, gates and states are.
+// Definitions for both forms of the gated delta rule: the offsets of a head's queries, keys, values, gates and states.
 
 struct Params {
     key_heads: u32,
@@ -6,8 +6,8 @@ struct Params {
     key_width: u32,    // K
     value_width: u32,  // V
     form: u32,         // BY_LENGTH, ALL_CHUNKS or ALL_STEPS
-    layer: u32,        // in `trace_kda`: the layer that is traced ..
-    layers: u32,       // .. of so many
+    layer: u32,        // in `trace_kda`: the layer that is traced
+    layers: u32,       // in `trace_kda`: the number of layers
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -15,7 +15,7 @@ struct Params {
 // Added to the sum of squares under the root that normalises queries and keys.
 const L2_EPS: f32 = 1e-6;
 
-// Elements a row of `qkv`.
+// Elements per row of `qkv`.
 fn channels() -> u32 {
     return 2u * params.key_heads * params.key_width + params.heads * params.value_width;
 }

@@ -1,12 +1,12 @@
 // Rows of the latent cache in their pool's dtype. A row begins at a whole word, so that no two rows share one. The including
-// shader brings `latents`, an array<u32>.
+// shader declares `latents`, an array<u32>.
 
 // #import shared/halves
 
 // The dtype of the pool: a FORMAT_ of the layout.
 override CACHE: u32 = FORMAT_F32;
 
-// Words of a row of `width` elements.
+// Words per row of `width` elements.
 fn latent_words(width: u32) -> u32 {
     if (CACHE == FORMAT_F32) {
         return width;
@@ -22,7 +22,7 @@ fn latent_element(row: u32, i: u32) -> f32 {
     return widen_pair(latents[row + i / 2u], CACHE)[i % 2u];
 }
 
-// Elements `i` to `i + 4` of it; `i` is even.
+// Elements `i` to `i + 4` of the row; `i` is even.
 fn latent_four(row: u32, i: u32) -> vec4<f32> {
     if (CACHE == FORMAT_F32) {
         let at = row + i;

@@ -1,4 +1,4 @@
-// What both forms of latent attention share: widths, and where a position's row is cached.
+// Definitions for both forms of latent attention: widths, and the offset of a position's cached row.
 
 // #import shared/latents
 
@@ -9,17 +9,17 @@ struct Params {
     rope: u32,
     value: u32,
     block_tokens: u32,
-    first_row: u32,   // the rows of kv_b in this buffer
+    first_row: u32,   // the first row of kv_b in this buffer
     rows: u32,
-    stride: u32,      // vectors a row of kv_b
-    begin: u32,       // the window of a prefill; in `mla_decode` 1 where only single tokens are worked on
-    head: u32,        // in `trace_attention`: the one that is traced
-    places: u32,      // in `trace_attention`: positions a row of its output
+    stride: u32,      // vectors per row of kv_b
+    begin: u32,       // the window of a prefill; in `mla_decode` 1 to process only single tokens
+    head: u32,        // in `trace_attention`: the traced head
+    positions: u32,   // in `trace_attention`: positions per row of its output
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 
-// The first score of a running maximum: below all others, yet a number.
+// The initial value of a running maximum: less than every score, but finite.
 const LOWEST: f32 = -3.0e38;
 
 // Width of a key.
@@ -27,7 +27,7 @@ fn key_width() -> u32 {
     return params.nope + params.rope;
 }
 
-// What scores are multiplied with.
+// The factor of scores.
 fn score_scale() -> f32 {
     return 1.0 / sqrt(f32(params.nope + params.rope));
 }

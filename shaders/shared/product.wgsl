@@ -1,14 +1,14 @@
 // Rows times a weight's rows: the dot products of `linear`, `experts` and `mla_prefill`, and their one order of summation.
 //
-// Columns are cut into slices of 64. Lane l of eight takes elements 8 l .. 8 l + 8 of every slice, one after the other;
-// the eight lanes meet in `sum_eight`. Both forms below sum so, hence a row's result does not depend on how many rows
-// there are. The including shader brings `weight`, FORMAT, THREADS and `input_eight` (`shared/input` where rows are f32), and
-// says with `Product` what to do.
+// Columns are cut into slices of 64. Lane l of eight processes elements 8 l .. 8 l + 8 of every slice, one after the other;
+// the eight lanes are summed in `sum_eight`. Both forms below use this order, so a row's result does not depend on the number
+// of rows. The including shader declares `weight`, FORMAT, THREADS and `input_eight` (`shared/input` if rows are f32), and
+// passes the shapes in a `Product`.
 
 struct Product {
     columns: u32,  // elements summed
     stride: u32,   // vectors from one row of the weight to the next
-    base: u32,     // vector where the weight's first row begins
+    base: u32,     // the vector at which the weight's first row begins
     outputs: u32,  // rows of the weight
 }
 

@@ -1,10 +1,10 @@
-// The form for few rows: one row, 32 outputs a workgroup of 64 threads, weights straight from memory.
+// The form for few rows: one row and 32 outputs per workgroup of 64 threads, weights read directly from memory.
 
 // #import shared/eights
 
 const OUTPUTS_A_GROUP: u32 = 32u;
 
-// Outputs `first .. first + 4` of the row that begins at `row`, for the eight threads that ask for the same.
+// Outputs `first .. first + 4` of the row that begins at `row`, for eight threads with the same arguments.
 fn product_few(product: Product, row: u32, first: u32, thread: u32) -> vec4<f32> {
     let lane = thread % 8u;
     var sum = vec4<f32>(0.0);

@@ -1,7 +1,7 @@
-// The form for many rows: 32 rows by 64 outputs a workgroup of 256 threads, through workgroup memory.
+// The form for many rows: 32 rows by 64 outputs per workgroup of 256 threads, through workgroup memory.
 //
-// Eight threads, the lanes, share eight rows by eight outputs, so that sixteen vectors loaded serve 64 sums. Of each slice
-// the first half of what a lane takes goes through workgroup memory, then the second.
+// Eight threads, the lanes, share eight rows by eight outputs, so that sixteen loaded vectors are used in 64 sums. For each
+// slice, the first half of each lane's elements goes through workgroup memory, then the second.
 
 // #import shared/eights
 
@@ -23,7 +23,7 @@ struct Sums {
     r7: vec4<f32>,
 }
 
-// What a thread puts away: eight outputs of one row.
+// A thread's results: eight outputs of one row.
 struct Outputs {
     a: vec4<f32>,
     b: vec4<f32>,
@@ -31,7 +31,7 @@ struct Outputs {
 
 const NO_ROW: u32 = 0xffffffffu;
 
-// The row of the tile that this thread puts away, and the first of the eight outputs.
+// The row of the tile whose results this thread has, and the first of its eight outputs.
 fn tile_row(thread: u32) -> u32 {
     return 8u * (thread / 8u % 4u) + thread % 8u;
 }
@@ -40,7 +40,7 @@ fn tile_output(thread: u32) -> u32 {
     return 8u * (thread / 32u);
 }
 
-// Eight rows by four outputs take in what half a slice brings.
+// Adds half a slice to the sums of eight rows by four outputs.
 fn take_half(sums: Sums, rows: u32, outputs: u32) -> Sums {
     let w0 = weights[outputs];
     let w1 = weights[outputs + 8u];
@@ -73,8 +73,8 @@ fn meet(sums: Sums, thread: u32) -> vec4<f32> {
     return all[thread % 8u];
 }
 
-// The dot products of row `tile_row` with outputs `first + tile_output` and the seven after it. `row` is where the row
-// begins that this thread loads with `input_eight` (row `thread / 8` of the tile), NO_ROW if none.
+// The dot products of row `tile_row` with outputs `first + tile_output` and the seven after it. `row` is the offset of the
+// row that this thread loads with `input_eight` (row `thread / 8` of the tile), or NO_ROW.
 fn product_many(product: Product, row: u32, first: u32, thread: u32) -> Outputs {
     let lane = thread % 8u;
     let rows = 64u * (thread / 8u % 4u) + lane;

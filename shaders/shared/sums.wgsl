@@ -1,10 +1,11 @@
-// Sums and maxima over a workgroup of 64 threads: eights first, then the eight eights. One order, whatever the device.
+// Sums and maxima over a workgroup of 64 threads: groups of eight first, then the eight results. The order is the same on
+// every device.
 
 // #import shared/eights
 
 var<workgroup> eights: array<f32, 8>;
 
-// The sum over all 64 threads, given to all of them.
+// The sum over all 64 threads, returned to all of them.
 fn sum_all(value: f32, thread: u32) -> f32 {
     let part = sum_eight(vec4<f32>(value, 0.0, 0.0, 0.0), thread).x;
     workgroupBarrier();
@@ -16,7 +17,7 @@ fn sum_all(value: f32, thread: u32) -> f32 {
         + ((eights[1] + eights[5]) + (eights[3] + eights[7]));
 }
 
-// The greatest over all 64 threads.
+// The greatest of all 64 threads' values.
 fn max_all(value: f32, thread: u32) -> f32 {
     let part = max_eight(value, thread);
     workgroupBarrier();

@@ -1,10 +1,10 @@
 // Weights as they are stored: packed words or blocks, widened exactly. Rows of plain elements are padded with zeros to a
-// multiple of 8 elements, rows of blocks to one of 16 bytes.
+// multiple of 8 elements, rows of blocks to a multiple of 16 bytes.
 
 // #import shared/halves
 // #import shared/blocks
 
-// How `weight` is stored: a FORMAT_ of the layout.
+// The format of `weight`: a FORMAT_ of the layout.
 override FORMAT: u32 = FORMAT_BF16;
 
 // Eight consecutive elements.

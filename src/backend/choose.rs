@@ -1,4 +1,4 @@
-//! Which backends there are, which devices they see, and one of them by name.
+//! Lists the backends of this build and their devices, and opens one by name.
 
 use super::cpu::{self, CpuBackend};
 #[cfg(feature = "cuda")]
@@ -8,15 +8,14 @@ use super::wgpu::{self, WgpuBackend};
 use super::{Backend, Device, Result};
 use crate::error::BackendError;
 
-/// A backend by name, or the best there is.
+/// A backend by name, or the best one available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendKind {
-    /// A real GPU if there is one, through CUDA if that can be, else the CPU. Never a GPU that is the CPU in
-    /// disguise.
+    /// A hardware GPU if there is one, through CUDA if possible, else the CPU. Never a software adapter.
     Auto,
-    /// The plain reference.
+    /// The reference, in plain Rust.
     Cpu,
-    /// WGSL on any GPU; one that runs on the CPU if there is no other.
+    /// WGSL on any GPU, or on a software adapter if there is no GPU.
     Wgpu,
     /// CUDA on NVIDIA GPUs.
     Cuda,
@@ -43,12 +42,12 @@ pub fn devices() -> Vec<Device> {
 /// Opens device `index` of a backend, or the best one.
 ///
 /// # Errors
-/// A backend that this build does not have, or a device that is not there.
+/// A backend that this build does not include, or a device that does not exist.
 pub fn open(kind: BackendKind, index: Option<usize>) -> Result<Box<dyn Backend>> {
     match kind {
         #[cfg(feature = "cuda")]
         BackendKind::Auto if !cuda::driver::devices().is_empty() => {
-            // One that is too old, or lacks a library, may still run shaders.
+            // A GPU that is too old for CUDA, or lacks a library, may still run shaders.
             CudaBackend::open(index).map_or_else(
                 |error| {
                     tracing::warn!("{error}");
@@ -86,7 +85,7 @@ pub fn open(kind: BackendKind, index: Option<usize>) -> Result<Box<dyn Backend>>
     }
 }
 
-/// What `auto` comes to where CUDA is of no use.
+/// The backend that `auto` selects if CUDA cannot be used.
 #[cfg(feature = "cuda")]
 fn without_cuda() -> BackendKind {
     if has_gpu() {

@@ -1,23 +1,24 @@
-//! Several ranks of one model: who holds what, and how partial results meet.
+//! Several ranks of one model: how the model is divided, and how partial results are combined.
 //!
-//! Operations see local heads and local experts, and the loader slices; so one model serves one rank and many.
+//! Operations work on local heads and local experts, and the loader cuts the weights; so the same model code runs on one rank
+//! and on many.
 
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
-/// One rank's part of the whole: heads, experts and vocabulary are cut into `ranks` equal ranges, in rank order.
+/// One rank's part of the model: heads, experts and vocabulary are cut into `ranks` equal ranges, in rank order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Shard {
     /// This rank, from 0.
     pub rank: usize,
-    /// All ranks.
+    /// The number of ranks.
     pub ranks: usize,
 }
 
 impl Shard {
-    /// The only rank there is.
+    /// A single rank.
     pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
 
-    /// This rank's part of `0..len`, or nothing where `len` is not a multiple of the ranks.
+    /// This rank's part of `0..len`; `None` if `len` is not a multiple of the number of ranks.
     #[must_use]
     pub fn range(&self, len: usize) -> Option<std::ops::Range<usize>> {
         let part = len / self.ranks;
@@ -33,11 +34,11 @@ pub trait Collective: Send + Sync {
     /// Replaces `values` by the sum over ranks, added in rank order, so that every rank holds the same bits.
     fn all_reduce(&self, values: &mut [f32]);
 
-    /// The ranks' values laid end to end, in rank order.
+    /// The ranks' values, concatenated in rank order.
     fn all_gather(&self, values: &[f32]) -> Vec<f32>;
 }
 
-/// One rank by itself: every collective is the identity.
+/// A single rank: every collective is the identity.
 #[derive(Clone, Copy, Debug)]
 pub struct Alone;
 
@@ -53,9 +54,9 @@ impl Collective for Alone {
     }
 }
 
-/// Ranks that are threads of one process and meet in shared memory.
+/// Ranks that are threads of one process and communicate through shared memory.
 ///
-/// It exists so that sharding is held to the answers of the whole model on any machine; it brings no speed.
+/// It exists to compare a sharded model with the whole model on any machine; it is not faster.
 pub struct Threads {
     shard: Shard,
     meeting: Arc<Meeting>,
@@ -108,7 +109,7 @@ impl Collective for Threads {
         lock()[self.shard.rank] = values.to_vec();
         self.meeting.barrier.wait();
         let gathered = lock().concat();
-        // Nobody may write the next call's part before all have read this one's.
+        // No rank may write its part of the next call before all ranks have read this call's parts.
         self.meeting.barrier.wait();
         gathered
     }

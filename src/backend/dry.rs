@@ -1,6 +1,6 @@
-//! A backend without a device: it hands out handles and checks programs, but holds nothing and runs nothing.
+//! A backend without a device: it creates handles and checks programs, but has no memory and executes no step.
 //!
-//! With it a model's program can be built, checked and printed where there are neither weights nor a device.
+//! It is used to build, check and print a model's program without weights and without a device.
 
 use super::{
     Backend, Batch, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord,
@@ -10,7 +10,7 @@ use super::{
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// Hands out handles.
+/// Creates handles.
 pub struct DryBackend {
     device: Device,
     weights: usize,
@@ -19,7 +19,7 @@ pub struct DryBackend {
 }
 
 impl DryBackend {
-    /// One rank that holds the whole model.
+    /// A backend for one rank that has the whole model.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -44,14 +44,14 @@ impl Default for DryBackend {
     }
 }
 
-/// The number that comes next.
+/// The next id.
 fn next(count: &mut usize) -> usize {
     let id = *count;
     *count += 1;
     id
 }
 
-fn holds_nothing(what: &str) -> BackendError {
+fn no_memory(what: &str) -> BackendError {
     BackendError::Unsupported {
         backend: "dry",
         what: format!("{what}: it has no memory"),
@@ -92,11 +92,11 @@ impl Backend for DryBackend {
     }
 
     fn write_tensor(&mut self, _: Tensor, _: &TensorValues) -> Result<()> {
-        Err(holds_nothing("a tensor's values"))
+        Err(no_memory("a tensor's values"))
     }
 
     fn read_tensor(&mut self, _: Tensor, _: usize) -> Ticket<TensorValues> {
-        Ticket::ready(Err(holds_nothing("a tensor's values")))
+        Ticket::ready(Err(no_memory("a tensor's values")))
     }
 
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
@@ -110,11 +110,11 @@ impl Backend for DryBackend {
     }
 
     fn read_state(&mut self, _: &StatePool, _: usize, _: Slot) -> Ticket<StateRecord> {
-        Ticket::ready(Err(holds_nothing("a state")))
+        Ticket::ready(Err(no_memory("a state")))
     }
 
     fn write_state(&mut self, _: &StatePool, _: usize, _: Slot, _: &StateRecord) -> Result<()> {
-        Err(holds_nothing("a state"))
+        Err(no_memory("a state"))
     }
 
     fn read_latents(
@@ -124,7 +124,7 @@ impl Backend for DryBackend {
         _: Block,
         _: usize,
     ) -> Ticket<LatentRecord> {
-        Ticket::ready(Err(holds_nothing("latents")))
+        Ticket::ready(Err(no_memory("latents")))
     }
 
     fn write_latents(
@@ -134,7 +134,7 @@ impl Backend for DryBackend {
         _: Block,
         _: &LatentRecord,
     ) -> Result<()> {
-        Err(holds_nothing("latents"))
+        Err(no_memory("latents"))
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
@@ -153,10 +153,10 @@ impl Step for DryStep {
     }
 
     fn time(&mut self, _: bool) -> Result<()> {
-        Err(holds_nothing("times"))
+        Err(no_memory("times"))
     }
 
     fn submit(&mut self, _: &Batch) -> Result<Ticket<StepOutput>> {
-        Err(holds_nothing("a batch"))
+        Err(no_memory("a batch"))
     }
 }

@@ -1,6 +1,6 @@
 //! Facts about the machine that the program runs on; a browser reports none.
 
-/// The memory that the program may have, in bytes: the machine's, or what its control groups leave it of that.
+/// The memory in bytes that the program may use: the machine's, or less if its control groups have a limit.
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) fn memory() -> Option<u64> {
     let kinds = sysinfo::RefreshKind::nothing()
@@ -12,14 +12,14 @@ pub(super) fn memory() -> Option<u64> {
     machine.into_iter().chain(limit).min()
 }
 
-/// The memory that the program may have, in bytes.
+/// The memory in bytes that the program may use.
 #[cfg(target_arch = "wasm32")]
 pub(super) fn memory() -> Option<u64> {
     None
 }
 
-/// The least limit of memory of the control groups that `/proc/self/cgroup` lists, and of those above them; `root` is where their
-/// files are. A line is `NUMBER:CONTROLLERS:PATH`; version 2 has number 0 and no controllers.
+/// The smallest memory limit of the control groups that `/proc/self/cgroup` lists, and of their parents; `root` is the folder
+/// of their files. A line is `NUMBER:CONTROLLERS:PATH`; version 2 has number 0 and no controllers.
 #[cfg(not(target_arch = "wasm32"))]
 fn cgroup_limit(root: &std::path::Path, groups: &str) -> Option<u64> {
     let mut limits = Vec::new();
@@ -38,14 +38,14 @@ fn cgroup_limit(root: &std::path::Path, groups: &str) -> Option<u64> {
         let path = std::path::Path::new(path.trim_start_matches('/'));
         for group in path.ancestors() {
             let limit = std::fs::read_to_string(folder.join(group).join(file)).ok();
-            // `max` is none.
+            // `max` means no limit.
             limits.extend(limit.and_then(|limit| limit.trim().parse::<u64>().ok()));
         }
     }
     limits.into_iter().min()
 }
 
-/// The CPU's own name, or its architecture.
+/// The CPU's name, or its architecture.
 pub(super) fn cpu() -> String {
     brand().unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }

@@ -54,7 +54,7 @@ pub use weight::{Weight, WeightPart, WeightSource};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// The memory that the program may have on the host, in bytes: the machine's, or what control groups leave it of that.
+/// The memory in bytes that the program may use on the host: the machine's, or less if its control groups have a limit.
 #[must_use]
 pub fn host_memory() -> Option<u64> {
     host::memory()
@@ -251,7 +251,7 @@ pub struct StepOutput {
     pub choices: Vec<Choice>,
     /// The logits of the output rows, `[outputs, vocabulary]`, if [`Select::keep_rows`] is set.
     pub logits: Vec<f32>,
-    /// The probed tensors, in the order of step_options.
+    /// The probed tensors, in the program's order.
     pub probes: Vec<TensorValues>,
     /// Time per kind of operation, in the order of their first appearance, if [`Step::time`] is on.
     pub milliseconds: Vec<(&'static str, f64)>,

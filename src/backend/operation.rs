@@ -1,6 +1,6 @@
 //! Every operation: its name, its arguments, what it reads and writes. Shapes are checked in `check`.
 //!
-//! In shapes T stands for tokens, O for output rows, H for heads, K and V for the widths of a key and a value, d for the
+//! In shapes, T is the number of tokens, O of output rows, H of heads, K and V are the widths of a key and a value, d is the
 //! model's width.
 
 use std::fmt;
@@ -41,8 +41,8 @@ macro_rules! ops {
 ops! {
     /// `output[t] = weight[token[t]]`: the token embedding.
     Embed(Embed) = "embed", Embed;
-    /// `output = input / sqrt(mean(input^2) + eps) * weight`, a row at a time. Where the output has one row an
-    /// [`OutputRow`](super::OutputRow) and the input one a token, only the rows wanted are read.
+    /// `output = input / sqrt(mean(input^2) + eps) * weight`, row by row. If the output has one row per
+    /// [`OutputRow`](super::OutputRow) and the input one per token, only the requested rows are read.
     RmsNorm(RmsNorm) = "rms_norm", RmsNorm;
     /// `output = input weight^T`; no bias anywhere in this model.
     Linear(Linear) = "linear", Linear;
@@ -259,7 +259,7 @@ pub struct RmsNorm {
     pub weight: Weight,
     /// Added to the mean of squares.
     pub eps: f32,
-    /// `[T, d]`, or `[O, d]` for the wanted rows alone.
+    /// `[T, d]`, or `[O, d]` for the requested rows only.
     pub output: Tensor,
 }
 
@@ -311,9 +311,9 @@ pub struct KdaGates {
 pub enum Form {
     /// Token by token for single tokens, by chunks for longer segments.
     Auto,
-    /// By chunks, whatever the length.
+    /// By chunks, for any length.
     Chunk,
-    /// Token by token, whatever the length.
+    /// Token by token, for any length.
     Step,
 }
 

@@ -1,17 +1,17 @@
-//! Numbers that a device makes by itself, so that a model of any size can be measured without its file: uniform, seeded,
-//! and the same to the bit on every backend. They are for measuring and for tests, and no source of randomness for else.
+//! Random numbers that a device generates, so that a model of any size can be measured without its files: uniform, seeded,
+//! and the same to the bit on every backend. They are for measurements and tests only.
 
 use super::{Shard, Weight};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
-/// Uniform numbers in `mean - 2^exponent .. mean + 2^exponent`, each a function of its place and the seed alone.
+/// Uniform numbers in `mean - 2^exponent .. mean + 2^exponent`, each a function of its index and the seed alone.
 ///
-/// The hash is two rounds of an integer finaliser over the element's place modulo 2^32; a power of two as the scale makes the
-/// number exact before the mean is added, so that no backend rounds otherwise than another.
+/// The hash is two rounds of an integer finaliser over the element's index modulo 2^32. The scale is a power of two, so that
+/// the number is exact before the mean is added and every backend rounds it equally.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Random {
-    /// Tells one tensor's numbers from another's.
+    /// Differs between tensors.
     pub seed: u32,
     /// Their mean.
     pub mean: f32,
@@ -19,22 +19,22 @@ pub struct Random {
     pub exponent: i32,
 }
 
-/// A weight that a backend makes itself.
+/// A weight that a backend generates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RandomWeight {
     /// Its name, for messages.
     pub name: String,
-    /// The dtype that it is kept in: bf16 or f32.
+    /// The dtype that it is stored in: bf16 or f32.
     pub format: Format,
     /// Matrices in the stack.
     pub stack: usize,
-    /// Rows a matrix.
+    /// Rows per matrix.
     pub rows: usize,
-    /// Columns a row.
+    /// Columns per row.
     pub columns: usize,
-    /// The part of the whole that this is.
+    /// The part of heads, experts and vocabulary that this rank has.
     pub shard: Shard,
-    /// Its numbers: element `i` counted through stack, rows and columns.
+    /// Its numbers; the index of an element counts through stack, rows and columns.
     pub random: Random,
 }
 
@@ -46,7 +46,7 @@ const fn mix(mut x: u32) -> u32 {
 }
 
 impl Random {
-    /// Numbers about zero, for a tensor of this name.
+    /// Numbers around zero for a tensor of this name.
     #[must_use]
     pub fn named(name: &str, seed: u32, exponent: i32) -> Self {
         // FNV-1a.
@@ -60,13 +60,13 @@ impl Random {
         }
     }
 
-    /// The same about another mean.
+    /// The same numbers around another mean.
     #[must_use]
     pub fn about(self, mean: f32) -> Self {
         Self { mean, ..self }
     }
 
-    /// Those of another layer, or of another part of a layer.
+    /// Numbers for another layer, or for another part of a layer.
     #[must_use]
     pub(crate) fn part(self, number: usize) -> Self {
         let seed = mix(self.seed.wrapping_add(number as u32));
@@ -90,7 +90,7 @@ impl Random {
 }
 
 impl RandomWeight {
-    /// The handle of this weight as number `id` of a backend's.
+    /// The handle of this weight with a backend's number `id`.
     pub(crate) fn handle(&self, id: usize) -> Weight {
         Weight {
             id,
@@ -107,14 +107,14 @@ impl RandomWeight {
         self.stack * self.rows * self.columns
     }
 
-    /// Refuses what is neither bf16 nor f32: backends need not round to f16 alike.
+    /// Fails for formats other than bf16 and f32: backends may round to f16 differently.
     pub(crate) fn check(&self, backend: &'static str) -> Result<(), BackendError> {
         match self.format {
             Format::BF16 | Format::F32 => Ok(()),
             other => Err(BackendError::Unsupported {
                 backend,
                 what: format!(
-                    "{} made of random numbers in {other}; it makes BF16 and F32",
+                    "{} of random numbers in {other}; it generates BF16 and F32",
                     self.name
                 ),
             }),

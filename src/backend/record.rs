@@ -35,7 +35,7 @@ pub struct StateRecord {
     pub conv_state: Vec<f32>,
 }
 
-/// Consecutive latent rows of one MLA layer, as their pool keeps them.
+/// Consecutive latent rows of one MLA layer, as stored in their pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentRecord {
     /// Width of the normalised latent c'.
@@ -49,7 +49,7 @@ pub struct LatentRecord {
 }
 
 impl LatentRecord {
-    /// Rows as a pool of this layout keeps them.
+    /// Rows as stored in a pool of this layout.
     pub(crate) fn new(layout: &LatentLayout, rows: Vec<u8>) -> Self {
         Self {
             latent: layout.latent,
@@ -109,7 +109,7 @@ impl StateRecord {
         }
     }
 
-    /// The recurrent matrices as `[heads, K, V]`, whatever their orientation.
+    /// The recurrent matrices as `[heads, K, V]`, for either orientation.
     #[must_use]
     pub fn key_value(&self) -> Cow<'_, [f32]> {
         let (k, v) = (self.key_width, self.value_width);

@@ -1,11 +1,11 @@
-//! Handles of activations, with their shapes and element types. They own nothing: a backend does.
+//! Handles of activations, with their shapes and element types. The memory belongs to a backend.
 
-/// What one row of an activation stands for; the batch says how many there are.
+/// What one row of an activation belongs to; the batch determines the number of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Rows {
-    /// One row a token of the batch.
+    /// One row per token of the batch.
     Tokens,
-    /// One row an [`OutputRow`](super::OutputRow) of the batch.
+    /// One row per [`OutputRow`](super::OutputRow) of the batch.
     Outputs,
 }
 
@@ -25,11 +25,11 @@ pub enum Element {
 pub struct Tensor {
     /// The backend's number for it.
     pub id: usize,
-    /// What its rows stand for.
+    /// What its rows belong to.
     pub rows: Rows,
-    /// The most rows it holds.
+    /// The maximum number of rows.
     pub capacity: usize,
-    /// Elements a row.
+    /// Elements per row.
     pub width: usize,
     /// Their type.
     pub element: Element,
@@ -64,7 +64,7 @@ impl TensorValues {
     }
 }
 
-/// `t3[T,2304]`: a row a token (`T`) or an output (`O`), and its width.
+/// `t3[T,2304]`: a row per token (`T`) or output (`O`), and its width.
 impl std::fmt::Display for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rows = match self.rows {

@@ -1,15 +1,15 @@
-//! What a trace asks of a device: reductions that are small enough to read back for every token.
+//! Operations of a trace: reductions that are small enough to read back for every token.
 //!
 //! They are compiled only into steps that are traced, and run on segments of a single token; rows of other segments are zero.
-//! Those of every layer have an output for all layers, of which each writes its own part: what a token comes to is read
-//! back at the end, in a few segments.
+//! An operation that every layer has writes its layer's part of an output for all layers, so that the results of a token are
+//! read back at the end, in a few transfers.
 
 use serde::{Deserialize, Serialize};
 
 use super::{LatentPool, StateLayout, StatePool, Tensor, Weight};
 
-/// Numbers at the head of a row of [`TraceKda::output`], in this order: the state's Frobenius norm after the token, that
-/// of what is written, the size of the error that it corrects, the mean decay, the write strength.
+/// Number of values at the start of a head's row of [`TraceKda::output`], in this order: the state's Frobenius norm after the
+/// token, that of what is written, the norm of the error that it corrects, the mean decay, the write strength.
 pub const KDA_NUMBERS: usize = 5;
 
 /// The width of one head's row in [`TraceKda::output`]: its numbers, then the log decay of its K channels.
@@ -45,7 +45,7 @@ pub struct TraceGate {
     pub layout: StateLayout,
     /// KDA layer, counted among KDA layers.
     pub layer: usize,
-    /// `[T, layers * H]`, f32: the mean of a head's gate, after it; only this layer's are written.
+    /// `[T, layers * H]`, f32: the mean of each head's gate after the sigmoid; only this layer's are written.
     pub output: Tensor,
 }
 
@@ -58,14 +58,14 @@ pub struct TraceRoute {
     pub weights: Tensor,
     /// Layer, counted among layers with experts.
     pub layer: usize,
-    /// How many of them there are.
+    /// The number of layers with experts.
     pub layers: usize,
-    /// `[T, layers * 2 * top]`, f32: the experts' numbers, then their weights; only this layer's are written.
+    /// `[T, layers * 2 * top]`, f32: the experts' ids, then their weights; only this layer's are written.
     pub output: Tensor,
 }
 
-/// Arguments of [`Op::TraceState`](super::Op::TraceState), which is compiled after the recurrence: one head's state as
-/// the token left it.
+/// Arguments of [`Op::TraceState`](super::Op::TraceState), which is compiled after the recurrence: one head's state after the
+/// token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceState {
     /// The pool that holds the states.
@@ -74,7 +74,7 @@ pub struct TraceState {
     pub layer: usize,
     /// The head, counted among this rank's.
     pub head: usize,
-    /// `[T, K * V]`, f32: row by row.
+    /// `[T, K * V]`, f32, in the order `[K, V]`.
     pub output: Tensor,
 }
 
@@ -95,7 +95,7 @@ pub struct TraceAttention {
     pub layer: usize,
     /// The head, counted among this rank's.
     pub head: usize,
-    /// `[T, positions]`, f32: what each position counts; zero past the token's own, and undefined past what the batch
-    /// reaches.
+    /// `[T, positions]`, f32: the attention weight of each position; zero for positions after the token's own, and undefined
+    /// beyond the batch's positions.
     pub output: Tensor,
 }

@@ -1,7 +1,7 @@
-//! Handles of weights, and weights as they are handed over.
+//! Handles of weights, and weights as the loader provides them.
 //!
-//! A weight is ranges of rows, each in a format of its own: what is laid together as one matrix (queries, keys and values;
-//! gate and up) may be stored in several.
+//! A weight consists of ranges of rows, each with a format of its own: tensors that are combined to one matrix (queries, keys
+//! and values; gate and up) may be stored in several formats.
 
 use std::ops::Range;
 
@@ -11,80 +11,80 @@ use super::{Result, Shard};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
-/// A weight held by a backend: a stack of `stack` matrices `[rows, columns]`, here those of this rank alone.
+/// A weight on a backend: a stack of `stack` matrices `[rows, columns]`, which are this rank's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Weight {
     /// The backend's number for it.
     pub id: usize,
-    /// Matrices in the stack: the local experts, else 1.
+    /// Matrices in the stack: the number of local experts, or 1.
     pub stack: usize,
     /// Output features, the first dimension on disk.
     pub rows: usize,
     /// Input features, the second; 1 for vectors.
     pub columns: usize,
-    /// The part of the whole that this is.
+    /// The part of heads, experts and vocabulary that this rank has.
     pub shard: Shard,
 }
 
 /// Consecutive stored rows of a weight in one format.
 #[derive(Clone, Debug)]
 pub struct WeightPart {
-    /// How their numbers are kept.
+    /// The format of their numbers.
     pub format: Format,
-    /// `[rows, stored_columns]`: as many rows as there are bytes for.
+    /// `[rows, stored_columns]`; the number of bytes determines the number of rows.
     pub bytes: Bytes,
 }
 
-/// A weight as the loader hands it over: `stack x rows` rows of `columns` elements, cut out of stored rows.
+/// A weight as the loader provides it: `stack x rows` rows of `columns` elements, cut out of stored rows.
 #[derive(Clone, Debug)]
 pub struct WeightSource {
-    /// The tensor's name (the first one's, where several are laid together), for messages.
+    /// The tensor's name (the first one's, if several are combined), for messages.
     pub name: String,
     /// Matrices in the stack.
     pub stack: usize,
-    /// Rows a matrix.
+    /// Rows per matrix.
     pub rows: usize,
-    /// Columns of this rank.
+    /// Columns on this rank.
     pub columns: usize,
     /// Columns of a stored row, at least `first_column + columns`.
     pub stored_columns: usize,
     /// The first stored column that belongs to this rank.
     pub first_column: usize,
-    /// The stored rows, laid end to end.
+    /// The stored rows, concatenated.
     pub parts: Vec<WeightPart>,
-    /// The part of the whole that this is.
+    /// The part of heads, experts and vocabulary that this rank has.
     pub shard: Shard,
 }
 
-/// A part that was found to fit its weight: which rows it has, and where this rank's columns lie in each.
+/// A part that was checked to fit its weight: its range of rows, and the bytes of this rank's columns in each row.
 #[derive(Clone)]
 pub(crate) struct StoredRows {
     pub(crate) format: Format,
     /// `[rows, stride]` bytes.
     pub(crate) bytes: Bytes,
-    /// Its rows, counted through the whole stack.
+    /// Its rows; the index counts through the whole stack.
     pub(crate) rows: Range<usize>,
-    /// Bytes of a stored row.
+    /// Bytes per stored row.
     pub(crate) stride: usize,
-    /// The bytes of a stored row that are this rank's.
+    /// The range of bytes of a stored row that belongs to this rank.
     pub(crate) columns: Range<usize>,
 }
 
 impl StoredRows {
-    /// The bytes of row `index`, counted through the whole stack.
+    /// The bytes of row `index`, which counts through the whole stack.
     pub(crate) fn row(&self, index: usize) -> &[u8] {
         let at = (index - self.rows.start) * self.stride;
         &self.bytes[at + self.columns.start..at + self.columns.end]
     }
 
-    /// Whether this rank has the stored rows whole.
+    /// Whether this rank has whole stored rows.
     pub(crate) fn whole(&self) -> bool {
         self.columns.len() == self.stride
     }
 }
 
 impl WeightSource {
-    /// The handle of this weight as number `id` of a backend's.
+    /// The handle of this weight with a backend's number `id`.
     pub(crate) fn handle(&self, id: usize) -> Weight {
         Weight {
             id,
@@ -95,10 +95,11 @@ impl WeightSource {
         }
     }
 
-    /// The parts, held against the shape.
+    /// The parts, checked against the shape.
     ///
     /// # Errors
-    /// Columns beyond the stored ones or cut inside a block, bytes that are no whole rows, or another number of rows.
+    /// Columns beyond the stored ones or cut inside a block, bytes that are not a whole number of rows, or another number of
+    /// rows.
     pub(crate) fn stored(&self) -> Result<Vec<StoredRows>> {
         let wrong = |what, expected: String, found: String| BackendError::Weight {
             name: self.name.clone(),
@@ -152,7 +153,7 @@ impl WeightSource {
     }
 }
 
-/// `w12[256,1024,2304]`: its shape, without a first number where it is one matrix.
+/// `w12[256,1024,2304]`: its shape, without the first number if the stack has one matrix.
 impl std::fmt::Display for Weight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {
@@ -178,7 +179,7 @@ mod tests {
     };
     use crate::checkpoint::{BlockFormat, Unpack};
 
-    /// Four elements in five bytes: a scale, then a signed byte each.
+    /// Four elements in five bytes: a scale, then one signed byte per element.
     static TOY: BlockFormat = BlockFormat {
         name: "TOY",
         length: 4,
@@ -232,7 +233,7 @@ mod tests {
         }
     }
 
-    /// `weight x` for the columns' numbers 0, 1, 2 ..
+    /// `weight x` for `x` = 0, 1, 2 ..
     fn product(source: WeightSource) -> Vec<f32> {
         let mut backend = CpuBackend::new();
         let columns = source.columns;
@@ -280,7 +281,7 @@ mod tests {
     fn ranges_of_two_formats_are_one_matrix() {
         // The sum of c (c - 2) over 0 .. 8, once, twice and three times, and of c.
         assert_eq!(product(mixed()), [84.0, 168.0, 252.0, 28.0]);
-        // The second block of each row alone, and as many columns of the dense row.
+        // The second block of each row, and the same number of columns of the dense row.
         let half = WeightSource {
             columns: 4,
             first_column: 4,

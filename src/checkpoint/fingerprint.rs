@@ -33,14 +33,12 @@ impl Fingerprint {
     /// The fingerprint of stored weights: names, dtypes and shapes of all tensors, and both ends of each one's bytes.
     #[must_use]
     pub fn stored(checkpoint: &Checkpoint) -> Self {
-        let mut tensors: Vec<_> = checkpoint.stored().collect();
-        tensors.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         let mut hash = Xxh3::new();
-        for (tensor, parts) in tensors {
+        for tensor in checkpoint.sorted_by_name() {
             hash.update(
                 format!("{}\0{}\0{:?}\0", tensor.name, tensor.format, tensor.shape).as_bytes(),
             );
-            for bytes in parts {
+            for bytes in checkpoint.stored(tensor) {
                 hash.update(&bytes[..bytes.len().min(SAMPLE)]);
                 hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
             }

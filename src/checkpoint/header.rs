@@ -113,48 +113,22 @@ fn diagnose(path: &Path, header: &[u8], file_length: usize, reason: &str) -> Che
         .enumerate()
         .filter(|(_, (name, _))| name != "__metadata__")
     {
-        let wrong = |expected: String, found: String| CheckpointError::Entry {
-            file: path.to_owned(),
-            tensor: name.clone(),
-            expected,
-            found,
+        let range = if entries.iter().take(i).any(|(earlier, _)| earlier == name) {
+            Err(("one entry".to_owned(), "two".to_owned()))
+        } else {
+            data_offsets(entry)
         };
-        if entries.iter().take(i).any(|(earlier, _)| earlier == name) {
-            return wrong("one entry".to_owned(), "two".to_owned());
+        match range {
+            Ok((from, to)) => ends.push((from, to, name)),
+            Err((expected, found)) => {
+                return CheckpointError::Entry {
+                    file: path.to_owned(),
+                    tensor: name.clone(),
+                    expected,
+                    found,
+                };
+            }
         }
-        let get = |key: &str| entry.get(key).cloned().unwrap_or(Value::Null);
-        let Ok(dtype) = serde_json::from_value::<Dtype>(get("dtype")) else {
-            return wrong(
-                DTYPES.to_owned(),
-                format!("dtype {}", get("dtype").to_string().replace('"', "")),
-            );
-        };
-        let Ok(shape) = serde_json::from_value::<Vec<usize>>(get("shape")) else {
-            return wrong(
-                "a shape, a list of whole numbers".to_owned(),
-                get("shape").to_string(),
-            );
-        };
-        let Ok((from, to)) = serde_json::from_value::<(usize, usize)>(get("data_offsets")) else {
-            return wrong(
-                "data_offsets, two whole numbers".to_owned(),
-                get("data_offsets").to_string(),
-            );
-        };
-        let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-        let Some(bits) = elements.and_then(|n| n.checked_mul(dtype.bitsize())) else {
-            return wrong(
-                "a shape that fits in memory".to_owned(),
-                format!("{shape:?}"),
-            );
-        };
-        if to.checked_sub(from) != Some(bits / 8) {
-            return wrong(
-                format!("{} bytes for shape {shape:?} in {dtype}", bits / 8),
-                format!("data_offsets {from} to {to}"),
-            );
-        }
-        ends.push((from, to, name));
     }
     ends.sort();
     let (mut end, mut last) = (0, "the header");
@@ -183,6 +157,32 @@ fn diagnose(path: &Path, header: &[u8], file_length: usize, reason: &str) -> Che
         expected: expected as u64,
         found: file_length as u64,
     }
+}
+
+/// An entry's range of bytes; of a wrong entry what was expected and what was found.
+fn data_offsets(entry: &Value) -> Result<(usize, usize), (String, String)> {
+    let get = |key: &str| entry.get(key).cloned().unwrap_or(Value::Null);
+    let wrong = |expected: &str, found: String| (expected.to_owned(), found);
+    let dtype: Dtype = serde_json::from_value(get("dtype")).map_err(|_| {
+        let found = get("dtype").to_string().replace('"', "");
+        wrong(DTYPES, format!("dtype {found}"))
+    })?;
+    let shape: Vec<usize> = serde_json::from_value(get("shape"))
+        .map_err(|_| wrong("a shape, a list of whole numbers", get("shape").to_string()))?;
+    let (from, to): (usize, usize) = serde_json::from_value(get("data_offsets")).map_err(|_| {
+        let found = get("data_offsets").to_string();
+        wrong("data_offsets, two whole numbers", found)
+    })?;
+    let bits = shape
+        .iter()
+        .try_fold(1usize, |n, d| n.checked_mul(*d))
+        .and_then(|elements| elements.checked_mul(dtype.bitsize()))
+        .ok_or_else(|| wrong("a shape that fits in memory", format!("{shape:?}")))?;
+    if to.checked_sub(from) == Some(bits / 8) {
+        return Ok((from, to));
+    }
+    let expected = format!("{} bytes for shape {shape:?} in {dtype}", bits / 8);
+    Err((expected, format!("data_offsets {from} to {to}")))
 }
 
 /// A JSON object's entries in order, with repeated names.

@@ -173,28 +173,33 @@ impl Checkpoint {
         self.entries.iter().map(|entry| self.data(entry))
     }
 
-    /// Every tensor as stored: its name, format, shape and parts; for a quantised one codes and scales.
-    fn stored(&self) -> impl Iterator<Item = (&Entry, Vec<Bytes>)> {
-        let slice = |(shard, range): (usize, Range<usize>)| {
+    /// Every tensor in the order of names.
+    fn sorted_by_name(&self) -> Vec<&Entry> {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        entries
+    }
+
+    /// The bytes of a tensor as stored; of a quantised one codes and scales.
+    ///
+    /// Beside tensors that are repacked nothing is read through the shard's own mapping, whose pages would stay in memory beside
+    /// the blocks: a system may map two megabytes around each byte that is read.
+    fn stored(&self, entry: &Entry) -> Vec<Bytes> {
+        let part = |(shard, range): (usize, Range<usize>)| {
             let shard = self.shards.get(shard)?;
-            Some(shard.bytes.slice(range))
-        };
-        // Tensors that are repacked are not read through the shard's own mapping, whose pages would stay in memory beside the
-        // blocks.
-        let brief = |(shard, range): (usize, Range<usize>)| {
-            let shard = self.shards.get(shard)?;
-            let window = map::window(shard, range.clone());
-            Some(window.unwrap_or_else(|_| shard.bytes.slice(range)))
-        };
-        self.entries.iter().map(move |entry| {
-            let parts = match &entry.repacked {
-                Some(repacked) => repacked.stored().into_iter().filter_map(brief).collect(),
-                None => slice((entry.shard, entry.range.clone()))
-                    .into_iter()
-                    .collect(),
+            let window = if self.repacks && !shard.derived {
+                map::window(shard, range.clone()).ok()
+            } else {
+                None
             };
-            (entry, parts)
-        })
+            Some(window.unwrap_or_else(|| shard.bytes.slice(range)))
+        };
+        match &entry.repacked {
+            Some(repacked) => repacked.stored().into_iter().filter_map(part).collect(),
+            None => part((entry.shard, entry.range.clone()))
+                .into_iter()
+                .collect(),
+        }
     }
 
     /// Number of tensors.

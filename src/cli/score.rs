@@ -124,8 +124,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         perplexity: score.perplexity(),
     };
     if arguments.json {
-        return super::print_json(&report);
+        super::print_json(&report)
+    } else {
+        print(&report)
     }
+}
+
+fn print(report: &Report) -> Result<()> {
     let perplexity = report
         .perplexity
         .map_or_else(|| "undefined".to_owned(), |value| format!("{value:.4}"));

@@ -182,17 +182,35 @@ fn refuse_other_attention(fields: &Fields<'_>) -> Result<(), ConfigError> {
 
 /// Checks the sizes against each other.
 fn judge(c: &ModelConfig, fields: &Fields<'_>) -> Result<(), ConfigError> {
-    let check = |right: bool, field: &str, expected: String, found: usize| {
-        if right {
-            Ok(())
-        } else {
-            Err(ConfigError::Invalid {
-                field: field.to_owned(),
-                expected,
-                found: found.to_string(),
-            })
-        }
-    };
+    judge_experts(c, fields)?;
+    judge_widths(c)?;
+    let ids = c.eos_token_ids.iter().map(|id| ("eos_token_id", id));
+    let ids = ids.chain(c.bos_token_id.iter().map(|id| ("bos_token_id", id)));
+    for (field, id) in ids.chain(c.pad_token_id.iter().map(|id| ("pad_token_id", id))) {
+        let id = *id as usize;
+        check(
+            id < c.vocab_size,
+            field,
+            format!("an id below vocab_size ({})", c.vocab_size),
+            id,
+        )?;
+    }
+    Ok(())
+}
+
+/// [`ConfigError::Invalid`] unless a relation between fields holds.
+fn check(right: bool, field: &str, expected: String, found: usize) -> Result<(), ConfigError> {
+    if right {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid {
+        field: field.to_owned(),
+        expected,
+        found: found.to_string(),
+    })
+}
+
+fn judge_experts(c: &ModelConfig, fields: &Fields<'_>) -> Result<(), ConfigError> {
     let (experts, groups) = (c.num_experts, c.num_expert_group);
     let in_all = c.num_hidden_layers.saturating_mul(experts);
     check(
@@ -248,6 +266,10 @@ fn judge(c: &ModelConfig, fields: &Fields<'_>) -> Result<(), ConfigError> {
             });
         }
     }
+    Ok(())
+}
+
+fn judge_widths(c: &ModelConfig) -> Result<(), ConfigError> {
     check(
         c.short_conv_kernel_size >= 2,
         "linear_attn_config.short_conv_kernel_size",
@@ -283,17 +305,6 @@ fn judge(c: &ModelConfig, fields: &Fields<'_>) -> Result<(), ConfigError> {
             field,
             format!("at most {MOST_WIDTH}"),
             width,
-        )?;
-    }
-    let ids = c.eos_token_ids.iter().map(|id| ("eos_token_id", id));
-    let ids = ids.chain(c.bos_token_id.iter().map(|id| ("bos_token_id", id)));
-    for (field, id) in ids.chain(c.pad_token_id.iter().map(|id| ("pad_token_id", id))) {
-        let id = *id as usize;
-        check(
-            id < c.vocab_size,
-            field,
-            format!("an id below vocab_size ({})", c.vocab_size),
-            id,
         )?;
     }
     Ok(())

@@ -1,7 +1,7 @@
-//! How long operations take: time, bytes, FLOPs, and what part of the device's own copy and product rates they reach.
+//! Times operations: seconds, bytes, FLOPs, and the fraction of the device's own copy and product rates that they reach.
 //!
-//! The cases are those of the list at the published model's sizes; the two rates are measured through the backend in
-//! the same run, so a fraction says how far an operation is from what this device does anyway.
+//! The cases are those of the list at the published model's sizes. The two rates are measured through the backend in the same
+//! run, so a fraction compares an operation with what this device reaches in simple operations.
 
 use super::context::Clock;
 use super::floors::Rates;
@@ -11,7 +11,7 @@ use crate::backend::{Add, Backend, Device, Element, Linear, Op, Result};
 use crate::checkpoint::Format;
 use crate::conformance::context::plain;
 
-/// Rounds of which the median counts.
+/// Rounds, of which the median is used.
 const ROUNDS: usize = 5;
 
 /// One operation's timing.
@@ -23,13 +23,13 @@ pub struct BenchRow {
     pub operation: &'static str,
     /// The median time of one submission.
     pub seconds: f64,
-    /// Bytes that it moves at the least.
+    /// Bytes that it moves at least.
     pub bytes: u64,
     /// Floating-point operations.
     pub flops: u64,
-    /// Bytes a second over the measured copy rate.
+    /// Bytes per second, divided by the measured copy rate.
     pub of_copy: f64,
-    /// FLOPs a second over the measured product rate.
+    /// FLOPs per second, divided by the measured product rate.
     pub of_product: f64,
 }
 
@@ -38,9 +38,9 @@ pub struct BenchRow {
 pub struct BenchReport {
     /// The device.
     pub device: Device,
-    /// Bytes a second that a large sum of two tensors reads and writes.
+    /// Bytes per second that a large sum of two tensors reads and writes.
     pub copy_bytes_per_second: f64,
-    /// FLOPs a second of a large matrix product.
+    /// FLOPs per second of a large matrix product.
     pub product_flops_per_second: f64,
     /// The operations.
     pub rows: Vec<BenchRow>,
@@ -70,7 +70,7 @@ pub fn bench_ops(
     };
     let wanted = |case: &Case| filter.is_none_or(|filter| case.name.contains(filter));
     for case in timed().iter().filter(|case| wanted(case)) {
-        // A backend a case: handles are never given back, and these cases are large.
+        // One backend per case: handles are never freed, and these cases are large.
         drop(backend);
         backend = make()?;
         let seconds = time(case, &mut *backend)?;
@@ -93,7 +93,7 @@ fn rate(work: u64, seconds: f64) -> f64 {
     work as f64 / seconds.max(1e-12)
 }
 
-/// What a device copies and multiplies anyway, measured now.
+/// A device's rates for copies and products, measured in this run.
 ///
 /// # Errors
 /// A backend that fails.
@@ -121,8 +121,8 @@ fn time(case: &Case, backend: &mut dyn Backend) -> Result<f64> {
     Ok(median.map_or(f64::NAN, |median| median.as_secs_f64()))
 }
 
-/// Two reads and a write of each element, and nothing to compute: the device's copy rate. A GPU for CUDA keeps tens of
-/// megabytes in its cache, so that its tensors are `large`: 256 MiB each.
+/// Two reads and a write of each element, with almost no arithmetic: the device's copy rate. NVIDIA GPUs have caches of tens
+/// of megabytes, so that their tensors are `large`: 256 MiB each.
 fn copy_case(large: bool) -> Case {
     let (rows, width) = (if large { 16_384 } else { 1024 }, 8192);
     let case = Case::new("add", "copy rate", Tolerance::Rounded, move |ctx| {
@@ -136,7 +136,7 @@ fn copy_case(large: bool) -> Case {
     case.with_work(3 * element * rows * width, rows * width)
 }
 
-/// A product, large enough to be bound by arithmetic, and where it is `large` to fill a GPU for CUDA.
+/// A product that is large enough to be limited by arithmetic; a `large` one fills an NVIDIA GPU.
 fn product_case(large: bool) -> Case {
     let (rows, width) = if large { (8192, 8192) } else { (512, 2048) };
     let case = Case::new("linear", "product rate", Tolerance::Close, move |ctx| {

@@ -1,7 +1,7 @@
-//! Weights in blocks for cases: random codes, and scales such that values are as large as a case wants them.
+//! Weights in blocks for cases: random codes, and scales for values of the requested size.
 //!
-//! Among the blocks are some whose scale is zero, negative or a subnormal f16, and some whose codes are all at an end of
-//! their range. They are no quantiser's: what a case compares with is the values that the blocks say.
+//! Some blocks have a zero, negative or subnormal f16 scale, and some have all codes at an end of their range. They are not
+//! made by a quantiser: a case compares with the values of the blocks.
 
 use half::f16;
 
@@ -9,7 +9,7 @@ use super::random::Random;
 use crate::checkpoint::BlockFormat;
 use crate::checkpoint::blocks::MXFP4;
 
-/// Where a block's f16 scale is, and its f16 minimum with the share of the scale that puts values about zero.
+/// The offset of a block's f16 scale, and of its f16 minimum with the factor of the scale that centres values at zero.
 fn scales(format: &BlockFormat) -> (usize, Option<(usize, f32)>) {
     match format.name {
         "Q4_1" | "Q4_1_64" => (0, Some((2, -7.5))),
@@ -23,7 +23,7 @@ fn scales(format: &BlockFormat) -> (usize, Option<(usize, f32)>) {
     }
 }
 
-/// `count` blocks, one behind the other, whose values have a root mean square of about `scale`.
+/// `count` consecutive blocks, whose values have a root mean square of about `scale`.
 pub(super) fn random(
     random: &mut Random,
     format: &BlockFormat,

@@ -1,7 +1,7 @@
-//! What a case is run with: inputs made and handed to a backend, results read back and compared.
+//! The context of a case: generates inputs, passes them to a backend, reads results back and compares them.
 //!
-//! Speaks to the `Backend` and `Step` traits only. Every output and all padding starts as NaN, so that what is read
-//! without having been written shows.
+//! It uses only the `Backend` and `Step` traits. Every output and all padding starts as NaN, so that reading an element that
+//! was not written is noticed.
 
 use std::time::{Duration, Instant};
 
@@ -19,17 +19,17 @@ use crate::backend::{
 use crate::checkpoint::Format;
 use crate::config::Dtype;
 
-/// Rows planned beyond those a case needs.
+/// Rows planned in addition to those that a case needs.
 const PADDING: usize = 3;
 
-/// One comparison: how far apart, and how far they may be.
+/// One comparison: the error and its bound.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
     /// What was compared.
     pub what: String,
-    /// How far apart: a relative error, or for exact comparisons the number of differences.
+    /// A relative error, or for exact comparisons the number of differences.
     pub error: f64,
-    /// How far apart they may be.
+    /// The maximum error.
     pub bound: f64,
 }
 
@@ -41,29 +41,29 @@ impl Finding {
     }
 }
 
-/// How long submissions took, where a case is run to be timed.
+/// Times of submissions, if a case is timed.
 pub(super) struct Clock {
-    /// Rounds, the median of which counts.
+    /// Rounds, of which the median is used.
     pub(super) rounds: usize,
     /// The median time of one submission.
     pub(super) median: Option<Duration>,
 }
 
-/// A weight on the device, and its numbers.
+/// A weight on the device, and its values.
 pub struct Matrix {
     /// The backend's handle.
     pub weight: Weight,
-    /// Its numbers, as stored.
+    /// Its values, as stored.
     pub values: Vec<f64>,
 }
 
-/// Where a case meets a backend.
+/// The context in which a case runs on a backend.
 pub struct CaseContext<'a> {
     /// The backend under test.
     pub backend: &'a mut dyn Backend,
-    /// Numbers that depend on the case's name and the run's seed alone.
+    /// Numbers that depend only on the case's name and the run's seed.
     pub random: Random,
-    /// How often a call that must repeat itself is repeated.
+    /// How often a call is repeated to check that its results are identical.
     pub repeats: usize,
     tolerance: Tolerance,
     findings: Vec<Finding>,
@@ -93,13 +93,13 @@ impl<'a> CaseContext<'a> {
         (self.findings, self.clock)
     }
 
-    /// Whether the case is being timed: then it may end after its first submission.
+    /// Whether the case is timed: then it may end after its first submission.
     #[must_use]
     pub fn timed(&self) -> bool {
         self.clock.is_some()
     }
 
-    /// The oracle's answer, where it is wanted: a case that is timed compares nothing.
+    /// The oracle's result, if it is needed: a timed case compares nothing.
     pub fn answer<T: Default>(&self, compute: impl FnOnce() -> T) -> T {
         if self.timed() {
             T::default()
@@ -108,7 +108,7 @@ impl<'a> CaseContext<'a> {
         }
     }
 
-    /// What the case's results are held to.
+    /// The tolerance of the case's results.
     #[must_use]
     pub fn tolerance(&self) -> Tolerance {
         self.tolerance
@@ -120,33 +120,33 @@ impl<'a> CaseContext<'a> {
         self.backend.device().precision
     }
 
-    /// Rounds values to what the device's activations hold.
+    /// Rounds values to the dtype of the device's activations.
     #[must_use]
     pub fn rounded(&self, mut values: Vec<f32>) -> Vec<f32> {
         round(&mut values, Format::Dense(self.precision()));
         values
     }
 
-    /// The dtype of a case's latent pool: the device's own where the case names none.
+    /// The dtype of a case's latent pool: the device's own if the case specifies none.
     #[must_use]
     pub fn cache(&self, named: Option<Dtype>) -> Dtype {
         named.unwrap_or(self.backend.device().cache)
     }
 
-    /// Rounds values to what a latent pool of this dtype holds.
+    /// Rounds values to the dtype of a latent pool.
     #[must_use]
     pub fn cached(&self, dtype: Dtype, mut values: Vec<f32>) -> Vec<f32> {
         round(&mut values, Format::Dense(dtype));
         values
     }
 
-    /// `n` nearly normal numbers times `scale`, as the device's activations hold them.
+    /// `n` approximately normal numbers times `scale`, rounded to the device's activations.
     pub fn activations(&mut self, n: usize, scale: f32) -> Vec<f32> {
         let values = self.random.normals(n, scale);
         self.rounded(values)
     }
 
-    /// Hands a matrix over, stored in `format`.
+    /// Loads a matrix, stored in `format`.
     ///
     /// # Errors
     /// Those of the backend.
@@ -161,7 +161,7 @@ impl<'a> CaseContext<'a> {
         self.cut_matrix([stack, rows, columns], columns, 0, &parts, values)
     }
 
-    /// Hands over some columns of stored `values`, which lie in parts of so many rows in a format each.
+    /// Loads some columns of stored `values`, which are in parts of these numbers of rows, with a format each.
     ///
     /// # Errors
     /// Those of the backend.
@@ -185,7 +185,8 @@ impl<'a> CaseContext<'a> {
         self.hand_over(shape, stored_columns, first_column, parts, &values)
     }
 
-    /// Hands over some columns of random stored values, nearly normal or in blocks, whose root mean square is about `scale`.
+    /// Loads some columns of random stored values, approximately normal or in blocks, whose root mean square is about
+    /// `scale`.
     ///
     /// # Errors
     /// Those of the backend.
@@ -251,7 +252,7 @@ impl<'a> CaseContext<'a> {
         })
     }
 
-    /// A matrix of nearly normal numbers times `scale`, or of blocks whose values are about as large.
+    /// A matrix of approximately normal numbers times `scale`, or of blocks with values of that size.
     ///
     /// # Errors
     /// Those of the backend.
@@ -265,7 +266,7 @@ impl<'a> CaseContext<'a> {
         self.random_parts(shape, columns, 0, &[(format, stack * rows)], scale)
     }
 
-    /// A norm's weight: numbers about 1.
+    /// A norm's weight: numbers around 1.
     ///
     /// # Errors
     /// Those of the backend.
@@ -274,7 +275,7 @@ impl<'a> CaseContext<'a> {
         self.matrix(format, [1, width, 1], values)
     }
 
-    /// A tensor with room for `count` rows and some padding, poisoned throughout.
+    /// A tensor for `count` rows and some padding, poisoned throughout.
     ///
     /// # Errors
     /// Those of the backend.
@@ -290,7 +291,7 @@ impl<'a> CaseContext<'a> {
         Ok(tensor)
     }
 
-    /// The same for one row a token.
+    /// The same with one row per token.
     ///
     /// # Errors
     /// Those of the backend.
@@ -298,7 +299,7 @@ impl<'a> CaseContext<'a> {
         self.blank(Rows::Tokens, count, width, Element::Activation)
     }
 
-    /// Overwrites all of a tensor with NaN, or with an index that nothing has.
+    /// Overwrites all of a tensor with NaN, or with an invalid index.
     ///
     /// # Errors
     /// Those of the backend.
@@ -321,7 +322,7 @@ impl<'a> CaseContext<'a> {
             .write_tensor(tensor, &TensorValues::F32(values.to_vec()))
     }
 
-    /// A tensor of one row a token that holds `values`.
+    /// A tensor with one row per token, containing `values`.
     ///
     /// # Errors
     /// Those of the backend.
@@ -350,7 +351,7 @@ impl<'a> CaseContext<'a> {
         Ok(values.as_index().unwrap_or(&[]).to_vec())
     }
 
-    /// What a step for batches as large as `batch`, and a little larger, holds.
+    /// The capacity of a step for batches as large as `batch`, and a little larger.
     pub fn capacity(batch: &Batch) -> Capacity {
         let sum = |count: fn(&Segment) -> usize| batch.segments.iter().map(count).sum::<usize>();
         Capacity {
@@ -375,14 +376,14 @@ impl<'a> CaseContext<'a> {
         self.backend.compile(&program, Self::capacity(batch))
     }
 
-    /// Submits and waits; where the case is timed, again and again.
+    /// Submits and waits; repeatedly if the case is timed.
     ///
     /// # Errors
     /// Those of the backend.
     pub fn submit(&mut self, step: &mut dyn Step, batch: &Batch) -> Result<StepOutput> {
         let output = step.submit(batch)?.wait()?;
         if let Some(clock) = &mut self.clock {
-            // Enough submissions a round for the clock, one in flight behind the other.
+            // Enough submissions per round for the clock's resolution, submitted without waiting in between.
             let start = Instant::now();
             step.submit(batch)?.wait()?;
             let once = start.elapsed().as_secs_f64().max(1e-7);
@@ -415,10 +416,11 @@ impl<'a> CaseContext<'a> {
         self.close_to(what, by, x, reference, self.tolerance);
     }
 
-    /// The same of values that were then kept in `dtype`. A rounding to nearest moves a number by at most 2^-p of itself, with p
-    /// bits of significand (24, 11, 8 for f32, f16, bf16), hence a row's norms by at most that part of themselves, which is added to the
-    /// bound. What is subnormal in f16 moves by up to 2^-25 instead, which is nothing beside rows whose norm is near 1. Where the
-    /// activations have no more bits than `dtype`, the tolerance counts their own rounding and nothing is added.
+    /// The same for values that were then stored in `dtype`. Rounding to nearest changes a number by at most 2^-p of itself,
+    /// with p bits of significand (24, 11, 8 for f32, f16, bf16), and so a row's norms by at most that fraction, which is
+    /// added to the bound. Subnormal numbers in f16 change by up to 2^-25 instead, which is negligible in rows whose norm is
+    /// near 1. If the activations have no more bits than `dtype`, the tolerance includes their own rounding and nothing is
+    /// added.
     pub fn close_kept(
         &mut self,
         what: impl Into<String>,
@@ -444,7 +446,7 @@ impl<'a> CaseContext<'a> {
         self.close_by(what.into(), by.into(), x, reference, (tolerance, 0.0));
     }
 
-    /// Compares by rows with a tolerance and what is added to its bounds.
+    /// Compares by rows with a tolerance and an addition to its bounds.
     fn close_by(
         &mut self,
         what: String,
@@ -467,7 +469,7 @@ impl<'a> CaseContext<'a> {
         self.found(what, error, row * tolerance.bound(precision) + more);
     }
 
-    /// Compares each element in proportion to itself, with the case's tolerance.
+    /// Compares each element by its relative error, with the case's tolerance.
     pub fn close_elements(&mut self, what: impl Into<String>, x: &[f32], reference: &[f64]) {
         self.within(what, element_error(x, reference), self.tolerance);
     }
@@ -502,14 +504,14 @@ impl<'a> CaseContext<'a> {
         }
     }
 
-    /// Something that must be so.
+    /// A condition that must be true.
     pub fn holds(&mut self, what: impl Into<String>, holds: bool) {
         let error = if holds { 0.0 } else { f64::INFINITY };
         self.within(what, error, Tolerance::Exact);
     }
 }
 
-/// A batch of one segment of `count` tokens, for operations that look at nothing else.
+/// A batch of one segment of `count` tokens, for operations that use only the number of tokens.
 #[must_use]
 pub(super) fn plain(count: usize) -> Batch {
     Batch {
@@ -526,7 +528,7 @@ pub(super) fn plain(count: usize) -> Batch {
     }
 }
 
-/// Rounds values to a format of plain elements, in place.
+/// Rounds values in place to a dtype.
 pub(super) fn round(values: &mut [f32], format: Format) {
     if let Some(bytes) = format.narrow(values) {
         format.widen(&bytes, values);
@@ -545,7 +547,7 @@ impl AsRef<[u8]> for Aligned {
     }
 }
 
-/// Values as a checkpoint keeps them, in a format of plain elements.
+/// Values as stored in a checkpoint with this dtype.
 #[must_use]
 pub(super) fn stored(values: &[f32], format: Format) -> WeightPart {
     let bytes = format.narrow(values).unwrap_or_default();

@@ -1,9 +1,9 @@
 //! The conformance list: what every backend must compute, as named cases with their bounds.
 //!
-//! One list drives the tests, the timings and the table in `docs/operations.md`, and proves to a user that their GPU
-//! and driver compute the right thing. Cases make their own inputs and need no files. They speak to the backend trait
-//! alone, so another backend is tested by being named, and each is held to naive f64 code ([`oracle`]), the CPU too.
-//! Comparisons of whole models with `tests/reference` are not here: those need the files.
+//! One list is used for the tests, the timings and the table in `docs/operations.md`, and a user can run it to check a GPU
+//! and its driver. Cases generate their own inputs and need no files. They use only the backend trait, so they test any
+//! backend, the CPU's included, against naive f64 code ([`oracle`]). Comparisons of whole models with `tests/reference` are
+//! not here: those need the files.
 
 pub mod bench;
 mod blocks;
@@ -28,27 +28,27 @@ use crate::backend::{Backend, Result};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// What one submission of a case moves and computes, for timings.
+/// The work of one submission of a case, for timings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Work {
-    /// Bytes read and written at the least, each once.
+    /// Minimum number of bytes read and written, each once.
     pub bytes: u64,
-    /// Floating-point operations, a multiplication and an addition counted as two.
+    /// Floating-point operations; a multiplication and an addition count as two.
     pub flops: u64,
 }
 
 type Body = Arc<dyn Fn(&mut CaseContext<'_>) -> Result<()> + Send + Sync>;
 
-/// One thing that must hold on every backend.
+/// One property that must hold on every backend.
 #[derive(Clone)]
 pub struct Case {
     /// `operation/what/size`, unique in the list.
     pub name: String,
     /// The operation, a form of it, or the property of the pools and batches.
     pub operation: &'static str,
-    /// What its results are held to.
+    /// The tolerance of its results.
     pub tolerance: Tolerance,
-    /// What one submission moves and computes, where it is meant to be timed.
+    /// The work of one submission, if the case is timed.
     pub work: Work,
     body: Body,
 }
@@ -87,21 +87,21 @@ impl Case {
     }
 }
 
-/// How a case came out.
+/// The result of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Every comparison was within its bound.
     Passed,
-    /// One was not, or the backend refused what it must do.
+    /// A comparison was not, or the backend refused what it must support.
     Failed,
-    /// The backend says that it does not do this.
+    /// The backend reports that it does not support this.
     Skipped,
-    /// The device was lost: nothing can run on it any more.
+    /// The device was lost: nothing can run on it afterwards.
     Lost,
 }
 
-/// How a case came out, with the comparison that came nearest to its bound or went furthest beyond.
+/// The result of a case, with the comparison that is nearest to its bound or furthest beyond.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Outcome {
     /// Passed, failed or skipped.
@@ -110,16 +110,16 @@ pub struct Outcome {
     pub error: f64,
     /// Its bound.
     pub bound: f64,
-    /// What was compared, or why there was nothing to compare.
+    /// The comparison's name, or why nothing was compared.
     pub detail: String,
 }
 
 /// How cases are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How often a call that must repeat itself bit by bit is repeated; a GPU deserves a thousand.
+    /// How often a call is repeated to check that its bits are identical; on a GPU a thousand is useful.
     pub repeats: usize,
-    /// Where inputs are drawn from: 0 for those that every run repeats.
+    /// The seed of inputs; 0 for the inputs that are the same in every run.
     pub seed: u64,
 }
 
@@ -147,7 +147,7 @@ pub fn run(case: &Case, backend: &mut dyn Backend, options: Options) -> Outcome 
     judge(result, findings)
 }
 
-/// What was found before a refusal counts: only where all of it held is the case skipped.
+/// Comparisons before a refusal count: the case is skipped only if all of them passed.
 fn judge(result: Result<()>, findings: Vec<Finding>) -> Outcome {
     match result {
         Err(BackendError::Unsupported { .. })
@@ -174,7 +174,7 @@ fn judge(result: Result<()>, findings: Vec<Finding>) -> Outcome {
     }
 }
 
-/// The comparison furthest beyond its bound, else the one nearest to it; exact ones that hold say the least.
+/// The comparison that is furthest beyond its bound, or else nearest to it; exact comparisons that passed come last.
 fn worst(findings: Vec<Finding>) -> Outcome {
     let rank = |finding: &Finding| match (finding.holds(), finding.bound > 0.0) {
         (false, false) => f64::INFINITY,

@@ -1,7 +1,7 @@
 //! Inputs from a small seeded generator, the same on every machine.
 //!
-//! Everything below is integer arithmetic and exactly rounded sums and products: no logarithm or cosine of the
-//! platform's library decides a bit of an input. It is not a source of randomness for anything but tests.
+//! It uses integer arithmetic and exactly rounded sums and products only: no logarithm or cosine of the platform's library
+//! affects the bits of an input. It is for tests only.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -21,8 +21,8 @@ pub enum Gates {
     Wild,
     /// Exactly 0.
     Zero,
-    /// In (-7.4, -6): eight in a row are small enough for one anchor between them and eight more, and too large for what
-    /// lies above the diagonal then, which overflows.
+    /// In (-7.4, -6): the sum of eight is above -60, so that the anchor is the chunk's middle, with which elements above the
+    /// diagonal overflow.
     Steep,
 }
 
@@ -46,13 +46,13 @@ impl Gates {
 pub struct Random(ChaCha8Rng);
 
 impl Random {
-    /// A generator whose numbers depend on `name` alone.
+    /// A generator whose numbers depend on `name` only.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self::seeded(name, 0)
     }
 
-    /// A generator whose numbers depend on `name` and `seed`; those of seed 0 depend on `name` alone.
+    /// A generator whose numbers depend on `name` and `seed`; those of seed 0 depend on `name` only.
     #[must_use]
     pub fn seeded(name: &str, seed: u64) -> Self {
         // FNV-1a.
@@ -67,12 +67,12 @@ impl Random {
         ((u64::from(self.0.next_u32()) * n as u64) >> 32) as usize
     }
 
-    /// Uniform in (0, 1), on a grid that f32 holds.
+    /// Uniform in (0, 1), exact in f32.
     pub fn uniform(&mut self) -> f32 {
         ((self.0.next_u32() >> 9) as f32 + 0.5) / (1 << 23) as f32
     }
 
-    /// Nearly normal: the sum of twelve uniform numbers, less its mean.
+    /// Approximately normal: the sum of twelve uniform numbers, minus its mean.
     pub fn normal(&mut self) -> f32 {
         let mut sum = 0;
         for _ in 0..6 {
@@ -82,20 +82,20 @@ impl Random {
         (f64::from(sum) / 65536.0 - 6.0) as f32
     }
 
-    /// `n` nearly normal numbers times `scale`.
+    /// `n` approximately normal numbers times `scale`.
     pub fn normals(&mut self, n: usize, scale: f32) -> Vec<f32> {
         (0..n).map(|_| self.normal() * scale).collect()
     }
 
-    /// `2^e (1 + m)` with e uniform in `low..high` and m in (0, 1): log-uniform to the eye, and exact.
+    /// `2^e (1 + m)` with e uniform in `low..high` and m in (0, 1): approximately log-uniform, and exact.
     pub fn octaves(&mut self, low: i32, high: i32) -> f32 {
         let exponent = low + self.below((high - low).unsigned_abs() as usize) as i32;
         f32::from_bits(((127 + exponent) as u32) << 23) * (1.0 + self.uniform())
     }
 
-    /// Log decays for `tokens` tokens of `heads` heads, `width` wide.
+    /// Log decays for `tokens` tokens of `heads` heads of this `width`.
     pub fn gates(&mut self, kind: Gates, tokens: usize, heads: usize, width: usize) -> Vec<f32> {
-        // Of a freshly initialised model: a rate a head, a step a channel.
+        // As in a freshly initialised model: a rate per head, a step per channel.
         let rates: Vec<f32> = (0..heads).map(|_| 1.0 + 15.0 * self.uniform()).collect();
         let steps: Vec<f32> = (0..heads * width).map(|_| self.octaves(-10, -4)).collect();
         let mut gates = Vec::with_capacity(tokens * heads * width);

@@ -1,4 +1,4 @@
-//! Outcomes as people and programs read them: a line a case, a table an operation, JSON, and `docs/operations.md`.
+//! Results as text and data: a line per case, a table per operation, JSON, and `docs/operations.md`.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -8,20 +8,21 @@ use super::{Case, Options, Outcome, Tolerance, Verdict, run};
 use crate::backend::{Backend, Device, Result};
 use crate::config::Dtype;
 
-/// Cases that share one backend before it is made anew: handles are never given back, so memory grows with cases.
+/// Number of cases that share one backend before it is created again: handles are never freed, so memory grows with each
+/// case.
 pub const SHARED: usize = 128;
 
-/// One case and how it came out.
+/// One case and its result.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct CaseResult {
     /// The case's name.
     pub name: String,
-    /// The operation it is about.
+    /// The operation that it tests.
     pub operation: &'static str,
-    /// How it came out. In JSON an infinite error is `null`.
+    /// Its result. In JSON an infinite error is `null`.
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// How long it took, the oracle included.
+    /// Its time in seconds, including the oracle's.
     pub seconds: f64,
 }
 
@@ -46,7 +47,7 @@ impl CaseResult {
     }
 }
 
-/// An error beside its bound, in words where there is nothing to measure.
+/// An error with its bound, or text if nothing was measured.
 #[must_use]
 pub fn measured(error: f64, bound: f64) -> String {
     if bound > 0.0 {
@@ -63,11 +64,11 @@ pub fn measured(error: f64, bound: f64) -> String {
 pub struct Report {
     /// The device.
     pub device: Device,
-    /// Cases within their bounds.
+    /// Number of cases within their bounds.
     pub passed: usize,
-    /// Cases beyond them.
+    /// Number of cases beyond them.
     pub failed: usize,
-    /// Cases that the backend does not do.
+    /// Number of cases that the backend does not support.
     pub skipped: usize,
     /// All of them, in the order of the list.
     pub cases: Vec<CaseResult>,
@@ -75,13 +76,13 @@ pub struct Report {
     pub not_reached: Vec<String>,
 }
 
-/// Runs every case whose name contains `filter` on backends from `make`, and tells `on_result` of each as it ends.
+/// Runs every case whose name contains `filter` on backends from `make`, and calls `on_result` when each ends.
 ///
-/// What goes wrong inside a case is that case's failure. A device that is lost ends the run: an error of CUDA that stays
-/// with the process would make failures of all cases that follow. They are named as not reached.
+/// An error inside a case is that case's failure. A lost device ends the run, because an error of CUDA that remains in the
+/// process would fail all later cases, which are listed as not reached.
 ///
 /// # Errors
-/// A backend that cannot be made.
+/// A backend that cannot be created.
 pub fn run_all(
     make: &mut dyn FnMut() -> Result<Box<dyn Backend>>,
     filter: Option<&str>,
@@ -110,7 +111,7 @@ fn run_list(
     };
     for (i, case) in cases.iter().enumerate() {
         if i > 0 && i % SHARED == 0 {
-            // The old one goes before the new one comes: both may not fit.
+            // The old backend is dropped before the new one is created, because both may not fit in memory.
             drop(backend);
             backend = make()?;
         }
@@ -140,13 +141,13 @@ fn run_list(
 }
 
 impl Report {
-    /// Whether nothing failed and something ran.
+    /// Whether no case failed and at least one ran.
     #[must_use]
     pub fn holds(&self) -> bool {
         self.failed == 0 && self.passed > 0
     }
 
-    /// A line an operation: cases, failures, the case nearest to its bound.
+    /// A line per operation: cases, failures, the case nearest to its bound.
     #[must_use]
     pub fn table(&self) -> String {
         let mut table = format!(

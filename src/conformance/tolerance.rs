@@ -1,35 +1,36 @@
-//! How far two tensors are apart, and how far they may be: named tolerances instead of numbers scattered about.
+//! Errors between two tensors, and named tolerances that bound them.
 //!
-//! A bound belongs to a case and to the precision of the arithmetic, never to a backend that would like another one.
+//! A bound depends on the case and on the precision of the arithmetic, never on the backend.
 //!
-//! One bound holds in two norms. Errors of sums are nearly normal and so are the values: both have their greatest of `n` near
-//! `sqrt(2 ln n)` of their root mean square, so that the quotient of one row is the same in the Euclidean and in the maximum
-//! norm; of many rows the worst is further off ([`By::worst`]). The error of a rounding is at most a half unit of the greatest value, which is what bounds of roundings count anyway. What one
-//! norm would hide the other shows: many small errors, or one large one.
+//! One bound applies in two norms. Errors of sums and values are both approximately normal: the greatest of `n` is near
+//! `sqrt(2 ln n)` times their root mean square, so that the quotient of one row is the same in the Euclidean and in the
+//! maximum norm; the worst of many rows is further off ([`By::worst`]). The error of a rounding is at most half a unit in the
+//! last place of the greatest value, which bounds of roundings include anyway. Each norm finds errors that the other would
+//! hide: many small ones, or a large one.
 
 use crate::config::Dtype;
 
-/// What a result is held to.
+/// The tolerance of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tolerance {
-    /// The very bits, or the very answer.
+    /// Identical bits, or an identical choice.
     Exact,
     /// One or two roundings of a result.
     Rounded,
     /// Sums and exponentials of activations.
     Close,
-    /// The same where the result is f32 on every backend: gates, router weights, logits.
+    /// The same for results that are f32 on every backend: gates, router weights, logits.
     Full,
     /// The recurrence, chunkwise or stepwise, against its definition.
     Recurrence,
-    /// One prompt, cut in different places.
+    /// One prompt, cut at different positions.
     Split,
     /// A whole block of operations.
     Block,
-    /// Products with weights in blocks, by whatever arithmetic a backend has for them ([`Tolerance::on`]).
+    /// Products with weights in blocks, with the arithmetic of each backend ([`Tolerance::on`]).
     Quantised,
-    /// The same where activations are rounded to eight bits.
+    /// The same with activations rounded to eight bits.
     EightBits,
 }
 
@@ -47,8 +48,8 @@ impl Tolerance {
         Self::EightBits,
     ];
 
-    /// What it is on a backend of this name. GPUs multiply the values that blocks say as those of dense weights; the CPU rounds
-    /// activations.
+    /// The tolerance on a backend of this name. GPUs multiply the values of blocks like those of dense weights; the CPU
+    /// rounds activations to eight bits.
     #[must_use]
     pub fn on(self, backend: &str) -> Self {
         match (self, backend) {
@@ -58,14 +59,14 @@ impl Tolerance {
         }
     }
 
-    /// The greatest error allowed.
+    /// The maximum error.
     #[must_use]
     pub const fn bound(self, precision: Dtype) -> f64 {
         let [f32, f16, bf16] = match self {
             Self::Exact => [0.0; 3],
             Self::Rounded => [1e-6, 1e-3, 8e-3],
             Self::Close | Self::Quantised => [1e-5, 2e-3, 1.6e-2],
-            // Experts are two products one after the other.
+            // Experts are two consecutive products.
             Self::EightBits => [2.0 * EIGHT_BIT_ACTIVATIONS[1]; 3],
             Self::Full => [1e-5; 3],
             Self::Recurrence => [1e-5, 1e-3, 5e-3],
@@ -79,10 +80,10 @@ impl Tolerance {
         }
     }
 
-    /// The greatest error allowed in the maximum norm: `times` [`Tolerance::bound`], and where that counts roundings by their mean,
-    /// half a unit in the last place of a value near 1 for each result that is rounded. A norm sees a rounding at a quarter
-    /// of that, because mantissas and signs vary; the greatest element may be rounded by all of it. Results of two runs, as
-    /// [`Tolerance::Split`] compares them, are both rounded.
+    /// The maximum error in the maximum norm: `times` [`Tolerance::bound`], and for bounds that count roundings by their
+    /// mean, half a unit in the last place of a value near 1 for each result that is rounded. In the Euclidean norm a
+    /// rounding counts as about a quarter of a unit, because mantissas and signs vary; the greatest element may have the full
+    /// half unit. With [`Tolerance::Split`] two results are compared, both of which are rounded.
     #[must_use]
     pub const fn greatest(self, precision: Dtype, times: f64) -> f64 {
         let roundings = match self {
@@ -93,7 +94,7 @@ impl Tolerance {
         times * self.bound(precision) + roundings * half_unit(precision)
     }
 
-    /// What it is for, in tables.
+    /// What it is used for, in tables.
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         match self {
@@ -126,7 +127,7 @@ impl Tolerance {
     }
 }
 
-/// Half a unit in the last place of a number near 1: the most by which rounding to nearest moves a number, as a part of it.
+/// Half a unit in the last place of a number near 1: the maximum relative error of rounding to nearest.
 #[must_use]
 pub(super) const fn half_unit(dtype: Dtype) -> f64 {
     match dtype {
@@ -136,25 +137,25 @@ pub(super) const fn half_unit(dtype: Dtype) -> f64 {
     }
 }
 
-/// How far products of weights in integer codes with activations of eight bits, as the CPU makes them, may be from those of the
-/// same weights widened: in root mean square of `|x| |w| / sqrt(columns)`, which is what sums of unrelated products are, and
-/// as [`greatest_error`].
+/// Maximum error of the CPU's products of weights in integer codes with activations of eight bits, compared with products of
+/// the same weights widened: as root mean square, relative to `|x| |w| / sqrt(columns)`, which is the size of sums of
+/// unrelated products, and as [`greatest_error`].
 ///
-/// A step is the greatest magnitude of 32, over 127; the greatest of 32 normal numbers is about 2.4 of their root mean
-/// square; a rounding is off by a step over `sqrt(12)` in the mean. So an activation is off by `2.4 / (127 sqrt(12))`, 0.55 %,
-/// of their root mean square, and because roundings do not know of weights, so is a sum of products. Errors and results are
-/// both nearly normal, so that the quotient of the greatest ones is 0.55 % too, but of few numbers: it may be twice that and
-/// a half.
+/// A step is the greatest magnitude of 32 activations, divided by 127; the greatest of 32 normal numbers is about 2.4 times
+/// their root mean square; the error of a rounding is on average a step divided by `sqrt(12)`. So the error of an activation
+/// is `2.4 / (127 sqrt(12))`, 0.55 %, of their root mean square, and so is that of a sum of products, because roundings do
+/// not depend on the weights. Errors and results are both approximately normal, so that the quotient of the greatest ones is
+/// 0.55 % too; with few numbers it may be two and a half times as much.
 pub const EIGHT_BIT_ACTIVATIONS: [f64; 2] = [6e-3, 1.5e-2];
 
-/// `||x - reference|| / ||reference||` over a tensor; infinite where a number is not finite or lengths differ. Where
-/// the reference is zero, the norm of x itself.
+/// `||x - reference|| / ||reference||` over a tensor; infinite if a number is not finite or lengths differ. If the reference
+/// is zero, the norm of x itself.
 #[must_use]
 pub fn norm_error(x: &[f32], reference: &[f64]) -> f64 {
     row_error(x, reference, x.len())
 }
 
-/// The rows by which a tensor is compared, and what the error of each is held against.
+/// The rows by which a tensor is compared, and the reference size for the error of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct By {
     width: usize,
@@ -162,7 +163,7 @@ pub struct By {
 }
 
 impl By {
-    /// Rows of so many elements, each held against itself.
+    /// Rows of this number of elements, each relative to itself.
     #[must_use]
     pub const fn each(width: usize) -> Self {
         Self {
@@ -171,27 +172,27 @@ impl By {
         }
     }
 
-    /// Rows each held against itself, or against the root mean square of all rows where that is greater: for rows that are
-    /// differences of terms as large as other rows are, as the outputs `S^T q` of a recurrence and the key channels of a
-    /// state. A row that is small by cancellation has no more digits than those terms.
+    /// Rows relative to themselves, or to the root mean square of all rows if that is greater: for rows that are differences
+    /// of terms as large as other rows, such as the outputs `S^T q` of a recurrence and the key channels of a state. A row
+    /// that is small by cancellation has no more digits than those terms.
     #[must_use]
     pub const fn among(width: usize) -> Self {
         Self { width, among: true }
     }
 
-    /// Whether rows are held against each other.
+    /// Whether rows are relative to all rows.
     #[must_use]
     pub const fn is_among(self) -> bool {
         self.among
     }
 
-    /// How many times the bound the worst row of `len` elements in all may be off, in the Euclidean and in the maximum norm.
+    /// The factors of the bound for the worst row of `len` elements in all, in the Euclidean and in the maximum norm.
     ///
-    /// Of `R` rows of `n` normal errors the greatest of all is `sqrt(2 ln(R n))` of their root mean square, and the greatest
-    /// value of a row `sqrt(2 ln n)` of its own: that is the second factor. The first is 1 for rows held against themselves.
-    /// Rows among others are held to a bound on the whole tensor's norm, that is on the root mean square of their errors; the
-    /// longest of them is `1 + sqrt(ln R / n)` of it (the norm of a row varies by `1 / sqrt(2 n)` of itself, and the greatest
-    /// of `R` normal numbers is `sqrt(2 ln R)`).
+    /// Of `R` rows of `n` normal errors the greatest of all is `sqrt(2 ln(R n))` times their root mean square, and the
+    /// greatest value of a row is `sqrt(2 ln n)` times its own: the second factor is their quotient. The first is 1 for rows
+    /// relative to themselves. For rows relative to all rows the bound is on the whole tensor's norm, which is the root mean
+    /// square of the rows' errors; the longest of them is `1 + sqrt(ln R / n)` times that (the norm of a row varies by
+    /// `1 / sqrt(2 n)` of itself, and the greatest of `R` normal numbers is `sqrt(2 ln R)`).
     #[must_use]
     pub fn worst(self, len: usize) -> [f64; 2] {
         let n = self.width.max(2) as f64;
@@ -211,16 +212,16 @@ impl From<usize> for By {
     }
 }
 
-/// The greatest `||x - reference|| / ||reference||` of any row, in the Euclidean norm; infinite
-/// where a number is not finite or lengths differ. Where all that it is held against is zero, the norm of x itself.
+/// The greatest `||x - reference|| / ||reference||` of any row, in the Euclidean norm; infinite if a number is not finite or
+/// lengths differ. If the reference size is zero, the norm of x itself.
 #[must_use]
 pub fn row_error<B: Into<By>>(x: &[f32], reference: &[f64], by: B) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
     greatest_of_rows(x, reference, by.into(), norm)
 }
 
-/// The same in the maximum norm: `max |x - reference| / max |reference|`, which one wrong element of a wide row cannot hide
-/// from.
+/// The same in the maximum norm: `max |x - reference| / max |reference|`, in which one wrong element of a wide row is
+/// visible.
 #[must_use]
 pub fn greatest_error<B: Into<By>>(x: &[f32], reference: &[f64], by: B) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(f64::abs).fold(0.0, f64::max);
@@ -259,7 +260,7 @@ fn greatest_of_rows(
     rows.zip(&sizes).map(error).fold(0.0, f64::max)
 }
 
-/// The greatest relative error of any one element; what is below f32's normal range counts as zero.
+/// The greatest relative error of any element; numbers below f32's normal range count as zero.
 #[must_use]
 pub fn element_error(x: &[f32], reference: &[f64]) -> f64 {
     if x.len() != reference.len() || x.iter().any(|x| !x.is_finite()) {
@@ -277,7 +278,7 @@ pub fn element_error(x: &[f32], reference: &[f64]) -> f64 {
     x.iter().zip(reference).map(error).fold(0.0, f64::max)
 }
 
-/// How many elements differ in their bits; two NaN are alike, whatever they carry.
+/// Number of elements whose bits differ; all NaN are equal.
 #[must_use]
 pub fn differing(a: &[f32], b: &[f32]) -> usize {
     let unlike = |(a, b): &(&f32, &f32)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
@@ -290,7 +291,7 @@ mod tests {
 
     const BOUND: f64 = 1e-5;
 
-    /// Rows of numbers about 1, of both signs.
+    /// Rows of numbers around 1, of both signs.
     fn rows(count: usize, width: usize) -> Vec<f32> {
         let number = |i: usize| if i.is_multiple_of(3) { -1.25 } else { 0.75 };
         (0..count * width).map(number).collect()

@@ -32,24 +32,7 @@ pub(super) fn load(
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Model, Error> {
     let shard = backend.shard();
-    let heads = share(shard, "KDA heads", config.kda_num_heads)?.len();
-    let states = backend.state_pool(StateLayout {
-        layers: config.kda_layers().count(),
-        key_heads: heads,
-        value_heads: heads,
-        key_width: config.kda_head_dim,
-        value_width: config.kda_head_dim,
-        taps: config.short_conv_kernel_size,
-        slots: limits.slots,
-    })?;
-    let latents = backend.latent_pool(LatentLayout {
-        layers: config.mla_layers().count(),
-        latent: config.kv_lora_rank,
-        rope: config.qk_rope_head_dim,
-        block_tokens: limits.block_tokens,
-        blocks: limits.blocks,
-        dtype: limits.cache,
-    })?;
+    let (states, latents) = pools(config, &mut *backend, &limits)?;
     let mut planner = Planner {
         backend: &mut *backend,
         limits: &limits,
@@ -70,30 +53,7 @@ pub(super) fn load(
         progress,
     };
     let embedding = loader.whole(Role::Embedding.name(0))?;
-    let (mut kda_layers, mut mla_layers) = (0.., 0..);
-    let mut layers = Vec::with_capacity(config.layers.len());
-    for (i, kind) in config.layers.iter().enumerate() {
-        let attention = match kind.attention {
-            Attention::Kda => {
-                let layer = kda_layers.next().unwrap_or_default();
-                AttentionBlock::Kda(Box::new(loader.kda(i, states, layer, &activations)?))
-            }
-            Attention::Mla => {
-                let layer = mla_layers.next().unwrap_or_default();
-                AttentionBlock::Mla(Box::new(loader.mla(i, latents, layer, &activations)?))
-            }
-        };
-        let ffn = match kind.ffn {
-            Ffn::Dense => FfnBlock::Dense(Box::new(loader.dense(i, &activations)?)),
-            Ffn::Moe => FfnBlock::Moe(Box::new(loader.moe(i, &activations)?)),
-        };
-        layers.push(Layer {
-            input_norm: loader.whole(Role::InputNorm.name(i))?,
-            attention,
-            post_attention_norm: loader.whole(Role::PostAttentionNorm.name(i))?,
-            ffn,
-        });
-    }
+    let layers = loader.layers(states, latents, &activations)?;
     let final_norm = loader.whole(Role::FinalNorm.name(0))?;
     let lm_head = loader.rows(Role::Head.name(0))?;
     let stream = activations.stream;
@@ -114,6 +74,33 @@ pub(super) fn load(
         activation_bytes,
         trace: None,
     })
+}
+
+/// The pools of this rank's states and latents.
+fn pools(
+    config: &ModelConfig,
+    backend: &mut dyn Backend,
+    limits: &Limits,
+) -> Result<(StatePool, LatentPool), Error> {
+    let heads = share(backend.shard(), "KDA heads", config.kda_num_heads)?.len();
+    let states = backend.state_pool(StateLayout {
+        layers: config.kda_layers().count(),
+        key_heads: heads,
+        value_heads: heads,
+        key_width: config.kda_head_dim,
+        value_width: config.kda_head_dim,
+        taps: config.short_conv_kernel_size,
+        slots: limits.slots,
+    })?;
+    let latents = backend.latent_pool(LatentLayout {
+        layers: config.mla_layers().count(),
+        latent: config.kv_lora_rank,
+        rope: config.qk_rope_head_dim,
+        block_tokens: limits.block_tokens,
+        blocks: limits.blocks,
+        dtype: limits.cache,
+    })?;
+    Ok((states, latents))
 }
 
 /// The scratch of all blocks; layers run one after the other and share it.
@@ -301,6 +288,41 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// All layers in their order; the KDA layers share one pool, the MLA layers the other.
+    fn layers(
+        &mut self,
+        states: StatePool,
+        latents: LatentPool,
+        activations: &Activations,
+    ) -> Result<Vec<Layer>, Error> {
+        let config = self.config;
+        let (mut kda_layers, mut mla_layers) = (0.., 0..);
+        let mut layers = Vec::with_capacity(config.layers.len());
+        for (i, kind) in config.layers.iter().enumerate() {
+            let attention = match kind.attention {
+                Attention::Kda => {
+                    let layer = kda_layers.next().unwrap_or_default();
+                    AttentionBlock::Kda(Box::new(self.kda(i, states, layer, activations)?))
+                }
+                Attention::Mla => {
+                    let layer = mla_layers.next().unwrap_or_default();
+                    AttentionBlock::Mla(Box::new(self.mla(i, latents, layer, activations)?))
+                }
+            };
+            let ffn = match kind.ffn {
+                Ffn::Dense => FfnBlock::Dense(Box::new(self.dense(i, activations)?)),
+                Ffn::Moe => FfnBlock::Moe(Box::new(self.moe(i, activations)?)),
+            };
+            layers.push(Layer {
+                input_norm: self.whole(Role::InputNorm.name(i))?,
+                attention,
+                post_attention_norm: self.whole(Role::PostAttentionNorm.name(i))?,
+                ffn,
+            });
+        }
+        Ok(layers)
+    }
+
     /// Loads the named tensors, concatenated by rows into a stack of `stack` matrices, each cut for this rank.
     fn weight(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
         let checkpoint = match &self.source {

@@ -1,4 +1,5 @@
-//! Checkpoints: the reference ones load whole, other spellings load as well, damaged ones are refused by name.
+//! Checkpoints: the reference ones load completely, other formats load as well, damaged ones are refused with an error that
+//! names the problem.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -22,7 +23,7 @@ fn open(dir: &Path) -> Result<Checkpoint, String> {
     Checkpoint::open(dir, &config).map_err(|e| e.to_string())
 }
 
-/// The message, with the directory's own path left out.
+/// The message, without the directory's path.
 fn refusal(dir: &Dir) -> String {
     let message = open(dir.path()).unwrap_err();
     message
@@ -77,7 +78,7 @@ fn bytes_are_those_of_the_file() {
         assert_eq!(&tensor.bytes[..], shard.bytes(name));
         assert_eq!(tensor.file, dir.path().join(SECOND));
     }
-    // The same memory each time, and it outlives the checkpoint.
+    // The same memory each time, which outlives the checkpoint.
     let (a, b) = (
         checkpoint.tensor("model.norm.weight").unwrap(),
         checkpoint.tensor("model.norm.weight").unwrap(),
@@ -152,7 +153,7 @@ fn other_dtypes_are_kept_as_they_are() {
 fn a_tied_head_is_the_embedding() {
     let dir = Dir::copy("tiny-a");
     dir.configure("tie_word_embeddings", json!(true));
-    // Saved all the same, with other values: refused.
+    // Saved in spite of that, with other values: refused.
     assert_eq!(
         refusal(&dir),
         "DIR: 1 problem with the tensors:\n  lm_head.weight: tie_word_embeddings is true: expected none, or the bytes \
@@ -305,7 +306,7 @@ fn the_index_and_the_shards_disagree() {
          model-00002-of-00002.safetensors\
          \n  lm_head.weight: in model-00001-of-00002.safetensors, but model.safetensors.index.json does not name it"
     );
-    // A tensor that the index places where it is not, and that is nowhere, is one problem and not two.
+    // A tensor that the index lists in a shard without it, and that no other shard has, is one problem and not two.
     let dir = Dir::copy("tiny-a");
     let mut shard = dir.shard(SECOND);
     shard.remove("model.norm.weight");

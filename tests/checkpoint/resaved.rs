@@ -1,4 +1,4 @@
-//! Checkpoints that were saved again: without an index, with fused tensors, beside adapters, as pointers.
+//! Checkpoints that were saved again: without an index, with fused tensors, with adapters beside them, as pointer files.
 
 use crate::checkpoint_files::{Dir, Shard, reference};
 use crate::{FIRST, INDEX, SECOND, open, refusal};
@@ -27,7 +27,7 @@ fn shards_need_no_index() {
         "model-00002-of-00002.safetensors: missing: model-00001-of-00002.safetensors, which is there, is one of a set of \
          shards that has it"
     );
-    // Under names that say nothing of how many there are, the tensors do.
+    // With file names that do not contain the number of shards, tensors are counted.
     dir.write("model-a.safetensors", &dir.read(FIRST));
     dir.delete(FIRST);
     let message = refusal(&dir);
@@ -66,7 +66,7 @@ fn adapters_are_not_ignored() {
     }
 }
 
-/// Lays tensors end to end as one; the new one has `shape`.
+/// Concatenates tensors to one of this `shape`.
 fn fuse(shard: &mut Shard, names: &[String], name: &str, shape: &[usize]) {
     let bytes = names.iter().flat_map(|name| shard.bytes(name).to_vec());
     let bytes: Vec<u8> = bytes.collect();
@@ -76,7 +76,8 @@ fn fuse(shard: &mut Shard, names: &[String], name: &str, shape: &[usize]) {
     shard.set(name, "BF16", shape, bytes);
 }
 
-/// tiny-a as transformers lays it out in memory: experts in two stacks, convolutions in one, `mlp` for every layer.
+/// tiny-a in the layout that transformers uses in memory: experts in two stacks, convolutions in one tensor, `mlp` for every
+/// layer.
 fn fused() -> Dir {
     let dir = Dir::copy("tiny-a");
     let config = ModelConfig::from_file(&dir.path().join("config.json")).unwrap();

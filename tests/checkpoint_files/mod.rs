@@ -1,4 +1,5 @@
-//! Copies of the reference checkpoints that tests may damage, and safetensors files taken apart and put together.
+//! Copies of the reference checkpoints that tests may damage, and safetensors files in parts that can be changed and written
+//! again.
 
 use std::path::{Path, PathBuf};
 
@@ -67,7 +68,7 @@ impl Dir {
         self.write(name, index.to_string().as_bytes());
     }
 
-    /// Writes the index anew from the shards.
+    /// Writes the index again from the shards.
     pub(crate) fn reindex(&self) {
         let mut files: Vec<String> = std::fs::read_dir(self.path())
             .unwrap()
@@ -89,7 +90,7 @@ impl Dir {
 /// A safetensors file in parts: name, dtype, shape, bytes.
 pub(crate) struct Shard {
     pub(crate) tensors: Vec<(String, String, Vec<usize>, Vec<u8>)>,
-    /// Spaces added to the header, beyond those that align it.
+    /// Spaces added to the header, in addition to those that align it.
     pub(crate) padding: usize,
 }
 
@@ -125,7 +126,7 @@ impl Shard {
         let mut header = Map::new();
         let mut data = Vec::new();
         let mut tensors: Vec<_> = self.tensors.iter().collect();
-        // The widest first, as the format's own writer does: so all are aligned.
+        // The widest dtype first, as the format's own writer does, so that all are aligned.
         tensors.sort_by_key(|(_, dtype, ..)| !dtype.ends_with("32"));
         for (name, dtype, shape, bytes) in tensors {
             let at = data.len();

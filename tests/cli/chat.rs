@@ -1,4 +1,4 @@
-//! `kimi-linear chat` in a pseudo-terminal: each turn reads only what is new.
+//! `kimi-linear chat` in a pseudo-terminal: each turn processes only new tokens.
 
 use std::io::{Read, Write};
 use std::sync::mpsc::{Receiver, channel};
@@ -17,11 +17,11 @@ struct Chat {
     child: Box<dyn Child + Send + Sync>,
     writer: Box<dyn Write + Send>,
     output: Receiver<Vec<u8>>,
-    /// What was shown and not yet looked at.
+    /// Output that was not yet compared.
     shown: String,
 }
 
-/// What the line under an answer says.
+/// The numbers in the line under an answer.
 #[derive(Debug, PartialEq)]
 struct Summary {
     read: usize,
@@ -74,7 +74,7 @@ impl Chat {
         chat
     }
 
-    /// Waits until `text` is shown; returns what came before it, escapes left out.
+    /// Waits until `text` is shown; returns the output before it, without escapes.
     fn until(&mut self, text: &str) -> String {
         let start = Instant::now();
         loop {
@@ -124,8 +124,8 @@ impl Chat {
     }
 }
 
-/// Asserts that a turn read nothing but what came since the last one: what the template puts after an answer, the
-/// question, and an answer's last token where that was chosen but has not run.
+/// Asserts that a turn processed only the tokens since the last one: the template's text after an answer, the question, and
+/// an answer's last token if it was sampled but has not run.
 #[track_caller]
 fn only_what_is_new(last: &Summary, now: &Summary, new: usize) {
     assert_eq!(
@@ -156,7 +156,7 @@ fn twenty_turns_read_only_what_is_new() {
     }
     let new = new.unwrap();
     assert!(last.prompt > 15 * new, "{last:?}");
-    // Saved, forgotten, and taken up again by another process.
+    // Saved, reset, and loaded by another process.
     chat.type_line(&format!("/save {}", file.display()));
     chat.until("saved ");
     chat.type_line("/reset");
@@ -190,7 +190,7 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     let stopped = chat.summary();
     assert!(stopped.line.ends_with("; stopped"), "{stopped:?}");
     assert!(stopped.written > 1);
-    // Pressed at the prompt it stops nothing.
+    // Ctrl-C at the prompt stops nothing.
     chat.until("> ");
     chat.writer.write_all(b"\x03").unwrap();
     chat.until("Ctrl-D or /quit leaves");
@@ -219,7 +219,7 @@ fn what_is_typed_while_an_answer_comes_is_asked_next() {
     let second = chat.summary();
     let third = chat.summary();
     assert!(first.prompt < second.prompt && second.prompt < third.prompt);
-    // Typed in the middle of an answer, before its end is seen.
+    // Typed during an answer, before its end is shown.
     chat.type_line("hello 03");
     chat.until("tokens/s");
     chat.type_line("hello 04");
@@ -276,7 +276,7 @@ fn a_conversation_is_changed_saved_under_a_name_and_found_again() {
     assert!(next.prompt > short.prompt);
     chat.type_line("/save");
     chat.until("saved ");
-    // The line history is that of both conversations: the third line back is the question.
+    // The line history contains both conversations: the third line back is the question.
     chat.writer.write_all(b"\x1b[A\x1b[A\x1b[A\x1b[A").unwrap();
     chat.until("/load");
     chat.writer.write_all(b"\x15").unwrap();

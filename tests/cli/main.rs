@@ -1,4 +1,4 @@
-//! The program as a user meets it: what it prints, what it writes, how it refuses.
+//! The program from a user's view: its output, its files, its errors.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -17,7 +17,7 @@ use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
 use serde_json::{Value, json};
 
-/// The program, with `--model` where a model is given.
+/// The program, with `--model` if a model is given.
 fn program(arguments: &[&str], model: Option<&Path>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kimi-linear"));
     command.args(arguments).env_remove("KIMI_LINEAR_LOG");
@@ -49,7 +49,7 @@ fn object(arguments: &[&str], model: &str) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Asserts that a command fails with 1, prints nothing on stdout and what is wrong on stderr; returns that.
+/// Asserts that a command fails with 1, prints nothing on stdout and an error on stderr; returns the error.
 #[track_caller]
 fn refusal(output: &Output) -> String {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
@@ -188,7 +188,7 @@ fn score_writes_the_logits_of_every_position() {
         let ids = expected.ids(&format!("prompt.{n}.tokens"));
         let logits = expected.f32(&format!("prompt.{n}.logits"));
         let tokens = list(&ids);
-        // The negative log-likelihood that the reference logits give.
+        // The negative log-likelihood of the reference logits.
         let rows = logits
             .chunks_exact(logits.len() / ids.len())
             .zip(&ids[1..])
@@ -248,7 +248,7 @@ fn score_of_one_token_predicts_nothing() {
 #[test]
 fn a_disk_that_is_full_is_reported_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
-    // No file may pass 8 blocks: the write fails as on a full disk.
+    // Files are limited to 8 blocks: the write fails as on a full disk.
     let output = Command::new("sh")
         .args([
             "-c",
@@ -369,7 +369,7 @@ fn inspect_knows_the_published_model_from_its_configuration() {
     assert_eq!(mla, [3, 7, 11, 15, 19, 23, 26]);
     let device = &report["devices"][0];
     assert_eq!(device["device"]["backend"], "cpu");
-    // The CPU caches in f32 unless told otherwise: twice the published figure.
+    // The CPU caches in f32 by default: twice the published figure.
     assert_eq!(device["memory"]["latents"], 4_u64 * 1008 * (1 << 20));
     for (name, dtype) in [("f16", "f16"), ("bf16", "bf16"), ("float16", "f16")] {
         let arguments = [&arguments[..], &["--kv-cache-dtype", name]].concat();
@@ -385,7 +385,7 @@ fn inspect_knows_the_published_model_from_its_configuration() {
     assert_eq!(device["fits"], fits);
 }
 
-/// Weights that are there are counted as their files store them, which the configuration's dtype need not be.
+/// Existing weights are counted with their files' dtypes, which may differ from the configuration's.
 #[test]
 fn inspect_counts_weights_as_they_are_stored() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What somebody tries who has never seen the program.
+//! Commands that a new user is likely to try.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
@@ -28,7 +28,7 @@ fn answer(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// What is said of a command line, whatever its exit code.
+/// Output of a command line, for any exit code.
 fn said(arguments: &[&str]) -> String {
     let output = program(arguments, None).output().unwrap();
     assert!(!output.status.success());
@@ -236,7 +236,7 @@ fn a_context_beyond_the_models_is_told() {
 
 #[test]
 fn nothing_is_printed_but_what_the_program_says() {
-    // Mesa's drivers look for a window system where adapters are listed.
+    // Mesa's drivers look for a window system when adapters are listed.
     for folder in [None, Some(""), Some("relative")] {
         let mut command = program(&["devices"], None);
         command.env_remove("XDG_RUNTIME_DIR");
@@ -351,7 +351,7 @@ fn bench_says_what_it_can_measure() {
 #[test]
 #[cfg(feature = "server")]
 fn a_server_that_is_not_there_is_one_cause() {
-    // A port that was free a moment ago.
+    // A port that was free just before.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -386,7 +386,7 @@ fn an_evaluation_that_is_stopped_keeps_what_it_knows() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Once the model is there it takes requests, and the program Ctrl-C; all questions take minutes.
+    // When the model is loaded it accepts requests, and the program Ctrl-C; all questions would take minutes.
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("loaded") {

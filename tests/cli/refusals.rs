@@ -1,4 +1,4 @@
-//! What the program refuses, and in which words.
+//! Errors of the program, with their exact messages.
 
 use std::process::Command;
 
@@ -14,7 +14,7 @@ fn prompts_that_cannot_run_are_refused() {
     };
     assert!(generate("").contains("the prompt is empty"));
     assert!(generate("1,two,3").contains("`two` is not a token id"));
-    // The last id, and the two that the tokenizer names past the embedding's last row.
+    // The last id, and the two that the tokenizer has after the embedding's last row.
     for id in ["512", "513"] {
         let message = generate(&format!("1,{id}"));
         assert!(

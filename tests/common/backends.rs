@@ -1,4 +1,4 @@
-//! The backends that whole models are tried on: the CPU, and where they are compiled in, the best adapter and the emulated
+//! The backends on which whole models are tested: the CPU, and if they are compiled in, the best adapter and the emulated
 //! CUDA machine.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! A model's caches against those of the reference checkpoints.
+//! Compares a model's caches with those of the reference checkpoints.
 
 use kimi_linear::backend::{Block, Slot};
 use kimi_linear::model::Model;
@@ -25,7 +25,7 @@ pub fn check_caches(
             .unwrap();
         let state = expected.f32(&format!("prompt.{n}.state.{layer}"));
         close(&label("state"), &record.state, &state, bound);
-        // The fixtures hold the last four inputs; the newest three are the state.
+        // The files contain the last four inputs; the newest three are the state.
         let four = expected.f32(&format!("prompt.{n}.conv.{layer}"));
         let three: Vec<f32> = four
             .chunks_exact(4)

@@ -1,4 +1,4 @@
-//! `cuda-emulated`: the CUDA backend over a machine that runs the same kernels on the CPU.
+//! `cuda-emulated`: the CUDA backend on a machine that runs the same kernels on the CPU.
 #![allow(dead_code, unsafe_code, unreachable_pub)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,20 +13,20 @@ use kimi_linear::config::Dtype;
 use kimi_linear::error::BackendError;
 use kimi_linear_emulated::{Allocation, Order, launch, product};
 
-/// The orders that kernels are held to.
+/// The orders of threads in which kernels are tested.
 pub const ORDERS: &[Order] = &[Order::Forward, Order::Reverse, Order::Seeded(7)];
 
-/// The backend; each launch runs with its threads in each of these orders, and must leave the same bits.
+/// The backend; each launch runs with its threads in each of these orders, and the results must have the same bits.
 pub fn open(orders: &'static [Order]) -> Box<dyn Backend> {
     Box::new(CudaBackend::over(machine(orders)))
 }
 
-/// The machine by itself.
+/// The machine alone.
 pub fn machine(orders: &'static [Order]) -> Arc<dyn Machine> {
     Arc::new(Emulated::new(orders))
 }
 
-/// The memory of a machine, by where it begins.
+/// The memory of a machine, by address.
 type Allocations = Arc<Mutex<BTreeMap<u64, Allocation>>>;
 
 /// One allocation.
@@ -70,7 +70,7 @@ impl Emulated {
         }
     }
 
-    /// Where a buffer of this machine begins.
+    /// The address of a buffer of this machine.
     fn address(&self, buffer: &Buffer) -> Result<u64> {
         let memory = buffer.memory::<EmulatedMemory>();
         let own = memory.filter(|memory| Arc::ptr_eq(&memory.all, &self.memory));
@@ -106,7 +106,7 @@ impl Emulated {
                             Some(before) => restore(&mut memory, before),
                         }
                     }
-                    // SAFETY: addresses are of allocations that live in `memory`, which is locked.
+                    // SAFETY: addresses belong to allocations that live in `memory`, which is locked.
                     unsafe {
                         launch(
                             run.kernel(),
@@ -153,7 +153,7 @@ fn refused(what: &str, reason: String) -> BackendError {
     }
 }
 
-/// Whole allocations, by where they begin.
+/// Contents of allocations, by address.
 type Copies = Vec<(u64, Vec<u8>)>;
 
 fn copies(memory: &BTreeMap<u64, Allocation>, starts: &BTreeSet<u64>) -> Copies {
@@ -197,7 +197,7 @@ impl Machine for Emulated {
     }
 
     fn submit(&self, work: &Work<'_>) -> Result<Ticket<Answers>> {
-        // It is no device and has no clock: where times are wanted none are told.
+        // It has no device clock: no times are reported.
         if let Some((buffer, bytes)) = work.upload {
             self.write(buffer, 0, bytes)?;
         }

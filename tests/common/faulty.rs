@@ -1,5 +1,5 @@
-//! A backend whose n-th call fails: every call that allocates, submits, reads or writes is counted, and one of them gives a
-//! typed error in place of its result.
+//! A backend whose n-th call fails: calls that allocate, submit, read or write are counted, and one of them returns a typed
+//! error instead of its result.
 #![allow(unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::sync::{Arc, Mutex};
@@ -7,29 +7,29 @@ use std::sync::{Arc, Mutex};
 use kimi_linear::backend::*;
 use kimi_linear::error::BackendError;
 
-/// How the chosen call fails.
+/// How the selected call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The call is refused, and the next one works again.
     Refused,
-    /// A submission or a copy is taken, and its ticket fails; calls without a ticket are refused.
+    /// A submission or a copy is accepted, and its ticket fails; calls without a ticket are refused.
     Ticket,
-    /// Memory runs out, for this call alone.
+    /// Memory runs out, for this call only.
     Memory,
-    /// The device is lost: this call fails and so do all that follow.
+    /// The device is lost: this call and all later ones fail.
     Lost,
 }
 
 impl Fault {
     pub const ALL: [Self; 4] = [Self::Refused, Self::Ticket, Self::Memory, Self::Lost];
 
-    /// The error that the call gives.
+    /// The error that the call returns.
     pub fn error(self) -> BackendError {
         match self {
             Self::Refused | Self::Ticket => BackendError::Driver {
                 backend: "cpu",
                 what: "a call".to_owned(),
-                reason: "it was chosen to fail".to_owned(),
+                reason: "a test injected this failure".to_owned(),
             },
             Self::Memory => BackendError::OutOfMemory {
                 what: "a call".to_owned(),
@@ -37,29 +37,29 @@ impl Fault {
             },
             Self::Lost => BackendError::Lost {
                 backend: "cpu",
-                reason: "it was chosen to be lost".to_owned(),
+                reason: "a test injected this loss".to_owned(),
             },
         }
     }
 }
 
-/// What the wrapper and the test share.
+/// State that the wrapper and the test share.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Calls so far.
     pub calls: usize,
-    /// The call that fails, counted from 0, and how.
+    /// The index of the call that fails, from 0, and how it fails.
     pub fault: Option<(usize, Fault)>,
     /// Submissions so far.
     pub submissions: usize,
-    /// The submission whose first logits are not finite, counted from 0.
+    /// The index of the submission whose first logits are not finite, from 0.
     pub damaged: Option<usize>,
     /// Whether the device is lost.
     pub lost: bool,
 }
 
 impl Plan {
-    /// Counts a call; the fault that it is to have.
+    /// Counts a call; returns its fault, if it has one.
     fn call(&mut self) -> Option<Fault> {
         let call = self.calls;
         self.calls += 1;
@@ -72,7 +72,7 @@ impl Plan {
     }
 }
 
-/// The plan, to be changed between two runs.
+/// The plan, which may be changed between two runs.
 pub type Shared = Arc<Mutex<Plan>>;
 
 pub struct Faulty {
@@ -99,7 +99,7 @@ struct FaultyStep {
     plan: Shared,
 }
 
-/// Methods that are counted and give a result at once.
+/// Methods that are counted and return a result immediately.
 macro_rules! counted {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {
         $(fn $name(&mut self, $($argument: $kind),*) -> $result {
@@ -109,7 +109,7 @@ macro_rules! counted {
     };
 }
 
-/// Methods that are counted and give a ticket.
+/// Methods that are counted and return a ticket.
 macro_rules! ticketed {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {
         $(fn $name(&mut self, $($argument: $kind),*) -> $result {

@@ -1,4 +1,4 @@
-//! A machine whose n-th call fails: allocations, writes, submissions and the answers of submissions are counted.
+//! A machine whose n-th call fails: allocations, writes, submissions and results of submissions are counted.
 #![allow(unreachable_pub, missing_docs)]
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub struct FaultyMachine {
     calls: Calls,
 }
 
-/// The calls so far, and whether the device is lost.
+/// Number of calls so far, and whether the device is lost.
 #[derive(Clone)]
 struct Calls {
     faults: Arc<Faults>,
@@ -22,7 +22,7 @@ struct Calls {
 }
 
 impl Calls {
-    /// Counts a call; the error that it is to give.
+    /// Counts a call; returns its error, if it has one.
     fn call(&self, what: &str, bytes: u64) -> Result<()> {
         let fault = self.faults.call();
         if fault == Some(Fault::Lost) {
@@ -31,7 +31,7 @@ impl Calls {
         if self.lost.load(Ordering::Relaxed) {
             return Err(BackendError::Lost {
                 backend: "cuda-emulated",
-                reason: "it was chosen to be lost".to_owned(),
+                reason: "a test injected this loss".to_owned(),
             });
         }
         fault.map_or(Ok(()), |fault| {

@@ -1,5 +1,4 @@
-//! Weights that are made when a test asks for them: `tests/reference/hashed.py` says which numbers they are, and its twin
-//! here makes the same ones.
+//! Weights that are generated when a test needs them, equal to those of `tests/reference/hashed.py`.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -8,7 +7,7 @@ use kimi_linear::config::{Dtype, ModelConfig};
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 
-/// A folder with the files of `stored` and the weights that `config.json` asks for.
+/// A folder with the files of `stored` and the weights for its `config.json`.
 pub fn folder(stored: &Path) -> PathBuf {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
@@ -44,7 +43,7 @@ fn write(folder: &Path) {
     safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
 }
 
-/// The numbers of a tensor: all exact in the dtype that they are kept in.
+/// The numbers of a tensor: all are exact in its dtype.
 fn values(name: &str, count: usize) -> Vec<f32> {
     // FNV-1a.
     let seed = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
@@ -60,7 +59,7 @@ fn values(name: &str, count: usize) -> Vec<f32> {
     drawn.collect()
 }
 
-/// From a drawn number of eight bits.
+/// From a random number of eight bits.
 fn value(name: &str, i: usize, q: f32) -> f32 {
     let about_zero = |exponent: i32| (q + 0.5) / 128.0 * 2.0_f32.powi(exponent);
     if name.ends_with("A_log") {

@@ -1,4 +1,4 @@
-//! What several integration tests share: where the known answers are, and how far numbers are apart.
+//! Functions that several integration tests share: reading reference results, and errors between tensors.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use safetensors::SafeTensors;
 
-/// A file or folder of `tests/reference`; the weights of `tiny-256` are made for it.
+/// A file or folder of `tests/reference`; the weights of `tiny-256` are generated in it.
 pub fn reference(name: &str) -> PathBuf {
     let stored = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/reference")
@@ -79,7 +79,7 @@ impl Fixture {
     }
 }
 
-/// `||x - reference|| / ||reference||`; infinite where a number is not finite or lengths differ.
+/// `||x - reference|| / ||reference||`; infinite if a number is not finite or lengths differ.
 pub fn error(x: &[f32], reference: &[f32]) -> f64 {
     if x.len() != reference.len() || x.iter().any(|x| !x.is_finite()) {
         return f64::INFINITY;

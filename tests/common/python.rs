@@ -1,9 +1,9 @@
-//! The Python of the tests.
+//! Python for tests.
 #![allow(unreachable_pub, missing_docs)]
 
 use std::path::PathBuf;
 
-/// The interpreter with the packages that tests need, which the Makefile makes.
+/// The interpreter with the packages that tests need, installed by the Makefile.
 pub fn interpreter() -> PathBuf {
     let named = std::env::var_os("KIMI_LINEAR_TEST_PYTHON").map(PathBuf::from);
     let python = named.unwrap_or_else(|| {

@@ -1,5 +1,5 @@
-//! A backend that keeps what its router chose, or puts another run's choices in their place: one flipped expert moves a
-//! small model's logits by a tenth, which would hide everything else.
+//! A backend that records its router's choices, or replaces them by those of another run: one different expert changes a
+//! small model's logits by a tenth, which would hide all other errors.
 #![allow(unreachable_pub, missing_docs, dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -12,27 +12,27 @@ use crate::wrapped::{Part, Wrap, Wrapped};
 /// Experts and weights of one router at one position of the only sequence.
 pub type Choices = BTreeMap<(usize, usize), (Vec<u32>, Vec<f32>)>;
 
-/// An expert that another run did not choose there.
+/// A chosen expert that the other run did not choose.
 #[derive(Clone, Copy, Debug)]
 pub struct Flip {
     pub router: usize,
     pub position: usize,
-    /// How far the weight of what was chosen is from that of what was not.
+    /// The difference between the weights of the expert that was chosen and of the one that was not.
     pub gap: f32,
 }
 
-/// What to do with the router's choices.
+/// What is done with the router's choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Keep them in `choices`.
+    /// Records them in `choices`.
     Keep,
-    /// Hold them against `choices`.
+    /// Compares them with `choices`.
     Watch,
-    /// The same, then use `choices` in their place.
+    /// The same, then replaces them by `choices`.
     Replace,
 }
 
-/// What the wrapper and the test share.
+/// State that the wrapper and the test share.
 #[derive(Default)]
 pub struct Log {
     pub choices: Choices,
@@ -44,7 +44,7 @@ pub struct Log {
 pub struct Replay {
     mode: Mode,
     log: Arc<Mutex<Log>>,
-    /// Routers of the program that were seen so far.
+    /// Number of the program's routers so far.
     routers: usize,
 }
 
@@ -58,7 +58,7 @@ impl Replay {
         Wrapped::new(inner, replay)
     }
 
-    /// Compares, keeps or replaces the choices of one router over the rows of a batch.
+    /// Compares, records or replaces the choices of one router over the rows of a batch.
     fn look(
         &self,
         backend: &mut dyn Backend,
@@ -109,7 +109,7 @@ impl Replay {
 }
 
 impl Replay {
-    /// A router, after which its choices are looked at; anything else as it is.
+    /// A router, whose choices are processed afterwards; other operations are not changed.
     fn part(&mut self, op: &Op) -> Part {
         let Op::Route(route) = op else {
             return Part::plain(op.clone());

@@ -1,6 +1,6 @@
-//! A backend that computes in f32 and rounds what operations write to activations. Over a whole model it is the oracle of a
-//! bf16 device: what then remains between the two is the order of sums and the operands of tensor cores, not the dtype.
-//! The conformance list holds the CPU backend to f64 within 1e-5, a two-hundredth of one rounding to bf16.
+//! A backend that computes in f32 and rounds what operations write to activations. For a whole model it is the oracle of a
+//! bf16 device: the remaining difference comes from the order of sums and the operands of tensor cores, not from the dtype.
+//! The conformance list bounds the CPU backend's error against f64 by 1e-5, a two-hundredth of one rounding to bf16.
 #![allow(unreachable_pub, missing_docs, dead_code, clippy::unwrap_used)]
 
 use kimi_linear::backend::*;
@@ -8,16 +8,16 @@ use kimi_linear::config::Dtype;
 
 use crate::wrapped::{Part, Wrap, Wrapped};
 
-/// Rounds what every operation writes.
+/// Rounds the outputs of every operation.
 #[derive(Clone)]
 pub struct Rounded {
     precision: Dtype,
-    /// As the CUDA backend stores: latents are rounded as well, and a fused KDA block stores no convolved row.
+    /// Rounds where the CUDA backend stores: latents are rounded too, and a fused KDA block stores no convolved row.
     as_cuda: bool,
 }
 
 impl Rounded {
-    /// Every activation rounded to this precision, in which latents are kept too: the list's oracle takes them for operands
+    /// Every activation rounded to this precision, in which latents are cached too: the list's oracle uses them as operands
     /// of the device's precision.
     pub fn activations(inner: Box<dyn Backend>, precision: Dtype) -> Wrapped<Self> {
         let rounded = Self {
@@ -29,7 +29,7 @@ impl Rounded {
             .caching_in(precision)
     }
 
-    /// What the CUDA backend stores, rounded to bf16.
+    /// Everything that the CUDA backend stores is rounded to bf16.
     pub fn as_cuda(inner: Box<dyn Backend>) -> Wrapped<Self> {
         let rounded = Self {
             precision: Dtype::Bf16,
@@ -38,7 +38,7 @@ impl Rounded {
         Wrapped::new(inner, rounded).computing_in(Dtype::Bf16)
     }
 
-    /// One operation, which is no block; `kept` passes through registers.
+    /// One operation that is not a block; `kept` stays in registers.
     fn part(&self, op: &Op, kept: Option<Tensor>) -> Part {
         let precision = self.precision;
         if let (true, Op::MlaAppend(append)) = (self.as_cuda, op) {
@@ -92,7 +92,7 @@ fn round_rows(
     backend.write_tensor(tensor, &TensorValues::F32(values))
 }
 
-/// Rounds the latents of a batch's sequences; those of earlier tokens are rounded already and stay as they are.
+/// Rounds the latents of a batch's sequences; those of earlier tokens are rounded already and do not change.
 pub fn round_latents(
     backend: &mut dyn Backend,
     append: &MlaAppend,

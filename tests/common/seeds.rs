@@ -1,6 +1,5 @@
-//! Seeds of tests that draw what they try. Each such test runs twice: from a seed that is fixed, so that every run repeats
-//! it, and from one that is drawn for the run. A test that fails has printed its seed; `KIMI_LINEAR_TEST_SEED` sets the
-//! drawn one.
+//! Seeds of tests with random inputs. Each such test runs twice: with a fixed seed, so that every run repeats it, and with a
+//! random one. A test that fails prints its seed; `KIMI_LINEAR_TEST_SEED` sets the random one.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -13,10 +12,10 @@
 
 use proptest::test_runner::{Config, RngSeed};
 
-/// The seed that every run repeats.
+/// The fixed seed.
 pub const FIXED: u64 = 17;
 
-/// The variable that sets the drawn seed.
+/// The variable that sets the random seed.
 const VARIABLE: &str = "KIMI_LINEAR_TEST_SEED";
 
 /// The seed of this run.
@@ -27,7 +26,7 @@ pub fn drawn() -> u64 {
     }
 }
 
-/// Prints a seed, for the message of a test that fails, and gives it back.
+/// Prints a seed, for the message of a test that fails, and returns it.
 pub fn printed(seed: u64) -> u64 {
     if seed == FIXED {
         println!("the fixed seed, {seed}");
@@ -37,10 +36,10 @@ pub fn printed(seed: u64) -> u64 {
     seed
 }
 
-/// The variable that says how many cases to try of what parses files.
+/// The variable with the number of cases for tests of parsers.
 const CASES: &str = "KIMI_LINEAR_FUZZ_CASES";
 
-/// So many cases, or as many as `make fuzz` asks for.
+/// This number of cases, or the number that `make fuzz` sets.
 pub fn fuzz_cases(usual: u32) -> u32 {
     let asked = std::env::var(CASES).ok();
     asked.map_or(usual, |cases| {
@@ -48,7 +47,7 @@ pub fn fuzz_cases(usual: u32) -> u32 {
     })
 }
 
-/// So many cases of a property, from this seed.
+/// Runs a property on this number of cases, from this seed.
 pub fn config(cases: u32, seed: u64) -> Config {
     Config {
         rng_seed: RngSeed::Fixed(printed(seed)),
@@ -56,7 +55,7 @@ pub fn config(cases: u32, seed: u64) -> Config {
     }
 }
 
-/// Properties as `proptest!` takes them, tried in so many cases each from the fixed and from the drawn seed.
+/// Properties in the form of `proptest!`, each with this number of cases from the fixed and from the random seed.
 macro_rules! properties {
     ($name:ident, $cases:expr, $($body:tt)*) => {
         mod $name {

@@ -1,4 +1,4 @@
-//! The known answers of `tests/reference/tokenizer`.
+//! The reference results of `tests/reference/tokenizer`.
 
 use kimi_linear::tokenizer::Tokenizer;
 use serde_json::Value;

@@ -1,8 +1,8 @@
-//! A backend around another one that changes programs before they are compiled, and edits what is between operations.
+//! A backend around another one that changes programs before they are compiled, and edits memory between operations.
 //!
-//! A [`Wrap`] is a function from an operation to parts: operations with edits before and after them, or with another
-//! batch. Parts without edits are compiled together; each other part is a step of its own. So a bug that would sit inside a
-//! kernel can be planted in any backend without touching it, and a rounding or a comparison set after any operation.
+//! A [`Wrap`] is a function from an operation to parts: operations with edits before and after them, or with another batch.
+//! Parts without edits are compiled together; each other part is a step of its own. In this way a kernel's bug can be planted
+//! in any backend without changing the backend, and a rounding or a comparison can be added after any operation.
 #![allow(unreachable_pub, missing_docs, dead_code, clippy::unwrap_used)]
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,13 +12,13 @@ use kimi_linear::config::Dtype;
 
 pub type Shared = Arc<Mutex<Box<dyn Backend>>>;
 
-/// An edit of what is on the device, before or after an operation.
+/// An edit of memory on the device, before or after an operation.
 pub type Edit = Box<dyn Fn(&mut dyn Backend, &Batch) -> Result<()> + Send>;
 
-/// A change to the batch that an operation sees.
+/// A change to an operation's batch.
 pub type Adjust = fn(&mut Batch);
 
-/// Operations, and what is done around them.
+/// Operations, with edits before and after them.
 #[derive(Default)]
 pub struct Part {
     pub ops: Vec<Op>,
@@ -28,7 +28,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// An operation as it is.
+    /// An unchanged operation.
     pub fn plain(op: impl Into<Op>) -> Self {
         Self {
             ops: vec![op.into()],
@@ -58,7 +58,7 @@ impl Part {
         }
     }
 
-    /// An operation that sees another batch.
+    /// An operation with another batch.
     pub fn adjusted(adjust: Adjust, op: impl Into<Op>) -> Self {
         Self {
             adjust: Some(adjust),
@@ -71,12 +71,12 @@ impl Part {
     }
 }
 
-/// What a wrapper does.
+/// The functions of a wrapper.
 pub trait Wrap: Clone + Send + 'static {
-    /// What stands in place of an operation.
+    /// The parts that replace an operation.
     fn parts(&mut self, op: &Op, backend: &mut dyn Backend) -> Result<Vec<Part>>;
 
-    /// A weight that the backend took.
+    /// A weight that was loaded.
     fn took(&mut self, _weight: Weight, _source: &WeightSource) {}
 
     /// Changes a batch before it is submitted, or refuses it.
@@ -84,10 +84,10 @@ pub trait Wrap: Clone + Send + 'static {
         Ok(())
     }
 
-    /// Sees the names of a step's operations before it is submitted.
+    /// Called with the names of a step's operations before it is submitted.
     fn submitting(&self, _operations: &[&'static str]) {}
 
-    /// Changes what comes of a submission.
+    /// Changes the result of a submission.
     fn output(&self, _output: &mut StepOutput) {}
 }
 
@@ -106,13 +106,13 @@ impl<W: Wrap> Wrapped<W> {
         }
     }
 
-    /// The same, which says of itself that it computes in another precision.
+    /// The same, reporting another precision.
     pub fn computing_in(mut self, precision: Dtype) -> Self {
         self.device.precision = precision;
         self
     }
 
-    /// Says that latents are kept in this dtype where nobody names another.
+    /// Reports this dtype as the default for latents.
     pub fn caching_in(mut self, cache: Dtype) -> Self {
         self.device.cache = cache;
         self
@@ -123,7 +123,7 @@ impl<W: Wrap> Wrapped<W> {
     }
 }
 
-/// Methods handed on as they are.
+/// Methods that are passed on unchanged.
 macro_rules! hand_on {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {
         $(fn $name(&mut self, $($argument: $kind),*) -> $result {

@@ -1,4 +1,4 @@
-//! `config.json`: what is accepted, what is refused and in which words, and what a model weighs.
+//! `config.json`: what is accepted, the errors for the rest, and the sizes of a model.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -123,7 +123,7 @@ fn the_published_model_has_the_published_numbers() {
     assert_eq!(c.latent_bytes_per_token(Dtype::Bf16), 8_064);
     assert_eq!(c.latent_bytes_per_token(Dtype::F32), 16_128);
 
-    // Everything but the 248 experts a layer that a token does not visit, and one row of the embedding.
+    // Everything except the 248 experts per layer that a token does not use, and all but one row of the embedding.
     assert_eq!(c.active_parameters(), 3_106_974_848);
 
     let parts = c.weight_bytes_by_part(Dtype::Bf16);
@@ -160,7 +160,8 @@ fn memory_is_the_sum_of_its_pools() {
         (m.weights, m.states, m.latents),
         (98_245_528_576, 43_417_600, 252 << 20)
     );
-    // The stream; a KDA layer's eleven widths of 4096; an MLA layer; the dense MLP; the experts' choices and the shared one.
+    // The residual stream; a KDA layer's eleven widths of 4096; an MLA layer; the dense MLP; the experts' choices and the
+    // shared one.
     let row = 3 * 2304
         + (11 * 4096 + 128 + 2 * 32)
         + (32 * (192 + 128) + 576)
@@ -169,7 +170,7 @@ fn memory_is_the_sum_of_its_pools() {
     assert_eq!(m.activations, 4 * (512 * row + 2304 + 163_840));
     assert_eq!(m.total(), m.weights + m.states + m.latents + m.activations);
 
-    // Blocks are counted whole, for every sequence; slots for checkpoints as well.
+    // Blocks are counted whole, for every sequence; slots include those for checkpoints.
     let more = MemoryRequest {
         context: 65,
         sequences: 3,
@@ -179,7 +180,7 @@ fn memory_is_the_sum_of_its_pools() {
     let m = c.memory(&more);
     assert_eq!((m.states, m.latents), (5 * 43_417_600, 3 * 128 * 8_064));
 
-    // Nonsense is large, not a panic.
+    // Absurd values give a large number, not a panic.
     let most = MemoryRequest {
         context: usize::MAX,
         sequences: usize::MAX,
@@ -255,7 +256,7 @@ fn every_published_name_is_in_the_table_of_roles_and_back() {
         assert_eq!(tensor.role.part(), tensor.part, "{}", tensor.name);
         roles.insert(tensor.role);
     }
-    // Five outside of blocks, the attentions', the dense MLP's, the router's, the shared experts', an expert's.
+    // Five outside of blocks, and those of attention, the dense MLP, the router, the shared experts, an expert.
     assert_eq!(roles.len(), 5 + 15 + 5 + 3 + 2 + 3 + 3);
 }
 
@@ -265,7 +266,7 @@ fn what_transformers_saves_is_the_same_model() {
     let path = tests().join("data/kimi-linear-48b-resaved-config.json");
     assert_eq!(ModelConfig::from_file(&path).unwrap(), published());
 
-    // A configuration of transformers' own making has none of the published file's extra fields.
+    // A configuration that transformers writes has none of the published file's additional fields.
     let text = std::fs::read_to_string(path).unwrap();
     let mut own: Value = serde_json::from_str(&text).unwrap();
     for field in [
@@ -314,7 +315,7 @@ fn every_alias_is_accepted() {
             tiny_with(&[(published, gone()), (alias, value.clone())]).unwrap(),
             expected
         );
-        // Both names with one value are no contradiction; with two values they are.
+        // Both names with one value are accepted; with two values they are refused.
         assert_eq!(tiny_with(&[(alias, value.clone())]).unwrap(), expected);
         let other = match &value {
             Value::Bool(b) => json!(!b),

@@ -1,4 +1,4 @@
-//! What is refused of a configuration, and in which words.
+//! Errors for configurations, with their exact messages.
 
 use super::*;
 
@@ -86,7 +86,7 @@ fn named_layer_types_agree_with_the_lists() {
     .unwrap();
     assert_eq!((c.first_k_dense_replace, c.layers[2].ffn), (1, Ffn::Dense));
 
-    // One layer in two has experts, counted from layer zero, after the first.
+    // Every second layer has experts, counted from layer zero, after the first.
     let c = tiny_with(&[("moe_layer_freq", json!(2))]).unwrap();
     let dense = c
         .layers
@@ -332,7 +332,7 @@ fn other_linear_attention() {
             &[(field, value.clone())],
             &format!("{field}: only linear attention without it is supported, found {value}"),
         );
-        // Off is as good as absent.
+        // `false` is equal to a missing field.
         for off in [json!(false), Value::Null] {
             assert_eq!(tiny_with(&[(field, off)]).unwrap(), tiny_with(&[]).unwrap());
         }

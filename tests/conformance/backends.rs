@@ -1,4 +1,4 @@
-//! The backends that this machine has. Another one is added by naming it in [`all`].
+//! The backends of this machine. Add another one in [`all`].
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,10 +6,10 @@ use kimi_linear::backend::Backend;
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::conformance::report::SHARED;
 
-/// Makes a backend.
+/// Creates a backend.
 pub(crate) type Make = fn() -> Box<dyn Backend>;
 
-/// A backend under test, made when it is first wanted.
+/// A backend under test, created when it is first used.
 pub(crate) struct Bench {
     pub(crate) name: &'static str,
     pub(crate) make: Make,
@@ -25,9 +25,9 @@ impl Bench {
         }
     }
 
-    /// Lends the backend; trials on one backend run one at a time.
+    /// Passes the backend to a function; trials on one backend run one at a time.
     pub(crate) fn with<R>(&self, run: impl FnOnce(&mut dyn Backend) -> R) -> R {
-        // A trial that panicked leaves nothing behind that the next would use.
+        // A trial that panicked leaves no state that the next one uses.
         let mut shared = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut backend, used) = match shared.take() {
             Some((backend, used)) if used < SHARED => (backend, used),
@@ -39,7 +39,7 @@ impl Bench {
     }
 }
 
-/// Every backend that there is on this machine.
+/// Every backend of this machine.
 pub(crate) fn all() -> Vec<Bench> {
     let benches = [Bench::new("cpu", || Box::new(CpuBackend::new()))];
     #[cfg(feature = "wgpu")]
@@ -49,7 +49,7 @@ pub(crate) fn all() -> Vec<Bench> {
     benches.into_iter().collect()
 }
 
-/// The best adapter, with subgroups and without. A machine without any fails: `make test` installs a software driver.
+/// The best adapter, with and without subgroups. A machine without an adapter fails: `make test` installs a software driver.
 #[cfg(feature = "wgpu")]
 fn wgpu() -> Vec<Bench> {
     use kimi_linear::backend::wgpu::{Options, WgpuBackend};
@@ -73,7 +73,7 @@ fn wgpu() -> Vec<Bench> {
     ]
 }
 
-/// The CUDA kernels on the CPU, each launch with its threads in three orders that must leave the same bits.
+/// The CUDA kernels on the CPU, each launch with its threads in three orders that must give the same bits.
 #[cfg(feature = "cuda")]
 fn cuda_emulated() -> Bench {
     use crate::emulated::{ORDERS, open};

@@ -1,9 +1,9 @@
-//! The bugs that are planted, and the operations whose cases are to catch them.
+//! The planted bugs, and the operations whose cases must detect them.
 
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// None: the wrapper itself changes nothing.
+    /// No bug: the wrapper itself changes nothing.
     None,
     EmbedOffByOne,
     NormEpsilon,
@@ -54,17 +54,17 @@ pub(crate) enum Bug {
     FusedMlaEpsilon,
     SharedExpertsForgotten,
     BadTokensAccepted,
-    /// Some rows of an operation's output, one in many, are off by four bounds: the norm of the whole tensor hides it.
+    /// Some rows of an operation's output, one in many, have an error of four bounds: the norm of the whole tensor hides it.
     OneRowOff,
-    /// The greatest element of some rows is off by three bounds: the norm of a wide row hides it.
+    /// The greatest element of some rows has an error of three bounds: the norm of a wide row hides it.
     OneElementOff,
-    /// Some rows of a state, one in many, are off by four bounds.
+    /// Some rows of a state, one in many, have an error of four bounds.
     OneStateRowOff,
-    /// The same for a block's output, in the block alone and not in its composition.
+    /// The same for a block's output, in the block only and not in its separate operations.
     OneFusedRowOff,
 }
 
-/// Each bug with the operations whose cases are to catch it.
+/// Each bug with the operations whose cases must detect it.
 pub(crate) const BUGS: [(Bug, &[&str]); 53] = [
     (Bug::EmbedOffByOne, &["embed"]),
     (Bug::NormEpsilon, &["rms_norm"]),

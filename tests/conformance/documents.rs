@@ -54,7 +54,7 @@ fn table() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The floors stand in a block of the document, between two marks; the rest is written by hand.
+/// The floors are in a part of the document between two marks; everything else is written by hand.
 fn hopper() -> Result<(), Failed> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance/hopper.md");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -72,7 +72,7 @@ fn hopper() -> Result<(), Failed> {
     Ok(())
 }
 
-/// A row whose text has changed plants nothing: whoever changed the text mends the row.
+/// A row whose text has changed plants no bug: a change of the text must update the row.
 fn rows_match(script: &str) -> Result<(), Failed> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
     let output = Command::new("python3")

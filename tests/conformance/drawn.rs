@@ -1,4 +1,4 @@
-//! One case of each operation over inputs that nobody has seen: the run's seed says which case, and draws them. A trial that
+//! One case of each operation with random inputs: the run's seed selects the case and generates the inputs. A trial that
 //! fails prints the seed, and `KIMI_LINEAR_TEST_SEED` sets it.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::backends::Bench;
 use crate::{seeds, skips};
 
-/// A trial an operation.
+/// One trial per operation.
 pub(crate) fn trials(bench: &Arc<Bench>, seed: u64) -> Vec<Trial> {
     let cases = cases();
     let one = |(operation, _): (&'static str, _)| {

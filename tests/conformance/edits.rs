@@ -1,8 +1,8 @@
-//! What planted bugs edit: rows of tensors, records of slots, batches.
+//! Edits for planted bugs: rows of tensors, records of slots, batches.
 
 use kimi_linear::backend::*;
 
-/// Edits the first rows of a tensor, a row at a time.
+/// Edits the first rows of a tensor, one row at a time.
 pub(crate) fn map_rows(
     backend: &mut dyn Backend,
     tensor: Tensor,
@@ -53,7 +53,7 @@ pub(crate) fn shift(batch: &mut Batch, by: isize) {
     }
 }
 
-/// The rows that a tensor has in a batch.
+/// Number of rows that a tensor has in a batch.
 pub(crate) fn count(tensor: Tensor, batch: &Batch) -> usize {
     match tensor.rows {
         Rows::Tokens => batch.tokens.len(),

@@ -1,5 +1,5 @@
-//! Whether the bounds of half precision can be kept at all: a backend that computes in f32 and only rounds what it
-//! writes to activations, to bf16 or to f16, must pass the list. The machines without such a device learn it here.
+//! Whether the bounds of half precision can be met at all: a backend that computes in f32 and only rounds what it writes to
+//! activations, to bf16 or to f16, must pass the list. This can be tested on machines without such a device.
 
 use kimi_linear::backend::*;
 use kimi_linear::config::Dtype;
@@ -18,12 +18,13 @@ pub(crate) fn trials(make: Make) -> Vec<Trial> {
         .into()
 }
 
-/// Cases whose values lie beyond the greatest f16: rounding makes them infinite, whatever the kernel does.
+/// Cases with values beyond the greatest f16: rounding makes them infinite in any kernel.
 const BEYOND_F16: [&str; 2] = ["/loud values", "/large keys"];
 
 fn holds(make: Make, precision: Dtype) -> std::result::Result<(), Failed> {
     let mut failed = Vec::new();
-    // Not the refusals: this wrapper submits an operation at a time, so the first has run when the second refuses.
+    // Without the refusals: this wrapper submits one operation at a time, so the first has run when the second one is
+    // refused.
     for case in cases()
         .into_iter()
         .filter(|case| case.operation != "refusals")

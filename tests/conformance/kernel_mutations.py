@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Plant bugs in the CUDA kernels, one after the other, and see that the tests on cuda-emulated catch each.
+"""Plant bugs in the CUDA kernels, one after the other; the tests on cuda-emulated must detect each.
 
     tests/conformance/kernel_mutations.py [SUBSTRING]
     tests/conformance/kernel_mutations.py --check
 
-The kernels are compiled into a library once; a mutant takes one file, compiled anew, and the test that is built already, which
-loads the library in place of its own kernels. The repository is left alone. Each row of MUTATIONS is a file of kernels/, a segment
-of it that occurs once, what stands there instead, and which cases of the conformance list are to catch it, or, after "trace:",
-which tests of the trace. A row whose text is not found or that does not compile is an error of this script, not a catch. `--check` compiles nothing: it
-says which rows no longer match their text, and runs with every test.
+The kernels are compiled into a library once. A mutant compiles one file again and runs the test that is built already, which loads the
+library instead of its own kernels. The repository is not changed. Each row of MUTATIONS is a file of kernels/, a part of it that occurs
+once, its replacement, and the cases of the conformance list that must detect it, or, after "trace:", the tests of the trace. A row whose
+text is not found or that does not compile is an error of this script, not a detected bug. `--check` compiles nothing: it prints the rows
+that no longer match their text, and is part of every test run.
 """
 import json
 import os
@@ -76,7 +76,7 @@ MUTATIONS = [
     ("route.cu", "first < experts; first += 256) {", "first < experts; first += 288) {", "route/300"),
     ("route.cu", "u32 first = all ? 0 : batch[SEVERAL_ROWS];", "u32 first = 0;", "route"),
     ("route.cu", "u32 first = all ? 0 : batch[SEVERAL_ROWS];", "u32 first = batch[SEVERAL_ROWS];", "route"),
-    ("route.cu", "order = batch + batch[AT_ROWS] + first;", "order = batch + batch[AT_ROWS];", "route/rows are alone"),
+    ("route.cu", "order = batch + batch[AT_ROWS] + first;", "order = batch + batch[AT_ROWS];", "route/each row alone"),
     ("route.cu", "if (lane == t) own = sum;", "if (lane <= t) own = sum;", "route/BF16/single"),
     ("route.cu", "dots<FORMAT, AHEAD_OF_ONE>(sums, weight, row, rows, 256 * AHEAD_OF_ONE, width);", "", "route/F32/one"),
     ("route.cu", "for (; from < width; from += 256 * AHEAD) {", "for (; from < width; from += 256 * AHEAD + 256) {", "route/F16/single"),
@@ -93,26 +93,26 @@ MUTATIONS = [
     ("experts.cu", "begin < top_k; begin += COMBINED) {", "begin < min(top_k, (u32)COMBINED); begin += COMBINED) {", "experts/BF16/16 of [16,32]"),
     ("experts.cu", "results + (u64)(begin + i) * width + column;", "results + (u64)i * width + column;", "experts/BF16/16 of [16,32]"),
     ("experts.cu", "silu(sums[i][j][n]) * sums[i][j + 4][n]", "sums[i][j][n] * silu(sums[i][j + 4][n])", "experts/BF16"),
-    ("experts.cu", "starts[e] + n * run;", "starts[e];", "experts/many places"),
+    ("experts.cu", "starts[e] + n * run;", "starts[e];", "experts/many assignments"),
     ("experts.cu", "+ batch[SEVERAL_ROWS] + i / top_k", "+ i / top_k", "experts/single tokens"),
     ("experts.cu", "single = batch[AT_ROWS] + batch[SEVERAL_ROWS], n", "single = batch[AT_ROWS], n", "experts/a token"),
-    ("experts.cu", "if (place != NONE && output + n < width) results", "if (place != NONE) results", "experts/single tokens, odd"),
+    ("experts.cu", "if (assignment != NONE && output + n < width) results", "if (assignment != NONE) results", "experts/single tokens, odd"),
     ("experts.cu", "min(output + threadIdx.x % 32 / 4 + i * 8, width - 1);\n        product.", "output + threadIdx.x % 32 / 4 + i * 8;\n        product.", "experts/single tokens, odd"),
     ("experts.cu", "if (rows < 2) {", "if (rows < 3) {", "experts"),
     ("experts.cu", "n < list[0] ? entry[2] : 0", "n + 1 < list[0] ? entry[2] : 0", "experts/single tokens"),
     ("experts.cu", "n < list[0] ? entry[2] : 0", "n <= list[0] ? entry[2] : 0", "experts/single tokens"),
     ("experts.cu", "list + 1 + 3 * (u64)most + entry[1], NONE}", "list + 1 + 3 * (u64)most, NONE}", "experts/single tokens"),
-    ("experts.cu", "return {expert, expert < experts ? 1u : 0u, nullptr, place};", "return {expert, 1u, nullptr, place};", "experts/one token"),
-    ("experts.cu", "first < chosen.count; first += FEW_PLACES) {", "first < min(chosen.count, (u32)FEW_PLACES); first += FEW_PLACES) {", "experts/many single"),
-    ("experts.cu", "chosen.place(min(first + g, chosen.count - 1))", "chosen.place(first)", "experts/single tokens"),
-    ("experts.cu", "first + warp < chosen.count ? chosen.place(first + warp) : NONE", "first + warp + 1 < chosen.count ? chosen.place(first + warp) : NONE", "experts/single tokens"),
+    ("experts.cu", "return {expert, expert < experts ? 1u : 0u, nullptr, assignment};", "return {expert, 1u, nullptr, assignment};", "experts/one token"),
+    ("experts.cu", "first < chosen.count; first += FEW_ASSIGNMENTS) {", "first < min(chosen.count, (u32)FEW_ASSIGNMENTS); first += FEW_ASSIGNMENTS) {", "experts/many single"),
+    ("experts.cu", "chosen.assignment(min(first + g, chosen.count - 1))", "chosen.assignment(first)", "experts/single tokens"),
+    ("experts.cu", "first + warp < chosen.count ? chosen.assignment(first + warp) : NONE", "first + warp + 1 < chosen.count ? chosen.assignment(first + warp) : NONE", "experts/single tokens"),
     ("experts.cu", "        if (first > 0) __syncthreads();\n", "", "experts/many single"),
     ("experts.cu", "        __syncthreads();\n        float sum = 0.0f;", "        float sum = 0.0f;", "experts/single tokens"),
     ("experts.cu", "from < FEW_WARPS; from++) sum += parts", "from < FEW_WARPS - 1; from++) sum += parts", "experts/single tokens, wide"),
     ("experts.cu", "from[i] += FEW_WARPS * FEW_COLUMNS;", "from[i] += FEW_COLUMNS;", "experts/single tokens, wide"),
     ("experts.cu", "mma_bf16(sums[i], a[1], b[1]);", "mma_bf16(sums[i], a[1], b[0]);", "experts/single tokens"),
     ("experts.cu", "narrow(silu(sum) * other)", "narrow(sum * silu(other))", "experts/single tokens"),
-    ("experts.cu", "max(places, 1u), first, experts, 0, places, places, place_of);", "max(places, 1u), first, experts, 0, places - 1, places, place_of);", "experts/single tokens"),
+    ("experts.cu", "max(assignments, 1u), first, experts, 0, assignments, assignments, assignment_of);", "max(assignments, 1u), first, experts, 0, assignments - 1, assignments, assignment_of);", "experts/single tokens"),
     ("experts.cu", "starts[e] = counts != nullptr ? all : before;", "starts[e] = all;", "experts/single tokens"),
     ("experts.cu", "entry[2] = min(count - n * run, run);", "entry[2] = count - 1;", "experts/single tokens"),
     ("experts.cu", "entry[0] = e;", "entry[0] = e + first;", "experts/single tokens, the second"),

@@ -1,8 +1,9 @@
-//! The conformance list on every backend that this machine has: one named trial a case and backend, its error printed
-//! beside its bound; with it the recurrence's reference cases, which need a file, the generated table, and the mutants
-//! that the list must catch. Inputs are the same in every run, but for one case of each operation, whose inputs are drawn.
+//! The conformance list on every backend of this machine: one named trial per case and backend, which prints its error with
+//! its bound. It also runs the recurrence's reference cases, which need a file, and tests the generated table and that the
+//! list detects the planted bugs. Inputs are the same in every run, except for one case of each operation with random inputs.
 //!
-//! `cargo test --release --test conformance -- kda_chunk` runs a part; `KIMI_REPEATS=1000` repeats what must repeat.
+//! `cargo test --release --test conformance -- kda_chunk` runs a part; `KIMI_REPEATS=1000` sets the number of repetitions of
+//! calls whose results must be identical.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -70,7 +71,7 @@ fn main() {
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-/// One case on one backend, held to a closer bound where there is one.
+/// One case on one backend, with a tighter bound if there is one.
 fn trial(bench: &Arc<Bench>, case: Case, closer: Option<f64>) -> Trial {
     let bench = Arc::clone(bench);
     Trial::test(format!("{}/{}", bench.name, case.name), move || {

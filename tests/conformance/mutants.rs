@@ -1,4 +1,4 @@
-//! The list must catch what is planted: each bug in turn, wrapped around a backend, has to fail a case.
+//! The list must detect planted bugs: with each bug, wrapped around a backend, a case has to fail.
 
 use kimi_linear::backend::Backend;
 use kimi_linear::conformance::{Options, Verdict, cases, run};
@@ -9,7 +9,7 @@ use crate::bugs::{BUGS, Bug};
 use crate::planted::Mutated;
 use crate::wrapped::Wrapped;
 
-/// One trial a bug and operation; with them one that the wrapper without a bug passes everything.
+/// One trial per bug and operation, and one that the wrapper without a bug passes everything.
 pub(crate) fn trials(make: Make) -> Vec<Trial> {
     let mut trials = vec![Trial::test("mutant/none", move || {
         let failed: Vec<String> = failures(make, Bug::None, None).collect();

@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Plant bugs in the kernels' sources, one after the other, and see that the conformance list catches each.
+"""Plant bugs in the sources of the CPU backend and the shaders, one after the other; the conformance list must detect each.
 
     tests/conformance/mutations.py [SUBSTRING] [--filter cpu/]
     tests/conformance/mutations.py --check
 
-Works on a copy of the sources; the repository is left alone. Each row of MUTATIONS is a file, a segment of it that occurs
-once, and what stands there instead. Shaders are text like any other source: a row for a .wgsl works as well, with
-`--filter wgpu/`. Set CARGO_TARGET_DIR to a warm build, or dependencies are built first. A mutant that does not compile, or whose text
-is not found, is an error of this script, not a catch. `--check` compiles nothing: it says which rows no longer match their
-text, and runs with every test.
-`mutants.rs` plants bugs around a backend and runs with every test; this takes a build a mutant and is run by hand.
+Works on a copy of the sources; the repository is not changed. Each row of MUTATIONS is a file, a part of it that occurs once, and its
+replacement. A row for a shader (.wgsl) requires `--filter wgpu/`. Set CARGO_TARGET_DIR to a folder with built dependencies, or they
+are built first. A mutant that does not compile, or whose text is not found, is an error of this script, not a detected bug. `--check`
+compiles nothing: it prints the rows that no longer match their text, and is part of every test run.
+`mutants.rs` plants bugs around a backend in every test run; this script needs a build per mutant and is run by hand.
 """
 import argparse
 import pathlib
@@ -25,7 +24,7 @@ MUTATIONS = [
     # file, from, to
     (CPU + "kda_gates.rs", "let rate = -a_log[head].exp();", "let rate = a_log[head].exp();"),
     (CPU + "kda_gates.rs", "a_log[head]", "a_log[heads - 1 - head]"),
-    (CPU + "math.rs", "x.exp().ln_1p()", "(1.0 + x.exp()).ln()"),
+    (CPU + "math.rs", "ln(sum) * (power / rounded)", "ln(sum)"),
     (CPU + "math.rs", "if x > 20.0", "if x > 8.0"),
     (CPU + "math.rs", "1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()", "1.0 / ((dot(x, x) / x.len() as f32).sqrt() + eps)"),
     (CPU + "kda_step.rs", "let decay = exp(gates[d]);", "let decay = exp(gates[d]).max(0.0067);"),
@@ -60,7 +59,7 @@ MUTATIONS = [
     (CPU + "route.rs", "op.scale / sum", "1.0 / sum"),
     (CPU + "route.rs", "order.sort_by(|a, b|", "order.reverse();\n    order.sort_by(|a, b|"),
     (CPU + "experts.rs", ".checked_sub(stacks.first)", ".checked_sub(0)"),
-    (CPU + "experts.rs", "*output += weights[place] * value", "*output += value"),
+    (CPU + "experts.rs", "*output += weights[assignment] * value", "*output += value"),
     (CPU + "swiglu.rs", "*output = silu(*gate) * up", "*output = *gate * silu(*up)"),
     (CPU + "select.rs", ".then(a.0.cmp(&b.0))", ".then(b.0.cmp(&a.0))"),
     (CPU + "select.rs", ".all(|logit| logit.is_finite())", ".all(|logit| !logit.is_nan())"),
@@ -106,10 +105,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         copy = pathlib.Path(folder) / "copy"
         shutil.copytree(root, copy, ignore=shutil.ignore_patterns("target", ".git"))
-        # Built once a mutant, so optimised less and by the parts that changed; dependencies stay as they are.
+        # Built once per mutant, so with less optimisation and incrementally; dependencies are unchanged.
         profile = "profile.release.package.kimi-linear."
         faster = ["--config", profile + "opt-level=1", "--config", profile + "debug=false", "--config", "profile.release.incremental=true"]
-        # Of the backends, only the one that the trials are of.
+        # Only the backend of the selected trials.
         features = ["--no-default-features"] + (["--features", "wgpu"] if options.filter.startswith("wgpu") else [])
         build = ["cargo", "test", "--release", "--locked", *faster, *features, "--test", "conformance"]
         cargo = lambda *more: subprocess.run([*build, *more], cwd=copy, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-//! Where each bug is planted: the operations of a program, one of them altered.
+//! Plants each bug: the operations of a program, one of which is altered.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::edits::{count, drop_states, map_rows, map_states, next_up, shift, wid
 use crate::small;
 use crate::wrapped::{Part, Wrap};
 
-/// One bug, planted in whatever backend it is wrapped around.
+/// One bug, planted in the backend that it is wrapped around.
 #[derive(Clone)]
 pub(crate) struct Mutated {
     bug: Bug,
@@ -162,7 +162,7 @@ impl Mutated {
             )]),
             Bug::NormOfKeysEpsilon => Ok(vec![Part::before(
                 move |backend, batch| {
-                    // x / sqrt(n + 1e-5) is what sqrt(0.1) x is under 1e-6.
+                    // x / sqrt(n + 1e-5) equals the result of sqrt(0.1) x with 1e-6.
                     map_rows(backend, op.qkv, batch.tokens.len(), |_, row| {
                         let keys = 2 * layout.key_heads * layout.key_width;
                         row[..keys].iter_mut().for_each(|x| *x *= 0.1_f32.sqrt());
@@ -211,7 +211,7 @@ impl Mutated {
                 Ok(())
             })]),
             Bug::CheckpointCutsNothing => Ok(vec![Part::adjusted(
-                // The checkpoint one token early cuts the chunks elsewhere; its state is then wrong as well.
+                // The checkpoint one token early cuts the chunks at another position; its state is then wrong as well.
                 |batch| {
                     for checkpoint in batch
                         .segments
@@ -521,7 +521,7 @@ impl Mutated {
             );
             let mut bytes = part.bytes.to_vec();
             bytes.chunks_exact_mut(row).for_each(|row| alter(row, size));
-            // Copied once more: `Bytes` keeps the vector's allocation, which is aligned to 8 at least.
+            // Copied once more: `Bytes` keeps the vector's allocation, which is aligned to at least 8 bytes.
             part.bytes = Bytes::from(bytes);
         }
         backend.weight(source)

@@ -1,4 +1,4 @@
-//! The eleven cases of `tests/reference/kda.safetensors`, through the machinery of the list.
+//! The eleven cases of `tests/reference/kda.safetensors`, run like those of the list.
 
 use kimi_linear::backend::Form;
 use kimi_linear::conformance::Case;
@@ -21,10 +21,10 @@ const NAMES: [&str; 11] = [
     "repeated",
 ];
 
-/// f32 on the CPU is held closer than f32 elsewhere (`spec/kda.md`, section 5).
+/// The bound for f32 on the CPU is tighter than for f32 on other devices.
 const CPU_BOUND: f64 = 2e-6;
 
-/// Each case in both forms, with the closer bound that this backend is held to, if there is one.
+/// Each case in both forms, with this backend's tighter bound, if there is one.
 pub(crate) fn cases(bench: &Bench) -> Vec<(Case, Option<f64>)> {
     let fixture = Fixture::open("kda.safetensors");
     let closer = (bench.name == "cpu").then_some(CPU_BOUND);

@@ -1,7 +1,7 @@
-//! Which cases each backend may skip, why, and how many trials there are at the least.
+//! The cases that each backend may skip, with reasons, and the minimum number of trials.
 //!
-//! A backend that begins to refuse what it did fails its trials until someone writes down here that it may, and why; one
-//! that no longer refuses fails them until the line is taken out.
+//! A backend that starts to refuse a supported case fails its trials until the case is listed here with a reason; one that no
+//! longer refuses a listed case fails them until the line is removed.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,10 +11,10 @@ use libtest_mimic::{Failed, Trial};
 /// A case that a backend may skip: the backend, the case, the reason.
 type Skip = (&'static str, &'static str, &'static str);
 
-/// Every backend does all of the list today.
+/// Every backend supports the whole list.
 const SKIPS: [Skip; 0] = [];
 
-/// Trials that there were when this was written; more may come, none may go. First what does not depend on features.
+/// Numbers of trials when this was written; there may be more, but not fewer. First those that do not depend on features.
 const TRIALS: [(&str, usize); 7] = [
     ("list", 5),
     ("bounds", 2),
@@ -25,7 +25,7 @@ const TRIALS: [(&str, usize); 7] = [
     ("cuda-emulated", 695),
 ];
 
-/// Why this backend may skip this case, if it may.
+/// The reason why this backend may skip this case, if it may.
 pub(crate) fn reason(backend: &str, case: &str) -> Option<&'static str> {
     SKIPS
         .iter()
@@ -33,7 +33,7 @@ pub(crate) fn reason(backend: &str, case: &str) -> Option<&'static str> {
         .map(|(_, _, reason)| *reason)
 }
 
-/// The list of skips against the list of cases, and the count of `trials` against what it was.
+/// Checks the list of skips against the list of cases, and the number of `trials` against the minimum.
 pub(crate) fn trials(backends: &[&'static str], trials: &[Trial]) -> Vec<Trial> {
     let mut counts = BTreeMap::<String, usize>::new();
     for trial in trials {
@@ -63,7 +63,7 @@ fn named() -> Result<(), Failed> {
 }
 
 fn counted(counts: &BTreeMap<String, usize>, backends: &[&str]) -> Result<(), Failed> {
-    // A build without a feature is without its backends, and loses nothing else.
+    // A build without a feature lacks its backends, and nothing else.
     let built = |group: &str| match group {
         "wgpu" | "wgpu-plain" => cfg!(feature = "wgpu"),
         "cuda-emulated" => cfg!(feature = "cuda"),

@@ -1,4 +1,4 @@
-//! Small errors in few places, which a norm over the whole tensor or over a wide row would hide.
+//! Small errors in a few rows or elements, which a norm over the whole tensor or over a wide row would hide.
 
 use kimi_linear::backend::*;
 
@@ -6,16 +6,16 @@ use crate::bugs::Bug;
 use crate::edits::{count, map_rows, map_states};
 use crate::wrapped::{Edit, Part};
 
-/// Bounds of the list in f32 that the planted errors are measured in.
+/// The list's bound in f32, in which the planted errors are measured.
 const BOUND: f32 = 1e-5;
 
-/// Whether a row is one of the few that are wrong, one in `many`. Its own bits say so: then it is wrong whatever is beside
-/// it, and no comparison of a batch with its parts sees it.
+/// Whether a row is one of the few wrong ones, one in `many`. It follows from the row's bits: so the row is wrong with any
+/// other rows, and a comparison of a batch with its parts does not detect it.
 fn chosen(row: &[f32], many: u32) -> bool {
     row[0].to_bits().is_multiple_of(many)
 }
 
-/// Four bounds off, in one row of `many`.
+/// An error of four bounds, in one row of `many`.
 fn one_row_off(rows: &mut [f32], width: usize, many: u32) {
     for row in rows.chunks_exact_mut(width) {
         if chosen(row, many) {
@@ -24,7 +24,7 @@ fn one_row_off(rows: &mut [f32], width: usize, many: u32) {
     }
 }
 
-/// The greatest element three bounds off, in one of seven rows that are wide enough to hide it.
+/// An error of three bounds in the greatest element, in one of seven rows that are wide enough to hide it.
 fn one_element_off(rows: &mut [f32], width: usize) {
     for row in rows.chunks_exact_mut(width).filter(|row| row.len() >= 64) {
         if chosen(row, 7)
@@ -43,7 +43,7 @@ fn edited(output: Tensor, width: usize, edit: impl Fn(&mut [f32], usize) + Send 
     })
 }
 
-/// The output of an operation and the width of what is compared as a row, where the list holds it to both norms.
+/// The output of an operation and the width that is compared as a row, if the list compares it in both norms.
 fn rows_of(op: &Op) -> Option<(Tensor, usize)> {
     match op {
         Op::Linear(op) => Some((op.output, op.output.width)),
@@ -53,7 +53,7 @@ fn rows_of(op: &Op) -> Option<(Tensor, usize)> {
     }
 }
 
-/// The operation with a small error, where that is the bug.
+/// The operation with a small error, if that is the bug.
 pub(crate) fn planted(bug: Bug, op: &Op) -> Option<Part> {
     let edit: Edit = match (bug, op) {
         (Bug::OneRowOff, Op::KdaRecurrence(_) | Op::MlaPrefill(_)) => {
@@ -80,7 +80,7 @@ pub(crate) fn planted(bug: Bug, op: &Op) -> Option<Part> {
     })
 }
 
-/// One row of 31 of a block's output, off in the block alone and not in its composition.
+/// An error in one row of 31 of a block's output, in the block only and not in its separate operations.
 pub(crate) fn after_block(bug: Bug, block: &Op) -> Option<Edit> {
     let output = match (bug, block) {
         (Bug::OneFusedRowOff, Op::KdaBlock(block)) => block.output,

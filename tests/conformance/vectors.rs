@@ -1,4 +1,5 @@
-//! The blocks of `tests/reference/quant-vectors.json`, each a row of an embedding: what backends read is what ggml makes of them.
+//! The blocks of `tests/reference/quant-vectors.json`, each a row of an embedding: backends must read the values that ggml
+//! computes.
 
 use std::sync::Arc;
 
@@ -23,7 +24,8 @@ struct Vectors {
     values: Vec<Vec<f32>>,
 }
 
-/// Those of every format of blocks that shaders and kernels know. Q4_1_64, which ggml does not have, is Q4_1 with its codes twice.
+/// Those of every block format that shaders and kernels read. Q4_1_64, which ggml does not have, is Q4_1 with its codes
+/// twice.
 fn vectors() -> Vec<Vectors> {
     let text = include_str!("../reference/quant-vectors.json");
     let all: serde_json::Value = serde_json::from_str(text).unwrap();
@@ -71,7 +73,7 @@ pub(crate) fn trial(bench: &Arc<Bench>) -> Trial {
         let vectors = vectors();
         assert_eq!(vectors.len(), 14, "formats of blocks");
         for vectors in vectors {
-            // Rows of two blocks, so that a block begins at an odd place too.
+            // Rows of two blocks, so that a block also begins at an odd offset.
             let count = vectors.blocks.len();
             let pairs: Vec<[usize; 2]> = (0..count).map(|row| [row, (row + 1) % count]).collect();
             let bytes = pairs.iter().flatten().flat_map(|i| &vectors.blocks[*i]);
@@ -89,7 +91,7 @@ pub(crate) fn trial(bench: &Arc<Bench>) -> Trial {
                     Dtype::F16 => half::f16::from_f32(*expected).to_f32(),
                     Dtype::Bf16 => half::bf16::from_f32(*expected).to_f32(),
                 };
-                // A GPU may make zero of a subnormal number, and anything of what is not finite.
+                // A GPU may flush a subnormal number to zero, and return any value for one that is not finite.
                 if (exact || expected.is_normal()) && found.to_bits() != expected.to_bits() {
                     let format = vectors.format;
                     return Err(Failed::from(format!(
@@ -103,7 +105,7 @@ pub(crate) fn trial(bench: &Arc<Bench>) -> Trial {
     })
 }
 
-/// The CPU reads the formats that shaders and kernels do not know; GPUs refuse them, and say who reads them.
+/// The CPU reads the formats that shaders and kernels do not support; GPUs refuse them with an error that names the CPU.
 fn others(bench: &Bench) {
     let others = [&IQ2_S, &IQ2_XS, &IQ2_XXS, &IQ3_S, &IQ3_XXS];
     let repacked = [
@@ -204,7 +206,7 @@ pub(crate) fn kernels() -> Trial {
     })
 }
 
-/// `count` elements of a weight, each read alone and in its eight by `tests/emulated/kernels/weights.cu`.
+/// `count` elements of a weight, each read alone and in its group of eight by `tests/emulated/kernels/weights.cu`.
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 fn widened(format: Format, bytes: &[u8], count: usize) -> Vec<f32> {
@@ -221,7 +223,7 @@ fn widened(format: Format, bytes: &[u8], count: usize) -> Vec<f32> {
         &columns.to_le_bytes(),
         &(count as u32).to_le_bytes(),
     ];
-    // SAFETY: the arguments are those of the kernel, and the addresses those of living allocations.
+    // SAFETY: the arguments are those of the kernel, and the addresses belong to living allocations.
     let launched = unsafe { launch("try_weights", [1, 1, 1], 32, 0, &arguments, Order::Forward) };
     launched.unwrap();
     let words = output.bytes().as_chunks().0;

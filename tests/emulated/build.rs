@@ -15,7 +15,7 @@ fn files(folder: &Path, extension: &str) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn main() -> std::io::Result<()> {
-    // Asked when it runs: what was built may have been moved with its folder.
+    // Read at run time, because build output may have been moved with its folder.
     let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let (kernels, tried) = (here.join("../../kernels"), here.join("kernels"));
     for folder in [&kernels, &tried] {
@@ -30,18 +30,18 @@ fn main() -> std::io::Result<()> {
         .extra_warnings(true)
         .warnings_into_errors(true)
         .include(&kernels)
-        // A device rounds each operation as it is written, and lanes switch stacks.
+        // A device rounds each operation as written, and lanes switch stacks.
         .flag("-ffp-contract=off")
         .flag("-fno-strict-aliasing")
         .flag("-fcf-protection=none")
         .flag("-U_FORTIFY_SOURCE")
         .flag("-Wno-unknown-pragmas")
         .flag("-Wno-unused-function")
-        // What only a fault would show on the device, as an illegal instruction; no runtime library.
+        // Errors that a device reports as an illegal instruction; no runtime library.
         .flag("-fsanitize=alignment,bounds,integer-divide-by-zero")
         .flag("-fsanitize-undefined-trap-on-error")
         .flag("-xc++")
-        // Kernels are found by the entries that register themselves.
+        // Kernels are found by the entries that they register.
         .link_lib_modifier("+whole-archive")
         .files(files(&kernels, "cu")?)
         .files(files(&tried, "cu")?)

@@ -1,5 +1,5 @@
-//! A device that fails at each of its calls in turn: no panic, no hang, every request ends with an event, no slot and no
-//! block is lost, and the engine serves the next request where the device lives.
+//! A device that fails at each of its calls: no panic, no hang, every request ends with an event, no slot and no block leaks,
+//! and the engine serves the next request unless the device is lost.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use kimi_linear::error::{EngineError, Error};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-/// More steps than any schedule here takes: whoever needs more hangs.
+/// More steps than any schedule here needs: a schedule that needs more hangs.
 const MOST_STEPS: usize = 2000;
 
-/// Host memory for some of what leaves the device, a quantum that makes sequences yield.
+/// Host memory for a part of what is evicted from the device, and a quantum after which sequences yield.
 const SCARCE: EngineOptions = EngineOptions {
     host_bytes: 60_000,
     quantum: 5,
@@ -29,13 +29,13 @@ const SCARCE: EngineOptions = EngineOptions {
 /// Sequences that run at a time.
 const SEQUENCES: usize = 3;
 
-/// Few sequences at a time, and pools too small for all that is wanted.
+/// Few sequences at a time, and pools that are too small for all requests.
 fn scarce(plan: &Shared) -> Engine {
     let backend = Box::new(Faulty::new(Box::new(CpuBackend::new()), plan));
     engine_on(backend, "tiny-a", limits(SEQUENCES, 5, 12), SCARCE)
 }
 
-/// Requests with a prefix in common, one with several answers, one that is cut inside a block.
+/// Requests with a common prefix, one with several answers, one that is cut inside a block.
 fn requests() -> Vec<Request> {
     let common = tokens(1, 2 * BLOCK);
     let with = |seed, count| [common.clone(), tokens(seed, count)].concat();
@@ -58,7 +58,7 @@ fn requests() -> Vec<Request> {
     ]
 }
 
-/// What one run of the schedule came to.
+/// The result of one run of the schedule.
 struct Ran {
     outcomes: Outcomes,
     /// The error of each request that failed.
@@ -94,7 +94,7 @@ fn steps(engine: &mut Engine, ran: &mut Ran, most: usize) -> bool {
     false
 }
 
-/// All requests, the last of them after some steps, then a snapshot of what is kept.
+/// All requests, the last of them after some steps, then a snapshot of the cache.
 fn run(engine: &mut Engine) -> Ran {
     let mut ran = Ran::default();
     let mut waiting = (0..).zip(requests());
@@ -110,13 +110,13 @@ fn run(engine: &mut Engine) -> Ran {
     ran
 }
 
-/// What a device that never fails answers: to the requests, and to the one that comes after.
+/// The answers with a device that never fails: to the requests, and to the one after them.
 struct Known {
     answers: Vec<Vec<Outcome>>,
     next: Outcome,
 }
 
-/// A request that comes when the schedule is over; no cached prefix, so that its answer is known to the bit.
+/// A request after the schedule; without a cached prefix, so that its answer is known to the bit.
 fn next() -> Request {
     Request {
         reuse: false,
@@ -134,13 +134,13 @@ fn known() -> Known {
     Known { answers, next }
 }
 
-/// Whether this is the error that was planted.
+/// Whether this is the injected error.
 fn planted(error: &Error, fault: Fault) -> bool {
     matches!(error, Error::Backend(found) if *found == fault.error())
 }
 
-/// Every answer of every request has ended: with the planted error, where numbers were damaged with what the engine says of
-/// that, else as on a device that never fails.
+/// Every answer of every request has ended: with the injected error, with the engine's error for damaged numbers, or as with
+/// a device that never fails.
 fn all_ended(ran: &Ran, known: &Known, fault: Fault, what: &str) {
     for (id, request) in (0..).map(RequestId).zip(requests()) {
         if let Some(error) = ran.errors.get(&id) {
@@ -153,7 +153,7 @@ fn all_ended(ran: &Ran, known: &Known, fault: Fault, what: &str) {
             let outcome = ran.outcomes.get(&(id, sample)).expect(&what);
             let expected = &known.answers[id.0 as usize][sample];
             assert_eq!(outcome.reason, expected.reason, "{what}");
-            // Where a prefix is taken from the cache depends on what ran before, and with it the last bits.
+            // Whether a prefix is found in the cache depends on what ran before, and so do the last bits.
             if !request.reuse {
                 assert_eq!(outcome.said(), expected.said(), "{what}");
             }
@@ -161,7 +161,7 @@ fn all_ended(ran: &Ran, known: &Known, fault: Fault, what: &str) {
     }
 }
 
-/// The pools are as full as the living sequences say: all else is the prefix cache's alone.
+/// The usage of the pools matches the living sequences: everything else belongs to the prefix cache.
 fn as_full_as_held(engine: &Engine, what: &str) {
     let found = engine.occupancy();
     let used = (
@@ -171,7 +171,7 @@ fn as_full_as_held(engine: &Engine, what: &str) {
     assert_eq!(used, engine.held(), "slots, blocks: {what}");
 }
 
-/// Nothing is held but what the cache may let go.
+/// Everything in use can be evicted from the cache.
 fn nothing_held(engine: &mut Engine, what: &str) {
     engine.clear_cache();
     let left = engine.occupancy();
@@ -179,7 +179,7 @@ fn nothing_held(engine: &mut Engine, what: &str) {
     assert_eq!(held, (0, 0, 0), "slots, blocks, host bytes held: {what}");
 }
 
-/// The schedule on a device that does not fail; how many calls it makes.
+/// The schedule with a device that does not fail; returns its number of calls.
 fn sound(known: &Known, plan: &Shared, damaged: Option<usize>) -> usize {
     let mut engine = scarce(plan);
     let start = Plan {
@@ -192,7 +192,7 @@ fn sound(known: &Known, plan: &Shared, damaged: Option<usize>) -> usize {
     all_ended(&ran, known, Fault::Refused, "no fault");
     assert_eq!(ran.errors.len(), usize::from(damaged.is_some()));
     if damaged.is_none() {
-        // What the schedule is there for does happen in it.
+        // The events that the schedule is made for do occur.
         let reused = |outcome: &Outcome| outcome.usage.cached_tokens > 0;
         assert!(ran.outcomes.values().any(reused), "no prefix was reused");
         assert!(engine.preemptions() > 0, "nobody was preempted");
@@ -227,7 +227,7 @@ fn each_call_fails(damaged: Option<usize>) {
         assert!(in_request || in_snapshot, "{what}: nobody was told");
         all_ended(&ran, &known, fault, &what);
         if fault != Fault::Lost {
-            // Those of one batch at most, and never those that wait.
+            // At most those of one batch, and never those that wait.
             let failed = ran
                 .errors
                 .values()
@@ -236,7 +236,7 @@ fn each_call_fails(damaged: Option<usize>) {
             assert!(failed <= SEQUENCES, "{what}: {failed} requests failed");
         }
 
-        // Where a fault ended the schedule early, the submission that was to be damaged is still to come.
+        // If a fault ended the schedule early, the submission that was to be damaged has not run.
         plan.lock().unwrap().damaged = None;
         let mut last = Ran::default();
         engine.submit(RequestId(99), next()).unwrap();
@@ -257,13 +257,13 @@ fn each_call_of_a_schedule_fails_in_turn() {
     each_call_fails(None);
 }
 
-/// Numbers that are not finite make the engine run the tokens again and read every layer: those calls fail as well.
+/// Numbers that are not finite let the engine run the tokens again and read every layer: those calls fail as well.
 #[test]
 fn each_call_of_a_schedule_with_damaged_numbers_fails_in_turn() {
     each_call_fails(Some(7));
 }
 
-/// Schedules a seed.
+/// Schedules per seed.
 const SCHEDULES: usize = 250;
 
 #[test]
@@ -292,7 +292,7 @@ fn random_schedules(seed: u64) {
         let mut engine = engine_on(backend, "tiny-a", pools, options);
         let mut ran = Ran::default();
         let mut submitted: Vec<Request> = Vec::new();
-        // Some of them send their caches; readers take what they like, or go away.
+        // Some of them export their caches; readers take some records, or are dropped.
         let mut streams = Vec::new();
         while submitted.len() < 8 || !engine.is_idle() {
             if submitted.len() < 8 && rng.random_range(0..2) == 0 {
@@ -310,7 +310,7 @@ fn random_schedules(seed: u64) {
             if rng.random_range(0..3) == 0 {
                 let mut plan = plan.lock().unwrap();
                 let at = plan.calls + rng.random_range(0..30);
-                // A device that is lost serves nobody again: the next schedule has another.
+                // A lost device serves no further request: the next schedule has another.
                 let kinds = if submitted.len() == 8 { 4 } else { 3 };
                 plan.fault = Some((at, Fault::ALL[rng.random_range(0..kinds)]));
             }

@@ -1,5 +1,5 @@
-//! Both GPU backends with each call of their device failing in turn, while a model is loaded and while the engine runs: a
-//! typed error with its scope, no panic, no hang, and the next request is served where the device lives.
+//! Both GPU backends with each call of their device failing, while a model is loaded and while the engine runs: a typed error
+//! with its scope, no panic, no hang, and the next request is served unless the device is lost.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use kimi_linear::error::{BackendError, Error, Scope};
 use kimi_linear::model::{Limits, Model};
 use kimi_linear_emulated::Order;
 
-/// More steps than any schedule here takes: whoever needs more hangs.
+/// More steps than any schedule here needs: a schedule that needs more hangs.
 const MOST_STEPS: usize = 200;
 const FAULTS: [Fault; 3] = [Fault::Refused, Fault::OutOfMemory, Fault::Lost];
 
-/// A device whose calls can be told to fail.
+/// A device into whose calls failures can be injected.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Wgpu,
@@ -71,7 +71,7 @@ fn short() -> Vec<Request> {
     vec![request(tokens(3, 3), 1)]
 }
 
-/// A prompt of several segments, and one that goes on from what it leaves.
+/// A prompt of several segments, and one that continues from its cached prefix.
 fn shared() -> Vec<Request> {
     let common = tokens(1, BLOCK + 3);
     let longer = [common.clone(), tokens(2, 2)].concat();
@@ -95,7 +95,7 @@ fn is_planted(error: &Error, fault: Fault) -> bool {
     }
 }
 
-/// Requests one after the other; the errors of those that failed.
+/// Requests one after the other; returns the errors of those that failed.
 fn run(engine: &mut Engine, requests: Vec<Request>, what: &str) -> Vec<Arc<Error>> {
     let mut errors = Vec::new();
     for (id, request) in (0..).zip(requests) {
@@ -118,7 +118,7 @@ fn run(engine: &mut Engine, requests: Vec<Request>, what: &str) -> Vec<Arc<Error
     errors
 }
 
-/// A request that comes afterwards; no cached prefix, so that its answer is known to the bit.
+/// A request afterwards; without a cached prefix, so that its answer is known to the bit.
 fn next(engine: &mut Engine) -> Outcome {
     let request = Request {
         reuse: false,
@@ -149,11 +149,11 @@ fn each_call_of_a_load_fails(kind: Kind) {
     }
 }
 
-/// One engine, and requests once for each of their calls, which fails but leaves the device: each time the engine goes on.
-/// Where it is `warm`, steps are compiled before.
+/// One engine, and requests once for each of their calls, which fails without losing the device: each time the engine
+/// continues. If `warm`, steps are compiled before.
 fn each_call_of_requests_fails(kind: Kind, requests: fn() -> Vec<Request>, warm: bool) {
     let (backend, faults) = open(kind);
-    // One step kept is another's one lost: all that is needed is compiled anew each time.
+    // Only one step is cached, so each compiled step evicts another: all steps are compiled again each time.
     let mut engine = engine(load(backend).unwrap(), if warm { 16 } else { 1 });
     let sound = next(&mut engine);
     assert_eq!(sound.error, None);
@@ -181,7 +181,7 @@ fn each_call_of_requests_fails(kind: Kind, requests: fn() -> Vec<Request>, warm:
     }
 }
 
-/// An engine for each of so many calls of the schedule, at which the device is lost: then all that follows says so.
+/// An engine for each of a number of calls of the schedule, at which the device is lost: all later calls return that error.
 fn the_device_is_lost(kind: Kind, places: usize) {
     let (backend, faults) = open(kind);
     let mut sound = engine(load(backend).unwrap(), 16);

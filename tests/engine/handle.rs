@@ -1,4 +1,4 @@
-//! The engine in its thread: events in order, several clients at once, cancellation from anywhere.
+//! The engine in its thread: events in order, several clients at a time, cancellation at any point.
 
 use std::sync::Arc;
 
@@ -82,14 +82,14 @@ fn clients_do_not_disturb_each_other() {
                 );
             });
         }
-        // One that goes away in the middle.
+        // One that is dropped in the middle.
         let handle = handle.clone();
         scope.spawn(move || {
             let answer = handle.answer(request(tokens(99, 40), 300));
             while !matches!(answer.next(), Some(Event::Token { .. })) {}
         });
     });
-    // What the one that went away held is free at the next step.
+    // The memory of the dropped one is free at the next step.
     let start = std::time::Instant::now();
     loop {
         let occupancy = handle.occupancy().unwrap();
@@ -133,7 +133,7 @@ fn what_cannot_run_fails_by_an_event() {
     assert!(answer.next().is_none());
 }
 
-/// An answer's tokens and text, how it ended, and what it took.
+/// An answer's tokens and text, how it ended, and its usage.
 fn read_text(answer: &Answer<Output>) -> (Vec<u32>, String, FinishReason, Usage) {
     let (mut tokens, mut text) = (Vec::new(), String::new());
     while let Some(output) = answer.next() {
@@ -176,7 +176,7 @@ fn a_stop_string_ends_the_answer_and_is_never_shown() {
         let (tokens, text, reason, usage) = read_text(&answer);
         assert_eq!((text.as_str(), reason), (&whole[..at], FinishReason::Stop));
         assert_eq!(tokens, whole_tokens[..at + 3]);
-        // Nothing was computed after it.
+        // No token was computed after it.
         assert_eq!(usage.generated_tokens, at + 3);
         assert!(answer.next().is_none());
     }

@@ -1,4 +1,4 @@
-//! The engine as its callers meet it: answers, events, prefix reuse, preemption, devices that fail, memory that moves.
+//! The engine from its callers' view: answers, events, prefix reuse, preemption, failing devices, swapping.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! The engine on wgpu: what holds on the CPU holds there, and memory moves between the two.
+//! The engine on wgpu: properties that hold on the CPU hold there, and memory moves between the two.
 
 use crate::engine_harness::{
     BLOCK, OPTIONS, Outcomes, answer, collect, drawn, engine, engine_on, finish, limits, load_on,
@@ -9,7 +9,7 @@ use kimi_linear::cache::Snapshot;
 use kimi_linear::engine::{Engine, Request, RequestId, Sampling};
 use pollster::block_on;
 
-/// The bound of one f32 backend against another, on log-probabilities.
+/// Bound on differences of log-probabilities between two f32 backends.
 const BOUND: f32 = 1e-4;
 
 fn backend() -> Box<dyn Backend> {
@@ -133,7 +133,7 @@ fn memory_moves_between_the_processor_and_wgpu() {
                 .unwrap();
             let found = answer(&mut second, request(longer.clone(), 16));
             assert_eq!(found.usage.cached_tokens, 38);
-            // Token by token, as far as the first whose two best are nearer than the bound.
+            // Token by token, up to the first whose two best candidates differ by less than the bound.
             for (i, (a, b)) in expected.logprobs.iter().zip(&found.logprobs).enumerate() {
                 let (a, b) = (a.as_ref().unwrap(), b.as_ref().unwrap());
                 let margin = a.top[0].1 - a.top[1].1;

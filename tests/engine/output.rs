@@ -1,4 +1,4 @@
-//! What an output processor makes of the engine's events: text, stop strings, tool calls.
+//! The output processor: text, stop strings and tool calls from the engine's events.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -28,7 +28,7 @@ fn token(sample: usize, id: u32) -> Event {
     }
 }
 
-/// The end of an answer of so many tokens for which there was no more room.
+/// The end of an answer of this number of tokens because the context is full.
 fn end(sample: usize, generated_tokens: usize) -> Event {
     Event::Finished {
         sample,
@@ -48,13 +48,13 @@ fn of_bytes(tokenizer: &Tokenizer, bytes: &[u8]) -> u32 {
     (0..tokenizer.ordinary_tokens() as u32).find(is).unwrap()
 }
 
-/// What a client is told of one answer.
+/// The events that a client receives of one answer.
 #[derive(Debug, Default, PartialEq)]
 struct Told {
     deltas: Vec<ToolCallEvent>,
-    /// Tokens that were told.
+    /// Number of tokens in events.
     tokens: usize,
-    /// How many tokens there had been where the answer was to end.
+    /// Number of tokens after which the answer was to end.
     broke: Option<usize>,
     end: Option<(FinishReason, usize)>,
 }
@@ -70,7 +70,7 @@ impl Told {
     }
 }
 
-/// Every token, also those after the answer was to end, and the end.
+/// Every token, including those after the answer was to end, and the end.
 fn tell(mut processor: OutputProcessor, ids: &[u32]) -> Told {
     let mut told = Told::default();
     let events = ids.iter().map(|id| token(0, *id));
@@ -109,7 +109,7 @@ fn a_stop_string_may_lie_across_any_tokens() {
             let at = said.find(stop).unwrap();
             let told = tell(stops(&tokenizer, &["never", stop]), &ids);
             assert_eq!(told.text(), said[..at], "{stop:?}");
-            // It ends with the token in which the stop string becomes complete, and what comes after is left out.
+            // It ends with the token that completes the stop string, and the text after that is left out.
             let through = |count: &usize| {
                 let bytes = tokenizer.decode_bytes(&ids[..*count]).unwrap();
                 bytes.len() >= at + stop.len()
@@ -146,12 +146,12 @@ fn text_comes_in_whole_characters() {
     assert_eq!(pieces, ["a", "", "", "", "🙂", "", "é"]);
     assert_eq!(tell(stops(&tokenizer, &["é"]), &bytes).text(), "a🙂");
     let control = tokenizer.special_id("<|im_middle|>").unwrap();
-    // What a control token or the end leaves incomplete is no character.
+    // An incomplete character before a control token or the end becomes no character.
     let cut = [&bytes[..3], &[control], &bytes[..3]].concat();
     let told = tell(OutputProcessor::new(&tokenizer), &cut);
-    // At the answer's end the character's rest never comes.
+    // At the answer's end the rest of the character is missing.
     assert_eq!(told.text(), "a\u{fffd}<|im_middle|>a");
-    // Half a character in the token that completes a stop string is after it.
+    // Half a character in the token that completes a stop string is after the stop string.
     let half = of_bytes(&tokenizer, b" \xd0");
     let told = tell(stops(&tokenizer, &[" "]), &[bytes[0], half, bytes[0]]);
     assert_eq!((told.text().as_str(), told.tokens), ("a", 2));
@@ -173,7 +173,7 @@ fn control_tokens_are_told_from_text_that_spells_them() {
     assert_eq!(tell(processor.clone(), &mixed).text(), shown);
     let hidden = processor.skip_special_tokens(true);
     assert_eq!(tell(hidden, &mixed).text(), spelt.repeat(2));
-    // No stop string is found in a control token's name, nor across it, shown or hidden.
+    // No stop string is found in a control token's name, nor across it, whether it is shown or hidden.
     for skip in [false, true] {
         for stop in ["<|im_middle|>", "middle", "|><|tool", "|><|im_middle"] {
             let processor = stops(&tokenizer, &[stop]).skip_special_tokens(skip);
@@ -208,7 +208,7 @@ fn call(tokenizer: &Tokenizer, arguments: &str) -> Vec<u32> {
     .concat()
 }
 
-/// The arguments that were told, and whether the call was complete.
+/// The arguments in events, and whether the call was complete.
 fn called(told: &Told) -> (String, bool) {
     let (mut arguments, mut ended) = (String::new(), None);
     for delta in &told.deltas {
@@ -233,7 +233,7 @@ fn a_stop_string_may_lie_in_a_tool_call() {
     assert_eq!(called(&told), ("{\"a\": \"one ".to_owned(), false));
     assert_eq!(told.end.unwrap().0, FinishReason::Stop);
     assert!(told.tokens < ids.len() && told.broke == Some(told.tokens));
-    // In the call's id: what came of it names no function, and is told as no call.
+    // Cut in the call's id: what was received names no function, and is not emitted as a call.
     let told = tell(calls(stops(&tokenizer, &["ions"])), &ids);
     let is_text = |delta: &ToolCallEvent| matches!(delta, ToolCallEvent::Text(_));
     assert!(told.deltas.iter().all(is_text), "{:?}", told.deltas);
@@ -246,11 +246,11 @@ fn special_tokens_are_shown_where_that_is_asked() {
     let ids = [call(&tokenizer, "{}"), vec![middle]].concat();
     let all = tokenizer.decode(&ids).unwrap();
     let processor = OutputProcessor::new(&tokenizer);
-    // Without tool calls their markers are control tokens as others are.
+    // Without tool calls their markers are ordinary control tokens.
     assert_eq!(tell(processor.clone(), &ids).text(), all);
     let hidden = tell(processor.clone().skip_special_tokens(true), &ids);
     assert_eq!(hidden.text(), "Well. functions.f:0{}");
-    // Where calls are looked for, their markers are never text.
+    // With tool calls, their markers are never text.
     for (skip, last) in [(false, Some("<|im_middle|>")), (true, None)] {
         let processor = processor.clone().tool_calls(true).skip_special_tokens(skip);
         let told = tell(processor, &ids);
@@ -293,7 +293,7 @@ fn answers_to_one_request_are_apart() {
         });
         (flow.is_break(), ends)
     };
-    // `c` comes after `b` of the other answer, then after that of its own.
+    // `c` comes after `b` of the other answer, then after its own `b`.
     for (sample, id, breaks) in [
         (1, ids[0], false),
         (0, ids[1], false),
@@ -318,7 +318,7 @@ fn a_token_that_is_none_fails_the_request() {
     let mut client = |output: Output| told.push(output.event);
     let flow = processor.process(token(1, 99_999), &mut client);
     assert_eq!(flow, ControlFlow::Break(()));
-    // The others end at their next token, of which nothing more is told.
+    // The others end at their next token, which is not emitted.
     let flow = processor.process(token(0, 5), &mut client);
     assert_eq!(flow, ControlFlow::Break(()));
     let _ = processor.process(end(1, 1), &mut client);

@@ -1,12 +1,12 @@
-//! Prefix reuse: a hit gives what a run cut at the same places gives, bit for bit, and only where a state is kept.
+//! Prefix reuse: a hit has the same bits as a run that is cut at the same positions, and exists only where a state is cached.
 
 use crate::engine_harness::{
     BLOCK, OPTIONS, Outcome, answer, answers, engine, limits, load, request, tokens, without_engine,
 };
 use kimi_linear::engine::{Engine, EngineOptions, Request};
 
-/// Asserts that an answer is, bit for bit, what the model gives when its prompt's segments end at exactly these places. One
-/// that begins inside a block is cut at the block's end too.
+/// Asserts that an answer has the bits of the model's results when its prompt's segments end at exactly these positions. One
+/// that begins inside a block is also cut at the block's end.
 #[track_caller]
 fn same_as_segments(name: &str, prompt: &[u32], ends: &[usize], answer: &Outcome) {
     let mut most = limits(1, 1, 64);
@@ -45,12 +45,12 @@ fn a_longer_prompt_goes_on_inside_a_block() {
         let first = answer(&mut engine, request(prompt.clone(), 8));
         assert_eq!(first.usage.cached_tokens, 0);
         same_as_segments(name, &prompt, &[38], &first);
-        // It parts from the first one's answer: the checkpoint at the prompt's end, six tokens inside a block.
+        // It differs from the first one's answer: the checkpoint at the prompt's end, six tokens inside a block.
         let longer = chain(&[&prompt, &tokens(2, 20)]);
         let second = answer(&mut engine, request(longer.clone(), 8));
         assert_eq!(second.usage.cached_tokens, 38);
         same_as_segments(name, &longer, &[38, 58], &second);
-        // Again, after the second has written past the prompt's end: into a block of its own.
+        // Again, after the second has written past the prompt's end, to a block of its own.
         let other = chain(&[&prompt, &tokens(3, 20)]);
         let third = answer(&mut engine, request(other.clone(), 8));
         assert_eq!(third.usage.cached_tokens, 38);
@@ -95,7 +95,7 @@ fn the_next_turn_goes_on_from_the_answer() {
     let mut engine = roomy("tiny-a");
     let prompt = tokens(5, 21);
     let first = answer(&mut engine, request(prompt.clone(), 12));
-    // The last token of the answer was chosen, but has not run.
+    // The last token of the answer was sampled, but has not run.
     let reached = 21 + 11;
     let next = chain(&[&prompt, &first.tokens, &tokens(6, 9)]);
     let second = answer(&mut engine, request(next.clone(), 8));
@@ -104,7 +104,7 @@ fn the_next_turn_goes_on_from_the_answer() {
     ends.extend(22..=reached);
     ends.push(next.len());
     same_as_segments("tiny-a", &next, &ends, &second);
-    // An answer that came back as other tokens: the prompt's end.
+    // An answer that is sent back as other tokens: the hit is at the prompt's end.
     let retold = chain(&[&prompt, &tokens(7, 12), &tokens(6, 9)]);
     let third = answer(&mut engine, request(retold.clone(), 8));
     assert_eq!(third.usage.cached_tokens, 21);
@@ -116,12 +116,12 @@ fn latents_without_a_state_are_no_hit() {
     let mut engine = roomy("tiny-a");
     let prompt = tokens(8, 60);
     let _ = answer(&mut engine, request(prompt.clone(), 2));
-    // 40 tokens in common, but states are only at 48, at 60, and at the answer's end.
+    // 40 common tokens, but states are only at 48, at 60, and at the answer's end.
     let parted = chain(&[&prompt[..40], &tokens(9, 20)]);
     let second = answer(&mut engine, request(parted.clone(), 4));
     assert_eq!(second.usage.cached_tokens, 0);
     same_as_segments("tiny-a", &parted, &[60], &second);
-    // 50 in common: the one at 48.
+    // 50 common tokens: the state at 48.
     let later = chain(&[&prompt[..50], &tokens(9, 20)]);
     let third = answer(&mut engine, request(later.clone(), 4));
     assert_eq!(third.usage.cached_tokens, 48);
@@ -166,7 +166,7 @@ fn long_prompts_leave_checkpoints_on_the_way() {
 
 #[test]
 fn what_left_the_device_comes_back_as_it_was() {
-    // Room for one sequence and little more, with host memory and without.
+    // Memory for one sequence and little more, with host memory and without.
     for (host_bytes, hits) in [(64 << 20, true), (0, false)] {
         let options = EngineOptions {
             host_bytes,

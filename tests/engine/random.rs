@@ -1,6 +1,6 @@
-//! Random schedules on pools that are far too small: nothing leaks, and answers stay what they are.
+//! Random schedules on pools that are far too small: nothing leaks, and answers do not change.
 //!
-//! From a fixed seed and from a drawn one, which stands in the message of a run that fails; `KIMI_LINEAR_TEST_SEED` sets it.
+//! With a fixed and with a random seed, which is in the message of a run that fails; `KIMI_LINEAR_TEST_SEED` sets it.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use kimi_linear::engine::{EngineOptions, FinishReason, Request, RequestId, Sampl
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-/// Cancellations, evictions and preemptions of one run.
+/// Minimum number of cancellations, evictions and preemptions in one run.
 const EVENTS: u64 = 500;
 
-/// A request out of a small family, so that prefixes are shared and answers can be known beforehand.
+/// A request from a small family, so that prefixes are shared and answers can be computed before.
 fn random(rng: &mut SmallRng) -> (u64, Request) {
     let kind = rng.random_range(0..24_u64);
     let common = tokens(kind % 3 + 1, 16 * (kind % 4 + 1) as usize);
@@ -81,7 +81,7 @@ fn nothing_left_behind(seed: u64) {
         let mut outcomes = Outcomes::new();
         for id in 0..40 {
             let (kind, mut request) = random(&mut rng);
-            // Those that stay out of the cache are cut alike in every run: their answers must be equal bit by bit.
+            // Requests without the cache are cut equally in every run: their answers must be equal to the bit.
             request.reuse = rng.random_range(0..3) > 0;
             if !request.reuse {
                 let cold = || Request {
@@ -129,7 +129,7 @@ fn nothing_left_behind(seed: u64) {
         }
         evictions += engine.occupancy().evictions;
         preemptions += engine.preemptions();
-        // What comes next is right, and nothing is held but what the cache may let go.
+        // The next request's answer is right, and everything in use can be evicted from the cache.
         let (kind, next) = random(&mut rng);
         let cold = || Request {
             reuse: false,

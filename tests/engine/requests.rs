@@ -1,4 +1,4 @@
-//! Many requests at a time: each answer is the one that it would have been alone.
+//! Many requests at a time: each answer is the one that the request would have alone.
 
 use crate::engine_harness::{
     BLOCK, OPTIONS, Outcomes, answer, answers, collect, drawn, engine, finish, limits, request,
@@ -9,13 +9,13 @@ use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{Engine, EngineOptions, FinishReason, Request, RequestId, Sampling};
 use kimi_linear::model::Model;
 
-/// Sixteen requests of different lengths, greedy and drawn from few and many.
+/// Sixteen requests of different lengths, greedy and sampled from few and many candidates.
 fn sixteen() -> Vec<Request> {
     let lengths = [
         1, 200, 17, 33, 65, 5, 130, 16, 48, 90, 2, 31, 64, 150, 12, 81,
     ];
     let one = |(i, length): (usize, usize)| {
-        // What one reads back must not change what another draws.
+        // Reading back rows for one request must not change the samples of another.
         let sampling = match i % 4 {
             0 | 2 => Sampling::GREEDY,
             1 => drawn(i as u64),
@@ -55,7 +55,7 @@ fn sixteen_at_once_answer_as_each_alone() {
             .into_iter()
             .map(|r| answer(&mut alone, cold(r)))
             .collect();
-        // Too few slots and blocks for all; with time slices and without.
+        // Too few slots and blocks for all; with and without time slices.
         for (sequences, slots, blocks, quantum) in
             [(16, 16, 40, 1 << 20), (6, 7, 20, 1 << 20), (3, 3, 16, 4)]
         {
@@ -111,7 +111,7 @@ fn samples_share_their_prompt() {
         );
         assert_ne!(four[0].tokens, four[1].tokens);
         engine.clear_cache();
-        // The others are the same whatever the pools.
+        // The others are the same with any pools.
         assert_eq!(answers(&mut engine, one(4)), four);
     }
 }
@@ -196,7 +196,7 @@ fn an_answer_that_is_stopped_ends_alone() {
     engine.clear_cache();
     engine.submit(RequestId(1), three).unwrap();
     let (mut outcomes, mut stopped) = (Outcomes::new(), false);
-    // Before there are answers there is none to stop.
+    // Before it has answers there is none to stop.
     engine.stop(RequestId(1), 0);
     loop {
         let more = pollster::block_on(engine.step());
@@ -209,7 +209,7 @@ fn an_answer_that_is_stopped_ends_alone() {
             let second = &outcomes[&(RequestId(1), 1)];
             assert_eq!(second.reason, Some(FinishReason::Stop));
             assert_eq!(second.usage.generated_tokens, 4);
-            // It has ended already.
+            // It has already ended.
             engine.stop(RequestId(1), 1);
         }
         if !more {
@@ -223,7 +223,7 @@ fn an_answer_that_is_stopped_ends_alone() {
             _ => assert_eq!(outcome.said(), whole.said()),
         }
     }
-    // What it held is free, and its state is kept for whoever goes on from there.
+    // Its memory is free, and its state is cached for requests that continue from it.
     let occupancy = engine.occupancy();
     assert_eq!(occupancy.slots, occupancy.device_checkpoints);
     let next = [tokens(9, 20), whole[1].tokens[..4].to_vec(), vec![1]].concat();
@@ -252,7 +252,7 @@ fn stop_ids_and_limits_end_answers() {
         (stopped.tokens.as_slice(), stopped.reason),
         (&whole.tokens[..at], Some(FinishReason::Stop))
     );
-    // The context of four blocks: its last token is chosen, but has no place to run.
+    // A context of four blocks: its last token is sampled, but cannot run.
     let full = answer(&mut engine, request(prompt.clone(), 1000));
     assert_eq!(
         (full.tokens.len(), full.reason),
@@ -304,7 +304,7 @@ fn requests_that_cannot_run_are_refused() {
     );
 }
 
-/// An engine over weights that the backend makes: no checkpoint is needed for one.
+/// An engine with weights that the backend generates, without a checkpoint.
 #[test]
 fn an_engine_over_random_weights_serves_requests() {
     let config = ModelConfig::from_file(
@@ -321,7 +321,7 @@ fn an_engine_over_random_weights_serves_requests() {
     assert_eq!(first.tokens.len(), 8);
     let again = answer(&mut random(1), request(prompt.clone(), 8));
     assert_eq!(first, again, "the same seed is the same model");
-    // Another seed is another model, and says so.
+    // Another seed is another model, and the error names it.
     let snapshot = pollster::block_on(engine.snapshot(&prompt)).unwrap();
     random(1).restore(snapshot.clone()).unwrap();
     let error = random(2).restore(snapshot).unwrap_err().to_string();

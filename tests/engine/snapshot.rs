@@ -1,4 +1,4 @@
-//! Snapshots: what goes out comes back bit for bit, and whatever does not match is refused with both values.
+//! Snapshots: they are restored to the bit, and mismatches are refused with both values.
 
 use crate::engine_harness::{OPTIONS, answer, engine, limits, request, tokens};
 use kimi_linear::backend::{Orientation, StateRecord};
@@ -10,7 +10,7 @@ fn small(name: &str) -> Engine {
     engine(name, limits(1, 4, 16), OPTIONS)
 }
 
-/// A snapshot after a prompt of 38 tokens, and the prompt that goes on from it.
+/// A snapshot after a prompt of 38 tokens, and the prompt that continues from it.
 fn taken(engine: &mut Engine) -> (Snapshot, Vec<u32>) {
     let prompt = tokens(1, 38);
     let _ = answer(engine, request(prompt.clone(), 0));
@@ -29,7 +29,7 @@ fn a_snapshot_goes_on_elsewhere_bit_for_bit() {
         assert_eq!(expected.usage.cached_tokens, 38);
         let read = Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap();
         assert_eq!(read, snapshot);
-        // States laid out the other way round mean the same.
+        // States in the other orientation have the same meaning.
         let transposed = |record: &StateRecord| {
             let (k, v) = (record.key_width, record.value_width);
             let place = |i: usize| (i / (k * v), i / k % v, i % k);
@@ -93,7 +93,7 @@ fn what_is_cut_off_or_damaged_is_refused() {
             "{error}"
         );
     }
-    // One bit at a time: in the header each, then here and there.
+    // One bit at a time: every bit of the header, then samples.
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     for at in (0..header).chain((header..bytes.len()).step_by(1511)) {
         let mut damaged = bytes.clone();
@@ -147,7 +147,7 @@ fn other_versions_are_refused() {
         error.unwrap_err().to_string(),
         "the snapshot is of format version 3, but this build reads version 2"
     );
-    // Before safetensors there was a format of our own.
+    // Files of an earlier format, from before safetensors.
     let old = [&b"KLRECORD"[..], &1_u32.to_le_bytes(), &[0; 100]].concat();
     let error = Snapshot::from_bytes(&old).unwrap_err().to_string();
     assert_eq!(
@@ -168,7 +168,7 @@ fn another_model_or_layout_is_refused_with_both_values() {
         snapshot.model, foreign.model
     );
     assert_eq!(error, expected);
-    // The fingerprint of one model on the memory of another.
+    // The fingerprint of one model with the memory of another.
     let error = own
         .restore(Snapshot {
             model: snapshot.model,
@@ -198,7 +198,7 @@ fn another_model_or_layout_is_refused_with_both_values() {
         error,
         "the snapshot's elements of the latents of MLA layer 0 should be 2432, but is 64"
     );
-    // The layers of one snapshot under the name of another.
+    // The layers of one snapshot with the identity of another.
     let bytes = snapshot.to_bytes().unwrap();
     let renamed = changed(
         &bytes,
@@ -255,7 +255,7 @@ fn python_plots_a_head() {
         String::from_utf8_lossy(&output.stderr),
     );
     assert!(output.status.success(), "{stdout}{stderr}");
-    // It says what it read: the same numbers.
+    // It prints what it read: the same numbers.
     let head = &snapshot.states[1].key_value()[..32 * 32];
     let norm = head
         .iter()

@@ -1,4 +1,5 @@
-//! What the engine's tests share: engines over the reference checkpoints, their answers, and answers computed without one.
+//! Functions that the engine's tests share: engines over the reference checkpoints, their answers, and answers computed
+//! without an engine.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -26,7 +27,7 @@ use kimi_linear::model::{Limits, Model, StepOptions};
 
 pub const BLOCK: usize = 16;
 
-/// Pools of so many slots and blocks, for so many sequences at a time.
+/// Pools of this number of slots and blocks, for this number of sequences at a time.
 pub fn limits(sequences: usize, slots: usize, blocks: usize) -> Limits {
     Limits {
         step: Capacity {
@@ -58,7 +59,7 @@ pub fn load_on(backend: Box<dyn Backend>, name: &str, limits: Limits) -> Model {
     load_as(backend, name, Limits { cache, ..limits })
 }
 
-/// With these limits, the latents' dtype among them.
+/// With these limits, including the latents' dtype.
 pub fn load_as(backend: Box<dyn Backend>, name: &str, limits: Limits) -> Model {
     let dir = reference(name);
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
@@ -79,7 +80,7 @@ pub fn engine_on(
     Engine::new(load_on(backend, name, limits), options)
 }
 
-/// With these limits, the latents' dtype among them.
+/// With these limits, including the latents' dtype.
 pub fn engine_as(
     backend: Box<dyn Backend>,
     name: &str,
@@ -104,7 +105,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What the model said, apart from where its prompt came from.
+    /// The model's results, without the source of its prompt.
     pub fn said(&self) -> (&[u32], Vec<u32>, Option<FinishReason>) {
         let bits = self.logprobs.iter().flatten();
         let bits =
@@ -115,12 +116,12 @@ impl Outcome {
 
 pub type Outcomes = BTreeMap<(RequestId, usize), Outcome>;
 
-/// Takes the engine's events into the outcomes.
+/// Adds the engine's events to the outcomes.
 pub fn collect(engine: &mut Engine, outcomes: &mut Outcomes) {
     take(engine.take_events(), outcomes);
 }
 
-/// Takes these events into the outcomes.
+/// Adds these events to the outcomes.
 pub fn take(events: impl IntoIterator<Item = (RequestId, Event)>, outcomes: &mut Outcomes) {
     for (id, event) in events {
         match event {
@@ -200,7 +201,7 @@ pub fn drawn(seed: u64) -> Sampling {
     }
 }
 
-/// Tokens that look like text, from a seed.
+/// Text-like tokens, from a seed.
 pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -212,8 +213,8 @@ pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// The greedy continuation of `tokens` computed without an engine: the model runs exactly these segments, then one token
-/// at a time.
+/// The greedy continuation of `tokens` computed without an engine: the model runs exactly these segments, then one token at a
+/// time.
 pub fn without_engine(
     model: &mut Model,
     tokens: &[u32],

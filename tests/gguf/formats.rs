@@ -1,4 +1,4 @@
-//! Every type: what is loaded means what the package says; plain ones compute what the published checkpoint computes.
+//! Every type: loaded values are those of the `gguf` package; plain types give the results of the published checkpoint.
 
 use kimi_linear::checkpoint::{Fingerprint, Format};
 use kimi_linear::config::ModelConfig;
@@ -9,7 +9,7 @@ use super::common::{Fixture, close};
 use super::logits::logits;
 use super::{FIXTURE, Written, published, same_bits, widened};
 
-/// A file in a plain dtype is the published checkpoint, but for what a logarithm of an exponential loses.
+/// A file in a plain dtype equals the published checkpoint, except for the rounding error of a logarithm of an exponential.
 fn plain(kind: &str) {
     let written = Written::new(json!({ "type": kind }));
     let (config, checkpoint) = written.open();
@@ -61,7 +61,7 @@ fn bf16_files_are_the_published_checkpoint() {
     plain("BF16");
 }
 
-/// Each tensor of a quantised file, widened, is what the package's dequantize says, bit for bit.
+/// Each tensor of a quantised file, widened, has the bits of the package's `dequantize`.
 fn quantised(kind: &str) {
     let written = Written::new(json!({ "type": kind }));
     let (_, checkpoint) = written.open();
@@ -88,7 +88,7 @@ fn quantised(kind: &str) {
 
 each_type!(quantised);
 
-/// The cache's key of a model: the same file twice is one model, another type of one tensor is another.
+/// The cache's key of a model: the same file twice is the same model, another type of one tensor is another model.
 #[test]
 fn fingerprints_tell_files_apart() {
     let of = |types| {
@@ -100,7 +100,7 @@ fn fingerprints_tell_files_apart() {
     assert_ne!(first, of(json!({ "output.weight": "Q5_0" })));
 }
 
-/// Nothing but `A_log` and `kv_b_proj` is copied out of the mapping.
+/// Only `A_log` and `kv_b_proj` are copied from the mapping.
 #[test]
 fn tensors_are_slices_of_the_mapped_file() {
     let written = Written::new(json!({ "type": "Q4_K" }));

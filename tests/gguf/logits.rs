@@ -58,19 +58,19 @@ pub(super) fn logits(
     output.logits
 }
 
-/// What the backend's own arithmetic may do to logits beside what is measured in the same run: nothing but f32 roundings.
+/// The effect of the backend's own f32 rounding on logits, in addition to the effect that is measured in the same run.
 const SINGLE: f64 = 1e-5;
 
-/// Errors of two runs whose roundings have one size differ by what two draws of them do.
+/// Factor by which the errors of two runs with equally large roundings may differ.
 const DRAWS: f64 = 2.0;
 
-/// A quantised file's logits are those of its numbers in F32 on every backend that has its type, but for how its products round;
-/// over all positions of the prompt, of which one with other logits would be a sixth of the whole.
+/// The logits of a quantised file are those of the same numbers in F32, on every backend that supports its type, except for
+/// the rounding of products; over all positions of the prompt, where one wrong position would be a sixth of the total.
 ///
-/// On wgpu they are those of F32. On the CPU products with blocks round activations to eight bits: noise of that size in the
-/// weights moves the logits as far ([`EIGHT_BIT_ACTIVATIONS`]). CUDA rounds activations to bf16 whatever the weights are, and
-/// blocks as well: errors of one size on both sides of a product, where F32 weights have one of them, are the root of two
-/// of its errors. Experts are fixed by their biases: no rounding sends a token elsewhere.
+/// On wgpu they are those of F32. On the CPU, products with blocks round activations to eight bits: noise of that size in the
+/// weights has the same effect on logits ([`EIGHT_BIT_ACTIVATIONS`]). CUDA rounds activations to bf16 for any weights, and
+/// blocks as well: with errors of the same size in both operands of a product, instead of one with F32 weights, the error is
+/// larger by the square root of two. Biases fix the choice of experts, so that rounding does not change it.
 fn agrees(kind: &str) {
     let written = Written::new(json!({
         "type": kind,

@@ -1,4 +1,4 @@
-//! GGUF files that the Python package `gguf` writes from a reference checkpoint, against that checkpoint.
+//! GGUF files that the Python package `gguf` writes from a reference checkpoint, compared with that checkpoint.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 #[path = "../common/backends.rs"]
@@ -64,7 +64,7 @@ use kimi_linear::config::ModelConfig;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// The checkpoint that all files are written from.
+/// The checkpoint from which all files are written.
 const FIXTURE: &str = "tiny-256";
 
 /// A GGUF in a folder of its own.
@@ -104,7 +104,7 @@ impl Written {
         written
     }
 
-    /// One in BF16 with other keys.
+    /// A BF16 file with other keys.
     fn with_keys(keys: Value) -> Self {
         Self::new(json!({ "type": "BF16", "keys": keys }))
     }
@@ -117,7 +117,7 @@ impl Written {
         open(&self.file()).unwrap()
     }
 
-    /// The message of what refuses it.
+    /// The error with which it is refused.
     fn refusal(&self) -> String {
         match open(&self.file()) {
             Ok(_) => panic!("it opens"),
@@ -125,7 +125,7 @@ impl Written {
         }
     }
 
-    /// What a tensor means, by the package's own widening.
+    /// A tensor's values, as widened by the package.
     fn expected(&self, name: &str) -> Vec<f32> {
         let file = std::fs::read(self.dir.path().join("expected/model.safetensors")).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();

@@ -1,4 +1,4 @@
-//! Metadata that says another model, or none.
+//! Metadata of another model, or without a model.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Values that are read in place of a file's metadata.
+//! Values that override a file's metadata.
 
 use kimi_linear::checkpoint::ModelFiles;
 use kimi_linear::checkpoint::gguf::MetadataOverride;
@@ -49,7 +49,7 @@ fn what_is_given_is_read_in_place_of_the_file_s() {
     assert_eq!(chat.rendered, "<|im_assistant|>Hi: no = in a name");
 }
 
-/// Every key that may be given is one that is read: a value of another type is refused by its name.
+/// Every key that can be overridden is read: a value of another type is refused with the key's name.
 #[test]
 fn a_value_of_another_type_is_refused_by_the_key() {
     let written = Written::new(json!({ "type": "BF16" }));

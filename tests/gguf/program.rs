@@ -1,4 +1,4 @@
-//! The program on a GGUF: what it answers, what it says of the file, how it refuses.
+//! The program with a GGUF: its answers, its description of the file, its errors.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -114,7 +114,7 @@ fn inspect_says_what_a_file_is_made_of() {
             .find(|it| it["part"] == part && it["format"] == format);
         found.unwrap_or_else(|| panic!("no {part} in {format}"))
     };
-    // Three experts of 256 x 256, of which a token visits two: 144 bytes a row and 210.
+    // Three experts of 256 x 256, of which a token uses two: 144 and 210 bytes per row.
     let gates = of("experts", "Q4_K");
     assert_eq!(gates["tensors"], 2);
     assert_eq!(gates["bytes"], 2 * 3 * 256 * 144);
@@ -188,7 +188,7 @@ fn verify_counts_by_format() {
     let written = Written::new(json!({ "type": "MXFP4" }));
     let report = object(&written.file(), &["verify"]);
     assert_eq!(report["damaged"], json!([]));
-    // The first block of the head's bytes, with an exponent that means NaN.
+    // The first block of the head's bytes, with the exponent of NaN.
     let (_, checkpoint) = written.open();
     let head = checkpoint.tensor("lm_head.weight").unwrap();
     assert_eq!(head.format.to_string(), MXFP4.name);

@@ -1,4 +1,4 @@
-//! The tokenizer and the chat template of a file, against those of the folder that it was written from.
+//! The tokenizer and the chat template of a file, compared with those of the folder from which it was written.
 
 use kimi_linear::checkpoint::ModelFiles;
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
@@ -39,7 +39,7 @@ fn texts_and_chats_have_the_same_ids() {
     assert_eq!(specials, published.special_tokens().collect::<Vec<_>>());
 }
 
-/// The file's `eos_token_id` is another one than that of `config.json`; both end a turn, and so does `[EOT]`.
+/// The file's `eos_token_id` differs from that of `config.json`; both end a turn, and so does `[EOT]`.
 #[test]
 fn turns_end_by_text_too() {
     let written = Written::new(json!({ "type": "Q8_0" }));
@@ -53,7 +53,7 @@ fn turns_end_by_text_too() {
     assert_eq!(tokenizer.eos_ids()[0], 7);
 }
 
-/// Ids that the vocabulary does not define are no tokens: their text stays text.
+/// Ids that the vocabulary does not define are not tokens: their text stays text.
 #[test]
 fn unused_ids_are_no_tokens() {
     let mut types = vec![1; 256];

@@ -1,4 +1,4 @@
-//! What is known to be odd about published files.
+//! Known peculiarities of published files.
 
 use kimi_linear::checkpoint::Format;
 use serde_json::json;
@@ -12,7 +12,7 @@ fn refused(written: &Written, parts: &[&str]) {
     }
 }
 
-/// Early files say `head_dim` of `config.json`, 72, for sizes of MLA: the shapes decide.
+/// Early files have `head_dim` of `config.json`, 72, as a size of MLA: shapes take precedence.
 #[test]
 fn sizes_of_mla_follow_the_shapes() {
     let odd = Written::with_keys(json!({
@@ -53,7 +53,7 @@ fn an_a_log_that_is_kept_as_it_is_is_refused() {
     );
 }
 
-/// Keys are stored transposed, so that their blocks run along the other axis; an unsplit `kv_b` says the same.
+/// Keys are stored transposed, so that their blocks run along the other axis; an unsplit `kv_b` has the same values.
 #[test]
 fn kv_b_is_the_same_in_one_and_in_two() {
     let name = "model.layers.1.self_attn.kv_b_proj.weight";
@@ -86,7 +86,7 @@ fn one_kv_b_beside_two_is_refused() {
     );
 }
 
-/// Types differ among what is laid together, among layers, and among the expert stacks of a layer.
+/// Types differ among tensors that are combined, among layers, and among the expert stacks of a layer.
 #[test]
 fn every_tensor_has_a_type_of_its_own() {
     let written = Written::new(json!({ "type": "Q4_K", "types": {
@@ -131,7 +131,7 @@ fn fused_projections_are_three_slices() {
     }
 }
 
-/// What `general.file_type` says is a label.
+/// `general.file_type` is only a label.
 #[test]
 fn the_file_type_is_not_believed() {
     let written = Written::with_keys(json!({ "general.file_type": 15 }));

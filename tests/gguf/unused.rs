@@ -1,4 +1,4 @@
-//! Ids that a file marks as unused are never drawn, whatever their logits.
+//! Ids that a file marks as unused are never sampled, for any logits.
 
 use kimi_linear::checkpoint::ModelFiles;
 use kimi_linear::engine::{
@@ -12,10 +12,10 @@ use serde_json::json;
 use super::program::object;
 use super::{Written, backends, open};
 
-/// Rows of the head whose logits are a large number and its negative: the greatest of all is one of them.
+/// Rows of the head whose logits are a large number and its negative: the greatest logit is one of them.
 const PADDING: [u32; 2] = [508, 509];
 
-/// A file in F32 with those rows. `unused` of its ids are unused, the two among them.
+/// A file in F32 with those rows. `unused` of its ids are unused, including the two.
 fn written(unused: std::ops::Range<u32>) -> Written {
     let mut types = vec![1; 256];
     types.extend((256..512).map(|id| if unused.contains(&id) { 5 } else { 3 }));
@@ -35,7 +35,7 @@ fn written(unused: std::ops::Range<u32>) -> Written {
     written
 }
 
-/// The tokens of an answer, with their log-probabilities and the two likeliest.
+/// The tokens of an answer, with their log-probabilities and the two most likely ones.
 fn answer(written: &Written, sampling: Sampling, suppress: bool) -> Vec<(u32, TokenLogprobs)> {
     let (config, checkpoint) = open(&written.file()).unwrap();
     let backend = backends::cpu();
@@ -70,7 +70,7 @@ fn unused_ids_are_never_drawn() {
         top_k,
         ..Sampling::GREEDY
     };
-    // Few enough that the row's best suffice, and so many that whole rows are read.
+    // A number for which the row's best candidates suffice, and one for which whole rows are read.
     for unused in [500..510, 300..510] {
         let written = written(unused.clone());
         for sampling in [Sampling::GREEDY, drawn(4), drawn(0)] {
@@ -80,7 +80,7 @@ fn unused_ids_are_never_drawn() {
             assert_eq!(tokens.len(), 12);
             for (id, logprobs) in tokens {
                 assert!(!unused.contains(&id), "{id} of {unused:?}");
-                // Of the whole row, in which padding has nearly all the weight.
+                // Of the whole row, in which padding has nearly all the probability.
                 assert!(PADDING.contains(&logprobs.top[0].0));
                 assert!(
                     logprobs.top[0].1 > -1e-3 && logprobs.logprob < -5.0,

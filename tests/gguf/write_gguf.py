@@ -6,19 +6,19 @@
 Further fields of the JSON object:
 
     types     {pattern: type} for single tensors (regular expressions, by their names in the file)
-    split     tensors a part
+    split     tensors per part
     keys      {key: value} to set, null to leave out
     fuse_qkv  q, k and v of KDA layers as one tensor
     whole_kv  kv_b as it is published, not in two
     keep_a    A_log as it is published, not -exp(A_log)
     leave     names of tensors to leave out
     add       {name: [sizes, type]} tensors of zeros to add
-    expected  a safetensors file: what every tensor is once widened (f32), under its published name
-    noise     how far the numbers of `noisy` are from those, at random, as a part of each
+    expected  a safetensors file: every tensor widened to f32, under its published name
+    noise     relative size of the random errors of `noisy`
     noisy     a safetensors file as `expected`, with noise in the matrices that stay in blocks
-    fixed_routes  biases that choose the experts by themselves
+    fixed_routes  biases that alone determine the choice of experts
 
-Types that `gguf` cannot quantise get blocks of random codes with small scales. Rows that are no whole blocks get the type
+Types that `gguf` cannot quantise get blocks of random codes with small scales. Rows that are not whole blocks get the type
 that llama.cpp falls back to.
 """
 import base64, json, math, pathlib, re, struct, sys
@@ -75,8 +75,8 @@ def published(folder):
 
 
 def fixed_routes(name, biases):
-    """Biases that choose the experts by themselves (scores are below 1): of two copies that round otherwise, tokens would else
-    go to other experts here and there, and their logits have nothing in common."""
+    """Biases that alone determine the choice of experts (scores are below 1): otherwise different rounding in two copies would
+    choose different experts for some tokens, and their logits could not be compared."""
     layer = int(name.split(".")[2])
     return (2 * ((np.arange(biases.size) + layer) % biases.size)).reshape(biases.shape).astype(np.float32)
 
@@ -97,7 +97,7 @@ class Writer:
         self.file = gguf.GGUFWriter(spec["out"], "kimi-linear", split_max_tensors=spec.get("split", 0))
 
     def key(self, key, value):
-        """One key, unless the spec says another value or none."""
+        """Adds one key, with the spec's value if it has one, or not at all if that is null."""
         value = self.spec.get("keys", {}).get(key, value)
         if value is None:
             return

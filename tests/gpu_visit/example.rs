@@ -1,10 +1,10 @@
-//! The example of `docs/gpu-visit.md`: the part of a rehearsal's summary that is read first.
+//! The example of `docs/gpu-visit.md`: the first part of a rehearsal's summary.
 
 use std::path::Path;
 
 const BEGIN: &str = "<!-- a rehearsal's summary -->\n";
 const END: &str = "<!-- end of the summary -->";
-/// Sections that are in the example; what stand-ins for tools told, tables and the machine are left out.
+/// Sections of the example; output of stand-in tools, tables and the machine are left out.
 const SECTIONS: [&str; 4] = [
     "# Failed cases in other ways",
     "# Models",
@@ -12,7 +12,8 @@ const SECTIONS: [&str; 4] = [
     "# Conformance",
 ];
 
-/// Writes the example where it is asked for, else holds the document to it: seconds and errors are another run's.
+/// Writes the example if requested, else compares the document with it, without seconds and errors, which differ between
+/// runs.
 pub(crate) fn held_to(summary: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/gpu-visit.md");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -39,7 +40,7 @@ fn excerpt(summary: &str) -> String {
     parts.join("\n\n")
 }
 
-/// What does not change from run to run: headings, what is named, and the verdict without its numbers.
+/// The part that is the same in every run: headings, names, and the verdict without its numbers.
 fn steady(text: &str) -> Vec<String> {
     let words = ["#", "DIED", "HANG", "FAIL", "VERDICT", "wrong besides"];
     let told = |line: &str| match line.split_once(": ") {

@@ -1,7 +1,7 @@
-//! The visit to a GPU (`.ci/gpu-check`), rehearsed: both calls run on the CPU in tiny shapes over a program in which a crash, a hang
-//! and a wrong operation are planted, and the summary has to name each of them and nothing else.
+//! A rehearsal of the visit to a GPU (`.ci/gpu-check`): both calls run on the CPU with tiny shapes and a program with a
+//! planted crash, hang and wrong operation. The summary has to name each of them and nothing else.
 //!
-//! `KIMI_BLESS=1 cargo test --release --test gpu_visit` writes the example of `docs/gpu-visit.md` anew.
+//! `KIMI_BLESS=1 cargo test --release --test gpu_visit` writes the example of `docs/gpu-visit.md` again.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -36,7 +36,7 @@ mod wrapped;
 
 use std::process::ExitCode;
 
-/// The visit is of bash and coreutils' `timeout`.
+/// The visit requires bash and coreutils' `timeout`.
 #[cfg(not(target_os = "linux"))]
 fn main() -> ExitCode {
     eprintln!("skipped: the visit is rehearsed on Linux alone");
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         return stand_in::stand_in(program, std::env::args().skip(1).collect());
     }
     let arguments = Arguments {
-        // One at a time: what has limits is not to wait for what has not.
+        // One at a time: a trial with time limits must not wait for one without.
         test_threads: Some(1),
         ..Arguments::from_args()
     };

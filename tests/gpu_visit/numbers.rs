@@ -1,4 +1,4 @@
-//! How measured numbers are told: of a visit whose state is made up here, since a rehearsal takes no time.
+//! How measured numbers are reported: with made-up results of a visit, because a rehearsal has no times.
 
 use std::path::Path;
 use std::process::Command;

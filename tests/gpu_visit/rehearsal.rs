@@ -1,4 +1,4 @@
-//! Both calls, run as `.ci/gpu-check rehearse` does, and what they must say.
+//! Both calls, run like `.ci/gpu-check rehearse`, and their expected output.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -11,13 +11,13 @@ use tempfile::TempDir;
 use crate::example;
 use crate::stand_in::{CRASH, HANG, PROGRAM, WRONG};
 
-/// Characters of a summary on stdout.
+/// Maximum characters of a summary on stdout.
 const PRINTED: usize = 11_000;
-/// Files of a visit.
+/// Maximum number of files of a visit.
 const FILES: usize = 8;
 
-/// In Nsight Compute's place: the program, then one kernel in its CSV. In the checker's: the program, then its last line, with a
-/// race in one operation. Nothing of it is measured.
+/// Replaces Nsight Compute: runs the program, then prints one kernel in its CSV format. Replaces the sanitizer: runs the
+/// program, then prints its last line, with a race in one operation. Nothing is measured.
 const TOOLS: [(&str, &str); 2] = [
     (
         "ncu",
@@ -88,7 +88,7 @@ impl Visit {
             .unwrap()
     }
 
-    /// What the files say of each case.
+    /// The results of each case in the files.
     fn conformance(&self) -> BTreeMap<String, String> {
         let text = std::fs::read_to_string(self.path("out/conformance.txt")).unwrap();
         let cases = text.lines().map(|line| {
@@ -99,7 +99,7 @@ impl Visit {
         cases.collect()
     }
 
-    /// The last summary on stdout, once it and the files are held to what is promised of every visit.
+    /// The last summary on stdout, after checks that apply to every visit's summary and files.
     fn summary(&self, output: &Output) -> String {
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -125,7 +125,7 @@ fn this_executable() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-/// Whether a line of the summary begins and ends so.
+/// Whether a line of the summary begins and ends in this way.
 fn has(summary: &str, begin: &str, end: &str) -> bool {
     summary
         .lines()
@@ -145,7 +145,7 @@ pub(crate) fn names_what_is_planted() {
         let expected = match name.as_str() {
             CRASH => &["DIED"][..],
             HANG => &["HANG"],
-            // What compares runs with each other holds all the same.
+            // Comparisons of runs with each other pass nevertheless.
             name if name.starts_with(&format!("{WRONG}/")) => {
                 wrong += usize::from(word == "FAIL");
                 &["FAIL", "ok"]
@@ -164,7 +164,7 @@ pub(crate) fn names_what_is_planted() {
     let nothing = "wrong besides cases: nothing";
     assert!(summary.contains(nothing), "{summary}");
 
-    // The second call tried each in other ways, and what is planted is there in all of them.
+    // The second call repeated each in other ways, and all of them found the planted bug.
     for (word, name) in [("DIED", CRASH), ("HANG", HANG), ("FAIL", WRONG)] {
         let all = format!(": graphs-off {word}, blocking {word}, PTX {word}");
         assert!(has(&summary, name, &all), "{summary}");
@@ -200,7 +200,7 @@ pub(crate) fn names_what_is_planted() {
 pub(crate) fn stopped_says_what_it_had() {
     let visit = Visit::new();
     let child = visit.start(&this_executable());
-    // Some operations are done; the one that hangs keeps the stage from ending.
+    // Some operations are done; the hanging one prevents the stage from ending.
     let done = visit.path("work/operations.list");
     let begin = Instant::now();
     while std::fs::read_to_string(&done).map_or(0, |text| text.lines().count()) < 3 {

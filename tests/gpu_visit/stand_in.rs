@@ -1,5 +1,5 @@
-//! The program as a visit meets it where something is wrong: one case kills its process, one never ends, one operation computes
-//! something else. This executable takes its place; all else it hands to the program itself.
+//! The program with planted faults: one case kills its process, one never ends, one operation has wrong results. This
+//! executable replaces the program and passes everything else on to it.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -15,17 +15,17 @@ use crate::bugs::{BUGS, Bug};
 use crate::planted::Mutated;
 use crate::wrapped::Wrapped;
 
-/// The case whose process dies.
+/// The case that kills its process.
 pub(crate) const CRASH: &str = "kda_recurrence/cut/wild/T=200";
 /// The case that never ends.
 pub(crate) const HANG: &str = "select/not finite/infinity";
-/// The operation that computes something else.
+/// The operation with wrong results.
 pub(crate) const WRONG: &str = "swiglu";
 
-/// Set where this executable is to stand in; the program itself.
+/// Set if this executable replaces the program; the path of the program.
 pub(crate) const PROGRAM: &str = "KIMI_VISIT_PROGRAM";
 
-/// What the program would do with these arguments, but for what is planted.
+/// The program's behaviour with these arguments, except for the planted faults.
 pub(crate) fn stand_in(program: OsString, arguments: Vec<String>) -> ExitCode {
     if let Some(filter) = planted(&arguments) {
         return conformance(filter);
@@ -35,7 +35,7 @@ pub(crate) fn stand_in(program: OsString, arguments: Vec<String>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The filter of a run on the CPU over cases of an operation in which something is planted.
+/// The filter of a run on the CPU over cases of an operation with a planted fault.
 fn planted(arguments: &[String]) -> Option<&str> {
     let [command, rest @ ..] = arguments else {
         return None;
@@ -56,7 +56,7 @@ fn operation(name: &str) -> &str {
     name.split('/').next().unwrap_or(name)
 }
 
-/// `conformance --filter FILTER`, a line a case.
+/// `conformance --filter FILTER`, one line per case.
 fn conformance(filter: &str) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for case in cases().iter().filter(|case| case.name.contains(filter)) {

@@ -1,4 +1,4 @@
-//! Whole models whose latents are kept in each dtype, on every backend.
+//! Whole models with latents in each dtype, on every backend.
 
 use crate::backends::BACKENDS;
 use crate::common::Fixture;
@@ -11,7 +11,7 @@ use kimi_linear::model::{Model, StepOptions};
 
 const BLOCKS: usize = 32;
 
-/// Rounds latents after they are appended to a pool that is wider.
+/// Rounds latents after they are appended to a pool with a wider dtype.
 #[derive(Clone)]
 struct RoundedLatents(Dtype);
 
@@ -64,9 +64,9 @@ fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|logit| logit.to_bits()).collect()
 }
 
-/// A pool of 16 bits a number computes what an f32 pool does whose rows are rounded after each append, to the bit: what is read is
-/// widened exactly, and nothing else depends on the dtype. f32 pools are held to the reference by tests of their own; on CUDA, whose
-/// operands are bf16, one has the bits of a bf16 pool.
+/// A pool of 16 bits per number has the same bits as an f32 pool whose rows are rounded after each append: rows are widened
+/// exactly, and nothing else depends on the dtype. f32 pools are compared with the reference in other tests; on CUDA, whose
+/// operands are bf16, an f32 pool has the bits of a bf16 pool.
 #[test]
 fn a_narrow_pool_is_an_f32_pool_with_rounded_rows() {
     for (name, prompt) in [("tiny-a", 65), ("tiny-128", 130)] {

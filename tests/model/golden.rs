@@ -1,4 +1,4 @@
-//! The reference checkpoints against what another implementation computed from them.
+//! The reference checkpoints compared with results of another implementation.
 
 use crate::common::caches::check_caches;
 use crate::common::{Fixture, close};
@@ -8,7 +8,7 @@ use kimi_linear::backend::{Slot, StepOutput};
 use kimi_linear::config::Dtype;
 use kimi_linear::model::{Model, StepOptions};
 
-/// f32 results against the oracle, which agrees with itself to 2e-6.
+/// Bound on f32 results against the oracle, whose own error is 2e-6.
 const BOUND: f64 = 1e-5;
 
 const BLOCKS: usize = 64;

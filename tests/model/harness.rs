@@ -1,5 +1,5 @@
-//! What these tests share: reference checkpoints on a backend, and batches of one sequence whose logits are wanted at every
-//! position.
+//! Functions that these tests share: reference checkpoints on a backend, and batches of one sequence with logits requested at
+//! every position.
 
 use crate::common::reference;
 use kimi_linear::backend::{Backend, Batch, Block, Capacity, OutputRow, Segment, Slot};
@@ -17,7 +17,7 @@ pub fn load(name: &str, backend: Box<dyn Backend>, limits: Limits) -> Model {
     Model::load(&config, &checkpoint, backend, limits, &mut |_| {}).unwrap()
 }
 
-/// Room for one sequence, in slot 1, and `tokens` tokens of it at a time.
+/// Memory for one sequence, in slot 1, and `tokens` tokens of it at a time.
 pub fn limits(tokens: usize, blocks: usize, cache: Dtype) -> Limits {
     Limits {
         step: Capacity {
@@ -34,7 +34,7 @@ pub fn limits(tokens: usize, blocks: usize, cache: Dtype) -> Limits {
     }
 }
 
-/// One segment of that sequence, in the last of `blocks` blocks and backwards from there.
+/// One segment of that sequence, in the last of `blocks` blocks and in descending order from there.
 pub fn batch(tokens: &[u32], position: usize, blocks: usize) -> Batch {
     let (last, used) = (
         blocks as u32 - 1,

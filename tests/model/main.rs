@@ -1,4 +1,5 @@
-//! Whole models against known answers: on every backend, in pieces, in ragged batches, on shards, with narrow caches.
+//! Whole models against reference results: on every backend, cut into segments, in ragged batches, on shards, with narrow
+//! caches.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! The CUDA backend over whole models, its kernels on the CPU: with the f32 run's experts in place of its own within
-//! the bound of bf16, and with its own experts the same greedy tokens until one flips.
+//! The CUDA backend over whole models, with its kernels on the CPU: with the f32 run's experts within the bound of bf16, and
+//! with its own experts the same greedy tokens until one expert differs.
 
 use std::sync::{Arc, Mutex};
 
@@ -76,7 +76,7 @@ fn on_cuda(name: &str, known: &Known, mode: Mode, orders: &'static [Order]) -> M
     load(name, Box::new(backend), known.tokens.len())
 }
 
-/// Reports the flips since the last call.
+/// Reports the experts that differ since the last call.
 fn flips(known: &Known, name: &str) -> Vec<crate::replay::Flip> {
     let flips = std::mem::take(&mut known.log.lock().unwrap().flips);
     let choices = known.log.lock().unwrap().choices.len();
@@ -104,7 +104,7 @@ fn replayed(name: &str, prompt: usize) {
     assert!(found <= BOUND, "{name}: {found:.3e}");
     flips(&known, name);
 
-    // The prompt in one segment, then a token at a time.
+    // The prompt in one segment, then one token at a time.
     let mut logits = run(&mut *step, &known.tokens[..prompt], 0).logits;
     for position in prompt..known.tokens.len() {
         logits.extend(run(&mut *step, &known.tokens[position..=position], position).logits);
@@ -143,7 +143,7 @@ fn greedy_tokens_are_those_of_f32_until_an_expert_flips() {
         let mut compared = 0;
         for position in 0..first {
             let (a, b) = (&known.output.choices[position], &output.choices[position]);
-            // Two logits as near as bf16 may bring them are nobody's choice.
+            // If two logits are as close as the error of bf16, either may be chosen.
             let near = a.candidates[0].1 - a.candidates[1].1 <= margin(&known, position);
             assert!(
                 near || a.candidates[0].0 == b.candidates[0].0,
@@ -156,7 +156,8 @@ fn greedy_tokens_are_those_of_f32_until_an_expert_flips() {
     }
 }
 
-/// How far apart two logits of a row must be for bf16 not to swap them: each may be off by the bound times the row's size.
+/// Minimum difference between two logits of a row for the same order in bf16: each may have an error of the bound times the
+/// row's size.
 fn margin(known: &Known, position: usize) -> f32 {
     let width = known.logits.len() / known.tokens.len();
     let row = &known.logits[position * width..(position + 1) * width];
@@ -185,7 +186,7 @@ fn a_prompt_may_be_cut_at_every_position() {
     println!("tiny-a, {cuts} cuts: at most {worst:.2e} of {BOUND:.0e}, after {at}");
 }
 
-/// Runs segments of one recurrence of 2 heads, 32 x 128; gives the outputs and final state of the one named.
+/// Runs segments of one recurrence of 2 heads, 32 x 128; returns the outputs and final state of one of them.
 fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
     let mut backend = crate::emulated::open(&[Order::Forward]);
     let layout = StateLayout {
@@ -207,7 +208,7 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
     let gates = tensor(64, Element::F32);
     let beta = tensor(2, Element::F32);
     let output = tensor(256, Element::Activation);
-    // Every segment has the same tokens, as far as they go.
+    // Every segment has the same tokens, up to its length.
     for (tensor, low, high) in [(qkv, -2.0, 2.0), (gates, -0.2, 0.0), (beta, 0.0, 1.0)] {
         let row = |t: usize| {
             (0..tensor.width).map(move |i| {
@@ -265,7 +266,7 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
     )
 }
 
-/// How many columns a block has follows from how many segments there are; what it computes does not.
+/// The number of columns per block depends on the number of segments; its results do not.
 #[test]
 fn a_recurrence_does_not_depend_on_its_company() {
     let alone = recurrence(&[40], 0);

@@ -1,4 +1,4 @@
-//! The wgpu backend against the reference checkpoints, on whatever adapter this machine has.
+//! The wgpu backend against the reference checkpoints, on any adapter of this machine.
 
 use crate::common::caches::check_caches;
 use crate::common::{Fixture, close};
@@ -12,9 +12,9 @@ use kimi_linear::config::Dtype;
 use kimi_linear::error::BackendError;
 use kimi_linear::model::{Limits, Model, StepOptions};
 
-/// Logits against the oracle, which agrees with itself to 2e-6.
+/// Bound on logits against the oracle, whose own error is 2e-6.
 const BOUND: f64 = 1e-4;
-/// Everything else, which is nearer to where it comes from.
+/// Bound on everything else, which fewer operations contribute to.
 const NEAR: f64 = 1e-5;
 
 const BLOCK_TOKENS: usize = 16;
@@ -44,7 +44,7 @@ fn load(name: &str, options: Options) -> Model {
     harness::load(name, Box::new(backend(options)), limits)
 }
 
-/// One segment of the sequence number `sequence` of at most four, its logits wanted at every position.
+/// One segment of the sequence number `sequence` of at most four, with logits requested at every position.
 fn segment(sequence: usize, length: usize, position: usize) -> Segment {
     let blocks = (position + length).div_ceil(BLOCK_TOKENS) as u32;
     let (slot, last) = (Slot(1 + sequence as u32), 63 - 16 * sequence as u32);
@@ -90,7 +90,7 @@ fn prefill(model: &mut Model, tokens: &[u32], size: usize) -> (Vec<f32>, StepOut
     (logits, last)
 }
 
-/// Choices against the rows that they were made from.
+/// Choices compared with the rows from which they were made.
 fn check_choices(batch: &Batch, output: &StepOutput) {
     let width = output.logits.len() / batch.outputs.len();
     for ((choice, row), wanted) in output
@@ -347,7 +347,7 @@ fn submissions_run_in_order_and_may_overlap() {
         backend.read_tensor(a, 4).wait().unwrap(),
         TensorValues::F32(rest)
     );
-    // Under another executor, the last first, and one that nobody waits for.
+    // With another executor, the last first, and one that is dropped.
     let [first, dropped, last] = [4, 2, 3].map(|n| step.submit(&batch(n)).unwrap());
     drop(dropped);
     let [last, first] = [last, first].map(|ticket| pollster::block_on(ticket).unwrap().probes);
@@ -382,7 +382,7 @@ fn a_lost_device_is_a_sentence() {
     let [under_way, dropped] = [(); 2].map(|()| step.submit(&batch).unwrap());
     backend.lose_device();
     drop(dropped);
-    // It may have been done before.
+    // It may have been finished before.
     let outcome = under_way.wait();
     assert!(matches!(outcome, Ok(_) | Err(BackendError::Lost { .. })));
     let errors = [

@@ -1,4 +1,4 @@
-//! The whole model over ragged batches, arbitrary cuts, checkpoints and other people's slots.
+//! The whole model over ragged batches, arbitrary cuts, checkpoints and slots of other sequences.
 
 use crate::common::{Fixture, close};
 use crate::harness;
@@ -41,7 +41,7 @@ fn step(model: &mut Model) -> Box<dyn Step> {
     model.step(model.limits().step, step_options).unwrap()
 }
 
-/// A segment of the sequence that owns slot `owner` and every eighth block from `owner` on.
+/// A segment of the sequence that has slot `owner` and every eighth block from `owner` on.
 fn segment(owner: u32, length: usize, position: usize) -> Segment {
     let blocks = (position + length).div_ceil(BLOCK_TOKENS) as u32;
     Segment {
@@ -177,7 +177,7 @@ fn a_ragged_batch_is_bitwise_each_sequence_alone() {
 fn slots_and_blocks_that_a_batch_does_not_name_stay_as_they_are() {
     let mut model = load("tiny-a");
     let (pool, latents) = (model.states(), model.latents());
-    // Every slot and block is filled with something that no computation would leave.
+    // Every slot and block is filled with values that no computation would produce.
     for slot in 0..SLOTS as u32 {
         let mut record = model
             .backend()
@@ -232,7 +232,7 @@ fn slots_and_blocks_that_a_batch_does_not_name_stay_as_they_are() {
             );
         }
     }
-    // Blocks 3, 10 and 17 hold 20 rows, block 5 holds one.
+    // Blocks 3, 10 and 17 have 20 rows, block 5 has one.
     for block in 0..BLOCKS as u32 {
         let record = model
             .backend()
@@ -278,7 +278,7 @@ fn a_checkpoint_inside_a_segment_is_the_state_there() {
             ..segment(0, 90, 0)
         };
         let whole = submit(&mut *step, prompt.clone(), vec![with]);
-        // A sequence that is resumed at a checkpoint repeats the very operations.
+        // A sequence that is resumed at a checkpoint repeats the same operations.
         let (mut logits, mut first) = (Vec::new(), 0);
         for checkpoint in checkpoints {
             let part = prompt[first..checkpoint.after].to_vec();
@@ -384,7 +384,7 @@ fn batches_that_do_not_fit_are_refused_and_change_nothing() {
         (
             vec![1, 1],
             vec![next(0, 1), next(1, 2)],
-            "slot 1 read by segment 1 should be written by no other",
+            "slot 1 read by segment 1 should be written by no other segment",
         ),
         (
             vec![1],

@@ -1,4 +1,4 @@
-//! Heads, experts and vocabulary cut over several ranks against the answers of the whole model.
+//! Heads, experts and vocabulary divided among several ranks, compared with the whole model.
 
 use std::sync::Arc;
 

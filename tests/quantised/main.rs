@@ -29,7 +29,7 @@ fn open(dir: &Path) -> Result<(ModelConfig, Checkpoint), String> {
     Ok((config, checkpoint))
 }
 
-/// Writes tiny-128 in these formats, each with the checkpoint of the same numbers in F32.
+/// Writes tiny-128 in these formats, each with a checkpoint of the same numbers in F32.
 fn written(formats: &[&str]) -> tempfile::TempDir {
     let out = tempfile::tempdir().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/quantised_files.py");
@@ -86,7 +86,7 @@ fn logits(dir: &Path) -> Vec<f32> {
     step.submit(&batch).unwrap().wait().unwrap().logits
 }
 
-/// Every number of the one is that of the other, to the bit.
+/// Every number of one checkpoint equals that of the other, to the bit.
 fn same_values(name: &str, config: &ModelConfig, quantised: &Checkpoint, dense: &Checkpoint) {
     for spec in config.tensors() {
         let [ours, theirs] = [quantised, dense].map(|from| from.tensor(&spec.name).unwrap());
@@ -98,7 +98,7 @@ fn same_values(name: &str, config: &ModelConfig, quantised: &Checkpoint, dense: 
             values
         });
         for (i, (a, b)) in ours_f32.iter().zip(&theirs_f32).enumerate() {
-            // The sign of a zero is not the formula's to say.
+            // The formula does not determine the sign of a zero.
             let equal = a.to_bits() == b.to_bits() || (*a == 0.0 && *b == 0.0);
             assert!(
                 equal,
@@ -109,7 +109,7 @@ fn same_values(name: &str, config: &ModelConfig, quantised: &Checkpoint, dense: 
     }
 }
 
-/// A format without the length of its blocks: those of one name differ by how many columns a scale counts for.
+/// A format without the length of its blocks: formats of one name differ in the number of columns per scale.
 fn family(format: &str) -> &str {
     let long = format.strip_suffix("_64").or(format.strip_suffix("_128"));
     long.unwrap_or(format)
@@ -144,7 +144,7 @@ fn check(formats: &[(&str, &str, &str)]) {
             blocks >= 40 || *usual == "F32",
             "{name}: {blocks} tensors in blocks"
         );
-        // A scale may fit 16 bits by chance, or no block's; sizes are told before that is known.
+        // A scale may fit 16 bits by chance, or no block's scales may; sizes are computed before that is known.
         if expected && *usual != "F32" {
             assert_eq!(quantised.total_bytes(), bytes as u64, "{name}");
         }
@@ -153,10 +153,10 @@ fn check(formats: &[(&str, &str, &str)]) {
     }
 }
 
-/// Whole models: products with blocks round activations to eight bits. How far that may move logits depends on the model, and a
-/// copy whose weights are off at random by as much as such a product may be ([`EIGHT_BIT_ACTIVATIONS`]) says it: errors of
-/// the same size in the same places move them as far, give or take what two draws differ by: a few rows with hard gates and
-/// small keys make most of the difference.
+/// Whole models: products with blocks round activations to eight bits. The effect on logits depends on the model and is
+/// measured with a copy whose weights have random errors as large as those of such a product ([`EIGHT_BIT_ACTIVATIONS`]):
+/// equal errors at the same points have equal effects, up to the difference between two random draws: a few rows with strong
+/// decay and small keys cause most of it.
 fn agree(name: &str, dirs: &[std::path::PathBuf; 3]) {
     let [ours, theirs, noisy] = dirs.each_ref().map(|dir| logits(dir));
     assert_eq!(ours.len(), TOKENS * 512);
@@ -222,7 +222,8 @@ fn mlx_affine() {
     ]);
 }
 
-/// Blocks are as long as rows and scales allow, so that weights take hardly more than their files: bytes of a row of 128 columns.
+/// Blocks are as long as rows and scales allow, so that weights are hardly larger than their files: bytes per row of 128
+/// columns.
 #[test]
 fn blocks_are_as_long_as_a_scale_counts_for() {
     let lengths = [
@@ -249,7 +250,7 @@ fn blocks_are_as_long_as_a_scale_counts_for() {
     }
 }
 
-/// Each module of MLX may have bits and groups of its own: what the file says of it is held against its tensors.
+/// Each module of MLX may have its own bits and groups: the file's values for it are compared with its tensors.
 #[test]
 fn mlx_bits_by_module() {
     let out = written(&["mlx-mixed"]);
@@ -301,7 +302,7 @@ fn mlx_bits_by_module() {
         let message = with(module, scheme);
         let expected = format!("model.layers.1.block_sparse_moe.experts.0.w3: {said}");
         assert!(message.contains(&expected), "no {expected:?} in: {message}");
-        // Only that module's: the stack of the layer.
+        // Only for that module: the layer's stack.
         assert!(
             !message.contains(".w1:") && !message.contains("layers.2"),
             "{message}"

@@ -1,14 +1,14 @@
-//! What is not right about a quantised weight is refused by name.
+//! Damaged quantised weights are refused with an error that names the tensor.
 
 use serde_json::json;
 
 use super::checkpoint_files::{Dir, Shard};
 use super::open;
 
-/// The matrix that refusals are tried on: `[192, 128]`.
+/// The matrix that is damaged: `[192, 128]`.
 const MODULE: &str = "model.layers.0.mlp.up_proj";
 
-/// tiny-128 with one matrix in int4, groups of 32, zero points packed; `change` may damage it. What is said of it.
+/// tiny-128 with one matrix in int4, groups of 32, zero points packed; `change` may damage it. Returns the error.
 fn refusal(change: impl FnOnce(&Dir, &mut Shard)) -> String {
     let dir = Dir::copy("tiny-128");
     let mut shard = dir.shard("model.safetensors");
@@ -62,7 +62,7 @@ fn configure(dir: &Dir, weights: serde_json::Value) {
 #[test]
 fn the_matrix_that_refusals_are_tried_on_is_right() {
     assert_eq!(refusal(|_, _| {}), "");
-    // Without a word of it in the configuration, names and shapes decide.
+    // Without an entry in the configuration, names and shapes decide.
     assert_eq!(
         refusal(|dir, _| dir.configure("quantization_config", json!(null))),
         ""
@@ -153,7 +153,7 @@ fn companions_are_held_against_the_weight() {
     );
 }
 
-/// The same with another weight in its place.
+/// The same with another weight instead.
 fn replaced(dtype: &'static str, shape: &'static [usize], more: fn(&mut Shard)) -> String {
     refusal(|dir, shard| {
         for suffix in [
@@ -331,7 +331,7 @@ fn the_configuration_is_held_against_the_weights() {
         groups(json!(["Linear"]), json!(["re:.*layers\\.0\\..*up_proj"])),
         ignored
     );
-    // A pattern begins where the name does.
+    // A pattern is matched from the start of the name.
     assert_eq!(groups(json!(["Linear"]), json!(["re:layers\\.0"])), "");
     let untargeted =
         format!("{MODULE}: quantised, though no group of quantization_config targets it");

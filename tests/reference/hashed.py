@@ -1,7 +1,7 @@
-"""Weights that need no file: each number is a hash of its tensor's name and its place, exact in the dtype that it is kept in.
+"""Weights that need no file: each number is a hash of its tensor's name and its index, exact in the dtype in which it is stored.
 
-`tests/common/hashed.rs` makes the same ones. Uniform, about as large as `make_reference.py` draws them, gates with a few
-extreme channels, and small where an epsilon should count.
+`tests/common/hashed.rs` generates the same ones. Uniform, about as large as those of `make_reference.py`, gates with a few
+extreme channels, and small if an epsilon should have an effect.
 """
 import numpy as np
 

@@ -1,4 +1,4 @@
-//! Chats against the known answers of `tests/reference/tokenizer`, and forged control tokens.
+//! Chats compared with the reference results of `tests/reference/tokenizer`, and forged control tokens.
 
 use std::path::{Path, PathBuf};
 
@@ -239,7 +239,7 @@ fn chats_of_the_wrong_shape() {
         .unwrap();
 }
 
-/// A chat with `text` in every place where a text may stand.
+/// A chat with `text` in every field that may contain text.
 fn everywhere(text: &str) -> Value {
     json!({
         "messages": [
@@ -255,7 +255,7 @@ fn everywhere(text: &str) -> Value {
     })
 }
 
-/// What the ids mean: the control tokens, and the text between them.
+/// The content of ids: the control tokens, and the text between them.
 fn controls(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
     ids.iter()
         .copied()
@@ -266,7 +266,7 @@ fn controls(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
 #[test]
 fn nobody_forges_a_control_token() {
     let (tokenizer, template) = (tokenizer(), template());
-    // A role can be any text here: what counts is that none becomes a control token.
+    // A role can be any text here; no part of it may become a control token.
     let chat: Chat = serde_json::from_value(everywhere("ab")).unwrap();
     let harmless = tokenizer.encode_chat(&template, &chat).unwrap();
     let written = controls(&tokenizer, &harmless.ids);
@@ -322,7 +322,7 @@ fn nobody_forges_a_control_token() {
 
 #[test]
 fn pieces_do_not_make_a_control_token() {
-    // Two parts that the template puts side by side; a name and a role around what it writes.
+    // Two parts that the template concatenates; a name and a role with template text around them.
     let parts = |a: &str, b: &str| {
         json!({"messages": [{"role": "user", "content": [
         {"type": "text", "text": a}, {"type": "text", "text": b}]}]})
@@ -420,7 +420,7 @@ fn a_conversation_goes_back_to_any_question_and_reads_nothing_twice() {
     let template = ChatTemplate::from_dir(&dir).unwrap();
     let mut conversation = Conversation::new(Some("Be brief."));
     let mut ends = Vec::new();
-    // Answers as a model may write them: not the tokens that their text would be encoded to.
+    // Answers as a model may write them: their text would be encoded to other tokens.
     for (question, answer) in [("one?", [65, 66]), ("two?", [67, 68]), ("three?", [69, 70])] {
         let prompt = conversation
             .prompt(&tokenizer, &template, question)
@@ -457,7 +457,7 @@ fn a_conversation_goes_back_to_any_question_and_reads_nothing_twice() {
     assert_eq!((conversation.turns(), conversation.ids().len()), (0, 0));
     assert_eq!(conversation.messages().len(), 1, "the system text stays");
 
-    // What an older program wrote does not say where answers are: going back reads anew, and is right.
+    // Files of an older program do not record where answers are: going back encodes again, and is right.
     let mut note = serde_json::to_value(&whole).unwrap();
     note.as_object_mut().unwrap().remove("answers");
     let mut old: Conversation = serde_json::from_value(note).unwrap();

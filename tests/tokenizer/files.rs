@@ -256,7 +256,7 @@ fn stop_ids_of_the_generation_configuration() {
     );
 }
 
-/// The reference tokenizer as a `tokenizer.json`, special tokens listed in the vocabulary too, as some converters do.
+/// The reference tokenizer as a `tokenizer.json`, with special tokens in the vocabulary too, as some converters write it.
 fn tokenizer_json() -> Value {
     let chars: Vec<char> = {
         let plain = |b: &u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
@@ -286,7 +286,7 @@ fn tokenizer_json() -> Value {
         .enumerate()
         .map(|(i, t)| (&t[..], i))
         .collect();
-    // Every way in which two tokens make a third, as transformers converts such files.
+    // Every pair of tokens that forms a third one, as transformers converts such files.
     let mut merges = Vec::new();
     for token in &tokens {
         let mut splits: Vec<_> = (1..token.len())
@@ -346,7 +346,7 @@ fn a_tokenizer_json_gives_the_same_ids() {
         .collect();
     assert_eq!(specials, expected);
     assert_eq!(tokenizer.eos_ids(), [3841, 3842]);
-    // Such a file names every token that there is.
+    // Such a file lists every token.
     let reserved = expected
         .iter()
         .filter(|(_, name)| name.contains("reserved"));

@@ -1,4 +1,5 @@
-//! Templates against Jinja2 as transformers runs it: `jinja/idioms.txt` holds what templates do, one idiom after the other.
+//! Templates compared with Jinja2 as transformers sets it up: `jinja/idioms.txt` contains idioms of templates, one after the
+//! other.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,7 +9,7 @@ use kimi_linear::error::TokenizerError;
 use kimi_linear::tokenizer::{Chat, ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
 
-/// Texts that hold what control tokens are made of, and what templates look for.
+/// Texts with parts of control tokens, and with substrings that templates look for.
 fn chat() -> Value {
     json!({
         "messages": [
@@ -33,7 +34,7 @@ fn chat() -> Value {
     })
 }
 
-/// Sorts the keys of objects, as those of tools are.
+/// Sorts the keys of objects, as in those of tools.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
@@ -110,7 +111,7 @@ fn idioms_render_as_jinja2_renders_them() {
     );
 }
 
-/// What a template compares is what was written, and what it writes of a chat stays text.
+/// A template compares the original text, and its output of a chat's text stays text.
 #[test]
 fn compared_texts_are_nobodys_control_tokens() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/tokenizer");

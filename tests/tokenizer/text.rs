@@ -1,4 +1,4 @@
-//! The tokenizer against the known answers of `tests/reference/tokenizer`, and against tiktoken's algorithm.
+//! The tokenizer compared with the reference results of `tests/reference/tokenizer`, and with tiktoken's algorithm.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -171,8 +171,8 @@ properties! { streams, 300,
     }
 }
 
-/// tiktoken's own algorithm, read off its description: a whole piece if it is a token, else the neighbours whose
-/// concatenation has the lowest rank, the leftmost of several, again and again.
+/// tiktoken's own algorithm, from its description: a whole piece if it is a token; otherwise repeatedly merges the neighbours
+/// whose concatenation has the lowest rank, the leftmost of several.
 fn naive(ranks: &HashMap<Vec<u8>, u32>, piece: &[u8]) -> Vec<u32> {
     let mut parts: Vec<Vec<u8>> = match ranks.contains_key(piece) {
         true => vec![piece.to_vec()],
@@ -191,7 +191,7 @@ fn naive(ranks: &HashMap<Vec<u8>, u32>, piece: &[u8]) -> Vec<u32> {
 }
 
 properties! { merges, 300,
-    /// Ranks in no sensible order, tokens that no merge makes among them.
+    /// Ranks in random order, including tokens that no merge produces.
     #[test]
     fn merges_are_those_of_tiktoken(
         words in prop::collection::btree_set("[abc]{2,6}", 0..60)

@@ -1,4 +1,4 @@
-//! Tool calls as they stream out of the model, whole, malformed and cut off.
+//! Tool calls in a stream from the model: complete, malformed and cut off.
 
 use std::path::Path;
 
@@ -145,7 +145,7 @@ fn arguments_stream_as_they_come() {
     };
     assert_eq!(parser.push(&token("{", None)), [delta("{")]);
     assert_eq!(parser.push(&token("", None)), []);
-    // Half a character before a control token: the decoder gives it up together with the token.
+    // Half a character before a control token: the decoder emits it together with the token.
     let end = ToolCallEvent::CallEnd {
         index: 0,
         complete: true,
@@ -211,14 +211,14 @@ fn malformed_and_truncated_calls() {
                 },
             ],
         ),
-        // A header that was cut names a function that nobody has.
+        // A header that was cut is not the name of a function.
         (vec![Text("functions.f")], vec![]),
         (
             vec![Text("fun"), Token(SECTION_END), Text("t")],
             vec![text("t")],
         ),
         (vec![Text("  ")], vec![]),
-        // Nobody can be called without a name.
+        // A call needs a name.
         (
             vec![Token(ARGUMENT), Text("{}"), Token(CALL_END)],
             vec![text("{}")],
@@ -232,7 +232,7 @@ fn malformed_and_truncated_calls() {
             ],
             vec![text("{}")],
         ),
-        // Each call has an id of its own.
+        // Each call has its own id.
         (
             vec![
                 Text("functions.f:0"),
@@ -297,7 +297,7 @@ fn malformed_and_truncated_calls() {
         let ids = [said(&tokenizer, &begin), said(&tokenizer, &rest)].concat();
         assert_eq!(parse(&tokenizer, &ids), expected);
     }
-    // Control tokens where they mean nothing.
+    // Control tokens in positions without a meaning.
     let stray = said(
         &tokenizer,
         &[
@@ -333,7 +333,7 @@ fn an_answer_cut_at_every_token() {
         ],
     );
     for cut in 0..ids.len() {
-        // What was said before the cut is the beginning of what the whole says, and every call that begins ends.
+        // The output before the cut is a prefix of the whole output, and every call that begins ends.
         let events = parse(&tokenizer, &ids[..cut]);
         let (mut open, mut said, mut complete_calls) = (None, String::new(), 0);
         for event in &events {
@@ -364,7 +364,7 @@ fn an_answer_cut_at_every_token() {
 
 #[test]
 fn text_cut_at_every_character() {
-    // The same answer whatever the pieces in which its text arrives.
+    // The same answer for any pieces of its text.
     let answer = [
         (None, "say "),
         (Some(Marker::SectionBegin), ""),

@@ -1,4 +1,4 @@
-//! The frames of models that run under the engine.
+//! The frames of models that run in the engine.
 
 use kimi_linear::engine::{Engine, Event, PromptScores, Request, RequestId, TIMED_OF};
 use kimi_linear::model::{Limits, StateTrace, StepOptions, TraceChoice, TraceFrame, TraceHead};
@@ -98,7 +98,7 @@ fn check_frames(kind: &str, backend: Make) {
                     assert_eq!(frame.operations, [], "{kind}: most are not timed");
                 }
             }
-            // From one whole state to the next: what was written is what changed beside the decay.
+            // The difference of two whole states is what was written, besides the decay.
             for pair in frames.windows(2) {
                 let [before, after] = [0, 1].map(|i| pair[i].state.as_ref().unwrap());
                 let numbers = pair[1]
@@ -127,7 +127,7 @@ fn check_frames(kind: &str, backend: Make) {
                     / after.decay.len() as f64;
                 close("the mean decay", numbers.decay, mean);
                 check_gates(&pair[1], after);
-                // Keys have length one, but for the epsilon under their root.
+                // Keys have length one, except for the epsilon under their root.
                 let part =
                     f64::from(numbers.write) / (f64::from(numbers.beta) * f64::from(numbers.error));
                 assert!(part <= 1.0 + BOUND && part > 0.0, "{numbers:?}");
@@ -141,7 +141,7 @@ fn check_frames(kind: &str, backend: Make) {
     }
 }
 
-/// Every channel's log decay is there, and agrees with the heads' means and with the chosen head's own.
+/// Every channel's log decay is present, and agrees with the heads' means and with the selected head's own.
 fn check_gates(frame: &TraceFrame, state: &StateTrace) {
     for layer in &frame.kda {
         let k = state.decay.len();
@@ -158,7 +158,7 @@ fn check_gates(frame: &TraceFrame, state: &StateTrace) {
     }
 }
 
-/// What is told of one head is the recurrence: `S = diag(a) S' + beta k (v - (diag(a) S')^T k)^T`, number by number.
+/// The numbers of one head satisfy the recurrence: `S = diag(a) S' + beta k (v - (diag(a) S')^T k)^T`, number by number.
 fn check_recurrence(before: &StateTrace, after: &StateTrace) {
     let (k, v) = (after.decay.len(), after.width);
     assert_eq!(
@@ -193,7 +193,7 @@ fn a_prompt_is_traced_from_where_it_was_asked() {
 }
 
 fn check_prompt(kind: &str, backend: Make) {
-    // What one form of a recurrence and the other may differ by: of bf16, what whole models are held to.
+    // Maximum difference between two forms of a recurrence; for bf16 the bound of whole models.
     let apart = if kind == EMULATED { 3e-2 } else { 1e-3 };
     let plain = request(tokens(3, 30), 6);
     let traced = Request {
@@ -232,7 +232,7 @@ fn check_prompt(kind: &str, backend: Make) {
         };
         events.iter().filter_map(id).collect()
     };
-    // What the first run leaves in the cache is deeper than the place from which the trace is wanted.
+    // The first run's cached state is after the position from which the trace is requested.
     run(2, plain.clone());
     let events = run(3, traced);
     assert_eq!(ids(&events), ids(&scored));
@@ -261,7 +261,7 @@ fn check_prompt(kind: &str, backend: Make) {
     }
 }
 
-/// What two f32 backends may differ by at the end of a model.
+/// Maximum difference between two f32 backends at the end of a model.
 #[cfg(feature = "wgpu")]
 const APART: f64 = 1e-4;
 
@@ -456,7 +456,7 @@ fn heads_that_are_not_there_are_refused() {
 
 #[test]
 fn generate_writes_a_line_a_token() {
-    // The names that `--backend` takes.
+    // The names for `--backend`.
     let names = WHOLE.iter().map(|(name, _)| *name);
     names
         .filter(|name| *name != EMULATED)
@@ -519,7 +519,7 @@ fn check_generate(backend: &str) {
 
 #[test]
 fn a_conversation_that_was_traced_again_goes_on_from_its_memory() {
-    // Around a whole block: the last token of an answer has not run, the one that is traced again has.
+    // With a whole block: the last token of an answer has not run, and the traced token has run again.
     for length in BLOCK - 2..=BLOCK + 2 {
         for saved in [false, true] {
             check_again(length, saved);

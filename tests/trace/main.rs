@@ -1,4 +1,4 @@
-//! The trace: its numbers are those of naive double-precision code, and without it nothing is different.
+//! The trace: its numbers are those of naive double-precision code, and without it results are unchanged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 #[cfg(feature = "cuda")]
@@ -19,10 +19,10 @@ fn cpu() -> Box<dyn Backend> {
     Box::new(CpuBackend::new())
 }
 
-/// What runs on every backend of this build.
+/// Creates a backend of this build.
 type Make = fn() -> Box<dyn Backend>;
 
-/// Each with what tests call it.
+/// Each with its name in the tests.
 const BACKENDS: &[(&str, Make)] = &[
     ("cpu", cpu),
     #[cfg(feature = "wgpu")]
@@ -33,7 +33,8 @@ const BACKENDS: &[(&str, Make)] = &[
     (EMULATED, || emulated::open(emulated::ORDERS)),
 ];
 
-/// Those for whole models: one of the above cuts weights finer than a model's rows, and three orders of threads take long.
+/// The backends for whole models: one of the above cuts weights finer than a model's rows, and three orders of threads take
+/// too long.
 const WHOLE: &[(&str, Make)] = &[
     ("cpu", cpu),
     #[cfg(feature = "wgpu")]
@@ -42,8 +43,8 @@ const WHOLE: &[(&str, Make)] = &[
     (EMULATED, || emulated::open(&emulated::ORDERS[..1])),
 ];
 
-/// The CUDA kernels on the CPU. An untraced step has kernels that do several operations at once and round less on
-/// the way, so that a trace may change the last bits of bf16.
+/// The CUDA kernels on the CPU. An untraced step has fused kernels with fewer roundings, so that a trace may change the last
+/// bits of bf16.
 const EMULATED: &str = "cuda-emulated";
 
 #[cfg(feature = "wgpu")]
@@ -78,7 +79,7 @@ fn close(what: &str, found: f32, expected: f64) {
     assert!(error <= BOUND, "{what}: {found} against {expected}");
 }
 
-/// Numbers between -1 and 1 from a seed, such as bf16 holds: all backends are given the same.
+/// Numbers between -1 and 1 from a seed, exact in bf16, so that all backends have the same inputs.
 fn numbers(seed: u64, count: usize) -> Vec<f32> {
     tokens(seed, count)
         .into_iter()

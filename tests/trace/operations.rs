@@ -1,4 +1,4 @@
-//! The operations of a trace, each against naive code.
+//! The operations of a trace, each compared with naive code.
 
 use kimi_linear::backend::trace::{
     KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_row,
@@ -189,7 +189,7 @@ fn check_state(name: &str, mut backend: Box<dyn Backend>) {
 
 #[test]
 fn attention_is_that_of_naive_code() {
-    // The rows below are such as all of them hold.
+    // The rows below are exact in every dtype.
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         for (name, backend) in BACKENDS {
             check_attention(&format!("{name}, {dtype}"), backend(), dtype);
@@ -198,7 +198,7 @@ fn attention_is_that_of_naive_code() {
 }
 
 fn check_attention(name: &str, mut backend: Box<dyn Backend>, dtype: Dtype) {
-    // More positions than one workgroup takes.
+    // More positions than one workgroup processes.
     let (heads, head, latent, rope, nope, value, block, blocks) = (2, 1, 6, 3, 4, 5, 4, 72);
     let layout = LatentLayout {
         layers: 2,
@@ -237,7 +237,7 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>, dtype: Dtype) {
         .map(|i| numbers(10 + i as u64, block * (latent + rope)))
         .collect();
     for (i, rows) in rows.iter().enumerate() {
-        // Block tables run backwards: the first tokens are in the last block.
+        // Block tables are in descending order: the first tokens are in the last block.
         let record = LatentRecord::from_f32(latent, rope, rows);
         backend
             .write_latents(&pool, 1, Block((blocks - 1 - i) as u32), &record)
@@ -269,7 +269,7 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>, dtype: Dtype) {
         let scores: Vec<f64> = (0..=position)
             .map(|at| {
                 let row = &rows[at / block][at % block * (latent + rope)..];
-                // The key as it is published: expanded, then the shared part.
+                // The key in its published form: the expanded part, then the shared part.
                 let key = |d: usize| -> f64 {
                     if d >= nope {
                         return f64::from(row[latent + d - nope]);
@@ -366,7 +366,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     let mut plan = |seed, width, element| {
         let tensor = backend.tensor(Rows::Tokens, 3, width, element).unwrap();
         let values = numbers(seed, 3 * width);
-        // Decay is negative; all else may be anything.
+        // The decay is negative; other values are arbitrary.
         let values = values.iter().map(|x| if seed == 3 { -x.abs() } else { *x });
         backend
             .write_tensor(tensor, &TensorValues::F32(values.collect()))
@@ -379,7 +379,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     let gate = plan(5, heads * v, Element::Activation);
     let query = plan(6, heads * (nope + rope), Element::Activation);
     let weights = plan(10, top, Element::F32);
-    // What was there before must not be left.
+    // Earlier contents must be overwritten.
     let outputs = [heads * kda_row(&layout), heads, reached, k * v, 2 * top]
         .map(|width| plan(7, width, Element::F32));
     let experts = backend

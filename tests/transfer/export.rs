@@ -1,4 +1,4 @@
-//! The sender's side: records leave while the prompt is prefilled, and nobody waits for their reader.
+//! The sender's side: records are sent while the prompt is prefilled, without waiting for their reader.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use crate::engine_harness::{
 use crate::wrapped::{Part, Wrap, Wrapped};
 use crate::{BACKENDS, LENGTH, Limits, cpu, exported, on, prompt, with_pool};
 
-/// What is told of a submission: the names of its operations.
+/// Called with the names of a submission's operations.
 type Watcher = dyn FnMut(&[&'static str]) + Send;
 
 /// Calls a function before each submission.
@@ -32,7 +32,7 @@ impl Wrap for Watched {
     }
 }
 
-/// While the last layer's part is still to be submitted, the first layer's record is in the reader's hands.
+/// Before the last layer's part is submitted, the reader has the first layer's record.
 #[test]
 fn the_first_layer_leaves_before_the_last_is_computed() {
     for (name, open) in BACKENDS {
@@ -51,7 +51,7 @@ fn the_first_layer_leaves_before_the_last_is_computed() {
         };
         let watched = Watched(Arc::new(Mutex::new(before)));
         let backend = Box::new(Wrapped::new(open(), watched));
-        // A prompt of one segment: nothing of it is there before its only pass.
+        // A prompt of one segment: none of its records exist before its only pass.
         let mut engine = engine_on(backend, "tiny-a", limits(2, 5, 40), OPTIONS);
         let short = request(tokens(1, 40), 0);
         *stream.lock().unwrap() = Some(engine.export(RequestId(1), short, 64).unwrap());
@@ -62,7 +62,7 @@ fn the_first_layer_leaves_before_the_last_is_computed() {
         let rest = stream.lock().unwrap().take().unwrap();
         let rest: Vec<LayerRecord> = rest.map(|record| record.unwrap()).collect();
         assert!(!rest.is_empty(), "{name}: all had left");
-        // And they are final: the same as read when all was over.
+        // And they are final: identical to the records read at the end.
         let after = exported_short(on(*open, "tiny-a"));
         let mut all = [seen.clone(), rest].concat();
         all.sort_by_key(|it| (it.tensor, it.layer, it.positions.start));
@@ -79,7 +79,7 @@ fn exported_short(mut engine: Engine) -> Vec<LayerRecord> {
     records
 }
 
-/// A reader that takes nothing stops nobody, and finds all of it afterwards; one that goes away leaves nothing.
+/// A reader that takes no record stops nothing, and finds all of them afterwards; a dropped one leaves nothing behind.
 #[test]
 fn a_slow_reader_stalls_nobody_and_a_lost_one_leaks_nothing() {
     let known = exported(on(cpu, "tiny-a")).1;
@@ -163,7 +163,8 @@ fn a_request_that_fails_ends_its_stream_with_the_error() {
     );
 }
 
-/// A layer's latents leave as their pool keeps them: 16 bits a number are half the bytes of 32, in records and in host memory.
+/// A layer's latents are sent in their pool's dtype: 16 bits per number are half the bytes of 32, in records and in host
+/// memory.
 #[test]
 fn records_and_host_memory_of_a_narrow_pool_take_half_the_bytes() {
     for (name, open) in BACKENDS {
@@ -193,7 +194,7 @@ fn records_and_host_memory_of_a_narrow_pool_take_half_the_bytes() {
     assert_eq!((wide, wide), (2 * narrow, 2 * other));
 }
 
-/// Bytes of latents in host memory once prompts have pushed each other off the device.
+/// Bytes of latents in host memory after prompts have evicted each other from the device.
 fn swapped_latents(cache: Dtype) -> u64 {
     let limits = Limits {
         cache,

@@ -1,4 +1,4 @@
-//! A prompt that is read in one engine and answered in another: the answers are the bits of one engine that does both.
+//! A prompt that is prefilled in one engine and answered in another: the answers have the bits of a single engine.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use rand::{RngExt, SeedableRng};
 use crate::engine_harness::{BLOCK, Outcome, Outcomes, answers, drawn, request, take, tokens};
 use crate::{LENGTH, cpu, further, near, on, outcome, prompt, seeds, sent};
 
-/// Lets so many tokens come whose ids leave a remainder that changes with each.
+/// Allows the tokens whose ids have a remainder that changes with each token.
 #[derive(Debug)]
 struct Remainders(usize);
 
@@ -59,12 +59,12 @@ fn all(answer: &Answer) -> Vec<Outcome> {
     outcomes.into_values().collect()
 }
 
-/// A hand-off after its way through text.
+/// A hand-off after conversion to text and back.
 fn through_text(hand_off: &HandOff) -> HandOff {
     serde_json::from_slice(&serde_json::to_vec(hand_off).unwrap()).unwrap()
 }
 
-/// The answers of `to` to a request whose prompt is read in `from`.
+/// The answers of `to` to a request whose prompt is prefilled in `from`.
 fn handed(from: &EngineHandle, to: &EngineHandle, asked: &Request) -> Vec<Outcome> {
     let mut import = to.import(header_of(from, asked), asked.clone()).unwrap();
     let have = import.reserved().unwrap();
@@ -175,7 +175,7 @@ fn answers_are_those_of_one_engine() {
     }
 }
 
-/// The sender's own events: the first token of each answer, and an end that says that more would come.
+/// The sender's own events: the first token of each answer, and an end that announces more tokens.
 #[test]
 fn the_sender_draws_one_token_of_each_answer() {
     let asked = Request {
@@ -204,8 +204,8 @@ fn the_sender_draws_one_token_of_each_answer() {
     }
 }
 
-/// A seed that the receiver was not told, and a `max_tokens` that the sender was not: what was used there is what counts for the
-/// draws, the receiver's own for the end.
+/// A seed that the receiver does not have, and a `max_tokens` that the sender does not have: the sender's seed is used for
+/// sampling, the receiver's own `max_tokens` for the end.
 #[test]
 fn the_sampling_that_was_used_goes_on() {
     let asked = Request {
@@ -232,7 +232,7 @@ fn the_sampling_that_was_used_goes_on() {
     same("another seed", &expected, &found);
 }
 
-/// Either side may hold a beginning of the prompt, of whole blocks, so that the arithmetic is that of a cold run.
+/// Either side may have a cached prefix of whole blocks, so that the arithmetic is that of a cold run.
 #[test]
 fn prefixes_on_either_side_change_nothing() {
     let shared = 6 * BLOCK;
@@ -265,13 +265,13 @@ fn prefixes_on_either_side_change_nothing() {
         }
         let found = all(&import.finish(stream.hand_off().cloned()).unwrap());
         same(&format!("{warm:?}"), &expected(51), &found);
-        // Again with what all that left behind.
+        // Again with what the first run left in the caches.
         same("again", &expected(52), &handed(&from, &to, &asked(52)));
         same("local", &expected(53), &all(&to.answer(asked(53))));
     }
 }
 
-/// What came is found by later requests, as what was read here is.
+/// Imported caches are found by later requests, like those that were prefilled here.
 #[test]
 fn imported_prompts_are_kept() {
     let expected = answers(&mut on(cpu, "tiny-a"), further());
@@ -280,14 +280,14 @@ fn imported_prompts_are_kept() {
     let found = all(&to.answer(further()));
     same("local", &expected, &found);
     assert_eq!(found[0].usage.cached_tokens, LENGTH);
-    // An import needs no latents of whole blocks any more.
+    // An import does not need the latents of whole blocks any more.
     let asked = further();
     let mut import = to.import(header_of(&to, &asked), asked).unwrap();
     let whole = LENGTH / BLOCK * BLOCK;
     assert!(import.reserved().unwrap() >= whole);
 }
 
-/// A request that is given up at any moment leaves nothing on either side.
+/// A request that is cancelled at any moment leaves nothing on either side.
 #[test]
 fn cancellation_at_any_moment_gives_all_back() {
     let seed = seeds::printed(seeds::drawn());
@@ -314,14 +314,14 @@ fn cancellation_at_any_moment_gives_all_back() {
             let error = import.finish(Some(hand_off.clone())).err().unwrap();
             assert!(error.to_string().contains("missing"), "{error}");
         }
-        // The sender's side: given up after some records.
+        // The sender's side: cancelled after some records.
         let mut stream = from.export(asked.clone(), crate::unheard()).unwrap();
         for _ in 0..rng.random_range(0..8) {
             let _ = stream.next();
         }
     }
     for handle in [from, to] {
-        // Cancellations take effect in the order of the commands, at the next step.
+        // Cancellations apply in the order of the commands, at the next step.
         let _ = outcome(&handle.answer(request(tokens(3, 5), 1)));
         handle.clear_cache().unwrap();
         let left = handle.occupancy().unwrap();
@@ -330,7 +330,7 @@ fn cancellation_at_any_moment_gives_all_back() {
     }
 }
 
-/// More imports than there is room for, and answers of its own that are preempted: all come to the same end as alone.
+/// More imports than fit, and answers of the receiver's own that are preempted: all have the same results as alone.
 #[test]
 fn a_full_receiver_answers_all() {
     let [from, to] = [0, 1].map(|_| EngineHandle::start(on(cpu, "tiny-a")).unwrap());
@@ -376,7 +376,7 @@ fn a_full_receiver_answers_all() {
     assert_eq!((left.slots, left.blocks, left.host_bytes), (0, 0, 0));
 }
 
-/// Caches that do not come: the prompt is read here, with the same answer, wherever the import was.
+/// Caches that do not arrive: the prompt is prefilled here, with the same answer, at any stage of the import.
 #[test]
 fn what_does_not_come_is_computed_here() {
     let asked = request(prompt(), 9);
@@ -441,7 +441,7 @@ fn a_hand_off_that_does_not_fit_is_refused() {
     foreign.first[0].as_mut().unwrap().id = 1 << 20;
     let error = refused(whole(), Some(foreign));
     assert!(error.contains("id of a first token"), "{error}");
-    // A token that the grammar forbids fails the request by an event, and nothing is left of it.
+    // A token that the grammar forbids fails the request with an event, and nothing of it remains.
     let grammar = grammar(4);
     let mut forbidden = hand_off;
     forbidden.first[0].as_mut().unwrap().id = 1;
@@ -459,7 +459,7 @@ fn a_hand_off_that_does_not_fit_is_refused() {
     assert_eq!((left.slots, left.blocks, left.host_bytes), (0, 0, 0));
 }
 
-/// Between backends: the answers are those of the receiver's own prefill, but for the order of sums.
+/// Between backends: the answers are those of the receiver's own prefill, except for the order of sums.
 #[cfg(all(feature = "wgpu", feature = "cuda"))]
 #[test]
 fn a_prompt_read_on_one_backend_is_answered_on_another() {
@@ -473,7 +473,7 @@ fn a_prompt_read_on_one_backend_is_answered_on_another() {
         let found = handed(&start(from), &start(to), &asked);
         near(&one(to), &found[0]);
     }
-    // What a bf16 device sends means the same to both f32 backends.
+    // Caches of a bf16 device have the same meaning on both f32 backends.
     let [to_cpu, to_wgpu] =
         [cpu as crate::Open, wgpu].map(|to| handed(&start(cuda), &start(to), &asked));
     near(&to_cpu[0], &to_wgpu[0]);

@@ -1,4 +1,4 @@
-//! The receiver's side: records in any order, and a continuation that is the uninterrupted run's.
+//! The receiver's side: records in any order, and a continuation identical to the uninterrupted run's.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ fn records_in_any_order_continue_to_the_bit() {
         let expected = answer(&mut on(cpu, name), further());
         let (header, mut records) = exported(on(cpu, name));
         records.shuffle(&mut rng);
-        // Some twice, some cut in two: by heads or by tokens.
+        // Some twice, some cut in two, by heads or by tokens.
         let mut sent: Vec<LayerRecord> =
             records.iter().flat_map(|it| halves(it, &mut rng)).collect();
         sent.extend(records.iter().take(5).cloned());
@@ -38,7 +38,7 @@ fn records_in_any_order_continue_to_the_bit() {
     }
 }
 
-/// A record as it is, or in two parts.
+/// A record, unchanged or in two parts.
 fn halves(record: &LayerRecord, rng: &mut SmallRng) -> Vec<LayerRecord> {
     let latents = record.tensor == LayerTensor::Latents;
     let range = if latents {
@@ -67,7 +67,8 @@ fn halves(record: &LayerRecord, rng: &mut SmallRng) -> Vec<LayerRecord> {
     vec![cut(0, middle), cut(middle, range.len())]
 }
 
-/// Records of a pool go on in a pool of the same dtype as if they had never left it, to the bit, whatever the dtype and the backend.
+/// Records of a pool continue in a pool of the same dtype as if nothing had been transferred, to the bit, for any dtype and
+/// backend.
 #[test]
 fn a_pool_of_any_dtype_goes_on_in_another_bit_for_bit() {
     for (name, open) in BACKENDS {
@@ -104,7 +105,7 @@ fn what_does_not_belong_is_refused_and_the_import_goes_on() {
             error.contains("is damaged: its checksum should be"),
             "{error}"
         );
-        // Every field is under the checksum, and one that is sealed again is held against the pools.
+        // The checksum covers every field, and a record with a new checksum is checked against the pools.
         damaged = bad(&|it| it.layer += 100);
         assert!(import.put(&damaged).is_err());
         let refused = [
@@ -174,7 +175,7 @@ fn an_import_that_is_given_up_leaves_nothing() {
         }
         let error = import.finish(None).err().unwrap().to_string();
         assert!(error.ends_with("of the caches are missing"), "{error}");
-        // A status is asked for in the order of the commands; the cancellation takes effect in the step after it.
+        // A status query runs in the order of the commands; the cancellation applies in the step after it.
         let _ = outcome(&handle.answer(request(tokens(3, 5), 1)));
         handle.clear_cache().unwrap();
         let left = handle.occupancy().unwrap();
@@ -182,7 +183,7 @@ fn an_import_that_is_given_up_leaves_nothing() {
     }
 }
 
-/// Imports wait for room in their order of arrival, and each that is given up makes room for the next.
+/// Imports wait for memory in their order of arrival, and each that is cancelled frees memory for the next.
 #[test]
 fn an_import_waits_for_room() {
     let expected = answer(&mut on(cpu, "tiny-a"), further());
@@ -200,7 +201,7 @@ fn an_import_waits_for_room() {
     let mut fourth = imports.remove(2);
     fourth.reserved().unwrap();
     assert_eq!(handle.status().unwrap().waiting, 1);
-    // The last waits until all others are given up or through.
+    // The last one waits until all others are cancelled or finished.
     let mut last = imports.remove(2);
     for record in &records {
         fourth.put(record).unwrap();
@@ -219,7 +220,7 @@ fn an_import_waits_for_room() {
     assert_eq!((left.slots, left.blocks, left.host_bytes), (0, 0, 0));
 }
 
-/// What could never fit is refused at once, and does not wait.
+/// An import that can never fit is refused at once, and does not wait.
 #[test]
 fn an_import_that_could_never_fit_is_refused() {
     let long = tokens(7, 41 * engine_harness::BLOCK);
@@ -231,7 +232,7 @@ fn an_import_that_could_never_fit_is_refused() {
     assert_eq!(error.to_string(), expected);
 }
 
-/// Places that are reserved for caches are missed by others, which wait for them and then answer as they would have.
+/// Memory that is reserved for caches is not available to other requests, which wait for it and then have the same answers.
 #[test]
 fn requests_wait_for_what_imports_reserve() {
     let (header, records) = exported(on(cpu, "tiny-a"));
@@ -242,12 +243,12 @@ fn requests_wait_for_what_imports_reserve() {
     };
     let others = [
         (cold(request(tokens(3, 200), 5)), 0),
-        // It fits in the seven blocks that are left, until it has grown by so many tokens.
+        // It fits in the seven blocks that are left, until it has grown by this number of tokens.
         (cold(request(tokens(4, 60), 80)), 53),
     ];
     for (other, before) in others {
         let expected = answer(&mut on(cpu, "tiny-a"), other.clone());
-        // Imports that found these latents here would share their blocks, and take less room.
+        // Imports that found these latents in the cache would share their blocks, and need less memory.
         handle.clear_cache().unwrap();
         let import = || handle.import(header.clone(), further()).unwrap();
         let mut reserved: Vec<_> = (0..3).map(|_| import()).collect();
@@ -280,8 +281,8 @@ fn requests_wait_for_what_imports_reserve() {
     }
 }
 
-/// A model's caches from one backend to another, through all records, whatever their pools' dtypes: what the receiver goes on from is
-/// what a snapshot of the sender holds, to the bit.
+/// A model's caches from one backend to another, through all records, for any dtypes of the pools: the receiver continues
+/// from the same bits as a snapshot of the sender contains.
 #[cfg(all(feature = "wgpu", feature = "cuda"))]
 #[test]
 fn caches_move_between_backends() {
@@ -307,7 +308,7 @@ fn caches_move_between_backends() {
         receiver.restore(snapshot).unwrap();
         let expected = answer(&mut receiver, further());
         let (header, records) = exported(with_pool(open_from, name, from));
-        // They are as the sender keeps them.
+        // They are in the sender's dtype.
         let mut latents = records
             .iter()
             .filter(|it| it.tensor == LayerTensor::Latents);
@@ -318,8 +319,8 @@ fn caches_move_between_backends() {
     }
 }
 
-/// What one backend's caches mean to another that computes in f32: caches of either f32 backend are its own but for the order of sums;
-/// those of a bf16 device mean the same to both f32 backends.
+/// One backend's caches on another that computes in f32: caches of either f32 backend equal its own except for the order of
+/// sums; those of a bf16 device have the same meaning on both f32 backends.
 #[cfg(all(feature = "wgpu", feature = "cuda"))]
 #[test]
 fn caches_of_one_backend_mean_the_same_to_another() {
@@ -343,7 +344,7 @@ fn caches_of_one_backend_mean_the_same_to_another() {
     );
 }
 
-/// Two ranks send their own heads, and one that holds all of them takes both; and the other way round.
+/// Two ranks send their own heads, and one that has all of them receives both; and the reverse.
 #[test]
 fn heads_are_cut_anew_where_ranks_differ() {
     let whole = exported(on(cpu, "tiny-a"));
@@ -364,7 +365,7 @@ fn heads_are_cut_anew_where_ranks_differ() {
     let found = imported(on(cpu, "tiny-a"), &whole.0, &both);
     near(&expected, &found);
 
-    // Each of two ranks takes its heads of what the whole one sent, and has what it would have sent itself.
+    // Each of two ranks receives its heads of what the whole model sent, and has what it would have sent itself.
     let layout = on(cpu, "tiny-a").cache_layout();
     for (rank, sent) in ranks.iter().enumerate() {
         let mut states = layout.states;
@@ -401,7 +402,7 @@ fn heads_are_cut_anew_where_ranks_differ() {
     }
 }
 
-/// An engine that is gone is said, not waited for.
+/// If the engine is gone, calls return an error and do not wait.
 #[test]
 fn an_engine_that_stops_ends_streams_and_imports() {
     let handle = EngineHandle::start(on(cpu, "tiny-a")).unwrap();

@@ -1,4 +1,4 @@
-//! Caches that travel: out of one engine layer by layer while a prompt is prefilled, into another in any order.
+//! Transfers of caches: out of one engine layer by layer while a prompt is prefilled, into another in any order.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 #[path = "../common/backends.rs"]
@@ -27,10 +27,10 @@ use kimi_linear::config::Dtype;
 use kimi_linear::engine::{Engine, EngineHandle, HandOff, Request, Sink};
 use kimi_linear::model::Limits;
 
-/// Tokens whose caches travel: of several segments, the last of which ends inside a block.
+/// Tokens whose caches are transferred: several segments, the last of which ends inside a block.
 const LENGTH: usize = 165;
 
-/// Log-probabilities of one f32 backend against another's.
+/// Bound on differences of log-probabilities between two f32 backends.
 const F32: f32 = 1e-4;
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
@@ -52,7 +52,7 @@ fn prompt() -> Vec<u32> {
     tokens(1, LENGTH)
 }
 
-/// What goes on from the caches, computed where they are: cut where they end, so that it is the same arithmetic.
+/// The continuation from the caches, computed on the same engine: cut where they end, so that the arithmetic is the same.
 fn further() -> Request {
     Request {
         turn_ends: vec![LENGTH],
@@ -60,14 +60,14 @@ fn further() -> Request {
     }
 }
 
-/// All records of an export, and what they are of.
+/// All records of an export, and their header.
 fn exported(engine: Engine) -> (CacheHeader, Vec<LayerRecord>) {
     let handle = EngineHandle::start(engine).unwrap();
     let (header, records, _) = sent(&handle, request(prompt(), 0));
     (header, records)
 }
 
-/// What an export sends: what its records are of, all of them, and the hand-off.
+/// The content of an export: header, all records, and the hand-off.
 fn sent(handle: &EngineHandle, request: Request) -> (CacheHeader, Vec<LayerRecord>, HandOff) {
     let mut stream = handle.export(request, unheard()).unwrap();
     let header = stream.header().clone();
@@ -75,7 +75,7 @@ fn sent(handle: &EngineHandle, request: Request) -> (CacheHeader, Vec<LayerRecor
     (header, records, stream.hand_off().unwrap().clone())
 }
 
-/// A sink of events that nobody listens to.
+/// A sink of events that discards them.
 fn unheard() -> Sink {
     Box::new(|_| ControlFlow::Continue(()))
 }

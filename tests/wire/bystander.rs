@@ -1,4 +1,4 @@
-//! A transfer that must not notice what other peers do.
+//! A transfer that must not be affected by other peers.
 
 use kimi_linear::cache::LayerRecord;
 use kimi_linear::transfer::{Consumer, Incoming, Offer, Producer, Secret, TransferOptions};
@@ -6,7 +6,7 @@ use kimi_linear::transfer::{Consumer, Incoming, Offer, Producer, Secret, Transfe
 use crate::peers::{consumer, options, outgoing, take_all};
 use crate::records::{Listed, SMALL, assert_same, header, records};
 
-/// A transfer that is under way while peers try what they like.
+/// A transfer in progress while other peers misbehave.
 pub struct Bystander {
     _consumer: Consumer,
     incoming: Incoming,
@@ -39,7 +39,7 @@ impl Bystander {
         }
     }
 
-    /// It arrives as if nothing had been.
+    /// It arrives unaffected.
     pub async fn arrives(self) {
         let mut came = vec![self.first];
         came.extend(take_all(self.incoming).await.unwrap());

@@ -1,4 +1,4 @@
-//! Bytes that no peer writes, read as frames: each is refused, or is a frame that can be written again.
+//! Random bytes that are parsed as frames: each is refused, or is a frame that can be encoded again.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::seeds::{fuzz_cases, properties};
 
 const MAX_BODY: usize = 1 << 16;
 
-/// Frames as peers write them, one of each kind and two of records.
+/// Frames as peers send them, one of each kind and two of records.
 fn whole() -> Vec<Frame> {
     let all = records(&header(5, 1), &SMALL, 2);
     let record = |index: usize, sequence| Frame::Record {
@@ -59,7 +59,7 @@ fn whole() -> Vec<Frame> {
     ]
 }
 
-/// Reads bytes as a receiver does. The checksum is not looked at: few of the changed would come through.
+/// Parses bytes as a receiver does, without the checksum, which would reject most of the changed frames.
 fn read(bytes: &[u8]) -> Option<(u32, Frame)> {
     let (first, rest) = bytes.split_first_chunk::<HEADER>()?;
     let header = Header::parse(first, MAX_BODY).ok()?;
@@ -67,7 +67,7 @@ fn read(bytes: &[u8]) -> Option<(u32, Frame)> {
     let (head, rest) = rest.split_at_checked(header.head)?;
     let body = rest.get(..header.body)?;
     let frame = Frame::decode(&header, head, body.to_vec()).ok()?;
-    // A record that was read can be checked and refused, whatever it says.
+    // A record that was parsed can be checked and refused, for any fields.
     if let Frame::Record { record, .. } = &frame {
         let _ = record.check(record.id);
     }
@@ -78,7 +78,7 @@ fn written(transfer: u32, frame: &Frame) -> Vec<u8> {
     [&frame.encode(transfer)[..], frame.body()].concat()
 }
 
-/// What was read is written and read again as the same.
+/// A parsed frame is encoded and parsed again to the same frame.
 fn read_twice(bytes: &[u8]) {
     if let Some((transfer, frame)) = read(bytes) {
         assert_eq!(read(&written(transfer, &frame)), Some((transfer, frame)));
@@ -107,7 +107,7 @@ fn every_flipped_bit_before_the_body_is_seen() {
                 continue;
             };
             let head = &bytes[HEADER..];
-            // A length that has grown or shrunk takes other bytes for the head.
+            // With a changed length, other bytes are parsed as the head.
             let head = &head[..header.head.min(head.len())];
             assert!(
                 header.check(head).is_err(),
@@ -118,7 +118,7 @@ fn every_flipped_bit_before_the_body_is_seen() {
     }
 }
 
-/// What found something once, or nearly did: each must be refused.
+/// Inputs that once found an error, or nearly did: each must be refused.
 #[test]
 fn kept_inputs_are_refused() {
     let record = whole().swap_remove(6);
@@ -197,7 +197,7 @@ properties! { received, fuzz_cases(500_000),
     ) {
         let mut bytes = FRAMES.with(|frames| frames[which].clone());
         for (at, byte) in changes {
-            // Most in header and head, which are short.
+            // Most of them in header and head, which are short.
             let end = bytes.len().min(HEADER + 120);
             bytes[at.index(end)] = byte;
         }

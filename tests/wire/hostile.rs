@@ -1,4 +1,4 @@
-//! Peers that are not what they should be. Each is refused with a sentence, and a transfer that is under way does not notice.
+//! Peers that break the protocol. Each is refused with a message, and a transfer in progress is not affected.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ fn what_is_not_the_protocol() {
                 assert!(sentence.contains(part), "no {part:?} in: {sentence}");
             }
         }
-        // Cut off anywhere.
+        // Cut off at any position.
         let whole = after(&announced(5, 0, 60, 0));
         for length in 0..whole.len() {
             Raw::to(producer.local_addr())
@@ -97,7 +97,7 @@ fn who_writes_slowly() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         raw.opening().await;
-        // Forty bytes at that pace take twice as long as the handshake may; what came first is the refusal.
+        // Forty bytes at that rate take twice as long as the handshake may; the refusal comes first.
         let (refusal, sentence) = raw.refused().await;
         assert_eq!(refusal, Refusal::Protocol);
         assert!(
@@ -156,7 +156,7 @@ fn consumers_that_know_the_secret_and_err() {
                 assert!(sentence.contains(part), "no {part:?} in: {sentence}");
             }
         }
-        // What is of no transfer is nothing to anybody.
+        // Records that belong to no transfer have no effect.
         let mut raw = Raw::consumer(producer.local_addr(), &identity).await;
         for frame in [
             Frame::Ack { sequence: 9 },
@@ -214,11 +214,11 @@ fn too_many_transfers_of_one_consumer() {
     });
 }
 
-/// A producer's side by hand: it accepts, and sends these bytes on each connection.
+/// A producer that is written by hand: it accepts, and sends these bytes on each connection.
 async fn errs(bytes: Vec<u8>, header: &CacheHeader) -> TransferError {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    // Ours does the handshake; what it answers after that is replaced.
+    // Our code does the handshake; its answer after that is replaced.
     let producer = producer(options()).await;
     let target = producer.local_addr();
     let relay = tokio::spawn(async move {
@@ -286,14 +286,14 @@ fn producers_that_err_are_given_up() {
 #[test]
 fn ten_thousand_connections() {
     const ALL: usize = 10_000;
-    // Both ends are in this process; where fewer files may be open, the oldest connections are closed meanwhile.
+    // Both ends are in this process; if the limit of open files is too low, the oldest connections are closed meanwhile.
     let files = rlimit::increase_nofile_limit(u64::MAX).unwrap() as usize;
     let at_once = ALL.min(files / 2);
     run(async move {
         let limited = TransferOptions {
             max_connections: 16,
             max_handshakes: 8,
-            // Consumers by hand send no heartbeats.
+            // Consumers that are written by hand send no heartbeats.
             dead_after: Duration::from_secs(60),
             ..options()
         };
@@ -306,7 +306,7 @@ fn ten_thousand_connections() {
             }
             open.push_back(Raw::to(producer.local_addr()).await);
         }
-        // All but those in their handshake were refused, and told so.
+        // All but those in their handshake were refused with a message.
         until("the others are refused", || {
             producer.stats().connections_refused as usize >= ALL - 8
         })
@@ -316,7 +316,7 @@ fn ten_thousand_connections() {
         let (refusal, sentence) = first.refused().await;
         assert_eq!(refusal, Refusal::Busy);
         assert!(sentence.contains("too many connections"), "{sentence}");
-        // A consumer that knows the secret is taken all the same.
+        // A consumer with the secret is accepted nevertheless.
         let header = header(20, 1);
         let sent = records(&header, &SMALL, 2);
         let offered = outgoing(&header, Listed::new(sent.clone()));
@@ -327,7 +327,7 @@ fn ten_thousand_connections() {
             .unwrap();
         assert_same(&sent, &came);
         other.arrives().await;
-        // Authentic connections have a limit too.
+        // Authenticated connections have a limit too.
         let identity = identity_of(&SMALL);
         let mut kept = Vec::new();
         let (refusal, sentence) = loop {

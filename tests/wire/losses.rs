@@ -1,4 +1,4 @@
-//! Connections that are cut, that freeze, that damage what they carry; peers that go away.
+//! Connections that are cut, frozen or damaged; peers that disconnect.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -22,7 +22,7 @@ struct Way {
     sent: Vec<LayerRecord>,
     offer: Offer,
     incoming: Incoming,
-    /// Held twice as long as the source is there.
+    /// Has two references as long as the source exists.
     source: Arc<std::sync::atomic::AtomicUsize>,
 }
 
@@ -51,7 +51,7 @@ async fn way(tokens: usize, change: impl Fn(TransferOptions) -> TransferOptions)
 }
 
 impl Way {
-    /// Takes the rest; each record must have come once, and both sides must be free.
+    /// Receives the rest; each record must have come once, and both sides must be free.
     async fn arrives(self, mut came: Vec<LayerRecord>) -> (Producer, Consumer) {
         came.extend(take_all(self.incoming).await.unwrap());
         assert_same(&self.sent, &came);
@@ -71,7 +71,7 @@ impl Way {
     }
 }
 
-/// A small window, so that much is still to come.
+/// A small window, so that much remains to be sent.
 fn small(options: TransferOptions) -> TransferOptions {
     TransferOptions {
         window_bytes: 20_000,
@@ -117,7 +117,8 @@ fn a_cut_while_the_engine_takes_nothing() {
             .await;
             way.relay.cut();
             until("they are back", || way.producer.stats().connections == 4).await;
-            // What waits for the engine came by connections that are gone; taking it must free it all the same.
+            // Records that wait for the engine came over connections that are gone; taking them must free everything
+            // nevertheless.
             for _ in 0..10 {
                 came.extend(way.incoming.next().await.unwrap());
             }
@@ -189,7 +190,7 @@ fn connections_that_freeze() {
         let mut way = way(400, small).await;
         let came = vec![way.incoming.next().await.unwrap().unwrap()];
         way.relay.set_frozen(true);
-        // Neither side is told: both must find out.
+        // Neither side is notified: both must detect it.
         until("both give them up", || {
             way.producer.stats().connections + way.consumer.stats().connections == 0
         })
@@ -258,7 +259,7 @@ fn a_consumer_that_vanishes_frees_its_producer() {
             ..small(options)
         };
         let way = way(400, soon).await;
-        // As where its process is killed: connections end without a last frame.
+        // As when its process is killed: connections end without a last frame.
         way.relay.set_down(true);
         drop(way.consumer);
         assert!(matches!(
@@ -296,7 +297,7 @@ fn a_producer_that_starts_again_knows_nothing_of_it() {
             let identity = crate::peers::identity_of(&SMALL);
             match Producer::listen(address, identity, options()).await {
                 Ok(producer) => break producer,
-                // The port is free when the first one's tasks have seen its end.
+                // The port is free when the first one's tasks have noticed its end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };

@@ -1,4 +1,4 @@
-//! Caches on the wire: made-up records from a producer to a consumer over real sockets, with what can go wrong on the way.
+//! The transfer protocol: generated records from a producer to a consumer over sockets, with failures of all kinds.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! A producer and a consumer in one process, with short times.
+//! A producer and a consumer in one process, with short timeouts.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -39,7 +39,7 @@ pub fn consumer(options: TransferOptions) -> Consumer {
     Consumer::new(identity_of(&SMALL), options)
 }
 
-/// What is offered of these caches; the hand-off is there at once.
+/// The offer of these caches; the hand-off is available at once.
 pub fn outgoing(header: &CacheHeader, records: impl RecordSource + 'static) -> Outgoing {
     Outgoing {
         header: header.clone(),
@@ -48,7 +48,7 @@ pub fn outgoing(header: &CacheHeader, records: impl RecordSource + 'static) -> O
     }
 }
 
-/// Takes everything.
+/// Receives everything.
 pub async fn take_all(mut incoming: Incoming) -> Result<Vec<LayerRecord>, TransferError> {
     let mut records = Vec::new();
     while let Some(record) = incoming.next().await? {
@@ -83,7 +83,7 @@ pub fn run(test: impl Future<Output = ()>) {
     runtime.shutdown_background();
 }
 
-/// Waits for something that comes by itself.
+/// Waits for a condition that becomes true without further action.
 pub async fn until(what: &str, mut is: impl FnMut() -> bool) {
     for _ in 0..3000 {
         if is() {

@@ -1,4 +1,4 @@
-//! Peers written by hand, so that they can do what ours do not.
+//! Peers written by hand, which can do what our own peers cannot.
 
 use std::net::SocketAddr;
 
@@ -18,7 +18,7 @@ impl Raw {
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
-        // A peer that has closed by now has said why before.
+        // A peer that has closed by now has sent its reason before.
         let _ = self.0.write_all(bytes).await;
     }
 
@@ -34,7 +34,7 @@ impl Raw {
         bytes
     }
 
-    /// The next frame that is no heartbeat; `None` at the end.
+    /// The next frame that is not a heartbeat; `None` at the end.
     pub async fn next(&mut self) -> Option<(u32, Frame)> {
         loop {
             let mut bytes = [0; HEADER];
@@ -51,7 +51,7 @@ impl Raw {
         }
     }
 
-    /// The sentence of a refusal, after which the peer closes.
+    /// The message of a refusal, after which the peer closes.
     pub async fn refused(&mut self) -> (Refusal, String) {
         let Some((0, Frame::Refused { refusal, sentence })) = self.next().await else {
             panic!("the peer did not refuse");
@@ -71,7 +71,7 @@ impl Raw {
             message.extend_from_slice(part);
         }
         message.extend_from_slice(&pool.to_le_bytes());
-        // The identity's texts as they stand in the frame, with lengths of eight bytes.
+        // The identity's texts as in the frame, with lengths of eight bytes.
         let draft = |proof| Frame::Prove {
             proof,
             pool,
@@ -104,7 +104,7 @@ impl Raw {
     }
 }
 
-/// What a frame of so many bytes would begin with.
+/// The beginning of a frame of this number of bytes.
 pub fn announced(kind: u8, transfer: u32, head: u32, body: u32) -> [u8; HEADER] {
     let mut bytes = [0; HEADER];
     bytes[0] = kind;

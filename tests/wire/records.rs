@@ -1,4 +1,4 @@
-//! Made-up caches, and a source that gives them away record by record.
+//! Generated caches, and a source that passes them on record by record.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -72,7 +72,7 @@ pub fn header(tokens: usize, seed: u64) -> CacheHeader {
     }
 }
 
-/// Caches of a prompt, with numbers that a seed draws: latents as a prefill finishes them, then each layer's states.
+/// Caches of a prompt, with numbers from a seed, in the order of a prefill: latents, then each layer's states.
 pub fn records(header: &CacheHeader, layout: &CacheLayout, seed: u64) -> Vec<LayerRecord> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut bytes = |count: usize| {
@@ -130,7 +130,7 @@ pub fn records(header: &CacheHeader, layout: &CacheLayout, seed: u64) -> Vec<Lay
     all
 }
 
-/// Gives records away, and says how many were taken and whether it is still there.
+/// Passes records on, and counts how many were taken and whether it still exists.
 pub struct Listed {
     records: VecDeque<LayerRecord>,
     taken: Arc<AtomicUsize>,
@@ -146,7 +146,7 @@ impl Listed {
         }
     }
 
-    /// After so many records it fails.
+    /// It fails after this number of records.
     pub fn failing_at(self, records: usize) -> Self {
         Self {
             fails_at: Some(records),
@@ -154,7 +154,7 @@ impl Listed {
         }
     }
 
-    /// The count of records that were taken; held by the source as long as it is there.
+    /// The count of records that were taken; the source has a reference as long as it exists.
     pub fn taken(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.taken)
     }
@@ -176,11 +176,11 @@ impl RecordSource for Listed {
     }
 }
 
-/// Gives nothing until it is stopped.
+/// Returns no record until it is stopped.
 pub struct Stuck {
     stopped: mpsc::Receiver<()>,
     stop: mpsc::Sender<()>,
-    /// Held as long as the source is there.
+    /// Referenced as long as the source exists.
     _there: Arc<()>,
 }
 
@@ -205,14 +205,14 @@ impl RecordSource for Stuck {
 
     fn stopper(&self) -> Option<Box<dyn FnOnce() + Send>> {
         let stop = self.stop.clone();
-        // Fails where the source was dropped before it was asked for a record.
+        // Fails if the source was dropped before a record was requested.
         Some(Box::new(move || {
             let _ = stop.send(());
         }))
     }
 }
 
-/// That what came is what was sent, each record once, whatever the order.
+/// Checks that the received records are the sent ones, each once, in any order.
 #[track_caller]
 pub fn assert_same(sent: &[LayerRecord], came: &[LayerRecord]) {
     let sorted = |records: &[LayerRecord]| {

@@ -1,4 +1,4 @@
-//! A relay between a consumer and its producer, which can do what networks do.
+//! A relay between a consumer and its producer, which simulates failures of a network.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use tokio::sync::watch;
 
 #[derive(Clone, Copy, Default)]
 struct Weather {
-    /// Connections of an earlier number are cut.
+    /// Connections with a lower number are cut.
     cut: u64,
-    /// Nothing goes through, and neither side is told.
+    /// No data passes, and neither side is notified.
     frozen: bool,
     /// New connections are closed.
     down: bool,
@@ -27,11 +27,11 @@ pub struct Relay {
 
 struct State {
     weather: watch::Sender<Weather>,
-    /// Bytes from the producer that may pass until one is damaged, or until connections are cut; below 0 is never.
+    /// Number of bytes from the producer until one is damaged, or until connections are cut; below 0 is never.
     damage_in: AtomicI64,
     cut_in: AtomicI64,
     delay: AtomicU64,
-    /// Bytes from the producer.
+    /// Number of bytes from the producer.
     passed: AtomicU64,
 }
 
@@ -67,12 +67,12 @@ impl Relay {
         Self { address, state }
     }
 
-    /// Cuts all connections that there are.
+    /// Cuts all existing connections.
     pub fn cut(&self) {
         self.state.weather.send_modify(|it| it.cut += 1);
     }
 
-    /// Cuts all connections, and whether new ones come through from now on.
+    /// Cuts all connections, and sets whether new ones are accepted from now on.
     pub fn set_down(&self, down: bool) {
         self.state.weather.send_modify(|it| it.down = down);
         if down {
@@ -88,12 +88,12 @@ impl Relay {
         self.state.delay.store(delay.as_micros() as u64, SeqCst);
     }
 
-    /// Flips a bit of the byte that comes from the producer after so many.
+    /// Flips a bit of the byte from the producer after this number of bytes.
     pub fn damage_in(&self, bytes: i64) {
         self.state.damage_in.store(bytes, SeqCst);
     }
 
-    /// Cuts all connections after so many bytes from the producer.
+    /// Cuts all connections after this number of bytes from the producer.
     pub fn cut_in(&self, bytes: i64) {
         self.state.cut_in.store(bytes, SeqCst);
     }
@@ -111,11 +111,11 @@ impl Relay {
     }
 }
 
-/// Counts down; where in these bytes it reached its end.
+/// Counts down; returns the index in these bytes at which it reached zero.
 fn counted(counter: &AtomicI64, bytes: usize) -> Option<usize> {
     let left = counter.fetch_sub(bytes as i64, SeqCst);
     if left < 0 {
-        // Off: a count below 0 stays there.
+        // Off: a count below 0 stays below 0.
         counter.store(-1, SeqCst);
         return None;
     }

@@ -1,4 +1,4 @@
-//! Peers that do not know the secret, or whose caches are others.
+//! Peers without the secret, or with other caches.
 
 use kimi_linear::backend::Shard;
 use kimi_linear::cache::CacheLayout;
@@ -174,7 +174,7 @@ fn whose_caches_are_others() {
                 assert!(message.contains(part), "no {part:?} in: {message}");
             }
         }
-        // Sizes of pools and of blocks are each side's own.
+        // Sizes of pools and of blocks may differ between the sides.
         let mut layout = SMALL;
         (
             layout.states.slots,
@@ -195,7 +195,7 @@ fn whose_caches_are_others() {
 #[test]
 fn a_consumer_compares_too() {
     run(async {
-        // A producer that takes anybody: the consumer must see that its caches are others.
+        // A producer that accepts every peer: the consumer must detect that its caches are others.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! TLS with certificates of a CA that is made here.
+//! TLS with certificates of a CA that is made for the test.
 
 use kimi_linear::error::TransferError;
 use kimi_linear::transfer::{Secret, Tls, TlsPem, TransferOptions};
@@ -76,7 +76,7 @@ fn encrypted() {
         )
         .await
         .unwrap();
-        // By another name than the address.
+        // With another name than the address.
         let named = ca.certificate("prefill.example");
         let ours = || Some(tls(Some(&named), None, None));
         transfer(ours(), Some(tls(None, Some(&ca), Some("prefill.example"))))
@@ -136,7 +136,7 @@ fn one_side_without() {
             .await
             .unwrap_err();
         assert!(error.to_string().contains("TLS"), "{error}");
-        // Bytes that are no TLS are refused.
+        // Bytes that are not TLS are refused.
         let producer = producer(with(Some(tls(Some(&own), None, None)))).await;
         let mut raw = Raw::to(producer.local_addr()).await;
         raw.send(b"GET / HTTP/1.1\r\n\r\n").await;

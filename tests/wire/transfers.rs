@@ -1,4 +1,4 @@
-//! Transfers where nothing goes wrong but what the two sides decide.
+//! Transfers without failures, only with decisions of the two sides.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -38,7 +38,7 @@ fn what_comes_is_what_was_sent() {
                 assert_same(&sent, &came);
                 assert_eq!(offer.unwrap().finished().await, TransferOutcome::Completed);
             }
-            // Bytes are counted when they are written, which the consumer may read before.
+            // Bytes are counted when they are written, and the consumer may read them before.
             until("they are forgotten", || {
                 let (sent, came) = (producer.stats(), consumer.stats());
                 sent.active == 0 && sent.payload_sent == came.payload_received
@@ -85,7 +85,7 @@ fn a_fetch_waits_for_its_offer() {
         };
         until("it waits", || producer.stats().waiting == 1).await;
         assert_eq!(consumer.stats().waiting, 1);
-        // Another consumer cannot wait for the same.
+        // Another consumer cannot request the same.
         let other = fetch(&consumer, address, "x", &header).await.unwrap_err();
         assert!(
             matches!(
@@ -151,7 +151,7 @@ fn what_is_not_complete_is_kept() {
             hand_off: Box::pin(async { hand_off.await.map_err(|error| error.to_string()) }),
         };
         let offer = producer.offer("x".into(), outgoing).unwrap();
-        // Longer than it is kept when it is complete.
+        // Longer than it is kept after it is complete.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let address = producer.local_addr().to_string();
         let incoming = consumer.fetch(&address, "x", 0, &header).await.unwrap();
@@ -209,7 +209,7 @@ fn many_at_once_over_one_pool() {
                 let sent = records(&header, &SMALL, i);
                 let (id, address) = (i.to_string(), producer.local_addr());
                 let outgoing = outgoing(&header, Listed::new(sent.clone()));
-                // Every other one is asked for before it is offered.
+                // Every other one is requested before it is offered.
                 let offer = async {
                     if i % 2 == 0 {
                         tokio::time::sleep(Duration::from_millis(i)).await;
@@ -232,7 +232,7 @@ fn many_at_once_over_one_pool() {
 #[test]
 fn either_side_cancels() {
     run(async {
-        // So little at a time that no transfer is over before it is cancelled.
+        // So little at a time that no transfer is finished before it is cancelled.
         let small = || TransferOptions {
             window_bytes: 10_000,
             ..options()
@@ -257,7 +257,7 @@ fn either_side_cancels() {
             TransferOutcome::Cancelled { reason }
         );
         until("the source is dropped", || Arc::strong_count(&taken) == 1).await;
-        // The producer cancels it, and the consumer learns why.
+        // The producer cancels it, and the consumer receives the reason.
         let (taken, listed) = source();
         let offer = producer
             .offer("b".into(), outgoing(&header, listed))
@@ -267,7 +267,7 @@ fn either_side_cancels() {
         let error = take_all(incoming).await.unwrap_err().to_string();
         assert!(error.contains("the operator said so"), "{error}");
         until("the source is dropped", || Arc::strong_count(&taken) == 1).await;
-        // Before anybody asked.
+        // Before it is requested.
         let (taken, listed) = source();
         let offer = producer
             .offer("c".into(), outgoing(&header, listed))
@@ -312,7 +312,7 @@ fn a_request_that_fails_tells_its_consumer() {
             offer.finished().await,
             TransferOutcome::Failed { .. }
         ));
-        // No hand-off comes, whether that is known before or after the consumer asks.
+        // No hand-off comes, whether that is known before or after the consumer requests it.
         for before in [true, false] {
             let id = format!("hand-off {before}");
             let (fail, failed) = oneshot::channel::<()>();
@@ -375,7 +375,7 @@ fn a_slow_consumer_stops_the_engine() {
                     .sum::<usize>()
             };
             loop {
-                // What the engine gave and the other engine did not take: the window, and one record in hand.
+                // Records that the engine returned and the other engine did not take: the window, and one record in hand.
                 let held = bytes(taken.load(SeqCst)) - bytes(came.len());
                 assert!(held <= 3 * largest + largest, "{held} bytes are held");
                 assert!(producer.stats().held_bytes as usize <= 3 * largest);
@@ -398,7 +398,7 @@ fn a_slow_consumer_stops_the_engine() {
 #[test]
 fn bytes_of_the_published_shape() {
     run(async {
-        // f32 states and convolution tails of 20 layers; latents of 7 in the pool's dtype.
+        // f32 states and convolution states of 20 layers; latents of 7 in the pool's dtype.
         let states = 20 * (32 * 128 * 128 + 3 * 32 * 128 * 3) * 4;
         assert_eq!(states, 44_892_160);
         for (dtype, a_token) in [(Dtype::Bf16, 8_064), (Dtype::F32, 16_128)] {
@@ -427,7 +427,7 @@ fn bytes_of_the_published_shape() {
             .await;
             let stats = producer.stats();
             assert_eq!(consumer.stats().payload_received, payload as u64);
-            // 24 bytes of header and at most 115 of head a record, and a few frames of control.
+            // 24 bytes of header and at most 115 of head per record, and a few frames of control.
             assert!(
                 stats.framing_sent < (sent.len() * 140 + 4096) as u64,
                 "{stats:?}"

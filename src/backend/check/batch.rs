@@ -1,4 +1,4 @@
-//! Batches against the step's capacity and the pools, before anything of them runs.
+//! Checks a batch against the step's capacity and the pools, before any of it runs.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -6,7 +6,7 @@ use std::fmt::Display;
 use crate::backend::{Batch, Capacity, LatentLayout, Result, StateLayout};
 use crate::error::BackendError;
 
-/// What a program's operations ask of its batches.
+/// What a program's operations require of its batches.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Demands {
     /// Rows of the embedding.
@@ -18,7 +18,7 @@ pub(crate) struct Demands {
 }
 
 impl Demands {
-    /// Checks a batch before anything of it runs.
+    /// Checks a batch before any of it runs.
     pub(crate) fn check(&self, capacity: &Capacity, batch: &Batch) -> Result<()> {
         self.check_sizes(capacity, batch)?;
         if let Some(vocabulary) = self.vocabulary {
@@ -90,7 +90,7 @@ fn wrong<T>(what: impl Into<String>, expected: impl Display, found: impl Display
     })
 }
 
-/// Slots must exist; what one segment writes, no other may read or write.
+/// Slots must exist. A slot that one segment writes may not be read or written by another.
 fn check_slots(layout: &StateLayout, batch: &Batch) -> Result<()> {
     let mut written = HashSet::new();
     for (i, segment) in batch.segments.iter().enumerate() {
@@ -134,11 +134,11 @@ fn check_slots(layout: &StateLayout, batch: &Batch) -> Result<()> {
         let Some(slot) = segment.slot_in else {
             continue;
         };
-        // Its own checkpoints are among what is written, and none of them is in `slot_out`.
+        // A segment's own checkpoints are among the written slots, and none of them is its `slot_out`.
         if written.contains(&slot) && segment.slot_out != slot {
             return wrong(
                 format!("slot {} read by segment {i}", slot.0),
-                "written by no other",
+                "written by no other segment",
                 "written too",
             );
         }
@@ -146,14 +146,14 @@ fn check_slots(layout: &StateLayout, batch: &Batch) -> Result<()> {
     Ok(())
 }
 
-/// Block tables must cover their sequences; what one segment writes, no other may read or write.
+/// Block tables must cover their sequences. A block that one segment writes may not be read or written by another.
 fn check_blocks(layout: &LatentLayout, batch: &Batch) -> Result<()> {
     let mut written = HashSet::new();
     for (i, segment) in batch.segments.iter().enumerate() {
         let Some(end) = segment.position.checked_add(segment.length) else {
             return wrong(
                 format!("the end of segment {i}"),
-                "a place in memory",
+                "a position that fits in memory",
                 "beyond",
             );
         };
@@ -196,7 +196,7 @@ fn check_blocks(layout: &LatentLayout, batch: &Batch) -> Result<()> {
         {
             return wrong(
                 format!("block {} read by segment {i}", block.0),
-                "written by no other",
+                "written by no other segment",
                 "written too",
             );
         }

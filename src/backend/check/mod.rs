@@ -1,7 +1,7 @@
-//! What is checked of every program before a backend compiles it: the shapes of arguments.
+//! Checks the shapes of a program's operations before a backend compiles it.
 //!
-//! Batches are checked in `batch`, records in `record`. Written once, so that all backends refuse the same things in the
-//! same words.
+//! Batches are checked in `batch`, records in `record`. All backends share these checks, so that they refuse the same
+//! arguments with the same messages.
 
 mod batch;
 mod record;
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::error::BackendError;
 
-/// Checks every operation of a program for steps of this capacity, and gathers what they ask of batches.
+/// Checks every operation of a program for steps of this capacity, and collects what they require of batches.
 pub(crate) fn program(program: &Program, capacity: &Capacity, shard: Shard) -> Result<Demands> {
     let mut demands = Demands::default();
     for op in &program.expanded(|_| false).ops {
@@ -38,7 +38,7 @@ pub(crate) fn program(program: &Program, capacity: &Capacity, shard: Shard) -> R
     Ok(demands)
 }
 
-/// Checks one operation that is no block.
+/// Checks one operation that is not a block.
 fn check(op: &Op, capacity: &Capacity, shard: Shard) -> Result<()> {
     let name = Operation(op.name());
     // Any tensor may be summed or probed; blocks were expanded.
@@ -71,7 +71,7 @@ fn check(op: &Op, capacity: &Capacity, shard: Shard) -> Result<()> {
     }
 }
 
-/// An operation by its name, and what may be asked of its arguments.
+/// An operation's name, with checks of its arguments that report it.
 #[derive(Clone, Copy)]
 struct Operation(&'static str);
 
@@ -114,13 +114,13 @@ impl Operation {
         self.same(what, name(shape), found)
     }
 
-    /// Fails unless two tensors have a row for the same things.
+    /// Fails unless a tensor's rows are of the expected kind (tokens or outputs).
     fn rows(self, what: &'static str, expected: Rows, found: Tensor) -> Result<()> {
         let name = |rows: Rows| format!("{rows:?} rows");
         self.same(what, name(expected), name(found.rows))
     }
 
-    /// Fails unless a layer is one of the pool's.
+    /// Fails unless the pool has this layer.
     fn layer(self, layer: usize, layers: usize) -> Result<()> {
         if layer < layers {
             return Ok(());
@@ -142,8 +142,8 @@ impl Operation {
         self.tensor("beta", beta, layout.value_heads, F32)
     }
 
-    /// What must hold of every operation's tensors: those with a row a token have one, all of them hold as many rows as a
-    /// step may have, and what is written is not read or written in another place of the same operation.
+    /// Checks an operation's tensors: those that need a row per token have one, all have the capacity for the step's rows,
+    /// and a tensor that is written is not also read or written as another operand.
     fn operands(self, op: &Op, capacity: &Capacity) -> Result<()> {
         use Op::{Add, AllGather, Linear, RmsNorm, Select, Swiglu};
         let Operands { reads, writes, .. } = op.operands();
@@ -167,13 +167,17 @@ impl Operation {
                 );
             }
         }
-        // The sum of two is written over one of them.
+        // A sum is written over one of its two operands.
         let in_place = usize::from(matches!(op, Add(_)));
         for (i, tensor) in writes.iter().enumerate() {
             let others = reads.iter().chain(&writes[..i]);
             if others.filter(|other| other.id == tensor.id).count() > in_place {
-                let (expected, found) = ("no other of its tensors", "one of them");
-                return self.wrong("what it writes", expected.to_owned(), found.to_owned());
+                let (expected, found) = ("a tensor that is no other operand", "another operand");
+                return self.wrong(
+                    "the tensor that it writes",
+                    expected.to_owned(),
+                    found.to_owned(),
+                );
             }
         }
         Ok(())
@@ -429,7 +433,7 @@ impl Select {
         op.rows("the logits", Rows::Outputs, self.logits)?;
         op.tensor("the logits", self.logits, self.logits.width, F32)?;
         op.same(
-            "whether at least one candidate is wanted",
+            "whether at least one candidate is requested",
             true,
             self.candidates > 0,
         )

@@ -1,4 +1,4 @@
-//! Tensors, states and latents on their way in or out: whether the place is there, and whether what comes in fits it.
+//! Checks that tensors, slots and blocks that are read or written from the host exist, and that written values fit them.
 
 use crate::backend::{
     Block, Element, LatentPool, LatentRecord, Result, Slot, StatePool, StateRecord, Tensor,
@@ -7,7 +7,7 @@ use crate::backend::{
 use crate::error::BackendError;
 
 impl Tensor {
-    /// Checks values to be written over its first rows.
+    /// Checks values that will be written over the first rows.
     pub(crate) fn check_values(&self, values: &TensorValues) -> Result<()> {
         let most = self.capacity * self.width;
         let (len, kind, fits) = match values {
@@ -25,7 +25,7 @@ impl Tensor {
         })
     }
 
-    /// Checks that so many rows can be read.
+    /// Checks that the tensor has this number of rows.
     pub(crate) fn check_rows(&self, rows: usize) -> Result<()> {
         if rows <= self.capacity {
             return Ok(());
@@ -40,7 +40,7 @@ impl Tensor {
 }
 
 impl StatePool {
-    /// Checks that a layer of a slot is there.
+    /// Checks that a layer of a slot exists.
     pub(crate) fn check_slot(&self, layer: usize, slot: Slot) -> Result<()> {
         within("state", "the layer", layer, self.layout.layers)?;
         within("state", "the slot", slot.0 as usize, self.layout.slots)
@@ -71,7 +71,7 @@ impl StatePool {
 }
 
 impl LatentPool {
-    /// Checks that so many rows of a layer of a block are there.
+    /// Checks that this number of rows exists in a layer of a block.
     pub(crate) fn check_rows(&self, layer: usize, block: Block, tokens: usize) -> Result<()> {
         let layout = &self.layout;
         within("latent", "the layer", layer, layout.layers)?;
@@ -80,7 +80,7 @@ impl LatentPool {
         within("latent", what, tokens, layout.block_tokens + 1)
     }
 
-    /// Checks a record's shape; returns its rows.
+    /// Checks a record's shape; returns its number of rows.
     pub(crate) fn check_record(&self, record: &LatentRecord) -> Result<usize> {
         let layout = &self.layout;
         let shape = |latent, rope| format!("{latent} + {rope}");

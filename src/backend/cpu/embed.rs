@@ -1,4 +1,4 @@
-//! The token embedding: one row of the weight a token.
+//! The token embedding: one row of the weight per token.
 
 use rayon::prelude::*;
 

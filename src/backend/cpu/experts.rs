@@ -1,4 +1,4 @@
-//! The routed experts: tokens are grouped by expert, each chosen expert's weights are read once.
+//! The routed experts: tokens are grouped by expert, so that each chosen expert's weights are read once.
 
 use rayon::prelude::*;
 
@@ -15,15 +15,15 @@ pub(super) struct Stacks<'a> {
     pub(super) up: &'a CpuWeight,
     /// `[local experts, d, n]`.
     pub(super) down: &'a CpuWeight,
-    /// Experts in each.
+    /// Experts in each stack.
     pub(super) count: usize,
     /// Width n of an expert.
     pub(super) width: usize,
-    /// The id of the first one.
+    /// The id of the first expert.
     pub(super) first: usize,
 }
 
-/// `output[t] = sum_e weights[t, e] expert_e(input[t])` over the local ones of `ids` `[T, top_k]`.
+/// `output[t] = sum_e weights[t, e] expert_e(input[t])` over the local experts among `ids` `[T, top_k]`.
 pub(super) fn experts(
     input: &[f32],
     ids: &[u32],
@@ -37,44 +37,44 @@ pub(super) fn experts(
         return;
     }
     let top_k = ids.len() / tokens;
-    // For each local expert the choices that fell on it, as places in `ids`.
+    // For each local expert the choices that name it, as indices into `ids`.
     let mut choices = vec![Vec::new(); stacks.count];
-    for (place, id) in ids.iter().enumerate() {
+    for (assignment, id) in ids.iter().enumerate() {
         let local = (*id as usize)
             .checked_sub(stacks.first)
             .and_then(|local| choices.get_mut(local));
         if let Some(local) = local {
-            local.push(place);
+            local.push(assignment);
         }
     }
     let results: Vec<Vec<f32>> = choices
         .par_iter()
         .enumerate()
         .map(|(expert, choices)| {
-            let rows = choices
-                .iter()
-                .flat_map(|place| &input[place / top_k * d..(place / top_k + 1) * d]);
+            let rows = choices.iter().flat_map(|assignment| {
+                &input[assignment / top_k * d..(assignment / top_k + 1) * d]
+            });
             one_expert(&rows.copied().collect::<Vec<f32>>(), stacks, expert)
         })
         .collect();
     let mut found = vec![None; ids.len()];
     for (expert, choices) in choices.iter().enumerate() {
-        for (row, place) in choices.iter().enumerate() {
-            found[*place] = Some(&results[expert][row * d..(row + 1) * d]);
+        for (row, assignment) in choices.iter().enumerate() {
+            found[*assignment] = Some(&results[expert][row * d..(row + 1) * d]);
         }
     }
-    // Summed in the order of a token's choices, whatever else was routed beside it.
+    // Summed in the order of a token's choices, so that the result does not depend on other tokens.
     output
         .par_chunks_exact_mut(d)
         .enumerate()
         .for_each(|(t, output)| {
             output.fill(0.0);
-            for place in t * top_k..(t + 1) * top_k {
-                if let Some(row) = found[place] {
+            for assignment in t * top_k..(t + 1) * top_k {
+                if let Some(row) = found[assignment] {
                     output
                         .iter_mut()
                         .zip(row)
-                        .for_each(|(output, value)| *output += weights[place] * value);
+                        .for_each(|(output, value)| *output += weights[assignment] * value);
                 }
             }
         });

@@ -1,4 +1,4 @@
-//! Weights, states and latents of random numbers: the twin of `shaders/fill.wgsl` and `kernels/fill.cu`.
+//! Weights, states and latents of random numbers, as in `shaders/fill.wgsl` and `kernels/fill.cu`.
 
 use bytes::Bytes;
 use half::bf16;
@@ -9,10 +9,10 @@ use super::memory::{States, zeroed};
 use crate::backend::{Random, RandomWeight, Result, WeightPart, WeightSource};
 use crate::checkpoint::Format;
 
-/// Elements that one thread makes at a time.
+/// Elements that one thread computes at a time.
 const SEGMENT: usize = 1 << 14;
 
-/// Memory that somebody else keeps as bytes.
+/// Numbers that are passed on as bytes, without a copy.
 struct Made<T>(Box<[T]>);
 
 impl<T: bytemuck::Pod> AsRef<[u8]> for Made<T> {
@@ -30,7 +30,7 @@ fn fill<T: Send>(random: Random, to: &mut [T], narrow: impl Fn(f32) -> T + Sync)
     });
 }
 
-/// The weight as a loader would hand it over.
+/// The weight in the form in which the loader provides weights.
 pub(super) fn weight(weight: RandomWeight) -> Result<WeightSource> {
     weight.check("cpu")?;
     let (random, elements) = (weight.random, weight.elements());

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::math::{inverse_rms, sigmoid, vectorised};
 
-/// `output = RMSNorm_head(input) * weight * sigmoid(gate)`: `[T, H * V]` all, weight `[V]`.
+/// `output = RMSNorm_head(input) * weight * sigmoid(gate)`: all are `[T, H * V]` except `weight`, `[V]`.
 pub(super) fn gated_norm(
     input: &[f32],
     gate: &[f32],

@@ -1,19 +1,19 @@
 //! The gated delta rule in chunks of sixteen tokens: the chunkwise form of Kimi Linear (section 3.2), for prefill.
 //!
-//! Gates have no lower bound, so `exp(G_i - G_j)` is never split as `exp(G_i) exp(-G_j)`, which overflows. Each block
-//! of the two C x C matrices gets an anchor between its rows and its columns instead (dyadic anchors): both factors
-//! are then exponentials of sums of gates, at most 1, and underflow is the right answer.
+//! Gates have no lower bound, so `exp(G_i - G_j)` is never computed as `exp(G_i) exp(-G_j)`, which overflows. Each block of
+//! the two C x C matrices has an anchor between its rows and its columns instead (dyadic anchors): both factors are then
+//! exponentials of sums of gates, at most 1, and an underflow to 0 is the correct result.
 
 use super::kda_recurrence::Tokens;
 use super::math::{add_scaled, dot, exp, normal};
 
-/// Tokens a chunk.
+/// Tokens per chunk.
 pub(super) const CHUNK: usize = 16;
 
 /// `A[i][j]` of one chunk.
 type Square = [[f32; CHUNK]; CHUNK];
 
-/// Runs all of `tokens` through one head: `state` `[K, V]` is edited, `output` `[length, V]` written.
+/// Runs all of `tokens` through one head: updates `state` `[K, V]` and writes `output` `[length, V]`.
 #[inline(always)]
 pub(super) fn kda_chunk(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32]) {
     let (k, v) = (tokens.key_width, tokens.value_width);
@@ -41,7 +41,7 @@ struct Scratch {
     decayed_query: Vec<f32>,
     /// `[K]`: a running sum of gates.
     decay: Vec<f32>,
-    /// `[C, V]`: U, what each token writes.
+    /// `[C, V]`: U, the values that each token writes.
     write: Vec<f32>,
 }
 
@@ -99,8 +99,8 @@ fn chunk(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32], scratch: &m
         }
     }
 
-    // S' = diag(exp(G_C)) S + Kr^T U, the gates of Kr summed from the chunk's end backwards: a difference of sums from
-    // the start would lose what hard gates leave.
+    // S' = diag(exp(G_C)) S + Kr^T U. The gates of Kr are summed backwards from the chunk's end: a difference of sums from
+    // the start would cancel under strong decay.
     decay.fill(0.0);
     for i in (0..c).rev() {
         for d in 0..k {
@@ -118,8 +118,8 @@ fn chunk(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32], scratch: &m
     }
 }
 
-/// `A_kk[i][j] = beta_i sum_d k_id k_jd exp(G_id - G_jd)` below the diagonal, and `A_qk` likewise with queries, without
-/// beta and with the diagonal.
+/// `A_kk[i][j] = beta_i sum_d k_id k_jd exp(G_id - G_jd)` below the diagonal, and `A_qk` likewise with queries, without beta
+/// and with the diagonal.
 #[inline(always)]
 fn scores(tokens: &Tokens<'_>, scratch: &mut Scratch) -> (Square, Square) {
     let (k, c) = (tokens.key_width, tokens.length());
@@ -139,7 +139,7 @@ fn scores(tokens: &Tokens<'_>, scratch: &mut Scratch) -> (Square, Square) {
     for half in [8, 4, 2, 1] {
         for anchor in (half..c).step_by(2 * half) {
             let (columns, rows) = (anchor - half..anchor, anchor..c.min(anchor + half));
-            // Columns decay from just after themselves up to the anchor, summed outwards from it.
+            // Columns decay from the position after them up to the anchor, summed outwards from it.
             decay.fill(0.0);
             for j in columns.clone().rev() {
                 for d in 0..k {
@@ -147,7 +147,7 @@ fn scores(tokens: &Tokens<'_>, scratch: &mut Scratch) -> (Square, Square) {
                     decay[d] += tokens.gates[j * k + d];
                 }
             }
-            // Rows decay from the anchor up to and with themselves.
+            // Rows decay from the anchor to their own position, inclusive.
             decay.fill(0.0);
             for i in rows {
                 for d in 0..k {

@@ -1,10 +1,10 @@
-//! The gates of a KDA layer: log decay by channel and write strength by head.
+//! The gates of a KDA layer: log decay per channel and write strength per head.
 
 use rayon::prelude::*;
 
-use super::math::{sigmoid, softplus};
+use super::math::{sigmoid, softplus, vectorised};
 
-/// Heads that a thread takes together.
+/// Heads that a thread computes together.
 const HEADS: usize = 4;
 
 /// `gates = -exp(A_log[h]) softplus(decay + dt_bias)`: `[T, H * K]`. No lower bound: a decay may underflow to 0.
@@ -20,15 +20,25 @@ pub(super) fn log_decay(decay: &[f32], a_log: &[f32], dt_bias: &[f32], gates: &m
             let head = i % heads;
             let rate = -a_log[head].exp();
             let dt_bias = &dt_bias[head * width..(head + 1) * width];
-            for ((gate, decay), dt_bias) in gates.iter_mut().zip(decay).zip(dt_bias) {
-                *gate = rate * softplus(decay + dt_bias);
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((gate, decay), dt_bias) in gates.iter_mut().zip(decay).zip(dt_bias) {
+                        *gate = rate * softplus(decay + dt_bias);
+                    }
+                },
+            );
         });
 }
 
 /// `beta = sigmoid(write)`: `[T, H]`.
 pub(super) fn write_strength(write: &[f32], beta: &mut [f32]) {
-    beta.iter_mut()
-        .zip(write)
-        .for_each(|(beta, write)| *beta = sigmoid(*write));
+    vectorised(
+        #[inline(always)]
+        || {
+            for (beta, write) in beta.iter_mut().zip(write) {
+                *beta = sigmoid(*write);
+            }
+        },
+    );
 }

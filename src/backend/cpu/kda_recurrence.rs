@@ -1,4 +1,4 @@
-//! The recurrence over a ragged batch: which form runs, and where states come from and go.
+//! The recurrence over a ragged batch: selects the form, and reads and writes the states.
 //!
 //! The two forms are in `kda_step` and `kda_chunk`; here each head of each segment becomes one independent task.
 
@@ -34,7 +34,7 @@ impl Tokens<'_> {
         self.beta.len()
     }
 
-    /// Some of the tokens.
+    /// A range of the tokens.
     #[inline(always)]
     pub(super) fn range(&self, range: Range<usize>) -> Self {
         let (k, v) = (self.key_width, self.value_width);
@@ -64,13 +64,13 @@ pub(super) struct Rows<'a> {
     pub(super) beta: &'a [f32],
 }
 
-/// What one head came to beside its last state: its outputs `[length, V]`, and its states `[K, V]` at each checkpoint.
+/// The results of one head besides its last state: its outputs `[length, V]`, and its states `[K, V]` at each checkpoint.
 struct Head {
     output: Vec<f32>,
     states: Vec<Vec<f32>>,
 }
 
-/// One segment through all heads; writes `output` `[length, H * V]` and the states of the segment's slots.
+/// Runs one segment through all heads; writes `output` `[length, H * V]` and the states of the segment's slots.
 pub(super) fn kda_recurrence(
     rows: &Rows<'_>,
     form: Form,
@@ -90,7 +90,7 @@ pub(super) fn kda_recurrence(
         layout.value_width,
         layout.key_width * layout.value_width,
     );
-    // The states are edited where they end up.
+    // States are updated in place, in the slot that they are written to.
     match segment.slot_in {
         Some(slot) if slot == segment.slot_out => {}
         Some(slot) => {
@@ -170,7 +170,7 @@ fn run_head(
     let mut output = vec![0.0; segment.length * v];
     let mut states = Vec::with_capacity(segment.checkpoints.len());
     let mut first = 0;
-    // Chunks start anew at a checkpoint, so that a sequence resumed there repeats the very operations.
+    // A new chunk starts at each checkpoint, so that a sequence resumed there repeats the same operations.
     let checkpoints = segment
         .checkpoints
         .iter()

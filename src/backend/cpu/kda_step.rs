@@ -3,7 +3,7 @@
 use super::kda_recurrence::Tokens;
 use super::math::{add_scaled, exp, normal};
 
-/// Runs all of `tokens` through one head: `state` `[K, V]` is edited, `output` `[length, V]` written.
+/// Runs all of `tokens` through one head: updates `state` `[K, V]` and writes `output` `[length, V]`.
 #[inline(always)]
 pub(super) fn kda_step(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32]) {
     let (k, v) = (tokens.key_width, tokens.value_width);
@@ -14,7 +14,7 @@ pub(super) fn kda_step(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32
             &tokens.key[t * k..],
             &tokens.gates[t * k..],
         );
-        // The memory decays, then answers for this key.
+        // The state decays, then is multiplied with the key: its prediction of the value.
         write.fill(0.0);
         for (d, row) in state.chunks_exact_mut(v).enumerate() {
             let decay = exp(gates[d]);
@@ -23,7 +23,7 @@ pub(super) fn kda_step(tokens: &Tokens<'_>, state: &mut [f32], output: &mut [f32
                 *write += key[d] * *value;
             }
         }
-        // What it answered wrongly is what gets written.
+        // The prediction's error, times beta, is written.
         for (write, value) in write.iter_mut().zip(&tokens.value[t * v..]) {
             *write = tokens.beta[t] * (value - *write);
         }

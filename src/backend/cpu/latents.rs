@@ -1,4 +1,4 @@
-//! The pool of MLA latents on the CPU: rows in the pool's dtype, widened where they are read, rounded where they are written.
+//! The pool of MLA latents on the CPU: rows in the pool's dtype, widened when they are read, rounded when they are written.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use super::memory::zeroed;
 use crate::backend::{Block, LatentLayout, Result};
 use crate::config::Dtype;
 
-/// The rows of a latent pool in its dtype. f32 is what operations compute with, so that its rows are lent as they are.
+/// The rows of a latent pool in its dtype. Operations compute in f32, so f32 rows are borrowed without a copy.
 enum LatentRows {
     F32(Box<[f32]>),
     /// bf16 or f16, as bits.
@@ -31,7 +31,7 @@ impl Latents {
         Ok(Self { layout, rows })
     }
 
-    /// Hands out `[blocks, block_tokens, latent + rope]` of each layer, a layer at a time.
+    /// Calls `visit` with `[blocks, block_tokens, latent + rope]` of each layer.
     pub(super) fn each_layer(&mut self, mut visit: impl FnMut(usize, LayerRows<'_>)) {
         let len = self.layout.blocks * self.layout.block_tokens * self.layout.width();
         match &mut self.rows {
@@ -78,7 +78,7 @@ impl Latents {
         first..first + width
     }
 
-    /// The row of the token at `position` of a sequence with this block table: `[latent + rope]`. Where rows are not f32 it is
+    /// The row of the token at `position` of a sequence with this block table: `[latent + rope]`. Rows that are not f32 are
     /// widened into `wide`.
     #[inline(always)]
     pub(super) fn row<'a>(
@@ -99,7 +99,8 @@ impl Latents {
         }
     }
 
-    /// Has the row of the token at `position` written, and rounds it to nearest even where rows are narrower than f32.
+    /// Calls a function to write the row of the token at `position`, and rounds it to nearest even if rows are narrower than
+    /// f32.
     pub(super) fn write_row(
         &mut self,
         layer: usize,

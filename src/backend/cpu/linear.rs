@@ -1,7 +1,7 @@
-//! `output = input weight^T`, with the weight widened, or taken apart into integer codes, a few rows at a time.
+//! `output = input weight^T`, with the weight widened to f32 or decoded to integer codes, a few rows at a time.
 //!
-//! Weights and inputs are both contiguous along the summed dimension, so a tile of dot products needs no packing. Each
-//! dot product has one order of summation, so a row's result does not depend on how many rows there are.
+//! Weights and inputs are both contiguous along the summed dimension, so a tile of dot products needs no packing. Each dot
+//! product has one order of summation, so a row's result does not depend on the number of rows.
 
 use std::ops::Range;
 
@@ -14,10 +14,10 @@ use crate::backend::weight::StoredRows;
 use crate::checkpoint::{BlockFormat, Format};
 use crate::config::Dtype;
 
-/// Weight rows handled together: few enough for their f32 copies to stay in a core's own cache.
+/// Weight rows that are processed together: few enough for their f32 copies to stay in a core's own cache.
 const TILE: usize = 16;
 
-/// `output[r] = input[r] W^T` with W the `outputs` weight rows from `first_row` on: `[r, columns] -> [r, outputs]`.
+/// `output[r] = input[r] W^T`, where W are `outputs` weight rows from `first_row` on: `[r, columns] -> [r, outputs]`.
 pub(super) fn linear(
     input: &[f32],
     weight: &CpuWeight,
@@ -33,7 +33,7 @@ pub(super) fn linear(
     }
     let mut columns = vec![0.0; count * outputs];
     transposed(input, weight, first_row, &mut columns);
-    // Sixteen by sixteen: as many numbers lie together in a line of the cache, on both sides.
+    // Tiles of 16 by 16: a cache line has 16 numbers on both sides.
     const LINE: usize = 16;
     output
         .par_chunks_mut(LINE * outputs)
@@ -65,7 +65,7 @@ fn transposed(input: &[f32], weight: &CpuWeight, first_row: usize, output: &mut 
         rows: input,
         activations: any.then(|| Activations::new(input, width)),
     };
-    // One row keeps no widened weights, and passes by more of them in as much time.
+    // A single row keeps no widened weights, so it processes more of them in the same time.
     let rows_at_once = if count == 1 { 4 * TILE } else { TILE };
     output
         .par_chunks_mut(rows_at_once * count)
@@ -77,7 +77,7 @@ fn transposed(input: &[f32], weight: &CpuWeight, first_row: usize, output: &mut 
         });
 }
 
-/// The format of weights whose products are of integers.
+/// The block format, if products with such weights use integer codes.
 fn in_codes(format: Format) -> Option<&'static BlockFormat> {
     match format {
         Format::Block(format) if quantised::applies(format) => Some(format),
@@ -85,7 +85,7 @@ fn in_codes(format: Format) -> Option<&'static BlockFormat> {
     }
 }
 
-/// What a thread keeps from tile to tile.
+/// Scratch memory that a thread keeps from tile to tile.
 #[derive(Default)]
 struct Scratch {
     widened: Vec<f32>,
@@ -96,7 +96,7 @@ struct Scratch {
 struct Input<'a> {
     /// `[r, columns]`.
     rows: &'a [f32],
-    /// The same in eight bits, where any weight is in integer codes.
+    /// The same in eight bits, if any weight is in integer codes.
     activations: Option<Activations>,
 }
 
@@ -133,7 +133,8 @@ impl Input<'_> {
                     Format::Dense(Dtype::F16) | Format::Block(_) => {}
                 }
             }
-            // One row meets each weight once: only what a tile of products has, so that f32 copies stay in the nearest cache.
+            // A single row uses each weight once: widen only a tile of products at a time, so that f32 copies stay in the L1
+            // cache.
             let at_once = if count == 1 { 4 } else { TILE };
             scratch.widened.resize(at_once * width, 0.0);
             for output in taken.chunks_mut(at_once * count) {

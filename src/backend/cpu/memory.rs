@@ -1,4 +1,4 @@
-//! Where the CPU backend keeps what its handles name: weights, activations, states. Latents are in `latents`.
+//! The memory behind the CPU backend's handles: weights, activations, states. Latents are in `latents`.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::backend::{
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
-/// Zeroed memory, or an error where there is none.
+/// Zeroed memory, or an error if it cannot be allocated.
 pub(super) fn zeroed<T: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Box<[T]>> {
     bytemuck::allocation::try_zeroed_slice_box(len).map_err(|()| BackendError::OutOfMemory {
         what: what.to_owned(),
@@ -20,7 +20,7 @@ pub(super) fn zeroed<T: bytemuck::Zeroable>(what: &str, len: usize) -> Result<Bo
     })
 }
 
-/// Everything that the backend's handles name. Operations use handles that were checked when their program was compiled.
+/// Everything that the backend's handles refer to. Operations use handles that were checked when their program was compiled.
 pub(super) type Memory = Handles<CpuWeight, Storage, States, Latents>;
 
 pub(super) enum Storage {
@@ -82,7 +82,7 @@ impl Memory {
         }
     }
 
-    /// Runs `f` with the first `rows` rows of `output` writable and all else readable.
+    /// Runs `f` with the first `rows` rows of `output` writable and everything else readable.
     pub(super) fn with_output<R>(
         &mut self,
         output: Tensor,
@@ -108,7 +108,7 @@ impl Memory {
             (Storage::Index(to), TensorValues::Index(from)) => {
                 to[..from.len()].copy_from_slice(from);
             }
-            // Its element says how a tensor is stored.
+            // A tensor's storage follows from its element type.
             _ => {}
         }
         Ok(())
@@ -126,7 +126,7 @@ impl Memory {
     }
 }
 
-/// A weight where the checkpoint mapped it.
+/// A weight in the mapped checkpoint.
 pub(super) struct CpuWeight {
     columns: usize,
     parts: Vec<StoredRows>,
@@ -139,7 +139,7 @@ impl CpuWeight {
             if bytes.as_ptr().align_offset(format.alignment()) != 0 {
                 return Err(BackendError::Weight {
                     name: source.name.clone(),
-                    what: "the place of its data in the file",
+                    what: "the position of its data in the file",
                     expected: format!("aligned to {} bytes", format.alignment()),
                     found: "not".to_owned(),
                 });
@@ -156,7 +156,7 @@ impl CpuWeight {
         self.columns
     }
 
-    /// The parts with any of `rows`, counted through the whole stack.
+    /// The parts that contain any of `rows`, counted through the whole stack.
     pub(super) fn parts(&self, rows: Range<usize>) -> &[StoredRows] {
         let first = self
             .parts
@@ -174,7 +174,7 @@ impl CpuWeight {
         }
     }
 
-    /// The whole weight, widened: for vectors and other small things.
+    /// The whole weight, widened: for vectors and other small weights.
     pub(super) fn to_vec(&self) -> Vec<f32> {
         let columns = self.columns;
         let rows = self.parts.last().map_or(0, |part| part.rows.end);
@@ -192,7 +192,7 @@ impl CpuWeight {
     }
 }
 
-/// Widens whole blocks of a row, or of whole rows.
+/// Widens whole blocks of a row, or whole rows.
 pub(super) fn widen(format: Format, bytes: &[u8], values: &mut [f32]) {
     vectorised(
         #[inline(always)]
@@ -209,13 +209,13 @@ pub(super) struct States {
 
 impl States {
     pub(super) fn new(layout: StateLayout) -> Result<Self> {
-        let places = layout.layers * layout.slots;
+        let slots = layout.layers * layout.slots;
         let what = format!("{} slots of KDA states", layout.slots);
-        let state = zeroed(&what, places * layout.state_len())?;
+        let state = zeroed(&what, slots * layout.state_len())?;
         Ok(Self {
             layout,
             state,
-            conv_state: zeroed(&what, places * layout.conv_state_len())?,
+            conv_state: zeroed(&what, slots * layout.conv_state_len())?,
         })
     }
 

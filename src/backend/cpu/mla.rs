@@ -1,4 +1,4 @@
-//! What latent attention for few queries and for many share: widths, and a softmax that goes on over runs of positions.
+//! What latent attention for few queries and for many have in common: widths, and an online softmax over runs of positions.
 
 use super::math::add_scaled;
 use super::memory::CpuWeight;
@@ -15,7 +15,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// That of `heads` heads over a pool of this layout.
+    /// The widths for `heads` heads over a pool of this layout.
     pub(super) fn new(layout: &LatentLayout, heads: usize, nope: usize, value: usize) -> Self {
         Self {
             heads,
@@ -31,13 +31,13 @@ impl Shape {
         self.nope + self.rope
     }
 
-    /// What scores are multiplied with.
+    /// The factor of the scores.
     pub(super) fn scale(&self) -> f32 {
         (self.key() as f32).sqrt().recip()
     }
 
-    /// One head's rows of kv_b_proj from `first` on, widened, as many as `rows` has room for: `[.., latent]`. A head has `nope`
-    /// rows for keys, then `value` for values.
+    /// Widens one head's rows of kv_b_proj from `first` on, as many as fit in `rows`: `[.., latent]`. A head has `nope` rows
+    /// for keys, then `value` for values.
     pub(super) fn expansion(&self, kv_b: &CpuWeight, head: usize, first: usize, rows: &mut [f32]) {
         let first = head * (self.nope + self.value) + first;
         for (i, row) in rows.chunks_exact_mut(self.latent).enumerate() {
@@ -45,7 +45,7 @@ impl Shape {
         }
     }
 
-    /// All of one head's: `[nope + value, latent]`.
+    /// All rows of one head: `[nope + value, latent]`.
     pub(super) fn whole_expansion(&self, kv_b: &CpuWeight, head: usize) -> Vec<f32> {
         let mut rows = vec![0.0; (self.nope + self.value) * self.latent];
         self.expansion(kv_b, head, 0, &mut rows);
@@ -53,7 +53,7 @@ impl Shape {
     }
 }
 
-/// Takes one run of scores into an online softmax: `output` `[value]`, `values` `[run, value]`.
+/// Adds one run of scores to an online softmax: `output` `[value]`, `values` `[run, value]`.
 #[inline(always)]
 pub(super) fn absorb(
     scores: &mut [f32],

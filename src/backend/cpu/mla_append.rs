@@ -1,4 +1,4 @@
-//! The latent cache's way in: normalise the latent, leave the shared key part as it is, append to the blocks.
+//! Writes to the latent cache: normalises the latent, copies the shared key part, and appends both to the sequence's blocks.
 
 use super::latents::Latents;
 use super::rms_norm::normalise;

@@ -9,9 +9,9 @@ use super::memory::CpuWeight;
 use super::mla::{Shape, absorb};
 use crate::backend::Segment;
 
-/// Positions whose scores are taken together.
+/// Positions whose scores are computed together.
 const RUN: usize = 64;
-/// Rows of the expansion that are widened together, so that they stay in a core's nearest cache.
+/// Rows of the expansion that are widened together, so that they stay in the L1 cache.
 const ROWS: usize = 8;
 
 /// One segment: `query` `[length, H * (nope + rope)]` to `output` `[length, H * value]`.
@@ -50,7 +50,8 @@ pub(super) fn mla_decode(
     }
 }
 
-/// `q_lat = W_UK^T q_nope` of one head, and beside it the part of the query that meets k_pe: `[length, latent + rope]`.
+/// `q_lat = W_UK^T q_nope` of one head, followed by the part of the query that is multiplied with k_pe:
+/// `[length, latent + rope]`.
 fn absorbed<'a>(
     queries: impl Iterator<Item = &'a [f32]> + Clone,
     kv_b: &CpuWeight,
@@ -98,7 +99,7 @@ fn values(contexts: &[f32], kv_b: &CpuWeight, shape: &Shape, head: usize) -> Vec
     results
 }
 
-/// What one absorbed query reads of the first `positions` latents: `[latent]`, zeros before.
+/// One absorbed query's weighted sum of the first `positions` latents: `[latent]`, zeros before.
 #[inline(always)]
 fn attend(
     absorbed: &[f32],

@@ -1,7 +1,7 @@
 //! Latent attention for many queries: keys and values are expanded from the latents, some positions at a time.
 //!
-//! Softmax runs online (Milakov and Gimelshein, arXiv 1805.02867) over runs of positions counted from the sequence's
-//! start, so a row's arithmetic depends on its position alone, not on how the prompt was cut.
+//! Softmax runs online (Milakov and Gimelshein, arXiv 1805.02867) over runs of positions counted from the sequence's start,
+//! so a row's arithmetic depends on its position alone, not on how the prompt was cut.
 
 use rayon::prelude::*;
 
@@ -11,7 +11,7 @@ use super::memory::CpuWeight;
 use super::mla::{Shape, absorb};
 use crate::backend::Segment;
 
-/// Positions expanded together.
+/// Positions that are expanded together.
 const RUN: usize = 64;
 
 /// One segment: `query` `[length, H * (nope + rope)]` to `output` `[length, H * value]`.
@@ -63,7 +63,7 @@ fn attend(
 ) -> Vec<f32> {
     let (key, value, length) = (shape.key(), shape.value, segment.length);
     let mut output = vec![0.0; length * value];
-    // Greatest score so far and sum of exponentials, a row.
+    // Per row: the greatest score so far and the sum of exponentials.
     let mut softmax = vec![(f32::NEG_INFINITY, 0.0_f32); length];
     let (mut rows, mut rope, mut wide) = (Vec::new(), Vec::new(), Vec::new());
     let end = segment.position + length;

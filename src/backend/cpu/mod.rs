@@ -1,7 +1,7 @@
-//! The plain CPU backend: f32 arithmetic in readable Rust, one file an operation, and the fallback where there is no GPU.
+//! The CPU backend: plain f32 arithmetic in Rust, one file per operation; also the fallback without a GPU.
 //!
-//! It is a backend under test like the others, not the oracle of their tests: that is naive f64 code in the test crate.
-//! Weights stay where the checkpoint mapped them and are widened a few rows at a time.
+//! It is tested like the other backends and is not their oracle, which is f64 code in `conformance`. Weights stay in the
+//! mapped checkpoint and are widened a few rows at a time.
 
 mod embed;
 mod experts;
@@ -41,7 +41,7 @@ use super::{
 use super::{check, host};
 use crate::config::Dtype;
 
-/// One rank's share of this machine's processor and memory.
+/// One rank's part of this machine's CPU and memory.
 pub struct CpuBackend {
     device: Device,
     collective: Arc<dyn Collective>,
@@ -49,7 +49,7 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// The whole machine as one rank.
+    /// The whole machine as a single rank.
     #[must_use]
     pub fn new() -> Self {
         Self::with_collective(Arc::new(Alone))
@@ -77,7 +77,7 @@ impl Default for CpuBackend {
     }
 }
 
-/// The CPU's name, its threads and the machine's memory.
+/// The CPU's name, its number of threads and the machine's memory.
 #[must_use]
 pub fn describe() -> Device {
     let brand = host::cpu();

@@ -1,5 +1,5 @@
-//! The router (DeepSeek-V3, arXiv 2412.19437, section 2.1.2): sigmoid scores, a bias that steers the choice and nothing
-//! else, and choice limited to the best groups of experts.
+//! The router (DeepSeek-V3, arXiv 2412.19437, section 2.1.2): sigmoid scores, a bias that affects only the choice, and choice
+//! limited to the best groups of experts.
 
 use rayon::prelude::*;
 
@@ -29,7 +29,7 @@ pub(super) fn route(
         .for_each(|(scores, (ids, weights))| choose(scores, bias, op, ids, weights));
 }
 
-/// One token: `scores` holds its logits `[experts]`.
+/// Routes one token: `scores` contains its logits `[experts]`.
 fn choose(scores: &mut [f32], bias: &[f32], op: &Route, ids: &mut [u32], weights: &mut [f32]) {
     scores.iter_mut().for_each(|score| *score = sigmoid(*score));
     let biased: Vec<f32> = scores
@@ -38,12 +38,12 @@ fn choose(scores: &mut [f32], bias: &[f32], op: &Route, ids: &mut [u32], weights
         .map(|(score, bias)| score + bias)
         .collect();
     if biased.iter().any(|score| !score.is_finite()) {
-        // A damaged expert might never be chosen: the damage must show all the same.
+        // A damaged expert might never be chosen; with NaN weights the damage is noticed.
         ids.fill(0);
         weights.fill(f32::NAN);
         return;
     }
-    // Of equal scores the lower id first: a stable sort from high to low.
+    // For equal scores the lower id comes first: a stable sort from high to low.
     let descending = |a: &f32, b: &f32| b.total_cmp(a);
     let mut order: Vec<u32> = (0..).take(scores.len()).collect();
     order.sort_by(|a, b| descending(&biased[*a as usize], &biased[*b as usize]));

@@ -1,10 +1,10 @@
-//! The next token of a row: its best candidates, its log-normaliser, and whether all of it was finite.
+//! The next token of a row: its best candidates, its log-normaliser, and whether all logits are finite.
 
 use rayon::prelude::*;
 
 use crate::backend::{Choice, OutputRow};
 
-/// One choice a row of `logits` `[O, vocabulary]`.
+/// One [`Choice`] per row of `logits` `[O, vocabulary]`.
 pub(super) fn select(
     logits: &[f32],
     vocabulary: usize,
@@ -25,7 +25,7 @@ fn choose(logits: &[f32], candidates: usize, target: Option<u32>) -> Choice {
         .iter()
         .map(|logit| f64::from(logit - greatest).exp())
         .sum();
-    // Of equal logits the lower id first.
+    // For equal logits the lower id comes first.
     let better = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     let mut best: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
     let candidates = candidates.min(best.len());

@@ -6,7 +6,7 @@ use super::math::{silu, vectorised};
 use super::memory::States;
 use crate::backend::{Segment, StateLayout};
 
-/// Channels that a thread takes together: a single token has no other parallelism.
+/// Channels that a thread computes together: a single token has no other parallelism.
 const CHANNELS: usize = 256;
 
 /// The inputs of one segment, and those before it.
@@ -14,9 +14,9 @@ struct Inputs<'a> {
     channels: usize,
     /// `[length, channels]`.
     segment: &'a [f32],
-    /// Inputs kept in a convolution state, `taps - 1`.
+    /// Inputs in a convolution state: `taps - 1`.
     kept: usize,
-    /// `[channels, kept]`, oldest first; `None` where the sequence starts.
+    /// `[channels, kept]`, oldest first; `None` at the start of a sequence.
     conv_state: Option<&'a [f32]>,
 }
 
@@ -47,8 +47,9 @@ impl Inputs<'_> {
     }
 }
 
-/// One segment: `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])`, `[length, channels]` both; inputs before the
-/// segment come from the convolution state in `slot_in`, or are zero. Writes the convolution states at the segment's end and checkpoints.
+/// One segment: `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])`, both `[length, channels]`; inputs before the segment
+/// come from the convolution state in `slot_in`, or are zero. Writes the convolution states at the segment's end and
+/// checkpoints.
 pub(super) fn short_conv(
     input: &[f32],
     weight: &[f32],
@@ -68,7 +69,7 @@ pub(super) fn short_conv(
         kept,
         conv_state: conv_state.as_deref(),
     };
-    // `[taps, channels]`: channels are what lies together.
+    // `[taps, channels]`: consecutive numbers are channels.
     let taps = layout.taps;
     let mut by_tap = vec![0.0; taps * channels];
     for (c, weight) in weight.chunks_exact(taps).enumerate() {
@@ -93,13 +94,13 @@ pub(super) fn short_conv(
             );
         });
     });
-    let places = segment
+    let stored = segment
         .checkpoints
         .iter()
         .map(|checkpoint| (checkpoint.after, checkpoint.slot));
-    for (after, slot) in places.chain([(segment.length, segment.slot_out)]) {
+    for (after, slot) in stored.chain([(segment.length, segment.slot_out)]) {
         let conv_state = states.conv_state_mut(layer, slot);
-        // Of no taps but the present one nothing is kept.
+        // With a single tap no inputs are stored.
         for (c, values) in conv_state.chunks_exact_mut(kept.max(1)).enumerate() {
             for (i, value) in values.iter_mut().enumerate() {
                 *value = inputs.at(after, kept - i, c);

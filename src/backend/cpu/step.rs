@@ -1,4 +1,4 @@
-//! A step of the CPU backend: a closure an operation over its memory, called in order.
+//! A step of the CPU backend: one closure per operation over its memory, called in order.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,7 +26,7 @@ type AttentionKernel = fn(&[f32], &CpuWeight, &Shape, &Latents, usize, &Segment,
 
 type Operation = Box<dyn Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()> + Send + Sync>;
 
-/// The batch of one submission, with what operations ask of it.
+/// The batch of one submission, with precomputed values for its operations.
 pub(super) struct Run<'a> {
     pub(super) batch: &'a Batch,
     collective: &'a dyn Collective,
@@ -40,7 +40,7 @@ impl Run<'_> {
         }
     }
 
-    /// Positions up to the end of the segment that reaches furthest.
+    /// Number of positions up to the end of the longest context.
     pub(super) fn reached(&self) -> usize {
         let segments = self.batch.segments.iter();
         let ends = segments.map(|segment| segment.position + segment.length);
@@ -94,7 +94,7 @@ impl CpuStep {
         self.operations.push(Box::new(operation));
     }
 
-    /// Runs the operations one by one, with a clock beside them where times are wanted.
+    /// Runs the operations one by one, timed if times are requested.
     fn run(&self, memory: &mut Memory, run: &Run<'_>, output: &mut StepOutput) -> Result<()> {
         if !self.timed {
             let mut operations = self.operations.iter();
@@ -148,7 +148,7 @@ impl CpuStep {
 }
 
 impl CpuStep {
-    /// Appends an operation, which was checked. Blocks were expanded.
+    /// Appends an operation, which was checked before. Blocks were expanded.
     pub(super) fn push(&mut self, op: &Op) {
         match *op {
             Op::Embed(op) => self.embed(op),
@@ -451,10 +451,10 @@ impl Step for CpuStep {
         let mut output = StepOutput::default();
         let memory = &mut *memory;
         let result = if self.collective.shard() == Shard::WHOLE {
-            // On a thread of the pool: from outside it each operation would wake one, and be woken by it at its end.
+            // On a thread of the pool: from outside of it, each operation would wake a thread and wait for it.
             rayon::scope(|_| self.run(memory, &run, &mut output))
         } else {
-            // But a rank that waits for another must not hold the thread that the other would run on.
+            // A rank that waits for another must not occupy the thread that the other would run on.
             self.run(memory, &run, &mut output)
         };
         Ok(Ticket::ready(result.map(|()| output)))

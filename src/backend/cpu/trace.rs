@@ -1,6 +1,6 @@
 //! The numbers of a trace: reductions over a state and its next write, over a gate, over a head's attention.
 //!
-//! Heads run side by side, as in the recurrence: this runs beside every token that is traced.
+//! Heads run in parallel, as in the recurrence, because this is added to every traced token.
 
 use rayon::prelude::*;
 
@@ -12,10 +12,10 @@ use super::mla::Shape;
 use crate::backend::trace::{KDA_NUMBERS, kda_row};
 use crate::backend::{KEY_EPS, Segment, StateLayout};
 
-/// Elements that are not worth another thread: it takes longer to wake.
+/// Below this number of elements another thread is slower, because it has to be woken.
 const TASK: usize = 1 << 16;
 
-/// One single token through all heads: `output` `[H * kda_row]`.
+/// One single token, all heads: `output` `[H * kda_row]`.
 pub(super) fn trace_kda(
     rows: &Rows<'_>,
     states: &States,
@@ -57,7 +57,7 @@ fn numbers_of(
             let decay: Vec<f32> = gates.iter().map(|gate| exp(*gate)).collect();
             let mut error = value.to_vec();
             let mut squares = vec![0.0_f32; v];
-            // Row by row, as the state lies in memory.
+            // Row by row, in memory order.
             for (d, row) in state.unwrap_or_default().chunks_exact(v).enumerate() {
                 add_scaled(&mut error, -(key[d] * decay[d]), row);
             }
@@ -90,7 +90,7 @@ fn numbers_of(
     )
 }
 
-/// The mean of `sigmoid(gate)` a head: `gate` `[H * V]`, `output` `[H]`.
+/// The mean of `sigmoid(gate)` per head: `gate` `[H * V]`, `output` `[H]`.
 pub(super) fn trace_gate(gate: &[f32], output: &mut [f32]) {
     let width = gate.len() / output.len().max(1);
     let heads = output.iter_mut().zip(gate.chunks_exact(width.max(1)));
@@ -114,8 +114,8 @@ pub(super) fn trace_route(experts: &[u32], weights: &[f32], output: &mut [f32]) 
     chosen.copy_from_slice(&weights[..chosen.len()]);
 }
 
-/// The weights of one head over the positions up to a single token's own: `query` is that head's, `output` has a place for
-/// each position.
+/// The weights of one head over the positions up to a single token's own: `query` is that head's, `output` has an element per
+/// position.
 pub(super) fn trace_attention(
     query: &[f32],
     kv_b: &CpuWeight,
@@ -164,7 +164,7 @@ pub(super) fn trace_attention(
             }
         },
     );
-    // In double precision: there may be a million of them.
+    // In double precision, because there may be a million of them.
     let sum: f64 = output.iter().map(|chance| f64::from(*chance)).sum();
     output
         .iter_mut()

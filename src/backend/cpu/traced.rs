@@ -1,4 +1,4 @@
-//! The operations of a trace; only programs that are traced have them. What they compute is in `trace`.
+//! The operations of a trace, which only traced programs contain. They are computed in `trace`.
 
 use super::kda_recurrence::Rows as RecurrenceRows;
 use super::memory::Memory;
@@ -8,10 +8,10 @@ use super::trace;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{Rows, Segment, Tensor};
 
-/// A single token, of which a trace tells.
+/// A single token that is traced.
 struct TracedRow<'a> {
     memory: &'a Memory,
-    /// Which of the batch's rows it has.
+    /// Its index among the batch's rows.
     number: usize,
     segment: &'a Segment,
 }
@@ -25,7 +25,7 @@ impl<'a> TracedRow<'a> {
 }
 
 impl CpuStep {
-    /// Records an operation of a trace that writes one layer's part of each row of `output`: what `operation` makes of a
+    /// Records an operation of a trace that writes one layer's part of each row of `output`: the result of `operation` for a
     /// single token, 0 for tokens of longer segments.
     fn record_layer(
         &mut self,
@@ -121,9 +121,9 @@ impl CpuStep {
         let heads = op.query.width / (op.nope + op.pool.layout.rope);
         let shape = Shape::new(&op.pool.layout, heads, op.nope, op.value);
         self.record_rows("trace_attention", op.output, move |memory, run, output| {
-            let places = op.output.width;
-            let reached = run.reached().min(places);
-            for row in output.chunks_exact_mut(places) {
+            let positions = op.output.width;
+            let reached = run.reached().min(positions);
+            for row in output.chunks_exact_mut(positions) {
                 row[..reached].fill(0.0);
             }
             let query = memory.f32(op.query, run.rows(Rows::Tokens));

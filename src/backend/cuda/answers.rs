@@ -1,4 +1,4 @@
-//! How the choice of the next token and probes are encoded.
+//! Encodes the candidates for the next token, and probes.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::step::{CudaStep, arguments};
 use crate::backend::gpu::answers::Answer;
 use crate::backend::{Result, Select, Tensor};
 
-/// Logits a slice: as in `kernels/select.cu`.
+/// Logits per slice, as in `kernels/select.cu`.
 const SLICE: usize = 1024;
 
 impl CudaStep {
@@ -46,7 +46,7 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Rows are copied aside where they are probed: later operations may overwrite them.
+    /// Probed rows are copied to a buffer of their own, because later operations may overwrite them.
     pub(super) fn encode_probe(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
         let source = self.tensor(tensor)?;
@@ -62,8 +62,8 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Read where it lies: nothing writes it afterwards, and a copy whose size follows the position would be a command that
-    /// no graph can repeat.
+    /// Read back without a copy: no later operation writes the tensor, and a copy whose size depends on the position could
+    /// not be repeated by a graph.
     pub(super) fn encode_probe_positions(&mut self, tensor: Tensor) -> Result<()> {
         self.name("probe");
         let source = self.tensor(tensor)?;

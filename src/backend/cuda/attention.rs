@@ -1,28 +1,28 @@
-//! How latent attention is encoded: the cache's way in, prefill, decode.
+//! Encodes latent attention: append to the cache, prefill, decode.
 
 use std::sync::Arc;
 
-use super::machine::{Command, Product};
+use super::machine::{Argument, Buffer, Command, Product};
 use super::step::{ANY_TOGETHER, CudaStep, Kernel, WINDOW, any_shape, arguments, suits_library};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{MlaAppend, MlaAttention, Result, Segments};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// Positions whose scores a prefill takes together.
+/// Positions whose scores a prefill computes together.
 const RUN: usize = 64;
-/// Tiles of queries of a block of `mla_prefill`.
+/// Query tiles per block of `mla_prefill`.
 const TILES: usize = 16;
-/// Rows that share one reading of kv_b in a decode.
+/// Rows for which kv_b is read once in a decode.
 const TOGETHER: usize = 4;
 
-/// Blocks for so many spans: up to an eighth more, which return at once, so that the graph of a step's commands serves many
-/// tokens and not only until some row begins another span.
+/// Number of blocks for this number of spans: up to an eighth more, which return at once, so that a graph of a step's
+/// commands can be reused for many tokens and not only until a row begins another span.
 pub(super) fn with_room(spans: usize) -> usize {
     spans.next_multiple_of((spans / 8).next_power_of_two())
 }
 
-/// Of a kernel's entries for latents in bf16, f16 and f32, the one for a pool of this dtype.
+/// The kernel entry for a pool of this dtype, from those for latents in bf16, f16 and f32.
 pub(super) fn of_latents(dtype: Dtype, [bf16, f16, f32]: [&'static str; 3]) -> &'static str {
     match dtype {
         Dtype::Bf16 => bf16,
@@ -53,32 +53,15 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Window by window: latents laid end to end, expanded by one dense product, laid out for the tensor cores, attended to.
+    /// For each window: gathers its latents, expands them with one dense product, lays them out for the tensor cores, and
+    /// attends to them.
     pub(super) fn encode_prefill(&mut self, op: MlaAttention) -> Result<()> {
         let layout = op.pool.layout;
         self.name("mla_prefill");
         let (heads, key) = (op.heads(), op.nope + layout.rope);
-        // The widest keys and values that an entry takes.
-        let (lay_out, entry, widest, most_value) = match (key, op.value) {
-            (0..=64, 0..=64) => {
-                let lay_out = ["mla_images_64", "mla_images_64_f16", "mla_images_64_f32"];
-                (lay_out, "mla_prefill_64", 64, 64)
-            }
-            (0..=192, 0..=128) => {
-                let lay_out = ["mla_images_192", "mla_images_192_f16", "mla_images_192_f32"];
-                (lay_out, "mla_prefill_192", 192, 128)
-            }
-            _ => {
-                return Err(BackendError::Unsupported {
-                    backend: "cuda",
-                    what: format!(
-                        "keys {key} and values {} wide; the widest are 192 and 128",
-                        op.value
-                    ),
-                });
-            }
-        };
-        let lay_out = of_latents(layout.dtype, lay_out);
+        let entries = PrefillEntries::new(key, op.value)?;
+        let (entry, widest) = (entries.entry, entries.widest);
+        let lay_out = of_latents(layout.dtype, entries.lay_out);
         let gather = ["mla_gather", "mla_gather_f16", "mla_gather_f32"];
         let gather = of_latents(layout.dtype, gather);
         let (query, output) = (self.tensor(op.query)?, self.tensor(op.output)?);
@@ -87,14 +70,21 @@ impl CudaStep {
         let longest = self.capacity.blocks * layout.block_tokens;
         let positions = longest.min(WINDOW);
         let outputs = heads * (op.nope + op.value);
-        let even = suits_library(layout.latent, outputs);
         let gathered = self.scratch("a window of latents", 2 * positions * layout.latent)?;
         let rows = self.scratch("expanded keys and values", 4 * positions * outputs)?;
-        // Bytes of a run's image: keys, values, what keys are multiplied with.
-        let image_bytes = 2 * RUN * (widest + most_value) + 16;
+        let expansion = Expansion {
+            input: Arc::clone(&gathered),
+            weight,
+            stored,
+            output: Arc::clone(&rows),
+            columns: layout.latent,
+            outputs,
+        };
+        // Bytes per image of a run: keys, values, and the factors of keys.
+        let image_bytes = 2 * RUN * (widest + entries.most_value) + 16;
         let most = positions.div_ceil(RUN) * heads;
         let images = self.scratch("runs of an attention", most * image_bytes)?;
-        // What waits from one window to the next.
+        // Number of rows of the state that is carried from one window to the next.
         let waiting = if longest > WINDOW {
             self.capacity.tokens * heads
         } else {
@@ -104,13 +94,8 @@ impl CudaStep {
         let partial = self.scratch("running attention", 4 * waiting * op.value)?;
         let batch = Arc::clone(&self.batch);
         let [h, latent, nope, rope, value, tokens] = widths_of(&op, heads);
-        let segments = op.segments;
         self.each(move |image| {
-            let (first, last) = match segments {
-                Segments::All => (0, image.windows.len()),
-                Segments::Several => (0, image.several_windows),
-                Segments::Single => (image.several_windows, image.windows.len()),
-            };
+            let (first, last) = windows_of(op.segments, image);
             let mut commands = Vec::with_capacity(4 * (last - first));
             for (number, window) in image.windows[first..last].iter().enumerate() {
                 let number = (first + number) as u32;
@@ -119,41 +104,10 @@ impl CudaStep {
                     64,
                     arguments![&batch, number, &latents, &gathered, latent, rope, tokens],
                 );
-                commands.push(Command::Launch(gather.over([
-                    window.positions as u32,
-                    1,
-                    1,
-                ])));
-                commands.push(if even {
-                    Command::Product(Product {
-                        input: Arc::clone(&gathered),
-                        weight: Arc::clone(&weight),
-                        output: Arc::clone(&rows),
-                        rows: window.positions,
-                        columns: layout.latent,
-                        outputs,
-                        full: true,
-                    })
-                } else {
-                    let counted = image.window_word(number as usize);
-                    let (columns, full) = (layout.latent, true);
-                    let product = any_shape(
-                        &batch,
-                        counted,
-                        &gathered,
-                        stored.clone(),
-                        &rows,
-                        full,
-                        columns,
-                        0..outputs,
-                        outputs,
-                    );
-                    Command::Launch(product.over([
-                        (outputs as u32).div_ceil(8),
-                        window.positions.div_ceil(ANY_TOGETHER) as u32,
-                        1,
-                    ]))
-                });
+                let positions = window.positions as u32;
+                commands.push(Command::Launch(gather.over([positions, 1, 1])));
+                let counted = image.window_word(number as usize);
+                commands.push(expansion.command(&batch, counted, window.positions));
                 let lay_out = Kernel::new(
                     lay_out,
                     128,
@@ -181,22 +135,11 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Absorbed: the query of the latents, a softmax over each span of them, the spans put together and expanded.
+    /// Absorbed form: the absorbed query, a softmax over each span of latents, the spans merged and expanded.
     pub(super) fn encode_decode(&mut self, op: MlaAttention) -> Result<()> {
         let layout = op.pool.layout;
         self.name("mla_decode");
-        for (what, found, widest) in [
-            ("latents", layout.latent, 512),
-            ("shared keys", layout.rope, 64),
-            ("expanded keys", op.nope, 256),
-        ] {
-            if found > widest {
-                return Err(BackendError::Unsupported {
-                    backend: "cuda",
-                    what: format!("{what} {found} wide; the widest are {widest}"),
-                });
-            }
-        }
+        check_decode(&op)?;
         let heads = op.heads();
         let single = op.segments == Segments::Single;
         let (most, most_spans) = if single {
@@ -270,7 +213,117 @@ impl CudaStep {
     }
 }
 
-/// Heads, latent, nope, rope, value and tokens a block, as kernels take them.
+/// The kernels of a prefill, with the maximum widths of keys and values.
+struct PrefillEntries {
+    /// `mla_images` for latents in bf16, f16 and f32.
+    lay_out: [&'static str; 3],
+    entry: &'static str,
+    widest: usize,
+    most_value: usize,
+}
+
+impl PrefillEntries {
+    /// Those for keys and values of these widths.
+    fn new(key: usize, value: usize) -> Result<Self> {
+        match (key, value) {
+            (0..=64, 0..=64) => Ok(Self {
+                lay_out: ["mla_images_64", "mla_images_64_f16", "mla_images_64_f32"],
+                entry: "mla_prefill_64",
+                widest: 64,
+                most_value: 64,
+            }),
+            (0..=192, 0..=128) => Ok(Self {
+                lay_out: ["mla_images_192", "mla_images_192_f16", "mla_images_192_f32"],
+                entry: "mla_prefill_192",
+                widest: 192,
+                most_value: 128,
+            }),
+            _ => Err(BackendError::Unsupported {
+                backend: "cuda",
+                what: format!(
+                    "keys of width {key} and values of width {value}; the maxima are 192 and 128"
+                ),
+            }),
+        }
+    }
+}
+
+/// The dense product that expands a window's latents to keys and values.
+struct Expansion {
+    /// `[positions, columns]` bf16.
+    input: Arc<Buffer>,
+    /// `[outputs, columns]` bf16.
+    weight: Arc<Buffer>,
+    /// The same weight as it is stored: address and format.
+    stored: [Argument; 2],
+    /// `[positions, outputs]` f32.
+    output: Arc<Buffer>,
+    columns: usize,
+    outputs: usize,
+}
+
+impl Expansion {
+    /// The product for a window of this number of positions, which is word `counted` of the batch.
+    fn command(&self, batch: &Arc<Buffer>, counted: u32, positions: usize) -> Command {
+        let (columns, outputs, full) = (self.columns, self.outputs, true);
+        if suits_library(columns, outputs) {
+            return Command::Product(Product {
+                input: Arc::clone(&self.input),
+                weight: Arc::clone(&self.weight),
+                output: Arc::clone(&self.output),
+                rows: positions,
+                columns,
+                outputs,
+                full,
+            });
+        }
+        let product = any_shape(
+            batch,
+            counted,
+            &self.input,
+            self.stored.clone(),
+            &self.output,
+            full,
+            columns,
+            0..outputs,
+            outputs,
+        );
+        Command::Launch(product.over([
+            (outputs as u32).div_ceil(8),
+            positions.div_ceil(ANY_TOGETHER) as u32,
+            1,
+        ]))
+    }
+}
+
+/// The first window of these segments, and the end of their windows.
+fn windows_of(segments: Segments, image: &BatchMetadata) -> (usize, usize) {
+    match segments {
+        Segments::All => (0, image.windows.len()),
+        Segments::Several => (0, image.several_windows),
+        Segments::Single => (image.several_windows, image.windows.len()),
+    }
+}
+
+/// Fails for widths that `mla_absorb`, `mla_attend` and `mla_merge` do not support.
+fn check_decode(op: &MlaAttention) -> Result<()> {
+    let layout = op.pool.layout;
+    for (what, found, widest) in [
+        ("latents", layout.latent, 512),
+        ("shared keys", layout.rope, 64),
+        ("expanded keys", op.nope, 256),
+    ] {
+        if found > widest {
+            return Err(BackendError::Unsupported {
+                backend: "cuda",
+                what: format!("{what} of width {found}; the maximum is {widest}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Heads, latent, nope, rope, value and tokens per block, as the kernels' arguments.
 fn widths_of(op: &MlaAttention, heads: usize) -> [u32; 6] {
     let layout = op.pool.layout;
     [

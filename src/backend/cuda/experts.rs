@@ -1,4 +1,4 @@
-//! How router and routed experts are encoded: several kernels each.
+//! Encodes router and routed experts: several kernels each.
 
 use std::sync::Arc;
 
@@ -9,20 +9,21 @@ use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{Experts, Result, Route, Rows, Weight};
 use crate::error::BackendError;
 
-/// The most experts, and groups of them.
+/// Maximum number of experts, and of groups of them.
 const EXPERTS: usize = 4096;
-/// Places that a block sorts, and outputs of a block of the path for few: as in `kernels/experts.cu`.
+/// Assignments (pairs of token and chosen expert) that a block sorts, and outputs per block in the form for few rows: as in
+/// `kernels/experts.cu`.
 const SHARE: usize = 2048;
 const FEW: u32 = 32;
-/// Columns of a block that adds choices up: as there.
+/// Columns per block of the kernel that sums choices, as there.
 const COMBINED: u32 = 1024;
-/// Rows whose scores a block of the router takes together, and experts of a block for several rows and for one: as in
+/// Rows whose scores a block of the router computes together, and experts per block for several rows and for one: as in
 /// `kernels/route.cu`.
 const TOGETHER: usize = 8;
 const SCORED: u32 = 8;
 const SCORED_OF_ONE: u32 = 2;
 
-/// One layer's routed experts: what their kernels are given.
+/// One layer's routed experts: the arguments of their kernels.
 struct Layer {
     ids: Arc<Buffer>,
     input: Arc<Buffer>,
@@ -32,29 +33,30 @@ struct Layer {
     results: Arc<Buffer>,
     width: u32,
     hidden_width: u32,
-    /// Of a token.
+    /// Choices per token.
     choices: u32,
-    /// The first expert that is here, and how many are.
+    /// The first local expert, and the number of local experts.
     first: u32,
     experts: u32,
 }
 
-/// Stacks of experts that one kernel takes.
+/// Stacks of experts of one kernel.
 struct Stacks {
-    /// Whether one is in blocks: then each comes with its format, else in bf16.
+    /// Whether any of them is in blocks: then each is passed with its format, else in bf16.
     in_blocks: bool,
     arguments: Vec<Argument>,
 }
 
 impl Stacks {
-    /// The kernel that takes them.
+    /// The kernel for these stacks.
     fn entry(&self, dense: &'static str, blocks: &'static str) -> &'static str {
         if self.in_blocks { blocks } else { dense }
     }
 }
 
 impl CudaStep {
-    /// As the experts' kernels take them: as they are stored where one is in blocks and each in a single format, else in bf16.
+    /// The stacks as the experts' kernels require them: as they are stored if one is in blocks and each has a single format,
+    /// else in bf16.
     fn stacks(&self, weights: &[Weight]) -> Result<Stacks> {
         let mut in_blocks = false;
         let mut stored = Vec::new();
@@ -115,8 +117,8 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Scores before the sigmoid: a product for rows of longer segments where the library takes the weight, the router's own
-    /// kernels for the rest. A row's path depends on its segment alone.
+    /// Scores before the sigmoid: cuBLASLt for rows of longer segments if it supports the weight, the router's own kernels
+    /// for other rows. A row's code path depends on its segment alone.
     fn encode_scores(
         &mut self,
         op: &Route,
@@ -189,7 +191,7 @@ impl CudaStep {
             op.experts.width,
         );
         limit(local)?;
-        let places = self.capacity.tokens * top_k;
+        let assignments = self.capacity.tokens * top_k;
         let [width, hidden_width, choices, first, experts] =
             [d, n, top_k, op.first_expert, local].map(|word| word as u32);
         let layer = Layer {
@@ -197,8 +199,8 @@ impl CudaStep {
             input: self.tensor(op.input)?,
             gate_up: self.stacks(&[op.gate, op.up])?,
             down: self.stacks(&[op.down])?,
-            hidden: self.scratch("experts' hidden activations", 2 * places * n)?,
-            results: self.scratch("experts' outputs", 4 * places * d)?,
+            hidden: self.scratch("experts' hidden activations", 2 * assignments * n)?,
+            results: self.scratch("experts' outputs", 4 * assignments * d)?,
             width,
             hidden_width,
             choices,
@@ -233,7 +235,7 @@ impl CudaStep {
         let most_places = self.capacity.segments.min(self.capacity.tokens) * top_k;
         let most = most_places.min(local);
         let words = 1 + 3 * most + most_places;
-        let list = self.scratch("single rows' places by expert", 4 * words)?;
+        let list = self.scratch("single rows' assignments by expert", 4 * words)?;
         let (ids, most) = (&layer.ids, most as u32);
         let (choices, first, experts) = (layer.choices, layer.first, layer.experts);
         let kernel = self.kernel(
@@ -241,15 +243,19 @@ impl CudaStep {
             256,
             arguments![ids, &list, most, choices, first, experts],
         );
-        // One row alone needs no list: each of its choices is an expert of its own.
+        // A single row needs no list: each of its choices is a different expert.
         self.launch(kernel.shared(40 * local)?, |metadata| {
             [u32::from(metadata.few(Rows::Tokens) > 1), 1, 1]
         });
-        // As many as may have been chosen, whatever was, so that a graph serves every choice.
+        // The maximum number of chosen experts, so that one graph serves every choice.
         let chosen = move |metadata: &BatchMetadata| {
             let rows = metadata.few(Rows::Tokens);
-            let places = rows * top_k;
-            if rows < 2 { places } else { places.min(local) }
+            let assignments = rows * top_k;
+            if rows < 2 {
+                assignments
+            } else {
+                assignments.min(local)
+            }
         };
         let few = |entry, from: &Arc<Buffer>, stacks: &Stacks, to: &Arc<Buffer>| {
             let mut arguments = arguments![&self.batch, ids, &list, most, from].to_vec();
@@ -278,14 +284,14 @@ impl CudaStep {
         let (top_k, local) = (layer.choices as usize, layer.experts as usize);
         let (width, hidden_width) = (layer.width, layer.hidden_width);
         let (choices, first, experts) = (layer.choices, layer.first, layer.experts);
-        let places = self.capacity.tokens * top_k;
-        let most = most_tiles(places, local);
-        let counts = self.scratch("choices by expert", 4 * places.div_ceil(SHARE) * local)?;
-        let groups = self.scratch("places by expert", 4 * (1 + 3 * most + places))?;
+        let assignments = self.capacity.tokens * top_k;
+        let most = most_tiles(assignments, local);
+        let counts = self.scratch("choices by expert", 4 * assignments.div_ceil(SHARE) * local)?;
+        let groups = self.scratch("assignments by expert", 4 * (1 + 3 * most + assignments))?;
         let (ids, tiles) = (&layer.ids, most as u32);
         let shares = move |metadata: &BatchMetadata| {
-            let places = metadata.several_rows * top_k;
-            [places.div_ceil(SHARE) as u32, 1, 1]
+            let assignments = metadata.several_rows * top_k;
+            [assignments.div_ceil(SHARE) as u32, 1, 1]
         };
         let kernel = self.kernel(
             "experts_count",
@@ -325,9 +331,9 @@ impl CudaStep {
     }
 }
 
-/// Tiles at most for so many places: each expert may leave one partly filled.
-fn most_tiles(places: usize, experts: usize) -> usize {
-    places.min(places / TILE + experts)
+/// Maximum number of tiles for this number of assignments: each expert may have a partial one.
+fn most_tiles(assignments: usize, experts: usize) -> usize {
+    assignments.min(assignments / TILE + experts)
 }
 
 fn limit(experts: usize) -> Result<()> {
@@ -336,6 +342,6 @@ fn limit(experts: usize) -> Result<()> {
     }
     Err(BackendError::Unsupported {
         backend: "cuda",
-        what: format!("{experts} experts; the most are {EXPERTS}"),
+        what: format!("{experts} experts; the maximum is {EXPERTS}"),
     })
 }

@@ -1,4 +1,4 @@
-//! Random numbers in device memory, made there.
+//! Generates random numbers in device memory.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use super::machine::{Argument, Buffer, Command, Launch, Machine, NO_STEP, Work, 
 use crate::backend::{Random, Result};
 use crate::checkpoint::Format;
 
-/// Elements of a block of `kernels/fill.cu`.
+/// Elements per block of `kernels/fill.cu`.
 const EACH: u64 = 256 * 16;
 
-/// Fills a buffer: element `i` is number `i`. It has run when this returns.
+/// Fills a buffer: element `i` is number `i`. The kernel has run when this returns.
 pub(super) fn fill(
     machine: &Arc<dyn Machine>,
     buffer: &Arc<Buffer>,

@@ -1,10 +1,10 @@
-//! How a KDA layer's operations are encoded: convolution, gates, output gate. The recurrence is in `recurrence`.
+//! Encodes a KDA layer's operations: convolution, gates, output gate. The recurrence is in `recurrence`.
 
 use super::step::{CudaStep, Kernel, arguments};
 use crate::backend::{GatedNorm, KdaGates, Result, Rows, ShortConv};
 use crate::error::BackendError;
 
-/// The most taps: as in `kernels/short_conv.cu`.
+/// Maximum number of taps, as in `kernels/short_conv.cu`.
 const TAPS: usize = 16;
 
 impl CudaStep {
@@ -14,7 +14,7 @@ impl CudaStep {
         if taps > TAPS {
             return Err(BackendError::Unsupported {
                 backend: "cuda",
-                what: format!("a convolution of {taps} taps; the widest has {TAPS}"),
+                what: format!("a convolution of {taps} taps; the maximum is {TAPS}"),
             });
         }
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
@@ -72,7 +72,8 @@ impl CudaStep {
         Ok(())
     }
 
-    /// The norm where a batch has segments of several tokens: of all rows, for those of single tokens are written later.
+    /// The norm for batches that have segments of several tokens: of all rows, because those of single tokens are overwritten
+    /// later.
     pub(super) fn several_gated_norm(&mut self, op: &GatedNorm) -> Result<()> {
         let (kernel, heads) = (self.gated_norm_kernel(op)?, heads_of(op));
         self.launch_elements(kernel, 8, move |metadata| {

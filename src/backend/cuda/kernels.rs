@@ -1,11 +1,11 @@
-//! The kernels' sources, which travel in the program, and which file holds which entry point.
+//! The kernels' sources, which are part of the program, and the file of each entry point.
 
-/// The kernels, one file an operation, by name, as the build script found them.
+/// The kernels, one file per operation, by name, as listed by the build script.
 pub const KERNELS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
-/// What they include, the files of `kernels/shared/`.
+/// The files that they include, from `kernels/shared/`.
 const HEADERS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernel_headers.rs"));
 
-/// The entry points that a file of [`KERNELS`] defines; none where there is no such file.
+/// The entry points that a file of [`KERNELS`] defines; none if the file does not exist.
 #[must_use]
 pub fn entries(file: &str) -> Vec<&'static str> {
     let text = KERNELS.iter().find(|(name, _)| *name == file);
@@ -15,7 +15,7 @@ pub fn entries(file: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// A kernel's text with its headers in place of their includes, each once.
+/// A kernel's text with each include replaced by the header, once per header.
 #[must_use]
 pub fn written_out(text: &str) -> String {
     let mut done = Vec::new();
@@ -31,7 +31,7 @@ fn include(text: &str, done: &mut Vec<&'static str>, whole: &mut String) {
             .and_then(|rest| rest.strip_suffix('"'));
         let header = named.and_then(|name| {
             let name = name.trim_start_matches("shared/");
-            // The host's meaning of the instructions is not for a device.
+            // The header that emulates the instructions on the CPU is not for a device.
             HEADERS
                 .iter()
                 .find(|(found, _)| *found == name && name != "host.h")

@@ -1,9 +1,8 @@
-//! What the backend asks of what runs its kernels: memory, copies, and lists of launches in order.
+//! The interface between the backend and the device that runs its kernels: memory, copies, and lists of commands in order.
 //!
-//! The driver is one such machine. Another compiles the same kernels for the CPU, and is for tests. Everything above
-//! this trait is the same for both: shapes, grids, arguments, workspaces. Device memory is named by the [`Buffer`] that owns
-//! it, never by an address, and what a kernel is given is put together in this backend alone: a [`Launch`] and a
-//! [`Product`] cannot be made outside of it.
+//! The driver is one such machine. Another one, for tests, compiles the same kernels for the CPU. Everything above this trait
+//! is the same for both: shapes, grids, arguments, workspaces. Device memory is referred to by the [`Buffer`] that owns it,
+//! never by an address, and only this backend creates a [`Launch`] and a [`Product`].
 
 use std::any::Any;
 use std::fmt;
@@ -12,41 +11,41 @@ use std::sync::Arc;
 use crate::backend::{Device, Result, Ticket};
 use crate::error::BackendError;
 
-/// Device memory as the machine that made it keeps it. Dropping it gives the memory back, once all that was submitted
-/// before has run.
+/// Device memory in the form of the machine that allocated it. Dropping it frees the memory, after all work that was
+/// submitted before.
 pub trait Memory: Any + Send + Sync {}
 
-/// Device memory with one owner. Commands that name it keep it.
+/// Device memory with one owner. Commands that refer to it keep it alive.
 pub struct Buffer {
     memory: Box<dyn Memory>,
-    /// How long it is.
+    /// Its size in bytes.
     pub(super) bytes: u64,
 }
 
 impl Buffer {
-    /// Takes memory of a machine.
+    /// Allocates memory on a machine.
     ///
     /// # Errors
-    /// Too little of it.
+    /// Too little memory.
     pub fn new(machine: &Arc<dyn Machine>, what: &str, bytes: u64) -> Result<Self> {
         // An empty tensor has an address too.
         let bytes = bytes.max(16);
         Ok(Self::of(machine.allocate(what, bytes)?, bytes))
     }
 
-    /// A buffer over memory of so many bytes.
+    /// A buffer over memory of this number of bytes.
     pub(super) fn of(memory: Box<dyn Memory>, bytes: u64) -> Self {
         Self { memory, bytes }
     }
 
-    /// Its memory, if a machine with memory of this type made it.
+    /// Its memory, if the machine that allocated it uses this type.
     #[must_use]
     pub fn memory<M: Memory>(&self) -> Option<&M> {
         let memory: &dyn Any = &*self.memory;
         memory.downcast_ref()
     }
 
-    /// Checks that it has `bytes` bytes from `start` on, and gives their range.
+    /// Checks that it has `bytes` bytes from `start` on, and returns their range.
     ///
     /// # Errors
     /// Bytes beyond its end.
@@ -71,7 +70,7 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// Bytes of a buffer.
+/// A range of a buffer.
 #[derive(Clone, Debug)]
 pub struct Place {
     buffer: Arc<Buffer>,
@@ -96,7 +95,7 @@ impl Place {
         &self.buffer
     }
 
-    /// Which of its bytes; they are within it.
+    /// The range of bytes, which is within the buffer.
     #[must_use]
     pub fn range(&self) -> std::ops::Range<usize> {
         self.range.clone()
@@ -118,7 +117,7 @@ pub enum Argument {
     Null,
     /// A `u32`.
     Word(u32),
-    /// A `u32` that is a size or a count: refused when it is launched with if it has more bits.
+    /// A `u32` that is a size or a count: the launch fails if it exceeds 32 bits.
     Size(usize),
     /// A `u64`.
     Long(u64),
@@ -127,7 +126,7 @@ pub enum Argument {
 }
 
 impl Argument {
-    /// Its bytes as the kernel reads them, and how many they are; `address` says where a buffer is.
+    /// Its bytes as the kernel reads them, and their number; `address` returns the address of a buffer.
     ///
     /// # Errors
     /// Those of `address`, or a size beyond 32 bits.
@@ -159,9 +158,9 @@ impl PartialEq for Argument {
     }
 }
 
-/// What arguments are made from.
+/// A type that converts to an argument.
 pub(super) trait AsArgument {
-    /// It as an argument.
+    /// Converts it to an argument.
     fn argument(&self) -> Argument;
 }
 
@@ -217,13 +216,13 @@ from!(u32, usize, f32, &Arc<Buffer>);
 pub struct Launch {
     /// The entry point.
     pub(super) kernel: &'static str,
-    /// Blocks; none of the three is 0.
+    /// Number of blocks in each dimension; none is 0.
     pub(super) grid: [u32; 3],
-    /// Threads a block, a multiple of 32.
+    /// Threads per block, a multiple of 32.
     pub(super) threads: u32,
     /// Bytes of dynamic shared memory, a multiple of 16.
     pub(super) shared: u32,
-    /// What it is given.
+    /// The kernel's arguments.
     pub(super) arguments: Arc<[Argument]>,
 }
 
@@ -234,13 +233,13 @@ impl Launch {
         self.kernel
     }
 
-    /// Blocks; none of the three is 0.
+    /// Number of blocks in each dimension; none is 0.
     #[must_use]
     pub fn grid(&self) -> [u32; 3] {
         self.grid
     }
 
-    /// Threads a block, a multiple of 32.
+    /// Threads per block, a multiple of 32.
     #[must_use]
     pub fn threads(&self) -> u32 {
         self.threads
@@ -252,7 +251,7 @@ impl Launch {
         self.shared
     }
 
-    /// What it is given.
+    /// The kernel's arguments.
     #[must_use]
     pub fn arguments(&self) -> &[Argument] {
         &self.arguments
@@ -270,7 +269,7 @@ pub struct Product {
     pub(super) output: Arc<Buffer>,
     /// Rows, at least 1.
     pub(super) rows: usize,
-    /// Columns of a row.
+    /// Columns per row.
     pub(super) columns: usize,
     /// Rows of the weight.
     pub(super) outputs: usize,
@@ -317,42 +316,42 @@ impl PartialEq for Product {
     }
 }
 
-/// One thing to do, after those before it.
+/// One command of a list, which runs after those before it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Runs a kernel.
     Launch(Launch),
     /// Multiplies by a weight.
     Product(Product),
-    /// Copies bytes of one buffer into as many of another.
+    /// Copies bytes of one buffer to another.
     Copy {
-        /// Where from.
+        /// The source.
         from: Place,
-        /// Where to.
+        /// The destination, of the same length.
         to: Place,
     },
 }
 
-/// The step of work that is no step's.
+/// The step id of work that belongs to no step.
 pub(super) const NO_STEP: u64 = 0;
 
-/// Blocks of `each` for so many elements.
+/// Number of blocks of `each` elements for this number of elements.
 ///
 /// # Errors
-/// More than 32 bits count.
+/// A number that exceeds 32 bits.
 pub(super) fn blocks(elements: u64, each: u64) -> Result<u32> {
     fitting("a grid", elements.div_ceil(each))
 }
 
-/// A number of what a launch is given, as kernels and grids take it.
+/// A number as kernels and grids require it.
 ///
 /// # Errors
-/// One beyond 32 bits.
+/// A number that exceeds 32 bits.
 pub(super) fn fitting(what: &str, value: u64) -> Result<u32> {
     u32::try_from(value).map_err(|_| BackendError::Unsupported {
         backend: "cuda",
         what: format!(
-            "{what} of {value}, where kernels count to {}; give the step less capacity",
+            "{what} of {value}, but kernels support at most {}; reduce the step's capacity",
             u32::MAX
         ),
     })
@@ -361,61 +360,62 @@ pub(super) fn fitting(what: &str, value: u64) -> Result<u32> {
 /// One submission.
 #[derive(Debug)]
 pub struct Work<'a> {
-    /// The step that it is of: commands of one step are alike, so that a graph of them may serve again.
+    /// The step that it belongs to: a graph of a step's commands can be used again for equal commands.
     pub step: u64,
-    /// Bytes to be written first, to the beginning of a buffer.
+    /// Bytes to be written first, to the start of a buffer.
     pub upload: Option<(&'a Buffer, &'a [u8])>,
-    /// What to do.
+    /// The commands, in order.
     pub commands: &'a [Command],
-    /// For each command the operation that it is of, where times are wanted.
+    /// The operation of each command, if times are requested.
     pub timed: Option<&'a [usize]>,
-    /// What to read last.
+    /// Ranges to be read last.
     pub answers: &'a [Place],
 }
 
-/// What a submission came to.
+/// The results of a submission.
 #[derive(Debug, Default)]
 pub struct Answers {
-    /// The bytes read, end to end.
+    /// The bytes that were read, concatenated.
     pub bytes: Vec<u8>,
-    /// Operations and the milliseconds that each run of their commands took, where they were wanted.
+    /// Operations and the milliseconds that each run of their commands took, if requested.
     pub milliseconds: Vec<(usize, f64)>,
 }
 
-/// A CUDA device, or its emulator. Buffers that another machine made are refused.
+/// A CUDA device, or its emulator. Buffers of another machine are refused.
 pub trait Machine: Send + Sync {
     /// The device.
     fn device(&self) -> &Device;
 
-    /// Takes memory, aligned to 16 bytes or more; its contents are undefined.
+    /// Allocates memory, aligned to 16 bytes or more; its contents are undefined.
     ///
     /// # Errors
     /// [`OutOfMemory`](crate::error::BackendError::OutOfMemory) with `what` it was for.
     fn allocate(&self, what: &str, bytes: u64) -> Result<Box<dyn Memory>>;
 
-    /// Writes a buffer from byte `start` on, after all that was submitted before; the bytes may be reused when it returns.
+    /// Writes a buffer from byte `start` on, after all work that was submitted before; the bytes may be reused when it
+    /// returns.
     ///
     /// # Errors
     /// Bytes beyond the buffer's end, or a device that was lost.
     fn write(&self, buffer: &Buffer, start: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Runs commands in order, after all that was submitted before.
+    /// Runs commands in order, after all work that was submitted before.
     ///
     /// # Errors
     /// A kernel that does not compile, a launch that is refused, a device that was lost.
     fn submit(&self, work: &Work<'_>) -> Result<Ticket<Answers>>;
 
-    /// Forgets what it keeps for a step.
+    /// Drops what it caches for a step.
     fn forget(&self, step: u64);
 }
 
-/// The error for a buffer that another machine made.
+/// The error for a buffer of another machine.
 #[must_use]
 pub fn foreign() -> BackendError {
     BackendError::Shape {
         operation: "device memory",
         what: "a buffer",
-        expected: "one that this machine made".to_owned(),
+        expected: "one that this machine allocated".to_owned(),
         found: "another's".to_owned(),
     }
 }

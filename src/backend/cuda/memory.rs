@@ -1,4 +1,4 @@
-//! Where the CUDA backend keeps what its handles name, and its elements as the host's.
+//! The memory behind the CUDA backend's handles, and conversions of its elements.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ impl memory::Buffer for Arc<Buffer> {
     }
 }
 
-/// How the tables of [`Memory`] get their buffers.
+/// The function that allocates buffers for the tables of [`Memory`].
 pub(super) fn make(machine: &Arc<dyn Machine>) -> impl Fn(&str, u64) -> Result<Arc<Buffer>> {
     |what, bytes| Buffer::new(machine, what, bytes).map(Arc::new)
 }
 
-/// Bytes of one element on the device.
+/// Bytes per element on the device.
 pub(super) fn size(element: Element) -> u64 {
     match element {
         Element::Activation => 2,
@@ -29,7 +29,7 @@ pub(super) fn size(element: Element) -> u64 {
     }
 }
 
-/// `values` as the device keeps them in a tensor of such elements.
+/// `values` as stored on the device in a tensor of such elements.
 pub(super) fn bytes(element: Element, values: &TensorValues) -> Vec<u8> {
     match (values, element) {
         (TensorValues::F32(values), Element::Activation) => Dtype::Bf16.narrow(values),
@@ -38,7 +38,7 @@ pub(super) fn bytes(element: Element, values: &TensorValues) -> Vec<u8> {
     }
 }
 
-/// Bytes of the device as values of `tensor`.
+/// Bytes on the device as values of `tensor`.
 pub(super) fn values(tensor: Tensor, bytes: &[u8]) -> TensorValues {
     match tensor.element {
         Element::Activation => TensorValues::F32(Dtype::Bf16.widen(bytes)),

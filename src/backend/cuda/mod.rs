@@ -1,8 +1,8 @@
 //! The CUDA backend: every operation as a kernel of `kernels/`, dense products by cuBLASLt, on NVIDIA GPUs.
 //!
-//! bf16 weights and activations, by default a bf16 latent cache; f32 sums, states, gates, softmax and router. What runs the kernels is a
-//! [`Machine`]. A step becomes one list of commands a submission; the driver keeps a graph of it. It
-//! holds one rank only.
+//! bf16 weights and activations, by default a bf16 latent cache; f32 sums, states, gates, softmax and router. A [`Machine`]
+//! runs the kernels. A step becomes one list of commands per submission, of which the driver keeps a graph. It supports a
+//! single rank.
 
 mod answers;
 mod attention;
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::checkpoint::Format;
 
-/// What backend and steps share.
+/// State that backend and steps share.
 struct Shared {
     machine: Arc<dyn Machine>,
     memory: Mutex<Memory>,
@@ -40,7 +40,7 @@ struct Shared {
 
 impl Shared {
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        // Handles are pushed whole, so a panic elsewhere leaves nothing half done.
+        // Handles are added as a whole, so a panic elsewhere leaves the tables consistent.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -50,7 +50,7 @@ impl Shared {
         self.machine.write(to.buffer(), start, bytes)
     }
 
-    /// Reads memory; what was read arrives as one list.
+    /// Reads memory; the results are concatenated.
     fn read(&self, answers: &[Place]) -> Result<Ticket<Vec<u8>>> {
         let ticket = self.machine.submit(&Work {
             step: machine::NO_STEP,
@@ -63,7 +63,7 @@ impl Shared {
     }
 }
 
-/// One device and what it holds.
+/// One device and its memory.
 pub struct CudaBackend {
     shared: Arc<Shared>,
 }
@@ -72,12 +72,12 @@ impl CudaBackend {
     /// Opens device `index` of NVIDIA's driver, by default the first.
     ///
     /// # Errors
-    /// No driver, no such device, one too old, or a library that is missing.
+    /// No driver, no such device, one that is too old, or a library that is missing.
     pub fn open(index: Option<usize>) -> Result<Self> {
         Ok(Self::over(Arc::new(driver::Driver::open(index)?)))
     }
 
-    /// A backend over a machine.
+    /// A backend on a machine.
     #[must_use]
     pub fn over(machine: Arc<dyn Machine>) -> Self {
         let memory = Mutex::new(Memory::new("cuda"));
@@ -246,7 +246,7 @@ impl Backend for CudaBackend {
 }
 
 impl CudaBackend {
-    /// A slot's state and convolution state of one layer.
+    /// The memory of a slot's state and convolution state of one layer.
     fn places(&self, pool: &StatePool, layer: usize, slot: Slot) -> Result<[Place; 2]> {
         let memory = self.shared.memory();
         let (states, conv_states) = memory.states(pool, layer)?;
@@ -260,7 +260,7 @@ impl CudaBackend {
         ])
     }
 
-    /// The first rows of a block of one layer.
+    /// The memory of the first rows of a block of one layer.
     fn rows(&self, pool: &LatentPool, layer: usize, block: Block, tokens: usize) -> Result<Place> {
         let row = pool.layout.width() * pool.layout.dtype.size();
         let bytes = |tokens: usize| (tokens * row) as u64;

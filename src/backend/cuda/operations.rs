@@ -1,10 +1,11 @@
-//! Which function records each operation, and those for operations on rows: embedding, norm, products, activation, sum.
+//! Selects the function that records each operation, and has those for operations on rows: embedding, norm, products,
+//! activation, sum.
 
 use super::step::{CudaStep, arguments, kind};
 use crate::backend::{Add, Element, Embed, Linear, Op, Result, RmsNorm, Swiglu};
 
 impl CudaStep {
-    /// Appends an operation, which was checked. Blocks that it does not take were expanded.
+    /// Appends an operation, which was checked before. Blocks that it does not implement were expanded.
     pub(super) fn push(&mut self, op: &Op) -> Result<()> {
         match *op {
             Op::Embed(op) => self.encode_embed(op),
@@ -21,7 +22,7 @@ impl CudaStep {
             Op::Experts(op) => self.encode_experts(op),
             Op::Swiglu(op) => self.encode_swiglu(op),
             Op::Add(op) => self.encode_add(op),
-            // One rank: the sum is there already.
+            // With one rank the tensor is already the sum.
             Op::AllReduce(op) => self.tensor(op.target).map(drop),
             Op::AllGather(op) => self.encode_all_gather(op),
             Op::Select(op) => self.encode_select(op),

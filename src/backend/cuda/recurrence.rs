@@ -1,4 +1,4 @@
-//! How the gated delta rule is encoded: by chunks, by steps, and a layer's fused form of both.
+//! Encodes the gated delta rule: by chunks, by steps, and a layer's fused form of both.
 
 use std::sync::Arc;
 
@@ -9,23 +9,23 @@ use crate::backend::gpu::layout::form_word;
 use crate::backend::{Form, GatedNorm, KdaBlock, KdaRecurrence, Linear, Op, Result, StateLayout};
 use crate::error::BackendError;
 
-/// The widest key of both forms, and the widest value of the stepwise one.
+/// Maximum width of a key in both forms, and of a value in the stepwise one.
 const WIDEST: usize = 128;
-/// The taps of a convolution that is done where its result is used.
+/// Taps of a convolution that is fused with the recurrence.
 const TAPS: usize = 4;
-/// Bytes of a tile of an image, and of a tile of values with its scale.
+/// Bytes per tile of an image, and per tile of values with its scale.
 const TILE: usize = 512;
 const VALUE_TILE: usize = TILE + 16;
-/// Chunk images under way in `kda_scan`.
+/// Chunk images in flight in `kda_scan`.
 const STAGES: usize = 5;
-/// Multiprocessors of the device that widths are chosen for, and the schedulers of all of them.
+/// Multiprocessors of the device that widths are tuned for, and their schedulers.
 const MULTIPROCESSORS: usize = 132;
 const SCHEDULERS: usize = 512;
-/// Tiles of sixteen columns that a block of `kda_scan` has, at most: `FEW_TILES` where the grid is small, else `MOST_TILES`.
+/// Number of tiles of sixteen columns per block of `kda_scan`: `FEW_TILES` if the grid is small, otherwise `MOST_TILES`.
 const FEW_TILES: usize = 4;
 const MOST_TILES: usize = 8;
 
-/// What the chunkwise kernels need to be told of a layout; as in `kernels/kda_chunk.cu`.
+/// The properties of a layout that the chunkwise kernels use; as in `kernels/kda_chunk.cu`.
 #[derive(Clone, Copy)]
 struct Chunkwise {
     /// `kda_prepare`, `kda_prepare_fused`, `kda_scan`, `kda_operators` and `kda_seeds` for this width of keys, and that
@@ -33,13 +33,13 @@ struct Chunkwise {
     prepare: [&'static str; 2],
     entries: [&'static str; 3],
     padded: usize,
-    /// Bytes of one chunk's and head's image before its values, and of all of it.
+    /// Bytes of the image of one chunk and head up to its values, and of the whole image.
     common: usize,
     image: usize,
     /// Tiles of sixteen columns of a head's state.
     tiles: usize,
     heads: usize,
-    /// Heads, key width, .. as the kernels take them.
+    /// Heads, key width, .. as the kernels' arguments.
     words: [u32; 4],
 }
 
@@ -81,8 +81,8 @@ impl Chunkwise {
         self.image + 160 * self.padded
     }
 
-    /// Tiles of a block of `kda_scan` over so many runs of chunks: few where all blocks then run at once. Columns are
-    /// independent, so that results do not depend on it.
+    /// Tiles per block of `kda_scan` for this number of scans: few if all blocks then run at the same time. Columns are
+    /// independent, so results do not depend on it.
     fn width(&self, scans: usize) -> usize {
         let few = 2 * scans * self.heads <= MULTIPROCESSORS;
         self.tiles.min(if few { FEW_TILES } else { MOST_TILES })
@@ -99,13 +99,13 @@ impl Chunkwise {
         }))
     }
 
-    /// The most splits that a segment is cut into: as many as fill the device's schedulers with a warp each.
+    /// Maximum number of splits of a segment: as many as give each of the device's schedulers one warp.
     fn splits(&self) -> usize {
         MOST_SPLITS.min(SCHEDULERS / (self.heads * self.tiles).max(1))
     }
 }
 
-/// Blocks along each axis.
+/// Number of blocks along each axis.
 fn grid([x, y, z]: [usize; 3]) -> Result<[u32; 3]> {
     let blocks = |count: usize| fitting("a grid", count as u64);
     Ok([blocks(x)?, blocks(y)?, blocks(z)?])
@@ -195,7 +195,7 @@ impl CudaStep {
         Ok(())
     }
 
-    /// `fused`: what went into the convolution, and its convolution states.
+    /// `fused`: the convolution's inputs, and its convolution states.
     fn scan(
         &mut self,
         shape: &Chunkwise,
@@ -243,7 +243,7 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Entry states of the splits of long segments, where there may be any: the buffer that they are left in.
+    /// The entry states of the splits of long segments, if there may be any: the buffer that they are written to.
     fn splits(
         &mut self,
         shape: &Chunkwise,
@@ -287,8 +287,8 @@ impl CudaStep {
         Ok(Some(operators))
     }
 
-    /// Whether an operation with parts is run whole: KDA layers, where the fused kernels take their layout. They load pairs
-    /// of channels and four taps at once, as the published model has them; other layouts are composed.
+    /// Whether a block is run as a whole: KDA layers with a layout that the fused kernels support. They load pairs of
+    /// channels and four taps at once, as in the published model; other layouts use the separate operations.
     pub(super) fn takes(&self, op: &Op) -> bool {
         let Op::KdaBlock(block) = op else {
             return false;
@@ -322,7 +322,7 @@ impl CudaStep {
             .try_for_each(|linear| self.encode_linear(linear))
     }
 
-    /// What lies between a KDA layer's projections.
+    /// The operations between a KDA layer's projections.
     fn fused(&mut self, block: &KdaBlock, norm: &GatedNorm) -> Result<()> {
         let layout = block.pool.layout;
         let (input, heads) = (self.tensor(block.qkv)?, self.tensor(block.heads)?);
@@ -362,7 +362,7 @@ impl CudaStep {
         let fused = Some((&input, &conv_states));
         self.scan(&shape, Form::Auto, &workspace, &states, &heads, fused)?;
         self.several_gated_norm(norm)?;
-        // Rows of single tokens, which the norm before left undefined.
+        // Rows of single tokens, which the norm above left undefined.
         let kernel = self.kernel(
             "kda_decode",
             256,

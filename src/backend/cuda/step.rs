@@ -1,6 +1,6 @@
-//! A step of the CUDA backend: launches encoded with all but their grids, which each submission's batch decides.
+//! A step of the CUDA backend: launches are encoded without their grid sizes, which follow from each submission's batch.
 //!
-//! How each operation is encoded is in `operations`, `kda`, `attention`, `experts`, `trace` and `answers`.
+//! Operations are encoded in `operations`, `kda`, `attention`, `experts`, `trace` and `answers`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,39 +18,39 @@ use crate::backend::{
     AllGather, Batch, Capacity, Element, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
 
-/// Positions that one block of a decode attends to at least; more are shared among several.
+/// Minimum number of positions that one block of a decode attends to; more are divided among several blocks.
 const SPAN: usize = 256;
-/// How many share the positions of a row at most: an H200's multiprocessors, as in `kernels/mla_decode.cu`.
+/// Maximum number of blocks for a row's positions: an H200's multiprocessors, as in `kernels/mla_decode.cu`.
 const MOST_SPANS: usize = 132;
 /// Positions that a prefill expands together, a multiple of the run of `kernels/mla_prefill.cu`.
 pub(super) const WINDOW: usize = 4096;
 
-/// Rows that a warp of `linear` in `kernels/linear.cu` takes together.
+/// Rows that a warp of `linear` in `kernels/linear.cu` computes together.
 pub(super) const ANY_TOGETHER: usize = 8;
 
-/// Rows and columns of a tile, and bytes of its stages in shared memory: as in `kernels/shared/tile.h`.
+/// Rows and columns per tile, and bytes of its stages in shared memory: as in `kernels/shared/tile.h`.
 pub(super) const TILE: usize = 128;
 pub(super) const STAGES_BYTES: usize = 4 * 2 * 2 * 128 * 40;
 
-/// Kernels for few rows, and how many rows each multiplies with one reading of the weight.
+/// Kernels for few rows, and the number of rows for which each reads the weight once.
 const FEW: [(&str, usize); 4] = [
     ("linear_few_8", 8),
     ("linear_few_16", 16),
     ("linear_few_32", 32),
     ("linear_few_64", FEWEST_READS),
 ];
-/// The most rows that share a reading.
+/// Maximum number of rows for which the weight is read once.
 const FEWEST_READS: usize = 64;
 
-/// What a batch has a say in.
+/// A value that depends on the batch.
 type OfBatch<T> = Box<dyn Fn(&BatchMetadata) -> T + Send>;
-/// The commands of a batch that has a say in how many they are.
+/// Commands whose number depends on the batch.
 type Listed = OfBatch<Result<Vec<Command>>>;
 
-/// How many blocks a launch takes for this batch; any 0 leaves it out.
+/// Number of blocks of a launch for a batch; the launch is skipped if any dimension is 0.
 enum Size {
     Grid(OfBatch<[u32; 3]>),
-    /// Those for so many elements, and the elements of a block.
+    /// The blocks for this number of elements, and the elements per block.
     Elements(OfBatch<usize>, u64),
 }
 
@@ -63,7 +63,7 @@ impl Size {
     }
 }
 
-/// A kernel, its block, its arguments.
+/// A kernel, its block size and its arguments.
 pub(super) struct Kernel {
     pub(super) entry: &'static str,
     pub(super) threads: u32,
@@ -97,17 +97,17 @@ impl Kernel {
         }
     }
 
-    /// The same with so many bytes of dynamic shared memory.
+    /// The same with this number of bytes of dynamic shared memory.
     ///
     /// # Errors
-    /// More than 32 bits count.
+    /// A number that exceeds 32 bits.
     pub(super) fn shared(self, bytes: usize) -> Result<Self> {
         let shared = fitting("shared memory", bytes.next_multiple_of(16) as u64)?;
         Ok(Self { shared, ..self })
     }
 }
 
-/// Arguments of a kernel, each of a type that an [`Argument`] is made from.
+/// Arguments of a kernel, each of a type that converts to an [`Argument`].
 macro_rules! arguments {
     ($($argument:expr),* $(,)?) => { [$($crate::backend::cuda::machine::AsArgument::argument(&$argument)),*] };
 }
@@ -115,29 +115,28 @@ pub(super) use arguments;
 
 enum Encoded {
     Launch(Launch, Size),
-    /// Of all tokens, where a segment has several.
+    /// Of all tokens, if any segment has several.
     Product(Product),
-    /// Bytes a row.
+    /// With bytes per row.
     Copy(Arc<Buffer>, Arc<Buffer>, u64, Rows),
     Answer(Arc<Buffer>, Answer),
-    /// As many commands as the batch asks for.
+    /// Commands whose number depends on the batch.
     Each(Listed),
 }
 
-/// What a tensor's rows stand for, as a word of the batch's header that counts them.
+/// The index of the word of the batch's header that counts rows of this kind.
 pub(super) fn kind(rows: Rows) -> u32 {
     crate::backend::gpu::batch_metadata::count_word(rows)
 }
 
-/// Whether cuBLASLt is sure to take a product of so many columns and outputs: rows of whole 16 bytes are all that it
-/// promises.
+/// Whether cuBLASLt is sure to support a product with this number of columns and outputs: it guarantees only rows of whole 16
+/// bytes.
 pub(super) fn suits_library(columns: usize, outputs: usize) -> bool {
     columns.is_multiple_of(8) && outputs.is_multiple_of(8)
 }
 
-/// Columns `outputs` of `output = input weight^T`, which is `width` wide, for rows of a weight of any format and shape: as
-/// many rows of the input as word `counted` of the batch says. Its
-/// grid is a block for 8 outputs by [`ANY_TOGETHER`] rows.
+/// Columns `outputs` of `output = input weight^T`, which has `width` columns, for rows of a weight of any format and shape.
+/// The number of input rows is word `counted` of the batch. Its grid has a block for 8 outputs by [`ANY_TOGETHER`] rows.
 pub(super) fn any_shape(
     batch: &Arc<Buffer>,
     counted: u32,
@@ -164,13 +163,13 @@ pub(super) struct CudaStep {
     id: u64,
     /// The batch's metadata on the device.
     pub(super) batch: Arc<Buffer>,
-    /// What encoded commands point to, kept for as long as they may run.
+    /// Buffers that encoded commands point to, kept for as long as they may run.
     kept: Vec<Arc<Buffer>>,
     demands: Demands,
-    /// The most splits that a segment of a recurrence is cut into.
+    /// Maximum number of splits of a segment of a recurrence.
     pub(super) splits: usize,
     names: Vec<&'static str>,
-    /// Each with the place of its operation among the names.
+    /// Each with the index of its operation's name.
     commands: Vec<(usize, Encoded)>,
     timed: bool,
 }
@@ -206,7 +205,7 @@ impl CudaStep {
         self.names.push(name);
     }
 
-    /// A kernel that is given the batch and then `arguments`.
+    /// A kernel whose arguments are the batch and then `arguments`.
     pub(super) fn kernel(
         &self,
         entry: &'static str,
@@ -217,12 +216,12 @@ impl CudaStep {
         Kernel::new(entry, threads, std::iter::once(batch).chain(arguments))
     }
 
-    /// Encodes a launch whose blocks take `each` of the elements of all rows of this kind, `width` a row.
+    /// Encodes a launch whose blocks process `each` of the elements of all rows of this kind, `width` per row.
     pub(super) fn launch_each(&mut self, kernel: Kernel, rows: Rows, width: usize, each: u64) {
         self.launch_elements(kernel, each, move |metadata| metadata.count(rows) * width);
     }
 
-    /// Encodes a launch whose blocks take `each` of so many elements; none leave it out.
+    /// Encodes a launch whose blocks process `each` of this number of elements; it is skipped if there are none.
     pub(super) fn launch_elements(
         &mut self,
         kernel: Kernel,
@@ -288,13 +287,13 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Encodes a product of all tokens by the library, for batches with rows of longer segments. What it leaves in rows of
-    /// single tokens is to be overwritten.
+    /// Encodes a product of all tokens by cuBLASLt, for batches with rows of longer segments. Its results in rows of single
+    /// tokens must be overwritten later.
     pub(super) fn library(&mut self, product: Product) {
         self.push_command(Encoded::Product(product));
     }
 
-    /// Encodes `output = input weight^T` for some rows of a weight of any format and shape, for batches that ask for it.
+    /// Encodes `output = input weight^T` for some rows of a weight of any format and shape, for batches that have such rows.
     fn any(
         &mut self,
         rows: Rows,
@@ -368,8 +367,8 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Encodes the rows of `output = input weight^T` that are single tokens' or outputs'. Its kernels differ in how many
-    /// rows share one reading of the weight, and in nothing that shows in the result.
+    /// Encodes the rows of `output = input weight^T` that are single tokens' or outputs'. Its kernels differ in the number of
+    /// rows for which they read the weight once; results are the same.
     fn few(
         &mut self,
         rows: Rows,
@@ -405,12 +404,12 @@ impl CudaStep {
         }
     }
 
-    /// Has every submission return these rows, as they are when it ends or where they are overwritten no more.
+    /// Returns these rows in every submission, with their values at its end, after which nothing overwrites them.
     pub(super) fn answer(&mut self, buffer: Arc<Buffer>, answer: Answer) {
         self.push_command(Encoded::Answer(buffer, answer));
     }
 
-    /// Encodes a copy of all rows; both have so many bytes a row.
+    /// Encodes a copy of all rows, which have this number of bytes on both sides.
     pub(super) fn copy(&mut self, from: &Arc<Buffer>, to: &Arc<Buffer>, bytes: u64, rows: Rows) {
         self.push_command(Encoded::Copy(Arc::clone(from), Arc::clone(to), bytes, rows));
     }
@@ -424,7 +423,7 @@ impl CudaStep {
         self.shared.memory().weight(weight)?.stored()
     }
 
-    /// A weight's buffer, where it is stored in bf16.
+    /// A weight's buffer, if it is stored in bf16.
     pub(super) fn bf16(&self, weight: Weight) -> Result<Option<Arc<Buffer>>> {
         Ok(self.shared.memory().weight(weight)?.bf16().cloned())
     }
@@ -443,7 +442,7 @@ impl CudaStep {
         self.push_command(Encoded::Each(Box::new(list)));
     }
 
-    /// Memory between two kernels of one operation.
+    /// Scratch memory between two kernels of one operation.
     pub(super) fn scratch(&mut self, name: &'static str, bytes: usize) -> Result<Arc<Buffer>> {
         let make = memory::make(&self.shared.machine);
         let buffer = self.shared.memory().scratch(&make, name, bytes as u64)?;
@@ -451,7 +450,7 @@ impl CudaStep {
         Ok(buffer)
     }
 
-    /// The commands of one batch, and for each the operation that it is of.
+    /// The commands of one batch, and the operation of each.
     fn commands(&self, metadata: &BatchMetadata) -> Result<(Vec<Command>, Vec<usize>)> {
         let mut commands = Vec::with_capacity(self.commands.len());
         let mut operations = Vec::with_capacity(self.commands.len());
@@ -466,7 +465,7 @@ impl CudaStep {
                     (!grid.contains(&0)).then_some(Command::Launch(launch))
                 }
                 Encoded::Product(product) => {
-                    // Single rows among others are multiplied too, and then again by the kernel for them.
+                    // Single rows among others are multiplied as well, and then overwritten by the kernel for them.
                     let product = Product {
                         rows: metadata.tokens,
                         ..product.clone()

@@ -1,4 +1,4 @@
-//! How the operations of a trace are encoded; only steps that are traced have them.
+//! Encodes the operations of a trace, which only traced steps contain.
 
 use super::attention::{of_latents, with_room};
 use super::machine::blocks;
@@ -7,7 +7,7 @@ use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{Result, Rows};
 
-/// Positions a block, as in `kernels/trace_attention.cu`.
+/// Positions per block, as in `kernels/trace_attention.cu`.
 const SPAN: usize = 128;
 
 impl CudaStep {
@@ -92,8 +92,8 @@ impl CudaStep {
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
         let bytes = 4 * self.capacity.tokens * layout.latent;
         let absorbed = self.scratch("a traced head's queries", bytes)?;
-        let places = op.output.width;
-        let most = places.div_ceil(SPAN);
+        let positions = op.output.width;
+        let most = positions.div_ceil(SPAN);
         let spans = self.scratch("a traced head's spans", 8 * self.capacity.tokens * most)?;
         let each_span = move |metadata: &BatchMetadata| {
             let reached = with_room(metadata.reached.div_ceil(SPAN)).min(most);
@@ -122,14 +122,14 @@ impl CudaStep {
             128,
             arguments![
                 &query, &absorbed, &latents, &output, &spans, heads, head, nope, rope, latent,
-                tokens, places
+                tokens, positions
             ],
         );
         self.launch(kernel, each_span);
         let kernel = self.kernel(
             "trace_attention_weigh",
             128,
-            arguments![&output, &spans, places],
+            arguments![&output, &spans, positions],
         );
         self.launch(kernel, each_span);
         Ok(())

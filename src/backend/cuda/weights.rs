@@ -1,9 +1,10 @@
-//! Weights on the device: ranges of rows without padding, each in the format of the checkpoint, streamed in.
+//! Weights on the device: ranges of rows without padding, each in the format of the checkpoint.
 //!
 //! Vectors, taps, the router and the embedding are read as they are stored, and so is a matrix of another dtype than bf16 in
-//! a product. Experts and the expansion of latents run on tensor cores in bf16, and so does every product with blocks. Blocks are
-//! widened where a kernel loads them, rounded to bf16 in registers; what is stored otherwise, a stack of experts in several
-//! formats, and what latents are expanded with, gets a copy in bf16 when an operation is first encoded over it.
+//! a product. Experts and the expansion of latents run on tensor cores in bf16, and so does every product with blocks. Blocks
+//! are widened when a kernel loads them, and rounded to bf16 in registers. Expansions of latents that are not stored in bf16,
+//! dense experts in other dtypes and stacks of experts in several formats get a copy in bf16 when an operation is first
+//! encoded over them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
-/// The most bytes handed over in one call.
+/// Maximum bytes passed on in one call.
 const SEGMENT: usize = 64 << 20;
 
 /// Rows of a weight in one format.
@@ -24,9 +25,9 @@ pub(super) struct Stored {
     /// `[rows, columns]`.
     pub(super) buffer: Arc<Buffer>,
     format: Format,
-    /// The format's number in the kernels.
+    /// The format's id in the kernels.
     pub(super) id: u32,
-    /// The rows, counted through the stack.
+    /// The rows; the index counts through the stack.
     pub(super) rows: Range<usize>,
 }
 
@@ -36,7 +37,7 @@ impl Stored {
         matches!(self.format, Format::Block(_))
     }
 
-    /// Its address and the number of its format.
+    /// Its address and the id of its format.
     pub(super) fn arguments(&self) -> [Argument; 2] {
         [(&self.buffer).into(), self.id.into()]
     }
@@ -47,12 +48,12 @@ pub(super) struct DeviceWeight {
     /// `[stack, rows, columns]`, in the order of the rows.
     ranges: Vec<Stored>,
     columns: usize,
-    /// The same in bf16, where it is stored otherwise and was asked for.
+    /// The same in bf16, if it is stored in another form and was requested.
     narrowed: Option<Arc<Buffer>>,
 }
 
 impl DeviceWeight {
-    /// Streams a weight in.
+    /// Uploads a weight in parts.
     pub(super) fn new(machine: &Arc<dyn Machine>, source: &WeightSource) -> Result<Self> {
         let stored = source.stored()?;
         let mut ranges = Vec::new();
@@ -62,7 +63,7 @@ impl DeviceWeight {
             };
             let rows = first.rows.start..last.rows.end;
             let id = format_word("cuda", &source.name, first.format)?;
-            // Kernels read blocks by the aligned words that hold their bytes.
+            // Kernels read blocks as the aligned words that contain their bytes.
             let bytes = (rows.len() * first.columns.len()).next_multiple_of(16);
             let buffer = Buffer::new(machine, &source.name, bytes as u64)?;
             write(machine, &buffer, run)?;
@@ -80,7 +81,7 @@ impl DeviceWeight {
         })
     }
 
-    /// Has the device make a weight.
+    /// Generates a weight on the device.
     pub(super) fn random(machine: &Arc<dyn Machine>, weight: &RandomWeight) -> Result<Self> {
         weight.check("cuda")?;
         let format = weight.format;
@@ -105,21 +106,22 @@ impl DeviceWeight {
         &self.ranges
     }
 
-    /// As it is stored, in one format throughout: its address and the number of the format.
+    /// The weight as it is stored, if it has a single format: its address and the id of the format.
     ///
     /// # Errors
-    /// A weight in several formats, for an operation that takes it whole.
+    /// A weight in several formats, for an operation that requires a single one.
     pub(super) fn stored(&self) -> Result<[Argument; 2]> {
         match &self.ranges[..] {
             [range] => Ok(range.arguments()),
             _ => Err(BackendError::Unsupported {
                 backend: "cuda",
-                what: "a weight in several formats in an operation that is no product".to_owned(),
+                what: "a weight in several formats in an operation that is not a product"
+                    .to_owned(),
             }),
         }
     }
 
-    /// Its buffer, where all of it is in bf16.
+    /// Its buffer, if all of it is in bf16.
     pub(super) fn bf16(&self) -> Option<&Arc<Buffer>> {
         match &self.ranges[..] {
             [range] if range.format == Format::BF16 => Some(&range.buffer),
@@ -127,7 +129,7 @@ impl DeviceWeight {
         }
     }
 
-    /// In bf16, for products.
+    /// The weight in bf16, for products.
     pub(super) fn matrix(&mut self, machine: &Arc<dyn Machine>) -> Result<Arc<Buffer>> {
         if let Some(buffer) = self.bf16().or(self.narrowed.as_ref()) {
             return Ok(Arc::clone(buffer));
@@ -171,7 +173,7 @@ impl DeviceWeight {
     }
 }
 
-/// Writes ranges of rows one behind the other.
+/// Writes ranges of rows, concatenated.
 fn write(machine: &Arc<dyn Machine>, buffer: &Buffer, run: &[StoredRows]) -> Result<()> {
     let mut at = 0;
     let mut put = |bytes: &[u8]| {

@@ -1,15 +1,15 @@
-//! What a submission of a GPU backend gives back: the choice of the next token, whole rows, probes.
+//! The results of a submission to a GPU backend: candidates for the next token, whole rows of logits, probes.
 
 use crate::backend::check::Demands;
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MetadataLayout};
 use crate::backend::gpu::fits;
 use crate::backend::{Batch, Capacity, Choice, Result, StepOutput, Tensor, TensorValues};
 
-/// What comes back.
+/// A result that is read back.
 #[derive(Clone, Copy)]
 pub(in crate::backend) enum Answer {
     Probe(Tensor),
-    /// A row with a place for each position, as far as the batch reaches.
+    /// A row with an element per position; as many are read back as the batch has positions.
     Positions(Tensor),
     Logits(Tensor),
     Choices {
@@ -17,30 +17,30 @@ pub(in crate::backend) enum Answer {
     },
 }
 
-/// What a step asks of its batches.
+/// What a step requires of its batches, and the results that it returns.
 pub(in crate::backend) struct Asked<'a> {
     pub(in crate::backend) capacity: &'a Capacity,
     pub(in crate::backend) demands: &'a Demands,
     pub(in crate::backend) layout: &'a MetadataLayout,
-    /// The most splits of a segment's recurrence.
+    /// Maximum number of splits of a segment's recurrence.
     pub(in crate::backend) splits: usize,
     /// Bytes that the step has for a batch's metadata.
     pub(in crate::backend) metadata_bytes: u64,
 }
 
-/// One batch on its way: its metadata, and what comes back of it.
+/// One batch to be submitted: its metadata, and the results that are read back.
 pub(in crate::backend) struct Submission {
     pub(in crate::backend) metadata: BatchMetadata,
-    /// Each with its bytes.
+    /// Each with its number of bytes.
     answers: Vec<(Answer, usize)>,
     targets: Vec<bool>,
 }
 
 impl Submission {
-    /// Checks a batch and lays it out; `size` says how many bytes an element of a tensor has.
+    /// Checks a batch and lays out its metadata; `size` returns the bytes per element of a tensor.
     ///
     /// # Errors
-    /// A batch that the step does not take.
+    /// A batch that does not fit the step.
     pub(in crate::backend) fn new(
         batch: &Batch,
         asked: &Asked<'_>,
@@ -62,13 +62,13 @@ impl Submission {
         })
     }
 
-    /// Bytes of each answer, in their order.
+    /// The number of bytes of each result, in order.
     pub(in crate::backend) fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
         self.answers.iter().map(|(_, bytes)| *bytes)
     }
 
-    /// What a step gives back, of the bytes of all answers, which came one behind the other, and the milliseconds of operations;
-    /// `values` makes a tensor's values of its bytes.
+    /// The step's output from the bytes of all results, which are concatenated, and the milliseconds of operations; `values`
+    /// converts bytes to a tensor's values.
     pub(in crate::backend) fn output(
         &self,
         bytes: &[u8],
@@ -99,7 +99,7 @@ impl Submission {
 }
 
 impl Answer {
-    /// Its bytes; `size` says how many an element of a tensor has.
+    /// Its number of bytes; `size` returns the bytes per element of a tensor.
     fn bytes(self, metadata: &BatchMetadata, size: fn(Tensor) -> usize) -> usize {
         match self {
             Self::Probe(tensor) | Self::Logits(tensor) => {
@@ -114,7 +114,7 @@ impl Answer {
     }
 }
 
-/// One row: log-normaliser, nothing, whether all was finite, the target's logit, then ids and logits.
+/// One row: log-normaliser, an unused word, whether all logits are finite, the target's logit, then ids and logits.
 fn choice(words: &[u32], target: bool) -> Choice {
     let candidates = words[4..].chunks_exact(2);
     Choice {

@@ -1,6 +1,6 @@
-//! A batch as kernels see it: one list of words, written once a submission. [`layout`](super::layout) names the words.
+//! A batch as kernels read it: one list of words, written once per submission. [`layout`](super::layout) names the words.
 //!
-//! It also holds the counts that grids are sized by. What a batch may hold was checked before.
+//! It also has the counts that grid sizes follow from. The batch itself was checked before.
 
 use bytemuck::Pod;
 
@@ -11,20 +11,20 @@ use super::layout::{
 use crate::backend::{Batch, Capacity, Result, Rows, Segment};
 use crate::error::BackendError;
 
-/// Tokens a chunk of the recurrence.
+/// Tokens per chunk of the recurrence.
 const CHUNK: usize = 16;
-/// Spans are whole runs of so many positions, as kernels take them.
+/// A span's length is a multiple of this number of positions, because kernels read as many at a time.
 const SPAN_STEP: usize = 32;
-/// The fewest chunks of a split of a segment that is scanned in several at once.
+/// Minimum number of chunks in a split of a segment. Splits are scanned in parallel.
 const SPLIT_CHUNKS: usize = 24;
-/// Fewer splits than these take longer than the segment in one.
+/// Below this number of splits, a single scan of the segment is faster.
 const FEWEST_SPLITS: usize = 4;
-/// More than these gain nothing: their entry states are found one after the other.
+/// Above this number of splits there is no gain: their entry states are computed one after the other.
 pub(in crate::backend) const MOST_SPLITS: usize = 8;
-/// Queries a tile of a prefill.
+/// Queries per tile of a prefill.
 const QUERIES: usize = 16;
 
-/// Which word of the header counts a tensor's rows.
+/// The index of the header word that counts a tensor's rows.
 pub(in crate::backend) fn count_word(rows: Rows) -> u32 {
     match rows {
         Rows::Tokens => Header::Tokens as u32,
@@ -32,66 +32,66 @@ pub(in crate::backend) fn count_word(rows: Rows) -> u32 {
     }
 }
 
-/// Positions that a prefill expands together, and what it has to do with them.
+/// Positions that a prefill expands together, and the number of query tiles that attend to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::backend) struct Window {
-    /// Positions in it.
+    /// Number of positions.
     pub(in crate::backend) positions: usize,
-    /// Tiles of queries of its segment.
+    /// Query tiles of its segment.
     pub(in crate::backend) tiles: usize,
 }
 
-/// The words, and what the host keeps of them.
+/// The words, and the counts that the host uses.
 #[derive(Debug, Default)]
 pub(in crate::backend) struct BatchMetadata {
     pub(in crate::backend) words: Vec<u32>,
     pub(in crate::backend) tokens: usize,
     pub(in crate::backend) segments: usize,
     pub(in crate::backend) outputs: usize,
-    /// Positions up to the end of the segment that reaches furthest.
+    /// Number of positions up to the end of the longest context.
     pub(in crate::backend) reached: usize,
     /// Rows of segments of several tokens.
     pub(in crate::backend) several_rows: usize,
-    /// Segments of one token or none.
+    /// Segments of at most one token.
     pub(in crate::backend) short_segments: usize,
-    /// Chunks of segments of several tokens, and of all.
+    /// Chunks of segments of several tokens, and of all segments.
     pub(in crate::backend) several_chunks: usize,
     pub(in crate::backend) chunks: usize,
-    /// Runs of chunks that are scanned one after the other: of segments of several tokens, and of all.
+    /// Scans, each of which runs over consecutive chunks: of segments of several tokens, and of all segments.
     pub(in crate::backend) several_scans: usize,
     pub(in crate::backend) scans: usize,
-    /// Those that are a split of a segment, and segments that are cut into splits.
+    /// Scans that are a split of a segment, and segments that are cut into splits.
     pub(in crate::backend) splits: usize,
     pub(in crate::backend) cuts: usize,
-    /// Tiles of queries of segments of several tokens, where the step attends to latents.
+    /// Query tiles of segments of several tokens, if the step attends to latents.
     several_tiles: usize,
-    /// Windows of segments of several tokens come first, then those of others.
+    /// Windows of segments of several tokens, then those of the other segments.
     pub(in crate::backend) windows: Vec<Window>,
     pub(in crate::backend) several_windows: usize,
     /// Spans of single rows.
     pub(in crate::backend) spans: usize,
 }
 
-/// What the metadata depends on beside the batch.
+/// What the metadata depends on besides the batch.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend) struct MetadataLayout {
-    /// Positions a window.
+    /// Positions per window.
     pub(in crate::backend) window: usize,
-    /// Positions a span at least.
+    /// Minimum positions per span.
     pub(in crate::backend) span: usize,
-    /// Spans of a row at most; those of a longer one are longer.
+    /// Maximum number of spans of a row; a longer context has longer spans.
     pub(in crate::backend) most_spans: usize,
-    /// Tokens a block of the latent pool, or 1 where there is none.
+    /// Tokens per block of the latent pool; 1 without one.
     pub(in crate::backend) block_tokens: usize,
 }
 
 impl MetadataLayout {
-    /// Chunks of a batch within `capacity`: each segment and each checkpoint may leave one partly filled.
+    /// Maximum number of chunks of a batch within `capacity`: each segment and each checkpoint may end in a partial chunk.
     pub(in crate::backend) fn chunks(capacity: &Capacity) -> usize {
         capacity.tokens / CHUNK + capacity.segments + capacity.checkpoints
     }
 
-    /// Splits of a batch within `capacity` where a segment has at most `most`.
+    /// Maximum number of splits of a batch within `capacity` if a segment has at most `most`.
     pub(in crate::backend) fn splits(capacity: &Capacity, most: usize) -> usize {
         let chunks = Self::chunks(capacity);
         if splits(chunks, most) > 1 {
@@ -101,20 +101,21 @@ impl MetadataLayout {
         }
     }
 
-    /// Spans of single rows of a batch within `capacity`: every row may leave one partly filled.
+    /// Maximum number of spans of single rows of a batch within `capacity`: each row may end in a partial span.
     pub(in crate::backend) fn spans(&self, capacity: &Capacity) -> usize {
         let positions = capacity.blocks * self.block_tokens;
         let most = capacity.segments.saturating_mul(self.most_spans);
         most.min(positions / self.span + capacity.segments)
     }
 
-    /// Positions a span of a row that attends to so many. It depends on nothing else, and so does the row's arithmetic.
+    /// Positions per span of a row with this number of positions. It depends on nothing else, so that the row's arithmetic
+    /// does not depend on the batch.
     fn span(&self, positions: usize) -> usize {
         let share = positions.div_ceil(self.most_spans);
         self.span.max(share.next_multiple_of(SPAN_STEP))
     }
 
-    /// The most words that the metadata of a batch within `capacity` takes.
+    /// Maximum number of words of the metadata of a batch within `capacity`.
     pub(in crate::backend) fn words(&self, capacity: &Capacity) -> usize {
         let tiles = capacity.tokens / QUERIES + capacity.segments;
         let windows = capacity.blocks * self.block_tokens / self.window + capacity.segments;
@@ -134,8 +135,8 @@ impl MetadataLayout {
             + SpannedWords::WORDS * capacity.segments
     }
 
-    /// Lays a batch out; windows and tiles only where the step attends to latents. A long segment is cut into at most
-    /// `splits`, which are scanned at once.
+    /// Lays out a batch, with windows and tiles only if the step attends to latents. A long segment is cut into at most
+    /// `splits` splits, which are scanned in parallel.
     ///
     /// # Errors
     /// A batch whose positions or words do not fit 32 bits.
@@ -148,7 +149,7 @@ impl MetadataLayout {
         let ends = batch.segments.iter();
         let reached = ends.map(|segment| segment.position + segment.length);
         let reached = reached.max().unwrap_or_default();
-        // Every word counts or numbers something of these.
+        // Every word is a count or an index of one of these.
         for (what, found) in [
             ("the positions of a segment", reached),
             ("the words of a batch", self.words(&batch.size())),
@@ -195,7 +196,7 @@ impl MetadataLayout {
         Ok(metadata)
     }
 
-    /// Tiles of queries and windows of positions.
+    /// Query tiles and windows of positions.
     fn windows(&self, metadata: &mut BatchMetadata, batch: &Batch, order: &[usize]) {
         let (mut tiles, mut windows) = (Vec::new(), Vec::new());
         for i in order {
@@ -253,20 +254,20 @@ impl MetadataLayout {
     }
 }
 
-/// Into how many splits a segment of so many chunks is cut, of at most `most`. It follows from the segment and the layout
-/// alone, so that arithmetic does not depend on what else is in the batch (`docs/performance/hopper.md`).
+/// The number of splits, at most `most`, of a segment with this number of chunks. It depends on the segment and the layout
+/// only, so that arithmetic does not depend on the rest of the batch (`docs/performance/hopper.md`).
 fn splits(chunks: usize, most: usize) -> usize {
     let count = most.min(chunks / SPLIT_CHUNKS);
     if count < FEWEST_SPLITS { 1 } else { count }
 }
 
-/// A count or a place of a batch whose words were found to fit.
+/// A count or an index of a batch whose words were checked to fit.
 fn word(value: usize) -> u32 {
     value as u32
 }
 
 impl BatchMetadata {
-    /// How many rows of this kind there are.
+    /// Number of rows of this kind.
     pub(in crate::backend) fn count(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens,
@@ -274,7 +275,7 @@ impl BatchMetadata {
         }
     }
 
-    /// How many rows of this kind stand alone: of single tokens, or of outputs.
+    /// Number of rows of this kind that are single: of single tokens, or of outputs.
     pub(in crate::backend) fn few(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens - self.several_rows,
@@ -282,13 +283,13 @@ impl BatchMetadata {
         }
     }
 
-    /// Which word counts the positions of a window.
+    /// The index of the word that counts the positions of a window.
     pub(in crate::backend) fn window_word(&self, number: usize) -> u32 {
         let positions = std::mem::offset_of!(WindowWords, positions) / 4;
         self.words[Header::AtWindows as usize] + word(WindowWords::WORDS * number + positions)
     }
 
-    /// Appends a list and notes in the header where it begins.
+    /// Appends a list and writes its offset to the header.
     fn list<T: Pod>(&mut self, header: Header, records: &[T]) {
         self.words[header as usize] = word(self.words.len());
         self.words.extend_from_slice(bytemuck::cast_slice(records));
@@ -331,7 +332,7 @@ impl BatchMetadata {
         self.list(Header::AtRows, &rows.map(word).collect::<Vec<u32>>());
     }
 
-    /// The segments, with their block tables and checkpoints behind them; `ranges` are their chunks.
+    /// The segments, followed by their block tables and checkpoints; `ranges` are their chunks.
     fn segments(&mut self, batch: &Batch, starts: &[usize], ranges: &[std::ops::Range<usize>]) {
         let mut at = self.words.len() + SegmentWords::WORDS * batch.segments.len();
         let mut segments = Vec::with_capacity(batch.segments.len());
@@ -365,7 +366,7 @@ impl BatchMetadata {
         self.words.extend(behind);
     }
 
-    /// Chunks of the recurrence, which start anew at each checkpoint, and those of each segment.
+    /// Chunks of the recurrence, a new one after each checkpoint, and the range of chunks of each segment.
     fn chunks(
         &mut self,
         batch: &Batch,
@@ -401,8 +402,7 @@ impl BatchMetadata {
         (chunks, ranges)
     }
 
-    /// Runs of chunks that are scanned one after the other: splits first, then whole segments, the longest first, then
-    /// segments of single tokens.
+    /// Scans: splits first, then whole segments, the longest first, then segments of single tokens.
     fn scans(&mut self, batch: &Batch, ranges: &[std::ops::Range<usize>], most: usize) {
         let (mut scans, mut cuts) = (Vec::new(), Vec::new());
         for (i, (segment, chunks)) in batch.segments.iter().zip(ranges).enumerate() {
@@ -449,7 +449,7 @@ mod tests {
     use super::*;
     use crate::backend::{Block, Slot};
 
-    /// A batch of single tokens after so many others each.
+    /// A batch of single tokens, each after the given number of earlier ones.
     fn batch(positions: &[usize]) -> Batch {
         let segment = |position: &usize| Segment {
             length: 1,
@@ -466,7 +466,7 @@ mod tests {
         }
     }
 
-    /// Where the spans of each row begin.
+    /// The first position of each span of each row.
     fn spans(layout: &MetadataLayout, positions: &[usize]) -> Vec<Vec<u32>> {
         let metadata = layout.metadata(&batch(positions), true, 1).unwrap();
         let list = |header: Header| &metadata.words[metadata.words[header as usize] as usize..];

@@ -1,25 +1,25 @@
-//! What Rust, WGSL and CUDA must agree on, written once: the words of a batch, the numbers of weight formats and of a recurrence's
-//! forms.
+//! The numbers that Rust, WGSL and CUDA share, defined once: the words of a batch, the ids of weight formats and of a
+//! recurrence's forms.
 //!
 //! `shaders/shared/layout.wgsl` and `kernels/shared/layout.h` are generated from here (`KIMI_BLESS=1 cargo test --lib layout`);
-//! a test holds them to it.
+//! a test compares them.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::Form;
 
-/// Names and meanings of some words, in their order, as the generated files have them.
+/// Names and descriptions of consecutive words, as in the generated files.
 #[cfg(test)]
 struct Words {
-    /// What precedes each name in the kernels.
+    /// The prefix of each name in the kernels.
     prefix: &'static str,
-    /// What the kernels call their number.
+    /// The name of their number in the kernels.
     count: &'static str,
     about: &'static str,
     words: &'static [(&'static str, &'static str)],
 }
 
-/// The words of the batch's header, by name.
+/// Defines the words of the batch's header by name.
 macro_rules! header {
     ($($word:ident = $meaning:literal),* $(,)?) => {
         /// A word of the batch's header.
@@ -29,7 +29,7 @@ macro_rules! header {
         }
 
         impl Header {
-            /// Words of the header.
+            /// Number of words of the header.
             pub(in crate::backend) const WORDS: usize = [$(Self::$word),*].len();
         }
 
@@ -43,7 +43,7 @@ macro_rules! header {
     };
 }
 
-/// A record of the batch's lists, `[n, fields]`: its struct on the host, and the names of its words in the kernels.
+/// Defines a record of the batch's lists, `[n, fields]`: its struct on the host, and the names of its words in the kernels.
 macro_rules! record {
     ($prefix:literal, $count:literal, $name:ident, $about:literal, { $($field:ident = $meaning:literal),* $(,)? }) => {
         #[doc = $about]
@@ -54,7 +54,7 @@ macro_rules! record {
         }
 
         impl $name {
-            /// Words of a record.
+            /// Number of words of a record.
             pub(in crate::backend) const WORDS: usize = size_of::<Self>() / 4;
             #[cfg(test)]
             const NAMES: Words = Words {
@@ -73,9 +73,9 @@ header! {
     Outputs = "output rows",
     AtTokens = "[T]: token ids",
     AtOwners = "[T]: the segment of each token",
-    AtSegments = "[segments, SEGMENT]: block tables and checkpoints lie behind them",
+    AtSegments = "[segments, SEGMENT]: followed by block tables and checkpoints",
     AtOutputs = "[outputs, OUTPUT_WORDS]",
-    AtRows = "[T]: rows of segments of several tokens, then those of single ones",
+    AtRows = "[T]: rows of segments of several tokens, then those of single tokens",
     AtChunks = "[chunks, CHUNK_WORDS]",
     AtTiles = "[tiles, TILE_WORDS]",
     AtWindows = "[windows, WINDOW_WORDS]",
@@ -98,11 +98,11 @@ header! {
 record!("", "Segment", SegmentWords, "A segment.", {
     start = "its first row",
     length = "tokens; 0 copies the state",
-    position = "tokens of the sequence before it",
-    slot_in = "or NONE: the zero state",
+    position = "tokens of the sequence before the segment",
+    slot_in = "the slot with its initial state, or NONE for zeros",
     slot_out = "the slot that its state is written to",
-    blocks = "where in the batch its block table begins",
-    checkpoints = "where in the batch its checkpoints begin: [n, CHECKPOINT_WORDS]",
+    blocks = "offset of its block table in the batch",
+    checkpoints = "offset of its checkpoints in the batch: [n, CHECKPOINT_WORDS]",
     checkpoint_count = "checkpoints",
     chunks = "its first chunk",
     chunk_count = "chunks",
@@ -115,7 +115,7 @@ record!("Checkpoint", "CheckpointWords", CheckpointWords, "A checkpoint of a seg
 
 record!("Output", "OutputWords", OutputWords, "An output row.", {
     row = "its row",
-    target = "the token whose logit is wanted, or NONE",
+    target = "the token whose logit is requested, or NONE",
 });
 
 record!("Chunk", "ChunkWords", ChunkWords, "A chunk of the recurrence.", {
@@ -133,37 +133,37 @@ record!("Tile", "TileWords", TileWords, "A tile of queries of a prefill.", {
 record!("Window", "WindowWords", WindowWords, "Positions that a prefill expands together.", {
     segment = "their segment",
     first = "the first of them",
-    positions = "how many",
+    positions = "number of positions",
     tile = "the first tile of the segment",
 });
 
-record!("Span", "SpanWords", SpanWords, "Positions that a decode attends to apart.", {
+record!("Span", "SpanWords", SpanWords, "Positions that a decode attends to separately from others.", {
     row = "number of the single row",
     first = "the first position",
 });
 
 record!("Spanned", "SpannedWords", SpannedWords, "A single row's spans.", {
     first = "the first span",
-    count = "how many",
+    count = "number of spans",
 });
 
 record!("Scan", "ScanWords", ScanWords, "Chunks that are scanned one after the other.", {
     segment = "their segment",
     chunk = "the first of them",
-    chunks = "how many",
-    split = "number of the split, or NONE: a whole segment",
+    chunks = "number of chunks",
+    split = "number of the split, or NONE for a whole segment",
 });
 
 record!("Cut", "CutWords", CutWords, "A segment that is cut into splits.", {
     segment = "the segment",
     split = "number of its first split",
-    splits = "how many",
+    splits = "number of splits",
 });
 
 /// No slot, no target, no split.
 pub(in crate::backend) const NONE: u32 = u32::MAX;
 
-/// How a recurrence runs over segments, in the order of its words, and what kernels call it.
+/// How a recurrence runs over segments, in the order of its ids, with the names in the kernels.
 const FORMS: [(Form, &str, &str); 3] = [
     (
         Form::Auto,
@@ -174,7 +174,7 @@ const FORMS: [(Form, &str, &str); 3] = [
     (Form::Step, "ALL_STEPS", "all segments by steps"),
 ];
 
-/// How a recurrence runs, as kernels take it.
+/// The id of a recurrence's form in the kernels.
 pub(in crate::backend) fn form_word(form: Form) -> u32 {
     let found = FORMS.iter().position(|(known, ..)| *known == form);
     found.unwrap_or_default() as u32
@@ -202,7 +202,7 @@ mod tests {
         CutWords::NAMES,
     ];
 
-    /// `AtTokens` and `slot_in` as the kernels write them: `AT_TOKENS`, `SLOT_IN`.
+    /// `AtTokens` and `slot_in` as they are written in the kernels: `AT_TOKENS`, `SLOT_IN`.
     fn constant(name: &str) -> String {
         let mut upper = String::new();
         for (i, letter) in name.char_indices() {
@@ -214,7 +214,7 @@ mod tests {
         upper
     }
 
-    /// All constants, each on a line that `line` begins.
+    /// All constants, each on a line formatted by `line`.
     fn text(line: impl Fn(&str, u32) -> String) -> String {
         let mut text = String::new();
         let mut put = |name: &str, value: u32, meaning: &str| {
@@ -223,7 +223,7 @@ mod tests {
         put("NONE", NONE, "no slot, no target, no split");
         for (id, format) in FORMATS.iter().enumerate() {
             let name = format!("FORMAT_{format}");
-            put(&name, id as u32, "how a weight's numbers are kept");
+            put(&name, id as u32, "the format of a weight's numbers");
         }
         for (word, (_, name, meaning)) in FORMS.iter().enumerate() {
             put(name, word as u32, meaning);
@@ -254,7 +254,7 @@ mod tests {
         let found = std::fs::read_to_string(&path).unwrap_or_default();
         assert_eq!(
             found, text,
-            "{file} is not what layout.rs says; KIMI_BLESS=1 writes it anew"
+            "{file} differs from layout.rs; KIMI_BLESS=1 writes it again"
         );
     }
 

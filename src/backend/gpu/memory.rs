@@ -1,6 +1,6 @@
-//! Where a GPU backend keeps what its handles name: weights, activations, states, latents, scratch.
+//! The memory behind a GPU backend's handles: weights, activations, states, latents, scratch.
 //!
-//! How a buffer is made is the backend's business.
+//! Buffers are created by the backend.
 
 use std::collections::HashMap;
 
@@ -16,19 +16,19 @@ pub(in crate::backend) trait Buffer: Clone {
     fn bytes(&self) -> u64;
 }
 
-/// Makes a buffer of so many bytes; the text says what for.
+/// Creates a buffer of a number of bytes; the text names it for messages.
 type Make<'a, B> = &'a dyn Fn(&str, u64) -> Result<B>;
 
-/// Everything that a backend's handles name: weights `W`, and buffers `B` for the rest. Of states two a layer,
-/// `[slots, H, K, V]` and `[slots, channels, taps - 1]`, f32; of latents one a layer, `[blocks, block_tokens, latent + rope]` in
-/// their pool's dtype.
+/// Everything that a backend's handles refer to: weights `W`, and buffers `B` for the rest. Each layer of states has two
+/// buffers, `[slots, H, K, V]` and `[slots, channels, taps - 1]`, f32; each layer of latents has one,
+/// `[blocks, block_tokens, latent + rope]` in its pool's dtype.
 pub(in crate::backend) struct Memory<W, B> {
     handles: Handles<W, B, Vec<(B, B)>, Vec<B>>,
     scratch: HashMap<&'static str, B>,
 }
 
 impl<W, B: Buffer> Memory<W, B> {
-    /// That of a backend of this name, empty.
+    /// Empty memory of a backend of this name.
     pub(in crate::backend) fn new(backend: &'static str) -> Self {
         Self {
             handles: Handles::new(backend),
@@ -36,7 +36,7 @@ impl<W, B: Buffer> Memory<W, B> {
         }
     }
 
-    /// Keeps a weight under the handle that is made of its number.
+    /// Stores a weight under the handle that is created from its number.
     pub(in crate::backend) fn add_weight(
         &mut self,
         weight: W,
@@ -45,7 +45,7 @@ impl<W, B: Buffer> Memory<W, B> {
         self.handles.weights.add(weight, handle)
     }
 
-    /// Plans an activation of elements of so many bytes each.
+    /// Plans an activation with elements of this number of bytes.
     pub(in crate::backend) fn add_tensor(
         &mut self,
         make: Make<'_, B>,
@@ -84,7 +84,7 @@ impl<W, B: Buffer> Memory<W, B> {
         Ok(states.add(layers, |id| StatePool { id, layout }))
     }
 
-    /// Makes a pool of latents whose rows take so many bytes each.
+    /// Creates a pool of latents whose rows take this number of bytes.
     pub(in crate::backend) fn add_latents(
         &mut self,
         make: Make<'_, B>,
@@ -100,12 +100,12 @@ impl<W, B: Buffer> Memory<W, B> {
         Ok(latents.add(layers, |id| LatentPool { id, layout }))
     }
 
-    /// Fails unless every handle of a program whose blocks were expanded is this backend's.
+    /// Fails unless every handle of a program whose blocks were expanded belongs to this backend.
     pub(in crate::backend) fn check(&self, program: &Program) -> Result<()> {
         self.handles.check(program)
     }
 
-    /// The most tokens a block of any pool; 1 where there is none.
+    /// The largest number of tokens per block of all pools; 1 without a pool.
     pub(in crate::backend) fn block_tokens(&self) -> usize {
         let pools = self.handles.latents.handles();
         let tokens = pools.map(|pool| pool.layout.block_tokens);
@@ -120,20 +120,20 @@ impl<W, B: Buffer> Memory<W, B> {
         self.handles.tensors.get(self.handles.backend, tensor)
     }
 
-    /// The states and the convolution states of one layer, which is the pool's.
+    /// The states and the convolution states of one layer, which must be in the pool.
     pub(in crate::backend) fn states(&self, pool: &StatePool, layer: usize) -> Result<&(B, B)> {
         let pool = self.handles.states.get(self.handles.backend, *pool);
         pool.map(|layers| &layers[layer])
     }
 
-    /// The latents of one layer, which is the pool's.
+    /// The latents of one layer, which must be in the pool.
     pub(in crate::backend) fn latents(&self, pool: &LatentPool, layer: usize) -> Result<&B> {
         let pool = self.handles.latents.get(self.handles.backend, *pool);
         pool.map(|layers| &layers[layer])
     }
 
-    /// Memory for what lies between two kernels of one operation. Operations run one after the other, so all with this
-    /// name share it, in this step and in others.
+    /// Scratch memory between two kernels of one operation. Operations run one after the other, so all operations with this
+    /// name share it, in every step.
     pub(in crate::backend) fn scratch(
         &mut self,
         make: Make<'_, B>,

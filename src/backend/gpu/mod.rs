@@ -1,4 +1,4 @@
-//! What both GPU backends do alike on the host: the tables behind handles, and what a submission gives back.
+//! The host code that both GPU backends share: the buffers behind handles, batch metadata, and the results of a submission.
 
 pub(super) mod answers;
 pub(super) mod batch_metadata;
@@ -10,10 +10,10 @@ use super::{MaybeSend, Result, Ticket};
 use crate::checkpoint::{FORMATS, Format};
 use crate::error::BackendError;
 
-/// What `FORMAT_*` in shaders and kernels is for a weight of this name.
+/// The `FORMAT_*` id of a weight's format in shaders and kernels.
 ///
 /// # Errors
-/// A format that they do not know.
+/// A format that shaders and kernels do not read.
 pub(super) fn format_word(backend: &'static str, name: &str, format: Format) -> Result<u32> {
     format.id().ok_or_else(|| {
         let known: Vec<String> = FORMATS.iter().map(Format::to_string).collect();
@@ -30,7 +30,7 @@ pub(super) fn format_word(backend: &'static str, name: &str, format: Format) -> 
 /// Checks that a batch's words fit the buffer that a step has for them.
 ///
 /// # Errors
-/// A pool of longer blocks that was made after the step.
+/// A pool with longer blocks that was created after the step.
 fn fits(metadata: &BatchMetadata, bytes: u64) -> Result<()> {
     let (most, found) = (bytes / 4, metadata.words.len());
     if found as u64 <= most {
@@ -38,12 +38,12 @@ fn fits(metadata: &BatchMetadata, bytes: u64) -> Result<()> {
     }
     Err(BackendError::Batch {
         what: "the words of a batch".to_owned(),
-        expected: format!("at most {most}: record a step after its pools are made"),
+        expected: format!("at most {most}: compile a step after its pools are created"),
         found: found.to_string(),
     })
 }
 
-/// A ticket for what `convert` makes of what is read.
+/// A ticket that waits for a readback and converts it.
 pub(super) fn later<R: MaybeSend + 'static, T: MaybeSend + 'static>(
     read: Result<Ticket<R>>,
     convert: impl FnOnce(R) -> T + MaybeSend + 'static,

@@ -1,4 +1,4 @@
-//! How the choice of the next token and probes are encoded.
+//! Encodes the candidates for the next token, and probes.
 
 use super::params::params;
 use super::pipelines::{Bind, Program};

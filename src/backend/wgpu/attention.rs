@@ -1,4 +1,4 @@
-//! How latent attention is encoded: several dispatches each, and kv_b may span several buffers.
+//! Encodes latent attention: several dispatches each; kv_b may span several buffers.
 
 use super::memory::number;
 use super::params::params;
@@ -13,14 +13,35 @@ params! {
     MlaAppend of "mla_append" { latent: u32, rope: u32, block_tokens: u32, eps: f32 }
     Mla of "mla_decode", "mla_expand", "mla_prefill", "trace_attention" {
         heads: u32, latent: u32, nope: u32, rope: u32, value: u32, block_tokens: u32, first_row: u32,
-        rows: u32, stride: u32, begin: u32, head: u32, places: u32,
+        rows: u32, stride: u32, begin: u32, head: u32, positions: u32,
     }
 }
 
-/// The widest cached row that `mla_decode` holds in workgroup memory.
+/// Maximum width of a cached row, which `mla_decode` keeps in workgroup memory.
 const WIDEST: usize = 1024;
 
-/// The parameters that all dispatches of an attention share; the rows of kv_b and the window are set for each.
+/// Fails for latents that do not fit in workgroup memory.
+fn check_width(layout: &LatentLayout) -> Result<()> {
+    let width = layout.width();
+    if width <= WIDEST {
+        return Ok(());
+    }
+    Err(BackendError::Unsupported {
+        backend: "wgpu",
+        what: format!("latents of width {width}; the maximum is {WIDEST}"),
+    })
+}
+
+/// The function that returns the number of rows of these segments.
+fn row_count(segments: Segments) -> fn(&BatchMetadata) -> usize {
+    match segments {
+        Segments::All => |metadata| metadata.tokens,
+        Segments::Single => |metadata| metadata.tokens - metadata.several_rows,
+        Segments::Several => |metadata| metadata.several_rows,
+    }
+}
+
+/// The parameters that all dispatches of an attention share; the rows of kv_b and the window are set separately.
 pub(super) fn mla_params(
     layout: &LatentLayout,
     heads: usize,
@@ -78,22 +99,13 @@ impl WgpuStep {
         let layout = op.pool.layout;
         let parts = self.encoder.parts("mla attention", op.kv_b)?;
         self.name("mla_decode");
-        if layout.width() > WIDEST {
-            return Err(BackendError::Unsupported {
-                backend: "wgpu",
-                what: format!("latents {} wide; the widest are {WIDEST}", layout.width()),
-            });
-        }
+        check_width(&layout)?;
         let encoder = &self.encoder;
         let most = match op.segments {
             Segments::Single => encoder.capacity.segments.min(encoder.capacity.tokens),
             Segments::All | Segments::Several => encoder.capacity.tokens,
         };
-        let count: fn(&BatchMetadata) -> usize = match op.segments {
-            Segments::All => |metadata| metadata.tokens,
-            Segments::Single => |metadata| metadata.tokens - metadata.several_rows,
-            Segments::Several => |metadata| metadata.several_rows,
-        };
+        let count = row_count(op.segments);
         let params = params::Mla {
             begin: u32::from(op.segments == Segments::Single),
             ..mla_params(&layout, op.heads(), op.nope, op.value)

@@ -1,7 +1,7 @@
-//! Adapters, the choice among them, and the one device that a backend drives.
+//! Lists and selects adapters, and opens the device of a backend.
 //!
-//! A device that is lost, or an error that wgpu can only report later, is kept here until the next call that can return
-//! it. Nothing here knows about models.
+//! The loss of a device, or an error that wgpu reports late, is stored here until the next call that can return it. This file
+//! does not depend on models.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,23 +18,23 @@ use crate::error::BackendError;
 /// Human-readable description of an adapter.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct AdapterDescription {
-    /// Its place in this list, the `N` of `--device N`.
+    /// Its index in this list, the `N` of `--device N`.
     pub index: usize,
     /// Its own name.
     pub name: String,
-    /// What it is: `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `other`.
+    /// Its kind: `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `other`.
     pub kind: &'static str,
-    /// Whether it is a real GPU and not the CPU in disguise.
+    /// Whether it is a hardware GPU, not a software adapter.
     pub gpu: bool,
-    /// What wgpu drives it through: `vulkan`, `metal`, `dx12`.
+    /// The graphics API of wgpu that drives it: `vulkan`, `metal`, `dx12`.
     pub api: String,
     /// The driver and its version.
     pub driver: String,
-    /// The largest buffer, in bytes.
+    /// The maximum size of a buffer, in bytes.
     pub largest_buffer: u64,
-    /// The largest part of a buffer that a shader sees, in bytes: weights larger than that span several buffers.
+    /// The maximum size of a binding, in bytes: larger weights span several buffers.
     pub largest_binding: u64,
-    /// The sizes of a subgroup, where shaders can use them.
+    /// Minimum and maximum size of a subgroup; `None` if shaders cannot use subgroups.
     pub subgroups: Option<(u32, u32)>,
 }
 
@@ -46,7 +46,7 @@ impl AdapterDescription {
             backend: "wgpu",
             index: self.index,
             name: format!("{} ({}, {})", self.name, self.kind, self.api),
-            // wgpu does not tell a GPU's own memory; others share the machine's.
+            // wgpu does not report a discrete GPU's memory; other adapters share the machine's.
             memory_bytes: if self.kind == "discrete GPU" {
                 None
             } else {
@@ -58,7 +58,7 @@ impl AdapterDescription {
     }
 }
 
-/// Every adapter, best first: discrete GPUs, integrated ones, virtual ones, others, and last what runs on the CPU.
+/// Every adapter, best first: discrete GPUs, integrated ones, virtual ones, others, and software adapters last.
 #[cfg(not(target_arch = "wasm32"))]
 #[must_use]
 pub fn adapters() -> Vec<AdapterDescription> {
@@ -69,7 +69,7 @@ pub fn adapters() -> Vec<AdapterDescription> {
         .collect()
 }
 
-/// Whether this machine has a GPU that the backend can drive: what `auto` asks before it takes wgpu.
+/// Whether this machine has a hardware GPU that the backend can drive. `auto` selects wgpu only if it has one.
 #[cfg(not(target_arch = "wasm32"))]
 #[must_use]
 pub fn has_gpu() -> bool {
@@ -92,7 +92,7 @@ async fn enumerate() -> Vec<wgpu::Adapter> {
         | wgpu::Backends::METAL
         | wgpu::Backends::DX12
         | wgpu::Backends::BROWSER_WEBGPU;
-    // Validation layers are turned on by the environment, for work on this crate.
+    // Validation layers are enabled by environment variables, for development.
     descriptor.flags = wgpu::InstanceFlags::empty().with_env();
     let instance = wgpu::Instance::new(descriptor);
     let mut list = instance.enumerate_adapters(wgpu::Backends::all()).await;
@@ -131,11 +131,12 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterDescription {
     }
 }
 
-/// What a shader of this backend needs: WebGPU's own minima. An adapter below them is refused by name.
+/// Checks the limits that the shaders require, which are WebGPU's minimums. Adapters below them are rejected with an error
+/// that names the limit.
 fn check(description: &AdapterDescription, limits: &wgpu::Limits) -> Result<()> {
     let needed = [
         (
-            "storage buffers a shader",
+            "storage buffers per shader",
             u64::from(limits.max_storage_buffers_per_shader_stage),
             8,
         ),
@@ -145,17 +146,17 @@ fn check(description: &AdapterDescription, limits: &wgpu::Limits) -> Result<()> 
             16 << 10,
         ),
         (
-            "threads a workgroup",
+            "threads per workgroup",
             u64::from(limits.max_compute_invocations_per_workgroup),
             256,
         ),
         (
-            "workgroups a dimension",
+            "workgroups per dimension",
             u64::from(limits.max_compute_workgroups_per_dimension),
             65535,
         ),
         (
-            "bytes a binding",
+            "bytes per binding",
             limits.max_storage_buffer_binding_size,
             1 << 20,
         ),
@@ -163,7 +164,7 @@ fn check(description: &AdapterDescription, limits: &wgpu::Limits) -> Result<()> 
     for (what, found, least) in needed {
         if found < least {
             return Err(unavailable(format!(
-                "{} offers {found} {what}, and {least} are needed",
+                "{} supports {found} {what}, but {least} are required",
                 description.name
             )));
         }
@@ -178,44 +179,44 @@ pub(super) fn unavailable(reason: String) -> BackendError {
     }
 }
 
-/// A device, its queue, and what went wrong with them.
+/// A device, its queue, and their errors.
 pub(super) struct Gpu {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) description: Device,
-    /// The most bytes of one buffer that a shader may see.
+    /// Maximum number of bytes of a binding.
     pub(super) binding_limit: u64,
-    /// The most bytes of a buffer.
+    /// Maximum number of bytes of a buffer.
     pub(super) buffer_limit: u64,
-    /// What the start of a uniform binding must be a multiple of.
+    /// Required alignment of a uniform binding's offset, in bytes.
     pub(super) uniform_alignment: u64,
     /// Whether shaders may shuffle among eight threads.
     pub(super) subgroups: bool,
-    /// Nanoseconds a tick of its clock, where passes can be timed.
+    /// Nanoseconds per tick of its clock; `None` if passes cannot be timed.
     pub(super) tick: Option<f32>,
-    /// Whether the CPU plays GPU.
+    /// Whether it is a software adapter, which runs on the CPU.
     pub(super) software: bool,
     fault: Arc<Mutex<Option<BackendError>>>,
-    /// Error scopes that have not answered yet.
+    /// Error scopes without a result so far.
     unsettled: Mutex<Vec<Unsettled>>,
     pub(super) faults: Arc<Faults>,
 }
 
-/// The answer of an error scope. A trait of its own, because only auto traits may stand beside [`Future`] in a box.
+/// The future of an error scope. A trait of its own, because a box may only combine [`Future`] with auto traits.
 trait Scope: Future<Output = Option<wgpu::Error>> + MaybeSend {}
 impl<F: Future<Output = Option<wgpu::Error>> + MaybeSend> Scope for F {}
 
-/// What wgpu will say of a call.
+/// An error scope of a call, whose result wgpu reports later.
 pub(super) struct Unsettled {
     what: String,
     bytes: u64,
     scope: Pin<Box<dyn Scope>>,
 }
 
-/// Waits for what wgpu says of earlier calls.
+/// Waits for the results of earlier calls' error scopes.
 ///
 /// # Errors
-/// What it says against the first that it refused.
+/// The error of the first call that wgpu rejected.
 pub(super) async fn settle(calls: Vec<Unsettled>) -> Result<()> {
     let mut outcome = Ok(());
     for call in calls {
@@ -320,10 +321,10 @@ impl Gpu {
         }
     }
 
-    /// Counts a call of the device, for tests that have one of them fail.
+    /// Counts a call of the device, for tests that inject a failure.
     ///
     /// # Errors
-    /// The error that was planted here, or what [`Gpu::healthy`] says.
+    /// The error that a test injected, or that of [`Gpu::healthy`].
     pub(super) fn call(&self, what: &str, bytes: u64) -> Result<()> {
         match self.faults.call() {
             Some(Fault::Lost) => self.lose(),
@@ -333,8 +334,9 @@ impl Gpu {
         self.healthy()
     }
 
-    /// Runs `make` and returns what it made, or what wgpu said against it. `what` and `bytes` are for the message. Natively
-    /// wgpu answers at once; what a browser says later is [`Gpu::unsettled`], and the next submission's ticket waits for it.
+    /// Runs `make` and returns its result, or the error that wgpu reports. `what` and `bytes` are for the message. Natively
+    /// wgpu reports at once; a result that a browser reports later is in [`Gpu::unsettled`], and the next submission's ticket
+    /// waits for it.
     pub(super) fn guarded<T>(&self, what: &str, bytes: u64, make: impl FnOnce() -> T) -> Result<T> {
         self.call(what, bytes)?;
         let scopes = [
@@ -358,24 +360,24 @@ impl Gpu {
         }
         match errors {
             Some(error) => Err(translate(what, bytes, error)),
-            // A device that was lost meanwhile reports nothing to scopes.
+            // A device that was lost meanwhile reports nothing to error scopes.
             None => self.healthy().map(|()| made),
         }
     }
 
-    /// Gives the device up, as a driver does that loses it.
+    /// Destroys the device, as if the driver had lost it.
     pub(super) fn lose(&self) {
         self.device.destroy();
-        // The loss is told once nothing is under way any more; whatever that comes to, the device is gone.
+        // The loss is reported when no work is left; the result of that wait does not matter, because the device is gone.
         drop(self.device.poll(wgpu::PollType::wait_indefinitely()));
     }
 
-    /// What wgpu has not told yet of the calls so far.
+    /// The error scopes of all calls so far without a result.
     pub(super) fn unsettled(&self) -> Vec<Unsettled> {
         std::mem::take(&mut *lock(&self.unsettled))
     }
 
-    /// Makes a buffer of `bytes` (at least one word), zeroed, that shaders and copies may use.
+    /// Creates a zeroed buffer of `bytes` (at least one word) for shaders and copies.
     pub(super) fn buffer(&self, what: &str, bytes: u64) -> Result<wgpu::Buffer> {
         if bytes > self.binding_limit.min(self.buffer_limit) {
             return Err(BackendError::TooLarge {
@@ -394,7 +396,7 @@ impl Gpu {
         )
     }
 
-    /// Makes a buffer for other uses.
+    /// Creates a buffer for other uses.
     pub(super) fn buffer_for(
         &self,
         what: &str,
@@ -412,7 +414,7 @@ impl Gpu {
     }
 }
 
-/// An error of wgpu in this crate's words.
+/// Converts an error of wgpu to one of this crate.
 fn translate(what: &str, bytes: u64, error: wgpu::Error) -> BackendError {
     match error {
         wgpu::Error::OutOfMemory { .. } => BackendError::OutOfMemory {
@@ -455,7 +457,7 @@ mod tests {
             ..limits
         };
         let error = check(&adapter, &limits).unwrap_err();
-        let expected = "backend wgpu cannot be used: Old Card offers 4 storage buffers a shader, and 8 are needed";
+        let expected = "backend wgpu cannot be used: Old Card supports 4 storage buffers per shader, but 8 are required";
         assert_eq!(error.to_string(), expected);
     }
 }

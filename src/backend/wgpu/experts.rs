@@ -1,4 +1,4 @@
-//! How router and routed experts are encoded: several dispatches each, and a stack may span several buffers.
+//! Encodes router and routed experts: several dispatches each; a stack may span several buffers.
 
 use super::params::params;
 use super::pipelines::{Bind, Program};
@@ -22,37 +22,37 @@ params! {
     }
 }
 
-/// The most experts and groups of experts that the shaders have room for.
+/// Maximum number of experts in the shaders.
 const EXPERTS: usize = 1024;
 const GROUPS: usize = 256;
 
-/// Places a tile in the form for many.
+/// Assignments per tile in the form for many rows. An assignment is a pair of token and chosen expert.
 const TILE: usize = 32;
 
-/// Where places are sorted to, and how a batch chooses between tiles of one place and of many.
+/// The buffer of sorted assignments, and how a batch selects between tiles of one assignment and of many.
 #[derive(Clone)]
 struct Sorting {
-    /// Count, tiles, places.
+    /// Count, tiles, assignments.
     groups: wgpu::Buffer,
-    /// The most tiles of either form.
+    /// Maximum number of tiles in either form.
     most_tiles: usize,
     top_k: usize,
     experts: usize,
-    /// Places an expert, on average, up to which a tile is a single place.
+    /// Average number of assignments per expert up to which a tile has a single assignment.
     few: usize,
 }
 
 impl Sorting {
-    /// Tiles at most for this batch in the form for few places or for many; 0 where the other form is taken.
+    /// Maximum number of tiles for this batch in the form for few assignments or for many; 0 if the other form is used.
     fn tiles(&self, metadata: &BatchMetadata, many: bool) -> u32 {
-        let places = metadata.tokens * self.top_k;
-        if many != (places > self.few * self.experts) {
+        let assignments = metadata.tokens * self.top_k;
+        if many != (assignments > self.few * self.experts) {
             return 0;
         }
         let tiles = if many {
-            places.min(places / TILE + self.experts)
+            assignments.min(assignments / TILE + self.experts)
         } else {
-            places
+            assignments
         };
         tiles as u32
     }
@@ -100,13 +100,13 @@ impl WgpuStep {
         }
         let encoder = &self.encoder;
         let top_k = op.experts.width;
-        let places = encoder.capacity.tokens * top_k;
-        let most_tiles = places;
-        let gate = encoder.scratch("experts' gates", places * n)?;
-        let up = encoder.scratch("experts' hidden activations", places * n)?;
-        let results = encoder.scratch("experts' outputs", places * d)?;
+        let assignments = encoder.capacity.tokens * top_k;
+        let most_tiles = assignments;
+        let gate = encoder.scratch("experts' gates", assignments * n)?;
+        let up = encoder.scratch("experts' hidden activations", assignments * n)?;
+        let results = encoder.scratch("experts' outputs", assignments * d)?;
         let sorting = Sorting {
-            groups: encoder.scratch("places by expert", 1 + 3 * most_tiles + places)?,
+            groups: encoder.scratch("assignments by expert", 1 + 3 * most_tiles + assignments)?,
             most_tiles,
             top_k,
             experts: local,
@@ -162,8 +162,8 @@ impl WgpuStep {
         )
     }
 
-    /// Each place's row times the matrix of its expert, over every buffer of the stack. `by_token`: the input has a row
-    /// a token, else one a place.
+    /// Each assignment's row times its expert's matrix, over every buffer of the stack. `by_token`: the input has a row per
+    /// token, else one per assignment.
     fn grouped(
         &mut self,
         sorting: &Sorting,
@@ -219,6 +219,6 @@ impl WgpuStep {
 fn too_many(experts: usize, groups: usize) -> BackendError {
     BackendError::Unsupported {
         backend: "wgpu",
-        what: format!("{experts} experts in {groups} groups; the most are {EXPERTS} in {GROUPS}"),
+        what: format!("{experts} experts in {groups} groups; the maximum is {EXPERTS} in {GROUPS}"),
     }
 }

@@ -1,5 +1,4 @@
-//! Calls of a device that are to fail, for tests: what follows where the driver refuses one, memory runs out, or the device
-//! is lost.
+//! Injects failures of device calls for tests: the driver rejects a call, memory runs out, or the device is lost.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,11 +7,11 @@ use crate::error::BackendError;
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The driver refuses it.
+    /// The driver rejects it.
     Refused,
-    /// There is no memory for it.
+    /// There is not enough memory for it.
     OutOfMemory,
-    /// The device is given up before it.
+    /// The device is destroyed before it.
     Lost,
 }
 
@@ -22,7 +21,7 @@ struct Plan {
     fault: Option<(usize, Fault)>,
 }
 
-/// The calls of one backend: how many there were, and which is to fail.
+/// The calls of one backend: their number, and the one that will fail.
 #[derive(Default)]
 pub struct Faults(Mutex<Plan>);
 
@@ -31,18 +30,18 @@ impl Faults {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts calls from now on; the one that is named, counted from 0, fails.
+    /// Counts calls from now on; the call with the given number, from 0, fails.
     pub fn set(&self, fault: Option<(usize, Fault)>) {
         *self.plan() = Plan { calls: 0, fault };
     }
 
-    /// How many calls there were.
+    /// Number of calls so far.
     #[must_use]
     pub fn calls(&self) -> usize {
         self.plan().calls
     }
 
-    /// Counts one call; how it is to fail.
+    /// Counts one call; returns how it fails, if it does.
     #[must_use]
     pub fn call(&self) -> Option<Fault> {
         let mut plan = self.plan();
@@ -54,11 +53,11 @@ impl Faults {
 }
 
 impl Fault {
-    /// What a call says that fails so.
+    /// The error of a call that fails this way.
     #[must_use]
     pub fn error(self, backend: &'static str, what: &str, bytes: u64) -> BackendError {
         let what = what.to_owned();
-        let reason = "it was chosen to fail".to_owned();
+        let reason = "a test injected this failure".to_owned();
         match self {
             Self::Refused => BackendError::Driver {
                 backend,

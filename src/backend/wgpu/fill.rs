@@ -1,4 +1,4 @@
-//! Random numbers in the device's buffers, made there.
+//! Generates random numbers in the device's buffers.
 
 use std::sync::PoisonError;
 
@@ -17,22 +17,22 @@ params! {
     }
 }
 
-/// Words of one dispatch: its grid stays within every device's limits.
+/// Words per dispatch: its grid stays within every device's limits.
 const WORDS: usize = 1 << 26;
 
-/// What a buffer is to hold.
+/// The layout of the numbers in a buffer.
 pub(super) struct Rows {
-    /// The number of its first element.
+    /// The index of its first element.
     pub(super) element: usize,
-    /// Rows in it.
+    /// Number of rows.
     pub(super) rows: usize,
-    /// Elements of a row.
+    /// Elements per row.
     pub(super) columns: usize,
-    /// Elements from one row to the next; those beyond the columns become zero.
+    /// Elements from one row to the next; padding becomes zero.
     pub(super) stride: usize,
     /// The dtype that numbers are rounded to.
     pub(super) dtype: Dtype,
-    /// Whether two of 16 bits share a word; else they are widened again.
+    /// Whether two numbers of 16 bits share a word; otherwise they are widened to f32.
     pub(super) packed: bool,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn fill(
     let mut parameters = Parameters::default();
     for first in (0..words).step_by(WORDS) {
         let end = words.min(first + WORDS);
-        // Places count modulo 2^32, and no buffer that a shader sees is longer.
+        // Indices count modulo 2^32, and no binding is longer.
         let params = params::Fill {
             first: first as u32,
             words: end as u32,

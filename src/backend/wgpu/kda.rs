@@ -1,4 +1,4 @@
-//! How a KDA layer's operations are encoded: convolution, gates, recurrence, output gate.
+//! Encodes a KDA layer's operations: convolution, gates, recurrence, output gate.
 
 use super::params::params;
 use super::pipelines::{Bind, Program};
@@ -17,7 +17,7 @@ params! {
     ShortConv of "short_conv" { channels: u32, taps: u32, stride: u32 }
 }
 
-/// The widest key: `[KEY_WIDTH, 16]` f32 beside 3 KiB of other things fits 16 KiB.
+/// Maximum width of a key: `[KEY_WIDTH, 16]` f32 and 3 KiB of other arrays fit in 16 KiB.
 const WIDEST: usize = 200;
 
 /// The parameters that every kernel of a KDA layer has.
@@ -31,12 +31,12 @@ pub(super) fn widths(layout: &StateLayout) -> params::Kda {
     }
 }
 
-/// Refuses keys that no workgroup holds.
+/// Fails for keys that do not fit in workgroup memory.
 pub(super) fn check_width(key: usize) -> Result<()> {
     if key > WIDEST {
         return Err(BackendError::Unsupported {
             backend: "wgpu",
-            what: format!("keys {key} wide; the widest are {WIDEST}"),
+            what: format!("keys of width {key}; the maximum is {WIDEST}"),
         });
     }
     Ok(())

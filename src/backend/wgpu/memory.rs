@@ -1,4 +1,4 @@
-//! Where the wgpu backend keeps what its handles name.
+//! The memory behind the wgpu backend's handles.
 
 use std::borrow::Cow;
 
@@ -17,23 +17,23 @@ impl Buffer for wgpu::Buffer {
     }
 }
 
-/// How the tables of [`Memory`] get their buffers.
+/// The function that creates buffers for the tables of [`Memory`].
 pub(super) fn make(gpu: &Gpu) -> impl Fn(&str, u64) -> Result<wgpu::Buffer> {
     |what, bytes| gpu.buffer(what, bytes)
 }
 
-/// The number of a dtype in shaders.
+/// The id of a dtype in shaders.
 pub(super) fn number(dtype: Dtype) -> u32 {
-    // Every dtype is among the formats that they know.
+    // Every dtype is one of the formats of shaders.
     Format::Dense(dtype).id().unwrap_or_default()
 }
 
-/// Bytes of a row of latents: whole words, so that no two rows share one.
+/// Bytes per row of latents: whole words, so that no two rows share one.
 pub(super) fn row_bytes(layout: &LatentLayout) -> usize {
     (layout.width() * layout.dtype.size()).next_multiple_of(4)
 }
 
-/// Rows of latents as the device keeps them, each padded to whole words.
+/// Rows of latents as stored on the device, each padded to whole words.
 pub(super) fn padded<'a>(layout: &LatentLayout, rows: &'a [u8]) -> Cow<'a, [u8]> {
     let (row, padded) = (layout.width() * layout.dtype.size(), row_bytes(layout));
     if row == padded {
@@ -53,7 +53,7 @@ pub(super) fn unpadded(layout: &LatentLayout, bytes: &[u8]) -> Vec<u8> {
     rows.flat_map(|padded| &padded[..row]).copied().collect()
 }
 
-/// Bytes of the device as values of `tensor`.
+/// Bytes on the device as values of `tensor`.
 pub(super) fn values(tensor: Tensor, bytes: &[u8]) -> TensorValues {
     match tensor.element {
         Element::Index => TensorValues::Index(bytemuck::pod_collect_to_vec(bytes)),

@@ -1,7 +1,7 @@
-//! The wgpu backend: every operation as a WGSL shader, on any GPU that Vulkan, Metal or DX12 reaches.
+//! The wgpu backend: every operation as a WGSL shader, on any GPU with Vulkan, Metal or DX12.
 //!
-//! f32 arithmetic; weights and latents keep their dtype and are widened in the shader. The shaders are in
-//! `shaders/`, each the twin of a file in `src/backend/cpu/`. A step is one submission. It holds one rank only.
+//! f32 arithmetic; weights and latents keep their dtype and are widened in the shader. The shaders are in `shaders/`, each
+//! the counterpart of a file in `src/backend/cpu/`. A step is one submission. It supports a single rank.
 
 mod answers;
 mod attention;
@@ -45,17 +45,17 @@ use crate::error::BackendError;
 /// How a backend is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Which adapter of [`adapters`]; the best one if none is named.
+    /// The index in [`adapters`]; `None` for the best adapter.
     pub adapter: Option<usize>,
-    /// Whether shaders may use subgroups where the adapter has them. Results are the same to the bit.
+    /// Whether shaders may use subgroups if the adapter has them. Results are the same to the bit.
     pub subgroups: bool,
-    /// The most bytes of a weight in one buffer, where less than what the device can bind: for tests of weights that
-    /// span several.
+    /// Maximum bytes of a weight in one buffer, if less than the device can bind: for tests of weights that span several.
+    /// `None` for the device's limit.
     pub weight_limit: Option<u64>,
     /// Positions whose keys and values a prefill expands together, a multiple of 64.
     pub window: usize,
-    /// Positions that one workgroup of a decode attends to; more are shared among several, so other spans round
-    /// differently. A multiple of 64.
+    /// Positions that one workgroup of a decode attends to; more are divided among several, so other spans round differently.
+    /// A multiple of 64.
     pub span: usize,
 }
 
@@ -71,7 +71,7 @@ impl Default for Options {
     }
 }
 
-/// What backend, steps and tickets share.
+/// State that backend, steps and tickets share.
 struct Shared {
     gpu: Gpu,
     memory: Mutex<Memory>,
@@ -82,12 +82,12 @@ struct Shared {
 
 impl Shared {
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        // Handles are pushed whole, so a panic elsewhere leaves nothing half done.
+        // Handles are added as a whole, so a panic elsewhere leaves the tables consistent.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One adapter and what it holds.
+/// One adapter and its memory.
 pub struct WgpuBackend {
     shared: Arc<Shared>,
     spare: Arc<Spare>,
@@ -95,16 +95,16 @@ pub struct WgpuBackend {
 }
 
 impl WgpuBackend {
-    /// Opens the best adapter there is, one that runs on the CPU included: [`Backend::device`] says which.
+    /// Opens the best adapter, possibly a software adapter: see [`Backend::device`].
     ///
     /// # Errors
-    /// No adapter, or one without what the shaders need.
+    /// No adapter, or one that lacks limits that the shaders require.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn new() -> Result<Self> {
         Self::with_options(Options::default())
     }
 
-    /// Opens an adapter as `options` say, and waits for it.
+    /// Opens an adapter with `options`, and waits for it.
     ///
     /// # Errors
     /// Those of [`WgpuBackend::open`].
@@ -113,10 +113,10 @@ impl WgpuBackend {
         super::block_on(Self::open(options))
     }
 
-    /// Opens an adapter as `options` say.
+    /// Opens an adapter with `options`.
     ///
     /// # Errors
-    /// No such adapter, one without what the shaders need, or a window or span that is not a multiple of 64.
+    /// No such adapter, one that lacks limits that the shaders require, or a window or span that is not a multiple of 64.
     pub async fn open(options: Options) -> Result<Self> {
         for (what, positions) in [("window", options.window), ("span", options.span)] {
             if positions == 0 || !positions.is_multiple_of(64) {
@@ -150,20 +150,20 @@ impl WgpuBackend {
         self.shared.gpu.subgroups
     }
 
-    /// Gives the device up, as a driver does that loses it: for tests of what follows.
+    /// Destroys the device, as if the driver had lost it: for tests.
     #[doc(hidden)]
     pub fn lose_device(&self) {
         self.shared.gpu.lose();
     }
 
-    /// The calls of the device, one of which may be told to fail: for tests of what follows.
+    /// The calls of the device, into which tests inject failures.
     #[doc(hidden)]
     #[must_use]
     pub fn faults(&self) -> Arc<Faults> {
         Arc::clone(&self.shared.gpu.faults)
     }
 
-    /// Whether this device compiles a WGSL shader with an entry point `main` and no bindings; what the driver says if not.
+    /// Whether this device compiles a WGSL shader with an entry point `main` and no bindings; the driver's message if not.
     ///
     /// # Errors
     /// [`BackendError::Driver`] with the compiler's message.
@@ -171,7 +171,7 @@ impl WgpuBackend {
         pipelines::compiles(&self.shared.gpu, wgsl)
     }
 
-    /// Copies parts of buffers to the host: each a buffer, an offset and a length in bytes.
+    /// Copies ranges of buffers to the host: each is a buffer, an offset and a length in bytes.
     fn read(&self, parts: &[(&wgpu::Buffer, u64, u64)]) -> Result<Ticket<Vec<u32>>> {
         let bytes = parts.iter().map(|(_, _, bytes)| bytes).sum();
         let shared = &self.shared;

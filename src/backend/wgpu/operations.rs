@@ -1,4 +1,5 @@
-//! Which function records each operation, and those for operations on rows: embedding, norm, products, activation, sum.
+//! Selects the function that records each operation, and has those for operations on rows: embedding, norm, products,
+//! activation, sum.
 
 use super::params::params;
 use super::pipelines::{Bind, Program};
@@ -17,7 +18,7 @@ params! {
 }
 
 impl WgpuStep {
-    /// Appends an operation, which was checked. Blocks were expanded.
+    /// Appends an operation, which was checked before. Blocks were expanded.
     pub(super) fn push(&mut self, op: &Op) -> Result<()> {
         match *op {
             Op::Embed(op) => self.encode_embed(op),
@@ -34,7 +35,7 @@ impl WgpuStep {
             Op::Experts(op) => self.encode_experts(op),
             Op::Swiglu(op) => self.encode_swiglu(op),
             Op::Add(op) => self.encode_add(op),
-            // One rank: the sum is there already.
+            // With one rank the tensor is already the sum.
             Op::AllReduce(op) => self.tensor(op.target).map(drop),
             Op::AllGather(op) => self.encode_all_gather(op),
             Op::Select(op) => self.encode_select(op),

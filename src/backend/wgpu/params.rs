@@ -1,6 +1,6 @@
-//! The parameters of each shader, field by field as its `struct Params` has them; a test holds the two together.
+//! The parameters of each shader, with the fields of its `struct Params`; a test compares the two.
 
-/// Structs of parameters, in a module `params` beside the code that fills them, and the shaders that take each.
+/// Defines structs of parameters, in a module `params` beside the code that fills them, and lists the shaders that use each.
 macro_rules! declare {
     ($($name:ident of $($shader:literal),+ { $($field:ident: $type:ty),* $(,)? })*) => {
         pub(super) mod params {
@@ -22,7 +22,7 @@ macro_rules! declare {
 }
 pub(super) use declare as params;
 
-/// Shaders that take a struct, and names and types of its fields.
+/// Shaders that use a struct, and names and types of its fields.
 #[cfg(test)]
 pub(super) type Declared = (
     &'static [&'static str],
@@ -37,7 +37,7 @@ mod tests {
         answers, attention, experts, fill, kda, operations, shaders, trace,
     };
 
-    /// The fields of a shader's parameters, with their types; `None` where it takes none.
+    /// The fields of a shader's parameters, with their types; `None` if it has none.
     fn fields(shader: &str) -> Option<Vec<(String, &'static str)>> {
         let source = shaders::source(shader, false).unwrap();
         let module = naga::front::wgsl::parse_str(&source).unwrap();
@@ -45,7 +45,7 @@ mod tests {
         let (_, params) =
             variables.find(|(_, variable)| variable.name.as_deref() == Some("params"))?;
         let naga::TypeInner::Struct { members, .. } = &module.types[params.ty].inner else {
-            panic!("{shader}: params is no struct");
+            panic!("{shader}: params is not a struct");
         };
         let field = |member: &naga::StructMember| {
             let kind = match module.types[member.ty].inner {

@@ -1,4 +1,4 @@
-//! Pipelines: compiled once for each shader, entry point and set of overrides, and kept.
+//! Pipelines: compiled once for each shader, entry point and set of overrides, and cached.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use super::shaders;
 use crate::backend::Result;
 use crate::error::BackendError;
 
-/// A buffer and the number that a shader knows it by. 0 is the parameters' and given apart.
+/// A buffer and its binding number in a shader. Binding 0 has the parameters, which are passed separately.
 #[derive(Clone, Copy)]
 pub(super) enum Bind<'a> {
     /// Only read.
@@ -34,24 +34,24 @@ impl<'a> Bind<'a> {
     }
 }
 
-/// What to compile.
+/// The shader, entry point and overrides of a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Program {
     /// The shader's file.
     pub(super) shader: &'static str,
-    /// The entry point in it.
+    /// The entry point in that file.
     pub(super) entry: &'static str,
     /// The overrides that differ from their defaults.
     constants: Vec<(&'static str, u32)>,
 }
 
 impl Program {
-    /// A shader whose only entry point has its name.
+    /// The only entry point of a shader, which has the shader's name.
     pub(super) fn new(shader: &'static str) -> Self {
         Self::entry(shader, shader)
     }
 
-    /// One entry point of several.
+    /// One of several entry points.
     pub(super) fn entry(shader: &'static str, entry: &'static str) -> Self {
         Self {
             shader,
@@ -67,14 +67,14 @@ impl Program {
     }
 }
 
-/// A pipeline and the form of its bind groups.
+/// A pipeline and the layout of its bind groups.
 #[derive(Clone)]
 pub(super) struct Pipeline {
     pub(super) pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
 }
 
-/// Those compiled so far.
+/// The pipelines compiled so far.
 #[derive(Default)]
 pub(super) struct Pipelines(HashMap<(Program, Vec<(u32, bool)>), Pipeline>);
 
@@ -163,7 +163,7 @@ fn compile(gpu: &Gpu, program: &Program, form: &[(u32, bool)]) -> Result<Pipelin
     })
 }
 
-/// Compiles a shader without bindings, and forgets it.
+/// Compiles a shader without bindings, and drops it.
 pub(super) fn compiles(gpu: &Gpu, wgsl: &str) -> Result<()> {
     gpu.guarded("a shader", 0, || {
         let module = gpu
@@ -211,20 +211,20 @@ pub(super) fn bind_group(
     })
 }
 
-/// The parameters of all of a step's dispatches, in a few buffers written while the step is encoded.
+/// The parameters of all of a step's dispatches, in a few buffers that are written while the step is encoded.
 #[derive(Default)]
 pub(super) struct Parameters {
     pages: Vec<wgpu::Buffer>,
     used: u64,
 }
 
-/// The most bytes that one dispatch takes.
+/// Maximum bytes of one dispatch's parameters.
 const BYTES: usize = 64;
-/// Bytes of one page.
+/// Bytes per page.
 const PAGE: u64 = 64 << 10;
 
 impl Parameters {
-    /// Keeps parameters for as long as the step lives; returns the page and the offset.
+    /// Stores parameters for the step's lifetime; returns the page and the offset.
     pub(super) fn keep(&mut self, gpu: &Gpu, params: &[u8]) -> Result<(wgpu::Buffer, u64)> {
         let size = (BYTES as u64).next_multiple_of(gpu.uniform_alignment);
         if self.pages.is_empty() || self.used + size > PAGE {

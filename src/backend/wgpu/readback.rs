@@ -1,4 +1,4 @@
-//! The way back from the device: copies into a buffer that the host may map, and the ticket that waits for it.
+//! Reads back from the device: copies to a mappable buffer, and the ticket that waits for it.
 //!
 //! Natively the thread that awaits the ticket drives the device meanwhile (`backend::ticket`); in a browser the event loop does.
 
@@ -12,7 +12,7 @@ use super::device::settle;
 use crate::backend::{Result, Ticket, await_device};
 use crate::error::BackendError;
 
-/// Buffers that wait to be used again.
+/// Buffers that can be used again.
 #[derive(Default)]
 pub(super) struct Spare(Mutex<Vec<wgpu::Buffer>>);
 
@@ -27,7 +27,7 @@ impl Spare {
         if let Some(at) = spare.iter().position(|buffer| buffer.size() >= bytes) {
             return Ok(spare.swap_remove(at));
         }
-        // One that is too small will not do next time either.
+        // A buffer that is too small now would be too small next time as well.
         spare.pop();
         drop(spare);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
@@ -39,14 +39,14 @@ impl Spare {
     }
 }
 
-/// What the mapping came to, and who waits for it.
+/// The result of the mapping, and the waker of the waiting task.
 #[derive(Default)]
 struct Mapping {
     result: Option<std::result::Result<(), String>>,
     waker: Option<Waker>,
 }
 
-/// Keeps what came of a mapping, unless something came of it before, and wakes the waiting thread.
+/// Stores the result of a mapping, unless there is one already, and wakes the waiting task.
 fn tell(mapping: &Mutex<Mapping>, result: std::result::Result<(), String>) {
     let waker = {
         let mut mapping = lock(mapping);
@@ -66,12 +66,12 @@ struct Read {
     bytes: u64,
     submission: wgpu::SubmissionIndex,
     mapping: Arc<Mutex<Mapping>>,
-    /// Whether somebody drives the device for it.
+    /// Whether a thread drives the device for it.
     driven: bool,
 }
 
-/// Encodes and submits commands, the last of which fill the first `bytes` of `buffer`, and asks for them. `what` is for the
-/// message where the driver refuses.
+/// Encodes and submits commands, the last of which fill the first `bytes` of `buffer`, and requests its mapping. `what` is
+/// for the message if the driver rejects a call.
 pub(super) fn submit(
     shared: &Arc<Shared>,
     spare: &Arc<Spare>,
@@ -124,7 +124,7 @@ impl Read {
             })
     }
 
-    /// The answer's words, once they are mapped.
+    /// The words that were read, once they are mapped.
     fn words(&mut self) -> Result<Vec<u32>> {
         self.shared.gpu.call("an answer", self.bytes)?;
         let Some(buffer) = self.buffer.take() else {
@@ -143,7 +143,7 @@ impl Read {
         Ok(words)
     }
 
-    /// Makes a thread that awaits this block until the submission is done, which calls what [`submit`] left with it.
+    /// Lets a thread that awaits this block until the submission is done; that call runs the callback of [`submit`].
     fn drive(&mut self, cx: &Context<'_>) -> Result<()> {
         if std::mem::replace(&mut self.driven, true) {
             return Ok(());
@@ -176,7 +176,7 @@ impl Future for Read {
         match result {
             Some(Ok(())) => return Poll::Ready(self.words()),
             Some(Err(reason)) => return Poll::Ready(Err(self.failed(reason))),
-            // A device that was lost may never say what came of a mapping.
+            // A device that was lost may never report the result of a mapping.
             None => self.shared.gpu.healthy()?,
         }
         self.drive(cx)?;

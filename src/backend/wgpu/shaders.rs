@@ -1,11 +1,12 @@
-//! The shaders as this build holds them, and how one is put together from its parts.
+//! The shaders of this build, and how one is assembled from its parts.
 //!
-//! A shader is a file of `shaders/`. Lines `// #import name` bring in other files, each once; `shared/eights` stands for
-//! its plain or its subgroup variant. Not a preprocessor: nothing is replaced; what a pipeline sets is an `override`.
+//! A shader is a file of `shaders/`. A line `// #import name` includes another file, each at most once; `shared/eights` is
+//! replaced by its plain or its subgroup variant. There is no other preprocessing: values set by a pipeline are `override`
+//! constants.
 
 use std::fmt::Write as _;
 
-/// The files of `shaders/` and of `shaders/shared/`, by their names there, as the build script found them.
+/// The files of `shaders/` and of `shaders/shared/`, by their names there, as listed by the build script.
 const FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 const SHARED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/shared_shaders.rs"));
 

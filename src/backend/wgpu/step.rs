@@ -1,7 +1,8 @@
-//! A step of the wgpu backend: dispatches over bind groups made while step_options, encoded anew for each submission.
+//! A step of the wgpu backend: dispatches over bind groups that are created at compile time, encoded again for each
+//! submission.
 //!
-//! Every submission is one command buffer: the batch's metadata goes up first, the answers come down last. How each
-//! operation is encoded is in `operations`, `kda`, `attention`, `experts` and `answers`.
+//! Every submission is one command buffer: the batch's metadata is uploaded first, the results are copied last. Operations
+//! are encoded in `operations`, `kda`, `attention`, `experts` and `answers`.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,30 +23,30 @@ use crate::backend::{
     Ticket, Weight,
 };
 
-/// How many workgroups a dispatch takes for this batch; any 0 leaves it out.
+/// The number of workgroups of a dispatch for a batch; it is skipped if any dimension is 0.
 trait Size: Fn(&BatchMetadata) -> [u32; 3] + MaybeSend {}
 impl<F: Fn(&BatchMetadata) -> [u32; 3] + MaybeSend> Size for F {}
 
-/// A dispatch with all that it is given.
+/// A dispatch with its pipeline and bind group.
 pub(super) struct Launch {
     pipeline: Pipeline,
     group: wgpu::BindGroup,
 }
 
-/// Makes the launches of one window of a prefill; they are kept once made.
+/// Creates the launches of one window of a prefill, which are cached.
 pub(super) trait MakeLaunches:
     Fn(&mut Encoder, usize) -> Result<Vec<Launch>> + MaybeSend
 {
 }
 impl<F: Fn(&mut Encoder, usize) -> Result<Vec<Launch>> + MaybeSend> MakeLaunches for F {}
 
-/// The size of each of them.
+/// The size of each of these launches.
 pub(super) type LaunchSizes =
     Box<dyn Fn(&crate::backend::gpu::batch_metadata::Window) -> Vec<[u32; 3]> + Send>;
 
 /// The windows of a batch, one after the other.
 pub(super) struct Windows {
-    /// The windows of this batch that the operation works on.
+    /// The windows of this batch that the operation processes.
     pub(super) range: fn(&BatchMetadata) -> std::ops::Range<usize>,
     pub(super) sizes: LaunchSizes,
     pub(super) make: Box<dyn MakeLaunches>,
@@ -57,11 +58,11 @@ enum Command {
     Several(Windows),
     /// Copies a tensor's rows into another.
     Copy(wgpu::Buffer, wgpu::Buffer, Tensor),
-    /// Rows that come back.
+    /// Rows that are read back.
     Answer(wgpu::Buffer, Answer),
 }
 
-/// What step_options needs: the device, the memory, and the parameters kept for the step.
+/// What encoding a step needs: the device, the memory, and the step's parameters.
 pub(super) struct Encoder {
     pub(super) shared: Arc<Shared>,
     pub(super) capacity: Capacity,
@@ -71,7 +72,7 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    /// Everything that a dispatch is given, made once.
+    /// A dispatch with pipeline, parameters and bindings, created once.
     pub(super) fn launch(
         &mut self,
         program: Program,
@@ -109,7 +110,7 @@ impl Encoder {
         self.with_memory(|memory| memory.scratch(&make, name, 4 * elements as u64))
     }
 
-    /// The buffer of a norm's weight, a bias and the like.
+    /// The buffer of a vector: a norm's weight, a bias.
     pub(super) fn small(&self, operation: &'static str, weight: Weight) -> Result<wgpu::Buffer> {
         self.with_memory(|memory| memory.weight(weight)?.small(operation).cloned())
     }
@@ -119,14 +120,14 @@ impl Encoder {
         self.with_memory(|memory| Ok(memory.weight(weight)?.matrix(operation)?.to_vec()))
     }
 
-    /// Rows at most that the form for few rows takes: on a GPU it reads weights again for each, and a CPU that
-    /// plays GPU pays for every row of a tile, wanted or not.
+    /// Maximum number of rows for the form for few rows. On a GPU that form reads the weights again for each row; a software
+    /// adapter computes every row of a tile, used or not.
     pub(super) fn few(&self) -> usize {
         if self.shared.gpu.software { 10 } else { 4 }
     }
 }
 
-/// Workgroups of 64 threads for so many elements, folded into two dimensions.
+/// Workgroups of 64 threads for this number of elements, folded into two dimensions.
 pub(super) fn flat(elements: usize) -> [u32; 3] {
     let groups = elements.div_ceil(64);
     let x = groups.min(32768);
@@ -139,9 +140,9 @@ pub(super) struct WgpuStep {
     spare: Arc<Spare>,
     demands: Demands,
     names: Vec<&'static str>,
-    /// Each with the place of its operation among the names.
+    /// Each with the index of its operation's name.
     commands: Vec<(usize, Command)>,
-    /// Where times are written, once they were wanted, and whether they are now.
+    /// The buffers of times, once timing was requested, and whether it is on.
     timing: Option<Timing>,
     timed: bool,
 }
@@ -219,7 +220,7 @@ impl WgpuStep {
         Ok(())
     }
 
-    /// Has every submission return these rows, as they are at this place.
+    /// Returns these rows in every submission, with their values at this point of the program.
     pub(super) fn answer(&mut self, buffer: wgpu::Buffer, answer: Answer) {
         self.push_command(Command::Answer(buffer, answer));
     }
@@ -228,7 +229,7 @@ impl WgpuStep {
         self.push_command(Command::Several(windows));
     }
 
-    /// Makes the launches of all windows of a batch that have none yet.
+    /// Creates the launches of all windows of a batch that have none so far.
     fn make_windows(&mut self, metadata: &BatchMetadata) -> Result<()> {
         for (_, command) in &mut self.commands {
             if let Command::Several(windows) = command {
@@ -240,7 +241,7 @@ impl WgpuStep {
         Ok(())
     }
 
-    /// Encodes all commands; `answers` says where each answer lies in `back`, and `clock` writes behind them.
+    /// Encodes all commands; `answers` has the offset of each result in `back`, and `clock` writes its times after them.
     fn encode(
         &self,
         metadata: &BatchMetadata,
@@ -295,7 +296,7 @@ impl WgpuStep {
     }
 }
 
-/// The passes of one submission: as few as copies between dispatches allow, or one an operation where a clock runs.
+/// The passes of one submission: as few as copies between dispatches allow, or one per operation when timed.
 struct Passes<'a, 'c> {
     open: Option<wgpu::ComputePass<'static>>,
     clock: Option<&'a mut Clock<'c>>,
@@ -303,7 +304,7 @@ struct Passes<'a, 'c> {
 }
 
 impl Passes<'_, '_> {
-    /// Says which operation the next dispatches belong to.
+    /// Sets the operation that the next dispatches belong to.
     fn enter(&mut self, operation: usize) {
         if self.clock.is_some() && operation != self.operation {
             self.open = None;
@@ -375,9 +376,9 @@ impl Step for WgpuStep {
         let submission = Submission::new(batch, &asked, answers, |_| 4)?;
         let metadata = &submission.metadata;
         let mut bytes = 0;
-        let mut places = Vec::new();
+        let mut ranges = Vec::new();
         for len in submission.lengths() {
-            places.push(bytes..bytes + len as u64);
+            ranges.push(bytes..bytes + len as u64);
             bytes += len as u64;
         }
         let answered = bytes as usize / 4;
@@ -397,7 +398,7 @@ impl Step for WgpuStep {
                 let words = bytemuck::cast_slice(&metadata.words);
                 let queue = &shared.gpu.queue;
                 queue.write_buffer(&self.encoder.metadata, 0, words);
-                self.encode(metadata, back, &places, clock.as_mut())
+                self.encode(metadata, back, &ranges, clock.as_mut())
             })?;
             Ok((read, clock.map_or_else(Vec::new, Clock::timed)))
         });

@@ -1,15 +1,15 @@
-//! What operations take, by the device's own clock: a pass each, with its time at the beginning and at the end.
+//! Times operations with the device's clock: one pass per operation, with timestamps at its beginning and end.
 
 use super::device::Gpu;
 use crate::backend::Result;
 use crate::error::BackendError;
 
-/// Passes that one query set holds times of.
+/// Passes per query set.
 const PASSES: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
-/// Bytes of a pass's two times.
+/// Bytes of a pass's two timestamps.
 const BYTES: u64 = 2 * wgpu::QUERY_SIZE as u64;
 
-/// Where a timed step's times are written.
+/// The buffers of a timed step's timestamps.
 #[derive(Default)]
 pub(super) struct Timing {
     sets: Vec<wgpu::QuerySet>,
@@ -17,10 +17,10 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    /// Nothing yet.
+    /// Without buffers so far.
     ///
     /// # Errors
-    /// An adapter without times.
+    /// An adapter without timestamps.
     pub(super) fn new(gpu: &Gpu) -> Result<Self> {
         match gpu.tick {
             Some(_) => Ok(Self::default()),
@@ -31,7 +31,7 @@ impl Timing {
         }
     }
 
-    /// The clock of one submission with at most so many passes; its times come `offset` bytes into the answers.
+    /// The clock of one submission with at most this number of passes; its times start `offset` bytes into the results.
     pub(super) fn clock(&mut self, gpu: &Gpu, passes: usize, offset: u64) -> Result<Clock<'_>> {
         while self.sets.len() * PASSES < passes {
             let set = gpu.guarded("a query set", 0, || {
@@ -61,7 +61,7 @@ impl Timing {
     }
 }
 
-/// The times of one submission.
+/// The timestamps of one submission.
 pub(super) struct Clock<'a> {
     sets: &'a [wgpu::QuerySet],
     resolved: &'a wgpu::Buffer,
@@ -72,7 +72,7 @@ pub(super) struct Clock<'a> {
 }
 
 impl Clock<'_> {
-    /// What the next pass, one of `operation`, is to write.
+    /// The timestamp writes of the next pass, which belongs to `operation`.
     pub(super) fn pass(
         &mut self,
         operation: usize,
@@ -88,7 +88,7 @@ impl Clock<'_> {
         })
     }
 
-    /// Copies the times that were written to the end of the answers.
+    /// Copies the timestamps to the end of the results.
     pub(super) fn resolve(&self, encoder: &mut wgpu::CommandEncoder, back: &wgpu::Buffer) {
         let runs = self.operations.chunks(PASSES);
         for (i, (set, run)) in self.sets.iter().zip(runs).enumerate() {
@@ -101,7 +101,7 @@ impl Clock<'_> {
         }
     }
 
-    /// Bytes that times take at most.
+    /// Maximum number of bytes of the timestamps.
     pub(super) fn bytes(&self) -> u64 {
         BYTES * self.passes as u64
     }
@@ -112,7 +112,7 @@ impl Clock<'_> {
     }
 }
 
-/// The milliseconds of each pass from the words of its times.
+/// The milliseconds of each pass, from its two timestamps.
 pub(super) fn milliseconds(words: &[u32], tick: f32) -> impl Iterator<Item = f64> {
     words.chunks_exact(4).map(move |times| {
         let [begin, end] = [0, 2].map(|i| u64::from(times[i]) | u64::from(times[i + 1]) << 32);

@@ -1,4 +1,4 @@
-//! How the operations of a trace are encoded; only steps that are traced have them.
+//! Encodes the operations of a trace, which only traced steps contain.
 
 use super::attention::mla_params;
 use super::kda::{check_width, widths};
@@ -16,7 +16,7 @@ params! {
     TraceState of "trace_state" { heads: u32, head: u32, size: u32 }
 }
 
-/// Positions a workgroup, as in `shaders/trace_attention.wgsl`.
+/// Positions per workgroup, as in `shaders/trace_attention.wgsl`.
 const SPAN: usize = 128;
 
 impl WgpuStep {
@@ -107,11 +107,11 @@ impl WgpuStep {
     }
 
     pub(super) fn encode_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
-        let (layout, places) = (op.pool.layout, op.output.width);
+        let (layout, positions) = (op.pool.layout, op.output.width);
         let heads = op.query.width / (op.nope + layout.rope).max(1);
         let params = super::attention::params::Mla {
             head: op.head as u32,
-            places: places as u32,
+            positions: positions as u32,
             ..mla_params(&layout, heads, op.nope, op.value)
         };
         let parts = self.encoder.parts("mla attention", op.kv_b)?;
@@ -121,7 +121,7 @@ impl WgpuStep {
         let latents = self.latents(&op.pool, op.layer)?;
         let elements = encoder.capacity.tokens * layout.latent;
         let absorbed = encoder.scratch("a traced head's queries", elements)?;
-        let elements = 2 * encoder.capacity.tokens * places.div_ceil(SPAN);
+        let elements = 2 * encoder.capacity.tokens * positions.div_ceil(SPAN);
         let spans = encoder.scratch("a traced head's spans", elements)?;
         let groups = layout.latent.div_ceil(64) as u32;
         for part in &parts {
@@ -137,7 +137,7 @@ impl WgpuStep {
             )?;
         }
         let each_span = move |metadata: &BatchMetadata| {
-            let reached = metadata.reached.min(places).div_ceil(SPAN);
+            let reached = metadata.reached.min(positions).div_ceil(SPAN);
             [reached as u32, metadata.tokens as u32, 1]
         };
         self.dispatch(

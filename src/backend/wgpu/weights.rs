@@ -1,9 +1,9 @@
-//! Weights on the device: rows of packed words, over as many buffers as formats and the binding limit ask for.
+//! Weights on the device: rows of packed words, over as many buffers as formats and the binding limit require.
 //!
-//! Rows of plain elements are padded with zeros to a multiple of eight, so that shaders read whole vectors, and rows of blocks
-//! to whole vectors: the blocks are the file's (`shaders/shared/blocks.wgsl` takes them apart). Weights narrower
-//! than a vector's worth (norms, biases, convolution taps) are small and widened to f32 as they come in; all others keep
-//! their format. A stack of experts is cut between experts where an expert fits a buffer, else between rows.
+//! Rows of plain elements are padded with zeros to a multiple of eight, so that shaders read whole vectors, and rows of
+//! blocks to whole vectors: the blocks are those of the file (`shaders/shared/blocks.wgsl` decodes them). Weights whose rows
+//! have fewer than 16 elements (norms, biases, convolution taps) are small and widened to f32 when they are loaded; all
+//! others keep their format. A stack of experts is cut between experts if an expert fits in a buffer, otherwise between rows.
 
 use std::ops::Range;
 
@@ -16,11 +16,11 @@ use crate::checkpoint::Format;
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// Narrower rows than this are widened to f32.
+/// Rows with fewer elements than this are widened to f32.
 const NARROW: usize = 16;
-/// Bytes of a vector of four words.
+/// Bytes per vector of four words.
 const VECTOR: usize = 16;
-/// The most bytes handed to the queue in one call, and before it is drained.
+/// Maximum bytes passed to the queue in one call, and before it is flushed.
 const SEGMENT: usize = 16 << 20;
 const DRAIN: usize = 128 << 20;
 
@@ -29,13 +29,13 @@ const DRAIN: usize = 128 << 20;
 pub(super) struct Part {
     /// `[rows, stride]`.
     pub(super) buffer: wgpu::Buffer,
-    /// What `FORMAT` in the shaders is.
+    /// The value of `FORMAT` in the shaders.
     pub(super) format: u32,
     /// Vectors of four words from one row to the next.
     pub(super) vectors: u32,
-    /// The first matrix of the stack that has rows here, and how many have.
+    /// The range of matrices of the stack that have rows here.
     pub(super) matrices: Range<usize>,
-    /// The rows of each of them that are here.
+    /// The rows of each of these matrices that are here.
     pub(super) rows: Range<usize>,
 }
 
@@ -56,12 +56,12 @@ impl GpuWeight {
             [part] if self.narrow || Some(part.format) == Format::F32.id() => Ok(&part.buffer),
             _ => Err(BackendError::Unsupported {
                 backend: "wgpu",
-                what: format!("{operation} with so large a vector or so wide a convolution"),
+                what: format!("{operation} with a vector or convolution of this size"),
             }),
         }
     }
 
-    /// The buffers of a matrix, whose rows can be read as vectors: those of a single column are not padded.
+    /// The buffers of a matrix whose rows can be read as vectors. Rows of a single column are not padded and cannot.
     pub(super) fn matrix(&self, operation: &'static str) -> Result<&[Part]> {
         if self.stride.is_multiple_of(8) {
             return Ok(&self.parts);
@@ -72,7 +72,7 @@ impl GpuWeight {
         })
     }
 
-    /// Streams a weight in; no buffer is larger than `limit` bytes.
+    /// Uploads a weight in parts; no buffer is larger than `limit` bytes.
     pub(super) fn new(gpu: &Gpu, source: &WeightSource, limit: u64) -> Result<Self> {
         let stored = source.stored()?;
         let mut weight = Self::empty(source.columns);
@@ -91,7 +91,7 @@ impl GpuWeight {
                     part: &part,
                     waiting: &mut waiting,
                 };
-                // A part with several matrices has all their rows, so its rows follow each other in the source.
+                // A part with several matrices has all their rows, so its rows are consecutive in the source.
                 let first = part.matrices.start * source.rows + part.rows.start;
                 writer.rows(run, first..first + part.matrices.len() * part.rows.len())?;
                 weight.parts.push(part);
@@ -100,7 +100,7 @@ impl GpuWeight {
         Ok(weight)
     }
 
-    /// Has the device make a weight, laid out likewise.
+    /// Generates a weight on the device, in the same layout.
     pub(super) fn random(shared: &Shared, weight: &RandomWeight, limit: u64) -> Result<Self> {
         let gpu = &shared.gpu;
         let mut made = Self::empty(weight.columns);
@@ -125,7 +125,7 @@ impl GpuWeight {
         Ok(made)
     }
 
-    /// One of rows of so many columns, without any.
+    /// An empty weight with rows of this number of columns.
     fn empty(columns: usize) -> Self {
         Self {
             stride: if columns == 1 {
@@ -138,7 +138,7 @@ impl GpuWeight {
         }
     }
 
-    /// How rows in a format are laid out over buffers.
+    /// The layout over buffers of rows in a format.
     fn split(&self, gpu: &Gpu, name: &str, stored: Format, limit: u64) -> Result<BufferSplit> {
         let format = if self.narrow { Format::F32 } else { stored };
         let id = format_word("wgpu", name, format)?;
@@ -150,12 +150,12 @@ impl GpuWeight {
                 found: self.stride.to_string(),
             });
         };
-        // Shaders read single columns of f32 by elements, all else by vectors.
+        // Shaders read single columns of f32 by elements, everything else by vectors.
         let row = match format {
             Format::Dense(_) => row,
             Format::Block(_) => row.next_multiple_of(VECTOR),
         };
-        // What is narrow is small, and shaders want it whole.
+        // Narrow weights are small, and shaders need them in one buffer.
         let limit = if self.narrow {
             gpu.binding_limit
         } else {
@@ -180,21 +180,22 @@ impl GpuWeight {
     }
 }
 
-/// How rows in one format are laid out over buffers.
+/// The layout over buffers of rows in one format.
 struct BufferSplit {
-    /// The most rows that fit a buffer.
+    /// Maximum number of rows per buffer.
     most: usize,
-    /// Whether rows are widened to f32 on their way in.
+    /// Whether rows are widened to f32 when they are loaded.
     widened: bool,
     format: Format,
-    /// The format's number in the shaders.
+    /// The format's id in the shaders.
     id: u32,
     /// Bytes from one row to the next.
     row: usize,
 }
 
 impl BufferSplit {
-    /// Rows `run` of a stack of matrices of so many rows, buffer by buffer: whose matrices, and which rows of each.
+    /// Rows `run` of a stack of matrices of this number of rows, buffer by buffer: the range of matrices, and the range of
+    /// rows of each.
     fn over(&self, run: Range<usize>, rows: usize) -> Vec<(Range<usize>, Range<usize>)> {
         let rows = rows.max(1);
         let borders = [run.start, run.end]
@@ -217,7 +218,7 @@ impl BufferSplit {
         parts
     }
 
-    /// An empty buffer for so many rows of so many matrices.
+    /// An empty buffer for this number of rows of these matrices.
     fn part(
         &self,
         gpu: &Gpu,
@@ -242,12 +243,12 @@ struct Writer<'a> {
     name: &'a str,
     split: &'a BufferSplit,
     part: &'a Part,
-    /// Bytes given to the queue since it was drained.
+    /// Bytes passed to the queue since it was last flushed.
     waiting: &'a mut usize,
 }
 
 impl Writer<'_> {
-    /// Writes `rows`, counted through the stack, which the stored ranges have.
+    /// Writes `rows`, counted through the stack, from the stored ranges that contain them.
     fn rows(&mut self, stored: &[StoredRows], rows: Range<usize>) -> Result<()> {
         let mut at = 0;
         for range in stored {
@@ -265,7 +266,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes some rows of one range `at` so many bytes into the part.
+    /// Writes some rows of one range, `at` this offset in bytes into the part.
     fn write(&mut self, range: &StoredRows, rows: Range<usize>, at: usize) -> Result<()> {
         let row = self.split.row;
         let mut packed = Vec::new();
@@ -299,7 +300,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// What waits to be copied is a second copy of the weights: lets the device take it before there is more.
+    /// Pending writes are a second copy of the weights: waits until the device has copied them before more are queued.
     fn drain(&self) -> Result<()> {
         let submission_index = Some(self.gpu.queue.submit([]));
         let wait = wgpu::PollType::Wait {

@@ -40,10 +40,7 @@ impl Packed {
         let (scales, grid) = (&numbers.scales, self.scales.grid);
         let scale = |row, column| scales[grid.at(row, column)];
         let offset = self.offset();
-        let blocks = |format: &'static BlockFormat, block: &FillBlock<'_>| {
-            let blocks = self.blocks(&codes, format, block);
-            (Format::Block(format), Bytes::from(blocks))
-        };
+        let blocks = |format, block: &FillBlock<'_>| self.blocks(&codes, format, block);
         Ok(match (&numbers.zeros, &numbers.biases, &self.scheme) {
             (None, _, Scheme::Integer { .. }) if self.bits == 4 && halves(scales) => {
                 blocks(&Q4_0, &|[row, column], codes, block| {
@@ -101,31 +98,8 @@ impl Packed {
                 put(block, 0, scale(row, column));
                 bytes_of(codes, 0, &mut block[4..]);
             }),
-            (_, _, Scheme::Float4) if std::ptr::eq(self.usual(), &MXFP4) && finite(scales) => {
-                blocks(&MXFP4, &|[row, column], codes, block| {
-                    block[0] = (scale(row, column).to_bits() >> 23) as u8;
-                    nibbles(codes, &mut block[1..]);
-                })
-            }
-            (_, _, Scheme::Float4 | Scheme::Float4Global { .. })
-                if *self.fp4() == FP4_128 && self.scales.number == Number::E4m3 =>
-            {
-                let stored = self.scales.stored.window(shards)?;
-                let (whole, divides) = self.whole(shards)?;
-                blocks(&FP4_128, &|[row, column], codes, block| {
-                    let (first, across) = (grid.at(row, column), codes.len() / 16);
-                    put(block, 0, whole);
-                    block[4] = u8::from(divides);
-                    block[5..13].copy_from_slice(&stored[first..first + across]);
-                    nibbles(codes, &mut block[13..]);
-                })
-            }
             (_, _, Scheme::Float4 | Scheme::Float4Global { .. }) => {
-                blocks(&FP4, &|[row, column], codes, block| {
-                    put(block, 0, scale(row, column));
-                    put(block, 4, scale(row, column + 16));
-                    nibbles(codes, &mut block[8..]);
-                })
+                self.float4(shards, &codes, scales)?
             }
             _ => (Format::F32, self.widen(&codes, &numbers)),
         })
@@ -139,7 +113,7 @@ impl Packed {
         } else {
             self.int8()
         };
-        let blocks = self.blocks(codes, format, &|[row, column], codes, block| {
+        self.blocks(codes, format, &|[row, column], codes, block| {
             let (scale, bias) = (scales[grid.at(row, column)], biases[grid.at(row, column)]);
             if format == self.int8() {
                 put(block, 0, scale);
@@ -158,8 +132,45 @@ impl Packed {
             } else {
                 sixes(codes, &mut block[4..]);
             }
-        });
-        (Format::Block(format), Bytes::from(blocks))
+        })
+    }
+
+    /// Codes of four bits that are floating-point numbers.
+    fn float4(
+        &self,
+        shards: &[Shard],
+        codes: &[u8],
+        scales: &[f32],
+    ) -> Result<(Format, Bytes), CheckpointError> {
+        let grid = self.scales.grid;
+        let scale = |row, column| scales[grid.at(row, column)];
+        if matches!(self.scheme, Scheme::Float4)
+            && std::ptr::eq(self.usual(), &MXFP4)
+            && finite(scales)
+        {
+            return Ok(self.blocks(codes, &MXFP4, &|[row, column], codes, block| {
+                block[0] = (scale(row, column).to_bits() >> 23) as u8;
+                nibbles(codes, &mut block[1..]);
+            }));
+        }
+        if *self.fp4() == FP4_128 && self.scales.number == Number::E4m3 {
+            let stored = self.scales.stored.window(shards)?;
+            let (whole, divides) = self.whole(shards)?;
+            return Ok(
+                self.blocks(codes, &FP4_128, &|[row, column], codes, block| {
+                    let (first, across) = (grid.at(row, column), codes.len() / 16);
+                    put(block, 0, whole);
+                    block[4] = u8::from(divides);
+                    block[5..13].copy_from_slice(&stored[first..first + across]);
+                    nibbles(codes, &mut block[13..]);
+                }),
+            );
+        }
+        Ok(self.blocks(codes, &FP4, &|[row, column], codes, block| {
+            put(block, 0, scale(row, column));
+            put(block, 4, scale(row, column + 16));
+            nibbles(codes, &mut block[8..]);
+        }))
     }
 
     /// The offset that is subtracted from stored codes to make them signed.
@@ -171,7 +182,12 @@ impl Packed {
     }
 
     /// Repacks rows in parallel; `block` fills the block at a row and a first column.
-    fn blocks(&self, codes: &[u8], format: &BlockFormat, block: &FillBlock<'_>) -> Vec<u8> {
+    fn blocks(
+        &self,
+        codes: &[u8],
+        format: &'static BlockFormat,
+        block: &FillBlock<'_>,
+    ) -> (Format, Bytes) {
         let row_bytes = self.columns / format.length * format.bytes;
         let mut blocks = vec![0; self.rows * row_bytes];
         let parts = blocks.par_chunks_mut(ROWS * row_bytes).enumerate();
@@ -186,7 +202,7 @@ impl Packed {
                 }
             }
         });
-        blocks
+        (Format::Block(format), Bytes::from(blocks))
     }
 
     /// The values by the scheme's formula.

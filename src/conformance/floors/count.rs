@@ -3,7 +3,7 @@
 use super::Work;
 use crate::config::{Attention, Dtype, Ffn, LayerKind, ModelConfig};
 
-/// Tokens of a chunk in the count of operations; the kernels' own (`docs/performance/hopper.md`, KDA prefill).
+/// Tokens per chunk in the count of operations; the kernels' own number (`docs/performance/hopper.md`, KDA prefill).
 const CHUNK: u64 = 16;
 /// Bytes of a weight, an activation or a cached latent.
 const HALF: u64 = 2;
@@ -29,7 +29,7 @@ pub(super) fn kda_decode(config: &ModelConfig, sequences: usize) -> Work {
     recurrence(shape, sequences, sequences, true)
 }
 
-/// The recurrence of heads of this width by itself: of prompts that start from zero, or of one token of each sequence.
+/// The recurrence alone, for heads of this width: of prompts that start from zero, or of one token of each sequence.
 #[must_use]
 pub fn recurrence(
     [heads, width]: [usize; 2],
@@ -40,7 +40,7 @@ pub fn recurrence(
     let [heads, width, tokens, sequences] = [heads, width, tokens, sequences].map(|n| n as u64);
     let (row, state) = (HALF * heads * (5 * width + 1), heads * width * width);
     if decode {
-        // A decay, an answer, a write and a read of the state.
+        // A decay, a prediction, a write and a read of the state.
         Work {
             bytes: tokens * row + 2 * FULL * sequences * state,
             flops: 7 * sequences * state,
@@ -59,7 +59,7 @@ fn expansion(config: &ModelConfig) -> u64 {
     (config.num_attention_heads * head * config.kv_lora_rank) as u64
 }
 
-/// Elements of a token's query and of what its heads come to.
+/// Elements of a token's query and of its heads' outputs.
 fn mla_rows(config: &ModelConfig) -> u64 {
     (config.num_attention_heads * (config.mla_query_dim() + config.v_head_dim)) as u64
 }
@@ -89,7 +89,7 @@ pub(super) fn mla_prefill(config: &ModelConfig, tokens: usize) -> Work {
     }
 }
 
-/// How many experts `tokens` tokens choose between them on average, where every expert is as likely.
+/// Average number of different experts that `tokens` tokens choose, if every expert is equally likely.
 pub(super) fn chosen(config: &ModelConfig, tokens: usize) -> u64 {
     let all = config.num_experts as f64;
     if all == 0.0 {
@@ -120,7 +120,7 @@ pub(super) fn product(rows: usize, inputs: usize, outputs: usize) -> Work {
     }
 }
 
-/// Bytes and operations of what a step reads of the weights: dense ones once, of the experts those that are chosen.
+/// Bytes and operations of the weights that a step reads: dense ones once, and the chosen experts.
 #[must_use]
 pub fn weights_read(config: &ModelConfig, sequences: usize) -> Work {
     let moe = config.layers.iter().filter(|l| l.ffn == Ffn::Moe).count() as u64;
@@ -135,7 +135,7 @@ pub fn weights_read(config: &ModelConfig, sequences: usize) -> Work {
     }
 }
 
-/// Bytes that a step reads and writes of caches: states both ways, latents once.
+/// Bytes of caches that a step reads and writes: states both, latents once.
 #[must_use]
 pub fn cache_bytes(config: &ModelConfig, context: usize, sequences: usize) -> u64 {
     let states = 2 * config.kda_state_bytes(Dtype::F32);
@@ -159,8 +159,8 @@ pub(super) fn step(config: &ModelConfig, context: usize, sequences: usize) -> Wo
     weights_read(config, sequences).and(caches)
 }
 
-/// A whole prompt of one sequence: every weight once, every token's products, the recurrences, causal attention; logits of its
-/// last token alone.
+/// A whole prompt of one sequence: every weight once, every token's products, the recurrences, causal attention; logits of
+/// its last token only.
 #[must_use]
 pub fn prompt(config: &ModelConfig, tokens: usize) -> Work {
     let head = (config.vocab_size * config.hidden_size) as u64;
@@ -170,7 +170,7 @@ pub fn prompt(config: &ModelConfig, tokens: usize) -> Work {
         .saturating_add(config.latent_bytes_per_token(Dtype::Bf16) * tokens as u64);
     let embedding = HALF * head;
     let mut work = Work {
-        // Of the embedding the rows of the tokens.
+        // Only the tokens' rows of the embedding.
         bytes: config.weight_bytes(Dtype::Bf16).saturating_sub(embedding) + caches,
         flops: 2 * (tokens as u64 * body + head),
     };
@@ -178,7 +178,7 @@ pub fn prompt(config: &ModelConfig, tokens: usize) -> Work {
         work.flops += match layer.attention {
             Attention::Kda => kda_prefill(config, tokens, 1).flops,
             Attention::Mla => {
-                // The expansion is among the parameters that a token reads.
+                // The expansion is included in the parameters per token.
                 mla_prefill(config, tokens).flops - 2 * tokens as u64 * expansion(config)
             }
         };

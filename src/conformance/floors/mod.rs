@@ -1,9 +1,9 @@
-//! The least that each kernel could take: the bytes it must move, the operations it must do, and the larger of the two times.
+//! Floors: the least time of each kernel, which is the larger of the times for the bytes that it must move and for its
+//! operations.
 //!
-//! Every input is read once and every output written once, weights, activations and latents in bf16 and states in f32,
-//! whatever a backend makes of it: a kernel that keeps something wider is further from its floor, not nearer to another. It
-//! is the one source of the floors that `kimi-linear bench` prints and of the table in `docs/performance/hopper.md`. It
-//! measures nothing.
+//! Every input is read once and every output written once, with weights, activations and latents in bf16 and states in f32,
+//! for every backend: a backend that stores something in more bits is further from the floor. `kimi-linear bench` and the
+//! table in `docs/performance/hopper.md` both use these floors. Nothing is measured here.
 
 mod count;
 mod words;
@@ -14,20 +14,20 @@ pub use self::words::{bytes_name, flops_name, markdown, seconds_name, tokens_nam
 use super::Work;
 use crate::config::ModelConfig;
 
-/// What a device can do at most.
+/// A device's maximum rates.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Rates {
-    /// Where the rates are from.
+    /// The source of the rates.
     pub source: String,
-    /// Bytes a second of its memory.
+    /// Bytes per second of its memory.
     pub bytes_per_second: f64,
-    /// Operations a second of a large bf16 product, a multiplication and an addition counted as two.
+    /// Operations per second of a large bf16 product; a multiplication and an addition count as two.
     pub flops_per_second: f64,
 }
 
 impl Rates {
-    /// NVIDIA's H200: its memory by the datasheet (a copy was measured at 4.3 TB/s elsewhere), its large products as
-    /// measured, since no datasheet's rate is reached on random numbers.
+    /// NVIDIA's H200: its memory rate from the datasheet (a copy was measured at 4.3 TB/s elsewhere), its rate of large
+    /// products as measured, because random numbers do not reach the datasheet's rate.
     #[must_use]
     pub fn h200() -> Self {
         Self {
@@ -37,8 +37,8 @@ impl Rates {
         }
     }
 
-    /// NVIDIA's H100 with HBM3 (SXM5): its memory by the datasheet (a copy was measured at 3.0 TB/s elsewhere), its large
-    /// products as measured (798 TFLOP/s elsewhere), taken as an H200's, whose multiprocessors it shares.
+    /// NVIDIA's H100 with HBM3 (SXM5): its memory rate from the datasheet (a copy was measured at 3.0 TB/s elsewhere), its
+    /// rate of large products as for the H200, which has the same multiprocessors (798 TFLOP/s were measured elsewhere).
     #[must_use]
     pub fn h100() -> Self {
         Self {
@@ -48,8 +48,8 @@ impl Rates {
         }
     }
 
-    /// The rates of a device that is known by its name. The H100's boards for PCIe (`H100 PCIe`, `H100 NVL`) have other
-    /// memory and less power: they are not known.
+    /// The rates of a device with a known name. The H100's PCIe boards (`H100 PCIe`, `H100 NVL`) have other memory and less
+    /// power: their rates are not known.
     #[must_use]
     pub fn of(device: &str) -> Option<Self> {
         let board = device.contains("PCIe") || device.contains("NVL");
@@ -62,7 +62,7 @@ impl Rates {
     }
 }
 
-/// What bounds a kernel.
+/// What limits a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bound {
@@ -73,7 +73,7 @@ pub enum Bound {
 }
 
 impl Work {
-    /// The least time, in seconds, and what sets it.
+    /// The least time, in seconds, and what limits it.
     #[must_use]
     pub fn floor(&self, rates: &Rates) -> (f64, Bound) {
         let bytes = self.bytes as f64 / rates.bytes_per_second;
@@ -85,7 +85,7 @@ impl Work {
         }
     }
 
-    /// Both together.
+    /// The sum of both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {
@@ -94,7 +94,7 @@ impl Work {
         }
     }
 
-    /// So many times as much.
+    /// The work repeated this number of times.
     #[must_use]
     pub fn times(self, count: u64) -> Self {
         Self {
@@ -104,10 +104,10 @@ impl Work {
     }
 }
 
-/// Which rows a product has, which decides what a backend runs for them.
+/// The kind of a product's rows, by which backends select a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// A single token of each of several sequences.
+    /// One token of each of several sequences.
     Decode,
     /// The tokens of one prompt.
     Prefill,
@@ -140,18 +140,18 @@ pub enum Kernel {
         /// Tokens.
         tokens: usize,
     },
-    /// The routed experts; which are chosen is taken as uniform.
+    /// The routed experts, assuming that experts are chosen uniformly.
     Experts {
-        /// What the tokens are of.
+        /// The kind of the tokens.
         phase: Phase,
         /// Tokens.
         tokens: usize,
     },
     /// A dense product.
     Product {
-        /// What it is of.
+        /// The name of its weight.
         name: &'static str,
-        /// What the rows are of.
+        /// The kind of the rows.
         phase: Phase,
         /// Rows of the input.
         rows: usize,
@@ -172,18 +172,18 @@ pub enum Kernel {
 /// The sizes of a table of kernels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Tokens of a prefill.
+    /// Tokens per prefill.
     pub tokens: usize,
-    /// Sequences that those tokens are cut into.
+    /// Numbers of sequences into which these tokens are divided.
     pub sequences: Vec<usize>,
-    /// Sequences that decode together.
+    /// Numbers of sequences that decode together.
     pub batches: Vec<usize>,
-    /// Cached tokens of a decode.
+    /// Cached tokens per sequence of a decode.
     pub contexts: Vec<usize>,
 }
 
 impl Sizes {
-    /// Those of `docs/performance/hopper.md`.
+    /// The sizes of `docs/performance/hopper.md`.
     #[must_use]
     pub fn published() -> Self {
         Self {
@@ -194,7 +194,7 @@ impl Sizes {
         }
     }
 
-    /// So small that a CPU runs them at once: for trying the tools out.
+    /// Small sizes that a CPU runs quickly, to test the tools.
     #[must_use]
     pub fn small() -> Self {
         Self {
@@ -229,7 +229,7 @@ pub fn kernels(config: &ModelConfig, sizes: &Sizes) -> Vec<Kernel> {
     }
     for (name, inputs, outputs) in products(config) {
         for &(phase, rows) in &rows {
-            // The head runs on the rows whose logits are wanted alone.
+            // The head runs only on rows whose logits are requested.
             if phase == Phase::Decode || name != "lm_head" {
                 list.push(Kernel::Product {
                     name,
@@ -244,7 +244,7 @@ pub fn kernels(config: &ModelConfig, sizes: &Sizes) -> Vec<Kernel> {
     list
 }
 
-/// The dense products of a layer and of the head: what reads them, inputs, outputs.
+/// The dense products of a layer and of the head: name, inputs, outputs.
 fn products(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
     let d = config.hidden_size;
     let (kda, heads) = (config.kda_width(), config.num_attention_heads);
@@ -265,7 +265,7 @@ fn products(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
 }
 
 impl Kernel {
-    /// The operation that computes it, as conformance names it.
+    /// The name in the conformance list of the operation that computes it.
     #[must_use]
     pub fn operation(&self) -> &'static str {
         match self {
@@ -278,7 +278,7 @@ impl Kernel {
         }
     }
 
-    /// What it is and its size.
+    /// Its name and size.
     #[must_use]
     pub fn name(&self) -> String {
         let of = |count: usize, what: &str| {
@@ -349,7 +349,7 @@ mod tests {
         kernel.work(&config).floor(&Rates::h200()).0
     }
 
-    // Figures counted by hand at the published shape, not by this module.
+    // Figures that were counted by hand at the published shape, not by this module.
     #[test]
     fn floors_are_those_counted_by_hand() {
         let config = ModelConfig::published().unwrap();
@@ -361,10 +361,10 @@ mod tests {
             tokens: 8192,
             sequences: 1,
         };
-        // 6 x 128 x 128 + 8 x 16 x 128 operations a token and head.
+        // 6 x 128 x 128 + 8 x 16 x 128 operations per token and head.
         assert_eq!(prefill.work(&config).flops, 8192 * 32 * 114_688);
         near(floor(&prefill), 70.4e-6);
-        // 1,152 bytes a token, and 8.4 MB of the expansion.
+        // 1,152 bytes per token, and 8.4 MB of the expansion.
         let decode = |context| Kernel::MlaDecode {
             context,
             sequences: 1,
@@ -377,7 +377,7 @@ mod tests {
             tokens: 1,
         };
         near(experts.work(&config).bytes as f64, 8.0 * 14_155_776.0);
-        // 10,240 L^2, and 2 x 8192 x 512 a token for the expansion.
+        // 10,240 L^2, and 2 x 8192 x 512 per token for the expansion.
         let prefill = Kernel::MlaPrefill { tokens: 8192 };
         let (l, expand) = (8192_u64, 2 * 8192 * 512);
         assert_eq!(prefill.work(&config).flops, 10_240 * l * l + l * expand);

@@ -1,11 +1,11 @@
-//! Floors in words: numbers with their units, and the table of the documents.
+//! Floors as text: numbers with their units, and the table of the documents.
 
 use std::fmt::Write as _;
 
 use super::{Bound, Kernel, Rates, Sizes, kernels};
 use crate::config::ModelConfig;
 
-/// A context as people say it.
+/// A context length, with K or M.
 #[must_use]
 pub fn tokens_name(tokens: usize) -> String {
     match tokens {
@@ -15,19 +15,19 @@ pub fn tokens_name(tokens: usize) -> String {
     }
 }
 
-/// Bytes in the unit that suits them.
+/// Bytes with a unit.
 #[must_use]
 pub fn bytes_name(bytes: u64) -> String {
     scaled(bytes as f64, &["B", "KB", "MB", "GB", "TB"])
 }
 
-/// Operations in the unit that suits them.
+/// Operations with a unit.
 #[must_use]
 pub fn flops_name(flops: u64) -> String {
     scaled(flops as f64 / 1e6, &["MFLOP", "GFLOP", "TFLOP", "PFLOP"])
 }
 
-/// Seconds in the unit that suits them.
+/// Seconds with a unit.
 #[must_use]
 pub fn seconds_name(seconds: f64) -> String {
     scaled(seconds * 1e6, &["us", "ms", "s"])

@@ -1,5 +1,5 @@
-//! Blocks as the backend has them (fused, perhaps) against their composition of single operations on the same backend,
-//! and against the oracle's composition. Here `mlp_block` and `moe_block`; those with sequences have files of their own.
+//! Blocks as a backend implements them (possibly fused), compared with their separate operations on the same backend, and
+//! with the oracle. Here are `mlp_block` and `moe_block`; blocks with sequences have files of their own.
 
 use super::moe::clear_rows;
 use crate::backend::{
@@ -11,23 +11,23 @@ use crate::conformance::context::plain;
 use crate::conformance::oracle::{self, Router, widen};
 use crate::conformance::{Case, CaseContext, Matrix, Tolerance};
 
-/// A block planned on a device twice, as its composition and as the backend has it.
+/// A block planned on a device twice: as separate operations and as the backend implements it.
 pub(super) struct BlockFixture {
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     /// Rows of the input.
     pub(super) values: Vec<f32>,
-    /// What the block writes besides its output; poisoned before each run.
+    /// Tensors that the block writes besides its output; poisoned before each run.
     pub(super) scratch: Vec<Tensor>,
-    /// The composition, then the backend's own.
+    /// The separate operations, then the backend's own block.
     pub(super) steps: [Box<dyn Step>; 2],
 }
 
-/// Which of the two is run.
+/// Indices of the two steps.
 pub(super) const COMPOSED: usize = 0;
 pub(super) const OWN: usize = 1;
 
-/// A block's parts as a step, then the block as the backend has it.
+/// A block's operations as a step, then the block as the backend implements it.
 pub(super) fn both_ways(
     ctx: &mut CaseContext<'_>,
     block: Op,
@@ -42,7 +42,7 @@ pub(super) fn both_ways(
 }
 
 impl BlockFixture {
-    /// Runs rows from `first` on as these segments; gives the output's rows.
+    /// Runs rows from `first` on as these segments; returns the output's rows.
     pub(super) fn run(
         &mut self,
         ctx: &mut CaseContext<'_>,
@@ -66,7 +66,7 @@ impl BlockFixture {
         ctx.read(self.output, tokens)
     }
 
-    /// Runs a block that looks at no sequences, both ways, and compares with the answer, row by row.
+    /// Runs a block without sequences in both forms, and compares them with the oracle, row by row.
     fn check(mut self, ctx: &mut CaseContext<'_>, tokens: usize, answer: &[f64]) -> Result<()> {
         let segments = plain(tokens).segments;
         let own = self.run(ctx, OWN, 0, &segments)?;
@@ -104,7 +104,7 @@ pub(super) fn projection(ctx: &mut CaseContext<'_>, rows: usize, columns: usize)
     )
 }
 
-/// A gated MLP planned on a device, and the oracle's answer for these rows.
+/// A gated MLP planned on a device, and the oracle's result for these rows.
 fn mlp(
     ctx: &mut CaseContext<'_>,
     input: Tensor,

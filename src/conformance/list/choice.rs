@@ -1,4 +1,4 @@
-//! `select` and `probe`: what comes back from a step.
+//! `select` and `probe`: the results of a step.
 
 use crate::backend::{
     Add, Batch, Element, Embed, Op, OutputRow, Result, Rows, Select, StepOutput, Tensor,
@@ -73,7 +73,7 @@ pub(super) fn cases() -> Vec<Case> {
 
 type Body = Box<dyn Fn(&mut CaseContext<'_>) -> Result<()> + Send + Sync>;
 
-/// Rows 1, 3, 4.. of a batch, every other one with a target.
+/// Rows 1, 3, 4 .. of a batch, every other one with a target.
 fn outputs(vocabulary: usize, count: usize) -> Batch {
     let rows = (0..count).map(|i| OutputRow {
         row: i + 1 + usize::from(i > 0),
@@ -136,7 +136,7 @@ pub(super) fn check(
                 format!("the target of row {i}"),
                 choice.target_logit == target,
             );
-            // A logarithm: what matters is how far it is off, not in proportion to what.
+            // A logarithm: its absolute error matters, not its relative one.
             let error = (f64::from(choice.log_normaliser) - log_normaliser).abs();
             let error = error / log_normaliser.abs().max(1.0);
             ctx.within(
@@ -149,7 +149,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// One bad number is noticed wherever it is, and its neighbours are none the worse.
+/// One non-finite number is noticed at every index, and does not affect the other rows.
 fn not_finite(ctx: &mut CaseContext<'_>, value: f32) -> Result<()> {
     let vocabulary = 300;
     for place in [0, 1, 63, 64, 257, 299] {
@@ -183,7 +183,7 @@ fn again(ctx: &mut CaseContext<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Submissions run in their order and each has its own answer, waited for late, out of order or not at all.
+/// Submissions run in order and each has its own result, whether it is awaited late, out of order or not at all.
 fn in_flight(ctx: &mut CaseContext<'_>) -> Result<()> {
     let (vocabulary, d) = (40, 20);
     let table = ctx.random_matrix(Format::F32, [1, vocabulary, d], 1.0)?;
@@ -208,7 +208,7 @@ fn in_flight(ctx: &mut CaseContext<'_>) -> Result<()> {
         for (i, batch) in batches.iter().enumerate() {
             tickets.push((i, step.submit(batch)?));
         }
-        // The last answer first, and one that nobody asks for.
+        // The last result first, and one that is dropped.
         tickets.reverse();
         for (i, ticket) in tickets.into_iter().filter(|(i, _)| *i != 3) {
             let output = ticket.wait()?;
@@ -226,7 +226,7 @@ fn in_flight(ctx: &mut CaseContext<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A probe shows a tensor as it was at its place in the step_options, the rows of this batch alone.
+/// A probe returns a tensor's value at that point of the program, with the rows of this batch only.
 fn probe(ctx: &mut CaseContext<'_>) -> Result<()> {
     let (a, b) = (ctx.activations(5 * 33, 1.0), ctx.activations(5 * 33, 1.0));
     let ids: Vec<u32> = (0..10).map(|_| ctx.random.below(99) as u32).collect();

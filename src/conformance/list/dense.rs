@@ -47,7 +47,7 @@ pub(super) fn embed(
     let mut ids: Vec<u32> = (0..tokens)
         .map(|_| ctx.random.below(vocabulary) as u32)
         .collect();
-    // The first and the last row are always among them.
+    // The first and the last row are always included.
     ids[0] = vocabulary as u32 - 1;
     if let Some(last) = ids.get_mut(1) {
         *last = 0;
@@ -123,7 +123,7 @@ pub(super) fn rms_norm(
     ))
 }
 
-/// The head's way: one row a token goes in, one row an output comes out; then a linear map over those.
+/// The head's form: one input row per token, one output row per output; then a linear map over those.
 fn rms_norm_of_outputs(ctx: &mut CaseContext<'_>, rows: &[usize]) -> Result<()> {
     let (tokens, d, vocabulary, eps) = (9, 36, 21, 1e-5);
     let norm = ctx.norm_weight(Format::BF16, d)?;
@@ -170,16 +170,18 @@ fn rms_norm_of_outputs(ctx: &mut CaseContext<'_>, rows: &[usize]) -> Result<()> 
     Ok(())
 }
 
+/// A random matrix of this shape, as a function of its format.
+fn matrix_of(shape: [usize; 2]) -> impl Fn(&mut CaseContext<'_>, Format) -> Result<Matrix> {
+    move |ctx, format| {
+        ctx.random_matrix(
+            format,
+            [1, shape[0], shape[1]],
+            (shape[1] as f32).powf(-0.5),
+        )
+    }
+}
+
 fn linear_cases(cases: &mut Vec<Case>) {
-    let plain = |shape: [usize; 2]| {
-        move |ctx: &mut CaseContext<'_>, format| {
-            ctx.random_matrix(
-                format,
-                [1, shape[0], shape[1]],
-                (shape[1] as f32).powf(-0.5),
-            )
-        }
-    };
     for format in FORMATS {
         for (shape, tokens) in [
             ([64, 64], 1),
@@ -195,11 +197,11 @@ fn linear_cases(cases: &mut Vec<Case>) {
             let [out, width] = shape;
             let name = format!("{format}/[{out},{width}]/T={tokens}");
             cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
-                let matrix = plain(shape)(ctx, format)?;
+                let matrix = matrix_of(shape)(ctx, format)?;
                 linear(ctx, matrix, tokens, Element::Activation)
             }));
         }
-        // Columns cut out of stored rows, on even and odd places, and rows in parts of uneven size.
+        // Columns cut out of stored rows, at even and odd offsets, and rows in parts of different sizes.
         for (stored, first, columns) in [(40, 8, 24), (45, 7, 21), (66, 33, 33)] {
             let name = format!("{format}/columns {first}..{} of {stored}", first + columns);
             cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
@@ -218,7 +220,17 @@ fn linear_cases(cases: &mut Vec<Case>) {
             linear(ctx, matrix, 6, Element::Activation)
         }));
     }
-    // Ranges of rows in a format each, as where queries, keys and values are stored apart; columns whole and cut.
+    linear_mixed_cases(cases);
+    linear_single_cases(cases);
+    cases.extend(properties("linear", move |ctx| {
+        let matrix = matrix_of([70, 100])(ctx, Format::BF16)?;
+        linear(ctx, matrix, 37, Element::Activation)
+    }));
+}
+
+/// Ranges of rows with a format each, as when queries, keys and values are stored separately; all columns, and cut ones. Then
+/// special shapes.
+fn linear_mixed_cases(cases: &mut Vec<Case>) {
     let (bf16, f16, f32) = (Format::BF16, Format::F16, Format::F32);
     for (name, parts) in [
         ("BF16 over F32", [(bf16, 30), (bf16, 10), (f32, 24)]),
@@ -242,17 +254,17 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "to f32",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([70, 36])(ctx, Format::BF16)?;
+            let matrix = matrix_of([70, 36])(ctx, Format::BF16)?;
             linear(ctx, matrix, 5, Element::F32)
         },
     ));
-    // Beyond 1 MiB, the binding limit that tests force.
+    // More than 1 MiB, the binding limit that tests set.
     cases.push(definition(
         "linear",
         "BF16/[1100,500]/T=2",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([1100, 500])(ctx, Format::BF16)?;
+            let matrix = matrix_of([1100, 500])(ctx, Format::BF16)?;
             linear(ctx, matrix, 2, Element::Activation)
         },
     ));
@@ -261,11 +273,14 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "no tokens",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([8, 8])(ctx, Format::F32)?;
+            let matrix = matrix_of([8, 8])(ctx, Format::F32)?;
             linear(ctx, matrix, 0, Element::Activation)
         },
     ));
-    // Rows of single tokens may be multiplied otherwise than those of longer segments, which lie between them here.
+}
+
+/// Backends may multiply rows of single tokens with other kernels than those of longer segments, which are between them here.
+fn linear_single_cases(cases: &mut Vec<Case>) {
     let single = |operation: Operation| {
         operation.laid_out(|rows| {
             let lengths = (0..).map(|i| if i % 10 == 4 { 2 } else { 1 });
@@ -290,7 +305,7 @@ fn linear_cases(cases: &mut Vec<Case>) {
         let [out, width] = shape;
         let name = format!("BF16/[{out},{width}]/T={tokens}, single tokens and pairs");
         cases.push(definition("linear", name, Tolerance::Close, move |ctx| {
-            let matrix = plain(shape)(ctx, Format::BF16)?;
+            let matrix = matrix_of(shape)(ctx, Format::BF16)?;
             linear(ctx, matrix, tokens, Element::Activation).map(single)
         }));
     }
@@ -299,24 +314,20 @@ fn linear_cases(cases: &mut Vec<Case>) {
         "to f32, single tokens and pairs",
         Tolerance::Close,
         move |ctx| {
-            let matrix = plain([70, 36])(ctx, Format::BF16)?;
+            let matrix = matrix_of([70, 36])(ctx, Format::BF16)?;
             linear(ctx, matrix, 15, Element::F32).map(single)
         },
     ));
     for (name, question) in [
-        ("single tokens are alone beside pairs", Question::Alone),
+        ("single tokens alone beside pairs", Question::Alone),
         ("single tokens and pairs again", Question::Again),
     ] {
         cases.push(Case::new("linear", name, Tolerance::Exact, move |ctx| {
-            let matrix = plain([70, 100])(ctx, Format::BF16)?;
+            let matrix = matrix_of([70, 100])(ctx, Format::BF16)?;
             let operation = linear(ctx, matrix, 70, Element::F32)?;
             ask(ctx, question, single(operation))
         }));
     }
-    cases.extend(properties("linear", move |ctx| {
-        let matrix = plain([70, 100])(ctx, Format::BF16)?;
-        linear(ctx, matrix, 37, Element::Activation)
-    }));
 }
 
 pub(super) fn linear(
@@ -411,7 +422,7 @@ pub(super) fn add(ctx: &mut CaseContext<'_>, tokens: usize, d: usize) -> Result<
     ))
 }
 
-/// One rank by itself: a sum over ranks changes nothing, a gathering is a copy.
+/// A single rank: a sum over ranks changes nothing, a gather is a copy.
 fn collective_cases(cases: &mut Vec<Case>) {
     let single = |ctx: &CaseContext<'_>| {
         if ctx.backend.shard().ranks == 1 {

@@ -1,4 +1,4 @@
-//! `kda_gates` and `gated_norm`: what stands around the recurrence, a row at a time.
+//! `kda_gates` and `gated_norm`: the operations before and after the recurrence, one row at a time.
 
 use super::rows::{Answer, Input, Operation, Output, Place, definition, properties};
 use crate::backend::{Element, GatedNorm, KdaGates, Op, Result};
@@ -8,7 +8,7 @@ use crate::conformance::{Case, CaseContext, Tolerance};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    // Where softplus is itself, where it turns into x, where 1 + e^x has lost x, and where nothing is left.
+    // Ranges of softplus: its middle, where it approaches x, where 1 + e^x rounds to 1, and where it underflows.
     for (name, low, high) in [
         ("moderate", -6.0, 6.0),
         ("where the exponential fades", 8.0, 9.5),
@@ -51,7 +51,7 @@ pub(super) fn gates(
     low: f32,
     high: f32,
 ) -> Result<Operation> {
-    // The logarithms of rates 1 .. 16, and of steps 1e-3 .. 1e-1 as softplus has them.
+    // The logarithms of rates 1 .. 16, and of steps 1e-3 .. 1e-1 before softplus.
     let a_log = (0..heads).map(|_| 2.75 * ctx.random.uniform()).collect();
     let a_log = ctx.matrix(Format::F32, [1, heads, 1], a_log)?;
     let biases: Vec<f32> = (0..heads * width)

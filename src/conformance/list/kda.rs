@@ -1,18 +1,18 @@
-//! `kda_chunk`, `kda_step` and `kda_recurrence` (whichever form suits) against the definition.
+//! `kda_chunk`, `kda_step` and `kda_recurrence` (the form follows from the length) against the definition.
 //!
-//! Every run also looks at what it must leave alone: all convolution states, the other layer, the slots not named.
+//! Every run also checks that nothing else changed: convolution states, the other layer, the slots that are not named.
 
 use super::kda_fixture::{Fixture, segment};
 use super::kda_input::{KdaCase, Shape};
 use crate::backend::{Form, Result, Slot};
 use crate::conformance::{Case, CaseContext, Gates, Random, Tolerance};
 
-/// Lengths that find bugs (`spec/kda.md`, section 5): around chunks, warps and workgroups.
+/// Lengths at the boundaries of chunks, warps and workgroups.
 const LENGTHS: [usize; 17] = [
     0, 1, 2, 15, 16, 17, 33, 63, 64, 65, 100, 127, 128, 130, 200, 256, 513,
 ];
 
-/// The name of a form of the recurrence, as operations are named.
+/// The operation's name for a form of the recurrence.
 pub(super) const fn form_name(form: Form) -> &'static str {
     match form {
         Form::Auto => "kda_recurrence",
@@ -21,7 +21,7 @@ pub(super) const fn form_name(form: Form) -> &'static str {
     }
 }
 
-/// Runs a ragged batch and compares outputs and final states by rows, each sequence by itself.
+/// Runs a ragged batch and compares outputs and final states by rows, separately for each sequence.
 pub(super) fn against_definition(
     ctx: &mut CaseContext<'_>,
     case: &KdaCase,
@@ -73,7 +73,7 @@ pub(super) fn against_definition(
 }
 
 impl Case {
-    /// A case of the recurrence with inputs (and perhaps answers) from elsewhere.
+    /// A case of the recurrence with inputs (and possibly results) from a file.
     #[must_use]
     pub fn kda(name: &str, form: Form, case: KdaCase) -> Self {
         let (bytes, flops) = case.work(form);
@@ -84,7 +84,7 @@ impl Case {
     }
 }
 
-/// A case of random inputs, made when it is run.
+/// A case with random inputs, which are generated when it runs.
 fn random_case(
     form: Form,
     name: String,
@@ -98,15 +98,14 @@ fn random_case(
 
 const HEAD: Shape = [1, 1, 128, 128];
 
-/// Segments of few heads that are long enough for a device to cut them into splits, each an affine map of the state that it
-/// starts from.
+/// Segments of few heads that are long enough for a device to cut them into splits, each an affine map of its entry state.
 fn long() -> Vec<Case> {
     let chunk = |name: &str, make: fn(&mut Random) -> KdaCase| {
         random_case(Form::Chunk, format!("long/{name}"), make)
     };
     let mut cases = vec![
         chunk("repeated", |random| {
-            // Where keys are narrower, what bf16 operands leave of the outputs is beyond the bound without any splits.
+            // With narrower keys, the error of bf16 operands exceeds the bound even without splits.
             KdaCase::random(random, [1, 1, 128, 24], &[1600], Gates::Frozen, true).repeated(random)
         }),
         chunk("init/K=100 V=40", |random| {
@@ -133,7 +132,7 @@ fn long() -> Vec<Case> {
     cases
 }
 
-/// Heads for which a device is far from full.
+/// A number of heads that is too small to fill a device.
 const FEW: Shape = [2, 2, 32, 24];
 
 pub(super) fn cases() -> Vec<Case> {
@@ -169,13 +168,13 @@ pub(super) fn cases() -> Vec<Case> {
                 },
             ));
         }
-        // Norms of the epsilon's size, and rows of zeros.
+        // Norms as small as the epsilon, and rows of zeros.
         for (name, scale) in [("small keys", 1e-4), ("zero keys", 0.0)] {
             cases.push(random_case(form, name.to_owned(), move |random| {
                 KdaCase::random(random, HEAD, &[33], Gates::Init, true).scaled(scale)
             }));
         }
-        // Values far from 1, of both sizes in one chunk.
+        // Large and small values in one chunk.
         cases.push(random_case(form, "loud values".to_owned(), |random| {
             KdaCase::random(random, HEAD, &[33], Gates::Init, true).loud()
         }));
@@ -203,6 +202,12 @@ pub(super) fn cases() -> Vec<Case> {
             }
         }
     }
+    ragged(&mut cases);
+    cases
+}
+
+/// Segments of several sequences in one batch.
+fn ragged(cases: &mut Vec<Case>) {
     for form in [Form::Chunk, Form::Step, Form::Auto] {
         for (name, lengths) in [
             ("[1,33,0,100,7]", vec![1, 33, 0, 100, 7]),
@@ -217,5 +222,4 @@ pub(super) fn cases() -> Vec<Case> {
             }
         }
     }
-    cases
 }

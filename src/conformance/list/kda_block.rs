@@ -4,22 +4,22 @@ use super::blocks::{BlockFixture, COMPOSED, OWN, both_ways, projection};
 use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
     Capacity, Element, KdaBlock, Op, Result, Rows, Segment, Slot, StateCheckpoint, StateLayout,
-    StatePool,
+    StatePool, Tensor,
 };
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Recurrence, widen};
 use crate::conformance::{By, Case, CaseContext, Matrix, Tolerance};
 
-/// A block's sizes, and how its vectors and taps are stored.
+/// A block's sizes, and the formats of its vectors and taps.
 #[derive(Clone, Copy)]
 struct Shape {
     /// Key heads, value heads, K, V, the model's width, the gates' rank and the convolution's taps.
     sizes: [usize; 7],
-    /// Of the taps, the gates' rates, their biases, and the norm.
+    /// Formats of the taps, the gates' rates, their biases, and the norm.
     formats: [Format; 4],
 }
 
-/// How the published checkpoint has them, and two other ways.
+/// Formats of the published checkpoint, and two other combinations.
 const STORED: [[Format; 4]; 3] = [
     [Format::BF16, Format::F32, Format::F32, Format::BF16],
     [Format::F16, Format::BF16, Format::F16, Format::F32],
@@ -73,8 +73,24 @@ fn weights(ctx: &mut CaseContext<'_>, shape: Shape) -> Result<Weights> {
     })
 }
 
+/// The scratch tensors of a block.
+fn scratch_of(block: &KdaBlock) -> Vec<Tensor> {
+    vec![
+        block.qkv,
+        block.qkv_conv,
+        block.gate_rank,
+        block.decay,
+        block.gates,
+        block.write,
+        block.beta,
+        block.heads,
+        block.gate,
+        block.normed,
+    ]
+}
+
 impl Fixture {
-    /// Plans the block for `tokens` tokens; slots hold NaN.
+    /// Plans the block for `tokens` tokens; slots contain NaN.
     fn new(ctx: &mut CaseContext<'_>, shape: Shape, tokens: usize, slots: usize) -> Result<Self> {
         let [hk, hv, k, v, d, rank, taps] = shape.sizes;
         let layout = StateLayout {
@@ -134,23 +150,11 @@ impl Fixture {
             checkpoints: slots,
         };
         let steps = both_ways(ctx, Op::from(block), capacity)?;
-        let scratch = vec![
-            block.qkv,
-            block.qkv_conv,
-            block.gate_rank,
-            block.decay,
-            block.gates,
-            block.write,
-            block.beta,
-            block.heads,
-            block.gate,
-            block.normed,
-        ];
         let block = BlockFixture {
             input: block.input,
             output: block.output,
             values,
-            scratch,
+            scratch: scratch_of(&block),
             steps,
         };
         Ok(Self {
@@ -160,7 +164,7 @@ impl Fixture {
         })
     }
 
-    /// Gives a slot a past, and what it is.
+    /// Writes random states to a slot, and returns them.
     fn seed(&self, ctx: &mut CaseContext<'_>, slot: Slot) -> Result<(Vec<f32>, Vec<f32>)> {
         let layout = self.pool.layout;
         let state = ctx.random.normals(layout.state_len(), 0.3);
@@ -176,7 +180,7 @@ impl Fixture {
         Ok([record.key_value().into_owned(), record.conv_state])
     }
 
-    /// How states and convolution states are compared: by a key channel's values, and a convolution state as one row.
+    /// How states and convolution states are compared: the state by a key channel's values, a convolution state as one row.
     fn by(&self) -> [By; 2] {
         let layout = &self.pool.layout;
         [
@@ -185,8 +189,8 @@ impl Fixture {
         ]
     }
 
-    /// The oracle's heads and what comes before and after them: the outputs of `rows` of the input, for one sequence
-    /// with this past, and its state and convolution state after the first `ends` tokens.
+    /// The oracle's heads with the operations before and after them: the outputs of `rows` of the input, for one sequence
+    /// that starts from these states, and its state and convolution state after the first `ends` tokens.
     fn answer(
         &self,
         rows: std::ops::Range<usize>,
@@ -234,8 +238,8 @@ impl Fixture {
     }
 }
 
-/// A ragged batch, every other sequence with a past, the long one with a checkpoint inside, those of one token with one at
-/// their end.
+/// A ragged batch, every other sequence with an initial state, the long one with a checkpoint inside, those of one token with
+/// one at their end.
 fn against_definition(ctx: &mut CaseContext<'_>, shape: Shape, lengths: &[usize]) -> Result<()> {
     let tokens = lengths.iter().sum();
     let count = lengths.len() as u32;
@@ -366,7 +370,7 @@ fn properties(ctx: &mut CaseContext<'_>, shape: Shape) -> Result<()> {
                     Tolerance::Split,
                 );
             }
-            // Resumed from a checkpoint: the very operations, where the rest is long enough for the same form.
+            // Resumed from a checkpoint: the same operations, if the rest is long enough for the same form.
             if cut > 0 && length - cut > 1 {
                 let mut marked = whole.clone();
                 marked.checkpoints.push(StateCheckpoint {

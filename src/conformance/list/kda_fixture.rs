@@ -1,4 +1,4 @@
-//! A recurrence planned on a device, with every slot poisoned and everything read back that a call may touch or not.
+//! A recurrence planned on a device, with every slot poisoned; everything that a call may or may not change is read back.
 
 use std::ops::Range;
 
@@ -61,8 +61,8 @@ impl Fixture {
         let mut case = case.clone();
         let rounded = ctx.rounded(case.qkv.clone());
         if rounded != case.qkv {
-            // Answers from elsewhere are to the numbers given there: a device that rounds those is held to the definition
-            // on what it holds, as in every other case.
+            // Results from a file are for the unrounded inputs: a device that rounds those is compared with the definition on
+            // the rounded ones, as in every other case.
             (case.qkv, case.expected) = (rounded, None);
         }
         let fixture = Self {
@@ -99,7 +99,7 @@ impl Fixture {
         ctx.backend.write_state(&self.pool, LAYER, slot, &record)
     }
 
-    /// Writes the state that a sequence starts from into `slot`; `None` where it starts from zero.
+    /// Writes the initial state of a sequence to `slot`; returns `None` if it starts from zero.
     pub(super) fn seed(
         &self,
         ctx: &mut CaseContext<'_>,
@@ -119,7 +119,7 @@ impl Fixture {
         Ok(record.key_value().into_owned())
     }
 
-    /// Everything that the pool holds.
+    /// All states of the pool.
     pub(super) fn snapshot(&self, ctx: &mut CaseContext<'_>) -> Result<Vec<StateRecord>> {
         self.places()
             .map(|(layer, slot)| ctx.backend.read_state(&self.pool, layer, slot).wait())
@@ -145,7 +145,7 @@ impl Fixture {
         Ok(())
     }
 
-    /// Runs the rows `ranges`, laid end to end, as these segments; gives the outputs `[rows, value_heads * V]`.
+    /// Runs the rows `ranges`, concatenated, as these segments; returns the outputs `[rows, value_heads * V]`.
     pub(super) fn run(
         &mut self,
         ctx: &mut CaseContext<'_>,
@@ -186,7 +186,7 @@ impl Fixture {
         self.run(ctx, std::slice::from_ref(&range), vec![segment])
     }
 
-    /// The inputs as the device holds them.
+    /// The inputs, rounded to the device's dtype.
     pub(super) fn case(&self) -> &KdaCase {
         &self.case
     }
@@ -204,7 +204,7 @@ pub(super) fn segment(length: usize, slot_in: Option<Slot>, slot_out: Slot) -> S
     }
 }
 
-/// One layer of one slot, laid out `[value_heads, K, V]`.
+/// One layer of one slot, in the layout `[value_heads, K, V]`.
 pub(super) fn record(layout: &StateLayout, state: &[f32], conv_state: &[f32]) -> StateRecord {
     StateRecord {
         orientation: Orientation::KeyValue,

@@ -1,4 +1,4 @@
-//! Inputs of the recurrence: random ones of every kind, or a reference file's, with the answers where they are known.
+//! Inputs of the recurrence: random ones of every kind, or those of a reference file, with results if it has them.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::conformance::{By, Gates, Random};
 /// The shape of a recurrence: key heads, value heads, K, V.
 pub(super) type Shape = [usize; 4];
 
-/// Inputs of one recurrence over a ragged batch, and the answers where they are known.
+/// Inputs of one recurrence over a ragged batch, and the results if they are known.
 #[derive(Clone, Debug)]
 pub struct KdaCase {
     /// Heads of queries and keys, heads of values, K and V.
@@ -24,13 +24,13 @@ pub struct KdaCase {
     pub gates: Vec<f32>,
     /// `[T, value_heads]`.
     pub beta: Vec<f32>,
-    /// `[sequences, value_heads, K, V]`; `None` where sequences start from zero.
+    /// `[sequences, value_heads, K, V]`; `None` if sequences start from zero.
     pub initial: Option<Vec<f32>>,
-    /// The answers; `None` where the oracle gives them.
+    /// The results; `None` if the oracle computes them.
     pub expected: Option<KdaExpected>,
 }
 
-/// What a recurrence must come to.
+/// The expected results of a recurrence.
 #[derive(Clone, Debug)]
 pub struct KdaExpected {
     /// `[T, value_heads * V]`.
@@ -68,9 +68,9 @@ impl KdaCase {
         case
     }
 
-    /// How outputs and states are compared: by a head's values, rows among each other. Where nearly the same key comes again
-    /// and again, what operands of half precision leave beside it is never asked for and never corrected: errors of rows are
-    /// then not independent, and the norm of a sequence as a whole is all that is bounded.
+    /// How outputs and states are compared: by a head's values, relative to all rows. If nearly the same key is repeated,
+    /// rounding errors of operands in half precision that are orthogonal to it are never read and never corrected: the errors
+    /// of rows are then not independent, and only the norm of a whole sequence is bounded.
     pub(super) fn by(&self, precision: Dtype) -> By {
         if precision != Dtype::F32 && self.repeats_its_keys() {
             By::each(usize::MAX)
@@ -96,7 +96,7 @@ impl KdaCase {
         self.tokens() > 1 && rows.all(near)
     }
 
-    /// Makes all keys of a head nearly the same one and writes strong: `(I + A)^-1` is ill-conditioned.
+    /// Makes all keys of a head nearly equal and writes strong: `(I + A)^-1` is ill-conditioned.
     pub(super) fn repeated(mut self, random: &mut Random) -> Self {
         let [key_heads, _, k, _] = self.shape;
         let channels = self.layout(0).channels();
@@ -113,7 +113,7 @@ impl KdaCase {
         self
     }
 
-    /// Scales queries and keys, so that the epsilon of their norm shows.
+    /// Scales queries and keys, so that the epsilon of their norm has an effect.
     pub(super) fn scaled(mut self, scale: f32) -> Self {
         let [key_heads, _, k, _] = self.shape;
         let channels = self.layout(0).channels();
@@ -138,7 +138,7 @@ impl KdaCase {
         self
     }
 
-    /// The pool's shape with so many slots.
+    /// The pool's shape with this number of slots.
     pub(super) fn layout(&self, slots: usize) -> StateLayout {
         let [key_heads, value_heads, key_width, value_width] = self.shape;
         StateLayout {
@@ -201,12 +201,12 @@ impl KdaCase {
         KdaExpected { output, states }
     }
 
-    /// Bytes and FLOPs of one run: every input, output and state once (`spec/kda.md`, section 3).
+    /// Bytes and FLOPs of one run: every input, output and state once.
     pub(super) fn work(&self, form: Form) -> (usize, usize) {
         let (layout, tokens) = (self.layout(0), self.tokens());
         let row = layout.channels() + layout.value_heads * (layout.key_width + layout.value_width);
         let states = 2 * self.lengths.len() * layout.state_len();
-        // A decay, an answer, a write and a read of the state a token; by chunks the decay is shared.
+        // A decay, a prediction, a write and a read of the state per token; in chunks the decay is shared.
         let (k, v) = (layout.key_width, layout.value_width);
         let token = match form {
             Form::Step => 7 * k * v,

@@ -1,4 +1,4 @@
-//! What the recurrence must keep whatever the numbers are: ragged batches, cuts, checkpoints, repetition.
+//! Properties of the recurrence that hold for all inputs: ragged batches, cuts, checkpoints, repetition.
 
 use super::kda::form_name;
 use super::kda_fixture::{Fixture, segment};
@@ -9,7 +9,7 @@ use crate::conformance::{By, Case, CaseContext, Gates, Tolerance};
 
 const FORMS: [Form; 3] = [Form::Chunk, Form::Step, Form::Auto];
 
-/// Each sequence of a ragged batch has the bits that it has alone.
+/// Each sequence of a ragged batch has the same bits as alone.
 fn alone(ctx: &mut CaseContext<'_>, form: Form, gates: Gates) -> Result<()> {
     let lengths = [1, 33, 0, 100, 7, 1, 16];
     let case = KdaCase::random(&mut ctx.random, [2, 4, 32, 48], &lengths, gates, true);
@@ -45,7 +45,7 @@ fn alone(ctx: &mut CaseContext<'_>, form: Form, gates: Gates) -> Result<()> {
     Ok(())
 }
 
-/// A prompt cut in two gives what it gives in one call.
+/// A prompt cut in two has the same results as in one call.
 fn cut(
     ctx: &mut CaseContext<'_>,
     form: Form,
@@ -76,7 +76,7 @@ fn cut(
     Ok(())
 }
 
-/// States kept inside a segment that a device may cut into splits are those of its prefixes, wherever in a split they lie.
+/// States stored inside a segment that a device may cut into splits are those of its prefixes, at any position in a split.
 fn kept_inside(ctx: &mut CaseContext<'_>) -> Result<()> {
     let (length, places) = (1600, [7, 400, 808, 1599]);
     let case = KdaCase::random(
@@ -116,7 +116,7 @@ fn kept_inside(ctx: &mut CaseContext<'_>) -> Result<()> {
     Ok(())
 }
 
-/// States kept inside a segment are those of its prefixes, and a sequence resumed there repeats the very operations.
+/// States stored inside a segment are those of its prefixes, and a sequence resumed there repeats the same operations.
 fn checkpoints(ctx: &mut CaseContext<'_>, form: Form, gates: Gates) -> Result<()> {
     let (length, places) = (77, [5, 16, 37, 64, 77]);
     let case = KdaCase::random(&mut ctx.random, [2, 2, 48, 32], &[length], gates, true);
@@ -156,7 +156,7 @@ fn checkpoints(ctx: &mut CaseContext<'_>, form: Form, gates: Gates) -> Result<()
         let cut = fixture.state(ctx, other)?;
         let same = format!("{what}, with the same cuts");
         ctx.same_in_f32(same, values, &cut, &at);
-        // The rest, resumed from the checkpoint with the cuts that remain.
+        // The rest, resumed from the checkpoint with the remaining cuts.
         let mut rest = segment(length - after, Some(checkpoint.slot), other);
         rest.checkpoints = kept[i + 1..]
             .iter()
@@ -180,7 +180,7 @@ fn checkpoints(ctx: &mut CaseContext<'_>, form: Form, gates: Gates) -> Result<()
     Ok(())
 }
 
-/// Several samples of one prompt: segments that start from one slot and leave it as it is.
+/// Several samples of one prompt: segments that start from one slot and do not change it.
 fn shared(ctx: &mut CaseContext<'_>, form: Form) -> Result<()> {
     let lengths = [1, 20, 7, 0];
     let case = KdaCase::random(&mut ctx.random, [1, 2, 32, 48], &lengths, Gates::Init, true);
@@ -216,7 +216,7 @@ fn shared(ctx: &mut CaseContext<'_>, form: Form) -> Result<()> {
     Ok(())
 }
 
-/// The same call gives the same bits, however often.
+/// The same call has the same bits in every repetition.
 fn again(ctx: &mut CaseContext<'_>, form: Form) -> Result<()> {
     let lengths = [1, 33, 0, 100, 7];
     let case = KdaCase::random(&mut ctx.random, [2, 2, 32, 32], &lengths, Gates::Wild, true);
@@ -257,7 +257,7 @@ pub(super) fn cases() -> Vec<Case> {
         for gates in [Gates::Init, Gates::Wild] {
             let name = gates.name();
             add(
-                format!("ragged is alone/{name}"),
+                format!("ragged equals alone/{name}"),
                 Tolerance::Exact,
                 Box::new(move |ctx| alone(ctx, form, gates)),
             );

@@ -1,6 +1,6 @@
 //! `mla_append`, `mla_prefill` and `mla_decode` over scattered blocks.
 //!
-//! Blocks are dealt out in no order, and what no token was appended to is NaN: dead rows must not be read.
+//! Blocks are assigned in random order, and rows that were not appended are NaN, so that reading one is noticed.
 
 use crate::backend::{
     Batch, Block, Capacity, LatentLayout, LatentPool, LatentRecord, MlaAppend, MlaAttention, Op,
@@ -15,17 +15,17 @@ use crate::conformance::{CaseContext, Matrix, Tolerance};
 const LAYERS: usize = 2;
 const LAYER: usize = 1;
 
-/// A sequence: tokens cached before, and tokens of this segment.
+/// A sequence: number of cached tokens, and of tokens of this segment.
 pub(super) type Span = (usize, usize);
 
-/// A pool with the blocks of some sequences dealt out.
+/// A pool with blocks assigned to some sequences.
 struct Cache {
     pool: LatentPool,
     tables: Vec<Vec<Block>>,
 }
 
 impl Cache {
-    /// Deals blocks for these spans, one more than each needs, and poisons everything.
+    /// Assigns blocks for these spans, one more than each needs, and poisons everything.
     fn new(
         ctx: &mut CaseContext<'_>,
         [latent, rope, block_tokens]: [usize; 3],
@@ -82,7 +82,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Everything that a layer holds, block by block.
+    /// All rows of a layer, block by block.
     fn read(&self, ctx: &mut CaseContext<'_>, layer: usize) -> Result<Vec<Vec<f32>>> {
         let tokens = self.pool.layout.block_tokens;
         (0..self.pool.layout.blocks as u32)
@@ -95,7 +95,7 @@ impl Cache {
             .collect()
     }
 
-    /// The row of a sequence's position, in what [`Cache::read`] gave.
+    /// The row of a sequence's position, from the result of [`Cache::read`].
     fn row<'a>(&self, blocks: &'a [Vec<f32>], sequence: usize, position: usize) -> &'a [f32] {
         let (tokens, width) = (self.pool.layout.block_tokens, self.pool.layout.width());
         let block = self.tables[sequence][position / tokens].0 as usize;
@@ -136,7 +136,7 @@ fn total(spans: &[Span]) -> usize {
     spans.iter().map(|(_, length)| length).sum()
 }
 
-/// Numbers about the borders of f16 and bf16: ties and their neighbours, the greatest and the smallest, and no numbers.
+/// Numbers at the boundaries of f16 and bf16: ties and their neighbours, the greatest and the smallest, infinities and NaN.
 const BORDERS: [f32; 24] = [
     1.0 + 1.0 / 2048.0,
     1.0 + 3.0 / 2048.0,
@@ -164,7 +164,8 @@ const BORDERS: [f32; 24] = [
     f32::NAN,
 ];
 
-/// Numbers at the borders of narrower dtypes are rounded to nearest even, as the shared part of keys, which is not normalised.
+/// Numbers at the boundaries of narrower dtypes are rounded to nearest even; they are the shared part of keys, which is not
+/// normalised.
 pub(super) fn borders(ctx: &mut CaseContext<'_>, dtype: Dtype) -> Result<()> {
     let (latent, rope) = (9, BORDERS.len());
     let mut values = ctx.activations(latent, 1.0);
@@ -173,7 +174,7 @@ pub(super) fn borders(ctx: &mut CaseContext<'_>, dtype: Dtype) -> Result<()> {
     append_rows(ctx, shape, Some(dtype), &[(6, 1)], &values, 1e-6)
 }
 
-/// Appended rows are normalised and in their places, and nothing else has changed.
+/// Appended rows are normalised and at their positions, and nothing else has changed.
 pub(super) fn append(
     ctx: &mut CaseContext<'_>,
     shape: [usize; 3],
@@ -222,7 +223,7 @@ fn append_rows(
     }
     let after = [cache.read(ctx, 0)?, cache.read(ctx, LAYER)?];
     let answer = oracle::append(&widen(values), &norm.values, rope, eps);
-    // What is now where rows were appended, put back as it was before: then all must be as it was.
+    // With the appended rows restored to their earlier values, everything must be as before.
     let mut rest = after.clone();
     let mut row = 0;
     for (sequence, (position, length)) in spans.iter().enumerate() {
@@ -256,7 +257,7 @@ fn append_rows(
     Ok(())
 }
 
-/// Which form of attention, and on which segments.
+/// The form of attention, and the segments that it runs on.
 pub(super) type Form = (bool, Segments);
 
 /// The widths of one attention, and its weight's format.
@@ -267,16 +268,16 @@ pub(super) struct Shape {
     pub(super) format: Format,
     /// The pool's dtype; `None` is the device's own.
     pub(super) cache: Option<Dtype>,
-    /// How large expanded keys and values are.
+    /// The size of expanded keys and values.
     pub(super) size: f32,
 }
 
-/// An attention planned on a device, its latents written.
+/// An attention planned on a device, with its latents written.
 struct Fixture {
     cache: Cache,
     attention: Attention,
     kv_b: Matrix,
-    /// `[position + length, latent + rope]` a sequence: the numbers that are cached, as operands of the device's precision.
+    /// `[position + length, latent + rope]` per sequence: the cached numbers, as operands of the device's precision.
     latents: Vec<Vec<f32>>,
     /// `[T, heads * (nope + rope)]`.
     queries: Vec<f32>,
@@ -365,7 +366,7 @@ impl Fixture {
         ctx.read(self.output, count)
     }
 
-    /// Compares the outputs of all segments with the definition, and the cache with what it held before.
+    /// Compares the outputs of all segments with the definition, and checks that the cache has not changed.
     fn check(
         &self,
         ctx: &mut CaseContext<'_>,
@@ -402,7 +403,7 @@ impl Fixture {
     }
 }
 
-/// A ragged batch against the definition; rows of other segments are left as they are, and so is the cache.
+/// A ragged batch against the definition; rows of other segments and the cache are not changed.
 pub(super) fn attend(
     ctx: &mut CaseContext<'_>,
     shape: Shape,
@@ -421,7 +422,7 @@ pub(super) fn attend(
     }
     fixture.check(ctx, form, spans, &output, &before)
 }
-/// Each sequence has the bits that it has alone, a prompt may be cut anywhere, and calls repeat themselves.
+/// Each sequence has the same bits as alone, a prompt may be cut anywhere, and calls repeat their results.
 pub(super) fn properties(ctx: &mut CaseContext<'_>, shape: Shape, form: Form) -> Result<()> {
     let spans = [(0, 1), (5, 33), (16, 0), (70, 9), (3, 1)];
     let mut fixture = Fixture::new(ctx, shape, form, &spans, 2.0)?;
@@ -460,7 +461,7 @@ pub(super) fn properties(ctx: &mut CaseContext<'_>, shape: Shape, form: Form) ->
     Ok(())
 }
 
-/// Sequences that share the blocks of one prompt, and go their own ways after it.
+/// Sequences that share the blocks of one prompt, and differ after it.
 pub(super) fn shared(ctx: &mut CaseContext<'_>, shape: Shape, form: Form) -> Result<()> {
     let prompt = 2 * shape.block_tokens;
     let spans = [(prompt, 5), (prompt, 1), (prompt + 1, 3)];

@@ -12,7 +12,7 @@ use crate::conformance::{Case, CaseContext, Matrix, Tolerance};
 const EPS: f32 = 1e-6;
 const BLOCK_TOKENS: usize = 16;
 
-/// Sequences: tokens before the segment, tokens of the segment, and its blocks, dealt out in no order.
+/// Sequences: tokens before the segment, tokens of the segment, and its blocks, in random order.
 const SEQUENCES: [(usize, usize, [u32; 3]); 5] = [
     (0, 1, [15, 7, 0]),
     (5, 33, [2, 10, 3]),
@@ -94,7 +94,7 @@ impl Fixture {
     }
 }
 
-/// Poisons all blocks, then writes what each sequence has before its segment.
+/// Poisons all blocks, then writes each sequence's rows before its segment.
 fn seed(ctx: &mut CaseContext<'_>, pool: &LatentPool) -> Result<Vec<Vec<f32>>> {
     let width = pool.layout.width();
     let LatentLayout { latent, rope, .. } = pool.layout;

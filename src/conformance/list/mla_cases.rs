@@ -7,7 +7,7 @@ use crate::config::Dtype;
 use crate::conformance::oracle::Attention;
 use crate::conformance::{Case, Tolerance};
 
-/// Heads, width of the latent, and of a head's parts: `nope`, `rope`, value.
+/// Number of heads, width of the latent, and the widths of a head's parts: `nope`, `rope`, value.
 const fn attention([heads, latent, nope, rope, value]: [usize; 5]) -> Attention {
     Attention {
         heads,
@@ -22,7 +22,7 @@ const PUBLISHED: Attention = attention([2, 512, 128, 64, 128]);
 
 const ODD: Attention = attention([3, 36, 20, 4, 33]);
 
-/// Rows of the expansion at multiples of 16 bytes, as the published ones, and fewer than a block reads at once.
+/// Rows of the expansion at multiples of 16 bytes, as in the published model, and fewer than a block reads at a time.
 const EVEN: Attention = attention([3, 72, 40, 16, 100]);
 
 const EIGHTS: Attention = attention([2, 40, 16, 8, 24]);
@@ -53,7 +53,7 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-/// The case that the others vary: bf16, blocks of 16 tokens, odd widths.
+/// The case that others are variations of: bf16, blocks of 16 tokens, odd widths.
 const BASE: Shape = Shape {
     attention: ODD,
     block_tokens: 16,
@@ -124,7 +124,7 @@ impl Attentions<'_> {
         }
     }
 
-    /// Weights of other formats whose rows are aligned.
+    /// Weights of other formats with aligned rows.
     fn formats(&mut self) {
         for format in [Format::F16, Format::F32] {
             let shape = Shape {
@@ -150,10 +150,10 @@ impl Attentions<'_> {
             attention: Attention { heads, ..attention },
             ..BASE
         };
-        // More heads than one worker takes, and not a multiple of what it takes.
+        // More heads than one workgroup processes, and not a multiple of that number.
         let many = with(41, ODD);
         self.attend("41 heads", many, Segments::All, &[(70, 1), (5, 20)], 2.0);
-        // As many heads of the published widths as need a second tile of rows.
+        // A number of heads of the published widths that needs a second tile of rows.
         let twenty = with(20, PUBLISHED);
         let name = "20 heads of 128+64 over 512";
         self.attend(name, twenty, Segments::All, &[(70, 1)], 8.0);
@@ -162,14 +162,14 @@ impl Attentions<'_> {
     fn lengths(&mut self) {
         let spans = &[(1000, 1), (700, 3)];
         self.attend("a long context", BASE, Segments::All, spans, 3.0);
-        // A decode may share a context out among several workers.
+        // A decode may divide a context among several workgroups.
         for (widths, attention) in [("", ODD), (", even widths", EVEN)] {
             let shape = Shape { attention, ..BASE };
             let name = format!("single tokens after a long context{widths}");
             let spans = &[(1000, 1), (3, 1), (1100, 1)];
             self.attend(name, shape, Segments::Single, spans, 3.0);
         }
-        // More queries than one worker takes.
+        // More queries than one workgroup processes.
         let narrow = Shape {
             attention: UNEVEN,
             ..BASE
@@ -187,7 +187,7 @@ impl Attentions<'_> {
         );
     }
 
-    /// Pools of each dtype: whole eights, rows of an odd number of elements, the published widths.
+    /// Pools of each dtype: rows of multiples of eight, rows of an odd number of elements, the published widths.
     fn dtypes(&mut self) {
         for cache in DTYPES {
             for attention in [EVEN, ODD_ROWS, PUBLISHED] {
@@ -233,7 +233,7 @@ fn append_cases() -> Vec<Case> {
     for shape in [[512, 64, 16], [36, 4, 4], [33, 7, 5], [20, 12, 1]] {
         let [latent, rope, block] = shape;
         for (i, spans) in spans.into_iter().enumerate() {
-            // Latents of the epsilon's own size, so that another one shows.
+            // Latents as small as the epsilon, so that a wrong epsilon is noticed.
             for scale in [1.0, 1e-3] {
                 let what = ["ragged", "one prompt"][i];
                 let name = format!("{latent}+{rope}/blocks of {block}/{what}/scale={scale:e}");

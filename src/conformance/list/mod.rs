@@ -25,7 +25,7 @@ pub use kda_input::{KdaCase, KdaExpected};
 
 use super::Case;
 
-/// What cases are about, in the order of the model, with a line on each.
+/// The operations and properties of the cases, in the order of the model, with a description of each.
 pub const OPERATIONS: [(&str, &str); 26] = [
     ("embed", "the embedding's rows of the tokens"),
     (
@@ -106,13 +106,13 @@ pub const OPERATIONS: [(&str, &str); 26] = [
     ),
 ];
 
-/// The cases that are timed: the same code at the published model's sizes.
+/// The timed cases: the same code at the published model's sizes.
 #[must_use]
 pub fn timed() -> Vec<Case> {
     sizes::cases()
 }
 
-/// Every case there is.
+/// Every case.
 #[must_use]
 pub fn all() -> Vec<Case> {
     let parts = [

@@ -7,7 +7,7 @@ use crate::checkpoint::Format;
 use crate::conformance::oracle::{self, Router, widen};
 use crate::conformance::{Case, CaseContext, Matrix, Tolerance};
 
-/// Choices nearer to each other than this may fall either way in f32; inputs keep away from them.
+/// In f32, choices with a smaller gap than this may differ; inputs have larger gaps.
 const MARGIN: f64 = 1e-5;
 
 const ROUTER: Router = Router {
@@ -38,7 +38,7 @@ const ROUTE: RouteCase = RouteCase {
     format: Format::BF16,
 };
 
-/// Single tokens of several sequences, and such with longer segments around them.
+/// Single tokens of several sequences, and single tokens with longer segments around them.
 pub(super) const SINGLES: Layout = |rows| vec![1; rows];
 pub(super) const AMONG: Layout = |rows| match rows {
     0..8 => vec![1; rows],
@@ -51,8 +51,8 @@ const LAST: Layout = |rows| match rows {
     _ => vec![rows - 1, 1],
 };
 
-/// Single tokens, alone and among longer segments, which backends may score in another way: widths and counts of experts that
-/// are whole eights and such that are not, each format.
+/// Single tokens, alone and among longer segments, for which backends may use other kernels: widths and numbers of experts
+/// that are multiples of eight and that are not, in each format.
 fn route_layouts() -> Vec<Case> {
     let case = |format, [experts, d, tokens]: [usize; 3]| RouteCase {
         experts,
@@ -108,7 +108,15 @@ fn route_layouts() -> Vec<Case> {
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let grouped = |experts, groups, top_groups, top_k| RouteCase {
+    route_cases(&mut cases);
+    cases.extend(route_layouts());
+    experts_cases(&mut cases);
+    experts_layouts(&mut cases);
+    cases
+}
+
+const fn grouped(experts: usize, groups: usize, top_groups: usize, top_k: usize) -> RouteCase {
+    RouteCase {
         router: Router {
             top_k,
             groups,
@@ -117,8 +125,12 @@ pub(super) fn cases() -> Vec<Case> {
         },
         experts,
         ..ROUTE
-    };
-    for (name, case) in [
+    }
+}
+
+/// Routers by name, each of which is tested with and without renormalised weights.
+const fn routers() -> [(&'static str, RouteCase); 15] {
+    [
         ("8 choose 2", ROUTE),
         (
             "256 choose 8",
@@ -187,7 +199,11 @@ pub(super) fn cases() -> Vec<Case> {
                 ..grouped(64, 1, 1, 8)
             },
         ),
-    ] {
+    ]
+}
+
+fn route_cases(cases: &mut Vec<Case>) {
+    for (name, case) in routers() {
         cases.push(definition("route", name, Tolerance::Full, move |ctx| {
             route(ctx, case)
         }));
@@ -222,17 +238,18 @@ pub(super) fn cases() -> Vec<Case> {
             },
         )
     }));
-    cases.extend(route_layouts());
+}
 
+fn experts_cases(cases: &mut Vec<Case>) {
     for format in FORMATS {
         for (shape, tokens, top_k) in [
             ([8, 20, 33], 17, 2),
             ([4, 33, 20], 5, 3),
             ([16, 64, 64], 33, 8),
             ([3, 48, 128], 1, 2),
-            // More choices than results are added up at once.
+            // More choices than are summed at a time.
             ([16, 16, 32], 3, 11),
-            // More rows an expert than a tile has, and deeper than two stages of one.
+            // More rows per expert than a tile has, and more columns than two stages of one.
             ([2, 160, 96], 150, 2),
         ] {
             let [count, n, d] = shape;
@@ -242,7 +259,7 @@ pub(super) fn cases() -> Vec<Case> {
             }));
         }
     }
-    // A shard's experts among all, experts that nobody chose, and nobody's choice on this shard at all.
+    // A shard's part of all experts, experts that no token chose, and a shard without any chosen expert.
     for (name, held, chosen) in [
         ("the second half of 8", 4..8, 0..8),
         ("the first half of 8", 0..4, 0..8),
@@ -264,14 +281,17 @@ pub(super) fn cases() -> Vec<Case> {
             experts_in(ctx, &formats, [5, 24, 40], 0..5, 0..5, tokens, 3)
         }));
     }
-    // More places than one worker sorts.
+    // More assignments than one workgroup sorts.
     cases.push(definition(
         "experts",
-        "many places",
+        "many assignments",
         Tolerance::Close,
         |ctx| experts(ctx, Format::BF16, [3, 8, 16], 0..3, 0..3, 1300, 2),
     ));
-    // Several of a batch's single tokens choose the same expert.
+}
+
+/// Experts in batches with single tokens, several of which choose the same expert.
+fn experts_layouts(cases: &mut Vec<Case>) {
     for (name, layout, shape, held, tokens, top_k) in [
         ("single tokens", SINGLES, [4, 24, 40], 0..4, 9, 2),
         (
@@ -291,7 +311,7 @@ pub(super) fn cases() -> Vec<Case> {
             2,
         ),
         ("single tokens, wide", SINGLES, [4, 264, 520], 0..4, 5, 2),
-        // Experts that may have been chosen are as many as choices, or as experts.
+        // The maximum number of chosen experts is the number of choices, or of experts.
         (
             "single tokens, many experts",
             SINGLES,
@@ -349,10 +369,9 @@ pub(super) fn cases() -> Vec<Case> {
             ..case
         }),
     );
-    cases
 }
 
-/// Rows whose choices are clear: no two candidates so near that rounding decides.
+/// Rows with clear choices: no two candidates are so near that rounding decides.
 pub(super) fn clear_rows(
     ctx: &mut CaseContext<'_>,
     router: Router,
@@ -453,8 +472,8 @@ fn routing(
     )
 }
 
-/// The experts `held` of ids drawn from `chosen`. An expert that no row chose is all NaN, so that it must not be read, unless
-/// some are in blocks.
+/// The experts `held` for ids drawn from `chosen`. An expert that no row chose is all NaN, so that reading it is noticed,
+/// unless some are in blocks.
 pub(super) fn experts(
     ctx: &mut CaseContext<'_>,
     format: Format,
@@ -467,7 +486,7 @@ pub(super) fn experts(
     experts_in(ctx, &[format], shape, held, chosen, tokens, top_k)
 }
 
-/// The same with experts in these formats in turn.
+/// The same with experts alternating between these formats.
 pub(super) fn experts_in(
     ctx: &mut CaseContext<'_>,
     formats: &[Format],

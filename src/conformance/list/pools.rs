@@ -1,4 +1,5 @@
-//! What goes into a device comes out again: states, latents, tensors; and what does not fit is refused by type.
+//! States, latents and tensors that are written to a device are read back unchanged; values that do not fit are refused with
+//! a typed error.
 
 use super::kda_fixture::record;
 use crate::backend::{
@@ -45,7 +46,7 @@ fn states(ctx: &mut CaseContext<'_>) -> Result<()> {
             let state = ctx.random.normals(STATES.state_len(), 1.0);
             let conv_state = ctx.random.normals(STATES.conv_state_len(), 1.0);
             let kept = record(&STATES, &state, &conv_state);
-            // Every other one is handed over the other way round.
+            // Every other record is passed in the other orientation.
             let mut handed = kept.clone();
             if slot % 2 == 1 {
                 let (k, v) = (STATES.key_width, STATES.value_width);
@@ -72,7 +73,7 @@ fn states(ctx: &mut CaseContext<'_>) -> Result<()> {
             &found.conv_state,
             &kept.conv_state,
         );
-        // What was read can be written elsewhere, and is the same there.
+        // A record that was read can be written to another slot, and is the same there.
         let other = Slot((slot.0 + 1) % STATES.slots as u32);
         let before = ctx.backend.read_state(&pool, *layer, other).wait()?;
         ctx.backend.write_state(&pool, *layer, other, &found)?;
@@ -83,7 +84,7 @@ fn states(ctx: &mut CaseContext<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whether a refusal is about a record.
+/// Whether an error is about a record.
 fn about_record<T>(result: Result<T>) -> bool {
     matches!(result, Err(BackendError::Record { .. }))
 }
@@ -166,7 +167,7 @@ fn latent_layout(dtype: Dtype) -> LatentLayout {
     }
 }
 
-/// Rows of an odd number of elements, so that two of 16 bits do not share a word of the host's.
+/// Rows of an odd number of elements, so that two elements of 16 bits do not share a word on the host.
 fn latents(ctx: &mut CaseContext<'_>) -> Result<()> {
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         latents_in(ctx, dtype)?;
@@ -181,7 +182,7 @@ fn latents_in(ctx: &mut CaseContext<'_>, dtype: Dtype) -> Result<()> {
     for layer in 0..layout.layers {
         for block in 0..layout.blocks as u32 {
             let mut expected = Vec::new();
-            // A whole block, then its first rows anew, then no rows at all.
+            // A whole block, then its first rows again, then no rows.
             for tokens in [layout.block_tokens, 3, 0] {
                 let rows = ctx.random.normals(tokens * layout.width(), 1.0);
                 let rows = ctx.cached(dtype, rows);

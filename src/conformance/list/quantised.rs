@@ -1,4 +1,4 @@
-//! Weights in blocks: every format that shaders and kernels know, in each operation that reads matrices.
+//! Weights in blocks: every format that shaders and kernels read, in each operation that reads matrices.
 
 use super::dense::{embed, linear};
 use super::moe::{AMONG, SINGLES, experts_in};
@@ -20,7 +20,7 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-/// Columns of several blocks, and of as few as 128 where blocks allow it.
+/// Columns of several blocks, and as few as 128 if the block size allows it.
 fn columns(format: Format) -> [usize; 2] {
     match format.block() {
         32 => [128, 288],
@@ -85,7 +85,7 @@ fn experts_cases(cases: &mut Vec<Case>, format: Format) {
     }
 }
 
-/// Ranges of rows in a format each, and columns cut out of stored rows.
+/// Ranges of rows with a format each, and columns cut out of stored rows.
 fn mixed_cases(cases: &mut Vec<Case>) {
     let [q8, q4, q6] = [&Q8_0, &Q4_K, &Q6_K].map(Format::Block);
     for (name, parts) in [
@@ -120,7 +120,7 @@ fn mixed_cases(cases: &mut Vec<Case>) {
     ));
 }
 
-/// Rows do not depend on each other, and repeat themselves, whichever form of a product they take.
+/// Rows do not depend on each other, and repeat their results, in every form of a product.
 fn property_cases(cases: &mut Vec<Case>) {
     let q4 = Format::Block(&Q4_K);
     for (name, layout) in [("single tokens", SINGLES), ("among longer segments", AMONG)] {

@@ -1,4 +1,4 @@
-//! Random numbers that a device makes: what it holds must be, to the bit, what [`Random::value`] says.
+//! Random numbers that a device generates: its values must be those of [`Random::value`], to the bit.
 
 use half::bf16;
 
@@ -60,7 +60,7 @@ fn made(format: Format, [rows, columns]: [usize; 2], random: Random) -> RandomWe
     }
 }
 
-/// Rows are read by `embed`, which hands on what is stored.
+/// Rows are read by `embed`, which returns the stored values.
 fn weight(ctx: &mut CaseContext<'_>, format: Format, [rows, columns]: [usize; 2]) -> Result<()> {
     for (seed, mean) in [(0, 0.0), (7, 1.5)] {
         let random = Random::named("rows", seed, -2).about(mean);
@@ -81,7 +81,7 @@ fn weight(ctx: &mut CaseContext<'_>, format: Format, [rows, columns]: [usize; 2]
     Ok(())
 }
 
-/// Vectors are read by `rms_norm`; rows of ones come back as the weight.
+/// Vectors are read by `rms_norm`; for rows of ones its result is the weight.
 fn norm(ctx: &mut CaseContext<'_>, format: Format, width: usize) -> Result<()> {
     let random = Random::named("norm", 3, -2).about(1.0);
     let weight = ctx

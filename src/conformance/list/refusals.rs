@@ -1,10 +1,10 @@
-//! Batches and cached_steps that must be refused, by the same typed error on every backend, before anything has run.
+//! Batches and programs that every backend must refuse, with the same typed error, before anything runs.
 
 use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
     Add, Batch, Block, Capacity, Element, Embed, GatedNorm, LatentLayout, LatentPool, Linear,
     MlaAppend, Op, OutputRow, Program, Result, RmsNorm, Rows, Segment, Select, ShortConv, Slot,
-    StateCheckpoint, StateLayout, StatePool, Step, Swiglu,
+    StateCheckpoint, StateLayout, StatePool, Step, Swiglu, Tensor, Weight,
 };
 use crate::checkpoint::Format;
 use crate::conformance::{Case, CaseContext, Tolerance};
@@ -28,7 +28,7 @@ const SLOTS: usize = 6;
 const BLOCKS: usize = 5;
 const BLOCK_TOKENS: usize = 4;
 
-/// A step that looks at tokens, slots and blocks.
+/// A step that reads tokens, slots and blocks.
 struct Fixture {
     step: Box<dyn Step>,
     states: StatePool,
@@ -142,37 +142,19 @@ fn good() -> Batch {
     }
 }
 
-fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
-    let mut fixture = Fixture::new(ctx)?;
-    fixture.step.submit(&good())?.wait()?;
-    let before = fixture.conv_states(ctx)?;
-    let token = |token, position| BackendError::TokenOutOfRange {
-        token,
-        position,
-        last: VOCABULARY - 1,
-    };
-    let checkpoint = |after, slot| StateCheckpoint {
+/// Makes a valid batch invalid.
+type Spoil = Box<dyn Fn(&mut Batch)>;
+
+const fn checkpoint(after: usize, slot: u32) -> StateCheckpoint {
+    StateCheckpoint {
         after,
         slot: Slot(slot),
-    };
-    type Spoil = Box<dyn Fn(&mut Batch)>;
-    // Two ids past the vocabulary, as a tokenizer may know more than an embedding does.
-    let tokens: [(u32, usize); 3] = [(11, 0), (12, 4), (u32::MAX, 2)];
-    for (id, position) in tokens {
-        let mut batch = good();
-        batch.tokens[position] = id;
-        let found = fixture.step.submit(&batch).err();
-        let what = format!("token {id} is refused by type and place");
-        ctx.holds(what, found == Some(token(id, position)));
     }
-    let mut batch = good();
-    batch.outputs[1].target = Some(11);
-    let found = fixture.step.submit(&batch).err();
-    ctx.holds(
-        "a target past the vocabulary is refused",
-        found == Some(token(11, 4)),
-    );
-    let spoiled: Vec<(&str, Spoil)> = vec![
+}
+
+/// Batches with wrong tokens, segments, outputs or sizes.
+fn spoiled_rows() -> Vec<(&'static str, Spoil)> {
+    vec![
         (
             "more tokens than the capacity",
             Box::new(|batch| {
@@ -222,6 +204,12 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
                 batch.segments[0].blocks = [2, 1, 3, 2, 2].map(Block).to_vec();
             }),
         ),
+    ]
+}
+
+/// Batches with wrong checkpoints.
+fn spoiled_checkpoints() -> Vec<(&'static str, Spoil)> {
+    vec![
         (
             "more checkpoints than the capacity",
             Box::new(move |batch| {
@@ -247,6 +235,12 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
                 batch.segments[0].checkpoints = vec![checkpoint(2, 2), checkpoint(1, 3)];
             }),
         ),
+    ]
+}
+
+/// Batches with wrong slots.
+fn spoiled_slots() -> Vec<(&'static str, Spoil)> {
+    vec![
         (
             "a slot to write that does not exist",
             Box::new(|batch| {
@@ -288,6 +282,12 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
                 batch.segments[1].checkpoints = vec![checkpoint(1, 1)];
             }),
         ),
+    ]
+}
+
+/// Batches with wrong block tables.
+fn spoiled_blocks() -> Vec<(&'static str, Spoil)> {
+    vec![
         (
             "a block table too short",
             Box::new(|batch| {
@@ -315,7 +315,39 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
                 batch.segments[1].blocks = vec![Block(2), Block(4)];
             }),
         ),
-    ];
+    ]
+}
+
+fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
+    let mut fixture = Fixture::new(ctx)?;
+    fixture.step.submit(&good())?.wait()?;
+    let before = fixture.conv_states(ctx)?;
+    let token = |token, position| BackendError::TokenOutOfRange {
+        token,
+        position,
+        last: VOCABULARY - 1,
+    };
+    // Two ids past the vocabulary, because a tokenizer may have more tokens than the embedding.
+    let tokens: [(u32, usize); 3] = [(11, 0), (12, 4), (u32::MAX, 2)];
+    for (id, position) in tokens {
+        let mut batch = good();
+        batch.tokens[position] = id;
+        let found = fixture.step.submit(&batch).err();
+        let what = format!("token {id} is refused by type and place");
+        ctx.holds(what, found == Some(token(id, position)));
+    }
+    let mut batch = good();
+    batch.outputs[1].target = Some(11);
+    let found = fixture.step.submit(&batch).err();
+    ctx.holds(
+        "a target past the vocabulary is refused",
+        found == Some(token(11, 4)),
+    );
+    let spoiled = spoiled_rows()
+        .into_iter()
+        .chain(spoiled_checkpoints())
+        .chain(spoiled_slots())
+        .chain(spoiled_blocks());
     for (what, spoil) in spoiled {
         let mut batch = good();
         spoil(&mut batch);
@@ -332,153 +364,176 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
         "latents after refusals",
         record.to_f32().iter().all(|x| x.is_finite()),
     );
-    // The step is as good as before.
+    // The step still works.
     fixture.step.submit(&good())?.wait()?;
     Ok(())
 }
 
+/// Handles for operations whose shapes do not fit; tensors are named by their width or element.
+struct Handles {
+    matrix: Weight,
+    vector: Weight,
+    eight: Tensor,
+    six: Tensor,
+    seven: Tensor,
+    four: Tensor,
+    gates: Tensor,
+    outputs: Tensor,
+    logits: Tensor,
+    small: Tensor,
+    indices: Tensor,
+    states: StatePool,
+}
+
 fn shapes(ctx: &mut CaseContext<'_>) -> Result<()> {
-    let matrix = ctx.random_matrix(Format::F32, [1, 6, 8], 1.0)?.weight;
-    let vector = ctx.norm_weight(Format::F32, 8)?.weight;
-    let [eight, six, seven] = [ctx.output(4, 8)?, ctx.output(4, 6)?, ctx.output(4, 7)?];
-    let gates = ctx.blank(Rows::Tokens, 4, 8, Element::F32)?;
-    let outputs = ctx.blank(Rows::Outputs, 4, 6, Element::Activation)?;
-    let logits = ctx.blank(Rows::Outputs, 4, 6, Element::F32)?;
-    let small = ctx.blank(Rows::Tokens, 3, 6, Element::Activation)?;
-    let indices = ctx.blank(Rows::Tokens, 4, 8, Element::Index)?;
-    let [four, four_by_six] = [ctx.output(4, 4)?, ctx.output(4, 6)?];
-    let states = Fixture::new(ctx)?.states;
-    // A good operation before it does not help, and what is good by itself is taken.
+    let handles = Handles {
+        matrix: ctx.random_matrix(Format::F32, [1, 6, 8], 1.0)?.weight,
+        vector: ctx.norm_weight(Format::F32, 8)?.weight,
+        eight: ctx.output(4, 8)?,
+        six: ctx.output(4, 6)?,
+        seven: ctx.output(4, 7)?,
+        four: ctx.output(4, 4)?,
+        gates: ctx.blank(Rows::Tokens, 4, 8, Element::F32)?,
+        outputs: ctx.blank(Rows::Outputs, 4, 6, Element::Activation)?,
+        logits: ctx.blank(Rows::Outputs, 4, 6, Element::F32)?,
+        small: ctx.blank(Rows::Tokens, 3, 6, Element::Activation)?,
+        indices: ctx.blank(Rows::Tokens, 4, 8, Element::Index)?,
+        states: Fixture::new(ctx)?.states,
+    };
+    // An invalid operation is refused after a valid one, and the valid one alone compiles.
     let batch = crate::conformance::context::plain(4);
     let good = Op::from(Add {
-        source: six,
-        target: four_by_six,
+        source: handles.six,
+        target: ctx.output(4, 6)?,
     });
     ctx.compile(&batch, [good.clone()])?;
-    let mut refused = |what: &str, op: Op| {
+    let invalid = invalid_products(&handles)
+        .into_iter()
+        .chain(invalid_elementwise(&handles))
+        .chain(invalid_others(&handles));
+    for (what, op) in invalid {
         let result = ctx.compile(&batch, [good.clone(), op]);
         let refused = matches!(result, Err(BackendError::Shape { .. }));
         ctx.holds(format!("{what}: refused"), refused);
+    }
+    Ok(())
+}
+
+/// Products, norms and embeddings with shapes that do not fit.
+fn invalid_products(handles: &Handles) -> Vec<(&'static str, Op)> {
+    let Handles {
+        matrix,
+        vector,
+        eight,
+        six,
+        outputs,
+        ..
+    } = *handles;
+    let linear = |input, output| {
+        Op::from(Linear {
+            input,
+            weight: matrix,
+            output,
+        })
     };
-    let linear = |input, output| Linear {
-        input,
-        weight: matrix,
-        output,
-    };
-    refused("linear, another input width", Op::from(linear(six, six)));
-    refused(
-        "linear, another output width",
-        Op::from(linear(eight, eight)),
-    );
-    refused(
-        "linear, tokens to outputs",
-        Op::from(linear(eight, outputs)),
-    );
     let norm = |input, output| RmsNorm {
         input,
         weight: vector,
         eps: 1e-5,
         output,
     };
-    refused("rms_norm, another input width", Op::from(norm(six, six)));
-    refused("rms_norm, another output width", Op::from(norm(eight, six)));
-    refused(
-        "rms_norm, a matrix for a vector",
-        Op::from(RmsNorm {
-            weight: matrix,
-            ..norm(eight, eight)
-        }),
-    );
-    refused(
-        "embed, another width",
-        Op::from(Embed {
-            weight: matrix,
-            output: six,
-        }),
-    );
-    refused(
-        "swiglu, an odd width",
-        Op::from(Swiglu {
-            input: seven,
-            output: six,
-        }),
-    );
-    refused(
-        "add, a tensor to itself",
-        Op::from(Add {
-            source: six,
-            target: six,
-        }),
-    );
-    refused(
-        "add, tensors for fewer rows than the step's",
-        Op::from(Add {
-            source: six,
-            target: small,
-        }),
-    );
-    refused(
-        "swiglu, indices",
-        Op::from(Swiglu {
-            input: indices,
-            output: four,
-        }),
-    );
-    refused(
-        "short_conv, rows of outputs",
-        Op::from(ShortConv {
-            input: outputs,
-            weight: matrix,
-            pool: states,
-            layer: 0,
-            output: six,
-        }),
-    );
-    refused(
-        "add, another width",
-        Op::from(Add {
-            source: six,
-            target: eight,
-        }),
-    );
-    refused(
-        "add, another element",
-        Op::from(Add {
-            source: eight,
-            target: gates,
-        }),
-    );
-    refused(
-        "gated_norm, not whole heads",
-        Op::from(GatedNorm {
-            input: six,
-            gate: six,
-            weight: vector,
-            eps: 1e-5,
-            output: six,
-        }),
-    );
-    refused(
-        "short_conv, another width",
-        Op::from(ShortConv {
-            input: eight,
-            weight: matrix,
-            pool: states,
-            layer: 0,
-            output: eight,
-        }),
-    );
-    let select = |logits, candidates| Select {
-        logits,
-        candidates,
-        keep_rows: false,
+    let matrix_norm = RmsNorm {
+        weight: matrix,
+        ..norm(eight, eight)
     };
-    refused("select, rows of tokens", Op::from(select(gates, 1)));
-    refused("select, no candidates", Op::from(select(logits, 0)));
-    Ok(())
+    let embed = Embed {
+        weight: matrix,
+        output: six,
+    };
+    vec![
+        ("linear, another input width", linear(six, six)),
+        ("linear, another output width", linear(eight, eight)),
+        ("linear, tokens to outputs", linear(eight, outputs)),
+        ("rms_norm, another input width", Op::from(norm(six, six))),
+        ("rms_norm, another output width", Op::from(norm(eight, six))),
+        ("rms_norm, a matrix for a vector", Op::from(matrix_norm)),
+        ("embed, another width", Op::from(embed)),
+    ]
 }
 
-/// A step tells what it runs, in order.
+/// Elementwise operations with shapes that do not fit.
+fn invalid_elementwise(handles: &Handles) -> Vec<(&'static str, Op)> {
+    let Handles {
+        eight,
+        six,
+        seven,
+        four,
+        gates,
+        small,
+        indices,
+        ..
+    } = *handles;
+    let add = |source, target| Op::from(Add { source, target });
+    let swiglu = |input, output| Op::from(Swiglu { input, output });
+    vec![
+        ("swiglu, an odd width", swiglu(seven, six)),
+        ("add, a tensor to itself", add(six, six)),
+        (
+            "add, tensors for fewer rows than the step's",
+            add(six, small),
+        ),
+        ("swiglu, indices", swiglu(indices, four)),
+        ("add, another width", add(six, eight)),
+        ("add, another element", add(eight, gates)),
+    ]
+}
+
+/// Operations of KDA layers and the selection of tokens with shapes that do not fit.
+fn invalid_others(handles: &Handles) -> Vec<(&'static str, Op)> {
+    let Handles {
+        matrix,
+        vector,
+        eight,
+        six,
+        gates,
+        outputs,
+        logits,
+        states,
+        ..
+    } = *handles;
+    let conv = |input, output| {
+        Op::from(ShortConv {
+            input,
+            weight: matrix,
+            pool: states,
+            layer: 0,
+            output,
+        })
+    };
+    let gated_norm = GatedNorm {
+        input: six,
+        gate: six,
+        weight: vector,
+        eps: 1e-5,
+        output: six,
+    };
+    let select = |logits, candidates| {
+        Op::from(Select {
+            logits,
+            candidates,
+            keep_rows: false,
+        })
+    };
+    vec![
+        ("short_conv, rows of outputs", conv(outputs, six)),
+        ("gated_norm, not whole heads", Op::from(gated_norm)),
+        ("short_conv, another width", conv(eight, eight)),
+        ("select, rows of tokens", select(gates, 1)),
+        ("select, no candidates", select(logits, 0)),
+    ]
+}
+
+/// A step lists the operations that it runs, in order.
 fn names(ctx: &mut CaseContext<'_>) -> Result<()> {
     let fixture = Fixture::new(ctx)?;
     let expected = ["embed", "short_conv", "mla_append", "probe"];

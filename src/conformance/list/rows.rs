@@ -1,4 +1,4 @@
-//! How operations are run whose rows stand alone: against the oracle, each row without the others, again and again.
+//! Runs operations whose rows are independent: against the oracle, each row without the others, and repeatedly.
 
 use crate::backend::{Batch, Element, Op, Result, Rows, Segment, Slot, Step, Tensor, TensorValues};
 use crate::conformance::context::plain;
@@ -47,25 +47,25 @@ impl Input {
     }
 }
 
-/// What a result must be.
+/// The expected result.
 pub(super) enum Answer {
-    /// Numbers, each row compared by itself.
+    /// Numbers, compared row by row.
     Rows(Vec<f64>),
-    /// Numbers, each compared by itself.
+    /// Numbers, compared element by element.
     Elements(Vec<f64>),
     /// Indices, all equal.
     Index(Vec<u32>),
 }
 
-/// Where a result is found.
+/// The tensor that has a result.
 pub(super) enum Place {
-    /// In a tensor of its own.
+    /// A tensor of its own.
     New(Element),
-    /// In the argument of this number, which the operation edits.
+    /// The argument with this index, which the operation updates.
     Input(usize),
 }
 
-/// One result: its name, width, place and answer.
+/// One result: its name, width, tensor and expected values.
 pub(super) struct Output {
     pub(super) name: &'static str,
     pub(super) width: usize,
@@ -85,13 +85,13 @@ impl Output {
     }
 }
 
-/// The operation, given its arguments and results.
+/// Creates the operation from its arguments and results.
 type MakeOp = Box<dyn Fn(&[Tensor], &[Tensor]) -> Op>;
 
-/// How rows are laid out in segments: the lengths of these.
+/// How rows are divided into segments: the lengths of these.
 pub(super) type Layout = fn(usize) -> Vec<usize>;
 
-/// An operation with its arguments and answers.
+/// An operation with its arguments and expected results.
 pub(super) struct Operation {
     pub(super) tokens: Vec<u32>,
     pub(super) layout: Layout,
@@ -101,7 +101,7 @@ pub(super) struct Operation {
 }
 
 impl Operation {
-    /// An operation that does not look at token ids.
+    /// An operation that does not read token ids.
     pub(super) fn new(
         rows: usize,
         inputs: Vec<Input>,
@@ -117,12 +117,12 @@ impl Operation {
         }
     }
 
-    /// The same with its rows laid out in other segments than one.
+    /// The same with its rows divided into several segments.
     pub(super) fn laid_out(self, layout: Layout) -> Self {
         Self { layout, ..self }
     }
 
-    /// The batch of as many rows.
+    /// The batch with this number of rows.
     fn batch(&self, rows: usize) -> Batch {
         let lengths = (self.layout)(rows);
         if let [length] = lengths[..] {
@@ -139,14 +139,14 @@ impl Operation {
     }
 }
 
-/// What is asked of the operation.
+/// The property that is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Question {
-    /// The oracle's answer.
+    /// The oracle's result.
     Definition,
-    /// Rows have the same bits whatever is beside them.
+    /// Rows have the same bits with any other rows.
     Alone,
-    /// The same call has the same bits each time.
+    /// The same call has the same bits in every repetition.
     Again,
 }
 
@@ -181,7 +181,7 @@ impl Fixture {
         })
     }
 
-    /// Runs some of the rows; gives the results.
+    /// Runs some of the rows; returns the results.
     fn run(
         &mut self,
         ctx: &mut CaseContext<'_>,
@@ -208,7 +208,7 @@ impl Fixture {
     }
 }
 
-/// Two results that must have the same bits; where `rows_in_f32` is a width, in f32 only.
+/// Two results that must have the same bits; if `rows_in_f32` is a width, in f32 only.
 fn alike(
     ctx: &mut CaseContext<'_>,
     what: String,
@@ -232,7 +232,7 @@ fn cut(values: &TensorValues, range: std::ops::Range<usize>) -> TensorValues {
     }
 }
 
-/// Asks one question of one operation.
+/// Tests one property of one operation.
 pub(super) fn ask(
     ctx: &mut CaseContext<'_>,
     question: Question,
@@ -262,7 +262,7 @@ pub(super) fn ask(
             }
         }
         Question::Alone => {
-            // Backends with paths by a segment's length have one for single rows.
+            // Backends that select kernels by a segment's length have one for single rows.
             let lengths = (fixture.operation.layout)(rows);
             let in_f32 = lengths.iter().any(|length| *length != 1);
             let mut row = 0;
@@ -324,13 +324,13 @@ pub(super) fn definition(
     })
 }
 
-/// The cases that an operation's rows do not depend on each other, and that it repeats itself.
+/// The cases that an operation's rows do not depend on each other, and that it repeats its results.
 pub(super) fn properties(
     operation: &'static str,
     make: impl Fn(&mut CaseContext<'_>) -> Result<Operation> + Clone + Send + Sync + 'static,
 ) -> [Case; 2] {
     [
-        ("rows are alone", Question::Alone),
+        ("each row alone", Question::Alone),
         ("again", Question::Again),
     ]
     .map(|(name, question)| {

@@ -1,5 +1,5 @@
-//! The operations at the published model's sizes (48B, one device), for timings: a decoded token or a few, and a segment
-//! of a prompt. The code is that of the cases; only the sizes and the estimates of work stand here.
+//! The operations at the published model's sizes (48B, one device), for timings: a few decoded tokens, and a segment of a
+//! prompt. The code is that of the cases; this file has only the sizes and the estimates of work.
 
 use super::dense::{add, embed, linear, rms_norm, swiglu};
 use super::gates::{gated_norm, gates};
@@ -18,7 +18,7 @@ const HEADS: usize = 32;
 const HEAD: usize = 128;
 const CHANNELS: usize = 3 * HEADS * HEAD;
 
-/// The cases that are timed.
+/// The timed cases.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = dense();
     cases.extend(kda());
@@ -171,7 +171,7 @@ fn ffn() -> Vec<Case> {
         let case = definition("route", name, Tolerance::Full, move |ctx| route(ctx, case));
         let (bytes, flops) = (2 * 256 * WIDTH + 4 * t * (WIDTH + 16), 2 * t * 256 * WIDTH);
         cases.push(case.with_work(bytes, flops));
-        // As many experts as a token chooses: what a decoded token reads.
+        // As many experts as a token chooses: the weights that a decoded token reads.
         let name = format!("BF16/8 of [{n},{WIDTH}]/T={t} k=8");
         let case = definition("experts", name, Tolerance::Close, move |ctx| {
             experts(

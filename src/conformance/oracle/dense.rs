@@ -1,8 +1,8 @@
-//! Rows that stand alone: embedding, norm, linear maps, the gated activation, the choice of a token.
+//! Operations on independent rows: embedding, norm, linear maps, the gated activation, the choice of a token.
 
 use super::silu;
 
-/// `[T, d]`: the rows of `weight` `[vocabulary, d]` that `tokens` name.
+/// `[T, d]`: the rows of `weight` `[vocabulary, d]` for `tokens`.
 #[must_use]
 pub fn embed(tokens: &[u32], weight: &[f64], d: usize) -> Vec<f64> {
     let row = |token: &u32| weight[*token as usize * d..(*token as usize + 1) * d].to_vec();
@@ -44,7 +44,7 @@ pub fn swiglu(input: &[f64], n: usize) -> Vec<f64> {
     output
 }
 
-/// The best `candidates` of a row of logits, lower ids first among equals, and `ln sum exp`.
+/// The best `candidates` of a row of logits, lower ids first among equal ones, and `ln sum exp`.
 #[must_use]
 pub fn select(logits: &[f32], candidates: usize) -> (Vec<(u32, f32)>, f64) {
     let mut order: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();

@@ -1,9 +1,9 @@
-//! Kimi Delta Attention by its definition: convolution, gates, the recurrence a token at a time, the gated norm.
+//! Kimi Delta Attention by its definition: convolution, gates, the recurrence one token at a time, the gated norm.
 
 use super::{sigmoid, silu};
 
-/// `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])` with what came before in `conv_state` `[channels, taps - 1]`,
-/// oldest first. Gives the outputs `[T, channels]` and the convolution state after each number of tokens `0..=T`.
+/// `y_t[c] = silu(sum_j w[c, j] x_{t - taps + 1 + j}[c])` with the inputs before in `conv_state` `[channels, taps - 1]`,
+/// oldest first. Returns the outputs `[T, channels]` and the convolution state after each number of tokens `0..=T`.
 #[must_use]
 pub fn short_conv(
     input: &[f64],
@@ -72,7 +72,7 @@ pub struct Recurrence {
 
 impl Recurrence {
     /// One token: `qkv` with queries, keys and values side by side, `gates` `[value_heads, K]`, `beta` `[value_heads]`.
-    /// Gives the output `[value_heads, V]`.
+    /// Returns the output `[value_heads, V]`.
     pub fn token(&mut self, qkv: &[f64], gates: &[f64], beta: &[f64]) -> Vec<f64> {
         let (k, v) = (self.key_width, self.value_width);
         let mut output = vec![0.0; self.value_heads * v];

@@ -1,6 +1,6 @@
-//! Latent attention as its definition has it: keys and values expanded for every position, one softmax a query.
+//! Latent attention by its definition: keys and values expanded for every position, one softmax per query.
 
-/// Rows `[c' | k_pe]` of `input` `[T, latent + rope]`: the latent part normalised, the shared part as it is.
+/// Rows `[c' | k_pe]` of `input` `[T, latent + rope]`: the latent part normalised, the shared part unchanged.
 #[must_use]
 pub fn append(input: &[f64], weight: &[f64], rope: usize, eps: f32) -> Vec<f64> {
     let latent = weight.len();

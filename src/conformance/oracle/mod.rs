@@ -1,7 +1,7 @@
-//! What every operation must compute, in naive f64 code: one loop a formula, nothing shared with any backend.
+//! What every operation must compute, in naive f64 code: one loop per formula, no code shared with a backend.
 //!
-//! It is slow and meant to be read beside the paper. Inputs are what the device was given (already rounded to its
-//! precision), so an error against it is the device's own.
+//! It is slow and meant to be compared with the paper. Inputs are those of the device (already rounded to its precision), so
+//! the whole difference is the device's error.
 
 mod dense;
 mod kda;

@@ -17,7 +17,7 @@ pub struct Router {
     pub scale: f32,
 }
 
-/// Indices of `values`, best first; a stable sort keeps the lower index before its equals.
+/// Indices of `values`, best first; a stable sort keeps the lower index first among equal values.
 fn best(values: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
@@ -79,7 +79,7 @@ impl Router {
         (ids, weights)
     }
 
-    /// How near the choice of one token came to another one: the least gap between neighbours that decide it.
+    /// The smallest gap between scores that decides the choice of one token.
     #[must_use]
     pub fn margin(&self, row: &[f64], weight: &[f64], bias: &[f64]) -> f64 {
         let scores = self.scores(row, weight, bias);

@@ -1,4 +1,4 @@
-//! A trace replayed in all three ways, and what was found held against fixed thresholds and splits.
+//! Replays a trace in three configurations, and compares the plan with fixed thresholds and splits.
 
 use std::time::Duration;
 
@@ -12,38 +12,38 @@ use crate::search::Found;
 use crate::trace::Trace;
 use crate::{Error, Result, scheduler};
 
-/// A trace replayed in one way.
+/// The replay of a trace in one configuration.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replayed {
-    /// Which way.
+    /// The configuration.
     pub way: Way,
-    /// The threshold that it began with.
+    /// The threshold at the start.
     pub planned_threshold: Option<u32>,
-    /// The split that it began with.
+    /// The split at the start.
     pub planned_split: Split,
-    /// The plan's throughput; of a trace, what its replay at capacity serves.
+    /// The plan's throughput; for a trace, the throughput of its replay at capacity.
     pub planned_throughput: f64,
-    /// What came of it.
+    /// The results.
     pub outcome: replay::Outcome,
 }
 
-/// How to replay in all ways.
+/// Options for replays in all configurations.
 #[derive(Debug, Clone)]
 pub struct Replays {
     /// The scheduler's options.
     pub scheduler: scheduler::Options,
-    /// How the link's rate changes.
+    /// Changes of the link's rate.
     pub changes: Vec<replay::LinkChange>,
-    /// Blocks of prefix cache of each cluster.
+    /// Blocks of prefix cache per cluster.
     pub cache_blocks: Option<usize>,
-    /// When requests enter.
+    /// When requests arrive.
     pub arrivals: Arrivals,
     /// Time to convert a node.
     pub convert: Duration,
 }
 
 impl Replays {
-    /// A way's setup under these options.
+    /// A configuration's setup with these options.
     #[must_use]
     pub fn setup(&self, task: &Task, way: Way, deployment: &Deployment, found: &Found) -> Setup {
         let mut setup = setup_of(way, deployment, found, task.link);
@@ -59,7 +59,7 @@ impl Replays {
         }
     }
 
-    /// Replays a trace in all ways as they were found for `task`.
+    /// Replays a trace in all configurations that were planned for `task`.
     ///
     /// # Errors
     /// As [`replay::run`].
@@ -92,20 +92,20 @@ pub struct Tried {
     /// The split.
     #[serde(flatten)]
     pub split: Split,
-    /// Requests a second.
+    /// Requests per second.
     pub throughput: f64,
 }
 
-/// What a sweep of fixed thresholds and splits shows about the one that was found.
+/// A sweep of fixed thresholds and splits, to compare the plan with.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sweep {
-    /// What the search found, held fixed.
+    /// The plan, held fixed.
     pub found: Tried,
-    /// The scheduler, which began with it.
+    /// The scheduler, starting from the plan.
     pub scheduled: Tried,
     /// The best of all that were tried.
     pub best: Tried,
-    /// All of them, by split and threshold.
+    /// All that were tried, by split and threshold.
     pub tried: Vec<Tried>,
 }
 

@@ -1,7 +1,7 @@
 //! A monotone curve through measured points.
 //!
-//! Cubic Hermite pieces with the slopes of Fritsch and Butland (SIAM J. Sci. Stat. Comput. 5(2), 1984): between two points the curve
-//! never leaves their range, so that a longer prompt never costs less. Beyond the ends it goes on straight.
+//! Cubic Hermite pieces with the slopes of Fritsch and Butland (SIAM J. Sci. Stat. Comput. 5(2), 1984): between two points
+//! the curve stays in their range, so that a longer prompt never costs less. Beyond the ends it is linear.
 
 /// A curve through points of increasing x and non-decreasing y.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,11 +12,11 @@ pub(crate) struct Curve {
 }
 
 impl Curve {
-    /// Through `points` (x, y): at least one, x strictly increasing, y positive and non-decreasing; the caller has checked.
+    /// Through `points` (x, y): at least one, x strictly increasing, y positive and non-decreasing, as checked by the caller.
     pub(crate) fn through(points: &[(f64, f64)]) -> Self {
         let (xs, ys): (Vec<f64>, Vec<f64>) = points.iter().copied().unzip();
         let slopes = match points {
-            // One point says nothing of the slope; a cost proportional to the length is the least that it can mean.
+            // One point does not determine a slope; assume a cost proportional to the length.
             [(x, y)] => vec![y / x],
             _ => slopes(&xs, &ys),
         };
@@ -27,7 +27,7 @@ impl Curve {
     pub(crate) fn at(&self, x: f64) -> f64 {
         let last = self.xs.len() - 1;
         if x <= self.xs[0] {
-            // A straight line back must not fall below 0 at x = 0.
+            // The line before the first point must not be below 0 at x = 0.
             let slope = self.slopes[0].min(self.ys[0] / self.xs[0]);
             return self.ys[0] - slope * (self.xs[0] - x);
         }
@@ -77,7 +77,7 @@ fn slopes(xs: &[f64], ys: &[f64]) -> Vec<f64> {
     slopes
 }
 
-/// The three-point slope at an end, kept within what monotony allows.
+/// The three-point slope at an end, limited so that the curve is monotone.
 fn end(h0: f64, h1: f64, d0: f64, d1: f64) -> f64 {
     let slope = ((2.0 * h0 + h1) * d0 - h0 * d1) / (h0 + h1);
     slope.clamp(0.0, 3.0 * d0)

@@ -1,8 +1,8 @@
-//! What can be wrong with profiles, demands and traces.
+//! Errors in profiles, demands and traces.
 
 use std::path::PathBuf;
 
-/// What was wrong, where, and what was expected.
+/// An error: what is wrong, where, and what was expected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file that cannot be read.
@@ -10,18 +10,18 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: std::io::Error,
     },
     /// A profile that is neither built in nor a file.
     #[error("profile `{name}` is neither a file nor built in; built in are {known}")]
     UnknownProfile {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
-        /// The names there are.
+        /// The names of built-in profiles.
         known: String,
     },
-    /// A profile whose numbers cannot be.
+    /// A profile with invalid numbers.
     #[error("profile `{name}`: {what}")]
     Profile {
         /// The profile's name.
@@ -29,15 +29,15 @@ pub enum Error {
         /// What is wrong with it and what was expected.
         what: String,
     },
-    /// A description that cannot be understood.
+    /// A description that cannot be parsed.
     #[error("`{text}`: {expected}")]
     Spec {
-        /// What was given.
+        /// The text that was given.
         text: String,
         /// What was expected.
         expected: String,
     },
-    /// A line of a trace that cannot be understood.
+    /// A line of a trace that cannot be parsed.
     #[error("{path}, line {line}: {what}")]
     Trace {
         /// The file.
@@ -47,7 +47,7 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// Nothing to plan for.
+    /// No requests.
     #[error("there are no requests: a plan needs at least one prompt length")]
     NoRequests,
     /// A deployment that cannot serve.

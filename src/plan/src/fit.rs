@@ -1,8 +1,9 @@
 //! Threshold and split for a trace, whose lengths change and whose prefixes are shared.
 //!
-//! Equation (7) takes the lengths as they are over the whole trace: what one minute leaves idle, another is lent. A queue lends only
-//! as much as it holds. So the equation is asked of the whole trace, of long windows and of windows of what is in the system at a time,
-//! at every split; each answer is replayed at capacity, and the one that serves most is kept.
+//! Equation (7) uses the lengths of the whole trace, so that idle time in one minute counts for another. In a real system
+//! queues shift work only as far as they are long. So the equation is solved for the whole trace, for long windows and for
+//! windows of as many requests as are in the system at a time, at every split; each solution is replayed at capacity, and the
+//! one with the highest throughput is used.
 
 use crate::model::{Deployment, Split};
 use crate::plan::{Task, Way};
@@ -12,10 +13,11 @@ use crate::search::{self, Found};
 use crate::trace::Trace;
 use crate::{Error, Result};
 
-/// A long window in windows of what is in the system at a time: queues at work as long as some eight answers.
+/// Number of short windows in a long window: queues that last for about eight answers.
 const LONG: usize = 8;
 
-/// A threshold and a split held fixed, replayed at capacity: requests a second with `in_flight` of them in the system at any time.
+/// The throughput of a replay with a fixed threshold and split at capacity: requests per second with `in_flight` requests in
+/// the system at any time.
 ///
 /// # Errors
 /// As [`replay::run`].
@@ -39,10 +41,11 @@ pub fn capacity(
 }
 
 impl Task {
-    /// As [`Task::ways`], for a trace with so many requests in the system at any time; a way's throughput is what its replay serves.
+    /// As [`Task::ways`], for a trace with this number of requests in the system at any time; a configuration's throughput is
+    /// that of its replay.
     ///
     /// # Errors
-    /// Clusters that cannot serve in any way, or a trace without requests.
+    /// Clusters that cannot serve in any configuration, or a trace without requests.
     pub fn ways_of(
         &self,
         trace: &Trace,
@@ -59,7 +62,7 @@ impl Task {
         Ok(ways)
     }
 
-    /// What equation (7) says at every split, over the whole trace and over windows.
+    /// The solutions of equation (7) at every split, over the whole trace and over windows.
     fn answers(
         &self,
         trace: &Trace,
@@ -76,7 +79,7 @@ impl Task {
             let windows = trace.windows(requests)?;
             answers.extend(search::by_split(&effective, self.demand(), &windows));
         }
-        // A split without local prefill serves only what all leaves.
+        // Without local prefill, only a threshold that offloads every prompt serves all.
         answers.retain(|answer| answer.throughput > 0.0);
         answers.sort_by_key(|answer| (answer.split.prefill, answer.threshold));
         answers.dedup_by_key(|answer| (answer.split, answer.threshold));

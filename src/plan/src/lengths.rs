@@ -2,7 +2,8 @@
 
 use crate::{Error, Result};
 
-/// Quantiles that stand for a continuous distribution: at 8,192 the conditional means are within 0.1 % of their integrals.
+/// Number of quantiles that represent a continuous distribution: at 8,192 the conditional means are within 0.1 % of their
+/// integrals.
 pub const QUANTILES: usize = 8192;
 
 /// Lengths in tokens, ascending, with their running sums.
@@ -13,22 +14,22 @@ pub struct Lengths {
     sums: Vec<u64>,
 }
 
-/// What a threshold makes of a distribution: equation (3)'s and (4)'s `p`, `l_long`, `l_short`.
+/// A distribution cut at a threshold: `p`, `l_long`, `l_short` of equations (3) and (4).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cut {
     /// `P(L > t)`.
     pub share_long: f64,
-    /// `E[L | L > t]`, or 0 where there is none.
+    /// `E[L | L > t]`, or 0 if there are none.
     pub long: f64,
-    /// `E[L | L <= t]`, or 0 where there is none.
+    /// `E[L | L <= t]`, or 0 if there are none.
     pub short: f64,
 }
 
 impl Lengths {
-    /// Of observed lengths.
+    /// From observed lengths.
     ///
     /// # Errors
-    /// No length at all.
+    /// No lengths.
     pub fn observed(mut lengths: Vec<u32>) -> Result<Self> {
         if lengths.is_empty() {
             return Err(Error::NoRequests);
@@ -47,7 +48,7 @@ impl Lengths {
         })
     }
 
-    /// How many there are.
+    /// Number of lengths.
     #[must_use]
     pub fn count(&self) -> usize {
         self.sorted.len()
@@ -65,14 +66,14 @@ impl Lengths {
         self.sums[self.count()] as f64 / self.count() as f64
     }
 
-    /// The length that a part `q` of them does not exceed (the nearest rank).
+    /// The length that a fraction `q` of them does not exceed (the nearest rank).
     #[must_use]
     pub fn quantile(&self, q: f64) -> u32 {
         let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil() as usize;
         self.sorted[rank.clamp(1, self.count()) - 1]
     }
 
-    /// The mean of a function of them.
+    /// The mean of a function of the lengths.
     pub fn mean_of(&self, of: impl Fn(f64) -> f64) -> f64 {
         let sum: f64 = self
             .sorted
@@ -88,12 +89,12 @@ impl Lengths {
         self.cut_at(self.short_at(threshold))
     }
 
-    /// How many are at most `threshold`.
+    /// Number of lengths of at most `threshold`.
     pub(crate) fn short_at(&self, threshold: u32) -> usize {
         self.sorted.partition_point(|length| *length <= threshold)
     }
 
-    /// The cut with the first `short` of them on the short side.
+    /// The cut with the first `short` lengths on the short side.
     pub(crate) fn cut_at(&self, short: usize) -> Cut {
         let (count, long) = (self.count(), self.count() - short);
         let mean = |sum: u64, count: usize| match count {
@@ -107,8 +108,8 @@ impl Lengths {
         }
     }
 
-    /// Every threshold that cuts them differently, as (threshold, how many are short): 0, then each distinct length. Any other
-    /// threshold cuts as the next lower of these does.
+    /// Every threshold with a different cut, as (threshold, number of short lengths): 0, then each distinct length. Any other
+    /// threshold has the same cut as the next lower one of these.
     pub(crate) fn cuts(&self) -> impl Iterator<Item = (u32, usize)> {
         let last = |i: usize| self.sorted.get(i + 1) != Some(&self.sorted[i]);
         let distinct = (0..self.count()).filter(move |i| last(*i));
@@ -116,7 +117,7 @@ impl Lengths {
     }
 }
 
-/// `LogNormal(mu, sigma)` in tokens, cut to `[low, high]` (what falls outside is drawn again, not moved to the border).
+/// `LogNormal(mu, sigma)` in tokens, truncated to `[low, high]` (numbers outside are drawn again, not moved to the border).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LogNormal {
     /// Mean of the logarithm.
@@ -144,13 +145,13 @@ impl LogNormal {
     /// Its quantiles at the middles of [`QUANTILES`] equal parts.
     ///
     /// # Errors
-    /// A spread that is not above 0 or bounds that hold next to none of it.
+    /// A sigma that is not above 0 or bounds that contain almost none of the distribution.
     pub fn lengths(&self) -> Result<Lengths> {
         let normal = |x: f64| 0.5 * libm::erfc(-x / std::f64::consts::SQRT_2);
         let standard = |length: u32| (f64::from(length).ln() - self.mu) / self.sigma;
         let (low, high) = (standard(self.low), standard(self.high));
         let (below, above) = (normal(low), normal(high));
-        // Less than a millionth within the bounds: quantiles would be noise, and drawing again would take for ever.
+        // Less than a millionth within the bounds: quantiles would be noise, and drawing again would take too long.
         if !(self.sigma > 0.0 && self.low > 0 && above - below > 1e-6) {
             return Err(Error::Spec {
                 text: self.to_string(),

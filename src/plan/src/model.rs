@@ -10,18 +10,18 @@ use crate::profile::Profile;
 use crate::route::Site;
 use crate::{Error, Result};
 
-/// What there is: a prefill cluster, a local cluster, and the link from the first to the second.
+/// The deployment: a prefill cluster, a local cluster, and the link from the first to the second.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Deployment {
     /// An instance of the PrfaaS cluster.
     pub prfaas: Profile,
-    /// How many there are, `N_prfaas`; 0 without such a cluster.
+    /// Number of these instances, `N_prfaas`; 0 without such a cluster.
     pub prfaas_nodes: u32,
     /// An instance of the local cluster.
     pub local: Profile,
-    /// How many there are, for prefill and decode together.
+    /// Number of these instances, for prefill and decode together.
     pub local_nodes: u32,
-    /// Bits a second that the link carries out of the PrfaaS cluster, `B_out`.
+    /// Bits per second of the link out of the PrfaaS cluster, `B_out`.
     pub link_bits_per_second: f64,
 }
 
@@ -36,15 +36,16 @@ impl Deployment {
         } else if self.prfaas_nodes == 0 && self.local_nodes < 2 {
             "one node cannot both prefill and decode; the local cluster needs two without a PrfaaS cluster"
         } else if !(self.link_bits_per_second.is_finite() && self.link_bits_per_second > 0.0) {
-            "the link carries nothing; its rate must be above 0"
+            "the link has no rate; it must be above 0"
         } else {
             return Ok(());
         };
         Err(Error::Deployment { what: what.into() })
     }
 
-    /// Whether copying `tokens` of a cached prefix to a cluster beats prefilling them there, over a link of so many bits a second. What counts
-    /// is what those tokens add to a prefill, not what one of them alone takes.
+    /// Whether copying `tokens` of a cached prefix to a cluster is faster than prefilling them there, over a link with this
+    /// rate in bits per second. The prefill time is what those tokens add to a longer prefill, not the time of a prompt of
+    /// that length.
     #[must_use]
     pub fn copy_pays(&self, site: Site, tokens: u32, bits_per_second: f64) -> bool {
         let profile = match site {
@@ -56,7 +57,7 @@ impl Deployment {
         copied < profile.seconds(tokens) - profile.seconds(0.0)
     }
 
-    /// The same money in the local cluster alone: `nodes` of its instances and no other.
+    /// A local cluster of the same cost: `nodes` of its instances and no others.
     #[must_use]
     pub fn homogeneous(&self, nodes: u32) -> Self {
         Self {
@@ -67,52 +68,52 @@ impl Deployment {
     }
 }
 
-/// What is asked of it.
+/// The requests of a deployment.
 #[derive(Debug, Clone, Copy)]
 pub struct Demand<'a> {
     /// Uncached prompt lengths.
     pub lengths: &'a Lengths,
     /// Mean tokens of an answer, `L_out`.
     pub output_tokens: f64,
-    /// How a stage's mean work follows from the lengths.
+    /// How a stage's mean work is computed from the lengths.
     pub averages: Averages,
 }
 
-/// How a stage's mean work follows from the lengths.
+/// How a stage's mean work is computed from the lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Averages {
-    /// `T(E[L])`: the curves at the mean length, as the paper's (3) and (4) have it.
+    /// `T(E[L])`: the curves at the mean length, as in the paper's equations (3) and (4).
     OfLengths,
-    /// `E[T(L)]`: the mean of what each prompt takes. It is more where a curve rises ever faster and some prompts are very long.
+    /// `E[T(L)]`: the mean over prompts. It is larger if a curve rises more than linearly and some prompts are very long.
     OfWork,
 }
 
-/// What a threshold makes of the lengths, in work.
+/// The work of each stage at a threshold.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {
-    /// The part that is offloaded and the mean lengths.
+    /// The offloaded fraction and the mean lengths.
     pub cut: Cut,
-    /// Seconds that an offloaded prompt's prefill takes a PrfaaS node.
+    /// Seconds of an offloaded prompt's prefill on a PrfaaS node.
     pub prfaas_seconds: f64,
     /// Bytes of its cache.
     pub prfaas_bytes: f64,
-    /// Seconds that another's takes a local node.
+    /// Seconds of another prompt's prefill on a local node.
     pub local_seconds: f64,
 }
 
-/// Lengths with what they cost in a deployment.
+/// Lengths with their costs in a deployment.
 #[derive(Debug)]
 pub struct Costs<'a> {
     deployment: &'a Deployment,
     lengths: &'a Lengths,
-    /// Running sums of seconds at the PrfaaS cluster, bytes, and seconds at the local one, by rising length; `None` where the curves are
-    /// taken at mean lengths.
+    /// Running sums of seconds on the PrfaaS cluster, bytes, and seconds on the local cluster, by ascending length; `None` if
+    /// the curves are evaluated at mean lengths.
     sums: Option<Vec<[f64; 3]>>,
 }
 
 impl<'a> Costs<'a> {
-    /// Of some lengths in a deployment.
+    /// The costs of lengths in a deployment.
     #[must_use]
     pub fn new(deployment: &'a Deployment, lengths: &'a Lengths, averages: Averages) -> Self {
         let running = || {
@@ -147,7 +148,7 @@ impl<'a> Costs<'a> {
         self.at_cut(self.lengths.short_at(threshold))
     }
 
-    /// The work with the first `short` prompts kept.
+    /// The work with the first `short` prompts prefilled locally.
     pub(crate) fn at_cut(&self, short: usize) -> Work {
         let cut = self.lengths.cut_at(short);
         let Some(sums) = &self.sums else {
@@ -159,7 +160,7 @@ impl<'a> Costs<'a> {
             };
         };
         let count = self.lengths.count();
-        // Nobody on a side: any work above 0 does, since no one does it.
+        // No prompts on a side: any work above 0 works, because it is not used.
         let mean = |from: usize, to: usize, of: usize| {
             let (from, to) = if from == to { (0, count) } else { (from, to) };
             (sums[to][of] - sums[from][of]) / (to - from) as f64
@@ -182,7 +183,7 @@ pub struct Split {
     pub decode: u32,
 }
 
-/// Which stage a throughput ends at.
+/// The stage that limits a throughput.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
@@ -197,7 +198,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// For people.
+    /// Its name in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -209,18 +210,18 @@ impl Limit {
     }
 }
 
-/// What each stage can do at one threshold and split; requests a second.
+/// The throughput of each stage at one threshold and split, in requests per second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Stages {
-    /// The part of all requests that is offloaded, `p`.
+    /// The fraction of all requests that is offloaded, `p`.
     pub share_long: f64,
     /// Mean uncached tokens of an offloaded request, `l_long`.
     pub long_tokens: f64,
-    /// Mean uncached tokens of a local one, `l_short`.
+    /// Mean uncached tokens of a request that is not offloaded, `l_short`.
     pub short_tokens: f64,
-    /// What the PrfaaS GPUs can fill, the first term of (3).
+    /// Throughput of the PrfaaS GPUs, the first term of (3).
     pub prfaas_prefill: f64,
-    /// What the link can carry, the second term of (3).
+    /// Throughput of the link, the second term of (3).
     pub link: f64,
     /// Equation (3), `Theta_prfaas`.
     pub prfaas: f64,
@@ -228,18 +229,18 @@ pub struct Stages {
     pub local_prefill: f64,
     /// Equation (5), `Theta_pd-d`.
     pub decode: f64,
-    /// What both prefill paths together feed at this `p`, `min(Theta_prfaas / p, Theta_pd-p / (1 - p))`; unbounded is not a number
-    /// that JSON has, so a path that nobody takes does not count.
+    /// The bound of both prefill paths at this `p`, `min(Theta_prfaas / p, Theta_pd-p / (1 - p))`. A path without requests
+    /// does not count, because JSON has no infinity.
     pub prefill_bound: f64,
     /// Equation (6), `Lambda`.
     pub throughput: f64,
-    /// Bits a second over the link at that throughput.
+    /// Bits per second over the link at that throughput.
     pub egress_bits_per_second: f64,
-    /// What ends it.
+    /// The stage that limits it.
     pub limit: Limit,
 }
 
-/// `capacity` requests a second of a stage that a part `share` of all requests passes, in requests of all kinds.
+/// A stage's `capacity` in requests per second, if a fraction `share` of all requests uses it, in terms of all requests.
 fn seen_by_all(capacity: f64, share: f64) -> f64 {
     if share > 0.0 {
         capacity / share
@@ -294,7 +295,7 @@ pub fn stages(deployment: &Deployment, output_tokens: f64, work: &Work, split: S
     }
 }
 
-/// Equation (2): bits a second that `nodes` instances make when they do nothing but prefill these prompts.
+/// Equation (2): bits of cache per second that `nodes` instances compute if they only prefill these prompts.
 #[must_use]
 pub fn egress_bits_per_second(profile: &Profile, nodes: f64, lengths: &Lengths) -> f64 {
     let bytes = lengths.mean_of(|tokens| profile.bytes(tokens));
@@ -331,7 +332,7 @@ mod tests {
         assert_eq!(none_out.egress_bits_per_second, 0.0);
         assert_eq!(none_out.limit, Limit::LocalPrefill);
         assert!((none_out.throughput - none_out.local_prefill).abs() < 1e-12);
-        // Short ones without a node to prefill them.
+        // Short prompts without a node to prefill them.
         let stuck = stages(&deployment, 1024.0, &costs.at(10_000), split(0, 8));
         assert_eq!((stuck.throughput, stuck.limit), (0.0, Limit::LocalPrefill));
     }
@@ -355,7 +356,8 @@ mod tests {
 
     #[test]
     fn the_cluster_of_512_gpus_that_a_dense_model_would_tie_to_rdma() {
-        // Section 2.3 of the paper: 512 H200 at 32K make 3.8 Tbit/s of MiniMax-M2.5's cache, at 59.93 Gbit/s an instance of 8.
+        // Section 2.3 of the paper: 512 H200 at 32K compute 3.8 Tbit/s of MiniMax-M2.5's cache, at 59.93 Gbit/s per instance
+        // of 8.
         let bytes = 59.93e9 / 8.0;
         let dense = Profile::new(
             "dense",
@@ -381,7 +383,7 @@ mod tests {
             assert!(deployment.copy_pays(site, 32_000, 100e9));
         }
         assert!(!deployment.copy_pays(Site::Prfaas, 32_000, 1e9));
-        // The state alone is 170 MB: a short prefix is not worth it.
+        // The state alone has 170 MB: copying a short prefix is slower.
         assert!(!deployment.copy_pays(Site::Prfaas, 100, 100e9));
     }
 

@@ -1,4 +1,5 @@
-//! A plan: threshold, split and what they bring, beside the same money without a prefill cluster and beside a naive split.
+//! A plan: threshold, split and their throughput, compared with a cluster of the same cost without PrfaaS and with a naive
+//! split.
 
 use serde::Serialize;
 
@@ -10,20 +11,20 @@ use crate::search::{self, Found};
 use crate::trace::{Generate, Shape};
 use crate::{Result, scheduler};
 
-/// One way to use the machines.
+/// A configuration of the machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
-    /// Long prompts go to the PrfaaS cluster, short ones stay: threshold and split as found.
+    /// Long prompts are prefilled on the PrfaaS cluster, short ones locally; threshold and split are searched.
     Prfaas,
-    /// One cluster of local instances, its split as found.
+    /// One cluster of local instances; its split is searched.
     Homogeneous,
-    /// Every prompt to the PrfaaS cluster, every local node to decode.
+    /// Every prompt is prefilled on the PrfaaS cluster, and every local node decodes.
     Naive,
 }
 
 impl Way {
-    /// For people.
+    /// Its name in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -37,22 +38,22 @@ impl Way {
 /// The machines and prompts to plan for.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// Clusters and link, the link's rate as it was built.
+    /// Clusters and link, with the link's nominal rate.
     pub deployment: Deployment,
-    /// Local instances that the same money would buy without a PrfaaS cluster.
+    /// Local instances of the same cost without a PrfaaS cluster.
     pub homogeneous_nodes: u32,
-    /// The link's other traits.
+    /// The link's other properties.
     pub link: LinkOptions,
     /// Uncached prompt lengths.
     pub lengths: Lengths,
     /// Mean tokens of an answer.
     pub output_tokens: f64,
-    /// How a stage's mean work follows from the lengths.
+    /// How a stage's mean work is computed from the lengths.
     pub averages: Averages,
 }
 
 impl Task {
-    /// The deployment with what the link really carries of caches: loss and latency taken off.
+    /// The deployment with the link's effective rate for caches: without the effects of loss and latency.
     pub(crate) fn effective(&self) -> Deployment {
         let bits = self.deployment.link_bits_per_second;
         Deployment {
@@ -69,10 +70,10 @@ impl Task {
         }
     }
 
-    /// What there is and what is done with it in each of the three ways; one that cannot serve is left out.
+    /// The deployment and the best threshold and split of each configuration; one that cannot serve is left out.
     ///
     /// # Errors
-    /// Clusters that cannot serve in any.
+    /// Clusters that cannot serve in any configuration.
     pub fn ways(&self) -> Result<Vec<(Way, Deployment, Found)>> {
         let effective = self.effective();
         effective.check()?;
@@ -104,7 +105,7 @@ impl Task {
         Ok(ways)
     }
 
-    /// Seconds to the first token when nothing else runs: the prefill, the last piece's transfer, one decode step.
+    /// Seconds to the first token without load: the prefill, the transfer of the last part, one decode step.
     #[must_use]
     pub fn bare_ttft(&self, deployment: &Deployment, threshold: u32) -> Percentiles {
         let rate = self.link.goodput(deployment.link_bits_per_second);
@@ -123,40 +124,40 @@ impl Task {
     }
 }
 
-/// What one way brings.
+/// The results of one configuration.
 #[derive(Debug, Clone, Serialize)]
 pub struct Column {
-    /// Which way.
+    /// The configuration.
     pub way: Way,
     /// Instances of the PrfaaS cluster.
     pub prfaas_nodes: u32,
     /// Local instances by role.
     #[serde(flatten)]
     pub split: Split,
-    /// The threshold in tokens; `None` where nothing is offloaded.
+    /// The threshold in tokens; `None` if nothing is offloaded.
     pub threshold: Option<u32>,
     /// Every stage's throughput.
     pub stages: Stages,
-    /// Throughput over the homogeneous cluster's.
+    /// Throughput divided by the homogeneous cluster's.
     pub ratio: Option<f64>,
-    /// Seconds to the first token when nothing else runs.
+    /// Seconds to the first token without load.
     pub bare_ttft: Percentiles,
-    /// The same among others at [`Plan::rate`]; `None` at or above 98 % of the throughput, where a queue has no mean.
+    /// The same under load at [`Plan::rate`]; `None` at or above 98 % of the throughput, where a queue grows without limit.
     pub loaded_ttft: Option<Percentiles>,
 }
 
-/// What a little more of something would bring.
+/// The effect of adding a resource.
 #[derive(Debug, Clone, Serialize)]
 pub struct More {
-    /// More of what.
+    /// The resource.
     pub of: &'static str,
-    /// The throughput then.
+    /// The throughput with it.
     pub throughput: f64,
-    /// Requests a second more.
+    /// The gain in requests per second.
     pub gain: f64,
-    /// The threshold then.
+    /// The threshold with it.
     pub threshold: Option<u32>,
-    /// The split then.
+    /// The split with it.
     #[serde(flatten)]
     pub split: Split,
 }
@@ -174,7 +175,7 @@ pub struct Spread {
     pub p99: u32,
 }
 
-/// Throughput by threshold, or by the number of prefill nodes: what the search saw.
+/// A point of the search: throughput by threshold, or by the number of prefill nodes.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Seen {
     /// The threshold.
@@ -182,13 +183,13 @@ pub struct Seen {
     /// The split.
     #[serde(flatten)]
     pub split: Split,
-    /// What the PrfaaS cluster and the link bound all requests to; `None` where nothing is offloaded.
+    /// The bound on all requests by the PrfaaS cluster and the link; `None` if nothing is offloaded.
     pub prfaas_bound: Option<f64>,
-    /// What local prefill bounds them to; `None` where nothing stays.
+    /// The bound on all requests by local prefill; `None` if everything is offloaded.
     pub local_bound: Option<f64>,
-    /// What decode bounds them to.
+    /// The bound on all requests by decode.
     pub decode_bound: f64,
-    /// The least of them.
+    /// The least of these bounds.
     pub throughput: f64,
 }
 
@@ -199,33 +200,33 @@ pub struct Plan {
     pub prfaas: String,
     /// The local cluster's.
     pub local: String,
-    /// The link's rate as it was built, in bits a second.
+    /// The link's nominal rate, in bits per second.
     pub link_bits_per_second: f64,
-    /// What it carries of caches.
+    /// The link's effective rate for caches.
     pub link_payload_bits_per_second: f64,
     /// Uncached prompt lengths.
     pub uncached_tokens: Spread,
     /// Mean tokens of an answer.
     pub output_tokens: f64,
-    /// How a stage's mean work follows from the lengths.
+    /// How a stage's mean work is computed from the lengths.
     pub averages: Averages,
-    /// Arrivals a second at which `loaded_ttft` was taken.
+    /// Arrivals per second for `loaded_ttft`.
     pub rate: f64,
-    /// The ways, PrfaaS first.
+    /// The configurations, PrfaaS first.
     pub columns: Vec<Column>,
-    /// What more would bring.
+    /// Effects of adding resources.
     pub more: Vec<More>,
-    /// Throughput by threshold at the split that was found.
+    /// Throughput by threshold at the best split.
     pub by_threshold: Vec<Seen>,
     /// Throughput by split, each at its best threshold.
     pub by_split: Vec<Seen>,
 }
 
-/// Requests that are replayed for a loaded first token: percentiles of 99 then rest on 200.
+/// Requests in the replay for the TTFT under load: the 99th percentile then depends on 200 requests.
 const LOADED_REQUESTS: usize = 20_000;
 
-/// Plans. `rate` is the arrivals a second for the loaded first token; by default nine tenths of what the weakest way serves, so that
-/// all can be compared.
+/// Computes a plan. `rate` is the number of arrivals per second for the TTFT under load; by default nine tenths of the lowest
+/// throughput of all configurations, so that all can be compared.
 ///
 /// # Errors
 /// Clusters that cannot serve, or a rate that is not above 0.
@@ -298,7 +299,7 @@ pub(crate) fn some_threshold(found: &Found) -> Option<u32> {
     (found.stages.share_long > 0.0).then_some(found.threshold)
 }
 
-/// How a way is replayed: PrfaaS under the scheduler, the others as they are.
+/// The setup of a configuration's replay: PrfaaS with the scheduler, the others fixed.
 #[must_use]
 pub fn setup_of(way: Way, deployment: &Deployment, found: &Found, link: LinkOptions) -> Setup {
     let policy = match way {

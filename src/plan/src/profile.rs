@@ -1,6 +1,6 @@
-//! What one instance (a group of GPUs that serves one model) takes for a prefill and a decode step, as data.
+//! Times of prefill and decode on one instance (a group of GPUs that serves one model), as data.
 //!
-//! A file of it is JSON, as `bench --profile` writes it:
+//! Its file is JSON, as written by `bench --profile`:
 //!
 //! ```json
 //! { "name": "..", "source": "..", "gpus": 8,
@@ -19,21 +19,21 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
-    /// Its tokens.
+    /// Prompt tokens.
     pub tokens: u64,
-    /// Bytes of its cache: KDA states, convolution tails and latents.
+    /// Bytes of its cache: KDA states, convolution states and latents.
     pub bytes: u64,
     /// Seconds of its prefill.
     pub seconds: f64,
 }
 
-/// How an instance decodes.
+/// Decode on an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Decode {
-    /// The most sequences at a time, `BS_max`.
+    /// Maximum number of sequences at a time, `BS_max`.
     pub slots: u32,
-    /// Seconds of one step of them, `T_decode`.
+    /// Seconds per step with that number, `T_decode`.
     pub step_seconds: f64,
 }
 
@@ -41,9 +41,9 @@ pub struct Decode {
 #[serde(deny_unknown_fields)]
 struct File {
     name: String,
-    /// Where the numbers are from.
+    /// The source of the numbers.
     source: String,
-    /// GPUs of an instance.
+    /// GPUs per instance.
     gpus: u32,
     prefill: Vec<Point>,
     decode: Decode,
@@ -145,17 +145,17 @@ impl Profile {
         })
     }
 
-    /// A built-in profile, or a file's.
+    /// A built-in profile, or one from a file.
     ///
     /// # Errors
-    /// A name that is neither, or a file that is no profile.
+    /// A name that is neither, or a file that is not a profile.
     pub fn open(name: &str) -> Result<Self> {
         if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
             return Self::parse(name, text);
         }
         let path = Path::new(name);
         let text = std::fs::read_to_string(path).map_err(|source| {
-            // A word without a separator or an ending was meant as a name.
+            // A text without a separator or an extension is a name.
             if source.kind() == std::io::ErrorKind::NotFound && path.extension().is_none() {
                 let known: Vec<_> = BUILT_IN.iter().map(|(known, _)| *known).collect();
                 Error::UnknownProfile {
@@ -179,24 +179,24 @@ impl Profile {
         })
     }
 
-    /// The names of the profiles that are built in.
+    /// The names of the built-in profiles.
     pub fn built_in() -> impl Iterator<Item = &'static str> {
         BUILT_IN.iter().map(|(name, _)| *name)
     }
 
-    /// What it is called.
+    /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.file.name
     }
 
-    /// Where its numbers are from.
+    /// The source of its numbers.
     #[must_use]
     pub fn source(&self) -> &str {
         &self.file.source
     }
 
-    /// GPUs of an instance.
+    /// GPUs per instance.
     #[must_use]
     pub fn gpus(&self) -> u32 {
         self.file.gpus
@@ -208,7 +208,7 @@ impl Profile {
         &self.file.prefill
     }
 
-    /// How it decodes.
+    /// Decode on the instance.
     #[must_use]
     pub fn decode(&self) -> Decode {
         self.file.decode
@@ -226,14 +226,14 @@ impl Profile {
         self.bytes.at(tokens)
     }
 
-    /// Equation (1), `Phi_kv(l) = S_kv(l) / T_prefill(l)`: bits of cache that one instance makes a second.
+    /// Equation (1), `Phi_kv(l) = S_kv(l) / T_prefill(l)`: bits of cache per second that one instance computes.
     #[must_use]
     pub fn kv_bits_per_second(&self, tokens: f64) -> f64 {
         8.0 * self.bytes(tokens) / self.seconds(tokens)
     }
 }
 
-/// The profiles that come with the program.
+/// The built-in profiles.
 const BUILT_IN: [(&str, &str); 3] = [
     ("1t-h200", include_str!("../profiles/1t-h200.json")),
     ("1t-h20", include_str!("../profiles/1t-h20.json")),
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn the_published_throughputs_of_the_1t_model() {
-        // The paper's table 5 rounds seconds to two digits and has a last column of its own.
+        // The paper's table 5 rounds seconds to two digits and gives the KV throughput in its last column.
         let profile = Profile::open("1t-h200").unwrap();
         for (tokens, gbps) in [(1e3, 3.61), (8e3, 3.59), (32e3, 3.19), (128e3, 2.62)] {
             let ours = profile.kv_bits_per_second(tokens) / 1e9;

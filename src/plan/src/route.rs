@@ -1,8 +1,8 @@
-//! Where one request's prefill runs, and which cached prefix it goes on from.
+//! Selects the cluster for one request's prefill, and the cached prefix that it continues from.
 //!
-//! The rule of arXiv 2604.15039, section 3.4.3. While the link is scarce, clusters use their own prefixes only: a request stays
-//! where `total - cached(local) <= t`. While it is ample, the longer of both prefixes counts, and the prefix is copied where the
-//! prefill runs elsewhere.
+//! The rule of arXiv 2604.15039, section 3.4.3. While the link is scarce, clusters use only their own prefixes: a request
+//! stays local if `total - cached(local) <= t`. While it is ample, the longer of both prefixes counts, and the prefix is
+//! copied if the prefill runs on the other cluster.
 
 use serde::Serialize;
 
@@ -16,17 +16,17 @@ pub enum Site {
     Prfaas,
 }
 
-/// Whether the link has room for more than what the threshold sends.
+/// Whether the link has capacity beyond what the threshold sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
-    /// It is the scarce resource.
+    /// The link is the scarce resource.
     Scarce,
-    /// Prefill is, and the link may help to save it.
+    /// Prefill is the scarce resource, and the link may be used to reduce it.
     Ample,
 }
 
-/// Tokens of a prompt's prefix that each cluster has cached and could go on from.
+/// Tokens of a prompt's prefix that each cluster has cached and could continue from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cached {
     /// Tokens at the local cluster.
@@ -36,7 +36,7 @@ pub struct Cached {
 }
 
 impl Cached {
-    /// What one cluster has.
+    /// The number at one cluster.
     #[must_use]
     pub fn at(self, site: Site) -> u32 {
         match site {
@@ -46,24 +46,26 @@ impl Cached {
     }
 }
 
-/// Where a prefill runs.
+/// The decision for one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
     /// The cluster.
     pub site: Site,
-    /// Tokens that the rule held against the threshold.
+    /// Uncached tokens that were compared with the threshold.
     pub uncached: u32,
-    /// Tokens of the prefix that the other cluster has and this one lacks, to be copied before the prefill; 0 for none.
+    /// Tokens of the prefix that are copied from the other cluster before the prefill; 0 for none.
     pub copy: u32,
-    /// Tokens that are then left to prefill.
+    /// Tokens that remain to be prefilled.
     pub prefill: u32,
-    /// Tokens whose cache the decode cluster lacks when the prefill is done elsewhere: what is shipped; 0 for a local prefill.
+    /// Tokens whose cache is sent to the decode cluster after a prefill on the other one; 0 for a local prefill.
     pub ship: u32,
 }
 
-/// Decides for a prompt of `total` tokens. At least the last one is left to prefill: its output is the first token's.
+/// Routes a prompt of `total` tokens. At least its last token is always prefilled, because its output is the first token of
+/// the answer.
 ///
-/// `pays(site, tokens)` says whether copying so many tokens of prefix to `site` beats prefilling them there.
+/// `pays(site, tokens)` returns whether copying this number of tokens of prefix to `site` is faster than prefilling them
+/// there.
 pub fn route(
     total: u32,
     cached: Cached,
@@ -121,7 +123,7 @@ mod tests {
         assert_eq!((away.copy, away.prefill, away.ship), (0, 2000, 10_000));
         let kept = decide(6000, 0, LinkState::Scarce);
         assert_eq!((kept.site, kept.prefill, kept.ship), (Site::Local, 4000, 0));
-        // Exactly the threshold stays.
+        // At exactly the threshold it stays local.
         assert_eq!(decide(5999, 0, LinkState::Scarce).site, Site::Prfaas);
     }
 

@@ -1,34 +1,34 @@
-//! Equations (7) and (8): the threshold and the split that serve most.
+//! Equations (7) and (8): the threshold and the split with the highest throughput.
 //!
-//! Every threshold that cuts the lengths differently is tried with every split: no shape of the curves is taken for granted, and
-//! with running sums one try costs four reads of a curve. A trace whose lengths change is searched window by window.
+//! Every threshold with a different cut is tried with every split, so that no shape of the curves is assumed; with running
+//! sums one evaluation reads a curve four times. A trace whose lengths change is searched window by window.
 
 use crate::lengths::Lengths;
 use crate::model::{Averages, Costs, Demand, Deployment, Split, Stages, Work, stages};
 
-/// What a search found.
+/// The result of a search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Found {
     /// Prompts with more uncached tokens than this are offloaded, `t`.
     pub threshold: u32,
     /// The local cluster's nodes.
     pub split: Split,
-    /// What comes of it, over all lengths at once.
+    /// The throughput of the stages, over all lengths at once.
     pub stages: Stages,
-    /// Requests a second: `stages.throughput`, or what is left of it where the lengths change from window to window.
+    /// Requests per second: `stages.throughput`, or less if the lengths change from window to window.
     pub throughput: f64,
 }
 
 impl Found {
-    /// Whether it serves more than another; of equals the one whose prefill has more to spare, then the one that sends less.
+    /// Whether it has a higher throughput; if equal, whether its prefill has more reserve, then whether it sends less.
     fn beats(&self, other: &Self) -> bool {
         let key = |found: &Self| (found.throughput, found.stages.prefill_bound);
         key(self) > key(other)
     }
 }
 
-/// Consecutive requests of a trace that are in the system together. Between one window and the next a stage cannot lend the other
-/// its time, so that a trace takes as long as its windows one after the other.
+/// Consecutive requests of a trace that are in the system at the same time. Idle time of a stage in one window is not
+/// available in another, so that the time of a trace is the sum of its windows' times.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Window {
     /// Uncached prompt lengths.
@@ -37,7 +37,7 @@ pub struct Window {
     pub output_tokens: f64,
 }
 
-/// Windows with what their lengths cost in a deployment.
+/// Windows with the costs of their lengths in a deployment.
 #[derive(Debug)]
 pub struct Course<'a> {
     deployment: &'a Deployment,
@@ -45,7 +45,7 @@ pub struct Course<'a> {
 }
 
 impl<'a> Course<'a> {
-    /// Of windows in a deployment.
+    /// The costs of windows in a deployment.
     #[must_use]
     pub fn new(deployment: &'a Deployment, windows: &'a [Window], averages: Averages) -> Self {
         let costs = |window: &'a Window| {
@@ -58,8 +58,8 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Requests a second over all windows: their number over the sum of each window's seconds at its own least stage. `None` without
-    /// windows.
+    /// Requests per second over all windows: their number divided by the sum of each window's seconds at its slowest stage.
+    /// `None` without windows.
     #[must_use]
     pub fn throughput(&self, threshold: u32, split: Split) -> Option<f64> {
         let (mut requests, mut seconds) = (0.0, 0.0);
@@ -73,9 +73,9 @@ impl<'a> Course<'a> {
     }
 }
 
-/// The best threshold and split of a deployment for lengths that stay as they are.
+/// The best threshold and split of a deployment for lengths that do not change.
 ///
-/// A deployment without a PrfaaS cluster keeps everything (`threshold` is `u32::MAX`).
+/// A deployment without a PrfaaS cluster offloads nothing (`threshold` is `u32::MAX`).
 #[must_use]
 pub fn best(deployment: &Deployment, demand: Demand<'_>) -> Found {
     let none = best_threshold(
@@ -94,8 +94,8 @@ pub fn best(deployment: &Deployment, demand: Demand<'_>) -> Found {
         )
 }
 
-/// The best threshold of every split, by rising number of prefill nodes: over all lengths at once, or, with windows of a trace, what
-/// serves most over them one after the other.
+/// The best threshold of every split, by ascending number of prefill nodes: over all lengths at once, or, with windows of a
+/// trace, the one with the highest throughput over all windows.
 #[must_use]
 pub fn by_split(deployment: &Deployment, demand: Demand<'_>, windows: &[Window]) -> Vec<Found> {
     let nodes = deployment.local_nodes;
@@ -148,7 +148,7 @@ impl<'a> Search<'a> {
 
     fn best_at(&self, split: Split) -> Found {
         let lengths = self.demand.lengths;
-        // Nobody leaves.
+        // Nothing is offloaded.
         let mut best = self.at(split, u32::MAX, lengths.count());
         if self.deployment.prfaas_nodes == 0 {
             return best;
@@ -163,20 +163,22 @@ impl<'a> Search<'a> {
     }
 }
 
-/// What each stage has still to do before it turns to new requests.
+/// The backlog of each stage before new requests.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Backlog {
-    /// Node-seconds of prefill that wait at the PrfaaS cluster.
+    /// Node-seconds of prefill queued at the PrfaaS cluster.
     pub prfaas_seconds: f64,
-    /// Node-seconds of prefill that wait at the local cluster.
+    /// Node-seconds of prefill queued at the local cluster.
     pub local_seconds: f64,
-    /// Bytes that wait for the link.
+    /// Bytes queued at the link.
     pub link_bytes: f64,
 }
 
-/// When the last of the three prefill stages has done its backlog and its part of the next `requests`, in seconds, at one cut.
+/// The time in seconds at which the last of the three prefill stages has finished its backlog and its part of the next
+/// `requests`, at one cut.
 ///
-/// Without a backlog the threshold that makes it least is that of equation (7): each stage's time is `requests` over its bound in (6).
+/// Without a backlog the threshold that minimises it is that of equation (7): each stage's time is `requests` divided by its
+/// bound in (6).
 #[must_use]
 pub fn finish_seconds(
     deployment: &Deployment,
@@ -196,18 +198,18 @@ pub fn finish_seconds(
         .max(shared(local, f64::from(split.prefill)))
 }
 
-/// What the short timescale found.
+/// The result of the short timescale's search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Soonest {
-    /// The threshold under which backlog and the next requests are done soonest.
+    /// The threshold with which backlog and the next requests are finished soonest.
     pub threshold: u32,
-    /// When that is, in seconds.
+    /// The time in seconds at which they are finished.
     pub seconds: f64,
-    /// When it would be under the present threshold.
+    /// The same with the current threshold.
     pub present_seconds: f64,
 }
 
-/// The short timescale's search, over what recent prompts really cost ([`Averages::OfWork`]).
+/// The short timescale's search, over the actual costs of recent prompts ([`Averages::OfWork`]).
 #[must_use]
 pub fn soonest(
     deployment: &Deployment,

@@ -1,5 +1,5 @@
-//! The paper's case study (arXiv 2604.15039, section 4, table 6): threshold and split are found, the rest follows from the published
-//! profile. The bound is 7 % of each printed figure.
+//! The paper's case study (arXiv 2604.15039, section 4, table 6): threshold and split are searched, everything else follows
+//! from the published profile. The bound is 7 % of each printed figure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use kimi_linear_plan::lengths::LogNormal;
@@ -8,7 +8,7 @@ use kimi_linear_plan::plan::{Column, Plan, Task, Way, plan};
 use kimi_linear_plan::profile::Profile;
 use kimi_linear_plan::replay::LinkOptions;
 
-/// As printed.
+/// Relative to the printed figure.
 const BOUND: f64 = 0.07;
 
 #[track_caller]
@@ -107,8 +107,8 @@ fn naive() {
     near("TTFT P90", ours.bare_ttft.p90, 3.51);
 }
 
-/// The H20 profile is not published. It is the H200's curve, stretched and shifted until two figures of the homogeneous row come
-/// out; what the other rows say is no part of it.
+/// The H20 profile is not published. It is the H200's curve, scaled and shifted so that two figures of the homogeneous row
+/// are reproduced; the other rows are not used for it.
 #[test]
 fn the_h20_profile_is_fitted_to_two_figures_and_no_more() {
     let (fast, slow) = (
@@ -128,7 +128,8 @@ fn the_h20_profile_is_fitted_to_two_figures_and_no_more() {
     }
 }
 
-/// Under load the picture is the same, and near saturation it is larger: 1.9 req/s is nine tenths of what the homogeneous cluster serves.
+/// Under load the result is the same, and near saturation the gain is larger: 1.9 req/s is nine tenths of the homogeneous
+/// cluster's throughput.
 #[test]
 fn under_load_the_first_token_comes_sooner_still() {
     let plan = planned();
@@ -140,7 +141,7 @@ fn under_load_the_first_token_comes_sooner_still() {
 fn another_node_or_gigabit_is_told() {
     let plan = planned();
     let gain = |of: &str| plan.more.iter().find(|more| more.of == of).unwrap().gain;
-    // The link is used to an eighth: more of it brings nothing. Nodes do.
+    // An eighth of the link is used: a faster link gains nothing, more nodes do.
     assert_eq!(gain("1 Gbit/s"), 0.0);
     assert!(gain("one PrfaaS node") > 0.2);
     assert!(gain("one local node") > 0.2);
@@ -159,9 +160,10 @@ fn another_node_or_gigabit_is_told() {
     );
 }
 
-/// Table 3 of the paper has the KV throughput of Kimi Linear 48B, and no seconds. The built-in profile's seconds are our own bytes
-/// over it; what that implies has to be possible: seconds that rise with the length, and faster and faster, as MLA's part of a prefill
-/// does. With the latents alone, or with states of half the size, the first tokens would cost more than the last ones.
+/// Table 3 of the paper has the KV throughput of Kimi Linear 48B, but no seconds. The built-in profile's seconds are our own
+/// bytes divided by it; the result has to be plausible: seconds must rise with the length, more than linearly, as MLA's part
+/// of a prefill does. With the latents alone, or with states of half the size, the first tokens would cost more than the last
+/// ones.
 #[test]
 fn kimi_linear_48b_makes_table_3s_throughput_with_seconds_that_can_be() {
     let profile = Profile::open("48b-h200").unwrap();

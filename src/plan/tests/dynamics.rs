@@ -1,4 +1,4 @@
-//! What the scheduler does when things change, beside the same plan held fixed.
+//! The scheduler when conditions change, compared with the same plan held fixed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::time::Duration;
@@ -37,7 +37,7 @@ fn trace(rate: f64, count: usize, shape: Shape) -> Trace {
     generate.trace().unwrap()
 }
 
-/// As planned for the case study's prompts.
+/// The plan for the case study's prompts.
 fn planned(deployment: Deployment) -> Setup {
     let lengths = LogNormal::case_study().lengths().unwrap();
     let demand = Demand {
@@ -69,8 +69,8 @@ fn between(outcome: &Outcome, from: f64, to: f64) -> impl Iterator<Item = &Sampl
         .filter(move |sample| (from..to).contains(&sample.at))
 }
 
-/// A link of 20 Gbit/s that carries a fifth of that from minute 10 to minute 20, under 1.4 req/s: what the plan sends needs 5.4 Gbit/s, and
-/// with 4 the best threshold still serves 1.56.
+/// A link of 20 Gbit/s with a fifth of that rate from minute 10 to minute 20, under 1.4 req/s: the plan needs 5.4 Gbit/s, and
+/// with 4 the best threshold still serves 1.56 req/s.
 #[test]
 fn a_link_that_degrades_for_ten_minutes_is_lived_with_and_recovered_from() {
     let trace = trace(1.4, 4500, Shape::Steady);
@@ -83,7 +83,7 @@ fn a_link_that_degrades_for_ten_minutes_is_lived_with_and_recovered_from() {
     let ours = replayed(&trace, &setup);
     let static_plan = replayed(&trace, &fixed(&setup));
 
-    // What no one answers to piles up for ten minutes. With the scheduler it is a few seconds' worth.
+    // Without a reaction the queue grows for ten minutes. With the scheduler it is a few seconds long.
     let seconds = |bytes: u64| bytes as f64 * 8.0 / 20e9;
     let (bounded, piled) = (
         seconds(ours.peaks.link_bytes),
@@ -99,7 +99,7 @@ fn a_link_that_degrades_for_ten_minutes_is_lived_with_and_recovered_from() {
         static_plan.ttft
     );
 
-    // The threshold moved, and came back.
+    // The threshold changed, and returned.
     let before = setup.threshold;
     let highest = between(&ours, 660.0, 1200.0)
         .map(|s| s.threshold)
@@ -108,7 +108,7 @@ fn a_link_that_degrades_for_ten_minutes_is_lived_with_and_recovered_from() {
     assert!(f64::from(highest) > 1.5 * f64::from(before), "{highest}");
     let estimate = between(&ours, 900.0, 1200.0).map(|s| s.link_bits_per_second);
     assert!(estimate.fold(f64::INFINITY, f64::min) < 4.5e9);
-    // To the best one of the split that there is by then: a node may have been turned meanwhile.
+    // To the best threshold of the current split: a node may have been converted meanwhile.
     let lengths = LogNormal::case_study().lengths().unwrap();
     let demand = Demand {
         lengths: &lengths,
@@ -124,7 +124,7 @@ fn a_link_that_degrades_for_ten_minutes_is_lived_with_and_recovered_from() {
     assert!(between(&ours, 1500.0, 3000.0).all(|s| s.local_waiting < 30 && s.prfaas_waiting < 30));
 }
 
-/// The same with a link so narrow that it stands still for a while: nothing is lost, all is served.
+/// The same with a link so slow that it stops for a while: nothing is lost, and all requests are served.
 #[test]
 fn a_link_that_stands_still_for_a_minute_loses_nothing() {
     let trace = trace(1.5, 1500, Shape::Steady);
@@ -150,7 +150,7 @@ fn a_link_that_stands_still_for_a_minute_loses_nothing() {
     assert!(end.link_bytes < 4e9, "{end:?}");
 }
 
-/// Answers become twice as long: decode nodes are needed, and made of prefill nodes; the plan held fixed drowns.
+/// Answers become twice as long: prefill nodes are converted to decode nodes; with the fixed plan queues grow without limit.
 #[test]
 fn a_change_of_traffic_turns_nodes() {
     let mut all = Trace::new(512);
@@ -184,7 +184,7 @@ fn a_change_of_traffic_turns_nodes() {
     let ours = replayed(&all, &setup);
     assert_eq!(ours.split, then.split, "{:?}", ours.conversions);
     let turned = (then.split.decode - first.split.decode) as usize;
-    assert_eq!(ours.conversions.len(), turned, "no node is turned twice");
+    assert_eq!(ours.conversions.len(), turned, "no node is converted twice");
     let held = replayed(&all, &fixed(&setup));
     assert!(
         ours.ttft.p90 < 0.6 * held.ttft.p90,
@@ -194,7 +194,7 @@ fn a_change_of_traffic_turns_nodes() {
     );
 }
 
-/// Bursts of thrice the calm rate, above what the plan serves: queues grow and go.
+/// Bursts of three times the calm rate, above the plan's throughput: queues grow and are processed.
 #[test]
 fn bursts_are_worked_off() {
     let bursts = Shape::Bursts {
@@ -214,7 +214,7 @@ fn bursts_are_worked_off() {
     assert!(emptied);
 }
 
-/// At capacity the scheduler reaches what the equations promise, with the mean of what prompts take.
+/// At capacity the scheduler reaches the equations' throughput, with the mean of the prompts' work.
 #[test]
 fn the_model_is_reached_at_capacity() {
     let trace = trace(3.0, 12_000, Shape::Steady);
@@ -234,12 +234,12 @@ fn the_model_is_reached_at_capacity() {
     );
 }
 
-/// Requests whose lengths change from short to long and back, as a file of Azure's form.
+/// Requests whose lengths change from short to long and back, as a file in Azure's format.
 fn changing(name: &str) -> Trace {
     let mut csv = String::from("TIMESTAMP,ContextTokens,GeneratedTokens\n");
     for i in 0..2400u32 {
         let long = i / 400 % 2 == 1;
-        // A draw of its own for each request, from an odd multiplier.
+        // A pseudo-random number for each request, from an odd multiplier.
         let spread = i.wrapping_mul(2_654_435_761) >> 16;
         let tokens = if long {
             8_000 + spread % 40_000
@@ -279,7 +279,7 @@ fn a_trace_that_changes_is_planned_by_replays_of_its_windows() {
         let replayed = |one: &search::Found| {
             capacity(&trace, &setup, one.threshold, one.split, IN_FLIGHT).unwrap()
         };
-        // What is promised is what is replayed, and no less than the equation's own answer.
+        // The predicted throughput is that of the replay, and no less than the equation's own solution.
         assert_eq!(found.throughput, replayed(found), "{way:?}");
         assert!(found.throughput >= replayed(whole), "{way:?}");
     }

@@ -1,4 +1,4 @@
-//! What holds for every deployment, demand and trace.
+//! Properties that hold for every deployment, demand and trace.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use kimi_linear_plan::trace::Trace;
 use proptest::prelude::*;
 
 prop_compose! {
-    /// Any profile that can be: costs that rise with the length, straight or not.
+    /// Any valid profile: costs that rise with the length, linear or not.
     fn profile()(
         steps in prop::collection::vec((1u64..40_000, 0u64..400_000_000, 0.0f64..3.0), 1..5),
         first in (1u64..2000, 1u64..200_000_000, 0.01f64..1.0),
@@ -49,7 +49,7 @@ prop_compose! {
     }
 }
 
-/// Equation (6) from its definition, by another way than the crate's: partition, average, divide.
+/// Equation (6) from its definition, independent of the crate's code: partition, average, divide.
 fn throughput(
     deployment: &Deployment,
     lengths: &[u32],
@@ -103,7 +103,7 @@ proptest! {
         let mut best: f64 = 0.0;
         for prefill in 0..deployment.local_nodes {
             let split = Split { prefill, decode: deployment.local_nodes - prefill };
-            // Every threshold there is, not only those that the search tries.
+            // Every threshold, not only those that the search tries.
             for t in 0..=61 {
                 best = best.max(throughput(&deployment, &lengths, output, averages, t, split));
             }
@@ -181,7 +181,7 @@ fn setup(deployment: Deployment, threshold: u32, prefill: u32) -> Setup {
     Setup::new(deployment, threshold, split)
 }
 
-/// Replays and counts beside it, from what is told of each request alone.
+/// Replays, and counts independently from the reports for each request.
 fn counted(trace: &Trace, setup: &Setup) -> (Outcome, Vec<Served>) {
     let mut all = Vec::new();
     let outcome = run(trace, setup, &mut |served| all.push(*served)).unwrap();
@@ -241,7 +241,7 @@ proptest! {
         prop_assert_eq!(outcome.prefilled_tokens, prefilled);
         prop_assert_eq!(outcome.cached_tokens, prompts - prefilled);
 
-        // Bytes: every byte of every shipped cache and copied prefix, no other, has left the link when the last answer ends.
+        // Bytes: the link has sent exactly the bytes of every sent cache and copied prefix when the last answer ends.
         let bytes = |tokens: u32| setup.deployment.prfaas.bytes(f64::from(tokens)) as u64;
         let of = |site: Site| served.iter().filter(move |s| s.decision.site == site);
         let shipped: u64 = of(Site::Prfaas).map(|s| bytes(s.decision.ship)).sum();
@@ -253,7 +253,7 @@ proptest! {
         prop_assert!((left - (shipped + home) as f64).abs() <= 1e-6 * left.max(1.0));
         prop_assert_eq!(outcome.offloaded, of(Site::Prfaas).count());
 
-        // No stage works more than it can, by sums of our own.
+        // No stage works more than its capacity, by independent sums.
         let span = outcome.seconds;
         let worked = |site: Site, profile: &Profile| -> f64 {
             of(site).map(|s| profile.seconds(f64::from(s.decision.prefill))).sum()
@@ -274,7 +274,7 @@ proptest! {
             prop_assert!((0.0..=1.0 + 1e-6).contains(&used), "{:?}", outcome.used);
         }
 
-        // The same again is the same.
+        // A second replay has the same results.
         let (again, told) = counted(&trace, &setup);
         prop_assert_eq!(again, outcome);
         prop_assert_eq!(told, served);
@@ -299,10 +299,10 @@ fn a_lone_request_takes_what_its_parts_take() {
         ..LinkOptions::default()
     };
     let (_, served) = counted(&trace, &setup);
-    // The last quarter of 735 MB at 10 Gbit/s is 0.147 s, and the pieces before it are gone by then.
+    // The last quarter of 735 MB at 10 Gbit/s takes 0.147 s, and the pieces before it have been sent by then.
     let expected = 1.84 + 735_366_349.0 * 8.0 / 4.0 / 10e9 + 0.05 + 0.025;
     assert!((served[0].first_token.as_secs_f64() - expected).abs() < 1e-3);
-    // At home it is the prefill and a step.
+    // Locally it is the prefill and a step.
     setup.threshold = 40_000;
     let (_, served) = counted(&trace, &setup);
     assert!((served[0].first_token.as_secs_f64() - 4.969 - 0.025).abs() < 1e-6);
@@ -331,7 +331,7 @@ fn a_setup_that_cannot_serve_is_refused() {
             prefill: 0,
             decode: 3
         })
-        .contains("no node prefills at home")
+        .contains("there is no local prefill node")
     );
     assert!(refused(&|s| s.deployment.prfaas_nodes = 0).contains("there is no PrfaaS node"));
     assert!(refused(&|s| s.link.loss = 1.0).contains("loss"));

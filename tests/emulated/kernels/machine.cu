@@ -1,4 +1,4 @@
-// Kernels that try the machine: right ones, and ones with a fault that it must find.
+// Kernels that test the machine: correct ones, and ones with a fault that it must find.
 #include "shared/kernel.h"
 
 // c[16, 8] = a[16, 16] b[8, 16]^T: copies, ldmatrix, mma, one warp.
@@ -19,7 +19,7 @@ extern "C" __global__ void try_product(const bf16* a, const bf16* b, float* c) {
 }
 ENTRY(try_product)
 
-// The same with b given as [16, 8], turned by ldmatrix.
+// The same with b given as [16, 8], transposed by ldmatrix.
 extern "C" __global__ void try_product_transposed(const bf16* a, const bf16* b, float* c) {
     bf16* tile = (bf16*)dynamic_shared();
     u32 lane = threadIdx.x;
@@ -35,7 +35,7 @@ extern "C" __global__ void try_product_transposed(const bf16* a, const bf16* b, 
 }
 ENTRY(try_product_transposed)
 
-// c[16, 8] = a[16, 16] b[8, 16]^T in f16, straight from memory.
+// c[16, 8] = a[16, 16] b[8, 16]^T in f16, directly from memory.
 extern "C" __global__ void try_product_f16(const float* a, const float* b, float* c) {
     u32 g = threadIdx.x / 4, t = threadIdx.x % 4 * 2, left[4], right[2];
     for (u32 i = 0; i < 4; i++) {
@@ -49,7 +49,7 @@ extern "C" __global__ void try_product_f16(const float* a, const float* b, float
 }
 ENTRY(try_product_f16)
 
-// c[16, 8] = a[16, 8] b[8, 8]^T in tf32, straight from memory.
+// c[16, 8] = a[16, 8] b[8, 8]^T in tf32, directly from memory.
 extern "C" __global__ void try_product_tf32(const float* a, const float* b, float* c) {
     u32 g = threadIdx.x / 4, t = threadIdx.x % 4;
     u32 left[4], right[2];
@@ -61,7 +61,7 @@ extern "C" __global__ void try_product_tf32(const float* a, const float* b, floa
 }
 ENTRY(try_product_tf32)
 
-// Two halves of a block hand numbers over through named barriers: out[i] = i + 1.
+// Two halves of a block exchange numbers with named barriers: out[i] = i + 1.
 extern "C" __global__ void try_named_barriers(float* out) {
     SHARED(float, slot, 32);
     u32 lane = threadIdx.x % 32;
@@ -75,7 +75,7 @@ extern "C" __global__ void try_named_barriers(float* out) {
 }
 ENTRY(try_named_barriers)
 
-// Faulty: reads what another warp writes, with no barrier between.
+// Faulty: reads what another warp writes, without a barrier between.
 extern "C" __global__ void fault_race(float* out) {
     SHARED(float, slot, 64);
     slot[threadIdx.x] = (float)threadIdx.x;
@@ -92,21 +92,21 @@ extern "C" __global__ void fault_early(const float* from, float* out) {
 }
 ENTRY(fault_early)
 
-// Faulty: reads shared memory that nobody wrote.
+// Faulty: reads shared memory that was not written.
 extern "C" __global__ void fault_unwritten(float* out) {
     SHARED(float, slot, 32);
     out[threadIdx.x] = slot[threadIdx.x];
 }
 ENTRY(fault_unwritten)
 
-// Faulty: a barrier of more threads than come.
+// Faulty: a barrier for more threads than arrive.
 extern "C" __global__ void fault_stuck(float* out) {
     if (threadIdx.x < 32) named_barrier(1, 64);
     out[threadIdx.x] = 0.0f;
 }
 ENTRY(fault_stuck)
 
-// Faulty: half of a warp shuffles, the other votes.
+// Faulty: half of a warp shuffles, the other half votes.
 extern "C" __global__ void fault_parted(float* out) {
     float x = 1.0f;
     if (threadIdx.x < 16) {
@@ -125,7 +125,7 @@ extern "C" __global__ void fault_misaligned(const float* from, float* out) {
 }
 ENTRY(fault_misaligned)
 
-// Faulty: one element beyond the shared memory that the launch names.
+// Faulty: one element beyond the shared memory of the launch.
 extern "C" __global__ void fault_beyond(float* out) {
     float* slot = (float*)dynamic_shared();
     slot[threadIdx.x + 1] = 1.0f;
@@ -141,7 +141,7 @@ extern "C" __global__ void fault_before(float* out) {
 }
 ENTRY(fault_before)
 
-// Faulty: writes beside one array of several.
+// Faulty: writes outside of one array of several.
 extern "C" __global__ void fault_beside(float* out) {
     SHARED(float, first, 31);
     SHARED(float, second, 32);
@@ -178,7 +178,7 @@ extern "C" __global__ void try_bulk(const float* from, float* out) {
 }
 ENTRY(try_bulk)
 
-// Four matrices turned by a load and by a store: out = from, [4][8][8] halves.
+// Four matrices transposed by a load and by a store: out = from, [4][8][8] halves.
 extern "C" __global__ void try_turned(const bf16* from, bf16* out) {
     bf16* tile = (bf16*)dynamic_shared();
     u32 lane = threadIdx.x;
@@ -192,7 +192,7 @@ extern "C" __global__ void try_turned(const bf16* from, bf16* out) {
 }
 ENTRY(try_turned)
 
-// One thread's copy of `bytes` to `shared`, announced as `announced`; then everyone waits.
+// One thread's copy of `bytes` to `shared`, announced as `announced`; then all threads wait.
 static __device__ void bulk(void* shared, const float* from, u32 bytes, u32 announced, bool waits) {
     SHARED(u64, full, 1);
     if (threadIdx.x == 0) {
@@ -228,15 +228,15 @@ ENTRY(fault_bulk_short)
 extern "C" __global__ void fault_bulk_odd(const float* from) { bulk(dynamic_shared(), from, 12, 12, true); }
 ENTRY(fault_bulk_odd)
 
-// Faulty: beyond the shared memory that the launch names.
+// Faulty: beyond the shared memory of the launch.
 extern "C" __global__ void fault_bulk_beyond(const float* from) { bulk(dynamic_shared() + 64, from, 128, 128, true); }
 ENTRY(fault_bulk_beyond)
 
-// Faulty: ends before it has waited.
+// Faulty: ends without waiting.
 extern "C" __global__ void fault_bulk_left(const float* from) { bulk(dynamic_shared(), from, 128, 128, false); }
 ENTRY(fault_bulk_left)
 
-// Faulty: waits at a barrier that nobody made.
+// Faulty: waits at a barrier that was not initialised.
 extern "C" __global__ void fault_unmade(float* out) {
     SHARED(u64, full, 1);
     phase_wait(full, 0);

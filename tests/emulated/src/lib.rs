@@ -1,7 +1,7 @@
-//! The kernels of `kernels/*.cu`, compiled by the host's C++ compiler against `kernels/shared/host.h`, and a launch as the
-//! driver's is. For tests: it checks logic, not speed.
+//! The kernels of `kernels/*.cu`, compiled by the host's C++ compiler against `kernels/shared/host.h`, and a launch like the
+//! driver's. For tests: it checks logic, not speed.
 //!
-//! Everything unsafe about running them is here.
+//! All unsafe code for running them is here.
 #![allow(unsafe_code)]
 
 mod product;
@@ -43,18 +43,18 @@ unsafe extern "C" {
     ) -> i32;
 }
 
-/// Memory that kernels see: poisoned with NaN, with a page behind it that nothing may touch.
+/// Memory of kernels: poisoned with NaN, followed by a guard page.
 #[derive(Debug)]
 pub struct Allocation {
     at: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: it is owned memory like a boxed slice; kernels run within calls that the owner makes.
+// SAFETY: it is owned memory like a boxed slice; kernels run within calls of the owner.
 unsafe impl Send for Allocation {}
 
 impl Allocation {
-    /// `bytes` of memory, or `None` where there is not enough.
+    /// `bytes` of memory, or `None` if there is not enough.
     #[must_use]
     pub fn new(bytes: usize) -> Option<Self> {
         // SAFETY: the function accepts any size and returns null or that much memory.
@@ -62,7 +62,7 @@ impl Allocation {
         NonNull::new(at.cast()).map(|at| Self { at, bytes })
     }
 
-    /// Where it begins, as kernels are told.
+    /// Its address, for kernels.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.at.as_ptr() as u64
@@ -84,13 +84,13 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: it was made by `emulated_allocate` with this size and is freed once.
+        // SAFETY: it was allocated by `emulated_allocate` with this size and is freed once.
         unsafe { emulated_free(self.at.as_ptr().cast(), self.bytes as u64) };
     }
 }
 
-/// The launch of the kernels in this program, or of those in the library that `KIMI_EMULATED_KERNELS` names: whoever plants
-/// bugs in kernels then compiles a file, not a program.
+/// The launch of the kernels in this program, or of those in the library `KIMI_EMULATED_KERNELS`, so that planting a bug in a
+/// kernel compiles one file and not the program.
 fn machine() -> Result<Launch, String> {
     static OTHER: std::sync::OnceLock<Result<Launch, String>> = std::sync::OnceLock::new();
     OTHER
@@ -100,7 +100,7 @@ fn machine() -> Result<Launch, String> {
             };
             const NOW: i32 = 2;
             let file = CString::new(path.as_str()).map_err(|error| error.to_string())?;
-            // SAFETY: the library is one of ours, and the function in it has this type.
+            // SAFETY: the library is one of ours, and its function has this type.
             unsafe {
                 let library = dlopen(file.as_ptr(), NOW);
                 if library.is_null() {
@@ -116,7 +116,7 @@ fn machine() -> Result<Launch, String> {
         .clone()
 }
 
-/// In which order threads run between barriers, and blocks.
+/// The order of threads between barriers, and of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// 0, 1, 2, ..
@@ -130,11 +130,11 @@ pub enum Order {
 /// Runs a kernel to its end.
 ///
 /// # Errors
-/// What the machine found: no such kernel, arguments of other sizes, threads that wait for ever, an access outside.
+/// Errors that the machine finds: no such kernel, arguments of other sizes, threads that wait forever, an access outside.
 ///
 /// # Safety
-/// Addresses among `arguments` must be those of living [`Allocation`]s, which nothing else uses during the call. Accesses
-/// outside of them are caught where they reach a page that nothing may touch, and only there.
+/// Addresses among `arguments` must belong to living [`Allocation`]s, which nothing else uses during the call. Accesses
+/// outside of them are found only if they reach a guard page.
 pub unsafe fn launch(
     kernel: &str,
     grid: [u32; 3],
@@ -171,7 +171,7 @@ pub unsafe fn launch(
     };
     let mut message = [0_u8; 512];
     let run = machine()?;
-    // SAFETY: pointers, sizes and the message buffer live through the call; the caller vouches for addresses.
+    // SAFETY: pointers, sizes and the message buffer live through the call; the caller guarantees the addresses.
     let failed = unsafe {
         run(
             name.as_ptr(),

@@ -1,5 +1,5 @@
-//! Latent attention in parts: a prefill over windows of positions, against one of all; a decode over spans of them, against
-//! its definition.
+//! Latent attention in parts: a prefill over windows of positions, compared with a single window; a decode over spans of
+//! positions, compared with its definition.
 //!
 //! The conformance list's sequences are too short for a second window.
 #![allow(unsafe_code, clippy::unwrap_used)]
@@ -15,11 +15,11 @@ const ROPE: u32 = 4;
 const VALUE: u32 = 33;
 const LATENT: u32 = 12;
 const BLOCK_TOKENS: u32 = 16;
-/// Positions whose scores are taken together.
+/// Positions whose scores are computed together.
 const RUN: u32 = 64;
-/// Bytes of an image: keys, values, what keys are multiplied with.
+/// Bytes per image: keys, values, factors of keys.
 const IMAGE: u32 = 2 * RUN * (64 + 64) + 16;
-/// Tokens before the segment, and of the segment: rows that end in each window of 64, and one window that none ends in.
+/// Tokens before the segment, and of the segment: rows that end in each window of 64, and one window that no row ends in.
 const POSITION: u32 = 100;
 const LENGTH: u32 = 90;
 
@@ -35,7 +35,7 @@ fn words(values: &[u32]) -> Allocation {
     memory
 }
 
-/// Numbers in -1..1 that bf16 holds.
+/// Numbers in -1..1 that are exact in bf16.
 fn numbers(count: u32, seed: u32) -> Vec<f32> {
     let number = |i: u32| {
         let mixed = (i + 1)
@@ -58,7 +58,7 @@ fn halves(values: &[f32]) -> Allocation {
     memory
 }
 
-/// A batch of one segment over windows of so many positions, with its blocks in falling order.
+/// A batch of one segment over windows of this number of positions, with its blocks in descending order.
 fn batch(window: u32) -> Allocation {
     let mut list = vec![0; 20];
     let end = POSITION + LENGTH;
@@ -139,7 +139,7 @@ fn windows_make_no_difference() {
     for window in [64, 128] {
         let cut = attend(window, Order::Forward);
         for (i, (cut, whole)) in cut.iter().zip(&whole).enumerate() {
-            // Sums in f32 are grouped otherwise: at most another rounding to bf16.
+            // Sums in f32 are grouped in another way: at most one more rounding to bf16.
             let apart = (cut - whole).abs();
             assert!(
                 apart <= whole.abs().max(1e-3) / 128.0,
@@ -152,7 +152,7 @@ fn windows_make_no_difference() {
     }
 }
 
-/// Heads of a decode: more than one block takes, and not a multiple of what it takes.
+/// Heads of a decode: more than one block processes, and not a multiple of that number.
 const MANY: u32 = 41;
 
 /// The outputs `[MANY, VALUE]` of one token after `POSITION + LENGTH` others, span by span.
@@ -231,7 +231,7 @@ fn widened(memory: &Allocation) -> Vec<f32> {
         .collect()
 }
 
-/// The same by its definition.
+/// The same from its definition.
 fn defined() -> Vec<f64> {
     let positions = (POSITION + LENGTH + 1) as usize;
     let [nope, rope, value, latent] = [NOPE, ROPE, VALUE, LATENT].map(|width| width as usize);

@@ -1,4 +1,4 @@
-//! The machine itself: that it computes, and that it finds what it says it finds.
+//! The machine itself: that its results are correct, and that it finds the errors that it should.
 #![allow(unsafe_code, clippy::print_stdout, clippy::unwrap_used)]
 
 use kimi_linear_emulated::{Allocation, Order, launch};
@@ -28,7 +28,7 @@ fn read_floats(memory: &Allocation) -> Vec<f32> {
         .collect()
 }
 
-/// bf16 of numbers that it holds exactly.
+/// bf16 of numbers that are exact in it.
 fn halves(values: &[f32]) -> Allocation {
     let mut memory = Allocation::new(2 * values.len()).unwrap();
     for (to, from) in memory.bytes_mut().chunks_exact_mut(2).zip(values) {
@@ -65,7 +65,7 @@ fn norm(width: u16, declared: u32, order: Order) -> Result<Vec<f32>, String> {
     let row: Vec<f32> = (0..width).map(|i| f32::from(i % 64) - 7.0).collect();
     let (input, weight) = (halves(&row), halves(&vec![1.0; width.into()]));
     let output = Allocation::new(2 * usize::from(width)).unwrap();
-    // A batch's first word counts its tokens.
+    // A batch's first word is the number of its tokens.
     let mut batch = Allocation::new(4).unwrap();
     batch.bytes_mut().copy_from_slice(&1_u32.to_le_bytes());
     let arguments: [&[u8]; 9] = [
@@ -164,7 +164,7 @@ fn matrices_are_turned_on_their_way_out_as_on_their_way_in() {
     }
 }
 
-/// The error of the activation functions against f64, relative to the result, at numbers that bf16 sums come to.
+/// The error of the activation functions against f64, relative to the result, for numbers that are sums of bf16.
 #[test]
 fn activations_are_near() {
     let values: Vec<f32> = (0..4096_u16)
@@ -225,7 +225,7 @@ fn what_is_read_too_early_is_nan() {
 }
 
 #[test]
-fn faults_are_told_and_the_machine_goes_on() {
+fn faults_are_reported_and_the_machine_continues() {
     let out = Allocation::new(256).unwrap();
     let reported = |kernel, threads, shared, memory: &[&Allocation], what: &str| {
         let message = run(kernel, threads, shared, memory, Order::Forward).unwrap_err();
@@ -236,14 +236,14 @@ fn faults_are_told_and_the_machine_goes_on() {
         64,
         0,
         &[&out],
-        "waits for ever at a named barrier",
+        "waits forever at a named barrier",
     );
     reported(
         "fault_parted",
         32,
         0,
         &[&out],
-        "meet at different instructions",
+        "wait at different instructions",
     );
     reported("fault_misaligned", 32, 0, &[&out, &out], "misaligned");
     reported("fault_beyond", 32, 128, &[&out], "access outside");
@@ -252,24 +252,24 @@ fn faults_are_told_and_the_machine_goes_on() {
         32,
         128,
         &[&out],
-        "beside an array in shared memory",
+        "outside of an array in shared memory",
     );
     reported(
         "fault_beside",
         32,
         0,
         &[&out],
-        "beside an array in shared memory",
+        "outside of an array in shared memory",
     );
     let bulk = |kernel, what| reported(kernel, 32, 128, &[&out], what);
     bulk(
         "fault_bulk_short",
-        "waits for ever at the phase of an mbarrier",
+        "waits forever at the phase of an mbarrier",
     );
     bulk("fault_bulk_odd", "a misaligned bulk copy");
     bulk("fault_bulk_beyond", "outside of shared memory");
-    bulk("fault_bulk_left", "ends with bulk copies under way");
-    bulk("fault_unmade", "an mbarrier that nobody made");
+    bulk("fault_bulk_left", "ends with bulk copies in flight");
+    bulk("fault_unmade", "an mbarrier that was not initialised");
     reported("no_kernel", 32, 0, &[&out], "no such kernel");
     reported("fault_race", 64, 0, &[], "0 arguments for 1");
     reported("fault_race", 33, 0, &[&out], "a block of a wrong size");

@@ -1,4 +1,4 @@
-//! Rows of activations in eight bits.
+//! Rows of activations, quantised to eight bits.
 
 use bytemuck::Zeroable;
 use rayon::prelude::*;
@@ -6,15 +6,15 @@ use rayon::prelude::*;
 use super::super::math::vectorised;
 use super::{BLOCK, BLOCKS, GROUP, SUPERBLOCK};
 
-/// Below this, the quotient that makes codes is not finite: a block whose greatest magnitude is smaller counts as zero.
+/// Below this, the factor that computes codes is not finite: a block whose greatest magnitude is smaller is rounded to zero.
 const SMALLEST: f32 = 1e-36;
 
-/// Rows in blocks of 32 columns: a code is `x * (127 / max |x|)`, rounded to nearest even, and stands for `scale * code` with
-/// `scale = max |x| / 127`, each operation rounded in f32. A block with a number that is not finite has the scale NaN, which
-/// makes every product with it NaN.
+/// Rows in blocks of 32 columns: a code is `x * (127 / max |x|)`, rounded to nearest even. The code's value is `scale * code`
+/// with `scale = max |x| / 127`, each operation rounded in f32. A block with a number that is not finite has the scale NaN,
+/// which makes every product with it NaN.
 pub(in super::super) struct Activations {
     count: usize,
-    /// `[count, superblocks]`, each row filled up with zeros.
+    /// `[count, superblocks]`, each row padded with zeros.
     superblocks: Vec<Superblock>,
 }
 
@@ -22,25 +22,25 @@ pub(in super::super) struct Activations {
 #[derive(Clone, Copy, bytemuck::Zeroable)]
 pub(super) struct Superblock {
     pub(super) codes: [[i8; BLOCK]; BLOCKS],
-    /// Of each block.
+    /// Per block.
     pub(super) scales: [f32; BLOCKS],
-    /// Of the columns that share a scale of the weights: sums of codes.
+    /// Sums of codes over the columns that share a scale of the weights.
     pub(super) totals: Groups<i32>,
-    /// The same times the scale: what minimums are multiplied with.
+    /// These sums times the scale: the factors of minimums.
     pub(super) sums: Groups<f32>,
 }
 
-/// A number for each group of columns, as lanes have them.
+/// A number per group of columns, in the order of the lanes.
 #[derive(Clone, Copy, bytemuck::Zeroable)]
 pub(super) struct Groups<T> {
-    /// Groups of 32: one a block.
+    /// Groups of 32: one per block.
     pub(super) blocks: [T; BLOCKS],
     /// Groups of 16: half h of block b is `halves[b / 4][b % 4 + 4 h]`.
     pub(super) halves: [[T; 8]; 2],
 }
 
 impl<T> Groups<T> {
-    /// Of each step of a superblock, groups being halves of blocks or blocks: the numbers of its lanes.
+    /// The numbers of the lanes in each step of a superblock; a group is half a block or a block.
     #[inline(always)]
     pub(super) fn steps(&self, halves: bool) -> &[[T; 8]] {
         if halves {
@@ -80,7 +80,7 @@ impl Activations {
         self.count
     }
 
-    /// Superblocks of a row.
+    /// Superblocks per row.
     pub(super) fn superblocks(&self) -> usize {
         self.superblocks.len() / self.count
     }
@@ -94,7 +94,7 @@ impl Activations {
 }
 
 impl Superblock {
-    /// Sets block `b`, which was zeros.
+    /// Writes block `b`, which contained zeros.
     #[inline(always)]
     fn quantise(&mut self, b: usize, input: &[f32; BLOCK]) {
         // Adding 1.5 * 2^23 rounds to an integer, to nearest even, and leaves it in the low bits.
@@ -108,7 +108,7 @@ impl Superblock {
                 } else {
                     greatest[lane]
                 };
-                // NaN for what is not finite, which comparisons pass over.
+                // NaN for numbers that are not finite, which comparisons ignore.
                 zero[lane] += input[lane] * 0.0;
             }
         }
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn codes_are_rounded_to_nearest_even() {
         let mut values = [0.0; BLOCK];
-        // The step is 1: 127 is the greatest magnitude.
+        // The quantisation step is 1, because 127 is the greatest magnitude.
         values[..8].copy_from_slice(&[-127.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0.51, -126.49]);
         values[31] = 3.25;
         let (codes, scale, sums) = one_block(values);
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn sums_are_of_the_groups_that_lanes_have() {
-        // The step of every block is 1.
+        // The quantisation step of every block is 1.
         let value = |i: usize| if i % 32 == 5 { 127.0 } else { (i / 16) as f32 };
         let input: Vec<f32> = (0..288).map(value).collect();
         let rows = Activations::new(&input, 288);

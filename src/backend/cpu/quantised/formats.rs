@@ -1,7 +1,7 @@
-//! Superblocks of stored weights taken apart in vectors: codes, scales and minimums of 256 columns.
+//! Decodes superblocks of stored weights with vectors: codes, scales and minimums of 256 columns.
 //!
-//! [`crate::checkpoint::Unpack::Codes`] defines the numbers of every format, element by element. The formats that most files
-//! have are taken apart here once more, to the same bits, 32 bytes at a time. The layouts are ggml's (`ggml-common.h`).
+//! [`crate::checkpoint::Unpack::Codes`] defines the numbers of every format, element by element. The formats of most files
+//! are decoded here a second time, to the same bits, 32 bytes at a time. The layouts are ggml's (`ggml-common.h`).
 
 mod of_256;
 mod of_32;
@@ -21,7 +21,7 @@ use crate::checkpoint::blocks::{
 pub(super) trait Format<const BYTES: usize>: Copy {
     /// How codes are multiplied.
     const CODES: Codes;
-    /// Whether groups of 16 columns share a scale, not groups of 32.
+    /// Whether groups of 16 columns, instead of 32, share a scale.
     const HALVES: bool;
     /// Whether groups have minimums.
     const MINS: bool;
@@ -30,23 +30,23 @@ pub(super) trait Format<const BYTES: usize>: Copy {
     fn unpack<I: Isa>(self, isa: I, bytes: &[u8; BYTES]) -> Unpacked<I>;
 }
 
-/// What the bytes of codes are.
+/// The encoding of codes in their bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Codes {
-    /// Integers of eight bits with their sign.
+    /// Signed integers of eight bits.
     #[default]
     Signed,
-    /// Codes without a sign, which stand for themselves less a zero point.
+    /// Unsigned codes; the value of a code is the code minus a zero point.
     Unsigned {
-        /// The zero point's logarithm to base 2; `None` where the zero point is 0.
+        /// The zero point's logarithm to base 2; `None` if the zero point is 0.
         zero: Option<u32>,
-        /// So many times two products of the greatest code and 127 may be summed in 16 bits.
+        /// Number of pairs of products, each with the greatest code and 127, whose sum fits in 16 bits.
         sums: usize,
     },
 }
 
 impl Codes {
-    /// Codes of `bits` bits less `2^zero`.
+    /// Codes of `bits` bits minus `2^zero`.
     const fn unsigned(bits: u32, zero: Option<u32>) -> Self {
         let two = 2 * 127 * ((1 << bits) - 1);
         let most = i16::MAX as usize / two;
@@ -60,8 +60,8 @@ impl Codes {
         Self::Unsigned { zero, sums }
     }
 
-    /// Sums of products of codes as they are stored become those of the codes that they stand for; `totals` are the sums of
-    /// the activations' codes.
+    /// Converts sums of products of stored codes to those of the codes' values; `totals` are the sums of the activations'
+    /// codes.
     #[inline(always)]
     pub(super) fn less_zero<I: Isa>(self, isa: I, dots: I::Ints, totals: I::Ints) -> I::Ints {
         match self {
@@ -73,13 +73,13 @@ impl Codes {
     }
 }
 
-/// 256 columns of a weight row, taken apart.
+/// 256 columns of a weight row, decoded.
 #[derive(Clone, Copy)]
 pub(super) struct Unpacked<I: Isa> {
     pub(super) codes: [I::Bytes; BLOCKS],
-    /// In the lanes of their groups, as [`super::activations::Groups`] has them: one step of groups of 32, or two of 16.
+    /// In the lanes of their groups, as in [`super::activations::Groups`]: one step of groups of 32, or two of 16.
     pub(super) scales: [I::Lanes; 2],
-    /// The same; of formats with minimums.
+    /// The same; only in formats with minimums.
     pub(super) mins: [I::Lanes; 2],
 }
 
@@ -106,12 +106,12 @@ impl<I: Isa> Unpacked<I> {
     }
 }
 
-/// What is done in whichever format a weight has.
+/// Work that is generic over a weight's format.
 pub(super) trait WithFormat<I: Isa> {
     fn run<F: Format<BYTES>, const BYTES: usize>(self, isa: I, format: F);
 }
 
-/// How the bytes of a superblock lie.
+/// The layout of a superblock's bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Layout {
     Q8_0,
@@ -128,7 +128,7 @@ pub(super) enum Layout {
     Q5K,
     Q6K,
     Iq4Xs,
-    /// As the format's own [`crate::checkpoint::Unpack`] says, in groups of 32 columns.
+    /// The format's own [`crate::checkpoint::Unpack`], in groups of 32 columns.
     Blocks,
     /// The same with minimums.
     BlocksWithMins,
@@ -191,20 +191,20 @@ impl Layout {
         }
     }
 
-    /// Whether rows must first be brought into the form of `plain`.
+    /// Whether rows must be converted to the form of `plain` first.
     pub(super) fn to_plain(self) -> bool {
         matches!(self, Self::Blocks | Self::BlocksWithMins | Self::Halves)
     }
 }
 
-/// `f` of 0 to 7, without a loop. What is compiled for an instruction set must be inlined, closures by their attribute:
-/// `map` and `from_fn` of arrays promise no such thing.
+/// `f` of 0 to 7, without a loop. Code that is compiled for an instruction set must be inlined, closures by their attribute;
+/// `map` and `from_fn` of arrays do not guarantee that.
 #[inline(always)]
 pub(super) fn eight<T>(f: impl Fn(usize) -> T) -> [T; 8] {
     [f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)]
 }
 
-/// The little-endian bits of an f16 at byte `at`.
+/// The little-endian bits of the f16 at byte `at`.
 #[inline(always)]
 fn bits(block: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([block[at], block[at + 1]])

@@ -1,9 +1,10 @@
-//! What a product with integer codes asks of an instruction set, and which ones this machine has.
+//! The operations that products with integer codes require of an instruction set, and the sets that this machine has.
 
 use super::BLOCK;
 use super::scalar::Scalar;
 
-/// An instruction set that this machine was found to have. Methods are inlined into what [`Isa::run`] compiles for it.
+/// An instruction set that was detected on this machine. Methods are inlined into the function that [`Isa::run`] compiles for
+/// it.
 pub(super) trait Isa: Copy {
     /// Eight numbers in f32.
     type Lanes: bytemuck::Pod;
@@ -28,7 +29,7 @@ pub(super) trait Isa: Copy {
     }
 
     fn splat(self, value: f32) -> Self::Lanes;
-    /// Four numbers, and the same again.
+    /// Four numbers, repeated.
     fn twice(self, four: &[f32; 4]) -> Self::Lanes;
     fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     /// `a * b + c`, rounded once.
@@ -44,13 +45,13 @@ pub(super) trait Isa: Copy {
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn sub_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn shl_ints(self, ints: Self::Ints, by: u32) -> Self::Ints;
-    /// Integers that f32 holds.
+    /// Integers that are exact in f32.
     fn to_lanes(self, ints: Self::Ints) -> Self::Lanes;
 
-    /// No products.
+    /// A sum of no products.
     fn partial(self) -> Self::Partial;
     /// Adds to lane l the products of unsigned codes below 128 with activations of columns 4l .. 4l + 4. No activation is
-    /// -128, and the greatest sum of two columns in `sums` must not pass 16 bits: see [`super::formats::Codes::Unsigned`].
+    /// -128, and the greatest sum of two columns in `sums` must fit in 16 bits: see [`super::formats::Codes::Unsigned`].
     fn unsigned(
         self,
         sums: Self::Partial,
@@ -83,7 +84,7 @@ pub(super) trait Isa: Copy {
     fn right(self, bytes: Self::Bytes, by: usize, mask: u8) -> Self::Bytes;
     /// `byte << by & mask` of each byte; `mask` has at most the `8 - by` highest bits.
     fn left(self, bytes: Self::Bytes, by: usize, mask: u8) -> Self::Bytes;
-    /// `value` where a byte of `flags` has all the bits of its mask, one in number, else 0.
+    /// `value` for each byte of `flags` that has its mask's bit, else 0. A mask has one bit.
     fn flagged(self, flags: Self::Bytes, masks: Self::Bytes, value: u8) -> Self::Bytes;
     fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// `table[index]` of each index below 16.
@@ -101,7 +102,7 @@ pub(super) trait Isa: Copy {
     }
 }
 
-/// What is done in whichever instruction set there is; [`Isa::run`] compiles it.
+/// Work that is generic over the instruction set; [`Isa::run`] compiles it.
 pub(super) trait Work {
     fn run<I: Isa>(self, isa: I);
 }
@@ -121,7 +122,7 @@ pub(super) enum Path {
 }
 
 impl Path {
-    /// Those of this machine, the fastest last. What is detected is kept by the standard library.
+    /// Those of this machine, the fastest last. The standard library caches the detection.
     pub(super) fn all() -> impl DoubleEndedIterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let wide = {
@@ -140,12 +141,12 @@ impl Path {
         scalar.chain(wide.into_iter().flatten())
     }
 
-    /// The fastest.
+    /// The fastest instruction set of this machine.
     pub(super) fn widest() -> Self {
         Self::all().next_back().unwrap_or(Self::Scalar(Scalar))
     }
 
-    /// `work` in this instruction set.
+    /// Runs `work` with this instruction set.
     pub(super) fn run(self, work: impl Work) {
         match self {
             Self::Scalar(isa) => work.run(isa),

@@ -1,19 +1,19 @@
 //! Products of weights in integer codes with activations in eight bits.
 //!
-//! The numbers are defined once, for every instruction set and for any number of rows. Each 32 activations of a row become
+//! The results are defined once, for every instruction set and for any number of rows. Every 32 activations of a row become
 //! codes of eight bits and one scale ([`activations`]); the codes of a weight row have one scale, and in some formats one
-//! minimum, for each group of 32 or of 16 columns ([`formats`]). A row is taken in superblocks of 256 columns, the last one
-//! filled up with zeros. Eight lanes in f32 are summed over the superblocks in order. Groups of 32: the b-th block of 32
-//! columns of a superblock goes to lane b. Groups of 16: its h-th half goes to lane b mod 4 + 4 h, blocks in order. What goes
-//! to a lane is the exact integer sum of the group's products of codes, converted to f32, times the product of the two
-//! scales, in one fused multiplication and addition; then, where the format has minimums, the group's minimum times the
-//! scale of the activations times the sum of their codes, in another. Lanes are folded at the end in one order ([`fold`]).
+//! minimum, per group of 32 or 16 columns ([`formats`]). A row is processed in superblocks of 256 columns, the last one
+//! padded with zeros. Eight f32 lanes are summed over the superblocks in order. Groups of 32: the b-th block of 32 columns of
+//! a superblock is added to lane b. Groups of 16: its h-th half is added to lane b mod 4 + 4 h, blocks in order. The term
+//! that is added is the exact integer sum of the group's products of codes, converted to f32, times the product of the two
+//! scales, in one fused multiply-add; then, if the format has minimums, the group's minimum times the scale of the
+//! activations times the sum of their codes, in another one. At the end lanes are summed in one order ([`fold`]).
 //!
-//! One row is multiplied straight from the stored bytes, whose codes stay in registers ([`row`]); more rows share weights
-//! that were taken apart, eight rows interleaved ([`tile`]).
+//! One row is multiplied with the stored bytes, whose codes stay in registers ([`row`]); more rows share decoded weights,
+//! with eight rows interleaved ([`tile`]).
 //!
-//! The error is that of the activations, at most half a step of the 127 in the greatest of 32:
-//! [`crate::conformance::EIGHT_BIT_ACTIVATIONS`] says what that leaves of a product.
+//! The error is that of the activations, at most half a step, where a step is a 127th of the greatest magnitude of 32
+//! activations; [`crate::conformance::EIGHT_BIT_ACTIVATIONS`] bounds the error of a product.
 
 mod activations;
 mod formats;
@@ -34,22 +34,22 @@ pub(super) use self::activations::Activations;
 
 /// Columns that share a scale of the activations.
 const BLOCK: usize = 32;
-/// The fewest columns of a weight that share a scale and a minimum.
+/// Minimum number of columns of a weight that share a scale and a minimum.
 const GROUP: usize = 16;
-/// Blocks of a superblock.
+/// Blocks per superblock.
 const BLOCKS: usize = 8;
-/// Columns of a superblock.
+/// Columns per superblock.
 const SUPERBLOCK: usize = BLOCK * BLOCKS;
 
-/// Whether products with weights of this format are those of this module: blocks of integer codes that fit its 32 and 16
-/// columns. Other weights are widened.
+/// Whether this module computes products with weights of this format: blocks of integer codes that fit its groups of 32 and
+/// 16 columns. Other weights are widened.
 pub(super) fn applies(format: &BlockFormat) -> bool {
     let codes = matches!(format.unpack, Unpack::Codes(_));
     codes && format.length.is_multiple_of(BLOCK) && format.group.is_multiple_of(GROUP)
 }
 
-/// `output[c][r] = rows[r] . weights[c]`: `weights` stored rows of `format`, `output` `[weights, rows]`; `scratch` is memory
-/// that calls may share.
+/// `output[c][r] = rows[r] . weights[c]`: `weights` are stored rows of `format`, `output` is `[weights, rows]`; `scratch` is
+/// memory that calls may share.
 pub(super) fn products<'a>(
     format: &'static BlockFormat,
     weights: impl Iterator<Item = &'a [u8]>,
@@ -60,7 +60,7 @@ pub(super) fn products<'a>(
     products_in(Path::widest(), format, weights, rows, scratch, output);
 }
 
-/// [`products`] in the instruction set `path`.
+/// [`products`] with the instruction set `path`.
 fn products_in<'a>(
     path: Path,
     format: &'static BlockFormat,
@@ -91,7 +91,7 @@ fn products_in<'a>(
     }
 }
 
-/// What a thread keeps from call to call.
+/// Scratch memory that a thread keeps from call to call.
 #[derive(Default)]
 pub(super) struct Scratch {
     packed: tile::Packed,
@@ -99,7 +99,7 @@ pub(super) struct Scratch {
 
 struct Products<'a, W> {
     layout: Layout,
-    /// As the layout has them.
+    /// In the form of the layout.
     weights: W,
     rows: &'a Activations,
     packed: &'a mut tile::Packed,
@@ -150,7 +150,7 @@ impl<'w, W: Iterator<Item = &'w [u8]>> Work for Products<'_, W> {
     }
 }
 
-/// The sum of eight lanes: halves onto each other.
+/// The sum of eight lanes, by repeated halving.
 #[inline(always)]
 fn fold<T: Copy>(lanes: [T; 8], add: impl Fn(T, T) -> T) -> T {
     let [a, b, c, d, e, f, g, h] = lanes;

@@ -1,4 +1,4 @@
-//! NEON, which every aarch64 machine has.
+//! NEON, which every aarch64 CPU has.
 
 use std::arch::aarch64::{float32x4_t, int8x16_t, int32x4_t, uint8x16_t};
 
@@ -13,8 +13,7 @@ impl Neon {
         pulp::aarch64::Neon::try_new().map(Self)
     }
 
-    /// The sums of four products each. A product of codes is at most 128 * 127, so that the sums of two are widened before they
-    /// are made.
+    /// Sums of four products each. A product of codes is at most 128 * 127, so products are widened before two are added.
     #[inline(always)]
     fn products(self, codes: uint8x16_t, activations: uint8x16_t) -> int32x4_t {
         let neon = self.0.neon;
@@ -137,7 +136,7 @@ impl Isa for Neon {
         codes: [uint8x16_t; 2],
         activations: [uint8x16_t; 2],
     ) -> [int32x4_t; 2] {
-        // Codes below 128 are what they are with a sign.
+        // Codes below 128 have the same value as signed bytes.
         self.add_ints(sums, self.signed(codes, activations))
     }
 

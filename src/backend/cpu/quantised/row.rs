@@ -6,8 +6,8 @@ use super::fold;
 use super::formats::{Codes, Format, WithFormat, eight};
 use super::isa::Isa;
 
-/// How far ahead of what is multiplied the stored bytes are asked for: some hundred cycles of work. Rows follow each other
-/// in memory, so that the end of one row asks for the next.
+/// Prefetch distance in bytes: some hundred cycles of work. Rows are consecutive in memory, so that the end of one row
+/// prefetches the next.
 const AHEAD: usize = 1024;
 
 /// `output[c] = row . weights[c]`.
@@ -30,7 +30,7 @@ impl<'w, I: Isa, W: Iterator<Item = &'w [u8]>> WithFormat<I> for OneRow<'_, W> {
     }
 }
 
-/// `row . weight`, `bytes` a stored row of `format`.
+/// `row . weight`, where `bytes` is a stored row of `format`.
 #[inline(always)]
 fn product<I: Isa, F: Format<BYTES>, const BYTES: usize>(
     isa: I,

@@ -1,4 +1,4 @@
-//! Plain Rust, which defines the numbers.
+//! Plain Rust code, which defines the results.
 
 use super::BLOCK;
 use super::isa::Isa;
@@ -156,11 +156,11 @@ fn quad(lane: usize) -> std::ops::Range<usize> {
     4 * lane..4 * lane + 4
 }
 
-/// The f16 of these bits, widened. The function of the crate `half` asks for the CPU's features each time.
+/// The f16 with these bits, widened. The function of the crate `half` queries the CPU's features at each call.
 #[inline(always)]
 pub(super) fn half(bits: u16) -> f32 {
     let bits = u32::from(bits);
-    // The exponent of an f16 is that of an f32 less 112; what is subnormal is so in both.
+    // The exponent of an f16 is that of an f32 minus 112; a number that is subnormal in f16 becomes subnormal here too.
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((112 + 127) << 23);
     let special = if bits & 0x7c00 == 0x7c00 {
         0xff << 23

@@ -11,7 +11,7 @@ use crate::checkpoint::ggml::TYPES;
 use crate::checkpoint::{Codes, Format};
 use crate::conformance::{EIGHT_BIT_ACTIVATIONS, differing, greatest_error};
 
-/// Every format whose products are of integers.
+/// Every format whose products use integer codes.
 fn formats() -> Vec<&'static BlockFormat> {
     let blocks = TYPES.iter().filter_map(|known| match known.format {
         Some(Format::Block(format)) => applies(format).then_some(format),
@@ -25,7 +25,7 @@ fn formats() -> Vec<&'static BlockFormat> {
     formats
 }
 
-/// `[rows, width]` random blocks; scales in f16 may be anything but not finite, where `wild`, else about 0.01.
+/// `[rows, width]` random blocks; f16 scales are any finite number if `wild`, else about 0.01.
 fn stored(
     rng: &mut ChaCha8Rng,
     format: &BlockFormat,
@@ -33,7 +33,7 @@ fn stored(
     width: usize,
     wild: bool,
 ) -> Vec<u8> {
-    // INT4_64 is an INT4 of other length.
+    // INT4_64 is INT4 with another block length.
     let name = format
         .name
         .split('_')
@@ -81,13 +81,14 @@ fn stored(
     bytes
 }
 
-/// `[rows, width]` normal numbers, nearly.
+/// `[rows, width]` approximately normal numbers.
 fn normal(rng: &mut ChaCha8Rng, len: usize) -> Vec<f32> {
     let twelve = |_| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
     (0..len).map(twelve).collect()
 }
 
-/// Rows that codes of eight bits find hard: zeros, one huge number, subnormal ones, the greatest codes, alternating signs.
+/// Rows that are difficult for codes of eight bits: zeros, one huge number, subnormal numbers, the greatest codes,
+/// alternating signs.
 fn edges(width: usize) -> Vec<f32> {
     let mut rows = vec![0.0; width];
     let mut huge: Vec<f32> = (0..width).map(|i| (i as f32).sin()).collect();
@@ -115,7 +116,7 @@ fn path_products(
     output
 }
 
-/// The definition of the module's head, written down once more, a group of columns at a time.
+/// The definition in the module's header, implemented a second time, one group of columns at a time.
 fn defined(format: &BlockFormat, bytes: &[u8], input: &[f32], width: usize) -> Vec<f32> {
     let Unpack::Codes(unpack) = format.unpack else {
         return Vec::new();
@@ -140,7 +141,7 @@ fn defined(format: &BlockFormat, bytes: &[u8], input: &[f32], width: usize) -> V
                 let lane = if group == BLOCK { b } else { b % 4 + 4 * h };
                 let lane = &mut t[lane];
                 if column >= width {
-                    // Zeros fill up the last superblock, so that a lane of -0 becomes 0.
+                    // The last superblock is padded with zeros, so that a lane of -0 becomes 0.
                     *lane += 0.0;
                     continue;
                 }
@@ -171,7 +172,7 @@ fn defined(format: &BlockFormat, bytes: &[u8], input: &[f32], width: usize) -> V
     output
 }
 
-/// Widths of whole blocks: one block, several, and such as do not fill superblocks.
+/// Widths of whole blocks: one block, several, and widths that do not fill superblocks.
 fn widths(format: &BlockFormat) -> [usize; 3] {
     [1, 3, 9].map(|blocks| blocks * format.length)
 }
@@ -189,7 +190,7 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
                 let found = path_products(path, format, &bytes, &input, width);
                 let name = format.name;
                 assert_eq!(differing(&found, &expected), 0, "{name}, {path:?}, {width}");
-                // One row, which has code of its own.
+                // A single row, which has code of its own.
                 for (r, row) in input.chunks_exact(width).enumerate() {
                     let found = path_products(path, format, &bytes, row, width);
                     let expected: Vec<f32> = expected.iter().skip(r).step_by(9).copied().collect();
@@ -204,12 +205,12 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
     }
 }
 
-/// What [`Format::unpack`] makes of 256 columns, in the order of columns and of groups.
+/// The result of [`Format::unpack`] for 256 columns, in the order of columns and of groups.
 struct TakenApart<'a> {
     bytes: &'a [u8],
     /// `[256]`.
     codes: &'a mut Vec<i32>,
-    /// Of each group: scale and minimum.
+    /// Per group: scale and minimum.
     groups: &'a mut Vec<[f32; 2]>,
 }
 

@@ -1,6 +1,6 @@
-//! Products of several rows of activations with weights that were taken apart, eight rows interleaved.
+//! Products of several rows of activations with decoded weights, eight rows interleaved.
 //!
-//! A lane is a row of the weight here; the eight lanes of the definition are eight vectors.
+//! Here a lane is a row of the weight; the eight lanes of the definition are eight vectors.
 
 use bytemuck::Zeroable;
 
@@ -12,14 +12,14 @@ use super::{BLOCK, BLOCKS, fold};
 
 /// Weight rows that are interleaved.
 const EIGHT: usize = 8;
-/// Weight rows taken apart together: a few rows of activations in the nearest cache meet them all.
+/// Weight rows that are decoded together: a few rows of activations in the L1 cache are multiplied with all of them.
 pub(super) const ROWS: usize = 2 * EIGHT;
-/// Columns of a weight row that lie together: what is multiplied and summed in one instruction.
+/// Consecutive columns of a weight row: those that one instruction multiplies and sums.
 const QUAD: usize = 4;
-/// Quads of a block.
+/// Quads per block.
 const QUADS: usize = BLOCK / QUAD;
 
-/// A few weight rows, taken apart and interleaved.
+/// A few weight rows, decoded and interleaved.
 #[derive(Default)]
 pub(super) struct Packed {
     shape: Shape,
@@ -27,7 +27,7 @@ pub(super) struct Packed {
     superblocks: Vec<EightRows>,
 }
 
-/// What [`Format`] says of them.
+/// The properties that [`Format`] gives them.
 #[derive(Clone, Copy, Default)]
 struct Shape {
     codes: Codes,
@@ -40,16 +40,16 @@ struct Shape {
 struct EightRows {
     /// `[block, quad, row, column]`.
     codes: [[[u8; BLOCK]; QUADS]; BLOCKS],
-    /// Of each group of columns, as [`super::activations::Groups`] has them: `[step, lane, row]`.
+    /// Per group of columns, as in [`super::activations::Groups`]: `[step, lane, row]`.
     scales: [[[f32; EIGHT]; 8]; 2],
     /// The same.
     mins: [[[f32; EIGHT]; 8]; 2],
 }
 
-/// Takes `weights`, at most [`ROWS`] stored rows, apart.
+/// Decodes `weights`, at most [`ROWS`] stored rows.
 pub(super) struct Pack<'a> {
     pub(super) weights: &'a [&'a [u8]],
-    /// Of a row.
+    /// Per row.
     pub(super) superblocks: usize,
     pub(super) packed: &'a mut Packed,
 }
@@ -79,7 +79,7 @@ impl<I: Isa> WithFormat<I> for Pack<'_> {
 }
 
 impl EightRows {
-    /// Superblock `s` of each of `rows`; rows that there are not are zeros.
+    /// Superblock `s` of each of `rows`; missing rows are zeros.
     #[inline(always)]
     fn pack<I: Isa, F: Format<BYTES>, const BYTES: usize>(
         &mut self,
@@ -100,7 +100,7 @@ impl EightRows {
                 last[..rest.len()].copy_from_slice(rest);
                 &last
             };
-            // Rows follow each other in memory: the same columns of the eight that come next.
+            // Rows are consecutive in memory: the same columns of the next eight.
             let next = bytes.as_ptr().wrapping_add(EIGHT * row.len());
             for at in (0..BYTES).step_by(LINE) {
                 prefetch(next.wrapping_add(at));
@@ -132,9 +132,9 @@ impl EightRows {
 }
 
 impl Packed {
-    /// `output[c][r] = rows[r] . weights[c]`, for as many weights as `output` `[weights, rows]` has room for.
+    /// `output[c][r] = rows[r] . weights[c]`, for as many weights as `output` `[weights, rows]` has.
     pub(super) fn products<I: Isa>(&self, isa: I, rows: &Activations, output: &mut [f32]) {
-        // How many quads are summed in 16 bits; 0 of signed codes.
+        // Number of quads that are summed in 16 bits; 0 for signed codes.
         let sums = match self.shape.codes {
             Codes::Signed => 0,
             Codes::Unsigned { sums, .. } => sums,
@@ -149,7 +149,7 @@ impl Packed {
         }
     }
 
-    /// The rows four at a time.
+    /// The rows, four at a time.
     fn in_fours<I: Isa, const HALVES: bool, const SUMS: usize>(
         &self,
         isa: I,
@@ -202,7 +202,7 @@ impl Packed {
     }
 }
 
-/// The lanes of `R` rows of activations with eight of the weight: `[R, lane]`, each of eight.
+/// The lanes of `R` rows of activations with eight weight rows: `[R, lane]`, each a vector of eight.
 #[inline(always)]
 fn tile<I: Isa, const HALVES: bool, const SUMS: usize, const R: usize>(
     isa: I,
@@ -210,7 +210,7 @@ fn tile<I: Isa, const HALVES: bool, const SUMS: usize, const R: usize>(
     weights: &[EightRows],
     rows: [&[Superblock]; R],
 ) -> [[I::Lanes; 8]; R] {
-    // Groups of a block.
+    // Groups per block.
     let groups = if HALVES { 2 } else { 1 };
     let mut lanes = [[isa.splat(0.0); 8]; R];
     for (s, eight) in weights.iter().enumerate() {
@@ -246,7 +246,7 @@ fn tile<I: Isa, const HALVES: bool, const SUMS: usize, const R: usize>(
     lanes
 }
 
-/// The sums of one group's products: lane l of the r-th those of the r-th row of activations with row l of the weight.
+/// The sums of one group's products: lane l of sum r is for activation row r and weight row l.
 #[inline(always)]
 fn dots<I: Isa, const SUMS: usize, const R: usize>(
     isa: I,

@@ -1,10 +1,10 @@
 //! AVX2, and the two VNNI extensions in vectors of 256 bits.
 //!
-//! `vpmaddubsw` and `vpdpbusd` multiply unsigned bytes by signed ones, so that signed codes go in as magnitudes, with their
-//! signs moved to the activations. A magnitude is at most 128, an activation at most 127, so that two products fit in the
-//! sixteen bits of `vpmaddubsw`.
+//! `vpmaddubsw` and `vpdpbusd` multiply unsigned bytes by signed ones, so that signed codes are passed as magnitudes, with
+//! their signs moved to the activations. A magnitude is at most 128, an activation at most 127, so that the sum of two
+//! products fits in the sixteen bits of `vpmaddubsw`.
 //!
-//! The one module of this backend with `unsafe`: what the dispatcher of `pulp` has no token for.
+//! The only module of this backend with `unsafe`: for instructions that have no token in `pulp`'s dispatcher.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
@@ -15,7 +15,7 @@ use pulp::x86::V3;
 
 use super::isa::Isa;
 
-/// Products of bytes: what the instruction sets here, which all have AVX2, FMA and F16C, differ in.
+/// Products of bytes, which differ between the instruction sets here; all of them have AVX2, FMA and F16C.
 trait Products: Copy {
     fn v3(self) -> V3;
 
@@ -24,7 +24,7 @@ trait Products: Copy {
     /// Adds products of unsigned and signed bytes.
     fn products(self, sums: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i;
 
-    /// The sums of four products each.
+    /// Sums of four products each.
     fn sums(self, sums: __m256i) -> __m256i;
 }
 
@@ -236,7 +236,7 @@ impl<P: Products> Isa for P {
     }
 }
 
-/// Columns i and i + 4 of four rows in the halves of the i-th vector, four bytes at a time.
+/// Vector i has columns i and i + 4 of four rows in its halves, four bytes at a time.
 #[inline(always)]
 fn four_columns(v3: V3, [a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
     let avx2 = v3.avx2;

@@ -1,4 +1,4 @@
-//! NVRTC: from a kernel's source to PTX, without a GPU or its driver.
+//! NVRTC: compiles a kernel's source to PTX, without a GPU or its driver.
 
 use cudarc::nvrtc::{self, CompileError, CompileOptions};
 use xxhash_rust::xxh3::xxh3_128;
@@ -20,15 +20,15 @@ pub(super) fn options((major, minor): (i32, i32)) -> Vec<String> {
     ]
 }
 
-/// What the compiler calls devices of this compute capability, after `compute_` or `sm_`.
+/// NVRTC's name for devices of this compute capability, after `compute_` or `sm_`.
 #[must_use]
 pub fn architecture((major, minor): (i32, i32)) -> String {
-    // Hopper's own instructions need the `a`; PTX for others is what later ones take too.
+    // Hopper's own instructions require the `a`; PTX for other architectures also runs on later ones.
     let own = if (major, minor) == (9, 0) { "a" } else { "" };
     format!("{major}{minor}{own}")
 }
 
-/// The name of what comes of a source with these options, for a driver where it is of one.
+/// The file name of a source compiled with these options; for a driver if it depends on its version.
 pub(super) fn key(source: &str, options: &[String], driver: Option<i32>) -> String {
     let mut text = source.to_owned();
     for option in options {
@@ -41,21 +41,21 @@ pub(super) fn key(source: &str, options: &[String], driver: Option<i32>) -> Stri
     format!("{:032x}", xxh3_128(text.as_bytes()))
 }
 
-/// PTX of a file of [`kernels::KERNELS`] for devices of this compute capability, and the name, without its ending, under
-/// which a folder of compiled kernels has it. Needs NVRTC, but neither a GPU nor its driver.
+/// PTX of a file of [`kernels::KERNELS`] for devices of this compute capability, and its name, without the ending, in a
+/// folder of compiled kernels. Requires NVRTC, but neither a GPU nor its driver.
 ///
 /// # Errors
-/// No NVRTC, or a file that does not compile, with what the compiler says.
+/// No NVRTC, or a file that does not compile, with the compiler's message.
 pub fn ptx(file: &str, text: &str, capability: (i32, i32)) -> Result<(String, Vec<u8>)> {
     let (source, options) = (kernels::written_out(text), options(capability));
     let code = compile(file, &source, &options)?;
     Ok((key(&source, &options, None), code))
 }
 
-/// NVRTC's version, such as `13.0`, where it is found.
+/// NVRTC's version, such as `13.0`; `None` if it is not found.
 pub(super) fn version() -> Option<String> {
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: the library is there, and the call writes two integers.
+    // SAFETY: the library is present, and the call writes two integers.
     let asked = Library::Nvrtc.present()
         && unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) }
             .result()
@@ -91,7 +91,7 @@ pub(super) fn compile(file: &str, source: &str, options: &[String]) -> Result<Ve
         error => refused(error.to_string()),
     })?;
     let code = made.as_bytes().unwrap_or_default();
-    // It counts the zero at its end, which is no part of a file.
+    // The size includes the terminating zero, which is not part of a file.
     let end = code.iter().rposition(|byte| *byte != 0);
     Ok(code[..end.map_or(0, |last| last + 1)].to_vec())
 }

@@ -1,6 +1,7 @@
-//! Which commands came before in a step, and the CUDA graphs made of them.
+//! Lists of commands that ran before in a step, and CUDA graphs of them.
 //!
-//! Commands run one by one the first time and as a graph from the second time on. A list that cannot be captured runs one
+//! Commands run one by one the first time and as a graph from the second time on. A list that cannot be captured always runs
+//! one by one: a graph saves time and changes no result. This file does not call the driver; [`Runner`] does.
 //! by one for good: a graph saves time and changes no result. This file calls nothing of the driver; [`Runner`] does.
 
 use std::collections::HashMap;
@@ -9,10 +10,10 @@ use crate::backend::Result;
 use crate::backend::cuda::machine::Command;
 use crate::error::BackendError;
 
-/// Lists of commands remembered for a step, and graphs kept.
+/// Maximum number of lists of commands and graphs that are remembered per step.
 const REMEMBERED: usize = 8;
 
-/// What runs commands.
+/// Runs commands.
 pub(super) trait Runner {
     /// A graph that can be launched.
     type Graph;
@@ -20,14 +21,14 @@ pub(super) trait Runner {
     /// Runs commands one by one.
     fn commands(&mut self, commands: &[Command]) -> Result<()>;
 
-    /// Makes a graph of commands that ran before. None of them runs.
+    /// Creates a graph of commands that ran before. None of them runs.
     fn capture(&mut self, commands: &[Command]) -> Result<Self::Graph>;
 
     /// Runs a graph.
     fn launch(&mut self, graph: &Self::Graph) -> Result<()>;
 }
 
-/// What is known of a list of commands that ran before.
+/// The state of a list of commands that ran before.
 enum Form<G> {
     /// It ran once, one by one.
     Seen,
@@ -49,7 +50,7 @@ pub(super) struct Graphs<G> {
 }
 
 impl<G> Graphs<G> {
-    /// No list yet. Where graphs are not `enabled`, commands always run one by one.
+    /// No list so far. If graphs are not `enabled`, commands always run one by one.
     pub(super) fn new(enabled: bool) -> Self {
         Self {
             enabled,
@@ -62,7 +63,7 @@ impl<G> Graphs<G> {
         self.steps.remove(&step);
     }
 
-    /// Runs commands of a step: as a graph, if the same came before in it.
+    /// Runs commands of a step: as a graph, if the same commands ran before in it.
     ///
     /// # Errors
     /// Those of running the commands. A capture that fails is logged, unless the device was lost.
@@ -88,7 +89,7 @@ impl<G> Graphs<G> {
             });
             return Ok(());
         };
-        // The one used last is forgotten last.
+        // The most recently used one is dropped last.
         known[at..].rotate_left(1);
         let Some(found) = known.last_mut() else {
             return Ok(());
@@ -120,12 +121,12 @@ mod tests {
     use super::*;
     use crate::backend::cuda::machine::{Buffer, Memory, Place};
 
-    /// Memory that nothing reads.
+    /// Memory that is never read.
     struct Nowhere;
 
     impl Memory for Nowhere {}
 
-    /// Lists that differ in how many bytes they copy.
+    /// Lists that differ in the number of bytes that they copy.
     fn list(number: u64) -> Vec<Command> {
         thread_local! {
             static ENDS: [Arc<Buffer>; 2] =
@@ -153,7 +154,7 @@ mod tests {
         }
     }
 
-    /// Writes down what it is asked, and refuses captures where it is told to.
+    /// Records the calls, and fails the captures that a test selects.
     #[derive(Default)]
     struct Script {
         calls: Vec<String>,
@@ -195,7 +196,7 @@ mod tests {
             script.taken(),
             ["run 1", "capture 1", "launch 1", "launch 1"]
         );
-        // Another step knows nothing of it, nor does this one once it was forgotten.
+        // Lists of another step are separate, and `forget` drops those of this one.
         graphs.run(2, &list(1), &mut script).unwrap();
         graphs.forget(1);
         graphs.run(1, &list(1), &mut script).unwrap();
@@ -251,7 +252,7 @@ mod tests {
             graphs.run(1, &list(number), &mut script).unwrap();
         }
         graphs.run(1, &list(0), &mut script).unwrap();
-        // One more than is remembered: the oldest goes, and that is no longer the first.
+        // One more than is remembered: the least recently used is dropped, which is no longer the first.
         graphs.run(1, &list(99), &mut script).unwrap();
         script.taken();
         graphs.run(1, &list(0), &mut script).unwrap();

@@ -1,10 +1,9 @@
-//! Which code of a kernel the driver is given: machine code before PTX before what NVRTC makes.
+//! Selects the code of each kernel for the driver: machine code, else PTX, else PTX that NVRTC compiles.
 //!
-//! A folder of compiled kernels comes with the program: `kernels` beside it, or the one that `KIMI_LINEAR_KERNELS` names.
-//! Its files are named by a hash over source and options: `HASH.cubin` is machine code of one architecture, `HASH.ptx` is
-//! what the driver makes code of. What NVRTC makes here is kept in the user's cache, named by the driver's version too. A
-//! file that the driver refuses, such as PTX of a newer compiler, is passed over with a warning. This file calls nothing
-//! of the driver.
+//! A folder of compiled kernels comes with the program: `kernels` beside it, or the one in `KIMI_LINEAR_KERNELS`. Its files
+//! are named by a hash over source and options: `HASH.cubin` is machine code for one architecture, `HASH.ptx` is PTX that the
+//! driver compiles. PTX that NVRTC compiles is stored in the user's cache, with the driver's version in its name. A file that
+//! the driver refuses, such as PTX of a newer compiler, is skipped with a warning. This file does not call the driver.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,20 +15,20 @@ use crate::backend::Result;
 use crate::backend::cuda::kernels::{KERNELS, written_out};
 use crate::error::BackendError;
 
-/// Where a kernel's code came from.
+/// The source of a kernel's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// Machine code that came with the program.
     Cubin,
     /// PTX that came with the program.
     Ptx,
-    /// PTX that NVRTC made before.
+    /// PTX that NVRTC compiled in an earlier run.
     Kept,
-    /// PTX that NVRTC made now.
+    /// PTX that NVRTC compiled in this run.
     Compiled,
 }
 
-/// How many of the kernels' files come from where, as far as the files say.
+/// Number of kernel files per source, as far as file names show.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Found {
     /// The folder of compiled kernels.
@@ -38,11 +37,11 @@ pub struct Found {
     pub cubins: usize,
     /// PTX in the folder.
     pub ptx: usize,
-    /// PTX that NVRTC made before.
+    /// PTX that NVRTC compiled in an earlier run.
     pub kept: usize,
-    /// Those that NVRTC has to compile.
+    /// Kernels that NVRTC has to compile.
     pub missing: usize,
-    /// NVRTC's version, where it is found.
+    /// NVRTC's version; `None` if it is not found.
     pub nvrtc: Option<String>,
 }
 
@@ -85,15 +84,15 @@ pub(super) struct Loader {
     driver: i32,
 }
 
-/// What the driver makes of code, for the file that is named.
+/// The driver's loading of code, for the named file.
 type Take<'a, M> = &'a mut dyn FnMut(&'static str, Vec<u8>) -> Result<M>;
-/// Makes PTX of a file's source with these options.
+/// Compiles a file's source with these options to PTX.
 type Compile<'a> = &'a (dyn Fn(&str, &str, &[String]) -> Result<Vec<u8>> + Sync);
 
-/// A module, the file it is of, and where its code came from.
+/// A module, its file, and the source of its code.
 pub(super) type Loaded<M> = (&'static str, M, Origin);
 
-/// A file without code, and why what there was is of no use.
+/// A file without usable code, and why the code that was found was refused.
 struct Missing {
     file: &'static str,
     source: String,
@@ -101,7 +100,7 @@ struct Missing {
 }
 
 impl Loader {
-    /// With the folders that the environment and the program's place name.
+    /// With the folders given by the environment and the program's location.
     pub(super) fn new(capability: (i32, i32), driver: i32) -> Self {
         Self {
             folder: folder(),
@@ -111,7 +110,7 @@ impl Loader {
         }
     }
 
-    /// Files that may hold a source's code, the best first.
+    /// Files that may contain a source's code, the best first.
     fn candidates(&self, source: &str) -> Vec<(Origin, PathBuf)> {
         let packed = key(source, &self.options, None);
         let beside = |ending: &str| {
@@ -133,7 +132,7 @@ impl Loader {
         Some(self.cache.as_ref()?.join(format!("{name}.ptx")))
     }
 
-    /// What the folders hold, without a look into the files.
+    /// The contents of the folders, by file names only.
     pub(super) fn found(&self) -> Found {
         let mut found = Found {
             folder: self.folder.clone(),
@@ -152,10 +151,10 @@ impl Loader {
         found
     }
 
-    /// Every kernel's module. What no file holds is compiled, on all cores at once.
+    /// Every kernel's module. Kernels without code in any file are compiled, on all cores in parallel.
     ///
     /// # Errors
-    /// A kernel that cannot be compiled, or whose compilation the driver refuses.
+    /// A kernel that cannot be compiled, or whose compiled code the driver refuses.
     pub(super) fn load<M>(
         &self,
         take: Take<'_, M>,
@@ -185,7 +184,7 @@ impl Loader {
             .map(|one| compile(one.file, &one.source, &self.options))
             .collect();
         for (one, code) in missing.into_iter().zip(compiled) {
-            // Without a compiler, why the file that there was would not do is what helps.
+            // Without a compiler, the reason why the existing file was refused is more useful.
             let code = code.map_err(|error| one.refused.unwrap_or(error))?;
             let module = take(one.file, code.clone())?;
             self.keep(&one.source, &code);
@@ -194,7 +193,7 @@ impl Loader {
         Ok(loaded)
     }
 
-    /// The module of a source whose code some file holds; else why the last of them was refused.
+    /// The module of a source whose code is in some file; otherwise why the last of these files was refused.
     fn stored<M>(
         &self,
         file: &'static str,
@@ -209,7 +208,7 @@ impl Loader {
             match take(file, code) {
                 Ok(module) => return Ok((module, origin)),
                 Err(error) => {
-                    tracing::warn!("{}: {error}; it is passed over", path.display());
+                    tracing::warn!("{}: {error}; it is skipped", path.display());
                     refused = Some(error);
                 }
             }
@@ -217,12 +216,12 @@ impl Loader {
         Err(refused)
     }
 
-    /// Keeps what was compiled. A cache that cannot be written costs time, not answers.
+    /// Stores compiled code. If the cache cannot be written, the next start compiles again.
     fn keep(&self, source: &str, code: &[u8]) {
         let Some(path) = self.kept(source) else {
             return;
         };
-        // The file appears whole or not at all.
+        // Renamed after it is written, so that the file is never incomplete.
         let keep = || -> std::io::Result<()> {
             let cache = path.parent().unwrap_or(Path::new("."));
             std::fs::create_dir_all(cache)?;
@@ -232,12 +231,12 @@ impl Loader {
             Ok(())
         };
         if let Err(error) = keep() {
-            tracing::debug!(%error, path = %path.display(), "a compiled kernel is not kept");
+            tracing::debug!(%error, path = %path.display(), "a compiled kernel was not cached");
         }
     }
 }
 
-/// The folder of compiled kernels: `KIMI_LINEAR_KERNELS`, else `kernels` beside the program, where there is one.
+/// The folder of compiled kernels: `KIMI_LINEAR_KERNELS`, else `kernels` beside the program if it exists.
 fn folder() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("KIMI_LINEAR_KERNELS") {
         return (!named.is_empty()).then(|| PathBuf::from(named));
@@ -246,7 +245,7 @@ fn folder() -> Option<PathBuf> {
     beside.is_dir().then_some(beside)
 }
 
-/// Where compiled kernels are kept: `KIMI_LINEAR_CACHE`, else the user's folder for caches.
+/// The folder of compiled kernels of this machine: `KIMI_LINEAR_CACHE`, else the user's cache folder.
 fn cache() -> Option<PathBuf> {
     let named = std::env::var_os("KIMI_LINEAR_CACHE").filter(|folder| !folder.is_empty());
     let own = || dirs::cache_dir().map(|caches| caches.join("kimi-linear").join("cuda"));
@@ -261,7 +260,7 @@ mod tests {
 
     const HOPPER: (i32, i32) = (9, 0);
 
-    /// Folders of a test, and how often the compiler was called.
+    /// A test's folders, and the number of calls of the compiler.
     struct Fixture {
         folders: tempfile::TempDir,
         calls: AtomicUsize,
@@ -289,7 +288,7 @@ mod tests {
             }
         }
 
-        /// Writes a file for every kernel, as the folder of a release has them.
+        /// Writes a file for every kernel, as in a release's folder.
         fn pack(&self, loader: &Loader, ending: &str) {
             for (file, text) in KERNELS {
                 let name = key(&written_out(text), &loader.options, None);
@@ -302,7 +301,8 @@ mod tests {
             }
         }
 
-        /// Loads with a driver that takes what `takes` says; the origins, and calls of the compiler.
+        /// Loads with a driver that accepts code for which `takes` is true; returns the sources, and the number of calls of
+        /// the compiler.
         fn load(&self, loader: &Loader, takes: fn(&[u8]) -> bool) -> (Vec<Origin>, usize) {
             self.calls.store(0, Ordering::Relaxed);
             let loaded = loader
@@ -367,7 +367,7 @@ mod tests {
         let taken = |code: &[u8]| code.starts_with(b"ptx");
         let (origins, calls) = fixture.load(&loader, taken);
         assert_eq!((origins, calls), (all(Origin::Compiled), KERNELS.len()));
-        // What was compiled is kept, for this driver alone.
+        // Compiled code is cached, for this driver only.
         assert_eq!(fixture.load(&loader, taken), (all(Origin::Kept), 0));
         let newer = fixture.loader(HOPPER, 13_000);
         assert_eq!(fixture.load(&newer, taken).1, KERNELS.len());

@@ -1,4 +1,4 @@
-//! Device memory: slices of cudarc's, used and given back in the order of one stream.
+//! Device memory: cudarc's slices, used and freed in the order of one stream.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,13 +15,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Slices that nobody needs any more. Giving memory back is a command on the stream, which a capture would take for one of
-/// its own: they wait here until the stream's user is sure that there is none.
+/// Slices that are no longer used. Freeing memory is a command on the stream, which would become part of a capture: slices
+/// are collected here until nothing is being captured.
 #[derive(Clone, Default)]
 pub(super) struct Freed(Arc<Mutex<Vec<Slice>>>);
 
 impl Freed {
-    /// Gives back all that waits. The context is current and nothing is being captured.
+    /// Frees all collected slices. The context is current and nothing is being captured.
     pub(super) fn give_back(&self) {
         lock(&self.0).clear();
     }
@@ -38,7 +38,7 @@ pub(super) struct DeviceMemory {
 impl Memory for DeviceMemory {}
 
 impl DeviceMemory {
-    /// Takes memory. Nothing is being captured.
+    /// Allocates memory. Nothing is being captured.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         freed: &Freed,
@@ -47,7 +47,7 @@ impl DeviceMemory {
     ) -> Result<Self> {
         use cudarc::driver::DevicePtr;
 
-        // Zeroed, as cudarc's safe call does it: each byte is written once, by the device.
+        // Zeroed, as cudarc's safe call does: each byte is written once, by the device.
         let slice = match stream.alloc_zeros::<u8>(bytes as usize) {
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 return Err(BackendError::OutOfMemory {
@@ -66,7 +66,7 @@ impl DeviceMemory {
         })
     }
 
-    /// That of a buffer, if it is of this stream.
+    /// The memory of a buffer, if it belongs to this stream.
     pub(super) fn of<'a>(stream: &Arc<CudaStream>, buffer: &'a Buffer) -> Result<&'a Self> {
         let memory = buffer.memory::<Self>();
         memory
@@ -74,7 +74,7 @@ impl DeviceMemory {
             .ok_or_else(foreign)
     }
 
-    /// Where it begins, for a kernel.
+    /// Its address, for a kernel.
     pub(super) fn address(&self) -> u64 {
         self.address
     }
@@ -86,7 +86,7 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Puts a copy to the device on the stream. Where `bytes` are pinned they must stay until it is done.
+/// Enqueues a copy to the device. Pinned `bytes` must not be freed before it is done.
 pub(super) fn write(
     stream: &Arc<CudaStream>,
     buffer: &Buffer,
@@ -99,14 +99,14 @@ pub(super) fn write(
     driver_call("a copy to the device", stream.memcpy_htod(bytes, &mut to))
 }
 
-/// Puts a copy to the host on the stream. `bytes` are as many, pinned, and must stay until it is done.
+/// Enqueues a copy to the host. `bytes` have the same length, are pinned, and must not be freed before it is done.
 pub(super) fn read(stream: &Arc<CudaStream>, place: &Place, bytes: &mut [u8]) -> Result<()> {
     let slice = lock(&DeviceMemory::of(stream, place.buffer())?.slice);
     let from = slice.try_slice(place.range()).ok_or_else(foreign)?;
     driver_call("a copy to the host", stream.memcpy_dtoh(&from, bytes))
 }
 
-/// Puts a copy within the device on the stream.
+/// Enqueues a copy on the device.
 pub(super) fn copy(stream: &Arc<CudaStream>, from: &Place, to: &Place) -> Result<()> {
     let [source, target] = [from, to].map(|place| DeviceMemory::of(stream, place.buffer()));
     let (source, target) = (source?, target?);
@@ -114,7 +114,7 @@ pub(super) fn copy(stream: &Arc<CudaStream>, from: &Place, to: &Place) -> Result
         return Err(BackendError::Shape {
             operation: "device memory",
             what: "a copy",
-            expected: "two buffers, and as many bytes of each".to_owned(),
+            expected: "two buffers, and the same number of bytes of each".to_owned(),
             found: format!("{:?} and {:?}", from.range(), to.range()),
         });
     }

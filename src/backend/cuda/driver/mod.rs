@@ -1,10 +1,10 @@
 //! NVIDIA's driver as a [`Machine`]: one context and one stream of one GPU.
 //!
-//! The libraries are opened at run time; what is missing is told in a sentence. Contexts, streams, events, memory, modules,
-//! launches and graphs are cudarc's safe layer; what it has not, or has otherwise (cuBLASLt with an algorithm of one's own
-//! choice), is called as it is. All of the `unsafe` that this asks for is in this folder. What makes it sound: everything
-//! runs in the order of one stream; memory that the device reads or writes is either the device's own, and given back in
-//! that order, or pinned and kept until an event says that it is done with.
+//! The libraries are opened at run time; a missing one is reported with a message. Contexts, streams, events, memory,
+//! modules, launches and graphs use cudarc's safe layer; functions that it does not have, or has in another form (cuBLASLt
+//! with an algorithm that we select), are called directly. All of the `unsafe` for this is in this folder. It is sound
+//! because everything runs in the order of one stream; memory that the device reads or writes is either device memory, freed
+//! in that order, or pinned and kept until an event shows that the device has finished with it.
 #![allow(unsafe_code)]
 
 pub mod compile;
@@ -33,19 +33,19 @@ use crate::backend::{Device, Result, Ticket};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// The least compute capability: the copy engine, its barriers, and blocks with 227 KiB of shared memory.
+/// Minimum compute capability: the copy engine, its barriers, and blocks with 227 KiB of shared memory.
 const LEAST: (i32, i32) = (9, 0);
-/// The least driver, in the driver's own count: CUDA 12.8 has all that is called here. It is enough where NVRTC of its own
-/// version compiles the kernels; those that come with the program are of CUDA 13.0, which `modules` says when one is
-/// refused.
+/// Minimum driver version, in the driver's numbers: CUDA 12.8 has every function that is called here. It is enough if NVRTC
+/// of the same version compiles the kernels; those that come with the program are of CUDA 13.0, and `modules` reports this
+/// when the driver refuses one.
 const LEAST_DRIVER: i32 = 12_080;
 
-/// A call of the driver as one of ours.
+/// Converts the result of a driver call to one of this crate.
 pub(super) fn driver_call<T>(what: &str, result: std::result::Result<T, DriverError>) -> Result<T> {
     result.map_err(|error| {
         let reason = reason(error);
         match error.0 {
-            // After these a context does nothing any more.
+            // After these errors a context is unusable.
             sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
             | sys::CUresult::CUDA_ERROR_LAUNCH_FAILED
             | sys::CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
@@ -69,7 +69,7 @@ pub(super) fn driver_call<T>(what: &str, result: std::result::Result<T, DriverEr
     })
 }
 
-/// What the driver says of an error.
+/// The driver's text for an error.
 fn reason(error: DriverError) -> String {
     error.error_string().map_or_else(
         |_| format!("{:?}", error.0),
@@ -93,9 +93,9 @@ enum Library {
 }
 
 impl Library {
-    /// Whether it is found. cudarc panics where one is called that is not.
+    /// Whether it is found. cudarc panics when a missing library is called.
     fn present(self) -> bool {
-        // SAFETY: each only tries to open a library.
+        // SAFETY: each call only tries to open a library.
         unsafe {
             match self {
                 Self::Driver => sys::is_culib_present(),
@@ -106,16 +106,16 @@ impl Library {
     }
 }
 
-/// How many devices the driver has.
+/// Number of the driver's devices.
 fn count() -> Result<usize> {
     if !Library::Driver.present() {
         return Err(unavailable(
-            "there is no NVIDIA driver on this machine (libcuda is not found); --backend auto takes what there is",
+            "there is no NVIDIA driver on this machine (libcuda is not found); --backend auto uses another device",
         ));
     }
     result::init().map_err(|error| {
         unavailable(format!(
-            "the NVIDIA driver does not start ({}); --backend auto takes what there is",
+            "the NVIDIA driver does not start ({}); --backend auto uses another device",
             reason(error)
         ))
     })?;
@@ -123,12 +123,12 @@ fn count() -> Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Every device that the driver has, in its order; none where there is no driver.
+/// Every device of the driver, in its order; none without a driver.
 #[must_use]
 pub fn devices() -> Vec<Device> {
     let count = count().unwrap_or_else(|error| {
         if Library::Driver.present() {
-            // There is a driver and it does not do: a user who wonders why no GPU is used should read of it.
+            // A driver exists but cannot be used: the warning explains why no GPU is used.
             tracing::warn!("{error}");
         }
         0
@@ -139,10 +139,10 @@ pub fn devices() -> Vec<Device> {
         .collect()
 }
 
-/// Where the kernels of device `index` come from. Nothing is loaded or compiled.
+/// The sources of the kernels' code for device `index`. Nothing is loaded or compiled.
 ///
 /// # Errors
-/// No such device, or one that cannot be used, and why.
+/// No such device, or one that cannot be used, with the reason.
 pub fn kernels_of(index: usize) -> Result<Found> {
     count()?;
     let (device, capability) = describe(index)?;
@@ -186,16 +186,16 @@ fn describe(index: usize) -> Result<(Device, (i32, i32))> {
     Ok((device, (major, minor)))
 }
 
-/// A version of CUDA in the driver's own count, in words.
+/// A version of CUDA in the driver's numbers, as text.
 fn cuda_version(count: i32) -> String {
     format!("{}.{}", count / 1000, count % 1000 / 10)
 }
 
-/// The driver's version in its own count, if it and a device of this compute capability will do.
+/// The driver's version in its own numbers, if it and a device of this compute capability can be used.
 fn usable(device: &Device, capability: (i32, i32)) -> Result<i32> {
     if capability < LEAST {
         return Err(unavailable(format!(
-            "{} has compute capability {}.{}, and the kernels need {}.{} or newer; --backend wgpu may drive it",
+            "{} has compute capability {}.{}, but the kernels require {}.{} or newer; try --backend wgpu",
             device.name, capability.0, capability.1, LEAST.0, LEAST.1
         )));
     }
@@ -207,7 +207,7 @@ fn usable(device: &Device, capability: (i32, i32)) -> Result<i32> {
     if version < LEAST_DRIVER {
         let [found, least] = [version, LEAST_DRIVER].map(cuda_version);
         return Err(unavailable(format!(
-            "the NVIDIA driver knows CUDA {found}, and {least} (driver 570) or newer is needed, 13.0 (driver 580) for the \
+            "the NVIDIA driver supports CUDA {found}, but {least} (driver 570) or newer is required, 13.0 (driver 580) for the \
              kernels that come with the program: install a newer driver, or take --backend wgpu"
         )));
     }
@@ -217,7 +217,7 @@ fn usable(device: &Device, capability: (i32, i32)) -> Result<i32> {
 /// One GPU.
 pub struct Driver {
     device: Device,
-    // Before the stream: modules, graphs and pinned memory are of its context.
+    // Before the stream, so that it is dropped first: modules, graphs and pinned memory belong to its context.
     state: Mutex<State>,
     spare: Arc<Spare>,
     freed: Freed,
@@ -228,14 +228,14 @@ impl Driver {
     /// Opens device `index` of the driver, by default the first.
     ///
     /// # Errors
-    /// No driver, no such device, one too old, no NVRTC or no cuBLASLt.
+    /// No driver, no such device, one that is too old, no NVRTC or no cuBLASLt.
     pub fn open(index: Option<usize>) -> Result<Self> {
         let count = count()?;
         let index = index.unwrap_or(0);
         if index >= count {
             if count == 0 {
                 return Err(unavailable(
-                    "the NVIDIA driver finds no GPU; --backend auto takes what there is",
+                    "the NVIDIA driver finds no GPU; --backend auto uses another device",
                 ));
             }
             return Err(BackendError::NoSuchDevice {
@@ -247,8 +247,9 @@ impl Driver {
         let (device, capability) = describe(index)?;
         let version = usable(&device, capability)?;
         let context = driver_call("a context", CudaContext::new(index))?;
-        // cudarc would have each use of memory wait for an event of its last use on another stream, which a capture refuses.
-        // SAFETY: there is one stream, whose order is all that is needed, and memory is given back on it.
+        // cudarc's event tracking lets each use of memory wait for an event of its last use on another stream, which a
+        // capture refuses.
+        // SAFETY: there is a single stream, whose order is sufficient, and memory is freed on it.
         unsafe { context.disable_event_tracking() };
         let stream = driver_call("a stream", context.new_stream())?;
         let state = State::new(&stream, capability, version)?;
@@ -264,7 +265,7 @@ impl Driver {
     /// The stream's user, with the context current and nothing being captured.
     fn state(&self) -> Result<MutexGuard<'_, State>> {
         driver_call("its context", self.stream.context().bind_to_thread())?;
-        // What a panic left is at worst a graph less.
+        // At worst, a panic left one graph less.
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.freed.give_back();
         Ok(state)
@@ -273,8 +274,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // What the fields give back is of this context, and may still be used by what was submitted. A context that is gone
-        // has taken them along.
+        // The fields free resources of this context that submitted work may still use. A lost context has freed them already.
         let _ = self.stream.synchronize();
     }
 }
@@ -294,7 +294,7 @@ impl Machine for Driver {
         if bytes.is_empty() {
             return Ok(());
         }
-        // No capture may be under way: the copy would be encoded, not made.
+        // No capture may be in progress: the copy would be captured instead of run.
         let _state = self.state()?;
         memory::write(&self.stream, buffer, start, bytes)?;
         driver_call("a copy to the device", self.stream.synchronize())

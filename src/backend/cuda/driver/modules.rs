@@ -14,12 +14,12 @@ use crate::backend::Result;
 use crate::backend::cuda::kernels;
 use crate::error::BackendError;
 
-/// Shared memory that a block has without asking, in bytes, what it declares included.
+/// Bytes of shared memory that a block may have without an attribute, including its static shared memory.
 const UNASKED: u32 = 48 << 10;
 
 struct Function {
     function: CudaFunction,
-    /// The most dynamic shared memory asked for, in bytes.
+    /// The most dynamic shared memory requested so far, in bytes.
     shared: u32,
 }
 
@@ -27,10 +27,10 @@ struct Function {
 pub(super) struct Functions(HashMap<&'static str, Function>);
 
 impl Functions {
-    /// Loads all kernels for a device of this compute capability, whose driver knows CUDA `driver`.
+    /// Loads all kernels for a device of this compute capability, whose driver supports CUDA `driver`.
     ///
     /// # Errors
-    /// No compiled kernel and no NVRTC, or code that the driver does not take.
+    /// No compiled kernel and no NVRTC, or code that the driver refuses.
     pub(super) fn load(
         context: &Arc<CudaContext>,
         capability: (i32, i32),
@@ -56,8 +56,8 @@ impl Functions {
 
     fn add(&mut self, entry: &'static str, module: &Arc<CudaModule>) -> Result<()> {
         let function = driver_call(entry, module.load_function(entry))?;
-        // The driver loads a function when it is first launched, unless it is told to now: not within a request, and not
-        // while a stream is captured.
+        // By default the driver loads a function when it is first launched; it is loaded now, so that this does not happen
+        // during a request or while a stream is captured.
         // SAFETY: the function keeps its module, and cudarc has made its context current.
         driver_call(
             entry,
@@ -69,7 +69,7 @@ impl Functions {
         Ok(())
     }
 
-    /// An entry point, allowed so many bytes of dynamic shared memory.
+    /// An entry point, with this number of bytes of dynamic shared memory allowed.
     pub(super) fn get(&mut self, entry: &'static str, shared: u32) -> Result<&CudaFunction> {
         let function = self.0.get_mut(entry).ok_or_else(|| unknown(entry))?;
         if shared > function.shared {
@@ -84,14 +84,14 @@ impl Functions {
     }
 }
 
-/// Code as the driver takes it.
+/// Code in the form that the driver requires.
 fn taken(
     context: &Arc<CudaContext>,
     file: &str,
     mut code: Vec<u8>,
     driver: i32,
 ) -> Result<Arc<CudaModule>> {
-    // PTX ends in a zero; a binary says its own length.
+    // PTX ends with a zero; a binary contains its length.
     if code.last() != Some(&0) {
         code.push(0);
     }
@@ -113,7 +113,7 @@ fn taken(
     })
 }
 
-/// What helps where the driver is older than the compiler.
+/// Advice if the driver is older than the compiler.
 fn what_to_do(driver: i32) -> String {
     let own = compile::version().map_or_else(
         || "none is found".to_owned(),
@@ -121,7 +121,7 @@ fn what_to_do(driver: i32) -> String {
     );
     let knows = cuda_version(driver);
     format!(
-        "This driver knows CUDA {knows}; the kernels that come with the program are of CUDA 13.0 and need driver 580 or newer. \
+        "This driver supports CUDA {knows}; the kernels that come with the program are of CUDA 13.0 and need driver 580 or newer. \
          Install that, or NVRTC of CUDA {knows} or older ({own}) on LD_LIBRARY_PATH, which compiles them here"
     )
 }

@@ -1,4 +1,4 @@
-//! Host memory that the device copies from and to while the host goes on.
+//! Pinned host memory, which the device copies asynchronously.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,36 +7,36 @@ use cudarc::driver::{CudaContext, CudaEvent, PinnedHostSlice};
 use super::driver_call;
 use crate::backend::Result;
 
-/// Buffers that wait at most: a few of each size that steps of one server ask for.
+/// Maximum number of free buffers: a few of each size that the steps of a server use.
 const MOST: usize = 16;
 
 /// Pinned memory.
 pub(super) type Pinned = PinnedHostSlice<u8>;
 
 fn pinned(context: &Arc<CudaContext>, len: usize) -> Result<Pinned> {
-    // Not write-combined, as cudarc's default is: answers are read from it.
-    // SAFETY: what is asked of the caller is to write it before it is read, which the next lines do.
+    // Not write-combined, which is cudarc's default, because results are read from it.
+    // SAFETY: the caller must write it before it is read, which the next lines do.
     let made = unsafe { context.alloc_pinned_with_flags(len, 0) };
     let mut pinned = driver_call("pinned memory", made)?;
     driver_call("pinned memory", pinned.as_mut_slice())?.fill(0);
     Ok(pinned)
 }
 
-/// Pinned memory of a submission that nobody waits for, and the event after its last use by the device.
+/// Pinned memory of a submission that was dropped, and the event after its last use by the device.
 struct Waiting {
     pinned: Pinned,
     after: Option<Arc<CudaEvent>>,
 }
 
 impl Waiting {
-    /// Whether the device is done with it; one that is lost is.
+    /// Whether the device has finished with it, or is lost.
     fn is_free(&self) -> bool {
         let after = self.after.as_ref();
         after.is_none_or(|event| !matches!(event.try_is_complete(), Ok(false)))
     }
 }
 
-/// Pinned memory that waits to be used again.
+/// Pinned memory that can be used again.
 pub(super) struct Spare {
     context: Arc<CudaContext>,
     waiting: Mutex<Vec<Waiting>>,
@@ -57,7 +57,8 @@ impl Spare {
         if let Some(at) = waiting.iter().position(fits) {
             return Ok(waiting.swap_remove(at).pinned);
         }
-        // Taking and giving back pinned memory both wait for the device: what is too small for this may do for another.
+        // Allocating and freeing pinned memory both wait for the device: a buffer that is too small here is kept for other
+        // uses.
         let free = (0..waiting.len()).filter(|at| waiting[*at].is_free());
         let dropped = free
             .min_by_key(|at| waiting[*at].pinned.len())
@@ -68,7 +69,7 @@ impl Spare {
         pinned(&self.context, len.next_power_of_two().max(4096))
     }
 
-    /// Takes memory back, which the device may use until `after`.
+    /// Returns memory, which the device may use until `after`.
     pub(super) fn give(&self, pinned: Pinned, after: Option<&Arc<CudaEvent>>) {
         let after = after.map(Arc::clone);
         self.waiting

@@ -1,9 +1,9 @@
 //! Dense products of a prefill's rows by cuBLASLt; rows of single tokens and of outputs have a kernel (`kernels/linear.cu`).
-//! Its algorithm is chosen once for a weight's shape, not for the number of rows, so that a row's sums run in the same order
-//! whatever is beside it; one that does not do for some number of rows is chosen anew for that one.
+//! The algorithm is selected once per weight shape, not per number of rows, so that a row's sums have the same order for any
+//! other rows in the batch; if it is not supported for a number of rows, another one is selected for that number.
 //!
-//! What the library was asked is kept as a plan for each shape and number of rows, so that a product that ran once asks
-//! nothing any more: while a stream is captured, some versions of the library answer a question with an error.
+//! A plan is cached for each shape and number of rows, so that a product that ran before needs no query of the library: while
+//! a stream is captured, some versions of the library fail queries with an error.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,22 +21,22 @@ use crate::backend::Result;
 use crate::backend::cuda::machine::{Command, Product};
 use crate::error::BackendError;
 
-/// Bytes of workspace: what cuBLAS recommends on Hopper.
+/// Bytes of workspace, as cuBLAS recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
-/// Rows for which an algorithm is chosen: those of a long prompt's segments, which take most of a prefill's time.
+/// Number of rows for which an algorithm is selected: that of a long prompt's segments, which take most of a prefill's time.
 const TYPICAL_ROWS: usize = 8192;
-/// Plans kept, a few hundred bytes each. A server's segments have many lengths; a plan that went is made again.
+/// Maximum number of plans, a few hundred bytes each. A server's segments have many lengths; a dropped plan is created again.
 const MOST_PLANS: usize = 4096;
 
 fn said<T>(what: &str, result: std::result::Result<T, CublasError>) -> Result<T> {
     result.map_err(|error| BackendError::Driver {
         backend: "cuda",
         what: what.to_owned(),
-        reason: format!("cuBLASLt says {:?}", error.0),
+        reason: format!("cuBLASLt returned {:?}", error.0),
     })
 }
 
-/// What cuBLASLt made, and how it is destroyed.
+/// An object of cuBLASLt, and the function that destroys it.
 struct Owned<T: Copy>(T, Destroy<T>);
 
 type Destroy<T> = unsafe fn(T) -> std::result::Result<(), CublasError>;
@@ -53,12 +53,12 @@ impl<T: Copy> Owned<T> {
 
 impl<T: Copy> Drop for Owned<T> {
     fn drop(&mut self) {
-        // SAFETY: the function is for what was made, which is destroyed once.
+        // SAFETY: the function matches the object, which is destroyed once.
         let _ = unsafe { (self.1)(self.0) };
     }
 }
 
-/// The library: what all products share.
+/// The library's handle and workspace, which all products share.
 struct Lt {
     description: Owned<sys::cublasLtMatmulDesc_t>,
     workspace: CudaSlice<u8>,
@@ -66,29 +66,29 @@ struct Lt {
 }
 
 pub(super) struct Products {
-    // Before the library: plans are of it.
+    // Before the library, so that plans are dropped first.
     plans: Plans,
     lt: Lt,
 }
 
-/// What the library was asked.
+/// Results of queries.
 #[derive(Default)]
 struct Plans {
     plans: HashMap<(Shape, usize), Plan>,
-    /// The algorithm for a weight's shape.
+    /// The algorithm per weight shape.
     algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
 }
 
 /// Outputs, columns, and whether the result is f32.
 type Shape = (usize, usize, bool);
 
-/// What runs a product of one shape and number of rows.
+/// The plan of a product of one shape and number of rows.
 struct Plan {
     layouts: Layouts,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-/// The layout of a matrix, column by column.
+/// The layout of a matrix in column-major order.
 type Layout = Owned<sys::cublasLtMatrixLayout_t>;
 
 fn layout(kind: cudaDataType_t, rows: usize, columns: usize) -> Result<Layout> {
@@ -96,7 +96,7 @@ fn layout(kind: cudaDataType_t, rows: usize, columns: usize) -> Result<Layout> {
     Owned::new("a product's layout", made, lt::destroy_matrix_layout)
 }
 
-/// `output^T = weight input^T`, column by column, which is `output = input weight^T` row by row.
+/// `output^T = weight input^T` in column-major order, which is `output = input weight^T` in row-major order.
 struct Layouts {
     weight: Layout,
     input: Layout,
@@ -169,20 +169,20 @@ impl Products {
     /// Plans every product of a list that has no plan yet.
     ///
     /// # Errors
-    /// What cuBLASLt refuses.
+    /// An error of cuBLASLt.
     pub(super) fn plan_all(&mut self, commands: &[Command]) -> Result<()> {
         let mut products = commands.iter().filter_map(product_of);
-        // Together they must stay: nothing may be planned while they are captured.
+        // All plans of a list must be cached together: none may be created while they are captured.
         if self.plans.plans.len() + products.clone().count() > MOST_PLANS {
             self.plans.plans.clear();
         }
         products.try_for_each(|product| self.plans.plan(&self.lt, product).map(drop))
     }
 
-    /// Puts a product on the stream. One that was planned asks the library nothing.
+    /// Enqueues a product. With a plan, the library is not queried.
     ///
     /// # Errors
-    /// What cuBLASLt refuses.
+    /// An error of cuBLASLt.
     pub(super) fn run(&mut self, stream: &Arc<CudaStream>, product: &Product) -> Result<()> {
         let Self { plans, lt: library } = self;
         let Plan { layouts, algorithm } = plans.plan(library, product)?;
@@ -193,8 +193,8 @@ impl Products {
         let [input, weight, output] = addresses;
         let (workspace, _record) = library.workspace.device_ptr(stream);
         let (one, zero) = (1.0_f32, 0.0_f32);
-        // SAFETY: the operands are as long as the layouts say and are kept by the product's command, which outlives its run;
-        // all handles live; one stream has one workspace.
+        // SAFETY: the operands are as long as the layouts require and are kept by the product's command, which outlives its
+        // run; all handles live; one stream has one workspace.
         said("a product", unsafe {
             lt::matmul(
                 library.handle.0,
@@ -245,10 +245,10 @@ impl Plans {
 }
 
 impl Lt {
-    /// Whether an algorithm that was chosen for other rows does for these, within the workspace.
+    /// Whether an algorithm that was selected for another number of rows supports this one, within the workspace.
     fn does(&self, algorithm: &sys::cublasLtMatmulAlgo_t, layouts: &Layouts) -> bool {
         let mut result = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
-        // SAFETY: all handles live; the result is read only where the call has written it.
+        // SAFETY: all handles live; the result is read only if the call has written it.
         unsafe {
             sys::cublasLtMatmulAlgoCheck(
                 self.handle.0,
@@ -265,14 +265,14 @@ impl Lt {
         }
     }
 
-    /// The best of the algorithms that sum in one go: parts that are summed apart may be rounded to bf16 in between.
+    /// The best of the algorithms without split sums: partial sums may be rounded to bf16.
     fn choose(&self, layouts: &Layouts) -> Result<sys::cublasLtMatmulAlgo_t> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
 
         let made = lt::create_matmul_pref();
         let preference = Owned::new("a product's preference", made, lt::destroy_matmul_pref)?;
         let (bytes, no_scheme) = (WORKSPACE, 0_u32);
-        // SAFETY: everything named lives, and each attribute has its size.
+        // SAFETY: all arguments live, and each attribute has its size.
         let found = unsafe {
             let set = |attribute, value: *const c_void, size| {
                 lt::set_matmul_pref_attribute(preference.0, attribute, value, size)

@@ -1,4 +1,4 @@
-//! Running commands on the stream: one by one, or as a graph of those that came before.
+//! Runs commands on the stream: one by one, or as a graph of commands that ran before.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use crate::backend::cuda::machine::{Answers, Argument, Buffer, Command, Launch, 
 use crate::backend::{Result, await_device};
 use crate::error::BackendError;
 
-/// What commands are put on the stream with.
+/// The objects that enqueue commands.
 struct Queue {
     stream: Arc<CudaStream>,
     functions: Functions,
@@ -26,21 +26,21 @@ struct Queue {
 }
 
 pub(super) struct State {
-    // Before the queue: graphs call its functions.
+    // Before the queue, so that graphs are dropped first: they use its functions.
     graphs: Graphs<CudaGraph>,
     queue: Queue,
 }
 
-// SAFETY: graphs and cuBLASLt's handles may be used from any thread, one at a time; they live here, behind the driver's lock.
+// SAFETY: graphs and cuBLASLt's handles may be used from any thread, one at a time; they are behind the driver's lock.
 unsafe impl Send for State {}
 
-/// Whether `KIMI_LINEAR_GRAPHS` leaves CUDA graphs on: everything but `0` does.
+/// Whether CUDA graphs are enabled: yes, unless `KIMI_LINEAR_GRAPHS` is `0`.
 fn graphs_wanted() -> bool {
     std::env::var_os("KIMI_LINEAR_GRAPHS").is_none_or(|value| value != "0")
 }
 
 impl State {
-    /// Loads every kernel and opens cuBLASLt, so that what is missing is told before a model is loaded.
+    /// Loads every kernel and opens cuBLASLt, so that missing files are reported before a model is loaded.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         capability: (i32, i32),
@@ -70,11 +70,11 @@ impl State {
             awaited: false,
         };
         let enqueued = self.enqueue(work, &mut pending);
-        // Whatever was enqueued may still use the pinned memory: it is kept until this.
+        // Enqueued work may still use the pinned memory: it is kept until this event.
         match self.queue.mark(work.timed.is_some()) {
             Ok(event) => pending.event = Some(Arc::new(event)),
             Err(error) => {
-                // What it says does not matter more than that nothing runs afterwards.
+                // Its error does not matter, only that nothing runs afterwards.
                 let _ = self.queue.stream.synchronize();
                 return Err(enqueued.err().unwrap_or(error));
             }
@@ -144,12 +144,12 @@ impl Runner for Queue {
     }
 
     fn capture(&mut self, commands: &[Command]) -> Result<CudaGraph> {
-        // What asks a library or the driver anything does so now: while a stream is captured neither may be asked.
+        // Queries of a library or the driver run now: none are allowed while a stream is captured.
         self.products.plan_all(commands)?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         driver_call("a capture", self.stream.begin_capture(mode))?;
         let encoded = self.commands(commands);
-        // The capture ends here, whatever happened since it began.
+        // The capture ends here even if a command failed.
         let ended = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         encoded?;
         driver_call("a capture", ended)?.ok_or_else(|| BackendError::Driver {
@@ -165,7 +165,7 @@ impl Runner for Queue {
 }
 
 impl Queue {
-    /// The stream's present end.
+    /// An event at the stream's current end.
     fn mark(&self, timed: bool) -> Result<CudaEvent> {
         let flags = timed.then_some(sys::CUevent_flags::CU_EVENT_DEFAULT);
         driver_call("an event", self.stream.record_event(flags))
@@ -198,26 +198,26 @@ impl Queue {
             block_dim: (launch.threads(), 1, 1),
             shared_mem_bytes: launch.shared(),
         };
-        // SAFETY: the arguments are of the types that the kernel declares, which the emulated machine checks. Each points to
-        // memory that is given back on this stream, after the launch.
+        // SAFETY: the arguments have the types that the kernel declares, which the emulated machine checks. Each points to
+        // memory that is freed on this stream, after the launch.
         driver_call(launch.kernel(), unsafe { builder.launch(config) }).map(drop)
     }
 }
 
-/// A submission under way.
+/// A submission in progress.
 pub(super) struct Pending {
     spare: Arc<Spare>,
     upload: Option<Pinned>,
     answers: Option<(Pinned, usize)>,
     event: Option<Arc<CudaEvent>>,
-    /// Where each run of an operation's commands begins.
+    /// The event at the start of each run of an operation's commands.
     marks: Vec<(usize, CudaEvent)>,
-    /// Whether somebody waits for the event.
+    /// Whether a task waits for the event.
     awaited: bool,
 }
 
 impl Pending {
-    /// What came of it, once the device has come to `event`.
+    /// The results, once the device has reached `event`.
     fn finish(&mut self, event: &CudaEvent) -> Result<Answers> {
         let mut answers = Answers::default();
         let ends = self.marks.iter().skip(1).map(|(_, event)| event);
@@ -251,7 +251,7 @@ impl Future for Pending {
             Err(error) => return Poll::Ready(Err(error)),
         }
         if !std::mem::replace(&mut self.awaited, true) {
-            // What it says is said again when the future asks whether the event is complete.
+            // An error is reported again when the future queries the event.
             await_device(cx, "cuda", move || {
                 let _ = event.synchronize();
             })?;
@@ -262,7 +262,7 @@ impl Future for Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Where nobody waited for the device, it may still use them.
+        // If no task waited for the device, it may still use them.
         let answers = self.answers.take().map(|(pinned, _)| pinned);
         for pinned in answers.into_iter().chain(self.upload.take()) {
             self.spare.give(pinned, self.event.as_ref());

@@ -1,28 +1,28 @@
 //! Micro-batches of equal cost.
 //!
-//! A pipeline is as fast as its longest micro-batch, and equal tokens are not equal cost: a chunk behind a long prefix costs more, and so
-//! does a micro-batch that decodes many sequences. The paper looks ahead over the prompts that wait and halves the batch by cost until
-//! its parts are small enough. Here the parts are the pipeline's next micro-batches, as many as it has stages; what they decode is
-//! known and stays where it is, and the prompts are halved around it.
+//! A pipeline is as fast as its longest micro-batch, and equal numbers of tokens do not have equal cost: a chunk after a long
+//! prefix costs more, and so does a micro-batch that decodes many sequences. The paper looks ahead over the waiting prompts
+//! and halves the batch by cost until its parts are small enough. Here the parts are the pipeline's next micro-batches, one
+//! per stage; their decodes are known and stay in them, and the prompts are divided around these.
 //!
-//! No part costs more than the largest of what it must (its decodes) and the mean of all, but for one token and for `least`
-//! ([`balance`]): what equal tokens cost is never less than both.
+//! No part costs more than the larger of its decodes and the mean of all parts, except for one token and for `least`
+//! ([`balance`]). The cost of parts of equal tokens is never less than both.
 
 use super::cost::Costs;
 
 /// Tokens of a prompt that run in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk {
-    /// Whose they are.
+    /// The job of the prompt.
     pub job: u32,
     /// Tokens of the prompt before them.
     pub prefix: u32,
-    /// How many they are.
+    /// Number of tokens.
     pub tokens: u32,
 }
 
-/// Splits prompts over micro-batches whose other costs are `fixed`, in seconds, one entry for each. Prompts stay in order; a side
-/// that would get less than `least` seconds of them gets nothing, since each chunk reads the parameters again.
+/// Divides prompts among micro-batches whose other costs are `fixed`, in seconds, one entry each. Prompts stay in order. A
+/// part that would receive less than `least` seconds of prompts receives none, because each chunk reads the parameters again.
 #[must_use]
 pub fn balance(fixed: &[f64], chunks: &[Chunk], costs: &Costs, least: f64) -> Vec<Vec<Chunk>> {
     let mut parts = Vec::with_capacity(fixed.len());
@@ -62,7 +62,7 @@ fn halve(
     halve(right, second, costs, least, parts);
 }
 
-/// Cuts a row of chunks where they have cost `wanted` seconds, at the token that is nearest.
+/// Cuts a list of chunks after a cost of `wanted` seconds, at the nearest token.
 fn cut(chunks: Vec<Chunk>, wanted: f64, costs: &Costs) -> (Vec<Chunk>, Vec<Chunk>) {
     let (mut first, mut second) = (Vec::new(), Vec::new());
     let mut left = wanted;
@@ -96,7 +96,7 @@ fn cut(chunks: Vec<Chunk>, wanted: f64, costs: &Costs) -> (Vec<Chunk>, Vec<Chunk
     (first, second)
 }
 
-/// Splits prompts into `parts` of equal tokens, in order: what is done without looking at costs.
+/// Splits prompts into `parts` of equal tokens, in order: the method that ignores costs.
 #[must_use]
 pub fn by_tokens(parts: usize, chunks: &[Chunk]) -> Vec<Vec<Chunk>> {
     let all: u64 = chunks.iter().map(|chunk| u64::from(chunk.tokens)).sum();
@@ -168,7 +168,7 @@ mod tests {
             let longest = |parts: &[Vec<Chunk>]| {
                 parts.iter().zip(&fixed).map(|(part, fixed)| cost(*fixed, part)).fold(0.0, f64::max)
             };
-            // A cut falls on a token, and there are as many cuts on a part's way as the halving is deep.
+            // A cut is at a whole token, and a part has as many cuts as there were halvings.
             let token = tokens.iter().map(|(prefix, tokens)| {
                 costs.chunk(Chunk { job: 0, prefix: prefix + tokens, tokens: 1 })
             }).fold(0.0, f64::max);
@@ -187,7 +187,7 @@ mod tests {
             let least = costs.gamma;
             let all: f64 = chunks.iter().map(|chunk| costs.chunk(*chunk)).sum();
             for part in balance(&vec![0.0; parts], &chunks, &costs, least) {
-                // But for one token, at each cut.
+                // Except for one token per cut.
                 let enough = cost(0.0, &part) >= least.min(all) - 4.0 * 1e-3;
                 prop_assert!(part.is_empty() || enough, "{}", cost(0.0, &part));
             }
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn equal_tokens_behind_a_long_prefix_are_not_equal_cost() {
-        // The second half of the tokens is behind 60,000 others.
+        // The second half of the tokens comes after 60,000 others.
         let chunks = chunks(&[(0, 4000), (60_000, 4000)]);
         let longest = |parts: Vec<Vec<Chunk>>| {
             let each = parts.iter().map(|part| cost(0.0, part));

@@ -1,12 +1,12 @@
-//! What a step takes, fitted to measurements.
+//! The time of a step, fitted to measurements.
 //!
-//! The paper's cost of a chunk of `c` prompt tokens behind `p` that are cached is `alpha (p c + (c^2 + c) / 2) + beta c + gamma`, and a
-//! batch of `n` chunks saves `(n - 1) lambda` since it reads the parameters once. Here `lambda = gamma`: what is left of a chunk that
-//! does nothing is the reading. A decoded token is a chunk of one in the paper; since decode reads caches where prefill multiplies, it has
-//! coefficients of its own here: `delta + kappa p` a sequence.
+//! The paper's cost of a chunk of `c` prompt tokens after `p` cached ones is `alpha (p c + (c^2 + c) / 2) + beta c + gamma`,
+//! and a batch of `n` chunks saves `(n - 1) lambda` because it reads the parameters once. Here `lambda = gamma`: the cost of
+//! an empty chunk is that of reading the parameters. In the paper a decoded token is a chunk of one. Here it has coefficients
+//! of its own, because decode is limited by reading caches and prefill by arithmetic: `delta + kappa p` per sequence.
 //!
-//! Both are least squares of the relative errors, `sum ((fit - seconds) / seconds)^2`, over the instance's points, with coefficients that
-//! must not be negative: where one is, it is left out and the others are fitted again.
+//! Both are least squares of the relative errors, `sum ((fit - seconds) / seconds)^2`, over the instance's points, with
+//! coefficients that must not be negative: a negative one is left out and the others are fitted again.
 
 use serde::Serialize;
 
@@ -17,21 +17,21 @@ use crate::{Error, Result};
 /// The coefficients.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Costs {
-    /// Seconds of a pair of tokens in prefill's attention.
+    /// Seconds per pair of tokens in prefill's attention.
     pub alpha: f64,
-    /// Seconds of a prompt's token.
+    /// Seconds per prompt token.
     pub beta: f64,
-    /// Seconds of a step with prompt tokens, whatever their number.
+    /// Seconds per step with prompt tokens, for any number of them.
     pub gamma: f64,
-    /// Seconds of a decoded token.
+    /// Seconds per decoded token.
     pub delta: f64,
-    /// Seconds of a cached token that a decoded one reads.
+    /// Seconds per cached token that a decoded token reads.
     pub kappa: f64,
-    /// Seconds of a step of decoded tokens, whatever their number.
+    /// Seconds per step with decoded tokens, for any number of them.
     pub decode_gamma: f64,
-    /// The largest relative error at a prefill's point.
+    /// The largest relative error at a point of prefill.
     pub prefill_error: f64,
-    /// The same at a decode's.
+    /// The largest relative error at a point of decode.
     pub decode_error: f64,
 }
 
@@ -51,7 +51,7 @@ impl Costs {
         })
     }
 
-    /// Fitted to points; `None` where they do not determine the coefficients.
+    /// Fitted to points; `None` if they do not determine the coefficients.
     #[must_use]
     pub fn fit(prefill: &[Prefilled], decode: &[Decoded]) -> Option<Self> {
         let prefill: Vec<_> = prefill
@@ -89,13 +89,13 @@ impl Costs {
         self.alpha * (p * c + (c * c + c) / 2.0) + self.beta * c
     }
 
-    /// Seconds that `sequences` decoded tokens add to a step when they read `cached` tokens together.
+    /// Seconds that `sequences` decoded tokens add to a step if together they read `cached` tokens.
     #[must_use]
     pub fn decode(&self, sequences: usize, cached: u64) -> f64 {
         self.delta * sequences as f64 + self.kappa * cached as f64
     }
 
-    /// Seconds of a step whatever is in it.
+    /// Seconds per step, independent of its tokens.
     #[must_use]
     pub fn fixed(&self, prompts: bool, decodes: bool) -> f64 {
         match (prompts, decodes) {
@@ -106,7 +106,7 @@ impl Costs {
         }
     }
 
-    /// Seconds that a step takes at the least: the parameters are read, whatever is in it.
+    /// Minimum seconds of a step, for reading the parameters.
     #[must_use]
     pub fn read(&self) -> f64 {
         self.gamma.max(self.decode_gamma)
@@ -131,13 +131,13 @@ fn least_squares(points: &[([f64; 3], f64)]) -> Option<([f64; 3], f64)> {
     }
 }
 
-/// The normal equations of the relative errors, by Gauss's elimination; `None` where they are singular.
+/// The normal equations of the relative errors, by Gaussian elimination; `None` if they are singular.
 fn solve(points: &[([f64; 3], f64)], used: [bool; 3]) -> Option<[f64; 3]> {
     let terms: Vec<usize> = (0..3).filter(|i| used[*i]).collect();
     if points.len() < terms.len() || terms.is_empty() {
         return None;
     }
-    // Columns of size 1, so that pivots can be compared.
+    // Columns scaled to size 1, so that pivots can be compared.
     let mut scale = [0.0f64; 3];
     for (x, y) in points {
         for i in 0..3 {
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_coefficient_that_would_be_negative_is_left_out() {
-        // Faster and faster: a square's coefficient would be below 0.
+        // Seconds that rise less than linearly: a square's coefficient would be negative.
         let points = [(100, 1.0), (1000, 5.0), (10_000, 20.0)]
             .map(|(tokens, seconds)| Prefilled { tokens, seconds });
         let costs = Costs::fit(&points, &decodes(1e-4, 1e-8, 0.01)).unwrap();

@@ -1,24 +1,25 @@
-//! Which groups merge: the paper's drop plan, a min-heap of groups by size, O(N log N).
+//! Selects the groups to merge: the paper's drop plan, a min-heap of groups by size, O(N log N).
 //!
-//! The two smallest groups merge and drop one copy of what both hold; then the next two, until enough is freed. A merge frees one copy
-//! whatever its sizes, so the number of merges is the least there can be. The largest group is never more than twice the least possible:
-//! the two smallest of `m` groups of `N` instances have at most `2 N / m` members together, and any `m - 1` groups have one of at
-//! least `N / (m - 1)`. With sizes that double (a power of two of instances, merged to a power of two of groups) it is the least.
+//! The two smallest groups merge and drop one of the two copies that they hold; then the next two, until enough memory is
+//! free. A merge frees one copy for any sizes, so the number of merges is minimal. The largest group is at most twice the
+//! minimum: the two smallest of `m` groups of `N` instances have at most `2 N / m` members together, and any `m - 1` groups
+//! have one of at least `N / (m - 1)`. With sizes that double (a power of two of instances, merged to a power of two of
+//! groups) it is the minimum.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// What to merge.
+/// The groups to merge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Sets of groups, by their places in what was given, each to become one group.
+    /// Sets of groups, by their indices in the input; each set becomes one group.
     pub merges: Vec<Vec<usize>>,
-    /// Bytes that this frees.
+    /// Bytes that the merges free.
     pub freed: u64,
 }
 
-/// Merges groups of `sizes` members until `needed` bytes are free, each merge freeing `copy` bytes and no group having more than `most`
-/// members. Frees as much as it can where that is not enough.
+/// Merges groups of `sizes` members until `needed` bytes are free. Each merge frees `copy` bytes, and no group gets more than
+/// `most` members. Frees as much as it can if that is not enough.
 #[must_use]
 pub fn plan(sizes: &[u32], copy: u64, needed: u64, most: u32) -> Plan {
     let mut sets: Vec<Vec<usize>> = (0..sizes.len()).map(|group| vec![group]).collect();
@@ -62,7 +63,7 @@ mod tests {
         merged.chain(sizes.iter().copied()).max().unwrap()
     }
 
-    /// The least largest group over all ways to put groups into `parts` sets.
+    /// The size of the largest group, minimised over all ways to combine groups to `parts` sets.
     fn exhaustive(sizes: &[u32], parts: usize) -> u32 {
         fn place(sizes: &[u32], sums: &mut Vec<u32>, parts: usize, best: &mut u32) {
             let Some((size, rest)) = sizes.split_first() else {
@@ -104,7 +105,7 @@ mod tests {
 
     #[test]
     fn three_groups_of_eight_are_where_the_heap_is_not_the_best() {
-        // 4 + 2 + 2 where 3 + 3 + 2 could be: the bound, not the optimum.
+        // 4 + 2 + 2, although 3 + 3 + 2 is possible: within the bound, but not optimal.
         let sizes = [1; 8];
         let plan = plan(&sizes, 1, 5, 8);
         assert_eq!((largest(&sizes, &plan), exhaustive(&sizes, 3)), (4, 3));

@@ -1,22 +1,22 @@
-//! Caches of layers that changed hands, in chunks behind the activations.
+//! Transfers of caches whose layers moved to another stage, in chunks between activations.
 //!
-//! After a merge a stage lacks caches of its layers that other members filled. Sent in one go they would hold the link for a second or
-//! more, and every activation would wait behind them. So they go in chunks of about one stage's time: a stage sends its activations
-//! when it has computed, and by then the chunk that began with the computation is gone. What a stage's activations take of the link
-//! is taken off the chunk.
+//! After a merge a stage lacks caches of its layers that other members computed. Sent in one transfer they would occupy the
+//! link for a second or more, and every activation would wait. So they are sent in chunks of about one stage's time: a stage
+//! sends its activations when it has finished computing, and by then the chunk that was started with the computation has been
+//! sent. The time of a stage's activations on the link is subtracted from the chunk.
 
 use std::collections::VecDeque;
 
-/// What one group has to receive from another, request by request.
+/// What one group has to receive from another, by request.
 #[derive(Debug, Clone, Default)]
 pub struct Exchange {
     queue: VecDeque<(u32, u64)>,
-    /// Bytes of the first request that are across.
+    /// Bytes of the first request that have been sent.
     sent: u64,
 }
 
 impl Exchange {
-    /// Of requests and the bytes of each, in the order in which they go.
+    /// An exchange of requests with their bytes, in the order of sending.
     #[must_use]
     pub fn new(requests: impl IntoIterator<Item = (u32, u64)>) -> Self {
         Self {
@@ -25,21 +25,21 @@ impl Exchange {
         }
     }
 
-    /// Whether everything is across.
+    /// Whether everything has been sent.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// Bytes that are not across yet.
+    /// Bytes that have not been sent.
     #[must_use]
     pub fn left(&self) -> u64 {
         let all: u64 = self.queue.iter().map(|(_, bytes)| bytes).sum();
         all - self.sent
     }
 
-    /// Bytes of the next chunk: what a link of `rate` bytes a second carries in a stage's `seconds` beside its activations; at least one
-    /// part in eight of that, so that it ends where activations fill the link.
+    /// Bytes of the next chunk: what a link of `rate` bytes per second transfers in a stage's `seconds` in addition to its
+    /// activations; at least an eighth of that, so that the exchange ends even if activations fill the link.
     #[must_use]
     pub fn chunk(&self, seconds: f64, rate: f64, activation_bytes: f64) -> u64 {
         let carried = seconds * rate;
@@ -47,19 +47,19 @@ impl Exchange {
         (free as u64).clamp(1, self.left().max(1))
     }
 
-    /// Notes that `bytes` are across.
+    /// Records that `bytes` have been sent.
     pub fn sent(&mut self, bytes: u64) {
         self.sent += bytes;
     }
 
-    /// The first request, if all of it is across.
+    /// The first request, if all of it has been sent.
     #[must_use]
     pub fn across(&self) -> Option<u32> {
         let (request, bytes) = self.queue.front()?;
         (self.sent >= *bytes).then_some(*request)
     }
 
-    /// Takes the first request out.
+    /// Removes the first request.
     pub fn pop(&mut self) {
         if let Some((_, bytes)) = self.queue.pop_front() {
             self.sent = self.sent.saturating_sub(bytes);
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn activations_go_first() {
         let exchange = Exchange::new([(7, 1_000_000)]);
-        // 10 ms at 10 MB/s are 100 KB; 30 KB of activations leave 70, and 99 leave an eighth.
+        // 10 ms at 10 MB/s are 100 KB; 30 KB of activations leave 70, and 99 KB leave the minimum of an eighth.
         assert_eq!(exchange.chunk(0.01, 10e6, 30e3), 70_000);
         assert_eq!(exchange.chunk(0.01, 10e6, 99e3), 12_500);
         assert_eq!(exchange.across(), None);

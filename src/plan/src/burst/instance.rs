@@ -1,6 +1,6 @@
-//! An instance as data: its memory, the model's sizes, what steps take and what connects it to others.
+//! An instance as data: its memory, the model's sizes, times of steps and its network.
 //!
-//! A file of it is JSON with the fields of [`File`]; `src/plan/instances` has those that are built in.
+//! Its file is JSON with the fields of [`File`]; the built-in ones are in `src/plan/instances`.
 
 use std::path::Path;
 
@@ -8,18 +8,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// What is dropped.
+/// Which parameters are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
-    /// Layers: a group is a pipeline of stages, and each stage holds the caches of its layers.
+    /// Layers: a group is a pipeline of stages, and each stage has the caches of its layers.
     Layers,
-    /// Experts: a group's members keep their requests and caches, hold a part of every layer's experts each, and exchange tokens.
+    /// Experts: a group's members keep their requests and caches, have a part of every layer's experts each, and exchange
+    /// tokens.
     Experts,
 }
 
 impl Form {
-    /// What it is called.
+    /// Its name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -29,63 +30,63 @@ impl Form {
     }
 }
 
-/// What dropping in one form means.
+/// The effect of dropping in one form.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Way {
     /// The form.
     pub form: Form,
-    /// Bytes of the parameters of which a group needs one copy; the others stay on every member.
+    /// Bytes of the parameters of which a group needs one copy; every member has the others.
     pub droppable_bytes: u64,
-    /// Bytes that a token sends: from stage to stage, or to each other member for its experts.
+    /// Bytes sent per token: from stage to stage, or to each other member for its experts.
     pub token_bytes: u64,
-    /// How often members wait for each other in a step: once between two stages, or twice a layer of experts.
+    /// How often members wait for each other in a step: once between two stages, or twice per layer of experts.
     pub crossings: u32,
 }
 
-/// What a sequence's cache takes.
+/// The size of a sequence's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {
-    /// Bytes of a token.
+    /// Bytes per token.
     pub token_bytes: u64,
-    /// Bytes of a sequence whatever its length: KDA's states and convolution tails; 0 for a dense model.
+    /// Bytes per sequence, independent of its length: KDA's states and convolution states; 0 for a dense model.
     pub sequence_bytes: u64,
-    /// Tokens of a block; memory is given in these.
+    /// Tokens per block, the unit of allocation.
     pub block_tokens: u32,
 }
 
-/// What connects an instance.
+/// The network of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// Bytes a second to other instances, each way.
+    /// Bytes per second to other instances, in each direction.
     pub bytes_per_second: f64,
-    /// Seconds from one instance's end of a step to the other's start, beside the bytes.
+    /// Seconds from one instance's end of a step to the other's start, in addition to the transfer.
     pub hop_seconds: f64,
-    /// Bytes a second to host memory.
+    /// Bytes per second to host memory.
     pub host_bytes_per_second: f64,
 }
 
-/// A prompt's prefill.
+/// A measured prefill of one prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prefilled {
-    /// Its tokens.
+    /// Prompt tokens.
     pub tokens: u32,
-    /// Seconds of it.
+    /// Its time in seconds.
     pub seconds: f64,
 }
 
-/// A decode's step.
+/// A measured decode step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Decoded {
-    /// Its sequences.
+    /// Number of sequences.
     pub sequences: u32,
-    /// Tokens that each has cached.
+    /// Cached tokens per sequence.
     pub context: u32,
-    /// Seconds of it.
+    /// Its time in seconds.
     pub seconds: f64,
 }
 
@@ -94,17 +95,17 @@ pub struct Decoded {
 #[serde(deny_unknown_fields)]
 pub struct File {
     name: String,
-    /// Where the numbers are from.
+    /// The source of the numbers.
     source: String,
-    /// GPUs of an instance.
+    /// GPUs per instance.
     gpus: u32,
-    /// Bytes that parameters and caches may take together.
+    /// Bytes for parameters and caches together.
     memory_bytes: u64,
     /// Bytes of all parameters.
     parameter_bytes: u64,
     cache: Cache,
     network: Network,
-    /// How parameters can be dropped; the first is what is done unless another is asked for.
+    /// The forms in which parameters can be dropped; the first is the default.
     drop: Vec<Way>,
     prefill: Vec<Prefilled>,
     decode: Vec<Decoded>,
@@ -142,7 +143,7 @@ impl TryFrom<File> for Instance {
             && network.hop_seconds.is_finite()
             && network.hop_seconds >= 0.0)
         {
-            "the rates of `network` must be above 0, and its hop not below".to_owned()
+            "the rates of `network` must be above 0, and its hop at least 0".to_owned()
         } else if file.drop.is_empty() {
             "`drop` is empty; it needs at least one form".to_owned()
         } else if let Some(way) = file
@@ -151,7 +152,7 @@ impl TryFrom<File> for Instance {
             .find(|way| way.droppable_bytes > file.parameter_bytes)
         {
             format!(
-                "{} bytes can be dropped of {}",
+                "{} bytes can be dropped, but there are only {}",
                 way.droppable_bytes, file.parameter_bytes
             )
         } else if file
@@ -174,7 +175,7 @@ impl TryFrom<File> for Instance {
     }
 }
 
-/// The instances that come with the program.
+/// The built-in instances.
 const BUILT_IN: [(&str, &str); 3] = [
     (
         "qwen2.5-14b-a800",
@@ -191,17 +192,17 @@ const BUILT_IN: [(&str, &str); 3] = [
 ];
 
 impl Instance {
-    /// A built-in instance, or a file's.
+    /// A built-in instance, or one from a file.
     ///
     /// # Errors
-    /// A name that is neither, or a file that is no instance.
+    /// A name that is neither, or a file that is not an instance.
     pub fn open(name: &str) -> Result<Self> {
         if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
             return Self::parse(name, text);
         }
         let path = Path::new(name);
         let text = std::fs::read_to_string(path).map_err(|source| {
-            // Names have dots; only what looks like a path or a file of JSON was meant as one.
+            // Names contain dots; only a text that looks like a path or a JSON file is a path.
             let a_name = path.extension().is_none_or(|ending| ending != "json");
             if source.kind() == std::io::ErrorKind::NotFound && a_name {
                 let known: Vec<_> = Self::built_in().collect();
@@ -219,10 +220,10 @@ impl Instance {
         Self::parse(name, &text)
     }
 
-    /// From JSON; `name` is what an error calls it.
+    /// Parses JSON; `name` is for errors.
     ///
     /// # Errors
-    /// A text that is no instance.
+    /// A text that is not an instance.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
         serde_json::from_str(text).map_err(|error| Error::Profile {
             name: name.into(),
@@ -230,12 +231,12 @@ impl Instance {
         })
     }
 
-    /// The names of those that are built in.
+    /// The names of the built-in instances.
     pub fn built_in() -> impl Iterator<Item = &'static str> {
         BUILT_IN.iter().map(|(name, _)| *name)
     }
 
-    /// The same with another memory, in bytes.
+    /// The same with another size of memory, in bytes.
     #[must_use]
     pub fn with_memory(&self, bytes: u64) -> Self {
         let mut file = self.file.clone();
@@ -243,25 +244,25 @@ impl Instance {
         Self { file }
     }
 
-    /// What it is called.
+    /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.file.name
     }
 
-    /// Where its numbers are from.
+    /// The source of its numbers.
     #[must_use]
     pub fn source(&self) -> &str {
         &self.file.source
     }
 
-    /// GPUs of it.
+    /// GPUs per instance.
     #[must_use]
     pub fn gpus(&self) -> u32 {
         self.file.gpus
     }
 
-    /// Bytes that parameters and caches may take together.
+    /// Bytes for parameters and caches together.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         self.file.memory_bytes
@@ -273,13 +274,13 @@ impl Instance {
         self.file.parameter_bytes
     }
 
-    /// Bytes that are left for caches while nothing is dropped.
+    /// Bytes for caches while nothing is dropped.
     #[must_use]
     pub fn cache_bytes(&self) -> u64 {
         self.file.memory_bytes - self.file.parameter_bytes
     }
 
-    /// What a sequence's cache takes.
+    /// The size of a sequence's cache.
     #[must_use]
     pub fn cache(&self) -> Cache {
         self.file.cache
@@ -293,7 +294,7 @@ impl Instance {
         cache.sequence_bytes + tokens.div_ceil(block) * block * cache.token_bytes
     }
 
-    /// What connects it.
+    /// Its network.
     #[must_use]
     pub fn network(&self) -> Network {
         self.file.network
@@ -311,16 +312,16 @@ impl Instance {
         &self.file.decode
     }
 
-    /// The form in which it drops unless another is asked for.
+    /// The form in which it drops by default.
     #[must_use]
     pub fn form(&self) -> Form {
         self.file.drop[0].form
     }
 
-    /// What dropping in a form means.
+    /// The effect of dropping in a form.
     ///
     /// # Errors
-    /// A form that it has not.
+    /// A form that it does not have.
     pub fn way(&self, form: Form) -> Result<Way> {
         let way = self.file.drop.iter().find(|way| way.form == form);
         way.copied().ok_or_else(|| Error::Profile {
@@ -380,7 +381,7 @@ mod tests {
         assert_eq!(dense.cache().token_bytes, 48 * 2 * 8 * 128 * 2);
         assert_eq!(dense.sequence_bytes(65), 128 * dense.cache().token_bytes);
         let ours = Instance::open("kimi-linear-48b-h200").unwrap();
-        // 7 layers of 512 + 64 latents in bf16; the 96 % are experts.
+        // 7 layers of 512 + 64 latents in bf16; 96 % of the parameters are experts.
         assert_eq!(ours.cache().token_bytes, 7 * 576 * 2);
         let experts = ours.way(Form::Experts).unwrap().droppable_bytes;
         let part = experts as f64 / ours.parameter_bytes() as f64;

@@ -1,14 +1,15 @@
-//! Bursts: duplicated parameters make room for caches (KunServe, arXiv 2412.18169, EuroSys 2026).
+//! Bursts: dropping duplicated parameters frees memory for caches (KunServe, arXiv 2412.18169, EuroSys 2026).
 //!
-//! Replicas of a model hold the same parameters. When the caches of a burst do not fit, copies are dropped, replicas form groups that
-//! hold the model once, and what is freed holds caches; afterwards the copies are restored. From the bottom:
+//! Replicas of a model hold the same parameters. When the caches of a burst do not fit, copies are dropped: replicas form
+//! groups that hold the model once, and the freed memory is used for caches; afterwards the copies are restored. From the
+//! bottom:
 //!
-//! - [`instance`]: an instance's sizes and measured steps, as data; [`cost`]: a step's seconds, fitted to them.
+//! - [`instance`]: an instance's sizes and measured steps, as data; [`cost`]: the time of a step, fitted to them.
 //! - [`trigger`]: when to drop and when to restore; [`mod@drop`]: which groups merge; [`batch`]: micro-batches of equal cost;
-//!   [`exchange`]: caches of layers that changed hands. These are the policy: time and counters are passed in.
-//! - [`sim`]: the policy and what others do ([`Policy`]), in virtual time; [`outcome`]: what came of it.
+//!   [`exchange`]: caches whose layers moved. These are the policy: time and counters are passed in.
+//! - [`sim`]: this policy and others ([`Policy`]), in virtual time; [`outcome`]: the results.
 //!
-//! There are no device types here. What comes out is a model's output.
+//! It uses no device types. Results are those of a model.
 
 pub mod batch;
 pub mod cost;
@@ -29,17 +30,17 @@ use cost::Costs;
 use instance::{Form, Instance, Way};
 use outcome::Outcome;
 
-/// What is done when memory does not suffice.
+/// What an instance does when memory is insufficient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
-    /// The request that came last gives up its cache and is prefilled again later (vLLM).
+    /// The request that arrived last gives up its cache and is prefilled again later (vLLM).
     Recompute,
-    /// Its cache goes to host memory and comes back (vLLM's other way; InferCept).
+    /// Its cache is moved to host memory and back (vLLM's other method; InferCept).
     Swap,
-    /// Caches move to the instance that has most room, live; where none has, recompute (after Llumnix).
+    /// Live caches move to the instance with the most free memory; if no instance has any, recompute (after Llumnix).
     Migrate,
-    /// Instances work in pipelines of two all the time, so that each holds half the parameters (vLLM's pipeline parallelism).
+    /// Instances always work in pipelines of two, so that each has half the parameters (vLLM's pipeline parallelism).
     Pipeline,
     /// Duplicated parameters are dropped and restored (KunServe).
     Drop,
@@ -55,7 +56,7 @@ impl Policy {
         Self::Drop,
     ];
 
-    /// What it is called.
+    /// Its name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -68,31 +69,35 @@ impl Policy {
     }
 }
 
-/// What may be chosen. The paper gives the poll, the time of a drop and the part at which is restored; the others say why.
+/// Options of the policy. The paper gives the poll interval, the time of a drop and the threshold of restoring; the others
+/// state their reasons.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
-    /// Prompt tokens of a step. 1,024 of a 14B model take an A800 about the 221 ms that the paper has for a prefill's step.
+    /// Prompt tokens per step. An A800 takes about 221 ms for 1,024 tokens of a 14B model, the paper's time of a prefill
+    /// step.
     pub budget_tokens: u32,
-    /// Time between looks at the demand (the paper: 0.1 s).
+    /// Time between polls of the demand (the paper: 0.1 s).
     pub poll: Duration,
-    /// Looks in a row that must see too much demand: a single one may fall between a request's end and the next one's admission.
+    /// Number of consecutive polls that must find too much demand: a single one may be between a request's end and the next
+    /// one's admission.
     pub agree: u32,
-    /// Whether queued requests count as demand only where the first of them does not fit. The paper counts all; those that wait for
-    /// computation are not helped by memory, and a pipeline serves them more slowly.
+    /// Whether queued requests count as demand only if the first of them does not fit. The paper counts all of them; memory
+    /// does not help requests that wait for computation, and a pipeline serves them more slowly.
     pub for_memory: bool,
-    /// Time that it takes to drop (the paper: 5 ms, with CUDA's virtual memory).
+    /// Time of a drop (the paper: 5 ms, with CUDA's virtual memory).
     pub drop_time: Duration,
-    /// The most instances of a group: each more frees less beside what is there, and adds a stage to each token's way.
+    /// Maximum number of instances per group: each additional one frees less, and adds a stage to each token's path.
     pub most_members: u32,
-    /// Restore where caches take less than this part of the memory for them before the drop (the paper: half).
+    /// Restore if caches use less than this fraction of the memory for caches before the drop (the paper: half).
     pub restore_below: f64,
     /// Whether to restore at all.
     pub restore: bool,
-    /// Whether micro-batches are of equal cost, looking ahead; otherwise of equal tokens.
+    /// Whether micro-batches have equal cost, by looking ahead; otherwise they have equal tokens.
     pub look_ahead: bool,
-    /// Whether an exchange is sent in chunks behind the activations; otherwise all at once before them.
+    /// Whether an exchange is sent in chunks between activations; otherwise all at once before them.
     pub coordinated: bool,
-    /// Bytes of host memory for swapped caches, of an instance. 128 GiB hold more than a GPU does, so that PCIe's rate decides.
+    /// Bytes of host memory for swapped caches, per instance. 128 GiB are more than a GPU's memory, so that the rate of PCIe
+    /// is the limit.
     pub host_bytes: u64,
 }
 
@@ -114,29 +119,29 @@ impl Default for Options {
     }
 }
 
-/// An instance that fails and does not come back.
+/// An instance that fails permanently.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Failure {
-    /// When, from the trace's start.
+    /// Time from the trace's start.
     pub at: Duration,
-    /// Which one, from 0.
+    /// The instance, from 0.
     pub instance: u32,
 }
 
-/// What to replay on.
+/// The setup of a replay.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// An instance.
+    /// The instance.
     pub instance: Instance,
-    /// How many there are.
+    /// Number of instances.
     pub instances: u32,
-    /// What is dropped.
+    /// Which parameters are dropped.
     pub form: Form,
-    /// What is done when memory does not suffice.
+    /// The policy when memory is insufficient.
     pub policy: Policy,
-    /// How.
+    /// Its options.
     pub options: Options,
-    /// What fails.
+    /// Instances that fail.
     pub failures: Vec<Failure>,
 }
 
@@ -160,13 +165,13 @@ impl Setup {
             ));
         }
         if failing.len() as u32 == self.instances {
-            return refuse("every instance fails; expected one that stays".into());
+            return refuse("every instance fails; expected at least one without failure".into());
         }
         let options = &self.options;
         if options.budget_tokens == 0 || options.poll.is_zero() || options.agree == 0 {
-            return refuse("a step's tokens, the poll and the looks must be above 0".into());
+            return refuse("`budget_tokens`, `poll` and `agree` must be above 0".into());
         }
-        // No request may be larger than what an instance has for caches: it could never run where nothing is dropped.
+        // No request may be larger than an instance's memory for caches: without a drop it could never run.
         let room = self.instance.cache_bytes();
         for request in trace.requests() {
             let tokens = u64::from(request.tokens) + u64::from(request.output);
@@ -184,18 +189,18 @@ impl Setup {
     }
 }
 
-/// What an instance holds at a moment.
+/// The memory in use at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct Held<'a> {
     /// Seconds from the start.
     pub at: f64,
     /// Bytes of caches, by instance.
     pub caches: &'a [u64],
-    /// Bytes of parameters, by instance; those that are being loaded included.
+    /// Bytes of parameters, by instance, including those that are being loaded.
     pub parameters: &'a [u64],
 }
 
-/// Replays a trace under one policy; `watch` sees what the instances hold after every event.
+/// Replays a trace under one policy; `watch` is called with the memory in use after every event.
 ///
 /// # Errors
 /// A setup that cannot serve, or a trace without requests.
@@ -221,11 +226,12 @@ pub fn compare(trace: &Trace, setup: &Setup, policies: &[Policy]) -> Result<Vec<
     Ok(outcomes)
 }
 
-/// The trace that `make` makes at the number of times its rate at which the mean demand is `part` of the memory for caches: what running
-/// and waiting requests need, over time, where memory is without limit. The paper scales its arrivals so (to under 60 %).
+/// Scales the rate of the trace that `make` creates so that its mean demand is `part` of the memory for caches. The demand is
+/// the memory that running and waiting requests would need, over time, with unlimited memory. The paper scales its arrivals
+/// in this way (to under 60 %).
 ///
 /// # Errors
-/// As [`run`] and `make`; or a demand that no rate makes.
+/// As [`run`] and `make`; or a demand that no rate reaches.
 pub fn scale_to_demand(
     make: &dyn Fn(f64) -> Result<Trace>,
     setup: &Setup,
@@ -249,7 +255,7 @@ pub fn scale_to_demand(
         if high > MOST_TIMES {
             return Err(Error::Spec {
                 text: part.to_string(),
-                expected: "expected a demand that this trace reaches at some rate".into(),
+                expected: "expected a demand that this trace has at some rate".into(),
             });
         }
     }
@@ -265,6 +271,6 @@ pub fn scale_to_demand(
     make(low)
 }
 
-/// Between these numbers of times its rate a trace's demand is looked for.
+/// Limits of the search for a factor of the rate.
 const LEAST_TIMES: f64 = 1.0 / 64.0;
 const MOST_TIMES: f64 = 4096.0;

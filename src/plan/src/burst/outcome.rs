@@ -1,28 +1,28 @@
-//! What came of a replay.
+//! The results of a replay.
 
 use serde::Serialize;
 
 use super::Policy;
 
-/// A spread of seconds.
+/// Statistics of times in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Spread {
     /// The mean.
     pub mean: f64,
-    /// Half take no longer.
+    /// The median.
     pub p50: f64,
-    /// Nine tenths take no longer.
+    /// The 90th percentile.
     pub p90: f64,
-    /// 99 of 100 take no longer.
+    /// The 99th percentile.
     pub p99: f64,
-    /// 999 of 1,000 take no longer.
+    /// The 99.9th percentile.
     pub p999: f64,
-    /// The longest.
+    /// The maximum.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of ascending values (nearest rank); zeros where there are none.
+    /// Statistics of ascending values (nearest rank); zeros for no values.
     #[must_use]
     pub fn of_sorted(values: &[f64]) -> Self {
         if values.is_empty() {
@@ -43,14 +43,14 @@ impl Spread {
     }
 }
 
-/// One moment.
+/// One sample in time.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Sample {
     /// Seconds from the start.
     pub at: f64,
-    /// Bytes that running requests hold and queued ones need.
+    /// Bytes that running requests use and queued ones need.
     pub demand_bytes: u64,
-    /// Bytes that there are for caches.
+    /// Bytes available for caches.
     pub capacity_bytes: u64,
     /// Requests that wait for memory or for their first step.
     pub waiting: usize,
@@ -58,30 +58,30 @@ pub struct Sample {
     pub groups: usize,
 }
 
-/// How often what happened.
+/// Counts of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Counts {
     /// Caches that were given up.
     pub recomputed: u64,
     /// Tokens that had to be prefilled again.
     pub recomputed_tokens: u64,
-    /// Caches that went to host memory.
+    /// Caches that were moved to host memory.
     pub swapped: u64,
-    /// Caches that moved to another instance.
+    /// Caches that were moved to another instance.
     pub migrated: u64,
     /// Copies of parameters that were dropped.
     pub drops: u64,
     /// Groups whose parameters were restored.
     pub restores: u64,
-    /// The most instances that ever made a group.
+    /// The maximum size of a group.
     pub largest_group: usize,
-    /// Bytes of caches that changed hands in exchanges.
+    /// Bytes of caches that were exchanged.
     pub exchanged_bytes: u64,
-    /// Bytes of parameters that were read again.
+    /// Bytes of parameters that were loaded again.
     pub restored_bytes: u64,
-    /// Bytes of caches given out and taken back.
+    /// Bytes of caches that were allocated.
     pub allocated_bytes: u64,
-    /// The latter.
+    /// Bytes of caches that were freed.
     pub freed_bytes: u64,
     /// Steps or micro-batches.
     pub steps: u64,
@@ -90,43 +90,44 @@ pub struct Counts {
 /// A replay's result.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// Under which policy.
+    /// The policy.
     pub policy: Policy,
     /// Requests that were answered.
     pub requests: usize,
-    /// Tokens of their answers.
+    /// Tokens of all answers.
     pub output_tokens: u64,
-    /// From the first arrival to the last token.
+    /// Seconds from the first arrival to the last token.
     pub seconds: f64,
     /// Seconds from arrival to the first token.
     pub ttft: Spread,
-    /// Seconds between two tokens: of each answer of more than one token, from its first to its last, by one less than it has.
+    /// Seconds between two tokens: for each answer of more than one token, the time from its first to its last token, divided
+    /// by their number minus one.
     pub tpot: Spread,
-    /// The first by [`percentiles`].
+    /// TTFT by [`percentiles`].
     pub ttft_by_percentile: Vec<f64>,
-    /// The second.
+    /// TPOT by [`percentiles`].
     pub tpot_by_percentile: Vec<f64>,
-    /// The part of requests whose first token took more than five times the P50 of the policy with the least, and more than ten times;
-    /// the paper's limits for chats and for summaries. 0 for a single policy's replay.
+    /// The fraction of requests whose TTFT is more than five times, and more than ten times, the lowest P50 of all policies,
+    /// which are the paper's limits for chats and for summaries. 0 for the replay of a single policy.
     pub late: [f64; 2],
-    /// Bytes that running requests hold and queued ones need, over time.
+    /// Mean over time of the bytes that running requests use and queued ones need.
     pub mean_demand_bytes: f64,
-    /// The most that caches ever held.
+    /// Maximum number of bytes of caches.
     pub peak_held_bytes: u64,
-    /// The part of the stages' time, while a pipeline had work, that they stood still between micro-batches.
+    /// The fraction of the stages' time, while a pipeline had work, that they were idle between micro-batches.
     pub bubbles: f64,
-    /// Seconds that an exchange took, of those there were.
+    /// Seconds per exchange.
     pub exchange_seconds: Spread,
-    /// How often what happened.
+    /// Counts of events.
     pub counts: Counts,
-    /// The course, at a second's distance.
+    /// Samples over time, one second apart.
     pub series: Vec<Sample>,
     /// Seconds to the first token, ascending.
     #[serde(skip)]
     pub(super) first_tokens: Vec<f64>,
 }
 
-/// Tells how many of each policy's requests were late, by the least P50 of all.
+/// Computes each policy's fractions of late requests, relative to the lowest P50 of all.
 pub(super) fn judge(outcomes: &mut [Outcome]) {
     let least = outcomes
         .iter()
@@ -144,7 +145,7 @@ pub(super) fn judge(outcomes: &mut [Outcome]) {
     }
 }
 
-/// 0 to 98, then in tenths to 99.9.
+/// 0 to 98, then in steps of a tenth to 99.9.
 pub fn percentiles() -> impl Iterator<Item = f64> {
     let tenths = (990u32..1000).map(|tenth| f64::from(tenth) / 10.0);
     (0u32..99).map(f64::from).chain(tenths)

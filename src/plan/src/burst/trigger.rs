@@ -1,29 +1,29 @@
 //! When to drop and when to restore.
 //!
-//! Demand is what running requests hold and queued ones need for their prompts. Dropping starts where it is more than there is, at several
-//! looks in a row; restoring where caches take less than half of what there was before. Between the two is the hysteresis: what has
-//! just been restored is at most half full.
+//! Demand is the memory that running requests use and queued ones need for their prompts. A drop starts when demand exceeds
+//! the capacity in several consecutive polls; a restore starts when caches use less than half of the capacity before the
+//! drop. The difference is the hysteresis: after a restore, memory is at most half full.
 
-/// What a group's memory looks like, in bytes.
+/// A group's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
-    /// What running requests hold.
+    /// Bytes that running requests use.
     pub held: u64,
-    /// What queued ones need for their prompts.
+    /// Bytes that queued requests need for their prompts.
     pub queued: u64,
-    /// What there is for caches.
+    /// Bytes available for caches.
     pub capacity: u64,
 }
 
 impl Demand {
-    /// Bytes that are missing.
+    /// Missing bytes.
     #[must_use]
     pub fn missing(&self) -> u64 {
         (self.held + self.queued).saturating_sub(self.capacity)
     }
 }
 
-/// Counts looks.
+/// Counts polls.
 #[derive(Debug, Clone, Copy)]
 pub struct Trigger {
     agree: u32,
@@ -31,7 +31,7 @@ pub struct Trigger {
 }
 
 impl Trigger {
-    /// One that acts after `agree` looks in a row, at least 1.
+    /// A trigger that acts after `agree` consecutive polls, at least 1.
     #[must_use]
     pub fn new(agree: u32) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Trigger {
         }
     }
 
-    /// Looks at all groups: the bytes to free, if it is time.
+    /// Evaluates all groups; returns the bytes to free if it is time.
     pub fn look(&mut self, groups: impl IntoIterator<Item = Demand>) -> Option<u64> {
         let missing: u64 = groups.into_iter().map(|group| group.missing()).sum();
         if missing == 0 {
@@ -52,8 +52,8 @@ impl Trigger {
     }
 }
 
-/// Whether a group restores: nobody waits, and caches take less than a part `below` of the `undropped` bytes that there are for them
-/// when every member holds all parameters.
+/// Whether a group restores: no request waits, and caches use less than a fraction `below` of the `undropped` bytes that are
+/// available for caches when every member holds all parameters.
 #[must_use]
 pub fn restores(group: &Demand, undropped: u64, below: f64) -> bool {
     group.queued == 0 && (group.held as f64) < below * undropped as f64
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(trigger.look([demand(90, 20), demand(10, 0)]), None);
         assert_eq!(trigger.look([demand(90, 10)]), None);
         assert_eq!(trigger.look([demand(90, 20)]), None);
-        // What one group lacks is not made up for by what another has.
+        // Free memory of one group does not help another.
         assert_eq!(
             trigger.look([demand(90, 20), demand(70, 33), demand(0, 0)]),
             Some(13)

@@ -1,16 +1,17 @@
-//! One cluster's prefix cache: which blocks it has, the least recently used ones given up first.
+//! One cluster's prefix cache: its blocks, with eviction of the least recently used.
 //!
-//! A prompt goes on from the longest run of its first blocks that are all there. A hybrid's KDA states can be taken up at the exact
-//! token of a checkpoint only: the replay assumes one at every block's end; where an engine keeps fewer, hits are shorter.
+//! A prompt continues from the longest run of its first blocks that are all cached. With a hybrid model, KDA states can be
+//! reused only at the exact token of a checkpoint: the replay assumes one at every block's end; with an engine that stores
+//! fewer, hits are shorter.
 
 use std::collections::{HashMap, VecDeque};
 
-/// The blocks that are there.
+/// The cached blocks.
 #[derive(Debug)]
 pub(super) struct PrefixCache {
-    /// Blocks that it holds at the most; `None` for any number.
+    /// Maximum number of blocks; `None` for no limit.
     capacity: Option<usize>,
-    /// When each was last used, as a count of uses.
+    /// The last use of each, as a count of uses.
     used: HashMap<u64, u64>,
     /// Uses in order; only a block's last one counts.
     order: VecDeque<(u64, u64)>,
@@ -27,7 +28,7 @@ impl PrefixCache {
         }
     }
 
-    /// How many of a prompt's first blocks are there.
+    /// Number of a prompt's first blocks that are cached.
     pub(super) fn known(&self, blocks: &[u64]) -> u32 {
         blocks
             .iter()
@@ -35,8 +36,8 @@ impl PrefixCache {
             .count() as u32
     }
 
-    /// Puts a prompt's blocks in, or notes that they were used. The first ones count as used last, since later ones are worth
-    /// nothing without them.
+    /// Inserts a prompt's blocks, or updates their last use. The first blocks count as used last, because later ones are
+    /// useless without them.
     pub(super) fn insert(&mut self, blocks: &[u64]) {
         for block in blocks.iter().rev() {
             self.clock += 1;

@@ -1,7 +1,7 @@
-//! A link as a fluid: what is under way shares its rate equally, as many TCP connections do.
+//! A link as a fluid: active flows share its rate equally, as many TCP connections do.
 //!
-//! Time per byte is kept as one running sum (the bytes that each flow has got since the start), so that a flow's end is known when it
-//! begins and a change of the rate or of the number of flows costs a heap operation.
+//! The bytes that each flow has received since the start are kept as one running sum, so that a flow's end is known when it
+//! begins and a change of the rate or of the number of flows costs one heap operation.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,20 +9,20 @@ use std::time::Duration;
 
 /// Payload of a TCP segment on Ethernet, with timestamps.
 const SEGMENT_BYTES: f64 = 1448.0;
-/// The constant of Mathis et al. (1997), for one acknowledgement a segment.
+/// The constant of Mathis et al. (1997), for one acknowledgement per segment.
 const MATHIS: f64 = 1.22;
 
-/// A link.
+/// The properties of a link.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinkOptions {
-    /// One way.
+    /// Latency in one direction.
     pub latency: Duration,
-    /// The part of segments that is lost. Lost ones are sent again, and each connection is held to the rate of Mathis et al. (1997),
-    /// `segment 1.22 / (RTT sqrt(loss))`.
+    /// The fraction of segments that is lost. Lost segments are sent again, and each connection is limited to the rate of
+    /// Mathis et al. (1997), `segment 1.22 / (RTT sqrt(loss))`.
     pub loss: f64,
     /// TCP connections.
     pub connections: u32,
-    /// Pieces that a cache is sent in while its prefill runs, layers by layers; 1 sends it after the prefill.
+    /// Number of pieces in which a cache is sent while its prefill runs, each of some layers; 1 sends it after the prefill.
     pub pieces: u32,
 }
 
@@ -38,12 +38,12 @@ impl Default for LinkOptions {
 }
 
 impl LinkOptions {
-    /// Bytes of payload a second of a link of `bits` a second.
+    /// Bytes of payload per second of a link of `bits` per second.
     #[must_use]
     pub fn goodput(&self, bits: f64) -> f64 {
         let round_trip = 2.0 * self.latency.as_secs_f64();
         let each = SEGMENT_BYTES * MATHIS / (round_trip * self.loss.sqrt());
-        // Without loss or latency nothing holds a connection back.
+        // Without loss or latency a connection's rate is not limited.
         let all = if each.is_finite() {
             f64::from(self.connections) * each
         } else {
@@ -53,7 +53,7 @@ impl LinkOptions {
     }
 }
 
-/// A flow's place in the heap: what each flow will have got when it ends, then its number.
+/// A flow's entry in the heap: the value of the running sum at its end, then its number.
 #[derive(Debug, PartialEq)]
 struct End(f64, u64);
 
@@ -71,25 +71,25 @@ impl Ord for End {
     }
 }
 
-/// What is under way, each with a `T` that says what it is.
+/// The active flows, each with a `T` that identifies it.
 #[derive(Debug)]
 pub(super) struct Link<T> {
-    /// Bytes a second of all flows together.
+    /// Bytes per second of all flows together.
     rate: f64,
-    /// Bytes that a flow that was there all along has got.
+    /// Bytes that a flow that has been active from the start would have received.
     each: f64,
     last: Duration,
     flows: BinaryHeap<Reverse<End>>,
     what: Vec<Option<(T, u64)>>,
     free: Vec<usize>,
     started: u64,
-    /// Counts changes: an event of an older version is void.
+    /// Counts changes: events of an older version are void.
     pub(super) version: u32,
-    /// Bytes that were given to it.
+    /// Bytes of all flows that were started.
     pub(super) entered: u64,
     /// Bytes of flows that have ended.
     pub(super) delivered: u64,
-    /// Bytes that have passed, those of flows under way included.
+    /// Bytes that were transferred, including those of active flows.
     pub(super) passed: f64,
 }
 
@@ -110,7 +110,7 @@ impl<T> Link<T> {
         }
     }
 
-    /// Bytes that have still to pass.
+    /// Bytes that remain to be transferred.
     pub(super) fn waiting(&self) -> f64 {
         (self.entered as f64 - self.passed).max(0.0)
     }
@@ -129,7 +129,7 @@ impl<T> Link<T> {
         }
     }
 
-    /// Brings the counters up to `now`.
+    /// Updates the counters to `now`.
     pub(super) fn look(&mut self, now: Duration) {
         self.advance(now);
     }
@@ -147,7 +147,7 @@ impl<T> Link<T> {
             self.what.len() - 1
         });
         self.what[place] = Some((what, bytes));
-        // Equal ends leave in the order in which they came.
+        // Flows that end at the same time leave in the order of their start.
         let number = (self.started << 24) | place as u64;
         self.started += 1;
         self.flows
@@ -156,23 +156,23 @@ impl<T> Link<T> {
         self.version = self.version.wrapping_add(1);
     }
 
-    /// When the next flow ends, as things are.
+    /// When the next flow ends, without further changes.
     pub(super) fn next(&self) -> Option<Duration> {
         let Reverse(End(end, _)) = self.flows.peek()?;
         if self.rate <= 0.0 {
             return None;
         }
         let seconds = (end - self.each).max(0.0) * self.flows.len() as f64 / self.rate;
-        // Up to the next nanosecond, so that the flow has ended by then.
+        // Rounded up to the next nanosecond, so that the flow has ended by then.
         Some(self.last + Duration::from_secs_f64(seconds) + Duration::from_nanos(1))
     }
 
-    /// Takes out what has ended by `now`.
+    /// Removes the flows that have ended by `now`.
     pub(super) fn ended(&mut self, now: Duration, ended: &mut Vec<T>) {
         self.advance(now);
         self.version = self.version.wrapping_add(1);
         while let Some(Reverse(End(end, number))) = self.flows.peek() {
-            // Half a byte for rounding.
+            // Half a byte of tolerance for rounding.
             if *end > self.each + 0.5 {
                 break;
             }
@@ -185,7 +185,7 @@ impl<T> Link<T> {
             }
         }
         if self.flows.is_empty() {
-            // Nothing is under way: the sums start afresh, and with them their rounding.
+            // No active flows: the sums restart, without accumulated rounding errors.
             self.each = 0.0;
             self.passed = self.delivered as f64;
         }
@@ -219,7 +219,7 @@ mod tests {
         let mut link = Link::new(100.0);
         link.add(Duration::ZERO, 100, 1);
         link.add(Duration::ZERO, 300, 2);
-        // At 50 a second each until 1 has gone after 2 s; 2 has 200 left then.
+        // At 50 per second each until 1 ends after 2 s; 2 has 200 left then.
         near(&seconds(&mut link), &[(1, 2.0), (2, 4.0)]);
         assert_eq!((link.entered, link.delivered), (400, 400));
     }
@@ -231,11 +231,11 @@ mod tests {
         link.add(Duration::from_secs(1), 50, 2);
         link.set_rate(Duration::from_secs(1), 20.0);
         assert!((link.waiting() - 150.0).abs() < 1e-9);
-        // 100 and 50 left at 10 a second each: 2 ends at 6 s; then 50 left at 20.
+        // 100 and 50 left at 10 per second each: 2 ends at 6 s; then 50 left at 20.
         near(&seconds(&mut link), &[(2, 6.0), (1, 8.5)]);
         link.set_rate(Duration::from_secs(9), 0.0);
         link.add(Duration::from_secs(9), 1, 3);
-        assert_eq!(link.next(), None, "a link that stands still ends nothing");
+        assert_eq!(link.next(), None, "no flow ends on a stopped link");
     }
 
     #[test]

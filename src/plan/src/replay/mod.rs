@@ -1,11 +1,11 @@
-//! A trace replayed in virtual time: discrete events over the very scheduler that production would run.
+//! A trace replayed in virtual time: discrete events, with the scheduler that would run in production.
 //!
-//! What is modelled: each prefill node takes one prompt at a time, first come, first served, for `T_prefill` of its uncached
-//! tokens; each decode node has `BS_max` slots whose sequences advance a token a step, so that a sequence is one event and not one
-//! a token; a cache crosses the link in pieces as its prefill goes on, sharing the rate with all others; decoding begins when all of
-//! it has come. What is not: transfers within a cluster (RDMA), a prefill's growth with the length of the prefix that it goes on
-//! from, failures. A shipped cache stays in the local cluster's prefix cache; the sender keeps the prompt's whole blocks, its tail is
-//! dropped.
+//! Modelled are: prefill nodes that process one prompt at a time, first come, first served, for `T_prefill` of its uncached
+//! tokens; decode nodes with `BS_max` slots whose sequences advance a token per step, so that a sequence is a single event;
+//! caches that are sent over the link in pieces during their prefill and share its rate with all others; decoding begins when
+//! the whole cache has arrived. Not modelled are: transfers within a cluster (RDMA), a prefill's dependence on the length of
+//! its cached prefix, failures. A cache that was sent stays in the local cluster's prefix cache; the sender keeps the
+//! prompt's whole blocks and drops the partial one.
 
 mod cache;
 mod link;
@@ -25,7 +25,7 @@ use crate::scheduler;
 use crate::trace::Trace;
 use crate::{Error, Result};
 
-/// Who decides.
+/// How threshold and split are decided.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Policy {
     /// A threshold and a split that never change.
@@ -37,53 +37,54 @@ pub enum Policy {
     Scheduled(scheduler::Options),
 }
 
-/// When requests enter.
+/// When requests arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrivals {
-    /// As the trace has them.
+    /// At the trace's times.
     Traced,
-    /// As fast as they are served: so many are in the system at any time. What comes out is the capacity.
+    /// As fast as they are served: the number of requests in the system is constant. The throughput is then the capacity.
     Saturated {
         /// Requests in the system.
         in_flight: usize,
     },
 }
 
-/// The link's rate from some time on, as a part of what it was built for.
+/// The link's rate from some time on, as a fraction of its nominal rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinkChange {
-    /// When.
+    /// The time.
     pub at: Duration,
-    /// The part, 0 to 1.
+    /// The fraction, 0 to 1.
     pub factor: f64,
 }
 
-/// What to replay on.
+/// The setup of a replay.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// The clusters and the link.
     pub deployment: Deployment,
-    /// The threshold to begin with.
+    /// The threshold at the start.
     pub threshold: u32,
-    /// The split to begin with.
+    /// The split at the start.
     pub split: Split,
-    /// Who decides.
+    /// How threshold and split are decided.
     pub policy: Policy,
-    /// What the link is like.
+    /// The properties of the link.
     pub link: LinkOptions,
-    /// How its rate changes, by time.
+    /// Changes of its rate, by time.
     pub changes: Vec<LinkChange>,
-    /// Blocks of prefix cache of each cluster; `None` for any number.
+    /// Blocks of prefix cache per cluster; `None` for no limit.
     pub cache_blocks: Option<usize>,
-    /// When requests enter.
+    /// When requests arrive.
     pub arrivals: Arrivals,
-    /// Time that a node needs to take up its new role once its work is done.
+    /// Time that a node needs to change its role after its work is done.
     pub convert: Duration,
 }
 
 impl Setup {
-    /// A plan's threshold and split under the scheduler, with the defaults of everything else: unlimited prefix caches, the trace's own
-    /// arrivals, a minute to convert a node (its weights stay; what it holds drains, and its memory is laid out anew).
+    /// A plan's threshold and split with the scheduler, and defaults for everything else: unlimited prefix caches, the
+    /// trace's own arrivals, a minute to convert a node (its weights stay; running work is finished, and the memory is
+    /// allocated again).
     #[must_use]
     pub fn new(deployment: Deployment, threshold: u32, split: Split) -> Self {
         Self {
@@ -111,7 +112,9 @@ impl Setup {
         }
         let away = self.deployment.prfaas_nodes > 0 && self.threshold < u32::MAX;
         if prefill == 0 && !(away && self.threshold == 0) {
-            return refuse("no node prefills at home, but not every prompt is offloaded".into());
+            return refuse(
+                "there is no local prefill node, but not every prompt is offloaded".into(),
+            );
         }
         if self.deployment.prfaas_nodes == 0 && self.threshold < u32::MAX {
             return refuse("prompts are offloaded, but there is no PrfaaS node".into());
@@ -139,33 +142,31 @@ impl Setup {
             ));
         }
         if self.changes.last().is_some_and(|last| last.factor == 0.0) {
-            return refuse(
-                "the link stands still for ever; its last change must bring it back".into(),
-            );
+            return refuse("the link never runs again; its last change must be above 0".into());
         }
         if matches!(self.arrivals, Arrivals::Saturated { in_flight: 0 }) {
-            return refuse("no request may enter; expected at least 1 in flight".into());
+            return refuse("there are 0 requests in flight; expected at least 1".into());
         }
         Ok(())
     }
 }
 
-/// A request when its answer is finished.
+/// A request whose answer is finished.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Served {
-    /// Its place in the trace.
+    /// Its index in the trace.
     pub index: usize,
-    /// What was decided for it.
+    /// Its routing decision.
     pub decision: Decision,
-    /// When it arrived, or was let in.
+    /// When it arrived, or was admitted.
     pub arrived: Duration,
-    /// When its first token was there.
+    /// When its first token was available.
     pub first_token: Duration,
-    /// When its last one was.
+    /// When its last token was available.
     pub done: Duration,
 }
 
-/// Replays a trace; `served` is told of every request as it ends.
+/// Replays a trace; `served` is called for every request when it ends.
 ///
 /// # Errors
 /// A setup that cannot serve, or a trace without requests.

@@ -1,34 +1,34 @@
-//! What came of a replay.
+//! The results of a replay.
 
 use serde::Serialize;
 
 use crate::model::Split;
 use crate::scheduler::Role;
 
-/// A spread of seconds.
+/// Statistics of times in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Percentiles {
     /// The mean.
     pub mean: f64,
-    /// Half take no longer.
+    /// The median.
     pub p50: f64,
-    /// Nine tenths take no longer.
+    /// The 90th percentile.
     pub p90: f64,
-    /// 99 of 100 take no longer.
+    /// The 99th percentile.
     pub p99: f64,
-    /// The longest.
+    /// The maximum.
     pub max: f64,
 }
 
 impl Percentiles {
-    /// Of some values (nearest rank); zeros where there are none.
+    /// Statistics of values (nearest rank); zeros for no values.
     #[must_use]
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         Self::of_sorted(&values)
     }
 
-    /// Of ascending values.
+    /// Statistics of ascending values.
     pub(crate) fn of_sorted(values: &[f64]) -> Self {
         if values.is_empty() {
             return Self::default();
@@ -44,7 +44,7 @@ impl Percentiles {
     }
 }
 
-/// The value that a part `q` of ascending values (one at least) does not exceed.
+/// The value that a fraction `q` of ascending values (at least one) does not exceed.
 fn ranked(values: &[f64], q: f64) -> f64 {
     let rank = (q * values.len() as f64).ceil() as usize;
     values[rank.clamp(1, values.len()) - 1]
@@ -60,12 +60,12 @@ pub(super) fn curve(values: &[f64]) -> Vec<f64> {
     }
 }
 
-/// The part of each stage's time that was worked.
+/// Utilisation: the fraction of each stage's time in which it worked.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Used {
     /// PrfaaS nodes.
     pub prfaas: f64,
-    /// The link out of the PrfaaS cluster, of what it was built for.
+    /// The link out of the PrfaaS cluster, relative to its nominal rate.
     pub link: f64,
     /// Local prefill nodes.
     pub local_prefill: f64,
@@ -73,24 +73,24 @@ pub struct Used {
     pub decode: f64,
 }
 
-/// The most that ever waited.
+/// Maximum lengths of queues.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Peaks {
-    /// Prompts before the PrfaaS nodes.
+    /// Prompts waiting for the PrfaaS nodes.
     pub prfaas: usize,
-    /// Seconds of work before one of them.
+    /// Seconds of work waiting, per PrfaaS node.
     pub prfaas_seconds: f64,
-    /// Prompts before the local prefill nodes.
+    /// Prompts waiting for the local prefill nodes.
     pub local_prefill: usize,
-    /// Seconds of work before one of them, at the number of nodes it began with.
+    /// Seconds of work waiting, per local prefill node at the start.
     pub local_prefill_seconds: f64,
-    /// Bytes before the link.
+    /// Bytes waiting for the link.
     pub link_bytes: u64,
-    /// Sequences before the decode slots.
+    /// Sequences waiting for the decode slots.
     pub decode: usize,
 }
 
-/// One moment.
+/// One sample in time.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Sample {
     /// Seconds from the start.
@@ -100,40 +100,40 @@ pub struct Sample {
     /// Nodes by role.
     #[serde(flatten)]
     pub split: Split,
-    /// What the scheduler takes the link's rate for, in bits a second; what it is, where there is no scheduler.
+    /// The scheduler's estimate of the link's rate, in bits per second; the actual rate without a scheduler.
     pub link_bits_per_second: f64,
-    /// Bytes that wait for the link.
+    /// Bytes waiting for the link.
     pub link_bytes: f64,
-    /// Prompts that wait at the PrfaaS cluster.
+    /// Prompts waiting at the PrfaaS cluster.
     pub prfaas_waiting: usize,
-    /// Prompts that wait at the local cluster.
+    /// Prompts waiting at the local cluster.
     pub local_waiting: usize,
-    /// Sequences that wait for a decode slot.
+    /// Sequences waiting for a decode slot.
     pub decode_waiting: usize,
 }
 
 /// A replay's result.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// Requests, all of which were served.
+    /// Number of requests, all of which were served.
     pub requests: usize,
-    /// From the first arrival to the last token.
+    /// Seconds from the first arrival to the last token.
     pub seconds: f64,
-    /// Requests a second between the tenth part served and nine tenths: the ends, where the system fills and drains, left out.
+    /// Requests per second between the first tenth served and the last: without the ends, when the system fills and drains.
     pub throughput: f64,
     /// Seconds from arrival to the first token.
     pub ttft: Percentiles,
     /// The same by percentile, 0 to 99.
     pub ttft_by_percentile: Vec<f64>,
-    /// Requests whose prefill ran on the PrfaaS cluster.
+    /// Number of requests whose prefill ran on the PrfaaS cluster.
     pub offloaded: usize,
     /// Tokens of all prompts.
     pub prompt_tokens: u64,
-    /// Those of them that a cached prefix, copied or not, spared.
+    /// Tokens that were not prefilled because of a cached prefix, copied or not.
     pub cached_tokens: u64,
-    /// Those that were prefilled.
+    /// Tokens that were prefilled.
     pub prefilled_tokens: u64,
-    /// Bytes of caches shipped to the local cluster.
+    /// Bytes of caches sent to the local cluster.
     pub shipped_bytes: u64,
     /// Bytes of prefixes copied to the local cluster.
     pub copied_home_bytes: u64,
@@ -141,23 +141,23 @@ pub struct Outcome {
     pub copied_out_bytes: u64,
     /// Bytes sent again, out of the PrfaaS cluster.
     pub retransmitted_bytes: u64,
-    /// Mean bits a second out of the PrfaaS cluster, over `seconds`.
+    /// Mean bits per second out of the PrfaaS cluster, over `seconds`.
     pub egress_bits_per_second: f64,
-    /// How busy the stages were, over `seconds`.
+    /// Utilisation of the stages, over `seconds`.
     pub used: Used,
-    /// How long the queues grew.
+    /// Maximum lengths of the queues.
     pub peaks: Peaks,
     /// The threshold at the end.
     pub threshold: u32,
     /// The split at the end.
     pub split: Split,
-    /// Seconds at which a node took up a role, and which.
+    /// Conversions: the time in seconds at which a node took a new role, and the role.
     pub conversions: Vec<(f64, Role)>,
-    /// The course, a few thousand moments at the most.
+    /// Samples over time, a few thousand at most.
     pub series: Vec<Sample>,
 }
 
-/// Moments at even distances, thinned as they become many.
+/// Samples at equal intervals, which are thinned as they become many.
 #[derive(Debug)]
 pub(super) struct Series {
     samples: Vec<Sample>,

@@ -1,4 +1,4 @@
-//! Servers with a queue in front, first come, first served.
+//! Servers with a queue, first come, first served.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,21 +6,21 @@ use std::time::Duration;
 /// Prefill nodes, or decode slots.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    /// Servers there are.
+    /// Number of servers.
     pub(super) servers: u32,
-    /// Those at work; above `servers` for a while after some were taken away.
+    /// Number of busy servers; it may exceed `servers` for a while after some were removed.
     pub(super) busy: u32,
     queue: VecDeque<(u32, Duration)>,
     /// Seconds of work in the queue.
     queued: Duration,
-    /// Server-seconds of all work that has begun.
+    /// Server-seconds of all work that was started.
     pub(super) worked: Duration,
-    /// Server-seconds that there were, up to `changed`.
+    /// Server-seconds that were available up to `changed`.
     offered: f64,
     changed: Duration,
-    /// The most that ever waited.
+    /// Maximum number of waiting jobs.
     pub(super) longest: usize,
-    /// The most seconds of work that ever waited.
+    /// Maximum seconds of waiting work.
     pub(super) deepest: f64,
 }
 
@@ -35,7 +35,7 @@ impl Pool {
     pub(super) fn push(&mut self, job: u32, work: Duration) {
         self.queue.push_back((job, work));
         self.queued += work;
-        // Whoever finds a free server does not wait.
+        // A job that finds a free server does not wait.
         if self.busy >= self.servers {
             self.longest = self.longest.max(self.queue.len());
             self.deepest = self.deepest.max(self.queued.as_secs_f64());
@@ -58,7 +58,7 @@ impl Pool {
         self.queue.len()
     }
 
-    /// Seconds of work that wait.
+    /// Seconds of waiting work.
     pub(super) fn queued_seconds(&self) -> f64 {
         self.queued.as_secs_f64()
     }
@@ -69,7 +69,7 @@ impl Pool {
         self.servers = servers;
     }
 
-    /// Server-seconds that there were up to `now`.
+    /// Server-seconds that were available up to `now`.
     pub(super) fn offered_seconds(&self, now: Duration) -> f64 {
         self.offered + f64::from(self.servers) * now.saturating_sub(self.changed).as_secs_f64()
     }

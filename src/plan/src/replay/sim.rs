@@ -15,7 +15,7 @@ use crate::route::{Cached, Decision, LinkState, Site, route};
 use crate::scheduler::{Role, Scheduler, Telemetry};
 use crate::trace::Trace;
 
-/// Time between two looks at the counters.
+/// Time between two reads of the counters.
 const TICK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,32 +24,32 @@ enum Event {
     Arrive,
     /// A prefill is done.
     Prefilled(Site, u32),
-    /// The next layers of a prompt's cache are filled.
+    /// The next layers of a prompt's cache are computed.
     Piece(u32),
     /// A flow of the link out of the PrfaaS cluster, or into it, ends, unless the link has changed since.
     Out(u32),
     In(u32),
-    /// All of a shipped cache is there.
+    /// All of a sent cache has arrived.
     Landed(u32),
-    /// A copied prefix is there.
+    /// A copied prefix has arrived.
     Copied(u32),
     /// An answer is finished.
     Decoded(u32),
-    /// Time to look at the counters.
+    /// Time to read the counters.
     Tick,
-    /// The link's rate changes, the n-th time.
+    /// The link's n-th change of rate.
     Change(usize),
-    /// A node takes up its new role.
+    /// A node starts in its new role.
     Converted(Role),
 }
 
-/// Who decides.
+/// How threshold and split are decided.
 enum Decider {
     Fixed(LinkState),
     Scheduler(Box<Scheduler>),
 }
 
-/// What crosses a link.
+/// A flow on a link.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Flow {
     Piece(u32),
@@ -60,11 +60,11 @@ pub(super) enum Flow {
 pub(super) struct Job {
     decision: Decision,
     arrived: Duration,
-    /// When the prefill began, and what it takes.
+    /// When the prefill began, and its duration.
     began: Duration,
     work: Duration,
     first_token: Duration,
-    /// Pieces of the cache that are filled, and that have come.
+    /// Pieces of the cache that are computed, and that have arrived.
     filled: u32,
     came: u32,
 }
@@ -176,7 +176,7 @@ impl<'a> Simulation<'a> {
                 self.crossed();
                 self.watch_in();
             }
-            // Of a link that has changed since: another event took its place.
+            // From before a change of the link: a newer event replaced it.
             Event::Out(_) | Event::In(_) => {}
             Event::Landed(job) => self.decodable(job),
             Event::Decoded(job) => self.decoded(job, served),
@@ -207,7 +207,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Lets the trace's next request in.
+    /// Admits the trace's next request.
     fn arrive(&mut self) {
         let Some(request) = self.trace.requests().get(self.next) else {
             return;
@@ -252,7 +252,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// A job of which it is known that it has arrived.
+    /// A job that has arrived.
     fn job(&mut self, job: u32) -> Option<&mut Job> {
         self.jobs[job as usize].as_mut()
     }
@@ -312,7 +312,7 @@ impl<'a> Simulation<'a> {
         self.start_prefills(site);
     }
 
-    /// Sends the layers that have just been filled, and waits for the next ones.
+    /// Sends the layers that have just been computed, and waits for the next ones.
     fn piece(&mut self, index: u32) {
         let (now, pieces) = (self.now, self.setup.link.pieces);
         let deployment = &self.setup.deployment;
@@ -345,7 +345,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Handles what has just crossed a link.
+    /// Handles flows of a link that have ended.
     fn crossed(&mut self) {
         let (pieces, then) = (self.setup.link.pieces, self.now + self.setup.link.latency);
         let mut ended = std::mem::take(&mut self.ended);
@@ -471,7 +471,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// The pool of a role, and how many servers one node is there.
+    /// The pool of a role, and the number of its servers per node.
     fn pool_of(&mut self, role: Role) -> (&mut Pool, u32) {
         match role {
             Role::Prefill => (&mut self.local, 1),
@@ -479,7 +479,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Lets a node that is to change its role begin once its work is done.
+    /// Lets a node that is to change its role start when its work is done.
     fn convert(&mut self) {
         let Some((from, to)) = self.converting else {
             return;

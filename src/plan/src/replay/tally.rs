@@ -1,4 +1,4 @@
-//! What a replay counts on its way, and what is made of it at the end.
+//! Counters of a replay, and the results computed from them.
 
 use std::time::Duration;
 

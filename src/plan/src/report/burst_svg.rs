@@ -1,4 +1,4 @@
-//! Bursts for people: memory, queues, first tokens and the time between tokens.
+//! Plots of burst simulations: memory, queues, first tokens and the time between tokens.
 
 use plotters::prelude::*;
 
@@ -19,7 +19,7 @@ fn color(policy: Policy) -> RGBColor {
     }
 }
 
-/// The highest of each of so many spans, over minutes.
+/// The maximum in each of a number of intervals, over minutes.
 fn course(series: &[Sample], y: impl Fn(&Sample) -> f64) -> Vec<(f64, f64)> {
     let span = series.len().div_ceil(POINTS).max(1);
     let point = |chunk: &[Sample]| (chunk[0].at / 60.0, chunk.iter().map(&y).fold(0.0, f64::max));
@@ -69,7 +69,7 @@ pub fn replay(outcomes: &[Outcome]) -> Result<String> {
     })
 }
 
-/// What is asked for and what there is, with the parameters dropped or else under the first policy.
+/// Demand and capacity of memory, under the policy that drops parameters or else under the first one.
 fn memory(area: &Area<'_>, outcomes: &[Outcome], last: f64) -> Drawn {
     let dropped = outcomes.iter().find(|one| one.policy == Policy::Drop);
     let mut lines = Vec::new();
@@ -102,7 +102,7 @@ fn memory(area: &Area<'_>, outcomes: &[Outcome], last: f64) -> Drawn {
     panel(area, &axes, &lines, &[])
 }
 
-/// All policies by percentile, on an axis of nines: P90 at 1, P99 at 2, P99.9 at 3.
+/// All policies by percentile, on a logarithmic axis: P90 at 1, P99 at 2, P99.9 at 3.
 fn by_percentile(
     area: &Area<'_>,
     title: &str,

@@ -41,7 +41,7 @@ fn costs(instance: &Instance, costs: &Costs) -> String {
     )
 }
 
-/// A trace under several policies, on so many bytes for caches while nothing is dropped.
+/// A trace under several policies, with this number of bytes for caches while nothing is dropped.
 #[must_use]
 pub fn replay(
     what: &str,
@@ -93,8 +93,23 @@ pub fn replay(
             )
         },
     );
+    events(&mut text, outcomes);
+    line(&mut text, "pipeline idle", outcomes, |one| {
+        format!("{:.1} %", 100.0 * one.bubbles)
+    });
     line(
         &mut text,
+        "seconds until all requests are answered",
+        outcomes,
+        |one| format!("{:.0}", one.seconds),
+    );
+    text
+}
+
+/// The counts of events.
+fn events(text: &mut String, outcomes: &[Outcome]) {
+    line(
+        text,
         "caches recomputed / swapped / migrated",
         outcomes,
         |one| {
@@ -106,7 +121,7 @@ pub fn replay(
         },
     );
     line(
-        &mut text,
+        text,
         "copies dropped / groups restored; largest group",
         outcomes,
         |one| {
@@ -118,7 +133,7 @@ pub fn replay(
         },
     );
     line(
-        &mut text,
+        text,
         "caches exchanged, GB; an exchange, s: mean / longest",
         outcomes,
         |one| {
@@ -127,17 +142,7 @@ pub fn replay(
             format!("{bytes}; {:.2} / {:.2}", exchange.mean, exchange.max)
         },
     );
-    line(&mut text, "parameters read again, GB", outcomes, |one| {
+    line(text, "parameters read again, GB", outcomes, |one| {
         giga(one.counts.restored_bytes)
     });
-    line(&mut text, "pipeline idle", outcomes, |one| {
-        format!("{:.1} %", 100.0 * one.bubbles)
-    });
-    line(
-        &mut text,
-        "seconds until all requests are answered",
-        outcomes,
-        |one| format!("{:.0}", one.seconds),
-    );
-    text
 }

@@ -1,4 +1,4 @@
-//! Plans and replays for people: text and SVG. JSON is the same values through serde.
+//! Plans and replays as text and SVG. JSON is the same values through serde.
 
 mod burst_svg;
 mod burst_text;

@@ -1,4 +1,4 @@
-//! Pictures: what the search saw, and the course of a replay.
+//! Plots: the points of the search, and the course of a replay.
 
 use plotters::prelude::*;
 
@@ -7,7 +7,7 @@ use crate::plan::{Plan, Seen, Way};
 use crate::{Error, Result};
 
 pub(super) const SIZE: (u32, u32) = (1100, 400);
-/// Points of a line over time.
+/// Maximum number of points of a line over time.
 pub(super) const POINTS: usize = 480;
 const FONT: (&str, u32) = ("sans-serif", 15);
 pub(super) const PRFAAS: RGBColor = RGBColor(180, 62, 52);
@@ -76,7 +76,7 @@ pub(super) fn panel(
         .draw()?;
     for line in lines {
         let (color, width) = (line.color, line.width);
-        // What leaves the frame binds nobody there.
+        // A bound outside of the frame does not limit the throughput there.
         let inside = line.points.iter().copied().filter(|(_, y)| *y <= top);
         chart
             .draw_series(LineSeries::new(inside, color.stroke_width(width)))?
@@ -104,7 +104,7 @@ fn short(value: &f64) -> String {
     format!("{value}")
 }
 
-/// What the search saw: the stages' bounds by threshold, and by the number of prefill nodes.
+/// The points of the search: the stages' bounds by threshold, and by the number of prefill nodes.
 ///
 /// # Errors
 /// A picture that cannot be drawn.
@@ -172,7 +172,7 @@ pub fn plan(plan: &Plan) -> Result<String> {
     })
 }
 
-/// The course of a replay: the threshold, the link and the queues of PrfaaS, and how long first tokens took in all ways.
+/// The course of a replay: the threshold, the link and the queues of PrfaaS, and the TTFT of all configurations.
 ///
 /// # Errors
 /// A picture that cannot be drawn.
@@ -183,7 +183,7 @@ pub fn replay(replayed: &[Replayed]) -> Result<String> {
     let series = &main.outcome.series;
     let minutes = |at: f64| at / 60.0;
     let last = series.last().map_or(1.0, |sample| minutes(sample.at));
-    // The highest of each of so many spans: a line of more points than pixels only makes the file large.
+    // The maximum in each of a number of intervals: more points than pixels only make the file larger.
     let span = series.len().div_ceil(POINTS).max(1);
     let course = |y: &dyn Fn(&crate::replay::Sample) -> f64| -> Vec<(f64, f64)> {
         let highest = |chunk: &[crate::replay::Sample]| chunk.iter().map(y).fold(0.0, f64::max);
@@ -197,7 +197,7 @@ pub fn replay(replayed: &[Replayed]) -> Result<String> {
         width,
         points,
     };
-    // A threshold above every prompt means that none leaves.
+    // A threshold above every prompt means that none is offloaded.
     let longest = 131_072.0;
     let threshold = course(&|s| f64::from(s.threshold).min(longest) / 1000.0);
     let link = course(&|s| s.link_bits_per_second / 1e9);
@@ -249,7 +249,7 @@ pub fn replay(replayed: &[Replayed]) -> Result<String> {
     })
 }
 
-/// First tokens of all ways, by percentile.
+/// The TTFT of all configurations, by percentile.
 fn ways(area: &Area<'_>, replayed: &[Replayed]) -> Drawn {
     let lines: Vec<Line> = replayed
         .iter()

@@ -1,4 +1,4 @@
-//! Tables in Markdown, as the documents have them.
+//! Markdown tables, as used in the documents.
 
 use std::fmt::Write;
 
@@ -24,7 +24,7 @@ fn nodes(prfaas: u32, prefill: u32, decode: u32) -> String {
 
 fn gbit(bits: f64) -> String {
     let gbit = bits / 1e9;
-    // Three digits that mean something, whether the link is 100 Gbit/s or 20 Mbit/s.
+    // Three significant digits, for links from 20 Mbit/s to 100 Gbit/s.
     let digits = if gbit >= 10.0 {
         1
     } else if gbit >= 0.1 || gbit == 0.0 {
@@ -129,6 +129,12 @@ pub fn plan(plan: &Plan) -> String {
             .as_ref()
             .map_or_else(|| "above its capacity".into(), spread)
     });
+    additions(&mut text, plan);
+    text
+}
+
+/// The effects of adding resources.
+fn additions(text: &mut String, plan: &Plan) {
     text.push_str("\n| adding | throughput, req/s | gain | threshold | prefill / decode |\n|---|---:|---:|---:|---:|\n");
     for more in &plan.more {
         let _ = writeln!(
@@ -142,7 +148,6 @@ pub fn plan(plan: &Plan) -> String {
             more.split.decode,
         );
     }
-    text
 }
 
 fn stage_rates(column: &Column) -> String {
@@ -162,7 +167,7 @@ fn stage_rates(column: &Column) -> String {
     )
 }
 
-/// A trace, replayed in several ways.
+/// A trace, replayed in several configurations.
 #[must_use]
 pub fn replay(what: &str, replayed: &[Replayed]) -> String {
     let mut text = String::new();
@@ -224,8 +229,15 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
             )
         },
     );
+    use_of_stages(&mut text, replayed);
+    conversions(&mut text, replayed);
+    text
+}
+
+/// Utilisation, queues and the last threshold and split.
+fn use_of_stages(text: &mut String, replayed: &[Replayed]) {
     line(
-        &mut text,
+        text,
         "utilisation: PrfaaS / link / local prefill / decode",
         replayed,
         |one| {
@@ -237,7 +249,7 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
         },
     );
     line(
-        &mut text,
+        text,
         "longest queues: PrfaaS / local prefill / decode",
         replayed,
         |one| {
@@ -249,7 +261,7 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
         },
     );
     line(
-        &mut text,
+        text,
         "at the end: threshold; prefill / decode",
         replayed,
         |one| {
@@ -263,6 +275,10 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
             )
         },
     );
+}
+
+/// The nodes that changed their role.
+fn conversions(text: &mut String, replayed: &[Replayed]) {
     for one in replayed {
         for (at, role) in &one.outcome.conversions {
             let (from, to) = match role {
@@ -276,7 +292,6 @@ pub fn replay(what: &str, replayed: &[Replayed]) -> String {
             );
         }
     }
-    text
 }
 
 /// A sweep.

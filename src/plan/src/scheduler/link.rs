@@ -1,4 +1,4 @@
-//! What the link out of the PrfaaS cluster can do now, from counters alone.
+//! Estimates the current capacity of the link out of the PrfaaS cluster, from counters alone.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use crate::route::LinkState;
 /// Time over which the use of the link is smoothed: a few transfers of a long prompt's cache.
 const SMOOTHED: Duration = Duration::from_secs(10);
 
-/// The link as the counters show it.
+/// The link's state, from the counters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinkStatus {
-    /// Bits a second that it can carry, as far as is known.
+    /// Estimated rate in bits per second.
     pub bits_per_second: f64,
-    /// The part of that which is used, smoothed.
+    /// The fraction of that rate in use, smoothed.
     pub used: f64,
-    /// The part of what was sent that had to be sent again.
+    /// The fraction of sent bytes that had to be sent again.
     pub loss: f64,
-    /// Seconds that what waits for it would take.
+    /// Seconds to send everything that is queued.
     pub drain_seconds: f64,
     /// Whether prefixes may be copied over it.
     pub state: LinkState,
@@ -61,13 +61,13 @@ impl LinkWatch {
             .saturating_sub(before.retransmitted_bytes);
         let rate = 8.0 * sent as f64 / seconds;
         let known = self.status.bits_per_second;
-        // A hundredth of what waited at the start is still there: the link was busy throughout. (Less could be rounding.)
+        // A hundredth of the initial queue is left: the link was busy throughout. (Less could be rounding.)
         let left = before.queued_bytes.saturating_sub(sent);
         self.status.bits_per_second = if told.queued_bytes > 0 && left > before.queued_bytes / 100 {
-            // So this is what it carries; at least a thousandth of the nominal rate, that a link that stood still is tried again.
+            // So this is its rate; at least a thousandth of the nominal rate, so that a stopped link is tried again.
             rate.max(self.nominal * 1e-3)
         } else {
-            // It may carry more than it was given; only more of it can tell.
+            // Its capacity may be larger than its load; only more load can show that.
             rate.max((known * (1.0 + options.probe * seconds)).min(self.nominal))
         };
         let keep = (-seconds / SMOOTHED.as_secs_f64()).exp();
@@ -102,7 +102,7 @@ impl LinkWatch {
 mod tests {
     use super::*;
 
-    /// Feeds seconds of (sent, again, queued) to a link of 80 bit/s, which is 10 bytes a second.
+    /// Passes seconds of (sent, again, queued) of a link of 80 bit/s, which is 10 bytes per second.
     fn watch(seconds: &[(u64, u64, u64)]) -> LinkStatus {
         let mut watch = LinkWatch::new(80.0);
         let mut told = Telemetry::default();
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_backlog_shows_what_the_link_carries() {
-        // 100 bytes wait and 2 a second leave.
+        // 100 bytes are queued and 2 per second are sent.
         let status = watch(&[(10, 0, 100), (2, 0, 98), (2, 0, 96)]);
         assert!((status.bits_per_second - 16.0).abs() < 1e-9);
         assert_eq!(status.state, LinkState::Scarce);
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_just_left_before_the_link_fell_idle_says_nothing_of_its_rate() {
-        // Three bytes waited, three left, and then there was nothing to send.
+        // Three bytes were queued and sent, and then nothing was left to send.
         let emptied = watch(&[(3, 0, 3), (3, 0, 0), (3, 0, 3), (3, 0, 1)]);
         assert!((emptied.bits_per_second - 80.0).abs() < 1e-9);
     }

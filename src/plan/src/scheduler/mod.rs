@@ -1,11 +1,11 @@
-//! The scheduler of both timescales (arXiv 2604.15039, section 3.4.3), for production and for the replay alike.
+//! The scheduler of both timescales (arXiv 2604.15039, section 3.4.3), for production and for the replay.
 //!
-//! Its caller passes the time and counters in ([`Scheduler::observe`]), asks where each request goes
-//! ([`Scheduler::route`]) and carries out the conversions of nodes that it answers with. It owns no clock, thread or socket.
+//! Its caller passes in time and counters ([`Scheduler::observe`]), requests routing decisions ([`Scheduler::route`]) and
+//! carries out the conversions of nodes that it returns. It has no clock, thread or socket.
 //!
-//! - Short: egress use, queues, loss and retransmission are watched, and `t` is searched again over the recent uncached lengths so that
-//!   what waits and what comes within a horizon is done soonest ([`search::soonest`]).
-//! - Long: where another split would serve markedly more, one prefill node becomes a decode node or the other way round.
+//! - Short: it monitors egress use, queues, loss and retransmission, and searches `t` again over the recent uncached lengths
+//!   so that the backlog and the requests within a horizon are finished soonest ([`search::soonest`]).
+//! - Long: if another split would have a markedly higher throughput, one prefill node becomes a decode node or the reverse.
 //!
 //! The paper gives no trigger values; [`Options`] has ours, each with its reason.
 
@@ -26,42 +26,45 @@ use recent::Recent;
 /// When the scheduler acts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
-    /// Recent requests that the threshold is searched over. 2,048 tell the offloaded share within 1.1 points (one standard error)
-    /// and are some minutes of traffic.
+    /// Recent requests over which the threshold is searched. 2,048 determine the offloaded fraction within 1.1 points (one
+    /// standard error) and are some minutes of traffic.
     pub window: usize,
-    /// Requests to see before the planned threshold is touched: 256 tell the share within 3 points.
+    /// Requests before the planned threshold is changed: 256 determine the fraction within 3 points.
     pub settle: usize,
-    /// Time between searches while nothing presses: traffic changes over minutes.
+    /// Time between searches without a trigger: traffic changes over minutes.
     pub search_every: Duration,
-    /// The least time between searches while something does: a decision needs a few seconds to show in the counters.
+    /// Minimum time between searches with a trigger: a decision needs a few seconds to affect the counters.
     pub search_soonest: Duration,
-    /// Time within which a backlog should be gone; shorter and the threshold swings, longer and queues stay.
+    /// Time within which a backlog should be processed. If it is shorter the threshold oscillates, if it is longer queues
+    /// remain.
     pub horizon: Duration,
-    /// A threshold that is worse than the best by no more than this part is kept: within it lies the noise of the window.
+    /// A threshold that is worse than the best by at most this fraction is kept: this is the noise of the window.
     pub deadband: f64,
-    /// Use of the link, as a part of what it can carry, above which a search is due at once: beyond 80 % queues grow steeply.
+    /// Use of the link, as a fraction of its rate, above which a search starts at once: beyond 80 % queues grow steeply.
     pub use_trigger: f64,
-    /// Seconds of work that wait at the link or, for each node, at a prefill stage, above which a search is due at once: about one
+    /// Seconds of queued work at the link or, per node, at a prefill stage, above which a search starts at once: about one
     /// long prefill.
     pub drain_trigger: Duration,
-    /// Retransmitted part of what is sent above which a search is due at once: TCP's rate has collapsed by then, and no queue shows it yet.
+    /// Retransmitted fraction of sent bytes above which a search starts at once: TCP's rate has collapsed by then, before any
+    /// queue shows it.
     pub loss_trigger: f64,
-    /// Use of the link above which copies of prefixes stop (it is scarce) ...
+    /// Use of the link above which copies of prefixes stop (it is scarce).
     pub scarce_above: f64,
-    /// ... and below which they start again: apart, so that the state does not flap.
+    /// Use below which they start again: lower, so that the state does not oscillate.
     pub ample_below: f64,
-    /// Part by which the link is thought to have recovered in a second without a backlog: a link that fell by 80 % is believed again
-    /// after a minute and a half.
+    /// Fraction by which the estimate of the rate grows per second without a backlog: after a drop by 80 % it has recovered
+    /// in a minute and a half.
     pub probe: f64,
-    /// Time between looks at the split: a conversion costs a node for a minute or so, so looks are rarer by an order of magnitude.
+    /// Time between evaluations of the split: a conversion takes a node out of service for about a minute, so they are rarer
+    /// by an order of magnitude.
     pub replan_every: Duration,
-    /// The gain in throughput that a conversion must promise.
+    /// Minimum gain in throughput for a conversion.
     pub convert_gain: f64,
-    /// Looks in a row that must promise it, in the same direction.
+    /// Number of consecutive evaluations that must predict it, in the same direction.
     pub convert_agree: u32,
-    /// Time that must pass between two conversions.
+    /// Minimum time between two conversions.
     pub convert_pause: Duration,
-    /// The part of the present throughput that must be asked for before a node is turned: an idle cluster needs none.
+    /// Minimum load, as a fraction of the current throughput, for a conversion: an idle cluster needs none.
     pub convert_busy: f64,
 }
 
@@ -89,22 +92,22 @@ impl Default for Options {
     }
 }
 
-/// Counters of the clusters, since the start where they count and at this moment where they do not.
+/// Counters of the clusters: totals since the start, and current lengths of queues.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Telemetry {
     /// Bytes that the link out of the PrfaaS cluster has delivered.
     pub sent_bytes: u64,
     /// Bytes that were sent again.
     pub retransmitted_bytes: u64,
-    /// Bytes that wait for the link.
+    /// Bytes queued at the link.
     pub queued_bytes: u64,
-    /// Node-seconds of prefill that wait at the PrfaaS cluster.
+    /// Node-seconds of prefill queued at the PrfaaS cluster.
     pub prfaas_queue_seconds: f64,
-    /// Node-seconds of prefill that wait at the local cluster.
+    /// Node-seconds of prefill queued at the local cluster.
     pub local_queue_seconds: f64,
 }
 
-/// What a local node does.
+/// The role of a local node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -118,7 +121,7 @@ pub enum Role {
 #[derive(Debug)]
 pub struct Scheduler {
     options: Options,
-    /// With the link's rate as it is known now.
+    /// With the current estimate of the link's rate.
     deployment: Deployment,
     threshold: u32,
     split: Split,
@@ -129,12 +132,12 @@ pub struct Scheduler {
     replanned: Duration,
     converted: Option<Duration>,
     converting: Option<Role>,
-    /// The direction that the last looks agreed on, and how many they were.
+    /// The direction of the last consecutive evaluations, and their number.
     agreed: Option<(Role, u32)>,
 }
 
 impl Scheduler {
-    /// Begins with a plan's threshold and split; `output_tokens` are the answers' mean until some are finished.
+    /// Starts with a plan's threshold and split; `output_tokens` is the mean length of answers until some are finished.
     #[must_use]
     pub fn new(
         deployment: Deployment,
@@ -159,25 +162,25 @@ impl Scheduler {
         }
     }
 
-    /// The threshold now.
+    /// The current threshold.
     #[must_use]
     pub fn threshold(&self) -> u32 {
         self.threshold
     }
 
-    /// The nodes by role now; one that is being converted counts for neither.
+    /// The current nodes by role; a node that is being converted counts for neither.
     #[must_use]
     pub fn split(&self) -> Split {
         self.split
     }
 
-    /// The link as it is known now.
+    /// The current estimate of the link.
     #[must_use]
     pub fn link(&self) -> LinkStatus {
         self.link.status()
     }
 
-    /// Where a prompt of `total` tokens is prefilled, given what the clusters have cached of it.
+    /// Routes a prompt of `total` tokens, given the tokens of it that the clusters have cached.
     pub fn route(&mut self, now: Duration, total: u32, cached: Cached) -> Decision {
         let status = self.link.status();
         let pays = |site, tokens| {
@@ -189,13 +192,13 @@ impl Scheduler {
         decision
     }
 
-    /// Tells it that an answer of so many tokens is finished.
+    /// Reports that an answer of this number of tokens is finished.
     pub fn answered(&mut self, tokens: u32) {
         self.recent.answered(tokens);
     }
 
-    /// Takes counters in, about once a second; moves the threshold where that helps, and says which node should change its role:
-    /// (from, to). The caller confirms with [`Self::converted`] once it has.
+    /// Processes counters, about once a second; changes the threshold if that helps, and returns the conversion that a node
+    /// should make: (from, to). The caller confirms it with [`Self::converted`] when it is done.
     pub fn observe(&mut self, now: Duration, told: &Telemetry) -> Option<(Role, Role)> {
         self.link.observe(now, told, &self.options);
         self.deployment.link_bits_per_second = self.link.status().bits_per_second;
@@ -213,7 +216,7 @@ impl Scheduler {
         self.replan(now)
     }
 
-    /// Tells it that the node that was to take up `role` has done so.
+    /// Reports that a node has been converted to `role`.
     pub fn converted(&mut self, now: Duration, role: Role) {
         match role {
             Role::Prefill => self.split.prefill += 1,
@@ -223,7 +226,7 @@ impl Scheduler {
         self.converted = Some(now);
     }
 
-    /// Whether a search is due at once.
+    /// Whether a search should start at once.
     fn pressed(&self, told: &Telemetry) -> bool {
         let status = self.link.status();
         let trigger = self.options.drain_trigger.as_secs_f64();
@@ -287,7 +290,7 @@ impl Scheduler {
         } else {
             Role::Decode
         };
-        // The last node of a role stays: what waits for it could not be moved.
+        // The last node of a role is not converted: its queued work could not be moved.
         let last = match to {
             Role::Prefill => self.split.decode <= 1,
             Role::Decode => self.split.prefill <= 1,

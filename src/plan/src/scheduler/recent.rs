@@ -1,4 +1,4 @@
-//! What came lately.
+//! Recent requests.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -48,27 +48,27 @@ impl Recent {
         self.arrivals.len()
     }
 
-    /// Arrivals since this was last asked.
+    /// Number of arrivals since the last call.
     pub(super) fn take_new(&mut self) -> usize {
         std::mem::take(&mut self.since_search)
     }
 
-    /// Their lengths; `None` where nothing came.
+    /// Their lengths; `None` if there are none.
     pub(super) fn lengths(&self) -> Option<Lengths> {
         Lengths::observed(self.arrivals.iter().map(|(_, length)| *length).collect()).ok()
     }
 
-    /// Arrivals a second over the window.
+    /// Arrivals per second over the window.
     pub(super) fn rate(&self, now: Duration) -> f64 {
         let Some((oldest, _)) = self.arrivals.front() else {
             return 0.0;
         };
-        // A burst at one instant counts as having come within a second.
+        // A burst at a single time counts as if it had arrived within a second.
         let seconds = now.saturating_sub(*oldest).as_secs_f64().max(1.0);
         self.arrivals.len() as f64 / seconds
     }
 
-    /// Mean tokens of an answer; `None` where none is finished.
+    /// Mean tokens per answer; `None` if none is finished.
     pub(super) fn output_tokens(&self) -> Option<f64> {
         let count = self.outputs.len();
         (count > 0).then(|| self.output_sum as f64 / count as f64)

@@ -1,4 +1,4 @@
-//! The scheduler fed by hand: a minute of counters at a time.
+//! Tests of the scheduler with given counters, a minute at a time.
 
 use super::*;
 use crate::lengths::LogNormal;
@@ -24,7 +24,7 @@ const FOUND: Split = Split {
     decode: 5,
 };
 
-/// Sends it `seconds` of the case study's prompts at `rate`, from `start`, with the same counters every second.
+/// Passes it `seconds` of the case study's prompts at `rate`, from `start`, with the same counters every second.
 fn feed(
     scheduler: &mut Scheduler,
     start: u64,
@@ -38,7 +38,7 @@ fn feed(
     for second in start..start + seconds {
         let now = Duration::from_secs(second);
         for i in 0..rate {
-            // A step that shares no factor with their number visits all of them.
+            // A step that is coprime to their number visits all of them.
             let at = ((second * rate + i) * 1_597) as usize % sorted.len();
             scheduler.route(now, sorted[at], Cached::default());
         }
@@ -124,7 +124,7 @@ fn an_idle_cluster_is_left_alone() {
         decode: 7,
     };
     let mut scheduler = scheduler(lopsided, 100e9);
-    // Less than half of what it can serve: a request every three seconds.
+    // Less than half of its capacity: one request every three seconds.
     let lengths = LogNormal::case_study().lengths().unwrap();
     for second in 1..6000u64 {
         let now = Duration::from_secs(second);

@@ -10,23 +10,23 @@ use super::Trace;
 use crate::lengths::Lengths;
 use crate::{Error, Result};
 
-/// How the rate of arrivals goes.
+/// How the rate of arrivals changes over time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Shape {
-    /// Always the same.
+    /// A constant rate.
     Steady,
-    /// `factor` times as high for `lasting` out of every `every`; the mean is kept.
+    /// `factor` times as high for `lasting` out of every `every`; the mean is unchanged.
     Bursts {
-        /// How much higher.
+        /// The factor of the rate in a burst.
         factor: f64,
         /// From one burst's start to the next.
         every: Duration,
-        /// How long one lasts.
+        /// The duration of a burst.
         lasting: Duration,
     },
     /// A sine of `amplitude` (0 to 1) times the mean.
     Diurnal {
-        /// The part of the mean by which it rises and falls.
+        /// The fraction of the mean by which it rises and falls.
         amplitude: f64,
         /// From one peak to the next.
         period: Duration,
@@ -34,7 +34,7 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// The rate at a moment, and the highest there is, both as parts of the mean.
+    /// The rate at a time, and the maximum rate, both as fractions of the mean.
     fn rates(self, at: f64) -> (f64, f64) {
         match self {
             Self::Steady => (1.0, 1.0),
@@ -91,17 +91,17 @@ impl Shape {
 /// What to generate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generate {
-    /// Prompt lengths, of which each is drawn as often as the others.
+    /// Prompt lengths, drawn uniformly.
     pub lengths: Lengths,
     /// Tokens of every answer, as in the paper's case study.
     pub output: u32,
-    /// Requests.
+    /// Number of requests.
     pub count: usize,
-    /// Mean arrivals a second.
+    /// Mean arrivals per second.
     pub rate: f64,
-    /// How the rate goes.
+    /// How the rate changes over time.
     pub shape: Shape,
-    /// The seed: equal ones give equal traces.
+    /// The seed: equal seeds give equal traces.
     pub seed: u64,
 }
 
@@ -109,13 +109,13 @@ impl Generate {
     /// The requests.
     ///
     /// # Errors
-    /// A rate or a shape that cannot be, or no requests.
+    /// An invalid rate or shape, or no requests.
     pub fn trace(&self) -> Result<Trace> {
         self.shape.check()?;
         if !(self.rate.is_finite() && self.rate > 0.0) {
             return Err(Error::Spec {
                 text: self.rate.to_string(),
-                expected: "expected a rate above 0 requests a second".into(),
+                expected: "expected a rate above 0 requests per second".into(),
             });
         }
         if self.count == 0 {
@@ -125,7 +125,7 @@ impl Generate {
         let mut trace = Trace::new(Trace::MOONCAKE_BLOCK);
         let (mut at, lengths) = (0.0f64, self.lengths.sorted());
         for _ in 0..self.count {
-            // Thinning (Lewis and Shedler 1979): arrivals at the highest rate, kept with the part that the rate is of it.
+            // Thinning (Lewis and Shedler 1979): arrivals at the maximum rate, each kept with probability rate / maximum.
             loop {
                 let (_, highest) = self.shape.rates(at);
                 let gap: f64 = Exp1.sample(&mut rng);
@@ -144,8 +144,8 @@ impl Generate {
 }
 
 impl Trace {
-    /// The same arrivals with prompts and answers of other lengths, each drawn as often as the others; `None` keeps the trace's. Prompts
-    /// that are drawn share no prefixes.
+    /// The same arrivals with other lengths of prompts and answers, drawn uniformly; `None` keeps the trace's. Drawn prompts
+    /// share no prefixes.
     #[must_use]
     pub fn redrawn(
         mut self,

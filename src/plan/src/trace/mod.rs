@@ -1,6 +1,6 @@
-//! Requests to replay: real traces, read by path, and generated ones.
+//! Requests to replay: traces from files, and generated ones.
 //!
-//! Prompts of one trace share a prefix where they begin with equal block ids. Traces without ids share nothing.
+//! Prompts of one trace share a prefix if they begin with equal block ids. Traces without ids share no prefixes.
 
 mod generate;
 mod read;
@@ -17,17 +17,17 @@ use crate::search::Window;
 /// One request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Request {
-    /// When it arrives, from the trace's start.
+    /// Arrival, as time from the trace's start.
     pub at: Duration,
     /// Tokens of its prompt, at least 1.
     pub tokens: u32,
     /// Tokens of its answer, at least 1.
     pub output: u32,
-    /// Its first block id in [`Trace::blocks`], and how many there are.
+    /// The index of its first block id in [`Trace::blocks`], and the number of blocks.
     blocks: (u32, u32),
 }
 
-/// Requests by arrival.
+/// Requests in order of arrival.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Trace {
     requests: Vec<Request>,
@@ -36,10 +36,10 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Tokens of a block in Mooncake's traces.
+    /// Tokens per block in Mooncake's traces.
     pub const MOONCAKE_BLOCK: u32 = 512;
 
-    /// An empty trace whose block ids stand for `block_tokens` tokens each.
+    /// An empty trace whose blocks have `block_tokens` tokens each.
     #[must_use]
     pub fn new(block_tokens: u32) -> Self {
         Self {
@@ -48,8 +48,8 @@ impl Trace {
         }
     }
 
-    /// Adds a request with the ids of its prompt's blocks, the last of which may be part of one. Arrivals may come in any order;
-    /// [`Self::sort`] is due then.
+    /// Adds a request with the ids of its prompt's blocks, the last of which may be partial. Arrivals may be in any order;
+    /// call [`Self::sort`] afterwards.
     pub fn push(&mut self, at: Duration, tokens: u32, output: u32, blocks: &[u64]) {
         let first = self.blocks.len() as u32;
         self.blocks.extend_from_slice(blocks);
@@ -61,7 +61,7 @@ impl Trace {
         });
     }
 
-    /// Puts them by arrival and lets the first one arrive at 0; requests of one instant stay in their order.
+    /// Sorts requests by arrival and shifts the first arrival to 0; the order of simultaneous requests is kept.
     pub fn sort(&mut self) {
         self.requests.sort_by_key(|request| request.at);
         let first = self
@@ -86,20 +86,20 @@ impl Trace {
         &self.blocks[first as usize..(first + count) as usize]
     }
 
-    /// Tokens of a block.
+    /// Tokens per block.
     #[must_use]
     pub fn block_tokens(&self) -> u32 {
         self.block_tokens
     }
 
-    /// Mean tokens of an answer.
+    /// Mean tokens per answer.
     #[must_use]
     pub fn output_tokens(&self) -> f64 {
         let sum: u64 = self.requests.iter().map(|r| u64::from(r.output)).sum();
         sum as f64 / self.requests.len().max(1) as f64
     }
 
-    /// Requests a second between the first arrival and the last.
+    /// Requests per second between the first arrival and the last.
     #[must_use]
     pub fn rate(&self) -> f64 {
         let last = self
@@ -109,14 +109,14 @@ impl Trace {
         self.requests.len().saturating_sub(1) as f64 / last.max(1e-9)
     }
 
-    /// Mean tokens of a prompt.
+    /// Mean tokens per prompt.
     #[must_use]
     pub fn prompt_tokens(&self) -> f64 {
         let sum: u64 = self.requests.iter().map(|r| u64::from(r.tokens)).sum();
         sum as f64 / self.requests.len().max(1) as f64
     }
 
-    /// What is left to prefill of each prompt when every block that came before is still cached: what a plan is made for.
+    /// Uncached tokens of each prompt if every earlier block is still cached: the input of a plan.
     ///
     /// # Errors
     /// A trace without requests.
@@ -124,8 +124,8 @@ impl Trace {
         Lengths::observed(self.uncached_in_order())
     }
 
-    /// The same by windows of so many requests (at least 1), the last one as long as the rest: what a plan is made for where lengths
-    /// change.
+    /// The same by windows of this number of requests (at least 1); the last one may be shorter. The input of a plan if
+    /// lengths change.
     ///
     /// # Errors
     /// A trace without requests.
@@ -159,7 +159,7 @@ impl Trace {
         lengths
     }
 
-    /// The same requests `times` as fast.
+    /// The same requests, `times` as fast.
     #[must_use]
     pub fn faster(mut self, times: f64) -> Self {
         for request in &mut self.requests {

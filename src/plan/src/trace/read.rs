@@ -1,4 +1,4 @@
-//! Trace files: Mooncake's JSON lines, Azure's and BurstGPT's CSV, told apart by their first line.
+//! Trace files: Mooncake's JSON lines, Azure's and BurstGPT's CSV, distinguished by their first line.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek};
@@ -21,7 +21,7 @@ struct MooncakeLine {
     hash_ids: Vec<u64>,
 }
 
-/// The columns of a CSV trace that are read, by the names that Azure and BurstGPT give them.
+/// The columns of a CSV trace that are read, with the names of Azure and BurstGPT.
 struct Columns {
     at: usize,
     input: usize,
@@ -32,7 +32,7 @@ impl Trace {
     /// Reads a trace.
     ///
     /// # Errors
-    /// A file that cannot be read, has no requests or is none of the formats; a line whose fields are missing or no numbers.
+    /// A file that cannot be read, has no requests or another format; a line with missing fields or invalid numbers.
     pub fn read(path: &Path) -> Result<Self> {
         let unreadable = |source| Error::Read {
             path: path.into(),
@@ -153,7 +153,7 @@ fn csv(path: &Path, file: impl Read) -> Result<Trace> {
     Ok(trace)
 }
 
-/// A moment as Azure writes it, or seconds as BurstGPT does; from a start that the whole trace shares.
+/// A time as in Azure's traces, or seconds as in BurstGPT's; from a start that all lines of the trace share.
 fn time_of(path: &Path, line: u64, text: &str) -> Result<Duration> {
     if let Ok(number) = text.parse() {
         return seconds(path, line, number);
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(requests[1].at, Duration::from_secs(1));
         assert_eq!(trace.blocks(&requests[1]), [1, 2, 4]);
         assert_eq!(requests[2].output, 1);
-        // 1,500; 512 past two known blocks; the last token of a prompt that is known whole.
+        // 1,500; 512 after two cached blocks; the last token of a prompt that is cached as a whole.
         assert_eq!(trace.uncached().unwrap().sorted(), [1, 512, 1500]);
     }
 

@@ -1,4 +1,4 @@
-//! Formats whose blocks have 256 columns and small integer scales for each 16 or 32 of them.
+//! Formats whose blocks have 256 columns, with small integer scales for groups of 16 or 32.
 
 use super::super::BLOCK;
 use super::super::isa::Isa;
@@ -8,7 +8,7 @@ use crate::checkpoint::blocks::IQ4_VALUES;
 
 /// The low four bits of each of eight bytes.
 const NIBBLES: u64 = 0x0f0f_0f0f_0f0f_0f0f;
-/// The low two bits.
+/// The low two bits of each.
 const PAIRS: u64 = 0x0303_0303_0303_0303;
 
 #[derive(Clone, Copy)]
@@ -202,20 +202,21 @@ fn word(block: &[u8], at: usize) -> u64 {
     ))
 }
 
-/// Integers of four blocks, two each, times `d`, in the lanes of groups of 16 columns.
+/// Integers of four blocks, two per block, times `d`, in the lanes of groups of 16 columns.
 #[inline(always)]
 fn scaled<I: Isa>(isa: I, integers: u64, d: f32) -> I::Lanes {
     isa.mul(isa.small(by_half(integers)), isa.splat(d))
 }
 
-/// Integers about 32 of four blocks, two each, less 32, times `d`.
+/// Integers of four blocks, two per block, minus 32, times `d`.
 #[inline(always)]
 fn less_32<I: Isa>(isa: I, integers: u64, d: f32) -> I::Lanes {
     let integers = isa.add(isa.small(by_half(integers)), isa.splat(-32.0));
     isa.mul(integers, isa.splat(d))
 }
 
-/// Of four blocks' bytes, two each, the first of all and then the second of all: what lanes of groups of 16 columns have.
+/// From the bytes of four blocks, two per block: the first of each block, then the second of each, which is the order of the
+/// lanes of groups of 16 columns.
 #[inline(always)]
 fn by_half(bytes: u64) -> u64 {
     every_other(bytes) | every_other(bytes >> 8) << 32
@@ -233,7 +234,7 @@ fn every_other(bytes: u64) -> u64 {
 #[inline(always)]
 fn six_bits<I: Isa>(isa: I, block: &[u8]) -> [I::Lanes; 2] {
     let (d, dmin) = (half(bits(block, 0)), half(bits(block, 2)));
-    // The low six bits of scales 0 .. 4 and of minimums 0 .. 4, above each the two high bits of the number four further on.
+    // The low six bits of scales 0 .. 4 and of minimums 0 .. 4, and above them two high bits of the number four further on.
     let low = word(block, 4);
     let top = (low >> 6 & PAIRS) << 4;
     // The low four bits of scales 4 .. 8, then of minimums.

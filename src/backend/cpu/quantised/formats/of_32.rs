@@ -1,4 +1,4 @@
-//! Formats whose blocks have 32 columns, a superblock being eight of them, or 64.
+//! Formats whose blocks have 32 columns (a superblock is eight of them) or 64.
 
 use super::super::isa::Isa;
 use super::{Codes, Format, Unpacked, bits, eight};
@@ -93,7 +93,7 @@ impl Format<144> for Q4_1Of64 {
                 isa.nibbles(&codes.as_chunks().0[b % 2])
             },
         );
-        // Both halves of a block have its scale.
+        // Both halves of a block have the same scale.
         let pairs = eight(
             #[inline(always)]
             |b| blocks[b / 2],
@@ -201,7 +201,7 @@ fn halves<I: Isa, const BLOCK_BYTES: usize>(
     ))
 }
 
-/// The four bits of each of 32 codes with a fifth, from the 32 bits of `high`.
+/// The four bits of each of 32 codes combined with a fifth, from the 32 bits of `high`.
 #[inline(always)]
 fn five_bits<I: Isa>(isa: I, bytes: &[u8; 16], high: [u8; 4]) -> I::Bytes {
     let flags = isa.bytes(&bytemuck::cast(high.map(|high| [high; 8])));

@@ -1,12 +1,12 @@
-//! Superblocks of formats that have no code of their own here: taken apart by their own function first, into bytes that lie
-//! as vectors want them.
+//! Superblocks of formats without vector code here: decoded element by element first, into the byte order that the vector
+//! code reads.
 
 use super::super::isa::Isa;
 use super::super::{BLOCK, BLOCKS, GROUP, SUPERBLOCK};
 use super::{Codes, Format, Unpacked, eight};
 use crate::checkpoint::{self, BlockFormat, Unpack};
 
-/// 256 columns: signed codes, then two steps of eight f32 scales, then as many minimums.
+/// 256 columns: signed codes, then two steps of eight f32 scales, then the same of minimums.
 const BYTES: usize = size_of::<Superblock>();
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -17,7 +17,7 @@ struct Superblock {
     mins: [[f32; 8]; 2],
 }
 
-/// Groups of 16 columns or of 32, with minimums or without.
+/// Groups of 16 or 32 columns, with or without minimums.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Plain<const HALVES: bool, const MINS: bool>;
 
@@ -40,7 +40,7 @@ impl<const HALVES: bool, const MINS: bool> Format<BYTES> for Plain<HALVES, MINS>
     }
 }
 
-/// A stored row of `format` in the form that [`Plain`] reads, superblock by superblock.
+/// A stored row of `format`, converted to the form that [`Plain`] reads, superblock by superblock.
 pub(in super::super) fn plain(format: &BlockFormat, bytes: &[u8]) -> Vec<u8> {
     let mut row = Vec::new();
     let Unpack::Codes(unpack) = format.unpack else {

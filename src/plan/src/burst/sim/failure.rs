@@ -1,7 +1,7 @@
-//! An instance fails.
+//! The failure of an instance.
 //!
-//! Whatever had a part of its cache there is prefilled again, elsewhere. The others of its group lack its layers or experts: they read
-//! what they lack, from another group that has it or from host memory, and go on as single instances.
+//! Requests with a part of their cache there are prefilled again on other instances. The other members of its group lack its
+//! layers or experts: they load what they lack, from another group or from host memory, and continue as single instances.
 
 use super::{Event, Simulation, State};
 
@@ -26,7 +26,7 @@ impl Simulation<'_> {
         }
     }
 
-    /// Takes out all requests of a group, and all whose cache is in part on an instance.
+    /// Removes all requests of a group, and all with a part of their cache on an instance.
     fn lost(&mut self, instance: usize, group: Option<usize>) -> Vec<u32> {
         let mut lost = Vec::new();
         for number in 0..self.groups.len() {
@@ -60,7 +60,7 @@ impl Simulation<'_> {
         lost
     }
 
-    /// Takes a job and its memory out of a group, wherever it is.
+    /// Removes a job and its memory from a group, in any state.
     fn lose(&mut self, number: usize, job: u32) {
         let entry = &self.jobs[job as usize];
         let bytes = self.bytes(entry.blocks);
@@ -79,7 +79,7 @@ impl Simulation<'_> {
         self.forget(job);
     }
 
-    /// A cache whose new place has failed stays where it is.
+    /// A cache whose destination has failed stays where it is.
     fn stay(&mut self, number: usize, job: u32) {
         let entry = &self.jobs[job as usize];
         let (to, bytes) = (entry.to, self.bytes(entry.blocks));
@@ -90,7 +90,7 @@ impl Simulation<'_> {
         self.go_on(job, number);
     }
 
-    /// Ends a group; its other members read what they lack.
+    /// Ends a group; its other members load what they lack.
     fn close_down(&mut self, number: usize, instance: usize) {
         let group = &mut self.groups[number];
         group.alive = false;

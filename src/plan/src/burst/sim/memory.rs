@@ -1,20 +1,20 @@
-//! Who holds how many bytes.
+//! The memory in use on each instance.
 //!
-//! A cache lies on the members of its layout, on each an equal share, rounded up: a whole one on one instance, or its layers' parts on the
+//! A cache is divided equally, rounded up, among the members of its layout: all of it on one instance, or its layers on the
 //! stages of a pipeline.
 
 /// Bytes by instance.
 #[derive(Debug)]
 pub(super) struct Memory {
-    /// Bytes of an instance for parameters and caches.
+    /// Bytes per instance for parameters and caches.
     total: u64,
     /// Bytes of caches.
     pub(super) held: Vec<u64>,
-    /// Bytes of parameters, those that are being loaded included.
+    /// Bytes of parameters, including those that are being loaded.
     pub(super) parameters: Vec<u64>,
     /// Members of each layout; the first ones are single instances.
     layouts: Vec<Vec<usize>>,
-    /// Bytes given out and taken back, and the most that was out.
+    /// Bytes that were allocated and freed, and the maximum in use.
     pub(super) allocated: u64,
     pub(super) freed: u64,
     pub(super) peak: u64,
@@ -33,7 +33,7 @@ impl Memory {
         }
     }
 
-    /// The layout of these members (ascending), made where there is none.
+    /// The layout of these members (ascending), created if it does not exist.
     pub(super) fn layout(&mut self, members: &[usize]) -> usize {
         let known = self.layouts.iter().position(|layout| layout == members);
         known.unwrap_or_else(|| {
@@ -51,18 +51,18 @@ impl Memory {
         bytes.div_ceil(self.layouts[layout].len() as u64)
     }
 
-    /// Bytes of an instance for caches.
+    /// Bytes per instance for caches.
     pub(super) fn limit(&self, instance: usize) -> u64 {
         self.total - self.parameters[instance]
     }
 
-    /// Bytes that every member of a layout has left.
+    /// Free bytes on every member of a layout.
     pub(super) fn room(&self, layout: usize) -> u64 {
         let left = |i: &usize| self.limit(*i).saturating_sub(self.held[*i]);
         self.layouts[layout].iter().map(left).min().unwrap_or(0)
     }
 
-    /// Takes `share` bytes of every member, where all have them.
+    /// Allocates `share` bytes on every member, if all have them.
     pub(super) fn take(&mut self, layout: usize, share: u64) -> bool {
         if self.room(layout) < share {
             return false;

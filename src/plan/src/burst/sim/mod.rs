@@ -1,9 +1,10 @@
 //! Instances that serve a trace in virtual time, event by event.
 //!
-//! What is modelled: every step or micro-batch of every group, of which each decodes all sequences that are idle and prefills chunks of
-//! prompts; stages that a micro-batch passes one after the other, with a hop between; memory in blocks on every instance; caches
-//! and parameters that cross links. A prompt's memory is taken when its prefill begins, first come, first served; a sequence
-//! takes a block more as it grows. What is not: prefix caches, the share of the network between groups, the time of a scheduler.
+//! Modelled are: every step or micro-batch of every group, each of which decodes all idle sequences and prefills chunks of
+//! prompts; the stages that a micro-batch passes one after the other, with a hop between; memory in blocks on every instance;
+//! caches and parameters that are sent over links. A prompt's memory is allocated when its prefill begins, first come, first
+//! served; a sequence allocates further blocks as it grows. Not modelled are: prefix caches, contention between groups on the
+//! network, the time of a scheduler.
 
 mod failure;
 mod memory;
@@ -25,49 +26,49 @@ use crate::trace::Trace;
 use memory::Memory;
 use tally::Tally;
 
-/// The part of an instance's memory that an admission leaves free, as vLLM does, so that running sequences can grow.
+/// The fraction of an instance's memory that an admission leaves free, as in vLLM, so that running sequences can grow.
 pub(super) const WATERMARK: f64 = 0.01;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     /// The trace's next request.
     Arrive,
-    /// A group may begin a step.
+    /// A group may start a step.
     Launch(usize),
-    /// A micro-batch is through.
+    /// A micro-batch has finished.
     Through(usize),
-    /// Time to look at the demand.
+    /// Time to poll the demand.
     Poll,
-    /// Groups of a plan merge.
+    /// The groups of a plan merge.
     Commit(usize),
-    /// Bytes of an exchange are across: group, its origin's layout, bytes.
+    /// Bytes of an exchange have been sent: group, layout of their origin, bytes.
     Chunk(usize, usize, u64),
-    /// A group's parameters are there again; void if its restoring was called off since (its number).
+    /// A group's parameters are restored; void if the restore was cancelled since (its number).
     Restored(usize, u32),
-    /// A cache is in host memory, back from it, or on another instance; void where the job's epoch has changed.
+    /// A cache has reached host memory, has come back, or has reached another instance; void if the job's epoch has changed.
     SwappedOut(u32, u32),
     SwappedIn(u32, u32),
     Migrated(u32, u32),
-    /// An instance fails, and one has its parameters again.
+    /// An instance fails, or has its parameters again.
     Fail(usize),
     Reloaded(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Not there yet, or answered.
+    /// Not arrived, or finished.
     Away,
     /// In a group's queue.
     Waiting,
     /// In its group's prefill or decode queue, or in a step.
     Running,
-    /// Its cache changes hands.
+    /// Its cache is being exchanged.
     Moving,
-    /// Its cache goes to host memory, is there, or comes back.
+    /// Its cache is being moved to host memory, is there, or is being moved back.
     Leaving,
     Swapped,
     Returning,
-    /// Its cache goes to another instance.
+    /// Its cache is being moved to another instance.
     Migrating,
 }
 
@@ -76,21 +77,21 @@ struct Job {
     arrived: f64,
     prompt: u32,
     output: u32,
-    /// Tokens of the answer that are there.
+    /// Tokens of the answer that are done.
     done: u32,
-    /// Tokens to prefill before the next one of the answer: the prompt, and what had been answered when a cache was given up.
+    /// Tokens to prefill before the next token of the answer: the prompt, and the answer so far if its cache was given up.
     target: u32,
-    /// Tokens that are cached, or being.
+    /// Tokens that are cached or being computed.
     filled: u32,
     blocks: u32,
     layout: usize,
     group: usize,
-    /// Steps that it is in.
+    /// Number of running steps with this job.
     flying: u32,
     state: State,
-    /// Counts caches given up: events of an older one are void.
+    /// Counts how often the cache was given up: events of an earlier epoch are void.
     epoch: u32,
-    /// Where a migration goes.
+    /// Destination of a migration.
     to: usize,
     first_token: f64,
 }
@@ -99,7 +100,7 @@ struct Job {
 struct Part {
     job: u32,
     decode: bool,
-    /// Whether its prompt is prefilled with this.
+    /// Whether this completes the prompt's prefill.
     last: bool,
 }
 
@@ -107,7 +108,7 @@ struct Part {
 struct Flight {
     group: usize,
     parts: Vec<Part>,
-    /// Seconds that its decodes cost.
+    /// Seconds for its decodes.
     decode_cost: f64,
 }
 
@@ -115,53 +116,53 @@ struct Flight {
 struct Move {
     origin: usize,
     exchange: Exchange,
-    /// Bytes a second.
+    /// Bytes per second.
     rate: f64,
-    /// A cache is across and has no room.
+    /// A cache has arrived, but there is no memory for it.
     stalled: bool,
 }
 
 #[derive(Debug, Default)]
 struct Group {
     alive: bool,
-    /// No step begins: it is about to merge or to split.
+    /// No step starts: the group is about to merge or to split.
     closing: bool,
-    /// The plan that it merges by.
+    /// The plan by which it merges.
     plan: Option<usize>,
     restoring: bool,
-    /// Counts restorings.
+    /// Counts restores.
     restores: u32,
     members: Vec<usize>,
-    /// Layouts that caches may have in the end: one for a pipeline, one for each member where only experts were dropped.
+    /// Layouts for caches: one for a pipeline, one for each member if only experts were dropped.
     homes: Vec<usize>,
     waiting: VecDeque<u32>,
     /// Bytes that these need.
     queued: u64,
     swapped: VecDeque<u32>,
-    /// A cache is on its way to host memory, or to another instance.
+    /// A cache is being moved to host memory, or to another instance.
     leaving: bool,
     prefill: VecDeque<u32>,
-    /// Tokens to prefill of these.
+    /// Tokens to prefill for these.
     pending: u64,
     /// Idle sequences that decode.
     decode: VecDeque<u32>,
-    /// All that decode, in steps or idle.
+    /// All sequences that decode, in steps or idle.
     decoding: usize,
-    /// All that hold memory here or move here, by arrival.
+    /// All jobs with memory here, or being moved here, by arrival.
     running: BTreeSet<u32>,
     flights: VecDeque<usize>,
-    /// When each stage is free.
+    /// The time at which each stage is free.
     free_at: Vec<f64>,
-    /// A launch is due.
+    /// A launch is scheduled.
     timer: bool,
     stage_seconds: f64,
     /// Bytes of activations of the last step.
     activation_bytes: f64,
     moves: Vec<Move>,
     moves_began: f64,
-    /// Bytes of every member that caches which move here will need.
+    /// Bytes on every member for caches that are being moved here.
     reserve: u64,
-    /// Activations wait until then for an exchange that does not let them pass.
+    /// Activations wait until this time for an uncoordinated exchange.
     blocked_until: f64,
 }
 
@@ -172,7 +173,7 @@ pub(super) struct Simulation<'a> {
     way: Way,
     cache: Cache,
     now: f64,
-    /// Times as the bits of numbers that are not negative, whose order is theirs.
+    /// Times as the bits of non-negative numbers, which have the same order.
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     number: u64,
     next: usize,
@@ -184,11 +185,11 @@ pub(super) struct Simulation<'a> {
     memory: Memory,
     trigger: Trigger,
     plans: Vec<Vec<usize>>,
-    /// When the way to host memory is free, by instance, and bytes there.
+    /// The time at which the link to host memory is free, by instance, and the bytes there.
     host_free: Vec<f64>,
     host_held: Vec<u64>,
     failed: Vec<bool>,
-    /// Requests that no group can take.
+    /// Requests that no group can accept.
     stranded: VecDeque<u32>,
     tally: Tally,
 }
@@ -337,7 +338,7 @@ impl<'a> Simulation<'a> {
         &mut self.jobs[job as usize]
     }
 
-    /// Bytes of a cache of so many blocks.
+    /// Bytes of a cache of this number of blocks.
     fn bytes(&self, blocks: u32) -> u64 {
         let block = u64::from(self.cache.block_tokens) * self.cache.token_bytes;
         self.cache.sequence_bytes + u64::from(blocks) * block
@@ -352,7 +353,7 @@ impl<'a> Simulation<'a> {
         self.bytes(self.blocks(self.jobs[job as usize].target))
     }
 
-    /// What a group's memory looks like.
+    /// A group's memory and demand.
     fn demand(&self, group: usize) -> Demand {
         let group = &self.groups[group];
         let sum = |of: &dyn Fn(usize) -> u64| group.members.iter().map(|i| of(*i)).sum::<u64>();
@@ -364,7 +365,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Gives a request to the group whose memory is asked for least.
+    /// Dispatches a request to the group with the lowest demand for memory.
     fn dispatch(&mut self, job: u32) {
         let mut best: Option<(f64, usize)> = None;
         for group in 0..self.groups.len() {
@@ -399,7 +400,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Lets a group begin a step as soon as its first stage is free.
+    /// Lets a group start a step as soon as its first stage is free.
     fn kick(&mut self, number: usize) {
         let group = &mut self.groups[number];
         let full = group.flights.len() >= group.free_at.len();
@@ -410,7 +411,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Puts a job whose cache is whole where it goes on from.
+    /// Queues a job with a complete cache at its next stage.
     fn go_on(&mut self, job: u32, number: usize) {
         let entry = &mut self.jobs[job as usize];
         (entry.state, entry.group) = (State::Running, number);
@@ -427,7 +428,7 @@ impl<'a> Simulation<'a> {
         self.kick(number);
     }
 
-    /// Takes an idle job out of its group's queues; the memory stays.
+    /// Removes an idle job from its group's queues; its memory stays.
     fn withdraw(&mut self, job: u32) {
         let entry = &self.jobs[job as usize];
         let group = &mut self.groups[entry.group];
@@ -441,7 +442,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Gives a job's memory back.
+    /// Frees a job's memory.
     fn release(&mut self, job: u32) {
         let (layout, blocks) = {
             let job = &self.jobs[job as usize];
@@ -452,7 +453,7 @@ impl<'a> Simulation<'a> {
         self.job(job).blocks = 0;
     }
 
-    /// What a job without a cache has to do again.
+    /// Resets a job without a cache to the work that it has to do again.
     fn forget(&mut self, job: u32) {
         let entry = self.job(job);
         let lost = entry.filled;

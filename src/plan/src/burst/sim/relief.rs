@@ -1,11 +1,11 @@
-//! What is done when a sequence needs a block and there is none: recompute, swap, migrate.
+//! Frees memory when a sequence needs a block and none is free: recompute, swap, migrate.
 
 use super::super::Policy;
 use super::{Event, Simulation, State, WATERMARK};
 
 impl Simulation<'_> {
-    /// Makes room for `job`: the idle sequence that came last gives up its cache. False where the job has to wait, or was that
-    /// sequence itself.
+    /// Frees memory for `job`: the idle sequence that arrived last gives up its cache. Returns false if the job has to wait,
+    /// or was that sequence itself.
     pub(super) fn relieve(&mut self, number: usize, job: u32) -> bool {
         if self.setup.policy == Policy::Swap && self.groups[number].leaving {
             return false;
@@ -28,7 +28,7 @@ impl Simulation<'_> {
         let Some(victim) = victim else {
             return false;
         };
-        // Whoever came later and is in a step comes back from it, and is the one to give up then.
+        // A later sequence that is in a step will be the one to give up when the step ends.
         if victim == job && later_in_steps {
             return false;
         }
@@ -39,7 +39,7 @@ impl Simulation<'_> {
         victim != job
     }
 
-    /// Takes a cache; its request waits at the front.
+    /// Frees a cache; its request waits at the front of the queue.
     pub(super) fn preempt(&mut self, number: usize, victim: u32) {
         self.withdraw(victim);
         self.release(victim);
@@ -47,7 +47,7 @@ impl Simulation<'_> {
         self.enqueue(victim, number, true);
     }
 
-    /// Begins to copy a cache to host memory; false where that is full.
+    /// Starts a copy of a cache to host memory; false if that is full.
     fn swap_out(&mut self, number: usize, victim: u32) -> bool {
         let instance = self.groups[number].members[0];
         let bytes = self.bytes(self.jobs[victim as usize].blocks);
@@ -66,7 +66,7 @@ impl Simulation<'_> {
         true
     }
 
-    /// When `bytes` more have passed between an instance and its host.
+    /// The time at which `bytes` more have been copied between an instance and its host.
     fn host_copy(&mut self, instance: usize, bytes: u64) -> f64 {
         let rate = self.setup.instance.network().host_bytes_per_second;
         let end = self.host_free[instance].max(self.now) + bytes as f64 / rate;
@@ -90,7 +90,7 @@ impl Simulation<'_> {
         self.kick(number);
     }
 
-    /// Begins to copy a cache back, where there is room for it and one block more.
+    /// Starts a copy of a cache back to the device, if there is memory for it and for one more block.
     pub(super) fn swap_in(&mut self, number: usize, job: u32) -> bool {
         let blocks = self.jobs[job as usize].blocks;
         let Some(home) = self.home(number, self.bytes(blocks + 1)) else {
@@ -124,8 +124,8 @@ impl Simulation<'_> {
         self.go_on(job, number);
     }
 
-    /// Where a group's next request does not fit, or its memory is down to twice the watermark, sends the sequence that came last to
-    /// the group with the most room, if that has a twentieth of its memory left then.
+    /// If a group's next request does not fit, or its free memory is below twice the watermark, moves the sequence that
+    /// arrived last to the group with the most free memory, if that has a twentieth of its memory left afterwards.
     pub(super) fn migrate(&mut self, number: usize) {
         let group = &self.groups[number];
         let home = group.homes[0];

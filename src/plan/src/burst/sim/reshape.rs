@@ -1,4 +1,4 @@
-//! Groups that merge and split, and caches that change hands.
+//! Groups that merge and split, and exchanges of caches.
 
 use super::super::Policy;
 use super::super::drop;
@@ -8,11 +8,11 @@ use super::super::outcome::Sample;
 use super::super::trigger::{Demand, restores};
 use super::{Event, Move, Simulation, State};
 
-/// Seconds of a stage before there was one: a chunk of a first exchange.
+/// Seconds of a stage before any has run: for the first chunk of an exchange.
 const STAGE_SECONDS: f64 = 0.05;
 
 impl Simulation<'_> {
-    /// Looks at the demand.
+    /// Polls the demand.
     pub(super) fn poll(&mut self) {
         let poll = self.setup.options.poll.as_secs_f64();
         self.at(self.now + poll, Event::Poll);
@@ -39,7 +39,7 @@ impl Simulation<'_> {
         for group in 0..self.groups.len() {
             if self.groups[group].alive {
                 self.unstick(group);
-                // Memory may have come free on an instance through another group's exchange.
+                // Another group's exchange may have freed memory on an instance.
                 self.kick(group);
             }
         }
@@ -49,11 +49,11 @@ impl Simulation<'_> {
         }
     }
 
-    /// Drops parameters where demand says so: restorings are called off first, then groups merge.
+    /// Drops parameters if demand requires it: restores are cancelled first, then groups merge.
     fn consider_drop(&mut self) {
         let alive = (0..self.groups.len()).filter(|group| self.groups[*group].alive);
         let alive: Vec<usize> = alive.collect();
-        // One plan at a time: what it frees is not there yet.
+        // One plan at a time: what it frees is not yet available.
         if alive.iter().any(|group| self.groups[*group].plan.is_some()) {
             return;
         }
@@ -87,7 +87,7 @@ impl Simulation<'_> {
         }
     }
 
-    /// A group's demand as the trigger counts it.
+    /// A group's demand as counted by the trigger.
     fn pressing(&self, number: usize) -> Demand {
         let demand = self.demand(number);
         let first = self.groups[number].waiting.front();
@@ -101,7 +101,7 @@ impl Simulation<'_> {
         demand
     }
 
-    /// Calls a restoring off: bytes that are free again.
+    /// Cancels a restore; returns the bytes that are free again.
     fn call_off(&mut self, number: usize) -> u64 {
         let group = &mut self.groups[number];
         if group.closing {
@@ -118,7 +118,7 @@ impl Simulation<'_> {
         all * (n - 1)
     }
 
-    /// A group that was to stop has no step under way.
+    /// A group that is closing has no running step left.
     pub(super) fn drained(&mut self, number: usize) {
         match self.groups[number].plan {
             Some(plan) => self.commit_if_drained(plan),
@@ -216,13 +216,13 @@ impl Simulation<'_> {
         }
     }
 
-    /// Lets caches of `origin` change hands to a group's layout, in order of arrival.
+    /// Exchanges caches of `origin` to a group's layout, in order of arrival.
     fn exchange(&mut self, number: usize, origin: usize, jobs: &[u32]) {
         let target = self.groups[number].homes[0];
         let (from, to) = (self.memory.members(origin), self.memory.members(target));
         let both = from.iter().filter(|member| to.contains(member)).count() as f64;
         let (out, into) = (from.len() as f64, to.len() as f64);
-        // A member of both keeps the layers that it has in both.
+        // A member of both layouts keeps the layers that it has in both.
         let moved = 1.0 - both * (1.0 / out).min(1.0 / into);
         let links = out.min(into - both).max(1.0);
         let mut requests = Vec::new();
@@ -269,7 +269,7 @@ impl Simulation<'_> {
             stage if stage > 0.0 => stage,
             _ => STAGE_SECONDS,
         };
-        // Nothing runs yet: nothing is in the way.
+        // No step is running, so no activations are sent.
         let activations = if group.flights.is_empty() {
             0.0
         } else {
@@ -297,7 +297,7 @@ impl Simulation<'_> {
         self.land(number, origin);
     }
 
-    /// Lets caches that are across go on from their new place, and sends the next chunk.
+    /// Lets caches that have arrived continue in their new layout, and sends the next chunk.
     fn land(&mut self, number: usize, origin: usize) {
         loop {
             let moves = &mut self.groups[number].moves;
@@ -318,7 +318,7 @@ impl Simulation<'_> {
                 moves[place].stalled = false;
                 return self.send(number, origin);
             };
-            // Where it failed, it is not there any more.
+            // After a failure there it does not exist any more.
             let here = {
                 let job = &self.jobs[job as usize];
                 job.state == State::Moving && job.group == number
@@ -331,7 +331,7 @@ impl Simulation<'_> {
         }
     }
 
-    /// Moves a cache's memory to its group's layout; false where there is no room.
+    /// Moves a cache's memory to its group's layout; false if there is not enough.
     fn flip(&mut self, number: usize, job: u32) -> bool {
         let home = self.groups[number].homes[0];
         let (old, blocks) = {
@@ -353,7 +353,7 @@ impl Simulation<'_> {
         true
     }
 
-    /// Tries again to place caches that are across and had no room.
+    /// Tries again to allocate caches that have arrived without memory for them.
     pub(super) fn resume(&mut self, number: usize) {
         let stalled = |one: &&Move| one.stalled;
         let origins = self.groups[number].moves.iter().filter(stalled);
@@ -363,7 +363,7 @@ impl Simulation<'_> {
         }
     }
 
-    /// The same, and where nothing runs whose end would make room, one of them is given up.
+    /// The same; if no running step could free memory, one of them is given up.
     fn unstick(&mut self, number: usize) {
         self.resume(number);
         let group = &self.groups[number];
@@ -382,7 +382,7 @@ impl Simulation<'_> {
         self.resume(number);
     }
 
-    /// Restores groups whose caches have become few.
+    /// Restores groups whose caches use little memory.
     fn consider_restore(&mut self) {
         let options = &self.setup.options;
         let room = self.setup.instance.cache_bytes();

@@ -6,7 +6,7 @@ use super::super::instance::Form;
 use super::{Event, Flight, Part, Simulation, State, WATERMARK};
 
 impl Simulation<'_> {
-    /// Begins a step, if there is anything to do and a stage to do it.
+    /// Starts a step, if there is work and a free stage.
     pub(super) fn launch(&mut self, number: usize) {
         let group = &self.groups[number];
         if !group.alive || group.closing || group.flights.len() >= group.free_at.len() {
@@ -50,7 +50,7 @@ impl Simulation<'_> {
         self.kick(number);
     }
 
-    /// Notes that a chunk is in a step.
+    /// Records that a chunk is in a step.
     fn begin(&mut self, number: usize, chunk: Chunk) -> Part {
         let job = &mut self.jobs[chunk.job as usize];
         job.filled += chunk.tokens;
@@ -68,7 +68,7 @@ impl Simulation<'_> {
         }
     }
 
-    /// Lets queued requests in while their memory is there and there are not prompts enough for the next steps.
+    /// Admits queued requests while there is memory for them and the prompts do not fill the next steps.
     fn admit(&mut self, number: usize) {
         let enough = self.look_ahead_tokens(number);
         loop {
@@ -103,7 +103,8 @@ impl Simulation<'_> {
         }
     }
 
-    /// The home with the most room, if that is enough for a cache of `bytes` beside the watermark and what moves here.
+    /// The layout with the most free memory, if that is enough for a cache of `bytes` in addition to the watermark and caches
+    /// being moved here.
     pub(super) fn home(&self, number: usize, bytes: u64) -> Option<usize> {
         let group = &self.groups[number];
         let room = |home: &usize| self.memory.room(*home);
@@ -115,13 +116,13 @@ impl Simulation<'_> {
         (self.memory.room(home) >= share + spare).then_some(home)
     }
 
-    /// Prompt tokens for the next steps: a budget for each micro-batch that can be under way, or for each member.
+    /// Prompt tokens for the next steps: a budget for each micro-batch in flight, or for each member.
     fn look_ahead_tokens(&self, number: usize) -> u64 {
         let group = &self.groups[number];
         group.members.len() as u64 * u64::from(self.setup.options.budget_tokens)
     }
 
-    /// The sequences that decode in the next step, each with a place for its token.
+    /// The sequences that decode in the next step, each with memory for its token.
     fn take_decodes(&mut self, number: usize) -> Vec<u32> {
         let group = &self.groups[number];
         let most = group.decoding.div_ceil(group.free_at.len());
@@ -147,8 +148,8 @@ impl Simulation<'_> {
         taken
     }
 
-    /// Takes a block for a sequence's next token where it needs one, from others if need be. Where it is not to be had, the sequence
-    /// waits or has given up its own cache.
+    /// Allocates a block for a sequence's next token if it needs one, from others if necessary. If there is none, the
+    /// sequence waits or has given up its own cache.
     fn grow(&mut self, number: usize, job: u32) -> bool {
         let entry = &self.jobs[job as usize];
         let (layout, blocks) = (entry.layout, entry.blocks);
@@ -209,7 +210,8 @@ impl Simulation<'_> {
         parts.swap_remove(0)
     }
 
-    /// What the next micro-batches decode, in seconds: this one, those under way when they come again, and what is left idle.
+    /// Decode costs of the next micro-batches, in seconds: this one, those in flight when they run again, and the idle
+    /// sequences.
     fn ahead(&self, number: usize, decode_cost: f64, stages: usize) -> Vec<f64> {
         let group = &self.groups[number];
         let mut fixed = vec![decode_cost];
@@ -227,7 +229,7 @@ impl Simulation<'_> {
         fixed
     }
 
-    /// Seconds that a step takes on each stage.
+    /// Seconds of a step on each stage.
     fn seconds(&self, number: usize, decodes: &[u32], chunks: &[Chunk], decode_cost: f64) -> f64 {
         let group = &self.groups[number];
         let fixed = self.costs.fixed(!chunks.is_empty(), !decodes.is_empty());
@@ -236,7 +238,8 @@ impl Simulation<'_> {
             let prompts: f64 = chunks.iter().map(|chunk| self.costs.chunk(*chunk)).sum();
             return (fixed + prompts + decode_cost).max(self.costs.read()) / members;
         }
-        // Every member computes its own tokens' attention and as much of the experts as they make; it reads its part of the experts.
+        // Every member computes the attention of its own tokens and an equal share of the experts; it reads its part of the
+        // experts.
         let dropped =
             self.way.droppable_bytes as f64 / self.setup.instance.parameter_bytes() as f64;
         let kept = 1.0 - dropped + dropped / members;
@@ -264,7 +267,7 @@ impl Simulation<'_> {
         computed + sent / network.bytes_per_second + waits
     }
 
-    /// Sends a micro-batch through the stages: when it leaves the last.
+    /// Sends a micro-batch through the stages; returns the time at which it leaves the last.
     fn pass(&mut self, number: usize, seconds: f64, tokens: usize) -> f64 {
         let network = self.setup.instance.network();
         let now = self.now;
@@ -294,7 +297,7 @@ impl Simulation<'_> {
         ready
     }
 
-    /// A micro-batch is through: tokens are there.
+    /// A micro-batch has finished: its tokens are available.
     pub(super) fn through(&mut self, flight: usize) {
         let number = self.flights[flight].group;
         let mut parts = std::mem::take(&mut self.flights[flight].parts);

@@ -1,4 +1,4 @@
-//! What a replay counts on its way, and what is made of it at the end.
+//! Counters of a replay, and the results computed from them.
 
 use super::super::outcome::{Counts, Outcome, Sample, Spread, curve};
 use super::{Job, Simulation};
@@ -11,7 +11,7 @@ pub(super) struct Tally {
     pub(super) counts: Counts,
     /// Seconds of each exchange.
     pub(super) exchanges: Vec<f64>,
-    /// Seconds that stages of pipelines worked, and stood still between micro-batches.
+    /// Seconds that stages of pipelines worked, and were idle between micro-batches.
     pub(super) busy: f64,
     pub(super) idle: f64,
     demand: f64,
