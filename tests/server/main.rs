@@ -27,6 +27,8 @@ mod forms;
 mod fuzz;
 mod greedy;
 mod harness;
+#[cfg(target_os = "linux")]
+mod hostile;
 mod load;
 #[cfg(unix)]
 mod npm;
