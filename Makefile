@@ -6,7 +6,9 @@
 #   make app     build and open the desktop app
 #   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
-#   make fuzz    headers of weight files and frames of transfers with bytes and numbers that no writer wrote, forty million of each kind
+#   make fuzz    headers of weight files, frames of transfers, HTTP bodies, schemas and templates that no program wrote, many of each kind
+#   make abuse   hostile and broken clients for an hour beside ones whose answers must not change
+#   make clients the program with seven more of OpenAI's clients: litellm, langchain, pydantic-ai, instructor, llm, lm-eval, guidellm
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
 #   make archive lay out a release archive: program and app, kernels, manual, licences
@@ -30,7 +32,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo install app app-pictures serve quick test fuzz bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: help demo install app app-pictures serve quick test fuzz abuse clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb install-browser install-node
 
 help:
@@ -127,13 +129,38 @@ test: install-rust-components install-xvfb install-browser install-cuda-compiler
 	$(CARGO) test $(PROFILE) --locked --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 
-# The properties that `make test` tries 200,000 times (frames 500,000), with so many cases of each and from each of two seeds.
+# The properties that `make test` tries 200,000 times (frames 500,000), with so many cases of each and from each of two seeds; then those
+# of the server, with cases of their own number. A seed of a failure is kept in tests/proptest-regressions.
 FUZZ_CASES := 40000000
+FUZZ_BODIES := 36000
+FUZZ_SCHEMAS := 24000
+FUZZ_TEMPLATES := 400000
 
 fuzz: install-rust-components
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture \
 		checkpoint::gguf::tests::mutated checkpoint::header::tests::mutated
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --test wire -- --nocapture fuzz::received
+	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_BODIES) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture fuzz::requests::
+	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_SCHEMAS) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture fuzz::schemas::
+	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_TEMPLATES) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture fuzz::templates::
+
+# How long hostile clients go on; `make test` has two rounds of them.
+ABUSE_MINUTES := 60
+
+abuse: install-rust-components
+	KIMI_LINEAR_ABUSE_MINUTES=$(ABUSE_MINUTES) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture hostile::
+
+# The clients that `make test` has no time for, in Python environments of their own: guidellm has other dependencies than the rest.
+target/clients/%/made: tests/clients/requirements-%.txt
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3 python3-venv
+	@rm -rf target/clients/$*
+	@python3 -m venv target/clients/$*
+	@target/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@touch $@
+
+clients: install-rust-components target/clients/openai/made target/clients/guidellm/made
+	$(CARGO) build $(PROFILE) --locked
+	python3 tests/clients/run.py target/release/kimi-linear
 
 bench: install-rust-components
 	$(CARGO) bench --locked
