@@ -5,7 +5,7 @@
 //! in there first.
 
 mod answers;
-mod requests;
+pub mod requests;
 mod schemas;
 mod templates;
 mod values;
@@ -16,8 +16,6 @@ use kimi_linear::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
-
-pub use requests::request;
 
 use super::harness::{Running, Setup, model_dir};
 use crate::seeds;
