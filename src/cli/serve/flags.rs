@@ -110,13 +110,25 @@ impl Http {
     }
 }
 
+/// A length of the context; `None` for as much as the model and the memory allow.
+#[derive(Clone, Copy)]
+struct Length(Option<usize>);
+
+fn parse_length(text: &str) -> Result<Length, String> {
+    match text.trim() {
+        "auto" | "-1" => Ok(Length(None)),
+        number => parse_tokens(number).map(|length| Length(Some(length))),
+    }
+}
+
 /// Batch sizes and memory.
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct Engines {
-    /// Maximum tokens of prompt and answer together, such as 8192 or 128K. Default: the model's maximum, or what fits in memory if that is less.
-    #[arg(long, value_name = "N", value_parser = parse_tokens)]
-    max_model_len: Option<usize>,
+    /// Maximum tokens of prompt and answer together, such as 8192, 128K (131,072) or 128k (128,000). Default, as with `auto` and -1: the
+    /// model's maximum, or what fits in memory if that is less.
+    #[arg(long, value_name = "N", value_parser = parse_length, allow_hyphen_values = true)]
+    max_model_len: Option<Length>,
     /// Maximum number of sequences that run at the same time.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub(super) max_num_seqs: usize,
@@ -180,7 +192,8 @@ impl Engines {
     }
 
     pub(super) fn context(&self, config: &ModelConfig) -> Result<Option<usize>> {
-        if let Some(length) = self.max_model_len {
+        let length = self.max_model_len.and_then(|Length(length)| length);
+        if let Some(length) = length {
             ensure!(
                 length >= 2,
                 "--max-model-len {length}: at least 2 are needed, one prompt token and one generated token"
@@ -191,7 +204,7 @@ impl Engines {
                 config.model_max_length
             );
         }
-        Ok(self.max_model_len)
+        Ok(length)
     }
 
     /// Tokens of prompts in one step.
