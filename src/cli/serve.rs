@@ -2,6 +2,8 @@
 
 mod flags;
 mod kv_transfer;
+mod sampling;
+mod tls;
 mod vllm;
 
 use std::io::Write;
@@ -20,6 +22,7 @@ use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
 use self::kv_transfer::KvFlags;
+use self::sampling::Sampling;
 use self::vllm::Vllm;
 use super::options::{DeviceOptions, ModelOptions, load};
 
@@ -36,6 +39,8 @@ pub(crate) struct Arguments {
     device: DeviceOptions,
     #[command(flatten)]
     http: Http,
+    #[command(flatten)]
+    sampling: Sampling,
     #[command(flatten)]
     engine: Engines,
     #[command(flatten)]
@@ -67,6 +72,8 @@ impl Arguments {
             prefix_caching: self.caching.prefix_caching(),
             log_requests: self.logs.enable_log_requests,
             log_content: self.logs.log_content,
+            reasoning_parser: self.vllm.reasoning_parser,
+            sampling_defaults: self.sampling.defaults(&self.model.files()?)?,
             ..self.http.options(&self.model.name())?
         })
     }

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use super::http_tls::HttpTls;
+use super::reasoning::ReasoningParser;
+use super::sampling_defaults::SamplingDefaults;
+
 /// Origins whose web pages may read responses (CORS).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Origins {
@@ -39,6 +43,10 @@ pub struct ServerOptions {
     /// Whether control tokens that a text spells are read as such in `/v1/completions` and `/tokenize`, where a request does not
     /// say (`parse_special`).
     pub parse_special: bool,
+    /// How reasoning is separated from answers to chats; `None` leaves it in the text.
+    pub reasoning_parser: Option<ReasoningParser>,
+    /// Sampling defaults for requests that do not set their own.
+    pub sampling_defaults: SamplingDefaults,
     /// Seed for requests without one; `None` for a random seed each.
     pub seed: Option<u64>,
     /// Whether to use cached prefixes.
@@ -64,6 +72,8 @@ impl ServerOptions {
             hosts: Vec::new(),
             strict_fields: false,
             parse_special: false,
+            reasoning_parser: None,
+            sampling_defaults: SamplingDefaults::default(),
             seed: None,
             prefix_caching: true,
             log_requests: false,
