@@ -27,6 +27,10 @@ pub struct ServerOptions {
     pub api_keys: Vec<String>,
     /// Origins whose web pages may read responses.
     pub origins: Origins,
+    /// TLS for clients; `None` for plain HTTP.
+    pub tls: Option<HttpTls>,
+    /// The path prefix under which a proxy shows the server, such as `/llm`, or empty. Paths are answered with and without it.
+    pub root_path: String,
     /// Maximum size of a request body in bytes.
     pub body_bytes: usize,
     /// Maximum time for a request's headers, for its body, and between requests on a connection.
@@ -65,6 +69,8 @@ impl ServerOptions {
             model_names: vec![model_name.to_owned()],
             api_keys: Vec::new(),
             origins: Origins::Local,
+            tls: None,
+            root_path: String::new(),
             body_bytes: 8 << 20,
             read_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),

@@ -27,6 +27,7 @@ mod forms;
 mod fuzz;
 mod greedy;
 mod harness;
+mod listen;
 mod load;
 #[cfg(unix)]
 mod page;
