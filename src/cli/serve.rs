@@ -1,5 +1,6 @@
 //! `kimi-linear serve`: an HTTP server for OpenAI's clients.
 
+mod config_file;
 mod flags;
 mod kv_transfer;
 mod sampling;
@@ -19,6 +20,7 @@ use kimi_linear::error::TokenizerError;
 use kimi_linear::llm::LlmOptions;
 use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions};
 
+pub(super) use self::config_file::with_config;
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
 use self::kv_transfer::KvFlags;
@@ -33,6 +35,9 @@ pub(crate) struct Arguments {
     /// The model, as with --model.
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     model_path: Option<PathBuf>,
+    /// YAML file with flags, such as `port: 8000`. Flags on the command line win.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
