@@ -18,10 +18,11 @@ pub struct Output {
     pub event: Event,
     /// The text that is final after this event, as whole characters that cannot be part of a stop string, and tool calls if
     /// these are parsed.
-    /// calls, where they are looked for.
     pub deltas: Vec<ToolCallEvent>,
     /// The stop string that ended the answer, with the event that it is complete.
     pub stop: Option<String>,
+    /// Whether the answer ends with this event inside a tool call, in its header or in its arguments.
+    pub cut_call: bool,
 }
 
 impl Output {
@@ -104,7 +105,7 @@ impl OutputProcessor {
     /// string is complete, or because the token is invalid and the request fails. What the engine computed of an answer after
     /// its stop string is dropped, and not counted.
     pub fn process(&mut self, mut event: Event, client: &mut dyn FnMut(Output)) -> ControlFlow<()> {
-        let (mut stopped, mut stop) = (false, None);
+        let (mut stopped, mut stop, mut cut_call) = (false, None, false);
         let deltas = match &mut event {
             _ if self.failed => return ControlFlow::Break(()),
             Event::Token { sample, id, .. } => {
@@ -123,6 +124,10 @@ impl OutputProcessor {
                 ..
             } => {
                 let answer = self.answer(*sample);
+                cut_call = answer
+                    .parser
+                    .as_ref()
+                    .is_some_and(ToolCallParser::is_in_call);
                 let deltas = answer.finish(reason, usage);
                 let found = answer
                     .stops
@@ -142,6 +147,7 @@ impl OutputProcessor {
             event,
             deltas,
             stop,
+            cut_call,
         });
         if stopped || self.failed {
             return ControlFlow::Break(());

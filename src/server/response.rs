@@ -144,6 +144,7 @@ impl<P: Protocol> Responder<P> {
                 event,
                 deltas,
                 stop,
+                cut_call,
             },
         ) = self.answers.next().await.ok_or_else(stopped)?;
         let mut stop = stop.map(Value::from);
@@ -184,7 +185,8 @@ impl<P: Protocol> Responder<P> {
         let cuts = |delta: &ToolCallEvent| matches!(delta, ToolCallEvent::CallEnd { complete, .. } if !complete);
         let cut = deltas.iter().any(cuts);
         let reason = reason.map(|reason| match reason {
-            FinishReason::Stop if self.called[index] && !cut => "tool_calls",
+            // A stop text may end an answer inside a call, which must not be run then.
+            FinishReason::Stop if self.called[index] && !cut_call => "tool_calls",
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::Cancelled => "abort",
