@@ -57,6 +57,7 @@ impl OutputProcessor {
                 decoder: StreamDecoder::new(Arc::clone(tokenizer)),
                 stops: StopStrings::default(),
                 skip_special: false,
+                shown: &[],
                 parser: None,
                 tokens: 0,
                 stopped: false,
@@ -91,6 +92,13 @@ impl OutputProcessor {
     #[must_use]
     pub fn skip_special_tokens(mut self, skip: bool) -> Self {
         self.fresh.skip_special = skip;
+        self
+    }
+
+    /// Control tokens whose names are in the text even where the others are left out of it.
+    #[must_use]
+    pub fn show(mut self, names: &'static [&'static str]) -> Self {
+        self.fresh.shown = names;
         self
     }
 
@@ -175,6 +183,8 @@ struct AnswerText {
     decoder: StreamDecoder<Arc<Tokenizer>>,
     stops: StopStrings,
     skip_special: bool,
+    /// Control tokens that are shown even so.
+    shown: &'static [&'static str],
     parser: Option<ToolCallParser>,
     /// Tokens that were taken.
     tokens: usize,
@@ -193,7 +203,8 @@ impl AnswerText {
             (token.text, self.stopped) = self.stops.push(&token.text);
         }
         let marks = self.parser.is_some() && Marker::of(&token).is_some();
-        if self.skip_special && !marks {
+        let is_shown = |name: &str| self.shown.contains(&name);
+        if self.skip_special && !marks && !token.special.as_deref().is_some_and(is_shown) {
             token.special = None;
         }
         Ok(match &mut self.parser {

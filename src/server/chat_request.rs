@@ -7,7 +7,8 @@ use axum::response::Response;
 use super::error::{ApiError, Result};
 use super::parameters::Parameters;
 use super::prompt::{self, Prompt};
-use super::response::{Protocol, respond};
+use super::reasoning::{self, Reasoning};
+use super::response::{Protocol, Reader, respond};
 use super::routes::Call;
 use super::service::Service;
 use super::tools::Form;
@@ -21,6 +22,8 @@ pub(super) struct ChatRequest {
     pub(super) form: Form,
     /// Number of most likely tokens reported for each token of the answer; `None` without log-probabilities.
     pub(super) logprobs: Option<usize>,
+    /// Whether reasoning is part of the answer, where it is separated.
+    pub(super) include_reasoning: bool,
 }
 
 /// A chat request with the engine's request for it.
@@ -49,16 +52,22 @@ pub(super) fn endless_form() -> ApiError {
 }
 
 impl ChatRequest {
-    /// The engine's request.
-    fn request(&self, service: &Service) -> Result<Request> {
+    /// The engine's request, and what separates the reasoning of its answers.
+    fn request(&self, service: &Service) -> Result<(Request, Option<Reasoning>)> {
         let parameters = &self.parameters;
         let most = parameters.longest_prompt(service);
         let prompt = prompt::encode_chat_at_most(service, &self.chat, most)?;
         let Prompt { mut ids, turn_ends } = prompt;
         let cut = parameters.truncate(service, &mut ids);
-        let mut request = parameters.request(service, ids, usize::MAX)?;
         let (tokenizer, grammars) = (service.tokenizer(), service.grammars());
-        request.grammar = self.form.grammar(tokenizer, grammars)?;
+        let reasoning = service.options.reasoning_parser.map(|parser| {
+            let switch = reasoning::switch(&self.chat.chat_template_kwargs);
+            let continues = self.chat.continue_final_message;
+            Reasoning::new(parser, tokenizer, &ids, switch, continues)
+        });
+        let mut request = parameters.request(service, ids, usize::MAX)?;
+        let thought = reasoning.as_ref().and_then(|state| state.rule(tokenizer));
+        request.grammar = self.form.grammar(tokenizer, grammars, thought.as_deref())?;
         if request.grammar.is_some() && parameters.ignore_eos {
             return Err(endless_form());
         }
@@ -68,11 +77,16 @@ impl ChatRequest {
         request.logprobs = parameters.most_logprobs(self.logprobs);
         let turn_ends = turn_ends.into_iter().filter(|end| *end > cut);
         request.turn_ends = turn_ends.map(|end| end - cut).collect();
-        Ok(request)
+        Ok((request, reasoning))
     }
 }
 
 impl Prepared {
+    /// Whether reasoning is separated from the answer's text.
+    pub(super) fn separates_reasoning(&self) -> bool {
+        self.reasoning.is_some()
+    }
+
     /// Submits it and responds in a protocol.
     pub(super) async fn respond(self, call: Call, protocol: impl Protocol) -> Result<Response> {
         let parameters = &self.asked.parameters;

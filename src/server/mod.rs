@@ -35,6 +35,7 @@ mod origin;
 mod page;
 mod parameters;
 mod prompt;
+mod reasoning;
 mod request_id;
 mod response;
 mod responses;

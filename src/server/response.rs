@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::answers::{Answers, stopped};
 use super::error::{ApiError, Result};
 use super::parameters::Parameters;
+use super::reasoning::Reasoning;
 use super::routes::{self, Call};
 use super::service::Service;
 use super::stream::{self, Data};
@@ -24,6 +25,8 @@ use crate::tokenizer::ToolCallEvent;
 pub(super) struct Part {
     /// Which one: those to the first prompt, those to the second, ...
     pub(super) index: usize,
+    /// Reasoning, which comes before the other text.
+    pub(super) reasoning: String,
     pub(super) deltas: Vec<ToolCallEvent>,
     pub(super) token: Option<(u32, Option<TokenLogprobs>)>,
     /// Why the answer ended, in OpenAI's words.
@@ -97,7 +100,7 @@ struct Responder<P> {
 pub(super) async fn respond<P: Protocol>(
     call: Call,
     parameters: &Parameters,
-    processor: &OutputProcessor,
+    reader: Reader,
     requests: Vec<Request>,
     protocol: P,
 ) -> Result<Response> {
@@ -111,7 +114,8 @@ pub(super) async fn respond<P: Protocol>(
     requests.iter().for_each(|r| total.prompt(r.prompt.len()));
     let left = requests.len() * parameters.samples;
     let remote = parameters.remote.as_ref();
-    let answers = Answers::submit(&service, requests, processor, inside, log, remote).await?;
+    let answers =
+        Answers::submit(&service, requests, &reader.processor, inside, log, remote).await?;
     let responder = Responder {
         protocol,
         so_far: SoFar {
@@ -179,6 +183,7 @@ impl<P: Protocol> Responder<P> {
             _ => return Ok(None),
         };
         let index = prompt * self.samples + sample;
+        let (reasoning, deltas) = self.separate(index, deltas, token.is_some(), reason.is_some());
         let begins = |delta: &ToolCallEvent| matches!(delta, ToolCallEvent::CallBegin { .. });
         self.called[index] |= deltas.iter().any(begins);
         // A stop text may end an answer inside a call: nobody should run that one.
@@ -193,6 +198,7 @@ impl<P: Protocol> Responder<P> {
         });
         Ok(Some(Part {
             index,
+            reasoning,
             deltas,
             token,
             reason,

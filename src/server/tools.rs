@@ -192,11 +192,12 @@ impl Form {
             .flatten()
     }
 
-    /// The grammar of the answer, where it may not be just anything.
+    /// The grammar of the answer, where it may not be just anything. `thought` is the rule of what comes before it.
     pub(super) fn grammar(
         &self,
         tokenizer: &Tokenizer,
         grammars: &Grammars,
+        thought: Option<&str>,
     ) -> Result<Option<Arc<dyn Grammar>>> {
         let strict = self.functions.iter().any(|f| f.strict == Some(true));
         let some = matches!(self.choice, ToolChoice::Allowed { .. });
@@ -207,7 +208,15 @@ impl Form {
         }
         let mut schemas = self.schemas();
         self.let_heavy_go(calls, &mut schemas)?;
-        let compile = |schemas: &[Value]| grammars.compile(self.lark(calls, tokenizer, schemas)?);
+        let compile = |schemas: &[Value]| {
+            let own = self.lark(calls, tokenizer, schemas)?;
+            grammars.compile(match thought {
+                None => own,
+                Some(thought) => {
+                    format!("start: thought form\n{thought}form: %lark {{\n{own}\n}}\n")
+                }
+            })
+        };
         let first = compile(&schemas)?;
         if !calls || first.is_ok() {
             return match (first, &self.format) {

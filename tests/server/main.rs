@@ -36,6 +36,7 @@ mod program;
 #[cfg(unix)]
 mod program_faults;
 mod protocol;
+mod reasoning;
 mod responses;
 mod transfer;
 mod turns;

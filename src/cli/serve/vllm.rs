@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use kimi_linear::server::ReasoningParser;
 
 /// Flags of vLLM that have no effect here.
 #[derive(Args)]
@@ -19,23 +20,10 @@ pub(super) struct Vllm {
     /// Format of the model's tool calls. Only kimi_k2 is supported.
     #[arg(long, value_name = "NAME")]
     tool_call_parser: Option<String>,
-    /// Source of the sampling defaults. Only vllm is supported: OpenAI's defaults, and none from the checkpoint.
+    /// Separate the reasoning of an answer, the text up to </think>, from its text: deepseek_r1, deepseek_v3, glm45, holo2, kimi_k2,
+    /// minimax_m2, nemotron_v3, olmo3, qwen3 or step3. Default: it stays in the text.
     #[arg(long, value_name = "NAME")]
-    generation_config: Option<String>,
-    #[arg(long, value_name = "NAME", hide = true)]
-    reasoning_parser: Option<String>,
-    #[arg(long, value_name = "PATH", hide = true)]
-    uds: Option<String>,
-    #[arg(long, value_name = "FILE", hide = true)]
-    ssl_keyfile: Option<String>,
-    #[arg(long, value_name = "FILE", hide = true)]
-    ssl_certfile: Option<String>,
-    #[arg(long, value_name = "FILE", hide = true)]
-    ssl_ca_certs: Option<String>,
-    #[arg(long, value_name = "PATH", hide = true)]
-    root_path: Option<String>,
-    #[arg(long, value_name = "FILE", hide = true)]
-    config: Option<String>,
+    pub(super) reasoning_parser: Option<ReasoningParser>,
 }
 
 impl Vllm {

@@ -74,6 +74,7 @@ fn read_chat(fields: &mut Fields, service: &Service) -> Result<ChatRequest> {
         parameters,
         form,
         logprobs: None,
+        include_reasoning: true,
     })
 }
 

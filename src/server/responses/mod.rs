@@ -133,6 +133,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, Answer)> 
         parameters,
         form,
         logprobs,
+        include_reasoning: true,
     };
     Ok((asked, answer))
 }
@@ -178,7 +179,7 @@ fn logprobs(request: &ResponsesRequest) -> Result<Option<usize>> {
 }
 
 /// Fields of the request that the response repeats.
-fn told<const N: usize>(
+fn told(
     request: &ResponsesRequest,
     parameters: &Parameters,
     logprobs: Option<usize>,
