@@ -10,6 +10,7 @@ use super::prompt::{self, Prompt};
 use super::reasoning::{self, Reasoning};
 use super::response::{Protocol, Reader, respond};
 use super::routes::Call;
+use super::schema_check::SchemaChecks;
 use super::service::Service;
 use super::tools::Form;
 use crate::engine::Request;
@@ -30,17 +31,29 @@ pub(super) struct ChatRequest {
 pub(super) struct Prepared {
     pub(super) asked: ChatRequest,
     pub(super) request: Request,
+    /// What separates the reasoning of each answer, if that is wanted.
+    reasoning: Option<Reasoning>,
+    checks: Option<SchemaChecks>,
 }
 
 /// Parses a request and encodes its prompt.
 pub(super) async fn prepare(
     service: &Arc<Service>,
-    read: impl FnOnce(&Service) -> Result<ChatRequest> + Send + 'static,
-) -> Result<Prepared> {
-    let prepared = service.compute(|service| {
-        let asked = read(service)?;
-        let request = asked.request(service)?;
-        Ok(Prepared { asked, request })
+    fields: Fields,
+    read: impl FnOnce(Fields, &Service) -> Result<(ChatRequest, T)> + Send + 'static,
+) -> Result<(Prepared, T)> {
+    let _alone = service.alone(fields.size()).await?;
+    let prepared = service.compute(move |service| {
+        refuse_endless(&fields, service.context())?;
+        let (asked, more) = read(fields, service)?;
+        let (request, reasoning) = asked.request(service)?;
+        let prepared = Prepared {
+            checks: asked.form.checks(),
+            asked,
+            request,
+            reasoning,
+        };
+        Ok((prepared, more))
     });
     prepared.await
 }
@@ -91,7 +104,15 @@ impl Prepared {
     pub(super) async fn respond(self, call: Call, protocol: impl Protocol) -> Result<Response> {
         let parameters = &self.asked.parameters;
         let processor = parameters.processor(&call.service)?;
-        let processor = processor.tool_calls(self.asked.form.calls());
-        respond(call, parameters, &processor, vec![self.request], protocol).await
+        let mut processor = processor.tool_calls(self.asked.form.calls());
+        if self.reasoning.is_some() {
+            processor = processor.show(&reasoning::MARKERS);
+        }
+        let reader = Reader {
+            processor,
+            reasoning: self.reasoning,
+            checks: self.checks,
+        };
+        respond(call, parameters, reader, vec![self.request], protocol).await
     }
 }

@@ -42,6 +42,7 @@ mod responses;
 mod routes;
 mod sampling_defaults;
 mod schema;
+mod schema_check;
 mod service;
 #[cfg(unix)]
 mod socket;
