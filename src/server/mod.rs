@@ -48,6 +48,8 @@ mod service;
 mod socket;
 mod status;
 mod stream;
+mod strict;
+mod structural_tag;
 mod text_or;
 mod tokens;
 mod tools;
