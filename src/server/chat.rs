@@ -80,7 +80,7 @@ pub(super) fn chat_of(fields: &mut Fields, form: &Form) -> Result<Chat> {
     })
 }
 
-fn read(mut fields: Fields, service: &Service) -> Result<ChatRequest> {
+fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, ())> {
     let own: ChatFields = fields.part()?;
     let newer = count(
         "max_completion_tokens",
@@ -118,21 +118,22 @@ fn read(mut fields: Fields, service: &Service) -> Result<ChatRequest> {
         parameters,
         form,
         logprobs: wanted.then(|| top.unwrap_or(0)),
-    })
+        include_reasoning: own.include_reasoning.unwrap_or(true),
+    };
+    Ok((asked, ()))
 }
 
 /// Answers a chat.
 pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> {
     let service = Arc::clone(&call.service);
-    let alone = service.alone(fields.size()).await?;
-    let prepared = prepare(&service, move |service| read(fields, service)).await?;
-    drop(alone);
+    let (prepared, ()) = prepare(&service, fields, read).await?;
     let parameters = &prepared.asked.parameters;
     let chats = Chats {
         service,
         id: call.id.clone(),
         answers: vec![Said::default(); parameters.samples],
         logprobs: prepared.asked.logprobs,
+        include_reasoning: prepared.asked.include_reasoning && prepared.separates_reasoning(),
         prompt_logprobs: parameters.prompt_logprobs,
         scores: Vec::new(),
         return_ids: parameters.return_ids,

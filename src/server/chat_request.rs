@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::response::Response;
 
 use super::error::{ApiError, Result};
+use super::fields::Fields;
 use super::parameters::Parameters;
 use super::prompt::{self, Prompt};
 use super::reasoning::{self, Reasoning};
@@ -36,8 +37,9 @@ pub(super) struct Prepared {
     checks: Option<SchemaChecks>,
 }
 
-/// Parses a request and encodes its prompt.
-pub(super) async fn prepare(
+/// Parses a request and encodes its prompt. `read` returns what else the protocol needs of the request. One large request is
+/// prepared at a time.
+pub(super) async fn prepare<T: Send + 'static>(
     service: &Arc<Service>,
     fields: Fields,
     read: impl FnOnce(Fields, &Service) -> Result<(ChatRequest, T)> + Send + 'static,
@@ -56,6 +58,17 @@ pub(super) async fn prepare(
         Ok((prepared, more))
     });
     prepared.await
+}
+
+/// Refuses more messages than the context has tokens before they are parsed: many small ones take
+/// eighty times the size of their text.
+fn refuse_endless(fields: &Fields, context: usize) -> Result<()> {
+    let lists = ["messages", "input"].map(|name| fields.elements(name));
+    let is_truncated = fields.has("truncate_prompt_tokens");
+    match lists.iter().any(|messages| *messages > context) && !is_truncated {
+        true => Err(ApiError::past_context(context)),
+        false => Ok(()),
+    }
 }
 
 /// A constrained answer ends when its format is complete.

@@ -344,6 +344,14 @@ async fn a_prompt_that_cannot_fit_is_told_in_openais_words() {
             CHAT,
             chat(json!({ "messages": [{ "role": "user", "content": long }] })),
         ),
+        (
+            CHAT,
+            chat(json!({ "messages": vec![json!({ "role": "user", "content": "Hi" }); 1 << 16] })),
+        ),
+        (
+            "/v1/responses",
+            json!({ "input": vec![json!({ "role": "user", "content": "Hi" }); 1 << 16] }),
+        ),
         (TEXT, json!({ "prompt": vec![65; 1 << 20] })),
         (TEXT, json!({ "prompt": "word", "max_tokens": 128 })),
     ] {
@@ -362,19 +370,28 @@ async fn a_prompt_that_cannot_fit_is_told_in_openais_words() {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_bodies_do_not_hold_small_ones() {
     let server = Setup::default().context(256).start().await;
-    let large = json!({ "prompt": vec![65; 2 << 20], "max_tokens": 1 }).to_string();
-    let sends: Vec<_> = (0..6).map(|_| server.raw(TEXT, large.clone())).collect();
-    let all = futures_util::future::join_all(sends);
-    let small = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        server
-            .ok(TEXT, json!({ "prompt": "Hi", "max_tokens": 1 }))
-            .await
-    };
-    tokio::select! {
-        biased;
-        _ = small => {}
-        _ = all => panic!("six large bodies were read before a small one"),
+    // These two encode a text to its end, whatever its length.
+    let long = "word ".repeat(800 << 10);
+    let message = json!([{ "role": "user", "content": long }]);
+    for (path, large) in [
+        ("/tokenize", json!({ "prompt": long })),
+        ("/v1/messages/count_tokens", json!({ "messages": message })),
+    ] {
+        let large = large.to_string();
+        let sends: Vec<_> = (0..6).map(|_| server.raw(path, large.clone())).collect();
+        let all = futures_util::future::join_all(sends);
+        let small = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            server
+                .ok(TEXT, json!({ "prompt": "Hi", "max_tokens": 1 }))
+                .await
+        };
+        tokio::select! {
+            biased;
+            _ = small => {}
+            _ = all => panic!("six large bodies were read before a small one"),
+        }
+        server.settle().await;
     }
 }
 
