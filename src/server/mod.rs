@@ -18,6 +18,7 @@ mod error;
 mod fields;
 mod format;
 mod gate;
+mod gbnf;
 mod grammar;
 mod http_tls;
 mod kv_config;
