@@ -50,6 +50,8 @@ fn chat(seed: u64) -> Value {
         "temperature": 2,
         "seed": seed,
         "ignore_eos": true,
+        // Markers that are special are in the text, and so are the model's other control tokens.
+        "skip_special_tokens": false,
         "logit_bias": { END.to_string(): 12 },
     })
 }
@@ -67,10 +69,7 @@ fn content(answer: &Value) -> &str {
 
 /// The text of a whole answer with its markers, reasoning and content of the same answer where they are separated.
 async fn separated(plain: &Running, parsing: &Running, seed: u64) -> (String, String) {
-    // Ids show markers that the text leaves out.
-    let mut body = chat(seed);
-    body["skip_special_tokens"] = json!(false);
-    let whole = content(&plain.ok(CHAT, body).await).to_owned();
+    let whole = content(&plain.ok(CHAT, chat(seed)).await).to_owned();
     let expected = split(&whole);
     let answer = parsing.ok(CHAT, chat(seed)).await;
     let message = &answer["choices"][0]["message"];
@@ -117,9 +116,14 @@ async fn chats_have_reasoning_beside_their_content() {
         let answer = plain.ok(CHAT, chat(0)).await;
         assert!(answer["choices"][0]["message"].get("reasoning").is_none());
         let mut marked = chat(0);
+        marked["skip_special_tokens"] = json!(true);
         marked["logit_bias"] = json!({ END.to_string(): 100 });
         let answer = plain.ok(CHAT, marked.clone()).await;
         assert_eq!(content(&answer).contains("</think>"), !special);
+        // With one, special markers are found though the text leaves them out.
+        let answer = parsing.ok(CHAT, marked.clone()).await;
+        let usage = &answer["usage"]["completion_tokens_details"];
+        assert_eq!(usage["reasoning_tokens"], 1, "{answer}");
         // A client may do without it.
         marked["include_reasoning"] = json!(false);
         let answer = parsing.ok(CHAT, marked).await;
